@@ -1,0 +1,178 @@
+"""What every backend is: capabilities, launch, complete, stop. Values and protocols, no I/O.
+
+A backend is one file beside this one and one line in `autospec.backends.registry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from autospec.cells import Build
+from autospec.drafting import Drafting, Mode
+
+__all__ = ["Backend", "Capabilities", "Completion", "LaunchSettings", "Request", "Server"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What one build of a backend really offers, probed and not assumed.
+
+    Attributes:
+        build: Which build answered the probe.
+        modes: Modes that a launch of this build can be given; `off` is always among them.
+        drafting_per_request: True if drafting goes with the request, so that nothing relaunches.
+        tells_drafts: True if answers carry drafted and accepted counts.
+        takes_p_min: False where the backend has no least probability for proposals.
+        notes: Sentences for `doctor`, e.g. which modes this build lacks.
+    """
+
+    build: Build
+    modes: frozenset[Mode]
+    drafting_per_request: bool = False
+    tells_drafts: bool = True
+    takes_p_min: bool = True
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSettings:
+    """The user's own launch settings: part of the cell, the same for off and for every drafting.
+
+    Attributes:
+        args: Server arguments as typed, e.g. ``("-ngl", "99", "-c", "32768", "--jinja")``.
+        ready_timeout_s: How long a launch may take to load the model and answer /health.
+    """
+
+    args: tuple[str, ...] = ()
+    ready_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to a server.
+
+    Attributes:
+        messages: Chat messages in OpenAI's form (role, content, also tool calls and results).
+        max_tokens: Most tokens to generate.
+        temperature: 0 is greedy.
+        seed: Fixed, so that sampled answers repeat.
+        tools: Tool definitions in OpenAI's form, or none.
+        timeout_s: The whole request may take this long.
+    """
+
+    messages: Sequence[dict[str, Any]]
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int = 42
+    tools: Sequence[dict[str, Any]] = ()
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer with its times.
+
+    Attributes:
+        text: Everything that was generated (content, reasoning, tool calls), for the lossless check.
+        prompt_tokens: Tokens of the prompt that were processed for this request, cached ones not counted.
+        predicted_tokens: Tokens generated.
+        prompt_ms: Time to process the prompt, by the server's clock.
+        predicted_ms: Time to generate, by the server's clock.
+        wall_ms: From sending the request to the end of the answer, by our clock. The whole request counts.
+        drafted: Tokens proposed by drafting; 0 where the answer names none and the backend tells drafts;
+            ``None`` where the backend does not tell.
+        accepted: Of those, tokens that the main model took.
+        finish_reason: ``stop``, ``length`` or ``tool_calls``.
+    """
+
+    text: str
+    prompt_tokens: int
+    predicted_tokens: int
+    prompt_ms: float
+    predicted_ms: float
+    wall_ms: float
+    drafted: int | None
+    accepted: int | None
+    finish_reason: str = ""
+
+    @property
+    def request_tps(self) -> float:
+        """Tokens per second of the whole request: what a user waits for."""
+        return 1000.0 * self.predicted_tokens / self.wall_ms if self.wall_ms > 0 else float("nan")
+
+    @property
+    def decode_tps(self) -> float:
+        """Tokens per second of generation alone, by the server's clock."""
+        return 1000.0 * self.predicted_tokens / self.predicted_ms if self.predicted_ms > 0 else float("nan")
+
+
+class Server(Protocol):
+    """One launch: a running server with one drafting."""
+
+    @property
+    def launch_id(self) -> str:
+        """Unique over all launches ever made; measurements name it."""
+
+    @property
+    def drafting(self) -> Drafting:
+        """What it was launched with."""
+
+    @property
+    def base_url(self) -> str:
+        """``http://127.0.0.1:PORT`` without a final slash."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command line, for people to repeat."""
+
+    @property
+    def launch_ms(self) -> float:
+        """Time from start to ready."""
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Processes of this launch, so that their load is not taken for somebody else's."""
+
+    def complete(self, request: Request) -> Completion:
+        """Ask and wait for the whole answer.
+
+        Raises:
+            ServerDiedError: The process ended; carries the log's last lines in its sentence.
+            RequestError: Refused, timed out, cut off, or an answer that makes no sense.
+        """
+
+    def stop(self) -> None:
+        """End the process and wait until it has ended. Safe to call twice."""
+
+
+class Backend(Protocol):
+    """A kind of server."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name in DESIGN §2."""
+
+    def capabilities(self) -> Capabilities:
+        """Probe the installed build; cached for the life of the object.
+
+        Raises:
+            BackendMissingError: It is not installed; the hint is the one line that fixes it.
+        """
+
+    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """The command line of a launch, every drafting parameter pinned; starts nothing.
+
+        Raises:
+            UnsupportedError: This build lacks the mode or a flag that the drafting needs.
+        """
+
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> Server:
+        """Start a server, wait until it is ready, and check that its drafting is in force.
+
+        Raises:
+            UnsupportedError: As `command`.
+            LaunchError: It did not get ready.
+            NotInForceError: It runs with another drafting than asked for.
+        """

@@ -1,0 +1,132 @@
+"""The cell: what a recommendation is for. Pure values.
+
+A cell is (main model, prompt type, backend and build, hardware, launch settings). Everything that is
+measured belongs to exactly one; nothing measured in one speaks for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["Build", "Cell", "Hardware", "ModelRef", "PromptType"]
+
+
+class PromptType(StrEnum):
+    """The kind of work. Where SPEED-Bench has the category, name and sense are the same."""
+
+    CODING = "coding"
+    EDITING = "editing"
+    EXTRACTION = "extraction"
+    MATH = "math"
+    REASONING = "reasoning"
+    QA = "qa"
+    RAG = "rag"
+    SUMMARIZATION = "summarization"
+    TRANSLATION = "translation"
+    WRITING = "writing"
+    CHAT = "chat"
+    AGENTIC = "agentic"
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What machine this is, not how it is now.
+
+    Attributes:
+        id: Stable name of this kind of machine, e.g. ``apple-m2-ultra-64g-1a2b3c``; equal machines share it.
+        chip: The processor's own name.
+        memory_bytes: Installed memory.
+        cores: Logical cores that this process may use.
+        os: ``macos`` or ``linux``, with version.
+        gpu: Name of the accelerator that the backends use, or empty.
+    """
+
+    id: str
+    chip: str
+    memory_bytes: int
+    cores: int = 0
+    os: str = ""
+    gpu: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields; ``id``, ``chip`` and ``memory_bytes`` are the contract's."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Hardware:
+        """Read what `to_json` wrote; fields that a later version added are ignored."""
+        names = cls.__dataclass_fields__
+        return cls(**{k: v for k, v in data.items() if k in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Which build of a backend answered.
+
+    Attributes:
+        backend: ``llama-server``, ``embedded``, ``mlx``, ``llama-cpp-python`` or ``attached``.
+        version: The build's own name, e.g. ``b11434``.
+        fingerprint: Hash of the binary or package: source builds call themselves ``build 0``.
+    """
+
+    backend: str
+    version: str
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """Which main model.
+
+    Attributes:
+        name: Catalogue name.
+        path: Path of the file (first part of a split one) or folder.
+        fingerprint: Hash of the metadata and size: the same weights under another path keep it.
+    """
+
+    name: str
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The unit that a study searches and a recommendation is for.
+
+    Attributes:
+        model: The main model.
+        prompt_type: The kind of work.
+        build: Backend and build.
+        hardware: The machine.
+        settings: The user's own launch settings as server arguments, in their order.
+    """
+
+    model: ModelRef
+    prompt_type: PromptType
+    build: Build
+    hardware: Hardware
+    settings: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Twelve hex digits that differ whenever the cell does."""
+        parts = [
+            self.model.fingerprint,
+            str(self.prompt_type),
+            self.build.backend,
+            self.build.version,
+            self.build.fingerprint,
+            self.hardware.id,
+            list(self.settings),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+    @property
+    def study_name(self) -> str:
+        """The Optuna study's name: readable, with the key at its end to keep it unique."""
+        build = f"{self.build.backend} {self.build.version}"
+        return f"{self.model.name} | {self.prompt_type} | {build} | {self.hardware.id} | {self.key}"

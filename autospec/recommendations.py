@@ -1,0 +1,213 @@
+"""Verdicts and recommendations: what a study concluded, as the contract of DESIGN §7. Pure values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from autospec.cells import Hardware, PromptType
+from autospec.drafting import OFF, Drafting
+
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "Recommendation", "Status", "Verdict", "document"]
+
+SCHEMA_VERSION = 1
+
+
+class Verdict(StrEnum):
+    """What the evidence says. `UNDECIDED` configures as off."""
+
+    ENABLE = "enable"
+    DISABLE = "disable"
+    UNDECIDED = "undecided"
+
+
+class Status(StrEnum):
+    """How much a recommendation may be trusted.
+
+    `PROVEN` rests on fresh paired measurements here; `PROVISIONAL` on a search that was not proven;
+    `STALE` was proven for another build or file; `IMPORTED` comes from somebody else's record.
+    """
+
+    PROVEN = "proven"
+    PROVISIONAL = "provisional"
+    STALE = "stale"
+    IMPORTED = "imported"
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The verdict as configuration, with its evidence.
+
+    Attributes:
+        model: Catalogue name of the main model.
+        model_path: Its path when it was tuned; empty for imported records.
+        backend: Backend name.
+        backend_build: The build's own name.
+        prompt_type: The kind of prompt it is for; ``None`` for a record that covers any kind.
+        verdict: enable, disable or undecided.
+        drafting: What to run: the proven drafting, or off unless the verdict is enable.
+        tried: The best drafting tried, whose figures stand below; off where none could be tried.
+        baseline_tps: Tokens per second of whole requests with drafting off (geometric mean over pairs).
+        drafting_tps: The same with `tried`.
+        speedup: drafting ÷ off, paired; below 1 is slower. ``None`` where nothing was paired.
+        speedup_ci: Interval of `speedup` at the study's stated error rate.
+        pairs: Paired measurements behind it.
+        acceptance: accepted ÷ drafted tokens, 0…1.
+        reason: One sentence.
+        status: See `Status`.
+        created_at: ISO 8601, UTC.
+        evidence: More figures (decode speed, prompts, identical texts, seconds spent …), JSON values only.
+    """
+
+    model: str
+    model_path: str
+    backend: str
+    backend_build: str
+    prompt_type: PromptType | None
+    verdict: Verdict
+    drafting: Drafting
+    tried: Drafting
+    baseline_tps: float | None
+    drafting_tps: float | None
+    speedup: float | None
+    speedup_ci: tuple[float, float] | None
+    pairs: int
+    acceptance: float | None
+    reason: str
+    status: Status
+    created_at: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.verdict is not Verdict.ENABLE and self.drafting != OFF:
+            raise ValueError(f"a verdict of {self.verdict} configures as off")
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of the contract's ``recommendations``; numbers that are not finite become null."""
+        return {
+            "model": self.model,
+            "model_path": self.model_path,
+            "backend": self.backend,
+            "backend_build": self.backend_build,
+            "prompt_type": None if self.prompt_type is None else str(self.prompt_type),
+            "verdict": str(self.verdict),
+            "drafting": self.drafting.to_json(),
+            "tried": self.tried.to_json(),
+            "baseline_tps": _number(self.baseline_tps),
+            "drafting_tps": _number(self.drafting_tps),
+            "speedup": _number(self.speedup, 4),
+            "speedup_ci": None if self.speedup_ci is None else [_number(v, 4) for v in self.speedup_ci],
+            "pairs": self.pairs,
+            "acceptance": _number(self.acceptance, 4),
+            "reason": self.reason,
+            "status": str(self.status),
+            "created_at": self.created_at,
+            "evidence": self.evidence,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Recommendation:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: A value is out of its range or a name is unknown.
+            KeyError: A field of the contract is missing.
+        """
+        drafting = Drafting.from_json(data["drafting"])
+        interval = data["speedup_ci"]
+        return cls(
+            model=data["model"],
+            model_path=data["model_path"],
+            backend=data["backend"],
+            backend_build=data["backend_build"],
+            prompt_type=None if data["prompt_type"] is None else PromptType(data["prompt_type"]),
+            verdict=Verdict(data["verdict"]),
+            drafting=drafting,
+            tried=Drafting.from_json(data["tried"]) if "tried" in data else drafting,
+            baseline_tps=data["baseline_tps"],
+            drafting_tps=data["drafting_tps"],
+            speedup=data["speedup"],
+            speedup_ci=None if interval is None else (interval[0], interval[1]),
+            pairs=data["pairs"],
+            acceptance=data["acceptance"],
+            reason=data["reason"],
+            status=Status(data["status"]),
+            created_at=data["created_at"],
+            evidence=data.get("evidence", {}),
+        )
+
+
+def document(hardware: Hardware, recommendations: Iterable[Recommendation]) -> dict[str, Any]:
+    """The document that `recommend --json`, `tune --json` and the proxy's endpoint all return."""
+    return {
+        "schema": SCHEMA_VERSION,
+        "hardware": hardware.to_json(),
+        "recommendations": [r.to_json() for r in recommendations],
+    }
+
+
+def _number(value: float | None, digits: int = 2) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return round(value, digits)
+
+
+_NUMBER = {"type": ["number", "null"]}
+_DRAFTING = {
+    "type": "object",
+    "required": ["mode"],
+    "properties": {"mode": {"type": "string"}},
+}
+
+SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "autospec recommendations",
+    "type": "object",
+    "required": ["schema", "hardware", "recommendations"],
+    "properties": {
+        "schema": {"const": SCHEMA_VERSION},
+        "hardware": {
+            "type": "object",
+            "required": ["id", "chip", "memory_bytes"],
+            "properties": {
+                "id": {"type": "string"},
+                "chip": {"type": "string"},
+                "memory_bytes": {"type": "integer", "minimum": 0},
+            },
+        },
+        "recommendations": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": [
+                    "model", "model_path", "backend", "backend_build", "prompt_type", "verdict", "drafting",
+                    "baseline_tps", "drafting_tps", "speedup", "speedup_ci", "pairs", "acceptance", "reason",
+                    "status", "created_at",
+                ],
+                "properties": {
+                    "prompt_type": {"enum": [*[str(t) for t in PromptType], None]},
+                    "verdict": {"enum": [str(v) for v in Verdict]},
+                    "status": {"enum": [str(s) for s in Status]},
+                    "drafting": _DRAFTING,
+                    "tried": _DRAFTING,
+                    "baseline_tps": _NUMBER,
+                    "drafting_tps": _NUMBER,
+                    "speedup": _NUMBER,
+                    "speedup_ci": {
+                        "oneOf": [
+                            {"type": "null"},
+                            {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2},
+                        ]
+                    },
+                    "acceptance": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+                    "pairs": {"type": "integer", "minimum": 0},
+                    "reason": {"type": "string", "minLength": 1},
+                    "created_at": {"type": "string"},
+                },
+            },
+        },
+    },
+}  # fmt: skip
