@@ -1,0 +1,1 @@
+"""Requests become measurements; measurements become pairs; pairs become a verdict."""

@@ -1,0 +1,158 @@
+"""From pairs to a verdict: a group-sequential test with a stated error rate. Pure.
+
+The method, and why:
+
+* **What is tested.** Each pair gives ln(drafting ÷ off). Two things must be shown before drafting is enabled:
+  the typical ratio on these prompts exceeds the threshold (default +2 %) beyond measurement noise, and it is
+  not a few prompts that carry it: across the prompts' medians, a signed-rank lower bound must stay above 1.
+* **Noise.** Signed-rank interval (see `autospec.measure.statistics`), because stalls are part of life.
+* **Looking more than once.** After rounds 1, 2, 4, 8, 16, 24 the interval is looked at, each time with its share of
+  the error rate; the shares add up to it, so that the union bound (Bonferroni) holds whatever the dependence
+  between looks. The first look has 40 %, so that a clear case of eight prompts ends there; the rest leans to
+  the last, where small gains are decided. These are the repeated confidence intervals of Jennison and
+  Turnbull (*Group Sequential Methods*, 2000, ch. 9), with spending by union bound.
+* **Ending early without an answer.** When the upper end has fallen below the gain that is worth proving (default
+  +5 %), more launches would buy nothing: undecided, which configures as off.
+
+`studies/bench/verdict_simulation.py` prints false enables, power and cost of exactly this code.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autospec.measure.measurements import Pair
+from autospec.measure.statistics import Estimate, signed_rank_estimate
+from autospec.recommendations import Verdict
+
+__all__ = ["DEFAULT_RULE", "Decision", "Rule", "decide", "decide_log_ratios"]
+
+# How often prompts drawn like these may hide that the drafting is no faster than off for most of their kind.
+_ACROSS_PROMPTS_LEVEL = 0.025
+_FIRST_SHARE = 0.40
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When to say what.
+
+    Attributes:
+        threshold: Least gain for `enable`, as a fraction: 0.02 is +2 %.
+        worth_proving: Gains below this are not pursued over more rounds.
+        error_rate: One-sided, over all looks together: how often a drafting at the threshold may be enabled.
+        looks: Rounds after which the interval is looked at, increasing. The last one ends the proof.
+    """
+
+    threshold: float = 0.02
+    worth_proving: float = 0.05
+    error_rate: float = 0.01
+    looks: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
+
+    def level(self, look: int) -> float:
+        """The one-sided error rate of look number `look` (from 0). All of them add up to `error_rate`."""
+        if len(self.looks) == 1:
+            return self.error_rate
+        if look == 0:
+            return self.error_rate * _FIRST_SHARE
+        # 1 : 1 : 2 : 3 : 4 for the five that follow the first, and the same rising shape for other counts.
+        weights = [max(1, k) for k in range(len(self.looks) - 1)]
+        return self.error_rate * (1.0 - _FIRST_SHARE) * weights[look - 1] / sum(weights)
+
+
+DEFAULT_RULE = Rule()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one look says.
+
+    Attributes:
+        verdict: The verdict as things stand; `UNDECIDED` while measuring goes on.
+        final: True if more rounds would not be spent.
+        estimate: The paired estimate at this look, or ``None`` before the first pair.
+        prompts: Distinct prompts behind it.
+        prompts_faster: Prompts whose median ratio is above 1.
+        reason: One sentence.
+    """
+
+    verdict: Verdict
+    final: bool
+    estimate: Estimate | None
+    prompts: int
+    prompts_faster: int
+    reason: str
+
+
+def decide(pairs: Sequence[Pair], rounds: int, rule: Rule = DEFAULT_RULE) -> Decision:
+    """Look at the pairs of the proof so far.
+
+    Args:
+        pairs: All proof pairs of one drafting in one cell.
+        rounds: Rounds completed; a number that is not among `Rule.looks` counts as the look before it.
+        rule: Thresholds and error rate.
+    """
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    for pair in pairs:
+        by_prompt[pair.drafted.prompt_id].append(pair.log_ratio)
+    return decide_log_ratios(list(by_prompt.values()), rounds, rule)
+
+
+def decide_log_ratios(
+    by_prompt: Sequence[Sequence[float]], rounds: int, rule: Rule = DEFAULT_RULE
+) -> Decision:
+    """The same on bare numbers: one sequence of log-ratios per prompt."""
+    values = [v for prompt in by_prompt for v in prompt]
+    if not values:
+        return Decision(Verdict.UNDECIDED, final=False, estimate=None, prompts=0, prompts_faster=0,
+                        reason="nothing has been measured yet")  # fmt: skip
+    reached = [i for i, at in enumerate(rule.looks) if at <= rounds]
+    look = reached[-1] if reached else 0
+    last = rounds >= rule.looks[-1]
+    estimate = signed_rank_estimate(values, rule.level(look))
+    medians = [statistics.median(prompt) for prompt in by_prompt if prompt]
+    faster = sum(m > 0.0 for m in medians)
+    verdict, final, reason = _judge(estimate, medians, rule, last=last, looks_done=len(reached))
+    return Decision(verdict, final, estimate, len(medians), faster, reason)
+
+
+def _judge(
+    estimate: Estimate, medians: list[float], rule: Rule, *, last: bool, looks_done: int
+) -> tuple[Verdict, bool, str]:
+    threshold = math.log1p(rule.threshold)
+    gain = _percent(estimate.center)
+    span = f"{_percent(estimate.low)} to {_percent(estimate.high)}"
+    if looks_done == 0:
+        return Verdict.UNDECIDED, False, f"first round not complete; so far {gain}"
+    if estimate.low > threshold:
+        # Fewer than six prompts (a user's small suite) cannot reach the level; then every one must be faster.
+        level = max(_ACROSS_PROMPTS_LEVEL, 0.5 ** len(medians))
+        if signed_rank_estimate(medians, level).low > 0.0:
+            return Verdict.ENABLE, True, f"drafting is {gain} ({span}) over off"
+        faster = sum(m > 0.0 for m in medians)
+        reason = f"{gain} ({span}) over all, but it rests on {faster} of {len(medians)} prompts"
+        # Two more looks sort out stalls; after that, rounds measure the same prompts better and bring no others.
+        return Verdict.UNDECIDED, last or looks_done >= 3, reason
+    if estimate.high < threshold:
+        return Verdict.DISABLE, True, f"the best drafting found is {gain} ({span}) against off"
+    if looks_done >= 3 and estimate.high < math.log1p(rule.worth_proving):
+        limit = f"{100 * rule.worth_proving:.0f} %"
+        return Verdict.UNDECIDED, True, f"{gain} ({span}): less than {limit}, not worth more measuring"
+    return (
+        Verdict.UNDECIDED,
+        last,
+        f"{gain} ({span}): neither clearly above {_plain(rule.threshold)} nor below",
+    )
+
+
+def _percent(log_ratio: float) -> str:
+    if math.isinf(log_ratio):
+        return "unbounded"
+    return f"{100.0 * math.expm1(log_ratio):+.1f} %"
+
+
+def _plain(fraction: float) -> str:
+    return f"+{100 * fraction:g} %"

@@ -1,0 +1,202 @@
+"""Open the database; write and read measurements and recommendations.
+
+Every call is one transaction that is durable when it returns, so that a kill or a power loss costs at most the
+measurement under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from autospec.cells import Cell, Hardware, PromptType
+from autospec.drafting import Drafting
+from autospec.errors import StoreError
+from autospec.measure.measurements import Measurement, Phase
+from autospec.recommendations import Recommendation
+from autospec.store.reader import StoredRecommendation
+from autospec.store.tables import MEASUREMENTS, METADATA, RECOMMENDATIONS
+
+__all__ = ["Store", "open_store"]
+
+# Optuna and autospec write from one process, the proxy and `recommend` read from others: a writer may have to wait
+# for another's short transaction, never for a measurement.
+_SQLITE_BUSY_TIMEOUT_S = 30.0
+
+
+class Store:
+    """The database behind one SQLAlchemy URL. Make it with `open_store`."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    @property
+    def url(self) -> str:
+        """The URL with its password, for Optuna's storage beside our tables."""
+        return self._engine.url.render_as_string(hide_password=False)
+
+    def close(self) -> None:
+        """Give back all connections."""
+        self._engine.dispose()
+
+    def add_measurement(self, measurement: Measurement) -> None:
+        """Keep one measurement; durable when this returns."""
+        row = {f.name: getattr(measurement, f.name) for f in fields(measurement)}
+        row |= {
+            "phase": str(measurement.phase),
+            "drafting": measurement.drafting.to_json(),
+            "compared": measurement.compared.to_json(),
+        }
+        with _plain_errors(self._engine), self._engine.begin() as connection:
+            connection.execute(sa.insert(MEASUREMENTS), [row])
+
+    def measurements(
+        self,
+        cell_key: str,
+        *,
+        protocol: str | None = None,
+        phase: Phase | None = None,
+        since: float = 0.0,
+    ) -> list[Measurement]:
+        """The measurements of a cell, oldest first.
+
+        Args:
+            cell_key: `Cell.key`.
+            protocol: Only those made under this protocol.
+            phase: Only those made for this.
+            since: Only those started at or after this moment, in seconds since the epoch.
+        """
+        table = MEASUREMENTS
+        query = sa.select(table).where(table.c.cell_key == cell_key, table.c.started_at >= since)
+        if protocol is not None:
+            query = query.where(table.c.protocol == protocol)
+        if phase is not None:
+            query = query.where(table.c.phase == str(phase))
+        with _plain_errors(self._engine), self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(table.c.id)).mappings().all()
+        return [_measurement(dict(row)) for row in rows]
+
+    def save_recommendation(
+        self, recommendation: Recommendation, hardware: Hardware, cell: Cell | str
+    ) -> None:
+        """Keep a recommendation; it replaces the cell's earlier ones for readers, history stays."""
+        row = {
+            "cell_key": cell.key if isinstance(cell, Cell) else cell,
+            "model": recommendation.model,
+            "prompt_type": None if recommendation.prompt_type is None else str(recommendation.prompt_type),
+            "hardware_id": hardware.id,
+            "hardware": hardware.to_json(),
+            "recommendation": recommendation.to_json(),
+            "created_at": recommendation.created_at,
+        }
+        with _plain_errors(self._engine), self._engine.begin() as connection:
+            connection.execute(sa.insert(RECOMMENDATIONS), [row])
+
+    def recommendations(
+        self,
+        *,
+        hardware_id: str | None = None,
+        model: str | None = None,
+        prompt_type: PromptType | None = None,
+        cell_keys: Sequence[str] | None = None,
+    ) -> list[StoredRecommendation]:
+        """The newest recommendation of every cell, in the order they were first made.
+
+        Args:
+            hardware_id: Only for this machine.
+            model: Only for the main model of exactly this name.
+            prompt_type: Only for this prompt type; records that cover any type are returned too.
+            cell_keys: Only of these cells.
+        """
+        table = RECOMMENDATIONS
+        newest = sa.select(sa.func.max(table.c.id)).group_by(table.c.cell_key).scalar_subquery()
+        query = sa.select(table).where(table.c.id.in_(newest))
+        if hardware_id is not None:
+            query = query.where(table.c.hardware_id == hardware_id)
+        if model is not None:
+            query = query.where(table.c.model == model)
+        if prompt_type is not None:
+            query = query.where(
+                sa.or_(table.c.prompt_type == str(prompt_type), table.c.prompt_type.is_(None))
+            )
+        if cell_keys is not None:
+            query = query.where(table.c.cell_key.in_(list(cell_keys)))
+        with _plain_errors(self._engine), self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(table.c.id)).mappings().all()
+        return [
+            StoredRecommendation(
+                cell_key=row["cell_key"],
+                hardware=Hardware.from_json(row["hardware"]),
+                recommendation=Recommendation.from_json(row["recommendation"]),
+            )
+            for row in rows
+        ]
+
+
+def open_store(url: str) -> Store:
+    """Open the database, making it and its tables where they are missing.
+
+    SQLite files are put in write-ahead-log mode, in which readers never wait for a writer.
+
+    Raises:
+        StoreError: The URL cannot be understood, or the database cannot be reached or written.
+    """
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise StoreError(
+            f"The storage URL {url!r} cannot be understood.",
+            "Write it as SQLAlchemy does, e.g. sqlite:////home/me/autospec.db.",
+        ) from error
+    arguments: dict[str, Any] = {}
+    sqlite_file = parsed.database if parsed.get_backend_name() == "sqlite" else None
+    if sqlite_file and sqlite_file != ":memory:":
+        try:
+            Path(sqlite_file).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"The folder of the database {sqlite_file} cannot be made: {error.strerror}.",
+                "Set another `storage` in the config, or give autospec the right to write there.",
+            ) from error
+        arguments["connect_args"] = {"timeout": _SQLITE_BUSY_TIMEOUT_S}
+    try:
+        engine = sa.create_engine(parsed, **arguments)
+    except (ImportError, sa.exc.ArgumentError) as error:
+        raise StoreError(
+            f"The storage {parsed.get_backend_name()} needs a driver that is not installed: {error}.",
+            "Install the driver beside autospec, or use SQLite.",
+        ) from error
+    with _plain_errors(engine):
+        if sqlite_file:
+            with engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        METADATA.create_all(engine)
+    return Store(engine)
+
+
+@contextmanager
+def _plain_errors(engine: sa.Engine) -> Iterator[None]:
+    where = engine.url.render_as_string(hide_password=True)
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        raise StoreError(
+            f"The database {where} cannot be used: {error.orig}.",
+            "Check that the disk has room and the file is not damaged; `autospec config show` tells where it is.",
+        ) from error
+    except sa.exc.SQLAlchemyError as error:
+        raise StoreError(f"The database {where} cannot be used: {error}.", "Check `storage`.") from error
+
+
+def _measurement(row: dict[str, Any]) -> Measurement:
+    row.pop("id")
+    row["phase"] = Phase(row["phase"])
+    row["drafting"] = Drafting.from_json(row["drafting"])
+    row["compared"] = Drafting.from_json(row["compared"])
+    return Measurement(**row)
