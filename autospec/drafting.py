@@ -51,7 +51,7 @@ _PARAMETERS: dict[Mode, tuple[str, ...]] = {
     Mode.EAGLE3: _MODEL_PARAMETERS,
     Mode.DFLASH: _MODEL_PARAMETERS,
     Mode.DSPARK: _MODEL_PARAMETERS,
-    Mode.MTP: ("n_max", "n_min", "p_min"),
+    Mode.MTP: _MODEL_PARAMETERS,
     Mode.NGRAM_SIMPLE: ("ngram_n", "ngram_m", "min_hits"),
     Mode.NGRAM_MAP_K: ("ngram_n", "ngram_m", "min_hits"),
     Mode.NGRAM_MAP_K4V: ("ngram_n", "ngram_m", "min_hits"),
@@ -59,7 +59,7 @@ _PARAMETERS: dict[Mode, tuple[str, ...]] = {
     Mode.NGRAM_CACHE: ("n_max", "n_min"),
     Mode.PROMPT_LOOKUP: ("n_max", "ngram_n"),
 }
-# MLX and MTP heads have no p-min or n-min; a draft model may not be left out.
+# MLX has no p-min or n-min.
 _OPTIONAL = frozenset({"n_min", "p_min"})
 
 
@@ -98,7 +98,10 @@ class Drafting:
             if isinstance(value, int) and value < (0 if name == "n_min" else 1):
                 raise ValueError(f"{name} must be at least {0 if name == 'n_min' else 1}, not {value}")
         for name in allowed:
-            if getattr(self, name) is None and name not in _OPTIONAL:
+            # MTP layers are mostly the main model's own; a file beside it is the exception.
+            if name in _OPTIONAL or (self.mode is Mode.MTP and name == "draft"):
+                continue
+            if getattr(self, name) is None:
                 raise ValueError(f"{self.mode} needs {name}")
         if self.p_min is not None and not 0.0 <= self.p_min <= 1.0:
             raise ValueError(f"p_min must be between 0 and 1, not {self.p_min}")

@@ -116,15 +116,10 @@ def pair_up(measurements: Iterable[Measurement]) -> list[Pair]:
     halves: dict[tuple[str, ...], dict[bool, Measurement]] = {}
     for m in sorted(measurements, key=lambda m: m.started_at):
         key = (m.cell_key, m.phase, str(m.round), m.prompt_id, m.compared.key)
-        halves.setdefault(key, {})[m.drafting.is_off and not _is_off_twin(m)] = m
+        halves.setdefault(key, {})[m.drafting.is_off] = m
     pairs = [
         Pair(off=sides[True], drafted=sides[False])
         for sides in halves.values()
         if len(sides) == 2 and abs(sides[True].started_at - sides[False].started_at) <= MAX_PAIR_GAP_S
     ]
     return sorted(pairs, key=lambda p: max(p.off.started_at, p.drafted.started_at))
-
-
-def _is_off_twin(m: Measurement) -> bool:
-    # In an A/A comparison both halves are off; the second launch stands for the drafting.
-    return m.compared.is_off and m.launch_id.endswith("-twin")

@@ -1,0 +1,119 @@
+"""`autospec tune`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autospec.cells import PromptType
+from autospec.cli.shell import Shell, command_options
+
+if TYPE_CHECKING:
+    from autospec.tuning.run import TuneRequest
+
+__all__ = ["command"]
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option(
+    "--model", required=True, metavar="M", help="Main model: a path, a name, or an unambiguous part of one."
+)
+@click.option(
+    "--backend", metavar="B", help="llama-server or embedded; chosen by what is installed if left out."
+)
+@click.option(
+    "--prompt-type",
+    "prompt_types",
+    multiple=True,
+    type=click.Choice([str(t) for t in PromptType]),
+    help="Only this kind of prompt; may be given several times. Default: all.",
+)
+@click.option(
+    "--draft",
+    "drafts",
+    multiple=True,
+    metavar="D",
+    help="Try only this draft model (path or name); may be given several times.",
+)
+@click.option("--budget", metavar="TIME", help="How long it may take, e.g. 20m. Default: the study's.")
+@click.option("--study", metavar="NAME|FILE", help="quick, default, thorough, or a TOML file of your own.")
+@click.option("--suite", metavar="FILE", help="Your own prompts (JSONL).")
+@click.option("--again", is_flag=True, help="Measure afresh what is proven already.")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
+@command_options
+def command(shell: Shell, /, model: str, **options: Any) -> int | None:
+    """Find out by measuring where drafting pays, and write recommendations.
+
+    Searches over draft models, draft-max, p-min and the draft-free modes on one half of the prompts, then proves the
+    best on the other half, paired with drafting off. Ctrl-C keeps what is known; run it again to go on. What follows
+    -- is given to every server, e.g. -- -ngl 99 -c 32768 --jinja.
+
+    \b
+    Examples:
+      autospec tune --model qwen3-coder-30b
+      autospec tune --model qwen3-coder-30b --prompt-type coding --budget 20m
+      autospec tune --model ~/models/big.gguf --draft ~/models/small.gguf -- -ngl 99 -fa on
+    """  # noqa: D301 - click needs the backspace itself
+    shell.override(
+        backend=options["backend"], study=options["study"], suite=options["suite"], budget=options["budget"]
+    )
+    from autospec.backends.registry import backend_for
+    from autospec.cli.tune_display import TuneDisplay, interruptible
+    from autospec.hardware import identify
+    from autospec.recommendations import document
+    from autospec.report.tables import recommendation_table
+    from autospec.tuning.run import Tuning
+
+    request = _request(shell, model, options)
+    hardware = identify()
+    backend = backend_for(shell.settings.backend or None, shell.settings)
+    display = TuneDisplay(shell, request.model.name)
+    interrupted = False
+    with interruptible(), display:
+        tuning = Tuning(request, backend, hardware, display)
+        try:
+            recommendations = tuning.run()
+        except KeyboardInterrupt:
+            interrupted = True
+            recommendations = tuning.known()
+    if shell.json:
+        shell.emit(document(hardware, recommendations))
+    elif recommendations:
+        shell.out(recommendation_table(recommendations))
+    if interrupted:
+        shell.warn("Interrupted. What was measured is kept; run the same command again to go on.")
+        return 130
+    return None
+
+
+def _request(shell: Shell, model: str, options: dict[str, Any]) -> TuneRequest:
+    from autospec.catalog.scan import scan
+    from autospec.prompts.suite import load_suite
+    from autospec.settings import parse_duration
+    from autospec.tuning.definition import load_definition
+    from autospec.tuning.run import TuneRequest
+
+    settings = shell.settings
+    # Cheap mistakes first: reading every model's metadata may take seconds on a cold cache.
+    definition = load_definition(settings.study)
+    suite = load_suite(Path(settings.suite) if settings.suite else None)
+    budget_s = parse_duration(settings.budget) if settings.budget else None
+    catalog = scan(settings)
+    for warning in catalog.warnings:
+        shell.warn(warning)
+    return TuneRequest(
+        model=catalog.find(model),
+        models=catalog.models,
+        definition=definition,
+        suite=suite,
+        storage=settings.storage,
+        drafts=tuple(catalog.find(d) for d in options["drafts"]),
+        prompt_types=tuple(PromptType(t) for t in options["prompt_types"]),
+        args=(*settings.server_args, *options["args"]),
+        temperature=settings.temperature,
+        context_tokens=settings.context_tokens,
+        budget_s=budget_s,
+        again=options["again"],
+    )

@@ -1,0 +1,1 @@
+"""The Optuna study: space, ask/tell loop, budget, proof, decision."""

@@ -1,0 +1,246 @@
+"""Study definitions: TOML files that say what is searched, how long, and what counts as proof."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autospec.data import studies_dir
+from autospec.drafting import Mode
+from autospec.errors import StudyFileError, UsageError
+from autospec.measure.verdict import Rule
+from autospec.settings import parse_duration
+
+__all__ = ["SpaceDefinition", "StudyDefinition", "load_definition", "shipped_definitions"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceDefinition:
+    """What may be tried. Ranges are inclusive (low, high).
+
+    Attributes:
+        modes: Modes in the order they are tried; what a build lacks is left out when a study starts.
+        drafts: At most so many draft models.
+        n_max: Most tokens to propose.
+        p_min: Least probability to go on proposing; searched in steps of 0.05.
+        ngram_n: Tokens that must match.
+        ngram_m: Most tokens that an n-gram map proposes.
+    """
+
+    modes: tuple[Mode, ...]
+    drafts: int
+    n_max: tuple[int, int]
+    p_min: tuple[float, float]
+    ngram_n: tuple[int, int]
+    ngram_m: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyDefinition:
+    """One study definition, validated.
+
+    Attributes:
+        name: Its name.
+        summary: One sentence.
+        max_tokens: Cap on every prompt's own max_tokens.
+        space: What may be tried.
+        sampler: ``tpe`` or ``random``.
+        trials: Draftings to try, off not counted.
+        patience: Trials without a better one in any prompt type after which the search ends.
+        prompts: Tune prompts of each prompt type, at most.
+        seed: Of the sampler.
+        rule: When to say what.
+        budget_s: The whole tune may take so long, in seconds.
+        search_share: Part of the budget that the search may use, 0…1.
+    """
+
+    name: str
+    summary: str
+    max_tokens: int
+    space: SpaceDefinition
+    sampler: str
+    trials: int
+    patience: int
+    prompts: int
+    seed: int
+    rule: Rule
+    budget_s: float
+    search_share: float
+
+
+# Section → key → the type it must have. Everything is required: a definition says all of itself.
+_KEYS: dict[str, dict[str, str]] = {
+    "": {"name": "text", "summary": "text"},
+    "measure": {"max_tokens": "count"},
+    "space": {
+        "modes": "modes",
+        "drafts": "count",
+        "n_max": "counts",
+        "p_min": "fractions",
+        "ngram_n": "counts",
+        "ngram_m": "counts",
+    },
+    "search": {
+        "sampler": "sampler",
+        "trials": "count",
+        "patience": "count",
+        "prompts": "count",
+        "seed": "whole",
+    },
+    "prove": {
+        "threshold": "fraction",
+        "worth_proving": "fraction",
+        "error_rate": "fraction",
+        "looks": "looks",
+    },
+    "budget": {"time": "duration", "search_share": "fraction"},
+}
+_SAMPLERS = ("tpe", "random")
+_EXPECTED = {
+    "text": "a text",
+    "whole": "a whole number",
+    "count": "a whole number of at least 1",
+    "fraction": "a number between 0 and 1",
+    "counts": "two whole numbers, [low, high]",
+    "fractions": "two numbers between 0 and 1, [low, high]",
+    "looks": "increasing whole numbers, e.g. [1, 2, 4]",
+    "modes": f"a list of modes: {', '.join(m for m in Mode if m is not Mode.OFF)}",
+    "sampler": " or ".join(_SAMPLERS),
+    "duration": 'a duration such as "20m"',
+}
+
+
+def shipped_definitions() -> tuple[str, ...]:
+    """Names of the study definitions that come with autospec."""
+    return tuple(sorted(p.stem for p in studies_dir().glob("*.toml") if _is_definition(p)))
+
+
+def load_definition(name_or_file: str) -> StudyDefinition:
+    """Read a shipped definition by name or a user's by path.
+
+    Raises:
+        StudyFileError: No such definition, or it is malformed; the sentence names the key.
+    """
+    path = Path(name_or_file)
+    if path.suffix != ".toml" and path.name == name_or_file:
+        path = studies_dir() / f"{name_or_file}.toml"
+        if not path.exists():
+            raise StudyFileError(
+                f"There is no study named {name_or_file}.",
+                f"There are {', '.join(shipped_definitions())}; a file of your own needs its .toml.",
+            )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyFileError(f"The study file {path} cannot be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise StudyFileError(f"The study file {path} is not TOML: {error}.") from error
+    return _definition(data, str(path))
+
+
+def _is_definition(path: Path) -> bool:
+    # Records such as m2-ultra-2025-12-13.toml stand in the same folder; only definitions have a space.
+    return "[space]" in path.read_text(encoding="utf-8")
+
+
+def _definition(data: Mapping[str, Any], where: str) -> StudyDefinition:
+    top = {k: v for k, v in data.items() if not isinstance(v, dict)}
+    sections: dict[str, Any] = {"": top} | {k: v for k, v in data.items() if isinstance(v, dict)}
+    for section in sections:
+        if section not in _KEYS:
+            raise StudyFileError(f"{where}: there is no section [{section}].{_nearest(section, list(_KEYS))}")
+    values: dict[str, Any] = {}
+    for section, keys in _KEYS.items():
+        given = sections.get(section, {})
+        for key in given:
+            if key not in keys:
+                raise StudyFileError(f"{where}: [{section}] has no key {key}.{_nearest(key, list(keys))}")
+        for key, kind in keys.items():
+            full = f"{section}.{key}".lstrip(".")
+            if key not in given:
+                raise StudyFileError(f"{where}: {full} is missing.", "studies/default.toml shows every key.")
+            try:
+                values[full] = _checked(given[key], kind)
+            except (ValueError, TypeError, UsageError) as error:
+                raise StudyFileError(
+                    f"{where}: {full} must be {_EXPECTED[kind]}, not {given[key]!r}."
+                ) from error
+    space = SpaceDefinition(
+        modes=values["space.modes"],
+        drafts=values["space.drafts"],
+        n_max=values["space.n_max"],
+        p_min=values["space.p_min"],
+        ngram_n=values["space.ngram_n"],
+        ngram_m=values["space.ngram_m"],
+    )
+    return StudyDefinition(
+        name=values["name"],
+        summary=values["summary"],
+        max_tokens=values["measure.max_tokens"],
+        space=space,
+        sampler=values["search.sampler"],
+        trials=values["search.trials"],
+        patience=values["search.patience"],
+        prompts=values["search.prompts"],
+        seed=values["search.seed"],
+        rule=Rule(
+            threshold=values["prove.threshold"],
+            worth_proving=values["prove.worth_proving"],
+            error_rate=values["prove.error_rate"],
+            looks=values["prove.looks"],
+        ),
+        budget_s=values["budget.time"],
+        search_share=values["budget.search_share"],
+    )
+
+
+def _checked(value: Any, kind: str) -> Any:
+    match kind:
+        case "text":
+            return _require(value, isinstance(value, str))
+        case "sampler":
+            return _require(value, value in _SAMPLERS)
+        case "duration":
+            return parse_duration(value)
+        case "modes":
+            modes = tuple(Mode(v) for v in value)
+            return _require(modes, bool(modes) and Mode.OFF not in modes)
+        case "whole":
+            return _require(value, _whole(value))
+        case "count":
+            return _require(value, _whole(value) and value >= 1)
+        case "fraction":
+            return float(_require(value, _fraction(value)))
+        case "counts":
+            low, high = value
+            return _require((low, high), _whole(low) and _whole(high) and 1 <= low <= high)
+        case "fractions":
+            low, high = value
+            return _require((float(low), float(high)), _fraction(low) and _fraction(high) and low <= high)
+        case _:
+            looks = tuple(value)
+            increasing = all(_whole(v) for v in looks) and list(looks) == sorted(set(looks))
+            return _require(looks, bool(looks) and increasing and looks[0] >= 1)
+
+
+def _require(value: Any, holds: bool) -> Any:
+    if not holds:
+        raise ValueError(value)
+    return value
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fraction(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]}?" if close and close[0] else ""

@@ -1,0 +1,143 @@
+"""Which servers of one main model run at a time: off beside a drafting where memory allows, else by turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from autospec.backends.protocol import Backend, LaunchSettings, Server
+from autospec.drafting import OFF, Drafting
+from autospec.errors import LaunchError
+
+__all__ = ["Launches", "resident_launches"]
+
+# Of the memory that is free now; the rest is left to the user's other programs and to what a server allocates
+# beyond weights and caches.
+_MEMORY_SHARE = 0.8
+
+
+def resident_launches(*, available_bytes: int, off_bytes: int, drafted_bytes: int) -> int:
+    """How many launches may live at once: 2 if off fits beside a launch with the largest draft, else 1.
+
+    Weights are counted twice: memory-mapped files are shared between processes on a CPU, but not on every
+    accelerator, and a swapping machine measures nothing.
+    """
+    return 2 if off_bytes + drafted_bytes <= _MEMORY_SHARE * available_bytes else 1
+
+
+class Launches:
+    """The one owner of a study's servers. Use as a context manager: leaving it stops them all.
+
+    Args:
+        backend: Starts them.
+        model_path: The main model.
+        settings: The user's launch settings, the same for every launch.
+        resident: 1 or 2, see `resident_launches`.
+        on_launch: Told each drafting that is about to be launched.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model_path: str,
+        settings: LaunchSettings,
+        *,
+        resident: int,
+        on_launch: Callable[[Drafting], None] = lambda _: None,
+    ) -> None:
+        self._backend = backend
+        self._model_path = model_path
+        self._settings = settings
+        self._on_launch = on_launch
+        self._off: Server | None = None
+        self._drafted: Server | None = None
+        self.resident = resident
+        self.count = 0
+        self.seconds = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Processes of all servers that run now."""
+        servers = [s for s in (self._off, self._drafted) if s is not None]
+        return frozenset().union(*(s.pids for s in servers))
+
+    def off(self) -> Server:
+        """The launch with drafting off; it stays for the whole study while memory allows.
+
+        Raises:
+            BackendError: As `Backend.launch`.
+        """
+        if self._off is None:
+            if self.resident == 1:
+                self.expire()
+            self._off = self._launch(OFF)
+        return self._off
+
+    def drafted(self, drafting: Drafting) -> Server:
+        """The running launch with this drafting, or a new one in place of any other with drafting.
+
+        Raises:
+            BackendError: As `Backend.launch`.
+        """
+        if self._drafted is not None and self._drafted.drafting == drafting:
+            return self._drafted
+        self.expire()
+        if self.resident == 1:
+            self._stop_off()
+        try:
+            self._drafted = self._launch(drafting)
+        except LaunchError as error:
+            if error.permanent or self._off is None:
+                raise
+            # Two did not fit after all, whatever the estimate said: go on by turns.
+            self._stop_off()
+            self._drafted = self._launch(drafting)
+            self.resident = 1
+        return self._drafted
+
+    def expire(self) -> None:
+        """Stop the launch with drafting, so that the next call for it starts anew.
+
+        N-gram pools and draft caches remember what they saw, and only a first exposure counts.
+        """
+        if self._drafted is not None:
+            self._drafted.stop()
+            self._drafted = None
+
+    def drop(self, server: Server) -> None:
+        """Stop a server that misbehaved; the next call for it launches anew."""
+        server.stop()
+        if server is self._off:
+            self._off = None
+        if server is self._drafted:
+            self._drafted = None
+
+    def close(self) -> None:
+        """Stop every server."""
+        self.expire()
+        self._stop_off()
+
+    def _launch(self, drafting: Drafting) -> Server:
+        self._on_launch(drafting)
+        begun = time.monotonic()
+        try:
+            server = self._backend.launch(self._model_path, drafting, self._settings)
+        finally:
+            self.count += 1
+            self.seconds += time.monotonic() - begun
+        return server
+
+    def _stop_off(self) -> None:
+        if self._off is not None:
+            self._off.stop()
+            self._off = None

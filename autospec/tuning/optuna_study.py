@@ -1,0 +1,208 @@
+"""One cell's Optuna study: the record of every drafting tried, and the sampler's memory.
+
+All of a machine's studies live in one RDB storage beside autospec's own tables. Trials are asked and told here only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from autospec.cells import Cell
+from autospec.drafting import OFF, Drafting
+from autospec.errors import StoreError
+from autospec.tuning.definition import StudyDefinition
+from autospec.tuning.space import Space
+
+__all__ = ["CellStudy", "Tried", "open_storage"]
+
+# Draftings that the sampler proposes again are not launched again; after so many proposals in a row that are all
+# known, the part of the space that it cares for is explored.
+_PROPOSALS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A finished trial.
+
+    Attributes:
+        drafting: What was tried.
+        value: Speed ratio to off on the tune prompts, or ``None`` where it failed.
+        complete: False if it was given up early (pruned) or failed.
+        reason: Why it failed or was given up.
+        permanent: True if the same drafting cannot work in another launch either.
+    """
+
+    drafting: Drafting
+    value: float | None
+    complete: bool
+    reason: str
+    permanent: bool
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Optuna's storage at a SQLAlchemy URL.
+
+    Raises:
+        StoreError: Optuna cannot use the database.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    arguments = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None
+    try:
+        return RDBStorage(url, engine_kwargs=arguments)
+    except Exception as error:
+        raise StoreError(
+            f"Optuna cannot use the database: {error}.", "Check `storage` with `autospec config show`."
+        ) from error
+
+
+class CellStudy:
+    """The study of one cell. Open it only while holding the machine's lock: what runs is taken for left over.
+
+    Args:
+        cell: The cell.
+        storage: From `open_storage`.
+        definition: Sampler, seed.
+        space: What may be tried.
+        protocol: Trials made under another protocol (suite, lengths, temperature) are kept and not counted.
+    """
+
+    def __init__(
+        self, cell: Cell, storage: RDBStorage, definition: StudyDefinition, space: Space, protocol: str
+    ) -> None:
+        self.cell = cell
+        self._space = space
+        self._definition = definition
+        self._protocol = protocol
+        self._study = optuna.create_study(
+            study_name=cell.study_name, storage=storage, direction="maximize", load_if_exists=True
+        )
+        self._close_interrupted()
+        if "cell" not in self._study.user_attrs:
+            self._study.set_user_attr("cell", _cell_json(cell))
+
+    @property
+    def name(self) -> str:
+        """The study's name in the storage."""
+        return self._study.study_name
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep a JSON value with the study under this protocol."""
+        self._study.set_user_attr(f"{key}:{self._protocol}", value)
+
+    def noted(self, key: str) -> Any:
+        """What `note` kept, or ``None``."""
+        return self._study.user_attrs.get(f"{key}:{self._protocol}")
+
+    def tried(self) -> list[Tried]:
+        """Finished trials of this protocol, in order; interrupted ones left out."""
+        return [t for trial in self._finished() if (t := _tried(trial))]
+
+    def propose(self, known: Iterable[Drafting]) -> Drafting | None:
+        """The sampler's next drafting that is not among `known`; ``None`` where it finds none.
+
+        The sampler is asked on a copy in memory, so that proposals which lead nowhere leave no trace.
+        """
+        seen = {*known, OFF}
+        copy = optuna.create_study(direction="maximize", sampler=self._sampler())
+        names = self._space.parameters(OFF).keys()
+        copy.add_trials([t for t in self._finished() if names <= t.params.keys() and t.value is not None])
+        for _ in range(_PROPOSALS):
+            trial = copy.ask()
+            drafting = self._space.suggest(trial)
+            if drafting not in seen:
+                return drafting
+            copy.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def start(self, drafting: Drafting) -> Ask:
+        """Ask the study for a trial with this drafting."""
+        self._study.enqueue_trial(self._space.parameters(drafting), skip_if_exists=False)
+        trial = self._study.ask()
+        self._space.suggest(trial)
+        trial.set_user_attr("drafting", drafting.to_json())
+        trial.set_user_attr("protocol", self._protocol)
+        return Ask(self._study, trial)
+
+    def _finished(self) -> list[FrozenTrial]:
+        trials = self._study.get_trials(deepcopy=False)
+        return [t for t in trials if t.state.is_finished() and t.user_attrs.get("protocol") == self._protocol]
+
+    def _sampler(self) -> BaseSampler:
+        # A new sampler for each proposal: its state is the trials alone, so that an interrupted study goes on as
+        # one that was not. The trial count keeps successive proposals from repeating the same draw.
+        seed = self._definition.seed + len(self._finished())
+        if self._definition.sampler == "random":
+            return RandomSampler(seed=seed)
+        # The leaders are the start-up trials.
+        return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=0)
+
+    def _close_interrupted(self) -> None:
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            del trial
+            self._study.ask()
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._study.tell(trial.number, state=TrialState.FAIL)
+
+
+class Ask:
+    """One running trial of one cell."""
+
+    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
+        self._study = study
+        self._trial = trial
+
+    def report(self, value: float, step: int) -> None:
+        """The speed ratio after `step` prompts."""
+        self._trial.report(value, step)
+
+    def complete(self, value: float, attributes: dict[str, Any]) -> None:
+        """The trial is done: `value` is the speed ratio to off."""
+        self._tell(TrialState.COMPLETE, value, attributes)
+
+    def give_up(self, value: float, reason: str, attributes: dict[str, Any]) -> None:
+        """The trial is not worth finishing; `value` is the ratio so far."""
+        # Reported as complete to the sampler, with the value it had: a poor value teaches more than none.
+        self._tell(TrialState.COMPLETE, value, {**attributes, "gave_up": reason})
+
+    def fail(self, reason: str, *, permanent: bool) -> None:
+        """The drafting could not be measured."""
+        self._tell(TrialState.FAIL, None, {"reason": reason, "permanent": permanent})
+
+    def _tell(self, state: TrialState, value: float | None, attributes: dict[str, Any]) -> None:
+        for key, item in attributes.items():
+            self._trial.set_user_attr(key, item)
+        self._study.tell(self._trial, value, state=state)
+
+
+def _tried(trial: FrozenTrial) -> Tried | None:
+    if "drafting" not in trial.user_attrs:
+        return None
+    attributes = trial.user_attrs
+    drafting = Drafting.from_json(attributes["drafting"])
+    if trial.state is TrialState.FAIL and "reason" not in attributes:
+        return None  # interrupted: it may be tried again
+    value = trial.value if trial.value is not None and math.isfinite(trial.value) else None
+    reason = attributes.get("reason") or attributes.get("gave_up") or ""
+    complete = trial.state is TrialState.COMPLETE and "gave_up" not in attributes
+    return Tried(drafting, value, complete, reason, bool(attributes.get("permanent", False)))
+
+
+def _cell_json(cell: Cell) -> dict[str, Any]:
+    return {
+        "key": cell.key,
+        "model": cell.model.name,
+        "model_path": cell.model.path,
+        "prompt_type": str(cell.prompt_type),
+        "backend": cell.build.backend,
+        "build": cell.build.version,
+        "hardware": cell.hardware.id,
+        "settings": list(cell.settings),
+    }

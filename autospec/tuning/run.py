@@ -1,0 +1,345 @@
+"""`autospec tune`: from a main model to recommendations. Puts the parts together and keeps what is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+
+import psutil
+
+from autospec.backends.protocol import Backend, Capabilities, LaunchSettings
+from autospec.catalog.candidates import Candidate, candidates
+from autospec.catalog.model import Model
+from autospec.cells import Cell, Hardware, PromptType
+from autospec.drafting import OFF, Drafting
+from autospec.errors import SuiteError, UnsupportedError
+from autospec.hardware.state import StateWatch
+from autospec.measure.asking import Asking
+from autospec.measure.measurements import Phase
+from autospec.prompts.suite import Half, Suite
+from autospec.recommendations import Recommendation, Status
+from autospec.store.database import Store, open_store
+from autospec.tuning.budget import Budget
+from autospec.tuning.cell_run import CellRun
+from autospec.tuning.conclude import Cost, conclude, nothing_to_try
+from autospec.tuning.definition import StudyDefinition
+from autospec.tuning.launches import Launches, resident_launches
+from autospec.tuning.machine_lock import machine_lock
+from autospec.tuning.optuna_study import CellStudy, open_storage
+from autospec.tuning.pairing import Pairing
+from autospec.tuning.progress import Progress
+from autospec.tuning.proof import Proof
+from autospec.tuning.rig import Rig
+from autospec.tuning.search import Search, choose_winners
+from autospec.tuning.space import Arm, Space
+
+__all__ = ["TuneRequest", "Tuning"]
+
+
+@dataclass(frozen=True, slots=True)
+class TuneRequest:
+    """What is to be tuned.
+
+    Attributes:
+        model: The main model.
+        models: The catalogue, to find drafts in.
+        drafts: Draft models that the user named; if any, no others are tried.
+        prompt_types: Which; empty for all that the suite has.
+        definition: The study definition.
+        suite: The prompts.
+        args: The user's launch settings as server arguments.
+        temperature: 0 is greedy.
+        context_tokens: Context of the launches where `args` name none.
+        storage: SQLAlchemy URL.
+        budget_s: Instead of the definition's.
+        again: Measure afresh what is proven already.
+    """
+
+    model: Model
+    models: tuple[Model, ...]
+    definition: StudyDefinition
+    suite: Suite
+    storage: str
+    drafts: tuple[Model, ...] = ()
+    prompt_types: tuple[PromptType, ...] = ()
+    args: tuple[str, ...] = ()
+    temperature: float = 0.0
+    context_tokens: int = 4096
+    budget_s: float | None = None
+    again: bool = False
+
+    @property
+    def protocol(self) -> str:
+        """Twelve hex digits of all that must be equal for measurements to be pooled."""
+        parts = [self.suite.digest, self.definition.max_tokens, self.temperature]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+    @property
+    def rule_digest(self) -> str:
+        """Twelve hex digits of what a proven verdict rests on besides the measurements."""
+        return hashlib.sha256(json.dumps(asdict(self.definition.rule)).encode()).hexdigest()[:12]
+
+    def settings(self) -> LaunchSettings:
+        """The launch settings, the context among them: servers fit it to memory else, and differently with a draft."""
+        if {"-c", "--ctx-size"} & {a.split("=")[0] for a in self.args}:
+            return LaunchSettings(args=self.args)
+        longest = self.model.context_length or self.context_tokens
+        return LaunchSettings(args=(*self.args, "-c", str(min(self.context_tokens, longest))))
+
+
+@dataclass(slots=True)
+class Tuning:
+    """One tune. `run` does it all; what is known is stored at every step and again when it ends, however it ends.
+
+    Attributes:
+        request: What is to be tuned.
+        backend: Starts the servers.
+        hardware: This machine.
+        progress: Who watches.
+    """
+
+    request: TuneRequest
+    backend: Backend
+    hardware: Hardware
+    progress: Progress
+    _cost: Cost = field(default_factory=Cost)
+    _wanted: list[str] = field(default_factory=list)
+
+    def run(self) -> list[Recommendation]:
+        """Search, prove, store.
+
+        Returns:
+            The recommendation of every cell asked for, in the order of `PromptType`; also of those that were
+            proven before.
+
+        Raises:
+            BusyError: Another tune holds the machine.
+            AutospecError: The server does not even start without drafting, or the database cannot be used.
+            KeyboardInterrupt: Passed on after everything known has been stored.
+        """
+        with machine_lock(f"tune {self.request.model.name}"), ExitStack() as stack:
+            store = open_store(self.request.storage)
+            stack.callback(store.close)
+            self._run(store)
+        return self.known()
+
+    def known(self) -> list[Recommendation]:
+        """What the store says of the cells that `run` was asked for; for whoever interrupted it."""
+        store = open_store(self.request.storage)
+        try:
+            stored = {s.cell_key: s.recommendation for s in store.recommendations(cell_keys=self._wanted)}
+        finally:
+            store.close()
+        return [stored[key] for key in self._wanted if key in stored]
+
+    def _run(self, store: Store) -> None:
+        budget = Budget(self.request.budget_s or self.request.definition.budget_s)
+        capabilities = self.backend.capabilities()
+        fitting = self._fitting()
+        space = _space(self.request.definition, capabilities, fitting)
+        cells = self._cells(capabilities, space)
+        self._wanted = [c.cell.key for c in cells]
+        proven = {} if self.request.again else self._proven(store, cells)
+        open_cells = [c for c in cells if c.cell.key not in proven]
+        for cell in cells:
+            if cell.cell.key in proven:
+                self.progress.tell(f"{cell.prompt_type}: proven before; --again measures afresh.")
+        if open_cells and not space.arms:
+            why = _why_nothing(self.request.model, capabilities, fitting)
+            for cell in open_cells:
+                store.save_recommendation(nothing_to_try(cell, why), self.hardware, cell.cell)
+        elif open_cells:
+            self._tune(store, open_cells, space, budget, fitting)
+
+    def _tune(
+        self, store: Store, cells: list[CellRun], space: Space, budget: Budget, fitting: Sequence[Candidate]
+    ) -> None:
+        request = self.request
+        settings = request.settings()
+        with Launches(
+            self.backend, str(request.model.path), settings, resident=self._resident(settings, fitting)
+        ) as launches:
+            watch = StateWatch(lambda: launches.pids)
+            asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
+            pairing = Pairing(launches, asking, store, since=self._epoch(cells))
+            rig = Rig(request.definition, space, launches, pairing, budget, self.progress)
+
+            def keep(cell: CellRun) -> None:
+                self._cost.seconds = budget.spent_s
+                self._cost.launches = launches.count
+                self._cost.launch_seconds = launches.seconds
+                recommendation = self._conclusion(cell, pairing, settings)
+                store.save_recommendation(recommendation, self.hardware, cell.cell)
+
+            try:
+                # Without off there is nothing to compare with: its failure ends the tune before any trial.
+                launches.off()
+                unsearched = [c for c in cells if not c.searched]
+                if unsearched:
+                    Search(unsearched, rig).run()
+                    choose_winners(unsearched)
+                    for cell in unsearched:
+                        cell.study.note("winner", cell.winner.to_json())
+                Proof(cells, rig, keep).run()
+            finally:
+                _guess_winners(cells)
+                for cell in cells:
+                    if not cell.decided:
+                        keep(cell)
+
+    def _conclusion(self, cell: CellRun, pairing: Pairing, settings: LaunchSettings) -> Recommendation:
+        if cell.searched and cell.winner.is_off:
+            failed = [t.reason for t in cell.study.tried() if t.value is None and t.reason]
+            why = f" The last one said: {failed[-1]}" if failed else ""
+            return nothing_to_try(cell, f"No drafting could be measured.{why}")
+        model_path = str(self.request.model.path)
+        try:
+            command = self.backend.command(model_path, cell.winner, settings)
+            plain = self.backend.command(model_path, OFF, settings)
+        except UnsupportedError:
+            command = plain = ()
+        recommendation = conclude(
+            cell,
+            pairing.known(cell.cell.key, cell.winner, Phase.PROVE),
+            pairing.known(cell.cell.key, cell.winner, Phase.SEARCH),
+            rule=self.request.definition.rule,
+            arguments=[a for a in command if a not in plain]
+            if cell.winner.is_off
+            else _added(command, plain),
+            command=command,
+            cost=self._cost,
+        )
+        marks = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
+        return replace(recommendation, evidence={**recommendation.evidence, **marks})
+
+    def _cells(self, capabilities: Capabilities, space: Space) -> list[CellRun]:
+        request = self.request
+        types = request.prompt_types or request.suite.types()
+        storage = open_storage(request.storage)
+        settings = request.settings().args
+        cells = []
+        for prompt_type in [t for t in PromptType if t in types]:
+            tune, prove = (request.suite.of(prompt_type, half) for half in (Half.TUNE, Half.PROVE))
+            if not tune or not prove:
+                raise SuiteError(
+                    f"The suite {request.suite.name} has no prompts of type {prompt_type} to search and prove with.",
+                    f"It has {', '.join(request.suite.types())}.",
+                )
+            cell = Cell(request.model.ref, prompt_type, capabilities.build, self.hardware, settings)
+            study = CellStudy(cell, storage, request.definition, space, request.protocol)
+            run = CellRun(cell, study, tune[: request.definition.prompts], prove)
+            winner = None if request.again else study.noted("winner")
+            if winner is not None:
+                run.winner, run.searched = Drafting.from_json(winner), True
+                run.trial_values = {
+                    t.drafting: t.value
+                    for t in study.tried()
+                    if t.value is not None and not t.drafting.is_off
+                }
+            cells.append(run)
+        return cells
+
+    def _epoch(self, cells: Sequence[CellRun]) -> float:
+        """Measurements before this moment do not count; it moves when the user asks to measure again."""
+        epochs = [float(e) for c in cells if (e := c.study.noted("epoch")) is not None]
+        if epochs and not self.request.again:
+            return max(epochs)
+        now = time.time()
+        for cell in cells:
+            cell.study.note("epoch", now)
+        return now
+
+    def _proven(self, store: Store, cells: Sequence[CellRun]) -> dict[str, Recommendation]:
+        """Cells whose newest recommendation was proven under the same protocol and rule."""
+        stored = store.recommendations(cell_keys=[c.cell.key for c in cells])
+        return {
+            s.cell_key: s.recommendation
+            for s in stored
+            if s.recommendation.status is Status.PROVEN
+            and s.recommendation.evidence.get("protocol") == self.request.protocol
+            and s.recommendation.evidence.get("rule") == self.request.rule_digest
+        }
+
+    def _fitting(self) -> list[Candidate]:
+        request = self.request
+        judged = candidates(
+            request.model,
+            () if request.drafts else request.models,
+            memory_bytes=self.hardware.memory_bytes,
+            context_tokens=request.context_tokens,
+            extra=request.drafts,
+        )
+        for candidate in judged:
+            if request.drafts and not candidate.fits:
+                self.progress.tell(f"Left out: {candidate.reason}")
+        return [c for c in judged if c.fits]
+
+    def _resident(self, settings: LaunchSettings, fitting: Sequence[Candidate]) -> int:
+        model, context = self.request.model, _context(settings)
+        off = model.size_bytes + model.kv_bytes(context)
+        drafts = [c.model.size_bytes + c.model.kv_bytes(context) for c in fitting if not c.own_layers]
+        available = psutil.virtual_memory().available
+        count = resident_launches(
+            available_bytes=available, off_bytes=off, drafted_bytes=off + max(drafts, default=0)
+        )
+        if count == 1:
+            self.progress.tell(
+                "Off and drafting do not fit into memory side by side: they are launched by turns."
+            )
+        return count
+
+
+def _space(definition: StudyDefinition, capabilities: Capabilities, fitting: Sequence[Candidate]) -> Space:
+    """The arms that this build and these drafts allow, in the definition's order of modes."""
+    arms: list[Arm] = []
+    for mode in definition.space.modes:
+        if mode not in capabilities.modes:
+            continue
+        if mode.draft_free:
+            arms.append(Arm(mode))
+            continue
+        named = [c for c in fitting if c.mode is mode][: definition.space.drafts]
+        arms += [
+            Arm(mode, c.draft, c.n_max, takes_p_min=c.takes_p_min and capabilities.takes_p_min) for c in named
+        ]
+    return Space(tuple(arms), definition.space)
+
+
+def _why_nothing(model: Model, capabilities: Capabilities, fitting: Sequence[Candidate]) -> str:
+    build = f"{capabilities.build.backend} {capabilities.build.version}"
+    if not fitting:
+        return f"No draft model fits {model.name} and {build} offers none of the study's draft-free modes."
+    return f"{build} offers none of the study's modes."
+
+
+def _guess_winners(cells: Sequence[CellRun]) -> None:
+    # Interrupted in the search: the best so far stands in the table, provisionally, and is not noted as winner.
+    for cell in cells:
+        if cell.winner.is_off and cell.best is not None:
+            cell.winner = cell.best[0]
+
+
+def _added(command: Sequence[str], plain: Sequence[str]) -> list[str]:
+    """The arguments that `command` has beyond `plain`, in order."""
+    left = list(plain)
+    added = []
+    for word in command:
+        if word in left:
+            left.remove(word)
+        else:
+            added.append(word)
+    return added
+
+
+def _context(settings: LaunchSettings) -> int:
+    words = [w for a in settings.args for w in a.split("=")]
+    for flag in ("-c", "--ctx-size"):
+        if flag in words:
+            value = words[words.index(flag) + 1 : words.index(flag) + 2]
+            if value and value[0].isdigit():
+                return int(value[0])
+    return 0

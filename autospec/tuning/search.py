@@ -1,0 +1,300 @@
+"""The search: Optuna proposes a drafting, one launch measures it for every prompt type at once.
+
+One cell leads each trial, in turn: its study proposes, and every other cell's study is asked to take the same
+drafting and told its own result. The first trials are the space's leaders. The search is done when the trials or
+its share of the budget are spent, or when nothing has got better anywhere for a while.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autospec.drafting import OFF, Drafting
+from autospec.errors import BackendError, LaunchError, NotInForceError, UnsupportedError
+from autospec.measure.measurements import Pair, Phase
+from autospec.tuning.cell_run import CellRun, acceptance, geometric_mean, mean_log_ratio
+from autospec.tuning.optuna_study import Ask
+from autospec.tuning.pairing import Measured, Task
+from autospec.tuning.progress import Step
+from autospec.tuning.rig import Rig
+
+__all__ = ["Search", "choose_winners"]
+
+# A cell gives a drafting up when it is this much slower than the best one known for it (off included), after one
+# prompt and after more. Prompts of one type differ by some ten per cent, so that one alone must be far off.
+_GIVE_UP_AFTER_ONE = math.log(1.30)
+_GIVE_UP_AFTER_MORE = math.log(1.12)
+# Better by less than this is not progress: it is below what a few prompts can tell.
+_PROGRESS = 0.01
+# A cell whose best drafting is still this much slower than off takes no further part: a proof on fresh prompts
+# will say so, and nothing the sampler does nearby makes up for it.
+_HOPELESS = 0.80
+# With fewer trials than this on the clock, more trials teach more than more prompts in each.
+_ENOUGH_TRIALS = 8
+# One drafting for several prompt types saves launches in the proof and in use; worth this much of speed.
+_CONSOLIDATION = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    pairs: list[Pair]
+    gave_up: str
+
+
+class Search:
+    """The ask/tell loop over all cells of one tune.
+
+    Args:
+        cells: The cells that are not searched yet.
+        rig: The tools; the search takes the definition's share of the budget.
+        now: Monotonic seconds.
+    """
+
+    def __init__(self, cells: Sequence[CellRun], rig: Rig, now: Callable[[], float] = time.monotonic) -> None:
+        self._cells = list(cells)
+        self._rig = rig
+        self._definition = rig.definition
+        self._space = rig.space
+        self._progress = rig.progress
+        self._now = now
+        self._known: set[Drafting] = set()
+        self._dead_arms: set[str] = set()
+        self._idle = 0
+        self._trial_s: list[float] = []
+        # Tune prompts of each type in every trial; known once the first ones have been timed.
+        self._prompts: int | None = None
+
+    def run(self) -> None:
+        """Search until done. Every trial is in the studies when this returns or raises."""
+        done = self._recall()
+        leaders = [d for d in self._space.leaders() if d not in self._known]
+        while self._cells and done < self._definition.trials and self._idle < self._definition.patience:
+            active = [c for c in self._cells if not self._hopeless(c)]
+            if not active or not self._time_for_another():
+                break
+            leader = active[done % len(active)]
+            drafting = leaders.pop(0) if leaders else leader.study.propose(self._known)
+            if drafting is None:
+                break
+            self._known.add(drafting)
+            arm = self._space.arm_of(drafting)
+            if arm is not None and arm.label in self._dead_arms:
+                continue
+            done += 1
+            begun = self._now()
+            self._try(drafting, active, done)
+            self._trial_s.append(self._now() - begun)
+        for cell in self._cells:
+            cell.searched = True
+
+    def _recall(self) -> int:
+        """Take up what earlier runs left in the studies, patience included; returns the trials they made."""
+        trials: dict[Drafting, list[tuple[CellRun, float]]] = {}
+        for cell in self._cells:
+            for t in cell.study.tried():
+                if t.drafting.is_off:
+                    cell.off_recorded = True
+                    continue
+                results = trials.setdefault(t.drafting, [])
+                if t.value is not None:
+                    results.append((cell, t.value))
+                if t.value is not None or t.permanent:
+                    self._known.add(t.drafting)
+                if t.permanent:
+                    self._bury(t.drafting)
+        for drafting, results in trials.items():
+            if results:
+                self._take(drafting, results)
+        return len(trials)
+
+    def _take(self, drafting: Drafting, results: Sequence[tuple[CellRun, float]]) -> None:
+        """Add one trial's values to what is known, and see whether anything got better."""
+        self._idle += 1
+        for cell, ratio in results:
+            before = max(1.0, cell.best[1]) if cell.best else 1.0
+            if ratio > before * (1.0 + _PROGRESS):
+                self._idle = 0
+            cell.trial_values[drafting] = ratio
+
+    def _time_for_another(self) -> bool:
+        left = self._rig.budget.part_left_s(self._definition.search_share)
+        # A trial that would end far beyond the share is not begun; the first is always worth its time.
+        return left > 0 and (not self._trial_s or left > 0.5 * max(self._trial_s[-3:]))
+
+    @staticmethod
+    def _hopeless(cell: CellRun) -> bool:
+        best = cell.best
+        tries = len(cell.trial_values)
+        return best is not None and tries >= 5 and best[1] < _HOPELESS
+
+    def _try(self, drafting: Drafting, cells: Sequence[CellRun], number: int) -> None:
+        asks = {cell.cell.key: cell.study.start(drafting) for cell in cells}
+        try:
+            outcomes = self._measure(drafting, cells, asks, number)
+        except BackendError as error:
+            hopeless_arm = isinstance(error, NotInForceError) or (
+                isinstance(error, LaunchError) and error.permanent
+            )
+            permanent = hopeless_arm or isinstance(error, UnsupportedError)
+            for ask in asks.values():
+                ask.fail(error.message, permanent=permanent)
+            if hopeless_arm:
+                self._bury(drafting)
+            self._progress.tell(f"{drafting.label}: cannot be used. {error.message}")
+            return
+        ratios = {key: math.exp(mean_log_ratio(o.pairs)) for key, o in outcomes.items()}
+        self._take(drafting, [(cell, ratios[cell.cell.key]) for cell in cells])
+        words = []
+        for cell in cells:
+            outcome, ratio = outcomes[cell.cell.key], ratios[cell.cell.key]
+            self._record_off(cell, outcome.pairs)
+            attributes = _attributes(outcome.pairs)
+            if outcome.gave_up:
+                asks[cell.cell.key].give_up(ratio, outcome.gave_up, attributes)
+            else:
+                asks[cell.cell.key].complete(ratio, attributes)
+            words.append(f"{cell.prompt_type} {ratio:.2f}×")
+        self._progress.tell(f"{drafting.label}: {', '.join(words)}")
+        self._progress.standing(tuple(c.standing() for c in self._cells))
+
+    def _measure(
+        self, drafting: Drafting, cells: Sequence[CellRun], asks: dict[str, Ask], number: int
+    ) -> dict[str, _Outcome]:
+        pairs: dict[str, dict[str, Measured]] = {c.cell.key: {} for c in cells}
+        gave_up: dict[str, str] = {}
+        go_on = False
+        self._step("launch", drafting, number, 0, len(cells))
+        while True:
+            staying = [c for c in cells if c.cell.key not in gave_up]
+            tasks = self._next_tasks(staying, pairs)
+            if not tasks:
+                break
+            begun, measured_before = self._now(), sum(map(len, pairs.values()))
+            for measured in self._rig.pairing.block(tasks, drafting, Phase.SEARCH, 0, go_on=go_on):
+                key = measured.task.cell_key
+                pairs[key][measured.task.prompt_id] = measured
+                so_far = [m.pair for m in pairs[key].values()]
+                asks[key].report(math.exp(mean_log_ratio(so_far)), len(so_far))
+                done = sum(map(len, pairs.values()))
+                self._step("search", drafting, number, done, measured_before + len(tasks))
+            if self._prompts is None:
+                self._prompts = self._affordable_prompts((self._now() - begun) / len(tasks))
+            go_on = True
+            for cell in staying:
+                reason = _gives_up(cell, [m.pair for m in pairs[cell.cell.key].values()])
+                if reason:
+                    gave_up[cell.cell.key] = reason
+        self._repeat_disturbed(drafting, pairs, gave_up)
+        return {
+            key: _Outcome([m.pair for m in found.values()], gave_up.get(key, ""))
+            for key, found in pairs.items()
+        }
+
+    def _next_tasks(self, cells: Sequence[CellRun], pairs: dict[str, dict[str, Measured]]) -> list[Task]:
+        """The next prompt of every cell; all that are left where each block costs launches."""
+        at_once = 1 if self._rig.launches.resident == 2 or self._prompts is None else self._definition.prompts
+        limit = self._prompts or 1
+        tasks = []
+        for turn in range(at_once):
+            for cell in cells:
+                k = len(pairs[cell.cell.key]) + turn
+                if k < min(limit, len(cell.tune_prompts)):
+                    tasks.append(Task.of(cell.cell.key, cell.tune_prompts[k]))
+        return tasks
+
+    def _affordable_prompts(self, pair_s: float) -> int:
+        """How many tune prompts of each type leave time for enough trials, from what the first ones took."""
+        trials = min(_ENOUGH_TRIALS, self._definition.trials)
+        left = self._rig.budget.part_left_s(self._definition.search_share)
+        each = pair_s * len(self._cells) * trials
+        affordable = int(left / each) if each > 0 else self._definition.prompts
+        return max(1, min(affordable, self._definition.prompts))
+
+    @staticmethod
+    def _record_off(cell: CellRun, pairs: Sequence[Pair]) -> None:
+        # Off is a trial like any other: its ratio to itself is 1, its speed is what the first pairs showed.
+        if not cell.off_recorded and pairs:
+            tps = round(geometric_mean([p.off.request_tps for p in pairs]), 3)
+            cell.study.start(OFF).complete(1.0, {"pairs": len(pairs), "baseline_tps": tps})
+            cell.off_recorded = True
+
+    def _repeat_disturbed(
+        self, drafting: Drafting, pairs: dict[str, dict[str, Measured]], gave_up: dict[str, str]
+    ) -> None:
+        """Measure again, on one fresh launch, what a change of the machine spoilt in cells still of interest."""
+        again = [
+            m.task
+            for key, found in pairs.items()
+            if key not in gave_up
+            for m in found.values()
+            if m.disturbed
+        ]
+        if again:
+            for measured in self._rig.pairing.block(again, drafting, Phase.SEARCH, 0):
+                pairs[measured.task.cell_key][measured.task.prompt_id] = measured
+
+    def _bury(self, drafting: Drafting) -> None:
+        # What failed for good is the mode in this build, or the draft model: other numbers would not help it.
+        arm = self._space.arm_of(drafting)
+        if arm is not None:
+            self._dead_arms.add(arm.label)
+
+    def _step(self, phase: str, drafting: Drafting, number: int, done: int, todo: int) -> None:
+        left = self._rig.budget.part_left_s(self._definition.search_share)
+        self._progress.step(Step(phase, drafting, number, self._definition.trials, done, todo, left))
+
+
+def choose_winners(cells: Sequence[CellRun]) -> None:
+    """Set each cell's winner: its best drafting, or one nearly as good that more cells can share.
+
+    Draftings are taken greedily: whichever is within 1 % of the best for most of the cells that are left.
+    """
+    left = [c for c in cells if c.trial_values]
+    while left:
+        good = {
+            id(c): {
+                d for d, v in c.trial_values.items() if v >= c.trial_values[_best(c)] * (1.0 - _CONSOLIDATION)
+            }
+            for c in left
+        }
+        draftings = {d for found in good.values() for d in found}
+
+        def rank(drafting: Drafting, good: dict[int, set[Drafting]] = good) -> tuple[int, float, str]:
+            sharers = [c for c in left if drafting in good[id(c)]]
+            return len(sharers), geometric_mean([c.trial_values[drafting] for c in sharers]), drafting.key
+
+        chosen = max(draftings, key=rank)
+        for cell in [c for c in left if chosen in good[id(c)]]:
+            cell.winner = chosen
+            left.remove(cell)
+
+
+def _best(cell: CellRun) -> Drafting:
+    return max(cell.trial_values, key=lambda d: cell.trial_values[d])
+
+
+def _gives_up(cell: CellRun, pairs: Sequence[Pair]) -> str:
+    """Why a cell should not finish a trial, or an empty string."""
+    if not pairs:
+        return ""
+    best = max(1.0, cell.best[1]) if cell.best else 1.0
+    behind = math.log(best) - mean_log_ratio(pairs)
+    limit = _GIVE_UP_AFTER_ONE if len(pairs) == 1 else _GIVE_UP_AFTER_MORE
+    if behind <= limit:
+        return ""
+    return f"{100 * -math.expm1(-behind):.0f} % behind the best after {len(pairs)} prompts"
+
+
+def _attributes(pairs: Sequence[Pair]) -> dict[str, object]:
+    rate = acceptance(pairs)
+    return {
+        "pairs": len(pairs),
+        "baseline_tps": round(geometric_mean([p.off.request_tps for p in pairs]), 3),
+        "drafting_tps": round(geometric_mean([p.drafted.request_tps for p in pairs]), 3),
+        "acceptance": None if rate is None else round(rate, 4),
+        "same_text": sum(p.same_text for p in pairs),
+        "launch_id": pairs[-1].drafted.launch_id if pairs else None,
+    }

@@ -1,0 +1,202 @@
+"""The space of draftings: what may be tried, and how Optuna's parameters become a drafting.
+
+An *arm* is a mode, with its draft model where it has one. Optuna chooses the arm and then only that arm's own
+parameters, so that a trial never carries a p-min for an n-gram mode. Numbers of one mode are shared by all its
+drafts: what is learnt about n_max with one draft is a good guess for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Protocol
+
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.tuning.definition import SpaceDefinition
+
+__all__ = ["Arm", "Chooser", "Space"]
+
+_P_MIN_STEP = 0.05
+_OFF_ARM = "off"
+# llama.cpp gives this mode no parameter: "uint16_t n_draft = 8; // TODO get from config?" in common/speculative.cpp
+# (b11434).
+_NGRAM_CACHE = Drafting(Mode.NGRAM_CACHE, n_max=8, n_min=0)
+
+
+class Chooser(Protocol):
+    """The part of `optuna.Trial` that the space needs."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[str], /) -> Any:
+        """One of `choices`."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        """A whole number, both ends included."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
+        """A number, both ends included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A mode, and the draft model if it has one.
+
+    Attributes:
+        mode: The mode.
+        draft: Path of the draft model, or ``None``.
+        n_max_limit: Most tokens that the draft can propose in a cycle; 0 where there is no limit.
+        takes_p_min: False if neither backend nor draft takes a p-min.
+    """
+
+    mode: Mode
+    draft: str | None = None
+    n_max_limit: int = 0
+    takes_p_min: bool = True
+
+    @property
+    def label(self) -> str:
+        """The value of the arm parameter: readable, and unique among a study's arms by the path's hash."""
+        if self.draft is None:
+            return str(self.mode)
+        digest = hashlib.sha256(self.draft.encode()).hexdigest()[:4]
+        return f"{self.mode} {PurePath(self.draft).name.removesuffix('.gguf')} #{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Everything that one study may try.
+
+    Attributes:
+        arms: In the order in which they are tried first.
+        definition: The ranges.
+    """
+
+    arms: tuple[Arm, ...]
+    definition: SpaceDefinition
+
+    @property
+    def arm_parameter(self) -> str:
+        """Name of the categorical parameter.
+
+        It carries a hash of its choices: Optuna refuses a parameter whose choices change, and they do when a
+        draft model is downloaded between two runs of one study.
+        """
+        digest = hashlib.sha256("\n".join(self._labels()).encode()).hexdigest()[:6]
+        return f"arm-{digest}"
+
+    def suggest(self, trial: Chooser) -> Drafting:
+        """Ask Optuna for a drafting."""
+        label = trial.suggest_categorical(self.arm_parameter, self._labels())
+        if label == _OFF_ARM:
+            return OFF
+        arm = next(a for a in self.arms if a.label == label)
+        d = self.definition
+        mode = arm.mode
+        match mode:
+            case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
+                return Drafting(
+                    mode,
+                    ngram_n=trial.suggest_int(f"{mode}.ngram_n", *d.ngram_n, log=True),
+                    ngram_m=trial.suggest_int(f"{mode}.ngram_m", *d.ngram_m, log=True),
+                    min_hits=1,
+                )
+            case Mode.NGRAM_MOD:
+                # What the mode proposes at most is called n-max there, and is as long as an n-gram map's m.
+                return Drafting(
+                    mode,
+                    ngram_n=trial.suggest_int(f"{mode}.ngram_n", *d.ngram_n, log=True),
+                    n_max=trial.suggest_int(f"{mode}.n_max", *d.ngram_m, log=True),
+                    n_min=0,
+                )
+            case Mode.NGRAM_CACHE:
+                return _NGRAM_CACHE
+            case Mode.PROMPT_LOOKUP:
+                return Drafting(
+                    mode,
+                    n_max=trial.suggest_int(f"{mode}.n_max", *d.n_max, log=True),
+                    ngram_n=trial.suggest_int(f"{mode}.ngram_n", 1, 4),
+                )
+            case _:
+                n_max = trial.suggest_int(f"{mode}.n_max", *d.n_max, log=True)
+                p_min = (
+                    round(trial.suggest_float(f"{mode}.p_min", *d.p_min, step=_P_MIN_STEP), 2)
+                    if arm.takes_p_min
+                    else None
+                )
+                return self._with_model(arm, n_max, p_min)
+
+    def parameters(self, drafting: Drafting) -> dict[str, Any]:
+        """Optuna's parameters for a drafting of this space: what `suggest` would have chosen.
+
+        Raises:
+            ValueError: The drafting has no arm here.
+        """
+        if drafting.is_off:
+            return {self.arm_parameter: _OFF_ARM}
+        arm = next((a for a in self.arms if (a.mode, a.draft) == (drafting.mode, drafting.draft)), None)
+        if arm is None:
+            raise ValueError(f"{drafting.label} is not in this space")
+        if drafting == _NGRAM_CACHE:
+            return {self.arm_parameter: arm.label}
+        searched = {"n_max", "p_min", "ngram_n", "ngram_m"} & set(drafting.parameters())
+        numbers = {f"{drafting.mode}.{k}": v for k, v in drafting.parameters().items() if k in searched}
+        return {self.arm_parameter: arm.label, **numbers}
+
+    def leaders(self) -> list[Drafting]:
+        """Draftings to try before the sampler knows anything: each arm once, then variations of the first drafts.
+
+        They straddle what the field found to work: few tokens without a bound, more of them under a p-min.
+        """
+        first = [d for arm in self.arms if (d := self._leader(arm, 0))]
+        more = [d for turn in (1, 2, 3) for arm in self.arms if (d := self._leader(arm, turn))]
+        return list(dict.fromkeys([*first, *more]))
+
+    def without(self, arms: Iterable[Arm]) -> Space:
+        """The space less these arms."""
+        gone = set(arms)
+        return Space(tuple(a for a in self.arms if a not in gone), self.definition)
+
+    def arm_of(self, drafting: Drafting) -> Arm | None:
+        """The arm that a drafting belongs to; ``None`` for off."""
+        return next((a for a in self.arms if (a.mode, a.draft) == (drafting.mode, drafting.draft)), None)
+
+    def _labels(self) -> list[str]:
+        return [_OFF_ARM, *(a.label for a in self.arms)]
+
+    def _leader(self, arm: Arm, turn: int) -> Drafting | None:
+        d = self.definition
+        match arm.mode:
+            case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
+                sizes = [(6, 24), (12, 48)]
+                if turn >= len(sizes):
+                    return None
+                n, m = sizes[turn]
+                return Drafting(
+                    arm.mode, ngram_n=_within(n, d.ngram_n), ngram_m=_within(m, d.ngram_m), min_hits=1
+                )
+            case Mode.NGRAM_MOD:
+                sizes = [(16, 32), (8, 16)]
+                if turn >= len(sizes):
+                    return None
+                n, m = sizes[turn]
+                return Drafting(arm.mode, ngram_n=_within(n, d.ngram_n), n_max=_within(m, d.ngram_m), n_min=0)
+            case Mode.NGRAM_CACHE:
+                return _NGRAM_CACHE if turn == 0 else None
+            case Mode.PROMPT_LOOKUP:
+                return Drafting(arm.mode, n_max=_within(10, d.n_max), ngram_n=2) if turn == 0 else None
+            case _:
+                n_max, p_min = [(8, 0.6), (4, 0.0), (16, 0.8), (2, 0.0)][turn]
+                low, high = d.p_min
+                return self._with_model(
+                    arm, _within(n_max, d.n_max), min(max(p_min, low), high) if arm.takes_p_min else None
+                )
+
+    @staticmethod
+    def _with_model(arm: Arm, n_max: int, p_min: float | None) -> Drafting:
+        limited = min(n_max, arm.n_max_limit) if arm.n_max_limit else n_max
+        return Drafting(arm.mode, draft=arm.draft, n_max=limited, n_min=0, p_min=p_min)
+
+
+def _within(value: int, bounds: tuple[int, int]) -> int:
+    return min(max(value, bounds[0]), bounds[1])

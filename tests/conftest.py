@@ -1,0 +1,72 @@
+"""What every test may ask for: lab models, a native llama-server, and a home of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.lab import RECIPES, Lab, LabError, Recipe, lab_folder
+
+# Read before any test's home is set apart: the fixtures below take every AUTOSPEC_ variable away.
+_LAB_FOLDER = lab_folder()
+_LLAMA_SERVER = os.environ.get("AUTOSPEC_TEST_LLAMA_SERVER")
+
+
+class LabModels:
+    """The lab's models, each built when a test first asks for it; the test is skipped where PyPI is out of reach."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def path(self, recipe: str | Recipe) -> Path:
+        """The file of a named recipe (``slow-main``) or of one made for the test (``slow_main(60)``)."""
+        try:
+            return self._lab.path(recipe)
+        except LabError as error:
+            pytest.skip(str(error))
+
+    def __getattr__(self, name: str) -> Path:
+        if name.replace("_", "-") not in RECIPES:
+            raise AttributeError(f"no lab model is called {name}; there are {', '.join(RECIPES)}")
+        return self.path(name.replace("_", "-"))
+
+
+@pytest.fixture(scope="session")
+def lab_models() -> LabModels:
+    """Paths of models with a known truth: ``lab_models.smollm2``, ``.slow_main``, ``.tiny`` and others.
+
+    All are listed by ``python -m tests.lab --list``, with underscores for dashes. They are shared: copy a file before
+    changing it.
+    """
+    return LabModels(Lab(_LAB_FOLDER))
+
+
+@pytest.fixture(scope="session")
+def llama_server_binary() -> Path:
+    """A native llama-server: ``AUTOSPEC_TEST_LLAMA_SERVER``, PATH, or the one that ``make native`` built."""
+    built = _LAB_FOLDER / "llama-server" / "llama-server"
+    for candidate in (_LLAMA_SERVER, shutil.which("llama-server"), built):
+        if candidate and os.access(candidate, os.X_OK):
+            return Path(candidate)
+    if _LLAMA_SERVER:
+        pytest.fail(f"AUTOSPEC_TEST_LLAMA_SERVER is {_LLAMA_SERVER}, which is no program")
+    pytest.skip("no native llama-server: `make native` builds one where there are cmake and a compiler")
+
+
+@pytest.fixture(autouse=True)
+def autospec_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home for autospec under the test's own folder, and none of the developer's AUTOSPEC_ variables."""
+    for name in [name for name in os.environ if name.startswith("AUTOSPEC_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "autospec-home"
+    monkeypatch.setenv("AUTOSPEC_HOME", str(home))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def machine_lock_of_its_own(autospec_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests may tune while somebody else does on this machine: what they assert is not a speed."""
+    monkeypatch.setenv("AUTOSPEC_TEST_LOCK_DIR", str(tmp_path))

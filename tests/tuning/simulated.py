@@ -1,0 +1,109 @@
+"""A backend whose answers take computed times: the tuning loop's logic is tested on it, in milliseconds.
+
+It is no stand-in for real servers: what they do is tested in tests/backends and in test_real_tune.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autospec.backends.protocol import Capabilities, Completion, LaunchSettings, Request
+from autospec.cells import Build
+from autospec.drafting import Drafting, Mode
+
+Speed = Callable[[Drafting, str], float]
+OFF_TPS = 50.0
+
+
+@dataclass
+class SimulatedServer:
+    """One launch: answers at once, and says how long it would have taken."""
+
+    backend: SimulatedBackend
+    launch_id: str
+    drafting: Drafting
+    stopped: bool = False
+    base_url: str = "http://127.0.0.1:1"
+    command: tuple[str, ...] = ("simulated",)
+    launch_ms: float = 1000.0
+    pids: frozenset[int] = frozenset()
+
+    def complete(self, request: Request) -> Completion:
+        """Answer with a time drawn around the true speed."""
+        assert not self.stopped, "a stopped server was asked"
+        text = json.dumps(list(request.messages))
+        self.backend.asked.append((self.launch_id, self.drafting, text))
+        self.backend.before_answer(self, text)
+        ratio = 1.0 if self.drafting.is_off else self.backend.speedup(self.drafting, text)
+        noise = float(np.exp(self.backend.random.normal(0.0, self.backend.noise)))
+        wall_ms = 1000.0 * request.max_tokens / (OFF_TPS * ratio) * noise
+        drafted = 0 if self.drafting.is_off else request.max_tokens
+        return Completion(
+            text=hashlib.sha256(text.encode()).hexdigest(),
+            prompt_tokens=20,
+            predicted_tokens=request.max_tokens,
+            prompt_ms=wall_ms * 0.1,
+            predicted_ms=wall_ms * 0.9,
+            wall_ms=wall_ms,
+            drafted=drafted,
+            accepted=drafted // 2,
+            finish_reason="length",
+        )
+
+    def stop(self) -> None:
+        """End it."""
+        self.stopped = True
+        self.backend.running.discard(self.launch_id)
+
+
+@dataclass
+class SimulatedBackend:
+    """Launches simulated servers.
+
+    Attributes:
+        speedup: True ratio to off for a drafting and a prompt's text.
+        noise: Standard deviation of the log of a time.
+        modes: What the build offers.
+        before_launch: Raises to make a launch fail.
+        before_answer: Raises to make a request fail, or to interrupt the tune.
+    """
+
+    speedup: Speed
+    noise: float = 0.005
+    modes: frozenset[Mode] = frozenset({Mode.OFF, Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE})
+    before_launch: Callable[[Drafting], None] = lambda _: None
+    before_answer: Callable[[SimulatedServer, str], None] = lambda _server, _text: None
+    launched: list[Drafting] = field(default_factory=list)
+    asked: list[tuple[str, Drafting, str]] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    most_running: int = 0
+    name: str = "simulated"
+    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
+
+    def __post_init__(self) -> None:
+        self._numbers = itertools.count()
+
+    def capabilities(self) -> Capabilities:
+        """The modes."""
+        return Capabilities(Build(self.name, "b1", "f" * 8), self.modes)
+
+    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """A command line that names all of it."""
+        words = [f"--{k}={v}" for k, v in drafting.to_json().items()] if not drafting.is_off else []
+        return ("simulated", "-m", model_path, *settings.args, *words)
+
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> SimulatedServer:
+        """Start a server."""
+        del model_path, settings
+        self.launched.append(drafting)
+        self.before_launch(drafting)
+        server = SimulatedServer(self, f"launch-{next(self._numbers)}", drafting)
+        self.running.add(server.launch_id)
+        self.most_running = max(self.most_running, len(self.running))
+        return server

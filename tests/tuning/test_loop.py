@@ -1,0 +1,365 @@
+"""The tuning loop: search, proof, what is kept, what goes on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autospec.cells import Hardware, PromptType
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import AutospecError, BusyError, LaunchError, RequestError, ServerDiedError
+from autospec.measure.measurements import Phase
+from autospec.prompts.suite import Half, Prompt, Suite
+from autospec.recommendations import Status, Verdict
+from autospec.store.database import open_store
+from autospec.tuning import run as run_module
+from autospec.tuning.definition import load_definition
+from autospec.tuning.machine_lock import machine_lock
+from autospec.tuning.optuna_study import open_storage
+from autospec.tuning.progress import Standing, Step
+from autospec.tuning.run import TuneRequest, Tuning
+from tests.catalog.making import make_model
+from tests.tuning.simulated import SimulatedBackend, SimulatedServer
+
+MACHINE = Hardware(id="test-machine", chip="Test", memory_bytes=64 << 30, cores=8, os="linux")
+TYPES = (PromptType.CODING, PromptType.WRITING)
+
+
+class Silent:
+    """A progress that only remembers what was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.steps: list[Step] = []
+
+    def step(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def standing(self, standings: tuple[Standing, ...]) -> None:
+        assert standings
+
+    def tell(self, text: str) -> None:
+        self.told.append(text)
+
+
+def suite(prove: int = 8) -> Suite:
+    prompts = [
+        Prompt(f"{t}-{half}-{n}", t, ({"role": "user", "content": f"{t} {half} {n}"},), 64, half)
+        for t in TYPES
+        for half, count in ((Half.TUNE, 3), (Half.PROVE, prove))
+        for n in range(count)
+    ]
+    return Suite("test", tuple(prompts), "0" * 12)
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> TuneRequest:
+    main = make_model(name="main", path=tmp_path / "main.gguf")
+    draft = make_model(name="draft", path=tmp_path / "draft.gguf", bytes_per_token=main.bytes_per_token // 8,
+                  fingerprint="draft", size_bytes=main.size_bytes // 8)  # fmt: skip
+    return TuneRequest(
+        model=main,
+        models=(main, draft),
+        definition=load_definition("quick"),
+        suite=suite(),
+        storage=f"sqlite:///{tmp_path / 'autospec.db'}",
+    )
+
+
+def tune(request: TuneRequest, backend: SimulatedBackend, progress: Silent | None = None) -> dict[PromptType, object]:
+    recommendations = Tuning(request, backend, MACHINE, progress or Silent()).run()
+    assert not backend.running, "servers were left running"
+    return {r.prompt_type: r for r in recommendations}
+
+
+def pays_for_coding(drafting: Drafting, text: str) -> float:
+    """A draft model with 8 tokens helps coding by half and hurts writing by a fifth; n-grams do nothing."""
+    if drafting.mode is not Mode.DRAFT_MODEL:
+        return 0.99
+    distance = abs(drafting.n_max - 8) / 40
+    return (1.5 - distance) if "coding" in text else 0.8
+
+
+def test_finds_where_drafting_pays_and_where_not(request_):
+    """Coding is enabled with a good n_max, writing is disabled, and both rest on proof pairs."""
+    result = tune(request_, SimulatedBackend(pays_for_coding))
+    coding, writing = result[PromptType.CODING], result[PromptType.WRITING]
+    assert coding.verdict is Verdict.ENABLE
+    assert coding.drafting.mode is Mode.DRAFT_MODEL
+    assert pays_for_coding(coding.drafting, "coding") >= 0.95 * 1.5
+    assert coding.speedup == pytest.approx(pays_for_coding(coding.drafting, "coding"), rel=0.01)
+    assert coding.speedup_ci[0] > 1.02
+    assert coding.status is Status.PROVEN
+    assert coding.pairs >= 8
+    assert writing.verdict is Verdict.DISABLE
+    assert writing.drafting == OFF
+    assert writing.speedup < 1.0
+
+
+def test_search_and_proof_never_share_prompts(request_):
+    """No prompt of the prove half is asked before the winner is fixed, and the proof asks no tune prompt."""
+    backend = SimulatedBackend(pays_for_coding)
+    tune(request_, backend)
+    store = open_store(request_.storage)
+    with_rows = [
+        m for t in TYPES for m in store.measurements(_cell_key(request_, backend, t))
+    ]
+    store.close()
+    assert {m.phase for m in with_rows} == {Phase.SEARCH, Phase.PROVE}
+    for m in with_rows:
+        assert ("tune" in m.prompt_id) is (m.phase is Phase.SEARCH)
+
+
+def test_every_exposure_of_a_prompt_to_a_drafting_is_the_first(request_):
+    """No launch with drafting is asked the same prompt twice."""
+    backend = SimulatedBackend(pays_for_coding, noise=0.03)
+    tune(request_, backend)
+    asked = Counter((launch, text) for launch, drafting, text in backend.asked if not drafting.is_off)
+    assert max(asked.values()) == 1
+
+
+def test_order_of_halves_alternates(request_):
+    """Off is asked first in half of the pairs (ABBA), give or take one."""
+    backend = SimulatedBackend(pays_for_coding)
+    tune(request_, backend)
+    firsts = [a[1].is_off for a, b in zip(backend.asked[::2], backend.asked[1::2], strict=True)]
+    assert abs(sum(firsts) - len(firsts) / 2) <= 1
+    assert firsts[0] is not firsts[1]
+
+
+def test_one_launch_serves_all_prompt_types(request_):
+    """Each drafting of the search is launched once, whatever the number of prompt types."""
+    backend = SimulatedBackend(pays_for_coding)
+    progress = Silent()
+    tune(request_, backend, progress)
+    tried = {s.drafting for s in progress.steps if s.phase == "launch"}
+    proof_rounds = {(s.drafting, s.number) for s in progress.steps if s.phase == "prove"}
+    assert len(backend.launched) == 1 + len(tried) + len(proof_rounds)
+
+
+def test_studies_hold_off_and_every_drafting(request_, tmp_path):
+    """Each cell's Optuna study has off with value 1 and a trial for each drafting that was launched."""
+    import optuna
+
+    backend = SimulatedBackend(pays_for_coding)
+    tune(request_, backend)
+    storage = open_storage(request_.storage)
+    names = optuna.get_all_study_names(storage)
+    assert len(names) == len(TYPES)
+    assert all(name.startswith("main | ") for name in names)
+    study = optuna.load_study(study_name=next(n for n in names if "| coding |" in n), storage=storage)
+    by_mode = {t.user_attrs["drafting"]["mode"]: t for t in study.trials}
+    assert by_mode["off"].value == 1.0
+    assert {"draft-model", "ngram-simple"} <= set(by_mode)
+    assert all(t.state.is_finished() for t in study.trials)
+
+
+def test_within_noise_is_never_enabled(request_):
+    """A drafting that changes nothing is disabled or left undecided, with 2 % of noise."""
+    result = tune(request_, SimulatedBackend(lambda _d, _t: 1.0, noise=0.02))
+    assert all(r.verdict is not Verdict.ENABLE and r.drafting == OFF for r in result.values())
+
+
+def test_gain_on_one_prompt_only_is_not_enabled(request_):
+    """Seven prompts at −2 % and one at three times the speed do not make an enable."""
+    result = tune(request_, SimulatedBackend(lambda _d, text: 3.0 if text.endswith('0"}]') else 0.98))
+    assert all(r.verdict is not Verdict.ENABLE for r in result.values())
+
+
+def test_launch_that_cannot_work_is_not_tried_twice(request_):
+    """A draft that the server refuses for good costs one launch; the reason is told and kept."""
+
+    def refuse(drafting: Drafting) -> None:
+        if drafting.mode is Mode.DRAFT_MODEL:
+            raise LaunchError("The draft model is damaged.", "Download it again.", permanent=True)
+
+    backend = SimulatedBackend(lambda _d, _t: 0.9, before_launch=refuse)
+    progress = Silent()
+    result = tune(request_, backend, progress)
+    assert sum(d.mode is Mode.DRAFT_MODEL for d in backend.launched) == 1
+    assert any("The draft model is damaged." in line for line in progress.told)
+    assert all(r.tried.mode is Mode.NGRAM_SIMPLE for r in result.values())
+    tune(replace(request_, again=True), backend)
+    assert sum(d.mode is Mode.DRAFT_MODEL for d in backend.launched) == 1
+
+
+def test_all_draftings_failing_says_why(request_):
+    """Where nothing could be measured the verdict is undecided, off, with the server's reason."""
+
+    def refuse(drafting: Drafting) -> None:
+        if not drafting.is_off:
+            raise LaunchError("No memory.", permanent=True)
+
+    result = tune(request_, SimulatedBackend(pays_for_coding, before_launch=refuse))
+    for r in result.values():
+        assert (r.verdict, r.drafting) == (Verdict.UNDECIDED, OFF)
+        assert "No memory." in r.reason
+
+
+def test_off_that_does_not_start_ends_the_tune(request_):
+    """Without off there is nothing to compare with: the launch error itself is raised."""
+
+    def refuse(drafting: Drafting) -> None:
+        raise LaunchError("The model file is damaged.")
+
+    with pytest.raises(LaunchError, match="The model file is damaged"):
+        tune(request_, SimulatedBackend(pays_for_coding, before_launch=refuse))
+
+
+def test_request_that_fails_without_drafting_ends_the_tune(request_):
+    """A prompt that off cannot answer is nobody's fault but the settings': it is named."""
+
+    def refuse(server: SimulatedServer, text: str) -> None:
+        if server.drafting.is_off and "coding prove 3" in text:
+            raise RequestError("The context is too small.")
+
+    with pytest.raises(AutospecError, match=r"coding-prove-3 failed: The context is too small"):
+        tune(request_, SimulatedBackend(pays_for_coding, before_answer=refuse))
+
+
+def test_server_that_dies_once_is_launched_again(request_):
+    """One death costs a launch, not the trial."""
+    deaths = []
+
+    def die(server: SimulatedServer, text: str) -> None:
+        if not server.drafting.is_off and "coding prove 2" in text and not deaths:
+            deaths.append(server.launch_id)
+            raise ServerDiedError("It was killed.")
+
+    result = tune(request_, SimulatedBackend(pays_for_coding, before_answer=die))
+    assert deaths
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+
+
+@pytest.mark.parametrize("at", [1, 2, 7, 20, 33, 60])
+def test_goes_on_after_an_interruption(request_, at):
+    """Interrupted at any request, the next tune asks for nothing that was finished, and reaches the same verdict."""
+    count = 0
+
+    def interrupt(server: SimulatedServer, text: str) -> None:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+
+    first = SimulatedBackend(pays_for_coding, before_answer=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tune(request_, first)
+    assert not first.running
+    second = SimulatedBackend(pays_for_coding)
+    result = tune(request_, second)
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    finished = [_exposure(a) for a in first.asked[: at - 1]]
+    repeated = Counter(_exposure(a) for a in second.asked)
+    uninterrupted = SimulatedBackend(pays_for_coding)
+    tune(replace(request_, storage=request_.storage.replace("autospec.db", "other.db")), uninterrupted)
+    assert len(finished) + len(second.asked) <= len(uninterrupted.asked) + 4, repeated.most_common(3)
+
+
+def test_interrupted_tune_keeps_a_provisional_recommendation(request_):
+    """After Ctrl-C in the search the store says undecided, off, provisional, with the best so far."""
+    count = 0
+
+    def interrupt(server: SimulatedServer, text: str) -> None:
+        nonlocal count
+        count += 1
+        if count == 20:
+            raise KeyboardInterrupt
+
+    tuning = Tuning(request_, SimulatedBackend(pays_for_coding, before_answer=interrupt), MACHINE, Silent())
+    with pytest.raises(KeyboardInterrupt):
+        tuning.run()
+    known = tuning.known()
+    assert {r.prompt_type for r in known} == set(TYPES)
+    assert all((r.status, r.drafting) == (Status.PROVISIONAL, OFF) for r in known)
+
+
+def test_what_is_proven_is_not_measured_again(request_):
+    """A second tune of the same cells launches nothing; with `again` it proves afresh."""
+    tune(request_, SimulatedBackend(pays_for_coding))
+    second = SimulatedBackend(pays_for_coding)
+    result = tune(request_, second)
+    assert second.launched == []
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    third = SimulatedBackend(pays_for_coding)
+    tune(replace(request_, again=True), third)
+    assert len(third.launched) >= 2
+
+
+def test_by_turns_where_two_launches_do_not_fit(request_, monkeypatch):
+    """With memory for one launch no two ever run at once, and the verdicts are the same."""
+    monkeypatch.setattr(run_module, "resident_launches", lambda **_: 1)
+    backend = SimulatedBackend(pays_for_coding)
+    result = tune(request_, backend)
+    assert backend.most_running == 1
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    assert result[PromptType.WRITING].verdict is Verdict.DISABLE
+    asked = Counter((launch, text) for launch, drafting, text in backend.asked if not drafting.is_off)
+    assert max(asked.values()) == 1
+
+
+def test_two_that_do_not_fit_after_all_go_on_by_turns(request_):
+    """A launch beside off that runs out of memory is repeated alone, and the study goes on."""
+    backend = SimulatedBackend(pays_for_coding)
+
+    def refuse(drafting: Drafting) -> None:
+        if backend.running:
+            raise LaunchError("Out of memory.")
+
+    backend.before_launch = refuse
+    result = tune(request_, backend)
+    assert backend.most_running == 1
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+
+
+def test_no_arms_is_undecided_and_launches_nothing(request_):
+    """A build without drafting modes gets a sentence, and no launch."""
+    backend = SimulatedBackend(pays_for_coding, modes=frozenset({Mode.OFF}))
+    result = tune(request_, backend)
+    assert backend.launched == []
+    assert all(r.verdict is Verdict.UNDECIDED and "modes" in r.reason for r in result.values())
+
+
+def test_budget_that_is_spent_leaves_undecided(request_, monkeypatch):
+    """When the clock runs out the search ends after its first trial and the proof is as long as it was."""
+    from autospec.tuning import budget
+
+    clock = iter(range(0, 10_000_000, 30))
+    monkeypatch.setattr(budget.Budget.__init__, "__defaults__", (lambda: float(next(clock)),))
+    result = tune(replace(request_, budget_s=1200.0), SimulatedBackend(pays_for_coding, noise=0.05))
+    assert set(result) == set(TYPES)
+    for r in result.values():
+        if r.verdict is Verdict.UNDECIDED:
+            assert r.status is Status.PROVISIONAL
+            assert "run tune again" in r.reason
+
+
+def test_second_tune_is_told_who_holds_the_machine(request_, tmp_path):
+    """The lock's holder is named with process, work and time."""
+    with machine_lock("tune some-other-model"), pytest.raises(BusyError, match=r"process \d+ \(tune some-other-model\), since"):
+        tune(request_, SimulatedBackend(pays_for_coding))
+
+
+def test_json_of_the_result_holds_the_evidence(request_):
+    """The recommendation carries the arguments of the drafting, the pairs, and what it cost."""
+    coding = tune(request_, SimulatedBackend(pays_for_coding))[PromptType.CODING]
+    document = json.loads(json.dumps(coding.to_json()))
+    assert document["evidence"]["args"][0] == "--mode=draft-model"
+    assert document["evidence"]["same_text"] == document["evidence"]["compared_texts"] == document["pairs"]
+    assert document["evidence"]["cost"]["launches"] > 2
+    assert document["acceptance"] == 0.5
+
+
+def _exposure(asked: tuple[str, Drafting, str]) -> tuple[str, str]:
+    return asked[1].key, asked[2]
+
+
+def _cell_key(request: TuneRequest, backend: SimulatedBackend, prompt_type: PromptType) -> str:
+    from autospec.cells import Cell
+
+    build = backend.capabilities().build
+    return Cell(request.model.ref, prompt_type, build, MACHINE, request.settings().args).key
