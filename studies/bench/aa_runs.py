@@ -1,0 +1,96 @@
+"""A/A runs: two launches of the same server, both with drafting off, judged as if one were drafting.
+
+Run: ``python studies/bench/aa_runs.py --model PATH [--proofs 6] [--backend embedded] [--max-tokens 64]``
+
+Whatever is enabled here is enabled falsely. One run prints, for each proof, its verdict, pairs and interval, and at
+the end the standard deviation of the log-ratio of a pair: the noise of this machine, to be compared with the
+columns of verdict_simulation.py. The machine's own disturbances are left in, flagged pairs included, so that the
+figures are those of the worst case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from pathlib import Path
+
+from autospec.backends.protocol import Backend, LaunchSettings, Request
+from autospec.backends.registry import backend_for
+from autospec.drafting import OFF
+from autospec.measure.verdict import DEFAULT_RULE, Decision, decide_log_ratios
+from autospec.prompts.suite import Half, Prompt, load_suite
+from autospec.settings import load_settings
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--backend", default="")
+    parser.add_argument("--proofs", type=int, default=6, help="one per prompt type, in their order")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=4, help="at most so many rounds per proof")
+    args = parser.parse_args()
+
+    backend = backend_for(args.backend or None, load_settings())
+    suite = load_suite()
+    print("| prompt type | verdict | ratio | interval | pairs | launches |\n|---|---|---|---|---|---|")
+    deviations: list[float] = []
+    false_enables = 0
+    for prompt_type in suite.types()[: args.proofs]:
+        prompts = suite.of(prompt_type, Half.PROVE)
+        decision, by_prompt, rounds = one_proof(
+            backend, str(args.model), prompts, args.max_tokens, args.rounds
+        )
+        assert decision.estimate is not None
+        low, high = decision.estimate.interval
+        false_enables += decision.verdict == "enable"
+        deviations += [v - statistics.fmean(p) for p in by_prompt for v in p if len(p) > 1]
+        print(
+            f"| {prompt_type} | {decision.verdict} | {decision.estimate.ratio:.4f} | {low:.4f} – {high:.4f} "
+            f"| {decision.estimate.n} | {rounds} |",
+            flush=True,
+        )
+    print(f"\nfalse enables: {false_enables} of {args.proofs}")
+    if len(deviations) > 2:
+        # Deviations from a prompt's own mean of r rounds have (r - 1)/r of the variance; rounds vary, so this is
+        # a slight underestimate.
+        spread = statistics.pstdev(deviations)
+        print(
+            f"noise of a pair: {100 * spread:.2f} % (of one measurement: {100 * spread / math.sqrt(2):.2f} %)"
+        )
+
+
+def one_proof(
+    backend: Backend, model: str, prompts: tuple[Prompt, ...], max_tokens: int, most_rounds: int
+) -> tuple[Decision, list[list[float]], int]:
+    """One proof of off against off, with the rounds and looks that `autospec tune` has."""
+    settings = LaunchSettings(args=("-c", "4096"))
+    by_prompt: list[list[float]] = [[] for _ in prompts]
+    first = backend.launch(model, OFF, settings)
+    turn = 0
+    try:
+        for round_ in range(1, most_rounds + 1):
+            second = backend.launch(model, OFF, settings)
+            try:
+                for k, prompt in enumerate(prompts):
+                    request = Request(messages=prompt.messages, max_tokens=max_tokens)
+                    order = (first, second) if turn % 2 == 0 else (second, first)
+                    turn += 1
+                    speeds = {server.launch_id: server.complete(request).request_tps for server in order}
+                    by_prompt[k].append(math.log(speeds[second.launch_id] / speeds[first.launch_id]))
+            finally:
+                second.stop()
+            decision = decide_log_ratios(by_prompt, round_)
+            if (round_ in DEFAULT_RULE.looks and decision.final) or round_ == most_rounds:
+                return decision, by_prompt, round_
+    finally:
+        first.stop()
+    raise AssertionError("the last round returns")
+
+
+if __name__ == "__main__":
+    main()

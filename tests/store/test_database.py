@@ -1,0 +1,110 @@
+"""The database: what is written comes back, also through the fast reader, and errors are sentences."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autospec.cells import Hardware, PromptType
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import StoreError
+from autospec.measure.measurements import Measurement, Phase
+from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.store.database import open_store
+from autospec.store.reader import read_recommendations
+
+MACHINE = Hardware(id="m", chip="M2 Ultra", memory_bytes=64 << 30)
+DRAFT = Drafting(Mode.DRAFT_MODEL, draft="/d.gguf", n_max=8, n_min=0, p_min=0.75)
+MEASUREMENT = Measurement(
+    cell_key="cell", protocol="p", phase=Phase.SEARCH, round=0, drafting=DRAFT, compared=DRAFT, prompt_id="a",
+    launch_id="l", position=1, started_at=100.0, prompt_tokens=10, predicted_tokens=64, prompt_ms=5.0,
+    predicted_ms=640.0, wall_ms=650.0, drafted=70, accepted=50, text_digest="d" * 64, finish_reason="stop",
+    machine={"other_load": 0.1},
+)  # fmt: skip
+RECOMMENDATION = Recommendation(
+    model="main", model_path="/main.gguf", backend="llama-server", backend_build="b1", prompt_type=PromptType.CODING,
+    verdict=Verdict.ENABLE, drafting=DRAFT, tried=DRAFT, baseline_tps=50.0, drafting_tps=75.0, speedup=1.5,
+    speedup_ci=(1.4, 1.6), pairs=8, acceptance=0.7, reason="Because.", status=Status.PROVEN,
+    created_at="2026-11-23T00:00:00+00:00", evidence={"args": ["-md", "/d.gguf"]},
+)  # fmt: skip
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'sub' / 'autospec.db'}"
+
+
+def test_measurement_comes_back_as_it_was(url):
+    """Draftings, phases and missing counts survive the way through the database."""
+    store = open_store(url)
+    untold = replace(MEASUREMENT, prompt_id="b", drafting=OFF, drafted=None, accepted=None)
+    for measurement in (MEASUREMENT, untold):
+        store.add_measurement(measurement)
+    assert store.measurements("cell") == [MEASUREMENT, untold]
+    store.close()
+
+
+def test_measurements_are_filtered(url):
+    """Cell, protocol, phase and time each leave out what they should."""
+    store = open_store(url)
+    store.add_measurement(MEASUREMENT)
+    assert store.measurements("other") == []
+    assert store.measurements("cell", protocol="q") == []
+    assert store.measurements("cell", phase=Phase.PROVE) == []
+    assert store.measurements("cell", since=100.5) == []
+    assert len(store.measurements("cell", protocol="p", phase=Phase.SEARCH, since=100.0)) == 1
+    store.close()
+
+
+def test_newest_recommendation_of_a_cell_counts(url):
+    """A cell's later recommendation replaces its earlier one, for the store and for the fast reader."""
+    store = open_store(url)
+    store.save_recommendation(RECOMMENDATION, MACHINE, "cell-1")
+    store.save_recommendation(replace(RECOMMENDATION, model="other"), MACHINE, "cell-2")
+    newer = replace(RECOMMENDATION, verdict=Verdict.DISABLE, drafting=OFF)
+    store.save_recommendation(newer, MACHINE, "cell-1")
+    found = store.recommendations(model="main")
+    assert [s.recommendation for s in found] == [newer]
+    assert {s.cell_key for s in read_recommendations(url)} == {"cell-1", "cell-2"}
+    assert read_recommendations(url) == sorted(
+        store.recommendations(), key=lambda s: s.cell_key, reverse=True
+    )
+    store.close()
+
+
+def test_reader_finds_nothing_where_nothing_is(url, tmp_path):
+    """No file, and a database of somebody else's, are both nothing known, not an error."""
+    assert read_recommendations(url) == []
+    with sqlite3.connect(tmp_path / "empty.db") as connection:
+        connection.execute("CREATE TABLE other (x)")
+    connection.close()
+    assert read_recommendations(f"sqlite:///{tmp_path / 'empty.db'}") == []
+
+
+def test_sqlite_is_put_in_wal_mode(url, tmp_path):
+    """Readers must not wait for a tune that writes."""
+    open_store(url).close()
+    with sqlite3.connect(tmp_path / "sub" / "autospec.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+@pytest.mark.parametrize("bad", ["not a url", "nosuch://x/y"])
+def test_url_that_means_nothing_is_a_sentence(bad):
+    """A storage URL that SQLAlchemy does not know is named, with what to do."""
+    with pytest.raises(StoreError) as caught:
+        open_store(bad)
+    assert caught.value.hint
+
+
+def test_damaged_file_is_a_sentence(tmp_path):
+    """A file that is no database is a StoreError from the store and from the reader."""
+    path = tmp_path / "autospec.db"
+    path.write_bytes(b"this is no database at all, and longer than a header of sixteen bytes" * 20)
+    with pytest.raises(StoreError, match="cannot be used"):
+        open_store(f"sqlite:///{path}")
+    with pytest.raises(StoreError, match="damaged"):
+        read_recommendations(f"sqlite:///{path}")
