@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from autospec.cells import PromptType
 from autospec.cli.shell import Shell, command_options
-
-if TYPE_CHECKING:
-    from autospec.tuning.run import TuneRequest
 
 __all__ = ["command"]
 
@@ -64,9 +60,18 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     from autospec.hardware import identify
     from autospec.recommendations import document
     from autospec.report.tables import recommendation_table
+    from autospec.tuning.prepare import prepare
     from autospec.tuning.run import Tuning
 
-    request = _request(shell, model, options)
+    request = prepare(
+        shell.settings,
+        model,
+        drafts=options["drafts"],
+        prompt_types=[PromptType(t) for t in options["prompt_types"]],
+        args=options["args"],
+        again=options["again"],
+        warn=shell.warn,
+    )
     hardware = identify()
     backend = backend_for(shell.settings.backend or None, shell.settings)
     display = TuneDisplay(shell, request.model.name)
@@ -86,34 +91,3 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         shell.warn("Interrupted. What was measured is kept; run the same command again to go on.")
         return 130
     return None
-
-
-def _request(shell: Shell, model: str, options: dict[str, Any]) -> TuneRequest:
-    from autospec.catalog.scan import scan
-    from autospec.prompts.suite import load_suite
-    from autospec.settings import parse_duration
-    from autospec.tuning.definition import load_definition
-    from autospec.tuning.run import TuneRequest
-
-    settings = shell.settings
-    # Cheap mistakes first: reading every model's metadata may take seconds on a cold cache.
-    definition = load_definition(settings.study)
-    suite = load_suite(Path(settings.suite) if settings.suite else None)
-    budget_s = parse_duration(settings.budget) if settings.budget else None
-    catalog = scan(settings)
-    for warning in catalog.warnings:
-        shell.warn(warning)
-    return TuneRequest(
-        model=catalog.find(model),
-        models=catalog.models,
-        definition=definition,
-        suite=suite,
-        storage=settings.storage,
-        drafts=tuple(catalog.find(d) for d in options["drafts"]),
-        prompt_types=tuple(PromptType(t) for t in options["prompt_types"]),
-        args=(*settings.server_args, *options["args"]),
-        temperature=settings.temperature,
-        context_tokens=settings.context_tokens,
-        budget_s=budget_s,
-        again=options["again"],
-    )

@@ -8,7 +8,7 @@ from typing import Protocol
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
 
-__all__ = ["Progress", "Standing", "Step"]
+__all__ = ["Progress", "Standing", "Step", "Unwatched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +64,16 @@ class Progress(Protocol):
 
     def tell(self, text: str) -> None:
         """One sentence worth keeping: a trial's result, a refusal, a verdict."""
+
+
+class Unwatched:
+    """A progress that nobody watches."""
+
+    def step(self, step: Step) -> None:
+        """Nothing."""
+
+    def standing(self, standings: tuple[Standing, ...]) -> None:
+        """Nothing."""
+
+    def tell(self, text: str) -> None:
+        """Nothing."""
