@@ -1,0 +1,95 @@
+"""The command line: a table of commands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+import autospec
+from autospec.cli.shell import close_output, exit_code_of
+
+__all__ = ["COMMANDS", "cli", "main"]
+
+# Name → module and the line that `--help` shows, so that listing them imports none.
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "doctor": ("autospec.cli.doctor", "Show what is here, what is missing, and how to fix it."),
+    "models": ("autospec.cli.models", "List the main models on this disk."),
+    "drafts": ("autospec.cli.drafts", "Show which drafts fit a main model, and why others do not."),
+    "tune": ("autospec.cli.tune", "Find out by measuring where drafting pays."),
+    "recommend": ("autospec.cli.recommend", "Print the configuration that the evidence supports."),
+    "explain": ("autospec.cli.explain", "Say why drafting pays or does not, in words and numbers."),
+    "bench": ("autospec.cli.bench", "Measure one model with and without drafting, as tables."),
+    "studies": ("autospec.cli.studies", "List, show, import and export studies."),
+    "config": ("autospec.cli.config", "Show and check the settings."),
+}
+
+
+class _Commands(click.Group):
+    """A group that imports a command when it runs, and ends with the exit codes of DESIGN §7."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            ctx.fail(f"There is no command {name}." + (f" Did you mean {close[0]}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            code = result if isinstance(result, int) else 0
+        except Exception as error:  # noqa: BLE001 - the outermost edge; exit_code_of reports each
+            code = exit_code_of(error)
+        sys.exit(close_output() or code)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(autospec.__version__, prog_name="autospec", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Find out on this machine whether speculative decoding pays.
+
+    \b
+      autospec doctor                  what is here, and what is missing
+      autospec tune --model qwen3      measure, and write recommendations
+      autospec recommend               what to run, and why
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing known yet, 130 interrupted.
+    """  # noqa: D301 - click needs the backspace itself
+
+
+def main() -> NoReturn:
+    """The program `autospec`."""
+    cli.main(prog_name="autospec")
+    raise AssertionError  # cli.main always exits

@@ -1,0 +1,149 @@
+"""`autospec config`: where the settings are, what they are and where each comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autospec.cli.shell import Shell, command_options
+
+if TYPE_CHECKING:
+    from autospec.settings import Key, Settings
+
+__all__ = ["command"]
+
+
+@click.group()
+def command() -> None:
+    """Show and check the settings.
+
+    \b
+      autospec config path
+      autospec config show
+      autospec config show --template > config.toml
+      autospec config check
+    """  # noqa: D301 - click needs the backspace itself
+
+
+@command.command()
+@command_options
+def path(shell: Shell) -> None:
+    """Print the config file's path, whether it exists or not."""
+    from autospec.settings import locate_config
+
+    file = locate_config(shell.config)
+    if shell.json:
+        shell.emit({"schema": 1, "path": str(file), "exists": file.is_file()})
+    shell.out(str(file))
+
+
+@command.command()
+@click.option("--template", is_flag=True, help="Print a config file with every key, commented out.")
+@command_options
+def show(shell: Shell, *, template: bool) -> None:
+    """Print every setting, its value and where the value comes from."""
+    from autospec.settings import KEYS
+
+    if template:
+        text = "\n".join(_template_lines(KEYS))
+        if shell.json:
+            shell.emit({"schema": 1, "template": text})
+        shell.out(text)
+        return
+    settings = shell.settings
+    if shell.json:
+        shell.emit(_document(settings))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("key", "value", "from"):
+        table.add_column(heading, overflow="fold")
+    for key in KEYS:
+        source = settings.sources[key.name]
+        table.add_row(
+            key.name, _shown(_value(settings, key)), key.variable if source == "environment" else source
+        )
+    shell.out(table)
+
+
+@command.command()
+@command_options
+def check(shell: Shell) -> None:
+    """Read config file and environment; exit 2 with the reason if they are wrong."""
+    file = shell.settings.config_file
+    if shell.json:
+        shell.emit({"schema": 1, "ok": True, "path": str(file), "exists": file.is_file()})
+    shell.out(f"ok: {file}" if file.is_file() else f"ok: no file {file}, so the defaults hold")
+
+
+def _document(settings: Settings) -> dict[str, Any]:
+    from autospec.settings import KEYS
+
+    return {
+        "schema": 1,
+        "settings": {
+            key.name: {
+                "value": _json(_value(settings, key)),
+                "source": settings.sources[key.name],
+                "variable": key.variable,
+                "about": key.doc,
+            }
+            for key in KEYS
+        },
+    }
+
+
+def _value(settings: Settings, key: Key) -> object:
+    return settings.storage_shown if key.name == "storage" else getattr(settings, key.name)
+
+
+def _json(value: object) -> object:
+    match value:
+        case tuple():
+            return [_json(item) for item in value]
+        case None | bool() | int() | float() | str():
+            return value
+        case _:
+            return str(value)
+
+
+def _shown(value: object) -> str:
+    import shlex
+
+    from rich.markup import escape
+
+    match value:
+        case tuple():
+            return escape(shlex.join(str(item) for item in value)) or "-"
+        case bool():
+            return "true" if value else "false"
+        case None | "":
+            return "-"
+        case _:
+            return escape(str(value))
+
+
+def _template_lines(keys: tuple[Key, ...]) -> list[str]:
+    """A TOML file with every key that a file may set, commented out, with its default."""
+    examples = {
+        "state_dir": '"~/autospec/state"',
+        "cache_dir": '"~/autospec/cache"',
+        "log_dir": '"~/autospec/logs"',
+        "model_dirs": '["~/models"]',
+        "storage": '"sqlite:////home/me/autospec.db"',
+        "server_args": '["-ngl", "99", "-c", "32768"]',
+        "budget": '"20m"',
+        "llama_server": '"/opt/llama.cpp/llama-server"',
+        "backend": '"llama-server"',
+        "suite": '"my-prompts.jsonl"',
+    }
+    lines = ["# autospec's settings. Remove the # before a line to set it.", ""]
+    for key in keys:
+        if key.in_file:
+            value = examples.get(key.name) or (
+                f'"{key.default}"' if isinstance(key.default, str) else str(key.default).lower()
+            )
+            lines += [f"# {key.doc} ({key.variable})", f"#{key.name} = {value}", ""]
+    return lines[:-1]

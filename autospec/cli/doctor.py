@@ -1,0 +1,289 @@
+"""`autospec doctor`: what is here, what is missing, and the one line that fixes it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import autospec
+from autospec.cli.shell import Shell, command_options
+from autospec.errors import AutospecError
+
+if TYPE_CHECKING:
+    from autospec.cells import Hardware
+    from autospec.hardware.state import MachineState
+    from autospec.settings import Settings
+
+__all__ = ["command"]
+
+# Long enough that a load of a few percent shows.
+_WATCH_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something to mend, and how."""
+
+    problem: str
+    fix: str
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the doctor saw.
+
+    Attributes:
+        problems: What keeps a tune from running.
+        advice: What makes its measurements worse.
+    """
+
+    hardware: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    backends: list[dict[str, Any]] = field(default_factory=list)
+    models: dict[str, Any] = field(default_factory=dict)
+    storage: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    advice: list[Problem] = field(default_factory=list)
+
+
+@click.command()
+@command_options
+def command(shell: Shell) -> None:
+    """Show what is here, what is missing, and how to fix it.
+
+    \b
+      autospec doctor
+      autospec doctor --json | jq .problems
+    """  # noqa: D301 - click needs the backspace itself
+    from autospec.hardware import identify
+    from autospec.hardware.state import StateWatch
+
+    settings = shell.settings
+    hardware = identify()
+    watch = StateWatch()
+    watch.start()
+    began_s = time.monotonic()
+    findings = Findings(hardware=hardware.to_json())
+    _examine_backends(findings, settings)
+    _examine_models(findings, settings)
+    _examine_storage(findings, settings)
+    time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began_s)))
+    _examine_state(findings, watch.finish())
+    if shell.json:
+        shell.emit(_document(findings, settings))
+    else:
+        _show(shell, findings, settings, hardware)
+
+
+def _examine_backends(findings: Findings, settings: Settings) -> None:
+    from autospec.backends.protocol import Capabilities
+
+    try:
+        from autospec.backends.registry import available
+
+        found = dict(available(settings))
+    except Exception as error:  # noqa: BLE001 - the doctor goes on where a patient would stop
+        findings.problems.append(_problem("The backends cannot be looked at", error))
+        return
+    for name, answer in found.items():
+        if isinstance(answer, Capabilities):
+            findings.backends.append(
+                {
+                    "name": name,
+                    "ok": True,
+                    "build": answer.build.version,
+                    "fingerprint": answer.build.fingerprint,
+                    "modes": sorted(str(mode) for mode in answer.modes),
+                    "notes": list(answer.notes),
+                }
+            )
+        else:
+            missing = _problem("", answer)
+            findings.backends.append({"name": name, "ok": False, "build": "", "modes": [], **asdict(missing)})
+    wanted = next((b for b in findings.backends if b["name"] == settings.backend), None)
+    if settings.backend and wanted is None:
+        names = ", ".join(b["name"] for b in findings.backends)
+        findings.problems.append(
+            Problem(f"The settings ask for a backend {settings.backend}.", f"Choose one of {names}.")
+        )
+    elif wanted is not None and not wanted["ok"]:
+        findings.problems.append(Problem(wanted["problem"], wanted["fix"]))
+    elif not any(b["ok"] for b in findings.backends):
+        findings.problems.append(
+            Problem("No backend is installed.", "pip install xllamacpp, or brew install llama.cpp")
+        )
+
+
+def _examine_models(findings: Findings, settings: Settings) -> None:
+    try:
+        from autospec.catalog.scan import scan
+
+        catalog = scan(settings)
+    except Exception as error:  # noqa: BLE001 - as above
+        findings.problems.append(_problem("The models cannot be listed", error))
+        return
+    places: dict[tuple[str, str], int] = {}
+    for model in catalog.models:
+        # The deepest of the folders that were searched: folders may lie in one another.
+        roots = [folder for folder in catalog.looked_in if model.path.is_relative_to(folder)]
+        root = max(roots, key=lambda folder: len(folder.parts), default=model.path.parent)
+        place = (model.source, str(root))
+        places[place] = places.get(place, 0) + 1
+    findings.models = {
+        "count": len(catalog.models),
+        "places": [
+            {"source": source, "path": path, "count": count}
+            for (source, path), count in sorted(places.items(), key=lambda item: -item[1])
+        ],
+        "looked_in": [str(folder) for folder in catalog.looked_in],
+        "warnings": list(catalog.warnings),
+    }
+    if not catalog.models:
+        findings.problems.append(
+            Problem(
+                "No models were found.",
+                f"Download a GGUF, e.g. with LM Studio, or name your folder in {settings.config_file}: "
+                'model_dirs = ["~/models"]',
+            )
+        )
+
+
+def _examine_storage(findings: Findings, settings: Settings) -> None:
+    findings.storage = {"url": settings.storage_shown, "ok": True}
+    try:
+        _try_storage(settings.storage)
+    except Exception as error:  # noqa: BLE001 - as above
+        problem = _problem("The database cannot be written", error)
+        findings.storage["ok"] = False
+        findings.problems.append(problem)
+
+
+def _try_storage(url: str) -> None:
+    from urllib.parse import unquote
+
+    file = Path(unquote(url.removeprefix("sqlite:///"))) if url.startswith("sqlite:///") else None
+    if file is not None and not file.exists():
+        # Looking leaves no trace: the first tune makes the file.
+        folder = next(parent for parent in (file.absolute()).parents if parent.exists())
+        if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+            raise AutospecError(
+                f"The folder {folder} for the database cannot be written.",
+                "Check who owns it, or set another with AUTOSPEC_HOME.",
+            )
+        return
+    from autospec.store.database import open_store
+
+    open_store(url).close()
+
+
+def _examine_state(findings: Findings, state: MachineState) -> None:
+    from autospec.hardware.state import disturbed
+
+    findings.state = state.to_json()
+    if state.on_battery:
+        findings.advice.append(Problem("The machine runs on battery.", "Plug it in before a tune."))
+    if state.low_power:
+        findings.advice.append(Problem("Low power mode is on.", "Switch it off before a tune."))
+    if state.thermal == "throttled":
+        findings.advice.append(Problem("Heat slows the processor.", "Let it cool down before a tune."))
+    if reason := disturbed(state):
+        findings.advice.append(
+            Problem(reason, "End other work before a tune; disturbed measurements are repeated.")
+        )
+
+
+def _problem(what: str, error: BaseException) -> Problem:
+    if isinstance(error, AutospecError):
+        return Problem(error.message, error.hint)
+    logging.getLogger(__name__).debug("%s", what, exc_info=error)
+    text = f"{type(error).__name__}: {error}"
+    return Problem(
+        f"{what}: {text}" if what else text, "Run `autospec doctor -v` and send what it says to the project."
+    )
+
+
+def _document(findings: Findings, settings: Settings) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "ok": not findings.problems,
+        "autospec": autospec.__version__,
+        "python": platform.python_version(),
+        "config_file": str(settings.config_file),
+        "hardware": findings.hardware,
+        "state": findings.state,
+        "backends": findings.backends,
+        "models": findings.models,
+        "storage": findings.storage,
+        "problems": [asdict(p) for p in findings.problems],
+        "advice": [asdict(p) for p in findings.advice],
+    }
+
+
+def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardware) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    gpu = f", {hardware.gpu}" if hardware.gpu else ""
+    state = findings.state
+    free_gib = state["memory_available_bytes"] / 1024**3
+    power = {True: "on battery", False: "on mains", None: "power unknown"}[state["on_battery"]]
+    file = settings.config_file
+    rows = [
+        (
+            "machine",
+            f"{hardware.chip}, {hardware.memory_bytes / 1024**3:.1f} GiB, {hardware.cores} cores{gpu}",
+        ),
+        ("", f"{hardware.os}, id {hardware.id}"),
+        (
+            "now",
+            f"others use {state['other_load']:.1f} of {state['cores']} cores, {free_gib:.1f} GiB free, {power}",
+        ),
+        ("autospec", f"{autospec.__version__}, Python {platform.python_version()}"),
+        ("config", f"{file}" if file.is_file() else f"{file} (not there: the defaults hold)"),
+        (
+            "storage",
+            f"{findings.storage['url']} ({'can' if findings.storage['ok'] else 'can not'} be written)",
+        ),
+        *_backend_rows(findings.backends),
+        *_model_rows(findings.models),
+    ]
+    for label, text in rows:
+        table.add_row(label, escape(text))
+    shell.out(table)
+    for heading, entries in (("To mend", findings.problems), ("Advice", findings.advice)):
+        if entries:
+            shell.out(f"\n{heading}:")
+            for entry in entries:
+                shell.out(f"  {entry.problem}\n    {entry.fix}" if entry.fix else f"  {entry.problem}")
+    if not findings.problems:
+        shell.out("\nReady: autospec models, then autospec tune --model NAME")
+
+
+def _backend_rows(backends: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for backend in backends:
+        label = "backends" if not rows else ""
+        if backend["ok"]:
+            rows.append((label, f"{backend['name']} {backend['build']}: {', '.join(backend['modes'])}"))
+            rows += [("", f"  {note}") for note in backend["notes"]]
+        else:
+            rows.append((label, f"{backend['name']}: {backend['problem']} {backend['fix']}".rstrip()))
+    return rows
+
+
+def _model_rows(models: dict[str, Any]) -> list[tuple[str, str]]:
+    if not models:
+        return []
+    rows = [("models", f"{models['count']} found")]
+    rows += [("", f"  {place['count']} in {place['path']} ({place['source']})") for place in models["places"]]
+    return rows + [("", f"  warning: {warning}") for warning in models["warnings"]]

@@ -1,0 +1,163 @@
+"""Which machine this is: chip, memory, cores and accelerator, and a stable id made of them.
+
+Reads /proc and /sys on Linux and asks sysctl and ioreg on macOS; no packages, so that `recommend` stays quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from autospec.cells import Hardware
+from autospec.hardware.commands import output_of
+
+__all__ = ["describe", "identify", "installed_gib", "parse_cpuinfo", "parse_ioreg", "parse_nvidia_smi"]
+
+_GIB = 1024**3
+_MAC_SYSCTLS = ("machdep.cpu.brand_string", "hw.memsize")
+
+
+@functools.cache
+def identify() -> Hardware:
+    """This machine; read once per process."""
+    return _macos() if sys.platform == "darwin" else _linux(Path("/"))
+
+
+def describe(*, chip: str, memory_bytes: int, cores: int, os_name: str, gpu: str) -> Hardware:
+    """Put the facts together under an id that equal machines share.
+
+    The id holds the installed memory in whole GiB, because what a kernel reserves changes with its version, and
+    leaves the operating system out: an update of it is no other machine.
+    """
+    gib = installed_gib(memory_bytes)
+    digest = hashlib.sha256(f"{chip}|{gib}|{cores}|{gpu}".encode()).hexdigest()[:6]
+    words = re.sub(r"\((?:r|tm|c)\)|\b(?:cpu|processor)\b|@.*|\b\d+-core\b", " ", chip.lower())
+    slug = "-".join(re.findall(r"[a-z0-9]+", words)) or "unknown"
+    return Hardware(
+        id=f"{slug}-{gib}g-{digest}",
+        chip=chip,
+        memory_bytes=memory_bytes,
+        cores=cores,
+        os=os_name,
+        gpu=gpu,
+    )
+
+
+def installed_gib(memory_bytes: int) -> int:
+    """Installed memory behind what the system reports, which is a little less on Linux.
+
+    Rounded up to a step of a sixteenth of the next lower power of two, at least 1 GiB: memory comes in such
+    sizes, and firmware and kernel together keep less than one step.
+    """
+    gib = memory_bytes / _GIB
+    step = max(1, 2 ** (math.floor(math.log2(gib)) - 4)) if gib >= 1 else 1
+    return max(1, math.ceil(gib / step) * step)
+
+
+def parse_cpuinfo(text: str) -> str:
+    """The processor's name in /proc/cpuinfo; empty where it has none (most ARM kernels)."""
+    found = re.search(r"^(?:model name|cpu model|cpu)\s*:\s*(\S.*)$", text, re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
+
+
+def parse_nvidia_smi(text: str) -> tuple[str, ...]:
+    """GPU names in what ``nvidia-smi -L`` prints."""
+    return tuple(re.findall(r"^GPU \d+: (.+?)(?: \(UUID: .*)?$", text, re.MULTILINE))
+
+
+def parse_ioreg(text: str) -> int:
+    """GPU cores in what ``ioreg -rc AGXAccelerator -d 1`` prints; 0 where it does not say."""
+    found = re.search(r'"gpu-core-count" = (\d+)', text)
+    return int(found[1]) if found else 0
+
+
+def _macos() -> Hardware:
+    # Asked for by name in one call; the answers come one a line, in the same order.
+    lines = output_of("sysctl", "-n", *_MAC_SYSCTLS).splitlines()
+    chip, memory = lines if len(lines) == len(_MAC_SYSCTLS) else ("Mac", "0")
+    gpu = ""
+    if platform.machine() == "arm64":
+        # The same chip is sold with different GPUs, and the GPU is what the models run on.
+        cores = parse_ioreg(output_of("ioreg", "-rc", "AGXAccelerator", "-d", "1"))
+        gpu = f"{chip} {cores}-core GPU" if cores else f"{chip} GPU"
+    return describe(
+        chip=chip.strip(),
+        memory_bytes=int(memory) if memory.isdigit() else 0,
+        cores=os.cpu_count() or 1,
+        os_name=f"macos {platform.mac_ver()[0]}".strip(),
+        gpu=gpu,
+    )
+
+
+def _linux(root: Path) -> Hardware:
+    chip = (
+        parse_cpuinfo(_read(root / "proc/cpuinfo"))
+        or _read(root / "proc/device-tree/model").strip("\0\n ")
+        or _read(root / "sys/devices/virtual/dmi/id/product_name").strip()
+        or platform.machine()
+    )
+    return describe(
+        chip=chip,
+        memory_bytes=_linux_memory(root),
+        cores=_linux_cores(root),
+        os_name=f"linux {platform.release()}",
+        gpu=_named(_nvidia(root) + _other_gpus(root)),
+    )
+
+
+def _linux_memory(root: Path) -> int:
+    found = re.search(r"^MemTotal:\s*(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    total = int(found[1]) * 1024 if found else 0
+    limit = _read(root / "sys/fs/cgroup/memory.max").strip()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _linux_cores(root: Path) -> int:
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota = _read(root / "sys/fs/cgroup/cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
+    return cores
+
+
+def _nvidia(root: Path) -> tuple[str, ...]:
+    names = [
+        found[1].strip()
+        for card in sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
+        if (found := re.search(r"^Model:\s*(.+)$", _read(card), re.MULTILINE))
+    ]
+    if names or not shutil.which("nvidia-smi"):
+        return tuple(names)
+    return parse_nvidia_smi(output_of("nvidia-smi", "-L"))  # WSL has the program but not the folder
+
+
+def _other_gpus(root: Path) -> tuple[str, ...]:
+    vendors = {"0x1002": "AMD", "0x8086": "Intel"}
+    names: list[str] = []
+    for card in sorted(root.glob("sys/class/drm/card*")):
+        vendor = vendors.get(_read(card / "device/vendor").strip())
+        if vendor and re.fullmatch(r"card\d+", card.name):
+            product = _read(card / "device/product_name").strip()
+            names.append(product or f"{vendor} GPU {_read(card / 'device/device').strip()}")
+    return tuple(names)
+
+
+def _named(gpus: Iterable[str]) -> str:
+    """One text for all of them: ``2 x NVIDIA GeForce RTX 4090``."""
+    return ", ".join(f"{n} x {name}" if n > 1 else name for name, n in sorted(Counter(gpus).items()))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,259 @@
+"""Reading the machine: processor times, memory, swap, power and heat. All of the I/O of `hardware.state`."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import psutil
+
+from autospec.hardware.commands import output_of
+
+__all__ = [
+    "Power",
+    "ProcessTime",
+    "Reading",
+    "descendants",
+    "parse_low_power",
+    "parse_swap_ins",
+    "parse_thermal",
+    "read",
+    "read_power",
+]
+
+_MACOS = sys.platform == "darwin"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessTime:
+    """Processor time of one process.
+
+    Attributes:
+        created_s: When it was started, seconds since the epoch; tells a reused pid.
+        cpu_s: Its user and system time, children not counted.
+    """
+
+    created_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """Where the energy comes from and whether heat holds the processor back.
+
+    Attributes:
+        on_battery: ``None`` where unknown.
+        battery_percent: ``None`` without a battery.
+        low_power: True if the user chose to save power.
+        thermal: ``nominal``, ``throttled`` or ``unknown``.
+        swap_in_bytes: Read back from swap since the system started (macOS, where it takes a program to know).
+    """
+
+    on_battery: bool | None = None
+    battery_percent: float | None = None
+    low_power: bool | None = None
+    thermal: str = "unknown"
+    swap_in_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything at one moment; two of them make a `MachineState`.
+
+    Attributes:
+        at_s: Monotonic clock.
+        wall_s: Seconds since the epoch, as processes' start times are.
+        busy_s: Time that all cores worked since the system started, without what was stolen.
+        steal_s: Time that the hypervisor kept cores from this system.
+        cores: Logical cores of the system.
+        self_s: Processor time of this process.
+        reaped_s: Processor time of this process's ended children.
+        processes: The other processes that are ours, by pid.
+        memory_available_bytes: Memory that can be had without swapping.
+        swap_in_bytes: Read back from swap since the system started (Linux).
+        throttles: How often heat slowed a processor since the system started; ``None`` if not counted.
+        power: See `Power`.
+    """
+
+    at_s: float
+    wall_s: float
+    busy_s: float
+    steal_s: float
+    cores: int
+    self_s: float
+    reaped_s: float
+    processes: Mapping[int, ProcessTime] = field(default_factory=dict)
+    memory_available_bytes: int = 0
+    swap_in_bytes: int = 0
+    throttles: int | None = None
+    power: Power = field(default_factory=Power)
+
+
+def read(pids: Iterable[int], power: Power) -> Reading:
+    """Read the machine. Takes well below a millisecond: it brackets every measurement.
+
+    Args:
+        pids: The processes that are ours, besides this one.
+        power: From `read_power`, which may be slow and so is called apart.
+    """
+    at_s, wall_s = time.monotonic(), time.time()
+    busy_s, steal_s = _system_times()
+    own = _this_process().cpu_times()
+    processes = {pid: found for pid in pids if (found := _process_time(pid)) is not None}
+    return Reading(
+        at_s=at_s,
+        wall_s=wall_s,
+        busy_s=busy_s,
+        steal_s=steal_s,
+        cores=psutil.cpu_count() or 1,
+        self_s=own.user + own.system,
+        reaped_s=own.children_user + own.children_system,
+        processes=processes,
+        memory_available_bytes=psutil.virtual_memory().available,
+        swap_in_bytes=_linux_swap_ins(),
+        throttles=_linux_throttles(),
+        power=power,
+    )
+
+
+def read_power() -> Power:
+    """Read what may need a program: call it every few seconds at most, outside of what is being timed."""
+    on_battery, battery_percent = _battery()
+    return Power(
+        on_battery=on_battery,
+        battery_percent=battery_percent,
+        low_power=_low_power(),
+        thermal=_thermal(),
+        swap_in_bytes=parse_swap_ins(output_of("vm_stat")) if _MACOS else 0,
+    )
+
+
+def descendants() -> frozenset[int]:
+    """Pids of all live descendants of this process. Takes milliseconds: it looks at every process."""
+    try:
+        return frozenset(child.pid for child in _this_process().children(recursive=True))
+    except psutil.Error:
+        return frozenset()
+
+
+def parse_low_power(text: str) -> bool | None:
+    """Low power mode in what ``pmset -g`` prints; ``None`` where it has no such line.
+
+    Newer Macs say ``powermode`` in place of ``lowpowermode``: 0 automatic, 1 low, 2 high.
+    """
+    found = re.search(r"^\s*(?:lowpowermode|powermode)\s+(\d)", text, re.MULTILINE)
+    return found[1] == "1" if found else None
+
+
+def parse_thermal(notifyutil: str, pmset: str) -> str:
+    """``nominal``, ``throttled`` or ``unknown`` from two programs of macOS.
+
+    Args:
+        notifyutil: Of ``notifyutil -g com.apple.system.thermalpressurelevel``: 0 nominal, 1 moderate, 2 heavy and
+            more. It is what powermetrics reads; clocks fall from heavy on.
+        pmset: Of ``pmset -g therm``. Says CPU_Speed_Limit on Intel; on Apple silicon it stays silent whatever
+            happens, so its silence means nothing.
+    """
+    if level := re.search(r"thermalpressurelevel\s+(\d+)\s*$", notifyutil, re.MULTILINE):
+        return "throttled" if int(level[1]) >= 2 else "nominal"
+    if limit := re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", pmset):
+        return "throttled" if int(limit[1]) < 100 else "nominal"
+    return "unknown"
+
+
+def parse_swap_ins(text: str) -> int:
+    """Bytes read back from swap in what ``vm_stat`` prints."""
+    size = re.search(r"page size of (\d+) bytes", text)
+    pages = re.search(r"^Swapins:\s+(\d+)", text, re.MULTILINE)
+    return int(size[1]) * int(pages[1]) if size and pages else 0
+
+
+@functools.cache
+def _this_process() -> psutil.Process:
+    return psutil.Process()
+
+
+def _system_times() -> tuple[float, float]:
+    times = psutil.cpu_times()
+    busy = times.user + times.system
+    # Linux counts guests in user already; macOS has neither interrupts nor steal.
+    for name in ("nice", "irq", "softirq"):
+        busy += getattr(times, name, 0.0)
+    return busy, getattr(times, "steal", 0.0)
+
+
+def _process_time(pid: int) -> ProcessTime | None:
+    try:
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        return ProcessTime(created_s=process.create_time(), cpu_s=times.user + times.system)
+    except psutil.Error:
+        return None
+
+
+def _linux_swap_ins() -> int:
+    found = re.search(r"^pswpin (\d+)", _read("/proc/vmstat"), re.MULTILINE)
+    return int(found[1]) * _page_bytes() if found else 0
+
+
+@functools.cache
+def _page_bytes() -> int:
+    import resource  # noqa: PLC0415 - not on every system
+
+    return resource.getpagesize()
+
+
+def _linux_throttles() -> int | None:
+    counts = [int(text) for path in _throttle_counters() if (text := _read(path).strip()).isdigit()]
+    return sum(counts) if counts else None
+
+
+@functools.cache
+def _throttle_counters() -> tuple[str, ...]:
+    """One counter per package (x86); reading every core's would take too long on large machines."""
+    by_package: dict[str, str] = {}
+    for cpu in sorted(Path("/sys/devices/system/cpu").glob("cpu[0-9]*")):
+        counter = cpu / "thermal_throttle/package_throttle_count"
+        if counter.exists():
+            by_package.setdefault(_read(cpu / "topology/physical_package_id"), str(counter))
+    return tuple(by_package.values())
+
+
+def _battery() -> tuple[bool | None, float | None]:
+    try:
+        battery = psutil.sensors_battery()
+    except (AttributeError, OSError, ValueError, psutil.Error):  # odd firmware, or no such sensor here
+        return None, None
+    if battery is None:  # there is none, so the power comes from the wall
+        return False, None
+    plugged = cast("bool | None", battery.power_plugged)  # None where the system cannot tell
+    return None if plugged is None else not plugged, round(battery.percent, 1)
+
+
+def _low_power() -> bool | None:
+    if _MACOS:
+        return parse_low_power(output_of("pmset", "-g"))
+    profile = _read("/sys/firmware/acpi/platform_profile").strip()
+    return profile == "low-power" if profile else None
+
+
+def _thermal() -> str:
+    if not _MACOS:
+        return "unknown" if _linux_throttles() is None else "nominal"
+    return parse_thermal(
+        output_of("notifyutil", "-g", "com.apple.system.thermalpressurelevel"),
+        output_of("pmset", "-g", "therm"),
+    )
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text("utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,217 @@
+"""How the machine is now, over the window of one measurement, and whether that disturbed it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from autospec.hardware.readings import Power, Reading, descendants, read, read_power
+
+__all__ = ["Limits", "MachineState", "StateWatch", "between", "disturbed"]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """The machine over one window.
+
+    Attributes:
+        window_s: Length of the window.
+        cores: Logical cores of the system.
+        other_load: Cores kept busy, on average, by processes that are not ours.
+        steal: Cores that the hypervisor kept for others, on average (Linux guests).
+        on_battery: At the end of the window; ``None`` where unknown.
+        battery_percent: ``None`` without a battery.
+        low_power: True if the user chose to save power; ``None`` where unknown.
+        thermal: ``nominal``, ``throttled`` or ``unknown``.
+        memory_available_bytes: At the end of the window.
+        swap_in_bytes: Read back from swap within the window.
+        changed: What changed within the window, as a clause; empty if nothing did.
+    """
+
+    window_s: float
+    cores: int
+    other_load: float
+    steal: float
+    on_battery: bool | None
+    battery_percent: float | None
+    low_power: bool | None
+    thermal: str
+    memory_available_bytes: int
+    swap_in_bytes: int
+    changed: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, to be kept beside the measurement; rounded to what the readings can tell."""
+        return asdict(self) | {
+            "window_s": round(self.window_s, 3),
+            "other_load": round(self.other_load, 3),
+            "steal": round(self.steal, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a disturbance a measurement may carry.
+
+    llama.cpp's threads wait for the slowest at every layer, so a foreign process that takes a quarter of one of
+    their cores can cost up to a quarter of the speed; pairs close in time take out what is steady, not what comes
+    and goes. Large machines always have some cores' worth of desktop in the background, and idle cores to run
+    it on: hence the share.
+
+    Attributes:
+        other_load: Cores that others may use on a small machine.
+        other_share: Share of all cores that others may use, if that is more.
+        steal_share: Share of all cores that the hypervisor may keep.
+        swap_in_bytes: What may be read back from swap: some 10 ms on an SSD.
+        slack_core_s: Processor time that means nothing: ticks of 10 ms on each side of every counter, which would
+            be 0.25 cores of a window of 100 ms.
+    """
+
+    other_load: float = 0.25
+    other_share: float = 0.05
+    steal_share: float = 0.05
+    swap_in_bytes: int = 32 * 1024**2
+    slack_core_s: float = 0.05
+
+
+_DEFAULT_LIMITS = Limits()
+
+
+def disturbed(
+    state: MachineState, previous: MachineState | None = None, limits: Limits = _DEFAULT_LIMITS
+) -> str:
+    """Why a measurement within this window should be repeated.
+
+    Args:
+        state: The window of the measurement.
+        previous: The window of the one that it will be compared with; power and heat must be the same.
+        limits: See `Limits`.
+
+    Returns:
+        One sentence, or an empty string where nothing disturbed it.
+    """
+    if state.changed:
+        return f"During the measurement {state.changed}."
+    if previous is not None and (change := _change(previous, state)):
+        return f"Since the measurement before, {change}."
+    slack = limits.slack_core_s / state.window_s if state.window_s > 0 else 0.0
+    if state.other_load - slack > max(limits.other_load, limits.other_share * state.cores):
+        return f"Other processes used {state.other_load:.1f} of {state.cores} cores."
+    if state.steal - slack > limits.steal_share * state.cores:
+        return f"The hypervisor kept {state.steal:.1f} of {state.cores} cores for others."
+    if state.swap_in_bytes > limits.swap_in_bytes:
+        return f"{state.swap_in_bytes / 1024**2:.0f} MiB were read back from swap: memory is short."
+    return ""
+
+
+def between(first: Reading, last: Reading) -> MachineState:
+    """The state over the window between two readings."""
+    window_s = last.at_s - first.at_s
+    per_second = 1.0 / window_s if window_s > 0 else 0.0
+    others_s = max(0.0, last.busy_s - first.busy_s - _own_s(first, last))
+    power, thermal = last.power, last.power.thermal
+    if first.throttles is not None and last.throttles is not None and last.throttles > first.throttles:
+        thermal = "throttled"
+    state = MachineState(
+        window_s=window_s,
+        cores=last.cores,
+        other_load=others_s * per_second,
+        steal=max(0.0, last.steal_s - first.steal_s) * per_second,
+        on_battery=power.on_battery,
+        battery_percent=power.battery_percent,
+        low_power=power.low_power,
+        thermal=thermal,
+        memory_available_bytes=last.memory_available_bytes,
+        swap_in_bytes=max(0, _swap_in_bytes(last) - _swap_in_bytes(first)),
+    )
+    change = _change(first.power, state)
+    return replace(state, changed=change)
+
+
+def _swap_in_bytes(reading: Reading) -> int:
+    return reading.swap_in_bytes + reading.power.swap_in_bytes  # the one is Linux's, the other macOS's
+
+
+def _own_s(first: Reading, last: Reading) -> float:
+    """Processor time that this process and its servers took in the window.
+
+    A child that ended within the window moved its whole time into `reaped_s`; what it had before is taken off.
+    """
+    own = last.self_s - first.self_s
+    for pid, now in last.processes.items():
+        before = first.processes.get(pid)
+        if before is not None and before.created_s == now.created_s:
+            own += now.cpu_s - before.cpu_s
+        elif now.created_s >= first.wall_s - 0.05:  # start times are kept in ticks
+            own += now.cpu_s
+    ended = sum(
+        before.cpu_s
+        for pid, before in first.processes.items()
+        if pid not in last.processes or last.processes[pid].created_s != before.created_s
+    )
+    return own + max(0.0, last.reaped_s - first.reaped_s - ended)
+
+
+def _change(before: Power | MachineState, after: MachineState) -> str:
+    if None not in (before.on_battery, after.on_battery) and before.on_battery != after.on_battery:
+        return "the machine went on battery" if after.on_battery else "the machine went off battery"
+    if None not in (before.low_power, after.low_power) and before.low_power != after.low_power:
+        return f"low power mode was switched {'on' if after.low_power else 'off'}"
+    if "unknown" not in (before.thermal, after.thermal) and before.thermal != after.thermal:
+        return (
+            "heat slowed the processor"
+            if after.thermal == "throttled"
+            else "the processor recovered from heat"
+        )
+    return ""
+
+
+class StateWatch:
+    """Watches the machine around measurements: `start`, measure, `finish`.
+
+    Args:
+        own_pids: Processes whose load is ours, e.g. a server's; descendants of this process are found anyway.
+        refresh_s: Least time between two readings of what is slow to read (battery, heat, the list of
+            descendants). They are read before the window begins and after it ended, never within.
+    """
+
+    def __init__(self, own_pids: Callable[[], frozenset[int]] = frozenset, *, refresh_s: float = 5.0) -> None:
+        self._own_pids = own_pids
+        self._refresh_s = refresh_s
+        self._refreshed_s = -float("inf")
+        self._power = Power()
+        self._descendants: frozenset[int] = frozenset()
+        self._first: Reading | None = None
+
+    def start(self) -> None:
+        """Begin a window; a window that was not finished is forgotten."""
+        self._refresh()
+        self._first = self._read()
+
+    def finish(self) -> MachineState:
+        """End the window.
+
+        Raises:
+            RuntimeError: `start` was not called.
+        """
+        if self._first is None:
+            raise RuntimeError("finish() without start()")
+        first, self._first = self._first, None
+        last = self._read()
+        if self._refresh():
+            last = replace(last, power=self._power)
+        return between(first, last)
+
+    def _read(self) -> Reading:
+        return read((self._own_pids() | self._descendants) - {os.getpid()}, self._power)
+
+    def _refresh(self) -> bool:
+        if time.monotonic() - self._refreshed_s < self._refresh_s:
+            return False
+        self._power = read_power()
+        self._descendants = descendants()
+        self._refreshed_s = time.monotonic()
+        return True

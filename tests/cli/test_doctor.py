@@ -1,0 +1,216 @@
+"""`autospec doctor`: what is here, what is missing, and the line that fixes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from autospec.backends.protocol import Capabilities
+from autospec.cells import Build
+from autospec.cli import cli
+from autospec.cli.doctor import Findings, _examine_state
+from autospec.drafting import Mode
+from autospec.errors import BackendMissingError
+from autospec.hardware.state import MachineState
+
+KEYS = {
+    "schema", "ok", "autospec", "python", "config_file", "hardware", "state", "backends", "models", "storage",
+    "problems", "advice",
+}  # fmt: skip
+
+GOOD = Capabilities(
+    build=Build("embedded", "b11434", "abc"),
+    modes=frozenset({Mode.OFF, Mode.DRAFT_MODEL}),
+    notes=("This build lacks eagle3.",),
+)
+MISSING = BackendMissingError("llama-server is not on PATH.", "brew install llama.cpp")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No models, no database, and a home to put them."""
+    for variable in ("HOME", "HF_HOME", "HF_HUB_CACHE", "LLAMA_CACHE", "XDG_CACHE_HOME", "OLLAMA_MODELS"):
+        monkeypatch.setenv(variable, str(tmp_path / "nobody"))
+    monkeypatch.setenv("AUTOSPEC_HOME", str(tmp_path))
+    return tmp_path
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | Exception) -> None:
+    """Let the registry answer this, for what no test machine has."""
+
+    def available(_settings: object) -> dict[str, Any]:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setitem(sys.modules, "autospec.backends.registry", SimpleNamespace(available=available))
+
+
+def doctor(*args: str) -> Result:
+    """Run `autospec doctor …`."""
+    return CliRunner().invoke(cli, ["doctor", *args])
+
+
+def examined() -> dict[str, Any]:
+    """The document of `autospec doctor --json`, which must keep its schema and exit 0."""
+    result = doctor("--json")
+    assert result.exit_code == 0, result.stderr
+    document: dict[str, Any] = json.loads(result.stdout)
+    assert set(document) == KEYS
+    assert document["schema"] == 1
+    assert document["ok"] is not bool(document["problems"])
+    assert {"id", "chip", "memory_bytes"} <= set(document["hardware"])
+    for backend in document["backends"]:
+        assert {"name", "ok", "build", "modes"} <= set(backend)
+        assert backend["ok"] or backend["problem"]
+    for entry in document["problems"] + document["advice"]:
+        assert set(entry) == {"problem", "fix"}
+        assert entry["problem"]
+    return document
+
+
+def test_this_machine_is_examined():
+    """The real thing, with the real backends and whatever they find."""
+    document = examined()
+    names = {backend["name"] for backend in document["backends"]}
+    assert {"llama-server", "embedded"} <= names
+    assert document["hardware"]["memory_bytes"] > 0
+    assert document["state"]["window_s"] > 0.4
+
+
+def test_a_backend_shows_build_and_modes(monkeypatch: pytest.MonkeyPatch):
+    """What is there is listed with what it can do; what is missing with the line that fixes it."""
+    stand_in(monkeypatch, {"embedded": GOOD, "llama-server": MISSING})
+    good, missing = examined()["backends"]
+    assert (good["build"], good["modes"], good["notes"]) == (
+        "b11434",
+        ["draft-model", "off"],
+        ["This build lacks eagle3."],
+    )
+    assert missing["fix"] == "brew install llama.cpp"
+    text = doctor().stdout
+    assert "embedded b11434: draft-model, off" in text
+    assert "brew install llama.cpp" in text
+
+
+def test_one_backend_is_enough(monkeypatch: pytest.MonkeyPatch):
+    """A missing one is told but keeps nothing from running."""
+    stand_in(monkeypatch, {"embedded": GOOD, "llama-server": MISSING})
+    assert not any("llama-server" in p["problem"] for p in examined()["problems"])
+
+
+def test_the_backend_of_the_settings_must_be_there(monkeypatch: pytest.MonkeyPatch):
+    """Another one does not help somebody who asked for this one."""
+    stand_in(monkeypatch, {"embedded": GOOD, "llama-server": MISSING})
+    monkeypatch.setenv("AUTOSPEC_BACKEND", "llama-server")
+    assert {"problem": MISSING.message, "fix": MISSING.hint} in examined()["problems"]
+    monkeypatch.setenv("AUTOSPEC_BACKEND", "lama")
+    assert any("lama" in p["problem"] and "embedded" in p["fix"] for p in examined()["problems"])
+
+
+def test_no_backend_at_all_is_a_problem(monkeypatch: pytest.MonkeyPatch):
+    """With the line that installs one."""
+    stand_in(monkeypatch, {"llama-server": MISSING})
+    assert any("pip install" in p["fix"] for p in examined()["problems"])
+
+
+@pytest.mark.parametrize("found", [RuntimeError("boom"), {"embedded": RuntimeError("boom")}])
+def test_a_probe_that_fails_does_not_end_the_examination(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | Exception
+):
+    """The rest is examined all the same, and the failure is told."""
+    stand_in(monkeypatch, found)
+    document = examined()
+    assert document["ok"] is False
+    assert "boom" in json.dumps(document)
+    assert document["models"]["count"] == 0
+
+
+def test_no_models_is_a_problem_that_names_the_file(own_home: Path):
+    """The fix says which key in which file."""
+    document = examined()
+    (problem,) = [p for p in document["problems"] if "No models" in p["problem"]]
+    assert "model_dirs" in problem["fix"]
+    assert str(own_home / "config.toml") in problem["fix"]
+    assert document["ok"] is False
+
+
+def test_damaged_models_are_warned_of(own_home: Path, monkeypatch: pytest.MonkeyPatch):
+    """A broken file is a line, with where it lies."""
+    folder = own_home / "models"
+    folder.mkdir()
+    (folder / "broken.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("AUTOSPEC_MODEL_DIRS", str(folder))
+    warnings = examined()["models"]["warnings"]
+    assert any("broken.gguf" in warning for warning in warnings)
+
+
+def test_looking_makes_no_database(own_home: Path):
+    """The doctor leaves no trace where there was none."""
+    document = examined()
+    assert document["storage"]["ok"] is True
+    assert not (own_home / "state").exists()
+
+
+def test_a_database_that_is_none_is_a_problem(own_home: Path):
+    """A file of something else in its place is told."""
+    (own_home / "state").mkdir()
+    (own_home / "state/autospec.db").write_bytes(b"not a database, but long enough to be read as one" * 100)
+    document = examined()
+    assert document["storage"]["ok"] is False
+    assert document["ok"] is False
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_a_problem(own_home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Before the first tune there is only the folder to judge by."""
+    locked = own_home / "locked"
+    locked.mkdir(mode=0o500)
+    monkeypatch.setenv("AUTOSPEC_STATE_DIR", str(locked / "state"))
+    assert examined()["storage"]["ok"] is False
+
+
+def test_a_file_in_the_place_of_a_folder_is_a_problem(own_home: Path, monkeypatch: pytest.MonkeyPatch):
+    """The same for everybody, root too."""
+    (own_home / "file").write_text("x", "utf-8")
+    monkeypatch.setenv("AUTOSPEC_STATE_DIR", str(own_home / "file/state"))
+    assert examined()["storage"]["ok"] is False
+
+
+def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch):
+    """What the doctor prints is pasted into issues."""
+    monkeypatch.setenv("AUTOSPEC_STORAGE", "nosuchdatabase://me:hunter2@db/x")
+    result = doctor("--json")
+    assert "hunter2" not in result.stdout + doctor().stdout
+    assert json.loads(result.stdout)["storage"]["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({"on_battery": True}, "Plug it in"),
+        ({"low_power": True}, "Switch it off"),
+        ({"thermal": "throttled"}, "cool down"),
+        ({"other_load": 1.5}, "End other work"),
+    ],
+)
+def test_the_state_of_the_machine_is_advised_on(changes: dict[str, Any], fix: str):
+    """Each makes measurements worse, none keeps a tune from running."""
+    steady: dict[str, Any] = {
+        "window_s": 0.5, "cores": 4, "other_load": 0.0, "steal": 0.0, "on_battery": False, "battery_percent": None,
+        "low_power": False, "thermal": "nominal", "memory_available_bytes": 1 << 30, "swap_in_bytes": 0,
+    }  # fmt: skip
+    findings = Findings()
+    _examine_state(findings, MachineState(**steady))
+    assert findings.advice == []
+    _examine_state(findings, MachineState(**(steady | changes)))
+    (advice,) = findings.advice
+    assert fix in advice.fix
+    assert findings.problems == []

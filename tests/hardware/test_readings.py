@@ -1,0 +1,132 @@
+"""Parsing what macOS prints about power, heat and swap, and reading this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from autospec.hardware import readings
+
+PMSET = """\
+System-wide power settings:
+Currently in use:
+ standby              1
+ powernap             1
+ sleep                1 (sleep prevented by powerd)
+ lowpowermode         {mode}
+ womp                 0
+"""
+PMSET_THERM_SILENT = """\
+Note: No thermal warning level has been recorded
+Note: No performance warning level has been recorded
+Note: No CPU power status has been recorded
+"""
+PMSET_THERM_INTEL = """\
+Note: No thermal warning level has been recorded
+2020-01-09 16:14:34 -0800 CPU Power notify
+\tCPU_Scheduler_Limit \t= 100
+\tCPU_Available_CPUs \t= 8
+\tCPU_Speed_Limit \t= {limit}
+"""
+VM_STAT = """\
+Mach Virtual Memory Statistics: (page size of 16384 bytes)
+Pages free:                               12345.
+Pageins:                                 999999.
+Swapins:                                    640.
+Swapouts:                                  1280.
+"""
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0, False), (1, True)])
+def test_low_power_mode_is_read(mode: int, expected: bool):
+    """The line of laptops and newer desktops."""
+    assert readings.parse_low_power(PMSET.format(mode=mode)) is expected
+
+
+def test_the_newer_power_mode_counts_only_low():
+    """2 is high power, which is not low."""
+    assert readings.parse_low_power(" powermode            2\n") is False
+    assert readings.parse_low_power(" powermode            1\n") is True
+
+
+def test_no_line_is_not_known():
+    """A Mac without the setting tells nothing."""
+    assert readings.parse_low_power(" sleep 1\n") is None
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [(0, "nominal"), (1, "nominal"), (2, "throttled"), (3, "throttled"), (4, "throttled")],
+)
+def test_thermal_pressure_is_read(level: int, expected: str):
+    """Clocks fall from heavy (2) on, whatever pmset says."""
+    text = f"com.apple.system.thermalpressurelevel {level}\n"
+    assert readings.parse_thermal(text, PMSET_THERM_SILENT) == expected
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(100, "nominal"), (46, "throttled")])
+def test_intel_macs_tell_a_speed_limit(limit: int, expected: str):
+    """Where notifyutil knows nothing, pmset's number counts."""
+    assert readings.parse_thermal("", PMSET_THERM_INTEL.format(limit=limit)) == expected
+
+
+def test_a_silent_pmset_means_nothing():
+    """On Apple silicon it is silent while the machine throttles, so silence is not `nominal`."""
+    assert readings.parse_thermal("", PMSET_THERM_SILENT) == "unknown"
+    assert readings.parse_thermal("com.apple.system.thermalpressurelevel Failed with code 4", "") == "unknown"
+
+
+def test_swap_ins_are_not_page_ins():
+    """Pageins count files mapped into memory, models among them; Swapins do not."""
+    assert readings.parse_swap_ins(VM_STAT) == 640 * 16384
+    assert readings.parse_swap_ins("") == 0
+
+
+def test_a_reading_is_cheap():
+    """It brackets every measurement: below 3 ms of processor time, own processes included."""
+    own = frozenset({os.getppid(), os.getpid()})
+    readings.read(own, readings.Power())
+    began = time.process_time()
+    for _ in range(20):
+        readings.read(own, readings.Power())
+    assert (time.process_time() - began) / 20 < 0.003
+
+
+def test_the_clock_of_the_system_goes_on():
+    """Busy time and monotonic time grow between two readings with work in between."""
+    first = readings.read((), readings.Power())
+    deadline = time.monotonic() + 10
+    last = first
+    while last.busy_s <= first.busy_s:
+        assert time.monotonic() < deadline
+        last = readings.read((), readings.Power())
+    assert last.at_s > first.at_s
+    assert last.self_s >= first.self_s
+    assert last.memory_available_bytes > 0
+
+
+def test_a_process_that_ended_is_left_out():
+    """A server may die at any moment."""
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
+        pass
+    assert readings.read({gone.pid}, readings.Power()).processes == {}
+
+
+def test_descendants_are_found():
+    """A child started here is among them, this process is not."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        found = readings.descendants()
+        child.communicate(b"\n")
+    assert child.pid in found
+    assert os.getpid() not in found
+
+
+def test_power_is_read_without_a_crash():
+    """The real thing, whatever this machine has."""
+    power = readings.read_power()
+    assert power.thermal in {"nominal", "throttled", "unknown"}
+    assert power.on_battery in {True, False, None}

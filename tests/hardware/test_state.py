@@ -1,0 +1,238 @@
+"""The machine over a window: from recorded figures, and with real load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from autospec.hardware.readings import Power, ProcessTime, Reading
+from autospec.hardware.state import Limits, MachineState, StateWatch, between, disturbed
+
+# A quiet second on four cores: a server (pid 7) used two of them, this process a little.
+FIRST = Reading(
+    at_s=100.0, wall_s=5000.0, busy_s=900.0, steal_s=3.0, cores=4, self_s=10.0, reaped_s=40.0,
+    processes={7: ProcessTime(4000.0, 100.0)}, memory_available_bytes=8 << 30, swap_in_bytes=4096, throttles=2,
+    power=Power(on_battery=False, battery_percent=80.0, low_power=False, thermal="nominal"),
+)  # fmt: skip
+LAST = replace(
+    FIRST, at_s=101.0, wall_s=5001.0, busy_s=902.15, self_s=10.05, processes={7: ProcessTime(4000.0, 102.0)}
+)
+
+
+def test_load_is_the_systems_less_ours():
+    """2.15 s of work, 2.05 of them ours: others used a tenth of a core."""
+    state = between(FIRST, LAST)
+    assert state.window_s == pytest.approx(1.0)
+    assert state.other_load == pytest.approx(0.10)
+    assert state.steal == 0.0
+    assert disturbed(state) == ""
+
+
+def test_a_server_that_ended_in_the_window_stays_ours():
+    """Its whole time moves to the ended children's, of which only the window's part counts."""
+    last = replace(LAST, processes={}, reaped_s=142.0)
+    assert between(FIRST, last).other_load == pytest.approx(0.10)
+
+
+def test_a_server_that_began_in_the_window_is_ours():
+    """Its time since its start counts."""
+    last = replace(LAST, busy_s=903.15, processes=LAST.processes | {8: ProcessTime(5000.2, 1.0)})
+    assert between(FIRST, last).other_load == pytest.approx(0.10)
+
+
+def test_a_process_that_became_ours_later_brings_no_past():
+    """Attaching to a server that ran for hours does not make the window's load negative or hide others'."""
+    last = replace(LAST, processes=LAST.processes | {9: ProcessTime(1000.0, 7200.0)})
+    assert between(FIRST, last).other_load == pytest.approx(0.10)
+
+
+def test_a_reused_pid_is_another_process():
+    """The start time tells them apart."""
+    last = replace(LAST, busy_s=900.65, processes={7: ProcessTime(5000.5, 0.5)})
+    assert between(FIRST, last).other_load == pytest.approx(0.10)
+
+
+def test_load_is_never_negative():
+    """The counters tick apart; less than nothing is nothing."""
+    assert between(FIRST, replace(LAST, busy_s=901.0)).other_load == 0.0
+
+
+def test_an_empty_window_divides_nothing():
+    """Two readings at one moment."""
+    state = between(FIRST, FIRST)
+    assert state.other_load == 0.0
+    assert disturbed(state) == ""
+
+
+def test_foreign_load_disturbs():
+    """One core of four taken by others is said with its number."""
+    state = between(FIRST, replace(LAST, busy_s=903.05))
+    assert state.other_load == pytest.approx(1.0)
+    assert disturbed(state) == "Other processes used 1.0 of 4 cores."
+
+
+def test_the_limit_grows_with_the_machine():
+    """Half a core in the background is normal on 24 and too much on two."""
+    state = replace(between(FIRST, LAST), other_load=0.5)
+    assert disturbed(replace(state, cores=24)) == ""
+    assert disturbed(replace(state, cores=2)) != ""
+
+
+def test_ticks_do_not_disturb_a_short_window():
+    """In 100 ms a few ticks of 10 ms look like half a core."""
+    state = replace(between(FIRST, LAST), window_s=0.1, other_load=0.6)
+    assert disturbed(state) == ""
+    assert disturbed(state, limits=Limits(slack_core_s=0.0)) != ""
+
+
+def test_stolen_time_disturbs():
+    """A neighbour on the same host is said to be one."""
+    state = between(FIRST, replace(LAST, steal_s=3.5))
+    assert state.steal == pytest.approx(0.5)
+    assert disturbed(state).startswith("The hypervisor kept 0.5 of 4 cores")
+
+
+def test_reading_back_from_swap_disturbs():
+    """Only from some amount on."""
+    assert disturbed(between(FIRST, replace(LAST, swap_in_bytes=4096 + (1 << 20)))) == ""
+    assert "64 MiB" in disturbed(between(FIRST, replace(LAST, swap_in_bytes=4096 + (64 << 20))))
+
+
+def test_swap_of_macos_counts_too():
+    """There it comes with the slow readings."""
+    last = replace(LAST, power=replace(LAST.power, swap_in_bytes=64 << 20))
+    assert between(FIRST, last).swap_in_bytes == 64 << 20
+
+
+@pytest.mark.parametrize(
+    ("after", "sentence"),
+    [
+        (Power(True, 79.0, False, "nominal"), "the machine went on battery"),
+        (Power(False, 80.0, True, "nominal"), "low power mode was switched on"),
+        (Power(False, 80.0, False, "throttled"), "heat slowed the processor"),
+    ],
+)
+def test_a_change_of_power_or_heat_disturbs(after: Power, sentence: str):
+    """Within the window, and against the measurement that it is compared with."""
+    state = between(FIRST, replace(LAST, power=after))
+    assert disturbed(state) == f"During the measurement {sentence}."
+    before = between(FIRST, LAST)
+    assert disturbed(replace(state, changed=""), before) == f"Since the measurement before, {sentence}."
+
+
+def test_a_throttle_counter_that_moved_is_heat():
+    """Linux counts the events; one within the window is enough."""
+    state = between(FIRST, replace(LAST, throttles=3))
+    assert state.thermal == "throttled"
+    assert disturbed(state) == "During the measurement heat slowed the processor."
+
+
+def test_what_is_unknown_does_not_disturb():
+    """A machine that tells nothing about power and heat can still be measured."""
+    nothing = Power()
+    state = between(
+        replace(FIRST, power=nothing, throttles=None), replace(LAST, power=nothing, throttles=None)
+    )
+    assert state.thermal == "unknown"
+    assert disturbed(state, between(FIRST, LAST)) == ""
+
+
+def test_a_steady_battery_does_not_disturb():
+    """Only the change does: some machines have nothing else."""
+    power = Power(on_battery=True, battery_percent=50.0)
+    state = between(replace(FIRST, power=power), replace(LAST, power=power))
+    assert disturbed(state, state) == ""
+
+
+def test_a_state_is_json():
+    """It is kept beside the measurement."""
+    data = between(FIRST, LAST).to_json()
+    assert data["other_load"] == 0.1
+    assert data["thermal"] == "nominal"
+    assert set(data) == set(MachineState.__dataclass_fields__)
+
+
+def test_finish_needs_start():
+    """A window has two ends."""
+    with pytest.raises(RuntimeError):
+        StateWatch().finish()
+
+
+# Whatever becomes of the test, the load ends by itself.
+SPIN = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\nwhile True: pass"
+
+
+@pytest.fixture
+def foreign() -> Iterator[psutil.Process]:
+    """A busy process that is not a descendant of this one: its parent has ended."""
+    start = f"subprocess.Popen([sys.executable, '-c', {SPIN!r}], stdout=subprocess.DEVNULL)"
+    parent = f"import subprocess, sys; print({start}.pid)"
+    printed = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, check=True, text=True)
+    process = psutil.Process(int(printed.stdout))
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGKILL)
+
+
+def window(
+    watches: list[StateWatch], process: psutil.Process, least_s: float
+) -> tuple[list[MachineState], float]:
+    """Watch until the process has used so much processor time; its load over the window."""
+    began, used = time.monotonic(), sum(process.cpu_times()[:2])
+    for watch in watches:
+        watch.start()
+    while sum(process.cpu_times()[:2]) < used + least_s:
+        assert time.monotonic() < began + 30
+        time.sleep(0.02)
+    load = (sum(process.cpu_times()[:2]) - used) / (time.monotonic() - began)
+    return [watch.finish() for watch in watches], load
+
+
+def test_a_foreign_busy_process_is_other_load(foreign: psutil.Process):
+    """At least what that process used is reported, whatever else runs here."""
+    (state,), load = window([StateWatch()], foreign, 0.5)
+    assert state.other_load > load - 0.15
+    if load > 0.5:
+        assert disturbed(state).startswith("Other processes used")
+
+
+def test_a_declared_process_is_not_other_load(foreign: psutil.Process):
+    """Told that it is ours, the watch leaves out just that process's load."""
+    told = StateWatch(lambda: frozenset({foreign.pid}))
+    states, load = window([StateWatch(), told], foreign, 0.5)
+    assert states[0].other_load - states[1].other_load == pytest.approx(load, abs=0.2)
+
+
+def test_our_own_child_is_not_other_load():
+    """A descendant is found without being declared; a watch that overlooks it sees its load."""
+    with subprocess.Popen([sys.executable, "-c", SPIN]) as child:
+        try:
+            blind = StateWatch(refresh_s=float("inf"))
+            blind._refreshed_s = time.monotonic()
+            states, load = window([blind, StateWatch()], psutil.Process(child.pid), 0.5)
+        finally:
+            os.kill(child.pid, signal.SIGKILL)
+    assert states[0].other_load - states[1].other_load == pytest.approx(load, abs=0.2)
+
+
+def test_this_process_is_not_other_load():
+    """What we compute ourselves is no disturbance: a window of pure own work stays near the blind machine's load."""
+    watch = StateWatch()
+    watch.start()
+    first, began = time.process_time(), time.monotonic()
+    idle_before = psutil.cpu_times().idle
+    while time.process_time() < first + 0.3:
+        assert time.monotonic() < began + 30
+    state = watch.finish()
+    own = (time.process_time() - first) / state.window_s
+    idle = (psutil.cpu_times().idle - idle_before) / state.window_s
+    assert state.other_load <= state.cores - own - idle + 0.25
