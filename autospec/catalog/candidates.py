@@ -1,0 +1,322 @@
+"""Which drafts fit a main model, and why the others do not. Pure, but for vocabularies that must be read again."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from autospec.catalog.model import Model
+from autospec.catalog.vocabulary import bos_eos_note, vocabulary_mismatch
+from autospec.drafting import Mode
+from autospec.errors import ModelFileError
+
+__all__ = ["MAX_RELATIVE_COST", "Candidate", "candidates", "count_fits"]
+
+# Decoding is bound by memory, so a model's cost per token is the bytes of weights that it reads. With the draft's
+# cost r (as a part of the main model's) and an acceptance of a, one proposal per cycle makes (1 + a) / (1 + r) times
+# the speed if verifying costs nothing, and more proposals make less where a is small: it takes a > r to gain at all.
+# Real acceptances are seldom above 0.75. (Judged by bytes and not by parameters: a model's own Q4 is a draft of its
+# Q8, and a measured one, if seldom a good one.)
+MAX_RELATIVE_COST: Final = 0.75
+# Where people's pairs that pay lie: 1.7B for 32B, 3B for 70B, 0.6B for 8B. It orders what is tried, and decides nothing.
+_TYPICAL_RELATIVE_COST: Final = 1 / 12
+# Compute buffers, graphs, and what the program itself takes, on top of weights and caches.
+_OVERHEAD: Final = 1.10
+# The rest is the system's.
+_USABLE_MEMORY: Final = 0.90
+
+_MODES: Final = {
+    "": Mode.DRAFT_MODEL,
+    "eagle3": Mode.EAGLE3,
+    "dflash": Mode.DFLASH,
+    "dspark": Mode.DSPARK,
+    "mtp": Mode.MTP,
+}
+# Architectures whose MTP layers llama.cpp b11434 runs (LLM_GRAPH_TYPE_DECODER_MTP in src/models); others keep
+# the weights and ignore them.
+_MTP_ARCHITECTURES: Final = frozenset(
+    {"bailingmoe3", "cohere2moe", "deepseek2", "deepseek32", "deepseek4", "glm-dsa", "glm4moe", "glm5-next"}
+    | {"hy-v3", "mimo2", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next", "qwen4exp", "step35"}
+)
+_SIZE: Final = re.compile(r"\d+(?:\.\d+)?[bm]|\d+x\d+b|a\d+b|e\d+b")
+_VENDORS: Final = frozenset({"meta", "google", "mistralai", "ai", "the", "unsloth", "microsoft", "nvidia"})
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A draft for a main model, and the verdict of fit.
+
+    Attributes:
+        model: The draft; the main model itself for its own MTP layers.
+        mode: How it would be used.
+        fits: True if a study may try it.
+        reason: One sentence, for those that fit as well.
+        own_layers: True for the main model's own MTP layers: no draft file is given then.
+        n_max: Most tokens it can propose in a cycle; 0 where nothing limits it.
+        takes_p_min: False if a p-min above 0 is an error with it.
+    """
+
+    model: Model
+    mode: Mode
+    fits: bool
+    reason: str
+    own_layers: bool = False
+    n_max: int = 0
+    takes_p_min: bool = True
+
+    @property
+    def draft(self) -> str | None:
+        """The draft's path as a `Drafting` has it, or ``None`` for the main model's own layers."""
+        return None if self.own_layers else str(self.model.path)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form of ``autospec drafts --json``."""
+        model = self.model
+        return {
+            "name": model.name,
+            "path": str(model.path),
+            "mode": str(self.mode),
+            "fits": self.fits,
+            "reason": self.reason,
+            "format": model.format,
+            "architecture": model.architecture,
+            "quantization": model.quantization,
+            "parameters": model.parameters,
+            "active_parameters": model.active_parameters,
+            "size_bytes": model.size_bytes,
+            "bytes_per_token": model.bytes_per_token,
+            "source": model.source,
+            "own_layers": self.own_layers,
+            "n_max": self.n_max or None,
+            "takes_p_min": self.takes_p_min,
+            "fingerprint": model.fingerprint,
+        }
+
+
+def candidates(
+    main: Model,
+    models: Iterable[Model],
+    *,
+    memory_bytes: int,
+    context_tokens: int,
+    extra: Iterable[Model] = (),
+) -> list[Candidate]:
+    """Judge every model as a draft for a main model.
+
+    Args:
+        main: The main model.
+        models: The catalogue; the main model itself is left out.
+        memory_bytes: Installed memory; 0 if unknown, and then every size fits.
+        context_tokens: Context length that the KV caches are counted with.
+        extra: Models that the user named as drafts; judged like the others, and also where they are the
+            main model itself.
+
+    Returns:
+        Those that fit first. Among them the same family goes first; of several quantizations of one draft,
+        all but one go behind its other drafts; then the one whose cost is nearest to a twelfth of the main
+        model's. A study that has time for two or three takes the first ones.
+    """
+    found: list[Candidate] = []
+    if main.mtp_layers and main.head is None:
+        found.append(_own_mtp(main))
+    pool = {m.fingerprint: m for m in reversed([m for m in models if m.fingerprint != main.fingerprint])}
+    pool |= {m.fingerprint: m for m in extra}
+    for draft in pool.values():
+        refusal = _refusal(main, draft, memory_bytes, context_tokens)
+        fits = refusal is None
+        reason = _praise(main, draft) if refusal is None else f"{draft.name} {refusal()}."
+        head = draft.head
+        found.append(
+            Candidate(
+                model=draft,
+                mode=_MODES[draft.draft_kind],
+                fits=fits,
+                reason=reason,
+                n_max=head.n_max if head else 0,
+                takes_p_min=head.takes_p_min if head else True,
+            )
+        )
+    return _ranked(main, found)
+
+
+def count_fits(main: Model, models: Iterable[Model], *, memory_bytes: int, context_tokens: int) -> int:
+    """How many of `candidates` fit, without a sentence for each of the others.
+
+    Args:
+        main: The main model.
+        models: The catalogue, each file once.
+        memory_bytes: As for `candidates`.
+        context_tokens: As for `candidates`.
+    """
+    seen = {main.fingerprint}
+    count = 1 if main.mtp_layers and main.head is None and main.format == "gguf" else 0
+    for draft in models:
+        # The cheapest test that settles most pairs stands before the call.
+        if (
+            draft.bytes_per_token <= main.bytes_per_token * MAX_RELATIVE_COST
+            and draft.fingerprint not in seen
+        ):
+            seen.add(draft.fingerprint)
+            count += _refusal(main, draft, memory_bytes, context_tokens) is None
+    return count
+
+
+def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) -> Callable[[], str] | None:
+    """The end of the sentence that refuses a draft, or ``None``. Worded when it is asked for: most never are."""
+    if draft.fingerprint == main.fingerprint:
+        return lambda: "is the main model itself"
+    if draft.format != main.format:
+        return lambda: f"is in another format ({draft.format}, the main model is {main.format})"
+    if main.format == "mlx" and (main.has_recurrent_state or draft.has_recurrent_state):
+        who = "the main model" if main.has_recurrent_state else "it"
+        return lambda: (
+            f"cannot be used: {who} has layers with a recurrent state, which mlx_lm cannot roll back"
+        )
+    if draft.bytes_per_token > main.bytes_per_token * MAX_RELATIVE_COST:
+        return lambda: _too_large(main, draft)
+    if draft.head is not None and (why := _head_mismatch(main, draft)):
+        return lambda: why
+    try:
+        mismatch = vocabulary_mismatch(main, draft)
+    except ModelFileError as error:
+        mismatch = f"cannot be checked: {error.message.rstrip('.')}"
+    if mismatch:
+        return lambda: mismatch
+    if memory_bytes and _needed(context_tokens, main, draft) > memory_bytes * _USABLE_MEMORY:
+        return lambda: _does_not_fit(main, draft, memory_bytes, context_tokens)
+    return None
+
+
+def _too_large(main: Model, draft: Model) -> str:
+    ours, theirs = main.bytes_per_token, draft.bytes_per_token
+    if theirs >= ours:
+        return f"is no smaller than the main model: it reads {_gb(theirs)} per token, and that {_gb(ours)}"
+    return (
+        f"is not much smaller than the main model: it reads {_gb(theirs)} per token of that one's {_gb(ours)}, "
+        f"and {MAX_RELATIVE_COST:.0%} is the most that can pay"
+    )
+
+
+def _head_mismatch(main: Model, draft: Model) -> str:
+    head = draft.head
+    assert head is not None
+    if main.head is not None:
+        return "is a draft head, and so is the main model"
+    if head.hidden_size and main.embedding_length and head.hidden_size != main.embedding_length:
+        return (
+            f"is a draft head for a main model with hidden size {head.hidden_size}, "
+            f"and this one has {main.embedding_length}"
+        )
+    if head.target_layers and main.layers and max(head.target_layers) > main.layers:
+        return (
+            f"is a draft head that listens to layer {max(head.target_layers)}, "
+            f"and the main model has {main.layers}"
+        )
+    same = draft.architecture.removesuffix("-assistant") == main.architecture
+    if head.kind == "mtp" and not same:
+        return f"is the MTP head of a {draft.architecture} model, and the main model is {main.architecture}"
+    return ""
+
+
+def _needed(context_tokens: int, *models: Model) -> float:
+    return _OVERHEAD * sum(m.size_bytes + m.kv_bytes(context_tokens) for m in models)
+
+
+def _does_not_fit(main: Model, draft: Model, memory_bytes: int, context_tokens: int) -> str:
+    alone = _needed(context_tokens, main)
+    usable = memory_bytes * _USABLE_MEMORY
+    both = _needed(context_tokens, main, draft)
+    room = f"of this machine's {_gb(memory_bytes)} of memory {_gb(usable)} can be used"
+    if alone > usable:
+        return (
+            f"does not fit in memory: the main model alone needs {_gb(alone)} with its KV cache for "
+            f"{context_tokens} tokens, and {room}"
+        )
+    return (
+        f"does not fit in memory beside the main model: together they need {_gb(both)} with KV caches for "
+        f"{context_tokens} tokens, and {room}"
+    )
+
+
+def _own_mtp(main: Model) -> Candidate:
+    if main.format == "mlx":
+        return Candidate(
+            main, Mode.MTP, fits=False, own_layers=True,
+            reason=f"{main.name} has MTP layers, and mlx_lm does not draft with them.",
+        )  # fmt: skip
+    layers = f"{main.mtp_layers} MTP layer{'s' if main.mtp_layers > 1 else ''}"
+    note = "" if main.architecture in _MTP_ARCHITECTURES else (
+        f"; llama.cpp up to b11434 is not known to run those of {main.architecture}"
+    )  # fmt: skip
+    return Candidate(
+        main, Mode.MTP, fits=True, own_layers=True,
+        reason=f"{main.name} has {layers} of its own and needs no draft file{note}.",
+        # Several heads are chained, one per proposal; a single one is applied again and again.
+        n_max=main.mtp_layers if main.mtp_layers > 1 else 0,
+    )  # fmt: skip
+
+
+def _praise(main: Model, draft: Model) -> str:
+    family = "same family" if _kinship(main, draft) else "another family"
+    what = {"": "Same vocabulary"}.get(
+        draft.draft_kind, f"{draft.draft_kind.upper()} head for this hidden size"
+    )
+    ratio = main.bytes_per_token / max(draft.bytes_per_token, 1)
+    note = bos_eos_note(main, draft)
+    return (
+        f"{what}, reads {ratio:.1f} times less per token ({_gb(draft.bytes_per_token)} of {_gb(main.bytes_per_token)}), "
+        f"{family}{'; ' + note if note else ''}."
+    )
+
+
+def _ranked(main: Model, found: Iterable[Candidate]) -> list[Candidate]:
+    def likely(candidate: Candidate) -> tuple[float, str, str]:
+        draft = candidate.model
+        ratio = max(draft.bytes_per_token, 1) / max(main.bytes_per_token, 1)
+        return abs(math.log(ratio / _TYPICAL_RELATIVE_COST)), draft.name.casefold(), str(draft.path)
+
+    twins: Counter[tuple[str, int, Mode]] = Counter()
+    keyed = []
+    for candidate in sorted(found, key=likely):
+        draft = candidate.model
+        same = (draft.architecture, draft.parameters, candidate.mode)
+        kinship = 3 if candidate.own_layers else _kinship(main, draft)
+        keyed.append(((not candidate.fits, -kinship, twins[same]), candidate))
+        twins[same] += candidate.fits
+    # Stable: within equal keys the likelier stays first.
+    return [candidate for _, candidate in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def _kinship(main: Model, draft: Model) -> int:
+    """0 for strangers; 1 if architecture or first word of the name agree; 2 if both do."""
+    same_architecture = _base(main.architecture) == _base(draft.architecture)
+    ours, theirs = _words(main), _words(draft)
+    return same_architecture + bool(ours and theirs and ours[0] == theirs[0])
+
+
+def _base(architecture: str) -> str:
+    """``qwen3`` for ``qwen3moe``: a family's dense and sparse models share vocabulary and habits."""
+    return architecture.replace("_", "").replace("-", "").removesuffix("moe").removesuffix("assistant")
+
+
+def _words(model: Model) -> list[str]:
+    """The words of a model's name before its size: ``qwen3 coder`` of Qwen3-Coder-30B-A3B-Instruct-Q6_K."""
+    text = (model.basename or model.name.rpartition("/")[2]).casefold()
+    words: list[str] = []
+    for word in re.split(r"[-_\s:]+", text):
+        if _SIZE.fullmatch(word):
+            break
+        if word and word not in _VENDORS:
+            words.append(word)
+    return words
+
+
+def _gb(size: float) -> str:
+    """Bytes as people read them."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,188 @@
+"""A model on this disk, as its metadata describes it. Pure values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from autospec.cells import ModelRef
+
+__all__ = ["Format", "Head", "Model", "Role", "Vocabulary"]
+
+Format = Literal["gguf", "mlx"]
+# Everything but text is left out of the catalogue.
+Role = Literal["text", "embedding", "projector", "adapter", "vocabulary", "other"]
+
+# A sliding-window cache holds the window and one micro-batch (llama.cpp's default -ub).
+_MICRO_BATCH_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What must agree between a main model and its draft.
+
+    The tokens themselves are not kept; `autospec.catalog.vocabulary` reads them again where the digests
+    do not settle the question.
+
+    Attributes:
+        kind: ``tokenizer.ggml.model`` (``gpt2``, ``llama`` …) or the type in ``tokenizer.json``.
+        size: Number of tokens.
+        digest: SHA-256 over every token's text, in order.
+        blocks: Digests of tokens 5…8191, 8192…16383 and so on, whole blocks only: most differing
+            vocabularies are told apart by these without opening a file again.
+        bos: Id of the token that begins a text, or -1.
+        eos: Id of the token that ends one, or -1.
+        add_bos: True if the tokenizer puts `bos` before a prompt by itself.
+        add_eos: True if it puts `eos` behind one.
+    """
+
+    kind: str
+    size: int
+    digest: str
+    blocks: tuple[str, ...] = ()
+    bos: int = -1
+    eos: int = -1
+    add_bos: bool = False
+    add_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a model that is only a draft head asks of its main model.
+
+    Attributes:
+        kind: ``eagle3``, ``dflash``, ``dspark`` or ``mtp``.
+        hidden_size: Hidden size of the main model it was trained for; 0 where the file does not tell.
+        target_layers: Layers of the main model that it listens to.
+        n_max: Most tokens it can propose in a cycle; 0 where the head sets no limit.
+        takes_p_min: False if llama.cpp refuses a p-min above 0 with it.
+    """
+
+    kind: Literal["eagle3", "dflash", "dspark", "mtp"]
+    hidden_size: int = 0
+    target_layers: tuple[int, ...] = ()
+    n_max: int = 0
+    takes_p_min: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model, from metadata alone.
+
+    Attributes:
+        name: Catalogue name: file stem without split suffix, Hugging Face repository or folder of an MLX
+            model, ``name:tag`` of Ollama.
+        path: The file (first part of a split one) or the folder.
+        format: ``gguf`` or ``mlx``.
+        source: Where it was found: ``llama.cpp cache``, ``Hugging Face cache``, ``LM Studio``, ``Ollama``,
+            ``folder``.
+        architecture: ``general.architecture`` or ``model_type``.
+        parameters: Weights in all.
+        active_parameters: Weights that take part in one token: all of a dense model, the shared ones and
+            the chosen experts of a MoE.
+        experts: Experts per layer; 0 for a dense model.
+        active_experts: Experts chosen per token.
+        quantization: ``Q4_K_M``, ``F16`` …; MLX: ``4-bit``, ``bfloat16`` …
+        size_bytes: Size of all files together.
+        files: Every weight file, in order.
+        context_length: Tokens the model was trained for; 0 where unknown.
+        layers: Layers of the trunk, MTP layers not counted.
+        embedding_length: Hidden size.
+        kv_bytes_per_token: One token's part of an f16 KV cache, over all layers that have one.
+        kv_sliding_bytes_per_token: Of those, what belongs to layers with a sliding window.
+        sliding_window: Tokens that those layers keep; 0 without such layers.
+        bytes_per_token: Bytes of weights that decoding one token reads. Decoding is bound by memory, so
+            this is what a model costs per token.
+        vocab: The vocabulary, or ``None`` where the files hold none.
+        mtp_layers: Multi-token-prediction layers whose weights are in the files.
+        head: What a draft head asks for; ``None`` for a whole model.
+        has_recurrent_state: True if some layers keep a state instead of a KV cache (Mamba, RWKV, hybrids).
+        role: ``text``, or why this is not a language model.
+        basename: ``general.basename``, or empty.
+        fingerprint: Hash of metadata, tensor infos, sizes and a few bytes of each of some tensors; not of
+            the path.
+        aliases: Further names under which the same file was found.
+    """
+
+    name: str
+    path: Path
+    format: Format
+    source: str
+    architecture: str
+    parameters: int
+    active_parameters: int
+    experts: int
+    active_experts: int
+    quantization: str
+    size_bytes: int
+    files: tuple[Path, ...]
+    context_length: int
+    layers: int
+    embedding_length: int
+    kv_bytes_per_token: int
+    kv_sliding_bytes_per_token: int
+    sliding_window: int
+    bytes_per_token: int
+    vocab: Vocabulary | None
+    mtp_layers: int
+    head: Head | None
+    has_recurrent_state: bool
+    role: Role
+    basename: str
+    fingerprint: str
+    aliases: tuple[str, ...] = field(default=())
+
+    @property
+    def is_moe(self) -> bool:
+        """True for a mixture of experts."""
+        return self.experts > 0
+
+    @property
+    def draft_kind(self) -> str:
+        """``eagle3``, ``dflash``, ``dspark`` or ``mtp`` for a model that is only a draft head, else empty."""
+        return self.head.kind if self.head else ""
+
+    @property
+    def ref(self) -> ModelRef:
+        """The model as a cell names it."""
+        return ModelRef(self.name, str(self.path), self.fingerprint)
+
+    def kv_bytes(self, context_tokens: int) -> int:
+        """Size of an f16 KV cache for this many tokens.
+
+        Args:
+            context_tokens: Length of the context.
+        """
+        everywhere = self.kv_bytes_per_token - self.kv_sliding_bytes_per_token
+        kept = min(context_tokens, self.sliding_window + _MICRO_BATCH_TOKENS)
+        return everywhere * context_tokens + self.kv_sliding_bytes_per_token * kept
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, for the cache and for ``autospec models --json``."""
+        data = asdict(self)
+        data["path"] = str(self.path)
+        data["files"] = [str(f) for f in self.files]
+        data["aliases"] = list(self.aliases)
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Model:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is not that.
+        """
+        vocab, head = data["vocab"], data["head"]
+        return cls(
+            **{
+                **data,
+                "path": Path(data["path"]),
+                "files": tuple(Path(f) for f in data["files"]),
+                "aliases": tuple(data["aliases"]),
+                "vocab": None if vocab is None else Vocabulary(**{**vocab, "blocks": tuple(vocab["blocks"])}),
+                "head": None
+                if head is None
+                else Head(**{**head, "target_layers": tuple(head["target_layers"])}),
+            }
+        )

@@ -1,0 +1,233 @@
+"""Looking for models on this disk: `scan`, and the `Catalog` that it returns."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from autospec.catalog.cache import MetadataCache, signature
+from autospec.catalog.choice import ambiguous, choose
+from autospec.catalog.model import Model
+from autospec.catalog.parts import model_name, part_paths
+from autospec.catalog.places import Place, places
+from autospec.catalog.walk import Found, walk
+from autospec.errors import ModelChoiceError, ModelFileError
+from autospec.settings import Settings
+
+__all__ = ["Catalog", "scan"]
+
+CACHE_FILE: Final = "models.json"
+
+_NOT_A_MODEL: Final = {
+    "embedding": "makes embeddings and no text",
+    "projector": "is the image part of a model",
+    "adapter": "is an adapter (LoRA) for a model",
+    "vocabulary": "holds a vocabulary and no weights",
+    "other": "holds no language model",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The models that were found.
+
+    Attributes:
+        models: Language models and draft heads, each file once, by name.
+        warnings: One sentence for each file or folder that could not be read.
+        looked_in: The folders that were searched, existing or not.
+    """
+
+    models: tuple[Model, ...]
+    warnings: tuple[str, ...] = ()
+    looked_in: tuple[Path, ...] = ()
+
+    def find(self, name: str) -> Model:
+        """Find the model that the user means.
+
+        Args:
+            name: A path, also outside of the catalogue; a name; or an unambiguous part of one.
+
+        Raises:
+            ModelChoiceError: None answers, or several, or the file is no language model.
+            ModelFileError: The path names a file that is damaged.
+        """
+        path = _expanded(name)
+        if any(name == m.name for m in self.models) or not os.path.exists(path):  # noqa: PTH110
+            return self._named(name, path)
+        if path.is_dir() and os.sep not in name:
+            # A folder here that happens to be called like a part of a model's name.
+            with contextlib.suppress(ModelChoiceError):
+                return choose(self.models, name)
+        return self._at(path)
+
+    def _named(self, name: str, path: Path) -> Model:
+        if name.startswith(("/", "./", "../", "~")) or (os.sep in name and path.suffix.lower() == ".gguf"):
+            raise ModelChoiceError(
+                f"There is no model file {path}.", "`autospec models` lists what was found."
+            )
+        return choose(self.models, name)
+
+    def _at(self, path: Path) -> Model:
+        real = _real(path)
+        for model in self.models:
+            if real in {_real(model.path), *map(_real, model.files)}:
+                return model
+        if path.is_dir() and not (path / "config.json").exists():
+            inside = [m for m in self.models if m.path.is_relative_to(path.absolute())]
+            inside = inside or [m for f in walk(path.absolute(), []) if (m := _read(f)).role == "text"]
+            if not inside:
+                raise ModelChoiceError(f"There is no model in {path}.", "Give the path of a .gguf file.")
+            if len(inside) > 1:
+                raise ambiguous(str(path), inside)
+            return inside[0]
+        model = _read(Found(path.absolute(), "mlx" if path.is_dir() else "gguf"))
+        if model.role != "text":
+            raise ModelChoiceError(f"{path} {_NOT_A_MODEL[model.role]}.", "Choose a language model.")
+        return model
+
+
+def scan(
+    settings: Settings,
+    *,
+    environ: Mapping[str, str] | None = None,
+    home: Path | None = None,
+    beside: Iterable[str] = (),
+) -> Catalog:
+    """Find every model in the known caches and the folders of the config.
+
+    Args:
+        settings: For the config's folders and the cache's.
+        environ: The environment; the process's own by default.
+        home: The home folder; the user's by default.
+        beside: What the user typed for models. Where one is the path of a file, its folder is looked into
+            as well: a draft often lies beside its main model.
+    """
+    where = places(
+        os.environ if environ is None else environ,
+        Path.home() if home is None else home,
+        sys.platform,
+        settings.model_dirs,
+    )
+    where += tuple(_beside(name) for name in beside if os.path.exists(_expanded(name)))  # noqa: PTH110
+    cache = MetadataCache(settings.cache_dir / CACHE_FILE)
+    warnings: list[str] = []
+    models: dict[Path, Model] = {}
+    for place in where:
+        for found in _in(place, warnings):
+            real = _real(found.path)
+            known = models.get(real)
+            if known is not None:
+                name = _name(found)
+                if name not in (known.name, *known.aliases):
+                    models[real] = dataclasses.replace(known, aliases=(*known.aliases, name))
+                continue
+            try:
+                model = _cached(found, real, cache)
+            except ModelFileError as error:
+                warnings.append(str(error))
+                continue
+            if model.role == "text":
+                models[real] = dataclasses.replace(model, source=place.source)
+    cache.save()
+    return Catalog(
+        models=tuple(sorted(models.values(), key=lambda m: (m.name.casefold(), str(m.path)))),
+        warnings=tuple(dict.fromkeys(warnings)),
+        looked_in=tuple(p.path for p in where),
+    )
+
+
+def _beside(name: str) -> Place:
+    path = _expanded(name).absolute()
+    return Place(path.parent, "folder", depth=1 if path.is_dir() else 0)
+
+
+def _in(place: Place, warnings: list[str]) -> list[Found]:
+    # os.path, because Path.exists raises where a parent folder may not be entered.
+    if not os.path.exists(place.path):  # noqa: PTH110
+        if place.chosen:
+            warnings.append(f"{place.path}, a folder of model_dirs, is not there.")
+        return []
+    if place.path.is_file():
+        return [Found(place.path, "gguf")]
+    return list(walk(place.path, warnings, place.depth))
+
+
+def _cached(found: Found, real: Path, cache: MetadataCache) -> Model:
+    """Read a model unless it is as it was.
+
+    Raises:
+        ModelFileError: It cannot be read.
+    """
+    files = signature(_made_of(found))
+    known = cache.get(real, files)
+    if isinstance(known, str):
+        raise ModelFileError(known)
+    if known is None:
+        try:
+            known = _read(found)
+        except ModelFileError as error:
+            # What the system refused may be allowed the next time, with size and mtime as they are.
+            if not isinstance(error.__cause__, OSError):
+                cache.put(real, files, str(error))
+            raise
+        cache.put(real, files, known)
+    return _as_found(known, found)
+
+
+def _read(found: Found) -> Model:
+    # Imported here: a catalogue that comes from the cache needs neither gguf nor NumPy.
+    if found.format == "mlx":
+        from autospec.catalog.mlx_folder import read_mlx  # noqa: PLC0415
+
+        return _as_found(read_mlx(found.path), found)
+    from autospec.catalog.gguf_file import read_gguf  # noqa: PLC0415
+
+    return _as_found(read_gguf(found.path), found)
+
+
+def _as_found(model: Model, found: Found) -> Model:
+    """The model under the path and name by which it was found this time."""
+    if found.format == "mlx":
+        path, files = found.path, tuple(found.path / f.name for f in model.files)
+    else:
+        files = part_paths(found.path)
+        path = files[0]
+    return dataclasses.replace(model, name=_name(found), path=path, files=files)
+
+
+def _name(found: Found) -> str:
+    if found.name or found.format == "gguf":
+        return found.name or model_name(found.path)
+    repository = found.path.parent.parent.name
+    if found.path.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return found.path.name
+
+
+def _made_of(found: Found) -> list[Path]:
+    """Every file whose change means reading again."""
+    if found.format == "gguf":
+        return list(part_paths(found.path))
+    try:
+        entries = sorted(found.path.iterdir())
+    except OSError:
+        return []
+    return [p for p in entries if p.suffix in (".json", ".safetensors")]
+
+
+def _expanded(name: str) -> Path:
+    try:
+        # An empty name is no path; Path("") would be this folder.
+        return Path(name).expanduser() if name.strip() else Path("/nonexistent")
+    except RuntimeError:  # ~somebody who does not exist
+        return Path(name)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))

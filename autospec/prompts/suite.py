@@ -1,0 +1,262 @@
+"""Suites: prompts to measure with, read from JSONL. Strict, because a wrong prompt measures the wrong thing."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from autospec.cells import PromptType
+from autospec.data import studies_dir
+from autospec.errors import SuiteError
+
+__all__ = ["Half", "Prompt", "Suite", "load_suite"]
+
+_REQUIRED = ("id", "prompt_type", "messages", "max_tokens")
+_OPTIONAL = ("half", "tools")
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+class Half(StrEnum):
+    """What a prompt is for. The two never mix: a winner is proven on prompts that had no part in choosing it."""
+
+    TUNE = "tune"
+    PROVE = "prove"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One conversation to have answered.
+
+    Attributes:
+        id: Unique in its suite.
+        prompt_type: The kind of work.
+        messages: Chat messages in OpenAI's form.
+        max_tokens: Most tokens to generate.
+        half: Search with it, or prove with it.
+        tools: Tool definitions in OpenAI's form, or none.
+    """
+
+    id: str
+    prompt_type: PromptType
+    messages: tuple[dict[str, Any], ...]
+    max_tokens: int
+    half: Half
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Prompts in the order of their file.
+
+    Attributes:
+        name: The file's name without its ending.
+        prompts: All of them.
+        digest: Twelve hex digits that differ whenever the prompts do; comments in the file do not count.
+    """
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    digest: str
+
+    def of(self, prompt_type: PromptType, half: Half) -> tuple[Prompt, ...]:
+        """The prompts of one type and half, in the file's order."""
+        return tuple(p for p in self.prompts if p.prompt_type is prompt_type and p.half is half)
+
+    def types(self) -> tuple[PromptType, ...]:
+        """The prompt types that occur, in the order of `PromptType`."""
+        present = {p.prompt_type for p in self.prompts}
+        return tuple(t for t in PromptType if t in present)
+
+
+def load_suite(path: Path | None = None) -> Suite:
+    """Read a suite.
+
+    One JSON object per line: ``id``, ``prompt_type``, ``messages``, ``max_tokens``, and if wanted ``half`` and
+    ``tools``. Blank lines and lines that start with ``//`` or ``#`` are skipped. A prompt without ``half`` goes where
+    its type has fewer prompts so far, to tune if equal: a file without any is split alternately, in its own order.
+
+    Args:
+        path: The file; the shipped default if ``None``.
+
+    Raises:
+        SuiteError: The file cannot be read or a line is malformed; names the file and the line.
+        AutospecError: The shipped suite is missing.
+    """
+    file = path if path is not None else studies_dir() / "suites" / "default.jsonl"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise SuiteError(
+            f"The suite {file} cannot be read: {error.strerror or error}.", "Give the path of a JSONL file."
+        ) from None
+    lines: list[_Line] = []
+    first_seen: dict[str, int] = {}
+    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        place = f"{file}, line {number}"
+        fields = _parse(raw, place)
+        if fields is None:
+            continue
+        line = _check(fields, number, place)
+        if line.id in first_seen:
+            raise SuiteError(
+                f'{place}: the id "{line.id}" is already taken by line {first_seen[line.id]}.',
+                "Give every prompt an id of its own.",
+            )
+        first_seen[line.id] = number
+        lines.append(line)
+    if not lines:
+        raise SuiteError(f"The suite {file} holds no prompt.", "Write one JSON object per line.")
+    prompts = _split(lines, file)
+    return Suite(file.stem, prompts, _digest(prompts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A checked line, before the split."""
+
+    number: int
+    id: str
+    prompt_type: PromptType
+    messages: tuple[dict[str, Any], ...]
+    max_tokens: int
+    half: Half | None
+    tools: tuple[dict[str, Any], ...]
+
+
+def _parse(raw: bytes, place: str) -> dict[str, Any] | None:
+    """The line's object, or ``None`` for a blank line or a comment."""
+    try:
+        text = raw.decode().strip()
+    except UnicodeDecodeError:
+        raise SuiteError(f"{place}: not UTF-8.", "Save the file with UTF-8 encoding.") from None
+    if not text or text.startswith(("//", "#")):
+        return None
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SuiteError(
+            f"{place}: not JSON: {error.msg} at column {error.colno}.",
+            "Write one JSON object per line, without line breaks inside.",
+        ) from None
+    except (ValueError, RecursionError):  # numbers with thousands of digits; brackets nested thousands deep
+        raise SuiteError(
+            f"{place}: not JSON that can be read.", "Write one plain JSON object per line."
+        ) from None
+    if not isinstance(fields, dict):
+        raise SuiteError(
+            f"{place}: not a JSON object.", 'Write {"id": …, "prompt_type": …, "messages": …, …}.'
+        )
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise SuiteError(
+            f"{place}: holds half of a surrogate pair, which no server can be sent.",
+            "Write the character itself instead of its \\u escapes.",
+        ) from None
+    return fields
+
+
+def _check(fields: dict[str, Any], number: int, place: str) -> _Line:
+    """Every rule that one line can break alone."""
+    known = (*_REQUIRED, *_OPTIONAL)
+    for key in fields:
+        if key not in known:
+            raise SuiteError(f'{place}: unknown key "{key}".', _suggest(key, known))
+    for key in _REQUIRED:
+        if key not in fields:
+            raise SuiteError(
+                f'{place}: the key "{key}" is missing.', f"A prompt needs {', '.join(_REQUIRED)}."
+            )
+    name = fields["id"]
+    if not isinstance(name, str) or not name.strip():
+        raise SuiteError(f'{place}: "id" must be a text that is not empty.', 'For example "coding-rust-lru".')
+    max_tokens = fields["max_tokens"]
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
+        raise SuiteError(
+            f'{place}: "max_tokens" must be a whole number above 0, not {json.dumps(max_tokens)}.',
+            "For example 256.",
+        )
+    half = fields.get("half")
+    return _Line(
+        number=number,
+        id=name,
+        prompt_type=PromptType(_choice(fields["prompt_type"], "prompt_type", tuple(PromptType), place)),
+        messages=_messages(fields["messages"], place),
+        max_tokens=max_tokens,
+        half=None if half is None else Half(_choice(half, "half", tuple(Half), place)),
+        tools=_objects(fields.get("tools", []), "tools", place),
+    )
+
+
+def _messages(value: Any, place: str) -> tuple[dict[str, Any], ...]:
+    messages = _objects(value, "messages", place)
+    if not messages:
+        raise SuiteError(f'{place}: "messages" is empty.', "A prompt needs at least one message of the user.")
+    for position, message in enumerate(messages, start=1):
+        where = f"{place}: message {position}"
+        if "role" not in message:
+            raise SuiteError(f'{where} has no "role".', f"One of {', '.join(_ROLES)}.")
+        role = _choice(message["role"], "role", _ROLES, where)
+        content = message.get("content")
+        # An assistant that only calls tools says nothing: OpenAI's form has null there, or leaves the key out.
+        silent = content is None and role == "assistant" and message.get("tool_calls")
+        if not silent and "content" not in message:
+            raise SuiteError(
+                f'{where} has no "content".', "Only an assistant message with tool_calls may lack it."
+            )
+        if not silent and not isinstance(content, str):
+            raise SuiteError(
+                f'{where}: "content" must be a text.',
+                "Only an assistant message with tool_calls may have null; lists of parts are not read.",
+            )
+    return messages
+
+
+def _objects(value: Any, key: str, place: str) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise SuiteError(f'{place}: "{key}" must be a list of objects.', 'For example [{"role": "user", …}].')
+    return tuple(value)
+
+
+def _choice(value: Any, key: str, known: tuple[str, ...], place: str) -> str:
+    if isinstance(value, str) and value in known:
+        return value
+    shown = json.dumps(value, ensure_ascii=False)
+    raise SuiteError(f'{place}: {shown} is no "{key}".', _suggest(str(value), known))
+
+
+def _suggest(word: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    return f'Did you mean "{near[0]}"?' if near else f"Known are {', '.join(known)}."
+
+
+def _split(lines: list[_Line], file: Path) -> tuple[Prompt, ...]:
+    """Give every prompt a half; each type needs both, or it could be searched but not proven."""
+    counts = Counter((line.prompt_type, line.half) for line in lines if line.half is not None)
+    prompts = []
+    for line in lines:
+        half = line.half
+        if half is None:
+            fewer = counts[line.prompt_type, Half.PROVE] < counts[line.prompt_type, Half.TUNE]
+            half = Half.PROVE if fewer else Half.TUNE
+            counts[line.prompt_type, half] += 1
+        prompts.append(Prompt(line.id, line.prompt_type, line.messages, line.max_tokens, half, line.tools))
+    for line in lines:
+        for half in Half:
+            if not counts[line.prompt_type, half]:
+                raise SuiteError(
+                    f'{file}, line {line.number}: "{line.prompt_type}" has no prompt in its {half} half.',
+                    "Each prompt type needs at least 2 prompts, one of each half; leave half out to have them split.",
+                )
+    return tuple(prompts)
+
+
+def _digest(prompts: tuple[Prompt, ...]) -> str:
+    content = [[p.id, p.prompt_type, p.half, p.max_tokens, p.messages, p.tools] for p in prompts]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
