@@ -174,7 +174,7 @@ def test_quantizations_of_one_draft_do_not_crowd_out_others() -> None:
         "Qwen3-1.7B-Q5",
         "Qwen3-4B-Q4",
         "Qwen3-0.6B-Q8",
-        "Qwen3-1.7B-Q4",
+        "Qwen3-1.7B-Q6",
     ]
 
 

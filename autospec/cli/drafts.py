@@ -1,0 +1,109 @@
+"""`autospec drafts`: which drafts fit a main model, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from autospec.cli.shell import Shell, command_options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from autospec.catalog.candidates import Candidate
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.option("--model", "model_name", required=True, metavar="M", help="A path, a name or a part of one.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Count KV caches for this many tokens. [default: the configured context]",
+)
+@command_options
+def command(shell: Shell, model_name: str, context: int | None) -> None:
+    """Show which drafts fit a main model, and why others do not.
+
+    A draft must have the same vocabulary by llama.cpp's own rule, be much cheaper per token than the main
+    model, and fit in memory beside it.
+
+    \b
+    Examples:
+      autospec drafts --model qwen3-coder-30b
+      autospec drafts --model ~/models/big.gguf --context 32768
+    """  # noqa: D301 - click needs the backspace itself
+    from autospec.catalog.candidates import candidates
+    from autospec.catalog.scan import scan
+    from autospec.cli.models import configured_context, nothing_found
+    from autospec.errors import ModelChoiceError
+    from autospec.hardware import identify
+
+    catalog = scan(shell.settings, beside=[model_name])
+    main = catalog.find(model_name)
+    if main.head is not None:
+        raise ModelChoiceError(
+            f"{main.name} is a draft head ({main.draft_kind}) and no main model.",
+            "Name the model that it drafts for.",
+        )
+    found = candidates(
+        main,
+        catalog.models,
+        memory_bytes=identify().memory_bytes,
+        context_tokens=context or configured_context(shell),
+    )
+    if shell.json:
+        shell.emit(
+            {
+                "schema": 1,
+                "model": main.name,
+                "model_path": str(main.path),
+                "context_tokens": context or configured_context(shell),
+                "drafts": [c.to_json() for c in found],
+                "warnings": list(catalog.warnings),
+            }
+        )
+    elif found:
+        _show(shell, main.name, found)
+    elif catalog.models:
+        shell.out(
+            f"No other model than {main.name} was found, so nothing can draft for it; "
+            "add a folder with model_dirs in the config file (`autospec config path`)."
+        )
+    else:
+        shell.out(nothing_found(catalog))
+    for warning in catalog.warnings:
+        shell.warn(warning)
+
+
+def _show(shell: Shell, name: str, found: Sequence[Candidate]) -> None:
+    fitting = [c for c in found if c.fits]
+    refused = [c for c in found if not c.fits]
+    if fitting:
+        shell.out(_table(f"Drafts that fit {name}", fitting))
+    else:
+        shell.out(f"No draft fits {name}.")
+    if refused:
+        shell.out(_table("Refused", refused))
+
+
+def _table(title: str, found: Sequence[Candidate]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold"
+    )
+    table.add_column("Draft", overflow="fold")
+    table.add_column("Mode", no_wrap=True)
+    table.add_column("Size", justify="right", no_wrap=True)
+    table.add_column("Why")
+    for candidate in found:
+        model = candidate.model
+        size = "" if candidate.own_layers else f"{model.size_bytes / 1e6:.0f} MB"
+        table.add_row(Text(model.name), str(candidate.mode), size, Text(candidate.reason))
+    return table

@@ -1,0 +1,142 @@
+"""`autospec models`: the main models on this disk."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autospec.cli.shell import Shell, command_options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from autospec.catalog.model import Model
+    from autospec.catalog.scan import Catalog
+
+__all__ = ["command", "configured_context", "nothing_found"]
+
+
+@click.command()
+@command_options
+def command(shell: Shell) -> None:
+    """List the main models on this disk.
+
+    Looks in the caches of llama.cpp, Hugging Face, LM Studio and Ollama, and in the folders of the
+    setting model_dirs. Only metadata is read.
+
+    \b
+    Examples:
+      autospec models
+      autospec models --json
+    """  # noqa: D301 - click needs the backspace itself
+    from autospec.catalog.candidates import count_fits
+    from autospec.catalog.scan import scan
+    from autospec.hardware import identify
+
+    catalog = scan(shell.settings)
+    memory_bytes, context = identify().memory_bytes, configured_context(shell)
+    fits = {
+        model.path: count_fits(model, catalog.models, memory_bytes=memory_bytes, context_tokens=context)
+        for model in catalog.models
+        if model.head is None
+    }
+    if shell.json:
+        shell.emit(
+            {
+                "schema": 1,
+                "models": [_document(m, fits.get(m.path)) for m in catalog.models],
+                "warnings": list(catalog.warnings),
+            }
+        )
+    elif catalog.models:
+        shell.out(_table(catalog, fits))
+    else:
+        shell.out(nothing_found(catalog))
+    for warning in catalog.warnings:
+        shell.warn(warning)
+
+
+def configured_context(shell: Shell) -> int:
+    """The context length that servers are started with, or the one that estimates count with.
+
+    Args:
+        shell: For the settings: ``-c`` among the launch settings goes before ``context_tokens``.
+    """
+    args = shell.settings.server_args
+    context = shell.settings.context_tokens
+    for flag, value in pairwise((*args, "")):
+        name, _, attached = flag.partition("=")
+        number = attached or value
+        # 0 means the model's own; nothing better is known here than the setting.
+        if name in ("-c", "--ctx-size") and number.isdigit() and int(number) > 0:
+            context = int(number)
+    return context
+
+
+def nothing_found(catalog: Catalog) -> str:
+    """The sentence for an empty catalogue: where was looked, and how to add a folder.
+
+    Args:
+        catalog: An empty one.
+    """
+    folders = ", ".join(str(p) for p in catalog.looked_in)
+    return (
+        f"No models found in {folders}; add a folder with model_dirs in the config file "
+        "(`autospec config path`) or with AUTOSPEC_MODEL_DIRS."
+    )
+
+
+def _document(model: Model, fits: int | None) -> dict[str, Any]:
+    data = model.to_json()
+    vocab = data["vocab"]
+    if vocab is not None:
+        del vocab["blocks"]
+    return {**data, "is_moe": model.is_moe, "draft_kind": model.draft_kind, "fitting_drafts": fits}
+
+
+def _table(catalog: Catalog, fits: dict[Any, int]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Model", overflow="fold")
+    table.add_column("Size", justify="right", no_wrap=True)
+    table.add_column("Architecture")
+    table.add_column("Parameters", no_wrap=True)
+    table.add_column("Quantization")
+    table.add_column("Context", justify="right")
+    table.add_column("Drafts", justify="right")
+    table.add_column("Where", overflow="fold")
+    # Draft heads can't be main models; they stand behind them.
+    for model in sorted(catalog.models, key=lambda m: m.head is not None):
+        table.add_row(
+            Text(model.name),
+            _size(model.size_bytes),
+            Text(model.architecture),
+            _parameters(model),
+            model.quantization,
+            str(model.context_length or ""),
+            f"{model.draft_kind} head" if model.head else str(fits[model.path]),
+            Text(model.source if model.source != "folder" else str(model.path.parent)),
+        )
+    return table
+
+
+def _parameters(model: Model) -> str:
+    if not model.is_moe:
+        return f"{_count(model.parameters)} dense"
+    active = f"{_count(model.active_parameters)} active, {model.active_experts} of {model.experts}"
+    return f"{_count(model.parameters)} MoE ({active})"
+
+
+def _count(number: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number / 1e3:.3g}K"
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"

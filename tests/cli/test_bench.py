@@ -1,0 +1,121 @@
+"""`autospec bench` on real servers: the embedded backend and tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from autospec.cli import cli
+
+pytest.importorskip("xllamacpp")
+
+
+def run(*args):
+    """One call of the command on the embedded backend."""
+    return CliRunner().invoke(cli, ["bench", "--backend", "embedded", *args])
+
+
+@pytest.fixture
+def smollm2(lab_models):
+    """A small model whose answers are long enough to draft for."""
+    return str(lab_models.smollm2)
+
+
+def test_json_has_every_run(smollm2):
+    """Off and one drafting, two runs each: raw speeds, counts, command lines, the ratio with its interval."""
+    result = run(
+        "-m", smollm2, "-d", smollm2, "--n-max", "4", "--runs", "2", "--max-tokens", "16", "--json", "--", "-c", "512"
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    off, drafted = document["results"]
+    assert document["prompt"] == "Escreva um Palindromo em Kotlin"
+    assert document["backend"] == "embedded"
+    assert off["drafting"] == {"mode": "off"}
+    assert (drafted["drafting"]["n_max"], drafted["drafting"]["p_min"]) == (4, 0.8)
+    assert [len(r["runs"]) for r in document["results"]] == [2, 2]
+    assert len({run["launch_id"] for r in document["results"] for run in r["runs"]}) == 4
+    assert all(run["tps"] > 0 for r in document["results"] for run in r["runs"])
+    assert not any(run["drafted"] for run in off["runs"])
+    assert all(run["drafted"] > 0 for run in drafted["runs"])
+    low, high = drafted["speedup_ci"]
+    assert low < drafted["speedup"] < high
+    assert "512" in off["command"]
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_the_tables_are_the_founding_records(smollm2):
+    """Results, raw runs, command lines and methodology on stdout; progress on stderr."""
+    result = run(
+        "-m", smollm2, "-d", smollm2, "--n-max", "2", "--runs", "1", "--max-tokens", "8", "--prompt", "Hello"
+    )
+    assert result.exit_code == 0, result.stderr
+    text = result.stdout
+    assert text.startswith("# Speculative Decoding Benchmark\n\n**Date:** ")
+    assert '**Prompt:** "Hello"\n**Max Tokens:** 8\n' in text
+    assert "| Model | Without Draft | With Draft | Difference |" in text
+    assert len(re.findall(r"^- Run 1: \d+\.\d tok/s \(8 tokens, ", text, re.MULTILINE)) == 2
+    assert text.count("```") == 4
+    assert "## Methodology" in text
+    assert "run 1 of 1: off" in result.stderr
+
+
+def test_a_draft_that_cannot_work_is_told(smollm2, lab_models):
+    """A vocabulary of another kind: one sentence, exit 1, no table."""
+    result = run("-m", smollm2, "-d", str(lab_models.other_tokenizer), "--runs", "1", "--max-tokens", "8")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_without_a_draft_that_fits_nothing_starts(smollm2):
+    """Exit 2, and the command that says why none fits."""
+    result = run("-m", smollm2, "--runs", "1")
+    assert result.exit_code == 2
+    assert "autospec drafts" in result.stderr
+
+
+@pytest.mark.parametrize("args", [(), ("-m", "x", "--runs", "0"), ("-m", "x", "--p-min", "2")])
+def test_wrong_usage_exits_with_2(args):
+    """No model, no runs, no probability."""
+    assert run(*args).exit_code == 2
+
+
+def test_ctrl_c_stops_the_server(smollm2, tmp_path):
+    """Exit 130, and no process is left."""
+    command = [
+        sys.executable,
+        "-m",
+        "autospec",
+        "bench",
+        "--backend",
+        "embedded",
+        "-m",
+        smollm2,
+        "-d",
+        smollm2,
+    ]
+    with (tmp_path / "err").open("w") as err:
+        bench = subprocess.Popen(
+            [*command, "--max-tokens", "4000", "--", "-c", "8192"], stdout=err, stderr=err
+        )
+    process = psutil.Process(bench.pid)
+    deadline = time.monotonic() + 60
+    children = []
+    while not children and time.monotonic() < deadline:
+        assert bench.poll() is None, (tmp_path / "err").read_text()
+        children = process.children(recursive=True)
+        time.sleep(0.05)  # nothing tells when the child appears
+    os.kill(bench.pid, signal.SIGINT)
+    assert bench.wait(60) == 130, (tmp_path / "err").read_text()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
