@@ -75,7 +75,8 @@ def tune(
     flags = {"backend": backend, "study": study, "suite": suite, "budget": budget}
     settings = load_settings(config, overrides=flags)
     request = prepare(settings, model, drafts=drafts, prompt_types=prompt_types, args=args, again=again)
-    return Tuning(request, backend_for(settings.backend or None, settings), identify(), Unwatched()).run()
+    backend_ = backend_for(settings.backend or None, settings)
+    return Tuning(request, backend_, identify(), Unwatched(), settings.state_dir).run()
 
 
 def recommend(

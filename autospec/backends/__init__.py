@@ -1,0 +1,1 @@
+"""Kinds of servers behind one protocol: probe, launch, ask, stop."""

@@ -43,7 +43,7 @@ def prepare(
     definition = load_definition(settings.study)
     suite = load_suite(Path(settings.suite) if settings.suite else None)
     budget_s = parse_duration(settings.budget) if settings.budget else None
-    catalog = scan(settings)
+    catalog = scan(settings, beside=[model, *drafts])
     for warning in catalog.warnings:
         warn(warning)
     return TuneRequest(

@@ -12,6 +12,7 @@ from autospec.recommendations import Verdict
 
 
 def prompts(gain: float, noise: float, rounds: int, *, count: int = 8, seed: int = 0) -> list[list[float]]:
+    """Log-ratios of prompts with the same gain and normal noise."""
     rng = np.random.default_rng(seed)
     return [list(rng.normal(math.log1p(gain), noise, rounds)) for _ in range(count)]
 

@@ -34,6 +34,7 @@ RECOMMENDATION = Recommendation(
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
+    """A database that is not there yet."""
     return f"sqlite:///{tmp_path / 'sub' / 'autospec.db'}"
 
 

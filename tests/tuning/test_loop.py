@@ -37,16 +37,20 @@ class Silent:
         self.steps: list[Step] = []
 
     def step(self, step: Step) -> None:
+        """Remember it."""
         self.steps.append(step)
 
     def standing(self, standings: tuple[Standing, ...]) -> None:
+        """Never empty."""
         assert standings
 
     def tell(self, text: str) -> None:
+        """Remember it."""
         self.told.append(text)
 
 
 def suite(prove: int = 8) -> Suite:
+    """Three tune prompts and eight prove prompts of each of two types."""
     prompts = [
         Prompt(f"{t}-{half}-{n}", t, ({"role": "user", "content": f"{t} {half} {n}"},), 64, half)
         for t in TYPES
@@ -58,6 +62,7 @@ def suite(prove: int = 8) -> Suite:
 
 @pytest.fixture
 def request_(tmp_path: Path) -> TuneRequest:
+    """A main model with one draft that fits, the quick study, an empty database."""
     main = make_model(name="main", path=tmp_path / "main.gguf")
     draft = make_model(name="draft", path=tmp_path / "draft.gguf", bytes_per_token=main.bytes_per_token // 8,
                   fingerprint="draft", size_bytes=main.size_bytes // 8)  # fmt: skip
@@ -70,8 +75,11 @@ def request_(tmp_path: Path) -> TuneRequest:
     )
 
 
-def tune(request: TuneRequest, backend: SimulatedBackend, progress: Silent | None = None) -> dict[PromptType, object]:
-    recommendations = Tuning(request, backend, MACHINE, progress or Silent()).run()
+def tune(
+    request: TuneRequest, backend: SimulatedBackend, progress: Silent | None = None
+) -> dict[PromptType, object]:
+    """Run a tune, and see that it left no server."""
+    recommendations = Tuning(request, backend, MACHINE, progress or Silent(), _state_dir(request)).run()
     assert not backend.running, "servers were left running"
     return {r.prompt_type: r for r in recommendations}
 
@@ -105,9 +113,7 @@ def test_search_and_proof_never_share_prompts(request_):
     backend = SimulatedBackend(pays_for_coding)
     tune(request_, backend)
     store = open_store(request_.storage)
-    with_rows = [
-        m for t in TYPES for m in store.measurements(_cell_key(request_, backend, t))
-    ]
+    with_rows = [m for t in TYPES for m in store.measurements(_cell_key(request_, backend, t))]
     store.close()
     assert {m.phase for m in with_rows} == {Phase.SEARCH, Phase.PROVE}
     for m in with_rows:
@@ -270,7 +276,13 @@ def test_interrupted_tune_keeps_a_provisional_recommendation(request_):
         if count == 20:
             raise KeyboardInterrupt
 
-    tuning = Tuning(request_, SimulatedBackend(pays_for_coding, before_answer=interrupt), MACHINE, Silent())
+    tuning = Tuning(
+        request_,
+        SimulatedBackend(pays_for_coding, before_answer=interrupt),
+        MACHINE,
+        Silent(),
+        _state_dir(request_),
+    )
     with pytest.raises(KeyboardInterrupt):
         tuning.run()
     known = tuning.known()
@@ -340,7 +352,10 @@ def test_budget_that_is_spent_leaves_undecided(request_, monkeypatch):
 
 def test_second_tune_is_told_who_holds_the_machine(request_, tmp_path):
     """The lock's holder is named with process, work and time."""
-    with machine_lock("tune some-other-model"), pytest.raises(BusyError, match=r"process \d+ \(tune some-other-model\), since"):
+    with (
+        machine_lock("tune some-other-model"),
+        pytest.raises(BusyError, match=r"process \d+ \(tune some-other-model\), since"),
+    ):
         tune(request_, SimulatedBackend(pays_for_coding))
 
 
@@ -352,6 +367,10 @@ def test_json_of_the_result_holds_the_evidence(request_):
     assert document["evidence"]["same_text"] == document["evidence"]["compared_texts"] == document["pairs"]
     assert document["evidence"]["cost"]["launches"] > 2
     assert document["acceptance"] == 0.5
+
+
+def _state_dir(request: TuneRequest) -> Path:
+    return Path(request.storage.removeprefix("sqlite:///")).parent
 
 
 def _exposure(asked: tuple[str, Drafting, str]) -> tuple[str, str]:

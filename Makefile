@@ -1,0 +1,78 @@
+# Two commands need nothing but Python 3.11 or newer, make and a network that reaches PyPI:
+#   make demo    a real study on two small models, ending with the table of recommendations
+#   make test    the tests
+# The others: make check (what CI asks of the code), make native (a llama-server of your own), make format, make clean.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
+
+# The first of these that is new enough; `make PYTHON=/path/to/python3` takes another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-short test check lint types imports wheel native format clean
+
+help:
+	@sed -n '2,4s/^# *//p' Makefile
+
+# Stamps say what the environment holds; each is made anew when pyproject.toml changes.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "autospec needs Python 3.11 or newer, and none was found on PATH." \
+		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) could not create a virtual environment." \
+		"On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.has-runtime: pyproject.toml | $(BIN)/python
+	@echo "Installing autospec"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.has-test: pyproject.toml | $(BIN)/python
+	@echo "Installing autospec and what its tests need"
+	@$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/.has-runtime
+
+$(VENV)/.has-dev: pyproject.toml | $(BIN)/python
+	@echo "Installing autospec and what its checks need"
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.has-test $(VENV)/.has-runtime
+
+demo: $(VENV)/.has-runtime
+	@$(BIN)/python -m tests.lab.demo
+
+# The demo's path on small models in a minute or two, the result checked instead of shown: CI's one real tune.
+demo-short: $(VENV)/.has-test
+	@$(BIN)/python -m tests.lab.demo --short
+
+test: $(VENV)/.has-test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types imports wheel
+
+lint: $(VENV)/.has-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.has-dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.has-dev
+	$(BIN)/lint-imports --no-logo
+
+wheel: $(VENV)/.has-dev
+	$(BIN)/python .ci/wheel_check.py
+
+format: $(VENV)/.has-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+native: $(VENV)/.has-runtime
+	@$(BIN)/python -m tests.lab.native
+
+# The lab's models (~/.cache/autospec-lab) stay: they are costly to make and other clones use them.
+clean:
+	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .ci/reports
+	find autospec tests studies .ci -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,173 @@
+"""What a llama-server binary is: its help, its version, its hash, and whether its answers tell drafts.
+
+Each binary is looked at once; hashes are kept on disk by path, size and time of change, since a CUDA build has
+hundreds of megabytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import re
+import subprocess
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autospec.backends.help_text import HelpText, parse
+from autospec.backends.process import child_environment
+from autospec.cells import Build
+from autospec.errors import BackendMissingError
+
+__all__ = ["Facts", "Probe", "facts_of", "probe", "version_name"]
+
+# Measured 39 ms; a binary that loads GPU drivers first may need seconds.
+_PROBE_TIMEOUT_S = 60.0
+# "version: 4372 (e34c5af4)" until 2026, "version: 0.6.0 (build 11434, commit e34c5af4)" since.
+_NUMBER = re.compile(r"version: (?:.*\(build )?(?P<number>\d+)\b")
+# The key that answers carry since llama.cpp #12603 (March 2025). It stands in the binary as text.
+_TELLS_DRAFTS = b"draft_n_accepted"
+_TELLS_DRAFTS_SINCE = 4985
+_LIBRARIES = ("libllama*", "libggml*", "libmtmd*")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the files of a program say.
+
+    Attributes:
+        sha256: Of the program and, where it has them, of llama.cpp's shared libraries beside it.
+        tells_drafts: True if answers carry drafted and accepted counts.
+    """
+
+    sha256: str
+    tells_drafts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a binary told about itself without loading anything."""
+
+    build: Build
+    help: HelpText
+    tells_drafts: bool
+
+
+def probe(binary: Path, state_dir: Path) -> Probe:
+    """Run ``--version`` and ``--help`` and hash the files.
+
+    Raises:
+        BackendMissingError: It does not run, or it is no llama-server.
+    """
+    version = _output(binary, "--version")
+    text = parse(_output(binary, "--help"))
+    if not text.has("--model"):
+        raise BackendMissingError(
+            f"{binary} is no llama-server: its --help names no --model.",
+            "Set llama_server in the config to the right program.",
+        )
+    facts = facts_of(_files(binary), state_dir)
+    line = version.splitlines()[0].strip() if version else ""
+    fingerprint = hashlib.sha256(f"{line}\n{facts.sha256}".encode()).hexdigest()[:16]
+    # The files say it of a program, but a wrapper script has only the flags and the number to go by.
+    tells_drafts = facts.tells_drafts or text.has("--spec-type") or _number(version) >= _TELLS_DRAFTS_SINCE
+    return Probe(
+        build=Build("llama-server", version_name(version, fingerprint), fingerprint),
+        help=text,
+        tells_drafts=tells_drafts,
+    )
+
+
+def version_name(version: str, fingerprint: str) -> str:
+    """``b11434``; for a source build, which calls itself build 0, its fingerprint instead."""
+    number = _number(version)
+    return f"b{number}" if number else f"source-{fingerprint[:8]}"
+
+
+def _number(version: str) -> int:
+    """The build number, or 0 where the build does not know it."""
+    found = _NUMBER.search(version)
+    return int(found["number"]) if found else 0
+
+
+def facts_of(files: tuple[Path, ...], state_dir: Path) -> Facts:
+    """Read the files, or what is remembered of them if none has changed.
+
+    Args:
+        files: A program and its libraries.
+        state_dir: Where the memory is kept (``binaries.json``).
+    """
+    stats = [(str(file), file.stat()) for file in files]
+    key = json.dumps([[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats])
+    memory = state_dir / "binaries.json"
+    known = _known(memory)
+    with suppress(KeyError, TypeError):
+        return Facts(str(known[key]["sha256"]), bool(known[key]["tells_drafts"]))
+    digest = hashlib.sha256()
+    tells_drafts = False
+    for file in files:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            digest.update(content)
+            tells_drafts = tells_drafts or content.find(_TELLS_DRAFTS) >= 0
+    facts = Facts(digest.hexdigest(), tells_drafts)
+    _remember(memory, {**known, key: asdict(facts)})
+    return facts
+
+
+def _files(binary: Path) -> tuple[Path, ...]:
+    """The program and llama.cpp's shared libraries, where a package manager or a release archive puts them."""
+    real = binary.resolve()
+    folders = {real.parent, real.parent.parent / "lib"}
+    found = {
+        path.resolve()
+        for folder in folders
+        for pattern in _LIBRARIES
+        for path in folder.glob(pattern)
+        if re.search(r"\.(so|dylib)(\.|$)", path.name)
+    }
+    return (real, *sorted(path for path in found if path.is_file() and path.stat().st_size))
+
+
+def _output(binary: Path, flag: str) -> str:
+    """What a flag prints; `--version` goes to standard error in most eras."""
+    try:
+        done = subprocess.run(
+            [binary, flag],
+            check=False,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_PROBE_TIMEOUT_S,
+            env=child_environment(os.environ),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = getattr(error, "strerror", None) or f"no answer to {flag} within {_PROBE_TIMEOUT_S:g} s"
+        raise BackendMissingError(
+            f"{binary} cannot be run: {reason}.",
+            "Install llama-server again, or set llama_server in the config.",
+        ) from error
+    output = (done.stdout + done.stderr).decode(errors="replace")
+    if done.returncode != 0 and not output.strip():
+        raise BackendMissingError(
+            f"{binary} {flag} ended with status {done.returncode} and printed nothing.",
+            "Install llama-server again, or set llama_server in the config.",
+        )
+    return output
+
+
+def _known(memory: Path) -> dict[str, dict[str, object]]:
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(memory: Path, known: dict[str, object]) -> None:
+    """Best effort: a state folder that cannot be written costs time, not the answer."""
+    with suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        draft = memory.with_suffix(f".{os.getpid()}.part")
+        draft.write_text(json.dumps(known), encoding="utf-8")
+        draft.replace(memory)

@@ -1,0 +1,190 @@
+"""Why a launch failed, from how the process ended and what it printed. Pure; held by real logs in the tests."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autospec.backends.process import Ended
+from autospec.errors import LaunchError
+
+__all__ = ["Failure", "classify", "speculation_refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One kind of failure.
+
+    Attributes:
+        kind: ``port``, ``memory``, ``flag``, ``draft``, ``vocabulary``, ``mtp``, ``model``, ``killed``,
+            ``crash``, ``timeout`` or ``other``.
+        message: What went wrong, one sentence.
+        hint: What to do next.
+        permanent: True if the same launch would fail again. Memory is not: other programs, and the second
+            server of a comparison, come and go.
+    """
+
+    kind: str
+    message: str
+    hint: str
+    permanent: bool
+
+    def error(self, log_tail: Sequence[str]) -> LaunchError:
+        """The error to raise, with the log's last lines."""
+        return LaunchError(self.message, self.hint, log_tail=tuple(log_tail), permanent=self.permanent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    kind: str
+    pattern: re.Pattern[str]
+    message: str
+    hint: str
+    permanent: bool = True
+
+
+def _rule(kind: str, pattern: str, message: str, hint: str, *, permanent: bool = True) -> _Rule:
+    return _Rule(kind, re.compile(pattern, re.IGNORECASE), message, hint, permanent)
+
+
+# In this order: what is named first is the cause of what is named later (a draft that did not fit in memory is
+# reported as a draft that could not be loaded). The texts are those of b4372, May 2025, b9093 and b11434.
+_RULES = (
+    _rule(
+        "port",
+        r"couldn't bind HTTP server socket.*?port: (?P<what>\d+)",
+        "Port {what} was taken by another program.",
+        "Try again.",
+        permanent=False,
+    ),
+    _rule(
+        "flag",
+        r"error: (?:invalid argument: |unknown argument: )(?P<what>\S+)",
+        "The server does not know {what}.",
+        "Leave it out of the server arguments.",
+    ),
+    _rule(
+        "flag",
+        r"error while handling argument \"(?P<what>[^\"]+)\": (?P<why>.*)",
+        "The server refuses the value of {what} ({why}).",
+        "See llama-server --help for what it takes.",
+    ),
+    _rule(
+        "flag",
+        r"(?P<what>embedded: .+)",
+        "{what}",
+        "Correct the server arguments, or install llama-server, which takes them all.",
+    ),
+    _rule(
+        "memory",
+        r"out of memory|insufficient memory|failed to allocate|unable to allocate|bad_alloc|OutOfMemory"
+        r"|cannot allocate memory|MemoryError",
+        "There was not enough memory for the models and their caches.",
+        "Close other programs, or lower the context (-c) or the layers on the GPU (-ngl).",
+        permanent=False,
+    ),
+    _rule(
+        "mtp",
+        r"doesn't contain MTP layers|failed to create MTP context",
+        "The main model has no MTP layers to draft with.",
+        "Leave the mode mtp out for this model.",
+    ),
+    _rule(
+        "vocabulary",
+        r"draft model '(?P<what>[^']*)' is not compatible with the target model",
+        "The vocabulary of the draft {what} does not fit the main model.",
+        "autospec drafts --model … lists the drafts that fit.",
+    ),
+    _rule(
+        "vocabulary",
+        r"failed to detokenize id_last",  # b9093 translates between vocabularies, and gives up so
+        "The vocabulary of the draft does not fit the main model.",
+        "autospec drafts --model … lists the drafts that fit.",
+    ),
+    _rule(
+        "draft",
+        r"failed to load draft model, '(?P<what>[^']*)'",
+        "The draft {what} could not be loaded: it is missing, damaged, or of a kind this build does not know.",
+        "Download it again, or leave it out.",
+    ),
+    _rule(
+        "model",
+        r"failed to load model,? '(?P<what>[^']*)'",
+        "The model {what} could not be loaded: it is missing, damaged, or of a kind this build does not know.",
+        "Download it again, or update the backend.",
+    ),
+)
+_REASON = re.compile(r"error loading model: (?P<why>.*)")
+_ASSERTION = re.compile(r"(?P<what>\S+:\d+: (?:GGML_ASSERT|fatal error|.*error).*|GGML_ASSERT\(.*\) failed)")
+_REFUSED = re.compile(
+    r"(vocabs? .*must match.*|vocabs are not compatible|failed to initialize speculative.*"
+    r"|speculative decoding not supported.*|requires a draft context)",
+    re.IGNORECASE,
+)
+_PREFIX = re.compile(r"^[\d.]+ [A-Z] ")
+
+
+def classify(ended: Ended, log: Sequence[str], *, out_of_memory_kills: int = 0) -> Failure:
+    """Name the cause of a launch that ended before it was ready, or at its first request.
+
+    Args:
+        ended: How the process ended.
+        log: Its last lines, oldest first.
+        out_of_memory_kills: Processes that the kernel killed for memory while it ran, where that is known.
+    """
+    text = "\n".join(log)
+    for rule in _RULES:
+        found = rule.pattern.search(text)
+        if found is not None:
+            return Failure(
+                rule.kind,
+                rule.message.format(**found.groupdict()) + _why(rule, text),
+                rule.hint,
+                rule.permanent,
+            )
+    if ended.signal == signal.SIGKILL and out_of_memory_kills:
+        return Failure(
+            "memory",
+            "The kernel killed the server because memory ran out.",
+            "Close other programs, or lower the context (-c).",
+            permanent=False,
+        )
+    if ended.signal in (signal.SIGKILL, signal.SIGTERM):
+        return Failure(
+            "killed",
+            f"The server {ended} before it was ready: somebody ended it, or memory ran out.",
+            "Try again.",
+            permanent=False,
+        )
+    assertion = _ASSERTION.search(text)
+    if ended.signal is not None or assertion is not None:
+        what = f": {assertion['what']}" if assertion is not None else ""
+        return Failure(
+            "crash", f"The server crashed{what}.", "Another drafting or a newer build may do.", permanent=True
+        )
+    return Failure(
+        "other",
+        f"The server {ended} before it was ready{_last_words(log)}.",
+        "See the log below.",
+        permanent=True,
+    )
+
+
+def speculation_refused(log: Sequence[str]) -> str:
+    """What a server that runs without speculation gave as its reason, or empty."""
+    reasons = [found[0] for line in log if (found := _REFUSED.search(line)) is not None]
+    return reasons[0] if reasons else ""
+
+
+def _why(rule: _Rule, text: str) -> str:
+    """llama.cpp's own reason after a file that could not be loaded."""
+    if rule.kind not in ("draft", "model"):
+        return ""
+    reasons = [r for r in _REASON.findall(text) if "failed to load model from" not in r]
+    return f" The server says: {reasons[-1]}." if reasons else ""
+
+
+def _last_words(log: Sequence[str]) -> str:
+    return f"; its last line was: {_PREFIX.sub('', log[-1])}" if log else " and printed nothing"

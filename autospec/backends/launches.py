@@ -1,0 +1,188 @@
+"""The record of every launch on disk, by which the next start finds and ends what a killed autospec left.
+
+``<state_dir>/launches/<launch_id>.json`` exists from just before a server is started until it has been stopped;
+``<launch_id>.log`` beside it holds what the server printed. Every process of a launch also carries the launch id
+in its environment (`MARK`), so that a process number that has come to somebody else is never taken for ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+__all__ = [
+    "MARK",
+    "LaunchRecord",
+    "ProcessRef",
+    "end_processes",
+    "log_path",
+    "new_launch_id",
+    "sweep_orphans",
+]
+
+MARK = "AUTOSPEC_LAUNCH_ID"
+# Linux derives a process's start from the clock of boot, which moves a little when the clock is set.
+_SAME_START_S = 1.0
+# For an owner the costly mistake is the other one: to end the servers of an autospec that lives.
+_OWNER_START_S = 60.0
+_TERM_WAIT_S = 5.0
+_KILL_WAIT_S = 5.0
+_LOGS_KEPT = 50
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRef:
+    """One process: its number and when it started (seconds since 1970), which together are unique."""
+
+    pid: int
+    create_time: float
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessRef:
+        """The process with this number now; a start of 0 where it has already ended."""
+        try:
+            return cls(pid, psutil.Process(pid).create_time())
+        except psutil.Error:
+            return cls(pid, 0.0)
+
+    def find(self, tolerance_s: float = _SAME_START_S) -> psutil.Process | None:
+        """The living process that this refers to; ``None`` where it ended or the number was given away."""
+        try:
+            process = psutil.Process(self.pid)
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            same = abs(process.create_time() - self.create_time) <= tolerance_s
+        except psutil.Error:
+            return None
+        return process if alive and same else None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRecord:
+    """One launch.
+
+    Attributes:
+        launch_id: Unique over all launches ever made; sorts by time.
+        started_at: ISO 8601, UTC.
+        command: The server's command line.
+        owner: The autospec that started it.
+        processes: Guard and server, as far as they are known.
+    """
+
+    launch_id: str
+    started_at: str
+    command: tuple[str, ...]
+    owner: ProcessRef
+    processes: tuple[ProcessRef, ...] = ()
+
+    def write(self, state_dir: Path) -> None:
+        """Put it on disk, whole or not at all."""
+        path = _record_path(state_dir, self.launch_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".part")
+        draft.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        draft.replace(path)
+
+    def remove(self, state_dir: Path) -> None:
+        """Take it away once everything of the launch has ended; the log stays."""
+        _record_path(state_dir, self.launch_id).unlink(missing_ok=True)
+
+
+def new_launch_id() -> str:
+    """Time to the second, and eight random hex digits: sorts by time, never repeats."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+def log_path(state_dir: Path, launch_id: str) -> Path:
+    """Where a launch's output goes."""
+    return state_dir / "launches" / f"{launch_id}.log"
+
+
+def sweep_orphans(state_dir: Path) -> list[str]:
+    """End what autospecs that are no more have left behind.
+
+    Args:
+        state_dir: The state folder of the settings.
+
+    Returns:
+        One sentence per launch of which something still ran. Launches of a living autospec are not touched.
+    """
+    told = []
+    for path in sorted((state_dir / "launches").glob("*.json")):
+        record = _read(path)
+        if record is None:
+            path.unlink(missing_ok=True)
+        elif record.owner.find(_OWNER_START_S) is None:
+            ended = end_processes(record.launch_id, record.processes)
+            record.remove(state_dir)
+            if ended:
+                told.append(
+                    f"Ended {Path(record.command[0]).name} (process {', '.join(map(str, ended))}), "
+                    f"left running since {record.started_at} by an autospec that was killed."
+                )
+    _prune_logs(state_dir)
+    return told
+
+
+def end_processes(launch_id: str, known: Iterable[ProcessRef]) -> list[int]:
+    """End every living process of one launch: SIGTERM, then SIGKILL.
+
+    Args:
+        launch_id: Also finds processes that the record does not name, by their environment.
+        known: Those that the record names.
+
+    Returns:
+        Process numbers that were ended, ascending.
+    """
+    found = {process.pid: process for ref in known if (process := ref.find()) is not None}
+    found |= {process.pid: process for process in psutil.process_iter() if _marked(process, launch_id)}
+    found.pop(os.getpid(), None)
+    for process in found.values():
+        with suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(list(found.values()), timeout=_TERM_WAIT_S)
+    for process in alive:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=_KILL_WAIT_S)
+    return sorted(found)
+
+
+def _marked(process: psutil.Process, launch_id: str) -> bool:
+    try:
+        return process.environ().get(MARK) == launch_id
+    except (psutil.Error, OSError):  # another user's process, or one that just ended
+        return False
+
+
+def _record_path(state_dir: Path, launch_id: str) -> Path:
+    return state_dir / "launches" / f"{launch_id}.json"
+
+
+def _read(path: Path) -> LaunchRecord | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return LaunchRecord(
+            launch_id=data["launch_id"],
+            started_at=data["started_at"],
+            command=tuple(data["command"]),
+            owner=ProcessRef(**data["owner"]),
+            processes=tuple(ProcessRef(**p) for p in data["processes"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _prune_logs(state_dir: Path) -> None:
+    """Keep the newest logs; a launch that still runs keeps its own."""
+    logs = sorted((state_dir / "launches").glob("*.log"))
+    for log in logs[:-_LOGS_KEPT]:
+        if not log.with_suffix(".json").exists():
+            log.unlink(missing_ok=True)

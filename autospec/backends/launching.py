@@ -1,0 +1,244 @@
+"""From a command line to a server that is ready and verified; shared by every backend that speaks llama.cpp's API."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from autospec.backends import in_force
+from autospec.backends.failures import Failure, classify
+from autospec.backends.launches import sweep_orphans
+from autospec.backends.openai_http import ChatClient
+from autospec.backends.process import ServerProcess
+from autospec.backends.protocol import Capabilities, Completion, Request
+from autospec.drafting import Drafting
+from autospec.errors import BackendError, LaunchError, RequestError, ServerDiedError
+
+__all__ = ["HOST", "HttpServer", "free_port", "launch"]
+
+_log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+# Half of the start of a small model; a thousand polls of a large one cost nothing.
+_POLL_S = 0.1
+# Between finding a free port and the server's taking it, another program may come first.
+_PORT_ATTEMPTS = 2
+# State folders that have been looked through by this process.
+_swept: set[Path] = set()
+# How much of a log is searched for the cause of a failure; an error shows only its last lines.
+_LOG_SEARCHED = 400
+
+
+class HttpServer:
+    """One launch of a llama.cpp server. See `autospec.backends.protocol.Server`."""
+
+    def __init__(self, process: ServerProcess, drafting: Drafting, name: str, port: int) -> None:
+        self.launch_id = process.launch_id
+        self.drafting = drafting
+        self.base_url = f"http://{HOST}:{port}"
+        self.command = process.command
+        self.launch_ms = 0.0
+        self.pids = process.pids
+        self._process = process
+        self._client = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
+
+    def complete(self, request: Request) -> Completion:
+        """Ask and wait for the whole answer.
+
+        Raises:
+            ServerDiedError: The process ended.
+            RequestError: Refused, timed out, cut off, or an answer that makes no sense.
+        """
+        return self._client.complete(request)
+
+    def stop(self) -> None:
+        """End the process and wait until it has ended. Safe to call twice."""
+        self._process.stop()
+        self._client.close()
+
+    def wait_ready(self, timeout_s: float, port: int) -> None:
+        """Wait until the server answers /health on its own port.
+
+        Raises:
+            LaunchError: It ended, or was not ready in time.
+        """
+        kills = _out_of_memory_kills()
+        begun = time.monotonic()
+        while True:
+            ended = self._process.poll()
+            if ended is not None:
+                log = self._process.log_tail(_LOG_SEARCHED)
+                raise _raised(
+                    classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills), self._process
+                )
+            state = self._client.ready()
+            if state == "ready":
+                break
+            if time.monotonic() - begun > timeout_s:
+                raise _raised(_late(state, timeout_s), self._process)
+            self._process.wait_ended(_POLL_S)
+        self.launch_ms = 1000.0 * (time.monotonic() - begun)
+        family = _family(self.pids)
+        if not _listens(family, port):
+            raise _raised(
+                Failure("port", f"Port {port} was taken by another program.", "Try again.", False),
+                self._process,
+            )
+        self.pids = self.pids | {process.pid for process in family}
+
+    def verify(self, abilities: Capabilities, *, erases_slot: bool = False) -> None:
+        """Check that the drafting is in force.
+
+        Args:
+            abilities: Of the build.
+            erases_slot: See `ChatClient`.
+
+        Raises:
+            NotInForceError: It is not.
+            LaunchError: The server did not survive its first request.
+        """
+        self._client.tells_drafts = abilities.tells_drafts
+        self._client.erases_slot = erases_slot
+        build = f"{abilities.build.backend} {abilities.build.version}"
+        kills = _out_of_memory_kills()
+        try:
+            in_force.verify(self._client, self.drafting, build, self._process.log_tail(_LOG_SEARCHED))
+        except ServerDiedError as error:
+            ended = self._process.wait_ended(0.0)
+            if ended is None:
+                raise
+            log = self._process.log_tail(_LOG_SEARCHED)
+            failure = classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills)
+            raise _raised(failure, self._process) from error
+        except RequestError as error:
+            raise LaunchError(
+                f"The server started but failed its first request: {error.message}",
+                error.hint,
+                log_tail=self._process.log_tail(),
+            ) from error
+
+
+class _PortTakenError(LaunchError):
+    """Somebody else has the port; the next one will do."""
+
+
+def launch(
+    command: Callable[[int], tuple[str, ...]],
+    drafting: Drafting,
+    abilities: Capabilities,
+    *,
+    ready_timeout_s: float,
+    state_dir: Path,
+    erases_slot: bool = False,
+    choose_port: Callable[[], int] | None = None,
+) -> HttpServer:
+    """Start a server, wait until it is ready, and check that its drafting is in force.
+
+    Args:
+        command: The command line for a port.
+        drafting: What the command line asks for.
+        abilities: Of the build that is launched.
+        ready_timeout_s: How long loading may take.
+        state_dir: Where the launch's record and log go.
+        erases_slot: True for builds that draft only with the prompt cache, see `ChatClient`.
+        choose_port: Finds a port; `free_port` unless a test chooses.
+
+    Raises:
+        LaunchError: It did not get ready.
+        NotInForceError: It runs with another drafting than asked for.
+    """
+    _sweep_once(state_dir)
+    choose = choose_port or free_port
+    for attempt in range(1, _PORT_ATTEMPTS + 1):
+        port = choose()
+        server = HttpServer(
+            ServerProcess.start(command(port), state_dir), drafting, abilities.build.backend, port
+        )
+        try:
+            server.wait_ready(ready_timeout_s, port)
+            server.verify(abilities, erases_slot=erases_slot)
+        except _PortTakenError:
+            server.stop()
+            if attempt == _PORT_ATTEMPTS:
+                raise
+        except BaseException:
+            server.stop()
+            raise
+        else:
+            return server
+    raise BackendError("No port could be taken.")  # unreachable: the last attempt returns or raises
+
+
+def _sweep_once(state_dir: Path) -> None:
+    """Before the first launch, end what a killed autospec left: it would share memory and processor with ours."""
+    if state_dir not in _swept:
+        _swept.add(state_dir)
+        for sentence in sweep_orphans(state_dir):
+            _log.warning(sentence)
+
+
+def free_port() -> int:
+    """A port that is free now, chosen by the kernel."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _raised(failure: Failure, process: ServerProcess) -> LaunchError:
+    error = failure.error(process.log_tail())
+    if failure.kind == "port":
+        return _PortTakenError(error.message, error.hint, log_tail=error.log_tail)
+    return error
+
+
+def _late(state: str, timeout_s: float) -> Failure:
+    doing = "was still loading the model" if state == "loading" else "did not listen"
+    return Failure(
+        "timeout",
+        f"The server {doing} after {timeout_s:g} s.",
+        "Choose a smaller model or context (-c), or try again when the disk is less busy.",
+        permanent=False,
+    )
+
+
+def _family(pids: frozenset[int]) -> list[psutil.Process]:
+    """The processes of a launch with their children: `llama-server` may be a wrapper script."""
+    found: dict[int, psutil.Process] = {}
+    for pid in pids:
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            found |= {p.pid: p for p in (process, *process.children(recursive=True))}
+    return list(found.values())
+
+
+def _listens(family: list[psutil.Process], port: int) -> bool:
+    """Whether it is our process that listens there; true where the system does not tell."""
+    for process in family:
+        try:
+            connections = process.net_connections(kind="tcp")
+        except psutil.AccessDenied:
+            return True
+        except psutil.Error:
+            continue
+        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+            return True
+    return False
+
+
+def _out_of_memory_kills() -> int:
+    """Processes that the kernel has killed for memory since boot; 0 where it does not tell."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    return 0

@@ -1,0 +1,222 @@
+"""One server process under a guard: start, watch, read its log, stop. Knows nothing of HTTP or drafting."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from autospec.backends import guard as guard_script
+from autospec.backends.launches import MARK, LaunchRecord, ProcessRef, end_processes, log_path, new_launch_id
+from autospec.errors import LaunchError
+
+__all__ = ["STOP_GRACE_S", "Ended", "ServerProcess", "child_environment"]
+
+# llama-server answers SIGTERM once its current batch is done: 0.2 s for a small model, 2 s for a large one.
+STOP_GRACE_S = 8.0
+# A Python without site packages starts in 20 ms; this is for a machine that swaps.
+_GUARD_START_S = 30.0
+# What the guard may need on top of the grace: to kill, reap and report.
+_GUARD_END_S = 4.0
+_LOG_TAIL_BYTES = 64 * 1024
+
+# Left-over settings reach a server by its environment: an old LLAMA_ARG_DRAFT_MAX is fatal to b11434, another is
+# ignored (llama.cpp #26100), an API key would lock autospec out, and AIP_… is Vertex AI's way to move the port.
+# The flags on the command line are all that a launch is told.
+_STRIPPED_PREFIXES = ("LLAMA_ARG_", "LLAMA_LOG_", "LLAMA_SERVER_", "AIP_")
+_STRIPPED = frozenset({"LLAMA_API_KEY", "LLAMA_OFFLINE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a server ended.
+
+    Attributes:
+        code: Its exit status, or ``None`` where a signal ended it.
+        signal: The signal, or ``None``.
+    """
+
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"was ended by {signal.Signals(self.signal).name}"
+        return f"ended with status {self.code}"
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a server: ours without what would change its settings."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _STRIPPED and not name.startswith(_STRIPPED_PREFIXES)
+    }
+
+
+class ServerProcess:
+    """A running server and its guard. Made by `start`.
+
+    Attributes:
+        launch_id: Unique over all launches ever made.
+        command: The server's command line.
+        log: The file that holds what it printed.
+        pids: Process numbers of the guard and the server.
+    """
+
+    def __init__(
+        self, record: LaunchRecord, state_dir: Path, guard: subprocess.Popen[bytes], server: int
+    ) -> None:
+        self.launch_id = record.launch_id
+        self.command = record.command
+        self.log = log_path(state_dir, record.launch_id)
+        self.pids = frozenset({guard.pid, server})
+        self._record = record
+        self._state_dir = state_dir
+        self._guard = guard
+        self._ended: Ended | None = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def start(cls, command: Sequence[str], state_dir: Path) -> ServerProcess:
+        """Start a server under a guard.
+
+        Args:
+            command: The server's command line; the first element is the program.
+            state_dir: Where the launch's record and log go.
+
+        Raises:
+            LaunchError: The program could not be started at all.
+        """
+        record = LaunchRecord(
+            launch_id=new_launch_id(),
+            started_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            command=tuple(command),
+            owner=ProcessRef.of(os.getpid()),
+        )
+        record.write(state_dir)
+        guard = _start_guard(record, state_dir)
+        try:
+            server = _server_pid(guard, command)
+            record = replace(record, processes=(ProcessRef.of(guard.pid), ProcessRef.of(server)))
+            record.write(state_dir)
+        except BaseException:
+            _close(guard)
+            record.remove(state_dir)
+            raise
+        return cls(record, state_dir, guard, server)
+
+    def poll(self) -> Ended | None:
+        """How the server ended, or ``None`` while it runs."""
+        with self._lock:
+            if self._ended is None and self._guard.poll() is not None:
+                self._ended = self._read_report()
+            return self._ended
+
+    def wait_ended(self, timeout_s: float) -> Ended | None:
+        """Wait until the server has ended; ``None`` if it still runs after the time."""
+        try:
+            self._guard.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+        return self.poll()
+
+    def log_tail(self, lines: int = 40) -> tuple[str, ...]:
+        """The last lines of what the server printed, oldest first."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return ()
+        return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-lines:]
+
+    def stop(self) -> None:
+        """End the server, wait until it has ended, and take its record away. Safe to call twice."""
+        with self._lock:
+            if self._guard.stdin is not None and not self._guard.stdin.closed:
+                self._guard.stdin.close()
+            try:
+                self._guard.wait(STOP_GRACE_S + _GUARD_END_S)
+            except subprocess.TimeoutExpired:
+                self._guard.kill()
+                self._guard.wait()
+            guard_reported = self.poll() is not None and self._guard.returncode == 0
+            if not guard_reported:  # killed itself; on macOS its server may still run
+                end_processes(self.launch_id, self._record.processes)
+            if self._guard.stdout is not None:
+                self._guard.stdout.close()
+            self._record.remove(self._state_dir)
+
+    def _read_report(self) -> Ended:
+        report = b""
+        if self._guard.stdout is not None and not self._guard.stdout.closed:
+            report = self._guard.stdout.read()
+        for line in report.decode().splitlines():
+            kind, _, value = line.partition(" ")
+            if kind == "exit":
+                return Ended(code=int(value))
+            if kind == "signal":
+                return Ended(signal=int(value))
+        # The guard did not live to report: it was killed, and on Linux the server with it.
+        return Ended(signal=signal.SIGKILL)
+
+
+def _start_guard(record: LaunchRecord, state_dir: Path) -> subprocess.Popen[bytes]:
+    log = log_path(state_dir, record.launch_id)
+    guard = [sys.executable, "-I", "-S", str(guard_script.__file__), "--log", str(log)]
+    # Without a debugger's backtrace, which takes seconds and buries the assertion that it follows.
+    environment = child_environment(os.environ) | {MARK: record.launch_id, "GGML_NO_BACKTRACE": "1"}
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [*guard, "--grace", str(STOP_GRACE_S), "--", *record.command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=environment,
+            start_new_session=True,  # Ctrl-C in the terminal is for autospec, which then stops its servers
+        )
+
+
+def _server_pid(guard: subprocess.Popen[bytes], command: Sequence[str]) -> int:
+    """The first line of the guard's report."""
+    assert guard.stdout is not None
+    line = b""
+    deadline = time.monotonic() + _GUARD_START_S
+    with selectors.DefaultSelector() as selector:
+        selector.register(guard.stdout, selectors.EVENT_READ)
+        while not line.endswith(b"\n") and selector.select(max(0.0, deadline - time.monotonic())):
+            byte = os.read(guard.stdout.fileno(), 1)  # not past the line: the rest is for later
+            if not byte:
+                break
+            line += byte
+    kind, _, value = line.decode(errors="replace").strip().partition(" ")
+    if kind == "pid":
+        return int(value)
+    if kind == "failed":
+        raise LaunchError(f"{command[0]} could not be started: {value.rpartition(':')[0]}.", permanent=True)
+    raise LaunchError(
+        f"The guard of {Path(command[0]).name} did not start.",
+        "Try again; the machine may be short of memory.",
+    )
+
+
+def _close(guard: subprocess.Popen[bytes]) -> None:
+    """End a guard whose launch failed half way."""
+    for pipe in (guard.stdin, guard.stdout):
+        if pipe is not None:
+            pipe.close()
+    try:
+        guard.wait(STOP_GRACE_S + _GUARD_END_S)
+    except subprocess.TimeoutExpired:
+        guard.kill()
+        guard.wait()

@@ -1,0 +1,114 @@
+"""The user's own server arguments: which are autospec's to set, and which the build does not know. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autospec.backends.help_text import HelpText, Option, normalise
+from autospec.errors import UnsupportedError, UsageError
+
+__all__ = ["check", "refuse_owned"]
+
+_MODEL = "the model is chosen with --model"
+_DRAFTING = "drafting is what autospec varies; limit it with --draft or a study instead"
+_ADDRESS = "every launch gets its own port on the loopback address"
+_WATCH = "autospec reads the server's log and slots to check that a drafting is in force"
+_ENDS = "with it the server prints something and ends"
+
+_OWNED: dict[str, str] = (
+    dict.fromkeys(
+        (
+            *("-m", "--model", "-mu", "--model-url", "-dr", "--docker-repo", "-hf", "-hfr", "--hf-repo"),
+            *("-hff", "--hf-file", "--models-dir", "--models-preset", "--models-max", "--models-autoload"),
+            "--no-models-autoload",
+        ),
+        _MODEL,
+    )
+    | dict.fromkeys(
+        (
+            *("-md", "--model-draft", "--spec-draft-model", "--spec-type", "--spec-default"),
+            *("-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-hf", "--spec-draft-sampling"),
+            *("--spec-draft-n-max", "--spec-draft-n-min", "--spec-draft-p-min", "--spec-draft-p-split"),
+            *("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"),
+        ),
+        _DRAFTING,
+    )
+    | dict.fromkeys(
+        (
+            *("--host", "--port", "--reuse-port", "--api-key", "--api-key-file", "--api-prefix"),
+            *("--ssl-key-file", "--ssl-cert-file"),
+        ),
+        _ADDRESS,
+    )
+    | dict.fromkeys(("--slots", "--no-slots", "--log-disable", "--log-file", "--log-jsonl"), _WATCH)
+    | dict.fromkeys(
+        (
+            *("-h", "--help", "--usage", "--version", "--license", "--list-devices", "--completion-bash"),
+            *("-cl", "--cache-list"),
+        ),
+        _ENDS,
+    )
+)
+# The draft's placement (-ngld, -devd, -ctkd, --spec-draft-threads …) stays the user's: it says where, not what.
+_OWNED_PREFIXES = ("--draft", "--spec-ngram-", "--spec-synth-")
+
+
+def refuse_owned(name: str, text: str = "") -> None:
+    """Refuse an argument that autospec sets itself.
+
+    Args:
+        name: The spelling that the user typed.
+        text: Its description in the help, where there is one.
+
+    Raises:
+        UsageError: It is autospec's; the sentence says why.
+    """
+    spelling = normalise(name)
+    reason = _OWNED.get(spelling)
+    if reason is None and spelling.startswith(_OWNED_PREFIXES):
+        reason = _DRAFTING
+    if reason is None and "can download weights" in text:
+        reason = _MODEL
+    if reason is not None:
+        raise UsageError(f"{name} cannot be passed to the server: {reason}.", f"Leave {name} out.")
+
+
+def check(text: HelpText, build: str, args: Sequence[str]) -> tuple[Option, ...]:
+    """Go through the user's arguments before anything starts.
+
+    Args:
+        text: The build's help.
+        build: The build's name, for error messages.
+        args: Arguments as typed.
+
+    Returns:
+        The options that were given, in order.
+
+    Raises:
+        UsageError: One is autospec's own, lacks its value, or is no option at all.
+        UnsupportedError: The build does not know one.
+    """
+    given: list[Option] = []
+    rest = list(args)
+    while rest:
+        name = rest.pop(0)
+        if not name.startswith("-"):
+            raise UsageError(f"{name!r} is not an option of llama-server.", "Quote a value that has spaces.")
+        option = text.find(name)
+        refuse_owned(name, "" if option is None else option.text)
+        if option is None:
+            raise _unknown(text, build, name)
+        if len(rest) < option.arity:
+            raise UsageError(f"{name} needs a value ({option.value}).")
+        del rest[: option.arity]
+        given.append(option)
+    return tuple(given)
+
+
+def _unknown(text: HelpText, build: str, name: str) -> UnsupportedError:
+    removal = text.removal(name)
+    if removal:
+        return UnsupportedError(f"llama-server {build} has removed {name}.", f"Its help says: {removal}.")
+    nearest = text.nearest(name)
+    hint = f"Did you mean {nearest}?" if nearest else "See llama-server --help."
+    return UnsupportedError(f"llama-server {build} does not know {name}.", hint)

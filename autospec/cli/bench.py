@@ -1,0 +1,235 @@
+"""`autospec bench`: the founding benchmark, with drafting and without, as the founding record's tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autospec.cli.shell import Shell, command_options
+
+if TYPE_CHECKING:
+    from autospec.backends.protocol import Capabilities, Request
+    from autospec.catalog.model import Model
+    from autospec.catalog.scan import Catalog
+    from autospec.cells import Hardware
+    from autospec.drafting import Drafting
+    from autospec.measure.bench import Run, RunGroup
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.option(
+    "-m", "--model", required=True, metavar="M", help="Main model: a path, a name or a part of one."
+)
+@click.option(
+    "-d", "--draft", default="", metavar="D", help="Draft model; by default the best one that fits."
+)
+@click.option(
+    "--n-max",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(8, 4),
+    show_default=True,
+    help="May be repeated.",
+)
+@click.option(
+    "--p-min", type=click.FloatRange(0, 1), default=0.8, show_default=True, help="Where the backend has it."
+)
+@click.option("--prompt", default="", metavar="TEXT", help="By default the founding record's.")
+@click.option("--max-tokens", type=click.IntRange(min=2), default=512, show_default=True)
+@click.option(
+    "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Launches of each drafting."
+)
+@click.option("--backend", default=None, help="The kind of server.")
+@click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER_ARG...]")
+@command_options
+def command(
+    shell: Shell,
+    *,
+    model: str,
+    draft: str,
+    n_max: tuple[int, ...],
+    p_min: float,
+    prompt: str,
+    max_tokens: int,
+    runs: int,
+    backend: str | None,
+    server_args: tuple[str, ...],
+) -> None:
+    """Measure one prompt with and without a draft model, and print the founding record's tables.
+
+    \b
+      autospec bench --model qwen3-coder-30b
+      autospec bench -m qwen3-coder-30b -d qwen3-0.6b --n-max 8 --n-max 4 -- -ngl 99 -c 32768
+      autospec bench -m qwen3-coder-30b --runs 5 > record.md
+    """  # noqa: D301 - click needs the backspace itself
+    import datetime as dt
+
+    from autospec.backends.protocol import LaunchSettings, Request
+    from autospec.backends.registry import backend_for
+    from autospec.catalog.scan import scan
+    from autospec.drafting import OFF
+    from autospec.hardware import identify
+    from autospec.measure.bench import FOUNDING_PROMPT, group_runs, measure_runs
+
+    shell.override(backend=backend)
+    settings = shell.settings
+    catalog = scan(settings)
+    main = catalog.find(model)
+    here = identify()
+    server = backend_for(settings.backend or None, settings)
+    abilities = server.capabilities()
+    draft_model = _draft(catalog, main, draft, here, settings.context_tokens)
+    draftings = [OFF, *_draftings(draft_model, n_max, p_min, abilities)]
+    question = prompt or FOUNDING_PROMPT
+    request = Request(messages=({"role": "user", "content": question},), max_tokens=max_tokens)
+
+    def tell(number: int, drafting: Drafting) -> None:
+        shell.say(f"run {number + 1} of {runs}: {drafting.label}")
+
+    measured = measure_runs(
+        server,
+        str(main.path),
+        draftings,
+        request,
+        LaunchSettings(args=(*settings.server_args, *server_args)),
+        runs=runs,
+        on_start=tell,
+    )
+    groups = group_runs(
+        measured,
+        backend=server.name,
+        build=abilities.build.version,
+        model=main.name,
+        model_file=main.path.name,
+    )
+    # In the order they were asked for, whatever order they first ran in.
+    groups.sort(key=lambda g: draftings.index(g.drafting))
+    today = dt.datetime.now().astimezone().date().isoformat()
+    if shell.json:
+        shell.emit(_document(groups, measured, main, here, request=request, today=today))
+        return
+    from autospec.report.founding import Benchmark, founding_markdown
+
+    shell.out(
+        founding_markdown(
+            Benchmark(
+                title="Speculative Decoding Benchmark",
+                date=today,
+                hardware=f"{here.chip}, {round(here.memory_bytes / 2**30)} GB",
+                prompt=question,
+                max_tokens=max_tokens,
+                groups=tuple(groups),
+                methodology=_methodology(groups, measured, abilities, main, runs),
+            )
+        )
+    )
+
+
+def _draft(catalog: Catalog, main: Model, wanted: str, here: Hardware, context_tokens: int) -> Model:
+    from autospec.catalog.candidates import candidates
+    from autospec.drafting import Mode
+    from autospec.errors import ModelChoiceError
+
+    if wanted:
+        return catalog.find(wanted)
+    fitting = [
+        c.model
+        for c in candidates(
+            main, catalog.models, memory_bytes=here.memory_bytes, context_tokens=context_tokens
+        )
+        if c.fits and c.mode is Mode.DRAFT_MODEL
+    ]
+    if not fitting:
+        raise ModelChoiceError(
+            f"No draft model on this disk fits {main.name}.",
+            f"`autospec drafts --model {main.name}` says why; name one with --draft.",
+        )
+    return fitting[0]
+
+
+def _draftings(draft: Model, n_max: tuple[int, ...], p_min: float, abilities: Capabilities) -> list[Drafting]:
+    from autospec.drafting import Drafting, Mode
+
+    mode = Mode(draft.draft_kind) if draft.draft_kind else Mode.DRAFT_MODEL
+    path = None if mode is Mode.MTP else str(draft.path)
+    least = (0, p_min) if abilities.takes_p_min else (None, None)
+    return [Drafting(mode, draft=path, n_max=n, n_min=least[0], p_min=least[1]) for n in dict.fromkeys(n_max)]
+
+
+def _methodology(
+    groups: list[RunGroup], measured: list[Run], abilities: Capabilities, main: Model, runs: int
+) -> tuple[str, ...]:
+    build = abilities.build
+    p_min = [g.drafting.p_min for g in groups if g.drafting.p_min is not None]
+    kind = f"MoE, {main.active_experts} of {main.experts} experts active" if main.is_moe else "dense"
+    sentences = [
+        f"**Backend:** {build.backend} {build.version}",
+        f"**Main Model:** {main.name} ({main.architecture}, {kind}, {main.quantization})",
+        "Speeds are of generation by the server's own clock; whole requests by ours.",
+        (
+            f"{runs} runs of each drafting, each on a launch of its own (a repeated prompt would be remembered), one launch "
+            "at a time, in an order that turns round from run to run; a short other prompt first to warm up; temperature 0."
+        ),
+    ]
+    if p_min:
+        sentences.append(
+            f"Draft tokens are proposed while the draft is at least {p_min[0]:g} sure (p-min), n-min 0."
+        )
+    off_texts = {r.completion.text for r in measured if r.drafting.is_off}
+    drafted = [r for r in measured if not r.drafting.is_off]
+    same = sum(r.completion.text in off_texts for r in drafted)
+    sentences.append(f"{same} of {len(drafted)} answers with drafting were the text that drafting off gave.")
+    return tuple(sentences)
+
+
+def _document(
+    groups: list[RunGroup], measured: list[Run], main: Model, here: Hardware, *, request: Request, today: str
+) -> dict[str, Any]:
+    from autospec.measure.unpaired import compare_runs, pooled_noise
+    from autospec.measure.verdict import DEFAULT_RULE
+
+    off = groups[0]
+    off_texts = {r.completion.text for r in measured if r.drafting.is_off}
+    noise = pooled_noise(g.runs_tps for g in groups)
+
+    def result(group: RunGroup) -> dict[str, Any]:
+        runs = [r for r in measured if r.drafting == group.drafting]
+        data: dict[str, Any] = {
+            "drafting": group.drafting.to_json(),
+            "mean_tps": round(group.mean_tps, 3),
+            "command": list(group.command),
+            "runs": [
+                {
+                    "tps": round(r.completion.decode_tps, 3),
+                    "request_tps": round(r.completion.request_tps, 3),
+                    "tokens": r.completion.predicted_tokens,
+                    "prompt_ms": round(r.completion.prompt_ms, 2),
+                    "drafted": r.completion.drafted,
+                    "accepted": r.completion.accepted,
+                    "same_text": r.completion.text in off_texts,
+                    "launch_id": r.launch_id,
+                }
+                for r in runs
+            ],
+        }
+        if group is not off:
+            c = compare_runs(off.runs_tps, group.runs_tps, pooled=noise, level=DEFAULT_RULE.error_rate)
+            data["speedup"] = round(c.ratio, 4)
+            data["speedup_ci"] = None if c.interval is None else [round(v, 4) for v in c.interval]
+        return data
+
+    return {
+        "schema": 1,
+        "date": today,
+        "hardware": here.to_json(),
+        "model": main.name,
+        "model_path": str(main.path),
+        "backend": off.backend,
+        "backend_build": off.build,
+        "prompt": request.messages[0]["content"],
+        "max_tokens": request.max_tokens,
+        "results": [result(group) for group in groups],
+    }

@@ -1,0 +1,119 @@
+"""`autospec explain`: why drafting pays or does not, in words and numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autospec.cells import PromptType
+from autospec.cli.shell import Shell, command_options
+
+if TYPE_CHECKING:
+    from autospec.report.explanation import Explanation
+    from autospec.store.database import Store
+    from autospec.store.reader import StoredRecommendation
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.option(
+    "-m", "--model", required=True, metavar="M", help="Main model: a path, a name or a part of one."
+)
+@click.option(
+    "-t", "--prompt-type", type=click.Choice([str(t) for t in PromptType]), help="Only this kind of prompt."
+)
+@click.option("--backend", default="", help="Only this backend.")
+@click.option("--hardware", default="", metavar="ID", help="What is known of another machine.")
+@command_options
+def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, hardware: str) -> None:
+    """Say why: speeds, acceptance, what a proposal cost, and where drafting would break even.
+
+    \b
+      autospec explain --model qwen3-coder-30b --prompt-type coding
+
+    Exits with 3 where nothing is known yet.
+    """  # noqa: D301 - click needs the backspace itself
+    from autospec.hardware import identify
+    from autospec.report.selection import Question, select
+    from autospec.store.reader import read_recommendations
+
+    settings = shell.settings
+    question = Question(model, PromptType(prompt_type) if prompt_type else None, backend, hardware)
+    selection = select(read_recommendations(settings.storage), identify(), question)
+    from autospec.report.studies import read_studies
+    from autospec.store.database import open_store
+
+    trials = {s.cell_key: s.trials for s in read_studies(settings.storage)}
+    experts = _experts(shell, selection.stored[0].recommendation.model_path)
+    store = open_store(settings.storage)
+    try:
+        explained = [_explain(store, s, trials, experts) for s in selection.stored]
+    finally:
+        store.close()
+    if shell.json:
+        shell.emit(
+            {
+                "schema": 1,
+                "hardware": selection.hardware.to_json(),
+                "explanations": [
+                    {"recommendation": r.to_json(), "figures": e.figures, "sentences": list(e.sentences)}
+                    for r, e in zip(selection.recommendations, explained, strict=True)
+                ],
+            }
+        )
+        return
+    shell.out("\n\n".join(_text(e) for e in explained))
+    if selection.foreign:
+        machines = sorted({s.hardware.id for s in selection.stored})
+        shell.warn(f"nothing was measured here for this: it was imported from {', '.join(machines)}.")
+
+
+def _explain(
+    store: Store,
+    stored: StoredRecommendation,
+    trials: dict[str, tuple[Any, ...]],
+    experts: tuple[int, int] | None,
+) -> Explanation:
+    from autospec.measure.measurements import Phase, pair_up
+    from autospec.report.explanation import explain
+    from autospec.report.studies import trial_from_json
+
+    r = stored.recommendation
+    # What a proof measured speaks; without one, the search does.
+    halves = [m for m in store.measurements(stored.cell_key) if m.compared == r.tried]
+    proof = [m for m in halves if m.phase is Phase.PROVE]
+    chosen = proof or [m for m in halves if m.phase is Phase.SEARCH]
+    # Other suites, lengths or temperatures were other experiments: the newest is the one that was concluded from.
+    protocol = r.evidence.get("protocol") or (chosen[-1].protocol if chosen else None)
+    pairs = pair_up(m for m in chosen if m.protocol == protocol)
+    own = trials.get(stored.cell_key) or [trial_from_json(t) for t in r.evidence.get("trial_list", ())]
+    own = [t for t in own if protocol is None or t.attributes.get("protocol") in (None, protocol)]
+    return explain(r, pairs, own, experts=experts)
+
+
+def _experts(shell: Shell, model_path: str) -> tuple[int, int] | None:
+    """Active and all experts as the catalogue knows them; ``None`` for a dense model or one that is not here."""
+    from autospec.catalog.scan import scan
+    from autospec.errors import AutospecError
+
+    if not model_path:
+        return None
+    try:
+        model = scan(shell.settings).find(model_path)
+    except AutospecError:
+        return None
+    return (model.active_experts, model.experts) if model.is_moe else None
+
+
+def _text(e: Explanation) -> str:
+    import textwrap
+
+    first, *rest = e.sentences
+    return "\n".join(
+        [
+            textwrap.fill(first, 100),
+            *(textwrap.fill(s, 100, initial_indent="  - ", subsequent_indent="    ") for s in rest),
+        ]
+    )

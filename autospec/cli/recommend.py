@@ -1,0 +1,109 @@
+"""`autospec recommend`: the configuration that the evidence supports. Imports little, to answer at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from autospec.cells import PromptType
+from autospec.cli.shell import Shell, command_options
+
+if TYPE_CHECKING:
+    from autospec.report.selection import Selection
+
+__all__ = ["command"]
+
+_CONFIGURATIONS = ("args", "preset", "llama-swap")
+
+
+@click.command()
+@click.option("-m", "--model", default="", metavar="M", help="Main model: a path, a name or a part of one.")
+@click.option(
+    "-t", "--prompt-type", type=click.Choice([str(t) for t in PromptType]), help="Only this kind of prompt."
+)
+@click.option("--backend", default="", help="Only this backend.")
+@click.option("--hardware", default="", metavar="ID", help="What is known of another machine.")
+@click.option("--all-hardware", is_flag=True, help="What is known of any machine.")
+@click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", *_CONFIGURATIONS]),
+    default="table",
+    show_default=True,
+    help="args: server flags to paste; preset: llama-server's --models-preset; llama-swap: its YAML.",
+)
+@command_options
+def command(
+    shell: Shell,
+    *,
+    model: str,
+    prompt_type: str | None,
+    backend: str,
+    hardware: str,
+    all_hardware: bool,
+    form: str,
+) -> None:
+    """Print what to run: a drafting, or none.
+
+    \b
+      autospec recommend
+      autospec recommend --model qwen3-coder-30b --prompt-type coding
+      llama-server -m MODEL $(autospec recommend -m MODEL -t coding -f args)
+      autospec recommend --format preset > models.ini
+
+    Exits with 3 where nothing is known yet.
+    """  # noqa: D301 - click needs the backspace itself
+    from autospec.errors import UsageError
+    from autospec.hardware import identify
+    from autospec.report.selection import Question, select
+    from autospec.store.reader import read_recommendations
+
+    if shell.json and form in _CONFIGURATIONS:
+        raise UsageError(f"--json and --format {form} are two formats.", "Leave one of them out.")
+    question = Question(
+        model, PromptType(prompt_type) if prompt_type else None, backend, hardware, all_hardware
+    )
+    selection = select(read_recommendations(shell.settings.storage), identify(), question)
+    if shell.json or form == "json":
+        shell.emit(selection.document())
+    elif form == "table":
+        from autospec.report.tables import recommendation_table
+
+        shell.out(recommendation_table(selection.recommendations))
+    else:
+        _configure(shell, selection, form)
+    if selection.foreign:
+        machines = sorted({s.hardware.id for s in selection.stored})
+        shell.warn(f"nothing was measured here for this: it was imported from {', '.join(machines)}.")
+
+
+def _configure(shell: Shell, selection: Selection, form: str) -> None:
+    from autospec.errors import NothingKnownError
+    from autospec.report.server_config import llama_swap_text, one_args, preset_text
+
+    if selection.foreign and not all(r.drafting.is_off for r in selection.recommendations):
+        # Another machine's flags and paths are to be looked at, and not to be piped into a server unasked.
+        machines = sorted({s.hardware.id for s in selection.stored})
+        raise NothingKnownError(
+            "Nothing was measured on this machine for this.",
+            f"Run `autospec tune`, or ask for the imported one with --hardware {machines[0]}.",
+        )
+    recommendations = selection.recommendations
+    if form == "args":
+        import shlex
+
+        args, chosen = one_args(recommendations)
+        shell.out(shlex.join(args))
+        if not args:
+            shell.say(f"off: start the server without drafting flags ({chosen.reason}).")
+        return
+    rendered = (
+        preset_text(recommendations)
+        if form == "preset"
+        else llama_swap_text(recommendations, shell.settings.llama_server or "llama-server")
+    )
+    for sentence in rendered.left_out:
+        shell.warn(sentence)
+    shell.out(rendered.text)

@@ -1,0 +1,257 @@
+"""`autospec studies`: what was tried and recorded; bring in others' results and hand on one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autospec.cli.shell import Shell, command_options
+
+if TYPE_CHECKING:
+    from autospec.report.export import Export
+    from autospec.store.reader import StoredRecommendation
+    from autospec.tuning.records import Record
+
+__all__ = ["command"]
+
+
+@click.group()
+def command() -> None:
+    """List, show, import and export studies.
+
+    \b
+      autospec studies list
+      autospec studies show "qwen3-coder coding"
+      autospec studies import m2-ultra-2025-12-13
+      autospec studies export -o mine.json
+    """  # noqa: D301 - click needs the backspace itself
+
+
+@command.command(name="list")
+@command_options
+def list_(shell: Shell) -> None:
+    """List Optuna's studies, and recommendations that came without one."""
+    from autospec.report.studies import read_studies
+    from autospec.store.reader import read_recommendations
+    from autospec.tuning.records import shipped_records
+
+    url = shell.settings.storage
+    studies, stored = read_studies(url), read_recommendations(url)
+    by_cell = {s.cell_key: s for s in stored}
+    keys = {s.cell_key for s in studies}
+    alone = [s for s in stored if s.cell_key not in keys]
+    records = sorted(shipped_records())
+    if shell.json:
+        shell.emit(
+            {
+                "schema": 1,
+                "studies": [
+                    {**s.to_json(), "recommendation": _brief(by_cell.get(s.cell_key))} for s in studies
+                ],
+                "recommendations": [{"hardware": s.hardware.id, **(_brief(s) or {})} for s in alone],
+                "records": records,
+            }
+        )
+        return
+    if not studies and not stored:
+        shell.say("No study yet: `autospec tune --model M` makes one.")
+    else:
+        from autospec.report.tables import studies_table
+
+        shell.out(studies_table(studies, alone, by_cell))
+    shell.say(f"Records that come with autospec (`autospec studies import NAME`): {', '.join(records)}.")
+
+
+@command.command()
+@click.argument("name", nargs=-1, required=True)
+@command_options
+def show(shell: Shell, *, name: tuple[str, ...]) -> None:
+    """Show every trial of one study, or a record.
+
+    NAME is the study's name, words that only it has, its cell's key, or a record's name or file.
+    """
+    from autospec.errors import NothingKnownError
+    from autospec.report.studies import choose_study, read_studies
+    from autospec.tuning.records import read_record, shipped_records
+
+    text = " ".join(name)
+    path = shipped_records().get(text) or (
+        Path(text) if text.endswith(".toml") and Path(text).is_file() else None
+    )
+    if path is not None:
+        _show_record(shell, read_record(path))
+        return
+    studies = read_studies(shell.settings.storage)
+    if not studies:
+        raise NothingKnownError("There is no study yet.", "`autospec tune --model M` makes one.")
+    study = choose_study(studies, text)
+    if shell.json:
+        shell.emit({"schema": 1, **study.to_json(), "trials": [t.to_json() for t in study.trials]})
+        return
+    from autospec.report.tables import trials_table
+
+    shell.out(study.name)
+    shell.out(trials_table(study))
+
+
+@command.command(name="import")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@command_options
+def import_(shell: Shell, *, files: tuple[str, ...]) -> None:
+    """Bring in records (TOML) and exports (JSON); the shipped records by their names.
+
+    They keep the status `imported` and never replace what was measured here.
+    """
+    from autospec.report.export import import_into
+    from autospec.store.database import open_store
+
+    # All are read before any is stored, so that a wrong file leaves nothing half done.
+    exports = [_read(file) for file in files]
+    store = open_store(shell.settings.storage)
+    try:
+        results = [import_into(store, export) for export in exports]
+    finally:
+        store.close()
+    if shell.json:
+        shell.emit(
+            {
+                "schema": 1,
+                "imported": [
+                    {
+                        "file": file,
+                        "hardware": sorted({s.hardware.id for s in export.recommendations}),
+                        "recommendations": result.recommendations,
+                        "known": result.known,
+                        "measurements": result.measurements,
+                    }
+                    for file, export, result in zip(files, exports, results, strict=True)
+                ],
+            }
+        )
+    for file, export, result in zip(files, exports, results, strict=True):
+        machines = ", ".join(sorted({s.hardware.id for s in export.recommendations})) or "no machine"
+        shell.out(
+            f"{file}: {result.recommendations} recommendations of {machines} imported,"
+            f" {result.known} known already; {result.measurements} measurements"
+        )
+
+
+@command.command()
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write here instead of stdout."
+)
+@click.option("-m", "--model", default="", metavar="M", help="Only this main model.")
+@command_options
+def export(shell: Shell, *, output: Path | None, model: str) -> None:
+    """Write recommendations, measurements and trials as JSON; prompts and answers are not in it."""
+    import json
+
+    from autospec.errors import AutospecError, NothingKnownError
+    from autospec.report.export import export_document
+    from autospec.report.selection import match_model
+    from autospec.report.studies import read_studies
+    from autospec.store.database import open_store
+
+    url = shell.settings.storage
+    studies = read_studies(url)
+    store = open_store(url)
+    try:
+        stored = store.recommendations()
+        if model:
+            stored = match_model(stored, model)
+            names = {s.recommendation.model for s in stored}
+            studies = [s for s in studies if s.cell.get("model") in names]
+        keys = list(
+            dict.fromkeys([*(s.cell_key for s in stored), *(s.cell_key for s in studies if s.cell_key)])
+        )
+        measurements = [m for key in keys for m in store.measurements(key)]
+    finally:
+        store.close()
+    if not stored and not studies:
+        raise NothingKnownError(
+            f"Nothing is known{f' about {model}' if model else ' yet'}.", "Run `autospec tune`."
+        )
+    document = export_document(stored, measurements, studies)
+    if output is None:
+        shell.emit(document)
+        return
+    try:
+        output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise AutospecError(
+            f"{output} cannot be written: {error.strerror}.", "Give another file with -o."
+        ) from error
+    counts = {"recommendations": len(stored), "measurements": len(measurements), "studies": len(studies)}
+    if shell.json:
+        shell.emit({"schema": 1, "file": str(output), **counts})
+    shell.say(f"{output}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+def _read(name: str) -> Export:
+    from autospec.report.export import Export, read_export
+    from autospec.tuning.records import find_record, read_record, recommendations_of
+
+    path = find_record(name)
+    if path.suffix == ".json":
+        return read_export(path)
+    return Export(tuple(recommendations_of(read_record(path))))
+
+
+def _brief(stored: StoredRecommendation | None) -> dict[str, Any] | None:
+    if stored is None:
+        return None
+    data = stored.recommendation.to_json()
+    keys = (
+        "model",
+        "backend",
+        "backend_build",
+        "prompt_type",
+        "verdict",
+        "drafting",
+        "speedup",
+        "status",
+        "created_at",
+    )
+    return {"cell_key": stored.cell_key, **{k: data[k] for k in keys}}
+
+
+def _show_record(shell: Shell, record: Record) -> None:
+    from autospec.report.founding import Benchmark, founding_markdown
+
+    if shell.json:
+        shell.emit(
+            {
+                "schema": 1,
+                "name": record.name,
+                "date": record.date.isoformat(),
+                "hardware": record.hardware.to_json(),
+                "groups": [
+                    {
+                        "backend": g.backend,
+                        "build": g.build,
+                        "model": g.model,
+                        "drafting": g.drafting.to_json(),
+                        "runs_tps": list(g.runs_tps),
+                        "command": list(g.command),
+                    }
+                    for g in record.groups
+                ],
+            }
+        )
+        return
+    gib = record.hardware.memory_bytes // 2**30
+    shell.out(
+        founding_markdown(
+            Benchmark(
+                title=record.title,
+                date=record.date.isoformat(),
+                hardware=f"{record.hardware.chip}, {gib} GB",
+                prompt=record.prompt,
+                max_tokens=record.max_tokens,
+                groups=record.groups,
+                methodology=record.notes,
+            )
+        )
+    )

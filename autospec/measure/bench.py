@@ -1,0 +1,173 @@
+"""The founding benchmark: one prompt, with drafting and without, some runs of each.
+
+Every run has a launch of its own. A prompt that is repeated on one launch is another experiment for drafting: n-gram
+pools and replayed draft caches remember it (DESIGN §6). Launches are one at a time, so that models that fill the
+memory can be measured too, and the order is turned round from round to round (off, A, B, B, A, off …), so that a
+machine that slowly warms up favours none of them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from autospec.backends.protocol import Backend, Completion, LaunchSettings, Request
+from autospec.drafting import Drafting
+from autospec.errors import RequestError
+
+__all__ = [
+    "FOUNDING_MAX_TOKENS",
+    "FOUNDING_PROMPT",
+    "Run",
+    "RunGroup",
+    "group_runs",
+    "measure_runs",
+    "run_order",
+]
+
+FOUNDING_PROMPT = "Escreva um Palindromo em Kotlin"
+FOUNDING_MAX_TOKENS = 512
+# First requests pay for pages that are not in memory yet. Another text than any benchmark's, so that nothing of the
+# answer can be learnt from it.
+_WARM_UP = Request(messages=({"role": "user", "content": "Name three colours."},), max_tokens=8)
+
+
+@dataclass(frozen=True, slots=True)
+class RunGroup:
+    """Runs of one drafting, measured or written down by somebody.
+
+    Attributes:
+        backend: Backend name.
+        build: The build's own name, empty where it was not noted.
+        model: Main model.
+        drafting: What was run.
+        runs_tps: Tokens per second of generation, one value a run.
+        command: The server's command line, empty where it was not noted.
+        about: A few words on the model.
+        model_file: Its file name, empty where it was not noted.
+        request_tps: Tokens per second of the whole requests, or empty.
+        remarks: What else is known of each run, or empty.
+    """
+
+    backend: str
+    build: str
+    model: str
+    drafting: Drafting
+    runs_tps: tuple[float, ...]
+    command: tuple[str, ...] = ()
+    about: str = ""
+    model_file: str = ""
+    request_tps: tuple[float, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def mean_tps(self) -> float:
+        """Geometric mean of the runs, as ratios of speeds are compared."""
+        return statistics.geometric_mean(self.runs_tps)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One answer of one launch.
+
+    Attributes:
+        drafting: What the launch was given.
+        round: From 0.
+        launch_id: Which launch.
+        command: Its command line.
+        completion: The answer with its times.
+    """
+
+    drafting: Drafting
+    round: int
+    launch_id: str
+    command: tuple[str, ...]
+    completion: Completion
+
+    @property
+    def remark(self) -> str:
+        """What a person wants to see beside the speed."""
+        c = self.completion
+        parts = [f"{c.predicted_tokens} tokens", f"prompt {c.prompt_ms:.0f} ms"]
+        if c.drafted and c.accepted is not None:
+            parts.append(f"{c.accepted} of {c.drafted} drafted tokens accepted, {c.accepted / c.drafted:.0%}")
+        return ", ".join(parts)
+
+
+def run_order(draftings: Sequence[Drafting], runs: int) -> list[tuple[int, Drafting]]:
+    """Which drafting to run when: (round, drafting), every second round backwards."""
+    return [
+        (number, drafting)
+        for number in range(runs)
+        for drafting in (draftings if number % 2 == 0 else list(reversed(draftings)))
+    ]
+
+
+def measure_runs(
+    backend: Backend,
+    model_path: str,
+    draftings: Sequence[Drafting],
+    request: Request,
+    settings: LaunchSettings,
+    *,
+    runs: int,
+    on_start: Callable[[int, Drafting], None] = lambda _round, _drafting: None,
+) -> list[Run]:
+    """Launch, ask and stop, `runs` times for each drafting.
+
+    Args:
+        backend: The kind of server.
+        model_path: The main model.
+        draftings: What to compare, off among them.
+        request: What to ask.
+        settings: The user's own launch settings.
+        runs: How many runs of each.
+        on_start: Told the round and the drafting before each launch.
+
+    Raises:
+        BackendError: A build lacks a mode (found before anything starts), a launch or a request failed, or an
+            answer was empty. No server is left behind, whatever ends this.
+    """
+    for drafting in draftings:
+        backend.command(model_path, drafting, settings)
+    measured: list[Run] = []
+    for number, drafting in run_order(draftings, runs):
+        on_start(number, drafting)
+        server = backend.launch(model_path, drafting, settings)
+        try:
+            server.complete(_WARM_UP)
+            completion = server.complete(request)
+        finally:
+            server.stop()
+        if not math.isfinite(completion.decode_tps) or completion.predicted_tokens < 2:
+            raise RequestError(
+                f"The answer with {drafting.label} has {completion.predicted_tokens} tokens: no speed can be told.",
+                "Give another --prompt.",
+            )
+        measured.append(Run(drafting, number, server.launch_id, server.command, completion))
+    return measured
+
+
+def group_runs(
+    runs: Iterable[Run], *, backend: str, build: str, model: str, model_file: str
+) -> list[RunGroup]:
+    """The runs of each drafting together, in the order in which draftings first ran."""
+    by_drafting: dict[Drafting, list[Run]] = {}
+    for run in runs:
+        by_drafting.setdefault(run.drafting, []).append(run)
+    return [
+        RunGroup(
+            backend=backend,
+            build=build,
+            model=model,
+            drafting=drafting,
+            runs_tps=tuple(r.completion.decode_tps for r in group),
+            command=group[0].command,
+            model_file=model_file,
+            request_tps=tuple(r.completion.request_tps for r in group),
+            remarks=tuple(r.remark for r in group),
+        )
+        for drafting, group in by_drafting.items()
+    ]

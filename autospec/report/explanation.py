@@ -1,0 +1,255 @@
+"""Why a recommendation is what it is: figures from the stored measurements, and sentences made of them. Pure.
+
+What speculation costs and yields follows from counts. Every pass of the main model yields the proposals that it
+accepts and one token of its own, so that ``passes = generated - accepted``. With `tokens per pass` T, proposals per
+pass d and the cost of a pass C in tokens' time without drafting, generation is T ÷ C times as fast, T = 1 + a·d for
+the acceptance a, and the break-even acceptance at this d is (C - 1) ÷ d. It treats C as fixed by d, which it is as far
+as verifying costs the same whatever is accepted.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autospec.drafting import Drafting
+from autospec.measure.measurements import Measurement, Pair
+from autospec.recommendations import Recommendation, Verdict
+from autospec.report.studies import TrialSummary
+from autospec.report.words import bounded, percent
+
+__all__ = ["Explanation", "explain"]
+
+# The founding record's rule of thumb: above this, a main model leaves little to gain.
+_FAST_TPS = 30.0
+_RUNNERS_UP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What can be said.
+
+    Attributes:
+        recommendation: Of what.
+        figures: Everything measured, JSON values; a figure that cannot be derived is missing.
+        sentences: The same in words, most important first.
+    """
+
+    recommendation: Recommendation
+    figures: dict[str, Any]
+    sentences: tuple[str, ...]
+
+
+def explain(
+    recommendation: Recommendation,
+    pairs: Sequence[Pair] = (),
+    trials: Sequence[TrialSummary] = (),
+    *,
+    experts: tuple[int, int] | None = None,
+) -> Explanation:
+    """Put everything that is known about one recommendation into words.
+
+    Args:
+        recommendation: Of what.
+        pairs: The proof's pairs of the drafting that it is about; empty for records.
+        trials: The study's trials, or none.
+        experts: Active and all experts of a mixture of experts; ``None`` for a dense model or where unknown.
+    """
+    r = recommendation
+    figures: dict[str, Any] = {}
+    sentences = [*_overall(r)]
+    if pairs:
+        sentences += _from_pairs(pairs, figures)
+    sentences += _recorded_runs(r)
+    sentences += _general(r, figures, experts)
+    sentences += _runners_up(r, trials, figures)
+    return Explanation(r, figures, tuple(sentences))
+
+
+def _overall(r: Recommendation) -> list[str]:
+    kind = "any kind of prompt" if r.prompt_type is None else f"{r.prompt_type} prompts"
+    lines = [
+        f"{r.verdict.capitalize()}: {r.model} on {r.backend} {r.backend_build}, {kind}. {_sentence(r.reason)}"
+    ]
+    if r.verdict is Verdict.UNDECIDED:
+        lines.append("Undecided runs as off: a wrong drafting would cost more than a missed one.")
+    # The reason of a record's verdict has its speeds already.
+    if r.baseline_tps and r.drafting_tps and r.speedup and "unpaired" not in r.evidence:
+        text = (
+            f"Off gives {r.baseline_tps:.1f} tok/s, {r.tried.label} gives {r.drafting_tps:.1f} tok/s:"
+            f" {percent(r.speedup)}"
+        )
+        if interval := bounded(r.speedup_ci):
+            text += f" ({percent(interval[0])} to {percent(interval[1])})"
+        lines.append(f"{text}{f', from {r.pairs} pairs' if r.pairs else ''}.")
+    if r.acceptance is not None:
+        lines.append(f"The main model accepted {r.acceptance:.0%} of the tokens proposed.")
+    return lines
+
+
+def _from_pairs(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
+    off, drafted = [p.off for p in pairs], [p.drafted for p in pairs]
+    return [
+        *_generation(off, drafted, figures),
+        *_prompt_processing(off, drafted, figures),
+        *_spread(pairs, figures),
+        *_lossless(pairs, figures),
+    ]
+
+
+def _generation(
+    off: Sequence[Measurement], drafted: Sequence[Measurement], figures: dict[str, Any]
+) -> list[str]:
+    tokens = sum(m.predicted_tokens for m in drafted)
+    off_tokens = sum(m.predicted_tokens for m in off)
+    if not tokens or not off_tokens:
+        return []
+    off_ms = sum(m.predicted_ms for m in off) / off_tokens
+    drafted_ms = sum(m.predicted_ms for m in drafted) / tokens
+    figures |= {"ms_per_token_off": round(off_ms, 3), "ms_per_token_drafting": round(drafted_ms, 3)}
+    lines = [f"Generating a token took {off_ms:.1f} ms without drafting and {drafted_ms:.1f} ms with it."]
+    proposed = sum(m.drafted or 0 for m in drafted)
+    accepted = sum(m.accepted or 0 for m in drafted)
+    passes = tokens - accepted
+    if not proposed or passes <= 0 or off_ms <= 0:
+        return lines
+    per_pass, proposals = tokens / passes, proposed / passes
+    cost = sum(m.predicted_ms for m in drafted) / passes / off_ms
+    break_even = (cost - 1.0) / proposals
+    figures |= {
+        "acceptance": round(accepted / proposed, 4),
+        "tokens_per_pass": round(per_pass, 3),
+        "proposals_per_pass": round(proposals, 3),
+        "pass_cost_tokens": round(cost, 3),
+        "break_even_acceptance": round(break_even, 4),
+    }
+    lines.append(
+        f"A pass of the main model verified {proposals:.1f} proposals and yielded {per_pass:.2f} tokens instead of 1,"
+        f" and cost with its proposals as much time as {cost:.2f} tokens without drafting."
+    )
+    if break_even > 1:
+        lines.append("At that cost it would be slower even if every proposal were accepted.")
+    elif break_even > 0:
+        lines.append(
+            f"It breaks even at about {break_even:.0%} accepted with as many proposals; {accepted / proposed:.0%} were."
+        )
+    return lines
+
+
+def _prompt_processing(
+    off: Sequence[Measurement], drafted: Sequence[Measurement], figures: dict[str, Any]
+) -> list[str]:
+    without = statistics.fmean(m.prompt_ms for m in off)
+    with_ = statistics.fmean(m.prompt_ms for m in drafted)
+    if without <= 0:
+        return []
+    figures |= {"prompt_ms_off": round(without, 2), "prompt_ms_drafting": round(with_, 2)}
+    tokens = statistics.fmean(m.prompt_tokens for m in off)
+    return [
+        (
+            f"Processing a prompt ({tokens:.0f} tokens on average) took {without:.0f} ms without drafting and"
+            f" {with_:.0f} ms with it ({percent(with_ / without)} of time); both are in the speeds above."
+        )
+    ]
+
+
+def _spread(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    for pair in pairs:
+        by_prompt[pair.drafted.prompt_id].append(pair.log_ratio)
+    medians = {p: math.exp(statistics.median(v)) for p, v in by_prompt.items()}
+    figures["prompts"] = {p: round(v, 4) for p, v in medians.items()}
+    if len(medians) < 2:
+        return []
+    worst, best = min(medians, key=medians.__getitem__), max(medians, key=medians.__getitem__)
+    faster = sum(v > 1 for v in medians.values())
+    return [
+        (
+            f"{faster} of {len(medians)} prompts were faster with drafting, from {percent(medians[worst])} ({worst})"
+            f" to {percent(medians[best])} ({best})."
+        )
+    ]
+
+
+def _lossless(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
+    same = sum(p.same_text for p in pairs)
+    figures |= {"pairs": len(pairs), "same_text": same}
+    if same == len(pairs):
+        return [f"All {same} answers were the same text with and without drafting."]
+    return [
+        (
+            f"{len(pairs) - same} of {len(pairs)} answers were not the same text with and without drafting:"
+            " verifying in batches rounds differently, and greedy choices between near-equals can flip."
+        )
+    ]
+
+
+def _recorded_runs(r: Recommendation) -> list[str]:
+    runs = r.evidence.get("runs")
+    if not isinstance(runs, list):
+        return []
+    lines = []
+    for run in runs:
+        speeds = ", ".join(f"{v:.1f}" for v in run["runs_tps"])
+        gain = f" ({percent(run['speedup'])})" if "speedup" in run else ""
+        lines.append(f"Recorded with {Drafting.from_json(run['drafting']).label}: {speeds} tok/s{gain}.")
+    return [*lines, *map(_sentence, r.evidence.get("notes", ()))]
+
+
+def _general(r: Recommendation, figures: dict[str, Any], experts: tuple[int, int] | None) -> list[str]:
+    lines = []
+    cost, proposals = figures.get("pass_cost_tokens"), figures.get("proposals_per_pass")
+    if experts is not None and cost and proposals:
+        lines.append(
+            f"It is a mixture of experts that reads {experts[0]} of {experts[1]} experts for a token: tokens verified"
+            " together read more of them, which makes proposals dearer than in a dense model."
+        )
+    elif experts is None and r.evidence.get("about"):
+        lines.append(f"The model: {r.evidence['about']}.")
+    if r.verdict is not Verdict.ENABLE and r.baseline_tps and r.baseline_tps > _FAST_TPS:
+        lines.append(
+            f"At {r.baseline_tps:.0f} tok/s a token takes {1000 / r.baseline_tps:.0f} ms without drafting: proposing and"
+            " verifying must be paid out of that. Drafting tends to help models that are slower."
+        )
+    return lines
+
+
+def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict[str, Any]) -> list[str]:
+    ranked = sorted(
+        (t for t in trials if t.value is not None and t.drafting is not None and not t.drafting.is_off),
+        key=lambda t: -(t.value or 0.0),
+    )
+    others: dict[Drafting, float] = {}
+    for t in ranked:
+        assert t.drafting is not None
+        assert t.value is not None
+        if t.drafting != r.tried:
+            others.setdefault(t.drafting, t.value)
+    failed: dict[str, str] = {
+        t.drafting.label: t.reason
+        for t in trials
+        if t.state == "fail" and t.reason and t.drafting is not None
+    }
+    if not trials:
+        return []
+    figures["searched"] = len(ranked)
+    figures["runners_up"] = [
+        {"drafting": d.to_json(), "ratio": round(v, 4)} for d, v in list(others.items())[:_RUNNERS_UP]
+    ]
+    lines = []
+    if others:
+        best = "; ".join(f"{d.label} {percent(v)}" for d, v in list(others.items())[:_RUNNERS_UP])
+        lines.append(
+            f"The search tried {len(ranked)} draftings on other prompts. Next after this one: {best}."
+        )
+    lines += [f"{label} could not be used: {_sentence(reason)}" for label, reason in failed.items()]
+    return lines
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,204 @@
+"""Exports: everything that one storage knows, as one JSON document that another machine can import.
+
+No prompt and no answer is in it, and the home folder's name is not. Imported recommendations have the status
+`imported` and keys of their own: what was measured here is never replaced by what comes from elsewhere, and the
+measurements never count in a proof.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import autospec
+from autospec.cells import Hardware
+from autospec.drafting import Drafting
+from autospec.errors import StudyFileError
+from autospec.measure.measurements import Measurement, Phase
+from autospec.recommendations import Recommendation, Status
+from autospec.report.studies import StudySummary
+from autospec.store.database import Store
+from autospec.store.reader import StoredRecommendation
+
+__all__ = ["Export", "Imported", "export_document", "import_into", "read_export"]
+
+_KIND = "autospec-export"
+_SCHEMA = 1
+_PREFIX = "i-"
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What an import brings in, under the keys that it will be stored with."""
+
+    recommendations: tuple[StoredRecommendation, ...]
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import changed.
+
+    Attributes:
+        recommendations: Recommendations that are new or differ from what was known.
+        known: Recommendations that were known already.
+        measurements: Measurements that are new.
+    """
+
+    recommendations: int
+    known: int
+    measurements: int
+
+
+def export_document(
+    recommendations: Sequence[StoredRecommendation],
+    measurements: Sequence[Measurement],
+    studies: Sequence[StudySummary],
+    now: dt.datetime | None = None,
+) -> dict[str, Any]:
+    """The document. Paths below the home folder begin with ``~``."""
+    document = {
+        "schema": _SCHEMA,
+        "kind": _KIND,
+        "autospec": autospec.__version__,
+        "exported_at": (now or dt.datetime.now(dt.UTC)).isoformat(timespec="seconds"),
+        "recommendations": [
+            {
+                "cell_key": s.cell_key,
+                "hardware": s.hardware.to_json(),
+                "recommendation": s.recommendation.to_json(),
+            }
+            for s in recommendations
+        ],
+        "measurements": [_measurement_json(m) for m in measurements],
+        "studies": [{**s.to_json(), "trials": [t.to_json() for t in s.trials]} for s in studies],
+    }
+    shown: dict[str, Any] = _without_home(document, str(Path.home()))
+    return shown
+
+
+def read_export(path: Path) -> Export:
+    """Read an export.
+
+    Raises:
+        StudyFileError: It cannot be read or is no export; the sentence says what is wrong.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyFileError(f"The export {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise StudyFileError(f"The export {path} is not JSON: {error}.") from error
+    if not isinstance(data, dict) or data.get("kind") != _KIND:
+        raise StudyFileError(
+            f"{path} is no export of autospec.", "Make one with `autospec studies export -o FILE`."
+        )
+    if data.get("schema") != _SCHEMA:
+        raise StudyFileError(
+            f"{path} has schema {data.get('schema')!r}, and this autospec reads {_SCHEMA}.",
+            "Use the newer autospec.",
+        )
+    try:
+        trials = {s.get("cell", {}).get("key"): s.get("trials", []) for s in data.get("studies", [])}
+        return Export(
+            tuple(_imported(entry, trials) for entry in data["recommendations"]),
+            tuple(_measurement(entry) for entry in data["measurements"]),
+        )
+    except KeyError as error:
+        raise StudyFileError(f"{path} lacks {error.args[0]}.", "Export it again.") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise StudyFileError(
+            f"{path} holds something that cannot be: {error}.", "Export it again."
+        ) from error
+
+
+def import_into(store: Store, export: Export) -> Imported:
+    """Store what is not stored yet. Doing it twice changes nothing."""
+    new = 0
+    for entry in export.recommendations:
+        original = entry.cell_key.removeprefix(_PREFIX)
+        known = store.recommendations(cell_keys=[entry.cell_key, original])
+        if any(_says_the_same(k, entry) for k in known):
+            continue
+        store.save_recommendation(entry.recommendation, entry.hardware, entry.cell_key)
+        new += 1
+    measured = 0
+    seen: dict[str, set[tuple[str, float, str]]] = {}
+    for m in export.measurements:
+        if m.cell_key not in seen:
+            # Of the key here, too: an export that comes home brings nothing new.
+            there = [*store.measurements(m.cell_key), *store.measurements(m.cell_key.removeprefix(_PREFIX))]
+            seen[m.cell_key] = {_identity(k) for k in there}
+        if _identity(m) not in seen[m.cell_key]:
+            store.add_measurement(m)
+            seen[m.cell_key].add(_identity(m))
+            measured += 1
+    return Imported(new, len(export.recommendations) - new, measured)
+
+
+def _imported(entry: dict[str, Any], trials: dict[str, Any]) -> StoredRecommendation:
+    recommendation = Recommendation.from_json(entry["recommendation"])
+    hardware = Hardware.from_json(entry["hardware"])
+    evidence = {**recommendation.evidence, "hardware": hardware.to_json()}
+    if recommendation.model_path:
+        evidence["model_file"] = PurePath(recommendation.model_path).name
+    if trials.get(entry["cell_key"]):
+        evidence["trial_list"] = trials[entry["cell_key"]]
+    return StoredRecommendation(
+        _key(entry["cell_key"]),
+        hardware,
+        replace(recommendation, model_path="", status=Status.IMPORTED, evidence=evidence),
+    )
+
+
+def _key(cell_key: str) -> str:
+    # Records ("r-") and earlier imports have keys of their own already.
+    return cell_key if cell_key.startswith((_PREFIX, "r-")) else _PREFIX + cell_key
+
+
+def _says_the_same(known: StoredRecommendation, entry: StoredRecommendation) -> bool:
+    if known.cell_key == entry.cell_key:
+        return known.recommendation.to_json() == entry.recommendation.to_json()
+    return known.recommendation.created_at == entry.recommendation.created_at
+
+
+def _identity(m: Measurement) -> tuple[str, float, str]:
+    return m.launch_id, m.started_at, m.prompt_id
+
+
+def _measurement_json(m: Measurement) -> dict[str, Any]:
+    return {f.name: getattr(m, f.name) for f in fields(m)} | {
+        "phase": str(m.phase),
+        "drafting": m.drafting.to_json(),
+        "compared": m.compared.to_json(),
+    }
+
+
+def _measurement(entry: dict[str, Any]) -> Measurement:
+    known = {f.name: entry[f.name] for f in fields(Measurement)}
+    known |= {
+        "cell_key": _key(entry["cell_key"]),
+        "phase": Phase(entry["phase"]),
+        "drafting": Drafting.from_json(entry["drafting"]),
+        "compared": Drafting.from_json(entry["compared"]),
+    }
+    m = Measurement(**known)
+    if not (m.wall_ms > 0 and m.predicted_tokens >= 0):
+        raise ValueError(f"a measurement of {m.prompt_id} that took {m.wall_ms} ms")
+    return m
+
+
+def _without_home(value: Any, home: str) -> Any:
+    match value:
+        case dict():
+            return {k: _without_home(v, home) for k, v in value.items()}
+        case list() | tuple():
+            return [_without_home(v, home) for v in value]
+        case str() if len(home) > 1:
+            return value.replace(f"{home}/", "~/")
+        case _:
+            return value

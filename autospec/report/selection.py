@@ -1,0 +1,231 @@
+"""Which of the stored recommendations answer a question. Pure; light, because `recommend` must answer at once.
+
+* Of one main model, backend and prompt type the newest counts, whatever build and launch settings it was made with:
+  what to run is what was tuned last. `autospec studies list` shows all.
+* Imported recommendations step back behind any that was measured here.
+* Other machines speak only where this one cannot: when a model is asked for by name and nothing is known of it
+  here, or when nothing was ever tuned here; or when they are asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from autospec.cells import Hardware, PromptType
+from autospec.errors import ModelChoiceError, NothingKnownError, UsageError
+from autospec.recommendations import Recommendation, Status, document
+from autospec.store.reader import StoredRecommendation
+
+__all__ = ["Question", "Selection", "match_model", "same_machine", "select"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked for; an empty field asks for all.
+
+    Attributes:
+        model: Name, unambiguous part of one, or path of the main model.
+        prompt_type: Only this kind of prompt; recommendations for any kind answer too.
+        backend: Only this backend.
+        hardware_id: Only the machine whose id begins like this, instead of this one.
+        all_hardware: Every machine.
+    """
+
+    model: str = ""
+    prompt_type: PromptType | None = None
+    backend: str = ""
+    hardware_id: str = ""
+    all_hardware: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The answer.
+
+    Attributes:
+        hardware: The machine that they speak for; this one where they speak for several.
+        stored: The recommendations, sorted by model, backend and prompt type; at least one.
+        foreign: True if other machines answer although nobody asked for them.
+    """
+
+    hardware: Hardware
+    stored: tuple[StoredRecommendation, ...]
+    foreign: bool = False
+
+    @property
+    def recommendations(self) -> list[Recommendation]:
+        """The recommendations; those of another machine than `hardware` say which in their evidence."""
+        return [
+            s.recommendation
+            if s.hardware.id == self.hardware.id
+            else replace(
+                s.recommendation,
+                evidence={**s.recommendation.evidence, "hardware": s.hardware.to_json()},
+            )
+            for s in self.stored
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """The contract's document."""
+        return document(self.hardware, self.recommendations)
+
+
+def select(stored: Sequence[StoredRecommendation], here: Hardware, question: Question) -> Selection:
+    """The recommendations that answer a question.
+
+    Args:
+        stored: Everything known.
+        here: This machine.
+        question: What is asked for.
+
+    Raises:
+        NothingKnownError: Nothing answers.
+        ModelChoiceError: The model's name could mean several.
+        UsageError: The hardware id could mean several machines.
+    """
+    local = [s for s in stored if same_machine(s.hardware, here)]
+    foreign = False
+    if question.all_hardware:
+        asked = list(stored)
+    elif question.hardware_id:
+        asked = _of_machine(stored, question.hardware_id)
+    else:
+        # The name is looked up here first: a name that is plain among our own must not become ambiguous by an import.
+        asked = local
+        if not _answers(local, question) and (question.model or not local):
+            asked, foreign = [s for s in stored if s not in local], True
+    found = _newest(_answers(asked, question))
+    if not found:
+        raise _nothing(question, stored, local)
+    machines = {s.hardware.id: s.hardware for s in found}
+    if all(same_machine(m, here) for m in machines.values()) or len(machines) > 1:
+        hardware = here
+    else:
+        hardware = next(iter(machines.values()))
+    return Selection(hardware, tuple(sorted(found, key=_order)), foreign)
+
+
+def same_machine(stored: Hardware, here: Hardware) -> bool:
+    """True if what is stored for one machine speaks for the other.
+
+    A record may not know every detail of a machine and then carries an id without the digest: it speaks for all
+    machines whose ids begin so.
+    """
+    return here.id == stored.id or here.id.startswith(f"{stored.id}-")
+
+
+def match_model(stored: Iterable[StoredRecommendation], text: str) -> list[StoredRecommendation]:
+    """Those whose main model answers to a name, a part of one or a path; empty if none does.
+
+    Case does not count, and dash, underscore, dot and space are the same.
+
+    Raises:
+        ModelChoiceError: Several different models answer, none of them exactly.
+    """
+    candidates = list(stored)
+    path = Path(text).expanduser()
+    same_path = [s for s in candidates if s.recommendation.model_path and _same_path(s, path)]
+    if same_path:
+        return same_path
+    if "/" in text and path.suffix == ".gguf":
+        text = path.name
+    wanted = _plain(text)
+    exact = [s for s in candidates if wanted in _names(s)]
+    if exact or not wanted:
+        return exact
+    partial = [s for s in candidates if any(wanted in name for name in _names(s))]
+    models = sorted({s.recommendation.model for s in partial})
+    if len(models) > 1:
+        raise ModelChoiceError(
+            f"{text!r} could be {len(models)} models: {', '.join(models)}.", "Give more of the name."
+        )
+    return partial
+
+
+def _answers(stored: Sequence[StoredRecommendation], question: Question) -> list[StoredRecommendation]:
+    found = [
+        s
+        for s in stored
+        if question.prompt_type in (None, s.recommendation.prompt_type)
+        or s.recommendation.prompt_type is None
+    ]
+    if question.backend:
+        found = [s for s in found if s.recommendation.backend == question.backend]
+    return match_model(found, question.model) if question.model else found
+
+
+def _of_machine(stored: Sequence[StoredRecommendation], text: str) -> list[StoredRecommendation]:
+    found = [s for s in stored if s.hardware.id == text] or [
+        s for s in stored if s.hardware.id.startswith(text.lower())
+    ]
+    machines = sorted({s.hardware.id for s in found})
+    if len(machines) > 1:
+        raise UsageError(
+            f"{text!r} could be {len(machines)} machines: {', '.join(machines)}.", "Give more of the id."
+        )
+    return found
+
+
+def _newest(stored: Iterable[StoredRecommendation]) -> list[StoredRecommendation]:
+    best: dict[tuple[str, ...], StoredRecommendation] = {}
+    for s in stored:
+        r = s.recommendation
+        key = (s.hardware.id, r.model, r.backend, str(r.prompt_type))
+        rival = best.get(key)
+        if rival is None or _weight(r) >= _weight(rival.recommendation):
+            best[key] = s
+    return list(best.values())
+
+
+def _weight(r: Recommendation) -> tuple[int, str]:
+    trust = {Status.IMPORTED: 0, Status.STALE: 1}.get(r.status, 2)
+    return trust, r.created_at
+
+
+def _order(s: StoredRecommendation) -> tuple[str, str, str, int]:
+    r = s.recommendation
+    types = list(PromptType)
+    place = -1 if r.prompt_type is None else types.index(r.prompt_type)
+    return s.hardware.id, r.model, r.backend, place
+
+
+def _nothing(
+    question: Question, stored: Sequence[StoredRecommendation], local: Sequence[StoredRecommendation]
+) -> NothingKnownError:
+    wanted = question.model or "MODEL"
+    subject = f"about {question.model}" if question.model else "yet"
+    kind = f" for {question.prompt_type} prompts" if question.prompt_type else ""
+    backend = f" on {question.backend}" if question.backend else ""
+    message = f"Nothing is known {subject}{kind}{backend}."
+    if question.hardware_id:
+        machines = sorted({s.hardware.id for s in stored})
+        return NothingKnownError(
+            f"Nothing is known of a machine {question.hardware_id}.",
+            f"Known: {', '.join(machines) or 'none'}.",
+        )
+    known = sorted({s.recommendation.model for s in (local or stored)})
+    also = f" Known so far: {', '.join(known)}." if known and question.model else ""
+    backend_option = f" --backend {question.backend}" if question.backend else ""
+    type_option = f" --prompt-type {question.prompt_type}" if question.prompt_type else ""
+    return NothingKnownError(
+        message, f"Find out with `autospec tune --model {wanted}{backend_option}{type_option}`.{also}"
+    )
+
+
+def _names(s: StoredRecommendation) -> set[str]:
+    file = s.recommendation.evidence.get("model_file") or s.recommendation.model_path
+    return {_plain(s.recommendation.model), *([_plain(PurePath(str(file)).name)] if file else [])}
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[-_.\s]+", "-", text.strip().lower().removesuffix(".gguf")).strip("-")
+
+
+def _same_path(s: StoredRecommendation, path: Path) -> bool:
+    return Path(s.recommendation.model_path) == path.absolute() or (
+        path.exists() and Path(s.recommendation.model_path).resolve() == path.resolve()
+    )

@@ -1,0 +1,217 @@
+"""Recommendations as configuration of servers: flags to paste, llama-server's presets, llama-swap's YAML.
+
+Every format says off by leaving drafting out; no server has a safe flag for it. The flags are those that the tuned
+build was launched with (`evidence["args"]`), because builds differ in names and defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from autospec.errors import AutospecError, UsageError
+from autospec.recommendations import Recommendation, Status
+
+__all__ = ["Rendered", "drafting_args", "llama_swap_text", "one_args", "preset_text"]
+
+# Both are llama.cpp's server; other backends are configured in other ways.
+_LLAMA_SERVERS = ("llama-server", "embedded")
+_PRESET_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A configuration, and what could not be put into it.
+
+    Attributes:
+        text: The configuration without a final newline.
+        left_out: One sentence for each recommendation that is missing.
+    """
+
+    text: str
+    left_out: tuple[str, ...] = ()
+
+
+def drafting_args(recommendation: Recommendation) -> tuple[str, ...]:
+    """The server flags of the recommended drafting; empty for off.
+
+    Raises:
+        AutospecError: They were not recorded.
+    """
+    if recommendation.drafting.is_off:
+        return ()
+    args = recommendation.evidence.get("args")
+    if not isinstance(args, list) or not args:
+        raise AutospecError(
+            f"The server flags for {recommendation.drafting.label} were not recorded.",
+            f"`autospec tune --model {recommendation.model}` finds out what this machine's build calls them.",
+        )
+    return tuple(map(str, args))
+
+
+def one_args(recommendations: Sequence[Recommendation]) -> tuple[tuple[str, ...], Recommendation]:
+    """The flags that all of the recommendations agree on, and one of these.
+
+    Args:
+        recommendations: At least one.
+
+    Raises:
+        UsageError: They are for several models, or do not agree.
+        AutospecError: The flags were not recorded.
+    """
+    models = sorted({r.model for r in recommendations})
+    if len(models) > 1:
+        raise UsageError(
+            f"Flags are for one model, and {len(models)} are known: {', '.join(models)}.",
+            "Choose one with --model.",
+        )
+    choices: dict[tuple[str, ...], list[Recommendation]] = {}
+    for r in recommendations:
+        choices.setdefault(drafting_args(r), []).append(r)
+    if len(choices) == 1:
+        return next(iter(choices)), recommendations[0]
+    by_backend = len({r.backend for r in recommendations}) > 1
+    by_type = any(
+        len({r.prompt_type for r in group}) > 1
+        for group in (
+            [r for r in recommendations if r.backend == b] for b in {r.backend for r in recommendations}
+        )
+    )
+    options = " and ".join(["--prompt-type"] * by_type + ["--backend"] * by_backend or ["--hardware"])
+    what = "; ".join(
+        f"{', '.join(_subject(r, with_backend=by_backend) for r in group)}: {group[0].drafting.label}"
+        for group in choices.values()
+    )
+    raise UsageError(
+        f"What to run is not the same for all of {models[0]}: {what}.", f"Choose with {options}."
+    )
+
+
+def preset_text(recommendations: Sequence[Recommendation]) -> Rendered:
+    """An INI file for llama-server's router (``--models-preset``): a section for each model and prompt type.
+
+    Keys are flags without dashes (llama.cpp, ``common/preset.cpp``). That parser ends a value at the first ``;`` or
+    ``#`` and knows no quotes, so a path with one of them has no way in.
+    """
+    lines = [
+        "; Written by autospec. Start with: llama-server --models-preset THIS_FILE",
+        "version = 1",
+    ]
+
+    def section(name: str, r: Recommendation) -> list[str]:
+        options = {"model": r.model_path} | _options([*_settings(r), *drafting_args(r)])
+        for key, value in options.items():
+            if not _PRESET_KEY.fullmatch(key) or re.search(r"[;#\r\n]", value) or value != value.strip():
+                raise AutospecError(
+                    f"{value!r} cannot be written into a preset.", "Give the file another path."
+                )
+        return [f"; {_why(r)}", f"[{name}]", *(f"{key} = {value}".rstrip() for key, value in options.items())]
+
+    return _render(recommendations, lines, section)
+
+
+def llama_swap_text(recommendations: Sequence[Recommendation], program: str = "llama-server") -> Rendered:
+    """A YAML file for llama-swap: a model with its command for each model and prompt type.
+
+    Strings are written as JSON, which is YAML; llama-swap splits ``cmd`` as a POSIX shell would, and gives
+    ``${PORT}`` a value of its own.
+
+    Args:
+        recommendations: What to write.
+        program: The server for recommendations whose own is not recorded.
+    """
+
+    def entry(name: str, r: Recommendation) -> list[str]:
+        command = r.evidence.get("command")
+        server = str(command[0]) if r.backend == "llama-server" and command else program
+        words = ["--model", r.model_path, *_settings(r), *drafting_args(r)]
+        line = f"{shlex.quote(server)} --port ${{PORT}} {shlex.join(words)}"
+        return [f"  # {_why(r)}", f"  {_json(name)}:", f"    cmd: {_json(line)}"]
+
+    return _render(
+        recommendations, ["# Written by autospec. Start with: llama-swap -config THIS_FILE", "models:"], entry
+    )
+
+
+def _render(
+    recommendations: Iterable[Recommendation],
+    head: list[str],
+    part: Callable[[str, Recommendation], list[str]],
+) -> Rendered:
+    lines, left_out = list(head), []
+    for name, r in _named(recommendations):
+        subject = f"{r.model} ({_subject(r, with_backend=True)})"
+        if r.backend not in _LLAMA_SERVERS:
+            left_out.append(f"{subject} is left out: {r.backend} is not configured in this format.")
+        elif not r.model_path:
+            left_out.append(f"{subject} is left out: its model's path on this machine is not known.")
+        else:
+            try:
+                lines += ["", *part(name, r)]
+            except AutospecError as error:
+                left_out.append(f"{subject} is left out: {error}")
+    if lines == head:
+        raise AutospecError("Nothing that is known can be written in this format.", " ".join(left_out))
+    return Rendered("\n".join(lines), tuple(left_out))
+
+
+def _named(recommendations: Iterable[Recommendation]) -> Iterator[tuple[str, Recommendation]]:
+    """Each with a name that is unique: model and prompt type, then the backend, then a number.
+
+    Only letters, digits, dot, dash and underscore: the router upper-cases what follows a colon.
+    """
+    taken: set[str] = set()
+    for r in recommendations:
+        base = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{r.model}-{r.prompt_type or 'any'}").strip("-")
+        names = [base, f"{base}-{r.backend}", *(f"{base}-{r.backend}-{n}" for n in range(2, 1000))]
+        name = next(n for n in names if n not in taken)
+        taken.add(name)
+        yield name, r
+
+
+def _options(args: Sequence[str]) -> dict[str, str]:
+    """Flags and values as keys and values; a flag without a value is ``true``.
+
+    Raises:
+        AutospecError: A word is no flag's value, or a flag has two.
+    """
+    options: dict[str, str] = {}
+    key = ""
+    for word in args:
+        # -1 is a value, -ngl is not.
+        if word.startswith("-") and not re.fullmatch(r"-[\d.]+", word):
+            key = word.lstrip("-")
+            options[key] = "true"
+        elif not key:
+            raise AutospecError(
+                f"{word!r} cannot be written into a preset: it follows no flag that takes it."
+            )
+        else:
+            options[key] = word
+            key = ""
+    return options
+
+
+def _settings(r: Recommendation) -> list[str]:
+    # The user's own launch settings belong to the cell: what was measured holds with them.
+    settings = r.evidence.get("settings")
+    return [str(word) for word in settings] if isinstance(settings, list) else []
+
+
+def _why(r: Recommendation) -> str:
+    stale = "" if r.status is Status.PROVEN else f", {r.status}"
+    # The build, because a server of another build may call its flags otherwise.
+    return " ".join(f"{r.backend} {r.backend_build}, {r.verdict}{stale}: {r.reason}".split())
+
+
+def _subject(r: Recommendation, *, with_backend: bool) -> str:
+    kind = "any prompt" if r.prompt_type is None else str(r.prompt_type)
+    return f"{kind} on {r.backend}" if with_backend else kind
+
+
+def _json(text: str) -> str:
+    # YAML does not join the surrogate pairs of JSON's \u escapes: leave such characters as they are.
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,178 @@
+"""Tables for people. Narrow enough for a terminal of 100 columns; sentences stand below and not in a column."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.report.studies import StudySummary
+from autospec.report.words import age, bounded, percent, plain_speed
+from autospec.store.reader import StoredRecommendation
+
+__all__ = ["recommendation_table", "studies_table", "trials_table"]
+
+_STYLES = {Verdict.ENABLE: "green", Verdict.DISABLE: "red", Verdict.UNDECIDED: "yellow"}
+
+
+def recommendation_table(recommendations: Iterable[Recommendation], now: dt.datetime | None = None) -> Group:
+    """A table for each main model and backend, a row for each kind of prompt, and the reasons below.
+
+    Args:
+        recommendations: In the order to show.
+        now: For ages; the present by default.
+    """
+    moment = now or dt.datetime.now(dt.UTC)
+    groups: dict[tuple[str, str], list[Recommendation]] = {}
+    for r in recommendations:
+        machine = r.evidence.get("hardware")
+        where = f" of {machine['id']}" if isinstance(machine, dict) and "id" in machine else ""
+        groups.setdefault((r.model, f" on {r.backend} {r.backend_build}{where}"), []).append(r)
+    parts: list[RenderableType] = []
+    for (model, where), shown in groups.items():
+        table = _table("prompts", "verdict", wide="best tried")
+        for heading in ("off → with", "gain", "pairs", "accepted"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("status", min_width=8)
+        for r in shown:
+            table.add_row(
+                _kind(r),
+                f"[{_STYLES[r.verdict]}]{r.verdict}[/]",
+                escape("–" if r.tried.is_off else r.tried.label),
+                f"{plain_speed(r.baseline_tps)} → {plain_speed(r.drafting_tps)}",
+                _gain(r),
+                _pairs(r),
+                "–" if r.acceptance is None else f"{r.acceptance:.0%}",
+                _status(r, moment),
+            )
+        reasons = [Text.assemble((_kind(r), "dim"), _sentence(r)) for r in shown]
+        parts += [
+            Text.assemble((model, "bold"), where, ", tok/s"),
+            table,
+            *(Padding(t, (0, 1)) for t in reasons),
+            Text(),
+        ]
+    return Group(*parts[:-1])
+
+
+def studies_table(
+    studies: Sequence[StudySummary],
+    alone: Iterable[StoredRecommendation],
+    by_cell: Mapping[str, StoredRecommendation],
+) -> Table:
+    """One row for each study, then one for each recommendation that has none.
+
+    Args:
+        studies: Optuna's studies.
+        alone: Recommendations without a study: imported ones.
+        by_cell: Recommendations by cell key.
+    """
+    table = _table("prompts", "trials", wide="best tried", first="model")
+    table.add_column("result", no_wrap=True)
+    table.add_column("cell", no_wrap=True)
+    for study in studies:
+        cell, best = study.cell, study.best
+        stored = by_cell.get(study.cell_key)
+        table.add_row(
+            _subject(
+                str(cell.get("model", study.name)),
+                f"{cell.get('backend', '')} {cell.get('build', '')}",
+                str(cell.get("hardware", "")),
+            ),
+            str(cell.get("prompt_type", "")),
+            "\n".join(f"{n} {state}" for state, n in study.states.items()) or "none",
+            "–"
+            if best is None or best.drafting is None
+            else f"{escape(best.drafting.label)} {percent(best.value or 0.0)}",
+            "not finished" if stored is None else _result(stored.recommendation),
+            study.cell_key,
+        )
+    for stored in alone:
+        r = stored.recommendation
+        table.add_row(
+            _subject(r.model, f"{r.backend} {r.backend_build}", stored.hardware.id),
+            _kind(r),
+            "–",
+            f"{escape(r.tried.label)} {percent(r.speedup)}" if r.speedup else "–",
+            _result(r),
+            stored.cell_key,
+        )
+    return table
+
+
+def trials_table(study: StudySummary) -> Table:
+    """One row for each trial, in the order in which they were made."""
+    table = _table("trial", wide="drafting")
+    for heading in ("state", "gain", "tok/s off → with", "pairs", "accepted"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("reason")
+    for t in study.trials:
+        speeds = [plain_speed(t.attributes.get(k)) for k in ("baseline_tps", "drafting_tps")]
+        acceptance = t.attributes.get("acceptance")
+        table.add_row(
+            str(t.number),
+            "–" if t.drafting is None else escape(t.drafting.label),
+            t.state,
+            "–" if t.value is None else percent(t.value),
+            " → ".join(speeds),
+            str(t.attributes.get("pairs", "–")),
+            "–" if acceptance is None else f"{acceptance:.0%}",
+            escape(t.reason),
+        )
+    return table
+
+
+def _table(*narrow: str, wide: str, first: str = "") -> Table:
+    """A table whose narrow columns are never broken, so that the wide ones give way where room is short."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    if first:
+        table.add_column(first, overflow="fold")
+    for heading in narrow:
+        table.add_column(heading, no_wrap=True)
+    table.add_column(wide, overflow="fold", min_width=12)
+    return table
+
+
+def _subject(model: str, build: str, machine: str) -> str:
+    return f"{escape(model)}\n[dim]{escape(build.strip())}\n{escape(machine)}[/dim]"
+
+
+def _kind(r: Recommendation) -> str:
+    return "any" if r.prompt_type is None else str(r.prompt_type)
+
+
+def _sentence(r: Recommendation) -> str:
+    return f": {r.reason}" if r.verdict is Verdict.ENABLE else f", run off: {r.reason}"
+
+
+def _gain(r: Recommendation) -> str:
+    if r.speedup is None:
+        return "–"
+    interval = bounded(r.speedup_ci)
+    if interval is None:
+        return percent(r.speedup)
+    low, high = (percent(v).removesuffix(" %") for v in interval)
+    return f"{percent(r.speedup)}\n[dim]{low} … {high}[/dim]"
+
+
+def _pairs(r: Recommendation) -> str:
+    unpaired = r.evidence.get("unpaired")
+    if not r.pairs and isinstance(unpaired, dict):
+        return f"0\n[dim]{unpaired.get('off')}+{unpaired.get('drafting')}[/dim]"
+    return str(r.pairs)
+
+
+def _status(r: Recommendation, now: dt.datetime) -> str:
+    text = str(r.status) if r.status is Status.PROVEN else f"[yellow]{r.status}[/]"
+    return f"{text}\n[dim]{age(r.created_at, now)}[/dim]"
+
+
+def _result(r: Recommendation) -> str:
+    return f"[{_STYLES[r.verdict]}]{r.verdict}[/], {r.status}"

@@ -1,0 +1,50 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+
+__all__ = ["age", "bounded", "percent", "plain_speed"]
+
+
+def percent(ratio: float) -> str:
+    """A speed ratio as a gain: 0.84 is ``-16.0 %``."""
+    return f"{100.0 * (ratio - 1.0):+.1f} %" if math.isfinite(ratio) else "unbounded"
+
+
+def bounded(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The interval, or ``None`` where an end is unbounded: JSON keeps such an end as null."""
+    ends: tuple[float | None, ...] = interval or (None,)
+    return None if any(end is None or not math.isfinite(end) for end in ends) else interval
+
+
+def plain_speed(tps: float | None) -> str:
+    """Tokens per second with a digit after the point, or a dash."""
+    return "–" if tps is None or not math.isfinite(tps) else f"{tps:.1f}"
+
+
+def age(created_at: str, now: dt.datetime) -> str:
+    """How long ago, in the largest unit that fits: ``3 days ago``.
+
+    Args:
+        created_at: ISO 8601; without a time zone it is UTC. What is no date is returned as it is.
+        now: The present.
+    """
+    try:
+        then = dt.datetime.fromisoformat(created_at)
+    except ValueError:
+        return created_at
+    then = then if then.tzinfo else then.replace(tzinfo=dt.UTC)
+    seconds = (now - then).total_seconds()
+    for unit, length_s in (
+        ("year", 365 * 86400),
+        ("month", 30 * 86400),
+        ("day", 86400),
+        ("hour", 3600),
+        ("minute", 60),
+    ):
+        count = int(seconds // length_s)
+        if count >= 1:
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"

@@ -1,0 +1,93 @@
+"""llama-server's arguments as xllamacpp's fields."""
+
+from __future__ import annotations
+
+import pytest
+
+from autospec.backends.embedded_args import TYPES, drafting_fields, user_fields
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import UnsupportedError, UsageError
+
+
+def test_user_arguments_become_fields():
+    """Numbers, switches, negations and enum members."""
+    fields = user_fields(("-c", "8192", "--no-mmap", "-fa", "on", "-ctk", "q8_0", "-ngl", "all", "-nocb"))
+    assert fields == {
+        "n_ctx": 8192,
+        "load_mode": {"enum": "llama_load_mode", "name": "LLAMA_LOAD_MODE_NONE"},
+        "flash_attn_type": {"enum": "llama_flash_attn_type", "name": "LLAMA_FLASH_ATTN_TYPE_ENABLED"},
+        "cache_type_k": {"enum": "ggml_type", "name": "GGML_TYPE_Q8_0"},
+        "n_gpu_layers": -2,
+        "cont_batching": False,
+    }
+
+
+def test_batch_threads_follow_threads():
+    """As llama-server does, unless they are given."""
+    assert user_fields(("-t", "4"))["cpuparams_batch.n_threads"] == 4
+    assert user_fields(("-tb", "8", "-t", "4"))["cpuparams_batch.n_threads"] == 8
+
+
+def test_template_kwargs_are_kept_as_json():
+    """llama.cpp keeps each value as JSON text."""
+    fields = user_fields(("--chat-template-kwargs", '{"enable_thinking": false}'))
+    assert fields == {"default_template_kwargs": {"enable_thinking": "false"}}
+
+
+def test_what_cannot_be_set_is_named():
+    """With the way out."""
+    with pytest.raises(UnsupportedError, match="cannot set --lora") as caught:
+        user_fields(("--lora", "x.gguf"))
+    assert "install llama-server" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("-c",), "-c needs a value"),
+        (("-c", "many"), "'many' of -c cannot be read"),
+        (("-ctk", "q9"), "one of f32, f16"),
+        (("--chat-template-kwargs", "[]"), "must be a JSON object"),
+        (("--port", "1"), "--port cannot be passed"),
+        (("8192",), "'8192' is not an option"),
+    ],
+)
+def test_wrong_usage(args, said):
+    """Each slip is told before anything starts."""
+    with pytest.raises(UsageError, match=said):
+        user_fields(args)
+
+
+def test_off_sets_nothing():
+    """`off` is the absence of speculation."""
+    assert drafting_fields(OFF) == {}
+
+
+def test_draft_model_is_pinned():
+    """Type, file and all three limits."""
+    fields = drafting_fields(Drafting(Mode.DRAFT_MODEL, draft="/d.gguf", n_max=8, p_min=0.5))
+    assert fields == {
+        "speculative.types": [{"enum": "common_speculative_type", "name": TYPES[Mode.DRAFT_MODEL]}],
+        "speculative.draft.n_max": 8,
+        "speculative.draft.n_min": 0,
+        "speculative.draft.p_min": 0.5,
+        "speculative.draft.mparams.path": "/d.gguf",
+    }
+
+
+def test_ngram_map_has_its_own_struct():
+    """The struct's name is the mode's."""
+    fields = drafting_fields(Drafting(Mode.NGRAM_MAP_K4V, ngram_n=8, ngram_m=16, min_hits=2))
+    assert fields["speculative.ngram_map_k4v.size_m"] == 16
+
+
+def test_ngram_cache_cannot_be_limited():
+    """As in llama-server: the number is fixed in the source."""
+    with pytest.raises(UnsupportedError, match="n_max=4"):
+        drafting_fields(Drafting(Mode.NGRAM_CACHE, n_max=4))
+
+
+def test_other_backends_modes_are_refused():
+    """prompt-lookup is llama-cpp-python's."""
+    with pytest.raises(UnsupportedError, match="prompt-lookup"):
+        drafting_fields(Drafting(Mode.PROMPT_LOOKUP, n_max=10, ngram_n=2))

@@ -1,0 +1,132 @@
+"""Why a launch failed: last lines of real logs."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import pytest
+
+from autospec.backends.failures import classify, speculation_refused
+from autospec.backends.process import Ended
+
+FAILED = Ended(code=1)
+# Each from a real server of the era in its comment, on the lab's models.
+LOGS = {
+    "draft, b11434": (
+        "draft",
+        "could not be loaded",
+        True,
+        """0.00.736.076 E llama_model_load: error loading model: tensor 'blk.15.attn_output.weight' data is not within the file bounds, model is corrupted or incomplete
+0.00.744.768 E llama_model_load_from_file_impl: failed to load model
+0.00.744.801 E srv    load_model: failed to load draft model, '/m/d.gguf'
+0.00.745.215 E srv  llama_server: exiting due to model loading error""",
+    ),
+    "draft, May 2025": (
+        "draft",
+        "/nope.gguf",
+        True,
+        """gguf_init_from_file: failed to open GGUF file '/nope.gguf'
+common_init_from_params: failed to load model '/nope.gguf'
+srv    load_model: failed to load draft model, '/nope.gguf'
+main: exiting due to model loading error""",
+    ),
+    "model, b11434": (
+        "model",
+        "not within the file bounds",
+        True,
+        """0.00.049.254 E llama_model_load: error loading model: tensor 'blk.15.attn_output.weight' data is not within the file bounds, model is corrupted or incomplete
+0.00.101.475 E srv    load_model: failed to load model, '/m/main.gguf'""",
+    ),
+    "vocabulary, May 2025": (
+        "vocabulary",
+        "does not fit the main model",
+        True,
+        """common_speculative_are_compatible: draft vocab vocab must match target vocab to use speculation but token 17 content differs - target '!', draft 'ectable'
+srv    load_model: the draft model '/m/o.gguf' is not compatible with the target model '/m/t.gguf'""",
+    ),
+    "port, b11434": (
+        "port",
+        "Port 36239 was taken",
+        False,
+        """0.00.023.578 E srv         start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 36239
+0.00.041.031 E srv  llama_server: exiting due to HTTP server error""",
+    ),
+    "flag, all eras": ("flag", "does not know --bogus", True, "error: invalid argument: --bogus"),
+    "value, all eras": (
+        "flag",
+        r"value of -c \(stoi\)",
+        True,
+        'error while handling argument "-c": stoi\n\nusage:',
+    ),
+    "memory, b11434": (
+        "memory",
+        "not enough memory",
+        False,
+        """0.54.863.214 E ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 138240196608
+0.55.804.251 E srv    load_model: failed to create_context with model '/m/t.gguf'""",
+    ),
+    "mtp, b11434": (
+        "mtp",
+        "no MTP layers",
+        True,
+        """0.05.130.364 W llama_init_from_model: context type MTP requested but model doesn't contain MTP layers
+0.05.130.400 E srv    load_model: failed to create MTP context""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_real_logs(name):
+    """Each cause is named, and whether trying again can help."""
+    kind, said, permanent, log = LOGS[name]
+    failure = classify(FAILED, log.splitlines())
+    assert (failure.kind, failure.permanent) == (kind, permanent)
+    assert re.search(said, failure.message)
+
+
+def test_a_memory_failure_of_a_draft_is_about_memory():
+    """The cause comes before what followed from it."""
+    log = ("E alloc: failed to allocate buffer", "E srv load_model: failed to load draft model, '/d.gguf'")
+    assert classify(FAILED, log).kind == "memory"
+
+
+def test_killed_by_the_kernel_for_memory():
+    """SIGKILL with the kernel's own count of memory kills gone up."""
+    killed = Ended(signal=signal.SIGKILL)
+    assert classify(killed, ("loading",), out_of_memory_kills=1).kind == "memory"
+    assert classify(killed, ("loading",)).kind == "killed"
+
+
+def test_a_crash_tells_its_assertion():
+    """The line that matters, among a backtrace."""
+    log = ("ok", '/src/speculative.cpp:1033: GGML_ASSERT(n > 0 && "no layers") failed', "#1 0x00 in abort ()")
+    failure = classify(Ended(signal=signal.SIGABRT), log)
+    assert failure.kind == "crash"
+    assert failure.permanent
+    assert 'GGML_ASSERT(n > 0 && "no layers") failed' in failure.message
+
+
+def test_what_is_unknown_is_told_by_the_last_line():
+    """No cause is made up."""
+    failure = classify(Ended(code=3), ("0.01.2 I srv: one", "0.01.3 E srv: something new"))
+    assert failure.kind == "other"
+    assert (
+        failure.message
+        == "The server ended with status 3 before it was ready; its last line was: srv: something new."
+    )
+
+
+def test_a_silent_end():
+    """Nothing printed is told as that."""
+    assert "printed nothing" in classify(FAILED, ()).message
+
+
+def test_the_reason_for_running_without_speculation():
+    """b11434 says it in its log and starts all the same."""
+    log = (
+        "0.00.765.416 E spec common_specu: the target and draft vocabs are not compatible",
+        "0.00.819.054 I srv          init: model loaded",
+    )
+    assert speculation_refused(log) == "vocabs are not compatible"
+    assert speculation_refused(log[1:]) == ""

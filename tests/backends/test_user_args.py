@@ -1,0 +1,83 @@
+"""The user's own arguments, checked before anything starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from autospec.backends.user_args import check
+from autospec.errors import UnsupportedError, UsageError
+from tests.backends.conftest import read_help
+
+B11434 = read_help("b11434")
+
+
+def test_known_arguments_pass():
+    """Values, negative ones and switches are told apart as the server does it."""
+    given = check(B11434, "b1", ("-ngl", "-1", "-fa", "on", "--jinja", "-c", "8192", "-ot", "exps=CPU"))
+    assert [option.names[0] for option in given] == ["-ngl", "-fa", "--jinja", "-c", "-ot"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("-m", "--model", "-hf", "--models-dir", "--fim-qwen-7b-spec"),
+        *(
+            "-md",
+            "--spec-type",
+            "--spec-draft-n-max",
+            "--spec-ngram-mod-n-max",
+            "--draft-max",
+            "--spec-synth-len",
+        ),
+        *("--port", "--host", "--api-key", "--ssl-key-file", "--no-slots", "--log-disable", "--help"),
+        "--spec_type",
+    ],
+)
+def test_what_autospec_sets_is_refused(name):
+    """Each with a reason, as wrong usage."""
+    with pytest.raises(UsageError, match=f"^{name} cannot be passed to the server: ") as caught:
+        check(B11434, "b1", (name, "x"))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["-ngld", "-devd", "-ctkd", "--spec-draft-threads"])
+def test_where_the_draft_runs_stays_the_users(name):
+    """Placement of the draft is a launch setting, not a drafting."""
+    assert check(B11434, "b1", (name, "1"))
+
+
+def test_an_unknown_argument_names_the_nearest():
+    """A slip of the finger is found before a server is started."""
+    with pytest.raises(UnsupportedError, match="b1 does not know --ctx-sise") as caught:
+        check(B11434, "b1", ("--ctx-sise", "8192"))
+    assert caught.value.hint == "Did you mean --ctx-size?"
+
+
+def test_a_removed_argument_says_so():
+    """What a build has removed is told with the build's own advice."""
+    gone = B11434.gone[-1]
+    text = type(B11434)(
+        B11434.options, (type(gone)(("--old-thing",), "N", "the argument has been removed. use --new"),)
+    )
+    with pytest.raises(UnsupportedError, match="has removed --old-thing") as caught:
+        check(text, "b1", ("--old-thing", "1"))
+    assert caught.value.hint == "Its help says: use --new."
+
+
+def test_a_missing_value_is_told():
+    """The value's name from the help is in the sentence."""
+    with pytest.raises(UsageError, match=r"-c needs a value \(N\)"):
+        check(B11434, "b1", ("--jinja", "-c"))
+
+
+def test_a_stray_word_is_told():
+    """A value without its option is most likely a quoting mistake."""
+    with pytest.raises(UsageError, match="'8192' is not an option"):
+        check(B11434, "b1", ("8192",))
+
+
+def test_the_era_decides_about_values():
+    """`-fa on` is right for b11434 and wrong for May 2025, where -fa is a switch."""
+    assert check(read_help("pydist012"), "b1", ("-fa", "-c", "1"))
+    with pytest.raises(UsageError, match="'on'"):
+        check(read_help("pydist012"), "b1", ("-fa", "on"))

@@ -1,0 +1,121 @@
+"""``python -m tests.lab.demo [--short]``: a real study on lab models, the way a user would run it.
+
+``make demo`` shows it; with ``--short`` it is CI's: smaller models, one prompt type, a budget of seconds, and the
+document that comes out is checked against the contract in place of being shown.
+"""
+
+# ruff: noqa: T201 - a command: it prints
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.lab.cache import Lab
+from tests.lab.source import LabError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+AUTOSPEC = Path(sys.executable).parent / "autospec"
+SHORT_BUDGET_S = 80
+
+
+def demo() -> int:
+    """Tune the slow main on two prompt types, then show what is recommended. State goes to ``.demo/``."""
+    main_model, draft = _models("slow-main")
+    tune = [
+        *(str(AUTOSPEC), "tune", "--model", str(main_model), "--draft", str(draft)),
+        *("--backend", "embedded", "--study", "quick"),
+        *("--prompt-type", "coding", "--prompt-type", "editing"),
+    ]
+    recommend = [str(AUTOSPEC), "recommend", "--model", str(main_model)]
+    env = _environment(ROOT / ".demo")
+    for command in (tune, recommend):
+        print(f"\n$ {_readable(command)}", flush=True)
+        done = subprocess.run(command, env=env, cwd=ROOT, check=False)
+        if done.returncode != 0:
+            return done.returncode
+    return 0
+
+
+def short() -> int:
+    """One prompt type within a short budget; 0 if the document that `tune --json` prints keeps the contract."""
+    import jsonschema
+
+    from autospec.recommendations import SCHEMA
+
+    main_model, draft = _models("slow-main-small")
+    command = [
+        *(str(AUTOSPEC), "tune", "--model", str(main_model), "--draft", str(draft)),
+        *("--backend", "embedded", "--study", "quick", "--prompt-type", "coding"),
+        *("--budget", f"{SHORT_BUDGET_S}s", "--json"),
+    ]
+    print(f"$ {_readable(command)}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="autospec-demo-") as home:
+        done = subprocess.run(
+            command, env=_environment(Path(home)), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+        )
+    if done.returncode != 0:
+        return _complain(f"autospec tune ended with {done.returncode}", done.stdout)
+    try:
+        document = json.loads(done.stdout)
+        jsonschema.validate(document, SCHEMA)
+    except ValueError as error:
+        return _complain(f"stdout is not one JSON document: {error}", done.stdout)
+    except jsonschema.ValidationError as error:
+        return _complain(
+            f"the document breaks the contract at {error.json_path}: {error.message}", done.stdout
+        )
+    found = document["recommendations"]
+    if [entry["prompt_type"] for entry in found] != ["coding"] or not found[0]["pairs"]:
+        return _complain("one recommendation for coding that rests on pairs was expected", done.stdout)
+    entry = found[0]
+    print(f"{entry['verdict']}: {entry['reason']} (speed ratio {entry['speedup']}, {entry['pairs']} pairs)")
+    return 0
+
+
+def _models(main_model: str) -> tuple[Path, Path]:
+    lab = Lab()
+    began = time.monotonic()
+    print(
+        f"Lab models: SmolLM2-135M from PyPI, and {main_model} built from it …", file=sys.stderr, flush=True
+    )
+    paths = lab.path(main_model), lab.path("smollm2")
+    print(f"… in {lab.folder} after {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+    return paths
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """None of the developer's own settings, and a home apart from theirs."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("AUTOSPEC_")}
+    return {**kept, "AUTOSPEC_HOME": str(home)}
+
+
+def _readable(command: list[str]) -> str:
+    return " ".join(Path(word).name if word.startswith("/") else word for word in command)
+
+
+def _complain(sentence: str, said: str) -> int:
+    print(f"{sentence}\n{said}", file=sys.stderr)
+    return 1
+
+
+def main() -> int:
+    """Run the one or the other."""
+    parser = argparse.ArgumentParser(prog="python -m tests.lab.demo", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="CI's one real tune")
+    try:
+        return short() if parser.parse_args().short else demo()
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Why, in figures and words."""
+
+from __future__ import annotations
+
+import pytest
+
+from autospec.drafting import Drafting, Mode
+from autospec.measure.measurements import Pair
+from autospec.recommendations import Verdict
+from autospec.report.explanation import explain
+from autospec.report.studies import TrialSummary
+from autospec.tuning.records import find_record, read_record, recommendations_of
+from tests.report.samples import DRAFTING, measurement, recommendation
+
+
+def pair(prompt="p1", **drafted):
+    """A pair whose drafted half is changed by keywords."""
+    return Pair(
+        measurement(with_drafting=False, prompt=prompt),
+        measurement(with_drafting=True, prompt=prompt, **drafted),
+    )
+
+
+def said(explanation):
+    """All sentences as one text."""
+    return " ".join(explanation.sentences)
+
+
+def test_costs_follow_from_the_counts():
+    """100 tokens, 60 accepted of 80: 40 passes of 2.5 tokens, 150 ms each, which is 1.5 tokens without drafting."""
+    figures = explain(recommendation(), [pair()]).figures
+    assert figures["ms_per_token_off"] == pytest.approx(100)
+    assert figures["ms_per_token_drafting"] == pytest.approx(60)
+    assert figures["tokens_per_pass"] == pytest.approx(2.5)
+    assert figures["proposals_per_pass"] == pytest.approx(2.0)
+    assert figures["pass_cost_tokens"] == pytest.approx(1.5)
+    assert figures["break_even_acceptance"] == pytest.approx(0.25)
+
+
+def test_the_break_even_is_where_the_speeds_meet():
+    """At the break-even acceptance tokens per pass equal the cost of a pass."""
+    figures = explain(recommendation(), [pair()]).figures
+    tokens = 1 + figures["break_even_acceptance"] * figures["proposals_per_pass"]
+    assert tokens == pytest.approx(figures["pass_cost_tokens"], rel=1e-3)
+
+
+def test_a_pass_too_dear_cannot_pay():
+    """If even full acceptance would not pay, that is said instead of a number above 100 %."""
+    text = said(explain(recommendation(Verdict.DISABLE), [pair(predicted_ms=30000.0, wall_ms=30300.0)]))
+    assert "slower even if every proposal were accepted" in text
+
+
+def test_prompt_processing_and_texts_are_compared():
+    """What the draft adds to the prompt, and whether the text stayed the same."""
+    text = said(explain(recommendation(), [pair(), pair("p2", text_digest="other")]))
+    assert "200 ms without drafting and 300 ms with it" in text
+    assert "1 of 2 answers were not the same text" in text
+
+
+def test_the_spread_names_the_best_and_the_worst_prompt():
+    """One prompt gains and another loses."""
+    text = said(explain(recommendation(), [pair(), pair("p2", wall_ms=20400.0)]))
+    assert "1 of 2 prompts were faster with drafting, from -50.0 % (p2) to +61.9 % (p1)" in text
+
+
+def test_a_backend_that_tells_no_counts_gets_no_cost():
+    """Nothing is derived from counts that are not there."""
+    figures = explain(recommendation(acceptance=None), [pair(drafted=None, accepted=None)]).figures
+    assert "break_even_acceptance" not in figures
+    assert "ms_per_token_off" in figures
+
+
+def test_runners_up_and_failures_come_from_the_trials():
+    """The next best is named; what could not be used says why; the winner is not its own runner-up."""
+    other = Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)
+    broken = Drafting(Mode.MTP, n_max=2)
+    trials = [
+        TrialSummary(0, "complete", DRAFTING, 1.3, ""),
+        TrialSummary(1, "complete", other, 1.1, ""),
+        TrialSummary(2, "fail", broken, None, "no MTP layers"),
+    ]
+    explanation = explain(recommendation(), [], trials)
+    assert [r["ratio"] for r in explanation.figures["runners_up"]] == [1.1]
+    assert "ngram-simple ngram_n=6 ngram_m=24 min_hits=1 +10.0 %" in said(explanation)
+    assert "mtp n_max=2 could not be used: no MTP layers." in said(explanation)
+
+
+def test_a_fast_model_that_gains_nothing_is_told_so():
+    """The founding record's rule of thumb, with the figures of this model."""
+    assert "At 80 tok/s a token takes 12 ms" in said(
+        explain(recommendation(Verdict.DISABLE, baseline_tps=80.0))
+    )
+    assert "At 15 tok/s" not in said(explain(recommendation(Verdict.DISABLE)))
+
+
+def test_experts_are_mentioned_where_a_cost_was_measured():
+    """For a mixture of experts, beside the measured cost of a pass."""
+    assert "8 of 128 experts" in said(explain(recommendation(), [pair()], experts=(8, 128)))
+    assert "experts" not in said(explain(recommendation(), experts=(8, 128)))
+
+
+def test_a_record_is_explained_by_its_runs():
+    """Every recorded run and the notes of the founding record."""
+    stored = recommendations_of(read_record(find_record("m2-ultra-2025-12-13")))
+    text = said(explain(next(s.recommendation for s in stored if s.recommendation.backend == "llama-server")))
+    assert "Recorded with off: 75.5 tok/s." in text
+    assert "n_max=8 p_min=0.8: 59.0 tok/s (-21.9 %)." in text
+    assert "MoE, 3B active" in text

@@ -1,0 +1,170 @@
+"""Exports and imports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autospec.errors import StudyFileError
+from autospec.recommendations import Status, Verdict
+from autospec.report.export import Export, export_document, import_into, read_export
+from autospec.report.studies import StudySummary, TrialSummary
+from autospec.store.database import open_store
+from autospec.tuning.records import find_record, read_record, recommendations_of
+from tests.report.samples import DRAFTING, HERE, measurement, recommendation
+
+KEY = "aaaabbbbcccc"
+
+
+@pytest.fixture
+def store(tmp_path):
+    """The storage that exports."""
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another machine's storage."""
+    store = open_store(f"sqlite:///{tmp_path / 'b.db'}")
+    yield store
+    store.close()
+
+
+def fill(store):
+    """A recommendation and its pair."""
+    store.save_recommendation(recommendation(), HERE, KEY)
+    for half in (False, True):
+        store.add_measurement(measurement(with_drafting=half))
+
+
+def exported(store, path, *keys):
+    """What another machine reads of a storage."""
+    study = StudySummary("s", {"key": KEY}, (TrialSummary(0, "complete", DRAFTING, 1.3, ""),))
+    measurements = [m for key in keys or (KEY,) for m in store.measurements(key)]
+    path.write_text(
+        json.dumps(export_document(store.recommendations(), measurements, [study])), encoding="utf-8"
+    )
+    return read_export(path)
+
+
+def test_the_round_trip_keeps_everything_but_status_and_path(store, other, tmp_path):
+    """On another machine the recommendation is imported, with the same verdict, figures and trials."""
+    fill(store)
+    result = import_into(other, exported(store, tmp_path / "e.json"))
+    assert (result.recommendations, result.measurements) == (1, 2)
+    [back] = other.recommendations()
+    before = recommendation().to_json()
+    after = back.recommendation.to_json()
+    assert after["status"] == "imported"
+    assert after["model_path"] == ""
+    assert after["evidence"]["model_file"] == "Main-7B-Q4_K_M.gguf"
+    assert after["evidence"]["trial_list"][0]["value"] == 1.3
+    for key in set(before) - {"status", "model_path", "evidence"}:
+        assert after[key] == before[key]
+    assert back.hardware == HERE
+
+
+def test_imported_measurements_never_count_as_ones_own(store, other, tmp_path):
+    """They are stored under another key than the cell's."""
+    fill(store)
+    import_into(other, exported(store, tmp_path / "e.json"))
+    assert other.measurements(KEY) == []
+    assert len(other.measurements(f"i-{KEY}")) == 2
+
+
+def test_importing_twice_changes_nothing(store, other, tmp_path):
+    """The second import finds all of it known."""
+    fill(store)
+    export = exported(store, tmp_path / "e.json")
+    import_into(other, export)
+    result = import_into(other, export)
+    assert (result.recommendations, result.known, result.measurements) == (0, 1, 0)
+    assert len(other.measurements(f"i-{KEY}")) == 2
+
+
+def test_an_export_that_comes_home_changes_nothing(store, tmp_path):
+    """What was measured here stays proven."""
+    fill(store)
+    result = import_into(store, exported(store, tmp_path / "e.json"))
+    assert (result.recommendations, result.measurements) == (0, 0)
+    assert [s.recommendation.status for s in store.recommendations()] == [Status.PROVEN]
+
+
+def test_an_import_can_be_exported_again(store, other, tmp_path):
+    """A second hop keeps the key and the trials."""
+    fill(store)
+    import_into(other, exported(store, tmp_path / "e.json"))
+    again = exported(other, tmp_path / "f.json", f"i-{KEY}")
+    assert [s.cell_key for s in again.recommendations] == [f"i-{KEY}"]
+    assert again.recommendations[0].recommendation.evidence["trial_list"]
+    assert import_into(other, again).recommendations == 0
+
+
+def test_a_newer_import_replaces_the_older(store, other, tmp_path):
+    """The machine that exported tuned again and found otherwise."""
+    fill(store)
+    import_into(other, exported(store, tmp_path / "e.json"))
+    store.save_recommendation(
+        recommendation(Verdict.DISABLE, created_at="2026-12-01T00:00:00+00:00"), HERE, KEY
+    )
+    assert import_into(other, exported(store, tmp_path / "f.json")).recommendations == 1
+    assert [s.recommendation.verdict for s in other.recommendations()] == [Verdict.DISABLE]
+
+
+def test_the_home_folder_stays_at_home(store, tmp_path):
+    """Paths below it begin with ~, wherever they stand."""
+    home = str(Path.home())
+    r = recommendation(
+        model_path=f"{home}/m.gguf",
+        reason=f"draft {home}/d.gguf is bad",
+        evidence={"command": ["s", "-m", f"{home}/m.gguf"]},
+    )
+    store.save_recommendation(r, HERE, KEY)
+    text = json.dumps(export_document(store.recommendations(), [], []))
+    assert f"{home}/" not in text
+    assert "draft ~/d.gguf is bad" in text
+
+
+def test_a_record_is_imported_once(store):
+    """Twice the founding record is three recommendations."""
+    export = Export(tuple(recommendations_of(read_record(find_record("m2-ultra-2025-12-13")))))
+    assert import_into(store, export).recommendations == 3
+    assert import_into(store, export).known == 3
+    assert len(store.recommendations()) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.pop("measurements"), "lacks measurements"),
+        (lambda d: d.update(kind="x"), "no export"),
+        (lambda d: d.update(schema=99), "schema 99"),
+        (lambda d: d["recommendations"][0]["recommendation"].update(verdict="maybe"), "maybe"),
+        (lambda d: d["measurements"][0].update(wall_ms=0), "cannot be"),
+        (lambda d: d["measurements"][0].pop("phase"), "lacks phase"),
+        (lambda d: d.update(studies=["x"]), "cannot be"),
+        (lambda d: d.update(recommendations=None), "cannot be"),
+    ],
+)
+def test_a_malformed_export_is_one_sentence(store, tmp_path, change, words):
+    """What is wrong is named; nothing is imported."""
+    fill(store)
+    document = export_document(store.recommendations(), store.measurements(KEY), [])
+    change(document)
+    path = tmp_path / "e.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(StudyFileError) as raised:
+        read_export(path)
+    assert words in raised.value.message
+
+
+def test_what_is_no_json_is_told(tmp_path):
+    """A file that is something else."""
+    path = tmp_path / "e.json"
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(StudyFileError, match="not JSON"):
+        read_export(path)

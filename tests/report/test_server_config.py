@@ -1,0 +1,134 @@
+"""Flags, presets and llama-swap's YAML."""
+
+from __future__ import annotations
+
+import configparser
+import shlex
+
+import pytest
+import yaml
+
+from autospec.cells import PromptType
+from autospec.drafting import OFF
+from autospec.errors import AutospecError, UsageError
+from autospec.recommendations import Verdict
+from autospec.report.server_config import drafting_args, llama_swap_text, one_args, preset_text
+from tests.report.samples import ARGS, recommendation
+
+
+def parsed(text):
+    """The INI as Python reads it."""
+    parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=(";",), interpolation=None)
+    parser.optionxform = str
+    parser.read_string("[top]\n" + text)
+    return parser
+
+
+def test_off_has_no_flags():
+    """Off is the absence of flags, whatever was tried."""
+    assert drafting_args(recommendation(Verdict.DISABLE)) == ()
+
+
+def test_flags_are_those_of_the_tuned_build():
+    """They are taken from the evidence and not made up."""
+    assert drafting_args(recommendation()) == tuple(ARGS)
+
+
+def test_flags_that_were_not_recorded_are_an_error():
+    """An enabled drafting without its flags says how to get them."""
+    with pytest.raises(AutospecError, match="not recorded") as raised:
+        drafting_args(recommendation(evidence={}))
+    assert "autospec tune" in raised.value.hint
+
+
+def test_prompt_types_that_agree_give_one_answer():
+    """Where all kinds of prompt want the same flags, none has to be chosen."""
+    both = [recommendation(), recommendation(prompt_type=PromptType.MATH)]
+    assert one_args(both)[0] == tuple(ARGS)
+
+
+def test_prompt_types_that_differ_must_be_chosen():
+    """The error lists what each kind wants, and names the option."""
+    both = [recommendation(), recommendation(Verdict.DISABLE, prompt_type=PromptType.WRITING)]
+    with pytest.raises(UsageError, match="writing: off") as raised:
+        one_args(both)
+    assert raised.value.hint == "Choose with --prompt-type."
+
+
+def test_backends_that_differ_must_be_chosen():
+    """One kind of prompt on two backends asks for the backend."""
+    both = [recommendation(), recommendation(Verdict.DISABLE, backend="embedded")]
+    with pytest.raises(UsageError) as raised:
+        one_args(both)
+    assert raised.value.hint == "Choose with --backend."
+
+
+def test_flags_are_for_one_model():
+    """Two known models are listed."""
+    with pytest.raises(UsageError, match="Main-7B-Q4_K_M, Other"):
+        one_args([recommendation(), recommendation(model="Other")])
+
+
+def test_a_preset_has_a_section_for_each_kind_of_prompt():
+    """Model, the user's launch settings and the drafting's flags, without dashes."""
+    text = preset_text(
+        [recommendation(), recommendation(Verdict.DISABLE, prompt_type=PromptType.WRITING)]
+    ).text
+    ini = parsed(text)
+    assert dict(ini["Main-7B-Q4_K_M-coding"]) == {
+        "model": "/models/Main-7B-Q4_K_M.gguf",
+        "c": "4096",
+        "spec-type": "draft-simple",
+        "spec-draft-model": "/models/draft.gguf",
+        "spec-draft-n-max": "8",
+    }
+    assert dict(ini["Main-7B-Q4_K_M-writing"]) == {"model": "/models/Main-7B-Q4_K_M.gguf", "c": "4096"}
+
+
+def test_a_flag_without_a_value_is_true_in_a_preset():
+    """`--jinja -ngl -1` becomes two keys; a negative number is a value."""
+    r = recommendation(Verdict.DISABLE, evidence={"settings": ["--jinja", "-ngl", "-1", "--metrics"]})
+    section = parsed(preset_text([r]).text)["Main-7B-Q4_K_M-coding"]
+    assert (section["jinja"], section["ngl"], section["metrics"]) == ("true", "-1", "true")
+
+
+def test_section_names_are_unique_and_have_no_colon():
+    """The router upper-cases what follows a colon, and two backends may hold the same cell."""
+    tag = recommendation(Verdict.DISABLE, model="qwen3:30b a")
+    text = preset_text([tag, recommendation(Verdict.DISABLE, model="qwen3:30b a", backend="embedded")]).text
+    assert parsed(text).sections()[1:] == ["qwen3-30b-a-coding", "qwen3-30b-a-coding-embedded"]
+
+
+def test_what_a_preset_cannot_hold_is_left_out_with_a_sentence():
+    """llama.cpp's parser ends a value at # and ;, without any way to quote them."""
+    bad = recommendation(Verdict.DISABLE, model="Bad", model_path="/models/a#b.gguf")
+    rendered = preset_text([recommendation(), bad])
+    assert "[Bad" not in rendered.text
+    assert "Bad" in rendered.left_out[0]
+
+
+def test_a_preset_of_nothing_is_an_error():
+    """An imported record has no path here, and MLX is no llama-server."""
+    for r in (recommendation(Verdict.DISABLE, model_path=""), recommendation(Verdict.DISABLE, backend="mlx")):
+        with pytest.raises(AutospecError, match="Nothing that is known"):
+            preset_text([r])
+
+
+def test_llama_swap_gets_valid_yaml_with_a_command_that_a_shell_can_split():
+    """Spaces, quotes and characters beyond ASCII in paths survive YAML and the shell's rules."""
+    path = '/models/it\'s a "model" 🙂: x.gguf'
+    text = llama_swap_text(
+        [recommendation(model_path=path), recommendation(Verdict.DISABLE, model="Ü: off")]
+    ).text
+    models = yaml.safe_load(text)["models"]
+    assert list(models) == ["Main-7B-Q4_K_M-coding", "off-coding"]
+    words = shlex.split(models["Main-7B-Q4_K_M-coding"]["cmd"])
+    assert words == ["/opt/llama-server", "--port", "${PORT}", "--model", path, "-c", "4096", *ARGS]
+
+
+def test_llama_swap_uses_the_given_program_for_the_embedded_backend():
+    """The embedded server is no program of its own."""
+    text = llama_swap_text(
+        [recommendation(backend="embedded", verdict=Verdict.DISABLE, drafting=OFF)], "my-server"
+    ).text
+    assert yaml.safe_load(text)["models"]["Main-7B-Q4_K_M-coding"]["cmd"].startswith("my-server --port ")

@@ -1,0 +1,113 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from rich.console import Console
+
+from autospec.drafting import OFF
+from autospec.recommendations import Status, Verdict
+from autospec.report.studies import StudySummary, TrialSummary
+from autospec.report.tables import recommendation_table, studies_table, trials_table
+from autospec.report.words import age, percent
+from tests.report.samples import DRAFTING, ELSEWHERE, recommendation, stored
+
+NOW = dt.datetime(2026, 11, 23, 10, tzinfo=dt.UTC)
+
+
+def shown(renderable, width=120):
+    """What stands on a terminal of that width."""
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(renderable)
+    text = console.export_text()
+    console.file.close()
+    return text
+
+
+def test_a_row_says_what_to_run_and_what_was_measured():
+    """Verdict, drafting, both speeds, gain with interval, pairs, acceptance, age and reason."""
+    text = shown(recommendation_table([recommendation()], NOW))
+    for words in (
+        "Main-7B-Q4_K_M on llama-server b11434", "coding", "enable", "n_max=8", "14.7 → 19.2", "+30.6 %",
+        "+25.0 … +36.0", "12", "61%", "proven", "3 days ago", "drafting is +30.6 %",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_a_disabled_row_says_run_off():
+    """The gain is of the best drafting tried; the sentence says that off is to be run."""
+    text = shown(recommendation_table([recommendation(Verdict.DISABLE)], NOW))
+    assert "-18.4 %" in text
+    assert "coding, run off: the best found is slower" in text
+
+
+def test_what_is_unknown_is_a_dash():
+    """Nothing paired, no acceptance, nothing tried."""
+    nothing = recommendation(
+        Verdict.UNDECIDED, tried=OFF, baseline_tps=None, drafting_tps=None, speedup=None, speedup_ci=None,
+        pairs=0, acceptance=None,
+    )  # fmt: skip
+    assert "– → –" in shown(recommendation_table([nothing], NOW))
+
+
+def test_an_imported_row_names_its_machine():
+    """Whose machine it was stands in the heading."""
+    r = recommendation(status=Status.IMPORTED, evidence={"hardware": ELSEWHERE.to_json()})
+    assert f"of {ELSEWHERE.id}" in shown(recommendation_table([r], NOW))
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_fits_a_terminal(width):
+    """Verdict and gain are whole in a narrow terminal."""
+    text = shown(recommendation_table([recommendation(Verdict.UNDECIDED)], NOW), width)
+    assert "undecided" in text
+    assert "+0.79" not in text
+    assert "-18.4 %" in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_markup_in_names_is_text():
+    """A model called [red] is shown so."""
+    assert "a[/x]b" in shown(recommendation_table([recommendation(model="a[/x]b")], NOW))
+
+
+def test_studies_and_lonely_recommendations_are_listed():
+    """A study shows its trials by state and its best; an import without a study has a row as well."""
+    trials = (TrialSummary(0, "complete", DRAFTING, 1.2, ""), TrialSummary(1, "fail", DRAFTING, None, "no"))
+    study = StudySummary("s", {"key": "k1", "model": "Main", "prompt_type": "coding"}, trials)
+    text = shown(studies_table([study], [stored(recommendation(model="Lone"), key="k2")], {}), 140)
+    for words in ("Main", "1 complete", "1 fail", "+20.0 %", "not finished", "Lone", "k2"):
+        assert words in text
+
+
+def test_trials_show_their_reasons():
+    """A failed trial says why."""
+    trials = (
+        TrialSummary(0, "complete", DRAFTING, 1.2, "", {"pairs": 4, "acceptance": 0.5, "baseline_tps": 10.0}),
+        TrialSummary(1, "fail", None, None, "the draft is bad"),
+    )
+    text = shown(trials_table(StudySummary("s", {}, trials)), 140)
+    for words in ("+20.0 %", "10.0 → –", "50%", "the draft is bad"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("created", "words"),
+    [
+        ("2026-11-23T09:59:30+00:00", "just now"),
+        ("2026-11-23T09:00:00+00:00", "1 hour ago"),
+        ("2026-11-20T10:00:00", "3 days ago"),
+        ("2025-12-13T00:00:00+00:00", "11 months ago"),
+        ("some day", "some day"),
+    ],
+)
+def test_ages_are_in_the_largest_unit(created, words):
+    """A time without a zone is UTC; what is no time is shown as it is."""
+    assert age(created, NOW) == words
+
+
+def test_a_ratio_is_a_gain_in_percent():
+    """An interval that is not bounded says so."""
+    assert (percent(0.84), percent(float("inf"))) == ("-16.0 %", "unbounded")
