@@ -130,7 +130,7 @@ class Recommendation:
             baseline_tps=data["baseline_tps"],
             drafting_tps=data["drafting_tps"],
             speedup=data["speedup"],
-            speedup_ci=None if interval is None else (interval[0], interval[1]),
+            speedup_ci=None if interval is None else _interval(*interval),
             pairs=data["pairs"],
             acceptance=data["acceptance"],
             reason=data["reason"],
@@ -147,6 +147,11 @@ def document(hardware: Hardware, recommendations: Iterable[Recommendation]) -> d
         "hardware": hardware.to_json(),
         "recommendations": [r.to_json() for r in recommendations],
     }
+
+
+def _interval(low: float | None, high: float | None) -> tuple[float, float]:
+    # JSON has no infinity: an end that too few pairs leave open is null there.
+    return 0.0 if low is None else low, math.inf if high is None else high
 
 
 def _number(value: float | None, digits: int = 2) -> float | None:

@@ -58,7 +58,12 @@ def llama_server_binary() -> Path:
 
 @pytest.fixture(autouse=True)
 def autospec_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home for autospec under the test's own folder, and none of the developer's AUTOSPEC_ variables."""
+    """A home for autospec under the test's own folder, and none of the developer's AUTOSPEC_ variables.
+
+    Servers wait for their threads asleep: two that spin against each other and against anything else on two cores
+    become twenty times slower, and no test asks how fast a server is.
+    """
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     for name in [name for name in os.environ if name.startswith("AUTOSPEC_")]:
         monkeypatch.delenv(name)
     home = tmp_path / "autospec-home"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from autospec.backends import binaries
 from autospec.backends.embedded_args import TYPES, drafting_fields, user_fields
-from autospec.backends.flags import NGRAM_CACHE_N_MAX
+from autospec.backends.flags import NGRAM_CACHE_NOTE
 from autospec.backends.launching import HOST, HttpServer, launch
 from autospec.backends.process import child_environment
 from autospec.backends.protocol import Capabilities, LaunchSettings
@@ -33,7 +33,7 @@ _FIXED = {"cache_ram_mib": 0, "cache_idle_slots": False, "n_parallel": 1, "endpo
 @dataclass(frozen=True, slots=True)
 class _Wheel:
     build: Build
-    types: frozenset[str]
+    modes: frozenset[Mode]
     tells_drafts: bool
 
 
@@ -57,13 +57,11 @@ class Embedded:
             BackendMissingError: It is not installed, or cannot be loaded on this machine.
         """
         wheel = self._probed()
-        offered = frozenset({Mode.OFF} | {mode for mode, name in TYPES.items() if name in wheel.types})
-        notes = (f"ngram-cache always proposes up to {NGRAM_CACHE_N_MAX} tokens in this build.",)
         return Capabilities(
             build=wheel.build,
-            modes=offered,
+            modes=wheel.modes - {Mode.NGRAM_CACHE},
             tells_drafts=wheel.tells_drafts,
-            notes=notes if Mode.NGRAM_CACHE in offered else (),
+            notes=(NGRAM_CACHE_NOTE,) if Mode.NGRAM_CACHE in wheel.modes else (),
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
@@ -95,11 +93,11 @@ class Embedded:
     def _command(
         self, model_path: str, drafting: Drafting, settings: LaunchSettings, address: dict[str, object]
     ) -> tuple[str, ...]:
-        offered = self.capabilities().modes
-        if drafting.mode not in offered:
+        wheel = self._probed()
+        if drafting.mode not in wheel.modes:
             raise UnsupportedError(
-                f"The embedded backend {self._probed().build.version} has no mode {drafting.mode}.",
-                f"It offers: {', '.join(sorted(offered))}.",
+                f"The embedded backend {wheel.build.version} has no mode {drafting.mode}.",
+                f"It offers: {', '.join(sorted(wheel.modes))}.",
             )
         fields = {
             "model.path": model_path,
@@ -139,4 +137,5 @@ def _probe(state_dir: Path) -> _Wheel:
     facts = binaries.facts_of((Path(told["library"]),), state_dir)
     version = f"xllamacpp-{told['version']}"
     fingerprint = hashlib.sha256(f"{version}\n{facts.sha256}".encode()).hexdigest()[:16]
-    return _Wheel(Build("embedded", version, fingerprint), frozenset(told["types"]), facts.tells_drafts)
+    modes = {Mode.OFF} | {mode for mode, name in TYPES.items() if name in told["types"]}
+    return _Wheel(Build("embedded", version, fingerprint), frozenset(modes), facts.tells_drafts)

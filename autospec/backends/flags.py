@@ -19,7 +19,7 @@ from autospec.backends.help_text import HelpText
 from autospec.drafting import Drafting, Mode
 from autospec.errors import UnsupportedError
 
-__all__ = ["drafting_args", "modes"]
+__all__ = ["NGRAM_CACHE_NOTE", "NGRAM_CACHE_N_MAX", "drafting_args", "modes"]
 
 # What `--spec-type` calls a mode, newest name first.
 _TYPES: dict[Mode, tuple[str, ...]] = {
@@ -43,6 +43,10 @@ _GENERIC_N, _GENERIC_M, _GENERIC_HITS = "--spec-ngram-size-n", "--spec-ngram-siz
 _CUT_MAX, _CUT_MIN = "--draft-max", "--draft-min"
 # `create_state_ngram_cache` in common/speculative.cpp: "uint16_t n_draft = 8; // TODO get from config?"
 NGRAM_CACHE_N_MAX = 8
+# Tried on b9093, b11434 and xllamacpp 2026.10.11549: a prompt that drafts 8 to 256 tokens as the first request drafts
+# none as the second. `begin` is a no-op there and `cache_size` only grows, so that a later request is read only from
+# where the longest one so far ended.
+NGRAM_CACHE_NOTE = "ngram-cache is left out: these servers never empty its cache, so that it drafts from the first request's text only."
 
 
 def modes(text: HelpText) -> frozenset[Mode]:

@@ -75,9 +75,10 @@ class HttpServer:
             ended = self._process.poll()
             if ended is not None:
                 log = self._process.log_tail(_LOG_SEARCHED)
-                raise _raised(
-                    classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills), self._process
-                )
+                failure = classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills)
+                if failure.kind == "other" and not _is_free(port):
+                    failure = _port_taken(port)  # b9093 ends before its log's last lines are written
+                raise _raised(failure, self._process)
             state = self._client.ready()
             if state == "ready":
                 break
@@ -87,10 +88,7 @@ class HttpServer:
         self.launch_ms = 1000.0 * (time.monotonic() - begun)
         family = _family(self.pids)
         if not _listens(family, port):
-            raise _raised(
-                Failure("port", f"Port {port} was taken by another program.", "Try again.", False),
-                self._process,
-            )
+            raise _raised(_port_taken(port), self._process)
         self.pids = self.pids | {process.pid for process in family}
 
     def verify(self, abilities: Capabilities, *, erases_slot: bool = False) -> None:
@@ -189,6 +187,21 @@ def free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do, so that connections which have just been closed do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _port_taken(port: int) -> Failure:
+    return Failure("port", f"Port {port} was taken by another program.", "Try again.", permanent=False)
 
 
 def _raised(failure: Failure, process: ServerProcess) -> LaunchError:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from autospec.backends import binaries
-from autospec.backends.flags import NGRAM_CACHE_N_MAX, drafting_args, modes
+from autospec.backends.flags import NGRAM_CACHE_NOTE, drafting_args, modes
 from autospec.backends.help_text import HelpText
 from autospec.backends.launching import HOST, HttpServer, launch
 from autospec.backends.protocol import Capabilities, LaunchSettings
@@ -49,16 +49,19 @@ class LlamaServer:
             BackendMissingError: It is not installed.
         """
         _, probe = self._probed()
-        offered = modes(probe.help)
+        expressible = modes(probe.help)
         notes = []
-        if Mode.NGRAM_CACHE in offered and not probe.help.has("--draft-max"):
-            notes.append(f"ngram-cache always proposes up to {NGRAM_CACHE_N_MAX} tokens in this build.")
+        if Mode.NGRAM_CACHE in expressible:
+            notes.append(NGRAM_CACHE_NOTE)
         if not probe.tells_drafts:
             notes.append(
                 "This build does not tell how many drafted tokens were accepted (b4985 and later do)."
             )
         return Capabilities(
-            build=probe.build, modes=offered, tells_drafts=probe.tells_drafts, notes=tuple(notes)
+            build=probe.build,
+            modes=expressible - {Mode.NGRAM_CACHE},
+            tells_drafts=probe.tells_drafts,
+            notes=tuple(notes),
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ _HEALTH_TIMEOUT_S = 2.0
 # The connection breaks a moment before the process can be seen to have ended.
 _DEATH_SETTLE_S = 3.0
 _LAST_LINES = 3
+_SHOWN_CHARACTERS = 200
 
 # Greedy must be greedy: a model's metadata or the user's server arguments may set penalties, which are applied at
 # temperature 0 as well, and drafting changes which tokens they see first.
@@ -232,10 +233,10 @@ class ChatClient:
         if status != httpx.codes.OK:
             told = answer.get("error") if isinstance(answer, dict) else None
             message = told.get("message") if isinstance(told, dict) else told
-            said = message or content[:200].decode(errors="replace")
+            said = str(message or content.decode(errors="replace"))[:_SHOWN_CHARACTERS]
             raise RequestError(f"{self._name} refused the request with status {status}: {said}.")
         if answer is None:
-            start = content[:60].decode(errors="replace")
+            start = content.decode(errors="replace")[:_SHOWN_CHARACTERS]
             raise RequestError(f"{self._name} answered with something that is not JSON: {start!r}.")
         return answer
 

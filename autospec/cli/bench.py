@@ -73,6 +73,7 @@ def command(
     from autospec.drafting import OFF
     from autospec.hardware import identify
     from autospec.measure.bench import FOUNDING_PROMPT, group_runs, measure_runs
+    from autospec.tuning.machine_lock import machine_lock
 
     shell.override(backend=backend)
     settings = shell.settings
@@ -89,15 +90,16 @@ def command(
     def tell(number: int, drafting: Drafting) -> None:
         shell.say(f"run {number + 1} of {runs}: {drafting.label}")
 
-    measured = measure_runs(
-        server,
-        str(main.path),
-        draftings,
-        request,
-        LaunchSettings(args=(*settings.server_args, *server_args)),
-        runs=runs,
-        on_start=tell,
-    )
+    with machine_lock(f"bench {main.name}"):
+        measured = measure_runs(
+            server,
+            str(main.path),
+            draftings,
+            request,
+            LaunchSettings(args=(*settings.server_args, *server_args)),
+            runs=runs,
+            on_start=tell,
+        )
     groups = group_runs(
         measured,
         backend=server.name,
@@ -182,6 +184,10 @@ def _methodology(
     drafted = [r for r in measured if not r.drafting.is_off]
     same = sum(r.completion.text in off_texts for r in drafted)
     sentences.append(f"{same} of {len(drafted)} answers with drafting were the text that drafting off gave.")
+    if disturbed := sum(bool(r.disturbance) for r in measured):
+        sentences.append(
+            f"{disturbed} of {len(measured)} runs were disturbed; a quiet machine measures better."
+        )
     return tuple(sentences)
 
 
@@ -210,6 +216,7 @@ def _document(
                     "drafted": r.completion.drafted,
                     "accepted": r.completion.accepted,
                     "same_text": r.completion.text in off_texts,
+                    "disturbed": r.disturbance,
                     "launch_id": r.launch_id,
                 }
                 for r in runs

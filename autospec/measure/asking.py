@@ -14,7 +14,7 @@ from autospec.hardware.state import Limits, MachineState, StateWatch, disturbed
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.prompts.suite import Prompt
 
-__all__ = ["Asking", "disturbance", "measure"]
+__all__ = ["Asking", "busy", "disturbance", "measure"]
 
 _LIMITS = Limits()
 
@@ -86,6 +86,12 @@ def measure(
     )
 
 
+def busy(state: MachineState) -> bool:
+    """True if other programs, or the hypervisor, took more of the processor than a measurement can bear."""
+    slack = _LIMITS.slack_core_s / max(state.window_s, 1e-3)
+    return state.other_load + state.steal > _load_limit(state) + slack
+
+
 def disturbance(pair: Pair) -> str:
     """Why a pair should be measured again; empty where nothing disturbed it.
 
@@ -95,17 +101,20 @@ def disturbance(pair: Pair) -> str:
     """
     off, drafted = (MachineState(**half.machine) for half in (pair.off, pair.drafted))
     first, second = (off, drafted) if pair.off.position == 0 else (drafted, off)
-    calm = (replace(state, other_load=0.0, steal=0.0) for state in (first, second))
-    calm_first, calm_second = calm
+    calm_first, calm_second = (replace(state, other_load=0.0, steal=0.0) for state in (first, second))
     reason = disturbed(calm_first) or disturbed(calm_second, calm_first)
     if reason:
         return reason
-    limit = max(_LIMITS.other_load, _LIMITS.other_share * first.cores)
+    limit = _load_limit(first)
     slack = sum(_LIMITS.slack_core_s / max(state.window_s, 1e-3) for state in (first, second))
     difference = abs(first.other_load + first.steal - second.other_load - second.steal)
     if difference > limit + slack:
         return f"The load of other processes changed by {difference:.1f} cores within the pair."
     return ""
+
+
+def _load_limit(state: MachineState) -> float:
+    return max(_LIMITS.other_load, _LIMITS.other_share * state.cores)
 
 
 def _figures(completion: Completion) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from autospec.backends.protocol import Backend, Completion, LaunchSettings, Request
+from autospec.backends.protocol import Backend, Completion, LaunchSettings, Request, Server
 from autospec.drafting import Drafting
 from autospec.errors import RequestError
+from autospec.hardware.state import StateWatch, disturbed
 
 __all__ = [
     "FOUNDING_MAX_TOKENS",
@@ -78,6 +79,7 @@ class Run:
         launch_id: Which launch.
         command: Its command line.
         completion: The answer with its times.
+        disturbance: What on the machine disturbed it, a sentence; empty if nothing did.
     """
 
     drafting: Drafting
@@ -85,6 +87,7 @@ class Run:
     launch_id: str
     command: tuple[str, ...]
     completion: Completion
+    disturbance: str = ""
 
     @property
     def remark(self) -> str:
@@ -93,6 +96,8 @@ class Run:
         parts = [f"{c.predicted_tokens} tokens", f"prompt {c.prompt_ms:.0f} ms"]
         if c.drafted and c.accepted is not None:
             parts.append(f"{c.accepted} of {c.drafted} drafted tokens accepted, {c.accepted / c.drafted:.0%}")
+        if self.disturbance:
+            parts.append(f"disturbed: {self.disturbance[0].lower()}{self.disturbance[1:].rstrip('.')}")
         return ", ".join(parts)
 
 
@@ -137,8 +142,7 @@ def measure_runs(
         on_start(number, drafting)
         server = backend.launch(model_path, drafting, settings)
         try:
-            server.complete(_WARM_UP)
-            completion = server.complete(request)
+            completion, disturbance = _ask(server, request)
         finally:
             server.stop()
         if not math.isfinite(completion.decode_tps) or completion.predicted_tokens < 2:
@@ -146,8 +150,17 @@ def measure_runs(
                 f"The answer with {drafting.label} has {completion.predicted_tokens} tokens: no speed can be told.",
                 "Give another --prompt.",
             )
-        measured.append(Run(drafting, number, server.launch_id, server.command, completion))
+        measured.append(Run(drafting, number, server.launch_id, server.command, completion, disturbance))
     return measured
+
+
+def _ask(server: Server, request: Request) -> tuple[Completion, str]:
+    """One warm-up, then the request, with what disturbed the machine meanwhile."""
+    server.complete(_WARM_UP)
+    watch = StateWatch(lambda: server.pids)
+    watch.start()
+    completion = server.complete(request)
+    return completion, disturbed(watch.finish())
 
 
 def group_runs(

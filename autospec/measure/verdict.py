@@ -124,7 +124,12 @@ def _judge(
 ) -> tuple[Verdict, bool, str]:
     threshold = math.log1p(rule.threshold)
     gain = _percent(estimate.center)
-    span = f"{_percent(estimate.low)} to {_percent(estimate.high)}"
+    unbounded = math.isinf(estimate.low) or math.isinf(estimate.high)
+    span = (
+        "too few pairs for an interval"
+        if unbounded
+        else f"{_percent(estimate.low)} to {_percent(estimate.high)}"
+    )
     if looks_done == 0:
         return Verdict.UNDECIDED, False, f"first round not complete; so far {gain}"
     if estimate.low > threshold:
@@ -149,8 +154,6 @@ def _judge(
 
 
 def _percent(log_ratio: float) -> str:
-    if math.isinf(log_ratio):
-        return "unbounded"
     return f"{100.0 * math.expm1(log_ratio):+.1f} %"
 
 

@@ -20,6 +20,8 @@ _BACKEND_HEADINGS = {
     "embedded": "GGUF Backend (embedded llama.cpp server)",
     "mlx": "MLX Backend",
 }
+# Ends of an interval that are further apart than a factor of ten tell nobody anything.
+_TOO_WIDE = math.log(10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,9 @@ def _conclusion(groups: Sequence[RunGroup]) -> str:
         text = f"- {group.model} with {group.drafting.label}: {_percent(c.center)}"
         if c.interval is None:
             lines.append(f"{text}; no run was repeated, so nothing can be said of the noise.")
+            continue
+        if c.high - c.low > _TOO_WIDE:
+            lines.append(f"{text}; the runs are too few or scatter too much to tell anything.")
             continue
         if c.low > 0:
             word = "drafting is faster"

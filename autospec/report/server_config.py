@@ -12,6 +12,8 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from autospec.backends import flags as _flags
+from autospec.backends.help_text import HelpText, Option
 from autospec.errors import AutospecError, UsageError
 from autospec.recommendations import Recommendation, Status
 
@@ -19,6 +21,23 @@ __all__ = ["Rendered", "drafting_args", "llama_swap_text", "one_args", "preset_t
 
 # Both are llama.cpp's server; other backends are configured in other ways.
 _LLAMA_SERVERS = ("llama-server", "embedded")
+# The flags of llama.cpp b11434, from its --help: what the embedded wheel's drafting is called by a llama-server of its era.
+_NEWEST_TYPES = (
+    *("draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark"),
+    *("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache"),
+)
+_NEWEST = HelpText(
+    (
+        Option(("--spec-type",), choices=_NEWEST_TYPES),
+        *(Option((f"--spec-draft-{name}",), "N") for name in ("model", "n-max", "n-min", "p-min")),
+        *(Option((f"--spec-ngram-mod-{name}",), "N") for name in ("n-match", "n-max", "n-min")),
+        *(
+            Option((f"--spec-{mode}-{name}",), "N")
+            for mode in ("ngram-simple", "ngram-map-k", "ngram-map-k4v")
+            for name in ("size-n", "size-m", "min-hits")
+        ),
+    )
+)
 _PRESET_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
@@ -43,6 +62,9 @@ def drafting_args(recommendation: Recommendation) -> tuple[str, ...]:
     """
     if recommendation.drafting.is_off:
         return ()
+    if recommendation.backend == "embedded":
+        # It is configured by fields and not by flags; a llama-server of its era takes these.
+        return _flags.drafting_args(_NEWEST, "of today", recommendation.drafting)
     args = recommendation.evidence.get("args")
     if not isinstance(args, list) or not args:
         raise AutospecError(

@@ -171,7 +171,7 @@ class Tuning:
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
-            pairing = Pairing(launches, asking, store, since=self._epoch(cells))
+            pairing = Pairing(launches, asking, store, since=self._epoch(cells), tell=self.progress.tell)
             rig = Rig(request.definition, space, launches, pairing, budget, self.progress)
 
             def keep(cell: CellRun) -> None:

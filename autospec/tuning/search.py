@@ -108,6 +108,9 @@ class Search:
         for drafting, results in trials.items():
             if results:
                 self._take(drafting, results)
+        # Trials must rest on the same prompts to be compared, whatever the clock says this time.
+        noted = [int(n) for c in self._cells if (n := c.study.noted("prompts")) is not None]
+        self._prompts = min(noted, default=None)
         return len(trials)
 
     def _take(self, drafting: Drafting, results: Sequence[tuple[CellRun, float]]) -> None:
@@ -182,6 +185,8 @@ class Search:
                 self._step("search", drafting, number, done, measured_before + len(tasks))
             if self._prompts is None:
                 self._prompts = self._affordable_prompts((self._now() - begun) / len(tasks))
+                for cell in self._cells:
+                    cell.study.note("prompts", self._prompts)
             go_on = True
             for cell in staying:
                 reason = _gives_up(cell, [m.pair for m in pairs[cell.cell.key].values()])

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from autospec.cli import cli
+from autospec.tuning.machine_lock import machine_lock
 
 pytest.importorskip("xllamacpp")
 
@@ -25,15 +26,22 @@ def run(*args):
 
 
 @pytest.fixture
+def tiny(lab_models):
+    """A model that answers at once, and is its own draft; without sense, so that only a p-min of 0 proposes."""
+    return str(lab_models.tiny)
+
+
+@pytest.fixture
 def smollm2(lab_models):
     """A small model whose answers are long enough to draft for."""
     return str(lab_models.smollm2)
 
 
-def test_json_has_every_run(smollm2):
+def test_json_has_every_run(tiny):
     """Off and one drafting, two runs each: raw speeds, counts, command lines, the ratio with its interval."""
     result = run(
-        "-m", smollm2, "-d", smollm2, "--n-max", "4", "--runs", "2", "--max-tokens", "16", "--json", "--", "-c", "512"
+        "-m", tiny, "-d", tiny, "--n-max", "4", "--p-min", "0", "--runs", "2", "--max-tokens", "16", "--json",
+        "--", "-c", "512",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
@@ -41,7 +49,7 @@ def test_json_has_every_run(smollm2):
     assert document["prompt"] == "Escreva um Palindromo em Kotlin"
     assert document["backend"] == "embedded"
     assert off["drafting"] == {"mode": "off"}
-    assert (drafted["drafting"]["n_max"], drafted["drafting"]["p_min"]) == (4, 0.8)
+    assert (drafted["drafting"]["n_max"], drafted["drafting"]["p_min"]) == (4, 0.0)
     assert [len(r["runs"]) for r in document["results"]] == [2, 2]
     assert len({run["launch_id"] for r in document["results"] for run in r["runs"]}) == 4
     assert all(run["tps"] > 0 for r in document["results"] for run in r["runs"])
@@ -49,15 +57,16 @@ def test_json_has_every_run(smollm2):
     assert all(run["drafted"] > 0 for run in drafted["runs"])
     low, high = drafted["speedup_ci"]
     assert low < drafted["speedup"] < high
-    assert "512" in off["command"]
+    assert "512" in " ".join(off["command"])
     assert not psutil.Process().children(recursive=True)
 
 
-def test_the_tables_are_the_founding_records(smollm2):
+def test_the_tables_are_the_founding_records(tiny):
     """Results, raw runs, command lines and methodology on stdout; progress on stderr."""
     result = run(
-        "-m", smollm2, "-d", smollm2, "--n-max", "2", "--runs", "1", "--max-tokens", "8", "--prompt", "Hello"
-    )
+        "-m", tiny, "-d", tiny, "--n-max", "2", "--p-min", "0", "--runs", "1", "--max-tokens", "8",
+        "--prompt", "Hello",
+    )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     text = result.stdout
     assert text.startswith("# Speculative Decoding Benchmark\n\n**Date:** ")
@@ -88,6 +97,14 @@ def test_without_a_draft_that_fits_nothing_starts(smollm2):
 def test_wrong_usage_exits_with_2(args):
     """No model, no runs, no probability."""
     assert run(*args).exit_code == 2
+
+
+def test_a_machine_that_is_measured_already_is_left_alone(tiny):
+    """Beside a tune it would measure that, and disturb it: exit 1 with who holds the machine."""
+    with machine_lock("tune some-model"):
+        result = run("-m", tiny, "-d", tiny, "--p-min", "0", "--runs", "1", "--max-tokens", "8")
+    assert result.exit_code == 1
+    assert "tune some-model" in result.stderr
 
 
 def test_ctrl_c_stops_the_server(smollm2, tmp_path):

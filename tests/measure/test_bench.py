@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -24,6 +24,7 @@ class Server:
     drafting: Drafting
     command: tuple[str, ...] = ("server", "-m", "x")
     asked: list[str] = field(default_factory=list)
+    pids: frozenset[int] = frozenset()
 
     def complete(self, request):
         """Answer, or fail as the test wants."""
@@ -95,8 +96,8 @@ def test_runs_are_grouped_by_drafting():
     assert [g.drafting for g in groups] == [OFF, N8, N4]
     assert groups[1].runs_tps == pytest.approx((64.0, 64.0))
     assert groups[1].request_tps == pytest.approx((58.18, 58.18), abs=0.01)
-    assert groups[1].remarks[0] == "64 tokens, prompt 50 ms, 20 of 40 drafted tokens accepted, 50%"
-    assert groups[0].remarks[0] == "64 tokens, prompt 50 ms"
+    assert groups[1].remarks[0].startswith("64 tokens, prompt 50 ms, 20 of 40 drafted tokens accepted, 50%")
+    assert "accepted" not in groups[0].remarks[0]
 
 
 @pytest.mark.parametrize("fault", [RequestError("cut off"), KeyboardInterrupt()])
@@ -120,6 +121,14 @@ def test_an_empty_answer_has_no_speed():
     """One token takes no time to generate."""
     with pytest.raises(RequestError, match="1 tokens"):
         measure(Backend(tokens=1))
+
+
+def test_a_disturbed_run_says_so():
+    """What others did on the machine stands beside the speed."""
+    run = measure(Backend(), runs=1)[0]
+    assert replace(run, disturbance="Other processes used 2.0 of 2 cores.").remark == (
+        "64 tokens, prompt 50 ms, disturbed: other processes used 2.0 of 2 cores"
+    )
 
 
 def test_each_launch_is_announced():

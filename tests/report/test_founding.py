@@ -103,3 +103,13 @@ def test_whole_requests_have_a_table_of_their_own():
     text = founding_markdown(Benchmark("T", "2026-11-23", "here", "p", 16, groups))
     assert "| M | 10.0 tok/s | 12.0 tok/s | +20% |" in text
     assert "| M | 9.0 tok/s | 8.0 tok/s | -11% |" in text
+
+
+def test_an_interval_that_says_nothing_is_not_printed():
+    """Two runs that differ by a factor of thirty leave nothing to say but that."""
+    groups = (
+        RunGroup("embedded", "b1", "M", OFF, (2.0, 60.0)),
+        RunGroup("embedded", "b1", "M", Drafting(Mode.DRAFT_MODEL, draft="d", n_max=8), (12.0, 12.0)),
+    )
+    text = founding_markdown(Benchmark("T", "2026-11-23", "here", "p", 16, groups))
+    assert "too few or scatter too much to tell anything" in text

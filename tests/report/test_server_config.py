@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import configparser
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
+from autospec.backends import flags
+from autospec.backends.help_text import parse
 from autospec.cells import PromptType
-from autospec.drafting import OFF
+from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import AutospecError, UsageError
 from autospec.recommendations import Verdict
 from autospec.report.server_config import drafting_args, llama_swap_text, one_args, preset_text
 from tests.report.samples import ARGS, recommendation
+
+EACH_MODE = [
+    *(
+        Drafting(mode, draft="d.gguf", n_max=8, n_min=1, p_min=0.5)
+        for mode in (Mode.DRAFT_MODEL, Mode.EAGLE3, Mode.DFLASH, Mode.DSPARK)
+    ),
+    Drafting(Mode.MTP, n_max=2),
+    *(
+        Drafting(mode, ngram_n=6, ngram_m=24, min_hits=1)
+        for mode in (Mode.NGRAM_SIMPLE, Mode.NGRAM_MAP_K, Mode.NGRAM_MAP_K4V)
+    ),
+    Drafting(Mode.NGRAM_MOD, ngram_n=16, n_max=32, n_min=0),
+    Drafting(Mode.NGRAM_CACHE, n_max=8, n_min=0),
+]
 
 
 def parsed(text):
@@ -39,6 +56,15 @@ def test_flags_that_were_not_recorded_are_an_error():
     with pytest.raises(AutospecError, match="not recorded") as raised:
         drafting_args(recommendation(evidence={}))
     assert "autospec tune" in raised.value.hint
+
+
+@pytest.mark.parametrize("drafting", EACH_MODE, ids=lambda d: str(d.mode))
+def test_the_embedded_backend_gets_the_flags_of_a_llama_server_of_its_era(drafting):
+    """The same that the real help of b11434 gives; the embedded backend itself has fields and no flags."""
+    text = (Path(__file__).parents[1] / "backends" / "help" / "b11434.txt").read_text(encoding="utf-8")
+    expected = flags.drafting_args(parse(text), "b11434", drafting)
+    r = recommendation(backend="embedded", drafting=drafting, evidence={"args": ['{"model.path": "x"}']})
+    assert drafting_args(r) == expected
 
 
 def test_prompt_types_that_agree_give_one_answer():

@@ -1,0 +1,96 @@
+"""What a binary is: its version's name, its hash, whether it tells drafts."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from autospec.backends.binaries import facts_of, probe, version_name
+from tests.backends.conftest import FAKE, HELP
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("version: 4372 (e34c5af4)\nbuilt with cc", "b4372"),
+        ("version: 0.6.0 (build 11434, commit e34c5af4)", "b11434"),
+        ("version: 0.6.0-dev (build 0, commit unknown)", "source-01234567"),
+        ("version: 0 (unknown)", "source-01234567"),
+        ("", "source-01234567"),
+    ],
+)
+def test_version_name(said, name):
+    """A build number where there is one; a source build goes by its fingerprint."""
+    assert version_name(said, "0123456789abcdef") == name
+
+
+@pytest.mark.parametrize("name", ["pycore010", "pydist012", "b9093", "b11434"])
+def test_captured_versions_are_source_builds(name):
+    """All four call themselves build 0."""
+    said = (HELP / f"{name}.version.txt").read_text(encoding="utf-8")
+    assert version_name(said, "0123456789abcdef") == "source-01234567"
+
+
+def test_another_binary_has_another_fingerprint(tmp_path, state_dir):
+    """Also where the version line is the same, as between source builds."""
+
+    def build(comment):
+        program = tmp_path / "llama-server"
+        program.write_text(
+            f'#!/bin/sh\n# {comment}\nexec "{sys.executable}" -I -S "{FAKE}" "$@"\n', encoding="utf-8"
+        )
+        program.chmod(0o755)
+        return probe(program, state_dir).build
+
+    one, two = build("one"), build("another")
+    assert one.version == two.version == "b11434"
+    assert one.fingerprint != two.fingerprint
+    assert build("one") == one
+
+
+def test_shared_libraries_count(tmp_path, state_dir):
+    """In a dynamic build the program stays the same when llama.cpp changes."""
+    program = tmp_path / "bin" / "llama-server"
+    library = tmp_path / "lib" / "libllama.so.0"
+    for file in (program, library):
+        file.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{FAKE}" "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    library.write_bytes(b"one")
+    first = probe(program, state_dir).build.fingerprint
+    library.write_bytes(b"another")
+    assert probe(program, state_dir).build.fingerprint != first
+
+
+def test_drafts_are_told_if_the_binary_can(tmp_path, state_dir):
+    """The answer's key stands in the program."""
+    program = tmp_path / "llama-server"
+    program.write_bytes(b"\x00prompt_n\x00draft_n_accepted\x00")
+    assert facts_of((program,), state_dir).tells_drafts
+    program.write_bytes(b"\x00prompt_n\x00")
+    assert not facts_of((program,), state_dir).tells_drafts
+
+
+def test_hashes_are_remembered_by_size_and_time(tmp_path, state_dir):
+    """A large build is read once: a change that keeps both is not seen, which is the price."""
+    program = tmp_path / "llama-server"
+    program.write_bytes(b"one")
+    first = facts_of((program,), state_dir)
+    stat = program.stat()
+    program.write_bytes(b"two")
+    os.utime(program, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert facts_of((program,), state_dir) == first
+    os.utime(program, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert facts_of((program,), state_dir) != first
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1}'])
+def test_a_damaged_memory_costs_time_only(tmp_path, state_dir, content):
+    """It is made again."""
+    program = tmp_path / "llama-server"
+    program.write_bytes(b"one")
+    first = facts_of((program,), state_dir)
+    (state_dir / "binaries.json").write_text(content, encoding="utf-8")
+    assert facts_of((program,), state_dir) == first

@@ -1,0 +1,88 @@
+"""Drafting: equal values have equal keys, JSON comes back, and nonsense cannot be made."""
+
+from __future__ import annotations
+
+import pytest
+
+from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
+from autospec.drafting import OFF, Drafting, Mode
+
+EXAMPLES = [
+    OFF,
+    Drafting(Mode.DRAFT_MODEL, draft="/models/d.gguf", n_max=8, n_min=0, p_min=0.75),
+    Drafting(Mode.DRAFT_MODEL, draft="/models/mlx", n_max=3),
+    Drafting(Mode.MTP, n_max=3, n_min=0, p_min=0.0),
+    Drafting(Mode.MTP, draft="/models/head.gguf", n_max=3),
+    Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1),
+    Drafting(Mode.NGRAM_MOD, ngram_n=16, n_max=32, n_min=0),
+    Drafting(Mode.NGRAM_CACHE, n_max=8, n_min=0),
+    Drafting(Mode.PROMPT_LOOKUP, n_max=10, ngram_n=2),
+]
+
+
+@pytest.mark.parametrize("drafting", EXAMPLES, ids=lambda d: d.label)
+def test_json_comes_back_as_it_was(drafting):
+    """Reading what was written gives an equal value."""
+    assert Drafting.from_json(drafting.to_json()) == drafting
+
+
+def test_keys_are_equal_exactly_when_draftings_are():
+    """Keys tell all examples apart."""
+    assert len({d.key for d in EXAMPLES}) == len(EXAMPLES)
+    assert Drafting.from_json(EXAMPLES[1].to_json()).key == EXAMPLES[1].key
+
+
+def test_off_is_the_contract_s_smallest_object():
+    """Off is a value of its own, with a mode and nothing else."""
+    assert OFF.to_json() == {"mode": "off"}
+    assert OFF.is_off
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"mode": Mode.OFF, "n_max": 3}, "takes no n_max"),
+        ({"mode": Mode.DRAFT_MODEL, "n_max": 3}, "needs draft"),
+        ({"mode": Mode.DRAFT_MODEL, "draft": "d", "n_max": 0}, "at least 1"),
+        ({"mode": Mode.DRAFT_MODEL, "draft": "d", "n_max": 2, "n_min": 3}, "above n_max"),
+        ({"mode": Mode.DRAFT_MODEL, "draft": "d", "n_max": 2, "p_min": 1.5}, "between 0 and 1"),
+        (
+            {"mode": Mode.NGRAM_SIMPLE, "ngram_n": 3, "ngram_m": 3, "min_hits": 1, "p_min": 0.5},
+            "takes no p_min",
+        ),
+    ],
+)
+def test_nonsense_cannot_be_made(arguments, words):
+    """A parameter that is missing, out of range or another mode's is refused."""
+    with pytest.raises(ValueError, match=words):
+        Drafting(**arguments)
+
+
+def test_unknown_parameter_in_json_is_refused():
+    """A document from another version does not lose a parameter silently."""
+    with pytest.raises(ValueError, match="unknown drafting parameter"):
+        Drafting.from_json({"mode": "off", "depth": 3})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": ModelRef("main", "/m", "other")},
+        {"prompt_type": PromptType.CHAT},
+        {"build": Build("llama-server", "b1", "other")},
+        {"hardware": Hardware("other", "chip", 1)},
+        {"settings": ("-ngl", "99")},
+    ],
+)
+def test_cell_differs_with_each_of_its_parts(change):
+    """Model, prompt type, build, hardware and launch settings each make another cell; the path does not."""
+    parts = {
+        "model": ModelRef("main", "/m", "print"),
+        "prompt_type": PromptType.CODING,
+        "build": Build("llama-server", "b1", "binary"),
+        "hardware": Hardware("machine", "chip", 1),
+    }
+    cell = Cell(**parts)
+    assert Cell(**{**parts, **change}).key != cell.key
+    assert Cell(**{**parts, "model": ModelRef("main", "/elsewhere", "print")}).key == cell.key
+    assert "main | coding | llama-server b1 | machine" in cell.study_name

@@ -1,0 +1,36 @@
+"""The contract of recommendations: JSON and back, schema, and what may not be."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import jsonschema
+import pytest
+
+from autospec.recommendations import SCHEMA, Recommendation, Verdict, document
+from tests.store.test_database import MACHINE, RECOMMENDATION
+
+
+def test_document_keeps_its_schema_and_comes_back():
+    """What `document` writes validates, and each entry reads back as it was."""
+    written = json.loads(json.dumps(document(MACHINE, [RECOMMENDATION])))
+    jsonschema.validate(written, SCHEMA)
+    assert [Recommendation.from_json(r) for r in written["recommendations"]] == [RECOMMENDATION]
+
+
+def test_open_interval_is_null_in_json_and_open_again_after():
+    """JSON has no infinity: too few pairs leave an end null, and reading restores it."""
+    open_ended = replace(RECOMMENDATION, speedup_ci=(0.0, math.inf))
+    written = open_ended.to_json()
+    assert written["speedup_ci"] == [0.0, None]
+    jsonschema.validate(document(MACHINE, [open_ended]), SCHEMA)
+    assert Recommendation.from_json(written) == open_ended
+
+
+@pytest.mark.parametrize("verdict", [Verdict.DISABLE, Verdict.UNDECIDED])
+def test_only_enable_may_configure_a_drafting(verdict):
+    """A verdict other than enable with a drafting is a mistake that cannot be made."""
+    with pytest.raises(ValueError, match="configures as off"):
+        replace(RECOMMENDATION, verdict=verdict)
