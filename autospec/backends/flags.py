@@ -1,7 +1,7 @@
 """From a drafting to the arguments of the build at hand. Pure: a `HelpText` in, arguments out.
 
-The eras of llama.cpp (shared/reference/backends.md; each rule was tried on a server of its era, b4372, May 2025,
-b9093 and b11434):
+The eras of llama.cpp, each rule tried on a server of its era (b4372, May 2025, b9093, b11434), except early 2026,
+whose rules were read in its documentation and in the forks that still have them:
 
 - 2025: ``-md`` alone drafts; ``--draft-max``, ``--draft-min``, ``--draft-p-min``; no n-gram modes.
 - early 2026: the same, and ``--spec-type`` for the n-gram modes only, with generic sizes ``--spec-ngram-size-n``;

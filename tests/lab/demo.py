@@ -28,13 +28,13 @@ SHORT_BUDGET = "80s"
 
 
 def demo() -> int:
-    """Tune the slow main on two prompt types, then show what is recommended. State goes to ``.demo/``."""
+    """Tune a slow main on two prompt types, then show what is recommended. State goes to ``.demo/``."""
     home = ROOT / ".demo"
-    main_model, draft = _models("slow-main", home / "models")
+    main_model, draft = _models("demo-main", home / "models")
     tune = [
         *(str(AUTOSPEC), "tune", "--model", str(main_model), "--draft", str(draft)),
         *("--backend", "embedded", "--study", "quick", "--budget", DEMO_BUDGET),
-        *("--prompt-type", "coding", "--prompt-type", "editing"),
+        *("--prompt-type", "coding", "--prompt-type", "writing"),
     ]
     recommend = [str(AUTOSPEC), "recommend", "--model", str(main_model)]
     env = _environment(home)
