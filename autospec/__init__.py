@@ -76,7 +76,7 @@ def tune(
     settings = load_settings(config, overrides=flags)
     request = prepare(settings, model, drafts=drafts, prompt_types=prompt_types, args=args, again=again)
     backend_ = backend_for(settings.backend or None, settings)
-    return Tuning(request, backend_, identify(), Unwatched(), settings.state_dir).run()
+    return Tuning(request, backend_, identify(), Unwatched()).run()
 
 
 def recommend(

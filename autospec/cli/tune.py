@@ -77,7 +77,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     display = TuneDisplay(shell, request.model.name)
     interrupted = False
     with interruptible(), display:
-        tuning = Tuning(request, backend, hardware, display, shell.settings.state_dir)
+        tuning = Tuning(request, backend, hardware, display)
         try:
             recommendations = tuning.run()
         except KeyboardInterrupt:

@@ -8,11 +8,9 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import psutil
 
-from autospec.backends.launches import sweep_orphans
 from autospec.backends.protocol import Backend, Capabilities, LaunchSettings
 from autospec.catalog.candidates import Candidate, candidates
 from autospec.catalog.model import Model
@@ -102,14 +100,12 @@ class Tuning:
         backend: Starts the servers.
         hardware: This machine.
         progress: Who watches.
-        state_dir: Where launches are recorded; what a killed autospec left running is ended first.
     """
 
     request: TuneRequest
     backend: Backend
     hardware: Hardware
     progress: Progress
-    state_dir: Path
     _cost: Cost = field(default_factory=Cost)
     _wanted: list[str] = field(default_factory=list)
 
@@ -126,8 +122,6 @@ class Tuning:
             KeyboardInterrupt: Passed on after everything known has been stored.
         """
         with machine_lock(f"tune {self.request.model.name}"), ExitStack() as stack:
-            for ended in sweep_orphans(self.state_dir):
-                self.progress.tell(ended)
             store = open_store(self.request.storage)
             stack.callback(store.close)
             self._run(store)

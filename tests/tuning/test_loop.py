@@ -79,7 +79,7 @@ def tune(
     request: TuneRequest, backend: SimulatedBackend, progress: Silent | None = None
 ) -> dict[PromptType, object]:
     """Run a tune, and see that it left no server."""
-    recommendations = Tuning(request, backend, MACHINE, progress or Silent(), _state_dir(request)).run()
+    recommendations = Tuning(request, backend, MACHINE, progress or Silent()).run()
     assert not backend.running, "servers were left running"
     return {r.prompt_type: r for r in recommendations}
 
@@ -281,7 +281,6 @@ def test_interrupted_tune_keeps_a_provisional_recommendation(request_):
         SimulatedBackend(pays_for_coding, before_answer=interrupt),
         MACHINE,
         Silent(),
-        _state_dir(request_),
     )
     with pytest.raises(KeyboardInterrupt):
         tuning.run()
@@ -367,10 +366,6 @@ def test_json_of_the_result_holds_the_evidence(request_):
     assert document["evidence"]["same_text"] == document["evidence"]["compared_texts"] == document["pairs"]
     assert document["evidence"]["cost"]["launches"] > 2
     assert document["acceptance"] == 0.5
-
-
-def _state_dir(request: TuneRequest) -> Path:
-    return Path(request.storage.removeprefix("sqlite:///")).parent
 
 
 def _exposure(asked: tuple[str, Drafting, str]) -> tuple[str, str]:
