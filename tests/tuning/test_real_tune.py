@@ -195,7 +195,7 @@ def test_second_tune_says_who_holds_the_machine(command):
     ("arguments", "sentence"),
     [
         (["--model", "no-such-model"], "no-such-model"),
-        (["--budget", "soon"], "'soon' is not a duration"),
+        (["--budget", "soon"], "not 'soon'"),
         (["--study", "fast"], "There is no study named fast"),
         (["--suite", "/nowhere.jsonl"], "cannot be read"),
         (["--prompt-type", "poetry"], "poetry"),
