@@ -20,6 +20,8 @@ __all__ = ["Arm", "Chooser", "Space"]
 
 _P_MIN_STEP = 0.05
 _OFF_ARM = "off"
+# So many leaders has an arm at most.
+_TURNS = 5
 # llama.cpp gives this mode no parameter: "uint16_t n_draft = 8; // TODO get from config?" in common/speculative.cpp
 # (b11434).
 _NGRAM_CACHE = Drafting(Mode.NGRAM_CACHE, n_max=8, n_min=0)
@@ -149,7 +151,7 @@ class Space:
         They straddle what the field found to work: few tokens without a bound, more of them under a p-min.
         """
         first = [d for arm in self.arms if (d := self._leader(arm, 0))]
-        more = [d for turn in (1, 2, 3) for arm in self.arms if (d := self._leader(arm, turn))]
+        more = [d for turn in range(1, _TURNS) for arm in self.arms if (d := self._leader(arm, turn))]
         return list(dict.fromkeys([*first, *more]))
 
     def without(self, arms: Iterable[Arm]) -> Space:
@@ -186,7 +188,7 @@ class Space:
             case Mode.PROMPT_LOOKUP:
                 return Drafting(arm.mode, n_max=_within(10, d.n_max), ngram_n=2) if turn == 0 else None
             case _:
-                n_max, p_min = [(8, 0.6), (4, 0.0), (16, 0.8), (2, 0.0)][turn]
+                n_max, p_min = [(4, 0.0), (8, 0.4), (16, 0.8), (8, 0.0), (2, 0.0)][turn]
                 low, high = d.p_min
                 return self._with_model(
                     arm, _within(n_max, d.n_max), min(max(p_min, low), high) if arm.takes_p_min else None

@@ -23,22 +23,27 @@ from tests.lab.source import LabError
 ROOT = Path(__file__).resolve().parent.parent.parent
 AUTOSPEC = Path(sys.executable).parent / "autospec"
 # Both leave time for installing and building the models: the demo ends within ten minutes, CI's tune within two.
-DEMO_BUDGET = "6m"
+DEMO_BUDGET = "5m30s"
+FAST_BUDGET = "90s"
+STUDY = Path(__file__).with_name("demo.toml")
 SHORT_BUDGET = "80s"
 
 
 def demo() -> int:
-    """Tune a slow main on two prompt types, then show what is recommended. State goes to ``.demo/``."""
+    """Tune a slow and a fast main model with the same draft, then show what is recommended. State goes to ``.demo/``."""
     home = ROOT / ".demo"
-    main_model, draft = _models("demo-main", home / "models")
-    tune = [
-        *(str(AUTOSPEC), "tune", "--model", str(main_model), "--draft", str(draft)),
-        *("--backend", "embedded", "--study", "quick", "--budget", DEMO_BUDGET),
-        *("--prompt-type", "coding", "--prompt-type", "writing"),
-    ]
-    recommend = [str(AUTOSPEC), "recommend", "--model", str(main_model)]
+    slow, draft = _models("demo-main", home / "models")
+    fast, _ = _models("fast-main", home / "models")
     env = _environment(home)
-    for command in (tune, recommend):
+    tunes = [
+        [
+            *(str(AUTOSPEC), "tune", "--model", str(main_model), "--draft", str(draft)),
+            *("--backend", "embedded", "--study", str(STUDY), "--budget", budget),
+            *(word for prompt_type in types for word in ("--prompt-type", prompt_type)),
+        ]
+        for main_model, budget, types in ((slow, DEMO_BUDGET, ["qa"]), (fast, FAST_BUDGET, ["qa", "writing"]))
+    ]
+    for command in (*tunes, [str(AUTOSPEC), "recommend"]):
         print(f"\n$ {_readable(command)}", flush=True)
         done = subprocess.run(command, env=env, cwd=ROOT, check=False)
         if done.returncode != 0:
