@@ -15,9 +15,8 @@ import math
 import statistics
 from pathlib import Path
 
-from autospec.backends.registry import backend_for
-
 from autospec.backends.protocol import Backend, LaunchSettings, Request
+from autospec.backends.registry import backend_for
 from autospec.drafting import OFF
 from autospec.measure.verdict import DEFAULT_RULE, Decision, decide_log_ratios
 from autospec.prompts.suite import Half, Prompt, load_suite

@@ -16,9 +16,8 @@ import math
 import statistics
 from collections.abc import Iterator
 
-from autospec.backends.registry import backend_for
-
 from autospec.backends.protocol import LaunchSettings, Request, Server
+from autospec.backends.registry import backend_for
 from autospec.catalog.scan import scan
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
