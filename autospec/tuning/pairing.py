@@ -133,12 +133,9 @@ class Pairing:
             AutospecError: The server without drafting did.
         """
         open_tasks: list[Task] = []
+        known = {key: self.known(key, drafting, phase, round_) for key in _cells_of(tasks)}
         for task in tasks:
-            found = [
-                p
-                for p in self.known(task.cell_key, drafting, phase, round_)
-                if p.off.prompt_id == task.prompt_id
-            ]
+            found = [p for p in known[task.cell_key] if p.off.prompt_id == task.prompt_id]
             if found:
                 yield Measured(task, found[-1], "")
             else:
@@ -236,11 +233,10 @@ class Pairing:
         """Halves that were finished before an interruption, recent enough to be completed to pairs."""
         oldest = time.time() - MAX_PAIR_GAP_S
         found: dict[tuple[Task, bool], Measurement] = {}
+        stored = {key: self._rows(key, drafting, phase, round_) for key in _cells_of(tasks)}
         for task in tasks:
             rows = [
-                m
-                for m in self._rows(task.cell_key, drafting, phase, round_)
-                if m.prompt_id == task.prompt_id and m.started_at >= oldest
+                m for m in stored[task.cell_key] if m.prompt_id == task.prompt_id and m.started_at >= oldest
             ]
             if len({m.drafting.is_off for m in rows}) == 1:
                 found[task, rows[-1].drafting.is_off] = rows[-1]
@@ -251,6 +247,10 @@ class Pairing:
             cell_key, protocol=self._asking.protocol, phase=phase, since=self._since
         )
         return [m for m in rows if m.compared == drafting and (round_ is None or m.round == round_)]
+
+
+def _cells_of(tasks: Sequence[Task]) -> set[str]:
+    return {task.cell_key for task in tasks}
 
 
 def _off_failed(half: _Half, error: RequestError) -> AutospecError:

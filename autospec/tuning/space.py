@@ -8,7 +8,7 @@ drafts: what is learnt about n_max with one draft is a good guess for another.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Protocol
@@ -153,11 +153,6 @@ class Space:
         first = [d for arm in self.arms if (d := self._leader(arm, 0))]
         more = [d for turn in range(1, _TURNS) for arm in self.arms if (d := self._leader(arm, turn))]
         return list(dict.fromkeys([*first, *more]))
-
-    def without(self, arms: Iterable[Arm]) -> Space:
-        """The space less these arms."""
-        gone = set(arms)
-        return Space(tuple(a for a in self.arms if a not in gone), self.definition)
 
     def arm_of(self, drafting: Drafting) -> Arm | None:
         """The arm that a drafting belongs to; ``None`` for off."""
