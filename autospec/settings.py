@@ -67,7 +67,7 @@ KEYS: Final = (
     Key("budget", "duration", "", "How long a tune may take, e.g. 20m; empty leaves it to the study."),
     Key("temperature", "number", 0.0, "Sampling temperature of measured requests; 0 is greedy."),
     Key("context_tokens", "count", 4096, "Context length that memory estimates count with."),
-    Key("record_texts", "flag", False, "Keep the generated texts beside the measurements."),
+    Key("forget_answers", "flag", False, "Forget the recorded answers (token ids) when a tune ends."),
 )
 _BY_NAME: Final = {key.name: key for key in KEYS}
 
@@ -117,7 +117,7 @@ class Settings:
     budget: str
     temperature: float
     context_tokens: int
-    record_texts: bool
+    forget_answers: bool
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -67,7 +67,7 @@ def test_every_kind_reads_from_the_file(home: dict[str, str]):
     file = write(
         home,
         'model_dirs = ["models", "/abs"]\nserver_args = ["-ngl", "99"]\ntemperature = 1\n'
-        'context_tokens = 8192\nrecord_texts = true\nbudget = "1h30m"\nllama_server = "bin/llama-server"\n',
+        'context_tokens = 8192\nforget_answers = true\nbudget = "1h30m"\nllama_server = "bin/llama-server"\n',
     )
     settings = load_settings(environ=home)
     assert settings.model_dirs == (file.parent / "models", Path("/abs"))
@@ -75,7 +75,7 @@ def test_every_kind_reads_from_the_file(home: dict[str, str]):
     assert settings.temperature == 1.0
     assert isinstance(settings.temperature, float)
     assert settings.context_tokens == 8192
-    assert settings.record_texts is True
+    assert settings.forget_answers is True
     assert settings.budget == "1h30m"
     assert settings.llama_server == str(file.parent / "bin/llama-server")
 
@@ -89,7 +89,7 @@ def test_every_kind_reads_from_the_environment(home: dict[str, str]):
             "AUTOSPEC_SERVER_ARGS": "-ngl 99 --alias 'two words'",
             "AUTOSPEC_TEMPERATURE": "0.7",
             "AUTOSPEC_CONTEXT_TOKENS": "512",
-            "AUTOSPEC_RECORD_TEXTS": "yes",
+            "AUTOSPEC_FORGET_ANSWERS": "yes",
             "AUTOSPEC_LLAMA_SERVER": "llama-server",
         }
     )
@@ -97,7 +97,7 @@ def test_every_kind_reads_from_the_environment(home: dict[str, str]):
     assert settings.server_args == ("-ngl", "99", "--alias", "two words")
     assert settings.temperature == 0.7
     assert settings.context_tokens == 512
-    assert settings.record_texts is True
+    assert settings.forget_answers is True
     assert settings.llama_server == "llama-server"
 
 
@@ -148,7 +148,7 @@ def test_what_is_no_setting_is_left_alone(home: dict[str, str], variable: str):
         ("temperature = inf", "a number"),
         ("context_tokens = 1.5", "a whole number"),
         ("context_tokens = 0", "a whole number"),
-        ('record_texts = "yes"', "true or false"),
+        ('forget_answers = "yes"', "true or false"),
         ('server_args = "-ngl 99"', "a list of strings"),
         ('server_args = ["-ngl", 99]', "a list of strings"),
         ('model_dirs = "models"', "a list of paths"),
@@ -171,7 +171,7 @@ def test_a_wrong_type_names_the_key_and_what_was_expected(home: dict[str, str], 
         ("AUTOSPEC_TEMPERATURE", "warm"),
         ("AUTOSPEC_TEMPERATURE", "nan"),
         ("AUTOSPEC_CONTEXT_TOKENS", "4k"),
-        ("AUTOSPEC_RECORD_TEXTS", "maybe"),
+        ("AUTOSPEC_FORGET_ANSWERS", "maybe"),
         ("AUTOSPEC_SERVER_ARGS", "'open"),
         ("AUTOSPEC_BUDGET", "20"),
     ],

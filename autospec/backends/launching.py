@@ -18,6 +18,7 @@ from autospec.backends.launches import sweep_orphans
 from autospec.backends.openai_http import ChatClient
 from autospec.backends.process import ServerProcess
 from autospec.backends.protocol import Capabilities, Completion, Request
+from autospec.backends.token_http import HttpTokens
 from autospec.drafting import Drafting
 from autospec.errors import BackendError, LaunchError, RequestError, ServerDiedError
 
@@ -48,6 +49,7 @@ class HttpServer:
         self.pids = process.pids
         self._process = process
         self._client = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
+        self.tokens = HttpTokens(self._client)
 
     def complete(self, request: Request) -> Completion:
         """Ask and wait for the whole answer.

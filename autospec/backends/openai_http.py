@@ -17,7 +17,7 @@ from autospec.backends.process import Ended
 from autospec.backends.protocol import Completion, Request
 from autospec.errors import RequestError, ServerDiedError
 
-__all__ = ["ChatClient", "read_completion", "request_body"]
+__all__ = ["GREEDY", "ChatClient", "read_completion", "request_body"]
 
 # A loopback connection is made at once or not at all; the margin is for a machine under full load.
 _CONNECT_TIMEOUT_S = 10.0
@@ -32,7 +32,7 @@ _SHOWN_CHARACTERS = 200
 
 # Greedy must be greedy: a model's metadata or the user's server arguments may set penalties, which are applied at
 # temperature 0 as well, and drafting changes which tokens they see first.
-_GREEDY = {
+GREEDY = {
     "temperature": 0.0,
     "top_k": 1,
     "top_p": 1.0,
@@ -50,7 +50,7 @@ _GREEDY = {
 
 def request_body(request: Request) -> dict[str, Any]:
     """The JSON of one question: nothing cached, nothing left to a default that matters."""
-    sampling = _GREEDY if request.temperature <= 0 else {"temperature": request.temperature}
+    sampling = GREEDY if request.temperature <= 0 else {"temperature": request.temperature}
     body: dict[str, Any] = {
         "messages": list(request.messages),
         "max_tokens": request.max_tokens,
@@ -156,18 +156,37 @@ class ChatClient:
             RequestError: Refused, timed out, cut off, or an answer that makes no sense.
         """
         cached = {"cache_prompt": True} if self.erases_slot else {}
-        body = json.dumps({**request_body(request), **cached, **(extra or {})}).encode()
-        if (ended := self._ended(0.0)) is not None:
-            raise self._died(ended)
+        body = {**request_body(request), **cached, **(extra or {})}
         if self.erases_slot:
+            self._check_alive()
             self._erase_slot()
-        timeout = httpx.Timeout(request.timeout_s, connect=_CONNECT_TIMEOUT_S)
+        answer, wall_ms = self.post("/v1/chat/completions", body, request.timeout_s)
+        return read_completion(answer, wall_ms, tells_drafts=self.tells_drafts)
+
+    def post(self, path: str, body: Mapping[str, Any], timeout_s: float) -> tuple[Any, float]:
+        """Ask anything of the server's API.
+
+        Args:
+            path: From the server's root.
+            body: Sent as JSON.
+            timeout_s: The whole request may take this long.
+
+        Returns:
+            The decoded answer, and the milliseconds from sending the request to its end.
+
+        Raises:
+            ServerDiedError: The process ended.
+            RequestError: Refused, timed out, cut off, or an answer that is not JSON.
+        """
+        content = json.dumps(body).encode()
+        self._check_alive()
+        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
         begun_ns = time.perf_counter_ns()
         try:
-            status, content = self._post(body, timeout, request.timeout_s)
+            status, answer = self._post(path, content, timeout, timeout_s)
         except httpx.TimeoutException as error:
             raise RequestError(
-                f"{self._name} did not answer within {request.timeout_s:g} s.",
+                f"{self._name} did not answer within {timeout_s:g} s.",
                 "Ask for fewer tokens, or allow more time.",
             ) from error
         except httpx.HTTPError as error:
@@ -175,7 +194,7 @@ class ChatClient:
                 raise self._died(ended) from error
             raise RequestError(f"The connection to {self._name} broke: {error}.", "Try again.") from error
         wall_ms = (time.perf_counter_ns() - begun_ns) / 1e6
-        return read_completion(self._decode(status, content), wall_ms, tells_drafts=self.tells_drafts)
+        return self._decode(status, answer), wall_ms
 
     def ready(self) -> str:
         """``ready``, ``loading`` while the model is read, or ``absent`` while nobody listens."""
@@ -211,13 +230,15 @@ class ChatClient:
             ) from error
         self._decode(answer.status_code, answer.content)
 
-    def _post(self, body: bytes, timeout: httpx.Timeout, timeout_s: float) -> tuple[int, bytes]:
+    def _check_alive(self) -> None:
+        if (ended := self._ended(0.0)) is not None:
+            raise self._died(ended)
+
+    def _post(self, path: str, body: bytes, timeout: httpx.Timeout, timeout_s: float) -> tuple[int, bytes]:
         """The status and the whole answer; httpx's own limit is per read, ours is on the whole."""
         deadline = time.monotonic() + timeout_s
         headers = {"content-type": "application/json"}
-        with self._http.stream(
-            "POST", "/v1/chat/completions", content=body, headers=headers, timeout=timeout
-        ) as answer:
+        with self._http.stream("POST", path, content=body, headers=headers, timeout=timeout) as answer:
             parts = []
             for part in answer.iter_bytes():
                 parts.append(part)

@@ -12,7 +12,17 @@ from typing import Any, Protocol
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 
-__all__ = ["Backend", "Capabilities", "Completion", "LaunchSettings", "Request", "Server"]
+__all__ = [
+    "Backend",
+    "Capabilities",
+    "Completion",
+    "LaunchSettings",
+    "Proposal",
+    "Request",
+    "Server",
+    "TokenAnswer",
+    "Tokens",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,61 @@ class Completion:
         return 1000.0 * self.predicted_tokens / self.predicted_ms if self.predicted_ms > 0 else float("nan")
 
 
+@dataclass(frozen=True, slots=True)
+class TokenAnswer:
+    """One answer as token ids, with its times.
+
+    Attributes:
+        ids: Generated, in order; where the answer ended by itself, the last one is the token that ended it.
+        ended: True if it ended by itself, false if it reached the most tokens allowed.
+        prompt_tokens: Tokens of the prompt that were computed, cached ones not counted.
+        prompt_ms: By the server's clock.
+        predicted_ms: By the server's clock, for all tokens after the first.
+        wall_ms: From sending the request to the end of the answer, by our clock.
+    """
+
+    ids: tuple[int, ...]
+    ended: bool
+    prompt_tokens: int
+    prompt_ms: float
+    predicted_ms: float
+    wall_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a model holds for the most likely next token.
+
+    Attributes:
+        token: Its id.
+        p: Its probability among the ten most likely tokens, which is what llama.cpp compares with p-min
+            (``top_k = 10`` in common_speculative_impl_draft_simple, common/speculative.cpp, b11434); not a number where
+            the server does not tell.
+    """
+
+    token: int
+    p: float
+
+
+class Tokens(Protocol):
+    """A running server's model, asked in token ids: what predicting needs and no user asks for.
+
+    Every method raises `RequestError` or `ServerDiedError` as `Server.complete` does.
+    """
+
+    def encode(self, request: Request) -> tuple[int, ...]:
+        """The prompt of a chat request as the server would compute it, template and first token included."""
+
+    def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
+        """Answer a prompt in ids with the sampling of `request`; nothing comes from the cache."""
+
+    def propose(self, ids: Sequence[int], count: int) -> list[Proposal]:
+        """Go on greedily after `ids` for at most `count` tokens; the prompt cache is used."""
+
+    def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
+        """Milliseconds to compute `extra` as one batch after `ids`, by the server's clock."""
+
+
 class Server(Protocol):
     """One launch: a running server with one drafting."""
 
@@ -134,6 +199,10 @@ class Server(Protocol):
     @property
     def pids(self) -> frozenset[int]:
         """Processes of this launch, so that their load is not taken for somebody else's."""
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """The model in token ids; ``None`` where the server has no such thing."""
 
     def complete(self, request: Request) -> Completion:
         """Ask and wait for the whole answer.

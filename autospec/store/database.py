@@ -21,7 +21,7 @@ from autospec.errors import StoreError
 from autospec.measure.measurements import Measurement, Phase
 from autospec.recommendations import Recommendation
 from autospec.store.reader import StoredRecommendation
-from autospec.store.tables import MEASUREMENTS, METADATA, RECOMMENDATIONS
+from autospec.store.tables import MEASUREMENTS, METADATA, RECOMMENDATIONS, SURVEYS
 
 __all__ = ["Store", "open_store"]
 
@@ -81,6 +81,28 @@ class Store:
         with _plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query.order_by(table.c.id)).mappings().all()
         return [_measurement(dict(row)) for row in rows]
+
+    def add_survey(self, cell_key: str, protocol: str, kind: str, name: str, data: dict[str, Any]) -> None:
+        """Keep one thing that prediction works on; it replaces an earlier one of the same name for readers."""
+        row = {"cell_key": cell_key, "protocol": protocol, "kind": kind, "name": name, "data": data}
+        with _plain_errors(self._engine), self._engine.begin() as connection:
+            connection.execute(sa.insert(SURVEYS), [row])
+
+    def surveys(self, cell_key: str, protocol: str, kind: str) -> dict[str, dict[str, Any]]:
+        """Name → data of everything of one kind that `add_survey` kept for a cell, in the order it was first kept."""
+        table = SURVEYS
+        query = (
+            sa.select(table.c.name, table.c.data)
+            .where(table.c.cell_key == cell_key, table.c.protocol == protocol, table.c.kind == kind)
+            .order_by(table.c.id)
+        )
+        with _plain_errors(self._engine), self._engine.connect() as connection:
+            return {row.name: row.data for row in connection.execute(query)}
+
+    def forget_surveys(self, cell_key: str) -> None:
+        """Remove what prediction worked on for a cell, the recorded answers with it."""
+        with _plain_errors(self._engine), self._engine.begin() as connection:
+            connection.execute(sa.delete(SURVEYS).where(SURVEYS.c.cell_key == cell_key))
 
     def save_recommendation(
         self, recommendation: Recommendation, hardware: Hardware, cell: Cell | str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-__all__ = ["MEASUREMENTS", "METADATA", "RECOMMENDATIONS"]
+__all__ = ["MEASUREMENTS", "METADATA", "RECOMMENDATIONS", "SURVEYS"]
 
 METADATA = sa.MetaData()
 
@@ -50,4 +50,18 @@ RECOMMENDATIONS = sa.Table(
     sa.Column("recommendation", sa.JSON, nullable=False),
     sa.Column("created_at", sa.String(40), nullable=False),
     sa.Index("autospec_recommendations_cell", "cell_key", "id"),
+)
+
+# What prediction works on: recorded token ids, profiles of drafts over them, times of batches. It can be made again,
+# and is forgotten where the user wants no answers kept.
+SURVEYS = sa.Table(
+    "autospec_surveys",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("cell_key", sa.String(64), nullable=False),
+    sa.Column("protocol", sa.String(16), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    sa.Index("autospec_surveys_cell", "cell_key", "protocol", "kind"),
 )

@@ -48,6 +48,7 @@ class StudyDefinition:
         summary: One sentence.
         max_tokens: Cap on every prompt's own max_tokens.
         space: What may be tried.
+        predict: Let prediction say what to launch; false searches by the sampler alone.
         sampler: ``tpe`` or ``random``.
         trials: Draftings to try, off not counted.
         patience: Trials without a better one in any prompt type after which the search ends.
@@ -62,6 +63,7 @@ class StudyDefinition:
     summary: str
     max_tokens: int
     space: SpaceDefinition
+    predict: bool
     sampler: str
     trials: int
     patience: int
@@ -72,7 +74,7 @@ class StudyDefinition:
     search_share: float
 
 
-# Section → key → the type it must have. Everything is required: a definition says all of itself.
+# Section → key → the type it must have. A definition says all of itself.
 _KEYS: dict[str, dict[str, str]] = {
     "": {"name": "text", "summary": "text"},
     "measure": {"max_tokens": "count"},
@@ -85,6 +87,7 @@ _KEYS: dict[str, dict[str, str]] = {
         "ngram_m": "counts",
     },
     "search": {
+        "predict": "flag",
         "sampler": "sampler",
         "trials": "count",
         "patience": "count",
@@ -99,9 +102,12 @@ _KEYS: dict[str, dict[str, str]] = {
     },
     "budget": {"time": "duration", "search_share": "fraction"},
 }
+# Keys that definitions of earlier versions do not have.
+_DEFAULTS: dict[str, Any] = {"search.predict": True}
 _SAMPLERS = ("tpe", "random")
 _EXPECTED = {
     "text": "a text",
+    "flag": "true or false",
     "whole": "a whole number",
     "count": "a whole number of at least 1",
     "fraction": "a number between 0 and 1",
@@ -161,6 +167,9 @@ def _definition(data: Mapping[str, Any], where: str) -> StudyDefinition:
                 raise StudyFileError(f"{where}: [{section}] has no key {key}.{_nearest(key, list(keys))}")
         for key, kind in keys.items():
             full = f"{section}.{key}".lstrip(".")
+            if key not in given and full in _DEFAULTS:
+                values[full] = _DEFAULTS[full]
+                continue
             if key not in given:
                 raise StudyFileError(f"{where}: {full} is missing.", "studies/default.toml shows every key.")
             try:
@@ -182,6 +191,7 @@ def _definition(data: Mapping[str, Any], where: str) -> StudyDefinition:
         summary=values["summary"],
         max_tokens=values["measure.max_tokens"],
         space=space,
+        predict=values["search.predict"],
         sampler=values["search.sampler"],
         trials=values["search.trials"],
         patience=values["search.patience"],
@@ -200,8 +210,8 @@ def _definition(data: Mapping[str, Any], where: str) -> StudyDefinition:
 
 def _checked(value: Any, kind: str) -> Any:
     match kind:
-        case "text":
-            return _require(value, isinstance(value, str))
+        case "text" | "flag":
+            return _require(value, isinstance(value, str if kind == "text" else bool))
         case "sampler":
             return _require(value, value in _SAMPLERS)
         case "duration":

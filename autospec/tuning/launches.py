@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -53,6 +54,7 @@ class Launches:
         self._on_launch = on_launch
         self._off: Server | None = None
         self._drafted: Server | None = None
+        self._alone: Server | None = None
         self.resident = resident
         self.count = 0
         self.seconds = 0.0
@@ -68,7 +70,7 @@ class Launches:
     @property
     def pids(self) -> frozenset[int]:
         """Processes of all servers that run now."""
-        servers = [s for s in (self._off, self._drafted) if s is not None]
+        servers = [s for s in (self._off, self._drafted, self._alone) if s is not None]
         return frozenset().union(*(s.pids for s in servers))
 
     def off(self) -> Server:
@@ -113,6 +115,24 @@ class Launches:
         if self._drafted is not None:
             self._drafted.stop()
             self._drafted = None
+
+    @contextmanager
+    def alone(self, model_path: str) -> Iterator[Server]:
+        """A launch of another model by itself, e.g. a draft: beside off, which its drafting could be launched in.
+
+        Raises:
+            BackendError: As `Backend.launch`.
+        """
+        self.expire()
+        begun = time.monotonic()
+        server = self._backend.launch(model_path, OFF, self._settings)
+        self.seconds += time.monotonic() - begun
+        self._alone = server
+        try:
+            yield server
+        finally:
+            self._alone = None
+            server.stop()
 
     def drop(self, server: Server) -> None:
         """Stop a server that misbehaved; the next call for it launches anew."""

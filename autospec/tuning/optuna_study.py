@@ -6,7 +6,7 @@ All of a machine's studies live in one RDB storage beside autospec's own tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,10 +105,16 @@ class CellStudy:
         """Finished trials of this protocol, in order; interrupted ones left out."""
         return [t for trial in self._finished() if (t := _tried(trial))]
 
-    def propose(self, known: Iterable[Drafting]) -> Drafting | None:
+    def propose(
+        self, known: Iterable[Drafting], is_open: Callable[[Drafting], bool] = lambda _: True
+    ) -> Drafting | None:
         """The sampler's next drafting that is not among `known`; ``None`` where it finds none.
 
         The sampler is asked on a copy in memory, so that proposals which lead nowhere leave no trace.
+
+        Args:
+            known: What was tried.
+            is_open: False for draftings that need no trial, because prediction says enough of them.
         """
         seen = {*known, OFF}
         copy = optuna.create_study(direction="maximize", sampler=self._sampler())
@@ -117,18 +123,25 @@ class CellStudy:
         for _ in range(_PROPOSALS):
             trial = copy.ask()
             drafting = self._space.suggest(trial)
-            if drafting not in seen:
+            if drafting not in seen and is_open(drafting):
                 return drafting
             copy.tell(trial, state=TrialState.FAIL)
         return None
 
-    def start(self, drafting: Drafting) -> Ask:
-        """Ask the study for a trial with this drafting."""
+    def start(self, drafting: Drafting, predicted: Mapping[str, float] | None = None) -> Ask:
+        """Ask the study for a trial with this drafting.
+
+        Args:
+            drafting: What is to be tried.
+            predicted: What it is expected to do, as an attribute of the trial; none where nothing is predicted.
+        """
         self._study.enqueue_trial(self._space.parameters(drafting), skip_if_exists=False)
         trial = self._study.ask()
         self._space.suggest(trial)
         trial.set_user_attr("drafting", drafting.to_json())
         trial.set_user_attr("protocol", self._protocol)
+        if predicted is not None:
+            trial.set_user_attr("predicted", dict(predicted))
         return Ask(self._study, trial)
 
     def _finished(self) -> list[FrozenTrial]:

@@ -59,4 +59,5 @@ def prepare(
         context_tokens=settings.context_tokens,
         budget_s=budget_s,
         again=again,
+        forget_answers=settings.forget_answers,
     )

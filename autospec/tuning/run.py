@@ -27,6 +27,7 @@ from autospec.tuning.budget import Budget
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.conclude import Cost, conclude, nothing_to_try
 from autospec.tuning.definition import StudyDefinition
+from autospec.tuning.forecast import Forecast
 from autospec.tuning.launches import Launches, resident_launches
 from autospec.tuning.machine_lock import machine_lock
 from autospec.tuning.optuna_study import CellStudy, open_storage
@@ -36,6 +37,7 @@ from autospec.tuning.proof import Proof
 from autospec.tuning.rig import Rig
 from autospec.tuning.search import Search, choose_winners
 from autospec.tuning.space import Arm, Space
+from autospec.tuning.surveying import Surveying
 
 __all__ = ["TuneRequest", "Tuning"]
 
@@ -57,6 +59,7 @@ class TuneRequest:
         storage: SQLAlchemy URL.
         budget_s: Instead of the definition's.
         again: Measure afresh what is proven already.
+        forget_answers: Keep no recorded answers when the tune ends.
     """
 
     model: Model
@@ -71,6 +74,7 @@ class TuneRequest:
     context_tokens: int = 4096
     budget_s: float | None = None
     again: bool = False
+    forget_answers: bool = False
 
     @property
     def protocol(self) -> str:
@@ -180,16 +184,31 @@ class Tuning:
                 launches.off()
                 unsearched = [c for c in cells if not c.searched]
                 if unsearched:
-                    Search(unsearched, rig).run()
-                    choose_winners(unsearched)
-                    for cell in unsearched:
-                        cell.study.note("winner", cell.winner.to_json())
+                    self._search(unsearched, rig, asking, store)
                 Proof(cells, rig, keep).run()
             finally:
                 _guess_winners(cells)
                 for cell in cells:
                     if not cell.decided:
                         keep(cell)
+                    if request.forget_answers:
+                        store.forget_surveys(cell.cell.key)
+
+    def _search(self, cells: Sequence[CellRun], rig: Rig, asking: Asking, store: Store) -> None:
+        if self.request.again:
+            for cell in cells:
+                store.forget_surveys(cell.cell.key)
+        forecast = None
+        if self.request.definition.predict and (predictor := Surveying(cells, rig, asking, store).run()):
+            threshold = self.request.definition.rule.threshold
+            forecast = Forecast(predictor, rig.space, threshold, self.progress.tell)
+        Search(cells, rig, forecast).run()
+        choose_winners(cells, forecast)
+        ruled_out = forecast.rule_out(cells) if forecast is not None else []
+        for cell in cells:
+            cell.study.note("winner", cell.winner.to_json())
+            if forecast is not None:
+                cell.study.note("prediction", forecast.figures(cell, cell.winner) | {"ruled_out": ruled_out})
 
     def _conclusion(self, cell: CellRun, pairing: Pairing, settings: LaunchSettings) -> Recommendation:
         if cell.searched and cell.winner.is_off:
@@ -213,7 +232,9 @@ class Tuning:
             command=command,
             cost=self._cost,
         )
-        marks = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
+        marks: dict[str, object] = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
+        if (prediction := cell.study.noted("prediction")) is not None:
+            marks["prediction"] = prediction
         return replace(recommendation, evidence={**recommendation.evidence, **marks})
 
     def _cells(self, capabilities: Capabilities, space: Space) -> list[CellRun]:

@@ -1,8 +1,10 @@
 """The search: Optuna proposes a drafting, one launch measures it for every prompt type at once.
 
-One cell leads each trial, in turn: its study proposes, and every other cell's study is asked to take the same
-drafting and told its own result. The first trials are the space's leaders. The search is done when the trials or
-its share of the budget are spent, or when nothing has got better anywhere for a while.
+Where prediction covers the space, it says what to launch: what is expected to beat everything so far, and a draft
+whose costs are too unsure to rule it out. What it leaves open is searched: one cell leads each trial, in turn, its
+study proposes, and every other cell's study is asked to take the same drafting and told its own result; the first such
+trials are the space's leaders. The search is done when nothing is left that is worth a launch, when the trials or its
+share of the budget are spent, or when nothing has got better anywhere for a while.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, LaunchError, NotInForceError, UnsupportedError
 from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell_run import CellRun, acceptance, geometric_mean, mean_log_ratio
+from autospec.tuning.forecast import Forecast
 from autospec.tuning.optuna_study import Ask
 from autospec.tuning.pairing import Measured, Task
 from autospec.tuning.progress import Step
 from autospec.tuning.rig import Rig
+from autospec.tuning.space import Arm
 
 __all__ = ["Search", "choose_winners"]
 
@@ -50,12 +54,20 @@ class Search:
     Args:
         cells: The cells that are not searched yet.
         rig: The tools; the search takes the definition's share of the budget.
+        forecast: What prediction says; ``None`` where nothing can be predicted.
         now: Monotonic seconds.
     """
 
-    def __init__(self, cells: Sequence[CellRun], rig: Rig, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        cells: Sequence[CellRun],
+        rig: Rig,
+        forecast: Forecast | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._cells = list(cells)
         self._rig = rig
+        self._forecast = forecast
         self._definition = rig.definition
         self._space = rig.space
         self._progress = rig.progress
@@ -75,8 +87,7 @@ class Search:
             active = [c for c in self._cells if not self._hopeless(c)]
             if not active or not self._time_for_another():
                 break
-            leader = active[done % len(active)]
-            drafting = leaders.pop(0) if leaders else leader.study.propose(self._known)
+            drafting = self._choose(active, active[done % len(active)], leaders)
             if drafting is None:
                 break
             self._known.add(drafting)
@@ -89,6 +100,28 @@ class Search:
             self._trial_s.append(self._now() - begun)
         for cell in self._cells:
             cell.searched = True
+
+    def _choose(self, active: Sequence[CellRun], leader: CellRun, leaders: list[Drafting]) -> Drafting | None:
+        """The next drafting to launch; ``None`` where none is worth it."""
+        forecast = self._forecast
+        if forecast is None:
+            return leaders.pop(0) if leaders else leader.study.propose(self._known)
+        promising = forecast.next(active, self._known, self._dead_arms)
+        if promising is not None:
+            return promising
+        left = [a for a in self._space.arms if a.label not in self._dead_arms and self._is_open(a)]
+        if not left:
+            return None
+        while leaders:
+            drafting = leaders.pop(0)
+            if drafting not in self._known and not forecast.trusts(drafting):
+                return drafting
+        return leader.study.propose(self._known, lambda d: not forecast.trusts(d))
+
+    def _is_open(self, arm: Arm) -> bool:
+        """Whether prediction has nothing to say of an arm, or is not trusted for it."""
+        samples = [d for d in self._space.leaders() if self._space.arm_of(d) == arm][:1]
+        return not all(self._forecast.trusts(d) for d in samples) if self._forecast else True
 
     def _recall(self) -> int:
         """Take up what earlier runs left in the studies, patience included; returns the trials they made."""
@@ -108,6 +141,11 @@ class Search:
         for drafting, results in trials.items():
             if results:
                 self._take(drafting, results)
+                if self._forecast is not None:
+                    pairing = self._rig.pairing
+                    keys = [cell.cell.key for cell, _ in results]
+                    known = {key: pairing.known(key, drafting, Phase.SEARCH) for key in keys}
+                    self._forecast.observe(drafting, known)
         # Trials must rest on the same prompts to be compared, whatever the clock says this time.
         noted = [int(n) for c in self._cells if (n := c.study.noted("prompts")) is not None]
         self._prompts = min(noted, default=None)
@@ -134,7 +172,7 @@ class Search:
         return best is not None and tries >= 5 and best[1] < _HOPELESS
 
     def _try(self, drafting: Drafting, cells: Sequence[CellRun], number: int) -> None:
-        asks = {cell.cell.key: cell.study.start(drafting) for cell in cells}
+        asks = {cell.cell.key: cell.study.start(drafting, self._predicted(cell, drafting)) for cell in cells}
         try:
             outcomes = self._measure(drafting, cells, asks, number)
         except BackendError as error:
@@ -150,6 +188,8 @@ class Search:
             return
         ratios = {key: math.exp(mean_log_ratio(o.pairs)) for key, o in outcomes.items()}
         self._take(drafting, [(cell, ratios[cell.cell.key]) for cell in cells])
+        if self._forecast is not None:
+            self._forecast.observe(drafting, {key: o.pairs for key, o in outcomes.items()})
         words = []
         for cell in cells:
             outcome, ratio = outcomes[cell.cell.key], ratios[cell.cell.key]
@@ -216,7 +256,16 @@ class Search:
         left = self._rig.budget.part_left_s(self._definition.search_share)
         each = pair_s * len(self._cells) * trials
         affordable = int(left / each) if each > 0 else self._definition.prompts
-        return max(1, min(affordable, self._definition.prompts))
+        # Where prediction knows all prompts, a trial is there to correct its costs.
+        most = self._definition.prompts if self._forecast is None else min(2, self._definition.prompts)
+        return max(1, min(affordable, most))
+
+    def _predicted(self, cell: CellRun, drafting: Drafting) -> dict[str, float] | None:
+        prediction = self._forecast.predicted(cell, drafting) if self._forecast is not None else None
+        if prediction is None:
+            return None
+        ends = {"ratio": prediction.ratio, "low": prediction.low, "high": prediction.high}
+        return {k: round(v, 4) for k, v in ends.items()}
 
     @staticmethod
     def _record_off(cell: CellRun, pairs: Sequence[Pair]) -> None:
@@ -252,16 +301,24 @@ class Search:
         self._progress.step(Step(phase, drafting, number, self._definition.trials, done, todo, left))
 
 
-def choose_winners(cells: Sequence[CellRun]) -> None:
+def choose_winners(cells: Sequence[CellRun], forecast: Forecast | None = None) -> None:
     """Set each cell's winner: its best drafting, or one nearly as good that more cells can share.
 
-    Draftings are taken greedily: whichever is within 1 % of the best for most of the cells that are left.
+    Draftings are taken greedily: whichever is within 1 % of the best for most of the cells that are left. A cell in
+    which nothing was worth a launch gets the drafting that is expected to be best: the proof is its one launch.
+
+    Args:
+        cells: Searched cells.
+        forecast: Values of tried draftings over all recorded prompts, which are more than the trials asked.
     """
-    left = [c for c in cells if c.trial_values]
+    values = {id(c): _values(c, forecast) for c in cells}
+    left = [c for c in cells if values[id(c)]]
     while left:
         good = {
             id(c): {
-                d for d, v in c.trial_values.items() if v >= c.trial_values[_best(c)] * (1.0 - _CONSOLIDATION)
+                d
+                for d, v in values[id(c)].items()
+                if v >= max(values[id(c)].values()) * (1.0 - _CONSOLIDATION)
             }
             for c in left
         }
@@ -269,7 +326,7 @@ def choose_winners(cells: Sequence[CellRun]) -> None:
 
         def rank(drafting: Drafting, good: dict[int, set[Drafting]] = good) -> tuple[int, float, str]:
             sharers = [c for c in left if drafting in good[id(c)]]
-            return len(sharers), geometric_mean([c.trial_values[drafting] for c in sharers]), drafting.key
+            return len(sharers), geometric_mean([values[id(c)][drafting] for c in sharers]), drafting.key
 
         chosen = max(draftings, key=rank)
         for cell in [c for c in left if chosen in good[id(c)]]:
@@ -277,8 +334,19 @@ def choose_winners(cells: Sequence[CellRun]) -> None:
             left.remove(cell)
 
 
-def _best(cell: CellRun) -> Drafting:
-    return max(cell.trial_values, key=lambda d: cell.trial_values[d])
+def _values(cell: CellRun, forecast: Forecast | None) -> dict[Drafting, float]:
+    """What each drafting that may win in a cell is worth there: speed ratio to off."""
+    if forecast is None:
+        return dict(cell.trial_values)
+    if not cell.trial_values:
+        best = forecast.best(cell)
+        expected = forecast.expected(cell, best) if best is not None else None
+        return {best: expected} if best is not None and expected is not None else {}
+    values = {}
+    for drafting, measured in cell.trial_values.items():
+        expected = forecast.expected(cell, drafting) if forecast.trusts(drafting) else None
+        values[drafting] = measured if expected is None else expected
+    return values
 
 
 def _gives_up(cell: CellRun, pairs: Sequence[Pair]) -> str:

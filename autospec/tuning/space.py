@@ -20,6 +20,9 @@ __all__ = ["Arm", "Chooser", "Space"]
 
 _P_MIN_STEP = 0.05
 _OFF_ARM = "off"
+# N-gram sizes that prediction looks at: denser where a step matters more.
+_NGRAM_N = (3, 4, 6, 8, 12, 16, 24)
+_NGRAM_M = (8, 12, 16, 24, 32, 48)
 # So many leaders has an arm at most.
 _TURNS = 5
 # llama.cpp gives this mode no parameter: "uint16_t n_draft = 8; // TODO get from config?" in common/speculative.cpp
@@ -153,6 +156,36 @@ class Space:
         first = [d for arm in self.arms if (d := self._leader(arm, 0))]
         more = [d for turn in range(1, _TURNS) for arm in self.arms if (d := self._leader(arm, turn))]
         return list(dict.fromkeys([*first, *more]))
+
+    def grid(self) -> list[Drafting]:
+        """Every drafting that prediction looks at: all n_max with p_min in steps, and n-gram sizes from a ladder."""
+        return [d for arm in self.arms for d in self._arm_grid(arm)]
+
+    def _arm_grid(self, arm: Arm) -> list[Drafting]:
+        d = self.definition
+        sizes = [
+            (n, m)
+            for n in _NGRAM_N
+            if d.ngram_n[0] <= n <= d.ngram_n[1]
+            for m in _NGRAM_M
+            if d.ngram_m[0] <= m <= d.ngram_m[1]
+        ]
+        counts = range(d.n_max[0], min(d.n_max[1], arm.n_max_limit or d.n_max[1]) + 1)
+        match arm.mode:
+            case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
+                return [Drafting(arm.mode, ngram_n=n, ngram_m=m, min_hits=1) for n, m in sizes]
+            case Mode.NGRAM_MOD:
+                return [Drafting(arm.mode, ngram_n=n, n_max=m, n_min=0) for n, m in sizes]
+            case Mode.NGRAM_CACHE:
+                return [_NGRAM_CACHE]
+            case Mode.PROMPT_LOOKUP:
+                return [Drafting(arm.mode, n_max=k, ngram_n=n) for k in counts for n in range(1, 5)]
+            case _:
+                steps = round((d.p_min[1] - d.p_min[0]) / _P_MIN_STEP) if arm.takes_p_min else 0
+                levels = [round(d.p_min[0] + _P_MIN_STEP * k, 2) for k in range(steps + 1)]
+                return [
+                    self._with_model(arm, k, p if arm.takes_p_min else None) for k in counts for p in levels
+                ]
 
     def arm_of(self, drafting: Drafting) -> Arm | None:
         """The arm that a drafting belongs to; ``None`` for off."""

@@ -33,6 +33,7 @@ class SimulatedServer:
     command: tuple[str, ...] = ("simulated",)
     launch_ms: float = 1000.0
     pids: frozenset[int] = frozenset()
+    tokens: None = None
 
     def complete(self, request: Request) -> Completion:
         """Answer with a time drawn around the true speed."""

@@ -1,0 +1,126 @@
+"""A llama.cpp server's model in token ids: `protocol.Tokens` over /apply-template, /tokenize and /completion.
+
+The API is llama-server's own (tools/server/README.md of llama.cpp, b11434). Builds that lack a part of it raise
+`RequestError`, and prediction does without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autospec.backends.openai_http import GREEDY, ChatClient
+from autospec.backends.protocol import Proposal, Request, TokenAnswer
+from autospec.errors import RequestError
+
+__all__ = ["HttpTokens"]
+
+_CANDIDATES = 10
+# Tokenizing is text work; a batch of some tens of tokens is one step of the model, on a slow disk's first pages too.
+_SHORT_TIMEOUT_S = 120.0
+
+
+class HttpTokens:
+    """See `autospec.backends.protocol.Tokens`.
+
+    Args:
+        client: The server's API.
+    """
+
+    def __init__(self, client: ChatClient) -> None:
+        self._client = client
+
+    def encode(self, request: Request) -> tuple[int, ...]:
+        """The prompt of a chat request as the server would compute it."""
+        body: dict[str, Any] = {"messages": list(request.messages)}
+        if request.tools:
+            body["tools"] = list(request.tools)
+        text = self._read(self._client.post("/apply-template", body, _SHORT_TIMEOUT_S)[0], "prompt", str)
+        # As the chat endpoint does (tokenize_input_prompts with add_special and parse_special).
+        words = {"content": text, "add_special": True, "parse_special": True}
+        return self._ids(self._client.post("/tokenize", words, _SHORT_TIMEOUT_S)[0])
+
+    def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
+        """Answer a prompt in ids with the sampling of `request`; nothing comes from the cache."""
+        sampling = GREEDY if request.temperature <= 0 else {"temperature": request.temperature}
+        body = {
+            "prompt": list(ids),
+            "n_predict": request.max_tokens,
+            "seed": request.seed,
+            "cache_prompt": False,
+            "return_tokens": True,
+            "id_slot": 0,
+            **sampling,
+        }
+        answer, wall_ms = self._client.post("/completion", body, request.timeout_s)
+        timings = self._read(answer, "timings", dict)
+        return TokenAnswer(
+            ids=self._ids(answer),
+            ended=answer.get("stop_type") in {"eos", "word"},
+            prompt_tokens=int(self._read(timings, "prompt_n", int)),
+            prompt_ms=float(self._read(timings, "prompt_ms", (int, float))),
+            predicted_ms=float(self._read(timings, "predicted_ms", (int, float))),
+            wall_ms=wall_ms,
+        )
+
+    def propose(self, ids: Sequence[int], count: int) -> list[Proposal]:
+        """Go on greedily after `ids` for at most `count` tokens; the prompt cache is used."""
+        body = {
+            "prompt": list(ids),
+            "n_predict": count,
+            "n_probs": _CANDIDATES,
+            "return_tokens": True,
+            "cache_prompt": True,
+            "id_slot": 0,
+            **GREEDY,
+        }
+        answer, _ = self._client.post("/completion", body, _SHORT_TIMEOUT_S)
+        try:
+            entries = self._read(answer, "completion_probabilities", list)
+            return _proposals(self._ids(answer), [_proposal(e["top_logprobs"]) for e in entries])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise RequestError(f"The server's probabilities cannot be read: {error!r}.") from error
+
+    def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
+        """Milliseconds to compute `extra` as one batch after `ids`, by the server's clock."""
+        body = {"prompt": list(ids), "n_predict": 1, "cache_prompt": True, "id_slot": 0, **GREEDY}
+        self._client.post("/completion", body, _SHORT_TIMEOUT_S)
+        body["prompt"] = [*ids, *extra]
+        answer, _ = self._client.post("/completion", body, _SHORT_TIMEOUT_S)
+        timings = self._read(answer, "timings", dict)
+        computed = int(self._read(timings, "prompt_n", int))
+        if computed != len(extra):
+            raise RequestError(f"The server computed {computed} tokens where {len(extra)} were new.")
+        return float(self._read(timings, "prompt_ms", (int, float)))
+
+    def _ids(self, answer: Any) -> tuple[int, ...]:
+        found = self._read(answer, "tokens", list)
+        if not all(isinstance(i, int) for i in found):
+            raise RequestError("The server's tokens are not ids.")
+        return tuple(found)
+
+    @staticmethod
+    def _read(answer: Any, key: str, kind: type | tuple[type, ...]) -> Any:
+        value = answer.get(key) if isinstance(answer, Mapping) else None
+        if not isinstance(value, kind):
+            raise RequestError(f"The server's answer has no {key}.", "This build cannot be asked in tokens.")
+        return value
+
+
+def _proposal(candidates: Sequence[Mapping[str, Any]]) -> Proposal:
+    """The most likely token; the server's probabilities are over the whole vocabulary, a draft's over ten tokens."""
+    weights = [math.exp(float(c["logprob"])) for c in candidates[:_CANDIDATES]]
+    return Proposal(int(candidates[0]["id"]), weights[0] / math.fsum(weights))
+
+
+def _proposals(ids: Sequence[int], told: Sequence[Proposal]) -> list[Proposal]:
+    """One for each id, in order: a token that ends within a character is left out of the server's probabilities."""
+    proposals, k = [], 0
+    for token in ids:
+        if k < len(told) and told[k].token == token:
+            proposals.append(told[k])
+            k += 1
+        else:
+            proposals.append(Proposal(token, math.nan))
+    return proposals

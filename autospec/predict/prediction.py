@@ -1,0 +1,127 @@
+"""What every drafting is expected to do to whole requests, with an interval, from recordings, profiles and costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from autospec.drafting import Drafting
+from autospec.predict.costs import CostCurve
+from autospec.predict.profile import AnswerProfile
+from autospec.predict.recording import Recording
+from autospec.predict.replay import Counts, replay
+
+__all__ = ["PredictedAnswer", "Prediction", "predict", "replay_drafts"]
+
+Floats = npt.NDArray[np.float64]
+
+# Both ends of an interval leave out so much together. Nothing is decided on it but what to launch first.
+_LEVEL = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedAnswer:
+    """One answer's share in predictions.
+
+    Attributes:
+        recording: The answer.
+        counts: Its cycles under each of the D draftings.
+        draft_prompt_ms: What the draft adds to the prompt's processing.
+    """
+
+    recording: Recording
+    counts: Counts
+    draft_prompt_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one drafting is expected to do for one prompt type.
+
+    Attributes:
+        drafting: The drafting.
+        ratio: Expected speed of whole requests ÷ off, geometric mean over the prompts.
+        low: Lower end of its 90 % interval.
+        high: Upper end.
+        acceptance: Accepted ÷ drafted; not a number where nothing is drafted.
+        drafted: Tokens drafted in all the recorded answers.
+        tokens_per_cycle: Tokens that a cycle yields on average.
+    """
+
+    drafting: Drafting
+    ratio: float
+    low: float
+    high: float
+    acceptance: float
+    drafted: int
+    tokens_per_cycle: float
+
+
+def replay_drafts(profile: AnswerProfile, draftings: Sequence[Drafting], max_tokens: int) -> Counts:
+    """Replay draftings of one draft model: `replay` with the draftings' own numbers."""
+    return replay(
+        profile,
+        [d.n_max or 1 for d in draftings],
+        [d.p_min or 0.0 for d in draftings],
+        [d.n_min or 0 for d in draftings],
+        max_tokens=max_tokens,
+    )
+
+
+def predict(
+    draftings: Sequence[Drafting], answers: Sequence[PredictedAnswer], costs: CostCurve
+) -> list[Prediction]:
+    """Predict draftings that share their costs: one draft model, or the draft-free modes.
+
+    The interval adds two sources: prompts differ, and few were recorded (Student's t over the prompts' log-ratios);
+    costs are known so well and no better (the curve's covariance, to first order).
+
+    Args:
+        draftings: D of them.
+        answers: At least one; each with counts of the same D draftings.
+        costs: Of this draft.
+    """
+    log_ratios = np.empty((len(answers), len(draftings)))
+    slopes = np.zeros((len(answers), len(draftings), costs.covariance.shape[0]))
+    for row, answer in enumerate(answers):
+        recording = answer.recording
+        scale = recording.token_ms / costs.plain_ms
+        features = scale * costs.features(
+            answer.counts.verified.astype(np.float64), answer.counts.steps.astype(np.float64)
+        )
+        off_ms = recording.wall_ms
+        with_ms = off_ms - recording.predicted_ms + answer.draft_prompt_ms + features.sum(axis=1)
+        log_ratios[row] = np.log(off_ms / with_ms)
+        slopes[row] = -features / with_ms[:, None]
+    mean = log_ratios.mean(axis=0)
+    slope = slopes.mean(axis=0)
+    of_costs = np.einsum("dj,jk,dk->d", slope, costs.covariance, slope)
+    n = len(answers)
+    if n > 1:
+        of_prompts = log_ratios.var(axis=0, ddof=1) / n
+        quantile = float(stats.t.ppf(1 - _LEVEL / 2, n - 1))
+    else:
+        # One prompt tells nothing of how prompts differ: as in the suites at hand, by some ten per cent.
+        of_prompts, quantile = np.full(mean.shape, 0.1**2), float(stats.norm.ppf(1 - _LEVEL / 2))
+    normal = float(stats.norm.ppf(1 - _LEVEL / 2))
+    reach = np.sqrt(quantile**2 * of_prompts + normal**2 * of_costs)
+    drafted = np.sum([a.counts.drafted for a in answers], axis=0)
+    accepted = np.sum([a.counts.accepted for a in answers], axis=0)
+    cycles = np.sum([a.counts.cycles for a in answers], axis=0)
+    return [
+        Prediction(
+            drafting=drafting,
+            ratio=math.exp(mean[d]),
+            low=math.exp(mean[d] - reach[d]),
+            high=math.exp(mean[d] + reach[d]),
+            acceptance=float(accepted[d] / drafted[d]) if drafted[d] else math.nan,
+            drafted=int(drafted[d]),
+            tokens_per_cycle=float((cycles[d] + accepted[d]) / cycles[d]) if cycles[d] else math.nan,
+        )
+        for d, drafting in enumerate(draftings)
+    ]

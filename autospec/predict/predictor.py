@@ -1,0 +1,278 @@
+"""One main model's predictions: what was recorded, what each draft would have done, and what launches showed since."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autospec.drafting import Drafting, Mode
+from autospec.measure.measurements import Pair
+from autospec.predict.costs import CostCurve, Observation, first_guess, refit
+from autospec.predict.ngrams import pool_of, replay_tokens
+from autospec.predict.prediction import PredictedAnswer, Prediction, predict, replay_drafts
+from autospec.predict.recording import Recording
+from autospec.predict.replay import Counts
+from autospec.predict.survey import DraftPass
+
+__all__ = ["Check", "Predictor"]
+
+Floats = npt.NDArray[np.float64]
+
+# Noise of one pair's log-ratio on a machine in use: what a deviation from prediction is held against.
+_PAIR_NOISE = 0.05
+# Deviations of so many standard errors do not happen by chance often enough to matter.
+_DISTRUST = 3.0
+# The draft-free modes share their costs: none has a model.
+_NO_DRAFT = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A prediction held against what was measured on the same prompts.
+
+    Attributes:
+        drafting: What was launched.
+        predicted: Speed ratio to off, before this launch was known.
+        measured: The same, measured.
+        deviation: ln(measured ÷ predicted) in standard errors.
+        agrees: False if prediction should not be trusted for this draft any more.
+    """
+
+    drafting: Drafting
+    predicted: float
+    measured: float
+    deviation: float
+    agrees: bool
+
+
+class Predictor:
+    """Predicts every drafting of a space for the prompts that were recorded.
+
+    Args:
+        recordings: Cell key → its recorded answers. All of them, in the order of `stream`, were asked of one launch.
+        stream: All recorded answers as (cell key, prompt id) in the order in which a launch is asked: some draft-free
+            modes remember earlier requests.
+        batch_ms: Of the main model: tokens in a batch → milliseconds.
+        passes: Draft's path → its pass.
+        longest: Most tokens that any drafting proposes in a cycle.
+    """
+
+    def __init__(
+        self,
+        recordings: Mapping[str, Sequence[Recording]],
+        stream: Sequence[tuple[str, str]],
+        batch_ms: Mapping[int, float],
+        passes: Mapping[str, DraftPass],
+        longest: int,
+    ) -> None:
+        # An answer of one token has no decoding to predict.
+        self._recordings = {
+            key: [r for r in found if len(r.answer_ids) > 1] for key, found in recordings.items()
+        }
+        self._by_prompt = {(key, r.prompt_id): r for key, found in self._recordings.items() for r in found}
+        self._stream = [place for place in stream if place in self._by_prompt]
+        self._passes = passes
+        plain_ms = statistics.median(r.token_ms for r in self._by_prompt.values())
+        guesses = {
+            path: first_guess(plain_ms, batch_ms, p.batch_ms, p.step_ms, longest)
+            for path, p in passes.items()
+        }
+        guesses[_NO_DRAFT] = first_guess(plain_ms, batch_ms, {}, 0.0, longest)
+        self._guesses: dict[str, CostCurve] = guesses
+        self._curves: dict[str, CostCurve] = dict(guesses)
+        self._observations: dict[str, list[Observation]] = {path: [] for path in guesses}
+        self._prompt_factors: dict[str, list[float]] = {path: [] for path in guesses}
+        self._distrusted: set[str] = set()
+        self._ngram_counts: dict[Drafting, dict[tuple[str, str], Counts]] = {}
+
+    def covers(self, drafting: Drafting) -> bool:
+        """Whether anything can be said of a drafting: its draft was passed over the answers, or it needs none."""
+        if drafting.mode is Mode.DRAFT_MODEL:
+            return (drafting.draft or "") in self._passes
+        return drafting.mode in _SIMULATED
+
+    def trusts(self, drafting: Drafting) -> bool:
+        """Whether predictions for this draft have agreed with what was measured so far."""
+        return self.covers(drafting) and _costs_of(drafting) not in self._distrusted
+
+    def costs(self, drafting: Drafting) -> CostCurve:
+        """The cost curve that a drafting's predictions rest on, as it is known now."""
+        return self._curves[_costs_of(drafting)]
+
+    def predict(self, cell_key: str, draftings: Sequence[Drafting]) -> dict[Drafting, Prediction]:
+        """Predict draftings for one cell; those that are not covered are left out, as is a cell without recordings."""
+        recordings = self._recordings.get(cell_key, [])
+        found: dict[Drafting, Prediction] = {}
+        if not recordings:
+            return found
+        groups: dict[str, list[Drafting]] = {}
+        for drafting in draftings:
+            if self.covers(drafting):
+                groups.setdefault(_costs_of(drafting), []).append(drafting)
+        for path, group in groups.items():
+            answers = [
+                PredictedAnswer(r, self._counts(cell_key, r, group), self._draft_prompt_ms(path, r))
+                for r in recordings
+            ]
+            for p in predict(group, answers, self._curves[path]):
+                found[p.drafting] = p
+        return found
+
+    def counts(self, cell_key: str, prompt_id: str, drafting: Drafting) -> Counts | None:
+        """The replayed cycles of one drafting in one recorded answer; ``None`` where nothing is known."""
+        recording = self._by_prompt.get((cell_key, prompt_id))
+        if recording is None or not self.covers(drafting):
+            return None
+        return self._counts(cell_key, recording, [drafting])
+
+    def observe(self, drafting: Drafting, pairs: Sequence[Pair]) -> Check | None:
+        """Take in what one launch showed: hold it against the prediction, then correct the costs by it.
+
+        Args:
+            drafting: What was launched.
+            pairs: Its pairs, of any cells; those of prompts that were not recorded are passed over.
+
+        Returns:
+            The comparison, or ``None`` where there was nothing to compare.
+        """
+        path = _costs_of(drafting)
+        known = [
+            (pair, counts)
+            for pair in pairs
+            if (counts := self.counts(pair.off.cell_key, pair.off.prompt_id, drafting)) is not None
+            and pair.off.predicted_tokens > 1
+        ]
+        if not known:
+            return None
+        check = self._check(drafting, path, known)
+        if not check.agrees:
+            self._distrusted.add(path)
+        curve = self._guesses[path]
+        for pair, counts in known:
+            scale = pair.off.predicted_ms / (pair.off.predicted_tokens - 1) / curve.plain_ms
+            self._observations[path].append(
+                Observation(
+                    counts.verified[0].astype(np.float64),
+                    float(counts.steps[0]),
+                    scale,
+                    pair.drafted.predicted_ms,
+                )
+            )
+            recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
+            guessed = self._guessed_prompt_ms(path, recording)
+            if guessed > 0:
+                self._prompt_factors[path].append((pair.drafted.prompt_ms - pair.off.prompt_ms) / guessed)
+        self._curves[path] = refit(curve, self._observations[path])
+        return check
+
+    def deviation(self, cell_key: str, drafting: Drafting, pairs: Sequence[Pair]) -> float:
+        """Mean of ln(measured ÷ predicted) over pairs of one cell, with the costs as they are known now; 0 for none."""
+        found = []
+        for pair in pairs:
+            counts = self.counts(cell_key, pair.off.prompt_id, drafting)
+            if counts is not None:
+                recording = self._by_prompt[cell_key, pair.off.prompt_id]
+                expected, _ = self._expected(_costs_of(drafting), recording, counts)
+                found.append(pair.log_ratio - expected)
+        return statistics.fmean(found) if found else 0.0
+
+    def acceptance_by_position(self, cell_key: str, drafting: Drafting) -> list[float]:
+        """Part of the cycles with a draft in which its token at place 1, 2, … was accepted; empty for no drafts."""
+        counts = [
+            c
+            for r in self._recordings.get(cell_key, ())
+            if (c := self.counts(cell_key, r.prompt_id, drafting)) is not None
+        ]
+        if not counts:
+            return []
+        total = _stacked(counts)
+        cycles = int(total.verified[:, 1:].sum())
+        return [float(a) / cycles for a in total.by_position.sum(axis=0)] if cycles else []
+
+    def _expected(self, path: str, recording: Recording, counts: Counts) -> tuple[float, Floats]:
+        """ln(drafting ÷ off) expected for one answer of one drafting, and its slope by the costs' relative errors."""
+        curve = self._curves[path]
+        scale = recording.token_ms / curve.plain_ms
+        features = scale * curve.features(counts.verified.astype(float), counts.steps.astype(float))[0]
+        with_ms = (
+            recording.wall_ms
+            - recording.predicted_ms
+            + self._draft_prompt_ms(path, recording)
+            + float(features.sum())
+        )
+        return math.log(recording.wall_ms / with_ms), -features / with_ms
+
+    def _check(self, drafting: Drafting, path: str, known: Sequence[tuple[Pair, Counts]]) -> Check:
+        deviations, predicted, slopes = [], [], []
+        curve = self._curves[path]
+        for pair, counts in known:
+            recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
+            expected, slope_here = self._expected(path, recording, counts)
+            predicted.append(expected)
+            slopes.append(slope_here)
+            deviations.append(pair.log_ratio - expected)
+        slope = np.mean(slopes, axis=0)
+        spread = float(slope @ curve.covariance @ slope) + _PAIR_NOISE**2 / len(known)
+        deviation = statistics.fmean(deviations) / math.sqrt(spread)
+        return Check(
+            drafting=drafting,
+            predicted=math.exp(statistics.fmean(predicted)),
+            measured=math.exp(statistics.fmean(pair.log_ratio for pair, _ in known)),
+            deviation=deviation,
+            agrees=abs(deviation) <= _DISTRUST,
+        )
+
+    def _counts(self, cell_key: str, recording: Recording, draftings: Sequence[Drafting]) -> Counts:
+        first = draftings[0]
+        if first.mode is Mode.DRAFT_MODEL:
+            profile = self._passes[first.draft or ""].profiles[recording.prompt_id]
+            return replay_drafts(profile, draftings, recording.max_tokens)
+        place = (cell_key, recording.prompt_id)
+        return _stacked([self._stream_counts(d)[place] for d in draftings])
+
+    def _stream_counts(self, drafting: Drafting) -> dict[tuple[str, str], Counts]:
+        """A draft-free drafting over the whole stream of requests, as one launch sees it."""
+        if drafting not in self._ngram_counts:
+            pool = pool_of(drafting)
+            self._ngram_counts[drafting] = {
+                place: replay_tokens(pool, self._by_prompt[place]) for place in self._stream
+            }
+        return self._ngram_counts[drafting]
+
+    def _guessed_prompt_ms(self, path: str, recording: Recording) -> float:
+        return self._passes[path].profiles[recording.prompt_id].draft_prompt_ms if path else 0.0
+
+    def _draft_prompt_ms(self, path: str, recording: Recording) -> float:
+        factors = self._prompt_factors[path]
+        return self._guessed_prompt_ms(path, recording) * (statistics.median(factors) if factors else 1.0)
+
+
+_SIMULATED = frozenset(
+    {Mode.NGRAM_SIMPLE, Mode.NGRAM_MAP_K, Mode.NGRAM_MAP_K4V, Mode.NGRAM_MOD, Mode.PROMPT_LOOKUP}
+)
+
+
+def _costs_of(drafting: Drafting) -> str:
+    return drafting.draft or _NO_DRAFT
+
+
+def _stacked(counts: Sequence[Counts]) -> Counts:
+    """Counts of single draftings as counts of all of them."""
+    widest = max(c.verified.shape[1] for c in counts)
+    verified = np.zeros((len(counts), widest), dtype=np.int64)
+    by_position = np.zeros((len(counts), widest - 1), dtype=np.int64)
+    for d, c in enumerate(counts):
+        verified[d, : c.verified.shape[1]] = c.verified[0]
+        by_position[d, : c.by_position.shape[1]] = c.by_position[0]
+    return Counts(
+        verified,
+        np.concatenate([c.steps for c in counts]),
+        np.concatenate([c.drafted for c in counts]),
+        np.concatenate([c.accepted for c in counts]),
+        by_position,
+    )

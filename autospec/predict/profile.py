@@ -1,0 +1,142 @@
+"""What a draft model thinks of a recorded answer: at every position its most likely token, and how sure it is.
+
+A *teacher-forced* pass: the draft is asked at each position with the recorded text before it. After its first miss a
+server goes on drafting from its own wrong token until n-max or p-min ends the cycle; that continuation depends on the
+position of the miss alone, so it is kept too, for as many misses as were sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from autospec.backends.protocol import Proposal
+from autospec.predict.recording import Recording
+
+__all__ = ["AnswerProfile", "Proposer", "profile_answer"]
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+class Proposer(Protocol):
+    """Whatever can continue a text with a draft model, greedily."""
+
+    def propose(self, ids: Sequence[int], count: int) -> Sequence[Proposal]:
+        """The draft's own next `count` tokens after `ids`; fewer where it ends its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerProfile:
+    """One draft model over one recorded answer.
+
+    Attributes:
+        prompt_id: The suite's id.
+        hits: Shape (answer tokens,): is the draft's most likely token the recorded one.
+        p: Shape (answer tokens,): probability of the draft's most likely token, among its ten.
+        after_miss: Position of a miss → probabilities of what the draft goes on to propose from its own token, in
+            order. Only for the misses that were sampled.
+        draft_prompt_ms: Time that the draft takes for the prompt.
+    """
+
+    prompt_id: str
+    hits: Bools
+    p: Floats
+    after_miss: Mapping[int, Floats] = field(default_factory=dict)
+    draft_prompt_ms: float = math.nan
+
+    @property
+    def acceptance(self) -> float:
+        """Part of the positions at which the draft is right."""
+        return float(self.hits[1:].mean()) if self.hits.size > 1 else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """For the store."""
+        return {
+            "prompt_id": self.prompt_id,
+            "hits": "".join("1" if h else "0" for h in self.hits),
+            "p": [round(float(v), 5) for v in self.p],
+            "after_miss": {str(k): [round(float(x), 5) for x in v] for k, v in self.after_miss.items()},
+            "draft_prompt_ms": self.draft_prompt_ms,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(
+            prompt_id=data["prompt_id"],
+            hits=np.array([c == "1" for c in data["hits"]], dtype=np.bool_),
+            p=np.array(data["p"], dtype=np.float64),
+            after_miss={int(k): np.array(v, dtype=np.float64) for k, v in data["after_miss"].items()},
+            draft_prompt_ms=float(data["draft_prompt_ms"]),
+        )
+
+
+def profile_answer(
+    proposer: Proposer,
+    recording: Recording,
+    *,
+    longest: int,
+    sampled_misses: int,
+    tell: Callable[[int], None] = lambda _: None,
+) -> AnswerProfile:
+    """Run a draft over one recorded answer.
+
+    The draft continues the recorded text greedily in stretches: while it agrees, one stretch gives many positions at
+    once; at a miss the rest of the stretch is what it would have gone on to propose. So the pass costs about one
+    request for each miss and one for each `longest` tokens.
+
+    Args:
+        proposer: The draft.
+        recording: The answer.
+        longest: Most tokens that any drafting of the space proposes in a cycle.
+        sampled_misses: For so many misses, spread evenly over the answer, the continuation is kept whole.
+        tell: Told how many positions are done.
+    """
+    answer = recording.answer_ids
+    n = len(answer)
+    hits = np.zeros(n, dtype=np.bool_)
+    p = np.zeros(n)
+    after_miss: dict[int, Floats] = {}
+    position = 0
+    # A stretch costs its length, used or not: long ones only while misses are still to be sampled, or none come.
+    stretch = longest
+    every = max(1, n // sampled_misses) if sampled_misses else n + 1
+    next_sample = 0
+    while position < n:
+        sampling = position >= next_sample
+        count = longest if sampling else min(stretch, n - position)
+        proposals = proposer.propose((*recording.prompt_ids, *answer[:position]), max(1, count))
+        if not proposals:
+            raise ValueError(f"the draft proposed nothing at token {position} of {recording.prompt_id}")
+        for k, proposal in enumerate(proposals):
+            if position >= n:
+                break
+            p[position] = proposal.p
+            hits[position] = proposal.token == answer[position]
+            position += 1
+            if not hits[position - 1]:
+                if sampling:
+                    after_miss[position - 1] = np.array([q.p for q in proposals[k + 1 :]])
+                    next_sample = position - 1 + every
+                # About as long as the runs have been lately.
+                stretch = max(1, min(longest, round((stretch + k + 1) / 2)))
+                break
+        else:
+            stretch = min(longest, stretch * 2)
+        tell(position)
+    known = {hit: np.flatnonzero((hits == hit) & ~np.isnan(p)) for hit in (False, True)}
+    for i in np.flatnonzero(np.isnan(p)):
+        p[i] = _nearest(p, known[bool(hits[i])], int(i))
+    after = {k: np.where(np.isnan(v), _nearest(p, known[False], k), v) for k, v in after_miss.items()}
+    return AnswerProfile(recording.prompt_id, hits, p, after)
+
+
+def _nearest(p: Floats, known: npt.NDArray[np.int64], place: int) -> float:
+    """What stands for a probability that the server did not tell: the nearest known one of the same outcome."""
+    return float(p[known[np.argmin(np.abs(known - place))]]) if known.size else 0.5

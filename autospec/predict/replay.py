@@ -1,0 +1,137 @@
+"""Replay drafting cycles on paper: drafted and accepted counts of every (n_max, n_min, p_min) from one profile.
+
+The cycle is llama-server's (tools/server/server-context.cpp and common/speculative.cpp, b11434; the same arithmetic in
+the builds of 2025): with g tokens generated and at most N asked for, a cycle may draft min(n_max, N - g - 1) tokens;
+the draft stops before its first token whose probability is below p_min; a draft shorter than n_min is thrown away; the
+main model takes the draft's tokens up to the first one that is not its own, and adds one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autospec.predict.profile import AnswerProfile
+
+__all__ = ["Counts", "replay"]
+
+Ints = npt.NDArray[np.int64]
+# Longer than any n_max: the draft would go on as long as it may.
+_ENDLESS = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What happens in one answer under each of D draftings.
+
+    Attributes:
+        verified: Shape (D, K + 1): cycles in which k drafted tokens were verified, k = 0 … K.
+        steps: Shape (D,): tokens that the draft model computed one by one, the one that p_min refused included.
+        drafted: Shape (D,): tokens proposed.
+        accepted: Shape (D,): of those, accepted.
+        by_position: Shape (D, K): cycles that accepted the token at each place of the draft.
+    """
+
+    verified: Ints
+    steps: Ints
+    drafted: Ints
+    accepted: Ints
+    by_position: Ints
+
+    @property
+    def cycles(self) -> Ints:
+        """Shape (D,): times that the main model ran, after the prompt."""
+        return np.asarray(self.verified.sum(axis=1))
+
+
+def replay(
+    profile: AnswerProfile,
+    n_max: Sequence[int],
+    p_min: Sequence[float],
+    n_min: Sequence[int] | None = None,
+    *,
+    max_tokens: int,
+) -> Counts:
+    """Replay one answer under D draftings at once.
+
+    Args:
+        profile: The draft over the answer.
+        n_max: Length D.
+        p_min: Length D.
+        n_min: Length D; none where left out.
+        max_tokens: What the request allows, N above.
+
+    Returns:
+        The counts, in the order of the draftings.
+    """
+    limits = np.asarray(n_max, dtype=np.int64)
+    least = np.zeros_like(limits) if n_min is None else np.asarray(n_min, dtype=np.int64)
+    levels, level = np.unique(np.asarray(p_min, dtype=np.float64), return_inverse=True)
+    n = profile.hits.size
+    runs = _runs(profile)
+    lengths = _lengths(profile, levels)
+    count, widest = limits.size, int(limits.max(initial=1))
+    verified = np.zeros((count, widest + 1), dtype=np.int64)
+    accepted_at = np.zeros((count, widest + 1), dtype=np.int64)
+    steps = np.zeros(count, dtype=np.int64)
+    everyone = np.arange(count)
+    # The first token comes with the prompt.
+    position = np.ones(count, dtype=np.int64)
+    while (running := position < n).any():
+        who = everyone[running]
+        at = position[who]
+        limit = np.minimum(limits[who], max_tokens - at - 1)
+        length = np.minimum(limit, lengths[level[who], at])
+        # Where p_min ended the draft, the token that it refused was computed all the same.
+        steps[who] += np.where(limit > 0, length + (length < limit), 0)
+        length = np.where((limit > 0) & (length >= least[who]), length, 0)
+        accepted = np.minimum(length, runs[at])
+        np.add.at(verified, (who, length), 1)
+        np.add.at(accepted_at, (who, accepted), 1)
+        position[who] = at + accepted + 1
+    places = np.arange(widest + 1)
+    # A cycle that accepted a tokens accepted the ones at places 1 … a.
+    by_position = accepted_at[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
+    return Counts(verified, steps, verified @ places, accepted_at @ places, by_position)
+
+
+def _runs(profile: AnswerProfile) -> Ints:
+    """At each position, how many tokens in a row the draft gets right from there; shape (answer tokens,)."""
+    n = profile.hits.size
+    misses = np.append(np.flatnonzero(~profile.hits), n)
+    positions = np.arange(n)
+    return np.asarray(misses[np.searchsorted(misses, positions)] - positions)
+
+
+def _lengths(profile: AnswerProfile, levels: npt.NDArray[np.float64]) -> Ints:
+    """At each position, how many tokens the draft proposes before its probability falls below a level.
+
+    Returns:
+        Shape (levels, answer tokens); `_ENDLESS` where nothing that was sampled ends the draft.
+    """
+    n = profile.hits.size
+    lengths = np.zeros((levels.size, n), dtype=np.int64)
+    following = np.full(levels.size, _ENDLESS)
+    samples = sorted(profile.after_miss)
+    for i in range(n - 1, -1, -1):
+        if not profile.hits[i]:
+            following = _after(profile, samples, i, levels)
+        following = np.where(profile.p[i] < levels, 0, np.minimum(1 + following, _ENDLESS))
+        lengths[:, i] = following
+    return lengths
+
+
+def _after(profile: AnswerProfile, samples: list[int], miss: int, levels: npt.NDArray[np.float64]) -> Ints:
+    """What the draft proposes after its miss, for each level: from this miss, or from the nearest sampled one."""
+    if not samples:
+        return np.where(levels > 0, 0, _ENDLESS)
+    place = int(np.searchsorted(samples, miss))
+    near = min(samples[max(0, place - 1) : place + 1], key=lambda s: abs(s - miss))
+    p = profile.after_miss[near]
+    below = p[None, :] < levels[:, None]
+    if p.size == 0:
+        return np.where(levels > 0, 0, _ENDLESS)
+    return np.asarray(np.where(below.any(axis=1), below.argmax(axis=1), _ENDLESS))

@@ -1,0 +1,150 @@
+"""Gather what prediction needs from running servers: recordings, passes of draft models, batch times."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from autospec.backends.protocol import Request, Tokens
+from autospec.predict.profile import AnswerProfile, profile_answer
+from autospec.predict.recording import Recording
+
+__all__ = ["DraftPass", "pass_of", "record", "time_batches"]
+
+# Sizes of the batches that are timed, up to the space's largest; in between the curve is taken for straight.
+_BATCHES = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
+# Of so many times the median: one request in five may be disturbed.
+_REPEATS = 5
+# Answer tokens that stand before a timed batch, so that batches follow a text and not a bare prompt.
+_LEAD = 4
+# For so many misses in an answer, what the draft goes on to propose is kept whole.
+_SAMPLED_MISSES = 12
+# Tokens that the draft generates to time its steps.
+_TIMED_STEPS = 17
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPass:
+    """One draft model over all recorded answers, with its own times.
+
+    Attributes:
+        profiles: Prompt id → profile.
+        step_ms: One token, generated.
+        batch_ms: Tokens in a batch → milliseconds.
+    """
+
+    profiles: Mapping[str, AnswerProfile]
+    step_ms: float
+    batch_ms: Mapping[int, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the store."""
+        return {
+            "profiles": [p.to_json() for p in self.profiles.values()],
+            "step_ms": self.step_ms,
+            "batch_ms": {str(k): v for k, v in self.batch_ms.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote."""
+        profiles = [AnswerProfile.from_json(p) for p in data["profiles"]]
+        return cls(
+            profiles={p.prompt_id: p for p in profiles},
+            step_ms=float(data["step_ms"]),
+            batch_ms={int(k): float(v) for k, v in data["batch_ms"].items()},
+        )
+
+
+def record(tokens: Tokens, prompt_id: str, request: Request) -> Recording:
+    """Have the main model answer one prompt, and keep the token ids.
+
+    Args:
+        tokens: The main model, drafting off.
+        prompt_id: The suite's id.
+        request: As every measurement of this prompt is made.
+
+    Raises:
+        RequestError: The server cannot be asked in tokens, or refused.
+        ServerDiedError: It ended.
+    """
+    prompt_ids = tokens.encode(request)
+    answer = tokens.generate(prompt_ids, request)
+    return Recording(
+        prompt_id=prompt_id,
+        prompt_ids=prompt_ids,
+        answer_ids=answer.ids,
+        max_tokens=request.max_tokens,
+        ended=answer.ended,
+        prompt_ms=answer.prompt_ms,
+        predicted_ms=answer.predicted_ms,
+        wall_ms=answer.wall_ms,
+    )
+
+
+def time_batches(tokens: Tokens, recording: Recording, largest: int) -> dict[int, float]:
+    """Milliseconds to compute batches of 1 … `largest` tokens behind a recorded prompt.
+
+    Verifying k drafted tokens is a batch of k + 1. Each batch is timed several times and the median kept.
+
+    Args:
+        tokens: The model; of a main model or a draft, drafting off.
+        recording: Where the text comes from; the batches are of its own tokens.
+        largest: Tokens in the largest batch.
+    """
+    text = (*recording.answer_ids, *recording.prompt_ids[1:])
+    sizes = [b for b in _BATCHES if b < largest] + [largest]
+    lead = (*recording.prompt_ids, *text[:_LEAD])
+    times: dict[int, float] = {}
+    for size in sizes:
+        # Each repeat begins elsewhere in the text, so that nothing but the prompt comes from the cache.
+        offsets = _different_starts(text, size)
+        if offsets:
+            times[size] = statistics.median(
+                tokens.batch_ms(lead, text[k : k + size]) for k in offsets[:_REPEATS]
+            )
+    return times
+
+
+def pass_of(
+    tokens: Tokens,
+    recordings: Sequence[Recording],
+    *,
+    longest: int,
+    tell: Callable[[int], None] = lambda _: None,
+) -> DraftPass:
+    """Run one draft model, alone, over all recorded answers.
+
+    Args:
+        tokens: The draft.
+        recordings: At least one.
+        longest: Most tokens that any drafting proposes in a cycle.
+        tell: Told after each answer how many are done.
+
+    Raises:
+        RequestError: The server cannot be asked in tokens, or refused.
+        ServerDiedError: It ended.
+    """
+    profiles: dict[str, AnswerProfile] = {}
+    steps: list[float] = []
+    for done, recording in enumerate(recordings, start=1):
+        timed = tokens.generate(recording.prompt_ids, Request(messages=(), max_tokens=_TIMED_STEPS))
+        if len(timed.ids) > 1:
+            steps.append(timed.predicted_ms / (len(timed.ids) - 1))
+        profile = profile_answer(tokens, recording, longest=longest, sampled_misses=_SAMPLED_MISSES)
+        profiles[recording.prompt_id] = replace(profile, draft_prompt_ms=timed.prompt_ms)
+        tell(done)
+    typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
+    batch_ms = time_batches(tokens, typical, longest + 1)
+    return DraftPass(profiles, statistics.median(steps) if steps else batch_ms[1], batch_ms)
+
+
+def _different_starts(text: Sequence[int], size: int) -> list[int]:
+    """Places at which a batch of `size` tokens fits, each beginning with a token unlike the one before it."""
+    places: list[int] = []
+    for k in range(_LEAD, len(text) - size + 1):
+        if not places or text[k] != text[places[-1]]:
+            places.append(k)
+    return places

@@ -1,0 +1,194 @@
+"""Before the search: record answers, time batches, pass the drafts over the answers. Kept in the store as it grows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autospec.backends.protocol import Tokens
+from autospec.drafting import Mode
+from autospec.errors import BackendError
+from autospec.measure.asking import Asking
+from autospec.predict.predictor import Predictor
+from autospec.predict.profile import AnswerProfile
+from autospec.predict.recording import Recording
+from autospec.predict.survey import DraftPass, pass_of, record, time_batches
+from autospec.prompts.suite import Prompt
+from autospec.store.database import Store
+from autospec.tuning.cell_run import CellRun
+from autospec.tuning.rig import Rig
+
+__all__ = ["Surveying"]
+
+# Of the search's time. Each prompt type's first prompt is recorded whatever it takes, further ones within this.
+_RECORDING_SHARE = 0.3
+_MAIN = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    cell: CellRun
+    prompt: Prompt
+
+
+class Surveying:
+    """Gathers what prediction works on, from servers or from the store.
+
+    Args:
+        cells: The cells to be searched.
+        rig: The tools; recording takes its time from the search's.
+        asking: How prompts are asked.
+        store: Where everything is kept as soon as it is known, so that an interruption costs one answer.
+    """
+
+    def __init__(self, cells: Sequence[CellRun], rig: Rig, asking: Asking, store: Store) -> None:
+        self._cells = list(cells)
+        self._rig = rig
+        self._asking = asking
+        self._store = store
+        self._protocol = asking.protocol
+
+    def run(self) -> Predictor | None:
+        """Gather; ``None``, said to whoever watches, where this backend or build does not allow it.
+
+        Raises:
+            BackendError: The main model does not launch.
+        """
+        tokens = self._rig.launches.off().tokens
+        if tokens is None:
+            return None
+        try:
+            recordings = self._record(tokens)
+            found = [r for by_cell in recordings.values() for r in by_cell.values() if len(r.answer_ids) > 1]
+            if not found:
+                return None
+            batches = self._batches(tokens, found)
+        except BackendError as error:
+            self._rig.progress.tell(
+                f"Nothing can be predicted here, every drafting is tried: {error.message}"
+            )
+            return None
+        passes = self._passes(recordings)
+        by_cell = {c.cell.key: list(recordings[c.cell.key].values()) for c in self._cells}
+        stream = [(p.cell.cell.key, p.prompt.id) for p in self._places()]
+        return Predictor(by_cell, stream, batches, passes, self._widest)
+
+    @property
+    def _longest(self) -> int:
+        """Most tokens that a draft model of the space proposes in a cycle."""
+        return self._rig.definition.space.n_max[1]
+
+    @property
+    def _widest(self) -> int:
+        """Most tokens that anything of the space proposes in a cycle."""
+        space = self._rig.definition.space
+        n_gram = any(arm.mode.draft_free for arm in self._rig.space.arms)
+        return max(space.n_max[1], space.ngram_m[1] if n_gram else 0)
+
+    def _places(self) -> list[_Place]:
+        """The prompts in the order in which a launch is asked: one of every cell, then the next of every cell."""
+        deepest = max(len(c.tune_prompts) for c in self._cells)
+        return [
+            _Place(c, c.tune_prompts[turn])
+            for turn in range(deepest)
+            for c in self._cells
+            if turn < len(c.tune_prompts)
+        ]
+
+    def _record(self, tokens: Tokens) -> dict[str, dict[str, Recording]]:
+        found = {
+            c.cell.key: {
+                name: Recording.from_json(data)
+                for name, data in self._store.surveys(c.cell.key, self._protocol, "recording").items()
+            }
+            for c in self._cells
+        }
+        budget = self._rig.budget
+        share = self._rig.definition.search_share
+        enough_s = budget.part_left_s(share) * (1.0 - _RECORDING_SHARE)
+        places = self._places()
+        for number, (cell, prompt) in enumerate(((p.cell, p.prompt) for p in places), start=1):
+            own = found[cell.cell.key]
+            if prompt.id in own:
+                continue
+            if own and budget.part_left_s(share) < enough_s:
+                continue
+            if number == 1 or number % 8 == 0:
+                self._rig.progress.tell(f"Recording answers without drafting: {number} of {len(places)}.")
+            own[prompt.id] = record(tokens, prompt.id, self._asking.request(prompt))
+            self._keep(cell, "recording", prompt.id, own[prompt.id].to_json())
+        return found
+
+    def _batches(self, tokens: Tokens, recordings: Sequence[Recording]) -> dict[int, float]:
+        stored = self._stored_times(_MAIN)
+        if stored is None or max(stored.batch_ms) < self._widest + 1:
+            typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
+            stored = DraftPass({}, 0.0, time_batches(tokens, typical, self._widest + 1))
+            self._keep_times(_MAIN, stored)
+        return dict(stored.batch_ms)
+
+    def _passes(self, recordings: dict[str, dict[str, Recording]]) -> dict[str, DraftPass]:
+        passes: dict[str, DraftPass] = {}
+        for arm in self._rig.space.arms:
+            if arm.mode is not Mode.DRAFT_MODEL or arm.draft is None:
+                continue
+            try:
+                passes[arm.draft] = self._pass(arm.draft, recordings)
+            except BackendError as error:
+                name = Path(arm.draft).name
+                self._rig.progress.tell(
+                    f"{name} cannot be run alone, its draftings are tried: {error.message}"
+                )
+        return passes
+
+    def _pass(self, draft: str, recordings: dict[str, dict[str, Recording]]) -> DraftPass:
+        identity = _identity(draft)
+        profiles: dict[str, AnswerProfile] = {}
+        missing: list[tuple[CellRun, Recording]] = []
+        for cell in self._cells:
+            stored = self._store.surveys(cell.cell.key, self._protocol, "profile")
+            for prompt_id, recording in recordings[cell.cell.key].items():
+                data = stored.get(f"{identity}/{prompt_id}")
+                if data is not None:
+                    profiles[prompt_id] = AnswerProfile.from_json(data)
+                else:
+                    missing.append((cell, recording))
+        times = self._stored_times(identity)
+        if not missing and times is not None:
+            return replace(times, profiles=profiles)
+        name = Path(draft).name
+        self._rig.progress.tell(f"Reading {len(missing)} answers with {name} alone.")
+        # Without answers to read, the times are missing: any answer gives them.
+        todo = [r for _, r in missing] or [r for own in recordings.values() for r in own.values()][:1]
+        with self._rig.launches.alone(draft) as server:
+            if server.tokens is None:
+                raise BackendError(f"{server.base_url} cannot be asked in tokens.")
+            made = pass_of(server.tokens, todo, longest=self._longest)
+        for cell, recording in missing:
+            profile = made.profiles[recording.prompt_id]
+            profiles[recording.prompt_id] = profile
+            self._keep(cell, "profile", f"{identity}/{recording.prompt_id}", profile.to_json())
+        self._keep_times(identity, made)
+        return replace(made, profiles=profiles)
+
+    def _stored_times(self, name: str) -> DraftPass | None:
+        for cell in self._cells:
+            data = self._store.surveys(cell.cell.key, self._protocol, "times").get(name)
+            if data is not None:
+                return DraftPass.from_json(data)
+        return None
+
+    def _keep_times(self, name: str, times: DraftPass) -> None:
+        for cell in self._cells:
+            self._keep(cell, "times", name, replace(times, profiles={}).to_json())
+
+    def _keep(self, cell: CellRun, kind: str, name: str, data: dict[str, object]) -> None:
+        self._store.add_survey(cell.cell.key, self._protocol, kind, name, data)
+
+
+def _identity(draft: str) -> str:
+    """Twelve hex digits that change with the file, as models are replaced under the same name."""
+    stat = Path(draft).stat()
+    return hashlib.sha256(f"{draft}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()[:12]
