@@ -8,8 +8,10 @@
     │   ├── SuiteError            a prompt suite; names the line
     │   ├── StudyFileError        a study definition; names the key
     │   └── ModelChoiceError      no model, or several, answer to that name
+    │       └── UnknownModelError no model does; carries the names that exist
     ├── NothingKnownError         exit 3: asked before anything was tuned
     ├── BusyError                 another autospec holds the machine
+    ├── OverloadedError           the proxy's queue is full, or its deadline passed
     ├── ModelFileError            a model file that cannot be read
     ├── StoreError                the database
     └── BackendError
@@ -35,12 +37,14 @@ __all__ = [
     "ModelFileError",
     "NotInForceError",
     "NothingKnownError",
+    "OverloadedError",
     "RequestError",
     "ServerDiedError",
     "SettingsError",
     "StoreError",
     "StudyFileError",
     "SuiteError",
+    "UnknownModelError",
     "UnsupportedError",
     "UsageError",
 ]
@@ -87,6 +91,20 @@ class ModelChoiceError(UsageError):
     """No model, or more than one, answers to the name that was given."""
 
 
+class UnknownModelError(ModelChoiceError):
+    """No model answers to the name that was given.
+
+    Args:
+        message: What is wrong.
+        hint: What to do next.
+        known: The names that exist.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, known: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.known = known
+
+
 class NothingKnownError(AutospecError):
     """Nothing has been tuned yet for what was asked."""
 
@@ -95,6 +113,10 @@ class NothingKnownError(AutospecError):
 
 class BusyError(AutospecError):
     """Another autospec process is using this machine; the message says which."""
+
+
+class OverloadedError(AutospecError):
+    """More requests wait than the proxy lets wait, or one waited too long; trying later may work."""
 
 
 class ModelFileError(AutospecError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +24,8 @@ __all__ = ["TuneDisplay", "interruptible"]
 
 # Where nobody sees the table move, a line now and then says that it goes on.
 _LINE_EVERY_S = 30.0
+# Before an interruption that was swallowed is raised again: longer than any finalizer runs.
+_AGAIN_S = 0.05
 
 
 class TuneDisplay:
@@ -97,7 +101,11 @@ class TuneDisplay:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a polite kill (SIGTERM, a closed terminal) end like Ctrl-C: with what is known kept."""
+    """Let a polite kill (SIGTERM, a closed terminal) end like Ctrl-C: with what is known kept.
+
+    A signal that arrives while Python runs a weak reference's callback or a finalizer (SQLAlchemy and Optuna have
+    many) raises in there, where exceptions are printed and forgotten. Such a one is sent again.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -105,10 +113,19 @@ def interruptible() -> Iterator[None]:
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    def unraisable(unraised: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraised.exc_value, KeyboardInterrupt):
+            # From a thread, a moment later: from here it would be raised in here.
+            threading.Timer(_AGAIN_S, _thread.interrupt_main, (signal.SIGTERM,)).start()
+        else:
+            hook(unraised)
+
     before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
