@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autospec.backends.protocol import Proposal
+from autospec.errors import RequestError
 from autospec.predict.recording import Recording
 
 __all__ = ["AnswerProfile", "Proposer", "profile_answer"]
@@ -104,16 +105,20 @@ def profile_answer(
     p = np.zeros(n)
     after_miss: dict[int, Floats] = {}
     position = 0
+
+    def propose(place: int, count: int) -> Sequence[Proposal]:
+        found = proposer.propose((*recording.prompt_ids, *answer[:place]), count)
+        if not found:
+            raise RequestError(f"The draft proposed nothing at token {place} of {recording.prompt_id}.")
+        return found
+
     # A stretch costs its length, used or not: long ones only while misses are still to be sampled, or none come.
     stretch = longest
     every = max(1, n // sampled_misses) if sampled_misses else n + 1
     next_sample = 0
     while position < n:
         sampling = position >= next_sample
-        count = longest if sampling else min(stretch, n - position)
-        proposals = proposer.propose((*recording.prompt_ids, *answer[:position]), max(1, count))
-        if not proposals:
-            raise ValueError(f"the draft proposed nothing at token {position} of {recording.prompt_id}")
+        proposals = propose(position, longest if sampling else max(1, min(stretch, n - position)))
         for k, proposal in enumerate(proposals):
             if position >= n:
                 break
@@ -122,7 +127,9 @@ def profile_answer(
             position += 1
             if not hits[position - 1]:
                 if sampling:
-                    after_miss[position - 1] = np.array([q.p for q in proposals[k + 1 :]])
+                    # The rest of a stretch is shorter than what a cycle that begins at the miss goes on to.
+                    rest = proposals[1:] if k == 0 else propose(position - 1, longest)[1:]
+                    after_miss[position - 1] = np.array([q.p for q in rest])
                     next_sample = position - 1 + every
                 # About as long as the runs have been lately.
                 stretch = max(1, min(longest, round((stretch + k + 1) / 2)))

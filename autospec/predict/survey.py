@@ -20,7 +20,7 @@ _REPEATS = 5
 # Answer tokens that stand before a timed batch, so that batches follow a text and not a bare prompt.
 _LEAD = 4
 # For so many misses in an answer, what the draft goes on to propose is kept whole.
-_SAMPLED_MISSES = 12
+_SAMPLED_MISSES = 8
 # Tokens that the draft generates to time its steps.
 _TIMED_STEPS = 17
 

@@ -1,0 +1,299 @@
+"""A machine on paper: a backend whose servers answer in tokens and take computed times, with every truth known.
+
+For the logic that stands on prediction (search, benches), where a real server would need minutes for each run. What
+real servers do is tested in test_survey.py and test_ngrams.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autospec.backends.protocol import (
+    Capabilities,
+    Completion,
+    LaunchSettings,
+    Proposal,
+    Request,
+    TokenAnswer,
+)
+from autospec.cells import Build
+from autospec.drafting import Drafting, Mode
+from autospec.predict.ngrams import Pool, pool_of, replay_tokens
+from autospec.predict.recording import Recording
+
+# Longer than any n_max that is asked for.
+_AFTER_MISS = 64
+_VOCABULARY = 5000
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a machine takes, in milliseconds.
+
+    Attributes:
+        main: Tokens in a batch → time of the main model.
+        draft: The same of the draft.
+        prompt_ms: Per prompt token of the main model.
+        draft_prompt_ms: Of the draft.
+        noise: Standard deviation of the log of a request's time.
+        luck: Of the log of a launch's speed, the same for all its requests.
+        drift: The log of the machine's speed wanders by so much over a hundred requests.
+    """
+
+    main: Callable[[int], float] = lambda k: 40.0 + 1.5 * (k - 1)
+    draft: Callable[[int], float] = lambda k: 4.0 + 0.1 * (k - 1)
+    prompt_ms: float = 1.0
+    draft_prompt_ms: float = 0.1
+    noise: float = 0.01
+    luck: float = 0.0
+    drift: float = 0.0
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt's truth: what the main model says, and what the draft would."""
+
+    prompt_ids: tuple[int, ...]
+    answer: tuple[int, ...]
+    hits: np.ndarray
+    p: np.ndarray
+    after_miss: np.ndarray
+
+
+@dataclass
+class Machine:
+    """A backend. `acceptance` gives the draft's chance to be right for a prompt's text; prompts differ by `spread`.
+
+    Attributes:
+        acceptance: Prompt text → chance, 0…1.
+        costs: Times.
+        spread: Standard deviation by which prompts differ in it.
+        repeats: Part of the answer's tokens that copy an earlier stretch: what n-gram modes live on.
+        modes: What the build offers.
+        main_path: Any other model that is launched is a draft.
+        tells_tokens: False for a build that cannot be asked in tokens.
+        launched: Model and drafting of every launch, in order.
+    """
+
+    acceptance: Callable[[str], float] = lambda _: 0.8
+    costs: Costs = field(default_factory=Costs)
+    spread: float = 0.05
+    repeats: float = 0.0
+    modes: frozenset[Mode] = frozenset({Mode.OFF, Mode.DRAFT_MODEL})
+    main_path: str = ""
+    tells_tokens: bool = True
+    seed: int = 0
+    launched: list[tuple[str, Drafting]] = field(default_factory=list)
+    spent_ms: float = 0.0
+    name: str = "machine"
+
+    def __post_init__(self) -> None:
+        self._random = np.random.default_rng(self.seed)
+        self._numbers = itertools.count()
+        self._texts: dict[tuple[str, int], Text] = {}
+        self.wander = 0.0
+
+    def capabilities(self) -> Capabilities:
+        """The modes."""
+        return Capabilities(Build(self.name, "b1", "f" * 8), self.modes)
+
+    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """A command line that names all of it."""
+        words = [] if drafting.is_off else [f"--{k}={v}" for k, v in drafting.to_json().items()]
+        return ("machine", "-m", model_path, *settings.args, *words)
+
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MachineServer:
+        """Start a server."""
+        del settings
+        self.launched.append((model_path, drafting))
+        luck = float(np.exp(self._random.normal(0.0, self.costs.luck)))
+        alone = model_path != self.main_path
+        return MachineServer(self, f"launch-{next(self._numbers)}", drafting, luck, is_draft=alone)
+
+    def main_launches(self) -> list[Drafting]:
+        """Draftings of the main model's launches, off left out."""
+        return [d for path, d in self.launched if path == self.main_path and not d.is_off]
+
+    def text(self, words: str, max_tokens: int) -> Text:
+        """The truth of a prompt; the same whenever it is asked."""
+        key = (words, max_tokens)
+        if key not in self._texts:
+            digest = hashlib.sha256(f"{self.seed}/{words}".encode()).digest()
+            self._texts[key] = self._make(np.random.default_rng(list(digest[:8])), words, max_tokens)
+        return self._texts[key]
+
+    def _make(self, random: np.random.Generator, words: str, n: int) -> Text:
+        prompt = [int(i) for i in random.integers(0, _VOCABULARY, 60)]
+        answer: list[int] = []
+        while len(answer) < n:
+            written = prompt + answer
+            if random.random() < self.repeats / 20:
+                start = int(random.integers(0, len(written) - 20))
+                answer += written[start : start + 20]
+            else:
+                answer.append(int(random.integers(0, _VOCABULARY)))
+        chance = float(np.clip(self.acceptance(words) + random.normal(0.0, self.spread), 0.02, 0.995))
+        hits = random.random(n) < chance
+        p = np.where(hits, random.beta(6, 1.2, n), random.beta(2, 2.5, n))
+        return Text(tuple(prompt), tuple(answer[:n]), hits, p, random.beta(3, 2, (n, _AFTER_MISS)))
+
+    def took(self, ms: float, luck: float) -> float:
+        """A time as measured: with noise, drift and the launch's luck."""
+        self.wander += self._random.normal(0.0, self.costs.drift / 10)
+        noisy = ms * luck * float(np.exp(self.wander + self._random.normal(0.0, self.costs.noise)))
+        self.spent_ms += noisy
+        return noisy
+
+
+@dataclass
+class MachineServer:
+    """One launch."""
+
+    machine: Machine
+    launch_id: str
+    drafting: Drafting
+    luck: float
+    is_draft: bool = False
+    base_url: str = "http://127.0.0.1:1"
+    command: tuple[str, ...] = ("machine",)
+    launch_ms: float = 1000.0
+    pids: frozenset[int] = frozenset()
+    _pool: Pool | None = None
+
+    @property
+    def tokens(self) -> MachineTokens | None:
+        """The model in token ids."""
+        return MachineTokens(self) if self.machine.tells_tokens else None
+
+    def complete(self, request: Request) -> Completion:
+        """Answer at once, and say how long it would have taken."""
+        words = json.dumps(list(request.messages))
+        text = self.machine.text(words, request.max_tokens)
+        costs, n = self.machine.costs, len(text.answer)
+        prompt_ms = costs.prompt_ms * len(text.prompt_ids)
+        drafted = accepted = 0
+        if self.drafting.is_off:
+            generate_ms = (n - 1) * costs.main(1)
+        elif self.drafting.mode.draft_free:
+            generate_ms, drafted, accepted = self._tokens_alone(text, request.max_tokens)
+        else:
+            generate_ms, drafted, accepted = self._drafting(text)
+            prompt_ms += costs.draft_prompt_ms * len(text.prompt_ids)
+        took = self.machine.took(prompt_ms + generate_ms, self.luck) / (prompt_ms + generate_ms)
+        return Completion(
+            text=hashlib.sha256(words.encode()).hexdigest(),
+            prompt_tokens=len(text.prompt_ids),
+            predicted_tokens=n,
+            prompt_ms=prompt_ms * took,
+            predicted_ms=generate_ms * took,
+            wall_ms=(prompt_ms + generate_ms) * took,
+            drafted=drafted,
+            accepted=accepted,
+            finish_reason="length",
+        )
+
+    def stop(self) -> None:
+        """End it."""
+
+    def _drafting(self, text: Text) -> tuple[float, int, int]:
+        """The cycles one by one, as the server goes: not the arithmetic that is tested against it."""
+        costs, n = self.machine.costs, len(text.answer)
+        most, least = self.drafting.n_max or 1, self.drafting.p_min or 0.0
+        total, drafted, accepted, position = 0.0, 0, 0, 1
+        while position < n:
+            proposed, right, on_path = 0, 0, True
+            limit = min(most, n - position - 1)
+            miss = position
+            while proposed < limit:
+                total += costs.draft(1)
+                place = position + proposed
+                p = text.p[place] if on_path else text.after_miss[miss][place - miss - 1]
+                if p < least:
+                    break
+                proposed += 1
+                if on_path and text.hits[place]:
+                    right += 1
+                elif on_path:
+                    on_path, miss = False, place
+            total += costs.main(proposed + 1) + costs.draft(proposed + 1)
+            drafted, accepted, position = drafted + proposed, accepted + right, position + right + 1
+        return total, drafted, accepted
+
+    def _tokens_alone(self, text: Text, max_tokens: int) -> tuple[float, int, int]:
+        self._pool = self._pool or pool_of(self.drafting)
+        recording = Recording("", text.prompt_ids, text.answer, max_tokens, False, 0.0, 0.0, 1.0)
+        counts = replay_tokens(self._pool, recording)
+        times = np.array([self.machine.costs.main(k + 1) for k in range(counts.verified.shape[1])])
+        return float(counts.verified[0] @ times), int(counts.drafted[0]), int(counts.accepted[0])
+
+
+@dataclass
+class MachineTokens:
+    """A server's model in token ids. Ids of prompts are looked up among the texts that were asked for."""
+
+    server: MachineServer
+
+    def encode(self, request: Request) -> tuple[int, ...]:
+        """The prompt's ids."""
+        return self.server.machine.text(json.dumps(list(request.messages)), request.max_tokens).prompt_ids
+
+    def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
+        """The main model's answer; of a draft, only the times mean anything."""
+        machine = self.server.machine
+        text, _ = self._find(ids)
+        answer = text.answer[: request.max_tokens]
+        costs = machine.costs
+        per_token, per_prompt = (
+            (costs.draft(1), costs.draft_prompt_ms)
+            if self.server.is_draft
+            else (costs.main(1), costs.prompt_ms)
+        )
+        prompt_ms, generate_ms = per_prompt * len(ids), (len(answer) - 1) * per_token
+        took = machine.took(prompt_ms + generate_ms, self.server.luck) / (prompt_ms + generate_ms)
+        return TokenAnswer(
+            answer,
+            False,
+            len(ids),
+            prompt_ms * took,
+            generate_ms * took,
+            (prompt_ms + generate_ms) * took,
+        )
+
+    def propose(self, ids: Sequence[int], count: int) -> list[Proposal]:
+        """What the draft says: right where it hits, then its own way."""
+        text, position = self._find(ids)
+        proposals, on_path, miss = [], True, 0
+        for k in range(count):
+            place = position + k
+            if place >= len(text.answer):
+                break
+            if on_path:
+                right = bool(text.hits[place])
+                token = text.answer[place] if right else _VOCABULARY + place
+                proposals.append(Proposal(token, float(text.p[place])))
+                if not right:
+                    on_path, miss = False, place
+            else:
+                p = float(text.after_miss[miss][place - miss - 1])
+                proposals.append(Proposal(_VOCABULARY + place, p))
+        return proposals
+
+    def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
+        """One batch."""
+        del ids
+        costs = self.server.machine.costs
+        batch = costs.draft if self.server.is_draft else costs.main
+        return self.server.machine.took(batch(len(extra)), self.server.luck)
+
+    def _find(self, ids: Sequence[int]) -> tuple[Text, int]:
+        for text in self.server.machine._texts.values():
+            n = len(text.prompt_ids)
+            if tuple(ids[:n]) == text.prompt_ids:
+                return text, len(ids) - n
+        raise AssertionError("a prompt that was never encoded")
