@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
 import threading
@@ -115,8 +114,10 @@ def interruptible() -> Iterator[None]:
 
     def unraisable(unraised: sys.UnraisableHookArgs) -> None:
         if isinstance(unraised.exc_value, KeyboardInterrupt):
-            # From a thread, a moment later: from here it would be raised in here.
-            threading.Timer(_AGAIN_S, _thread.interrupt_main, (signal.SIGTERM,)).start()
+            # From a thread, a moment later: from here it would be raised in here. A real signal, since the main
+            # thread may be waiting in a system call by then.
+            again = signal.pthread_kill, (threading.main_thread().ident or 0, signal.SIGTERM)
+            threading.Timer(_AGAIN_S, *again).start()
         else:
             hook(unraised)
 
