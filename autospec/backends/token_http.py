@@ -44,7 +44,7 @@ class HttpTokens:
     def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
         """Answer a prompt in ids with the sampling of `request`; nothing comes from the cache."""
         sampling = GREEDY if request.temperature <= 0 else {"temperature": request.temperature}
-        body = {
+        body: dict[str, Any] = {
             "prompt": list(ids),
             "n_predict": request.max_tokens,
             "seed": request.seed,
@@ -53,6 +53,8 @@ class HttpTokens:
             "id_slot": 0,
             **sampling,
         }
+        if request.ignore_eos:
+            body["ignore_eos"] = True
         answer, wall_ms = self._client.post("/completion", body, request.timeout_s)
         timings = self._read(answer, "timings", dict)
         return TokenAnswer(

@@ -60,6 +60,7 @@ class Predictor:
         batch_ms: Of the main model: tokens in a batch → milliseconds.
         passes: Draft's path → its pass.
         longest: Most tokens that any drafting proposes in a cycle.
+        first: The request that every launch answers before any other, where there is one: pools remember it.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Predictor:
         batch_ms: Mapping[int, float],
         passes: Mapping[str, DraftPass],
         longest: int,
+        *,
+        first: Recording | None = None,
     ) -> None:
         # An answer of one token has no decoding to predict.
         self._recordings = {
@@ -77,6 +80,7 @@ class Predictor:
         self._by_prompt = {(key, r.prompt_id): r for key, found in self._recordings.items() for r in found}
         self._stream = [place for place in stream if place in self._by_prompt]
         self._passes = passes
+        self._first = first
         plain_ms = statistics.median(r.token_ms for r in self._by_prompt.values())
         guesses = {
             path: first_guess(plain_ms, batch_ms, p.batch_ms, p.step_ms, longest)
@@ -239,6 +243,8 @@ class Predictor:
         """A draft-free drafting over the whole stream of requests, as one launch sees it."""
         if drafting not in self._ngram_counts:
             pool = pool_of(drafting)
+            if self._first is not None:
+                replay_tokens(pool, self._first)
             self._ngram_counts[drafting] = {
                 place: replay_tokens(pool, self._by_prompt[place]) for place in self._stream
             }

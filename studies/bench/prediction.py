@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from autospec.backends.in_force import canary
 from autospec.backends.protocol import Backend, LaunchSettings, Request, Server
 from autospec.backends.registry import backend_for
 from autospec.cells import PromptType
@@ -107,7 +108,8 @@ def _survey(
             f"{draft}: right at {100 * hits:.1f} % of the tokens; passed in {time.monotonic() - begun:.1f} s"
         )
     by_type = {t: [r for (u, _), r in recordings.items() if u == t] for t, _ in prompts}
-    return Predictor(by_type, list(recordings), batches, passes, longest)
+    first = record(off.tokens, "canary", canary(OFF))
+    return Predictor(by_type, list(recordings), batches, passes, longest, first=first)
 
 
 def _compare(
