@@ -13,7 +13,7 @@ import numpy.typing as npt
 from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import Pair
 from autospec.predict.costs import CostCurve, Observation, first_guess, refit
-from autospec.predict.ngrams import pool_of, replay_tokens
+from autospec.predict.pools import SIMULATED, pool_of, replay_tokens
 from autospec.predict.prediction import PredictedAnswer, Prediction, predict, replay_drafts
 from autospec.predict.recording import Recording
 from autospec.predict.replay import Counts
@@ -98,7 +98,7 @@ class Predictor:
         """Whether anything can be said of a drafting: its draft was passed over the answers, or it needs none."""
         if drafting.mode is Mode.DRAFT_MODEL:
             return (drafting.draft or "") in self._passes
-        return drafting.mode in _SIMULATED
+        return drafting.mode in SIMULATED
 
     def trusts(self, drafting: Drafting) -> bool:
         """Whether predictions for this draft have agreed with what was measured so far."""
@@ -256,11 +256,6 @@ class Predictor:
     def _draft_prompt_ms(self, path: str, recording: Recording) -> float:
         factors = self._prompt_factors[path]
         return self._guessed_prompt_ms(path, recording) * (statistics.median(factors) if factors else 1.0)
-
-
-_SIMULATED = frozenset(
-    {Mode.NGRAM_SIMPLE, Mode.NGRAM_MAP_K, Mode.NGRAM_MAP_K4V, Mode.NGRAM_MOD, Mode.PROMPT_LOOKUP}
-)
 
 
 def _costs_of(drafting: Drafting) -> str:

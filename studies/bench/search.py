@@ -1,6 +1,6 @@
 """Launches to a good choice, and how good it is, on machines on paper whose every truth is known.
 
-``python studies/bench/search.py [--repeats 50] [--machine dense] [--noise 0.03]``
+``python -m studies.bench.search [--repeats 50] [--machine dense] [--noise 0.03]``
 
 For each machine (cost curves of a dense memory-bound model, a mixture of experts, a CPU, a machine on which the second
 token of a batch is dear) and each quality of the draft: how many launches of the main model until the choice is within

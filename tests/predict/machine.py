@@ -24,13 +24,15 @@ from autospec.backends.protocol import (
 )
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
-from autospec.predict.ngrams import Pool, pool_of, replay_tokens
+from autospec.predict.pool import Pool
+from autospec.predict.pools import pool_of, replay_tokens
 from autospec.predict.recording import Recording
 
 # Longer than any n_max that is asked for.
 _AFTER_MISS = 64
 _VOCABULARY = 5000
 _PROMPT_TOKENS = 60
+_SERVED = " within a server"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Machine:
     Attributes:
         acceptance: Prompt text → chance, 0…1.
         worse: Draft's path → what its chance is less than `acceptance`, for machines with several drafts.
+        served_worse: What any draft's chance is less within a server than alone: what no pass can see.
         costs: Times.
         spread: Standard deviation by which prompts differ in it.
         repeats: Part of the answer's tokens that copy an earlier stretch: what n-gram modes live on.
@@ -87,6 +90,7 @@ class Machine:
 
     acceptance: Callable[[str], float] = lambda _: 0.8
     worse: Mapping[str, float] = field(default_factory=dict)
+    served_worse: float = 0.0
     costs: Costs = field(default_factory=Costs)
     spread: float = 0.05
     repeats: float = 0.0
@@ -150,7 +154,9 @@ class Machine:
                 answer += written[start : start + 20]
             else:
                 answer.append(int(random.integers(0, _VOCABULARY)))
-        chance = self.acceptance(words) + random.normal(0.0, self.spread) - self.worse.get(draft, 0.0)
+        chance = self.acceptance(words) + random.normal(0.0, self.spread)
+        chance -= self.worse.get(draft.removesuffix(_SERVED), 0.0)
+        chance -= self.served_worse if draft.endswith(_SERVED) else 0.0
         hits = of_draft.random(n) < np.clip(chance, 0.02, 0.995)
         p = np.where(hits, of_draft.beta(6, 1.2, n), of_draft.beta(2, 2.5, n))
         return Text(tuple(prompt), tuple(answer[:n]), hits, p, of_draft.beta(3, 2, (n, _AFTER_MISS)))
@@ -191,7 +197,10 @@ class MachineServer:
     def complete(self, request: Request) -> Completion:
         """Answer at once, and say how long it would have taken."""
         words = json.dumps(list(request.messages))
-        text = self.machine.text(words, request.max_tokens, self.drafting.draft or "")
+        draft = self.drafting.draft or ""
+        if draft and self.machine.served_worse:
+            draft += _SERVED
+        text = self.machine.text(words, request.max_tokens, draft)
         prompt_ms, generate_ms, drafted, accepted = self.exact(text, request.max_tokens)
         took = self.machine.took(prompt_ms + generate_ms, self.luck) / (prompt_ms + generate_ms)
         return Completion(
