@@ -1,0 +1,240 @@
+"""Which kind of work a request is: structure first, then words. Pure, and below a millisecond.
+
+Structure decides where it can: offered tools or tool results are `agentic`, fill-in-the-middle is `coding`, a demanded
+form of the answer is `extraction`. Else the *ask* — the first and the last paragraph of what the user said last, where
+instructions stand — is scored by the cues of `autospec.prompts.cues`, by how the material between looks (code, sources,
+length), and, less, by the system prompt and the turns before. What nothing speaks for is `qa` if it is a question and
+`chat` if not.
+
+`studies/bench/classifier.py` prints accuracy on a labelled set and microseconds per request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from autospec.cells import PromptType
+from autospec.prompts.cues import CODE_MARKS, CUES, GREETINGS, QUESTION_WORDS, SOURCE_MARKS, TOOL_PHRASES, WEIGHTS
+from autospec.prompts.reading import Reading, Text, fold, read_request
+
+__all__ = ["Classification", "classify"]
+
+# An instruction is seldom longer; what is longer is material.
+_ASK_CHARS: Final = 400
+# Material that is worth asking about.
+_LONG_CHARS: Final = 350
+# Cues in the first words of a paragraph are the verb of the instruction.
+_OPENING_CHARS: Final = 45
+_OPENING_BONUS: Final = 1.5
+# The turns before and the system prompt say what a conversation is about, the last message what is wanted now.
+_BEFORE, _SYSTEM = 0.4, 0.5
+# Below this nothing speaks for any type.
+_LEAST_SCORE: Final = 1.0
+
+_WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_WIDE: Final = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
+_FORMULA: Final = re.compile(r"\d\s*[-+*/^=×·]\s*\(?[\dxyz]|[xyz]\s*[\^²³=]|\b[fg]\(x\)|\\(?:frac|int|sum|sqrt)|\d\s*%|[²³√∫∑≤≥]")
+_PARAGRAPHS: Final = re.compile(r"\n\s*\n")
+_FENCE: Final = "```"
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The kind of work, and by what it was known.
+
+    Attributes:
+        prompt_type: The kind of work.
+        reason: Machine-readable: ``tools``, ``fim``, ``response_format``, ``words:translat*`` …
+    """
+
+    prompt_type: PromptType
+    reason: str
+
+
+def classify(body: Mapping[str, Any]) -> Classification:
+    """Classify a parsed request body of any of the APIs that `read_request` knows.
+
+    Args:
+        body: The JSON object as the client sent it. Whatever it holds, a type is returned.
+    """
+    request = read_request(body)
+    if request.tools:
+        return Classification(PromptType.AGENTIC, request.tools)
+    if request.fim:
+        return Classification(PromptType.CODING, "fim")
+    if request.schema:
+        return Classification(PromptType.EXTRACTION, request.schema)
+    if phrase := _tool_phrase(request):
+        return Classification(PromptType.AGENTIC, f"words:{phrase.strip()}")
+    return _by_words(request)
+
+
+def _tool_phrase(request: Reading) -> str:
+    where = fold(request.system.head + request.system.tail)
+    if request.raw:
+        where += fold(request.ask.head)
+    return next((phrase for phrase in TOOL_PHRASES if phrase in where), "")
+
+
+def _by_words(request: Reading) -> Classification:
+    scores: dict[PromptType, float] = defaultdict(float)
+    reasons: dict[PromptType, tuple[float, str]] = {}
+
+    def add(kind: PromptType, weight: float, reason: str) -> None:
+        scores[kind] += weight
+        if weight > reasons.get(kind, (0.0, ""))[0]:
+            reasons[kind] = (weight, reason)
+
+    look = _Look.at(request.ask)
+    for ask, share in _asks(request, look):
+        for kind, weight, cue in _cues(ask):
+            add(kind, weight * share, f"words:{cue}")
+    for kind, weight, reason in _shape(request, look, scores):
+        add(kind, weight, reason)
+    if scores:
+        best = max(scores, key=lambda kind: scores[kind])
+        if scores[best] >= _LEAST_SCORE:
+            return Classification(best, reasons[best][1])
+    if look.question and request.turns <= 1:
+        return Classification(PromptType.QA, "question")
+    return Classification(PromptType.CHAT, "nothing-else")
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """How the user's last text looks.
+
+    Attributes:
+        paragraphs: Of the ask, folded: the first and the last paragraph, or the whole if it is short.
+        material_chars: What is not ask.
+        fenced: True if there is a fenced block.
+        code: True if the material looks like code.
+        sourced: True if the material looks like pasted sources.
+        formula: True if there are formulas.
+        question: True if a question is asked.
+        greeting: True if it opens with a greeting.
+        words: In the ask, about.
+    """
+
+    paragraphs: tuple[str, ...]
+    material_chars: int
+    fenced: bool
+    code: bool
+    sourced: bool
+    formula: bool
+    question: bool
+    greeting: bool
+    words: int
+
+    @classmethod
+    def at(cls, text: Text) -> _Look:
+        """Look at both ends."""
+        whole = f"{text.head}\n\n{text.tail}" if text.tail else text.head
+        folded = fold(whole)
+        paragraphs = [part.strip() for part in _PARAGRAPHS.split(_unfenced(folded)) if part.strip()]
+        if len(paragraphs) > 1:
+            ask = [paragraphs[0][:_ASK_CHARS], paragraphs[-1][-_ASK_CHARS:]]
+        elif paragraphs and len(paragraphs[0]) > 2 * _ASK_CHARS:
+            ask = [paragraphs[0][:_ASK_CHARS], paragraphs[0][-_ASK_CHARS:]]
+        else:
+            ask = paragraphs
+        said = " ".join(ask)
+        words = _WORD.findall(said)
+        return cls(
+            paragraphs=tuple(ask),
+            material_chars=text.chars - sum(map(len, ask)),
+            fenced=_FENCE in whole,
+            code=sum(mark in folded for mark in CODE_MARKS) >= 3,
+            sourced=any(mark in folded for mark in SOURCE_MARKS),
+            formula=_FORMULA.search(folded) is not None,
+            question=any(part.rstrip('" ').endswith(("?", "？")) for part in ask)
+            or bool(words and words[0] in QUESTION_WORDS),
+            greeting=bool(words and words[0] in GREETINGS) or said.startswith(("こん", "你好", "您好", "おは")),
+            words=len(words),
+        )
+
+
+def _unfenced(text: str) -> str:
+    """The text without its fenced blocks: words in code ask for nothing."""
+    return "\n\n".join(text.split(_FENCE)[::2])
+
+
+def _asks(request: Reading, look: _Look) -> Iterable[tuple[str, float]]:
+    for paragraph in look.paragraphs:
+        yield paragraph, 1.0
+    if request.system.chars:
+        yield fold(request.system.head[:_ASK_CHARS]), _SYSTEM
+    for text in request.before[:2]:
+        yield fold(text.head[:_ASK_CHARS]), _BEFORE
+
+
+def _shape(request: Reading, look: _Look, scores: Mapping[PromptType, float]) -> Iterable[tuple[PromptType, float, str]]:
+    """What the shape of the request adds to the words."""
+    strong = max(
+        (scores.get(kind, 0.0) for kind in (PromptType.EDITING, PromptType.SUMMARIZATION, PromptType.TRANSLATION)),
+        default=0.0,
+    )
+    if look.fenced or look.code:
+        yield PromptType.CODING, 2.5 if look.code else 1.5, "code"
+        if scores.get(PromptType.EDITING, 0.0) >= 1.5:
+            yield PromptType.EDITING, 3.0, "code-and-edit"
+    if look.material_chars >= _LONG_CHARS and not look.fenced and strong < 3.0:
+        if look.question or look.sourced:
+            yield PromptType.RAG, 2.5, "long-context-and-question"
+    if look.sourced and strong < 3.0:
+        yield PromptType.RAG, 3.0, "sources"
+    if look.formula and not look.code:
+        yield PromptType.MATH, 2.0, "formula"
+    if look.question and look.words <= 25 and request.turns <= 1:
+        yield PromptType.QA, 1.5, "short-question"
+    if look.greeting and look.words <= 15:
+        yield PromptType.CHAT, 3.0, "greeting"
+    if request.turns >= 3 and look.words <= 40 and look.material_chars < _LONG_CHARS:
+        yield PromptType.CHAT, 2.0, "short-turns"
+
+
+def _cues(text: str) -> Iterable[tuple[PromptType, float, str]]:
+    """Every cue in a folded text, once, with its weight."""
+    seen: set[str] = set()
+    opening = text[:_OPENING_CHARS]
+    for match in _WORD.finditer(text):
+        word = match.group()
+        if word in seen:
+            continue
+        seen.add(word)
+        bonus = _OPENING_BONUS if match.start() < _OPENING_CHARS else 1.0
+        for kind, weight in _WORDS.get(word, ()):
+            yield kind, weight * bonus, word
+        for length in _PREFIX_LENGTHS:
+            for kind, weight in _PREFIXES.get(word[:length], ()) if len(word) >= length else ():
+                yield kind, weight * bonus, f"{word[:length]}*"
+    phrases = _PHRASES if _WIDE.search(text) else _NARROW_PHRASES
+    for phrase, kind, weight in phrases:
+        if phrase in text:
+            yield kind, weight * (_OPENING_BONUS if phrase in opening else 1.0), phrase.strip()
+
+
+_Weighted = dict[str, list[tuple[PromptType, float]]]
+
+
+def _index() -> tuple[_Weighted, _Weighted, list[tuple[str, PromptType, float]]]:
+    words: _Weighted = {}
+    prefixes: _Weighted = {}
+    phrases = []
+    for kind, strengths in CUES.items():
+        for weight, cues in zip(WEIGHTS, strengths, strict=True):
+            singles, *some = cues.split("|")
+            for cue in dict.fromkeys(fold(singles).split()):
+                where = prefixes if cue.endswith("*") else words
+                where.setdefault(cue.removesuffix("*"), []).append((kind, weight))
+            phrases += [(fold(phrase).replace("\n", "").lstrip(), kind, weight) for phrase in some]
+    return words, prefixes, phrases
+
+
+_WORDS, _PREFIXES, _PHRASES = _index()
+_PREFIX_LENGTHS: Final = sorted({len(prefix) for prefix in _PREFIXES})
+_NARROW_PHRASES: Final = [entry for entry in _PHRASES if not _WIDE.search(entry[0])]
