@@ -27,6 +27,8 @@ __all__ = ["Classification", "classify"]
 _ASK_CHARS: Final = 400
 # Material that is worth asking about.
 _LONG_CHARS: Final = 350
+# Paragraphs between the first and the last: so many are looked at, and they have so much to say.
+_MOST_BETWEEN, _BETWEEN = 6, 0.3
 # Cues in the first words of a paragraph are the verb of the instruction.
 _OPENING_CHARS: Final = 45
 _OPENING_BONUS: Final = 1.5
@@ -35,11 +37,19 @@ _BEFORE, _SYSTEM = 0.4, 0.5
 # Below this nothing speaks for any type.
 _LEAST_SCORE: Final = 1.0
 
-_WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_WORD: Final = re.compile(r"[^\W\d_]+")
 _WIDE: Final = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 _FORMULA: Final = re.compile(r"\d\s*[-+*/^=×·]\s*\(?[\dxyz]|[xyz]\s*[\^²³=]|\b[fg]\(x\)|\\(?:frac|int|sum|sqrt)|\d\s*%|[²³√∫∑≤≥]")
+_NUMBER: Final = re.compile(r"\d+(?:[.,:]\d+)?")
 _PARAGRAPHS: Final = re.compile(r"\n\s*\n")
 _FENCE: Final = "```"
+# Tools in words: the form of a call as JSON, signatures of functions in the system prompt, results as user turns.
+_CALL_FORM: Final = re.compile(r'\{\s*"(?:tool|tool_name|action|call|function|name)"\s*:')
+_SIGNATURE: Final = re.compile(r"\b[a-z]\w*\([a-z_]\w*(?:, ?[a-z_]\w*)*\)")
+_SIGNATURES: Final = 2
+_RESULT: Final = re.compile(r"\s*<?(?:tool[ _]?)?(?:results?|outputs?|responses?|observation)\s*[:>]", re.IGNORECASE)
+# The skeleton of an answer to be filled in.
+_SKELETON: Final = re.compile(r'\{\s*"[^"{}\n]{1,40}"\s*:')
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +78,23 @@ def classify(body: Mapping[str, Any]) -> Classification:
         return Classification(PromptType.CODING, "fim")
     if request.schema:
         return Classification(PromptType.EXTRACTION, request.schema)
-    if phrase := _tool_phrase(request):
-        return Classification(PromptType.AGENTIC, f"words:{phrase.strip()}")
+    if reason := _tools_in_words(request):
+        return Classification(PromptType.AGENTIC, reason)
     return _by_words(request)
 
 
-def _tool_phrase(request: Reading) -> str:
-    where = fold(request.system.head + request.system.tail)
-    if request.raw:
-        where += fold(request.ask.head)
-    return next((phrase for phrase in TOOL_PHRASES if phrase in where), "")
+def _tools_in_words(request: Reading) -> str:
+    """How tools show in the text of a conversation that offers none in its structure; empty where they do not."""
+    system = fold(f"{request.system.head}\n{request.system.tail}")
+    if phrase := next((phrase for phrase in TOOL_PHRASES if phrase in system), ""):
+        return f"words:{phrase.strip()}"
+    if _CALL_FORM.search(system) or len(_SIGNATURE.findall(system)) >= _SIGNATURES:
+        return "call-form"
+    if request.raw and (phrase := next((phrase for phrase in TOOL_PHRASES if phrase in fold(request.ask.head)), "")):
+        return f"words:{phrase.strip()}"
+    if _RESULT.match(request.ask.head) and request.turns > 1:
+        return "tool-result-in-words"
+    return ""
 
 
 def _by_words(request: Reading) -> Classification:
@@ -109,25 +126,29 @@ class _Look:
     """How the user's last text looks.
 
     Attributes:
-        paragraphs: Of the ask, folded: the first and the last paragraph, or the whole if it is short.
-        material_chars: What is not ask.
+        paragraphs: Folded, with how much each has to say in what is asked for.
+        material_chars: What is not part of the ask.
         fenced: True if there is a fenced block.
         code: True if the material looks like code.
         sourced: True if the material looks like pasted sources.
         formula: True if there are formulas.
         question: True if a question is asked.
+        skeleton: True if an object to be filled in is shown.
         greeting: True if it opens with a greeting.
+        numbers: In the ask.
         words: In the ask, about.
     """
 
-    paragraphs: tuple[str, ...]
+    paragraphs: tuple[tuple[str, float], ...]
     material_chars: int
     fenced: bool
     code: bool
     sourced: bool
     formula: bool
     question: bool
+    skeleton: bool
     greeting: bool
+    numbers: int
     words: int
 
     @classmethod
@@ -136,26 +157,42 @@ class _Look:
         whole = f"{text.head}\n\n{text.tail}" if text.tail else text.head
         folded = fold(whole)
         paragraphs = [part.strip() for part in _PARAGRAPHS.split(_unfenced(folded)) if part.strip()]
-        if len(paragraphs) > 1:
-            ask = [paragraphs[0][:_ASK_CHARS], paragraphs[-1][-_ASK_CHARS:]]
-        elif paragraphs and len(paragraphs[0]) > 2 * _ASK_CHARS:
-            ask = [paragraphs[0][:_ASK_CHARS], paragraphs[0][-_ASK_CHARS:]]
-        else:
-            ask = paragraphs
-        said = " ".join(ask)
+        ask = _weighed(paragraphs)
+        said = " ".join(paragraph for paragraph, weight in ask if weight == 1.0)
         words = _WORD.findall(said)
         return cls(
             paragraphs=tuple(ask),
-            material_chars=text.chars - sum(map(len, ask)),
+            material_chars=text.chars - len(said),
             fenced=_FENCE in whole,
             code=sum(mark in folded for mark in CODE_MARKS) >= 3,
             sourced=any(mark in folded for mark in SOURCE_MARKS),
             formula=_FORMULA.search(folded) is not None,
-            question=any(part.rstrip('" ').endswith(("?", "？")) for part in ask)
+            question=any(part.rstrip('" ').endswith(("?", "？")) for part, weight in ask if weight == 1.0)
             or bool(words and words[0] in QUESTION_WORDS),
+            skeleton=_SKELETON.search(folded) is not None,
             greeting=bool(words and words[0] in GREETINGS) or said.startswith(("こん", "你好", "您好", "おは")),
+            numbers=len(_NUMBER.findall(said)),
             words=len(words),
         )
+
+
+def _weighed(paragraphs: list[str]) -> list[tuple[str, float]]:
+    """The paragraphs with their say: an instruction stands first or last, what is between is mostly material."""
+    if not paragraphs:
+        return []
+    if len(paragraphs) == 1:
+        (only,) = paragraphs
+        if len(only) <= 2 * _ASK_CHARS:
+            return [(only, 1.0)]
+        return [(only[:_ASK_CHARS], 1.0), (only[-_ASK_CHARS:], 1.0)]
+    first, *between, last = paragraphs
+    # What follows a colon was announced; what asks, or is short behind something long, is an ask of its own.
+    announced = first.endswith((":", "：")) and not last.endswith(("?", "？"))
+    short_last = len(last) <= _ASK_CHARS and (len(last) < len(first) or last.endswith(("?", "？")))
+    last_weight = 0.3 if announced else 1.0 if short_last else 0.6
+    weighed = [(first[:_ASK_CHARS], 1.0)]
+    weighed += [(paragraph[:_ASK_CHARS], _BETWEEN) for paragraph in between[:_MOST_BETWEEN]]
+    return [*weighed, (last[-_ASK_CHARS:], last_weight)]
 
 
 def _unfenced(text: str) -> str:
@@ -164,8 +201,7 @@ def _unfenced(text: str) -> str:
 
 
 def _asks(request: Reading, look: _Look) -> Iterable[tuple[str, float]]:
-    for paragraph in look.paragraphs:
-        yield paragraph, 1.0
+    yield from look.paragraphs
     if request.system.chars:
         yield fold(request.system.head[:_ASK_CHARS]), _SYSTEM
     for text in request.before[:2]:
@@ -189,8 +225,16 @@ def _shape(request: Reading, look: _Look, scores: Mapping[PromptType, float]) ->
         yield PromptType.RAG, 3.0, "sources"
     if look.formula and not look.code:
         yield PromptType.MATH, 2.0, "formula"
-    if look.question and look.words <= 25 and request.turns <= 1:
-        yield PromptType.QA, 1.5, "short-question"
+    if look.skeleton and not look.fenced:
+        yield PromptType.EXTRACTION, 2.5, "skeleton"
+    if look.question and look.words <= 90 and request.turns <= 1:
+        yield PromptType.QA, 2.0 if look.words <= 25 else 1.2, "question"
+    if look.numbers >= 4 and look.question and not look.sourced:
+        yield PromptType.MATH, 1.5, "numbers"
+    if look.material_chars >= _LONG_CHARS and scores.get(PromptType.WRITING, 0.0) > 0.0:
+        yield PromptType.WRITING, -2.0, ""
+    if request.raw and not look.question and look.words >= 12 and max(scores.values(), default=0.0) < 2.0:
+        yield PromptType.WRITING, 2.0, "prose-to-continue"
     if look.greeting and look.words <= 15:
         yield PromptType.CHAT, 3.0, "greeting"
     if request.turns >= 3 and look.words <= 40 and look.material_chars < _LONG_CHARS:

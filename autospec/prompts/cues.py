@@ -26,21 +26,22 @@ CUES: Final[dict[PromptType, tuple[str, str, str]]] = {
         """python javascript typescript kotlin rust golang java php ruby swift scala haskell perl lua bash powershell sql
         postgres* mysql sqlite html css react vue angular django flask fastapi numpy pandas docker kubernetes terraform
         makefile cmake git github npm cargo async await struct pointer compil* debug* refactor* algorithm* algoritm*
-        programmier* programar programa programm programma script scripts skript function functions funcao funcoes
+        programmier* programar programa programas program programs programm programma script scripts skript function functions funcao funcoes
         funcion funciones funktion funktionen fonction fonctions funzione funzioni fonctionne code codigo codice quellcode
-        bug bugs stack implement* implantar implemente endpoint api http thread threads json-parser parser compiler
-        snippet subquery query consulta* abfrage requete backend frontend webserver crud orm cli regexes variable
-        variables method methode metodo classes boolean integer array string segfault
-        |c++|c#|.net|node.js|select *|コード|関数|スクリプト|プログラム|実装|クラス|アルゴリズム|コンポーネント|代码|函数|脚本|程序
+        bug bugs stack implement* implantar implemente endpoint api http thread threads parser compiler panic panics
+        snippet subquery query consulta* abfrage requete backend frontend webserver crud orm cli regexes stdin stdout
+        methode metodo classes boolean integer array string segfault
+        |standard library|standard input|worker pool|command line|data structure|linked list|compile        |c++|c#|.net|node.js|select *|コード|関数|スクリプト|プログラム|実装|クラス|アルゴリズム|コンポーネント|代码|函数|脚本|程序
         |算法|编程|用go|用python|用java|sql查询|코드|함수|функцию|программу|скрипт""",
-        "class classe clase klasse component componente error exception server test tests library module package loop type",
+        "variable variables method class classe clase klasse component componente error exception server test tests library module package loop type",
     ),
     PromptType.EDITING: (
         """rewrite reword rephrase proofread copyedit refactor rename reescreva reescrever reescribe reescribir corrija corrige
         corriger corrigez korrigier* korrektur* umformulier* uberarbeit* reecris reformul* riscriv* correggi corregg* riformul*
         verbeter herschrijf lektorier* redline
         |fix the grammar|fix the spelling|grammar and spelling|spelling mistakes|leave the rest|keep the rest|everything else
-        |nothing else changes|change only|only what is wrong|whole file back|function back|full code again|apply this diff
+        |keep every|apart from that|as it stands|complete changed|complete file|whole text back|give back the whole|as follows, and output|convert this|convert the
+        |turn the|turn this|turn these|nothing else changes|change only|only what is wrong|whole file back|function back|full code again|apply this diff
         |apply the diff|byte for byte|make it more|make this more|make this email|make it shorter|without changing|mantenha o resto
         |andere sonst nichts|sonst nichts|sans changer|senza cambiare|sin cambiar|terceira pessoa|third person|mais formal|mas formal
         |plus formel|piu formale|more formal|more polite|書き直し|書き換え|校正|推敲|修正して|添削|直してください|变量名|润色|改写|修改
@@ -53,47 +54,49 @@ CUES: Final[dict[PromptType, tuple[str, str, str]]] = {
         "update cleanup version tidy complete file grammar spelling wording style formatting grammatica ortografia",
     ),
     PromptType.EXTRACTION: (
-        """extract extrai* extraia extrae extraer extrahier* extrais extraire estrai estrarre json jsonl yaml csv xml entities
-        |pull out|pull the|json array|key-value|named entit|as a table|markdown table|ziehe aus|gib sie als|抽出|提取|抽取
+        """extract extrai* extraia extrae extraer extrahier* extrais extraire estrai estrarre jsonl entities
+        |pull out|pull the|as json|in json|als json|em json|en json|con json|con un json|a json|json array|json object|json lines|formato json|format json|as yaml|als yaml|em yaml|en yaml
+        |as csv|as a csv|in a csv|format csv|formato csv|key-value|named entit|as a table|ziehe aus|reply with {|respond with {|answer with {|gib sie als|抽出|提取|抽取
         |json形式|json格式|拆分成|表格|fill this in""",
         """classify categorize categorise label tag parse fields keys columns spalten colunas columnas colonnes colonne
         schlussel felder campos champs campi liste relev* identify classifi* klassifizier* tabela tabelle tabla tableau tabella
-        sentiment header tsv metadata aufzahl* nenne|list all|list every|all dates|all names|todas as pessoas|todos los|tous les
+        sentiment header tsv metadata json csv yaml xml aufzahl* nenne|and nothing else|list all|list every|list each|all dates|all names|todas as pessoas|todos los|tous les
         |tutti i|alle personen|一覧|分類|字段|分类|列出""",
-        "names dates prices amounts list lista all every each nombres fechas noms namen nomi nomes|the following text",
+        "markdown names dates prices amounts list lista all every each nombres fechas noms namen nomi nomes|the following text",
     ),
     PromptType.MATH: (
         r"""derivative integral eigenvalue* eigenvector* theorem equation equations polynomial logarithm* probability equacao
         equacoes ecuacion ecuaciones gleichung* equation equazion* derivada derivee derivata ableitung integrale nullstell*
         matrix matriz matrice probabilidade probabilidad probabilite probabilita wahrscheinlichkeit irrational irracional
         recurrence induction quadratic fraction divisib* primes
-        |prove that|solve for|\frac|\int|\sum|$x|方程|確率|概率|積分|积分|微分|导数|極値|极值|解いて|解方程|証明|证明|因数分解
+        |solve for|\frac|\int|\sum|$x|方程|確率|概率|積分|积分|微分|导数|極値|极值|解いて|解方程|証明|证明|因数分解
         |行列式|limite per|limit of""",
         """solve calculate compute calcule calcular calcula calcola calculer berechne berechn* ausrechn* resolva resolver
         resous resoudre resuelve risolvi demontrer montrer beweise demuestra prove dimostra sum product percent percentage interest
         compounded perimeter area volume triangle circle radius dreieck kreis triangulo triangle cuadrado square root roots
-        sine cosine vector factorial modulo arithmetic geometric kantenlange* oberflache average mean median variance
-        |how many ways|km/h|per hour|em quanto tempo|quanto tempo|求|計算|计算|一共|多少|何個|何人|何円|いくら|面積|面积""",
+        sine cosine vector factorial modulo kilometres kilometers kilometre marbles coins dice interest loan arithmetic geometric kantenlange* oberflache average mean median variance
+        |prove that|how many ways|km/h|per hour|em quanto tempo|quanto tempo|求|計算|计算|一共|多少|何個|何人|何円|いくら|面積|面积""",
         "number numbers total cost each twice half digits gesamt summe suma somme somma numero numeros step steps pay",
     ),
     PromptType.REASONING: (
         """riddle puzzle knights knaves syllogism deduc* logically rätsel ratsel acertijo enigma indovinello liar liars
         hypothes* hipotes* ipotes* raisonne* razona* raciocinio ragionamento raciocine
-        |does it follow|tell the truth|tells the truth|always lie|step by step|paso a paso|passo a passo|schritt fur schritt
+        |explain your reasoning|how you exclude|does it follow|tell the truth|tells the truth|always lie|step by step|paso a paso|passo a passo|schritt fur schritt
         |etape par etape|most likely|mais provavel|mas probable|wahrscheinlichste|which explanation|dit toujours|exactly two
         |only one of them|weigh the options|pros and cons|wage die|think it through|justify your|正直者|嘘つき|推理|説真話|说真话
         |谎|天平|一步一步|論理|逻辑|前提""",
-        """logic reasoning reason explain justify infer conclude order taller shorter older younger left right truth lie lies
+        """logic reasoning reason justify infer argument conclude order taller shorter older younger left right truth lie lies
         likely explanation cause causes causa ursache options decide decides plan trade-off tradeoff strategy constraints
         ordem orden ordre ordine reihenfolge hypothesis diagnos* deduzco deduco excludes exclude abwag* grunde
-        schedule scenario puzzled moves crosses boxes switch switches lamp wolf
-        |who sits|who is the|in what order|which order|why does|which box|理由|順番|原因|推断|谁""",
-        "why if must cannot then therefore first last facts because both neither none warum perche pourquoi porque",
+        schedule scenario moves crosses switch switches lamp
+        |who sits|who is the|in what order|which order|which box|how can you tell|how do you find out|findet man heraus|explain how you|理由|順番|原因|推断|谁""",
+        "boxes if must cannot then therefore first last facts because both neither none warum perche pourquoi porque",
     ),
     PromptType.QA: (
-        "|capital of|who invented|who discovered|stand for|what is the difference|qual a diferenca|was ist der unterschied",
-        """explain define meaning bedeutet significa signifie explique explica erklare spiega fact
-        |how does|what does|what are|tell me about|how long|how many|how far|とは|何ですか|是什么|什么是|哪国|为什么|区别""",
+        """|capital of|who invented|who discovered|stand for|what is the difference|what exactly is|the difference between|qual a diferenca
+        |qual e a diferenca|was ist der unterschied|quelle est la difference|qual e la differenza|cual es la diferencia""",
+        """explain explains define meaning answer answers briefly exam difference differences unterschied diferenca diferencia differenza bedeutet significa signifie explique explica erklare spiega fact
+        |how does|why does|why do|why is|why are|what does|what are|tell me about|how long|how many|how far|とは|何ですか|是什么|什么是|哪国|为什么|区别|違い|説明して|なぜ|どうして|解释|介绍""",
         "difference history country countries river mountain capital city year invented discovered body animal planet",
     ),
     PromptType.RAG: (
@@ -103,15 +106,15 @@ CUES: Final[dict[PromptType, tuple[str, str, str]]] = {
         |pieces of context|search results|knowledge base|the passage|the context|following context|following documents
         |from the documents|use the results|given the two|do they agree|根据|根據|基于|をもとに|に基づ|参考资料|资料|資料""",
         """context sources source documents document passage passages excerpt excerpts articles snippets cite quote contexto
-        documento documentos auszuge auszug kontext quellen quelle protokoll extraits extrait contexte documents brano fonti
+        documento documentos auszuge auszug kontext quellen protokoll extraits extrait contexte documents brano fonti
         contesto cita citando zitiere citar manual policy chunk question pregunta pergunta frage domande domanda
         |质问|質問|问题|出处|引用""",
         "answer responda responde antworte beantworte reponds rispondi pasted attached page says unknown texto text",
     ),
     PromptType.SUMMARIZATION: (
-        """summarize summarise summary summaries summarizing tldr condense recap abstract takeaways resuma resumir resumo resume
+        """summarize summarise summary summaries summarizing tldr condense recap takeaways resuma resumir resumo resume
         resumen resumes resumer synthese synthetise zusammenfass* zusammengefasst zusammenfassung riassum* riassunto sintesi sintetizza
-        |tl;dr|key points|main points|main takeaways|in a nutshell|wichtigsten punkte|stichpunkt|fasse |points cles|punti chiave
+        |an abstract|the minutes of|minutes of this|write the minutes|write up the|tl;dr|key points|main points|main takeaways|in a nutshell|wichtigsten punkte|stichpunkt|fasse |points cles|punti chiave
         |puntos clave|pontos principais|要約|まとめて|要点|箇条書き|总结|概括|摘要|概述|归纳|no time to read""",
         "headline bullets bullet digest overview gist outline points puntos pontos punti sentences sätze satze frases",
         "short brief words paragraph article artikel articulo article articolo text meeting thread long",
