@@ -18,17 +18,28 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from autospec.cells import PromptType
-from autospec.prompts.cues import CODE_MARKS, CUES, GREETINGS, QUESTION_WORDS, SOURCE_MARKS, TOOL_PHRASES, WEIGHTS
+from autospec.prompts.cues import (
+    CODE_MARKS,
+    CUES,
+    GREETINGS,
+    NEGATIONS,
+    QUESTION_WORDS,
+    SOURCE_MARKS,
+    TOOL_PHRASES,
+)
 from autospec.prompts.reading import Reading, Text, fold, read_request
 
 __all__ = ["Classification", "classify"]
 
+# What a strong, a plain and a weak cue count.
+_WEIGHTS: Final = (4.0, 2.0, 0.8)
 # An instruction is seldom longer; what is longer is material.
 _ASK_CHARS: Final = 400
 # Material that is worth asking about.
 _LONG_CHARS: Final = 350
-# Paragraphs between the first and the last: so many are looked at, and they have so much to say.
-_MOST_BETWEEN, _BETWEEN = 6, 0.3
+# What a paragraph that asks nothing has to say, and the length of a text up to which those in the middle count at all.
+_MATERIAL: Final = 0.25
+_SHORT_CHARS: Final = 1500
 # Cues in the first words of a paragraph are the verb of the instruction.
 _OPENING_CHARS: Final = 45
 _OPENING_BONUS: Final = 1.5
@@ -136,6 +147,7 @@ class _Look:
         skeleton: True if an object to be filled in is shown.
         greeting: True if it opens with a greeting.
         numbers: In the ask.
+        negations: In the ask.
         words: In the ask, about.
     """
 
@@ -149,6 +161,7 @@ class _Look:
     skeleton: bool
     greeting: bool
     numbers: int
+    negations: int
     words: int
 
     @classmethod
@@ -164,13 +177,14 @@ class _Look:
             paragraphs=tuple(ask),
             material_chars=text.chars - len(said),
             fenced=_FENCE in whole,
-            code=sum(mark in folded for mark in CODE_MARKS) >= 3,
+            code=sum(mark in folded for mark in CODE_MARKS) >= (2 if _FENCE in whole else 3),
             sourced=any(mark in folded for mark in SOURCE_MARKS),
             formula=_FORMULA.search(folded) is not None,
             question=any(part.rstrip('" ').endswith(("?", "？")) for part, weight in ask if weight == 1.0)
             or bool(words and words[0] in QUESTION_WORDS),
             skeleton=_SKELETON.search(folded) is not None,
             greeting=bool(words and words[0] in GREETINGS) or said.startswith(("こん", "你好", "您好", "おは")),
+            negations=sum(word in NEGATIONS for word in words),
             numbers=len(_NUMBER.findall(said)),
             words=len(words),
         )
@@ -186,13 +200,23 @@ def _weighed(paragraphs: list[str]) -> list[tuple[str, float]]:
             return [(only, 1.0)]
         return [(only[:_ASK_CHARS], 1.0), (only[-_ASK_CHARS:], 1.0)]
     first, *between, last = paragraphs
-    # What follows a colon was announced; what asks, or is short behind something long, is an ask of its own.
-    announced = first.endswith((":", "：")) and not last.endswith(("?", "？"))
-    short_last = len(last) <= _ASK_CHARS and (len(last) < len(first) or last.endswith(("?", "？")))
-    last_weight = 0.3 if announced else 1.0 if short_last else 0.6
-    weighed = [(first[:_ASK_CHARS], 1.0)]
-    weighed += [(paragraph[:_ASK_CHARS], _BETWEEN) for paragraph in between[:_MOST_BETWEEN]]
-    return [*weighed, (last[-_ASK_CHARS:], last_weight)]
+    first, last = first[:_ASK_CHARS], last[-_ASK_CHARS:]
+    first_asks, last_asks = _asks_something(first), _asks_something(last)
+    # What follows a colon was announced: it is material, unless it ends with a question.
+    if first.endswith((":", "：")) and not last.endswith(("?", "？")):
+        last_asks = False
+    short = sum(map(len, paragraphs)) <= _SHORT_CHARS
+    weighed = [(first, 1.0 if first_asks or not last_asks else _MATERIAL)]
+    if short:
+        weighed += [(paragraph[:_ASK_CHARS], _MATERIAL) for paragraph in between]
+    return [*weighed, (last, 1.0 if last_asks else _MATERIAL if first_asks else 0.6)]
+
+
+def _asks_something(paragraph: str) -> bool:
+    """True if a folded paragraph is an instruction or a question by its ends."""
+    if paragraph.endswith(("?", "？", ":", "：")):
+        return True
+    return any(weight >= _WEIGHTS[1] for _, weight, _ in _cues(paragraph[: 2 * _OPENING_CHARS]))
 
 
 def _unfenced(text: str) -> str:
@@ -215,12 +239,14 @@ def _shape(request: Reading, look: _Look, scores: Mapping[PromptType, float]) ->
         default=0.0,
     )
     if look.fenced or look.code:
-        yield PromptType.CODING, 2.5 if look.code else 1.5, "code"
+        yield PromptType.CODING, 3.0 if look.code else 1.5, "code"
         if scores.get(PromptType.EDITING, 0.0) >= 1.5:
             yield PromptType.EDITING, 3.0, "code-and-edit"
+    if request.answered.chars >= _LONG_CHARS // 2 and scores.get(PromptType.EDITING, 0.0) >= 1.5:
+        yield PromptType.EDITING, 2.5, "edit-of-the-answer"
     if look.material_chars >= _LONG_CHARS and not look.fenced and strong < 3.0:
         if look.question or look.sourced:
-            yield PromptType.RAG, 2.5, "long-context-and-question"
+            yield PromptType.RAG, 2.5 if look.material_chars < 2 * _LONG_CHARS else 3.5, "long-context-and-question"
     if look.sourced and strong < 3.0:
         yield PromptType.RAG, 3.0, "sources"
     if look.formula and not look.code:
@@ -229,8 +255,10 @@ def _shape(request: Reading, look: _Look, scores: Mapping[PromptType, float]) ->
         yield PromptType.EXTRACTION, 2.5, "skeleton"
     if look.question and look.words <= 90 and request.turns <= 1:
         yield PromptType.QA, 2.0 if look.words <= 25 else 1.2, "question"
-    if look.numbers >= 4 and look.question and not look.sourced:
-        yield PromptType.MATH, 1.5, "numbers"
+    if look.numbers >= 4 and look.question and not look.sourced and not look.code:
+        yield PromptType.MATH, 2.5 if look.numbers >= 6 else 1.5, "numbers"
+    if look.negations >= 3 and look.question and not look.sourced:
+        yield PromptType.REASONING, 2.0, "negations"
     if look.material_chars >= _LONG_CHARS and scores.get(PromptType.WRITING, 0.0) > 0.0:
         yield PromptType.WRITING, -2.0, ""
     if request.raw and not look.question and look.words >= 12 and max(scores.values(), default=0.0) < 2.0:
@@ -243,42 +271,48 @@ def _shape(request: Reading, look: _Look, scores: Mapping[PromptType, float]) ->
 
 def _cues(text: str) -> Iterable[tuple[PromptType, float, str]]:
     """Every cue in a folded text, once, with its weight."""
-    seen: set[str] = set()
-    opening = text[:_OPENING_CHARS]
-    for match in _WORD.finditer(text):
-        word = match.group()
-        if word in seen:
-            continue
-        seen.add(word)
-        bonus = _OPENING_BONUS if match.start() < _OPENING_CHARS else 1.0
+    words = _WORD.findall(text)
+    spoken = f" {' '.join(words)} "
+    opening = spoken[:_OPENING_CHARS]
+    for word in dict.fromkeys(words):
+        bonus = _OPENING_BONUS if f" {word} " in opening else 1.0
         for kind, weight in _WORDS.get(word, ()):
             yield kind, weight * bonus, word
         for length in _PREFIX_LENGTHS:
-            for kind, weight in _PREFIXES.get(word[:length], ()) if len(word) >= length else ():
-                yield kind, weight * bonus, f"{word[:length]}*"
-    phrases = _PHRASES if _WIDE.search(text) else _NARROW_PHRASES
-    for phrase, kind, weight in phrases:
-        if phrase in text:
+            if len(word) >= length:
+                for kind, weight in _PREFIXES.get(word[:length], ()):
+                    yield kind, weight * bonus, f"{word[:length]}*"
+    for phrase, kind, weight in _PHRASES:
+        if phrase in spoken:
             yield kind, weight * (_OPENING_BONUS if phrase in opening else 1.0), phrase.strip()
+    for mark, kind, weight in _MARKS if _WIDE.search(text) else _NARROW_MARKS:
+        if mark in text:
+            yield kind, weight * (_OPENING_BONUS if mark in text[:_OPENING_CHARS] else 1.0), mark
 
 
 _Weighted = dict[str, list[tuple[PromptType, float]]]
+_Found = list[tuple[str, PromptType, float]]
 
 
-def _index() -> tuple[_Weighted, _Weighted, list[tuple[str, PromptType, float]]]:
+def _index() -> tuple[_Weighted, _Weighted, _Found, _Found]:
+    """The cues by how they are looked for: whole words, beginnings of words, phrases, anything else."""
     words: _Weighted = {}
     prefixes: _Weighted = {}
-    phrases = []
-    for kind, strengths in CUES.items():
-        for weight, cues in zip(WEIGHTS, strengths, strict=True):
-            singles, *some = cues.split("|")
-            for cue in dict.fromkeys(fold(singles).split()):
-                where = prefixes if cue.endswith("*") else words
-                where.setdefault(cue.removesuffix("*"), []).append((kind, weight))
-            phrases += [(fold(phrase).replace("\n", "").lstrip(), kind, weight) for phrase in some]
-    return words, prefixes, phrases
+    phrases: _Found = []
+    marks: _Found = []
+    for kind, cues in CUES.items():
+        for weight, listed in zip(_WEIGHTS, (cues.strong, cues.plain, cues.weak), strict=True):
+            for cue in filter(None, map(str.strip, listed.replace("\n", " ").split(","))):
+                stem = cue.removesuffix("*")
+                if _WIDE.search(cue) or not stem.replace(" ", "").isalpha():
+                    marks.append((cue, kind, weight))
+                elif " " in cue:
+                    phrases.append((f" {cue} ", kind, weight))
+                else:
+                    (words if stem == cue else prefixes).setdefault(stem, []).append((kind, weight))
+    return words, prefixes, phrases, marks
 
 
-_WORDS, _PREFIXES, _PHRASES = _index()
+_WORDS, _PREFIXES, _PHRASES, _MARKS = _index()
 _PREFIX_LENGTHS: Final = sorted({len(prefix) for prefix in _PREFIXES})
-_NARROW_PHRASES: Final = [entry for entry in _PHRASES if not _WIDE.search(entry[0])]
+_NARROW_MARKS: Final = [entry for entry in _MARKS if not _WIDE.search(entry[0])]
