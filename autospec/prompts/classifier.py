@@ -36,10 +36,14 @@ _WEIGHTS: Final = (4.0, 2.0, 0.8)
 # An instruction is seldom longer; what is longer is material.
 _ASK_CHARS: Final = 400
 # Material that is worth asking about.
-_LONG_CHARS: Final = 350
+_LONG_CHARS: Final = 250
 # What a paragraph that asks nothing has to say, and the length of a text up to which those in the middle count at all.
 _MATERIAL: Final = 0.25
 _SHORT_CHARS: Final = 1500
+# "You" and "my" say nothing in a text longer than talk.
+_TALK_WORDS: Final = 30
+# A last paragraph that adds to an instruction in the first is not longer.
+_ASIDE_CHARS: Final = 200
 # Cues in the first words of a paragraph are the verb of the instruction.
 _OPENING_CHARS: Final = 45
 _OPENING_BONUS: Final = 1.5
@@ -50,7 +54,7 @@ _LEAST_SCORE: Final = 1.0
 
 _WORD: Final = re.compile(r"[^\W\d_]+")
 _WIDE: Final = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
-_FORMULA: Final = re.compile(r"\d\s*[-+*/^=×·]\s*\(?[\dxyz]|[xyz]\s*[\^²³=]|\b[fg]\(x\)|\\(?:frac|int|sum|sqrt)|\d\s*%|[²³√∫∑≤≥]")
+_FORMULA: Final = re.compile(r"\d\s*[-+*/^=×·]\s*\(?[\dxyz]|[xyz]\s*[\^²³=]|\b[fg]\(x\)|\d\s*% (?:of|de|von|di) \d|\\(?:frac|int|sum|sqrt)|[²³√∫∑≤≥]")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:]\d+)?")
 _PARAGRAPHS: Final = re.compile(r"\n\s*\n")
 _FENCE: Final = "```"
@@ -58,7 +62,9 @@ _FENCE: Final = "```"
 _CALL_FORM: Final = re.compile(r'\{\s*"(?:tool|tool_name|action|call|function|name)"\s*:')
 _SIGNATURE: Final = re.compile(r"\b[a-z]\w*\([a-z_]\w*(?:, ?[a-z_]\w*)*\)")
 _SIGNATURES: Final = 2
-_RESULT: Final = re.compile(r"\s*<?(?:tool[ _]?)?(?:results?|outputs?|responses?|observation)\s*[:>]", re.IGNORECASE)
+_RESULT: Final = re.compile(
+    r"\s*<?(?P<tool>tool[ _]?)?(?:results?|outputs?|responses?|observation)\s*[:>\n]", re.IGNORECASE
+)
 # The skeleton of an answer to be filled in.
 _SKELETON: Final = re.compile(r'\{\s*"[^"{}\n]{1,40}"\s*:')
 
@@ -103,7 +109,7 @@ def _tools_in_words(request: Reading) -> str:
         return "call-form"
     if request.raw and (phrase := next((phrase for phrase in TOOL_PHRASES if phrase in fold(request.ask.head)), "")):
         return f"words:{phrase.strip()}"
-    if _RESULT.match(request.ask.head) and request.turns > 1:
+    if (found := _RESULT.match(request.ask.head)) and (request.turns > 1 or found["tool"]):
         return "tool-result-in-words"
     return ""
 
@@ -184,7 +190,7 @@ class _Look:
             or bool(words and words[0] in QUESTION_WORDS),
             skeleton=_SKELETON.search(folded) is not None,
             greeting=bool(words and words[0] in GREETINGS) or said.startswith(("こん", "你好", "您好", "おは")),
-            negations=sum(word in NEGATIONS for word in words),
+            negations=sum(word in NEGATIONS for word in words) + said.count("不"),
             numbers=len(_NUMBER.findall(said)),
             words=len(words),
         )
@@ -202,9 +208,9 @@ def _weighed(paragraphs: list[str]) -> list[tuple[str, float]]:
     first, *between, last = paragraphs
     first, last = first[:_ASK_CHARS], last[-_ASK_CHARS:]
     first_asks, last_asks = _asks_something(first), _asks_something(last)
-    # What follows a colon was announced: it is material, unless it ends with a question.
-    if first.endswith((":", "：")) and not last.endswith(("?", "？")):
-        last_asks = False
+    # After an instruction, what follows a colon or is long is material, unless it ends with a question.
+    if first_asks and not last.endswith(("?", "？")):
+        last_asks = last_asks and not first.endswith((":", "：")) and len(last) <= _ASIDE_CHARS
     short = sum(map(len, paragraphs)) <= _SHORT_CHARS
     weighed = [(first, 1.0 if first_asks or not last_asks else _MATERIAL)]
     if short:
@@ -238,15 +244,19 @@ def _shape(request: Reading, look: _Look, scores: Mapping[PromptType, float]) ->
         (scores.get(kind, 0.0) for kind in (PromptType.EDITING, PromptType.SUMMARIZATION, PromptType.TRANSLATION)),
         default=0.0,
     )
+    edited = scores.get(PromptType.EDITING, 0.0)
     if look.fenced or look.code:
-        yield PromptType.CODING, 3.0 if look.code else 1.5, "code"
-        if scores.get(PromptType.EDITING, 0.0) >= 1.5:
-            yield PromptType.EDITING, 3.0, "code-and-edit"
-    if request.answered.chars >= _LONG_CHARS // 2 and scores.get(PromptType.EDITING, 0.0) >= 1.5:
+        if edited >= 1.5:
+            yield PromptType.EDITING, 4.0, "code-and-edit"
+        else:
+            yield PromptType.CODING, 3.0 if look.code else 1.5, "code"
+    if request.answered.chars >= _LONG_CHARS // 2 and look.words <= 40 and edited >= 3.0:
         yield PromptType.EDITING, 2.5, "edit-of-the-answer"
     if look.material_chars >= _LONG_CHARS and not look.fenced and strong < 3.0:
         if look.question or look.sourced:
             yield PromptType.RAG, 2.5 if look.material_chars < 2 * _LONG_CHARS else 3.5, "long-context-and-question"
+    if any(mark in fold(request.system.head) for mark in SOURCE_MARKS):
+        yield PromptType.RAG, 3.0, "sources-in-system-prompt"
     if look.sourced and strong < 3.0:
         yield PromptType.RAG, 3.0, "sources"
     if look.formula and not look.code:
@@ -263,9 +273,11 @@ def _shape(request: Reading, look: _Look, scores: Mapping[PromptType, float]) ->
         yield PromptType.WRITING, -2.0, ""
     if request.raw and not look.question and look.words >= 12 and max(scores.values(), default=0.0) < 2.0:
         yield PromptType.WRITING, 2.0, "prose-to-continue"
-    if look.greeting and look.words <= 15:
+    if look.words > _TALK_WORDS and request.turns <= 1 and scores.get(PromptType.CHAT, 0.0) > 0.0:
+        yield PromptType.CHAT, -0.7 * scores[PromptType.CHAT], ""
+    if look.greeting and look.words <= (5 if look.question else 15):
         yield PromptType.CHAT, 3.0, "greeting"
-    if request.turns >= 3 and look.words <= 40 and look.material_chars < _LONG_CHARS:
+    if request.turns >= 3 and look.words <= 80 and look.material_chars < _LONG_CHARS:
         yield PromptType.CHAT, 2.0, "short-turns"
 
 
@@ -278,41 +290,44 @@ def _cues(text: str) -> Iterable[tuple[PromptType, float, str]]:
         bonus = _OPENING_BONUS if f" {word} " in opening else 1.0
         for kind, weight in _WORDS.get(word, ()):
             yield kind, weight * bonus, word
-        for length in _PREFIX_LENGTHS:
-            if len(word) >= length:
-                for kind, weight in _PREFIXES.get(word[:length], ()):
-                    yield kind, weight * bonus, f"{word[:length]}*"
-    for phrase, kind, weight in _PHRASES:
-        if phrase in spoken:
-            yield kind, weight * (_OPENING_BONUS if phrase in opening else 1.0), phrase.strip()
-    for mark, kind, weight in _MARKS if _WIDE.search(text) else _NARROW_MARKS:
-        if mark in text:
-            yield kind, weight * (_OPENING_BONUS if mark in text[:_OPENING_CHARS] else 1.0), mark
+        for stem, kind, weight in _STEMS.get(word[:_STEM_KEY], ()):
+            if word.startswith(stem):
+                yield kind, weight * bonus, f"{stem}*"
+    for word in dict.fromkeys(words):
+        for phrase, kind, weight in _PHRASES.get(word, ()):
+            if phrase in spoken:
+                yield kind, weight * (_OPENING_BONUS if phrase in opening else 1.0), phrase.strip()
+    for sign in dict.fromkeys(text):
+        for mark, kind, weight in _MARKS.get(sign, ()):
+            if mark in text:
+                yield kind, weight * (_OPENING_BONUS if mark in text[:_OPENING_CHARS] else 1.0), mark
 
 
-_Weighted = dict[str, list[tuple[PromptType, float]]]
-_Found = list[tuple[str, PromptType, float]]
+# No stem is shorter.
+_STEM_KEY: Final = 4
+_Words = dict[str, list[tuple[PromptType, float]]]
+_Phrases = dict[str, list[tuple[str, PromptType, float]]]
 
 
-def _index() -> tuple[_Weighted, _Weighted, _Found, _Found]:
-    """The cues by how they are looked for: whole words, beginnings of words, phrases, anything else."""
-    words: _Weighted = {}
-    prefixes: _Weighted = {}
-    phrases: _Found = []
-    marks: _Found = []
+def _index() -> tuple[_Words, _Phrases, _Phrases, _Phrases]:
+    """The cues by how they are looked for: words, stems by their first letters, phrases by first word, marks by first sign."""
+    words: _Words = {}
+    stems: _Phrases = {}
+    phrases: _Phrases = {}
+    marks: _Phrases = {}
     for kind, cues in CUES.items():
         for weight, listed in zip(_WEIGHTS, (cues.strong, cues.plain, cues.weak), strict=True):
-            for cue in filter(None, map(str.strip, listed.replace("\n", " ").split(","))):
+            for cue in filter(None, (" ".join(cue.split()) for cue in listed.split(","))):
                 stem = cue.removesuffix("*")
                 if _WIDE.search(cue) or not stem.replace(" ", "").isalpha():
-                    marks.append((cue, kind, weight))
+                    marks.setdefault(cue[0], []).append((cue, kind, weight))
                 elif " " in cue:
-                    phrases.append((f" {cue} ", kind, weight))
+                    phrases.setdefault(cue.split()[0], []).append((f" {cue} ", kind, weight))
+                elif stem != cue:
+                    stems.setdefault(stem[:_STEM_KEY], []).append((stem, kind, weight))
                 else:
-                    (words if stem == cue else prefixes).setdefault(stem, []).append((kind, weight))
-    return words, prefixes, phrases, marks
+                    words.setdefault(cue, []).append((kind, weight))
+    return words, stems, phrases, marks
 
 
-_WORDS, _PREFIXES, _PHRASES, _MARKS = _index()
-_PREFIX_LENGTHS: Final = sorted({len(prefix) for prefix in _PREFIXES})
-_NARROW_MARKS: Final = [entry for entry in _MARKS if not _WIDE.search(entry[0])]
+_WORDS, _STEMS, _PHRASES, _MARKS = _index()
