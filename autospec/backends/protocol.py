@@ -53,10 +53,13 @@ class LaunchSettings:
     Attributes:
         args: Server arguments as typed, e.g. ``("-ngl", "99", "-c", "32768", "--jinja")``.
         ready_timeout_s: How long a launch may take to load the model and answer /health.
+        serving: True for a launch that users' requests go to: prompt cache and slots stay at the server's own defaults
+            and the user's arguments, where measuring pins them. The drafting is pinned either way.
     """
 
     args: tuple[str, ...] = ()
     ready_timeout_s: float = 600.0
+    serving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
