@@ -1,0 +1,119 @@
+"""The models that clients may ask for: what is in the catalogue, under which names, and which backend serves each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from autospec.backends.protocol import Backend, Capabilities
+from autospec.catalog.choice import choose
+from autospec.catalog.model import Format, Model
+from autospec.catalog.scan import scan
+from autospec.errors import AutospecError, UnknownModelError, UsageError
+from autospec.settings import Settings
+
+__all__ = ["Engine", "Offers", "engines_of", "read_offers"]
+
+# Names that clients used and what they meant; more than this is somebody trying names.
+_MOST_REMEMBERED: Final = 1024
+# The backend that can read a format, where the user's choice of backend cannot.
+_BY_FORMAT: Final[dict[Format, str]] = {"gguf": "", "mlx": "mlx"}
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A backend that is there.
+
+    Attributes:
+        backend: It.
+        capabilities: Of its build.
+    """
+
+    backend: Backend
+    capabilities: Capabilities
+
+
+class Offers:
+    """The catalogue as clients see it.
+
+    Every whole language model is offered under its own name, small ones that also serve as drafts among them; draft heads
+    are not, because they cannot answer by themselves.
+
+    Args:
+        models: The catalogue's.
+        engines: What serves each format; a format without one is not offered.
+        refused: Why formats are not offered, as sentences.
+    """
+
+    def __init__(
+        self, models: tuple[Model, ...], engines: Mapping[Format, Engine], refused: tuple[str, ...] = ()
+    ) -> None:
+        self.catalog = models
+        self.models = tuple(m for m in models if m.head is None and m.format in engines)
+        self.refused = refused
+        self._engines = engines
+        self._meant: dict[str, Model] = {}
+
+    def engine(self, model: Model) -> Engine:
+        """What serves a model that is offered."""
+        return self._engines[model.format]
+
+    def find(self, name: str) -> Model:
+        """The model that a client means.
+
+        A path is accepted where it is an offered model's: clients must not make the proxy open other files.
+
+        Raises:
+            UnknownModelError: None answers; carries the names that exist.
+            ModelChoiceError: Several do.
+        """
+        known = self._meant.get(name)
+        if known is not None:
+            return known
+        by_path = next((m for m in self.models if name == str(m.path)), None)
+        model = by_path or self._choose(name)
+        if len(self._meant) < _MOST_REMEMBERED:
+            self._meant[name] = model
+        return model
+
+    def _choose(self, name: str) -> Model:
+        names = tuple(m.name for m in self.models)
+        if not name.strip():
+            raise UnknownModelError(
+                "The request names no model.", f"There are: {', '.join(names) or 'none'}.", known=names
+            )
+        return choose(self.models, name)
+
+
+def engines_of(
+    settings: Settings, backend_for: Callable[[str | None, Settings], Backend]
+) -> tuple[dict[Format, Engine], tuple[str, ...]]:
+    """The backend for each format, probed; blocks. The user's choice of backend serves GGUF files.
+
+    Args:
+        settings: Names the backend and its program.
+        backend_for: As in `autospec.backends.registry`.
+
+    Returns:
+        The engines, and a sentence for each format that has none.
+    """
+    engines: dict[Format, Engine] = {}
+    refused = []
+    for kind, name in _BY_FORMAT.items():
+        chosen = name or ("" if settings.backend in _BY_FORMAT.values() else settings.backend)
+        try:
+            backend = backend_for(chosen or None, settings)
+            engines[kind] = Engine(backend, backend.capabilities())
+        except UsageError as error:
+            if not name:  # the user's own choice was wrong
+                raise
+            refused.append(f"Models in the format {kind} are not served: {error}")
+        except AutospecError as error:
+            refused.append(f"Models in the format {kind} are not served: {error}")
+    return engines, tuple(refused)
+
+
+def read_offers(settings: Settings, engines: Mapping[Format, Engine], refused: tuple[str, ...]) -> Offers:
+    """Scan the disk; blocks."""
+    return Offers(scan(settings).models, engines, refused)
