@@ -20,13 +20,17 @@ gets a better or a second one. What does not fit is unloaded, the least used fir
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Final
+from typing import Any, Final
 
 from autospec.cells import PromptType
-from autospec.drafting import OFF, Drafting
-from autospec.proxy.needs import UNMEASURED_RATIO, Advice, Footprint, Launchable, Needs, Room
+from autospec.drafting import Drafting
+from autospec.proxy.forecast import Forecast, Route, best_route
+from autospec.proxy.needs import Footprint, Launchable, Needs, Room
+from autospec.proxy.plan_words import explain, explain_none
+from autospec.recommendations import SCHEMA_VERSION
 
 __all__ = ["ModelPlan", "Plan", "Route", "make_plan"]
 
@@ -41,23 +45,6 @@ RENT: Final = 0.005
 FIRST_BUSY_S: Final = 60.0
 # A request that waited so long for a server goes before models that merely go on being used.
 PATIENCE_S: Final = 5.0
-# Only the proportions between types matter while no speed is known at all.
-_ANY_TPS: Final = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where requests of one prompt type go.
-
-    Attributes:
-        launch: Drafting that the launch was started with: its name among the model's launches.
-        drafting: What is in force for the request; differs from `launch` only where drafting goes with the request.
-        ratio: Speed over off that the plan counts with.
-    """
-
-    launch: Drafting
-    drafting: Drafting
-    ratio: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +57,7 @@ class ModelPlan:
         starts: Those of them that do not run yet.
         stops: Launches that run and are not kept.
         routes: For every prompt type, while any launch is kept.
+        shares: Of the busy time, by prompt type.
         busy_s: Seconds that the model would generate for within the horizon with drafting off.
         saved_s: Of them, what the launches are expected to save.
         memory_bytes: Of the launches together.
@@ -81,6 +69,7 @@ class ModelPlan:
     starts: tuple[Drafting, ...]
     stops: tuple[Drafting, ...]
     routes: Mapping[PromptType, Route]
+    shares: Mapping[PromptType, float]
     busy_s: float
     saved_s: float
     memory_bytes: int
@@ -91,6 +80,21 @@ class ModelPlan:
         if prompt_type is not None and prompt_type in self.routes:
             return self.routes[prompt_type]
         return Route(self.launches[0], self.launches[0], 1.0) if self.launches else None
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of the plan's ``models``."""
+        return {
+            "model": self.model,
+            "reason": self.reason,
+            "launches": [drafting.to_json() for drafting in self.launches],
+            "starts": [drafting.to_json() for drafting in self.starts],
+            "stops": [drafting.to_json() for drafting in self.stops],
+            "routes": {str(kind): route.to_json() for kind, route in self.routes.items()},
+            "shares": {str(kind): round(share, 4) for kind, share in self.shares.items()},
+            "busy_s": round(self.busy_s, 1),
+            "saved_s": round(self.saved_s, 1),
+            "memory_bytes": self.memory_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,18 @@ class Plan:
         """One model's part."""
         return next((part for part in self.models if part.model == model), None)
 
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``GET /autospec/v1/plan``."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "horizon_s": self.room.horizon_s,
+            "memory_limit_bytes": self.room.memory_bytes,
+            "memory_bytes": self.memory_bytes,
+            "overlap_bytes": self.overlap_bytes,
+            "overlap_fits": self.overlap_fits,
+            "models": [part.to_json() for part in self.models],
+        }
+
     @property
     def overlap_fits(self) -> bool:
         """True if every new launch can be ready before an old one is stopped."""
@@ -124,168 +140,142 @@ def make_plan(models: Sequence[Needs], room: Room) -> Plan:
     """Decide which launches to keep.
 
     Args:
-        models: Every model that runs or is asked for; others need not be named.
+        models: Every model that runs or is asked for, each once; others need not be named.
         room: Memory, horizon and the most launches of a model.
     """
-    order = sorted(models, key=_priority)
-    reserved = _smallest(order, room)
+    models = [_one_per_draft(needs) for needs in models]
+    ranked = sorted((Forecast.of(needs, room.horizon_s) for needs in models), key=_priority)
+    reserved = _smallest(ranked, room)
     kept: list[Launchable] = []
     parts = []
-    for position, needs in enumerate(order):
-        # Later models keep at least their smallest launch; earlier ones have had their choice.
-        others = [*kept, *(reserved[later.model] for later in order[position + 1 :] if later.model in reserved)]
+    for position, forecast in enumerate(ranked):
+        name = forecast.needs.model
         chosen: tuple[Launchable, ...] = ()
-        if needs.model in reserved:
-            chosen = _choose(needs, room, others)
+        if name in reserved:
+            # Later models keep at least their smallest launch; earlier ones have had their choice.
+            later = [other.needs.model for other in ranked[position + 1 :]]
+            others = [*kept, *(reserved[other] for other in later if other in reserved)]
+            chosen = _choose(forecast, room, others)
         kept += chosen
-        parts.append(_part(needs, room, chosen))
+        parts.append(_part(forecast, room, chosen))
     running = [entry for needs in models for entry in _running(needs)]
-    return Plan(
-        models=tuple(parts),
-        memory_bytes=_bytes(kept),
-        overlap_bytes=_bytes([*kept, *running]),
-        room=room,
-    )
+    return Plan(tuple(parts), _bytes(kept), _bytes([*kept, *running]), room)
 
 
-def _priority(needs: Needs) -> tuple[float, bool, float, str]:
+def _priority(forecast: Forecast) -> tuple[float, bool, float, str]:
+    needs = forecast.needs
     waited = needs.waiting_s if needs.waiting_s >= PATIENCE_S else 0.0
-    return (-waited, not needs.in_use, -_Forecast(needs, Room()).busy_s, needs.model)
+    return (-waited, not needs.in_use, -forecast.busy_s, needs.model)
 
 
-def _smallest(order: Sequence[Needs], room: Room) -> dict[str, Launchable]:
+def _smallest(ranked: Sequence[Forecast], room: Room) -> dict[str, Launchable]:
     """The smallest launch of each model that may stay: those that run or are asked for, as far as memory reaches."""
     reserved: dict[str, Launchable] = {}
-    for needs in order:
-        wanted = needs.in_use or bool(needs.running)
-        if not wanted or not needs.launchable:
+    for forecast in ranked:
+        least = _least(forecast.needs)
+        if least is None or not _wanted(forecast.needs):
             continue
-        least = min(needs.launchable, key=lambda entry: (_bytes([entry]), entry.drafting.key))
         if _fits([*reserved.values(), least], room):
-            reserved[needs.model] = least
+            reserved[forecast.needs.model] = least
     return reserved
 
 
-def _choose(needs: Needs, room: Room, others: Sequence[Launchable]) -> tuple[Launchable, ...]:
+def _choose(forecast: Forecast, room: Room, others: Sequence[Launchable]) -> tuple[Launchable, ...]:
     """The launches of one model, at least one: the smallest is known to fit."""
-    forecast = _Forecast(needs, room)
-    running = frozenset(entry.drafting for entry in _running(needs))
-    sets = [chosen for chosen in _sets(needs, room) if _fits([*others, *chosen], room)]
-    if not any(entry.drafting in running for chosen in sets for entry in chosen):
+    # Without a known limit, memory is not for a second launch.
+    most = 1 if room.memory_bytes is None else room.twins
+    sets = [chosen for chosen in _sets(forecast.needs, most) if _fits([*others, *chosen], room)]
+    running = {entry.drafting for entry in _running(forecast.needs)}
+    if not any(_runs(chosen, running) for chosen in sets):
         # The first launch has to be paid for whatever it is; a second one is then judged as beside any other.
-        busy = max(forecast.busy_s, FIRST_BUSY_S)
-        first = max(
-            (chosen for chosen in sets if len(chosen) == 1),
-            key=lambda chosen: (
-                busy * forecast.saved_share(chosen) - PAYBACK * chosen[0].launch_s,
-                *_preference(chosen),
-            ),
-        )
-        running = frozenset({first[0].drafting})
-
-    def value(chosen: tuple[Launchable, ...]) -> float:
-        starting = sum(entry.launch_s for entry in chosen if entry.drafting not in running)
-        rent = RENT * forecast.busy_s * (len(chosen) - 1)
-        return forecast.busy_s * forecast.saved_share(chosen) - PAYBACK * starting - rent
-
-    best = max(sets, key=lambda chosen: (value(chosen), *_preference(chosen)))
-    here = [chosen for chosen in sets if all(entry.drafting in running for entry in chosen)]
-    if not here:
-        return best
-    stay = max(here, key=lambda chosen: (value(chosen), *_preference(chosen)))
-    return best if value(best) - value(stay) > MARGIN * forecast.busy_s else stay
+        busy_s = max(forecast.busy_s, FIRST_BUSY_S)
+        singles = [chosen for chosen in sets if len(chosen) == 1]
+        running = {entry.drafting for entry in _best(replace(forecast, busy_s=busy_s), singles, set())}
+    best = _best(forecast, sets, running)
+    stay = _best(forecast, [chosen for chosen in sets if _runs(chosen, running)], running)
+    better_s = _value(forecast, best, running) - _value(forecast, stay, running)
+    return best if better_s > MARGIN * forecast.busy_s else stay
 
 
-def _preference(chosen: tuple[Launchable, ...]) -> tuple[int, bool, int]:
-    """Among equals: fewer launches, then off, then less memory."""
-    return (-len(chosen), any(entry.drafting.is_off for entry in chosen), -_bytes(chosen))
+def _best(
+    forecast: Forecast, sets: Sequence[tuple[Launchable, ...]], running: AbstractSet[Drafting]
+) -> tuple[Launchable, ...]:
+    """The set of the highest value; among equals fewer launches, then off, then less memory, then the first."""
+    return max(
+        sets,
+        key=lambda chosen: (
+            _value(forecast, chosen, running),
+            -len(chosen),
+            any(entry.drafting.is_off for entry in chosen),
+            -_bytes(chosen),
+        ),
+    )
 
 
-def _sets(needs: Needs, room: Room) -> Iterator[tuple[Launchable, ...]]:
+def _value(forecast: Forecast, chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> float:
+    """The value of the module's formula, in seconds."""
+    starting_s = sum(entry.launch_s for entry in chosen if entry.drafting not in running)
+    rent_s = RENT * forecast.busy_s * (len(chosen) - 1)
+    return forecast.saved_s(chosen) - PAYBACK * starting_s - rent_s
+
+
+def _sets(needs: Needs, most: int) -> Iterator[tuple[Launchable, ...]]:
     """Every set of launches that may be kept, in a fixed order."""
     entries = sorted(needs.launchable, key=lambda entry: entry.drafting.key)
-    if needs.per_request:
-        # One launch for each draft model: its number of tokens goes with the request. A running one stands for its like.
-        by_draft: dict[str | None, Launchable] = {}
-        for entry in entries:
-            if entry.drafting.draft not in by_draft or entry.drafting in needs.running:
-                by_draft[entry.drafting.draft] = entry
-        entries = list(by_draft.values())
-    # Without a known limit, memory is not for experiments.
-    most = 1 if needs.per_request or room.memory_bytes is None else room.twins
-    for size in range(1, max(most, 1) + 1):
+    for size in range(1, 1 + (1 if needs.per_request else most)):
         yield from combinations(entries, size)
 
 
-class _Forecast:
-    """What a model's traffic is expected to be worth."""
-
-    def __init__(self, needs: Needs, room: Room) -> None:
-        self._needs = needs
-        speeds = [a.baseline_tps for a in needs.advice.values() if a.baseline_tps is not None]
-        usual_tps = sum(speeds) / len(speeds) if speeds else _ANY_TPS
-        busy = {
-            kind: tokens * room.horizon_s / _tps(needs.advice.get(kind), usual_tps)
-            for kind, tokens in needs.tokens_per_s.items()
-            if tokens > 0.0
-        }
-        self.busy_s = sum(busy.values())
-        if self.busy_s <= 0.0:
-            # Nothing was seen: whatever was tuned is as likely as the rest of it.
-            busy = dict.fromkeys(needs.advice, 1.0)
-        total = sum(busy.values())
-        self._shares = {kind: seconds / total for kind, seconds in busy.items()}
-
-    def saved_share(self, chosen: Sequence[Launchable]) -> float:
-        """Share of the busy time that a set of launches saves; negative where it costs."""
-        return sum(
-            share * (1.0 - 1.0 / _route(self._needs, kind, chosen).ratio)
-            for kind, share in self._shares.items()
-        )
+def _one_per_draft(needs: Needs) -> Needs:
+    """Where drafting goes with the request, one launch for each draft model, named like the one that runs."""
+    if not needs.per_request:
+        return needs
+    running = {drafting.draft: drafting for drafting in reversed(needs.running)}
+    by_draft: dict[str | None, Launchable] = {}
+    for entry in needs.launchable:
+        draft = entry.drafting.draft
+        by_draft.setdefault(draft, replace(entry, drafting=running.get(draft, entry.drafting)))
+    return replace(needs, launchable=tuple(by_draft.values()))
 
 
-def _tps(advice: Advice | None, usual_tps: float) -> float:
-    return usual_tps if advice is None or advice.baseline_tps is None else advice.baseline_tps
-
-
-def _route(needs: Needs, kind: PromptType, chosen: Sequence[Launchable]) -> Route:
-    """The best that some launches offer to a prompt type; among equals off, then the first."""
-    advice = needs.advice.get(kind, Advice())
-    untuned = kind not in needs.advice
-    offers = []
-    for entry in chosen:
-        if needs.per_request:
-            inner = [OFF]
-            if advice.drafting.draft is not None and advice.drafting.draft == entry.drafting.draft:
-                inner.append(advice.drafting)
-        else:
-            inner = [entry.drafting]
-        for drafting in inner:
-            ratio = advice.ratio(drafting)
-            if untuned and not drafting.is_off:
-                ratio = UNMEASURED_RATIO
-            offers.append(Route(entry.drafting, drafting, ratio))
-    return max(offers, key=lambda offer: (offer.ratio, offer.drafting.is_off))
-
-
-def _part(needs: Needs, room: Room, chosen: tuple[Launchable, ...]) -> ModelPlan:
-    forecast = _Forecast(needs, room)
+def _part(forecast: Forecast, room: Room, chosen: tuple[Launchable, ...]) -> ModelPlan:
+    needs = forecast.needs
+    if chosen:
+        ideal = max(_sets(needs, room.twins), key=lambda some: (forecast.saved_s(some), -len(some)))
+        reason = explain(forecast, room, chosen, ideal)
+    else:
+        least = _least(needs)
+        reason = explain_none(_bytes([least]) if least else None, room, wanted=_wanted(needs))
     launches = tuple(entry.drafting for entry in chosen)
     return ModelPlan(
         model=needs.model,
         launches=launches,
         starts=tuple(drafting for drafting in launches if drafting not in needs.running),
         stops=tuple(drafting for drafting in needs.running if drafting not in launches),
-        routes={kind: _route(needs, kind, chosen) for kind in PromptType} if chosen else {},
+        routes={kind: best_route(needs, kind, chosen) for kind in PromptType} if chosen else {},
+        shares=forecast.shares,
         busy_s=forecast.busy_s,
-        saved_s=forecast.busy_s * forecast.saved_share(chosen) if chosen else 0.0,
+        saved_s=forecast.saved_s(chosen) if chosen else 0.0,
         memory_bytes=_bytes(chosen),
-        reason="",
+        reason=reason,
     )
+
+
+def _wanted(needs: Needs) -> bool:
+    return needs.in_use or bool(needs.running)
+
+
+def _least(needs: Needs) -> Launchable | None:
+    """The smallest launch."""
+    return min(needs.launchable, key=lambda entry: (_bytes([entry]), entry.drafting.key), default=None)
 
 
 def _running(needs: Needs) -> list[Launchable]:
     return [entry for entry in needs.launchable if entry.drafting in needs.running]
+
+
+def _runs(chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> bool:
+    return all(entry.drafting in running for entry in chosen)
 
 
 def _bytes(entries: Sequence[Launchable]) -> int:
