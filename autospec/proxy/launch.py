@@ -92,7 +92,7 @@ class Launch:
         drafting: What it is started with.
         footprint: The memory it is expected to take.
         start: Starts the server and returns it ready; blocks.
-        changed: Told, on the event loop, that the state or the number of leases is another.
+        changed: Told, on the event loop, that the state is another.
         clock: Seconds that never step back.
 
     Attributes:
@@ -136,6 +136,7 @@ class Launch:
         self._clock = clock
         self._over = asyncio.Event()
         self._suspected_until: float | None = None
+        self._next_look: asyncio.TimerHandle | None = None
 
     @property
     def lendable(self) -> bool:
@@ -173,7 +174,6 @@ class Launch:
         self.leases -= 1
         self.used_at_s = self._clock()
         self._stop_unused()
-        self._changed()
 
     def _started(self, start: asyncio.Future[Server]) -> None:
         error = start.exception()
@@ -204,7 +204,9 @@ class Launch:
             in_thread(self.server.stop).add_done_callback(_ignore)  # takes its record away
         elif self._suspected_until is not None:
             if now < self._suspected_until:
-                asyncio.get_running_loop().call_later(_SETTLE_POLL_S, self.send, Look())
+                if self._next_look is None or self._next_look.when() <= asyncio.get_running_loop().time():
+                    loop = asyncio.get_running_loop()
+                    self._next_look = loop.call_later(_SETTLE_POLL_S, self.send, Look())
             else:
                 self._suspected_until = None  # it lives: the connection broke for another reason
                 self._changed()

@@ -50,10 +50,21 @@ class Offers:
         self, models: tuple[Model, ...], engines: Mapping[Format, Engine], refused: tuple[str, ...] = ()
     ) -> None:
         self.catalog = models
-        self.models = tuple(m for m in models if m.head is None and m.format in engines)
+        # Of several files with one name the first is offered; the others would answer to it by chance.
+        whole = {m.name: m for m in reversed(models) if m.head is None and m.format in engines}
+        self.models = tuple(m for m in models if whole.get(m.name) is m)
         self.refused = refused
         self._engines = engines
         self._meant: dict[str, Model] = {}
+        self._named = whole
+
+    def named(self, name: str) -> Model:
+        """The model that is offered under exactly this name."""
+        return self._named[name]
+
+    def has(self, name: str) -> bool:
+        """Whether a model is offered under exactly this name."""
+        return name in self._named
 
     def engine(self, model: Model) -> Engine:
         """What serves a model that is offered."""

@@ -1,0 +1,138 @@
+"""All launches of all models: the one place where they are made, found and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from autospec.backends.protocol import DraftsPerRequest, LaunchSettings, Server
+from autospec.catalog.model import Model
+from autospec.drafting import OFF, Drafting
+from autospec.errors import LaunchError
+from autospec.proxy.launch import Drain, Launch, Look, Start, State, Stop
+from autospec.proxy.moves import Held, Moves
+from autospec.proxy.needs import Footprint, Launchable
+from autospec.proxy.offers import Engine
+
+__all__ = ["Fleet", "serve"]
+
+# mlx_lm.server 0.32.2 gives wrong text when it takes up the cache of a drafted request (backends.md, trap 5).
+_NO_CACHE: Final = ("--prompt-cache-size", "0")
+
+
+def serve(engine: Engine, model_path: str, drafting: Drafting, args: tuple[str, ...]) -> Server:
+    """Start a server for users; blocks until it is ready.
+
+    Raises:
+        BackendError: As `Backend.launch`.
+        LaunchError: Also where the backend would give wrong text, see `_NO_CACHE`.
+    """
+    settings = LaunchSettings(args, serving=True)
+    if engine.capabilities.drafting_per_request and not _text_is_right(engine, model_path, drafting, settings):
+        # What is pinned to measure has no cache either.
+        settings = LaunchSettings(args)
+        if not _text_is_right(engine, model_path, drafting, settings):
+            raise LaunchError(
+                f"{engine.backend.name} is not served with its prompt cache: with drafting, its text may be wrong.",
+                "Leave prompt-cache settings out of server_args.",
+                permanent=True,
+            )
+    return engine.backend.launch(model_path, drafting, settings)
+
+
+def _text_is_right(engine: Engine, model_path: str, drafting: Drafting, settings: LaunchSettings) -> bool:
+    """True if nothing is cached, or if no request can draft, whatever draft model the client names."""
+    command = engine.backend.command(model_path, drafting, settings)
+    if any(command[i : i + 2] == _NO_CACHE for i in range(len(command))):
+        return True
+    if not drafting.is_off or not isinstance(engine.backend, DraftsPerRequest):
+        return False
+    return "draft_model" in engine.backend.request_fields(OFF)
+
+
+class Fleet:
+    """The launches.
+
+    Args:
+        args: The user's server arguments.
+        changed: Told that a launch's state is another.
+        clock: Seconds that never step back.
+    """
+
+    def __init__(self, args: tuple[str, ...], changed: Callable[[], None], clock: Callable[[], float]) -> None:
+        self._args = args
+        self._changed = changed
+        self._clock = clock
+        self._launches: list[Launch] = []
+        self._took_s: dict[tuple[str, Drafting], float] = {}
+
+    def __iter__(self) -> Iterator[Launch]:
+        return iter(tuple(self._launches))
+
+    def of(self, model: str) -> list[Launch]:
+        """One model's launches, the oldest first."""
+        return [launch for launch in self._launches if launch.model == model]
+
+    def live(self, model: str) -> tuple[Drafting, ...]:
+        """Draftings of one model's launches that are ready or starting, each once."""
+        return tuple(dict.fromkeys(launch.drafting for launch in self.of(model) if launch.state.live))
+
+    def lendable(self, model: str) -> list[Launch]:
+        """One model's launches that a request may have now, the least busy first."""
+        return sorted((la for la in self.of(model) if la.lendable), key=lambda la: la.leases)
+
+    def held(self) -> list[Held]:
+        """Everything that holds memory, for `next_moves`."""
+        return [
+            Held(la.number, la.model, la.drafting, la.state, la.leases, la.used_at_s, la.footprint)
+            for la in self._launches
+            if not la.state.over
+        ]
+
+    def bytes(self) -> int:
+        """Memory that all launches together are expected to take."""
+        return Footprint.total_bytes(h.footprint for h in self.held())
+
+    def start(self, model: Model, engine: Engine, entry: Launchable) -> Launch:
+        """Make and start a launch."""
+        path, args = str(model.path), self._args
+        launch = Launch(
+            model.name,
+            entry.drafting,
+            entry.footprint,
+            lambda: serve(engine, path, entry.drafting, args),
+            changed=self._changed,
+            clock=self._clock,
+        )
+        self._launches.append(launch)
+        launch.send(Start())
+        return launch
+
+    def drain(self, moves: Moves) -> None:
+        """Drain what must go."""
+        for launch in self:
+            if launch.number in moves.drain:
+                launch.send(Drain())
+
+    def look(self) -> None:
+        """See of every process whether it lives."""
+        for launch in self:
+            launch.send(Look())
+
+    def end(self, *, drain: bool) -> None:
+        """Let go of everything: gently, or at once."""
+        for launch in self:
+            launch.send(Drain() if drain else Stop())
+
+    def took_s(self, model: str, drafting: Drafting) -> float | None:
+        """How long the last start of such a launch took."""
+        return self._took_s.get((model, drafting))
+
+    def collect(self) -> list[Launch]:
+        """Take out what is over, and return what failed."""
+        over = [launch for launch in self._launches if launch.state.over]
+        self._launches = [launch for launch in self._launches if not launch.state.over]
+        for launch in self._launches:
+            if launch.ready_at_s is not None:
+                self._took_s[(launch.model, launch.drafting)] = launch.ready_at_s - launch.made_at_s
+        return [launch for launch in over if launch.state is State.FAILED]
