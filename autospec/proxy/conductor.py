@@ -140,7 +140,7 @@ class Conductor:
             self._kicked.clear()
             try:
                 self.settle()
-            except Exception:
+            except Exception:  # noqa: BLE001 - see below
                 # A fault in here must not leave every later request waiting.
                 _log.exception("The servers could not be settled; trying again in a moment.")
 

@@ -107,9 +107,7 @@ def _launch(launch: Launch, now_s: float) -> dict[str, Any]:
     }
 
 
-def _advice(
-    prompt_type: PromptType | None, drafting: Drafting, verdict: str, status: str
-) -> dict[str, Any]:
+def _advice(prompt_type: PromptType | None, drafting: Drafting, verdict: str, status: str) -> dict[str, Any]:
     return {
         "prompt_type": None if prompt_type is None else str(prompt_type),
         "verdict": verdict,

@@ -28,7 +28,9 @@ def serve(engine: Engine, model_path: str, drafting: Drafting, args: tuple[str, 
         LaunchError: Also where the backend would give wrong text, see `_NO_CACHE`.
     """
     settings = LaunchSettings(args, serving=True)
-    if engine.capabilities.drafting_per_request and not _text_is_right(engine, model_path, drafting, settings):
+    if engine.capabilities.drafting_per_request and not _text_is_right(
+        engine, model_path, drafting, settings
+    ):
         # What is pinned to measure has no cache either.
         settings = LaunchSettings(args)
         if not _text_is_right(engine, model_path, drafting, settings):
@@ -59,7 +61,9 @@ class Fleet:
         clock: Seconds that never step back.
     """
 
-    def __init__(self, args: tuple[str, ...], changed: Callable[[], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, args: tuple[str, ...], changed: Callable[[], None], clock: Callable[[], float]
+    ) -> None:
         self._args = args
         self._changed = changed
         self._clock = clock

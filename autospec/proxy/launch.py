@@ -195,7 +195,7 @@ class Launch:
         now = self._clock()
         if suspected and self._suspected_until is None:
             self._suspected_until = now + _SETTLE_S
-        how = self.server.ended() if isinstance(self.server, Watched) else None
+        how = _ended(self.server)
         if how is not None:
             self.error = ServerDiedError(f"The server {how} while it was in use.", "It is started again.")
             self.crashed = True
@@ -244,7 +244,12 @@ def as_launch_error(error: BaseException) -> LaunchError:
         return error
     if isinstance(error, AutospecError):
         return LaunchError(error.message, error.hint, permanent=True)
-    return LaunchError(f"The server could not be started: {error or type(error).__name__}.", "Try again.")
+    return LaunchError(f"The server could not be started: {str(error) or type(error).__name__}.", "Try again.")
+
+
+def _ended(server: object) -> str | None:
+    """How a server's process ended; ``None`` while it runs, and for one whose process nobody can see."""
+    return server.ended() if isinstance(server, Watched) else None
 
 
 def _ignore(done: asyncio.Future[None]) -> None:

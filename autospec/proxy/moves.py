@@ -80,7 +80,9 @@ def next_moves(held: Sequence[Held], kept: Mapping[str, Sequence[Launchable]], l
     return Moves(tuple(start), tuple(dict.fromkeys(drain)))
 
 
-def _make_room(held: Sequence[Held], unwanted: Sequence[Held], entry: Launchable, limit_bytes: int) -> list[int]:
+def _make_room(
+    held: Sequence[Held], unwanted: Sequence[Held], entry: Launchable, limit_bytes: int
+) -> list[int]:
     """The fewest of the unwanted that must go, the least useful first; none where those that go already are enough."""
     staying = [h for h in held if h.state.live]
     chosen = []

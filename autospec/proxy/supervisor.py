@@ -132,7 +132,9 @@ class Supervisor:
     async def close(self) -> None:
         """Drain within a bound, then stop every server. Safe to call twice."""
         self._closing = True
-        self._conductor.waiting.refuse(OverloadedError("The proxy is ending.", "Try again when it runs again."))
+        self._conductor.waiting.refuse(
+            OverloadedError("The proxy is ending.", "Try again when it runs again.")
+        )
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -183,7 +185,9 @@ class Supervisor:
         """The model that a client means; a request that names none means the one that was used last."""
         offers = self._conductor.prospects.offers
         if not name.strip():
-            name = self._conductor.demand.latest() or (offers.models[0].name if len(offers.models) == 1 else "")
+            name = self._conductor.demand.latest() or (
+                offers.models[0].name if len(offers.models) == 1 else ""
+            )
         try:
             return offers.find(name)
         except UnknownModelError:
@@ -213,7 +217,9 @@ class Supervisor:
     def _gave_up(self, model: str, drafting: Drafting, why: str) -> None:
         """Mark the verdicts that recommend a drafting which does not run."""
         known = self._conductor.prospects.of(model)
-        build = self._place(self._conductor.prospects.offers, self._conductor.prospects.served(model)[0]).build
+        build = self._place(
+            self._conductor.prospects.offers, self._conductor.prospects.served(model)[0]
+        ).build
         for entry in known.naming(drafting):
             recommendation = marked_stale(entry, build, why)
             save = partial(self._sources.save, recommendation, entry.hardware, entry.cell_key)

@@ -17,7 +17,9 @@ __all__ = ["in_thread"]
 T = TypeVar("T")
 
 
-def in_thread(work: Callable[[], T], *, orphaned: Callable[[T], object] = lambda _: None) -> asyncio.Future[T]:
+def in_thread(
+    work: Callable[[], T], *, orphaned: Callable[[T], object] = lambda _: None
+) -> asyncio.Future[T]:
     """Do blocking work in a thread.
 
     Args:
@@ -35,14 +37,17 @@ def in_thread(work: Callable[[], T], *, orphaned: Callable[[T], object] = lambda
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
-            failure = error
             with suppress(RuntimeError):  # the loop has ended: nobody waits
-                loop.call_soon_threadsafe(lambda: future.done() or future.set_exception(failure))
+                loop.call_soon_threadsafe(fail, error)
             return
         try:
             loop.call_soon_threadsafe(deliver, result)
         except RuntimeError:
             orphaned(result)
+
+    def fail(error: BaseException) -> None:
+        if not future.done():
+            future.set_exception(error)
 
     def deliver(result: T) -> None:
         if future.done():

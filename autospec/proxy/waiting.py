@@ -29,7 +29,9 @@ class Ticket:
     prompt_type: PromptType | None
     drafting_off: bool
     since_s: float
-    lease: asyncio.Future[LaunchLease] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    lease: asyncio.Future[LaunchLease] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 class Waiting:
