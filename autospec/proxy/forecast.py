@@ -52,11 +52,13 @@ class Forecast:
         needs: The model.
         busy_s: Seconds that it would generate for with drafting off.
         shares: Of the busy time, by prompt type; of equal parts for the tuned types where nothing was seen.
+        ratios: By launch, the speed over off that it offers to each type, in the order of `shares`.
     """
 
     needs: Needs
     busy_s: float
     shares: dict[PromptType, float]
+    ratios: dict[Drafting, tuple[float, ...]]
 
     @classmethod
     def of(cls, needs: Needs, horizon_s: float) -> Forecast:
@@ -72,13 +74,17 @@ class Forecast:
         if busy_s <= 0.0:
             busy = dict.fromkeys(needs.advice, 1.0)
         total = sum(busy.values())
-        return cls(needs, busy_s, {kind: seconds / total for kind, seconds in busy.items()})
+        ratios = {
+            entry.drafting: tuple(best_route(needs, kind, [entry]).ratio for kind in busy)
+            for entry in needs.launchable
+        }
+        return cls(needs, busy_s, {kind: seconds / total for kind, seconds in busy.items()}, ratios)
 
     def saved_share(self, launches: Sequence[Launchable]) -> float:
         """Share of the busy time that some launches save against drafting off; negative where they cost."""
+        best = map(max, zip(*(self.ratios[entry.drafting] for entry in launches), strict=True))
         return sum(
-            share * (1.0 - 1.0 / best_route(self.needs, kind, launches).ratio)
-            for kind, share in self.shares.items()
+            share * (1.0 - 1.0 / ratio) for share, ratio in zip(self.shares.values(), best, strict=True)
         )
 
     def saved_s(self, launches: Sequence[Launchable]) -> float:

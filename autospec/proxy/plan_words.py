@@ -33,10 +33,10 @@ def explain(forecast: Forecast, room: Room, chosen: Sequence[Launchable], ideal:
     saved, busy = forecast.saved_s(chosen), forecast.busy_s
     if saved > 0.0:
         worth = f"expected to save {_seconds(saved)} of {_seconds(busy)} of generation in {_seconds(room.horizon_s)}"
-    elif any(not entry.drafting.is_off for entry in chosen):
+    elif saved < 0.0:
         worth = f"expected to cost {_seconds(-saved)} of {_seconds(busy)} of generation in {_seconds(room.horizon_s)}"
     else:
-        worth = "nothing better was proven for this traffic"
+        worth = "no drafting pays for this traffic"
     return f"{kept}: {worth}{_not_taken(forecast, room, chosen, ideal)}."
 
 
@@ -99,9 +99,9 @@ def _not_taken(
 
 
 def _seconds(seconds: float) -> str:
-    if seconds < 120.0:
+    if seconds < 600.0:
         return f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"
-    return f"{seconds / 60.0:.0f} min" if seconds < 7200.0 else f"{seconds / 3600.0:.0f} h"
+    return f"{seconds / 60.0:.0f} min" if seconds < 36000.0 else f"{seconds / 3600.0:.0f} h"
 
 
 def _gigabytes(count: int) -> str:

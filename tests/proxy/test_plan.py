@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autospec.cells import PromptType
@@ -265,6 +265,8 @@ def test_the_document_says_what_and_why():
     assert "coding (50%)" in model["reason"]
 
 
+# Drawing several models takes longer than planning for them.
+SEARCH = settings(max_examples=40, deadline=None)
 ratios = st.floats(0.4, 3.0)
 advices = st.one_of(
     st.builds(lambda known: Advice(OFF, 1.0, 15.0, known), st.dictionaries(st.sampled_from(DRAFTINGS[1:]), ratios)),
@@ -308,6 +310,7 @@ rooms = st.builds(
 
 
 @given(models(), rooms)
+@SEARCH
 def test_memory_is_never_exceeded(asked: list[Needs], room: Room):
     """Whatever is asked, the launches kept fit together, and are at most as many as allowed."""
     plan = make_plan(asked, room)
@@ -318,6 +321,7 @@ def test_memory_is_never_exceeded(asked: list[Needs], room: Room):
 
 
 @given(models(), rooms)
+@SEARCH
 def test_planning_again_changes_nothing(asked: list[Needs], room: Room):
     """With the plan carried out, the same question has the answer that is there already."""
     first = make_plan(asked, room)
@@ -327,6 +331,7 @@ def test_planning_again_changes_nothing(asked: list[Needs], room: Room):
 
 
 @given(models(), rooms)
+@SEARCH
 def test_drafting_is_never_counted_on_where_it_is_not_recommended(asked: list[Needs], room: Room):
     """A ratio above 1 is promised only to types whose verdict is enable."""
     for part in make_plan(asked, room).models:
@@ -338,6 +343,7 @@ def test_drafting_is_never_counted_on_where_it_is_not_recommended(asked: list[Ne
 
 
 @given(models(), rooms)
+@SEARCH
 def test_a_started_launch_is_worth_more_than_it_costs(asked: list[Needs], room: Room):
     """Beside something that runs and may stay, only what pays for its start is started."""
     by_name = {m.model: m for m in asked}
@@ -354,6 +360,7 @@ def test_a_started_launch_is_worth_more_than_it_costs(asked: list[Needs], room: 
 
 
 @given(models(), rooms)
+@SEARCH
 def test_every_route_leads_to_a_launch_that_is_kept(asked: list[Needs], room: Room):
     """Every prompt type has a way while anything is kept, and none when nothing is."""
     for part in make_plan(asked, room).models:
