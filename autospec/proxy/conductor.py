@@ -177,7 +177,7 @@ class Conductor:
                     running=self.fleet.live(name),
                     in_use=bool(tickets) or leases > 0 or name in self._restarting,
                     waiting_s=max((now_s - t.since_s for t in tickets), default=0.0),
-                    per_request=engine.capabilities.drafting_per_request,
+                    per_request=engine.per_request,
                 )
             )
         return needs
@@ -203,7 +203,7 @@ class Conductor:
         if not lendable:
             return None
         _, engine = self.prospects.served(ticket.model)
-        per_request = engine.capabilities.drafting_per_request
+        per_request = engine.per_request
         part = self.plan.of(ticket.model)
         route = part.route(ticket.prompt_type) if part is not None else None
         launch, drafting = lendable[0], lendable[0].drafting

@@ -43,7 +43,7 @@ def plan_document(conductor: Conductor, now_s: float) -> dict[str, Any]:
         part |= {
             "backend": build.backend,
             "backend_build": build.version,
-            "drafting_per_request": engine.capabilities.drafting_per_request,
+            "drafting_per_request": engine.per_request,
             "off_was_asked_for": conductor.demand.wants_off(name, now_s),
             "recommendations": [_advice(r.prompt_type, r.drafting, str(r.verdict), str(r.status))
                                 for r in conductor.prospects.of(name).recommendations],

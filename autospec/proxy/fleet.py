@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Final
 
 from autospec.backends.protocol import DraftsPerRequest, LaunchSettings, Server
@@ -27,27 +28,24 @@ def serve(engine: Engine, model_path: str, drafting: Drafting, args: tuple[str, 
         BackendError: As `Backend.launch`.
         LaunchError: Also where the backend would give wrong text, see `_NO_CACHE`.
     """
-    settings = LaunchSettings(args, serving=True)
-    if engine.capabilities.drafting_per_request and not _text_is_right(
-        engine, model_path, drafting, settings
-    ):
-        # What is pinned to measure has no cache either.
-        settings = LaunchSettings(args)
-        if not _text_is_right(engine, model_path, drafting, settings):
-            raise LaunchError(
-                f"{engine.backend.name} is not served with its prompt cache: with drafting, its text may be wrong.",
-                "Leave prompt-cache settings out of server_args.",
-                permanent=True,
-            )
-    return engine.backend.launch(model_path, drafting, settings)
+    # What is pinned for measuring has no cache: the way out where a backend serves with one that it must not have.
+    for settings in (LaunchSettings(args, serving=True), LaunchSettings(args)):
+        server = engine.backend.launch(model_path, drafting, settings)
+        if _text_is_right(engine, server):
+            return server
+        server.stop()
+    raise LaunchError(
+        f"{engine.backend.name} is not served with its prompt cache: with drafting, its text may be wrong.",
+        "Leave prompt-cache settings out of server_args.",
+        permanent=True,
+    )
 
 
-def _text_is_right(engine: Engine, model_path: str, drafting: Drafting, settings: LaunchSettings) -> bool:
+def _text_is_right(engine: Engine, server: Server) -> bool:
     """True if nothing is cached, or if no request can draft, whatever draft model the client names."""
-    command = engine.backend.command(model_path, drafting, settings)
-    if any(command[i : i + 2] == _NO_CACHE for i in range(len(command))):
+    if not engine.capabilities.drafting_per_request or _NO_CACHE in pairwise(server.command):
         return True
-    if not drafting.is_off or not isinstance(engine.backend, DraftsPerRequest):
+    if not server.drafting.is_off or not isinstance(engine.backend, DraftsPerRequest):
         return False
     return "draft_model" in engine.backend.request_fields(OFF)
 

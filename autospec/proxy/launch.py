@@ -244,7 +244,9 @@ def as_launch_error(error: BaseException) -> LaunchError:
         return error
     if isinstance(error, AutospecError):
         return LaunchError(error.message, error.hint, permanent=True)
-    return LaunchError(f"The server could not be started: {str(error) or type(error).__name__}.", "Try again.")
+    return LaunchError(
+        f"The server could not be started: {str(error) or type(error).__name__}.", "Try again."
+    )
 
 
 def _ended(server: object) -> str | None:

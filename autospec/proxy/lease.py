@@ -41,7 +41,7 @@ class LaunchLease:
         self.drafting = drafting
         self.launch = launch
         self.fields: Mapping[str, Any] = {}
-        if engine.capabilities.drafting_per_request and isinstance(engine.backend, DraftsPerRequest):
+        if isinstance(engine.backend, DraftsPerRequest):
             self.fields = engine.backend.request_fields(drafting)
         self._returned = returned
         self._tokens: float | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from autospec.backends.protocol import Backend, Capabilities
+from autospec.backends.protocol import Backend, Capabilities, DraftsPerRequest
 from autospec.catalog.choice import choose
 from autospec.catalog.model import Format, Model
 from autospec.catalog.scan import scan
@@ -32,6 +32,11 @@ class Engine:
 
     backend: Backend
     capabilities: Capabilities
+
+    @property
+    def per_request(self) -> bool:
+        """True if drafting goes with the request, and the backend says how."""
+        return self.capabilities.drafting_per_request and isinstance(self.backend, DraftsPerRequest)
 
 
 class Offers:

@@ -61,7 +61,8 @@ class Prospects:
             model,
             draft,
             context_tokens(self._terms.args, model, self._terms.context_tokens),
-            maps_weights=self._terms.maps_weights,
+            # MLX computes on copies of its own.
+            maps_weights=self._terms.maps_weights and model.format == "gguf",
             limit_bytes=self._terms.memory_bytes,
         )
         took_s = self._fleet.took_s(name, drafting)

@@ -55,7 +55,7 @@ class FakeServer:
         self.model_path = model_path
         self.drafting = drafting
         self.base_url = f"http://127.0.0.1:{port}"
-        self.command = ("fake-server",)
+        self.command: tuple[str, ...] = ()
         self.launch_ms = 1.0
         self.pids: frozenset[int] = frozenset()
         self.tokens = None
@@ -110,9 +110,14 @@ class FakeBackend:
         if drafting in self.refuses:
             raise self.refuses[drafting]
         server = FakeServer(model_path, drafting)
+        server.command = self.command(model_path, drafting, settings)
         self.servers.append(server)
         self.most = max(self.most, len(self.running))
         return server
+
+    def of(self, drafting: Drafting) -> list[FakeServer]:
+        """Servers that were ever ready with a drafting, the oldest first."""
+        return [s for s in self.servers if s.drafting == drafting]
 
     @property
     def running(self) -> list[FakeServer]:
@@ -233,7 +238,7 @@ def wanted(name: str = "alpha", kind: PromptType | None = PromptType.CODING, *, 
 async def until(true: Callable[[], object]) -> None:
     """Let the loop run until something holds; fail when the deadline has passed."""
     async with asyncio.timeout(DEADLINE_S):
-        while not true():
+        while not true():  # noqa: ASYNC110 - what is waited for tells nobody
             await asyncio.sleep(0.001)
 
 

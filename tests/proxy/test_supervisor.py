@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import threading
 from collections.abc import Coroutine
 from typing import Any
@@ -104,7 +105,9 @@ def test_the_recommended_drafting_is_served():
                 lease.answered(10_000)
             scene.learn(*scene.stored, recommend(LOOKUP, PromptType.EDITING))  # planned again
             await supervisor.refresh()
-            await until(lambda: len(states(supervisor)) == 2 and set(states(supervisor).values()) == {"ready"})
+            await until(
+                lambda: len(states(supervisor)) == 2 and set(states(supervisor).values()) == {"ready"}
+            )
             async with await supervisor.lease(wanted()) as coding:
                 assert coding.drafting == LOOKUP
             async with await supervisor.lease(wanted(kind=PromptType.CHAT)) as chat:
@@ -282,11 +285,10 @@ def test_a_drafting_that_keeps_dying_is_given_up():
         async with scene.opened() as supervisor:
             async with await supervisor.lease(wanted()) as lease:
                 lease.answered(100_000)  # enough for a switch back to pay
-            for _ in range(3):
+            for times in range(1, 4):
                 scene.clock.now_s += 100.0
-                await until(lambda: LOOKUP in supervisor.offered()[0].running)
-                next(s for s in scene.backend.running if s.drafting == LOOKUP).kill()
-                await until(lambda: LOOKUP not in supervisor.offered()[0].running)
+                await until(lambda times=times: len(scene.backend.of(LOOKUP)) == times)
+                scene.backend.of(LOOKUP)[-1].kill()
             await until(lambda: scene.saved)
             async with await supervisor.lease(wanted()) as lease:
                 assert lease.drafting == OFF
@@ -503,14 +505,19 @@ def test_drafting_that_goes_with_the_request(tmp_path):
     async def scenario():
         draft = dataclasses.replace(model("draft"), path=tmp_path)
         drafting = Drafting(Mode.DRAFT_MODEL, draft=str(draft.path), n_max=4)
-        scene = Scene(FakeMlx(), models=(ALPHA, draft), stored=[recommend(drafting), recommend(OFF, PromptType.CHAT)])
+        scene = Scene(
+            FakeMlx(), models=(ALPHA, draft), stored=[recommend(drafting), recommend(OFF, PromptType.CHAT)]
+        )
         async with scene.opened() as supervisor:
-            for kind, off, tokens in ((PromptType.CODING, False, 4), (PromptType.CHAT, False, 0), (PromptType.CODING, True, 0)):
+            for kind, off, tokens in (
+                (PromptType.CODING, False, 4),
+                (PromptType.CHAT, False, 0),
+                (PromptType.CODING, True, 0),
+            ):
                 async with await supervisor.lease(wanted("alpha", kind, off=off)) as lease:
                     assert lease.fields == {"num_draft_tokens": tokens}
                     assert lease.drafting.is_off == (tokens == 0)
-        assert len(scene.backend.asked) == 1
-        assert not scene.backend.asked[0][2].serving
+        assert [settings.serving for *_, settings in scene.backend.asked] == [True, False]
 
     run(scenario())
 
@@ -523,7 +530,7 @@ def test_a_cache_that_makes_wrong_text_is_never_served():
         async with scene.opened() as supervisor:
             with pytest.raises(LaunchError, match="text may be wrong"):
                 await supervisor.lease(wanted())
-        assert not scene.backend.asked
+            assert not scene.backend.running
 
     run(scenario())
 
@@ -622,12 +629,9 @@ def test_the_documents():
     """Plan and status are JSON and say what is kept, why, and what is known against it."""
 
     async def scenario():
-        import json
-
         scene = Scene(stored=[recommend(LOOKUP, status=Status.STALE)])
-        async with scene.opened() as supervisor:
-            async with await supervisor.lease(wanted()):
-                plan, status = (json.loads(json.dumps(d)) for d in (supervisor.plan(), supervisor.status()))
+        async with scene.opened() as supervisor, await supervisor.lease(wanted()):
+            plan, status = (json.loads(json.dumps(d)) for d in (supervisor.plan(), supervisor.status()))
         (part,) = plan["models"]
         assert part["launches"] == [LOOKUP.to_json()]
         assert "stale" in part["notes"][0]
