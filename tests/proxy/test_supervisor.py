@@ -286,9 +286,12 @@ def test_a_drafting_that_keeps_dying_is_given_up():
             async with await supervisor.lease(wanted()) as lease:
                 lease.answered(100_000)  # enough for a switch back to pay
             for times in range(1, 4):
-                scene.clock.now_s += 100.0
                 await until(lambda times=times: len(scene.backend.of(LOOKUP)) == times)
                 scene.backend.of(LOOKUP)[-1].kill()
+                await until(
+                    lambda times=times: times in [s["times"] for s in supervisor.status()["setbacks"]]
+                )
+                scene.clock.now_s += 100.0
             await until(lambda: scene.saved)
             async with await supervisor.lease(wanted()) as lease:
                 assert lease.drafting == OFF
