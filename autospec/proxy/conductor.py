@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from autospec.catalog.model import Model
@@ -131,13 +132,16 @@ class Conductor:
 
     async def run(self) -> None:
         """Settle after every change and once a second, for ever."""
+        loop = asyncio.get_running_loop()
+        looked_at_s = loop.time()
         while True:
-            try:
-                async with asyncio.timeout(_TICK_S):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(looked_at_s + _TICK_S):
                     await self._kicked.wait()
-            except TimeoutError:
-                self.fleet.look()
             self._kicked.clear()
+            if loop.time() - looked_at_s >= _TICK_S:
+                looked_at_s = loop.time()
+                self.fleet.look()
             try:
                 self.settle()
             except Exception:  # noqa: BLE001 - see below
@@ -241,16 +245,15 @@ class Conductor:
             if launch.state is State.READY:
                 self._restarting.discard(launch.model)
                 self._broken.pop(launch.model, None)
+                assert launch.ready_at_s is not None
+                self.setbacks.lives(launch.model, launch.drafting, now_s - launch.ready_at_s)
         for launch in self.fleet.collect():
             assert launch.error is not None
             _log.warning("%s with %s: %s", launch.model, launch.drafting.label, launch.error)
             self._plan_is_old = True
             if launch.crashed:
-                lived_s = now_s - (launch.made_at_s if launch.ready_at_s is None else launch.ready_at_s)
                 self._restarting.add(launch.model)
-                setback = self.setbacks.crashed(
-                    launch.model, launch.drafting, launch.error, now_s, lived_s=lived_s
-                )
+                setback = self.setbacks.crashed(launch.model, launch.drafting, launch.error, now_s)
             else:
                 assert isinstance(launch.error, LaunchError)
                 setback = self.setbacks.failed(launch.model, launch.drafting, launch.error, now_s)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from autospec.backends.protocol import Backend, Capabilities, DraftsPerRequest
 from autospec.catalog.choice import choose
 from autospec.catalog.model import Format, Model
 from autospec.catalog.scan import scan
-from autospec.errors import AutospecError, UnknownModelError, UsageError
+from autospec.errors import AutospecError, UnknownModelError
 from autospec.settings import Settings
 
 __all__ = ["Engine", "Offers", "engines_of", "read_offers"]
@@ -48,17 +49,26 @@ class Offers:
     Args:
         models: The catalogue's.
         engines: What serves each format; a format without one is not offered.
-        refused: Why formats are not offered, as sentences.
+        refused: Why, by format.
+
+    Attributes:
+        catalog: All models, drafts among them.
+        models: Those that are offered, in the catalogue's order.
+        refused: One sentence for each format of which there are models that are not offered.
     """
 
     def __init__(
-        self, models: tuple[Model, ...], engines: Mapping[Format, Engine], refused: tuple[str, ...] = ()
+        self,
+        models: tuple[Model, ...],
+        engines: Mapping[Format, Engine],
+        refused: Mapping[Format, str] = MappingProxyType({}),
     ) -> None:
         self.catalog = models
         # Of several files with one name the first is offered; the others would answer to it by chance.
         whole = {m.name: m for m in reversed(models) if m.head is None and m.format in engines}
         self.models = tuple(m for m in models if whole.get(m.name) is m)
-        self.refused = refused
+        formats = {m.format for m in models}
+        self.refused = tuple(sentence for kind, sentence in refused.items() if kind in formats)
         self._engines = engines
         self._meant: dict[str, Model] = {}
         self._named = whole
@@ -104,8 +114,8 @@ class Offers:
 
 def engines_of(
     settings: Settings, backend_for: Callable[[str | None, Settings], Backend]
-) -> tuple[dict[Format, Engine], tuple[str, ...]]:
-    """The backend for each format, probed; blocks. The user's choice of backend serves GGUF files.
+) -> tuple[dict[Format, Engine], dict[Format, str]]:
+    """The backend for each format, probed; blocks. The user's choice of backend serves GGUF files, unless it is MLX's.
 
     Args:
         settings: Names the backend and its program.
@@ -113,23 +123,26 @@ def engines_of(
 
     Returns:
         The engines, and a sentence for each format that has none.
+
+    Raises:
+        AutospecError: The backend that the user chose cannot be used.
     """
     engines: dict[Format, Engine] = {}
-    refused = []
-    for kind, name in _BY_FORMAT.items():
-        chosen = name or ("" if settings.backend in _BY_FORMAT.values() else settings.backend)
+    refused: dict[Format, str] = {}
+    for kind, own in _BY_FORMAT.items():
+        name = own or ("" if settings.backend in _BY_FORMAT.values() else settings.backend)
         try:
-            backend = backend_for(chosen or None, settings)
+            backend = backend_for(name or None, settings)
             engines[kind] = Engine(backend, backend.capabilities())
-        except UsageError as error:
-            if not name:  # the user's own choice was wrong
-                raise
-            refused.append(f"Models in the format {kind} are not served: {error}")
         except AutospecError as error:
-            refused.append(f"Models in the format {kind} are not served: {error}")
-    return engines, tuple(refused)
+            if name and name == settings.backend:
+                raise
+            refused[kind] = f"{kind.upper()} models are not served: {error}"
+    return engines, refused
 
 
-def read_offers(settings: Settings, engines: Mapping[Format, Engine], refused: tuple[str, ...]) -> Offers:
+def read_offers(
+    settings: Settings, engines: Mapping[Format, Engine], refused: Mapping[Format, str]
+) -> Offers:
     """Scan the disk; blocks."""
     return Offers(scan(settings).models, engines, refused)

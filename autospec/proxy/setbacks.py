@@ -21,7 +21,7 @@ _MOST_BACKOFF_S: Final = 60.0
 _ASIDE_S: Final = 60.0
 # After as many in a row a drafting is given up.
 _CHANCES: Final = 3
-# A launch that lived so long before it crashed has earned a clean record.
+# A launch that lives so long has earned a clean record.
 _PROVED_S: Final = 600.0
 
 
@@ -54,21 +54,14 @@ class Setbacks:
         wait_s = None if drafting.is_off else _ASIDE_S
         return self._add(model, drafting, error, now_s, wait_s=wait_s, give_up=permanent)
 
-    def crashed(
-        self, model: str, drafting: Drafting, error: AutospecError, now_s: float, *, lived_s: float
-    ) -> Setback:
-        """A launch that had been ready ended by itself.
-
-        Args:
-            model: Whose.
-            drafting: What it had been started with.
-            error: How it ended.
-            now_s: When.
-            lived_s: How long it had been ready.
-        """
-        if lived_s >= _PROVED_S:
-            self._known.pop((model, drafting), None)
+    def crashed(self, model: str, drafting: Drafting, error: AutospecError, now_s: float) -> Setback:
+        """A launch that had been ready ended by itself."""
         return self._add(model, drafting, error, now_s, wait_s=None, give_up=False)
+
+    def lives(self, model: str, drafting: Drafting, for_s: float) -> None:
+        """A launch is ready, and has been for so long: after `_PROVED_S` the row of setbacks is over."""
+        if for_s >= _PROVED_S:
+            self._known.pop((model, drafting), None)
 
     def not_before_s(self, model: str, drafting: Drafting) -> float:
         """When a launch may be tried again; minus infinity where nothing is known against it."""
@@ -118,7 +111,7 @@ class Setbacks:
             wait_s = 0.0 if times == 1 else min(_BACKOFF_S * 2.0 ** (times - 2), _MOST_BACKOFF_S)
         gone = give_up or (times >= _CHANCES and not drafting.is_off)
         setback = replace(
-            before, times=times, sentence=str(error), not_before_s=now_s + wait_s, given_up=gone
+            before, times=times, sentence=error.message, not_before_s=now_s + wait_s, given_up=gone
         )
         self._known[(model, drafting)] = setback
         return setback

@@ -111,7 +111,7 @@ def test_a_new_recommendation_takes_over_while_requests_are_answered(settings):
                 assert all(answer["choices"] for answer in both)
             old.give_back()
             await until(lambda: supervisor.offered()[0].running == (LOOKUP,))
-            assert len(supervisor.status()["launches"]) == 1
+            await until(lambda: len(supervisor.status()["launches"]) == 1)
 
     run(scenario())
 
