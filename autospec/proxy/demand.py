@@ -54,6 +54,8 @@ class Demand:
             held_s: How long it held its server.
             now_s: When.
         """
+        if model not in self._asked_s:
+            return  # it left the disk meanwhile
         self._asked_s[model] = now_s
         if prompt_type is not None:
             told = held_s * _USUAL_TPS if tokens is None else tokens

@@ -3,51 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
-from typing import Final
 
-from autospec.backends.protocol import DraftsPerRequest, LaunchSettings, Server
 from autospec.catalog.model import Model
-from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError
+from autospec.drafting import Drafting
 from autospec.proxy.launch import Drain, Launch, Look, Start, State, Stop
 from autospec.proxy.moves import Held, Moves
 from autospec.proxy.needs import Footprint, Launchable
 from autospec.proxy.offers import Engine
+from autospec.proxy.serving import serve
 
-__all__ = ["Fleet", "serve"]
-
-# mlx_lm.server 0.32.2 gives wrong text when it takes up the cache of a drafted request (backends.md, trap 5).
-_NO_CACHE: Final = ("--prompt-cache-size", "0")
-
-
-def serve(engine: Engine, model_path: str, drafting: Drafting, args: tuple[str, ...]) -> Server:
-    """Start a server for users; blocks until it is ready.
-
-    Raises:
-        BackendError: As `Backend.launch`.
-        LaunchError: Also where the backend would give wrong text, see `_NO_CACHE`.
-    """
-    # What is pinned for measuring has no cache: the way out where a backend serves with one that it must not have.
-    for settings in (LaunchSettings(args, serving=True), LaunchSettings(args)):
-        server = engine.backend.launch(model_path, drafting, settings)
-        if _text_is_right(engine, server):
-            return server
-        server.stop()
-    raise LaunchError(
-        f"{engine.backend.name} is not served with its prompt cache: with drafting, its text may be wrong.",
-        "Leave prompt-cache settings out of server_args.",
-        permanent=True,
-    )
-
-
-def _text_is_right(engine: Engine, server: Server) -> bool:
-    """True if nothing is cached, or if no request can draft, whatever draft model the client names."""
-    if not engine.capabilities.drafting_per_request or _NO_CACHE in pairwise(server.command):
-        return True
-    if not server.drafting.is_off or not isinstance(engine.backend, DraftsPerRequest):
-        return False
-    return "draft_model" in engine.backend.request_fields(OFF)
+__all__ = ["Fleet"]
 
 
 class Fleet:
@@ -102,7 +67,7 @@ class Fleet:
             model.name,
             entry.drafting,
             entry.footprint,
-            lambda: serve(engine, path, entry.drafting, args),
+            lambda: serve(engine, path, entry, args),
             changed=self._changed,
             clock=self._clock,
         )

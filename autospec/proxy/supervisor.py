@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -174,12 +174,17 @@ class Supervisor:
         return Place(self._sources.hardware, build, self._terms.args)
 
     async def _watch_recommendations(self) -> None:
+        told = False
         while True:
             await asyncio.sleep(_POLL_S)
             try:
                 await self.refresh()
-            except AutospecError as error:
-                _log.warning("Recommendations are not up to date: %s", error)
+                told = False
+            except (AutospecError, ValueError, KeyError) as error:
+                # The last two: a later autospec may write what this one cannot read. Said once, not every two seconds.
+                if not told:
+                    _log.warning("Recommendations are not up to date: %s", error)
+                told = True
 
     async def _find(self, name: str) -> Model:
         """The model that a client means; a request that names none means the one that was used last."""
@@ -231,7 +236,7 @@ class Supervisor:
         except AutospecError as error:
             _log.warning("The verdict on %s could not be marked as stale: %s", model, error)
 
-    def _run(self, work: Any) -> asyncio.Task[None]:
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

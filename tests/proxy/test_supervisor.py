@@ -498,6 +498,8 @@ def test_a_model_that_left_the_disk_is_unloaded():
             await until(lambda: "draining" in states(supervisor).values())
             held.give_back()
             await until(lambda: not scene.backend.running)
+            async with await supervisor.lease(wanted("beta")) as lease:
+                assert lease.model == "beta-1b"
 
     run(scenario())
 
