@@ -29,6 +29,7 @@ class Watched:
         self.states.append(self.launch.state)
 
     async def ready(self) -> Launch:
+        """Start it and wait until it is ready, or failed."""
         self.launch.send(Start())
         await until(lambda: self.launch.state is not State.STARTING)
         return self.launch
