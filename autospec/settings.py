@@ -68,6 +68,16 @@ KEYS: Final = (
     Key("temperature", "number", 0.0, "Sampling temperature of measured requests; 0 is greedy."),
     Key("context_tokens", "count", 4096, "Context length that memory estimates count with."),
     Key("forget_answers", "flag", False, "Forget the recorded answers (token ids) when a tune ends."),
+    Key("idle_unload", "duration", "15m", "The proxy stops servers unused for this long; empty never does."),
+    Key("memory_limit", "number", 0.0, "GiB that the proxy's servers may take; 0 is 75 % of the memory."),
+    Key("queue_limit", "count", 256, "Requests that may wait for a server of the proxy."),
+    Key("queue_deadline", "duration", "5m", "How long a request may wait for a server; loading counts."),
+    Key(
+        "serve_statuses",
+        "words",
+        ("proven", "stale"),
+        "Recommendations that the proxy acts on: proven, stale, provisional, imported; others are off.",
+    ),
 )
 _BY_NAME: Final = {key.name: key for key in KEYS}
 
@@ -118,6 +128,11 @@ class Settings:
     temperature: float
     context_tokens: int
     forget_answers: bool
+    idle_unload: str
+    memory_limit: float
+    queue_limit: int
+    queue_deadline: str
+    serve_statuses: tuple[str, ...]
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -160,6 +160,11 @@ class Store:
             for row in rows
         ]
 
+    def newest_recommendation(self) -> int:
+        """The number of the newest recommendation; 0 without any."""
+        with _plain_errors(self._engine), self._engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.max(RECOMMENDATIONS.c.id))).scalar() or 0)
+
 
 def open_store(url: str) -> Store:
     """Open the database, making it and its tables where they are missing.
