@@ -6,7 +6,7 @@ The shapes: https://platform.openai.com/docs/guides/error-codes and https://docs
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = ["Problem", "Shape", "body", "event", "problem_of", "shape_of"]
 _RETRY_AFTER_S = 2
 # Names in an error: enough to see what was mistyped, not a catalogue.
 _NAMES_SHOWN = 20
+_MESSAGE_CHARACTERS = 2000
 
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -100,7 +101,12 @@ def problem_of(error: AutospecError) -> Problem:
 
 def body(problem: Problem, shape: Shape) -> bytes:
     """The JSON of an error response."""
-    return json.dumps(_document(problem, shape), ensure_ascii=False).encode()
+    # A client may have named a model with half a character in it, or a very long one.
+    shown = problem.message
+    if len(shown) > _MESSAGE_CHARACTERS:
+        shown = shown[:_MESSAGE_CHARACTERS] + "…"
+    document = _document(replace(problem, message=shown), shape)
+    return json.dumps(document, ensure_ascii=False).encode(errors="replace")
 
 
 def event(problem: Problem, shape: Shape) -> bytes:

@@ -46,7 +46,7 @@ class Asked:
     async def answer(self, body: bytes, status: bytes = b"200 OK", extra: bytes = b"") -> None:
         """Write a whole JSON answer."""
         head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n"
-        await self.send(head % (status, len(body), extra), body)
+        await self.send(head % (status, len(body), extra), b"" if self.line.startswith(b"HEAD ") else body)
 
     async def gone(self) -> float:
         """Wait until the other side has closed, and say when that was (`time.perf_counter`)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 
 import httpx
 import pytest
@@ -227,8 +226,3 @@ def test_http_1_0_gets_its_answer(proxy, backend):
     assert head.startswith(b"HTTP/1.0 200")
     assert b"chunked" not in head.lower()
     assert body == b"data: [DONE]\n\n"
-
-
-def test_urllib_works():
-    """Kept honest: the standard library is a client too."""
-    assert urllib.request
