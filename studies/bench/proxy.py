@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 STREAMS = (1, 8, 64)
 # 50 tokens per second and stream: at 64 streams more than any server of one machine gives.
 TOKEN_INTERVAL_S = 0.02
-TOKENS = 25
+TOKENS = int(os.environ.get("BENCH_TOKENS", "25"))
 TOKEN = (
     b'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"content":" token"}}],"created":1763900000,'
     b'"id":"chatcmpl-0123456789abcdefghijklmnopqrstuv","model":"main","system_fingerprint":"b11434-0123abcd",'
