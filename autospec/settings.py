@@ -79,6 +79,16 @@ KEYS: Final = (
     Key("proxy_hosts", "words", (), "Further names under which the proxy may be reached."),
     Key("proxy_origins", "words", (), "Web pages that may use the proxy, e.g. https://chat.example.org."),
     Key("request_limit_mib", "number", 64.0, "Largest request that the proxy takes."),
+    Key("idle_unload", "duration", "15m", "The proxy stops servers unused for this long; empty never does."),
+    Key("memory_limit", "number", 0.0, "GiB that the proxy's servers may take; 0 is 75 % of the memory."),
+    Key("queue_limit", "count", 256, "Requests that may wait for a server of the proxy."),
+    Key("queue_deadline", "duration", "5m", "How long a request may wait for a server; loading counts."),
+    Key(
+        "serve_statuses",
+        "words",
+        ("proven", "stale"),
+        "Recommendations that the proxy acts on: proven, stale, provisional, imported; others are off.",
+    ),
 )
 _BY_NAME: Final = {key.name: key for key in KEYS}
 
@@ -135,6 +145,11 @@ class Settings:
     proxy_hosts: tuple[str, ...]
     proxy_origins: tuple[str, ...]
     request_limit_mib: float
+    idle_unload: str
+    memory_limit: float
+    queue_limit: int
+    queue_deadline: str
+    serve_statuses: tuple[str, ...]
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -26,8 +26,12 @@ __all__ = ["Embedded"]
 _CHILD = ("-m", "autospec.backends.embedded_child")
 # Importing xllamacpp takes 50 ms; a wheel with GPU libraries, from a cold disk, seconds.
 _PROBE_TIMEOUT_S = 60.0
-# The same as `llama_server._MEASURED_WITH`, and what xllamacpp does not default to as llama-server does.
-_FIXED = {"cache_ram_mib": 0, "cache_idle_slots": False, "n_parallel": 1, "endpoint_slots": True}
+# The slots are read to check that a drafting is in force.
+_FIXED = {"endpoint_slots": True}
+# The same as `llama_server._MEASURED_WITH`.
+_MEASURED_WITH = {"cache_ram_mib": 0, "cache_idle_slots": False, "n_parallel": 1}
+# Where xllamacpp does not default to what llama-server does: -1 is its "auto", four slots that share one cache.
+_SERVED_WITH = {"n_parallel": -1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class Embedded:
         fields = {
             "model.path": model_path,
             **_FIXED,
+            **(_SERVED_WITH if settings.serving else _MEASURED_WITH),
             **user_fields(settings.args),
             **drafting_fields(drafting),
             **address,

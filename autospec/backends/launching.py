@@ -65,6 +65,11 @@ class HttpServer:
         self._process.stop()
         self._client.close()
 
+    def ended(self) -> str | None:
+        """How its process ended, as the end of a sentence; ``None`` while it runs."""
+        ended = self._process.poll()
+        return None if ended is None else str(ended)
+
     def wait_ready(self, timeout_s: float, port: int) -> None:
         """Wait until the server answers /health on its own port.
 

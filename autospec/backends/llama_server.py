@@ -76,7 +76,7 @@ class LlamaServer:
         given = {name for option in check(probe.help, build, settings.args) for name in option.names}
         fixed = [
             argument
-            for option, arguments in _MEASURED_WITH
+            for option, arguments in (() if settings.serving else _MEASURED_WITH)
             if probe.help.has(option) and option not in given
             for argument in arguments
         ]

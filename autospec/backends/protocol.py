@@ -5,9 +5,9 @@ A backend is one file beside this one and one line in `autospec.backends.registr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
@@ -16,12 +16,14 @@ __all__ = [
     "Backend",
     "Capabilities",
     "Completion",
+    "DraftsPerRequest",
     "LaunchSettings",
     "Proposal",
     "Request",
     "Server",
     "TokenAnswer",
     "Tokens",
+    "Watched",
 ]
 
 
@@ -53,10 +55,13 @@ class LaunchSettings:
     Attributes:
         args: Server arguments as typed, e.g. ``("-ngl", "99", "-c", "32768", "--jinja")``.
         ready_timeout_s: How long a launch may take to load the model and answer /health.
+        serving: True for a launch that users' requests go to: prompt cache and slots stay at the server's own defaults
+            and the user's arguments, where measuring pins them. The drafting is pinned either way.
     """
 
     args: tuple[str, ...] = ()
     ready_timeout_s: float = 600.0
+    serving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +219,22 @@ class Server(Protocol):
 
     def stop(self) -> None:
         """End the process and wait until it has ended. Safe to call twice."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A server whose process can be looked at; one that somebody else runs (`attached`) is none."""
+
+    def ended(self) -> str | None:
+        """How its process ended, as the end of a sentence (``was ended by SIGKILL``); ``None`` while it runs."""
+
+
+@runtime_checkable
+class DraftsPerRequest(Protocol):
+    """A backend whose drafting goes with the request (`Capabilities.drafting_per_request`)."""
+
+    def request_fields(self, drafting: Drafting) -> Mapping[str, Any]:
+        """The fields of a request's JSON that put a drafting in force."""
 
 
 class Backend(Protocol):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from autospec.catalog.model import Model
-from autospec.errors import ModelChoiceError
+from autospec.errors import ModelChoiceError, UnknownModelError
 
 __all__ = ["ambiguous", "choose"]
 
@@ -26,7 +26,8 @@ def choose(models: Iterable[Model], name: str) -> Model:
         name: What the user typed.
 
     Raises:
-        ModelChoiceError: None answers, or several.
+        UnknownModelError: None answers.
+        ModelChoiceError: Several do, or the name is empty.
     """
     models = list(models)
     wanted = _plain(name.removesuffix(".gguf").removesuffix(".GGUF"))
@@ -78,11 +79,12 @@ def ambiguous(name: str, matches: Sequence[Model]) -> ModelChoiceError:
     )
 
 
-def _unknown(name: str, wanted: str, models: Sequence[Model]) -> ModelChoiceError:
+def _unknown(name: str, wanted: str, models: Sequence[Model]) -> UnknownModelError:
     plain = {_plain(n): n for m in models for n in _names(m)}
     close = [plain[p] for p in difflib.get_close_matches(wanted, plain, n=3, cutoff=0.4)]
     near = f" The nearest: {', '.join(close)}." if close else ""
-    return ModelChoiceError(
+    return UnknownModelError(
         f"No model answers to {name}.{near}",
         "`autospec models` lists what was found; a path works, too.",
+        known=tuple(m.name for m in models),
     )

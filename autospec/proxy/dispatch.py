@@ -80,6 +80,9 @@ class Lease(Protocol):
     def died(self) -> None:
         """Tell that the connection broke: the supervisor looks whether the process lives, and replaces it."""
 
+    def answered(self, tokens: float) -> None:
+        """Tell how many tokens were generated; plans count with them. Optional: else the time held stands for them."""
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(

@@ -193,6 +193,10 @@ class Store:
                 prompt_type=prompt_type,
                 drafting=drafting,
             )
+    def newest_recommendation(self) -> int:
+        """The number of the newest recommendation; 0 without any."""
+        with _plain_errors(self._engine), self._engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.max(RECOMMENDATIONS.c.id))).scalar() or 0)
 
 
 def open_store(url: str) -> Store:

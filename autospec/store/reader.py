@@ -7,13 +7,14 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from autospec.cells import Hardware
 from autospec.errors import StoreError
 from autospec.recommendations import Recommendation
 
-__all__ = ["StoredRecommendation", "read_recommendations"]
+__all__ = ["StoredRecommendation", "newest_recommendation", "read_recommendations"]
 
 _SQLITE_PREFIX = "sqlite:///"
 # The newest row of each cell, as `Store.recommendations` selects it.
@@ -21,6 +22,7 @@ _NEWEST = (
     "SELECT cell_key, hardware, recommendation FROM autospec_recommendations"
     " WHERE id IN (SELECT max(id) FROM autospec_recommendations GROUP BY cell_key) ORDER BY id"
 )
+_NEWEST_NUMBER = "SELECT max(id) FROM autospec_recommendations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def read_recommendations(url: str) -> list[StoredRecommendation]:
     Raises:
         StoreError: The database is there and cannot be read.
     """
-    if not url.startswith(_SQLITE_PREFIX) or "?" in url:
+    if not _is_plain_sqlite(url):
         from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
 
         store = open_store(url)
@@ -54,6 +56,40 @@ def read_recommendations(url: str) -> list[StoredRecommendation]:
             return store.recommendations()
         finally:
             store.close()
+    rows = _read(url, _NEWEST)
+    return [
+        StoredRecommendation(
+            key,
+            Hardware.from_json(json.loads(hardware)),
+            Recommendation.from_json(json.loads(recommendation)),
+        )
+        for key, hardware, recommendation in rows
+    ]
+
+
+def newest_recommendation(url: str) -> int:
+    """The number of the newest recommendation, 0 without any: it is another as soon as there is something new.
+
+    Raises:
+        StoreError: The database is there and cannot be read.
+    """
+    if not _is_plain_sqlite(url):
+        from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
+
+        store = open_store(url)
+        try:
+            return store.newest_recommendation()
+        finally:
+            store.close()
+    return next((number or 0 for (number,) in _read(url, _NEWEST_NUMBER)), 0)
+
+
+def _is_plain_sqlite(url: str) -> bool:
+    return url.startswith(_SQLITE_PREFIX) and "?" not in url
+
+
+def _read(url: str, query: str) -> list[tuple[Any, ...]]:
+    """The rows of a query on a SQLite file; none where there is no database yet."""
     path = Path(unquote(url.removeprefix(_SQLITE_PREFIX)))
     if not path.exists():
         return []
@@ -61,7 +97,7 @@ def read_recommendations(url: str) -> list[StoredRecommendation]:
         with closing(
             sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30.0)
         ) as connection:
-            rows = connection.execute(_NEWEST).fetchall()
+            return connection.execute(query).fetchall()
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
             return []
@@ -72,11 +108,3 @@ def read_recommendations(url: str) -> list[StoredRecommendation]:
         raise StoreError(
             f"The database {path} is damaged: {error}.", "Move it away; autospec makes a new one."
         ) from error
-    return [
-        StoredRecommendation(
-            key,
-            Hardware.from_json(json.loads(hardware)),
-            Recommendation.from_json(json.loads(recommendation)),
-        )
-        for key, hardware, recommendation in rows
-    ]

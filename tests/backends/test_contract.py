@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import psutil
@@ -100,6 +102,21 @@ def test_p_min_is_in_force(launched, backend, lab_models):
     loose = launched(draft_model(lab_models.tiny)).complete(QUESTION).drafted
     strict = launched(draft_model(lab_models.tiny, p_min=0.99)).complete(QUESTION).drafted
     assert strict < loose
+
+
+def test_serving_drafts_in_several_slots_at_once(launched, backend, lab_models):
+    """A launch for users has the server's own number of slots, and each of them drafts, all at a time."""
+    settings = dataclasses.replace(SETTINGS, serving=True)
+    server = launched(draft_model(lab_models.tiny), settings=settings)
+    count = len(slots(server))
+    body = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 48}
+    with ThreadPoolExecutor(count) as threads:
+        url = f"{server.base_url}/v1/chat/completions"
+        post = partial(httpx.post, url, json=body, trust_env=False, timeout=120)
+        answers = [future.result().json() for future in [threads.submit(post) for _ in range(count)]]
+    assert count > 1
+    if backend.capabilities().tells_drafts:
+        assert all(answer["timings"]["draft_n"] > 0 for answer in answers)
 
 
 @pytest.mark.parametrize(

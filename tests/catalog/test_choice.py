@@ -11,7 +11,7 @@ import pytest
 from autospec.catalog.choice import choose
 from autospec.catalog.model import Head
 from autospec.catalog.scan import Catalog
-from autospec.errors import ModelChoiceError, ModelFileError
+from autospec.errors import ModelChoiceError, ModelFileError, UnknownModelError
 from tests.catalog.making import make_model, write_gguf, write_mlx
 
 MODELS = [
@@ -70,8 +70,9 @@ def test_exact_name_beats_a_part() -> None:
 
 def test_none_names_the_nearest_and_the_command() -> None:
     """A typing error gets the nearest names and the command that lists all."""
-    with pytest.raises(ModelChoiceError, match="No model answers") as caught:
+    with pytest.raises(UnknownModelError, match="No model answers") as caught:
         choose(MODELS, "qwne3-0.6b-q8_0")
+    assert caught.value.known == tuple(m.name for m in MODELS)
     assert "Qwen3-0.6B-Q8_0" in caught.value.message
     assert "autospec models" in caught.value.hint
 

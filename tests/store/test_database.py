@@ -14,7 +14,7 @@ from autospec.errors import StoreError
 from autospec.measure.measurements import Measurement, Phase
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import open_store
-from autospec.store.reader import read_recommendations
+from autospec.store.reader import newest_recommendation, read_recommendations
 
 MACHINE = Hardware(id="m", chip="M2 Ultra", memory_bytes=64 << 30)
 DRAFT = Drafting(Mode.DRAFT_MODEL, draft="/d.gguf", n_max=8, n_min=0, p_min=0.75)
@@ -109,3 +109,16 @@ def test_damaged_file_is_a_sentence(tmp_path):
         open_store(f"sqlite:///{path}")
     with pytest.raises(StoreError, match="damaged"):
         read_recommendations(f"sqlite:///{path}")
+
+
+def test_the_newest_number_grows_with_every_recommendation(url, tmp_path):
+    """The reader's and the store's: how the proxy sees that there is something new without reading it all."""
+    assert newest_recommendation(f"sqlite:///{tmp_path / 'nowhere.db'}") == 0
+    store = open_store(url)
+    numbers = []
+    for _ in range(2):
+        numbers.append((newest_recommendation(url), store.newest_recommendation()))
+        store.save_recommendation(RECOMMENDATION, MACHINE, "cell")
+    numbers.append((newest_recommendation(url), store.newest_recommendation()))
+    store.close()
+    assert numbers == [(0, 0), (1, 1), (2, 2)]

@@ -1,0 +1,243 @@
+"""The supervisor: lends running servers to requests, and keeps the servers as the recommendations and the plan say.
+
+It implements `autospec.proxy.dispatch.Dispatch`. The work is the `Conductor`'s; here it is fed: with the disk's models, with
+new recommendations while it runs, and with the names that clients use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self
+
+from autospec.catalog.model import Model
+from autospec.drafting import Drafting
+from autospec.errors import AutospecError, OverloadedError, UnknownModelError
+from autospec.proxy.conductor import Conductor
+from autospec.proxy.dispatch import Offered, Wanted
+from autospec.proxy.documents import offered_rows, plan_document, status_document
+from autospec.proxy.knowledge import Known, Place, known_of, marked_stale
+from autospec.proxy.lease import LaunchLease
+from autospec.proxy.needs import Needs, Room
+from autospec.proxy.offers import Offers
+from autospec.proxy.plan import Plan, make_plan
+from autospec.proxy.terms import Sources, Terms
+from autospec.proxy.threads import in_thread
+from autospec.store.reader import StoredRecommendation
+
+__all__ = ["Supervisor"]
+
+_log = logging.getLogger(__name__)
+
+# How often the database is asked for its newest recommendation: one indexed read of 0.3 ms.
+_POLL_S: Final = 2.0
+# How often names that nobody knows may make the proxy look at the disk again.
+_RESCAN_S: Final = 30.0
+# launchd and systemd give a service 20 s and more to end; answers under way get the half of it.
+_DRAIN_S: Final = 10.0
+# A server gets 8 s to end by itself and its guard 4 more (`autospec.backends.process`); they end side by side.
+_STOP_S: Final = 13.0
+
+
+class Supervisor:
+    """See `autospec.proxy.dispatch.Dispatch`. Make it with `Supervisor.start`, on the event loop that it will live on.
+
+    Args:
+        terms: The limits.
+        sources: Where models and recommendations come from.
+        offers: What a first scan has found.
+        planner: `make_plan`, or a test's.
+        clock: Seconds that never step back.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        sources: Sources,
+        offers: Offers,
+        *,
+        planner: Callable[[Sequence[Needs], Room], Plan] = make_plan,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._terms = terms
+        self._sources = sources
+        self._clock = clock
+        self._conductor = Conductor(terms, offers, self._gave_up, planner=planner, clock=clock)
+        self._stored: Sequence[StoredRecommendation] = ()
+        self._newest = -1
+        self._scanned_at_s = clock()
+        self._scan: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @classmethod
+    async def start(
+        cls,
+        terms: Terms,
+        sources: Sources,
+        *,
+        planner: Callable[[Sequence[Needs], Room], Plan] = make_plan,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """Scan the disk, read the recommendations, and be ready to lend. Starts no server yet.
+
+        Raises:
+            AutospecError: The disk or the database cannot be read.
+        """
+        supervisor = cls(terms, sources, await in_thread(sources.offers), planner=planner, clock=clock)
+        await supervisor.refresh()
+        supervisor._run(supervisor._conductor.run())
+        supervisor._run(supervisor._watch_recommendations())
+        return supervisor
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def lease(self, wanted: Wanted) -> LaunchLease:
+        """The best running server for a request, started first where none runs.
+
+        Raises:
+            UnknownModelError: No model answers to the name; carries the names that exist.
+            ModelChoiceError: Several do.
+            OverloadedError: The queue is full, the deadline passed, or the proxy is ending.
+            LaunchError: It does not start, not even without drafting.
+        """
+        if self._closing:
+            raise OverloadedError("The proxy is ending.", "Try again when it runs again.")
+        model = await self._find(wanted.model)
+        return await self._conductor.lend(model, wanted.prompt_type, drafting_off=wanted.drafting_off)
+
+    def offered(self) -> Sequence[Offered]:
+        """Every model that may be asked for, in the catalogue's order."""
+        return offered_rows(self._conductor)
+
+    def plan(self) -> dict[str, Any]:
+        """The document of ``GET /autospec/v1/plan``."""
+        return plan_document(self._conductor, self._clock())
+
+    def status(self) -> dict[str, Any]:
+        """The document of ``GET /autospec/v1/status``."""
+        return status_document(self._conductor, self._clock(), closing=self._closing)
+
+    async def close(self) -> None:
+        """Drain within a bound, then stop every server. Safe to call twice."""
+        self._closing = True
+        self._conductor.waiting.refuse(
+            OverloadedError("The proxy is ending.", "Try again when it runs again.")
+        )
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for drain, bound_s in ((True, _DRAIN_S), (False, _STOP_S)):
+            self._conductor.fleet.end(drain=drain)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(bound_s):
+                    for launch in self._conductor.fleet:
+                        await launch.wait_over()
+
+    async def refresh(self) -> None:
+        """Read the recommendations if there are new ones, and act on them.
+
+        Raises:
+            StoreError: The database cannot be read.
+        """
+        newest = await in_thread(self._sources.newest)
+        if newest != self._newest:
+            self._stored = await in_thread(self._sources.recommendations)
+            self._newest = newest
+            await self._learn()
+
+    async def _learn(self) -> None:
+        offers, stored = self._conductor.prospects.offers, self._stored
+
+        def known() -> dict[str, Known]:
+            return {
+                model.name: known_of(model, self._place(offers, model), stored, self._terms.trust)
+                for model in offers.models
+            }
+
+        # In a thread: it looks whether drafts are there, and hashes a cell for each recommendation of each model.
+        self._conductor.learn(await in_thread(known))
+
+    def _place(self, offers: Offers, model: Model) -> Place:
+        build = offers.engine(model).capabilities.build
+        return Place(self._sources.hardware, build, self._terms.args)
+
+    async def _watch_recommendations(self) -> None:
+        told = False
+        while True:
+            await asyncio.sleep(_POLL_S)
+            try:
+                await self.refresh()
+                told = False
+            except (AutospecError, ValueError, KeyError) as error:
+                # The last two: a later autospec may write what this one cannot read. Said once, not every two seconds.
+                if not told:
+                    _log.warning("Recommendations are not up to date: %s", error)
+                told = True
+
+    async def _find(self, name: str) -> Model:
+        """The model that a client means; a request that names none means the one that was used last."""
+        offers = self._conductor.prospects.offers
+        if not name.strip():
+            name = self._conductor.demand.latest() or (
+                offers.models[0].name if len(offers.models) == 1 else ""
+            )
+        try:
+            return offers.find(name)
+        except UnknownModelError:
+            if not name.strip() or not await self._rescanned():
+                raise
+        return self._conductor.prospects.offers.find(name)
+
+    async def _rescanned(self) -> bool:
+        """Look at the disk again, unless it was looked at a moment ago; everybody who asks shares one scan."""
+        if self._scan is None:
+            if self._clock() - self._scanned_at_s < _RESCAN_S:
+                return False
+            self._scan = self._run(self._rescan())
+        await asyncio.shield(self._scan)
+        return True
+
+    async def _rescan(self) -> None:
+        try:
+            self._conductor.offer(await in_thread(self._sources.offers))
+            await self._learn()
+        except AutospecError as error:
+            _log.warning("The disk could not be scanned: %s", error)
+        finally:
+            self._scanned_at_s = self._clock()
+            self._scan = None
+
+    def _gave_up(self, model: str, drafting: Drafting, why: str) -> None:
+        """Mark the verdicts that recommend a drafting which does not run."""
+        known = self._conductor.prospects.of(model)
+        build = self._place(
+            self._conductor.prospects.offers, self._conductor.prospects.served(model)[0]
+        ).build
+        for entry in known.naming(drafting):
+            recommendation = marked_stale(entry, build, why)
+            save = partial(self._sources.save, recommendation, entry.hardware, entry.cell_key)
+            self._run(self._save(save, model))
+
+    async def _save(self, save: Callable[[], None], model: str) -> None:
+        try:
+            await in_thread(save)
+        except AutospecError as error:
+            _log.warning("The verdict on %s could not be marked as stale: %s", model, error)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,169 @@
+"""The life of one launch, and what its owner makes of requests that come at the wrong time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from autospec.drafting import OFF
+from autospec.errors import LaunchError, UnsupportedError
+from autospec.proxy.launch import Drain, Launch, Look, Start, State, Stop
+from autospec.proxy.needs import Footprint
+from tests.proxy.scene import Clock, FakeServer, until
+
+
+class Watched:
+    """A launch with everything that it told."""
+
+    def __init__(self, start=None) -> None:
+        self.server = FakeServer("/models/a.gguf", OFF)
+        self.clock = Clock()
+        self.states: list[State] = []
+        self.launch = Launch(
+            "a", OFF, Footprint(0), start or (lambda: self.server), changed=self._changed, clock=self.clock
+        )
+
+    def _changed(self) -> None:
+        self.states.append(self.launch.state)
+
+    async def ready(self) -> Launch:
+        """Start it and wait until it is ready, or failed."""
+        self.launch.send(Start())
+        await until(lambda: self.launch.state is not State.STARTING)
+        return self.launch
+
+
+def run(scenario) -> None:
+    """Play a scenario to its end."""
+    asyncio.run(scenario)
+
+
+def test_a_whole_life():
+    """Starting, ready, draining until the last lease is back, stopping, stopped."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        launch.lend()
+        launch.lend()
+        launch.send(Drain())
+        assert not launch.lendable
+        launch.give_back()
+        assert launch.state is State.DRAINING
+        assert not watched.server.stopped
+        launch.give_back()
+        await launch.wait_over()
+        assert watched.server.stopped
+        assert watched.states == [State.READY, State.DRAINING, State.STOPPING, State.STOPPED]
+        assert (launch.served, launch.leases) == (2, 0)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("request_", [Drain(), Stop()])
+def test_let_go_before_it_was_ready(request_):
+    """It is stopped as soon as there is something to stop, and was never lent."""
+
+    async def scenario():
+        watched = Watched()
+        watched.launch.send(Start())
+        watched.launch.send(request_)
+        await watched.launch.wait_over()
+        assert watched.server.stopped
+        assert watched.states == [State.STOPPING, State.STOPPED]
+
+    run(scenario())
+
+
+def test_stopped_with_somebody_on_it():
+    """The end of the proxy does not wait for ever."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        launch.lend()
+        launch.send(Stop())
+        await launch.wait_over()
+        launch.give_back()
+        assert watched.states == [State.READY, State.STOPPING, State.STOPPED]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("raised", "permanent"),
+    [
+        (LaunchError("No memory."), False),
+        (UnsupportedError("No such mode."), True),
+        (OSError("Too many open files."), False),
+    ],
+)
+def test_it_does_not_start(raised, permanent):
+    """Whatever was raised becomes one kind of error."""
+
+    async def scenario():
+        def start():
+            raise raised
+
+        launch = await Watched(start).ready()
+        assert launch.state is State.FAILED
+        assert isinstance(launch.error, LaunchError)
+        assert (launch.error.permanent, launch.crashed) == (permanent, False)
+        assert str(raised) in str(launch.error)
+
+    run(scenario())
+
+
+def test_it_dies():
+    """Found when somebody looks, with what ended it."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        launch.send(Look())
+        assert launch.lendable
+        watched.server.kill()
+        launch.send(Look())
+        assert (launch.state, launch.crashed) == (State.FAILED, True)
+        assert "was ended by SIGKILL" in str(launch.error)
+        await until(lambda: watched.server.stopped)
+
+    run(scenario())
+
+
+def test_a_suspicion():
+    """It is not lent while it may be dead, is dead as soon as that can be seen, and lives again if it cannot."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        for _ in range(64):
+            launch.send(Look(suspected=True))
+        assert not launch.lendable
+        watched.clock.now_s += 5.0
+        await until(lambda: launch.lendable)
+        launch.send(Look(suspected=True))
+        watched.server.kill()
+        await until(lambda: launch.state is State.FAILED)
+
+    run(scenario())
+
+
+def test_requests_at_the_wrong_time_change_nothing():
+    """In every state that is over, and twice in a row."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        launch.send(Start())
+        for first, second in itertools.product((Drain(), Stop(), Look(), Start()), repeat=2):
+            launch.send(first)
+            launch.send(second)
+        await launch.wait_over()
+        launch.send(Drain())
+        launch.send(Look(suspected=True))
+        assert launch.state is State.STOPPED
+
+    run(scenario())

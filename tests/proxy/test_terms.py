@@ -1,0 +1,104 @@
+"""The user's limits, and what a launch is taken to need of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from autospec.errors import SettingsError
+from autospec.proxy.footprints import context_tokens, footprint, launch_seconds
+from autospec.proxy.needs import Footprint
+from autospec.proxy.terms import Terms
+from autospec.recommendations import Status
+from autospec.settings import load_settings
+from tests.proxy.scene import ALPHA, HERE, MIB, model
+
+GIB = 1024**3
+DRAFT = dataclasses.replace(model("draft"), size_bytes=10 * MIB)
+
+
+def test_defaults():
+    """Three quarters of the memory, a quarter of an hour, and what was proven here or for another build."""
+    terms = Terms.of(load_settings(), HERE)
+    assert terms == Terms(
+        memory_bytes=12 * GIB,
+        idle_s=900.0,
+        queue_limit=256,
+        deadline_s=300.0,
+        trust=frozenset({Status.PROVEN, Status.STALE}),
+    )
+
+
+def test_what_the_user_set():
+    """Gigabytes, durations, words; an accelerator's launches share no weights."""
+    settings = load_settings(
+        overrides={
+            "memory_limit": 2.5,
+            "idle_unload": "",
+            "queue_limit": 3,
+            "queue_deadline": "10s",
+            "serve_statuses": ["proven"],
+            "server_args": ["-ngl", "99"],
+        }
+    )
+    terms = Terms.of(settings, dataclasses.replace(HERE, gpu="Test GPU"))
+    assert (terms.memory_bytes, terms.idle_s, terms.queue_limit, terms.deadline_s) == (
+        2.5 * GIB,
+        None,
+        3,
+        10.0,
+    )
+    assert (terms.trust, terms.args, terms.maps_weights) == ({Status.PROVEN}, ("-ngl", "99"), False)
+
+
+@pytest.mark.parametrize("wrong", [{"serve_statuses": ["good"]}, {"queue_deadline": ""}])
+def test_settings_that_cannot_be_meant(wrong):
+    """They are told when the proxy starts."""
+    with pytest.raises(SettingsError):
+        Terms.of(load_settings(overrides=wrong), HERE)
+
+
+@pytest.mark.parametrize(
+    ("args", "tokens"),
+    [
+        ((), 32768),
+        (("-t", "4"), 32768),
+        (("-c", "8192"), 8192),
+        (("--ctx-size=4096",), 4096),
+        (("-c", "0"), 32768),
+        (("-c",), 32768),
+    ],
+)
+def test_context(args, tokens):
+    """The user's, or all that the model was trained for, as the server does it."""
+    assert context_tokens(args, ALPHA, 4096) == tokens
+    assert context_tokens((), dataclasses.replace(ALPHA, context_length=0), 4096) == 4096
+
+
+def test_mapped_weights_are_there_once():
+    """Two launches of one file share them; their caches are their own."""
+    cached = dataclasses.replace(ALPHA, kv_bytes_per_token=1024)
+    off = footprint(cached, None, 1024, maps_weights=True, limit_bytes=GIB)
+    drafted = footprint(cached, DRAFT, 1024, maps_weights=True, limit_bytes=GIB)
+    assert off == Footprint(257 * MIB, {str(ALPHA.path): 100 * MIB})
+    assert drafted == Footprint(257 * MIB, {str(ALPHA.path): 100 * MIB, str(DRAFT.path): 10 * MIB})
+    assert Footprint.total_bytes([off, drafted]) == (2 * 257 + 110) * MIB
+
+
+def test_copied_weights_count_for_each_launch():
+    """What an accelerator does with a mapped file is not known."""
+    assert footprint(ALPHA, DRAFT, 1024, maps_weights=False, limit_bytes=GIB) == Footprint(366 * MIB)
+
+
+@pytest.mark.parametrize("maps_weights", [True, False])
+@pytest.mark.parametrize("limit", [50 * MIB, 150 * MIB])
+def test_no_launch_counts_for_more_than_the_limit(maps_weights, limit):
+    """A server fits its context to what it finds, so that a large model can still run alone."""
+    found = footprint(ALPHA, None, 1024, maps_weights=maps_weights, limit_bytes=limit)
+    assert Footprint.total_bytes([found]) == limit
+
+
+def test_launch_seconds():
+    """Longer for larger files."""
+    assert launch_seconds(ALPHA, None) < launch_seconds(ALPHA, DRAFT) < launch_seconds(model("x"), ALPHA)
