@@ -1,24 +1,20 @@
-"""New recommendations as they are made: ``GET /autospec/v1/events``. Looks at the database's files, reads it only when they change."""
+"""New recommendations as they are made: ``GET /autospec/v1/events``. Asks for one number, reads all only when it is another."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from autospec.errors import StoreError
 from autospec.recommendations import Recommendation
-from autospec.store.reader import read_recommendations
+from autospec.store.reader import newest_recommendation, read_recommendations
 
 __all__ = ["recommendation_events"]
 
 # A recommendation is the work of minutes; nobody misses it for two seconds. Nothing is polled while nobody listens.
 _POLL_S = 2.0
-# Other databases cannot be looked at from outside.
-_POLL_REMOTE_S = 10.0
 # Comments keep the connection from being taken for dead; proxies between cut after 30 to 60 s.
 _COMMENT_S = 15.0
 
@@ -33,36 +29,27 @@ async def recommendation_events(
         closing: Set when the proxy ends.
         poll_s: How often to look.
     """
-    files = _files(storage)
-    interval_s = poll_s if files else _POLL_REMOTE_S
     known: dict[str, dict[str, Any]] = {}
-    seen: object = None
+    newest = -1
     silent_s = 0.0
-    first = True
     while True:
-        state = await asyncio.to_thread(_state, files)
-        if first or not files or state != seen:
-            seen = state
-            try:
-                now = {
-                    s.cell_key: s.recommendation.to_json()
-                    for s in await asyncio.to_thread(read_recommendations, storage)
-                }
-            except StoreError as error:
-                yield _event("error", {"message": str(error)})
-                now = known
-            changed = [r for key, r in now.items() if known.get(key) != r]
-            if changed or first:
-                yield _event("recommendations", {"schema": 1, "changed": [_short(r) for r in changed]})
-                silent_s = 0.0
-            known, first = now, False
+        try:
+            number = await asyncio.to_thread(newest_recommendation, storage)
+            if number != newest:
+                stored = await asyncio.to_thread(read_recommendations, storage)
+                now = {s.cell_key: s.recommendation.to_json() for s in stored}
+                changed = [_short(r) for key, r in now.items() if known.get(key) != r]
+                yield _event("recommendations", {"schema": 1, "changed": changed})
+                known, newest, silent_s = now, number, 0.0
+        except StoreError as error:
+            yield _event("error", {"message": str(error)})
         if silent_s >= _COMMENT_S:
             yield b": nothing new\n\n"
             silent_s = 0.0
         try:
-            await asyncio.wait_for(closing.wait(), interval_s)
+            await asyncio.wait_for(closing.wait(), poll_s)
         except TimeoutError:
-            silent_s += interval_s
+            silent_s += poll_s
         else:
             return
 
@@ -78,21 +65,3 @@ def _short(document: dict[str, Any]) -> dict[str, Any]:
 
 _SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_path"}
 
-
-def _files(storage: str) -> tuple[Path, ...]:
-    if not storage.startswith("sqlite:///") or "?" in storage:
-        return ()
-    path = Path(unquote(storage.removeprefix("sqlite:///")))
-    return path, path.with_name(path.name + "-wal")
-
-
-def _state(files: tuple[Path, ...]) -> object:
-    found = []
-    for file in files:
-        try:
-            stat = file.stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((stat.st_mtime_ns, stat.st_size))
-    return found

@@ -116,7 +116,10 @@ class Relay:
                     if attempt < _ATTEMPTS:
                         self._retried(lease.model)
                 finally:
-                    self._seen(passage.outcome())
+                    outcome = passage.outcome()
+                    if outcome.counts is not None:
+                        lease.answered(outcome.counts.predicted_tokens)
+                    self._seen(outcome)
         message = f"The server of {wanted.model} broke the connection before it answered, {_ATTEMPTS} times."
         return problem_response(Problem(502, message, "backend_failed"), shape_of(request.path))
 

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from autospec.errors import AutospecError, BackendMissingError, UsageError
+from autospec.errors import AutospecError, UsageError
 from autospec.hardware import identify
+from autospec.prompts.classifier import classify
 from autospec.proxy.access import Access, check_bind
 from autospec.proxy.app import Proxy, Rules
 from autospec.proxy.dispatch import Dispatch
 from autospec.proxy.evidence import SampleWriter
 from autospec.proxy.http_server import HttpServer
 from autospec.proxy.intake import Classify
+from autospec.proxy.opening import open_supervisor
 from autospec.settings import Settings
 from autospec.store.database import open_store
 
@@ -53,12 +55,12 @@ async def make_dispatch(settings: Settings) -> Dispatch:
     Raises:
         AutospecError: There is no way to serve models.
     """
-    raise BackendMissingError("The supervisor is not here yet.", "Merge it.")
+    return await open_supervisor(settings)
 
 
 def make_classify() -> Classify:
     """What tells the kind of a prompt; the one place that chooses it."""
-    return lambda _path, _document: None
+    return lambda _path, document: classify(document).prompt_type
 
 
 def rules_for(settings: Settings, *, default_model: str = "", log_prompts: bool = False) -> Rules:

@@ -31,12 +31,17 @@ class LentServer:
     drafting: Drafting = OFF
     fields: Mapping[str, Any] = field(default_factory=dict)
     deaths: int = 0
+    tokens: float = 0
     leases: int = 0
     returned: int = 0
 
     def died(self) -> None:
         """Counted."""
         self.deaths += 1
+
+    def answered(self, tokens: float) -> None:
+        """Counted."""
+        self.tokens += tokens
 
     async def __aenter__(self) -> LentServer:
         self.leases += 1
