@@ -68,6 +68,17 @@ KEYS: Final = (
     Key("temperature", "number", 0.0, "Sampling temperature of measured requests; 0 is greedy."),
     Key("context_tokens", "count", 4096, "Context length that memory estimates count with."),
     Key("forget_answers", "flag", False, "Forget the recorded answers (token ids) when a tune ends."),
+    Key(
+        "proxy_host",
+        "text",
+        "127.0.0.1",
+        "Where the proxy listens; another address than loopback needs a key.",
+    ),
+    Key("proxy_port", "count", 8686, "The proxy's port."),
+    Key("proxy_api_key", "text", "", "What clients of the proxy must send; empty for none."),
+    Key("proxy_hosts", "words", (), "Further names under which the proxy may be reached."),
+    Key("proxy_origins", "words", (), "Web pages that may use the proxy, e.g. https://chat.example.org."),
+    Key("request_limit_mib", "number", 64.0, "Largest request that the proxy takes."),
     Key("idle_unload", "duration", "15m", "The proxy stops servers unused for this long; empty never does."),
     Key("memory_limit", "number", 0.0, "GiB that the proxy's servers may take; 0 is 75 % of the memory."),
     Key("queue_limit", "count", 256, "Requests that may wait for a server of the proxy."),
@@ -128,12 +139,23 @@ class Settings:
     temperature: float
     context_tokens: int
     forget_answers: bool
+    proxy_host: str
+    proxy_port: int
+    proxy_api_key: str
+    proxy_hosts: tuple[str, ...]
+    proxy_origins: tuple[str, ...]
+    request_limit_mib: float
     idle_unload: str
     memory_limit: float
     queue_limit: int
     queue_deadline: str
     serve_statuses: tuple[str, ...]
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def proxy_api_key_shown(self) -> str:
+        """Whether there is a key, for people and logs."""
+        return "***" if self.proxy_api_key else ""
 
     @property
     def storage_shown(self) -> str:

@@ -96,7 +96,8 @@ def _document(settings: Settings) -> dict[str, Any]:
 
 
 def _value(settings: Settings, key: Key) -> object:
-    return settings.storage_shown if key.name == "storage" else getattr(settings, key.name)
+    # What holds a secret has a second name under which it is shown.
+    return getattr(settings, f"{key.name}_shown", None) or getattr(settings, key.name)
 
 
 def _json(value: object) -> object:

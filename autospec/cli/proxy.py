@@ -1,0 +1,92 @@
+"""`autospec proxy`: the server that editors, chat clients and agents are pointed at."""
+
+from __future__ import annotations
+
+import click
+
+from autospec.cli.shell import Shell, command_options
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.option("--host", metavar="ADDRESS", help="Where to listen; 127.0.0.1 unless set. Others need a key.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="8686 unless set; 0 takes a free one and says which."
+)
+@click.option("-m", "--model", default="", metavar="M", help="For requests that name no model.")
+@click.option("--backend", metavar="B", help="The kind of server; chosen by what is installed if left out.")
+@click.option(
+    "--log-prompts", is_flag=True, help="With -v: write prompts into the log. Never done otherwise."
+)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
+@command_options
+def command(
+    shell: Shell,
+    *,
+    host: str | None,
+    port: int | None,
+    model: str,
+    backend: str | None,
+    log_prompts: bool,
+    args: tuple[str, ...],
+) -> None:
+    """Serve your models under one address, each request with the drafting that is best for it.
+
+    Point any OpenAI or Anthropic client at the address it prints. Servers are started when a model is first asked for,
+    with what `autospec recommend` says, and stopped when nobody uses them; models that were never tuned run with
+    drafting off. What follows -- is given to every server.
+
+    \b
+    Start it:
+      autospec proxy
+      autospec proxy --model qwen3-coder-30b -- -ngl 99 -c 32768 --jinja
+      AUTOSPEC_PROXY_API_KEY=secret autospec proxy --host 0.0.0.0
+
+    \b
+    Use it:
+      curl http://127.0.0.1:8686/v1/models
+      curl -N http://127.0.0.1:8686/v1/chat/completions -H 'Content-Type: application/json' \\
+        -d '{"model": "qwen3-coder-30b", "stream": true, "messages": [{"role": "user", "content": "Hi"}]}'
+      OPENAI_BASE_URL=http://127.0.0.1:8686/v1 OPENAI_API_KEY=none your-client
+      ANTHROPIC_BASE_URL=http://127.0.0.1:8686 ANTHROPIC_API_KEY=none claude
+
+    \b
+    See what it does:
+      curl http://127.0.0.1:8686/autospec/v1/status      also: plan, recommendations, events
+      curl http://127.0.0.1:8686/autospec/metrics        for Prometheus
+
+    A request may say x-autospec-drafting: off, or name its kind of prompt in x-autospec-prompt-type; answers carry both.
+    Ctrl-C lets answers in flight end; a second one does not wait.
+    """  # noqa: D301 - click needs the backspace itself
+    import asyncio
+
+    # The address is settled before anything heavy is imported.
+    shell.override(proxy_host=host, backend=backend, server_args=args or None)
+    settings = shell.settings
+
+    from autospec.proxy.serve import make_classify, make_dispatch, rules_for, run
+
+    rules = rules_for(settings, default_model=model, log_prompts=log_prompts)
+
+    def ready(base_url: str) -> None:
+        if shell.json:
+            shell.emit({"schema": 1, "base_url": base_url, "openai_base_url": f"{base_url}/v1"})
+        shell.out(f"Serving on {base_url} (OpenAI clients: {base_url}/v1). Ctrl-C ends it.")
+
+    def ending(in_flight: int) -> None:
+        if in_flight:
+            answers = "1 answer is" if in_flight == 1 else f"{in_flight} answers are"
+            shell.say(f"{answers} in flight and may end; Ctrl-C again does not wait.")
+
+    asyncio.run(
+        run(
+            settings,
+            lambda: make_dispatch(settings),
+            rules,
+            port=settings.proxy_port if port is None else port,
+            classify=make_classify(),
+            ready=ready,
+            ending=ending,
+        )
+    )

@@ -1,0 +1,243 @@
+"""The proxy as one handler: who may ask, what is our own, and everything else to a backend."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+import autospec
+from autospec.cells import Hardware, PromptType
+from autospec.errors import AutospecError
+from autospec.proxy.access import Access
+from autospec.proxy.dispatch import Dispatch, Wanted
+from autospec.proxy.endpoints import Endpoints
+from autospec.proxy.evidence import SampleWriter
+from autospec.proxy.http_server import problem_response
+from autospec.proxy.intake import (
+    Classify,
+    Intake,
+    Refused,
+    forced_prompt_type,
+    generates,
+    parse,
+    read_body,
+    wants_off,
+)
+from autospec.proxy.metrics import Metrics
+from autospec.proxy.models import meant_model, running_model
+from autospec.proxy.outcome import Outcome, sample_of
+from autospec.proxy.problems import Problem, problem_of, shape_of
+from autospec.proxy.relay import Relay, open_session
+
+__all__ = ["Proxy", "Rules"]
+
+_LOG = logging.getLogger(__name__)
+
+_HEALTH = frozenset({"/health", "/v1/health"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What one proxy does and allows.
+
+    Attributes:
+        access: Who may ask.
+        default_model: For requests that name none; empty takes what runs.
+        request_limit_bytes: Larger requests are refused.
+        log_prompts: Write prompts into the log; never by default.
+    """
+
+    access: Access = field(default_factory=Access)
+    default_model: str = ""
+    request_limit_bytes: int = 64 << 20
+    log_prompts: bool = False
+
+
+class Proxy:
+    """Answers requests. Make it inside of a running event loop, and `close` it.
+
+    Args:
+        dispatch: Lends servers; not closed here.
+        rules: What is allowed.
+        classify: The kind of prompt in a body; must be quick.
+        storage: The database's URL, for the recommendations.
+        hardware: This machine.
+        samples: Where evidence goes; ``None`` keeps none.
+        serving: Made around every request that is forwarded, to tell others that somebody is being served.
+    """
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        rules: Rules,
+        *,
+        classify: Classify,
+        storage: str,
+        hardware: Callable[[], Hardware],
+        samples: SampleWriter | None = None,
+        serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self.in_flight = 0
+        self._dispatch = dispatch
+        self._rules = rules
+        self._classify = classify
+        self._samples = samples
+        self._serving = serving
+        self._started = time.time()
+        self._session = open_session()
+        self._metrics = Metrics(lambda: self.in_flight, lambda: samples.lost if samples else 0)
+        self._endpoints = Endpoints(dispatch, self._metrics, storage, hardware, self._about)
+        self._relay = Relay(
+            self._session,
+            dispatch,
+            seen=self._seen,
+            retried=self._metrics.retried,
+            keep_credentials=not rules.access.api_key,
+        )
+
+    async def close(self) -> None:
+        """Let go of connections; requests in flight have ended."""
+        self._endpoints.close()
+        await self._session.close()
+
+    def stop_events(self) -> None:
+        """End the event streams, which would never end by themselves."""
+        self._endpoints.close()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; problems come in the shape that the client reads."""
+        path = request.path
+        try:
+            response = await self._answer(request, path)
+        except Refused as refused:
+            response = self._refuse(refused.problem, path)
+        except AutospecError as error:
+            response = self._refuse(problem_of(error), path)
+        except web.RequestPayloadError:
+            response = self._refuse(Problem(400, "The body is damaged or cut off.", "invalid_http"), path)
+            response.force_close()
+        except ConnectionError:
+            raise  # the client went away
+        except Exception:
+            # The edge: whatever it is, the client gets an answer and the proxy lives on.
+            _LOG.exception("proxy: unexpected failure on %s %s", request.method, path)
+            if request.writer.output_size > 0:
+                raise ConnectionError("the answer has begun; it can only be cut off") from None
+            response = self._refuse(
+                Problem(500, "The proxy failed; its log says how.", "internal_error"), path
+            )
+        if not response.prepared:
+            _allow_origin(request, response)
+        return response
+
+    async def _answer(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+        if (problem := self._rules.access.refuse(request.headers, path)) is not None:
+            raise Refused(problem)
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return _preflight(request)
+        if request.method == "CONNECT" or path == "*":
+            raise Refused(Problem(405, "This is no forward proxy.", "method_not_allowed"))
+        if (own := await self._endpoints.answer(request, path)) is not None:
+            return own
+        forced, off = forced_prompt_type(request.headers), wants_off(request.headers)
+        intake = Intake()
+        if request.body_exists:
+            content = await read_body(request, self._rules.request_limit_bytes)
+            intake = await parse(content, request.headers)
+        model = intake.model or (request.query.get("model", "") if request.query_string else "")
+        if not model:
+            if path in _HEALTH and running_model(self._dispatch.offered(), self._rules.default_model) is None:
+                return web.json_response({"status": "ok"})  # asking for health must not start a server
+            model = self._meant(request.method)
+        wanted = Wanted(model, self._prompt_type(path, intake, forced), off)
+        if self._rules.log_prompts and intake.document is not None:
+            _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
+        self.in_flight += 1
+        try:
+            with self._serving():
+                return await self._relay.answer(request, wanted, intake)
+        finally:
+            self.in_flight -= 1
+
+    def _meant(self, method: str) -> str:
+        offered = self._dispatch.offered()
+        default = self._rules.default_model
+        # Who looks (/props, /slots, the web page) looks at what runs, and starts nothing while something does.
+        looking = method in ("GET", "HEAD")
+        return (running_model(offered, default) if looking else None) or meant_model(offered, default)
+
+    def _prompt_type(self, path: str, intake: Intake, forced: PromptType | None) -> PromptType | None:
+        if not generates(path) or intake.document is None:
+            return None
+        if forced is not None:
+            return forced
+        try:
+            return self._classify(path, intake.document)
+        except Exception:
+            # A kind of prompt is a hint; a request is never lost for it.
+            _LOG.exception("proxy: the classifier failed")
+            return None
+
+    def _seen(self, outcome: Outcome) -> None:
+        sample = sample_of(outcome)
+        self._metrics.forwarded(outcome, sample)
+        if sample is not None and self._samples is not None:
+            self._samples.put(sample)
+        _LOG.debug(
+            "proxy: %s %s %s %s -> %s%s in %.0f ms",
+            outcome.path,
+            outcome.model,
+            outcome.prompt_type or "-",
+            outcome.drafting.label,
+            outcome.status,
+            "" if outcome.complete else " (broken off)",
+            outcome.total_ms,
+        )
+
+    def _refuse(self, problem: Problem, path: str) -> web.Response:
+        self._metrics.refused(problem.code)
+        response = problem_response(problem, shape_of(path))
+        if problem.status == 413:
+            response.force_close()
+        return response
+
+    def _about(self) -> Mapping[str, Any]:
+        return {
+            "version": autospec.__version__,
+            "started_at": self._started,
+            "uptime_s": round(time.time() - self._started, 1),
+            "in_flight": self.in_flight,
+            "default_model": self._rules.default_model or None,
+            "samples_written": self._samples.written if self._samples else 0,
+            "samples_lost": self._samples.lost if self._samples else 0,
+        }
+
+
+def _preflight(request: web.BaseRequest) -> web.Response:
+    """What a browser asks before it sends a page's request (the Fetch standard, CORS)."""
+    response = web.Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
+            "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "*"),
+            "Access-Control-Max-Age": "600",
+        },
+    )
+    _allow_origin(request, response)
+    return response
+
+
+def _allow_origin(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Let the page that asked read the answer; `Access.refuse` has judged its origin."""
+    origin = request.headers.get("Origin")
+    if origin is not None and response.status != 403:
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Vary"] = "Origin"

@@ -1,0 +1,220 @@
+"""The proxy as a program: the parts put together, a socket, and an end in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from autospec.errors import AutospecError, UsageError
+from autospec.hardware import identify
+from autospec.prompts.classifier import classify
+from autospec.proxy.access import Access, check_bind
+from autospec.proxy.app import Proxy, Rules
+from autospec.proxy.dispatch import Dispatch
+from autospec.proxy.evidence import SampleWriter
+from autospec.proxy.http_server import HttpServer
+from autospec.proxy.intake import Classify
+from autospec.proxy.opening import open_supervisor
+from autospec.settings import Settings
+from autospec.store.database import open_store
+
+__all__ = ["Listening", "listen", "make_classify", "make_dispatch", "rules_for", "run"]
+
+_LOG = logging.getLogger(__name__)
+
+# Answers in flight may end; who asked for a novel has to ask again. A second signal does not wait.
+_GRACE_S = 20.0
+# Clients reconnect at once when a server restarts: 64 streams and their pages must find room.
+_BACKLOG = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A proxy that answers.
+
+    Attributes:
+        base_url: What clients are pointed at, with ``/v1`` left to them.
+        proxy: The handler.
+    """
+
+    base_url: str
+    proxy: Proxy
+
+
+async def make_dispatch(settings: Settings) -> Dispatch:
+    """What lends servers to the proxy; the one place that chooses it.
+
+    Raises:
+        AutospecError: There is no way to serve models.
+    """
+    return await open_supervisor(settings)
+
+
+def make_classify() -> Classify:
+    """What tells the kind of a prompt; the one place that chooses it."""
+    return lambda _path, document: classify(document).prompt_type
+
+
+def rules_for(settings: Settings, *, default_model: str = "", log_prompts: bool = False) -> Rules:
+    """What the settings allow.
+
+    Args:
+        settings: For the keys that begin with ``proxy_``, and the limit.
+        default_model: For requests that name none.
+        log_prompts: Write prompts into the log.
+
+    Raises:
+        UsageError: Others could reach the proxy without a key.
+    """
+    check_bind(settings.proxy_host, settings.proxy_api_key)
+    access = Access(
+        api_key=settings.proxy_api_key,
+        hosts=frozenset(name.lower() for name in settings.proxy_hosts),
+        origins=frozenset(settings.proxy_origins),
+    )
+    return Rules(access, default_model, int(settings.request_limit_mib * 2**20), log_prompts)
+
+
+@asynccontextmanager
+async def listen(
+    dispatch: Dispatch,
+    rules: Rules,
+    *,
+    host: str,
+    port: int,
+    storage: str,
+    classify: Classify,
+    serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    grace_s: float = _GRACE_S,
+) -> AsyncIterator[Listening]:
+    """A proxy for as long as the context lasts; leaving it lets requests in flight end.
+
+    Args:
+        dispatch: Lends servers; closed by whoever made it.
+        rules: From `rules_for`.
+        host: Address or name.
+        port: 0 takes a free one.
+        storage: The database's URL, for recommendations and samples.
+        classify: The kind of prompt in a body.
+        serving: Made around every forwarded request.
+        grace_s: How long requests in flight may go on.
+
+    Raises:
+        AutospecError: The port is taken, or the address is not this machine's.
+    """
+    samples = SampleWriter(open_store(storage))
+    proxy = Proxy(
+        dispatch,
+        rules,
+        classify=classify,
+        storage=storage,
+        hardware=identify,
+        samples=samples,
+        serving=serving,
+    )
+    runner = web.ServerRunner(HttpServer(proxy.handle), shutdown_timeout=grace_s)
+    try:
+        await runner.setup()
+        site = web.TCPSite(runner, host, port, backlog=_BACKLOG)
+        try:
+            await site.start()
+        except OSError as error:
+            raise _cannot_listen(error, host, port) from error
+        taken = runner.addresses[0][1]
+        shown = f"[{host}]" if ":" in host else host
+        yield Listening(f"http://{shown}:{taken}", proxy)
+    finally:
+        proxy.stop_events()
+        with contextlib.suppress(asyncio.CancelledError):  # a second signal: no more patience
+            await runner.cleanup()
+        await proxy.close()
+        await asyncio.to_thread(samples.close)
+
+
+async def run(
+    settings: Settings,
+    make_dispatch: Callable[[], Awaitable[Dispatch]],
+    rules: Rules,
+    *,
+    port: int,
+    classify: Classify,
+    ready: Callable[[str], None],
+    ending: Callable[[int], None],
+    serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then end in good order.
+
+    Args:
+        settings: For address and storage.
+        make_dispatch: Makes what lends servers, inside of the event loop.
+        rules: From `rules_for`.
+        port: 0 takes a free one.
+        classify: The kind of prompt in a body.
+        ready: Called with the base URL once clients are answered.
+        ending: Called with the number of requests in flight when the end has been asked for.
+        serving: Made around every forwarded request.
+
+    Raises:
+        AutospecError: It cannot listen, or there is no way to serve models.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    dispatch = await make_dispatch()
+    try:
+        with _signals(task) as asked:
+            async with listen(
+                dispatch,
+                rules,
+                host=settings.proxy_host,
+                port=port,
+                storage=settings.storage,
+                classify=classify,
+                serving=serving,
+            ) as listening:
+                ready(listening.base_url)
+                await asked.wait()
+                ending(listening.proxy.in_flight)
+    finally:
+        await dispatch.close()
+
+
+@contextmanager
+def _signals(task: asyncio.Task[None]) -> Iterator[asyncio.Event]:
+    """An event that the first signal sets; a second one ends the waiting for requests in flight."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+
+    def on_signal() -> None:
+        if asked.is_set():
+            task.cancel()
+        asked.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield asked
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _cannot_listen(error: OSError, host: str, port: int) -> AutospecError:
+    if error.errno == errno.EADDRINUSE:
+        return AutospecError(
+            f"Port {port} is taken, perhaps by another autospec proxy.",
+            f"Stop that one, or choose another port: --port {port + 1}.",
+        )
+    if error.errno == errno.EACCES:
+        return AutospecError(f"Port {port} needs more rights than yours.", "Choose one above 1023.")
+    return UsageError(
+        f"Nothing can listen on {host}: {error.strerror or error}.",
+        "Use 127.0.0.1, or an address of this machine.",
+    )

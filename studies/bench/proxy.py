@@ -1,0 +1,299 @@
+"""What the proxy costs and what it gains: ``python studies/bench/proxy.py [--seconds 8] [--mixed MODEL]``.
+
+**Overhead**, against the same backend asked directly, in one run, blocks taking turns. The backend is a stand-in that
+streams tokens at a fixed pace and takes no time to think, so that no model hides the proxy. Printed: the time from
+sending a request to its first byte, directly and through the proxy, at 1, 8 and 64 streams, with the differences of
+the quantiles; and the processor time that the proxy's process takes per streamed token.
+
+**Gain** (``--mixed``): tokens per second of the suite's prove prompts through the proxy, each with the drafting that was
+recommended for its type, against every single drafting that the recommendations name, and off, on servers asked
+directly. Needs a tuned model.
+
+Clients keep their connections, as SDKs do. Client, proxy and backend are three processes on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+STREAMS = (1, 8, 64)
+# 50 tokens per second and stream: at 64 streams more than any server of one machine gives.
+TOKEN_INTERVAL_S = 0.02
+TOKENS = int(os.environ.get("BENCH_TOKENS", "25"))
+TOKEN = (
+    b'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"content":" token"}}],"created":1763900000,'
+    b'"id":"chatcmpl-0123456789abcdefghijklmnopqrstuv","model":"main","system_fingerprint":"b11434-0123abcd",'
+    b'"object":"chat.completion.chunk"}\n\n'
+)
+BODY = json.dumps(
+    {
+        "model": "main",
+        "stream": True,
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant. " * 20},
+            {"role": "user", "content": "Write a palindrome in Kotlin, please.\n" * 20},
+        ],
+    }
+).encode()
+REQUEST = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+)
+END = b"0\r\n\r\n"
+
+
+async def stand_in() -> None:
+    """Streams tokens to whoever asks; prints its port."""
+    tail = json.dumps(
+        {"timings": {"prompt_n": 9, "prompt_ms": 1.0, "predicted_n": TOKENS, "predicted_ms": 500.0}}
+    ).encode()
+    last = b"data: " + tail + b"\n\ndata: [DONE]\n\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+                await reader.readexactly(length)
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+                )
+                begun = time.perf_counter()
+                for number in range(TOKENS):
+                    writer.write(b"%x\r\n%s\r\n" % (len(TOKEN), TOKEN))
+                    await asyncio.sleep(max(0.0, begun + (number + 1) * TOKEN_INTERVAL_S - time.perf_counter()))
+                writer.write(b"%x\r\n%s\r\n" % (len(last), last) + END)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=512)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+async def proxy(backend: str, folder: str) -> None:
+    """The proxy over the stand-in; prints its port."""
+    from autospec.proxy.app import Rules
+    from autospec.proxy.serve import listen, make_classify
+    from tests.proxy.harness import LentServer, OneModel
+
+    dispatch = OneModel([LentServer(backend)])
+    storage = f"sqlite:///{folder}/bench.db"
+    async with listen(
+        dispatch, Rules(), host="127.0.0.1", port=0, storage=storage, classify=make_classify()
+    ) as listening:
+        print(listening.base_url.rpartition(":")[2], flush=True)
+        await asyncio.Event().wait()
+
+
+async def one_stream(port: int, until: float, first_bytes_ms: list[float]) -> int:
+    """Ask again and again on one connection; the tokens received."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    tokens = 0
+    while time.perf_counter() < until:
+        begun = time.perf_counter()
+        writer.write(REQUEST)
+        received = await reader.readuntil(b"\r\n\r\n")
+        part = await reader.read(65536)
+        first_bytes_ms.append((time.perf_counter() - begun) * 1000)
+        assert received.startswith(b"HTTP/1.1 200"), received
+        last = part
+        while not last.endswith(END):
+            part = await reader.read(65536)
+            assert part, "the stream broke"
+            last = (last + part)[-8:]
+        tokens += TOKENS
+    writer.close()
+    return tokens
+
+
+async def block(port: int, streams: int, seconds: float) -> tuple[list[float], int]:
+    """All streams for some seconds, begun one after the other so that they do not march in step."""
+    until = time.perf_counter() + seconds
+    first_bytes_ms: list[float] = []
+
+    async def later(number: int) -> int:
+        await asyncio.sleep(number * TOKENS * TOKEN_INTERVAL_S / streams)
+        return await one_stream(port, until, first_bytes_ms)
+
+    tokens = await asyncio.gather(*(later(number) for number in range(streams)))
+    return first_bytes_ms, sum(tokens)
+
+
+@contextlib.contextmanager
+def child(*args: str) -> Iterator[tuple[int, psutil.Process]]:
+    """This file in another process: its port and its process."""
+    with subprocess.Popen(
+        [sys.executable, __file__, *args],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as running:
+        assert running.stdout is not None
+        try:
+            yield int(running.stdout.readline()), psutil.Process(running.pid)
+        finally:
+            running.terminate()
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Processor time so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def quantile(values: list[float], q: float) -> float:
+    """By linear interpolation."""
+    return statistics.quantiles(values, n=1000, method="inclusive")[round(q * 1000) - 1]
+
+
+def overhead(seconds: float, rounds: int) -> None:
+    """The first table."""
+    print("| streams | requests | direct p50, p99 | proxy p50, p99 | added p50 | added p99 | CPU per token |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        child("--stand-in") as (backend, _),
+        child("--proxy", f"http://127.0.0.1:{backend}", folder) as (port, process),
+    ):
+        asyncio.run(block(port, 2, 1.0))  # warm up
+        for streams in STREAMS:
+            direct: list[float] = []
+            through: list[float] = []
+            tokens, spent_s = 0, 0.0
+            for number in range(2 * rounds):
+                # ABBA: what drifts, drifts for both.
+                if number % 4 in (0, 3):
+                    direct += asyncio.run(block(backend, streams, seconds))[0]
+                else:
+                    before = cpu_s(process)
+                    values, count = asyncio.run(block(port, streams, seconds))
+                    spent_s += cpu_s(process) - before
+                    through += values
+                    tokens += count
+            d50, d99, p50, p99 = (quantile(v, q) for v in (direct, through) for q in (0.5, 0.99))
+            print(
+                f"| {streams} | {len(through)} | {d50:.2f}, {d99:.2f} ms | {p50:.2f}, {p99:.2f} ms "
+                f"| **{p50 - d50:.2f} ms** | **{p99 - d99:.2f} ms** | **{1e6 * spent_s / tokens:.0f} µs** |",
+                flush=True,
+            )
+    print("\nCPU per token is all of the proxy's work, requests included, divided by the tokens streamed.")
+
+
+def mixed(name: str, rounds: int, max_tokens: int) -> None:
+    """The second table."""
+    from autospec.backends.protocol import LaunchSettings
+    from autospec.backends.registry import backend_for
+    from autospec.catalog.scan import scan
+    from autospec.drafting import OFF
+    from autospec.hardware import identify
+    from autospec.prompts.suite import load_suite
+    from autospec.report.selection import Question, select
+    from autospec.settings import load_settings
+    from autospec.store.reader import read_recommendations
+
+    settings = load_settings()
+    model = scan(settings).find(name)
+    known = select(read_recommendations(settings.storage), identify(), Question(model.name)).recommendations
+    draftings = list(dict.fromkeys([OFF, *(r.drafting for r in known)]))
+    prompts = [p for p in load_suite(settings.suite).prompts if p.split == "prove"]
+    backend = backend_for(settings.backend or None, settings)
+    speeds: dict[str, list[float]] = {}
+    for number in range(rounds):
+        ways = [*draftings, None]
+        for way in ways if number % 2 == 0 else reversed(ways):
+            if way is None:
+                with child("--serve", model.name) as (port, _):
+                    speed = ask_all(f"http://127.0.0.1:{port}", model.name, prompts, max_tokens)
+            else:
+                server = backend.launch(str(model.path), way, LaunchSettings(args=settings.server_args))
+                try:
+                    speed = ask_all(server.base_url, model.name, prompts, max_tokens)
+                finally:
+                    server.stop()
+            speeds.setdefault("proxy, per type" if way is None else f"always {way.label}", []).append(speed)
+    print(f"| {model.name} | tokens/s of the whole mix | rounds |")
+    print("|---|---:|---|")
+    for label, values in sorted(speeds.items(), key=lambda item: -statistics.mean(item[1])):
+        print(f"| {label} | {statistics.mean(values):.1f} | {', '.join(f'{v:.1f}' for v in values)} |")
+
+
+def ask_all(base_url: str, model: str, prompts: list, max_tokens: int) -> float:
+    """Every prompt once, one after the other; tokens per second of the whole."""
+    import httpx
+
+    tokens, spent_s = 0, 0.0
+    with httpx.Client(base_url=base_url, trust_env=False, timeout=600.0) as client:
+        warm = {"model": model, "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 8}
+        client.post("/v1/chat/completions", json=warm).raise_for_status()
+        for prompt in prompts:
+            body = {
+                "model": model,
+                "messages": list(prompt.messages),
+                "max_tokens": min(max_tokens, prompt.max_tokens),
+                "temperature": 0,
+            }
+            begun = time.perf_counter()
+            answer = client.post("/v1/chat/completions", json=body).raise_for_status().json()
+            spent_s += time.perf_counter() - begun
+            tokens += answer["timings"]["predicted_n"]
+    return tokens / spent_s
+
+
+async def serve_model(name: str) -> None:
+    """The whole proxy, as `autospec proxy --model` starts it; prints its port."""
+    from autospec.proxy.serve import make_classify, make_dispatch, rules_for, run
+    from autospec.settings import load_settings
+
+    settings = load_settings()
+    await run(
+        settings,
+        lambda: make_dispatch(settings),
+        rules_for(settings, default_model=name),
+        port=0,
+        classify=make_classify(),
+        ready=lambda url: print(url.rpartition(":")[2], flush=True),
+        ending=lambda _: None,
+    )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each block")
+    parser.add_argument("--rounds", type=int, default=2, help="blocks of each kind")
+    parser.add_argument("--mixed", metavar="MODEL", help="the gain instead, for a tuned model")
+    parser.add_argument("--max-tokens", type=int, default=128, help="of each answer in --mixed")
+    parser.add_argument("--stand-in", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--proxy", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    with contextlib.suppress(KeyboardInterrupt):
+        if args.stand_in:
+            asyncio.run(stand_in())
+        elif args.proxy:
+            asyncio.run(proxy(*args.proxy))
+        elif args.serve:
+            asyncio.run(serve_model(args.serve))
+        elif args.mixed:
+            mixed(args.mixed, args.rounds, args.max_tokens)
+        else:
+            overhead(args.seconds, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

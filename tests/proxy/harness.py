@@ -1,0 +1,140 @@
+"""A proxy in a thread of its own, over servers that the test chooses: real clients then ask it from the test's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autospec.drafting import OFF, Drafting
+from autospec.errors import AutospecError, UnknownModelError
+from autospec.proxy.app import Rules
+from autospec.proxy.dispatch import Offered, Wanted
+from autospec.proxy.intake import Classify
+from autospec.proxy.serve import Listening, listen
+
+START_TIMEOUT_S = 30.0
+
+
+@dataclass
+class LentServer:
+    """A lease on a server that runs already."""
+
+    base_url: str
+    model: str = "main"
+    backend: str = "llama-server"
+    build: str = "b1"
+    drafting: Drafting = OFF
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    deaths: int = 0
+    tokens: float = 0
+    leases: int = 0
+    returned: int = 0
+
+    def died(self) -> None:
+        """Counted."""
+        self.deaths += 1
+
+    def answered(self, tokens: float) -> None:
+        """Counted."""
+        self.tokens += tokens
+
+    async def __aenter__(self) -> LentServer:
+        self.leases += 1
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self.returned += 1
+
+
+@dataclass
+class OneModel:
+    """A `Dispatch` of one model: each lease takes the next of its servers, the last one for ever."""
+
+    servers: Sequence[LentServer]
+    aliases: tuple[str, ...] = ()
+    running: bool = True
+    refusal: AutospecError | None = None
+    wanted: list[Wanted] = field(default_factory=list)
+    closed: bool = False
+
+    async def lease(self, wanted: Wanted) -> LentServer:
+        """The next server."""
+        self.wanted.append(wanted)
+        if self.refusal is not None:
+            raise self.refusal
+        name = self.servers[0].model
+        if wanted.model.lower() not in {name.lower(), *(a.lower() for a in self.aliases)}:
+            raise UnknownModelError(f"There is no model {wanted.model}.", "Look.", known=(name,))
+        return self.servers[min(len(self.wanted), len(self.servers)) - 1]
+
+    def offered(self) -> Sequence[Offered]:
+        """The one model."""
+        server = self.servers[0]
+        running = (server.drafting,) if self.running else ()
+        return [Offered(server.model, self.aliases, server.backend, running, 1000)]
+
+    def plan(self) -> dict[str, Any]:
+        """A document."""
+        return {"schema": 1, "launches": []}
+
+    def status(self) -> dict[str, Any]:
+        """A document."""
+        return {"launches": []}
+
+    async def close(self) -> None:
+        """Remembered."""
+        self.closed = True
+
+
+class Loop:
+    """An event loop in a thread, for what must run while the test's thread waits."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Any) -> Any:
+        """Run a coroutine there and wait for its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(START_TIMEOUT_S)
+
+    def close(self) -> None:
+        """End it."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(START_TIMEOUT_S)
+        self.loop.close()
+
+
+def no_type(_path: str, _document: Mapping[str, Any]) -> None:
+    """A classifier that knows nothing."""
+
+
+@contextmanager
+def proxy_over(
+    loop: Loop,
+    dispatch: Any,
+    storage: Path,
+    *,
+    rules: Rules | None = None,
+    classify: Classify = no_type,
+) -> Iterator[Listening]:
+    """A running proxy on a free port."""
+    context = listen(
+        dispatch,
+        rules or Rules(),
+        host="127.0.0.1",
+        port=0,
+        storage=f"sqlite:///{storage}",
+        classify=classify,
+        grace_s=1.0,
+    )
+    listening = loop.run(context.__aenter__())
+    try:
+        yield listening
+    finally:
+        loop.run(context.__aexit__(None, None, None))

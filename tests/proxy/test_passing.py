@@ -1,0 +1,228 @@
+"""What passes through: bytes, headers, status codes, in both directions."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+from autospec.cells import PromptType
+from autospec.drafting import Drafting, Mode
+from tests.backends.waiting import wait_until
+from tests.proxy.harness import LentServer, OneModel, proxy_over
+from tests.proxy.stand_in import SSE
+
+CHAT = "/v1/chat/completions"
+# Spaces, order, escapes and numbers that any parser and printer would change.
+ODD_BODY = (
+    b'{ "model":"main",\n"messages" : [{"role":"user","content":"\\u00e9\xc3\xa9"}],"x":1.50e+01,"x":1 }'
+)
+
+
+def ask(proxy, path=CHAT, content=ODD_BODY, **more) -> httpx.Response:
+    """One POST."""
+    return httpx.post(proxy.base_url + path, content=content, trust_env=False, timeout=20, **more)
+
+
+def test_request_bytes_are_untouched(proxy, backend):
+    """The body arrives with every space and escape; hop-by-hop headers end at the proxy, others pass."""
+    answer = ask(
+        proxy,
+        CHAT + "?a=%2F&b=1",
+        headers={"X-Mine": "1", "TE": "trailers", "Connection": "x-hop", "X-Hop": "1"},
+    )
+    assert answer.json() == {"ok": True}
+    [asked] = backend.asked
+    assert asked.body == ODD_BODY
+    assert asked.line == b"POST /v1/chat/completions?a=%2F&b=1 HTTP/1.1"
+    assert asked.header(b"x-mine") == b"1"
+    assert asked.header(b"te") is None
+    assert asked.header(b"x-hop") is None
+    assert asked.header(b"user-agent").startswith(b"python-httpx")
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 418, 500, 503])
+def test_status_and_body_of_the_backend_pass(proxy, backend, status):
+    """Errors are the backend's own, with its headers."""
+
+    async def behave(asked):
+        await asked.answer(b'{"e":  1}', b"%d Some Reason" % status, b"X-Theirs: 2\r\nServer: llama.cpp\r\n")
+
+    backend.behaviour = behave
+    answer = ask(proxy)
+    assert (answer.status_code, answer.reason_phrase, answer.content) == (status, "Some Reason", b'{"e":  1}')
+    assert answer.headers["x-theirs"] == "2"
+    assert answer.headers["server"] == "llama.cpp"
+    assert answer.headers["x-autospec-drafting"] == "off"
+
+
+def test_stream_passes_event_by_event(proxy, backend):
+    """An event reaches the client before the next one exists, and the bytes are the same."""
+    events = [b'data: {"n":%d}\n\n' % n for n in range(5)]
+    received = []
+
+    async def behave(asked):
+        await asked.send(SSE)
+        for number, one in enumerate(events):
+            await asked.chunk(one)
+            while len(received) <= number:
+                await asked.send()
+                await __import__("asyncio").sleep(0.001)
+        await asked.send(b"0\r\n\r\n")
+
+    backend.behaviour = behave
+    with httpx.stream("POST", proxy.base_url + CHAT, content=ODD_BODY, trust_env=False, timeout=20) as answer:
+        for part in answer.iter_raw():
+            received.append(part)
+    assert received == events
+
+
+def test_compressed_answer_stays_compressed(proxy, backend):
+    """What the client and the backend agreed on is not the proxy's business."""
+
+    async def behave(asked):
+        await asked.answer(b"\x1f\x8bnot really gzip", extra=b"Content-Encoding: gzip\r\n")
+
+    backend.behaviour = behave
+    with httpx.stream("GET", proxy.base_url + "/props", trust_env=False) as answer:
+        assert answer.headers["content-encoding"] == "gzip"
+        assert b"".join(answer.iter_raw()) == b"\x1f\x8bnot really gzip"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
+def test_other_methods_pass(proxy, backend, method):
+    """Any path with any method reaches the server that runs."""
+    answer = httpx.request(method, proxy.base_url + "/slots/0?action=save", trust_env=False)
+    assert answer.status_code == 200
+    assert backend.asked[0].line == f"{method} /slots/0?action=save HTTP/1.1".encode()
+
+
+def test_chunked_and_large_requests_pass(proxy, backend):
+    """A body without a length, and one of megabytes, arrive whole."""
+    large = json.dumps(
+        {"model": "main", "messages": [{"role": "user", "content": "long \n" * 500_000}]}
+    ).encode()
+
+    def parts():
+        for at in range(0, len(large), 100_000):
+            yield large[at : at + 100_000]
+
+    assert ask(proxy, content=parts()).status_code == 200
+    assert ask(proxy, content=large).status_code == 200
+    assert [a.body == large for a in backend.asked] == [True, True]
+
+
+def test_form_passes_to_the_model_that_runs(proxy, backend):
+    """A body that is no JSON is nobody's to read."""
+    answer = httpx.post(proxy.base_url + "/v1/audio/transcriptions", files={"file": b"RIFF"}, trust_env=False)
+    assert answer.status_code == 200
+    assert b"RIFF" in backend.asked[0].body
+
+
+def test_fields_are_added_where_the_lease_needs_them(loop, storage, backend):
+    """A backend that takes drafting per request gets it in the body; everything else in it stays."""
+    dispatch = OneModel([LentServer(backend.base_url, fields={"draft_model": "/d", "num_draft_tokens": 4})])
+    with proxy_over(loop, dispatch, storage) as proxy:
+        assert ask(proxy).status_code == 200
+    assert json.loads(backend.asked[0].body) == {
+        "model": "main",
+        "messages": [{"role": "user", "content": "éé"}],
+        "x": 1,
+        "draft_model": "/d",
+        "num_draft_tokens": 4,
+    }
+    assert int(backend.asked[0].header(b"content-length")) == len(backend.asked[0].body)
+
+
+def test_headers_tell_and_force_type_and_drafting(loop, storage, backend):
+    """The classifier's word is in the answer; a header beats it; `off` reaches the dispatch."""
+    lent = LentServer(backend.base_url, drafting=Drafting(Mode.DRAFT_MODEL, draft="/m/d.gguf", n_max=8))
+    dispatch = OneModel([lent])
+    with proxy_over(loop, dispatch, storage, classify=lambda _p, _d: PromptType.CODING) as proxy:
+        told = ask(proxy)
+        assert told.headers["x-autospec-prompt-type"] == "coding"
+        assert told.headers["x-autospec-drafting"] == "draft-model d n_max=8"
+        forced = ask(proxy, headers={"x-autospec-prompt-type": "math", "x-autospec-drafting": "off"})
+        assert forced.headers["x-autospec-prompt-type"] == "math"
+        tokenized = ask(proxy, "/tokenize", b'{"content": "x"}')
+        assert "x-autospec-prompt-type" not in tokenized.headers
+    assert [(w.prompt_type, w.drafting_off) for w in dispatch.wanted] == [
+        (PromptType.CODING, False),
+        (PromptType.MATH, True),
+        (None, False),
+    ]
+    assert backend.asked[1].header(b"x-autospec-drafting") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("drafting", "on"), ("drafting", "ngram-mod"), ("prompt-type", "poems")]
+)
+def test_headers_that_cannot_be_honoured_are_refused(proxy, backend, name, value):
+    """A drafting cannot be forced, and a type must exist: 400 with a sentence."""
+    answer = ask(proxy, headers={f"x-autospec-{name}": value})
+    assert answer.status_code == 400
+    assert "off" in answer.json()["error"]["message"] or "coding" in answer.json()["error"]["message"]
+    assert backend.asked == []
+
+
+def test_failing_classifier_costs_no_request(loop, dispatch, storage):
+    """The kind of prompt is a hint."""
+
+    def classify(_path, _document):
+        raise ZeroDivisionError
+
+    with proxy_over(loop, dispatch, storage, classify=classify) as proxy:
+        assert ask(proxy).status_code == 200
+
+
+def test_connections_are_reused_and_given_back(proxy, lent):
+    """Keep-alive on the client's side; every lease is returned."""
+    with httpx.Client(base_url=proxy.base_url, trust_env=False) as client:
+        for _ in range(5):
+            assert client.post(CHAT, content=ODD_BODY).status_code == 200
+    wait_until(lambda: lent.leases == lent.returned == 5)
+
+
+def test_expect_continue_is_answered(proxy, backend):
+    """curl sends a large body only after 100 Continue."""
+    import socket
+
+    host, port = proxy.base_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(
+            b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nExpect: 100-continue\r\n"
+            b"Connection: close\r\n\r\n" % (CHAT.encode(), len(ODD_BODY))
+        )
+        assert raw.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        raw.sendall(ODD_BODY)
+        answer = b""
+        while part := raw.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert backend.asked[0].body == ODD_BODY
+
+
+def test_http_1_0_gets_its_answer(proxy, backend):
+    """No Host, no chunks, the end is the close."""
+
+    async def behave(asked):
+        await asked.send(SSE)
+        await asked.chunk(b"data: [DONE]\n\n")
+        await asked.send(b"0\r\n\r\n")
+
+    backend.behaviour = behave
+    import socket
+
+    host, port = proxy.base_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(
+            b"POST %s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (CHAT.encode(), len(ODD_BODY), ODD_BODY)
+        )
+        answer = b""
+        while part := raw.recv(65536):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200")
+    assert b"chunked" not in head.lower()
+    assert body == b"data: [DONE]\n\n"
