@@ -90,7 +90,10 @@ class Systemd:
         variables = (("PATH", definition.path), *definition.variables)
         values = {
             "VERSION": definition.version,
-            "PROGRAM": " ".join(_quoted(word, command=True) for word in definition.program),
+            "PROGRAM": " ".join(
+                # Variables are replaced in the arguments and not in the program's path.
+                [_quoted(definition.program[0]), *(_quoted(w, argument=True) for w in definition.program[1:])]
+            ),
             "ENVIRONMENT": "\n".join(f"Environment={_quoted(f'{k}={v}')}" for k, v in variables),
         }
         return re.sub(r"@([A-Z]+)@", lambda found: values.get(found[1], found[0]), self.template)
@@ -156,9 +159,9 @@ def _step(*words: str) -> Step:
     return Step((*_SYSTEMCTL, *words))
 
 
-def _quoted(word: str, *, command: bool = False) -> str:
-    """A word as systemd.syntax(7) and systemd.service(5) quote it: specifiers and, in commands, variables are off."""
+def _quoted(word: str, *, argument: bool = False) -> str:
+    """A word as systemd.syntax(7) and systemd.service(5) quote it: specifiers and, in arguments, variables are off."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
-    if command:
+    if argument:
         escaped = escaped.replace("$", "$$")
     return escaped if re.fullmatch(r"[A-Za-z0-9_./+:@%=,-]+", escaped) else f'"{escaped}"'

@@ -1,0 +1,33 @@
+"""A daemon of a few lines: says that it is ready, feeds the watchdog, and has a server that ignores SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from autospec.service.notify import notifier_from
+
+_SERVER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+
+
+def main() -> None:
+    """``standin_daemon.py FOLDER``: a file ``broken`` there is a wrong setting."""
+    folder = Path(sys.argv[1])
+    if (folder / "broken").exists():
+        sys.exit(2)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    server = subprocess.Popen([sys.executable, "-c", _SERVER], start_new_session=True)
+    (folder / "server.pid").write_text(str(server.pid))
+    notifier = notifier_from()
+    notifier.ready()
+    while not stop.wait((notifier.alive_every_s or 60) / 2):
+        notifier.alive()
+    notifier.stopping()
+
+
+if __name__ == "__main__":
+    main()
