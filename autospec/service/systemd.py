@@ -88,12 +88,13 @@ class Systemd:
     def render(self, definition: Definition) -> str:
         """The unit."""
         variables = (("PATH", definition.path), *definition.variables)
+        # systemd refuses a program whose path has quotes or backslashes in it, however they are written.
+        safe = not re.search(r"[\"'\\]", definition.program[0])
+        program, *words = definition.program if safe else ("/usr/bin/env", *definition.program)
         values = {
             "VERSION": definition.version,
-            "PROGRAM": " ".join(
-                # Variables are replaced in the arguments and not in the program's path.
-                [_quoted(definition.program[0]), *(_quoted(w, argument=True) for w in definition.program[1:])]
-            ),
+            # Variables are replaced in the arguments and not in the program's path.
+            "PROGRAM": " ".join([_quoted(program), *(_quoted(word, argument=True) for word in words)]),
             "ENVIRONMENT": "\n".join(f"Environment={_quoted(f'{k}={v}')}" for k, v in variables),
         }
         return re.sub(r"@([A-Z]+)@", lambda found: values.get(found[1], found[0]), self.template)

@@ -17,7 +17,7 @@ echo "$@" >> "$FAKE/calls"
 case "$*" in
   *--property=Version*) [ -e "$FAKE/no-systemd" ] && { echo "Failed to connect to bus: No medium found" >&2; exit 1; }; exit 0;;
   *daemon-reload) touch "$FAKE/known";;
-  *restart*|*" start "*) echo active > "$FAKE/active"; [ -e "$FAKE/broken" ] && echo failed > "$FAKE/active";;
+  *restart*|*" start "*) echo active > "$FAKE/active"; [ ! -e "$FAKE/broken" ] || echo failed > "$FAKE/active";;
   *disable*|*" stop "*) echo inactive > "$FAKE/active";;
   *show*) [ -e "$FAKE/known" ] || { echo LoadState=not-found; exit 0; }
     printf 'LoadState=loaded\\nActiveState=%s\\nMainPID=42\\nUnitFileState=enabled\\n' "$(cat "$FAKE/active")"
