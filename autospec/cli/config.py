@@ -138,6 +138,7 @@ def _template_lines(keys: tuple[Key, ...]) -> list[str]:
         "llama_server": '"/opt/llama.cpp/llama-server"',
         "backend": '"llama-server"',
         "suite": '"my-prompts.jsonl"',
+        "on_change": '"~/bin/reload-my-servers --quiet"',
     }
     lines = ["# autospec's settings. Remove the # before a line to set it.", ""]
     for key in keys:
