@@ -108,6 +108,9 @@ def status(shell: Shell) -> None:
             }
         )
         return
+    if not installed and not now.loaded:
+        shell.out(f"not installed ({service.supervisor.name}); `autospec service install` does it")
+        return
     words = [str(now.state)]
     if now.pid is not None:
         words.append(f"process {now.pid}")
@@ -115,7 +118,7 @@ def status(shell: Shell) -> None:
         words.append(f"last ended with {now.last_exit}")
     if installed and not now.enabled:
         words.append("not started at login")
-    shell.out(f"{', '.join(words)} ({service.supervisor.name}: {file if installed else 'not installed'})")
+    shell.out(f"{', '.join(words)} ({service.supervisor.name}: {file if installed else 'its file is gone'})")
     if installed and not current:
         shell.out("It was installed by another autospec: `autospec service install` upgrades it.")
 

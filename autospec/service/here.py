@@ -66,10 +66,11 @@ def refuse_root(uid: int, environ: Mapping[str, str]) -> None:
     if uid != 0:
         return
     user = environ.get("SUDO_USER", "")
+    who = f"Say it as {user}, without sudo" if user else "Say it as the user whose models it is to serve"
     raise ServiceError(
         "The service belongs to a user and not to root: it would serve with root's rights, see root's models and settings, "
         "and write files into the caches that no user can change.",
-        f"Say it as {user}, without sudo." if user else "Say it as the user whose models it is to serve.",
+        f"{who}; in a container run `autospec daemon --proxy` under your own supervisor.",
     )
 
 

@@ -77,6 +77,7 @@ def test_a_dry_run_as_json(linux):
 
 def test_install_status_stop_uninstall(linux):
     """Each says in one line what it did, and twice is no error."""
+    assert run("status").stdout.startswith("not installed (systemd)")
     first = run("install")
     assert (first.exit_code, first.stdout) == (0, "The service is up.\n")
     assert "enable-linger" in first.stderr
@@ -86,6 +87,7 @@ def test_install_status_stop_uninstall(linux):
     assert run("stop").stdout == "Stopped.\n"
     assert run("start").stdout == "The service is up.\n"
     assert run("uninstall").stdout == "Removed.\n"
+    assert run("uninstall").stdout == "There was no service.\n"
     assert not unit_of(linux).exists()
 
 

@@ -65,7 +65,7 @@ def test_root_is_refused_with_the_reason():
     """And under sudo with the user's name."""
     with pytest.raises(ServiceError, match="belongs to a user and not to root") as raised:
         refuse_root(0, {"SUDO_USER": "maria"})
-    assert raised.value.hint == "Say it as maria, without sudo."
+    assert raised.value.hint.startswith("Say it as maria, without sudo;")
     refuse_root(501, {})
 
 
