@@ -16,7 +16,7 @@ SYSTEMCTL = """\
 echo "$@" >> "$FAKE/calls"
 case "$*" in
   *--property=Version*) [ -e "$FAKE/no-systemd" ] && { echo "Failed to connect to bus: No medium found" >&2; exit 1; }; exit 0;;
-  *daemon-reload) touch "$FAKE/known";;
+  *daemon-reload) rm -f "$FAKE/known"; [ ! -e "$XDG_CONFIG_HOME/systemd/user/autospec.service" ] || touch "$FAKE/known";;
   *restart*|*" start "*) echo active > "$FAKE/active"; [ ! -e "$FAKE/broken" ] || echo failed > "$FAKE/active";;
   *disable*|*" stop "*) echo inactive > "$FAKE/active";;
   *show*) [ -e "$FAKE/known" ] || { echo LoadState=not-found; exit 0; }
