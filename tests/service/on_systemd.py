@@ -21,7 +21,7 @@ from autospec.service.systemd import UNIT, Systemd
 
 HOME = Path(os.environ["HOME"])
 # As a user would shorten it: with a drop-in, which no upgrade takes away.
-SHORT = "[Service]\nRestartSec=100ms\nWatchdogSec=2\n"
+SHORT = "[Service]\nRestartSec=100ms\nWatchdogSec=2\nTimeoutStopSec=1\n"
 
 
 def service(version: str) -> Service:
@@ -48,9 +48,9 @@ def until(condition: Callable[[], Any], what: str) -> None:
         time.sleep(0.05)
 
 
-def server_pid() -> int:
-    """The stand-in's server."""
-    return int((HOME / "server.pid").read_text())
+def proxy_pid() -> int:
+    """The stand-in's proxy."""
+    return int((HOME / "proxy.pid").read_text())
 
 
 def ended(pid: int) -> bool:
@@ -76,7 +76,7 @@ def main() -> None:
     status = first.status()
     seen["state"], seen["enabled"], pid = status.state, status.enabled, status.pid or 0
     seen["odd"] = psutil.Process(pid).environ()["ODD"]
-    seen["niceness"] = psutil.Process(server_pid()).nice()
+    seen["niceness"] = psutil.Process(proxy_pid()).nice()
 
     seen["again"] = first.install()
     seen["same process"] = first.status().pid == pid
@@ -86,22 +86,25 @@ def main() -> None:
     upgraded = second.status().pid or 0
     seen["restarted"] = upgraded != pid
 
-    server = server_pid()
+    proxy = proxy_pid()
     os.kill(upgraded, signal.SIGKILL)
     until(lambda: another(second.status, upgraded), "it came back after SIGKILL")
-    seen["server of the killed one ended"] = ended(server)
-
+    seen["proxy of the killed one lives"] = not ended(proxy)
     frozen = second.status().pid or 0
     os.kill(frozen, signal.SIGSTOP)
     until(lambda: another(second.status, frozen), "the watchdog had replaced the frozen one")
+    seen["proxy of the frozen one lives"] = not ended(proxy)
 
-    server = server_pid()
+    proxy = proxy_pid()
     seen["stop"] = second.stop()
     seen["stopped"] = second.status().state
-    seen["server of the stopped one ended"] = ended(server)
+    until(lambda: ended(proxy), "the proxy of the stopped one ended")
     seen["start"] = second.start()
-
+    proxy = proxy_pid()
+    os.kill(second.status().pid or 0, signal.SIGSTOP)
     second.stop()
+    until(lambda: ended(proxy), "the proxy of one that had to be killed ended")
+
     (HOME / "broken").touch()
     try:
         second.start()

@@ -1,4 +1,7 @@
-"""A daemon of a few lines: says that it is ready, feeds the watchdog, and has a server that ignores SIGTERM."""
+"""A daemon of a few lines: says that it is ready, feeds the watchdog, and has a proxy that ignores SIGTERM.
+
+Worse than the real one in that it forgets to end its proxy.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 
 from autospec.service.notify import notifier_from
 
-_SERVER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+_PROXY = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
 def main() -> None:
@@ -20,8 +23,8 @@ def main() -> None:
         sys.exit(2)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    server = subprocess.Popen([sys.executable, "-c", _SERVER], start_new_session=True)
-    (folder / "server.pid").write_text(str(server.pid))
+    proxy = subprocess.Popen([sys.executable, "-c", _PROXY], start_new_session=True)
+    (folder / "proxy.pid").write_text(str(proxy.pid))
     notifier = notifier_from()
     notifier.ready()
     while not stop.wait((notifier.alive_every_s or 60) / 2):

@@ -111,9 +111,10 @@ def test_systemd_waits_longer_than_a_graceful_stop_takes(unit):
     assert int(unit["TimeoutStopSec"]) == KILL_AFTER_S > STOP_WITHIN_S
 
 
-def test_no_server_is_left_when_it_stops_or_dies(unit):
-    """The daemon gets SIGTERM and ends its servers; what is left in the control group is killed."""
-    assert unit["KillMode"] == "mixed"
+def test_a_crash_leaves_the_proxy_and_a_stop_leaves_nothing(unit):
+    """The proxy outlives a daemon that will be started again; what is left of any other is killed."""
+    assert unit["KillMode"] == "process"
+    assert "kill --signal=SIGKILL" in unit["ExecStopPost"]
 
 
 def test_the_servers_are_not_throttled(unit):
