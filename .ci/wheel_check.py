@@ -24,7 +24,10 @@ json.dump({
     "files": sorted(str(p.relative_to(f)) for f in folders for p in f.rglob("*") if p.is_file()),
 }, sys.stdout)
 """
-WANTED = {"quick.toml", "default.toml", "thorough.toml", "suites/default.jsonl", "com.autospec.daemon.plist"}
+WANTED = {
+    *("quick.toml", "default.toml", "thorough.toml", "suites/default.jsonl"),
+    *("com.autospec.daemon.plist", "autospec.service"),
+}
 
 
 class CheckError(Exception):

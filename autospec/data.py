@@ -1,4 +1,4 @@
-"""Where the shipped data is: prompt suites and study definitions, and the launchd template."""
+"""Where the shipped data is: prompt suites and study definitions, and the templates of the service."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def studies_dir() -> Path:
 
 
 def launchd_dir() -> Path:
-    """The folder with the shipped launchd template.
+    """The folder with the shipped templates of the service: launchd's plist and systemd's unit.
 
     Raises:
         AutospecError: This installation has lost its data.

@@ -14,6 +14,7 @@
     ├── OverloadedError           the proxy's queue is full, or its deadline passed
     ├── ModelFileError            a model file that cannot be read
     ├── StoreError                the database
+    ├── ServiceError              launchd or systemd; carries the log's last lines
     └── BackendError
         ├── BackendMissingError   the program or package is not here
         ├── UnsupportedError      this build cannot do that; found before anything starts
@@ -40,6 +41,7 @@ __all__ = [
     "OverloadedError",
     "RequestError",
     "ServerDiedError",
+    "ServiceError",
     "SettingsError",
     "StoreError",
     "StudyFileError",
@@ -125,6 +127,20 @@ class ModelFileError(AutospecError):
 
 class StoreError(AutospecError):
     """The database cannot be read or written."""
+
+
+class ServiceError(AutospecError):
+    """The service cannot be installed, or did not come up.
+
+    Args:
+        message: What is wrong.
+        hint: What to do next.
+        log_tail: The last lines of the daemon's log, oldest first.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, log_tail: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.log_tail = log_tail
 
 
 class BackendError(AutospecError):

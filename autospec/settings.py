@@ -32,7 +32,7 @@ class Key:
 
     Attributes:
         name: Its name in the file; upper-cased with ``AUTOSPEC_`` before it in the environment.
-        kind: ``text``, ``name`` (a name or a path), ``file``, ``path``, ``paths``, ``words``, ``duration``, ``number``, ``count``
+        kind: ``text``, ``name`` (a name or a path), ``file``, ``path``, ``paths``, ``words``, ``command``, ``duration``, ``number``, ``count``
             or ``flag``.
         default: What holds when nobody sets it; ``None`` where `load_settings` works it out.
         doc: One sentence for the template and for `config show`.
@@ -89,6 +89,12 @@ KEYS: Final = (
         ("proven", "stale"),
         "Recommendations that the proxy acts on: proven, stale, provisional, imported; others are off.",
     ),
+    Key(
+        "on_change",
+        "command",
+        (),
+        "A command that the daemon gives each change of a recommendation, as JSON on stdin.",
+    ),
 )
 _BY_NAME: Final = {key.name: key for key in KEYS}
 
@@ -99,6 +105,7 @@ _EXPECTED: Final = {
     "path": "a path",
     "paths": "a list of paths",
     "words": 'a list of strings, e.g. ["-ngl", "99"]',
+    "command": "a command line or a list of words",
     "duration": 'a duration such as "90s", "20m" or "1h30m"',
     "number": "a number of at least 0",
     "count": "a whole number of at least 1",
@@ -150,6 +157,7 @@ class Settings:
     queue_limit: int
     queue_deadline: str
     serve_statuses: tuple[str, ...]
+    on_change: tuple[str, ...]
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -392,6 +400,14 @@ def _words(value: object, base: Path) -> tuple[str, ...]:
     return tuple(_text(item, base) for item in value)
 
 
+def _command(value: object, base: Path) -> tuple[str, ...]:
+    # Split as a shell would, and run without one: $, | and > mean nothing unless the user writes `sh -c "…"`.
+    words = _words(shlex.split(value) if isinstance(value, str) else value, base)
+    if not words or os.sep not in words[0]:
+        return words
+    return str(_path(words[0], base)), *words[1:]
+
+
 def _duration(value: object, base: Path) -> str:
     text = _text(value, base)
     if text:
@@ -428,6 +444,7 @@ _FORMS: Final[dict[str, Callable[[object, Path], object]]] = {
     "path": _path,
     "paths": _paths,
     "words": _words,
+    "command": _command,
     "duration": _duration,
     "number": _number,
     "count": _count,

@@ -151,6 +151,8 @@ def test_what_is_no_setting_is_left_alone(home: dict[str, str], variable: str):
         ('forget_answers = "yes"', "true or false"),
         ('server_args = "-ngl 99"', "a list of strings"),
         ('server_args = ["-ngl", 99]', "a list of strings"),
+        ("on_change = 'notify \"me'", "a command line or a list of words"),
+        ("on_change = 7", "a command line or a list of words"),
         ('model_dirs = "models"', "a list of paths"),
         ('budget = "soon"', "a duration"),
         ("study = 3", "a name or a path"),
@@ -300,3 +302,27 @@ def test_what_is_no_duration_is_refused(text: str):
     with pytest.raises(UsageError) as caught:
         parse_duration(text)
     assert "20m" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "on_change = 'notify --title \"two words\" $HOME | cat'",
+            ("notify", "--title", "two words", "$HOME", "|", "cat"),
+        ),
+        ('on_change = ["notify", "two words"]', ("notify", "two words")),
+        ('on_change = ""', ()),
+    ],
+)
+def test_a_command_is_split_and_never_expanded(home: dict[str, str], line: str, words: tuple[str, ...]):
+    """As a line or as words; what only a shell would understand stays a word."""
+    write(home, line)
+    assert load_settings(environ=home).on_change == words
+
+
+def test_a_command_with_a_slash_is_a_file(home: dict[str, str]):
+    """Relative to the config file's folder; a bare name is found on PATH."""
+    file = write(home, 'on_change = "bin/hook -q"')
+    assert load_settings(environ=home).on_change == (str(file.parent / "bin/hook"), "-q")
+    assert load_settings(environ=home | {"AUTOSPEC_ON_CHANGE": "hook -q"}).on_change == ("hook", "-q")

@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "bench": ("autospec.cli.bench", "Measure one model with and without drafting, as tables."),
     "studies": ("autospec.cli.studies", "List, show, import and export studies."),
     "proxy": ("autospec.cli.proxy", "Serve your models, each request with the drafting best for it."),
+    "service": ("autospec.cli.service", "Run the daemon as a service: launchd, systemd."),
     "config": ("autospec.cli.config", "Show and check the settings."),
 }
 

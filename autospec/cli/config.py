@@ -140,6 +140,7 @@ def _template_lines(keys: tuple[Key, ...]) -> list[str]:
         "backend": '"llama-server"',
         "suite": '"my-prompts.jsonl"',
         "serve_statuses": '["proven", "stale"]',
+        "on_change": '"~/bin/reload-my-servers --quiet"',
     }
     lines = ["# autospec's settings. Remove the # before a line to set it.", ""]
     for key in keys:

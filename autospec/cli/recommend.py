@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_CONFIGURATIONS = ("args", "preset", "llama-swap")
+_CONFIGURATIONS = ("args", "preset", "llama-swap", "mlx")
+# The formats of files that other tools read; `-o` keeps what others wrote into them.
+_FILES = ("preset", "llama-swap")
 
 
 @click.command()
@@ -32,7 +35,15 @@ _CONFIGURATIONS = ("args", "preset", "llama-swap")
     type=click.Choice(["table", "json", *_CONFIGURATIONS]),
     default="table",
     show_default=True,
-    help="args: server flags to paste; preset: llama-server's --models-preset; llama-swap: its YAML.",
+    help="args: server flags to paste; preset: llama-server's --models-preset; llama-swap: its YAML; "
+    "mlx: an mlx_lm.server command line.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write preset or llama-swap into this file; what others wrote there stays.",
 )
 @command_options
 def command(
@@ -44,6 +55,7 @@ def command(
     hardware: str,
     all_hardware: bool,
     form: str,
+    output: Path | None,
 ) -> None:
     """Print what to run: a drafting, or none.
 
@@ -51,7 +63,8 @@ def command(
       autospec recommend
       autospec recommend --model qwen3-coder-30b --prompt-type coding
       llama-server -m MODEL $(autospec recommend -m MODEL -t coding -f args)
-      autospec recommend --format preset > models.ini
+      autospec recommend --format preset -o models.ini
+      $(autospec recommend -m MODEL -t coding -f mlx) --port 8080
 
     Exits with 3 where nothing is known yet.
     """  # noqa: D301 - click needs the backspace itself
@@ -62,6 +75,10 @@ def command(
 
     if shell.json and form in _CONFIGURATIONS:
         raise UsageError(f"--json and --format {form} are two formats.", "Leave one of them out.")
+    if output is not None and form not in _FILES:
+        raise UsageError(
+            f"--output is for {' and '.join(_FILES)}, not for {form}.", "Send the output to a file with >."
+        )
     question = Question(
         model, PromptType(prompt_type) if prompt_type else None, backend, hardware, all_hardware
     )
@@ -73,15 +90,17 @@ def command(
 
         shell.out(recommendation_table(selection.recommendations))
     else:
-        _configure(shell, selection, form)
+        _configure(shell, selection, form, output)
     if selection.foreign:
         machines = sorted({s.hardware.id for s in selection.stored})
         shell.warn(f"nothing was measured here for this: it was imported from {', '.join(machines)}.")
 
 
-def _configure(shell: Shell, selection: Selection, form: str) -> None:
+def _configure(shell: Shell, selection: Selection, form: str, output: Path | None) -> None:
+    import shlex
+
     from autospec.errors import NothingKnownError
-    from autospec.report.server_config import llama_swap_text, one_args, preset_text
+    from autospec.report.server_config import llama_swap_text, mlx_command, one_args, preset_text
 
     if selection.foreign and not all(r.drafting.is_off for r in selection.recommendations):
         # Another machine's flags and paths are to be looked at, and not to be piped into a server unasked.
@@ -91,9 +110,10 @@ def _configure(shell: Shell, selection: Selection, form: str) -> None:
             f"Run `autospec tune`, or ask for the imported one with --hardware {machines[0]}.",
         )
     recommendations = selection.recommendations
+    if form == "mlx":
+        shell.out(shlex.join(mlx_command(recommendations)))
+        return
     if form == "args":
-        import shlex
-
         args, chosen = one_args(recommendations)
         shell.out(shlex.join(args))
         if not args:
@@ -106,4 +126,12 @@ def _configure(shell: Shell, selection: Selection, form: str) -> None:
     )
     for sentence in rendered.left_out:
         shell.warn(sentence)
-    shell.out(rendered.text)
+    if output is None:
+        shell.out(rendered.text)
+        return
+    from autospec.report.config_file import update_file
+
+    if update_file(output, rendered, form):
+        shell.say(f"{output} has {len(rendered.names)} entries of autospec's now.")
+    else:
+        shell.say(f"{output} says so already.")

@@ -20,7 +20,7 @@ from autospec.errors import ModelChoiceError, NothingKnownError, UsageError
 from autospec.recommendations import Recommendation, Status, document
 from autospec.store.reader import StoredRecommendation
 
-__all__ = ["Question", "Selection", "match_model", "same_machine", "select"]
+__all__ = ["Question", "Selection", "match_model", "newest", "same_machine", "select"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def select(stored: Sequence[StoredRecommendation], here: Hardware, question: Que
         asked = local
         if not _answers(local, question) and (question.model or not local):
             asked, foreign = [s for s in stored if s not in local], True
-    found = _newest(_answers(asked, question))
+    found = newest(_answers(asked, question))
     if not found:
         raise _nothing(question, stored, local)
     machines = {s.hardware.id: s.hardware for s in found}
@@ -170,7 +170,8 @@ def _of_machine(stored: Sequence[StoredRecommendation], text: str) -> list[Store
     return found
 
 
-def _newest(stored: Iterable[StoredRecommendation]) -> list[StoredRecommendation]:
+def newest(stored: Iterable[StoredRecommendation]) -> list[StoredRecommendation]:
+    """The one that counts of each machine, model, backend and prompt type."""
     best: dict[tuple[str, ...], StoredRecommendation] = {}
     for s in stored:
         r = s.recommendation

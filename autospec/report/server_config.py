@@ -1,4 +1,4 @@
-"""Recommendations as configuration of servers: flags to paste, llama-server's presets, llama-swap's YAML.
+"""Recommendations as configuration of servers: flags to paste, llama-server's presets, llama-swap's YAML, a command for MLX.
 
 Every format says off by leaving drafting out; no server has a safe flag for it. The flags are those that the tuned
 build was launched with (`evidence["args"]`), because builds differ in names and defaults.
@@ -17,7 +17,16 @@ from autospec.backends.help_text import HelpText, Option
 from autospec.errors import AutospecError, UsageError
 from autospec.recommendations import Recommendation, Status
 
-__all__ = ["Rendered", "drafting_args", "llama_swap_text", "one_args", "preset_text"]
+__all__ = [
+    "BEGIN",
+    "END",
+    "Rendered",
+    "drafting_args",
+    "llama_swap_text",
+    "mlx_command",
+    "one_args",
+    "preset_text",
+]
 
 # Both are llama.cpp's server; other backends are configured in other ways.
 _LLAMA_SERVERS = ("llama-server", "embedded")
@@ -38,6 +47,9 @@ _NEWEST = HelpText(
         ),
     )
 )
+# What autospec wrote into a file lies between these marks; a comment in INI and YAML alike.
+BEGIN = "# >>> autospec: written by `autospec recommend`, changes here are lost >>>"
+END = "# <<< autospec <<<"
 _PRESET_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
@@ -46,12 +58,21 @@ class Rendered:
     """A configuration, and what could not be put into it.
 
     Attributes:
-        text: The configuration without a final newline.
+        head: The lines before the entries, in a file that is autospec's alone.
+        names: The entries' names.
+        block: The entries' lines with the marks around them.
         left_out: One sentence for each recommendation that is missing.
     """
 
-    text: str
+    head: tuple[str, ...]
+    names: tuple[str, ...]
+    block: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The whole configuration without a final newline."""
+        return "\n".join((*self.head, *self.block))
 
 
 def drafting_args(recommendation: Recommendation) -> tuple[str, ...]:
@@ -121,6 +142,7 @@ def preset_text(recommendations: Sequence[Recommendation]) -> Rendered:
     lines = [
         "; Written by autospec. Start with: llama-server --models-preset THIS_FILE",
         "version = 1",
+        "",
     ]
 
     def section(name: str, r: Recommendation) -> list[str]:
@@ -154,16 +176,46 @@ def llama_swap_text(recommendations: Sequence[Recommendation], program: str = "l
         return [f"  # {_why(r)}", f"  {_json(name)}:", f"    cmd: {_json(line)}"]
 
     return _render(
-        recommendations, ["# Written by autospec. Start with: llama-swap -config THIS_FILE", "models:"], entry
+        recommendations,
+        ["# Written by autospec. Start with: llama-swap -config THIS_FILE", "models:"],
+        entry,
+        indent="  ",
     )
+
+
+def mlx_command(recommendations: Sequence[Recommendation], program: str = "mlx_lm.server") -> tuple[str, ...]:
+    """The command line of the one ``mlx_lm.server`` that all of the recommendations for MLX agree on.
+
+    It has one draft for all requests; clients may still send ``num_draft_tokens`` with each.
+
+    Args:
+        recommendations: What to run; those for other backends do not count.
+        program: The server.
+
+    Raises:
+        UsageError: They are for several models, or do not agree.
+        AutospecError: None is for MLX, or its folder on this machine or its flags are not known.
+    """
+    ours = [r for r in recommendations if r.backend == "mlx"]
+    if not ours:
+        backends = ", ".join(sorted({r.backend for r in recommendations}))
+        raise AutospecError(
+            f"Nothing that is known was measured with MLX, only with {backends}.",
+            "Find out with `autospec tune --backend mlx`.",
+        )
+    args, chosen = one_args(ours)
+    if not chosen.model_path:
+        raise AutospecError(f"The folder of {chosen.model} on this machine is not known.")
+    return program, "--model", chosen.model_path, *_settings(chosen), *args
 
 
 def _render(
     recommendations: Iterable[Recommendation],
     head: list[str],
     part: Callable[[str, Recommendation], list[str]],
+    indent: str = "",
 ) -> Rendered:
-    lines, left_out = list(head), []
+    lines, names, left_out = [f"{indent}{BEGIN}"], [], []
     for name, r in _named(recommendations):
         subject = f"{r.model} ({_subject(r, with_backend=True)})"
         if r.backend not in _LLAMA_SERVERS:
@@ -172,12 +224,14 @@ def _render(
             left_out.append(f"{subject} is left out: its model's path on this machine is not known.")
         else:
             try:
-                lines += ["", *part(name, r)]
+                lines += [*part(name, r), ""]
+                names.append(name)
             except AutospecError as error:
                 left_out.append(f"{subject} is left out: {error}")
-    if lines == head:
+    if not names:
         raise AutospecError("Nothing that is known can be written in this format.", " ".join(left_out))
-    return Rendered("\n".join(lines), tuple(left_out))
+    lines[-1] = f"{indent}{END}"
+    return Rendered(tuple(head), tuple(names), tuple(lines), tuple(left_out))
 
 
 def _named(recommendations: Iterable[Recommendation]) -> Iterator[tuple[str, Recommendation]]:

@@ -181,6 +181,43 @@ def test_a_damaged_database_is_one_sentence(autospec_home):
     assert "Traceback" not in result.stderr
 
 
+def test_a_preset_is_written_into_a_file_and_written_once(remember, tmp_path):
+    """What it did goes to stderr; saying the same again touches nothing."""
+    remember(recommendation())
+    file = tmp_path / "new folder" / "models.ini"
+    first = run("-f", "preset", "-o", str(file))
+    assert (first.exit_code, first.stdout) == (0, "")
+    assert "1 entries of autospec's" in first.stderr
+    written = file.stat().st_mtime_ns
+    assert "says so already" in run("-f", "preset", "-o", str(file)).stderr
+    assert file.stat().st_mtime_ns == written
+
+
+def test_only_files_that_others_read_are_written(remember, tmp_path):
+    """Flags and JSON go through the shell's >."""
+    remember(recommendation())
+    assert run("-f", "args", "-o", str(tmp_path / "x")).exit_code == 2
+
+
+def test_a_file_that_cannot_be_changed_safely_stays(remember, tmp_path):
+    """Exit 1 with the reason, and not a byte of it changed."""
+    remember(recommendation())
+    file = tmp_path / "config.yaml"
+    file.write_text("models: [not, a, mapping]\n")
+    result = run("-f", "llama-swap", "-o", str(file))
+    assert result.exit_code == 1
+    assert "is left as it is" in result.stderr
+    assert file.read_text() == "models: [not, a, mapping]\n"
+
+
+def test_mlx_is_a_command_line(remember):
+    """Ready for a shell."""
+    args = ["--draft-model", "/m/a draft", "--num-draft-tokens", "4"]
+    remember(recommendation(backend="mlx", model_path="/m/main", evidence={"args": args, "settings": []}))
+    words = shlex.split(run("-f", "mlx").stdout)
+    assert words == ["mlx_lm.server", "--model", "/m/main", *args]
+
+
 @pytest.mark.parametrize("form", ["json", "args", "preset", "llama-swap"])
 def test_nothing_heavy_is_imported(remember, form):
     """No SQLAlchemy, Optuna, NumPy, httpx or rich for what programs read."""
@@ -209,7 +246,9 @@ def test_a_router_accepts_the_preset(remember, tmp_path, llama_server_binary, la
         ),
     )
     preset = tmp_path / "models.ini"
-    preset.write_text(run("-f", "preset").stdout, encoding="utf-8")
+    # Somebody else's file, without the reserved key, with Windows' line ends and a section of its own.
+    preset.write_bytes(f"; mine\r\n[mine]\r\nmodel = {path}\r\nc = 256\r\n".encode())
+    assert run("-f", "preset", "-o", str(preset)).exit_code == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -225,8 +264,9 @@ def test_a_router_accepts_the_preset(remember, tmp_path, llama_server_binary, la
         finally:
             router.terminate()
             router.wait(10)
-    listed = {m["id"]: m["status"]["args"] for m in models if m["id"].startswith("SmolLM2")}
-    assert set(listed) == {"SmolLM2-coding", "SmolLM2-math"}
+    listed = {m["id"]: m["status"]["args"] for m in models if m["id"].startswith(("SmolLM2", "mine"))}
+    assert set(listed) == {"SmolLM2-coding", "SmolLM2-math", "mine"}
+    assert listed["mine"][listed["mine"].index("--ctx-size") + 1] == "256"
     coding = listed["SmolLM2-coding"]
     assert coding[coding.index("--spec-draft-n-max") + 1] == "4"
     assert {"--no-warmup", "--jinja"} <= set(coding)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import configparser
+import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import AutospecError, UsageError
 from autospec.recommendations import Verdict
-from autospec.report.server_config import drafting_args, llama_swap_text, one_args, preset_text
+from autospec.report.server_config import drafting_args, llama_swap_text, mlx_command, one_args, preset_text
 from tests.report.samples import ARGS, recommendation
 
 EACH_MODE = [
@@ -35,7 +38,7 @@ EACH_MODE = [
 
 def parsed(text):
     """The INI as Python reads it."""
-    parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=(";",), interpolation=None)
+    parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=(";", "#"), interpolation=None)
     parser.optionxform = str
     parser.read_string("[top]\n" + text)
     return parser
@@ -158,3 +161,56 @@ def test_llama_swap_uses_the_given_program_for_the_embedded_backend():
         [recommendation(backend="embedded", verdict=Verdict.DISABLE, drafting=OFF)], "my-server"
     ).text
     assert yaml.safe_load(text)["models"]["Main-7B-Q4_K_M-coding"]["cmd"].startswith("my-server --port ")
+
+
+MLX_ARGS = ["--prompt-cache-size", "0", "--draft-model", "/mlx/a draft", "--num-draft-tokens", "4"]
+
+
+def mlx(verdict=Verdict.ENABLE, **changes):
+    """A recommendation for MLX, with the flags that its backend records."""
+    fields = {
+        "backend": "mlx",
+        "model_path": "/mlx/main",
+        "evidence": {"args": MLX_ARGS, "settings": ["--trust-remote-code"]},
+    }
+    return recommendation(verdict, **{**fields, **changes})
+
+
+def test_mlx_gets_the_whole_command():
+    """Model, the user's launch settings, and the draft; without them for off."""
+    plain = ("mlx_lm.server", "--model", "/mlx/main", "--trust-remote-code")
+    assert mlx_command([mlx(), recommendation()]) == (*plain, *MLX_ARGS)
+    assert mlx_command([mlx(Verdict.DISABLE)]) == plain
+
+
+def test_an_mlx_server_has_one_draft_for_all_prompts():
+    """Where they differ, one kind of prompt has to be chosen."""
+    both = [mlx(), mlx(Verdict.DISABLE, prompt_type=PromptType.WRITING)]
+    with pytest.raises(UsageError, match="writing: off"):
+        mlx_command(both)
+
+
+def test_without_anything_known_of_mlx_it_says_so():
+    """The hint has the command that finds out."""
+    with pytest.raises(AutospecError, match="only with llama-server") as raised:
+        mlx_command([recommendation()])
+    assert "--backend mlx" in raised.value.hint
+
+
+def test_mlx_lm_server_reads_its_command_line():
+    """Its own parser, run in a process of its own because it imports a great deal."""
+    pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
+    code = (
+        "import json, sys, mlx_lm.server as server\n"
+        "server.ModelProvider = lambda args: args\n"
+        "server.maybe_set_recommended_wired_limit = lambda: None\n"
+        "server.run = lambda host, port, args: print(json.dumps(\n"
+        "    [args.model, args.draft_model, args.num_draft_tokens, args.prompt_cache_size]))\n"
+        "server.main()\n"
+    )
+    words = mlx_command([mlx()])[1:]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["/mlx/main", "/mlx/a draft", 4, 0]

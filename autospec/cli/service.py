@@ -1,0 +1,212 @@
+"""`autospec service`: the daemon under launchd or systemd."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from autospec.cli.shell import Shell, command_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from autospec.service.lifecycle import Service
+
+__all__ = ["command"]
+
+
+@click.group()
+def command() -> None:
+    """Run the daemon as a service of this user: a launchd agent on macOS, a systemd user unit on Linux.
+
+    \b
+      autospec service install --dry-run     show the file and the commands
+      autospec service install               install or upgrade, start, and check that it came up
+      autospec service status
+      autospec service logs -f
+      autospec service uninstall             remove all but the data
+    """  # noqa: D301 - click needs the backspace itself
+
+
+@command.command()
+@click.option("--dry-run", is_flag=True, help="Show the file and the commands; change nothing.")
+@command_options
+def install(shell: Shell, *, dry_run: bool) -> None:
+    """Install or upgrade the service, start it and check that it came up.
+
+    Doing it again changes nothing, and the daemon goes on running, unless autospec or its place is another.
+    """
+    import os
+
+    from autospec.service.here import refuse_root, unseen_variables
+
+    refuse_root(os.geteuid(), os.environ)
+    service = _service(shell)
+    if unseen := unseen_variables(os.environ):
+        shell.warn(
+            f"the service does not see this shell's {', '.join(unseen)}: put them into {shell.settings.config_file}."
+        )
+    if dry_run:
+        _show_plan(shell, service)
+        return
+    with _log_shown(shell):
+        changed = service.install()
+    _tell(
+        shell, service, "install", changed, "The service is up." if changed else "The service is up already."
+    )
+    _say_linger(shell, service)
+
+
+@command.command()
+@command_options
+def uninstall(shell: Shell) -> None:
+    """End the service and remove its file and its log. Recommendations, studies and settings stay."""
+    service = _service(shell)
+    changed = service.uninstall()
+    _tell(shell, service, "uninstall", changed, "Removed." if changed else "There was no service.")
+
+
+@command.command()
+@command_options
+def start(shell: Shell) -> None:
+    """Start the installed service and check that it came up."""
+    service = _service(shell)
+    with _log_shown(shell):
+        changed = service.start()
+    _tell(shell, service, "start", changed, "The service is up." if changed else "The service is up already.")
+
+
+@command.command()
+@command_options
+def stop(shell: Shell) -> None:
+    """Stop the service until it is started, or until the next login."""
+    service = _service(shell)
+    changed = service.stop()
+    _tell(shell, service, "stop", changed, "Stopped." if changed else "The service was not running.")
+
+
+@command.command()
+@command_options
+def status(shell: Shell) -> None:
+    """Say whether the service is installed and running."""
+    service = _service(shell)
+    now = service.status()
+    file = service.supervisor.file
+    installed = file.exists()
+    current = installed and service.current()
+    if shell.json:
+        shell.emit(
+            {
+                "schema": 1,
+                "supervisor": service.supervisor.name,
+                "file": str(file),
+                "installed": installed,
+                "current": current,
+                **now.to_json(),
+            }
+        )
+        return
+    if not installed and not now.loaded:
+        shell.out(f"not installed ({service.supervisor.name}); `autospec service install` does it")
+        return
+    words = [str(now.state)]
+    if now.pid is not None:
+        words.append(f"process {now.pid}")
+    if now.last_exit:
+        words.append(f"last ended with {now.last_exit}")
+    if installed and not now.enabled:
+        words.append("not started at login")
+    shell.out(f"{', '.join(words)} ({service.supervisor.name}: {file if installed else 'its file is gone'})")
+    if installed and not current:
+        shell.out("It was installed by another autospec: `autospec service install` upgrades it.")
+
+
+@command.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written next.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="How many last lines."
+)
+@command_options
+def logs(shell: Shell, *, follow: bool, lines: int) -> int | None:
+    """Print the last lines of the daemon's log."""
+    import subprocess
+
+    from autospec.errors import ServiceError, UsageError
+
+    service = _service(shell)
+    if shell.json:
+        if follow:
+            raise UsageError("--json is one document, and --follow never ends.", "Leave one of them out.")
+        shell.emit({"schema": 1, "lines": list(service.tail(lines))})
+        return None
+    if service.supervisor.name == "launchd" and not service.definition.log.exists():
+        raise ServiceError(
+            f"There is no log {service.definition.log} yet.", "Run `autospec service install`."
+        )
+    argv = service.supervisor.logs(service.definition, lines=lines, follow=follow)
+    try:
+        return subprocess.run(argv, check=False).returncode
+    except FileNotFoundError:
+        raise ServiceError(f"There is no {argv[0]} here.", "Look where your supervisor keeps logs.") from None
+
+
+def _service(shell: Shell) -> Service:
+    from autospec.service.here import service_here
+
+    return service_here(shell.settings)
+
+
+def _show_plan(shell: Shell, service: Service) -> None:
+    import shlex
+
+    plan = service.plan()
+    file = service.supervisor.file
+    commands = [list(step.argv) for step in plan.steps]
+    if shell.json:
+        shell.emit(
+            {"schema": 1, "file": str(file), "changed": plan.changed, "text": plan.text, "commands": commands}
+        )
+        return
+    shell.out(f"{'Would write' if plan.changed else 'Would leave as it is'}: {file}")
+    shell.out(plan.text if plan.changed else "")
+    shell.out("Would run:" if commands else "Would run nothing: the service is up.")
+    for argv in commands:
+        shell.out(f"  {shlex.join(argv)}")
+
+
+def _tell(shell: Shell, service: Service, action: str, changed: bool, sentence: str) -> None:
+    if shell.json:
+        shell.emit({"schema": 1, "action": action, "changed": changed, "file": str(service.supervisor.file)})
+    shell.out(sentence)
+
+
+@contextmanager
+def _log_shown(shell: Shell) -> Iterator[None]:
+    """Show the daemon's last words before the sentence that says that it did not come up."""
+    from autospec.errors import ServiceError
+
+    try:
+        yield
+    except ServiceError as error:
+        for line in error.log_tail:
+            shell.warn(line)
+        raise
+
+
+def _say_linger(shell: Shell, service: Service) -> None:
+    """Say that a user's systemd ends at logout, where it does."""
+    from autospec.service.commands import run_command
+
+    if service.supervisor.name != "systemd":
+        return
+    said = run_command(["loginctl", "show-user", "--property=Linger", "--value", _user()])
+    if said.code == 0 and said.out.strip() == "no":
+        shell.say("It runs while you are logged in. `loginctl enable-linger` lets it run always.")
+
+
+def _user() -> str:
+    import getpass
+
+    return getpass.getuser()

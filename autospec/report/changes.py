@@ -1,0 +1,134 @@
+"""What changed between two states of knowledge, as far as anybody has to act on it. Pure.
+
+A cell of which more was measured without another answer is no change: the event stream and the hook are quiet then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from autospec.recommendations import Recommendation
+from autospec.report.selection import newest
+from autospec.store.reader import StoredRecommendation
+
+__all__ = ["Change", "Kind", "changes", "changes_document"]
+
+_SCHEMA = 1
+
+
+class Kind(StrEnum):
+    """What is another; the first that applies."""
+
+    NEW = "new"
+    GONE = "gone"
+    DRAFTING = "drafting"
+    VERDICT = "verdict"
+    STATUS = "status"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One cell's change.
+
+    Attributes:
+        kind: What is another.
+        hardware_id: Of the machine that it is for.
+        before: What was recommended; ``None`` for a new one.
+        after: What is; ``None`` for one that is gone.
+    """
+
+    kind: Kind
+    hardware_id: str
+    before: Recommendation | None
+    after: Recommendation | None
+
+    @property
+    def subject(self) -> Recommendation:
+        """The recommendation that tells model, prompt type and backend."""
+        subject = self.after or self.before
+        assert subject is not None
+        return subject
+
+    @property
+    def sentence(self) -> str:
+        """For people, e.g. in a notification."""
+        r = self.subject
+        what = f"{r.model}, {r.prompt_type or 'any prompt'}, {r.backend}"
+        match self.kind:
+            case Kind.NEW:
+                return f"{what}: {r.drafting.label} ({r.verdict}, {r.status})."
+            case Kind.GONE:
+                return f"{what}: nothing is recommended any more."
+            case _:
+                assert self.before is not None
+                pairs = {
+                    Kind.DRAFTING: (self.before.drafting.label, r.drafting.label),
+                    Kind.VERDICT: (self.before.verdict, r.verdict),
+                    Kind.STATUS: (self.before.status, r.status),
+                }
+                before, after = pairs[self.kind]
+                return f"{what}: {after} instead of {before} ({r.reason.rstrip('.')})."
+
+    def to_json(self) -> dict[str, Any]:
+        """The change with both recommendations as DESIGN §7 has them."""
+        r = self.subject
+        return {
+            "kind": str(self.kind),
+            "model": r.model,
+            "prompt_type": None if r.prompt_type is None else str(r.prompt_type),
+            "backend": r.backend,
+            "hardware_id": self.hardware_id,
+            "sentence": self.sentence,
+            "before": None if self.before is None else self.before.to_json(),
+            "after": None if self.after is None else self.after.to_json(),
+        }
+
+
+def changes(old: Iterable[StoredRecommendation], new: Iterable[StoredRecommendation]) -> tuple[Change, ...]:
+    """What changed, in the order of the new ones; those that are gone come last.
+
+    Of one machine, model, backend and prompt type the one counts that `recommend` would answer with.
+    """
+    before, after = _by_cell(old), _by_cell(new)
+    found = []
+    for cell, now in after.items():
+        known = before.get(cell)
+        kind = Kind.NEW if known is None else _kind(known, now)
+        if kind is not None:
+            found.append(Change(kind, cell[0], known, now))
+    found += [Change(Kind.GONE, cell[0], known, None) for cell, known in before.items() if cell not in after]
+    return tuple(found)
+
+
+def changes_document(found: Sequence[Change], at: str) -> dict[str, Any]:
+    """What a hook reads and the event stream sends.
+
+    Args:
+        found: At least one change.
+        at: When, ISO 8601, UTC.
+    """
+    return {
+        "schema": _SCHEMA,
+        "event": "recommendations",
+        "at": at,
+        "changes": [change.to_json() for change in found],
+    }
+
+
+def _by_cell(stored: Iterable[StoredRecommendation]) -> dict[tuple[str, ...], Recommendation]:
+    return {
+        (s.hardware.id, r.model, r.backend, str(r.prompt_type)): r
+        for s in newest(stored)
+        for r in (s.recommendation,)
+    }
+
+
+def _kind(before: Recommendation, after: Recommendation) -> Kind | None:
+    if before.drafting != after.drafting:
+        return Kind.DRAFTING
+    if before.verdict != after.verdict:
+        return Kind.VERDICT
+    return Kind.STATUS if before.status != after.status else None

@@ -1,0 +1,214 @@
+"""A launch agent of the user's graphical session.
+
+Sources: launchd.plist(5) and launchctl(1) of macOS 14. Exit codes are those that people report of launchctl: 113 no such
+service; 112 and 125 no such domain (over SSH, while nobody is logged in at the screen); 5 also while a
+service that was just booted out is still being taken down; 3 boot-out of what is not there; 36 boot-out in progress.
+"""
+
+from __future__ import annotations
+
+import plistlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from autospec.service.protocol import KILL_AFTER_S, Definition, Outcome, ServiceStatus, State, Step
+
+__all__ = ["LABEL", "Launchd", "fields_of"]
+
+LABEL: Final = "com.autospec.daemon"
+_LAUNCHCTL: Final = "/bin/launchctl"
+_TAIL: Final = "/usr/bin/tail"
+
+_NO_SERVICE: Final = 113
+_BOOTED_OUT: Final = frozenset({0, 3, 36, _NO_SERVICE})
+_INPUT_OUTPUT_ERROR: Final = 5
+# launchd kills after ExitTimeOut; what is still there some seconds later will stay.
+_GONE_WITHIN_S: Final = KILL_AFTER_S + 10.0
+# A service that `print` no longer shows can be refused for another moment; people report that 2 to 5 s do.
+_BOOTSTRAP_PATIENCE_S: Final = 10.0
+_SETTLE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Launchd:
+    """Launchd, for one user.
+
+    Attributes:
+        uid: The user's.
+        home: The user's home folder.
+        template: The shipped plist, with placeholders.
+    """
+
+    uid: int
+    home: Path
+    template: bytes
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return "launchd"
+
+    @property
+    def file(self) -> Path:
+        """Where launchd looks for the agents of a user; launchd.plist(5) wants it named after its label."""
+        return self.home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+
+    @property
+    def settle_s(self) -> float:
+        """How long a daemon must have run before it counts as up."""
+        # launchd has no word for ready. A daemon that fails at its settings or a taken port is gone by then.
+        return _SETTLE_S
+
+    @property
+    def domain(self) -> str:
+        """The user's graphical session; agents are loaded there at login."""
+        return f"gui/{self.uid}"
+
+    @property
+    def target(self) -> str:
+        """The service within the domain."""
+        return f"{self.domain}/{LABEL}"
+
+    @property
+    def reachable(self) -> tuple[str, ...]:
+        """Fails where the user has no graphical session."""
+        return _LAUNCHCTL, "print", self.domain
+
+    def unreachable(self, outcome: Outcome) -> tuple[str, str]:
+        """One sentence on why it cannot be used, and what to do."""
+        if outcome.code == 127:
+            return f"There is no {_LAUNCHCTL} here.", "The service needs macOS, or Linux with systemd."
+        why = (
+            f"User {self.uid} is not logged in at this Mac's screen, and a launch agent lives in that session "
+            f"({self.domain}; over SSH alone there is only user/{self.uid}, where it would not start again)."
+        )
+        hint = (
+            "Log in at the screen or by Screen Sharing, on a Mac without a screen by automatic login, and say it "
+            "again (then over SSH, too); or run `autospec daemon --proxy` under a supervisor of your own."
+        )
+        return why, hint
+
+    @property
+    def when_refused(self) -> str:
+        """What to look at when a step fails."""
+        # What is switched off there is refused with the same words as a damaged file.
+        return "See System Settings, General, Login Items: autospec must be allowed in the background."
+
+    def render(self, definition: Definition) -> str:
+        """The plist."""
+        values = {"HOME": str(definition.home), "PATH": definition.path, "LOG": str(definition.log)}
+        job = _filled(plistlib.loads(self.template), values)
+        job["ProgramArguments"] = list(definition.program)
+        job["EnvironmentVariables"] |= dict(definition.variables)
+        head, rest = plistlib.dumps(job, sort_keys=False).decode().split("<plist", 1)
+        return f"{head}<!-- Written by autospec {definition.version}: `autospec service` -->\n<plist{rest}"
+
+    @property
+    def questions(self) -> tuple[tuple[str, ...], ...]:
+        """The job, and whether it was disabled."""
+        return (_LAUNCHCTL, "print", self.target), (_LAUNCHCTL, "print-disabled", self.domain)
+
+    def read(self, answers: Sequence[Outcome]) -> ServiceStatus:
+        """The status, out of the answers."""
+        job, disabled = answers
+        # "com.autospec.daemon" => disabled; older systems say true.
+        enabled = not re.search(rf'"{re.escape(LABEL)}" => (disabled|true)', disabled.out)
+        if job.code:
+            return ServiceStatus(State.ABSENT, enabled=enabled)
+        fields = fields_of(job.out)
+        pid = fields.get("pid", "")
+        code = fields.get("last exit code", "").removeprefix("(never exited)")
+        # A signal takes the place of the exit code, which may then be an older one.
+        last = fields.get("last terminating signal", "") or code
+        state = _state(fields.get("state", ""), last)
+        return ServiceStatus(state, loaded=True, enabled=enabled, pid=_number(pid), last_exit=last)
+
+    def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[Step, ...]:
+        """Bootstrap what is new or stopped; what changed is booted out before, since launchd reads a file once."""
+        if not changed and status.state in (State.RUNNING, State.STARTING):
+            return ()
+        if not changed and status.loaded:
+            return (Step((_LAUNCHCTL, "kickstart", self.target)),)
+        # What was disabled is refused with "5: Input/output error". Asked for only then: it leaves an entry for ever.
+        enable = () if status.enabled else (Step((_LAUNCHCTL, "enable", self.target)),)
+        bootstrap = Step(
+            (_LAUNCHCTL, "bootstrap", self.domain, str(self.file)),
+            again=frozenset({_INPUT_OUTPUT_ERROR}) if status.loaded else frozenset(),
+            patience_s=_BOOTSTRAP_PATIENCE_S,
+        )
+        return (*self.to_stop(status), *enable, bootstrap)
+
+    def to_stop(self, status: ServiceStatus) -> tuple[Step, ...]:
+        """Boot it out; it is loaded again at the next login."""
+        # Not `kill SIGTERM`: KeepAlive would start a daemon again that did not end with 0.
+        if not status.loaded:
+            return ()
+        return (
+            Step((_LAUNCHCTL, "bootout", self.target), fine=_BOOTED_OUT),
+            Step(
+                (_LAUNCHCTL, "print", self.target),
+                fine=frozenset({_NO_SERVICE}),
+                again=frozenset({0}),
+                patience_s=_GONE_WITHIN_S,
+            ),
+        )
+
+    def to_unload(self, status: ServiceStatus) -> tuple[Step, ...]:
+        """The same: without its file it is not loaded again."""
+        return self.to_stop(status)
+
+    @property
+    def after_removal(self) -> tuple[Step, ...]:
+        """Nothing."""
+        return ()
+
+    def logs(self, definition: Definition, *, lines: int, follow: bool) -> tuple[str, ...]:
+        """The end of the file."""
+        # -F follows the name: a log that is moved away is opened anew.
+        return (_TAIL, "-n", str(lines), *(("-F",) if follow else ()), str(definition.log))
+
+
+def fields_of(text: str) -> dict[str, str]:
+    """The job's own fields in what ``launchctl print`` says, without those of the blocks within.
+
+    The output is not an interface (launchctl says so itself); what is not found there counts as unknown.
+    """
+    fields: dict[str, str] = {}
+    depth = 0
+    for line in map(str.strip, text.splitlines()):
+        if line.endswith("{"):
+            depth += 1
+        elif line == "}":
+            depth -= 1
+        elif depth == 1 and " = " in line:
+            name, _, value = line.partition(" = ")
+            fields.setdefault(name, value)
+    return fields
+
+
+def _state(state: str, last: str) -> State:
+    # "running"; "not running"; "spawn scheduled" while launchd waits for ThrottleInterval.
+    if state == "running":
+        return State.RUNNING
+    if last and not re.match(r"0\b", last):
+        return State.FAILED
+    return State.STOPPED if state == "not running" and last else State.STARTING
+
+
+def _filled(value: Any, values: dict[str, str]) -> Any:
+    match value:
+        case dict():
+            return {key: _filled(inner, values) for key, inner in value.items()}
+        case list():
+            return [_filled(inner, values) for inner in value]
+        case str():
+            return re.sub(r"@([A-Z]+)@", lambda found: values.get(found[1], found[0]), value)
+        case _:
+            return value
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None

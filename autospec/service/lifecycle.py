@@ -1,0 +1,226 @@
+"""Install, start, stop and remove the service: does what a `Supervisor` says, through a `Runner`.
+
+Everything can be done twice. What a supervisor knows is asked for before and not remembered: a user may have stopped,
+disabled or removed the service by other means.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from autospec.errors import ServiceError
+from autospec.files import replace_file
+from autospec.service.commands import run_command
+from autospec.service.protocol import Definition, Outcome, Runner, ServiceStatus, State, Step, Supervisor
+
+__all__ = ["Plan", "Service"]
+
+# A cold start reads the settings, opens the store and binds the proxy's port: seconds; a disk that has to spin up adds ten.
+_UP_WITHIN_S: Final = 60.0
+_POLL_S: Final = 0.5
+# launchd says for a moment that a service that it just starts is not running, with how it ended before.
+_FAILED_POLLS: Final = 3
+_TAIL_LINES: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an installation would do.
+
+    Attributes:
+        changed: True if the file is new or would be another.
+        text: The file's content.
+        steps: The commands; none where the service runs and nothing changed.
+    """
+
+    changed: bool
+    text: str
+    steps: tuple[Step, ...]
+
+
+class Service:
+    """The daemon as a service.
+
+    Args:
+        supervisor: Who keeps it.
+        definition: What it runs.
+        run: Runs commands.
+        now: A clock in seconds.
+        sleep: Waits for so many seconds.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        definition: Definition,
+        run: Runner = run_command,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.supervisor = supervisor
+        self.definition = definition
+        self._run = run
+        self._now = now
+        self._sleep = sleep
+
+    def status(self) -> ServiceStatus:
+        """How it is now; a service whose file is there and which is not loaded is stopped."""
+        status = self.supervisor.read([self._run(question) for question in self.supervisor.questions])
+        if status.state is State.ABSENT and self.supervisor.file.exists():
+            return replace(status, state=State.STOPPED)
+        return status
+
+    def current(self) -> bool:
+        """True if the installed file is the one that an installation would write now."""
+        return self._installed_text() == self.supervisor.render(self.definition)
+
+    def plan(self) -> Plan:
+        """What `install` would do. Nothing is changed.
+
+        Raises:
+            ServiceError: There is no supervisor for this user.
+        """
+        self._check()
+        text = self.supervisor.render(self.definition)
+        changed = self._installed_text() != text
+        return Plan(changed, text, self.supervisor.to_load(self.status(), changed=changed))
+
+    def install(self) -> bool:
+        """Write the file, load it and wait until the daemon is up. One that runs and did not change goes on running.
+
+        Returns:
+            True if anything was done.
+
+        Raises:
+            ServiceError: There is no supervisor for this user, it refuses, or the daemon does not come up.
+            OSError: The file cannot be written.
+        """
+        plan = self.plan()
+        if plan.changed:
+            replace_file(self.supervisor.file, plan.text)
+        if plan.steps:
+            self._bring_up(plan.steps)
+        return plan.changed or bool(plan.steps)
+
+    def start(self) -> bool:
+        """Start what is installed and wait until it is up.
+
+        Returns:
+            False if it ran already.
+
+        Raises:
+            ServiceError: It is not installed, or does not come up.
+        """
+        self._check()
+        if not self.supervisor.file.exists():
+            raise ServiceError("The service is not installed.", "Run `autospec service install`.")
+        steps = self.supervisor.to_load(self.status(), changed=False)
+        if steps:
+            self._bring_up(steps)
+        return bool(steps)
+
+    def stop(self) -> bool:
+        """End it until the next login, or until it is started.
+
+        Returns:
+            False if it did not run.
+
+        Raises:
+            ServiceError: The supervisor refuses.
+        """
+        self._check()
+        status = self.status()
+        if status.state in (State.ABSENT, State.STOPPED) and status.pid is None:
+            return False
+        self._do(self.supervisor.to_stop(status))
+        return True
+
+    def uninstall(self) -> bool:
+        """End it and remove everything that `install` made: the file, and the log if the supervisor keeps none.
+
+        Returns:
+            False if there was nothing.
+
+        Raises:
+            ServiceError: The supervisor refuses.
+            OSError: A file cannot be removed.
+        """
+        file = self.supervisor.file
+        answers = self._run(self.supervisor.reachable)
+        # Without a supervisor nothing runs, and the file can go all the same.
+        status = self.status() if answers.code == 0 else ServiceStatus(State.ABSENT)
+        there = status.loaded or file.exists() or self.definition.log.exists()
+        self._do(self.supervisor.to_unload(status))
+        file.unlink(missing_ok=True)
+        self.definition.log.unlink(missing_ok=True)
+        if there and answers.code == 0:
+            self._do(self.supervisor.after_removal)
+        return there
+
+    def tail(self, lines: int = _TAIL_LINES) -> tuple[str, ...]:
+        """The last lines of the daemon's log; empty where there is none."""
+        said = self._run(self.supervisor.logs(self.definition, lines=lines, follow=False))
+        return tuple(said.out.splitlines()) if said.code == 0 else ()
+
+    def _check(self) -> None:
+        outcome = self._run(self.supervisor.reachable)
+        if outcome.code:
+            raise ServiceError(*self.supervisor.unreachable(outcome))
+
+    def _installed_text(self) -> str | None:
+        try:
+            return self.supervisor.file.read_text(encoding="utf-8")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+
+    def _bring_up(self, steps: tuple[Step, ...]) -> None:
+        self.definition.log.parent.mkdir(parents=True, exist_ok=True)
+        self._do(steps)
+        deadline = self._now() + _UP_WITHIN_S
+        up_since: tuple[int | None, float] | None = None
+        failures = 0
+        while True:
+            status = self.status()
+            if status.state is State.RUNNING:
+                if up_since is None or up_since[0] != status.pid:
+                    up_since = status.pid, self._now()
+                if self._now() - up_since[1] >= self.supervisor.settle_s:
+                    return
+            else:
+                up_since = None
+            failures = failures + 1 if status.state is State.FAILED else 0
+            if failures >= _FAILED_POLLS or self._now() > deadline:
+                raise self._not_up(status)
+            self._sleep(_POLL_S)
+
+    def _not_up(self, status: ServiceStatus) -> ServiceError:
+        how = f"ended ({status.last_exit})" if status.last_exit else f"is {status.state}"
+        return ServiceError(
+            f"The service is installed, but the daemon did not come up: it {how}.",
+            f"Its log: `autospec service logs`. By hand: {shlex.join(self.definition.program)}",
+            log_tail=self.tail(),
+        )
+
+    def _do(self, steps: tuple[Step, ...]) -> None:
+        for step in steps:
+            outcome = self._one(step)
+            if outcome.code not in step.fine:
+                said = (outcome.err.strip() or outcome.out.strip()).splitlines()
+                raise ServiceError(
+                    f"{self.supervisor.name} refuses: `{shlex.join(step.argv)}` ended with {outcome.code}"
+                    f"{f' ({said[0].strip()})' if said else ''}.",
+                    self.supervisor.when_refused,
+                )
+
+    def _one(self, step: Step) -> Outcome:
+        deadline = self._now() + step.patience_s
+        while True:
+            outcome = self._run(step.argv)
+            if outcome.code not in step.again or self._now() >= deadline:
+                return outcome
+            self._sleep(_POLL_S)

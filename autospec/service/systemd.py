@@ -1,0 +1,168 @@
+"""A unit of the user's own systemd instance.
+
+Sources: systemd.service(5), systemd.unit(5), systemd.syntax(7), systemctl(1), journalctl(1); checked on systemd 252.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from autospec.service.protocol import Definition, Outcome, ServiceStatus, State, Step
+
+__all__ = ["UNIT", "Systemd"]
+
+UNIT: Final = "autospec.service"
+_SYSTEMCTL: Final = ("systemctl", "--user")
+_PROPERTIES: Final = (
+    "LoadState",
+    "ActiveState",
+    "MainPID",
+    "ExecMainCode",
+    "ExecMainStatus",
+    "Result",
+    "UnitFileState",
+)
+
+_STATES: Final = {
+    "active": State.RUNNING,
+    "reloading": State.RUNNING,
+    "activating": State.STARTING,
+    "deactivating": State.STOPPING,
+    "failed": State.FAILED,
+}
+# ExecMainCode is waitid(2)'s si_code.
+_ENDED: Final = {"1": "exit code", "2": "signal", "3": "signal, core dumped"}
+
+
+@dataclass(frozen=True, slots=True)
+class Systemd:
+    """The user's instance of systemd.
+
+    Attributes:
+        config_home: ``$XDG_CONFIG_HOME``, or ``~/.config``.
+        template: The shipped unit, with placeholders.
+    """
+
+    config_home: Path
+    template: str
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return "systemd"
+
+    @property
+    def file(self) -> Path:
+        """Where systemd looks for the units of a user."""
+        return self.config_home / "systemd" / "user" / UNIT
+
+    @property
+    def settle_s(self) -> float:
+        """How long a daemon must have run before it counts as up."""
+        # Type=notify: it is active when the daemon says READY=1, and not before.
+        return 0.0
+
+    @property
+    def reachable(self) -> tuple[str, ...]:
+        """Fails where the user has no instance of systemd."""
+        return *_SYSTEMCTL, "show", "--property=Version"
+
+    def unreachable(self, outcome: Outcome) -> tuple[str, str]:
+        """One sentence on why it cannot be used, and what to do."""
+        why = outcome.err.strip().splitlines() or ["systemctl is not installed"]
+        hint = (
+            "In a container, or without systemd: run `autospec daemon --proxy` under your own supervisor. After `su` or "
+            "`sudo -u`: log in as the user (ssh, `machinectl shell`), or set XDG_RUNTIME_DIR=/run/user/UID."
+        )
+        return f"No systemd instance of this user answers ({why[0].rstrip('.')}).", hint
+
+    @property
+    def when_refused(self) -> str:
+        """What to look at when a step fails."""
+        return f"`systemctl --user status {UNIT}` says more."
+
+    def render(self, definition: Definition) -> str:
+        """The unit."""
+        variables = (("PATH", definition.path), *definition.variables)
+        # systemd refuses a program whose path has quotes or backslashes in it, however they are written.
+        safe = not re.search(r"[\"'\\]", definition.program[0])
+        program, *words = definition.program if safe else ("/usr/bin/env", *definition.program)
+        values = {
+            "VERSION": definition.version,
+            # Variables are replaced in the arguments and not in the program's path.
+            "PROGRAM": " ".join([_quoted(program), *(_quoted(word, argument=True) for word in words)]),
+            "ENVIRONMENT": "\n".join(f"Environment={_quoted(f'{k}={v}')}" for k, v in variables),
+        }
+        return re.sub(r"@([A-Z]+)@", lambda found: values.get(found[1], found[0]), self.template)
+
+    @property
+    def questions(self) -> tuple[tuple[str, ...], ...]:
+        """The unit's properties."""
+        return ((*_SYSTEMCTL, "show", UNIT, f"--property={','.join(_PROPERTIES)}"),)
+
+    def read(self, answers: Sequence[Outcome]) -> ServiceStatus:
+        """The status, out of the answers."""
+        (shown,) = answers
+        fields = dict(line.split("=", 1) for line in shown.out.splitlines() if "=" in line)
+        if shown.code or fields.get("LoadState") != "loaded":
+            return ServiceStatus(State.ABSENT)
+        ended = _ENDED.get(fields.get("ExecMainCode", ""), "")
+        last = f"{ended} {fields.get('ExecMainStatus', '')}".strip() if ended else ""
+        if (result := fields.get("Result", "success")) not in ("success", "exit-code", "signal", "core-dump"):
+            last = f"{last} ({result})".strip()  # timeout, watchdog, oom-kill, start-limit-hit
+        pid = int(fields.get("MainPID", "0"))
+        return ServiceStatus(
+            _STATES.get(fields.get("ActiveState", ""), State.STOPPED),
+            loaded=True,
+            enabled=fields.get("UnitFileState") == "enabled",
+            pid=pid or None,
+            last_exit=last,
+        )
+
+    def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[Step, ...]:
+        """Read what changed, enable it, start or restart it."""
+        # --no-block: readiness is asked for, so that the log can be shown when it does not come.
+        running = status.state in (State.RUNNING, State.STARTING)
+        verb = ("restart",) if changed else () if running else ("start",)
+        return (
+            *((_step("daemon-reload"),) if changed else ()),
+            *((_step("enable", UNIT),) if changed or not status.enabled else ()),
+            # A unit that failed too often is not started again before its count is forgotten.
+            *((_step("reset-failed", UNIT),) if status.state is State.FAILED else ()),
+            *(_step("--no-block", word, UNIT) for word in verb),
+        )
+
+    def to_stop(self, status: ServiceStatus) -> tuple[Step, ...]:
+        """Stop it; it is started again at the next login."""
+        return (_step("stop", UNIT),) if status.loaded else ()
+
+    def to_unload(self, status: ServiceStatus) -> tuple[Step, ...]:
+        """Stop it and take it out of the login."""
+        return (_step("disable", "--now", UNIT),) if status.loaded else ()
+
+    @property
+    def after_removal(self) -> tuple[Step, ...]:
+        """Forget the unit."""
+        # reset-failed fails where there is nothing to reset; a unit that failed would be listed on without it.
+        return _step("daemon-reload"), Step((*_SYSTEMCTL, "reset-failed", UNIT), fine=frozenset({0, 1, 5}))
+
+    def logs(self, definition: Definition, *, lines: int, follow: bool) -> tuple[str, ...]:  # noqa: ARG002 - it has a journal
+        """The end of the journal."""
+        follow_ = ("--follow",) if follow else ()
+        return "journalctl", "--user", "--quiet", "--no-pager", f"--unit={UNIT}", f"--lines={lines}", *follow_
+
+
+def _step(*words: str) -> Step:
+    return Step((*_SYSTEMCTL, *words))
+
+
+def _quoted(word: str, *, argument: bool = False) -> str:
+    """A word as systemd.syntax(7) and systemd.service(5) quote it: specifiers and, in arguments, variables are off."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
+    if argument:
+        escaped = escaped.replace("$", "$$")
+    return escaped if re.fullmatch(r"[A-Za-z0-9_./+:@%=,-]+", escaped) else f'"{escaped}"'

@@ -1,0 +1,75 @@
+"""What this machine's service would run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from autospec.errors import ServiceError
+from autospec.service import here
+from autospec.service.here import refuse_root, service_here, service_path, unseen_variables
+from autospec.settings import load_settings
+
+
+@pytest.mark.parametrize("system", ["darwin", "linux"])
+def test_it_runs_the_daemon_with_the_proxy_by_an_absolute_path(monkeypatch, system, autospec_home):
+    """The same set-up that installs it: AUTOSPEC_HOME goes with it."""
+    monkeypatch.setattr(sys, "platform", system)
+    definition = service_here(load_settings()).definition
+    assert Path(definition.program[0]).is_absolute()
+    assert definition.program[-2:] == ("daemon", "--proxy")
+    assert definition.variables == (("AUTOSPEC_HOME", str(autospec_home)),)
+    assert definition.log == autospec_home / "logs" / "daemon.log"
+
+
+def test_a_config_file_that_was_named_goes_with_it(tmp_path):
+    """By its absolute path, because the service's folder is another."""
+    config = tmp_path / "c.toml"
+    config.touch()
+    assert service_here(load_settings(config)).definition.program[-2:] == ("--config", str(config))
+
+
+def test_without_an_installed_program_the_module_is_run(tmp_path):
+    """Not from the working folder, where a file of that name may be."""
+    assert here._program(tmp_path / "python3") == (str(tmp_path / "python3"), "-P", "-m", "autospec")
+
+
+def test_an_installed_program_is_run_by_its_name(tmp_path):
+    """Beside the interpreter, whose link is not followed."""
+    script = tmp_path / "autospec"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    (tmp_path / "python").symlink_to(sys.executable)
+    assert here._program(tmp_path / "python") == (str(script),)
+
+
+def test_the_folder_of_the_llama_server_in_use_comes_first(tmp_path):
+    """The service finds the one that this shell does, and the usual places besides."""
+    folders = service_path("darwin", tmp_path, "/opt/homebrew/bin/llama-server").split(":")
+    assert folders[0] == "/opt/homebrew/bin"
+    assert folders.count("/opt/homebrew/bin") == 1
+    assert {"/usr/bin", "/bin", "/usr/local/bin"} <= set(folders)
+
+
+def test_other_systems_are_refused(monkeypatch):
+    """With what to do instead."""
+    monkeypatch.setattr(sys, "platform", "freebsd14")
+    with pytest.raises(ServiceError, match="no service for freebsd14") as raised:
+        service_here(load_settings())
+    assert "autospec daemon --proxy" in raised.value.hint
+
+
+def test_root_is_refused_with_the_reason():
+    """And under sudo with the user's name."""
+    with pytest.raises(ServiceError, match="belongs to a user and not to root") as raised:
+        refuse_root(0, {"SUDO_USER": "maria"})
+    assert raised.value.hint.startswith("Say it as maria, without sudo;")
+    refuse_root(501, {})
+
+
+def test_settings_of_this_shell_only_are_named():
+    """All but those that the service carries."""
+    environ = {"AUTOSPEC_HOME": "/x", "AUTOSPEC_BACKEND": "embedded", "AUTOSPEC_STORAGE": "", "PATH": "/bin"}
+    assert unseen_variables(environ) == ("AUTOSPEC_BACKEND",)

@@ -1,0 +1,297 @@
+"""The launch agent: its file, its lifecycle in launchctl's verbs, and what launchctl's answers mean."""
+
+from __future__ import annotations
+
+import plistlib
+import re
+
+import jsonschema
+import pytest
+
+from autospec.data import launchd_dir
+from autospec.errors import ServiceError
+from autospec.service.launchd import Launchd, fields_of
+from autospec.service.lifecycle import Service
+from autospec.service.protocol import KILL_AFTER_S, STOP_WITHIN_S, Outcome, State
+from tests.service.fakes import PRINTED, Clock, FakeLaunchctl, definition
+from tests.service.launchd_keys import LAUNCHD_SCHEMA
+
+TEMPLATE = (launchd_dir() / "com.autospec.daemon.plist").read_bytes()
+TARGET = "gui/501/com.autospec.daemon"
+
+
+@pytest.fixture
+def launchctl():
+    """A Mac at whose screen the user is logged in, with nothing installed."""
+    return FakeLaunchctl()
+
+
+@pytest.fixture
+def service(tmp_path, launchctl):
+    """Make the service of a version of autospec."""
+
+    def make(**changes):
+        clock = Clock()
+        supervisor = Launchd(501, tmp_path, TEMPLATE)
+        return Service(
+            supervisor, definition(tmp_path, **changes), launchctl, now=clock.now, sleep=clock.sleep
+        )
+
+    return make
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    """The file as launchd reads it, with a path that XML has to escape."""
+    text = Launchd(501, tmp_path, TEMPLATE).render(
+        definition(
+            tmp_path, program=("/opt/a & b/<autospec>", "daemon"), variables=(("AUTOSPEC_HOME", "/x & y"),)
+        )
+    )
+    return plistlib.loads(text.encode())
+
+
+def test_every_key_is_one_of_launchds(rendered):
+    """Types and values are those of launchd.plist(5), and all paths are absolute."""
+    jsonschema.validate(rendered, LAUNCHD_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"KeepAlive": {"SucessfulExit": False}},
+        {"ProcessType": "interactive"},
+        {"ExitTimeout": 60},
+        {"StandardOutPath": "~/Library/Logs/x"},
+        {"ThrottleInterval": "30"},
+    ],
+)
+def test_the_schema_finds_mistakes_that_launchd_says_nothing_about(rendered, wrong):
+    """Misspelt keys and values, and a path that launchd would not expand."""
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**rendered, **wrong}, LAUNCHD_SCHEMA)
+
+
+def test_what_it_runs_survives_xml(rendered):
+    """Program and variables are those of the definition, whatever characters are in them."""
+    assert rendered["ProgramArguments"] == ["/opt/a & b/<autospec>", "daemon"]
+    assert rendered["EnvironmentVariables"] == {"PATH": "/usr/bin:/bin", "AUTOSPEC_HOME": "/x & y"}
+
+
+def test_no_placeholder_is_left(tmp_path):
+    """Each of the template's is known."""
+    text = Launchd(501, tmp_path, TEMPLATE).render(definition(tmp_path))
+    assert re.findall(r"@[A-Z]+@", TEMPLATE.decode())
+    assert not re.findall(r"@[A-Z]+@", text)
+
+
+def test_the_servers_are_not_throttled(rendered):
+    """Children inherit the agent's scheduling: nothing in it may lower CPU or I/O priority."""
+    assert rendered["ProcessType"] == "Interactive"
+    assert not {"Nice", "LowPriorityIO", "LowPriorityBackgroundIO", "SoftResourceLimits"} & set(rendered)
+
+
+def test_it_comes_back_after_a_crash_and_not_after_a_stop(rendered):
+    """KeepAlive depends on the exit code; a plain true would restart what ended by itself."""
+    assert rendered["RunAtLoad"] is True
+    assert rendered["KeepAlive"] == {"SuccessfulExit": False}
+
+
+def test_launchd_waits_longer_than_a_graceful_stop_takes(rendered):
+    """Or it would kill a daemon that is writing."""
+    assert rendered["ExitTimeOut"] == KILL_AFTER_S > STOP_WITHIN_S
+
+
+def test_no_server_is_left_when_it_dies(rendered):
+    """When it dies, launchd ends the process group unless it is told to abandon it."""
+    assert rendered["AbandonProcessGroup"] is False
+
+
+def test_a_fresh_installation_is_one_bootstrap(service, launchctl):
+    """The file first, with the logs' folder; then the daemon is seen running."""
+    fresh = service()
+    assert fresh.install()
+    assert launchctl.changes == [("bootstrap", "gui/501", str(fresh.supervisor.file))]
+    assert plistlib.loads(fresh.supervisor.file.read_bytes())["Label"] == "com.autospec.daemon"
+    assert fresh.definition.log.parent.is_dir()
+    assert fresh.status().state is State.RUNNING
+
+
+def test_a_repeated_installation_does_nothing(service, launchctl):
+    """The daemon goes on running, and the file is not touched."""
+    service().install()
+    written = service().supervisor.file.stat().st_mtime_ns
+    launchctl.calls.clear()
+    assert not service().install()
+    assert launchctl.changes == []
+    assert service().status().pid == 101
+    assert service().supervisor.file.stat().st_mtime_ns == written
+
+
+def test_an_upgrade_boots_the_old_one_out_and_waits_until_it_is_gone(service, launchctl):
+    """Launchd reads a file once, and refuses a job that it is still taking down."""
+    service().install()
+    launchctl.calls.clear()
+    launchctl.lingers = 4
+    assert service(version="2.0").install()
+    assert [call[0] for call in launchctl.changes] == ["bootout", "bootstrap"]
+    assert launchctl.calls.count(("print", TARGET)) > 4
+    assert service().status().pid == 102
+
+
+def test_a_bootstrap_that_comes_too_soon_is_tried_again(service, launchctl):
+    """Input/output error is what launchd says for some seconds after a boot-out."""
+    service().install()
+    launchctl.refusals = 3
+    assert service(version="2.0").install()
+    assert service().status().state is State.RUNNING
+
+
+def test_a_fresh_bootstrap_that_is_refused_is_not_repeated(service, launchctl):
+    """There the same words mean a real refusal; the sentence has launchd's and says where to look."""
+    launchctl.refusals = 1
+    with pytest.raises(ServiceError, match="Input/output error") as raised:
+        service().install()
+    assert "Login Items" in raised.value.hint
+
+
+def test_what_was_disabled_is_enabled_before(service, launchctl):
+    """And only then, because enabling leaves an entry that nobody can remove."""
+    launchctl.disabled = True
+    service().install()
+    assert [call[0] for call in launchctl.changes] == ["enable", "bootstrap"]
+
+
+def test_a_daemon_that_does_not_come_up_is_an_error_with_its_last_words(service, launchctl):
+    """It is found after seconds and not after the whole minute; the file stays, to be looked at."""
+    launchctl.healthy = False
+    launchctl.log = "starting\nport 8080 is taken\n"
+    failing = service()
+    with pytest.raises(ServiceError, match=r"did not come up: it ended \(1\)") as raised:
+        failing.install()
+    assert raised.value.log_tail == ("starting", "port 8080 is taken")
+    assert failing._now() < 5
+    assert failing.supervisor.file.exists()
+
+
+def test_a_daemon_that_restarts_again_and_again_is_not_up(service, launchctl):
+    """Running counts only with one process id for some seconds."""
+    printed = launchctl._print
+
+    def restless(target):
+        launchctl.pid += 1
+        return printed(target)
+
+    launchctl._print = restless
+    with pytest.raises(ServiceError, match="did not come up"):
+        service().install()
+
+
+def test_without_a_graphical_session_nothing_is_written(service, launchctl):
+    """Over SSH on a Mac where nobody is logged in: the sentence says so, and what to do."""
+    launchctl.logged_in = False
+    with pytest.raises(ServiceError, match="not logged in at this Mac's screen") as raised:
+        service().install()
+    assert "autospec daemon --proxy" in raised.value.hint
+    assert not service().supervisor.file.exists()
+
+
+def test_a_dry_run_changes_nothing(service, launchctl):
+    """It has the text and the commands."""
+    plan = service().plan()
+    assert plan.changed
+    assert [step.argv[1] for step in plan.steps] == ["bootstrap"]
+    assert launchctl.changes == []
+    assert not service().supervisor.file.exists()
+
+
+def test_stop_unloads_and_start_loads(service, launchctl):
+    """Without a bootout KeepAlive would start it again if it ended with an error."""
+    service().install()
+    launchctl.calls.clear()
+    assert service().stop()
+    assert service().status().state is State.STOPPED
+    assert not service().stop()
+    assert service().start()
+    assert not service().start()
+    assert [call[0] for call in launchctl.changes] == ["bootout", "bootstrap"]
+
+
+def test_start_before_an_installation_says_so(service):
+    """The hint has the command."""
+    with pytest.raises(ServiceError, match="not installed") as raised:
+        service().start()
+    assert "autospec service install" in raised.value.hint
+
+
+def test_uninstall_leaves_neither_file_nor_job_nor_log(service, launchctl):
+    """What it made in other folders than autospec's own is gone, and so is its log."""
+    installed = service()
+    installed.install()
+    installed.definition.log.write_text("lines\n")
+    launchctl.calls.clear()
+    assert installed.uninstall()
+    assert [call[0] for call in launchctl.changes] == ["bootout"]
+    assert not installed.supervisor.file.exists()
+    assert not installed.definition.log.exists()
+    assert installed.status().state is State.ABSENT
+
+
+def test_uninstalling_twice_does_nothing(service, launchctl):
+    """The second time there is nothing to do."""
+    service().install()
+    service().uninstall()
+    launchctl.calls.clear()
+    assert not service().uninstall()
+    assert launchctl.changes == []
+
+
+def test_uninstall_removes_a_job_whose_file_somebody_deleted(service, launchctl):
+    """Launchd keeps a job without its file until the next login."""
+    service().install()
+    service().supervisor.file.unlink()
+    assert service().uninstall()
+    assert not launchctl.loaded
+
+
+def test_uninstall_works_without_a_session(service, launchctl):
+    """Then nothing runs, and the file would be loaded at the next login."""
+    service().install()
+    launchctl.logged_in = False
+    assert service().uninstall()
+    assert not service().supervisor.file.exists()
+
+
+def test_fields_are_those_of_the_job_and_not_of_its_blocks():
+    """Coalitions and environments have a state, too."""
+    fields = fields_of(PRINTED.format(state="running", lines="\tpid = 4242"))
+    assert (fields["state"], fields["pid"], fields["runs"]) == ("running", "4242", "1")
+
+
+@pytest.mark.parametrize(
+    ("state", "lines", "expected", "last"),
+    [
+        ("running", "\tpid = 7\n\tlast exit code = 1", State.RUNNING, "1"),
+        ("not running", "\tlast exit code = 0", State.STOPPED, "0"),
+        ("not running", "\tlast exit code = (never exited)", State.STARTING, ""),
+        ("spawn scheduled", "\tlast exit code = 78: EX_CONFIG", State.FAILED, "78: EX_CONFIG"),
+        (
+            "not running",
+            "\tlast exit code = 0\n\tlast terminating signal = Killed: 9",
+            State.FAILED,
+            "Killed: 9",
+        ),
+    ],
+)
+def test_what_print_says_is_understood(tmp_path, state, lines, expected, last):
+    """State and last end; a signal counts before an exit code."""
+    answers = [Outcome(0, PRINTED.format(state=state, lines=lines)), Outcome(0)]
+    status = Launchd(501, tmp_path, TEMPLATE).read(answers)
+    assert (status.state, status.last_exit) == (expected, last)
+
+
+def test_logs_are_the_end_of_the_file(tmp_path):
+    """Followed by name, because a log may be moved away."""
+    made = definition(tmp_path)
+    argv = Launchd(501, tmp_path, TEMPLATE).logs(made, lines=7, follow=True)
+    assert argv == ("/usr/bin/tail", "-n", "7", "-F", str(made.log))

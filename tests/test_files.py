@@ -1,0 +1,43 @@
+"""A file is replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from autospec.files import replace_file
+
+
+def test_folders_that_are_missing_are_made(tmp_path: Path):
+    """And the file has the mode that was asked for, whatever the umask."""
+    file = tmp_path / "a" / "b" / "f"
+    replace_file(file, "größer\n", mode=0o640)
+    assert file.read_text("utf-8") == "größer\n"
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_reader_of_the_old_file_keeps_it(tmp_path: Path):
+    """It is another file under the same name, and never half of one."""
+    file = tmp_path / "f"
+    file.write_text("old")
+    with file.open() as reading:
+        replace_file(file, "new")
+        assert reading.read() == "old"
+    assert file.read_text() == "new"
+
+
+def test_when_it_cannot_be_finished_the_old_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A full disk shows at fsync; nothing is left beside the file."""
+    file = tmp_path / "f"
+    file.write_text("old")
+
+    def full(_handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(file, "new")
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
