@@ -1,0 +1,1 @@
+"""What runs in the background: the control socket between proxy and daemon, launchd and systemd."""
