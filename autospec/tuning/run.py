@@ -23,6 +23,8 @@ from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Suite
 from autospec.recommendations import Recommendation, Status
 from autospec.store.database import Store, open_store
+from autospec.tuning import standing
+from autospec.tuning.basis import drafts_of, resting_on
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.conclude import Cost, conclude, nothing_to_try
@@ -112,6 +114,7 @@ class Tuning:
     progress: Progress
     _cost: Cost = field(default_factory=Cost)
     _wanted: list[str] = field(default_factory=list)
+    _drafts: dict[str, str] | None = None
 
     def run(self) -> list[Recommendation]:
         """Search, prove, store.
@@ -144,6 +147,7 @@ class Tuning:
         budget = Budget(self.request.budget_s or self.request.definition.budget_s)
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
+        self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
         space = _space(self.request.definition, capabilities, fitting)
         cells = self._cells(capabilities, space)
         self._wanted = [c.cell.key for c in cells]
@@ -155,7 +159,7 @@ class Tuning:
         if open_cells and not space.arms:
             why = _why_nothing(self.request.model, capabilities, fitting)
             for cell in open_cells:
-                store.save_recommendation(nothing_to_try(cell, why), self.hardware, cell.cell)
+                self._save(store, nothing_to_try(cell, why), cell)
         elif open_cells:
             self._tune(store, open_cells, space, budget, fitting)
 
@@ -176,8 +180,7 @@ class Tuning:
                 self._cost.seconds = budget.spent_s
                 self._cost.launches = launches.count
                 self._cost.launch_seconds = launches.seconds
-                recommendation = self._conclusion(cell, pairing, settings)
-                store.save_recommendation(recommendation, self.hardware, cell.cell)
+                self._save(store, self._conclusion(cell, pairing, settings), cell)
 
             try:
                 # Without off there is nothing to compare with: its failure ends the tune before any trial.
@@ -193,6 +196,9 @@ class Tuning:
                         keep(cell)
                     if request.forget_answers:
                         store.forget_surveys(cell.cell.key)
+
+    def _save(self, store: Store, recommendation: Recommendation, cell: CellRun) -> None:
+        standing.save(store, resting_on(recommendation, cell.cell, self._drafts), self.hardware, cell.cell)
 
     def _search(self, cells: Sequence[CellRun], rig: Rig, asking: Asking, store: Store) -> None:
         if self.request.again:
