@@ -41,7 +41,7 @@ from autospec.tuning.search import Search, choose_winners
 from autospec.tuning.space import Arm, Space
 from autospec.tuning.surveying import Surveying
 
-__all__ = ["TuneRequest", "Tuning"]
+__all__ = ["TuneRequest", "Tuning", "judged_drafts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,16 +292,9 @@ class Tuning:
         }
 
     def _fitting(self) -> list[Candidate]:
-        request = self.request
-        judged = candidates(
-            request.model,
-            () if request.drafts else request.models,
-            memory_bytes=self.hardware.memory_bytes,
-            context_tokens=_context(request.settings()),
-            extra=request.drafts,
-        )
+        judged = judged_drafts(self.request, self.hardware)
         for candidate in judged:
-            if request.drafts and not candidate.fits:
+            if self.request.drafts and not candidate.fits:
                 self.progress.tell(f"Left out: {candidate.reason}")
         return [c for c in judged if c.fits]
 
@@ -318,6 +311,17 @@ class Tuning:
                 "Off and drafting do not fit into memory side by side: they are launched by turns."
             )
         return count
+
+
+def judged_drafts(request: TuneRequest, hardware: Hardware) -> list[Candidate]:
+    """Every draft that a tune would consider, those that do not fit among them."""
+    return candidates(
+        request.model,
+        () if request.drafts else request.models,
+        memory_bytes=hardware.memory_bytes,
+        context_tokens=_context(request.settings()),
+        extra=request.drafts,
+    )
 
 
 def _space(definition: StudyDefinition, capabilities: Capabilities, fitting: Sequence[Candidate]) -> Space:
