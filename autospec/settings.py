@@ -68,7 +68,12 @@ KEYS: Final = (
     Key("temperature", "number", 0.0, "Sampling temperature of measured requests; 0 is greedy."),
     Key("context_tokens", "count", 4096, "Context length that memory estimates count with."),
     Key("forget_answers", "flag", False, "Forget the recorded answers (token ids) when a tune ends."),
-    Key("daemon_idle", "duration", "5m", "How long nobody must have asked or typed before the daemon measures."),
+    Key(
+        "daemon_idle",
+        "duration",
+        "5m",
+        "How long nobody must have asked or typed before the daemon measures.",
+    ),
     Key("daemon_hours", "hours", "", "When the daemon may measure, e.g. 22:00-07:00; empty is any time."),
     Key("daemon_budget", "duration", "2h", "How long the daemon may measure a day."),
     Key("daemon_step", "duration", "10m", "How long one step of the daemon may take: one cell at a time."),

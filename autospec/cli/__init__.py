@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "explain": ("autospec.cli.explain", "Say why drafting pays or does not, in words and numbers."),
     "bench": ("autospec.cli.bench", "Measure one model with and without drafting, as tables."),
     "studies": ("autospec.cli.studies", "List, show, import and export studies."),
+    "daemon": ("autospec.cli.daemon", "Keep every model that is used tuned, when nobody needs the machine."),
     "config": ("autospec.cli.config", "Show and check the settings."),
 }
 

@@ -89,7 +89,9 @@ class Drift:
         verb = "fell" if self.after < self.before else "rose"
         if self.what == "speed":
             return f"live speed {verb} from {self.before:.1f} to {self.after:.1f} tok/s over {self.requests} requests"
-        return f"live acceptance {verb} from {self.before:.0%} to {self.after:.0%} over {self.requests} requests"
+        return (
+            f"live acceptance {verb} from {self.before:.0%} to {self.after:.0%} over {self.requests} requests"
+        )
 
 
 class RankCusum:
@@ -167,7 +169,11 @@ def drifts(samples: Iterable[Sample]) -> list[Drift]:
     """
     series: dict[tuple[str, PromptType, Drafting], list[Sample]] = defaultdict(list)
     for sample in samples:
-        if sample.prompt_type is not None and sample.predicted_tokens >= _MIN_TOKENS and sample.predicted_ms > 0:
+        if (
+            sample.prompt_type is not None
+            and sample.predicted_tokens >= _MIN_TOKENS
+            and sample.predicted_ms > 0
+        ):
             series[sample.model, sample.prompt_type, sample.drafting].append(sample)
     found = []
     for (model, prompt_type, drafting), own in series.items():

@@ -18,7 +18,15 @@ _MIN_SD = 0.01
 
 # How likely it is that the old answer is the wrong one now, by what changed. Judgement, not measurement: another file
 # or machine is another question, a new build mostly changes little, and drift is evidence that something did.
-_STALE = {"model": 1.0, "hardware": 1.0, "drift": 0.8, "settings": 0.7, "drafts": 0.6, "build": 0.4, "os": 0.2}
+_STALE = {
+    "model": 1.0,
+    "hardware": 1.0,
+    "drift": 0.8,
+    "settings": 0.7,
+    "drafts": 0.6,
+    "build": 0.4,
+    "os": 0.2,
+}
 # Imported figures are of another machine.
 _IMPORTED = 0.9
 # However sure a search looks, it was not proven.
@@ -52,9 +60,7 @@ def expected_gain(mean: float, sd: float) -> float:
         A share, 0…1.
     """
     normal = NormalDist()
-    return max(
-        0.0, normal.cdf(mean / sd) - math.exp(sd * sd / 2.0 - mean) * normal.cdf(mean / sd - sd)
-    )
+    return max(0.0, normal.cdf(mean / sd) - math.exp(sd * sd / 2.0 - mean) * normal.cdf(mean / sd - sd))
 
 
 def uncertainty(recommendation: Recommendation | None) -> float:

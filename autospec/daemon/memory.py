@@ -61,7 +61,9 @@ class Memory:
             part.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
             os.replace(part, self.path)  # noqa: PTH105 - Path.replace is the same and says less
         except OSError as error:
-            self.trouble = f"{self.path} cannot be written ({error.strerror or error}): a restart forgets today's steps"
+            self.trouble = (
+                f"{self.path} cannot be written ({error.strerror or error}): a restart forgets today's steps"
+            )
             part.unlink(missing_ok=True) if part.parent.exists() else None
         else:
             self.trouble = ""

@@ -102,10 +102,13 @@ def order(
                 later[key] = why
                 continue
             if (until := _not_before(effort, now)) is not None:
-                later[key] = f"its last {effort.failures} steps failed ({effort.last}); it is tried again later"
+                later[key] = (
+                    f"its last {effort.failures} steps failed ({effort.last}); it is tried again later"
+                )
                 waits.append(until)
                 continue
-            item = _item(model, prompt_type, found, effort, used, spread_over, siblings, step_s, now, digest)
+            use = _use(model, prompt_type, used, spread_over, now)
+            item = _item(model, prompt_type, found, effort, use=use, siblings=siblings, step_s=step_s)
             if item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
                 later[key] = _not_worth(item)
             else:
@@ -151,14 +154,12 @@ def _item(
     prompt_type: PromptType,
     found: Known | None,
     effort: Effort,
-    used: Sequence[Use],
-    spread_over: Mapping[PromptType, float],
+    *,
+    use: tuple[float, str],
     siblings: tuple[float, float] | None,
     step_s: float,
-    now: float,
-    digest: str,
 ) -> WorkItem:
-    served_s, use_why = _use(model, prompt_type, used, spread_over, now)
+    served_s, use_why = use
     recommendation = found.recommendation if found is not None else None
     if recommendation is not None and recommendation.speedup:
         gain = expected_gain(*spread(recommendation))
@@ -172,7 +173,7 @@ def _item(
         model_path=model.path,
         prompt_type=prompt_type,
         backend=model.backend,
-        basis=digest,
+        basis=basis_digest(model.basis),
         use_s_per_day=served_s,
         gain=gain,
         uncertainty=doubt * _STEP_DECAY**effort.steps,
@@ -212,7 +213,9 @@ def _state(found: Known | None) -> str:
         return "what is served is another machine's and unproven here"
     match recommendation.status:
         case Status.STALE:
-            return f"its recommendation is stale: {recommendation.evidence.get('stale_reason', 'it grew old')}"
+            return (
+                f"its recommendation is stale: {recommendation.evidence.get('stale_reason', 'it grew old')}"
+            )
         case Status.IMPORTED:
             return "its recommendation was imported and is unproven here"
         case _:

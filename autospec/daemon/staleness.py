@@ -56,9 +56,10 @@ def why_stale(then: Mapping[str, Any], now: Mapping[str, Any]) -> Stale | None:
 
 def mark(recommendation: Recommendation, stale: Stale) -> Recommendation:
     """The recommendation as it goes on being served: its verdict and figures stay, its status says stale and why."""
-    evidence = {
-        name: value for name, value in recommendation.evidence.items() if name != "renewing"
-    } | {"stale_reason": stale.reason, "stale_cause": stale.cause}
+    evidence = {name: value for name, value in recommendation.evidence.items() if name != "renewing"} | {
+        "stale_reason": stale.reason,
+        "stale_cause": stale.cause,
+    }
     return replace(recommendation, status=Status.STALE, evidence=evidence)
 
 

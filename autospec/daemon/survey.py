@@ -88,7 +88,8 @@ def survey(
     suite = load_suite(Path(settings.suite) if settings.suite else None)
     catalog = scan(settings)
     notes: list[str] = []
-    models = _tunables(settings, catalog, definition, suite, hardware, found, now, notes)
+    tools = _Tools(settings, definition, suite, hardware, notes)
+    models = _tunables(tools, catalog, found, now)
     store = open_store(settings.storage)
     try:
         samples = store.samples(since=now - _USES_S)
@@ -104,19 +105,22 @@ def survey(
         step_s=parse_duration(settings.daemon_step),
         now=now,
     )
-    return _result(queue, marked, catalog, models, settings, notes)
+    return _result(queue, catalog, settings, marked=marked, notes=notes)
 
 
-def _tunables(
-    settings: Settings,
-    catalog: Catalog,
-    definition: StudyDefinition,
-    suite: Suite,
-    hardware: Hardware,
-    found: Mapping[str, float],
-    now: float,
-    notes: list[str],
-) -> list[Tunable]:
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    """What every model is looked at with."""
+
+    settings: Settings
+    definition: StudyDefinition
+    suite: Suite
+    hardware: Hardware
+    notes: list[str]
+
+
+def _tunables(tools: _Tools, catalog: Catalog, found: Mapping[str, float], now: float) -> list[Tunable]:
+    settings, definition, hardware = tools.settings, tools.definition, tools.hardware
     tunables = []
     drafting_models: set[str] = set()
     backends: dict[str, tuple[Backend, Capabilities] | None] = {}
@@ -125,14 +129,16 @@ def _tunables(
             continue
         name = settings.backend or ("mlx" if model.format == "mlx" else "")
         if name not in backends:
-            backends[name] = _backend(name, settings, notes)
-        if (backend := backends[name]) is None or (model.format == "mlx") != (backend[1].build.backend == "mlx"):
+            backends[name] = _backend(name, settings, tools.notes)
+        if (backend := backends[name]) is None or (model.format == "mlx") != (
+            backend[1].build.backend == "mlx"
+        ):
             continue
         request = TuneRequest(
             model=model,
             models=catalog.models,
             definition=definition,
-            suite=suite,
+            suite=tools.suite,
             storage=settings.storage,
             args=settings.server_args,
             temperature=settings.temperature,
@@ -280,18 +286,15 @@ def _known(
     for model in models:
         for prompt_type in types:
             key = effort_key(model.name, model.backend, prompt_type)
-            if key not in known and (lent := borrowed(stored, hardware, model.name, model.backend, prompt_type)):
+            if key not in known and (
+                lent := borrowed(stored, hardware, model.name, model.backend, prompt_type)
+            ):
                 known[key] = Known(lent.recommendation, borrowed=True)
     return known
 
 
 def _result(
-    queue: Queue,
-    marked: list[str],
-    catalog: Catalog,
-    models: Sequence[Tunable],
-    settings: Settings,
-    notes: list[str],
+    queue: Queue, catalog: Catalog, settings: Settings, *, marked: list[str], notes: list[str]
 ) -> Survey:
     watch = {str(folder) for folder in catalog.looked_in}
     for model in catalog.models:
@@ -304,7 +307,7 @@ def _result(
         later=dict(queue.later),
         next_at=queue.next_at,
         marked=marked,
-        fingerprints=[m.fingerprint for m in models],
+        fingerprints=[m.fingerprint for m in catalog.models],
         watch=sorted(watch),
         notes=notes,
     )

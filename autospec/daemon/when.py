@@ -205,7 +205,9 @@ def _load(signals: Signals) -> Check:
 
 def _memory(signals: Signals, needed_bytes: int) -> Check:
     if signals.memory_available_bytes is None:
-        return Check("memory", "unknown", False, "the free memory is unknown, and too little of it would swap")
+        return Check(
+            "memory", "unknown", False, "the free memory is unknown, and too little of it would swap"
+        )
     free, needed = signals.memory_available_bytes / 2**30, needed_bytes * _SPARE_MEMORY / 2**30
     if free < needed:
         return Check("memory", "no", False, f"the next step takes {needed:.1f} GiB and {free:.1f} are free")

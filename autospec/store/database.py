@@ -18,8 +18,10 @@ from sqlalchemy.engine import make_url
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.drafting import Drafting
 from autospec.errors import StoreError
+from autospec.measure.live import Sample
 from autospec.measure.measurements import Measurement, Phase
 from autospec.recommendations import Recommendation
+from autospec.store.live import KEPT_SAMPLES, insert_samples, prune_samples, select_samples
 from autospec.store.reader import StoredRecommendation
 from autospec.store.tables import MEASUREMENTS, METADATA, RECOMMENDATIONS, SURVEYS
 
@@ -159,6 +161,38 @@ class Store:
             )
             for row in rows
         ]
+
+    def add_samples(self, samples: Sequence[Sample]) -> None:
+        """Keep what the proxy saw, in one transaction."""
+        with _plain_errors(self._engine), self._engine.begin() as connection:
+            insert_samples(connection, samples)
+
+    def prune_samples(self, keep: int = KEPT_SAMPLES) -> None:
+        """Forget all but the newest samples."""
+        with _plain_errors(self._engine), self._engine.begin() as connection:
+            prune_samples(connection, keep)
+
+    def samples(
+        self,
+        *,
+        since: float,
+        model: str | None = None,
+        backend: str | None = None,
+        build: str | None = None,
+        prompt_type: PromptType | None = None,
+        drafting: Drafting | None = None,
+    ) -> list[Sample]:
+        """What the proxy saw since a moment (seconds since the epoch), oldest first; each filter may be left out."""
+        with _plain_errors(self._engine), self._engine.connect() as connection:
+            return select_samples(
+                connection,
+                since=since,
+                model=model,
+                backend=backend,
+                build=build,
+                prompt_type=prompt_type,
+                drafting=drafting,
+            )
 
 
 def open_store(url: str) -> Store:

@@ -51,6 +51,4 @@ def resting_on(
     recommendation: Recommendation, cell: Cell, drafts: Mapping[str, str] | None
 ) -> Recommendation:
     """The recommendation with its basis among the evidence."""
-    return replace(
-        recommendation, evidence={**recommendation.evidence, "basis": basis_of(cell, drafts)}
-    )
+    return replace(recommendation, evidence={**recommendation.evidence, "basis": basis_of(cell, drafts)})
