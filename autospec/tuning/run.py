@@ -16,13 +16,14 @@ from autospec.catalog.candidates import Candidate, candidates
 from autospec.catalog.model import Model
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import SuiteError, UnsupportedError
+from autospec.errors import BusyError, SuiteError, UnsupportedError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Suite
 from autospec.recommendations import Recommendation, Status
 from autospec.store.database import Store, open_store
+from autospec.store.locks import CellLocks
 from autospec.tuning import standing
 from autospec.tuning.basis import drafts_of, resting_on
 from autospec.tuning.budget import Budget
@@ -115,6 +116,7 @@ class Tuning:
     _cost: Cost = field(default_factory=Cost)
     _wanted: list[str] = field(default_factory=list)
     _drafts: dict[str, str] | None = None
+    _locks: CellLocks | None = None
 
     def run(self) -> list[Recommendation]:
         """Search, prove, store.
@@ -124,13 +126,14 @@ class Tuning:
             proven before.
 
         Raises:
-            BusyError: Another tune holds the machine.
+            BusyError: Another tune holds the machine, or other machines hold all of its cells.
             AutospecError: The server does not even start without drafting, or the database cannot be used.
             KeyboardInterrupt: Passed on after everything known has been stored.
         """
         with machine_lock(f"tune {self.request.model.name}"), ExitStack() as stack:
             store = open_store(self.request.storage)
             stack.callback(store.close)
+            self._locks = stack.enter_context(CellLocks(self.request.storage))
             self._run(store)
         return self.known()
 
@@ -257,6 +260,9 @@ class Tuning:
                     f"It has {', '.join(request.suite.types())}.",
                 )
             cell = Cell(request.model.ref, prompt_type, capabilities.build, self.hardware, settings)
+            if self._locks is not None and not self._locks.take(cell.key):
+                self.progress.tell(f"{prompt_type}: another machine is tuning this cell.")
+                continue
             study = CellStudy(cell, storage, request.definition, space, request.protocol)
             run = CellRun(cell, study, tune[: request.definition.prompts], prove)
             winner = None if request.again else study.noted("winner")
@@ -268,6 +274,11 @@ class Tuning:
                     if t.value is not None and not t.drafting.is_off
                 }
             cells.append(run)
+        if not cells:
+            raise BusyError(
+                "Another autospec is measuring these cells, from another machine like this one.",
+                "Wait for it; its results are kept in the same database.",
+            )
         return cells
 
     def _epoch(self, cells: Sequence[CellRun]) -> float:
