@@ -131,6 +131,11 @@ class RankCusum:
             return self._up_since
         return self._down_since if self._down >= self._limit else None
 
+    def fall_back(self) -> None:
+        """Begin at zero again, with the same values to rank among: ranks to come are as independent as before."""
+        self._up = self._down = 0.0
+        self._up_since = self._down_since = len(self._sorted)
+
     def _step(self, height: float, score: float, since: int, n: int) -> tuple[float, int]:
         risen = height + score - self._reference
         return (risen, since) if risen > 0 else (0.0, n)
@@ -141,23 +146,23 @@ def first_change(
 ) -> Change | None:
     """The first change of a series that the chart sees and that matters; ``None`` if there is none.
 
-    After an alarm that does not matter the chart begins anew: what follows is compared with the new level.
+    After an alarm that does not matter the chart falls back to zero and keeps what it has seen: a change that had
+    only begun, or that many calm values hid, raises it again.
 
     Args:
         values: In the order of time.
         matters: Whether a change from one median to another is worth a word; by default one of 5 %.
     """
     matters = matters or (lambda before, after: abs(after - before) > _MATTERS * abs(before))
-    chart, begun = RankCusum(), 0
+    chart = RankCusum()
     for index, value in enumerate(values):
-        found = chart.add(value)
-        if found is None:
+        at = chart.add(value)
+        if at is None:
             continue
-        at = begun + found
-        before, after = statistics.median(values[begun:at]), statistics.median(values[at : index + 1])
+        before, after = statistics.median(values[:at]), statistics.median(values[at : index + 1])
         if matters(before, after):
             return Change(at, index, before, after)
-        chart, begun = RankCusum(), index + 1
+        chart.fall_back()
     return None
 
 

@@ -21,14 +21,14 @@ from autospec.daemon.clock import Clock, JumpWatch
 from autospec.daemon.listening import Listening, Peer
 from autospec.daemon.measurement import Measurement, Outcome, tune_command
 from autospec.daemon.memory import Memory
+from autospec.daemon.outlook import Outlook
 from autospec.daemon.probes import Probes, Traffic
 from autospec.daemon.proxy_child import ProxyChild
-from autospec.daemon.surveying import FileWatch, SurveyRun
 from autospec.daemon.when import Decision, Policy, decide
 from autospec.daemon.work import WorkItem
-from autospec.errors import AutospecError, LaunchError
+from autospec.errors import LaunchError
 from autospec.service.notify import Notifier
-from autospec.settings import Settings, load_settings, parse_duration, parse_hours
+from autospec.settings import Settings, parse_duration, parse_hours
 
 __all__ = ["Daemon", "policy_of"]
 
@@ -36,16 +36,10 @@ __all__ = ["Daemon", "policy_of"]
 _REST_S = 60.0
 # While measuring: heat, power, hours, and whether somebody sat down. Requests need no look, they are told.
 _WATCH_S = 5.0
-# Nothing else may have told of a change: an upgrade in place, a folder that is a link.
-_SURVEY_EVERY_S = 6 * 3600.0
-# New traffic changes use and may show drift; answers are many and recommendations few.
-_SURVEY_AFTER_TRAFFIC_S = 1800.0
-# A survey that failed (a full disk, a database that is away).
-_SURVEY_AGAIN_S = 300.0
 # `tune` keeps its budget itself, but for the launch and the round under way: longer is a hang.
 _OVERTIME_S = 600.0
-# The machine was not free although nobody said so.
-_BUSY_PAUSE_S = 60.0
+# Somebody else has the machine, or another machine the cell: ten steps of theirs later it may be free.
+_HELD_PAUSE_S = 120.0
 _EVENTS_KEPT = 20
 
 
@@ -58,13 +52,14 @@ def policy_of(settings: Settings) -> Policy:
     )
 
 
-@dataclass(slots=True)
-class _Running:
-    """A step under way."""
+def start_step(item: WorkItem, state_dir: Path, config: Path | None) -> Measurement:
+    """Start the tune of one cell in a child process.
 
-    step: Measurement
-    began_s: float
-    why: str
+    Raises:
+        OSError: Its record cannot be written.
+        LaunchError: It could not be started.
+    """
+    return Measurement(item, state_dir, tune_command(item, config))
 
 
 @dataclass(slots=True)
@@ -81,6 +76,9 @@ class Daemon:
         tell: Told each thing that happens, one sentence.
         probes: Reads the signals.
         launch: Starts a step.
+        decision: The last one, for whoever asks.
+        why: What it does and why, for whoever asks.
+        events: The last things that happened.
     """
 
     settings: Settings
@@ -90,33 +88,21 @@ class Daemon:
     notifier: Notifier = field(default_factory=Notifier)
     clock: Clock = field(default_factory=Clock)
     tell: Callable[[str], None] = lambda _: None
-    probes: Probes | None = None
-    launch: Callable[[WorkItem, Path, Path | None], Measurement] = lambda item, state_dir, config: (
-        Measurement(item, state_dir, tune_command(item, config))
-    )
-
-    items: list[WorkItem] = field(default_factory=list)
-    later: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
+    probes: Probes = field(default_factory=lambda: Probes(Clock()))
+    launch: Callable[[WorkItem, Path, Path | None], Measurement] = start_step
     decision: Decision | None = None
-    trouble: str = ""
     why: str = "it has just started"
+    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
     memory: Memory = field(init=False)
+    outlook: Outlook = field(init=False)
     _selector: selectors.BaseSelector = field(init=False)
     _listening: Listening = field(init=False)
-    _files: FileWatch = field(default_factory=FileWatch)
     _jumps: JumpWatch = field(init=False)
-    _running: _Running | None = None
-    _survey: SurveyRun | None = None
-    _survey_at_s: float = 0.0
-    _surveyed_s: float = 0.0
-    _next_at: float | None = None
+    _step: Measurement | None = None
+    _step_began_s: float = 0.0
     _idle_since_s: float | None = None
-    _traffic_since_survey: bool = False
-    _not_before_s: float = 0.0
+    _held_until_s: dict[str, float] = field(default_factory=dict)
     _ending: bool = False
-    _once_done: bool = False
 
     def run(self) -> int:
         """Work until a signal asks to end.
@@ -128,20 +114,18 @@ class Daemon:
             BusyError: A daemon runs already for this state folder.
         """
         self.memory = Memory.load(self.settings.state_dir / "daemon.json")
-        self.probes = self.probes or Probes(self.clock)
         self._jumps = JumpWatch(self.clock)
         self._selector = selectors.DefaultSelector()
         self._listening = Listening(self.settings.state_dir, self._selector, self._hear)
+        self.outlook = Outlook(self.memory, self.clock, self.config, self._selector, self._event)
         wake = self._catch_signals()
         try:
             self.notifier.ready()
             while not self._ending:
                 wait_s = self._turn()
                 self.notifier.alive()
-                if self._ending:
-                    break
-                alive_s = self.notifier.alive_every_s
-                self._wait(wait_s if alive_s is None else min(wait_s, alive_s))
+                if not self._ending:
+                    self._wait(min(wait_s, self.notifier.alive_every_s or wait_s))
         finally:
             self._end(wake)
         return 0
@@ -149,251 +133,169 @@ class Daemon:
     # --- one turn -------------------------------------------------------------------------------------------------
 
     def _turn(self) -> float:
-        """Do what is due.
-
-        Returns:
-            Seconds until something may be due again.
-        """
+        """Do what is due; seconds until something may be due again."""
         waits = [_REST_S]
         if self.proxy is not None and (pause_s := self.proxy.keep()) is not None:
             waits.append(pause_s)
         jump_s = self._jumps.jumped_s()
-        if self._survey is not None and self._survey.result is not None:
-            self._take(self._survey.result)
-        if self.running is not None:
-            waits.append(self._watch_step(jump_s))
-        elif self._survey is None:
+        if (settings := self.outlook.take()) is not None:
+            self.settings = settings
+        if self._step is not None:
+            waits.append(self._watch(self._step, jump_s))
+        elif not self.outlook.looking:
             waits.append(self._look_for_work())
         return max(0.0, min(waits))
 
     def _look_for_work(self) -> float:
-        now_s = self.clock.monotonic()
-        if self._survey_due(now_s):
+        if self.outlook.due():
             if self._busy():
                 self._rest("a request is being served")
-                return _REST_S
-            self._start_survey()
+            else:
+                self.outlook.look()
+                self.why = "it looks at what there is to measure"
             return _REST_S
-        if not self.items:
-            self._rest(self.trouble or "nothing is worth measuring now")
-            self._once_done = True
-            return self._until_next_at()
-        if now_s < self._not_before_s:
-            return self._not_before_s - now_s
-        return self._consider(self.items[0])
+        now_s = self.clock.monotonic()
+        free = [item for item in self.outlook.items if now_s >= self._held_until_s.get(item.key, 0.0)]
+        if free:
+            return self._consider(free[0])
+        if self.outlook.items:
+            self._rest("other autospecs hold all that is worth measuring", final=True)
+            return _HELD_PAUSE_S
+        self._rest(self.outlook.trouble or "nothing is worth measuring now", final=True)
+        return min(_REST_S, self.outlook.next_in_s())
 
     def _consider(self, item: WorkItem) -> float:
-        assert self.probes is not None
         signals = self.probes.read(self._traffic(), self.memory.spent_today_s(self.clock.today()))
         self.decision = decide(signals, policy_of(self.settings), needed_bytes=item.memory_bytes)
         if not self.decision.go:
-            self._rest(self.decision.why)
-            self._once_done = self.decision.recheck_s > 1.0
+            # A load takes two readings; without one there is nothing to say yet.
+            self._rest(self.decision.why, final=signals.other_load is not None)
             return self.decision.recheck_s
-        self._start_step(item)
-        return _WATCH_S
-
-    def _start_step(self, item: WorkItem) -> None:
         try:
-            step = self.launch(item, self.settings.state_dir, self.config)
+            self._step = self.launch(item, self.settings.state_dir, self.config)
         except (OSError, LaunchError) as error:
             self._failed(item, 0.0, f"it could not be started: {error}")
-            return
-        self._running = _Running(step, self.clock.monotonic(), item.why)
-        self.why = f"tuning {item.label}, because {item.why}"
+            return 0.0
+        self._step_began_s = self.clock.monotonic()
+        self.why = f"it tunes {item.label}, because {item.why}"
         self._event(f"Tuning {item.label}: {item.why}.")
         self._listening.tell_proxies({"event": "tuning", "what": item.label, "why": item.why})
+        return _WATCH_S
 
-    def _watch_step(self, jump_s: float) -> float:
-        assert self._running is not None
-        assert self.probes is not None
-        running = self._running
-        took_s = self.clock.monotonic() - running.began_s
-        if (outcome := running.step.outcome()) is not None:
-            self._finish_step(outcome, took_s)
+    def _watch(self, step: Measurement, jump_s: float) -> float:
+        """A step runs: has it ended, may it go on?"""
+        took_s = self.clock.monotonic() - self._step_began_s
+        if (outcome := step.outcome()) is not None:
+            self._finish(step.item, outcome, took_s)
             return 0.0
+        if why := self._why_stop(step.item, took_s, jump_s):
+            self._preempt(step, why)
+            return 0.0
+        return _WATCH_S
+
+    def _why_stop(self, item: WorkItem, took_s: float, jump_s: float) -> str:
         if self._busy():
-            self._preempt("a request came")
-        elif jump_s:
-            self._preempt(f"the clock jumped by {jump_s:.0f} s, so that nobody knows what was measured")
-        elif took_s > running.step.item.cost_s + _OVERTIME_S:
-            item = running.step.item
-            self._preempt("it took far longer than its budget")
-            self.memory.ended(item, seconds=0.0, at=self.clock.wall(), failure="it hung")
-            self.memory.save()
-        else:
-            spent_s = self.memory.spent_today_s(self.clock.today()) + took_s
-            signals = self.probes.read(self._traffic(), spent_s, measuring=True)
-            self.decision = decide(signals, policy_of(self.settings), measuring=True)
-            if not self.decision.go:
-                self._preempt(self.decision.why)
-        return _WATCH_S if self.running is not None else 0.0
+            return "a request came"
+        if jump_s:
+            return f"the clock jumped by {jump_s:.0f} s, so that nobody knows what was measured"
+        if took_s > item.cost_s + _OVERTIME_S:
+            self.memory.ended(
+                item, seconds=0.0, at=self.clock.wall(), failure="it took far longer than its budget"
+            )
+            return "it took far longer than its budget"
+        spent_s = self.memory.spent_today_s(self.clock.today()) + took_s
+        signals = self.probes.read(self._traffic(), spent_s, measuring=True)
+        self.decision = decide(signals, policy_of(self.settings), measuring=True)
+        return self.decision.why
 
-    def _preempt(self, why: str) -> None:
-        assert self._running is not None
-        running, self._running = self._running, None
-        running.step.preempt()
-        seconds = self.clock.monotonic() - running.began_s
+    def _preempt(self, step: Measurement, why: str) -> None:
+        """Stop a step: what it was measuring is void, what it had measured is kept."""
+        step.preempt()
         self._listening.tell_proxies({"event": "yielded"})
-        item = running.step.item
-        self._event(f"Stopped tuning {item.label} after {seconds:.0f} s: {why}.")
-        self._spent(seconds)
-        self.memory.preempted(item, seconds=seconds)
-        self.memory.save()
-        self._after_step()
-        self._rest(why)
+        seconds = self.clock.monotonic() - self._step_began_s
+        self._event(f"Stopped tuning {step.item.label} after {seconds:.0f} s: {why}.")
+        self.memory.preempted(step.item, seconds=seconds)
+        self._after_step(seconds)
+        self._rest(why, final=True)
 
-    def _finish_step(self, outcome: Outcome, seconds: float) -> None:
-        assert self._running is not None
-        running, self._running = self._running, None
-        item = running.step.item
+    def _finish(self, item: WorkItem, outcome: Outcome, seconds: float) -> None:
         if outcome.busy:
-            self._not_before_s = self.clock.monotonic() + _BUSY_PAUSE_S
+            self._held_until_s[item.key] = self.clock.monotonic() + _HELD_PAUSE_S
             self._event(f"Could not tune {item.label}: {outcome.words}")
+            self._after_step(0.0)
         elif not outcome.ok:
             self._failed(item, seconds, outcome.words)
         else:
             self._event(f"Tuned {item.label} for {seconds:.0f} s.")
-            self._spent(seconds)
             self.memory.ended(item, seconds=seconds, at=self.clock.wall())
-            self.memory.save()
-        self._after_step()
-        self._rest("it looks for what is worth measuring next")
+            self._after_step(seconds)
+        self._rest("a step has ended", final=True)
 
     def _failed(self, item: WorkItem, seconds: float, words: str) -> None:
-        self._spent(seconds)
         self.memory.ended(item, seconds=seconds, at=self.clock.wall(), failure=words)
-        self.memory.save()
         self._event(f"Tuning {item.label} failed: {words}")
-        self._after_step()
+        self._after_step(seconds)
 
-    def _after_step(self) -> None:
-        assert self.probes is not None
-        self.probes.forget_load()
-        self.items = []  # the next survey says what is worth it now
-        self._survey_at_s = self.clock.monotonic()
-        self._once_done = True
-
-    def _spent(self, seconds: float) -> None:
+    def _after_step(self, seconds: float) -> None:
+        self._step = None
         self.memory.spend(self.clock.today(), seconds)
-
-    # --- surveys --------------------------------------------------------------------------------------------------
-
-    def _survey_due(self, now_s: float) -> bool:
-        if changed := self._files.changed():
-            self._event(f"{changed[0]} changed{f', and {len(changed) - 1} more' if changed[1:] else ''}.")
-            self._reload_settings()
-            return True
-        if self._traffic_since_survey and now_s - self._surveyed_s > _SURVEY_AFTER_TRAFFIC_S:
-            return True
-        if self._next_at is not None and self.clock.wall() >= self._next_at:
-            return True
-        return now_s >= self._survey_at_s
-
-    def _start_survey(self) -> None:
-        asked = {
-            "found": self.memory.found,
-            "efforts": {k: e.to_json() for k, e in self.memory.efforts.items()},
-        }
-        try:
-            self._survey = SurveyRun(asked, self.config, self._selector)
-        except OSError as error:
-            self._take({"error": f"No survey can be started: {error.strerror or error}."})
-            return
-        self._traffic_since_survey = False
-        self.why = "looking at what there is to measure"
-
-    def _take(self, result: dict[str, Any]) -> None:
-        self._survey = None
-        now_s = self.clock.monotonic()
-        self._surveyed_s = now_s
-        if sentence := result.get("error"):
-            if sentence != self.trouble:
-                self._event(f"The survey failed: {sentence}")
-            self.trouble, self.items, self._next_at = str(sentence), [], None
-            self._survey_at_s = now_s + _SURVEY_AGAIN_S
-            return
-        self.trouble = ""
-        self.items = [WorkItem.from_json(item) for item in result["items"]]
-        self.later, self.notes = result["later"], result["notes"]
-        self._next_at = result["next_at"]
-        self._survey_at_s = now_s + _SURVEY_EVERY_S
-        self._files.watch(result["watch"])
-        for sentence in result["marked"]:
-            self._event(f"Stale: {sentence}")
-        self.memory.see(result["fingerprints"], self.clock.wall())
-        self.memory.forget_done([*self.later, *(item.key for item in self.items)])
         self.memory.save()
-
-    def _reload_settings(self) -> None:
-        try:
-            self.settings = load_settings(self.config)
-        except AutospecError as error:
-            self._event(f"The settings stay as they were: {error.message}")
-
-    def _until_next_at(self) -> float:
-        if self._next_at is None:
-            return _REST_S
-        return min(_REST_S, max(1.0, self._next_at - self.clock.wall()))
+        self.probes.forget_load()
+        self.outlook.expire()
 
     # --- who speaks -----------------------------------------------------------------------------------------------
 
     def _hear(self, peer: Peer, message: dict[str, Any]) -> None:
-        before = self._busy()
         match message:
             case {"event": "hello", "role": "proxy"}:
                 peer.role, peer.pid = "proxy", int(message.get("pid", 0))
                 peer.tell(self._self_description())
             case {"event": "busy"}:
                 peer.busy = True
-                self._traffic_since_survey = True
-            case {"event": "idle"}:
+                self.outlook.traffic_came()
+            case {"event": "idle"} | {}:
+                # An empty message: it has left, and whoever it served is served no more.
+                if peer.busy:
+                    self._idle_since_s = self.clock.monotonic()
                 peer.busy = False
             case {"ask": "status"}:
                 from autospec.daemon.status import status_document  # noqa: PLC0415 - asked for rarely
 
                 peer.tell(status_document(self))
-        if before and not self._busy():
-            self._idle_since_s = self.clock.monotonic()
 
     def _self_description(self) -> dict[str, Any]:
-        if self._running is not None:
-            return {"event": "tuning", "what": self._running.step.item.label, "why": self._running.why}
+        if self._step is not None:
+            return {"event": "tuning", "what": self._step.item.label, "why": self._step.item.why}
         return {"event": "resting", "why": self.why}
 
     def _busy(self) -> bool:
-        return any(peer.busy for peer in self._listening.proxies)
+        return any(peer.busy for peer in self.proxies)
 
     def _traffic(self) -> Traffic:
-        proxies = self._listening.proxies
         since_s = None if self._idle_since_s is None else self.clock.monotonic() - self._idle_since_s
-        return Traffic(sum(peer.busy for peer in proxies) if proxies else None, since_s)
+        return Traffic(sum(peer.busy for peer in self.proxies) if self.proxies else None, since_s)
 
     # --- small things ---------------------------------------------------------------------------------------------
 
     @property
     def running(self) -> tuple[WorkItem, float] | None:
         """The step under way and the seconds it has taken."""
-        if self._running is None:
+        if self._step is None:
             return None
-        return self._running.step.item, self.clock.monotonic() - self._running.began_s
-
-    @property
-    def surveying(self) -> bool:
-        """True while a survey runs."""
-        return self._survey is not None
+        return self._step.item, self.clock.monotonic() - self._step_began_s
 
     @property
     def proxies(self) -> list[Peer]:
         """The proxies that are connected."""
         return self._listening.proxies
 
-    def _rest(self, why: str) -> None:
+    def _rest(self, why: str, *, final: bool = False) -> None:
+        """Say why it does not measure; with ``--once`` a final reason ends it."""
         if why != self.why:
             self.why = why
             self._listening.tell_proxies({"event": "resting", "why": why})
             self.notifier.doing(f"Resting: {why}")
-        if self.once and self._once_done:
+        if self.once and final:
             self._ending = True
 
     def _event(self, sentence: str) -> None:
@@ -424,11 +326,10 @@ class Daemon:
 
     def _end(self, wake: tuple[int, int]) -> None:
         self.notifier.stopping()
-        if self._running is not None:
-            self._preempt("the daemon ends")
-        if self._survey is not None:
-            self._survey.stop()
-        if self.proxy is not None and not self.once:
+        if self._step is not None:
+            self._preempt(self._step, "the daemon ends")
+        self.outlook.close()
+        if self.proxy is not None:
             self.proxy.stop()
         self._listening.close()
         signal.set_wakeup_fd(-1)

@@ -21,7 +21,7 @@ def status_document(daemon: Daemon) -> dict[str, Any]:
         daemon: The running daemon.
     """
     running = daemon.running
-    state = "tuning" if running else "looking" if daemon.surveying else "resting"
+    state = "tuning" if running else "looking" if daemon.outlook.looking else "resting"
     spent_s = daemon.memory.spent_today_s(daemon.clock.today()) + (running[1] if running else 0.0)
     return {
         "schema": 1,
@@ -29,8 +29,8 @@ def status_document(daemon: Daemon) -> dict[str, Any]:
         "state": state,
         "why": daemon.why,
         "tuning": None if running is None else {**running[0].to_json(), "for_s": round(running[1], 1)},
-        "queue": [item.to_json() for item in daemon.items],
-        "later": daemon.later,
+        "queue": [item.to_json() for item in daemon.outlook.items],
+        "later": daemon.outlook.later,
         "checks": [check.to_json() for check in daemon.decision.checks] if daemon.decision else [],
         "spent_today_s": round(spent_s, 1),
         "budget": daemon.settings.daemon_budget,
@@ -38,8 +38,8 @@ def status_document(daemon: Daemon) -> dict[str, Any]:
         "proxy_child": None
         if daemon.proxy is None
         else {"pid": daemon.proxy.pid, "crashes": daemon.proxy.crashes, "last_end": daemon.proxy.last_end},
-        "trouble": [text for text in (daemon.trouble, daemon.memory.trouble) if text],
-        "notes": daemon.notes,
+        "trouble": [text for text in (daemon.outlook.trouble, daemon.memory.trouble) if text],
+        "notes": daemon.outlook.notes,
         "events": list(daemon.events),
     }
 

@@ -70,7 +70,7 @@ def main(url: str, name: str, rounds: int) -> None:
                 continue
             if len(backend.asked) > asked:
                 mine.append(str(prompt_type))
-    print(json.dumps({"name": name, "mine": mine, "others": others, "measured": len(kept)}))
+    sys.stdout.write(json.dumps({"name": name, "mine": mine, "others": others, "measured": len(kept)}) + "\n")
 
 
 if __name__ == "__main__":

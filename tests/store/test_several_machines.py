@@ -59,7 +59,7 @@ def test_a_cell_is_held_by_one_session_until_it_ends(database: str):
 
 
 def test_a_killed_holder_holds_nothing(database: str):
-    """kill -9 ends the session, and with it the lock: nobody waits for a lease to run out."""
+    """A kill -9 ends the session, and with it the lock: nobody waits for a lease to run out."""
     program = (
         "import sys, time; from autospec.store.locks import CellLocks\n"
         f"locks = CellLocks({database!r}); print(locks.take({KEY!r}), flush=True); time.sleep(60)"
@@ -134,6 +134,8 @@ def test_three_machines_at_once_lose_no_trial_and_do_none_twice(database: str, t
         draftings = [json.dumps(t.user_attrs["drafting"], sort_keys=True) for t in trials]
         assert len(set(draftings)) == len(draftings), "a trial was done twice"
         measured += len(trials)
+    storage.remove_session()
+    storage.engine.dispose()
     assert measured > len(TYPES)
     assert {s.recommendation.status for s in stored} == {Status.PROVEN}
     store = open_store(database)
