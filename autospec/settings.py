@@ -19,11 +19,11 @@ from typing import Any, Final
 
 from autospec.errors import SettingsError, UsageError
 
-__all__ = ["KEYS", "Key", "Settings", "load_settings", "locate_config", "parse_duration"]
+__all__ = ["KEYS", "Key", "Settings", "load_settings", "locate_config", "parse_duration", "parse_hours"]
 
 PREFIX: Final = "AUTOSPEC_"
-# Read by the tests themselves; not settings.
-_NOT_SETTINGS: Final = re.compile(r"AUTOSPEC_(TEST_.*|LAB)")
+# Read by the tests themselves, and the mark that every child of a guard carries; not settings.
+_NOT_SETTINGS: Final = re.compile(r"AUTOSPEC_(TEST_.*|LAB|LAUNCH_ID)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Key:
 
     Attributes:
         name: Its name in the file; upper-cased with ``AUTOSPEC_`` before it in the environment.
-        kind: ``text``, ``name`` (a name or a path), ``file``, ``path``, ``paths``, ``words``, ``command``, ``duration``, ``number``, ``count``
-            or ``flag``.
+        kind: ``text``, ``name`` (a name or a path), ``file``, ``path``, ``paths``, ``words``, ``command``, ``duration``, ``number``,
+            ``count``, ``flag`` or ``hours``.
         default: What holds when nobody sets it; ``None`` where `load_settings` works it out.
         doc: One sentence for the template and for `config show`.
         in_file: False for the two keys that say where the file is.
@@ -95,6 +95,15 @@ KEYS: Final = (
         (),
         "A command that the daemon gives each change of a recommendation, as JSON on stdin.",
     ),
+    Key(
+        "daemon_idle",
+        "duration",
+        "5m",
+        "How long nobody must have asked or typed before the daemon measures.",
+    ),
+    Key("daemon_hours", "hours", "", "When the daemon may measure, e.g. 22:00-07:00; empty is any time."),
+    Key("daemon_budget", "duration", "2h", "How long the daemon may measure a day."),
+    Key("daemon_step", "duration", "10m", "How long one step of the daemon may take: one cell at a time."),
 )
 _BY_NAME: Final = {key.name: key for key in KEYS}
 
@@ -110,6 +119,7 @@ _EXPECTED: Final = {
     "number": "a number of at least 0",
     "count": "a whole number of at least 1",
     "flag": "true or false",
+    "hours": 'hours of the day such as "22:00-07:00"; several with commas',
 }
 _FLAGS: Final = {"1": True, "true": True, "yes": True, "on": True} | dict.fromkeys(
     ("0", "false", "no", "off"), False
@@ -158,6 +168,10 @@ class Settings:
     queue_deadline: str
     serve_statuses: tuple[str, ...]
     on_change: tuple[str, ...]
+    daemon_idle: str
+    daemon_hours: str
+    daemon_budget: str
+    daemon_step: str
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -246,6 +260,23 @@ def parse_duration(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise UsageError(f"A duration must be longer than nothing, not {text!r}.", "Write e.g. 20m.")
     return seconds
+
+
+def parse_hours(text: str) -> tuple[tuple[int, int], ...]:
+    """Minutes of the day at which stretches such as ``22:00-07:00, 12:00-13:00`` begin and end; none for an empty text.
+
+    Raises:
+        UsageError: It is none.
+    """
+    stretches = []
+    for part in filter(None, text.replace(" ", "").split(",")):
+        found = re.fullmatch(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})", part)
+        hour, minute, to_hour, to_minute = map(int, found.groups()) if found else (99, 0, 0, 0)
+        begin, end = 60 * hour + minute, 60 * to_hour + to_minute
+        if max(minute, to_minute) > 59 or max(begin, end) > 24 * 60 or begin == end:
+            raise UsageError(f"{part!r} is no stretch of hours.", "Write e.g. 22:00-07:00.")
+        stretches.append((begin, end))
+    return tuple(stretches)
 
 
 def _outside_the_file(
@@ -415,6 +446,12 @@ def _duration(value: object, base: Path) -> str:
     return text
 
 
+def _hours(value: object, base: Path) -> str:
+    text = _text(value, base)
+    parse_hours(text)
+    return text
+
+
 def _number(value: object, _base: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
@@ -449,4 +486,5 @@ _FORMS: Final[dict[str, Callable[[object, Path], object]]] = {
     "number": _number,
     "count": _count,
     "flag": _flag,
+    "hours": _hours,
 }

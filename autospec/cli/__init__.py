@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "studies": ("autospec.cli.studies", "List, show, import and export studies."),
     "proxy": ("autospec.cli.proxy", "Serve your models, each request with the drafting best for it."),
     "service": ("autospec.cli.service", "Run the daemon as a service: launchd, systemd."),
+    "daemon": ("autospec.cli.daemon", "Keep every model that is used tuned, when nobody needs the machine."),
     "config": ("autospec.cli.config", "Show and check the settings."),
 }
 

@@ -49,6 +49,7 @@ class Findings:
     backends: list[dict[str, Any]] = field(default_factory=list)
     models: dict[str, Any] = field(default_factory=dict)
     storage: dict[str, Any] = field(default_factory=dict)
+    daemon: list[dict[str, Any]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     advice: list[Problem] = field(default_factory=list)
 
@@ -76,6 +77,7 @@ def command(shell: Shell) -> None:
     _examine_storage(findings, settings)
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began_s)))
     _examine_state(findings, watch.finish())
+    _examine_signals(findings, settings)
     if shell.json:
         shell.emit(_document(findings, settings))
     else:
@@ -199,6 +201,12 @@ def _examine_state(findings: Findings, state: MachineState) -> None:
         )
 
 
+def _examine_signals(findings: Findings, settings: Settings) -> None:
+    from autospec.daemon.glance import glance
+
+    findings.daemon = [check.to_json() for check in glance(settings, findings.state["other_load"]).checks]
+
+
 def _problem(what: str, error: BaseException) -> Problem:
     if isinstance(error, AutospecError):
         return Problem(error.message, error.hint)
@@ -221,6 +229,7 @@ def _document(findings: Findings, settings: Settings) -> dict[str, Any]:
         "backends": findings.backends,
         "models": findings.models,
         "storage": findings.storage,
+        "daemon": findings.daemon,
         "problems": [asdict(p) for p in findings.problems],
         "advice": [asdict(p) for p in findings.advice],
     }
@@ -256,6 +265,7 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
         ),
         *_backend_rows(findings.backends),
         *_model_rows(findings.models),
+        *_signal_rows(findings.daemon),
     ]
     for label, text in rows:
         table.add_row(label, escape(text))
@@ -287,3 +297,9 @@ def _model_rows(models: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("models", f"{models['count']} found")]
     rows += [("", f"  {place['count']} in {place['path']} ({place['source']})") for place in models["places"]]
     return rows + [("", f"  warning: {warning}") for warning in models["warnings"]]
+
+
+def _signal_rows(checks: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What the daemon would make of the machine now."""
+    rows = [("daemon", "may measure now" if all(c["allows"] for c in checks) else "would not measure now")]
+    return rows + [("", f"  {c['name']}: {c['state']}, {c['words']}") for c in checks]

@@ -17,10 +17,11 @@ from typing import Any
 
 from autospec.cells import Hardware, PromptType
 from autospec.errors import ModelChoiceError, NothingKnownError, UsageError
+from autospec.hardware.likeness import most_alike
 from autospec.recommendations import Recommendation, Status, document
 from autospec.store.reader import StoredRecommendation
 
-__all__ = ["Question", "Selection", "match_model", "newest", "same_machine", "select"]
+__all__ = ["Question", "Selection", "borrowed", "match_model", "newest", "same_machine", "select"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def select(stored: Sequence[StoredRecommendation], here: Hardware, question: Que
         # The name is looked up here first: a name that is plain among our own must not become ambiguous by an import.
         asked = local
         if not _answers(local, question) and (question.model or not local):
-            asked, foreign = [s for s in stored if s not in local], True
+            asked, foreign = _lent([s for s in stored if s not in local], here, question), True
     found = newest(_answers(asked, question))
     if not found:
         raise _nothing(question, stored, local)
@@ -116,6 +117,21 @@ def same_machine(stored: Hardware, here: Hardware) -> bool:
     machines whose ids begin so.
     """
     return here.id == stored.id or here.id.startswith(f"{stored.id}-")
+
+
+def borrowed(
+    stored: Iterable[StoredRecommendation], here: Hardware, model: str, backend: str, prompt_type: PromptType
+) -> StoredRecommendation | None:
+    """What the most alike machine knows of a cell of which this one knows nothing, as it is shown here; or ``None``."""
+    others = [
+        s
+        for s in stored
+        if not same_machine(s.hardware, here)
+        and (s.recommendation.model, s.recommendation.backend) == (model, backend)
+        and s.recommendation.prompt_type is prompt_type
+    ]
+    lent = _newest(_lent(others, here, Question()))
+    return lent[0] if lent else None
 
 
 def match_model(stored: Iterable[StoredRecommendation], text: str) -> list[StoredRecommendation]:
@@ -156,6 +172,24 @@ def _answers(stored: Sequence[StoredRecommendation], question: Question) -> list
     if question.backend:
         found = [s for s in found if s.recommendation.backend == question.backend]
     return match_model(found, question.model) if question.model else found
+
+
+def _lent(
+    stored: Sequence[StoredRecommendation], here: Hardware, question: Question
+) -> list[StoredRecommendation]:
+    """The answers of the machine most like this one, which are provisional here whatever they are there.
+
+    What somebody imported stays marked as that.
+    """
+    found = _answers(stored, question)
+    nearest = most_alike(here, [s.hardware for s in found])
+    return [
+        s
+        if s.recommendation.status is Status.IMPORTED
+        else replace(s, recommendation=replace(s.recommendation, status=Status.PROVISIONAL))
+        for s in found
+        if s.hardware == nearest
+    ]
 
 
 def _of_machine(stored: Sequence[StoredRecommendation], text: str) -> list[StoredRecommendation]:

@@ -6,8 +6,7 @@ measurement under way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from autospec.measure.live import Sample
 from autospec.measure.measurements import Measurement, Phase
 from autospec.recommendations import Recommendation
 from autospec.store.live import KEPT_SAMPLES, insert_samples, prune_samples, select_samples
+from autospec.store.locks import first_use
+from autospec.store.plain_errors import plain_errors
 from autospec.store.reader import StoredRecommendation
 from autospec.store.tables import MEASUREMENTS, METADATA, RECOMMENDATIONS, SURVEYS
 
@@ -55,7 +56,7 @@ class Store:
             "drafting": measurement.drafting.to_json(),
             "compared": measurement.compared.to_json(),
         }
-        with _plain_errors(self._engine), self._engine.begin() as connection:
+        with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.insert(MEASUREMENTS), [row])
 
     def measurements(
@@ -80,14 +81,14 @@ class Store:
             query = query.where(table.c.protocol == protocol)
         if phase is not None:
             query = query.where(table.c.phase == str(phase))
-        with _plain_errors(self._engine), self._engine.connect() as connection:
+        with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query.order_by(table.c.id)).mappings().all()
         return [_measurement(dict(row)) for row in rows]
 
     def add_survey(self, cell_key: str, protocol: str, kind: str, name: str, data: dict[str, Any]) -> None:
         """Keep one thing that prediction works on; it replaces an earlier one of the same name for readers."""
         row = {"cell_key": cell_key, "protocol": protocol, "kind": kind, "name": name, "data": data}
-        with _plain_errors(self._engine), self._engine.begin() as connection:
+        with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.insert(SURVEYS), [row])
 
     def surveys(self, cell_key: str, protocol: str, kind: str) -> dict[str, dict[str, Any]]:
@@ -98,12 +99,12 @@ class Store:
             .where(table.c.cell_key == cell_key, table.c.protocol == protocol, table.c.kind == kind)
             .order_by(table.c.id)
         )
-        with _plain_errors(self._engine), self._engine.connect() as connection:
+        with plain_errors(self._engine), self._engine.connect() as connection:
             return {row.name: row.data for row in connection.execute(query)}
 
     def forget_surveys(self, cell_key: str) -> None:
         """Remove what prediction worked on for a cell, the recorded answers with it."""
-        with _plain_errors(self._engine), self._engine.begin() as connection:
+        with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.delete(SURVEYS).where(SURVEYS.c.cell_key == cell_key))
 
     def save_recommendation(
@@ -119,7 +120,7 @@ class Store:
             "recommendation": recommendation.to_json(),
             "created_at": recommendation.created_at,
         }
-        with _plain_errors(self._engine), self._engine.begin() as connection:
+        with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.insert(RECOMMENDATIONS), [row])
 
     def recommendations(
@@ -151,7 +152,7 @@ class Store:
             )
         if cell_keys is not None:
             query = query.where(table.c.cell_key.in_(list(cell_keys)))
-        with _plain_errors(self._engine), self._engine.connect() as connection:
+        with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query.order_by(table.c.id)).mappings().all()
         return [
             StoredRecommendation(
@@ -164,12 +165,12 @@ class Store:
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Keep what the proxy saw, in one transaction."""
-        with _plain_errors(self._engine), self._engine.begin() as connection:
+        with plain_errors(self._engine), self._engine.begin() as connection:
             insert_samples(connection, samples)
 
     def prune_samples(self, keep: int = KEPT_SAMPLES) -> None:
         """Forget all but the newest samples."""
-        with _plain_errors(self._engine), self._engine.begin() as connection:
+        with plain_errors(self._engine), self._engine.begin() as connection:
             prune_samples(connection, keep)
 
     def samples(
@@ -183,7 +184,7 @@ class Store:
         drafting: Drafting | None = None,
     ) -> list[Sample]:
         """What the proxy saw since a moment (seconds since the epoch), oldest first; each filter may be left out."""
-        with _plain_errors(self._engine), self._engine.connect() as connection:
+        with plain_errors(self._engine), self._engine.connect() as connection:
             return select_samples(
                 connection,
                 since=since,
@@ -193,9 +194,10 @@ class Store:
                 prompt_type=prompt_type,
                 drafting=drafting,
             )
+
     def newest_recommendation(self) -> int:
         """The number of the newest recommendation; 0 without any."""
-        with _plain_errors(self._engine), self._engine.connect() as connection:
+        with plain_errors(self._engine), self._engine.connect() as connection:
             return int(connection.execute(sa.select(sa.func.max(RECOMMENDATIONS.c.id))).scalar() or 0)
 
 
@@ -230,28 +232,15 @@ def open_store(url: str) -> Store:
     except (ImportError, sa.exc.ArgumentError) as error:
         raise StoreError(
             f"The storage {parsed.get_backend_name()} needs a driver that is not installed: {error}.",
-            "Install the driver beside autospec, or use SQLite.",
+            "pip install 'autospec[postgres]' for PostgreSQL, or use SQLite.",
         ) from error
-    with _plain_errors(engine):
+    with plain_errors(engine):
         if sqlite_file:
             with engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        METADATA.create_all(engine)
+        with first_use(url):
+            METADATA.create_all(engine)
     return Store(engine)
-
-
-@contextmanager
-def _plain_errors(engine: sa.Engine) -> Iterator[None]:
-    where = engine.url.render_as_string(hide_password=True)
-    try:
-        yield
-    except sa.exc.DBAPIError as error:
-        raise StoreError(
-            f"The database {where} cannot be used: {error.orig}.",
-            "Check that the disk has room and the file is not damaged; `autospec config show` tells where it is.",
-        ) from error
-    except sa.exc.SQLAlchemyError as error:
-        raise StoreError(f"The database {where} cannot be used: {error}.", "Check `storage`.") from error
 
 
 def _measurement(row: dict[str, Any]) -> Measurement:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+import psutil
 
 from autospec.errors import BusyError
 
-__all__ = ["lock_path", "machine_lock"]
+__all__ = ["holder", "lock_path", "machine_lock"]
 
 
 def lock_path() -> Path:
@@ -37,6 +37,8 @@ def machine_lock(what: str) -> Iterator[None]:
     Raises:
         BusyError: Another process holds it; says which, since when and what it does.
     """
+    from filelock import FileLock, Timeout  # noqa: PLC0415 - it loads asyncio, and the daemon at rest only asks `holder`
+
     path = lock_path()
     note = path.with_suffix(".json")
     lock = FileLock(path)
@@ -54,6 +56,16 @@ def machine_lock(what: str) -> Iterator[None]:
     finally:
         note.unlink(missing_ok=True)
         lock.release()
+
+
+def holder() -> str:
+    """Who measures on this machine now, in words; empty if nobody does. Asks the note and leaves the lock alone."""
+    note = lock_path().with_suffix(".json")
+    try:
+        alive = psutil.pid_exists(int(json.loads(note.read_text(encoding="utf-8"))["pid"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return _holder(note) if alive else ""
 
 
 def _holder(note: Path) -> str:

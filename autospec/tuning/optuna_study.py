@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autospec.cells import Cell
 from autospec.drafting import OFF, Drafting
 from autospec.errors import StoreError
+from autospec.store.locks import first_use
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space
 
@@ -56,7 +57,10 @@ def open_storage(url: str) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     arguments = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None
     try:
-        return RDBStorage(url, engine_kwargs=arguments)
+        with first_use(url):
+            return RDBStorage(url, engine_kwargs=arguments)
+    except StoreError:
+        raise
     except Exception as error:
         raise StoreError(
             f"Optuna cannot use the database: {error}.", "Check `storage` with `autospec config show`."
@@ -64,7 +68,7 @@ def open_storage(url: str) -> RDBStorage:
 
 
 class CellStudy:
-    """The study of one cell. Open it only while holding the machine's lock: what runs is taken for left over.
+    """The study of one cell. Open it only while holding the cell (`CellLocks`): what runs is taken for left over.
 
     Args:
         cell: The cell.

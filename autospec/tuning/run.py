@@ -16,13 +16,16 @@ from autospec.catalog.candidates import Candidate, candidates
 from autospec.catalog.model import Model
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import SuiteError, UnsupportedError
+from autospec.errors import BusyError, SuiteError, UnsupportedError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Suite
 from autospec.recommendations import Recommendation, Status
 from autospec.store.database import Store, open_store
+from autospec.store.locks import CellLocks
+from autospec.tuning import standing
+from autospec.tuning.basis import drafts_of, resting_on
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.conclude import Cost, conclude, nothing_to_try
@@ -39,7 +42,7 @@ from autospec.tuning.search import Search, choose_winners
 from autospec.tuning.space import Arm, Space
 from autospec.tuning.surveying import Surveying
 
-__all__ = ["TuneRequest", "Tuning"]
+__all__ = ["TuneRequest", "Tuning", "judged_drafts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,8 @@ class Tuning:
     progress: Progress
     _cost: Cost = field(default_factory=Cost)
     _wanted: list[str] = field(default_factory=list)
+    _drafts: dict[str, str] | None = None
+    _locks: CellLocks | None = None
 
     def run(self) -> list[Recommendation]:
         """Search, prove, store.
@@ -121,13 +126,14 @@ class Tuning:
             proven before.
 
         Raises:
-            BusyError: Another tune holds the machine.
+            BusyError: Another tune holds the machine, or other machines hold all of its cells.
             AutospecError: The server does not even start without drafting, or the database cannot be used.
             KeyboardInterrupt: Passed on after everything known has been stored.
         """
         with machine_lock(f"tune {self.request.model.name}"), ExitStack() as stack:
             store = open_store(self.request.storage)
             stack.callback(store.close)
+            self._locks = stack.enter_context(CellLocks(self.request.storage))
             self._run(store)
         return self.known()
 
@@ -144,6 +150,7 @@ class Tuning:
         budget = Budget(self.request.budget_s or self.request.definition.budget_s)
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
+        self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
         space = _space(self.request.definition, capabilities, fitting)
         cells = self._cells(capabilities, space)
         self._wanted = [c.cell.key for c in cells]
@@ -155,7 +162,7 @@ class Tuning:
         if open_cells and not space.arms:
             why = _why_nothing(self.request.model, capabilities, fitting)
             for cell in open_cells:
-                store.save_recommendation(nothing_to_try(cell, why), self.hardware, cell.cell)
+                self._save(store, nothing_to_try(cell, why), cell)
         elif open_cells:
             self._tune(store, open_cells, space, budget, fitting)
 
@@ -176,8 +183,7 @@ class Tuning:
                 self._cost.seconds = budget.spent_s
                 self._cost.launches = launches.count
                 self._cost.launch_seconds = launches.seconds
-                recommendation = self._conclusion(cell, pairing, settings)
-                store.save_recommendation(recommendation, self.hardware, cell.cell)
+                self._save(store, self._conclusion(cell, pairing, settings), cell)
 
             try:
                 # Without off there is nothing to compare with: its failure ends the tune before any trial.
@@ -193,6 +199,9 @@ class Tuning:
                         keep(cell)
                     if request.forget_answers:
                         store.forget_surveys(cell.cell.key)
+
+    def _save(self, store: Store, recommendation: Recommendation, cell: CellRun) -> None:
+        standing.save(store, resting_on(recommendation, cell.cell, self._drafts), self.hardware, cell.cell)
 
     def _search(self, cells: Sequence[CellRun], rig: Rig, asking: Asking, store: Store) -> None:
         if self.request.again:
@@ -251,6 +260,9 @@ class Tuning:
                     f"It has {', '.join(request.suite.types())}.",
                 )
             cell = Cell(request.model.ref, prompt_type, capabilities.build, self.hardware, settings)
+            if self._locks is not None and not self._locks.take(cell.key):
+                self.progress.tell(f"{prompt_type}: another machine is tuning this cell.")
+                continue
             study = CellStudy(cell, storage, request.definition, space, request.protocol)
             run = CellRun(cell, study, tune[: request.definition.prompts], prove)
             winner = None if request.again else study.noted("winner")
@@ -262,6 +274,11 @@ class Tuning:
                     if t.value is not None and not t.drafting.is_off
                 }
             cells.append(run)
+        if not cells:
+            raise BusyError(
+                "Another autospec is measuring these cells, from another machine like this one.",
+                "Wait for it; its results are kept in the same database.",
+            )
         return cells
 
     def _epoch(self, cells: Sequence[CellRun]) -> float:
@@ -286,16 +303,9 @@ class Tuning:
         }
 
     def _fitting(self) -> list[Candidate]:
-        request = self.request
-        judged = candidates(
-            request.model,
-            () if request.drafts else request.models,
-            memory_bytes=self.hardware.memory_bytes,
-            context_tokens=_context(request.settings()),
-            extra=request.drafts,
-        )
+        judged = judged_drafts(self.request, self.hardware)
         for candidate in judged:
-            if request.drafts and not candidate.fits:
+            if self.request.drafts and not candidate.fits:
                 self.progress.tell(f"Left out: {candidate.reason}")
         return [c for c in judged if c.fits]
 
@@ -312,6 +322,17 @@ class Tuning:
                 "Off and drafting do not fit into memory side by side: they are launched by turns."
             )
         return count
+
+
+def judged_drafts(request: TuneRequest, hardware: Hardware) -> list[Candidate]:
+    """Every draft that a tune would consider, those that do not fit among them."""
+    return candidates(
+        request.model,
+        () if request.drafts else request.models,
+        memory_bytes=hardware.memory_bytes,
+        context_tokens=_context(request.settings()),
+        extra=request.drafts,
+    )
 
 
 def _space(definition: StudyDefinition, capabilities: Capabilities, fitting: Sequence[Candidate]) -> Space:

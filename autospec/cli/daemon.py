@@ -1,0 +1,71 @@
+"""`autospec daemon`: keeps what is used tuned, when nobody needs the machine."""
+
+from __future__ import annotations
+
+import click
+
+from autospec.cli.shell import Shell, command_options
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.option(
+    "--proxy/--no-proxy", default=True, help="Run the proxy as well, and keep it running. Default: yes."
+)
+@click.option("--once", is_flag=True, help="Do the most valuable step, if it may be done now, and end.")
+@click.option("--status", is_flag=True, help="Ask the running daemon what it is doing and why.")
+@command_options
+def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | None:
+    """Keep every model that is used tuned, without anybody noticing.
+
+    Measures in small steps while nobody is served, the machine is on mains, cool and otherwise idle, within the hours
+    and the daily budget of the config; stops within a second when a request comes to the proxy.
+
+    \b
+      autospec daemon
+      autospec daemon --no-proxy
+      autospec daemon --status
+      autospec daemon --once --no-proxy
+    """  # noqa: D301 - click needs the backspace itself
+    if status:
+        from autospec.daemon.status import status_lines
+        from autospec.service.control import ask_status
+
+        document = ask_status(shell.settings.state_dir)
+        if shell.json:
+            shell.emit(document)
+        else:
+            shell.out("\n".join(status_lines(document)))
+        return None
+    return _run(shell, proxy=proxy and not once, once=once)
+
+
+def _run(shell: Shell, *, proxy: bool, once: bool) -> int:
+    import os
+
+    from autospec.daemon.clock import Clock
+    from autospec.daemon.loop import Daemon
+    from autospec.daemon.proxy_child import ProxyChild, proxy_command
+    from autospec.service.notify import notifier_from
+
+    settings = shell.settings
+    notifier = notifier_from()
+    # What the daemon starts must not speak to its supervisor.
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        os.environ.pop(name, None)
+    clock = Clock()
+    child = None
+    if proxy:
+        child = ProxyChild(
+            proxy_command(shell.config), settings.state_dir, settings.log_dir / "proxy.log", clock
+        )
+    daemon = Daemon(
+        settings, shell.config, once=once, proxy=child, notifier=notifier, clock=clock, tell=shell.say
+    )
+    code = daemon.run()
+    if shell.json:
+        from autospec.daemon.status import last_words
+
+        shell.emit(last_words(daemon))
+    return code

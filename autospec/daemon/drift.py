@@ -1,0 +1,205 @@
+"""Has something changed in live traffic? A sequential test on speed and acceptance, with a stated false-alarm rate.
+
+The chart is McDonald's CUSUM of sequential ranks (D. McDonald, "A CUSUM procedure based on sequential ranks", Naval
+Research Logistics 37, 1990; two-sided by a chart for each direction). As long as nothing changes, the rank of each
+new value among all before it is uniform and independent of the others, *whatever* the distribution of the values: so
+the false-alarm rate needs no model of speeds and no estimate of their noise, and the limit below holds for every
+machine. A detector of a library (river's ADWIN or PageHinkley) asks for a scale of the data or gives no rate; ruptures
+looks at whole series, not at samples as they come.
+
+Live requests are not quite exchangeable: they come in conversations, whose speeds resemble each other. The values are
+therefore taken in blocks of a few requests, and a change must be large enough to matter. `studies/bench/drift.py`
+prints false alarms and delays for independent, skewed and autocorrelated traffic.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from autospec.cells import PromptType
+from autospec.drafting import Drafting
+from autospec.measure.live import Sample
+
+__all__ = ["BLOCK", "FALSE_ALARMS_PER_1000", "Change", "Drift", "RankCusum", "drifts", "first_change"]
+
+# Requests to a block, whose median is one value: one long document or one cold cache moves no chart.
+BLOCK = 4
+# Blocks of a first stretch that only fill the ranks: a rank among three says nothing.
+_WARM_UP = 8
+# Reference value and limit, in standard deviations of a rank. With them a chart of independent values, both directions
+# together, gives a false alarm every 3000 blocks (studies/bench/drift.py).
+_REFERENCE = 0.35
+_LIMIT = 9.0
+# Less is not worth a new proof: the verdict's own threshold is 2 %, its usual interval some 3 %.
+_MATTERS = 0.05
+# Stated for independent requests of one model and kind of prompt: both directions, speed and acceptance together.
+FALSE_ALARMS_PER_1000 = 0.2
+# Too short for a speed: half of its time is the first token's.
+_MIN_TOKENS = 8
+_NEWEST = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change in a series.
+
+    Attributes:
+        at: Index of the first value after it, as far as the chart can tell.
+        seen_at: Index of the value at which the chart gave alarm.
+        before: Median of the values before it.
+        after: Median from there to the alarm.
+    """
+
+    at: int
+    seen_at: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Live evidence that differs from how it began.
+
+    Attributes:
+        model: Catalogue name.
+        prompt_type: The kind of prompt.
+        drafting: What was in force.
+        what: ``speed`` or ``acceptance``.
+        before: Tokens per second, or accepted ÷ drafted.
+        after: Likewise.
+        requests: Answered requests behind it.
+    """
+
+    model: str
+    prompt_type: PromptType
+    drafting: Drafting
+    what: str
+    before: float
+    after: float
+    requests: int
+
+    @property
+    def reason(self) -> str:
+        """A clause: "live speed fell from 52.1 to 44.0 tok/s over 96 requests"."""
+        verb = "fell" if self.after < self.before else "rose"
+        if self.what == "speed":
+            return f"live speed {verb} from {self.before:.1f} to {self.after:.1f} tok/s over {self.requests} requests"
+        return (
+            f"live acceptance {verb} from {self.before:.0%} to {self.after:.0%} over {self.requests} requests"
+        )
+
+
+class RankCusum:
+    """One chart, both directions. Feed it one value at a time.
+
+    Args:
+        reference: Drift that it lets pass, in standard deviations of a rank.
+        limit: Alarm at this height.
+    """
+
+    def __init__(self, reference: float = _REFERENCE, limit: float = _LIMIT) -> None:
+        self._reference, self._limit = reference, limit
+        self._sorted: list[float] = []
+        self._up = self._down = 0.0
+        self._up_since = self._down_since = 0
+
+    def add(self, value: float) -> int | None:
+        """Take the next value.
+
+        Returns:
+            ``None``, or, at an alarm, the index of the first value since the change.
+        """
+        # The mid-rank of a tie: ties then only make the chart calmer.
+        low = bisect.bisect_left(self._sorted, value)
+        high = bisect.bisect_right(self._sorted, value)
+        self._sorted[low:low] = [value]
+        n = len(self._sorted)
+        if n <= _WARM_UP:
+            self._up_since = self._down_since = n
+            return None
+        rank = (low + high) / 2.0 + 1.0
+        # A rank is uniform on 1…n: mean (n + 1)/2, variance (n² − 1)/12.
+        score = (rank - (n + 1) / 2.0) / math.sqrt((n * n - 1) / 12.0)
+        self._up, self._up_since = self._step(self._up, score, self._up_since, n)
+        self._down, self._down_since = self._step(self._down, -score, self._down_since, n)
+        if self._up >= self._limit:
+            return self._up_since
+        return self._down_since if self._down >= self._limit else None
+
+    def fall_back(self) -> None:
+        """Begin at zero again, with the same values to rank among: ranks to come are as independent as before."""
+        self._up = self._down = 0.0
+        self._up_since = self._down_since = len(self._sorted)
+
+    def _step(self, height: float, score: float, since: int, n: int) -> tuple[float, int]:
+        risen = height + score - self._reference
+        return (risen, since) if risen > 0 else (0.0, n)
+
+
+def first_change(
+    values: Sequence[float], *, matters: Callable[[float, float], bool] | None = None
+) -> Change | None:
+    """The first change of a series that the chart sees and that matters; ``None`` if there is none.
+
+    After an alarm that does not matter the chart falls back to zero and keeps what it has seen: a change that had
+    only begun, or that many calm values hid, raises it again.
+
+    Args:
+        values: In the order of time.
+        matters: Whether a change from one median to another is worth a word; by default one of 5 %.
+    """
+    matters = matters or (lambda before, after: abs(after - before) > _MATTERS * abs(before))
+    chart = RankCusum()
+    for index, value in enumerate(values):
+        at = chart.add(value)
+        if at is None:
+            continue
+        before, after = statistics.median(values[:at]), statistics.median(values[at : index + 1])
+        if matters(before, after):
+            return Change(at, index, before, after)
+        chart.fall_back()
+    return None
+
+
+def drifts(samples: Iterable[Sample]) -> list[Drift]:
+    """Every (model, kind of prompt, drafting) whose live speed or acceptance has changed, once each.
+
+    Args:
+        samples: In the order of time; from when the recommendations were made, as older ones speak of the time before.
+    """
+    series: dict[tuple[str, PromptType, Drafting], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if (
+            sample.prompt_type is not None
+            and sample.predicted_tokens >= _MIN_TOKENS
+            and sample.predicted_ms > 0
+        ):
+            series[sample.model, sample.prompt_type, sample.drafting].append(sample)
+    found = []
+    for (model, prompt_type, drafting), own in series.items():
+        for what, values in (("speed", _speeds(own)), ("acceptance", _acceptances(own))):
+            if (change := first_change(_blocks(values))) is not None:
+                found.append(
+                    Drift(model, prompt_type, drafting, what, change.before, change.after,
+                          BLOCK * (change.seen_at + 1))
+                )  # fmt: skip
+                break
+    return found
+
+
+def _speeds(samples: Sequence[Sample]) -> list[float]:
+    return [1000.0 * s.predicted_tokens / s.predicted_ms for s in samples[-_NEWEST:]]
+
+
+def _acceptances(samples: Sequence[Sample]) -> list[float]:
+    return [s.accepted / s.drafted for s in samples[-_NEWEST:] if s.drafted and s.accepted is not None]
+
+
+def _blocks(values: Sequence[float]) -> list[float]:
+    whole = len(values) - len(values) % BLOCK
+    return [statistics.median(values[i : i + BLOCK]) for i in range(0, whole, BLOCK)]

@@ -1,0 +1,338 @@
+"""The daemon's loop: one thread that sleeps in a selector until somebody speaks, a child ends or a time has come.
+
+It holds no model, no database and no catalogue: a survey (`daemon.survey`) tells it what is worth measuring, a step
+(`daemon.measurement`) measures one cell, each a process of its own that ends. What wakes it at rest: a proxy that
+speaks, a child that ends, a signal, and a look at the watched files once a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autospec.daemon.clock import Clock, JumpWatch
+from autospec.daemon.listening import Listening, Peer
+from autospec.daemon.measurement import Measurement, Outcome, tune_command
+from autospec.daemon.memory import Memory
+from autospec.daemon.outlook import Outlook
+from autospec.daemon.probes import Probes, Traffic
+from autospec.daemon.proxy_child import ProxyChild
+from autospec.daemon.when import Decision, Policy, decide
+from autospec.daemon.work import WorkItem
+from autospec.errors import LaunchError
+from autospec.service.notify import Notifier
+from autospec.settings import Settings, parse_duration, parse_hours
+
+__all__ = ["Daemon", "policy_of"]
+
+# At rest: a look at some hundred files. A new build or draft is noticed within this.
+_REST_S = 60.0
+# While measuring: heat, power, hours, and whether somebody sat down. Requests need no look, they are told.
+_WATCH_S = 5.0
+# `tune` keeps its budget itself, but for the launch and the round under way: longer is a hang.
+_OVERTIME_S = 600.0
+# Somebody else has the machine, or another machine the cell: ten steps of theirs later it may be free.
+_HELD_PAUSE_S = 120.0
+_EVENTS_KEPT = 20
+
+
+def policy_of(settings: Settings) -> Policy:
+    """What the settings allow."""
+    return Policy(
+        idle_s=parse_duration(settings.daemon_idle),
+        hours=parse_hours(settings.daemon_hours),
+        budget_s=parse_duration(settings.daemon_budget),
+    )
+
+
+def start_step(item: WorkItem, state_dir: Path, config: Path | None) -> Measurement:
+    """Start the tune of one cell in a child process.
+
+    Raises:
+        OSError: Its record cannot be written.
+        LaunchError: It could not be started.
+    """
+    return Measurement(item, state_dir, tune_command(item, config))
+
+
+@dataclass(slots=True)
+class Daemon:
+    """One daemon.
+
+    Attributes:
+        settings: The user's; read again when the config file changes.
+        config: The file of ``--config``.
+        once: Do the most valuable step, if any is and the machine is free, and end.
+        proxy: Keeps the proxy alive; ``None`` where it runs apart or not at all.
+        notifier: To the supervisor.
+        clock: Time.
+        tell: Told each thing that happens, one sentence.
+        probes: Reads the signals.
+        launch: Starts a step.
+        decision: The last one, for whoever asks.
+        why: What it does and why, for whoever asks.
+        events: The last things that happened.
+    """
+
+    settings: Settings
+    config: Path | None = None
+    once: bool = False
+    proxy: ProxyChild | None = None
+    notifier: Notifier = field(default_factory=Notifier)
+    clock: Clock = field(default_factory=Clock)
+    tell: Callable[[str], None] = lambda _: None
+    probes: Probes = field(default_factory=lambda: Probes(Clock()))
+    launch: Callable[[WorkItem, Path, Path | None], Measurement] = start_step
+    decision: Decision | None = None
+    why: str = "it has just started"
+    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
+    memory: Memory = field(init=False)
+    outlook: Outlook = field(init=False)
+    _selector: selectors.BaseSelector = field(init=False)
+    _listening: Listening = field(init=False)
+    _jumps: JumpWatch = field(init=False)
+    _step: Measurement | None = None
+    _step_began_s: float = 0.0
+    _idle_since_s: float | None = None
+    _held_until_s: dict[str, float] = field(default_factory=dict)
+    _ending: bool = False
+
+    def run(self) -> int:
+        """Work until a signal asks to end.
+
+        Returns:
+            The exit code: 0.
+
+        Raises:
+            BusyError: A daemon runs already for this state folder.
+        """
+        self.memory = Memory.load(self.settings.state_dir / "daemon.json")
+        self._jumps = JumpWatch(self.clock)
+        self._selector = selectors.DefaultSelector()
+        self._listening = Listening(self.settings.state_dir, self._selector, self._hear)
+        self.outlook = Outlook(self.memory, self.clock, self.config, self._selector, self._event)
+        wake = self._catch_signals()
+        try:
+            self.notifier.ready()
+            while not self._ending:
+                wait_s = self._turn()
+                self.notifier.alive()
+                if not self._ending:
+                    self._wait(min(wait_s, self.notifier.alive_every_s or wait_s))
+        finally:
+            self._end(wake)
+        return 0
+
+    # --- one turn -------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> float:
+        """Do what is due; seconds until something may be due again."""
+        waits = [_REST_S]
+        if self.proxy is not None and (pause_s := self.proxy.keep()) is not None:
+            waits.append(pause_s)
+        jump_s = self._jumps.jumped_s()
+        if (settings := self.outlook.take()) is not None:
+            self.settings = settings
+        if self._step is not None:
+            waits.append(self._watch(self._step, jump_s))
+        elif not self.outlook.looking:
+            waits.append(self._look_for_work())
+        return max(0.0, min(waits))
+
+    def _look_for_work(self) -> float:
+        if self.outlook.due():
+            if self._busy():
+                self._rest("a request is being served")
+            else:
+                self.outlook.look()
+                self.why = "it looks at what there is to measure"
+            return _REST_S
+        now_s = self.clock.monotonic()
+        free = [item for item in self.outlook.items if now_s >= self._held_until_s.get(item.key, 0.0)]
+        if free:
+            return self._consider(free[0])
+        if self.outlook.items:
+            self._rest("other autospecs hold all that is worth measuring", final=True)
+            return _HELD_PAUSE_S
+        self._rest(self.outlook.trouble or "nothing is worth measuring now", final=True)
+        return min(_REST_S, self.outlook.next_in_s())
+
+    def _consider(self, item: WorkItem) -> float:
+        signals = self.probes.read(self._traffic(), self.memory.spent_today_s(self.clock.today()))
+        self.decision = decide(signals, policy_of(self.settings), needed_bytes=item.memory_bytes)
+        if not self.decision.go:
+            # A load takes two readings; without one there is nothing to say yet.
+            self._rest(self.decision.why, final=signals.other_load is not None)
+            return self.decision.recheck_s
+        try:
+            self._step = self.launch(item, self.settings.state_dir, self.config)
+        except (OSError, LaunchError) as error:
+            self._failed(item, 0.0, f"it could not be started: {error}")
+            return 0.0
+        self._step_began_s = self.clock.monotonic()
+        self.why = f"it tunes {item.label}, because {item.why}"
+        self._event(f"Tuning {item.label}: {item.why}.")
+        self._listening.tell_proxies({"event": "tuning", "what": item.label, "why": item.why})
+        return _WATCH_S
+
+    def _watch(self, step: Measurement, jump_s: float) -> float:
+        """A step runs: has it ended, may it go on?"""
+        took_s = self.clock.monotonic() - self._step_began_s
+        if (outcome := step.outcome()) is not None:
+            self._finish(step.item, outcome, took_s)
+            return 0.0
+        if why := self._why_stop(step.item, took_s, jump_s):
+            self._preempt(step, why)
+            return 0.0
+        return _WATCH_S
+
+    def _why_stop(self, item: WorkItem, took_s: float, jump_s: float) -> str:
+        if self._busy():
+            return "a request came"
+        if jump_s:
+            return f"the clock jumped by {jump_s:.0f} s, so that nobody knows what was measured"
+        if took_s > item.cost_s + _OVERTIME_S:
+            self.memory.ended(
+                item, seconds=0.0, at=self.clock.wall(), failure="it took far longer than its budget"
+            )
+            return "it took far longer than its budget"
+        spent_s = self.memory.spent_today_s(self.clock.today()) + took_s
+        signals = self.probes.read(self._traffic(), spent_s, measuring=True)
+        self.decision = decide(signals, policy_of(self.settings), measuring=True)
+        return self.decision.why
+
+    def _preempt(self, step: Measurement, why: str) -> None:
+        """Stop a step: what it was measuring is void, what it had measured is kept."""
+        step.preempt()
+        self._listening.tell_proxies({"event": "yielded"})
+        seconds = self.clock.monotonic() - self._step_began_s
+        self._event(f"Stopped tuning {step.item.label} after {seconds:.0f} s: {why}.")
+        self.memory.preempted(step.item, seconds=seconds)
+        self._after_step(seconds)
+        self._rest(why, final=True)
+
+    def _finish(self, item: WorkItem, outcome: Outcome, seconds: float) -> None:
+        if outcome.busy:
+            self._held_until_s[item.key] = self.clock.monotonic() + _HELD_PAUSE_S
+            self._event(f"Could not tune {item.label}: {outcome.words}")
+            self._after_step(0.0)
+        elif not outcome.ok:
+            self._failed(item, seconds, outcome.words)
+        else:
+            self._event(f"Tuned {item.label} for {seconds:.0f} s.")
+            self.memory.ended(item, seconds=seconds, at=self.clock.wall())
+            self._after_step(seconds)
+        self._rest("a step has ended", final=True)
+
+    def _failed(self, item: WorkItem, seconds: float, words: str) -> None:
+        self.memory.ended(item, seconds=seconds, at=self.clock.wall(), failure=words)
+        self._event(f"Tuning {item.label} failed: {words}")
+        self._after_step(seconds)
+
+    def _after_step(self, seconds: float) -> None:
+        self._step = None
+        self.memory.spend(self.clock.today(), seconds)
+        self.memory.save()
+        self.probes.forget_load()
+        self.outlook.expire()
+
+    # --- who speaks -----------------------------------------------------------------------------------------------
+
+    def _hear(self, peer: Peer, message: dict[str, Any]) -> None:
+        match message:
+            case {"event": "hello", "role": "proxy"}:
+                peer.role, peer.pid = "proxy", int(message.get("pid", 0))
+                peer.tell(self._self_description())
+            case {"event": "busy"}:
+                peer.busy = True
+                self.outlook.traffic_came()
+            case {"event": "idle"} | {}:
+                # An empty message: it has left, and whoever it served is served no more.
+                if peer.busy:
+                    self._idle_since_s = self.clock.monotonic()
+                peer.busy = False
+            case {"ask": "status"}:
+                from autospec.daemon.status import status_document  # noqa: PLC0415 - asked for rarely
+
+                peer.tell(status_document(self))
+
+    def _self_description(self) -> dict[str, Any]:
+        if self._step is not None:
+            return {"event": "tuning", "what": self._step.item.label, "why": self._step.item.why}
+        return {"event": "resting", "why": self.why}
+
+    def _busy(self) -> bool:
+        return any(peer.busy for peer in self.proxies)
+
+    def _traffic(self) -> Traffic:
+        since_s = None if self._idle_since_s is None else self.clock.monotonic() - self._idle_since_s
+        return Traffic(sum(peer.busy for peer in self.proxies) if self.proxies else None, since_s)
+
+    # --- small things ---------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> tuple[WorkItem, float] | None:
+        """The step under way and the seconds it has taken."""
+        if self._step is None:
+            return None
+        return self._step.item, self.clock.monotonic() - self._step_began_s
+
+    @property
+    def proxies(self) -> list[Peer]:
+        """The proxies that are connected."""
+        return self._listening.proxies
+
+    def _rest(self, why: str, *, final: bool = False) -> None:
+        """Say why it does not measure; with ``--once`` a final reason ends it."""
+        if why != self.why:
+            self.why = why
+            self._listening.tell_proxies({"event": "resting", "why": why})
+            self.notifier.doing(f"Resting: {why}")
+        if self.once and final:
+            self._ending = True
+
+    def _event(self, sentence: str) -> None:
+        self.events.append({"at": self.clock.wall(), "what": sentence})
+        self.tell(sentence)
+        self.notifier.doing(sentence)
+
+    def _wait(self, seconds: float) -> None:
+        for key, _ in self._selector.select(seconds):
+            key.data()
+
+    def _catch_signals(self) -> tuple[int, int]:
+        """A pipe that wakes the selector: a child ended, or somebody asks the daemon to end."""
+        read, write = os.pipe()
+        for end in (read, write):
+            os.set_blocking(end, False)
+
+        def woken() -> None:
+            with suppress(BlockingIOError):
+                if {signal.SIGTERM, signal.SIGINT} & set(os.read(read, 512)):
+                    self._ending = True
+
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._selector.register(read, selectors.EVENT_READ, woken)
+        return read, write
+
+    def _end(self, wake: tuple[int, int]) -> None:
+        self.notifier.stopping()
+        if self._step is not None:
+            self._preempt(self._step, "the daemon ends")
+        self.outlook.close()
+        if self.proxy is not None:
+            self.proxy.stop()
+        self._listening.close()
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        for end in wake:
+            os.close(end)

@@ -1,0 +1,143 @@
+"""One step: a tune of one cell in a child process, which can be stopped within a second."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from autospec.backends.process import ServerProcess
+from autospec.daemon.work import WorkItem
+
+__all__ = ["Measurement", "Outcome", "tune_command"]
+
+# A tune that is asked to end stores what it knows first: one short transaction. The rest of the second is for killing
+# what is left and for the kernel to take back the memory.
+_PREEMPT_GRACE_S = 0.4
+# Then nothing is left but processes that the kernel holds in a system call.
+_KILLED_WAIT_S = 5.0
+# How `machine_lock` begins its sentence: no failure of the cell's.
+_BUSY = "Another autospec is measuring"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a step ended.
+
+    Attributes:
+        ok: True if it ran to its end.
+        busy: True if another autospec held the machine.
+        words: What went wrong; empty where nothing did.
+    """
+
+    ok: bool
+    busy: bool = False
+    words: str = ""
+
+
+def tune_command(item: WorkItem, config: Path | None) -> tuple[str, ...]:
+    """The command line of a step.
+
+    Args:
+        item: The step.
+        config: The file of ``--config``.
+    """
+    return (
+        *(sys.executable, "-m", "autospec", "tune", "--json", "--quiet"),
+        *("--model", item.model_path, "--prompt-type", str(item.prompt_type)),
+        *("--backend", item.backend, "--budget", f"{item.cost_s:.0f}s"),
+        *(("--again",) if item.again else ()),
+        *(("--config", str(config)) if config is not None else ()),
+    )
+
+
+class Measurement:
+    """A running step. It is under a guard: whatever becomes of the daemon, it does not outlive it.
+
+    Args:
+        item: What it measures.
+        state_dir: Where its launch is recorded and its output goes.
+        command: Its command line.
+
+    Raises:
+        OSError: The record cannot be written.
+        LaunchError: It could not be started.
+    """
+
+    def __init__(self, item: WorkItem, state_dir: Path, command: Sequence[str]) -> None:
+        self.item = item
+        self._process = ServerProcess.start(command, state_dir)
+
+    @property
+    def log(self) -> Path:
+        """What it prints."""
+        return self._process.log
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Its processes: guard, tune, and below them guards and servers."""
+        return self._process.pids | {p.pid for p in self._tree()}
+
+    def outcome(self) -> Outcome | None:
+        """How it ended; ``None`` while it runs."""
+        ended = self._process.poll()
+        if ended is None:
+            return None
+        tail = self._process.log_tail(400)
+        self._process.stop()
+        if ended.code == 0:
+            return Outcome(ok=True)
+        said = [line.removeprefix("autospec: ") for line in tail if line.startswith("autospec")]
+        words = said[-1] if said else f"it {ended}"
+        busy = next((line for line in said if _BUSY in line), "")
+        return Outcome(ok=False, busy=bool(busy), words=busy or words)
+
+    def preempt(self, grace_s: float = _PREEMPT_GRACE_S) -> None:
+        """Stop it and give its memory back, within a second; what it was measuring is thrown away, the study is not.
+
+        The tune is asked first (SIGTERM), so that it stores what it knows; after the grace it and its servers are
+        killed, without the seconds that a server may take to end by itself.
+        """
+        for process in self._tunes():
+            with suppress(psutil.Error):
+                process.send_signal(signal.SIGTERM)
+        self._process.wait_ended(grace_s)
+        # The tune before its servers: it must not take their end for a failure of the drafting.
+        left = [*self._tunes(), *self._tree()]
+        self._kill(left)
+        psutil.wait_procs(left, timeout=_KILLED_WAIT_S)
+        self._process.stop()
+
+    def _tunes(self) -> list[psutil.Process]:
+        """The tune itself: the guard's child."""
+        return self._children(recursive=False)
+
+    def _tree(self) -> list[psutil.Process]:
+        return self._children(recursive=True)
+
+    def _children(self, *, recursive: bool) -> list[psutil.Process]:
+        guards = [p for pid in self._process.pids if (p := _process(pid)) and p.ppid() == os.getpid()]
+        found: list[psutil.Process] = []
+        for guard in guards:
+            with suppress(psutil.Error):
+                found += guard.children(recursive=recursive)
+        return found
+
+    @staticmethod
+    def _kill(processes: Sequence[psutil.Process]) -> None:
+        for process in processes:
+            with suppress(psutil.Error):
+                process.kill()
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.Error:
+        return None

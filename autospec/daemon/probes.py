@@ -1,0 +1,111 @@
+"""Read the signals. All of the I/O of `daemon.signals`; the probes per platform are in `autospec.hardware`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autospec.daemon.clock import Clock
+from autospec.daemon.signals import Heat, Power, Signals
+from autospec.hardware.idle import user_idle_s
+from autospec.hardware.readings import Power as PowerReading
+from autospec.hardware.readings import Reading, descendants, read, read_power
+from autospec.hardware.state import between
+from autospec.tuning.machine_lock import holder
+
+__all__ = ["Probes", "Traffic", "signals_of"]
+
+# A load over less than this is mostly ticks of the clock.
+_WINDOW_S = 0.8
+# A load over more says nothing about now.
+_WINDOW_AT_MOST_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the proxies say.
+
+    Attributes:
+        in_flight: Proxies that serve somebody; ``None`` while none is connected.
+        since_request_s: Seconds since the last request ended; ``None`` if none did.
+    """
+
+    in_flight: int | None = None
+    since_request_s: float | None = None
+
+
+class Probes:
+    """Reads the machine; between two readings lies the window that the load is of.
+
+    Args:
+        clock: For the time of day.
+        idle: How long nobody has typed.
+    """
+
+    def __init__(self, clock: Clock, idle: Callable[[], float | None] = user_idle_s) -> None:
+        self._clock = clock
+        self._idle = idle
+        self._first: Reading | None = None
+
+    def read(self, traffic: Traffic, spent_today_s: float, *, measuring: bool = False) -> Signals:
+        """The signals now.
+
+        Args:
+            traffic: From the control socket.
+            spent_today_s: From the daemon's memory.
+            measuring: True while a step of our own runs: it is it that holds the machine.
+        """
+        power = read_power()
+        now = read(descendants(), power)
+        load = self._load(now)
+        return signals_of(
+            now,
+            load,
+            self._clock.minute_of_day(),
+            spent_today_s,
+            traffic,
+            user_idle_s=self._idle(),
+            held_by="" if measuring else holder(),
+        )
+
+    def forget_load(self) -> None:
+        """The next load begins anew: what a step of our own took is nobody's load, and its processes are gone."""
+        self._first = None
+
+    def _load(self, now: Reading) -> float | None:
+        first = self._first
+        if first is not None and now.at_s - first.at_s < _WINDOW_S:
+            return None
+        self._first = now
+        if first is None or now.at_s - first.at_s > _WINDOW_AT_MOST_S:
+            return None
+        return between(first, now).other_load
+
+
+def signals_of(
+    reading: Reading,
+    other_load: float | None,
+    minute_of_day: int,
+    spent_today_s: float,
+    traffic: Traffic,
+    *,
+    user_idle_s: float | None,
+    held_by: str = "",
+) -> Signals:
+    """Put the readings together; pure."""
+    power: PowerReading = reading.power
+    source = {True: Power.BATTERY, False: Power.MAINS, None: Power.UNKNOWN}[power.on_battery]
+    return Signals(
+        minute_of_day=minute_of_day,
+        spent_today_s=spent_today_s,
+        in_flight=traffic.in_flight,
+        since_request_s=traffic.since_request_s,
+        held_by=held_by,
+        power=source,
+        low_power=power.low_power,
+        heat=Heat(power.thermal) if power.thermal in set(Heat) else Heat.UNKNOWN,
+        user_idle_s=user_idle_s,
+        other_load=other_load,
+        cores=reading.cores,
+        memory_available_bytes=reading.memory_available_bytes or None,
+    )

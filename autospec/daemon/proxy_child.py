@@ -1,0 +1,151 @@
+"""The proxy as a child: started, restarted when it crashes, and not tied to the daemon's life.
+
+A proxy serves people: when the daemon crashes it goes on, and the next daemon finds it by its record and watches it as
+its own. Only a daemon that ends on purpose ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from autospec.backends.launches import ProcessRef
+from autospec.daemon.clock import Clock
+
+__all__ = ["ProxyChild", "proxy_command"]
+
+# A proxy that lived for so long was well: its next crash begins a new row.
+_WELL_S = 60.0
+_PAUSE_S, _PAUSE_AT_MOST_S = 1.0, 60.0
+# Wrong usage (2) is wrong again a second later: its configuration has to change first.
+_USAGE_EXIT = 2
+# The proxy lets running answers end; `autospec service` gives the whole daemon 60 s.
+_STOP_WAIT_S = 45.0
+
+
+def proxy_command(config: Path | None) -> tuple[str, ...]:
+    """The command line of the proxy.
+
+    Args:
+        config: The file of ``--config``.
+    """
+    return (
+        *(sys.executable, "-m", "autospec", "proxy"),
+        *(("--config", str(config)) if config is not None else ()),
+    )
+
+
+class ProxyChild:
+    """Keeps one proxy alive.
+
+    Args:
+        command: Its command line.
+        state_dir: Where its record is.
+        log: What it prints is appended here.
+        clock: For pauses between restarts.
+
+    Attributes:
+        crashes: How often in a row it ended by itself.
+        last_end: How it last ended, in words.
+    """
+
+    def __init__(self, command: Sequence[str], state_dir: Path, log: Path, clock: Clock) -> None:
+        self.crashes = 0
+        self.last_end = ""
+        self._command = tuple(command)
+        self._record = state_dir / "daemon-proxy.json"
+        self._log = log
+        self._clock = clock
+        self._child: subprocess.Popen[bytes] | None = None
+        self._adopted: ProcessRef | None = self._read_record()
+        self._started_s = clock.monotonic()
+        self._next_s = self._started_s
+
+    @property
+    def pid(self) -> int | None:
+        """Of the proxy that runs; ``None`` while none does."""
+        if self._child is not None:
+            return self._child.pid if self._child.poll() is None else None
+        return self._adopted.pid if self._adopted is not None and self._adopted.find() else None
+
+    def keep(self) -> float | None:
+        """Start it where it does not run and its pause is over.
+
+        Returns:
+            Seconds until it is to be started again; ``None`` while it runs.
+        """
+        if self.pid is not None:
+            return None
+        if self._child is not None or self._adopted is not None:
+            self._note_end()
+        wait_s = self._next_s - self._clock.monotonic()
+        if wait_s > 0:
+            return wait_s
+        self._start()
+        return None
+
+    def stop(self) -> None:
+        """End it, and let it answer what it is answering."""
+        pid = self.pid
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                _, alive = psutil.wait_procs([process], timeout=_STOP_WAIT_S)
+                for left in alive:
+                    left.kill()
+        if self._child is not None:
+            self._child.wait()
+        self._record.unlink(missing_ok=True)
+
+    def _start(self) -> None:
+        with suppress(OSError):
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._log.open("ab") as output:
+                self._child = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,  # Ctrl-C and the end of the daemon's group are not for it
+                )
+        except OSError as error:
+            self.crashes += 1
+            self.last_end = f"it could not be started: {error.strerror or error}"
+            self._next_s = self._clock.monotonic() + self._pause_s()
+            return
+        self._started_s = self._clock.monotonic()
+        with suppress(OSError):  # then a crash of the daemon costs the proxy its restart, and no more
+            self._record.parent.mkdir(parents=True, exist_ok=True)
+            self._record.write_text(json.dumps(asdict(ProcessRef.of(self._child.pid))), encoding="utf-8")
+
+    def _note_end(self) -> None:
+        code = self._child.returncode if self._child is not None else None
+        lived_s = self._clock.monotonic() - self._started_s
+        self.crashes = 1 if lived_s > _WELL_S else self.crashes + 1
+        self.last_end = "it ended" if code is None else f"it ended with {code}"
+        self._next_s = self._clock.monotonic() + (
+            _PAUSE_AT_MOST_S if code == _USAGE_EXIT else self._pause_s()
+        )
+        self._child = self._adopted = None
+
+    def _pause_s(self) -> float:
+        return float(min(_PAUSE_AT_MOST_S, _PAUSE_S * 2.0 ** (self.crashes - 1)))
+
+    def _read_record(self) -> ProcessRef | None:
+        try:
+            ref = ProcessRef(**json.loads(self._record.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+        return ref if ref.find() is not None else None

@@ -1,0 +1,238 @@
+"""What to tune next: a pure function from what is known to an ordered list of steps, each with its reason in words.
+
+The order is by *use × expected gain × uncertainty*: the seconds a day that knowing better is expected to save. A step
+is worth its time if it saves more than it takes before its answer grows old. Borrowed recommendations, of the most
+alike machine, come first: they are served already and nobody has tried them here.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from autospec.cells import PromptType
+from autospec.daemon.gain import PRIOR_SD, expected_gain, spread, uncertainty
+from autospec.daemon.uses import shares
+from autospec.daemon.work import Effort, Tunable, Use, WorkItem, effort_key
+from autospec.recommendations import Recommendation, Status
+from autospec.tuning.basis import basis_digest
+
+__all__ = ["Known", "Queue", "order"]
+
+# A recommendation's life: until the next build, file or draft, some months.
+_HORIZON_DAYS = 90.0
+# A model that was found and has not been served yet is taken to be about to be: half an hour a day, for a month.
+_NEW_USE_S_PER_DAY = 1800.0
+_NEW_FOR_S = 30 * 86400.0
+# A small model beside the large one that it drafts for.
+_DRAFT_USE = 0.25
+# Steps that end without a proof teach less and less; after so many the cell waits for something to change.
+_MAX_STEPS = 4
+_STEP_DECAY = 0.5
+# After failures: 10, 20, 40 … minutes, a day at most.
+_BACKOFF_S = 600.0
+_BACKOFF_MAX_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is stored for one model, backend and kind of prompt.
+
+    Attributes:
+        recommendation: The newest, as it would be served.
+        borrowed: True if it is another machine's.
+    """
+
+    recommendation: Recommendation
+    borrowed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The order.
+
+    Attributes:
+        items: Steps worth their time, most valuable first.
+        later: Cell (see `effort_key`) → why it is not among them now.
+        next_at: When the first of those in `later` that only wait may be tried, seconds since the epoch; ``None``
+            if none waits.
+    """
+
+    items: tuple[WorkItem, ...]
+    later: Mapping[str, str]
+    next_at: float | None = None
+
+
+def order(
+    models: Sequence[Tunable],
+    types: Sequence[PromptType],
+    known: Mapping[str, Known],
+    used: Sequence[Use],
+    efforts: Mapping[str, Effort],
+    *,
+    step_s: float,
+    now: float,
+) -> Queue:
+    """Put everything that could be tuned in order.
+
+    Args:
+        models: The main models here.
+        types: The kinds of prompt that the suite can measure.
+        known: `effort_key` → what is stored.
+        used: From live traffic.
+        efforts: `effort_key` → what was spent in vain.
+        step_s: What one step may take.
+        now: Seconds since the epoch.
+    """
+    items: list[tuple[bool, WorkItem]] = []
+    later: dict[str, str] = {}
+    waits: list[float] = []
+    spread_over = shares(used, types)
+    for model in models:
+        digest = basis_digest(model.basis)
+        siblings = _siblings(model, types, known)
+        for prompt_type in types:
+            key = effort_key(model.name, model.backend, prompt_type)
+            found = known.get(key)
+            effort = efforts.get(key, Effort())
+            if effort.basis != digest:
+                effort = Effort()
+            if why := _closed(model, found, effort):
+                later[key] = why
+                continue
+            if (until := _not_before(effort, now)) is not None:
+                later[key] = (
+                    f"its last {effort.failures} steps failed ({effort.last}); it is tried again later"
+                )
+                waits.append(until)
+                continue
+            use = _use(model, prompt_type, used, spread_over, now)
+            item = _item(model, prompt_type, found, effort, use=use, siblings=siblings, step_s=step_s)
+            if item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
+                later[key] = _not_worth(item)
+            else:
+                items.append((found is not None and found.borrowed, item))
+    # Stable: equal values stay in the catalogue's order.
+    items.sort(key=lambda entry: (not entry[0], -entry[1].value_s_per_day))
+    return Queue(tuple(item for _, item in items), later, min(waits, default=None))
+
+
+def _siblings(
+    model: Tunable, types: Sequence[PromptType], known: Mapping[str, Known]
+) -> tuple[float, float] | None:
+    """What the model's other kinds of prompt showed: the best guess for one that nothing is known of."""
+    means = [
+        spread(found.recommendation)[0]
+        for t in types
+        if (found := known.get(effort_key(model.name, model.backend, t))) and found.recommendation.speedup
+    ]
+    return (statistics.median(means), PRIOR_SD) if means else None
+
+
+def _closed(model: Tunable, found: Known | None, effort: Effort) -> str:
+    if found is not None and not found.borrowed and found.recommendation.status is Status.PROVEN:
+        return "proven"
+    if not model.drafts and not model.modes:
+        return "no draft model fits and the build has no draft-free mode of the study"
+    if effort.steps >= _MAX_STEPS:
+        return f"measured {effort.steps} times without a clear answer; it waits for something to change"
+    return ""
+
+
+def _not_before(effort: Effort, now: float) -> float | None:
+    if not effort.failures:
+        return None
+    pause_s = min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** (effort.failures - 1))
+    # A clock that was set back must not turn minutes into years.
+    until = min(effort.last_at, now) + pause_s
+    return until if now < until else None
+
+
+def _item(
+    model: Tunable,
+    prompt_type: PromptType,
+    found: Known | None,
+    effort: Effort,
+    *,
+    use: tuple[float, str],
+    siblings: tuple[float, float] | None,
+    step_s: float,
+) -> WorkItem:
+    served_s, use_why = use
+    recommendation = found.recommendation if found is not None else None
+    if recommendation is not None and recommendation.speedup:
+        gain = expected_gain(*spread(recommendation))
+    else:
+        gain = expected_gain(*(siblings or (0.0, PRIOR_SD)))
+    borrowed = found is not None and found.borrowed
+    doubt = 1.0 if borrowed else uncertainty(recommendation)
+    stale = recommendation is not None and not borrowed and recommendation.status is Status.STALE
+    return WorkItem(
+        model=model.name,
+        model_path=model.path,
+        prompt_type=prompt_type,
+        backend=model.backend,
+        basis=basis_digest(model.basis),
+        use_s_per_day=served_s,
+        gain=gain,
+        uncertainty=doubt * _STEP_DECAY**effort.steps,
+        cost_s=step_s,
+        memory_bytes=model.memory_bytes,
+        why=f"{_state(found)}; {use_why}",
+        # A tune that has begun to measure afresh notes so: beginning again would throw its pairs away.
+        again=stale and recommendation is not None and not recommendation.evidence.get("renewing"),
+    )
+
+
+def _use(
+    model: Tunable,
+    prompt_type: PromptType,
+    used: Sequence[Use],
+    spread_over: Mapping[PromptType, float],
+    now: float,
+) -> tuple[float, str]:
+    own = [u for u in used if u.model == model.name]
+    seconds = sum(u.seconds_per_day for u in own if u.prompt_type is prompt_type)
+    # Traffic of an unknown kind is spread like the rest.
+    seconds += sum(u.seconds_per_day for u in own if u.prompt_type is None) * spread_over[prompt_type]
+    if own:
+        return seconds, f"it is used {_span(seconds)} a day"
+    if now - model.found_at < _NEW_FOR_S:
+        part = _DRAFT_USE if model.is_draft else 1.0
+        seconds = _NEW_USE_S_PER_DAY * part * spread_over[prompt_type]
+        return seconds, "the model is new here and counts as used a little"
+    return 0.0, "nobody has used the model since it was found"
+
+
+def _state(found: Known | None) -> str:
+    if found is None:
+        return "nothing is known of it"
+    recommendation = found.recommendation
+    if found.borrowed:
+        return "what is served is another machine's and unproven here"
+    match recommendation.status:
+        case Status.STALE:
+            return (
+                f"its recommendation is stale: {recommendation.evidence.get('stale_reason', 'it grew old')}"
+            )
+        case Status.IMPORTED:
+            return "its recommendation was imported and is unproven here"
+        case _:
+            return "its recommendation is provisional"
+
+
+def _not_worth(item: WorkItem) -> str:
+    saved_s = item.value_s_per_day * _HORIZON_DAYS
+    return (
+        f"not worth measuring: {item.why}; it would save some {_span(saved_s)} in {_HORIZON_DAYS:.0f} days"
+        f" and take {_span(item.cost_s)}"
+    )
+
+
+def _span(seconds: float) -> str:
+    if seconds < 1:
+        return "no time"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,150 @@
+"""The values that the daemon's decisions are made of. Pure; they travel between its processes as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from autospec.cells import PromptType
+
+__all__ = ["Effort", "Tunable", "Use", "WorkItem", "effort_key"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tunable:
+    """A main model of this disk, as far as the queue cares.
+
+    Attributes:
+        name: Catalogue name.
+        path: Of its file or folder.
+        backend: The kind of server that would be tuned.
+        fingerprint: Of the file's metadata.
+        basis: What a tune of it would rest on now, see `autospec.tuning.basis`.
+        drafts: Draft models that fit.
+        modes: Draft-free modes that study and build have in common.
+        found_at: When it was first seen, seconds since the epoch.
+        memory_bytes: What off and the largest draft take side by side.
+        is_draft: True if it fits as a draft of another model here, so that it may well be nothing else.
+    """
+
+    name: str
+    path: str
+    backend: str
+    fingerprint: str
+    basis: Mapping[str, Any]
+    drafts: int
+    modes: int
+    found_at: float
+    memory_bytes: int
+    is_draft: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How much a model is used for one kind of prompt.
+
+    Attributes:
+        model: Catalogue name.
+        prompt_type: ``None`` where nobody told the kind.
+        seconds_per_day: Time that answering took, lately.
+    """
+
+    model: str
+    prompt_type: PromptType | None
+    seconds_per_day: float
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What has been spent on one cell without proof so far.
+
+    Attributes:
+        basis: Digest of what it was spent on; effort on another basis does not count.
+        steps: Steps that ran to their end.
+        failures: Steps in a row that failed.
+        last_at: When the last one ended, seconds since the epoch.
+        last: How it ended, in words.
+        spent_s: Seconds of measuring.
+    """
+
+    basis: str = ""
+    steps: int = 0
+    failures: int = 0
+    last_at: float = 0.0
+    last: str = ""
+    spent_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Effort:
+        """Read what `to_json` wrote; fields of other versions are ignored."""
+        names = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in data.items() if k in names})
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One step of tuning that is worth its time.
+
+    Attributes:
+        model: Catalogue name.
+        model_path: What to give to ``--model``: a path is never ambiguous.
+        prompt_type: The cell's.
+        backend: The cell's.
+        basis: Digest of what the step rests on.
+        use_s_per_day: Time a day that this cell's answers take.
+        gain: Share of that time which the right drafting is expected to save, 0…1.
+        uncertainty: How little is known of the cell, 0…1.
+        cost_s: What the step may take.
+        memory_bytes: What it needs.
+        why: The reason in words.
+        again: True if what is stored for this very cell must be measured afresh.
+    """
+
+    model: str
+    model_path: str
+    prompt_type: PromptType
+    backend: str
+    basis: str
+    use_s_per_day: float
+    gain: float
+    uncertainty: float
+    cost_s: float
+    memory_bytes: int
+    why: str
+    again: bool = False
+
+    @property
+    def value_s_per_day(self) -> float:
+        """Seconds a day that knowing better is expected to save."""
+        return self.use_s_per_day * self.gain * self.uncertainty
+
+    @property
+    def key(self) -> str:
+        """The key of its `Effort`."""
+        return effort_key(self.model, self.backend, self.prompt_type)
+
+    @property
+    def label(self) -> str:
+        """For people: ``qwen3-8b, coding``."""
+        return f"{self.model}, {self.prompt_type}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and the value that they give."""
+        return asdict(self) | {"value_s_per_day": round(self.value_s_per_day, 3)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> WorkItem:
+        """Read what `to_json` wrote."""
+        names = {f.name for f in fields(cls)}
+        known = {k: v for k, v in data.items() if k in names}
+        return cls(**known | {"prompt_type": PromptType(known["prompt_type"])})
+
+
+def effort_key(model: str, backend: str, prompt_type: PromptType) -> str:
+    """Names a cell over all builds: what was tried in vain with one build is tried again with the next."""
+    return f"{model}|{backend}|{prompt_type}"

@@ -1,0 +1,98 @@
+"""The control interface between daemon and proxy: a unix domain socket, one JSON object a line, both ways.
+
+The daemon listens; a proxy connects and stays connected, a newcomer's `autospec daemon --status` asks and leaves.
+
+=============================================  ==========================================================
+from a client                                  meaning
+=============================================  ==========================================================
+``{"event": "hello", "role": "proxy", "pid"}``  this connection is a proxy's; no request is being served
+``{"event": "busy"}``                           a request began and none was being served
+``{"event": "idle"}``                           the last request ended
+``{"ask": "status"}``                           answered with the status document
+=============================================  ==========================================================
+
+=============================================  ==========================================================
+from the daemon                                meaning
+=============================================  ==========================================================
+``{"event": "tuning", "what", "why"}``          it measures; a request ends that within a second
+``{"event": "yielded"}``                        the measurement was stopped and its memory given back
+``{"event": "resting", "why"}``                 it does not measure
+=============================================  ==========================================================
+
+Unknown events and fields are ignored, so that a proxy and a daemon of different versions get along. A connection
+that closes says that its proxy is gone: no state outlives it. The socket lies in the state folder and only its owner
+may use it (mode 0600).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from autospec.errors import NothingKnownError
+
+__all__ = ["LINE_LIMIT_BYTES", "ask_status", "control_path", "decode", "encode"]
+
+# sun_path holds 104 bytes on macOS and 108 on Linux, the final zero among them.
+_PATH_LIMIT_BYTES = 103
+# The longest line is the status document, some tens of kilobytes; whoever sends more is no friend.
+LINE_LIMIT_BYTES = 1 << 20
+# The daemon answers from memory; it may be in the middle of ending a measurement.
+_ANSWER_TIMEOUT_S = 5.0
+
+
+def control_path(state_dir: Path) -> Path:
+    """Where the socket is: in the state folder, or, where that path is too long for a socket, under a short name.
+
+    Args:
+        state_dir: The state folder of the settings.
+    """
+    path = state_dir / "daemon.sock"
+    if len(os.fsencode(path)) <= _PATH_LIMIT_BYTES:
+        return path
+    digest = hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"autospec-{os.getuid()}-{digest}" / "daemon.sock"
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """One message as its line."""
+    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """The message in a line; empty where it is none, which every reader ignores like an unknown event."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def ask_status(state_dir: Path) -> dict[str, Any]:
+    """Ask the running daemon what it is doing and why.
+
+    Raises:
+        NothingKnownError: No daemon listens there, or it does not answer.
+    """
+    path = control_path(state_dir)
+    answer = b""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(_ANSWER_TIMEOUT_S)
+            client.connect(str(path))
+            client.sendall(encode({"ask": "status"}))
+            while not answer.endswith(b"\n") and (part := client.recv(65536)):
+                answer += part
+    except OSError as error:
+        raise NothingKnownError(
+            f"No daemon is running for {state_dir}: {error.strerror or error}.",
+            "Start it with `autospec daemon`, or for good with `autospec service install`.",
+        ) from None
+    if not (document := decode(answer)):
+        raise NothingKnownError("The daemon closed the connection without an answer.", "Ask again.")
+    return document

@@ -1,0 +1,129 @@
+"""How often the drift detector cries wolf, and how long it takes to see a change: simulated traffic, one table.
+
+    python studies/bench/drift.py [--requests 200000] [--seed 1]
+
+Each row is a kind of traffic. False alarms are counted per 1000 requests of one model and kind of prompt in which
+nothing changes, speed and acceptance charts together; "heard" counts alarms of the chart alone, before the condition
+that a change must be 5 % to matter. The delay is in requests from a change of the given size, after 200 requests
+without one; "missed" is the share of runs without an alarm within 1000 requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator
+
+from autospec.daemon.drift import BLOCK, FALSE_ALARMS_PER_1000, first_change
+
+Noise = Callable[[random.Random], Iterator[float]]
+_RUN = 1000
+_BEFORE = 200
+_DELAY_RUNS = 200
+
+
+def independent(sd: float) -> Noise:
+    """Log speeds with normal noise."""
+
+    def noise(rng: random.Random) -> Iterator[float]:
+        while True:
+            yield rng.gauss(0.0, sd)
+
+    return noise
+
+
+def skewed(sd: float) -> Noise:
+    """Mostly calm, one request in ten much slower: another program came by."""
+
+    def noise(rng: random.Random) -> Iterator[float]:
+        while True:
+            yield rng.gauss(0.0, sd) - (rng.expovariate(1 / (5 * sd)) if rng.random() < 0.1 else 0.0)
+
+    return noise
+
+
+def conversations(sd: float, correlation: float) -> Noise:
+    """Neighbours resemble each other: an AR(1) of the same spread."""
+
+    def noise(rng: random.Random) -> Iterator[float]:
+        value = rng.gauss(0.0, sd)
+        while True:
+            yield value
+            value = correlation * value + rng.gauss(0.0, sd * math.sqrt(1 - correlation**2))
+
+    return noise
+
+
+def blocks(
+    noise: Iterator[float], requests: int, changed_from: int = 1 << 60, change: float = 0.0
+) -> list[float]:
+    """Speeds in blocks as the detector takes them."""
+    speeds = [
+        50.0 * math.exp(next(noise)) * (1.0 + change if n >= changed_from else 1.0) for n in range(requests)
+    ]
+    return [statistics.median(speeds[i : i + BLOCK]) for i in range(0, requests - BLOCK + 1, BLOCK)]
+
+
+def false_alarms(noise: Noise, requests: int, rng: random.Random) -> tuple[float, float]:
+    """Alarms per 1000 requests in runs without a change: of the chart alone, and of those that matter."""
+    heard = mattered = 0
+    runs = max(1, requests // _RUN)
+    for _ in range(runs):
+        # A new run is what follows a new recommendation: the chart begins with it.
+        values = blocks(noise(rng), _RUN)
+        heard += first_change(values, matters=lambda *_: True) is not None
+        mattered += first_change(values) is not None
+    # Two charts, speed and acceptance.
+    return 2000.0 * heard / (runs * _RUN), 2000.0 * mattered / (runs * _RUN)
+
+
+def delays(noise: Noise, change: float, rng: random.Random) -> tuple[float, float, float]:
+    """Median and 90 % quantile of the delay in requests, and the share of runs that missed the change."""
+    found = []
+    for _ in range(_DELAY_RUNS):
+        values = blocks(noise(rng), _BEFORE + _RUN, _BEFORE, change)
+        seen = first_change(values)
+        # An alarm before the change is false and is counted elsewhere.
+        found.append(
+            BLOCK * (seen.seen_at + 1) - _BEFORE if seen and seen.seen_at * BLOCK >= _BEFORE else math.inf
+        )
+    found.sort()
+    missed = sum(math.isinf(d) for d in found) / len(found)
+    return found[len(found) // 2], found[int(0.9 * len(found))], missed
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=200_000, help="without a change, for each row")
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    rows: list[tuple[str, Noise]] = [
+        ("independent, sd 3 %", independent(0.03)),
+        ("independent, sd 10 %", independent(0.10)),
+        ("one in ten slow, sd 5 %", skewed(0.05)),
+        ("conversations, sd 5 %, r 0.3", conversations(0.05, 0.3)),
+        ("conversations, sd 10 %, r 0.6", conversations(0.10, 0.6)),
+    ]
+    print(f"False alarms stated: {FALSE_ALARMS_PER_1000} per 1000 independent requests. Seed {asked.seed}.\n")
+    print(
+        "| traffic | heard /1000 | false alarms /1000 | −10 %: median delay | 90 % | missed | −5 %: median | missed |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name, noise in rows:
+        rng = random.Random(asked.seed)
+        heard, mattered = false_alarms(noise, asked.requests, rng)
+        median, late, missed = delays(noise, -0.10, rng)
+        small, _, small_missed = delays(noise, -0.05, rng)
+        print(
+            f"| {name} | {heard:.2f} | {mattered:.2f} | {median:.0f} | {late:.0f} | {missed:.0%} |"
+            f" {small:.0f} | {small_missed:.0%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
