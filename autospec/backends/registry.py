@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from autospec.backends.embedded import Embedded
+from autospec.backends.llama_cpp_python import LlamaCppPython
 from autospec.backends.llama_server import LlamaServer, find_llama_server
 from autospec.backends.protocol import Backend, Capabilities
 from autospec.errors import AutospecError, BackendMissingError, UsageError
@@ -30,6 +31,7 @@ class BackendSettings(Protocol):
 _BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {
     "llama-server": lambda settings: LlamaServer(_binary(settings), settings.state_dir),
     "embedded": lambda settings: Embedded(settings.state_dir),
+    "llama-cpp-python": lambda settings: LlamaCppPython(settings.state_dir),
 }
 
 
