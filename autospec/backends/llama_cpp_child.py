@@ -1,8 +1,8 @@
-"""llama-cpp-python's server as autospec launches it: ``python -m autospec.backends.llama_cpp_child '{…}'``.
+"""llama-cpp-python's server as autospec launches it: ``python -m autospec.backends.llama_cpp_child --model FILE …``.
 
-The app is the package's own (``llama_cpp.server.app.create_app``). Added to it are what llama.cpp's server has and this
-one lacks: /health and /slots, ``timings`` in answers that are not streamed, and ``cache_prompt``. With ``--probe`` it
-prints what is installed and loads no model.
+The app is the package's own (``llama_cpp.server.app.create_app``) and takes the same flags. Added are the flag
+``--max_ngram_size``, and what llama.cpp's server has and this one lacks: /health and /slots, ``timings`` in answers that
+are not streamed, and ``cache_prompt``. With ``--probe`` it prints what is installed and loads no model.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
     """Serve until killed, or answer ``--probe``.
 
     Args:
-        argv: ``--probe``, or one JSON object: ``settings`` (of ``llama_cpp.server.settings.ModelSettings``), ``port``,
-            and ``lookup`` with the two numbers of prompt lookup where it drafts.
+        argv: ``--probe``, or names of ``llama_cpp.server.settings.Settings`` as flags, each with its value, and
+            ``--max_ngram_size`` where it drafts.
 
     Returns:
         The exit status.
@@ -47,36 +47,29 @@ def main(argv: list[str]) -> int:
         names = sorted(ModelSettings.model_fields)
         print(json.dumps({"version": llama_cpp.__version__, "libraries": found, "settings": names}))  # noqa: T201 - the answer
         return 0
-    options = json.loads(argv[0])
-    lookup = options.get("lookup")
-    # A draft keeps all scores by itself; without one they would only cost memory and time.
-    settings = {"logits_all": False, **options["settings"], "verbose": True, **_drafted(lookup)}
+    options = dict(zip((name.removeprefix("--") for name in argv[::2]), argv[1::2], strict=True))
+    port = int(options.pop("port"))
+    ngram_size = options.pop("max_ngram_size", None)
     _forget_environment({*ModelSettings.model_fields, *ServerSettings.model_fields, "config_file"})
+    # A draft keeps all scores by itself; without one they would only cost memory and time.
+    settings: dict[str, Any] = {"logits_all": False, **options, "verbose": True}
     try:
         app = server.create_app(
             # A request that waits must not cut short the one that is being answered.
-            server_settings=ServerSettings(host=_HOST, port=options["port"], interrupt_requests=False),
+            server_settings=ServerSettings(host=_HOST, port=port, interrupt_requests=False),
             model_settings=[ModelSettings(**settings)],
         )
     except (ValueError, RuntimeError) as error:  # pydantic's too
         # In llama.cpp's words, which autospec's reader of logs knows; the library has printed the reason above.
-        why = f"failed to load model, '{settings['model']}'" if _blames_model(error) else f"llama_cpp: {error}"
+        why = (
+            f"failed to load model, '{settings['model']}'" if _blames_model(error) else f"llama_cpp: {error}"
+        )
         print(why, file=sys.stderr)  # noqa: T201 - the log
         return 1
     # The app keeps its model in a global of its module (0.2 to 0.3.36) and gives no other way to it.
-    meter = Meter(server._llama_proxy(), lookup)  # noqa: SLF001
-    _serve(app, meter, options["port"])
+    meter = Meter(server._llama_proxy(), int(ngram_size) if ngram_size else None)  # noqa: SLF001
+    _serve(app, meter, port)
     return 0
-
-
-def _drafted(lookup: dict[str, int] | None) -> dict[str, object]:
-    """The settings that turn drafting on; the n-gram size is not among them and is set by `Meter`."""
-    if lookup is None:
-        return {}
-    return {
-        "draft_model": "prompt-lookup-decoding",
-        "draft_model_num_pred_tokens": lookup["num_pred_tokens"],
-    }
 
 
 def _forget_environment(names: set[str]) -> None:
@@ -132,12 +125,12 @@ class Meter:
     Args:
         llama: The ``llama_cpp.Llama`` of the server; its ``generate``, ``create_chat_completion`` and ``draft_model`` are
             replaced by this object's, which call them.
-        lookup: ``max_ngram_size`` and ``num_pred_tokens``, or ``None`` for drafting off.
+        ngram_size: Of prompt lookup, which the package's server has no setting for; ``None`` for drafting off.
         clock: Seconds.
     """
 
     def __init__(
-        self, llama: Any, lookup: dict[str, int] | None, clock: Callable[[], float] = time.perf_counter
+        self, llama: Any, ngram_size: int | None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._llama = llama
         self._clock = clock
@@ -150,9 +143,9 @@ class Meter:
         llama.verbose = (
             False  # what the library says while it loads is wanted, what it says of each request is not
         )
-        if lookup is not None:
+        if ngram_size is not None:
             self._lookup = llama.draft_model
-            self._lookup.max_ngram_size = lookup["max_ngram_size"]
+            self._lookup.max_ngram_size = ngram_size
             llama.draft_model = self.propose
 
     def slot(self) -> dict[str, object]:

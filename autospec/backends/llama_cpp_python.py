@@ -126,14 +126,17 @@ class LlamaCppPython:
                 f"llama-cpp-python {package.build.version} has no mode {drafting.mode}.",
                 f"It offers: {', '.join(sorted(_MODES))}.",
             )
-        options: dict[str, object] = {
-            "settings": {"model": model_path, **user_settings(settings.args, package.settings)}
-        }
+        options = {"model": model_path, **user_settings(settings.args, package.settings)}
         if not drafting.is_off:
-            options["lookup"] = {"num_pred_tokens": drafting.n_max, "max_ngram_size": drafting.ngram_n}
+            options |= {
+                "draft_model": "prompt-lookup-decoding",
+                "draft_model_num_pred_tokens": str(drafting.n_max),
+                "max_ngram_size": str(drafting.ngram_n),  # the child's own; the package has no flag for it
+            }
         if port is not None:
-            options["port"] = port
-        return (sys.executable, *_CHILD, json.dumps(options))
+            options["port"] = str(port)
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        return (sys.executable, *_CHILD, *words)
 
     def _probed(self) -> _Package:
         if self._package is None:
@@ -152,7 +155,8 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
         UsageError: One is autospec's own, lacks its value, or is no option at all.
         UnsupportedError: The package has no such setting.
     """
-    found: dict[str, str] = {}
+    own: dict[str, str] = {}
+    translated: dict[str, str] = {}
     rest = list(args)
     while rest:
         name = rest.pop(0)
@@ -171,7 +175,9 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
             )
         if not rest:
             raise UsageError(f"{name} needs a value.")
-        found[setting] = rest.pop(0)
+        (translated if name in _SPELLINGS else own)[setting] = rest.pop(0)
+    # Its own spelling wins: autospec adds a -c where it sees none of llama-server's.
+    found = translated | own
     # As llama-server does; this one would take all cores for batches.
     if "n_threads" in found:
         found.setdefault("n_threads_batch", found["n_threads"])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import shlex
 import sys
 
 import pytest
@@ -30,13 +30,13 @@ def installed(state_dir, monkeypatch):
 
 def test_a_drafting_becomes_both_numbers(installed):
     """The server itself could only be told one."""
-    *program, options = installed.command("/m.gguf", LOOKUP, LaunchSettings(("-c", "1024")))
-    assert program == [sys.executable, "-m", "autospec.backends.llama_cpp_child"]
-    assert json.loads(options) == {
-        "settings": {"model": "/m.gguf", "n_ctx": "1024"},
-        "lookup": {"num_pred_tokens": 6, "max_ngram_size": 3},
-    }
-    assert "lookup" not in json.loads(installed.command("/m.gguf", OFF, LaunchSettings())[-1])
+    command = installed.command("/m.gguf", LOOKUP, LaunchSettings(("-c", "1024")))
+    plain = installed.command("/m.gguf", OFF, LaunchSettings(("-c", "1024")))
+    assert plain == (sys.executable, "-m", child.__name__, "--model", "/m.gguf", "--n_ctx", "1024")
+    assert command[: len(plain)] == plain
+    assert shlex.join(command[len(plain) :]) == (
+        "--draft_model prompt-lookup-decoding --draft_model_num_pred_tokens 6 --max_ngram_size 3"
+    )
 
 
 def test_settings_in_both_spellings(installed):
@@ -44,6 +44,7 @@ def test_settings_in_both_spellings(installed):
     read = backend.user_settings(("-t", "2", "-ngl", "99", "--flash_attn", "true"), SETTINGS)
     assert read == {"n_threads": "2", "n_threads_batch": "2", "n_gpu_layers": "99", "flash_attn": "true"}
     assert backend.user_settings(("-t", "2", "-tb", "4"), SETTINGS)["n_threads_batch"] == "4"
+    assert backend.user_settings(("--n_ctx", "9", "-c", "4"), SETTINGS) == {"n_ctx": "9"}
 
 
 @pytest.mark.parametrize(
@@ -116,17 +117,17 @@ class Llama:
         return {}
 
 
-def metered(lookup=None):
+def metered(ngram_size=None):
     """A meter over a stand-in, with its clock."""
     llama = Llama()
-    if lookup is None:
+    if ngram_size is None:
         llama.draft_model = None
-    return child.Meter(llama, lookup, clock=lambda: llama.clock), llama
+    return child.Meter(llama, ngram_size, clock=lambda: llama.clock), llama
 
 
 def test_times_and_counts():
     """The prompt until the first token; two of five tokens were accepted from six that two proposals made."""
-    meter, llama = metered({"max_ngram_size": 4, "num_pred_tokens": 3})
+    meter, llama = metered(4)
     assert list(llama.generate([1, 2, 3, 4])) == [1, 2, 3, 4, 5]
     assert meter.timings() == pytest.approx(
         {
