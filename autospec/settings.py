@@ -22,8 +22,8 @@ from autospec.errors import SettingsError, UsageError
 __all__ = ["KEYS", "Key", "Settings", "load_settings", "locate_config", "parse_duration"]
 
 PREFIX: Final = "AUTOSPEC_"
-# Read by the tests themselves; not settings.
-_NOT_SETTINGS: Final = re.compile(r"AUTOSPEC_(TEST_.*|LAB)")
+# Read by the tests themselves, and a key, which belongs neither into a file nor into `config show`; not settings.
+_NOT_SETTINGS: Final = re.compile(r"AUTOSPEC_(TEST_.*|LAB|ATTACHED_KEY)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,8 @@ KEYS: Final = (
     Key("temperature", "number", 0.0, "Sampling temperature of measured requests; 0 is greedy."),
     Key("context_tokens", "count", 4096, "Context length that memory estimates count with."),
     Key("forget_answers", "flag", False, "Forget the recorded answers (token ids) when a tune ends."),
+    Key("attached_url", "text", "", "Address of a server that somebody else runs, for the backend attached."),
+    Key("attached_remote", "flag", False, "Allow an attached server that is not on this machine."),
 )
 _BY_NAME: Final = {key.name: key for key in KEYS}
 
@@ -118,6 +120,8 @@ class Settings:
     temperature: float
     context_tokens: int
     forget_answers: bool
+    attached_url: str
+    attached_remote: bool
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

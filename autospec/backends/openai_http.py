@@ -114,6 +114,7 @@ class ChatClient(JsonClient):
         name: What to call the server in sentences.
         ended: Waits some seconds for the server's process to end and says how, or ``None``.
         log_tail: The last lines of its log.
+        headers: Sent with every request, e.g. an API key.
     """
 
     def __init__(
@@ -122,8 +123,9 @@ class ChatClient(JsonClient):
         name: str,
         ended: Callable[[float], Ended | str | None],
         log_tail: Callable[[int], tuple[str, ...]],
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(base_url, name, ended, log_tail)
+        super().__init__(base_url, name, ended, log_tail, headers)
         self.tells_drafts = True
         self.erases_slot = False
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
+from typing import Any
 
 import psutil
 
-__all__ = ["HOST", "family", "free_port", "is_free", "listens"]
+__all__ = ["HOST", "family", "free_port", "is_free", "listeners", "listens"]
 
 HOST = "127.0.0.1"
 
@@ -50,6 +51,31 @@ def listens(family: list[psutil.Process], port: int) -> bool:
             return True
         except psutil.Error:
             continue
-        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+        if any(_listens_on(c, port) for c in connections):
             return True
     return False
+
+
+def listeners(port: int) -> frozenset[int]:
+    """Processes that listen on a port of this machine, with their children; empty where the system does not tell."""
+    try:
+        found = {
+            c.pid for c in psutil.net_connections(kind="tcp") if c.pid is not None and _listens_on(c, port)
+        }
+    except psutil.AccessDenied:  # macOS tells root only; our own user's processes can be asked one by one
+        found = {p.pid for p in psutil.process_iter() if _tells_listening(p, port)}
+    return frozenset(process.pid for process in family(frozenset(found)))
+
+
+def _tells_listening(process: psutil.Process, port: int) -> bool:
+    try:
+        connections = process.net_connections(kind="tcp")
+    except psutil.Error:
+        return False
+    return any(_listens_on(c, port) for c in connections)
+
+
+def _listens_on(connection: Any, port: int) -> bool:
+    return (
+        connection.status == psutil.CONN_LISTEN and bool(connection.laddr) and connection.laddr.port == port
+    )

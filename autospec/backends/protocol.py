@@ -35,6 +35,8 @@ class Capabilities:
         drafting_per_request: True if drafting goes with the request, so that nothing relaunches.
         tells_drafts: True if answers carry drafted and accepted counts.
         takes_p_min: False where the backend has no least probability for proposals.
+        only: The one (n_max, p_min) with which it drafts, where neither can be chosen.
+        measures_only: True if drafting cannot be chosen at all: what runs can be measured, nothing can be compared.
         notes: Sentences for `doctor`, e.g. which modes this build lacks.
     """
 
@@ -43,6 +45,8 @@ class Capabilities:
     drafting_per_request: bool = False
     tells_drafts: bool = True
     takes_p_min: bool = True
+    only: tuple[int, float | None] | None = None
+    measures_only: bool = False
     notes: tuple[str, ...] = ()
 
 

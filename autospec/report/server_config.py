@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from autospec.backends import flags as _flags
 from autospec.backends.help_text import HelpText, Option
+from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UsageError
 from autospec.recommendations import Recommendation, Status
 
-__all__ = ["Rendered", "drafting_args", "llama_swap_text", "one_args", "preset_text"]
+__all__ = ["Rendered", "drafting_args", "llama_swap_text", "newest_args", "one_args", "preset_text"]
 
 # Both are llama.cpp's server; other backends are configured in other ways.
 _LLAMA_SERVERS = ("llama-server", "embedded")
@@ -64,7 +65,7 @@ def drafting_args(recommendation: Recommendation) -> tuple[str, ...]:
         return ()
     if recommendation.backend == "embedded":
         # It is configured by fields and not by flags; a llama-server of its era takes these.
-        return _flags.drafting_args(_NEWEST, "of today", recommendation.drafting)
+        return newest_args(recommendation.drafting)
     args = recommendation.evidence.get("args")
     if not isinstance(args, list) or not args:
         raise AutospecError(
@@ -72,6 +73,11 @@ def drafting_args(recommendation: Recommendation) -> tuple[str, ...]:
             f"`autospec tune --model {recommendation.model}` finds out what this machine's build calls them.",
         )
     return tuple(map(str, args))
+
+
+def newest_args(drafting: Drafting) -> tuple[str, ...]:
+    """The flags of a drafting as a llama-server of today takes them; empty for off."""
+    return _flags.drafting_args(_NEWEST, "of today", drafting)
 
 
 def one_args(recommendations: Sequence[Recommendation]) -> tuple[tuple[str, ...], Recommendation]:

@@ -17,7 +17,7 @@ from autospec.errors import BackendMissingError, UsageError
 def settings(state_dir, tmp_path, monkeypatch):
     """Settings on a machine without llama-server."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    return SimpleNamespace(state_dir=state_dir, llama_server="")
+    return SimpleNamespace(state_dir=state_dir, llama_server="", attached_url="", attached_remote=False)
 
 
 @pytest.fixture
