@@ -22,8 +22,9 @@ from autospec.errors import SettingsError, UsageError
 __all__ = ["KEYS", "Key", "Settings", "load_settings", "locate_config", "parse_duration", "parse_hours"]
 
 PREFIX: Final = "AUTOSPEC_"
-# Read by the tests themselves, and the mark that every child of a guard carries; not settings.
-_NOT_SETTINGS: Final = re.compile(r"AUTOSPEC_(TEST_.*|LAB|LAUNCH_ID)")
+# Read by the tests themselves, the mark that every child of a guard carries, and a key, which belongs neither into a file nor
+# into `config show`; not settings.
+_NOT_SETTINGS: Final = re.compile(r"AUTOSPEC_(TEST_.*|LAB|LAUNCH_ID|ATTACHED_KEY)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ KEYS: Final = (
     Key("daemon_hours", "hours", "", "When the daemon may measure, e.g. 22:00-07:00; empty is any time."),
     Key("daemon_budget", "duration", "2h", "How long the daemon may measure a day."),
     Key("daemon_step", "duration", "10m", "How long one step of the daemon may take: one cell at a time."),
+    Key("attached_url", "text", "", "Address of a server that somebody else runs, for the backend attached."),
+    Key("attached_remote", "flag", False, "Allow an attached server that is not on this machine."),
 )
 _BY_NAME: Final = {key.name: key for key in KEYS}
 
@@ -172,6 +175,8 @@ class Settings:
     daemon_hours: str
     daemon_budget: str
     daemon_step: str
+    attached_url: str
+    attached_remote: bool
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
+from tests.backends.waiting import wait_until
 from tests.lab import RECIPES, Lab, LabError, Recipe, lab_folder
 
 # Read before any test's home is set apart: the fixtures below take every AUTOSPEC_ variable away.
 _LAB_FOLDER = lab_folder()
 _LLAMA_SERVER = os.environ.get("AUTOSPEC_TEST_LLAMA_SERVER")
+
+# Further arguments to the server's address and process.
+ByHand: TypeAlias = "Callable[..., tuple[str, subprocess.Popen[bytes]]]"
 
 
 class LabModels:
@@ -54,6 +64,38 @@ def llama_server_binary() -> Path:
     if _LLAMA_SERVER:
         pytest.fail(f"AUTOSPEC_TEST_LLAMA_SERVER is {_LLAMA_SERVER}, which is no program")
     pytest.skip("no native llama-server: `make native` builds one where there are cmake and a compiler")
+
+
+@pytest.fixture
+def by_hand(llama_server_binary: Path, lab_models: LabModels) -> Iterator[ByHand]:
+    """Starts the native llama-server on the tiny model as a user would; ends it after the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> tuple[str, subprocess.Popen[bytes]]:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        command = [str(llama_server_binary), "-m", str(lab_models.tiny), "-c", "2048", "-t", "1"]
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen([*command, "--port", str(port), *arguments], stdout=quiet, stderr=quiet)
+        started.append(process)
+        wait_until(lambda: _healthy(port), 120)
+        return f"http://127.0.0.1:{port}", process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _healthy(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 @pytest.fixture(autouse=True)

@@ -37,6 +37,8 @@ class Capabilities:
         drafting_per_request: True if drafting goes with the request, so that nothing relaunches.
         tells_drafts: True if answers carry drafted and accepted counts.
         takes_p_min: False where the backend has no least probability for proposals.
+        only: The one (n_max, p_min) with which it drafts, where neither can be chosen.
+        measures_only: True if drafting cannot be chosen at all: what runs can be measured, nothing can be compared.
         notes: Sentences for `doctor`, e.g. which modes this build lacks.
     """
 
@@ -45,6 +47,8 @@ class Capabilities:
     drafting_per_request: bool = False
     tells_drafts: bool = True
     takes_p_min: bool = True
+    only: tuple[int, float | None] | None = None
+    measures_only: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -217,6 +221,14 @@ class Server(Protocol):
         Raises:
             ServerDiedError: The process ended; carries the log's last lines in its sentence.
             RequestError: Refused, timed out, cut off, or an answer that makes no sense.
+        """
+
+    def with_drafting(self, drafting: Drafting) -> Server | None:
+        """This launch asked with a drafting, where that takes no other launch.
+
+        Returns:
+            The server itself for its own drafting; where drafting goes with the request, a view on the same process
+            (stopping either stops both); else ``None``.
         """
 
     def stop(self) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from autospec.backends.attached import Attached
 from autospec.backends.embedded import Embedded
+from autospec.backends.llama_cpp_python import LlamaCppPython
 from autospec.backends.llama_server import LlamaServer, find_llama_server
 from autospec.backends.protocol import Backend, Capabilities
 from autospec.errors import AutospecError, BackendMissingError, UsageError
@@ -25,11 +27,21 @@ class BackendSettings(Protocol):
     def llama_server(self) -> str:
         """The llama-server to run; empty takes the one on PATH."""
 
+    @property
+    def attached_url(self) -> str:
+        """The address of a server that somebody else runs."""
+
+    @property
+    def attached_remote(self) -> bool:
+        """Whether that may be on another machine."""
+
 
 # In the order in which they are tried where none is asked for.
 _BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {
     "llama-server": lambda settings: LlamaServer(_binary(settings), settings.state_dir),
     "embedded": lambda settings: Embedded(settings.state_dir),
+    "llama-cpp-python": lambda settings: LlamaCppPython(settings.state_dir),
+    "attached": lambda settings: Attached(settings.attached_url, remote=settings.attached_remote),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,6 +44,12 @@ __all__ = ["command"]
     "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Launches of each drafting."
 )
 @click.option("--backend", default=None, help="The kind of server.")
+@click.option(
+    "--url",
+    default=None,
+    metavar="URL",
+    help="Address of a server that runs already; implies --backend attached.",
+)
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER_ARG...]")
 @command_options
 def command(
@@ -56,6 +63,7 @@ def command(
     max_tokens: int,
     runs: int,
     backend: str | None,
+    url: str | None,
     server_args: tuple[str, ...],
 ) -> None:
     """Measure one prompt with and without a draft model, and print the founding record's tables.
@@ -64,9 +72,11 @@ def command(
       autospec bench --model qwen3-coder-30b
       autospec bench -m qwen3-coder-30b -d qwen3-0.6b --n-max 8 --n-max 4 -- -ngl 99 -c 32768
       autospec bench -m qwen3-coder-30b --runs 5 > record.md
+      autospec bench -m qwen3-coder-30b --url http://127.0.0.1:8080
     """  # noqa: D301 - click needs the backspace itself
     import datetime as dt
 
+    from autospec.backends.attached import Attached
     from autospec.backends.protocol import LaunchSettings, Request
     from autospec.backends.registry import backend_for
     from autospec.catalog.scan import scan
@@ -75,15 +85,24 @@ def command(
     from autospec.measure.bench import FOUNDING_PROMPT, group_runs, measure_runs
     from autospec.tuning.machine_lock import machine_lock
 
-    shell.override(backend=backend)
+    shell.override(backend=backend or ("attached" if url else None), attached_url=url)
     settings = shell.settings
     catalog = scan(settings)
     main = catalog.find(model)
     here = identify()
     server = backend_for(settings.backend or None, settings)
     abilities = server.capabilities()
-    draft_model = _draft(catalog, main, draft, here, settings.context_tokens)
-    draftings = [OFF, *_draftings(draft_model, n_max, p_min, abilities)]
+    if isinstance(server, Attached) and abilities.measures_only:
+        server = server.as_it_runs()
+        draftings = [OFF]
+        compare = _how_to_compare(
+            catalog, main, draft, here, n_max=n_max[0], p_min=p_min, context_tokens=settings.context_tokens
+        )
+        notes = (*abilities.notes, *compare)
+    else:
+        draft_model = _draft(catalog, main, draft, here, settings.context_tokens)
+        draftings = [OFF, *_draftings(draft_model, n_max, p_min, abilities)]
+        notes = ()
     question = prompt or FOUNDING_PROMPT
     request = Request(messages=({"role": "user", "content": question},), max_tokens=max_tokens)
 
@@ -124,7 +143,7 @@ def command(
                 prompt=question,
                 max_tokens=max_tokens,
                 groups=tuple(groups),
-                methodology=_methodology(groups, measured, abilities, main, runs),
+                methodology=(*_methodology(groups, measured, abilities, main, runs), *notes),
             )
         )
     )
@@ -157,8 +176,33 @@ def _draftings(draft: Model, n_max: tuple[int, ...], p_min: float, abilities: Ca
 
     mode = Mode(draft.draft_kind) if draft.draft_kind else Mode.DRAFT_MODEL
     path = None if mode is Mode.MTP else str(draft.path)
+    if abilities.only is not None:
+        return [Drafting(mode, draft=path, n_max=abilities.only[0], n_min=0, p_min=abilities.only[1])]
     least = (0, p_min) if abilities.takes_p_min else (None, None)
     return [Drafting(mode, draft=path, n_max=n, n_min=least[0], p_min=least[1]) for n in dict.fromkeys(n_max)]
+
+
+def _how_to_compare(
+    catalog: Catalog,
+    main: Model,
+    draft: str,
+    here: Hardware,
+    *,
+    n_max: int,
+    p_min: float,
+    context_tokens: int,
+) -> tuple[str, ...]:
+    """The flags to start a server with whose drafting is fixed then; nothing where no draft fits."""
+    from autospec.drafting import Drafting, Mode
+    from autospec.errors import ModelChoiceError
+    from autospec.report.server_config import newest_args
+
+    try:
+        chosen = _draft(catalog, main, draft, here, context_tokens)
+    except ModelChoiceError:
+        return ()
+    drafting = Drafting(Mode.DRAFT_MODEL, draft=str(chosen.path), n_max=n_max, n_min=0, p_min=p_min)
+    return (f"A llama-server of today drafts when it is started with `{shlex.join(newest_args(drafting))}`.",)
 
 
 def _methodology(
@@ -171,10 +215,7 @@ def _methodology(
         f"**Backend:** {build.backend} {build.version}",
         f"**Main Model:** {main.name} ({main.architecture}, {kind}, {main.quantization})",
         "Speeds are of generation by the server's own clock; whole requests by ours.",
-        (
-            f"{runs} runs of each drafting, each on a launch of its own (a repeated prompt would be remembered), one launch "
-            "at a time, in an order that turns round from run to run; a short other prompt first to warm up; temperature 0."
-        ),
+        _how_runs_went(abilities, runs),
     ]
     if p_min:
         sentences.append(
@@ -183,12 +224,26 @@ def _methodology(
     off_texts = {r.completion.text for r in measured if r.drafting.is_off}
     drafted = [r for r in measured if not r.drafting.is_off]
     same = sum(r.completion.text in off_texts for r in drafted)
-    sentences.append(f"{same} of {len(drafted)} answers with drafting were the text that drafting off gave.")
+    if drafted:
+        sentences.append(
+            f"{same} of {len(drafted)} answers with drafting were the text that drafting off gave."
+        )
     if disturbed := sum(bool(r.disturbance) for r in measured):
         sentences.append(
             f"{disturbed} of {len(measured)} runs were disturbed; a quiet machine measures better."
         )
     return tuple(sentences)
+
+
+def _how_runs_went(abilities: Capabilities, runs: int) -> str:
+    if abilities.measures_only or abilities.drafting_per_request:
+        where = "one request after another to the same server"
+    else:
+        where = "each on a launch of its own (a repeated prompt would be remembered), one launch at a time"
+    return (
+        f"{runs} runs of each drafting, {where}, in an order that turns round from run to run; a short other prompt first "
+        "to warm up; temperature 0."
+    )
 
 
 def _document(

@@ -17,7 +17,12 @@ __all__ = ["command"]
     "--model", required=True, metavar="M", help="Main model: a path, a name, or an unambiguous part of one."
 )
 @click.option(
-    "--backend", metavar="B", help="llama-server or embedded; chosen by what is installed if left out."
+    "--backend",
+    metavar="B",
+    help="The kind of server, as doctor lists them; chosen by what is installed if left out.",
+)
+@click.option(
+    "--url", metavar="URL", help="Address of a server that runs already; implies --backend attached."
 )
 @click.option(
     "--prompt-type",
@@ -53,10 +58,15 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
       autospec tune --model ~/models/big.gguf --draft ~/models/small.gguf -- -ngl 99 -fa on
     """  # noqa: D301 - click needs the backspace itself
     shell.override(
-        backend=options["backend"], study=options["study"], suite=options["suite"], budget=options["budget"]
+        backend=options["backend"] or ("attached" if options["url"] else None),
+        attached_url=options["url"],
+        study=options["study"],
+        suite=options["suite"],
+        budget=options["budget"],
     )
     from autospec.backends.registry import backend_for
     from autospec.cli.tune_display import TuneDisplay, interruptible
+    from autospec.errors import UnsupportedError
     from autospec.hardware import identify
     from autospec.recommendations import document
     from autospec.report.tables import recommendation_table
@@ -74,6 +84,12 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     )
     hardware = identify()
     backend = backend_for(shell.settings.backend or None, shell.settings)
+    if (abilities := backend.capabilities()).measures_only:
+        raise UnsupportedError(
+            f"Nothing about drafting can be set in a request to {abilities.build.version}, so there is nothing to tune.",
+            "Tune with --backend llama-server or mlx and start your server with the flags that `autospec recommend "
+            "--format args` prints; `autospec bench --url` measures it as it runs.",
+        )
     display = TuneDisplay(shell, request.model.name)
     interrupted = False
     with interruptible(), display:

@@ -19,6 +19,8 @@ _BACKEND_HEADINGS = {
     "llama-server": "GGUF Backend (llama-server)",
     "embedded": "GGUF Backend (embedded llama.cpp server)",
     "mlx": "MLX Backend",
+    "llama-cpp-python": "GGUF Backend (llama-cpp-python)",
+    "attached": "Attached Server",
 }
 # Ends of an interval that are further apart than a factor of ten tell nobody anything.
 _TOO_WIDE = math.log(10)
@@ -81,8 +83,14 @@ def founding_markdown(bench: Benchmark) -> str:
 
 
 def results_table(groups: Sequence[RunGroup]) -> str:
-    """A row for each model, a column for each drafting; with one drafting the difference has its own column."""
+    """A row for each model, a column for each drafting; with one drafting the difference has its own column.
+
+    Without any there is one column: a server that runs already, measured whatever it drafts.
+    """
     draftings = _draftings(groups)
+    if not draftings:
+        rows = [f"| {g.model} | {_speed(g)} |" for g in groups]
+        return "\n".join(["| Model | As It Runs |", "|-------|------------|", *rows])
     cells = {(g.model, g.drafting): g for g in groups}
     models = list(dict.fromkeys(g.model for g in groups))
     off = next(g.drafting for g in groups if g.drafting.is_off)
@@ -116,6 +124,8 @@ def results_table(groups: Sequence[RunGroup]) -> str:
 
 
 def _conclusion(groups: Sequence[RunGroup]) -> str:
+    if not _draftings(groups):
+        return "Nothing was compared: drafting of this server is fixed when it starts."
     noise = pooled_noise(g.runs_tps for g in groups)
     lines = []
     for group in groups:
@@ -144,7 +154,9 @@ def _conclusion(groups: Sequence[RunGroup]) -> str:
 
 
 def _raw(group: RunGroup, draftings: Sequence[Drafting]) -> list[str]:
-    if group.drafting.is_off:
+    if not draftings:
+        draft = "as it runs"
+    elif group.drafting.is_off:
         draft = "no draft"
     elif len(draftings) == 1:
         draft = f"with draft {_draft_name(group.drafting)}"

@@ -130,7 +130,7 @@ def borrowed(
         and (s.recommendation.model, s.recommendation.backend) == (model, backend)
         and s.recommendation.prompt_type is prompt_type
     ]
-    lent = _newest(_lent(others, here, Question()))
+    lent = newest(_lent(others, here, Question()))
     return lent[0] if lent else None
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from autospec.backends import flags as _flags
 from autospec.backends.help_text import HelpText, Option
+from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UsageError
 from autospec.recommendations import Recommendation, Status
 
@@ -24,6 +25,7 @@ __all__ = [
     "drafting_args",
     "llama_swap_text",
     "mlx_command",
+    "newest_args",
     "one_args",
     "preset_text",
 ]
@@ -85,7 +87,7 @@ def drafting_args(recommendation: Recommendation) -> tuple[str, ...]:
         return ()
     if recommendation.backend == "embedded":
         # It is configured by fields and not by flags; a llama-server of its era takes these.
-        return _flags.drafting_args(_NEWEST, "of today", recommendation.drafting)
+        return newest_args(recommendation.drafting)
     args = recommendation.evidence.get("args")
     if not isinstance(args, list) or not args:
         raise AutospecError(
@@ -93,6 +95,11 @@ def drafting_args(recommendation: Recommendation) -> tuple[str, ...]:
             f"`autospec tune --model {recommendation.model}` finds out what this machine's build calls them.",
         )
     return tuple(map(str, args))
+
+
+def newest_args(drafting: Drafting) -> tuple[str, ...]:
+    """The flags of a drafting as a llama-server of today takes them; empty for off."""
+    return _flags.drafting_args(_NEWEST, "of today", drafting)
 
 
 def one_args(recommendations: Sequence[Recommendation]) -> tuple[tuple[str, ...], Recommendation]:

@@ -346,7 +346,14 @@ def _space(definition: StudyDefinition, capabilities: Capabilities, fitting: Seq
             continue
         named = [c for c in fitting if c.mode is mode][: definition.space.drafts]
         arms += [
-            Arm(mode, c.draft, c.n_max, takes_p_min=c.takes_p_min and capabilities.takes_p_min) for c in named
+            Arm(
+                mode,
+                c.draft,
+                c.n_max,
+                takes_p_min=c.takes_p_min and capabilities.takes_p_min,
+                only=capabilities.only,
+            )
+            for c in named
         ]
     return Space(tuple(arms), definition.space)
 

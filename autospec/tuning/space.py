@@ -52,12 +52,14 @@ class Arm:
         draft: Path of the draft model, or ``None``.
         n_max_limit: Most tokens that the draft can propose in a cycle; 0 where there is no limit.
         takes_p_min: False if neither backend nor draft takes a p-min.
+        only: The one (n_max, p_min) with which the backend drafts, where it cannot be told otherwise.
     """
 
     mode: Mode
     draft: str | None = None
     n_max_limit: int = 0
     takes_p_min: bool = True
+    only: tuple[int, float | None] | None = None
 
     @property
     def label(self) -> str:
@@ -159,7 +161,7 @@ class Space:
 
     def grid(self) -> list[Drafting]:
         """Every drafting that prediction looks at: all n_max with p_min in steps, and n-gram sizes from a ladder."""
-        return [d for arm in self.arms for d in self._arm_grid(arm)]
+        return list(dict.fromkeys(d for arm in self.arms for d in self._arm_grid(arm)))
 
     def _arm_grid(self, arm: Arm) -> list[Drafting]:
         d = self.definition
@@ -224,6 +226,8 @@ class Space:
 
     @staticmethod
     def _with_model(arm: Arm, n_max: int, p_min: float | None) -> Drafting:
+        if arm.only is not None:
+            return Drafting(arm.mode, draft=arm.draft, n_max=arm.only[0], n_min=0, p_min=arm.only[1])
         limited = min(n_max, arm.n_max_limit) if arm.n_max_limit else n_max
         return Drafting(arm.mode, draft=arm.draft, n_max=limited, n_min=0, p_min=p_min)
 

@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from autospec.backends.embedded import Embedded
 from autospec.backends.help_text import HelpText, parse
 from autospec.backends.llama_server import LlamaServer
-from autospec.backends.protocol import Backend, LaunchSettings
 
 HELP = Path(__file__).parent / "help"
 FAKE = Path(__file__).parent / "fake_server.py"
-# One thread: ggml's threads wait for each other by spinning, which takes forever on a machine that is busy.
-SETTINGS = LaunchSettings(args=("-c", "2048", "-t", "1"), ready_timeout_s=120.0)
 
 
 @pytest.fixture(params=["pycore010", "pydist012", "docs-2026-03", "b9093", "b11434"])
@@ -34,14 +30,6 @@ def read_help(name: str) -> HelpText:
 def state_dir(tmp_path: Path) -> Path:
     """A state folder of the test's own."""
     return tmp_path / "state"
-
-
-@pytest.fixture(params=["llama-server", "embedded"])
-def backend(request, state_dir: Path) -> Backend:
-    """Each backend that this machine has."""
-    if request.param == "embedded":
-        return Embedded(state_dir)
-    return LlamaServer(request.getfixturevalue("llama_server_binary"), state_dir)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pathlib import Path
 HELP = Path(__file__).parent / "help"
 ARGS = sys.argv[1:]
 FAULTS = {ARGS[i + 1] for i, argument in enumerate(ARGS) if argument == "--fault"}
-SPECULATIVE = "--spec-type" in ARGS and "slots-say-no" not in FAULTS
+SPECULATIVE = bool({"--spec-type", "--draft-model"} & set(ARGS)) and "slots-say-no" not in FAULTS
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What every backend must do, on real servers with a tiny model: the same tests for each that this machine has."""
+"""What every backend must do, on real servers: the same tests for each that this machine has. Facts: `contract.FACTS`."""
 
 from __future__ import annotations
 
@@ -11,40 +11,55 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
-import httpx
 import psutil
 import pytest
 
+from autospec.backends import launching
 from autospec.backends.launches import sweep_orphans
-from autospec.backends.llama_server import LlamaServer
 from autospec.backends.protocol import LaunchSettings, Request
-from autospec.drafting import OFF, Drafting, Mode
+from autospec.drafting import OFF, Mode
 from autospec.errors import LaunchError, NotInForceError, ServerDiedError, UnsupportedError, UsageError
-from tests.backends.conftest import SETTINGS
+from tests.backends.contract import FACTS
 from tests.backends.waiting import gone, wait_until
 
-QUESTION = Request(messages=({"role": "user", "content": "Say something."},), max_tokens=24, timeout_s=120.0)
+QUESTION = Request(messages=({"role": "user", "content": "Say something."},), max_tokens=16, timeout_s=120.0)
+REPEATING = dataclasses.replace(
+    QUESTION,
+    messages=({"role": "user", "content": "Count again: 1 2 3 1 2 3 1 2 3 1 2 3 1 2 3"},),
+    max_tokens=24,
+)
 # More than fits the context: it goes on until somebody ends it.
 ENDLESS = dataclasses.replace(QUESTION, max_tokens=100_000)
+# A server that computes burns processor time, and one that waits does not.
+BUSY_S = 0.2
 
 
-def draft_model(path, **changes):
-    """A draft model's drafting with every parameter given."""
-    return dataclasses.replace(
-        Drafting(Mode.DRAFT_MODEL, draft=str(path), n_max=4, n_min=0, p_min=0.0), **changes
-    )
+@pytest.fixture(params=FACTS)
+def facts(request):
+    """Each backend's row."""
+    return FACTS[request.param]
 
 
 @pytest.fixture
-def launched(backend, lab_models):
-    """Launches the tiny model and stops it after the test."""
+def backend(facts, request, state_dir):
+    """The backend, where this machine has it."""
+    return facts.make(request, state_dir)
+
+
+@pytest.fixture
+def model(facts, lab_models):
+    """The model that it launches."""
+    return str(lab_models.path(facts.model.replace("_", "-")))
+
+
+@pytest.fixture
+def launched(backend, facts, model):
+    """Launches the model and stops it after the test."""
     servers = []
 
-    def launch(drafting=OFF, *, model=None, settings=SETTINGS):
-        servers.append(backend.launch(str(model or lab_models.tiny), drafting, settings))
+    def launch(drafting=OFF, *, path=model):
+        servers.append(backend.launch(path, drafting, facts.settings))
         return servers[-1]
 
     yield launch
@@ -52,172 +67,139 @@ def launched(backend, lab_models):
         server.stop()
 
 
-def slots(server):
-    """What the server says of its slots."""
-    return httpx.get(f"{server.base_url}/slots", trust_env=False, timeout=30).json()
+def used_s(pids):
+    """Processor time of the processes so far."""
+    return sum(sum(p.cpu_times()[:2]) for pid in pids if (p := psutil.Process(pid)).is_running())
 
 
-def processing(server):
-    """True while a slot works."""
-    return any(slot["is_processing"] for slot in slots(server))
+def works(pids):
+    """Waits until the processes compute."""
+    before = used_s(pids)
+    wait_until(lambda: used_s(pids) - before > BUSY_S)
+
+
+def servers_own(server):
+    """Its processes without the guard, which is a child of this one."""
+    return [pid for pid in server.pids if psutil.Process(pid).ppid() != os.getpid() or len(server.pids) == 1]
 
 
 def test_capabilities(backend):
-    """The build is named and hashed, and off is among the modes."""
+    """The build is named and hashed, off is among the modes, and what is said of drafting agrees."""
     abilities = backend.capabilities()
     assert abilities.build.backend == backend.name
     assert abilities.build.version
     assert len(abilities.build.fingerprint) == 16
-    assert {Mode.OFF, Mode.DRAFT_MODEL} <= abilities.modes
-    assert not abilities.drafting_per_request
+    assert Mode.OFF in abilities.modes
+    assert abilities.measures_only == (abilities.modes == {Mode.OFF})
+    assert backend.capabilities() == abilities
+
+
+def test_a_command_starts_nothing(backend, model, facts, state_dir):
+    """It is for people to read, and the same each time."""
+    command = backend.command(model, OFF, facts.settings)
+    assert command == backend.command(model, OFF, facts.settings)
+    assert all(isinstance(word, str) for word in command)
+    assert not (state_dir / "launches").exists()
 
 
 def test_off(launched):
     """Launched, asked, timed: nothing is drafted, nothing is cached, and greedy answers repeat."""
     server = launched()
     first, second = server.complete(QUESTION), server.complete(QUESTION)
-    assert server.launch_ms > 0
     assert server.drafting == OFF
+    assert server.command
     assert first.text == second.text
     assert first.prompt_tokens == second.prompt_tokens > 1
-    assert 0 < first.predicted_tokens <= 24
-    assert first.prompt_ms + first.predicted_ms <= first.wall_ms < 120_000
+    assert 0 < first.predicted_tokens <= QUESTION.max_tokens
+    assert first.prompt_ms > 0
+    assert first.prompt_ms + first.predicted_ms <= first.wall_ms < 1000 * QUESTION.timeout_s
+    assert first.finish_reason in {"stop", "length"}
     assert not first.drafted
-    assert server.command[0]
+    assert {server.launch_id} == {server.launch_id}
+    assert server.with_drafting(OFF) is server
 
 
-def test_draft_model_is_in_force(launched, backend, lab_models):
-    """The draft is the main model itself: what it proposes is accepted, and the text stays the same."""
-    server = launched(draft_model(lab_models.tiny))
-    done = server.complete(QUESTION)
+def test_drafting_is_in_force(launched, backend, facts, model):
+    """It proposes, part of it is accepted, the text stays what it was, and off beside it drafts nothing."""
+    if facts.drafting is None:
+        pytest.skip("drafting of this backend cannot be chosen")
+    drafting = facts.drafting(model)
+    off = launched()
+    drafted = off.with_drafting(drafting) or launched(drafting)
+    assert drafted.drafting == drafting
+    plain, done = off.complete(REPEATING), drafted.complete(REPEATING)
+    assert done.text == plain.text
     if backend.capabilities().tells_drafts:
         assert done.drafted >= done.accepted > 0
-    assert done.predicted_tokens > 0
+        assert not plain.drafted
+    else:
+        assert (done.drafted, done.accepted) == (None, None)
 
 
-def test_p_min_is_in_force(launched, backend, lab_models):
-    """A high least probability proposes less."""
-    if not backend.capabilities().tells_drafts:
-        pytest.skip("this build does not tell drafts")
-    loose = launched(draft_model(lab_models.tiny)).complete(QUESTION).drafted
-    strict = launched(draft_model(lab_models.tiny, p_min=0.99)).complete(QUESTION).drafted
-    assert strict < loose
-
-
-def test_serving_drafts_in_several_slots_at_once(launched, backend, lab_models):
-    """A launch for users has the server's own number of slots, and each of them drafts, all at a time."""
-    settings = dataclasses.replace(SETTINGS, serving=True)
-    server = launched(draft_model(lab_models.tiny), settings=settings)
-    count = len(slots(server))
-    body = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 48}
-    with ThreadPoolExecutor(count) as threads:
-        url = f"{server.base_url}/v1/chat/completions"
-        post = partial(httpx.post, url, json=body, trust_env=False, timeout=120)
-        answers = [future.result().json() for future in [threads.submit(post) for _ in range(count)]]
-    assert count > 1
-    if backend.capabilities().tells_drafts:
-        assert all(answer["timings"]["draft_n"] > 0 for answer in answers)
-
-
-@pytest.mark.parametrize(
-    "drafting",
-    [
-        Drafting(Mode.NGRAM_SIMPLE, ngram_n=2, ngram_m=8, min_hits=1),
-        Drafting(Mode.NGRAM_MAP_K, ngram_n=2, ngram_m=8, min_hits=1),
-        Drafting(Mode.NGRAM_MAP_K4V, ngram_n=2, ngram_m=8, min_hits=1),
-        Drafting(Mode.NGRAM_MOD, ngram_n=2, n_max=8, n_min=1),
-    ],
-    ids=lambda drafting: str(drafting.mode),
-)
-def test_draftless_modes_draft(launched, backend, lab_models, drafting):
-    """Each mode that the build offers proposes something on a text that repeats itself."""
-    if drafting.mode not in backend.capabilities().modes:
-        pytest.skip(f"this build has no {drafting.mode}")
-    repeating = Request(
-        messages=({"role": "user", "content": "Write a table of the squares of 1 to 20."},), max_tokens=48
-    )
-    assert launched(drafting, model=lab_models.smollm2).complete(repeating).drafted > 0
-
-
-def test_a_mode_that_cannot_be(backend, lab_models):
-    """Refused before anything starts."""
-    with pytest.raises(UnsupportedError, match="prompt-lookup"):
-        backend.launch(str(lab_models.tiny), Drafting(Mode.PROMPT_LOOKUP, n_max=4, ngram_n=2), SETTINGS)
-
-
-@pytest.mark.parametrize(
-    ("args", "error"),
-    [(("--no-such-flag",), UnsupportedError), (("--port", "1"), UsageError), (("-c",), UsageError)],
-)
-def test_wrong_arguments(backend, lab_models, state_dir, args, error):
-    """Refused before anything starts, naming the argument."""
-    with pytest.raises(error, match=args[0]):
-        backend.launch(str(lab_models.tiny), OFF, LaunchSettings(args))
-    assert not (state_dir / "launches").exists()
-
-
-def test_the_users_arguments_reach_the_server(launched):
-    """The context is what was asked for."""
-    server = launched(settings=LaunchSettings(("-c", "1024", "-t", "1")))
-    assert [slot["n_ctx"] for slot in slots(server)] == [1024]
-
-
-@pytest.mark.parametrize("draft", ["damaged", "damaged_header"])
-def test_a_damaged_draft(launched, lab_models, draft):
-    """A failed launch that would fail again, with the log's last lines."""
-    with pytest.raises(LaunchError, match=r"The draft .*\.gguf could not be loaded") as caught:
-        launched(draft_model(getattr(lab_models, draft)))
-    assert caught.value.permanent
-    assert caught.value.log_tail
-
-
-def test_a_missing_draft(launched):
-    """As a damaged one."""
-    with pytest.raises(LaunchError, match=r"The draft /no/draft\.gguf could not be loaded"):
-        launched(draft_model("/no/draft.gguf"))
-
-
-@pytest.mark.parametrize("draft", ["other_vocab", "other_tokenizer"])
-def test_a_draft_with_another_vocabulary(launched, lab_models, draft):
-    """Never measured: newer builds run on without speculation, older ones refuse."""
-    with pytest.raises((NotInForceError, LaunchError), match="vocab") as caught:
-        launched(draft_model(getattr(lab_models, draft)))
+def test_a_bad_draft(launched, facts):
+    """Never measured: refused, or found out before the first measurement."""
+    if facts.bad is None:
+        pytest.skip("no mode of this backend has a draft")
+    with pytest.raises((LaunchError, NotInForceError)) as caught:
+        launched(facts.bad)
+    assert caught.value.message
     assert getattr(caught.value, "permanent", True)
 
 
-def test_a_damaged_model(launched, lab_models):
-    """Told as the model's fault."""
-    with pytest.raises(LaunchError, match=r"The model .*\.gguf could not be loaded") as caught:
-        launched(model=lab_models.damaged)
-    assert caught.value.permanent
+def test_a_mode_that_it_lacks(backend, facts, model, state_dir):
+    """Refused before anything starts, by its name."""
+    with pytest.raises(UnsupportedError, match=str(facts.lacks.mode)):
+        backend.launch(model, facts.lacks, facts.settings)
+    assert not (state_dir / "launches").exists()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS has no limit on address space")
-def test_a_context_that_does_not_fit(llama_server_binary, lab_models, tmp_path, state_dir):
-    """Memory: not permanent, since the other server of a comparison may be what is in the way."""
-    limited = tmp_path / "llama-server"
-    limited.write_text(f'#!/bin/sh\nulimit -v 2000000\nexec "{llama_server_binary}" "$@"\n', encoding="utf-8")
-    limited.chmod(0o755)
-    with pytest.raises(LaunchError, match="not enough memory") as caught:
-        LlamaServer(limited, state_dir).launch(
-            str(lab_models.tiny), OFF, LaunchSettings(("-c", "3000000", "-t", "1"), ready_timeout_s=100)
-        )
-    assert not caught.value.permanent
+def test_a_setting_that_it_refuses(backend, facts, model, state_dir):
+    """Before anything starts, by its name."""
+    with pytest.raises((UnsupportedError, UsageError), match=facts.bad_settings[0]):
+        backend.launch(model, OFF, LaunchSettings(facts.bad_settings))
+    assert not (state_dir / "launches").exists()
 
 
-def test_a_mode_that_only_seems_to_work_is_left_out(backend):
-    """ngram-cache is in the help and never emptied between requests; doctor says so."""
-    abilities = backend.capabilities()
-    assert Mode.NGRAM_CACHE not in abilities.modes
-    if Mode.NGRAM_SIMPLE in abilities.modes:
-        assert any(note.startswith("ngram-cache is left out") for note in abilities.notes)
+def test_a_model_that_is_not_there(launched):
+    """A failure that would come again, and the model's."""
+    with pytest.raises((LaunchError, UnsupportedError), match=r"no-such-model"):
+        launched(path="/no/no-such-model.gguf")
 
 
-def test_a_taken_port(backend, launched, monkeypatch):
+def test_stop(launched, facts):
+    """Everything is gone when stop returns, also the second time; what is not ours runs on."""
+    server = launched()
+    pids = server.pids
+    assert not gone(pids)
+    server.stop()
+    server.stop()
+    assert gone(pids) == facts.owns
+
+
+def test_a_death_in_mid_answer(launched):
+    """Told as a death as soon as it happens."""
+    server = launched()
+    victims = servers_own(server)
+
+    def kill():
+        works(victims)
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    begun = time.monotonic()
+    with pytest.raises(ServerDiedError):
+        server.complete(ENDLESS)
+    killer.join()
+    assert time.monotonic() - begun < 60
+
+
+def test_a_taken_port(launched, facts, monkeypatch):
     """The real server's own message is understood, and the next port taken."""
+    if not facts.owns:
+        pytest.skip("somebody else chose its port")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        from autospec.backends import launching
-
         real, first = launching.free_port, [taken.getsockname()[1]]
         monkeypatch.setattr(launching, "free_port", lambda: first.pop() if first else real())
         server = launched()
@@ -225,77 +207,43 @@ def test_a_taken_port(backend, launched, monkeypatch):
     assert server.complete(QUESTION).predicted_tokens > 0
 
 
-def test_stop(launched):
-    """Everything is gone when stop returns, in the middle of nothing or twice."""
-    server = launched()
-    pids = server.pids
-    assert not gone(pids)
-    server.stop()
-    assert gone(pids)
-    server.stop()
-
-
-def test_a_server_killed_in_mid_answer(launched):
-    """Told as a death as soon as it happens."""
-    server = launched()
-    killer = threading.Thread(
-        target=lambda: (
-            wait_until(lambda: processing(server)),
-            [
-                os.kill(pid, signal.SIGKILL)
-                for pid in server.pids
-                if psutil.Process(pid).ppid() != os.getpid()
-            ],
-        )
-    )
-    killer.start()
-    begun = time.monotonic()
-    with pytest.raises(ServerDiedError, match="SIGKILL"):
-        server.complete(ENDLESS)
-    killer.join()
-    assert time.monotonic() - begun < 60
-
-
 OWNER = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 from autospec.backends.registry import backend_for
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF
-name, binary, state, model = sys.argv[1:]
-class Settings:
-    state_dir = Path(state)
-    llama_server = binary
-server = backend_for(name, Settings).launch(model, OFF, LaunchSettings(("-c", "2048", "-t", "1")))
-print(json.dumps([server.base_url, sorted(server.pids)]), flush=True)
+name, model, args, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+settings = SimpleNamespace(**{**settings, "state_dir": Path(settings["state_dir"])})
+server = backend_for(name, settings).launch(model, OFF, LaunchSettings(tuple(args)))
+print(json.dumps(sorted(server.pids)), flush=True)
 server.complete(Request(({"role": "user", "content": "go"},), max_tokens=100000))
 """
 
 
 @pytest.fixture
-def owner(backend, lab_models, state_dir, request):
+def owner(backend, facts, model, state_dir, request):
     """An autospec of its own, in the middle of a request: the process and its server's numbers."""
-    binary = str(request.getfixturevalue("llama_server_binary")) if backend.name == "llama-server" else ""
-    command = [sys.executable, "-c", OWNER, backend.name, binary, str(state_dir), str(lab_models.tiny)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    base_url, pids = json.loads(process.stdout.readline())
-    yield process, pids, base_url
+    if not facts.owns:
+        pytest.skip("autospec did not start it, and must not end it")
+    settings = {"llama_server": "", "attached_url": "", "attached_remote": False, "state_dir": str(state_dir)}
+    settings |= facts.extra_settings(request)
+    words = [backend.name, model, json.dumps(facts.settings.args), json.dumps(settings)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    pids = json.loads(process.stdout.readline())
+    works([pid for pid in pids if psutil.Process(pid).ppid() != process.pid])
+    yield process, pids
     process.kill()
     process.wait()
     process.stdout.close()
 
 
-class _At:
-    """Just enough of a server for `processing`."""
-
-    def __init__(self, base_url):
-        self.base_url = base_url
-
-
 def test_kill_9_of_autospec_in_mid_request(owner, state_dir):
     """No orphan: guard and server follow by themselves, and the next start only clears the record."""
-    process, pids, base_url = owner
-    wait_until(lambda: processing(_At(base_url)))
+    process, pids = owner
     process.kill()
     process.wait()
     wait_until(lambda: gone(pids))
@@ -305,9 +253,8 @@ def test_kill_9_of_autospec_in_mid_request(owner, state_dir):
 
 def test_kill_9_of_guard_and_autospec(owner, state_dir):
     """Both watchers dead at once: the kernel ends the server on Linux, elsewhere the next start does."""
-    process, pids, base_url = owner
+    process, pids = owner
     guard = next(pid for pid in pids if psutil.Process(pid).ppid() == process.pid)
-    wait_until(lambda: processing(_At(base_url)))
     os.kill(guard, signal.SIGKILL)
     process.kill()
     process.wait()

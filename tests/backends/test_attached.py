@@ -1,0 +1,224 @@
+"""Servers that somebody else runs: a real llama-server, and stand-ins for those that cannot run here."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from autospec.backends.attached import KEY_VARIABLE, Attached
+from autospec.backends.ports import free_port
+from autospec.backends.protocol import LaunchSettings, Request
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import (
+    BackendMissingError,
+    LaunchError,
+    NotInForceError,
+    ServerDiedError,
+    UnsupportedError,
+    UsageError,
+)
+from tests.backends.fake_attached import LM_STUDIO, MLX_OMNI, OLD_LLAMA_SERVER, OTHER, FakeAttached
+
+QUESTION = Request(messages=({"role": "user", "content": "Say something."},), max_tokens=16, timeout_s=60.0)
+NOTHING = LaunchSettings()
+MAIN = "/lmstudio/Qwen2.5-7B-Instruct-GGUF/Qwen2.5-7B-Instruct-Q4_K_M.gguf"
+SMALL = "/lmstudio/Qwen2.5-0.5B-Instruct-GGUF/Qwen2.5-0.5B-Instruct-Q8_0.gguf"
+LM_DRAFT = Drafting(Mode.DRAFT_MODEL, draft=SMALL, n_max=16, n_min=0, p_min=0.75)
+OMNI_DRAFT = Drafting(Mode.DRAFT_MODEL, draft="/mlx/small", n_max=2, n_min=0)
+OLD_DRAFT = Drafting(Mode.DRAFT_MODEL, draft="/models/d.gguf", n_max=8, n_min=0, p_min=0.4)
+
+
+@pytest.fixture
+def stand_in():
+    """Starts a stand-in; ends it after the test."""
+    started = []
+
+    def start(pages, *faults):
+        server = FakeAttached(pages, *faults)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        started.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in started:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_lm_studio_takes_the_draft_with_the_request(stand_in):
+    """Models by the names that it lists, its own route for its counts, and nothing launched in between."""
+    server = stand_in(LM_STUDIO)
+    attached = Attached(server.url)
+    abilities = attached.capabilities()
+    assert abilities.build.version == "LM Studio unknown"
+    assert abilities.modes == {Mode.OFF, Mode.DRAFT_MODEL}
+    assert abilities.drafting_per_request
+    assert abilities.only == (16, 0.75)
+    off = attached.launch(MAIN, OFF, NOTHING)
+    drafted = off.with_drafting(LM_DRAFT)
+    assert drafted.with_drafting(LM_DRAFT) is drafted
+    server.bodies.clear()
+    first, second = off.complete(QUESTION), drafted.complete(QUESTION)
+    assert (first.drafted, second.drafted, second.accepted) == (None, 4, 2)
+    (path, _, plain), (_, _, body) = server.bodies
+    assert path == "/api/v0/chat/completions"
+    assert (plain["model"], body["draft_model"]) == ("qwen2.5-7b-instruct", "qwen2.5-0.5b-instruct")
+    assert "draft_model" not in plain
+    assert drafted.command[-1] == "draft_model=qwen2.5-0.5b-instruct"
+
+
+def test_a_draft_that_proposes_nothing_is_not_measured(stand_in):
+    """LM Studio may ignore a draft that does not fit."""
+    attached = Attached(stand_in(LM_STUDIO, "dead-draft").url)
+    with pytest.raises(NotInForceError, match="runs without speculation although"):
+        attached.launch(MAIN, LM_DRAFT, NOTHING)
+
+
+def test_a_server_that_drafts_although_off(stand_in):
+    """Set so in its own window, say."""
+    with pytest.raises(NotInForceError, match="drafts although drafting is off"):
+        Attached(stand_in(LM_STUDIO, "drafts-always").url).launch(MAIN, OFF, NOTHING)
+
+
+def test_another_number_of_tokens_cannot_be_asked_for(stand_in):
+    """What a request cannot say is not recorded as if it had."""
+    with pytest.raises(UnsupportedError, match=r"always drafts with n_max 16 and p_min 0\.75"):
+        Attached(stand_in(LM_STUDIO).url).command(
+            MAIN, Drafting(Mode.DRAFT_MODEL, draft=SMALL, n_max=4, p_min=0.0), NOTHING
+        )
+
+
+def test_a_model_that_it_does_not_list(stand_in):
+    """Named, with those that it lists."""
+    with pytest.raises(UnsupportedError, match=r"no model that is Llama\.gguf; it lists qwen2\.5-7b"):
+        Attached(stand_in(LM_STUDIO).url).command("/m/Llama.gguf", OFF, NOTHING)
+
+
+def test_mlx_omni_server(stand_in):
+    """A top-level ``draft_model``, folders as names, two tokens, no counts."""
+    server = stand_in(MLX_OMNI)
+    attached = Attached(f"{server.url}/v1/")
+    assert attached.capabilities().only == (2, None)
+    assert not attached.capabilities().tells_drafts
+    attached.launch("/mlx/main", OMNI_DRAFT, NOTHING).complete(QUESTION)
+    path, _, body = server.bodies[-1]
+    assert (path, body["model"], body["draft_model"]) == ("/v1/chat/completions", "/mlx/main", "/mlx/small")
+
+
+def test_an_old_llama_server_takes_limits(stand_in):
+    """n_max 0 is off; what may be proposed goes with the request, and the prompt cache is on or nothing would be."""
+    server = stand_in(OLD_LLAMA_SERVER)
+    attached = Attached(server.url)
+    off = attached.launch("/disk/main.gguf", OFF, NOTHING)
+    drafted = off.with_drafting(OLD_DRAFT)
+    server.bodies.clear()
+    assert (off.complete(QUESTION).drafted, drafted.complete(QUESTION).drafted) == (0, 4)
+    plain, body = (sent for _, _, sent in server.bodies)
+    assert plain["speculative.n_max"] == 0
+    assert (body["speculative.n_max"], body["speculative.p_min"]) == (8, 0.4)
+    assert body["cache_prompt"]
+
+
+def test_any_other_server_is_measured_only(stand_in):
+    """Nothing can be set, so nothing is pretended."""
+    attached = Attached(stand_in(OTHER).url)
+    assert attached.capabilities().measures_only
+    assert attached.capabilities().modes == {Mode.OFF}
+    done = attached.as_it_runs().launch("/m/GPT-OSS-20B.gguf", OFF, NOTHING).complete(QUESTION)
+    assert (done.text, done.predicted_tokens, done.drafted) == ("abc", 3, None)
+    with pytest.raises(UnsupportedError, match="cannot ask for draft-model"):
+        attached.command("/m/gpt-oss-20b.gguf", OLD_DRAFT, NOTHING)
+
+
+def test_the_key_is_sent_and_not_shown(stand_in, monkeypatch):
+    """From the environment alone."""
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    server = stand_in(LM_STUDIO)
+    made = Attached(server.url).launch(MAIN, OFF, NOTHING)
+    assert server.bodies[-1][1] == "Bearer secret"
+    assert "secret" not in " ".join(made.command)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "said"),
+    [
+        ("", BackendMissingError, "No server is attached"),
+        ("localhost:1234", UsageError, "no address of a server"),
+        ("http://192.0.2.7:1234", UsageError, r"192\.0\.2\.7 is not this machine"),
+        ("http://example.org", UsageError, "is not this machine"),
+    ],
+)
+def test_addresses_that_cannot_be(url, error, said):
+    """Refused before anything is sent."""
+    with pytest.raises(error, match=said):
+        Attached(url).capabilities()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_nobody_answers(host):
+    """A sentence with the address."""
+    with pytest.raises(BackendMissingError, match="No OpenAI-compatible server answers at http"):
+        Attached(f"http://{host}:{free_port()}").capabilities()
+
+
+def test_server_arguments_make_no_sense(stand_in):
+    """It runs already; the context that tune adds by itself is passed over."""
+    attached = Attached(stand_in(LM_STUDIO).url)
+    attached.command(MAIN, OFF, LaunchSettings(("-c", "4096")))
+    with pytest.raises(UsageError, match="-ngl cannot be given to a server that runs already"):
+        attached.command(MAIN, OFF, LaunchSettings(("-c", "4096", "-ngl", "99")))
+
+
+def test_a_real_llama_server_without_a_draft(by_hand, lab_models):
+    """Off is in force, its times are its own, and it runs on after it was stopped."""
+    url, process = by_hand()
+    attached = Attached(url)
+    assert attached.capabilities().measures_only
+    server = attached.launch(str(lab_models.tiny), OFF, NOTHING)
+    done = server.complete(QUESTION)
+    assert 0 < done.predicted_ms <= done.wall_ms
+    assert done.prompt_tokens > 1
+    assert done.drafted == 0
+    assert process.pid in server.pids
+    assert server.with_drafting(OLD_DRAFT) is None
+    server.stop()
+    assert process.poll() is None
+    assert server.complete(QUESTION).text == done.text
+
+
+def test_a_real_llama_server_with_a_draft(by_hand, lab_models):
+    """It says that it speculates: measured as it runs, never as off."""
+    draft = ("--model-draft", str(lab_models.tiny), "--spec-type", "draft-simple", "--spec-draft-n-max", "4")
+    url, _ = by_hand(*draft)
+    attached = Attached(url)
+    with pytest.raises(NotInForceError, match="drafts although drafting is off"):
+        attached.launch(str(lab_models.tiny), OFF, NOTHING)
+    running = attached.as_it_runs()
+    assert running.speculates
+    assert running.launch(str(lab_models.tiny), OFF, NOTHING).complete(QUESTION).drafted > 0
+
+
+def test_a_real_llama_server_with_another_model(by_hand):
+    """Its measurements would be filed under the wrong name."""
+    url, _ = by_hand()
+    with pytest.raises(UnsupportedError, match=r"runs SmolLM2-Tiny.*\.gguf, not other\.gguf"):
+        Attached(url).launch("/m/other.gguf", OFF, NOTHING)
+
+
+def test_a_real_server_that_is_gone(by_hand, lab_models):
+    """Told as a death, though its process is not ours."""
+    url, process = by_hand()
+    server = Attached(url).launch(str(lab_models.tiny), OFF, NOTHING)
+    process.kill()
+    process.wait()
+    with pytest.raises(ServerDiedError, match="stopped listening"):
+        server.complete(QUESTION)
+
+
+def test_a_first_request_that_fails(stand_in):
+    """A launch that failed, in the server's own words."""
+    with pytest.raises(LaunchError, match=r"failed its first request: .*the model is not loaded"):
+        Attached(stand_in(OTHER, "refuses").url).launch("/m/gpt-oss-20b.gguf", OFF, NOTHING)
