@@ -33,12 +33,17 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_OUTER_NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 _SILENT = ("attn_output", "ffn_down")
 
 
 def write_folder(
-    smollm2: Path, out: Path, layers: Sequence[int], *, silent: int = 0, sliding_window: int = 0
+    smollm2: Path,
+    out: Path,
+    layers: Sequence[int],
+    *,
+    silent: int = 0,
+    sliding_window: int = 0,
+    tokens: int = 0,
 ) -> None:
     """Write SmolLM2 as a folder that `mlx_lm` and transformers load.
 
@@ -48,13 +53,16 @@ def write_folder(
         layers: Which of its layers, in their new order.
         silent: Layers added behind them that change nothing: attention output and feed-forward output are zero.
         sliding_window: If not 0, the first layer keeps only so many tokens (a rotating cache).
+        tokens: If not 0, only so many of the vocabulary's first tokens are kept: byte-level BPE numbers them in the order
+            of its merges, so that what is left is a smaller tokenizer that can still write everything.
     """
     parts = read_parts(smollm2)
+    tokens = tokens or len(parts.metadata["tokenizer.ggml.tokens"][0])
     out.mkdir(parents=True)
     count = len(layers) + silent
-    write_safetensors(out / "model.safetensors", dict(_tensors(parts, layers, silent)))
-    _write_json(out / "config.json", _config(parts, count, sliding_window))
-    _write_json(out / "tokenizer.json", _tokenizer(parts))
+    write_safetensors(out / "model.safetensors", dict(_tensors(parts, layers, silent, tokens)))
+    _write_json(out / "config.json", _config(parts, count, sliding_window, tokens))
+    _write_json(out / "tokenizer.json", _tokenizer(parts, tokens))
     _write_json(out / "tokenizer_config.json", _tokenizer_config(parts))
 
 
@@ -81,10 +89,11 @@ def write_safetensors(out: Path, tensors: Mapping[str, tuple[tuple[int, ...], Ca
 
 
 def _tensors(
-    parts: Parts, layers: Sequence[int], silent: int
+    parts: Parts, layers: Sequence[int], silent: int, tokens: int
 ) -> Iterator[tuple[str, tuple[tuple[int, ...], Callable[[], Floats]]]]:
-    for old, new in _OUTER_NAMES.items():
-        yield new, _made(parts, parts.tensors[old])
+    (_, width), make_embedding = _made(parts, parts.tensors["token_embd.weight"])
+    yield "model.embed_tokens.weight", ((tokens, width), lambda: make_embedding()[:tokens])
+    yield "model.norm.weight", _made(parts, parts.tensors["output_norm.weight"])
     for index, (source, quiet) in enumerate([(n, False) for n in layers] + [(layers[0], True)] * silent):
         for tensor in parts.layer(source):
             kind = tensor.name.removesuffix(".weight").rpartition(".")[2]
@@ -116,7 +125,7 @@ def _zeros(shape: tuple[int, ...]) -> Callable[[], Floats]:
     return lambda: np.zeros(shape, np.float32)
 
 
-def _config(parts: Parts, layers: int, sliding_window: int) -> dict[str, Any]:
+def _config(parts: Parts, layers: int, sliding_window: int, tokens: int) -> dict[str, Any]:
     def value(key: str) -> Any:
         return parts.metadata[key][0]
 
@@ -131,7 +140,7 @@ def _config(parts: Parts, layers: int, sliding_window: int) -> dict[str, Any]:
         "max_position_embeddings": value("llama.context_length"),
         "rms_norm_eps": value("llama.attention.layer_norm_rms_epsilon"),
         "rope_theta": value("llama.rope.freq_base"),
-        "vocab_size": value("llama.vocab_size"),
+        "vocab_size": tokens,
         "bos_token_id": value("tokenizer.ggml.bos_token_id"),
         "eos_token_id": value("tokenizer.ggml.eos_token_id"),
         "hidden_act": "silu",
@@ -144,9 +153,11 @@ def _config(parts: Parts, layers: int, sliding_window: int) -> dict[str, Any]:
     return config
 
 
-def _tokenizer(parts: Parts) -> dict[str, Any]:
+def _tokenizer(parts: Parts, count: int) -> dict[str, Any]:
     """Byte-level BPE as SmolLM2 has it: digits one by one, then GPT-2's pattern (LLAMA_VOCAB_PRE_TYPE_SMOLLM)."""
-    tokens: Sequence[str] = parts.metadata["tokenizer.ggml.tokens"][0]
+    tokens: Sequence[str] = parts.metadata["tokenizer.ggml.tokens"][0][:count]
+    vocab = {text: i for i, text in enumerate(tokens)}
+    merges = [m for m in parts.metadata["tokenizer.ggml.merges"][0] if m.replace(" ", "") in vocab]
     kinds: Sequence[int] = parts.metadata["tokenizer.ggml.token_type"][0]
     digits = {"type": "Digits", "individual_digits": True}
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -170,8 +181,8 @@ def _tokenizer(parts: Parts) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {text: i for i, text in enumerate(tokens)},
-            "merges": list(parts.metadata["tokenizer.ggml.merges"][0]),
+            "vocab": vocab,
+            "merges": merges,
         },
     }
 

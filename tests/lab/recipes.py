@@ -23,6 +23,8 @@ _FILE_TYPES = {
     gguf.GGMLQuantizationType.F16: gguf.LlamaFileType.MOSTLY_F16,
     gguf.GGMLQuantizationType.F32: gguf.LlamaFileType.ALL_F32,
 }
+# The matrix that turns a hidden state into tokens is most of a tiny model, and slow on MLX's CPU.
+_FEW_TOKENS = 2048
 LAYERS = 30
 """Transformer layers of SmolLM2-135M."""
 
@@ -197,13 +199,11 @@ def _moe(smollm2: Path, out: Path) -> None:
     write_gguf(out, parts, tensors, changes, extra=extra)
 
 
-def _mlx(
-    name: str, folder: str, truth: str, layers: Sequence[int], *, silent: int = 0, sliding_window: int = 0
-) -> Recipe:
-    """A folder of `tests.lab.mlx_folders`."""
+def _mlx(name: str, folder: str, truth: str, layers: Sequence[int] = (0, LAYERS - 1), **how: int) -> Recipe:
+    """A folder of `tests.lab.mlx_folders`; `how` goes to `write_folder`."""
 
     def build(smollm2: Path, out: Path) -> None:
-        write_folder(smollm2, out, layers, silent=silent, sliding_window=sliding_window)
+        write_folder(smollm2, out, layers, **how)
 
     return Recipe(name, folder, truth, 1, build)
 
@@ -336,21 +336,28 @@ RECIPES: Mapping[str, Recipe] = {
         _mlx(
             "mlx-tiny",
             "SmolLM2-Tiny-MLX-float32",
-            "MLX folder: two of smollm2's layers, answers at once, text without sense",
-            [0, LAYERS - 1],
+            "MLX folder: two of smollm2's layers and 2048 of its tokens: answers at once, text without sense",
+            tokens=_FEW_TOKENS,
         ),
         _mlx(
             "mlx-slow-tiny",
             "SmolLM2-Slow-Tiny-MLX-float32",
-            "MLX folder, main model: mlx-tiny with 30 layers that add nothing; mlx-tiny drafts for it and is always right",
-            [0, LAYERS - 1],
-            silent=30,
+            "MLX folder, main model: mlx-tiny and 6 layers that add nothing; mlx-tiny drafts for it and is always right",
+            tokens=_FEW_TOKENS,
+            silent=6,
+        ),
+        _mlx(
+            "mlx-bad-draft",
+            "SmolLM2-Bad-Draft-MLX-float32",
+            "MLX folder, draft: another of smollm2's layers and the tokens of mlx-tiny; seldom right",
+            (12,),
+            tokens=_FEW_TOKENS,
         ),
         _mlx(
             "mlx-rotating",
             "SmolLM2-Rotating-MLX-float32",
             "MLX folder: mlx-tiny whose first layer keeps 32 tokens, in a cache that cannot be rolled back once it is full",
-            [0, LAYERS - 1],
+            tokens=_FEW_TOKENS,
             sliding_window=32,
         ),
     )
