@@ -1,0 +1,172 @@
+"""One server's HTTP API in JSON: what every client of a server needs, whatever the API says.
+
+Each failure becomes one of two errors: the server's process ended, or the request failed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from autospec.backends.process import Ended
+from autospec.errors import RequestError, ServerDiedError
+
+__all__ = ["STATUS_TIMEOUT_S", "JsonClient"]
+
+# A loopback connection is made at once or not at all; the margin is for a machine under full load.
+_CONNECT_TIMEOUT_S = 10.0
+# Reading a server's state is queued behind the batch that is being computed.
+STATUS_TIMEOUT_S = 30.0
+# The connection breaks a moment before the process can be seen to have ended.
+_DEATH_SETTLE_S = 3.0
+_LAST_LINES = 3
+_SHOWN_CHARACTERS = 200
+
+
+class JsonClient:
+    """One server's API.
+
+    Args:
+        base_url: ``http://127.0.0.1:PORT``.
+        name: What to call the server in sentences.
+        ended: Waits some seconds for the server's process to end and says how, or ``None``.
+        log_tail: The last lines of its log.
+        headers: Sent with every request, e.g. an API key.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        name: str,
+        ended: Callable[[float], Ended | str | None],
+        log_tail: Callable[[int], tuple[str, ...]],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._name = name
+        self._ended = ended
+        self._log_tail = log_tail
+        self._http = httpx.Client(
+            base_url=base_url,
+            headers=dict(headers or {}),
+            trust_env=False,  # a proxy must never stand between autospec and its own child
+            # Plain HTTP on the loopback needs no certificates, and reading them takes time.
+            verify=not base_url.startswith("http:"),
+            # A kept connection may be closed by the server just as a request goes out on it.
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
+
+    def post(self, path: str, body: Mapping[str, Any], timeout_s: float) -> tuple[Any, float]:
+        """Ask anything of the server's API.
+
+        Args:
+            path: From the server's root.
+            body: Sent as JSON.
+            timeout_s: The whole request may take this long.
+
+        Returns:
+            The decoded answer, and the milliseconds from sending the request to its end.
+
+        Raises:
+            ServerDiedError: The process ended.
+            RequestError: Refused, timed out, cut off, or an answer that is not JSON.
+        """
+        begun_ns = time.perf_counter_ns()
+        with self._streamed(path, body, timeout_s) as (answer, parts):
+            content = b"".join(parts)
+        wall_ms = (time.perf_counter_ns() - begun_ns) / 1e6
+        return self._decode(answer.status_code, content), wall_ms
+
+    def get(self, path: str, timeout_s: float = STATUS_TIMEOUT_S) -> Any:
+        """Read anything of the server's API, decoded; ``None`` where there is nothing to read or no answer."""
+        try:
+            answer = self._http.get(path, timeout=timeout_s)
+            return answer.json() if answer.status_code == httpx.codes.OK else None
+        except (httpx.HTTPError, ValueError):
+            return None
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._http.close()
+
+    @contextmanager
+    def _streamed(
+        self, path: str, body: Mapping[str, Any], timeout_s: float
+    ) -> Iterator[tuple[httpx.Response, Iterator[bytes]]]:
+        """Post, and give the answer's head and its parts as they come.
+
+        Raises:
+            ServerDiedError: The process ended, before or while the parts were read.
+            RequestError: Timed out or cut off.
+        """
+        self._check_alive()
+        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
+        headers = {"content-type": "application/json"}
+        deadline = time.monotonic() + timeout_s
+        content = json.dumps(body).encode()
+        with (
+            self._told(f"did not answer within {timeout_s:g} s"),
+            self._http.stream("POST", path, content=content, headers=headers, timeout=timeout) as answer,
+        ):
+            yield answer, _before(deadline, answer)
+
+    @contextmanager
+    def _told(self, late: str) -> Iterator[None]:
+        """Turn httpx's errors into ours."""
+        try:
+            yield
+        except httpx.TimeoutException as error:
+            raise RequestError(
+                f"{self._name} {late}.", "Ask for fewer tokens, or allow more time."
+            ) from error
+        except httpx.HTTPError as error:
+            raise self._broken(f"The connection to {self._name} broke: {error}.") from error
+
+    def _broken(self, sentence: str) -> RequestError:
+        """What to raise where an answer ended too early: the server's death, or else that sentence."""
+        if (ended := self._ended(_DEATH_SETTLE_S)) is not None:
+            return self._died(ended)
+        return RequestError(sentence, "Try again; the server's log may say why.")
+
+    def _check_alive(self) -> None:
+        if (ended := self._ended(0.0)) is not None:
+            raise self._died(ended)
+
+    def _decode(self, status: int, content: bytes) -> Any:
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            answer = None
+        if status != httpx.codes.OK:
+            said = _refusal(answer) or content.decode(errors="replace")
+            raise RequestError(
+                f"{self._name} refused the request with status {status}: {said[:_SHOWN_CHARACTERS]}."
+            )
+        if answer is None:
+            start = content.decode(errors="replace")[:_SHOWN_CHARACTERS]
+            raise RequestError(f"{self._name} answered with something that is not JSON: {start!r}.")
+        return answer
+
+    def _died(self, ended: Ended | str) -> ServerDiedError:
+        lines = " | ".join(self._log_tail(_LAST_LINES))
+        log = f"; its log ends: {lines}" if lines else "."
+        return ServerDiedError(f"{self._name} {ended} while it was asked{log}")
+
+
+def _refusal(answer: Any) -> str:
+    """The message in an error's JSON: OpenAI's form, or a bare text."""
+    told = answer.get("error") if isinstance(answer, dict) else None
+    message = told.get("message") if isinstance(told, dict) else told
+    return str(message or "")
+
+
+def _before(deadline: float, answer: httpx.Response) -> Iterator[bytes]:
+    """The answer's parts; httpx's own limit is per read, ours is on the whole."""
+    for part in answer.iter_bytes():
+        yield part
+        if time.monotonic() > deadline:
+            raise httpx.ReadTimeout("the answer came too slowly", request=answer.request)

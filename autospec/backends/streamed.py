@@ -1,0 +1,269 @@
+"""Asking any OpenAI-compatible server, by a streamed answer: the clock is ours where the server has none to tell.
+
+mlx_lm.server, llama-cpp-python's server, mlx-omni-server, LM Studio and the like say nothing of their times, so the
+moment of the first token is when its chunk arrives. llama.cpp's ``timings`` and LM Studio's draft counts are taken
+where they come. Protocol: https://platform.openai.com/docs/api-reference/chat-streaming.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from autospec.backends.event_stream import DONE, data_of
+from autospec.backends.json_http import JsonClient
+from autospec.backends.process import Ended
+from autospec.backends.protocol import Completion, Request
+from autospec.errors import RequestError
+
+__all__ = ["AnswerReader", "Streamed", "StreamedClient", "streamed_body"]
+
+_CHAT = "/v1/chat/completions"
+# What a strict server answers to a field that it does not know.
+_FIELD_REFUSED = frozenset({400, 422})
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """One answer.
+
+    Attributes:
+        completion: The measurement; its times are by our clock unless `server_times`.
+        counted: True if the server told no usage, and `predicted_tokens` are chunks that we counted: with drafting a
+            chunk may hold several tokens. Prompt tokens are 0 then.
+        server_times: True if the answer carried llama.cpp's ``timings``.
+    """
+
+    completion: Completion
+    counted: bool
+    server_times: bool
+
+
+def streamed_body(request: Request, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON of one question, in fields that every OpenAI-compatible server knows.
+
+    A greedy answer needs no seed, and mlx_lm.server stops batching for a request that has one.
+
+    Args:
+        request: The question.
+        extra: Further fields, which win; ``None`` as a value takes a field out.
+    """
+    body: dict[str, Any] = {
+        "messages": list(request.messages),
+        "max_tokens": request.max_tokens,
+        "temperature": max(0.0, request.temperature),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if request.temperature > 0:
+        body["seed"] = request.seed
+    if request.tools:
+        body["tools"] = list(request.tools)
+    for name, value in (extra or {}).items():
+        if value is None:
+            body.pop(name, None)
+        else:
+            body[name] = value
+    return body
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call that comes in pieces."""
+
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class AnswerReader:
+    """Puts an answer together from its chunks. Pure: the times are given.
+
+    Attributes:
+        finish_reason: Empty until the chunk that tells it.
+    """
+
+    finish_reason: str = ""
+    _reasoning: list[str] = field(default_factory=list)
+    _content: list[str] = field(default_factory=list)
+    _calls: dict[int, _Call] = field(default_factory=dict)
+    _usage: Mapping[str, Any] = field(default_factory=dict)
+    _stats: Mapping[str, Any] = field(default_factory=dict)
+    _timings: Mapping[str, Any] = field(default_factory=dict)
+    _chunks: int = 0
+    _first_ms: float | None = None
+    _last_ms: float = 0.0
+
+    def read(self, chunk: Mapping[str, Any], at_ms: float) -> None:
+        """Take one chunk.
+
+        Args:
+            chunk: Its decoded data.
+            at_ms: When it came, from sending the request.
+
+        Raises:
+            RequestError: The server tells an error in mid-answer.
+            KeyError, TypeError, ValueError, AttributeError, IndexError: It is no chunk of a chat completion.
+        """
+        if told := chunk.get("error"):
+            raise RequestError(
+                f"The server broke off: {told.get('message') if isinstance(told, dict) else told}."
+            )
+        self._usage = chunk.get("usage") or self._usage
+        self._stats = chunk.get("stats") or self._stats
+        self._timings = chunk.get("timings") or self._timings
+        for choice in chunk.get("choices") or ():
+            if self._take(choice.get("delta") or {}):
+                self._chunks += 1
+                self._last_ms = at_ms
+                if self._first_ms is None:
+                    self._first_ms = at_ms
+            self.finish_reason = str(choice.get("finish_reason") or self.finish_reason)
+
+    def answer(self, wall_ms: float) -> Streamed:
+        """What was read.
+
+        Args:
+            wall_ms: From sending the request to the end of the answer.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: A count is of the wrong kind.
+        """
+        first_ms = wall_ms if self._first_ms is None else self._first_ms
+        cached = (self._usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        drafted, accepted = self._drafts()
+        told = self._usage.get("completion_tokens")
+        timings = self._timings
+        completion = Completion(
+            text="".join([*self._reasoning, *self._content, self._tool_text()]),
+            prompt_tokens=int(
+                timings.get("prompt_n", int(self._usage.get("prompt_tokens") or 0) - int(cached))
+            ),
+            predicted_tokens=int(timings.get("predicted_n", self._chunks if told is None else told)),
+            prompt_ms=float(timings.get("prompt_ms", first_ms)),
+            predicted_ms=float(timings.get("predicted_ms", max(0.0, self._last_ms - first_ms))),
+            wall_ms=wall_ms,
+            drafted=drafted,
+            accepted=accepted,
+            finish_reason=self.finish_reason,
+        )
+        return Streamed(completion, counted=told is None and not timings, server_times=bool(timings))
+
+    def _take(self, delta: Mapping[str, Any]) -> bool:
+        """Keep what a delta holds; false if it holds nothing that was generated."""
+        # DeepSeek's name, and mlx-lm's, LM Studio's and vLLM's newer one; some send both.
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        content = delta.get("content") or ""
+        calls = delta.get("tool_calls") or ()
+        self._reasoning.append(reasoning)
+        self._content.append(content)
+        for piece in calls:
+            # A piece without an index is a whole call (older mlx-lm, mlx-omni-server).
+            call = self._calls.setdefault(int(piece.get("index", len(self._calls))), _Call())
+            function = piece.get("function") or {}
+            call.name += function.get("name") or ""
+            call.arguments += function.get("arguments") or ""
+        return bool(reasoning or content or calls)
+
+    def _tool_text(self) -> str:
+        """As `openai_http` writes them, so that texts of the two clients compare."""
+        calls = [[call.name, call.arguments] for _, call in sorted(self._calls.items())]
+        return json.dumps(calls, ensure_ascii=False) if calls else ""
+
+    def _drafts(self) -> tuple[int | None, int | None]:
+        """Drafted and accepted: llama.cpp's, or LM Studio's, which moved from ``stats`` to ``usage``."""
+        for told, drafted, accepted in (
+            (self._timings, "draft_n", "draft_n_accepted"),
+            (self._stats, "total_draft_tokens_count", "accepted_draft_tokens_count"),
+            (self._usage, "total_draft_tokens_count", "accepted_draft_tokens_count"),
+        ):
+            if told.get(drafted) is not None:
+                return int(told[drafted]), int(told.get(accepted) or 0)
+        return None, None
+
+
+class StreamedClient(JsonClient):
+    """One server's OpenAI-compatible API.
+
+    Args:
+        base_url: ``http://127.0.0.1:PORT``.
+        name: What to call the server in sentences.
+        ended: Waits some seconds for the server's process to end and says how, or ``None``.
+        log_tail: The last lines of its log.
+        headers: Sent with every request, e.g. an API key.
+        path: The chat route.
+        clock: Milliseconds; a test's own.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        name: str,
+        ended: Callable[[float], Ended | str | None],
+        log_tail: Callable[[int], tuple[str, ...]],
+        headers: Mapping[str, str] | None = None,
+        *,
+        path: str = _CHAT,
+        clock: Callable[[], float] = lambda: time.perf_counter_ns() / 1e6,
+    ) -> None:
+        super().__init__(base_url, name, ended, log_tail, headers)
+        self._path = path
+        self._clock = clock
+        self._asks_usage = True
+
+    def complete(self, request: Request, extra: Mapping[str, Any] | None = None) -> Completion:
+        """Ask and wait for the whole answer.
+
+        Args:
+            request: The question.
+            extra: Further fields of the body; see `streamed_body`.
+
+        Raises:
+            ServerDiedError: The process ended.
+            RequestError: Refused, timed out, cut off, or an answer that makes no sense.
+        """
+        return self.ask(request, extra).completion
+
+    def ask(self, request: Request, extra: Mapping[str, Any] | None = None) -> Streamed:
+        """As `complete`, and says where the counts and times are from."""
+        body = streamed_body(request, extra)
+        if not self._asks_usage:
+            del body["stream_options"]
+        begun_ms = self._clock()
+        with self._streamed(self._path, body, request.timeout_s) as (answer, parts):
+            if answer.status_code == httpx.codes.OK:
+                return self._read(parts, begun_ms, answer.headers.get("content-type", ""))
+            content = b"".join(parts)
+        if self._asks_usage and answer.status_code in _FIELD_REFUSED and b"stream_options" in content:
+            self._asks_usage = False
+            return self.ask(request, extra)
+        self._decode(answer.status_code, content)
+        raise RequestError(f"{self._name} answered with status {answer.status_code}.")
+
+    def _read(self, parts: Iterator[bytes], begun_ms: float, kind: str) -> Streamed:
+        if "text/event-stream" not in kind:
+            start = next(parts, b"").decode(errors="replace")[:200]
+            raise RequestError(
+                f"{self._name} does not stream; it answered: {start!r}.",
+                "autospec needs OpenAI-compatible streaming, to see when the first token comes.",
+            )
+        reader = AnswerReader()
+        try:
+            for data in data_of(parts):
+                if data == DONE and reader.finish_reason:
+                    return reader.answer(self._clock() - begun_ms)
+                if data == DONE:
+                    break
+                reader.read(json.loads(data), self._clock() - begun_ms)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise RequestError(
+                f"The answer of {self._name} cannot be read: {error!r}.",
+                "Is this an OpenAI-compatible server?",
+            ) from error
+        # A server that dies closes its socket; where the length of a stream is not told, that looks like its end.
+        raise self._broken(f"{self._name} cut its answer off.")
