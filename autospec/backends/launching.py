@@ -1,32 +1,31 @@
-"""From a command line to a server that is ready and verified; shared by every backend that speaks llama.cpp's API."""
+"""From a command line to a server that is ready and verified; shared by every backend that launches one."""
 
 from __future__ import annotations
 
 import logging
-import socket
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-
-import psutil
+from typing import TypeVar
 
 from autospec.backends import in_force
 from autospec.backends.failures import Failure, classify
 from autospec.backends.launches import sweep_orphans
 from autospec.backends.openai_http import ChatClient
+from autospec.backends.ports import HOST, family, free_port, is_free, listens
 from autospec.backends.process import ServerProcess
-from autospec.backends.protocol import Capabilities, Completion, Request
+from autospec.backends.protocol import Capabilities, Completion, Request, Server, Tokens
 from autospec.backends.token_http import HttpTokens
 from autospec.drafting import Drafting
 from autospec.errors import BackendError, LaunchError, RequestError, ServerDiedError
 
-__all__ = ["HOST", "HttpServer", "free_port", "launch"]
+__all__ = ["HOST", "HttpServer", "LaunchedServer", "free_port", "launch", "launch_server"]
 
 _log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
 # Half of the start of a small model; a thousand polls of a large one cost nothing.
 _POLL_S = 0.1
 # Between finding a free port and the server's taking it, another program may come first.
@@ -37,10 +36,12 @@ _swept: set[Path] = set()
 _LOG_SEARCHED = 400
 
 
-class HttpServer:
-    """One launch of a llama.cpp server. See `autospec.backends.protocol.Server`."""
+class LaunchedServer(ABC):
+    """A server in a child process, whatever its API is. See `autospec.backends.protocol.Server`."""
 
-    def __init__(self, process: ServerProcess, drafting: Drafting, name: str, port: int) -> None:
+    tokens: Tokens | None = None
+
+    def __init__(self, process: ServerProcess, drafting: Drafting, port: int) -> None:
         self.launch_id = process.launch_id
         self.drafting = drafting
         self.base_url = f"http://{HOST}:{port}"
@@ -48,9 +49,8 @@ class HttpServer:
         self.launch_ms = 0.0
         self.pids = process.pids
         self._process = process
-        self._client = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
-        self.tokens = HttpTokens(self._client)
 
+    @abstractmethod
     def complete(self, request: Request) -> Completion:
         """Ask and wait for the whole answer.
 
@@ -58,12 +58,27 @@ class HttpServer:
             ServerDiedError: The process ended.
             RequestError: Refused, timed out, cut off, or an answer that makes no sense.
         """
-        return self._client.complete(request)
+
+    @abstractmethod
+    def ready(self) -> str:
+        """``ready``, ``loading`` while the model is read, or ``absent`` while nobody listens."""
+
+    @abstractmethod
+    def verify(self, abilities: Capabilities) -> None:
+        """Check that the drafting is in force.
+
+        Raises:
+            NotInForceError: It is not.
+            LaunchError: The server did not survive its first request.
+        """
+
+    def with_drafting(self, drafting: Drafting) -> Server | None:
+        """See `Server`: without drafting per request, another drafting takes another launch."""
+        return self if drafting == self.drafting else None
 
     def stop(self) -> None:
         """End the process and wait until it has ended. Safe to call twice."""
         self._process.stop()
-        self._client.close()
 
     def wait_ready(self, timeout_s: float, port: int) -> None:
         """Wait until the server answers /health on its own port.
@@ -78,34 +93,57 @@ class HttpServer:
             if ended is not None:
                 log = self._process.log_tail(_LOG_SEARCHED)
                 failure = classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills)
-                if failure.kind == "other" and not _is_free(port):
+                if failure.kind == "other" and not is_free(port):
                     failure = _port_taken(port)  # b9093 ends before its log's last lines are written
                 raise _raised(failure, self._process)
-            state = self._client.ready()
+            state = self.ready()
             if state == "ready":
                 break
             if time.monotonic() - begun > timeout_s:
                 raise _raised(_late(state, timeout_s), self._process)
             self._process.wait_ended(_POLL_S)
         self.launch_ms = 1000.0 * (time.monotonic() - begun)
-        family = _family(self.pids)
-        if not _listens(family, port):
+        relatives = family(self.pids)
+        if not listens(relatives, port):
             raise _raised(_port_taken(port), self._process)
-        self.pids = self.pids | {process.pid for process in family}
+        self.pids = self.pids | {process.pid for process in relatives}
 
-    def verify(self, abilities: Capabilities, *, erases_slot: bool = False) -> None:
-        """Check that the drafting is in force.
 
-        Args:
-            abilities: Of the build.
-            erases_slot: See `ChatClient`.
+class HttpServer(LaunchedServer):
+    """One launch of a llama.cpp server.
 
-        Raises:
-            NotInForceError: It is not.
-            LaunchError: The server did not survive its first request.
-        """
-        self._client.tells_drafts = abilities.tells_drafts
+    Args:
+        process: The server's process.
+        drafting: What it was launched with.
+        name: What to call it in sentences.
+        port: Where it listens.
+        erases_slot: See `ChatClient`.
+    """
+
+    def __init__(
+        self, process: ServerProcess, drafting: Drafting, name: str, port: int, *, erases_slot: bool = False
+    ) -> None:
+        super().__init__(process, drafting, port)
+        self._client = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
         self._client.erases_slot = erases_slot
+        self.tokens = HttpTokens(self._client)
+
+    def complete(self, request: Request) -> Completion:
+        """See `LaunchedServer`."""
+        return self._client.complete(request)
+
+    def stop(self) -> None:
+        """See `LaunchedServer`."""
+        super().stop()
+        self._client.close()
+
+    def ready(self) -> str:
+        """See `LaunchedServer`."""
+        return self._client.ready()
+
+    def verify(self, abilities: Capabilities) -> None:
+        """See `LaunchedServer`."""
+        self._client.tells_drafts = abilities.tells_drafts
         build = f"{abilities.build.backend} {abilities.build.version}"
         kills = _out_of_memory_kills()
         try:
@@ -125,6 +163,9 @@ class HttpServer:
             ) from error
 
 
+S = TypeVar("S", bound=LaunchedServer)
+
+
 class _PortTakenError(LaunchError):
     """Somebody else has the port; the next one will do."""
 
@@ -139,7 +180,7 @@ def launch(
     erases_slot: bool = False,
     choose_port: Callable[[], int] | None = None,
 ) -> HttpServer:
-    """Start a server, wait until it is ready, and check that its drafting is in force.
+    """`launch_server` for a llama.cpp server.
 
     Args:
         command: The command line for a port.
@@ -148,6 +189,37 @@ def launch(
         ready_timeout_s: How long loading may take.
         state_dir: Where the launch's record and log go.
         erases_slot: True for builds that draft only with the prompt cache, see `ChatClient`.
+        choose_port: Finds a port; `free_port` unless a test chooses.
+    """
+    return launch_server(
+        lambda process, port: HttpServer(
+            process, drafting, abilities.build.backend, port, erases_slot=erases_slot
+        ),
+        command,
+        abilities,
+        ready_timeout_s=ready_timeout_s,
+        state_dir=state_dir,
+        choose_port=choose_port,
+    )
+
+
+def launch_server(
+    make: Callable[[ServerProcess, int], S],
+    command: Callable[[int], tuple[str, ...]],
+    abilities: Capabilities,
+    *,
+    ready_timeout_s: float,
+    state_dir: Path,
+    choose_port: Callable[[], int] | None = None,
+) -> S:
+    """Start a server, wait until it is ready, and check that its drafting is in force.
+
+    Args:
+        make: The server for a process and its port.
+        command: The command line for a port.
+        abilities: Of the build that is launched.
+        ready_timeout_s: How long loading may take.
+        state_dir: Where the launch's record and log go.
         choose_port: Finds a port; `free_port` unless a test chooses.
 
     Raises:
@@ -158,12 +230,10 @@ def launch(
     choose = choose_port or free_port
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         port = choose()
-        server = HttpServer(
-            ServerProcess.start(command(port), state_dir), drafting, abilities.build.backend, port
-        )
+        server = make(ServerProcess.start(command(port), state_dir), port)
         try:
             server.wait_ready(ready_timeout_s, port)
-            server.verify(abilities, erases_slot=erases_slot)
+            server.verify(abilities)
         except _PortTakenError:
             server.stop()
             if attempt == _PORT_ATTEMPTS:
@@ -182,24 +252,6 @@ def _sweep_once(state_dir: Path) -> None:
         _swept.add(state_dir)
         for sentence in sweep_orphans(state_dir):
             _log.warning(sentence)
-
-
-def free_port() -> int:
-    """A port that is free now, chosen by the kernel."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As servers do, so that connections which have just been closed do not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
 
 
 def _port_taken(port: int) -> Failure:
@@ -221,30 +273,6 @@ def _late(state: str, timeout_s: float) -> Failure:
         "Choose a smaller model or context (-c), or try again when the disk is less busy.",
         permanent=False,
     )
-
-
-def _family(pids: frozenset[int]) -> list[psutil.Process]:
-    """The processes of a launch with their children: `llama-server` may be a wrapper script."""
-    found: dict[int, psutil.Process] = {}
-    for pid in pids:
-        with suppress(psutil.Error):
-            process = psutil.Process(pid)
-            found |= {p.pid: p for p in (process, *process.children(recursive=True))}
-    return list(found.values())
-
-
-def _listens(family: list[psutil.Process], port: int) -> bool:
-    """Whether it is our process that listens there; true where the system does not tell."""
-    for process in family:
-        try:
-            connections = process.net_connections(kind="tcp")
-        except psutil.AccessDenied:
-            return True
-        except psutil.Error:
-            continue
-        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
-            return True
-    return False
 
 
 def _out_of_memory_kills() -> int:

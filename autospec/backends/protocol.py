@@ -212,6 +212,14 @@ class Server(Protocol):
             RequestError: Refused, timed out, cut off, or an answer that makes no sense.
         """
 
+    def with_drafting(self, drafting: Drafting) -> Server | None:
+        """This launch asked with a drafting, where that takes no other launch.
+
+        Returns:
+            The server itself for its own drafting; where drafting goes with the request, a view on the same process
+            (stopping either stops both); else ``None``.
+        """
+
     def stop(self) -> None:
         """End the process and wait until it has ended. Safe to call twice."""
 

@@ -52,6 +52,7 @@ class Launches:
         self._model_path = model_path
         self._settings = settings
         self._on_launch = on_launch
+        self._per_request = backend.capabilities().drafting_per_request
         self._off: Server | None = None
         self._drafted: Server | None = None
         self._alone: Server | None = None
@@ -81,7 +82,7 @@ class Launches:
         """
         if self._off is None:
             if self.resident == 1:
-                self.expire()
+                self._stop_drafted()
             self._off = self._launch(OFF)
         return self._off
 
@@ -91,9 +92,11 @@ class Launches:
         Raises:
             BackendError: As `Backend.launch`.
         """
-        if self._drafted is not None and self._drafted.drafting == drafting:
-            return self._drafted
-        self.expire()
+        running = self._drafted.with_drafting(drafting) if self._drafted is not None else None
+        if running is not None:
+            self._drafted = running
+            return running
+        self._stop_drafted()
         if self.resident == 1:
             self._stop_off()
         try:
@@ -110,11 +113,11 @@ class Launches:
     def expire(self) -> None:
         """Stop the launch with drafting, so that the next call for it starts anew.
 
-        N-gram pools and draft caches remember what they saw, and only a first exposure counts.
+        N-gram pools and draft caches remember what they saw, and only a first exposure counts. A server that takes its
+        drafting with the request is launched so that it remembers nothing, and runs on.
         """
-        if self._drafted is not None:
-            self._drafted.stop()
-            self._drafted = None
+        if not self._per_request:
+            self._stop_drafted()
 
     @contextmanager
     def alone(self, model_path: str) -> Iterator[Server]:
@@ -123,7 +126,7 @@ class Launches:
         Raises:
             BackendError: As `Backend.launch`.
         """
-        self.expire()
+        self._stop_drafted()
         begun = time.monotonic()
         server = self._backend.launch(model_path, OFF, self._settings)
         self.seconds += time.monotonic() - begun
@@ -144,7 +147,7 @@ class Launches:
 
     def close(self) -> None:
         """Stop every server."""
-        self.expire()
+        self._stop_drafted()
         self._stop_off()
 
     def _launch(self, drafting: Drafting) -> Server:
@@ -156,6 +159,11 @@ class Launches:
             self.count += 1
             self.seconds += time.monotonic() - begun
         return server
+
+    def _stop_drafted(self) -> None:
+        if self._drafted is not None:
+            self._drafted.stop()
+            self._drafted = None
 
     def _stop_off(self) -> None:
         if self._off is not None:

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -57,6 +57,14 @@ class SimulatedServer:
             finish_reason="length",
         )
 
+    def with_drafting(self, drafting: Drafting) -> SimulatedServer | None:
+        """Itself; a view with any other of its draft's draftings where they go with the request."""
+        if drafting == self.drafting:
+            return self
+        if self.backend.per_request and drafting.draft == self.drafting.draft:
+            return replace(self, drafting=drafting)
+        return None
+
     def stop(self) -> None:
         """End it."""
         self.stopped = True
@@ -71,6 +79,7 @@ class SimulatedBackend:
         speedup: True ratio to off for a drafting and a prompt's text.
         noise: Standard deviation of the log of a time.
         modes: What the build offers.
+        per_request: True if drafting goes with the request.
         before_launch: Raises to make a launch fail.
         before_answer: Raises to make a request fail, or to interrupt the tune.
     """
@@ -78,6 +87,7 @@ class SimulatedBackend:
     speedup: Speed
     noise: float = 0.005
     modes: frozenset[Mode] = frozenset({Mode.OFF, Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE})
+    per_request: bool = False
     before_launch: Callable[[Drafting], None] = lambda _: None
     before_answer: Callable[[SimulatedServer, str], None] = lambda _server, _text: None
     launched: list[Drafting] = field(default_factory=list)
@@ -92,7 +102,8 @@ class SimulatedBackend:
 
     def capabilities(self) -> Capabilities:
         """The modes."""
-        return Capabilities(Build(self.name, "b1", "f" * 8), self.modes)
+        build = Build(self.name, "b1", "f" * 8)
+        return Capabilities(build, self.modes, drafting_per_request=self.per_request)
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """A command line that names all of it."""
