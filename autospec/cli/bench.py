@@ -80,7 +80,7 @@ def command(
     catalog = scan(settings)
     main = catalog.find(model)
     here = identify()
-    server = backend_for(settings.backend or None, settings)
+    server = backend_for(settings.backend or None, settings, main)
     abilities = server.capabilities()
     draft_model = _draft(catalog, main, draft, here, settings.context_tokens)
     draftings = [OFF, *_draftings(draft_model, n_max, p_min, abilities)]

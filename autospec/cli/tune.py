@@ -17,7 +17,9 @@ __all__ = ["command"]
     "--model", required=True, metavar="M", help="Main model: a path, a name, or an unambiguous part of one."
 )
 @click.option(
-    "--backend", metavar="B", help="llama-server or embedded; chosen by what is installed if left out."
+    "--backend",
+    metavar="B",
+    help="llama-server, embedded or mlx; chosen by what the model is and what is installed if left out.",
 )
 @click.option(
     "--prompt-type",
@@ -73,7 +75,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         warn=shell.warn,
     )
     hardware = identify()
-    backend = backend_for(shell.settings.backend or None, shell.settings)
+    backend = backend_for(shell.settings.backend or None, shell.settings, request.model)
     display = TuneDisplay(shell, request.model.name)
     interrupted = False
     with interruptible(), display:
