@@ -269,9 +269,11 @@ def test_the_document_says_what_and_why():
 SEARCH = settings(max_examples=40, deadline=None)
 ratios = st.floats(0.4, 3.0)
 advices = st.one_of(
-    st.builds(lambda known: Advice(OFF, 1.0, 15.0, known), st.dictionaries(st.sampled_from(DRAFTINGS[1:]), ratios)),
     st.builds(
-        lambda drafting, speedup, tps, known: Advice(drafting, speedup, tps, known),
+        lambda known: Advice(OFF, 1.0, 15.0, known), st.dictionaries(st.sampled_from(DRAFTINGS[1:]), ratios)
+    ),
+    st.builds(
+        Advice,
         st.sampled_from(DRAFTINGS[1:]),
         st.floats(1.02, 3.0),
         st.one_of(st.none(), st.floats(1.0, 100.0)),
@@ -352,9 +354,17 @@ def test_a_started_launch_is_worth_more_than_it_costs(asked: list[Needs], room: 
         stays = [drafting for drafting in by_name[part.model].running if drafting in known]
         if not stays or not part.starts or by_name[part.model].per_request:
             continue
-        alone = make_plan([replace(by_name[part.model], launchable=tuple(
-            entry for entry in by_name[part.model].launchable if entry.drafting in stays
-        ))], replace(room, memory_bytes=None)).models[0]
+        alone = make_plan(
+            [
+                replace(
+                    by_name[part.model],
+                    launchable=tuple(
+                        entry for entry in by_name[part.model].launchable if entry.drafting in stays
+                    ),
+                )
+            ],
+            replace(room, memory_bytes=None),
+        ).models[0]
         if room.memory_bytes is None:
             assert part.saved_s >= alone.saved_s + MARGIN * part.busy_s * 0.999
 

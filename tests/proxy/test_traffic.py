@@ -37,7 +37,9 @@ def test_a_steady_stream_is_seen_at_its_own_rate():
 
 def test_types_and_models_are_counted_apart():
     """What one model writes says nothing of another."""
-    traffic = Traffic().answered("a", CODING, 100, 0.0).answered("a", CHAT, 300, 0.0).answered("b", CHAT, 7, 0.0)
+    traffic = (
+        Traffic().answered("a", CODING, 100, 0.0).answered("a", CHAT, 300, 0.0).answered("b", CHAT, 7, 0.0)
+    )
     rates = traffic.tokens_per_s("a", 0.0)
     assert rates[CHAT] / rates[CODING] == pytest.approx(299 / 99)
     assert traffic.forget("a").tokens_per_s("a", 0.0) == {}
