@@ -93,11 +93,11 @@ def test_every_api_says_the_same(body: dict[str, Any]):
     [
         ("Traduza para o inglês: o elevador está quebrado.", "translation"),
         ("Übersetze ins Englische: Der Zug hält nicht.", "translation"),
-        ("把这句话翻译成英文：老街要拆了。", "translation"),
+        ("把这句话翻译成英文。老街要拆了。", "translation"),
         ("Résume ce texte en une phrase.", "summarization"),
         ("次の文章を要約してください。", "summarization"),
         ("Corrige las faltas de este texto y deja el resto igual:", "editing"),
-        ("请润色下面这段话：", "editing"),
+        ("请润色下面这段话。", "editing"),
         ("Estrai dal testo nome e città e restituisci un array JSON.", "extraction"),
         ("Escreva um Palindromo em Kotlin", "coding"),
         ("Schreibe ein Gedicht über den ersten Frost.", "writing"),
