@@ -1,5 +1,6 @@
-"""The words by which the classifier knows what is asked for: data, in English, Portuguese, Spanish, German, French, Italian,
-Japanese and Chinese, with a few of other languages.
+"""The words by which the classifier knows what is asked for: data.
+
+In English, Portuguese, Spanish, German, French, Italian, Japanese and Chinese, with a few of other languages.
 
 Cues stand between commas, as `autospec.prompts.reading.fold` leaves a text: lower case, Latin letters without accents,
 apostrophes and hyphens as spaces. A word that ends in ``*`` stands for all that begin so. Latin words and phrases are matched
@@ -16,7 +17,17 @@ from typing import Final
 
 from autospec.cells import PromptType
 
-__all__ = ["CODE_MARKS", "CUES", "FIM_MARKS", "GREETINGS", "NEGATIONS", "QUESTION_WORDS", "SOURCE_MARKS", "TOOL_PHRASES", "Cues"]
+__all__ = [
+    "CODE_MARKS",
+    "CUES",
+    "FIM_MARKS",
+    "GREETINGS",
+    "NEGATIONS",
+    "QUESTION_WORDS",
+    "SOURCE_MARKS",
+    "TOOL_PHRASES",
+    "Cues",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +151,7 @@ CUES: Final[dict[PromptType, Cues]] = {
     ),
     PromptType.MATH: Cues(
         strong="""
-        $x, \frac, \int, \sum, ableitung, derivada, derivar, derivata, derivative, derivee, divisib*,
+        $x, \\frac, \\int, \\sum, ableitung, derivada, derivar, derivata, derivative, derivee, divisib*,
         ecuacion, ecuaciones, eigenvalue*, eigenvector*, equacao, equacoes, equation, equations,
         equazion*, expected value, fraction, gleichung*, greatest common, induction, integral,
         integrale, irracional, irrational, least common multiple, limit of, limite per, logarithm*,
@@ -381,6 +392,7 @@ CODE_MARKS: Final = (
     "();", "): ", "#!/", "if (", "for (", "select ", "<?php", "func ", "</", "{\n", ";\n",
 )  # fmt: skip
 
+# ruff: noqa: RUF001 - the signs are the models' own
 # Fill in the middle: Qwen, StarCoder, CodeLlama, DeepSeek, Codestral, Granite.
 FIM_MARKS: Final = (
     "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<PRE>",
