@@ -16,7 +16,7 @@ from typing import Any
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, PromptType
-from autospec.drafting import OFF, Drafting, Mode
+from autospec.drafting import Drafting, Mode
 from autospec.proxy.dispatch import Wanted
 from autospec.proxy.offers import Engine, Offers
 from autospec.proxy.supervisor import Supervisor
@@ -246,6 +246,3 @@ def states(supervisor: Supervisor) -> Mapping[str, str]:
     """State by model and drafting of every launch."""
     rows: Iterable[dict[str, Any]] = supervisor.status()["launches"]
     return {f"{row['model']} {Drafting.from_json(row['drafting']).label}": row["state"] for row in rows}
-
-
-__all__ = ["ALPHA", "BETA", "OFF"]
