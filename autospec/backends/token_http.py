@@ -79,7 +79,8 @@ class HttpTokens:
         }
         answer, _ = self._client.post("/completion", body, _SHORT_TIMEOUT_S)
         try:
-            entries = self._read(answer, "completion_probabilities", list)
+            # Left out where every token ends within a character, e.g. the only one that was asked for.
+            entries = answer.get("completion_probabilities", ()) if isinstance(answer, Mapping) else ()
             return _proposals(self._ids(answer), [_proposal(e["top_logprobs"]) for e in entries])
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise RequestError(f"The server's probabilities cannot be read: {error!r}.") from error

@@ -137,6 +137,8 @@ def profile_answer(
         else:
             stretch = min(longest, stretch * 2)
         tell(position)
+    if n and np.isnan(p).all():
+        raise RequestError("The server tells no probabilities.", "This build cannot be asked in tokens.")
     known = {hit: np.flatnonzero((hits == hit) & ~np.isnan(p)) for hit in (False, True)}
     for i in np.flatnonzero(np.isnan(p)):
         p[i] = _nearest(p, known[bool(hits[i])], int(i))

@@ -82,6 +82,12 @@ def test_draft_that_proposes_nothing_is_an_error():
         profile_answer(Mute(), recording(), longest=8, sampled_misses=4)
 
 
+def test_draft_without_any_probability_is_an_error():
+    """A build that never tells them cannot be asked what p-min would do."""
+    with pytest.raises(RequestError, match="no probabilities"):
+        profile_answer(Scripted(set(), untold=set(range(100))), recording(), longest=8, sampled_misses=4)
+
+
 def test_profile_survives_the_store():
     """To JSON and back, to five digits."""
     found = profile_answer(Scripted({3, 9}), recording(), longest=8, sampled_misses=4)
