@@ -193,6 +193,7 @@ class Store:
                 prompt_type=prompt_type,
                 drafting=drafting,
             )
+
     def newest_recommendation(self) -> int:
         """The number of the newest recommendation; 0 without any."""
         with _plain_errors(self._engine), self._engine.connect() as connection:
