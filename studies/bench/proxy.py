@@ -12,6 +12,7 @@ directly. Needs a tuned model.
 Clients keep their connections, as SDKs do. Client, proxy and backend are three processes on the same machine.
 """
 
+# ruff: noqa: E402 - the lending stand-in of the tests is found by the path that is set first
 from __future__ import annotations
 
 import argparse
@@ -105,7 +106,6 @@ async def stand_in() -> None:
 
 async def proxy(backend: str, folder: str) -> None:
     """The proxy over the stand-in; prints its port."""
-
     dispatch = OneModel([LentServer(backend)])
     storage = f"sqlite:///{folder}/bench.db"
     async with listen(
@@ -211,13 +211,12 @@ def overhead(seconds: float, rounds: int) -> None:
 
 def mixed(name: str, rounds: int, max_tokens: int) -> None:
     """The second table."""
-
     settings = load_settings()
     model = scan(settings).find(name)
     known = select(read_recommendations(settings.storage), identify(), Question(model.name)).recommendations
     draftings = list(dict.fromkeys([OFF, *(r.drafting for r in known)]))
     suite = load_suite(Path(settings.suite) if settings.suite else None)
-    prompts = [p for t in suite.types for p in suite.of(t, Half.PROVE)]
+    prompts = [p for t in suite.types() for p in suite.of(t, Half.PROVE)]
     backend = backend_for(settings.backend or None, settings)
     speeds: dict[str, list[float]] = {}
     for number in range(rounds):
@@ -241,7 +240,6 @@ def mixed(name: str, rounds: int, max_tokens: int) -> None:
 
 def ask_all(base_url: str, model: str, prompts: Sequence[Prompt], max_tokens: int) -> float:
     """Every prompt once, one after the other; tokens per second of the whole."""
-
     tokens, spent_s = 0, 0.0
     with httpx.Client(base_url=base_url, trust_env=False, timeout=600.0) as client:
         warm = {"model": model, "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 8}
@@ -262,7 +260,6 @@ def ask_all(base_url: str, model: str, prompts: Sequence[Prompt], max_tokens: in
 
 async def serve_model(name: str) -> None:
     """The whole proxy, as `autospec proxy --model` starts it; prints its port."""
-
     settings = load_settings()
     await run(
         settings,
