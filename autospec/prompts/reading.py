@@ -26,8 +26,12 @@ _FIRST_MESSAGES: Final = 4
 _PARTS: Final = 8
 
 _ACCENTS: Final = str.maketrans(
-    "àáâãäåçèéêëìíîïñòóôõöùúûüýÿ’‘", "aaaaaaceeeeiiiinooooouuuuyy''", ""
-) | {ord("ß"): "ss", ord("œ"): "oe", ord("æ"): "ae"}
+    "àáâãäåçèéêëìíîïñòóôõöùúûüýÿ\u2019\u2018", "aaaaaaceeeeiiiinooooouuuuyy''", ""
+) | {
+    ord("ß"): "ss",
+    ord("œ"): "oe",
+    ord("æ"): "ae",
+}
 
 # Turns of the usual chat templates in a raw prompt: ChatML, Llama 3, Gemma, Mistral, Alpaca and plain names.
 _TURN: Final = re.compile(
@@ -39,7 +43,9 @@ _TURN: Final = re.compile(
     r"|^(### (?:Instruction|Response|Input):)",
     re.MULTILINE,
 )
-_TEMPLATE_ENDS: Final = re.compile(r"<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|<\|begin_of_text\|>|</?s>")
+_TEMPLATE_ENDS: Final = re.compile(
+    r"<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|<\|begin_of_text\|>|</?s>"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +169,15 @@ def _conversation(messages: list[Any], body: Mapping[str, Any], tools: str, sche
             turns += 1
             answered = Text.of(content)
     *before, ask = asked or [Text()]
-    return Reading(
-        ask, Text.of(system), tuple(reversed(before)), answered, turns, tools=tools, schema=schema
-    )
+    return Reading(ask, Text.of(system), tuple(reversed(before)), answered, turns, tools=tools, schema=schema)
 
 
 def _has_tool_traffic(message: Mapping[str, Any]) -> bool:
-    if message.get("role") in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
+    if (
+        message.get("role") in ("tool", "function")
+        or message.get("tool_calls")
+        or message.get("function_call")
+    ):
         return True
     if message.get("type") in ("function_call", "function_call_output"):
         return True
@@ -186,9 +194,15 @@ def _content(content: Any) -> str:
         return content
     if not isinstance(content, list):
         return ""
-    texts = [part["text"] for part in _ends(content) if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    texts = [
+        part["text"]
+        for part in _ends(content)
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+    ]
     # The ends of each part are enough, and joining whole documents would not be cheap.
-    return "\n\n".join(t if len(t) <= HEAD_CHARS + TAIL_CHARS else f"{t[:HEAD_CHARS]}\n{t[-TAIL_CHARS:]}" for t in texts)
+    return "\n\n".join(
+        t if len(t) <= HEAD_CHARS + TAIL_CHARS else f"{t[:HEAD_CHARS]}\n{t[-TAIL_CHARS:]}" for t in texts
+    )
 
 
 def _ends(parts: list[Any]) -> Iterator[Any]:

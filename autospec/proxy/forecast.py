@@ -6,6 +6,7 @@ draft model which the launch holds, and else with none at all: the number of dra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -83,7 +84,7 @@ class Forecast:
     def saved_share(self, launches: Sequence[Launchable]) -> float:
         """Share of the busy time that some launches save against drafting off; negative where they cost."""
         best = map(max, zip(*(self.ratios[entry.drafting] for entry in launches), strict=True))
-        return sum(
+        return math.fsum(
             share * (1.0 - 1.0 / ratio) for share, ratio in zip(self.shares.values(), best, strict=True)
         )
 

@@ -54,7 +54,9 @@ def labelled() -> list[Labelled]:
 def suite() -> list[Labelled]:
     """The shipped suite as chat requests."""
     return [
-        Labelled(p.id, str(p.prompt_type), str(p.half), {"messages": list(p.messages), "max_tokens": p.max_tokens})
+        Labelled(
+            p.id, str(p.prompt_type), str(p.half), {"messages": list(p.messages), "max_tokens": p.max_tokens}
+        )
         for p in load_suite().prompts
     ]
 
@@ -132,9 +134,7 @@ def print_types(rows: Sequence[Labelled], *, confusion: bool) -> None:
         asked = sum(n for (true, _), n in pairs.items() if true == kind)
         named = sum(n for (_, said), n in pairs.items() if said == kind)
         right = pairs[kind, kind]
-        wrong = ", ".join(
-            f"{said} {n}" for (true, said), n in sorted(pairs.items()) if true == kind != said
-        )
+        wrong = ", ".join(f"{said} {n}" for (true, said), n in sorted(pairs.items()) if true == kind != said)
         print(f"| {kind} | {right} of {asked} | {right} of {named} |{f' {wrong} |' if confusion else ''}")
     print()
 
@@ -170,7 +170,10 @@ def main() -> None:
     heldout = [row for row in rows if row.half == "heldout"]
     tune = [row for row in shipped if row.half == Half.TUNE]
     prove = [row for row in shipped if row.half == Half.PROVE]
-    ways: dict[str, Classify] = {"rules (shipped)": lambda body: str(classify(body).prompt_type), **trained(train)}
+    ways: dict[str, Classify] = {
+        "rules (shipped)": lambda body: str(classify(body).prompt_type),
+        **trained(train),
+    }
     print("| way | train | held out | suite, tune | suite, prove | µs, median | µs, 99 % | µs, most |")
     print("|---|---|---|---|---|---|---|---|")
     for name, way in ways.items():

@@ -273,7 +273,7 @@ advices = st.one_of(
         lambda known: Advice(OFF, 1.0, 15.0, known), st.dictionaries(st.sampled_from(DRAFTINGS[1:]), ratios)
     ),
     st.builds(
-        lambda drafting, speedup, tps, known: Advice(drafting, speedup, tps, known),
+        Advice,
         st.sampled_from(DRAFTINGS[1:]),
         st.floats(1.02, 3.0),
         st.one_of(st.none(), st.floats(1.0, 100.0)),
