@@ -139,6 +139,7 @@ def _template_lines(keys: tuple[Key, ...]) -> list[str]:
         "llama_server": '"/opt/llama.cpp/llama-server"',
         "backend": '"llama-server"',
         "suite": '"my-prompts.jsonl"',
+        "serve_statuses": '["proven", "stale"]',
     }
     lines = ["# autospec's settings. Remove the # before a line to set it.", ""]
     for key in keys:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from autospec.backends.protocol import DraftsPerRequest
 from autospec.drafting import Drafting
 from autospec.proxy.launch import Launch, Look
 from autospec.proxy.offers import Engine
@@ -40,9 +39,7 @@ class LaunchLease:
         self.build = engine.capabilities.build.version
         self.drafting = drafting
         self.launch = launch
-        self.fields: Mapping[str, Any] = {}
-        if isinstance(engine.backend, DraftsPerRequest):
-            self.fields = engine.backend.request_fields(drafting)
+        self.fields: Mapping[str, Any] = engine.request_fields(drafting)
         self._returned = returned
         self._tokens: float | None = None
         self._held = True

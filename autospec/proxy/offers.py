@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from autospec.backends.protocol import Backend, Capabilities, DraftsPerRequest
 from autospec.catalog.choice import choose
 from autospec.catalog.model import Format, Model
 from autospec.catalog.scan import scan
+from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UnknownModelError
 from autospec.settings import Settings
 
@@ -37,7 +38,14 @@ class Engine:
     @property
     def per_request(self) -> bool:
         """True if drafting goes with the request, and the backend says how."""
+        # In this order: on Python 3.11 the second costs 60 µs, and every request asks.
         return self.capabilities.drafting_per_request and isinstance(self.backend, DraftsPerRequest)
+
+    def request_fields(self, drafting: Drafting) -> Mapping[str, Any]:
+        """The fields of a request's JSON that put a drafting in force; none where the launch does."""
+        if self.capabilities.drafting_per_request and isinstance(self.backend, DraftsPerRequest):
+            return self.backend.request_fields(drafting)
+        return {}
 
 
 class Offers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Final
 
-from autospec.backends.protocol import DraftsPerRequest, LaunchSettings, Server
+from autospec.backends.protocol import LaunchSettings, Server
 from autospec.drafting import OFF
 from autospec.errors import LaunchError
 from autospec.proxy.needs import Launchable
@@ -51,6 +51,4 @@ def _text_is_right(engine: Engine, server: Server) -> bool:
     """True if nothing is cached, or if no request can draft, whatever draft model the client names."""
     if not engine.capabilities.drafting_per_request or _NO_CACHE in pairwise(server.command):
         return True
-    if not server.drafting.is_off or not isinstance(engine.backend, DraftsPerRequest):
-        return False
-    return "draft_model" in engine.backend.request_fields(OFF)
+    return server.drafting.is_off and "draft_model" in engine.request_fields(OFF)

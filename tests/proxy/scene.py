@@ -16,7 +16,7 @@ from typing import Any
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, PromptType
-from autospec.drafting import OFF, Drafting, Mode
+from autospec.drafting import Drafting, Mode
 from autospec.proxy.dispatch import Wanted
 from autospec.proxy.offers import Engine, Offers
 from autospec.proxy.supervisor import Supervisor
@@ -63,15 +63,19 @@ class FakeServer:
         self._how: str | None = None
 
     def complete(self, request: Any) -> Any:
+        """Nobody asks."""
         raise NotImplementedError
 
     def kill(self) -> None:
+        """End as by SIGKILL, seen by whoever looks."""
         self._how = "was ended by SIGKILL"
 
     def ended(self) -> str | None:
+        """How it ended."""
         return self._how
 
     def stop(self) -> None:
+        """End as asked."""
         self.stopped = True
 
 
@@ -99,12 +103,15 @@ class FakeBackend:
         self.hold.set()
 
     def capabilities(self) -> Capabilities:
+        """Everything."""
         return Capabilities(BUILD, frozenset(Mode), drafting_per_request=self.per_request)
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """What it would be launched with."""
         return ("fake-server", *settings.args)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> FakeServer:
+        """A server, the error that is switched on, or neither while `hold` is not set."""
         self.asked.append((model_path, drafting, settings))
         assert self.hold.wait(DEADLINE_S)
         if drafting in self.refuses:
@@ -134,9 +141,11 @@ class FakeMlx(FakeBackend):
     cache_args: tuple[str, ...] = ("--prompt-cache-size", "0")
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """What it would be launched with."""
         return ("fake-mlx", *(() if settings.serving else self.cache_args))
 
     def request_fields(self, drafting: Drafting) -> Mapping[str, Any]:
+        """The number of tokens to draft."""
         return {"num_draft_tokens": 0 if drafting.is_off else drafting.n_max}
 
 
@@ -147,6 +156,7 @@ class Clock:
         self.now_s = 1000.0
 
     def __call__(self) -> float:
+        """Now."""
         return self.now_s
 
 
@@ -246,6 +256,3 @@ def states(supervisor: Supervisor) -> Mapping[str, str]:
     """State by model and drafting of every launch."""
     rows: Iterable[dict[str, Any]] = supervisor.status()["launches"]
     return {f"{row['model']} {Drafting.from_json(row['drafting']).label}": row["state"] for row in rows}
-
-
-__all__ = ["ALPHA", "BETA", "OFF"]
