@@ -95,7 +95,7 @@ def test_events_pass_whole_and_unchanged(parts):
     events = WholeEvents()
     for part in parts:
         passed = events.feed(part)
-        assert passed == b"" or passed.endswith(b"\n\n") or passed.endswith(b"\r\n\r\n")
+        assert passed == b"" or passed.endswith((b"\n\n", b"\r\n\r\n"))
     events = WholeEvents()
     assert b"".join([*map(events.feed, parts), events.rest()]) == b"".join(parts)
 
