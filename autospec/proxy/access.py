@@ -14,7 +14,8 @@ import hmac
 import ipaddress
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
 from autospec.errors import UsageError
@@ -26,6 +27,8 @@ __all__ = ["Access", "check_bind", "is_loopback"]
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file", "capacitor"})
 # Load balancers and container health checks have no way to send a key, and learn nothing here.
 _OPEN_PATHS = frozenset({"/health", "/v1/health"})
+# The same few names stand in every request; taking one apart costs 0.1 ms.
+_REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +39,13 @@ class Access:
         api_key: What clients must send; empty for none.
         hosts: Further names that Host may hold.
         origins: Further origins, as a browser writes them (``https://chat.example.org``).
-        machine: This machine's own names.
+        machine: This machine's own names; asked for where they are not given.
     """
 
     api_key: str = ""
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
-    machine: frozenset[str] = field(default_factory=lambda: _own_names())
+    machine: frozenset[str] | None = None
 
     def refuse(self, headers: Mapping[str, str], path: str) -> Problem | None:
         """The problem with a request, or ``None`` if it may pass.
@@ -92,7 +95,12 @@ class Access:
         if parts is None:
             return False
         name = parts[1]
-        return _is_local_name(name) or _is_address(name) or name in self.hosts or name in self.machine
+        return (
+            _is_local_name(name)
+            or _is_address(name)
+            or name in self.hosts
+            or name in (_own_names() if self.machine is None else self.machine)
+        )
 
     def _has_key(self, headers: Mapping[str, str]) -> bool:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
@@ -124,6 +132,7 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+@lru_cache(_REMEMBERED)
 def _split(url: str) -> tuple[str, str] | None:
     try:
         parts = urlsplit(url)
@@ -138,12 +147,14 @@ def _split(url: str) -> tuple[str, str] | None:
     return (parts.scheme, name) if name and not rest else None
 
 
+@lru_cache(_REMEMBERED)
 def _is_local_name(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761: always the loopback
         return True
     return _is_address(name) and is_loopback(name)
 
 
+@lru_cache(_REMEMBERED)
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
@@ -152,6 +163,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
+@cache
 def _own_names() -> frozenset[str]:
     name = socket.gethostname().lower().rstrip(".")
     return frozenset({name, f"{name}.local", name.partition(".")[0]}) if name else frozenset()

@@ -126,7 +126,7 @@ class Proxy:
             response.force_close()
         except ConnectionError:
             raise  # the client went away
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged with its traceback
             # The edge: whatever it is, the client gets an answer and the proxy lives on.
             _LOG.exception("proxy: unexpected failure on %s %s", request.method, path)
             if request.writer.output_size > 0:
@@ -181,7 +181,7 @@ class Proxy:
             return forced
         try:
             return self._classify(path, intake.document)
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged with its traceback
             # A kind of prompt is a hint; a request is never lost for it.
             _LOG.exception("proxy: the classifier failed")
             return None

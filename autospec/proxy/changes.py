@@ -64,4 +64,3 @@ def _short(document: dict[str, Any]) -> dict[str, Any]:
 
 
 _SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_path"}
-

@@ -36,6 +36,7 @@ class HttpServer(web.Server):
         )
 
     def __call__(self) -> web.RequestHandler:
+        """A new connection's protocol."""
         return _Connection(self, loop=self._loop, **self._kwargs)
 
 

@@ -49,7 +49,7 @@ class _Pieces:
         if not self._is("}"):
             while True:
                 self._take('"')
-                key, self._at = scanstring(self._text, self._at, True)  # noqa: FBT003 - C function, by position
+                key, self._at = scanstring(self._text, self._at, True)
                 self._take(":")
                 result[key] = self._value()
                 if not self._is(","):

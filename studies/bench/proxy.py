@@ -12,6 +12,7 @@ directly. Needs a tuned model.
 Clients keep their connections, as SDKs do. Client, proxy and backend are three processes on the same machine.
 """
 
+# ruff: noqa: E402 - the lending stand-in of the tests is found by the path that is set first
 from __future__ import annotations
 
 import argparse
@@ -24,12 +25,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx
 import psutil
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from autospec.backends.protocol import LaunchSettings
+from autospec.backends.registry import backend_for
+from autospec.catalog.scan import scan
+from autospec.drafting import OFF
+from autospec.hardware import identify
+from autospec.prompts.suite import Half, Prompt, load_suite
+from autospec.proxy.app import Rules
+from autospec.proxy.serve import listen, make_classify, make_dispatch, rules_for, run
+from autospec.report.selection import Question, select
+from autospec.settings import load_settings
+from autospec.store.reader import read_recommendations
+from tests.proxy.harness import LentServer, OneModel
+
 STREAMS = (1, 8, 64)
 # 50 tokens per second and stream: at 64 streams more than any server of one machine gives.
 TOKEN_INTERVAL_S = 0.02
@@ -75,7 +92,9 @@ async def stand_in() -> None:
                 begun = time.perf_counter()
                 for number in range(TOKENS):
                     writer.write(b"%x\r\n%s\r\n" % (len(TOKEN), TOKEN))
-                    await asyncio.sleep(max(0.0, begun + (number + 1) * TOKEN_INTERVAL_S - time.perf_counter()))
+                    await asyncio.sleep(
+                        max(0.0, begun + (number + 1) * TOKEN_INTERVAL_S - time.perf_counter())
+                    )
                 writer.write(b"%x\r\n%s\r\n" % (len(last), last) + END)
                 await writer.drain()
         writer.close()
@@ -87,10 +106,6 @@ async def stand_in() -> None:
 
 async def proxy(backend: str, folder: str) -> None:
     """The proxy over the stand-in; prints its port."""
-    from autospec.proxy.app import Rules
-    from autospec.proxy.serve import listen, make_classify
-    from tests.proxy.harness import LentServer, OneModel
-
     dispatch = OneModel([LentServer(backend)])
     storage = f"sqlite:///{folder}/bench.db"
     async with listen(
@@ -196,21 +211,12 @@ def overhead(seconds: float, rounds: int) -> None:
 
 def mixed(name: str, rounds: int, max_tokens: int) -> None:
     """The second table."""
-    from autospec.backends.protocol import LaunchSettings
-    from autospec.backends.registry import backend_for
-    from autospec.catalog.scan import scan
-    from autospec.drafting import OFF
-    from autospec.hardware import identify
-    from autospec.prompts.suite import load_suite
-    from autospec.report.selection import Question, select
-    from autospec.settings import load_settings
-    from autospec.store.reader import read_recommendations
-
     settings = load_settings()
     model = scan(settings).find(name)
     known = select(read_recommendations(settings.storage), identify(), Question(model.name)).recommendations
     draftings = list(dict.fromkeys([OFF, *(r.drafting for r in known)]))
-    prompts = [p for p in load_suite(settings.suite).prompts if p.split == "prove"]
+    suite = load_suite(Path(settings.suite) if settings.suite else None)
+    prompts = [p for t in suite.types() for p in suite.of(t, Half.PROVE)]
     backend = backend_for(settings.backend or None, settings)
     speeds: dict[str, list[float]] = {}
     for number in range(rounds):
@@ -232,10 +238,8 @@ def mixed(name: str, rounds: int, max_tokens: int) -> None:
         print(f"| {label} | {statistics.mean(values):.1f} | {', '.join(f'{v:.1f}' for v in values)} |")
 
 
-def ask_all(base_url: str, model: str, prompts: list, max_tokens: int) -> float:
+def ask_all(base_url: str, model: str, prompts: Sequence[Prompt], max_tokens: int) -> float:
     """Every prompt once, one after the other; tokens per second of the whole."""
-    import httpx
-
     tokens, spent_s = 0, 0.0
     with httpx.Client(base_url=base_url, trust_env=False, timeout=600.0) as client:
         warm = {"model": model, "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 8}
@@ -256,9 +260,6 @@ def ask_all(base_url: str, model: str, prompts: list, max_tokens: int) -> float:
 
 async def serve_model(name: str) -> None:
     """The whole proxy, as `autospec proxy --model` starts it; prints its port."""
-    from autospec.proxy.serve import make_classify, make_dispatch, rules_for, run
-    from autospec.settings import load_settings
-
     settings = load_settings()
     await run(
         settings,

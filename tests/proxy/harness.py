@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, UnknownModelError
@@ -43,7 +43,7 @@ class LentServer:
         """Counted."""
         self.tokens += tokens
 
-    async def __aenter__(self) -> LentServer:
+    async def __aenter__(self) -> Self:
         self.leases += 1
         return self
 

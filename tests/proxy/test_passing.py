@@ -73,8 +73,7 @@ def test_stream_passes_event_by_event(proxy, backend):
 
     backend.behaviour = behave
     with httpx.stream("POST", proxy.base_url + CHAT, content=ODD_BODY, trust_env=False, timeout=20) as answer:
-        for part in answer.iter_raw():
-            received.append(part)
+        received.extend(answer.iter_raw())
     assert received == events
 
 
@@ -185,7 +184,7 @@ def test_connections_are_reused_and_given_back(proxy, lent):
 
 
 def test_expect_continue_is_answered(proxy, backend):
-    """curl sends a large body only after 100 Continue."""
+    """A client like curl sends a large body only after 100 Continue."""
     import socket
 
     host, port = proxy.base_url.removeprefix("http://").split(":")

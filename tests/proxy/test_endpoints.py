@@ -1,0 +1,124 @@
+"""The proxy's own endpoints, and which model is meant where none is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from autospec.cells import PromptType
+from autospec.drafting import OFF
+from autospec.hardware import identify
+from autospec.proxy.app import Rules
+from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.store.database import open_store
+from tests.backends.waiting import wait_until
+from tests.proxy.harness import proxy_over
+from tests.proxy.stand_in import SSE
+
+RECOMMENDATION = Recommendation(
+    model="main", model_path="/m.gguf", backend="llama-server", backend_build="b1", prompt_type=PromptType.CODING,
+    verdict=Verdict.DISABLE, drafting=OFF, tried=OFF, baseline_tps=50.0, drafting_tps=40.0, speedup=0.8,
+    speedup_ci=(0.7, 0.9), pairs=8, acceptance=0.5, reason="Because.", status=Status.PROVEN,
+    created_at="2026-11-23T00:00:00+00:00",
+)  # fmt: skip
+
+
+def get(proxy, path: str) -> httpx.Response:
+    """One GET."""
+    return httpx.get(proxy.base_url + path, trust_env=False, timeout=20)
+
+
+def save(storage, recommendation: Recommendation, cell: str) -> None:
+    """Into the database that the proxy reads."""
+    store = open_store(f"sqlite:///{storage}")
+    store.save_recommendation(recommendation, identify(), cell)
+    store.close()
+
+
+def test_recommendations_are_the_command_lines_document(proxy, storage):
+    """Nothing known is 404; then the document, filtered as asked; nonsense is 400."""
+    assert get(proxy, "/autospec/v1/recommendations").status_code == 404
+    save(storage, RECOMMENDATION, "a")
+    save(storage, replace(RECOMMENDATION, prompt_type=PromptType.MATH), "b")
+    document = get(proxy, "/autospec/v1/recommendations?model=main&prompt_type=math").json()
+    assert document["schema"] == 1
+    assert document["hardware"]["id"] == identify().id
+    assert [r["prompt_type"] for r in document["recommendations"]] == ["math"]
+    assert len(get(proxy, "/autospec/v1/recommendations").json()["recommendations"]) == 2
+    assert get(proxy, "/autospec/v1/recommendations?prompt_type=poem").status_code == 400
+    assert get(proxy, "/autospec/v1/recommendations?modell=x").status_code == 400
+    assert get(proxy, "/autospec/v1/recommendations?model=other").status_code == 404
+
+
+def test_events_tell_what_is_new(proxy, storage):
+    """What is known comes at once, a new recommendation within a poll."""
+    save(storage, RECOMMENDATION, "a")
+    with httpx.stream("GET", proxy.base_url + "/autospec/v1/events", trust_env=False, timeout=20) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: recommendations"
+        assert len(json.loads(next(lines).removeprefix("data: "))["changed"]) == 1
+        save(storage, replace(RECOMMENDATION, reason="New."), "a")
+        while (line := next(lines)) != "event: recommendations":
+            assert line == ""
+        changed = json.loads(next(lines).removeprefix("data: "))["changed"]
+        assert [c["reason"] for c in changed] == ["New."]
+
+
+def test_status_plan_and_what_is_not_there(proxy):
+    """Documents of the dispatch with the proxy's own facts; wrong paths and methods are told."""
+    status = get(proxy, "/autospec/v1/status").json()
+    assert status["launches"] == []
+    assert status["proxy"]["in_flight"] == 0
+    assert get(proxy, "/autospec/v1/plan").json() == {"schema": 1, "launches": []}
+    assert get(proxy, "/autospec/v1/nothing").status_code == 404
+    assert httpx.post(proxy.base_url + "/autospec/v1/plan", trust_env=False).status_code == 405
+
+
+def test_metrics_and_samples_count_an_answer(proxy, backend, lent, storage):
+    """The timings at the end of a stream become a sample, counters, and the lease's tokens."""
+    timings = {"prompt_n": 5, "prompt_ms": 10.0, "predicted_n": 7, "predicted_ms": 70.0}
+
+    async def behave(asked):
+        await asked.send(SSE)
+        await asked.chunk(b"data: " + json.dumps({"timings": timings}).encode() + b"\n\ndata: [DONE]\n\n")
+        await asked.send(b"0\r\n\r\n")
+
+    backend.behaviour = behave
+    body = {"model": "main", "messages": []}
+    httpx.post(proxy.base_url + "/v1/chat/completions", json=body, trust_env=False)
+    text = get(proxy, "/autospec/metrics").text
+    assert 'autospec_tokens_total{drafting="off",kind="predicted",model="main",prompt_type=""} 7.0' in text
+    assert lent.tokens == 7
+    store = open_store(f"sqlite:///{storage}")
+    wait_until(lambda: store.samples(since=0))
+    [sample] = store.samples(since=0)
+    assert (sample.predicted_tokens, sample.predicted_ms, sample.prompt_tokens) == (7, 70.0, 5)
+    store.close()
+
+
+def test_asking_for_health_starts_nothing(proxy, dispatch, backend):
+    """With a server it is the server's health; without one the proxy is well."""
+    assert get(proxy, "/health").json() == {"ok": True}
+    dispatch.running = False
+    assert get(proxy, "/health").json() == {"status": "ok"}
+    assert len(backend.asked) == 1
+
+
+def test_default_model_is_meant_where_none_is_named(loop, dispatch, storage):
+    """A chat without a model goes to the default one; ?model= names one for paths without a body."""
+    with proxy_over(loop, dispatch, storage, rules=Rules(default_model="main")) as proxy:
+        assert httpx.post(proxy.base_url + "/v1/completions", json={}, trust_env=False).status_code == 200
+        assert get(proxy, "/props?model=nobody").status_code == 404
+    assert [w.model for w in dispatch.wanted] == ["main", "nobody"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/main", "/models/MAIN"])
+def test_one_model_is_found_by_its_name(proxy, path):
+    """Both spellings of the path; an unknown one lists what exists."""
+    assert get(proxy, path).json()["id"] == "main"
+    unknown = get(proxy, "/v1/models/other%2Fone")
+    assert unknown.status_code == 404
+    assert "main" in unknown.json()["error"]["message"]

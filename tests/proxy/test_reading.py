@@ -1,0 +1,180 @@
+"""Reading without disturbing: long JSON in pieces, the tail of an answer, events held until they are whole."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import UsageError
+from autospec.proxy.access import Access, check_bind
+from autospec.proxy.event_stream import WholeEvents
+from autospec.proxy.json_pieces import loads_in_pieces
+from autospec.proxy.outcome import Outcome, sample_of
+from autospec.proxy.tail import Counts, Tail, read_counts, saw_the_end
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+TIMINGS = {
+    "prompt_n": 3,
+    "prompt_ms": 1.5,
+    "predicted_n": 9,
+    "predicted_ms": 90.0,
+    "draft_n": 8,
+    "draft_n_accepted": 6,
+}
+
+
+@given(JSON, st.sampled_from([None, 2]), st.booleans())
+def test_pieces_give_what_the_standard_library_gives(value, indent, ascii_only):
+    """Any JSON, spaced or not."""
+    content = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode(errors="surrogatepass")
+    assert loads_in_pieces(content) == json.loads(content)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"a"', '{"a":1,}', '{"a":1} x', '{"a":[1,]}', '{"a":[1 2]}', "{1:2}", "nul"]
+)
+def test_damaged_json_is_refused_in_pieces_too(text):
+    """With the standard library's own error."""
+    with pytest.raises(json.JSONDecodeError):
+        loads_in_pieces(text.encode())
+
+
+def test_timings_are_found_at_the_end_and_text_cannot_pretend():
+    """The last ones count; quotation marks in text are escaped, so text is never taken for a field."""
+    fake = json.dumps({"content": '"timings":{"prompt_n":1,"predicted_n":99}', "timings": TIMINGS})
+    first = json.dumps({"timings": {**TIMINGS, "predicted_n": 1}})
+    found = read_counts(f"data: {first}\n\ndata: {fake}\n\ndata: [DONE]\n\n".encode())
+    assert found == Counts(3, 9, 1.5, 90.0, 8, 6)
+    assert read_counts(json.dumps({"content": '"timings":{}'}).encode()) is None
+    assert read_counts(b'"timings":{"prompt_n":') is None
+
+
+def test_usage_counts_where_there_are_no_timings():
+    """OpenAI's and Anthropic's names; cached tokens were not processed."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 8}}
+    assert read_counts(json.dumps({"usage": usage}).encode()) == Counts(2, 4)
+    assert read_counts(b'{"usage": {"input_tokens": 5, "output_tokens": 6}}') == Counts(5, 6)
+
+
+def test_tail_keeps_the_end_and_not_the_whole():
+    """A long stream costs 16 KiB and its last part."""
+    tail = Tail()
+    for number in range(10_000):
+        tail.feed(b"%09d\n" % number)
+    assert tail.total_bytes == 100_000
+    assert tail.content().endswith(b"000009999\n")
+    assert 16 * 1024 <= len(tail.content()) < 17 * 1024
+
+
+@pytest.mark.parametrize(
+    ("end", "seen"),
+    [
+        (b"data: [DONE]\n\n", True),
+        (b'data: {"type":"message_stop"}', True),
+        (b'{"stop":true}', True),
+        (b"x", False),
+    ],
+)
+def test_streams_say_that_they_are_complete(end, seen):
+    """In one of the ways of the APIs."""
+    assert saw_the_end(b"data: {}\n\n" + end) is seen
+
+
+@given(st.lists(st.binary(max_size=8) | st.sampled_from([b"\n\n", b"\r\n\r\n", b"data: x\n"]), max_size=20))
+def test_events_pass_whole_and_unchanged(parts):
+    """Whatever the cuts: the same bytes in all, and a break only between events."""
+    events = WholeEvents()
+    for part in parts:
+        passed = events.feed(part)
+        assert passed == b"" or passed.endswith((b"\n\n", b"\r\n\r\n"))
+    events = WholeEvents()
+    assert b"".join([*map(events.feed, parts), events.rest()]) == b"".join(parts)
+
+
+def test_sample_of_an_answer():
+    """Complete answers with counts are evidence; with the server's clock, or ours where a stream has none."""
+    drafting = Drafting(Mode.NGRAM_MOD, ngram_n=16, n_max=8, n_min=0)
+    outcome = Outcome(
+        1.0, "/v1/completions", "main", "mlx", "1", PromptType.QA, drafting,
+        status=200, complete=True, first_byte_ms=20.0, total_ms=100.0, streamed=True, counts=Counts(5, 8),
+    )  # fmt: skip
+    sample = sample_of(outcome)
+    assert (sample.prompt_ms, sample.predicted_ms, sample.drafted) == (20.0, 80.0, None)
+    from dataclasses import replace
+
+    assert sample_of(replace(outcome, streamed=False)) is None
+    assert sample_of(replace(outcome, complete=False)) is None
+    assert sample_of(replace(outcome, status=500)) is None
+    assert sample_of(replace(outcome, drafting=OFF)).drafted == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("localhost:8686", True),
+        ("127.0.0.1", True),
+        ("[::1]:8686", True),
+        ("a.localhost", True),
+        ("192.168.1.7:8686", True),
+        ("box", True),
+        ("evil.example", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.nip.io", False),
+        ("localhost@evil.example", False),
+        ("", False),
+        ("a b", False),
+    ],
+)
+def test_names_in_host(host, allowed):
+    """An address cannot be rebound; a name must be this machine's."""
+    access = Access(machine=frozenset({"box"}))
+    assert (access.refuse({"Host": host}, "/") is None) is allowed
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("http://localhost:3000", True),
+        ("https://127.0.0.1", True),
+        ("vscode-webview://abc", True),
+        ("file://", True),
+        ("https://chat.example.org", True),
+        ("http://chat.example.org", False),
+        ("https://evil.example", False),
+        ("http://192.168.1.7", False),
+        ("null", False),
+    ],
+)
+def test_origins(origin, allowed):
+    """Local pages and installed apps, and those that the settings name."""
+    assert Access(origins=frozenset({"https://chat.example.org"})).allows_origin(origin) is allowed
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "fine"),
+    [
+        ("127.0.0.1", "", True),
+        ("localhost", "", True),
+        ("::1", "", True),
+        ("0.0.0.0", "k", True),
+        ("0.0.0.0", "", False),
+        ("::", "", False),
+        ("192.168.1.7", "", False),
+    ],
+)
+def test_other_addresses_need_a_key(host, key, fine):
+    """Loopback is nobody else's."""
+    if fine:
+        check_bind(host, key)
+    else:
+        with pytest.raises(UsageError):
+            check_bind(host, key)
