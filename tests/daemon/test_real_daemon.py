@@ -66,7 +66,8 @@ def daemon(
     """A daemon that does not outlive the test."""
     command = [sys.executable, "-m", "tests.daemon.quiet_daemon", "--no-proxy", *options]
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=prepare,
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=prepare,  # noqa: PLW1509 - the test has no other thread
         env={**os.environ, **(env or {})},
     )  # fmt: skip
     try:
