@@ -64,7 +64,7 @@ class Listening:
     Args:
         state_dir: The state folder of the settings.
         selector: The loop's.
-        hear: Called with a peer and each of its messages; an empty message says that a proxy has left.
+        hear: Called with a peer and each of its messages; the event ``left`` says that a proxy is gone.
     """
 
     def __init__(
@@ -159,4 +159,4 @@ class Listening:
             self._selector.unregister(peer.connection)
         peer.connection.close()
         if peer.role:
-            self._hear(peer, {})
+            self._hear(peer, {"event": "left"})

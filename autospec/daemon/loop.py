@@ -253,8 +253,7 @@ class Daemon:
             case {"event": "busy"}:
                 peer.busy = True
                 self.outlook.traffic_came()
-            case {"event": "idle"} | {}:
-                # An empty message: it has left, and whoever it served is served no more.
+            case {"event": "idle" | "left"}:
                 if peer.busy:
                     self._idle_since_s = self.clock.monotonic()
                 peer.busy = False

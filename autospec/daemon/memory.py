@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -64,7 +65,8 @@ class Memory:
             self.trouble = (
                 f"{self.path} cannot be written ({error.strerror or error}): a restart forgets today's steps"
             )
-            part.unlink(missing_ok=True) if part.parent.exists() else None
+            with suppress(OSError):
+                part.unlink()
         else:
             self.trouble = ""
 

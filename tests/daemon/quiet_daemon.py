@@ -1,0 +1,27 @@
+"""`autospec daemon` as it is, on a machine that is taken to be idle: tests share theirs with whatever runs beside them.
+
+``python -m tests.daemon.quiet_daemon [OPTIONS OF autospec daemon]``: only the readings of other programs' load and of
+somebody's typing are replaced.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from autospec.cli import cli
+from autospec.daemon.probes import Probes, Traffic
+from autospec.daemon.signals import Signals
+
+_read = Probes.read
+
+
+def _quiet(self: Probes, traffic: Traffic, spent_today_s: float, *, measuring: bool = False) -> Signals:
+    signals = _read(self, traffic, spent_today_s, measuring=measuring)
+    return replace(signals, other_load=0.0, user_idle_s=None)
+
+
+Probes.read = _quiet  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    cli.main(["daemon", *sys.argv[1:]], prog_name="autospec")

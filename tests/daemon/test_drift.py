@@ -1,0 +1,94 @@
+"""The change-point test: silent without a change, quick with one. Rates are studies/bench/drift.py's."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from autospec.cells import PromptType
+from autospec.daemon.drift import BLOCK, FALSE_ALARMS_PER_1000, RankCusum, drifts, first_change
+from autospec.drafting import OFF
+from autospec.measure.live import Sample
+
+SAMPLE = Sample(0.0, "big", "llama-server", "b1", PromptType.CODING, 100, 100, 50.0, 2000.0)
+
+
+def speeds(rng: random.Random, count: int, level: float = 50.0) -> list[float]:
+    """Speeds with 5 % of noise."""
+    return [level * (1 + rng.gauss(0.0, 0.05)) for _ in range(count)]
+
+
+def samples(values: list[float]) -> list[Sample]:
+    """Requests with these speeds."""
+    return [replace(SAMPLE, at=float(n), predicted_ms=1e5 / v) for n, v in enumerate(values)]
+
+
+def test_false_alarms_keep_the_stated_rate():
+    """25000 requests without a change, a new chart each thousand; seeded."""
+    rng = random.Random(3)
+    alarms = sum(len(drifts(samples(speeds(rng, 1000)))) for _ in range(25))
+    assert alarms <= 25 * FALSE_ALARMS_PER_1000
+
+
+def test_the_chart_does_not_care_for_the_distribution():
+    """Ranks are the same for any stretched values: the alarm comes at the same place."""
+    rng = random.Random(5)
+    values = [rng.random() - (0.5 if n > 100 else 0.0) for n in range(200)]
+    assert first_change(values, matters=lambda *_: True) is not None
+    seen = [
+        first_change(v, matters=lambda *_: True).seen_at for v in (values, [2.0 ** (9 * x) for x in values])
+    ]
+    assert seen[0] == seen[1]
+
+
+def test_a_loss_of_ten_percent_is_seen_within_a_hundred_requests():
+    """And the words say from what to what."""
+    rng = random.Random(7)
+    (found,) = drifts(samples(speeds(rng, 200) + speeds(rng, 100, 45.0)))
+    assert found.what == "speed"
+    assert 48 < found.before < 52
+    assert 43 < found.after < 47
+    assert found.reason.startswith("live speed fell from")
+
+
+def test_what_is_too_small_to_matter_is_not_told():
+    """Two percent are seen by the chart and are no reason to measure again."""
+    rng = random.Random(9)
+    values = [50 * (1 + rng.gauss(0, 0.002)) for _ in range(100)] + [
+        49 * (1 + rng.gauss(0, 0.002)) for _ in range(100)
+    ]
+    assert first_change(values, matters=lambda *_: True) is not None
+    assert first_change(values) is None
+
+
+def test_a_change_that_begins_during_a_harmless_alarm_is_still_seen():
+    """The chart falls back and keeps its ranks."""
+    chart = RankCusum()
+    for n in range(50):
+        chart.add(float(n % 7))
+    chart.fall_back()
+    assert any(chart.add(100.0 + n) is not None for n in range(12))
+
+
+def test_acceptance_drifts_as_well():
+    """The speed stays, the draft's luck does not: another kind of text."""
+    rng = random.Random(11)
+    told = [
+        replace(s, drafted=100, accepted=int(100 * min(1.0, (0.8 if n < 200 else 0.5) + rng.gauss(0, 0.05))))
+        for n, s in enumerate(samples(speeds(rng, 300)))
+    ]
+    assert [d.what for d in drifts(told)] == ["acceptance"]
+
+
+def test_draftings_and_kinds_are_charts_of_their_own():
+    """Two levels that alternate are two series, and no change."""
+    rng = random.Random(13)
+    fast = samples(speeds(rng, 200))
+    slow = [replace(s, prompt_type=PromptType.CHAT) for s in samples(speeds(rng, 200, 30.0))]
+    assert drifts([s for pair in zip(fast, slow, strict=True) for s in pair]) == []
+    assert all(s.drafting == OFF for s in fast)
+
+
+def test_few_requests_say_nothing():
+    """Less than the chart needs to warm up."""
+    assert drifts(samples([50.0] * BLOCK + [5.0] * BLOCK)) == []

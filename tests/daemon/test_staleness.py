@@ -1,0 +1,71 @@
+"""When a recommendation has gone stale, and the words for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from autospec.daemon.staleness import Stale, mark, why_stale
+from autospec.recommendations import Status
+from tests.report.samples import recommendation
+
+BASIS = {
+    "host": "h",
+    "hardware": "chip-32g",
+    "os": "linux 6.1.0-45-amd64",
+    "model": "f1",
+    "build": "b100",
+    "build_fingerprint": "p1",
+    "settings": ["-c", "4096"],
+    "drafts": {"draft-model:d1": "Small-1B"},
+}
+
+
+def test_the_same_is_not_stale():
+    """Nothing changed."""
+    assert why_stale(BASIS, dict(BASIS)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "cause", "words"),
+    [
+        ({"hardware": "chip-64g"}, "hardware", "from chip-32g to chip-64g"),
+        ({"model": "f2"}, "model", "the model file is another one"),
+        ({"settings": ["-c", "8192"]}, "settings", "from -c 4096 to -c 8192"),
+        ({"build": "b200", "build_fingerprint": "p2"}, "build", "from b100 to b200"),
+        ({"build_fingerprint": "p2"}, "build", "built anew"),
+        ({"drafts": {**BASIS["drafts"], "draft-model:d2": "Tiny"}}, "drafts", "Tiny fits now as a draft"),
+        ({"drafts": {}}, "drafts", "Small-1B fits no longer"),
+        ({"os": "linux 6.8.0-1"}, "os", "the operating system changed"),
+    ],
+)
+def test_each_change_has_its_words(change, cause, words):
+    """The issue's list, one by one."""
+    found = why_stale(BASIS, {**BASIS, **change})
+    assert found is not None
+    assert found.cause == cause
+    assert words in found.reason
+
+
+def test_a_patch_of_the_system_is_no_change():
+    """Kernels are patched weekly; 6.1 stays 6.1."""
+    assert why_stale(BASIS, {**BASIS, "os": "linux 6.1.0-46-amd64"}) is None
+
+
+def test_drafts_that_the_user_named_are_their_choice():
+    """A tune with --draft does not grow stale by what else lies on the disk."""
+    assert why_stale({**BASIS, "drafts": None}, BASIS) is None
+
+
+def test_what_an_older_version_did_not_keep_is_no_change():
+    """Only what both know is compared."""
+    assert why_stale({"build": "b100"}, BASIS) is None
+    assert why_stale({"build": "b99"}, BASIS) is not None
+
+
+def test_a_marked_one_keeps_verdict_and_figures():
+    """It goes on being served, with the reason beside it."""
+    fresh = recommendation()
+    marked = mark(fresh, Stale("build", "the backend's build changed from b1 to b2"))
+    assert marked.status is Status.STALE
+    assert (marked.verdict, marked.drafting, marked.speedup) == (fresh.verdict, fresh.drafting, fresh.speedup)
+    assert marked.evidence["stale_reason"] == "the backend's build changed from b1 to b2"
