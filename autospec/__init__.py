@@ -48,7 +48,7 @@ def tune(
 
     Args:
         model: A path, a catalogue name, or an unambiguous part of one.
-        backend: ``llama-server`` or ``embedded``; chosen by what is installed if left out.
+        backend: ``llama-server``, ``embedded`` or ``mlx``; chosen by what the model is and what is installed if left out.
         drafts: Try only these draft models.
         prompt_types: Which; none for all that the suite has.
         study: ``quick``, ``default``, ``thorough``, or a TOML file.
@@ -75,7 +75,7 @@ def tune(
     flags = {"backend": backend, "study": study, "suite": suite, "budget": budget}
     settings = load_settings(config, overrides=flags)
     request = prepare(settings, model, drafts=drafts, prompt_types=prompt_types, args=args, again=again)
-    backend_ = backend_for(settings.backend or None, settings)
+    backend_ = backend_for(settings.backend or None, settings, request.model)
     return Tuning(request, backend_, identify(), Unwatched()).run()
 
 

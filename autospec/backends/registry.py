@@ -1,4 +1,6 @@
-"""Which backends there are, and which one to use. A new backend is one line in `_BACKENDS`."""
+"""Which backends there are, and which one to use. A new backend is one line in `_BACKENDS`, and one in `_FORMATS`
+where it does not run every model.
+"""  # noqa: D205 - one sentence
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from autospec.backends.attached import Attached
 from autospec.backends.embedded import Embedded
 from autospec.backends.llama_cpp_python import LlamaCppPython
 from autospec.backends.llama_server import LlamaServer, find_llama_server
+from autospec.backends.mlx import Mlx
 from autospec.backends.protocol import Backend, Capabilities
+from autospec.catalog.model import Format, Model
 from autospec.errors import AutospecError, BackendMissingError, UsageError
 
 __all__ = ["BackendSettings", "available", "backend_for"]
@@ -40,26 +44,42 @@ class BackendSettings(Protocol):
 _BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {
     "llama-server": lambda settings: LlamaServer(_binary(settings), settings.state_dir),
     "embedded": lambda settings: Embedded(settings.state_dir),
+    "mlx": lambda settings: Mlx(settings.state_dir),
     "llama-cpp-python": lambda settings: LlamaCppPython(settings.state_dir),
     "attached": lambda settings: Attached(settings.attached_url, remote=settings.attached_remote),
 }
+# What a backend runs; one that is not named here takes any model, or brings its own.
+_FORMATS: dict[str, Format] = {
+    "llama-server": "gguf",
+    "embedded": "gguf",
+    "llama-cpp-python": "gguf",
+    "mlx": "mlx",
+}
+_FORMAT_NAMES: dict[Format, str] = {"gguf": "a GGUF file", "mlx": "an MLX folder"}
 
 
-def backend_for(name: str | None, settings: BackendSettings) -> Backend:
-    """The backend of that name; without one, `llama-server` where it is found, else `embedded`.
+def backend_for(name: str | None, settings: BackendSettings, model: Model | None = None) -> Backend:
+    """The backend of that name; without one, what runs the model.
+
+    An MLX folder is run by `mlx`; a GGUF file by `llama-server` where it is found, else by `embedded`.
 
     Args:
         name: A backend's name, or ``None`` or empty for automatic.
         settings: Where the program is and where records go.
+        model: The main model.
 
     Raises:
-        UsageError: No backend has that name.
+        UsageError: No backend has that name, or it does not run such a model.
         BackendMissingError: The config names a llama-server that is not there.
     """
     if name:
         if name not in _BACKENDS:
             raise UsageError(f"There is no backend {name}.", f"Choose one of {', '.join(_BACKENDS)}.")
+        if model is not None:
+            _check_format(name, model)
         return _BACKENDS[name](settings)
+    if model is not None and model.format == "mlx":
+        return _BACKENDS["mlx"](settings)
     try:
         find_llama_server(_binary(settings))
     except BackendMissingError:
@@ -76,6 +96,16 @@ def available(settings: BackendSettings) -> Iterator[tuple[str, Capabilities | A
             yield name, make(settings).capabilities()
         except AutospecError as error:
             yield name, error
+
+
+def _check_format(name: str, model: Model) -> None:
+    runs = _FORMATS.get(name, model.format)
+    if runs != model.format:
+        fitting = [other for other in _BACKENDS if _FORMATS.get(other) == model.format]
+        raise UsageError(
+            f"{model.name} is {_FORMAT_NAMES[model.format]}, and the backend {name} runs {_FORMAT_NAMES[runs]}.",
+            f"Choose --backend {' or '.join(fitting)}, or leave it out (and backend out of the config).",
+        )
 
 
 def _binary(settings: BackendSettings) -> Path | None:

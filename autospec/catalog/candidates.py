@@ -14,7 +14,7 @@ from autospec.catalog.vocabulary import bos_eos_note, vocabulary_mismatch
 from autospec.drafting import Mode
 from autospec.errors import ModelFileError
 
-__all__ = ["MAX_RELATIVE_COST", "Candidate", "candidates", "count_fits"]
+__all__ = ["MAX_RELATIVE_COST", "Candidate", "candidates", "count_fits", "undraftable"]
 
 # Decoding is bound by memory, so a model's cost per token is the bytes of weights that it reads. With the draft's
 # cost r (as a part of the main model's) and an acceptance of a, one proposal per cycle makes (1 + a) / (1 + r) times
@@ -143,6 +143,21 @@ def candidates(
     return _ranked(main, found)
 
 
+def undraftable(main: Model) -> str:
+    """Why no draft at all can be used with a main model, as far as its metadata tell; empty where one can.
+
+    mlx_lm takes rejected tokens back out of the caches. A recurrent state has no way back. The cache of a sliding window
+    has one until it has turned over; from then on 0.32.2 leaves the rejected tokens in it, and the text is wrong.
+    """
+    if main.format != "mlx":
+        return ""
+    if main.has_recurrent_state:
+        return "has layers with a recurrent state, which mlx_lm cannot roll back"
+    if main.sliding_window:
+        return f"has layers with a window of {main.sliding_window} tokens, which mlx_lm cannot roll back once it is full"
+    return ""
+
+
 def count_fits(main: Model, models: Iterable[Model], *, memory_bytes: int, context_tokens: int) -> int:
     """How many of `candidates` fit, without a sentence for each of the others.
 
@@ -171,11 +186,10 @@ def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) 
         return lambda: "is the main model itself"
     if draft.format != main.format:
         return lambda: f"is in another format ({draft.format}, the main model is {main.format})"
-    if main.format == "mlx" and (main.has_recurrent_state or draft.has_recurrent_state):
-        who = "the main model" if main.has_recurrent_state else "it"
-        return lambda: (
-            f"cannot be used: {who} has layers with a recurrent state, which mlx_lm cannot roll back"
-        )
+    if why := undraftable(main):
+        return lambda: f"cannot be used: the main model {why}"
+    if draft.format == "mlx" and draft.has_recurrent_state:
+        return lambda: "cannot be used: it has layers with a recurrent state, which mlx_lm cannot roll back"
     if draft.bytes_per_token > main.bytes_per_token * MAX_RELATIVE_COST:
         return lambda: _too_large(main, draft)
     if draft.head is not None and (why := _head_mismatch(main, draft)):

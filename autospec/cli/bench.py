@@ -90,7 +90,7 @@ def command(
     catalog = scan(settings)
     main = catalog.find(model)
     here = identify()
-    server = backend_for(settings.backend or None, settings)
+    server = backend_for(settings.backend or None, settings, main)
     abilities = server.capabilities()
     if isinstance(server, Attached) and abilities.measures_only:
         server = server.as_it_runs()

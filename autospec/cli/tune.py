@@ -19,7 +19,7 @@ __all__ = ["command"]
 @click.option(
     "--backend",
     metavar="B",
-    help="The kind of server, as doctor lists them; chosen by what is installed if left out.",
+    help="The kind of server, as doctor lists them; chosen by what the model is and what is installed if left out.",
 )
 @click.option(
     "--url", metavar="URL", help="Address of a server that runs already; implies --backend attached."
@@ -83,7 +83,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         warn=shell.warn,
     )
     hardware = identify()
-    backend = backend_for(shell.settings.backend or None, shell.settings)
+    backend = backend_for(shell.settings.backend or None, shell.settings, request.model)
     if (abilities := backend.capabilities()).measures_only:
         raise UnsupportedError(
             f"Nothing about drafting can be set in a request to {abilities.build.version}, so there is nothing to tune.",

@@ -101,15 +101,24 @@ def conclude(
     )
 
 
-def nothing_to_try(cell: CellRun, why: str, now: datetime | None = None) -> Recommendation:
-    """The recommendation where no drafting could be tried at all: off, and why."""
+def nothing_to_try(
+    cell: CellRun, why: str, verdict: Verdict = Verdict.UNDECIDED, now: datetime | None = None
+) -> Recommendation:
+    """The recommendation where no drafting could be tried at all: off, and why.
+
+    Args:
+        cell: The cell.
+        why: One sentence.
+        verdict: `DISABLE` where no drafting can ever be used with this model and build.
+        now: Time of the conclusion.
+    """
     return Recommendation(
         model=cell.cell.model.name,
         model_path=cell.cell.model.path,
         backend=cell.cell.build.backend,
         backend_build=cell.cell.build.version,
         prompt_type=cell.prompt_type,
-        verdict=Verdict.UNDECIDED,
+        verdict=verdict,
         drafting=OFF,
         tried=OFF,
         baseline_tps=None,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 import psutil
 
 from autospec.backends.protocol import Backend, Capabilities, LaunchSettings
-from autospec.catalog.candidates import Candidate, candidates
+from autospec.catalog.candidates import Candidate, candidates, undraftable
 from autospec.catalog.model import Model
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
@@ -21,7 +21,7 @@ from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Suite
-from autospec.recommendations import Recommendation, Status
+from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell_run import CellRun
@@ -88,8 +88,11 @@ class TuneRequest:
         return hashlib.sha256(json.dumps(asdict(self.definition.rule)).encode()).hexdigest()[:12]
 
     def settings(self) -> LaunchSettings:
-        """The launch settings, the context among them: servers fit it to memory else, and differently with a draft."""
-        if {"-c", "--ctx-size"} & {a.split("=")[0] for a in self.args}:
+        """The launch settings, the context among them: servers fit it to memory else, and differently with a draft.
+
+        MLX has no such setting: its caches grow with the text.
+        """
+        if self.model.format == "mlx" or {"-c", "--ctx-size"} & {a.split("=")[0] for a in self.args}:
             return LaunchSettings(args=self.args)
         longest = self.model.context_length or self.context_tokens
         return LaunchSettings(args=(*self.args, "-c", str(min(self.context_tokens, longest))))
@@ -152,12 +155,33 @@ class Tuning:
         for cell in cells:
             if cell.cell.key in proven:
                 self.progress.tell(f"{cell.prompt_type}: proven before; --again measures afresh.")
-        if open_cells and not space.arms:
-            why = _why_nothing(self.request.model, capabilities, fitting)
+        refusal = self._refusal(space) if open_cells else ""
+        if open_cells and (refusal or not space.arms):
+            why = refusal or _why_nothing(self.request.model, capabilities, fitting)
+            verdict = Verdict.DISABLE if refusal else Verdict.UNDECIDED
             for cell in open_cells:
-                store.save_recommendation(nothing_to_try(cell, why), self.hardware, cell.cell)
+                store.save_recommendation(nothing_to_try(cell, why, verdict), self.hardware, cell.cell)
         elif open_cells:
             self._tune(store, open_cells, space, budget, fitting)
+
+    def _refusal(self, space: Space) -> str:
+        """Why no drafting can be used with this model at all, found out before anything starts; empty where one can.
+
+        Raises:
+            UnsupportedError: The user's own settings cannot be used.
+        """
+        model, settings = self.request.model, self.request.settings()
+        self.backend.command(str(model.path), OFF, settings)
+        if why := undraftable(model):
+            return f"{model.name} {why}."
+        for drafting in space.leaders():
+            try:
+                self.backend.command(str(model.path), drafting, settings)
+            except UnsupportedError as error:
+                why = error.message
+            else:
+                return ""
+        return why
 
     def _tune(
         self, store: Store, cells: list[CellRun], space: Space, budget: Budget, fitting: Sequence[Candidate]
@@ -165,7 +189,7 @@ class Tuning:
         request = self.request
         settings = request.settings()
         with Launches(
-            self.backend, str(request.model.path), settings, resident=self._resident(settings, fitting)
+            self.backend, str(request.model.path), settings, resident=self._resident(fitting)
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
@@ -291,7 +315,7 @@ class Tuning:
             request.model,
             () if request.drafts else request.models,
             memory_bytes=self.hardware.memory_bytes,
-            context_tokens=_context(request.settings()),
+            context_tokens=_context(request),
             extra=request.drafts,
         )
         for candidate in judged:
@@ -299,8 +323,8 @@ class Tuning:
                 self.progress.tell(f"Left out: {candidate.reason}")
         return [c for c in judged if c.fits]
 
-    def _resident(self, settings: LaunchSettings, fitting: Sequence[Candidate]) -> int:
-        model, context = self.request.model, _context(settings)
+    def _resident(self, fitting: Sequence[Candidate]) -> int:
+        model, context = self.request.model, _context(self.request)
         off = model.size_bytes + model.kv_bytes(context)
         drafts = [c.model.size_bytes + c.model.kv_bytes(context) for c in fitting if not c.own_layers]
         available = psutil.virtual_memory().available
@@ -363,11 +387,12 @@ def _added(command: Sequence[str], plain: Sequence[str]) -> list[str]:
     return added
 
 
-def _context(settings: LaunchSettings) -> int:
-    words = [w for a in settings.args for w in a.split("=")]
+def _context(request: TuneRequest) -> int:
+    """The context that memory estimates count with: what the servers are given, where they are given one."""
+    words = [w for a in request.settings().args for w in a.split("=")]
     for flag in ("-c", "--ctx-size"):
         if flag in words:
             value = words[words.index(flag) + 1 : words.index(flag) + 2]
             if value and value[0].isdigit():
                 return int(value[0])
-    return 0
+    return request.context_tokens

@@ -42,7 +42,8 @@ def main() -> int:
             print(f"built {path.name} in {time.monotonic() - began:.1f} s", file=sys.stderr)
         if chosen.into:
             chosen.into.mkdir(parents=True, exist_ok=True)
-            path = Path(shutil.copyfile(path, chosen.into / path.name))
+            copy = shutil.copytree if path.is_dir() else shutil.copyfile
+            path = Path(copy(path, chosen.into / path.name))
         print(path)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from filelock import FileLock
@@ -29,12 +30,12 @@ class Lab:
         self.folder = folder or lab_folder()
 
     def ready(self, recipe: Recipe) -> bool:
-        """True if the file is there and this version of the recipe built it."""
+        """True if the file or folder is there and this version of the recipe built it."""
         stamp = self._stamp(recipe)
-        return self._path(recipe).is_file() and stamp.is_file() and stamp.read_text() == str(recipe.version)
+        return self._path(recipe).exists() and stamp.is_file() and stamp.read_text() == str(recipe.version)
 
     def path(self, recipe: Recipe | str) -> Path:
-        """The model's file, built if it is not there.
+        """The model's file or folder, built if it is not there.
 
         Raises:
             LabError: SmolLM2 could not be fetched.
@@ -56,9 +57,10 @@ class Lab:
             part = out.with_name(f".{out.name}.part")
             try:
                 recipe.build(source, part)
+                _remove(out)  # a folder takes no other's place
                 part.replace(out)
             finally:
-                part.unlink(missing_ok=True)
+                _remove(part)
             self._stamp(recipe).write_text(str(recipe.version))
 
     def _path(self, recipe: Recipe) -> Path:
@@ -66,3 +68,10 @@ class Lab:
 
     def _stamp(self, recipe: Recipe) -> Path:
         return self.folder / f".{recipe.file_name}.version"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()

@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from tests.lab.mlx_folders import write_folder
 from tests.lab.rewrite import Parts, Planned, read_parts, requantized, write_gguf, zeros_like
 from tests.lab.source import GGUF_NAME, fetch_smollm2
 
@@ -22,6 +23,8 @@ _FILE_TYPES = {
     gguf.GGMLQuantizationType.F16: gguf.LlamaFileType.MOSTLY_F16,
     gguf.GGMLQuantizationType.F32: gguf.LlamaFileType.ALL_F32,
 }
+# The matrix that turns a hidden state into tokens is most of a tiny model, and slow on MLX's CPU.
+_FEW_TOKENS = 2048
 LAYERS = 30
 """Transformer layers of SmolLM2-135M."""
 
@@ -32,10 +35,10 @@ class Recipe:
 
     Attributes:
         name: What the command line and the fixture call it.
-        file_name: Its file in the lab's folder.
+        file_name: Its file in the lab's folder, or its folder there.
         truth: What is known about it, one sentence.
         version: Raise it when the recipe changes: files built by another version are built anew.
-        build: Writes the file, given SmolLM2's path (where it will stand, for SmolLM2's own recipe).
+        build: Writes the file or folder, given SmolLM2's path (where it will stand, for SmolLM2's own recipe).
         from_smollm2: False for SmolLM2 itself, which is fetched.
     """
 
@@ -196,6 +199,15 @@ def _moe(smollm2: Path, out: Path) -> None:
     write_gguf(out, parts, tensors, changes, extra=extra)
 
 
+def _mlx(name: str, folder: str, truth: str, layers: Sequence[int] = (0, LAYERS - 1), **how: int) -> Recipe:
+    """A folder of `tests.lab.mlx_folders`; `how` goes to `write_folder`."""
+
+    def build(smollm2: Path, out: Path) -> None:
+        write_folder(smollm2, out, layers, **how)
+
+    return Recipe(name, folder, truth, 1, build)
+
+
 def _damaged(smollm2: Path, out: Path) -> None:
     shutil.copyfile(smollm2, out)
     with out.open("r+b") as file:
@@ -314,6 +326,39 @@ RECIPES: Mapping[str, Recipe] = {
             "cut off in its metadata",
             1,
             _damaged_header,
+        ),
+        _mlx(
+            "mlx-smollm2",
+            "SmolLM2-135M-Instruct-MLX-float32",
+            "MLX folder: smollm2's weights in float32, the same text as the GGUF's",
+            range(LAYERS),
+        ),
+        _mlx(
+            "mlx-tiny",
+            "SmolLM2-Tiny-MLX-float32",
+            "MLX folder: two of smollm2's layers and 2048 of its tokens: answers at once, text without sense",
+            tokens=_FEW_TOKENS,
+        ),
+        _mlx(
+            "mlx-slow-tiny",
+            "SmolLM2-Slow-Tiny-MLX-float32",
+            "MLX folder, main model: mlx-tiny and 6 layers that add nothing; mlx-tiny drafts for it and is always right",
+            tokens=_FEW_TOKENS,
+            silent=6,
+        ),
+        _mlx(
+            "mlx-bad-draft",
+            "SmolLM2-Bad-Draft-MLX-float32",
+            "MLX folder, draft: another of smollm2's layers and the tokens of mlx-tiny; seldom right",
+            (12,),
+            tokens=_FEW_TOKENS,
+        ),
+        _mlx(
+            "mlx-rotating",
+            "SmolLM2-Rotating-MLX-float32",
+            "MLX folder: mlx-tiny whose first layer keeps 32 tokens, in a cache that cannot be rolled back once it is full",
+            tokens=_FEW_TOKENS,
+            sliding_window=32,
         ),
     )
 }

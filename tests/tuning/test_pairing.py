@@ -45,10 +45,12 @@ class Watch:
         return self.script.pop(0) if self.script else CALM
 
 
-def pairing(tmp_path: Path, watch: Watch, slept: list[float]) -> tuple[Pairing, SimulatedBackend]:
+def pairing(
+    tmp_path: Path, watch: Watch, slept: list[float], *, resident: int = 2, per_request: bool = False
+) -> tuple[Pairing, SimulatedBackend]:
     """A pairing on simulated servers with a scripted machine."""
-    backend = SimulatedBackend(lambda _d, _t: 1.2)
-    launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=2)
+    backend = SimulatedBackend(lambda _d, _t: 1.2, per_request=per_request)
+    launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=resident)
     asking = Asking("protocol", 16, 0.0, watch)
     store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
     return Pairing(launches, asking, store, since=0.0, sleep=slept.append), backend

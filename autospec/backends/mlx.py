@@ -1,0 +1,217 @@
+"""The backend `mlx`: `mlx_lm.server` of the installed mlx-lm, where the number of drafted tokens goes with the request.
+
+What was read in mlx-lm 0.32.2 (mlx_lm/server.py, generate.py) and holds for later versions unless `mlx_child` finds
+otherwise:
+
+* ``num_draft_tokens`` is free to change from request to request. Another ``draft_model``, `null` too, reloads both models.
+* There is no p-min and no n-min; a cycle always proposes ``num_draft_tokens``, fewer only at the end of an answer.
+* A loaded draft, a ``seed`` in the request and ``--kv-bits`` turn batching off. A draft that is loaded and not used
+  (``num_draft_tokens: 0``) still computes every prompt and keeps its memory: it is not `off`, which is launched alone.
+* Answers tell no times and no drafted tokens: times are those of the stream, counts are taken inside (`mlx_child`).
+* The prompt cache can give wrong text after a drafted request: `Mlx.prompt_cache`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from autospec.backends.launching import launch_server
+from autospec.backends.mlx_package import CHILD, MlxPackage, unrewindable
+from autospec.backends.mlx_server import MlxServer
+from autospec.backends.ports import HOST
+from autospec.backends.protocol import Capabilities, LaunchSettings
+from autospec.drafting import Drafting, Mode
+from autospec.errors import LaunchError, UnsupportedError, UsageError
+
+__all__ = ["Mlx", "PromptCache"]
+
+_CACHE_SIZE = "--prompt-cache-size"
+_NO_CACHE = (_CACHE_SIZE, "0")
+# What autospec sets itself.
+_OWNED = frozenset(
+    {
+        "--model",
+        "--draft-model",
+        "--num-draft-tokens",
+        "--host",
+        "--port",
+        _CACHE_SIZE,
+        "--help",
+        "--pipeline",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCache:
+    """Whether drafted requests may share a build's prompt cache.
+
+    Attributes:
+        safe: True if they may.
+        flags: What makes a launch safe; empty where nothing is needed.
+        reason: One sentence for people; empty where it is safe.
+    """
+
+    safe: bool
+    flags: tuple[str, ...] = ()
+    reason: str = ""
+
+    def allows(self, command: Sequence[str]) -> bool:
+        """Whether a server with this command line may be asked to draft for a user."""
+        words = [word for argument in command for word in argument.split("=", 1)]
+        pairs = pairwise(words)
+        # The last one wins in argparse.
+        sizes = [value for name, value in pairs if name == _CACHE_SIZE]
+        return self.safe or sizes[-1:] == ["0"]
+
+
+class Mlx:
+    """`mlx_lm.server`.
+
+    Args:
+        state_dir: Where records, logs and what was found out about the package go.
+    """
+
+    name = "mlx"
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._found: MlxPackage | None = None
+        self._unrewindable: dict[str, str] = {}
+
+    def capabilities(self) -> Capabilities:
+        """Probe the installed package; cached for the life of the object.
+
+        Raises:
+            BackendMissingError: It is not installed, or cannot be loaded on this machine.
+        """
+        package = self._package()
+        notes = []
+        if not (cache := self.prompt_cache()).safe:
+            notes.append(cache.reason)
+        if not package.tells_drafts:
+            notes.append("This mlx-lm cannot be made to tell how many drafted tokens were accepted.")
+        if sys.platform != "darwin":
+            notes.append("MLX computes on the CPU here; its speeds say nothing of a Mac's.")
+        return Capabilities(
+            build=package.build,
+            modes=frozenset({Mode.OFF, Mode.DRAFT_MODEL}),
+            drafting_per_request=True,
+            tells_drafts=package.tells_drafts,
+            takes_p_min=False,
+            notes=tuple(notes),
+        )
+
+    def prompt_cache(self) -> PromptCache:
+        """Whether this build may draft for users with its prompt cache on, and if not, what to launch it with.
+
+        Raises:
+            BackendMissingError: As `capabilities`.
+        """
+        package = self._package()
+        if package.cache_matches_key:
+            return PromptCache(safe=True)
+        return PromptCache(
+            safe=False,
+            flags=_NO_CACHE,
+            reason=f"The prompt cache of {package.build.version} can give wrong text after a drafted request: drafting "
+            f"takes {' '.join(_NO_CACHE)}, so that a long chat is computed from its beginning at every turn.",
+        )
+
+    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """The command line of `mlx_lm.server` as a user would run it; starts nothing.
+
+        A launch of autospec's runs the same server with a counter of drafted tokens, and without prompt cache also
+        where drafting is off: every measured request is computed whole.
+
+        Raises:
+            UnsupportedError: No such mode or server argument, or a model whose cache cannot be rolled back.
+            UsageError: A server argument that autospec sets itself, or one without its value.
+            ModelFileError: mlx_lm cannot make a model of the folder.
+        """
+        return (sys.executable, "-m", "mlx_lm", "server", *self._arguments(model_path, drafting, settings))
+
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxServer:
+        """Start a server, wait until its models are loaded, and check that its drafting is in force.
+
+        Raises:
+            UnsupportedError, UsageError, ModelFileError: As `command`.
+            LaunchError: It did not get ready.
+            NotInForceError: It runs with another drafting than asked for.
+        """
+        arguments = self._arguments(model_path, drafting, settings)
+        # mlx_lm takes what is no folder for a name on the Hugging Face hub, and would download it.
+        for what, path in (("model", model_path), ("draft", drafting.draft)):
+            if path is not None and not (Path(path) / "config.json").is_file():
+                raise LaunchError(
+                    f"The {what} {path} could not be loaded: it is no folder with a config.json.",
+                    "autospec models lists what was found.",
+                    permanent=True,
+                )
+        return launch_server(
+            lambda process, port: MlxServer(process, drafting, port, settings.ready_timeout_s),
+            lambda port: (
+                *(sys.executable, *CHILD, "serve", *arguments),
+                *(*_NO_CACHE, "--host", HOST, "--port", str(port)),
+            ),
+            self.capabilities(),
+            ready_timeout_s=settings.ready_timeout_s,
+            state_dir=self._state_dir,
+        )
+
+    def _arguments(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        _check(self._package(), settings.args)
+        if drafting.is_off:
+            return ("--model", model_path, *settings.args)
+        if drafting.mode is not Mode.DRAFT_MODEL or drafting.n_min or drafting.p_min:
+            raise UnsupportedError(
+                f"mlx_lm.server does not offer {drafting.label}.",
+                "It drafts with a draft model and a number of tokens, and has no p-min and no n-min.",
+            )
+        if why := self._cannot_rewind(model_path):
+            raise UnsupportedError(
+                f"mlx_lm cannot draft for {Path(model_path).name}: {why}.", "Run it without drafting."
+            )
+        drafted = ("--draft-model", str(drafting.draft), "--num-draft-tokens", str(drafting.n_max))
+        return ("--model", model_path, *settings.args, *self.prompt_cache().flags, *drafted)
+
+    def _cannot_rewind(self, model_path: str) -> str:
+        if model_path not in self._unrewindable:
+            self._unrewindable[model_path] = unrewindable(model_path)
+        return self._unrewindable[model_path]
+
+    def _package(self) -> MlxPackage:
+        if self._found is None:
+            self._found = MlxPackage.installed(self._state_dir)
+        return self._found
+
+
+def _check(package: MlxPackage, args: Sequence[str]) -> None:
+    """Go through the user's server arguments before anything starts.
+
+    Raises:
+        UsageError: One is autospec's own, lacks its value, or is no option at all.
+        UnsupportedError: The server does not know one.
+    """
+    rest = list(args)
+    while rest:
+        name, given, _ = rest.pop(0).partition("=")
+        if not name.startswith("-"):
+            raise UsageError(f"{name!r} is not an option of mlx_lm.server.", "Quote a value that has spaces.")
+        if name in _OWNED:
+            raise UsageError(
+                f"{name} cannot be passed to mlx_lm.server: autospec sets it.", f"Leave {name} out."
+            )
+        if name not in package.options:
+            raise UnsupportedError(
+                f"mlx_lm.server of {package.build.version} does not know {name}.",
+                "See mlx_lm.server --help.",
+            )
+        if package.options[name] and not given:
+            if not rest:
+                raise UsageError(f"{name} needs a value.")
+            rest.pop(0)

@@ -1,0 +1,102 @@
+"""Backends that take drafting with the request: one launch per draft, whatever the number of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from autospec.backends.protocol import LaunchSettings
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import UnsupportedError
+from autospec.measure.measurements import Phase
+from autospec.recommendations import Verdict
+from autospec.tuning.launches import Launches
+from tests.catalog.making import make_model
+from tests.tuning.simulated import SimulatedBackend
+from tests.tuning.test_loop import TYPES, pays_for_coding, request_, tune
+from tests.tuning.test_pairing import TASKS, Watch, pairing
+
+__all__ = ["request_"]
+
+MODES = frozenset({Mode.OFF, Mode.DRAFT_MODEL})
+
+
+def drafting(n_max: int, draft: str = "/draft") -> Drafting:
+    """As MLX has it."""
+    return Drafting(Mode.DRAFT_MODEL, draft=draft, n_max=n_max)
+
+
+@pytest.fixture
+def backend() -> SimulatedBackend:
+    """Drafting goes with the request."""
+    return SimulatedBackend(pays_for_coding, modes=MODES, per_request=True)
+
+
+def test_another_number_of_tokens_is_no_launch_and_another_draft_is_one(backend):
+    """Off keeps a process of its own: a draft that is loaded and not used is not off."""
+    with Launches(backend, "/main", LaunchSettings(), resident=2) as launches:
+        off = launches.off()
+        four = launches.drafted(drafting(4))
+        launches.expire()
+        eight = launches.drafted(drafting(8))
+        assert (eight.launch_id, eight.drafting.n_max) == (four.launch_id, 8)
+        assert launches.drafted(drafting(8, "/other")).launch_id != four.launch_id
+        assert launches.off() is off
+    assert backend.launched == [OFF, drafting(4), drafting(8, "/other")]
+    assert not backend.running
+
+
+def test_by_turns_a_launch_serves_the_end_of_one_block_and_the_beginning_of_the_next(backend, tmp_path):
+    """Where only one fits into memory, a block costs one launch instead of two."""
+    pairs, made = pairing(tmp_path, Watch(), [], resident=1, per_request=True)
+    for round_ in range(1, 5):
+        list(pairs.block(TASKS, drafting(4), Phase.PROVE, round_))
+    assert made.launched == [OFF, drafting(4), OFF, drafting(4), OFF]
+    assert made.most_running == 1
+
+
+def test_a_whole_tune_launches_each_draft_once(request_, backend):
+    """Search and proof of two prompt types: off, and the one draft that fits."""
+    result = tune(request_, backend)
+    assert len(backend.launched) == 2
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    assert result[PromptType.WRITING].verdict is Verdict.DISABLE
+
+
+def test_every_verdict_is_against_true_off(request_, backend):
+    """What is compared with is the launch that has no draft in memory."""
+    tune(request_, backend)
+    off = {launch for launch, drafting, _ in backend.asked if drafting.is_off}
+    assert len(off) == 1
+    assert off.isdisjoint(launch for launch, drafting, _ in backend.asked if not drafting.is_off)
+
+
+@pytest.mark.parametrize("change", [{"has_recurrent_state": True}, {"sliding_window": 512}])
+def test_a_model_that_cannot_be_rolled_back_is_disabled_before_anything_starts(request_, backend, change):
+    """The reason stands in the recommendation."""
+    main = replace(make_model(name="main", format="mlx"), **change)
+    result = tune(replace(request_, model=main, models=(main,)), backend)
+    assert backend.launched == []
+    for prompt_type in TYPES:
+        assert result[prompt_type].verdict is Verdict.DISABLE
+        assert "mlx_lm cannot roll back" in result[prompt_type].reason
+
+
+def test_what_the_backend_refuses_for_every_draft_is_disabled_before_anything_starts(
+    request_, backend, monkeypatch
+):
+    """The backend knows models whose metadata tell nothing."""
+    command = backend.command
+
+    def refuse(path, drafting, settings):
+        if not drafting.is_off:
+            raise UnsupportedError("Its cache cannot be rolled back.")
+        return command(path, drafting, settings)
+
+    monkeypatch.setattr(backend, "command", refuse)
+    result = tune(request_, backend)
+    assert backend.launched == []
+    assert result[PromptType.CODING].verdict is Verdict.DISABLE
+    assert result[PromptType.CODING].reason == "Its cache cannot be rolled back."
