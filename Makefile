@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-short test check lint types imports wheel native format clean
+.PHONY: help demo demo-short test check lint types imports wheel native llama-cpp format clean
 
 help:
 	@sed -n '2,4s/^# *//p' Makefile
@@ -39,6 +39,11 @@ $(VENV)/.has-dev: pyproject.toml | $(BIN)/python
 	@echo "Installing autospec and what its checks need"
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.has-test $(VENV)/.has-runtime
+
+# Images are none of autospec's business, and half of what would be compiled.
+llama-cpp: $(VENV)/.has-test
+	@echo "Installing llama-cpp-python, which compiles for some minutes where pip has no wheel of it yet"
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(PIP) -e '.[llama-cpp]'
 
 demo: $(VENV)/.has-runtime
 	@$(BIN)/python -m tests.lab.demo

@@ -44,12 +44,17 @@ class BackendSettings(Protocol):
 _BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {
     "llama-server": lambda settings: LlamaServer(_binary(settings), settings.state_dir),
     "embedded": lambda settings: Embedded(settings.state_dir),
+    "mlx": lambda settings: Mlx(settings.state_dir),
     "llama-cpp-python": lambda settings: LlamaCppPython(settings.state_dir),
     "attached": lambda settings: Attached(settings.attached_url, remote=settings.attached_remote),
-    "mlx": lambda settings: Mlx(settings.state_dir),
 }
 # What a backend runs; one that is not named here takes any model, or brings its own.
-_FORMATS: dict[str, Format] = {"llama-server": "gguf", "embedded": "gguf", "mlx": "mlx"}
+_FORMATS: dict[str, Format] = {
+    "llama-server": "gguf",
+    "embedded": "gguf",
+    "llama-cpp-python": "gguf",
+    "mlx": "mlx",
+}
 _FORMAT_NAMES: dict[Format, str] = {"gguf": "a GGUF file", "mlx": "an MLX folder"}
 
 

@@ -80,7 +80,7 @@ def command(
     from autospec.backends.protocol import LaunchSettings, Request
     from autospec.backends.registry import backend_for
     from autospec.catalog.scan import scan
-    from autospec.drafting import OFF
+    from autospec.drafting import OFF, Drafting, Mode
     from autospec.hardware import identify
     from autospec.measure.bench import FOUNDING_PROMPT, group_runs, measure_runs
     from autospec.tuning.machine_lock import machine_lock
@@ -99,6 +99,10 @@ def command(
             catalog, main, draft, here, n_max=n_max[0], p_min=p_min, context_tokens=settings.context_tokens
         )
         notes = (*abilities.notes, *compare)
+    elif Mode.DRAFT_MODEL not in abilities.modes:
+        # llama-cpp-python drafts from the text alone; two tokens that match are its own default.
+        lookups = [Drafting(Mode.PROMPT_LOOKUP, n_max=n, ngram_n=2) for n in dict.fromkeys(n_max)]
+        draftings, notes = [OFF, *lookups], abilities.notes
     else:
         draft_model = _draft(catalog, main, draft, here, settings.context_tokens)
         draftings = [OFF, *_draftings(draft_model, n_max, p_min, abilities)]

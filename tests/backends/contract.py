@@ -13,6 +13,7 @@ from autospec.backends.attached import Attached
 from autospec.backends.embedded import Embedded
 from autospec.backends.llama_cpp_python import LlamaCppPython
 from autospec.backends.llama_server import LlamaServer
+from autospec.backends.mlx import Mlx
 from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError
@@ -77,6 +78,13 @@ FACTS: dict[str, Facts] = {
     ),
     "embedded": Facts(
         lambda _request, state: _installed(Embedded(state)), drafting=itself, bad=itself("/no/draft.gguf")
+    ),
+    "mlx": Facts(
+        lambda _request, state: _installed(Mlx(state)),
+        model="mlx_tiny",
+        drafting=lambda path: Drafting(Mode.DRAFT_MODEL, draft=path, n_max=2),
+        bad=Drafting(Mode.DRAFT_MODEL, draft="/no/draft", n_max=2),
+        settings=LaunchSettings(ready_timeout_s=240.0),
     ),
     "llama-cpp-python": Facts(
         lambda _request, state: _installed(LlamaCppPython(state)),
