@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -145,8 +146,8 @@ def _template_lines(keys: tuple[Key, ...]) -> list[str]:
     lines = ["# autospec's settings. Remove the # before a line to set it.", ""]
     for key in keys:
         if key.in_file:
-            value = examples.get(key.name) or (
-                f'"{key.default}"' if isinstance(key.default, str) else str(key.default).lower()
-            )
+            # What JSON writes of a text, a number, a flag or a list is TOML as well.
+            default = list(key.default) if isinstance(key.default, tuple) else key.default
+            value = examples.get(key.name) or json.dumps(default)
             lines += [f"# {key.doc} ({key.variable})", f"#{key.name} = {value}", ""]
     return lines[:-1]

@@ -21,7 +21,7 @@ from autospec.errors import BackendMissingError
 from autospec.hardware.state import MachineState
 
 KEYS = {
-    "schema", "ok", "autospec", "python", "config_file", "hardware", "state", "backends", "models", "storage",
+    "schema", "ok", "autospec", "python", "config_file", "hardware", "state", "backends", "models", "storage", "daemon",
     "problems", "advice",
 }  # fmt: skip
 

@@ -225,6 +225,10 @@ class MachineServer:
             return prompt_ms, *self._tokens_alone(text, max_tokens)
         return prompt_ms + costs.draft_prompt_ms * len(text.prompt_ids), *self._drafting(text)
 
+    def with_drafting(self, drafting: Drafting) -> MachineServer | None:
+        """Itself, or nothing: another drafting takes another launch."""
+        return self if drafting == self.drafting else None
+
     def stop(self) -> None:
         """End it."""
 
