@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
+import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
@@ -28,7 +28,6 @@ from autospec.store.database import open_store
 
 __all__ = ["Listening", "listen", "make_classify", "make_dispatch", "rules_for", "run"]
 
-_LOG = logging.getLogger(__name__)
 
 # Answers in flight may end; who asked for a novel has to ask again. A second signal does not wait.
 _GRACE_S = 20.0
@@ -128,6 +127,9 @@ async def listen(
             await site.start()
         except OSError as error:
             raise _cannot_listen(error, host, port) from error
+        # What was imported lives as long as the process: searched for garbage, it would hold up streams for milliseconds.
+        gc.collect()
+        gc.freeze()
         taken = runner.addresses[0][1]
         shown = f"[{host}]" if ":" in host else host
         yield Listening(f"http://{shown}:{taken}", proxy)

@@ -9,6 +9,8 @@ the quantiles; and the processor time that the proxy's process takes per streame
 recommended for its type, against every single drafting that the recommendations name, and off, on servers asked
 directly. Needs a tuned model.
 
+An answer has 25 tokens, a short one; ``BENCH_TOKENS=150`` shows how the cost of a request spreads over a longer one.
+
 Clients keep their connections, as SDKs do. Client, proxy and backend are three processes on the same machine.
 """
 
