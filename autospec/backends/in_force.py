@@ -18,11 +18,10 @@ __all__ = ["CANARY_TOKENS", "canary", "verify"]
 # Long enough for several cycles; short enough for 2 s on a model of 10 tokens per second.
 CANARY_TOKENS = 20
 _CANARY_TIMEOUT_S = 300.0
-# A first request warms up what a server allocates lazily. Its text is nobody's prompt: what an n-gram pool learns
-# from it does not come up in a suite.
+# A first request warms up what a server allocates lazily. Its text is nobody's prompt, so that an n-gram pool learns
+# nothing from it that a suite asks for; but some pools keep places in it, and prediction begins with it too.
 _CANARY_TEXT = "Continue counting: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"
 _CANARY_EXTRA = {
-    "ignore_eos": True,
     # In the eras that take them per request (to early 2026) these let the canary draft whatever the launch's limits are;
     # later builds ignore them.
     "speculative.p_min": 0.0,
@@ -39,6 +38,7 @@ def canary(drafting: Drafting) -> Request:
         messages=({"role": "user", "content": _CANARY_TEXT},),
         max_tokens=CANARY_TOKENS + (drafting.n_min or 0),
         timeout_s=_CANARY_TIMEOUT_S,
+        ignore_eos=True,
     )
 
 

@@ -62,6 +62,8 @@ def request_body(request: Request) -> dict[str, Any]:
     }
     if request.tools:
         body["tools"] = list(request.tools)
+    if request.ignore_eos:
+        body["ignore_eos"] = True
     return body
 
 

@@ -70,6 +70,7 @@ class Request:
         seed: Fixed, so that sampled answers repeat.
         tools: Tool definitions in OpenAI's form, or none.
         timeout_s: The whole request may take this long.
+        ignore_eos: Go on to `max_tokens` where the model would end.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -78,6 +79,7 @@ class Request:
     seed: int = 42
     tools: Sequence[dict[str, Any]] = ()
     timeout_s: float = 600.0
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ class HttpTokens:
     def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
         """Answer a prompt in ids with the sampling of `request`; nothing comes from the cache."""
         sampling = GREEDY if request.temperature <= 0 else {"temperature": request.temperature}
-        body = {
+        body: dict[str, Any] = {
             "prompt": list(ids),
             "n_predict": request.max_tokens,
             "seed": request.seed,
@@ -53,6 +53,8 @@ class HttpTokens:
             "id_slot": 0,
             **sampling,
         }
+        if request.ignore_eos:
+            body["ignore_eos"] = True
         answer, wall_ms = self._client.post("/completion", body, request.timeout_s)
         timings = self._read(answer, "timings", dict)
         return TokenAnswer(
@@ -77,7 +79,8 @@ class HttpTokens:
         }
         answer, _ = self._client.post("/completion", body, _SHORT_TIMEOUT_S)
         try:
-            entries = self._read(answer, "completion_probabilities", list)
+            # Left out where every token ends within a character, e.g. the only one that was asked for.
+            entries = answer.get("completion_probabilities", ()) if isinstance(answer, Mapping) else ()
             return _proposals(self._ids(answer), [_proposal(e["top_logprobs"]) for e in entries])
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise RequestError(f"The server's probabilities cannot be read: {error!r}.") from error

@@ -10,6 +10,7 @@ from autospec.cells import PromptType
 from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
+    from autospec.catalog.model import Model
     from autospec.report.explanation import Explanation
     from autospec.store.database import Store
     from autospec.store.reader import StoredRecommendation
@@ -46,10 +47,10 @@ def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, 
     from autospec.store.database import open_store
 
     trials = {s.cell_key: s.trials for s in read_studies(settings.storage)}
-    experts = _experts(shell, selection.stored[0].recommendation.model_path)
+    main = _model(shell, selection.stored[0].recommendation.model_path)
     store = open_store(settings.storage)
     try:
-        explained = [_explain(store, s, trials, experts) for s in selection.stored]
+        explained = [_explain(store, s, trials, main) for s in selection.stored]
     finally:
         store.close()
     if shell.json:
@@ -74,7 +75,7 @@ def _explain(
     store: Store,
     stored: StoredRecommendation,
     trials: dict[str, tuple[Any, ...]],
-    experts: tuple[int, int] | None,
+    main: Model | None,
 ) -> Explanation:
     from autospec.measure.measurements import Phase, pair_up
     from autospec.report.explanation import explain
@@ -90,21 +91,20 @@ def _explain(
     pairs = pair_up(m for m in chosen if m.protocol == protocol)
     own = trials.get(stored.cell_key) or [trial_from_json(t) for t in r.evidence.get("trial_list", ())]
     own = [t for t in own if protocol is None or t.attributes.get("protocol") in (None, protocol)]
-    return explain(r, pairs, own, experts=experts)
+    return explain(r, pairs, own, model=main)
 
 
-def _experts(shell: Shell, model_path: str) -> tuple[int, int] | None:
-    """Active and all experts as the catalogue knows them; ``None`` for a dense model or one that is not here."""
+def _model(shell: Shell, model_path: str) -> Model | None:
+    """The main model as the catalogue knows it; ``None`` where it is not here."""
     from autospec.catalog.scan import scan
     from autospec.errors import AutospecError
 
     if not model_path:
         return None
     try:
-        model = scan(shell.settings).find(model_path)
+        return scan(shell.settings).find(model_path)
     except AutospecError:
         return None
-    return (model.active_experts, model.experts) if model.is_moe else None
 
 
 def _text(e: Explanation) -> str:

@@ -22,6 +22,11 @@ Floats = npt.NDArray[np.float64]
 
 # Both ends of an interval leave out so much together. Nothing is decided on it but what to launch first.
 _LEVEL = 0.10
+# Prompts of one type differ by some ten per cent in what drafting does for them. Two recorded ones alone would say
+# next to nothing of that, so that this counts as if it had been seen with so many degrees of freedom (a scaled
+# inverse-χ² prior: Gelman et al., *Bayesian Data Analysis*, §3.3).
+_PROMPT_SPREAD = 0.1
+_PRIOR_FREEDOM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +83,8 @@ def predict(
 ) -> list[Prediction]:
     """Predict draftings that share their costs: one draft model, or the draft-free modes.
 
-    The interval adds two sources: prompts differ, and few were recorded (Student's t over the prompts' log-ratios);
-    costs are known so well and no better (the curve's covariance, to first order).
+    The interval adds two sources: prompts differ, and few were recorded (Student's t over the prompts' log-ratios, with
+    what is known of prompts in general); costs are known so well and no better (the curve's covariance, to first order).
 
     Args:
         draftings: D of them.
@@ -102,12 +107,10 @@ def predict(
     slope = slopes.mean(axis=0)
     of_costs = np.einsum("dj,jk,dk->d", slope, costs.covariance, slope)
     n = len(answers)
-    if n > 1:
-        of_prompts = log_ratios.var(axis=0, ddof=1) / n
-        quantile = float(stats.t.ppf(1 - _LEVEL / 2, n - 1))
-    else:
-        # One prompt tells nothing of how prompts differ: as in the suites at hand, by some ten per cent.
-        of_prompts, quantile = np.full(mean.shape, 0.1**2), float(stats.norm.ppf(1 - _LEVEL / 2))
+    known = log_ratios.var(axis=0, ddof=1) if n > 1 else np.zeros(mean.shape)
+    freedom = _PRIOR_FREEDOM + n - 1
+    of_prompts = (_PRIOR_FREEDOM * _PROMPT_SPREAD**2 + (n - 1) * known) / freedom / n
+    quantile = float(stats.t.ppf(1 - _LEVEL / 2, freedom))
     normal = float(stats.norm.ppf(1 - _LEVEL / 2))
     reach = np.sqrt(quantile**2 * of_prompts + normal**2 * of_costs)
     drafted = np.sum([a.counts.drafted for a in answers], axis=0)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import Pair
 from autospec.predict.costs import CostCurve, Observation, first_guess, refit
-from autospec.predict.ngrams import pool_of, replay_tokens
+from autospec.predict.pools import SIMULATED, pool_of, replay_tokens
 from autospec.predict.prediction import PredictedAnswer, Prediction, predict, replay_drafts
 from autospec.predict.recording import Recording
 from autospec.predict.replay import Counts
@@ -60,6 +60,7 @@ class Predictor:
         batch_ms: Of the main model: tokens in a batch → milliseconds.
         passes: Draft's path → its pass.
         longest: Most tokens that any drafting proposes in a cycle.
+        first: The request that every launch answers before any other, where there is one: pools remember it.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Predictor:
         batch_ms: Mapping[int, float],
         passes: Mapping[str, DraftPass],
         longest: int,
+        *,
+        first: Recording | None = None,
     ) -> None:
         # An answer of one token has no decoding to predict.
         self._recordings = {
@@ -77,6 +80,7 @@ class Predictor:
         self._by_prompt = {(key, r.prompt_id): r for key, found in self._recordings.items() for r in found}
         self._stream = [place for place in stream if place in self._by_prompt]
         self._passes = passes
+        self._first = first
         plain_ms = statistics.median(r.token_ms for r in self._by_prompt.values())
         guesses = {
             path: first_guess(plain_ms, batch_ms, p.batch_ms, p.step_ms, longest)
@@ -94,7 +98,7 @@ class Predictor:
         """Whether anything can be said of a drafting: its draft was passed over the answers, or it needs none."""
         if drafting.mode is Mode.DRAFT_MODEL:
             return (drafting.draft or "") in self._passes
-        return drafting.mode in _SIMULATED
+        return drafting.mode in SIMULATED
 
     def trusts(self, drafting: Drafting) -> bool:
         """Whether predictions for this draft have agreed with what was measured so far."""
@@ -239,6 +243,8 @@ class Predictor:
         """A draft-free drafting over the whole stream of requests, as one launch sees it."""
         if drafting not in self._ngram_counts:
             pool = pool_of(drafting)
+            if self._first is not None:
+                replay_tokens(pool, self._first)
             self._ngram_counts[drafting] = {
                 place: replay_tokens(pool, self._by_prompt[place]) for place in self._stream
             }
@@ -250,11 +256,6 @@ class Predictor:
     def _draft_prompt_ms(self, path: str, recording: Recording) -> float:
         factors = self._prompt_factors[path]
         return self._guessed_prompt_ms(path, recording) * (statistics.median(factors) if factors else 1.0)
-
-
-_SIMULATED = frozenset(
-    {Mode.NGRAM_SIMPLE, Mode.NGRAM_MAP_K, Mode.NGRAM_MAP_K4V, Mode.NGRAM_MOD, Mode.PROMPT_LOOKUP}
-)
 
 
 def _costs_of(drafting: Drafting) -> str:

@@ -19,7 +19,7 @@ from autospec.backends.protocol import Proposal
 from autospec.errors import RequestError
 from autospec.predict.recording import Recording
 
-__all__ = ["AnswerProfile", "Proposer", "profile_answer"]
+__all__ = ["AnswerProfile", "Proposer", "Scorer", "profile_answer", "profile_scored"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -76,6 +76,36 @@ class AnswerProfile:
             after_miss={int(k): np.array(v, dtype=np.float64) for k, v in data["after_miss"].items()},
             draft_prompt_ms=float(data["draft_prompt_ms"]),
         )
+
+
+class Scorer(Proposer, Protocol):
+    """A draft that is read at every token of an answer at once."""
+
+    def score(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Sequence[Proposal]:
+        """One proposal for each token of the answer, the recorded text before it."""
+
+
+def profile_scored(
+    scorer: Scorer, recording: Recording, *, longest: int, sampled_misses: int
+) -> AnswerProfile:
+    """The same as `profile_answer` from one evaluation of the answer, and a continuation for each sampled miss.
+
+    Args:
+        scorer: The draft.
+        recording: The answer.
+        longest: Most tokens that any drafting of the space proposes in a cycle.
+        sampled_misses: As for `profile_answer`.
+    """
+    answer = recording.answer_ids
+    told = scorer.score(recording.prompt_ids, answer)
+    hits = np.array([q.token == token for q, token in zip(told, answer, strict=True)], dtype=np.bool_)
+    misses = np.flatnonzero(~hits)
+    chosen = misses[:: max(1, math.ceil(misses.size / sampled_misses))] if sampled_misses else misses[:0]
+    after_miss = {
+        int(i): np.array([q.p for q in scorer.propose((*recording.prompt_ids, *answer[:i]), longest)[1:]])
+        for i in chosen
+    }
+    return AnswerProfile(recording.prompt_id, hits, np.array([q.p for q in told]), after_miss)
 
 
 def profile_answer(
@@ -137,6 +167,8 @@ def profile_answer(
         else:
             stretch = min(longest, stretch * 2)
         tell(position)
+    if n and np.isnan(p).all():
+        raise RequestError("The server tells no probabilities.", "This build cannot be asked in tokens.")
     known = {hit: np.flatnonzero((hits == hit) & ~np.isnan(p)) for hit in (False, True)}
     for i in np.flatnonzero(np.isnan(p)):
         p[i] = _nearest(p, known[bool(hits[i])], int(i))

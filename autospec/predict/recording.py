@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-__all__ = ["Recording"]
+__all__ = ["Ids", "Recording"]
+
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class Recording:
     """
 
     prompt_id: str
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
+    prompt_ids: Ids
+    answer_ids: Ids
     max_tokens: int
     ended: bool
     prompt_ms: float

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from autospec.backends.protocol import Request, Tokens
-from autospec.predict.profile import AnswerProfile, profile_answer
+from autospec.predict.profile import AnswerProfile, Scorer, profile_answer, profile_scored
 from autospec.predict.recording import Recording
 
 __all__ = ["DraftPass", "pass_of", "record", "time_batches"]
@@ -113,14 +113,16 @@ def pass_of(
     recordings: Sequence[Recording],
     *,
     longest: int,
+    scorer: Scorer | None = None,
     tell: Callable[[int], None] = lambda _: None,
 ) -> DraftPass:
     """Run one draft model, alone, over all recorded answers.
 
     Args:
-        tokens: The draft.
+        tokens: The draft; its times are taken, and its proposals where there is no scorer.
         recordings: At least one.
         longest: Most tokens that any drafting proposes in a cycle.
+        scorer: The same draft, where it can be read in one evaluation.
         tell: Told after each answer how many are done.
 
     Raises:
@@ -133,7 +135,11 @@ def pass_of(
         timed = tokens.generate(recording.prompt_ids, Request(messages=(), max_tokens=_TIMED_STEPS))
         if len(timed.ids) > 1:
             steps.append(timed.predicted_ms / (len(timed.ids) - 1))
-        profile = profile_answer(tokens, recording, longest=longest, sampled_misses=_SAMPLED_MISSES)
+        profile = (
+            profile_answer(tokens, recording, longest=longest, sampled_misses=_SAMPLED_MISSES)
+            if scorer is None
+            else profile_scored(scorer, recording, longest=longest, sampled_misses=_SAMPLED_MISSES)
+        )
         profiles[recording.prompt_id] = replace(profile, draft_prompt_ms=timed.prompt_ms)
         tell(done)
     typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]

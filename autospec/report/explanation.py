@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autospec.catalog.model import Model
 from autospec.drafting import Drafting
 from autospec.measure.measurements import Measurement, Pair
 from autospec.recommendations import Recommendation, Verdict
+from autospec.report.forecasts import forecast_sentences, machine_sentences
 from autospec.report.studies import TrialSummary
 from autospec.report.words import bounded, percent
 
@@ -49,7 +51,7 @@ def explain(
     pairs: Sequence[Pair] = (),
     trials: Sequence[TrialSummary] = (),
     *,
-    experts: tuple[int, int] | None = None,
+    model: Model | None = None,
 ) -> Explanation:
     """Put everything that is known about one recommendation into words.
 
@@ -57,7 +59,7 @@ def explain(
         recommendation: Of what.
         pairs: The proof's pairs of the drafting that it is about; empty for records.
         trials: The study's trials, or none.
-        experts: Active and all experts of a mixture of experts; ``None`` for a dense model or where unknown.
+        model: The main model's metadata; ``None`` where its files are not here.
     """
     r = recommendation
     figures: dict[str, Any] = {}
@@ -65,7 +67,8 @@ def explain(
     if pairs:
         sentences += _from_pairs(pairs, figures)
     sentences += _recorded_runs(r)
-    sentences += _general(r, figures, experts)
+    sentences += forecast_sentences(r, figures)
+    sentences += machine_sentences(r, figures, model, _FAST_TPS)
     sentences += _runners_up(r, trials, figures)
     return Explanation(r, figures, tuple(sentences))
 
@@ -198,24 +201,6 @@ def _recorded_runs(r: Recommendation) -> list[str]:
         gain = f" ({percent(run['speedup'])})" if "speedup" in run else ""
         lines.append(f"Recorded with {Drafting.from_json(run['drafting']).label}: {speeds} tok/s{gain}.")
     return [*lines, *map(_sentence, r.evidence.get("notes", ()))]
-
-
-def _general(r: Recommendation, figures: dict[str, Any], experts: tuple[int, int] | None) -> list[str]:
-    lines = []
-    cost, proposals = figures.get("pass_cost_tokens"), figures.get("proposals_per_pass")
-    if experts is not None and cost and proposals:
-        lines.append(
-            f"It is a mixture of experts that reads {experts[0]} of {experts[1]} experts for a token: tokens verified"
-            " together read more of them, which makes proposals dearer than in a dense model."
-        )
-    elif experts is None and r.evidence.get("about"):
-        lines.append(f"The model: {r.evidence['about']}.")
-    if r.verdict is not Verdict.ENABLE and r.baseline_tps and r.baseline_tps > _FAST_TPS:
-        lines.append(
-            f"At {r.baseline_tps:.0f} tok/s a token takes {1000 / r.baseline_tps:.0f} ms without drafting: proposing and"
-            " verifying must be paid out of that. Drafting tends to help models that are slower."
-        )
-    return lines
 
 
 def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict[str, Any]) -> list[str]:

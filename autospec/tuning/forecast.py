@@ -136,7 +136,9 @@ class Forecast:
             cases = [(p, c) for c in cells for d in own if (p := self._predictions(c).get(d)) is not None]
             if not cases:
                 continue
-            best, cell = max(cases, key=lambda case: case[0].high)
+            best, cell = max(cases, key=lambda case: math.log(case[0].high) - self._least(case[1]))
+            if math.log(best.high) > self._least(cell):
+                continue  # the search's time was over before it could be launched
             costs = self._predictor.costs(best.drafting)
             n_max = min(best.drafting.n_max or best.drafting.ngram_m or 1, costs.verify_ms.size - 1)
             even = costs.break_even(n_max)
@@ -198,6 +200,10 @@ class Forecast:
         """Logarithm of what a launch has to beat in a cell: off, or the best that was tried, as it is known now."""
         values = [self.expected(cell, d) or v if self.trusts(d) else v for d, v in cell.trial_values.items()]
         return math.log(max([1.0, *values]))
+
+    def _least(self, cell: CellRun) -> float:
+        """Logarithm of what a drafting must be able to reach to be worth any launch in a cell."""
+        return max(self._bar(cell), self._threshold)
 
     def _predictions(self, cell: CellRun) -> dict[Drafting, Prediction]:
         key = cell.cell.key

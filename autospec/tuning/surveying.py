@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autospec.backends.in_force import canary
 from autospec.backends.protocol import Tokens
-from autospec.drafting import Mode
+from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError
 from autospec.measure.asking import Asking
 from autospec.predict.predictor import Predictor
@@ -25,6 +26,7 @@ __all__ = ["Surveying"]
 # Of the search's time. Each prompt type's first prompt is recorded whatever it takes, further ones within this.
 _RECORDING_SHARE = 0.3
 _MAIN = "main"
+_CANARY = "canary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Surveying:
             if not found:
                 return None
             batches = self._batches(tokens, found)
+            first = self._first(tokens)
         except BackendError as error:
             self._rig.progress.tell(
                 f"Nothing can be predicted here, every drafting is tried: {error.message}"
@@ -73,7 +76,7 @@ class Surveying:
         passes = self._passes(recordings)
         by_cell = {c.cell.key: list(recordings[c.cell.key].values()) for c in self._cells}
         stream = [(p.cell.cell.key, p.prompt.id) for p in self._places()]
-        return Predictor(by_cell, stream, batches, passes, self._widest)
+        return Predictor(by_cell, stream, batches, passes, self._widest, first=first)
 
     @property
     def _longest(self) -> int:
@@ -120,6 +123,17 @@ class Surveying:
             own[prompt.id] = record(tokens, prompt.id, self._asking.request(prompt))
             self._keep(cell, "recording", prompt.id, own[prompt.id].to_json())
         return found
+
+    def _first(self, tokens: Tokens) -> Recording:
+        """What every launch answers first, before it counts as launched."""
+        cell = self._cells[0]
+        stored = self._store.surveys(cell.cell.key, self._protocol, _CANARY).get(_CANARY)
+        if stored is not None:
+            return Recording.from_json(stored)
+        recorded = record(tokens, _CANARY, canary(OFF))
+        for each in self._cells:
+            self._keep(each, _CANARY, _CANARY, recorded.to_json())
+        return recorded
 
     def _batches(self, tokens: Tokens, recordings: Sequence[Recording]) -> dict[int, float]:
         stored = self._stored_times(_MAIN)

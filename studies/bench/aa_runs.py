@@ -1,6 +1,6 @@
 """A/A runs: two launches of the same server, both with drafting off, judged as if one were drafting.
 
-Run: ``python studies/bench/aa_runs.py --model PATH [--proofs 6] [--backend embedded] [--max-tokens 64]``
+Run: ``python studies/bench/aa_runs.py --model PATH [--proofs 6] [--prompt-type qa]… [--backend embedded] [--max-tokens 64]``
 
 Whatever is enabled here is enabled falsely. One run prints, for each proof, its verdict, pairs and interval, and at
 the end the standard deviation of the log-ratio of a pair: the noise of this machine, to be compared with the
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from autospec.backends.protocol import Backend, LaunchSettings, Request
 from autospec.backends.registry import backend_for
+from autospec.cells import PromptType
 from autospec.drafting import OFF
 from autospec.measure.verdict import DEFAULT_RULE, Decision, decide_log_ratios
 from autospec.prompts.suite import Half, Prompt, load_suite
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--backend", default="")
     parser.add_argument("--proofs", type=int, default=6, help="one per prompt type, in their order")
+    parser.add_argument("--prompt-type", action="append", default=[], choices=[str(t) for t in PromptType])
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=4, help="at most so many rounds per proof")
     args = parser.parse_args()
@@ -40,7 +42,8 @@ def main() -> None:
     print("| prompt type | verdict | ratio | interval | pairs | launches |\n|---|---|---|---|---|---|")
     deviations: list[float] = []
     false_enables = 0
-    for prompt_type in suite.types()[: args.proofs]:
+    types = [PromptType(t) for t in args.prompt_type] or list(suite.types())
+    for prompt_type in types[: args.proofs]:
         prompts = suite.of(prompt_type, Half.PROVE)
         decision, by_prompt, rounds = one_proof(
             backend, str(args.model), prompts, args.max_tokens, args.rounds
@@ -54,7 +57,7 @@ def main() -> None:
             f"| {decision.estimate.n} | {rounds} |",
             flush=True,
         )
-    print(f"\nfalse enables: {false_enables} of {args.proofs}")
+    print(f"\nfalse enables: {false_enables} of {len(types[: args.proofs])}")
     if len(deviations) > 2:
         # Deviations from a prompt's own mean of r rounds have (r - 1)/r of the variance; rounds vary, so this is
         # a slight underestimate.

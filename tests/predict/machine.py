@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,12 +24,15 @@ from autospec.backends.protocol import (
 )
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
-from autospec.predict.ngrams import Pool, pool_of, replay_tokens
+from autospec.predict.pool import Pool
+from autospec.predict.pools import pool_of, replay_tokens
 from autospec.predict.recording import Recording
 
 # Longer than any n_max that is asked for.
 _AFTER_MISS = 64
 _VOCABULARY = 5000
+_PROMPT_TOKENS = 60
+_SERVED = " within a server"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Costs:
         prompt_ms: Per prompt token of the main model.
         draft_prompt_ms: Of the draft.
         noise: Standard deviation of the log of a request's time.
+        stalls: Part of the requests that take 1.3 to 3 times as long, because something else woke up.
         luck: Of the log of a launch's speed, the same for all its requests.
         drift: The log of the machine's speed wanders by so much over a hundred requests.
     """
@@ -51,6 +55,7 @@ class Costs:
     prompt_ms: float = 1.0
     draft_prompt_ms: float = 0.1
     noise: float = 0.01
+    stalls: float = 0.0
     luck: float = 0.0
     drift: float = 0.0
 
@@ -72,6 +77,8 @@ class Machine:
 
     Attributes:
         acceptance: Prompt text → chance, 0…1.
+        worse: Draft's path → what its chance is less than `acceptance`, for machines with several drafts.
+        served_worse: What any draft's chance is less within a server than alone: what no pass can see.
         costs: Times.
         spread: Standard deviation by which prompts differ in it.
         repeats: Part of the answer's tokens that copy an earlier stretch: what n-gram modes live on.
@@ -82,6 +89,8 @@ class Machine:
     """
 
     acceptance: Callable[[str], float] = lambda _: 0.8
+    worse: Mapping[str, float] = field(default_factory=dict)
+    served_worse: float = 0.0
     costs: Costs = field(default_factory=Costs)
     spread: float = 0.05
     repeats: float = 0.0
@@ -96,7 +105,8 @@ class Machine:
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
         self._numbers = itertools.count()
-        self._texts: dict[tuple[str, int], Text] = {}
+        self._texts: dict[tuple[str, int, str], Text] = {}
+        self._asked: dict[tuple[int, ...], tuple[str, int]] = {}
         self.wander = 0.0
 
     def capabilities(self) -> Capabilities:
@@ -113,23 +123,29 @@ class Machine:
         del settings
         self.launched.append((model_path, drafting))
         luck = float(np.exp(self._random.normal(0.0, self.costs.luck)))
-        alone = model_path != self.main_path
-        return MachineServer(self, f"launch-{next(self._numbers)}", drafting, luck, is_draft=alone)
+        alone = model_path if model_path != self.main_path else ""
+        return MachineServer(self, f"launch-{next(self._numbers)}", drafting, luck, alone)
 
     def main_launches(self) -> list[Drafting]:
         """Draftings of the main model's launches, off left out."""
         return [d for path, d in self.launched if path == self.main_path and not d.is_off]
 
-    def text(self, words: str, max_tokens: int) -> Text:
-        """The truth of a prompt; the same whenever it is asked."""
-        key = (words, max_tokens)
+    def text(self, words: str, max_tokens: int, draft: str = "") -> Text:
+        """The truth of a prompt, and of one draft about it; the same whenever it is asked."""
+        key = (words, max_tokens, draft)
         if key not in self._texts:
-            digest = hashlib.sha256(f"{self.seed}/{words}".encode()).digest()
-            self._texts[key] = self._make(np.random.default_rng(list(digest[:8])), words, max_tokens)
+            self._texts[key] = self._make(words, max_tokens, draft)
+            self._asked[self._texts[key].prompt_ids] = (words, max_tokens)
         return self._texts[key]
 
-    def _make(self, random: np.random.Generator, words: str, n: int) -> Text:
-        prompt = [int(i) for i in random.integers(0, _VOCABULARY, 60)]
+    def find(self, ids: Sequence[int], draft: str = "") -> tuple[Text, int]:
+        """The text that begins so, and how many tokens of its answer are among `ids`."""
+        asked = self._asked[tuple(ids[:_PROMPT_TOKENS])]
+        return self.text(*asked, draft), len(ids) - _PROMPT_TOKENS
+
+    def _make(self, words: str, n: int, draft: str) -> Text:
+        random, of_draft = (self._seeded(w) for w in (words, f"{words}/{draft}"))
+        prompt = [int(i) for i in random.integers(0, _VOCABULARY, _PROMPT_TOKENS)]
         answer: list[int] = []
         while len(answer) < n:
             written = prompt + answer
@@ -138,15 +154,22 @@ class Machine:
                 answer += written[start : start + 20]
             else:
                 answer.append(int(random.integers(0, _VOCABULARY)))
-        chance = float(np.clip(self.acceptance(words) + random.normal(0.0, self.spread), 0.02, 0.995))
-        hits = random.random(n) < chance
-        p = np.where(hits, random.beta(6, 1.2, n), random.beta(2, 2.5, n))
-        return Text(tuple(prompt), tuple(answer[:n]), hits, p, random.beta(3, 2, (n, _AFTER_MISS)))
+        chance = self.acceptance(words) + random.normal(0.0, self.spread)
+        chance -= self.worse.get(draft.removesuffix(_SERVED), 0.0)
+        chance -= self.served_worse if draft.endswith(_SERVED) else 0.0
+        hits = of_draft.random(n) < np.clip(chance, 0.02, 0.995)
+        p = np.where(hits, of_draft.beta(6, 1.2, n), of_draft.beta(2, 2.5, n))
+        return Text(tuple(prompt), tuple(answer[:n]), hits, p, of_draft.beta(3, 2, (n, _AFTER_MISS)))
+
+    def _seeded(self, words: str) -> np.random.Generator:
+        return np.random.default_rng(list(hashlib.sha256(f"{self.seed}/{words}".encode()).digest()[:8]))
 
     def took(self, ms: float, luck: float) -> float:
         """A time as measured: with noise, drift and the launch's luck."""
         self.wander += self._random.normal(0.0, self.costs.drift / 10)
         noisy = ms * luck * float(np.exp(self.wander + self._random.normal(0.0, self.costs.noise)))
+        if self._random.random() < self.costs.stalls:
+            noisy *= self._random.uniform(1.3, 3.0)
         self.spent_ms += noisy
         return noisy
 
@@ -159,7 +182,7 @@ class MachineServer:
     launch_id: str
     drafting: Drafting
     luck: float
-    is_draft: bool = False
+    alone: str = ""
     base_url: str = "http://127.0.0.1:1"
     command: tuple[str, ...] = ("machine",)
     launch_ms: float = 1000.0
@@ -174,22 +197,16 @@ class MachineServer:
     def complete(self, request: Request) -> Completion:
         """Answer at once, and say how long it would have taken."""
         words = json.dumps(list(request.messages))
-        text = self.machine.text(words, request.max_tokens)
-        costs, n = self.machine.costs, len(text.answer)
-        prompt_ms = costs.prompt_ms * len(text.prompt_ids)
-        drafted = accepted = 0
-        if self.drafting.is_off:
-            generate_ms = (n - 1) * costs.main(1)
-        elif self.drafting.mode.draft_free:
-            generate_ms, drafted, accepted = self._tokens_alone(text, request.max_tokens)
-        else:
-            generate_ms, drafted, accepted = self._drafting(text)
-            prompt_ms += costs.draft_prompt_ms * len(text.prompt_ids)
+        draft = self.drafting.draft or ""
+        if draft and self.machine.served_worse:
+            draft += _SERVED
+        text = self.machine.text(words, request.max_tokens, draft)
+        prompt_ms, generate_ms, drafted, accepted = self.exact(text, request.max_tokens)
         took = self.machine.took(prompt_ms + generate_ms, self.luck) / (prompt_ms + generate_ms)
         return Completion(
             text=hashlib.sha256(words.encode()).hexdigest(),
             prompt_tokens=len(text.prompt_ids),
-            predicted_tokens=n,
+            predicted_tokens=len(text.answer),
             prompt_ms=prompt_ms * took,
             predicted_ms=generate_ms * took,
             wall_ms=(prompt_ms + generate_ms) * took,
@@ -197,6 +214,16 @@ class MachineServer:
             accepted=accepted,
             finish_reason="length",
         )
+
+    def exact(self, text: Text, max_tokens: int) -> tuple[float, float, int, int]:
+        """Without noise: milliseconds for the prompt and for the rest, tokens drafted and accepted."""
+        costs = self.machine.costs
+        prompt_ms = costs.prompt_ms * len(text.prompt_ids)
+        if self.drafting.is_off:
+            return prompt_ms, (len(text.answer) - 1) * costs.main(1), 0, 0
+        if self.drafting.mode.draft_free:
+            return prompt_ms, *self._tokens_alone(text, max_tokens)
+        return prompt_ms + costs.draft_prompt_ms * len(text.prompt_ids), *self._drafting(text)
 
     def stop(self) -> None:
         """End it."""
@@ -246,13 +273,11 @@ class MachineTokens:
     def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
         """The main model's answer; of a draft, only the times mean anything."""
         machine = self.server.machine
-        text, _ = self._find(ids)
+        text, _ = machine.find(ids)
         answer = text.answer[: request.max_tokens]
         costs = machine.costs
         per_token, per_prompt = (
-            (costs.draft(1), costs.draft_prompt_ms)
-            if self.server.is_draft
-            else (costs.main(1), costs.prompt_ms)
+            (costs.draft(1), costs.draft_prompt_ms) if self.server.alone else (costs.main(1), costs.prompt_ms)
         )
         prompt_ms, generate_ms = per_prompt * len(ids), (len(answer) - 1) * per_token
         took = machine.took(prompt_ms + generate_ms, self.server.luck) / (prompt_ms + generate_ms)
@@ -267,7 +292,7 @@ class MachineTokens:
 
     def propose(self, ids: Sequence[int], count: int) -> list[Proposal]:
         """What the draft says: right where it hits, then its own way."""
-        text, position = self._find(ids)
+        text, position = self.server.machine.find(ids, self.server.alone)
         proposals, on_path, miss = [], True, 0
         for k in range(count):
             place = position + k
@@ -288,12 +313,5 @@ class MachineTokens:
         """One batch."""
         del ids
         costs = self.server.machine.costs
-        batch = costs.draft if self.server.is_draft else costs.main
+        batch = costs.draft if self.server.alone else costs.main
         return self.server.machine.took(batch(len(extra)), self.server.luck)
-
-    def _find(self, ids: Sequence[int]) -> tuple[Text, int]:
-        for text in self.server.machine._texts.values():
-            n = len(text.prompt_ids)
-            if tuple(ids[:n]) == text.prompt_ids:
-                return text, len(ids) - n
-        raise AssertionError("a prompt that was never encoded")

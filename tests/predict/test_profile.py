@@ -9,7 +9,7 @@ import pytest
 
 from autospec.backends.protocol import Proposal
 from autospec.errors import RequestError
-from autospec.predict.profile import AnswerProfile, profile_answer
+from autospec.predict.profile import AnswerProfile, profile_answer, profile_scored
 from autospec.predict.recording import Recording
 
 ANSWER = tuple(range(100, 120))
@@ -39,6 +39,27 @@ class Scripted:
             p = math.nan if place in self.untold else 0.5 + place / 100
             found.append(Proposal(-place if lost else ANSWER[place], p))
         return found
+
+    def score(self, prompt_ids, answer_ids):
+        """Each place by itself, the recorded text before it."""
+        return [self.propose((*prompt_ids, *answer_ids[:k]), 1)[0] for k in range(len(answer_ids))]
+
+
+def test_one_evaluation_gives_the_same_profile():
+    """Read at every token at once, or asked stretch by stretch: the same hits and probabilities, misses sampled alike."""
+    asked = profile_answer(Scripted({0, 4, 5, 19}), recording(), longest=8, sampled_misses=20)
+    scored = profile_scored(Scripted({0, 4, 5, 19}), recording(), longest=8, sampled_misses=20)
+    assert scored.hits.tolist() == asked.hits.tolist()
+    assert scored.p == pytest.approx(asked.p)
+    for place in set(scored.after_miss) & set(asked.after_miss):
+        assert scored.after_miss[place] == pytest.approx(asked.after_miss[place])
+    assert set(scored.after_miss) == {0, 4, 5, 19}
+
+
+def test_few_misses_are_sampled_of_many():
+    """No more continuations than asked for."""
+    scored = profile_scored(Scripted(set(range(20))), recording(), longest=4, sampled_misses=3)
+    assert len(scored.after_miss) == 3
 
 
 def test_every_position_is_asked_with_the_recorded_text_before_it():
@@ -80,6 +101,12 @@ def test_draft_that_proposes_nothing_is_an_error():
 
     with pytest.raises(RequestError, match="proposed nothing"):
         profile_answer(Mute(), recording(), longest=8, sampled_misses=4)
+
+
+def test_draft_without_any_probability_is_an_error():
+    """A build that never tells them cannot be asked what p-min would do."""
+    with pytest.raises(RequestError, match="no probabilities"):
+        profile_answer(Scripted(set(), untold=set(range(100))), recording(), longest=8, sampled_misses=4)
 
 
 def test_profile_survives_the_store():

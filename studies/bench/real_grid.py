@@ -1,0 +1,108 @@
+"""A grid of draftings on a real server: what the benches of prediction and of searching stand on."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from autospec.backends.in_force import canary
+from autospec.backends.protocol import Backend, LaunchSettings, Request, Server
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.measure.measurements import Measurement, Pair, Phase
+from autospec.predict.predictor import Predictor
+from autospec.predict.survey import DraftPass, pass_of, record, time_batches
+from autospec.prompts.suite import Prompt
+
+NGRAM = ((4, 16), (6, 24), (12, 48))
+LAUNCH = LaunchSettings(args=("-c", "4096"))
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked: (prompt type, prompt), and at most how many tokens."""
+
+    prompts: Sequence[tuple[str, Prompt]]
+    max_tokens: int
+
+    def request(self, prompt: Prompt) -> Request:
+        """The request for one prompt."""
+        tokens = min(self.max_tokens, prompt.max_tokens)
+        return Request(messages=prompt.messages, max_tokens=tokens, tools=prompt.tools)
+
+
+def survey(
+    backend: Backend, off: Server, drafts: Sequence[str], questions: Questions, n_max: int
+) -> Callable[[], Predictor]:
+    """Record, time and pass as a tune does; returns what makes a predictor that has seen no launch yet."""
+    longest = max(m for _, m in NGRAM)
+    assert off.tokens is not None, "this backend cannot be asked in tokens"
+    begun = time.monotonic()
+    prompts = questions.prompts
+    recordings = {(t, p.id): record(off.tokens, p.id, questions.request(p)) for t, p in prompts}
+    typical = sorted(recordings.values(), key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
+    batches = time_batches(off.tokens, typical, longest + 1)
+    print(f"recorded {len(recordings)} answers and timed batches in {time.monotonic() - begun:.1f} s")
+    print("ms for a batch of: " + ", ".join(f"{k}: {v:.1f}" for k, v in batches.items()))
+    passes: dict[str, DraftPass] = {}
+    for draft in drafts:
+        begun = time.monotonic()
+        server = backend.launch(draft, OFF, LAUNCH)
+        try:
+            assert server.tokens is not None
+            passes[draft] = pass_of(server.tokens, list(recordings.values()), longest=n_max)
+        finally:
+            server.stop()
+        hits = statistics.fmean(p.acceptance for p in passes[draft].profiles.values())
+        print(
+            f"{draft}: right at {100 * hits:.1f} % of the tokens; passed in {time.monotonic() - begun:.1f} s"
+        )
+    by_type = {t: [r for (u, _), r in recordings.items() if u == t] for t, _ in prompts}
+    first = record(off.tokens, "canary", canary(OFF))
+    return lambda: Predictor(by_type, list(recordings), batches, passes, longest, first=first)
+
+
+def measured_pair(off: Server, server: Server, cell: str, request: Request, prompt_id: str) -> Pair:
+    """One prompt on both servers."""
+    halves: dict[bool, Measurement] = {}
+    # The sum of the id's letters: either order as often, the same in every run.
+    off_first = sum(prompt_id.encode()) % 2 == 0
+    for position, is_off in enumerate((off_first, not off_first)):
+        side = off if is_off else server
+        started = time.time()
+        c = side.complete(request)
+        halves[is_off] = Measurement(
+            cell_key=cell,
+            protocol="bench",
+            phase=Phase.BENCH,
+            round=0,
+            drafting=side.drafting,
+            compared=server.drafting,
+            prompt_id=prompt_id,
+            launch_id=side.launch_id,
+            position=position,
+            started_at=started,
+            prompt_tokens=c.prompt_tokens,
+            predicted_tokens=c.predicted_tokens,
+            prompt_ms=c.prompt_ms,
+            predicted_ms=c.predicted_ms,
+            wall_ms=c.wall_ms,
+            drafted=c.drafted,
+            accepted=c.accepted,
+            text_digest=c.text,
+        )
+    return Pair(off=halves[True], drafted=halves[False])
+
+
+def draftings(drafts: Sequence[str], n_max: Sequence[int], p_min: Sequence[float]) -> Iterator[Drafting]:
+    """The grid: every n_max × p_min of every draft, then the n-gram modes."""
+    for draft in drafts:
+        for n in n_max:
+            for p in p_min:
+                yield Drafting(Mode.DRAFT_MODEL, draft=draft, n_max=n, n_min=0, p_min=p)
+    for n, m in NGRAM:
+        yield Drafting(Mode.NGRAM_SIMPLE, ngram_n=n, ngram_m=m, min_hits=1)
+        yield Drafting(Mode.NGRAM_MAP_K, ngram_n=n, ngram_m=m, min_hits=1)
+        yield Drafting(Mode.NGRAM_MAP_K4V, ngram_n=n, ngram_m=m, min_hits=1)
+        yield Drafting(Mode.NGRAM_MOD, ngram_n=n, n_max=m, n_min=0)

@@ -1,0 +1,52 @@
+"""Reading answers in token ids: what servers leave out, and what makes no sense."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from autospec.backends.token_http import HttpTokens
+from autospec.errors import RequestError
+
+
+class Client:
+    """Gives one answer to whatever is asked."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def post(self, path, body, timeout_s):
+        """The answer, and a time."""
+        return self.answer, 1.0
+
+
+def entry(token, *logprobs):
+    """One token's candidates; the first is the token itself."""
+    return {"top_logprobs": [{"id": token + k, "logprob": p} for k, p in enumerate(logprobs)]}
+
+
+def test_probability_is_over_the_candidates():
+    """A draft compares p-min with a softmax over ten tokens, not over the vocabulary."""
+    answer = {"tokens": [7], "completion_probabilities": [entry(7, math.log(0.3), math.log(0.1))]}
+    [proposal] = HttpTokens(Client(answer)).propose([1], 1)
+    assert (proposal.token, proposal.p) == (7, pytest.approx(0.75))
+
+
+def test_token_within_a_character_has_no_probability():
+    """b11434 leaves it out of the list, and the whole list where it was the only token."""
+    told = {"tokens": [7, 8], "completion_probabilities": [entry(8, 0.0)]}
+    first, second = HttpTokens(Client(told)).propose([1], 2)
+    assert math.isnan(first.p)
+    assert second.p == 1.0
+    [alone] = HttpTokens(Client({"tokens": [7]})).propose([1], 1)
+    assert math.isnan(alone.p)
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, [], {"tokens": ["a"]}, {"tokens": [1], "completion_probabilities": [{}]}]
+)
+def test_answers_without_sense_are_refused(answer):
+    """One plain sentence, no traceback."""
+    with pytest.raises(RequestError):
+        HttpTokens(Client(answer)).propose([1], 1)

@@ -1,0 +1,135 @@
+"""A main model's predictions, corrected by what launches show, on a machine on paper."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+
+import pytest
+
+from autospec.backends.protocol import LaunchSettings, Request
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.measure.measurements import Measurement, Pair, Phase
+from autospec.predict.predictor import Predictor
+from autospec.predict.survey import pass_of, record, time_batches
+from tests.predict.machine import Costs, Machine
+
+CELL = "cell"
+WORDS = [f"question {n}" for n in range(4)]
+TOKENS = 80
+
+
+def request(words: str) -> Request:
+    """One prompt."""
+    return Request(messages=({"role": "user", "content": words},), max_tokens=TOKENS)
+
+
+def drafting(n_max=8, p_min=0.0) -> Drafting:
+    """One of the machine's draft."""
+    return Drafting(Mode.DRAFT_MODEL, draft="draft", n_max=n_max, n_min=0, p_min=p_min)
+
+
+def surveyed(machine: Machine) -> Predictor:
+    """What a tune gathers before its search."""
+    off = machine.launch("main", OFF, LaunchSettings()).tokens
+    draft = machine.launch("draft", OFF, LaunchSettings()).tokens
+    recordings = [record(off, words, request(words)) for words in WORDS]
+    batches = time_batches(off, recordings[0], 25)
+    stream = [(CELL, words) for words in WORDS]
+    return Predictor(
+        {CELL: recordings}, stream, batches, {"draft": pass_of(draft, recordings, longest=24)}, 24
+    )
+
+
+def measured(machine: Machine, chosen: Drafting) -> list[Pair]:
+    """One launch with this drafting and one without, asked every prompt."""
+    servers = [machine.launch("main", d, LaunchSettings()) for d in (OFF, chosen)]
+    return [Pair(*(_measurement(s, words, chosen) for s in servers)) for words in WORDS]
+
+
+def _measurement(server, words, chosen) -> Measurement:
+    c = server.complete(request(words))
+    return Measurement(
+        cell_key=CELL, protocol="p", phase=Phase.SEARCH, round=0, drafting=server.drafting, compared=chosen,
+        prompt_id=words, launch_id=server.launch_id, position=0, started_at=0.0, prompt_tokens=c.prompt_tokens,
+        predicted_tokens=c.predicted_tokens, prompt_ms=c.prompt_ms, predicted_ms=c.predicted_ms, wall_ms=c.wall_ms,
+        drafted=c.drafted, accepted=c.accepted, text_digest=c.text,
+    )  # fmt: skip
+
+
+def truth(machine: Machine, chosen: Drafting) -> float:
+    """The measured ratio over all prompts."""
+    return math.exp(statistics.fmean(p.log_ratio for p in measured(machine, chosen)))
+
+
+@pytest.mark.parametrize("chosen", [drafting(1), drafting(4), drafting(16), drafting(16, 0.6)])
+def test_predictions_hit_what_is_measured(chosen):
+    """On a machine whose batches cost alone what they cost within a launch: within two per cent."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.001))
+    predicted = surveyed(machine).predict(CELL, [chosen])[chosen]
+    assert predicted.ratio == pytest.approx(truth(machine, chosen), rel=0.02)
+    assert predicted.low < predicted.ratio < predicted.high
+
+
+def test_one_launch_corrects_the_others():
+    """A launch that is 15 % dearer than its batches: after one, the rest is predicted better."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.001))
+    predictor = surveyed(machine)
+    machine.costs = Costs(lambda k: 40.0 if k == 1 else 1.15 * (40.0 + 1.5 * (k - 1)), noise=0.001)
+    near, far = drafting(8), drafting(5)
+    before = predictor.predict(CELL, [far])[far]
+    check = predictor.observe(near, measured(machine, near))
+    after = predictor.predict(CELL, [far])[far]
+    true = truth(machine, far)
+    assert check is not None
+    assert check.agrees
+    assert abs(math.log(after.ratio / true)) < 0.5 * abs(math.log(before.ratio / true))
+    assert after.high / after.low < before.high / before.low
+
+
+def test_what_contradicts_is_not_trusted():
+    """A draft that does nothing it did alone: prediction is not asked about it again."""
+    machine = Machine(main_path="main", acceptance=lambda _: 0.9, served_worse=0.85)
+    predictor = surveyed(machine)
+    check = predictor.observe(drafting(8), measured(machine, drafting(8)))
+    assert check is not None
+    assert not check.agrees
+    assert check.measured < check.predicted
+    assert not predictor.trusts(drafting(3))
+
+
+def test_nothing_is_said_of_what_was_not_passed():
+    """Another draft, a cell without recordings, a mode that is no function of tokens."""
+    predictor = surveyed(Machine(main_path="main"))
+    other = Drafting(Mode.DRAFT_MODEL, draft="other", n_max=4, n_min=0, p_min=0.0)
+    assert not predictor.covers(other)
+    assert predictor.predict(CELL, [other]) == {}
+    assert predictor.predict("another", [drafting()]) == {}
+    assert not predictor.covers(Drafting(Mode.MTP, n_max=2))
+
+
+def test_acceptance_by_position_falls():
+    """A token is accepted only where all before it were."""
+    machine = Machine(main_path="main", acceptance=lambda _: 0.7)
+    places = surveyed(machine).acceptance_by_position(CELL, drafting(8))
+    assert len(places) == 8
+    assert places == sorted(places, reverse=True)
+    assert places[0] == pytest.approx(0.7, abs=0.12)
+
+
+def test_counts_are_the_cycles_of_the_machine():
+    """Drafted and accepted, prompt by prompt, as the launch says."""
+    machine = Machine(main_path="main")
+    predictor = surveyed(machine)
+    for pair in measured(machine, drafting(6)):
+        counts = predictor.counts(CELL, pair.off.prompt_id, drafting(6))
+        assert counts is not None
+        assert (counts.drafted[0], counts.accepted[0]) == (pair.drafted.drafted, pair.drafted.accepted)
+
+
+def test_machine_keeps_its_word():
+    """The machine on paper answers the same text to the same question, whoever asks."""
+    machine = Machine(main_path="main")
+    words = json.dumps([{"role": "user", "content": "x"}])
+    assert machine.text(words, 10).answer == machine.text(words, 10, "draft").answer

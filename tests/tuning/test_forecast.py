@@ -1,0 +1,156 @@
+"""Prediction at work in a tune: few launches, none without hope, measurement decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autospec.cells import PromptType
+from autospec.drafting import Mode
+from autospec.recommendations import Verdict
+from autospec.store.database import open_store
+from autospec.tuning.definition import load_definition
+from autospec.tuning.run import TuneRequest, Tuning
+from tests.catalog.making import make_model
+from tests.predict.machine import Costs, Machine
+from tests.tuning.test_loop import MACHINE, Silent, suite
+
+# Verifying is nearly free: whatever is accepted is won.
+WAITS_FOR_MEMORY = Costs(main=lambda k: 50.0 + 0.4 * (k - 1), draft=lambda k: 5.0 + 0.1 * (k - 1))
+# Every token in a batch costs as much as one alone: nothing can be won.
+COMPUTES = Costs(main=lambda k: 50.0 * k, draft=lambda k: 5.0 * k)
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> TuneRequest:
+    """A main model, a draft, and a second draft that differs by its name alone; every file is there."""
+    main = make_model(name="main", path=tmp_path / "main.gguf")
+    size = {"bytes_per_token": main.bytes_per_token // 8, "size_bytes": main.size_bytes // 8}
+    drafts = [
+        make_model(name=name, path=tmp_path / f"{name}.gguf", fingerprint=name, **size)
+        for name in ("draft", "second")
+    ]
+    for model in (main, *drafts):
+        model.path.touch()
+    return TuneRequest(
+        model=main,
+        models=(main, *drafts),
+        definition=load_definition("quick"),
+        suite=suite(),
+        storage=f"sqlite:///{tmp_path / 'autospec.db'}",
+        prompt_types=(PromptType.CODING,),
+    )
+
+
+def machine(request: TuneRequest, **changes) -> Machine:
+    """A machine for the request's models."""
+    return Machine(main_path=str(request.model.path), **changes)
+
+
+def tune(request: TuneRequest, backend: Machine) -> tuple:
+    """The recommendation for coding, and what was told."""
+    progress = Silent()
+    [recommendation] = Tuning(request, backend, MACHINE, progress).run()
+    return recommendation, progress.told
+
+
+def drafts_launched(backend: Machine) -> set[str]:
+    """Names of the drafts that the main model was launched with."""
+    return {Path(d.draft).stem for d in backend.main_launches() if d.draft}
+
+
+def test_a_clear_gain_takes_few_launches(request_):
+    """Where a draft is good and verifying is nearly free, a handful of launches find and prove it."""
+    backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
+    recommendation, _ = tune(request_, backend)
+    assert recommendation.verdict is Verdict.ENABLE
+    assert recommendation.speedup > 2.0
+    assert len(backend.main_launches()) <= 4
+    assert recommendation.evidence["prediction"]["expected"] == pytest.approx(
+        recommendation.speedup, rel=0.15
+    )
+
+
+def test_a_hopeless_draft_is_never_launched(request_):
+    """Its best case is below what the other draft does; the study says why."""
+    worse = {str(request_.models[2].path): 0.75}
+    backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY, worse=worse)
+    recommendation, told = tune(request_, backend)
+    assert recommendation.verdict is Verdict.ENABLE
+    assert drafts_launched(backend) == {"draft"}
+    [ruled_out] = recommendation.evidence["prediction"]["ruled_out"]
+    assert "second" in ruled_out["arm"]
+    assert (
+        ruled_out["acceptance"] < ruled_out["break_even"] or ruled_out["best_case"] < recommendation.speedup
+    )
+    assert any("second" in line and "is not launched: best case" in line for line in told)
+
+
+def test_disable_costs_one_launch_for_each_draft_and_a_round_of_proof(request_):
+    """Where nothing can be won: one launch measures what a draft costs, and eight pairs on fresh prompts say no."""
+    backend = machine(request_, acceptance=lambda _: 0.6, costs=COMPUTES)
+    recommendation, _ = tune(request_, backend)
+    assert recommendation.verdict is Verdict.DISABLE
+    assert len(backend.main_launches()) <= len(request_.models[1:]) + 1
+    assert recommendation.pairs == 8
+
+
+def test_disable_costs_no_trial_where_even_the_best_case_loses(request_):
+    """Off, the passes, and the proof's launch: the trial that would have said the same is not made."""
+    main = replace(COMPUTES, draft=lambda k: 45.0 * k)
+    backend = machine(request_, acceptance=lambda _: 0.6, costs=main)
+    recommendation, _ = tune(request_, backend)
+    assert recommendation.verdict is Verdict.DISABLE
+    assert len(backend.main_launches()) == 1
+    assert {r["break_even"] > 1 for r in recommendation.evidence["prediction"]["ruled_out"]} == {True}
+
+
+def test_prediction_that_fails_is_said_and_no_longer_trusted(request_):
+    """A draft that is never right in the server: measured far below predicted, so that the rest is tried."""
+    backend = machine(request_, acceptance=lambda _: 0.9, costs=WAITS_FOR_MEMORY, served_worse=0.85)
+    recommendation, told = tune(request_, backend)
+    assert recommendation.verdict is not Verdict.ENABLE
+    assert any("Prediction is not trusted" in line for line in told)
+    assert recommendation.speedup < 1.05
+
+
+def test_a_server_that_tells_no_tokens_is_searched_by_trials(request_):
+    """Without tokens nothing is predicted, and the sampler does the work."""
+    backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY, tells_tokens=False)
+    recommendation, _ = tune(request_, backend)
+    assert recommendation.verdict is Verdict.ENABLE
+    assert "prediction" not in recommendation.evidence
+    assert len(backend.main_launches()) > 4
+
+
+def test_what_was_recorded_is_not_recorded_again(request_):
+    """A second tune of the same cell passes no draft over the answers anew."""
+    first, second = (machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY) for _ in range(2))
+    tune(replace(request_, budget_s=1e-6), first)
+    tune(request_, second)
+    alone = [path for path, _ in second.launched if path != str(request_.model.path)]
+    assert not alone
+
+
+def test_answers_are_forgotten_where_the_user_wants_that(request_, tmp_path):
+    """No token id stays in the database."""
+    backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
+    recommendation, _ = tune(replace(request_, forget_answers=True), backend)
+    store = open_store(request_.storage)
+    try:
+        for kind in ("recording", "profile", "times", "canary"):
+            assert not store.surveys(recommendation.evidence["cell"], request_.protocol, kind)
+    finally:
+        store.close()
+
+
+def test_drafting_free_modes_are_predicted_too(request_):
+    """Text that repeats itself: an n-gram mode wins where there is no draft model at all."""
+    modes = frozenset({Mode.OFF, Mode.NGRAM_SIMPLE, Mode.NGRAM_MOD})
+    backend = machine(request_, costs=WAITS_FOR_MEMORY, repeats=0.9, modes=modes)
+    recommendation, _ = tune(replace(request_, models=(request_.model,)), backend)
+    assert recommendation.verdict is Verdict.ENABLE
+    assert recommendation.drafting.mode.draft_free
+    assert recommendation.evidence["prediction"]["step_ms"] == 0
