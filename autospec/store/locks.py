@@ -11,7 +11,7 @@ SQLite files belong to one machine, where `autospec.tuning.machine_lock` lets on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -70,6 +70,9 @@ class CellLocks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._connection is not None:
+            # Closing frees them too, but a moment later, when the server comes to it.
+            with suppress(sa.exc.SQLAlchemyError):
+                self._connection.execute(sa.text("SELECT pg_advisory_unlock_all()"))
             self._connection.close()
         if self._engine is not None:
             self._engine.dispose()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autospec.backends.in_force import canary
+from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.protocol import Tokens
 from autospec.drafting import OFF, Mode
-from autospec.errors import BackendError
+from autospec.errors import BackendError, BackendMissingError, ModelFileError
 from autospec.measure.asking import Asking
 from autospec.predict.predictor import Predictor
-from autospec.predict.profile import AnswerProfile
+from autospec.predict.profile import AnswerProfile, Scorer
 from autospec.predict.recording import Recording
 from autospec.predict.survey import DraftPass, pass_of, record, time_batches
 from autospec.prompts.suite import Prompt
@@ -179,13 +181,22 @@ class Surveying:
         with self._rig.launches.alone(draft) as server:
             if server.tokens is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
-            made = pass_of(server.tokens, todo, longest=self._longest)
+            with self._scorer(draft, todo) as scorer:
+                made = pass_of(server.tokens, todo, longest=self._longest, scorer=scorer)
         for cell, recording in missing:
             profile = made.profiles[recording.prompt_id]
             profiles[recording.prompt_id] = profile
             self._keep(cell, "profile", f"{identity}/{recording.prompt_id}", profile.to_json())
         self._keep_times(identity, made)
         return replace(made, profiles=profiles)
+
+    def _scorer(self, draft: str, recordings: Sequence[Recording]) -> AbstractContextManager[Scorer | None]:
+        """The draft in this process, where llama-cpp-python is installed and can read it: one evaluation an answer."""
+        longest = max(len(r.prompt_ids) + len(r.answer_ids) for r in recordings)
+        try:
+            return LlamaCppScorer(draft, n_ctx=longest + self._longest + 1)
+        except (BackendMissingError, ModelFileError):
+            return nullcontext()
 
     def _stored_times(self, name: str) -> DraftPass | None:
         for cell in self._cells:

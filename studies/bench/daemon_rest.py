@@ -82,7 +82,7 @@ def _measure(process: psutil.Process, window_s: float, state_dir: Path) -> int:
     time.sleep(window_s)
     switches, times, took_s = process.num_ctx_switches(), process.cpu_times(), time.monotonic() - began
     memory = process.memory_full_info()
-    cpu_s = times.user + times.system - first_times.user - first_times.system
+    cpu_s = max(0.0, times.user + times.system - first_times.user - first_times.system)
     waits = switches.voluntary - first_switches.voluntary
     print(
         f"\nThe daemon at rest over {took_s:.0f} s, because {status['why']}; Python {sys.version.split()[0]}.\n"

@@ -214,3 +214,14 @@ def test_the_state_of_the_machine_is_advised_on(changes: dict[str, Any], fix: st
     (advice,) = findings.advice
     assert fix in advice.fix
     assert findings.problems == []
+
+
+def test_the_daemons_signals_are_shown_with_their_word(own_home: Path):
+    """Every one of them, unknown ones too, and whether they allow measuring."""
+    checks = examined()["daemon"]
+    assert [c["name"] for c in checks] == [
+        "traffic", "others", "hours", "budget", "power", "heat", "idle", "load", "memory",
+    ]  # fmt: skip
+    assert {c["state"] for c in checks} <= {"ok", "no", "unknown"}
+    assert all(c["words"] for c in checks)
+    assert "  traffic: unknown, no proxy is connected" in doctor().stdout

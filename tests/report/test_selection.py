@@ -9,7 +9,7 @@ import pytest
 from autospec.cells import Hardware, PromptType
 from autospec.errors import ModelChoiceError, NothingKnownError, UsageError
 from autospec.recommendations import Status, Verdict
-from autospec.report.selection import Question, match_model, same_machine, select
+from autospec.report.selection import Question, borrowed, match_model, same_machine, select
 from tests.report.samples import ELSEWHERE, HERE, recommendation, stored
 
 
@@ -152,3 +152,17 @@ def test_nothing_known_says_how_to_find_out(question, words):
     with pytest.raises(NothingKnownError) as raised:
         select(known, HERE, question)
     assert words in raised.value.hint
+
+
+def test_of_other_machines_the_most_alike_answers_and_provisionally():
+    """What is proven there is unproven here; a stranger of the same size stays silent."""
+    sibling = replace(HERE, id=HERE.id + "-sibling", memory_bytes=HERE.memory_bytes * 2)
+    lent = recommendation(model="Coder-30B")
+    found = select(
+        [stored(lent, ELSEWHERE, key="a"), stored(lent, sibling, key="b")], HERE, Question(model="coder")
+    )
+    assert found.foreign
+    assert [s.hardware for s in found.stored] == [sibling]
+    assert [r.status for r in found.recommendations] == [Status.PROVISIONAL]
+    assert borrowed([stored(lent, sibling)], HERE, "Coder-30B", lent.backend, lent.prompt_type) is not None
+    assert borrowed([stored(lent, HERE)], HERE, "Coder-30B", lent.backend, lent.prompt_type) is None

@@ -1,0 +1,59 @@
+"""The proxy as a child: restarted when it crashes, left alone when the daemon does."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from autospec.daemon.proxy_child import ProxyChild
+from tests.daemon.test_memory import SetClock
+
+LIVES = (sys.executable, "-c", "import time; time.sleep(60)")
+CRASHES = (sys.executable, "-c", "raise SystemExit(1)")
+
+
+def ended(proxy: ProxyChild) -> None:
+    """Poll until it has ended."""
+    deadline = time.monotonic() + 20
+    while proxy.pid is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_crashed_proxy_is_started_again_after_longer_and_longer_pauses(tmp_path: Path):
+    """One second, two, four; by an injected clock."""
+    clock = SetClock()
+    proxy = ProxyChild(CRASHES, tmp_path, tmp_path / "log", clock)
+    pauses = []
+    for _ in range(3):
+        assert proxy.keep() is None
+        ended(proxy)
+        pauses.append(proxy.keep())
+        clock.now_s += pauses[-1] or 0.0
+    assert pauses == [1.0, 2.0, 4.0]
+    assert proxy.last_end == "it ended with 1"
+    proxy.stop()
+
+
+def test_wrong_usage_is_not_tried_every_second(tmp_path: Path):
+    """Exit code 2: its configuration has to change first."""
+    proxy = ProxyChild((sys.executable, "-c", "raise SystemExit(2)"), tmp_path, tmp_path / "log", SetClock())
+    proxy.keep()
+    ended(proxy)
+    assert proxy.keep() == 60.0
+
+
+def test_the_next_daemon_adopts_the_proxy_of_one_that_crashed(tmp_path: Path):
+    """It goes on serving, and is ended by whoever ends on purpose."""
+    first = ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock())
+    first.keep()
+    second = ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock())
+    assert second.keep() is None
+    assert second.pid == first.pid is not None
+    child = psutil.Process(second.pid)
+    second.stop()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    first.stop()
