@@ -16,9 +16,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,12 @@ def _serve(arguments: list[str]) -> None:
     if _can_count():
         _count()
     sys.argv = ["mlx_lm.server", *arguments]
-    server.main()
+    try:
+        server.main()
+    except Exception:  # noqa: BLE001 - whatever it was (a taken port), the thread that generates would go on without it
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _probe() -> dict[str, Any]:
