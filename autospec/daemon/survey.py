@@ -20,6 +20,7 @@ from autospec.backends.registry import backend_for
 from autospec.catalog.model import Model
 from autospec.catalog.scan import Catalog, scan
 from autospec.cells import Cell, Hardware, PromptType
+from autospec.daemon.announcing import announce
 from autospec.daemon.drift import Drift, drifts
 from autospec.daemon.queue import Known, Queue, order
 from autospec.daemon.staleness import Stale, mark, why_stale
@@ -96,6 +97,8 @@ def survey(
         stored, marked = _mark_stale(store, store.recommendations(), models, samples, hardware)
     finally:
         store.close()
+    if said := announce(stored, settings.state_dir, settings.on_change):
+        notes.append(said)
     queue = order(
         models,
         suite.types(),

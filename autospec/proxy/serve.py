@@ -23,6 +23,7 @@ from autospec.proxy.evidence import SampleWriter
 from autospec.proxy.http_server import HttpServer
 from autospec.proxy.intake import Classify
 from autospec.proxy.opening import open_supervisor
+from autospec.service.proxy_link import ProxyLink
 from autospec.settings import Settings
 from autospec.store.database import open_store
 
@@ -150,7 +151,6 @@ async def run(
     classify: Classify,
     ready: Callable[[str], None],
     ending: Callable[[int], None],
-    serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then end in good order.
 
@@ -162,7 +162,6 @@ async def run(
         classify: The kind of prompt in a body.
         ready: Called with the base URL once clients are answered.
         ending: Called with the number of requests in flight when the end has been asked for.
-        serving: Made around every forwarded request.
 
     Raises:
         AutospecError: It cannot listen, or there is no way to serve models.
@@ -170,7 +169,10 @@ async def run(
     task = asyncio.current_task()
     assert task is not None
     dispatch = await make_dispatch()
+    # A daemon that measures hears of every request, and gives the machine back within a second.
+    link = ProxyLink(settings.state_dir)
     try:
+        await link.start()
         with _signals(task) as asked:
             async with listen(
                 dispatch,
@@ -179,12 +181,13 @@ async def run(
                 port=port,
                 storage=settings.storage,
                 classify=classify,
-                serving=serving,
+                serving=link.serving,
             ) as listening:
                 ready(listening.base_url)
                 await asked.wait()
                 ending(listening.proxy.in_flight)
     finally:
+        await link.close()
         await dispatch.close()
 
 
