@@ -16,9 +16,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,12 @@ def _serve(arguments: list[str]) -> None:
     if _can_count():
         _count()
     sys.argv = ["mlx_lm.server", *arguments]
-    server.main()
+    try:
+        server.main()
+    except OSError:
+        # Its thread that generates runs before it listens, and would keep a process alive whose port was taken.
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _probe() -> dict[str, Any]:
