@@ -89,6 +89,14 @@ class JsonClient:
         except (httpx.HTTPError, ValueError):
             return None
 
+    def answers(self, path: str, timeout_s: float = STATUS_TIMEOUT_S) -> bool:
+        """Whether anybody answers there, whatever the status."""
+        try:
+            self._http.get(path, timeout=timeout_s)
+        except httpx.HTTPError:
+            return False
+        return True
+
     def close(self) -> None:
         """Let the connections go."""
         self._http.close()

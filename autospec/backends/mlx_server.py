@@ -71,8 +71,11 @@ class MlxServer(LaunchedServer):
         return view
 
     def ready(self) -> str:
-        """``ready`` as soon as it listens: only a request tells whether the models could be loaded."""
-        return "absent" if self._client.get("/health", _HEALTH_TIMEOUT_S) is None else "ready"
+        """``ready`` as soon as it listens: only a request tells whether the models could be loaded.
+
+        /health says 503 when the thread that loads and generates has died, and goes on saying so for ever.
+        """
+        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
 
     def verify(self, abilities: Capabilities) -> None:
         """Wait until the models are loaded, and check that the draft drafts; see `LaunchedServer`."""
