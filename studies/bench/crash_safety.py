@@ -14,6 +14,7 @@ time, again and again on the same study; each start goes on where the one before
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import json
 import os
@@ -70,8 +71,14 @@ def main() -> int:
         env, command = _set_up(home)
         tally = Tally()
         again: list[str] = []
+        # Whoever stops the bench stops the tune with it.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        atexit.register(lambda: [process.kill() for process in _ours(home)])
         while tally.kills < asked.times:
             again = _once([*command, *again], env, home, rng.uniform(0.3, asked.longest), tally)
+            print(
+                f"{tally.kills} killed, {len(_measurements(home))} measurements", file=sys.stderr, flush=True
+            )
         done = subprocess.run(
             [*command, *again], env=env, timeout=_FINAL_TUNE_S, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             check=False,
