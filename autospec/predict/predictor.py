@@ -149,7 +149,7 @@ class Predictor:
             (pair, counts)
             for pair in pairs
             if (counts := self.counts(pair.off.cell_key, pair.off.prompt_id, drafting)) is not None
-            and pair.off.predicted_tokens > 1
+            and self._as_recorded(pair)
         ]
         if not known:
             return None
@@ -197,6 +197,13 @@ class Predictor:
         total = _stacked(counts)
         cycles = int(total.verified[:, 1:].sum())
         return [float(a) / cycles for a in total.by_position.sum(axis=0)] if cycles else []
+
+    def _as_recorded(self, pair: Pair) -> bool:
+        """True if both answers are as long as the recorded one: another text has other cycles than the replayed ones."""
+        recorded = len(self._by_prompt[pair.off.cell_key, pair.off.prompt_id].answer_ids)
+        told = (pair.off.predicted_tokens, pair.drafted.predicted_tokens)
+        # Some builds count the token that ends an answer, and some do not.
+        return recorded > 1 and all(abs(n - recorded) <= 1 for n in told)
 
     def _expected(self, path: str, recording: Recording, counts: Counts) -> tuple[float, Floats]:
         """ln(drafting ÷ off) expected for one answer of one drafting, and its slope by the costs' relative errors."""

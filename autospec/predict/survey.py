@@ -114,7 +114,7 @@ def pass_of(
     *,
     longest: int,
     scorer: Scorer | None = None,
-    tell: Callable[[int], None] = lambda _: None,
+    keep: Callable[[AnswerProfile], None] = lambda _: None,
 ) -> DraftPass:
     """Run one draft model, alone, over all recorded answers.
 
@@ -123,7 +123,7 @@ def pass_of(
         recordings: At least one.
         longest: Most tokens that any drafting proposes in a cycle.
         scorer: The same draft, where it can be read in one evaluation.
-        tell: Told after each answer how many are done.
+        keep: Given each profile as soon as it is made.
 
     Raises:
         RequestError: The server cannot be asked in tokens, or refused.
@@ -131,7 +131,7 @@ def pass_of(
     """
     profiles: dict[str, AnswerProfile] = {}
     steps: list[float] = []
-    for done, recording in enumerate(recordings, start=1):
+    for recording in recordings:
         timed = tokens.generate(recording.prompt_ids, Request(messages=(), max_tokens=_TIMED_STEPS))
         if len(timed.ids) > 1:
             steps.append(timed.predicted_ms / (len(timed.ids) - 1))
@@ -141,7 +141,7 @@ def pass_of(
             else profile_scored(scorer, recording, longest=longest, sampled_misses=_SAMPLED_MISSES)
         )
         profiles[recording.prompt_id] = replace(profile, draft_prompt_ms=timed.prompt_ms)
-        tell(done)
+        keep(profiles[recording.prompt_id])
     typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
     batch_ms = time_batches(tokens, typical, longest + 1)
     return DraftPass(profiles, statistics.median(steps) if steps else batch_ms[1], batch_ms)

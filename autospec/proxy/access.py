@@ -2,8 +2,9 @@
 
 A page that the user visits can make the browser send requests to 127.0.0.1. Two checks stop it:
 
-* Origin: a browser names the page's origin in every cross-site request. Only local pages and installed apps pass, the
-  same list as Ollama's (``OLLAMA_ORIGINS`` in envconfig/config.go), and what the settings add.
+* Origin: a browser names the page's origin in every cross-site request that may carry more than a plain GET does. Only
+  local pages and installed apps pass, the same list as Ollama's (``OLLAMA_ORIGINS`` in envconfig/config.go), and what the
+  settings add. A plain GET (an image, a script) has no Origin and says in Sec-Fetch-Site where it comes from.
 * Host: after *DNS rebinding* a page's own name points to 127.0.0.1, so that its requests count as same-site and carry no
   foreign origin; the name stands in Host. Names pass only if they are this machine's own; an address cannot be rebound.
 """
@@ -21,12 +22,14 @@ from urllib.parse import urlsplit
 from autospec.errors import UsageError
 from autospec.proxy.problems import Problem
 
-__all__ = ["Access", "check_bind", "is_loopback"]
+__all__ = ["OPEN_PATHS", "Access", "check_bind", "is_loopback"]
 
 # Pages and shells of installed programs: no web site can have such an origin.
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file", "capacitor"})
 # Load balancers and container health checks have no way to send a key, and learn nothing here.
-_OPEN_PATHS = frozenset({"/health", "/v1/health"})
+OPEN_PATHS = frozenset({"/health", "/v1/health"})
+# What Sec-Fetch-Site says of another site's page; a link that a person followed is one as well, and starts servers no more.
+_FROM_ELSEWHERE = frozenset({"cross-site", "same-site"})
 # The same few names stand in every request; taking one apart costs 0.1 ms.
 _REMEMBERED = 64
 
@@ -47,12 +50,13 @@ class Access:
     origins: frozenset[str] = frozenset()
     machine: frozenset[str] | None = None
 
-    def refuse(self, headers: Mapping[str, str], path: str) -> Problem | None:
+    def refuse(self, headers: Mapping[str, str], path: str, method: str) -> Problem | None:
         """The problem with a request, or ``None`` if it may pass.
 
         Args:
             headers: Case-insensitive.
             path: Without the query.
+            method: In capitals.
         """
         host = headers.get("Host")
         if host is not None and not self._known_host(host):  # HTTP/1.0 has none, and no browser speaks it
@@ -70,9 +74,12 @@ class Access:
                 "Add it to the setting proxy_origins if it should.",
                 "origin_not_allowed",
             )
+        if origin is None and headers.get("Sec-Fetch-Site") in _FROM_ELSEWHERE:
+            return Problem(403, "Pages of other sites may not use this proxy.", "origin_not_allowed")
         # A preflight carries no key, by the standard; it tells nothing and does nothing.
-        preflight = "Access-Control-Request-Method" in headers
-        if self.api_key and path not in _OPEN_PATHS and not preflight and not self._has_key(headers):
+        preflight = method == "OPTIONS" and "Access-Control-Request-Method" in headers
+        is_open = preflight or (path in OPEN_PATHS and method in ("GET", "HEAD"))
+        if self.api_key and not is_open and not self._has_key(headers):
             return Problem(
                 401,
                 "A valid API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key`.",

@@ -16,7 +16,7 @@ from aiohttp import web
 import autospec
 from autospec.cells import Hardware, PromptType
 from autospec.errors import AutospecError
-from autospec.proxy.access import Access
+from autospec.proxy.access import OPEN_PATHS, Access
 from autospec.proxy.dispatch import Dispatch, Wanted
 from autospec.proxy.endpoints import Endpoints
 from autospec.proxy.evidence import SampleWriter
@@ -40,8 +40,6 @@ from autospec.proxy.relay import Relay, open_session
 __all__ = ["Proxy", "Rules"]
 
 _LOG = logging.getLogger(__name__)
-
-_HEALTH = frozenset({"/health", "/v1/health"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +137,7 @@ class Proxy:
         return response
 
     async def _answer(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
-        if (problem := self._rules.access.refuse(request.headers, path)) is not None:
+        if (problem := self._rules.access.refuse(request.headers, path, request.method)) is not None:
             raise Refused(problem)
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return _preflight(request)
@@ -147,6 +145,8 @@ class Proxy:
             raise Refused(Problem(405, "This is no forward proxy.", "method_not_allowed"))
         if (own := await self._endpoints.answer(request, path)) is not None:
             return own
+        if path in OPEN_PATHS:
+            return await self._health(request)
         forced, off = forced_prompt_type(request.headers), wants_off(request.headers)
         intake = Intake()
         if request.body_exists:
@@ -154,8 +154,6 @@ class Proxy:
             intake = await parse(content, request.headers)
         model = intake.model or (request.query.get("model", "") if request.query_string else "")
         if not model:
-            if path in _HEALTH and running_model(self._dispatch.offered(), self._rules.default_model) is None:
-                return web.json_response({"status": "ok"})  # asking for health must not start a server
             model = self._meant(request.method)
         wanted = Wanted(model, self._prompt_type(path, intake, forced), off)
         if self._rules.log_prompts and intake.document is not None:
@@ -166,6 +164,13 @@ class Proxy:
                 return await self._relay.answer(request, wanted, intake)
         finally:
             self.in_flight -= 1
+
+    async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Whoever asks has no key: what runs answers, nothing is started, and what was sent is not read."""
+        running = running_model(self._dispatch.offered(), self._rules.default_model)
+        if running is None or request.method not in ("GET", "HEAD"):
+            return web.json_response({"status": "ok"})
+        return await self._relay.answer(request, Wanted(running), Intake())
 
     def _meant(self, method: str) -> str:
         offered = self._dispatch.offered()

@@ -62,8 +62,11 @@ def holder() -> str:
     """Who measures on this machine now, in words; empty if nobody does. Asks the note and leaves the lock alone."""
     note = lock_path().with_suffix(".json")
     try:
-        alive = psutil.pid_exists(int(json.loads(note.read_text(encoding="utf-8"))["pid"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        held = json.loads(note.read_text(encoding="utf-8"))
+        since = datetime.fromisoformat(held["since"]).timestamp()
+        # A process that began later has only inherited the number.
+        alive = psutil.Process(int(held["pid"])).create_time() <= since + 1.0
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return ""
     return _holder(note) if alive else ""
 

@@ -105,9 +105,24 @@ class CellStudy:
         """What `note` kept, or ``None``."""
         return self._study.user_attrs.get(f"{key}:{self._protocol}")
 
+    def begin_again(self) -> None:
+        """Search afresh: what was tried stays in the study and counts no more."""
+        self.note("trials_from", len(self._study.get_trials(deepcopy=False)))
+        self.note("winner", None)
+
     def tried(self) -> list[Tried]:
-        """Finished trials of this protocol, in order; interrupted ones left out."""
-        return [t for trial in self._finished() if (t := _tried(trial))]
+        """Finished trials of this protocol and of today's space, in order; interrupted ones left out.
+
+        What cannot work in any launch stays known when the search begins again.
+        """
+        first = self._first
+        found = [(trial.number, t) for trial in self._finished(0) if (t := _tried(trial))]
+        return [
+            t
+            for number, t in found
+            if (number >= first or t.permanent)
+            and (t.drafting.is_off or self._space.arm_of(t.drafting) is not None)
+        ]
 
     def propose(
         self, known: Iterable[Drafting], is_open: Callable[[Drafting], bool] = lambda _: True
@@ -148,9 +163,18 @@ class CellStudy:
             trial.set_user_attr("predicted", dict(predicted))
         return Ask(self._study, trial)
 
-    def _finished(self) -> list[FrozenTrial]:
+    @property
+    def _first(self) -> int:
+        """Number of the first trial that counts."""
+        return int(self.noted("trials_from") or 0)
+
+    def _finished(self, first: int | None = None) -> list[FrozenTrial]:
         trials = self._study.get_trials(deepcopy=False)
-        return [t for t in trials if t.state.is_finished() and t.user_attrs.get("protocol") == self._protocol]
+        return [
+            t
+            for t in trials[self._first if first is None else first :]
+            if t.state.is_finished() and t.user_attrs.get("protocol") == self._protocol
+        ]
 
     def _sampler(self) -> BaseSampler:
         # A new sampler for each proposal: its state is the trials alone, so that an interrupted study goes on as

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -75,7 +75,7 @@ class Pairing:
         launches: Where servers come from.
         asking: How prompts are asked.
         store: Where every half goes at once, so that an interruption costs one request at most.
-        since: Stored halves older than this (seconds since the epoch) do not count.
+        since: Cell key → stored halves older than this (seconds since the epoch) do not count.
         tell: Told when measuring waits for the machine.
         sleep: Waits so many seconds; tests inject their own.
     """
@@ -86,7 +86,7 @@ class Pairing:
         asking: Asking,
         store: Store,
         *,
-        since: float,
+        since: Mapping[str, float],
         tell: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -244,7 +244,7 @@ class Pairing:
 
     def _rows(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None) -> list[Measurement]:
         rows = self._store.measurements(
-            cell_key, protocol=self._asking.protocol, phase=phase, since=self._since
+            cell_key, protocol=self._asking.protocol, phase=phase, since=self._since.get(cell_key, 0.0)
         )
         return [m for m in rows if m.compared == drafting and (round_ is None or m.round == round_)]
 

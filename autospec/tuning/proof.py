@@ -94,7 +94,9 @@ class Proof:
 
     def _look(self, cell: CellRun) -> None:
         rule = self._rig.definition.rule
-        pairs = self._rig.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
+        # What an earlier run measured in later rounds belongs to later looks: each has its own share of the error rate.
+        known = self._rig.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
+        pairs = [p for p in known if p.off.round <= cell.rounds]
         decision = decide(pairs, cell.rounds, rule)
         if cell.rounds not in rule.looks:
             # Between looks nothing may be concluded, or the error rate would not hold.

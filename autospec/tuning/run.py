@@ -200,7 +200,7 @@ class Tuning:
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
-            pairing = Pairing(launches, asking, store, since=self._epoch(cells), tell=self.progress.tell)
+            pairing = Pairing(launches, asking, store, since=self._epochs(cells), tell=self.progress.tell)
             rig = Rig(request.definition, space, launches, pairing, budget, self.progress)
 
             def keep(cell: CellRun) -> None:
@@ -289,9 +289,13 @@ class Tuning:
                 continue
             study = CellStudy(cell, storage, request.definition, space, request.protocol)
             run = CellRun(cell, study, tune[: request.definition.prompts], prove)
-            winner = None if request.again else study.noted("winner")
-            if winner is not None:
-                run.winner, run.searched = Drafting.from_json(winner), True
+            if request.again:
+                study.begin_again()
+            noted = study.noted("winner")
+            winner = Drafting.from_json(noted) if noted is not None else None
+            # A draft that is gone, or that the user did not name this time, is no winner.
+            if winner is not None and (winner.is_off or space.arm_of(winner) is not None):
+                run.winner, run.searched = winner, True
                 run.trial_values = {
                     t.drafting: t.value
                     for t in study.tried()
@@ -305,15 +309,16 @@ class Tuning:
             )
         return cells
 
-    def _epoch(self, cells: Sequence[CellRun]) -> float:
-        """Measurements before this moment do not count; it moves when the user asks to measure again."""
-        epochs = [float(e) for c in cells if (e := c.study.noted("epoch")) is not None]
-        if epochs and not self.request.again:
-            return max(epochs)
-        now = time.time()
+    def _epochs(self, cells: Sequence[CellRun]) -> dict[str, float]:
+        """Cell key → measurements before this moment do not count; it moves when the user asks to measure again."""
+        epochs = {}
         for cell in cells:
-            cell.study.note("epoch", now)
-        return now
+            noted = None if self.request.again else cell.study.noted("epoch")
+            if noted is None:
+                noted = time.time()
+                cell.study.note("epoch", noted)
+            epochs[cell.cell.key] = float(noted)
+        return epochs
 
     def _proven(self, store: Store, cells: Sequence[CellRun]) -> dict[str, Recommendation]:
         """Cells whose newest recommendation was proven under the same protocol and rule."""

@@ -76,7 +76,11 @@ class Surveying:
             )
             return None
         passes = self._passes(recordings)
-        by_cell = {c.cell.key: list(recordings[c.cell.key].values()) for c in self._cells}
+        # An earlier run may have recorded prompts that are not among today's.
+        by_cell = {
+            c.cell.key: [r for p in c.tune_prompts if (r := recordings[c.cell.key].get(p.id)) is not None]
+            for c in self._cells
+        }
         stream = [(p.cell.cell.key, p.prompt.id) for p in self._places()]
         return Predictor(by_cell, stream, batches, passes, self._widest, first=first)
 
@@ -181,12 +185,16 @@ class Surveying:
         with self._rig.launches.alone(draft) as server:
             if server.tokens is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
+            owners = {recording.prompt_id: cell for cell, recording in missing}
+
+            def keep(profile: AnswerProfile) -> None:
+                profiles.setdefault(profile.prompt_id, profile)
+                if profile.prompt_id in owners:
+                    name = f"{identity}/{profile.prompt_id}"
+                    self._keep(owners[profile.prompt_id], "profile", name, profile.to_json())
+
             with self._scorer(draft, todo) as scorer:
-                made = pass_of(server.tokens, todo, longest=self._longest, scorer=scorer)
-        for cell, recording in missing:
-            profile = made.profiles[recording.prompt_id]
-            profiles[recording.prompt_id] = profile
-            self._keep(cell, "profile", f"{identity}/{recording.prompt_id}", profile.to_json())
+                made = pass_of(server.tokens, todo, longest=self._longest, scorer=scorer, keep=keep)
         self._keep_times(identity, made)
         return replace(made, profiles=profiles)
 

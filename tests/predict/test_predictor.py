@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -97,6 +98,19 @@ def test_what_contradicts_is_not_trusted():
     assert not check.agrees
     assert check.measured < check.predicted
     assert not predictor.trusts(drafting(3))
+
+
+def test_an_answer_of_another_length_corrects_nothing():
+    """Its cycles are not the replayed ones: a quarter of the text would make every token look four times as cheap."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.001))
+    predictor = surveyed(machine)
+    before = predictor.costs(drafting()).verify_ms.copy()
+    short = [
+        Pair(p.off, replace(p.drafted, predicted_tokens=TOKENS // 4, predicted_ms=p.drafted.predicted_ms / 4))
+        for p in measured(machine, drafting(8))
+    ]
+    assert predictor.observe(drafting(8), short) is None
+    assert predictor.costs(drafting()).verify_ms == pytest.approx(before)
 
 
 def test_nothing_is_said_of_what_was_not_passed():

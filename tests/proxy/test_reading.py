@@ -137,7 +137,7 @@ def test_sample_of_an_answer():
 def test_names_in_host(host, allowed):
     """An address cannot be rebound; a name must be this machine's."""
     access = Access(machine=frozenset({"box"}))
-    assert (access.refuse({"Host": host}, "/") is None) is allowed
+    assert (access.refuse({"Host": host}, "/", "GET") is None) is allowed
 
 
 @pytest.mark.parametrize(
@@ -178,3 +178,29 @@ def test_other_addresses_need_a_key(host, key, fine):
     else:
         with pytest.raises(UsageError):
             check_bind(host, key)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", "/v1/chat/completions", {}, 401),
+        # A preflight is an OPTIONS request; a header alone makes none.
+        ("POST", "/v1/chat/completions", {"Access-Control-Request-Method": "POST"}, 401),
+        ("OPTIONS", "/v1/chat/completions", {"Access-Control-Request-Method": "POST"}, None),
+        ("GET", "/health", {}, None),
+        ("POST", "/health", {}, 401),
+        ("POST", "/v1/chat/completions", {"Authorization": "Bearer secret"}, None),
+    ],
+)
+def test_what_passes_without_the_key(method, path, headers, status):
+    """Looking for health and a browser's preflight, and nothing else."""
+    access = Access(api_key="secret", machine=frozenset())
+    problem = access.refuse({"Host": "127.0.0.1", **headers}, path, method)
+    assert (problem.status if problem else None) == status
+
+
+@pytest.mark.parametrize(("site", "passes"), [("cross-site", False), ("same-origin", True), ("none", True)])
+def test_a_page_elsewhere_cannot_use_a_plain_get(site, passes):
+    """An image or a script carries no Origin; the browser says where it comes from."""
+    problem = Access(machine=frozenset()).refuse({"Host": "127.0.0.1", "Sec-Fetch-Site": site}, "/x", "GET")
+    assert (problem is None) is passes

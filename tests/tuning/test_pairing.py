@@ -53,7 +53,7 @@ def pairing(
     launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=resident)
     asking = Asking("protocol", 16, 0.0, watch)
     store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
-    return Pairing(launches, asking, store, since=0.0, sleep=slept.append), backend
+    return Pairing(launches, asking, store, since={}, sleep=slept.append), backend
 
 
 def with_states(off: MachineState, drafted: MachineState) -> Pair:

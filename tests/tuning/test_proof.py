@@ -1,0 +1,39 @@
+"""What a look of the proof rests on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from autospec.measure.measurements import Pair
+from autospec.measure.verdict import Rule
+from autospec.recommendations import Verdict
+from autospec.tuning.proof import Proof
+from tests.report.samples import DRAFTING, measurement
+
+
+def pair(prompt: str, round_: int) -> Pair:
+    """One in which drafting is faster by half."""
+    halves = (measurement(with_drafting=d, prompt=prompt, round=round_) for d in (False, True))
+    return Pair(*halves)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_resumed_proof_looks_at_its_own_rounds_only(rounds):
+    """Rounds that an earlier run measured belong to later looks: each has its own share of the error rate."""
+    stored = [pair(f"p{k}", round_) for round_ in range(1, 5) for k in range(8)]
+    pairing = SimpleNamespace(known=lambda *_: stored)
+    definition = SimpleNamespace(rule=Rule(looks=(1, 2, 4)))
+    rig = SimpleNamespace(
+        pairing=pairing,
+        definition=definition,
+        progress=SimpleNamespace(standing=lambda _: None, tell=lambda _: None),
+    )
+    cell = SimpleNamespace(
+        cell=SimpleNamespace(key="c"), winner=DRAFTING, rounds=rounds, decision=None, standing=lambda: None,
+        prompt_type="qa",
+    )  # fmt: skip
+    Proof([cell], rig, lambda _: None)._look(cell)
+    assert cell.decision.verdict is Verdict.ENABLE
+    assert cell.decision.estimate.n == 8 * rounds
