@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 import numpy as np
 
@@ -144,7 +145,8 @@ class Machine:
         return self.text(*asked, draft), len(ids) - _PROMPT_TOKENS
 
     def _make(self, words: str, n: int, draft: str) -> Text:
-        random, of_draft = (self._seeded(w) for w in (words, f"{words}/{draft}"))
+        # By its name: the folder is another in every run.
+        random, of_draft = (self._seeded(w) for w in (words, f"{words}/{PurePath(draft).name}"))
         prompt = [int(i) for i in random.integers(0, _VOCABULARY, _PROMPT_TOKENS)]
         answer: list[int] = []
         while len(answer) < n:

@@ -18,8 +18,8 @@ SETTINGS = LaunchSettings(args=("-c", "2048"))
 
 @pytest.fixture(scope="module")
 def asked() -> Request:
-    """A prompt of the suite."""
-    prompt = load_suite().of(PromptType.QA, Half.TUNE)[0]
+    """A prompt whose answer is made of whole characters: servers tell no probability of a token within one."""
+    prompt = load_suite().of(PromptType.CODING, Half.TUNE)[0]
     return Request(messages=prompt.messages, max_tokens=48)
 
 

@@ -23,6 +23,14 @@ WAITS_FOR_MEMORY = Costs(main=lambda k: 50.0 + 0.4 * (k - 1), draft=lambda k: 5.
 COMPUTES = Costs(main=lambda k: 50.0 * k, draft=lambda k: 5.0 * k)
 
 
+@pytest.fixture(autouse=True)
+def calm(monkeypatch):
+    """The machine on paper is not disturbed by what this one does besides."""
+    monkeypatch.setattr("autospec.measure.asking.disturbance", lambda _: "")
+    monkeypatch.setattr("autospec.tuning.pairing.disturbance", lambda _: "")
+    monkeypatch.setattr("autospec.tuning.pairing.busy", lambda _: False)
+
+
 @pytest.fixture
 def request_(tmp_path: Path) -> TuneRequest:
     """A main model, a draft, and a second draft that differs by its name alone; every file is there."""
