@@ -207,10 +207,10 @@ class Pairing:
                 raise
             self._store.add_measurement(measurement)
             if busy(MachineState(**measurement.machine)):
-                self._settle()
+                self.settle()
             return measurement
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Wait until other programs leave the machine alone, or give up waiting."""
         waited_s = 0.0
         while waited_s < _SETTLE_LIMIT_S:

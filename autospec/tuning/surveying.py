@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from autospec.backends.in_force import canary
 from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.protocol import Tokens
 from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError, BackendMissingError, ModelFileError
-from autospec.measure.asking import Asking
+from autospec.measure.asking import Asking, busy
 from autospec.predict.predictor import Predictor
 from autospec.predict.profile import AnswerProfile, Scorer
 from autospec.predict.recording import Recording
@@ -27,6 +29,8 @@ __all__ = ["Surveying"]
 
 # Of the search's time. Each prompt type's first prompt is recorded whatever it takes, further ones within this.
 _RECORDING_SHARE = 0.3
+T = TypeVar("T")
+
 _MAIN = "main"
 _CANARY = "canary"
 
@@ -126,7 +130,8 @@ class Surveying:
                 continue
             if number == 1 or number % 8 == 0:
                 self._rig.progress.tell(f"Recording answers without drafting: {number} of {len(places)}.")
-            own[prompt.id] = record(tokens, prompt.id, self._asking.request(prompt))
+            request = self._asking.request(prompt)
+            own[prompt.id] = self._undisturbed(partial(record, tokens, prompt.id, request))
             self._keep(cell, "recording", prompt.id, own[prompt.id].to_json())
         return found
 
@@ -145,7 +150,8 @@ class Surveying:
         stored = self._stored_times(_MAIN)
         if stored is None or max(stored.batch_ms) < self._widest + 1:
             typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
-            stored = DraftPass({}, 0.0, time_batches(tokens, typical, self._widest + 1))
+            times = self._undisturbed(partial(time_batches, tokens, typical, self._widest + 1))
+            stored = DraftPass({}, 0.0, times)
             self._keep_times(_MAIN, stored)
         return dict(stored.batch_ms)
 
@@ -188,15 +194,29 @@ class Surveying:
             owners = {recording.prompt_id: cell for cell, recording in missing}
 
             def keep(profile: AnswerProfile) -> None:
-                profiles.setdefault(profile.prompt_id, profile)
+                profiles[profile.prompt_id] = profile
                 if profile.prompt_id in owners:
                     name = f"{identity}/{profile.prompt_id}"
                     self._keep(owners[profile.prompt_id], "profile", name, profile.to_json())
 
             with self._scorer(draft, todo) as scorer:
-                made = pass_of(server.tokens, todo, longest=self._longest, scorer=scorer, keep=keep)
+                made = self._undisturbed(
+                    partial(pass_of, server.tokens, todo, longest=self._longest, scorer=scorer, keep=keep)
+                )
         self._keep_times(identity, made)
         return replace(made, profiles=profiles)
+
+    def _undisturbed(self, work: Callable[[], T]) -> T:
+        """Do what is timed; once more, when they are done, where other programs were at work meanwhile.
+
+        A draft that was timed beside a busy neighbour would look several times as dear, and be ruled out for it.
+        """
+        self._asking.watch.start()
+        result = work()
+        if not busy(self._asking.watch.finish()):
+            return result
+        self._rig.pairing.settle()
+        return work()
 
     def _scorer(self, draft: str, recordings: Sequence[Recording]) -> AbstractContextManager[Scorer | None]:
         """The draft in this process, where llama-cpp-python is installed and can read it: one evaluation an answer."""

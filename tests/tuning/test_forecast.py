@@ -29,6 +29,7 @@ def calm(monkeypatch):
     monkeypatch.setattr("autospec.measure.asking.disturbance", lambda _: "")
     monkeypatch.setattr("autospec.tuning.pairing.disturbance", lambda _: "")
     monkeypatch.setattr("autospec.tuning.pairing.busy", lambda _: False)
+    monkeypatch.setattr("autospec.tuning.surveying.busy", lambda _: False)
 
 
 @pytest.fixture
@@ -140,6 +141,19 @@ def test_what_was_recorded_is_not_recorded_again(request_):
     tune(request_, second)
     alone = [path for path, _ in second.launched if path != str(request_.model.path)]
     assert not alone
+
+
+def test_times_taken_beside_a_busy_neighbour_are_taken_again(request_, monkeypatch):
+    """A draft that was timed so would look several times as dear, and be ruled out for it."""
+    told = iter(
+        [False, False, False, True]
+    )  # the second recording's window, the batches', the first draft's pass
+    monkeypatch.setattr("autospec.tuning.surveying.busy", lambda _: next(told, False))
+    settled = []
+    monkeypatch.setattr("autospec.tuning.pairing.Pairing.settle", lambda _: settled.append(1))
+    recommendation, _ = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY))
+    assert len(settled) == 1
+    assert recommendation.verdict is Verdict.ENABLE
 
 
 def test_answers_are_forgotten_where_the_user_wants_that(request_, tmp_path):
