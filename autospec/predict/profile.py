@@ -8,7 +8,7 @@ position of the miss alone, so it is kept too, for as many misses as were sample
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -114,7 +114,6 @@ def profile_answer(
     *,
     longest: int,
     sampled_misses: int,
-    tell: Callable[[int], None] = lambda _: None,
 ) -> AnswerProfile:
     """Run a draft over one recorded answer.
 
@@ -127,7 +126,6 @@ def profile_answer(
         recording: The answer.
         longest: Most tokens that any drafting of the space proposes in a cycle.
         sampled_misses: For so many misses, spread evenly over the answer, the continuation is kept whole.
-        tell: Told how many positions are done.
     """
     answer = recording.answer_ids
     n = len(answer)
@@ -166,7 +164,6 @@ def profile_answer(
                 break
         else:
             stretch = min(longest, stretch * 2)
-        tell(position)
     if n and np.isnan(p).all():
         raise RequestError("The server tells no probabilities.", "This build cannot be asked in tokens.")
     known = {hit: np.flatnonzero((hits == hit) & ~np.isnan(p)) for hit in (False, True)}

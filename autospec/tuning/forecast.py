@@ -159,9 +159,9 @@ class Forecast:
             )
         return found
 
-    def best(self, cell: CellRun, among: Sequence[Drafting] = ()) -> Drafting | None:
-        """The drafting expected to be fastest in a cell, of some or of all that prediction covers."""
-        candidates = list(among) or [d for d in self._grid if self.trusts(d)]
+    def best(self, cell: CellRun) -> Drafting | None:
+        """The drafting expected to be fastest in a cell, of all that prediction covers."""
+        candidates = [d for d in self._grid if self.trusts(d)]
         valued = [(v, d) for d in candidates if (v := self.expected(cell, d)) is not None]
         return max(valued, key=lambda item: item[0])[1] if valued else None
 
