@@ -11,10 +11,11 @@ from autospec.backends.protocol import Server
 from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, RequestError, ServerDiedError
 from autospec.hardware.state import MachineState
-from autospec.measure.asking import Asking, busy, disturbance, measure
+from autospec.measure.asking import Asking, disturbance, measure
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase, pair_up
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
+from autospec.tuning.calm import Calm
 from autospec.tuning.launches import Launches
 
 __all__ = ["Measured", "Pairing", "Task"]
@@ -22,11 +23,6 @@ __all__ = ["Measured", "Pairing", "Task"]
 # A server that dies once may have been killed for memory by something else; one that dies twice on the same
 # prompt will do so again.
 _DEATHS_ALLOWED = 1
-# After a half during which other programs were at work: look at the load once a second, and go on when they are
-# done or after this time. llama.cpp's threads wait for the slowest at every layer, so that one foreign core can make
-# a request of a small machine thirty times slower; waiting is cheaper than measuring that.
-_SETTLE_WINDOW_S = 1.0
-_SETTLE_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +74,9 @@ class Pairing:
         since: Cell key → stored halves older than this (seconds since the epoch) do not count.
         tell: Told when measuring waits for the machine.
         sleep: Waits so many seconds; tests inject their own.
+
+    Attributes:
+        calm: Waits for other programs; whoever times something on these launches asks it.
     """
 
     def __init__(
@@ -94,8 +93,7 @@ class Pairing:
         self._asking = asking
         self._store = store
         self._since = since
-        self._tell = tell
-        self._sleep = sleep
+        self.calm = Calm(asking.watch, tell, sleep)
         # Pairs measured so far: the order of the halves alternates over them all (ABBA), across blocks too.
         self._turn = 0
 
@@ -206,23 +204,8 @@ class Pairing:
                     raise _off_failed(half, error) from error
                 raise
             self._store.add_measurement(measurement)
-            if busy(MachineState(**measurement.machine)):
-                self.settle()
+            self.calm.after(MachineState(**measurement.machine))
             return measurement
-
-    def settle(self) -> None:
-        """Wait until other programs leave the machine alone, or give up waiting."""
-        waited_s = 0.0
-        while waited_s < _SETTLE_LIMIT_S:
-            self._asking.watch.start()
-            self._sleep(_SETTLE_WINDOW_S)
-            state = self._asking.watch.finish()
-            if not busy(state):
-                return
-            if not waited_s:
-                load = state.other_load + state.steal
-                self._tell(f"Waiting for other programs, which use {load:.1f} of {state.cores} cores.")
-            waited_s += _SETTLE_WINDOW_S
 
     def _server(self, side: Drafting) -> Server:
         return self._launches.off() if side.is_off else self._launches.drafted(side)

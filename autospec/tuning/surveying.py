@@ -15,7 +15,7 @@ from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.protocol import Tokens
 from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError, BackendMissingError, ModelFileError
-from autospec.measure.asking import Asking, busy
+from autospec.measure.asking import Asking
 from autospec.predict.predictor import Predictor
 from autospec.predict.profile import AnswerProfile, Scorer
 from autospec.predict.recording import Recording
@@ -207,16 +207,14 @@ class Surveying:
         return replace(made, profiles=profiles)
 
     def _undisturbed(self, work: Callable[[], T]) -> T:
-        """Do what is timed; once more, when they are done, where other programs were at work meanwhile.
+        """Do what is timed; once more where other programs were at work meanwhile and have now ended.
 
         A draft that was timed beside a busy neighbour would look several times as dear, and be ruled out for it.
         """
         self._asking.watch.start()
         result = work()
-        if not busy(self._asking.watch.finish()):
-            return result
-        self._rig.pairing.settle()
-        return work()
+        again = self._rig.pairing.calm.after(self._asking.watch.finish())
+        return work() if again else result
 
     def _scorer(self, draft: str, recordings: Sequence[Recording]) -> AbstractContextManager[Scorer | None]:
         """The draft in this process, where llama-cpp-python is installed and can read it: one evaluation an answer."""

@@ -28,8 +28,7 @@ def calm(monkeypatch):
     """The machine on paper is not disturbed by what this one does besides."""
     monkeypatch.setattr("autospec.measure.asking.disturbance", lambda _: "")
     monkeypatch.setattr("autospec.tuning.pairing.disturbance", lambda _: "")
-    monkeypatch.setattr("autospec.tuning.pairing.busy", lambda _: False)
-    monkeypatch.setattr("autospec.tuning.surveying.busy", lambda _: False)
+    monkeypatch.setattr("autospec.tuning.calm.busy", lambda _: False)
 
 
 @pytest.fixture
@@ -145,14 +144,12 @@ def test_what_was_recorded_is_not_recorded_again(request_):
 
 def test_times_taken_beside_a_busy_neighbour_are_taken_again(request_, monkeypatch):
     """A draft that was timed so would look several times as dear, and be ruled out for it."""
-    told = iter(
-        [False, False, False, True]
-    )  # the second recording's window, the batches', the first draft's pass
-    monkeypatch.setattr("autospec.tuning.surveying.busy", lambda _: next(told, False))
-    settled = []
-    monkeypatch.setattr("autospec.tuning.pairing.Pairing.settle", lambda _: settled.append(1))
-    recommendation, _ = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY))
-    assert len(settled) == 1
+    # The second recording's window, the batches', the first draft's pass.
+    told = iter([False, False, False, True])
+    monkeypatch.setattr("autospec.tuning.calm.Calm.after", lambda *_: next(told, False))
+    backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
+    recommendation, _ = tune(request_, backend)
+    assert next(told, None) is None
     assert recommendation.verdict is Verdict.ENABLE
 
 
