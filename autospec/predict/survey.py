@@ -114,6 +114,7 @@ def pass_of(
     *,
     longest: int,
     scorer: Scorer | None = None,
+    p_min: bool = True,
     keep: Callable[[AnswerProfile], None] = lambda _: None,
 ) -> DraftPass:
     """Run one draft model, alone, over all recorded answers.
@@ -123,6 +124,7 @@ def pass_of(
         recordings: At least one.
         longest: Most tokens that any drafting proposes in a cycle.
         scorer: The same draft, where it can be read in one evaluation.
+        p_min: False where no p-min ends a cycle: what follows a miss need not be known then.
         keep: Given each profile as soon as it is made.
 
     Raises:
@@ -130,15 +132,16 @@ def pass_of(
         ServerDiedError: It ended.
     """
     profiles: dict[str, AnswerProfile] = {}
+    misses = _SAMPLED_MISSES if p_min else 0
     steps: list[float] = []
     for recording in recordings:
         timed = tokens.generate(recording.prompt_ids, Request(messages=(), max_tokens=_TIMED_STEPS))
         if len(timed.ids) > 1:
             steps.append(timed.predicted_ms / (len(timed.ids) - 1))
         profile = (
-            profile_answer(tokens, recording, longest=longest, sampled_misses=_SAMPLED_MISSES)
+            profile_answer(tokens, recording, longest=longest, sampled_misses=misses)
             if scorer is None
-            else profile_scored(scorer, recording, longest=longest, sampled_misses=_SAMPLED_MISSES)
+            else profile_scored(scorer, recording, longest=longest, sampled_misses=misses)
         )
         profiles[recording.prompt_id] = replace(profile, draft_prompt_ms=timed.prompt_ms)
         keep(profiles[recording.prompt_id])
