@@ -168,8 +168,10 @@ class Mlx:
         self._arguments(model_path, drafting, settings)  # what the server refuses is refused here too
         _check_folders(model_path, drafting)
         drafted = () if drafting.is_off else ("--draft-model", str(drafting.draft))
+        number = () if drafting.is_off else ("--num-draft-tokens", str(drafting.n_max))
+        by_hand = (sys.executable, "-m", "mlx_lm", "generate", "--model", model_path, *drafted, *number)
         return launch_server(
-            lambda process, port: MlxInProcess(process, drafting, port),
+            lambda process, port: MlxInProcess(process, drafting, port, command=by_hand),
             lambda port: (
                 *(sys.executable, *IN_PROCESS, "--model", model_path, *drafted, *settings.args),
                 *("--host", HOST, "--port", str(port)),

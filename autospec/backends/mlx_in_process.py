@@ -87,10 +87,14 @@ class MlxInProcess(LaunchedServer):
         process: The child.
         drafting: What every answer is drafted with.
         port: Where it listens.
+        command: What a person would run to have the same generated.
     """
 
-    def __init__(self, process: ServerProcess, drafting: Drafting, port: int) -> None:
+    def __init__(
+        self, process: ServerProcess, drafting: Drafting, port: int, *, command: tuple[str, ...]
+    ) -> None:
         super().__init__(process, drafting, port)
+        self.command = command
         self._client = JsonClient(self.base_url, _NAME, process.wait_ended, process.log_tail)
         self.tokens = MlxTokens(self._client)
 

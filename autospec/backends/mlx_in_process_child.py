@@ -61,7 +61,9 @@ class Reader:
                 most = mx.topk(logits, min(_CANDIDATES, logits.shape[-1]), axis=-1)
                 sure = mx.exp(mx.max(most, axis=-1) - mx.logsumexp(most, axis=-1))
                 mx.eval(best, sure)
-            yield from zip(best.tolist(), sure.tolist(), strict=True)
+            tokens: Any = best.tolist()
+            chances: Any = sure.tolist()
+            yield from zip(tokens, chances, strict=True)
 
     def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
         """Milliseconds for one batch after `ids`, computed as a cycle of drafting verifies it: a token at every place."""
@@ -164,7 +166,8 @@ class Loaded:
 
     def propose(self, asked: dict[str, Any]) -> dict[str, Any]:
         """A greedy continuation."""
-        ids, proposals = list(asked["ids"]), []
+        ids = list(asked["ids"])
+        proposals: list[tuple[int, float]] = []
         while len(proposals) < asked["count"]:
             proposals += self._reader.evaluate(ids, len(ids) - 1)
             ids.append(proposals[-1][0])

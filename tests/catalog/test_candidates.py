@@ -182,7 +182,7 @@ def test_other_format() -> None:
     """A GGUF model takes GGUF drafts."""
     assert (
         only(small(format="mlx")).reason
-        == "Qwen3-0.6B-Q8_0 is in another format (mlx, the main model is gguf)."
+        == "Qwen3-0.6B-Q8_0 is an MLX folder and the main model a GGUF file: no backend runs both together."
     )
 
 
