@@ -14,10 +14,11 @@ otherwise:
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from autospec.backends.launching import launch_server
 from autospec.backends.mlx_in_process import CHILD as IN_PROCESS
@@ -33,6 +34,7 @@ __all__ = ["Mlx", "PromptCache"]
 
 _CACHE_SIZE = "--prompt-cache-size"
 _NO_CACHE = (_CACHE_SIZE, "0")
+_LAUNCHED = "default_model"
 # What autospec sets itself.
 _OWNED = frozenset(
     {
@@ -148,16 +150,28 @@ class Mlx:
         """
         arguments = self._arguments(model_path, drafting, settings)
         _check_folders(model_path, drafting)
+        # Users' chats need the cache, and it is right as long as nothing drafts; `request_fields` sees to that.
+        cache = () if settings.serving and drafting.is_off else _NO_CACHE
         return launch_server(
             lambda process, port: MlxServer(process, drafting, port, settings.ready_timeout_s),
             lambda port: (
                 *(sys.executable, *CHILD, "serve", *arguments),
-                *(*_NO_CACHE, "--host", HOST, "--port", str(port)),
+                *(*cache, "--host", HOST, "--port", str(port)),
             ),
             self.capabilities(),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )
+
+    def request_fields(self, drafting: Drafting) -> Mapping[str, Any]:
+        """What a request to a launch carries, whatever its client wrote: the launch's own models, and how many tokens.
+
+        ``default_model`` is mlx_lm.server's name for what its command line named, for no draft too (`ModelProvider.load`):
+        another name would be loaded in place of both models, or be looked for on the Hugging Face hub. No tokens with
+        a draft in memory is not `off` as it is measured (`autospec.tuning.idle_draft`), but it drafts nothing.
+        """
+        models = {"model": _LAUNCHED, "draft_model": _LAUNCHED}
+        return {**models, "num_draft_tokens": 0 if drafting.is_off else drafting.n_max}
 
     def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxInProcess:
         """Load the models in a child that answers with `mlx_lm.stream_generate`; see `mlx_in_process`.

@@ -19,6 +19,7 @@ __all__ = [
     "Completion",
     "Cycle",
     "DraftsPerRequest",
+    "Idles",
     "InProcess",
     "LaunchSettings",
     "Proposal",
@@ -255,6 +256,14 @@ class Watched(Protocol):
 
     def ended(self) -> str | None:
         """How its process ended, as the end of a sentence (``was ended by SIGKILL``); ``None`` while it runs."""
+
+
+@runtime_checkable
+class Idles(Protocol):
+    """A server that can be asked without drafting while its draft stays loaded, which is not the same as off."""
+
+    def idle(self) -> Server:
+        """A view on the same process that drafts nothing."""
 
 
 @runtime_checkable
