@@ -358,7 +358,7 @@ RECIPES: Mapping[str, Recipe] = {
             "SmolLM2-Noisy-Draft-MLX-float32",
             "MLX folder, draft: mlx-tiny with every weight off by some per cent; right about half the time",
             tokens=_FEW_TOKENS,
-            noise=0.1,
+            noise=0.05,
         ),
         _mlx(
             "mlx-rotating",
