@@ -51,7 +51,9 @@ class MlxServer(LaunchedServer):
 
     def complete(self, request: Request) -> Completion:
         """See `LaunchedServer`. The time of the prompt is that of the first text, which some tokens may hold back."""
-        extra = {} if self.drafting.is_off else {"num_draft_tokens": 0 if self.unused else self.drafting.n_max}
+        extra = (
+            {} if self.drafting.is_off else {"num_draft_tokens": 0 if self.unused else self.drafting.n_max}
+        )
         done = self._client.complete(request, extra)
         if not self._tells_drafts:
             return replace(done, drafted=None, accepted=None)

@@ -226,6 +226,11 @@ def _methodology(
         f"Speeds are of generation by {_whose_clock(groups[0].backend)}; whole requests by ours.",
         _how_runs_went(abilities, runs),
     ]
+    if groups[0].backend == "mlx":
+        sentences.append(
+            "That clock starts with the first token, and a drafted answer's first cycle brings up to n more with it: of "
+            "short answers compare whole requests."
+        )
     if p_min:
         sentences.append(
             f"Draft tokens are proposed while the draft is at least {p_min[0]:g} sure (p-min), n-min 0."

@@ -153,9 +153,11 @@ class Forecast:
             }
             found.append(why)
             accepted = "nothing to draft" if best.drafted == 0 else f"acceptance {best.acceptance:.2f}"
+            # Of generation alone it may be worth while: what the draft takes for the prompt comes on top.
+            prompt = " and the prompt costs more with it" if best.acceptance > even else ""
             self._tell(
                 f"{label} is not launched: best case {100 * (best.high - 1):+.0f} % ({cell.prompt_type}): {accepted},"
-                f" break-even {even:.2f}."
+                f" break-even {even:.2f}{prompt}."
             )
         return found
 

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from autospec.backends.protocol import Idles, Server
+from autospec.backends.protocol import Completion, Idles, Server
 from autospec.drafting import Drafting
 from autospec.errors import BackendError
 from autospec.measure.asking import Asking
@@ -101,7 +101,7 @@ def idle_draft_figures(
     chosen = [prompts[i % len(prompts)] for i in range(_PAIRS)]
     # Where only one launch fits, all first halves run before all second ones.
     batches = [[p] for p in chosen] if launches.resident == 2 else [chosen]
-    found = []
+    found: list[tuple[Completion, Completion]] = []
     for number, batch in enumerate(batches):
         if number and budget.spent_s > until_s:
             break
