@@ -196,8 +196,9 @@ def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) 
         return lambda: format_mismatch(main, draft)
     if why := undraftable(main):
         return lambda: f"cannot be used: the main model {why}"
-    if draft.format == "mlx" and draft.has_recurrent_state:
-        return lambda: "cannot be used: it has layers with a recurrent state, which mlx_lm cannot roll back"
+    if why := undraftable(draft):
+        # The text would be right, but rejected tokens would stay in the draft's cache and spoil its later proposals.
+        return lambda: f"cannot be used: it {why}"
     if draft.bytes_per_token > main.bytes_per_token * MAX_RELATIVE_COST:
         return lambda: _too_large(main, draft)
     if draft.head is not None and (why := _head_mismatch(main, draft)):

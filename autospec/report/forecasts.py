@@ -128,7 +128,7 @@ def _ruled_out(found: Mapping[str, Any]) -> str:
     accepted = found["acceptance"]
     share = "it proposed nothing" if accepted is None else f"acceptance {accepted:.2f}"
     name = PurePath(str(found["arm"])).name
-    prompt = " and the prompt costs more with it" if (accepted or 0.0) > found["break_even"] else ""
+    prompt = ", and it makes prompts slower" if found.get("by_prompt") else ""
     return (
         f"Never launched: {name}; best case {percent(found['best_case'])} ({found['prompt_type']}), {share},"
         f" break-even {found['break_even']:.2f}{prompt}."
