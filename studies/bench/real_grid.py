@@ -63,11 +63,13 @@ def survey(
     return lambda: Predictor(by_type, list(recordings), batches, passes, longest, first=first)
 
 
-def measured_pair(off: Server, server: Server, cell: str, request: Request, prompt_id: str) -> Pair:
-    """One prompt on both servers."""
+def measured_pair(
+    off: Server, server: Server, cell: str, request: Request, prompt_id: str, *, turn: int = 0
+) -> Pair:
+    """One prompt on both servers; the order alternates from turn to turn."""
     halves: dict[bool, Measurement] = {}
     # The sum of the id's letters: either order as often, the same in every run.
-    off_first = sum(prompt_id.encode()) % 2 == 0
+    off_first = (sum(prompt_id.encode()) + turn) % 2 == 0
     for position, is_off in enumerate((off_first, not off_first)):
         side = off if is_off else server
         started = time.time()
