@@ -122,7 +122,12 @@ def test_a_draft_that_read_some_answers_is_predicted_from_those():
     predictor = surveyed(machine, read=2)
     chosen = drafting(4)
     assert predictor.predict(CELL, [chosen])[chosen].ratio == pytest.approx(truth(machine, chosen), rel=0.05)
-    assert [predictor.counts(CELL, words, chosen) is not None for words in WORDS] == [True, True, False, False]
+    assert [predictor.counts(CELL, words, chosen) is not None for words in WORDS] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     check = predictor.observe(chosen, measured(machine, chosen))
     assert check is not None
     assert check.agrees
