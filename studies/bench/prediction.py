@@ -59,7 +59,7 @@ def main() -> None:
     suite = load_suite()
     types = [PromptType(t) for t in args.prompt_type] or [PromptType.CODING, PromptType.QA]
     prompts = [(str(t), p) for t in types for p in suite.of(t, Half.TUNE)[: args.prompts]]
-    questions = Questions(prompts, args.max_tokens)
+    questions = Questions.of(prompts, args.max_tokens)
     n_max, p_min = GRIDS[args.grid]
     modes = backend.capabilities().modes
     grid = [d for d in draftings(args.draft, n_max, p_min) if d.mode in modes]
@@ -125,7 +125,7 @@ def _compare(
             continue
         try:
             pairs = [
-                measured_pair(off, server, t, questions.request(p), p.id, turn=turn)
+                measured_pair(questions, off, server, t, p, turn=turn)
                 for turn in range(repeats)
                 for t, p in prompts
             ]
