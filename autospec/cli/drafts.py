@@ -38,8 +38,9 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
       autospec drafts --model ~/models/big.gguf --context 32768
     """  # noqa: D301 - click needs the backspace itself
     from autospec.catalog.candidates import candidates
+    from autospec.catalog.context import context_of
     from autospec.catalog.scan import scan
-    from autospec.cli.models import configured_context, nothing_found
+    from autospec.cli.models import nothing_found
     from autospec.errors import ModelChoiceError
     from autospec.hardware import identify
 
@@ -50,11 +51,12 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
             f"{main.name} is a draft head ({main.draft_kind}) and no main model.",
             "Name the model that it drafts for.",
         )
+    context = context or context_of(shell.settings.server_args, shell.settings.context_tokens)
     found = candidates(
         main,
         catalog.models,
         memory_bytes=identify().memory_bytes,
-        context_tokens=context or configured_context(shell),
+        context_tokens=context,
     )
     if shell.json:
         shell.emit(
@@ -62,7 +64,7 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
                 "schema": 1,
                 "model": main.name,
                 "model_path": str(main.path),
-                "context_tokens": context or configured_context(shell),
+                "context_tokens": context,
                 "drafts": [c.to_json() for c in found],
                 "warnings": list(catalog.warnings),
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from autospec.catalog.model import Model
     from autospec.catalog.scan import Catalog
 
-__all__ = ["command", "configured_context", "nothing_found"]
+__all__ = ["command", "nothing_found"]
 
 
 @click.command()
@@ -32,11 +31,13 @@ def command(shell: Shell) -> None:
       autospec models --json
     """  # noqa: D301 - click needs the backspace itself
     from autospec.catalog.candidates import count_fits
+    from autospec.catalog.context import context_of
     from autospec.catalog.scan import scan
     from autospec.hardware import identify
 
     catalog = scan(shell.settings)
-    memory_bytes, context = identify().memory_bytes, configured_context(shell)
+    memory_bytes = identify().memory_bytes
+    context = context_of(shell.settings.server_args, shell.settings.context_tokens)
     fits = {
         model.path: count_fits(model, catalog.models, memory_bytes=memory_bytes, context_tokens=context)
         for model in catalog.models
@@ -56,23 +57,6 @@ def command(shell: Shell) -> None:
         shell.out(nothing_found(catalog))
     for warning in catalog.warnings:
         shell.warn(warning)
-
-
-def configured_context(shell: Shell) -> int:
-    """The context length that servers are started with, or the one that estimates count with.
-
-    Args:
-        shell: For the settings: ``-c`` among the launch settings goes before ``context_tokens``.
-    """
-    args = shell.settings.server_args
-    context = shell.settings.context_tokens
-    for flag, value in pairwise((*args, "")):
-        name, _, attached = flag.partition("=")
-        number = attached or value
-        # 0 means the model's own; nothing better is known here than the setting.
-        if name in ("-c", "--ctx-size") and number.isdigit() and int(number) > 0:
-            context = int(number)
-    return context
 
 
 def nothing_found(catalog: Catalog) -> str:

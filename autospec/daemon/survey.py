@@ -153,7 +153,7 @@ def _tunables(tools: _Tools, catalog: Catalog, found: Mapping[str, float], now: 
         cell = Cell(model.ref, PromptType.QA, backend[1].build, hardware, request.settings().args)
         usable = [c for c in fitting if c.mode in backend[1].modes and c.mode in definition.space.modes]
         modes = [m for m in definition.space.modes if m.draft_free and m in backend[1].modes]
-        context = settings.context_tokens
+        context = request.context()
         largest = max((c.model.size_bytes + c.model.kv_bytes(context) for c in usable), default=0)
         tunables.append(
             Tunable(

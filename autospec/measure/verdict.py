@@ -12,7 +12,10 @@ The method, and why:
   the last, where small gains are decided. These are the repeated confidence intervals of Jennison and
   Turnbull (*Group Sequential Methods*, 2000, ch. 9), with spending by union bound.
 * **Ending early without an answer.** When the upper end has fallen below the gain that is worth proving (default
-  +5 %), more launches would buy nothing: undecided, which configures as off.
+  +5 %), more launches would buy nothing: undecided, which configures as off. The same where no later look could decide
+  even if every further round showed what these rounds showed, give or take one and a half standard errors
+  (stochastic curtailment: Jennison and Turnbull, ch. 10): prompts that differ much stay different however often they
+  are asked. Neither can raise the error rate, since neither enables.
 
 `studies/bench/verdict_simulation.py` prints false enables, power and cost of exactly this code.
 """
@@ -23,7 +26,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autospec.measure.measurements import Pair
 from autospec.measure.statistics import Estimate, signed_rank_estimate
@@ -34,6 +37,10 @@ __all__ = ["DEFAULT_RULE", "Decision", "Rule", "decide", "decide_log_ratios"]
 # How often prompts drawn like these may hide that the drafting is no faster than off for most of their kind.
 _ACROSS_PROMPTS_LEVEL = 0.025
 _FIRST_SHARE = 0.40
+# Before so many looks nothing is given up: a stall is still a large part of what a prompt showed.
+_LOOKS_BEFORE_GIVING_UP = 3
+# One and a half standard errors to either side.
+_PROJECTION_LEVEL = 0.07
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,27 @@ def decide_log_ratios(
     medians = [statistics.median(prompt) for prompt in by_prompt if prompt]
     faster = sum(m > 0.0 for m in medians)
     verdict, final, reason = _judge(estimate, medians, rule, last=last, looks_done=len(reached))
+    if not final and len(reached) >= _LOOKS_BEFORE_GIVING_UP and _hopeless(by_prompt, rounds, rule):
+        final, reason = True, f"{reason}, and more rounds of these prompts would not tell"
     return Decision(verdict, final, estimate, len(medians), faster, reason)
+
+
+def _hopeless(by_prompt: Sequence[Sequence[float]], rounds: int, rule: Rule) -> bool:
+    """Whether no later look would decide if the rounds to come showed what these showed, a little up or down."""
+    values = [v for prompt in by_prompt for v in prompt]
+    medians = [statistics.median(prompt) for prompt in by_prompt if prompt]
+    now = signed_rank_estimate(values, _PROJECTION_LEVEL)
+    for look, at in enumerate(rule.looks):
+        if at <= rounds:
+            continue
+        then = values * max(1, round(at / rounds))
+        projected = signed_rank_estimate(then, rule.level(look))
+        for shift in (now.high - now.center, now.low - now.center):
+            moved = replace(projected, low=projected.low + shift, high=projected.high + shift)
+            verdict, _, _ = _judge(moved, [m + shift for m in medians], rule, last=True, looks_done=look + 1)
+            if verdict is not Verdict.UNDECIDED:
+                return False
+    return True
 
 
 def _judge(

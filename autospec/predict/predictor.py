@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -77,10 +77,11 @@ class Predictor:
         cycle: Cycle = Cycle.LLAMA_CPP,
     ) -> None:
         # An answer of one token has no decoding to predict.
-        self._recordings = {
-            key: [r for r in found if len(r.answer_ids) > 1] for key, found in recordings.items()
+        self._by_prompt = {
+            (key, r.prompt_id): r for key, found in recordings.items() for r in found if len(r.answer_ids) > 1
         }
-        self._by_prompt = {(key, r.prompt_id): r for key, found in self._recordings.items() for r in found}
+        # What each answer took with drafting off, as often as it was asked.
+        self._off_times = {place: [_off_times(r)] for place, r in self._by_prompt.items()}
         self._stream = [place for place in stream if place in self._by_prompt]
         self._passes = passes
         self._first = first
@@ -114,7 +115,7 @@ class Predictor:
 
     def predict(self, cell_key: str, draftings: Sequence[Drafting]) -> dict[Drafting, Prediction]:
         """Predict draftings for one cell; those that are not covered are left out, as is a cell without recordings."""
-        recordings = self._recordings.get(cell_key, [])
+        recordings = self._of(cell_key)
         found: dict[Drafting, Prediction] = {}
         if not recordings:
             return found
@@ -126,7 +127,10 @@ class Predictor:
             answers = [
                 PredictedAnswer(r, self._counts(cell_key, r, group), self._draft_prompt_ms(path, r))
                 for r in recordings
+                if self._read(path, r)
             ]
+            if not answers:
+                continue
             for p in predict(group, answers, self._curves[path]):
                 found[p.drafting] = p
         return found
@@ -134,7 +138,7 @@ class Predictor:
     def counts(self, cell_key: str, prompt_id: str, drafting: Drafting) -> Counts | None:
         """The replayed cycles of one drafting in one recorded answer; ``None`` where nothing is known."""
         recording = self._by_prompt.get((cell_key, prompt_id))
-        if recording is None or not self.covers(drafting):
+        if recording is None or not self.covers(drafting) or not self._read(_costs_of(drafting), recording):
             return None
         return self._counts(cell_key, recording, [drafting])
 
@@ -179,6 +183,7 @@ class Predictor:
             if guessed > 0:
                 added = pair.drafted.prompt_ms - pair.off.prompt_ms - self._opening_ms(path, scale, counts)
                 self._prompt_factors[path].append(added / guessed)
+            self._ask_again(pair)
         self._curves[path] = refit(curve, self._observations[path])
         return check
 
@@ -196,9 +201,7 @@ class Predictor:
     def acceptance_by_position(self, cell_key: str, drafting: Drafting) -> list[float]:
         """Part of the cycles with a draft in which its token at place 1, 2, … was accepted; empty for no drafts."""
         counts = [
-            c
-            for r in self._recordings.get(cell_key, ())
-            if (c := self.counts(cell_key, r.prompt_id, drafting)) is not None
+            c for r in self._of(cell_key) if (c := self.counts(cell_key, r.prompt_id, drafting)) is not None
         ]
         if not counts:
             return []
@@ -243,6 +246,23 @@ class Predictor:
             agrees=abs(deviation) <= _DISTRUST,
         )
 
+    def _of(self, cell_key: str) -> list[Recording]:
+        return [r for (key, _), r in self._by_prompt.items() if key == cell_key]
+
+    def _ask_again(self, pair: Pair) -> None:
+        """Every pair times the answer with drafting off once more; one disturbed recording must not stay the truth."""
+        place = (pair.off.cell_key, pair.off.prompt_id)
+        off = pair.off
+        self._off_times[place].append((off.prompt_ms, off.predicted_ms, off.wall_ms))
+        prompt_ms, predicted_ms, wall_ms = np.median(self._off_times[place], axis=0)
+        self._by_prompt[place] = replace(
+            self._by_prompt[place], prompt_ms=prompt_ms, predicted_ms=predicted_ms, wall_ms=wall_ms
+        )
+
+    def _read(self, path: str, recording: Recording) -> bool:
+        """Whether a draft was passed over an answer: time may have allowed it for some alone."""
+        return not path or recording.prompt_id in self._passes[path].profiles
+
     def _counts(self, cell_key: str, recording: Recording, draftings: Sequence[Drafting]) -> Counts:
         first = draftings[0]
         if first.mode is Mode.DRAFT_MODEL:
@@ -284,6 +304,10 @@ class Predictor:
     def _draft_prompt_ms(self, path: str, recording: Recording) -> float:
         factors = self._prompt_factors[path]
         return self._guessed_prompt_ms(path, recording) * (statistics.median(factors) if factors else 1.0)
+
+
+def _off_times(recording: Recording) -> tuple[float, float, float]:
+    return recording.prompt_ms, recording.predicted_ms, recording.wall_ms
 
 
 def _costs_of(drafting: Drafting) -> str:

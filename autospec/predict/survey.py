@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any, Self
 
 from autospec.backends.protocol import Request, Tokens
@@ -95,17 +96,24 @@ def time_batches(tokens: Tokens, recording: Recording, largest: int) -> dict[int
         largest: Tokens in the largest batch.
     """
     text = (*recording.answer_ids, *recording.prompt_ids[1:])
-    sizes = [b for b in _BATCHES if b < largest] + [largest]
     lead = (*recording.prompt_ids, *text[:_LEAD])
-    times: dict[int, float] = {}
-    for size in sizes:
-        # Each repeat begins elsewhere in the text, so that nothing but the prompt comes from the cache.
-        offsets = _different_starts(text, size)
-        if offsets:
-            times[size] = statistics.median(
-                tokens.batch_ms(lead, text[k : k + size]) for k in offsets[:_REPEATS]
-            )
-    return times
+    sizes = [b for b in _BATCHES if b < largest] + [largest]
+    sizes = [size for size in sizes if len(_different_starts(text, size)) > 1]
+    if not sizes:
+        return {}
+    # Each batch begins with another token than the one before it, so that nothing but the lead comes from the cache.
+    starts = cycle(_different_starts(text, sizes[-1]))
+    before = -1
+    taken: dict[int, list[float]] = {size: [] for size in sizes}
+    # One of every size, then the next of every size: a machine that gets slower meanwhile bends no curve.
+    for _ in range(_REPEATS):
+        for size in sizes:
+            k = next(starts)
+            if text[k] == before:  # the end of the places met their beginning
+                k = next(starts)
+            before = text[k]
+            taken[size].append(tokens.batch_ms(lead, text[k : k + size]))
+    return {size: statistics.median(times) for size, times in taken.items()}
 
 
 def pass_of(
@@ -116,8 +124,9 @@ def pass_of(
     scorer: Scorer | None = None,
     p_min: bool = True,
     keep: Callable[[AnswerProfile], None] = lambda _: None,
+    enough: Callable[[int], bool] = lambda _: False,
 ) -> DraftPass:
-    """Run one draft model, alone, over all recorded answers.
+    """Run one draft model, alone, over recorded answers.
 
     Args:
         tokens: The draft; its times are taken, and its proposals where there is no scorer.
@@ -126,6 +135,7 @@ def pass_of(
         scorer: The same draft, where it can be read in one evaluation.
         p_min: False where no p-min ends a cycle: what follows a miss need not be known then.
         keep: Given each profile as soon as it is made.
+        enough: Asked before each answer, with how many were read; true leaves out the rest.
 
     Raises:
         RequestError: The server cannot be asked in tokens, or refused.
@@ -135,6 +145,8 @@ def pass_of(
     misses = _SAMPLED_MISSES if p_min else 0
     steps: list[float] = []
     for recording in recordings:
+        if profiles and enough(len(profiles)):
+            break
         timed = tokens.generate(recording.prompt_ids, Request(messages=(), max_tokens=_TIMED_STEPS))
         if len(timed.ids) > 1:
             steps.append(timed.predicted_ms / (len(timed.ids) - 1))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from autospec.catalog.context import CONTEXT_FLAGS
 from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting
@@ -25,8 +26,6 @@ __all__ = ["FAILED_LAUNCH", "Known", "Place", "known_of", "marked_stale", "trust
 # The mark in a recommendation's evidence that its drafting did not start, with the build that refused it.
 FAILED_LAUNCH: Final = "failed_launch"
 _TRUST: Final = {Status.IMPORTED: 0, Status.STALE: 1}
-# The context is the measuring's own (`TuneRequest.settings`); the rest of the arguments makes another cell.
-_CONTEXT: Final = ("-c", "--ctx-size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +191,11 @@ def _same_build(mark: dict[str, Any], build: Build) -> bool:
 
 
 def _without_context(args: Sequence[str]) -> list[str]:
+    """The context is the measuring's own (`TuneRequest.settings`); the rest of the arguments makes another cell."""
     left = []
     words = iter(args)
     for word in words:
-        if word in _CONTEXT:
+        if word in CONTEXT_FLAGS:
             next(words, None)
         elif not word.startswith("--ctx-size="):
             left.append(word)

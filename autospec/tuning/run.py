@@ -13,6 +13,7 @@ import psutil
 
 from autospec.backends.protocol import Backend, Capabilities, LaunchSettings
 from autospec.catalog.candidates import Candidate, candidates, undraftable
+from autospec.catalog.context import CONTEXT_FLAGS, context_of
 from autospec.catalog.model import Model
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
@@ -96,10 +97,14 @@ class TuneRequest:
 
         MLX has no such setting: its caches grow with the text.
         """
-        if self.model.format == "mlx" or {"-c", "--ctx-size"} & {a.split("=")[0] for a in self.args}:
+        if self.model.format == "mlx" or {*CONTEXT_FLAGS} & {a.split("=")[0] for a in self.args}:
             return LaunchSettings(args=self.args)
         longest = self.model.context_length or self.context_tokens
         return LaunchSettings(args=(*self.args, "-c", str(min(self.context_tokens, longest))))
+
+    def context(self) -> int:
+        """Tokens of context that memory estimates count with: what the servers are given, where they are given one."""
+        return context_of(self.settings().args, self.context_tokens)
 
 
 @dataclass(slots=True)
@@ -344,7 +349,7 @@ class Tuning:
         return [c for c in judged if c.fits]
 
     def _resident(self, fitting: Sequence[Candidate]) -> int:
-        model, context = self.request.model, _context(self.request)
+        model, context = self.request.model, self.request.context()
         off = model.size_bytes + model.kv_bytes(context)
         drafts = [c.model.size_bytes + c.model.kv_bytes(context) for c in fitting if not c.own_layers]
         available = psutil.virtual_memory().available
@@ -364,7 +369,7 @@ def judged_drafts(request: TuneRequest, hardware: Hardware) -> list[Candidate]:
         request.model,
         () if request.drafts else request.models,
         memory_bytes=hardware.memory_bytes,
-        context_tokens=_context(request),
+        context_tokens=request.context(),
         extra=request.drafts,
     )
 
@@ -416,14 +421,3 @@ def _added(command: Sequence[str], plain: Sequence[str]) -> list[str]:
         else:
             added.append(word)
     return added
-
-
-def _context(request: TuneRequest) -> int:
-    """The context that memory estimates count with: what the servers are given, where they are given one."""
-    words = [w for a in request.settings().args for w in a.split("=")]
-    for flag in ("-c", "--ctx-size"):
-        if flag in words:
-            value = words[words.index(flag) + 1 : words.index(flag) + 2]
-            if value and value[0].isdigit():
-                return int(value[0])
-    return request.context_tokens

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -29,6 +30,10 @@ __all__ = ["Surveying"]
 
 # Of the search's time. Each prompt type's first prompt is recorded whatever it takes, further ones within this.
 _RECORDING_SHARE = 0.3
+# The same for reading them with the drafts: in what these leave of the search's time it launches something.
+_PASSES_SHARE = 0.6
+# Times taken on battery say nothing of those on mains: they are kept, and looked up, apart.
+_ON_BATTERY = "/battery"
 T = TypeVar("T")
 # Loads the main model where it is not loaded yet; ``None`` where it cannot be asked in tokens.
 Main: TypeAlias = "Callable[[], Tokens | None]"
@@ -67,6 +72,9 @@ class Surveying:
             BackendError: The main model does not launch.
         """
         self._rig.launches.off()
+        self._asking.watch.start()
+        if self._asking.watch.finish().on_battery:
+            self._protocol = f"{self._asking.protocol}{_ON_BATTERY}"
         try:
             with self._rig.launches.main_in_tokens() as main:
                 recordings = self._record(main)
@@ -125,15 +133,13 @@ class Surveying:
             }
             for c in self._cells
         }
-        budget = self._rig.budget
-        share = self._rig.definition.search_share
-        enough_s = budget.part_left_s(share) * (1.0 - _RECORDING_SHARE)
+        enough_s = self._search_left_s() * (1.0 - _RECORDING_SHARE)
         places = self._places()
         for number, (cell, prompt) in enumerate(((p.cell, p.prompt) for p in places), start=1):
             own = found[cell.cell.key]
             if prompt.id in own:
                 continue
-            if own and budget.part_left_s(share) < enough_s:
+            if own and self._late(enough_s):
                 continue
             if number == 1 or number % 8 == 0:
                 self._rig.progress.tell(f"Recording answers without drafting: {number} of {len(places)}.")
@@ -164,35 +170,48 @@ class Surveying:
 
     def _passes(self, recordings: dict[str, dict[str, Recording]]) -> dict[str, DraftPass]:
         passes: dict[str, DraftPass] = {}
-        for arm in self._rig.space.arms:
-            if arm.mode is not Mode.DRAFT_MODEL or arm.draft is None:
-                continue
+        drafts = [a.draft for a in self._rig.space.arms if a.mode is Mode.DRAFT_MODEL and a.draft is not None]
+        left_s = self._search_left_s()
+        for number, draft in enumerate(drafts, start=1):
+            # What a quick draft leaves of its part, the next ones may use.
+            until_s = left_s * (1.0 - _PASSES_SHARE * number / len(drafts))
             try:
-                passes[arm.draft] = self._pass(arm.draft, recordings)
+                passes[draft] = self._pass(draft, recordings, partial(self._late, until_s))
             except BackendError as error:
-                name = Path(arm.draft).name
+                name = Path(draft).name
                 self._rig.progress.tell(
                     f"{name} cannot be run alone, its draftings are tried: {error.message}"
                 )
         return passes
 
-    def _pass(self, draft: str, recordings: dict[str, dict[str, Recording]]) -> DraftPass:
+    def _search_left_s(self) -> float:
+        return self._rig.budget.part_left_s(self._rig.definition.search_share)
+
+    def _late(self, until_s: float) -> bool:
+        return self._search_left_s() < until_s
+
+    def _pass(
+        self, draft: str, recordings: dict[str, dict[str, Recording]], late: Callable[[], bool]
+    ) -> DraftPass:
         identity = _identity(draft)
         profiles: dict[str, AnswerProfile] = {}
         missing: list[tuple[CellRun, Recording]] = []
-        for cell in self._cells:
-            stored = self._store.surveys(cell.cell.key, self._protocol, "profile")
-            for prompt_id, recording in recordings[cell.cell.key].items():
-                data = stored.get(f"{identity}/{prompt_id}")
-                if data is not None:
-                    profiles[prompt_id] = AnswerProfile.from_json(data)
-                else:
-                    missing.append((cell, recording))
+        stored = {c.cell.key: self._store.surveys(c.cell.key, self._protocol, "profile") for c in self._cells}
+        for cell, recording in self._by_turns(recordings):
+            data = stored[cell.cell.key].get(f"{identity}/{recording.prompt_id}")
+            if data is not None:
+                profiles[recording.prompt_id] = AnswerProfile.from_json(data)
+            else:
+                missing.append((cell, recording))
         times = self._stored_times(identity)
         if not missing and times is not None:
             return replace(times, profiles=profiles)
         name = Path(draft).name
         self._rig.progress.tell(f"Reading {len(missing)} answers with {name} alone.")
+        # One answer of every cell is read whatever it takes: without it nothing can be said of the cell.
+        lacking = {c.cell.key for c, _ in missing} - {
+            c.cell.key for c in self._cells if profiles.keys() & recordings[c.cell.key].keys()
+        }
         # Without answers to read, the times are missing: any answer gives them.
         todo = [r for _, r in missing] or [r for own in recordings.values() for r in own.values()][:1]
         with self._rig.launches.alone(draft) as server:
@@ -216,10 +235,17 @@ class Surveying:
                         scorer=scorer,
                         p_min=self._rig.launches.takes_p_min,
                         keep=keep,
+                        enough=lambda read: read >= len(lacking) and late(),
                     )
                 )
         self._keep_times(identity, made)
         return replace(made, profiles=profiles)
+
+    def _by_turns(self, recordings: dict[str, dict[str, Recording]]) -> Iterator[tuple[CellRun, Recording]]:
+        """The first answer of every cell, then the second of every cell."""
+        columns = ([(cell, r) for r in recordings[cell.cell.key].values()] for cell in self._cells)
+        for row in zip_longest(*columns):
+            yield from (place for place in row if place is not None)
 
     def _undisturbed(self, work: Callable[[], T]) -> T:
         """Do what is timed; once more where other programs were at work meanwhile and have now ended.

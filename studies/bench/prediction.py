@@ -5,7 +5,9 @@ Run: ``python -m studies.bench.prediction --model PATH --draft PATH [--draft PAT
 Records the tune prompts once with drafting off, passes each draft over the answers, times batches, and then launches
 every drafting of the grid and measures it, paired with off. Prints, for each drafting: tokens drafted and accepted by
 the server and by the replay; the whole-request speed ratio measured, predicted from batch times alone (no launch had
-been made), and predicted after the one launch that the search would make first. At the end the errors over the grid.
+been made), and predicted after the one launch of its draft that the search would make first. At the end the errors over
+the grid, beside the error that the noise of this machine alone would show: off is measured in every pair, so its spread
+over the run is known.
 
 Goals: accepted within 3 %, drafted within 5 %, speeds within 3 % (median) on a quiet machine.
 """
@@ -47,6 +49,9 @@ def main() -> None:
     parser.add_argument("--prompt-type", action="append", default=[], choices=[str(t) for t in PromptType])
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="pairs of each prompt; a noisy machine needs several"
+    )
     parser.add_argument("--grid", choices=list(GRIDS), default="small")
     args = parser.parse_args()
 
@@ -54,7 +59,7 @@ def main() -> None:
     suite = load_suite()
     types = [PromptType(t) for t in args.prompt_type] or [PromptType.CODING, PromptType.QA]
     prompts = [(str(t), p) for t in types for p in suite.of(t, Half.TUNE)[: args.prompts]]
-    questions = Questions(prompts, args.max_tokens)
+    questions = Questions.of(prompts, args.max_tokens)
     n_max, p_min = GRIDS[args.grid]
     modes = backend.capabilities().modes
     grid = [d for d in draftings(args.draft, n_max, p_min) if d.mode in modes]
@@ -63,11 +68,33 @@ def main() -> None:
         begun = time.monotonic()
         fresh = survey(backend, off, args.draft, questions, max(n_max))
         survey_s = time.monotonic() - begun
-        table = _compare(lambda d: backend.launch(args.model, d, LAUNCH), off, grid, questions, fresh())
+        grid = _best_first(grid, fresh(), [str(t) for t in types])
+        table = _compare(
+            lambda d: backend.launch(args.model, d, LAUNCH),
+            off,
+            grid,
+            questions,
+            fresh(),
+            repeats=args.repeats,
+        )
     finally:
         off.stop()
     _time_predicting(fresh(), args.draft, [str(t) for t in types])
     print_searches(fresh, table, survey_s)
+
+
+def _best_first(grid: Sequence[Drafting], predictor: Predictor, types: Sequence[str]) -> list[Drafting]:
+    """The same draftings; of each draft the one that the search would launch first stands first."""
+    value = dict.fromkeys(grid, 0.0)
+    for t in types:
+        for d, p in predictor.predict(t, grid).items():
+            value[d] += math.log(p.ratio)
+    best: dict[str, Drafting] = {}
+    for d in grid:
+        key = d.draft or ""
+        if key not in best or value[d] > value[best[key]]:
+            best[key] = d
+    return sorted(grid, key=lambda d: (list(best).index(d.draft or ""), d != best[d.draft or ""]))
 
 
 def _compare(
@@ -76,6 +103,8 @@ def _compare(
     grid: Sequence[Drafting],
     questions: Questions,
     predictor: Predictor,
+    *,
+    repeats: int,
 ) -> dict[Drafting, tuple[list[Pair], float]]:
     """Print the tables; returns each drafting's pairs and the seconds that they and the launch took."""
     prompts = questions.prompts
@@ -95,7 +124,11 @@ def _compare(
             print(f"| {drafting.label} | {error.message} |")
             continue
         try:
-            pairs = [measured_pair(off, server, t, questions.request(p), p.id) for t, p in prompts]
+            pairs = [
+                measured_pair(questions, off, server, t, p, turn=turn)
+                for turn in range(repeats)
+                for t, p in prompts
+            ]
         finally:
             server.stop()
         table[drafting] = pairs, time.monotonic() - begun
@@ -130,7 +163,24 @@ def _compare(
             f"speed, {name}: median error {100 * statistics.median(errors):.1f} %, "
             f"90th percentile {100 * errors[int(0.9 * (len(errors) - 1))]:.1f} %, of {len(errors)}"
         )
+    spread = _off_spread(table)
+    # Of a normal distribution, half lies within 0.67 standard deviations.
+    floor = 0.67 * spread * math.sqrt(2 * len(dict(prompts)) / (len(prompts) * repeats))
+    print(
+        f"one request with drafting off, asked again and again in this run, varied by {100 * spread:.1f} % (SD): a row"
+        f" of {len(prompts) * repeats // len(dict(prompts))} pairs would show a median error of {100 * floor:.1f} % for"
+        " a perfect prediction"
+    )
     return table
+
+
+def _off_spread(table: dict[Drafting, tuple[list[Pair], float]]) -> float:
+    """Standard deviation of ln(duration) of the same prompt with drafting off, over the run."""
+    asked: dict[str, list[float]] = {}
+    for pairs, _ in table.values():
+        for pair in pairs:
+            asked.setdefault(pair.off.prompt_id, []).append(math.log(pair.off.wall_ms))
+    return math.sqrt(statistics.fmean(statistics.variance(t) for t in asked.values() if len(t) > 1))
 
 
 def _time_predicting(predictor: Predictor, drafts: Sequence[str], types: Sequence[str]) -> None:

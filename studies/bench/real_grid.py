@@ -6,10 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from autospec.backends.in_force import canary
-from autospec.backends.protocol import Backend, LaunchSettings, Request, Server
+from autospec.backends.protocol import Backend, LaunchSettings, Server
 from autospec.drafting import OFF, Drafting, Mode
+from autospec.hardware.state import StateWatch
+from autospec.measure.asking import Asking, measure
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.predict.predictor import Predictor
 from autospec.predict.survey import DraftPass, pass_of, record, time_batches
@@ -21,15 +24,15 @@ LAUNCH = LaunchSettings(args=("-c", "4096"))
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked: (prompt type, prompt), and at most how many tokens."""
+    """What is asked: (prompt type, prompt), and how."""
 
     prompts: Sequence[tuple[str, Prompt]]
-    max_tokens: int
+    asking: Asking
 
-    def request(self, prompt: Prompt) -> Request:
-        """The request for one prompt."""
-        tokens = min(self.max_tokens, prompt.max_tokens)
-        return Request(messages=prompt.messages, max_tokens=tokens, tools=prompt.tools)
+    @classmethod
+    def of(cls, prompts: Sequence[tuple[str, Prompt]], max_tokens: int) -> Self:
+        """Greedy answers of at most so many tokens."""
+        return cls(prompts, Asking("bench", max_tokens, 0.0, StateWatch()))
 
 
 def survey(
@@ -40,7 +43,7 @@ def survey(
     assert off.tokens is not None, "this backend cannot be asked in tokens"
     begun = time.monotonic()
     prompts = questions.prompts
-    recordings = {(t, p.id): record(off.tokens, p.id, questions.request(p)) for t, p in prompts}
+    recordings = {(t, p.id): record(off.tokens, p.id, questions.asking.request(p)) for t, p in prompts}
     typical = sorted(recordings.values(), key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
     batches = time_batches(off.tokens, typical, longest + 1)
     print(f"recorded {len(recordings)} answers and timed batches in {time.monotonic() - begun:.1f} s")
@@ -63,34 +66,23 @@ def survey(
     return lambda: Predictor(by_type, list(recordings), batches, passes, longest, first=first)
 
 
-def measured_pair(off: Server, server: Server, cell: str, request: Request, prompt_id: str) -> Pair:
-    """One prompt on both servers."""
+def measured_pair(
+    questions: Questions, off: Server, server: Server, cell: str, prompt: Prompt, *, turn: int = 0
+) -> Pair:
+    """One prompt on both servers; the order alternates from turn to turn."""
     halves: dict[bool, Measurement] = {}
     # The sum of the id's letters: either order as often, the same in every run.
-    off_first = sum(prompt_id.encode()) % 2 == 0
+    off_first = (sum(prompt.id.encode()) + turn) % 2 == 0
     for position, is_off in enumerate((off_first, not off_first)):
-        side = off if is_off else server
-        started = time.time()
-        c = side.complete(request)
-        halves[is_off] = Measurement(
+        halves[is_off] = measure(
+            questions.asking,
+            off if is_off else server,
+            prompt,
             cell_key=cell,
-            protocol="bench",
             phase=Phase.BENCH,
-            round=0,
-            drafting=side.drafting,
+            round_=turn,
             compared=server.drafting,
-            prompt_id=prompt_id,
-            launch_id=side.launch_id,
             position=position,
-            started_at=started,
-            prompt_tokens=c.prompt_tokens,
-            predicted_tokens=c.predicted_tokens,
-            prompt_ms=c.prompt_ms,
-            predicted_ms=c.predicted_ms,
-            wall_ms=c.wall_ms,
-            drafted=c.drafted,
-            accepted=c.accepted,
-            text_digest=c.text,
         )
     return Pair(off=halves[True], drafted=halves[False])
 

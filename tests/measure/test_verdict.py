@@ -64,6 +64,22 @@ def test_unclear_goes_on_until_the_last_look():
     assert last.final
 
 
+def test_prompts_that_differ_are_not_asked_for_ever():
+    """Half of the prompts gain a quarter and half lose a tenth, nearly without noise: no further round can decide that."""
+    rng = np.random.default_rng(1)
+    values = [list(rng.normal(mean, 0.01, 4)) for mean in (0.22, 0.24, 0.2, 0.25, -0.1, -0.12, -0.09, -0.11)]
+    decision = decide_log_ratios(values, 4)
+    assert (decision.verdict, decision.final) == (Verdict.UNDECIDED, True)
+    assert "more rounds of these prompts would not tell" in decision.reason
+    assert not decide_log_ratios([v[:2] for v in values], 2).final
+
+
+def test_what_a_few_more_rounds_may_decide_is_not_given_up():
+    """+6 % with 6 % of noise: the later looks' intervals would clear the threshold."""
+    decision = decide_log_ratios(prompts(0.06, 0.06, 4), 4)
+    assert (decision.verdict, decision.final) == (Verdict.UNDECIDED, False)
+
+
 def test_few_prompts_that_carry_the_gain_do_not_enable():
     """Three of eight prompts at twice the speed: the noise interval may clear the threshold, the prompts do not."""
     values = [[math.log(2.0)] * 8] * 3 + [[0.001 * k for k in range(8)]] * 5

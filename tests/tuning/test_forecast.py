@@ -9,6 +9,7 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.drafting import Mode
+from autospec.hardware.state import StateWatch
 from autospec.recommendations import Verdict
 from autospec.store.database import open_store
 from autospec.tuning.definition import load_definition
@@ -140,6 +141,21 @@ def test_what_was_recorded_is_not_recorded_again(request_):
     tune(request_, second)
     alone = [path for path, _ in second.launched if path != str(request_.model.path)]
     assert not alone
+
+
+def test_what_was_recorded_on_battery_does_not_count_on_mains(request_, monkeypatch):
+    """A machine that saves power has other times; on mains it must not be judged by them."""
+    finish = StateWatch.finish
+    monkeypatch.setattr(StateWatch, "finish", lambda w: replace(finish(w), on_battery=True))
+    recommendation, _ = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY))
+    store = open_store(request_.storage)
+    try:
+        for kind in ("recording", "profile", "times", "canary"):
+            cell, protocol = recommendation.evidence["cell"], request_.protocol
+            assert not store.surveys(cell, protocol, kind)
+            assert store.surveys(cell, f"{protocol}/battery", kind)
+    finally:
+        store.close()
 
 
 def test_times_taken_beside_a_busy_neighbour_are_taken_again(request_, monkeypatch):
