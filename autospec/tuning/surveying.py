@@ -82,7 +82,7 @@ class Surveying:
                 if not found:
                     return None
                 batches = self._batches(main, found)
-                first = self._first(main) if self._draft_free else None
+                first = self._first(main)
         except BackendError as error:
             self._rig.progress.tell(
                 f"Nothing can be predicted here, every drafting is tried: {error.message}"
@@ -108,12 +108,8 @@ class Surveying:
     def _widest(self) -> int:
         """Most tokens that anything of the space proposes in a cycle."""
         space = self._rig.definition.space
-        return max(space.n_max[1], space.ngram_m[1] if self._draft_free else 0)
-
-    @property
-    def _draft_free(self) -> bool:
-        """Whether anything of the space drafts from the text alone, and remembers what it has seen."""
-        return any(arm.mode.draft_free for arm in self._rig.space.arms)
+        n_gram = any(arm.mode.draft_free for arm in self._rig.space.arms)
+        return max(space.n_max[1], space.ngram_m[1] if n_gram else 0)
 
     def _places(self) -> list[_Place]:
         """The prompts in the order in which a launch is asked: one of every cell, then the next of every cell."""
