@@ -20,13 +20,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from autospec.backends.cycle import Cycle
 from autospec.backends.launching import launch_server
 from autospec.backends.mlx_in_process import CHILD as IN_PROCESS
 from autospec.backends.mlx_in_process import MlxInProcess
 from autospec.backends.mlx_package import CHILD, MlxPackage, unrewindable
 from autospec.backends.mlx_server import MlxServer
 from autospec.backends.ports import HOST
-from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
+from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.drafting import Drafting, Mode
 from autospec.errors import LaunchError, UnsupportedError, UsageError
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from autospec.backends.protocol import Cycle
+from autospec.backends.cycle import Cycle
 from autospec.drafting import Drafting
 from autospec.predict.costs import CostCurve
 from autospec.predict.profile import AnswerProfile

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from autospec.backends.protocol import Cycle
+from autospec.backends.cycle import Cycle
 from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import Pair
 from autospec.predict.costs import CostCurve, Observation, first_guess, refit
 from autospec.predict.pools import SIMULATED, pool_of, replay_tokens
 from autospec.predict.prediction import PredictedAnswer, Prediction, predict, prompt_ms, replay_drafts
 from autospec.predict.recording import Recording
-from autospec.predict.replay import Counts
+from autospec.predict.replay import Counts, stacked
 from autospec.predict.survey import DraftPass
 
 __all__ = ["Check", "Predictor"]
@@ -205,7 +205,7 @@ class Predictor:
         ]
         if not counts:
             return []
-        total = _stacked(counts)
+        total = stacked(counts)
         cycles = int(total.verified[:, 1:].sum())
         return [float(a) / cycles for a in total.by_position.sum(axis=0)] if cycles else []
 
@@ -269,7 +269,7 @@ class Predictor:
             profile = self._passes[first.draft or ""].profiles[recording.prompt_id]
             return replay_drafts(profile, draftings, recording.max_tokens, self._cycle)
         place = (cell_key, recording.prompt_id)
-        return _stacked([self._stream_counts(d)[place] for d in draftings])
+        return stacked([self._stream_counts(d)[place] for d in draftings])
 
     def _stream_counts(self, drafting: Drafting) -> dict[tuple[str, str], Counts]:
         """A draft-free drafting over the whole stream of requests, as one launch sees it."""
@@ -312,20 +312,3 @@ def _off_times(recording: Recording) -> tuple[float, float, float]:
 
 def _costs_of(drafting: Drafting) -> str:
     return drafting.draft or _NO_DRAFT
-
-
-def _stacked(counts: Sequence[Counts]) -> Counts:
-    """Counts of single draftings as counts of all of them."""
-    widest = max(c.verified.shape[1] for c in counts)
-    verified = np.zeros((len(counts), widest), dtype=np.int64)
-    by_position = np.zeros((len(counts), widest - 1), dtype=np.int64)
-    for d, c in enumerate(counts):
-        verified[d, : c.verified.shape[1]] = c.verified[0]
-        by_position[d, : c.by_position.shape[1]] = c.by_position[0]
-    return Counts(
-        verified,
-        np.concatenate([c.steps for c in counts]),
-        np.concatenate([c.drafted for c in counts]),
-        np.concatenate([c.accepted for c in counts]),
-        by_position,
-    )

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autospec.backends.protocol import Cycle
+from autospec.backends.cycle import Cycle
 from autospec.predict.profile import AnswerProfile
 
-__all__ = ["Counts", "replay"]
+__all__ = ["Counts", "replay", "stacked"]
 
 Ints = npt.NDArray[np.int64]
 # Longer than any n_max: the draft would go on as long as it may.
@@ -118,6 +118,23 @@ def replay(
     # A cycle that accepted a tokens accepted the ones at places 1 … a.
     by_position = accepted_at[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
     return Counts(verified, steps, verified @ places, accepted_at @ places, by_position, opening)
+
+
+def stacked(counts: Sequence[Counts]) -> Counts:
+    """Counts of single draftings, or answers, as counts of all of them; which cycles were opening ones is not kept."""
+    widest = max(c.verified.shape[1] for c in counts)
+    verified = np.zeros((len(counts), widest), dtype=np.int64)
+    by_position = np.zeros((len(counts), widest - 1), dtype=np.int64)
+    for d, c in enumerate(counts):
+        verified[d, : c.verified.shape[1]] = c.verified[0]
+        by_position[d, : c.by_position.shape[1]] = c.by_position[0]
+    return Counts(
+        verified,
+        np.concatenate([c.steps for c in counts]),
+        np.concatenate([c.drafted for c in counts]),
+        np.concatenate([c.accepted for c in counts]),
+        by_position,
+    )
 
 
 def _runs(profile: AnswerProfile) -> Ints:

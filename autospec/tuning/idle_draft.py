@@ -13,7 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from autospec.backends.protocol import Completion, Idles, Server
+from autospec.backends.optional import Idles
+from autospec.backends.protocol import Completion, Server
 from autospec.drafting import Drafting
 from autospec.errors import BackendError
 from autospec.measure.asking import Asking

@@ -8,7 +8,9 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
-from autospec.backends.protocol import Backend, Cycle, InProcess, LaunchSettings, Server, Tokens
+from autospec.backends.cycle import Cycle
+from autospec.backends.optional import InProcess
+from autospec.backends.protocol import Backend, LaunchSettings, Server, Tokens
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
 

@@ -288,6 +288,9 @@ def _asked(main: Main) -> Tokens:
 
 
 def _identity(draft: str) -> str:
-    """Twelve hex digits that change with the file, as models are replaced under the same name."""
-    stat = Path(draft).stat()
-    return hashlib.sha256(f"{draft}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    """Twelve hex digits that change with the file, or a folder's files, as models are replaced under the same name."""
+    path = Path(draft)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    told = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+    return hashlib.sha256(f"{draft}\n{told}".encode()).hexdigest()[:12]

@@ -7,8 +7,10 @@ import signal
 
 import pytest
 
+from autospec.backends.cycle import Cycle
 from autospec.backends.mlx import Mlx
-from autospec.backends.protocol import Cycle, InProcess, LaunchSettings, Request, Watched
+from autospec.backends.optional import InProcess
+from autospec.backends.protocol import LaunchSettings, Request, Watched
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, RequestError, ServerDiedError
 from autospec.predict.profile import Scorer, profile_answer, profile_scored

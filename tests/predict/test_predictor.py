@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autospec.backends.protocol import Cycle, LaunchSettings, Request
+from autospec.backends.cycle import Cycle
+from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.predict.predictor import Predictor

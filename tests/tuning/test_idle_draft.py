@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from autospec.backends.protocol import Idles, LaunchSettings
+from autospec.backends.optional import Idles
+from autospec.backends.protocol import LaunchSettings
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.errors import RequestError

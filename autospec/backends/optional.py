@@ -1,0 +1,30 @@
+"""What a backend or a server may be able to do besides `autospec.backends.protocol`; whoever can use it asks with isinstance."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from autospec.backends.protocol import LaunchSettings, Server
+from autospec.drafting import Drafting
+
+__all__ = ["Idles", "InProcess"]
+
+
+@runtime_checkable
+class InProcess(Protocol):
+    """A backend that can run models without its HTTP server: its library's own functions, in a child process."""
+
+    def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> Server:
+        """Load a model, and its draft, in a process of their own, which can be asked in token ids.
+
+        Raises:
+            UnsupportedError, LaunchError, NotInForceError: As `Backend.launch`.
+        """
+
+
+@runtime_checkable
+class Idles(Protocol):
+    """A server that can be asked without drafting while its draft stays loaded, which is not the same as off."""
+
+    def idle(self) -> Server:
+        """A view on the same process that drafts nothing."""
