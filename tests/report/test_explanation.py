@@ -151,6 +151,28 @@ def test_a_steep_curve_is_called_so():
     assert "could not pay if all were accepted" in text
 
 
+def test_a_draft_that_reads_prompts_too_slowly_is_called_so():
+    """Its acceptance is above break-even, and what rules it out is said."""
+    ruled_out = PREDICTION["ruled_out"][0] | {"acceptance": 0.9, "by_prompt": True}
+    text = said(explain(recommendation(evidence={"prediction": PREDICTION | {"ruled_out": [ruled_out]}})))
+    assert "acceptance 0.90, break-even 0.58, and it makes prompts slower." in text
+
+
+@pytest.mark.parametrize(
+    ("interval", "pairs", "words"),
+    [
+        ([0.88, 0.93], 5, "-10.0 % (-12.0 % to -7.0 %)"),
+        (None, 1, "-10.0 % against a process without a draft, from 1 pair:"),
+    ],
+)
+def test_a_draft_that_is_loaded_and_not_used_is_told(interval, pairs, words):
+    """With its interval where there are pairs enough for one."""
+    idle = {"ratio": 0.9, "interval": interval, "pairs": pairs}
+    explained = explain(recommendation(evidence={"idle_draft": idle}))
+    assert words in said(explained)
+    assert explained.figures["idle_draft"] == idle
+
+
 def test_a_record_is_explained_by_its_runs():
     """Every recorded run and the notes of the founding record."""
     stored = recommendations_of(read_record(find_record("m2-ultra-2025-12-13")))
