@@ -60,6 +60,7 @@ class TuneRequest:
         temperature: 0 is greedy.
         context_tokens: Context of the launches where `args` name none.
         storage: SQLAlchemy URL.
+        study_storage: Address of Optuna's gRPC proxy for the studies; empty keeps them in `storage`.
         budget_s: Instead of the definition's.
         again: Measure afresh what is proven already.
         forget_answers: Keep no recorded answers when the tune ends.
@@ -78,6 +79,7 @@ class TuneRequest:
     budget_s: float | None = None
     again: bool = False
     forget_answers: bool = False
+    study_storage: str = ""
 
     @property
     def protocol(self) -> str:
@@ -273,7 +275,7 @@ class Tuning:
     def _cells(self, capabilities: Capabilities, space: Space) -> list[CellRun]:
         request = self.request
         types = request.prompt_types or request.suite.types()
-        storage = open_storage(request.storage)
+        storage = open_storage(request.study_storage or request.storage)
         settings = request.settings().args
         cells = []
         for prompt_type in [t for t in PromptType if t in types]:
