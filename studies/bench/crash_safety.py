@@ -48,6 +48,8 @@ from studies.bench.crash_table import Kill, broken, table
 from tests.lab import Lab, lab_folder
 from tests.tuning.test_real_tune import STUDY
 
+_ROOT = Path(__file__).resolve().parents[2]
+_CALM = _ROOT / "tests" / "daemon" / "other_machine"
 _ORPHANS_GONE_S = 15.0
 _FINAL_TUNE_S = 300.0
 # Nobody waits longer for a phase to begin: then the moment is now, whatever it hits.
@@ -135,11 +137,14 @@ class Bench:
         if backend == "llama-server":
             native = lab_folder() / "llama-server" / "llama-server"
             env["AUTOSPEC_LLAMA_SERVER"] = os.environ.get("AUTOSPEC_LLAMA_SERVER", str(native))
-        # Threads that spin on a shared machine make everything twenty times slower, and no speed is asked for here.
+        # Threads that spin on a shared machine make everything twenty times slower, and a tune waits for whoever else
+        # works there: no speed is asked for here.
         self._env = env | {
             "AUTOSPEC_HOME": str(home),
             "AUTOSPEC_TEST_LOCK_DIR": str(home),
             "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONPATH": os.pathsep.join([str(_CALM), str(_ROOT), os.environ.get("PYTHONPATH", "")]),
+            "AUTOSPEC_TEST_CHIP": "bench",
         }
         self._command = [
             *(sys.executable, "-m", "autospec", "tune", "--json", "--quiet", "--backend", backend),

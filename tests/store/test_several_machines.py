@@ -118,7 +118,7 @@ def grpc_proxy(database: str):
 def test_a_grpc_proxy_that_is_away_is_one_sentence():
     """What does not answer, and what to do."""
     pytest.importorskip("grpc", reason="the extra `grpc` is not installed")
-    with pytest.raises(StoreError, match="127.0.0.1:1 does not answer") as raised:
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:1 does not answer") as raised:
         open_storage("grpc://127.0.0.1:1", ready_s=0.2)
     assert "run_grpc_proxy_server" in raised.value.hint
 
