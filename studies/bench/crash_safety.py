@@ -45,11 +45,10 @@ from autospec.prompts.suite import Half, load_suite
 from autospec.tuning.definition import load_definition
 from studies.bench.crash_phases import PHASES, Database, Phase, Watch
 from studies.bench.crash_table import Kill, broken, table
+from tests.daemon.hooked import calm
 from tests.lab import Lab, lab_folder
 from tests.tuning.test_real_tune import STUDY
 
-_ROOT = Path(__file__).resolve().parents[2]
-_CALM = _ROOT / "tests" / "daemon" / "other_machine"
 _ORPHANS_GONE_S = 15.0
 _FINAL_TUNE_S = 300.0
 # Nobody waits longer for a phase to begin: then the moment is now, whatever it hits.
@@ -139,12 +138,10 @@ class Bench:
             env["AUTOSPEC_LLAMA_SERVER"] = os.environ.get("AUTOSPEC_LLAMA_SERVER", str(native))
         # Threads that spin on a shared machine make everything twenty times slower, and a tune waits for whoever else
         # works there: no speed is asked for here.
-        self._env = env | {
+        self._env = calm(env) | {
             "AUTOSPEC_HOME": str(home),
             "AUTOSPEC_TEST_LOCK_DIR": str(home),
             "OMP_WAIT_POLICY": "PASSIVE",
-            "PYTHONPATH": os.pathsep.join([str(_CALM), str(_ROOT), os.environ.get("PYTHONPATH", "")]),
-            "AUTOSPEC_TEST_CHIP": "bench",
         }
         self._command = [
             *(sys.executable, "-m", "autospec", "tune", "--json", "--quiet", "--backend", backend),

@@ -1,17 +1,19 @@
 """`autospec daemon` as it is, on a machine that is taken to be idle: tests share theirs with whatever runs beside them.
 
 ``python -m tests.daemon.quiet_daemon [OPTIONS OF autospec daemon]``: only the readings of other programs' load and of
-somebody's typing are replaced.
+somebody's typing are replaced, here and in the tunes that it starts.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
 from autospec.cli import cli
 from autospec.daemon.probes import Probes, Traffic
 from autospec.daemon.signals import Signals
+from tests.daemon.hooked import calm
 
 _read = Probes.read
 
@@ -24,4 +26,5 @@ def _quiet(self: Probes, traffic: Traffic, spent_today_s: float, *, measuring: b
 Probes.read = _quiet  # type: ignore[method-assign]
 
 if __name__ == "__main__":
+    os.environ |= calm(os.environ)
     cli.main(["daemon", *sys.argv[1:]], prog_name="autospec")

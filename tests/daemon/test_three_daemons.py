@@ -18,11 +18,11 @@ import sqlalchemy as sa
 
 from autospec.recommendations import Status
 from autospec.store.reader import StoredRecommendation, read_recommendations
+from tests.daemon.hooked import ROOT, calm
 from tests.daemon.test_real_daemon import status, until
 from tests.store.postgres import cluster
 from tests.tuning.test_real_tune import STUDY
 
-ROOT = Path(__file__).resolve().parents[2]
 TYPES = ("coding", "qa", "writing")
 # Two machines of one kind, which share their cells, and one of another.
 MACHINES = (("first", "alpha"), ("second", "alpha"), ("third", "beta"))
@@ -89,16 +89,8 @@ def _machine(home: Path, name: str, chip: str, database: str, model: Path) -> Ma
         f'daemon_idle = "1s"\ndaemon_step = "60s"\nstorage = "{database}"\n',
         encoding="utf-8",
     )
-    folders = [str(ROOT / "tests" / "daemon" / "other_machine"), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    env = {
-        **os.environ,
-        "AUTOSPEC_HOME": str(home),
-        "AUTOSPEC_TEST_LOCK_DIR": str(home),
-        "AUTOSPEC_TEST_CHIP": chip,
-        "AUTOSPEC_TEST_HOST": name,
-        "PYTHONPATH": os.pathsep.join(filter(None, folders)),
-    }
-    return Machine(home, env)
+    env = calm(os.environ, chip=chip, host=name)
+    return Machine(home, env | {"AUTOSPEC_HOME": str(home), "AUTOSPEC_TEST_LOCK_DIR": str(home)})
 
 
 @pytest.mark.slow
