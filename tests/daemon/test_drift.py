@@ -51,7 +51,7 @@ def test_a_change_is_not_taken_for_correlation():
     """It makes neighbours alike as well: what the chart knows of them is from before."""
     rng = random.Random(6)
     (found,) = drifts(samples(speeds(rng, 400) + speeds(rng, 100, 40.0)))
-    assert found.requests <= 460
+    assert found.requests <= 480
 
 
 def test_the_chart_does_not_care_for_the_distribution():
@@ -87,9 +87,10 @@ def test_what_is_too_small_to_matter_is_not_told():
 
 def test_a_change_that_begins_during_a_harmless_alarm_is_still_seen():
     """The chart falls back and keeps its ranks."""
+    rng = random.Random(15)
     chart = RankCusum()
-    for n in range(50):
-        chart.add(float(n % 7))
+    for _ in range(50):
+        chart.add(rng.random())
     chart.fall_back()
     assert any(chart.add(100.0 + n) is not None for n in range(12))
 
