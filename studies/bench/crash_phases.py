@@ -10,6 +10,7 @@ import json
 import sqlite3
 import time
 from collections import Counter
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from autospec.recommendations import SCHEMA, Recommendation
 __all__ = ["PHASES", "Database", "Phase", "Watch"]
 
 _ENTRY_SCHEMA = SCHEMA["properties"]["recommendations"]["items"]
-# After the last half of a look: the time in which its recommendation is written.
+# After the last measurement: the time in which the recommendation is written.
 _WRITING_S = 0.25
 
 
@@ -47,12 +48,11 @@ class Database:
     Args:
         path: The file.
         launches: Folder in which every launch has a record while it runs.
-        look_halves: Measurements that one look of the proof takes.
-        looks: How many looks there are.
+        halves: Measurements of a whole proof.
     """
 
-    def __init__(self, path: Path, launches: Path, look_halves: int, looks: int) -> None:
-        self.look_halves, self.looks = look_halves, looks
+    def __init__(self, path: Path, launches: Path, halves: int) -> None:
+        self.halves = halves
         self._path, self._launches = path, launches
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -85,6 +85,12 @@ class Database:
         """How many recommendations were ever stored."""
         found = self.rows("SELECT count(*) FROM autospec_recommendations")
         return int(found[0][0]) if found else 0
+
+    def is_finished(self) -> bool:
+        """True if the study has come to a recommendation since it was last begun afresh."""
+        made = [str(text) for (text,) in self.rows("SELECT created_at FROM autospec_recommendations")]
+        epoch = self.note("epoch")
+        return epoch is not None and any(datetime.fromisoformat(m).timestamp() >= int(epoch) for m in made)
 
     def torn(self) -> int:
         """Recommendations that do not read back whole."""
@@ -130,14 +136,13 @@ class Watch:
     """Tells the phase of the tune that starts now.
 
     Args:
-        database: Of its home.
-        afresh: True if it begins afresh, so that what prediction had does not count.
+        database: Of its home. After a recommendation it begins afresh, and what prediction had does not count.
     """
 
-    def __init__(self, database: Database, *, afresh: bool) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
         self._launches = database.launches()
-        self._old = database.surveys() if afresh else set()
+        self._old = database.surveys() if database.is_finished() else set()
         self._recommendations = database.recommendations()
 
     @property
@@ -145,17 +150,17 @@ class Watch:
         """True once it has stored a recommendation."""
         return self._database.recommendations() > self._recommendations
 
-    def phase(self, *, served: bool = False) -> Phase:
-        """Where it is, or where it was when it was killed just now.
+    def phase(self, at: float | None = None) -> Phase:
+        """Where it is.
 
         Args:
-            served: True if it is known to have had servers; else their records tell.
+            at: Where it was when it was killed at this moment, in seconds since the epoch.
         """
         database = self._database
-        if not served and not database.launches() - self._launches:
+        if not database.launches() - self._launches:
             return Phase.START
         if database.note("winner") is not None:
-            return self._proving(*database.proof())
+            return self._proving(*database.proof(), at or time.time())
         kinds = {
             (kind, kind == "times" and name == "main") for kind, name, _ in database.surveys() - self._old
         }
@@ -165,11 +170,7 @@ class Watch:
             return Phase.READING
         return Phase.TIMING if ("recording", False) in kinds else Phase.RECORDING
 
-    def _proving(self, halves: int, ended_at: float) -> Phase:
-        look_is_over = halves > 0 and halves % self._database.look_halves == 0
-        if not look_is_over:
+    def _proving(self, halves: int, ended_at: float, now: float) -> Phase:
+        if halves < self._database.halves:
             return Phase.PROOF
-        if time.time() - ended_at < _WRITING_S:
-            return Phase.WRITING
-        last = halves >= self._database.looks * self._database.look_halves
-        return Phase.END if last else Phase.PROOF
+        return Phase.WRITING if now - ended_at < _WRITING_S else Phase.END

@@ -2,11 +2,11 @@
 
     python -m studies.bench.crash_safety [--times 100] [--seed 1] [--backend llama-server] [--home FOLDER]
 
-A tune of the lab's smallest models is killed again and again, on one study: each start goes on where the one before
-was killed, and a tune that came to its recommendation is begun afresh. One tune is watched first, to learn how long
-each of its phases takes; then the kills take the phases by turns, so that short ones are hit as often as long ones,
-and fall at a random moment of the phase. What was really hit is told by the database, just
-before the kill.
+A tune of the lab's smallest models is killed again and again, on one study and always with the same command, which has
+``--again``: each start goes on where the one before was killed, and begins afresh after one that came to its end. One tune is watched
+first, to learn how long each of its phases takes; then the kills take the phases by turns, so that short ones are hit as often as long ones,
+and fall at a random moment of the phase. What was really hit is told by the database, after
+the kill.
 
 After every kill:
 
@@ -56,7 +56,7 @@ _PHASE_BEGINS_S = 90.0
 # Often enough to see a phase of a fifth of a second begin, seldom enough to be no neighbour to whoever measures.
 _LOOK_EVERY_S = 0.02
 # A recommendation is written in some milliseconds: around it, every kill is close.
-_WRITING_S = 0.12
+_WRITING_S = 0.15
 # By turns; search and proof are most of a tune and have the most to lose.
 _TURNS = (
     *(Phase.START, Phase.RECORDING, Phase.TIMING, Phase.READING, Phase.SEARCH, Phase.SEARCH),
@@ -124,13 +124,11 @@ class Bench:
         self._database = Database(
             home / "state" / "autospec.db",
             home / "state" / "launches",
-            look_halves=2 * len(suite.of(PromptType.QA, Half.PROVE)),
-            looks=rule.looks[-1],
+            halves=2 * len(suite.of(PromptType.QA, Half.PROVE)) * rule.looks[-1],
         )
         self._kept = home / "kills.jsonl"
         self._lengths_s: dict[str, float] = {}
         self._seen: set[Any] = set()
-        self._again: list[str] = []
         self._failed: list[str] = []
         self._finished = 0
         env = {k: v for k, v in os.environ.items() if not k.startswith("AUTOSPEC_")}
@@ -145,7 +143,7 @@ class Bench:
             "OMP_WAIT_POLICY": "PASSIVE",
         }
         self._command = [
-            *(sys.executable, "-m", "autospec", "tune", "--json", "--quiet", "--backend", backend),
+            *(sys.executable, "-m", "autospec", "tune", "--again", "--json", "--quiet", "--backend", backend),
             *("--model", str(lab.path("smollm2")), "--draft", str(lab.path("tiny"))),
             *("--study", str(home / "study.toml"), "--suite", str(home / "suite.jsonl")),
         ]
@@ -165,7 +163,7 @@ class Bench:
                 file.write(json.dumps(kills[-1]) + "\n")
             print(f"{len(kills)}: aimed at {kill.aimed}, hit {kill.hit}", file=sys.stderr, flush=True)
         # The last kill may have left the study anywhere: this one has to bring it to its end.
-        final = self._undisturbed(self._again)
+        final = self._undisturbed()
         sys.stdout.write(table(kills, final, self._lengths_s, _ORPHANS_GONE_S))
         return 0 if kills and final and not broken(kills) else 1
 
@@ -181,9 +179,9 @@ class Bench:
     def _learn(self) -> None:
         """Watch one tune from its beginning: how long is each phase?"""
         child = subprocess.Popen(
-            [*self._command, "--again"], env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            self._command, env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        watch = Watch(self._database, afresh=True)
+        watch = Watch(self._database)
         began = {Phase.START: time.monotonic()}
         while child.poll() is None:
             began.setdefault(watch.phase(), time.monotonic())
@@ -192,11 +190,10 @@ class Bench:
             raise SystemExit(f"the tune that nobody disturbs ended with {child.returncode}")
         ends = [*list(began.values())[1:], time.monotonic()]
         self._lengths_s = {p: end - at for (p, at), end in zip(began.items(), ends, strict=True)}
-        self._again = ["--again"]
 
-    def _undisturbed(self, again: list[str]) -> list[dict[str, Any]]:
+    def _undisturbed(self) -> list[dict[str, Any]]:
         done = subprocess.run(
-            [*self._command, *again], env=self._env, timeout=_FINAL_TUNE_S, stdout=subprocess.PIPE,
+            self._command, env=self._env, timeout=_FINAL_TUNE_S, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, check=False,
         )  # fmt: skip
         found: list[dict[str, Any]] = (
@@ -206,12 +203,9 @@ class Bench:
 
     def _kill(self, aimed: Phase, rng: random.Random) -> Kill | None:
         """One start and its kill; ``None`` if it ended before."""
-        if aimed is Phase.RECORDING and self._database.note("winner") is not None:
-            # The turns begin anew, and what was recorded stays recorded until somebody asks to measure afresh.
-            self._again = ["--again"]
-        watch = Watch(self._database, afresh=bool(self._again))
+        watch = Watch(self._database)
         child = subprocess.Popen(
-            [*self._command, *self._again], env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            self._command, env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         spread_s = _WRITING_S if aimed is Phase.WRITING else self._lengths_s.get(aimed, 1.0)
         self._wait_for(aimed, watch, child)
@@ -225,24 +219,23 @@ class Bench:
             if child.returncode:
                 self._failed.append(f"{child.returncode}: {said[-300:]}")
             self._finished += 1
-            self._again = ["--again"]
             return None
-        servers = len(self.processes()) - 1
-        before = self._database.measurements()
-        hit = watch.phase(served=servers > 0)
         child.kill()
-        child.communicate()
-        self._again = []
-        began = time.monotonic()
-        while (left := self.processes()) and time.monotonic() - began < _ORPHANS_GONE_S:
+        at, began = time.time(), time.monotonic()
+        child.wait()
+        left = self.processes()
+        servers = len(left)
+        while left and time.monotonic() - began < _ORPHANS_GONE_S:
             time.sleep(0.05)
+            left = self.processes()
         ended_s = time.monotonic() - began
         for process in left:
             process.kill()
-        self._seen |= before
+        # What this kill finds must be there after every kill to come.
         now = self._database.measurements()
+        self._seen |= now
         kill = Kill(
-            aimed=aimed, hit=hit, written=watch.written, servers=servers, measurements=len(now), lost=len(self._seen - now),
+            aimed=aimed, hit=watch.phase(at), written=watch.written, servers=servers, measurements=len(now), lost=len(self._seen - now),
             orphans=len(left), ended_s=round(ended_s, 2), torn=self._database.torn(),
             unsound=not self._database.sound(), twice=self._database.trials_done_twice(),
             failed=tuple(self._failed), finished=self._finished,

@@ -20,7 +20,7 @@ class Kill:
         aimed: Phase at which it was aimed.
         hit: Phase that the database shows.
         written: True if this start had stored a recommendation.
-        servers: Processes below the tune.
+        servers: Processes of its that were found just after.
         measurements: In the database.
         lost: Measurements that earlier kills had found there and this one did not.
         orphans: Processes left after fifteen seconds.
