@@ -155,7 +155,10 @@ class Bench:
         """Kill until there are so many kills or the time is over; then leave one tune alone."""
         lines = self._kept.read_text(encoding="utf-8").splitlines() if self._kept.exists() else []
         kills = [json.loads(line) for line in lines]
-        self._learn()
+        lengths = self._home / "lengths.json"
+        if not lengths.exists():
+            lengths.write_text(json.dumps(self._learn()), encoding="utf-8")
+        self._lengths_s = json.loads(lengths.read_text(encoding="utf-8"))
         rng = random.Random(seed + len(kills))
         while len(kills) < times and time.monotonic() < until_s:
             kill = self._kill(_TURNS[len(kills) % len(_TURNS)], rng)
@@ -165,10 +168,11 @@ class Bench:
             with self._kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(kills[-1]) + "\n")
             print(f"{len(kills)}: aimed at {kill.aimed}, hit {kill.hit}", file=sys.stderr, flush=True)
-        # The last kill may have left the study anywhere: this one has to bring it to its end.
-        final = self._undisturbed()
+        # The last kill may have left the study anywhere: this one has to bring it to its end. Earlier sittings have the next.
+        is_last = len(kills) >= times
+        final = self._undisturbed() if is_last else []
         sys.stdout.write(table(kills, final, self._lengths_s, _ORPHANS_GONE_S))
-        return 0 if kills and final and not broken(kills) else 1
+        return 1 if broken(kills) or (is_last and not final) else 0
 
     def processes(self) -> list[psutil.Process]:
         """Processes that carry this home in their environment, but for this one."""
@@ -179,7 +183,7 @@ class Bench:
                     found.append(process)
         return found
 
-    def _learn(self) -> None:
+    def _learn(self) -> dict[str, float]:
         """Watch one tune from its beginning: how long is each phase?"""
         child = subprocess.Popen(
             self._command, env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -192,7 +196,7 @@ class Bench:
         if child.returncode:
             raise SystemExit(f"the tune that nobody disturbs ended with {child.returncode}")
         ends = [*list(began.values())[1:], time.monotonic()]
-        self._lengths_s = {p: end - at for (p, at), end in zip(began.items(), ends, strict=True)}
+        return {p: end - at for (p, at), end in zip(began.items(), ends, strict=True)}
 
     def _undisturbed(self) -> list[dict[str, Any]]:
         done = subprocess.run(
