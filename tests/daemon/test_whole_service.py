@@ -156,6 +156,11 @@ def test_traffic_that_comes_and_goes_and_a_draft_that_appears(service: Service, 
         until(lambda: "a request came" in service.events(), "the end of the step", 5.0)
         words = service.said("daemon", "--status")
         assert "1 proxy is connected, idle." in words
+        assert service.get("/autospec/v1/status")["proxy"]["daemon"]["event"] in (
+            "resting",
+            "yielded",
+            "tuning",
+        )
         assert re.search(r"Why: (a request came|the last request ended \d+ s ago)", words), words
         until(lambda: service.stored() == [Status.PROVEN], "the proof")
         service.ask()
