@@ -150,6 +150,11 @@ class Watch:
         """True once it has stored a recommendation."""
         return self._database.recommendations() > self._recommendations
 
+    @property
+    def is_proving(self) -> bool:
+        """True once the last look of the proof is near."""
+        return self._database.proof()[0] >= self._database.halves - 1
+
     def phase(self, at: float | None = None) -> Phase:
         """Where it is.
 

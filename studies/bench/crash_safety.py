@@ -55,8 +55,8 @@ _FINAL_TUNE_S = 300.0
 _PHASE_BEGINS_S = 90.0
 # Often enough to see a phase of a fifth of a second begin, seldom enough to be no neighbour to whoever measures.
 _LOOK_EVERY_S = 0.02
-# A recommendation is written in some milliseconds: around it, every kill is close.
-_WRITING_S = 0.15
+# A recommendation is written some milliseconds after the last measurement: around it, every kill is close.
+_WRITING_S, _WRITING_LOOK_EVERY_S = 0.06, 0.002
 # By turns; search and proof are most of a tune and have the most to lose.
 _TURNS = (
     *(Phase.START, Phase.RECORDING, Phase.TIMING, Phase.READING, Phase.SEARCH, Phase.SEARCH),
@@ -260,7 +260,8 @@ class Bench:
             and child.poll() is None
             and time.monotonic() < deadline
         ):
-            time.sleep(_LOOK_EVERY_S)
+            near = aimed is Phase.WRITING and watch.is_proving
+            time.sleep(_WRITING_LOOK_EVERY_S if near else _LOOK_EVERY_S)
 
 
 if __name__ == "__main__":
