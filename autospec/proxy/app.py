@@ -70,6 +70,7 @@ class Proxy:
         hardware: This machine.
         samples: Where evidence goes; ``None`` keeps none.
         serving: Made around every request that is forwarded, to tell others that somebody is being served.
+        daemon: What the daemon last said that it does, see `autospec.service.control`; empty without one.
     """
 
     def __init__(
@@ -82,10 +83,12 @@ class Proxy:
         hardware: Callable[[], Hardware],
         samples: SampleWriter | None = None,
         serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        daemon: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.in_flight = 0
         self._dispatch = dispatch
         self._rules = rules
+        self._daemon = daemon
         self._classify = classify
         self._samples = samples
         self._serving = serving
@@ -223,6 +226,7 @@ class Proxy:
             "default_model": self._rules.default_model or None,
             "samples_written": self._samples.written if self._samples else 0,
             "samples_lost": self._samples.lost if self._samples else 0,
+            "daemon": dict(self._daemon()) or None,
         }
 
 

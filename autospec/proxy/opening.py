@@ -5,7 +5,7 @@ from __future__ import annotations
 from autospec.backends.registry import backend_for
 from autospec.cells import Hardware
 from autospec.hardware import identify
-from autospec.proxy.offers import engines_of, read_offers
+from autospec.proxy.offers import Offers, engines_of, read_offers
 from autospec.proxy.supervisor import Supervisor
 from autospec.proxy.terms import Sources, Terms
 from autospec.proxy.threads import in_thread
@@ -26,7 +26,10 @@ async def open_supervisor(settings: Settings) -> Supervisor:
     """
     hardware = await in_thread(identify)
     terms = Terms.of(settings, hardware)
-    engines, refused = await in_thread(lambda: engines_of(settings, backend_for))
+
+    def offers() -> Offers:
+        # The backends are probed each time: a build may be replaced while the proxy runs.
+        return read_offers(settings, *engines_of(settings, backend_for))
 
     def save(recommendation: Recommendation, machine: Hardware, cell_key: str) -> None:
         store = open_store(settings.storage)
@@ -37,7 +40,7 @@ async def open_supervisor(settings: Settings) -> Supervisor:
 
     sources = Sources(
         hardware=hardware,
-        offers=lambda: read_offers(settings, engines, refused),
+        offers=offers,
         newest=lambda: newest_recommendation(settings.storage),
         recommendations=lambda: read_recommendations(settings.storage),
         save=save,

@@ -7,9 +7,10 @@ import contextlib
 import errno
 import gc
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
@@ -93,6 +94,7 @@ async def listen(
     storage: str,
     classify: Classify,
     serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    daemon: Callable[[], Mapping[str, Any]] = dict,
     grace_s: float = _GRACE_S,
 ) -> AsyncIterator[Listening]:
     """A proxy for as long as the context lasts; leaving it lets requests in flight end.
@@ -105,6 +107,7 @@ async def listen(
         storage: The database's URL, for recommendations and samples.
         classify: The kind of prompt in a body.
         serving: Made around every forwarded request.
+        daemon: What the daemon last said that it does.
         grace_s: How long requests in flight may go on.
 
     Raises:
@@ -119,6 +122,7 @@ async def listen(
         hardware=identify,
         samples=samples,
         serving=serving,
+        daemon=daemon,
     )
     runner = web.ServerRunner(HttpServer(proxy.handle), shutdown_timeout=grace_s)
     try:
@@ -182,6 +186,7 @@ async def run(
                 storage=settings.storage,
                 classify=classify,
                 serving=link.serving,
+                daemon=lambda: link.daemon,
             ) as listening:
                 ready(listening.base_url)
                 await asked.wait()
