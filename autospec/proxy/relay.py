@@ -13,6 +13,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from autospec.proxy import headers as passing
+from autospec.proxy.answer import Answer, BrokenError, NotHttpError, Sink
 from autospec.proxy.dispatch import Dispatch, Lease, Wanted
 from autospec.proxy.event_stream import WholeEvents
 from autospec.proxy.http_server import problem_response
@@ -20,7 +21,7 @@ from autospec.proxy.intake import Intake, Refused
 from autospec.proxy.outcome import Outcome
 from autospec.proxy.problems import Problem, event, shape_of
 from autospec.proxy.tail import Tail, read_counts, saw_the_end
-from autospec.proxy.upstream import Answer, BrokenError, NotHttpError, Sink, Upstream
+from autospec.proxy.upstream import Upstream
 
 __all__ = ["Relay"]
 
@@ -166,9 +167,7 @@ class _Passage:
             # Also when the client went away: the server sees it at once and stops working for nobody.
             answer.close()
 
-    async def _ask(
-        self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes
-    ) -> Answer:
+    async def _ask(self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes) -> Answer:
         lease, request = self._lease, self._request
         try:
             return await upstream.ask(lease.base_url, request.method, _target(request), headers, content)
@@ -178,7 +177,9 @@ class _Passage:
         except BrokenError as error:
             raise _BrokeEarlyError from error
         except ValueError:
-            raise Refused(Problem(400, "A header or the path holds a line break.", "invalid_header")) from None
+            raise Refused(
+                Problem(400, "A header or the path holds a line break.", "invalid_header")
+            ) from None
 
     def _response(self, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
         if self._wanted.prompt_type is not None:
@@ -226,7 +227,11 @@ class _Passage:
         Only for streams in chunks; aiohttp, which counts the bytes of all others, writes those.
         """
         transport = self._request.transport
-        if events is None or transport is None or "chunked" not in response.headers.get("Transfer-Encoding", ""):
+        if (
+            events is None
+            or transport is None
+            or "chunked" not in response.headers.get("Transfer-Encoding", "")
+        ):
             return None
         tail = self._tail
 
