@@ -35,7 +35,8 @@ from autospec.proxy.metrics import Metrics
 from autospec.proxy.models import meant_model, running_model
 from autospec.proxy.outcome import Outcome, sample_of
 from autospec.proxy.problems import Problem, problem_of, shape_of
-from autospec.proxy.relay import Relay, open_session
+from autospec.proxy.relay import Relay
+from autospec.proxy.upstream import Upstream
 
 __all__ = ["Proxy", "Rules"]
 
@@ -93,11 +94,11 @@ class Proxy:
         self._samples = samples
         self._serving = serving
         self._started = time.time()
-        self._session = open_session()
+        self._upstream = Upstream()
         self._metrics = Metrics(lambda: self.in_flight, lambda: samples.lost if samples else 0)
         self._endpoints = Endpoints(dispatch, self._metrics, storage, hardware, self._about)
         self._relay = Relay(
-            self._session,
+            self._upstream,
             dispatch,
             seen=self._seen,
             retried=self._metrics.retried,
@@ -107,7 +108,7 @@ class Proxy:
     async def close(self) -> None:
         """Let go of connections; requests in flight have ended."""
         self._endpoints.close()
-        await self._session.close()
+        self._upstream.close()
 
     def stop_events(self) -> None:
         """End the event streams, which would never end by themselves."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from autospec.backends.registry import backend_for
 from autospec.cells import Hardware
 from autospec.hardware import identify
@@ -17,8 +19,14 @@ from autospec.store.reader import newest_recommendation, read_recommendations
 __all__ = ["open_supervisor"]
 
 
-async def open_supervisor(settings: Settings) -> Supervisor:
+async def open_supervisor(
+    settings: Settings, machine_is_free: Callable[[], Awaitable[object]] | None = None
+) -> Supervisor:
     """Probe the backends, scan the disk, read the recommendations. Starts no server yet.
+
+    Args:
+        settings: For backends, models, storage and limits.
+        machine_is_free: Awaited before each launch.
 
     Raises:
         AutospecError: Settings that cannot be meant, a backend that was named and is not there, a database that cannot
@@ -44,5 +52,6 @@ async def open_supervisor(settings: Settings) -> Supervisor:
         newest=lambda: newest_recommendation(settings.storage),
         recommendations=lambda: read_recommendations(settings.storage),
         save=save,
+        machine_is_free=machine_is_free,
     )
     return await Supervisor.start(terms, sources)

@@ -50,13 +50,19 @@ class Listening:
     proxy: Proxy
 
 
-async def make_dispatch(settings: Settings) -> Dispatch:
+async def make_dispatch(
+    settings: Settings, machine_is_free: Callable[[], Awaitable[object]] | None = None
+) -> Dispatch:
     """What lends servers to the proxy; the one place that chooses it.
+
+    Args:
+        settings: For backends, models, storage and limits.
+        machine_is_free: Awaited before each launch, see `ProxyLink.machine_is_free`; ``None`` where no daemon can measure.
 
     Raises:
         AutospecError: There is no way to serve models.
     """
-    return await open_supervisor(settings)
+    return await open_supervisor(settings, machine_is_free)
 
 
 def make_classify() -> Classify:
@@ -148,7 +154,7 @@ async def listen(
 
 async def run(
     settings: Settings,
-    make_dispatch: Callable[[], Awaitable[Dispatch]],
+    make_dispatch: Callable[[ProxyLink], Awaitable[Dispatch]],
     rules: Rules,
     *,
     port: int,
@@ -160,7 +166,7 @@ async def run(
 
     Args:
         settings: For address and storage.
-        make_dispatch: Makes what lends servers, inside of the event loop.
+        make_dispatch: Makes what lends servers, inside of the event loop; given the link to the daemon.
         rules: From `rules_for`.
         port: 0 takes a free one.
         classify: The kind of prompt in a body.
@@ -172,9 +178,9 @@ async def run(
     """
     task = asyncio.current_task()
     assert task is not None
-    dispatch = await make_dispatch()
     # A daemon that measures hears of every request, and gives the machine back within a second.
     link = ProxyLink(settings.state_dir)
+    dispatch = await make_dispatch(link)
     try:
         await link.start()
         with _signals(task) as asked:

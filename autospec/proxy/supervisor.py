@@ -67,7 +67,14 @@ class Supervisor:
         self._terms = terms
         self._sources = sources
         self._clock = clock
-        self._conductor = Conductor(terms, offers, self._gave_up, planner=planner, clock=clock)
+        self._conductor = Conductor(
+            terms,
+            offers,
+            self._gave_up,
+            planner=planner,
+            clock=clock,
+            machine_is_free=sources.machine_is_free,
+        )
         self._stored: Sequence[StoredRecommendation] = ()
         self._newest = -1
         self._scanned_at_s = clock()
