@@ -14,16 +14,19 @@ otherwise:
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from autospec.backends.launching import launch_server
+from autospec.backends.mlx_in_process import CHILD as IN_PROCESS
+from autospec.backends.mlx_in_process import MlxInProcess
 from autospec.backends.mlx_package import CHILD, MlxPackage, unrewindable
 from autospec.backends.mlx_server import MlxServer
 from autospec.backends.ports import HOST
-from autospec.backends.protocol import Capabilities, LaunchSettings
+from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
 from autospec.drafting import Drafting, Mode
 from autospec.errors import LaunchError, UnsupportedError, UsageError
 
@@ -31,6 +34,7 @@ __all__ = ["Mlx", "PromptCache"]
 
 _CACHE_SIZE = "--prompt-cache-size"
 _NO_CACHE = (_CACHE_SIZE, "0")
+_LAUNCHED = "default_model"
 # What autospec sets itself.
 _OWNED = frozenset(
     {
@@ -104,6 +108,7 @@ class Mlx:
             tells_drafts=package.tells_drafts,
             takes_p_min=False,
             notes=tuple(notes),
+            cycle=Cycle.MLX_LM,
         )
 
     def prompt_cache(self) -> PromptCache:
@@ -144,19 +149,46 @@ class Mlx:
             NotInForceError: It runs with another drafting than asked for.
         """
         arguments = self._arguments(model_path, drafting, settings)
-        # mlx_lm takes what is no folder for a name on the Hugging Face hub, and would download it.
-        for what, path in (("model", model_path), ("draft", drafting.draft)):
-            if path is not None and not (Path(path) / "config.json").is_file():
-                raise LaunchError(
-                    f"The {what} {path} could not be loaded: it is no folder with a config.json.",
-                    "autospec models lists what was found.",
-                    permanent=True,
-                )
+        _check_folders(model_path, drafting)
+        # Users' chats need the cache, and it is right as long as nothing drafts; `request_fields` sees to that.
+        cache = () if settings.serving and drafting.is_off else _NO_CACHE
         return launch_server(
             lambda process, port: MlxServer(process, drafting, port, settings.ready_timeout_s),
             lambda port: (
                 *(sys.executable, *CHILD, "serve", *arguments),
-                *(*_NO_CACHE, "--host", HOST, "--port", str(port)),
+                *(*cache, "--host", HOST, "--port", str(port)),
+            ),
+            self.capabilities(),
+            ready_timeout_s=settings.ready_timeout_s,
+            state_dir=self._state_dir,
+        )
+
+    def request_fields(self, drafting: Drafting) -> Mapping[str, Any]:
+        """What a request to a launch carries, whatever its client wrote: the launch's own models, and how many tokens.
+
+        ``default_model`` is mlx_lm.server's name for what its command line named, for no draft too (`ModelProvider.load`):
+        another name would be loaded in place of both models, or be looked for on the Hugging Face hub. No tokens with
+        a draft in memory is not `off` as it is measured (`autospec.tuning.idle_draft`), but it drafts nothing.
+        """
+        models = {"model": _LAUNCHED, "draft_model": _LAUNCHED}
+        return {**models, "num_draft_tokens": 0 if drafting.is_off else drafting.n_max}
+
+    def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxInProcess:
+        """Load the models in a child that answers with `mlx_lm.stream_generate`; see `mlx_in_process`.
+
+        Raises:
+            UnsupportedError, UsageError, ModelFileError, LaunchError, NotInForceError: As `launch`.
+        """
+        self._arguments(model_path, drafting, settings)  # what the server refuses is refused here too
+        _check_folders(model_path, drafting)
+        drafted = () if drafting.is_off else ("--draft-model", str(drafting.draft))
+        number = () if drafting.is_off else ("--num-draft-tokens", str(drafting.n_max))
+        by_hand = (sys.executable, "-m", "mlx_lm", "generate", "--model", model_path, *drafted, *number)
+        return launch_server(
+            lambda process, port: MlxInProcess(process, drafting, port, command=by_hand),
+            lambda port: (
+                *(sys.executable, *IN_PROCESS, "--model", model_path, *drafted, *settings.args),
+                *("--host", HOST, "--port", str(port)),
             ),
             self.capabilities(),
             ready_timeout_s=settings.ready_timeout_s,
@@ -188,6 +220,21 @@ class Mlx:
         if self._found is None:
             self._found = MlxPackage.installed(self._state_dir)
         return self._found
+
+
+def _check_folders(model_path: str, drafting: Drafting) -> None:
+    """mlx_lm takes what is no folder for a name on the Hugging Face hub, and would download it.
+
+    Raises:
+        LaunchError: The model or its draft is no folder of a model.
+    """
+    for what, path in (("model", model_path), ("draft", drafting.draft)):
+        if path is not None and not (Path(path) / "config.json").is_file():
+            raise LaunchError(
+                f"The {what} {path} could not be loaded: it is no folder with a config.json.",
+                "autospec models lists what was found.",
+                permanent=True,
+            )
 
 
 def _check(package: MlxPackage, args: Sequence[str]) -> None:

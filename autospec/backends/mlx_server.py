@@ -47,10 +47,13 @@ class MlxServer(LaunchedServer):
         self._client = StreamedClient(self.base_url, "mlx_lm.server", process.wait_ended, process.log_tail)
         self._load_timeout_s = load_timeout_s
         self._tells_drafts = False
+        self.unused = False
 
     def complete(self, request: Request) -> Completion:
         """See `LaunchedServer`. The time of the prompt is that of the first text, which some tokens may hold back."""
-        extra = {} if self.drafting.is_off else {"num_draft_tokens": self.drafting.n_max}
+        extra = (
+            {} if self.drafting.is_off else {"num_draft_tokens": 0 if self.unused else self.drafting.n_max}
+        )
         done = self._client.complete(request, extra)
         if not self._tells_drafts:
             return replace(done, drafted=None, accepted=None)
@@ -68,6 +71,13 @@ class MlxServer(LaunchedServer):
             return None
         view = copy.copy(self)
         view.drafting = drafting
+        view.unused = False
+        return view
+
+    def idle(self) -> Server:
+        """See `autospec.backends.protocol.Idles`."""
+        view = copy.copy(self)
+        view.unused = True
         return view
 
     def ready(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 from autospec.cells import Build
@@ -16,7 +17,10 @@ __all__ = [
     "Backend",
     "Capabilities",
     "Completion",
+    "Cycle",
     "DraftsPerRequest",
+    "Idles",
+    "InProcess",
     "LaunchSettings",
     "Proposal",
     "Request",
@@ -25,6 +29,15 @@ __all__ = [
     "Tokens",
     "Watched",
 ]
+
+
+class Cycle(Enum):
+    """How drafting and verifying take turns; `autospec.predict.replay` plays both on paper."""
+
+    LLAMA_CPP = "llama.cpp"
+    """The prompt's own batch gives the first token, and cycles follow. The draft, too, computes what is verified."""
+    MLX_LM = "mlx_lm"
+    """The first cycle begins at the prompt's end: the first token is verified like all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,7 @@ class Capabilities:
         only: The one (n_max, p_min) with which it drafts, where neither can be chosen.
         measures_only: True if drafting cannot be chosen at all: what runs can be measured, nothing can be compared.
         notes: Sentences for `doctor`, e.g. which modes this build lacks.
+        cycle: How drafting and verifying take turns.
     """
 
     build: Build
@@ -50,6 +64,7 @@ class Capabilities:
     only: tuple[int, float | None] | None = None
     measures_only: bool = False
     notes: tuple[str, ...] = ()
+    cycle: Cycle = Cycle.LLAMA_CPP
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,11 +259,31 @@ class Watched(Protocol):
 
 
 @runtime_checkable
+class Idles(Protocol):
+    """A server that can be asked without drafting while its draft stays loaded, which is not the same as off."""
+
+    def idle(self) -> Server:
+        """A view on the same process that drafts nothing."""
+
+
+@runtime_checkable
 class DraftsPerRequest(Protocol):
     """A backend whose drafting goes with the request (`Capabilities.drafting_per_request`)."""
 
     def request_fields(self, drafting: Drafting) -> Mapping[str, Any]:
         """The fields of a request's JSON that put a drafting in force."""
+
+
+@runtime_checkable
+class InProcess(Protocol):
+    """A backend that can run models without its HTTP server: its library's own functions, in a child process."""
+
+    def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> Server:
+        """Load a model, and its draft, in a process of their own, which can be asked in token ids.
+
+        Raises:
+            UnsupportedError, LaunchError, NotInForceError: As `Backend.launch`.
+        """
 
 
 class Backend(Protocol):

@@ -14,7 +14,7 @@ from autospec.catalog.vocabulary import bos_eos_note, vocabulary_mismatch
 from autospec.drafting import Mode
 from autospec.errors import ModelFileError
 
-__all__ = ["MAX_RELATIVE_COST", "Candidate", "candidates", "count_fits", "undraftable"]
+__all__ = ["MAX_RELATIVE_COST", "Candidate", "candidates", "count_fits", "format_mismatch", "undraftable"]
 
 # Decoding is bound by memory, so a model's cost per token is the bytes of weights that it reads. With the draft's
 # cost r (as a part of the main model's) and an acceptance of a, one proposal per cycle makes (1 + a) / (1 + r) times
@@ -158,6 +158,14 @@ def undraftable(main: Model) -> str:
     return ""
 
 
+def format_mismatch(main: Model, draft: Model) -> str:
+    """The end of the sentence that refuses a draft whose format no backend of the main model loads; empty for none."""
+    if draft.format == main.format:
+        return ""
+    names = {"gguf": "a GGUF file", "mlx": "an MLX folder"}
+    return f"is {names[draft.format]} and the main model {names[main.format]}: no backend runs both together"
+
+
 def count_fits(main: Model, models: Iterable[Model], *, memory_bytes: int, context_tokens: int) -> int:
     """How many of `candidates` fit, without a sentence for each of the others.
 
@@ -185,11 +193,12 @@ def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) 
     if draft.fingerprint == main.fingerprint:
         return lambda: "is the main model itself"
     if draft.format != main.format:
-        return lambda: f"is in another format ({draft.format}, the main model is {main.format})"
+        return lambda: format_mismatch(main, draft)
     if why := undraftable(main):
         return lambda: f"cannot be used: the main model {why}"
-    if draft.format == "mlx" and draft.has_recurrent_state:
-        return lambda: "cannot be used: it has layers with a recurrent state, which mlx_lm cannot roll back"
+    if why := undraftable(draft):
+        # The text would be right, but rejected tokens would stay in the draft's cache and spoil its later proposals.
+        return lambda: f"cannot be used: it {why}"
     if draft.bytes_per_token > main.bytes_per_token * MAX_RELATIVE_COST:
         return lambda: _too_large(main, draft)
     if draft.head is not None and (why := _head_mismatch(main, draft)):

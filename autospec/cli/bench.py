@@ -154,12 +154,17 @@ def command(
 
 
 def _draft(catalog: Catalog, main: Model, wanted: str, here: Hardware, context_tokens: int) -> Model:
-    from autospec.catalog.candidates import candidates
+    from autospec.catalog.candidates import candidates, format_mismatch
     from autospec.drafting import Mode
     from autospec.errors import ModelChoiceError
 
     if wanted:
-        return catalog.find(wanted)
+        named = catalog.find(wanted)
+        if why := format_mismatch(main, named):
+            raise ModelChoiceError(
+                f"{named.name} {why}.", f"`autospec drafts --model {main.name}` lists what fits."
+            )
+        return named
     fitting = [
         c.model
         for c in candidates(
@@ -218,9 +223,14 @@ def _methodology(
     sentences = [
         f"**Backend:** {build.backend} {build.version}",
         f"**Main Model:** {main.name} ({main.architecture}, {kind}, {main.quantization})",
-        "Speeds are of generation by the server's own clock; whole requests by ours.",
+        f"Speeds are of generation by {_whose_clock(groups[0].backend)}; whole requests by ours.",
         _how_runs_went(abilities, runs),
     ]
+    if groups[0].backend == "mlx":
+        sentences.append(
+            "That clock starts with the first token, and a drafted answer's first cycle brings up to n more with it: of "
+            "short answers compare whole requests."
+        )
     if p_min:
         sentences.append(
             f"Draft tokens are proposed while the draft is at least {p_min[0]:g} sure (p-min), n-min 0."
@@ -239,8 +249,16 @@ def _methodology(
     return tuple(sentences)
 
 
+def _whose_clock(backend: str) -> str:
+    if backend == "mlx":
+        return "`mlx_lm.stream_generate`'s own clock (its `generation_tps`)"
+    return "the server's own clock"
+
+
 def _how_runs_went(abilities: Capabilities, runs: int) -> str:
-    if abilities.measures_only or abilities.drafting_per_request:
+    if abilities.build.backend == "mlx":
+        where = "each in a process of its own (`mlx_lm.stream_generate`, no server), one process at a time"
+    elif abilities.measures_only or abilities.drafting_per_request:
         where = "one request after another to the same server"
     else:
         where = "each on a launch of its own (a repeated prompt would be remembered), one launch at a time"

@@ -3,7 +3,8 @@
 Every run has a launch of its own. A prompt that is repeated on one launch is another experiment for drafting: n-gram
 pools and replayed draft caches remember it (DESIGN §6). Launches are one at a time, so that models that fill the
 memory can be measured too, and the order is turned round from round to round (off, A, B, B, A, off …), so that a
-machine that slowly warms up favours none of them.
+machine that slowly warms up favours none of them. A backend that can run models without its server (`InProcess`: MLX) is
+measured so, as the founding record's speeds were its library's own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from autospec.backends.protocol import Backend, Completion, LaunchSettings, Request, Server
+from autospec.backends.protocol import Backend, Completion, InProcess, LaunchSettings, Request, Server
 from autospec.drafting import Drafting
 from autospec.errors import RequestError
 from autospec.hardware.state import StateWatch, disturbed
@@ -137,10 +138,11 @@ def measure_runs(
     """
     for drafting in draftings:
         backend.command(model_path, drafting, settings)
+    launch = backend.in_process if isinstance(backend, InProcess) else backend.launch
     measured: list[Run] = []
     for number, drafting in run_order(draftings, runs):
         on_start(number, drafting)
-        server = backend.launch(model_path, drafting, settings)
+        server = launch(model_path, drafting, settings)
         try:
             completion, disturbance = _ask(server, request)
         finally:

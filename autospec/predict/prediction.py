@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from autospec.backends.protocol import Cycle
 from autospec.drafting import Drafting
 from autospec.predict.costs import CostCurve
 from autospec.predict.profile import AnswerProfile
 from autospec.predict.recording import Recording
 from autospec.predict.replay import Counts, replay
 
-__all__ = ["PredictedAnswer", "Prediction", "predict", "replay_drafts"]
+__all__ = ["PredictedAnswer", "Prediction", "predict", "prompt_ms", "replay_drafts"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,7 +68,12 @@ class Prediction:
     tokens_per_cycle: float
 
 
-def replay_drafts(profile: AnswerProfile, draftings: Sequence[Drafting], max_tokens: int) -> Counts:
+def replay_drafts(
+    profile: AnswerProfile,
+    draftings: Sequence[Drafting],
+    max_tokens: int,
+    cycle: Cycle = Cycle.LLAMA_CPP,
+) -> Counts:
     """Replay draftings of one draft model: `replay` with the draftings' own numbers."""
     return replay(
         profile,
@@ -75,7 +81,17 @@ def replay_drafts(profile: AnswerProfile, draftings: Sequence[Drafting], max_tok
         [d.p_min or 0.0 for d in draftings],
         [d.n_min or 0 for d in draftings],
         max_tokens=max_tokens,
+        cycle=cycle,
     )
+
+
+def prompt_ms(recording: Recording, counts: Counts) -> float:
+    """What is left of a request's time beside its cycles: the prompt, and the way there and back.
+
+    Where the first token comes from a cycle, drafting spares the step of its own that it takes with drafting off.
+    """
+    spared = recording.token_ms if counts.opening is not None else 0.0
+    return max(0.0, recording.wall_ms - recording.predicted_ms - spared)
 
 
 def predict(
@@ -100,7 +116,7 @@ def predict(
             answer.counts.verified.astype(np.float64), answer.counts.steps.astype(np.float64)
         )
         off_ms = recording.wall_ms
-        with_ms = off_ms - recording.predicted_ms + answer.draft_prompt_ms + features.sum(axis=1)
+        with_ms = prompt_ms(recording, answer.counts) + answer.draft_prompt_ms + features.sum(axis=1)
         log_ratios[row] = np.log(off_ms / with_ms)
         slopes[row] = -features / with_ms[:, None]
     mean = log_ratios.mean(axis=0)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from autospec.backends.protocol import Cycle
 from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import Pair
 from autospec.predict.costs import CostCurve, Observation, first_guess, refit
 from autospec.predict.pools import SIMULATED, pool_of, replay_tokens
-from autospec.predict.prediction import PredictedAnswer, Prediction, predict, replay_drafts
+from autospec.predict.prediction import PredictedAnswer, Prediction, predict, prompt_ms, replay_drafts
 from autospec.predict.recording import Recording
 from autospec.predict.replay import Counts
 from autospec.predict.survey import DraftPass
@@ -61,6 +62,7 @@ class Predictor:
         passes: Draft's path → its pass.
         longest: Most tokens that any drafting proposes in a cycle.
         first: The request that every launch answers before any other, where there is one: pools remember it.
+        cycle: The backend's.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Predictor:
         longest: int,
         *,
         first: Recording | None = None,
+        cycle: Cycle = Cycle.LLAMA_CPP,
     ) -> None:
         # An answer of one token has no decoding to predict.
         self._by_prompt = {
@@ -82,9 +85,10 @@ class Predictor:
         self._stream = [place for place in stream if place in self._by_prompt]
         self._passes = passes
         self._first = first
+        self._cycle = cycle
         plain_ms = statistics.median(r.token_ms for r in self._by_prompt.values())
         guesses = {
-            path: first_guess(plain_ms, batch_ms, p.batch_ms, p.step_ms, longest)
+            path: first_guess(plain_ms, batch_ms, self._verified_by_draft(p), p.step_ms, longest)
             for path, p in passes.items()
         }
         guesses[_NO_DRAFT] = first_guess(plain_ms, batch_ms, {}, 0.0, longest)
@@ -163,18 +167,22 @@ class Predictor:
         curve = self._guesses[path]
         for pair, counts in known:
             scale = pair.off.predicted_ms / (pair.off.predicted_tokens - 1) / curve.plain_ms
-            self._observations[path].append(
-                Observation(
-                    counts.verified[0].astype(np.float64),
-                    float(counts.steps[0]),
-                    scale,
-                    pair.drafted.predicted_ms,
+            verified, steps = counts.after_first_token
+            # An answer that came whole with its first cycle has no time of generation.
+            if verified.any() and pair.drafted.predicted_ms > 0:
+                self._observations[path].append(
+                    Observation(
+                        verified[0].astype(np.float64),
+                        float(steps[0]),
+                        scale,
+                        pair.drafted.predicted_ms,
+                    )
                 )
-            )
             recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
             guessed = self._guessed_prompt_ms(path, recording)
             if guessed > 0:
-                self._prompt_factors[path].append((pair.drafted.prompt_ms - pair.off.prompt_ms) / guessed)
+                added = pair.drafted.prompt_ms - pair.off.prompt_ms - self._opening_ms(path, scale, counts)
+                self._prompt_factors[path].append(added / guessed)
             self._ask_again(pair)
         self._curves[path] = refit(curve, self._observations[path])
         return check
@@ -214,10 +222,7 @@ class Predictor:
         scale = recording.token_ms / curve.plain_ms
         features = scale * curve.features(counts.verified.astype(float), counts.steps.astype(float))[0]
         with_ms = (
-            recording.wall_ms
-            - recording.predicted_ms
-            + self._draft_prompt_ms(path, recording)
-            + float(features.sum())
+            prompt_ms(recording, counts) + self._draft_prompt_ms(path, recording) + float(features.sum())
         )
         return math.log(recording.wall_ms / with_ms), -features / with_ms
 
@@ -262,7 +267,7 @@ class Predictor:
         first = draftings[0]
         if first.mode is Mode.DRAFT_MODEL:
             profile = self._passes[first.draft or ""].profiles[recording.prompt_id]
-            return replay_drafts(profile, draftings, recording.max_tokens)
+            return replay_drafts(profile, draftings, recording.max_tokens, self._cycle)
         place = (cell_key, recording.prompt_id)
         return _stacked([self._stream_counts(d)[place] for d in draftings])
 
@@ -277,8 +282,24 @@ class Predictor:
             }
         return self._ngram_counts[drafting]
 
+    def _verified_by_draft(self, known: DraftPass) -> Mapping[int, float]:
+        """What the draft takes to compute the tokens that are verified; nothing where it leaves them out."""
+        return known.batch_ms if self._cycle is Cycle.LLAMA_CPP else {}
+
+    def _opening_ms(self, path: str, scale: float, counts: Counts) -> float:
+        """What a first cycle adds to the time of the first token, over the one step with drafting off."""
+        if counts.opening is None:
+            return 0.0
+        curve, k = self._curves[path], int(counts.opening[0])
+        return scale * float(curve.verify_ms[k] + k * curve.step_ms - curve.plain_ms)
+
     def _guessed_prompt_ms(self, path: str, recording: Recording) -> float:
-        return self._passes[path].profiles[recording.prompt_id].draft_prompt_ms if path else 0.0
+        if not path:
+            return 0.0
+        known = self._passes[path]
+        # A draft alone computes the prompt's last token with the prompt; in mlx_lm's cycle that is its first step.
+        counted = known.step_ms if self._cycle is Cycle.MLX_LM else 0.0
+        return max(0.0, known.profiles[recording.prompt_id].draft_prompt_ms - counted)
 
     def _draft_prompt_ms(self, path: str, recording: Recording) -> float:
         factors = self._prompt_factors[path]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,7 @@ class AnswerProfile:
         )
 
 
+@runtime_checkable
 class Scorer(Proposer, Protocol):
     """A draft that is read at every token of an answer at once."""
 

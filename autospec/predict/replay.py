@@ -4,6 +4,9 @@ The cycle is llama-server's (tools/server/server-context.cpp and common/speculat
 the builds of 2025): with g tokens generated and at most N asked for, a cycle may draft min(n_max, N - g - 1) tokens;
 the draft stops before its first token whose probability is below p_min; a draft shorter than n_min is thrown away; the
 main model takes the draft's tokens up to the first one that is not its own, and adds one of its own.
+
+mlx_lm's (`speculative_generate_step` of mlx_lm/generate.py, 0.32.2) begins with g = 0, the prompt's last token being
+computed with the first verified batch, and drafts min(n_max, N - g) tokens in every cycle; it has no p_min and no n_min.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autospec.backends.protocol import Cycle
 from autospec.predict.profile import AnswerProfile
 
 __all__ = ["Counts", "replay"]
@@ -33,6 +37,8 @@ class Counts:
         drafted: Shape (D,): tokens proposed.
         accepted: Shape (D,): of those, accepted.
         by_position: Shape (D, K): cycles that accepted the token at each place of the draft.
+        opening: Shape (D,): tokens drafted in the first cycle, where that one gives the answer's first token and its time
+            is the prompt's; ``None`` where the prompt's own batch gives it.
     """
 
     verified: Ints
@@ -40,11 +46,21 @@ class Counts:
     drafted: Ints
     accepted: Ints
     by_position: Ints
+    opening: Ints | None = None
 
     @property
     def cycles(self) -> Ints:
         """Shape (D,): times that the main model ran, after the prompt."""
         return np.asarray(self.verified.sum(axis=1))
+
+    @property
+    def after_first_token(self) -> tuple[Ints, Ints]:
+        """`verified` and `steps` of the cycles that come after the first token: those whose time is generation."""
+        if self.opening is None:
+            return self.verified, self.steps
+        verified = self.verified.copy()
+        verified[np.arange(self.opening.size), self.opening] -= 1
+        return verified, self.steps - self.opening
 
 
 def replay(
@@ -54,6 +70,7 @@ def replay(
     n_min: Sequence[int] | None = None,
     *,
     max_tokens: int,
+    cycle: Cycle = Cycle.LLAMA_CPP,
 ) -> Counts:
     """Replay one answer under D draftings at once.
 
@@ -63,6 +80,7 @@ def replay(
         p_min: Length D.
         n_min: Length D; none where left out.
         max_tokens: What the request allows, N above.
+        cycle: Whose cycle it is.
 
     Returns:
         The counts, in the order of the draftings.
@@ -78,24 +96,28 @@ def replay(
     accepted_at = np.zeros((count, widest + 1), dtype=np.int64)
     steps = np.zeros(count, dtype=np.int64)
     everyone = np.arange(count)
-    # The first token comes with the prompt.
-    position = np.ones(count, dtype=np.int64)
+    # llama.cpp's first token comes with the prompt.
+    given = 1 if cycle is Cycle.LLAMA_CPP else 0
+    position = np.full(count, given, dtype=np.int64)
+    opening = None
     while (running := position < n).any():
         who = everyone[running]
         at = position[who]
-        limit = np.minimum(limits[who], max_tokens - at - 1)
+        limit = np.minimum(limits[who], max_tokens - at - given)
         length = np.minimum(limit, lengths[level[who], at])
         # Where p_min ended the draft, the token that it refused was computed all the same.
         steps[who] += np.where(limit > 0, length + (length < limit), 0)
         length = np.where((limit > 0) & (length >= least[who]), length, 0)
         accepted = np.minimum(length, runs[at])
+        if opening is None and not given:
+            opening = length
         np.add.at(verified, (who, length), 1)
         np.add.at(accepted_at, (who, accepted), 1)
         position[who] = at + accepted + 1
     places = np.arange(widest + 1)
     # A cycle that accepted a tokens accepted the ones at places 1 … a.
     by_position = accepted_at[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
-    return Counts(verified, steps, verified @ places, accepted_at @ places, by_position)
+    return Counts(verified, steps, verified @ places, accepted_at @ places, by_position, opening)
 
 
 def _runs(profile: AnswerProfile) -> Ints:

@@ -122,6 +122,7 @@ def pass_of(
     *,
     longest: int,
     scorer: Scorer | None = None,
+    p_min: bool = True,
     keep: Callable[[AnswerProfile], None] = lambda _: None,
     enough: Callable[[int], bool] = lambda _: False,
 ) -> DraftPass:
@@ -132,6 +133,7 @@ def pass_of(
         recordings: At least one.
         longest: Most tokens that any drafting proposes in a cycle.
         scorer: The same draft, where it can be read in one evaluation.
+        p_min: False where no p-min ends a cycle: what follows a miss need not be known then.
         keep: Given each profile as soon as it is made.
         enough: Asked before each answer, with how many were read; true leaves out the rest.
 
@@ -140,6 +142,7 @@ def pass_of(
         ServerDiedError: It ended.
     """
     profiles: dict[str, AnswerProfile] = {}
+    misses = _SAMPLED_MISSES if p_min else 0
     steps: list[float] = []
     for recording in recordings:
         if profiles and enough(len(profiles)):
@@ -148,9 +151,9 @@ def pass_of(
         if len(timed.ids) > 1:
             steps.append(timed.predicted_ms / (len(timed.ids) - 1))
         profile = (
-            profile_answer(tokens, recording, longest=longest, sampled_misses=_SAMPLED_MISSES)
+            profile_answer(tokens, recording, longest=longest, sampled_misses=misses)
             if scorer is None
-            else profile_scored(scorer, recording, longest=longest, sampled_misses=_SAMPLED_MISSES)
+            else profile_scored(scorer, recording, longest=longest, sampled_misses=misses)
         )
         profiles[recording.prompt_id] = replace(profile, draft_prompt_ms=timed.prompt_ms)
         keep(profiles[recording.prompt_id])

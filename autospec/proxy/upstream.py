@@ -32,6 +32,7 @@ _IDLE_S = 3.0
 # A body is announced to these even when it is empty (RFC 9110 §8.6).
 _WITH_LENGTH = frozenset({"POST", "PUT", "PATCH"})
 
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     host: str

@@ -68,6 +68,7 @@ def explain(
         sentences += _from_pairs(pairs, figures)
     sentences += _recorded_runs(r)
     sentences += forecast_sentences(r, figures)
+    sentences += _idle_draft(r, figures)
     sentences += machine_sentences(r, figures, model, _FAST_TPS)
     sentences += _runners_up(r, trials, figures)
     return Explanation(r, figures, tuple(sentences))
@@ -187,6 +188,24 @@ def _lossless(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
         (
             f"{len(pairs) - same} of {len(pairs)} answers were not the same text with and without drafting:"
             " verifying in batches rounds differently, and greedy choices between near-equals can flip."
+        )
+    ]
+
+
+def _idle_draft(r: Recommendation, figures: dict[str, Any]) -> list[str]:
+    """What a draft costs that is loaded and not used, where drafting goes with the request."""
+    idle = r.evidence.get("idle_draft")
+    if not isinstance(idle, dict):
+        return []
+    figures["idle_draft"] = idle
+    interval = bounded(idle["interval"])
+    between = f" ({percent(interval[0])} to {percent(interval[1])})" if interval else ""
+    pairs = f"{idle['pairs']} pair{'s' if idle['pairs'] != 1 else ''}"
+    return [
+        (
+            f"With the draft loaded and no token drafted, whole requests ran at {percent(idle['ratio'])}{between}"
+            f" against a process without a draft, from {pairs}: off means without a draft, and every verdict is against"
+            " that."
         )
     ]
 

@@ -128,7 +128,8 @@ def _ruled_out(found: Mapping[str, Any]) -> str:
     accepted = found["acceptance"]
     share = "it proposed nothing" if accepted is None else f"acceptance {accepted:.2f}"
     name = PurePath(str(found["arm"])).name
+    prompt = ", and it makes prompts slower" if found.get("by_prompt") else ""
     return (
         f"Never launched: {name}; best case {percent(found['best_case'])} ({found['prompt_type']}), {share},"
-        f" break-even {found['break_even']:.2f}."
+        f" break-even {found['break_even']:.2f}{prompt}."
     )

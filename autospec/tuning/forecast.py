@@ -142,6 +142,8 @@ class Forecast:
             costs = self._predictor.costs(best.drafting)
             n_max = min(best.drafting.n_max or best.drafting.ngram_m or 1, costs.verify_ms.size - 1)
             even = costs.break_even(n_max)
+            # Generation alone may pay: then it is the prompt, which the draft computes too, that takes the gain away.
+            by_prompt = best.acceptance > even and math.log(best.high) <= self._threshold
             why = {
                 "arm": label,
                 "drafting": best.drafting.to_json(),
@@ -150,12 +152,14 @@ class Forecast:
                 "expected": round(best.ratio, 4),
                 "acceptance": None if math.isnan(best.acceptance) else round(best.acceptance, 3),
                 "break_even": round(even, 3),
+                "by_prompt": by_prompt,
             }
             found.append(why)
             accepted = "nothing to draft" if best.drafted == 0 else f"acceptance {best.acceptance:.2f}"
+            prompt = ", and it makes prompts slower" if by_prompt else ""
             self._tell(
                 f"{label} is not launched: best case {100 * (best.high - 1):+.0f} % ({cell.prompt_type}): {accepted},"
-                f" break-even {even:.2f}."
+                f" break-even {even:.2f}{prompt}."
             )
         return found
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
-from autospec.backends.protocol import Backend, LaunchSettings, Server
+from autospec.backends.protocol import Backend, Cycle, InProcess, LaunchSettings, Server, Tokens
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
 
@@ -52,7 +52,7 @@ class Launches:
         self._model_path = model_path
         self._settings = settings
         self._on_launch = on_launch
-        self._per_request = backend.capabilities().drafting_per_request
+        self._abilities = backend.capabilities()
         self._off: Server | None = None
         self._drafted: Server | None = None
         self._alone: Server | None = None
@@ -67,6 +67,16 @@ class Launches:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def cycle(self) -> Cycle:
+        """How drafting and verifying take turns in these servers."""
+        return self._abilities.cycle
+
+    @property
+    def takes_p_min(self) -> bool:
+        """Whether a least probability ends a draft in these servers."""
+        return self._abilities.takes_p_min
 
     @property
     def pids(self) -> frozenset[int]:
@@ -116,8 +126,38 @@ class Launches:
         N-gram pools and draft caches remember what they saw, and only a first exposure counts. A server that takes its
         drafting with the request is launched so that it remembers nothing, and runs on.
         """
-        if not self._per_request:
+        if not self._abilities.drafting_per_request:
             self._stop_drafted()
+
+    @contextmanager
+    def main_in_tokens(self) -> Iterator[Callable[[], Tokens | None]]:
+        """The main model asked in token ids; ``None`` where that cannot be done.
+
+        Where the server cannot be asked so, the model is loaded once more in a process of its own, as soon as it is asked
+        for and until the context is left.
+
+        Raises:
+            BackendError: As `Backend.launch`.
+        """
+        backend = self._backend
+        if (tokens := self.off().tokens) is not None or not isinstance(backend, InProcess):
+            yield lambda: tokens
+            return
+        with ExitStack() as stack:
+            loaded: list[Server] = []
+
+            def ask() -> Tokens | None:
+                if not loaded:
+                    if self.resident == 1:
+                        self._stop_off()
+                    loaded.append(
+                        stack.enter_context(
+                            self._beside(lambda: backend.in_process(self._model_path, OFF, self._settings))
+                        )
+                    )
+                return loaded[0].tokens
+
+            yield ask
 
     @contextmanager
     def alone(self, model_path: str) -> Iterator[Server]:
@@ -126,9 +166,24 @@ class Launches:
         Raises:
             BackendError: As `Backend.launch`.
         """
+        backend = self._backend
+
+        def launch() -> Server:
+            if isinstance(backend, InProcess):
+                # The server's own settings (adapters, templates) are the main model's.
+                plain = LaunchSettings(ready_timeout_s=self._settings.ready_timeout_s)
+                return backend.in_process(model_path, OFF, plain)
+            return backend.launch(model_path, OFF, self._settings)
+
+        with self._beside(launch) as server:
+            yield server
+
+    @contextmanager
+    def _beside(self, launch: Callable[[], Server]) -> Iterator[Server]:
+        """A process that is neither off nor drafted, for as long as the context lasts."""
         self._stop_drafted()
         begun = time.monotonic()
-        server = self._backend.launch(model_path, OFF, self._settings)
+        server = launch()
         self.seconds += time.monotonic() - begun
         self._alone = server
         try:

@@ -33,6 +33,7 @@ from autospec.tuning.cell_run import CellRun
 from autospec.tuning.conclude import Cost, conclude, nothing_to_try
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.forecast import Forecast
+from autospec.tuning.idle_draft import compare_idle_drafts, idle_draft_of
 from autospec.tuning.launches import Launches, resident_launches
 from autospec.tuning.machine_lock import machine_lock
 from autospec.tuning.optuna_study import CellStudy, open_storage
@@ -225,6 +226,8 @@ class Tuning:
                 unsearched = [c for c in cells if not c.searched]
                 if unsearched:
                     self._search(unsearched, rig, asking, store)
+                if self.backend.capabilities().drafting_per_request:
+                    compare_idle_drafts(cells, rig, asking, afresh=request.again)
                 Proof(cells, rig, keep).run()
             finally:
                 _guess_winners(cells)
@@ -275,6 +278,8 @@ class Tuning:
         marks: dict[str, object] = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
         if (prediction := cell.study.noted("prediction")) is not None:
             marks["prediction"] = prediction
+        if (idle := idle_draft_of(cell)) is not None:
+            marks["idle_draft"] = idle
         return replace(recommendation, evidence={**recommendation.evidence, **marks})
 
     def _cells(self, store: Store, capabilities: Capabilities, space: Space) -> list[CellRun]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from autospec.backends.in_force import canary
 from autospec.backends.llama_cpp_scorer import LlamaCppScorer
@@ -35,6 +35,8 @@ _PASSES_SHARE = 0.6
 # Times taken on battery say nothing of those on mains: they are kept, and looked up, apart.
 _ON_BATTERY = "/battery"
 T = TypeVar("T")
+# Loads the main model where it is not loaded yet; ``None`` where it cannot be asked in tokens.
+Main: TypeAlias = "Callable[[], Tokens | None]"
 
 _MAIN = "main"
 _CANARY = "canary"
@@ -69,19 +71,20 @@ class Surveying:
         Raises:
             BackendError: The main model does not launch.
         """
-        tokens = self._rig.launches.off().tokens
-        if tokens is None:
-            return None
+        self._rig.launches.off()
         self._asking.watch.start()
         if self._asking.watch.finish().on_battery:
             self._protocol = f"{self._asking.protocol}{_ON_BATTERY}"
         try:
-            recordings = self._record(tokens)
-            found = [r for by_cell in recordings.values() for r in by_cell.values() if len(r.answer_ids) > 1]
-            if not found:
-                return None
-            batches = self._batches(tokens, found)
-            first = self._first(tokens)
+            with self._rig.launches.main_in_tokens() as main:
+                recordings = self._record(main)
+                found = [r for own in recordings.values() for r in own.values() if len(r.answer_ids) > 1]
+                if not found:
+                    return None
+                batches = self._batches(main, found)
+                if not batches:
+                    return None  # a prompt and an answer of a few tokens
+                first = self._first(main) if self._draft_free else None
         except BackendError as error:
             self._rig.progress.tell(
                 f"Nothing can be predicted here, every drafting is tried: {error.message}"
@@ -94,7 +97,9 @@ class Surveying:
             for c in self._cells
         }
         stream = [(p.cell.cell.key, p.prompt.id) for p in self._places()]
-        return Predictor(by_cell, stream, batches, passes, self._widest, first=first)
+        return Predictor(
+            by_cell, stream, batches, passes, self._widest, first=first, cycle=self._rig.launches.cycle
+        )
 
     @property
     def _longest(self) -> int:
@@ -105,8 +110,12 @@ class Surveying:
     def _widest(self) -> int:
         """Most tokens that anything of the space proposes in a cycle."""
         space = self._rig.definition.space
-        n_gram = any(arm.mode.draft_free for arm in self._rig.space.arms)
-        return max(space.n_max[1], space.ngram_m[1] if n_gram else 0)
+        return max(space.n_max[1], space.ngram_m[1] if self._draft_free else 0)
+
+    @property
+    def _draft_free(self) -> bool:
+        """Whether anything of the space drafts from the text alone, and remembers what it has seen."""
+        return any(arm.mode.draft_free for arm in self._rig.space.arms)
 
     def _places(self) -> list[_Place]:
         """The prompts in the order in which a launch is asked: one of every cell, then the next of every cell."""
@@ -118,7 +127,7 @@ class Surveying:
             if turn < len(c.tune_prompts)
         ]
 
-    def _record(self, tokens: Tokens) -> dict[str, dict[str, Recording]]:
+    def _record(self, main: Main) -> dict[str, dict[str, Recording]]:
         found = {
             c.cell.key: {
                 name: Recording.from_json(data)
@@ -137,26 +146,26 @@ class Surveying:
             if number == 1 or number % 8 == 0:
                 self._rig.progress.tell(f"Recording answers without drafting: {number} of {len(places)}.")
             request = self._asking.request(prompt)
-            own[prompt.id] = self._undisturbed(partial(record, tokens, prompt.id, request))
+            own[prompt.id] = self._undisturbed(partial(record, _asked(main), prompt.id, request))
             self._keep(cell, "recording", prompt.id, own[prompt.id].to_json())
         return found
 
-    def _first(self, tokens: Tokens) -> Recording:
+    def _first(self, main: Main) -> Recording:
         """What every launch answers first, before it counts as launched."""
         cell = self._cells[0]
         stored = self._store.surveys(cell.cell.key, self._protocol, _CANARY).get(_CANARY)
         if stored is not None:
             return Recording.from_json(stored)
-        recorded = record(tokens, _CANARY, canary(OFF))
+        recorded = record(_asked(main), _CANARY, canary(OFF))
         for each in self._cells:
             self._keep(each, _CANARY, _CANARY, recorded.to_json())
         return recorded
 
-    def _batches(self, tokens: Tokens, recordings: Sequence[Recording]) -> dict[int, float]:
+    def _batches(self, main: Main, recordings: Sequence[Recording]) -> dict[int, float]:
         stored = self._stored_times(_MAIN)
-        if stored is None or max(stored.batch_ms) < self._widest + 1:
+        if stored is None or max(stored.batch_ms, default=0) < self._widest + 1:
             typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
-            times = self._undisturbed(partial(time_batches, tokens, typical, self._widest + 1))
+            times = self._undisturbed(partial(time_batches, _asked(main), typical, self._widest + 1))
             stored = DraftPass({}, 0.0, times)
             self._keep_times(_MAIN, stored)
         return dict(stored.batch_ms)
@@ -218,7 +227,7 @@ class Surveying:
                     name = f"{identity}/{profile.prompt_id}"
                     self._keep(owners[profile.prompt_id], "profile", name, profile.to_json())
 
-            with self._scorer(draft, todo) as scorer:
+            with self._scorer(server.tokens, draft, todo) as scorer:
                 made = self._undisturbed(
                     partial(
                         pass_of,
@@ -226,6 +235,7 @@ class Surveying:
                         todo,
                         longest=self._longest,
                         scorer=scorer,
+                        p_min=self._rig.launches.takes_p_min,
                         keep=keep,
                         enough=lambda read: read >= len(lacking) and late(),
                     )
@@ -249,8 +259,12 @@ class Surveying:
         again = self._rig.pairing.calm.after(self._asking.watch.finish())
         return work() if again else result
 
-    def _scorer(self, draft: str, recordings: Sequence[Recording]) -> AbstractContextManager[Scorer | None]:
-        """The draft in this process, where llama-cpp-python is installed and can read it: one evaluation an answer."""
+    def _scorer(
+        self, tokens: Tokens, draft: str, recordings: Sequence[Recording]
+    ) -> AbstractContextManager[Scorer | None]:
+        """What reads an answer in one evaluation: the launch itself, or llama-cpp-python in this process, or nothing."""
+        if isinstance(tokens, Scorer):
+            return nullcontext(tokens)
         longest = max(len(r.prompt_ids) + len(r.answer_ids) for r in recordings)
         try:
             return LlamaCppScorer(draft, n_ctx=longest + self._longest + 1)
@@ -270,6 +284,13 @@ class Surveying:
 
     def _keep(self, cell: CellRun, kind: str, name: str, data: dict[str, object]) -> None:
         self._store.add_survey(cell.cell.key, self._protocol, kind, name, data)
+
+
+def _asked(main: Main) -> Tokens:
+    tokens = main()
+    if tokens is None:
+        raise BackendError("This server cannot be asked in token ids.")
+    return tokens
 
 
 def _identity(draft: str) -> str:

@@ -126,6 +126,52 @@ def test_the_number_of_tokens_goes_with_the_request(off, drafted, lab_models):
     assert drafted.with_drafting(OFF) is None
 
 
+def test_a_loaded_draft_can_be_left_unused(off, drafted):
+    """The same process drafts nothing, and drafts again; the text is off's."""
+    idle = drafted.idle()
+    done = idle.complete(QUESTION)
+    assert (done.drafted, done.accepted) == (0, 0)
+    assert done.text == off.complete(QUESTION).text
+    assert idle.with_drafting(drafted.drafting).complete(QUESTION).drafted > 0
+    assert drafted.complete(QUESTION).drafted > 0
+
+
+@pytest.mark.parametrize("n_max", [2, None], ids=["two tokens", "off"])
+def test_a_request_names_the_launchs_own_models(mlx, off, drafted, lab_models, n_max):
+    """Whatever model and draft a client writes, nothing is loaded anew and the number of tokens is the proxy's."""
+    chosen = OFF if n_max is None else drafting(lab_models.mlx_tiny, n_max)
+    client = {"model": "someone/else", "draft_model": str(lab_models.mlx_bad_draft), "num_draft_tokens": 7}
+    told = drafted._client.complete(QUESTION, client | dict(mlx.request_fields(chosen)))
+    assert bool(told.drafted) is (n_max is not None)
+    # A draft that is always right: another one, loaded in its place, would not be.
+    assert told.accepted == told.drafted
+    assert told.text == off.complete(QUESTION).text
+
+
+def test_without_a_draft_no_client_can_bring_one(mlx, off, lab_models):
+    """The fields of off on a launch of off: the draft that a client names is not loaded."""
+    client = {"draft_model": str(lab_models.mlx_tiny), "num_draft_tokens": 4}
+    told = off._client.complete(QUESTION, client | dict(mlx.request_fields(OFF)))
+    assert told.drafted == 0
+    assert told.text == off.complete(QUESTION).text
+
+
+def test_chats_without_drafting_keep_their_prompt_cache(mlx, lab_models):
+    """A launch for users has it where nothing drafts, and the text stays right; with a draft it has none."""
+    serving = dataclasses.replace(SETTINGS, serving=True)
+    server = mlx.launch(str(lab_models.mlx_tiny), OFF, serving)
+    try:
+        assert not mlx.prompt_cache().allows(server.command) or mlx.prompt_cache().safe
+        first, second = server.complete(QUESTION), server.complete(QUESTION)
+    finally:
+        server.stop()
+    assert first.text == second.text
+    assert second.prompt_tokens < first.prompt_tokens
+    server = mlx.launch(str(lab_models.mlx_tiny), drafting(lab_models.mlx_tiny), serving)
+    server.stop()
+    assert mlx.prompt_cache().allows(server.command)
+
+
 def test_a_bad_draft_changes_no_text(mlx, off, lab_models):
     """What is rejected is counted as drafted, and the text stays the main model's."""
     server = mlx.launch(str(lab_models.mlx_tiny), drafting(lab_models.mlx_bad_draft, 2), SETTINGS)

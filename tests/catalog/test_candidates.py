@@ -182,7 +182,7 @@ def test_other_format() -> None:
     """A GGUF model takes GGUF drafts."""
     assert (
         only(small(format="mlx")).reason
-        == "Qwen3-0.6B-Q8_0 is in another format (mlx, the main model is gguf)."
+        == "Qwen3-0.6B-Q8_0 is an MLX folder and the main model a GGUF file: no backend runs both together."
     )
 
 
@@ -261,6 +261,15 @@ class TestMlx:
         candidate = only(draft, main=main)
         assert not candidate.fits
         assert "which mlx_lm cannot roll back" in candidate.reason
+
+    @pytest.mark.parametrize("which", ["main", "draft"])
+    def test_a_window_that_turns_over(self, which: str) -> None:
+        """Rejected tokens would stay in its cache: wrong text of a main model, worse proposals of a draft."""
+        main = dataclasses.replace(self.MAIN, sliding_window=512 if which == "main" else 0)
+        draft = dataclasses.replace(self.DRAFT, sliding_window=512 if which == "draft" else 0)
+        candidate = only(draft, main=main)
+        assert not candidate.fits
+        assert "a window of 512 tokens, which mlx_lm cannot roll back" in candidate.reason
 
     def test_mtp_is_refused(self) -> None:
         """mlx_lm drops MTP layers when it loads a model."""

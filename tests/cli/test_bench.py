@@ -136,3 +136,42 @@ def test_ctrl_c_stops_the_server(smollm2, tmp_path):
     assert bench.wait(60) == 130, (tmp_path / "err").read_text()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+def test_mlx_is_measured_by_its_own_generator(lab_models):
+    """`stream_generate` without a server: its speeds, its counts, a command line that a person can repeat."""
+    from autospec.backends.mlx import Mlx
+    from autospec.errors import BackendMissingError
+    from autospec.settings import load_settings
+
+    try:
+        Mlx(load_settings().state_dir).capabilities()
+    except BackendMissingError as error:
+        pytest.skip(str(error))
+    main, draft = str(lab_models.mlx_slow_tiny), str(lab_models.mlx_tiny)
+    few = ("--n-max", "3", "--runs", "1", "--max-tokens", "8", "--json")
+    result = CliRunner().invoke(cli, ["bench", "-m", main, "-d", draft, *few])
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    off, drafted = document["results"]
+    assert document["backend"] == "mlx"
+    assert drafted["drafting"] == {"mode": "draft-model", "draft": draft, "n_max": 3}
+    assert drafted["command"][1:4] == ["-m", "mlx_lm", "generate"]
+    assert drafted["command"][-2:] == ["--num-draft-tokens", "3"]
+    (run_off,), (run_drafted,) = off["runs"], drafted["runs"]
+    assert run_off["tps"] > 0
+    assert (run_off["drafted"], run_off["tokens"]) == (0, 8)
+    # Eight tokens in cycles of three proposals, all right, and one of the main model's.
+    assert (run_drafted["drafted"], run_drafted["accepted"], run_drafted["same_text"]) == (6, 6, True)
+    assert not psutil.Process().children(recursive=True)
+
+
+@pytest.mark.parametrize("mlx_first", [True, False])
+def test_a_draft_of_another_format_is_one_sentence(lab_models, mlx_first):
+    """An MLX folder drafts for no GGUF file, nor the other way round; nothing starts."""
+    models = [str(lab_models.mlx_tiny), str(lab_models.tiny)]
+    main, draft = models if mlx_first else reversed(models)
+    result = CliRunner().invoke(cli, ["bench", "-m", main, "-d", draft, "--runs", "1"])
+    assert result.exit_code == 2
+    assert "no backend runs both together" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -44,6 +44,7 @@ def write_folder(
     silent: int = 0,
     sliding_window: int = 0,
     tokens: int = 0,
+    noise: float = 0.0,
 ) -> None:
     """Write SmolLM2 as a folder that `mlx_lm` and transformers load.
 
@@ -55,12 +56,13 @@ def write_folder(
         sliding_window: If not 0, the first layer keeps only so many tokens (a rotating cache).
         tokens: If not 0, only so many of the vocabulary's first tokens are kept: byte-level BPE numbers them in the order
             of its merges, so that what is left is a smaller tokenizer that can still write everything.
+        noise: Every weight of a layer is off by such a part of itself, one standard deviation: a draft that is often right.
     """
     parts = read_parts(smollm2)
     tokens = tokens or len(parts.metadata["tokenizer.ggml.tokens"][0])
     out.mkdir(parents=True)
     count = len(layers) + silent
-    write_safetensors(out / "model.safetensors", dict(_tensors(parts, layers, silent, tokens)))
+    write_safetensors(out / "model.safetensors", dict(_tensors(parts, layers, silent, tokens, noise)))
     _write_json(out / "config.json", _config(parts, count, sliding_window, tokens))
     _write_json(out / "tokenizer.json", _tokenizer(parts, tokens))
     _write_json(out / "tokenizer_config.json", _tokenizer_config(parts))
@@ -89,7 +91,7 @@ def write_safetensors(out: Path, tensors: Mapping[str, tuple[tuple[int, ...], Ca
 
 
 def _tensors(
-    parts: Parts, layers: Sequence[int], silent: int, tokens: int
+    parts: Parts, layers: Sequence[int], silent: int, tokens: int, noise: float
 ) -> Iterator[tuple[str, tuple[tuple[int, ...], Callable[[], Floats]]]]:
     (_, width), make_embedding = _made(parts, parts.tensors["token_embd.weight"])
     yield "model.embed_tokens.weight", ((tokens, width), lambda: make_embedding()[:tokens])
@@ -99,7 +101,8 @@ def _tensors(
             kind = tensor.name.removesuffix(".weight").rpartition(".")[2]
             name = f"model.layers.{index}.{_LAYER_NAMES[kind]}.weight"
             shape, make = _made(parts, tensor)
-            yield name, (shape, _zeros(shape) if quiet and kind in _SILENT else make)
+            made = _zeros(shape) if quiet and kind in _SILENT else make
+            yield name, (shape, _noisy(made, noise, seed=index) if noise else made)
 
 
 def _made(parts: Parts, tensor: Planned) -> tuple[tuple[int, ...], Callable[[], Floats]]:
@@ -119,6 +122,15 @@ def _unpermuted(values: Floats, heads: int) -> Floats:
     """Undo `permute` of llama.cpp's conversion/llama.py, which interleaves the two halves that RoPE turns together."""
     rows, columns = values.shape
     return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def _noisy(make: Callable[[], Floats], noise: float, seed: int) -> Callable[[], Floats]:
+    def made() -> Floats:
+        values = make()
+        draws = np.random.default_rng(seed).standard_normal(values.shape, np.float32)
+        return values * (1 + np.float32(noise) * draws)
+
+    return made
 
 
 def _zeros(shape: tuple[int, ...]) -> Callable[[], Floats]:

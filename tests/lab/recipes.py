@@ -199,7 +199,7 @@ def _moe(smollm2: Path, out: Path) -> None:
     write_gguf(out, parts, tensors, changes, extra=extra)
 
 
-def _mlx(name: str, folder: str, truth: str, layers: Sequence[int] = (0, LAYERS - 1), **how: int) -> Recipe:
+def _mlx(name: str, folder: str, truth: str, layers: Sequence[int] = (0, LAYERS - 1), **how: Any) -> Recipe:
     """A folder of `tests.lab.mlx_folders`; `how` goes to `write_folder`."""
 
     def build(smollm2: Path, out: Path) -> None:
@@ -352,6 +352,13 @@ RECIPES: Mapping[str, Recipe] = {
             "MLX folder, draft: another of smollm2's layers and the tokens of mlx-tiny; seldom right",
             (12,),
             tokens=_FEW_TOKENS,
+        ),
+        _mlx(
+            "mlx-noisy-draft",
+            "SmolLM2-Noisy-Draft-MLX-float32",
+            "MLX folder, draft: mlx-tiny with every weight off by some per cent; right about half the time",
+            tokens=_FEW_TOKENS,
+            noise=0.05,
         ),
         _mlx(
             "mlx-rotating",

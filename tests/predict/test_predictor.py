@@ -7,13 +7,16 @@ import math
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from autospec.backends.protocol import LaunchSettings, Request
+from autospec.backends.protocol import Cycle, LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.predict.predictor import Predictor
-from autospec.predict.survey import pass_of, record, time_batches
+from autospec.predict.profile import AnswerProfile
+from autospec.predict.recording import Recording
+from autospec.predict.survey import DraftPass, pass_of, record, time_batches
 from tests.predict.machine import Costs, Machine
 
 CELL = "cell"
@@ -180,3 +183,58 @@ def test_machine_keeps_its_word():
     machine = Machine(main_path="main")
     words = json.dumps([{"role": "user", "content": "x"}])
     assert machine.text(words, 10).answer == machine.text(words, 10, "draft").answer
+
+
+def mlx_predictor() -> Predictor:
+    """Eight tokens of 10 ms, the first at the end of a prompt of 100 ms; a draft of 1 ms that is always right."""
+    recording = Recording("p", (1, 2), tuple(range(8)), 8, False, 110.0, 70.0, 180.0)
+    draft = AnswerProfile("p", np.ones(8, dtype=bool), np.ones(8), draft_prompt_ms=5.0)
+    known = DraftPass({"p": draft}, 1.0, {1: 1.0, 4: 500.0})
+    return Predictor(
+        {CELL: [recording]}, [(CELL, "p")], {1: 10.0, 4: 10.0}, {"draft": known}, 3, cycle=Cycle.MLX_LM
+    )
+
+
+def test_mlx_drafts_the_first_token_too_and_its_draft_verifies_nothing():
+    """Two cycles of three steps and one batch, the draft's prompt, and no step of the main model's before them."""
+    chosen = Drafting(Mode.DRAFT_MODEL, draft="draft", n_max=3)
+    predicted = mlx_predictor().predict(CELL, [chosen])[chosen]
+    # 100 ms of prompt, 4 of the draft's (its last token is the first step), 2 cycles of 10 + 3.
+    assert predicted.ratio == pytest.approx(180.0 / (100.0 + 4.0 + 26.0))
+    assert predicted.tokens_per_cycle == pytest.approx(4.0)
+
+
+def test_of_mlx_the_first_cycle_counts_as_prompt():
+    """A launch that takes what was predicted corrects nothing."""
+    predictor = mlx_predictor()
+    chosen = Drafting(Mode.DRAFT_MODEL, draft="draft", n_max=3)
+    off = Measurement(
+        cell_key=CELL, protocol="p", phase=Phase.SEARCH, round=0, drafting=OFF, compared=chosen, prompt_id="p",
+        launch_id="a", position=0, started_at=0.0, prompt_tokens=2, predicted_tokens=8, prompt_ms=110.0,
+        predicted_ms=70.0, wall_ms=180.0, drafted=0, accepted=0, text_digest="",
+    )  # fmt: skip
+    drafted = replace(
+        off, drafting=chosen, prompt_ms=117.0, predicted_ms=13.0, wall_ms=130.0, drafted=6, accepted=6
+    )
+    check = predictor.observe(chosen, [Pair(off, drafted)])
+    assert check.deviation == pytest.approx(0.0, abs=1e-6)
+    assert predictor.costs(chosen).step_ms == pytest.approx(1.0, rel=0.01)
+    assert predictor.predict(CELL, [chosen])[chosen].ratio == pytest.approx(180.0 / 130.0, rel=0.01)
+
+
+def test_an_answer_that_came_with_its_first_cycle_tells_no_costs():
+    """Nothing was generated after the first token: no time to learn from, and none to divide by."""
+    predictor = mlx_predictor()
+    chosen = Drafting(Mode.DRAFT_MODEL, draft="draft", n_max=3)
+    before = predictor.costs(chosen)
+    recording = predictor._by_prompt[CELL, "p"]
+    assert recording.answer_ids
+    off = Measurement(
+        cell_key=CELL, protocol="p", phase=Phase.SEARCH, round=0, drafting=OFF, compared=chosen, prompt_id="p",
+        launch_id="a", position=0, started_at=0.0, prompt_tokens=2, predicted_tokens=8, prompt_ms=110.0,
+        predicted_ms=70.0, wall_ms=180.0, drafted=0, accepted=0, text_digest="",
+    )  # fmt: skip
+    predictor.observe(chosen, [Pair(off, replace(off, drafting=chosen, predicted_ms=0.0, wall_ms=110.0))])
+    after = predictor.costs(chosen)
+    assert np.isfinite(after.verify_ms).all()
+    assert after.observations == before.observations == 0

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from autospec.backends.protocol import LaunchSettings, Request
+from autospec.backends.protocol import Cycle, LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.predict.profile import AnswerProfile, profile_answer
 from autospec.predict.replay import replay
@@ -41,6 +41,23 @@ def test_draft_that_is_never_right_costs_a_cycle_for_every_token():
     assert counts.cycles[0] == 5
     # With 1, 2, 3, 4 and 5 tokens generated there is room for 2, 2, 2, 1 and 0.
     assert counts.drafted[0] == 7
+
+
+def test_the_cycle_of_mlx_begins_at_the_prompts_end():
+    """Ten tokens, none given: cycles of 3 + 1, 3 + 1, and two tokens that leave no room for one of the main model's."""
+    counts = replay(profile("1" * 10), [3], [0.0], max_tokens=10, cycle=Cycle.MLX_LM)
+    assert counts.verified.tolist() == [[0, 0, 1, 2]]
+    assert (counts.drafted[0], counts.accepted[0], counts.cycles[0]) == (8, 8, 3)
+    # The time of the first cycle is the first token's.
+    assert counts.opening.tolist() == [3]
+    verified, steps = counts.after_first_token
+    assert (verified.tolist(), steps.tolist()) == ([[0, 0, 1, 1]], [5])
+
+
+def test_the_cycle_of_mlx_drafts_until_the_last_token():
+    """A draft that is never right: room for 2 tokens in every cycle but the last."""
+    counts = replay(profile("0" * 6), [2], [0.0], max_tokens=6, cycle=Cycle.MLX_LM)
+    assert (counts.drafted[0], counts.accepted[0], counts.cycles[0]) == (11, 0, 6)
 
 
 def test_draft_ends_before_the_token_below_p_min():

@@ -282,9 +282,7 @@ def test_bad_chunks(proxy, backend, chunks):
 def test_compressed_bodies(proxy, backend, encoding):
     """What cannot be read cannot be sent to the right server: the client is told to send it plainly."""
     headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
-    answer = httpx.post(
-        proxy.base_url + CHAT, content=b"\x1f\x8b\x08\x00", headers=headers, trust_env=False
-    )
+    answer = httpx.post(proxy.base_url + CHAT, content=b"\x1f\x8b\x08\x00", headers=headers, trust_env=False)
     assert answer.status_code == 415
     assert "without Content-Encoding" in answer.json()["error"]["message"]
     assert backend.asked == []

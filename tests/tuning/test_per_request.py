@@ -14,7 +14,7 @@ from autospec.measure.measurements import Phase
 from autospec.recommendations import Verdict
 from autospec.tuning.launches import Launches
 from tests.catalog.making import make_model
-from tests.tuning.simulated import SimulatedBackend
+from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_loop import TYPES, pays_for_coding, request_, tune
 from tests.tuning.test_pairing import TASKS, Watch, pairing
 
@@ -100,3 +100,33 @@ def test_what_the_backend_refuses_for_every_draft_is_disabled_before_anything_st
     assert backend.launched == []
     assert result[PromptType.CODING].verdict is Verdict.DISABLE
     assert result[PromptType.CODING].reason == "Its cache cannot be rolled back."
+
+
+class _InProcess(SimulatedBackend):
+    """One that loads models a second time to ask them in tokens."""
+
+    def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> SimulatedServer:
+        """As a launch, but its server has tokens, and the model's path stands among the launches."""
+        server = self.launch(model_path, drafting, settings)
+        server.tokens = (model_path, settings.args)  # type: ignore[assignment]
+        return server
+
+
+@pytest.mark.parametrize(("resident", "most"), [(2, 2), (1, 1)])
+def test_the_main_model_is_read_in_a_process_of_its_own(resident, most):
+    """Loaded when it is first asked for, once; beside off where both fit, else instead of it; gone afterwards."""
+    backend = _InProcess(pays_for_coding, modes=MODES, per_request=True)
+    settings = LaunchSettings(args=("--adapter-path", "/a"))
+    with Launches(backend, "/main", settings, resident=resident) as launches:
+        launches.off()
+        with launches.main_in_tokens() as main:
+            assert len(backend.launched) == 1
+            assert main() is main()
+            assert main() == ("/main", settings.args)
+            assert len(backend.launched) == 2
+        assert len(backend.running) == resident - 1
+        with launches.alone("/draft") as draft:
+            # The main model's adapter is not the draft's.
+            assert draft.tokens == ("/draft", ())
+    assert not backend.running
+    assert backend.most_running == most

@@ -1,0 +1,152 @@
+"""What it saves that MLX takes its drafting with the request: one proof, three ways, in one table.
+
+Run: ``python studies/bench/mlx_proof.py --model FOLDER --draft FOLDER [--n-max 4] [--rounds 4] [--prompts 2] [--max-tokens 16]``
+
+The same main model, draft, prompts and rounds, every pair interleaved as `autospec tune` does it:
+
+* *per request*: the launch with the draft serves every round; off has a process of its own (as autospec proves MLX);
+* *relaunch*: the launch with drafting is new for every round, as for backends that take drafting at the launch;
+* *relaunch by turns*: the same where only one launch fits into memory, so that off is launched again, too.
+
+One more row is the difference that makes per request no better than it is: the draft loaded and not used, against off.
+Model files are read once before, so that no way pays for a cold disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autospec.backends.mlx import Mlx
+from autospec.backends.protocol import Backend, Capabilities, LaunchSettings
+from autospec.cells import PromptType
+from autospec.drafting import Drafting, Mode
+from autospec.hardware.state import StateWatch
+from autospec.measure.asking import Asking
+from autospec.measure.measurements import Pair, Phase
+from autospec.measure.statistics import signed_rank_estimate
+from autospec.prompts.suite import Half, Prompt, load_suite
+from autospec.store.database import open_store
+from autospec.tuning.budget import Budget
+from autospec.tuning.idle_draft import idle_draft_figures
+from autospec.tuning.launches import Launches
+from autospec.tuning.pairing import Pairing, Task
+
+_LEVEL = 0.05
+
+
+class AtLaunch(Mlx):
+    """MLX as if its drafting were fixed when it starts."""
+
+    def capabilities(self) -> Capabilities:
+        """Nothing goes with the request."""
+        return replace(super().capabilities(), drafting_per_request=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One proof.
+
+    Attributes:
+        launches: Servers started.
+        launch_s: Seconds until they were ready.
+        seconds: All of it.
+        pairs: Measured.
+    """
+
+    launches: int
+    launch_s: float
+    seconds: float
+    pairs: tuple[Pair, ...]
+
+    def row(self, name: str) -> str:
+        """One line of the table."""
+        e = signed_rank_estimate([p.log_ratio for p in self.pairs], _LEVEL)
+        width = f"{100 * (e.interval[1] - e.interval[0]):.1f} %" if math.isfinite(e.low) else "unbounded"
+        return f"| {name} | {self.launches} | {self.launch_s:.1f} | {self.seconds:.1f} | {e.n} | {e.ratio:.3f} | {width} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--draft", required=True, type=Path)
+    parser.add_argument("--n-max", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--max-tokens", type=int, default=16)
+    args = parser.parse_args()
+    drafting = Drafting(Mode.DRAFT_MODEL, draft=str(args.draft), n_max=args.n_max)
+    prompts = load_suite().of(PromptType.QA, Half.PROVE)[: args.prompts]
+    for path in (args.model, args.draft):
+        for file in path.glob("*.safetensors"):
+            file.read_bytes()
+    print("| proof | launches | launching, s | in all, s | pairs | ratio | width of its 90 % interval |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder)
+        for name, backend, resident in (
+            ("per request", Mlx(state), 2),
+            ("relaunch", AtLaunch(state), 2),
+            ("relaunch by turns", AtLaunch(state), 1),
+        ):
+            backend.capabilities()  # probing a build costs seconds once, whatever the way
+            with proof(backend, str(args.model), resident, args.max_tokens, state / f"{name}.db") as parts:
+                print(run(*parts, prompts, drafting, args.rounds).row(name), flush=True)
+        with proof(Mlx(state), str(args.model), 2, args.max_tokens, state / "idle.db") as (launches, pairing):
+            idle = idle_draft_figures(
+                launches, asking(launches, args.max_tokens), drafting, prompts, Budget(3600.0)
+            )
+        assert idle is not None
+        assert pairing is not None
+        low, high = idle["interval"]
+        print(
+            f"| draft loaded, not used | 2 | – | – | {idle['pairs']} | {idle['ratio']:.3f} | {100 * (high - low):.1f} % |"
+        )
+        print(
+            f"\nOf it, prompt {idle['prompt_ratio']:.3f} and generation {idle['decode_ratio']:.3f} of off's speed."
+        )
+
+
+def asking(launches: Launches, max_tokens: int) -> Asking:
+    """How every prompt is asked."""
+    return Asking("bench", max_tokens, 0.0, StateWatch(lambda: launches.pids))
+
+
+@contextmanager
+def proof(
+    backend: Backend, model: str, resident: int, max_tokens: int, database: Path
+) -> Iterator[tuple[Launches, Pairing]]:
+    """Launches and pairing of one way, as `autospec tune` sets them up."""
+    store = open_store(f"sqlite:///{database}")
+    try:
+        with Launches(backend, model, LaunchSettings(), resident=resident) as launches:
+            yield launches, Pairing(launches, asking(launches, max_tokens), store, since={})
+    finally:
+        store.close()
+
+
+def run(
+    launches: Launches, pairing: Pairing, prompts: tuple[Prompt, ...], drafting: Drafting, rounds: int
+) -> Way:
+    """All rounds of one proof; disturbed pairs count, or a busy machine would change what is compared."""
+    begun = time.monotonic()
+    tasks = [Task.of("cell", prompt) for prompt in prompts]
+    pairs = [
+        measured.pair
+        for round_ in range(1, rounds + 1)
+        for measured in pairing.block(tasks, drafting, Phase.PROVE, round_)
+    ]
+    return Way(launches.count, launches.seconds, time.monotonic() - begun, tuple(pairs))
+
+
+if __name__ == "__main__":
+    main()
