@@ -107,6 +107,12 @@ KEYS: Final = (
     Key("daemon_step", "duration", "10m", "How long one step of the daemon may take: one cell at a time."),
     Key("attached_url", "text", "", "Address of a server that somebody else runs, for the backend attached."),
     Key("attached_remote", "flag", False, "Allow an attached server that is not on this machine."),
+    Key(
+        "study_storage",
+        "text",
+        "",
+        "Optuna's gRPC proxy for the studies, e.g. grpc://hub:13000; empty keeps them in `storage`.",
+    ),
 )
 _BY_NAME: Final = {key.name: key for key in KEYS}
 
@@ -177,7 +183,13 @@ class Settings:
     daemon_step: str
     attached_url: str
     attached_remote: bool
+    study_storage: str
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def studies_url(self) -> str:
+        """Where Optuna's studies are: in the database, or behind a gRPC proxy."""
+        return self.study_storage or self.storage
 
     @property
     def proxy_api_key_shown(self) -> str:

@@ -140,6 +140,7 @@ def _template_lines(keys: tuple[Key, ...]) -> list[str]:
         "llama_server": '"/opt/llama.cpp/llama-server"',
         "backend": '"llama-server"',
         "suite": '"my-prompts.jsonl"',
+        "study_storage": '"grpc://hub:13000"',
         "serve_statuses": '["proven", "stale"]',
         "on_change": '"~/bin/reload-my-servers --quiet"',
     }

@@ -46,7 +46,7 @@ def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, 
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store
 
-    trials = {s.cell_key: s.trials for s in read_studies(settings.storage)}
+    trials = {s.cell_key: s.trials for s in read_studies(settings.studies_url)}
     main = _model(shell, selection.stored[0].recommendation.model_path)
     store = open_store(settings.storage)
     try:

@@ -59,12 +59,11 @@ def command(
     A request may say x-autospec-drafting: off, or name its kind of prompt in x-autospec-prompt-type; answers carry both.
     Ctrl-C lets answers in flight end; a second one does not wait.
     """  # noqa: D301 - click needs the backspace itself
-    import asyncio
-
     # The address is settled before anything heavy is imported.
     shell.override(proxy_host=host, backend=backend, server_args=args or None)
     settings = shell.settings
 
+    from autospec.proxy.event_loop import run_on_best_loop
     from autospec.proxy.serve import make_classify, make_dispatch, rules_for, run
 
     rules = rules_for(settings, default_model=model, log_prompts=log_prompts)
@@ -79,10 +78,10 @@ def command(
             answers = "1 answer is" if in_flight == 1 else f"{in_flight} answers are"
             shell.say(f"{answers} in flight and may end; Ctrl-C again does not wait.")
 
-    asyncio.run(
+    run_on_best_loop(
         run(
             settings,
-            lambda: make_dispatch(settings),
+            lambda link: make_dispatch(settings, link.machine_is_free),
             rules,
             port=settings.proxy_port if port is None else port,
             classify=make_classify(),

@@ -38,7 +38,7 @@ def list_(shell: Shell) -> None:
     from autospec.tuning.records import shipped_records
 
     url = shell.settings.storage
-    studies, stored = read_studies(url), read_recommendations(url)
+    studies, stored = read_studies(shell.settings.studies_url), read_recommendations(url)
     by_cell = {s.cell_key: s for s in stored}
     keys = {s.cell_key for s in studies}
     alone = [s for s in stored if s.cell_key not in keys]
@@ -83,7 +83,7 @@ def show(shell: Shell, *, name: tuple[str, ...]) -> None:
     if path is not None:
         _show_record(shell, read_record(path))
         return
-    studies = read_studies(shell.settings.storage)
+    studies = read_studies(shell.settings.studies_url)
     if not studies:
         raise NothingKnownError("There is no study yet.", "`autospec tune --model M` makes one.")
     study = choose_study(studies, text)
@@ -155,7 +155,7 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
     from autospec.store.database import open_store
 
     url = shell.settings.storage
-    studies = read_studies(url)
+    studies = read_studies(shell.settings.studies_url)
     store = open_store(url)
     try:
         stored = store.recommendations()

@@ -7,9 +7,17 @@ the false-alarm rate needs no model of speeds and no estimate of their noise, an
 machine. A detector of a library (river's ADWIN or PageHinkley) asks for a scale of the data or gives no rate; ruptures
 looks at whole series, not at samples as they come.
 
-Live requests are not quite exchangeable: they come in conversations, whose speeds resemble each other. The values are
-therefore taken in blocks of a few requests, and a change must be large enough to matter. `studies/bench/drift.py`
-prints false alarms and delays for independent, skewed and autocorrelated traffic.
+Live requests are not exchangeable: they come in conversations, whose speeds resemble each other, and a run of slow
+neighbours looks like a change. So the values are medians of a few requests each, a change must be large enough to matter, and
+the limit grows with the correlation that the chart itself has seen. A chart of correlated values climbs as one of
+independent values whose variance is larger by the factor (1 + r)/(1 − r), with r the correlation of neighbours in an
+AR(1) (R. Johnson and M. Bagshaw, The effect of serial correlation on the performance of CUSUM tests, Technometrics 16,
+1974). r is estimated from the ranks *before* the climb, as a change makes neighbours alike as well, and with an
+allowance for how few they are.
+
+The stated rate holds for independent and for skewed traffic and for an AR(1) of up to 0.8 from request to request;
+`studies/bench/drift.py` prints it, and the delays that it costs. It does not hold where every conversation of ten requests
+and more has a level of its own that differs by 7 % and more from the next: to a chart of single requests those are changes.
 """
 
 from __future__ import annotations
@@ -31,13 +39,16 @@ __all__ = ["BLOCK", "FALSE_ALARMS_PER_1000", "Change", "Drift", "RankCusum", "dr
 BLOCK = 4
 # Blocks of a first stretch that only fill the ranks: a rank among three says nothing.
 _WARM_UP = 8
-# Reference value and limit, in standard deviations of a rank. With them a chart of independent values, both directions
-# together, gives a false alarm every 3000 blocks (studies/bench/drift.py).
+# Reference value and limit, in standard deviations of a rank, set by simulation (studies/bench/drift.py).
 _REFERENCE = 0.35
 _LIMIT = 9.0
+# Standard errors that are added to the estimated correlation; likewise by simulation.
+_ALLOWANCE = 0.5
+# An AR(1) of more than this wanders for so long that the chart could tell nothing from anything.
+_CORRELATION_AT_MOST = 0.875
 # Less is not worth a new proof: the verdict's own threshold is 2 %, its usual interval some 3 %.
 _MATTERS = 0.05
-# Stated for independent requests of one model and kind of prompt: both directions, speed and acceptance together.
+# Stated for requests of one model and kind of prompt, correlated as above: both directions, speed and acceptance together.
 FALSE_ALARMS_PER_1000 = 0.2
 # Too short for a speed: half of its time is the first token's.
 _MIN_TOKENS = 8
@@ -105,6 +116,9 @@ class RankCusum:
     def __init__(self, reference: float = _REFERENCE, limit: float = _LIMIT) -> None:
         self._reference, self._limit = reference, limit
         self._sorted: list[float] = []
+        # Sums of squared scores and of products of neighbours, from the first score on: a prefix of each is an estimate.
+        self._last = 0.0
+        self._squares, self._products = [0.0], [0.0]
         self._up = self._down = 0.0
         self._up_since = self._down_since = 0
 
@@ -125,16 +139,29 @@ class RankCusum:
         rank = (low + high) / 2.0 + 1.0
         # A rank is uniform on 1…n: mean (n + 1)/2, variance (n² − 1)/12.
         score = (rank - (n + 1) / 2.0) / math.sqrt((n * n - 1) / 12.0)
+        self._squares.append(self._squares[-1] + score * score)
+        self._products.append(self._products[-1] + score * self._last)
+        self._last = score
         self._up, self._up_since = self._step(self._up, score, self._up_since, n)
         self._down, self._down_since = self._step(self._down, -score, self._down_since, n)
-        if self._up >= self._limit:
-            return self._up_since
-        return self._down_since if self._down >= self._limit else None
+        for height, since in ((self._up, self._up_since), (self._down, self._down_since)):
+            if height >= self._limit and height >= self._limit * self._inflation(since - _WARM_UP):
+                return since
+        return None
 
     def fall_back(self) -> None:
         """Begin at zero again, with the same values to rank among: ranks to come are as independent as before."""
         self._up = self._down = 0.0
         self._up_since = self._down_since = len(self._sorted)
+
+    def _inflation(self, count: int) -> float:
+        """By how much correlation widens the chart's climbs, from the first `count` scores; at least 1."""
+        # Under independence the squares average 1: with few scores that is known better than they tell.
+        squares = max(self._squares[count], 0.5 * count)
+        estimate = self._products[count] / squares if count > 1 else 0.0
+        allowed = estimate + _ALLOWANCE / math.sqrt(count + 1)
+        r = min(_CORRELATION_AT_MOST, max(0.0, allowed))
+        return (1.0 + r) / (1.0 - r)
 
     def _step(self, height: float, score: float, since: int, n: int) -> tuple[float, int]:
         risen = height + score - self._reference

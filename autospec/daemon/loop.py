@@ -24,7 +24,7 @@ from autospec.daemon.memory import Memory
 from autospec.daemon.outlook import Outlook
 from autospec.daemon.probes import Probes, Traffic
 from autospec.daemon.proxy_child import ProxyChild
-from autospec.daemon.when import Decision, Policy, decide
+from autospec.daemon.when import Decision, Policy, decide, is_loaded
 from autospec.daemon.work import WorkItem
 from autospec.errors import LaunchError
 from autospec.service.notify import Notifier
@@ -101,6 +101,7 @@ class Daemon:
     _step: Measurement | None = None
     _step_began_s: float = 0.0
     _idle_since_s: float | None = None
+    _busy_looks: int = 0
     _held_until_s: dict[str, float] = field(default_factory=dict)
     _ending: bool = False
 
@@ -176,7 +177,7 @@ class Daemon:
         except (OSError, LaunchError) as error:
             self._failed(item, 0.0, f"it could not be started: {error}")
             return 0.0
-        self._step_began_s = self.clock.monotonic()
+        self._step_began_s, self._busy_looks = self.clock.monotonic(), 0
         self.why = f"it tunes {item.label}, because {item.why}"
         self._event(f"Tuning {item.label}: {item.why}.")
         self._listening.tell_proxies({"event": "tuning", "what": item.label, "why": item.why})
@@ -205,7 +206,9 @@ class Daemon:
             return "it took far longer than its budget"
         spent_s = self.memory.spent_today_s(self.clock.today()) + took_s
         signals = self.probes.read(self._traffic(), spent_s, measuring=True)
-        self.decision = decide(signals, policy_of(self.settings), measuring=True)
+        if (loaded := is_loaded(signals)) is not None:
+            self._busy_looks = self._busy_looks + 1 if loaded else 0
+        self.decision = decide(signals, policy_of(self.settings), measuring=True, busy_looks=self._busy_looks)
         return self.decision.why
 
     def _preempt(self, step: Measurement, why: str) -> None:

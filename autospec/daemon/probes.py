@@ -79,6 +79,9 @@ class Probes:
         self._first = now
         if first is None or now.at_s - first.at_s > _WINDOW_AT_MOST_S:
             return None
+        if set(first.processes) - set(now.processes):
+            # The time of a step's server that has ended is in no process of ours any more, and would look like others'.
+            return None
         return between(first, now).other_load
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from autospec.daemon.signals import Heat, Power, Signals
 
-__all__ = ["Check", "Decision", "Policy", "decide", "minutes_until"]
+__all__ = ["Check", "Decision", "Policy", "decide", "is_loaded", "minutes_until"]
 
 # Load, heat and power are looked at again after this long; it takes a reading of some milliseconds.
 RECHECK_S = 30.0
@@ -23,6 +23,9 @@ _DAY_MINUTES = 24 * 60
 # As `autospec.hardware.state.Limits`: what a measurement may carry.
 _OTHER_LOAD = 0.25
 _OTHER_SHARE = 0.05
+# While measuring, looks in a row that must find the others at work before the step makes way for them: a look is five
+# seconds, the tune itself stands still meanwhile, and whoever opens a file is gone by then.
+_BUSY_LOOKS = 3
 # What the system and its file cache want to keep.
 _SPARE_MEMORY = 1.15
 
@@ -92,15 +95,23 @@ class Decision:
         return min(max(wait_s, _RECHECK_AT_LEAST_S), RECHECK_AT_MOST_S)
 
 
-def decide(signals: Signals, policy: Policy, *, needed_bytes: int = 0, measuring: bool = False) -> Decision:
+def decide(
+    signals: Signals,
+    policy: Policy,
+    *,
+    needed_bytes: int = 0,
+    measuring: bool = False,
+    busy_looks: int = 0,
+) -> Decision:
     """Judge every signal.
 
     Args:
         signals: The machine now.
         policy: What the user allows.
         needed_bytes: Memory that the next step takes.
-        measuring: True while a step runs: its own memory is taken already, and load is the tune's to judge, which
-            waits for others and measures again what they disturbed.
+        measuring: True while a step runs: its own memory is taken already, and a load that passes is the tune's to
+            judge, which waits for others and measures again what they disturbed.
+        busy_looks: While measuring, how many looks in a row found other programs at work.
     """
     checks = [
         _traffic(signals, policy),
@@ -111,9 +122,18 @@ def decide(signals: Signals, policy: Policy, *, needed_bytes: int = 0, measuring
         _heat(signals),
         _idle(signals, policy),
     ]
-    if not measuring:
+    if measuring:
+        checks.append(_load_beside(signals, busy_looks))
+    else:
         checks += [_load(signals), _memory(signals, needed_bytes)]
     return Decision(tuple(checks))
+
+
+def is_loaded(signals: Signals) -> bool | None:
+    """True if other programs use more than a measurement can bear; ``None`` if that is not known."""
+    if signals.other_load is None:
+        return None
+    return signals.other_load > max(_OTHER_LOAD, _OTHER_SHARE * signals.cores)
 
 
 def minutes_until(hours: Sequence[tuple[int, int]], minute: int) -> int:
@@ -198,9 +218,22 @@ def _load(signals: Signals) -> Check:
     if signals.other_load is None:
         # A second later there are two readings, and so a load.
         return Check("load", "unknown", False, "the load is not known yet", _RECHECK_AT_LEAST_S)
-    allowed = max(_OTHER_LOAD, _OTHER_SHARE * signals.cores)
+    loaded = bool(is_loaded(signals))
     words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
-    return Check("load", "no" if signals.other_load > allowed else "ok", signals.other_load <= allowed, words)
+    return Check("load", "no" if loaded else "ok", not loaded, words)
+
+
+def _load_beside(signals: Signals, busy_looks: int) -> Check:
+    """The same while a step runs: it waits for a neighbour, and makes way for one who stays."""
+    loaded = is_loaded(signals)
+    if loaded is None:
+        return Check("load", "unknown", True, "what others use is not known while a server of the step ends")
+    words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
+    if loaded and busy_looks >= _BUSY_LOOKS:
+        return Check("load", "no", False, words)
+    return Check(
+        "load", "no" if loaded else "ok", True, f"{words}: the step waits for them" if loaded else words
+    )
 
 
 def _memory(signals: Signals, needed_bytes: int) -> Check:

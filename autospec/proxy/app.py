@@ -35,7 +35,8 @@ from autospec.proxy.metrics import Metrics
 from autospec.proxy.models import meant_model, running_model
 from autospec.proxy.outcome import Outcome, sample_of
 from autospec.proxy.problems import Problem, problem_of, shape_of
-from autospec.proxy.relay import Relay, open_session
+from autospec.proxy.relay import Relay
+from autospec.proxy.upstream import Upstream
 
 __all__ = ["Proxy", "Rules"]
 
@@ -70,6 +71,7 @@ class Proxy:
         hardware: This machine.
         samples: Where evidence goes; ``None`` keeps none.
         serving: Made around every request that is forwarded, to tell others that somebody is being served.
+        daemon: What the daemon last said that it does, see `autospec.service.control`; empty without one.
     """
 
     def __init__(
@@ -82,19 +84,21 @@ class Proxy:
         hardware: Callable[[], Hardware],
         samples: SampleWriter | None = None,
         serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        daemon: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.in_flight = 0
         self._dispatch = dispatch
         self._rules = rules
+        self._daemon = daemon
         self._classify = classify
         self._samples = samples
         self._serving = serving
         self._started = time.time()
-        self._session = open_session()
+        self._upstream = Upstream()
         self._metrics = Metrics(lambda: self.in_flight, lambda: samples.lost if samples else 0)
         self._endpoints = Endpoints(dispatch, self._metrics, storage, hardware, self._about)
         self._relay = Relay(
-            self._session,
+            self._upstream,
             dispatch,
             seen=self._seen,
             retried=self._metrics.retried,
@@ -104,7 +108,7 @@ class Proxy:
     async def close(self) -> None:
         """Let go of connections; requests in flight have ended."""
         self._endpoints.close()
-        await self._session.close()
+        self._upstream.close()
 
     def stop_events(self) -> None:
         """End the event streams, which would never end by themselves."""
@@ -223,6 +227,7 @@ class Proxy:
             "default_model": self._rules.default_model or None,
             "samples_written": self._samples.written if self._samples else 0,
             "samples_lost": self._samples.lost if self._samples else 0,
+            "daemon": dict(self._daemon()) or None,
         }
 
 

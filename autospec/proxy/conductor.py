@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -52,6 +52,7 @@ class Conductor:
         gave_up: Told a model and a drafting that is not tried again, and why.
         planner: `make_plan`, or a test's.
         clock: Seconds that never step back.
+        machine_is_free: Awaited before each launch.
 
     Attributes:
         plan: The last one.
@@ -66,11 +67,12 @@ class Conductor:
         *,
         planner: Callable[[Sequence[Needs], Room], Plan],
         clock: Callable[[], float],
+        machine_is_free: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self.terms = terms
         self.demand = Demand()
         self.waiting = Waiting(terms.queue_limit, terms.deadline_s)
-        self.fleet = Fleet(terms.args, self._changed, clock)
+        self.fleet = Fleet(terms.args, self._changed, clock, machine_is_free)
         self.setbacks = Setbacks()
         self.prospects = Prospects(terms, offers, self.fleet, self.setbacks)
         self.room = Room(memory_bytes=terms.memory_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting
@@ -22,11 +22,17 @@ class Fleet:
         args: The user's server arguments.
         changed: Told that a launch's state is another.
         clock: Seconds that never step back.
+        machine_is_free: Awaited before each launch; must end within a bound.
     """
 
     def __init__(
-        self, args: tuple[str, ...], changed: Callable[[], None], clock: Callable[[], float]
+        self,
+        args: tuple[str, ...],
+        changed: Callable[[], None],
+        clock: Callable[[], float],
+        machine_is_free: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
+        self._machine_is_free = machine_is_free
         self._args = args
         self._changed = changed
         self._clock = clock
@@ -70,6 +76,7 @@ class Fleet:
             lambda: serve(engine, path, entry, args),
             changed=self._changed,
             clock=self._clock,
+            first=self._machine_is_free,
         )
         self._launches.append(launch)
         launch.send(Start())

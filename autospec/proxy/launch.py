@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -95,6 +96,7 @@ class Launch:
         start: Starts the server and returns it ready; blocks.
         changed: Told, on the event loop, that the state is another.
         clock: Seconds that never step back.
+        first: Awaited before the start, whatever it returns; must end within a bound.
 
     Attributes:
         number: Counts the launches of this process.
@@ -119,7 +121,10 @@ class Launch:
         *,
         changed: Callable[[], None],
         clock: Callable[[], float],
+        first: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
+        self._first = first
+        self._preparing: asyncio.Task[None] | None = None
         self.number = next(self._numbers)
         self.model = model
         self.drafting = drafting
@@ -148,7 +153,10 @@ class Launch:
         """Ask the owner for something; asking again for what is under way changes nothing."""
         match request, self.state:
             case Start(), State.STARTING:
-                in_thread(self._start, orphaned=lambda server: server.stop()).add_done_callback(self._started)
+                if self._first is None:
+                    self._begin()
+                elif self._preparing is None:
+                    self._preparing = asyncio.get_running_loop().create_task(self._prepare(self._first))
             case Drain(), State.READY:
                 self._enter(State.DRAINING)
                 self._stop_unused()
@@ -175,6 +183,17 @@ class Launch:
         self.leases -= 1
         self.used_at_s = self._clock()
         self._stop_unused()
+
+    async def _prepare(self, first: Callable[[], Awaitable[object]]) -> None:
+        with suppress(Exception):  # a courtesy: it keeps no launch from starting
+            await first()
+        if self.state is State.STOPPING:
+            self._enter(State.STOPPED)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        in_thread(self._start, orphaned=lambda server: server.stop()).add_done_callback(self._started)
 
     def _started(self, start: asyncio.Future[Server]) -> None:
         error = start.exception()

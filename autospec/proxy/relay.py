@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable
 
-import aiohttp
 from aiohttp import web
-from yarl import URL
+from multidict import CIMultiDict
 
 from autospec.proxy import headers as passing
+from autospec.proxy.answer import Answer, BrokenError, NotHttpError, Sink
 from autospec.proxy.dispatch import Dispatch, Lease, Wanted
 from autospec.proxy.event_stream import WholeEvents
 from autospec.proxy.http_server import problem_response
@@ -24,51 +21,35 @@ from autospec.proxy.intake import Intake, Refused
 from autospec.proxy.outcome import Outcome
 from autospec.proxy.problems import Problem, event, shape_of
 from autospec.proxy.tail import Tail, read_counts, saw_the_end
+from autospec.proxy.upstream import Upstream
 
-__all__ = ["Relay", "open_session"]
+__all__ = ["Relay"]
 
 _LOG = logging.getLogger(__name__)
 
-# A loopback connection is made at once or not at all; the margin is for a machine under full load.
-_CONNECT_TIMEOUT_S = 10.0
 # A request that kills its server is not worth a third one.
 _ATTEMPTS = 2
-# aiohttp warns of larger bodies in one piece, and is right: written at once they would hold up every stream.
-_SENT_AT_ONCE_BYTES = 256 * 1024
-# A server's answer headers may be longer than a client's: llama-server names every model in some.
-_ANSWER_HEADER_BYTES = 64 * 1024
 # A larger body is serialised in a thread where fields must be added.
 _ADDED_AT_ONCE_BYTES = 256 * 1024
+# The mark above which asyncio calls a transport full: a client with so much unread is waited for.
+_LAG_BYTES = 64 * 1024
 
 
 class _BrokeEarlyError(Exception):
     """The server broke the connection before anything was sent to the client."""
 
 
-def open_session() -> aiohttp.ClientSession:
-    """The client side: nothing is added, decoded, remembered or timed out.
+class _Passed(web.StreamResponse):
+    """Its headers go out with the first bytes of the body, in one packet."""
 
-    Connections are not reused. llama-server gives each one a thread for as long as it is open (cpp-httplib), so that
-    idle ones would keep new requests waiting; and one that breaks always means that the server broke it.
-    """
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=True),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        # A long prompt takes minutes; how long is too long the client decides, and the supervisor watches processes.
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
-        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-        auto_decompress=False,
-        trust_env=False,
-        max_line_size=_ANSWER_HEADER_BYTES,
-        max_field_size=_ANSWER_HEADER_BYTES,
-    )
+    _send_headers_immediately = False
 
 
 class Relay:
     """Forwards requests to leased servers.
 
     Args:
-        session: From `open_session`.
+        upstream: Asks them.
         dispatch: Lends servers.
         seen: Called with the outcome of every request that reached a backend.
         retried: Called with a model's name when a request is sent a second time.
@@ -77,14 +58,14 @@ class Relay:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        upstream: Upstream,
         dispatch: Dispatch,
         *,
         seen: Callable[[Outcome], None],
         retried: Callable[[str], None],
         keep_credentials: bool,
     ) -> None:
-        self._session = session
+        self._upstream = upstream
         self._dispatch = dispatch
         self._seen = seen
         self._retried = retried
@@ -107,7 +88,9 @@ class Relay:
                 waited_ms = (time.perf_counter() - begun) * 1000
                 passage = _Passage(request, lease, wanted, waited_ms)
                 try:
-                    return await passage.run(self._session, headers, await _with_fields(intake, lease))
+                    return await passage.run(
+                        self._upstream, headers.items(), await _with_fields(intake, lease)
+                    )
                 except _BrokeEarlyError as broke:
                     _LOG.warning(
                         "proxy: %s broke the connection before it answered: %s", lease.model, broke.__cause__
@@ -131,45 +114,51 @@ class _Passage:
         self._request = request
         self._lease = lease
         self._tail = Tail()
+        self._wanted = wanted
+        self._waited_ms = waited_ms
         self._begun = time.perf_counter()
-        self._so_far = Outcome(
-            at=0.0,
-            path=request.path,
-            model=lease.model,
-            backend=lease.backend,
-            build=lease.build,
-            prompt_type=wanted.prompt_type,
-            drafting=lease.drafting,
-            waited_ms=waited_ms,
-        )
+        self._first_byte_ms = 0.0
+        self._status = 0
+        self._streamed = False
+        self._complete = False
 
     def outcome(self) -> Outcome:
         """What became of it."""
-        return replace(
-            self._so_far,
+        lease = self._lease
+        return Outcome(
             at=time.time(),
+            path=self._request.path,
+            model=lease.model,
+            backend=lease.backend,
+            build=lease.build,
+            prompt_type=self._wanted.prompt_type,
+            drafting=lease.drafting,
+            status=self._status,
+            complete=self._complete,
+            waited_ms=self._waited_ms,
+            first_byte_ms=self._first_byte_ms,
             total_ms=self._elapsed_ms(),
-            counts=read_counts(self._tail.content()) if self._so_far.complete else None,
+            streamed=self._streamed,
+            counts=read_counts(self._tail.content()) if self._complete else None,
         )
 
     async def run(
-        self, session: aiohttp.ClientSession, headers: Any, content: bytes | None
+        self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes
     ) -> web.StreamResponse:
         """Ask, and pass on the answer as it comes."""
-        answer = await self._ask(session, headers, content)
+        answer = await self._ask(upstream, headers, content)
         try:
             try:
-                part = await answer.content.readany()
-            except (aiohttp.ClientError, OSError) as error:
+                part = await answer.read()
+            except BrokenError as error:
                 raise _BrokeEarlyError from error
-            self._so_far = replace(
-                self._so_far,
-                status=answer.status,
-                first_byte_ms=self._elapsed_ms(),
-                streamed=answer.content_type == "text/event-stream",
-            )
+            self._first_byte_ms = self._elapsed_ms()
+            self._status = answer.status
+            headers_back = passing.for_client(answer.headers)
+            kind = headers_back.get("Content-Type", "").partition(";")[0].strip().lower()
+            self._streamed = kind == "text/event-stream"
             # The status line and the first bytes go out together, so that until here another server may try.
-            response = self._response(answer)
+            response = self._response(answer, headers_back)
             with contextlib.suppress(ConnectionError):  # the client went away; nobody is left to be told
                 await response.prepare(self._request)
                 await self._pump(answer, response, part)
@@ -178,58 +167,82 @@ class _Passage:
             # Also when the client went away: the server sees it at once and stops working for nobody.
             answer.close()
 
-    async def _ask(
-        self, session: aiohttp.ClientSession, headers: Any, content: bytes | None
-    ) -> aiohttp.ClientResponse:
-        data: Any = content or None
-        if content and len(content) > _SENT_AT_ONCE_BYTES:
-            data = io.BytesIO(content)
+    async def _ask(self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes) -> Answer:
+        lease, request = self._lease, self._request
         try:
-            return await session.request(
-                self._request.method,
-                URL(self._lease.base_url + _target(self._request), encoded=True),
-                headers=headers,
-                data=data,
-                allow_redirects=False,
-            )
-        except aiohttp.ClientResponseError as error:  # not HTTP: another server would say the same
-            message = f"The server of {self._lease.model} gave an answer that is no HTTP: {error.message}."
+            return await upstream.ask(lease.base_url, request.method, _target(request), headers, content)
+        except NotHttpError as error:  # another server would say the same
+            message = f"The server of {lease.model} gave an answer that is no HTTP: {error}."
             raise Refused(Problem(502, message, "backend_failed")) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except BrokenError as error:
             raise _BrokeEarlyError from error
+        except ValueError:
+            raise Refused(
+                Problem(400, "A header or the path holds a line break.", "invalid_header")
+            ) from None
 
-    def _response(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-        headers = passing.for_client(answer.headers.items())
-        if self._so_far.prompt_type is not None:
-            headers[passing.PROMPT_TYPE] = str(self._so_far.prompt_type)
+    def _response(self, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
+        if self._wanted.prompt_type is not None:
+            headers[passing.PROMPT_TYPE] = str(self._wanted.prompt_type)
         headers[passing.DRAFTING] = self._lease.drafting.label.encode("ascii", "replace").decode()
         if (
             origin := self._request.headers.get("Origin")
         ) is not None:  # judged before; backends often say nothing
             headers.setdefault("Access-Control-Allow-Origin", origin)
-        return web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+        return _Passed(status=answer.status, reason=answer.reason, headers=headers)
 
-    async def _pump(self, answer: aiohttp.ClientResponse, response: web.StreamResponse, part: bytes) -> None:
-        events = WholeEvents() if self._so_far.streamed else None
-        tail, source = self._tail, answer.content
+    async def _pump(self, answer: Answer, response: web.StreamResponse, part: bytes) -> None:
+        events = WholeEvents() if self._streamed else None
+        sink = self._sink(events, response)
         while part:
-            tail.feed(part)
+            self._tail.feed(part)
             if events is not None:
                 part = events.feed(part)
+            if answer.ended:
+                break
             if part:
-                # Waits while the client reads slowly; meanwhile aiohttp stops reading from the server.
+                # Waits while the client reads slowly; meanwhile nothing more is read from the server.
                 await response.write(part)
+            if sink is not None:
+                await answer.pump(sink)
+                await self._request.writer.drain()
             try:
-                part = await source.readany()
-            except (aiohttp.ClientError, OSError) as error:
+                part = await answer.read()
+            except BrokenError as error:
                 await self._break_off(response, error)
                 return
         if events is not None:
-            if _ends_by_closing(answer) and not saw_the_end(tail.content()):
+            if answer.by_closing and not saw_the_end(self._tail.content()):
+                if part:
+                    await response.write(part)
                 await self._break_off(response, None)
                 return
-            await response.write(events.rest())
-        self._so_far = replace(self._so_far, complete=True)
+            part += events.rest()
+        self._complete = True
+        await response.write_eof(part)  # with the last bytes of the body, in one packet
+
+    def _sink(self, events: WholeEvents | None, response: web.StreamResponse) -> Sink | None:
+        """The short way of a token: from the call that brings it into the client's socket, with no task in between.
+
+        Only for streams in chunks; aiohttp, which counts the bytes of all others, writes those.
+        """
+        transport = self._request.transport
+        if (
+            events is None
+            or transport is None
+            or "chunked" not in response.headers.get("Transfer-Encoding", "")
+        ):
+            return None
+        tail = self._tail
+
+        def sink(part: bytes) -> bool:
+            tail.feed(part)
+            part = events.feed(part)
+            if part:
+                transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+            return transport.get_write_buffer_size() <= _LAG_BYTES
+
+        return sink
 
     async def _break_off(self, response: web.StreamResponse, error: Exception | None) -> None:
         """End an answer so that nobody can take it for complete."""
@@ -238,7 +251,7 @@ class _Passage:
         transport = self._request.transport
         if transport is None:
             return
-        if self._so_far.streamed:
+        if self._streamed:
             message = f"The server of {self._lease.model} ended in the middle of this answer; what came so far is not all of it."
             problem = Problem(502, message, "backend_failed")
             await response.write(event(problem, shape_of(self._request.path)))
@@ -267,7 +280,3 @@ def _target(request: web.BaseRequest) -> str:
     """Path and query as the client wrote them. A request may name a whole URL (RFC 9112 §3.2.2): its host is not ours."""
     raw = request.raw_path
     return raw if raw.startswith("/") else request.rel_url.raw_path_qs
-
-
-def _ends_by_closing(answer: aiohttp.ClientResponse) -> bool:
-    return answer.content_length is None and "chunked" not in answer.headers.get("Transfer-Encoding", "")

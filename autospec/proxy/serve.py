@@ -7,9 +7,10 @@ import contextlib
 import errno
 import gc
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
@@ -49,13 +50,19 @@ class Listening:
     proxy: Proxy
 
 
-async def make_dispatch(settings: Settings) -> Dispatch:
+async def make_dispatch(
+    settings: Settings, machine_is_free: Callable[[], Awaitable[object]] | None = None
+) -> Dispatch:
     """What lends servers to the proxy; the one place that chooses it.
+
+    Args:
+        settings: For backends, models, storage and limits.
+        machine_is_free: Awaited before each launch, see `ProxyLink.machine_is_free`; ``None`` where no daemon can measure.
 
     Raises:
         AutospecError: There is no way to serve models.
     """
-    return await open_supervisor(settings)
+    return await open_supervisor(settings, machine_is_free)
 
 
 def make_classify() -> Classify:
@@ -93,6 +100,7 @@ async def listen(
     storage: str,
     classify: Classify,
     serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    daemon: Callable[[], Mapping[str, Any]] = dict,
     grace_s: float = _GRACE_S,
 ) -> AsyncIterator[Listening]:
     """A proxy for as long as the context lasts; leaving it lets requests in flight end.
@@ -105,6 +113,7 @@ async def listen(
         storage: The database's URL, for recommendations and samples.
         classify: The kind of prompt in a body.
         serving: Made around every forwarded request.
+        daemon: What the daemon last said that it does.
         grace_s: How long requests in flight may go on.
 
     Raises:
@@ -119,6 +128,7 @@ async def listen(
         hardware=identify,
         samples=samples,
         serving=serving,
+        daemon=daemon,
     )
     runner = web.ServerRunner(HttpServer(proxy.handle), shutdown_timeout=grace_s)
     try:
@@ -144,7 +154,7 @@ async def listen(
 
 async def run(
     settings: Settings,
-    make_dispatch: Callable[[], Awaitable[Dispatch]],
+    make_dispatch: Callable[[ProxyLink], Awaitable[Dispatch]],
     rules: Rules,
     *,
     port: int,
@@ -156,7 +166,7 @@ async def run(
 
     Args:
         settings: For address and storage.
-        make_dispatch: Makes what lends servers, inside of the event loop.
+        make_dispatch: Makes what lends servers, inside of the event loop; given the link to the daemon.
         rules: From `rules_for`.
         port: 0 takes a free one.
         classify: The kind of prompt in a body.
@@ -168,9 +178,9 @@ async def run(
     """
     task = asyncio.current_task()
     assert task is not None
-    dispatch = await make_dispatch()
     # A daemon that measures hears of every request, and gives the machine back within a second.
     link = ProxyLink(settings.state_dir)
+    dispatch = await make_dispatch(link)
     try:
         await link.start()
         with _signals(task) as asked:
@@ -182,6 +192,7 @@ async def run(
                 storage=settings.storage,
                 classify=classify,
                 serving=link.serving,
+                daemon=lambda: link.daemon,
             ) as listening:
                 ready(listening.base_url)
                 await asked.wait()

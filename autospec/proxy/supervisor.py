@@ -67,7 +67,14 @@ class Supervisor:
         self._terms = terms
         self._sources = sources
         self._clock = clock
-        self._conductor = Conductor(terms, offers, self._gave_up, planner=planner, clock=clock)
+        self._conductor = Conductor(
+            terms,
+            offers,
+            self._gave_up,
+            planner=planner,
+            clock=clock,
+            machine_is_free=sources.machine_is_free,
+        )
         self._stored: Sequence[StoredRecommendation] = ()
         self._newest = -1
         self._scanned_at_s = clock()
@@ -154,7 +161,10 @@ class Supervisor:
         newest = await in_thread(self._sources.newest)
         if newest != self._newest:
             self._stored = await in_thread(self._sources.recommendations)
-            self._newest = newest
+            first, self._newest = self._newest < 0, newest
+            if not first:
+                # They may rest on a build or a draft that came since the last scan.
+                await self._look()
             await self._learn()
 
     async def _learn(self) -> None:
@@ -211,13 +221,19 @@ class Supervisor:
 
     async def _rescan(self) -> None:
         try:
-            self._conductor.offer(await in_thread(self._sources.offers))
+            await self._look()
             await self._learn()
+        finally:
+            self._scan = None
+
+    async def _look(self) -> None:
+        """Scan the disk and probe the backends; what cannot be read stays as it was."""
+        try:
+            self._conductor.offer(await in_thread(self._sources.offers))
         except AutospecError as error:
             _log.warning("The disk could not be scanned: %s", error)
         finally:
             self._scanned_at_s = self._clock()
-            self._scan = None
 
     def _gave_up(self, model: str, drafting: Drafting, why: str) -> None:
         """Mark the verdicts that recommend a drafting which does not run."""

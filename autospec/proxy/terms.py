@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -81,6 +81,8 @@ class Sources:
         newest: A number that is another once there are new recommendations.
         recommendations: The newest recommendation of every cell.
         save: Keeps a recommendation under its cell's key.
+        machine_is_free: Awaited before each launch, on the event loop: a daemon that measures lets go of its servers
+            first. Waits for a bounded time. ``None`` where there is no daemon.
     """
 
     hardware: Hardware
@@ -88,3 +90,4 @@ class Sources:
     newest: Callable[[], int]
     recommendations: Callable[[], Sequence[StoredRecommendation]]
     save: Callable[[Recommendation, Hardware, str], None]
+    machine_is_free: Callable[[], Awaitable[object]] | None = None

@@ -149,7 +149,10 @@ def _kind(r: Recommendation) -> str:
 
 
 def _sentence(r: Recommendation) -> str:
-    return f": {r.reason}" if r.verdict is Verdict.ENABLE else f", run off: {r.reason}"
+    words = f": {r.reason}" if r.verdict is Verdict.ENABLE else f", run off: {r.reason}"
+    # Served all the same, but whoever reads "stale" asks why.
+    why = r.evidence.get("stale_reason") if r.status is Status.STALE else None
+    return f"{words}; stale, as {why}" if why else words
 
 
 def _gain(r: Recommendation) -> str:

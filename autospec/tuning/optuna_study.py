@@ -6,13 +6,16 @@ All of a machine's studies live in one RDB storage beside autospec's own tables.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autospec.cells import Cell
@@ -27,6 +30,9 @@ __all__ = ["CellStudy", "Tried", "open_storage"]
 # Draftings that the sampler proposes again are not launched again; after so many proposals in a row that are all
 # known, the part of the space that it cares for is explored.
 _PROPOSALS = 30
+# A proxy in the same house answers in milliseconds; one that is down should not hold the tune up.
+_GRPC_READY_S = 10.0
+_GRPC_PORT = 13000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +54,19 @@ class Tried:
     permanent: bool
 
 
-def open_storage(url: str) -> RDBStorage:
-    """Optuna's storage at a SQLAlchemy URL.
+def open_storage(url: str, *, ready_s: float = _GRPC_READY_S) -> BaseStorage:
+    """Optuna's storage.
+
+    Args:
+        url: A SQLAlchemy URL, or ``grpc://HOST[:PORT]`` of a proxy that `optuna.storages.run_grpc_proxy_server` runs.
+        ready_s: How long such a proxy is waited for.
 
     Raises:
-        StoreError: Optuna cannot use the database.
+        StoreError: Optuna cannot use the database, or the proxy does not answer.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if url.startswith("grpc:"):
+        return _grpc_storage(url, ready_s)
     arguments = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None
     try:
         with first_use(url):
@@ -65,6 +77,32 @@ def open_storage(url: str) -> RDBStorage:
         raise StoreError(
             f"Optuna cannot use the database: {error}.", "Check `storage` with `autospec config show`."
         ) from error
+
+
+def _grpc_storage(url: str, ready_s: float) -> BaseStorage:
+    """The proxy's client. It is experimental in Optuna, which says so on every use: once in our words is enough."""
+    try:
+        address = urlsplit(url)
+        host, port = address.hostname or "localhost", address.port or _GRPC_PORT
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
+        storage.wait_server_ready(timeout=ready_s)
+    except ImportError as error:
+        raise StoreError(
+            f"Optuna's gRPC proxy needs a package that is not installed: {error}.",
+            "pip install 'autospec[grpc]'.",
+        ) from error
+    except ValueError as error:
+        raise StoreError(
+            f"{url} is no address of a gRPC proxy: {error}.", "Write it as grpc://HOST:PORT."
+        ) from error
+    except ConnectionError as error:
+        raise StoreError(
+            f"Optuna's gRPC proxy at {host}:{port} does not answer.",
+            "Start it there with optuna.storages.run_grpc_proxy_server, or empty `study_storage` in the config.",
+        ) from error
+    return storage
 
 
 class CellStudy:
@@ -79,7 +117,7 @@ class CellStudy:
     """
 
     def __init__(
-        self, cell: Cell, storage: RDBStorage, definition: StudyDefinition, space: Space, protocol: str
+        self, cell: Cell, storage: BaseStorage, definition: StudyDefinition, space: Space, protocol: str
     ) -> None:
         self.cell = cell
         self._space = space

@@ -52,6 +52,7 @@ def prepare(
         definition=definition,
         suite=suite,
         storage=settings.storage,
+        study_storage=settings.study_storage,
         drafts=tuple(catalog.find(d) for d in drafts),
         prompt_types=tuple(prompt_types),
         args=(*settings.server_args, *args),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 
 import psutil
 
@@ -62,8 +63,9 @@ class TuneRequest:
         temperature: 0 is greedy.
         context_tokens: Context of the launches where `args` name none.
         storage: SQLAlchemy URL.
+        study_storage: Address of Optuna's gRPC proxy for the studies; empty keeps them in `storage`.
         budget_s: Instead of the definition's.
-        again: Measure afresh what is proven already.
+        again: Measure afresh what is proven already; where that was begun and interrupted, go on with it.
         forget_answers: Keep no recorded answers when the tune ends.
     """
 
@@ -80,6 +82,7 @@ class TuneRequest:
     budget_s: float | None = None
     again: bool = False
     forget_answers: bool = False
+    study_storage: str = ""
 
     @property
     def protocol(self) -> str:
@@ -126,6 +129,7 @@ class Tuning:
     _wanted: list[str] = field(default_factory=list)
     _drafts: dict[str, str] | None = None
     _locks: CellLocks | None = None
+    _afresh: set[str] = field(default_factory=set)
 
     def run(self) -> list[Recommendation]:
         """Search, prove, store.
@@ -161,7 +165,7 @@ class Tuning:
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
         space = _space(self.request.definition, capabilities, fitting)
-        cells = self._cells(capabilities, space)
+        cells = self._cells(store, capabilities, space)
         self._wanted = [c.cell.key for c in cells]
         proven = {} if self.request.again else self._proven(store, cells)
         open_cells = [c for c in cells if c.cell.key not in proven]
@@ -206,7 +210,8 @@ class Tuning:
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
-            pairing = Pairing(launches, asking, store, since=self._epochs(cells), tell=self.progress.tell)
+            since = self._begin(cells, store)
+            pairing = Pairing(launches, asking, store, since=since, tell=self.progress.tell)
             rig = Rig(request.definition, space, launches, pairing, budget, self.progress)
 
             def keep(cell: CellRun) -> None:
@@ -236,9 +241,6 @@ class Tuning:
         standing.save(store, resting_on(recommendation, cell.cell, self._drafts), self.hardware, cell.cell)
 
     def _search(self, cells: Sequence[CellRun], rig: Rig, asking: Asking, store: Store) -> None:
-        if self.request.again:
-            for cell in cells:
-                store.forget_surveys(cell.cell.key)
         forecast = None
         if self.request.definition.predict and (predictor := Surveying(cells, rig, asking, store).run()):
             threshold = self.request.definition.rule.threshold
@@ -280,10 +282,10 @@ class Tuning:
             marks["idle_draft"] = idle
         return replace(recommendation, evidence={**recommendation.evidence, **marks})
 
-    def _cells(self, capabilities: Capabilities, space: Space) -> list[CellRun]:
+    def _cells(self, store: Store, capabilities: Capabilities, space: Space) -> list[CellRun]:
         request = self.request
         types = request.prompt_types or request.suite.types()
-        storage = open_storage(request.storage)
+        storage = open_storage(request.study_storage or request.storage)
         settings = request.settings().args
         cells = []
         for prompt_type in [t for t in PromptType if t in types]:
@@ -299,7 +301,8 @@ class Tuning:
                 continue
             study = CellStudy(cell, storage, request.definition, space, request.protocol)
             run = CellRun(cell, study, tune[: request.definition.prompts], prove)
-            if request.again:
+            if request.again and self._is_to_begin(store, study, cell):
+                self._afresh.add(cell.key)
                 study.begin_again()
             noted = study.noted("winner")
             winner = Drafting.from_json(noted) if noted is not None else None
@@ -319,15 +322,31 @@ class Tuning:
             )
         return cells
 
-    def _epochs(self, cells: Sequence[CellRun]) -> dict[str, float]:
-        """Cell key → measurements before this moment do not count; it moves when the user asks to measure again."""
+    @staticmethod
+    def _is_to_begin(store: Store, study: CellStudy, cell: Cell) -> bool:
+        """False where measuring afresh has begun and came to no recommendation: whoever was interrupted in it goes on."""
+        epoch = study.noted("epoch")
+        stored = store.recommendations(cell_keys=[cell.key])
+        # Recommendations tell their second only.
+        return epoch is None or any(_seconds(s.recommendation.created_at) >= int(epoch) for s in stored)
+
+    def _begin(self, cells: Sequence[CellRun], store: Store) -> dict[str, float]:
+        """Cell key → measurements before this moment do not count; it moves when the user asks to measure again.
+
+        All that beginning again means is stored before the first measurement, so that whoever is killed after it goes on.
+        """
         epochs = {}
         for cell in cells:
-            noted = None if self.request.again else cell.study.noted("epoch")
+            afresh = cell.cell.key in self._afresh
+            if afresh:
+                store.forget_surveys(cell.cell.key)
+            noted = None if afresh else cell.study.noted("epoch")
             if noted is None:
                 noted = time.time()
                 cell.study.note("epoch", noted)
             epochs[cell.cell.key] = float(noted)
+            if afresh:
+                standing.renew(store, self.hardware, cell.cell)
         return epochs
 
     def _proven(self, store: Store, cells: Sequence[CellRun]) -> dict[str, Recommendation]:
@@ -409,6 +428,14 @@ def _guess_winners(cells: Sequence[CellRun]) -> None:
     for cell in cells:
         if cell.winner.is_off and cell.best is not None:
             cell.winner = cell.best[0]
+
+
+def _seconds(created_at: str) -> float:
+    """Seconds since the epoch; 0 for what is no time."""
+    try:
+        return datetime.fromisoformat(created_at).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _added(command: Sequence[str], plain: Sequence[str]) -> list[str]:

@@ -82,7 +82,9 @@ class Surveying:
                 if not found:
                     return None
                 batches = self._batches(main, found)
-                first = self._first(main)
+                if not batches:
+                    return None  # a prompt and an answer of a few tokens
+                first = self._first(main) if self._draft_free else None
         except BackendError as error:
             self._rig.progress.tell(
                 f"Nothing can be predicted here, every drafting is tried: {error.message}"
@@ -108,8 +110,12 @@ class Surveying:
     def _widest(self) -> int:
         """Most tokens that anything of the space proposes in a cycle."""
         space = self._rig.definition.space
-        n_gram = any(arm.mode.draft_free for arm in self._rig.space.arms)
-        return max(space.n_max[1], space.ngram_m[1] if n_gram else 0)
+        return max(space.n_max[1], space.ngram_m[1] if self._draft_free else 0)
+
+    @property
+    def _draft_free(self) -> bool:
+        """Whether anything of the space drafts from the text alone, and remembers what it has seen."""
+        return any(arm.mode.draft_free for arm in self._rig.space.arms)
 
     def _places(self) -> list[_Place]:
         """The prompts in the order in which a launch is asked: one of every cell, then the next of every cell."""
@@ -157,7 +163,7 @@ class Surveying:
 
     def _batches(self, main: Main, recordings: Sequence[Recording]) -> dict[int, float]:
         stored = self._stored_times(_MAIN)
-        if stored is None or max(stored.batch_ms) < self._widest + 1:
+        if stored is None or max(stored.batch_ms, default=0) < self._widest + 1:
             typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
             times = self._undisturbed(partial(time_batches, _asked(main), typical, self._widest + 1))
             stored = DraftPass({}, 0.0, times)

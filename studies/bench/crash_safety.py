@@ -1,14 +1,24 @@
 """kill -9 at random moments of a tune with real servers: is anything lost, left over or torn? One table.
 
-    python studies/bench/crash_safety.py [--times 100] [--seed 1] [--longest 15]
+    python -m studies.bench.crash_safety [--times 100] [--seed 1] [--backend llama-server] [--home FOLDER]
 
-A tune of the lab's smallest models on the embedded backend is started in a home of its own and killed after a random
-time, again and again on the same study; each start goes on where the one before was killed. After every kill:
+A tune of the lab's smallest models is killed again and again, on one study and always with the same command, which has
+``--again``: each start goes on where the one before was killed, and begins afresh after one that came to its end. One tune is watched
+first, to learn how long each of its phases takes; then the kills take the phases by turns, so that short ones are hit as often as long ones,
+and fall at a random moment of the phase. What was really hit is told by the database, after
+the kill.
 
-- every measurement that was in the database before the kill is in it afterwards (nothing finished is lost);
+After every kill:
+
+- every measurement that any kill before found in the database is in it still (nothing finished is lost);
 - within fifteen seconds no process of that home is left (no orphan);
-- every recommendation ever stored reads back whole (none is torn), and SQLite finds its file sound;
-- the study goes on: no trial ran twice, and in the end an undisturbed tune comes to its recommendation.
+- every recommendation ever stored reads back whole and keeps the schema (none is torn), and SQLite finds its file sound;
+- no drafting has two finished trials since the study was last begun afresh.
+
+A start that ends by itself must end with 0. In the end one tune is left alone and must come to its recommendation.
+
+With --home the folder is kept and each kill is a line of its ``kills.jsonl``: further calls add to it, so that a
+hundred fit into several short sittings.
 """
 
 from __future__ import annotations
@@ -20,38 +30,48 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from autospec.recommendations import Recommendation
+from autospec.cells import PromptType
+from autospec.prompts.suite import Half, load_suite
+from autospec.tuning.definition import load_definition
+from studies.bench.crash_phases import PHASES, Database, Phase, Watch
+from studies.bench.crash_table import Kill, broken, table
+from tests.daemon.hooked import calm
 from tests.lab import Lab, lab_folder
 from tests.tuning.test_real_tune import STUDY
 
 _ORPHANS_GONE_S = 15.0
 _FINAL_TUNE_S = 300.0
-_QUESTIONS = ("Count to ten.", "Name three colours.", "Say one two three.", "Name the days of the week.")
-
-
-@dataclass(slots=True)
-class Tally:
-    """What was seen over all kills."""
-
-    kills: int = 0
-    ended_before: int = 0
-    while_serving: int = 0
-    lost: int = 0
-    orphans: int = 0
-    torn: int = 0
-    unsound: int = 0
-    slowest_end_s: float = 0.0
+# Nobody waits longer for a phase to begin: then the moment is now, whatever it hits.
+_PHASE_BEGINS_S = 90.0
+# Often enough to see a phase of a fifth of a second begin, seldom enough to be no neighbour to whoever measures.
+_LOOK_EVERY_S = 0.02
+# A recommendation is written some milliseconds after the last measurement: around it, every kill is close.
+_WRITING_S, _WRITING_LOOK_EVERY_S = 0.06, 0.002
+# By turns; search and proof are most of a tune and have the most to lose.
+_TURNS = (
+    *(Phase.START, Phase.RECORDING, Phase.TIMING, Phase.READING, Phase.SEARCH, Phase.SEARCH),
+    *(Phase.PROOF, Phase.PROOF, Phase.WRITING, Phase.WRITING),
+)
+# Answers that repeat themselves: an n-gram mode is then worth a launch, so that there is a search.
+_QUESTIONS = tuple(
+    f"Repeat ten times: {words}." for words in ("one two three", "red green blue", "a b c d", "do re mi fa")
+)
+# Two answers to record and to search with, two to prove with, and few launches: a kill every ten seconds.
+_STUDY = (
+    STUDY.replace("prompts = 1", "prompts = 2")
+    .replace("trials = 3", "trials = 2")
+    .replace("max_tokens = 16", "max_tokens = 32")
+)
 
 
 def main() -> int:
@@ -59,147 +79,189 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--times", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--longest", type=float, default=15.0, help="kill within so many seconds of the start"
+        "--times", type=int, default=100, help="kills in all, those of earlier sittings included"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--backend", default="llama-server", help="llama-server or embedded")
+    parser.add_argument("--home", type=Path, help="keep everything there and go on from it")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="kill no more after this long; the table says so"
     )
     asked = parser.parse_args()
-    rng = random.Random(asked.seed)
-    with tempfile.TemporaryDirectory(prefix="autospec-crash-") as folder:
-        home = Path(folder)
-        env, command = _set_up(home)
-        tally = Tally()
-        again: list[str] = []
+    with contextlib.ExitStack() as stack:
+        home = asked.home or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autospec-crash-")))
+        home = home.resolve()
+        bench = Bench(home, asked.backend)
         # Whoever stops the bench stops the tune with it.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        atexit.register(lambda: [process.kill() for process in _ours(home)])
-        while tally.kills < asked.times:
-            again = _once([*command, *again], env, home, rng.uniform(0.3, asked.longest), tally)
-            print(
-                f"{tally.kills} killed, {len(_measurements(home))} measurements", file=sys.stderr, flush=True
-            )
-        done = subprocess.run(
-            [*command, *again], env=env, timeout=_FINAL_TUNE_S, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            check=False,
-        )  # fmt: skip
-        twice = _trials_done_twice(home)
-        final = json.loads(done.stdout)["recommendations"] if done.returncode == 0 else []
-        _print(tally, twice, final)
-    sound = not (tally.lost or tally.orphans or tally.torn or tally.unsound or twice) and final
-    return 0 if sound else 1
+        atexit.register(lambda: [process.kill() for process in bench.processes()])
+        return bench.run(asked.times, asked.seed, time.monotonic() + 60.0 * asked.minutes)
 
 
-def _set_up(home: Path) -> tuple[dict[str, str], list[str]]:
-    lab = Lab(lab_folder())
-    (home / "study.toml").write_text(STUDY, encoding="utf-8")
-    lines = [
-        {"id": f"p{n}", "prompt_type": "qa", "messages": [{"role": "user", "content": q}], "max_tokens": 16}
-        for n, q in enumerate(_QUESTIONS)
-    ]
-    (home / "suite.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    env = {k: v for k, v in os.environ.items() if not k.startswith("AUTOSPEC_")}
-    # Threads that spin on a shared machine make everything twenty times slower, and no speed is asked for here.
-    env |= {"AUTOSPEC_HOME": str(home), "AUTOSPEC_TEST_LOCK_DIR": str(home), "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [
-        *(sys.executable, "-m", "autospec", "tune", "--json", "--quiet", "--backend", "embedded"),
-        *("--model", str(lab.path("smollm2")), "--draft", str(lab.path("tiny"))),
-        *("--study", str(home / "study.toml"), "--suite", str(home / "suite.jsonl")),
-    ]
-    return env, command
+class Bench:
+    """One home, one study, and its kills.
 
-
-def _once(command: list[str], env: dict[str, str], home: Path, after_s: float, tally: Tally) -> list[str]:
-    """One start and its kill.
-
-    Returns:
-        Further arguments for the next start: a tune that came to its end is begun afresh.
+    Args:
+        home: AUTOSPEC_HOME of the tunes.
+        backend: What starts the servers.
     """
-    child = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(after_s)
-        tally.ended_before += 1
-        return ["--again"]
-    serving = len(_ours(home)) > 1
-    before = _measurements(home)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    tally.kills += 1
-    tally.while_serving += serving
-    began = time.monotonic()
-    while (left := _ours(home)) and time.monotonic() - began < _ORPHANS_GONE_S:
-        time.sleep(0.05)
-    tally.slowest_end_s = max(tally.slowest_end_s, time.monotonic() - began)
-    tally.orphans += len(left)
-    for process in left:
-        process.kill()
-    tally.lost += len(before - _measurements(home))
-    _check_store(home, tally)
-    return []
 
+    def __init__(self, home: Path, backend: str) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        lab = Lab(lab_folder())
+        (home / "study.toml").write_text(_STUDY, encoding="utf-8")
+        lines = [
+            {
+                "id": f"p{n}",
+                "prompt_type": "qa",
+                "messages": [{"role": "user", "content": q}],
+                "max_tokens": 32,
+            }
+            for n, q in enumerate(_QUESTIONS)
+        ]
+        (home / "suite.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        suite = load_suite(home / "suite.jsonl")
+        rule = load_definition(str(home / "study.toml")).rule
+        self._home = home
+        self._database = Database(
+            home / "state" / "autospec.db",
+            home / "state" / "launches",
+            halves=2 * len(suite.of(PromptType.QA, Half.PROVE)) * rule.looks[-1],
+        )
+        self._kept = home / "kills.jsonl"
+        self._lengths_s: dict[str, float] = {}
+        self._seen = self._database.measurements()
+        self._failed: list[str] = []
+        self._finished = 0
+        env = {k: v for k, v in os.environ.items() if not k.startswith("AUTOSPEC_")}
+        if backend == "llama-server":
+            native = lab_folder() / "llama-server" / "llama-server"
+            env["AUTOSPEC_LLAMA_SERVER"] = os.environ.get("AUTOSPEC_LLAMA_SERVER", str(native))
+        # Threads that spin on a shared machine make everything twenty times slower, and a tune waits for whoever else
+        # works there: no speed is asked for here.
+        self._env = calm(env) | {
+            "AUTOSPEC_HOME": str(home),
+            "AUTOSPEC_TEST_LOCK_DIR": str(home),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        self._command = [
+            *(sys.executable, "-m", "autospec", "tune", "--again", "--json", "--quiet", "--backend", backend),
+            *("--model", str(lab.path("smollm2")), "--draft", str(lab.path("tiny"))),
+            *("--study", str(home / "study.toml"), "--suite", str(home / "suite.jsonl")),
+        ]
 
-def _ours(home: Path) -> list[psutil.Process]:
-    """Processes that carry this home in their environment, but for this one."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get("AUTOSPEC_HOME") == str(home):
-                found.append(process)
-    return found
+    def run(self, times: int, seed: int, until_s: float) -> int:
+        """Kill until there are so many kills or the time is over; then leave one tune alone."""
+        lines = self._kept.read_text(encoding="utf-8").splitlines() if self._kept.exists() else []
+        kills = [json.loads(line) for line in lines]
+        lengths = self._home / "lengths.json"
+        if not lengths.exists():
+            lengths.write_text(json.dumps(self._learn()), encoding="utf-8")
+        self._lengths_s = json.loads(lengths.read_text(encoding="utf-8"))
+        rng = random.Random(seed + len(kills))
+        while len(kills) < times and time.monotonic() < until_s:
+            kill = self._kill(_TURNS[len(kills) % len(_TURNS)], rng)
+            if kill is None:
+                continue
+            kills.append(asdict(kill))
+            with self._kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(kills[-1]) + "\n")
+            print(f"{len(kills)}: aimed at {kill.aimed}, hit {kill.hit}", file=sys.stderr, flush=True)
+        # The last kill may have left the study anywhere: this one has to bring it to its end. Earlier sittings have the next.
+        is_last = len(kills) >= times
+        final = self._undisturbed() if is_last else []
+        sys.stdout.write(table(kills, final, self._lengths_s, _ORPHANS_GONE_S))
+        return 1 if broken(kills) or (is_last and not final) else 0
 
+    def processes(self) -> list[psutil.Process]:
+        """Processes that carry this home in their environment, but for this one."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid != os.getpid() and process.environ().get("AUTOSPEC_HOME") == str(self._home):
+                    found.append(process)
+        return found
 
-def _rows(home: Path, query: str) -> list[tuple[object, ...]]:
-    database = home / "state" / "autospec.db"
-    if not database.exists():
-        return []
-    with contextlib.closing(
-        sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=30)
-    ) as connection:
+    def _learn(self) -> dict[str, float]:
+        """Watch one tune from its beginning: how long is each phase?"""
+        child = subprocess.Popen(
+            self._command, env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        watch = Watch(self._database)
+        began = {Phase.START: time.monotonic()}
+        while child.poll() is None:
+            began.setdefault(watch.phase(), time.monotonic())
+            time.sleep(_LOOK_EVERY_S)
+        if child.returncode:
+            raise SystemExit(f"the tune that nobody disturbs ended with {child.returncode}")
+        ends = [*list(began.values())[1:], time.monotonic()]
+        return {p: end - at for (p, at), end in zip(began.items(), ends, strict=True)}
+
+    def _undisturbed(self) -> list[dict[str, Any]]:
+        done = subprocess.run(
+            self._command, env=self._env, timeout=_FINAL_TUNE_S, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        found: list[dict[str, Any]] = (
+            json.loads(done.stdout)["recommendations"] if done.returncode == 0 else []
+        )
+        return found
+
+    def _kill(self, aimed: Phase, rng: random.Random) -> Kill | None:
+        """One start and its kill; ``None`` if it ended before."""
+        watch = Watch(self._database)
+        child = subprocess.Popen(
+            self._command, env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        spread_s = _WRITING_S if aimed is Phase.WRITING else self._lengths_s.get(aimed, 1.0)
+        self._wait_for(aimed, watch, child)
         try:
-            return connection.execute(query).fetchall()
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):  # killed before the tables were made
-                return []
-            raise
+            child.wait(rng.uniform(0.0, spread_s))
+        except subprocess.TimeoutExpired:
+            pass
+        else:
+            # At its end before the moment came: the next one begins afresh.
+            said = child.communicate()[1].decode(errors="replace").strip()
+            if child.returncode:
+                self._failed.append(f"{child.returncode}: {said[-300:]}")
+            self._finished += 1
+            return None
+        child.kill()
+        at, began = time.time(), time.monotonic()
+        child.wait()
+        assert child.stderr is not None
+        child.stderr.close()
+        left = self.processes()
+        servers = len(left)
+        while left and time.monotonic() - began < _ORPHANS_GONE_S:
+            time.sleep(0.05)
+            left = self.processes()
+        ended_s = time.monotonic() - began
+        for process in left:
+            process.kill()
+        # What this kill finds must be there after every kill to come.
+        now = self._database.measurements()
+        self._seen |= now
+        kill = Kill(
+            aimed=aimed, hit=watch.phase(at), written=watch.written, servers=servers, measurements=len(now), lost=len(self._seen - now),
+            orphans=len(left), ended_s=round(ended_s, 2), torn=self._database.torn(),
+            unsound=not self._database.sound(), twice=self._database.trials_done_twice(),
+            failed=tuple(self._failed), finished=self._finished,
+        )  # fmt: skip
+        self._failed, self._finished = [], 0
+        return kill
 
-
-def _measurements(home: Path) -> set[tuple[object, ...]]:
-    return set(_rows(home, "SELECT id, launch_id, prompt_id, started_at FROM autospec_measurements"))
-
-
-def _check_store(home: Path, tally: Tally) -> None:
-    for (text,) in _rows(home, "SELECT recommendation FROM autospec_recommendations"):
-        try:
-            Recommendation.from_json(json.loads(str(text)))
-        except (ValueError, KeyError, TypeError):
-            tally.torn += 1
-    if [row for row in _rows(home, "PRAGMA integrity_check") if row != ("ok",)]:
-        tally.unsound += 1
-
-
-def _trials_done_twice(home: Path) -> int:
-    """Complete trials of one study beyond the first of each drafting, since the study was last begun afresh."""
-    query = (
-        "SELECT t.study_id, a.value_json FROM trials t JOIN trial_user_attributes a ON a.trial_id = t.trial_id"
-        " WHERE a.key = 'drafting' AND t.state = 'COMPLETE'"
-    )
-    counted = Counter(_rows(home, query))
-    return sum(n - 1 for n in counted.values())
-
-
-def _print(tally: Tally, twice: int, final: list[dict[str, object]]) -> None:
-    print("| figure | value |\n|---|---|")
-    print(f"| kill -9 in the middle of a tune | {tally.kills} |")
-    print(f"| of them with servers running | {tally.while_serving} |")
-    print(f"| tunes that ended before their kill | {tally.ended_before} |")
-    print(f"| finished measurements lost | {tally.lost} |")
-    print(f"| orphan processes after {_ORPHANS_GONE_S:.0f} s | {tally.orphans} |")
-    print(f"| slowest end of all processes | {tally.slowest_end_s:.1f} s |")
-    print(f"| torn recommendations | {tally.torn} |")
-    print(f"| databases not sound | {tally.unsound} |")
-    print(f"| trials done twice | {twice} |")
-    end = f"{final[0]['verdict']}, {final[0]['status']}" if final else "none"
-    print(f"| the last, undisturbed tune ended with | {end} |")
+    @staticmethod
+    def _wait_for(aimed: Phase, watch: Watch, child: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _PHASE_BEGINS_S
+        while (
+            PHASES.index(watch.phase()) < PHASES.index(aimed)
+            and child.poll() is None
+            and time.monotonic() < deadline
+        ):
+            near = aimed is Phase.WRITING and watch.is_proving
+            time.sleep(_WRITING_LOOK_EVERY_S if near else _LOOK_EVERY_S)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -43,6 +44,7 @@ from autospec.drafting import OFF
 from autospec.hardware import identify
 from autospec.prompts.suite import Half, Prompt, load_suite
 from autospec.proxy.app import Rules
+from autospec.proxy.event_loop import loop_name, run_on_best_loop
 from autospec.proxy.serve import listen, make_classify, make_dispatch, rules_for, run
 from autospec.report.selection import Question, select
 from autospec.settings import load_settings
@@ -178,14 +180,15 @@ def quantile(values: list[float], q: float) -> float:
     return statistics.quantiles(values, n=1000, method="inclusive")[round(q * 1000) - 1]
 
 
-def overhead(seconds: float, rounds: int) -> None:
+def overhead(seconds: float, rounds: int, loop: str) -> None:
     """The first table."""
+    print(f"The proxy on {loop}.\n")
     print("| streams | requests | direct p50, p99 | proxy p50, p99 | added p50 | added p99 | CPU per token |")
     print("|---:|---:|---:|---:|---:|---:|---:|")
     with (
         tempfile.TemporaryDirectory() as folder,
         child("--stand-in") as (backend, _),
-        child("--proxy", f"http://127.0.0.1:{backend}", folder) as (port, process),
+        child("--loop", loop, "--proxy", f"http://127.0.0.1:{backend}", folder) as (port, process),
     ):
         asyncio.run(block(port, 2, 1.0))  # warm up
         for streams in STREAMS:
@@ -211,14 +214,14 @@ def overhead(seconds: float, rounds: int) -> None:
     print("\nCPU per token is all of the proxy's work, requests included, divided by the tokens streamed.")
 
 
-def mixed(name: str, rounds: int, max_tokens: int) -> None:
+def mixed(name: str, rounds: int, max_tokens: int, per_type: int) -> None:
     """The second table."""
     settings = load_settings()
     model = scan(settings).find(name)
     known = select(read_recommendations(settings.storage), identify(), Question(model.name)).recommendations
     draftings = list(dict.fromkeys([OFF, *(r.drafting for r in known)]))
     suite = load_suite(Path(settings.suite) if settings.suite else None)
-    prompts = [p for t in suite.types() for p in suite.of(t, Half.PROVE)]
+    prompts = [p for t in suite.types() for p in suite.of(t, Half.PROVE)[: per_type or None]]
     backend = backend_for(settings.backend or None, settings)
     speeds: dict[str, list[float]] = {}
     for number in range(rounds):
@@ -238,6 +241,10 @@ def mixed(name: str, rounds: int, max_tokens: int) -> None:
     print("|---|---:|---|")
     for label, values in sorted(speeds.items(), key=lambda item: -statistics.mean(item[1])):
         print(f"| {label} | {statistics.mean(values):.1f} | {', '.join(f'{v:.1f}' for v in values)} |")
+    through = speeds.pop("proxy, per type")
+    best = max(speeds, key=lambda label: statistics.mean(speeds[label]))
+    ratios = [ours / theirs for ours, theirs in zip(through, speeds[best], strict=True)]
+    print(f"\nProxy ÷ best single setting ({best}), by round: {', '.join(f'{r:.3f}' for r in ratios)}")
 
 
 def ask_all(base_url: str, model: str, prompts: Sequence[Prompt], max_tokens: int) -> float:
@@ -265,13 +272,21 @@ async def serve_model(name: str) -> None:
     settings = load_settings()
     await run(
         settings,
-        lambda: make_dispatch(settings),
+        lambda link: make_dispatch(settings, link.machine_is_free),
         rules_for(settings, default_model=name),
         port=0,
         classify=make_classify(),
         ready=lambda url: print(url.rpartition(":")[2], flush=True),
         ending=lambda _: None,
     )
+
+
+def run_on(loop: str, work: Coroutine[Any, Any, None]) -> None:
+    """The proxy on the loop that was asked for."""
+    if loop == "uvloop":
+        run_on_best_loop(work)
+    else:
+        asyncio.run(work)
 
 
 def main() -> None:
@@ -281,6 +296,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="blocks of each kind")
     parser.add_argument("--mixed", metavar="MODEL", help="the gain instead, for a tuned model")
     parser.add_argument("--max-tokens", type=int, default=128, help="of each answer in --mixed")
+    parser.add_argument(
+        "--per-type", type=int, default=0, help="prompts of each type in --mixed; all if left out"
+    )
+    parser.add_argument(
+        "--loop", choices=["asyncio", "uvloop"], default=loop_name(), help="the proxy's event loop"
+    )
     parser.add_argument("--stand-in", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--proxy", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -289,13 +310,13 @@ def main() -> None:
         if args.stand_in:
             asyncio.run(stand_in())
         elif args.proxy:
-            asyncio.run(proxy(*args.proxy))
+            run_on(args.loop, proxy(*args.proxy))
         elif args.serve:
-            asyncio.run(serve_model(args.serve))
+            run_on(args.loop, serve_model(args.serve))
         elif args.mixed:
-            mixed(args.mixed, args.rounds, args.max_tokens)
+            mixed(args.mixed, args.rounds, args.max_tokens, args.per_type)
         else:
-            overhead(args.seconds, args.rounds)
+            overhead(args.seconds, args.rounds, args.loop)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """`autospec daemon` as it is, on a machine that is taken to be idle: tests share theirs with whatever runs beside them.
 
 ``python -m tests.daemon.quiet_daemon [OPTIONS OF autospec daemon]``: only the readings of other programs' load and of
-somebody's typing are replaced.
+somebody's typing are replaced, here and in the tunes that it starts; and tests may set the clock.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from autospec.cli import cli
+from autospec.daemon.clock import Clock
 from autospec.daemon.probes import Probes, Traffic
 from autospec.daemon.signals import Signals
+from tests.daemon.hooked import calm
 
 _read = Probes.read
 
@@ -21,7 +25,18 @@ def _quiet(self: Probes, traffic: Traffic, spent_today_s: float, *, measuring: b
     return replace(signals, other_load=0.0, user_idle_s=None)
 
 
+_wall = Clock.wall
+
+
+def _set(self: Clock) -> float:
+    """The time as a test has set it: a file in the home holds by how many seconds it was moved."""
+    moved = Path(os.environ["AUTOSPEC_HOME"], "clock-moved-by")
+    return _wall(self) + (float(moved.read_text("ascii")) if moved.exists() else 0.0)
+
+
+Clock.wall = _set  # type: ignore[method-assign]
 Probes.read = _quiet  # type: ignore[method-assign]
 
 if __name__ == "__main__":
+    os.environ |= calm(os.environ)
     cli.main(["daemon", *sys.argv[1:]], prog_name="autospec")

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -107,6 +108,11 @@ def children_of(child: subprocess.Popen[str]) -> list[psutil.Process]:
     return []
 
 
+def events(home: Path) -> str:
+    """What the daemon says that happened, a line each."""
+    return "\n".join(event["what"] for event in status(home).get("events", []))
+
+
 def is_measuring(home: Path) -> bool:
     """True once a step has stored a measurement and is still at it."""
     return status(home).get("state") == "tuning" and rows(str(home)) > 0
@@ -169,16 +175,59 @@ def test_killed_it_takes_its_measurement_along_and_the_next_goes_on(work: Path):
 
 
 @pytest.mark.slow
-def test_stopped_and_continued_it_answers_again(work: Path):
-    """SIGSTOP is what a suspended machine looks like from inside: afterwards it goes on and ends when asked."""
+def test_suspended_with_all_that_it_runs_and_continued_it_goes_on_measuring(work: Path):
+    """SIGSTOP for daemon, tune and servers: afterwards they go on where they were, and end when asked."""
     with daemon() as child:
-        until(lambda: status(work).get("state") == "tuning", "a step")
-        child.send_signal(signal.SIGSTOP)
-        until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED, "the stop")
-        child.send_signal(signal.SIGCONT)
+        until(lambda: is_measuring(work), "the first measurement")
+        everything = [psutil.Process(child.pid), *children_of(child)]
+        for process in everything:
+            with contextlib.suppress(psutil.Error):  # a server may have ended in between
+                process.suspend()
+        until(lambda: everything[0].status() == psutil.STATUS_STOPPED, "the stop")
+        kept = rows(str(work))
+        for process in reversed(everything):
+            with contextlib.suppress(psutil.Error):
+                process.resume()
         until(lambda: status(work), "an answer", 20.0)
+        until(lambda: rows(str(work)) > kept or "Tuned" in events(work), "that it goes on")
         child.terminate()
         assert child.wait(timeout=20) == 0
+        assert servers(str(work)) == []
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_voids_the_measurement_and_no_more(work: Path):
+    """An hour forward, as after a sleep: the step is stopped with its reason, what was measured stays, it goes on."""
+    with daemon():
+        until(lambda: is_measuring(work), "the first measurement")
+        kept = rows(str(work))
+        (work / "clock-moved-by").write_text("3600", "ascii")
+        until(lambda: "the clock jumped by 3600 s" in events(work), "the end of the step", 30.0)
+        assert rows(str(work)) >= kept
+        until(lambda: status(work).get("state") == "tuning" or "Tuned" in events(work), "the next step")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="limits of other processes are Linux's")
+def test_a_disk_that_fills_up_while_it_measures_costs_nothing_that_was_measured(work: Path):
+    """No file may grow any more: the step fails and says so, the daemon stays, the database is whole."""
+    with daemon() as child:
+        until(lambda: is_measuring(work), "the first measurement")
+        kept = rows(str(work))
+        for process in [psutil.Process(child.pid), *children_of(child)]:
+            with contextlib.suppress(psutil.Error):
+                process.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))
+        until(lambda: "failed: " in events(work), "the failure")
+        said = status(work)
+        assert any("cannot be written" in text for text in said["trouble"]), said["trouble"]
+        assert child.poll() is None
+        assert rows(str(work)) >= kept
+        psutil.Process(child.pid).rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY,) * 2)
+        child.terminate()
+        assert child.wait(timeout=20) == 0
+        assert servers(str(work)) == []
+    with contextlib.closing(sqlite3.connect(work / "state" / "autospec.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 def test_without_anything_to_measure_it_rests_and_says_so(home: Path):

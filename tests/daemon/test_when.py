@@ -78,6 +78,17 @@ def test_the_next_look_is_when_the_answer_may_change():
     assert decide(replace(QUIET, other_load=2.0), POLICY).recheck_s == 30.0
 
 
+def test_while_measuring_a_load_that_stays_ends_the_step_and_one_that_passes_does_not():
+    """Whoever asks is told that the step waits; after three looks it makes way."""
+    busy = replace(QUIET, other_load=1.5)
+    first = decide(busy, POLICY, measuring=True, busy_looks=1)
+    assert first.go
+    assert "other programs use 1.5 of 4 cores: the step waits for them" in [c.words for c in first.checks]
+    assert decide(busy, POLICY, measuring=True, busy_looks=3).why == "other programs use 1.5 of 4 cores"
+    assert decide(QUIET, POLICY, measuring=True, busy_looks=3).go
+    assert decide(replace(QUIET, other_load=None), POLICY, measuring=True, busy_looks=3).go
+
+
 def test_while_measuring_load_and_memory_are_the_tunes_to_judge():
     """Its own servers take both; it waits for others and repeats what they disturbed."""
     busy = replace(QUIET, other_load=3.0, memory_available_bytes=0)

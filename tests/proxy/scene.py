@@ -84,6 +84,7 @@ class FakeBackend:
     """Starts `FakeServer`s.
 
     Attributes:
+        build: What it says that it is.
         refuses: Launches that fail, with their error, by drafting.
         hold: Launches wait here; set to let them go on.
         servers: Everything that was ever ready.
@@ -93,6 +94,7 @@ class FakeBackend:
 
     name: str = "embedded"
     per_request: bool = False
+    build: Build = BUILD
     refuses: dict[Drafting, Exception] = field(default_factory=dict)
     hold: threading.Event = field(default_factory=threading.Event)
     servers: list[FakeServer] = field(default_factory=list)
@@ -104,7 +106,7 @@ class FakeBackend:
 
     def capabilities(self) -> Capabilities:
         """Everything."""
-        return Capabilities(BUILD, frozenset(Mode), drafting_per_request=self.per_request)
+        return Capabilities(self.build, frozenset(Mode), drafting_per_request=self.per_request)
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """What it would be launched with."""

@@ -227,3 +227,91 @@ def test_upgrade_is_not_taken(proxy, backend):
         raw.sendall(b"GET /b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert b"HTTP/1.1 200 OK" in everything(raw)
     assert backend.asked[0].header(b"upgrade") is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Content-Length: 4\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 4",
+        b"Content-Length: 4\r\nContent-Length: 5",
+        b"Content-Length: +4",
+        b"Content-Length: 4, 5",
+        b"Content-Length: 0x4",
+        b"Content-Length : 4",
+        b"Transfer-Encoding: xchunked\r\nContent-Length: 4",
+        b"Transfer-Encoding: chunked, identity",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        b"Content-Length: 4\r\nX: a\rContent-Length: 90",
+        b"Content-Length: 4\r\nX: a\0b",
+        b"Content-Length: 4\r\n X-Folded: 1",
+    ],
+)
+def test_smuggling(proxy, backend, headers):
+    """What could be read in two ways, as one request or as two, is refused, and the connection is closed."""
+    hidden = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    inner = b"0\r\n\r\n" + hidden
+    answer = exchange(
+        proxy.base_url, b"POST /x HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s" % (headers, inner)
+    )
+    assert answer.split(b" ", 2)[1] == b"400"
+    assert answer.count(b"HTTP/1.") == 1
+    assert backend.asked == []
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"4;" + b"e" * 100_000 + b"\r\n{}{}\r\n0\r\n\r\n",  # an endless extension
+        b"FFFFFFFFFFFFFFFFF\r\n{}",  # beyond 64 bits
+        b"-2\r\n{}\r\n0\r\n\r\n",
+        b"2\r\n{}X\r\n0\r\n\r\n",  # longer than it says
+        b"2\n{}\n0\n\n",
+        b"2\r\n{}\r\n0\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",  # trailers without end
+    ],
+)
+def test_bad_chunks(proxy, backend, chunks):
+    """Damaged chunking is refused, and nothing of it reaches a backend."""
+    head = b"POST /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = exchange(proxy.base_url, head + chunks)
+    assert answer.split(b" ", 2)[1] in (b"400", b"431")
+    assert backend.asked == []
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip"])
+def test_compressed_bodies(proxy, backend, encoding):
+    """What cannot be read cannot be sent to the right server: the client is told to send it plainly."""
+    headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+    answer = httpx.post(proxy.base_url + CHAT, content=b"\x1f\x8b\x08\x00", headers=headers, trust_env=False)
+    assert answer.status_code == 415
+    assert "without Content-Encoding" in answer.json()["error"]["message"]
+    assert backend.asked == []
+
+
+@pytest.mark.parametrize(("extra", "status"), [(0, 200), (1, 413)])
+def test_body_at_the_limit(loop, dispatch, storage, backend, extra, status):
+    """The last byte that is allowed passes, unchanged; one more does not."""
+    limit = 300_000  # sent on in several pieces
+    frame = b'{"model": "main", "x": ""}'
+    body = frame[:-2] + b"y" * (limit - len(frame) + extra) + frame[-2:]
+    with proxy_over(loop, dispatch, storage, rules=Rules(request_limit_bytes=limit)) as proxy:
+        answer = httpx.post(proxy.base_url + CHAT, content=body, trust_env=False, timeout=20)
+    assert answer.status_code == status
+    assert [asked.body for asked in backend.asked] == ([body] if status == 200 else [])
+
+
+def test_many_headers(proxy, backend):
+    """Small ones in masses are refused or passed on, and the proxy goes on living."""
+    head = b"GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    answer = exchange(proxy.base_url, head + b"".join(b"X-%d: y\r\n" % n for n in range(20_000)) + b"\r\n")
+    assert answer.split(b" ", 2)[1] in (b"200", b"400", b"431")
+    assert httpx.get(proxy.base_url + "/props", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "TRACE", "PROPFIND"])
+def test_rare_methods_pass(proxy, backend, method):
+    """A backend decides what it does with them; an answer to HEAD has no body, whatever its length says."""
+    answer = httpx.request(method, proxy.base_url + "/x", trust_env=False, timeout=20)
+    assert answer.status_code == 200
+    assert backend.asked[0].line == b"%s /x HTTP/1.1" % method.encode()
+    assert (answer.content == b"") == (method == "HEAD")

@@ -25,6 +25,8 @@ from autospec.recommendations import Status
 from tests.proxy.scene import (
     ALPHA,
     BETA,
+    BUILD,
+    DEADLINE_S,
     LOOKUP,
     LOOKUP_2,
     MIB,
@@ -645,5 +647,30 @@ def test_the_documents():
         assert row["state"] == "ready"
         assert row["leases"] == row["served"] == 1
         assert 0 < status["memory"]["launches_bytes"] <= status["memory"]["limit_bytes"]
+
+    run(scenario())
+
+
+def test_a_build_that_changes_while_it_runs_is_served_with_its_own_proof():
+    """What is proven for the new build wins over what was proven for the old one, without a restart."""
+
+    async def scenario():
+        scene = Scene()
+        scene.learn(recommend(LOOKUP))
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()) as before:
+                assert (before.drafting, before.build) == (LOOKUP, BUILD.version)
+            scene.backend.build = dataclasses.replace(BUILD, version="fake-2", fingerprint="other")
+            scene.learn(recommend(LOOKUP, status=Status.STALE), recommend(OFF, build=scene.backend.build))
+            await supervisor.refresh()
+            plan = supervisor.plan()["models"][0]
+            assert plan["backend_build"] == "fake-2"
+            assert [r["status"] for r in plan["recommendations"]] == [Status.PROVEN]
+            async with asyncio.timeout(DEADLINE_S):
+                while True:
+                    async with await supervisor.lease(wanted()) as after:
+                        if after.drafting == OFF:
+                            break
+                    await asyncio.sleep(0.001)
 
     run(scenario())

@@ -43,6 +43,13 @@ def test_a_disabled_row_says_run_off():
     assert "coding, run off: the best found is slower" in text
 
 
+def test_a_stale_row_says_why():
+    """It is run all the same; whoever reads "stale" is told what changed."""
+    changed = "the backend's build changed from b1 to b2"
+    r = recommendation(Verdict.DISABLE, status=Status.STALE, evidence={"stale_reason": changed})
+    assert f"run off: the best found is slower; stale, as {changed}" in shown(recommendation_table([r], NOW))
+
+
 def test_what_is_unknown_is_a_dash():
     """Nothing paired, no acceptance, nothing tried."""
     nothing = recommendation(

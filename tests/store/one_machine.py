@@ -1,6 +1,6 @@
 """A program for `test_several_machines`: one of several equal machines that tune on one database.
 
-``python -m tests.store.one_machine URL NAME ROUNDS``: tunes every cell of the quick study in turn on a simulated
+``python -m tests.store.one_machine URL NAME ROUNDS [STUDIES]``: tunes every cell of the quick study in turn on a simulated
 backend, as a daemon does, and prints what it did as JSON.
 """
 
@@ -28,7 +28,7 @@ TYPES = (PromptType.CODING, PromptType.WRITING, PromptType.QA)
 ANSWER_S = 0.003
 
 
-def main(url: str, name: str, rounds: int) -> None:
+def main(url: str, name: str, rounds: int, studies: str = "") -> None:
     """Tune, and say which cells were measured and which were somebody else's."""
     main_model = make_model(name="main", path=Path("/m/main.gguf"))
     draft = make_model(name="draft", path=Path("/m/draft.gguf"), fingerprint="draft",
@@ -45,6 +45,7 @@ def main(url: str, name: str, rounds: int) -> None:
         definition=replace(load_definition("quick"), predict=False, trials=6),
         suite=Suite("test", tuple(prompts), "0" * 12),
         storage=url,
+        study_storage=studies,
     )
     backend = SimulatedBackend(
         lambda d, _: 1.5 if d.n_max else 0.9, before_answer=lambda _server, _text: time.sleep(ANSWER_S)
@@ -74,4 +75,4 @@ def main(url: str, name: str, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from autospec.recommendations import Status
 from autospec.store.database import open_store
 from autospec.store.locks import CellLocks
 from autospec.store.reader import read_recommendations
+from autospec.tuning.optuna_study import open_storage
 from tests.report.samples import recommendation
 from tests.store.one_machine import TYPES
 
@@ -95,16 +97,54 @@ def test_a_database_that_is_away_is_one_sentence(database: str):
     assert "secret" not in str(raised.value)
 
 
+@pytest.fixture
+def grpc_proxy(database: str):
+    """Optuna's gRPC proxy in front of the database; its address."""
+    pytest.importorskip("grpc", reason="the extra `grpc` is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    program = (
+        "from optuna.storages import get_storage, run_grpc_proxy_server\n"
+        f"run_grpc_proxy_server(get_storage({database!r}), host='127.0.0.1', port={port})"
+    )
+    proxy = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    try:
+        yield f"grpc://127.0.0.1:{port}"
+    finally:
+        proxy.kill()
+        proxy.wait()
+
+
+def test_a_grpc_proxy_that_is_away_is_one_sentence():
+    """What does not answer, and what to do."""
+    pytest.importorskip("grpc", reason="the extra `grpc` is not installed")
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:1 does not answer") as raised:
+        open_storage("grpc://127.0.0.1:1", ready_s=0.2)
+    assert "run_grpc_proxy_server" in raised.value.hint
+
+
 @pytest.mark.slow
-def test_three_machines_at_once_lose_no_trial_and_do_none_twice(database: str, tmp_path: Path):
+@pytest.mark.parametrize("studies", ["in the database", "behind a gRPC proxy"])
+def test_three_machines_at_once_lose_no_trial_and_do_none_twice(
+    database: str, tmp_path: Path, studies: str, request: pytest.FixtureRequest
+):
     """Equal machines share cells: each is tuned by one of them, proven once, and every trial is in the study."""
+    proxy = [request.getfixturevalue("grpc_proxy")] if "gRPC" in studies else []
     children = []
     for number in range(MACHINES):
         locks = tmp_path / f"machine-{number}"
         locks.mkdir()
         # They are three machines: the lock that keeps two tunes off one processor is not theirs together.
         env = {**os.environ, "AUTOSPEC_TEST_LOCK_DIR": str(locks)}
-        command = [sys.executable, "-m", "tests.store.one_machine", database, f"machine-{number}", "4"]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.store.one_machine",
+            database,
+            f"machine-{number}",
+            "4",
+            *proxy,
+        ]
         children.append(
             subprocess.Popen(
                 command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -150,7 +150,7 @@ def test_what_was_recorded_on_battery_does_not_count_on_mains(request_, monkeypa
     recommendation, _ = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY))
     store = open_store(request_.storage)
     try:
-        for kind in ("recording", "profile", "times", "canary"):
+        for kind in ("recording", "profile", "times"):
             cell, protocol = recommendation.evidence["cell"], request_.protocol
             assert not store.surveys(cell, protocol, kind)
             assert store.surveys(cell, f"{protocol}/battery", kind)

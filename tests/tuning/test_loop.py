@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,14 @@ from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Prompt, Suite
 from autospec.recommendations import Status, Verdict
 from autospec.store.database import open_store
+from autospec.tuning import calm
 from autospec.tuning import run as run_module
 from autospec.tuning.definition import load_definition
 from autospec.tuning.machine_lock import machine_lock
 from autospec.tuning.optuna_study import open_storage
 from autospec.tuning.progress import Standing, Step
 from autospec.tuning.run import TuneRequest, Tuning
+from tests.backends.waiting import wait_until
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 
@@ -58,6 +62,12 @@ def suite(prove: int = 8) -> Suite:
         for n in range(count)
     ]
     return Suite("test", tuple(prompts), "0" * 12)
+
+
+@pytest.fixture(autouse=True)
+def nobody_else_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tune waits a minute for busy neighbours; tests share their machine and do not."""
+    monkeypatch.setattr(calm, "busy", lambda _state: False)
 
 
 @pytest.fixture
@@ -299,6 +309,28 @@ def test_what_is_proven_is_not_measured_again(request_):
     third = SimulatedBackend(pays_for_coding)
     tune(replace(request_, again=True), third)
     assert len(third.launched) >= 2
+
+
+def test_measuring_afresh_goes_on_after_an_interruption(request_):
+    """The same command with `again`: what it had measured afresh counts, and a third time begins once more."""
+    again = replace(request_, again=True)
+    proven = tune(request_, SimulatedBackend(pays_for_coding))[PromptType.CODING]
+    made = datetime.fromisoformat(proven.created_at).timestamp()
+    wait_until(lambda: time.time() >= made + 1.0, 3)  # recommendations tell their second only
+    count = 0
+
+    def interrupt(server: SimulatedServer, text: str) -> None:
+        nonlocal count
+        count += 1
+        if count == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(again, SimulatedBackend(pays_for_coding, before_answer=interrupt))
+    second, third = SimulatedBackend(pays_for_coding), SimulatedBackend(pays_for_coding)
+    assert tune(again, second)[PromptType.CODING].created_at > proven.created_at
+    tune(again, third)
+    assert len(second.asked) <= len(third.asked) - 12
 
 
 def test_by_turns_where_two_launches_do_not_fit(request_, monkeypatch):

@@ -43,6 +43,19 @@ def test_a_stale_one_stays_until_there_is_a_proof(store: Store):
     assert (served(store).status, served(store).verdict) == (Status.PROVEN, Verdict.DISABLE)
 
 
+def test_a_stale_one_is_marked_as_soon_as_the_measuring_begins(store: Store):
+    """A kill -9 lets nothing be said at the end: the next tune must go on all the same. Others get no mark."""
+    standing.renew(store, HERE, CELL)
+    assert store.recommendations(cell_keys=[CELL.key]) == []
+    standing.save(store, recommendation(status=Status.STALE), HERE, CELL)
+    standing.renew(store, HERE, CELL)
+    assert served(store).status is Status.STALE
+    assert served(store).evidence["renewing"]
+    standing.save(store, recommendation(Verdict.DISABLE), HERE, CELL)
+    standing.renew(store, HERE, CELL)
+    assert "renewing" not in served(store).evidence
+
+
 def test_a_provisional_one_gives_way_to_the_next(store: Store):
     """Nothing was proven: the newest counts."""
     standing.save(store, recommendation(Verdict.UNDECIDED, status=Status.PROVISIONAL, pairs=1), HERE, CELL)

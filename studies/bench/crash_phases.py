@@ -1,0 +1,181 @@
+"""What a killed tune's database tells: in which phase it was, and whether anything is torn, lost or done twice.
+
+Read with sqlite3 from outside, as autospec's own code is what is under test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections import Counter
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from autospec.recommendations import SCHEMA, Recommendation
+
+__all__ = ["PHASES", "Database", "Phase", "Watch"]
+
+_ENTRY_SCHEMA = SCHEMA["properties"]["recommendations"]["items"]
+# After the last measurement: the time in which the recommendation is written.
+_WRITING_S = 0.25
+
+
+class Phase(StrEnum):
+    """Where a tune is, in order."""
+
+    START = "start, no server yet"
+    RECORDING = "recording answers"
+    TIMING = "timing batches"
+    READING = "passes of the draft"
+    SEARCH = "search"
+    PROOF = "proof"
+    WRITING = "writing the recommendation"
+    END = "stopping the servers"
+
+
+PHASES = tuple(Phase)
+
+
+class Database:
+    """One SQLite file, which may not be there yet.
+
+    Args:
+        path: The file.
+        launches: Folder in which every launch has a record while it runs.
+        halves: Measurements of a whole proof.
+    """
+
+    def __init__(self, path: Path, launches: Path, halves: int) -> None:
+        self.halves = halves
+        self._path, self._launches = path, launches
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """What a query finds; nothing before the tables are made."""
+        if not self._path.exists():
+            return []
+        with contextlib.closing(
+            sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, timeout=30)
+        ) as connection:
+            try:
+                return connection.execute(query, values).fetchall()
+            except sqlite3.OperationalError as error:
+                if "no such table" in str(error):
+                    return []
+                raise
+
+    def launches(self) -> set[str]:
+        """Launches that have a record."""
+        return {path.stem for path in self._launches.glob("*.json")}
+
+    def measurements(self) -> set[tuple[Any, ...]]:
+        """Every finished measurement."""
+        return set(self.rows("SELECT id, launch_id, prompt_id, started_at FROM autospec_measurements"))
+
+    def surveys(self) -> set[tuple[Any, ...]]:
+        """What prediction works on. Rows are told apart by their times: numbers come again after a deletion."""
+        return set(self.rows("SELECT kind, name, data FROM autospec_surveys"))
+
+    def recommendations(self) -> int:
+        """How many recommendations were ever stored."""
+        found = self.rows("SELECT count(*) FROM autospec_recommendations")
+        return int(found[0][0]) if found else 0
+
+    def is_finished(self) -> bool:
+        """True if the study has come to a recommendation since it was last begun afresh."""
+        made = [str(text) for (text,) in self.rows("SELECT created_at FROM autospec_recommendations")]
+        epoch = self.note("epoch")
+        return epoch is not None and any(datetime.fromisoformat(m).timestamp() >= int(epoch) for m in made)
+
+    def torn(self) -> int:
+        """Recommendations that do not read back whole."""
+        torn = 0
+        for (text,) in self.rows("SELECT recommendation FROM autospec_recommendations"):
+            try:
+                data = json.loads(str(text))
+                Recommendation.from_json(data)
+                jsonschema.validate(data, _ENTRY_SCHEMA)
+            except (ValueError, KeyError, TypeError, jsonschema.ValidationError):
+                torn += 1
+        return torn
+
+    def sound(self) -> bool:
+        """Whether SQLite finds its file whole."""
+        return all(row == ("ok",) for row in self.rows("PRAGMA integrity_check"))
+
+    def trials_done_twice(self) -> int:
+        """Finished trials beyond the first of each drafting, among those since the study was last begun afresh."""
+        query = (
+            "SELECT a.value_json FROM trials t JOIN trial_user_attributes a ON a.trial_id = t.trial_id"
+            " WHERE a.key = 'drafting' AND t.state = 'COMPLETE' AND t.number >= ?"
+        )
+        return sum(n - 1 for n in Counter(self.rows(query, self.note("trials_from") or 0)).values())
+
+    def note(self, name: str) -> Any:
+        """What the study keeps under a name; it has one protocol only."""
+        query = "SELECT value_json FROM study_user_attributes WHERE key LIKE ?"
+        found = self.rows(query, f"{name}:%")
+        return json.loads(found[0][0]) if found else None
+
+    def proof(self) -> tuple[int, float]:
+        """Measurements of the proof since the study was last begun afresh, and when the last of them ended."""
+        query = (
+            "SELECT count(*), max(started_at + wall_ms / 1000.0) FROM autospec_measurements"
+            " WHERE phase = 'prove' AND started_at >= ?"
+        )
+        found = self.rows(query, self.note("epoch") or 0.0)
+        return (int(found[0][0]), float(found[0][1] or 0.0)) if found else (0, 0.0)
+
+
+class Watch:
+    """Tells the phase of the tune that starts now.
+
+    Args:
+        database: Of its home. After a recommendation it begins afresh, and what prediction had does not count.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._launches = database.launches()
+        self._old = database.surveys() if database.is_finished() else set()
+        self._recommendations = database.recommendations()
+
+    @property
+    def written(self) -> bool:
+        """True once it has stored a recommendation."""
+        return self._database.recommendations() > self._recommendations
+
+    @property
+    def is_proving(self) -> bool:
+        """True once the last look of the proof is near."""
+        return self._database.proof()[0] >= self._database.halves - 1
+
+    def phase(self, at: float | None = None) -> Phase:
+        """Where it is.
+
+        Args:
+            at: Where it was when it was killed at this moment, in seconds since the epoch.
+        """
+        database = self._database
+        if not database.launches() - self._launches:
+            return Phase.START
+        if database.note("winner") is not None:
+            return self._proving(*database.proof(), at or time.time())
+        kinds = {
+            (kind, kind == "times" and name == "main") for kind, name, _ in database.surveys() - self._old
+        }
+        if ("times", False) in kinds:
+            return Phase.SEARCH
+        if ("times", True) in kinds:
+            return Phase.READING
+        return Phase.TIMING if ("recording", False) in kinds else Phase.RECORDING
+
+    def _proving(self, halves: int, ended_at: float, now: float) -> Phase:
+        if halves < self._database.halves:
+            return Phase.PROOF
+        return Phase.WRITING if now - ended_at < _WRITING_S else Phase.END

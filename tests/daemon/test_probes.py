@@ -1,0 +1,28 @@
+"""The load of other programs between two readings, and when nothing can be said of it."""
+
+from __future__ import annotations
+
+from autospec.daemon.clock import Clock
+from autospec.daemon.probes import Probes
+from autospec.hardware.readings import ProcessTime, Reading
+
+
+def reading(at_s: float, busy_s: float, **processes: float) -> Reading:
+    """One reading; processes are `p<pid>=<processor seconds>`."""
+    times = {int(name[1:]): ProcessTime(1.0, cpu_s) for name, cpu_s in processes.items()}
+    return Reading(at_s, 1000.0 + at_s, busy_s, 0.0, 2, 0.0, 0.0, times)
+
+
+def test_the_load_is_what_the_steps_own_processes_did_not_take():
+    """Five seconds in which two cores worked, one of them for the step."""
+    probes = Probes(Clock())
+    assert probes._load(reading(0.0, 100.0, p7=10.0)) is None
+    assert probes._load(reading(5.0, 110.0, p7=15.0)) == 1.0
+
+
+def test_while_a_server_of_the_step_ends_the_load_is_unknown():
+    """What it took last is in no process any more, and would look like somebody else's."""
+    probes = Probes(Clock())
+    probes._load(reading(0.0, 100.0, p7=10.0, p8=3.0))
+    assert probes._load(reading(5.0, 110.0, p7=15.0)) is None
+    assert probes._load(reading(10.0, 112.0, p7=17.0)) == 0.0

@@ -1,0 +1,211 @@
+"""The connections to backends: kept, renewed, and sceptical of what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import httpx
+import pytest
+
+from autospec.proxy.answer import Answer, BrokenError, NotHttpError
+from autospec.proxy.upstream import Upstream
+from tests.backends.waiting import wait_until
+from tests.proxy.harness import LentServer, OneModel, proxy_over
+from tests.proxy.raw import exchange, post
+from tests.proxy.stand_in import SSE
+
+CHAT = "/v1/chat/completions"
+BODY = json.dumps({"model": "main", "messages": []}).encode()
+PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Server:
+    """Answers each request with the next of its replies; an empty one closes the connection, and the last one does."""
+
+    def __init__(self, *replies: bytes) -> None:
+        self.replies = list(replies)
+        self.connections = 0
+        self.requests: list[bytes] = []
+
+    async def __aenter__(self) -> Server:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while True:
+                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+                reply = self.replies.pop(0)
+                writer.write(reply)
+                await writer.drain()
+                if not reply or not self.replies:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+async def whole(answer: Answer) -> bytes:
+    """The body, and the connection let go of."""
+    try:
+        body = b""
+        while part := await answer.read():
+            body += part
+        return body
+    finally:
+        answer.close()
+
+
+def ask(*replies: bytes, times: int = 1, method: str = "GET") -> tuple[list[bytes], Server]:
+    """The bodies of as many requests, one after the other, and the server."""
+
+    async def scenario() -> tuple[list[bytes], Server]:
+        async with Server(*replies) as server:
+            upstream = Upstream()
+            try:
+                bodies = [
+                    await whole(await upstream.ask(server.base_url, method, "/x", [], b""))
+                    for _ in range(times)
+                ]
+            finally:
+                upstream.close()
+            return bodies, server
+
+    return asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_a_connection_is_kept_for_the_next_request():
+    """Whole answers, one connection."""
+    bodies, server = ask(PLAIN, PLAIN, PLAIN, times=3)
+    assert bodies == [b"ok"] * 3
+    assert server.connections == 1
+
+
+def test_a_kept_connection_that_the_server_closed_is_renewed():
+    """Unseen by whoever asks: that an idle connection ends says nothing about the server."""
+    bodies, server = ask(PLAIN, b"", PLAIN, times=2)
+    assert bodies == [b"ok"] * 2
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        PLAIN + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad",  # more than was asked for
+    ],
+)
+def test_a_connection_is_not_kept_where_it_must_not_be(reply):
+    """The server says so, or cannot be trusted with the next answer."""
+    bodies, server = ask(reply, PLAIN, times=2)
+    assert bodies == [b"ok"] * 2
+    assert server.connections == 2
+
+
+def test_interim_answers_are_not_the_answer():
+    """RFC 9110 §15.2: any number of 1xx may come before."""
+    bodies, _ = ask(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nX: y\r\n\r\n" + PLAIN)
+    assert bodies == [b"ok"]
+
+
+def test_an_answer_to_head_ends_with_its_headers():
+    """Whatever length it names."""
+    bodies, _ = ask(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", method="HEAD")
+    assert bodies == [b""]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"\x00\x01 hello\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok",
+    ],
+)
+def test_what_is_no_http(reply):
+    """Said as what it is: another server would not be asked."""
+    with pytest.raises(NotHttpError):
+        ask(reply)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+    ],
+)
+def test_what_breaks_off(reply):
+    """Before the headers or in the middle of the body."""
+    with pytest.raises(BrokenError):
+        ask(reply)
+
+
+@pytest.mark.parametrize("text", ["a\r\nb: c", "a\nb", "a\rb", "a\0b"])
+def test_no_line_is_ever_added(text):
+    """Whatever let such a value through: it does not go out."""
+
+    async def scenario() -> None:
+        upstream = Upstream()
+        with pytest.raises(ValueError, match="line"):
+            await upstream.ask("http://127.0.0.1:9", "GET", "/x", [("X", text)], b"")
+        with pytest.raises(ValueError, match="line"):
+            await upstream.ask("http://127.0.0.1:9", "GET", f"/{text}", [], b"")
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_refuses_before_it_has_heard_everything(loop, storage):
+    """Its answer passes; the rest of the body is not sent, and the connection is not used again."""
+    big = b'{"model": "main", "x": "' + b"y" * (32 << 20) + b'"}'
+    heard = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        await writer.drain()
+        size = 0
+        with contextlib.suppress(ConnectionError):
+            while part := await reader.read(65536):
+                size += len(part)
+        heard.append(size)
+        writer.close()
+
+    server = loop.run(asyncio.start_server(serve, "127.0.0.1", 0))
+    lent = LentServer(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    with proxy_over(loop, OneModel([lent]), storage) as proxy:
+        answer = httpx.post(proxy.base_url + CHAT, content=big, trust_env=False, timeout=20)
+        wait_until(lambda: heard)
+    loop.loop.call_soon_threadsafe(server.close)
+    assert (answer.status_code, answer.content) == (413, b"no")
+    assert heard[0] < len(big)
+
+
+def test_events_that_come_together_leave_together(proxy, backend):
+    """What one packet brings is one chunk for the client; nothing is added to it, and the end comes with the last."""
+
+    async def behave(asked):
+        await asked.send(SSE)
+        for _ in range(3):
+            events = [b'data: {"n":%d}\n\n' % n for n in range(3)]
+            await asked.send(b"".join(b"%x\r\n%s\r\n" % (len(event), event) for event in events))
+            await asyncio.sleep(0.05)
+        await asked.send(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+    backend.behaviour = behave
+    answer = exchange(proxy.base_url, post(CHAT, BODY))
+    body = answer.partition(b"\r\n\r\n")[2]
+    assert body.count(b"data: ") == 10
+    assert body.count(b"\r\n") == 2 * 4 + 2
+    assert body.endswith(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
