@@ -29,24 +29,24 @@ def find_cues(text: str) -> Iterator[tuple[PromptType, float, str]]:
     """
     words = WORD.findall(text)
     spoken = f" {' '.join(words)} "
+    opening = spoken[:_OPENING_CHARS]
     for word in dict.fromkeys(words):
-        bonus = _bonus(f" {word} ", spoken)
         for kind, weight in _WORDS.get(word, ()):
-            yield kind, weight * bonus, word
+            yield kind, weight * _bonus(f" {word} ", opening), word
         for stem, kind, weight in _STEMS.get(word[:_STEM_KEY], ()):
             if word.startswith(stem):
-                yield kind, weight * bonus, f"{stem}*"
+                yield kind, weight * _bonus(f" {word} ", opening), f"{stem}*"
         for phrase, kind, weight in _PHRASES.get(word, ()):
             if phrase in spoken:
-                yield kind, weight * _bonus(phrase, spoken), phrase.strip()
+                yield kind, weight * _bonus(phrase, opening), phrase.strip()
     for sign in dict.fromkeys(text):
         for mark, kind, weight in _MARKS.get(sign, ()):
             if mark in text:
-                yield kind, weight * _bonus(mark, text), mark
+                yield kind, weight * _bonus(mark, text[:_OPENING_CHARS]), mark
 
 
-def _bonus(cue: str, text: str) -> float:
-    return _OPENING_BONUS if cue in text[:_OPENING_CHARS] else 1.0
+def _bonus(cue: str, opening: str) -> float:
+    return _OPENING_BONUS if cue in opening else 1.0
 
 
 # No stem is shorter.

@@ -282,16 +282,14 @@ def test_bad_chunks(proxy, backend, chunks):
 def test_compressed_bodies(proxy, backend, encoding):
     """What cannot be read cannot be sent to the right server: the client is told to send it plainly."""
     headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
-    answer = httpx.post(
-        proxy.base_url + CHAT, content=b"\x1f\x8b\x08\x00", headers=headers, trust_env=False
-    )
+    answer = httpx.post(proxy.base_url + CHAT, content=b"\x1f\x8b\x08\x00", headers=headers, trust_env=False)
     assert answer.status_code == 415
     assert "without Content-Encoding" in answer.json()["error"]["message"]
     assert backend.asked == []
 
 
 @pytest.mark.parametrize(("extra", "status"), [(0, 200), (1, 413)])
-def test_body_at_the_limit(loop, dispatch, storage, backend, extra, status):
+def test_body_at_the_limit(loop, dispatch, storage, backend, extra, status):  # noqa: PLR0917 - fixtures
     """The last byte that is allowed passes, unchanged; one more does not."""
     limit = 300_000  # sent on in several pieces
     frame = b'{"model": "main", "x": ""}'
