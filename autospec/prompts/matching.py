@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from autospec.cells import PromptType
@@ -16,17 +17,24 @@ STRONG, PLAIN, WEAK = 4.0, 2.0, 0.8
 # A cue among the first words is the verb of the instruction, and counts more.
 _OPENING_CHARS: Final = 45
 _OPENING_BONUS: Final = 1.5
+# Texts of at most a few hundred characters.
+_REMEMBERED: Final = 256
 WORD: Final = re.compile(r"[^\W\d_]+")
 # Scripts that are written without spaces, or where words carry endings that are written with them.
 _WIDE: Final = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 
 
-def find_cues(text: str) -> Iterator[tuple[PromptType, float, str]]:
-    """Every cue in a text, once, with what it counts.
+@lru_cache(_REMEMBERED)
+def find_cues(text: str) -> tuple[tuple[PromptType, float, str], ...]:
+    """Every cue in a text, once, with what it counts. The same system prompts and earlier turns come again and again.
 
     Args:
         text: As `autospec.prompts.reading.fold` leaves it.
     """
+    return tuple(_cues(text))
+
+
+def _cues(text: str) -> Iterator[tuple[PromptType, float, str]]:
     words = WORD.findall(text)
     spoken = f" {' '.join(words)} "
     opening = spoken[:_OPENING_CHARS]

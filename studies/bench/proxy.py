@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -63,20 +64,24 @@ TOKEN = (
     b'"id":"chatcmpl-0123456789abcdefghijklmnopqrstuv","model":"main","system_fingerprint":"b11434-0123abcd",'
     b'"object":"chat.completion.chunk"}\n\n'
 )
-BODY = json.dumps(
-    {
-        "model": "main",
-        "stream": True,
-        "messages": [
-            {"role": "system", "content": "You are a helpful assistant. " * 20},
-            {"role": "user", "content": "Write a palindrome in Kotlin, please.\n" * 20},
-        ],
-    }
-).encode()
-REQUEST = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+# Every request says something else, with the same system prompt, as a client's do.
+BODY = (
+    json.dumps(
+        {
+            "model": "main",
+            "stream": True,
+            "messages": [
+                {"role": "system", "content": "You are a helpful assistant. " * 20},
+                {"role": "user", "content": "NUMBER" + ": write a palindrome in Kotlin, please.\n" * 20},
+            ],
+        }
+    )
+    .replace("NUMBER", "%06d")
+    .encode()
 )
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+REQUEST = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY % 0) + BODY
+_NUMBERS = itertools.count(os.getpid() % 1000 * 1000)
 END = b"0\r\n\r\n"
 
 
@@ -128,7 +133,7 @@ async def one_stream(port: int, until: float, first_bytes_ms: list[float]) -> in
     tokens = 0
     while time.perf_counter() < until:
         begun = time.perf_counter()
-        writer.write(REQUEST)
+        writer.write(REQUEST % next(_NUMBERS))
         received = await reader.readuntil(b"\r\n\r\n")
         part = await reader.read(65536)
         first_bytes_ms.append((time.perf_counter() - begun) * 1000)
