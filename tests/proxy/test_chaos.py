@@ -112,7 +112,9 @@ def body(number: int, tokens: int = TOKENS) -> dict[str, object]:
     """One of many different requests."""
     text = f"{number} {WORDS[number % 8]} and {WORDS[number // 8 % 8]}: tell a story of number {number}."
     messages = [{"role": "user", "content": text}]
-    return {"model": "main", "messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
+    # Without a cache each prompt is computed alike, whatever came before it.
+    same = {"temperature": 0, "cache_prompt": False, "ignore_eos": True}
+    return {"model": "main", "messages": messages, "max_tokens": tokens, "stream": True, **same}
 
 
 def streamed(client: httpx.Client, number: int) -> str:
