@@ -95,7 +95,10 @@ def scene(tmp_path: Path, lab_models, request, monkeypatch, loop) -> Iterator[Sc
     (models / "main.gguf").symlink_to(lab_models.tiny)
     chosen: dict[str, object] = {"backend": "embedded"}
     with suppress(pytest.skip.Exception):
-        chosen = {"backend": "llama-server", "llama_server": request.getfixturevalue("llama_server_binary")}
+        chosen = {
+            "backend": "llama-server",
+            "llama_server": str(request.getfixturevalue("llama_server_binary")),
+        }
     # One slot: in a batch with others the last bits of a sum differ, and with them a greedy text may.
     args = ["-c", "4096", "-t", "1", "-np", "1", "--slots"]
     settings = load_settings(overrides={"model_dirs": [models], "server_args": args, **chosen})
