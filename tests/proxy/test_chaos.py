@@ -100,7 +100,7 @@ def scene(tmp_path: Path, lab_models, request, monkeypatch, loop) -> Iterator[Sc
             "llama_server": str(request.getfixturevalue("llama_server_binary")),
         }
     # One slot: in a batch with others the last bits of a sum differ, and with them a greedy text may.
-    args = ["-c", "4096", "-t", "1", "-np", "1", "--slots"]
+    args = ["-c", "4096", "-t", "1", "-np", "1"]
     settings = load_settings(overrides={"model_dirs": [models], "server_args": args, **chosen})
     supervisor = loop.run(open_supervisor(settings))
     made = Scene("", loop, supervisor)

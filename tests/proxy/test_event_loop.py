@@ -26,7 +26,8 @@ def test_answers_on_either_loop(installed, monkeypatch):
         async with Server(PLAIN, PLAIN) as server:
             upstream = Upstream()
             for _ in range(2):
-                seen.append(await whole(await upstream.ask(server.base_url, "GET", "/", [], b"")))
+                answer = await upstream.ask(server.base_url, "GET", "/", [], b"")
+                seen.append(await whole(answer))
             upstream.close()
 
     assert loop_name() == ("uvloop" if installed else "asyncio")
