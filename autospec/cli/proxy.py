@@ -88,6 +88,12 @@ def command(
     from autospec.proxy.event_loop import run_on_best_loop
     from autospec.proxy.serve import make_classify, make_dispatch, rules_for, run
 
+    if model and settings.backend != "attached":
+        # A wrong name would be found out by the first client that names no model, long after whoever typed it has gone.
+        from autospec.catalog.scan import scan
+
+        scan(settings, beside=[model]).find(model)
+
     rules = rules_for(settings, default_model=model, log_prompts=log_prompts)
 
     def ready(base_url: str) -> None:
