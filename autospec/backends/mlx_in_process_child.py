@@ -17,6 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -42,7 +43,7 @@ __all__ = ["Reader", "main"]
 
 # What llama.cpp compares with p-min is among ten tokens; MLX has none, and the same number tells the same.
 _CANDIDATES = 10
-# Logits of 64 tokens over a vocabulary of 150 000 take 0.04 GB; those of a prompt are never evaluated.
+# Logits of 64 tokens over a vocabulary of 150 000 take 0.04 GB; those of a prompt are not evaluated.
 _SCORED = 64
 
 
@@ -51,10 +52,8 @@ class Reader:
 
     Args:
         model: Of `mlx_lm.load`.
-        prefill: Tokens of a prompt that are computed at a time, as the server does.
-        kv_bits: Bits of a quantized cache; ``None`` for one as it is.
-        kv_group_size: Of its quantization.
-        quantized_kv_start: Tokens after which a cache is quantized.
+        prefill: Tokens of a prompt that are computed at a time.
+        kv_bits, kv_group_size, quantized_kv_start: As `maybe_quantize_kv_cache` takes them.
     """
 
     def __init__(
@@ -63,11 +62,12 @@ class Reader:
         self._model = model
         self._prefill_step = prefill
         self._quantized_from = quantized_kv_start
-        self._quantization = {
-            "quantized_kv_start": quantized_kv_start,
-            "kv_group_size": kv_group_size,
-            "kv_bits": kv_bits,
-        }
+        self._quantize = partial(
+            maybe_quantize_kv_cache,
+            quantized_kv_start=quantized_kv_start,
+            kv_group_size=kv_group_size,
+            kv_bits=kv_bits,
+        )
         self._cache = make_prompt_cache(model)
         self._ids: list[int] = []
 
@@ -121,7 +121,7 @@ class Reader:
     def _compute(self, part: Sequence[int]) -> Any:
         """Logits, shape (tokens, vocabulary), not evaluated yet."""
         logits = self._model(mx.array([list(part)]), cache=self._cache)
-        maybe_quantize_kv_cache(self._cache, **self._quantization)
+        self._quantize(self._cache)
         self._ids += part
         return logits[0]
 

@@ -139,7 +139,11 @@ def test_each_draft_is_kept_before_the_next_is_measured(request_, backend):
     backend.speedup = lambda drafting, text: 2.0 if ("other" in drafting.draft) is ("coding" in text) else 0.9
 
     def interrupt(server, text):
-        if len(backend.idle_asked) == 5 and server.drafting.draft and server.drafting.draft != backend.idle_asked[0]:
+        if (
+            len(backend.idle_asked) == 5
+            and server.drafting.draft
+            and server.drafting.draft != backend.idle_asked[0]
+        ):
             raise KeyboardInterrupt
 
     backend.before_answer = interrupt
