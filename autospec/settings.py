@@ -355,7 +355,8 @@ def _from_file(file: Path, *, must_exist: bool) -> dict[str, object]:
     except (FileNotFoundError, NotADirectoryError):
         if must_exist:
             raise SettingsError(
-                f"There is no config file {file}.", "Write one with `autospec config show --template`."
+                f"There is no config file {file}.",
+                f"Write one with `autospec config show --template > {shlex.quote(str(file))}`.",
             ) from None
         return {}
     except OSError as error:

@@ -33,24 +33,26 @@ __all__ = ["command"]
     multiple=True,
     default=(8, 4),
     show_default=True,
-    help="May be repeated.",
+    help="Drafted tokens at most; may be given several times.",
 )
 @click.option(
     "--p-min", type=click.FloatRange(0, 1), default=0.8, show_default=True, help="Where the backend has it."
 )
 @click.option("--prompt", default="", metavar="TEXT", help="By default the founding record's.")
-@click.option("--max-tokens", type=click.IntRange(min=2), default=512, show_default=True)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=2), default=512, show_default=True, help="Of each answer."
+)
 @click.option(
     "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Launches of each drafting."
 )
-@click.option("--backend", default=None, help="The kind of server.")
+@click.option("--backend", default=None, metavar="B", help="The kind of server, as doctor lists them.")
 @click.option(
     "--url",
     default=None,
     metavar="URL",
     help="Address of a server that runs already; implies --backend attached.",
 )
-@click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER_ARG...]")
+@click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
 def command(
     shell: Shell,

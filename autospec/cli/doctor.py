@@ -261,7 +261,7 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
         ("config", f"{file}" if file.is_file() else f"{file} (not there: the defaults hold)"),
         (
             "storage",
-            f"{findings.storage['url']} ({'can' if findings.storage['ok'] else 'can not'} be written)",
+            f"{findings.storage['url']} ({'can' if findings.storage['ok'] else 'cannot'} be written)",
         ),
         *_backend_rows(findings.backends),
         *_model_rows(findings.models),

@@ -18,7 +18,14 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option("--model", "model_name", required=True, metavar="M", help="A path, a name or a part of one.")
+@click.option(
+    "-m",
+    "--model",
+    "model_name",
+    required=True,
+    metavar="M",
+    help="Main model: a path, a name or a part of one.",
+)
 @click.option(
     "--context",
     type=click.IntRange(min=1),

@@ -25,7 +25,7 @@ __all__ = ["command"]
 @click.option(
     "-t", "--prompt-type", type=click.Choice([str(t) for t in PromptType]), help="Only this kind of prompt."
 )
-@click.option("--backend", default="", help="Only this backend.")
+@click.option("--backend", default="", metavar="B", help="Only this backend.")
 @click.option("--hardware", default="", metavar="ID", help="What is known of another machine.")
 @command_options
 def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, hardware: str) -> None:

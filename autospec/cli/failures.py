@@ -74,6 +74,10 @@ def explain(error: BaseException, *, verbose: bool, log_dir: Path | None) -> Rep
             report = _sentence(error.exit_code, error.message, error.hint)
         case click.UsageError() if type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2
             report = Report(error.exit_code, (error.format_message(),))
+        case click.NoSuchOption() if error.ctx and _takes_server_args(error.ctx.command):
+            path = error.ctx.command_path
+            hint = f"A server's own options stand behind --: `{path} … -- -ngl 99`. See `{path} --help`."
+            report = _sentence(error.exit_code, error.format_message(), hint)
         case click.UsageError():
             path = error.ctx.command_path if error.ctx else "autospec"
             report = _sentence(error.exit_code, error.format_message(), f"Try `{path} --help`.")
@@ -84,6 +88,10 @@ def explain(error: BaseException, *, verbose: bool, log_dir: Path | None) -> Rep
         case _:
             report = _crash(error, verbose=verbose, log_dir=log_dir)
     return report
+
+
+def _takes_server_args(command: click.Command) -> bool:
+    return any(p.nargs == -1 and p.type is click.UNPROCESSED for p in command.params)
 
 
 def _sentence(exit_code: int, message: str, hint: str) -> Report:

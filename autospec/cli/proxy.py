@@ -10,12 +10,26 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option("--host", metavar="ADDRESS", help="Where to listen; 127.0.0.1 unless set. Others need a key.")
+@click.option(
+    "--host",
+    metavar="ADDRESS",
+    help="Where to listen; 127.0.0.1, this machine only, unless set. Any other address needs a key, see below.",
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="8686 unless set; 0 takes a free one and says which."
 )
-@click.option("-m", "--model", default="", metavar="M", help="For requests that name no model.")
-@click.option("--backend", metavar="B", help="The kind of server; chosen by what is installed if left out.")
+@click.option(
+    "-m",
+    "--model",
+    default="",
+    metavar="M",
+    help="Answers requests that name no model. A name of `autospec models`; an unambiguous part of it will do.",
+)
+@click.option(
+    "--backend",
+    metavar="B",
+    help="The kind of server: llama-server, embedded, mlx …; if left out, what `autospec doctor` finds.",
+)
 @click.option(
     "--log-prompts", is_flag=True, help="With -v: write prompts into the log. Never done otherwise."
 )
@@ -33,14 +47,17 @@ def command(
 ) -> None:
     """Serve your models under one address, each request with the drafting that is best for it.
 
-    Point any OpenAI or Anthropic client at the address it prints. Servers are started when a model is first asked for,
-    with what `autospec recommend` says, and stopped when nobody uses them; models that were never tuned run with
-    drafting off. What follows -- is given to every server.
+    Point any OpenAI or Anthropic client at the address that it prints, and ask for a model by its name. The server for it is
+    started when the model is first asked for, so that the first answer takes some seconds longer, and stopped when nobody
+    has used it for a while. How it is started is what `autospec tune` found out; a model that was never tuned runs
+    without drafting. New findings take effect while the proxy runs. Answers are the server's own, byte for byte.
 
     \b
     Start it:
+      autospec models                                    what can be served
       autospec proxy
-      autospec proxy --model qwen3-coder-30b -- -ngl 99 -c 32768 --jinja
+      autospec proxy --model qwen3-coder-30b             clients need not name a model
+      autospec proxy -- -ngl 99 -c 32768 --jinja         what follows -- is given to every server
       AUTOSPEC_PROXY_API_KEY=secret autospec proxy --host 0.0.0.0
 
     \b
@@ -53,10 +70,15 @@ def command(
 
     \b
     See what it does:
-      curl http://127.0.0.1:8686/autospec/v1/status      also: plan, recommendations, events
+      curl http://127.0.0.1:8686/autospec/v1/status      servers, memory, who waits
+      curl http://127.0.0.1:8686/autospec/v1/plan        which servers are kept, and why
       curl http://127.0.0.1:8686/autospec/metrics        for Prometheus
 
-    A request may say x-autospec-drafting: off, or name its kind of prompt in x-autospec-prompt-type; answers carry both.
+    \b
+    The headers of a request may decide, and those of its answer tell:
+      x-autospec-drafting: off                           this one without drafting
+      x-autospec-prompt-type: coding                     the kind of prompt, where the guess is wrong
+
     Ctrl-C lets answers in flight end; a second one does not wait.
     """  # noqa: D301 - click needs the backspace itself
     # The address is settled before anything heavy is imported.
@@ -65,6 +87,12 @@ def command(
 
     from autospec.proxy.event_loop import run_on_best_loop
     from autospec.proxy.serve import make_classify, make_dispatch, rules_for, run
+
+    if model and settings.backend != "attached":
+        # A wrong name would be found out by the first client that names no model, long after whoever typed it has gone.
+        from autospec.catalog.scan import scan
+
+        scan(settings, beside=[model]).find(model)
 
     rules = rules_for(settings, default_model=model, log_prompts=log_prompts)
 

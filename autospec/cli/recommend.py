@@ -25,7 +25,7 @@ _FILES = ("preset", "llama-swap")
 @click.option(
     "-t", "--prompt-type", type=click.Choice([str(t) for t in PromptType]), help="Only this kind of prompt."
 )
-@click.option("--backend", default="", help="Only this backend.")
+@click.option("--backend", default="", metavar="B", help="Only this backend.")
 @click.option("--hardware", default="", metavar="ID", help="What is known of another machine.")
 @click.option("--all-hardware", is_flag=True, help="What is known of any machine.")
 @click.option(

@@ -145,7 +145,10 @@ def import_(shell: Shell, *, files: tuple[str, ...]) -> None:
 @click.option("-m", "--model", default="", metavar="M", help="Only this main model.")
 @command_options
 def export(shell: Shell, *, output: Path | None, model: str) -> None:
-    """Write recommendations, measurements and trials as JSON; prompts and answers are not in it."""
+    """Write recommendations, measurements and trials as JSON.
+
+    Prompts and answers are not in it.
+    """
     import json
 
     from autospec.errors import AutospecError, NothingKnownError

@@ -14,7 +14,7 @@ __all__ = ["command"]
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.option(
-    "--model", required=True, metavar="M", help="Main model: a path, a name, or an unambiguous part of one."
+    "-m", "--model", required=True, metavar="M", help="Main model: a path, a name or a part of one."
 )
 @click.option(
     "--backend",
@@ -25,6 +25,7 @@ __all__ = ["command"]
     "--url", metavar="URL", help="Address of a server that runs already; implies --backend attached."
 )
 @click.option(
+    "-t",
     "--prompt-type",
     "prompt_types",
     multiple=True,
@@ -32,6 +33,7 @@ __all__ = ["command"]
     help="Only this kind of prompt; may be given several times. Default: all.",
 )
 @click.option(
+    "-d",
     "--draft",
     "drafts",
     multiple=True,

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
@@ -33,21 +33,26 @@ class TuneDisplay:
     Args:
         shell: Where to; silent with -q.
         model: Name of the main model, for the title.
+        clock: Seconds, to tell how long it takes.
     """
 
-    def __init__(self, shell: Shell, model: str) -> None:
+    def __init__(self, shell: Shell, model: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._shell = shell
         self._model = model
         self._console = shell.console
         self._standings: tuple[Standing, ...] = ()
         self._step: Step | None = None
-        self._begun = time.monotonic()
+        self._clock = clock
+        self._begun = clock()
         self._lined_at = float("-inf")
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.quiet:
-            self._live = Live(self._render(), console=self._console, refresh_per_second=2, transient=True)
+            # Rendered afresh at each refresh: the clock goes on where nothing is told for a while.
+            self._live = Live(
+                get_renderable=self._render, console=self._console, refresh_per_second=2, transient=True
+            )
             self._live.start()
         return self
 
@@ -66,9 +71,8 @@ class TuneDisplay:
         )
         self._step = step
         if self._live is not None:
-            self._live.update(self._render())
             return
-        now = time.monotonic()
+        now = self._clock()
         if changed or now - self._lined_at >= _LINE_EVERY_S:
             self._lined_at = now
             self._shell.say(_sentence(step))
@@ -77,14 +81,17 @@ class TuneDisplay:
         """Show where every prompt type stands."""
         known = {s.prompt_type: s for s in self._standings} | {s.prompt_type: s for s in standings}
         self._standings = tuple(known.values())
-        if self._live is not None:
-            self._live.update(self._render())
 
     def tell(self, text: str) -> None:
         """Print one sentence that stays."""
-        self._shell.say(f"{_clock(time.monotonic() - self._begun)}  {text}")
+        self._shell.say(f"{_clock(self._clock() - self._begun)}  {text}")
 
     def _render(self) -> Group:
+        line = _sentence(self._step) if self._step else "nothing is launched with drafting yet …"
+        elapsed = _clock(self._clock() - self._begun)
+        words = Text(f"{elapsed}  {line}"), Text("Ctrl-C keeps what is known.", style="dim")
+        if not self._standings:
+            return Group(Text(f"autospec tune: {self._model}", style="bold"), *words)
         table = Table(title=f"autospec tune: {self._model}", title_justify="left")
         for heading in ("prompt type", "", "best so far", "speed", "pairs"):
             table.add_column(heading)
@@ -93,9 +100,7 @@ class TuneDisplay:
             table.add_row(
                 str(s.prompt_type), s.word, s.best.label if s.ratio else "", ratio, str(s.pairs or "")
             )
-        line = _sentence(self._step) if self._step else "starting …"
-        elapsed = _clock(time.monotonic() - self._begun)
-        return Group(table, Text(f"{elapsed}  {line}"), Text("Ctrl-C keeps what is known.", style="dim"))
+        return Group(table, *words)
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class Probes:
         self._clock = clock
         self._idle = idle
         self._first: Reading | None = None
+        self._last_load: float | None = None
 
     def read(self, traffic: Traffic, spent_today_s: float, *, measuring: bool = False) -> Signals:
         """The signals now.
@@ -58,6 +59,9 @@ class Probes:
         power = read_power()
         now = read(descendants(), power)
         load = self._load(now)
+        if load is None and not measuring and self._is_same_moment(now):
+            # Not while measuring: there each look at the others has to be one of its own.
+            load = self._last_load
         return signals_of(
             now,
             load,
@@ -70,7 +74,11 @@ class Probes:
 
     def forget_load(self) -> None:
         """The next load begins anew: what a step of our own took is nobody's load, and its processes are gone."""
-        self._first = None
+        self._first = self._last_load = None
+
+    def _is_same_moment(self, now: Reading) -> bool:
+        """True if the last load was read so shortly ago that it still holds: somebody asked twice."""
+        return self._first is not None and now.at_s - self._first.at_s < _WINDOW_S
 
     def _load(self, now: Reading) -> float | None:
         first = self._first
@@ -82,7 +90,8 @@ class Probes:
         if set(first.processes) - set(now.processes):
             # The time of a step's server that has ended is in no process of ours any more, and would look like others'.
             return None
-        return between(first, now).other_load
+        self._last_load = between(first, now).other_load
+        return self._last_load
 
 
 def signals_of(

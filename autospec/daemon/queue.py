@@ -22,7 +22,8 @@ __all__ = ["Known", "Queue", "order"]
 
 # A recommendation's life: until the next build, file or draft, some months.
 _HORIZON_DAYS = 90.0
-# A model that was found and has not been served yet is taken to be about to be: half an hour a day, for a month.
+# A model that was found and has not been served yet is taken to be about to be: half an hour a day, for a month. Once it
+# is served, what is seen counts against that as much as a day of it: one short request is not the measure of a model's use.
 _NEW_USE_S_PER_DAY = 1800.0
 _NEW_FOR_S = 30 * 86400.0
 # A small model beside the large one that it drafts for.
@@ -196,13 +197,17 @@ def _use(
     seconds = sum(u.seconds_per_day for u in own if u.prompt_type is prompt_type)
     # Traffic of an unknown kind is spread like the rest.
     seconds += sum(u.seconds_per_day for u in own if u.prompt_type is None) * spread_over[prompt_type]
-    if own:
-        return seconds, f"it is used {_span(seconds)} a day"
-    if now - model.found_at < _NEW_FOR_S:
+    age_s = now - model.found_at
+    expected = 0.0
+    if age_s < _NEW_FOR_S:
         part = _DRAFT_USE if model.is_draft else 1.0
-        seconds = _NEW_USE_S_PER_DAY * part * spread_over[prompt_type]
-        return seconds, "the model is new here and counts as used a little"
-    return 0.0, "nobody has used the model since it was found"
+        expected = _NEW_USE_S_PER_DAY * part * spread_over[prompt_type]
+    if not own:
+        new = "the model is new here and counts as used a little"
+        return expected, new if expected else "nobody has used the model since it was found"
+    expected /= 1.0 + max(0.0, age_s) / 86400.0
+    new = ", and is new here" if expected > seconds else ""
+    return seconds + expected, f"it is used {_span(seconds)} a day{new}"
 
 
 def _state(found: Known | None) -> str:

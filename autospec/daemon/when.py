@@ -227,7 +227,7 @@ def _load_beside(signals: Signals, busy_looks: int) -> Check:
     """The same while a step runs: it waits for a neighbour, and makes way for one who stays."""
     loaded = is_loaded(signals)
     if loaded is None:
-        return Check("load", "unknown", True, "what others use is not known while a server of the step ends")
+        return Check("load", "unknown", True, "what others use is not known at this moment")
     words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
     if loaded and busy_looks >= _BUSY_LOOKS:
         return Check("load", "no", False, words)

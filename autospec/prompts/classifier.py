@@ -15,13 +15,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from autospec.cells import PromptType
 from autospec.prompts.cues import SOURCE_MARKS, TOOL_PHRASES
 from autospec.prompts.look import ASK_CHARS, Look
 from autospec.prompts.matching import find_cues
-from autospec.prompts.reading import Reading, fold, read_request
+from autospec.prompts.reading import Reading, Text, fold, read_request
 
 __all__ = ["Classification", "classify"]
 
@@ -31,6 +32,8 @@ _LONG_CHARS: Final = 250
 _TALK_WORDS: Final = 30
 # The turns before and the system prompt say what a conversation is about, the last message what is wanted now.
 _BEFORE, _SYSTEM = 0.4, 0.5
+# A client sends the same system prompt with every request.
+_REMEMBERED: Final = 64
 # Below this nothing speaks for any type.
 _LEAST_SCORE: Final = 1.0
 
@@ -79,17 +82,24 @@ def classify(body: Mapping[str, Any]) -> Classification:
 
 def _tools_in_words(request: Reading) -> str:
     """How tools show in the text of a conversation that offers none in its structure; empty where they do not."""
-    system = fold(f"{request.system.head}\n{request.system.tail}")
-    if phrase := next((phrase for phrase in TOOL_PHRASES if phrase in system), ""):
-        return f"words:{phrase.strip()}"
-    if _CALL_FORM.search(system) or len(_SIGNATURE.findall(system)) >= _SIGNATURES:
-        return "call-form"
+    if told := _tools_of_system(request.system):
+        return told
     if request.raw and (
         phrase := next((phrase for phrase in TOOL_PHRASES if phrase in fold(request.ask.head)), "")
     ):
         return f"words:{phrase.strip()}"
     if (found := _RESULT.match(request.ask.head)) and (request.turns > 1 or found["tool"]):
         return "tool-result-in-words"
+    return ""
+
+
+@lru_cache(_REMEMBERED)
+def _tools_of_system(prompt: Text) -> str:
+    system = fold(f"{prompt.head}\n{prompt.tail}")
+    if phrase := next((phrase for phrase in TOOL_PHRASES if phrase in system), ""):
+        return f"words:{phrase.strip()}"
+    if _CALL_FORM.search(system) or len(_SIGNATURE.findall(system)) >= _SIGNATURES:
+        return "call-form"
     return ""
 
 

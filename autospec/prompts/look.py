@@ -24,6 +24,8 @@ _ASIDE_CHARS: Final = 200
 _FORMULA: Final = re.compile(
     r"\d\s*[-+*/^=×·]\s*\(?[\dxyz]|[xyz]\s*[\^²³=]|\b[fg]\(x\)|\d\s*% (?:of|de|von|di) \d|\\(?:frac|int|sum|sqrt)|[²³√∫∑≤≥]"
 )
+# Without one of these there is no formula; a tenth of the time.
+_MAY_BE_FORMULA: Final = re.compile(r"[\d^=(\\²³√∫∑≤≥]")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:]\d+)?")
 _PARAGRAPHS: Final = re.compile(r"\n\s*\n")
 _FENCE: Final = "```"
@@ -80,7 +82,7 @@ class Look:
             fenced=_FENCE in whole,
             code=sum(mark in folded for mark in CODE_MARKS) >= (2 if _FENCE in whole else 3),
             sourced=any(mark in folded for mark in SOURCE_MARKS),
-            formula=_FORMULA.search(folded) is not None,
+            formula=_MAY_BE_FORMULA.search(folded) is not None and _FORMULA.search(folded) is not None,
             question=any(
                 part.rstrip('" ').endswith(("?", _WIDE_QUESTION)) for part, weight in ask if weight == 1.0
             )

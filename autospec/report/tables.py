@@ -1,4 +1,4 @@
-"""Tables for people. Narrow enough for a terminal of 100 columns; sentences stand below and not in a column."""
+"""Tables for people. Nothing is cut on a terminal of 80 columns; sentences stand below and not in a column."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
@@ -20,6 +20,10 @@ from autospec.store.reader import StoredRecommendation
 __all__ = ["recommendation_table", "studies_table", "trials_table"]
 
 _STYLES = {Verdict.ENABLE: "green", Verdict.DISABLE: "red", Verdict.UNDECIDED: "yellow"}
+# Below this the status has no room for a column of its own, with the longest words that the others can have.
+_ROOMY_COLUMNS = 100
+# No status is longer; an age may take two lines.
+_STATUS_COLUMNS = len(Status.PROVISIONAL)
 
 
 def recommendation_table(recommendations: Iterable[Recommendation], now: dt.datetime | None = None) -> Group:
@@ -37,29 +41,77 @@ def recommendation_table(recommendations: Iterable[Recommendation], now: dt.date
         groups.setdefault((r.model, f" on {r.backend} {r.backend_build}{where}"), []).append(r)
     parts: list[RenderableType] = []
     for (model, where), shown in groups.items():
-        table = _table("prompts", "verdict", wide="best tried")
-        for heading in ("off → with", "gain", "pairs", "accepted"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("status", min_width=8)
-        for r in shown:
-            table.add_row(
-                _kind(r),
-                f"[{_STYLES[r.verdict]}]{r.verdict}[/]",
-                escape("–" if r.tried.is_off else r.tried.label),
-                f"{plain_speed(r.baseline_tps)} → {plain_speed(r.drafting_tps)}",
-                _gain(r),
-                _pairs(r),
-                "–" if r.acceptance is None else f"{r.acceptance:.0%}",
-                _status(r, moment),
-            )
-        reasons = [Text.assemble((_kind(r), "dim"), _sentence(r)) for r in shown]
         parts += [
             Text.assemble((model, "bold"), where, ", tok/s"),
-            table,
-            *(Padding(t, (0, 1)) for t in reasons),
+            _Recommended(shown, moment),
+            *(Padding(t, (0, 1)) for t in _reasons(shown)),
             Text(),
         ]
     return Group(*parts[:-1])
+
+
+class _Recommended:
+    """The rows of one main model and backend; where room is short, two pairs of columns share one each."""
+
+    def __init__(self, shown: Sequence[Recommendation], now: dt.datetime) -> None:
+        self._shown = shown
+        self._now = now
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._roomy() if options.max_width >= _ROOMY_COLUMNS else self._narrow()
+
+    def _roomy(self) -> Table:
+        table = _table("prompts", "verdict", wide="best tried")
+        for heading in ("off → with", "gain", "pairs", "accepted"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("status", width=_STATUS_COLUMNS)
+        for r in self._shown:
+            table.add_row(
+                _kind(r),
+                _verdict(r),
+                *_measured(r),
+                _pairs(r),
+                _accepted(r),
+                _status(r, self._now),
+            )
+        return table
+
+    def _narrow(self) -> Table:
+        table = _table("prompts")
+        table.show_edge = False
+        table.add_column("verdict", width=_STATUS_COLUMNS)
+        table.add_column("best tried", overflow="fold", min_width=12)
+        for heading in ("off → with", "gain", "pairs,\naccepted"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for r in self._shown:
+            table.add_row(
+                _kind(r),
+                f"{_verdict(r)}\n{_status(r, self._now)}",
+                *_measured(r),
+                f"{_pairs(r)}\n{_accepted(r)}",
+            )
+        return table
+
+
+def _verdict(r: Recommendation) -> str:
+    return f"[{_STYLES[r.verdict]}]{r.verdict}[/]"
+
+
+def _measured(r: Recommendation) -> tuple[str, str, str]:
+    tried = escape("–" if r.tried.is_off else r.tried.label)
+    return tried, f"{plain_speed(r.baseline_tps)} → {plain_speed(r.drafting_tps)}", _gain(r)
+
+
+def _accepted(r: Recommendation) -> str:
+    return "–" if r.acceptance is None else f"{r.acceptance:.0%}"
+
+
+def _reasons(shown: Sequence[Recommendation]) -> list[Text]:
+    """Why, one sentence each; kinds of prompts with the same reason share it."""
+    kinds: dict[str, list[str]] = {}
+    for r in shown:
+        kinds.setdefault(_sentence(r), []).append(_kind(r))
+    return [Text.assemble((", ".join(names), "dim"), sentence) for sentence, names in kinds.items()]
 
 
 def studies_table(
@@ -129,14 +181,15 @@ def trials_table(study: StudySummary) -> Table:
     return table
 
 
-def _table(*narrow: str, wide: str, first: str = "") -> Table:
+def _table(*narrow: str, wide: str = "", first: str = "") -> Table:
     """A table whose narrow columns are never broken, so that the wide ones give way where room is short."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     if first:
         table.add_column(first, overflow="fold")
     for heading in narrow:
         table.add_column(heading, no_wrap=True)
-    table.add_column(wide, overflow="fold", min_width=12)
+    if wide:
+        table.add_column(wide, overflow="fold", min_width=12)
     return table
 
 
@@ -178,4 +231,5 @@ def _status(r: Recommendation, now: dt.datetime) -> str:
 
 
 def _result(r: Recommendation) -> str:
-    return f"[{_STYLES[r.verdict]}]{r.verdict}[/], {r.status}"
+    # Two lines, as the model's column has three: so that its names keep their room.
+    return f"[{_STYLES[r.verdict]}]{r.verdict}[/],\n{r.status}"

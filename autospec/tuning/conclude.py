@@ -86,7 +86,7 @@ def conclude(
         speedup_ci=interval,
         pairs=len(proof),
         acceptance=acceptance(pairs),
-        reason=_reason(cell, len(proof), len(search), final=final),
+        reason=_reason(cell, len(search), len(proof), final=final),
         status=Status.PROVEN if final else Status.PROVISIONAL,
         created_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
         evidence=_evidence(
@@ -133,10 +133,12 @@ def nothing_to_try(
     )
 
 
-def _reason(cell: CellRun, proof_pairs: int, search_pairs: int, *, final: bool) -> str:
+def _reason(cell: CellRun, search_pairs: int, proof_pairs: int, *, final: bool) -> str:
     if cell.decision is None:
         if proof_pairs:
-            return f"The budget ended within the first round of proof ({proof_pairs} pairs); run tune again to go on."
+            # Where everything was predicted, the proof begins without a pair of the search.
+            pairs = "1 pair" if proof_pairs == 1 else f"{proof_pairs} pairs"
+            return f"The proof has only begun ({pairs}, no whole round yet); run tune again to go on."
         if not search_pairs:
             return "Nothing has been measured for this prompt type yet; run tune again to go on."
         return f"Only searched so far ({search_pairs} pairs), not proven; run tune again to go on."

@@ -141,8 +141,13 @@ def load_definition(name_or_file: str) -> StudyDefinition:
             )
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyFileError(f"The study file {path} cannot be read: {error}.") from error
+    except OSError as error:
+        raise StudyFileError(
+            f"The study file {path} cannot be read: {error.strerror}.",
+            f"Give the path of a TOML file, or one of {', '.join(shipped_definitions())}.",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise StudyFileError(f"The study file {path} is not TOML: {error}.") from error
     except tomllib.TOMLDecodeError as error:
         raise StudyFileError(f"The study file {path} is not TOML: {error}.") from error
     return _definition(data, str(path))

@@ -209,7 +209,8 @@ class Surveying:
         if not missing and times is not None:
             return replace(times, profiles=profiles)
         name = Path(draft).name
-        self._rig.progress.tell(f"Reading {len(missing)} answers with {name} alone.")
+        answers = "1 answer" if len(missing) == 1 else f"{len(missing)} answers"
+        self._rig.progress.tell(f"Reading {answers} with {name} alone.")
         # One answer of every cell is read whatever it takes: without it nothing can be said of the cell.
         lacking = {c.cell.key for c, _ in missing} - {
             c.cell.key for c in self._cells if profiles.keys() & recordings[c.cell.key].keys()

@@ -3,7 +3,8 @@
 **Overhead**, against the same backend asked directly, in one run, blocks taking turns. The backend is a stand-in that
 streams tokens at a fixed pace and takes no time to think, so that no model hides the proxy. Printed: the time from
 sending a request to its first byte, directly and through the proxy, at 1, 8 and 64 streams, with the differences of
-the quantiles; and the processor time that the proxy's process takes per streamed token.
+the quantiles; and the processor time that the proxy's process takes per streamed token. Beside it stands a pipe that passes
+bytes and reads none of them: what any proxy costs on this event loop and this machine.
 
 **Gain** (``--mixed``): tokens per second of the suite's prove prompts through the proxy, each with the drafting that was
 recommended for its type, against every single drafting that the recommendations name, and off, on servers asked
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -28,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,7 @@ from autospec.proxy.serve import listen, make_classify, make_dispatch, rules_for
 from autospec.report.selection import Question, select
 from autospec.settings import load_settings
 from autospec.store.reader import read_recommendations
+from studies.bench.pipe import pipe
 from tests.proxy.harness import LentServer, OneModel
 
 STREAMS = (1, 8, 64)
@@ -60,20 +64,24 @@ TOKEN = (
     b'"id":"chatcmpl-0123456789abcdefghijklmnopqrstuv","model":"main","system_fingerprint":"b11434-0123abcd",'
     b'"object":"chat.completion.chunk"}\n\n'
 )
-BODY = json.dumps(
-    {
-        "model": "main",
-        "stream": True,
-        "messages": [
-            {"role": "system", "content": "You are a helpful assistant. " * 20},
-            {"role": "user", "content": "Write a palindrome in Kotlin, please.\n" * 20},
-        ],
-    }
-).encode()
-REQUEST = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+# Every request says something else, with the same system prompt, as a client's do.
+BODY = (
+    json.dumps(
+        {
+            "model": "main",
+            "stream": True,
+            "messages": [
+                {"role": "system", "content": "You are a helpful assistant. " * 20},
+                {"role": "user", "content": "NUMBER" + ": write a palindrome in Kotlin, please.\n" * 20},
+            ],
+        }
+    )
+    .replace("NUMBER", "%06d")
+    .encode()
 )
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+REQUEST = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY % 0) + BODY
+_NUMBERS = itertools.count(os.getpid() % 1000 * 1000)
 END = b"0\r\n\r\n"
 
 
@@ -125,7 +133,7 @@ async def one_stream(port: int, until: float, first_bytes_ms: list[float]) -> in
     tokens = 0
     while time.perf_counter() < until:
         begun = time.perf_counter()
-        writer.write(REQUEST)
+        writer.write(REQUEST % next(_NUMBERS))
         received = await reader.readuntil(b"\r\n\r\n")
         part = await reader.read(65536)
         first_bytes_ms.append((time.perf_counter() - begun) * 1000)
@@ -180,38 +188,63 @@ def quantile(values: list[float], q: float) -> float:
     return statistics.quantiles(values, n=1000, method="inclusive")[round(q * 1000) - 1]
 
 
+@dataclass
+class Run:
+    """What the blocks of one way came to."""
+
+    first_bytes_ms: list[float] = field(default_factory=list)
+    tokens: int = 0
+    spent_s: float = 0.0
+
+    def add(self, port: int, process: psutil.Process | None, streams: int, seconds: float) -> None:
+        """One more block."""
+        before = cpu_s(process) if process else 0.0
+        values, count = asyncio.run(block(port, streams, seconds))
+        self.spent_s += cpu_s(process) - before if process else 0.0
+        self.first_bytes_ms += values
+        self.tokens += count
+
+
 def overhead(seconds: float, rounds: int, loop: str) -> None:
     """The first table."""
-    print(f"The proxy on {loop}.\n")
-    print("| streams | requests | direct p50, p99 | proxy p50, p99 | added p50 | added p99 | CPU per token |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
+    print(f"The proxy and the pipe on {loop}.\n")
+    print("| streams | way | requests | first byte p50, p99 | added p50 | added p99 | CPU per token |")
+    print("|---:|---|---:|---:|---:|---:|---:|")
     with (
         tempfile.TemporaryDirectory() as folder,
         child("--stand-in") as (backend, _),
+        child("--loop", loop, "--pipe", str(backend)) as (pipe_port, pipe_process),
         child("--loop", loop, "--proxy", f"http://127.0.0.1:{backend}", folder) as (port, process),
     ):
-        asyncio.run(block(port, 2, 1.0))  # warm up
+        ways: dict[str, tuple[int, psutil.Process | None]] = {
+            "direct": (backend, None),
+            "pipe": (pipe_port, pipe_process),
+            "**proxy**": (port, process),
+        }
+        for way_port, _ in ways.values():
+            asyncio.run(block(way_port, 2, 1.0))  # warm up
         for streams in STREAMS:
-            direct: list[float] = []
-            through: list[float] = []
-            tokens, spent_s = 0, 0.0
-            for number in range(2 * rounds):
-                # ABBA: what drifts, drifts for both.
-                if number % 4 in (0, 3):
-                    direct += asyncio.run(block(backend, streams, seconds))[0]
-                else:
-                    before = cpu_s(process)
-                    values, count = asyncio.run(block(port, streams, seconds))
-                    spent_s += cpu_s(process) - before
-                    through += values
-                    tokens += count
-            d50, d99, p50, p99 = (quantile(v, q) for v in (direct, through) for q in (0.5, 0.99))
-            print(
-                f"| {streams} | {len(through)} | {d50:.2f}, {d99:.2f} ms | {p50:.2f}, {p99:.2f} ms "
-                f"| **{p50 - d50:.2f} ms** | **{p99 - d99:.2f} ms** | **{1e6 * spent_s / tokens:.0f} µs** |",
-                flush=True,
-            )
-    print("\nCPU per token is all of the proxy's work, requests included, divided by the tokens streamed.")
+            runs = {way: Run() for way in ways}
+            for number in range(rounds):
+                # There and back: what drifts, drifts for all.
+                for way in ways if number % 2 == 0 else reversed(ways):
+                    runs[way].add(*ways[way], streams, seconds)
+            direct = runs["direct"].first_bytes_ms
+            for way, run_ in runs.items():
+                p50, p99 = (quantile(run_.first_bytes_ms, q) for q in (0.5, 0.99))
+                added = [quantile(run_.first_bytes_ms, q) - quantile(direct, q) for q in (0.5, 0.99)]
+                costs = (
+                    "– | – | –"
+                    if way == "direct"
+                    else "{:.2f} ms | {:.2f} ms | {:.0f} µs".format(*added, 1e6 * run_.spent_s / run_.tokens)
+                )
+                print(
+                    f"| {streams} | {way} | {len(run_.first_bytes_ms)} | {p50:.2f}, {p99:.2f} ms | {costs} |",
+                    flush=True,
+                )
+    print(
+        "\nCPU per token is all of the proxy's work, requests included, divided by the tokens streamed; the pipe reads nothing of what passes."
+    )
 
 
 def mixed(name: str, rounds: int, max_tokens: int, per_type: int) -> None:
@@ -304,6 +337,7 @@ def main() -> None:
     )
     parser.add_argument("--stand-in", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--proxy", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--pipe", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
@@ -311,6 +345,8 @@ def main() -> None:
             asyncio.run(stand_in())
         elif args.proxy:
             run_on(args.loop, proxy(*args.proxy))
+        elif args.pipe:
+            run_on(args.loop, pipe(args.pipe))
         elif args.serve:
             run_on(args.loop, serve_model(args.serve))
         elif args.mixed:

@@ -1,4 +1,4 @@
-"""`autospec models` and `autospec drafts`: what stands on stdout, what on stderr, and the exit codes."""
+"""`autospec models`, `autospec drafts`, and how `autospec tune` takes names: what stands on stdout, what on stderr, and the exit codes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from autospec.cli.drafts import command as drafts
 from autospec.cli.models import command as models
+from autospec.cli.tune import command as tune
 from tests.catalog.making import TOKENS, write_gguf
 
 
@@ -214,3 +215,29 @@ class TestDrafts:
     def test_model_is_required(self, run) -> None:
         """Wrong usage is exit code 2."""
         assert run(drafts).exit_code == 2
+
+
+class TestTune:
+    """`autospec tune`, as far as it comes without a server."""
+
+    def test_the_main_model_is_no_draft_for_itself(self, run, two_models: Path) -> None:
+        """Said at once: a study of everything else is not what was asked for."""
+        result = run(tune, "-m", "Tiny-Main", "-d", "Tiny-Main")
+        assert result.exit_code == 2
+        assert "is the main model itself" in result.stderr
+        assert "autospec drafts" in result.stderr
+
+    def test_a_damaged_file_is_told_once(self, run, two_models: Path) -> None:
+        """The sentence about the file that was asked for, and no warning that says the same."""
+        broken = two_models / "Broken.gguf"
+        broken.write_bytes((two_models / "Tiny-Main-F16.gguf").read_bytes()[:2000])
+        result = run(tune, "-m", str(broken))
+        assert result.exit_code == 1
+        assert result.stderr.count("Download it again") == 1
+
+    def test_a_study_file_that_is_not_there(self, run, tmp_path: Path) -> None:
+        """The reason in words, and what else may be given."""
+        result = run(tune, "-m", "x", "--study", str(tmp_path / "none.toml"))
+        assert result.exit_code == 2
+        assert "Errno" not in result.stderr
+        assert "quick" in result.stderr

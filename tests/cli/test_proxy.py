@@ -76,3 +76,12 @@ def test_help_has_an_address_to_point_clients_at(tmp_path):
         out, _ = running.communicate(timeout=TIMEOUT_S)
     assert "http://127.0.0.1:8686/v1/chat/completions" in out
     assert "OPENAI_BASE_URL" in out
+
+
+def test_a_model_that_is_not_here_is_told_at_the_start(tmp_path):
+    """Exit 2 before anything is served, and not an error for each client later."""
+    with start(tmp_path, "--port", "0", "--model", "nosuch") as running:
+        out, err = running.communicate(timeout=TIMEOUT_S)
+    assert running.returncode == 2
+    assert out == ""
+    assert "No model answers to nosuch" in err

@@ -273,6 +273,13 @@ def test_wrong_usage_is_one_sentence_and_exit_2(args: list[str], words: str):
     assert second.startswith("Try `")
 
 
+def test_a_server_option_without_the_dashes_gets_the_dashes():
+    """`autospec tune -m x -ngl 99` is what everybody types first."""
+    result = CliRunner().invoke(cli, ["tune", "-m", "x", "-ngl", "99"])
+    assert result.exit_code == 2
+    assert "stand behind --" in result.stderr
+
+
 def test_a_commands_exit_code_passes_through_the_group(monkeypatch: pytest.MonkeyPatch):
     """What a command ends with is what `autospec` ends with."""
     monkeypatch.setenv("AUTOSPEC_STUDDY", "x")

@@ -1,14 +1,17 @@
-"""What a signal does to a tune, wherever Python stands when it arrives."""
+"""What is shown of a tune, and what a signal does to it, wherever Python stands when it arrives."""
 
 from __future__ import annotations
 
+import io
 import signal
 import threading
 import weakref
 
 import pytest
+from rich.console import Console
 
-from autospec.cli.tune_display import interruptible
+from autospec.cli.shell import Shell
+from autospec.cli.tune_display import TuneDisplay, interruptible
 
 # Long beyond what delivering a signal takes on a busy machine.
 DEADLINE_S = 30.0
@@ -47,3 +50,15 @@ def test_signals_are_as_they_were_afterwards():
     with interruptible():
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_clock_goes_on_while_nothing_is_told():
+    """A minute of recording answers does not look like a program that hangs; and there is no empty table."""
+    now = [0.0]
+    shell = Shell()
+    shell.console = Console(width=100, force_terminal=True, file=io.StringIO())
+    with TuneDisplay(shell, "Main-7B", clock=lambda: now[0]):
+        now[0] = 61.0
+    text = shell.console.file.getvalue()
+    assert "1:01" in text
+    assert "prompt type" not in text

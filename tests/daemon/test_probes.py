@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from autospec.daemon import probes as module
 from autospec.daemon.clock import Clock
-from autospec.daemon.probes import Probes
+from autospec.daemon.probes import Probes, Traffic
 from autospec.hardware.readings import ProcessTime, Reading
 
 
@@ -18,6 +21,17 @@ def test_the_load_is_what_the_steps_own_processes_did_not_take():
     probes = Probes(Clock())
     assert probes._load(reading(0.0, 100.0, p7=10.0)) is None
     assert probes._load(reading(5.0, 110.0, p7=15.0)) == 1.0
+
+
+def test_who_asks_twice_gets_the_same_answer(monkeypatch: pytest.MonkeyPatch):
+    """Half a second later no new load can be told; the last one still holds, unless it is for a step under way."""
+    readings = iter([reading(0.0, 100.0), reading(5.0, 105.0), reading(5.5, 105.5), reading(5.6, 105.6)])
+    monkeypatch.setattr(module, "read", lambda *_: next(readings))
+    probes = Probes(Clock(), idle=lambda: None)
+    assert probes.read(Traffic(), 0.0).other_load is None
+    assert probes.read(Traffic(), 0.0).other_load == 1.0
+    assert probes.read(Traffic(), 0.0).other_load == 1.0
+    assert probes.read(Traffic(), 0.0, measuring=True).other_load is None
 
 
 def test_while_a_server_of_the_step_ends_the_load_is_unknown():

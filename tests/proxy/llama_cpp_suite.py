@@ -35,12 +35,14 @@ _FILES = (
 _PLUGIN = "tests.proxy.llama_cpp_suite"
 _MODEL, _THROUGH = "AUTOSPEC_SUITE_MODEL", "AUTOSPEC_SUITE_THROUGH"
 
+if _MODEL in os.environ:
+    sys.modules.setdefault("wget", ModuleType("wget"))  # the suite imports it for downloads
+
 
 def pytest_configure() -> None:
     """As a plugin inside of the suite: another model, no downloads, and a proxy in front of each server."""
     if _MODEL not in os.environ:
         return
-    sys.modules.setdefault("wget", ModuleType("wget"))  # for downloads only
     import utils  # type: ignore[import-not-found] # the suite's own
 
     start, stop = utils.ServerProcess.start, utils.ServerProcess.stop

@@ -95,9 +95,12 @@ def scene(tmp_path: Path, lab_models, request, monkeypatch, loop) -> Iterator[Sc
     (models / "main.gguf").symlink_to(lab_models.tiny)
     chosen: dict[str, object] = {"backend": "embedded"}
     with suppress(pytest.skip.Exception):
-        chosen = {"backend": "llama-server", "llama_server": request.getfixturevalue("llama_server_binary")}
+        chosen = {
+            "backend": "llama-server",
+            "llama_server": str(request.getfixturevalue("llama_server_binary")),
+        }
     # One slot: in a batch with others the last bits of a sum differ, and with them a greedy text may.
-    args = ["-c", "4096", "-t", "1", "-np", "1", "--slots"]
+    args = ["-c", "4096", "-t", "1", "-np", "1"]
     settings = load_settings(overrides={"model_dirs": [models], "server_args": args, **chosen})
     supervisor = loop.run(open_supervisor(settings))
     made = Scene("", loop, supervisor)
@@ -112,7 +115,9 @@ def body(number: int, tokens: int = TOKENS) -> dict[str, object]:
     """One of many different requests."""
     text = f"{number} {WORDS[number % 8]} and {WORDS[number // 8 % 8]}: tell a story of number {number}."
     messages = [{"role": "user", "content": text}]
-    return {"model": "main", "messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
+    # Without a cache each prompt is computed alike, whatever came before it.
+    same = {"temperature": 0, "cache_prompt": False, "ignore_eos": True}
+    return {"model": "main", "messages": messages, "max_tokens": tokens, "stream": True, **same}
 
 
 def streamed(client: httpx.Client, number: int) -> str:

@@ -289,7 +289,7 @@ def test_compressed_bodies(proxy, backend, encoding):
 
 
 @pytest.mark.parametrize(("extra", "status"), [(0, 200), (1, 413)])
-def test_body_at_the_limit(loop, dispatch, storage, backend, extra, status):
+def test_body_at_the_limit(loop, dispatch, storage, backend, extra, status):  # noqa: PLR0917 - fixtures
     """The last byte that is allowed passes, unchanged; one more does not."""
     limit = 300_000  # sent on in several pieces
     frame = b'{"model": "main", "x": ""}'

@@ -17,12 +17,18 @@ from tests.proxy.scene import Clock, FakeServer, until
 class Watched:
     """A launch with everything that it told."""
 
-    def __init__(self, start=None) -> None:
+    def __init__(self, start=None, first=None) -> None:
         self.server = FakeServer("/models/a.gguf", OFF)
         self.clock = Clock()
         self.states: list[State] = []
         self.launch = Launch(
-            "a", OFF, Footprint(0), start or (lambda: self.server), changed=self._changed, clock=self.clock
+            "a",
+            OFF,
+            Footprint(0),
+            start or (lambda: self.server),
+            changed=self._changed,
+            clock=self.clock,
+            first=first,
         )
 
     def _changed(self) -> None:
@@ -58,6 +64,47 @@ def test_a_whole_life():
         assert watched.server.stopped
         assert watched.states == [State.READY, State.DRAINING, State.STOPPING, State.STOPPED]
         assert (launch.served, launch.leases) == (2, 0)
+
+    run(scenario())
+
+
+def test_what_must_come_first_comes_first():
+    """A daemon that measures gives the machine back before anything is started; that it cannot holds nothing up."""
+
+    async def scenario():
+        free = asyncio.Event()
+        started = []
+        server = FakeServer("/models/a.gguf", OFF)
+
+        async def first() -> None:
+            await free.wait()
+            raise OSError("the daemon is gone")
+
+        watched = Watched(lambda: started.append(1) or server, first)
+        watched.launch.send(Start())
+        watched.launch.send(Start())
+        await asyncio.sleep(0)
+        assert not started
+        free.set()
+        await until(lambda: watched.launch.state is State.READY)
+        assert started == [1]
+
+    run(scenario())
+
+
+def test_let_go_while_the_machine_is_not_free():
+    """Nothing is started at all."""
+
+    async def scenario():
+        free = asyncio.Event()
+        started = []
+        watched = Watched(lambda: started.append(1), free.wait)
+        watched.launch.send(Start())
+        watched.launch.send(Stop())
+        free.set()
+        await watched.launch.wait_over()
+        assert not started
+        assert watched.states == [State.STOPPING, State.STOPPED]
 
     run(scenario())
 

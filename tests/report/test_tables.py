@@ -7,6 +7,7 @@ import datetime as dt
 import pytest
 from rich.console import Console
 
+from autospec.cells import PromptType
 from autospec.drafting import OFF
 from autospec.recommendations import Status, Verdict
 from autospec.report.studies import StudySummary, TrialSummary
@@ -67,12 +68,33 @@ def test_an_imported_row_names_its_machine():
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_table_fits_a_terminal(width):
-    """Verdict and gain are whole in a narrow terminal."""
-    text = shown(recommendation_table([recommendation(Verdict.UNDECIDED)], NOW), width)
-    assert "undecided" in text
+    """Nothing is cut in a narrow terminal, with the longest words that a row can have."""
+    r = recommendation(
+        Verdict.UNDECIDED, prompt_type=PromptType.SUMMARIZATION, status=Status.PROVISIONAL,
+        baseline_tps=114.7, drafting_tps=119.2,
+    )  # fmt: skip
+    text = shown(recommendation_table([r], NOW), width)
+    for words in (
+        "summarization",
+        "undecided",
+        "provisional",
+        "114.7 → 119.2",
+        "-18.4 %",
+        "-21.0 … -16.0",
+        "61%",
+    ):
+        assert words in text
     assert "+0.79" not in text
-    assert "-18.4 %" in text
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_kinds_with_the_same_reason_share_a_sentence():
+    """An interrupted tune of twelve kinds does not say twelve times that nothing is measured yet."""
+    kinds = (PromptType.CODING, PromptType.QA, PromptType.MATH)
+    rows = [recommendation(Verdict.DISABLE, prompt_type=k) for k in kinds]
+    text = shown(recommendation_table(rows, NOW))
+    assert "coding, qa, math, run off: the best found is slower" in text
+    assert text.count("run off") == 1
 
 
 def test_markup_in_names_is_text():
