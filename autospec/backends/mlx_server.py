@@ -62,7 +62,7 @@ class MlxServer(LaunchedServer):
 
     def with_drafting(self, drafting: Drafting) -> Server | None:
         """A view on this process for another number of tokens; another draft reloads both models, as a launch does."""
-        if drafting == self.drafting:
+        if drafting == self.drafting and not self.unused:
             return self
         if self.drafting.is_off or (drafting.mode, drafting.draft) != (
             self.drafting.mode,
