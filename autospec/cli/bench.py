@@ -92,6 +92,8 @@ def command(
     catalog = scan(settings)
     main = catalog.find(model)
     here = identify()
+    if draft:
+        _named_draft(catalog, main, draft)  # a mistake is told before any backend is looked for
     server = backend_for(settings.backend or None, settings, main)
     abilities = server.capabilities()
     if isinstance(server, Attached) and abilities.measures_only:
@@ -156,17 +158,12 @@ def command(
 
 
 def _draft(catalog: Catalog, main: Model, wanted: str, here: Hardware, context_tokens: int) -> Model:
-    from autospec.catalog.candidates import candidates, format_mismatch
+    from autospec.catalog.candidates import candidates
     from autospec.drafting import Mode
     from autospec.errors import ModelChoiceError
 
     if wanted:
-        named = catalog.find(wanted)
-        if why := format_mismatch(main, named):
-            raise ModelChoiceError(
-                f"{named.name} {why}.", f"`autospec drafts --model {main.name}` lists what fits."
-            )
-        return named
+        return _named_draft(catalog, main, wanted)
     fitting = [
         c.model
         for c in candidates(
@@ -180,6 +177,18 @@ def _draft(catalog: Catalog, main: Model, wanted: str, here: Hardware, context_t
             f"`autospec drafts --model {main.name}` says why; name one with --draft.",
         )
     return fitting[0]
+
+
+def _named_draft(catalog: Catalog, main: Model, wanted: str) -> Model:
+    from autospec.catalog.candidates import format_mismatch
+    from autospec.errors import ModelChoiceError
+
+    named = catalog.find(wanted)
+    if why := format_mismatch(main, named):
+        raise ModelChoiceError(
+            f"{named.name} {why}.", f"`autospec drafts --model {main.name}` lists what fits."
+        )
+    return named
 
 
 def _draftings(draft: Model, n_max: tuple[int, ...], p_min: float, abilities: Capabilities) -> list[Drafting]:

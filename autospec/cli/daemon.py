@@ -63,6 +63,10 @@ def _run(shell: Shell, *, proxy: bool, once: bool) -> int:
     daemon = Daemon(
         settings, shell.config, once=once, proxy=child, notifier=notifier, clock=clock, tell=shell.say
     )
+    if not once:
+        shell.say(
+            "The daemon is at work: `autospec daemon --status` tells what it does and why. Ctrl-C ends it."
+        )
     code = daemon.run()
     if shell.json:
         from autospec.daemon.status import last_words

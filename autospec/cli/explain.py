@@ -11,6 +11,7 @@ from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
     from autospec.catalog.model import Model
+    from autospec.measure.measurements import Pair
     from autospec.report.explanation import Explanation
     from autospec.store.database import Store
     from autospec.store.reader import StoredRecommendation
@@ -88,10 +89,18 @@ def _explain(
     chosen = proof or [m for m in halves if m.phase is Phase.SEARCH]
     # Other suites, lengths or temperatures were other experiments: the newest is the one that was concluded from.
     protocol = r.evidence.get("protocol") or (chosen[-1].protocol if chosen else None)
-    pairs = pair_up(m for m in chosen if m.protocol == protocol)
+    # Disturbed pairs had no part in the verdict: told here, they would contradict it.
+    pairs = [p for p in pair_up(m for m in chosen if m.protocol == protocol) if _counts(p)]
     own = trials.get(stored.cell_key) or [trial_from_json(t) for t in r.evidence.get("trial_list", ())]
     own = [t for t in own if protocol is None or t.attributes.get("protocol") in (None, protocol)]
     return explain(r, pairs, own, model=main)
+
+
+def _counts(pair: Pair) -> bool:
+    from autospec.measure.asking import disturbance
+
+    # What was brought in may not say how the machine was.
+    return not (pair.off.machine and pair.drafted.machine and disturbance(pair))
 
 
 def _model(shell: Shell, model_path: str) -> Model | None:

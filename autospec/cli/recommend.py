@@ -117,7 +117,7 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
         args, chosen = one_args(recommendations)
         shell.out(shlex.join(args))
         if not args:
-            shell.say(f"off: start the server without drafting flags ({chosen.reason}).")
+            shell.say(f"off: start the server without drafting flags ({chosen.reason.rstrip('.')}).")
         return
     rendered = (
         preset_text(recommendations)
@@ -132,6 +132,7 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
     from autospec.report.config_file import update_file
 
     if update_file(output, rendered, form):
-        shell.say(f"{output} has {len(rendered.names)} entries of autospec's now.")
+        entries = "1 entry" if len(rendered.names) == 1 else f"{len(rendered.names)} entries"
+        shell.say(f"{output} has {entries} of autospec's now.")
     else:
         shell.say(f"{output} says so already.")

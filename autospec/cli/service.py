@@ -42,7 +42,8 @@ def install(shell: Shell, *, dry_run: bool) -> None:
 
     from autospec.service.here import refuse_root, unseen_variables
 
-    refuse_root(os.geteuid(), os.environ)
+    if not dry_run:
+        refuse_root(os.geteuid(), os.environ)
     service = _service(shell)
     if unseen := unseen_variables(os.environ):
         shell.warn(

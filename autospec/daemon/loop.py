@@ -298,6 +298,7 @@ class Daemon:
             self._listening.tell_proxies({"event": "resting", "why": why})
             self.notifier.doing(f"Resting: {why}")
         if self.once and final:
+            self.tell(f"{why[:1].upper()}{why[1:]}.")
             self._ending = True
 
     def _event(self, sentence: str) -> None:

@@ -207,7 +207,8 @@ def _use(
         return expected, new if expected else "nobody has used the model since it was found"
     expected /= 1.0 + max(0.0, age_s) / 86400.0
     new = ", and is new here" if expected > seconds else ""
-    return seconds + expected, f"it is used {_span(seconds)} a day{new}"
+    how_much = "it is hardly used" if seconds < 1 else f"it is used {_span(seconds)} a day"
+    return seconds + expected, f"{how_much}{new}"
 
 
 def _state(found: Known | None) -> str:
@@ -229,15 +230,14 @@ def _state(found: Known | None) -> str:
 
 def _not_worth(item: WorkItem) -> str:
     saved_s = item.value_s_per_day * _HORIZON_DAYS
+    saved = "next to nothing" if saved_s < 1 else f"some {_span(saved_s)}"
     return (
-        f"not worth measuring: {item.why}; it would save some {_span(saved_s)} in {_HORIZON_DAYS:.0f} days"
+        f"not worth measuring: {item.why}; it would save {saved} in {_HORIZON_DAYS:.0f} days"
         f" and take {_span(item.cost_s)}"
     )
 
 
 def _span(seconds: float) -> str:
-    if seconds < 1:
-        return "no time"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

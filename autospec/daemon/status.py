@@ -80,8 +80,9 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         lines.append(
             f"  {len(later) - len(open_cells)} are proven, {len(open_cells)} are left alone for now."
         )
-    for why in sorted(set(open_cells.values()))[:_QUEUE_SHOWN]:
-        lines.append(f"    {why}")
+    lines += [f"    {_cell(key)}: {why}" for key, why in sorted(open_cells.items())[:_QUEUE_SHOWN]]
+    if len(open_cells) > _QUEUE_SHOWN:
+        lines.append(f"    … and {len(open_cells) - _QUEUE_SHOWN} more (--json has them all)")
     lines.append(
         f"Today it has measured {document.get('spent_today_s', 0):.0f} s of {document.get('budget')}."
     )
@@ -100,6 +101,12 @@ def status_lines(document: dict[str, Any]) -> list[str]:
             for e in events[-_QUEUE_SHOWN:]
         ]
     return lines
+
+
+def _cell(key: str) -> str:
+    """Model and prompt type of an `effort_key`, for people."""
+    model, _, rest = key.partition("|")
+    return f"{model}, {rest.rpartition('|')[2]}"
 
 
 def _progress(tuning: dict[str, Any]) -> str:

@@ -133,11 +133,15 @@ def _hopeless(by_prompt: Sequence[Sequence[float]], rounds: int, rule: Rule) -> 
     values = [v for prompt in by_prompt for v in prompt]
     medians = [statistics.median(prompt) for prompt in by_prompt if prompt]
     now = signed_rank_estimate(values, _PROJECTION_LEVEL)
+    if math.isinf(now.low):
+        return False  # so few pairs say nothing of what is to come
     for look, at in enumerate(rule.looks):
         if at <= rounds:
             continue
         then = values * max(1, round(at / rounds))
         projected = signed_rank_estimate(then, rule.level(look))
+        if math.isinf(projected.low):
+            continue
         for shift in (now.high - now.center, now.low - now.center):
             moved = replace(projected, low=projected.low + shift, high=projected.high + shift)
             verdict, _, _ = _judge(moved, [m + shift for m in medians], rule, last=True, looks_done=look + 1)

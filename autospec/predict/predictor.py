@@ -28,6 +28,8 @@ Floats = npt.NDArray[np.float64]
 _PAIR_NOISE = 0.05
 # Deviations of so many standard errors do not happen by chance often enough to matter.
 _DISTRUST = 3.0
+# A draft alone and the same draft beside its main model: their times for a prompt differ, but not by more.
+_MOST_PROMPT_FACTOR = 5.0
 # The draft-free modes share their costs: none has a model.
 _NO_DRAFT = ""
 
@@ -95,7 +97,8 @@ class Predictor:
         self._guesses: dict[str, CostCurve] = guesses
         self._curves: dict[str, CostCurve] = dict(guesses)
         self._observations: dict[str, list[Observation]] = {path: [] for path in guesses}
-        self._prompt_factors: dict[str, list[float]] = {path: [] for path in guesses}
+        # What the draft added to prompts' times, beside what was guessed.
+        self._added_prompt_ms: dict[str, list[tuple[float, float]]] = {path: [] for path in guesses}
         self._distrusted: set[str] = set()
         self._ngram_counts: dict[Drafting, dict[tuple[str, str], Counts]] = {}
 
@@ -166,6 +169,8 @@ class Predictor:
             self._distrusted.add(path)
         curve = self._guesses[path]
         for pair, counts in known:
+            if pair.off.predicted_tokens < 2 or pair.off.predicted_ms <= 0:
+                continue  # an answer without a time of generation is the measure of nothing
             scale = pair.off.predicted_ms / (pair.off.predicted_tokens - 1) / curve.plain_ms
             verified, steps = counts.after_first_token
             # An answer that came whole with its first cycle has no time of generation.
@@ -182,7 +187,7 @@ class Predictor:
             guessed = self._guessed_prompt_ms(path, recording)
             if guessed > 0:
                 added = pair.drafted.prompt_ms - pair.off.prompt_ms - self._opening_ms(path, scale, counts)
-                self._prompt_factors[path].append(added / guessed)
+                self._added_prompt_ms[path].append((added, guessed))
             self._ask_again(pair)
         self._curves[path] = refit(curve, self._observations[path])
         return check
@@ -254,9 +259,11 @@ class Predictor:
         place = (pair.off.cell_key, pair.off.prompt_id)
         off = pair.off
         self._off_times[place].append((off.prompt_ms, off.predicted_ms, off.wall_ms))
-        prompt_ms, predicted_ms, wall_ms = np.median(self._off_times[place], axis=0)
+        # The quicker one of two: what disturbs only ever adds time.
+        times = sorted(self._off_times[place], key=lambda t: t[2])
+        prompt, predicted, wall = times[(len(times) - 1) // 2]
         self._by_prompt[place] = replace(
-            self._by_prompt[place], prompt_ms=prompt_ms, predicted_ms=predicted_ms, wall_ms=wall_ms
+            self._by_prompt[place], prompt_ms=prompt, predicted_ms=predicted, wall_ms=wall
         )
 
     def _read(self, path: str, recording: Recording) -> bool:
@@ -302,8 +309,13 @@ class Predictor:
         return max(0.0, known.profiles[recording.prompt_id].draft_prompt_ms - counted)
 
     def _draft_prompt_ms(self, path: str, recording: Recording) -> float:
-        factors = self._prompt_factors[path]
-        return self._guessed_prompt_ms(path, recording) * (statistics.median(factors) if factors else 1.0)
+        guessed = self._guessed_prompt_ms(path, recording)
+        if not self._added_prompt_ms[path]:
+            return guessed
+        added, guesses = np.median(self._added_prompt_ms[path], axis=0)
+        # The guesses of short prompts are next to nothing, and a factor to that would say anything.
+        factor = min(max(float(added / guesses), 0.0), _MOST_PROMPT_FACTOR) if guesses >= 1.0 else 1.0
+        return guessed * factor
 
 
 def _off_times(recording: Recording) -> tuple[float, float, float]:

@@ -9,10 +9,11 @@ from itertools import cycle
 from typing import Any, Self
 
 from autospec.backends.protocol import Request, Tokens
+from autospec.errors import RequestError
 from autospec.predict.profile import AnswerProfile, Scorer, profile_answer, profile_scored
 from autospec.predict.recording import Recording
 
-__all__ = ["DraftPass", "pass_of", "record", "time_batches"]
+__all__ = ["DraftPass", "batch_sizes", "pass_of", "record", "time_batches"]
 
 # Sizes of the batches that are timed, up to the space's largest; in between the curve is taken for straight.
 _BATCHES = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
@@ -85,6 +86,13 @@ def record(tokens: Tokens, prompt_id: str, request: Request) -> Recording:
     )
 
 
+def batch_sizes(recording: Recording, largest: int) -> list[int]:
+    """The sizes that `time_batches` times with this recording; a short text leaves out the large ones."""
+    text = _text(recording)
+    sizes = [b for b in _BATCHES if b < largest] + [largest]
+    return [size for size in sizes if len(_different_starts(text, size)) > 1]
+
+
 def time_batches(tokens: Tokens, recording: Recording, largest: int) -> dict[int, float]:
     """Milliseconds to compute batches of 1 … `largest` tokens behind a recorded prompt.
 
@@ -95,10 +103,9 @@ def time_batches(tokens: Tokens, recording: Recording, largest: int) -> dict[int
         recording: Where the text comes from; the batches are of its own tokens.
         largest: Tokens in the largest batch.
     """
-    text = (*recording.answer_ids, *recording.prompt_ids[1:])
+    text = _text(recording)
     lead = (*recording.prompt_ids, *text[:_LEAD])
-    sizes = [b for b in _BATCHES if b < largest] + [largest]
-    sizes = [size for size in sizes if len(_different_starts(text, size)) > 1]
+    sizes = batch_sizes(recording, largest)
     if not sizes:
         return {}
     # Each batch begins with another token than the one before it, so that nothing but the lead comes from the cache.
@@ -159,7 +166,13 @@ def pass_of(
         keep(profiles[recording.prompt_id])
     typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
     batch_ms = time_batches(tokens, typical, longest + 1)
+    if not steps and 1 not in batch_ms:
+        raise RequestError("The draft ends every answer at once, so that its steps cannot be timed.")
     return DraftPass(profiles, statistics.median(steps) if steps else batch_ms[1], batch_ms)
+
+
+def _text(recording: Recording) -> tuple[int, ...]:
+    return (*recording.answer_ids, *recording.prompt_ids[1:])
 
 
 def _different_starts(text: Sequence[int], size: int) -> list[int]:

@@ -36,7 +36,12 @@ def explain(forecast: Forecast, room: Room, chosen: Sequence[Launchable], ideal:
     elif saved < 0.0:
         worth = f"expected to cost {_seconds(-saved)} of {_seconds(busy)} of generation in {_seconds(room.horizon_s)}"
     else:
-        worth = "no drafting pays for this traffic"
+        tuned = any(forecast.needs.advice.get(kind) for kind in forecast.shares)
+        worth = (
+            "no drafting pays for this traffic"
+            if tuned
+            else "nothing is known yet of what drafting does for it (the daemon finds out, or `autospec tune`)"
+        )
     return f"{kept}: {worth}{_not_taken(forecast, room, chosen, ideal)}."
 
 

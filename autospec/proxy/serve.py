@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -146,10 +147,7 @@ async def listen(
         yield Listening(f"http://{shown}:{taken}", proxy)
     finally:
         proxy.stop_events()
-        with contextlib.suppress(asyncio.CancelledError):  # a second signal: no more patience
-            await runner.cleanup()
-        await proxy.close()
-        await asyncio.to_thread(samples.close)
+        await _close(runner.cleanup, proxy.close, partial(asyncio.to_thread, samples.close))
 
 
 async def run(
@@ -198,8 +196,14 @@ async def run(
                 await asked.wait()
                 ending(listening.proxy.in_flight)
     finally:
-        await link.close()
-        await dispatch.close()
+        await _close(link.close, dispatch.close)
+
+
+async def _close(*closers: Callable[[], Awaitable[object]]) -> None:
+    """Close everything in order; a second signal ends the patience with one, and the rest is closed all the same."""
+    for close in closers:
+        with contextlib.suppress(asyncio.CancelledError):
+            await close()
 
 
 @contextmanager

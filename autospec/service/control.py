@@ -89,8 +89,11 @@ def ask_status(state_dir: Path) -> dict[str, Any]:
             while not answer.endswith(b"\n") and (part := client.recv(65536)):
                 answer += part
     except OSError as error:
+        # Nobody made the socket, or whoever did has ended: the usual cases, which need no words of the system.
+        ended = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+        why = "" if ended else f": {error.strerror or error}"
         raise NothingKnownError(
-            f"No daemon is running for {state_dir}: {error.strerror or error}.",
+            f"No daemon is running for {state_dir}{why}.",
             "Start it with `autospec daemon`, or for good with `autospec service install`.",
         ) from None
     if not (document := decode(answer)):

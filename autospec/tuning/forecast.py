@@ -159,7 +159,7 @@ class Forecast:
             prompt = ", and it makes prompts slower" if by_prompt else ""
             self._tell(
                 f"{label} is not launched: best case {100 * (best.high - 1):+.0f} % ({cell.prompt_type}): {accepted},"
-                f" break-even {even:.2f}{prompt}."
+                f" {'no acceptance would pay' if even >= 1.0 else f'break-even {even:.2f}'}{prompt}."
             )
         return found
 

@@ -94,13 +94,13 @@ class Proof:
 
     def _look(self, cell: CellRun) -> None:
         rule = self._rig.definition.rule
+        if cell.rounds not in rule.looks:
+            # Between looks nothing may be concluded, or the error rate would not hold.
+            return
         # What an earlier run measured in later rounds belongs to later looks: each has its own share of the error rate.
         known = self._rig.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
         pairs = [p for p in known if p.off.round <= cell.rounds]
         decision = decide(pairs, cell.rounds, rule)
-        if cell.rounds not in rule.looks:
-            # Between looks nothing may be concluded, or the error rate would not hold.
-            return
         cell.decision = decision
         self._on_look(cell)
         self._rig.progress.standing(tuple(c.standing() for c in self._cells))

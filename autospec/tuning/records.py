@@ -83,6 +83,8 @@ def find_record(name_or_path: str) -> Path:
     shipped = shipped_records()
     if path.name == name_or_path and path.name.removesuffix(".toml") in shipped:
         return shipped[path.name.removesuffix(".toml")]
+    if path.is_dir():
+        raise StudyFileError(f"{name_or_path} is a folder.", "Name the file in it (TOML or JSON).")
     raise StudyFileError(
         f"There is no file {name_or_path} and no shipped record of that name.",
         f"Shipped records: {', '.join(shipped) or 'none'}.",

@@ -46,6 +46,8 @@ _CONSOLIDATION = 0.01
 class _Outcome:
     pairs: list[Pair]
     gave_up: str
+    # Those of them during which the machine did not change: what prediction may learn from.
+    calm: list[Pair]
 
 
 class Search:
@@ -189,7 +191,7 @@ class Search:
         ratios = {key: math.exp(mean_log_ratio(o.pairs)) for key, o in outcomes.items()}
         self._take(drafting, [(cell, ratios[cell.cell.key]) for cell in cells])
         if self._forecast is not None:
-            self._forecast.observe(drafting, {key: o.pairs for key, o in outcomes.items()})
+            self._forecast.observe(drafting, {key: o.calm for key, o in outcomes.items()})
         words = []
         for cell in cells:
             outcome, ratio = outcomes[cell.cell.key], ratios[cell.cell.key]
@@ -234,7 +236,11 @@ class Search:
                     gave_up[cell.cell.key] = reason
         self._repeat_disturbed(drafting, pairs, gave_up)
         return {
-            key: _Outcome([m.pair for m in found.values()], gave_up.get(key, ""))
+            key: _Outcome(
+                [m.pair for m in found.values()],
+                gave_up.get(key, ""),
+                [m.pair for m in found.values() if not m.disturbed],
+            )
             for key, found in pairs.items()
         }
 

@@ -19,7 +19,7 @@ from autospec.measure.asking import Asking
 from autospec.predict.predictor import Predictor
 from autospec.predict.profile import AnswerProfile, Scorer
 from autospec.predict.recording import Recording
-from autospec.predict.survey import DraftPass, pass_of, record, time_batches
+from autospec.predict.survey import DraftPass, batch_sizes, pass_of, record, time_batches
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.cell_run import CellRun
@@ -163,8 +163,9 @@ class Surveying:
 
     def _batches(self, main: Main, recordings: Sequence[Recording]) -> dict[int, float]:
         stored = self._stored_times(_MAIN)
-        if stored is None or max(stored.batch_ms, default=0) < self._widest + 1:
-            typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
+        typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
+        wanted = max(batch_sizes(typical, self._widest + 1), default=0)
+        if stored is None or max(stored.batch_ms, default=0) < wanted:
             times = self._undisturbed(partial(time_batches, _asked(main), typical, self._widest + 1))
             stored = DraftPass({}, 0.0, times)
             self._keep_times(_MAIN, stored)

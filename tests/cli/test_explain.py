@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from autospec.cli import cli
 from autospec.drafting import Drafting, Mode
 from autospec.hardware import identify
+from autospec.hardware.state import MachineState
 from autospec.measure.measurements import Phase
 from autospec.recommendations import Verdict
 from autospec.settings import load_settings
@@ -18,6 +20,18 @@ from autospec.store.database import open_store
 from tests.report.samples import DRAFTING, measurement, recommendation
 
 KEY = "aaaabbbbcccc"
+CALM = MachineState(
+    window_s=10.0,
+    cores=2,
+    other_load=0.0,
+    steal=0.0,
+    on_battery=False,
+    battery_percent=None,
+    low_power=None,
+    thermal="nominal",
+    memory_available_bytes=10**10,
+    swap_in_bytes=0,
+)
 OTHER = Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)
 
 
@@ -87,6 +101,17 @@ def test_measurements_of_another_suite_are_left_out(tuned):
     store.close()
     figures = json.loads(run("-m", "main", "--json").stdout)["explanations"][0]["figures"]
     assert list(figures["prompts"]) == ["p9"]
+
+
+def test_disturbed_pairs_are_left_out(tuned):
+    """Beside a neighbour that came within the pair, drafting may look twice as fast; the verdict left it out as well."""
+    store = open_store(load_settings().storage)
+    calm, busy = (replace(CALM, other_load=load).to_json() for load in (0.0, 1.5))
+    store.add_measurement(measurement(with_drafting=False, prompt="p9", machine=busy))
+    store.add_measurement(measurement(with_drafting=True, prompt="p9", machine=calm))
+    store.close()
+    figures = json.loads(run("-m", "main", "--json").stdout)["explanations"][0]["figures"]
+    assert set(figures["prompts"]) == {"p1", "p2"}
 
 
 def test_a_search_speaks_where_nothing_was_proven(tuned):

@@ -76,7 +76,7 @@ def test_one_short_request_is_not_the_measure_of_a_new_models_use():
     """A second of use does not take it off the list; days in which nothing more came do, little by little."""
     one = [Use("new", PromptType.CODING, 0.1)]
     (first, *_) = queue((NEW,), used=one).items
-    assert first.why.endswith("it is used no time a day, and is new here")
+    assert first.why.endswith("it is hardly used, and is new here")
     tomorrow = queue((NEW,), used=one, now=NOW + 86400).items[0]
     assert tomorrow.use_s_per_day == pytest.approx(first.use_s_per_day / 2, rel=0.01)
     assert not queue((NEW,), used=one, now=NOW + 31 * 86400).items

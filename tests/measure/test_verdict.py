@@ -74,6 +74,12 @@ def test_prompts_that_differ_are_not_asked_for_ever():
     assert not decide_log_ratios([v[:2] for v in values], 2).final
 
 
+def test_too_few_pairs_are_projected_to_nothing():
+    """One prompt, one pair of its four lost: nothing is given up, and nothing breaks."""
+    decision = decide_log_ratios([[math.log(1.3)] * 3], 4)
+    assert (decision.verdict, decision.final) == (Verdict.UNDECIDED, False)
+
+
 def test_what_a_few_more_rounds_may_decide_is_not_given_up():
     """+6 % with 6 % of noise: the later looks' intervals would clear the threshold."""
     decision = decide_log_ratios(prompts(0.06, 0.06, 4), 4)

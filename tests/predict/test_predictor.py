@@ -35,7 +35,12 @@ def drafting(n_max=8, p_min=0.0) -> Drafting:
     return Drafting(Mode.DRAFT_MODEL, draft="draft", n_max=n_max, n_min=0, p_min=p_min)
 
 
-def surveyed(machine: Machine, read: int = len(WORDS), slow_prompt_ms: float = 0.0) -> Predictor:
+def surveyed(
+    machine: Machine,
+    read: int = len(WORDS),
+    slow_prompt_ms: float = 0.0,
+    draft_prompt_ms: float | None = None,
+) -> Predictor:
     """What a tune gathers before its search: so many answers read by the draft, the first one's prompt disturbed."""
     off = machine.launch("main", OFF, LaunchSettings()).tokens
     draft = machine.launch("draft", OFF, LaunchSettings()).tokens
@@ -46,6 +51,9 @@ def surveyed(machine: Machine, read: int = len(WORDS), slow_prompt_ms: float = 0
     )
     batches = time_batches(off, first, 25)
     passed = pass_of(draft, recordings, longest=24, enough=lambda n: n >= read)
+    if draft_prompt_ms is not None:
+        profiles = {k: replace(v, draft_prompt_ms=draft_prompt_ms) for k, v in passed.profiles.items()}
+        passed = replace(passed, profiles=profiles)
     stream = [(CELL, words) for words in WORDS]
     return Predictor({CELL: recordings}, stream, batches, {"draft": passed}, 24)
 
@@ -148,6 +156,42 @@ def test_a_disturbed_recording_does_not_stay_the_truth():
         for _ in range(2):
             predictor.observe(drafting(4), measured(machine, drafting(4)))
     assert errors[1] < 0.3 * errors[0]
+
+
+def test_a_stalled_pair_does_not_replace_a_good_recording():
+    """What disturbs only ever adds time: of two times of off the quicker one counts."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.001))
+    predictor = surveyed(machine)
+    before = predictor.predict(CELL, [drafting(8)])[drafting(8)].ratio
+    pairs = measured(machine, drafting(4))
+    stalled = [replace(p, off=replace(p.off, wall_ms=3 * p.off.wall_ms)) for p in pairs[:1]]
+    predictor.observe(drafting(4), [*stalled, *pairs[1:]])
+    assert predictor.predict(CELL, [drafting(8)])[drafting(8)].ratio == pytest.approx(before, rel=0.03)
+
+
+def test_prompts_too_short_to_time_a_draft_on_give_no_wild_factor():
+    """A guess of next to nothing, and a few milliseconds of noise: predictions stay numbers."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.001))
+    predictor = surveyed(machine, draft_prompt_ms=0.01)
+    quicker = [
+        replace(p, drafted=replace(p.drafted, prompt_ms=p.off.prompt_ms - 5.0))
+        for p in measured(machine, drafting(4))
+    ]
+    before = predictor.predict(CELL, [drafting(8)])[drafting(8)]
+    predictor.observe(drafting(4), quicker)
+    after = predictor.predict(CELL, [drafting(8)])[drafting(8)]
+    assert after.ratio == pytest.approx(before.ratio, rel=0.05)
+    assert after.low < after.ratio < after.high
+
+
+def test_an_answer_without_a_time_of_generation_corrects_nothing():
+    """One token told, or none timed: no division by nothing."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.001))
+    predictor = surveyed(machine)
+    before = predictor.costs(drafting()).verify_ms.copy()
+    pairs = [replace(p, off=replace(p.off, predicted_ms=0.0)) for p in measured(machine, drafting(8))]
+    predictor.observe(drafting(8), pairs)
+    assert predictor.costs(drafting()).verify_ms == pytest.approx(before)
 
 
 def test_nothing_is_said_of_what_was_not_passed():

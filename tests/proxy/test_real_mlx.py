@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from autospec.backends.mlx import Mlx
+from autospec.backends.protocol import Completion, Request
+from autospec.backends.streamed import StreamedClient
 from autospec.catalog.scan import scan
 from autospec.cells import Cell, PromptType
 from autospec.drafting import OFF, Drafting, Mode
@@ -23,14 +23,10 @@ from tests.proxy.test_real_servers import opened
 
 DEADLINE_S = 240.0
 # What a client may write: a model by another name, a draft of its own, and what it knows of drafting.
-BODY = {
-    "model": "main",
-    "draft_model": "someone/elses",
-    "num_draft_tokens": 9,
-    "messages": [{"role": "user", "content": "Say something."}],
-    "max_tokens": 8,
-    "temperature": 0,
-}
+CLIENTS = {"model": "main", "draft_model": "someone/elses", "num_draft_tokens": 9}
+QUESTION = Request(
+    messages=({"role": "user", "content": "Say something."},), max_tokens=8, timeout_s=DEADLINE_S
+)
 
 
 @pytest.fixture
@@ -67,17 +63,18 @@ def enable(settings: Settings, prompt_type: PromptType, n_max: int) -> Drafting:
     return drafting
 
 
-async def ask(lease: Lease) -> dict[str, Any]:
-    """One answer of a leased server, asked as the proxy asks it."""
-    async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE_S) as client:
-        answer = await client.post(f"{lease.base_url}/v1/chat/completions", json={**BODY, **lease.fields})
-    return answer.raise_for_status().json()
+async def ask(lease: Lease) -> Completion:
+    """One answer of a leased server, asked as the proxy asks it; mlx_lm.server tells counts where it streams."""
+    client = StreamedClient(lease.base_url, "mlx_lm.server", lambda _: None, lambda _: ())
+    try:
+        return await asyncio.to_thread(client.complete, QUESTION, {**CLIENTS, **lease.fields})
+    finally:
+        client.close()
 
 
-def drafts(answer: dict[str, Any]) -> tuple[int, int]:
+def drafts(answer: Completion) -> tuple[int | None, int | None]:
     """Drafted and accepted tokens."""
-    usage = answer["usage"]
-    return usage["total_draft_tokens_count"], usage["accepted_draft_tokens_count"]
+    return answer.drafted, answer.accepted
 
 
 @pytest.mark.slow
@@ -93,7 +90,7 @@ def test_one_launch_serves_every_prompt_type_with_its_own_drafting(settings):
                 async with asyncio.timeout(DEADLINE_S), await supervisor.lease(Wanted("main", kind)) as lease:
                     answer = await ask(lease)
                 told[kind] = (lease.drafting, drafts(answer))
-                texts.add(answer["choices"][0]["message"]["content"])
+                texts.add(answer.text)
                 places.add(lease.base_url)
             # Eight tokens, all of them proposed rightly: 4 + 3, 2 + 2 + 2, none.
             assert told[PromptType.CODING] == (coding, (7, 7))
@@ -116,6 +113,6 @@ def test_without_drafting_a_client_brings_no_draft(settings):
                 first, second = await ask(lease), await ask(lease)
             assert lease.drafting == OFF
             assert drafts(first) == drafts(second) == (0, 0)
-            assert first["choices"][0]["message"]["content"] == second["choices"][0]["message"]["content"]
+            assert first.text == second.text != ""
 
     asyncio.run(scenario())

@@ -197,3 +197,9 @@ def test_a_shipped_record_is_found_by_its_name(tmp_path, monkeypatch):
     assert "default" not in shipped_records()
     with pytest.raises(StudyFileError, match="no shipped record"):
         find_record("no-such-record")
+
+
+def test_a_folder_is_no_record(tmp_path):
+    """It is there, so the sentence does not say that it is not."""
+    with pytest.raises(StudyFileError, match="is a folder"):
+        find_record(str(tmp_path))
