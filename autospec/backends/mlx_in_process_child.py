@@ -52,15 +52,21 @@ class Reader:
 
     Args:
         model: Of `mlx_lm.load`.
-        prefill: Tokens of a prompt that are computed at a time.
+        prefill_step_size: Tokens of a prompt that are computed at a time.
         kv_bits, kv_group_size, quantized_kv_start: As `maybe_quantize_kv_cache` takes them.
     """
 
     def __init__(
-        self, model: Any, *, prefill: int, kv_bits: int | None, kv_group_size: int, quantized_kv_start: int
+        self,
+        model: Any,
+        *,
+        prefill_step_size: int,
+        kv_bits: int | None,
+        kv_group_size: int,
+        quantized_kv_start: int,
     ) -> None:
         self._model = model
-        self._prefill_step = prefill
+        self._prefill_step = prefill_step_size
         self._quantized_from = quantized_kv_start
         self._quantize = partial(
             maybe_quantize_kv_cache,
@@ -151,13 +157,7 @@ class Loaded:
             "kv_group_size": options.kv_group_size,
             "quantized_kv_start": options.quantized_kv_start,
         }
-        self._reader = Reader(
-            self.model,
-            prefill=options.prefill_step_size,
-            kv_bits=options.kv_bits,
-            kv_group_size=options.kv_group_size,
-            quantized_kv_start=options.quantized_kv_start,
-        )
+        self._reader = Reader(self.model, **self._how)
 
     def encode(self, asked: dict[str, Any]) -> dict[str, Any]:
         """As `_tokenize` of mlx_lm/server.py makes a prompt of a chat."""
