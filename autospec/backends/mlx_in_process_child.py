@@ -53,26 +53,18 @@ class Reader:
     Args:
         model: Of `mlx_lm.load`.
         prefill_step_size: Tokens of a prompt that are computed at a time.
-        kv_bits, kv_group_size, quantized_kv_start: As `maybe_quantize_kv_cache` takes them.
+        quantized_kv_start: Tokens after which the cache is quantized, if at all.
+        quantization: How, as `maybe_quantize_kv_cache` takes it.
     """
 
     def __init__(
-        self,
-        model: Any,
-        *,
-        prefill_step_size: int,
-        kv_bits: int | None,
-        kv_group_size: int,
-        quantized_kv_start: int,
+        self, model: Any, *, prefill_step_size: int, quantized_kv_start: int, **quantization: int | None
     ) -> None:
         self._model = model
         self._prefill_step = prefill_step_size
         self._quantized_from = quantized_kv_start
         self._quantize = partial(
-            maybe_quantize_kv_cache,
-            quantized_kv_start=quantized_kv_start,
-            kv_group_size=kv_group_size,
-            kv_bits=kv_bits,
+            maybe_quantize_kv_cache, quantized_kv_start=quantized_kv_start, **quantization
         )
         self._cache = make_prompt_cache(model)
         self._ids: list[int] = []
