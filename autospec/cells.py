@@ -114,9 +114,23 @@ class Cell:
     @property
     def key(self) -> str:
         """Twelve hex digits that differ whenever the cell does."""
+        return self._digest(str(self.prompt_type))
+
+    @property
+    def launch_key(self) -> str:
+        """Twelve hex digits that the cells of all prompt types share: what is asked makes no other launch."""
+        return self._digest("")
+
+    @property
+    def study_name(self) -> str:
+        """The Optuna study's name: readable, with the key at its end to keep it unique."""
+        build = f"{self.build.backend} {self.build.version}"
+        return f"{self.model.name} | {self.prompt_type} | {build} | {self.hardware.id} | {self.key}"
+
+    def _digest(self, prompt_type: str) -> str:
         parts = [
             self.model.fingerprint,
-            str(self.prompt_type),
+            prompt_type,
             self.build.backend,
             self.build.version,
             self.build.fingerprint,
@@ -124,9 +138,3 @@ class Cell:
             list(self.settings),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-
-    @property
-    def study_name(self) -> str:
-        """The Optuna study's name: readable, with the key at its end to keep it unique."""
-        build = f"{self.build.backend} {self.build.version}"
-        return f"{self.model.name} | {self.prompt_type} | {build} | {self.hardware.id} | {self.key}"

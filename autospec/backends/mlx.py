@@ -36,6 +36,8 @@ __all__ = ["Mlx", "PromptCache"]
 _CACHE_SIZE = "--prompt-cache-size"
 _NO_CACHE = (_CACHE_SIZE, "0")
 _LAUNCHED = "default_model"
+# What `speculative_generate_step` does to both models; adapters and templates are the main model's alone.
+_OF_BOTH = frozenset({"--kv-bits", "--kv-group-size", "--quantized-kv-start", "--prefill-step-size"})
 # What autospec sets itself.
 _OWNED = frozenset(
     {
@@ -195,6 +197,12 @@ class Mlx:
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )
+
+    def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
+        """See `autospec.backends.optional.InProcess`: how caches are kept and prompts are computed."""
+        words = [word for argument in settings.args for word in argument.split("=", 1)]
+        kept = tuple(w for pair in pairwise(words) if pair[0] in _OF_BOTH for w in pair)
+        return LaunchSettings(args=kept, ready_timeout_s=settings.ready_timeout_s)
 
     def _arguments(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         _check(self._package(), settings.args)

@@ -17,14 +17,25 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm import load, stream_generate
-from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, generation_stream, wired_limit
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.generate import (
+    DEFAULT_QUANTIZED_KV_START,
+    generation_stream,
+    maybe_quantize_kv_cache,
+    wired_limit,
+)
+from mlx_lm.models.cache import (
+    QuantizedKVCache,
+    can_trim_prompt_cache,
+    make_prompt_cache,
+    trim_prompt_cache,
+)
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.server import process_message_content
 
@@ -32,9 +43,7 @@ __all__ = ["Reader", "main"]
 
 # What llama.cpp compares with p-min is among ten tokens; MLX has none, and the same number tells the same.
 _CANDIDATES = 10
-# As speculative_generate_step's prefill_step_size. Logits of 512 tokens over a vocabulary of 150 000 take 0.3 GB, so
-# answers are read in smaller pieces.
-_PREFILL = 512
+# Logits of 64 tokens over a vocabulary of 150 000 take 0.04 GB; those of a prompt are not evaluated.
 _SCORED = 64
 
 
@@ -43,10 +52,28 @@ class Reader:
 
     Args:
         model: Of `mlx_lm.load`.
+        prefill_step_size: Tokens of a prompt that are computed at a time.
+        kv_bits, kv_group_size, quantized_kv_start: As `maybe_quantize_kv_cache` takes them.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        prefill_step_size: int,
+        kv_bits: int | None,
+        kv_group_size: int,
+        quantized_kv_start: int,
+    ) -> None:
         self._model = model
+        self._prefill_step = prefill_step_size
+        self._quantized_from = quantized_kv_start
+        self._quantize = partial(
+            maybe_quantize_kv_cache,
+            quantized_kv_start=quantized_kv_start,
+            kv_group_size=kv_group_size,
+            kv_bits=kv_bits,
+        )
         self._cache = make_prompt_cache(model)
         self._ids: list[int] = []
 
@@ -79,13 +106,20 @@ class Reader:
         common = next((i for i, (x, y) in enumerate(zip(self._ids, ids, strict=False)) if x != y), None)
         keep = min(len(self._ids), upto) if common is None else min(common, upto)
         surplus = len(self._ids) - keep
-        if surplus and not (can_trim_prompt_cache(self._cache) and self._trimmed(surplus)):
+        if surplus and not (self._is_of(keep) and self._trimmed(surplus)):
             self._cache, keep = make_prompt_cache(self._model), 0
         del self._ids[keep:]
         while len(self._ids) < upto:
             with mx.stream(generation_stream):
-                self._compute(ids[len(self._ids) : min(upto, len(self._ids) + _PREFILL)])
+                self._compute(ids[len(self._ids) : min(upto, len(self._ids) + self._prefill_step)])
                 mx.eval([c.state for c in self._cache])
+            # As `generate_step`: what a long prompt's batches left would stay taken from the system.
+            mx.clear_cache()
+
+    def _is_of(self, count: int) -> bool:
+        """Whether a cache of so many tokens would be of this kind, and this one can become it."""
+        quantized = any(isinstance(c, QuantizedKVCache) for c in self._cache)
+        return can_trim_prompt_cache(self._cache) and not (quantized and count < self._quantized_from)
 
     def _trimmed(self, count: int) -> bool:
         return bool(trim_prompt_cache(self._cache, count) == count)
@@ -93,6 +127,7 @@ class Reader:
     def _compute(self, part: Sequence[int]) -> Any:
         """Logits, shape (tokens, vocabulary), not evaluated yet."""
         logits = self._model(mx.array([list(part)]), cache=self._cache)
+        self._quantize(self._cache)
         self._ids += part
         return logits[0]
 
@@ -122,7 +157,7 @@ class Loaded:
             "kv_group_size": options.kv_group_size,
             "quantized_kv_start": options.quantized_kv_start,
         }
-        self._reader = Reader(self.model)
+        self._reader = Reader(self.model, **self._how)
 
     def encode(self, asked: dict[str, Any]) -> dict[str, Any]:
         """As `_tokenize` of mlx_lm/server.py makes a prompt of a chat."""
@@ -143,14 +178,17 @@ class Loaded:
         if asked["temperature"] > 0:
             mx.random.seed(asked["seed"])
         sampler = make_sampler(temp=max(0.0, asked["temperature"]))
-        told = list(
-            stream_generate(self.model, self._tokenizer, ids, max_tokens=most, sampler=sampler, **how)
-        )
-        last = told[-1]
-        drafted, accepted = _drafts([r.from_draft for r in told], most, count)
+        told: list[tuple[int, str, bool]] = []
+        # A response holds probabilities of the whole vocabulary: of all but the last one only these are kept.
+        for last in stream_generate(
+            self.model, self._tokenizer, ids, max_tokens=most, sampler=sampler, **how
+        ):
+            told.append((last.token, last.text, last.from_draft))
+        tokens, texts, from_draft = zip(*told, strict=True)
+        drafted, accepted = _drafts(from_draft, most, count)
         return {
-            "ids": [r.token for r in told],
-            "text": "".join(r.text for r in told),
+            "ids": tokens,
+            "text": "".join(texts),
             "ended": last.finish_reason == "stop",
             "prompt_tokens": last.prompt_tokens,
             "prompt_tps": last.prompt_tps,

@@ -21,6 +21,9 @@ class InProcess(Protocol):
             UnsupportedError, LaunchError, NotInForceError: As `Backend.launch`.
         """
 
+    def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
+        """Of a launch's settings, those that its draft is computed with too; the others are the main model's."""
+
 
 @runtime_checkable
 class Idles(Protocol):

@@ -8,26 +8,31 @@ process without a draft, so this changes none; it is what a user pays who leaves
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from autospec.backends.optional import Idles
-from autospec.backends.protocol import Completion, Server
+from autospec.backends.protocol import Completion
 from autospec.drafting import Drafting
-from autospec.errors import BackendError
+from autospec.errors import BackendError, ServerDiedError
 from autospec.measure.asking import Asking
 from autospec.measure.statistics import signed_rank_estimate
 from autospec.prompts.suite import Prompt
+from autospec.store.database import Store
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell_run import CellRun
+from autospec.tuning.draft_identity import draft_identity
 from autospec.tuning.launches import Launches
 from autospec.tuning.rig import Rig
 
-__all__ = ["compare_idle_drafts", "idle_draft_figures", "idle_draft_of"]
+__all__ = ["compare_idle_drafts", "forget_idle_drafts", "idle_draft_figures", "idle_draft_of"]
 
-# Under this name a study keeps the figures: draft's path → `idle_draft_figures`.
+# Under this name the store keeps the figures for all prompt types (`Cell.launch_key`), and each study those that its cell
+# was told: draft's identity → `idle_draft_figures` and when they were measured.
 _NOTE = "idle_draft"
 # So many pairs are the least that give an interval at this level (1 in 2⁵ for each end).
 _PAIRS = 5
@@ -36,23 +41,26 @@ _LEVEL = 0.05
 _SHARE = 0.08
 
 
-def compare_idle_drafts(cells: Sequence[CellRun], rig: Rig, asking: Asking, *, afresh: bool) -> None:
+def compare_idle_drafts(cells: Sequence[CellRun], rig: Rig, asking: Asking, store: Store) -> None:
     """Measure the draft of every winner, loaded and not used, against off, and note it in the cells' studies.
+
+    A daemon tunes the prompt types one after another: what an earlier tune measured of a draft counts.
 
     Args:
         cells: Of one main model; any cell's prompts will do.
         rig: The tools.
         asking: How prompts are asked.
-        afresh: False if what an earlier run measured still counts.
+        store: Keeps the figures of each draft as soon as they are known.
     """
-    known: dict[str, Any] = {}
-    for cell in () if afresh else cells:
-        known |= cell.study.noted(_NOTE) or {}
+    key = cells[0].cell.launch_key
+    known = store.surveys(key, asking.protocol, _NOTE)
+    _tell(cells, known)
     winners = {c.winner.draft: c.winner for c in cells if c.winner.draft is not None and not c.decided}
     prompts = [p for turn in zip_longest(*(c.tune_prompts for c in cells)) for p in turn if p is not None]
     # The first winner is proven first: its launch is the one that should be left running.
     for draft, winner in reversed(winners.items()):
-        if draft in known:
+        identity = draft_identity(draft)
+        if identity in known:
             continue
         name = Path(draft).name
         try:
@@ -61,19 +69,31 @@ def compare_idle_drafts(cells: Sequence[CellRun], rig: Rig, asking: Asking, *, a
             rig.progress.tell(f"{name}, loaded and not used, could not be compared with off: {error.message}")
             continue
         if figures is not None:
-            known[draft] = figures
+            known[identity] = {**figures, "measured_at": time.time()}
+            store.add_survey(key, asking.protocol, _NOTE, identity, known[identity])
+            _tell(cells, known)
             rig.progress.tell(
                 f"{name}, loaded and not used: {100 * (figures['ratio'] - 1):+.1f} % against off, which has no draft."
             )
-    if known:
-        for cell in cells:
-            cell.study.note(_NOTE, known)
+
+
+def forget_idle_drafts(cell: CellRun, store: Store, protocol: str) -> None:
+    """Have drafts compared anew, as the cell is to be measured afresh.
+
+    Not where another cell, measured afresh before, had that done since this one was told.
+    """
+    told = (cell.study.noted(_NOTE) or {}).items()
+    known = store.surveys(cell.cell.launch_key, protocol, _NOTE)
+    if any(known.get(identity) == figures for identity, figures in told):
+        store.forget_surveys(cell.cell.launch_key)
 
 
 def idle_draft_of(cell: CellRun) -> dict[str, Any] | None:
     """What is known of the winner's draft, loaded and not used."""
+    if cell.winner.draft is None:
+        return None
     known: dict[str, Any] = cell.study.noted(_NOTE) or {}
-    return known.get(cell.winner.draft or "")
+    return known.get(draft_identity(cell.winner.draft))
 
 
 def idle_draft_figures(
@@ -100,18 +120,8 @@ def idle_draft_figures(
         return None
     until_s = budget.spent_s + _SHARE * budget.total_s
     chosen = [prompts[i % len(prompts)] for i in range(_PAIRS)]
-    # Where only one launch fits, all first halves run before all second ones.
-    batches = [[p] for p in chosen] if launches.resident == 2 else [chosen]
-    found: list[tuple[Completion, Completion]] = []
-    for number, batch in enumerate(batches):
-        if number and budget.spent_s > until_s:
-            break
-        sides = (True, False) if number % 2 == 0 else (False, True)  # the draft's launch runs already
-        halves = {}
-        for idle in sides:
-            server = _server(launches, drafting, idle=idle)
-            halves[idle] = [server.complete(asking.request(prompt)) for prompt in batch]
-        found += zip(halves[False], halves[True], strict=True)
+    pairs = _side_by_side if launches.resident == 2 else _by_turns
+    found = list(pairs(_Sides(launches, asking, drafting), chosen, budget, until_s))
     estimate = signed_rank_estimate([math.log(off.wall_ms / idle.wall_ms) for off, idle in found], _LEVEL)
     ends = [round(v, 4) for v in estimate.interval] if math.isfinite(estimate.low) else None
     return {
@@ -124,12 +134,55 @@ def idle_draft_figures(
     }
 
 
-def _server(launches: Launches, drafting: Drafting, *, idle: bool) -> Server:
-    if not idle:
-        return launches.off()
-    server = launches.drafted(drafting)
-    assert isinstance(server, Idles)
-    return server.idle()
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    launches: Launches
+    asking: Asking
+    drafting: Drafting
+
+    def ask(self, prompt: Prompt, *, idle: bool) -> Completion:
+        """Ask the launch whose draft is not used, or off; a server that dies of it is not asked again."""
+        server = self.launches.drafted(self.drafting) if idle else self.launches.off()
+        try:
+            asked = server.idle() if idle and isinstance(server, Idles) else server
+            return asked.complete(self.asking.request(prompt))
+        except ServerDiedError:
+            self.launches.drop(server)
+            raise
+
+
+def _side_by_side(
+    sides: _Sides, prompts: Sequence[Prompt], budget: Budget, until_s: float
+) -> Iterator[tuple[Completion, Completion]]:
+    """Off and idle, pair by pair, as long as another one fits into the time."""
+    begun_s = budget.spent_s
+    for number, prompt in enumerate(prompts):
+        if number and budget.spent_s + (budget.spent_s - begun_s) / number > until_s:
+            return
+        order = (True, False) if number % 2 == 0 else (False, True)  # the draft's launch runs already
+        halves = {idle: sides.ask(prompt, idle=idle) for idle in order}
+        yield halves[False], halves[True]
+
+
+def _by_turns(
+    sides: _Sides, prompts: Sequence[Prompt], budget: Budget, until_s: float
+) -> Iterator[tuple[Completion, Completion]]:
+    """Off and idle where only one launch fits: all first halves run before all second ones, which take as long."""
+    idle: list[Completion] = []
+    begun_s = budget.spent_s
+    for count, prompt in enumerate(prompts, start=1):
+        idle.append(sides.ask(prompt, idle=True))
+        one_s = (budget.spent_s - begun_s) / count
+        # Another prompt would be asked here, and then as many of off.
+        if budget.spent_s + (count + 2) * one_s > until_s:
+            break
+    off = [sides.ask(prompt, idle=False) for prompt, _ in zip(prompts, idle, strict=False)]
+    yield from zip(off, idle, strict=True)
+
+
+def _tell(cells: Sequence[CellRun], known: dict[str, Any]) -> None:
+    for cell in cells:
+        cell.study.note(_NOTE, known)
 
 
 def _ratio(times: Sequence[tuple[float, float]]) -> float | None:

@@ -111,15 +111,7 @@ class Launches:
         self._stop_drafted()
         if self.resident == 1:
             self._stop_off()
-        try:
-            self._drafted = self._launch(drafting)
-        except LaunchError as error:
-            if error.permanent or self._off is None:
-                raise
-            # Two did not fit after all, whatever the estimate said: go on by turns.
-            self._stop_off()
-            self._drafted = self._launch(drafting)
-            self.resident = 1
+        self._drafted = self._where_it_fits(lambda: self._launch(drafting))
         return self._drafted
 
     def expire(self) -> None:
@@ -172,9 +164,7 @@ class Launches:
 
         def launch() -> Server:
             if isinstance(backend, InProcess):
-                # The server's own settings (adapters, templates) are the main model's.
-                plain = LaunchSettings(ready_timeout_s=self._settings.ready_timeout_s)
-                return backend.in_process(model_path, OFF, plain)
+                return backend.in_process(model_path, OFF, backend.settings_of_draft(self._settings))
             return backend.launch(model_path, OFF, self._settings)
 
         with self._beside(launch) as server:
@@ -185,8 +175,10 @@ class Launches:
         """A process that is neither off nor drafted, for as long as the context lasts."""
         self._stop_drafted()
         begun = time.monotonic()
-        server = launch()
-        self.seconds += time.monotonic() - begun
+        try:
+            server = self._where_it_fits(launch)
+        finally:
+            self.seconds += time.monotonic() - begun
         self._alone = server
         try:
             yield server
@@ -206,6 +198,18 @@ class Launches:
         """Stop every server."""
         self._stop_drafted()
         self._stop_off()
+
+    def _where_it_fits(self, launch: Callable[[], Server]) -> Server:
+        """Launch beside off; where two do not fit after all, whatever the estimate said, go on by turns."""
+        try:
+            return launch()
+        except LaunchError as error:
+            if error.permanent or self._off is None:
+                raise
+        self._stop_off()
+        server = launch()
+        self.resident = 1
+        return server
 
     def _launch(self, drafting: Drafting) -> Server:
         self._on_launch(drafting)

@@ -33,7 +33,7 @@ from autospec.tuning.cell_run import CellRun
 from autospec.tuning.conclude import Cost, conclude, nothing_to_try
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.forecast import Forecast
-from autospec.tuning.idle_draft import compare_idle_drafts, idle_draft_of
+from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.launches import Launches, resident_launches
 from autospec.tuning.machine_lock import machine_lock
 from autospec.tuning.optuna_study import CellStudy, open_storage
@@ -236,7 +236,7 @@ class Tuning:
                 if unsearched:
                     self._search(unsearched, rig, asking, store)
                 if self.backend.capabilities().drafting_per_request:
-                    compare_idle_drafts(cells, rig, asking, afresh=request.again)
+                    compare_idle_drafts(cells, rig, asking, store)
                 Proof(cells, rig, keep).run()
 
     @contextmanager
@@ -374,6 +374,7 @@ class Tuning:
             afresh = cell.cell.key in self._afresh
             if afresh:
                 store.forget_surveys(cell.cell.key)
+                forget_idle_drafts(cell, store, self.request.protocol)
             noted = None if afresh else cell.study.noted(EPOCH)
             if noted is None:
                 noted = now

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from autospec.predict.survey import DraftPass, batch_sizes, pass_of, record, tim
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.cell_run import CellRun
+from autospec.tuning.draft_identity import draft_identity
 from autospec.tuning.rig import Rig
 
 __all__ = ["Surveying"]
@@ -196,7 +196,7 @@ class Surveying:
     def _pass(
         self, draft: str, recordings: dict[str, dict[str, Recording]], late: Callable[[], bool]
     ) -> DraftPass:
-        identity = _identity(draft)
+        identity = draft_identity(draft)
         profiles: dict[str, AnswerProfile] = {}
         missing: list[tuple[CellRun, Recording]] = []
         stored = {c.cell.key: self._store.surveys(c.cell.key, self._protocol, "profile") for c in self._cells}
@@ -293,12 +293,3 @@ def _asked(main: Main) -> Tokens:
     if tokens is None:
         raise BackendError("This server cannot be asked in token ids.")
     return tokens
-
-
-def _identity(draft: str) -> str:
-    """Twelve hex digits that change with the file, or a folder's files, as models are replaced under the same name."""
-    path = Path(draft)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [(file.name, file.stat()) for file in files if file.is_file()]
-    told = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
-    return hashlib.sha256(f"{draft}\n{told}".encode()).hexdigest()[:12]

@@ -213,6 +213,14 @@ def test_a_drafting_that_cannot_be(mlx, lab_models, unknown):
         mlx.command(str(lab_models.mlx_tiny), unknown, SETTINGS)
 
 
+def test_what_a_launchs_settings_do_to_its_draft(tmp_path):
+    """Caches are quantized in both models; an adapter and a template are the main model's. Needs no mlx-lm."""
+    given = ("--kv-bits=4", "--adapter-path", "/a", "--quantized-kv-start", "0", "--trust-remote-code")
+    settings = Mlx(tmp_path).settings_of_draft(LaunchSettings(args=given, ready_timeout_s=7.0))
+    assert settings.args == ("--kv-bits", "4", "--quantized-kv-start", "0")
+    assert settings.ready_timeout_s == 7.0
+
+
 def test_a_rotating_cache_refuses_drafting(mlx, lab_models):
     """Found out before anything starts; without drafting the model runs."""
     model = str(lab_models.mlx_rotating)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 
@@ -124,6 +125,19 @@ def test_replay_is_what_mlx_counts(mlx, half, recording, lab_models):
     finally:
         drafted.stop()
     assert [*zip(paper.drafted.tolist(), paper.accepted.tolist(), strict=True)] == told
+
+
+def test_a_quantized_cache_is_read_as_it_was_generated_with(mlx, main, lab_models):
+    """With two bits the answer is another one; only a reader that quantizes too finds no miss in it."""
+    args = ("--kv-bits", "2", "--kv-group-size", "32", "--quantized-kv-start", "0")
+    server = mlx.in_process(str(lab_models.mlx_tiny), OFF, dataclasses.replace(SETTINGS, args=args))
+    try:
+        answer = record(server.tokens, "p", QUESTION)
+        told = [q.token for q in server.tokens.score(answer.prompt_ids, answer.answer_ids)]
+    finally:
+        server.stop()
+    assert told == list(answer.answer_ids)
+    assert told != [q.token for q in main.tokens.score(answer.prompt_ids, answer.answer_ids)]
 
 
 def test_batches_are_timed(main, recording):

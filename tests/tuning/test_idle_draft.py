@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -10,14 +11,15 @@ from autospec.backends.optional import Idles
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
-from autospec.errors import RequestError
+from autospec.errors import RequestError, ServerDiedError
 from autospec.measure.asking import Asking
 from autospec.prompts.suite import Half
 from autospec.tuning.budget import Budget
 from autospec.tuning.idle_draft import idle_draft_figures
 from autospec.tuning.launches import Launches
+from tests.backends.waiting import wait_until
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
-from tests.tuning.test_loop import pays_for_coding, request_, tune
+from tests.tuning.test_loop import TYPES, pays_for_coding, request_, tune
 from tests.tuning.test_pairing import Watch
 
 __all__ = ["request_"]
@@ -38,6 +40,7 @@ class _Idling(SimulatedServer):
         done = super().complete(request)
         if not self.unused:
             return done
+        self.backend.idle_asked.append(self.drafting.draft)
         ratio = SLOWER / self.backend.speedup(self.drafting, str(request.messages))
         return replace(done, wall_ms=done.wall_ms / ratio, predicted_ms=done.predicted_ms / ratio)
 
@@ -48,7 +51,9 @@ class _Idling(SimulatedServer):
 
 @dataclass
 class _Backend(SimulatedBackend):
-    """Launches them."""
+    """Launches them, and remembers which drafts were loaded and not used when it was asked."""
+
+    idle_asked: list[str] = field(default_factory=list)
 
     def launch(self, model_path, drafting, settings):
         """As ever, but the server can be asked without drafting."""
@@ -63,11 +68,11 @@ def backend() -> _Backend:
     return _Backend(lambda _drafting, _text: 2.0, modes=MODES, per_request=True, noise=0.0)
 
 
-def figures(backend, prompts, resident=2):
+def figures(backend, prompts, resident=2, budget=None):
     """One comparison."""
     asking = Asking("p", 32, 0.0, Watch())
     with Launches(backend, "/main", LaunchSettings(), resident=resident) as launches:
-        return idle_draft_figures(launches, asking, CHOSEN, prompts, Budget(1000.0))
+        return idle_draft_figures(launches, asking, CHOSEN, prompts, budget or Budget(1000.0))
 
 
 @pytest.mark.parametrize("resident", [1, 2])
@@ -107,6 +112,111 @@ def test_its_failure_ends_no_tune(request_, backend, monkeypatch):
     result = tune(request_, backend)
     assert "idle_draft" not in result[PromptType.CODING].evidence
     assert result[PromptType.CODING].pairs > 0
+
+
+def test_prompt_types_that_are_tuned_one_after_another_measure_it_once(request_, backend):
+    """As the daemon does: the second one takes what the first one measured."""
+    for prompt_type in TYPES:
+        result = tune(replace(request_, prompt_types=(prompt_type,)), backend)
+        assert result[prompt_type].evidence["idle_draft"]["pairs"] == 5
+    assert len(backend.idle_asked) == 5
+
+
+def test_a_draft_that_was_replaced_is_measured_anew(request_, backend):
+    """The figures are of the file, not of its name."""
+    draft = request_.models[1].path
+    for prompt_type in TYPES:
+        draft.write_bytes(str(prompt_type).encode())
+        tune(replace(request_, prompt_types=(prompt_type,)), backend)
+    assert len(backend.idle_asked) == 10
+
+
+def test_each_draft_is_kept_before_the_next_is_measured(request_, backend):
+    """Interrupted in the second draft's comparison, the next tune goes on with that one."""
+    main, first = request_.models
+    other = replace(first, name="other", path=first.path.with_name("other.gguf"), fingerprint="other")
+    request = replace(request_, models=(main, first, other))
+    backend.speedup = lambda drafting, text: 2.0 if ("other" in drafting.draft) is ("coding" in text) else 0.9
+
+    def interrupt(server, text):
+        if (
+            len(backend.idle_asked) == 5
+            and server.drafting.draft
+            and server.drafting.draft != backend.idle_asked[0]
+        ):
+            raise KeyboardInterrupt
+
+    backend.before_answer = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        tune(request, backend)
+    backend.before_answer = lambda _server, _text: None
+    result = tune(request, backend)
+    assert len(backend.idle_asked) == 10
+    assert len(set(backend.idle_asked)) == 2
+    assert all("idle_draft" in result[t].evidence for t in TYPES)
+
+
+def test_measuring_afresh_measures_it_once_more(request_, backend):
+    """Whether the prompt types are measured afresh together or one after another."""
+    tune(request_, backend)
+    tune(replace(request_, again=True), backend)
+    assert len(backend.idle_asked) == 10
+    for prompt_type in TYPES:
+        tune(replace(request_, again=True, prompt_types=(prompt_type,)), backend)
+    assert len(backend.idle_asked) == 15
+
+
+def test_measuring_afresh_that_was_interrupted_goes_on_with_what_it_measured(request_, backend):
+    """Interrupted in the proof, the draft is not compared a third time."""
+    again = replace(request_, again=True)
+    tune(request_, backend)
+    made = time.time()
+    wait_until(lambda: time.time() >= made + 1.0, 3)  # recommendations tell their second only
+
+    def interrupt(_server, text):
+        if "prove" in text:
+            raise KeyboardInterrupt
+
+    backend.before_answer = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        tune(again, backend)
+    assert len(backend.idle_asked) == 10
+    backend.before_answer = lambda _server, _text: None
+    tune(again, backend)
+    assert len(backend.idle_asked) == 10
+
+
+@pytest.mark.parametrize("resident", [1, 2])
+@pytest.mark.parametrize(("total_s", "pairs"), [(250.0, 1), (1000.0, 4), (9000.0, 5)])
+def test_it_keeps_to_its_part_of_the_budget(backend, request_, resident, total_s, pairs):
+    """8 %, of prompts that take ten seconds each; by turns too, where a pair is complete only at the end."""
+    now = [0.0]
+
+    def takes_ten_seconds(_server, _text):
+        now[0] += 10.0
+
+    backend.before_answer = takes_ten_seconds
+    prompts = request_.suite.of(PromptType.CODING, Half.TUNE)
+    found = figures(backend, prompts, resident, Budget(total_s, lambda: now[0]))
+    assert (found["pairs"], now[0]) == (pairs, 20.0 * pairs)
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_server_that_dies_of_it_is_launched_anew(backend, request_, idle):
+    """The proof does not ask a dead one."""
+
+    def die(server, _text):
+        if server.drafting.is_off is not idle:
+            raise ServerDiedError("It was killed.")
+
+    backend.before_answer = die
+    prompts = request_.suite.of(PromptType.CODING, Half.TUNE)
+    with Launches(backend, "/main", LaunchSettings(), resident=2) as launches:
+        dead = launches.drafted(CHOSEN) if idle else launches.off()
+        with pytest.raises(ServerDiedError):
+            idle_draft_figures(launches, Asking("p", 32, 0.0, Watch()), CHOSEN, prompts, Budget(1000.0))
+        assert dead.stopped
+        assert (launches.drafted(CHOSEN) if idle else launches.off()).launch_id != dead.launch_id
 
 
 def test_the_views_are_what_they_say(backend):

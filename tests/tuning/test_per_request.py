@@ -9,7 +9,7 @@ import pytest
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import UnsupportedError
+from autospec.errors import LaunchError, UnsupportedError
 from autospec.measure.measurements import Phase
 from autospec.recommendations import Verdict
 from autospec.tuning.launches import Launches
@@ -111,6 +111,10 @@ class _InProcess(SimulatedBackend):
         server.tokens = (model_path, settings.args)  # type: ignore[assignment]
         return server
 
+    def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
+        """None."""
+        return LaunchSettings(ready_timeout_s=settings.ready_timeout_s)
+
 
 @pytest.mark.parametrize(("resident", "most"), [(2, 2), (1, 1)])
 def test_the_main_model_is_read_in_a_process_of_its_own(resident, most):
@@ -130,3 +134,28 @@ def test_the_main_model_is_read_in_a_process_of_its_own(resident, most):
             assert draft.tokens == ("/draft", ())
     assert not backend.running
     assert backend.most_running == most
+
+
+@pytest.mark.parametrize("permanent", [False, True])
+def test_a_model_that_does_not_fit_beside_off_after_all_is_loaded_alone(permanent):
+    """Off ends for it, and all goes on by turns; a launch that can never work ends nothing."""
+    backend = _InProcess(pays_for_coding, modes=MODES, per_request=True)
+
+    def refuse(_drafting: Drafting) -> None:
+        if backend.running:
+            raise LaunchError("Out of memory.", permanent=permanent)
+
+    backend.before_launch = refuse
+    with Launches(backend, "/main", LaunchSettings(), resident=2) as launches:
+        off = launches.off()
+        if permanent:
+            with pytest.raises(LaunchError, match="memory"), launches.alone("/draft"):
+                pass
+            assert launches.off() is off
+            return
+        with launches.alone("/draft") as draft:
+            assert draft.tokens == ("/draft", ())
+        assert launches.resident == 1
+        assert launches.off() is not off
+    assert not backend.running
+    assert backend.most_running == 1
