@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import psutil
 
 from autospec.backends.protocol import Backend, Capabilities, LaunchSettings
-from autospec.catalog.candidates import Candidate, candidates, undraftable
-from autospec.catalog.context import CONTEXT_FLAGS, context_of
-from autospec.catalog.model import Model
+from autospec.catalog.candidates import Candidate, undraftable
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, BusyError, StoreError, SuiteError, UnsupportedError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
-from autospec.prompts.suite import Half, Suite
+from autospec.prompts.suite import Half
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
@@ -31,7 +27,6 @@ from autospec.tuning.basis import drafts_of, resting_on
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.conclude import Cost, conclude, nothing_to_try
-from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.launches import Launches, resident_launches
@@ -41,74 +36,13 @@ from autospec.tuning.pairing import Pairing
 from autospec.tuning.progress import Progress
 from autospec.tuning.proof import Proof
 from autospec.tuning.renewal import EPOCH, RENEWAL, renewal_of, to_begin
+from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_nothing
 from autospec.tuning.rig import Rig
 from autospec.tuning.search import Search, choose_winners
-from autospec.tuning.space import Arm, Space
+from autospec.tuning.space import Space
 from autospec.tuning.surveying import Surveying
 
-__all__ = ["TuneRequest", "Tuning", "judged_drafts"]
-
-
-@dataclass(frozen=True, slots=True)
-class TuneRequest:
-    """What is to be tuned.
-
-    Attributes:
-        model: The main model.
-        models: The catalogue, to find drafts in.
-        drafts: Draft models that the user named; if any, no others are tried.
-        prompt_types: Which; empty for all that the suite has.
-        definition: The study definition.
-        suite: The prompts.
-        args: The user's launch settings as server arguments.
-        temperature: 0 is greedy.
-        context_tokens: Context of the launches where `args` name none.
-        storage: SQLAlchemy URL.
-        study_storage: Address of Optuna's gRPC proxy for the studies; empty keeps them in `storage`.
-        budget_s: Instead of the definition's.
-        again: Measure afresh what is proven already; where that was begun and interrupted, go on with it.
-        forget_answers: Keep no recorded answers when the tune ends.
-    """
-
-    model: Model
-    models: tuple[Model, ...]
-    definition: StudyDefinition
-    suite: Suite
-    storage: str
-    drafts: tuple[Model, ...] = ()
-    prompt_types: tuple[PromptType, ...] = ()
-    args: tuple[str, ...] = ()
-    temperature: float = 0.0
-    context_tokens: int = 4096
-    budget_s: float | None = None
-    again: bool = False
-    forget_answers: bool = False
-    study_storage: str = ""
-
-    @property
-    def protocol(self) -> str:
-        """Twelve hex digits of all that must be equal for measurements to be pooled."""
-        parts = [self.suite.digest, self.definition.max_tokens, self.temperature]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-
-    @property
-    def rule_digest(self) -> str:
-        """Twelve hex digits of what a proven verdict rests on besides the measurements."""
-        return hashlib.sha256(json.dumps(asdict(self.definition.rule)).encode()).hexdigest()[:12]
-
-    def settings(self) -> LaunchSettings:
-        """The launch settings, the context among them: servers fit it to memory else, and differently with a draft.
-
-        MLX has no such setting: its caches grow with the text.
-        """
-        if self.model.format == "mlx" or {*CONTEXT_FLAGS} & {a.split("=")[0] for a in self.args}:
-            return LaunchSettings(args=self.args)
-        longest = self.model.context_length or self.context_tokens
-        return LaunchSettings(args=(*self.args, "-c", str(min(self.context_tokens, longest))))
-
-    def context(self) -> int:
-        """Tokens of context that memory estimates count with: what the servers are given, where they are given one."""
-        return context_of(self.settings().args, self.context_tokens)
+__all__ = ["Tuning"]
 
 
 @dataclass(slots=True)
@@ -167,7 +101,7 @@ class Tuning:
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
-        space = _space(self.request.definition, capabilities, fitting)
+        space = space_for(self.request.definition, capabilities, fitting)
         cells = self._cells(store, capabilities, space)
         self._wanted = [c.cell.key for c in cells]
         proven = self._proven(store, cells).keys() & (
@@ -183,7 +117,7 @@ class Tuning:
                 )
         refusal = self._refusal(space) if open_cells else ""
         if open_cells and (refusal or not space.arms):
-            why = refusal or _why_nothing(self.request.model, capabilities, fitting)
+            why = refusal or why_nothing(self.request.model, capabilities, fitting)
             verdict = Verdict.DISABLE if refusal else Verdict.UNDECIDED
             for cell in open_cells:
                 self._save(store, nothing_to_try(cell, why, verdict), cell)
@@ -416,47 +350,6 @@ class Tuning:
                 "Off and drafting do not fit into memory side by side: they are launched by turns."
             )
         return count
-
-
-def judged_drafts(request: TuneRequest, hardware: Hardware) -> list[Candidate]:
-    """Every draft that a tune would consider, those that do not fit among them."""
-    return candidates(
-        request.model,
-        () if request.drafts else request.models,
-        memory_bytes=hardware.memory_bytes,
-        context_tokens=request.context(),
-        extra=request.drafts,
-    )
-
-
-def _space(definition: StudyDefinition, capabilities: Capabilities, fitting: Sequence[Candidate]) -> Space:
-    """The arms that this build and these drafts allow, in the definition's order of modes."""
-    arms: list[Arm] = []
-    for mode in definition.space.modes:
-        if mode not in capabilities.modes:
-            continue
-        if mode.draft_free:
-            arms.append(Arm(mode))
-            continue
-        named = [c for c in fitting if c.mode is mode][: definition.space.drafts]
-        arms += [
-            Arm(
-                mode,
-                c.draft,
-                c.n_max,
-                takes_p_min=c.takes_p_min and capabilities.takes_p_min,
-                only=capabilities.only,
-            )
-            for c in named
-        ]
-    return Space(tuple(arms), definition.space)
-
-
-def _why_nothing(model: Model, capabilities: Capabilities, fitting: Sequence[Candidate]) -> str:
-    build = f"{capabilities.build.backend} {capabilities.build.version}"
-    if not fitting:
-        return f"No draft model fits {model.name} and {build} offers none of the study's draft-free modes."
-    return f"{build} offers none of the study's modes."
 
 
 def _recall(run: CellRun, space: Space) -> None:

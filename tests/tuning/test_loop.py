@@ -30,7 +30,8 @@ from autospec.tuning.definition import load_definition
 from autospec.tuning.machine_lock import machine_lock
 from autospec.tuning.optuna_study import CellStudy, open_storage
 from autospec.tuning.progress import Standing, Step
-from autospec.tuning.run import TuneRequest, Tuning
+from autospec.tuning.request import TuneRequest
+from autospec.tuning.run import Tuning
 from studies.bench.crash_phases import Database
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
