@@ -40,7 +40,10 @@ class _BrokeEarlyError(Exception):
 
 
 class _Passed(web.StreamResponse):
-    """Its headers go out with the first bytes of the body, in one packet."""
+    """Its headers go out with the first bytes of the body, in one packet.
+
+    Where an aiohttp does not know the attribute, they go out in a packet of their own; `_Passage` is right either way.
+    """
 
     _send_headers_immediately = False
 
@@ -194,15 +197,18 @@ class _Passage:
     async def _pump(self, answer: Answer, response: web.StreamResponse, part: bytes) -> None:
         events = WholeEvents() if self._streamed else None
         sink = self._sink(events, response)
+        headers_sent = False
         while part:
             self._tail.feed(part)
             if events is not None:
                 part = events.feed(part)
             if answer.ended:
                 break
-            if part:
-                # Waits while the client reads slowly; meanwhile nothing more is read from the server.
+            if part or not headers_sent:
+                # Waits while the client reads slowly; meanwhile nothing more is read from the server. The first time also
+                # without a whole event: it sends the headers, which must be out before the sink writes past aiohttp.
                 await response.write(part)
+                headers_sent = True
             if sink is not None:
                 await answer.pump(sink)
                 await self._request.writer.drain()
@@ -238,6 +244,8 @@ class _Passage:
         def sink(part: bytes) -> bool:
             tail.feed(part)
             part = events.feed(part)
+            if transport.is_closing():
+                return False  # the client went away, which ends this passage; uvloop's transport would raise
             if part:
                 transport.write(b"%x\r\n%b\r\n" % (len(part), part))
             return transport.get_write_buffer_size() <= _LAG_BYTES

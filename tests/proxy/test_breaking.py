@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from autospec.errors import LaunchError, OverloadedError
+from autospec.proxy.relay import _Passed
 from tests.backends.waiting import wait_until
-from tests.proxy.harness import LentServer, OneModel, proxy_over
+from tests.proxy.harness import LentServer, OneModel, on_both_loops, proxy_over
 from tests.proxy.raw import connected, everything, exchange, post
 from tests.proxy.stand_in import SSE, StandIn, reset
 
@@ -67,6 +68,44 @@ def test_server_that_dies_in_mid_stream_ends_with_an_error_event(proxy, backend,
     assert "not all of it" in error["error"]["message"]
     assert not answer.endswith(b"0\r\n\r\n")
     assert lent.deaths == 1
+
+
+@on_both_loops
+@pytest.mark.parametrize("headers_wait", [True, False])
+def test_a_first_event_in_two_pieces_comes_after_the_status_line(proxy, backend, monkeypatch, headers_wait):
+    """Held back until it is whole, it must not overtake the headers, whether or not aiohttp sends these by themselves."""
+    monkeypatch.setattr(_Passed, "_send_headers_immediately", not headers_wait)
+
+    async def behave(asked):
+        await asked.send(SSE)
+        await asked.chunk(b'data: {"n"')
+        await asyncio.sleep(0.05)
+        await asked.chunk(b":1}\n\n")
+        await asyncio.sleep(0.05)
+        await asked.chunk(b"data: [DONE]\n\n")
+        await asked.end()
+
+    backend.behaviour = behave
+    head, _, body = exchange(proxy.base_url, post(CHAT, BODY)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert body == b'f\r\ndata: {"n":1}\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n'
+
+
+@on_both_loops
+def test_a_server_that_dies_in_the_first_event_leaves_a_readable_answer(proxy, backend):
+    """The headers, then the error, and nothing of the half event."""
+
+    async def behave(asked):
+        await asked.send(SSE)
+        await asked.chunk(b'data: {"n"')
+        await asyncio.sleep(0.05)
+        reset(asked)
+
+    backend.behaviour = behave
+    head, _, body = exchange(proxy.base_url, post(CHAT, BODY)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b'{"n"' not in body
+    assert b"not all of it" in body
 
 
 def test_anthropic_streams_end_with_anthropics_error_event(proxy, backend):
