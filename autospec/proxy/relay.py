@@ -13,15 +13,16 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from autospec.proxy import headers as passing
-from autospec.proxy.answer import Answer, BrokenError, NotHttpError, Sink
+from autospec.proxy.answer import Answer, BrokenError, NotHttpError
 from autospec.proxy.dispatch import Dispatch, Lease, Wanted
 from autospec.proxy.event_stream import WholeEvents
 from autospec.proxy.http_server import problem_response
 from autospec.proxy.intake import Intake, Refused
+from autospec.proxy.line import Sink
 from autospec.proxy.outcome import Outcome
 from autospec.proxy.problems import Problem, event, shape_of
 from autospec.proxy.tail import Tail, read_counts, saw_the_end
-from autospec.proxy.upstream import Upstream
+from autospec.proxy.upstream import LineBreakError, Upstream
 
 __all__ = ["Relay"]
 
@@ -46,6 +47,12 @@ class _Passed(web.StreamResponse):
     """
 
     _send_headers_immediately = False
+
+
+class _EndsByClosing(_Passed):
+    """Of no stated length and without chunks, as it came: nobody can tell its end from a break, so no end mark may say so."""
+
+    _length_check = False  # aiohttp's own WebSocketResponse does so; it keeps the body out of chunks
 
 
 class Relay:
@@ -179,7 +186,7 @@ class _Passage:
             raise Refused(Problem(502, message, "backend_failed")) from error
         except BrokenError as error:
             raise _BrokeEarlyError from error
-        except ValueError:
+        except LineBreakError:
             raise Refused(
                 Problem(400, "A header or the path holds a line break.", "invalid_header")
             ) from None
@@ -192,6 +199,10 @@ class _Passage:
             origin := self._request.headers.get("Origin")
         ) is not None:  # judged before; backends often say nothing
             headers.setdefault("Access-Control-Allow-Origin", origin)
+        if answer.by_closing and not self._streamed:
+            response = _EndsByClosing(status=answer.status, reason=answer.reason, headers=headers)
+            response.force_close()
+            return response
         return _Passed(status=answer.status, reason=answer.reason, headers=headers)
 
     async def _pump(self, answer: Answer, response: web.StreamResponse, part: bytes) -> None:
