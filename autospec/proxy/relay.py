@@ -50,7 +50,7 @@ class _Passed(web.StreamResponse):
 
 
 class _EndsByClosing(_Passed):
-    """Of no stated length and without chunks, as it came: nobody can tell its end from a break, so no end mark may say so."""
+    """Of no stated length and without chunks, as it came: its end may be a break, so no end mark may deny that."""
 
     _length_check = False  # aiohttp's own WebSocketResponse does so; it keeps the body out of chunks
 
@@ -195,9 +195,8 @@ class _Passage:
         if self._wanted.prompt_type is not None:
             headers[passing.PROMPT_TYPE] = str(self._wanted.prompt_type)
         headers[passing.DRAFTING] = self._lease.drafting.label.encode("ascii", "replace").decode()
-        if (
-            origin := self._request.headers.get("Origin")
-        ) is not None:  # judged before; backends often say nothing
+        # Judged before; backends often say nothing.
+        if (origin := self._request.headers.get("Origin")) is not None:
             headers.setdefault("Access-Control-Allow-Origin", origin)
         if answer.by_closing and not self._streamed:
             response = _EndsByClosing(status=answer.status, reason=answer.reason, headers=headers)

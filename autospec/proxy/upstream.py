@@ -100,7 +100,9 @@ class Upstream:
 
     async def _connected(self, place: _Place) -> _Connection:
         connection = _Connection(self, place)
-        self._open[place].add(connection)  # from now on: who waits for a connection needs the server's threads too
+        self._open[place].add(
+            connection
+        )  # from now on: who waits for a connection needs the server's threads too
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 await self._loop.create_connection(
@@ -114,9 +116,7 @@ class Upstream:
             raise
         return connection
 
-    async def _exchange(
-        self, connection: _Connection, answer: Answer, head: bytes, content: bytes
-    ) -> Answer:
+    async def _exchange(self, connection: _Connection, answer: Answer, head: bytes, content: bytes) -> Answer:
         connection.answer = answer
         try:
             if len(content) <= _SENT_AT_ONCE_BYTES:
