@@ -192,12 +192,14 @@ def test_no_idle_connection_holds_a_server_that_others_use():
     async def scenario() -> int:
         async with Server(*[PLAIN] * 5) as server, contextlib.aclosing(Asking()) as asking:
             first, second = await asking(server), await asking(server)
-            await whole(first)
-            await whole(second)  # the last one alone is kept
+            await whole(first)  # closed: the second is under way
+            third = await asking(server)
+            await whole(second)
+            await whole(third)  # the last one alone is kept
             await whole(await asking(server))
             return server.connections
 
-    assert run(scenario()) == 2
+    assert run(scenario()) == 3
 
 
 @pytest.mark.parametrize(
