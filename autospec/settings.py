@@ -111,7 +111,7 @@ KEYS: Final = (
         "study_storage",
         "text",
         "",
-        "Optuna's gRPC proxy for the studies, e.g. grpc://hub:13000; empty keeps them in `storage`.",
+        "Optuna's gRPC proxy for the studies, e.g. grpc://hub:13000, where `storage` is a PostgreSQL; empty keeps them in `storage`.",
     ),
 )
 _BY_NAME: Final = {key.name: key for key in KEYS}
@@ -218,7 +218,7 @@ def load_settings(
         overrides: Values from flags, by key.
 
     Raises:
-        SettingsError: An unknown key, a wrong type, or a file that cannot be read.
+        SettingsError: An unknown key, a wrong type, values that do not go together, or a file that cannot be read.
     """
     found = _outside_the_file(config, os.environ if environ is None else environ, overrides or {})
     home = found["home"][0] if "home" in found else None
@@ -243,7 +243,9 @@ def load_settings(
         # The two characters that mean something in this part of a URL.
         values["storage"] = "sqlite:///" + file.replace("%", "%25").replace("?", "%3F")
         sources["storage"] = "default" if sources["state_dir"] == "default" else "state_dir"
-    return Settings(**values, sources=sources)
+    settings = Settings(**values, sources=sources)
+    _check_study_storage(settings)
+    return settings
 
 
 def locate_config(config: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
@@ -294,6 +296,16 @@ def parse_hours(text: str) -> tuple[tuple[int, int], ...]:
             raise UsageError(f"{part!r} is no stretch of hours.", "Write e.g. 22:00-07:00.")
         stretches.append((begin, end))
     return tuple(stretches)
+
+
+def _check_study_storage(settings: Settings) -> None:
+    """Studies that several machines share need cells that are locked over all of them: PostgreSQL alone can."""
+    if settings.study_storage and not re.match(r"postgresql(\+\w+)?:", settings.storage):
+        raise SettingsError(
+            f"study_storage needs a PostgreSQL as `storage`, which keeps two machines off one cell; "
+            f"{settings.storage_shown} cannot.",
+            "Set storage to the address of a PostgreSQL (postgresql+psycopg://USER@HOST/NAME), or leave study_storage empty.",
+        )
 
 
 def _outside_the_file(

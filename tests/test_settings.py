@@ -326,3 +326,22 @@ def test_a_command_with_a_slash_is_a_file(home: dict[str, str]):
     file = write(home, 'on_change = "bin/hook -q"')
     assert load_settings(environ=home).on_change == (str(file.parent / "bin/hook"), "-q")
     assert load_settings(environ=home | {"AUTOSPEC_ON_CHANGE": "hook -q"}).on_change == ("hook", "-q")
+
+
+@pytest.mark.parametrize("storage", ["", "sqlite:////data/a.db", "mysql://me:hunter2@hub/a"])
+def test_shared_studies_need_a_database_that_locks_cells_over_machines(home: dict[str, str], storage: str):
+    """Two machines would fail each other's running trials; the password stays unsaid."""
+    env = home | {"AUTOSPEC_STUDY_STORAGE": "grpc://hub:13000", "AUTOSPEC_STORAGE": storage}
+    with pytest.raises(SettingsError, match="study_storage needs a PostgreSQL") as caught:
+        load_settings(environ=env)
+    assert "hunter2" not in str(caught.value)
+    assert "postgresql" in caught.value.hint
+
+
+@pytest.mark.parametrize("storage", ["postgresql://me@hub/a", "postgresql+psycopg://me@hub/a"])
+def test_shared_studies_go_with_a_postgresql(home: dict[str, str], storage: str):
+    """With any driver."""
+    settings = load_settings(
+        environ=home | {"AUTOSPEC_STUDY_STORAGE": "grpc://hub:13000", "AUTOSPEC_STORAGE": storage}
+    )
+    assert settings.studies_url == "grpc://hub:13000"

@@ -134,7 +134,7 @@ def _template_lines(keys: tuple[Key, ...]) -> list[str]:
         "cache_dir": '"~/autospec/cache"',
         "log_dir": '"~/autospec/logs"',
         "model_dirs": '["~/models"]',
-        "storage": '"sqlite:////home/me/autospec.db"',
+        "storage": '"postgresql+psycopg://me@hub/autospec"',
         "server_args": '["-ngl", "99", "-c", "32768"]',
         "budget": '"20m"',
         "llama_server": '"/opt/llama.cpp/llama-server"',

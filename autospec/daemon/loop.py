@@ -101,7 +101,8 @@ class Daemon:
     _step: Measurement | None = None
     _step_began_s: float = 0.0
     _idle_since_s: float | None = None
-    _busy_looks: int = 0
+    _looked_s: float = 0.0
+    _loaded_since_s: float | None = None
     _held_until_s: dict[str, float] = field(default_factory=dict)
     _ending: bool = False
 
@@ -177,7 +178,8 @@ class Daemon:
         except (OSError, LaunchError) as error:
             self._failed(item, 0.0, f"it could not be started: {error}")
             return 0.0
-        self._step_began_s, self._busy_looks = self.clock.monotonic(), 0
+        self._step_began_s = self._looked_s = self.clock.monotonic()
+        self._loaded_since_s = None
         self.why = f"it tunes {item.label}, because {item.why}"
         self._event(f"Tuning {item.label}: {item.why}.")
         self._listening.tell_proxies({"event": "tuning", "what": item.label, "why": item.why})
@@ -192,7 +194,7 @@ class Daemon:
         if why := self._why_stop(step.item, took_s, jump_s):
             self._preempt(step, why)
             return 0.0
-        return _WATCH_S
+        return self._looked_s + _WATCH_S - self.clock.monotonic()
 
     def _why_stop(self, item: WorkItem, took_s: float, jump_s: float) -> str:
         if self._busy():
@@ -204,11 +206,23 @@ class Daemon:
                 item, seconds=0.0, at=self.clock.wall(), failure="it took far longer than its budget"
             )
             return "it took far longer than its budget"
-        spent_s = self.memory.spent_today_s(self.clock.today()) + took_s
+        now_s = self.clock.monotonic()
+        if now_s - self._looked_s < _WATCH_S:
+            # Somebody spoke, or a child ended: that is no reason to look early, nor is it another look.
+            return ""
+        return self._look_around(now_s, self.memory.spent_today_s(self.clock.today()) + took_s)
+
+    def _look_around(self, now_s: float, spent_s: float) -> str:
+        """Why a step has to stop, for what the machine is like."""
+        before_s, self._looked_s = self._looked_s, now_s
         signals = self.probes.read(self._traffic(), spent_s, measuring=True)
-        if (loaded := is_loaded(signals)) is not None:
-            self._busy_looks = self._busy_looks + 1 if loaded else 0
-        self.decision = decide(signals, policy_of(self.settings), measuring=True, busy_looks=self._busy_looks)
+        if not is_loaded(signals):  # calm, or unknown
+            self._loaded_since_s = None
+        elif self._loaded_since_s is None:
+            # The load is that of the time since the look before.
+            self._loaded_since_s = before_s
+        loaded_s = 0.0 if self._loaded_since_s is None else now_s - self._loaded_since_s
+        self.decision = decide(signals, policy_of(self.settings), measuring=True, loaded_s=loaded_s)
         return self.decision.why
 
     def _preempt(self, step: Measurement, why: str) -> None:

@@ -38,7 +38,7 @@ from autospec.store.database import Store, open_store
 from autospec.store.reader import StoredRecommendation
 from autospec.tuning.basis import basis_of, drafts_of
 from autospec.tuning.definition import StudyDefinition, load_definition
-from autospec.tuning.run import TuneRequest, judged_drafts
+from autospec.tuning.request import TuneRequest, judged_drafts
 
 __all__ = ["Survey", "main", "survey"]
 

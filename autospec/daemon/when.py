@@ -23,9 +23,9 @@ _DAY_MINUTES = 24 * 60
 # As `autospec.hardware.state.Limits`: what a measurement may carry.
 _OTHER_LOAD = 0.25
 _OTHER_SHARE = 0.05
-# While measuring, looks in a row that must find the others at work before the step makes way for them: a look is five
-# seconds, the tune itself stands still meanwhile, and whoever opens a file is gone by then.
-_BUSY_LOOKS = 3
+# While measuring, how long every look must find the others at work before the step makes way for them: the tune itself
+# stands still meanwhile, and whoever opens a file is gone by then.
+_LOADED_S = 15.0
 # What the system and its file cache want to keep.
 _SPARE_MEMORY = 1.15
 
@@ -101,7 +101,7 @@ def decide(
     *,
     needed_bytes: int = 0,
     measuring: bool = False,
-    busy_looks: int = 0,
+    loaded_s: float = 0.0,
 ) -> Decision:
     """Judge every signal.
 
@@ -111,7 +111,7 @@ def decide(
         needed_bytes: Memory that the next step takes.
         measuring: True while a step runs: its own memory is taken already, and a load that passes is the tune's to
             judge, which waits for others and measures again what they disturbed.
-        busy_looks: While measuring, how many looks in a row found other programs at work.
+        loaded_s: While measuring, seconds since which every look found other programs at work.
     """
     checks = [
         _traffic(signals, policy),
@@ -123,7 +123,7 @@ def decide(
         _idle(signals, policy),
     ]
     if measuring:
-        checks.append(_load_beside(signals, busy_looks))
+        checks.append(_load_beside(signals, loaded_s))
     else:
         checks += [_load(signals), _memory(signals, needed_bytes)]
     return Decision(tuple(checks))
@@ -223,13 +223,13 @@ def _load(signals: Signals) -> Check:
     return Check("load", "no" if loaded else "ok", not loaded, words)
 
 
-def _load_beside(signals: Signals, busy_looks: int) -> Check:
+def _load_beside(signals: Signals, loaded_s: float) -> Check:
     """The same while a step runs: it waits for a neighbour, and makes way for one who stays."""
     loaded = is_loaded(signals)
     if loaded is None:
         return Check("load", "unknown", True, "what others use is not known at this moment")
     words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
-    if loaded and busy_looks >= _BUSY_LOOKS:
+    if loaded and loaded_s >= _LOADED_S:
         return Check("load", "no", False, words)
     return Check(
         "load", "no" if loaded else "ok", True, f"{words}: the step waits for them" if loaded else words

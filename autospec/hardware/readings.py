@@ -37,10 +37,12 @@ class ProcessTime:
     Attributes:
         created_s: When it was started, seconds since the epoch; tells a reused pid.
         cpu_s: Its user and system time, children not counted.
+        reaped_s: That of its ended children and theirs; 0 where the system does not tell (macOS).
     """
 
     created_s: float
     cpu_s: float
+    reaped_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,11 @@ def _process_time(pid: int) -> ProcessTime | None:
     try:
         process = psutil.Process(pid)
         times = process.cpu_times()
-        return ProcessTime(created_s=process.create_time(), cpu_s=times.user + times.system)
+        return ProcessTime(
+            created_s=process.create_time(),
+            cpu_s=times.user + times.system,
+            reaped_s=times.children_user + times.children_system,
+        )
     except psutil.Error:
         return None
 

@@ -138,21 +138,25 @@ def _swap_in_bytes(reading: Reading) -> int:
 def _own_s(first: Reading, last: Reading) -> float:
     """Processor time that this process and its servers took in the window.
 
-    A child that ended within the window moved its whole time into `reaped_s`; what it had before is taken off.
+    A process that ended within the window moved its whole time, and that of its ended children, into its parent's
+    `reaped_s`; what it had before is taken off.
     """
     own = last.self_s - first.self_s
+    reaped = last.reaped_s - first.reaped_s
     for pid, now in last.processes.items():
         before = first.processes.get(pid)
         if before is not None and before.created_s == now.created_s:
             own += now.cpu_s - before.cpu_s
+            reaped += now.reaped_s - before.reaped_s
         elif now.created_s >= first.wall_s - 0.05:  # start times are kept in ticks
             own += now.cpu_s
+            reaped += now.reaped_s
     ended = sum(
-        before.cpu_s
+        before.cpu_s + before.reaped_s
         for pid, before in first.processes.items()
         if pid not in last.processes or last.processes[pid].created_s != before.created_s
     )
-    return own + max(0.0, last.reaped_s - first.reaped_s - ended)
+    return own + max(0.0, reaped - ended)
 
 
 def _change(before: Power | MachineState, after: MachineState) -> str:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
 
 import httptools
 
-__all__ = ["Answer", "BrokenError", "Line", "NotHttpError", "Sink"]
+from autospec.proxy.line import Line, Sink
+
+__all__ = ["Answer", "BrokenError", "NotHttpError"]
 
 # A server's answer headers may be longer than a client's: llama-server names every model in some.
 _HEAD_BYTES = 64 * 1024
 # What waits for a reader who does not come; then nothing more is taken from the server.
 _BUFFERED_BYTES = 256 * 1024
 _WITHOUT_BODY = frozenset({204, 304})
-
-# Takes a part of a body; false if the next reader in line lags behind.
-Sink = Callable[[bytes], bool]
+# After these alone both sides agree where the next answer begins: of HEAD's, llhttp cannot know that it has no body.
+_REUSED_AFTER = frozenset({"GET", "POST"})
 
 
 class BrokenError(Exception):
@@ -26,22 +25,6 @@ class BrokenError(Exception):
 
 class NotHttpError(Exception):
     """What came is no HTTP answer."""
-
-
-class Line(Protocol):
-    """The connection that an answer comes on."""
-
-    def pause(self) -> None:
-        """Take nothing more from the server."""
-
-    def resume(self) -> None:
-        """Go on taking."""
-
-    def give_back(self) -> None:
-        """Whole answer, nothing open: for the next request."""
-
-    def drop(self) -> None:
-        """Close at once, whatever is still on its way."""
 
 
 class Answer:
@@ -53,22 +36,38 @@ class Answer:
         headers: In their order, repeated ones included.
         by_closing: True if the body ends where the connection does, so that nobody can tell its end from a break.
         ended: True if the whole body has come; `read` may still have some of it.
+        heard: True if anything at all has come.
     """
 
-    def __init__(self, connection: Line, method: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, connection: Line, method: str, loop: asyncio.AbstractEventLoop, *, with_body: bool = False
+    ) -> None:
+        """Wait for an answer.
+
+        Args:
+            connection: It comes on this one.
+            method: Of the request.
+            loop: The running one.
+            with_body: True if the request has a body.
+        """
         self.status = 0
         self.reason = ""
         self.headers: list[tuple[str, str]] = []
         self.by_closing = False
         self.ended = False
+        self.heard = False
         self._connection: Line | None = connection
         self._method = method
+        self._with_body = with_body
         self._loop = loop
         self._parser = httptools.HttpResponseParser(self)
+        self._reason = b""
         self._head_bytes = 0
+        self._waited_bytes = 0
         self._parts: list[bytes] = []
         self._size = 0
         self._sink: Sink | None = None
+        self._sink_error: Exception | None = None
         self._lags = False
         self._paused = False
         self._reusable = False
@@ -76,33 +75,51 @@ class Answer:
         self._failed: BrokenError | NotHttpError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    # What the parser calls.
+    # What the parser calls. What comes once the status is there is the body, trailers (of which none is merged into the
+    # headers, RFC 9110 §6.5.1), or a message that nobody asked for: neither may change the answer.
 
     def on_status(self, reason: bytes) -> None:
         """The words behind the code; may come in pieces."""
-        self.reason += reason.decode("latin-1")
+        if self.status:
+            return
+        self._reason += reason
+        self._count_head(len(reason))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > _HEAD_BYTES:
-            raise ValueError("the headers are too long")
-        self.headers.append((name.decode("latin-1"), value.decode(errors="replace")))
+        if self.status:
+            return
+        self._count_head(len(name) + len(value))
+        self.headers.append((_text(name), _text(value)))
 
     def on_headers_complete(self) -> None:
         """The headers of this message; of an interim one they are dropped (RFC 9110 §15.2)."""
+        if self.status:
+            return
         status = self._parser.get_status_code()
         if status < 200:
-            self.headers, self.reason = [], ""
+            self.headers, self._reason = [], b""
             return
+        names = [name.lower() for name, _ in self.headers]
+        codings = [value for name, value in self.headers if name.lower() == "transfer-encoding"]
+        if len(codings) > 1:  # llhttp may read them otherwise than the server meant them
+            raise ValueError("several Transfer-Encoding lines")
         self.status = status
+        self.reason = _text(self._reason)
         if self._method == "HEAD":
             self.ended = True  # whatever its length says
             return
-        names = {name.lower(): value for name, value in self.headers}
-        chunked = "chunked" in names.get("transfer-encoding", "").lower()
+        # The last coding alone says how the body ends (RFC 9112 §6.3).
+        chunked = bool(codings) and codings[0].rpartition(",")[2].strip().lower() == "chunked"
         self.by_closing = not chunked and "content-length" not in names and status not in _WITHOUT_BODY
-        self._reusable = not self.by_closing and self._parser.should_keep_alive()
+        # llama-server refuses (401, 503) before it has read the body, and would then take that for the next request.
+        heard_out = status < 400 or not self._with_body
+        self._reusable = (
+            not self.by_closing
+            and heard_out
+            and self._method in _REUSED_AFTER
+            and self._parser.should_keep_alive()
+        )
 
     def on_body(self, data: bytes) -> None:
         """Some of the body."""
@@ -112,7 +129,7 @@ class Answer:
 
     def on_message_begin(self) -> None:
         """The first one is ours, and any after interim ones."""
-        self._spoiled |= self.ended
+        self._spoiled |= self.status > 0
 
     def on_message_complete(self) -> None:
         """The end of this message."""
@@ -123,16 +140,22 @@ class Answer:
 
     def feed(self, data: bytes) -> None:
         """Bytes from the server."""
+        self.heard = True
         try:
             self._parser.feed_data(data)
+            if (
+                not self.status
+            ):  # llhttp names a header when it is whole, so that an endless one is counted here
+                self._waited_bytes += len(data)
+                if self._waited_bytes > _HEAD_BYTES:
+                    self._fail("the headers are too long")
         except httptools.HttpParserError as error:
-            self.spoil()
-            if not self.ended and self._failed is None:
-                kind = BrokenError if self.status else NotHttpError
-                self._failed = kind(str(error.__context__ or error))
+            self._fail(str(error.__context__ or error))
+        except httptools.HttpParserUpgrade:  # is no HttpParserError
+            self._fail("a change of protocol that nobody asked for")
         if self._sink is not None and not self.ended:
-            if self._parts and not self._sink(self._take()):
-                self._lags = True
+            if self._parts:
+                self._hand_on(self._sink)
             if self._lags or self._failed is not None:
                 self._wake()
             return
@@ -158,6 +181,11 @@ class Answer:
     def settled(self) -> bool:
         """True if the answer has begun or never will."""
         return self.status > 0 or self._failed is not None
+
+    @property
+    def refuses(self) -> bool:
+        """True if the server wants no more of the request: it says so, is gone, or has given its whole answer."""
+        return self.status >= 400 or self.ended or self._failed is not None
 
     async def begun(self) -> None:
         """Wait for the headers.
@@ -190,6 +218,9 @@ class Answer:
         """Hand on every part as it arrives, until the sink says that it is behind, or the answer ends.
 
         The last part is left for `read`.
+
+        Raises:
+            ConnectionResetError: The sink failed; what it was given is lost.
         """
         if self._parts or self.ended or self._failed is not None:
             return
@@ -200,6 +231,17 @@ class Answer:
                 await self._wait()
         finally:
             self._sink = None
+        if self._sink_error is not None:
+            raise ConnectionResetError("the reader is gone") from self._sink_error
+
+    def _hand_on(self, sink: Sink) -> None:
+        try:
+            self._lags |= not sink(self._take())
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # a fault of the reader's side: the server's must not pay for it
+            self._sink_error, self._lags = error, True
 
     def _pumped(self) -> bool:
         return self._lags or self.ended or self._failed is not None
@@ -217,6 +259,16 @@ class Answer:
             connection.give_back()
         else:
             connection.drop()
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > _HEAD_BYTES:
+            raise ValueError("the headers are too long")
+
+    def _fail(self, why: str) -> None:
+        self.spoil()
+        if not self.ended and self._failed is None:
+            self._failed = BrokenError(why) if self.status else NotHttpError(why)
 
     def _resume(self) -> None:
         if self._paused and self._connection is not None:
@@ -236,3 +288,11 @@ class Answer:
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
         await self._waiter
+
+
+def _text(raw: bytes) -> str:
+    """Headers are UTF-8 from most servers; what is not may hold any bytes (RFC 9110 §5.5)."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")

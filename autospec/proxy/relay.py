@@ -13,15 +13,16 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from autospec.proxy import headers as passing
-from autospec.proxy.answer import Answer, BrokenError, NotHttpError, Sink
+from autospec.proxy.answer import Answer, BrokenError, NotHttpError
 from autospec.proxy.dispatch import Dispatch, Lease, Wanted
 from autospec.proxy.event_stream import WholeEvents
 from autospec.proxy.http_server import problem_response
 from autospec.proxy.intake import Intake, Refused
+from autospec.proxy.line import Sink
 from autospec.proxy.outcome import Outcome
 from autospec.proxy.problems import Problem, event, shape_of
 from autospec.proxy.tail import Tail, read_counts, saw_the_end
-from autospec.proxy.upstream import Upstream
+from autospec.proxy.upstream import LineBreakError, Upstream
 
 __all__ = ["Relay"]
 
@@ -40,9 +41,18 @@ class _BrokeEarlyError(Exception):
 
 
 class _Passed(web.StreamResponse):
-    """Its headers go out with the first bytes of the body, in one packet."""
+    """Its headers go out with the first bytes of the body, in one packet.
+
+    Where an aiohttp does not know the attribute, they go out in a packet of their own; `_Passage` is right either way.
+    """
 
     _send_headers_immediately = False
+
+
+class _EndsByClosing(_Passed):
+    """Of no stated length and without chunks, as it came: its end may be a break, so no end mark may deny that."""
+
+    _length_check = False  # aiohttp's own WebSocketResponse does so; it keeps the body out of chunks
 
 
 class Relay:
@@ -176,7 +186,7 @@ class _Passage:
             raise Refused(Problem(502, message, "backend_failed")) from error
         except BrokenError as error:
             raise _BrokeEarlyError from error
-        except ValueError:
+        except LineBreakError:
             raise Refused(
                 Problem(400, "A header or the path holds a line break.", "invalid_header")
             ) from None
@@ -185,24 +195,30 @@ class _Passage:
         if self._wanted.prompt_type is not None:
             headers[passing.PROMPT_TYPE] = str(self._wanted.prompt_type)
         headers[passing.DRAFTING] = self._lease.drafting.label.encode("ascii", "replace").decode()
-        if (
-            origin := self._request.headers.get("Origin")
-        ) is not None:  # judged before; backends often say nothing
+        # Judged before; backends often say nothing.
+        if (origin := self._request.headers.get("Origin")) is not None:
             headers.setdefault("Access-Control-Allow-Origin", origin)
+        if answer.by_closing and not self._streamed:
+            response = _EndsByClosing(status=answer.status, reason=answer.reason, headers=headers)
+            response.force_close()
+            return response
         return _Passed(status=answer.status, reason=answer.reason, headers=headers)
 
     async def _pump(self, answer: Answer, response: web.StreamResponse, part: bytes) -> None:
         events = WholeEvents() if self._streamed else None
         sink = self._sink(events, response)
+        headers_sent = False
         while part:
             self._tail.feed(part)
             if events is not None:
                 part = events.feed(part)
             if answer.ended:
                 break
-            if part:
-                # Waits while the client reads slowly; meanwhile nothing more is read from the server.
+            if part or not headers_sent:
+                # Waits while the client reads slowly; meanwhile nothing more is read from the server. The first time also
+                # without a whole event: it sends the headers, which must be out before the sink writes past aiohttp.
                 await response.write(part)
+                headers_sent = True
             if sink is not None:
                 await answer.pump(sink)
                 await self._request.writer.drain()
@@ -238,6 +254,8 @@ class _Passage:
         def sink(part: bytes) -> bool:
             tail.feed(part)
             part = events.feed(part)
+            if transport.is_closing():
+                return False  # the client went away, which ends this passage; uvloop's transport would raise
             if part:
                 transport.write(b"%x\r\n%b\r\n" % (len(part), part))
             return transport.get_write_buffer_size() <= _LAG_BYTES

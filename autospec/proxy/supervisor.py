@@ -77,6 +77,8 @@ class Supervisor:
         )
         self._stored: Sequence[StoredRecommendation] = ()
         self._newest = -1
+        # What was looked at last must also be what is acted on last.
+        self._looking = asyncio.Lock()
         self._scanned_at_s = clock()
         self._scan: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -158,14 +160,16 @@ class Supervisor:
         Raises:
             StoreError: The database cannot be read.
         """
-        newest = await in_thread(self._sources.newest)
-        if newest != self._newest:
+        async with self._looking:
+            newest = await in_thread(self._sources.newest)
+            if newest == self._newest:
+                return
             self._stored = await in_thread(self._sources.recommendations)
-            first, self._newest = self._newest < 0, newest
-            if not first:
+            if self._newest >= 0:
                 # They may rest on a build or a draft that came since the last scan.
                 await self._look()
             await self._learn()
+            self._newest = newest  # last: what could not be learnt is tried again
 
     async def _learn(self) -> None:
         offers, stored = self._conductor.prospects.offers, self._stored
@@ -184,17 +188,20 @@ class Supervisor:
         return Place(self._sources.hardware, build, self._terms.args)
 
     async def _watch_recommendations(self) -> None:
-        told = False
+        told, pause_s = False, _POLL_S
         while True:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(pause_s)
             try:
                 await self.refresh()
-                told = False
-            except (AutospecError, ValueError, KeyError) as error:
-                # The last two: a later autospec may write what this one cannot read. Said once, not every two seconds.
-                if not told:
-                    _log.warning("Recommendations are not up to date: %s", error)
-                told = True
+                told, pause_s = False, _POLL_S
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next recommendation must be seen
+                expected = isinstance(error, AutospecError)
+                if not told:  # said once, not every two seconds
+                    _log.warning(
+                        "Recommendations are not up to date: %r", error, exc_info=None if expected else error
+                    )
+                # What this autospec cannot understand stays so for long, and each try may scan the disk.
+                told, pause_s = True, _POLL_S if expected else _RESCAN_S
 
     async def _find(self, name: str) -> Model:
         """The model that a client means; a request that names none means the one that was used last."""
@@ -221,8 +228,9 @@ class Supervisor:
 
     async def _rescan(self) -> None:
         try:
-            await self._look()
-            await self._learn()
+            async with self._looking:
+                await self._look()
+                await self._learn()
         finally:
             self._scan = None
 

@@ -4,14 +4,13 @@ aiohttp's client was here before. Profiled at 8 streams, it was a third of the p
 went twice through the event loop: once to fill a buffer, once to wake the task that empties it. Here the bytes go from one
 socket to the other in the call that brings them. The parsing is llhttp's (`httptools`), which is Node's and aiohttp's too.
 
-A few connections are kept for the next request. Only a few and not for long: llama-server gives each one a thread for as
-long as it is open (cpp-httplib), so that many idle ones would keep new requests waiting.
+A server's connection is kept for the next request while no other one is open to it, and not for long: llama-server gives
+each one a thread for as long as it is open (cpp-httplib), so that idle ones would keep new requests waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,17 +20,23 @@ from urllib.parse import urlsplit
 
 from autospec.proxy.answer import Answer, BrokenError
 
-__all__ = ["Upstream"]
+__all__ = ["LineBreakError", "Upstream"]
 
 # A loopback connection is made at once or not at all; the margin is for a machine under full load.
 _CONNECT_TIMEOUT_S = 10.0
 # Written at once, a longer body would hold up every stream while it is copied.
 _SENT_AT_ONCE_BYTES = 256 * 1024
-# llama-server has at least five threads for connections (server-http.cpp), and closes idle ones after 5 s.
-_IDLE_PER_SERVER = 2
+# llama-server closes idle connections after 5 s (server-http.cpp).
 _IDLE_S = 3.0
-# A body is announced to these even when it is empty (RFC 9110 §8.6).
-_WITH_LENGTH = frozenset({"POST", "PUT", "PATCH"})
+# A kept connection that the server has closed breaks in the round trip of the first bytes. One that breaks later has had
+# the request at work, which a silent second try would do twice.
+_STALE_S = 0.5
+# To all others a body is announced even when it is empty (RFC 9110 §8.6), so that none has to be guessed.
+_WITHOUT_LENGTH = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+class LineBreakError(ValueError):
+    """A header or the target of a request cannot be written as one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,8 @@ class Upstream:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._idle: defaultdict[_Place, list[_Connection]] = defaultdict(list)
+        self._open: defaultdict[_Place, set[_Connection]] = defaultdict(set)
+        self._idle: dict[_Place, _Connection] = {}
         self._closed = False
 
     async def ask(
@@ -66,39 +72,59 @@ class Upstream:
         Raises:
             BrokenError: The server cannot be reached, or closed before it answered.
             NotHttpError: What it sent is no HTTP.
-            ValueError: A header or the target holds a line's end.
+            LineBreakError: A header or the target holds a line's end.
         """
-        place = _place(base_url)
+        try:
+            place = _place(base_url)
+        except ValueError as error:
+            raise BrokenError(str(error)) from error
         head = _head(place, method, target, headers, len(content))
         if (kept := self._kept(place)) is not None:
-            # The server may have closed it in this moment: that tells nothing about the server.
-            with contextlib.suppress(BrokenError):
-                return await self._exchange(kept, method, head, content)
-        try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                _, connection = await self._loop.create_connection(
-                    lambda: _Connection(self, place), place.host, place.port, ssl=place.tls or None
-                )
-        except (OSError, TimeoutError) as error:
-            raise BrokenError(str(error) or "no connection in time") from error
-        return await self._exchange(connection, method, head, content)
+            answer = Answer(kept, method, self._loop, with_body=bool(content))
+            begun_s = self._loop.time()
+            try:
+                return await self._exchange(kept, answer, head, content)
+            except BrokenError:
+                # The server may have closed it in this moment: that tells nothing about the server.
+                if answer.heard or self._loop.time() - begun_s > _STALE_S:
+                    raise
+        connection = await self._connected(place)
+        answer = Answer(connection, method, self._loop, with_body=bool(content))
+        return await self._exchange(connection, answer, head, content)
 
     def close(self) -> None:
         """Let go of the connections that are kept."""
         self._closed = True
-        for kept in [c for connections in self._idle.values() for c in connections]:
+        for kept in list(self._idle.values()):
             kept.drop()
-        self._idle.clear()
 
-    async def _exchange(self, connection: _Connection, method: str, head: bytes, content: bytes) -> Answer:
-        answer = connection.answer = Answer(connection, method, self._loop)
+    async def _connected(self, place: _Place) -> _Connection:
+        connection = _Connection(self, place)
+        self._open[place].add(
+            connection
+        )  # from now on: who waits for a connection needs the server's threads too
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                await self._loop.create_connection(
+                    lambda: connection, place.host, place.port, ssl=place.tls or None
+                )
+        except BaseException as error:
+            self.forget(connection)
+            # The last two: a host that is no name, a port that is none.
+            if isinstance(error, OSError | TimeoutError | ValueError | OverflowError):
+                raise BrokenError(str(error) or "no connection in time") from error
+            raise
+        return connection
+
+    async def _exchange(self, connection: _Connection, answer: Answer, head: bytes, content: bytes) -> Answer:
+        connection.answer = answer
         try:
             if len(content) <= _SENT_AT_ONCE_BYTES:
                 connection.write(head + content)
             else:
                 connection.write(head)
                 for start in range(0, len(content), _SENT_AT_ONCE_BYTES):
-                    if answer.settled:  # it refuses before it has heard everything
+                    if answer.refuses:  # before it has heard everything
                         answer.spoil()
                         break
                     connection.write(content[start : start + _SENT_AT_ONCE_BYTES])
@@ -110,32 +136,29 @@ class Upstream:
         return answer
 
     def _kept(self, place: _Place) -> _Connection | None:
-        connections = self._idle[place]
-        while connections:
-            # The last one used: the others grow old and close.
-            connection = connections.pop()
-            connection.awake()
-            if not connection.closing:
-                return connection
-        return None
+        connection = self._idle.pop(place, None)
+        if connection is None:
+            return None
+        connection.awake()
+        return None if connection.closing else connection
 
     def keep(self, connection: _Connection) -> None:
         """Take a connection back after a whole answer."""
-        connections = self._idle[connection.place]
-        if self._closed or connection.closing or len(connections) >= _IDLE_PER_SERVER:
+        if self._closed or connection.closing or len(self._open[connection.place]) > 1:
             connection.drop()
             return
-        connections.append(connection)
+        self._idle[connection.place] = connection
         connection.rest(self._loop.call_later(_IDLE_S, connection.drop))
 
     def forget(self, connection: _Connection) -> None:
         """A connection is gone."""
-        connections = self._idle.get(connection.place)
-        if connections is not None:
-            if connection in connections:
-                connections.remove(connection)
+        place = connection.place
+        if self._idle.get(place) is connection:
+            del self._idle[place]
+        if (connections := self._open.get(place)) is not None:
+            connections.discard(connection)
             if not connections:
-                del self._idle[connection.place]
+                del self._open[place]
 
 
 class _Connection(asyncio.Protocol):
@@ -160,8 +183,19 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.answer is None:
             self.drop()  # nobody has asked
-        else:
-            self.answer.feed(data)
+            return
+        self.answer.feed(data)
+        if self._room is not None and self.answer.refuses:
+            self._room.set()  # who waits to send the rest need not
+
+    def eof_received(self) -> None:
+        if self.answer is not None:
+            self.answer.lost(None)
+        # Closing, which comes by itself now, would wait for as long as the server does not take what is still to be sent.
+        if self._transport is not None and self._transport.get_write_buffer_size() > 0:
+            self._transport.abort()
+        if self._room is not None:
+            self._room.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -212,6 +246,7 @@ class _Connection(asyncio.Protocol):
 
     def drop(self) -> None:
         """Close at once, whatever is still on its way."""
+        self._upstream.forget(self)
         if self._transport is not None:
             self._transport.abort()
 
@@ -231,9 +266,12 @@ def _place(base_url: str) -> _Place:
 def _head(place: _Place, method: str, target: str, headers: Iterable[tuple[str, str]], length: int) -> bytes:
     lines = [f"{method} {place.prefix}{target} HTTP/1.1", f"Host: {place.authority}"]
     lines += [f"{name}: {value}" for name, value in headers]
-    if length or method in _WITH_LENGTH:
+    if length or method not in _WITHOUT_LENGTH:
         lines.append(f"Content-Length: {length}")
     text = "\r\n".join(lines)
     if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
-        raise ValueError("a line's end inside of a line")
-    return f"{text}\r\n\r\n".encode(errors="surrogateescape")
+        raise LineBreakError("a line's end inside of a line")
+    try:
+        return f"{text}\r\n\r\n".encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise LineBreakError("a line with half a character") from None

@@ -6,14 +6,11 @@ All of a machine's studies live in one RDB storage beside autospec's own tables.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -23,6 +20,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import StoreError
 from autospec.store.locks import first_use
 from autospec.tuning.definition import StudyDefinition
+from autospec.tuning.grpc_studies import GRPC_READY_S, open_grpc_studies
 from autospec.tuning.space import Space
 
 __all__ = ["CellStudy", "Tried", "open_storage"]
@@ -30,9 +28,6 @@ __all__ = ["CellStudy", "Tried", "open_storage"]
 # Draftings that the sampler proposes again are not launched again; after so many proposals in a row that are all
 # known, the part of the space that it cares for is explored.
 _PROPOSALS = 30
-# A proxy in the same house answers in milliseconds; one that is down should not hold the tune up.
-_GRPC_READY_S = 10.0
-_GRPC_PORT = 13000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +49,7 @@ class Tried:
     permanent: bool
 
 
-def open_storage(url: str, *, ready_s: float = _GRPC_READY_S) -> BaseStorage:
+def open_storage(url: str, *, ready_s: float = GRPC_READY_S) -> BaseStorage:
     """Optuna's storage.
 
     Args:
@@ -62,11 +57,12 @@ def open_storage(url: str, *, ready_s: float = _GRPC_READY_S) -> BaseStorage:
         ready_s: How long such a proxy is waited for.
 
     Raises:
-        StoreError: Optuna cannot use the database, or the proxy does not answer.
+        StoreError: Optuna cannot use the database, or the proxy does not answer; what is returned raises it too, whenever
+            the proxy has gone away.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url.startswith("grpc:"):
-        return _grpc_storage(url, ready_s)
+        return open_grpc_studies(url, ready_s)
     arguments = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None
     try:
         with first_use(url):
@@ -77,32 +73,6 @@ def open_storage(url: str, *, ready_s: float = _GRPC_READY_S) -> BaseStorage:
         raise StoreError(
             f"Optuna cannot use the database: {error}.", "Check `storage` with `autospec config show`."
         ) from error
-
-
-def _grpc_storage(url: str, ready_s: float) -> BaseStorage:
-    """The proxy's client. It is experimental in Optuna, which says so on every use: once in our words is enough."""
-    try:
-        address = urlsplit(url)
-        host, port = address.hostname or "localhost", address.port or _GRPC_PORT
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
-        storage.wait_server_ready(timeout=ready_s)
-    except ImportError as error:
-        raise StoreError(
-            f"Optuna's gRPC proxy needs a package that is not installed: {error}.",
-            "pip install 'autospec[grpc]'.",
-        ) from error
-    except ValueError as error:
-        raise StoreError(
-            f"{url} is no address of a gRPC proxy: {error}.", "Write it as grpc://HOST:PORT."
-        ) from error
-    except ConnectionError as error:
-        raise StoreError(
-            f"Optuna's gRPC proxy at {host}:{port} does not answer.",
-            "Start it there with optuna.storages.run_grpc_proxy_server, or empty `study_storage` in the config.",
-        ) from error
-    return storage
 
 
 class CellStudy:

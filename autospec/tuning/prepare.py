@@ -11,7 +11,7 @@ from autospec.errors import UsageError
 from autospec.prompts.suite import load_suite
 from autospec.settings import Settings, parse_duration
 from autospec.tuning.definition import load_definition
-from autospec.tuning.run import TuneRequest
+from autospec.tuning.request import TuneRequest
 
 __all__ = ["prepare"]
 

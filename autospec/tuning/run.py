@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import psutil
 
 from autospec.backends.protocol import Backend, Capabilities, LaunchSettings
-from autospec.catalog.candidates import Candidate, candidates, undraftable
-from autospec.catalog.context import CONTEXT_FLAGS, context_of
-from autospec.catalog.model import Model
+from autospec.catalog.candidates import Candidate, undraftable
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BusyError, SuiteError, UnsupportedError
+from autospec.errors import AutospecError, BusyError, StoreError, SuiteError, UnsupportedError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
-from autospec.prompts.suite import Half, Suite
+from autospec.prompts.suite import Half
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
@@ -31,7 +27,6 @@ from autospec.tuning.basis import drafts_of, resting_on
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.conclude import Cost, conclude, nothing_to_try
-from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.launches import Launches, resident_launches
@@ -40,74 +35,14 @@ from autospec.tuning.optuna_study import CellStudy, open_storage
 from autospec.tuning.pairing import Pairing
 from autospec.tuning.progress import Progress
 from autospec.tuning.proof import Proof
+from autospec.tuning.renewal import EPOCH, RENEWAL, renewal_of, to_begin
+from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_nothing
 from autospec.tuning.rig import Rig
 from autospec.tuning.search import Search, choose_winners
-from autospec.tuning.space import Arm, Space
+from autospec.tuning.space import Space
 from autospec.tuning.surveying import Surveying
 
-__all__ = ["TuneRequest", "Tuning", "judged_drafts"]
-
-
-@dataclass(frozen=True, slots=True)
-class TuneRequest:
-    """What is to be tuned.
-
-    Attributes:
-        model: The main model.
-        models: The catalogue, to find drafts in.
-        drafts: Draft models that the user named; if any, no others are tried.
-        prompt_types: Which; empty for all that the suite has.
-        definition: The study definition.
-        suite: The prompts.
-        args: The user's launch settings as server arguments.
-        temperature: 0 is greedy.
-        context_tokens: Context of the launches where `args` name none.
-        storage: SQLAlchemy URL.
-        study_storage: Address of Optuna's gRPC proxy for the studies; empty keeps them in `storage`.
-        budget_s: Instead of the definition's.
-        again: Measure afresh what is proven already; where that was begun and interrupted, go on with it.
-        forget_answers: Keep no recorded answers when the tune ends.
-    """
-
-    model: Model
-    models: tuple[Model, ...]
-    definition: StudyDefinition
-    suite: Suite
-    storage: str
-    drafts: tuple[Model, ...] = ()
-    prompt_types: tuple[PromptType, ...] = ()
-    args: tuple[str, ...] = ()
-    temperature: float = 0.0
-    context_tokens: int = 4096
-    budget_s: float | None = None
-    again: bool = False
-    forget_answers: bool = False
-    study_storage: str = ""
-
-    @property
-    def protocol(self) -> str:
-        """Twelve hex digits of all that must be equal for measurements to be pooled."""
-        parts = [self.suite.digest, self.definition.max_tokens, self.temperature]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-
-    @property
-    def rule_digest(self) -> str:
-        """Twelve hex digits of what a proven verdict rests on besides the measurements."""
-        return hashlib.sha256(json.dumps(asdict(self.definition.rule)).encode()).hexdigest()[:12]
-
-    def settings(self) -> LaunchSettings:
-        """The launch settings, the context among them: servers fit it to memory else, and differently with a draft.
-
-        MLX has no such setting: its caches grow with the text.
-        """
-        if self.model.format == "mlx" or {*CONTEXT_FLAGS} & {a.split("=")[0] for a in self.args}:
-            return LaunchSettings(args=self.args)
-        longest = self.model.context_length or self.context_tokens
-        return LaunchSettings(args=(*self.args, "-c", str(min(self.context_tokens, longest))))
-
-    def context(self) -> int:
-        """Tokens of context that memory estimates count with: what the servers are given, where they are given one."""
-        return context_of(self.settings().args, self.context_tokens)
+__all__ = ["Tuning"]
 
 
 @dataclass(slots=True)
@@ -130,6 +65,8 @@ class Tuning:
     _drafts: dict[str, str] | None = None
     _locks: CellLocks | None = None
     _afresh: set[str] = field(default_factory=set)
+    _renewed: set[str] = field(default_factory=set)
+    _epochs: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> list[Recommendation]:
         """Search, prove, store.
@@ -164,17 +101,23 @@ class Tuning:
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
-        space = _space(self.request.definition, capabilities, fitting)
+        space = space_for(self.request.definition, capabilities, fitting)
         cells = self._cells(store, capabilities, space)
         self._wanted = [c.cell.key for c in cells]
-        proven = {} if self.request.again else self._proven(store, cells)
+        proven = self._proven(store, cells).keys() & (
+            self._renewed if self.request.again else set(self._wanted)
+        )
         open_cells = [c for c in cells if c.cell.key not in proven]
         for cell in cells:
             if cell.cell.key in proven:
-                self.progress.tell(f"{cell.prompt_type}: proven before; --again measures afresh.")
+                self.progress.tell(
+                    f"{cell.prompt_type}: measured afresh already; the interrupted rest goes on."
+                    if self.request.again
+                    else f"{cell.prompt_type}: proven before; --again measures afresh."
+                )
         refusal = self._refusal(space) if open_cells else ""
         if open_cells and (refusal or not space.arms):
-            why = refusal or _why_nothing(self.request.model, capabilities, fitting)
+            why = refusal or why_nothing(self.request.model, capabilities, fitting)
             verdict = Verdict.DISABLE if refusal else Verdict.UNDECIDED
             for cell in open_cells:
                 self._save(store, nothing_to_try(cell, why, verdict), cell)
@@ -210,8 +153,8 @@ class Tuning:
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
-            since = self._begin(cells, store)
-            pairing = Pairing(launches, asking, store, since=since, tell=self.progress.tell)
+            self._epochs = self._begin(cells, store)
+            pairing = Pairing(launches, asking, store, since=self._epochs, tell=self.progress.tell)
             rig = Rig(request.definition, space, launches, pairing, budget, self.progress)
 
             def keep(cell: CellRun) -> None:
@@ -220,7 +163,7 @@ class Tuning:
                 self._cost.launch_seconds = launches.seconds
                 self._save(store, self._conclusion(cell, pairing, settings), cell)
 
-            try:
+            with self._keeping(cells, keep, store):
                 # Without off there is nothing to compare with: its failure ends the tune before any trial.
                 launches.off()
                 unsearched = [c for c in cells if not c.searched]
@@ -229,13 +172,35 @@ class Tuning:
                 if self.backend.capabilities().drafting_per_request:
                     compare_idle_drafts(cells, rig, asking, store)
                 Proof(cells, rig, keep).run()
-            finally:
-                _guess_winners(cells)
-                for cell in cells:
-                    if not cell.decided:
-                        keep(cell)
-                    if request.forget_answers:
-                        store.forget_surveys(cell.cell.key)
+
+    @contextmanager
+    def _keeping(
+        self, cells: Sequence[CellRun], keep: Callable[[CellRun], None], store: Store
+    ) -> Iterator[None]:
+        """However the tune ends, what is known of every cell is stored, whatever becomes of the others'.
+
+        Raises:
+            AutospecError: The first thing that could not be stored, where the tune itself ended well.
+        """
+        failed: list[AutospecError] = []
+
+        def attempt(step: Callable[[], None]) -> None:
+            try:
+                step()
+            except AutospecError as error:
+                failed.append(error)
+
+        try:
+            yield
+        finally:
+            _guess_winners(cells)
+            for cell in cells:
+                if not cell.decided:
+                    attempt(partial(keep, cell))
+                if self.request.forget_answers:
+                    attempt(partial(store.forget_surveys, cell.cell.key))
+        if failed:
+            raise failed[0]
 
     def _save(self, store: Store, recommendation: Recommendation, cell: CellRun) -> None:
         standing.save(store, resting_on(recommendation, cell.cell, self._drafts), self.hardware, cell.cell)
@@ -276,10 +241,14 @@ class Tuning:
             cost=self._cost,
         )
         marks: dict[str, object] = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
-        if (prediction := cell.study.noted("prediction")) is not None:
-            marks["prediction"] = prediction
-        if (idle := idle_draft_of(cell)) is not None:
-            marks["idle_draft"] = idle
+        if cell.cell.key in self._epochs:
+            marks[EPOCH] = self._epochs[cell.cell.key]
+        try:
+            noted = {"prediction": cell.study.noted("prediction"), "idle_draft": idle_draft_of(cell)}
+            marks |= {name: note for name, note in noted.items() if note is not None}
+        except StoreError as error:
+            # The studies may be on another machine, which went away. The proof is in the database here, and goes on.
+            self.progress.tell(f"{cell.prompt_type}: kept without what its study notes. {error.message}")
         return replace(recommendation, evidence={**recommendation.evidence, **marks})
 
     def _cells(self, store: Store, capabilities: Capabilities, space: Space) -> list[CellRun]:
@@ -300,53 +269,53 @@ class Tuning:
                 self.progress.tell(f"{prompt_type}: another machine is tuning this cell.")
                 continue
             study = CellStudy(cell, storage, request.definition, space, request.protocol)
-            run = CellRun(cell, study, tune[: request.definition.prompts], prove)
-            if request.again and self._is_to_begin(store, study, cell):
-                self._afresh.add(cell.key)
-                study.begin_again()
-            noted = study.noted("winner")
-            winner = Drafting.from_json(noted) if noted is not None else None
-            # A draft that is gone, or that the user did not name this time, is no winner.
-            if winner is not None and (winner.is_off or space.arm_of(winner) is not None):
-                run.winner, run.searched = winner, True
-                run.trial_values = {
-                    t.drafting: t.value
-                    for t in study.tried()
-                    if t.value is not None and not t.drafting.is_off
-                }
-            cells.append(run)
+            cells.append(CellRun(cell, study, tune[: request.definition.prompts], prove))
         if not cells:
             raise BusyError(
                 "Another autospec is measuring these cells, from another machine like this one.",
                 "Wait for it; its results are kept in the same database.",
             )
+        if request.again:
+            self._begin_again(cells, store)
+        for run in cells:
+            _recall(run, space)
         return cells
 
-    @staticmethod
-    def _is_to_begin(store: Store, study: CellStudy, cell: Cell) -> bool:
-        """False where measuring afresh has begun and came to no recommendation: whoever was interrupted in it goes on."""
-        epoch = study.noted("epoch")
-        stored = store.recommendations(cell_keys=[cell.key])
-        # Recommendations tell their second only.
-        return epoch is None or any(_seconds(s.recommendation.created_at) >= int(epoch) for s in stored)
+    def _begin_again(self, cells: Sequence[CellRun], store: Store) -> None:
+        """Forget what was found of the cells that `--again` begins with, not of those that it goes on with."""
+        stored = {
+            s.cell_key: s.recommendation for s in store.recommendations(cell_keys=[c.cell.key for c in cells])
+        }
+        proven = self._proven(store, cells)
+        renewals = {
+            c.cell.key: renewal_of(c.study, stored.get(c.cell.key), proven=c.cell.key in proven)
+            for c in cells
+        }
+        self._afresh = to_begin(renewals)
+        self._renewed = {key for key, r in renewals.items() if r.finished} - self._afresh
+        for cell in cells:
+            if cell.cell.key in self._afresh:
+                cell.study.begin_again()
 
     def _begin(self, cells: Sequence[CellRun], store: Store) -> dict[str, float]:
         """Cell key → measurements before this moment do not count; it moves when the user asks to measure again.
 
         All that beginning again means is stored before the first measurement, so that whoever is killed after it goes on.
         """
+        now = time.time()
         epochs = {}
         for cell in cells:
             afresh = cell.cell.key in self._afresh
             if afresh:
                 store.forget_surveys(cell.cell.key)
                 forget_idle_drafts(cell, store, self.request.protocol)
-            noted = None if afresh else cell.study.noted("epoch")
+            noted = None if afresh else cell.study.noted(EPOCH)
             if noted is None:
-                noted = time.time()
-                cell.study.note("epoch", noted)
+                noted = now
+                cell.study.note(EPOCH, noted)
             epochs[cell.cell.key] = float(noted)
             if afresh:
+                cell.study.note(RENEWAL, noted)
                 standing.renew(store, self.hardware, cell.cell)
         return epochs
 
@@ -383,45 +352,16 @@ class Tuning:
         return count
 
 
-def judged_drafts(request: TuneRequest, hardware: Hardware) -> list[Candidate]:
-    """Every draft that a tune would consider, those that do not fit among them."""
-    return candidates(
-        request.model,
-        () if request.drafts else request.models,
-        memory_bytes=hardware.memory_bytes,
-        context_tokens=request.context(),
-        extra=request.drafts,
-    )
-
-
-def _space(definition: StudyDefinition, capabilities: Capabilities, fitting: Sequence[Candidate]) -> Space:
-    """The arms that this build and these drafts allow, in the definition's order of modes."""
-    arms: list[Arm] = []
-    for mode in definition.space.modes:
-        if mode not in capabilities.modes:
-            continue
-        if mode.draft_free:
-            arms.append(Arm(mode))
-            continue
-        named = [c for c in fitting if c.mode is mode][: definition.space.drafts]
-        arms += [
-            Arm(
-                mode,
-                c.draft,
-                c.n_max,
-                takes_p_min=c.takes_p_min and capabilities.takes_p_min,
-                only=capabilities.only,
-            )
-            for c in named
-        ]
-    return Space(tuple(arms), definition.space)
-
-
-def _why_nothing(model: Model, capabilities: Capabilities, fitting: Sequence[Candidate]) -> str:
-    build = f"{capabilities.build.backend} {capabilities.build.version}"
-    if not fitting:
-        return f"No draft model fits {model.name} and {build} offers none of the study's draft-free modes."
-    return f"{build} offers none of the study's modes."
+def _recall(run: CellRun, space: Space) -> None:
+    """What an earlier tune found out goes on to be known."""
+    noted = run.study.noted("winner")
+    winner = Drafting.from_json(noted) if noted is not None else None
+    # A draft that is gone, or that the user did not name this time, is no winner.
+    if winner is not None and (winner.is_off or space.arm_of(winner) is not None):
+        run.winner, run.searched = winner, True
+        run.trial_values = {
+            t.drafting: t.value for t in run.study.tried() if t.value is not None and not t.drafting.is_off
+        }
 
 
 def _guess_winners(cells: Sequence[CellRun]) -> None:
@@ -429,14 +369,6 @@ def _guess_winners(cells: Sequence[CellRun]) -> None:
     for cell in cells:
         if cell.winner.is_off and cell.best is not None:
             cell.winner = cell.best[0]
-
-
-def _seconds(created_at: str) -> float:
-    """Seconds since the epoch; 0 for what is no time."""
-    try:
-        return datetime.fromisoformat(created_at).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def _added(command: Sequence[str], plain: Sequence[str]) -> list[str]:

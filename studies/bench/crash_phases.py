@@ -10,14 +10,14 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 
-from autospec.recommendations import SCHEMA, Recommendation
+from autospec.drafting import Mode
+from autospec.recommendations import SCHEMA, Recommendation, Status
 
 __all__ = ["PHASES", "Database", "Phase", "Watch"]
 
@@ -87,10 +87,20 @@ class Database:
         return int(found[0][0]) if found else 0
 
     def is_finished(self) -> bool:
-        """True if the study has come to a recommendation since it was last begun afresh."""
-        made = [str(text) for (text,) in self.rows("SELECT created_at FROM autospec_recommendations")]
+        """True if the next `--again` begins afresh: what was last begun came to a proof, or nothing could be measured.
+
+        A recommendation alone says nothing: every interruption writes a provisional one.
+        """
         epoch = self.note("epoch")
-        return epoch is not None and any(datetime.fromisoformat(m).timestamp() >= int(epoch) for m in made)
+        if epoch is None:
+            return False
+        if (self.note("winner") or {}).get("mode") == Mode.OFF:
+            return True
+        made = [
+            json.loads(str(text))
+            for (text,) in self.rows("SELECT recommendation FROM autospec_recommendations")
+        ]
+        return any(m.get("status") == Status.PROVEN and m["evidence"].get("epoch") == epoch for m in made)
 
     def torn(self) -> int:
         """Recommendations that do not read back whole."""

@@ -36,7 +36,8 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.prompts.suite import Half, Prompt, Suite
 from autospec.recommendations import Recommendation, Verdict
 from autospec.tuning.definition import StudyDefinition, load_definition
-from autospec.tuning.run import TuneRequest, Tuning
+from autospec.tuning.request import TuneRequest
+from autospec.tuning.run import Tuning
 from autospec.tuning.space import Arm, Space
 from tests.catalog.making import make_model
 from tests.predict.machine import Costs, Machine, MachineServer

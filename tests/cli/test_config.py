@@ -80,6 +80,14 @@ def test_the_template_uncommented_is_valid_too(own_home: Path):
     assert load_settings().sources["budget"] == "file"
 
 
+def test_check_refuses_shared_studies_without_a_postgresql(own_home: Path):
+    """A wrong setting like any other: exit 2 before a tune finds it out."""
+    (own_home / "config.toml").write_text('study_storage = "grpc://hub:13000"', "utf-8")
+    checked = config("check")
+    assert checked.exit_code == 2
+    assert "needs a PostgreSQL" in checked.stderr
+
+
 def test_check_says_ok(own_home: Path):
     """With and without a file."""
     assert config("check").stdout.startswith("ok: no file")

@@ -79,14 +79,14 @@ def test_the_next_look_is_when_the_answer_may_change():
 
 
 def test_while_measuring_a_load_that_stays_ends_the_step_and_one_that_passes_does_not():
-    """Whoever asks is told that the step waits; after three looks it makes way."""
+    """Whoever asks is told that the step waits; after fifteen seconds it makes way."""
     busy = replace(QUIET, other_load=1.5)
-    first = decide(busy, POLICY, measuring=True, busy_looks=1)
+    first = decide(busy, POLICY, measuring=True, loaded_s=14.9)
     assert first.go
     assert "other programs use 1.5 of 4 cores: the step waits for them" in [c.words for c in first.checks]
-    assert decide(busy, POLICY, measuring=True, busy_looks=3).why == "other programs use 1.5 of 4 cores"
-    assert decide(QUIET, POLICY, measuring=True, busy_looks=3).go
-    assert decide(replace(QUIET, other_load=None), POLICY, measuring=True, busy_looks=3).go
+    assert decide(busy, POLICY, measuring=True, loaded_s=15.0).why == "other programs use 1.5 of 4 cores"
+    assert decide(QUIET, POLICY, measuring=True, loaded_s=15.0).go
+    assert decide(replace(QUIET, other_load=None), POLICY, measuring=True, loaded_s=15.0).go
 
 
 def test_while_measuring_load_and_memory_are_the_tunes_to_judge():

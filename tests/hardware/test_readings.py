@@ -130,3 +130,20 @@ def test_power_is_read_without_a_crash():
     power = readings.read_power()
     assert power.thermal in {"nominal", "throttled", "unknown"}
     assert power.on_battery in {True, False, None}
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells the time of another process's ended children"
+)
+def test_the_time_of_a_childs_ended_children_is_told():
+    """A child launches a program that works, and waits for its end: no reading sees that program."""
+    work = "import time\nwhile time.process_time() < 0.2: pass"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}]); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        found = readings.read({child.pid}, readings.Power()).processes[child.pid]
+        child.communicate(b"\n")
+    assert found.reaped_s >= 0.19

@@ -42,6 +42,18 @@ def test_a_server_that_ended_in_the_window_stays_ours():
     assert between(FIRST, last).other_load == pytest.approx(0.10)
 
 
+def test_a_server_that_a_child_launched_and_ended_in_the_window_is_ours():
+    """No reading ever saw it; its time is among that of the child's ended children."""
+    last = replace(LAST, busy_s=903.15, processes={7: ProcessTime(4000.0, 102.0, reaped_s=1.0)})
+    assert between(FIRST, last).other_load == pytest.approx(0.10)
+
+
+def test_a_child_that_ended_takes_its_ended_childrens_past_along():
+    """All of it moves to this process's ended children, and only the window's part counts: 2 s of 152."""
+    first = replace(FIRST, processes={7: ProcessTime(4000.0, 100.0, reaped_s=50.0)})
+    assert between(first, replace(LAST, processes={}, reaped_s=192.0)).other_load == pytest.approx(0.10)
+
+
 def test_a_server_that_began_in_the_window_is_ours():
     """Its time since its start counts."""
     last = replace(LAST, busy_s=903.15, processes=LAST.processes | {8: ProcessTime(5000.2, 1.0)})

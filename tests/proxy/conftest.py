@@ -14,9 +14,10 @@ from tests.proxy.stand_in import StandIn
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    """An event loop in a thread."""
-    running = Loop()
+def loop(request) -> Iterator[Loop]:
+    """An event loop in a thread: asyncio's, or the one that a test names (`harness.on_both_loops`)."""
+    kind = getattr(request, "param", "asyncio")
+    running = Loop(pytest.importorskip(kind).new_event_loop)
     yield running
     running.close()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, UnknownModelError
@@ -18,6 +20,9 @@ from autospec.proxy.intake import Classify
 from autospec.proxy.serve import Listening, listen
 
 START_TIMEOUT_S = 30.0
+
+# For tests of what the two loops do differently: uvloop's transports raise where asyncio's only warn.
+on_both_loops = pytest.mark.parametrize("loop", ["asyncio", "uvloop"], indirect=True)
 
 
 @dataclass
@@ -92,10 +97,16 @@ class OneModel:
 
 
 class Loop:
-    """An event loop in a thread, for what must run while the test's thread waits."""
+    """An event loop in a thread, for what must run while the test's thread waits.
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+    Args:
+        new_event_loop: Makes it.
+    """
+
+    def __init__(
+        self, new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    ) -> None:
+        self.loop = new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
 

@@ -19,11 +19,11 @@ def connected(base_url: str) -> Iterator[socket.socket]:
 
 def everything(raw: socket.socket) -> bytes:
     """All bytes until the other side closes or resets."""
-    received = b""
+    received = bytearray()
     with contextlib.suppress(ConnectionError):
         while part := raw.recv(65536):
             received += part
-    return received
+    return bytes(received)
 
 
 def exchange(base_url: str, request: bytes) -> bytes:

@@ -13,12 +13,23 @@ SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding:
 
 @dataclass
 class Asked:
-    """One request as it arrived."""
+    """One request as it arrived.
+
+    Attributes:
+        head: The request line and the headers.
+        body: The rest.
+        reader: Of the connection.
+        writer: Of the connection.
+        earlier: How many requests came on this connection before.
+        whole: True if the answer has its end, so that the connection may be used again.
+    """
 
     head: bytes
     body: bytes
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    earlier: int = 0
+    whole: bool = False
 
     @property
     def line(self) -> bytes:
@@ -47,6 +58,12 @@ class Asked:
         """Write a whole JSON answer."""
         head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n"
         await self.send(head % (status, len(body), extra), b"" if self.line.startswith(b"HEAD ") else body)
+        self.whole = True
+
+    async def end(self) -> None:
+        """Write the end of a chunked answer."""
+        await self.send(b"0\r\n\r\n")
+        self.whole = True
 
     async def gone(self) -> float:
         """Wait until the other side has closed, and say when that was (`time.perf_counter`)."""
@@ -68,7 +85,7 @@ async def say_ok(asked: Asked) -> None:
 
 @dataclass
 class StandIn:
-    """The server; `behaviour` may be changed at any time."""
+    """The server; `behaviour` may be changed at any time. It keeps connections after whole answers, as servers do."""
 
     behaviour: Behaviour = say_ok
     asked: list[Asked] = field(default_factory=list)
@@ -91,13 +108,16 @@ class StandIn:
         self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        whole, earlier = True, 0
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            asked = Asked(head, b"", reader, writer)
-            length = int(asked.header(b"content-length") or 0)
-            asked.body = await reader.readexactly(length)
-            self.asked.append(asked)
-            await self.behaviour(asked)
+            while whole:
+                head = await reader.readuntil(b"\r\n\r\n")
+                asked = Asked(head, b"", reader, writer, earlier)
+                length = int(asked.header(b"content-length") or 0)
+                asked.body = await reader.readexactly(length)
+                self.asked.append(asked)
+                await self.behaviour(asked)
+                whole, earlier = asked.whole, earlier + 1
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import struct
 import time
 
 import httpx
@@ -12,10 +14,12 @@ import psutil
 import pytest
 
 from autospec.errors import LaunchError, OverloadedError
+from autospec.proxy.relay import _Passed
+from autospec.proxy.upstream import _STALE_S
 from tests.backends.waiting import wait_until
-from tests.proxy.harness import LentServer, OneModel, proxy_over
+from tests.proxy.harness import LentServer, OneModel, on_both_loops, proxy_over
 from tests.proxy.raw import connected, everything, exchange, post
-from tests.proxy.stand_in import SSE, StandIn, reset
+from tests.proxy.stand_in import SSE, StandIn, reset, say_ok
 
 CHAT = "/v1/chat/completions"
 BODY = json.dumps({"model": "main", "stream": True, "messages": [{"role": "user", "content": "hi"}]}).encode()
@@ -24,12 +28,28 @@ CANCEL_BUDGET_S = 0.010
 CANCEL_TRIES = 5
 
 
+@pytest.fixture
+def warm_up(proxy, backend):
+    """Ask once, so that the next request comes on a connection that was used before."""
+
+    def ask() -> None:
+        behaviour, backend.behaviour = backend.behaviour, say_ok
+        assert httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False).json() == {"ok": True}
+        backend.behaviour = behaviour
+        backend.asked.clear()
+
+    return ask
+
+
+@on_both_loops
+@pytest.mark.parametrize("reused", [False, True])
 @pytest.mark.parametrize("after", ["before", "after"])
-def test_client_that_goes_away_cancels_the_backend(proxy, backend, after):
+def test_client_that_goes_away_cancels_the_backend(proxy, backend, warm_up, after, reused):
     """Before or after the first byte, the backend's connection is closed within 10 ms, measured at the backend."""
     gone_at = []
 
     async def behave(asked):
+        assert asked.earlier == int(reused)
         if after == "after":
             await asked.send(SSE)
             await asked.chunk(b"data: {}\n\n")
@@ -38,11 +58,15 @@ def test_client_that_goes_away_cancels_the_backend(proxy, backend, after):
     backend.behaviour = behave
     delays = []
     for number in range(1, CANCEL_TRIES + 1):
+        if reused:
+            warm_up()
+        else:
+            backend.asked.clear()
         with connected(proxy.base_url) as raw:
             raw.sendall(post(CHAT, BODY))
             if after == "after":
                 assert raw.recv(65536).startswith(b"HTTP/1.1 200 OK")
-            wait_until(lambda number=number: len(backend.asked) == number)
+            wait_until(lambda: backend.asked)
             left = time.perf_counter()
         wait_until(lambda number=number: len(gone_at) == number)
         delays.append(gone_at[-1] - left)
@@ -50,10 +74,41 @@ def test_client_that_goes_away_cancels_the_backend(proxy, backend, after):
     assert min(delays) < CANCEL_BUDGET_S, delays
 
 
-def test_server_that_dies_in_mid_stream_ends_with_an_error_event(proxy, backend, lent):
-    """What came is passed on, then an error, and never the end of a complete stream."""
+@on_both_loops
+def test_a_client_that_resets_in_mid_stream_hurts_nobody(loop, proxy, backend, lent):
+    """Nothing escapes into the event loop, whatever is still written to the closed connection, and no server is blamed."""
+    escaped = []
+    loop.loop.set_exception_handler(lambda _loop, context: escaped.append(context))
+    gone = []
 
     async def behave(asked):
+        await asked.send(SSE)
+        try:
+            while True:
+                await asked.chunk(b"data: " + b"x" * 50 + b"\n\n")
+                await asyncio.sleep(0)  # the stand-in shares the proxy's loop
+        except ConnectionError:
+            gone.append(asked)
+
+    backend.behaviour = behave
+    for number in range(1, 21):
+        with connected(proxy.base_url) as raw:
+            raw.sendall(post(CHAT, BODY))
+            raw.recv(65536)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wait_until(lambda number=number: len(gone) == number)
+    assert escaped == []
+    assert lent.deaths == 0
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_server_that_dies_in_mid_stream_ends_with_an_error_event(proxy, backend, lent, warm_up, reused):
+    """What came is passed on, then an error, and never the end of a complete stream."""
+    if reused:
+        warm_up()
+
+    async def behave(asked):
+        assert asked.earlier == int(reused)
         await asked.send(SSE)
         await asked.chunk(b'data: {"n":1}\n\ndata: {"n"')
         await asyncio.sleep(0.05)
@@ -67,6 +122,44 @@ def test_server_that_dies_in_mid_stream_ends_with_an_error_event(proxy, backend,
     assert "not all of it" in error["error"]["message"]
     assert not answer.endswith(b"0\r\n\r\n")
     assert lent.deaths == 1
+
+
+@on_both_loops
+@pytest.mark.parametrize("headers_wait", [True, False])
+def test_a_first_event_in_two_pieces_comes_after_the_status_line(proxy, backend, monkeypatch, headers_wait):
+    """Held back until it is whole, it must not overtake the headers, whether or not aiohttp sends these by themselves."""
+    monkeypatch.setattr(_Passed, "_send_headers_immediately", not headers_wait)
+
+    async def behave(asked):
+        await asked.send(SSE)
+        await asked.chunk(b'data: {"n"')
+        await asyncio.sleep(0.05)
+        await asked.chunk(b":1}\n\n")
+        await asyncio.sleep(0.05)
+        await asked.chunk(b"data: [DONE]\n\n")
+        await asked.end()
+
+    backend.behaviour = behave
+    head, _, body = exchange(proxy.base_url, post(CHAT, BODY)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert body == b'f\r\ndata: {"n":1}\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n'
+
+
+@on_both_loops
+def test_a_server_that_dies_in_the_first_event_leaves_a_readable_answer(proxy, backend):
+    """The headers, then the error, and nothing of the half event."""
+
+    async def behave(asked):
+        await asked.send(SSE)
+        await asked.chunk(b'data: {"n"')
+        await asyncio.sleep(0.05)
+        reset(asked)
+
+    backend.behaviour = behave
+    head, _, body = exchange(proxy.base_url, post(CHAT, BODY)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b'{"n"' not in body
+    assert b"not all of it" in body
 
 
 def test_anthropic_streams_end_with_anthropics_error_event(proxy, backend):
@@ -93,6 +186,54 @@ def test_answer_that_is_no_stream_breaks_off(proxy, backend):
     backend.behaviour = behave
     with pytest.raises(httpx.TransportError):
         httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False)
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_server_that_closes_under_a_request_at_work_is_not_asked_again_unseen(
+    proxy, backend, lent, warm_up, reused
+):
+    """On a kept connection too each try counts: two, and the client is told."""
+    if reused:
+        warm_up()
+
+    async def die(asked):
+        await asyncio.sleep(_STALE_S + 0.1)
+        reset(asked)
+
+    backend.behaviour = die
+    answer = httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False)
+    assert answer.status_code == 502
+    assert len(backend.asked) == lent.deaths == 2
+
+
+def test_a_refused_request_does_not_answer_the_next_one(proxy, backend):
+    """A server that answers before it reads the body takes the rest for a request: nobody may get that answer."""
+    smuggled = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+
+    async def refuse(asked):
+        await asked.answer(b"{}", status=b"401 Unauthorized")
+        await asyncio.sleep(0.1)
+        await asked.send(smuggled)
+
+    backend.behaviour = refuse
+    assert httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False).status_code == 401
+    backend.behaviour = say_ok
+    assert httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False).json() == {"ok": True}
+    assert [asked.earlier for asked in backend.asked] == [0, 0]
+
+
+def test_an_answer_that_ends_by_closing_gets_no_end_mark(proxy, backend):
+    """It may have been cut: the client is told as much as the proxy knows, and not that it is whole."""
+
+    async def behave(asked):
+        await asked.send(b'HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{"half": ')
+
+    backend.behaviour = behave
+    request = post(CHAT, BODY).replace(b"Connection: close\r\n", b"")
+    head, _, body = exchange(proxy.base_url, request).partition(b"\r\n\r\n")
+    assert body == b'{"half": '
+    assert b"chunked" not in head
+    assert b"\r\nConnection: close" in head
 
 
 def test_stream_ended_by_closing_must_say_that_it_is_complete(proxy, backend):
@@ -144,9 +285,10 @@ def test_request_that_kills_every_server_is_given_up(proxy, backend, lent):
     assert len(backend.asked) == lent.deaths == 2
 
 
-def test_server_that_is_not_there_is_told(loop, storage):
+@pytest.mark.parametrize("base_url", ["http://127.0.0.1:9", "http://..:80", "http://127.0.0.1:99999"])
+def test_server_that_is_not_there_is_told(loop, storage, base_url):
     """A refused connection is a death like any other."""
-    lent = LentServer("http://127.0.0.1:9")
+    lent = LentServer(base_url)
     with proxy_over(loop, OneModel([lent]), storage) as proxy:
         answer = httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False)
     assert answer.status_code == 502

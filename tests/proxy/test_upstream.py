@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import Self
+from collections.abc import Coroutine
+from typing import Any, Self, TypeVar
 
 import httpx
 import pytest
 
+import autospec.proxy.upstream as upstream_module
 from autospec.proxy.answer import Answer, BrokenError, NotHttpError
 from autospec.proxy.upstream import Upstream
 from tests.backends.waiting import wait_until
 from tests.proxy.harness import LentServer, OneModel, proxy_over
 from tests.proxy.raw import exchange, post
 from tests.proxy.stand_in import SSE
+
+T = TypeVar("T")
 
 CHAT = "/v1/chat/completions"
 BODY = json.dumps({"model": "main", "messages": []}).encode()
@@ -25,8 +29,9 @@ PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 class Server:
     """Answers each request with the next of its replies; an empty one closes the connection, and the last one does."""
 
-    def __init__(self, *replies: bytes) -> None:
+    def __init__(self, *replies: bytes, delay_s: float = 0) -> None:
         self.replies = list(replies)
+        self.delay_s = delay_s
         self.connections = 0
         self.requests: list[bytes] = []
 
@@ -43,6 +48,7 @@ class Server:
         try:
             while True:
                 self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+                await asyncio.sleep(self.delay_s)
                 reply = self.replies.pop(0)
                 writer.write(reply)
                 await writer.drain()
@@ -63,6 +69,26 @@ async def whole(answer: Answer) -> bytes:
         return body
     finally:
         answer.close()
+
+
+class Asking:
+    """Asks servers for nothing in particular."""
+
+    def __init__(self) -> None:
+        self._upstream = Upstream()
+
+    async def __call__(self, server: Server, method: str = "GET") -> Answer:
+        """The answer, once its headers are there."""
+        return await self._upstream.ask(server.base_url, method, "/x", [], b"")
+
+    async def aclose(self) -> None:
+        """End it."""
+        self._upstream.close()
+
+
+def run(scenario: Coroutine[Any, Any, T]) -> T:
+    """Its result, in good time."""
+    return asyncio.run(asyncio.wait_for(scenario, 20))
 
 
 def ask(*replies: bytes, times: int = 1, method: str = "GET") -> tuple[list[bytes], Server]:
@@ -107,9 +133,117 @@ def test_a_kept_connection_that_the_server_closed_is_renewed():
 )
 def test_a_connection_is_not_kept_where_it_must_not_be(reply):
     """The server says so, or cannot be trusted with the next answer."""
-    bodies, server = ask(reply, PLAIN, times=2)
-    assert bodies == [b"ok"] * 2
+
+    async def scenario() -> tuple[Answer, Server]:
+        async with Server(reply, PLAIN) as server, contextlib.aclosing(Asking()) as asking:
+            first = await asking(server)
+            assert await whole(first) == b"ok"
+            assert await whole(await asking(server)) == b"ok"
+            return first, server
+
+    first, server = run(scenario())
+    assert (first.status, first.reason) == (200, "OK")
+    assert ("Content-Length", "2") in first.headers
+    assert ("Content-Length", "3") not in first.headers
     assert server.connections == 2
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "PROPFIND"])
+def test_an_empty_body_is_announced(method):
+    """So that no server waits for one."""
+    _, server = ask(PLAIN, method=method)
+    assert b"\r\nContent-Length: 0\r\n" in server.requests[0]
+
+
+def test_a_request_is_not_sent_again_after_a_part_of_an_answer():
+    """Only a connection that says nothing at all can have been closed before the request came."""
+
+    async def scenario() -> Server:
+        async with (
+            Server(PLAIN, b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\nX-Part") as server,
+            contextlib.aclosing(Asking()) as asking,
+        ):
+            await whole(await asking(server))
+            with pytest.raises(BrokenError):
+                await asking(server)
+            return server
+
+    server = run(scenario())
+    assert (len(server.requests), server.connections) == (2, 1)
+
+
+def test_a_request_is_not_sent_again_after_it_has_been_at_work(monkeypatch):
+    """A server that dies of it after a while would die of it again, unseen."""
+    monkeypatch.setattr(upstream_module, "_STALE_S", 0.02)
+
+    async def scenario() -> Server:
+        async with Server(PLAIN, b"", delay_s=0.1) as server, contextlib.aclosing(Asking()) as asking:
+            await whole(await asking(server))
+            with pytest.raises(BrokenError):
+                await asking(server)
+            return server
+
+    assert len(run(scenario()).requests) == 2
+
+
+def test_no_idle_connection_holds_a_server_that_others_use():
+    """An older llama-server gives each one a thread: what is idle would keep a waiting request out."""
+
+    async def scenario() -> int:
+        async with Server(*[PLAIN] * 5) as server, contextlib.aclosing(Asking()) as asking:
+            first, second = await asking(server), await asking(server)
+            await whole(first)  # closed: the second is under way
+            third = await asking(server)
+            await whole(second)
+            await whole(third)  # the last one alone is kept
+            await whole(await asking(server))
+            return server.connections
+
+    assert run(scenario()) == 3
+
+
+@pytest.mark.parametrize(
+    "base_url", ["http://" + "a" * 70 + ".de", "http://..:80", "http://127.0.0.1:99999", "http://127.0.0.1:9"]
+)
+def test_a_server_that_cannot_be_reached_is_broken(base_url):
+    """Whatever Python calls it: no fault of the request's."""
+
+    async def scenario() -> None:
+        upstream = Upstream()
+        with pytest.raises(BrokenError):
+            await upstream.ask(base_url, "GET", "/", [], b"")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("shut", [False, True])
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_an_early_answer_ends_an_upload_that_nobody_reads(kind, shut):
+    """The server stays open, or says that nothing more will come: either way nobody waits for ever."""
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        if shut:
+            writer.write_eof()
+        await over.wait()
+        writer.close()
+
+    async def scenario() -> tuple[int, bytes]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        upstream = Upstream()
+        try:
+            base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            answer = await upstream.ask(base_url, "POST", "/", [], b"x" * (32 << 20))
+            return answer.status, await whole(answer)
+        finally:
+            over.set()
+            upstream.close()
+            server.close()
+
+    with asyncio.Runner(loop_factory=pytest.importorskip(kind).new_event_loop) as runner:
+        assert runner.run(asyncio.wait_for(scenario(), 10)) == (413, b"no")
 
 
 def test_interim_answers_are_not_the_answer():

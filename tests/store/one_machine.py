@@ -18,7 +18,8 @@ from autospec.measure.measurements import Measurement
 from autospec.prompts.suite import Half, Prompt, Suite
 from autospec.store.database import Store
 from autospec.tuning.definition import load_definition
-from autospec.tuning.run import TuneRequest, Tuning
+from autospec.tuning.request import TuneRequest
+from autospec.tuning.run import Tuning
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend
 from tests.tuning.test_loop import MACHINE, Silent

@@ -13,7 +13,8 @@ from autospec.hardware.state import StateWatch
 from autospec.recommendations import Verdict
 from autospec.store.database import open_store
 from autospec.tuning.definition import load_definition
-from autospec.tuning.run import TuneRequest, Tuning
+from autospec.tuning.request import TuneRequest
+from autospec.tuning.run import Tuning
 from tests.catalog.making import make_model
 from tests.predict.machine import Costs, Machine
 from tests.tuning.test_loop import MACHINE, Silent, suite

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import time
 from collections import Counter
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import AutospecError, BusyError, LaunchError, RequestError, ServerDiedError
+from autospec.errors import (
+    AutospecError,
+    BusyError,
+    LaunchError,
+    RequestError,
+    ServerDiedError,
+    StoreError,
+)
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Prompt, Suite
-from autospec.recommendations import Status, Verdict
-from autospec.store.database import open_store
+from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.store.database import Store, open_store
 from autospec.tuning import calm
 from autospec.tuning import run as run_module
 from autospec.tuning.definition import load_definition
 from autospec.tuning.machine_lock import machine_lock
-from autospec.tuning.optuna_study import open_storage
+from autospec.tuning.optuna_study import CellStudy, open_storage
 from autospec.tuning.progress import Standing, Step
-from autospec.tuning.run import TuneRequest, Tuning
-from tests.backends.waiting import wait_until
+from autospec.tuning.request import TuneRequest
+from autospec.tuning.run import Tuning
+from studies.bench.crash_phases import Database
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 
@@ -100,6 +107,17 @@ def pays_for_coding(drafting: Drafting, text: str) -> float:
         return 0.99
     distance = abs(drafting.n_max - 8) / 40
     return (1.5 - distance) if "coding" in text else 0.8
+
+
+def interrupted_at(number: int) -> SimulatedBackend:
+    """A backend that is interrupted at that request."""
+    count = itertools.count(1)
+
+    def interrupt(server: SimulatedServer, text: str) -> None:
+        if next(count) == number:
+            raise KeyboardInterrupt
+
+    return SimulatedBackend(pays_for_coding, before_answer=interrupt)
 
 
 def test_finds_where_drafting_pays_and_where_not(request_):
@@ -315,22 +333,106 @@ def test_measuring_afresh_goes_on_after_an_interruption(request_):
     """The same command with `again`: what it had measured afresh counts, and a third time begins once more."""
     again = replace(request_, again=True)
     proven = tune(request_, SimulatedBackend(pays_for_coding))[PromptType.CODING]
-    made = datetime.fromisoformat(proven.created_at).timestamp()
-    wait_until(lambda: time.time() >= made + 1.0, 3)  # recommendations tell their second only
-    count = 0
+    with pytest.raises(KeyboardInterrupt):
+        tune(again, interrupted_at(20))
+    second, third = SimulatedBackend(pays_for_coding), SimulatedBackend(pays_for_coding)
+    assert "epoch" in proven.evidence
+    assert tune(again, second)[PromptType.CODING].evidence["epoch"] > proven.evidence["epoch"]
+    tune(again, third)
+    assert len(second.asked) <= len(third.asked) - 12
+
+
+def test_measuring_afresh_goes_on_where_nothing_was_ever_proven(request_):
+    """An interruption stores a provisional recommendation, which is no end: every start goes on until there is a proof."""
+    again = replace(request_, again=True)
+    whole = SimulatedBackend(pays_for_coding)
+    tune(replace(again, storage=request_.storage.replace("autospec.db", "other.db")), whole)
+    starts = [interrupted_at(20) for _ in range(3)]
+    for backend in starts:
+        with pytest.raises(KeyboardInterrupt):
+            tune(again, backend)
+    last = SimulatedBackend(pays_for_coding)
+    assert {r.status for r in tune(again, last).values()} == {Status.PROVEN}
+    # An interruption costs the pair that it breaks, and what a new launch is asked first.
+    assert sum(len(b.asked) for b in [*starts, last]) <= len(whole.asked) + 4 * len(starts)
+
+
+def test_the_crash_benchmark_tells_alike_whether_the_next_start_begins_afresh(request_, tmp_path):
+    """It reads the database from outside: interrupted is not finished, whatever recommendation was stored."""
+    again = replace(request_, again=True, prompt_types=(PromptType.CODING,))
+    database = Database(tmp_path / "autospec.db", tmp_path, halves=1)
+    assert not database.is_finished()
+    with pytest.raises(KeyboardInterrupt):
+        tune(again, interrupted_at(20))
+    assert database.recommendations() == 1
+    assert not database.is_finished()
+    tune(again, SimulatedBackend(pays_for_coding))
+    assert database.is_finished()
+
+
+def test_measuring_afresh_keeps_the_cells_that_are_done(request_):
+    """Coding is proven anew, writing interrupted on its way: the next start asks nothing of coding, the one after it all."""
+    again = replace(request_, again=True)
+    proven = tune(request_, SimulatedBackend(pays_for_coding))
+    progress = Silent()
 
     def interrupt(server: SimulatedServer, text: str) -> None:
-        nonlocal count
-        count += 1
-        if count == 20:
+        if "writing prove" in text and any(line.startswith("coding: enable") for line in progress.told):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(again, SimulatedBackend(pays_for_coding, before_answer=interrupt))
+        tune(again, SimulatedBackend(pays_for_coding, before_answer=interrupt), progress)
     second, third = SimulatedBackend(pays_for_coding), SimulatedBackend(pays_for_coding)
-    assert tune(again, second)[PromptType.CODING].created_at > proven.created_at
+    done = tune(again, second)
+    assert [text for _, _, text in second.asked if "coding" in text] == []
+    assert second.asked
+    assert all(done[t].evidence["epoch"] > proven[t].evidence["epoch"] for t in TYPES)
     tune(again, third)
-    assert len(second.asked) <= len(third.asked) - 12
+    assert [text for _, _, text in third.asked if "coding" in text]
+
+
+def test_what_is_known_of_one_cell_is_kept_whatever_becomes_of_another(request_, monkeypatch):
+    """Coding cannot be stored at the end: writing is, no cell's answers stay, and the first error is raised."""
+    kept, forgotten = [], []
+    forget = Store.forget_surveys
+
+    def fail(_store: Store, recommendation: Recommendation, *_: object) -> None:
+        if recommendation.prompt_type is PromptType.CODING:
+            raise StoreError("The disk is full.")
+        kept.append(recommendation.prompt_type)
+
+    def noted(store: Store, key: str) -> None:
+        forgotten.append(key)
+        forget(store, key)
+
+    monkeypatch.setattr(run_module.standing, "save", fail)
+    monkeypatch.setattr(Store, "forget_surveys", noted)
+    # Nothing is decided, so that all is stored at the end only.
+    monkeypatch.setattr(run_module.Proof, "run", lambda _: None)
+    with pytest.raises(StoreError, match="The disk is full"):
+        tune(replace(request_, forget_answers=True), SimulatedBackend(pays_for_coding))
+    assert kept == [PromptType.WRITING]
+    assert len(forgotten) == len(TYPES)
+    with pytest.raises(KeyboardInterrupt):  # what ended the tune comes first
+        tune(
+            replace(request_, storage=request_.storage.replace("autospec.db", "other.db")), interrupted_at(1)
+        )
+
+
+def test_a_proof_is_kept_without_the_notes_of_studies_that_went_away(request_, monkeypatch):
+    """The studies may be behind a proxy on another machine; what was measured is in the database here."""
+    real = CellStudy.noted
+
+    def gone(study: CellStudy, key: str) -> object:
+        if key == "prediction":
+            raise StoreError("Optuna's gRPC proxy at hub:13000 has gone away.")
+        return real(study, key)
+
+    monkeypatch.setattr(CellStudy, "noted", gone)
+    progress = Silent()
+    result = tune(request_, SimulatedBackend(pays_for_coding), progress)
+    assert {r.status for r in result.values()} == {Status.PROVEN}
+    assert any("hub:13000 has gone away" in line for line in progress.told)
 
 
 def test_by_turns_where_two_launches_do_not_fit(request_, monkeypatch):
