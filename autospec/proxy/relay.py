@@ -41,12 +41,9 @@ class _BrokeEarlyError(Exception):
 
 
 class _Passed(web.StreamResponse):
-    """Its headers go out with the first bytes of the body, in one packet.
+    """Its headers go out with the first bytes of the body, in one packet."""
 
-    Where an aiohttp does not know the attribute, they go out in a packet of their own; `_Passage` is right either way.
-    """
-
-    _send_headers_immediately = False
+    _send_headers_immediately = False  # saves a packet; right without it too
 
 
 class _EndsByClosing(_Passed):
