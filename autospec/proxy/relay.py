@@ -41,12 +41,9 @@ class _BrokeEarlyError(Exception):
 
 
 class _Passed(web.StreamResponse):
-    """Its headers go out with the first bytes of the body, in one packet.
+    """Its headers go out with the first bytes of the body, in one packet."""
 
-    Where an aiohttp does not know the attribute, they go out in a packet of their own; `_Passage` is right either way.
-    """
-
-    _send_headers_immediately = False
+    _send_headers_immediately = False  # saves a packet; right without it too
 
 
 class _EndsByClosing(_Passed):
@@ -198,11 +195,12 @@ class _Passage:
         # Judged before; backends often say nothing.
         if (origin := self._request.headers.get("Origin")) is not None:
             headers.setdefault("Access-Control-Allow-Origin", origin)
-        if answer.by_closing and not self._streamed:
-            response = _EndsByClosing(status=answer.status, reason=answer.reason, headers=headers)
+        ends_by_closing = answer.by_closing and not self._streamed
+        kind = _EndsByClosing if ends_by_closing else _Passed
+        response = kind(status=answer.status, reason=answer.reason, headers=headers)
+        if ends_by_closing:
             response.force_close()
-            return response
-        return _Passed(status=answer.status, reason=answer.reason, headers=headers)
+        return response
 
     async def _pump(self, answer: Answer, response: web.StreamResponse, part: bytes) -> None:
         events = WholeEvents() if self._streamed else None
@@ -287,11 +285,11 @@ async def _with_fields(intake: Intake, lease: Lease) -> bytes:
     if not fields or intake.document is None:
         return intake.content
     document = {**intake.document, **fields}
-    if len(intake.content) <= _ADDED_AT_ONCE_BYTES:
+
+    def dumped() -> bytes:
         return json.dumps(document, ensure_ascii=False).encode(errors="surrogatepass")
-    return await asyncio.to_thread(
-        lambda: json.dumps(document, ensure_ascii=False).encode(errors="surrogatepass")
-    )
+
+    return dumped() if len(intake.content) <= _ADDED_AT_ONCE_BYTES else await asyncio.to_thread(dumped)
 
 
 def _target(request: web.BaseRequest) -> str:
