@@ -123,15 +123,13 @@ def decide_log_ratios(
     medians = [statistics.median(prompt) for prompt in by_prompt if prompt]
     faster = sum(m > 0.0 for m in medians)
     verdict, final, reason = _judge(estimate, medians, rule, last=last, looks_done=len(reached))
-    if not final and len(reached) >= _LOOKS_BEFORE_GIVING_UP and _hopeless(by_prompt, rounds, rule):
+    if not final and len(reached) >= _LOOKS_BEFORE_GIVING_UP and _hopeless(values, medians, rounds, rule):
         final, reason = True, f"{reason}, and more rounds of these prompts would not tell"
     return Decision(verdict, final, estimate, len(medians), faster, reason)
 
 
-def _hopeless(by_prompt: Sequence[Sequence[float]], rounds: int, rule: Rule) -> bool:
+def _hopeless(values: list[float], medians: list[float], rounds: int, rule: Rule) -> bool:
     """Whether no later look would decide if the rounds to come showed what these showed, a little up or down."""
-    values = [v for prompt in by_prompt for v in prompt]
-    medians = [statistics.median(prompt) for prompt in by_prompt if prompt]
     now = signed_rank_estimate(values, _PROJECTION_LEVEL)
     if math.isinf(now.low):
         return False  # so few pairs say nothing of what is to come

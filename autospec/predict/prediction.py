@@ -17,7 +17,7 @@ from autospec.predict.profile import AnswerProfile
 from autospec.predict.recording import Recording
 from autospec.predict.replay import Counts, replay
 
-__all__ = ["PredictedAnswer", "Prediction", "predict", "prompt_ms", "replay_drafts"]
+__all__ = ["PredictedAnswer", "Prediction", "expected", "predict", "replay_drafts"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,13 +85,26 @@ def replay_drafts(
     )
 
 
-def prompt_ms(recording: Recording, counts: Counts) -> float:
+def _prompt_ms(recording: Recording, counts: Counts) -> float:
     """What is left of a request's time beside its cycles: the prompt, and the way there and back.
 
     Where the first token comes from a cycle, drafting spares the step of its own that it takes with drafting off.
     """
     spared = recording.token_ms if counts.opening is not None else 0.0
     return max(0.0, recording.wall_ms - recording.predicted_ms - spared)
+
+
+def expected(answer: PredictedAnswer, costs: CostCurve) -> tuple[Floats, Floats]:
+    """What D draftings are expected to do for one answer.
+
+    Returns:
+        ln(drafting ÷ off) of the whole request, shape (D,), and its slopes by the costs' relative errors, shape (D, J + 1).
+    """
+    recording, counts = answer.recording, answer.counts
+    scale = recording.token_ms / costs.plain_ms
+    features = scale * costs.features(counts.verified.astype(np.float64), counts.steps.astype(np.float64))
+    with_ms = _prompt_ms(recording, counts) + answer.draft_prompt_ms + features.sum(axis=1)
+    return np.log(recording.wall_ms / with_ms), -features / with_ms[:, None]
 
 
 def predict(
@@ -110,15 +123,7 @@ def predict(
     log_ratios = np.empty((len(answers), len(draftings)))
     slopes = np.zeros((len(answers), len(draftings), costs.covariance.shape[0]))
     for row, answer in enumerate(answers):
-        recording = answer.recording
-        scale = recording.token_ms / costs.plain_ms
-        features = scale * costs.features(
-            answer.counts.verified.astype(np.float64), answer.counts.steps.astype(np.float64)
-        )
-        off_ms = recording.wall_ms
-        with_ms = prompt_ms(recording, answer.counts) + answer.draft_prompt_ms + features.sum(axis=1)
-        log_ratios[row] = np.log(off_ms / with_ms)
-        slopes[row] = -features / with_ms[:, None]
+        log_ratios[row], slopes[row] = expected(answer, costs)
     mean = log_ratios.mean(axis=0)
     slope = slopes.mean(axis=0)
     of_costs = np.einsum("dj,jk,dk->d", slope, costs.covariance, slope)

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from autospec.backends.cycle import Cycle
 from autospec.drafting import Drafting, Mode
-from autospec.measure.measurements import Pair
+from autospec.measure.measurements import Measurement, Pair
 from autospec.predict.costs import CostCurve, Observation, first_guess, refit
 from autospec.predict.pools import SIMULATED, pool_of, replay_tokens
-from autospec.predict.prediction import PredictedAnswer, Prediction, predict, prompt_ms, replay_drafts
+from autospec.predict.prediction import PredictedAnswer, Prediction, expected, predict, replay_drafts
 from autospec.predict.recording import Recording
 from autospec.predict.replay import Counts, stacked
 from autospec.predict.survey import DraftPass
@@ -199,8 +199,8 @@ class Predictor:
             counts = self.counts(cell_key, pair.off.prompt_id, drafting)
             if counts is not None:
                 recording = self._by_prompt[cell_key, pair.off.prompt_id]
-                expected, _ = self._expected(_costs_of(drafting), recording, counts)
-                found.append(pair.log_ratio - expected)
+                foreseen, _ = self._expected(_costs_of(drafting), recording, counts)
+                found.append(pair.log_ratio - foreseen)
         return statistics.fmean(found) if found else 0.0
 
     def acceptance_by_position(self, cell_key: str, drafting: Drafting) -> list[float]:
@@ -223,23 +223,19 @@ class Predictor:
 
     def _expected(self, path: str, recording: Recording, counts: Counts) -> tuple[float, Floats]:
         """ln(drafting ÷ off) expected for one answer of one drafting, and its slope by the costs' relative errors."""
-        curve = self._curves[path]
-        scale = recording.token_ms / curve.plain_ms
-        features = scale * curve.features(counts.verified.astype(float), counts.steps.astype(float))[0]
-        with_ms = (
-            prompt_ms(recording, counts) + self._draft_prompt_ms(path, recording) + float(features.sum())
-        )
-        return math.log(recording.wall_ms / with_ms), -features / with_ms
+        answer = PredictedAnswer(recording, counts, self._draft_prompt_ms(path, recording))
+        log_ratios, slopes = expected(answer, self._curves[path])
+        return float(log_ratios[0]), slopes[0]
 
     def _check(self, drafting: Drafting, path: str, known: Sequence[tuple[Pair, Counts]]) -> Check:
         deviations, predicted, slopes = [], [], []
         curve = self._curves[path]
         for pair, counts in known:
             recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
-            expected, slope_here = self._expected(path, recording, counts)
-            predicted.append(expected)
+            foreseen, slope_here = self._expected(path, recording, counts)
+            predicted.append(foreseen)
             slopes.append(slope_here)
-            deviations.append(pair.log_ratio - expected)
+            deviations.append(pair.log_ratio - foreseen)
         slope = np.mean(slopes, axis=0)
         spread = float(slope @ curve.covariance @ slope) + _PAIR_NOISE**2 / len(known)
         deviation = statistics.fmean(deviations) / math.sqrt(spread)
@@ -257,8 +253,7 @@ class Predictor:
     def _ask_again(self, pair: Pair) -> None:
         """Every pair times the answer with drafting off once more; one disturbed recording must not stay the truth."""
         place = (pair.off.cell_key, pair.off.prompt_id)
-        off = pair.off
-        self._off_times[place].append((off.prompt_ms, off.predicted_ms, off.wall_ms))
+        self._off_times[place].append(_off_times(pair.off))
         # The quicker one of two: what disturbs only ever adds time.
         times = sorted(self._off_times[place], key=lambda t: t[2])
         prompt, predicted, wall = times[(len(times) - 1) // 2]
@@ -318,8 +313,8 @@ class Predictor:
         return guessed * factor
 
 
-def _off_times(recording: Recording) -> tuple[float, float, float]:
-    return recording.prompt_ms, recording.predicted_ms, recording.wall_ms
+def _off_times(asked: Recording | Measurement) -> tuple[float, float, float]:
+    return asked.prompt_ms, asked.predicted_ms, asked.wall_ms
 
 
 def _costs_of(drafting: Drafting) -> str:

@@ -10,6 +10,7 @@ from autospec.catalog.model import Model
 from autospec.drafting import Drafting
 from autospec.recommendations import Recommendation
 from autospec.report.words import percent
+from autospec.tuning.ruled_out import ruled_out_because
 
 __all__ = ["forecast_sentences", "machine_sentences"]
 
@@ -125,11 +126,6 @@ def _checked(check: Mapping[str, Any]) -> str:
 
 
 def _ruled_out(found: Mapping[str, Any]) -> str:
-    accepted = found["acceptance"]
-    share = "it proposed nothing" if accepted is None else f"acceptance {accepted:.2f}"
     name = PurePath(str(found["arm"])).name
-    prompt = ", and it makes prompts slower" if found.get("by_prompt") else ""
-    return (
-        f"Never launched: {name}; best case {percent(found['best_case'])} ({found['prompt_type']}), {share},"
-        f" break-even {found['break_even']:.2f}{prompt}."
-    )
+    best_case = f"best case {percent(found['best_case'])} ({found['prompt_type']})"
+    return f"Never launched: {name}; {best_case}, {ruled_out_because(found)}."

@@ -10,6 +10,7 @@ from autospec.measure.measurements import Pair
 from autospec.predict.prediction import Prediction
 from autospec.predict.predictor import Check, Predictor
 from autospec.tuning.cell_run import CellRun
+from autospec.tuning.ruled_out import ruled_out_because
 from autospec.tuning.space import Space
 
 __all__ = ["Forecast"]
@@ -155,11 +156,9 @@ class Forecast:
                 "by_prompt": by_prompt,
             }
             found.append(why)
-            accepted = "nothing to draft" if best.drafted == 0 else f"acceptance {best.acceptance:.2f}"
-            prompt = ", and it makes prompts slower" if by_prompt else ""
             self._tell(
-                f"{label} is not launched: best case {100 * (best.high - 1):+.0f} % ({cell.prompt_type}): {accepted},"
-                f" {'no acceptance would pay' if even >= 1.0 else f'break-even {even:.2f}'}{prompt}."
+                f"{label} is not launched: best case {100 * (best.high - 1):+.0f} % ({cell.prompt_type}):"
+                f" {ruled_out_because(why)}."
             )
         return found
 
