@@ -143,9 +143,8 @@ class Answer:
         self.heard = True
         try:
             self._parser.feed_data(data)
-            if (
-                not self.status
-            ):  # llhttp names a header when it is whole, so that an endless one is counted here
+            # llhttp names a header when it is whole, so that an endless one is counted here.
+            if not self.status:
                 self._waited_bytes += len(data)
                 if self._waited_bytes > _HEAD_BYTES:
                     self._fail("the headers are too long")
@@ -237,10 +236,8 @@ class Answer:
     def _hand_on(self, sink: Sink) -> None:
         try:
             self._lags |= not sink(self._take())
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # a fault of the reader's side: the server's must not pay for it
+        except (OSError, RuntimeError) as error:
+            # A fault of the reader's side: the server's must not pay for it.
             self._sink_error, self._lags = error, True
 
     def _pumped(self) -> bool:

@@ -100,9 +100,8 @@ class Upstream:
 
     async def _connected(self, place: _Place) -> _Connection:
         connection = _Connection(self, place)
-        self._open[place].add(
-            connection
-        )  # from now on: who waits for a connection needs the server's threads too
+        # From now on: who waits for a connection needs the server's threads too.
+        self._open[place].add(connection)
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 await self._loop.create_connection(

@@ -47,6 +47,7 @@ from studies.bench.crash_phases import PHASES, Database, Phase, Watch
 from studies.bench.crash_table import Kill, broken, table
 from tests.daemon.hooked import calm
 from tests.lab import Lab, lab_folder
+from tests.small_suite import questions, write_suite
 from tests.tuning.test_real_tune import STUDY
 
 _ORPHANS_GONE_S = 15.0
@@ -111,16 +112,7 @@ class Bench:
         home.mkdir(parents=True, exist_ok=True)
         lab = Lab(lab_folder())
         (home / "study.toml").write_text(_STUDY, encoding="utf-8")
-        lines = [
-            {
-                "id": f"p{n}",
-                "prompt_type": "qa",
-                "messages": [{"role": "user", "content": q}],
-                "max_tokens": 32,
-            }
-            for n, q in enumerate(_QUESTIONS)
-        ]
-        (home / "suite.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        write_suite(home / "suite.jsonl", questions(_QUESTIONS), max_tokens=32)
         suite = load_suite(home / "suite.jsonl")
         rule = load_definition(str(home / "study.toml")).rule
         self._home = home

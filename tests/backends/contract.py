@@ -16,7 +16,7 @@ from autospec.backends.llama_server import LlamaServer
 from autospec.backends.mlx import Mlx
 from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.drafting import Drafting, Mode
-from autospec.errors import BackendMissingError
+from tests.backends.installed import installed
 
 # One thread: ggml's threads wait for each other by spinning, which takes forever on a machine that is busy.
 SETTINGS = LaunchSettings(args=("-c", "2048", "-t", "1"), ready_timeout_s=120.0)
@@ -56,14 +56,6 @@ def itself(path: str, **changes: Any) -> Drafting:
     return Drafting(Mode.DRAFT_MODEL, draft=path, **{"n_max": 4, "n_min": 0, "p_min": 0.0, **changes})
 
 
-def _installed(backend: Backend) -> Backend:
-    try:
-        backend.capabilities()
-    except BackendMissingError as error:
-        pytest.skip(str(error))
-    return backend
-
-
 def _by_hand(request: pytest.FixtureRequest, _state: Path) -> Backend:
     url, _ = request.getfixturevalue("by_hand")()
     return Attached(url)
@@ -77,17 +69,17 @@ FACTS: dict[str, Facts] = {
         extra_settings=lambda request: {"llama_server": str(request.getfixturevalue("llama_server_binary"))},
     ),
     "embedded": Facts(
-        lambda _request, state: _installed(Embedded(state)), drafting=itself, bad=itself("/no/draft.gguf")
+        lambda _request, state: installed(Embedded(state)), drafting=itself, bad=itself("/no/draft.gguf")
     ),
     "mlx": Facts(
-        lambda _request, state: _installed(Mlx(state)),
+        lambda _request, state: installed(Mlx(state)),
         model="mlx_tiny",
         drafting=lambda path: Drafting(Mode.DRAFT_MODEL, draft=path, n_max=2),
         bad=Drafting(Mode.DRAFT_MODEL, draft="/no/draft", n_max=2),
         settings=LaunchSettings(ready_timeout_s=240.0),
     ),
     "llama-cpp-python": Facts(
-        lambda _request, state: _installed(LlamaCppPython(state)),
+        lambda _request, state: installed(LlamaCppPython(state)),
         model="smollm2",  # prompt lookup proposes where text repeats, and the tiny model's has no sense
         drafting=lambda _path: LOOKUP,
         lacks=itself("/no/draft.gguf"),

@@ -31,6 +31,7 @@ from autospec.errors import (
     UsageError,
 )
 from autospec.measure.measurements import Pair
+from tests.backends.installed import installed
 from tests.backends.waiting import gone, wait_until
 from tests.lab.mlx_folders import write_safetensors
 from tests.store.test_database import MEASUREMENT
@@ -44,12 +45,7 @@ KNOWN_BAD = ("mlx-lm-0.32.2",)
 @pytest.fixture(scope="module")
 def mlx(tmp_path_factory):
     """The backend, where mlx-lm is installed."""
-    backend = Mlx(tmp_path_factory.mktemp("mlx") / "state")
-    try:
-        backend.capabilities()
-    except BackendMissingError as error:
-        pytest.skip(str(error))
-    return backend
+    return installed(Mlx(tmp_path_factory.mktemp("mlx") / "state"))
 
 
 def drafting(draft, n_max=4):

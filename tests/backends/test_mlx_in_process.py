@@ -13,10 +13,11 @@ from autospec.backends.mlx import Mlx
 from autospec.backends.optional import InProcess
 from autospec.backends.protocol import LaunchSettings, Request, Watched
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import BackendMissingError, LaunchError, RequestError, ServerDiedError
+from autospec.errors import LaunchError, RequestError, ServerDiedError
 from autospec.predict.profile import Scorer, profile_answer, profile_scored
 from autospec.predict.replay import replay
 from autospec.predict.survey import pass_of, record, time_batches
+from tests.backends.installed import installed
 from tests.backends.waiting import gone
 
 SETTINGS = LaunchSettings(ready_timeout_s=240.0)
@@ -28,12 +29,7 @@ QUESTION = Request(
 @pytest.fixture(scope="module")
 def mlx(tmp_path_factory):
     """The backend, where mlx-lm is installed."""
-    backend = Mlx(tmp_path_factory.mktemp("mlx") / "state")
-    try:
-        backend.capabilities()
-    except BackendMissingError as error:
-        pytest.skip(str(error))
-    return backend
+    return installed(Mlx(tmp_path_factory.mktemp("mlx") / "state"))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from autospec.cli import cli
 from autospec.tuning.machine_lock import machine_lock
+from tests.backends.installed import installed
 
 pytest.importorskip("xllamacpp")
 
@@ -141,13 +142,9 @@ def test_ctrl_c_stops_the_server(smollm2, tmp_path):
 def test_mlx_is_measured_by_its_own_generator(lab_models):
     """`stream_generate` without a server: its speeds, its counts, a command line that a person can repeat."""
     from autospec.backends.mlx import Mlx
-    from autospec.errors import BackendMissingError
     from autospec.settings import load_settings
 
-    try:
-        Mlx(load_settings().state_dir).capabilities()
-    except BackendMissingError as error:
-        pytest.skip(str(error))
+    installed(Mlx(load_settings().state_dir))
     main, draft = str(lab_models.mlx_slow_tiny), str(lab_models.mlx_tiny)
     few = ("--n-max", "3", "--runs", "1", "--max-tokens", "8", "--json")
     result = CliRunner().invoke(cli, ["bench", "-m", main, "-d", draft, *few])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import resource
 import signal
@@ -22,6 +21,7 @@ import pytest
 from autospec.errors import NothingKnownError
 from autospec.service.control import ask_status, control_path
 from autospec.service.proxy_link import ProxyLink
+from tests.small_suite import questions, write_suite
 from tests.tuning.test_real_tune import STUDY, rows, servers
 
 DEADLINE_S = 120.0
@@ -34,16 +34,8 @@ def home(autospec_home: Path) -> Path:
     """A home whose config allows the daemon everything, without a model yet."""
     (autospec_home / "models").mkdir(parents=True)
     (autospec_home / "study.toml").write_text(STUDY, encoding="utf-8")
-    lines = [
-        {
-            "id": f"p{n}",
-            "prompt_type": "qa",
-            "messages": [{"role": "user", "content": text}],
-            "max_tokens": 64,
-        }
-        for n, text in enumerate(["Count to ten.", "Name colours.", "Say one two three.", "Name the days."])
-    ]
-    (autospec_home / "suite.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    texts = ("Count to ten.", "Name colours.", "Say one two three.", "Name the days.")
+    write_suite(autospec_home / "suite.jsonl", questions(texts), max_tokens=64)
     (autospec_home / "config.toml").write_text(
         'model_dirs = ["models"]\nbackend = "embedded"\nstudy = "study.toml"\nsuite = "suite.jsonl"\n'
         'daemon_idle = "1s"\ndaemon_step = "60s"\n',

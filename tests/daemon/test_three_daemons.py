@@ -20,6 +20,7 @@ from autospec.recommendations import Status
 from autospec.store.reader import StoredRecommendation, read_recommendations
 from tests.daemon.hooked import ROOT, calm
 from tests.daemon.test_real_daemon import status, until
+from tests.small_suite import write_suite
 from tests.store.postgres import cluster
 from tests.tuning.test_real_tune import STUDY
 
@@ -73,17 +74,9 @@ def _machine(home: Path, name: str, chip: str, database: str, model: Path) -> Ma
     (home / "models" / model.name).symlink_to(model)
     study = STUDY.replace('modes = ["draft-model", "ngram-simple"]', 'modes = ["ngram-simple"]')
     (home / "study.toml").write_text(study, encoding="utf-8")
-    lines = [
-        {
-            "id": f"{kind}-{n}",
-            "prompt_type": kind,
-            "messages": [{"role": "user", "content": f"{text} {kind}"}],
-            "max_tokens": 16,
-        }
-        for kind in TYPES
-        for n, text in enumerate(["Count to ten:", "Name colours:", "Say one two three:", "Name the days:"])
-    ]
-    (home / "suite.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    texts = ("Count to ten:", "Name colours:", "Say one two three:", "Name the days:")
+    prompts = [(f"{kind}-{n}", kind, f"{text} {kind}") for kind in TYPES for n, text in enumerate(texts)]
+    write_suite(home / "suite.jsonl", prompts, max_tokens=16)
     (home / "config.toml").write_text(
         f'model_dirs = ["models"]\nbackend = "embedded"\nstudy = "study.toml"\nsuite = "suite.jsonl"\n'
         f'daemon_idle = "1s"\ndaemon_step = "60s"\nstorage = "{database}"\n',

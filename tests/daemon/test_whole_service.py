@@ -7,7 +7,6 @@ fails, and whoever asks is told what is done and why.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -33,6 +32,7 @@ from autospec.store.reader import read_recommendations
 from tests.daemon.hooked import ROOT, calm
 from tests.daemon.test_real_daemon import status, until
 from tests.report.samples import recommendation
+from tests.small_suite import questions, write_suite
 from tests.tuning.test_real_tune import STUDY
 
 QUESTIONS = ("Count to ten.", "Name colours.", "Say one two three.", "Name the days.")
@@ -130,11 +130,7 @@ def service(autospec_home: Path, lab_models, monkeypatch: pytest.MonkeyPatch) ->
     main = lab_models.smollm2
     (autospec_home / "models" / main.name).symlink_to(main)
     (autospec_home / "study.toml").write_text(STUDY, encoding="utf-8")
-    lines = [
-        {"id": f"p{n}", "prompt_type": "qa", "messages": [{"role": "user", "content": q}], "max_tokens": 16}
-        for n, q in enumerate(QUESTIONS)
-    ]
-    (autospec_home / "suite.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    write_suite(autospec_home / "suite.jsonl", questions(QUESTIONS), max_tokens=16)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     (autospec_home / "config.toml").write_text(

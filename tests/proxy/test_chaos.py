@@ -6,7 +6,6 @@ import json
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -86,14 +85,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, lab_models, request, monkeypatch, loop) -> Iterator[Scene]:
+def scene(tmp_path: Path, only_model: Path, request, loop) -> Iterator[Scene]:
     """A proxy over the native llama-server on the tiny model, or over the embedded one."""
-    if sys.platform == "win32":
-        pytest.skip("no servers on Windows")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    models = tmp_path / "models"
-    models.mkdir()
-    (models / "main.gguf").symlink_to(lab_models.tiny)
     chosen: dict[str, object] = {"backend": "embedded"}
     with suppress(pytest.skip.Exception):
         chosen = {
@@ -102,7 +95,7 @@ def scene(tmp_path: Path, lab_models, request, monkeypatch, loop) -> Iterator[Sc
         }
     # One slot: in a batch with others the last bits of a sum differ, and with them a greedy text may.
     args = ["-c", "4096", "-t", "1", "-np", "1"]
-    settings = load_settings(overrides={"model_dirs": [models], "server_args": args, **chosen})
+    settings = load_settings(overrides={"model_dirs": [only_model], "server_args": args, **chosen})
     supervisor = loop.run(open_supervisor(settings))
     made = Scene("", loop, supervisor)
     supervisor._conductor._planner = made.plan

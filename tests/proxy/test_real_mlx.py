@@ -13,12 +13,12 @@ from autospec.backends.streamed import StreamedClient
 from autospec.catalog.scan import scan
 from autospec.cells import Cell, PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import BackendMissingError
 from autospec.hardware import identify
 from autospec.proxy.dispatch import Lease, Wanted
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.settings import Settings, load_settings
 from autospec.store.database import open_store
+from tests.backends.installed import installed
 from tests.proxy.test_real_servers import opened
 
 DEADLINE_S = 240.0
@@ -32,11 +32,7 @@ QUESTION = Request(
 @pytest.fixture
 def settings(tmp_path: Path, lab_models, monkeypatch) -> Settings:
     """A home with one MLX main model and a draft that is always right."""
-    found = load_settings()
-    try:
-        Mlx(found.state_dir).capabilities()
-    except BackendMissingError as error:
-        pytest.skip(str(error))
+    installed(Mlx(load_settings().state_dir))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     models = tmp_path / "models"
     models.mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,15 +33,9 @@ BODY = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens
 
 
 @pytest.fixture
-def settings(tmp_path: Path, lab_models, monkeypatch) -> Settings:
+def settings(only_model: Path) -> Settings:
     """A home with one model, served by the embedded backend."""
-    if sys.platform == "win32":
-        pytest.skip("no servers on Windows")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    models = tmp_path / "models"
-    models.mkdir()
-    (models / "main.gguf").symlink_to(lab_models.tiny)
-    overrides = {"model_dirs": [models], "backend": "embedded", "server_args": ["-c", "2048", "-t", "1"]}
+    overrides = {"model_dirs": [only_model], "backend": "embedded", "server_args": ["-c", "2048", "-t", "1"]}
     return load_settings(overrides=overrides)
 
 

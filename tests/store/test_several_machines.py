@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +20,7 @@ from autospec.store.locks import CellLocks
 from autospec.store.reader import read_recommendations
 from autospec.tuning.optuna_study import open_storage
 from tests.report.samples import recommendation
+from tests.store.grpc_proxy import grpc_proxy_over
 from tests.store.one_machine import TYPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,19 +100,8 @@ def test_a_database_that_is_away_is_one_sentence(database: str):
 @pytest.fixture
 def grpc_proxy(database: str):
     """Optuna's gRPC proxy in front of the database; its address."""
-    pytest.importorskip("grpc", reason="the extra `grpc` is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    program = (
-        "from optuna.storages import get_storage, run_grpc_proxy_server\n"
-        f"run_grpc_proxy_server(get_storage({database!r}), host='127.0.0.1', port={port})"
-    )
-    proxy = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
-    try:
-        yield f"grpc://127.0.0.1:{port}"
-    finally:
-        proxy.kill()
-        proxy.wait()
+    with grpc_proxy_over(database) as (address, _):
+        yield address
 
 
 def test_a_grpc_proxy_that_is_away_is_one_sentence():

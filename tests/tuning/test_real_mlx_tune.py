@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from autospec.backends.mlx import Mlx
-from autospec.errors import BackendMissingError
+from tests.backends.installed import installed
+from tests.small_suite import questions, write_suite
 from tests.tuning.test_real_tune import servers
 
 STUDY = """
@@ -48,29 +49,9 @@ DEADLINE_S = 400.0
 @pytest.fixture
 def arguments(tmp_path: Path, lab_models) -> list[str]:
     """Main model, two drafts, study and suite; skips where there is no MLX."""
-    try:
-        Mlx(tmp_path / "state").capabilities()
-    except BackendMissingError as error:
-        pytest.skip(str(error))
+    installed(Mlx(tmp_path / "state"))
     (tmp_path / "test.toml").write_text(STUDY, encoding="utf-8")
-    questions = [
-        "Count to ten.",
-        "Name three colours.",
-        "Repeat: one two three.",
-        "Say the days of the week.",
-    ]
-    lines = [
-        json.dumps(
-            {
-                "id": f"p{n}",
-                "prompt_type": "qa",
-                "messages": [{"role": "user", "content": q}],
-                "max_tokens": 12,
-            }
-        )
-        for n, q in enumerate(questions)
-    ]
-    (tmp_path / "suite.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    write_suite(tmp_path / "suite.jsonl", questions(), max_tokens=12)
     drafts = ("--draft", str(lab_models.mlx_tiny), "--draft", str(lab_models.mlx_noisy_draft))
     files = ("--study", str(tmp_path / "test.toml"), "--suite", str(tmp_path / "suite.jsonl"))
     return ["--model", str(lab_models.mlx_slow_tiny), *drafts, *files]
@@ -100,7 +81,8 @@ def test_a_tune_on_an_mlx_folder_is_predicted_and_proven(arguments):
     # The same text, whatever drafts.
     assert evidence["compared_texts"] == evidence["same_text"] == entry["pairs"]
     prediction = evidence["prediction"]
-    assert prediction["trusted"] in {True, False}
+    checks = [c for c in prediction["checks"] if c["drafting"]["draft"] == entry["tried"]["draft"]]
+    assert prediction["trusted"] is all(c["agrees"] for c in checks)
     assert prediction["expected"] > 0
     assert len(prediction["verify_ms"]) >= 2
     assert prediction["step_ms"] > 0

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from autospec.recommendations import SCHEMA
+from tests.small_suite import questions, write_suite
 
 # Small enough for a test, real all the same: one mode, one round.
 STUDY = """
@@ -53,24 +54,7 @@ DEADLINE_S = 240.0
 def command(tmp_path: Path, lab_models) -> list[str]:
     """A tune of the tiny model on the embedded backend, with a suite of four short prompts."""
     (tmp_path / "test.toml").write_text(STUDY, encoding="utf-8")
-    questions = [
-        "Count to ten.",
-        "Name three colours.",
-        "Repeat: one two three.",
-        "Say the days of the week.",
-    ]
-    lines = [
-        json.dumps(
-            {
-                "id": f"p{n}",
-                "prompt_type": "qa",
-                "messages": [{"role": "user", "content": q}],
-                "max_tokens": 16,
-            }
-        )
-        for n, q in enumerate(questions)
-    ]
-    (tmp_path / "suite.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    write_suite(tmp_path / "suite.jsonl", questions(), max_tokens=16)
     return [
         *(sys.executable, "-m", "autospec", "tune", "--backend", "embedded"),
         *("--model", str(lab_models.smollm2), "--draft", str(lab_models.tiny)),
