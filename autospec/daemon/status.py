@@ -6,6 +6,8 @@ import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from autospec.daemon.work import effort_words
+
 if TYPE_CHECKING:
     from autospec.daemon.loop import Daemon
 
@@ -80,7 +82,7 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         lines.append(
             f"  {len(later) - len(open_cells)} are proven, {len(open_cells)} are left alone for now."
         )
-    lines += [f"    {_cell(key)}: {why}" for key, why in sorted(open_cells.items())[:_QUEUE_SHOWN]]
+    lines += [f"    {effort_words(key)}: {why}" for key, why in sorted(open_cells.items())[:_QUEUE_SHOWN]]
     if len(open_cells) > _QUEUE_SHOWN:
         lines.append(f"    … and {len(open_cells) - _QUEUE_SHOWN} more (--json has them all)")
     lines.append(
@@ -101,12 +103,6 @@ def status_lines(document: dict[str, Any]) -> list[str]:
             for e in events[-_QUEUE_SHOWN:]
         ]
     return lines
-
-
-def _cell(key: str) -> str:
-    """Model and prompt type of an `effort_key`, for people."""
-    model, _, rest = key.partition("|")
-    return f"{model}, {rest.rpartition('|')[2]}"
 
 
 def _progress(tuning: dict[str, Any]) -> str:

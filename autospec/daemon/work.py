@@ -8,7 +8,7 @@ from typing import Any
 
 from autospec.cells import PromptType
 
-__all__ = ["Effort", "Tunable", "Use", "WorkItem", "effort_key"]
+__all__ = ["Effort", "Tunable", "Use", "WorkItem", "effort_key", "effort_words"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +148,9 @@ class WorkItem:
 def effort_key(model: str, backend: str, prompt_type: PromptType) -> str:
     """Names a cell over all builds: what was tried in vain with one build is tried again with the next."""
     return f"{model}|{backend}|{prompt_type}"
+
+
+def effort_words(key: str) -> str:
+    """Model and prompt type of an `effort_key`, for people."""
+    model, _, prompt_type = key.rsplit("|", 2)
+    return f"{model}, {prompt_type}"
