@@ -87,23 +87,30 @@ class Conductor:
         self._broken: dict[str, tuple[LaunchError, float]] = {}
 
     async def lend(
-        self, model: Model, prompt_type: PromptType | None, *, drafting_off: bool = False
+        self, model: Model, kind: Callable[[], PromptType | None], *, drafting_off: bool = False
     ) -> LaunchLease:
         """A server for one request.
+
+        Args:
+            model: Which.
+            kind: As in `Wanted`: asked for before the request is sent only where something depends on it.
+            drafting_off: As in `Wanted`.
 
         Raises:
             OverloadedError: The queue is full, or the deadline passed.
             LaunchError: The model does not start, not even without drafting.
         """
         now = self._clock()
-        self.demand.asked(model.name, prompt_type, now, drafting_off=drafting_off)
-        ticket = Ticket(model.name, prompt_type, drafting_off, now)
+        self.demand.asked(model.name, now, drafting_off=drafting_off)
+        ticket = Ticket(model.name, kind, drafting_off, now)
         if (lease := self._lend(ticket)) is not None:
+            lease.when_sent(lambda: self.demand.arrived(model.name, kind(), now))
             return lease
         error, until_s = self._broken.get(model.name, (None, now))
         if error is not None and now < until_s:
             raise error
         self.waiting.add(ticket)
+        self.demand.arrived(model.name, kind(), now)
         # What is planned already may be under way; then one more that waits changes nothing.
         self._plan_is_old |= not self._serves(ticket)
         self._kicked.set()
@@ -211,7 +218,9 @@ class Conductor:
         _, engine = self.prospects.served(ticket.model)
         per_request = engine.per_request
         part = self.plan.of(ticket.model)
-        route = part.route(ticket.prompt_type) if part is not None else None
+        # With one launch, and nothing to say to it, every kind of prompt goes the same way.
+        many = per_request or (part is not None and len(part.launches) > 1)
+        route = part.route(ticket.kind() if many else None) if part is not None else None
         launch, drafting = lendable[0], lendable[0].drafting
         if ticket.drafting_off and not per_request:
             chosen = next((la for la in lendable if la.drafting.is_off), None)
@@ -229,7 +238,7 @@ class Conductor:
 
         def returned(tokens: float | None) -> None:
             now = self._clock()
-            self.demand.answered(ticket.model, ticket.prompt_type, tokens, now - begun, now)
+            self.demand.answered(ticket.model, ticket.kind(), tokens, now - begun, now)
 
         return LaunchLease(launch, engine, drafting, returned=returned)
 

@@ -32,13 +32,16 @@ class Demand:
         self._asked_s: dict[str, float] = {}
         self._off_asked_s: dict[str, float] = {}
 
-    def asked(self, model: str, prompt_type: PromptType | None, now_s: float, *, drafting_off: bool) -> None:
+    def asked(self, model: str, now_s: float, *, drafting_off: bool) -> None:
         """A request came."""
         self.requests += 1
         self.last_s = now_s
         self._asked_s[model] = now_s
         if drafting_off:
             self._off_asked_s[model] = now_s
+
+    def arrived(self, model: str, prompt_type: PromptType | None, now_s: float) -> None:
+        """It is known what kind of prompt it has; before its answer, so that plans count with it."""
         if prompt_type is not None:
             self.traffic = self.traffic.arrived(model, prompt_type, now_s)
 

@@ -138,7 +138,7 @@ class _Passage:
             model=lease.model,
             backend=lease.backend,
             build=lease.build,
-            prompt_type=self._wanted.prompt_type,
+            prompt_type=self._wanted.kind(),
             drafting=lease.drafting,
             status=self._status,
             complete=self._complete,
@@ -177,7 +177,9 @@ class _Passage:
     async def _ask(self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes) -> Answer:
         lease, request = self._lease, self._request
         try:
-            return await upstream.ask(lease.base_url, request.method, _target(request), headers, content)
+            return await upstream.ask(
+                lease.base_url, request.method, _target(request), headers, content, sent=self._sent
+            )
         except NotHttpError as error:  # another server would say the same
             message = f"The server of {lease.model} gave an answer that is no HTTP: {error}."
             raise Refused(Problem(502, message, "backend_failed")) from error
@@ -188,9 +190,13 @@ class _Passage:
                 Problem(400, "A header or the path holds a line break.", "invalid_header")
             ) from None
 
+    def _sent(self) -> None:
+        self._lease.sent()
+        self._wanted.kind()  # now, while the server reads the prompt
+
     def _response(self, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
-        if self._wanted.prompt_type is not None:
-            headers[passing.PROMPT_TYPE] = str(self._wanted.prompt_type)
+        if (prompt_type := self._wanted.kind()) is not None:
+            headers[passing.PROMPT_TYPE] = str(prompt_type)
         headers[passing.DRAFTING] = self._lease.drafting.label.encode("ascii", "replace").decode()
         # Judged before; backends often say nothing.
         if (origin := self._request.headers.get("Origin")) is not None:

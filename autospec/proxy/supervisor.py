@@ -124,7 +124,7 @@ class Supervisor:
         if self._closing:
             raise OverloadedError("The proxy is ending.", "Try again when it runs again.")
         model = await self._find(wanted.model)
-        return await self._conductor.lend(model, wanted.prompt_type, drafting_off=wanted.drafting_off)
+        return await self._conductor.lend(model, wanted.kind, drafting_off=wanted.drafting_off)
 
     def offered(self) -> Sequence[Offered]:
         """Every model that may be asked for, in the catalogue's order."""

@@ -4,15 +4,16 @@ aiohttp's client was here before. Profiled at 8 streams, it was a third of the p
 went twice through the event loop: once to fill a buffer, once to wake the task that empties it. Here the bytes go from one
 socket to the other in the call that brings them. The parsing is llhttp's (`httptools`), which is Node's and aiohttp's too.
 
-A server's connection is kept for the next request while no other one is open to it, and not for long: llama-server gives
-each one a thread for as long as it is open (cpp-httplib), so that idle ones would keep new requests waiting.
+Making a connection costs as much processor time as everything else that is done for a request, so that a few are kept for
+the next ones, for a moment. llama-server gives each one a thread for as long as it is open (cpp-httplib), and builds before
+2026 have a fixed number of them: while a request waits for its answer, which may mean for a thread, none is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -28,6 +29,8 @@ _CONNECT_TIMEOUT_S = 10.0
 _SENT_AT_ONCE_BYTES = 256 * 1024
 # llama-server closes idle connections after 5 s (server-http.cpp).
 _IDLE_S = 3.0
+# The fewest threads of any build are 3 (slots + 2, later + 4): one is left for whoever asks the server past the proxy.
+_MOST_IDLE = 2
 # A kept connection that the server has closed breaks in the round trip of the first bytes. One that breaks later has had
 # the request at work, which a silent second try would do twice.
 _STALE_S = 0.5
@@ -54,11 +57,18 @@ class Upstream:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._open: defaultdict[_Place, set[_Connection]] = defaultdict(set)
-        self._idle: dict[_Place, _Connection] = {}
+        self._idle: dict[_Place, list[_Connection]] = {}
         self._closed = False
 
     async def ask(
-        self, base_url: str, method: str, target: str, headers: Iterable[tuple[str, str]], content: bytes
+        self,
+        base_url: str,
+        method: str,
+        target: str,
+        headers: Iterable[tuple[str, str]],
+        content: bytes,
+        *,
+        sent: Callable[[], None] = lambda: None,
     ) -> Answer:
         """Send a request; returns when the answer's headers are there.
 
@@ -68,6 +78,7 @@ class Upstream:
             target: Path and query, as they go out.
             headers: Without those that the connection is described by.
             content: The whole body.
+            sent: Called when the request is on its way, and again if it must be sent again.
 
         Raises:
             BrokenError: The server cannot be reached, or closed before it answered.
@@ -83,19 +94,19 @@ class Upstream:
             answer = Answer(kept, method, self._loop, with_body=bool(content))
             begun_s = self._loop.time()
             try:
-                return await self._exchange(kept, answer, head, content)
+                return await self._exchange(kept, answer, head, content, sent)
             except BrokenError:
                 # The server may have closed it in this moment: that tells nothing about the server.
                 if answer.heard or self._loop.time() - begun_s > _STALE_S:
                     raise
         connection = await self._connected(place)
         answer = Answer(connection, method, self._loop, with_body=bool(content))
-        return await self._exchange(connection, answer, head, content)
+        return await self._exchange(connection, answer, head, content, sent)
 
     def close(self) -> None:
         """Let go of the connections that are kept."""
         self._closed = True
-        for kept in list(self._idle.values()):
+        for kept in [connection for idle in self._idle.values() for connection in idle]:
             kept.drop()
 
     async def _connected(self, place: _Place) -> _Connection:
@@ -115,7 +126,14 @@ class Upstream:
             raise
         return connection
 
-    async def _exchange(self, connection: _Connection, answer: Answer, head: bytes, content: bytes) -> Answer:
+    async def _exchange(
+        self,
+        connection: _Connection,
+        answer: Answer,
+        head: bytes,
+        content: bytes,
+        sent: Callable[[], None],
+    ) -> Answer:
         connection.answer = answer
         try:
             if len(content) <= _SENT_AT_ONCE_BYTES:
@@ -128,6 +146,7 @@ class Upstream:
                         break
                     connection.write(content[start : start + _SENT_AT_ONCE_BYTES])
                     await connection.room()
+            sent()
             await answer.begun()
         except BaseException:
             answer.close()
@@ -135,29 +154,38 @@ class Upstream:
         return answer
 
     def _kept(self, place: _Place) -> _Connection | None:
-        connection = self._idle.pop(place, None)
-        if connection is None:
+        idle = self._idle.get(place)
+        if not idle:
             return None
+        connection = idle.pop()
         connection.awake()
         return None if connection.closing else connection
 
     def keep(self, connection: _Connection) -> None:
         """Take a connection back after a whole answer."""
-        if self._closed or connection.closing or len(self._open[connection.place]) > 1:
+        place = connection.place
+        idle = self._idle.setdefault(place, [])
+        if (
+            self._closed
+            or connection.closing
+            or len(idle) >= _MOST_IDLE
+            or any(other.waits for other in self._open[place])
+        ):
             connection.drop()
             return
-        self._idle[connection.place] = connection
+        idle.append(connection)
         connection.rest(self._loop.call_later(_IDLE_S, connection.drop))
 
     def forget(self, connection: _Connection) -> None:
         """A connection is gone."""
         place = connection.place
-        if self._idle.get(place) is connection:
-            del self._idle[place]
+        if connection in (idle := self._idle.get(place, [])):
+            idle.remove(connection)
         if (connections := self._open.get(place)) is not None:
             connections.discard(connection)
             if not connections:
                 del self._open[place]
+                self._idle.pop(place, None)
 
 
 class _Connection(asyncio.Protocol):
@@ -175,6 +203,11 @@ class _Connection(asyncio.Protocol):
     def closing(self) -> bool:
         """True if nothing can be sent any more."""
         return self._transport is None or self._transport.is_closing()
+
+    @property
+    def waits(self) -> bool:
+        """True if somebody waits for the connection, or for the answer on it to begin."""
+        return self._transport is None if self.answer is None else not self.answer.settled
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class

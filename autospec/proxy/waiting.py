@@ -19,14 +19,14 @@ class Ticket:
 
     Attributes:
         model: Catalogue name.
-        prompt_type: As in `Wanted`.
+        kind: As in `Wanted`.
         drafting_off: As in `Wanted`.
         since_s: When it came.
         lease: What it waits for.
     """
 
     model: str
-    prompt_type: PromptType | None
+    kind: Callable[[], PromptType | None]
     drafting_off: bool
     since_s: float
     lease: asyncio.Future[LaunchLease] = field(

@@ -59,6 +59,9 @@ STREAMS = (1, 8, 64)
 # 50 tokens per second and stream: at 64 streams more than any server of one machine gives.
 TOKEN_INTERVAL_S = 0.02
 TOKENS = int(os.environ.get("BENCH_TOKENS", "25"))
+# A small model on a fast machine reads a short prompt in about so long. What the proxy does meanwhile delays nobody, so that a
+# stand-in which answers at once (BENCH_PROMPT_MS=0) shows more than any client will ever wait.
+PROMPT_S = float(os.environ.get("BENCH_PROMPT_MS", "10")) / 1000
 TOKEN = (
     b'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"content":" token"}}],"created":1763900000,'
     b'"id":"chatcmpl-0123456789abcdefghijklmnopqrstuv","model":"main","system_fingerprint":"b11434-0123abcd",'
@@ -98,6 +101,7 @@ async def stand_in() -> None:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
                 await reader.readexactly(length)
+                await asyncio.sleep(PROMPT_S)
                 writer.write(
                     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
                 )
@@ -205,9 +209,11 @@ class Run:
         self.tokens += count
 
 
-def overhead(seconds: float, rounds: int, loop: str) -> None:
+def overhead(seconds: float, rounds: int, loop: str, numbers: Sequence[int]) -> None:
     """The first table."""
-    print(f"The proxy and the pipe on {loop}.\n")
+    print(
+        f"The proxy and the pipe on {loop}; the server reads a prompt in {1000 * PROMPT_S:g} ms and gives {TOKENS} tokens.\n"
+    )
     print("| streams | way | requests | first byte p50, p99 | added p50 | added p99 | CPU per token |")
     print("|---:|---|---:|---:|---:|---:|---:|")
     with (
@@ -223,7 +229,7 @@ def overhead(seconds: float, rounds: int, loop: str) -> None:
         }
         for way_port, _ in ways.values():
             asyncio.run(block(way_port, 2, 1.0))  # warm up
-        for streams in STREAMS:
+        for streams in numbers:
             runs = {way: Run() for way in ways}
             for number in range(rounds):
                 # There and back: what drifts, drifts for all.
@@ -327,6 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=8.0, help="of each block")
     parser.add_argument("--rounds", type=int, default=2, help="blocks of each kind")
+    parser.add_argument("--streams", type=int, action="append", help=f"at a time; {STREAMS} if left out")
     parser.add_argument("--mixed", metavar="MODEL", help="the gain instead, for a tuned model")
     parser.add_argument("--max-tokens", type=int, default=128, help="of each answer in --mixed")
     parser.add_argument(
@@ -352,7 +359,7 @@ def main() -> None:
         elif args.mixed:
             mixed(args.mixed, args.rounds, args.max_tokens, args.per_type)
         else:
-            overhead(args.seconds, args.rounds, args.loop)
+            overhead(args.seconds, args.rounds, args.loop, args.streams or STREAMS)
 
 
 if __name__ == "__main__":

@@ -35,10 +35,15 @@ class LentServer:
     build: str = "b1"
     drafting: Drafting = OFF
     fields: Mapping[str, Any] = field(default_factory=dict)
+    requests: int = 0
     deaths: int = 0
     tokens: float = 0
     leases: int = 0
     returned: int = 0
+
+    def sent(self) -> None:
+        """Counted."""
+        self.requests += 1
 
     def died(self) -> None:
         """Counted."""

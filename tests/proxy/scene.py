@@ -244,7 +244,7 @@ class Scene:
 
 def wanted(name: str = "alpha", kind: PromptType | None = PromptType.CODING, *, off: bool = False) -> Wanted:
     """What a request for code on the first model wants."""
-    return Wanted(name, kind, off)
+    return Wanted(name, lambda: kind, off)
 
 
 async def until(true: Callable[[], object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,10 @@ def test_one_launch_serves_every_prompt_type_with_its_own_drafting(settings):
         async with opened(settings) as supervisor:
             texts, told, places = set(), {}, set()
             for kind in (PromptType.CODING, PromptType.MATH, PromptType.CHAT, PromptType.CODING):
-                async with asyncio.timeout(DEADLINE_S), await supervisor.lease(Wanted("main", kind)) as lease:
+                async with (
+                    asyncio.timeout(DEADLINE_S),
+                    await supervisor.lease(Wanted("main", partial(PromptType, kind))) as lease,
+                ):
                     answer = await ask(lease)
                 told[kind] = (lease.drafting, drafts(answer))
                 texts.add(answer.text)
@@ -104,7 +108,7 @@ def test_without_drafting_a_client_brings_no_draft(settings):
         async with opened(settings) as supervisor:
             async with (
                 asyncio.timeout(DEADLINE_S),
-                await supervisor.lease(Wanted("main", PromptType.CODING)) as lease,
+                await supervisor.lease(Wanted("main", lambda: PromptType.CODING)) as lease,
             ):
                 first, second = await ask(lease), await ask(lease)
             assert lease.drafting == OFF

@@ -17,6 +17,7 @@ from autospec.proxy.upstream import Upstream
 from tests.backends.waiting import wait_until
 from tests.proxy.harness import LentServer, OneModel, proxy_over
 from tests.proxy.raw import exchange, post
+from tests.proxy.scene import until
 from tests.proxy.stand_in import SSE
 
 T = TypeVar("T")
@@ -186,20 +187,52 @@ def test_a_request_is_not_sent_again_after_it_has_been_at_work(monkeypatch):
     assert len(run(scenario()).requests) == 2
 
 
-def test_no_idle_connection_holds_a_server_that_others_use():
-    """An older llama-server gives each one a thread: what is idle would keep a waiting request out."""
+def test_no_connection_is_kept_while_a_request_waits():
+    """An older llama-server gives each one a thread: what is idle could keep the waiting request out."""
 
     async def scenario() -> int:
         async with Server(*[PLAIN] * 5) as server, contextlib.aclosing(Asking()) as asking:
-            first, second = await asking(server), await asking(server)
-            await whole(first)  # closed: the second is under way
-            third = await asking(server)
-            await whole(second)
-            await whole(third)  # the last one alone is kept
-            await whole(await asking(server))
+            first = await asking(server)
+            server.delay_s = 0.1
+            waiting = asyncio.create_task(asking(server))
+            await until(lambda: len(server.requests) == 2)
+            await whole(first)  # closed
+            await whole(await waiting)  # kept
+            await asyncio.gather(asking(server), asking(server))
             return server.connections
 
     assert run(scenario()) == 3
+
+
+def test_a_few_connections_are_kept():
+    """Two of four: whoever asks the server past the proxy needs a thread too."""
+
+    async def scenario() -> int:
+        async with Server(*[PLAIN] * 9) as server, contextlib.aclosing(Asking()) as asking:
+            for _ in range(2):
+                answers = [await asking(server) for _ in range(4)]
+                for answer in answers:
+                    await whole(answer)
+            return server.connections
+
+    assert run(scenario()) == 4 + 2
+
+
+def test_the_asker_is_told_when_the_request_is_on_its_way():
+    """Before the answer: what else is to be done for the request costs no time then."""
+
+    async def scenario() -> list[int]:
+        told: list[int] = []
+        async with Server(PLAIN, PLAIN, delay_s=0.05) as server:
+            upstream = Upstream()
+            with contextlib.closing(upstream):
+                asking = upstream.ask(
+                    server.base_url, "GET", "/x", [], b"", sent=lambda: told.append(len(server.replies))
+                )
+                await whole(await asking)
+        return told
+
+    assert run(scenario()) == [2]
 
 
 @pytest.mark.parametrize(
