@@ -107,6 +107,7 @@ class Embedded:
             "model.path": model_path,
             **_FIXED,
             **(_SERVED_WITH if settings.serving else _MEASURED_WITH),
+            **({"model_alias": [settings.served_as]} if settings.served_as else {}),
             **user_fields(settings.args),
             **drafting_fields(drafting),
             **address,

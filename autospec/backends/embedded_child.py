@@ -70,7 +70,11 @@ def _set(params: Any, path: str, value: Any) -> None:
     for parent in parents:
         target = getattr(target, parent)
     current = getattr(target, name)
-    setattr(target, name, set(value) if isinstance(current, set) else value)
+    if isinstance(current, set):
+        value = set(value)
+    elif isinstance(current, str) and isinstance(value, list):
+        value = value[0]  # older wheels have one alias
+    setattr(target, name, value)
 
 
 if __name__ == "__main__":

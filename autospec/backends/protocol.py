@@ -64,11 +64,13 @@ class LaunchSettings:
         ready_timeout_s: How long a launch may take to load the model and answer /health.
         serving: True for a launch that users' requests go to: prompt cache and slots stay at the server's own defaults
             and the user's arguments, where measuring pins them. The drafting is pinned either way.
+        served_as: The name that answers carry in a launch for users, where the backend can be told; empty leaves its own.
     """
 
     args: tuple[str, ...] = ()
     ready_timeout_s: float = 600.0
     serving: bool = False
+    served_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ The method, and why:
   even if every further round showed what these rounds showed, give or take one and a half standard errors
   (stochastic curtailment: Jennison and Turnbull, ch. 10): prompts that differ much stay different however often they
   are asked. Neither can raise the error rate, since neither enables.
+* **A second drafting.** The search's prompts are few, and its winner may be none on others. Where the search has found
+  two drafting methods that seem to pay, each is proved at half of the error rate, so that the union bound holds for the
+  cell in whatever order they are measured; the second one only where the first is slower or not enabled.
 
 `studies/bench/verdict_simulation.py` prints false enables, power and cost of exactly this code.
 """
@@ -34,7 +37,6 @@ from autospec.recommendations import Verdict
 
 __all__ = ["DEFAULT_RULE", "Decision", "Rule", "decide", "decide_log_ratios"]
 
-# How often prompts drawn like these may hide that the drafting is no faster than off for most of their kind.
 _ACROSS_PROMPTS_LEVEL = 0.025
 _FIRST_SHARE = 0.40
 # Before so many looks nothing is given up: a stall is still a large part of what a prompt showed.
@@ -52,22 +54,46 @@ class Rule:
         worth_proving: Gains below this are not pursued over more rounds.
         error_rate: One-sided, over all looks together: how often a drafting at the threshold may be enabled.
         looks: Rounds after which the interval is looked at, increasing. The last one ends the proof.
+        first_share: Of the error rate, for the first look.
+        across_prompts: How often prompts drawn like these may hide that the drafting is no faster than off for most of
+            their kind.
     """
 
     threshold: float = 0.02
     worth_proving: float = 0.05
     error_rate: float = 0.01
     looks: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
+    first_share: float = _FIRST_SHARE
+    across_prompts: float = _ACROSS_PROMPTS_LEVEL
 
     def level(self, look: int) -> float:
         """The one-sided error rate of look number `look` (from 0). All of them add up to `error_rate`."""
         if len(self.looks) == 1:
             return self.error_rate
         if look == 0:
-            return self.error_rate * _FIRST_SHARE
+            return self.error_rate * self.first_share
         # 1 : 1 : 2 : 3 : 4 for the five that follow the first, and the same rising shape for other counts.
         weights = [max(1, k) for k in range(len(self.looks) - 1)]
-        return self.error_rate * (1.0 - _FIRST_SHARE) * weights[look - 1] / sum(weights)
+        return self.error_rate * (1.0 - self.first_share) * weights[look - 1] / sum(weights)
+
+    def shared(self) -> Rule:
+        """The rule for each of two draftings of one cell: half of both error rates.
+
+        The first look keeps its level as far as that goes: with less, a round of eight prompts could not decide.
+        """
+        return replace(
+            self,
+            error_rate=self.error_rate / 2.0,
+            first_share=min(1.0, 2.0 * self.first_share),
+            across_prompts=self.across_prompts / 2.0,
+        )
+
+    def gives_way(self, decision: Decision) -> bool:
+        """True if a drafting should give way to another one: it is not enabled, or slower so far."""
+        if decision.verdict is Verdict.ENABLE or decision.estimate is None:
+            return False
+        # An interval without an end rests on so few pairs that one stall decides about the sign.
+        return decision.final or (math.isfinite(decision.estimate.high) and decision.estimate.center < 0.0)
 
 
 DEFAULT_RULE = Rule()
@@ -163,7 +189,7 @@ def _judge(
         return Verdict.UNDECIDED, False, f"first round not complete; so far {gain}"
     if estimate.low > threshold:
         # Fewer than six prompts (a user's small suite) cannot reach the level; then every one must be faster.
-        level = max(_ACROSS_PROMPTS_LEVEL, 0.5 ** len(medians))
+        level = max(rule.across_prompts, 0.5 ** len(medians))
         if signed_rank_estimate(medians, level).low > 0.0:
             return Verdict.ENABLE, True, f"drafting is {gain} ({span}) over off"
         faster = sum(m > 0.0 for m in medians)

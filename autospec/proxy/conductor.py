@@ -109,8 +109,9 @@ class Conductor:
         error, until_s = self._broken.get(model.name, (None, now))
         if error is not None and now < until_s:
             raise error
+        prompt_type = kind()
         self.waiting.add(ticket)
-        self.demand.arrived(model.name, kind(), now)
+        self.demand.arrived(model.name, prompt_type, now)
         # What is planned already may be under way; then one more that waits changes nothing.
         self._plan_is_old |= not self._serves(ticket)
         self._kicked.set()

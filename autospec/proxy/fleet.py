@@ -68,12 +68,12 @@ class Fleet:
 
     def start(self, model: Model, engine: Engine, entry: Launchable) -> Launch:
         """Make and start a launch."""
-        path, args = str(model.path), self._args
+        args = self._args
         launch = Launch(
             model.name,
             entry.drafting,
             entry.footprint,
-            lambda: serve(engine, path, entry, args),
+            lambda: serve(engine, model, entry, args),
             changed=self._changed,
             clock=self._clock,
             first=self._machine_is_free,

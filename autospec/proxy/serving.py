@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Final
 
 from autospec.backends.protocol import LaunchSettings, Server
+from autospec.catalog.model import Model
 from autospec.drafting import OFF
 from autospec.errors import LaunchError
 from autospec.proxy.needs import Launchable
@@ -24,8 +25,8 @@ _LEAST_TIMEOUT_S: Final = 120.0
 _MOST_TIMEOUT_S: Final = 600.0
 
 
-def serve(engine: Engine, model_path: str, entry: Launchable, args: tuple[str, ...]) -> Server:
-    """Start a server for users; blocks until it is ready.
+def serve(engine: Engine, model: Model, entry: Launchable, args: tuple[str, ...]) -> Server:
+    """Start a server for users; blocks until it is ready. Its answers carry the name that clients ask for.
 
     Raises:
         BackendError: As `Backend.launch`.
@@ -34,9 +35,8 @@ def serve(engine: Engine, model_path: str, entry: Launchable, args: tuple[str, .
     # What is pinned for measuring has no cache: the way out where a backend serves with one that it must not have.
     timeout_s = min(max(_PATIENCE * entry.launch_s, _LEAST_TIMEOUT_S), _MOST_TIMEOUT_S)
     for serving in (True, False):
-        server = engine.backend.launch(
-            model_path, entry.drafting, LaunchSettings(args, timeout_s, serving=serving)
-        )
+        settings = LaunchSettings(args, timeout_s, serving=serving, served_as=model.name)
+        server = engine.backend.launch(str(model.path), entry.drafting, settings)
         if _text_is_right(engine, server):
             return server
         server.stop()

@@ -29,7 +29,8 @@ _CONNECT_TIMEOUT_S = 10.0
 _SENT_AT_ONCE_BYTES = 256 * 1024
 # llama-server closes idle connections after 5 s (server-http.cpp).
 _IDLE_S = 3.0
-# The fewest threads of any build are 3 (slots + 2, later + 4): one is left for whoever asks the server past the proxy.
+# The fewest threads of any build are 3 (slots + 2, later + 4): while nothing is asked, one is left for whoever asks the
+# server past the proxy.
 _MOST_IDLE = 2
 # A kept connection that the server has closed breaks in the round trip of the first bytes. One that breaks later has had
 # the request at work, which a silent second try would do twice.
@@ -164,7 +165,7 @@ class Upstream:
     def keep(self, connection: _Connection) -> None:
         """Take a connection back after a whole answer."""
         place = connection.place
-        idle = self._idle.setdefault(place, [])
+        idle = self._idle.get(place, [])
         if (
             self._closed
             or connection.closing
@@ -173,7 +174,7 @@ class Upstream:
         ):
             connection.drop()
             return
-        idle.append(connection)
+        self._idle[place] = [*idle, connection]
         connection.rest(self._loop.call_later(_IDLE_S, connection.drop))
 
     def forget(self, connection: _Connection) -> None:

@@ -199,7 +199,7 @@ def _idle_draft(r: Recommendation, figures: dict[str, Any]) -> list[str]:
         return []
     figures["idle_draft"] = idle
     interval = bounded(idle["interval"])
-    between = f" ({percent(interval[0])} to {percent(interval[1])})" if interval else ""
+    between = _between(interval)
     pairs = f"{idle['pairs']} pair{'s' if idle['pairs'] != 1 else ''}"
     return [
         (
@@ -227,11 +227,12 @@ def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict
         (t for t in trials if t.value is not None and t.drafting is not None and not t.drafting.is_off),
         key=lambda t: -(t.value or 0.0),
     )
+    proved = {r.tried, *(Drafting.from_json(p["drafting"]) for p in r.evidence.get("also_proved", ()))}
     others: dict[Drafting, float] = {}
     for t in ranked:
         assert t.drafting is not None
         assert t.value is not None
-        if t.drafting != r.tried:
+        if t.drafting not in proved:
             others.setdefault(t.drafting, t.value)
     failed: dict[str, str] = {
         t.drafting.label: t.reason
@@ -245,6 +246,11 @@ def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict
         {"drafting": d.to_json(), "ratio": round(v, 4)} for d, v in list(others.items())[:_RUNNERS_UP]
     ]
     lines = []
+    for p in r.evidence.get("also_proved", ()):
+        gain = "" if p["speedup"] is None else f", {percent(p['speedup'])}{_between(p['speedup_ci'])}"
+        lines.append(
+            f"Proved as well, on the same prompts: {Drafting.from_json(p['drafting']).label}{gain}, {p['verdict']}."
+        )
     if others:
         best = "; ".join(f"{d.label} {percent(v)}" for d, v in list(others.items())[:_RUNNERS_UP])
         lines.append(
@@ -252,6 +258,13 @@ def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict
         )
     lines += [f"{label} could not be used: {_sentence(reason)}" for label, reason in failed.items()]
     return lines
+
+
+def _between(interval: Sequence[float | None] | None) -> str:
+    if interval is None or None in interval:
+        return ""
+    low, high = (percent(end) for end in interval if end is not None)
+    return f" ({low} to {high})"
 
 
 def _sentence(text: str) -> str:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from autospec.cells import Cell, PromptType
 from autospec.drafting import OFF, Drafting
@@ -18,6 +19,32 @@ from autospec.tuning.progress import Standing
 __all__ = ["CellRun", "acceptance", "geometric_mean", "mean_log_ratio"]
 
 
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """How far the proof of one drafting has come.
+
+    Attributes:
+        drafting: It.
+        decision: Its last look.
+        rounds: Complete ones.
+    """
+
+    drafting: Drafting
+    decision: Decision
+    rounds: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For the evidence."""
+        estimate = self.decision.estimate
+        return {
+            "drafting": self.drafting.to_json(),
+            "speedup": None if estimate is None else round(estimate.ratio, 4),
+            "speedup_ci": None if estimate is None else [_finite(end) for end in estimate.interval],
+            "verdict": str(self.decision.verdict),
+            "rounds": self.rounds,
+        }
+
+
 @dataclass(slots=True)
 class CellRun:
     """The state of one cell in one tune. The only mutable object that search and proof share.
@@ -28,9 +55,13 @@ class CellRun:
         tune_prompts: For the search.
         prove_prompts: For the proof; none of them is a tune prompt.
         winner: The drafting to prove, once the search has chosen; `OFF` where there was nothing to try.
+        runner_up: The best of another arm, to be proved where the winner gives way; `OFF` where there is none.
+        shares_rate: True if the error rate is for two draftings, also where only one of them can be proved now.
         searched: True once the search is over.
         decision: The last look of the proof.
         rounds: Rounds of proof that are complete.
+        pending: True if the last look is not the last word, because the other drafting is to be proved.
+        other: The drafting that was proved before this one.
         trial_values: Speed ratio of every drafting tried with a value.
         off_recorded: True once the study holds its trial of off.
     """
@@ -40,9 +71,13 @@ class CellRun:
     tune_prompts: tuple[Prompt, ...]
     prove_prompts: tuple[Prompt, ...]
     winner: Drafting = OFF
+    runner_up: Drafting = OFF
+    shares_rate: bool = False
     searched: bool = False
     decision: Decision | None = None
     rounds: int = 0
+    pending: bool = False
+    other: Proved | None = None
     trial_values: dict[Drafting, float] = field(default_factory=dict)
     off_recorded: bool = False
 
@@ -62,19 +97,27 @@ class CellRun:
     @property
     def decided(self) -> bool:
         """True if the proof is over."""
-        return self.decision is not None and self.decision.final
+        return self.decision is not None and self.decision.final and not self.pending
+
+    def turn_to(self, drafting: Drafting, *, decision: Decision | None = None, rounds: int = 0) -> None:
+        """Have another drafting's proof go on; how far this one's has come is remembered."""
+        self.other = None if self.decision is None else Proved(self.winner, self.decision, self.rounds)
+        self.winner, self.decision, self.rounds, self.pending = drafting, decision, rounds, False
 
     def standing(self) -> Standing:
         """For whoever watches."""
         if self.decision is not None and self.decision.estimate is not None:
-            word = str(self.decision.verdict) if self.decision.final else "proving"
+            word = str(self.decision.verdict) if self.decided else "proving"
             estimate = self.decision.estimate
             return Standing(self.prompt_type, self.winner, estimate.ratio, estimate.n, word)
-        best = self.best
-        word = "proving" if self.searched else "searching"
-        if best is None:
-            return Standing(self.prompt_type, OFF, None, 0, word)
-        return Standing(self.prompt_type, best[0], best[1], 0, word)
+        if self.searched:
+            return Standing(self.prompt_type, self.winner, self.trial_values.get(self.winner), 0, "proving")
+        drafting, ratio = self.best or (OFF, None)
+        return Standing(self.prompt_type, drafting, ratio, 0, "searching")
+
+
+def _finite(number: float) -> float | None:
+    return round(number, 4) if math.isfinite(number) else None
 
 
 def mean_log_ratio(pairs: Sequence[Pair]) -> float:

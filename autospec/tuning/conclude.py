@@ -61,7 +61,7 @@ def conclude(
     decision = cell.decision
     pairs = list(proof) or list(search)
     verdict = decision.verdict if decision is not None else Verdict.UNDECIDED
-    final = decision is not None and decision.final
+    final = cell.decided
     estimate = decision.estimate if decision is not None else None
     tried = cell.winner
     off_tps = geometric_mean([p.off.request_tps for p in pairs]) if pairs else None
@@ -169,6 +169,7 @@ def _evidence(
         "rounds": cell.rounds,
         "trials": len(cell.trial_values),
         "runners_up": _runners_up(cell),
+        "also_proved": [] if cell.other is None else [cell.other.to_json()],
         "cost": cost.to_json(),
     }
     if not pairs:
@@ -199,7 +200,8 @@ def _evidence(
 
 
 def _runners_up(cell: CellRun) -> list[dict[str, Any]]:
+    proved = {cell.winner} if cell.other is None else {cell.winner, cell.other.drafting}
     others: list[tuple[Drafting, float]] = sorted(
-        ((d, v) for d, v in cell.trial_values.items() if d != cell.winner), key=lambda item: -item[1]
+        ((d, v) for d, v in cell.trial_values.items() if d not in proved), key=lambda item: -item[1]
     )
     return [{"drafting": d.to_json(), "ratio": round(v, 4)} for d, v in others[:3]]

@@ -117,6 +117,7 @@ class CellStudy:
         """Search afresh: what was tried stays in the study and counts no more."""
         self.note("trials_from", len(self._study.get_trials(deepcopy=False)))
         self.note("winner", None)
+        self.note("runner_up", None)
 
     def tried(self) -> list[Tried]:
         """Finished trials of this protocol and of today's space, in order; interrupted ones left out.

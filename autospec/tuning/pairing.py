@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from autospec.measure.asking import Asking, disturbance, measure
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase, pair_up
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
-from autospec.tuning.calm import Calm
+from autospec.tuning.calm import Calm, patience_s
 from autospec.tuning.launches import Launches
 
 __all__ = ["Measured", "Pairing", "Task"]
@@ -74,6 +75,7 @@ class Pairing:
         since: Cell key → stored halves older than this (seconds since the epoch) do not count.
         tell: Told when measuring waits for the machine.
         sleep: Waits so many seconds; tests inject their own.
+        budget_s: Of the whole run: a wait for the machine is short where this is.
 
     Attributes:
         calm: Waits for other programs; whoever times something on these launches asks it.
@@ -88,12 +90,13 @@ class Pairing:
         since: Mapping[str, float],
         tell: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], None] = time.sleep,
+        budget_s: float = math.inf,
     ) -> None:
         self._launches = launches
         self._asking = asking
         self._store = store
         self._since = since
-        self.calm = Calm(asking.watch, tell, sleep)
+        self.calm = Calm(asking.watch, tell, sleep, patience_s(budget_s))
         # Pairs measured so far: the order of the halves alternates over them all (ABBA), across blocks too.
         self._turn = 0
 

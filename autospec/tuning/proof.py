@@ -1,17 +1,20 @@
 """The proof: fresh measurements of each cell's winner on prompts that had no part in choosing it.
 
-Rounds go on until every cell is decided or the budget is spent. One launch serves all cells with the same winner.
+Rounds go on until every cell is decided or the budget is spent. One launch serves all cells with the same winner. Where
+that is slower on these prompts, or not to be enabled, the search's runner-up is proved, at its own share of the error rate.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from autospec.drafting import Drafting
+from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError
 from autospec.measure.measurements import Phase
-from autospec.measure.verdict import decide
+from autospec.measure.verdict import Decision, Rule, decide
+from autospec.recommendations import Verdict
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.pairing import Task
 from autospec.tuning.progress import Step
@@ -38,21 +41,69 @@ class Proof:
         self._cells = [c for c in cells if not c.winner.is_off]
         self._rig = rig
         self._on_look = on_look
-        self._failed: set[str] = set()
+        # Cell key and drafting.
+        self._failed: set[tuple[str, Drafting]] = set()
         self._round_s: dict[str, float] = {}
 
     def run(self) -> None:
         """Prove until every cell is decided, the last look is done, or the budget is spent."""
-        rule = self._rig.definition.rule
-        for round_ in range(1, rule.looks[-1] + 1):
-            for drafting in dict.fromkeys(c.winner for c in self._cells):
-                cells = [
-                    c
-                    for c in self._cells
-                    if c.winner == drafting and not c.decided and c.cell.key not in self._failed
-                ]
+        self._prove(self._cells)
+        turned = [c for c in self._cells if self._turns_to_runner_up(c)]
+        self._prove(turned)
+        # Where that is no better, what gave way is to be ruled out, or comes to be enabled yet: it has its own share.
+        self._prove([c for c in turned if self._turns_back(c)])
+
+    def _prove(self, all_cells: Sequence[CellRun]) -> None:
+        """Rounds of the draftings that the cells' proofs are for now."""
+        for round_ in range(1, self._rig.definition.rule.looks[-1] + 1):
+            for drafting in dict.fromkeys(c.winner for c in all_cells):
+                cells = [c for c in all_cells if c.winner == drafting and self._wants(c, round_)]
                 if cells and self._time_for(drafting):
                     self._round(drafting, cells, round_)
+
+    def _wants(self, cell: CellRun, round_: int) -> bool:
+        return cell.rounds == round_ - 1 and not (cell.decided or cell.pending or self._has_failed(cell))
+
+    def _has_failed(self, cell: CellRun) -> bool:
+        return (cell.cell.key, cell.winner) in self._failed
+
+    def _rule(self, cell: CellRun) -> Rule:
+        rule = self._rig.definition.rule
+        return rule.shared() if cell.shares_rate else rule
+
+    def _turns_to_runner_up(self, cell: CellRun) -> bool:
+        """Whether the runner-up is proved now; without time for it, the cell stays open for another run."""
+        never_looked_at = cell.decision is None and self._has_failed(cell) and not cell.runner_up.is_off
+        # A first round of it is taken to last as long as another's.
+        expected = self._round_s.get(cell.runner_up.key, max(self._round_s.values(), default=0.0))
+        if not (cell.pending or never_looked_at) or self._rig.budget.left_s <= 0.5 * expected:
+            return False
+        why = cell.decision.reason if cell.decision is not None else "its proof broke off"
+        self._rig.progress.tell(
+            f"{cell.prompt_type}: {cell.winner.label}: {why}. Proving {cell.runner_up.label} instead."
+        )
+        cell.turn_to(cell.runner_up)
+        return True
+
+    def _turns_back(self, cell: CellRun) -> bool:
+        """Whether the proof of what gave way goes on: the runner-up is not enabled, and slower."""
+        first, second = cell.other, cell.decision
+        if second is not None and second.verdict is Verdict.ENABLE:
+            return False
+        ended = self._has_failed(cell) or (second is not None and second.final)
+        if first is None or _center(second) >= _center(first.decision):
+            if second is not None and second.final:
+                self._end(cell, second)
+            return False
+        if second is None and ended:
+            cell.runner_up = OFF  # there is none that works
+        cell.turn_to(first.drafting, decision=first.decision, rounds=first.rounds)
+        if ended and first.decision.final:
+            self._end(cell, first.decision)
+            return False
+        cell.pending = not ended
+        self._on_look(cell)
+        return ended
 
     def _time_for(self, drafting: Drafting) -> bool:
         # A round that would end far beyond the budget is not begun. The first one is: without it the search
@@ -83,7 +134,7 @@ class Proof:
                     block.close()
                     break
         except BackendError as error:
-            self._failed |= {c.cell.key for c in cells}
+            self._failed |= {(c.cell.key, drafting) for c in cells}
             self._rig.progress.tell(f"{drafting.label}: the proof broke off. {error.message}")
             return
         self._round_s[drafting.key] = self._rig.budget.spent_s - begun
@@ -93,7 +144,7 @@ class Proof:
         self._rig.progress.step(Step("prove", drafting, round_, last, done, todo, self._rig.budget.left_s))
 
     def _look(self, cell: CellRun) -> None:
-        rule = self._rig.definition.rule
+        rule = self._rule(cell)
         if cell.rounds not in rule.looks:
             # Between looks nothing may be concluded, or the error rate would not hold.
             return
@@ -102,7 +153,22 @@ class Proof:
         pairs = [p for p in known if p.off.round <= cell.rounds]
         decision = decide(pairs, cell.rounds, rule)
         cell.decision = decision
-        self._on_look(cell)
+        first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
+        second = cell.winner == cell.runner_up
+        cell.pending = (first and rule.gives_way(decision)) or (
+            second and decision.final and decision.verdict is not Verdict.ENABLE
+        )
+        if cell.decided:
+            self._end(cell, decision)
+        else:
+            self._on_look(cell)
         self._rig.progress.standing(tuple(c.standing() for c in self._cells))
-        if decision.final:
-            self._rig.progress.tell(f"{cell.prompt_type}: {decision.verdict}: {decision.reason}")
+
+    def _end(self, cell: CellRun, decision: Decision) -> None:
+        cell.pending = False
+        self._on_look(cell)
+        self._rig.progress.tell(f"{cell.prompt_type}: {decision.verdict}: {decision.reason}")
+
+
+def _center(decision: Decision | None) -> float:
+    return -math.inf if decision is None or decision.estimate is None else decision.estimate.center

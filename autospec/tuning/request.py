@@ -64,7 +64,9 @@ class TuneRequest:
     @property
     def rule_digest(self) -> str:
         """Twelve hex digits of what a proven verdict rests on besides the measurements."""
-        return hashlib.sha256(json.dumps(asdict(self.definition.rule)).encode()).hexdigest()[:12]
+        rule = asdict(self.definition.rule)
+        stated = {name: rule[name] for name in ("threshold", "worth_proving", "error_rate", "looks")}
+        return hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:12]
 
     def settings(self) -> LaunchSettings:
         """The launch settings, the context among them: servers fit it to memory else, and differently with a draft.

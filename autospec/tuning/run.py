@@ -38,11 +38,15 @@ from autospec.tuning.proof import Proof
 from autospec.tuning.renewal import EPOCH, RENEWAL, renewal_of, to_begin
 from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_nothing
 from autospec.tuning.rig import Rig
-from autospec.tuning.search import Search, choose_winners
+from autospec.tuning.search import Search
 from autospec.tuning.space import Space
 from autospec.tuning.surveying import Surveying
+from autospec.tuning.winners import choose_winners
 
 __all__ = ["Tuning"]
+
+# Name of the study's note of what was predicted of the runner-up; of the winner it is "prediction".
+_OF_RUNNER_UP = "prediction_of_runner_up"
 
 
 @dataclass(slots=True)
@@ -154,7 +158,14 @@ class Tuning:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
             self._epochs = self._begin(cells, store)
-            pairing = Pairing(launches, asking, store, since=self._epochs, tell=self.progress.tell)
+            pairing = Pairing(
+                launches,
+                asking,
+                store,
+                since=self._epochs,
+                tell=self.progress.tell,
+                budget_s=budget.total_s,
+            )
             rig = Rig(request.definition, space, launches, pairing, budget, self.progress)
 
             def keep(cell: CellRun) -> None:
@@ -211,12 +222,14 @@ class Tuning:
             threshold = self.request.definition.rule.threshold
             forecast = Forecast(predictor, rig.space, threshold, self.progress.tell)
         Search(cells, rig, forecast).run()
-        choose_winners(cells, forecast)
+        choose_winners(cells, rig.space, rig.definition.rule.threshold, forecast)
         ruled_out = forecast.rule_out(cells) if forecast is not None else []
         for cell in cells:
-            cell.study.note("winner", cell.winner.to_json())
             if forecast is not None:
-                cell.study.note("prediction", forecast.figures(cell, cell.winner) | {"ruled_out": ruled_out})
+                for name, drafting in (("prediction", cell.winner), (_OF_RUNNER_UP, cell.runner_up)):
+                    cell.study.note(name, forecast.figures(cell, drafting) | {"ruled_out": ruled_out})
+            cell.study.note("runner_up", cell.runner_up.to_json())
+            cell.study.note("winner", cell.winner.to_json())  # last: whoever finds it finds all of it
 
     def _conclusion(self, cell: CellRun, pairing: Pairing, settings: LaunchSettings) -> Recommendation:
         if cell.searched and cell.winner.is_off:
@@ -244,7 +257,8 @@ class Tuning:
         if cell.cell.key in self._epochs:
             marks[EPOCH] = self._epochs[cell.cell.key]
         try:
-            noted = {"prediction": cell.study.noted("prediction"), "idle_draft": idle_draft_of(cell)}
+            name = _OF_RUNNER_UP if cell.winner == cell.runner_up else "prediction"
+            noted = {"prediction": cell.study.noted(name), "idle_draft": idle_draft_of(cell)}
             marks |= {name: note for name, note in noted.items() if note is not None}
         except StoreError as error:
             # The studies may be on another machine, which went away. The proof is in the database here, and goes on.
@@ -359,6 +373,11 @@ def _recall(run: CellRun, space: Space) -> None:
     # A draft that is gone, or that the user did not name this time, is no winner.
     if winner is not None and (winner.is_off or space.arm_of(winner) is not None):
         run.winner, run.searched = winner, True
+        second = run.study.noted("runner_up")
+        runner_up = OFF if second is None else Drafting.from_json(second)
+        run.shares_rate = not runner_up.is_off
+        if space.arm_of(runner_up) not in (None, space.arm_of(winner)):
+            run.runner_up = runner_up
         run.trial_values = {
             t.drafting: t.value for t in run.study.tried() if t.value is not None and not t.drafting.is_off
         }

@@ -25,7 +25,7 @@ from autospec.tuning.progress import Step
 from autospec.tuning.rig import Rig
 from autospec.tuning.space import Arm
 
-__all__ = ["Search", "choose_winners"]
+__all__ = ["Search"]
 
 # A cell gives a drafting up when it is this much slower than the best one known for it (off included), after one
 # prompt and after more. Prompts of one type differ by some ten per cent, so that one alone must be far off.
@@ -38,8 +38,6 @@ _PROGRESS = 0.01
 _HOPELESS = 0.80
 # With fewer trials than this on the clock, more trials teach more than more prompts in each.
 _ENOUGH_TRIALS = 8
-# One drafting for several prompt types saves launches in the proof and in use; worth this much of speed.
-_CONSOLIDATION = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,54 +303,6 @@ class Search:
     def _step(self, phase: str, drafting: Drafting, number: int, done: int, todo: int) -> None:
         left = self._rig.budget.part_left_s(self._definition.search_share)
         self._progress.step(Step(phase, drafting, number, self._definition.trials, done, todo, left))
-
-
-def choose_winners(cells: Sequence[CellRun], forecast: Forecast | None = None) -> None:
-    """Set each cell's winner: its best drafting, or one nearly as good that more cells can share.
-
-    Draftings are taken greedily: whichever is within 1 % of the best for most of the cells that are left. A cell in
-    which nothing was worth a launch gets the drafting that is expected to be best: the proof is its one launch.
-
-    Args:
-        cells: Searched cells.
-        forecast: Values of tried draftings over all recorded prompts, which are more than the trials asked.
-    """
-    values = {id(c): _values(c, forecast) for c in cells}
-    left = [c for c in cells if values[id(c)]]
-    while left:
-        good = {
-            id(c): {
-                d
-                for d, v in values[id(c)].items()
-                if v >= max(values[id(c)].values()) * (1.0 - _CONSOLIDATION)
-            }
-            for c in left
-        }
-        draftings = {d for found in good.values() for d in found}
-
-        def rank(drafting: Drafting, good: dict[int, set[Drafting]] = good) -> tuple[int, float, str]:
-            sharers = [c for c in left if drafting in good[id(c)]]
-            return len(sharers), geometric_mean([values[id(c)][drafting] for c in sharers]), drafting.key
-
-        chosen = max(draftings, key=rank)
-        for cell in [c for c in left if chosen in good[id(c)]]:
-            cell.winner = chosen
-            left.remove(cell)
-
-
-def _values(cell: CellRun, forecast: Forecast | None) -> dict[Drafting, float]:
-    """What each drafting that may win in a cell is worth there: speed ratio to off."""
-    if forecast is None:
-        return dict(cell.trial_values)
-    if not cell.trial_values:
-        best = forecast.best(cell)
-        expected = forecast.expected(cell, best) if best is not None else None
-        return {best: expected} if best is not None and expected is not None else {}
-    values = {}
-    for drafting, measured in cell.trial_values.items():
-        expected = forecast.expected(cell, drafting) if forecast.trusts(drafting) else None
-        values[drafting] = measured if expected is None else expected
-    return values
 
 
 def _gives_up(cell: CellRun, pairs: Sequence[Pair]) -> str:

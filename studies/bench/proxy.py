@@ -254,13 +254,17 @@ def overhead(seconds: float, rounds: int, loop: str, numbers: Sequence[int]) -> 
 
 
 def mixed(name: str, rounds: int, max_tokens: int, per_type: int) -> None:
-    """The second table."""
+    """The second table: prompts of all tuned types in turns, through the proxy and with every single setting."""
     settings = load_settings()
     model = scan(settings).find(name)
     known = select(read_recommendations(settings.storage), identify(), Question(model.name)).recommendations
     draftings = list(dict.fromkeys([OFF, *(r.drafting for r in known)]))
     suite = load_suite(Path(settings.suite) if settings.suite else None)
-    prompts = [p for t in suite.types() for p in suite.of(t, Half.PROVE)[: per_type or None]]
+    tuned = [t for t in suite.types() if t in {r.prompt_type for r in known}]
+    in_turns = zip(*(suite.of(t, Half.PROVE)[: per_type or None] for t in tuned), strict=False)
+    prompts = list(itertools.chain.from_iterable(in_turns))
+    for r in known:
+        print(f"{r.prompt_type}: {r.verdict}, {r.drafting.label}")
     backend = backend_for(settings.backend or None, settings)
     speeds: dict[str, list[float]] = {}
     for number in range(rounds):
@@ -270,7 +274,8 @@ def mixed(name: str, rounds: int, max_tokens: int, per_type: int) -> None:
                 with child("--serve", model.name) as (port, _):
                     speed = ask_all(f"http://127.0.0.1:{port}", model.name, prompts, max_tokens)
             else:
-                server = backend.launch(str(model.path), way, LaunchSettings(args=settings.server_args))
+                terms = LaunchSettings(args=settings.server_args, serving=True)
+                server = backend.launch(str(model.path), way, terms)
                 try:
                     speed = ask_all(server.base_url, model.name, prompts, max_tokens)
                 finally:

@@ -11,6 +11,9 @@ and `decide_log_ratios` — the code that ``autospec tune`` runs — looks after
 * stalls: 2 % of all requests take 1.2 to 3 times as long (a backup, an indexer);
 * a launch has its own small luck (0.3 %: where its memory came to lie), the same for all its requests;
 * prompts differ: the gain of a prompt is normal around the true gain, with the given spread.
+
+The second table plays cells with two draftings, each at half of the error rate (`Rule.shared`): the runner-up is proved
+where the winner of the search gives way (`Rule.gives_way`), and the winner's proof goes on where that is not enabled.
 """
 
 from __future__ import annotations
@@ -20,16 +23,20 @@ import math
 
 import numpy as np
 
-from autospec.measure.verdict import DEFAULT_RULE, decide_log_ratios
+from autospec.measure.verdict import DEFAULT_RULE, Decision, Rule, decide_log_ratios
 from autospec.recommendations import Verdict
 
 PROMPTS = 8
 STALL_RATE = 0.02
 LAUNCH_SD = 0.003
+NOISES = (0.01, 0.03, 0.05)
 
 
-def one_proof(rng: np.random.Generator, gain: float, noise: float, spread: float) -> tuple[Verdict, int, int]:
-    """Play one proof; returns verdict, pairs and launches of the drafting."""
+def one_proof(
+    rng: np.random.Generator, gain: float, noise: float, spread: float, rule: Rule = DEFAULT_RULE
+) -> tuple[Decision, int, int]:
+    """Play one proof; returns the last look, rounds (each is a launch), and after how many it would give way, or 0."""
+    gave_way = 0
     truth = math.log1p(gain) + rng.normal(0.0, spread, PROMPTS)
     heat = rng.uniform(0.0, 0.10)
     wander = 0.0
@@ -52,10 +59,25 @@ def one_proof(rng: np.random.Generator, gain: float, noise: float, spread: float
                 step += 1
             by_prompt[p].append(halves[0] - halves[1])
         if round_ in DEFAULT_RULE.looks:
-            decision = decide_log_ratios(by_prompt, round_)
+            decision = decide_log_ratios(by_prompt, round_, rule)
+            gave_way = gave_way or round_ * rule.gives_way(decision)
             if decision.final:
-                return decision.verdict, round_ * PROMPTS, round_
+                return decision, round_, gave_way
     raise AssertionError("the last look is final")
+
+
+def two_draftings(
+    rng: np.random.Generator, gains: tuple[float, float], noise: float, spread: float
+) -> tuple[tuple[bool, bool], int]:
+    """Play a cell with a runner-up; returns which of the two is enabled, and rounds."""
+    rule = DEFAULT_RULE.shared()
+    first, rounds, gave_way = one_proof(rng, gains[0], noise, spread, rule)
+    if not gave_way:
+        return (first.verdict is Verdict.ENABLE, False), rounds
+    second, more, _ = one_proof(rng, gains[1], noise, spread, rule)
+    if second.verdict is Verdict.ENABLE:
+        return (False, True), gave_way + more
+    return (first.verdict is Verdict.ENABLE, False), rounds + more
 
 
 def main() -> None:
@@ -75,15 +97,29 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for spread in (0.0, 0.05):
         for gain in (-0.05, 0.0, 0.02, 0.03, 0.05, 0.10):
-            for noise in (0.01, 0.03, 0.05):
-                verdicts, pairs, launches = zip(
+            for noise in NOISES:
+                decisions, rounds, _ = zip(
                     *(one_proof(rng, gain, noise, spread) for _ in range(args.repeats)), strict=True
                 )
-                share = {v: 100.0 * sum(x is v for x in verdicts) / args.repeats for v in Verdict}
+                share = {v: 100.0 * sum(d.verdict is v for d in decisions) / args.repeats for v in Verdict}
                 print(
                     f"| {spread:.0%} | {gain:+.0%} | {noise:.0%} | {share[Verdict.ENABLE]:.2f} % "
                     f"| {share[Verdict.UNDECIDED]:.1f} % | {share[Verdict.DISABLE]:.1f} % "
-                    f"| {np.mean(pairs):.0f} | {np.mean(launches):.1f} |",
+                    f"| {PROMPTS * np.mean(rounds):.0f} | {np.mean(rounds):.1f} |",
+                    flush=True,
+                )
+    print("\n| prompts' spread | true gains | noise | enable first | second | either | launches, mean |")
+    print("|---|---|---|---|---|---|---|")
+    for spread in (0.0, 0.05):
+        for gains in ((0.0, 0.0), (0.02, 0.02), (-0.05, 0.02), (-0.05, 0.05), (-0.05, 0.10), (0.05, 0.05)):
+            for noise in NOISES:
+                played, rounds = zip(
+                    *(two_draftings(rng, gains, noise, spread) for _ in range(args.repeats)), strict=True
+                )
+                enabled = [100.0 * sum(which[i] for which in played) / args.repeats for i in (0, 1)]
+                print(
+                    f"| {spread:.0%} | {gains[0]:+.0%}, {gains[1]:+.0%} | {noise:.0%} "
+                    f"| {enabled[0]:.2f} % | {enabled[1]:.2f} % | {sum(enabled):.2f} % | {np.mean(rounds):.1f} |",
                     flush=True,
                 )
 

@@ -51,3 +51,19 @@ def test_embedded(state_dir):
     assert json.loads(chosen)["n_parallel"] == 2
     same = [{k: v for k, v in json.loads(fields).items() if k not in pins} for fields in (measured, served)]
     assert same[0] == same[1]
+
+
+def test_answers_carry_the_name_that_clients_ask_for(fake, state_dir):
+    """Not the path of the file; a name of the user's own stays, and one that would be several is left out."""
+    named = LaunchSettings(serving=True, served_as="main-1b")
+    command = fake().command("/models/main.gguf", OFF, named)
+    assert command[command.index("--alias") + 1] == "main-1b"
+    own = LaunchSettings(("-a", "mine"), serving=True, served_as="main-1b")
+    assert "--alias" not in fake().command("/models/main.gguf", OFF, own)
+    several = LaunchSettings(serving=True, served_as="main,1b")
+    assert "--alias" not in fake().command("/models/main.gguf", OFF, several)
+    pytest.importorskip("xllamacpp")
+    *_, fields = Embedded(state_dir).command("/models/main.gguf", OFF, named)
+    assert json.loads(fields)["model_alias"] == ["main-1b"]
+    *_, fields = Embedded(state_dir).command("/models/main.gguf", OFF, own)
+    assert json.loads(fields)["model_alias"] == ["mine"]

@@ -93,7 +93,9 @@ def test_a_new_recommendation_takes_over_while_requests_are_answered(settings):
         async with opened(settings) as supervisor:
             async with await supervisor.lease(WANTED) as lease:
                 assert lease.drafting == OFF
-                assert "draft_n" not in (await ask(lease))["timings"]
+                answer = await ask(lease)
+                assert "draft_n" not in answer["timings"]
+                assert answer["model"] == "main"
                 lease.answered(100_000)  # enough for a switch to pay
             old = await supervisor.lease(WANTED)
             recommend(settings, LOOKUP)

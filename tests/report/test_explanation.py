@@ -86,6 +86,25 @@ def test_runners_up_and_failures_come_from_the_trials():
     assert "mtp n_max=2 could not be used: no MTP layers." in said(explanation)
 
 
+def test_what_was_proved_before_is_no_runner_up():
+    """It won the search and was slower on fresh prompts: said with what the proof showed, not with the search's figure."""
+    first = Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)
+    shown = {
+        "drafting": first.to_json(),
+        "speedup": 0.9,
+        "speedup_ci": [0.8, 0.95],
+        "verdict": "disable",
+        "rounds": 1,
+    }
+    trials = [TrialSummary(0, "complete", DRAFTING, 1.3, ""), TrialSummary(1, "complete", first, 1.5, "")]
+    explanation = explain(recommendation(evidence={"also_proved": [shown]}), [], trials)
+    assert (
+        f"Proved as well, on the same prompts: {first.label}, -10.0 % (-20.0 % to -5.0 %), disable."
+        in said(explanation)
+    )
+    assert explanation.figures["runners_up"] == []
+
+
 def test_a_fast_model_that_gains_nothing_is_told_so():
     """The founding record's rule of thumb, with the figures of this model."""
     assert "At 80 tok/s a token takes 12 ms" in said(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autospec.tuning.calm import Calm
+from autospec.tuning.calm import Calm, patience_s
 from tests.tuning.test_pairing import CALM, Watch
 
 BUSY = replace(CALM, other_load=2.0)
@@ -48,3 +48,16 @@ def test_after_a_calm_measurement_the_next_load_is_waited_for_again():
     waits.after(CALM)
     assert waits.after(BUSY)
     assert len(slept) == 61
+
+
+def test_a_short_run_waits_for_a_short_time():
+    """A tenth of the budget, and never longer than a minute."""
+    assert (patience_s(90), patience_s(1200)) == (9, 60)
+
+
+def test_the_wait_ends_with_its_limit():
+    """Nine seconds of a run of ninety."""
+    slept: list[float] = []
+    waits = Calm(Watch(*[BUSY] * 9), lambda _: None, slept.append, patience_s(90))
+    assert not waits.after(BUSY)
+    assert sum(slept) == 9.0

@@ -9,6 +9,7 @@ import pytest
 from autospec.measure.measurements import Pair
 from autospec.measure.verdict import Rule
 from autospec.recommendations import Verdict
+from autospec.tuning.cell_run import CellRun
 from autospec.tuning.proof import Proof
 from tests.report.samples import DRAFTING, measurement
 
@@ -30,10 +31,7 @@ def test_a_resumed_proof_looks_at_its_own_rounds_only(rounds):
         definition=definition,
         progress=SimpleNamespace(standing=lambda _: None, tell=lambda _: None),
     )
-    cell = SimpleNamespace(
-        cell=SimpleNamespace(key="c"), winner=DRAFTING, rounds=rounds, decision=None, standing=lambda: None,
-        prompt_type="qa",
-    )  # fmt: skip
+    cell = CellRun(SimpleNamespace(key="c", prompt_type="qa"), None, (), (), winner=DRAFTING, rounds=rounds)
     Proof([cell], rig, lambda _: None)._look(cell)
     assert cell.decision.verdict is Verdict.ENABLE
     assert cell.decision.estimate.n == 8 * rounds
