@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,6 +21,11 @@ from tests.lab import RECIPES, Lab, LabError, Recipe, lab_folder
 # Read before any test's home is set apart: the fixtures below take every AUTOSPEC_ variable away.
 _LAB_FOLDER = lab_folder()
 _LLAMA_SERVER = os.environ.get("AUTOSPEC_TEST_LLAMA_SERVER")
+
+# A shell without job control has what it starts with `&` ignore Ctrl-C, and every child inherits that: the tests that press
+# it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Further arguments to the server's address and process.
 ByHand: TypeAlias = "Callable[..., tuple[str, subprocess.Popen[bytes]]]"
