@@ -80,9 +80,9 @@ class LlamaServer:
             if probe.help.has(option) and option not in given
             for argument in arguments
         ]
-        # Several names are told with commas between them.
-        if settings.served_as and "," not in settings.served_as and probe.help.has("--alias"):
-            fixed += ["--alias", settings.served_as] if "--alias" not in given else []
+        named = bool(settings.served_as) and "," not in settings.served_as  # commas part several names
+        if named and probe.help.has("--alias") and "--alias" not in given:
+            fixed += ["--alias", settings.served_as]
         if probe.help.has("--slots"):
             fixed.append("--slots")
         if _drafts_only_with_cache(probe.help) and "--slot-save-path" not in given:

@@ -37,8 +37,6 @@ from autospec.recommendations import Verdict
 
 __all__ = ["DEFAULT_RULE", "Decision", "Rule", "decide", "decide_log_ratios"]
 
-_ACROSS_PROMPTS_LEVEL = 0.025
-_FIRST_SHARE = 0.40
 # Before so many looks nothing is given up: a stall is still a large part of what a prompt showed.
 _LOOKS_BEFORE_GIVING_UP = 3
 # One and a half standard errors to either side.
@@ -63,8 +61,8 @@ class Rule:
     worth_proving: float = 0.05
     error_rate: float = 0.01
     looks: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
-    first_share: float = _FIRST_SHARE
-    across_prompts: float = _ACROSS_PROMPTS_LEVEL
+    first_share: float = 0.40
+    across_prompts: float = 0.025
 
     def level(self, look: int) -> float:
         """The one-sided error rate of look number `look` (from 0). All of them add up to `error_rate`."""

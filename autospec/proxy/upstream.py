@@ -165,16 +165,15 @@ class Upstream:
     def keep(self, connection: _Connection) -> None:
         """Take a connection back after a whole answer."""
         place = connection.place
-        idle = self._idle.get(place, [])
         if (
             self._closed
             or connection.closing
-            or len(idle) >= _MOST_IDLE
+            or len(self._idle.get(place, ())) >= _MOST_IDLE
             or any(other.waits for other in self._open[place])
         ):
             connection.drop()
             return
-        self._idle[place] = [*idle, connection]
+        self._idle.setdefault(place, []).append(connection)
         connection.rest(self._loop.call_later(_IDLE_S, connection.drop))
 
     def forget(self, connection: _Connection) -> None:

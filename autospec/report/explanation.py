@@ -198,8 +198,7 @@ def _idle_draft(r: Recommendation, figures: dict[str, Any]) -> list[str]:
     if not isinstance(idle, dict):
         return []
     figures["idle_draft"] = idle
-    interval = bounded(idle["interval"])
-    between = _between(interval)
+    between = _between(idle["interval"])
     pairs = f"{idle['pairs']} pair{'s' if idle['pairs'] != 1 else ''}"
     return [
         (
@@ -260,11 +259,9 @@ def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict
     return lines
 
 
-def _between(interval: Sequence[float | None] | None) -> str:
-    if interval is None or None in interval:
-        return ""
-    low, high = (percent(end) for end in interval if end is not None)
-    return f" ({low} to {high})"
+def _between(interval: tuple[float, float] | None) -> str:
+    ends = bounded(interval)
+    return f" ({percent(ends[0])} to {percent(ends[1])})" if ends else ""
 
 
 def _sentence(text: str) -> str:
