@@ -3,9 +3,13 @@
 The method, and why:
 
 * **What is tested.** Each pair gives ln(drafting ÷ off). Two things must be shown before drafting is enabled:
-  the typical ratio on these prompts exceeds the threshold (default +2 %) beyond measurement noise, and it is
-  not a few prompts that carry it: across the prompts' medians, a signed-rank lower bound must stay above 1.
-* **Noise.** Signed-rank interval (see `autospec.measure.statistics`), because stalls are part of life.
+  the gain on these prompts exceeds the threshold (default +2 %) beyond measurement noise, and it is not a few prompts that
+  carry it: across the prompts' medians, a signed-rank lower bound stays above 1, or gains and losses with random signs
+  would hardly add up to as much. The first of these is blind to stalls; the second knows how large a gain is.
+* **Noise.** Signed-rank interval (see `autospec.measure.statistics`), because stalls are part of life. It takes
+  differences between prompts for noise, too. n-gram modes double the speed of one prompt and do nothing for the next, however
+  exactly both are measured; so once prompts have been repeated, a second interval has a fifth of the error rate: around
+  the mean of the prompts' means, with noise from repeats alone. Either may decide.
 * **Looking more than once.** After rounds 1, 2, 4, 8, 16, 24 the interval is looked at, each time with its share of
   the error rate; the shares add up to it, so that the union bound (Bonferroni) holds whatever the dependence
   between looks. The first look has 40 %, so that a clear case of eight prompts ends there; the rest leans to
@@ -30,15 +34,26 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from autospec.measure.measurements import Pair
-from autospec.measure.statistics import Estimate, signed_rank_estimate
+from autospec.measure.statistics import (
+    Estimate,
+    chance_by_signs,
+    signed_rank_estimate,
+    stratified_estimate,
+)
 from autospec.recommendations import Verdict
 
 __all__ = ["DEFAULT_RULE", "Decision", "Rule", "decide", "decide_log_ratios"]
 
-# Before so many looks nothing is given up: a stall is still a large part of what a prompt showed.
+# Before so many looks no small gain is given up.
 _LOOKS_BEFORE_GIVING_UP = 3
+# Measurements of a prompt of which one may be a stall without being their median.
+_SETTLED = 3
+# Part of each look's error rate that the stratified interval has. Where it decides, prompts differ by far more than noise,
+# and a stricter level costs it little.
+_STRATIFIED_SHARE = 0.2
 # One and a half standard errors to either side.
 _PROJECTION_LEVEL = 0.07
 
@@ -53,8 +68,8 @@ class Rule:
         error_rate: One-sided, over all looks together: how often a drafting at the threshold may be enabled.
         looks: Rounds after which the interval is looked at, increasing. The last one ends the proof.
         first_share: Of the error rate, for the first look.
-        across_prompts: How often prompts drawn like these may hide that the drafting is no faster than off for most of
-            their kind.
+        across_prompts: How often prompts drawn like these may hide that the drafting is no faster than off on their kind;
+            for each of the two tests that may show it.
     """
 
     threshold: float = 0.02
@@ -62,7 +77,7 @@ class Rule:
     error_rate: float = 0.01
     looks: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
     first_share: float = 0.40
-    across_prompts: float = 0.025
+    across_prompts: float = 0.02
 
     def level(self, look: int) -> float:
         """The one-sided error rate of look number `look` (from 0). All of them add up to `error_rate`."""
@@ -136,74 +151,124 @@ def decide_log_ratios(
     by_prompt: Sequence[Sequence[float]], rounds: int, rule: Rule = DEFAULT_RULE
 ) -> Decision:
     """The same on bare numbers: one sequence of log-ratios per prompt."""
-    values = [v for prompt in by_prompt for v in prompt]
-    if not values:
+    if not any(by_prompt):
         return Decision(Verdict.UNDECIDED, final=False, estimate=None, prompts=0, prompts_faster=0,
                         reason="nothing has been measured yet")  # fmt: skip
     reached = [i for i, at in enumerate(rule.looks) if at <= rounds]
     look = reached[-1] if reached else 0
-    last = rounds >= rule.looks[-1]
-    estimate = signed_rank_estimate(values, rule.level(look))
-    medians = [statistics.median(prompt) for prompt in by_prompt if prompt]
-    faster = sum(m > 0.0 for m in medians)
-    verdict, final, reason = _judge(estimate, medians, rule, last=last, looks_done=len(reached))
-    if not final and len(reached) >= _LOOKS_BEFORE_GIVING_UP and _hopeless(values, medians, rounds, rule):
+    prompts = [list(prompt) for prompt in by_prompt if prompt]
+    view = _View.at(prompts, rule.level(look), len(reached))
+    verdict, final, estimate, reason = _judge(view, rule, last=rounds >= rule.looks[-1])
+    if not final and view.settled and _hopeless(prompts, rounds, rule):
         final, reason = True, f"{reason}, and more rounds of these prompts would not tell"
-    return Decision(verdict, final, estimate, len(medians), faster, reason)
+    faster = sum(m > 0.0 for m in view.medians)
+    return Decision(verdict, final, estimate, len(prompts), faster, reason)
 
 
-def _hopeless(values: list[float], medians: list[float], rounds: int, rule: Rule) -> bool:
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What one look sees.
+
+    Attributes:
+        estimates: By signed ranks; where prompts were repeated, the stratified one after it.
+        medians: Of every prompt.
+        looks_done: Looks, this one included; 0 before the first.
+        settled: True if every prompt has been asked often enough for a stall not to be its median; since rounds go through
+            all prompts before they ask one again, there are no others to come.
+    """
+
+    estimates: tuple[Estimate, ...]
+    medians: tuple[float, ...]
+    looks_done: int
+    settled: bool
+
+    @classmethod
+    def at(cls, prompts: list[list[float]], level: float, looks_done: int) -> Self:
+        """Look at the log-ratios of every prompt, at a level that the estimates share."""
+        values = [v for prompt in prompts for v in prompt]
+        stratified = stratified_estimate(prompts, _STRATIFIED_SHARE * level)
+        estimates = (
+            (signed_rank_estimate(values, level),)
+            if stratified is None
+            else (signed_rank_estimate(values, (1.0 - _STRATIFIED_SHARE) * level), stratified)
+        )
+        settled = min(map(len, prompts)) >= _SETTLED
+        return cls(estimates, tuple(statistics.median(p) for p in prompts), looks_done, settled)
+
+    def moved(self, by: float) -> Self:
+        """The same with all prompts faster by so much."""
+        estimates = tuple(
+            replace(e, center=e.center + by, low=e.low + by, high=e.high + by) for e in self.estimates
+        )
+        return replace(self, estimates=estimates, medians=tuple(m + by for m in self.medians))
+
+
+def _hopeless(prompts: list[list[float]], rounds: int, rule: Rule) -> bool:
     """Whether no later look would decide if the rounds to come showed what these showed, a little up or down."""
-    now = signed_rank_estimate(values, _PROJECTION_LEVEL)
+    now = stratified_estimate(prompts, _PROJECTION_LEVEL) or signed_rank_estimate(
+        [v for prompt in prompts for v in prompt], _PROJECTION_LEVEL
+    )
     if math.isinf(now.low):
         return False  # so few pairs say nothing of what is to come
     for look, at in enumerate(rule.looks):
         if at <= rounds:
             continue
-        then = values * max(1, round(at / rounds))
-        projected = signed_rank_estimate(then, rule.level(look))
-        if math.isinf(projected.low):
-            continue
+        then = [prompt * max(1, round(at / rounds)) for prompt in prompts]
+        projected = _View.at(then, rule.level(look), look + 1)
         for shift in (now.high - now.center, now.low - now.center):
-            moved = replace(projected, low=projected.low + shift, high=projected.high + shift)
-            verdict, _, _ = _judge(moved, [m + shift for m in medians], rule, last=True, looks_done=look + 1)
+            verdict, *_ = _judge(projected.moved(shift), rule, last=True)
             if verdict is not Verdict.UNDECIDED:
                 return False
     return True
 
 
-def _judge(
-    estimate: Estimate, medians: list[float], rule: Rule, *, last: bool, looks_done: int
-) -> tuple[Verdict, bool, str]:
+def _judge(view: _View, rule: Rule, *, last: bool) -> tuple[Verdict, bool, Estimate, str]:
+    """Verdict, whether it is the last word, the estimate that it rests on, and why."""
     threshold = math.log1p(rule.threshold)
-    gain = _percent(estimate.center)
+    first = view.estimates[0]
+    if view.looks_done == 0:
+        return Verdict.UNDECIDED, False, first, f"first round not complete; so far {_percent(first.center)}"
+    above = next((e for e in view.estimates if e.low > threshold), None)
+    below = next((e for e in view.estimates if e.high < threshold), None)
+    # Where most prompts gain a little and a few lose much, the mean has the last word; where a few gain much, too.
+    if above is not None and (below is None or above is not first):
+        if _holds_across(view.medians, rule.across_prompts):
+            on_average = "" if above is first else " on average"
+            return Verdict.ENABLE, True, above, f"drafting is {_gain(above)} over off{on_average}"
+        faster = sum(m > 0.0 for m in view.medians)
+        reason = f"{_gain(above)} over all, but it rests on {faster} of {len(view.medians)} prompts"
+        # Rounds to come would measure the same prompts better, and bring no others.
+        return Verdict.UNDECIDED, last or view.settled, above, reason
+    if below is not None:
+        return Verdict.DISABLE, True, below, f"the best drafting found is {_gain(below)} against off"
+    small = next((e for e in view.estimates if e.high < math.log1p(rule.worth_proving)), None)
+    if view.looks_done >= _LOOKS_BEFORE_GIVING_UP and small is not None:
+        limit = f"{100 * rule.worth_proving:.0f} %"
+        return (
+            Verdict.UNDECIDED,
+            True,
+            small,
+            f"{_gain(small)}: less than {limit}, not worth more measuring",
+        )
+    reason = f"{_gain(first)}: neither clearly above {_plain(rule.threshold)} nor below"
+    return Verdict.UNDECIDED, last, first, reason
+
+
+def _holds_across(medians: Sequence[float], level: float) -> bool:
+    """Whether prompts like these gain, not only a few of them."""
+    # Fewer than six prompts (a user's small suite) cannot reach the level; then every one must be faster.
+    reachable = max(level, 0.5 ** len(medians))
+    return signed_rank_estimate(medians, reachable).low > 0.0 or chance_by_signs(medians) <= reachable
+
+
+def _gain(estimate: Estimate) -> str:
     unbounded = math.isinf(estimate.low) or math.isinf(estimate.high)
     span = (
         "too few pairs for an interval"
         if unbounded
         else f"{_percent(estimate.low)} to {_percent(estimate.high)}"
     )
-    if looks_done == 0:
-        return Verdict.UNDECIDED, False, f"first round not complete; so far {gain}"
-    if estimate.low > threshold:
-        # Fewer than six prompts (a user's small suite) cannot reach the level; then every one must be faster.
-        level = max(rule.across_prompts, 0.5 ** len(medians))
-        if signed_rank_estimate(medians, level).low > 0.0:
-            return Verdict.ENABLE, True, f"drafting is {gain} ({span}) over off"
-        faster = sum(m > 0.0 for m in medians)
-        reason = f"{gain} ({span}) over all, but it rests on {faster} of {len(medians)} prompts"
-        # Two more looks sort out stalls; after that, rounds measure the same prompts better and bring no others.
-        return Verdict.UNDECIDED, last or looks_done >= 3, reason
-    if estimate.high < threshold:
-        return Verdict.DISABLE, True, f"the best drafting found is {gain} ({span}) against off"
-    if looks_done >= 3 and estimate.high < math.log1p(rule.worth_proving):
-        limit = f"{100 * rule.worth_proving:.0f} %"
-        return Verdict.UNDECIDED, True, f"{gain} ({span}): less than {limit}, not worth more measuring"
-    return (
-        Verdict.UNDECIDED,
-        last,
-        f"{gain} ({span}): neither clearly above {_plain(rule.threshold)} nor below",
-    )
+    return f"{_percent(estimate.center)} ({span})"
 
 
 def _percent(log_ratio: float) -> str:

@@ -54,6 +54,7 @@ class StudyDefinition:
         patience: Trials without a better one in any prompt type after which the search ends.
         prompts: Tune prompts of each prompt type, at most.
         seed: Of the sampler.
+        prompts_per_round: Prove prompts of each prompt type that one round of the proof asks, at most.
         rule: When to say what.
         budget_s: The whole tune may take so long, in seconds.
         search_share: Part of the budget that the search may use, 0…1.
@@ -69,6 +70,7 @@ class StudyDefinition:
     patience: int
     prompts: int
     seed: int
+    prompts_per_round: int
     rule: Rule
     budget_s: float
     search_share: float
@@ -95,6 +97,7 @@ _KEYS: dict[str, dict[str, str]] = {
         "seed": "whole",
     },
     "prove": {
+        "prompts": "count",
         "threshold": "fraction",
         "worth_proving": "fraction",
         "error_rate": "fraction",
@@ -103,7 +106,7 @@ _KEYS: dict[str, dict[str, str]] = {
     "budget": {"time": "duration", "search_share": "fraction"},
 }
 # Keys that definitions of earlier versions do not have.
-_DEFAULTS: dict[str, Any] = {"search.predict": True}
+_DEFAULTS: dict[str, Any] = {"search.predict": True, "prove.prompts": 8}
 _SAMPLERS = ("tpe", "random")
 _EXPECTED = {
     "text": "a text",
@@ -202,6 +205,7 @@ def _definition(data: Mapping[str, Any], where: str) -> StudyDefinition:
         patience=values["search.patience"],
         prompts=values["search.prompts"],
         seed=values["search.seed"],
+        prompts_per_round=values["prove.prompts"],
         rule=Rule(
             threshold=values["prove.threshold"],
             worth_proving=values["prove.worth_proving"],

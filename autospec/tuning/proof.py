@@ -1,7 +1,9 @@
 """The proof: fresh measurements of each cell's winner on prompts that had no part in choosing it.
 
-Rounds go on until every cell is decided or the budget is spent. One launch serves all cells with the same winner. Where
-that is slower on these prompts, or not to be enabled, the search's runner-up is proved, at its own share of the error rate.
+Rounds go on until every cell is decided or the budget is spent. A round asks the next few prompts of each cell, and begins
+anew once all have been asked: for the same time, other prompts tell more than the same ones again. One launch serves all cells
+with the same winner. Where that is slower on these prompts, or not to be enabled, the search's runner-up is proved, at its own
+share of the error rate.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError
@@ -20,12 +23,26 @@ from autospec.tuning.pairing import Task
 from autospec.tuning.progress import Step
 from autospec.tuning.rig import Rig
 
-__all__ = ["Proof"]
+__all__ = ["Proof", "of_round"]
+
+_T = TypeVar("_T")
 
 # A pair during which the machine changed is measured again so often before the round goes on without it.
 _REPEATS = 2
 # A round under way may exceed the budget by so much, since what it measured counts only once it is complete.
 _OVERDRAFT = 1.2
+
+
+def of_round(prompts: Sequence[_T], round_: int, per_round: int) -> Sequence[_T]:
+    """The prompts that a round asks; each takes its turn, and rounds differ in number by one prompt at most.
+
+    Args:
+        prompts: All of a cell's.
+        round_: From 1.
+        per_round: Prompts to ask at most.
+    """
+    turns = max(1, math.ceil(len(prompts) / per_round))
+    return prompts[(round_ - 1) % turns :: turns]
 
 
 class Proof:
@@ -117,7 +134,12 @@ class Proof:
         # Cell by cell, the most promising first: where the budget ends in the middle of a round, the cells before
         # are complete.
         ordered = sorted(cells, key=lambda c: -c.trial_values.get(drafting, 0.0))
-        tasks = [Task.of(c.cell.key, prompt) for c in ordered for prompt in c.prove_prompts]
+        per_round = self._rig.definition.prompts_per_round
+        tasks = [
+            Task.of(c.cell.key, prompt)
+            for c in ordered
+            for prompt in of_round(c.prove_prompts, round_, per_round)
+        ]
         open_tasks = Counter(task.cell_key for task in tasks)
         by_key = {c.cell.key: c for c in cells}
         self._step(drafting, round_, 0, len(tasks))

@@ -22,6 +22,9 @@ from autospec.drafting import OFF
 from autospec.measure.verdict import DEFAULT_RULE, Decision, decide_log_ratios
 from autospec.prompts.suite import Half, Prompt, load_suite
 from autospec.settings import load_settings
+from autospec.tuning.proof import of_round
+
+PER_ROUND = 8
 
 
 def main() -> None:
@@ -34,7 +37,7 @@ def main() -> None:
     parser.add_argument("--proofs", type=int, default=6, help="one per prompt type, in their order")
     parser.add_argument("--prompt-type", action="append", default=[], choices=[str(t) for t in PromptType])
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=4, help="at most so many rounds per proof")
+    parser.add_argument("--rounds", type=int, default=8, help="at most so many rounds per proof")
     args = parser.parse_args()
 
     backend = backend_for(args.backend or None, load_settings())
@@ -79,7 +82,8 @@ def one_proof(
         for round_ in range(1, most_rounds + 1):
             second = backend.launch(model, OFF, settings)
             try:
-                for k, prompt in enumerate(prompts):
+                for k in of_round(range(len(prompts)), round_, PER_ROUND):
+                    prompt = prompts[k]
                     request = Request(messages=prompt.messages, max_tokens=max_tokens)
                     order = (first, second) if turn % 2 == 0 else (second, first)
                     turn += 1

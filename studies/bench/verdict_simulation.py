@@ -2,17 +2,19 @@
 
 Run: ``python studies/bench/verdict_simulation.py [--repeats 2000]``
 
-Every repeat plays one proof: 8 prompts, a round is one pair per prompt (off and drafting, order alternating),
-and `decide_log_ratios` — the code that ``autospec tune`` runs — looks after rounds 1, 2, 4, 8, 16, 24. Noise:
+Every repeat plays one proof: 16 prompts of which a round asks eight by turns, one pair each (off and drafting, order
+alternating), and `decide_log_ratios` — the code that ``autospec tune`` runs — looks after rounds 1, 2, 4, 8, 16, 24. Noise:
 
 * each measurement is off by a normal factor (the column's noise, standard deviation);
 * drift: the machine slows down by up to 10 % over the proof and wanders by a random walk (heat); the two
   halves of a pair lie a step apart, so a little of it gets into the ratio;
 * stalls: 2 % of all requests take 1.2 to 3 times as long (a backup, an indexer);
 * a launch has its own small luck (0.3 %: where its memory came to lie), the same for all its requests;
-* prompts differ: the gain of a prompt is normal around the true gain, with the given spread.
+* prompts differ: the gain of a prompt is normal around the true gain, with the given spread; in the second table a given
+  part of all prompts gains an exponential amount and the others a fixed one, as n-gram modes do. The true gain is that of
+  the kind of prompt, the geometric mean over all that could be asked: where few gain much, the sixteen may be lucky.
 
-The second table plays cells with two draftings, each at half of the error rate (`Rule.shared`): the runner-up is proved
+The third table plays cells with two draftings, each at half of the error rate (`Rule.shared`): the runner-up is proved
 where the winner of the search gives way (`Rule.gives_way`), and the winner's proof goes on where that is not enabled.
 """
 
@@ -22,32 +24,47 @@ import argparse
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from autospec.measure.verdict import DEFAULT_RULE, Decision, Rule, decide_log_ratios
 from autospec.recommendations import Verdict
+from autospec.tuning.proof import of_round
 
-PROMPTS = 8
+PROMPTS = 16
+PER_ROUND = 8
 STALL_RATE = 0.02
 LAUNCH_SD = 0.003
 NOISES = (0.01, 0.03, 0.05)
+# Log-ratio of the prompts that do not gain, mean log-ratio that the others gain on top, and their part of all.
+SKEWED = ((0.0, 0.5, 0.5), (-0.03, 0.5, 0.3), (-0.05, 0.5, 0.1), (-0.15, 0.3, 0.5))
+
+
+def normal(rng: np.random.Generator, gain: float, spread: float) -> npt.NDArray[np.float64]:
+    """True log-ratios of the prompts: around the same gain."""
+    return math.log1p(gain) + rng.normal(0.0, spread, PROMPTS)
+
+
+def skewed(rng: np.random.Generator, base: float, scale: float, part: float) -> npt.NDArray[np.float64]:
+    """True log-ratios of the prompts: nearly nothing for most, much for some."""
+    gains = rng.exponential(scale, PROMPTS) * (rng.random(PROMPTS) < part)
+    return base + gains + rng.normal(0.0, 0.01, PROMPTS)
 
 
 def one_proof(
-    rng: np.random.Generator, gain: float, noise: float, spread: float, rule: Rule = DEFAULT_RULE
+    rng: np.random.Generator, truth: npt.NDArray[np.float64], noise: float, rule: Rule = DEFAULT_RULE
 ) -> tuple[Decision, int, int]:
     """Play one proof; returns the last look, rounds (each is a launch), and after how many it would give way, or 0."""
     gave_way = 0
-    truth = math.log1p(gain) + rng.normal(0.0, spread, PROMPTS)
     heat = rng.uniform(0.0, 0.10)
     wander = 0.0
     by_prompt: list[list[float]] = [[] for _ in range(PROMPTS)]
-    total = DEFAULT_RULE.looks[-1] * PROMPTS * 2
+    total = DEFAULT_RULE.looks[-1] * PER_ROUND * 2
     step = 0
     for round_ in range(1, DEFAULT_RULE.looks[-1] + 1):
         launch = rng.normal(0.0, LAUNCH_SD)
-        for p in range(PROMPTS):
+        for turn, p in enumerate(of_round(range(PROMPTS), round_, PER_ROUND)):
             halves = {}
-            order = (0, 1) if (p + round_) % 2 else (1, 0)
+            order = (0, 1) if (turn + round_) % 2 else (1, 0)
             for side in order:
                 wander += rng.normal(0.0, 0.002)
                 slow = heat * step / total + wander
@@ -71,13 +88,23 @@ def two_draftings(
 ) -> tuple[tuple[bool, bool], int]:
     """Play a cell with a runner-up; returns which of the two is enabled, and rounds."""
     rule = DEFAULT_RULE.shared()
-    first, rounds, gave_way = one_proof(rng, gains[0], noise, spread, rule)
+    first, rounds, gave_way = one_proof(rng, normal(rng, gains[0], spread), noise, rule)
     if not gave_way:
         return (first.verdict is Verdict.ENABLE, False), rounds
-    second, more, _ = one_proof(rng, gains[1], noise, spread, rule)
+    second, more, _ = one_proof(rng, normal(rng, gains[1], spread), noise, rule)
     if second.verdict is Verdict.ENABLE:
         return (False, True), gave_way + more
     return (first.verdict is Verdict.ENABLE, False), rounds + more
+
+
+def _row(played: list[tuple[Decision, int, int]]) -> str:
+    """Rates and costs as the end of a table's row."""
+    share = {v: 100.0 * sum(d.verdict is v for d, _, _ in played) / len(played) for v in Verdict}
+    rounds = float(np.mean([r for _, r, _ in played]))
+    return (
+        f"| {share[Verdict.ENABLE]:.2f} % | {share[Verdict.UNDECIDED]:.1f} % | {share[Verdict.DISABLE]:.1f} % "
+        f"| {PER_ROUND * rounds:.0f} | {rounds:.1f} |"
+    )
 
 
 def main() -> None:
@@ -91,35 +118,35 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     half_width = 1.96 * math.sqrt(0.25 / args.repeats)
     print(f"{args.repeats} proofs a cell; a rate of 50 % is known to ±{100 * half_width:.1f} points\n")
-    print(
-        "| prompts' spread | true gain | noise | enable | undecided | disable | pairs, mean | launches, mean |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for spread in (0.0, 0.05):
-        for gain in (-0.05, 0.0, 0.02, 0.03, 0.05, 0.10):
+    head = "true gain | noise | enable | undecided | disable | pairs, mean | launches, mean |"
+    print(f"| prompts' spread | {head}\n|---|---|---|---|---|---|---|---|")
+    for spread in (0.0, 0.05, 0.2):
+        for gain in (-0.05, -0.02, 0.0, 0.02, 0.03, 0.05, 0.10):
             for noise in NOISES:
-                decisions, rounds, _ = zip(
-                    *(one_proof(rng, gain, noise, spread) for _ in range(args.repeats)), strict=True
-                )
-                share = {v: 100.0 * sum(d.verdict is v for d in decisions) / args.repeats for v in Verdict}
-                print(
-                    f"| {spread:.0%} | {gain:+.0%} | {noise:.0%} | {share[Verdict.ENABLE]:.2f} % "
-                    f"| {share[Verdict.UNDECIDED]:.1f} % | {share[Verdict.DISABLE]:.1f} % "
-                    f"| {PROMPTS * np.mean(rounds):.0f} | {np.mean(rounds):.1f} |",
-                    flush=True,
-                )
+                played = [one_proof(rng, normal(rng, gain, spread), noise) for _ in range(args.repeats)]
+                print(f"| {spread:.0%} | {gain:+.0%} | {noise:.0%} {_row(played)}", flush=True)
+    print(f"\n| most prompts | some gain | part of all | {head}\n|---|---|---|---|---|---|---|---|---|---|")
+    for base, scale, part in SKEWED:
+        for noise in NOISES:
+            played = [one_proof(rng, skewed(rng, base, scale, part), noise) for _ in range(args.repeats)]
+            mean = math.expm1(base + scale * part)
+            print(
+                f"| {math.expm1(base):+.0%} | {math.expm1(base + scale):+.0%} | {part:.0%} | {mean:+.0%} "
+                f"| {noise:.0%} {_row(played)}",
+                flush=True,
+            )
     print("\n| prompts' spread | true gains | noise | enable first | second | either | launches, mean |")
     print("|---|---|---|---|---|---|---|")
     for spread in (0.0, 0.05):
         for gains in ((0.0, 0.0), (0.02, 0.02), (-0.05, 0.02), (-0.05, 0.05), (-0.05, 0.10), (0.05, 0.05)):
             for noise in NOISES:
-                played, rounds = zip(
+                which, rounds = zip(
                     *(two_draftings(rng, gains, noise, spread) for _ in range(args.repeats)), strict=True
                 )
-                enabled = [100.0 * sum(which[i] for which in played) / args.repeats for i in (0, 1)]
+                rates = [100.0 * sum(enabled[i] for enabled in which) / args.repeats for i in (0, 1)]
                 print(
                     f"| {spread:.0%} | {gains[0]:+.0%}, {gains[1]:+.0%} | {noise:.0%} "
-                    f"| {enabled[0]:.2f} % | {enabled[1]:.2f} % | {sum(enabled):.2f} % | {np.mean(rounds):.1f} |",
+                    f"| {rates[0]:.2f} % | {rates[1]:.2f} % | {sum(rates):.2f} % | {np.mean(rounds):.1f} |",
                     flush=True,
                 )
 

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autospec.measure.statistics import critical_rank, signed_rank_estimate
+from autospec.measure.statistics import (
+    chance_by_signs,
+    critical_rank,
+    signed_rank_estimate,
+    stratified_estimate,
+)
 
 
 @pytest.mark.parametrize(("n", "level"), [(8, 0.004), (8, 0.05), (16, 0.001), (24, 0.01), (40, 0.0025)])
@@ -59,3 +64,54 @@ def test_rejects_what_is_no_number(values):
     """No values, and values that are not finite, are refused."""
     with pytest.raises(ValueError, match="finite"):
         signed_rank_estimate(values, 0.01)
+
+
+def test_stratified_interval_is_scipys_where_the_prompts_are_alike():
+    """With all residuals in two prompts of the same mean it is Student's interval with one degree of freedom less."""
+    values = np.random.default_rng(4).normal(0.0, 0.1, (2, 8))
+    values += 0.3 - values.mean(axis=1, keepdims=True)
+    estimate = stratified_estimate(list(values), 0.01)
+    error = math.sqrt((values - 0.3).var(ddof=0) * 16 / 14 / 16)
+    assert estimate.interval == pytest.approx(
+        tuple(math.exp(0.3 + sign * stats.t.isf(0.01, 14) * error) for sign in (-1, 1))
+    )
+    assert estimate.n == 16
+
+
+def test_stratified_error_rate_holds_however_prompts_differ():
+    """Over 4000 sets of eight prompts asked twice, the lower end exceeds their mean as often as the level says."""
+    rng = np.random.default_rng(5)
+    level, misses = 0.05, 0
+    for _ in range(4000):
+        truth = rng.normal(0.0, 0.5, 8)
+        estimate = stratified_estimate(list(truth[:, None] + rng.normal(0.0, 0.03, (8, 2))), level)
+        misses += estimate.low > truth.mean()
+    assert abs(misses / 4000 - level) <= 0.007
+
+
+def test_stratified_weighs_prompts_alike():
+    """A prompt that was asked more often counts once."""
+    estimate = stratified_estimate([[0.0] * 8, [1.0], [0.0, 0.0, 0.0]], 0.05)
+    assert estimate.center == pytest.approx(1 / 3)
+
+
+def test_stratified_needs_repeats():
+    """Sixteen prompts that were asked once tell nothing of noise."""
+    assert stratified_estimate([[0.1 * k] for k in range(16)], 0.05) is None
+
+
+@pytest.mark.parametrize("n", [4, 8, 12])
+def test_chance_by_signs_is_scipys_permutation_test(n):
+    """The same probability as SciPy's over all patterns of signs."""
+    values = np.random.default_rng(n).normal(0.05, 0.1, n)
+    reference = stats.permutation_test(
+        (values,), np.sum, permutation_type="samples", alternative="greater", n_resamples=np.inf
+    )
+    assert chance_by_signs(values) == pytest.approx(reference.pvalue)
+
+
+def test_chance_by_signs_beyond_sixteen_is_close_to_the_exact_one():
+    """The normal approximation and the exact one meet where both could be used."""
+    values = np.random.default_rng(7).normal(0.03, 0.1, 16)
+    assert chance_by_signs([*values, 0.0]) == pytest.approx(chance_by_signs(values), abs=0.01)
+    assert chance_by_signs([0.0] * 20) == 1.0

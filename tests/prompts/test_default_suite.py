@@ -40,11 +40,11 @@ def shingles(text: str, size: int = 7) -> set[tuple[str, ...]]:
     return set(zip(*(words[start:] for start in range(size)), strict=False))
 
 
-def test_every_type_has_four_to_tune_and_eight_to_prove(suite: Suite):
+def test_every_type_has_four_to_tune_and_sixteen_to_prove(suite: Suite):
     """All twelve prompt types are there, split alike."""
     assert suite.types() == tuple(PromptType)
     for kind in PromptType:
-        assert (len(suite.of(kind, Half.TUNE)), len(suite.of(kind, Half.PROVE))) == (4, 8), kind
+        assert (len(suite.of(kind, Half.TUNE)), len(suite.of(kind, Half.PROVE))) == (4, 16), kind
 
 
 def test_the_founding_prompt_is_proven_on(suite: Suite):
@@ -80,7 +80,7 @@ def test_the_halves_share_no_text(suite: Suite):
 def test_long_copy_types_have_long_prompts(suite: Suite):
     """Half of each is 1-3 k tokens, in both halves; the rest is well below, so that both lengths are measured."""
     for kind in LONG_COPY:
-        for half, wanted in ((Half.TUNE, 2), (Half.PROVE, 4)):
+        for half, wanted in ((Half.TUNE, 2), (Half.PROVE, 8)):
             counts = [rough_tokens(prompt) for prompt in suite.of(kind, half)]
             assert sum(1000 <= count <= 3000 for count in counts) == wanted, (kind, half, counts)
             assert sum(200 <= count <= 600 for count in counts) == wanted, (kind, half, counts)
@@ -128,7 +128,7 @@ def test_the_halves_have_the_same_share_of_other_languages(suite: Suite):
             foreign[Half.PROVE].append("coding-p01-founding")
         wanted = {PromptType.AGENTIC: 0, PromptType.TRANSLATION: 2}.get(kind, 1)
         assert len(foreign[Half.TUNE]) == wanted, foreign
-        assert len(foreign[Half.PROVE]) == 2 * wanted, foreign
+        assert len(foreign[Half.PROVE]) == 4 * wanted, foreign
 
 
 def test_the_halves_have_the_same_lengths(suite: Suite):

@@ -136,6 +136,21 @@ def test_finds_where_drafting_pays_and_where_not(request_):
     assert writing.speedup < 1.0
 
 
+def test_the_second_round_asks_other_prompts(request_):
+    """Of sixteen prompts each round asks eight, and no pair is of a prompt again before all have been asked."""
+    request_ = replace(request_, suite=suite(prove=16))
+    result = tune(request_, SimulatedBackend(lambda _d, _t: 1.05, noise=0.08))
+    store = open_store(request_.storage)
+    for recommendation in result.values():
+        cell_key = recommendation.evidence["cell"]
+        rows = store.measurements(cell_key, protocol=request_.protocol, phase=Phase.PROVE, since=0.0)
+        asked = {round_: {m.prompt_id for m in rows if m.round == round_} for round_ in (1, 2, 3)}
+        assert [len(prompts) for prompts in asked.values()] == [8, 8, 8]
+        assert asked[1].isdisjoint(asked[2])
+        assert asked[1] == asked[3]
+    store.close()
+
+
 def test_search_and_proof_never_share_prompts(request_):
     """No prompt of the prove half is asked before the winner is fixed, and the proof asks no tune prompt."""
     backend = SimulatedBackend(pays_for_coding)
