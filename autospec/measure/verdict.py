@@ -77,7 +77,7 @@ class Rule:
     error_rate: float = 0.01
     looks: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
     first_share: float = 0.40
-    across_prompts: float = 0.02
+    across_prompts: float = 0.05
 
     def level(self, look: int) -> float:
         """The one-sided error rate of look number `look` (from 0). All of them add up to `error_rate`."""
@@ -105,8 +105,10 @@ class Rule:
         """True if a drafting should give way to another one: it is not enabled, or slower so far."""
         if decision.verdict is Verdict.ENABLE or decision.estimate is None:
             return False
-        # An interval without an end rests on so few pairs that one stall decides about the sign.
-        return decision.final or (math.isfinite(decision.estimate.high) and decision.estimate.center < 0.0)
+        # An interval without an end rests on so few pairs that one stall decides about the sign. And where few prompts
+        # gain much, the typical one may lose.
+        slower = max(decision.estimate.center, decision.mean) < 0.0
+        return decision.final or (math.isfinite(decision.estimate.high) and slower)
 
 
 DEFAULT_RULE = Rule()
@@ -122,6 +124,7 @@ class Decision:
         estimate: The paired estimate at this look, or ``None`` before the first pair.
         prompts: Distinct prompts behind it.
         prompts_faster: Prompts whose median ratio is above 1.
+        mean: Mean of the prompts' median log-ratios; 0 before the first pair.
         reason: One sentence.
     """
 
@@ -130,6 +133,7 @@ class Decision:
     estimate: Estimate | None
     prompts: int
     prompts_faster: int
+    mean: float
     reason: str
 
 
@@ -153,7 +157,7 @@ def decide_log_ratios(
     """The same on bare numbers: one sequence of log-ratios per prompt."""
     if not any(by_prompt):
         return Decision(Verdict.UNDECIDED, final=False, estimate=None, prompts=0, prompts_faster=0,
-                        reason="nothing has been measured yet")  # fmt: skip
+                        mean=0.0, reason="nothing has been measured yet")  # fmt: skip
     reached = [i for i, at in enumerate(rule.looks) if at <= rounds]
     look = reached[-1] if reached else 0
     prompts = [list(prompt) for prompt in by_prompt if prompt]
@@ -162,7 +166,7 @@ def decide_log_ratios(
     if not final and view.settled and _hopeless(prompts, rounds, rule):
         final, reason = True, f"{reason}, and more rounds of these prompts would not tell"
     faster = sum(m > 0.0 for m in view.medians)
-    return Decision(verdict, final, estimate, len(prompts), faster, reason)
+    return Decision(verdict, final, estimate, len(prompts), faster, statistics.fmean(view.medians), reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +240,10 @@ def _judge(view: _View, rule: Rule, *, last: bool) -> tuple[Verdict, bool, Estim
             on_average = "" if above is first else " on average"
             return Verdict.ENABLE, True, above, f"drafting is {_gain(above)} over off{on_average}"
         faster = sum(m > 0.0 for m in view.medians)
-        reason = f"{_gain(above)} over all, but it rests on {faster} of {len(view.medians)} prompts"
+        reason = (
+            f"{_gain(above)} over all, but it rests on few prompts: {faster} of {len(view.medians)} are faster, "
+            f"the prompts gain {_percent(min(view.medians))} to {_percent(max(view.medians))}"
+        )
         # Rounds to come would measure the same prompts better, and bring no others.
         return Verdict.UNDECIDED, last or view.settled, above, reason
     if below is not None:

@@ -13,6 +13,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Pair
 from autospec.measure.verdict import Decision
 from autospec.prompts.suite import Prompt
+from autospec.recommendations import Verdict
 from autospec.tuning.optuna_study import CellStudy
 from autospec.tuning.progress import Standing
 
@@ -98,6 +99,11 @@ class CellRun:
     def decided(self) -> bool:
         """True if the proof is over."""
         return self.decision is not None and self.decision.final and not self.pending
+
+    @property
+    def enabled(self) -> bool:
+        """True if the last look enables the winner."""
+        return self.decision is not None and self.decision.verdict is Verdict.ENABLE
 
     def turn_to(self, drafting: Drafting, *, decision: Decision | None = None, rounds: int = 0) -> None:
         """Have another drafting's proof go on; how far this one's has come is remembered."""

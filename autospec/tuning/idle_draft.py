@@ -55,7 +55,7 @@ def compare_idle_drafts(cells: Sequence[CellRun], rig: Rig, asking: Asking, stor
     key = cells[0].cell.launch_key
     known = store.surveys(key, asking.protocol, _NOTE)
     _tell(cells, known)
-    winners = {c.winner.draft: c.winner for c in cells if c.winner.draft is not None and not c.decided}
+    winners = {c.winner.draft: c.winner for c in cells if c.winner.draft is not None}
     prompts = [p for turn in zip_longest(*(c.tune_prompts for c in cells)) for p in turn if p is not None]
     # The first winner is proven first: its launch is the one that should be left running.
     for draft, winner in reversed(winners.items()):

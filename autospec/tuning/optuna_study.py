@@ -23,7 +23,11 @@ from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.grpc_studies import GRPC_READY_S, open_grpc_studies
 from autospec.tuning.space import Space
 
-__all__ = ["CellStudy", "Tried", "open_storage"]
+__all__ = ["RUNNER_UP", "WINNER", "CellStudy", "Tried", "open_storage"]
+
+# Names of the notes of what a search chose; beginning again forgets them.
+WINNER = "winner"
+RUNNER_UP = "runner_up"
 
 # Draftings that the sampler proposes again are not launched again; after so many proposals in a row that are all
 # known, the part of the space that it cares for is explored.
@@ -116,8 +120,8 @@ class CellStudy:
     def begin_again(self) -> None:
         """Search afresh: what was tried stays in the study and counts no more."""
         self.note("trials_from", len(self._study.get_trials(deepcopy=False)))
-        self.note("winner", None)
-        self.note("runner_up", None)
+        self.note(WINNER, None)
+        self.note(RUNNER_UP, None)
 
     def tried(self) -> list[Tried]:
         """Finished trials of this protocol and of today's space, in order; interrupted ones left out.

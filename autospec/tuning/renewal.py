@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from autospec.drafting import Drafting
 from autospec.recommendations import Recommendation, Status
-from autospec.tuning.optuna_study import CellStudy
+from autospec.tuning.optuna_study import WINNER, CellStudy
 
 __all__ = ["EPOCH", "RENEWAL", "Renewal", "renewal_of", "to_begin"]
 
@@ -49,7 +49,7 @@ def renewal_of(study: CellStudy, stored: Recommendation | None, *, proven: bool)
     # An epoch that was noted by a tune without `--again`, or just before a kill, is no renewal's.
     if epoch is None or study.noted(RENEWAL) != epoch:
         return Renewal()
-    winner = study.noted("winner")
+    winner = study.noted(WINNER)
     if winner is not None and Drafting.from_json(winner).is_off:
         return Renewal(epoch, finished=True, holds=True)
     finished = (

@@ -13,7 +13,7 @@ import psutil
 from autospec.backends.protocol import Backend, Capabilities, LaunchSettings
 from autospec.catalog.candidates import Candidate, undraftable
 from autospec.cells import Cell, Hardware, PromptType
-from autospec.drafting import OFF, Drafting
+from autospec.drafting import OFF
 from autospec.errors import AutospecError, BusyError, StoreError, SuiteError, UnsupportedError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
@@ -26,6 +26,7 @@ from autospec.tuning import standing
 from autospec.tuning.basis import drafts_of, resting_on
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell_run import CellRun
+from autospec.tuning.choice import note_choice, prediction_of, recall_choice
 from autospec.tuning.conclude import Cost, conclude, nothing_to_try
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
@@ -44,9 +45,6 @@ from autospec.tuning.surveying import Surveying
 from autospec.tuning.winners import choose_winners
 
 __all__ = ["Tuning"]
-
-# Name of the study's note of what was predicted of the runner-up; of the winner it is "prediction".
-_OF_RUNNER_UP = "prediction_of_runner_up"
 
 
 @dataclass(slots=True)
@@ -180,9 +178,15 @@ class Tuning:
                 unsearched = [c for c in cells if not c.searched]
                 if unsearched:
                     self._search(unsearched, rig, asking, store)
-                if self.backend.capabilities().drafting_per_request:
+                per_request = self.backend.capabilities().drafting_per_request
+                if per_request:
                     compare_idle_drafts(cells, rig, asking, store)
                 Proof(cells, rig, keep).run()
+                if per_request and (turned := [c for c in cells if c.enabled and c.winner == c.runner_up]):
+                    # It was not known before that their runners-up would be used.
+                    compare_idle_drafts(turned, rig, asking, store)
+                    for cell in turned:
+                        keep(cell)
 
     @contextmanager
     def _keeping(
@@ -223,13 +227,7 @@ class Tuning:
             forecast = Forecast(predictor, rig.space, threshold, self.progress.tell)
         Search(cells, rig, forecast).run()
         choose_winners(cells, rig.space, rig.definition.rule.threshold, forecast)
-        ruled_out = forecast.rule_out(cells) if forecast is not None else []
-        for cell in cells:
-            if forecast is not None:
-                for name, drafting in (("prediction", cell.winner), (_OF_RUNNER_UP, cell.runner_up)):
-                    cell.study.note(name, forecast.figures(cell, drafting) | {"ruled_out": ruled_out})
-            cell.study.note("runner_up", cell.runner_up.to_json())
-            cell.study.note("winner", cell.winner.to_json())  # last: whoever finds it finds all of it
+        note_choice(cells, forecast)
 
     def _conclusion(self, cell: CellRun, pairing: Pairing, settings: LaunchSettings) -> Recommendation:
         if cell.searched and cell.winner.is_off:
@@ -257,8 +255,7 @@ class Tuning:
         if cell.cell.key in self._epochs:
             marks[EPOCH] = self._epochs[cell.cell.key]
         try:
-            name = _OF_RUNNER_UP if cell.winner == cell.runner_up else "prediction"
-            noted = {"prediction": cell.study.noted(name), "idle_draft": idle_draft_of(cell)}
+            noted = {"prediction": prediction_of(cell), "idle_draft": idle_draft_of(cell)}
             marks |= {name: note for name, note in noted.items() if note is not None}
         except StoreError as error:
             # The studies may be on another machine, which went away. The proof is in the database here, and goes on.
@@ -292,7 +289,7 @@ class Tuning:
         if request.again:
             self._begin_again(cells, store)
         for run in cells:
-            _recall(run, space)
+            recall_choice(run, space)
         return cells
 
     def _begin_again(self, cells: Sequence[CellRun], store: Store) -> None:
@@ -364,23 +361,6 @@ class Tuning:
                 "Off and drafting do not fit into memory side by side: they are launched by turns."
             )
         return count
-
-
-def _recall(run: CellRun, space: Space) -> None:
-    """What an earlier tune found out goes on to be known."""
-    noted = run.study.noted("winner")
-    winner = Drafting.from_json(noted) if noted is not None else None
-    # A draft that is gone, or that the user did not name this time, is no winner.
-    if winner is not None and (winner.is_off or space.arm_of(winner) is not None):
-        run.winner, run.searched = winner, True
-        second = run.study.noted("runner_up")
-        runner_up = OFF if second is None else Drafting.from_json(second)
-        run.shares_rate = not runner_up.is_off
-        if space.arm_of(runner_up) not in (None, space.arm_of(winner)):
-            run.runner_up = runner_up
-        run.trial_values = {
-            t.drafting: t.value for t in run.study.tried() if t.value is not None and not t.drafting.is_off
-        }
 
 
 def _guess_winners(cells: Sequence[CellRun]) -> None:

@@ -101,6 +101,24 @@ def test_a_tune_keeps_it_in_the_evidence_and_launches_nothing_for_it(request_, b
         assert recommendation.evidence["idle_draft"]["ratio"] == pytest.approx(SLOWER, rel=0.02)
 
 
+def test_a_runner_up_that_is_enabled_has_its_own(request_, backend, tmp_path):
+    """The search prefers one draft; on the prove prompts another one pays, and what it costs unused is measured too."""
+    main, first = request_.models
+    second = replace(first, name="second", path=tmp_path / "second.gguf", fingerprint="second")
+
+    def speedup(drafting: Drafting, text: str) -> float:
+        if drafting.draft == str(first.path):
+            return 1.5 if "tune" in text else 0.9
+        return 1.4
+
+    backend.speedup = speedup
+    result = tune(replace(request_, models=(main, first, second)), backend)
+    for recommendation in result.values():
+        assert recommendation.drafting.draft == str(second.path)
+        assert recommendation.evidence["idle_draft"]["ratio"] == pytest.approx(SLOWER, rel=0.02)
+    assert backend.idle_asked == [str(first.path)] * 5 + [str(second.path)] * 5
+
+
 def test_its_failure_ends_no_tune(request_, backend, monkeypatch):
     """The proof goes on without it."""
 

@@ -192,3 +192,10 @@ def test_a_few_prompts_do_not_make_a_drafting_give_way():
             gives_way,
             gives_way,
         )
+
+
+def test_a_typical_loss_beside_a_large_gain_does_not_give_way():
+    """One prompt in eight that takes half of the time makes up for seven that lose a thirtieth: other prompts will tell."""
+    losses = [[-0.03 - 0.001 * k] for k in range(7)]
+    assert DEFAULT_RULE.gives_way(decide_log_ratios([*losses, [0.05]], 1))
+    assert not DEFAULT_RULE.gives_way(decide_log_ratios([*losses, [0.7]], 1))

@@ -1,0 +1,55 @@
+"""The choice that a search ends with, as each cell's study notes it: whoever goes on with the cell recalls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from autospec.drafting import OFF, Drafting
+from autospec.tuning.cell_run import CellRun
+from autospec.tuning.forecast import Forecast
+from autospec.tuning.optuna_study import RUNNER_UP, WINNER
+from autospec.tuning.space import Space
+
+__all__ = ["note_choice", "prediction_of", "recall_choice"]
+
+# Names of the notes of what was predicted of the two.
+_PREDICTION = "prediction"
+_OF_RUNNER_UP = "prediction_of_runner_up"
+
+
+def note_choice(cells: Sequence[CellRun], forecast: Forecast | None) -> None:
+    """Note winner and runner-up of searched cells, and what was predicted of them."""
+    ruled_out = forecast.rule_out(cells) if forecast is not None else []
+    for cell in cells:
+        if forecast is not None:
+            for name, drafting in ((_PREDICTION, cell.winner), (_OF_RUNNER_UP, cell.runner_up)):
+                cell.study.note(name, forecast.figures(cell, drafting) | {"ruled_out": ruled_out})
+        cell.study.note(RUNNER_UP, cell.runner_up.to_json())
+        cell.study.note(WINNER, cell.winner.to_json())  # last: whoever finds it finds all of it
+
+
+def recall_choice(cell: CellRun, space: Space) -> None:
+    """What an earlier tune chose goes on to be known; a draft that is gone, or was not named this time, is no winner."""
+    noted = cell.study.noted(WINNER)
+    winner = Drafting.from_json(noted) if noted is not None else None
+    if winner is None or not (winner.is_off or space.arm_of(winner) is not None):
+        return
+    cell.winner, cell.searched = winner, True
+    second = cell.study.noted(RUNNER_UP)
+    runner_up = OFF if second is None else Drafting.from_json(second)
+    cell.shares_rate = not runner_up.is_off
+    if space.arm_of(runner_up) not in (None, space.arm_of(winner)):
+        cell.runner_up = runner_up
+    cell.trial_values = {
+        t.drafting: t.value for t in cell.study.tried() if t.value is not None and not t.drafting.is_off
+    }
+
+
+def prediction_of(cell: CellRun) -> Any:
+    """What was predicted of the drafting that the cell's proof is for now, as JSON values; ``None`` for nothing.
+
+    Raises:
+        StoreError: The studies cannot be reached.
+    """
+    return cell.study.noted(_OF_RUNNER_UP if cell.winner == cell.runner_up else _PREDICTION)
