@@ -20,8 +20,8 @@ import numpy.typing as npt
 __all__ = ["Estimate", "chance_by_signs", "critical_rank", "signed_rank_estimate", "stratified_estimate"]
 
 # Residuals that a noise estimate needs: a t quantile of fewer degrees of freedom is too wide to decide anything.
-_LEAST_FREEDOM = 8
-# Up to so many values every pattern of signs is looked at: 65 536 of them.
+_LEAST_RESIDUALS = 8
+# Up to so many values every pattern of signs is looked at, 65 536 of them; beyond, as many at random.
 _MOST_EXACT = 16
 
 
@@ -95,8 +95,9 @@ def signed_rank_estimate(log_ratios: Sequence[float], level: float) -> Estimate:
 def stratified_estimate(by_prompt: Sequence[Sequence[float]], level: float) -> Estimate | None:
     """The mean of the prompts' means, with an interval for these prompts: noise comes from repeats of the same prompt.
 
-    Student's t on the residuals within prompts, pooled (a fixed-effects one-way layout: Cochran and Cox, *Experimental
-    Designs*, ch. 4). It says nothing of other prompts, and a stall widens it much.
+    Student's t on the residuals within prompts. Some prompts are noisier than others, so each has a variance of its own, and
+    the degrees of freedom are Satterthwaite's (*Biometrics Bulletin* 2, 1946, 110-114); a prompt that was asked once gets
+    the pooled variance. It says nothing of other prompts, and a stall widens it much.
 
     Args:
         by_prompt: One sequence of log-ratios per prompt.
@@ -108,13 +109,20 @@ def stratified_estimate(by_prompt: Sequence[Sequence[float]], level: float) -> E
     from scipy.stats import t  # noqa: PLC0415  (half a second that most commands need not spend)
 
     prompts = [np.asarray(values, dtype=float) for values in by_prompt if len(values)]
-    freedom = sum(p.size - 1 for p in prompts)
-    if freedom < _LEAST_FREEDOM:
+    residuals = sum(p.size - 1 for p in prompts)
+    if residuals < _LEAST_RESIDUALS:
         return None
-    variance = sum(float(((p - p.mean()) ** 2).sum()) for p in prompts) / freedom
-    error = math.sqrt(variance * sum(1.0 / p.size for p in prompts)) / len(prompts)
+    pooled = sum(float(((p - p.mean()) ** 2).sum()) for p in prompts) / residuals
+    # Of each prompt's mean: its variance, and the degrees of freedom that it is known with.
+    parts = [
+        (float(p.var(ddof=1)) / p.size, p.size - 1) if p.size > 1 else (pooled, residuals) for p in prompts
+    ]
+    variance = sum(part for part, _ in parts)
+    uncertainty = sum(part**2 / freedom for part, freedom in parts)
+    # Without any noise the quantile does not matter.
+    freedom = variance**2 / uncertainty if uncertainty > 0.0 else float(residuals)
     center = float(np.mean([p.mean() for p in prompts]))
-    half = float(t.isf(level, freedom)) * error
+    half = float(t.isf(level, freedom)) * math.sqrt(variance) / len(prompts)
     return Estimate(sum(p.size for p in prompts), center, center - half, center + half, level)
 
 
@@ -122,20 +130,21 @@ def chance_by_signs(values: Sequence[float]) -> float:
     """How often the sum of these values would be as large if each had come up with either sign alike.
 
     The one-sided randomisation test of symmetry around 0 (Fisher, *The Design of Experiments*, §21); unlike ranks it knows
-    that a large gain outweighs several small losses. Exact up to 16 values, by the normal approximation beyond.
+    that a large gain outweighs several small losses. Exact up to 16 values, beyond from 65 536 patterns of signs, which know
+    a chance of 5 % to ±0.2 points; no normal approximation, to which three large values among twenty are significant.
     `scipy.stats.permutation_test` gives the same, 300 times slower; the tests hold this against it.
     """
     x = np.asarray(values, dtype=float)
-    total = float(x.sum())
-    if x.size > _MOST_EXACT:
-        spread = math.sqrt(float((x**2).sum()))
-        return 0.5 * math.erfc(total / spread / math.sqrt(2.0)) if spread else 1.0
     # Sums of the same values in another order differ in their last bits.
-    return float(np.mean(_signs(x.size) @ x >= total - 1e-12))
+    return float(np.mean(_signs(x.size) @ x >= x.sum() - 1e-12))
 
 
 @lru_cache(maxsize=_MOST_EXACT)
 def _signs(n: int) -> npt.NDArray[np.int8]:
-    """All patterns of n signs, one to a row."""
+    """Patterns of n signs, one to a row: all of them, or as many as are practical, drawn with a fixed seed."""
+    if n > _MOST_EXACT:
+        drawn = np.random.default_rng(n).integers(0, 2, (2**_MOST_EXACT, n), dtype=np.int8)
+        drawn[0] = 0  # what was observed is one of them: no chance is nothing
+        return 1 - 2 * drawn
     bits = np.arange(2**n)[:, None] >> np.arange(n)
     return (1 - 2 * (bits & 1)).astype(np.int8)

@@ -1,7 +1,7 @@
 """The proof: fresh measurements of each cell's winner on prompts that had no part in choosing it.
 
-Rounds go on until every cell is decided or the budget is spent. A round asks the next few prompts of each cell, and begins
-anew once all have been asked: for the same time, other prompts tell more than the same ones again. One launch serves all cells
+Rounds go on until every cell is decided or the budget is spent. A round asks some prompts of each cell, the next round others, and
+none is asked again before all have been: for the same time, other prompts tell more than the same ones again. One launch serves all cells
 with the same winner. Where that is slower on these prompts, or not to be enabled, the search's runner-up is proved, at its own
 share of the error rate.
 """
@@ -34,15 +34,20 @@ _OVERDRAFT = 1.2
 
 
 def of_round(prompts: Sequence[_T], round_: int, per_round: int) -> Sequence[_T]:
-    """The prompts that a round asks; each takes its turn, and rounds differ in number by one prompt at most.
+    """The prompts that a round asks: as many each time, all of them before one is asked again.
+
+    Each round takes them from all over the file, where long and short ones may stand apart.
 
     Args:
         prompts: All of a cell's.
         round_: From 1.
         per_round: Prompts to ask at most.
     """
-    turns = max(1, math.ceil(len(prompts) / per_round))
-    return prompts[(round_ - 1) % turns :: turns]
+    turns = math.ceil(len(prompts) / per_round)
+    in_turns = [prompt for turn in range(turns) for prompt in prompts[turn::turns]]
+    size = min(per_round, len(prompts))
+    begin = (round_ - 1) * size
+    return [in_turns[k % len(prompts)] for k in range(begin, begin + size)]
 
 
 class Proof:
@@ -108,7 +113,7 @@ class Proof:
         if second is not None and second.verdict is Verdict.ENABLE:
             return False
         ended = self._has_failed(cell) or (second is not None and second.final)
-        if first is None or _center(second) >= _center(first.decision):
+        if first is None or _mean(second) >= _mean(first.decision):
             if second is not None and second.final:
                 self._end(cell, second)
             return False
@@ -172,7 +177,14 @@ class Proof:
             return
         # What an earlier run measured in later rounds belongs to later looks: each has its own share of the error rate.
         known = self._rig.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
-        pairs = [p for p in known if p.off.round <= cell.rounds]
+        # And another study may have asked other prompts in a round.
+        per_round = self._rig.definition.prompts_per_round
+        asked = {
+            (round_, prompt.id)
+            for round_ in range(1, cell.rounds + 1)
+            for prompt in of_round(cell.prove_prompts, round_, per_round)
+        }
+        pairs = [p for p in known if (p.off.round, p.off.prompt_id) in asked]
         decision = decide(pairs, cell.rounds, rule)
         cell.decision = decision
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
@@ -192,5 +204,5 @@ class Proof:
         self._rig.progress.tell(f"{cell.prompt_type}: {decision.verdict}: {decision.reason}")
 
 
-def _center(decision: Decision | None) -> float:
-    return -math.inf if decision is None or decision.estimate is None else decision.estimate.center
+def _mean(decision: Decision | None) -> float:
+    return -math.inf if decision is None or decision.estimate is None else decision.mean

@@ -12,6 +12,7 @@ from autospec.catalog.candidates import Candidate, candidates
 from autospec.catalog.context import CONTEXT_FLAGS, context_of
 from autospec.catalog.model import Model
 from autospec.cells import Hardware, PromptType
+from autospec.measure.verdict import METHOD
 from autospec.prompts.suite import Suite
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Arm, Space
@@ -64,9 +65,8 @@ class TuneRequest:
     @property
     def rule_digest(self) -> str:
         """Twelve hex digits of what a proven verdict rests on besides the measurements."""
-        rule = asdict(self.definition.rule)
-        stated = {name: rule[name] for name in ("threshold", "worth_proving", "error_rate", "looks")}
-        return hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:12]
+        parts = [METHOD, self.definition.prompts_per_round, asdict(self.definition.rule)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     def settings(self) -> LaunchSettings:
         """The launch settings, the context among them: servers fit it to memory else, and differently with a draft.

@@ -10,9 +10,13 @@ alternating), and `decide_log_ratios` — the code that ``autospec tune`` runs �
   halves of a pair lie a step apart, so a little of it gets into the ratio;
 * stalls: 2 % of all requests take 1.2 to 3 times as long (a backup, an indexer);
 * a launch has its own small luck (0.3 %: where its memory came to lie), the same for all its requests;
-* prompts differ: the gain of a prompt is normal around the true gain, with the given spread; in the second table a given
-  part of all prompts gains an exponential amount and the others a fixed one, as n-gram modes do. The true gain is that of
-  the kind of prompt, the geometric mean over all that could be asked: where few gain much, the sixteen may be lucky.
+* the launch of off has such luck too, once for a whole proof;
+* prompts differ: the gain of a prompt is normal around the true gain, with the given spread. In the first table the sixteen
+  have exactly the stated mean, so that it shows what noise does.
+
+The second table shows what the choice of prompts does: the stated gain is that of their kind, the geometric mean over all that
+could be asked, and the sixteen are drawn from it: normal, or a part of them gaining (n-grams) or losing an exponential amount
+and the others a fixed one.
 
 The third table plays cells with two draftings, each at half of the error rate (`Rule.shared`): the runner-up is proved
 where the winner of the search gives way (`Rule.gives_way`), and the winner's proof goes on where that is not enabled.
@@ -22,6 +26,8 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -35,19 +41,35 @@ PER_ROUND = 8
 STALL_RATE = 0.02
 LAUNCH_SD = 0.003
 NOISES = (0.01, 0.03, 0.05)
-# Log-ratio of the prompts that do not gain, mean log-ratio that the others gain on top, and their part of all.
-SKEWED = ((0.0, 0.5, 0.5), (-0.03, 0.5, 0.3), (-0.05, 0.5, 0.1), (-0.15, 0.3, 0.5))
+SPREADS = (0.0, 0.05, 0.2)
+# Log-ratio of most prompts, mean log-ratio that the others have on top, and their part of all.
+SKEWED = (
+    (0.0, 0.5, 0.5),
+    (-0.03, 0.5, 0.3),
+    (-0.05, 0.5, 0.1),
+    (-0.15, 0.3, 0.5),
+    (0.05, -0.35, 0.15),
+    (0.08, -0.3, 0.25),
+)
 
 
 def normal(rng: np.random.Generator, gain: float, spread: float) -> npt.NDArray[np.float64]:
-    """True log-ratios of the prompts: around the same gain."""
+    """True log-ratios of prompts of a kind: around the same gain."""
     return math.log1p(gain) + rng.normal(0.0, spread, PROMPTS)
 
 
+def centred(rng: np.random.Generator, gain: float, spread: float) -> npt.NDArray[np.float64]:
+    """The same, moved so that these prompts' own mean is the gain."""
+    truth = normal(rng, gain, spread)
+    truth += math.log1p(gain) - truth.mean()
+    return truth
+
+
 def skewed(rng: np.random.Generator, base: float, scale: float, part: float) -> npt.NDArray[np.float64]:
-    """True log-ratios of the prompts: nearly nothing for most, much for some."""
-    gains = rng.exponential(scale, PROMPTS) * (rng.random(PROMPTS) < part)
-    return base + gains + rng.normal(0.0, 0.01, PROMPTS)
+    """True log-ratios of prompts of a kind: nearly the same for most, much more or less for some."""
+    gains = math.copysign(1.0, scale) * rng.exponential(abs(scale), PROMPTS) * (rng.random(PROMPTS) < part)
+    log_ratios: npt.NDArray[np.float64] = base + gains + rng.normal(0.0, 0.01, PROMPTS)
+    return log_ratios
 
 
 def one_proof(
@@ -56,6 +78,7 @@ def one_proof(
     """Play one proof; returns the last look, rounds (each is a launch), and after how many it would give way, or 0."""
     gave_way = 0
     heat = rng.uniform(0.0, 0.10)
+    off_luck = rng.normal(0.0, LAUNCH_SD)
     wander = 0.0
     by_prompt: list[list[float]] = [[] for _ in range(PROMPTS)]
     total = DEFAULT_RULE.looks[-1] * PER_ROUND * 2
@@ -71,7 +94,7 @@ def one_proof(
                 stall = rng.uniform(1.2, 3.0) if rng.random() < STALL_RATE else 1.0
                 log_time = slow + rng.normal(0.0, noise) + math.log(stall)
                 if side == 1:
-                    log_time -= truth[p] + launch
+                    log_time -= truth[p] + launch - off_luck
                 halves[side] = log_time
                 step += 1
             by_prompt[p].append(halves[0] - halves[1])
@@ -88,13 +111,23 @@ def two_draftings(
 ) -> tuple[tuple[bool, bool], int]:
     """Play a cell with a runner-up; returns which of the two is enabled, and rounds."""
     rule = DEFAULT_RULE.shared()
-    first, rounds, gave_way = one_proof(rng, normal(rng, gains[0], spread), noise, rule)
+    first, rounds, gave_way = one_proof(rng, centred(rng, gains[0], spread), noise, rule)
     if not gave_way:
         return (first.verdict is Verdict.ENABLE, False), rounds
-    second, more, _ = one_proof(rng, normal(rng, gains[1], spread), noise, rule)
+    second, more, _ = one_proof(rng, centred(rng, gains[1], spread), noise, rule)
     if second.verdict is Verdict.ENABLE:
         return (False, True), gave_way + more
     return (first.verdict is Verdict.ENABLE, False), rounds + more
+
+
+def _kinds() -> Iterator[tuple[str, float, Callable[[np.random.Generator], npt.NDArray[np.float64]]]]:
+    """Kinds of prompts: in words, their mean gain, and how sixteen of them are drawn."""
+    for spread in SPREADS[1:]:
+        for gain in (-0.02, 0.0, 0.05):
+            yield f"normal, spread {spread:.0%}", gain, partial(normal, gain=gain, spread=spread)
+    for base, scale, part in SKEWED:
+        words = f"{1 - part:.0%} at {math.expm1(base):+.0%}, others about {math.expm1(base + scale):+.0%}"
+        yield words, math.expm1(base + scale * part), partial(skewed, base=base, scale=scale, part=part)
 
 
 def _row(played: list[tuple[Decision, int, int]]) -> str:
@@ -120,24 +153,19 @@ def main() -> None:
     print(f"{args.repeats} proofs a cell; a rate of 50 % is known to ±{100 * half_width:.1f} points\n")
     head = "true gain | noise | enable | undecided | disable | pairs, mean | launches, mean |"
     print(f"| prompts' spread | {head}\n|---|---|---|---|---|---|---|---|")
-    for spread in (0.0, 0.05, 0.2):
-        for gain in (-0.05, -0.02, 0.0, 0.02, 0.03, 0.05, 0.10):
+    for spread in SPREADS:
+        for gain in (-0.05, 0.0, 0.02, 0.03, 0.05, 0.10):
             for noise in NOISES:
-                played = [one_proof(rng, normal(rng, gain, spread), noise) for _ in range(args.repeats)]
+                played = [one_proof(rng, centred(rng, gain, spread), noise) for _ in range(args.repeats)]
                 print(f"| {spread:.0%} | {gain:+.0%} | {noise:.0%} {_row(played)}", flush=True)
-    print(f"\n| most prompts | some gain | part of all | {head}\n|---|---|---|---|---|---|---|---|---|---|")
-    for base, scale, part in SKEWED:
+    print(f"\n| kind of prompt | {head}\n|---|---|---|---|---|---|---|---|")
+    for kind, mean, draw in _kinds():
         for noise in NOISES:
-            played = [one_proof(rng, skewed(rng, base, scale, part), noise) for _ in range(args.repeats)]
-            mean = math.expm1(base + scale * part)
-            print(
-                f"| {math.expm1(base):+.0%} | {math.expm1(base + scale):+.0%} | {part:.0%} | {mean:+.0%} "
-                f"| {noise:.0%} {_row(played)}",
-                flush=True,
-            )
+            played = [one_proof(rng, draw(rng), noise) for _ in range(args.repeats)]
+            print(f"| {kind} | {mean:+.0%} | {noise:.0%} {_row(played)}", flush=True)
     print("\n| prompts' spread | true gains | noise | enable first | second | either | launches, mean |")
     print("|---|---|---|---|---|---|---|")
-    for spread in (0.0, 0.05):
+    for spread in SPREADS[:2]:
         for gains in ((0.0, 0.0), (0.02, 0.02), (-0.05, 0.02), (-0.05, 0.05), (-0.05, 0.10), (0.05, 0.05)):
             for noise in NOISES:
                 which, rounds = zip(

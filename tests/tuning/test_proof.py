@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -25,25 +26,36 @@ def test_a_resumed_proof_looks_at_its_own_rounds_only(rounds):
     """Rounds that an earlier run measured belong to later looks: each has its own share of the error rate."""
     stored = [pair(f"p{k}", round_) for round_ in range(1, 5) for k in range(8)]
     pairing = SimpleNamespace(known=lambda *_: stored)
-    definition = SimpleNamespace(rule=Rule(looks=(1, 2, 4)))
+    definition = SimpleNamespace(rule=Rule(looks=(1, 2, 4)), prompts_per_round=8)
     rig = SimpleNamespace(
         pairing=pairing,
         definition=definition,
         progress=SimpleNamespace(standing=lambda _: None, tell=lambda _: None),
     )
-    cell = CellRun(SimpleNamespace(key="c", prompt_type="qa"), None, (), (), winner=DRAFTING, rounds=rounds)
+    prompts = tuple(SimpleNamespace(id=f"p{k}") for k in range(8))
+    cell = CellRun(
+        SimpleNamespace(key="c", prompt_type="qa"), None, (), prompts, winner=DRAFTING, rounds=rounds
+    )
     Proof([cell], rig, lambda _: None)._look(cell)
     assert cell.decision.verdict is Verdict.ENABLE
     assert cell.decision.estimate.n == 8 * rounds
 
 
-@pytest.mark.parametrize(("count", "turns"), [(1, 1), (8, 1), (9, 2), (16, 2), (17, 3), (30, 4)])
+@pytest.mark.parametrize(("count", "turns"), [(1, 1), (8, 1), (9, 2), (12, 2), (16, 2), (17, 3), (30, 4)])
 def test_rounds_ask_every_prompt_before_they_ask_one_again(count, turns):
-    """Each round asks at most eight, all rounds nearly as many, and after so many turns every prompt has had one."""
+    """Each round asks eight different ones, or all; after any number of rounds they have been asked equally often, but for one."""
     prompts = tuple(range(count))
-    rounds = [of_round(prompts, round_, 8) for round_ in range(1, turns + 1)]
-    assert sorted(p for asked in rounds for p in asked) == list(prompts)
-    sizes = {len(asked) for asked in rounds}
-    assert max(sizes) <= 8
-    assert max(sizes) - min(sizes) <= 1
-    assert of_round(prompts, turns + 1, 8) == rounds[0]
+    asked = Counter[int]()
+    for round_ in range(1, 12):
+        chosen = of_round(prompts, round_, 8)
+        assert len(chosen) == len(set(chosen)) == min(count, 8)
+        asked.update(chosen)
+        counts = [asked[p] for p in prompts]
+        assert max(counts) - min(counts) <= 1
+        assert (min(counts) > 0) == (round_ >= turns)
+
+
+def test_a_round_takes_prompts_from_all_over_the_file():
+    """Where the short ones stand first, both rounds ask short and long ones."""
+    for round_ in (1, 2):
+        assert sum(of_round(range(16), round_, 8)) == pytest.approx(60, abs=4)
