@@ -11,8 +11,9 @@ The method, and why:
   exactly both are measured; so once prompts have been repeated, a second interval has a fifth of the error rate: around
   the mean of the prompts' means, with noise from repeats alone. Either may decide. Neither knows the luck that a launch has
   for all of its requests; rounds average that of drafting (one launch each) and not that of off.
-* **Which prompts.** A round asks some of the prompts, the next one others. Both intervals are for those that were asked; the
-  condition on prompts is what speaks for their kind. It is right where gains and losses are alike, on the safe side where few
+* **Which prompts.** A round asks some of the prompts, the next one others; nothing is enabled before all have been asked,
+  since those that lose may be among the rest. Both intervals are for the prompts that were asked; the condition on prompts is
+  what speaks for their kind. It is right where gains and losses are alike, on the safe side where few
   prompts gain much (n-grams), and blind to rare large losses among prompts that were not asked.
 * **Looking more than once.** After rounds 1, 2, 4, 8, 16, 24 the interval is looked at, each time with its share of
   the error rate; the shares add up to it, so that the union bound (Bonferroni) holds whatever the dependence
@@ -143,22 +144,25 @@ class Decision:
     reason: str
 
 
-def decide(pairs: Sequence[Pair], rounds: int, rule: Rule = DEFAULT_RULE) -> Decision:
+def decide(
+    pairs: Sequence[Pair], rounds: int, rule: Rule = DEFAULT_RULE, *, complete: bool = True
+) -> Decision:
     """Look at the pairs of the proof so far.
 
     Args:
         pairs: All proof pairs of one drafting in one cell.
         rounds: Rounds completed; a number that is not among `Rule.looks` counts as the look before it.
         rule: Thresholds and error rate.
+        complete: False while there are prompts that no round has asked yet: nothing is enabled before the last look then.
     """
     by_prompt: dict[str, list[float]] = defaultdict(list)
     for pair in pairs:
         by_prompt[pair.drafted.prompt_id].append(pair.log_ratio)
-    return decide_log_ratios(list(by_prompt.values()), rounds, rule)
+    return decide_log_ratios(list(by_prompt.values()), rounds, rule, complete=complete)
 
 
 def decide_log_ratios(
-    by_prompt: Sequence[Sequence[float]], rounds: int, rule: Rule = DEFAULT_RULE
+    by_prompt: Sequence[Sequence[float]], rounds: int, rule: Rule = DEFAULT_RULE, *, complete: bool = True
 ) -> Decision:
     """The same on bare numbers: one sequence of log-ratios per prompt."""
     if not any(by_prompt):
@@ -168,7 +172,10 @@ def decide_log_ratios(
     look = reached[-1] if reached else 0
     prompts = [list(prompt) for prompt in by_prompt if prompt]
     view = _View.at(prompts, rule.level(look), len(reached))
-    verdict, final, estimate, reason = _judge(view, rule, last=rounds >= rule.looks[-1])
+    last = rounds >= rule.looks[-1]
+    verdict, final, estimate, reason = _judge(view, rule, last=last)
+    if verdict is Verdict.ENABLE and not (complete or last):
+        verdict, final, reason = Verdict.UNDECIDED, False, f"{reason}, with other prompts still to be asked"
     if not final and view.settled and _hopeless(prompts, rounds, rule):
         final, reason = True, f"{reason}, and more rounds of these prompts would not tell"
     faster = sum(m > 0.0 for m in view.medians)

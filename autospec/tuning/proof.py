@@ -185,7 +185,8 @@ class Proof:
             for prompt in of_round(cell.prove_prompts, round_, per_round)
         }
         pairs = [p for p in known if (p.off.round, p.off.prompt_id) in asked]
-        decision = decide(pairs, cell.rounds, rule)
+        complete = cell.rounds * per_round >= len(cell.prove_prompts)
+        decision = decide(pairs, cell.rounds, rule, complete=complete)
         cell.decision = decision
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
         second = cell.winner == cell.runner_up

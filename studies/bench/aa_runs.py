@@ -91,7 +91,7 @@ def one_proof(
                     by_prompt[k].append(math.log(speeds[second.launch_id] / speeds[first.launch_id]))
             finally:
                 second.stop()
-            decision = decide_log_ratios(by_prompt, round_)
+            decision = decide_log_ratios(by_prompt, round_, complete=all(by_prompt))
             if (round_ in DEFAULT_RULE.looks and decision.final) or round_ == most_rounds:
                 return decision, by_prompt, round_
     finally:

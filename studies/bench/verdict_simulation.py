@@ -99,7 +99,7 @@ def one_proof(
                 step += 1
             by_prompt[p].append(halves[0] - halves[1])
         if round_ in DEFAULT_RULE.looks:
-            decision = decide_log_ratios(by_prompt, round_, rule)
+            decision = decide_log_ratios(by_prompt, round_, rule, complete=all(by_prompt))
             gave_way = gave_way or round_ * rule.gives_way(decision)
             if decision.final:
                 return decision, round_, gave_way

@@ -35,6 +35,16 @@ def test_clear_gain_is_enabled_after_one_round():
     assert decision.estimate.interval[0] > 1.02
 
 
+def test_nothing_is_enabled_before_all_prompts_have_been_asked():
+    """Those that lose may be among the rest; a loss is one at once, and the last look takes what there is."""
+    gain, loss = prompts(0.30, 0.02, 1), prompts(-0.20, 0.02, 1)
+    decision = decide_log_ratios(gain, 1, complete=False)
+    assert (decision.verdict, decision.final) == (Verdict.UNDECIDED, False)
+    assert "other prompts still to be asked" in decision.reason
+    assert decide_log_ratios(loss, 1, complete=False).verdict is Verdict.DISABLE
+    assert decide_log_ratios(gain, 1, Rule(looks=(1,)), complete=False).verdict is Verdict.ENABLE
+
+
 def test_clear_loss_is_disabled_after_one_round():
     """Eight prompts at −20 % end the proof at the first look."""
     decision = decide_log_ratios(prompts(-0.20, 0.02, 1), 1)
