@@ -158,6 +158,15 @@ def classify(ended: Ended, log: Sequence[str], *, out_of_memory_kills: int = 0) 
             "Try again.",
             permanent=False,
         )
+    if ended.signal == signal.SIGILL:
+        return Failure(
+            "crash",
+            "The server died of an instruction that this processor does not take: it was built for another one, or its "
+            "compiler made a mistake.",
+            "Install a build for this machine. Your own: cmake with -DGGML_NATIVE=OFF, or, where the processor has AMX "
+            "and the compiler is GCC, CXXFLAGS=-mno-amx-tile.",
+            permanent=True,
+        )
     assertion = _ASSERTION.search(text)
     if ended.signal is not None or assertion is not None:
         what = f": {assertion['what']}" if assertion is not None else ""

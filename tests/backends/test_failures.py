@@ -107,6 +107,15 @@ def test_a_crash_tells_its_assertion():
     assert 'GGML_ASSERT(n > 0 && "no layers") failed' in failure.message
 
 
+def test_an_illegal_instruction_is_the_builds_fault():
+    """No other drafting helps a server that was built for another processor, so none is suggested."""
+    failure = classify(Ended(signal=signal.SIGILL), ("loading model", "threadpool init, n_threads = 2"))
+    assert (failure.kind, failure.permanent) == ("crash", True)
+    assert "built for another one" in failure.message
+    assert "GGML_NATIVE=OFF" in failure.hint
+    assert "drafting" not in failure.hint
+
+
 def test_what_is_unknown_is_told_by_the_last_line():
     """No cause is made up."""
     failure = classify(Ended(code=3), ("0.01.2 I srv: one", "0.01.3 E srv: something new"))

@@ -1,0 +1,22 @@
+"""The lab's own llama-server: built for this machine, and tried before anybody is given it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.lab.native import cmake_options
+
+
+@pytest.mark.parametrize(("flags", "without"), [("avx2 amx_bf16 amx_tile", True), ("avx2 avx512f", False)])
+def test_amx_is_left_out_where_the_processor_has_it(tmp_path: Path, flags: str, without: bool):
+    """Elsewhere the compiler may not know the options that leave it out."""
+    cpu_info = tmp_path / "cpuinfo"
+    cpu_info.write_text(f"model name : any\nflags : {flags}\n")
+    assert any("-mno-amx-tile" in option for option in cmake_options(cpu_info)) is without
+
+
+def test_a_machine_without_cpuinfo_gets_the_plain_options(tmp_path: Path):
+    """Macs have none."""
+    assert not any("amx" in option for option in cmake_options(tmp_path / "none"))
