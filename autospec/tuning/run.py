@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,33 +9,32 @@ from functools import partial
 
 import psutil
 
-from autospec.backends.protocol import Backend, Capabilities, LaunchSettings
+from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.catalog.candidates import Candidate, undraftable
-from autospec.cells import Cell, Hardware, PromptType
+from autospec.cells import Hardware
 from autospec.drafting import OFF
-from autospec.errors import AutospecError, BusyError, StoreError, SuiteError, UnsupportedError
+from autospec.errors import AutospecError, StoreError, UnsupportedError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
-from autospec.prompts.suite import Half
-from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.recommendations import Recommendation, Verdict
 from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
 from autospec.tuning import standing
 from autospec.tuning.basis import drafts_of, resting_on
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell_run import CellRun
-from autospec.tuning.choice import note_choice, prediction_of, recall_choice
+from autospec.tuning.choice import note_choice, prediction_of
 from autospec.tuning.conclude import Cost, conclude, nothing_to_try
 from autospec.tuning.forecast import Forecast
-from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
+from autospec.tuning.idle_draft import compare_idle_drafts, idle_draft_of
 from autospec.tuning.launches import Launches, resident_launches
 from autospec.tuning.machine_lock import machine_lock
-from autospec.tuning.optuna_study import CellStudy, open_storage
+from autospec.tuning.opening import Opening
 from autospec.tuning.pairing import Pairing
 from autospec.tuning.progress import Progress
 from autospec.tuning.proof import Proof
-from autospec.tuning.renewal import EPOCH, RENEWAL, renewal_of, to_begin
+from autospec.tuning.renewal import EPOCH
 from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_nothing
 from autospec.tuning.rig import Rig
 from autospec.tuning.search import Search
@@ -65,9 +63,6 @@ class Tuning:
     _cost: Cost = field(default_factory=Cost)
     _wanted: list[str] = field(default_factory=list)
     _drafts: dict[str, str] | None = None
-    _locks: CellLocks | None = None
-    _afresh: set[str] = field(default_factory=set)
-    _renewed: set[str] = field(default_factory=set)
     _epochs: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> list[Recommendation]:
@@ -85,8 +80,8 @@ class Tuning:
         with machine_lock(f"tune {self.request.model.name}"), ExitStack() as stack:
             store = open_store(self.request.storage)
             stack.callback(store.close)
-            self._locks = stack.enter_context(CellLocks(self.request.storage))
-            self._run(store)
+            locks = stack.enter_context(CellLocks(self.request.storage))
+            self._run(Opening(self.request, self.hardware, store, locks, self.progress.tell))
         return self.known()
 
     def known(self) -> list[Recommendation]:
@@ -98,33 +93,23 @@ class Tuning:
             store.close()
         return [stored[key] for key in self._wanted if key in stored]
 
-    def _run(self, store: Store) -> None:
+    def _run(self, opening: Opening) -> None:
         budget = Budget(self.request.budget_s or self.request.definition.budget_s)
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
         space = space_for(self.request.definition, capabilities, fitting)
-        cells = self._cells(store, capabilities, space)
+        cells = opening.cells(capabilities, space)
         self._wanted = [c.cell.key for c in cells]
-        proven = self._proven(store, cells).keys() & (
-            self._renewed if self.request.again else set(self._wanted)
-        )
-        open_cells = [c for c in cells if c.cell.key not in proven]
-        for cell in cells:
-            if cell.cell.key in proven:
-                self.progress.tell(
-                    f"{cell.prompt_type}: measured afresh already; the interrupted rest goes on."
-                    if self.request.again
-                    else f"{cell.prompt_type}: proven before; --again measures afresh."
-                )
+        open_cells = opening.to_measure(cells)
         refusal = self._refusal(space) if open_cells else ""
         if open_cells and (refusal or not space.arms):
             why = refusal or why_nothing(self.request.model, capabilities, fitting)
             verdict = Verdict.DISABLE if refusal else Verdict.UNDECIDED
             for cell in open_cells:
-                self._save(store, nothing_to_try(cell, why, verdict), cell)
+                self._save(opening.store, nothing_to_try(cell, why, verdict), cell)
         elif open_cells:
-            self._tune(store, open_cells, space, budget, fitting)
+            self._tune(opening, open_cells, space, budget, fitting)
 
     def _refusal(self, space: Space) -> str:
         """Why no drafting can be used with this model at all, found out before anything starts; empty where one can.
@@ -146,16 +131,21 @@ class Tuning:
         return why
 
     def _tune(
-        self, store: Store, cells: list[CellRun], space: Space, budget: Budget, fitting: Sequence[Candidate]
+        self,
+        opening: Opening,
+        cells: list[CellRun],
+        space: Space,
+        budget: Budget,
+        fitting: Sequence[Candidate],
     ) -> None:
-        request = self.request
+        request, store = self.request, opening.store
         settings = request.settings()
         with Launches(
             self.backend, str(request.model.path), settings, resident=self._resident(fitting)
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
-            self._epochs = self._begin(cells, store)
+            self._epochs = opening.begin(cells)
             pairing = Pairing(
                 launches,
                 asking,
@@ -261,85 +251,6 @@ class Tuning:
             # The studies may be on another machine, which went away. The proof is in the database here, and goes on.
             self.progress.tell(f"{cell.prompt_type}: kept without what its study notes. {error.message}")
         return replace(recommendation, evidence={**recommendation.evidence, **marks})
-
-    def _cells(self, store: Store, capabilities: Capabilities, space: Space) -> list[CellRun]:
-        request = self.request
-        types = request.prompt_types or request.suite.types()
-        storage = open_storage(request.study_storage or request.storage)
-        settings = request.settings().args
-        cells = []
-        for prompt_type in [t for t in PromptType if t in types]:
-            tune, prove = (request.suite.of(prompt_type, half) for half in (Half.TUNE, Half.PROVE))
-            if not tune or not prove:
-                raise SuiteError(
-                    f"The suite {request.suite.name} has no prompts of type {prompt_type} to search and prove with.",
-                    f"It has {', '.join(request.suite.types())}.",
-                )
-            cell = Cell(request.model.ref, prompt_type, capabilities.build, self.hardware, settings)
-            if self._locks is not None and not self._locks.take(cell.key):
-                self.progress.tell(f"{prompt_type}: another machine is tuning this cell.")
-                continue
-            study = CellStudy(cell, storage, request.definition, space, request.protocol)
-            cells.append(CellRun(cell, study, tune[: request.definition.prompts], prove))
-        if not cells:
-            raise BusyError(
-                "Another autospec is measuring these cells, from another machine like this one.",
-                "Wait for it; its results are kept in the same database.",
-            )
-        if request.again:
-            self._begin_again(cells, store)
-        for run in cells:
-            recall_choice(run, space)
-        return cells
-
-    def _begin_again(self, cells: Sequence[CellRun], store: Store) -> None:
-        """Forget what was found of the cells that `--again` begins with, not of those that it goes on with."""
-        stored = {
-            s.cell_key: s.recommendation for s in store.recommendations(cell_keys=[c.cell.key for c in cells])
-        }
-        proven = self._proven(store, cells)
-        renewals = {
-            c.cell.key: renewal_of(c.study, stored.get(c.cell.key), proven=c.cell.key in proven)
-            for c in cells
-        }
-        self._afresh = to_begin(renewals)
-        self._renewed = {key for key, r in renewals.items() if r.finished} - self._afresh
-        for cell in cells:
-            if cell.cell.key in self._afresh:
-                cell.study.begin_again()
-
-    def _begin(self, cells: Sequence[CellRun], store: Store) -> dict[str, float]:
-        """Cell key → measurements before this moment do not count; it moves when the user asks to measure again.
-
-        All that beginning again means is stored before the first measurement, so that whoever is killed after it goes on.
-        """
-        now = time.time()
-        epochs = {}
-        for cell in cells:
-            afresh = cell.cell.key in self._afresh
-            if afresh:
-                store.forget_surveys(cell.cell.key)
-                forget_idle_drafts(cell, store, self.request.protocol)
-            noted = None if afresh else cell.study.noted(EPOCH)
-            if noted is None:
-                noted = now
-                cell.study.note(EPOCH, noted)
-            epochs[cell.cell.key] = float(noted)
-            if afresh:
-                cell.study.note(RENEWAL, noted)
-                standing.renew(store, self.hardware, cell.cell)
-        return epochs
-
-    def _proven(self, store: Store, cells: Sequence[CellRun]) -> dict[str, Recommendation]:
-        """Cells whose newest recommendation was proven under the same protocol and rule."""
-        stored = store.recommendations(cell_keys=[c.cell.key for c in cells])
-        return {
-            s.cell_key: s.recommendation
-            for s in stored
-            if s.recommendation.status is Status.PROVEN
-            and s.recommendation.evidence.get("protocol") == self.request.protocol
-            and s.recommendation.evidence.get("rule") == self.request.rule_digest
-        }
 
     def _fitting(self) -> list[Candidate]:
         judged = judged_drafts(self.request, self.hardware)
