@@ -40,10 +40,8 @@ $(VENV)/.has-dev: pyproject.toml | $(BIN)/python
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.has-test $(VENV)/.has-runtime
 
-# Images are none of autospec's business, and half of what would be compiled.
 llama-cpp: $(VENV)/.has-test
-	@echo "Installing llama-cpp-python, which compiles for some minutes where pip has no wheel of it yet"
-	@CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(PIP) -e '.[llama-cpp]'
+	@$(BIN)/python -m tests.lab.llama_cpp
 
 demo: $(VENV)/.has-runtime
 	@$(BIN)/python -m tests.lab.demo

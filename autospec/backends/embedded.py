@@ -15,6 +15,7 @@ from autospec.backends import binaries
 from autospec.backends.embedded_args import TYPES, drafting_fields, user_fields
 from autospec.backends.flags import NGRAM_CACHE_NOTE
 from autospec.backends.launching import HOST, HttpServer, launch
+from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.process import child_environment
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.cells import Build
@@ -93,6 +94,10 @@ class Embedded:
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )
+
+    def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
+        """See `autospec.backends.optional.Scores`."""
+        return LlamaCppScorer.launch(model_path, n_ctx=n_ctx, state_dir=self._state_dir)
 
     def _command(
         self, model_path: str, drafting: Drafting, settings: LaunchSettings, address: dict[str, object]

@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from autospec.backends import in_force
-from autospec.backends.failures import Failure, classify
-from autospec.backends.launches import sweep_orphans
+from autospec.backends.child_server import HOST, LOG_SEARCHED, ChildServer, start_child
 from autospec.backends.openai_http import ChatClient
-from autospec.backends.ports import HOST, family, free_port, is_free, listens
 from autospec.backends.process import ServerProcess
 from autospec.backends.protocol import Capabilities, Completion, Request, Server, Tokens
 from autospec.backends.token_http import HttpTokens
 from autospec.drafting import Drafting
-from autospec.errors import BackendError, LaunchError, RequestError, ServerDiedError
 
-__all__ = ["HOST", "HttpServer", "LaunchedServer", "free_port", "launch", "launch_server"]
-
-_log = logging.getLogger(__name__)
-
-# Half of the start of a small model; a thousand polls of a large one cost nothing.
-_POLL_S = 0.1
-# Between finding a free port and the server's taking it, another program may come first.
-_PORT_ATTEMPTS = 2
-# State folders that have been looked through by this process.
-_swept: set[Path] = set()
-# How much of a log is searched for the cause of a failure; an error shows only its last lines.
-_LOG_SEARCHED = 400
+__all__ = ["HOST", "HttpServer", "LaunchedServer", "launch", "launch_server"]
 
 
-class LaunchedServer(ABC):
-    """A server in a child process, whatever its API is. See `autospec.backends.protocol.Server`."""
+class LaunchedServer(ChildServer):
+    """A server that answers with a drafting, whatever its API is. See `autospec.backends.protocol.Server`."""
 
     tokens: Tokens | None = None
 
     def __init__(self, process: ServerProcess, drafting: Drafting, port: int) -> None:
-        self.launch_id = process.launch_id
+        super().__init__(process, port)
         self.drafting = drafting
-        self.base_url = f"http://{HOST}:{port}"
         self.command = process.command
-        self.launch_ms = 0.0
-        self.pids = process.pids
-        self._process = process
 
     @abstractmethod
     def complete(self, request: Request) -> Completion:
@@ -58,10 +36,6 @@ class LaunchedServer(ABC):
             ServerDiedError: The process ended.
             RequestError: Refused, timed out, cut off, or an answer that makes no sense.
         """
-
-    @abstractmethod
-    def ready(self) -> str:
-        """``ready``, ``loading`` while the model is read, or ``absent`` while nobody listens."""
 
     @abstractmethod
     def verify(self, abilities: Capabilities) -> None:
@@ -75,43 +49,6 @@ class LaunchedServer(ABC):
     def with_drafting(self, drafting: Drafting) -> Server | None:
         """See `Server`: without drafting per request, another drafting takes another launch."""
         return self if drafting == self.drafting else None
-
-    def stop(self) -> None:
-        """End the process and wait until it has ended. Safe to call twice."""
-        self._process.stop()
-
-    def ended(self) -> str | None:
-        """How its process ended, as the end of a sentence; ``None`` while it runs."""
-        ended = self._process.poll()
-        return None if ended is None else str(ended)
-
-    def wait_ready(self, timeout_s: float, port: int) -> None:
-        """Wait until the server answers /health on its own port.
-
-        Raises:
-            LaunchError: It ended, or was not ready in time.
-        """
-        kills = _out_of_memory_kills()
-        begun = time.monotonic()
-        while True:
-            ended = self._process.poll()
-            if ended is not None:
-                log = self._process.log_tail(_LOG_SEARCHED)
-                failure = classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills)
-                if failure.kind == "other" and not is_free(port):
-                    failure = _port_taken(port)  # b9093 ends before its log's last lines are written
-                raise _raised(failure, self._process)
-            state = self.ready()
-            if state == "ready":
-                break
-            if time.monotonic() - begun > timeout_s:
-                raise _raised(_late(state, timeout_s), self._process)
-            self._process.wait_ended(_POLL_S)
-        self.launch_ms = 1000.0 * (time.monotonic() - begun)
-        relatives = family(self.pids)
-        if not listens(relatives, port):
-            raise _raised(_port_taken(port), self._process)
-        self.pids = self.pids | {process.pid for process in relatives}
 
 
 class HttpServer(LaunchedServer):
@@ -150,29 +87,11 @@ class HttpServer(LaunchedServer):
         """See `LaunchedServer`."""
         self._client.tells_drafts = abilities.tells_drafts
         build = f"{abilities.build.backend} {abilities.build.version}"
-        kills = _out_of_memory_kills()
-        try:
-            in_force.verify(self._client, self.drafting, build, self._process.log_tail(_LOG_SEARCHED))
-        except ServerDiedError as error:
-            ended = self._process.wait_ended(0.0)
-            if ended is None:
-                raise
-            log = self._process.log_tail(_LOG_SEARCHED)
-            failure = classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills)
-            raise _raised(failure, self._process) from error
-        except RequestError as error:
-            raise LaunchError(
-                f"The server started but failed its first request: {error.message}",
-                error.hint,
-                log_tail=self._process.log_tail(),
-            ) from error
+        with self._first_request():
+            in_force.verify(self._client, self.drafting, build, self._process.log_tail(LOG_SEARCHED))
 
 
 S = TypeVar("S", bound=LaunchedServer)
-
-
-class _PortTakenError(LaunchError):
-    """Somebody else has the port; the next one will do."""
 
 
 def launch(
@@ -231,62 +150,11 @@ def launch_server(
         LaunchError: It did not get ready.
         NotInForceError: It runs with another drafting than asked for.
     """
-    _sweep_once(state_dir)
-    choose = choose_port or free_port
-    for attempt in range(1, _PORT_ATTEMPTS + 1):
-        port = choose()
-        server = make(ServerProcess.start(command(port), state_dir), port)
-        try:
-            server.wait_ready(ready_timeout_s, port)
-            server.verify(abilities)
-        except _PortTakenError:
-            server.stop()
-            if attempt == _PORT_ATTEMPTS:
-                raise
-        except BaseException:
-            server.stop()
-            raise
-        else:
-            return server
-    raise BackendError("No port could be taken.")  # unreachable: the last attempt returns or raises
-
-
-def _sweep_once(state_dir: Path) -> None:
-    """Before the first launch, end what a killed autospec left: it would share memory and processor with ours."""
-    if state_dir not in _swept:
-        _swept.add(state_dir)
-        for sentence in sweep_orphans(state_dir):
-            _log.warning(sentence)
-
-
-def _port_taken(port: int) -> Failure:
-    return Failure("port", f"Port {port} was taken by another program.", "Try again.", permanent=False)
-
-
-def _raised(failure: Failure, process: ServerProcess) -> LaunchError:
-    error = failure.error(process.log_tail())
-    if failure.kind == "port":
-        return _PortTakenError(error.message, error.hint, log_tail=error.log_tail)
-    return error
-
-
-def _late(state: str, timeout_s: float) -> Failure:
-    doing = "was still loading the model" if state == "loading" else "did not listen"
-    return Failure(
-        "timeout",
-        f"The server {doing} after {timeout_s:g} s.",
-        "Choose a smaller model or context (-c), or try again when the disk is less busy.",
-        permanent=False,
+    return start_child(
+        make,
+        command,
+        lambda server: server.verify(abilities),
+        ready_timeout_s=ready_timeout_s,
+        state_dir=state_dir,
+        choose_port=choose_port,
     )
-
-
-def _out_of_memory_kills() -> int:
-    """Processes that the kernel has killed for memory since boot; 0 where it does not tell."""
-    if not sys.platform.startswith("linux"):
-        return 0
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(" ")
-            if name == "oom_kill":
-                return int(value)
-    return 0

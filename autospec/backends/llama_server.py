@@ -9,6 +9,7 @@ from autospec.backends import binaries
 from autospec.backends.flags import NGRAM_CACHE_NOTE, drafting_args, modes
 from autospec.backends.help_text import HelpText
 from autospec.backends.launching import HOST, HttpServer, launch
+from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.user_args import check
 from autospec.drafting import Drafting, Mode
@@ -108,6 +109,10 @@ class LlamaServer:
             state_dir=self._state_dir,
             erases_slot=_drafts_only_with_cache(self._probed()[1].help),
         )
+
+    def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
+        """See `autospec.backends.optional.Scores`."""
+        return LlamaCppScorer.launch(model_path, n_ctx=n_ctx, state_dir=self._state_dir)
 
     def _probed(self) -> tuple[Path, binaries.Probe]:
         if self._program is None:

@@ -14,9 +14,10 @@ from autospec.backends.in_force import canary
 from autospec.backends.json_http import JsonClient
 from autospec.backends.launching import LaunchedServer
 from autospec.backends.process import ServerProcess
-from autospec.backends.protocol import Capabilities, Completion, Proposal, Request, TokenAnswer
+from autospec.backends.protocol import Capabilities, Completion, Request, TokenAnswer
+from autospec.backends.read_tokens import TokenReader
 from autospec.drafting import Drafting
-from autospec.errors import LaunchError, NotInForceError, RequestError
+from autospec.errors import NotInForceError, RequestError
 
 __all__ = ["CHILD", "MlxInProcess", "MlxTokens"]
 
@@ -24,13 +25,11 @@ CHILD = ("-m", "autospec.backends.mlx_in_process_child")
 _NAME = "mlx_lm"
 # The child listens when its models are loaded.
 _HEALTH_TIMEOUT_S = 2.0
-# Reading an answer of some hundred tokens with a large model; a CPU takes seconds for a token.
-_READ_TIMEOUT_S = 600.0
 # Two cycles of a draft that proposes two tokens.
 _CANARY_TOKENS = 6
 
 
-class MlxTokens:
+class MlxTokens(TokenReader):
     """See `autospec.backends.protocol.Tokens`; a `Scorer` besides, since a whole answer is read in one evaluation.
 
     Args:
@@ -38,15 +37,15 @@ class MlxTokens:
     """
 
     def __init__(self, client: JsonClient) -> None:
-        self._client = client
+        super().__init__(client, _NAME)
 
     def encode(self, request: Request) -> tuple[int, ...]:
         """The prompt of a chat request as mlx_lm.server would compute it."""
-        return _ids(self._ask("/encode", _chat(request))[0])
+        return _ids(self.ask("/encode", _chat(request))[0])
 
     def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
         """Answer a prompt in ids with the sampling of `request`; nothing comes from the cache."""
-        answer, wall_ms = self._ask("/generate", {"ids": list(ids), **_sampling(request)}, request.timeout_s)
+        answer, wall_ms = self.ask("/generate", {"ids": list(ids), **_sampling(request)}, request.timeout_s)
         prompt_ms, predicted_ms = _times(answer)
         return TokenAnswer(
             ids=_ids(answer),
@@ -57,27 +56,10 @@ class MlxTokens:
             wall_ms=wall_ms,
         )
 
-    def score(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[Proposal]:
-        """What the model would say at each token of an answer, the answer's own tokens before it."""
-        body = {"prompt_ids": list(prompt_ids), "answer_ids": list(answer_ids)}
-        return _proposals(self._ask("/score", body)[0]) if answer_ids else []
-
-    def propose(self, ids: Sequence[int], count: int) -> list[Proposal]:
-        """Go on greedily after `ids` for at most `count` tokens; what was computed of them is used again."""
-        return _proposals(self._ask("/propose", {"ids": list(ids), "count": count})[0])
-
     def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
         """Milliseconds to compute `extra` as one batch after `ids`, by the child's clock."""
-        answer, _ = self._ask("/batch", {"ids": list(ids), "extra": list(extra)})
+        answer, _ = self.ask("/batch", {"ids": list(ids), "extra": list(extra)})
         return _number(answer, "ms")
-
-    def _ask(
-        self, path: str, body: Mapping[str, Any], timeout_s: float = _READ_TIMEOUT_S
-    ) -> tuple[Mapping[str, Any], float]:
-        answer, wall_ms = self._client.post(path, body, timeout_s)
-        if not isinstance(answer, Mapping):
-            raise RequestError(f"{_NAME} answered {path} with something that is no object.")
-        return answer, wall_ms
 
 
 class MlxInProcess(LaunchedServer):
@@ -127,14 +109,8 @@ class MlxInProcess(LaunchedServer):
 
     def verify(self, abilities: Capabilities) -> None:
         """Check that the draft drafts; see `LaunchedServer`."""
-        try:
+        with self._first_request():
             done = self.complete(replace(canary(self.drafting), max_tokens=_CANARY_TOKENS))
-        except RequestError as error:
-            raise LaunchError(
-                f"The model was loaded but failed its first request: {error.message}",
-                error.hint,
-                log_tail=self._process.log_tail(),
-            ) from error
         if (not done.drafted) is not self.drafting.is_off:
             raise NotInForceError(
                 f"{abilities.build.version} does not run {self.drafting.label} as asked for.",
@@ -173,10 +149,3 @@ def _number(answer: Any, key: str) -> float:
     if not isinstance(value, int | float) or value <= 0:
         raise RequestError(f"{_NAME} told no {key}.", "This mlx-lm cannot be asked in process.")
     return float(value)
-
-
-def _proposals(answer: Mapping[str, Any]) -> list[Proposal]:
-    try:
-        return [Proposal(int(token), float(p)) for token, p in answer["proposals"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"What {_NAME} proposed cannot be read: {error!r}.") from error

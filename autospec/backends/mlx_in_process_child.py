@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import mlx.core as mx
@@ -38,6 +35,8 @@ from mlx_lm.models.cache import (
 )
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.server import process_message_content
+
+from autospec.backends.json_child import Route, serve
 
 __all__ = ["Reader", "main"]
 
@@ -230,7 +229,7 @@ def main(arguments: list[str]) -> int:
     if passed_over:
         print(f"not used here: {' '.join(passed_over)}", file=sys.stderr)  # noqa: T201 - the log
     loaded = Loaded(options)
-    routes: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    routes: dict[str, Route] = {
         "/encode": loaded.encode,
         "/generate": loaded.generate,
         "/score": loaded.score,
@@ -238,39 +237,10 @@ def main(arguments: list[str]) -> int:
         "/batch": loaded.batch,
     }
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer(HTTPStatus.OK, {"status": "ok"})
-
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            try:
-                self._answer(HTTPStatus.OK, routes[self.path](asked))
-            except Exception as error:  # noqa: BLE001 - whatever MLX raises is the client's to tell
-                self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"{type(error).__name__}: {error}"})
-
-        def log_message(self, *_: object) -> None:
-            """The log is for what goes wrong."""
-
-        def _answer(self, status: HTTPStatus, document: dict[str, Any]) -> None:
-            body = json.dumps(_finite(document)).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
     # As `stream_generate` keeps the weights in place for an answer; here for the readings too.
-    with (
-        wired_limit(loaded.model, [generation_stream]),
-        HTTPServer((options.host, options.port), Handler) as server,
-    ):
-        server.serve_forever()
+    with wired_limit(loaded.model, [generation_stream]):
+        serve(options.host, options.port, routes)
     return 0
-
-
-def _finite(document: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in document.items()}
 
 
 def _parser() -> argparse.ArgumentParser:

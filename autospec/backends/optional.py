@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.protocol import LaunchSettings, Server
 from autospec.drafting import Drafting
 
-__all__ = ["Idles", "InProcess"]
+__all__ = ["Idles", "InProcess", "Scores"]
 
 
 @runtime_checkable
@@ -31,3 +32,20 @@ class Idles(Protocol):
 
     def idle(self) -> Server:
         """A view on the same process that drafts nothing."""
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """A backend whose draft models something else can read, a whole answer in one evaluation."""
+
+    def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
+        """Load a draft for reading, in a process of its own.
+
+        Args:
+            model_path: The draft.
+            n_ctx: Most tokens of a prompt with its answer.
+
+        Raises:
+            BackendMissingError: What reads is not installed.
+            LaunchError: It cannot load the model, or does not run here.
+        """

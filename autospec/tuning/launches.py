@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from autospec.backends.cycle import Cycle
-from autospec.backends.optional import InProcess
+from autospec.backends.optional import InProcess, Scores
 from autospec.backends.protocol import Backend, LaunchSettings, Server, Tokens
 from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError
+from autospec.errors import BackendMissingError, LaunchError
+from autospec.predict.profile import Scorer
 
 __all__ = ["Launches", "resident_launches"]
 
@@ -169,6 +171,27 @@ class Launches:
 
         with self._beside(launch) as server:
             yield server
+
+    @contextmanager
+    def scoring(self, model_path: str, n_ctx: int, tell: Callable[[str], None]) -> Iterator[Scorer | None]:
+        """A draft that something else than its server reads, a whole answer at once; ``None`` where nothing does.
+
+        Args:
+            model_path: The draft.
+            n_ctx: Most tokens of a prompt with its answer.
+            tell: Told why what is installed cannot be used.
+        """
+        with ExitStack() as stack:
+            scorer = None
+            if isinstance(self._backend, Scores):
+                try:
+                    scorer = stack.enter_context(self._backend.scorer(model_path, n_ctx))
+                except BackendMissingError:
+                    pass  # an extra that only makes this faster
+                except LaunchError as error:
+                    name = Path(model_path).name
+                    tell(f"{name} is asked token by token, llama-cpp-python cannot read it: {error.message}")
+            yield scorer
 
     @contextmanager
     def _beside(self, launch: Callable[[], Server]) -> Iterator[Server]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from autospec.backends.in_force import canary
-from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.protocol import Tokens
 from autospec.drafting import OFF, Mode
-from autospec.errors import BackendError, BackendMissingError, ModelFileError
+from autospec.errors import BackendError
 from autospec.measure.asking import Asking
 from autospec.predict.predictor import Predictor
 from autospec.predict.profile import AnswerProfile, Scorer
@@ -264,14 +263,11 @@ class Surveying:
     def _scorer(
         self, tokens: Tokens, draft: str, recordings: Sequence[Recording]
     ) -> AbstractContextManager[Scorer | None]:
-        """What reads an answer in one evaluation: the launch itself, or llama-cpp-python in this process, or nothing."""
+        """What reads an answer in one evaluation: the launch itself, or what is installed for it, or nothing."""
         if isinstance(tokens, Scorer):
             return nullcontext(tokens)
         longest = max(len(r.prompt_ids) + len(r.answer_ids) for r in recordings)
-        try:
-            return LlamaCppScorer(draft, n_ctx=longest + self._longest + 1)
-        except (BackendMissingError, ModelFileError):
-            return nullcontext()
+        return self._rig.launches.scoring(draft, longest + self._longest + 1, self._rig.progress.tell)
 
     def _stored_times(self, name: str) -> DraftPass | None:
         for cell in self._cells:

@@ -15,7 +15,7 @@ import time
 import psutil
 import pytest
 
-from autospec.backends import launching
+from autospec.backends import child_server
 from autospec.backends.launches import sweep_orphans
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Mode
@@ -200,8 +200,8 @@ def test_a_taken_port(launched, facts, monkeypatch):
     if not facts.owns:
         pytest.skip("somebody else chose its port")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        real, first = launching.free_port, [taken.getsockname()[1]]
-        monkeypatch.setattr(launching, "free_port", lambda: first.pop() if first else real())
+        real, first = child_server.free_port, [taken.getsockname()[1]]
+        monkeypatch.setattr(child_server, "free_port", lambda: first.pop() if first else real())
         server = launched()
     assert not first
     assert server.complete(QUESTION).predicted_tokens > 0

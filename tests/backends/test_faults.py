@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from autospec.backends import launching
+from autospec.backends import child_server
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import LaunchError, NotInForceError, RequestError, ServerDiedError
@@ -205,8 +205,8 @@ def test_ctrl_c_comes_through(launched):
 def test_a_taken_port_is_tried_again_once(fake, children, monkeypatch):
     """The second port is free, and the launch succeeds."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        real, first = launching.free_port, [taken.getsockname()[1]]
-        monkeypatch.setattr(launching, "free_port", lambda: first.pop() if first else real())
+        real, first = child_server.free_port, [taken.getsockname()[1]]
+        monkeypatch.setattr(child_server, "free_port", lambda: first.pop() if first else real())
         server = fake().launch("/models/main.gguf", OFF, SETTINGS)
         try:
             assert server.complete(QUESTION).text == "text"
@@ -219,7 +219,7 @@ def test_a_port_taken_twice_is_told(fake, children, monkeypatch):
     """Not a permanent failure: the next launch may find a free one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr(launching, "free_port", lambda: port)
+        monkeypatch.setattr(child_server, "free_port", lambda: port)
         with pytest.raises(LaunchError, match=f"Port {port} was taken") as caught:
             fake().launch("/models/main.gguf", OFF, SETTINGS)
     assert not caught.value.permanent
@@ -229,7 +229,7 @@ def test_somebody_elses_server_on_the_port_is_not_ours(fake, launched, monkeypat
     """A server that answers /health is not enough: it must be the one that was started."""
     other = launched()
     port = int(other.base_url.rpartition(":")[2])
-    monkeypatch.setattr(launching, "free_port", lambda: port)
+    monkeypatch.setattr(child_server, "free_port", lambda: port)
     with pytest.raises(LaunchError, match=f"Port {port} was taken"):
         fake("never-listens").launch("/models/main.gguf", OFF, SETTINGS)
 

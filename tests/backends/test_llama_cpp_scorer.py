@@ -1,43 +1,67 @@
-"""Scoring in process gives what a server's own probabilities give."""
+"""Scoring in a child of its own gives what a server's own probabilities give, and its death is a sentence."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import signal
 import statistics
+import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from autospec.backends.embedded import Embedded
-from autospec.backends.llama_cpp_scorer import LlamaCppScorer, most_likely
+from autospec.backends.llama_cpp_scorer import LlamaCppScorer
+from autospec.backends.llama_cpp_scorer_child import most_likely
 from autospec.backends.protocol import Request
 from autospec.drafting import OFF
-from autospec.errors import ModelFileError, RequestError
+from autospec.errors import LaunchError, RequestError, ServerDiedError
 from tests.backends.contract import SETTINGS
 
 ASKED = Request(
     messages=({"role": "user", "content": "Name three colours."},), max_tokens=24, timeout_s=120.0
 )
+# Any ids will do: what is held is that the same ones give the same.
+COUNTING = (3575, 28, 827, 28, 1296, 28, 1937, 28)
+# What an AMX build of GCC 12's does: nothing until the first batch.
+DIES = """
+import os, signal
+class Llama:
+    def __init__(self, *args, **options):
+        self.ctx = self.model = None
+    def n_ctx(self):
+        return 128
+    def n_vocab(self):
+        return 10
+def llama_batch_init(*args):
+    return None
+def llama_get_memory(context):
+    os.kill(os.getpid(), signal.SIGILL)
+"""
 
 
 def test_the_probability_is_among_ten():
     """As llama.cpp's draft computes it before it compares with p-min."""
     logits = np.array([*range(12)], dtype=np.float32)
-    proposal = most_likely(logits)
-    assert proposal.token == 11
-    assert proposal.p == pytest.approx(1 / sum(math.exp(-k) for k in range(10)))
+    token, p = most_likely(logits)
+    assert token == 11
+    assert p == pytest.approx(1 / sum(math.exp(-k) for k in range(10)))
 
 
 def test_a_small_vocabulary():
     """Fewer than ten tokens share what there is."""
-    assert most_likely(np.zeros(4, dtype=np.float32)).p == pytest.approx(0.25)
+    assert most_likely(np.zeros(4, dtype=np.float32))[1] == pytest.approx(0.25)
 
 
-@pytest.fixture
-def scorer(lab_models):
-    """SmolLM2 in this process."""
+@pytest.fixture(scope="module")
+def scorer(lab_models, tmp_path_factory):
+    """SmolLM2 in a child."""
     pytest.importorskip("llama_cpp", reason="the extra llama-cpp is not installed")
-    with LlamaCppScorer(str(lab_models.smollm2), n_ctx=512, n_threads=1) as made:
+    state_dir = tmp_path_factory.mktemp("scorer") / "state"
+    with LlamaCppScorer.launch(str(lab_models.smollm2), n_ctx=512, n_threads=1, state_dir=state_dir) as made:
         yield made
 
 
@@ -65,22 +89,46 @@ def test_it_agrees_with_a_server(scorer, lab_models, state_dir):
 
 def test_going_on_is_scoring_oneself(scorer):
     """A greedy continuation, scored, proposes itself; and what is in the cache changes nothing."""
-    prompt = scorer._llama.tokenize(b"One, two, three, four,")
-    first = scorer.propose(prompt, 8)
-    scorer.score(prompt[:3], prompt[3:])
-    assert [p.token for p in scorer.score(prompt, [p.token for p in first])] == [p.token for p in first]
-    assert scorer.propose(prompt, 8) == first
-    assert scorer.score(prompt, []) == []
+    first = scorer.propose(COUNTING, 8)
+    scorer.score(COUNTING[:3], COUNTING[3:])
+    assert [p.token for p in scorer.score(COUNTING, [p.token for p in first])] == [p.token for p in first]
+    assert scorer.propose(COUNTING, 8) == first
+    assert scorer.score(COUNTING, []) == []
 
 
 def test_a_text_that_does_not_fit(scorer):
-    """Said before it is computed."""
-    with pytest.raises(RequestError, match="do not fit the scorer's context of 512"):
+    """Said before it is computed, and the next one is read."""
+    with pytest.raises(RequestError, match="600 tokens do not fit the context of 512"):
         scorer.score([1] * 600, [1])
+    assert len(scorer.score(COUNTING, COUNTING)) == len(COUNTING)
 
 
-def test_a_damaged_model(lab_models):
-    """The file's fault."""
+def test_a_damaged_model(lab_models, state_dir):
+    """The file's fault, and no process or record is left."""
     pytest.importorskip("llama_cpp", reason="the extra llama-cpp is not installed")
-    with pytest.raises(ModelFileError, match="cannot be loaded"):
-        LlamaCppScorer(str(lab_models.damaged), n_ctx=128)
+    with pytest.raises(LaunchError, match="could not be loaded"):
+        LlamaCppScorer.launch(str(lab_models.damaged), n_ctx=128, state_dir=state_dir)
+    assert not [*state_dir.rglob("*.json")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stand-in's signal is sent by name")
+def test_a_package_that_dies_of_its_first_matrix(monkeypatch, tmp_path, state_dir):
+    """Compiled for another processor it loads, answers that it is ready, and dies when it computes: not this process."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "llama_cpp.py").write_text(DIES)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    with pytest.raises(LaunchError, match="an instruction that this processor does not take") as told:
+        LlamaCppScorer.launch("any.gguf", n_ctx=128, state_dir=state_dir)
+    assert told.value.permanent
+    assert not [*state_dir.rglob("*.json")]
+
+
+def test_a_child_that_is_killed(lab_models, state_dir):
+    """Killed while it is asked: an error that says so, not a wait."""
+    pytest.importorskip("llama_cpp", reason="the extra llama-cpp is not installed")
+    with LlamaCppScorer.launch(str(lab_models.tiny), n_ctx=128, state_dir=state_dir) as scorer:
+        for pid in scorer.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ServerDiedError, match="llama-cpp-python was ended by SIGKILL"):
+            scorer.propose(COUNTING, 1)

