@@ -26,8 +26,8 @@ _NAME = "llama-cpp-python"
 _HEALTH_TIMEOUT_S = 2.0
 # A draft of some gigabytes from a slow disk.
 _READY_TIMEOUT_S = 300.0
-# More than one, so that a batch is computed: other kernels than a single token's.
-_TRIED = 4
+# A whole batch of the child's, and then single tokens: they are computed by other kernels.
+_TRIED = 64
 
 
 class LlamaCppScorer(ChildServer):
@@ -93,3 +93,4 @@ class LlamaCppScorer(ChildServer):
     def _try(self) -> None:
         with self._first_request():
             self.score([0], [0] * _TRIED)
+            self.propose([0], 2)

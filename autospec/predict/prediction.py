@@ -57,6 +57,7 @@ class Prediction:
         acceptance: Accepted ÷ drafted; not a number where nothing is drafted.
         drafted: Tokens drafted in all the recorded answers.
         tokens_per_cycle: Tokens that a cycle yields on average.
+        answers: Recorded answers that it rests on.
     """
 
     drafting: Drafting
@@ -66,6 +67,7 @@ class Prediction:
     acceptance: float
     drafted: int
     tokens_per_cycle: float
+    answers: int = 1
 
 
 def replay_drafts(
@@ -146,6 +148,7 @@ def predict(
             acceptance=float(accepted[d] / drafted[d]) if drafted[d] else math.nan,
             drafted=int(drafted[d]),
             tokens_per_cycle=float((cycles[d] + accepted[d]) / cycles[d]) if cycles[d] else math.nan,
+            answers=n,
         )
         for d, drafting in enumerate(draftings)
     ]

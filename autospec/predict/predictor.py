@@ -18,6 +18,7 @@ from autospec.predict.pools import SIMULATED, pool_of, replay_tokens
 from autospec.predict.prediction import PredictedAnswer, Prediction, expected, predict, replay_drafts
 from autospec.predict.recording import Recording
 from autospec.predict.replay import Counts, stacked
+from autospec.predict.shrinkage import shrink
 from autospec.predict.survey import DraftPass
 
 __all__ = ["Check", "Predictor"]
@@ -122,11 +123,7 @@ class Predictor:
         found: dict[Drafting, Prediction] = {}
         if not recordings:
             return found
-        groups: dict[str, list[Drafting]] = {}
-        for drafting in draftings:
-            if self.covers(drafting):
-                groups.setdefault(_costs_of(drafting), []).append(drafting)
-        for path, group in groups.items():
+        for path, group in self._groups(draftings).items():
             answers = [
                 PredictedAnswer(r, self._counts(cell_key, r, group), self._draft_prompt_ms(path, r))
                 for r in recordings
@@ -137,6 +134,20 @@ class Predictor:
             for p in predict(group, answers, self._curves[path]):
                 found[p.drafting] = p
         return found
+
+    def compare(self, draftings: Sequence[Drafting]) -> dict[str, dict[Drafting, Prediction]]:
+        """Predict draftings for every cell, to choose among them: what few prompts say is completed by the other cells'.
+
+        One drafting alone has nothing to be compared with; see `shrinkage`.
+
+        Returns:
+            Cell key → what `predict` gives, drawn towards the other cells' pattern.
+        """
+        keys = dict.fromkeys(key for key, _ in self._by_prompt)
+        found: Mapping[str, Mapping[Drafting, Prediction]] = {k: self.predict(k, draftings) for k in keys}
+        for group in self._groups(draftings).values():
+            found = shrink(found, group)
+        return {key: dict(own) for key, own in found.items()}
 
     def counts(self, cell_key: str, prompt_id: str, drafting: Drafting) -> Counts | None:
         """The replayed cycles of one drafting in one recorded answer; ``None`` where nothing is known."""
@@ -246,6 +257,14 @@ class Predictor:
             deviation=deviation,
             agrees=abs(deviation) <= _DISTRUST,
         )
+
+    def _groups(self, draftings: Sequence[Drafting]) -> dict[str, list[Drafting]]:
+        """The covered ones by what they share their costs with."""
+        groups: dict[str, list[Drafting]] = {}
+        for drafting in draftings:
+            if self.covers(drafting):
+                groups.setdefault(_costs_of(drafting), []).append(drafting)
+        return groups
 
     def _of(self, cell_key: str) -> list[Recording]:
         return [r for (key, _), r in self._by_prompt.items() if key == cell_key]

@@ -55,10 +55,13 @@ class Forecast:
 
     def expected(self, cell: CellRun, drafting: Drafting) -> float | None:
         """Speed ratio expected of a drafting with what its own launch showed; ``None`` where nothing can be said."""
-        prediction = self.predicted(cell, drafting)
-        if prediction is None:
-            return None
-        return prediction.ratio * math.exp(self._tried.get((cell.cell.key, drafting), 0.0))
+        deviation = self._tried.get((cell.cell.key, drafting))
+        if deviation is None:
+            prediction = self.predicted(cell, drafting)
+            return None if prediction is None else prediction.ratio
+        # What its own launch showed is a deviation from its own prediction, not from one drawn towards other types'.
+        own = self._predictor.predict(cell.cell.key, [drafting])[drafting]
+        return own.ratio * math.exp(deviation)
 
     def next(self, cells: Sequence[CellRun], known: set[Drafting], dead_arms: set[str]) -> Drafting | None:
         """The drafting whose launch promises most; ``None`` where none is worth one.
@@ -144,7 +147,8 @@ class Forecast:
             n_max = min(best.drafting.n_max or best.drafting.ngram_m or 1, costs.verify_ms.size - 1)
             even = costs.break_even(n_max)
             # Generation alone may pay: then it is the prompt, which the draft computes too, that takes the gain away.
-            by_prompt = best.acceptance > even and math.log(best.high) <= self._threshold
+            dear = best.acceptance > even and math.log(best.high) <= self._threshold
+            by_prompt = dear and best.drafting.draft is not None
             why = {
                 "arm": label,
                 "drafting": best.drafting.to_json(),
@@ -209,10 +213,9 @@ class Forecast:
         return max(self._bar(cell), self._threshold)
 
     def _predictions(self, cell: CellRun) -> dict[Drafting, Prediction]:
-        key = cell.cell.key
-        if key not in self._found:
-            self._found[key] = self._predictor.predict(key, self._grid)
-        return self._found[key]
+        if not self._found:
+            self._found = self._predictor.compare(self._grid)
+        return self._found.get(cell.cell.key, {})
 
     def _arm(self, drafting: Drafting) -> str:
         arm = self._space.arm_of(drafting)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from autospec.backends.cycle import Cycle
+from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.optional import InProcess, Scores
 from autospec.backends.protocol import Backend, LaunchSettings, Server, Tokens
 from autospec.drafting import OFF, Drafting
@@ -60,6 +61,7 @@ class Launches:
         self._off: Server | None = None
         self._drafted: Server | None = None
         self._alone: Server | None = None
+        self._scorer: LlamaCppScorer | None = None
         self.resident = resident
         self.count = 0
         self.seconds = 0.0
@@ -84,8 +86,8 @@ class Launches:
 
     @property
     def pids(self) -> frozenset[int]:
-        """Processes of all servers that run now."""
-        servers = [s for s in (self._off, self._drafted, self._alone) if s is not None]
+        """Processes of all servers that run now, and of what reads a draft's answers."""
+        servers = [s for s in (self._off, self._drafted, self._alone, self._scorer) if s is not None]
         return frozenset().union(*(s.pids for s in servers))
 
     def off(self) -> Server:
@@ -185,13 +187,16 @@ class Launches:
             scorer = None
             if isinstance(self._backend, Scores):
                 try:
-                    scorer = stack.enter_context(self._backend.scorer(model_path, n_ctx))
+                    scorer = self._scorer = stack.enter_context(self._backend.scorer(model_path, n_ctx))
                 except BackendMissingError:
                     pass  # an extra that only makes this faster
                 except LaunchError as error:
                     name = Path(model_path).name
                     tell(f"{name} is asked token by token, llama-cpp-python cannot read it: {error.message}")
-            yield scorer
+            try:
+                yield scorer
+            finally:
+                self._scorer = None
 
     @contextmanager
     def _beside(self, launch: Callable[[], Server]) -> Iterator[Server]:

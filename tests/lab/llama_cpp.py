@@ -60,7 +60,7 @@ def main(install: Sequence[Sequence[str]] = (("-e", ".[llama-cpp]"), _ANEW)) -> 
     )
     for arguments in install:
         if not _pip("install", *arguments):
-            return 1
+            break
         failure = what_fails(model)
         if not failure:
             return 0

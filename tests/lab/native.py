@@ -172,7 +172,7 @@ def main() -> int:
             print(f"There is one already: {binary}")
             return 0
         print(f"There is one that does not run here, it is built anew ({failure}).")
-        binary.unlink()
+        binary.unlink(missing_ok=True)
     missing = missing_tools()
     if missing:
         print(f"No native llama-server is built: this machine has {', '.join(missing)}.")

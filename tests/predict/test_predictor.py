@@ -283,3 +283,24 @@ def test_an_answer_that_came_with_its_first_cycle_tells_no_costs():
     after = predictor.costs(chosen)
     assert np.isfinite(after.verify_ms).all()
     assert after.observations == before.observations == 0
+
+
+def test_cells_are_compared_with_each_other():
+    """What few answers of one cell say of a size is drawn towards the other cell's; its best is not."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.001))
+    off = machine.launch("main", OFF, LaunchSettings()).tokens
+    recordings = [record(off, words, request(words)) for words in WORDS]
+    passed = pass_of(machine.launch("draft", OFF, LaunchSettings()).tokens, recordings, longest=24)
+    halves = {"one": recordings[:2], "other": recordings[2:]}
+    stream = [(key, r.prompt_id) for key, own in halves.items() for r in own]
+    predictor = Predictor(halves, stream, time_batches(off, recordings[0], 25), {"draft": passed}, 24)
+    sizes = [drafting(n) for n in (1, 2, 4, 8, 16)]
+    drawn = predictor.compare(sizes)
+    assert set(drawn) == set(halves)
+    for key in halves:
+        raw = predictor.predict(key, sizes)
+        logs = [[math.log(p[d].ratio) for d in sizes] for p in (raw, drawn[key])]
+        assert max(logs[0]) == pytest.approx(max(logs[1]))
+        assert logs[0] != pytest.approx(logs[1], abs=1e-6)
+        assert {p.answers for p in raw.values()} == {2}
+        assert predictor.compare(sizes[:1])[key] == predictor.predict(key, sizes[:1])
