@@ -17,7 +17,7 @@ from autospec.backends.ports import HOST, family, free_port, is_free, listens
 from autospec.backends.process import ServerProcess
 from autospec.errors import BackendError, LaunchError, RequestError, ServerDiedError
 
-__all__ = ["HOST", "LOG_SEARCHED", "ChildServer", "free_port", "start_child"]
+__all__ = ["LOG_SEARCHED", "ChildServer", "start_child"]
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from autospec.backends import binaries
 from autospec.backends.embedded_args import TYPES, drafting_fields, user_fields
 from autospec.backends.flags import NGRAM_CACHE_NOTE
-from autospec.backends.launching import HOST, HttpServer, launch
+from autospec.backends.launching import HttpServer, launch
 from autospec.backends.llama_cpp_scorer import LlamaCppScorer
+from autospec.backends.ports import HOST
 from autospec.backends.process import child_environment
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.cells import Build

@@ -5,17 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from autospec.backends import in_force
-from autospec.backends.child_server import HOST, LOG_SEARCHED, ChildServer, start_child
+from autospec.backends.child_server import LOG_SEARCHED, ChildServer, start_child
 from autospec.backends.openai_http import ChatClient
 from autospec.backends.process import ServerProcess
 from autospec.backends.protocol import Capabilities, Completion, Request, Server, Tokens
 from autospec.backends.token_http import HttpTokens
 from autospec.drafting import Drafting
 
-__all__ = ["HOST", "HttpServer", "LaunchedServer", "launch", "launch_server"]
+__all__ = ["HttpServer", "LaunchedServer", "launch"]
 
 
 class LaunchedServer(ChildServer):
@@ -91,9 +90,6 @@ class HttpServer(LaunchedServer):
             in_force.verify(self._client, self.drafting, build, self._process.log_tail(LOG_SEARCHED))
 
 
-S = TypeVar("S", bound=LaunchedServer)
-
-
 def launch(
     command: Callable[[int], tuple[str, ...]],
     drafting: Drafting,
@@ -104,7 +100,7 @@ def launch(
     erases_slot: bool = False,
     choose_port: Callable[[], int] | None = None,
 ) -> HttpServer:
-    """`launch_server` for a llama.cpp server.
+    """`start_child` for a llama.cpp server.
 
     Args:
         command: The command line for a port.
@@ -114,44 +110,15 @@ def launch(
         state_dir: Where the launch's record and log go.
         erases_slot: True for builds that draft only with the prompt cache, see `ChatClient`.
         choose_port: Finds a port; `free_port` unless a test chooses.
-    """
-    return launch_server(
-        lambda process, port: HttpServer(
-            process, drafting, abilities.build.backend, port, erases_slot=erases_slot
-        ),
-        command,
-        abilities,
-        ready_timeout_s=ready_timeout_s,
-        state_dir=state_dir,
-        choose_port=choose_port,
-    )
-
-
-def launch_server(
-    make: Callable[[ServerProcess, int], S],
-    command: Callable[[int], tuple[str, ...]],
-    abilities: Capabilities,
-    *,
-    ready_timeout_s: float,
-    state_dir: Path,
-    choose_port: Callable[[], int] | None = None,
-) -> S:
-    """Start a server, wait until it is ready, and check that its drafting is in force.
-
-    Args:
-        make: The server for a process and its port.
-        command: The command line for a port.
-        abilities: Of the build that is launched.
-        ready_timeout_s: How long loading may take.
-        state_dir: Where the launch's record and log go.
-        choose_port: Finds a port; `free_port` unless a test chooses.
 
     Raises:
         LaunchError: It did not get ready.
         NotInForceError: It runs with another drafting than asked for.
     """
     return start_child(
-        make,
+        lambda process, port: HttpServer(
+            process, drafting, abilities.build.backend, port, erases_slot=erases_slot
+        ),
         command,
         lambda server: server.verify(abilities),
         ready_timeout_s=ready_timeout_s,

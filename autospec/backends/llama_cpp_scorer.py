@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from autospec.backends.child_server import HOST, ChildServer, start_child
+from autospec.backends.child_server import ChildServer, start_child
 from autospec.backends.json_http import JsonClient
+from autospec.backends.ports import HOST
 from autospec.backends.process import ServerProcess
 from autospec.backends.read_tokens import TokenReader
 from autospec.errors import BackendMissingError

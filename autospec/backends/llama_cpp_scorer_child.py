@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autospec.backends.json_child import serve
+from autospec.backends.reading_child import reading_routes
 
 __all__ = ["Reader", "main", "most_likely"]
 
@@ -54,28 +55,20 @@ class Reader:
         self._batch: Any = api.llama_batch_init(_BATCH, 0, 1)
         self._ids: list[int] = []
 
-    def score(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """What the model would say at each token of an answer, the answer's own tokens before it."""
-        prompt, answer = asked["prompt_ids"], asked["answer_ids"]
-        return {"proposals": list(self._evaluate([*prompt, *answer[:-1]], first=len(prompt) - 1))}
-
-    def propose(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """A greedy continuation."""
-        text = list(asked["ids"])
-        proposals: list[tuple[int, float]] = []
-        while len(proposals) < asked["count"]:
-            proposals += self._evaluate(text, first=len(text) - 1)
-            text.append(proposals[-1][0])
-            if self._ends(proposals[-1][0]):
-                break
-        return {"proposals": proposals}
-
-    def _ends(self, token: int) -> bool:
+    def ends(self, token: int) -> bool:
+        """Whether a token ends a text."""
         vocabulary = self._api.llama_model_get_vocab(self._llama.model)
         return bool(self._api.llama_vocab_is_eog(vocabulary, token))
 
-    def _evaluate(self, ids: list[int], first: int) -> Iterator[tuple[int, float]]:
-        """Proposals after `ids[first]` and each later token; what is computed already is not computed again."""
+    def evaluate(self, ids: Sequence[int], first: int) -> Iterator[tuple[int, float]]:
+        """The most likely token after `ids[first]` and each later one, with its probability among the ten likeliest.
+
+        What is computed already is not computed again.
+
+        Raises:
+            ValueError: It does not fit the context.
+            RuntimeError: llama.cpp refuses the batch.
+        """
         if len(ids) > self._n_ctx:
             raise ValueError(f"{len(ids)} tokens do not fit the context of {self._n_ctx}")
         done = self._keep(min(_common(self._ids, ids), first))
@@ -91,7 +84,7 @@ class Reader:
                 row = self._api.llama_get_logits_ith(self._llama.ctx, i)
                 yield most_likely(np.ctypeslib.as_array(row, shape=(self._n_vocab,)))
 
-    def _fill(self, part: list[int], start: int, first: int) -> None:
+    def _fill(self, part: Sequence[int], start: int, first: int) -> None:
         batch = self._batch
         batch.n_tokens = len(part)
         for i, token in enumerate(part):
@@ -135,7 +128,7 @@ def main(arguments: list[str]) -> int:
         print(f"failed to load model, '{options.model}'", file=sys.stderr)  # noqa: T201 - the log
         return 1
     reader = Reader(llama_cpp, llama)
-    serve(options.host, options.port, {"/score": reader.score, "/propose": reader.propose})
+    serve(options.host, options.port, reading_routes(reader.evaluate, reader.ends))
     return 0
 
 

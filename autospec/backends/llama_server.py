@@ -8,8 +8,9 @@ from pathlib import Path
 from autospec.backends import binaries
 from autospec.backends.flags import NGRAM_CACHE_NOTE, drafting_args, modes
 from autospec.backends.help_text import HelpText
-from autospec.backends.launching import HOST, HttpServer, launch
+from autospec.backends.launching import HttpServer, launch
 from autospec.backends.llama_cpp_scorer import LlamaCppScorer
+from autospec.backends.ports import HOST
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.user_args import check
 from autospec.drafting import Drafting, Mode

@@ -20,8 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from autospec.backends.child_server import start_child
 from autospec.backends.cycle import Cycle
-from autospec.backends.launching import launch_server
 from autospec.backends.mlx_in_process import CHILD as IN_PROCESS
 from autospec.backends.mlx_in_process import MlxInProcess
 from autospec.backends.mlx_package import CHILD, MlxPackage, unrewindable
@@ -155,13 +155,13 @@ class Mlx:
         _check_folders(model_path, drafting)
         # Users' chats need the cache, and it is right as long as nothing drafts; `request_fields` sees to that.
         cache = () if settings.serving and drafting.is_off else _NO_CACHE
-        return launch_server(
+        return start_child(
             lambda process, port: MlxServer(process, drafting, port, settings.ready_timeout_s),
             lambda port: (
                 *(sys.executable, *CHILD, "serve", *arguments),
                 *(*cache, "--host", HOST, "--port", str(port)),
             ),
-            self.capabilities(),
+            lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )
@@ -187,13 +187,13 @@ class Mlx:
         drafted = () if drafting.is_off else ("--draft-model", str(drafting.draft))
         number = () if drafting.is_off else ("--num-draft-tokens", str(drafting.n_max))
         by_hand = (sys.executable, "-m", "mlx_lm", "generate", "--model", model_path, *drafted, *number)
-        return launch_server(
+        return start_child(
             lambda process, port: MlxInProcess(process, drafting, port, command=by_hand),
             lambda port: (
                 *(sys.executable, *IN_PROCESS, "--model", model_path, *drafted, *settings.args),
                 *("--host", HOST, "--port", str(port)),
             ),
-            self.capabilities(),
+            lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )

@@ -37,6 +37,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.server import process_message_content
 
 from autospec.backends.json_child import Route, serve
+from autospec.backends.reading_child import reading_routes
 
 __all__ = ["Reader", "main"]
 
@@ -188,21 +189,9 @@ class Loaded:
             "accepted": accepted,
         }
 
-    def score(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """What the model would say at each token of an answer, the answer's own tokens before it."""
-        prompt, answer = asked["prompt_ids"], asked["answer_ids"]
-        return {"proposals": list(self._reader.evaluate([*prompt, *answer[:-1]], len(prompt) - 1))}
-
-    def propose(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """A greedy continuation."""
-        ids = list(asked["ids"])
-        proposals: list[tuple[int, float]] = []
-        while len(proposals) < asked["count"]:
-            proposals += self._reader.evaluate(ids, len(ids) - 1)
-            ids.append(proposals[-1][0])
-            if ids[-1] in self._tokenizer.eos_token_ids:
-                break
-        return {"proposals": proposals}
+    def reading_routes(self) -> dict[str, Route]:
+        """Those that read without generating."""
+        return reading_routes(self._reader.evaluate, lambda token: token in self._tokenizer.eos_token_ids)
 
     def batch(self, asked: dict[str, Any]) -> dict[str, Any]:
         """How long one batch takes."""
@@ -232,9 +221,8 @@ def main(arguments: list[str]) -> int:
     routes: dict[str, Route] = {
         "/encode": loaded.encode,
         "/generate": loaded.generate,
-        "/score": loaded.score,
-        "/propose": loaded.propose,
         "/batch": loaded.batch,
+        **loaded.reading_routes(),
     }
 
     # As `stream_generate` keeps the weights in place for an answer; here for the readings too.

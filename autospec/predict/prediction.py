@@ -67,7 +67,7 @@ class Prediction:
     acceptance: float
     drafted: int
     tokens_per_cycle: float
-    answers: int = 1
+    answers: int
 
 
 def replay_drafts(

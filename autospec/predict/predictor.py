@@ -144,10 +144,10 @@ class Predictor:
             Cell key → what `predict` gives, drawn towards the other cells' pattern.
         """
         keys = dict.fromkeys(key for key, _ in self._by_prompt)
-        found: Mapping[str, Mapping[Drafting, Prediction]] = {k: self.predict(k, draftings) for k in keys}
+        found = {key: self.predict(key, draftings) for key in keys}
         for group in self._groups(draftings).values():
             found = shrink(found, group)
-        return {key: dict(own) for key, own in found.items()}
+        return found
 
     def counts(self, cell_key: str, prompt_id: str, drafting: Drafting) -> Counts | None:
         """The replayed cycles of one drafting in one recorded answer; ``None`` where nothing is known."""

@@ -1,7 +1,7 @@
 """The recommended drafting against an exhaustive grid, on a real server.
 
 Run after ``autospec tune``:
-``python studies/bench/grid_regret.py --model M --draft D --prompt-type coding [--prompts 4] [--max-tokens 64]``
+``python -m studies.bench.grid_regret --model M --draft D --prompt-type coding [--prompts 4] [--max-tokens 64]``
 
 Every drafting of the grid (n_max × p_min of the draft model, and n-gram modes at three sizes) is launched once and
 measured on the prove prompts, paired with off, in one run, and the recommended drafting likewise. Prints the grid,
@@ -11,7 +11,6 @@ counting as 1. The best of a noisy grid is in part luck, so that the true ratio 
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from autospec.errors import BackendError
 from autospec.prompts.suite import Half, Prompt, load_suite
 from autospec.settings import load_settings
 from autospec.store.reader import read_recommendations
+from studies.bench.real_grid import bench_parser
 
 N_MAX = (1, 2, 4, 8, 16)
 P_MIN = (0.0, 0.5, 0.8)
@@ -33,15 +33,9 @@ NGRAM = ((4, 16), (8, 32), (12, 48))
 
 def main() -> None:
     """Print grid and regret."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--draft", action="append", default=[])
-    parser.add_argument("--backend", default="")
+    parser = bench_parser(__doc__, max_tokens=64)
     parser.add_argument("--prompt-type", action="append", default=[], choices=[str(t) for t in PromptType])
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--max-tokens", type=int, default=64)
     args = parser.parse_args()
 
     settings = load_settings()

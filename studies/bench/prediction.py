@@ -14,7 +14,6 @@ Goals: accepted within 3 %, drafted within 5 %, speeds within 3 % (median) on a 
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -29,7 +28,7 @@ from autospec.measure.measurements import Pair
 from autospec.predict.predictor import Predictor
 from autospec.prompts.suite import Half, load_suite
 from autospec.settings import load_settings
-from studies.bench.real_grid import LAUNCH, Questions, draftings, measured_pair, survey
+from studies.bench.real_grid import LAUNCH, Questions, bench_parser, draftings, measured_pair, survey
 from studies.bench.table_search import print_searches
 
 GRIDS = {
@@ -40,15 +39,9 @@ GRIDS = {
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--draft", action="append", default=[])
-    parser.add_argument("--backend", default="")
+    parser = bench_parser(__doc__, max_tokens=96)
     parser.add_argument("--prompt-type", action="append", default=[], choices=[str(t) for t in PromptType])
     parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument(
         "--repeats", type=int, default=1, help="pairs of each prompt; a noisy machine needs several"
     )

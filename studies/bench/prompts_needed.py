@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autospec.backends.optional import Scores
-from autospec.backends.protocol import Request, Server
+from autospec.backends.protocol import Server
 from autospec.backends.registry import backend_for
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.predict.costs import CostCurve, first_guess
@@ -32,9 +32,9 @@ from autospec.predict.recording import Recording
 from autospec.predict.replay import Counts, stacked
 from autospec.predict.shrinkage import shrunk
 from autospec.predict.survey import record
-from autospec.prompts.suite import Half, load_suite
+from autospec.prompts.suite import load_suite
 from autospec.settings import load_settings
-from studies.bench.real_grid import LAUNCH
+from studies.bench.real_grid import LAUNCH, Questions, bench_parser
 
 Floats = npt.NDArray[np.float64]
 Answers = dict[str, list[Recording]]
@@ -53,13 +53,7 @@ DRAWS = 60
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--draft", action="append", default=[])
-    parser.add_argument("--backend", default="")
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser = bench_parser(__doc__, max_tokens=64)
     parser.add_argument("--keep", type=Path)
     args = parser.parse_args()
     answers, profiles = _gathered(args)
@@ -113,22 +107,15 @@ def _gathered(args: argparse.Namespace) -> tuple[Answers, Profiles]:
 
 def _recorded(off: Server, max_tokens: int) -> Answers:
     suite = load_suite()
-    answers: Answers = {}
+    prompts = [(str(p.prompt_type), p) for p in suite.prompts]
+    asking = Questions.of(prompts, max_tokens).asking
+    answers: Answers = {str(t): [] for t in suite.types()}
     assert off.tokens is not None, "this backend cannot be asked in tokens"
     try:
-        for t in suite.types():
-            asked = [p for half in (Half.TUNE, Half.PROVE) for p in suite.of(t, half)]
-            found = [
-                record(
-                    off.tokens,
-                    p.id,
-                    Request(messages=p.messages, tools=p.tools, max_tokens=max_tokens, timeout_s=600.0),
-                )
-                for p in asked
-            ]
-            # What is shorter has next to no decoding.
-            answers[str(t)] = [r for r in found if len(r.answer_ids) > 8]
-            print(f"{t}: {len(answers[str(t)])} answers", flush=True)
+        for t, p in prompts:
+            found = record(off.tokens, p.id, asking.request(p))
+            if len(found.answer_ids) > 8:  # what is shorter has next to no decoding
+                answers[t].append(found)
     finally:
         off.stop()
     return answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,18 @@ from autospec.prompts.suite import Prompt
 
 NGRAM = ((4, 16), (6, 24), (12, 48))
 LAUNCH = LaunchSettings(args=("-c", "4096"))
+
+
+def bench_parser(description: str | None, *, max_tokens: int) -> argparse.ArgumentParser:
+    """The options that every bench on a real model has; `max_tokens` is the default of one of them."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--draft", action="append", default=[])
+    parser.add_argument("--backend", default="")
+    parser.add_argument("--max-tokens", type=int, default=max_tokens)
+    return parser
 
 
 @dataclass(frozen=True)

@@ -97,20 +97,11 @@ def build(binary: Path, *, configure_only: bool = False) -> None:
             "compile", "cmake", "--build", str(work / "build"), "--target", "llama-server", "--parallel", jobs
         )
         built = work / "build" / "bin" / "llama-server"
-        _check(built)
+        if failure := what_fails(built):
+            raise LabError(f"The llama-server that was built does not run here ({failure}).")
         part = binary.with_name(".llama-server.part")
         shutil.copy2(built, part)
         part.replace(binary)
-
-
-def _check(server: Path) -> None:
-    """Refuse a build that does not run here.
-
-    Raises:
-        LabError: With its last lines.
-    """
-    if failure := what_fails(server):
-        raise LabError(f"The llama-server that was built does not run here ({failure}).")
 
 
 def what_fails(server: Path) -> str:
