@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError
+from autospec.measure.log_ratios import of_pairs
 from autospec.measure.measurements import Phase
 from autospec.measure.verdict import Decision, Rule, decide
 from autospec.recommendations import Verdict
@@ -186,7 +187,7 @@ class Proof:
         }
         pairs = [p for p in known if (p.off.round, p.off.prompt_id) in asked]
         complete = cell.rounds * per_round >= len(cell.prove_prompts)
-        decision = decide(pairs, cell.rounds, rule, complete=complete)
+        decision = decide(of_pairs(pairs, lambda p: p.log_ratio), cell.rounds, rule, complete=complete)
         cell.decision = decision
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
         second = cell.winner == cell.runner_up

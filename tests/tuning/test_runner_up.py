@@ -10,11 +10,13 @@ import pytest
 
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import ServerDiedError
-from autospec.measure.verdict import DEFAULT_RULE, Rule, decide_log_ratios
+from autospec.measure.launch_scatter import LaunchScatter
+from autospec.measure.verdict import DEFAULT_RULE, Rule, decide
 from autospec.recommendations import Status, Verdict
 from autospec.store.database import open_store
 from autospec.tuning import run as run_module
 from autospec.tuning.budget import Budget
+from tests.measure.rows import of_rows
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_loop import TYPES, Silent, interrupted_at, nobody_else_is_at_work, request_, tune
 
@@ -187,7 +189,9 @@ def test_two_draftings_share_the_error_rate_of_the_cell():
 def test_a_few_prompts_do_not_make_a_drafting_give_way():
     """With seven the interval has no end: the sign of their mean is a stall's."""
     for prompts, gives_way in ((7, False), (8, True)):
-        decision = decide_log_ratios([[-0.01 * k] for k in range(1, prompts + 1)], 1)
+        decision = decide(
+            of_rows([[-0.01 * k] for k in range(1, prompts + 1)]), 1, scatter=LaunchScatter(0.001, 20)
+        )
         assert (decision.final, DEFAULT_RULE.gives_way(replace(decision, final=False))) == (
             gives_way,
             gives_way,
@@ -197,5 +201,5 @@ def test_a_few_prompts_do_not_make_a_drafting_give_way():
 def test_a_typical_loss_beside_a_large_gain_does_not_give_way():
     """One prompt in eight that takes half of the time makes up for seven that lose a thirtieth: other prompts will tell."""
     losses = [[-0.03 - 0.001 * k] for k in range(7)]
-    assert DEFAULT_RULE.gives_way(decide_log_ratios([*losses, [0.05]], 1))
-    assert not DEFAULT_RULE.gives_way(decide_log_ratios([*losses, [0.7]], 1))
+    assert DEFAULT_RULE.gives_way(decide(of_rows([*losses, [0.05]]), 1))
+    assert not DEFAULT_RULE.gives_way(decide(of_rows([*losses, [0.7]]), 1))

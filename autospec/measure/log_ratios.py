@@ -1,0 +1,55 @@
+"""What a verdict looks at: one log-ratio for each pair, with the prompt, the two launches and the order of its halves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from autospec.measure.measurements import Pair
+
+__all__ = ["LogRatio", "by_prompt", "of_pairs"]
+
+
+@dataclass(frozen=True, slots=True)
+class LogRatio:
+    """One pair as the statistics see it.
+
+    Attributes:
+        prompt: The prompt's id.
+        unit: Names the two launches that were compared. All values of one unit share what those launches have in common:
+            where their memory lies, how warm the machine was.
+        value: ln(drafting ÷ off); above 0 the drafting is faster.
+        off_first: True if off answered before the drafting.
+    """
+
+    prompt: str
+    unit: str
+    value: float
+    off_first: bool = True
+
+
+def of_pairs(pairs: Iterable[Pair], ratio: Callable[[Pair], float]) -> list[LogRatio]:
+    """The log-ratios of measured pairs, in their order.
+
+    Args:
+        pairs: Of one drafting in one cell.
+        ratio: ln(drafting ÷ off) of a pair.
+    """
+    return [
+        LogRatio(
+            prompt=pair.off.prompt_id,
+            unit=f"{pair.off.launch_id}|{pair.drafted.launch_id}",
+            value=ratio(pair),
+            off_first=pair.off.position == 0,
+        )
+        for pair in pairs
+    ]
+
+
+def by_prompt(values: Sequence[LogRatio]) -> Mapping[str, list[float]]:
+    """Prompt id → its values, in their order."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for v in values:
+        found[v.prompt].append(v.value)
+    return found
