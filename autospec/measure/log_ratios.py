@@ -17,16 +17,22 @@ class LogRatio:
 
     Attributes:
         prompt: The prompt's id.
-        unit: Names the two launches that were compared. All values of one unit share what those launches have in common:
-            where their memory lies, how warm the machine was.
+        off_launch: The launch that answered without drafting.
+        drafted_launch: The launch that answered with drafting.
         value: ln(drafting ÷ off); above 0 the drafting is faster.
         off_first: True if off answered before the drafting.
     """
 
     prompt: str
-    unit: str
+    off_launch: str
+    drafted_launch: str
     value: float
     off_first: bool = True
+
+    @property
+    def stretch(self) -> tuple[str, str]:
+        """The two launches; where off and drafting run by turns, what the two ran in a row."""
+        return self.off_launch, self.drafted_launch
 
 
 def of_pairs(pairs: Iterable[Pair], ratio: Callable[[Pair], float]) -> list[LogRatio]:
@@ -39,7 +45,8 @@ def of_pairs(pairs: Iterable[Pair], ratio: Callable[[Pair], float]) -> list[LogR
     return [
         LogRatio(
             prompt=pair.off.prompt_id,
-            unit=f"{pair.off.launch_id}|{pair.drafted.launch_id}",
+            off_launch=pair.off.launch_id,
+            drafted_launch=pair.drafted.launch_id,
             value=ratio(pair),
             off_first=pair.off.position == 0,
         )

@@ -1,14 +1,12 @@
-"""The level of launches: what the values of two launches share, and an interval that needs no assumption about it.
+"""The level of launches: what requests of one launch share, and an interval that needs no assumption about it.
 
 Requests of one launch are no independent samples: the launch may be a little faster or slower than another launch of the
 same server, and all its requests with it. Kalibera and Jones (*Rigorous Benchmarking in Reasonable Time*, ISMM 2013) take
-the highest level that varies as the unit of the interval. A *unit* here is a pair of launches, one without and one with
-drafting, or one stretch of each where they run by turns.
+the highest level that varies as the unit of the interval. There are two ways to count with it here:
 
-Two ways to count with the scatter of units:
-
-* `launch_half_width` adds it to an interval that knows the requests only, from a known standard deviation.
-* `unit_estimate` takes the units' own values as the sample. It holds for any scatter, but it takes many units.
+* `launch_half_width` adds the launches' scatter to an interval that knows the requests only, from a known standard deviation.
+* `unit_estimate` takes *units* as the sample: all values whose launches are connected, which is a round of the proof, as both
+  servers are new there. It holds for any scatter, but it takes many units.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio
 from autospec.measure.statistics import Estimate, hodges_lehmann
 
-__all__ = ["LEAST_FREEDOM", "UnitFit", "fit_units", "launch_half_width", "unit_estimate", "unit_variance"]
+__all__ = ["LEAST_FREEDOM", "UnitFit", "fit_units", "launch_half_width", "launch_variance", "unit_estimate"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,41 +34,40 @@ LEAST_FREEDOM = 6
 _STEPS = 6
 
 
-def unit_variance(values: Sequence[LogRatio], *, launch_sd: float, turn_sd: float) -> float:
-    """Variance that the units add to the mean of all values.
+def launch_variance(values: Sequence[LogRatio], *, launch_sd: float, turn_sd: float) -> float:
+    """Variance that launches, and stretches of time, add to the mean of all values.
 
     Args:
         values: At least one.
         launch_sd: Standard deviation of ln(speed) between launches of one side.
-        turn_sd: The same between two stretches of time, for units whose halves did not alternate.
+        turn_sd: The same between two stretches of time, for launches whose requests did not alternate.
 
     Returns:
-        The weighted sum of the units' variances. Units with few values weigh little.
+        Each launch has a share of all values; the sum of the squared shares, times the variance.
     """
-    sizes = Counter(v.unit for v in values)
-    orders: dict[str, set[bool]] = defaultdict(set)
-    for v in values:
-        orders[v.unit].add(v.off_first)
     total = len(values)
-    return sum(
-        (size / total) ** 2
-        * 2.0
-        * (launch_sd**2 + (turn_sd**2 if size > 1 and len(orders[unit]) == 1 else 0.0))
-        for unit, size in sizes.items()
-    )
+    launches = Counter(("off", v.off_launch) for v in values)
+    launches.update(("drafted", v.drafted_launch) for v in values)
+    variance = launch_sd**2 * sum((size / total) ** 2 for size in launches.values())
+    orders: dict[tuple[str, str], set[bool]] = defaultdict(set)
+    for v in values:
+        orders[v.stretch].add(v.off_first)
+    sizes = Counter(v.stretch for v in values)
+    one_sided = [size for stretch, size in sizes.items() if size > 1 and len(orders[stretch]) == 1]
+    return variance + 2.0 * turn_sd**2 * sum((size / total) ** 2 for size in one_sided)
 
 
 def launch_half_width(
     values: Sequence[LogRatio], level: float, scatter: LaunchScatter, *, assumed_sd: float, turn_sd: float
 ) -> float:
-    """Half of the interval that the scatter of units adds.
+    """Half of the interval that the scatter of launches adds.
 
     Args:
         values: At least one.
         level: One-sided error rate.
         scatter: What is known of this machine's launches.
         assumed_sd: Used where too little is known.
-        turn_sd: See `unit_variance`.
+        turn_sd: See `launch_variance`.
     """
     from scipy import stats  # noqa: PLC0415  (half a second that most commands need not spend)
 
@@ -78,7 +75,7 @@ def launch_half_width(
         quantile, sd = float(stats.t.isf(level, scatter.freedom)), scatter.sd
     else:
         quantile, sd = float(stats.norm.isf(level)), assumed_sd
-    return quantile * math.sqrt(unit_variance(values, launch_sd=sd, turn_sd=turn_sd))
+    return quantile * math.sqrt(launch_variance(values, launch_sd=sd, turn_sd=turn_sd))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +124,16 @@ def fit_units(values: Sequence[LogRatio]) -> UnitFit:
         values: At least one.
     """
     prompts = {p: i for i, p in enumerate(dict.fromkeys(v.prompt for v in values))}
-    units = {u: i for i, u in enumerate(dict.fromkeys(v.unit for v in values))}
     row = np.array([prompts[v.prompt] for v in values])
-    column = np.array([units[v.unit] for v in values])
+    column = _connected([v.off_launch for v in values], [v.drafted_launch for v in values])
+    units = int(column.max()) + 1
     y = np.array([v.value for v in values])
-    groups = _groups(row, column, len(prompts), len(units))
-    of_unit = [np.flatnonzero(column == u) for u in range(len(units))]
+    # Of every unit, the group of units that it shares prompts with, directly or not.
+    groups = np.zeros(units, dtype=np.int64)
+    groups[column] = _connected(row.tolist(), column.tolist())
+    of_unit = [np.flatnonzero(column == u) for u in range(units)]
     of_prompt = [np.flatnonzero(row == p) for p in range(len(prompts))]
-    effect = np.zeros(len(units))
+    effect = np.zeros(units)
     for _ in range(_STEPS):
         base = np.array([_middle(y[k] - effect[column[k]]) for k in of_prompt])
         effect = np.array([hodges_lehmann(y[k] - base[row[k]]) for k in of_unit])
@@ -145,7 +144,7 @@ def fit_units(values: Sequence[LogRatio]) -> UnitFit:
     return UnitFit(
         center=float(base.mean()),
         squares=float(effect @ effect),
-        units=len(units),
+        units=units,
         groups=int(groups.max()) + 1,
         weight=float(shares @ shares),
         n=y.size,
@@ -175,14 +174,14 @@ def _middle(x: Floats) -> float:
     return float(np.median(x)) if x.size < 5 else hodges_lehmann(x)
 
 
-def _groups(
-    row: npt.NDArray[np.int64], column: npt.NDArray[np.int64], prompts: int, units: int
-) -> npt.NDArray[np.int64]:
-    """The group of every unit, numbered from 0; shape (units,)."""
+def _connected(one: Sequence[object], other: Sequence[object]) -> npt.NDArray[np.int64]:
+    """For every value the number of its component, from 0: values that share either name belong together."""
     from scipy.sparse import coo_array  # noqa: PLC0415
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 
-    size = prompts + units
-    graph = coo_array((np.ones(row.size), (row, prompts + column)), shape=(size, size))
-    _, labels = connected_components(graph, directed=False)
-    return np.unique(labels[prompts:], return_inverse=True)[1].astype(np.int64)
+    rows = np.unique(np.array(one, dtype=str), return_inverse=True)[1]
+    columns = np.unique(np.array(other, dtype=str), return_inverse=True)[1]
+    size = int(rows.max()) + int(columns.max()) + 2
+    graph = coo_array((np.ones(rows.size), (rows, columns + int(rows.max()) + 1)), shape=(size, size))
+    labels = connected_components(graph, directed=False)[1][rows]
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)

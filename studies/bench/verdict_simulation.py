@@ -190,12 +190,14 @@ def one_round(
         order = (0, 1) if round_ % 2 else (1, 0)
         times = {side: [log_time(p, side) for p in asked] for side in order}
         for k, p in enumerate(asked):
-            yield LogRatio(str(p), str(round_), times[0][k] - times[1][k], off_first=order[0] == 0)
+            yield LogRatio(
+                str(p), f"off {round_}", f"drafted {round_}", times[0][k] - times[1][k], order[0] == 0
+            )
         return
     for turn, p in enumerate(asked, start=first_turn):
         order = (0, 1) if turn % 2 else (1, 0)
         halves = {side: log_time(p, side) for side in order}
-        yield LogRatio(str(p), str(round_), halves[0] - halves[1], off_first=order[0] == 0)
+        yield LogRatio(str(p), f"off {round_}", f"drafted {round_}", halves[0] - halves[1], order[0] == 0)
 
 
 def two_draftings(

@@ -10,7 +10,7 @@ from autospec.measure.log_ratios import LogRatio
 def of_rows(rows: Sequence[Sequence[float]]) -> list[LogRatio]:
     """Each column is measured on two launches of its own; the order of the halves alternates from prompt to prompt."""
     return [
-        LogRatio(prompt=str(p), unit=str(r), value=value, off_first=(p + r) % 2 == 0)
+        LogRatio(str(p), f"off {r}", f"drafted {r}", value, off_first=(p + r) % 2 == 0)
         for p, row in enumerate(rows)
         for r, value in enumerate(row)
     ]

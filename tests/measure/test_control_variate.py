@@ -11,7 +11,7 @@ from autospec.measure.log_ratios import LogRatio
 
 def asked(values: np.ndarray) -> list[LogRatio]:
     """One pair for each prompt."""
-    return [LogRatio(str(p), "u", float(v)) for p, v in enumerate(values)]
+    return [LogRatio(str(p), "o", "d", float(v)) for p, v in enumerate(values)]
 
 
 def test_exact_prediction_leaves_no_difference_between_prompts():
@@ -58,7 +58,7 @@ def test_mean_stays_unbiased_however_wrong_the_prediction_is(quality):
             "biased": truth + 0.5 + noise,
         }[quality]
         order = rng.permutation(16)
-        measured = [LogRatio(str(p), "u", float(truth[p])) for p in order[:8]]
+        measured = [LogRatio(str(p), "o", "d", float(truth[p])) for p in order[:8]]
         found = control(measured, {str(p): float(foreseen[p]) for p in range(16)})
         errors.append(np.mean([v.value for v in found.values]) - truth.mean())
         plain.append(truth[order[:8]].mean() - truth.mean())

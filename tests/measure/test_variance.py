@@ -10,22 +10,31 @@ from scipy import stats
 
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio
-from autospec.measure.variance import fit_units, launch_half_width, unit_estimate, unit_variance
+from autospec.measure.variance import fit_units, launch_half_width, launch_variance, unit_estimate
 from tests.measure.rows import of_rows
 
 
 def test_variance_of_equal_units_falls_with_their_number():
     """Four rounds of eight pairs: two launches each, so 2 · sd² ÷ 4."""
     values = of_rows(np.zeros((8, 4)).tolist())
-    assert unit_variance(values, launch_sd=0.03, turn_sd=0.0) == pytest.approx(2 * 0.03**2 / 4)
+    assert launch_variance(values, launch_sd=0.03, turn_sd=0.0) == pytest.approx(2 * 0.03**2 / 4)
+
+
+def test_a_launch_that_serves_two_stretches_counts_with_both():
+    """Off is launched once for four rounds: its luck does not average. Stretches that share launches are one unit."""
+    values = [LogRatio(str(p), "off", f"d{r}", 0.0, off_first=p % 2 == 0) for r in range(4) for p in range(8)]
+    assert launch_variance(values, launch_sd=0.03, turn_sd=0.0) == pytest.approx(0.03**2 * (1 + 1 / 4))
+    assert fit_units(values).units == 1
+    chain = [LogRatio(str(k), f"o{k // 2}", f"d{(k + 1) // 2}", 0.0, off_first=True) for k in range(4)]
+    assert fit_units(chain).units == 1
 
 
 def test_a_unit_of_a_single_pair_has_no_stretch():
     """One pair cannot alternate, and is no stretch of time; eight pairs in one order are one."""
-    single = [LogRatio("p", "u", 0.0, off_first=True)]
-    assert unit_variance(single, launch_sd=0.0, turn_sd=0.05) == 0.0
-    stretch = [LogRatio(str(p), "u", 0.0, off_first=True) for p in range(8)]
-    assert unit_variance(stretch, launch_sd=0.0, turn_sd=0.05) == pytest.approx(2 * 0.05**2)
+    single = [LogRatio("p", "o", "d", 0.0, off_first=True)]
+    assert launch_variance(single, launch_sd=0.0, turn_sd=0.05) == 0.0
+    stretch = [LogRatio(str(p), "o", "d", 0.0, off_first=True) for p in range(8)]
+    assert launch_variance(stretch, launch_sd=0.0, turn_sd=0.05) == pytest.approx(2 * 0.05**2)
 
 
 def test_measured_scatter_counts_with_students_quantile():
@@ -50,7 +59,7 @@ def test_fit_tells_prompts_and_units_apart():
 def test_rounds_that_share_no_prompt_cost_a_degree_of_freedom():
     """Odd rounds ask eight prompts, even rounds eight others: four rounds have two degrees of freedom, not three."""
     values = [
-        LogRatio(str(p + 8 * (r % 2)), str(r), 0.1 * r + 0.01 * p, off_first=True)
+        LogRatio(str(p + 8 * (r % 2)), f"o{r}", f"d{r}", 0.1 * r + 0.01 * p, off_first=True)
         for r in range(4)
         for p in range(8)
     ]

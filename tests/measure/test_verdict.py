@@ -219,12 +219,12 @@ def test_nothing_is_final_before_both_orders_have_run():
     """Eight pairs whose drafting always came second may be a machine that warms up."""
     for gain, verdict in ((0.5, Verdict.ENABLE), (-0.5, Verdict.DISABLE)):
         one_order = [
-            LogRatio(str(p), "first", math.log1p(gain) + 0.001 * p, off_first=True) for p in range(8)
+            LogRatio(str(p), "o1", "d1", math.log1p(gain) + 0.001 * p, off_first=True) for p in range(8)
         ]
         decision = decide(one_order, 1, scatter=ALIKE)
         assert (decision.verdict, decision.final) == (Verdict.UNDECIDED, False)
         assert "one order" in decision.reason
-        both = [*one_order, *(LogRatio(v.prompt, "second", v.value, off_first=False) for v in one_order)]
+        both = [*one_order, *(LogRatio(v.prompt, "o2", "d2", v.value, off_first=False) for v in one_order)]
         assert decide(both, 2, scatter=ALIKE).verdict is verdict
 
 
@@ -233,7 +233,9 @@ def test_stretches_count_as_units_that_time_may_have_moved():
 
     def values(*, by_turns: bool) -> list[LogRatio]:
         return [
-            LogRatio(str(p), str(r), 0.12 + 0.001 * p, off_first=r == 0 if by_turns else (p + r) % 2 == 0)
+            LogRatio(
+                str(p), f"o{r}", f"d{r}", 0.12 + 0.001 * p, off_first=r == 0 if by_turns else (p + r) % 2 == 0
+            )
             for r in range(2)
             for p in range(8)
         ]
