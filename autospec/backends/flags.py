@@ -19,7 +19,7 @@ from autospec.backends.help_text import HelpText
 from autospec.drafting import Drafting, Mode
 from autospec.errors import UnsupportedError
 
-__all__ = ["NGRAM_CACHE_NOTE", "NGRAM_CACHE_N_MAX", "drafting_args", "modes"]
+__all__ = ["NGRAM_CACHE_NOTE", "NGRAM_CACHE_N_MAX", "WHOLE_BATCHES", "drafting_args", "modes"]
 
 # What `--spec-type` calls a mode, newest name first.
 _TYPES: dict[Mode, tuple[str, ...]] = {
@@ -41,6 +41,9 @@ _P_MIN = ("--spec-draft-p-min", "--draft-p-min")
 _GENERIC_N, _GENERIC_M, _GENERIC_HITS = "--spec-ngram-size-n", "--spec-ngram-size-m", "--spec-ngram-min-hits"
 # In the era of generic sizes this one cut the proposals of n-gram modes as well; later builds removed it.
 _CUT_MAX, _CUT_MIN = "--draft-max", "--draft-min"
+WHOLE_BATCHES: tuple[tuple[str, ...], ...] = (("--swa-full",), ("--ctx-checkpoints", "0"))
+"""With what batches are computed whole, wherever the build has it: a sliding-window cache can then be cut, and no prompt is
+split for a checkpoint four tokens before its end (b11434, `checkpoint_offsets` in tools/server/server-context.cpp)."""
 # `create_state_ngram_cache` in common/speculative.cpp: "uint16_t n_draft = 8; // TODO get from config?"
 NGRAM_CACHE_N_MAX = 8
 # Tried on b9093, b11434 and xllamacpp 2026.10.11549: a prompt that drafts 8 to 256 tokens as the first request drafts

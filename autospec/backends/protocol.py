@@ -186,7 +186,7 @@ class Tokens(Protocol):
         """Go on greedily after `ids` for at most `count` tokens; the prompt cache is used."""
 
     def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
-        """Milliseconds to compute `extra` as one batch after `ids`, by the server's clock."""
+        """Milliseconds to compute `extra` as one batch after `ids`, or behind nothing, by the server's clock."""
 
 
 class Server(Protocol):

@@ -86,9 +86,14 @@ class HttpTokens:
             raise RequestError(f"The server's probabilities cannot be read: {error!r}.") from error
 
     def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
-        """Milliseconds to compute `extra` as one batch after `ids`, by the server's clock."""
-        body = {"prompt": list(ids), "n_predict": 1, "cache_prompt": True, "id_slot": 0, **GREEDY}
-        self._client.post("/completion", body, _SHORT_TIMEOUT_S)
+        """Milliseconds to compute `extra` as one batch after `ids`, by the server's clock; see `Tokens`.
+
+        Raises:
+            RequestError: The server computed other tokens than these: its cache cannot be cut back to `ids`.
+        """
+        body = {"prompt": list(ids), "n_predict": 1, "cache_prompt": bool(ids), "id_slot": 0, **GREEDY}
+        if ids:
+            self._client.post("/completion", body, _SHORT_TIMEOUT_S)
         body["prompt"] = [*ids, *extra]
         answer, _ = self._client.post("/completion", body, _SHORT_TIMEOUT_S)
         timings = self._read(answer, "timings", dict)

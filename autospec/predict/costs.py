@@ -1,37 +1,60 @@
 """The cost curve: milliseconds to verify k drafted tokens, milliseconds for each drafted token, with their spread.
 
-A request's generation time is a sum over its cycles,
+A request's generation time is a sum over its passes,
 
-    predicted_ms = Σ_k verified[k] · V(k) + steps · S
+    predicted_ms = Σ_k verified[k] · (M(k) + D(k)) + steps · S
 
-with V(k) the time in which the main model computes k + 1 tokens (and the draft model, which computes them too, in
-llama.cpp) and S the time of one step of the draft. A first guess of both comes from timing batches directly; every
-launch that measures anything corrects it, by Bayesian linear regression on the factors between truth and guess
-(Bishop, *Pattern Recognition and Machine Learning*, §3.3): the curve keeps its shape where nothing was measured, and
-its spread says so.
+with M(k) the time in which the main model computes k + 1 tokens, D(k) that of the draft model for the same (llama.cpp has it
+compute them too), and S the time of one step of the draft. A first guess of all three comes from timing batches directly;
+every launch that measures anything corrects it, by Bayesian linear regression on the factors between truth and guess
+(Bishop, *Pattern Recognition and Machine Learning*, §3.3): the curve keeps its shape where nothing was measured, and its
+spread says so.
+
+Steps come with the tokens that are verified, so that launches hardly tell the prices of the two apart. What is known besides
+holds them: a pass without a draft takes what a generated token takes; what is uncertain of M is what it rises by; D and S are
+times of one model and err together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CostCurve", "Observation", "first_guess", "refit"]
+__all__ = ["LAUNCH_NOISE", "CostCurve", "Observation", "first_guess", "refit"]
 
 Floats = npt.NDArray[np.float64]
 
+LAUNCH_NOISE = 0.02
+"""Launches of one server differ by so much: what all answers of one launch have in common. Standard deviation, relative."""
+
 # The curve's factors are free at these numbers of drafted tokens, straight in between.
 _KNOTS = (0, 1, 2, 4, 8, 16, 32, 64)
-# How far the directly timed costs may be from those within a launch: the processes share caches and threads
-# differently, and a verified batch computes logits for all its tokens. One standard deviation, relative.
-_GUESS_SPREAD = 0.12
-# Neighbouring factors differ less: an error of the guess is mostly common to the whole curve.
-_BEND_SPREAD = 0.08
-# A request's time beyond what its cycles explain: noise of the machine, of one measurement on a quiet one.
-_REQUEST_NOISE = 0.03
+# How far what was timed directly may be from what holds within a launch, as standard deviations, relative. One token is known
+# from the recordings themselves. What more tokens add: the processes share caches and threads differently, and a verified batch
+# computes logits for all its tokens.
+_TOKEN_SPREAD = 0.01
+_RISE_SPREAD = 0.3
+# Besides, a pass with a draft samples every token, and puts a state aside where the cache cannot be cut.
+_PASS_SPREAD = 0.05
+# Neighbours differ less: an error of the guess is mostly common to the whole curve.
+_BEND_SPREAD = 0.2
+_DRAFT_SPREAD = 0.25
+# Where no batch could be timed: each further token is taken for a fifth of the first one, which may be far from true.
+_UNTIMED_RISE = 0.2
+_UNTIMED_SPREAD = 1.0
+# Noise of an answer's time ÷ that of its other half: what is assumed, and how many answers that counts for against those seen.
+_REQUEST_NOISE = 0.04
+_NOISE_WEIGHT = 8.0
+# An answer that is further off than so many standard deviations was disturbed, and counts for less (Cauchy's weights).
+_OUTLYING = 2.0
+_ROUNDS = 8
+# A draft beside its main model takes at most so many times as long as alone, and at least this part.
+_DRAFT_FACTOR = 2.5
+# What leaves the bounds by less than this is noise, and is set to the bound.
+_SLACK = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +62,19 @@ class Observation:
     """The generation of one answer within a launch that drafted.
 
     Attributes:
-        verified: Shape (K + 1,): cycles that verified k drafted tokens.
+        verified: Shape (K + 1,): passes over k tokens besides the last one.
         steps: Tokens that the draft computed one by one.
-        scale: Milliseconds per token of the main model alone on this prompt ÷ the curve's V(0) without draft:
-            the longer the context, the dearer every cycle.
+        scale: Milliseconds per token of the main model alone on this prompt ÷ the curve's M(0): the longer the context, the
+            dearer every pass.
         predicted_ms: What the server said.
+        launch: Which launch answered; those of one launch have its luck in common.
     """
 
     verified: Floats
     steps: float
     scale: float
     predicted_ms: float
+    launch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +82,32 @@ class CostCurve:
     """Costs with their spread. K is the largest number of drafted tokens that it covers.
 
     Attributes:
-        plain_ms: Milliseconds for one token of the main model with drafting off.
-        verify_ms: Shape (K + 1,): V(k), never falling.
+        plain_ms: Milliseconds for one token of the main model with drafting off: M(0).
+        main_ms: Shape (K + 1,): M(k), never falling.
+        draft_ms: Shape (K + 1,): D(k); zeros where no draft computes what is verified.
         step_ms: S; 0 for draft-free modes.
-        knots: Shape (J,): numbers of drafted tokens at which the factors are free.
-        covariance: Shape (J + 1, J + 1): of the relative errors at the knots, and of S last.
+        knots: Shape (J,): numbers of drafted tokens at which the factors of M are free.
+        covariance: Shape (J + 1, J + 1): of the relative errors of M at the knots, and of the draft's times last.
         observations: How many answers it was corrected by.
+        refused: Why launches did not correct it, a sentence; empty where they did, or there were none.
     """
 
     plain_ms: float
-    verify_ms: Floats
+    main_ms: Floats
+    draft_ms: Floats
     step_ms: float
     knots: Floats
     covariance: Floats
     observations: int = 0
+    refused: str = ""
+
+    @property
+    def verify_ms(self) -> Floats:
+        """Shape (K + 1,): what a pass takes in both models, steps left out."""
+        return self.main_ms + self.draft_ms
 
     def features(self, verified: Floats, steps: Floats) -> Floats:
-        """Milliseconds that each knot, and S, contributes to requests of these cycles.
+        """Milliseconds that M at each knot, and the draft, contribute to requests of these passes.
 
         Args:
             verified: Shape (D, k + 1) with k ≤ K.
@@ -82,9 +116,10 @@ class CostCurve:
         Returns:
             Shape (D, J + 1); a row's sum is the expected generation time in milliseconds.
         """
-        spent = verified * self.verify_ms[: verified.shape[-1]]
-        hats = _hats(self.knots, verified.shape[-1])
-        return np.concatenate([spent @ hats, (steps * self.step_ms)[..., None]], axis=-1)
+        width = verified.shape[-1]
+        main = (verified * self.main_ms[:width]) @ _hats(self.knots, width)
+        draft = verified @ self.draft_ms[:width] + steps * self.step_ms
+        return np.concatenate([main, draft[..., None]], axis=-1)
 
     def break_even(self, n_max: int) -> float:
         """The chance of each drafted token to be right at which drafting n_max tokens costs as much as it gains.
@@ -114,22 +149,29 @@ def first_guess(
 
     Args:
         plain_ms: One token of the main model, generated.
-        batch_ms: Tokens in a batch → milliseconds of the main model for it.
+        batch_ms: Tokens in a batch → milliseconds of the main model for it; empty where none could be timed.
         draft_batch_ms: The same for the draft; empty for draft-free modes.
         step_ms: One token of the draft, generated; 0 for draft-free modes.
         k: Most drafted tokens in a cycle.
     """
     main = _curve(plain_ms, batch_ms, k)
-    verify = main + (_curve(step_ms, draft_batch_ms, k) if draft_batch_ms else 0.0)
+    draft = _curve(step_ms, draft_batch_ms, k) if draft_batch_ms else np.zeros(k + 1)
     knots = np.array([x for x in _KNOTS if x < k] + [k], dtype=np.float64)
+    return CostCurve(plain_ms, main, draft, step_ms, knots, _spread(main, knots, timed=len(batch_ms) > 1))
+
+
+def _spread(main: Floats, knots: Floats, *, timed: bool) -> Floats:
+    """The prior: what of M is uncertain is what it rises by, a common error and one that wanders from knot to knot."""
     size = knots.size
+    at = main[knots.astype(np.int64)]
+    rise = (at - main[0]) / at
+    common = _RISE_SPREAD if timed else _UNTIMED_SPREAD
+    wander = _BEND_SPREAD**2 / max(1, size - 1) * np.minimum.outer(np.arange(size), np.arange(size))
     covariance = np.zeros((size + 1, size + 1))
-    # A common error, and one of its own for each knot that grows slowly with the distance from the first.
-    covariance[:size, :size] = _GUESS_SPREAD**2
-    walk = _BEND_SPREAD**2 * np.minimum.outer(np.arange(size), np.arange(size))
-    covariance[:size, :size] += walk / max(1, size - 1)
-    covariance[size, size] = (2 * _GUESS_SPREAD) ** 2
-    return CostCurve(plain_ms, verify, step_ms, knots, covariance)
+    covariance[:size, :size] = np.outer(rise, rise) * (common**2 + wander) + _TOKEN_SPREAD**2
+    covariance[1:size, 1:size] += _PASS_SPREAD**2
+    covariance[size, size] = _DRAFT_SPREAD**2
+    return covariance
 
 
 def refit(guess: CostCurve, observations: Sequence[Observation]) -> CostCurve:
@@ -138,10 +180,13 @@ def refit(guess: CostCurve, observations: Sequence[Observation]) -> CostCurve:
     Args:
         guess: As `first_guess` made it; not one that was refitted, or its observations would count twice.
         observations: All there are, of launches with this draft.
+
+    Returns:
+        The corrected curve; or the guess, with the reason in `refused`, where the correction would leave what costs can be.
     """
     if not observations:
         return guess
-    width = guess.verify_ms.size
+    width = guess.main_ms.size
     verified = np.zeros((len(observations), width))
     for row, o in zip(verified, observations, strict=True):
         row[: o.verified.size] = o.verified
@@ -151,41 +196,86 @@ def refit(guess: CostCurve, observations: Sequence[Observation]) -> CostCurve:
     features = guess.features(verified * scale[:, None], steps * scale)
     # Relative errors, so that long answers do not outweigh short ones.
     x = features / measured[:, None]
-    y = 1.0 - x.sum(axis=1)
-    precision = np.linalg.inv(guess.covariance + 1e-9 * np.eye(guess.covariance.shape[0]))
-    noise = _REQUEST_NOISE
-    posterior = np.linalg.inv(precision + x.T @ x / noise**2)
-    factors = posterior @ (x.T @ y) / noise**2
-    # More noise than a quiet machine has widens everything that follows from it.
-    residual = y - x @ factors
-    inflation = max(1.0, float(np.mean(residual**2)) / noise**2)
-    hats = _hats(guess.knots, width)
-    verify = np.maximum.accumulate(guess.verify_ms * (1.0 + hats @ factors[:-1]))
+    factors, covariance = _regression(
+        x, 1.0 - x.sum(axis=1), [o.launch for o in observations], guess.covariance
+    )
+    main = np.maximum.accumulate(guess.main_ms * (1.0 + _hats(guess.knots, width) @ factors[:-1]))
+    draft = 1.0 + float(factors[-1])
+    seen = len(observations)
+    if why := _out_of_bounds(main, guess.plain_ms, draft, drafts=guess.step_ms > 0):
+        return replace(guess, refused=why)
     return CostCurve(
         guess.plain_ms,
-        verify,
-        guess.step_ms * max(0.0, 1.0 + float(factors[-1])),
+        _within(main, guess.plain_ms),
+        guess.draft_ms * draft,
+        guess.step_ms * draft,
         guess.knots,
-        posterior * inflation,
-        len(observations),
+        covariance,
+        seen,
     )
+
+
+def _regression(x: Floats, y: Floats, launches: Sequence[str], prior: Floats) -> tuple[Floats, Floats]:
+    """Factors of the columns of `x`, and their covariance; the noise of answers is learnt from what is left over.
+
+    Each launch has a factor of its own besides, with `LAUNCH_NOISE` as its prior.
+    """
+    names = sorted(set(launches))
+    design = np.hstack([x, np.array([[own == name for name in names] for own in launches], dtype=np.float64)])
+    size = x.shape[1]
+    precision = np.eye(design.shape[1]) / LAUNCH_NOISE**2
+    precision[:size, :size] = np.linalg.inv(prior + 1e-9 * np.eye(size))
+    variance, weights = _REQUEST_NOISE**2, np.ones(y.size)
+    for _ in range(_ROUNDS):
+        weighted = design * (weights / variance)[:, None]
+        posterior = np.linalg.inv(precision + design.T @ weighted)
+        factors = posterior @ (weighted.T @ y)
+        residual = y - design @ factors
+        # What the fit has taken up of the noise belongs to it (expectation maximisation: Bishop, §9.3.4).
+        taken_up = np.einsum("ij,jk,ik->i", design, posterior, design)
+        squares = float(np.sum(weights * (residual**2 + taken_up)))
+        variance = (_NOISE_WEIGHT * _REQUEST_NOISE**2 + squares) / (_NOISE_WEIGHT + y.size)
+        weights = 1.0 / (1.0 + residual**2 / (_OUTLYING**2 * variance))
+    return np.asarray(factors[:size]), np.asarray(posterior[:size, :size])
+
+
+def _within(main: Floats, plain_ms: float) -> Floats:
+    """M(k) held between one token's time and that of k + 1 tokens."""
+    most = plain_ms * np.arange(1, main.size + 1)
+    return np.asarray(np.clip(main, plain_ms, most))
+
+
+def _out_of_bounds(main: Floats, plain_ms: float, draft: float, *, drafts: bool) -> str:
+    """Why these cannot be costs, a sentence; empty where they can."""
+    bounded = _within(main, plain_ms)
+    worst = int(np.argmax(np.abs(main / bounded - 1.0)))
+    if abs(main[worst] / bounded[worst] - 1.0) > _SLACK:
+        return (
+            f"Launches would have the main model take {main[worst]:.1f} ms for {worst + 1} tokens, of which one takes"
+            f" {plain_ms:.1f} ms; the costs stay as they were timed."
+        )
+    if drafts and not 1.0 / _DRAFT_FACTOR <= draft <= _DRAFT_FACTOR:
+        return f"Launches would have the draft take {draft:.2f} times as long as alone; the costs stay as they were timed."
+    return ""
 
 
 def _curve(one_ms: float, batch_ms: Mapping[int, float], k: int) -> Floats:
     """Milliseconds for 1 … k + 1 tokens: the timed batches, never falling, set right at one token.
 
     Timed batches compute one row of logits and start cold; generation computes them all. What is known of both is one
-    token, so the batches are shifted to agree there.
+    token, so the batches are shifted to agree there. No batch takes longer than its tokens one by one.
     """
+    wanted = np.arange(1, k + 2)
+    if len(batch_ms) < 2:
+        return np.asarray(one_ms * (1.0 + _UNTIMED_RISE * (wanted - 1.0)))
     sizes = np.array(sorted(batch_ms), dtype=np.float64)
     times = np.maximum.accumulate(np.array([batch_ms[int(s)] for s in sizes]))
-    wanted = np.arange(1, k + 2)
     curve = np.interp(wanted, sizes, times)
-    if wanted[-1] > sizes[-1] and sizes.size > 1:
+    if wanted[-1] > sizes[-1]:
         slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
         beyond = wanted > sizes[-1]
         curve[beyond] = times[-1] + slope * (wanted[beyond] - sizes[-1])
-    return np.asarray(np.maximum.accumulate(np.maximum(one_ms, curve - curve[0] + one_ms)))
+    return _within(np.maximum.accumulate(curve - curve[0] + one_ms), one_ms)
 
 
 def _hats(knots: Floats, width: int) -> Floats:

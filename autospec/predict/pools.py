@@ -51,13 +51,20 @@ def pool_of(drafting: Drafting) -> Pool:
             raise ValueError(f"{d.mode} is not simulated")
 
 
-def replay_tokens(pool: Pool, recording: Recording) -> Counts:
-    """One request on a pool, which remembers it: the counts of one drafting (D = 1)."""
+def replay_tokens(pool: Pool, recording: Recording, *, uncut: bool = False) -> Counts:
+    """One request on a pool, which remembers it: the counts of one drafting (D = 1).
+
+    Args:
+        pool: What it has seen so far.
+        recording: The answer.
+        uncut: True where the main model's cache cannot be cut; see `replay`.
+    """
     tokens = (*recording.prompt_ids, *recording.answer_ids)
     begins, n = len(recording.prompt_ids), len(recording.answer_ids)
     pool.begin(recording.prompt_ids)
     lengths: list[int] = []
     taken: list[int] = []
+    again: list[int] = []
     position = 1
     while position < n:
         limit = recording.max_tokens - position - 1
@@ -68,13 +75,17 @@ def replay_tokens(pool: Pool, recording: Recording) -> Counts:
         ahead = tokens[begins + position :]
         while accepted < min(len(draft), len(ahead)) and draft[accepted] == ahead[accepted]:
             accepted += 1
+        partly = uncut and accepted < len(draft)
         if draft:
-            pool.accept(accepted)
+            # The server tells a pool of the second pass alone, in which everything is accepted.
+            pool.accept(accepted + partly)
         lengths.append(len(draft))
         taken.append(accepted)
-        position += accepted + 1
+        position += accepted + 1 + partly
+        if partly:
+            again.append(accepted + 1)
     widest = max(lengths, default=0)
-    verified = np.bincount(np.array(lengths, dtype=np.int64), minlength=widest + 1)[None, :]
+    verified = np.bincount(np.array(lengths + again, dtype=np.int64), minlength=widest + 1)[None, :]
     counts = np.bincount(np.array(taken, dtype=np.int64), minlength=widest + 1)
     by_position = counts[::-1].cumsum()[::-1][1:][None, :]
     return Counts(
@@ -83,4 +94,5 @@ def replay_tokens(pool: Pool, recording: Recording) -> Counts:
         np.array([sum(lengths)]),
         np.array([sum(taken)]),
         by_position,
+        again=np.array([len(again)]) if uncut else None,
     )

@@ -75,6 +75,8 @@ def replay_drafts(
     draftings: Sequence[Drafting],
     max_tokens: int,
     cycle: Cycle = Cycle.LLAMA_CPP,
+    *,
+    uncut: bool = False,
 ) -> Counts:
     """Replay draftings of one draft model: `replay` with the draftings' own numbers."""
     return replay(
@@ -84,6 +86,7 @@ def replay_drafts(
         [d.n_min or 0 for d in draftings],
         max_tokens=max_tokens,
         cycle=cycle,
+        uncut=uncut,
     )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from autospec.backends.cycle import Cycle
 from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import Measurement, Pair
-from autospec.predict.costs import CostCurve, Observation, first_guess, refit
+from autospec.predict.costs import LAUNCH_NOISE, CostCurve, Observation, first_guess, refit
 from autospec.predict.pools import SIMULATED, pool_of, replay_tokens
 from autospec.predict.prediction import PredictedAnswer, Prediction, expected, predict, replay_drafts
 from autospec.predict.recording import Recording
@@ -45,6 +45,7 @@ class Check:
         measured: The same, measured.
         deviation: ln(measured ÷ predicted) in standard errors.
         agrees: False if prediction should not be trusted for this draft any more.
+        refused: Why the costs were not corrected by it, a sentence; empty where they were.
     """
 
     drafting: Drafting
@@ -52,6 +53,7 @@ class Check:
     measured: float
     deviation: float
     agrees: bool
+    refused: str = ""
 
 
 class Predictor:
@@ -66,6 +68,7 @@ class Predictor:
         longest: Most tokens that any drafting proposes in a cycle.
         first: The request that every launch answers before any other, where there is one: pools remember it.
         cycle: The backend's.
+        uncut: True where the main model's cache cannot be cut, so that the server computes a partly accepted draft again.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Predictor:
         *,
         first: Recording | None = None,
         cycle: Cycle = Cycle.LLAMA_CPP,
+        uncut: bool = False,
     ) -> None:
         # An answer of one token has no decoding to predict.
         self._by_prompt = {
@@ -89,6 +93,7 @@ class Predictor:
         self._passes = passes
         self._first = first
         self._cycle = cycle
+        self._uncut = uncut
         plain_ms = statistics.median(r.token_ms for r in self._by_prompt.values())
         guesses = {
             path: first_guess(plain_ms, batch_ms, self._verified_by_draft(p), p.step_ms, longest)
@@ -192,6 +197,7 @@ class Predictor:
                         float(steps[0]),
                         scale,
                         pair.drafted.predicted_ms,
+                        pair.drafted.launch_id,
                     )
                 )
             recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
@@ -201,7 +207,7 @@ class Predictor:
                 self._added_prompt_ms[path].append((added, guessed))
             self._ask_again(pair)
         self._curves[path] = refit(curve, self._observations[path])
-        return check
+        return replace(check, refused=self._curves[path].refused)
 
     def deviation(self, cell_key: str, drafting: Drafting, pairs: Sequence[Pair]) -> float:
         """Mean of ln(measured ÷ predicted) over pairs of one cell, with the costs as they are known now; 0 for none."""
@@ -222,7 +228,7 @@ class Predictor:
         if not counts:
             return []
         total = stacked(counts)
-        cycles = int(total.verified[:, 1:].sum())
+        cycles = int(total.drafts.sum())
         return [float(a) / cycles for a in total.by_position.sum(axis=0)] if cycles else []
 
     def _as_recorded(self, pair: Pair) -> bool:
@@ -248,7 +254,9 @@ class Predictor:
             slopes.append(slope_here)
             deviations.append(pair.log_ratio - foreseen)
         slope = np.mean(slopes, axis=0)
-        spread = float(slope @ curve.covariance @ slope) + _PAIR_NOISE**2 / len(known)
+        launches = len({pair.drafted.launch_id for pair, _ in known})
+        noise = _PAIR_NOISE**2 / len(known) + LAUNCH_NOISE**2 / launches
+        spread = float(slope @ curve.covariance @ slope) + noise
         deviation = statistics.fmean(deviations) / math.sqrt(spread)
         return Check(
             drafting=drafting,
@@ -288,7 +296,7 @@ class Predictor:
         first = draftings[0]
         if first.mode is Mode.DRAFT_MODEL:
             profile = self._passes[first.draft or ""].profiles[recording.prompt_id]
-            return replay_drafts(profile, draftings, recording.max_tokens, self._cycle)
+            return replay_drafts(profile, draftings, recording.max_tokens, self._cycle, uncut=self._uncut)
         place = (cell_key, recording.prompt_id)
         return stacked([self._stream_counts(d)[place] for d in draftings])
 
@@ -297,9 +305,10 @@ class Predictor:
         if drafting not in self._ngram_counts:
             pool = pool_of(drafting)
             if self._first is not None:
-                replay_tokens(pool, self._first)
+                replay_tokens(pool, self._first, uncut=self._uncut)
             self._ngram_counts[drafting] = {
-                place: replay_tokens(pool, self._by_prompt[place]) for place in self._stream
+                place: replay_tokens(pool, self._by_prompt[place], uncut=self._uncut)
+                for place in self._stream
             }
         return self._ngram_counts[drafting]
 

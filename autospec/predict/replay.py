@@ -5,6 +5,10 @@ the builds of 2025): with g tokens generated and at most N asked for, a cycle ma
 the draft stops before its first token whose probability is below p_min; a draft shorter than n_min is thrown away; the
 main model takes the draft's tokens up to the first one that is not its own, and adds one of its own.
 
+Where the main model's cache cannot be cut (a recurrent state, alone or beside attention), the server puts the cache back to
+before a draft that was accepted in part, and computes its accepted tokens again, with the main model's own one behind them
+(`spec_is_replay`). That second pass gives a token more, which no draft is counted for.
+
 mlx_lm's (`speculative_generate_step` of mlx_lm/generate.py, 0.32.2) begins with g = 0, the prompt's last token being
 computed with the first verified batch, and drafts min(n_max, N - g) tokens in every cycle; it has no p_min and no n_min.
 """
@@ -32,13 +36,15 @@ class Counts:
     """What happens in one answer under each of D draftings.
 
     Attributes:
-        verified: Shape (D, K + 1): cycles in which k drafted tokens were verified, k = 0 … K.
+        verified: Shape (D, K + 1): passes of the main model over k tokens besides the last one, k = 0 … K; drafted ones, or
+            accepted ones that are computed again.
         steps: Shape (D,): tokens that the draft model computed one by one, the one that p_min refused included.
         drafted: Shape (D,): tokens proposed.
         accepted: Shape (D,): of those, accepted.
         by_position: Shape (D, K): cycles that accepted the token at each place of the draft.
         opening: Shape (D,): tokens drafted in the first cycle, where that one gives the answer's first token and its time
             is the prompt's; ``None`` where the prompt's own batch gives it.
+        again: Shape (D,): of the passes, those that computed accepted tokens again; ``None`` for none.
     """
 
     verified: Ints
@@ -47,6 +53,13 @@ class Counts:
     accepted: Ints
     by_position: Ints
     opening: Ints | None = None
+    again: Ints | None = None
+
+    @property
+    def drafts(self) -> Ints:
+        """Shape (D,): cycles that verified a draft."""
+        passes = np.asarray(self.verified[:, 1:].sum(axis=1))
+        return passes if self.again is None else passes - self.again
 
     @property
     def cycles(self) -> Ints:
@@ -71,6 +84,7 @@ def replay(
     *,
     max_tokens: int,
     cycle: Cycle = Cycle.LLAMA_CPP,
+    uncut: bool = False,
 ) -> Counts:
     """Replay one answer under D draftings at once.
 
@@ -81,6 +95,7 @@ def replay(
         n_min: Length D; none where left out.
         max_tokens: What the request allows, N above.
         cycle: Whose cycle it is.
+        uncut: True where the main model's cache cannot be cut.
 
     Returns:
         The counts, in the order of the draftings.
@@ -95,6 +110,8 @@ def replay(
     verified = np.zeros((count, widest + 1), dtype=np.int64)
     accepted_at = np.zeros((count, widest + 1), dtype=np.int64)
     steps = np.zeros(count, dtype=np.int64)
+    again = np.zeros(count, dtype=np.int64)
+    drafted = np.zeros(count, dtype=np.int64)
     everyone = np.arange(count)
     # llama.cpp's first token comes with the prompt.
     given = 1 if cycle is Cycle.LLAMA_CPP else 0
@@ -113,11 +130,19 @@ def replay(
             opening = length
         np.add.at(verified, (who, length), 1)
         np.add.at(accepted_at, (who, accepted), 1)
+        drafted[who] += length
         position[who] = at + accepted + 1
+        if uncut:
+            partly = accepted < length
+            np.add.at(verified, (who[partly], accepted[partly] + 1), 1)
+            again[who] += partly
+            position[who] += partly
     places = np.arange(widest + 1)
     # A cycle that accepted a tokens accepted the ones at places 1 … a.
     by_position = accepted_at[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
-    return Counts(verified, steps, verified @ places, accepted_at @ places, by_position, opening)
+    return Counts(
+        verified, steps, drafted, accepted_at @ places, by_position, opening, again if uncut else None
+    )
 
 
 def stacked(counts: Sequence[Counts]) -> Counts:
@@ -134,6 +159,9 @@ def stacked(counts: Sequence[Counts]) -> Counts:
         np.concatenate([c.drafted for c in counts]),
         np.concatenate([c.accepted for c in counts]),
         by_position,
+        again=None
+        if counts[0].again is None
+        else np.concatenate([c.again for c in counts if c.again is not None]),
     )
 
 

@@ -13,7 +13,7 @@ from autospec.errors import RequestError
 from autospec.predict.profile import AnswerProfile, Scorer, profile_answer, profile_scored
 from autospec.predict.recording import Recording
 
-__all__ = ["DraftPass", "batch_sizes", "pass_of", "record", "time_batches"]
+__all__ = ["DraftPass", "batch_sizes", "pass_of", "record", "time_batches", "typical_of"]
 
 # Sizes of the batches that are timed, up to the space's largest; in between the curve is taken for straight.
 _BATCHES = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
@@ -93,7 +93,9 @@ def batch_sizes(recording: Recording, largest: int) -> list[int]:
     return [size for size in sizes if len(_different_starts(text, size)) > 1]
 
 
-def time_batches(tokens: Tokens, recording: Recording, largest: int) -> dict[int, float]:
+def time_batches(
+    tokens: Tokens, recording: Recording, largest: int, *, behind: bool = True
+) -> dict[int, float]:
     """Milliseconds to compute batches of 1 … `largest` tokens behind a recorded prompt.
 
     Verifying k drafted tokens is a batch of k + 1. Each batch is timed several times and the median kept.
@@ -102,9 +104,14 @@ def time_batches(tokens: Tokens, recording: Recording, largest: int) -> dict[int
         tokens: The model; of a main model or a draft, drafting off.
         recording: Where the text comes from; the batches are of its own tokens.
         largest: Tokens in the largest batch.
+        behind: False times them behind nothing, where the cache cannot be cut back to the prompt: such a model has no or
+            few layers whose cost grows with the text before.
+
+    Raises:
+        RequestError: The server computes other tokens than the batch, or refuses.
     """
     text = _text(recording)
-    lead = (*recording.prompt_ids, *text[:_LEAD])
+    lead = (*recording.prompt_ids, *text[:_LEAD]) if behind else ()
     sizes = batch_sizes(recording, largest)
     if not sizes:
         return {}
@@ -130,6 +137,7 @@ def pass_of(
     longest: int,
     scorer: Scorer | None = None,
     p_min: bool = True,
+    timed: bool = True,
     keep: Callable[[AnswerProfile], None] = lambda _: None,
     enough: Callable[[int], bool] = lambda _: False,
 ) -> DraftPass:
@@ -141,6 +149,7 @@ def pass_of(
         longest: Most tokens that any drafting proposes in a cycle.
         scorer: The same draft, where it can be read in one evaluation.
         p_min: False where no p-min ends a cycle: what follows a miss need not be known then.
+        timed: False leaves the times of batches out.
         keep: Given each profile as soon as it is made.
         enough: Asked before each answer, with how many were read; true leaves out the rest.
 
@@ -154,21 +163,31 @@ def pass_of(
     for recording in recordings:
         if profiles and enough(len(profiles)):
             break
-        timed = tokens.generate(recording.prompt_ids, Request(messages=(), max_tokens=_TIMED_STEPS))
-        if len(timed.ids) > 1:
-            steps.append(timed.predicted_ms / (len(timed.ids) - 1))
+        own = tokens.generate(recording.prompt_ids, Request(messages=(), max_tokens=_TIMED_STEPS))
+        if len(own.ids) > 1:
+            steps.append(own.predicted_ms / (len(own.ids) - 1))
         profile = (
             profile_answer(tokens, recording, longest=longest, sampled_misses=misses)
             if scorer is None
             else profile_scored(scorer, recording, longest=longest, sampled_misses=misses)
         )
-        profiles[recording.prompt_id] = replace(profile, draft_prompt_ms=timed.prompt_ms)
+        profiles[recording.prompt_id] = replace(profile, draft_prompt_ms=own.prompt_ms)
         keep(profiles[recording.prompt_id])
-    typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
-    batch_ms = time_batches(tokens, typical, longest + 1)
+    batch_ms: Mapping[int, float] = {}
+    if timed:
+        typical = typical_of(recordings)
+        try:
+            batch_ms = time_batches(tokens, typical, longest + 1)
+        except RequestError:  # its cache cannot be cut
+            batch_ms = time_batches(tokens, typical, longest + 1, behind=False)
     if not steps and 1 not in batch_ms:
         raise RequestError("The draft ends every answer at once, so that its steps cannot be timed.")
     return DraftPass(profiles, statistics.median(steps) if steps else batch_ms[1], batch_ms)
+
+
+def typical_of(recordings: Sequence[Recording]) -> Recording:
+    """The one whose prompt is of middle length: batches are timed on its text."""
+    return sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
 
 
 def _text(recording: Recording) -> tuple[int, ...]:

@@ -112,6 +112,8 @@ def _curve(prediction: Mapping[str, Any]) -> list[str]:
     )
     even = prediction.get("break_even")
     lines = [f"{text}.", bound]
+    if refused := prediction.get("not_corrected"):
+        lines.append(str(refused))
     if even is not None and even <= 1:
         lines.append(f"With {len(verify) - 1} proposals a pass, it breaks even at {even:.0%} accepted.")
     elif even is not None:

@@ -120,6 +120,8 @@ class Forecast:
                 f"{drafting.label}: measured {check.measured:.2f}×, predicted {check.predicted:.2f}×. Prediction is not"
                 " trusted for it any more; its draftings are tried instead."
             )
+        if check.refused:
+            self._tell(f"{drafting.label}: {check.refused}")
         for key, own in pairs.items():
             if key in before and own:
                 deviation = self._predictor.deviation(key, drafting, own)
@@ -191,6 +193,7 @@ class Forecast:
             "step_ms": round(costs.step_ms, 3),
             "break_even": round(costs.break_even(widest), 4),
             "corrected_by": costs.observations,
+            **({"not_corrected": costs.refused} if costs.refused else {}),
             "trusted": self.trusts(drafting),
             "checks": [
                 {

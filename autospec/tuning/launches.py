@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,7 +15,7 @@ from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.optional import InProcess, Scores
 from autospec.backends.protocol import Backend, LaunchSettings, Server, Tokens
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendMissingError, LaunchError
+from autospec.errors import BackendMissingError, LaunchError, UnsupportedError, UsageError
 from autospec.predict.profile import Scorer
 
 __all__ = ["Launches", "resident_launches"]
@@ -157,19 +158,36 @@ class Launches:
 
             yield ask
 
+    @property
+    def model_path(self) -> str:
+        """The main model."""
+        return self._model_path
+
     @contextmanager
-    def alone(self, model_path: str) -> Iterator[Server]:
-        """A launch of another model by itself, e.g. a draft: beside off, which its drafting could be launched in.
+    def alone(self, model_path: str, more: Sequence[tuple[str, ...]] = ()) -> Iterator[Server]:
+        """A launch of a model by itself, e.g. a draft: beside off, which its drafting could be launched in.
+
+        Args:
+            model_path: The model; the main one takes the place of off where two do not fit.
+            more: Arguments besides the user's, each left out where the build does not know it.
 
         Raises:
             BackendError: As `Backend.launch`.
         """
         backend = self._backend
+        if model_path == self._model_path and self.resident == 1:
+            self._stop_off()
 
         def launch() -> Server:
             if isinstance(backend, InProcess):
                 return backend.in_process(model_path, OFF, backend.settings_of_draft(self._settings))
-            return backend.launch(model_path, OFF, self._settings)
+            settings = self._settings
+            for arguments in more:
+                longer = replace(settings, args=(*settings.args, *arguments))
+                with suppress(UnsupportedError, UsageError):
+                    backend.command(model_path, OFF, longer)
+                    settings = longer
+            return backend.launch(model_path, OFF, settings)
 
         with self._beside(launch) as server:
             yield server

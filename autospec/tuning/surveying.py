@@ -10,15 +10,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from autospec.backends.flags import WHOLE_BATCHES
 from autospec.backends.in_force import canary
 from autospec.backends.protocol import Tokens
+from autospec.catalog.gguf_file import read_gguf
+from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
-from autospec.errors import BackendError
+from autospec.errors import BackendError, ModelFileError, RequestError
 from autospec.measure.asking import Asking
 from autospec.predict.predictor import Predictor
 from autospec.predict.profile import AnswerProfile, Scorer
 from autospec.predict.recording import Recording
-from autospec.predict.survey import DraftPass, batch_sizes, pass_of, record, time_batches
+from autospec.predict.survey import DraftPass, batch_sizes, pass_of, record, time_batches, typical_of
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.cell_run import CellRun
@@ -80,10 +83,11 @@ class Surveying:
                 found = [r for own in recordings.values() for r in own.values() if len(r.answer_ids) > 1]
                 if not found:
                     return None
-                batches = self._batches(main, found)
-                if not batches:
+                if not batch_sizes(typical_of(found), self._widest + 1):
                     return None  # a prompt and an answer of a few tokens
                 first = self._first(main) if self._draft_free else None
+                # The last thing that off is asked: it may have to make room.
+                batches = self._batches(main, found)
         except BackendError as error:
             self._rig.progress.tell(
                 f"Nothing can be predicted here, every drafting is tried: {error.message}"
@@ -97,7 +101,14 @@ class Surveying:
         }
         stream = [(p.cell.cell.key, p.prompt.id) for p in self._places()]
         return Predictor(
-            by_cell, stream, batches, passes, self._widest, first=first, cycle=self._rig.launches.cycle
+            by_cell,
+            stream,
+            batches,
+            passes,
+            self._widest,
+            first=first,
+            cycle=self._rig.launches.cycle,
+            uncut=_keeps_state(self._rig.launches.model_path),
         )
 
     @property
@@ -161,14 +172,43 @@ class Surveying:
         return recorded
 
     def _batches(self, main: Main, recordings: Sequence[Recording]) -> dict[int, float]:
-        stored = self._stored_times(_MAIN)
-        typical = sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
-        wanted = max(batch_sizes(typical, self._widest + 1), default=0)
-        if stored is None or max(stored.batch_ms, default=0) < wanted:
-            times = self._undisturbed(partial(time_batches, _asked(main), typical, self._widest + 1))
-            stored = DraftPass({}, 0.0, times)
-            self._keep_times(_MAIN, stored)
+        path, largest = self._rig.launches.model_path, self._widest + 1
+        # Times of a server that splits or repeats batches do not count: earlier versions took them here.
+        name = f"{_MAIN}/whole" if _whole_alone(path) else _MAIN
+        stored = self._stored_times(name)
+        typical = typical_of(recordings)
+        if stored is None or max(stored.batch_ms, default=0) < max(batch_sizes(typical, largest)):
+            stored = DraftPass({}, 0.0, self._timed(main, path, typical, largest))
+            self._keep_times(name, stored)
         return dict(stored.batch_ms)
+
+    def _timed(self, main: Main, path: str, recording: Recording, largest: int) -> dict[int, float]:
+        """Batches of the main model, wherever they can be timed; empty where nowhere."""
+        if not _whole_alone(path):
+            try:
+                return self._undisturbed(partial(time_batches, _asked(main), recording, largest))
+            except RequestError:
+                pass  # a cache that cannot be cut, which the file did not say
+        try:
+            return self._timed_whole(path, recording, largest)
+        except BackendError as error:
+            self._rig.progress.tell(
+                f"Batches cannot be timed here, what they cost is learnt from launches: {error.message}"
+            )
+            return {}
+
+    def _timed_whole(self, path: str, recording: Recording, largest: int) -> dict[int, float]:
+        """Batches of a model whose server splits or repeats them, in a launch of its own that does neither."""
+        with self._rig.launches.alone(path, WHOLE_BATCHES) as server:
+            if server.tokens is None:
+                raise BackendError(f"{server.base_url} cannot be asked in tokens.")
+            timed = partial(time_batches, server.tokens, recording, largest)
+            if not _keeps_state(path):
+                try:
+                    return self._undisturbed(timed)
+                except RequestError:
+                    pass  # this build has no full-size cache for a sliding window
+            return self._undisturbed(partial(timed, behind=False))
 
     def _passes(self, recordings: dict[str, dict[str, Recording]]) -> dict[str, DraftPass]:
         passes: dict[str, DraftPass] = {}
@@ -217,7 +257,10 @@ class Surveying:
         }
         # Without answers to read, the times are missing: any answer gives them.
         todo = [r for _, r in missing] or [r for own in recordings.values() for r in own.values()][:1]
-        with self._rig.launches.alone(draft) as server:
+        # A cache with a sliding window is kept whole; one with a state needs its checkpoints, or begins at every miss anew.
+        state = _keeps_state(draft)
+        more = WHOLE_BATCHES if _whole_alone(draft) and not state else ()
+        with self._rig.launches.alone(draft, more) as server:
             if server.tokens is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
             owners = {recording.prompt_id: cell for cell, recording in missing}
@@ -237,10 +280,14 @@ class Surveying:
                         longest=self._longest,
                         scorer=scorer,
                         p_min=self._rig.launches.takes_p_min,
+                        timed=not state,
                         keep=keep,
                         enough=lambda read: read >= len(lacking) and late(),
                     )
                 )
+        if state:
+            batches = self._timed_whole(draft, typical_of(todo), self._longest + 1)
+            made = replace(made, batch_ms=batches)
         self._keep_times(identity, made)
         return replace(made, profiles=profiles)
 
@@ -282,6 +329,26 @@ class Surveying:
 
     def _keep(self, cell: CellRun, kind: str, name: str, data: dict[str, object]) -> None:
         self._store.add_survey(cell.cell.key, self._protocol, kind, name, data)
+
+
+def _header(path: str) -> Model | None:
+    """What a GGUF file says of its model; ``None`` for what is none, whose server cuts every cache or refuses to draft."""
+    try:
+        return read_gguf(Path(path))
+    except (ModelFileError, OSError):
+        return None
+
+
+def _keeps_state(path: str) -> bool:
+    """Whether a model's cache, or part of it, is a state that has no way back."""
+    model = _header(path)
+    return model is not None and model.has_recurrent_state
+
+
+def _whole_alone(path: str) -> bool:
+    """Whether batches of a model are computed whole only by a server that is launched so."""
+    model = _header(path)
+    return model is not None and (model.has_recurrent_state or model.sliding_window > 0)
 
 
 def _asked(main: Main) -> Tokens:

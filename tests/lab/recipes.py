@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from tests.lab.caches import CHAINS
 from tests.lab.mlx_folders import write_folder
 from tests.lab.rewrite import Parts, Planned, read_parts, requantized, write_gguf, zeros_like
 from tests.lab.source import GGUF_NAME, fetch_smollm2
@@ -312,6 +313,16 @@ RECIPES: Mapping[str, Recipe] = {
             "main model: smollm2's text from 4 equal experts, 2 of them active",
             1,
             _moe,
+        ),
+        *(
+            Recipe(
+                name,
+                f"{name.title()}.Q8_0.gguf",
+                f"of a few MB, {chain.architecture}'s form; keeps of a text: {chain.about}",
+                1,
+                chain.build,
+            )
+            for name, chain in CHAINS.items()
         ),
         Recipe(
             "damaged",

@@ -128,9 +128,15 @@ def write_gguf(
     writer.close()
 
 
-def requantized(tensor: Planned, kind: gguf.GGMLQuantizationType) -> Planned:
-    """The same weights stored as `kind`; norms stay as they are, as every quantizer leaves them."""
-    if tensor.kind in (kind, gguf.GGMLQuantizationType.F32):
+def requantized(tensor: Planned, kind: gguf.GGMLQuantizationType, *, again: bool = False) -> Planned:
+    """The same weights stored as `kind`; norms stay as they are, as every quantizer leaves them.
+
+    Args:
+        tensor: The weights.
+        kind: How they shall be stored.
+        again: Also where they are single floats, which norms are.
+    """
+    if tensor.kind is kind or (tensor.kind is gguf.GGMLQuantizationType.F32 and not again):
         return tensor
     shape = tensor.weights if kind in _PLAIN else gguf.quant_shape_to_byte_shape(tensor.weights, kind)
     return Planned(

@@ -1,0 +1,141 @@
+"""Every kind of cache on a real llama-server: counts are replayed, batches timed, and nothing is refused."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autospec.backends.flags import WHOLE_BATCHES
+from autospec.backends.in_force import canary
+from autospec.backends.llama_server import LlamaServer
+from autospec.backends.protocol import LaunchSettings, Request
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import RequestError
+from autospec.predict.pools import pool_of, replay_tokens
+from autospec.predict.prediction import replay_drafts
+from autospec.predict.survey import pass_of, record, time_batches
+from autospec.prompts.suite import Half, load_suite
+
+KINDS = ("chain-sliding", "chain-recurrent", "chain-hybrid", "chain-latent", "chain-experts")
+# Their caches keep a state, which has no way back: a partly accepted draft is computed again.
+STATES = {"chain-recurrent", "chain-hybrid"}
+# One thread: two spin against each other where the cores are shared.
+ARGS = ("-c", "2048", "-t", "1")
+TOKENS = 96
+
+
+@pytest.fixture
+def backend(llama_server_binary: Path, tmp_path: Path) -> LlamaServer:
+    """The native server."""
+    return LlamaServer(llama_server_binary, tmp_path)
+
+
+@pytest.fixture
+def launched(backend):
+    """Launches, and stops them after the test."""
+    servers = []
+
+    def launch(model: Path, drafting: Drafting = OFF, *more: str):
+        servers.append(backend.launch(str(model), drafting, LaunchSettings((*ARGS, *more))))
+        return servers[-1]
+
+    yield launch
+    for server in servers:
+        server.stop()
+
+
+def requests() -> list[Request]:
+    """Some prompts of the suite."""
+    suite = load_suite()
+    prompts = [p for t in (PromptType.CODING, PromptType.CHAT) for p in suite.of(t, Half.TUNE)[:2]]
+    return [Request(messages=p.messages, max_tokens=TOKENS) for p in prompts]
+
+
+def served(server, asked: list[Request]) -> list[tuple[int, int]]:
+    """Drafted and accepted tokens of each answer, as the server counts them."""
+    return [(c.drafted, c.accepted) for c in map(server.complete, asked)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replayed_counts_are_the_servers(launched, lab_models, kind):
+    """Drafted and accepted of each answer, to the token, of a draft model and of an n-gram mode."""
+    main, draft, asked = lab_models.path(kind), lab_models.chain_draft, requests()
+    off = launched(main)
+    first = record(off.tokens, "first", canary(OFF))
+    recordings = [record(off.tokens, str(n), r) for n, r in enumerate(asked)]
+    profiles = pass_of(launched(draft).tokens, recordings, longest=8).profiles
+    uncut = kind in STATES
+    for n_max, p_min in ((1, 0.0), (6, 0.0), (8, 0.9)):
+        drafting = Drafting(Mode.DRAFT_MODEL, draft=str(draft), n_max=n_max, n_min=0, p_min=p_min)
+        counts = [
+            replay_drafts(profiles[r.prompt_id], [drafting], r.max_tokens, uncut=uncut) for r in recordings
+        ]
+        told = served(launched(main, drafting), asked)
+        assert told == [(c.drafted[0], c.accepted[0]) for c in counts], drafting.label
+        assert any(0 < accepted < drafted for drafted, accepted in told)
+    simple = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)
+    pool = pool_of(simple)
+    replay_tokens(pool, first, uncut=uncut)
+    counts = [replay_tokens(pool, r, uncut=uncut) for r in recordings]
+    assert served(launched(main, simple), asked) == [(c.drafted[0], c.accepted[0]) for c in counts]
+
+
+@pytest.mark.parametrize("kind", sorted(STATES))
+def test_what_is_computed_again_changes_the_counts(launched, lab_models, kind):
+    """Played without the second passes, the counts are others: the test above would see it."""
+    asked = requests()
+    off = launched(lab_models.path(kind))
+    recordings = [record(off.tokens, str(n), r) for n, r in enumerate(asked)]
+    passed = pass_of(launched(lab_models.chain_draft).tokens, recordings, longest=6)
+    drafting = Drafting(Mode.DRAFT_MODEL, draft="draft", n_max=6, n_min=0, p_min=0.0)
+    cut, uncut = (
+        [replay_drafts(passed.profiles[r.prompt_id], [drafting], TOKENS, uncut=u) for r in recordings]
+        for u in (False, True)
+    )
+    assert sum(c.drafted[0] for c in uncut) < sum(c.drafted[0] for c in cut)
+    for c in uncut:
+        # Every pass of the main model gives a token of its own, whatever it was for.
+        assert c.cycles[0] + c.accepted[0] == TOKENS - 1
+        assert c.again is not None
+        assert c.again[0] > 0
+
+
+def decodes(server) -> int:
+    """How often the server has run a model so far."""
+    with urllib.request.urlopen(f"{server.base_url}/metrics", timeout=30) as answer:
+        found = re.search(r"^llamacpp:n_decode_total (\d+)", answer.read().decode(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.parametrize("kind", ["chain-sliding", *sorted(STATES)])
+def test_batches_are_computed_whole(launched, lab_models, kind):
+    """Nine tokens are one evaluation of a server that is launched for it, and two of the others: a checkpoint parts them."""
+    ids = tuple(range(1000, 1009))
+    parted, whole = (
+        launched(lab_models.path(kind), OFF, "--metrics", *more) for more in ((), sum(WHOLE_BATCHES, ()))
+    )
+    counted = []
+    for server in (parted, whole):
+        before = decodes(server)
+        server.tokens.batch_ms((), ids)
+        counted.append(decodes(server) - before)
+    assert counted == [2, 1]
+
+
+def test_a_sliding_window_can_be_cut_where_it_is_kept_whole(launched, lab_models):
+    """Behind a text that is shorter than the window; elsewhere the server goes back to a checkpoint and computes more."""
+    with_window, kept = (
+        launched(lab_models.chain_sliding, OFF, *more) for more in ((), sum(WHOLE_BATCHES, ()))
+    )
+    recording = record(kept.tokens, "p", requests()[0])
+    short = replace(recording, prompt_ids=recording.prompt_ids[:20])
+    assert set(time_batches(kept.tokens, short, 9)) == {1, 2, 3, 4, 5, 7, 9}
+    with pytest.raises(RequestError, match="The server computed"):
+        time_batches(with_window.tokens, short, 9)
+    assert set(time_batches(with_window.tokens, short, 9, behind=False)) == {1, 2, 3, 4, 5, 7, 9}
