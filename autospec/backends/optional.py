@@ -8,7 +8,7 @@ from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.protocol import LaunchSettings, Server
 from autospec.drafting import Drafting
 
-__all__ = ["Idles", "InProcess", "Scores"]
+__all__ = ["EncodesText", "Idles", "InProcess", "Scores"]
 
 
 @runtime_checkable
@@ -24,6 +24,18 @@ class InProcess(Protocol):
 
     def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
         """Of a launch's settings, those that its draft is computed with too; the others are the main model's."""
+
+
+@runtime_checkable
+class EncodesText(Protocol):
+    """A model in token ids that can also turn the text of an answer into ids."""
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """The ids of a text, nothing put before it.
+
+        Raises:
+            RequestError, ServerDiedError: As `Server.complete`.
+        """
 
 
 @runtime_checkable

@@ -38,7 +38,14 @@ class HttpTokens:
             body["tools"] = list(request.tools)
         text = self._read(self._client.post("/apply-template", body, _SHORT_TIMEOUT_S)[0], "prompt", str)
         # As the chat endpoint does (tokenize_input_prompts with add_special and parse_special).
-        words = {"content": text, "add_special": True, "parse_special": True}
+        return self._encoded(text, special=True)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """The ids of a text, nothing put before it."""
+        return self._encoded(text, special=False)
+
+    def _encoded(self, text: str, *, special: bool) -> tuple[int, ...]:
+        words = {"content": text, "add_special": special, "parse_special": special}
         return self._ids(self._client.post("/tokenize", words, _SHORT_TIMEOUT_S)[0])
 
     def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:

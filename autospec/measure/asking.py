@@ -27,6 +27,9 @@ class Asking:
         max_tokens: Cap on each prompt's own.
         temperature: 0 is greedy.
         watch: Watches the machine around each request.
+
+    Attributes:
+        answers: Prompt id → the newest answer without drafting, its text; in memory only.
     """
 
     def __init__(self, protocol: str, max_tokens: int, temperature: float, watch: StateWatch) -> None:
@@ -34,6 +37,7 @@ class Asking:
         self.max_tokens = max_tokens
         self.temperature = temperature
         self.watch = watch
+        self.answers: dict[str, str] = {}
 
     def request(self, prompt: Prompt) -> Request:
         """The request for one prompt of the suite."""
@@ -65,6 +69,8 @@ def measure(
     asking.watch.start()
     completion = server.complete(asking.request(prompt))
     state = asking.watch.finish()
+    if server.drafting.is_off:
+        asking.answers[prompt.id] = completion.text
     if completion.predicted_tokens < 1 or completion.wall_ms <= 0:
         raise RequestError(
             f"The server answered the prompt {prompt.id} with no tokens.",

@@ -220,6 +220,15 @@ class Predictor:
                 found.append(pair.log_ratio - foreseen)
         return statistics.fmean(found) if found else 0.0
 
+    def log_ratios(self, cell_key: str, drafting: Drafting) -> dict[str, float]:
+        """Prompt id → expected ln(drafting ÷ off), of every recorded answer; empty where nothing can be said."""
+        found = {}
+        for recording in self._of(cell_key):
+            counts = self.counts(cell_key, recording.prompt_id, drafting)
+            if counts is not None:
+                found[recording.prompt_id] = self._expected(_costs_of(drafting), recording, counts)[0]
+        return found
+
     def acceptance_by_position(self, cell_key: str, drafting: Drafting) -> list[float]:
         """Part of the cycles with a draft in which its token at place 1, 2, … was accepted; empty for no drafts."""
         counts = [

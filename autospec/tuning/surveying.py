@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,10 @@ from autospec.tuning.cell_run import CellRun
 from autospec.tuning.draft_identity import draft_identity
 from autospec.tuning.rig import Rig
 
-__all__ = ["Surveying"]
+__all__ = ["RECORDING", "Surveying"]
+
+RECORDING = "recording"
+"""What the store calls an answer that was recorded without drafting."""
 
 # Of the search's time. Each prompt type's first prompt is recorded whatever it takes, further ones within this.
 _RECORDING_SHARE = 0.3
@@ -58,10 +61,23 @@ class Surveying:
         rig: The tools; recording takes its time from the search's.
         asking: How prompts are asked.
         store: Where everything is kept as soon as it is known, so that an interruption costs one answer.
+        prompts: Which prompts of a cell.
+        drafts: The only draft models that are read; ``None`` for all of the space.
     """
 
-    def __init__(self, cells: Sequence[CellRun], rig: Rig, asking: Asking, store: Store) -> None:
+    def __init__(
+        self,
+        cells: Sequence[CellRun],
+        rig: Rig,
+        asking: Asking,
+        store: Store,
+        *,
+        prompts: Callable[[CellRun], Sequence[Prompt]] = lambda cell: cell.tune_prompts,
+        drafts: Collection[str] | None = None,
+    ) -> None:
         self._cells = list(cells)
+        self._prompts = prompts
+        self._drafts = drafts
         self._rig = rig
         self._asking = asking
         self._store = store
@@ -94,11 +110,7 @@ class Surveying:
             )
             return None
         passes = self._passes(recordings)
-        # An earlier run may have recorded prompts that are not among today's.
-        by_cell = {
-            c.cell.key: [r for p in c.tune_prompts if (r := recordings[c.cell.key].get(p.id)) is not None]
-            for c in self._cells
-        }
+        by_cell = {key: list(own.values()) for key, own in recordings.items()}
         stream = [(p.cell.cell.key, p.prompt.id) for p in self._places()]
         return Predictor(
             by_cell,
@@ -129,22 +141,16 @@ class Surveying:
 
     def _places(self) -> list[_Place]:
         """The prompts in the order in which a launch is asked: one of every cell, then the next of every cell."""
-        deepest = max(len(c.tune_prompts) for c in self._cells)
-        return [
-            _Place(c, c.tune_prompts[turn])
-            for turn in range(deepest)
-            for c in self._cells
-            if turn < len(c.tune_prompts)
-        ]
+        columns = ([_Place(c, prompt) for prompt in self._prompts(c)] for c in self._cells)
+        return [place for row in zip_longest(*columns) for place in row if place is not None]
 
     def _record(self, main: Main) -> dict[str, dict[str, Recording]]:
-        found = {
-            c.cell.key: {
-                name: Recording.from_json(data)
-                for name, data in self._store.surveys(c.cell.key, self._protocol, "recording").items()
-            }
-            for c in self._cells
-        }
+        found: dict[str, dict[str, Recording]] = {}
+        for c in self._cells:
+            stored = self._store.surveys(c.cell.key, self._protocol, RECORDING)
+            # An earlier run may have recorded prompts that are not among today's.
+            known = {p.id: stored[p.id] for p in self._prompts(c) if p.id in stored}
+            found[c.cell.key] = {name: Recording.from_json(data) for name, data in known.items()}
         enough_s = self._search_left_s() * (1.0 - _RECORDING_SHARE)
         places = self._places()
         for number, (cell, prompt) in enumerate(((p.cell, p.prompt) for p in places), start=1):
@@ -157,7 +163,7 @@ class Surveying:
                 self._rig.progress.tell(f"Recording answers without drafting: {number} of {len(places)}.")
             request = self._asking.request(prompt)
             own[prompt.id] = self._undisturbed(partial(record, _asked(main), prompt.id, request))
-            self._keep(cell, "recording", prompt.id, own[prompt.id].to_json())
+            self._keep(cell, RECORDING, prompt.id, own[prompt.id].to_json())
         return found
 
     def _first(self, main: Main) -> Recording:
@@ -213,6 +219,8 @@ class Surveying:
     def _passes(self, recordings: dict[str, dict[str, Recording]]) -> dict[str, DraftPass]:
         passes: dict[str, DraftPass] = {}
         drafts = [a.draft for a in self._rig.space.arms if a.mode is Mode.DRAFT_MODEL and a.draft is not None]
+        if self._drafts is not None:
+            drafts = [d for d in drafts if d in self._drafts]
         left_s = self._search_left_s()
         for number, draft in enumerate(drafts, start=1):
             # What a quick draft leaves of its part, the next ones may use.

@@ -1,0 +1,115 @@
+"""Predictions for the proof: what the winner is expected to gain on every prompt of the proof, asked or not.
+
+The proof's verdict uses them as a control variate (`autospec.measure.control_variate`). An answer that the proof has measured without
+drafting is a recording already: its text is turned into tokens. A prompt that the proof has not asked costs one request
+without drafting, half of a pair and no launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autospec.backends.optional import EncodesText
+from autospec.drafting import Drafting
+from autospec.errors import BackendError
+from autospec.measure.asking import Asking
+from autospec.measure.measurements import Measurement, Pair
+from autospec.predict.recording import Recording
+from autospec.prompts.suite import Prompt
+from autospec.store.database import Store
+from autospec.tuning.cell_run import CellRun
+from autospec.tuning.rig import Rig
+from autospec.tuning.surveying import RECORDING, Surveying
+
+__all__ = ["ProofPredictions"]
+
+# An answer's text gives back its tokens where the count agrees to within so many: a token that ends the answer has no text.
+_MOST_LOST = 1
+
+
+class ProofPredictions:
+    """Predicts the proof's prompts of each cell, once for each winner.
+
+    Args:
+        rig: The tools.
+        asking: How prompts are asked; holds the texts of answers.
+        store: Where recordings are kept.
+    """
+
+    def __init__(self, rig: Rig, asking: Asking, store: Store) -> None:
+        self._rig = rig
+        self._asking = asking
+        self._store = store
+        self._found: dict[tuple[str, Drafting], dict[str, float]] = {}
+
+    def known(self, cell: CellRun) -> dict[str, float]:
+        """Prompt id → predicted ln(drafting ÷ off), as far as it was predicted before; asks nothing."""
+        return self._found.get((cell.cell.key, cell.winner), {})
+
+    def missing(self, cell: CellRun, pairs: Sequence[Pair]) -> list[Prompt]:
+        """The prompts of a cell's proof whose answers are neither recorded nor measured; each costs a request."""
+        recorded = self._recorded(cell) | {p.off.prompt_id for p in pairs if self._has_text(p.off)}
+        return [p for p in cell.prove_prompts if p.id not in recorded]
+
+    def predict(self, cell: CellRun, pairs: Sequence[Pair]) -> dict[str, float]:
+        """Record what is missing, read it with the winner's draft, and replay it.
+
+        Args:
+            cell: The cell; its winner is predicted.
+            pairs: Its measured pairs.
+
+        Returns:
+            Prompt id → predicted ln(drafting ÷ off); empty where nothing can be predicted.
+
+        Raises:
+            BackendError: The main model does not launch.
+        """
+        place = (cell.cell.key, cell.winner)
+        if place not in self._found:
+            self._keep_answers(cell, pairs)
+            drafts = [cell.winner.draft] if cell.winner.draft is not None else []
+            surveying = Surveying(
+                [cell], self._rig, self._asking, self._store, prompts=lambda c: c.prove_prompts, drafts=drafts
+            )
+            predictor = surveying.run()
+            self._found[place] = {} if predictor is None else predictor.log_ratios(*place)
+        return self._found[place]
+
+    def _recorded(self, cell: CellRun) -> set[str]:
+        return set(self._store.surveys(cell.cell.key, self._asking.protocol, RECORDING))
+
+    def _has_text(self, half: Measurement) -> bool:
+        return half.prompt_id in self._asking.answers
+
+    def _keep_answers(self, cell: CellRun, pairs: Sequence[Pair]) -> None:
+        """Keep measured answers as recordings, where their tokens can be told from their text."""
+        recorded = self._recorded(cell)
+        newest = {p.off.prompt_id: p.off for p in pairs if self._has_text(p.off)}
+        tokens = self._rig.launches.off().tokens
+        if not isinstance(tokens, EncodesText):
+            return
+        for prompt in cell.prove_prompts:
+            half = newest.get(prompt.id)
+            if half is None or prompt.id in recorded:
+                continue
+            request = self._asking.request(prompt)
+            try:
+                ids = tokens.encode_text(self._asking.answers[prompt.id])
+                prompt_ids = tokens.encode(request)
+            except BackendError:
+                continue  # it is recorded by a request of its own then
+            if not 0 <= half.predicted_tokens - len(ids) <= _MOST_LOST:
+                continue
+            recording = Recording(
+                prompt_id=prompt.id,
+                prompt_ids=prompt_ids,
+                answer_ids=ids,
+                max_tokens=request.max_tokens,
+                ended=half.finish_reason != "length",
+                prompt_ms=half.prompt_ms,
+                predicted_ms=half.predicted_ms,
+                wall_ms=half.wall_ms,
+            )
+            self._store.add_survey(
+                cell.cell.key, self._asking.protocol, RECORDING, prompt.id, recording.to_json()
+            )
