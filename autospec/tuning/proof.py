@@ -103,7 +103,8 @@ class Proof:
         self._spread: dict[tuple[str, Drafting], float] = {}
         # Whether a round was completed: where the whole budget is shorter than one, a part of it must do.
         self._completed = False
-        self._ends_in_s = 0.0
+        # When the proof is expected to end, on the budget's clock.
+        self._ends_at_s = 0.0
 
     def run(self) -> None:
         """Prove until every cell is decided, the last look is done, or the budget is spent."""
@@ -120,8 +121,8 @@ class Proof:
         while plans := sorted(
             (self._plan(c) for c in cells if self._wants(c)), key=lambda plan: plan.worth, reverse=True
         ):
+            self._expect(plans)
             chosen = self._affordable(plans)
-            self._ends_in_s = self._expected_s(plans)
             if chosen and self._round(chosen, whole_cells=True):
                 continue
             first = plans[0]
@@ -129,6 +130,11 @@ class Proof:
             if not self._completed and self._rig.budget.allows(one_pair_s):
                 self._round([first], whole_cells=False)
             return
+
+    def _expect(self, plans: Sequence[_Plan]) -> None:
+        """Note when all of these are expected to be decided; the budget ends before that where it is too short."""
+        budget = self._rig.budget
+        self._ends_at_s = min(budget.total_s, budget.spent_s + self._expected_s(plans))
 
     def _plan(self, cell: CellRun) -> _Plan:
         """What the proof of a cell is expected to take from here."""
@@ -277,8 +283,11 @@ class Proof:
 
     def _step(self, drafting: Drafting, round_: int, done: int, todo: int) -> None:
         last = self._rig.definition.rule.looks[-1]
-        left_s = self._rig.budget.until_end_s
-        self._rig.progress.step(Step("prove", drafting, round_, last, done, todo, left_s))
+        budget = self._rig.budget
+        ends_in_s = self._ends_at_s - budget.spent_s
+        self._rig.progress.step(
+            Step("prove", drafting, round_, last, done, todo, budget.until_end_s, ends_in_s)
+        )
 
     def _look(self, cell: CellRun) -> None:
         rule = self._rule(cell)

@@ -29,9 +29,7 @@ def block(made, **options):
 @pytest.mark.parametrize("request_s", [10, 18, 19, 30, 120])
 def test_a_long_round_keeps_all_of_its_pairs(tmp_path, monkeypatch, request_s):
     """Twelve types of eight prompts: before, from 19 seconds a request on, none of the 96 pairs counted."""
-    made = lab(
-        tmp_path, monkeypatch, resident=1, cells=TWELVE, speedup=lambda *_: 1.0, request_s=request_s
-    )
+    made = lab(tmp_path, monkeypatch, resident=1, cells=TWELVE, speedup=lambda *_: 1.0, request_s=request_s)
     assert len(list(block(made))) == 96
     assert sum(made.known(cell) for cell in made.cells) == 96
     assert made.watcher.told == []
