@@ -156,6 +156,9 @@ class Proof:
         """
         if not plans[0].todo:
             return [plans[0]]  # an earlier run has measured it
+        if self._rig.budget.allows(self._expected_s(plans)):
+            # There is time for all: cells with other winners that are in the same round share its off.
+            plans = sorted(plans, key=lambda plan: plan.cell.rounds)
         for first in plans:
             chosen: list[_Plan] = []
             for plan in plans:
