@@ -49,7 +49,7 @@ class Launches:
     Attributes:
         resident: How many of these servers live at once; it falls to 1 where two do not fit after all.
         count: Launches so far.
-        seconds: What they took.
+        seconds: What they took, and what launches of a draft or of a model by itself did.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Launches:
         self.resident = resident
         self.count = 0
         self.seconds = 0.0
+        self._took_s = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +97,11 @@ class Launches:
     def takes_p_min(self) -> bool:
         """Whether a least probability ends a draft in these servers."""
         return self._abilities.takes_p_min
+
+    @property
+    def launch_s(self) -> float:
+        """What one launch takes, on average so far; 0 before the first."""
+        return self._took_s / self.count if self.count else 0.0
 
     @property
     def pids(self) -> frozenset[int]:
@@ -292,8 +298,10 @@ class Launches:
         try:
             server = self._backend.launch(self._model_path, drafting, self._settings)
         finally:
+            took_s = self._clock() - begun
             self.count += 1
-            self.seconds += self._clock() - begun
+            self.seconds += took_s
+            self._took_s += took_s
         return server
 
     def _stop_drafted(self) -> None:

@@ -14,11 +14,12 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, BackendError, LaunchError, RequestError, ServerDiedError
 from autospec.hardware.state import MachineState
 from autospec.measure.asking import Asking, disturbance, measure
-from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase, pair_up
+from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.calm import Calm, patience_s
 from autospec.tuning.launches import Launches
+from autospec.tuning.stored_pairs import StoredPairs
 from autospec.tuning.tasks import MOST_S, STRETCH_S, Task, cells_of, next_stretch
 
 __all__ = ["Measured", "Pairing", "Task"]
@@ -102,7 +103,7 @@ class Pairing:
         self._launches = launches
         self._asking = asking
         self._store = store
-        self._since = since
+        self._stored = StoredPairs(store, asking.protocol, since)
         self._tell = tell
         self._clock = clock
         self.pace = Pace()
@@ -115,12 +116,11 @@ class Pairing:
 
     def known(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None) -> list[Pair]:
         """Clean pairs already in the store, of one round or of all."""
-        rows = self._rows(cell_key, drafting, phase, round_)
-        return [pair for pair in pair_up(rows) if not disturbance(pair)]
+        return self._stored.known(cell_key, drafting, phase, round_)
 
     def missing(self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int) -> list[Task]:
         """Those of the tasks that have no clean pair in the store."""
-        found = self._found(tasks, drafting, phase, round_)
+        found = self._stored.found(tasks, drafting, phase, round_)
         return [task for task in tasks if task not in found]
 
     def expected_s(self, tasks: Sequence[Task], drafting: Drafting) -> float:
@@ -131,9 +131,9 @@ class Pairing:
     def launching_s(self, pairs_s: float) -> float:
         """What the launches of a round of the proof are expected to take, whose pairs take so long."""
         if self._launches.resident == 2:
-            return self._launch_s + max(self._launch_s, self._renewal_s)
+            return self._launches.launch_s + max(self._launches.launch_s, self._renewal_s)
         stretches = 2 * max(1, math.ceil(pairs_s / (4.0 * STRETCH_S)))
-        return (stretches + 1) * self._launch_s
+        return (stretches + 1) * self._launches.launch_s
 
     def block(
         self,
@@ -169,7 +169,7 @@ class Pairing:
             BackendError: A launch failed, or the server with drafting died or refused twice.
             AutospecError: The server without drafting did.
         """
-        found = self._found(tasks, drafting, phase, round_)
+        found = self._stored.found(tasks, drafting, phase, round_)
         yield from (Measured(task, found[task], "") for task in tasks if task in found)
         open_tasks = [task for task in tasks if task not in found]
         block = _Block(drafting, phase, round_, budget, whole_cells)
@@ -181,7 +181,9 @@ class Pairing:
 
     def _with_repeats(self, tasks: Sequence[Task], block: _Block, repeats: int) -> Iterator[Measured]:
         """Measure the tasks, and those whose pairs were disturbed again, each time on a fresh launch."""
-        open_tasks, halves = list(tasks), self._single_halves(tasks, block)
+        oldest = self._clock() - MAX_PAIR_GAP_S
+        halves = self._stored.halves(tasks, block.drafting, block.phase, block.round, oldest)
+        open_tasks = list(tasks)
         left_out: list[str] = []
         for again in range(repeats, -1, -1):
             disturbed: list[Measured] = []
@@ -229,11 +231,6 @@ class Pairing:
         (reason, count), *_ = Counter(reasons).most_common(1)
         others = " Others have other reasons." if count < len(reasons) else ""
         self._tell(f"{drafting.label}: {pairs} not count. {reason}{others}")
-
-    @property
-    def _launch_s(self) -> float:
-        """What a launch takes; 0 before the first."""
-        return self._launches.seconds / self._launches.count if self._launches.count else 0.0
 
     def note_stored(self, cell_key: str, drafting: Drafting) -> None:
         """Learn what requests take from what earlier runs have stored, where this one has measured none yet."""
@@ -297,7 +294,7 @@ class Pairing:
         if block.budget is not None:
             goes_on = bool(begun) and block.whole_cells
             grace_s = block.budget.grace_s if goes_on else 0.0
-            budget_s = block.budget.until_end_s + grace_s - (2 if begun else 3) * self._launch_s
+            budget_s = block.budget.until_end_s + grace_s - (2 if begun else 3) * self._launches.launch_s
         return next_stretch(
             left,
             begun,
@@ -376,8 +373,8 @@ class Pairing:
                     raise _off_failed(half, error) from error
                 raise
             self._store.add_measurement(measurement)
-            self.calm.after(MachineState(**measurement.machine))
             self.pace.note(half.task.cell_key, half.side, self._clock() - begun)
+            self.calm.after(MachineState(**measurement.machine))
             return measurement
 
     def _server(self, side: Drafting) -> Server:
@@ -392,34 +389,6 @@ class Pairing:
                 return self._launches.off()  # memory that the server before it had may be free only now
         except BackendError as error:
             raise _off_does_not_start(error) from error
-
-    def _single_halves(self, tasks: Sequence[Task], block: _Block) -> _Halves:
-        """Halves that were finished before an interruption, recent enough to be completed to pairs."""
-        oldest = self._clock() - MAX_PAIR_GAP_S
-        found: _Halves = {}
-        stored = {key: self._rows(key, block.drafting, block.phase, block.round) for key in cells_of(tasks)}
-        for task in tasks:
-            rows = [
-                m for m in stored[task.cell_key] if m.prompt_id == task.prompt_id and m.started_at >= oldest
-            ]
-            if len({m.drafting.is_off for m in rows}) == 1:
-                found[task, rows[-1].drafting.is_off] = rows[-1]
-        return found
-
-    def _found(
-        self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int
-    ) -> dict[Task, Pair]:
-        """The tasks that have a clean pair in the store; of several, the newest."""
-        known = {key: self.known(key, drafting, phase, round_) for key in cells_of(tasks)}
-        pairs = {(key, pair.off.prompt_id): pair for key, own in known.items() for pair in own}
-        places = ((task, (task.cell_key, task.prompt_id)) for task in tasks)
-        return {task: pairs[place] for task, place in places if place in pairs}
-
-    def _rows(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None) -> list[Measurement]:
-        rows = self._store.measurements(
-            cell_key, protocol=self._asking.protocol, phase=phase, since=self._since.get(cell_key, 0.0)
-        )
-        return [m for m in rows if m.compared == drafting and (round_ is None or m.round == round_)]
 
 
 def _off_does_not_start(error: BackendError) -> AutospecError:

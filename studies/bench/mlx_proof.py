@@ -95,7 +95,8 @@ def main() -> None:
             ("kept", Phase.SEARCH, 2),
         ):
             with proof(backend, str(args.model), resident, args.max_tokens, state / f"{name}.db") as parts:
-                print(run(*parts, prompts, drafting, args.rounds, phase).row(name), flush=True)
+                way = run(*parts, prompts, drafting, rounds=args.rounds, phase=phase)
+                print(way.row(name), flush=True)
         with proof(Mlx(state), str(args.model), 2, args.max_tokens, state / "idle.db") as (launches, pairing):
             idle = idle_draft_figures(
                 launches, asking(launches, args.max_tokens), drafting, prompts, Budget(3600.0)
@@ -138,6 +139,7 @@ def run(
     pairing: Pairing,
     prompts: tuple[Prompt, ...],
     drafting: Drafting,
+    *,
     rounds: int,
     phase: Phase,
 ) -> Way:
