@@ -40,10 +40,14 @@ __all__ = ["command"]
     metavar="D",
     help="Try only this draft model (path or name); may be given several times.",
 )
-@click.option("--budget", metavar="TIME", help="How long it may take, e.g. 20m. Default: the study's.")
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="How long it may take, e.g. 20m; what was begun ends within a minute more, or 5 %. Default: the study's.",
+)
 @click.option("--study", metavar="NAME|FILE", help="quick, default, thorough, or a TOML file of your own.")
 @click.option("--suite", metavar="FILE", help="Your own prompts (JSONL).")
-@click.option("--again", is_flag=True, help="Measure afresh what is proven already.")
+@click.option("--again", is_flag=True, help="Measure again what is proven already.")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
 def command(shell: Shell, /, model: str, **options: Any) -> int | None:

@@ -28,6 +28,7 @@ from autospec.tuning.cell_run import CellRun
 from autospec.tuning.draft_identity import draft_identity
 from autospec.tuning.launches import Launches
 from autospec.tuning.rig import Rig
+from autospec.tuning.tasks import Task
 
 __all__ = ["compare_idle_drafts", "forget_idle_drafts", "idle_draft_figures", "idle_draft_of"]
 
@@ -55,16 +56,21 @@ def compare_idle_drafts(cells: Sequence[CellRun], rig: Rig, asking: Asking, stor
     key = cells[0].cell.launch_key
     known = store.surveys(key, asking.protocol, _NOTE)
     _tell(cells, known)
-    winners = {c.winner.draft: c.winner for c in cells if c.winner.draft is not None}
+    owners = {c.winner.draft: c for c in cells if c.winner.draft is not None}
     prompts = [p for turn in zip_longest(*(c.tune_prompts for c in cells)) for p in turn if p is not None]
-    # The first winner is proven first: its launch is the one that should be left running.
-    for draft, winner in reversed(winners.items()):
+    for draft, cell in owners.items():
         identity = draft_identity(draft)
         if identity in known:
             continue
         name = Path(draft).name
+        one_pair = [Task.of(cell.cell.key, prompt) for prompt in prompts[:1]]
+        if not rig.budget.allows(rig.pairing.expected_s(one_pair, cell.winner)):
+            rig.progress.tell(
+                f"{name}, loaded and not used, was not compared with off: no time is left for it."
+            )
+            continue
         try:
-            figures = idle_draft_figures(rig.launches, asking, winner, prompts, rig.budget)
+            figures = idle_draft_figures(rig.launches, asking, cell.winner, prompts, rig.budget)
         except BackendError as error:
             rig.progress.tell(f"{name}, loaded and not used, could not be compared with off: {error.message}")
             continue

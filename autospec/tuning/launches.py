@@ -15,7 +15,7 @@ from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.optional import InProcess, Scores
 from autospec.backends.protocol import Backend, LaunchSettings, Server, Tokens
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendMissingError, LaunchError, UnsupportedError, UsageError
+from autospec.errors import BackendError, BackendMissingError, LaunchError, UnsupportedError, UsageError
 from autospec.predict.profile import Scorer
 
 __all__ = ["Launches", "resident_launches"]
@@ -43,6 +43,14 @@ class Launches:
         settings: The user's launch settings, the same for every launch.
         resident: 1 or 2, see `resident_launches`.
         on_launch: Told each drafting that is about to be launched.
+        on_renewed: Given the launch of off that is about to stop and the one that replaces it, both idle: the only moment at
+            which two launches of one server can be compared. Not called where only one fits into memory.
+        clock: Seconds, for what launching takes.
+
+    Attributes:
+        resident: How many of these servers live at once; it falls to 1 where two do not fit after all.
+        count: Launches so far.
+        seconds: What they took, and what launches of a draft or of a model by itself did.
     """
 
     def __init__(
@@ -53,19 +61,25 @@ class Launches:
         *,
         resident: int,
         on_launch: Callable[[Drafting], None] = lambda _: None,
+        on_renewed: Callable[[Server, Server], None] = lambda _old, _new: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
         self._model_path = model_path
         self._settings = settings
         self._on_launch = on_launch
+        self._on_renewed = on_renewed
+        self._clock = clock
         self._abilities = backend.capabilities()
         self._off: Server | None = None
+        self._leaving: Server | None = None  # the off that runs until the next one is ready
         self._drafted: Server | None = None
         self._alone: Server | None = None
         self._scorer: LlamaCppScorer | None = None
         self.resident = resident
         self.count = 0
         self.seconds = 0.0
+        self._took_s = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -86,13 +100,18 @@ class Launches:
         return self._abilities.takes_p_min
 
     @property
+    def launch_s(self) -> float:
+        """What one launch takes, on average so far; 0 before the first."""
+        return self._took_s / self.count if self.count else 0.0
+
+    @property
     def pids(self) -> frozenset[int]:
         """Processes of all servers that run now, and of what reads a draft's answers."""
-        servers = [s for s in (self._off, self._drafted, self._alone, self._scorer) if s is not None]
-        return frozenset().union(*(s.pids for s in servers))
+        servers = (self._off, self._leaving, self._drafted, self._alone, self._scorer)
+        return frozenset().union(*(s.pids for s in servers if s is not None))
 
     def off(self) -> Server:
-        """The launch with drafting off; it stays for the whole study while memory allows.
+        """The launch with drafting off; it stays until it is renewed, or until it makes room where memory is short.
 
         Raises:
             BackendError: As `Backend.launch`.
@@ -120,13 +139,46 @@ class Launches:
         return self._drafted
 
     def expire(self) -> None:
-        """Stop the launch with drafting, so that the next call for it starts anew.
+        """Stop the launch with drafting, so that the next call for it launches a new one.
 
         N-gram pools and draft caches remember what they saw, and only a first exposure counts. A server that takes its
         drafting with the request is launched so that it remembers nothing, and runs on.
         """
         if not self._abilities.drafting_per_request:
             self._stop_drafted()
+
+    def renew(self, *, off: bool = True) -> None:
+        """See that what is measured next is measured on new launches, whatever the backend remembers or does not.
+
+        What a launch is faster or slower by is the same for all of its requests. Only other launches show how much it is.
+        The new off starts while the old one still runs, where memory allows two.
+
+        Args:
+            off: False to keep the launch of off, and to renew that with drafting only.
+
+        Raises:
+            BackendError: Off does not start, not even alone.
+        """
+        self._stop_drafted()
+        if not off or self._off is None:
+            return
+        if self.resident == 1:
+            self._stop_off()
+            return
+        self._leaving, self._off = self._off, None
+        try:
+            self._off = self._launch(OFF)
+        except LaunchError:
+            # Two of it may not fit, whatever the estimate said, or a port or a lock was the old one's.
+            self._stop_leaving()
+            self._off = self._launch(OFF)
+            self.resident = 1
+            return
+        # A server that is only attached to is the same one again.
+        if self._off.base_url != self._leaving.base_url:
+            with suppress(BackendError):  # a comparison that breaks off is no reason to end a proof
+                self._on_renewed(self._leaving, self._off)
+        self._stop_leaving()
 
     @contextmanager
     def main_in_tokens(self) -> Iterator[Callable[[], Tokens | None]]:
@@ -220,11 +272,11 @@ class Launches:
     def _beside(self, launch: Callable[[], Server]) -> Iterator[Server]:
         """A process that is neither off nor drafted, for as long as the context lasts."""
         self._stop_drafted()
-        begun = time.monotonic()
+        begun = self._clock()
         try:
             server = self._where_it_fits(launch)
         finally:
-            self.seconds += time.monotonic() - begun
+            self.seconds += self._clock() - begun
         self._alone = server
         try:
             yield server
@@ -244,6 +296,7 @@ class Launches:
         """Stop every server."""
         self._stop_drafted()
         self._stop_off()
+        self._stop_leaving()
 
     def _where_it_fits(self, launch: Callable[[], Server]) -> Server:
         """Launch beside off; where two do not fit after all, whatever the estimate said, go on by turns."""
@@ -259,12 +312,14 @@ class Launches:
 
     def _launch(self, drafting: Drafting) -> Server:
         self._on_launch(drafting)
-        begun = time.monotonic()
+        begun = self._clock()
         try:
             server = self._backend.launch(self._model_path, drafting, self._settings)
         finally:
+            took_s = self._clock() - begun
             self.count += 1
-            self.seconds += time.monotonic() - begun
+            self.seconds += took_s
+            self._took_s += took_s
         return server
 
     def _stop_drafted(self) -> None:
@@ -276,3 +331,8 @@ class Launches:
         if self._off is not None:
             self._off.stop()
             self._off = None
+
+    def _stop_leaving(self) -> None:
+        if self._leaving is not None:
+            self._leaving.stop()
+            self._leaving = None

@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from autospec.backends.protocol import Server
 from autospec.drafting import OFF, Drafting
-from autospec.errors import AutospecError, RequestError, ServerDiedError
+from autospec.errors import AutospecError, BackendError, LaunchError, RequestError, ServerDiedError
 from autospec.hardware.state import MachineState
 from autospec.measure.asking import Asking, disturbance, measure
-from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase, pair_up
-from autospec.prompts.suite import Prompt
+from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase
 from autospec.store.database import Store
+from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.calm import Calm, patience_s
 from autospec.tuning.launches import Launches
+from autospec.tuning.stored_pairs import StoredPairs
+from autospec.tuning.tasks import MOST_S, STRETCH_S, Task, cells_of, next_stretch
 
 __all__ = ["Measured", "Pairing", "Task"]
 
+_TOO_FAR_APART = f"Its halves lie more than {MAX_PAIR_GAP_S / 60:.0f} minutes apart."
 # A server that dies once may have been killed for memory by something else; one that dies twice on the same
 # prompt will do so again.
 _DEATHS_ALLOWED = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One prompt to be measured for one cell. Two tasks are equal if cell and prompt id are."""
-
-    cell_key: str
-    prompt_id: str
-    prompt: Prompt = field(compare=False, repr=False)
-
-    @classmethod
-    def of(cls, cell_key: str, prompt: Prompt) -> Self:
-        """The task for a prompt of the suite."""
-        return cls(cell_key, prompt.id, prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +55,21 @@ class Measured:
     disturbed: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What one call of `Pairing.block` measures."""
+
+    drafting: Drafting
+    phase: Phase
+    round: int
+    budget: Budget | None
+    whole_cells: bool
+
+
+# Task, and whether it is the half without drafting.
+_Halves: TypeAlias = dict[tuple[Task, bool], Measurement]
+
+
 class Pairing:
     """Measures pairs on a set of launches and keeps every half in the store.
 
@@ -76,9 +81,11 @@ class Pairing:
         tell: Told when measuring waits for the machine.
         sleep: Waits so many seconds; tests inject their own.
         budget_s: Of the whole run: a wait for the machine is short where this is.
+        clock: Seconds since the epoch, as measurements tell when they began.
 
     Attributes:
         calm: Waits for other programs; whoever times something on these launches asks it.
+        pace: What requests took.
     """
 
     def __init__(
@@ -91,19 +98,42 @@ class Pairing:
         tell: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], None] = time.sleep,
         budget_s: float = math.inf,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._launches = launches
         self._asking = asking
         self._store = store
-        self._since = since
+        self._stored = StoredPairs(store, asking.protocol, since)
+        self._tell = tell
+        self._clock = clock
+        self.pace = Pace()
         self.calm = Calm(asking.watch, tell, sleep, patience_s(budget_s))
         # Pairs measured so far: the order of the halves alternates over them all (ABBA), across blocks too.
         self._turn = 0
+        # Cell and drafting → round that the proof has measured on the launches that run now; ``None`` before the proof.
+        self._rounds: dict[tuple[str, Drafting], int] | None = None
+        self._renewal_s = 0.0
 
     def known(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None) -> list[Pair]:
         """Clean pairs already in the store, of one round or of all."""
-        rows = self._rows(cell_key, drafting, phase, round_)
-        return [pair for pair in pair_up(rows) if not disturbance(pair)]
+        return self._stored.known(cell_key, drafting, phase, round_)
+
+    def missing(self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int) -> list[Task]:
+        """Those of the tasks that have no clean pair in the store."""
+        found = self._stored.found(tasks, drafting, phase, round_)
+        return [task for task in tasks if task not in found]
+
+    def expected_s(self, tasks: Sequence[Task], drafting: Drafting) -> float:
+        """What a block of these tasks is expected to take, its launches included; 0 for no tasks."""
+        pairs_s = sum(self.pace.pair_s(task.cell_key, drafting) for task in tasks)
+        return pairs_s + self.launching_s(pairs_s) if tasks else 0.0
+
+    def launching_s(self, pairs_s: float) -> float:
+        """What the launches of a round of the proof are expected to take, whose pairs take so long."""
+        if self._launches.resident == 2:
+            return self._launches.launch_s + max(self._launches.launch_s, self._renewal_s)
+        stretches = 2 * max(1, math.ceil(pairs_s / (4.0 * STRETCH_S)))
+        return (stretches + 1) * self._launches.launch_s
 
     def block(
         self,
@@ -114,75 +144,211 @@ class Pairing:
         *,
         repeats: int = 0,
         go_on: bool = False,
+        budget: Budget | None = None,
+        whole_cells: bool = True,
     ) -> Generator[Measured, None, None]:
         """Measure each task, or find it in the store; yields as pairs complete.
 
         Where two launches live side by side, the halves of a pair follow each other and the order alternates from
-        pair to pair (ABBA). Where only one fits, all first halves run before all second halves, and the order
-        alternates from block to block.
+        pair to pair (ABBA). Where only one fits, see `_by_turns`.
+
+        In the proof both launches are new for each round of a cell. Cells that are in the same round share them, and
+        share off where they have other winners.
 
         Args:
-            tasks: In the order in which they are asked.
+            tasks: In the order in which they are asked; those of one cell follow each other.
             drafting: Compared with off.
             phase: Search or proof.
             round_: Exposure number; pairs of other rounds are other pairs.
             repeats: How often disturbed pairs are measured again, on a fresh launch each time.
             go_on: True to use a launch of this drafting that runs already; for prompts that it has not seen.
+            budget: What does not fit into it is not begun; a cell that was begun is finished within its grace.
+            whole_cells: False to begin a cell of which only a part fits.
 
         Raises:
             BackendError: A launch failed, or the server with drafting died or refused twice.
             AutospecError: The server without drafting did.
         """
-        open_tasks: list[Task] = []
-        known = {key: self.known(key, drafting, phase, round_) for key in _cells_of(tasks)}
-        for task in tasks:
-            found = [p for p in known[task.cell_key] if p.off.prompt_id == task.prompt_id]
-            if found:
-                yield Measured(task, found[-1], "")
-            else:
-                open_tasks.append(task)
-        for attempt in range(repeats + 1):
-            if not open_tasks:
-                return
-            if attempt or not go_on:
+        found = self._stored.found(tasks, drafting, phase, round_)
+        yield from (Measured(task, found[task], "") for task in tasks if task in found)
+        open_tasks = [task for task in tasks if task not in found]
+        block = _Block(drafting, phase, round_, budget, whole_cells)
+        if open_tasks:
+            if not go_on:
                 self._launches.expire()
-            disturbed = []
-            single = self._single_halves(open_tasks, drafting, phase, round_) if attempt == 0 else {}
-            for measured in self._measure_all(open_tasks, drafting, phase, round_, single):
-                if measured.disturbed and attempt < repeats:
-                    disturbed.append(measured.task)
-                else:
-                    yield measured
-            open_tasks = disturbed
+            self._renew(open_tasks, block)
+            yield from self._with_repeats(open_tasks, block, repeats)
 
-    def _measure_all(
-        self,
-        tasks: Sequence[Task],
-        drafting: Drafting,
-        phase: Phase,
-        round_: int,
-        single: dict[tuple[Task, bool], Measurement],
-    ) -> Iterator[Measured]:
-        side_by_side = self._launches.resident == 2
-        batches = [[task] for task in tasks] if side_by_side else [list(tasks)]
-        for batch in batches:
-            off_first = self._turn % 2 == 0
-            self._turn += 1
-            halves: dict[bool, list[Measurement]] = {}
-            for position, is_off in enumerate((off_first, not off_first)):
-                halves[is_off] = [
-                    single.get((task, is_off))
-                    or self._half(_Half(task, OFF if is_off else drafting, drafting, phase, round_, position))
-                    for task in batch
-                ]
-            for task, off, drafted in zip(batch, halves[True], halves[False], strict=True):
-                pair = Pair(off=off, drafted=drafted)
-                yield Measured(task, pair, disturbance(pair))
+    def _with_repeats(self, tasks: Sequence[Task], block: _Block, repeats: int) -> Iterator[Measured]:
+        """Measure the tasks, and those whose pairs were disturbed again, each time on a fresh launch."""
+        oldest = self._clock() - MAX_PAIR_GAP_S
+        halves = self._stored.halves(tasks, block.drafting, block.phase, block.round, oldest)
+        open_tasks = list(tasks)
+        left_out: list[str] = []
+        for again in range(repeats, -1, -1):
+            disturbed: list[Measured] = []
+            measure_all = self._side_by_side if self._launches.resident == 2 else self._by_turns
+            for measured in measure_all(open_tasks, block, halves):
+                if again and measured.disturbed and measured.disturbed != _TOO_FAR_APART:
+                    disturbed.append(measured)
+                    continue
+                left_out += [measured.disturbed] if measured.disturbed else []
+                yield measured
+            open_tasks = [measured.task for measured in disturbed]
+            if not open_tasks:
+                break
+            if block.budget is not None:
+                expected_s = self.expected_s(open_tasks, block.drafting)
+                if not block.budget.allows(expected_s, to_finish=True):
+                    left_out += [measured.disturbed for measured in disturbed]
+                    yield from disturbed
+                    break
+            self._launches.expire()
+            halves = {}
+        if repeats and left_out:
+            self._tell_left_out(left_out, block.drafting)
+
+    def _renew(self, tasks: Sequence[Task], block: _Block) -> None:
+        """New launches for the proof, where a cell has been measured on those that run in another round."""
+        if block.phase is not Phase.PROVE:
+            return
+        rounds = {(key, block.drafting): block.round for key in cells_of(tasks)}
+        before = self._rounds
+        used = before is not None and any(before.get(place, block.round) != block.round for place in rounds)
+        begun = self._clock()
+        try:
+            # What the search has measured on a launch has helped to choose the drafting, and nothing about off.
+            if before is None or used:
+                self._launches.renew(off=used)
+        except BackendError as error:
+            raise _off_does_not_start(error) from error
+        if used:
+            self._renewal_s = self._clock() - begun
+        self._rounds = rounds if used else (before or {}) | rounds
+
+    def _tell_left_out(self, reasons: Sequence[str], drafting: Drafting) -> None:
+        pairs = "1 pair does" if len(reasons) == 1 else f"{len(reasons)} pairs do"
+        (reason, count), *_ = Counter(reasons).most_common(1)
+        others = " Others have other reasons." if count < len(reasons) else ""
+        self._tell(f"{drafting.label}: {pairs} not count. {reason}{others}")
+
+    def note_stored(self, cell_key: str, drafting: Drafting) -> None:
+        """Learn what requests take from what earlier runs have stored, where this one has measured none yet."""
+        if self.pace.knows(cell_key):
+            return
+        for pair in self.known(cell_key, drafting, Phase.SEARCH) + self.known(
+            cell_key, drafting, Phase.PROVE
+        ):
+            for half in (pair.off, pair.drafted):
+                self.pace.note(cell_key, half.drafting, half.wall_ms / 1000.0)
+
+    def _next_order(self, drafting: Drafting) -> tuple[Drafting, Drafting]:
+        self._turn += 1
+        return (OFF, drafting) if self._turn % 2 else (drafting, OFF)
+
+    def _side_by_side(self, tasks: Sequence[Task], block: _Block, halves: _Halves) -> Iterator[Measured]:
+        begun: set[str] = set()
+        for number, task in enumerate(tasks):
+            if self._launches.resident == 1:  # two did not fit after all
+                yield from self._by_turns(tasks[number:], block, halves)
+                return
+            if block.budget is not None and not self._allows(task, tasks, begun, block):
+                continue
+            begun.add(task.cell_key)
+            for side in self._next_order(block.drafting):
+                self._fill(halves, task, side, block)
+            yield self._measured(task, halves)
+
+    def _allows(self, task: Task, tasks: Sequence[Task], begun: set[str], block: _Block) -> bool:
+        """Whether the budget leaves time for a task, or for all of its cell where that is not begun yet."""
+        assert block.budget is not None
+        if not block.whole_cells or task.cell_key in begun:
+            pair_s = self.pace.pair_s(task.cell_key, block.drafting)
+            return block.budget.allows(pair_s, to_finish=block.whole_cells)
+        own = sum(t.cell_key == task.cell_key for t in tasks)
+        return block.budget.allows(own * self.pace.pair_s(task.cell_key, block.drafting))
+
+    def _by_turns(self, tasks: Sequence[Task], block: _Block, halves: _Halves) -> Iterator[Measured]:
+        """Stretches of some minutes: first halves, then second halves; the next stretch begins with the other side.
+
+        So a launch serves the end of one stretch and the beginning of the next, with other prompts, and launches
+        are one more than stretches. In the proof each cell is asked in two of them, half of its prompts in
+        either order.
+        """
+        left, begun = list(tasks), set[str]()
+        while left:
+            chosen = self._stretch(left, begun, block)
+            if not chosen:
+                return
+            sides = self._next_order(block.drafting)
+            done = self._one_side(chosen, sides[0], block, halves, STRETCH_S)
+            done = self._one_side(done, sides[1], block, halves, MOST_S)
+            for task in done:
+                yield self._measured(task, halves)
+            left = [task for task in left if task not in set(done)]
+            begun = (begun | cells_of(chosen)) & cells_of(left)
+
+    def _stretch(self, left: Sequence[Task], begun: set[str], block: _Block) -> list[Task]:
+        """The tasks of the next stretch; none where the budget does not allow one."""
+        budget_s = math.inf
+        if block.budget is not None:
+            goes_on = bool(begun) and block.whole_cells
+            grace_s = block.budget.grace_s if goes_on else 0.0
+            budget_s = block.budget.until_end_s + grace_s - (2 if begun else 3) * self._launches.launch_s
+        return next_stretch(
+            left,
+            begun,
+            lambda task: (
+                self.pace.request_s(task.cell_key, OFF),
+                self.pace.request_s(task.cell_key, block.drafting),
+            ),
+            budget_s,
+            both_orders=block.phase is Phase.PROVE,
+            whole_cells=block.whole_cells,
+        )
+
+    def _one_side(
+        self, tasks: Sequence[Task], side: Drafting, block: _Block, halves: _Halves, limit_s: float
+    ) -> list[Task]:
+        """Ask one side of a stretch, as long as it may last; returns the tasks that have their half of it.
+
+        The first task is asked whatever it takes, or a request that takes very long would be asked for ever.
+        """
+        done: list[Task] = []
+        begun: float | None = None
+        for task in tasks:
+            if (task, side.is_off) not in halves:
+                if begun is None:
+                    self._server(side)  # its launch is not part of the stretch
+                    begun = self._clock()
+                else:
+                    now, other = self._clock(), halves.get((task, not side.is_off))
+                    if other is not None and now - other.started_at > MAX_PAIR_GAP_S:
+                        del halves[task, not side.is_off]  # too old to be completed: both are measured later
+                        continue
+                    if now - begun + self.pace.request_s(task.cell_key, side) > limit_s:
+                        break
+                self._fill(halves, task, side, block)
+            done.append(task)
+        return done
+
+    def _fill(self, halves: _Halves, task: Task, side: Drafting, block: _Block) -> None:
+        """Measure a half that is not there yet."""
+        if (task, side.is_off) not in halves:
+            position = int((task, not side.is_off) in halves)
+            half = _Half(task, side, block.drafting, block.phase, block.round, position)
+            halves[task, side.is_off] = self._half(half)
+
+    def _measured(self, task: Task, halves: _Halves) -> Measured:
+        pair = Pair(off=halves[task, True], drafted=halves[task, False])
+        far = abs(pair.off.started_at - pair.drafted.started_at) > MAX_PAIR_GAP_S
+        return Measured(task, pair, _TOO_FAR_APART if far else disturbance(pair))
 
     def _half(self, half: _Half) -> Measurement:
         deaths = 0
         while True:
             server = self._server(half.side)
+            begun = self._clock()
             try:
                 measurement = measure(
                     self._asking,
@@ -207,36 +373,30 @@ class Pairing:
                     raise _off_failed(half, error) from error
                 raise
             self._store.add_measurement(measurement)
+            self.pace.note(half.task.cell_key, half.side, self._clock() - begun)
             self.calm.after(MachineState(**measurement.machine))
             return measurement
 
     def _server(self, side: Drafting) -> Server:
-        return self._launches.off() if side.is_off else self._launches.drafted(side)
-
-    def _single_halves(
-        self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int
-    ) -> dict[tuple[Task, bool], Measurement]:
-        """Halves that were finished before an interruption, recent enough to be completed to pairs."""
-        oldest = time.time() - MAX_PAIR_GAP_S
-        found: dict[tuple[Task, bool], Measurement] = {}
-        stored = {key: self._rows(key, drafting, phase, round_) for key in _cells_of(tasks)}
-        for task in tasks:
-            rows = [
-                m for m in stored[task.cell_key] if m.prompt_id == task.prompt_id and m.started_at >= oldest
-            ]
-            if len({m.drafting.is_off for m in rows}) == 1:
-                found[task, rows[-1].drafting.is_off] = rows[-1]
-        return found
-
-    def _rows(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None) -> list[Measurement]:
-        rows = self._store.measurements(
-            cell_key, protocol=self._asking.protocol, phase=phase, since=self._since.get(cell_key, 0.0)
-        )
-        return [m for m in rows if m.compared == drafting and (round_ is None or m.round == round_)]
+        if not side.is_off:
+            return self._launches.drafted(side)
+        try:
+            try:
+                return self._launches.off()
+            except LaunchError as error:
+                if error.permanent:
+                    raise
+                return self._launches.off()  # memory that the server before it had may be free only now
+        except BackendError as error:
+            raise _off_does_not_start(error) from error
 
 
-def _cells_of(tasks: Sequence[Task]) -> set[str]:
-    return {task.cell_key for task in tasks}
+def _off_does_not_start(error: BackendError) -> AutospecError:
+    # Not a BackendError either: no drafting is to blame.
+    return AutospecError(
+        f"The server without drafting did not start again: {error.message}",
+        error.hint or "What was measured so far is kept; run tune again to go on.",
+    )
 
 
 def _off_failed(half: _Half, error: RequestError) -> AutospecError:

@@ -35,13 +35,15 @@ class Step:
     """What is being done now.
 
     Attributes:
-        phase: ``launch``, ``search`` or ``prove``.
-        drafting: Which drafting.
-        number: Which trial or round.
+        phase: ``record`` (answers without drafting), ``read`` (those answers, with a draft alone), ``launch``, ``search`` or
+            ``prove``.
+        drafting: Which drafting; off in the first two phases.
+        number: Which trial, round or draft.
         of: Of how many at most.
-        done: Pairs done of this step.
-        todo: Pairs of this step in all.
-        left_s: Budget that is left, in seconds.
+        done: Pairs or answers done of this step.
+        todo: Pairs or answers of this step in all.
+        left_s: Budget that is left, in seconds; below 0 it is exceeded by so much.
+        ends_in_s: When the tune is expected to end, in seconds from now; ``None`` where only the budget is known.
     """
 
     phase: str
@@ -51,6 +53,7 @@ class Step:
     done: int
     todo: int
     left_s: float
+    ends_in_s: float | None = None
 
 
 class Progress(Protocol):

@@ -1,27 +1,35 @@
 """The proof: fresh measurements of each cell's winner on prompts that had no part in choosing it.
 
-Rounds go on until every cell is decided or the budget is spent. A round asks some prompts of each cell, the next round others, and
-none is asked again before all have been: for the same time, other prompts tell more than the same ones again. One launch serves all cells
-with the same winner. Where that is slower on these prompts, or not to be enabled, the search's runner-up is proved, at its own
-share of the error rate.
+Rounds go on until every cell is decided or the budget is spent. A round asks some prompts of a cell, the next round others, and
+none is asked again before all have been: for the same time, other prompts tell more than the same ones again. Both servers are new
+in every round of a cell; cells with the same winner that are in the same round share them. Where the budget does not
+suffice for all, it goes first to the cells whose decision is near and whose gain is large, and to no more cells than are
+expected to be decided. Where the winner is slower on these prompts, or not to be enabled, the search's runner-up is
+proved, at its own share of the error rate.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypeVar
 
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendError
-from autospec.measure.log_ratios import of_pairs
-from autospec.measure.measurements import Phase
+from autospec.errors import BackendError, StoreError
+from autospec.measure.log_ratios import LogRatio, by_prompt, of_pairs
+from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Decision, Rule, decide
 from autospec.recommendations import Verdict
+from autospec.tuning.budget import rounds_to_decide, worth
 from autospec.tuning.cell_run import CellRun
+from autospec.tuning.choice import prediction_of
 from autospec.tuning.pairing import Task
 from autospec.tuning.progress import Step
+from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.rig import Rig
 
 __all__ = ["Proof", "of_round"]
@@ -30,8 +38,14 @@ _T = TypeVar("_T")
 
 # A pair during which the machine changed is measured again so often before the round goes on without it.
 _REPEATS = 2
-# A round under way may exceed the budget by so much, since what it measured counts only once it is complete.
-_OVERDRAFT = 1.2
+# Where a proof has not begun: how much the gain differs from prompt to prompt of one type, as a standard deviation of the
+# log ratio, and what a gain is taken for that nothing is known of.
+_USUAL_SPREAD = 0.15
+_USUAL_GAIN = math.log(1.1)
+# Prompts that differ by more than this (standard deviation of the log ratio) are worth a prediction.
+_LARGE_SPREAD = 0.08
+# Pairs of which fewer say nothing of the spread.
+_FEW_PAIRS = 4
 
 
 def of_round(prompts: Sequence[_T], round_: int, per_round: int) -> Sequence[_T]:
@@ -51,41 +65,158 @@ def of_round(prompts: Sequence[_T], round_: int, per_round: int) -> Sequence[_T]
     return [in_turns[k % len(prompts)] for k in range(begin, begin + size)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the proof of one cell is expected to take.
+
+    Attributes:
+        cell: The cell.
+        todo: What its next round has to measure.
+        round_s: What all of a round takes but for its launches.
+        rounds: How many more there will be.
+        log_gain: ln(drafting ÷ off) as known so far.
+    """
+
+    cell: CellRun
+    todo: tuple[Task, ...]
+    round_s: float
+    rounds: int
+    log_gain: float
+
+    @property
+    def worth(self) -> float:
+        """See `budget.worth`; what needs no measuring comes first."""
+        return worth(self.log_gain, self.rounds * self.round_s if self.todo else 0.0)
+
+
 class Proof:
     """Sequential proof of the winners.
 
     Args:
         cells: Cells with a winner.
         rig: The tools.
-        on_look: Told a cell whenever its decision is new: whoever is told writes it down.
+        on_look: Told a cell whenever its decision is new, to write it down.
+        predictions: Predicts the proof's prompts; ``None`` where the study does without predictions.
     """
 
-    def __init__(self, cells: Sequence[CellRun], rig: Rig, on_look: Callable[[CellRun], None]) -> None:
+    def __init__(
+        self,
+        cells: Sequence[CellRun],
+        rig: Rig,
+        on_look: Callable[[CellRun], None],
+        predictions: ProofPredictions | None = None,
+    ) -> None:
+        self._predictions = predictions
         self._cells = [c for c in cells if not c.winner.is_off]
         self._rig = rig
         self._on_look = on_look
         # Cell key and drafting.
         self._failed: set[tuple[str, Drafting]] = set()
-        self._round_s: dict[str, float] = {}
+        self._spread: dict[tuple[str, Drafting], float] = {}
+        # Whether a round was completed: where the whole budget is shorter than one, a part of it must do.
+        self._completed = False
+        # When the proof is expected to end, on the budget's clock.
+        self._ends_at_s = 0.0
 
     def run(self) -> None:
         """Prove until every cell is decided, the last look is done, or the budget is spent."""
+        for cell in self._cells:
+            self._rig.pairing.note_stored(cell.cell.key, cell.winner)
         self._prove(self._cells)
         turned = [c for c in self._cells if self._turns_to_runner_up(c)]
         self._prove(turned)
         # Where that is no better, what gave way is to be ruled out, or comes to be enabled yet: it has its own share.
         self._prove([c for c in turned if self._turns_back(c)])
 
-    def _prove(self, all_cells: Sequence[CellRun]) -> None:
-        """Rounds of the draftings that the cells' proofs are for now."""
-        for round_ in range(1, self._rig.definition.rule.looks[-1] + 1):
-            for drafting in dict.fromkeys(c.winner for c in all_cells):
-                cells = [c for c in all_cells if c.winner == drafting and self._wants(c, round_)]
-                if cells and self._time_for(drafting):
-                    self._round(drafting, cells, round_)
+    def _prove(self, cells: Sequence[CellRun]) -> None:
+        """Rounds of the draftings that the cells' proofs are for now, as long as one fits into the budget."""
+        while plans := sorted(
+            (self._plan(c) for c in cells if self._wants(c)), key=lambda plan: plan.worth, reverse=True
+        ):
+            self._expect(plans)
+            chosen = self._affordable(plans)
+            if chosen and self._round(chosen, whole_cells=True):
+                continue
+            first = plans[0]
+            one_pair_s = self._rig.pairing.expected_s(first.todo[:1], first.cell.winner)
+            if not self._completed and self._rig.budget.allows(one_pair_s):
+                self._round([first], whole_cells=False)
+            return
 
-    def _wants(self, cell: CellRun, round_: int) -> bool:
-        return cell.rounds == round_ - 1 and not (cell.decided or cell.pending or self._has_failed(cell))
+    def _expect(self, plans: Sequence[_Plan]) -> None:
+        """Note when all of these are expected to be decided; the budget ends before that where it is too short."""
+        budget = self._rig.budget
+        self._ends_at_s = min(budget.total_s, budget.spent_s + self._expected_s(plans))
+
+    def _plan(self, cell: CellRun) -> _Plan:
+        """What the proof of a cell is expected to take from here."""
+        rule, per_round = self._rule(cell), self._rig.definition.prompts_per_round
+        tasks = self._tasks(cell, cell.rounds + 1)
+        todo = self._rig.pairing.missing(tasks, cell.winner, Phase.PROVE, cell.rounds + 1)
+        log_gain = self._log_gain(cell)
+        spread = self._spread.get((cell.cell.key, cell.winner), _USUAL_SPREAD)
+        rounds = rounds_to_decide(log_gain, spread, rule, done=cell.rounds, per_round=len(tasks))
+        # Nothing is enabled before all prompts were asked, or predicted.
+        unasked = math.ceil(len(cell.prove_prompts) / per_round) - cell.rounds
+        if log_gain <= 0.0 or self._predictions is not None:
+            unasked = 0
+        pair_s = self._rig.pairing.pace.pair_s(cell.cell.key, cell.winner)
+        return _Plan(cell, tuple(todo), len(tasks) * pair_s, max(rounds, unasked), log_gain)
+
+    def _affordable(self, plans: Sequence[_Plan]) -> list[_Plan]:
+        """The cells of the next round: those that share the best one's launches, as many as the budget decides.
+
+        Where it decides none, it goes as far with the best one as whole rounds fit.
+        """
+        if not plans[0].todo:
+            return [plans[0]]  # an earlier run has measured it
+        if self._rig.budget.allows(self._expected_s(plans)):
+            # There is time for all: cells with other winners that are in the same round share its off.
+            plans = sorted(plans, key=lambda plan: plan.cell.rounds)
+        for first in plans:
+            chosen: list[_Plan] = []
+            for plan in plans:
+                shares = (plan.cell.winner, plan.cell.rounds) == (first.cell.winner, first.cell.rounds)
+                if shares and self._rig.budget.allows(self._expected_s([*chosen, plan])):
+                    chosen.append(plan)
+            if chosen:
+                return chosen
+        for plan in plans:
+            if self._rig.budget.allows(self._rig.pairing.expected_s(plan.todo, plan.cell.winner)):
+                return [plan]
+        return []
+
+    def _expected_s(self, plans: Sequence[_Plan]) -> float:
+        """Until all of these are decided; those with one winner share the launches of a round."""
+        by_winner: dict[Drafting, list[_Plan]] = {}
+        for plan in plans:
+            by_winner.setdefault(plan.cell.winner, []).append(plan)
+        seconds = 0.0
+        for drafting, own in by_winner.items():
+            todo = [task for plan in own for task in plan.todo]
+            seconds += self._rig.pairing.expected_s(todo, drafting)
+            for more in range(1, max(plan.rounds for plan in own)):
+                pairs_s = sum(plan.round_s for plan in own if plan.rounds > more)
+                seconds += pairs_s + self._rig.pairing.launching_s(pairs_s)
+        return seconds
+
+    def _tasks(self, cell: CellRun, round_: int) -> list[Task]:
+        prompts = of_round(cell.prove_prompts, round_, self._rig.definition.prompts_per_round)
+        return [Task.of(cell.cell.key, prompt) for prompt in prompts]
+
+    def _log_gain(self, cell: CellRun) -> float:
+        """What is known of a cell's gain: by its proof, its search, or prediction."""
+        if cell.decision is not None and cell.decision.estimate is not None:
+            return cell.decision.mean
+        ratio = cell.trial_values.get(cell.winner)
+        if ratio is None:
+            with suppress(StoreError):
+                ratio = (prediction_of(cell) or {}).get("expected")
+        return math.log(ratio) if ratio else _USUAL_GAIN
+
+    def _wants(self, cell: CellRun) -> bool:
+        ended = cell.decided or cell.pending or self._has_failed(cell)
+        return cell.rounds < self._rule(cell).looks[-1] and not ended
 
     def _has_failed(self, cell: CellRun) -> bool:
         return (cell.cell.key, cell.winner) in self._failed
@@ -97,9 +228,10 @@ class Proof:
     def _turns_to_runner_up(self, cell: CellRun) -> bool:
         """Whether the runner-up is proved now; without time for it, the cell stays open for another run."""
         never_looked_at = cell.decision is None and self._has_failed(cell) and not cell.runner_up.is_off
-        # A first round of it is taken to last as long as another's.
-        expected = self._round_s.get(cell.runner_up.key, max(self._round_s.values(), default=0.0))
-        if not (cell.pending or never_looked_at) or self._rig.budget.left_s <= 0.5 * expected:
+        if not (cell.pending or never_looked_at):
+            return False
+        todo = self._rig.pairing.missing(self._tasks(cell, 1), cell.runner_up, Phase.PROVE, 1)
+        if not self._rig.budget.allows(self._rig.pairing.expected_s(todo, cell.runner_up)):
             return False
         why = cell.decision.reason if cell.decision is not None else "its proof broke off"
         self._rig.progress.tell(
@@ -128,48 +260,51 @@ class Proof:
         self._on_look(cell)
         return ended
 
-    def _time_for(self, drafting: Drafting) -> bool:
-        # A round that would end far beyond the budget is not begun. The first one is: without it the search
-        # would have been for nothing.
-        left = self._rig.budget.left_s
-        expected = self._round_s.get(drafting.key)
-        return expected is None or left > 0.5 * expected
+    def _round(self, plans: Sequence[_Plan], *, whole_cells: bool) -> bool:
+        """One round of cells with the same winner, the best one first: where the time is short, it is complete.
 
-    def _round(self, drafting: Drafting, cells: Sequence[CellRun], round_: int) -> None:
-        begun = self._rig.budget.spent_s
-        # Cell by cell, the most promising first: where the budget ends in the middle of a round, the cells before
-        # are complete.
-        ordered = sorted(cells, key=lambda c: -c.trial_values.get(drafting, 0.0))
-        per_round = self._rig.definition.prompts_per_round
-        tasks = [
-            Task.of(c.cell.key, prompt)
-            for c in ordered
-            for prompt in of_round(c.prove_prompts, round_, per_round)
-        ]
+        Returns:
+            Whether there is anything that was not known before.
+        """
+        moved = False
+        drafting, round_ = plans[0].cell.winner, plans[0].cell.rounds + 1
+        tasks = [task for plan in plans for task in self._tasks(plan.cell, round_)]
         open_tasks = Counter(task.cell_key for task in tasks)
-        by_key = {c.cell.key: c for c in cells}
+        by_key = {plan.cell.cell.key: plan.cell for plan in plans}
+        todo = {task for plan in plans for task in plan.todo}
         self._step(drafting, round_, 0, len(tasks))
         try:
-            block = self._rig.pairing.block(tasks, drafting, Phase.PROVE, round_, repeats=_REPEATS)
+            block = self._rig.pairing.block(
+                tasks,
+                drafting,
+                Phase.PROVE,
+                round_,
+                repeats=_REPEATS,
+                budget=self._rig.budget,
+                whole_cells=whole_cells,
+            )
             for done, measured in enumerate(block, start=1):
+                moved = moved or measured.task in todo
                 self._step(drafting, round_, done, len(tasks))
                 open_tasks[measured.task.cell_key] -= 1
                 if open_tasks[measured.task.cell_key] == 0:
                     cell = by_key[measured.task.cell_key]
                     cell.rounds = round_
+                    self._completed = moved = True
                     self._look(cell)
-                if self._rig.budget.spent_s > _OVERDRAFT * self._rig.budget.total_s:
-                    block.close()
-                    break
         except BackendError as error:
-            self._failed |= {(c.cell.key, drafting) for c in cells}
+            self._failed |= {(key, drafting) for key in by_key}
             self._rig.progress.tell(f"{drafting.label}: the proof broke off. {error.message}")
-            return
-        self._round_s[drafting.key] = self._rig.budget.spent_s - begun
+            return True
+        return moved
 
     def _step(self, drafting: Drafting, round_: int, done: int, todo: int) -> None:
         last = self._rig.definition.rule.looks[-1]
-        self._rig.progress.step(Step("prove", drafting, round_, last, done, todo, self._rig.budget.left_s))
+        budget = self._rig.budget
+        ends_in_s = self._ends_at_s - budget.spent_s
+        self._rig.progress.step(
+            Step("prove", drafting, round_, last, done, todo, budget.until_end_s, ends_in_s)
+        )
 
     def _look(self, cell: CellRun) -> None:
         rule = self._rule(cell)
@@ -186,8 +321,13 @@ class Proof:
             for prompt in of_round(cell.prove_prompts, round_, per_round)
         }
         pairs = [p for p in known if (p.off.round, p.off.prompt_id) in asked]
-        complete = cell.rounds * per_round >= len(cell.prove_prompts)
-        decision = decide(of_pairs(pairs, lambda p: p.log_ratio), cell.rounds, rule, complete=complete)
+        # Not rounds times prompts: a pair that was left out in every round leaves its prompt unasked.
+        complete = {p.off.prompt_id for p in pairs} >= {prompt.id for prompt in cell.prove_prompts}
+        if len(pairs) >= _FEW_PAIRS:
+            self._spread[cell.cell.key, cell.winner] = statistics.stdev(p.log_ratio for p in pairs)
+        values = of_pairs(pairs, lambda pair: pair.log_ratio)
+        predicted = self._predicted(cell, pairs, values, complete=complete)
+        decision = decide(values, cell.rounds, rule, complete=complete, predicted=predicted)
         cell.decision = decision
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
         second = cell.winner == cell.runner_up
@@ -199,6 +339,30 @@ class Proof:
         else:
             self._on_look(cell)
         self._rig.progress.standing(tuple(c.standing() for c in self._cells))
+
+    def _predicted(
+        self, cell: CellRun, pairs: Sequence[Pair], values: Sequence[LogRatio], *, complete: bool
+    ) -> Mapping[str, float]:
+        """What is predicted of the proof's prompts; they are recorded for it where that spares a round, and time is left."""
+        predictions = self._predictions
+        if predictions is None:
+            return {}
+        if known := predictions.known(cell):
+            return known
+        medians = [statistics.median(own) for own in by_prompt(values).values()]
+        rule = self._rule(cell)
+        if len(medians) < 2 or statistics.fmean(medians) <= math.log1p(rule.threshold):
+            return {}
+        # Either all that lacks are prompts that were not asked, or prompts differ so much that it hides the gain.
+        would_be = decide(values, cell.rounds, rule)
+        if complete and would_be.final:
+            return {}
+        if would_be.verdict is not Verdict.ENABLE and statistics.stdev(medians) < _LARGE_SPREAD:
+            return {}
+        request_s = self._rig.pairing.pace.request_s(cell.cell.key, OFF)
+        if not self._rig.budget.allows(len(predictions.missing(cell, pairs)) * request_s):
+            return {}
+        return predictions.predict(cell, pairs)
 
     def _end(self, cell: CellRun, decision: Decision) -> None:
         cell.pending = False

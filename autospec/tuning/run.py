@@ -34,6 +34,7 @@ from autospec.tuning.opening import Opening
 from autospec.tuning.pairing import Pairing
 from autospec.tuning.progress import Progress
 from autospec.tuning.proof import Proof
+from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.renewal import EPOCH
 from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_nothing
 from autospec.tuning.rig import Rig
@@ -171,7 +172,7 @@ class Tuning:
                 per_request = self.backend.capabilities().drafting_per_request
                 if per_request:
                     compare_idle_drafts(cells, rig, asking, store)
-                Proof(cells, rig, keep).run()
+                Proof(cells, rig, keep, self._predictions(rig, asking, store)).run()
                 if per_request and (turned := [c for c in cells if c.enabled and c.winner == c.runner_up]):
                     # It was not known before that their runners-up would be used.
                     compare_idle_drafts(turned, rig, asking, store)
@@ -218,6 +219,9 @@ class Tuning:
         Search(cells, rig, forecast).run()
         choose_winners(cells, rig.space, rig.definition.rule.threshold, forecast)
         note_choice(cells, forecast)
+
+    def _predictions(self, rig: Rig, asking: Asking, store: Store) -> ProofPredictions | None:
+        return ProofPredictions(rig, asking, store) if self.request.definition.predict else None
 
     def _conclusion(self, cell: CellRun, pairing: Pairing, settings: LaunchSettings) -> Recommendation:
         if cell.searched and cell.winner.is_off:

@@ -301,8 +301,8 @@ class Search:
             self._dead_arms.add(arm.label)
 
     def _step(self, phase: str, drafting: Drafting, number: int, done: int, todo: int) -> None:
-        left = self._rig.budget.part_left_s(self._definition.search_share)
-        self._progress.step(Step(phase, drafting, number, self._definition.trials, done, todo, left))
+        left_s = self._rig.budget.until_end_s
+        self._progress.step(Step(phase, drafting, number, self._definition.trials, done, todo, left_s))
 
 
 def _gives_up(cell: CellRun, pairs: Sequence[Pair]) -> str:

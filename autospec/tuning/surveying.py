@@ -26,6 +26,7 @@ from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.draft_identity import draft_identity
+from autospec.tuning.progress import Step
 from autospec.tuning.rig import Rig
 
 __all__ = ["RECORDING", "Surveying"]
@@ -159,8 +160,8 @@ class Surveying:
                 continue
             if own and self._late(enough_s):
                 continue
-            if number == 1 or number % 8 == 0:
-                self._rig.progress.tell(f"Recording answers without drafting: {number} of {len(places)}.")
+            left_s = self._rig.budget.until_end_s
+            self._rig.progress.step(Step("record", OFF, 1, 1, number - 1, len(places), left_s))
             request = self._asking.request(prompt)
             own[prompt.id] = self._undisturbed(partial(record, _asked(main), prompt.id, request))
             self._keep(cell, RECORDING, prompt.id, own[prompt.id].to_json())
@@ -223,6 +224,9 @@ class Surveying:
             drafts = [d for d in drafts if d in self._drafts]
         left_s = self._search_left_s()
         for number, draft in enumerate(drafts, start=1):
+            budget_s = self._rig.budget.until_end_s
+            answers = sum(map(len, recordings.values()))
+            self._rig.progress.step(Step("read", OFF, number, len(drafts), 0, answers, budget_s))
             # What a quick draft leaves of its part, the next ones may use.
             until_s = left_s * (1.0 - _PASSES_SHARE * number / len(drafts))
             try:

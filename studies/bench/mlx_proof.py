@@ -1,14 +1,14 @@
-"""What it saves that MLX takes its drafting with the request: one proof, three ways, in one table.
+"""What new launches in every round cost where drafting goes with the request (MLX): one proof, three ways, in one table.
 
 Run: ``python studies/bench/mlx_proof.py --model FOLDER --draft FOLDER [--n-max 4] [--rounds 4] [--prompts 2] [--max-tokens 16]``
 
 The same main model, draft, prompts and rounds, every pair interleaved as `autospec tune` does it:
 
-* *per request*: the launch with the draft serves every round; off has a process of its own (as autospec proves MLX);
-* *relaunch*: the launch with drafting is new for every round, as for backends that take drafting at the launch;
-* *relaunch by turns*: the same where only one launch fits into memory, so that off is launched again, too.
+* *new launches*: both processes are new in every round, as autospec proves;
+* *new launches by turns*: the same where only one fits into memory;
+* *kept*: both processes serve all rounds, as in the search: nothing averages what a launch is faster or slower by.
 
-One more row is the difference that makes per request no better than it is: the draft loaded and not used, against off.
+One more row is the difference that makes the launch with the draft no `off`: the draft loaded and not used, against off.
 Model files are read once before, so that no way pays for a cold disk.
 """
 
@@ -20,11 +20,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from autospec.backends.mlx import Mlx
-from autospec.backends.protocol import Backend, Capabilities, LaunchSettings
+from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.hardware.state import StateWatch
@@ -39,14 +39,6 @@ from autospec.tuning.launches import Launches
 from autospec.tuning.pairing import Pairing, Task
 
 _LEVEL = 0.05
-
-
-class AtLaunch(Mlx):
-    """MLX as if its drafting were fixed when it starts."""
-
-    def capabilities(self) -> Capabilities:
-        """Nothing goes with the request."""
-        return replace(super().capabilities(), drafting_per_request=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +87,16 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder)
-        for name, backend, resident in (
-            ("per request", Mlx(state), 2),
-            ("relaunch", AtLaunch(state), 2),
-            ("relaunch by turns", AtLaunch(state), 1),
+        backend = Mlx(state)
+        backend.capabilities()  # probing a build costs seconds once, whatever the way
+        for name, phase, resident in (
+            ("new launches", Phase.PROVE, 2),
+            ("new launches by turns", Phase.PROVE, 1),
+            ("kept", Phase.SEARCH, 2),
         ):
-            backend.capabilities()  # probing a build costs seconds once, whatever the way
             with proof(backend, str(args.model), resident, args.max_tokens, state / f"{name}.db") as parts:
-                print(run(*parts, prompts, drafting, args.rounds).row(name), flush=True)
+                way = run(*parts, prompts, drafting, rounds=args.rounds, phase=phase)
+                print(way.row(name), flush=True)
         with proof(Mlx(state), str(args.model), 2, args.max_tokens, state / "idle.db") as (launches, pairing):
             idle = idle_draft_figures(
                 launches, asking(launches, args.max_tokens), drafting, prompts, Budget(3600.0)
@@ -141,7 +135,13 @@ def proof(
 
 
 def run(
-    launches: Launches, pairing: Pairing, prompts: tuple[Prompt, ...], drafting: Drafting, rounds: int
+    launches: Launches,
+    pairing: Pairing,
+    prompts: tuple[Prompt, ...],
+    drafting: Drafting,
+    *,
+    rounds: int,
+    phase: Phase,
 ) -> Way:
     """All rounds of one proof; disturbed pairs count, or a busy machine would change what is compared."""
     begun = time.monotonic()
@@ -149,7 +149,7 @@ def run(
     pairs = [
         measured.pair
         for round_ in range(1, rounds + 1)
-        for measured in pairing.block(tasks, drafting, Phase.PROVE, round_)
+        for measured in pairing.block(tasks, drafting, phase, round_)
     ]
     return Way(launches.count, launches.seconds, time.monotonic() - begun, tuple(pairs))
 

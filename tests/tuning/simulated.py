@@ -22,6 +22,26 @@ OFF_TPS = 50.0
 
 
 @dataclass
+class FakeClock:
+    """Seconds that pass where something says that they do."""
+
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        """What time it is."""
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        """So long it took."""
+        self.now += seconds
+
+    @property
+    def time(self) -> FakeClock:
+        """In place of the module `time`."""
+        return self
+
+
+@dataclass
 class SimulatedServer:
     """One launch: answers at once, and says how long it would have taken."""
 
@@ -34,6 +54,7 @@ class SimulatedServer:
     launch_ms: float = 1000.0
     pids: frozenset[int] = frozenset()
     tokens: None = None
+    luck: float = 0.0
 
     def complete(self, request: Request) -> Completion:
         """Answer with a time drawn around the true speed."""
@@ -42,8 +63,9 @@ class SimulatedServer:
         self.backend.asked.append((self.launch_id, self.drafting, text))
         self.backend.before_answer(self, text)
         ratio = 1.0 if self.drafting.is_off else self.backend.speedup(self.drafting, text)
-        noise = float(np.exp(self.backend.random.normal(0.0, self.backend.noise)))
+        noise = float(np.exp(self.backend.random.normal(0.0, self.backend.noise) + self.luck))
         wall_ms = 1000.0 * request.max_tokens / (OFF_TPS * ratio) * noise
+        self.backend.clock.pass_by(wall_ms / 1000.0)
         drafted = 0 if self.drafting.is_off else request.max_tokens
         return Completion(
             text=hashlib.sha256(text.encode()).hexdigest(),
@@ -82,6 +104,9 @@ class SimulatedBackend:
         per_request: True if drafting goes with the request.
         before_launch: Raises to make a launch fail.
         before_answer: Raises to make a request fail, or to interrupt the tune.
+        clock: Moves on by what launches and requests take.
+        launch_s: What a launch takes.
+        launch_scatter: Standard deviation of the log of what a launch's requests all take longer or shorter.
     """
 
     speedup: Speed
@@ -90,6 +115,9 @@ class SimulatedBackend:
     per_request: bool = False
     before_launch: Callable[[Drafting], None] = lambda _: None
     before_answer: Callable[[SimulatedServer, str], None] = lambda _server, _text: None
+    clock: FakeClock = field(default_factory=FakeClock)
+    launch_s: float = 1.0
+    launch_scatter: float = 0.0
     launched: list[Drafting] = field(default_factory=list)
     asked: list[tuple[str, Drafting, str]] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
@@ -115,7 +143,11 @@ class SimulatedBackend:
         del model_path, settings
         self.launched.append(drafting)
         self.before_launch(drafting)
-        server = SimulatedServer(self, f"launch-{next(self._numbers)}", drafting)
+        self.clock.pass_by(self.launch_s)
+        luck = float(self.random.normal(0.0, self.launch_scatter)) if self.launch_scatter else 0.0
+        number = next(self._numbers)
+        server = SimulatedServer(self, f"launch-{number}", drafting, luck=luck)
+        server.base_url = f"http://127.0.0.1:{number + 1}"
         self.running.add(server.launch_id)
         self.most_running = max(self.most_running, len(self.running))
         return server

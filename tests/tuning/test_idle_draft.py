@@ -19,7 +19,7 @@ from autospec.tuning.idle_draft import idle_draft_figures
 from autospec.tuning.launches import Launches
 from tests.backends.waiting import wait_until
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
-from tests.tuning.test_loop import TYPES, pays_for_coding, request_, tune
+from tests.tuning.test_loop import TYPES, Silent, pays_for_coding, request_, tune
 from tests.tuning.test_pairing import Watch
 
 __all__ = ["request_"]
@@ -94,9 +94,9 @@ def test_a_server_that_cannot_idle_is_not_compared(request_):
 
 
 def test_a_tune_keeps_it_in_the_evidence_and_launches_nothing_for_it(request_, backend):
-    """Once for the draft, in every cell's evidence."""
+    """Once for the draft, in every cell's evidence; the third launch is the proof's first round."""
     result = tune(request_, backend)
-    assert len(backend.launched) == 2
+    assert len(backend.launched) == 3
     for recommendation in result.values():
         assert recommendation.evidence["idle_draft"]["ratio"] == pytest.approx(SLOWER, rel=0.02)
 
@@ -117,6 +117,18 @@ def test_a_runner_up_that_is_enabled_has_its_own(request_, backend, tmp_path):
         assert recommendation.drafting.draft == str(second.path)
         assert recommendation.evidence["idle_draft"]["ratio"] == pytest.approx(SLOWER, rel=0.02)
     assert backend.idle_asked == [str(first.path)] * 5 + [str(second.path)] * 5
+
+
+def test_without_time_it_is_left_out_and_said(request_, backend, monkeypatch):
+    """The budget is the user's; the proof goes first."""
+    monkeypatch.setattr(Budget, "allows", lambda *_args, **_options: False)
+    progress = Silent()
+    result = tune(request_, backend, progress)
+    assert backend.idle_asked == []
+    assert "idle_draft" not in result[PromptType.CODING].evidence
+    assert (
+        "draft.gguf, loaded and not used, was not compared with off: no time is left for it." in progress.told
+    )
 
 
 def test_its_failure_ends_no_tune(request_, backend, monkeypatch):

@@ -6,9 +6,12 @@ import pytest
 
 from autospec.backends.optional import Scores
 from autospec.backends.protocol import LaunchSettings
-from autospec.errors import BackendMissingError, LaunchError
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import BackendMissingError, LaunchError, RequestError
 from autospec.tuning.launches import Launches
 from tests.tuning.simulated import SimulatedBackend
+
+DRAFTING = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)
 
 
 class Reading(SimulatedBackend):
@@ -69,3 +72,152 @@ def test_one_that_dies_is_told():
     assert told == [
         "draft.gguf is asked token by token, llama-cpp-python cannot read it: The server died of its first matrix."
     ]
+
+
+def plain(**options):
+    """A backend without anything special."""
+    return SimulatedBackend(lambda _d, _t: 1.2, **options)
+
+
+def running(backend, resident=2, **options):
+    """Off and a drafting, launched where there is room."""
+    launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=resident, **options)
+    launches.off()
+    launches.drafted(DRAFTING)
+    return launches
+
+
+@pytest.mark.parametrize("per_request", [False, True])
+def test_the_new_off_is_compared_with_the_old_one_before_that_stops(per_request):
+    """Both answer, nothing else runs, and afterwards the new one is off."""
+    seen = []
+    backend = plain(per_request=per_request)
+
+    def compare(old, new):
+        assert not old.stopped
+        assert not new.stopped
+        assert launches.off() is new
+        assert backend.running == {old.launch_id, new.launch_id}
+        seen.append((old.launch_id, new.launch_id))
+
+    with running(backend, on_renewed=compare) as launches:
+        old = launches.off()
+        drafted = launches.drafted(DRAFTING)
+        launches.renew()
+        assert seen == [(old.launch_id, launches.off().launch_id)]
+        assert old.stopped
+        assert drafted.stopped
+        assert launches.drafted(DRAFTING).launch_id != drafted.launch_id
+        assert launches.count == 4
+        assert launches.seconds >= 0.0
+    assert not backend.running
+    assert backend.most_running == 2
+
+
+def test_only_the_drafted_launch_is_renewed_where_off_may_stay():
+    """The proof's first round goes on with the off of the search."""
+    backend = plain(per_request=True)
+    with running(backend) as launches:
+        off, drafted = launches.off(), launches.drafted(DRAFTING)
+        launches.renew(off=False)
+        assert launches.off() is off
+        assert launches.drafted(DRAFTING).launch_id != drafted.launch_id
+
+
+def test_by_turns_nothing_is_left_running_and_nothing_compared():
+    """There is no room for two."""
+    backend = plain()
+    with running(backend, resident=1, on_renewed=lambda *_: pytest.fail("there are no two")) as launches:
+        launches.renew()
+        assert not backend.running
+        launches.off()
+        launches.renew()
+        assert not backend.running
+    assert backend.most_running == 1
+
+
+def test_a_new_off_that_does_not_fit_beside_the_old_one_is_launched_alone():
+    """From then on all goes by turns."""
+    backend = plain()
+    with running(backend, on_renewed=lambda *_: pytest.fail("there are no two")) as launches:
+        old = launches.off()
+
+        def refuse(drafting):
+            if backend.running:
+                raise LaunchError("Out of memory.", permanent=True)
+
+        backend.before_launch = refuse
+        launches.renew()
+        assert launches.resident == 1
+        assert launches.off() is not old
+        assert backend.running == {launches.off().launch_id}
+        assert launches.drafted(DRAFTING)
+        assert backend.running == {launches.drafted(DRAFTING).launch_id}
+
+
+def test_an_off_that_does_not_start_at_all_is_an_error_and_leaves_nothing():
+    """It was tried beside the old one, and alone."""
+    backend = plain()
+    with running(backend) as launches:
+
+        def refuse(drafting):
+            raise LaunchError("The file has gone.")
+
+        backend.before_launch = refuse
+        with pytest.raises(LaunchError, match="The file has gone"):
+            launches.renew()
+        assert backend.launched[-2:] == [OFF, OFF]
+        assert not backend.running
+
+
+@pytest.mark.parametrize("error", [RequestError("It died."), KeyboardInterrupt()])
+def test_a_comparison_that_breaks_off_leaves_no_server(error):
+    """A failed one is no reason to end a proof; an interruption is, and everything stops."""
+    backend = plain()
+
+    def compare(_old, _new):
+        raise error
+
+    with running(backend, on_renewed=compare) as launches:
+        if isinstance(error, KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):
+                launches.renew()
+            assert len(backend.running) == 2
+            launches.close()
+            assert not backend.running
+        else:
+            launches.renew()
+            assert backend.running == {launches.off().launch_id}
+
+
+def test_one_server_that_is_attached_to_is_not_compared_with_itself(monkeypatch):
+    """Every launch of it is the same process."""
+    backend = plain()
+    with running(backend, on_renewed=lambda *_: pytest.fail("it is the same")) as launches:
+        real = backend.launch
+
+        def attach(*args):
+            server = real(*args)
+            server.base_url = launches._leaving.base_url
+            return server
+
+        monkeypatch.setattr(backend, "launch", attach)
+        launches.renew()
+
+
+def test_the_processes_of_both_are_ours_while_they_are_compared():
+    """What they use of the processor is nobody else's load."""
+    backend = plain()
+    seen = []
+    with running(backend, on_renewed=lambda *_: seen.append(launches.pids)) as launches:
+        launches.off().pids = frozenset({1})
+        real = backend.launch
+
+        def launch(*args):
+            server = real(*args)
+            server.pids = frozenset({2})
+            return server
+
+        backend.launch = launch
+        launches.renew()
+    assert seen == [{1, 2}]

@@ -48,19 +48,44 @@ def test_another_number_of_tokens_is_no_launch_and_another_draft_is_one(backend)
     assert not backend.running
 
 
-def test_by_turns_a_launch_serves_the_end_of_one_block_and_the_beginning_of_the_next(backend, tmp_path):
-    """Where only one fits into memory, a block costs one launch instead of two."""
-    pairs, made = pairing(tmp_path, Watch(), [], resident=1, per_request=True)
-    for round_ in range(1, 5):
+@pytest.mark.parametrize("per_request", [False, True])
+def test_both_sides_are_launched_again_for_every_round(tmp_path, per_request):
+    """Also where drafting goes with the request: a launch's luck would be in all rounds otherwise."""
+    pairs, made = pairing(tmp_path, Watch(), [], per_request=per_request)
+    found = [[m.pair for m in pairs.block(TASKS, drafting(4), Phase.PROVE, round_)] for round_ in (1, 2, 3)]
+    for side in ("off", "drafted"):
+        launches = [{getattr(pair, side).launch_id for pair in round_} for round_ in found]
+        assert all(len(ids) == 1 for ids in launches)
+        assert len(set.union(*launches)) == 3
+    assert len(made.launched) == 6
+    # The new off starts beside the old one; the drafted launch has gone by then.
+    assert made.most_running == 2
+
+
+def test_cells_in_the_same_round_share_the_launches(tmp_path, backend):
+    """Two prompt types with winners of one draft; what differs goes with the request, and off is the same."""
+    pairs, made = pairing(tmp_path, Watch(), [], per_request=True)
+    other = [replace(task, cell_key="other") for task in TASKS]
+    for round_ in (1, 2):
         list(pairs.block(TASKS, drafting(4), Phase.PROVE, round_))
-    assert made.launched == [OFF, drafting(4), OFF, drafting(4), OFF]
-    assert made.most_running == 1
+        list(pairs.block(other, drafting(8), Phase.PROVE, round_))
+    assert made.launched == [OFF, drafting(4), OFF, drafting(4)]
 
 
-def test_a_whole_tune_launches_each_draft_once(request_, backend):
-    """Search and proof of two prompt types: off, and the one draft that fits."""
+def test_the_search_keeps_its_launches_and_the_proof_begins_with_another_of_the_draft(tmp_path):
+    """The search's launch of a draft helped to choose it; its off is the same for all draftings."""
+    pairs, made = pairing(tmp_path, Watch(), [], per_request=True)
+    for tokens in (4, 8):
+        list(pairs.block(TASKS, drafting(tokens), Phase.SEARCH, 0))
+    assert made.launched == [OFF, drafting(4)]
+    list(pairs.block(TASKS, drafting(8), Phase.PROVE, 1))
+    assert made.launched == [OFF, drafting(4), drafting(8)]
+
+
+def test_a_whole_tune_launches_each_draft_once_to_search_and_once_a_round(request_, backend):
+    """Search and proof of two prompt types, which are decided in one round: off, and the one draft that fits."""
     result = tune(request_, backend)
-    assert len(backend.launched) == 2
+    assert [d.is_off for d in backend.launched] == [True, False, False]
     assert result[PromptType.CODING].verdict is Verdict.ENABLE
     assert result[PromptType.WRITING].verdict is Verdict.DISABLE
 

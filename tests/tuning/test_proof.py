@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from autospec.measure.measurements import Pair
-from autospec.measure.verdict import Rule
+from autospec.measure.measurements import Pair, Phase
+from autospec.measure.verdict import Rule, decide
 from autospec.recommendations import Verdict
+from autospec.tuning import proof
 from autospec.tuning.cell_run import CellRun
+from autospec.tuning.pairing import Task
 from autospec.tuning.proof import Proof, of_round
 from tests.report.samples import DRAFTING, measurement
+from tests.tuning.proofs import lab, ngram
 
 
 def pair(prompt: str, round_: int) -> Pair:
-    """One in which drafting is faster by half."""
-    halves = (measurement(with_drafting=d, prompt=prompt, round=round_) for d in (False, True))
-    return Pair(*halves)
+    """One in which drafting is faster by half, on launches of its round, the order turning from prompt to prompt."""
+    first = int(prompt.removeprefix("p")) % 2
+    off, drafted = (
+        replace(
+            measurement(with_drafting=d, prompt=prompt, round=round_),
+            launch_id=f"{'drafted' if d else 'off'}-{round_}",
+            position=(first + d) % 2,
+        )
+        for d in (False, True)
+    )
+    return Pair(off, drafted)
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -39,6 +51,98 @@ def test_a_resumed_proof_looks_at_its_own_rounds_only(rounds):
     Proof([cell], rig, lambda _: None)._look(cell)
     assert cell.decision.verdict is Verdict.ENABLE
     assert cell.decision.estimate.n == 8 * rounds
+
+
+def by_launch(made):
+    """Of the proof's launches: how many cells and rounds each was measured in."""
+    store = made.rig.pairing._store
+    rows = [
+        m for c in made.cells for m in store.measurements(c.cell.key, protocol="protocol", phase=Phase.PROVE)
+    ]
+    off = {(m.cell_key, m.round, m.launch_id) for m in rows if m.drafting.is_off}
+    drafted = {(m.cell_key, m.round, m.launch_id) for m in rows if not m.drafting.is_off}
+    return off, drafted
+
+
+@pytest.mark.parametrize("resident", [1, 2])
+def test_no_launch_serves_two_rounds_of_a_cell(tmp_path, monkeypatch, resident):
+    """Neither off nor the drafted one: a launch's luck is in one round only."""
+    cells = [("a", ngram(4), 1.05), ("b", ngram(4), 1.05), ("c", ngram(8), 1.05)]
+    made = lab(
+        tmp_path, monkeypatch, resident=resident, cells=cells, speedup=lambda *_: 1.04, noise=0.04, prove=16
+    )
+    made.prove()
+    assert min(cell.rounds for cell in made.cells) >= 2
+    for side in by_launch(made):
+        rounds = defaultdict(set)
+        for cell, round_, launch in side:
+            rounds[cell, launch].add(round_)
+        assert all(len(numbers) == 1 for numbers in rounds.values())
+
+
+def test_winners_in_the_same_round_share_its_off(tmp_path, monkeypatch):
+    """Three winners, as many rounds: off is launched once a round, and compared with the one before."""
+    compared = []
+    cells = [(name, ngram(n), 1.05) for n, name in enumerate("abc", start=2)]
+    made = lab(
+        tmp_path,
+        monkeypatch,
+        cells=cells,
+        speedup=lambda *_: 1.04,
+        noise=0.04,
+        on_renewed=lambda old, new: compared.append((old.launch_id, new.launch_id)),
+    )
+    made.prove()
+    rounds = max(cell.rounds for cell in made.cells)
+    assert rounds >= 2
+    off, drafted = by_launch(made)
+    assert len({launch for *_, launch in off}) == rounds
+    assert len(compared) == rounds - 1
+    assert len({launch for *_, launch in drafted}) == sum(cell.rounds for cell in made.cells)
+
+
+def test_nothing_is_launched_for_rounds_that_are_stored(tmp_path, monkeypatch):
+    """An interrupted proof goes on where it was, with new launches."""
+    made = lab(tmp_path, monkeypatch, speedup=lambda *_: 1.04, noise=0.04)
+    made.prove()
+    rounds, launches = made.cells[0].rounds, made.rig.launches.count
+    made.cells[0].decision, made.cells[0].rounds = None, 0
+    made.prove()
+    assert (made.cells[0].rounds, made.rig.launches.count) == (rounds, launches)
+
+
+def test_the_end_is_expected_when_it_comes(tmp_path, monkeypatch):
+    """What the display is told at the proof's beginning, against what it takes: four types with two winners."""
+    cells = [(f"type{n}", ngram(2 + n % 2), 1.5) for n in range(4)]
+    made = lab(tmp_path, monkeypatch, cells=cells, request_s=10, prove=16)
+    begun = made.backend.clock.now
+    made.prove()
+    took_s = made.backend.clock.now - begun
+    first, last = made.watcher.steps[0], made.watcher.steps[-1]
+    assert first.ends_in_s == pytest.approx(took_s, rel=0.1)
+    assert last.ends_in_s == pytest.approx(0.0, abs=0.1 * took_s)
+    assert last.left_s < first.left_s
+
+
+def test_all_prompts_have_been_asked_when_each_has_a_pair_that_counts(tmp_path, monkeypatch):
+    """Two rounds of eight were measured; what was left out in the second one is not asked yet."""
+    seen = []
+    monkeypatch.setattr(
+        proof, "decide", lambda *args, **options: seen.append(options) or decide(*args, **options)
+    )
+    made = lab(tmp_path, monkeypatch, prove=16)
+    cell, pairing = made.cells[0], made.rig.pairing
+    for round_ in (1, 2):
+        tasks = [Task.of("a", prompt) for prompt in of_round(cell.prove_prompts, round_, 8)]
+        list(pairing.block(tasks, cell.winner, Phase.PROVE, round_))
+    cell.rounds = 2
+    Proof([cell], made.rig, lambda _: None)._look(cell)
+    assert seen.pop()["complete"]
+    known = pairing.known("a", cell.winner, Phase.PROVE)
+    monkeypatch.setattr(pairing, "known", lambda *_: known[:-4])
+    Proof([cell], made.rig, lambda _: None)._look(cell)
+    assert not seen.pop()["complete"]
+    assert cell.decision.verdict is not Verdict.ENABLE
 
 
 @pytest.mark.parametrize(("count", "turns"), [(1, 1), (8, 1), (9, 2), (12, 2), (16, 2), (17, 3), (30, 4)])

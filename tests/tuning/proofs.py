@@ -1,0 +1,165 @@
+"""A proof on simulated servers and a clock that moves by what they take: minutes of measuring in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autospec.backends.protocol import LaunchSettings
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.measure import asking as asking_module
+from autospec.measure.asking import Asking
+from autospec.measure.measurements import Phase
+from autospec.prompts.suite import Half, Prompt
+from autospec.store.database import open_store
+from autospec.tuning.budget import Budget
+from autospec.tuning.cell_run import CellRun
+from autospec.tuning.definition import load_definition
+from autospec.tuning.launches import Launches
+from autospec.tuning.pairing import Pairing, Task
+from autospec.tuning.progress import Standing, Step
+from autospec.tuning.proof import Proof
+from autospec.tuning.rig import Rig
+from tests.tuning.simulated import OFF_TPS, SimulatedBackend, SimulatedServer
+from tests.tuning.test_pairing import Watch
+
+# So that a request with drafting off takes one second for each of these.
+TOKENS_PER_S = round(OFF_TPS)
+
+
+def ngram(n: int) -> Drafting:
+    """A drafting; others for other numbers."""
+    return Drafting(Mode.NGRAM_SIMPLE, ngram_n=n, ngram_m=8, min_hits=1)
+
+
+def prompts(cell: str, count: int, request_s: float, half: Half = Half.PROVE) -> tuple[Prompt, ...]:
+    """Prompts of one cell whose answers take so long without drafting."""
+    tokens = round(request_s * TOKENS_PER_S)
+    return tuple(
+        Prompt(f"{cell}-{half}-{n}", PromptType.QA, ({"role": "user", "content": f"{cell} {half} {n}"},), tokens, half)
+        for n in range(count)
+    )  # fmt: skip
+
+
+@dataclass
+class Watcher:
+    """A progress that remembers."""
+
+    told: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+    def step(self, step: Step) -> None:
+        """Remember it."""
+        self.steps.append(step)
+
+    def standing(self, standings: tuple[Standing, ...]) -> None:
+        """Nothing."""
+
+    def tell(self, text: str) -> None:
+        """Remember it."""
+        self.told.append(text)
+
+
+@dataclass
+class Lab:
+    """All that a proof works with."""
+
+    rig: Rig
+    backend: SimulatedBackend
+    watcher: Watcher
+    cells: list[CellRun]
+    kept: list[str] = field(default_factory=list)
+
+    def prove(self) -> list[CellRun]:
+        """Run the proof; returns the cells that are decided."""
+        Proof(self.cells, self.rig, lambda cell: self.kept.append(cell.cell.key)).run()
+        return [cell for cell in self.cells if cell.decided]
+
+    def known(self, cell: CellRun) -> int:
+        """Pairs of its proof that the store counts."""
+        return len(self.rig.pairing.known(cell.cell.key, cell.winner, Phase.PROVE))
+
+
+def lab(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    resident: int = 2,
+    budget_s: float = 1e6,
+    spent_s: float = 0.0,
+    cells: Sequence[tuple[str, Drafting, float]] = (("a", ngram(4), 1.5),),
+    speedup: Callable[[Drafting, str], float] = lambda _d, _t: 1.5,
+    request_s: float = 1.0,
+    prove: int = 8,
+    launch_s: float = 20.0,
+    noise: float = 0.005,
+    watch: Watch | None = None,
+    on_renewed: Callable[[SimulatedServer, SimulatedServer], None] = lambda _old, _new: None,
+) -> Lab:
+    """A lab whose cells are searched: each drafting has been measured on one prompt of each of its cells.
+
+    Args:
+        tmp_path: For the database.
+        monkeypatch: Puts the clock into measurements.
+        resident: Launches that fit into memory.
+        budget_s: Of the whole tune.
+        spent_s: When the proof begins.
+        cells: Name, winner and the ratio that the search found.
+        speedup: What drafting is worth.
+        request_s: What a request takes without drafting.
+        prove: Prove prompts of each cell.
+        launch_s: What a launch takes.
+        noise: Of a request.
+        watch: Of the machine.
+        on_renewed: See `Launches`.
+    """
+    backend = SimulatedBackend(speedup, noise=noise, launch_s=launch_s)
+    clock = backend.clock
+    monkeypatch.setattr(asking_module, "time", clock)
+    definition = load_definition("quick")
+    watcher = Watcher()
+    budget = Budget(budget_s, clock)
+    launches = Launches(
+        backend, "/main.gguf", LaunchSettings(), resident=resident, clock=clock, on_renewed=on_renewed
+    )
+    pairing = Pairing(
+        launches,
+        Asking("protocol", 10_000_000, 0.0, watch or Watch()),
+        open_store(f"sqlite:///{tmp_path / 'autospec.db'}"),
+        since={},
+        tell=watcher.told.append,
+        sleep=clock.pass_by,
+        clock=clock,
+    )
+    rig = Rig(replace(definition, budget_s=budget_s), None, launches, pairing, budget, watcher)
+    runs = [
+        CellRun(
+            SimpleNamespace(key=name, prompt_type=name),
+            SimpleNamespace(noted=lambda _: None),
+            prompts(name, 1, request_s, Half.TUNE),
+            prompts(name, prove, request_s),
+            winner=winner,
+            trial_values={winner: ratio},
+            searched=True,
+        )
+        for name, winner, ratio in cells
+    ]
+    for winner in dict.fromkeys(cell.winner for cell in runs):
+        tasks = [Task.of(c.cell.key, c.tune_prompts[0]) for c in runs if c.winner == winner]
+        list(pairing.block(tasks, winner, Phase.SEARCH, 0))
+    clock.pass_by(max(0.0, spent_s - budget.spent_s))
+    return Lab(rig, backend, watcher, runs)
+
+
+def sides(backend: SimulatedBackend) -> list[tuple[str, bool]]:
+    """Of the proof's requests: which launch, and whether it was off; runs of the same ones count once."""
+    found: list[tuple[str, bool]] = []
+    for launch, drafting, text in backend.asked:
+        if str(Half.PROVE) in text and found[-1:] != [(launch, drafting == OFF)]:
+            found.append((launch, drafting == OFF))
+    return found
