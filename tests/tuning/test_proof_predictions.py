@@ -1,0 +1,128 @@
+"""Predictions in the proof: when prompts are recorded for them, and what they spare."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+from autospec.backends.protocol import Request
+from autospec.measure.log_ratios import of_pairs
+from autospec.measure.measurements import Phase
+from autospec.recommendations import Verdict
+from autospec.tuning import proof_predictions
+from autospec.tuning.proof import Proof
+from autospec.tuning.proof_predictions import ProofPredictions
+from autospec.tuning.surveying import RECORDING
+from tests.tuning.proofs import lab
+
+
+class Foretold:
+    """Predictions that are exact; counts how often they were asked to predict."""
+
+    def __init__(self, gains):
+        self.gains = gains
+        self.predicted = 0
+
+    def known(self, _cell):
+        return self.gains if self.predicted else {}
+
+    def missing(self, cell, pairs):
+        return [p for p in cell.prove_prompts if p.id not in {pair.off.prompt_id for pair in pairs}]
+
+    def predict(self, _cell, _pairs):
+        self.predicted += 1
+        return self.gains
+
+
+def gain_of(text: str) -> float:
+    """Prompts gain 35 to 65 %, by their number."""
+    return 1.35 + 0.02 * int(text.rsplit(maxsplit=1)[-1].strip('"}]'))
+
+
+def proved(tmp_path, monkeypatch, predictions, **how):
+    """Prove one cell of sixteen prompts; returns it and the lab."""
+    made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text), **how)
+    Proof(made.cells, made.rig, lambda _: None, predictions).run()
+    return made.cells[0], made
+
+
+def exact():
+    """Predictions of the sixteen prompts of `lab`."""
+    return {f"a-prove-{n}": math.log(1.35 + 0.02 * n) for n in range(16)}
+
+
+def test_a_clear_gain_is_proven_on_half_of_the_prompts(tmp_path, monkeypatch):
+    """Eight prompts are asked and eight are predicted: one round on two launches, where it takes two without."""
+    cell, made = proved(tmp_path, monkeypatch, foretold := Foretold(exact()))
+    assert (cell.decision.verdict, cell.rounds, foretold.predicted) == (Verdict.ENABLE, 1, 1)
+    assert (cell.decision.prompts, cell.decision.recorded) == (8, 16)
+    assert made.known(cell) == 8
+
+
+def test_without_predictions_all_prompts_are_asked(tmp_path, monkeypatch):
+    """The same cell, where nothing can be predicted."""
+    for number, predictions in enumerate((None, Foretold({}))):
+        cell, _ = proved(tmp_path / str(number), monkeypatch, predictions)
+        assert (cell.decision.verdict, cell.rounds, cell.decision.recorded) == (Verdict.ENABLE, 2, 0)
+
+
+def test_a_loss_is_not_predicted(tmp_path, monkeypatch):
+    """Where the mean does not exceed the threshold, nothing is recorded for it."""
+    made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, _t: 0.7)
+    foretold = Foretold(exact())
+    Proof(made.cells, made.rig, lambda _: None, foretold).run()
+    assert (made.cells[0].decision.verdict, foretold.predicted) == (Verdict.DISABLE, 0)
+
+
+def test_nothing_is_recorded_when_the_budget_has_no_time_for_it(tmp_path, monkeypatch):
+    """One round fits, and the eight requests that the prediction takes do not."""
+    cell, made = proved(tmp_path, monkeypatch, foretold := Foretold(exact()), budget_s=70.0)
+    assert foretold.predicted == 0
+    assert cell.decision is None or cell.decision.verdict is Verdict.UNDECIDED
+    assert made.rig.budget.spent_s <= 70.0 + 60.0
+
+
+class Words:
+    """A model in token ids whose tokens are words."""
+
+    def encode(self, request: Request) -> tuple[int, ...]:
+        return tuple(range(5 + len(str(request.messages)) % 3))
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        return tuple(len(word) for word in text.split())
+
+
+def test_measured_answers_are_recordings(tmp_path, monkeypatch):
+    """The tokens of an answer come from its text; where their number is not the server's, the prompt is asked again."""
+    made = lab(tmp_path, monkeypatch, prove=16)
+    Proof(made.cells, made.rig, lambda _: None).run()
+    cell = made.cells[0]
+    pairs = made.rig.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
+    asking = made.rig.pairing._asking
+    tokens = pairs[0].off.predicted_tokens
+    asked = sorted({p.off.prompt_id for p in pairs})
+    asking.answers = dict.fromkeys(asked, "word " * tokens)
+    asking.answers[asked[0]] = "not so many words"
+    seen = {}
+
+    class Gathered:
+        def __init__(self, cells, *_rest, prompts, drafts):
+            seen.update(prompts=prompts(cells[0]), drafts=list(drafts))
+
+        def run(self):
+            return SimpleNamespace(log_ratios=lambda _key, _drafting: exact())
+
+    monkeypatch.setattr(proof_predictions, "Surveying", Gathered)
+    monkeypatch.setattr(
+        type(made.rig.launches), "off", lambda _self: SimpleNamespace(tokens=Words(), pids=frozenset())
+    )
+    store = made.rig.pairing._store
+    predictions = ProofPredictions(made.rig, asking, store)
+    assert predictions.known(cell) == {}
+    assert predictions.predict(cell, pairs) == predictions.known(cell) == exact()
+    kept = store.surveys(cell.cell.key, asking.protocol, RECORDING)
+    assert sorted(kept) == asked[1:]
+    assert kept[asked[1]]["answer_ids"] == [4] * tokens
+    assert seen == {"prompts": cell.prove_prompts, "drafts": []}
+    assert {p.id for p in predictions.missing(cell, pairs)} == {p.id for p in cell.prove_prompts} - set(asked)
+    assert len(of_pairs(pairs, lambda p: p.log_ratio)) == len(pairs)
