@@ -7,7 +7,8 @@ comparison is the Hodges-Lehmann estimate d of the pairs' ln(new ÷ old), and it
 
     e² = (1.4826 · MAD)² · (π ÷ 3) ÷ pairs        MAD: median distance of the pairs from their median
 
-which a stalled request hardly moves (3 ÷ π is the efficiency of the estimate on normal noise). Where ln(speed) has the standard
+which a stalled request hardly moves (3 ÷ π is the efficiency of the estimate on normal noise); it is never taken for less
+than 0.1 %. Where ln(speed) has the standard
 deviation L between launches, d has the variance 2L² + e². With T the mean of d² over n comparisons, E the mean of e², f the
 degrees of freedom of T, and c = χ²(0.05; f) ÷ f:
 
@@ -41,6 +42,8 @@ ASSUMED_SD = 0.03
 LEAST_FREEDOM = 6.0
 # A median distance times this is a standard deviation, where noise is normal.
 _MAD_TO_SD = 1.4826
+# Server clocks and the rounding of their answers know no difference better than this, however equal the pairs are.
+_LEAST_ERROR = 0.001
 # One-sided error of the upper limit that the resolution follows from.
 _LEVEL = 0.05
 
@@ -87,7 +90,8 @@ def speed_difference(log_ratios: Sequence[float]) -> tuple[float, float]:
     i, j = np.triu_indices(values.size)
     center = float(np.median((values[i] + values[j]) / 2.0))
     distance = float(np.median(np.abs(values - np.median(values))))
-    return center, _MAD_TO_SD * distance * math.sqrt(math.pi / 3.0 / values.size)
+    error = _MAD_TO_SD * distance * math.sqrt(math.pi / 3.0 / values.size)
+    return center, max(error, _LEAST_ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +166,12 @@ class LaunchScatter:
     @property
     def words(self) -> str:
         """What is known, as a clause: ``launches differ by 0.4 % (8 comparisons)``."""
-        taken = f"a launch is taken to differ by up to {100 * self.counted_sd:.2g} %"
+        taken = f"they are taken to differ by up to {100 * self.counted_sd:.2g} %"
         counted = f"{self.comparisons} comparison{'s' if self.comparisons != 1 else ''}"
         if self.comparisons == 0:
-            return f"not measured yet: {taken}"
+            return f"launches have not been compared yet: {taken}"
         if self.assumed:
-            return f"not known well enough yet ({counted}): {taken}"
+            return f"too few launches have been compared yet ({counted}): {taken}"
         least = "" if self.sd > self.resolution else " or less"
         return f"launches differ by {100 * self.sd:.1f} %{least} ({counted})"
 
