@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from autospec.backends.protocol import Request, Server
+from autospec.backends.protocol import Completion, Request, Server
 from autospec.cells import Build
 from autospec.errors import AutospecError
 from autospec.hardware.state import StateWatch
@@ -15,7 +15,7 @@ from autospec.measure.asking import busy
 from autospec.measure.launch_scatter import LaunchComparison, LaunchScatter
 from autospec.store.database import Store
 
-__all__ = ["LaunchComparing", "compare_launches", "known_scatter"]
+__all__ = ["LaunchComparing", "abba", "compare_launches", "known_scatter", "short_request"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ _LEAST_PAIRS = 8
 _MOST_PAIRS = 16
 # Standard error at which a comparison needs no more pairs.
 _FINE = 0.01
+# Standard error of a comparison that says nothing: launches that differ as much were never seen, and it would hide the others.
+_USELESS = 0.05
 # Of the time that is left: where a comparison would take more, proving needs it more.
 _SHARE = 0.05
 # Degrees of freedom after which one comparison a tune is enough, to notice a change.
@@ -128,6 +130,7 @@ def compare_launches(
     watch: StateWatch | None = None,
     least_pairs: int = _LEAST_PAIRS,
     most_pairs: int = _MOST_PAIRS,
+    most_error: float = _USELESS,
 ) -> LaunchComparison | None:
     """Ask two launches of one server the same short request by turns: old, new, new, old, and so on.
 
@@ -142,18 +145,17 @@ def compare_launches(
         watch: Watches the machine meanwhile; ``None`` measures whatever the machine does.
         least_pairs: Pairs of every comparison, an even number.
         most_pairs: Pairs that it ends with at the latest, an even number.
+        most_error: Standard error above which it is useless.
 
     Returns:
-        The comparison, or ``None`` where it would take too long, the machine was on battery or busy, or the answers
-        cannot be compared.
+        The comparison, or ``None`` where it would take too long, the machine was on battery or busy, the pairs scatter
+        too much, or the answers cannot be compared.
 
     Raises:
         BackendError: A request failed.
     """
     tokens = min(max(max_tokens // _USUAL_REQUESTS, _TOKENS[0]), _TOKENS[1])
-    request = Request(
-        messages=({"role": "user", "content": _PROMPT},), max_tokens=tokens, temperature=0.0, ignore_eos=True
-    )
+    request = short_request(tokens)
     # The first request of a launch pays for what is loaded late.
     slowest_ms = max(server.complete(request).wall_ms for server in (old, new))
     if 2 * least_pairs * slowest_ms / 1000.0 > affordable_s:
@@ -165,13 +167,11 @@ def compare_launches(
     log_ratios: list[float] = []
     comparison: LaunchComparison | None = None
     while comparison is None or (comparison.error > _FINE and len(log_ratios) + 2 <= affordable_pairs):
-        for order in ((old, new), (new, old)):
-            answers = {server.launch_id: server.complete(request) for server in order}
-            if any(c.predicted_tokens < 1 or c.predicted_ms <= 0.0 for c in answers.values()):
+        for answers in abba(old, new, request):
+            if any(c.predicted_tokens < 1 or c.predicted_ms <= 0.0 for c in answers):
                 _LOG.info("two launches were not compared: an answer has no tokens, or no time")
                 return None
-            ratio = answers[new.launch_id].decode_tps / answers[old.launch_id].decode_tps
-            log_ratios.append(math.log(ratio))
+            log_ratios.append(math.log(answers[1].decode_tps / answers[0].decode_tps))
         if len(log_ratios) >= least_pairs:
             comparison = LaunchComparison.of(log_ratios, at=time.time(), old=old.launch_id, new=new.launch_id)
     if watch is not None:
@@ -179,4 +179,25 @@ def compare_launches(
         if state.on_battery or busy(state):
             _LOG.info("two launches were not compared: the machine was on battery or busy")
             return None
+    if comparison.error > most_error:
+        _LOG.info(
+            "two launches were not compared: pairs scatter too much (error %.0f %%)", 100 * comparison.error
+        )
+        return None
     return comparison
+
+
+def short_request(tokens: int) -> Request:
+    """What both launches are asked: a greedy answer of so many tokens."""
+    return Request(messages=({"role": "user", "content": _PROMPT},), max_tokens=tokens, ignore_eos=True)
+
+
+def abba(old: Server, new: Server, request: Request) -> Iterator[tuple[Completion, Completion]]:
+    """Two pairs of answers (old, new), asked in the order old, new, new, old: a steady drift cancels out of them.
+
+    Raises:
+        BackendError: A request failed.
+    """
+    yield old.complete(request), new.complete(request)
+    later, earlier = new.complete(request), old.complete(request)
+    yield earlier, later
