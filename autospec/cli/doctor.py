@@ -19,6 +19,7 @@ from autospec.errors import AutospecError
 if TYPE_CHECKING:
     from autospec.cells import Hardware
     from autospec.hardware.state import MachineState
+    from autospec.measure.launch_scatter import LaunchScatter
     from autospec.settings import Settings
 
 __all__ = ["command"]
@@ -75,6 +76,7 @@ def command(shell: Shell) -> None:
     _examine_backends(findings, settings)
     _examine_models(findings, settings)
     _examine_storage(findings, settings)
+    _examine_launches(findings, settings, hardware)
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began_s)))
     _examine_state(findings, watch.finish())
     _examine_signals(findings, settings)
@@ -168,9 +170,7 @@ def _examine_storage(findings: Findings, settings: Settings) -> None:
 
 
 def _try_storage(url: str) -> None:
-    from urllib.parse import unquote
-
-    file = Path(unquote(url.removeprefix("sqlite:///"))) if url.startswith("sqlite:///") else None
+    file = _database_file(url)
     if file is not None and not file.exists():
         # Looking leaves no trace: the first tune makes the file.
         folder = next(parent for parent in (file.absolute()).parents if parent.exists())
@@ -183,6 +183,47 @@ def _try_storage(url: str) -> None:
     from autospec.store.database import open_store
 
     open_store(url).close()
+
+
+def _database_file(url: str) -> Path | None:
+    from urllib.parse import unquote
+
+    return Path(unquote(url.removeprefix("sqlite:///"))) if url.startswith("sqlite:///") else None
+
+
+def _examine_launches(findings: Findings, settings: Settings, hardware: Hardware) -> None:
+    """How much launches of each backend differ, as the tunes on this machine measured it."""
+    from autospec.measure.launch_scatter import LaunchScatter
+
+    # What somebody else launches is never launched twice.
+    launched = {b["name"]: b for b in findings.backends if b["ok"] and b["name"] != "attached"}
+    known: dict[str, LaunchScatter] = {}
+    file = _database_file(settings.storage)
+    if launched and findings.storage["ok"] and (file is None or file.exists()):
+        try:
+            known = _known_launches(settings.storage, hardware, launched)
+        except Exception as error:  # noqa: BLE001 - as above
+            findings.problems.append(_problem("The compared launches cannot be read", error))
+    for name, backend in launched.items():
+        scatter = known.get(name, LaunchScatter())
+        backend["launch_scatter"] = {**scatter.to_json(), "words": scatter.words}
+
+
+def _known_launches(
+    url: str, hardware: Hardware, backends: dict[str, dict[str, Any]]
+) -> dict[str, LaunchScatter]:
+    from autospec.cells import Build
+    from autospec.store.database import open_store
+    from autospec.tuning.launch_scatter import known_scatter
+
+    store = open_store(url)
+    try:
+        return {
+            name: known_scatter(store, hardware.id, Build(name, b["build"], b["fingerprint"]))
+            for name, b in backends.items()
+        }
+    finally:
+        store.close()
 
 
 def _examine_state(findings: Findings, state: MachineState) -> None:
@@ -285,6 +326,8 @@ def _backend_rows(backends: list[dict[str, Any]]) -> list[tuple[str, str]]:
         label = "backends" if not rows else ""
         if backend["ok"]:
             rows.append((label, f"{backend['name']} {backend['build']}: {', '.join(backend['modes'])}"))
+            if "launch_scatter" in backend:
+                rows.append(("", f"  {backend['launch_scatter']['words']}"))
             rows += [("", f"  {note}") for note in backend["notes"]]
         else:
             rows.append((label, f"{backend['name']}: {backend['problem']} {backend['fix']}".rstrip()))

@@ -23,13 +23,10 @@ from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio
 from autospec.measure.statistics import Estimate, hodges_lehmann
 
-__all__ = ["LEAST_FREEDOM", "UnitFit", "fit_units", "launch_half_width", "launch_variance", "unit_estimate"]
+__all__ = ["UnitFit", "fit_units", "launch_half_width", "launch_variance", "unit_estimate"]
 
 Floats = npt.NDArray[np.float64]
 
-# A measured scatter replaces the assumed one from so many degrees of freedom on: with fewer, Student's quantile is so
-# large that the assumption decides earlier.
-LEAST_FREEDOM = 6
 # The two-way fit converges within a few steps; the last ones change the sixth digit.
 _STEPS = 6
 
@@ -71,10 +68,10 @@ def launch_half_width(
     """
     from scipy import stats  # noqa: PLC0415  (half a second that most commands need not spend)
 
-    if scatter.freedom >= LEAST_FREEDOM:
-        quantile, sd = float(stats.t.isf(level, scatter.freedom)), scatter.sd
+    if scatter.assumed:
+        quantile, sd = float(stats.norm.isf(level)), max(assumed_sd, scatter.sd)
     else:
-        quantile, sd = float(stats.norm.isf(level)), assumed_sd
+        quantile, sd = float(stats.t.isf(level, scatter.freedom)), scatter.sd
     return quantile * math.sqrt(launch_variance(values, launch_sd=sd, turn_sd=turn_sd))
 
 

@@ -42,7 +42,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autospec.measure.control_variate import Control, control
-from autospec.measure.launch_scatter import LaunchScatter
+from autospec.measure.launch_scatter import ASSUMED_SD, LaunchScatter
 from autospec.measure.log_ratios import LogRatio, by_prompt
 from autospec.measure.statistics import (
     Estimate,
@@ -50,7 +50,7 @@ from autospec.measure.statistics import (
     signed_rank_estimate,
     stratified_estimate,
 )
-from autospec.measure.variance import LEAST_FREEDOM, UnitFit, fit_units, launch_half_width, unit_estimate
+from autospec.measure.variance import UnitFit, fit_units, launch_half_width, unit_estimate
 from autospec.recommendations import Verdict
 
 __all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide"]
@@ -95,7 +95,7 @@ class Rule:
     looks: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
     first_share: float = 0.40
     across_prompts: float = 0.05
-    launch_sd: float = 0.03
+    launch_sd: float = ASSUMED_SD
     turn_sd: float = 0.05
 
     def level(self, look: int) -> float:
@@ -148,7 +148,7 @@ class Decision:
         mean: Mean of the prompts' median log-ratios; 0 before the first pair.
         reason: One sentence.
         units: Pairs of launches behind it.
-        scatter: Of launches, as the intervals counted with it; `freedom` is 0 where it was assumed.
+        scatter: Of launches, as far as it was known.
         prediction_weight: 0 … 1, how much of the predicted differences between prompts was taken out; 0 for none.
         recorded: Prompts whose prediction took part.
     """
@@ -204,7 +204,6 @@ def decide(
         )
     if not final and view.settled and _hopeless(evidence, rounds, rule):
         final, reason = True, f"{reason}, and more rounds of these prompts would not tell"
-    used = scatter if scatter.freedom >= LEAST_FREEDOM else LaunchScatter(rule.launch_sd, 0)
     return Decision(
         verdict,
         final,
@@ -214,7 +213,7 @@ def decide(
         mean=statistics.fmean(evidence.medians),
         reason=reason,
         units=evidence.fit.units,
-        scatter=used,
+        scatter=scatter,
         prediction_weight=evidence.control.weight,
         recorded=evidence.control.recorded,
     )
@@ -278,7 +277,7 @@ class _Evidence:
             looks_done: Looks, this one included; 0 before the first.
             times: As if every unit had come so many times.
         """
-        measured = self.scatter.freedom >= LEAST_FREEDOM
+        measured = not self.scatter.assumed
         fit = self.fit.repeated(times)
         units_share = (_UNITS_SHARE_MEASURED if measured else _UNITS_SHARE) * (
             fit.freedom >= _LEAST_UNIT_FREEDOM

@@ -68,6 +68,7 @@ def explain(
         sentences += _from_pairs(pairs, figures)
     sentences += _recorded_runs(r)
     sentences += forecast_sentences(r, figures)
+    sentences += _launch_scatter(r, figures)
     sentences += _idle_draft(r, figures)
     sentences += machine_sentences(r, figures, model, _FAST_TPS)
     sentences += _runners_up(r, trials, figures)
@@ -205,6 +206,28 @@ def _idle_draft(r: Recommendation, figures: dict[str, Any]) -> list[str]:
             f"With the draft loaded and no token drafted, whole requests ran at {percent(idle['ratio'])}{between}"
             f" against a process without a draft, from {pairs}: off means without a draft, and every verdict is against"
             " that."
+        )
+    ]
+
+
+def _launch_scatter(r: Recommendation, figures: dict[str, Any]) -> list[str]:
+    """What the verdict took launches of one server to differ by."""
+    counted = r.evidence.get("launch_scatter")
+    if not isinstance(counted, dict) or "sd" not in counted:
+        return []
+    figures["launch_scatter"] = counted
+    by = f"{100 * counted['sd']:.1f} %"
+    if counted.get("assumed"):
+        return [
+            (
+                f"The verdict takes launches of this server to differ by {by}: too few have been compared on this"
+                " machine to know it, and each tune compares some."
+            )
+        ]
+    return [
+        (
+            f"The verdict takes launches of this server to differ by {by} (standard deviation), as comparisons of"
+            f" launches on this machine say; {counted['freedom']:.0f} degrees of freedom."
         )
     ]
 

@@ -14,12 +14,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from autospec.cells import Cell, Hardware, PromptType
+from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import Drafting
 from autospec.errors import StoreError
+from autospec.measure.launch_scatter import LaunchComparison
 from autospec.measure.live import Sample
 from autospec.measure.measurements import Measurement, Phase
 from autospec.recommendations import Recommendation
+from autospec.store.launch_comparisons import insert_launch_comparison, select_launch_comparisons
 from autospec.store.live import KEPT_SAMPLES, insert_samples, prune_samples, select_samples
 from autospec.store.locks import first_use
 from autospec.store.plain_errors import plain_errors
@@ -194,6 +196,18 @@ class Store:
                 prompt_type=prompt_type,
                 drafting=drafting,
             )
+
+    def add_launch_comparison(
+        self, hardware_id: str, build: Build, model: str, comparison: LaunchComparison
+    ) -> None:
+        """Keep what two launches of one server differed by; `model` is for people who read the table."""
+        with plain_errors(self._engine), self._engine.begin() as connection:
+            insert_launch_comparison(connection, hardware_id, build, model, comparison)
+
+    def launch_comparisons(self, hardware_id: str, build: Build) -> list[LaunchComparison]:
+        """The newest comparisons of launches on a machine with exactly this build, oldest first."""
+        with plain_errors(self._engine), self._engine.connect() as connection:
+            return select_launch_comparisons(connection, hardware_id, build)
 
     def newest_recommendation(self) -> int:
         """The number of the newest recommendation; 0 without any."""

@@ -2,10 +2,11 @@
 
 Run: ``python studies/bench/aa_runs.py --model PATH [--proofs 6] [--prompt-type qa]… [--backend embedded] [--max-tokens 64]``
 
-Whatever is enabled here is enabled falsely. One run prints, for each proof, its verdict, pairs and interval, and at
-the end the standard deviation of the log-ratio of a pair: the noise of this machine, to be compared with the
-columns of verdict_simulation.py. The machine's own disturbances are left in, flagged pairs included, so that the
-figures are those of the worst case.
+Both are launched for every round, as `autospec tune` launches them: what a launch is faster or slower by is noise too, and
+rounds must average it on both sides. Whatever is enabled here is enabled falsely. One run prints, for each proof, its
+verdict, pairs and interval, and at the end the standard deviation of the log-ratio of a pair: the noise of this machine,
+to be compared with the columns of verdict_simulation.py. The machine's own disturbances are left in, flagged pairs
+included, so that the figures are those of the worst case.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+from contextlib import ExitStack
 from pathlib import Path
 
-from autospec.backends.protocol import Backend, LaunchSettings, Request
+from autospec.backends.protocol import Backend, LaunchSettings, Request, Server
 from autospec.backends.registry import backend_for
 from autospec.cells import PromptType
 from autospec.drafting import OFF
-from autospec.measure.verdict import DEFAULT_RULE, Decision, decide_log_ratios
+from autospec.measure.log_ratios import LogRatio, by_prompt
+from autospec.measure.verdict import DEFAULT_RULE, Decision, decide
 from autospec.prompts.suite import Half, Prompt, load_suite
 from autospec.settings import load_settings
 from autospec.tuning.proof import of_round
@@ -42,19 +45,17 @@ def main() -> None:
 
     backend = backend_for(args.backend or None, load_settings())
     suite = load_suite()
-    print("| prompt type | verdict | ratio | interval | pairs | launches |\n|---|---|---|---|---|---|")
+    print("| prompt type | verdict | ratio | interval | pairs | rounds |\n|---|---|---|---|---|---|")
     deviations: list[float] = []
     false_enables = 0
     types = [PromptType(t) for t in args.prompt_type] or list(suite.types())
     for prompt_type in types[: args.proofs]:
         prompts = suite.of(prompt_type, Half.PROVE)
-        decision, by_prompt, rounds = one_proof(
-            backend, str(args.model), prompts, args.max_tokens, args.rounds
-        )
+        decision, values, rounds = one_proof(backend, str(args.model), prompts, args.max_tokens, args.rounds)
         assert decision.estimate is not None
         low, high = decision.estimate.interval
         false_enables += decision.verdict == "enable"
-        deviations += [v - statistics.fmean(p) for p in by_prompt for v in p if len(p) > 1]
+        deviations += [v - statistics.fmean(p) for p in by_prompt(values).values() for v in p if len(p) > 1]
         print(
             f"| {prompt_type} | {decision.verdict} | {decision.estimate.ratio:.4f} | {low:.4f} – {high:.4f} "
             f"| {decision.estimate.n} | {rounds} |",
@@ -72,31 +73,40 @@ def main() -> None:
 
 def one_proof(
     backend: Backend, model: str, prompts: tuple[Prompt, ...], max_tokens: int, most_rounds: int
-) -> tuple[Decision, list[list[float]], int]:
+) -> tuple[Decision, list[LogRatio], int]:
     """One proof of off against off, with the rounds and looks that `autospec tune` has."""
-    settings = LaunchSettings(args=("-c", "4096"))
-    by_prompt: list[list[float]] = [[] for _ in prompts]
-    first = backend.launch(model, OFF, settings)
-    turn = 0
-    try:
+    settings = LaunchSettings(args=() if backend.name == "mlx" else ("-c", "4096"))
+    values: list[LogRatio] = []
+    with ExitStack() as running:
+        first = _launch(backend, model, settings, running)
         for round_ in range(1, most_rounds + 1):
-            second = backend.launch(model, OFF, settings)
-            try:
+            if round_ > 1:
+                # The new one starts while the old one runs, so that it does not get the old one's memory back.
+                before = running.pop_all()
+                with before:
+                    first = _launch(backend, model, settings, running)
+            with ExitStack() as this_round:
+                second = _launch(backend, model, settings, this_round)
                 for k in of_round(range(len(prompts)), round_, PER_ROUND):
-                    prompt = prompts[k]
-                    request = Request(messages=prompt.messages, max_tokens=max_tokens)
-                    order = (first, second) if turn % 2 == 0 else (second, first)
-                    turn += 1
+                    request = Request(messages=prompts[k].messages, max_tokens=max_tokens)
+                    order = (first, second) if len(values) % 2 == 0 else (second, first)
                     speeds = {server.launch_id: server.complete(request).request_tps for server in order}
-                    by_prompt[k].append(math.log(speeds[second.launch_id] / speeds[first.launch_id]))
-            finally:
-                second.stop()
-            decision = decide_log_ratios(by_prompt, round_, complete=all(by_prompt))
+                    ratio = math.log(speeds[second.launch_id] / speeds[first.launch_id])
+                    off_first = order[0] is first
+                    values.append(
+                        LogRatio(prompts[k].id, first.launch_id, second.launch_id, ratio, off_first=off_first)
+                    )
+            decision = decide(values, round_, complete=len(by_prompt(values)) == len(prompts))
             if (round_ in DEFAULT_RULE.looks and decision.final) or round_ == most_rounds:
-                return decision, by_prompt, round_
-    finally:
-        first.stop()
+                return decision, values, round_
     raise AssertionError("the last round returns")
+
+
+def _launch(backend: Backend, model: str, settings: LaunchSettings, until: ExitStack) -> Server:
+    """A launch that is stopped when the context is left."""
+    server = backend.launch(model, OFF, settings)
+    until.callback(server.stop)
+    return server
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,11 @@ from autospec.cli import cli
 from autospec.cli.doctor import Findings, _examine_state
 from autospec.drafting import Mode
 from autospec.errors import BackendMissingError
+from autospec.hardware import identify
 from autospec.hardware.state import MachineState
+from autospec.measure.launch_scatter import LaunchComparison
+from autospec.settings import load_settings
+from autospec.store.database import open_store
 
 KEYS = {
     "schema", "ok", "autospec", "python", "config_file", "hardware", "state", "backends", "models", "storage", "daemon",
@@ -98,6 +103,30 @@ def test_a_backend_shows_build_and_modes(monkeypatch: pytest.MonkeyPatch):
     text = doctor().stdout
     assert "embedded b11434: draft-model, off" in text
     assert "brew install llama.cpp" in text
+
+
+def test_how_much_launches_differ_is_shown_for_the_build_that_is_here(monkeypatch: pytest.MonkeyPatch):
+    """What tunes on this machine compared; of another build nothing is known, of a missing backend nothing is said."""
+    other = replace(GOOD, build=Build("llama-server", "b2", "def"))
+    attached = replace(GOOD, build=Build("attached", "x"))
+    stand_in(monkeypatch, {"embedded": GOOD, "llama-server": other, "attached": attached, "mlx": MISSING})
+    unknown = "launches have not been compared yet: they are taken to differ by up to 3 %"
+    assert [b.get("launch_scatter", {}).get("words") for b in examined()["backends"]] == [
+        unknown, unknown, None, None,
+    ]  # fmt: skip
+    store = open_store(load_settings().storage)
+    for k in range(9):
+        known = LaunchComparison(at=1.0, old=f"l{k}", new=f"l{k + 1}", difference=0.01, error=0.004, pairs=8)
+        store.add_launch_comparison(identify().id, GOOD.build, "main", known)
+    store.close()
+    embedded, llama_server, *_ = examined()["backends"]
+    # 0.01² ÷ 2 for one launch, and the part of 0.004² ÷ 2 that nine comparisons in a row cannot take off.
+    assert embedded["launch_scatter"]["sd"] == pytest.approx(0.0070, abs=0.0002)
+    assert embedded["launch_scatter"]["assumed"] is False
+    assert llama_server["launch_scatter"]["sd"] == 0.03
+    text = " ".join(doctor().stdout.split())
+    assert "embedded b11434: draft-model, off launches differ by 0.7 % (9 comparisons)" in text
+    assert f"llama-server b2: draft-model, off {unknown}" in text
 
 
 def test_one_backend_is_enough(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autospec.drafting import Drafting, Mode
@@ -199,3 +201,28 @@ def test_a_record_is_explained_by_its_runs():
     assert "Recorded with off: 75.5 tok/s." in text
     assert "n_max=8 p_min=0.8: 59.0 tok/s (-21.9 %)." in text
     assert "MoE, 3B active" in text
+
+
+@pytest.mark.parametrize(
+    ("counted", "words"),
+    [
+        ({"sd": 0.03, "freedom": 2.25, "assumed": True}, "to differ by 3.0 %: too few have been compared"),
+        (
+            {"sd": 0.0042, "freedom": 7.6, "assumed": False},
+            "0.4 % (standard deviation), as comparisons of launches",
+        ),
+    ],
+)
+def test_it_says_what_launches_are_taken_to_differ_by(counted, words):
+    """The verdict's own figure: measured, or assumed."""
+    r = recommendation()
+    explanation = explain(replace(r, evidence={**r.evidence, "launch_scatter": counted}))
+    assert words in said(explanation)
+    assert explanation.figures["launch_scatter"] == counted
+
+
+def test_a_recommendation_of_before_says_nothing_of_launches():
+    """Its evidence has no such key."""
+    explanation = explain(recommendation())
+    assert "launches" not in said(explanation)
+    assert "launch_scatter" not in explanation.figures

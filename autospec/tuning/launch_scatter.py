@@ -1,0 +1,203 @@
+"""Compare two launches of off when one replaces the other in a tune: how much launches of this server differ."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+
+from autospec.backends.protocol import Completion, Request, Server
+from autospec.cells import Build
+from autospec.errors import AutospecError
+from autospec.hardware.state import StateWatch
+from autospec.measure.asking import busy
+from autospec.measure.launch_scatter import LaunchComparison, LaunchScatter
+from autospec.store.database import Store
+
+__all__ = ["LaunchComparing", "abba", "compare_launches", "known_scatter", "short_request"]
+
+_LOG = logging.getLogger(__name__)
+
+# Greedy and long: a model that obeys counts for far longer than it is asked, so that servers without `ignore_eos` give
+# answers of the same length as well.
+_PROMPT = "Count from one to two hundred in words, one number a line."
+# Tokens of one request: enough that the clock's own error is small, few enough that both halves of a pair see one machine.
+_TOKENS = (16, 32)
+# All requests of a comparison together have as many tokens as so many requests of the tune at most, the warm-up not counted.
+_USUAL_REQUESTS = 6
+_LEAST_PAIRS = 8
+_MOST_PAIRS = 16
+# Standard error at which a comparison needs no more pairs.
+_FINE = 0.01
+# Standard error of a comparison that says nothing: launches that differ as much were never seen, and it would hide the others.
+_USELESS = 0.05
+# Of the time that is left: where a comparison would take more, proving needs it more.
+_SHARE = 0.05
+# Degrees of freedom after which one comparison a tune is enough, to notice a change.
+_ENOUGH = 16.0
+
+
+class LaunchComparing:
+    """Called with the old and the new launch of off while both run: compares them and keeps the result.
+
+    A machine that is on battery or busy gives no comparison, and nor does a server that fails: the proof, which asks the new
+    launch next, finds out by itself.
+
+    Args:
+        store: Keeps the comparisons.
+        hardware_id: Of this machine.
+        build: Backend and build that was launched.
+        model: Name of the main model, for people who read the table.
+        max_tokens: Tokens of the tune's own requests; a comparison takes about as long as six of them at most.
+        left_s: Seconds that are left of the tune.
+        tell: Told once, when enough is known to count with.
+        watch: Watches the machine; tests inject their own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        hardware_id: str,
+        build: Build,
+        *,
+        model: str,
+        max_tokens: int,
+        left_s: Callable[[], float],
+        tell: Callable[[str], None] = lambda _: None,
+        watch: StateWatch | None = None,
+    ) -> None:
+        self._store = store
+        self._hardware_id = hardware_id
+        self._build = build
+        self._model = model
+        self._max_tokens = max_tokens
+        self._left_s = left_s
+        self._tell = tell
+        self._pids: frozenset[int] = frozenset()
+        self._watch = watch or StateWatch(lambda: self._pids)
+        self._compared = 0
+
+    def __call__(self, old: Server, new: Server) -> None:
+        """Compare them, if that is affordable and still teaches something.
+
+        Raises:
+            StoreError: The comparison could not be kept.
+        """
+        before = known_scatter(self._store, self._hardware_id, self._build)
+        if self._compared and before.freedom >= _ENOUGH:
+            return
+        self._pids = old.pids | new.pids
+        try:
+            comparison = compare_launches(
+                old,
+                new,
+                max_tokens=self._max_tokens,
+                affordable_s=_SHARE * self._left_s(),
+                watch=self._watch,
+            )
+        except AutospecError as error:
+            _LOG.info("two launches could not be compared: %s", error.message)
+            return
+        if comparison is None:
+            return
+        self._compared += 1
+        self._store.add_launch_comparison(self._hardware_id, self._build, self._model, comparison)
+        after = known_scatter(self._store, self._hardware_id, self._build)
+        _LOG.info(
+            "a new launch of off is %+.2f %% faster than the old one (standard error %.2f %%, %d pairs); %s",
+            100 * comparison.difference, 100 * comparison.error, comparison.pairs, after.words,
+        )  # fmt: skip
+        if before.assumed and not after.assumed:
+            self._tell(f"{self._build.backend}: {after.words}.")
+
+
+def known_scatter(store: Store, hardware_id: str, build: Build) -> LaunchScatter:
+    """How much launches of a build differ on a machine, from all comparisons that count.
+
+    Raises:
+        StoreError: The database cannot be read.
+    """
+    return LaunchScatter.of(store.launch_comparisons(hardware_id, build))
+
+
+def compare_launches(
+    old: Server,
+    new: Server,
+    *,
+    max_tokens: int,
+    affordable_s: float = math.inf,
+    watch: StateWatch | None = None,
+    least_pairs: int = _LEAST_PAIRS,
+    most_pairs: int = _MOST_PAIRS,
+    most_error: float = _USELESS,
+) -> LaunchComparison | None:
+    """Ask two launches of one server the same short request by turns: old, new, new, old, and so on.
+
+    Generation alone is timed, by the server's clock: the prompt is too short to time. Where `least_pairs` leave the
+    difference uncertain by more than 1 %, more follow.
+
+    Args:
+        old: The launch that runs already.
+        new: The one that it is compared with.
+        max_tokens: Of a usual request: all pairs together take about as long as six of those at most.
+        affordable_s: Nothing is measured where even `least_pairs` would take longer.
+        watch: Watches the machine meanwhile; ``None`` measures whatever the machine does.
+        least_pairs: Pairs of every comparison, an even number.
+        most_pairs: Pairs that it ends with at the latest, an even number.
+        most_error: Standard error above which it is useless.
+
+    Returns:
+        The comparison, or ``None`` where it would take too long, the machine was on battery or busy, the pairs scatter
+        too much, or the answers cannot be compared.
+
+    Raises:
+        BackendError: A request failed.
+    """
+    tokens = min(max(max_tokens // _USUAL_REQUESTS, _TOKENS[0]), _TOKENS[1])
+    request = short_request(tokens)
+    # The first request of a launch pays for what is loaded late.
+    slowest_ms = max(server.complete(request).wall_ms for server in (old, new))
+    if 2 * least_pairs * slowest_ms / 1000.0 > affordable_s:
+        _LOG.debug("no time to compare two launches: %.0f ms a request", slowest_ms)
+        return None
+    affordable_pairs = min(most_pairs, _USUAL_REQUESTS * max_tokens // (2 * tokens))
+    if watch is not None:
+        watch.start()
+    log_ratios: list[float] = []
+    comparison: LaunchComparison | None = None
+    while comparison is None or (comparison.error > _FINE and len(log_ratios) + 2 <= affordable_pairs):
+        for answers in abba(old, new, request):
+            if any(c.predicted_tokens < 1 or c.predicted_ms <= 0.0 for c in answers):
+                _LOG.info("two launches were not compared: an answer has no tokens, or no time")
+                return None
+            log_ratios.append(math.log(answers[1].decode_tps / answers[0].decode_tps))
+        if len(log_ratios) >= least_pairs:
+            comparison = LaunchComparison.of(log_ratios, at=time.time(), old=old.launch_id, new=new.launch_id)
+    if watch is not None:
+        state = watch.finish()
+        if state.on_battery or busy(state):
+            _LOG.info("two launches were not compared: the machine was on battery or busy")
+            return None
+    if comparison.error > most_error:
+        _LOG.info(
+            "two launches were not compared: pairs scatter too much (error %.0f %%)", 100 * comparison.error
+        )
+        return None
+    return comparison
+
+
+def short_request(tokens: int) -> Request:
+    """What both launches are asked: a greedy answer of so many tokens."""
+    return Request(messages=({"role": "user", "content": _PROMPT},), max_tokens=tokens, ignore_eos=True)
+
+
+def abba(old: Server, new: Server, request: Request) -> Iterator[tuple[Completion, Completion]]:
+    """Two pairs of answers (old, new), asked in the order old, new, new, old: a steady drift cancels out of them.
+
+    Raises:
+        BackendError: A request failed.
+    """
+    yield old.complete(request), new.complete(request)
+    later, earlier = new.complete(request), old.complete(request)
+    yield earlier, later
