@@ -40,6 +40,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from autospec.measure.control_variate import Control, control
 from autospec.measure.launch_scatter import ASSUMED_SD, LaunchScatter
@@ -164,6 +165,16 @@ class Decision:
     scatter: LaunchScatter = LaunchScatter()  # noqa: RUF009 - a frozen value
     prediction_weight: float = 0.0
     recorded: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """For the evidence: what the intervals counted with besides the pairs."""
+        return {
+            "method": METHOD,
+            "launches_compared": self.units,
+            "launch_scatter": self.scatter.to_json(),
+            "predicted_prompts": self.recorded,
+            "prediction_weight": round(self.prediction_weight, 3),
+        }
 
 
 def decide(

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, StoreError
+from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio, by_prompt, of_pairs
 from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Decision, Rule, decide
@@ -97,6 +98,7 @@ class Proof:
         rig: The tools.
         on_look: Told a cell whenever its decision is new, to write it down.
         predictions: Predicts the proof's prompts; ``None`` where the study does without predictions.
+        scatter: What is known of launches on this machine.
     """
 
     def __init__(
@@ -104,9 +106,12 @@ class Proof:
         cells: Sequence[CellRun],
         rig: Rig,
         on_look: Callable[[CellRun], None],
+        *,
         predictions: ProofPredictions | None = None,
+        scatter: Callable[[], LaunchScatter] = LaunchScatter,
     ) -> None:
         self._predictions = predictions
+        self._scatter = scatter
         self._cells = [c for c in cells if not c.winner.is_off]
         self._rig = rig
         self._on_look = on_look
@@ -327,7 +332,9 @@ class Proof:
             self._spread[cell.cell.key, cell.winner] = statistics.stdev(p.log_ratio for p in pairs)
         values = of_pairs(pairs, lambda pair: pair.log_ratio)
         predicted = self._predicted(cell, pairs, values, complete=complete)
-        decision = decide(values, cell.rounds, rule, complete=complete, predicted=predicted)
+        decision = decide(
+            values, cell.rounds, rule, complete=complete, predicted=predicted, scatter=self._scatter()
+        )
         cell.decision = decision
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
         second = cell.winner == cell.runner_up
@@ -354,7 +361,7 @@ class Proof:
         if len(medians) < 2 or statistics.fmean(medians) <= math.log1p(rule.threshold):
             return {}
         # Either all that lacks are prompts that were not asked, or prompts differ so much that it hides the gain.
-        would_be = decide(values, cell.rounds, rule)
+        would_be = decide(values, cell.rounds, rule, scatter=self._scatter())
         if complete and would_be.final:
             return {}
         if would_be.verdict is not Verdict.ENABLE and statistics.stdev(medians) < _LARGE_SPREAD:

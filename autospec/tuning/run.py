@@ -28,6 +28,7 @@ from autospec.tuning.choice import note_choice, prediction_of
 from autospec.tuning.conclude import Cost, conclude, nothing_to_try
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, idle_draft_of
+from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, resident_launches
 from autospec.tuning.machine_lock import machine_lock
 from autospec.tuning.opening import Opening
@@ -141,8 +142,22 @@ class Tuning:
     ) -> None:
         request, store = self.request, opening.store
         settings = request.settings()
+        build = self.backend.capabilities().build
+        comparing = LaunchComparing(
+            store,
+            self.hardware.id,
+            build,
+            model=request.model.name,
+            max_tokens=request.definition.max_tokens,
+            left_s=lambda: budget.left_s,
+            tell=self.progress.tell,
+        )
         with Launches(
-            self.backend, str(request.model.path), settings, resident=self._resident(fitting)
+            self.backend,
+            str(request.model.path),
+            settings,
+            resident=self._resident(fitting),
+            on_renewed=comparing,
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
@@ -172,7 +187,13 @@ class Tuning:
                 per_request = self.backend.capabilities().drafting_per_request
                 if per_request:
                     compare_idle_drafts(cells, rig, asking, store)
-                Proof(cells, rig, keep, self._predictions(rig, asking, store)).run()
+                Proof(
+                    cells,
+                    rig,
+                    keep,
+                    predictions=self._predictions(rig, asking, store),
+                    scatter=lambda: known_scatter(store, self.hardware.id, build),
+                ).run()
                 if per_request and (turned := [c for c in cells if c.enabled and c.winner == c.runner_up]):
                     # It was not known before that their runners-up would be used.
                     compare_idle_drafts(turned, rig, asking, store)
@@ -246,6 +267,8 @@ class Tuning:
             cost=self._cost,
         )
         marks: dict[str, object] = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
+        if cell.decision is not None:
+            marks |= cell.decision.to_json()
         if cell.cell.key in self._epochs:
             marks[EPOCH] = self._epochs[cell.cell.key]
         try:

@@ -175,7 +175,9 @@ def test_order_of_halves_alternates(request_):
     """Off is asked first in half of the pairs (ABBA), give or take one."""
     backend = SimulatedBackend(pays_for_coding)
     tune(request_, backend)
-    firsts = [a[1].is_off for a, b in zip(backend.asked[::2], backend.asked[1::2], strict=True)]
+    # Old and new launches of off are compared with a prompt of their own.
+    asked = [a for a in backend.asked if "Count from one" not in a[2]]
+    firsts = [a[1].is_off for a, b in zip(asked[::2], asked[1::2], strict=True)]
     assert abs(sum(firsts) - len(firsts) / 2) <= 1
     assert firsts[0] is not firsts[1]
 

@@ -24,12 +24,15 @@ class Foretold:
         self.predicted = 0
 
     def known(self, _cell):
+        """Nothing before the first prediction."""
         return self.gains if self.predicted else {}
 
     def missing(self, cell, pairs):
+        """Those that were not asked."""
         return [p for p in cell.prove_prompts if p.id not in {pair.off.prompt_id for pair in pairs}]
 
     def predict(self, _cell, _pairs):
+        """All of them."""
         self.predicted += 1
         return self.gains
 
@@ -42,7 +45,7 @@ def gain_of(text: str) -> float:
 def proved(tmp_path, monkeypatch, predictions, **how):
     """Prove one cell of sixteen prompts; returns it and the lab."""
     made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text), **how)
-    Proof(made.cells, made.rig, lambda _: None, predictions).run()
+    Proof(made.cells, made.rig, lambda _: None, predictions=predictions).run()
     return made.cells[0], made
 
 
@@ -70,7 +73,7 @@ def test_a_loss_is_not_predicted(tmp_path, monkeypatch):
     """Where the mean does not exceed the threshold, nothing is recorded for it."""
     made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, _t: 0.7)
     foretold = Foretold(exact())
-    Proof(made.cells, made.rig, lambda _: None, foretold).run()
+    Proof(made.cells, made.rig, lambda _: None, predictions=foretold).run()
     assert (made.cells[0].decision.verdict, foretold.predicted) == (Verdict.DISABLE, 0)
 
 
@@ -86,9 +89,11 @@ class Words:
     """A model in token ids whose tokens are words."""
 
     def encode(self, request: Request) -> tuple[int, ...]:
+        """Some ids."""
         return tuple(range(5 + len(str(request.messages)) % 3))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
+        """One id a word."""
         return tuple(len(word) for word in text.split())
 
 
