@@ -79,6 +79,7 @@ def _explain(
     main: Model | None,
 ) -> Explanation:
     from autospec.measure.measurements import Phase, pair_up
+    from autospec.measure.shape import Shapes
     from autospec.report.explanation import explain
     from autospec.report.studies import trial_from_json
 
@@ -90,7 +91,10 @@ def _explain(
     # Other suites, lengths or temperatures were other experiments: the newest is the one that was concluded from.
     protocol = r.evidence.get("protocol") or (chosen[-1].protocol if chosen else None)
     # Disturbed pairs had no part in the verdict: told here, they would contradict it.
-    pairs = [p for p in pair_up(m for m in chosen if m.protocol == protocol) if _counts(p)]
+    requests = r.evidence.get("requests")
+    shapes = {} if requests is None else {stored.cell_key: Shapes.from_json(requests)}
+    counting = (m for m in chosen if m.protocol == protocol)
+    pairs = [p for p in pair_up(counting, shapes) if _counts(p)]
     own = trials.get(stored.cell_key) or [trial_from_json(t) for t in r.evidence.get("trial_list", ())]
     own = [t for t in own if protocol is None or t.attributes.get("protocol") in (None, protocol)]
     return explain(r, pairs, own, model=main)

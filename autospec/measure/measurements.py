@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from autospec.drafting import Drafting
+from autospec.measure.shape import RequestShape, Shapes
 
 __all__ = ["MAX_PAIR_GAP_S", "Measurement", "Pair", "Phase", "pair_up"]
 
@@ -86,14 +87,38 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Off and drafting on the same prompt, close in time."""
+    """Off and drafting on the same prompt, close in time.
+
+    Attributes:
+        off: The half without drafting.
+        drafted: The half with it.
+        shape: The request that the pair stands for; ``None`` for the one that was measured.
+    """
 
     off: Measurement
     drafted: Measurement
+    shape: RequestShape | None = None
 
     @property
     def log_ratio(self) -> float:
-        """ln(drafting ÷ off) of whole-request speed; above 0 the drafting is faster."""
+        """ln(drafting ÷ off) of the speed of the request that the pair stands for; above 0 the drafting is faster."""
+        off_tps, drafted_tps = self.speeds_tps
+        return math.log(drafted_tps / off_tps)
+
+    @property
+    def speeds_tps(self) -> tuple[float, float]:
+        """Tokens per second of the request that the pair stands for: off, drafting."""
+        if self.shape is not None:
+            off_ms, drafted_ms = self.shape.request_ms(self.off), self.shape.request_ms(self.drafted)
+            # An answer of one token has no generation to put together.
+            if not (math.isnan(off_ms) or math.isnan(drafted_ms)):
+                tokens = 1000.0 * self.shape.answer_tokens
+                return tokens / off_ms, tokens / drafted_ms
+        return self.off.request_tps, self.drafted.request_tps
+
+    @property
+    def measured_log_ratio(self) -> float:
+        """ln(drafting ÷ off) of whole-request speed, as it was measured."""
         return math.log(self.drafted.request_tps / self.off.request_tps)
 
     @property
@@ -107,18 +132,27 @@ class Pair:
         return self.off.text_digest == self.drafted.text_digest
 
 
-def pair_up(measurements: Iterable[Measurement]) -> list[Pair]:
+def pair_up(measurements: Iterable[Measurement], shapes: Mapping[str, Shapes] | None = None) -> list[Pair]:
     """The complete pairs among stored measurements, in the order of their second halves.
 
     Halves belong together if phase, round, prompt and compared drafting agree; of repeated halves the
     newest counts. A pair whose halves lie more than `MAX_PAIR_GAP_S` apart is left out.
+
+    Args:
+        measurements: Of any cells.
+        shapes: Cell key → the requests that its pairs stand for; as they were measured where left out.
     """
+    shapes = shapes or {}
     halves: dict[tuple[str, ...], dict[bool, Measurement]] = {}
     for m in sorted(measurements, key=lambda m: m.started_at):
         key = (m.cell_key, m.phase, str(m.round), m.prompt_id, m.compared.key)
         halves.setdefault(key, {})[m.drafting.is_off] = m
     pairs = [
-        Pair(off=sides[True], drafted=sides[False])
+        Pair(
+            off=sides[True],
+            drafted=sides[False],
+            shape=shapes[cell].of_half(sides[True]) if (cell := sides[True].cell_key) in shapes else None,
+        )
         for sides in halves.values()
         if len(sides) == 2 and abs(sides[True].started_at - sides[False].started_at) <= MAX_PAIR_GAP_S
     ]

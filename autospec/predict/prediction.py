@@ -12,6 +12,7 @@ from scipy import stats
 
 from autospec.backends.cycle import Cycle
 from autospec.drafting import Drafting
+from autospec.measure.shape import RequestShape
 from autospec.predict.costs import CostCurve
 from autospec.predict.profile import AnswerProfile
 from autospec.predict.recording import Recording
@@ -37,12 +38,14 @@ class PredictedAnswer:
     Attributes:
         recording: The answer.
         counts: Its cycles under each of the D draftings.
-        draft_prompt_ms: What the draft adds to the prompt's processing.
+        draft_prompt_ms: What the draft adds to the processing of the whole prompt.
+        shape: The request that it stands for.
     """
 
     recording: Recording
     counts: Counts
     draft_prompt_ms: float
+    shape: RequestShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +93,27 @@ def replay_drafts(
     )
 
 
-def _prompt_ms(recording: Recording, counts: Counts) -> float:
-    """What is left of a request's time beside its cycles: the prompt, and the way there and back.
-
-    Where the first token comes from a cycle, drafting spares the step of its own that it takes with drafting off.
-    """
-    spared = recording.token_ms if counts.opening is not None else 0.0
-    return max(0.0, recording.wall_ms - recording.predicted_ms - spared)
-
-
 def expected(answer: PredictedAnswer, costs: CostCurve) -> tuple[Floats, Floats]:
-    """What D draftings are expected to do for one answer.
+    """What D draftings are expected to do for the request that one answer stands for.
 
     Returns:
         ln(drafting ÷ off) of the whole request, shape (D,), and its slopes by the costs' relative errors, shape (D, J + 1).
     """
-    recording, counts = answer.recording, answer.counts
-    scale = recording.token_ms / costs.plain_ms
-    features = scale * costs.features(counts.verified.astype(np.float64), counts.steps.astype(np.float64))
-    with_ms = _prompt_ms(recording, counts) + answer.draft_prompt_ms + features.sum(axis=1)
-    return np.log(recording.wall_ms / with_ms), -features / with_ms[:, None]
+    recording, counts, shape = answer.recording, answer.counts, answer.shape
+    token_ms, tokens = recording.token_ms, len(recording.answer_ids)
+    features = costs.features(counts.verified.astype(np.float64), counts.steps.astype(np.float64))
+    # Cycles as many times as the request's answer is longer than the recorded one. Where the first token comes from a cycle,
+    # it is one of theirs, and drafting spares the step of its own that it takes with drafting off.
+    opening = counts.opening is not None
+    answers = shape.answer_tokens / tokens if opening else (shape.answer_tokens - 1.0) / (tokens - 1.0)
+    features = features * (answers * token_ms / costs.plain_ms)
+    overhead_ms = max(0.0, recording.wall_ms - recording.prompt_ms - recording.predicted_ms)
+    prompt_ms = shape.prompt_ms(recording.prompt_ms, len(recording.prompt_ids), token_ms)
+    computed = min(1.0, shape.prompt_tokens / len(recording.prompt_ids))
+    off_ms = prompt_ms + token_ms * (shape.answer_tokens - 1.0) + overhead_ms
+    before_ms = max(0.0, prompt_ms - token_ms) if opening else prompt_ms
+    with_ms = before_ms + overhead_ms + answer.draft_prompt_ms * computed + features.sum(axis=1)
+    return np.log(off_ms / with_ms), -features / with_ms[:, None]
 
 
 def predict(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from autospec.backends.cycle import Cycle
 from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import Measurement, Pair
+from autospec.measure.shape import AS_MEASURED, Shapes
 from autospec.predict.costs import LAUNCH_NOISE, CostCurve, Observation, first_guess, refit
 from autospec.predict.pools import SIMULATED, pool_of, replay_tokens
 from autospec.predict.prediction import PredictedAnswer, Prediction, expected, predict, replay_drafts
@@ -68,6 +69,7 @@ class Predictor:
         longest: Most tokens that any drafting proposes in a cycle.
         first: The request that every launch answers before any other, where there is one: pools remember it.
         cycle: The backend's.
+        shapes: Cell key → the requests that its answers stand for; as they were measured where left out.
         uncut: True where the main model's cache cannot be cut, so that the server computes a partly accepted draft again.
     """
 
@@ -81,6 +83,7 @@ class Predictor:
         *,
         first: Recording | None = None,
         cycle: Cycle = Cycle.LLAMA_CPP,
+        shapes: Mapping[str, Shapes] | None = None,
         uncut: bool = False,
     ) -> None:
         # An answer of one token has no decoding to predict.
@@ -93,6 +96,7 @@ class Predictor:
         self._passes = passes
         self._first = first
         self._cycle = cycle
+        self._shapes = shapes or {}
         self._uncut = uncut
         plain_ms = statistics.median(r.token_ms for r in self._by_prompt.values())
         guesses = {
@@ -130,7 +134,7 @@ class Predictor:
             return found
         for path, group in self._groups(draftings).items():
             answers = [
-                PredictedAnswer(r, self._counts(cell_key, r, group), self._draft_prompt_ms(path, r))
+                self._answer(cell_key, path, r, self._counts(cell_key, r, group))
                 for r in recordings
                 if self._read(path, r)
             ]
@@ -216,7 +220,7 @@ class Predictor:
             counts = self.counts(cell_key, pair.off.prompt_id, drafting)
             if counts is not None:
                 recording = self._by_prompt[cell_key, pair.off.prompt_id]
-                foreseen, _ = self._expected(_costs_of(drafting), recording, counts)
+                foreseen, _ = self._expected(cell_key, drafting, recording, counts)
                 found.append(pair.log_ratio - foreseen)
         return statistics.fmean(found) if found else 0.0
 
@@ -226,7 +230,7 @@ class Predictor:
         for recording in self._of(cell_key):
             counts = self.counts(cell_key, recording.prompt_id, drafting)
             if counts is not None:
-                found[recording.prompt_id] = self._expected(_costs_of(drafting), recording, counts)[0]
+                found[recording.prompt_id] = self._expected(cell_key, drafting, recording, counts)[0]
         return found
 
     def acceptance_by_position(self, cell_key: str, drafting: Drafting) -> list[float]:
@@ -247,10 +251,21 @@ class Predictor:
         # Some builds count the token that ends an answer, and some do not.
         return recorded > 1 and all(abs(n - recorded) <= 1 for n in told)
 
-    def _expected(self, path: str, recording: Recording, counts: Counts) -> tuple[float, Floats]:
+    def _answer(self, cell_key: str, path: str, recording: Recording, counts: Counts) -> PredictedAnswer:
+        shape = self._shapes.get(cell_key, AS_MEASURED).of(
+            recording.prompt_id,
+            prompt_tokens=len(recording.prompt_ids),
+            answer_tokens=len(recording.answer_ids),
+            ended=recording.ended,
+        )
+        return PredictedAnswer(recording, counts, self._draft_prompt_ms(path, recording), shape)
+
+    def _expected(
+        self, cell_key: str, drafting: Drafting, recording: Recording, counts: Counts
+    ) -> tuple[float, Floats]:
         """ln(drafting ÷ off) expected for one answer of one drafting, and its slope by the costs' relative errors."""
-        answer = PredictedAnswer(recording, counts, self._draft_prompt_ms(path, recording))
-        log_ratios, slopes = expected(answer, self._curves[path])
+        path = _costs_of(drafting)
+        log_ratios, slopes = expected(self._answer(cell_key, path, recording, counts), self._curves[path])
         return float(log_ratios[0]), slopes[0]
 
     def _check(self, drafting: Drafting, path: str, known: Sequence[tuple[Pair, Counts]]) -> Check:
@@ -258,7 +273,7 @@ class Predictor:
         curve = self._curves[path]
         for pair, counts in known:
             recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
-            foreseen, slope_here = self._expected(path, recording, counts)
+            foreseen, slope_here = self._expected(pair.off.cell_key, drafting, recording, counts)
             predicted.append(foreseen)
             slopes.append(slope_here)
             deviations.append(pair.log_ratio - foreseen)

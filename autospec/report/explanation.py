@@ -64,6 +64,7 @@ def explain(
     r = recommendation
     figures: dict[str, Any] = {}
     sentences = [*_overall(r)]
+    sentences += _request(r, figures)
     if pairs:
         sentences += _from_pairs(pairs, figures)
     sentences += _recorded_runs(r)
@@ -104,6 +105,39 @@ def _from_pairs(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
         *_spread(pairs, figures),
         *_lossless(pairs, figures),
     ]
+
+
+_SOURCES = {
+    "traffic": "as the proxy has seen them",
+    "suite": "as the suite states them",
+    "measured": "as they were measured",
+}
+
+
+def _request(r: Recommendation, figures: dict[str, Any]) -> list[str]:
+    """The request that the speeds are of, and what another one would get."""
+    request, measured, generation = (
+        r.evidence.get(key) for key in ("request", "measured_speedup", "decode_speedup")
+    )
+    if not isinstance(request, dict) or not measured or not generation or not r.speedup:
+        return []
+    figures |= {"request": request, "measured_speedup": measured, "decode_speedup": generation}
+    cached = request["cached_share"]
+    of_prompt = f" ({cached:.0%} of the prompt is taken to be cached)" if cached else ""
+    lines = [
+        (
+            f"These are speeds of requests with {request['prompt_tokens']:.0f} prompt tokens to compute{of_prompt} and"
+            f" {request['answer_tokens']:.0f} tokens of answer, {_SOURCES[request['source']]}: {percent(r.speedup)}."
+            f" Generation alone: {percent(generation)}. The short requests that were measured, with nothing cached:"
+            f" {percent(measured)}."
+        )
+    ]
+    ratios = (r.speedup, measured, generation)
+    if min(ratios) < 1.0 < max(ratios):
+        lines.append(
+            "Whether drafting is faster depends on the request: on how long its answer is, and its prompt."
+        )
+    return lines
 
 
 def _generation(

@@ -11,6 +11,7 @@ from typing import Any
 from autospec.cells import Cell, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Pair
+from autospec.measure.shape import AS_MEASURED, Shapes
 from autospec.measure.verdict import Decision
 from autospec.prompts.suite import Prompt
 from autospec.recommendations import Verdict
@@ -55,6 +56,7 @@ class CellRun:
         study: Its Optuna study.
         tune_prompts: For the search.
         prove_prompts: For the proof; none of them is a tune prompt.
+        shapes: The requests that its measured answers stand for.
         winner: The drafting to prove, once the search has chosen; `OFF` where there was nothing to try.
         runner_up: The best of another arm, to be proved where the winner gives way; `OFF` where there is none.
         shares_rate: True if the error rate is for two draftings, also where only one of them can be proved now.
@@ -81,6 +83,7 @@ class CellRun:
     other: Proved | None = None
     trial_values: dict[Drafting, float] = field(default_factory=dict)
     off_recorded: bool = False
+    shapes: Shapes = AS_MEASURED
 
     @property
     def prompt_type(self) -> PromptType:

@@ -11,6 +11,7 @@ from typing import Any
 
 from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Pair
+from autospec.measure.shape import RequestShape
 from autospec.measure.verdict import Rule
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.tuning.cell_run import CellRun, acceptance, geometric_mean
@@ -64,8 +65,8 @@ def conclude(
     final = cell.decided
     estimate = decision.estimate if decision is not None else None
     tried = cell.winner
-    off_tps = geometric_mean([p.off.request_tps for p in pairs]) if pairs else None
-    drafting_tps = geometric_mean([p.drafted.request_tps for p in pairs]) if pairs else None
+    off_tps = geometric_mean([p.speeds_tps[0] for p in pairs]) if pairs else None
+    drafting_tps = geometric_mean([p.speeds_tps[1] for p in pairs]) if pairs else None
     speedup: float | None
     if estimate is not None:
         speedup, interval = estimate.ratio, estimate.interval
@@ -184,6 +185,9 @@ def _evidence(
         "decode_baseline_tps": round(geometric_mean([p.off.decode_tps for p in pairs]), 2),
         "decode_drafting_tps": round(geometric_mean([p.drafted.decode_tps for p in pairs]), 2),
         "decode_speedup": round(math.exp(statistics.fmean(decode)), 4) if decode else None,
+        # The request as it was measured: short, with nothing of its prompt cached.
+        "measured_speedup": round(math.exp(statistics.fmean(p.measured_log_ratio for p in pairs)), 4),
+        "request": _request(pairs),
         "prompt_ms_off": round(statistics.median(p.off.prompt_ms for p in pairs), 2),
         "prompt_ms_drafting": round(statistics.median(p.drafted.prompt_ms for p in pairs), 2),
         "prompts": len(by_prompt),
@@ -197,6 +201,20 @@ def _evidence(
         "same_text": sum(p.same_text for p in pairs),
         "compared_texts": len(pairs),
     }
+
+
+def _request(pairs: Sequence[Pair]) -> dict[str, Any] | None:
+    """The typical request that the verdict is for."""
+    shapes = [p.shape for p in pairs if p.shape is not None]
+    if not shapes:
+        return None
+    typical = RequestShape(
+        prompt_tokens=statistics.median(s.prompt_tokens for s in shapes),
+        answer_tokens=statistics.median(s.answer_tokens for s in shapes),
+        cached_share=shapes[0].cached_share,
+        source=shapes[0].source,
+    )
+    return typical.to_json()
 
 
 def _runners_up(cell: CellRun) -> list[dict[str, Any]]:

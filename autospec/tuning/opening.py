@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from autospec.backends.protocol import Capabilities
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.errors import BusyError, SuiteError
+from autospec.measure.shape import CACHED_SHARE, Shapes, of_traffic
 from autospec.prompts.suite import Half
 from autospec.recommendations import Status
 from autospec.store.database import Store
@@ -23,6 +24,9 @@ from autospec.tuning.request import TuneRequest
 from autospec.tuning.space import Space
 
 __all__ = ["Opening"]
+
+# Live requests of so many days tell what requests look like.
+_TRAFFIC_S = 30 * 86400.0
 
 
 @dataclass(slots=True)
@@ -70,7 +74,15 @@ class Opening:
                 self.tell(f"{prompt_type}: another machine is tuning this cell.")
                 continue
             study = CellStudy(cell, storage, request.definition, space, request.protocol)
-            cells.append(CellRun(cell, study, tune[: request.definition.prompts], prove))
+            cells.append(
+                CellRun(
+                    cell,
+                    study,
+                    tune[: request.definition.prompts],
+                    prove,
+                    shapes=self._shapes(cell, prompt_type),
+                )
+            )
         if not cells:
             raise BusyError(
                 "Another autospec is measuring these cells, from another machine like this one.",
@@ -81,6 +93,17 @@ class Opening:
         for run in cells:
             recall_choice(run, space)
         return cells
+
+    def _shapes(self, cell: Cell, prompt_type: PromptType) -> Shapes:
+        """The requests that people make of this cell: as live traffic shows them, or else as the suite states them."""
+        since = time.time() - _TRAFFIC_S
+        samples = self.store.samples(since=since, model=cell.model.name, prompt_type=prompt_type)
+        prompts = self.request.suite.prompts
+        return Shapes(
+            cached_share=CACHED_SHARE[prompt_type],
+            max_tokens={p.id: p.max_tokens for p in prompts if p.prompt_type is prompt_type},
+            traffic=of_traffic(samples),
+        )
 
     def to_measure(self, cells: Sequence[CellRun]) -> list[CellRun]:
         """Those that are not proven; under `--again`, those that it has not proven yet."""

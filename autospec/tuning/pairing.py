@@ -15,6 +15,7 @@ from autospec.errors import AutospecError, BackendError, LaunchError, RequestErr
 from autospec.hardware.state import MachineState
 from autospec.measure.asking import Asking, disturbance, measure
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase
+from autospec.measure.shape import Shapes
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.calm import Calm, patience_s
@@ -81,6 +82,7 @@ class Pairing:
         tell: Told when measuring waits for the machine.
         sleep: Waits so many seconds; tests inject their own.
         budget_s: Of the whole run: a wait for the machine is short where this is.
+        shapes: Cell key → the requests that its pairs stand for; as they are measured where left out.
         clock: Seconds since the epoch, as measurements tell when they began.
 
     Attributes:
@@ -98,12 +100,14 @@ class Pairing:
         tell: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], None] = time.sleep,
         budget_s: float = math.inf,
+        shapes: Mapping[str, Shapes] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._launches = launches
         self._asking = asking
         self._store = store
-        self._stored = StoredPairs(store, asking.protocol, since)
+        self._shapes = shapes or {}
+        self._stored = StoredPairs(store, asking.protocol, since, self._shapes)
         self._tell = tell
         self._clock = clock
         self.pace = Pace()
@@ -340,7 +344,9 @@ class Pairing:
             halves[task, side.is_off] = self._half(half)
 
     def _measured(self, task: Task, halves: _Halves) -> Measured:
-        pair = Pair(off=halves[task, True], drafted=halves[task, False])
+        off = halves[task, True]
+        shapes = self._shapes.get(task.cell_key)
+        pair = Pair(off, halves[task, False], None if shapes is None else shapes.of_half(off))
         far = abs(pair.off.started_at - pair.drafted.started_at) > MAX_PAIR_GAP_S
         return Measured(task, pair, _TOO_FAR_APART if far else disturbance(pair))
 

@@ -169,6 +169,7 @@ class Tuning:
                 since=self._epochs,
                 tell=self.progress.tell,
                 budget_s=budget.total_s,
+                shapes={c.cell.key: c.shapes for c in cells},
             )
             rig = Rig(request.definition, space, launches, pairing, budget, self.progress)
 
@@ -267,6 +268,7 @@ class Tuning:
             cost=self._cost,
         )
         marks: dict[str, object] = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
+        marks["requests"] = cell.shapes.to_json()
         if cell.decision is not None:
             marks |= cell.decision.to_json()
         if cell.cell.key in self._epochs:

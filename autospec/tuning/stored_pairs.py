@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from autospec.drafting import Drafting
 from autospec.measure.asking import disturbance
 from autospec.measure.measurements import Measurement, Pair, Phase, pair_up
+from autospec.measure.shape import Shapes
 from autospec.store.database import Store
 from autospec.tuning.tasks import Task, cells_of
 
@@ -22,16 +23,18 @@ class StoredPairs:
         store: Where they are.
         protocol: As `Measurement.protocol`.
         since: Cell key → stored halves older than this (seconds since the epoch) do not count.
+        shapes: Cell key → the requests that its pairs stand for.
     """
 
     store: Store
     protocol: str
     since: Mapping[str, float]
+    shapes: Mapping[str, Shapes]
 
     def known(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None) -> list[Pair]:
         """Clean pairs of one round or of all."""
         rows = self._rows(cell_key, drafting, phase, round_)
-        return [pair for pair in pair_up(rows) if not disturbance(pair)]
+        return [pair for pair in pair_up(rows, self.shapes) if not disturbance(pair)]
 
     def found(self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int) -> dict[Task, Pair]:
         """The tasks that have a clean pair; of several, the newest."""

@@ -122,6 +122,7 @@ class Surveying:
             first=first,
             cycle=self._rig.launches.cycle,
             uncut=_keeps_state(self._rig.launches.model_path),
+            shapes={c.cell.key: c.shapes for c in self._cells},
         )
 
     @property

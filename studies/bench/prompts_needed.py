@@ -24,6 +24,7 @@ from autospec.backends.optional import Scores
 from autospec.backends.protocol import Server
 from autospec.backends.registry import backend_for
 from autospec.drafting import OFF, Drafting, Mode
+from autospec.measure.shape import RequestShape
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.pools import pool_of, replay_tokens
 from autospec.predict.prediction import PredictedAnswer, expected, replay_drafts
@@ -49,6 +50,12 @@ MACHINES = {"memory-bound": (0.03, 0.10), "middling": (0.15, 0.15), "compute-bou
 CONSTANTS = (0.0, 2.0, 4.0, 8.0, 16.0)
 # Of so many draws, the mean.
 DRAWS = 60
+
+
+def _answer(recording: Recording, counts: Counts, read: float) -> PredictedAnswer:
+    """A recorded answer, as long as it is; the draft takes `read` of the time that the main model takes for the prompt."""
+    shape = RequestShape(len(recording.prompt_ids), len(recording.answer_ids), source="measured")
+    return PredictedAnswer(recording, counts, read * recording.prompt_ms, shape)
 
 
 def main() -> None:
@@ -151,9 +158,7 @@ def _log_ratios(
     costs = _costs(machine, token_ms, draft=draft)
     read = MACHINES[machine][1] if draft else 0.0
     return {
-        t: np.array(
-            [expected(PredictedAnswer(r, counts[r.prompt_id], read * r.prompt_ms), costs)[0] for r in own]
-        )
+        t: np.array([expected(_answer(r, counts[r.prompt_id], read), costs)[0] for r in own])
         for t, own in answers.items()
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from autospec.drafting import Drafting, Mode
+from autospec.measure.shape import RequestShape
 from autospec.predict.costs import first_guess
 from autospec.predict.prediction import PredictedAnswer, predict, replay_drafts
 from autospec.predict.profile import AnswerProfile
@@ -34,7 +35,8 @@ def answer(draftings, hits, prompt_ms=100.0, draft_prompt_ms=0.0):
     """An answer under a draft that is right where `hits` says so."""
     known = recording(len(hits), prompt_ms)
     profile = AnswerProfile("p", np.array(hits), np.full(len(hits), 0.9), {})
-    return PredictedAnswer(known, replay_drafts(profile, draftings, known.max_tokens), draft_prompt_ms)
+    counts = replay_drafts(profile, draftings, known.max_tokens)
+    return PredictedAnswer(known, counts, draft_prompt_ms, RequestShape(len(known.prompt_ids), len(hits)))
 
 
 def test_ratio_of_a_perfect_draft_follows_from_cycles_and_costs():

@@ -1,0 +1,112 @@
+"""Requests put together from short measurements, against the same requests measured whole.
+
+Run: ``python -m studies.bench.composition --model M [--draft D] [--prompt-type coding]… [--prompts 3]``
+
+Each prompt is asked with a short answer, as `autospec tune` asks it, with drafting off and with one drafting, pair by pair.
+From these the time of a long answer is put together (`autospec.measure.shape`). The same servers then give the long answer
+for real. One line for each prompt: time put together ÷ time measured, off and drafting, and the two ratios. The goal is 3 %.
+An n-gram mode finds more in a longer answer, which no short one can tell: give a draft model to see the arithmetic alone.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import replace
+
+from autospec.backends.protocol import Completion, LaunchSettings, Request, Server
+from autospec.backends.registry import backend_for
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.measure.measurements import Measurement, Phase
+from autospec.measure.shape import RequestShape
+from autospec.prompts.suite import Half, Prompt, load_suite
+from autospec.settings import load_settings
+from studies.bench.real_grid import bench_parser
+
+LAUNCH = LaunchSettings(args=("-c", "4096"))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = bench_parser(__doc__, max_tokens=64)
+    parser.add_argument("--prompt-type", action="append", default=[], choices=[str(t) for t in PromptType])
+    parser.add_argument("--prompts", type=int, default=3)
+    parser.add_argument("--long", type=int, default=300, help="tokens of the long answer")
+    parser.add_argument("--n-max", type=int, default=8)
+    args = parser.parse_args()
+    backend = backend_for(args.backend or None, load_settings())
+    drafting = (
+        Drafting(Mode.DRAFT_MODEL, draft=args.draft[0], n_max=args.n_max, n_min=0, p_min=0.0)
+        if args.draft
+        else Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)
+    )
+    suite = load_suite()
+    types = [PromptType(t) for t in args.prompt_type] or [PromptType.CODING, PromptType.CHAT]
+    prompts = [p for t in types for p in suite.of(t, Half.PROVE)[: args.prompts]]
+    print(
+        "| prompt | tokens | off, ÷ measured | drafting | ratio put together | measured | generation alone |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    errors = []
+    off = backend.launch(args.model, OFF, LAUNCH)
+    try:
+        drafted = backend.launch(args.model, drafting, LAUNCH)
+        try:
+            for number, prompt in enumerate(prompts):
+                order = (off, drafted) if number % 2 == 0 else (drafted, off)
+                short = {s.launch_id: _ask(s, prompt, args.max_tokens) for s in order}
+                long = {s.launch_id: _ask(s, prompt, args.long) for s in order}
+                errors.append(_line(prompt, short, long, off, drafted))
+        finally:
+            drafted.stop()
+    finally:
+        off.stop()
+    print(f"\nerror of the ratio, median of its size: {100 * statistics.median(map(abs, errors)):.1f} %,")
+    print(f"mean with its sign: {100 * statistics.fmean(errors):+.1f} %")
+
+
+def _ask(server: Server, prompt: Prompt, tokens: int) -> Measurement:
+    request = Request(
+        messages=prompt.messages, tools=prompt.tools, max_tokens=tokens, timeout_s=900.0, ignore_eos=True
+    )
+    return _measurement(server, prompt, server.complete(request))
+
+
+def _measurement(server: Server, prompt: Prompt, answer: Completion) -> Measurement:
+    return Measurement(
+        cell_key="bench", protocol="bench", phase=Phase.BENCH, round=1, drafting=server.drafting,
+        compared=server.drafting, prompt_id=prompt.id, launch_id=server.launch_id, position=0, started_at=0.0,
+        prompt_tokens=answer.prompt_tokens, predicted_tokens=answer.predicted_tokens, prompt_ms=answer.prompt_ms,
+        predicted_ms=answer.predicted_ms, wall_ms=answer.wall_ms, drafted=answer.drafted,
+        accepted=answer.accepted, text_digest="", finish_reason="length",
+    )  # fmt: skip
+
+
+def _line(
+    prompt: Prompt,
+    short: dict[str, Measurement],
+    long: dict[str, Measurement],
+    off: Server,
+    drafted: Server,
+) -> float:
+    """Print one prompt; returns the error of its ratio, in logs."""
+    shape = RequestShape(
+        long[off.launch_id].prompt_tokens, long[off.launch_id].predicted_tokens, source="measured"
+    )
+    put = {s.launch_id: shape.request_ms(short[s.launch_id]) for s in (off, drafted)}
+    real = {s.launch_id: shape.request_ms(long[s.launch_id]) for s in (off, drafted)}
+    of_parts = put[off.launch_id] / put[drafted.launch_id]
+    measured = real[off.launch_id] / real[drafted.launch_id]
+    alone = replace(shape, prompt_tokens=1.0)
+    generation = alone.request_ms(long[off.launch_id]) / alone.request_ms(long[drafted.launch_id])
+    print(
+        f"| {prompt.id} | {shape.answer_tokens:.0f} | {put[off.launch_id] / real[off.launch_id]:.3f}"
+        f" | {put[drafted.launch_id] / real[drafted.launch_id]:.3f} | {of_parts:.3f} | {measured:.3f} | {generation:.3f} |",
+        flush=True,
+    )
+    return math.log(of_parts / measured)
+
+
+if __name__ == "__main__":
+    main()
