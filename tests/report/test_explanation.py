@@ -226,3 +226,18 @@ def test_a_recommendation_of_before_says_nothing_of_launches():
     explanation = explain(recommendation())
     assert "launches" not in said(explanation)
     assert "launch_scatter" not in explanation.figures
+
+
+def test_the_request_that_the_speeds_are_of_is_told():
+    """Three ratios of one cell: the request that people make, generation alone, and the short request that was measured."""
+    request = {"prompt_tokens": 113.5, "answer_tokens": 384.0, "cached_share": 0.5, "source": "suite"}
+    evidence = {"request": request, "measured_speedup": 0.95, "decode_speedup": 1.81}
+    told = explain(recommendation(speedup=1.62, evidence=evidence))
+    words = " ".join(told.sentences)
+    assert "114 prompt tokens to compute (50% of the prompt is taken to be cached) and 384 tokens of answer" in words
+    assert "as the suite states them: +62.0 %. Generation alone: +81.0 %." in words
+    assert "nothing cached: -5.0 %." in words
+    assert "Whether drafting is faster depends on the request" in words
+    assert told.figures["request"] == request
+    same_sign = explain(recommendation(speedup=1.62, evidence=evidence | {"measured_speedup": 1.3}))
+    assert "depends on the request" not in " ".join(same_sign.sentences)
