@@ -145,10 +145,11 @@ class Played:
     @property
     def whole(self) -> Floats:
         """ln(drafting ÷ off) of tokens per second of whole requests, whatever their lengths."""
-        return np.log(
-            (self.drafted.tokens / (self.drafted.prompt_s + self.drafted.generation_s))
-            / (self.off.tokens / (self.off.prompt_s + self.off.generation_s))
-        )
+
+        def speed(side: Side) -> Floats:
+            return side.tokens / (side.prompt_s + side.generation_s)
+
+        return np.asarray(np.log(speed(self.drafted) / speed(self.off)))
 
     @property
     def composed(self) -> Floats:
@@ -157,7 +158,7 @@ class Played:
         def full_s(side: Side) -> Floats:
             return side.prompt_s + side.generation_s / side.tokens
 
-        return np.log(full_s(self.off) / full_s(self.drafted))
+        return np.asarray(np.log(full_s(self.off) / full_s(self.drafted)))
 
     def rows(
         self, rounds: int | None = None, *, whole: bool = False
