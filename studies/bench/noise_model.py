@@ -188,7 +188,7 @@ def normal(rng: np.random.Generator, gain: float, spread: float, count: int = 16
 def centred(rng: np.random.Generator, gain: float, spread: float, count: int = 16) -> Floats:
     """The same, moved so that these prompts' own mean is the gain."""
     truth = normal(rng, gain, spread, count)
-    return truth + math.log1p(gain) - truth.mean()
+    return np.asarray(truth + math.log1p(gain) - truth.mean())
 
 
 def skewed(rng: np.random.Generator, base: float, scale: float, part: float, count: int = 16) -> Floats:
