@@ -29,19 +29,19 @@ BUILD = Build("simulated", "b1", "f" * 8)
 class LuckyServer(SimulatedServer):
     """A launch that is faster than others for all of its requests; it notes what it was asked."""
 
-    luck: float = 0.0
+    faster: float = 0.0
 
     def complete(self, request: Request) -> Completion:
         """The simulated answer, in its own time."""
         assert request.ignore_eos
         answer = super().complete(request)
-        factor = math.exp(-self.luck)
+        factor = math.exp(-self.faster)
         return replace(answer, predicted_ms=factor * answer.predicted_ms, wall_ms=factor * answer.wall_ms)
 
 
-def lucky(backend: SimulatedBackend, name: str, luck: float) -> LuckyServer:
+def lucky(backend: SimulatedBackend, name: str, faster: float) -> LuckyServer:
     """One launch of off."""
-    return LuckyServer(backend, name, OFF, luck=luck)
+    return LuckyServer(backend, name, OFF, faster=faster)
 
 
 def simulated(noise: float = 0.01) -> SimulatedBackend:
