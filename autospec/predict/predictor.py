@@ -254,9 +254,11 @@ class Predictor:
             slopes.append(slope_here)
             deviations.append(pair.log_ratio - foreseen)
         slope = np.mean(slopes, axis=0)
-        launches = len({pair.drafted.launch_id for pair, _ in known})
+        sides = [
+            [m.launch_id for m in side] for side in zip(*((p.off, p.drafted) for p, _ in known), strict=True)
+        ]
         scatter = max(_PAIR_NOISE**2, statistics.variance(deviations) if len(known) > 2 else 0.0)
-        noise = scatter / len(known) + LAUNCH_NOISE**2 / launches
+        noise = scatter / len(known) + sum(LAUNCH_NOISE**2 / len(set(side)) for side in sides)
         spread = float(slope @ curve.covariance @ slope) + noise
         deviation = statistics.fmean(deviations) / math.sqrt(spread)
         return Check(
