@@ -48,9 +48,11 @@ _UNTIMED_SPREAD = 1.0
 # Noise of an answer's time ÷ that of its other half: what is assumed, and how many answers that counts for against those seen.
 _REQUEST_NOISE = 0.04
 _NOISE_WEIGHT = 8.0
-# An answer that is further off than so many standard deviations was disturbed, and counts for less (Cauchy's weights).
-_OUTLYING = 2.0
+# The noise has Student's distribution with so many degrees of freedom: a stalled answer hardly counts (Bishop, §2.3.7).
+_FREEDOM = 4.0
 _ROUNDS = 8
+# No factor is taken for less while the steps go on.
+_LEAST_FACTOR = 0.1
 # A draft beside its main model takes at most so many times as long as alone, and at least this part.
 _DRAFT_FACTOR = 2.5
 # What leaves the bounds by less than this is noise, and is set to the bound.
@@ -194,19 +196,15 @@ def refit(guess: CostCurve, observations: Sequence[Observation]) -> CostCurve:
     scale = np.array([o.scale for o in observations])
     measured = np.array([o.predicted_ms for o in observations])
     features = guess.features(verified * scale[:, None], steps * scale)
-    # Relative errors, so that long answers do not outweigh short ones.
-    x = features / measured[:, None]
-    factors, covariance = _regression(
-        x, 1.0 - x.sum(axis=1), [o.launch for o in observations], guess.covariance
-    )
-    main = np.maximum.accumulate(guess.main_ms * (1.0 + _hats(guess.knots, width) @ factors[:-1]))
+    factors, covariance = _regression(features, measured, [o.launch for o in observations], guess.covariance)
+    main = guess.main_ms * (1.0 + _hats(guess.knots, width) @ factors[:-1])
     draft = 1.0 + float(factors[-1])
     seen = len(observations)
     if why := _out_of_bounds(main, guess.plain_ms, draft, drafts=guess.step_ms > 0):
         return replace(guess, refused=why)
     return CostCurve(
         guess.plain_ms,
-        _within(main, guess.plain_ms),
+        _within(np.maximum.accumulate(main), guess.plain_ms),
         guess.draft_ms * draft,
         guess.step_ms * draft,
         guess.knots,
@@ -215,18 +213,27 @@ def refit(guess: CostCurve, observations: Sequence[Observation]) -> CostCurve:
     )
 
 
-def _regression(x: Floats, y: Floats, launches: Sequence[str], prior: Floats) -> tuple[Floats, Floats]:
-    """Factors of the columns of `x`, and their covariance; the noise of answers is learnt from what is left over.
+def _regression(
+    features: Floats, measured: Floats, launches: Sequence[str], prior: Floats
+) -> tuple[Floats, Floats]:
+    """Relative errors of the columns of `features`, whose sums should be `measured`, and their covariance.
 
-    Each launch has a factor of its own besides, with `LAUNCH_NOISE` as its prior.
+    Fitted are logarithms, in which noise is even on both sides, by Gauss-Newton steps. Each launch has a factor of its own
+    besides, with `LAUNCH_NOISE` as its prior; the noise of answers is learnt from what is left over.
     """
     names = sorted(set(launches))
-    design = np.hstack([x, np.array([[own == name for name in names] for own in launches], dtype=np.float64)])
-    size = x.shape[1]
-    precision = np.eye(design.shape[1]) / LAUNCH_NOISE**2
+    of_launch = np.array([[own == name for name in names] for own in launches], dtype=np.float64)
+    size = features.shape[1]
+    precision = np.eye(size + len(names)) / LAUNCH_NOISE**2
     precision[:size, :size] = np.linalg.inv(prior + 1e-9 * np.eye(size))
-    variance, weights = _REQUEST_NOISE**2, np.ones(y.size)
+    factors = np.zeros(size + len(names))
+    variance, weights = _REQUEST_NOISE**2, np.ones(measured.size)
     for _ in range(_ROUNDS):
+        parts = features * np.maximum(1.0 + factors[:size], _LEAST_FACTOR)
+        total = parts.sum(axis=1)
+        slopes = features / total[:, None]
+        design = np.hstack([slopes, of_launch])
+        y = np.log(measured / total) + slopes @ factors[:size]
         weighted = design * (weights / variance)[:, None]
         posterior = np.linalg.inv(precision + design.T @ weighted)
         factors = posterior @ (weighted.T @ y)
@@ -234,9 +241,11 @@ def _regression(x: Floats, y: Floats, launches: Sequence[str], prior: Floats) ->
         # What the fit has taken up of the noise belongs to it (expectation maximisation: Bishop, §9.3.4).
         taken_up = np.einsum("ij,jk,ik->i", design, posterior, design)
         squares = float(np.sum(weights * (residual**2 + taken_up)))
-        variance = (_NOISE_WEIGHT * _REQUEST_NOISE**2 + squares) / (_NOISE_WEIGHT + y.size)
-        weights = 1.0 / (1.0 + residual**2 / (_OUTLYING**2 * variance))
-    return np.asarray(factors[:size]), np.asarray(posterior[:size, :size])
+        variance = (_NOISE_WEIGHT * _REQUEST_NOISE**2 + squares) / (_NOISE_WEIGHT + measured.size)
+        weights = (_FREEDOM + 1.0) / (_FREEDOM + residual**2 / variance)
+    # Of the corrected costs: what has become smaller errs by more of itself.
+    scale = 1.0 / np.maximum(1.0 + factors[:size], _LEAST_FACTOR)
+    return np.asarray(factors[:size]), np.asarray(posterior[:size, :size] * np.outer(scale, scale))
 
 
 def _within(main: Floats, plain_ms: float) -> Floats:

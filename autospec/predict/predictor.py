@@ -26,7 +26,7 @@ __all__ = ["Check", "Predictor"]
 
 Floats = npt.NDArray[np.float64]
 
-# Noise of one pair's log-ratio on a machine in use: what a deviation from prediction is held against.
+# Noise of one pair's log-ratio on a machine in use, at least: what a deviation from prediction is held against.
 _PAIR_NOISE = 0.05
 # Deviations of so many standard errors do not happen by chance often enough to matter.
 _DISTRUST = 3.0
@@ -278,8 +278,11 @@ class Predictor:
             slopes.append(slope_here)
             deviations.append(pair.log_ratio - foreseen)
         slope = np.mean(slopes, axis=0)
-        launches = len({pair.drafted.launch_id for pair, _ in known})
-        noise = _PAIR_NOISE**2 / len(known) + LAUNCH_NOISE**2 / launches
+        sides = [
+            [m.launch_id for m in side] for side in zip(*((p.off, p.drafted) for p, _ in known), strict=True)
+        ]
+        scatter = max(_PAIR_NOISE**2, statistics.variance(deviations) if len(known) > 2 else 0.0)
+        noise = scatter / len(known) + sum(LAUNCH_NOISE**2 / len(set(side)) for side in sides)
         spread = float(slope @ curve.covariance @ slope) + noise
         deviation = statistics.fmean(deviations) / math.sqrt(spread)
         return Check(

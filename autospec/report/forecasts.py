@@ -101,7 +101,8 @@ def _curve(prediction: Mapping[str, Any]) -> list[str]:
     if len(verify) < 2 or not token_ms:
         return []
     shown = ", ".join(f"{k}: {verify[k]:.1f} ms" for k in (0, *_PLACES) if k < len(verify))
-    text = f"A token alone takes {token_ms:.1f} ms; verifying so many proposals: {shown}"
+    both = " in both models" if prediction.get("step_ms") else ""
+    text = f"A token alone takes {token_ms:.1f} ms; verifying so many proposals{both}: {shown}"
     if step := prediction.get("step_ms"):
         text += f"; the draft takes {step:.1f} ms for each"
     rise = verify[1] / verify[0] - 1.0 if verify[0] else 0.0

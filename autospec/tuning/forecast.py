@@ -189,6 +189,7 @@ class Forecast:
             "acceptance_by_position": [round(a, 4) for a in places],
             "tokens_per_cycle": round(prediction.tokens_per_cycle, 3),
             "token_ms": round(costs.plain_ms, 3),
+            "main_ms": [round(float(v), 3) for v in costs.main_ms[: widest + 1]],
             "verify_ms": [round(float(v), 3) for v in costs.verify_ms[: widest + 1]],
             "step_ms": round(costs.step_ms, 3),
             "break_even": round(costs.break_even(widest), 4),

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
+import numpy as np
 import pytest
 
 from autospec.backends.flags import WHOLE_BATCHES
 from autospec.backends.in_force import canary
 from autospec.backends.llama_server import LlamaServer
 from autospec.backends.protocol import LaunchSettings, Request
-from autospec.cells import PromptType
+from autospec.catalog.gguf_file import read_gguf
+from autospec.cells import Cell, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import RequestError
+from autospec.hardware.state import StateWatch
+from autospec.measure.asking import Asking
 from autospec.predict.pools import pool_of, replay_tokens
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.survey import pass_of, record, time_batches
 from autospec.prompts.suite import Half, load_suite
+from autospec.store.database import open_store
+from autospec.tuning.budget import Budget
+from autospec.tuning.definition import load_definition
+from autospec.tuning.launches import Launches
+from autospec.tuning.rig import Rig
+from autospec.tuning.space import Arm, Space
+from autospec.tuning.surveying import Surveying
+from tests.tuning.test_loop import MACHINE, Silent
 
 KINDS = ("chain-sliding", "chain-recurrent", "chain-hybrid", "chain-latent", "chain-experts")
 # Their caches keep a state, which has no way back: a partly accepted draft is computed again.
@@ -107,8 +120,9 @@ def test_what_is_computed_again_changes_the_counts(launched, lab_models, kind):
 
 def decodes(server) -> int:
     """How often the server has run a model so far."""
-    with urllib.request.urlopen(f"{server.base_url}/metrics", timeout=30) as answer:
-        found = re.search(r"^llamacpp:n_decode_total (\d+)", answer.read().decode(), re.MULTILINE)
+    with httpx.Client() as client:
+        told = client.get(f"{server.base_url}/metrics", timeout=30).text
+    found = re.search(r"^llamacpp:n_decode_total (\d+)", told, re.MULTILINE)
     assert found
     return int(found[1])
 
@@ -139,3 +153,32 @@ def test_a_sliding_window_can_be_cut_where_it_is_kept_whole(launched, lab_models
     with pytest.raises(RequestError, match="The server computed"):
         time_batches(with_window.tokens, short, 9)
     assert set(time_batches(with_window.tokens, short, 9, behind=False)) == {1, 2, 3, 4, 5, 7, 9}
+
+
+@pytest.mark.parametrize(
+    ("kind", "resident"), [*((kind, 2) for kind in KINDS), ("chain-sliding", 1), ("chain-hybrid", 1)]
+)
+def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
+    """What a tune gathers before its search speaks for every drafting, with room for two servers and for one."""
+    definition, suite, told = load_definition("quick"), load_suite(), Silent()
+    arms = (Arm(Mode.DRAFT_MODEL, str(lab_models.chain_draft)), Arm(Mode.NGRAM_SIMPLE))
+    main = lab_models.path(kind)
+    model = read_gguf(main).ref
+    cell = SimpleNamespace(
+        cell=Cell(model, PromptType.CODING, backend.capabilities().build, MACHINE),
+        tune_prompts=suite.of(PromptType.CODING, Half.TUNE)[:2],
+    )
+    with Launches(backend, str(main), LaunchSettings(ARGS), resident=resident) as launches:
+        pairing = SimpleNamespace(calm=SimpleNamespace(after=lambda _: False))
+        rig = Rig(definition, Space(arms, definition.space), launches, pairing, Budget(600.0), told)
+        asking = Asking("p", 48, 0.0, StateWatch(lambda: launches.pids))
+        store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
+        predictor = Surveying([cell], rig, asking, store).run()
+    assert predictor is not None, told.told
+    assert not [t for t in told.told if "predicted" in t or "timed" in t or "cannot" in t]
+    for drafting in rig.space.grid():
+        costs = predictor.costs(drafting)
+        tokens = np.arange(1, costs.main_ms.size + 1)
+        assert costs.main_ms[0] == pytest.approx(costs.plain_ms)
+        assert (costs.main_ms <= costs.plain_ms * tokens * (1 + 1e-9)).all()
+        assert drafting in predictor.predict(cell.cell.key, [drafting])

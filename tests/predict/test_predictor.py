@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from autospec.predict.predictor import Predictor
 from autospec.predict.profile import AnswerProfile
 from autospec.predict.recording import Recording
 from autospec.predict.survey import DraftPass, pass_of, record, time_batches
+from autospec.tuning.definition import load_definition
+from autospec.tuning.forecast import Forecast
+from autospec.tuning.space import Arm, Space
 from tests.predict.machine import Costs, Machine
 
 CELL = "cell"
@@ -304,3 +308,43 @@ def test_cells_are_compared_with_each_other():
         assert logs[0] != pytest.approx(logs[1], abs=1e-6)
         assert {p.answers for p in raw.values()} == {2}
         assert predictor.compare(sizes[:1])[key] == predictor.predict(key, sizes[:1])
+
+
+def test_a_draft_that_is_far_slower_beside_its_main_model_does_not_move_the_costs():
+    """Four times as slow as alone is no cost but something else: said, and the first guess stays."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.001))
+    predictor = surveyed(machine)
+    alone = predictor.costs(drafting())
+    machine.costs = Costs(draft=lambda k: 4 * (4.0 + 0.1 * (k - 1)), noise=0.001)
+    told: list[str] = []
+    space = Space((Arm(Mode.DRAFT_MODEL, "draft"),), load_definition("quick").space)
+    forecast = Forecast(predictor, space, 0.02, told.append)
+    for n_max in (2, 8, 16):
+        forecast.observe(drafting(n_max), {CELL: measured(machine, drafting(n_max))})
+    refused = predictor.costs(drafting()).refused
+    assert "the draft take" in refused
+    assert predictor.costs(drafting()).step_ms == alone.step_ms
+    assert predictor.costs(drafting()).verify_ms == pytest.approx(alone.verify_ms)
+    assert [t for t in told if t.endswith(refused)]
+    cell = SimpleNamespace(cell=SimpleNamespace(key=CELL))
+    assert forecast.figures(cell, drafting())["not_corrected"] == refused
+
+
+def test_one_launchs_luck_is_no_contradiction():
+    """Twenty-four pairs of one launch that is 2 % slower or faster than others: their agreement proves nothing."""
+    distrusted = 0
+    for seed in range(40):
+        machine = Machine(main_path="main", seed=seed, costs=Costs(noise=0.005))
+        predictor = surveyed(machine)
+        # The costs are known well by now: two launches without luck.
+        for n_max in (4, 12):
+            predictor.observe(drafting(n_max), measured(machine, drafting(n_max)))
+        machine.costs = Costs(noise=0.03, luck=0.02)
+        servers = [machine.launch("main", d, LaunchSettings()) for d in (OFF, drafting(8))]
+        pairs = [
+            Pair(*(_measurement(s, words, drafting(8)) for s in servers)) for _ in range(6) for words in WORDS
+        ]
+        check = predictor.observe(drafting(8), pairs)
+        assert check is not None
+        distrusted += not check.agrees
+    assert distrusted <= 1

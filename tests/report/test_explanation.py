@@ -172,6 +172,15 @@ def test_a_steep_curve_is_called_so():
     assert "could not pay if all were accepted" in text
 
 
+def test_costs_that_launches_could_not_correct_are_said():
+    """The sentence of the refit stands beside the curve that it left as it was."""
+    why = "Launches would have the draft take 4.00 times as long as alone; the costs stay as they were timed."
+    text = said(explain(recommendation(evidence={"prediction": PREDICTION | {"not_corrected": why}})))
+    assert why in text
+    assert "not_corrected" not in PREDICTION
+    assert why not in said(explain(recommendation(evidence={"prediction": PREDICTION})))
+
+
 def test_a_draft_that_reads_prompts_too_slowly_is_called_so():
     """Its acceptance is above break-even, and what rules it out is said."""
     ruled_out = PREDICTION["ruled_out"][0] | {"acceptance": 0.9, "by_prompt": True}
