@@ -3,15 +3,16 @@
 Where prediction covers the space, it says what to launch: what is expected to beat everything so far, and a draft
 whose costs are too unsure to rule it out. What it leaves open is searched: one cell leads each trial, in turn, its
 study proposes, and every other cell's study is asked to take the same drafting and told its own result; the first such
-trials are the space's leaders. The search is done when nothing is left that is worth a launch, when the trials or its
-share of the budget are spent, or when nothing has got better anywhere for a while.
+trials are the space's leaders. A draft that was so slow in its launch that no other setting of it can win is not launched
+again. The search is done when nothing is left that is worth a launch, when the trials or its share of the budget are
+spent, or when nothing has got better anywhere for a while.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autospec.drafting import OFF, Drafting
@@ -19,6 +20,7 @@ from autospec.errors import BackendError, LaunchError, NotInForceError, Unsuppor
 from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell_run import CellRun, acceptance, geometric_mean, mean_log_ratio
 from autospec.tuning.forecast import Forecast
+from autospec.tuning.hopeless import best_elsewhere
 from autospec.tuning.optuna_study import Ask
 from autospec.tuning.pairing import Measured, Task
 from autospec.tuning.progress import Step
@@ -36,6 +38,8 @@ _PROGRESS = 0.01
 # A cell whose best drafting is still this much slower than off takes no further part: a proof on fresh prompts
 # will say so, and nothing the sampler does nearby makes up for it.
 _HOPELESS = 0.80
+# Other sizes of an n-gram mode may be so much faster than the one that was launched.
+_OTHER_SIZES = 1.25
 # With fewer trials than this on the clock, more trials teach more than more prompts in each.
 _ENOUGH_TRIALS = 8
 
@@ -74,6 +78,8 @@ class Search:
         self._now = now
         self._known: set[Drafting] = set()
         self._dead_arms: set[str] = set()
+        # Label of an arm → cell key → what another setting of it may reach there at best, after its launches.
+        self._reach: dict[str, dict[str, float]] = {}
         self._idle = 0
         self._trial_s: list[float] = []
         # Tune prompts of each type in every trial; known once the first ones have been timed.
@@ -103,23 +109,25 @@ class Search:
 
     def _choose(self, active: Sequence[CellRun], leader: CellRun, leaders: list[Drafting]) -> Drafting | None:
         """The next drafting to launch; ``None`` where none is worth it."""
-        forecast = self._forecast
-        if forecast is None:
-            return leaders.pop(0) if leaders else leader.study.propose(self._known)
-        promising = forecast.next(active, self._known, self._dead_arms)
-        if promising is not None:
-            return promising
-        left = [a for a in self._space.arms if a.label not in self._dead_arms and self._is_open(a)]
-        if not left:
+        if self._forecast is not None:
+            promising = self._forecast.next(active, self._known, self._dead_arms)
+            if promising is not None:
+                return promising
+        open_arms = {a for a in self._space.arms if self._is_open(a, active)}
+        if not open_arms:
             return None
         while leaders:
             drafting = leaders.pop(0)
-            if drafting not in self._known and not forecast.trusts(drafting):
+            if drafting not in self._known and self._space.arm_of(drafting) in open_arms:
                 return drafting
-        return leader.study.propose(self._known, lambda d: not forecast.trusts(d))
+        return leader.study.propose(self._known, lambda d: self._space.arm_of(d) in open_arms)
 
-    def _is_open(self, arm: Arm) -> bool:
-        """Whether prediction has nothing to say of an arm, or is not trusted for it."""
+    def _is_open(self, arm: Arm, active: Sequence[CellRun]) -> bool:
+        """Whether an arm is searched by trials: prediction has nothing to say of it, and a launch has not ruled it out."""
+        if arm.label in self._dead_arms:
+            return False
+        if not self._may_win(arm, active):
+            return False
         samples = [d for d in self._space.leaders() if self._space.arm_of(d) == arm][:1]
         return not all(self._forecast.trusts(d) for d in samples) if self._forecast else True
 
@@ -141,10 +149,11 @@ class Search:
         for drafting, results in trials.items():
             if results:
                 self._take(drafting, results)
+                pairing = self._rig.pairing
+                keys = [cell.cell.key for cell, _ in results]
+                known = {key: pairing.known(key, drafting, Phase.SEARCH) for key in keys}
+                self._weigh(drafting, [cell for cell, _ in results], known)
                 if self._forecast is not None:
-                    pairing = self._rig.pairing
-                    keys = [cell.cell.key for cell, _ in results]
-                    known = {key: pairing.known(key, drafting, Phase.SEARCH) for key in keys}
                     self._forecast.observe(drafting, known)
         # Trials must rest on the same prompts to be compared, whatever the clock says this time.
         noted = [int(n) for c in self._cells if (n := c.study.noted("prompts")) is not None]
@@ -159,6 +168,35 @@ class Search:
             if ratio > before * (1.0 + _PROGRESS):
                 self._idle = 0
             cell.trial_values[drafting] = ratio
+
+    def _weigh(
+        self, drafting: Drafting, cells: Sequence[CellRun], pairs: Mapping[str, Sequence[Pair]]
+    ) -> None:
+        """See what the arm of a drafting that was launched may still reach with another setting."""
+        arm = self._space.arm_of(drafting)
+        if arm is None:
+            return
+        before = self._may_win(arm, cells)
+        reach = self._reach.setdefault(arm.label, {})
+        for cell in cells:
+            key = cell.cell.key
+            if arm.mode.draft_free:
+                reach[key] = max(
+                    reach.get(key, 0.0), _OTHER_SIZES * cell.trial_values.get(drafting, math.inf)
+                )
+            else:
+                # Each launch bounds it: the least of the bounds holds.
+                reach[key] = min(reach.get(key, math.inf), best_elsewhere(drafting, pairs.get(key, ())))
+        if before and not arm.mode.draft_free and not self._may_win(arm, cells):
+            self._progress.tell(
+                f"{arm.label}: too slow for any other setting of it to win, so that none is tried."
+            )
+
+    def _may_win(self, arm: Arm, cells: Sequence[CellRun]) -> bool:
+        """Whether some setting of an arm may win somewhere, by what its launches have shown."""
+        reach = self._reach.get(arm.label, {})
+        least = 1.0 + self._definition.rule.threshold
+        return any(reach.get(c.cell.key, math.inf) > max(least, c.best[1] if c.best else 0.0) for c in cells)
 
     def _time_for_another(self) -> bool:
         left = self._rig.budget.part_left_s(self._definition.search_share)
@@ -188,6 +226,7 @@ class Search:
             return
         ratios = {key: math.exp(mean_log_ratio(o.pairs)) for key, o in outcomes.items()}
         self._take(drafting, [(cell, ratios[cell.cell.key]) for cell in cells])
+        self._weigh(drafting, cells, {key: o.pairs for key, o in outcomes.items()})
         if self._forecast is not None:
             self._forecast.observe(drafting, {key: o.calm for key, o in outcomes.items()})
         words = []
