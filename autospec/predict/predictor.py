@@ -29,6 +29,11 @@ Floats = npt.NDArray[np.float64]
 _PAIR_NOISE = 0.05
 # Deviations of so many standard errors do not happen by chance often enough to matter.
 _DISTRUST = 3.0
+# Where a launch took other times than predicted and the same cycles as replayed, the costs were wrong, not the replay: their
+# guess is taken for so much less sure.
+_LESS_SURE = 3.0
+# Drafted and accepted tokens of a launch may differ from the replayed ones by so much: batches round differently.
+_COUNTS_ALIKE = 0.1
 # A draft alone and the same draft beside its main model: their times for a prompt differ, but not by more.
 _MOST_PROMPT_FACTOR = 5.0
 # The draft-free modes share their costs: none has a model.
@@ -44,7 +49,9 @@ class Check:
         predicted: Speed ratio to off, before this launch was known.
         measured: The same, measured.
         deviation: ln(measured ÷ predicted) in standard errors.
-        agrees: False if prediction should not be trusted for this draft any more.
+        agrees: False if the costs, or the replay, were wrong.
+        costs_alone: True if the launch's cycles were the replayed ones: only the costs were wrong, and the launch corrects
+            them.
     """
 
     drafting: Drafting
@@ -52,6 +59,7 @@ class Check:
     measured: float
     deviation: float
     agrees: bool
+    costs_alone: bool = False
 
 
 class Predictor:
@@ -176,7 +184,10 @@ class Predictor:
         if not known:
             return None
         check = self._check(drafting, path, known)
-        if not check.agrees:
+        if check.costs_alone:
+            guess = self._guesses[path]
+            self._guesses[path] = replace(guess, covariance=guess.covariance * _LESS_SURE**2)
+        elif not check.agrees:
             self._distrusted.add(path)
         curve = self._guesses[path]
         for pair, counts in known:
@@ -250,12 +261,14 @@ class Predictor:
         slope = np.mean(slopes, axis=0)
         spread = float(slope @ curve.covariance @ slope) + _PAIR_NOISE**2 / len(known)
         deviation = statistics.fmean(deviations) / math.sqrt(spread)
+        agrees = abs(deviation) <= _DISTRUST
         return Check(
             drafting=drafting,
             predicted=math.exp(statistics.fmean(predicted)),
             measured=math.exp(statistics.fmean(pair.log_ratio for pair, _ in known)),
             deviation=deviation,
-            agrees=abs(deviation) <= _DISTRUST,
+            agrees=agrees,
+            costs_alone=not agrees and _replayed(known),
         )
 
     def _groups(self, draftings: Sequence[Drafting]) -> dict[str, list[Drafting]]:
@@ -330,6 +343,16 @@ class Predictor:
         # The guesses of short prompts are next to nothing, and a factor to that would say anything.
         factor = min(max(float(added / guesses), 0.0), _MOST_PROMPT_FACTOR) if guesses >= 1.0 else 1.0
         return guessed * factor
+
+
+def _replayed(known: Sequence[tuple[Pair, Counts]]) -> bool:
+    """Whether a launch drafted and accepted what was replayed; false where the server does not tell."""
+    told = [(p.drafted.drafted, p.drafted.accepted) for p, _ in known]
+    if any(drafted is None or accepted is None for drafted, accepted in told):
+        return False
+    measured = np.array(told, dtype=np.float64).sum(axis=0)
+    replayed = np.array([(c.drafted[0], c.accepted[0]) for _, c in known], dtype=np.float64).sum(axis=0)
+    return bool((np.abs(measured - replayed) <= _COUNTS_ALIKE * replayed + 2.0 * len(known)).all())
 
 
 def _off_times(asked: Recording | Measurement) -> tuple[float, float, float]:
