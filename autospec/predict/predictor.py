@@ -121,6 +121,14 @@ class Predictor:
         """Whether predictions for this draft have agreed with what was measured so far."""
         return self.covers(drafting) and _costs_of(drafting) not in self._distrusted
 
+    def hopeless(self, drafting: Drafting) -> bool:
+        """Whether its draft was dropped on the first answers that it read."""
+        return (
+            drafting.mode is Mode.DRAFT_MODEL
+            and self.covers(drafting)
+            and self._passes[drafting.draft or ""].hopeless
+        )
+
     def costs(self, drafting: Drafting) -> CostCurve:
         """The cost curve that a drafting's predictions rest on, as it is known now."""
         return self._curves[_costs_of(drafting)]

@@ -82,7 +82,14 @@ class Forecast:
             known: Draftings that were tried.
             dead_arms: Labels of arms that can't work.
         """
-        open_ = [d for d in self._grid if d not in known and self._alive(d, dead_arms) and self.trusts(d)]
+        open_ = [
+            d
+            for d in self._grid
+            if d not in known
+            and self._alive(d, dead_arms)
+            and self.trusts(d)
+            and not self._predictor.hopeless(d)
+        ]
         bars = {cell.cell.key: self._bar(cell) for cell in cells}
         best: tuple[float, Drafting] | None = None
         for drafting in open_:
@@ -155,7 +162,7 @@ class Forecast:
             if not cases:
                 continue
             best, cell = max(cases, key=lambda case: math.log(case[0].high) - self._least(case[1]))
-            if math.log(best.high) > self._least(cell):
+            if math.log(best.high) > self._least(cell) and not self._predictor.hopeless(best.drafting):
                 continue  # the search's time was over before it could be launched
             costs = self._predictor.costs(best.drafting)
             n_max = min(_longest(best.drafting), costs.verify_ms.size - 1)

@@ -20,6 +20,8 @@ __all__ = ["best_elsewhere", "nothing_pays"]
 
 # Of what a cycle costs beyond a plain token, so much is left out: timed costs are off by 20 to 60 per cent at times.
 _COSTS_MAY_BE_LESS = 0.4
+# A single answer may gain so much by luck.
+_ONE_ANSWER = 0.10
 # One launch is a few noisy pairs.
 _MARGIN = 1.10
 # Tokens to propose in a cycle that another setting might have.
@@ -30,8 +32,9 @@ _MOST_LIKELY_RUN = 16.0
 
 
 def nothing_pays(answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, threshold: float) -> bool:
-    """Whether no drafting would have made any of these answers faster, were drafting 40 % cheaper than it was timed.
+    """Whether no drafting would have made these answers faster, were drafting 40 % cheaper than it was timed.
 
+    Nor any of them by more than a tenth: they are of several prompt types, and one may serve where the others do not.
     Generation alone is looked at: what the draft takes for the prompt comes on top.
 
     Args:
@@ -39,14 +42,17 @@ def nothing_pays(answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, 
         costs: Of this draft, as timed.
         threshold: Least gain that may be enabled, as a fraction.
     """
+    all_alone, all_taken = 0.0, np.zeros(1)
     for recording, counts in answers:
         verify = costs.verify_ms[: counts.verified.shape[1]]
         beyond = counts.verified @ (verify - costs.plain_ms) + counts.steps * costs.step_ms
         taken = counts.cycles * costs.plain_ms + (1.0 - _COSTS_MAY_BE_LESS) * beyond
         alone = costs.plain_ms * max(0, len(recording.answer_ids) - 1)
-        if bool((alone > (1.0 + threshold) * taken).any()):
+        if bool((alone > (1.0 + max(threshold, _ONE_ANSWER)) * taken).any()):
             return False
-    return True
+        scale = recording.token_ms / costs.plain_ms
+        all_alone, all_taken = all_alone + scale * alone, all_taken + scale * taken
+    return not bool((all_alone > (1.0 + threshold) * all_taken).any())
 
 
 def best_elsewhere(drafting: Drafting, pairs: Sequence[Pair]) -> float:

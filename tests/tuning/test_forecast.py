@@ -17,12 +17,13 @@ from autospec.prompts.suite import Half
 from autospec.recommendations import Verdict
 from autospec.store.database import open_store
 from autospec.tuning.definition import load_definition
+from autospec.tuning.draft_identity import draft_identity
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.run import Tuning
 from autospec.tuning.space import Arm, Space
 from tests.catalog.making import make_model
 from tests.predict.machine import Costs, Machine, MachineServer
-from tests.tuning.test_loop import MACHINE, Silent, suite
+from tests.tuning.test_loop import MACHINE, TYPES, Silent, suite
 
 # Verifying is nearly free: whatever is accepted is won.
 WAITS_FOR_MEMORY = Costs(main=lambda k: 50.0 + 0.4 * (k - 1), draft=lambda k: 5.0 + 0.1 * (k - 1))
@@ -101,6 +102,29 @@ def test_a_hopeless_draft_is_never_launched(request_):
         ruled_out["acceptance"] < ruled_out["break_even"] or ruled_out["best_case"] < recommendation.speedup
     )
     assert any("second" in line and "is not launched: best case" in line for line in told)
+
+
+def test_a_draft_that_is_never_right_is_dropped_on_its_first_answers(request_):
+    """It reads three answers of six, is never launched, and the other draft is not the worse for it."""
+    worse = {str(request_.models[2].path): 0.75}
+    request_, progress = replace(request_, prompt_types=TYPES), Silent()
+    backend = machine(request_, acceptance=lambda _: 0.8, costs=WAITS_FOR_MEMORY, worse=worse)
+    recommendations = {r.prompt_type: r for r in Tuning(request_, backend, MACHINE, progress).run()}
+    assert any("second.gguf reads no further" in line for line in progress.told)
+    assert not any("draft.gguf reads no further" in line for line in progress.told)
+    assert drafts_launched(backend) == {"draft"}
+    assert {r.verdict for r in recommendations.values()} == {Verdict.ENABLE}
+    store = open_store(request_.storage)
+    try:
+        for recommendation in recommendations.values():
+            read = store.surveys(recommendation.evidence["cell"], request_.protocol, "profile")
+            assert (
+                1 <= sum(name.startswith(draft_identity(str(request_.models[2].path))) for name in read) <= 2
+            )
+            assert sum(name.startswith(draft_identity(str(request_.models[1].path))) for name in read) == 3
+            assert any("second" in r["arm"] for r in recommendation.evidence["prediction"]["ruled_out"])
+    finally:
+        store.close()
 
 
 def test_disable_costs_one_launch_for_each_draft_and_a_round_of_proof(request_):
