@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Verdict
+from autospec.tuning.search import Search
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend
 from tests.tuning.test_loop import Silent, interrupted_at, nobody_else_is_at_work, request_, tune
@@ -87,3 +89,21 @@ def test_an_n_gram_mode_that_is_far_behind_takes_no_further_trials(two_drafts):
     tried = [s.drafting for s in progress.steps if s.phase == "launch"]
     assert sum(d.mode is Mode.NGRAM_SIMPLE for d in tried) == 1
     assert sum(d.mode is Mode.DRAFT_MODEL for d in tried) >= 5
+
+
+def test_the_leader_is_asked_the_prompts_that_it_was_not_asked(request_):
+    """Where each trial asks one prompt, the first of them is not all that the choice rests on."""
+
+    def lucky_first(drafting: Drafting, text: str) -> float:
+        if drafting.mode is not Mode.DRAFT_MODEL:
+            return 1.0
+        if drafting.n_max == 4:
+            return 2.0 if "tune 0" in text else 1.1
+        return 1.6
+
+    backend = SimulatedBackend(lucky_first)
+    with mock.patch.object(Search, "_affordable_prompts", return_value=1):
+        result = tune(request_, backend)
+    for recommendation in result.values():
+        assert recommendation.drafting.n_max != 4
+        assert recommendation.speedup == pytest.approx(1.6, rel=0.02)
