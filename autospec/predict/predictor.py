@@ -34,6 +34,8 @@ _DISTRUST = 3.0
 _LESS_SURE = 3.0
 # Drafted and accepted tokens of a launch may differ from the replayed ones by so much: batches round differently.
 _COUNTS_ALIKE = 0.1
+# An answer without drafting that takes so much longer than it did before was disturbed: its pair would flatter the drafting.
+_STALLED = 1.3
 # A draft alone and the same draft beside its main model: their times for a prompt differ, but not by more.
 _MOST_PROMPT_FACTOR = 5.0
 # The draft-free modes share their costs: none has a model.
@@ -199,8 +201,9 @@ class Predictor:
             self._distrusted.add(path)
         curve = self._guesses[path]
         for pair, counts in known:
-            if pair.off.predicted_tokens < 2 or pair.off.predicted_ms <= 0:
-                continue  # an answer without a time of generation is the measure of nothing
+            recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
+            if pair.off.predicted_tokens < 2 or pair.off.predicted_ms <= 0 or _stalled(pair, recording):
+                continue  # an answer without a time of generation, or with a disturbed one, is the measure of nothing
             scale = pair.off.predicted_ms / (pair.off.predicted_tokens - 1) / curve.plain_ms
             verified, steps = counts.after_first_token
             # An answer that came whole with its first cycle has no time of generation.
@@ -213,7 +216,6 @@ class Predictor:
                         pair.drafted.predicted_ms,
                     )
                 )
-            recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
             guessed = self._guessed_prompt_ms(path, recording)
             if guessed > 0:
                 added = pair.drafted.prompt_ms - pair.off.prompt_ms - self._opening_ms(path, scale, counts)
@@ -230,7 +232,7 @@ class Predictor:
             if counts is not None:
                 recording = self._by_prompt[cell_key, pair.off.prompt_id]
                 foreseen, _ = self._expected(_costs_of(drafting), recording, counts)
-                found.append(pair.log_ratio - foreseen)
+                found.append(_log_ratio(pair, recording) - foreseen)
         return statistics.fmean(found) if found else 0.0
 
     def acceptance_by_position(self, cell_key: str, drafting: Drafting) -> list[float]:
@@ -265,10 +267,12 @@ class Predictor:
             foreseen, slope_here = self._expected(path, recording, counts)
             predicted.append(foreseen)
             slopes.append(slope_here)
-            deviations.append(pair.log_ratio - foreseen)
+            deviations.append(_log_ratio(pair, recording) - foreseen)
         slope = np.mean(slopes, axis=0)
         spread = float(slope @ curve.covariance @ slope) + _PAIR_NOISE**2 / len(known)
-        deviation = statistics.fmean(deviations) / math.sqrt(spread)
+        # The median of three and more: one answer that something disturbed must not speak against the costs.
+        middle = statistics.median(deviations) if len(deviations) > 2 else statistics.fmean(deviations)
+        deviation = middle / math.sqrt(spread)
         agrees = abs(deviation) <= _DISTRUST
         return Check(
             drafting=drafting,
@@ -351,6 +355,16 @@ class Predictor:
         # The guesses of short prompts are next to nothing, and a factor to that would say anything.
         factor = min(max(float(added / guesses), 0.0), _MOST_PROMPT_FACTOR) if guesses >= 1.0 else 1.0
         return guessed * factor
+
+
+def _log_ratio(pair: Pair, recording: Recording) -> float:
+    """ln(drafting ÷ off), with the time of off that is known where this one was disturbed."""
+    usual = math.log(recording.wall_ms / pair.off.wall_ms) if _stalled(pair, recording) else 0.0
+    return pair.log_ratio + usual
+
+
+def _stalled(pair: Pair, recording: Recording) -> bool:
+    return pair.off.wall_ms > _STALLED * recording.wall_ms > 0
 
 
 def _replayed(known: Sequence[tuple[Pair, Counts]]) -> bool:

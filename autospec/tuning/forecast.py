@@ -91,10 +91,12 @@ class Forecast:
             and not self._predictor.hopeless(d)
         ]
         bars = {cell.cell.key: self._bar(cell) for cell in cells}
+        near = {cell.cell.key: self._foreseen_of_tried(cell) for cell in cells}
         best: tuple[float, Drafting] | None = None
         for drafting in open_:
+            label = self._arm(drafting)
             gains = [
-                math.log(p.ratio) - bars[c.cell.key]
+                math.log(p.ratio) - max(bars[c.cell.key], near[c.cell.key].get(label, -math.inf))
                 for c in cells
                 if (p := self._predictions(c).get(drafting)) is not None
             ]
@@ -238,6 +240,20 @@ class Forecast:
         """Logarithm of what a launch has to beat in a cell: off, or the best that was tried, as it is known now."""
         values = [self.expected(cell, d) or v if self.trusts(d) else v for d, v in cell.trial_values.items()]
         return math.log(max([1.0, *values]))
+
+    def _foreseen_of_tried(self, cell: CellRun) -> dict[str, float]:
+        """Label of an arm → logarithm of the most that is predicted of its tried draftings, their own launches left out.
+
+        What a launch showed of one drafting is in part luck. Held against that, the next one like it would look better, and
+        be launched, and then the next.
+        """
+        found: dict[str, float] = {}
+        for drafting in cell.trial_values:
+            prediction = self.predicted(cell, drafting) if self.trusts(drafting) else None
+            if prediction is not None:
+                label = self._arm(drafting)
+                found[label] = max(found.get(label, -math.inf), math.log(prediction.ratio))
+        return found
 
     def _least(self, cell: CellRun) -> float:
         """Logarithm of what a drafting must be able to reach to be worth any launch in a cell."""

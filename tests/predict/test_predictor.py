@@ -138,6 +138,23 @@ def test_wrong_costs_are_corrected_and_the_replay_is_still_trusted():
     assert worst() < 0.4 * before
 
 
+def test_one_disturbed_answer_neither_condemns_nor_flatters_a_draft():
+    """One of four answers took three times as long, with drafting or without: the launch agrees, and deviates little."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.001))
+    chosen = drafting(8)
+    for slow_off in (False, True):
+        predictor = surveyed(machine)
+        first, *rest = measured(machine, chosen)
+        half = first.off if slow_off else first.drafted
+        slow = replace(half, wall_ms=3 * half.wall_ms, predicted_ms=3 * half.predicted_ms)
+        pairs = [replace(first, off=slow) if slow_off else replace(first, drafted=slow), *rest]
+        check = predictor.observe(chosen, pairs)
+        assert check is not None
+        assert check.agrees
+        if slow_off:
+            assert predictor.deviation(CELL, chosen, pairs) == pytest.approx(0.0, abs=0.05)
+
+
 def test_an_answer_of_another_length_corrects_nothing():
     """Its cycles are not the replayed ones: a quarter of the text would make every token look four times as cheap."""
     machine = Machine(main_path="main", costs=Costs(noise=0.001))
