@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from autospec.predict.pool import Pool
 from autospec.predict.recording import Ids
@@ -52,7 +53,7 @@ class NgramMod(Pool):
             self._i_last = length - n
         window = list(tokens[length - n + 1 : length + 1])
         for i in range(self.n_max):
-            token = self._entries.get(_mod_hash(window[i : i + n]))
+            token = self._entries.get(_mod_hash(tuple(window[i : i + n])))
             if token is None:
                 if i < self.n_min:
                     return ()
@@ -79,7 +80,9 @@ class NgramMod(Pool):
             self._entries[_mod_hash(tokens[i : i + self.n])] = tokens[i + self.n]
 
 
-def _mod_hash(tokens: Sequence[int]) -> int:
+# Draftings with other limits look the same n-grams up.
+@lru_cache(maxsize=1 << 17)
+def _mod_hash(tokens: Ids) -> int:
     value = 0
     for token in tokens:
         value = (value * _MOD_FACTOR + token) & 0xFFFFFFFFFFFFFFFF

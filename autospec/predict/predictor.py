@@ -30,6 +30,13 @@ Floats = npt.NDArray[np.float64]
 _PAIR_NOISE = 0.05
 # Deviations of so many standard errors do not happen by chance often enough to matter.
 _DISTRUST = 3.0
+# Where a launch took other times than predicted and the same cycles as replayed, the costs were wrong, not the replay: their
+# guess is taken for so much less sure.
+_LESS_SURE = 3.0
+# Drafted and accepted tokens of a launch may differ from the replayed ones by so much: batches round differently.
+_COUNTS_ALIKE = 0.1
+# An answer without drafting that takes so much longer than it did before was disturbed: its pair would flatter the drafting.
+_STALLED = 1.3
 # A draft alone and the same draft beside its main model: their times for a prompt differ, but not by more.
 _MOST_PROMPT_FACTOR = 5.0
 # The draft-free modes share their costs: none has a model.
@@ -45,7 +52,9 @@ class Check:
         predicted: Speed ratio to off, before this launch was known.
         measured: The same, measured.
         deviation: ln(measured ÷ predicted) in standard errors.
-        agrees: False if prediction should not be trusted for this draft any more.
+        agrees: False if the costs, or the replay, were wrong.
+        costs_alone: True if the launch's cycles were the replayed ones: only the costs were wrong, and the launch corrects
+            them.
         refused: Why the costs were not corrected by it, a sentence; empty where they were.
     """
 
@@ -54,6 +63,7 @@ class Check:
     measured: float
     deviation: float
     agrees: bool
+    costs_alone: bool = False
     refused: str = ""
 
 
@@ -122,6 +132,14 @@ class Predictor:
         """Whether predictions for this draft have agreed with what was measured so far."""
         return self.covers(drafting) and _costs_of(drafting) not in self._distrusted
 
+    def hopeless(self, drafting: Drafting) -> bool:
+        """Whether its draft was dropped on the first answers that it read."""
+        return (
+            drafting.mode is Mode.DRAFT_MODEL
+            and self.covers(drafting)
+            and self._passes[drafting.draft or ""].hopeless
+        )
+
     def costs(self, drafting: Drafting) -> CostCurve:
         """The cost curve that a drafting's predictions rest on, as it is known now."""
         return self._curves[_costs_of(drafting)]
@@ -185,12 +203,16 @@ class Predictor:
         if not known:
             return None
         check = self._check(drafting, path, known)
-        if not check.agrees:
+        if check.costs_alone:
+            guess = self._guesses[path]
+            self._guesses[path] = replace(guess, covariance=guess.covariance * _LESS_SURE**2)
+        elif not check.agrees:
             self._distrusted.add(path)
         curve = self._guesses[path]
         for pair, counts in known:
-            if pair.off.predicted_tokens < 2 or pair.off.predicted_ms <= 0:
-                continue  # an answer without a time of generation is the measure of nothing
+            recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
+            if pair.off.predicted_tokens < 2 or pair.off.predicted_ms <= 0 or _stalled(pair, recording):
+                continue  # an answer without a time of generation, or with a disturbed one, is the measure of nothing
             scale = pair.off.predicted_ms / (pair.off.predicted_tokens - 1) / curve.plain_ms
             verified, steps = counts.after_first_token
             # An answer that came whole with its first cycle has no time of generation.
@@ -204,7 +226,6 @@ class Predictor:
                         pair.drafted.launch_id,
                     )
                 )
-            recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
             guessed = self._guessed_prompt_ms(path, recording)
             if guessed > 0:
                 added = pair.drafted.prompt_ms - pair.off.prompt_ms - self._opening_ms(path, scale, counts)
@@ -221,7 +242,7 @@ class Predictor:
             if counts is not None:
                 recording = self._by_prompt[cell_key, pair.off.prompt_id]
                 foreseen, _ = self._expected(cell_key, drafting, recording, counts)
-                found.append(pair.log_ratio - foreseen)
+                found.append(_log_ratio(pair, recording) - foreseen)
         return statistics.fmean(found) if found else 0.0
 
     def log_ratios(self, cell_key: str, drafting: Drafting) -> dict[str, float]:
@@ -276,7 +297,7 @@ class Predictor:
             foreseen, slope_here = self._expected(pair.off.cell_key, drafting, recording, counts)
             predicted.append(foreseen)
             slopes.append(slope_here)
-            deviations.append(pair.log_ratio - foreseen)
+            deviations.append(_log_ratio(pair, recording) - foreseen)
         slope = np.mean(slopes, axis=0)
         sides = [
             [m.launch_id for m in side] for side in zip(*((p.off, p.drafted) for p, _ in known), strict=True)
@@ -284,13 +305,17 @@ class Predictor:
         scatter = max(_PAIR_NOISE**2, statistics.variance(deviations) if len(known) > 2 else 0.0)
         noise = scatter / len(known) + sum(LAUNCH_NOISE**2 / len(set(side)) for side in sides)
         spread = float(slope @ curve.covariance @ slope) + noise
-        deviation = statistics.fmean(deviations) / math.sqrt(spread)
+        # The median of three and more: one answer that something disturbed must not speak against the costs.
+        middle = statistics.median(deviations) if len(deviations) > 2 else statistics.fmean(deviations)
+        deviation = middle / math.sqrt(spread)
+        agrees = abs(deviation) <= _DISTRUST
         return Check(
             drafting=drafting,
             predicted=math.exp(statistics.fmean(predicted)),
             measured=math.exp(statistics.fmean(pair.log_ratio for pair, _ in known)),
             deviation=deviation,
-            agrees=abs(deviation) <= _DISTRUST,
+            agrees=agrees,
+            costs_alone=not agrees and _replayed(known),
         )
 
     def _groups(self, draftings: Sequence[Drafting]) -> dict[str, list[Drafting]]:
@@ -366,6 +391,26 @@ class Predictor:
         # The guesses of short prompts are next to nothing, and a factor to that would say anything.
         factor = min(max(float(added / guesses), 0.0), _MOST_PROMPT_FACTOR) if guesses >= 1.0 else 1.0
         return guessed * factor
+
+
+def _log_ratio(pair: Pair, recording: Recording) -> float:
+    """ln(drafting ÷ off), with the time of off that is known where this one was disturbed."""
+    usual = math.log(recording.wall_ms / pair.off.wall_ms) if _stalled(pair, recording) else 0.0
+    return pair.log_ratio + usual
+
+
+def _stalled(pair: Pair, recording: Recording) -> bool:
+    return pair.off.wall_ms > _STALLED * recording.wall_ms > 0
+
+
+def _replayed(known: Sequence[tuple[Pair, Counts]]) -> bool:
+    """Whether a launch drafted and accepted what was replayed; false where the server does not tell."""
+    told = [(p.drafted.drafted, p.drafted.accepted) for p, _ in known]
+    if any(drafted is None or accepted is None for drafted, accepted in told):
+        return False
+    measured = np.array(told, dtype=np.float64).sum(axis=0)
+    replayed = np.array([(c.drafted[0], c.accepted[0]) for _, c in known], dtype=np.float64).sum(axis=0)
+    return bool((np.abs(measured - replayed) <= _COUNTS_ALIKE * replayed + 2.0 * len(known)).all())
 
 
 def _off_times(asked: Recording | Measurement) -> tuple[float, float, float]:

@@ -35,11 +35,13 @@ class DraftPass:
         profiles: Prompt id → profile.
         step_ms: One token, generated.
         batch_ms: Tokens in a batch → milliseconds.
+        hopeless: True if nothing that it drafts pays on the first answers, and it read no further.
     """
 
     profiles: Mapping[str, AnswerProfile]
     step_ms: float
     batch_ms: Mapping[int, float]
+    hopeless: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the store."""
@@ -140,6 +142,7 @@ def pass_of(
     timed: bool = True,
     keep: Callable[[AnswerProfile], None] = lambda _: None,
     enough: Callable[[int], bool] = lambda _: False,
+    hopeless: Callable[[float], bool] = lambda _: False,
 ) -> DraftPass:
     """Run one draft model, alone, over recorded answers.
 
@@ -152,6 +155,7 @@ def pass_of(
         timed: False leaves the times of batches out.
         keep: Given each profile as soon as it is made.
         enough: Asked before each answer, with how many were read; true leaves out the rest.
+        hopeless: The same, with what a step of the draft takes in milliseconds: true if none of its draftings can pay.
 
     Raises:
         RequestError: The server cannot be asked in tokens, or refused.
@@ -160,8 +164,10 @@ def pass_of(
     profiles: dict[str, AnswerProfile] = {}
     misses = _SAMPLED_MISSES if p_min else 0
     steps: list[float] = []
+    dropped = False
     for recording in recordings:
-        if profiles and enough(len(profiles)):
+        dropped = bool(steps) and hopeless(statistics.median(steps))
+        if profiles and (dropped or enough(len(profiles))):
             break
         own = tokens.generate(recording.prompt_ids, Request(messages=(), max_tokens=_TIMED_STEPS))
         if len(own.ids) > 1:
@@ -182,7 +188,7 @@ def pass_of(
             batch_ms = time_batches(tokens, typical, longest + 1, behind=False)
     if not steps and 1 not in batch_ms:
         raise RequestError("The draft ends every answer at once, so that its steps cannot be timed.")
-    return DraftPass(profiles, statistics.median(steps) if steps else batch_ms[1], batch_ms)
+    return DraftPass(profiles, statistics.median(steps) if steps else batch_ms[1], batch_ms, dropped)
 
 
 def typical_of(recordings: Sequence[Recording]) -> Recording:

@@ -17,6 +17,9 @@ __all__ = ["Forecast"]
 
 # What is expected to be better by less than this is not launched: a few prompts can't tell it apart.
 _WORTH = math.log(1.01)
+# A draft whose costs were wrong is launched with another n_max, by this factor at least: two such launches tell what a
+# verified token costs from what a cycle costs.
+_OTHER_N_MAX = 2.0
 # A trial's own deviation from prediction counts as if so many more prompts had shown none.
 _SHRINK = 2.0
 
@@ -41,7 +44,10 @@ class Forecast:
         self._grid = [d for d in space.grid() if predictor.covers(d)]
         self._found: dict[str, dict[Drafting, Prediction]] = {}
         self._tried: dict[tuple[str, Drafting], float] = {}
-        self._launched: set[str] = set()
+        # Label of an arm → most tokens in a cycle of its draftings that were launched.
+        self._launched: dict[str, set[int]] = {}
+        # Arms whose costs were wrong.
+        self._unsure: set[str] = set()
         self.checks: list[Check] = []
 
     def trusts(self, drafting: Drafting) -> bool:
@@ -68,19 +74,29 @@ class Forecast:
 
         First whatever is expected to beat what was tried (or off) by most, over all cells. Where nothing is, the
         draft that was never launched and whose optimistic end still clears the threshold: one launch measures its
-        costs, and the next prediction is surer.
+        costs, and the next prediction is surer. A draft whose costs were wrong gets a second such launch, with another
+        n_max.
 
         Args:
             cells: That take part.
             known: Draftings that were tried.
             dead_arms: Labels of arms that can't work.
         """
-        open_ = [d for d in self._grid if d not in known and self._alive(d, dead_arms) and self.trusts(d)]
+        open_ = [
+            d
+            for d in self._grid
+            if d not in known
+            and self._alive(d, dead_arms)
+            and self.trusts(d)
+            and not self._predictor.hopeless(d)
+        ]
         bars = {cell.cell.key: self._bar(cell) for cell in cells}
+        near = {cell.cell.key: self._foreseen_of_tried(cell) for cell in cells}
         best: tuple[float, Drafting] | None = None
         for drafting in open_:
+            label = self._arm(drafting)
             gains = [
-                math.log(p.ratio) - bars[c.cell.key]
+                math.log(p.ratio) - max(bars[c.cell.key], near[c.cell.key].get(label, -math.inf))
                 for c in cells
                 if (p := self._predictions(c).get(drafting)) is not None
             ]
@@ -92,7 +108,7 @@ class Forecast:
         if best is not None:
             return best[1]
         for drafting in open_:
-            if self._arm(drafting) in self._launched:
+            if not self._would_teach(drafting):
                 continue
             ends = [
                 math.log(p.high) - max(bars[c.cell.key], self._threshold)
@@ -105,7 +121,8 @@ class Forecast:
 
     def observe(self, drafting: Drafting, pairs: Mapping[str, Sequence[Pair]]) -> None:
         """Take in one launch's pairs, by cell key: costs are corrected, and what disagrees is said."""
-        self._launched.add(self._arm(drafting))
+        label = self._arm(drafting)
+        self._launched.setdefault(label, set()).add(_longest(drafting))
         before = {
             key: p[drafting] for key in pairs if drafting in (p := self._predictor.predict(key, [drafting]))
         }
@@ -115,7 +132,13 @@ class Forecast:
         if check is None:
             return
         self.checks.append(check)
-        if not check.agrees:
+        if check.costs_alone:
+            self._unsure.add(label)
+            self._tell(
+                f"{drafting.label}: measured {check.measured:.2f}×, predicted {check.predicted:.2f}×. It accepts what was"
+                " predicted: its costs are corrected, and counted as less sure."
+            )
+        elif not check.agrees:
             self._tell(
                 f"{drafting.label}: measured {check.measured:.2f}×, predicted {check.predicted:.2f}×. Prediction is not"
                 " trusted for it any more; its draftings are tried instead."
@@ -143,10 +166,10 @@ class Forecast:
             if not cases:
                 continue
             best, cell = max(cases, key=lambda case: math.log(case[0].high) - self._least(case[1]))
-            if math.log(best.high) > self._least(cell):
+            if math.log(best.high) > self._least(cell) and not self._predictor.hopeless(best.drafting):
                 continue  # the search's time was over before it could be launched
             costs = self._predictor.costs(best.drafting)
-            n_max = min(best.drafting.n_max or best.drafting.ngram_m or 1, costs.verify_ms.size - 1)
+            n_max = min(_longest(best.drafting), costs.verify_ms.size - 1)
             even = costs.break_even(n_max)
             # Generation alone may pay: then it is the prompt, which the draft computes too, that takes the gain away.
             dear = best.acceptance > even and math.log(best.high) <= self._threshold
@@ -181,7 +204,7 @@ class Forecast:
             return {}
         costs = self._predictor.costs(drafting)
         places = self._predictor.acceptance_by_position(cell.cell.key, drafting)
-        widest = min(costs.verify_ms.size - 1, drafting.n_max or drafting.ngram_m or 1)
+        widest = min(costs.verify_ms.size - 1, _longest(drafting))
         return {
             "expected": round(prediction.ratio, 4),
             "interval": [round(prediction.low, 4), round(prediction.high, 4)],
@@ -207,10 +230,34 @@ class Forecast:
             ],
         }
 
+    def _would_teach(self, drafting: Drafting) -> bool:
+        """Whether a launch measures costs that no launch has measured yet."""
+        launched = self._launched.get(self._arm(drafting))
+        if launched is None:
+            return True
+        own = _longest(drafting)
+        return self._arm(drafting) in self._unsure and all(
+            max(own, other) >= _OTHER_N_MAX * min(own, other) for other in launched
+        )
+
     def _bar(self, cell: CellRun) -> float:
         """Logarithm of what a launch has to beat in a cell: off, or the best that was tried, as it is known now."""
         values = [self.expected(cell, d) or v if self.trusts(d) else v for d, v in cell.trial_values.items()]
         return math.log(max([1.0, *values]))
+
+    def _foreseen_of_tried(self, cell: CellRun) -> dict[str, float]:
+        """Label of an arm → logarithm of the most that is predicted of its tried draftings, their own launches left out.
+
+        What a launch showed of one drafting is in part luck. Held against that, the next one like it would look better, and
+        be launched, and then the next.
+        """
+        found: dict[str, float] = {}
+        for drafting in cell.trial_values:
+            prediction = self.predicted(cell, drafting) if self.trusts(drafting) else None
+            if prediction is not None:
+                label = self._arm(drafting)
+                found[label] = max(found.get(label, -math.inf), math.log(prediction.ratio))
+        return found
 
     def _least(self, cell: CellRun) -> float:
         """Logarithm of what a drafting must be able to reach to be worth any launch in a cell."""
@@ -227,3 +274,8 @@ class Forecast:
 
     def _alive(self, drafting: Drafting, dead_arms: set[str]) -> bool:
         return self._arm(drafting) not in dead_arms
+
+
+def _longest(drafting: Drafting) -> int:
+    """Most tokens that it proposes in a cycle."""
+    return drafting.n_max or drafting.ngram_m or 1

@@ -6,11 +6,14 @@ All of a machine's studies live in one RDB storage beside autospec's own tables.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+import sqlalchemy as sa
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -29,9 +32,10 @@ __all__ = ["RUNNER_UP", "WINNER", "CellStudy", "Tried", "open_storage"]
 WINNER = "winner"
 RUNNER_UP = "runner_up"
 
-# Draftings that the sampler proposes again are not launched again; after so many proposals in a row that are all
-# known, the part of the space that it cares for is explored.
-_PROPOSALS = 30
+# Draftings that the sampler proposes again are not launched again. After so many proposals in a row that are all known, the
+# part of the space that it cares for is explored, and so many random ones are looked at.
+_PROPOSALS = 20
+_RANDOM_PROPOSALS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,19 @@ def open_storage(url: str, *, ready_s: float = GRPC_READY_S) -> BaseStorage:
         raise
     except Exception as error:
         raise StoreError(
-            f"Optuna cannot use the database: {error}.", "Check `storage` with `autospec config show`."
+            f"Optuna cannot use the database: {str(error).rstrip('.')}.", _hint(error, url)
         ) from error
+
+
+def _hint(error: Exception, url: str) -> str:
+    """What to do about a database that Optuna refuses; its two sentences on other versions are told apart."""
+    said = str(error)
+    if "optuna storage upgrade" in said:
+        where = sa.make_url(url).render_as_string(hide_password=True)
+        return f"An older Optuna wrote it. Copy it, then run `optuna storage upgrade --storage {where}`."
+    if "updating optuna" in said:
+        return "A newer Optuna wrote it: `pip install -U optuna`."
+    return "Check `storage` with `autospec config show`."
 
 
 class CellStudy:
@@ -149,10 +164,13 @@ class CellStudy:
             is_open: False for draftings that need no trial, because prediction says enough of them.
         """
         seen = {*known, OFF}
+        random = RandomSampler(seed=self._definition.seed + len(self._finished()))
         copy = optuna.create_study(direction="maximize", sampler=self._sampler())
         names = self._space.parameters(OFF).keys()
         copy.add_trials([t for t in self._finished() if names <= t.params.keys() and t.value is not None])
-        for _ in range(_PROPOSALS):
+        for number in range(_PROPOSALS + _RANDOM_PROPOSALS):
+            if number == _PROPOSALS:
+                copy.sampler = random
             trial = copy.ask()
             drafting = self._space.suggest(trial)
             if drafting not in seen and is_open(drafting):
@@ -195,8 +213,11 @@ class CellStudy:
         seed = self._definition.seed + len(self._finished())
         if self._definition.sampler == "random":
             return RandomSampler(seed=seed)
-        # The leaders are the start-up trials.
-        return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=0)
+        # The leaders are the start-up trials. Optuna calls `multivariate` and `group` experimental, as it has since 2021:
+        # its warning would stand in the table that a person watches.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=0)
 
     def _close_interrupted(self) -> None:
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):

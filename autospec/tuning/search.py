@@ -3,15 +3,16 @@
 Where prediction covers the space, it says what to launch: what is expected to beat everything so far, and a draft
 whose costs are too unsure to rule it out. What it leaves open is searched: one cell leads each trial, in turn, its
 study proposes, and every other cell's study is asked to take the same drafting and told its own result; the first such
-trials are the space's leaders. The search is done when nothing is left that is worth a launch, when the trials or its
-share of the budget are spent, or when nothing has got better anywhere for a while.
+trials are the space's leaders. A draft that was so slow in its launch that no other setting of it can win is not launched
+again. The search is done when nothing is left that is worth a launch, when the trials or its share of the budget are
+spent, or when nothing has got better anywhere for a while.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autospec.drafting import OFF, Drafting
@@ -19,11 +20,13 @@ from autospec.errors import BackendError, LaunchError, NotInForceError, Unsuppor
 from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell_run import CellRun, acceptance, geometric_mean, mean_log_ratio
 from autospec.tuning.forecast import Forecast
+from autospec.tuning.hopeless import best_elsewhere
 from autospec.tuning.optuna_study import Ask
 from autospec.tuning.pairing import Measured, Task
 from autospec.tuning.progress import Step
 from autospec.tuning.rig import Rig
 from autospec.tuning.space import Arm
+from autospec.tuning.trial_values import trial_values
 
 __all__ = ["Search"]
 
@@ -36,6 +39,10 @@ _PROGRESS = 0.01
 # A cell whose best drafting is still this much slower than off takes no further part: a proof on fresh prompts
 # will say so, and nothing the sampler does nearby makes up for it.
 _HOPELESS = 0.80
+# Other sizes of an n-gram mode may be so much faster than the one that was launched.
+_OTHER_SIZES = 1.25
+# What comes so near to a cell's best may be better.
+_NEAR = 0.97
 # With fewer trials than this on the clock, more trials teach more than more prompts in each.
 _ENOUGH_TRIALS = 8
 
@@ -74,6 +81,10 @@ class Search:
         self._now = now
         self._known: set[Drafting] = set()
         self._dead_arms: set[str] = set()
+        # Label of an arm → cell key → what another setting of it may reach there at best, after its launches.
+        self._reach: dict[str, dict[str, float]] = {}
+        # Cell key → drafting → its pairs.
+        self._pairs: dict[str, dict[Drafting, list[Pair]]] = {}
         self._idle = 0
         self._trial_s: list[float] = []
         # Tune prompts of each type in every trial; known once the first ones have been timed.
@@ -98,28 +109,31 @@ class Search:
             begun = self._now()
             self._try(drafting, active, done)
             self._trial_s.append(self._now() - begun)
+        self._confirm()
         for cell in self._cells:
             cell.searched = True
 
     def _choose(self, active: Sequence[CellRun], leader: CellRun, leaders: list[Drafting]) -> Drafting | None:
         """The next drafting to launch; ``None`` where none is worth it."""
-        forecast = self._forecast
-        if forecast is None:
-            return leaders.pop(0) if leaders else leader.study.propose(self._known)
-        promising = forecast.next(active, self._known, self._dead_arms)
-        if promising is not None:
-            return promising
-        left = [a for a in self._space.arms if a.label not in self._dead_arms and self._is_open(a)]
-        if not left:
+        if self._forecast is not None:
+            promising = self._forecast.next(active, self._known, self._dead_arms)
+            if promising is not None:
+                return promising
+        open_arms = {a for a in self._space.arms if self._is_open(a, active)}
+        if not open_arms:
             return None
         while leaders:
             drafting = leaders.pop(0)
-            if drafting not in self._known and not forecast.trusts(drafting):
+            if drafting not in self._known and self._space.arm_of(drafting) in open_arms:
                 return drafting
-        return leader.study.propose(self._known, lambda d: not forecast.trusts(d))
+        return leader.study.propose(self._known, lambda d: self._space.arm_of(d) in open_arms)
 
-    def _is_open(self, arm: Arm) -> bool:
-        """Whether prediction has nothing to say of an arm, or is not trusted for it."""
+    def _is_open(self, arm: Arm, active: Sequence[CellRun]) -> bool:
+        """Whether an arm is searched by trials: prediction has nothing to say of it, and a launch has not ruled it out."""
+        if arm.label in self._dead_arms:
+            return False
+        if not self._may_win(arm, active):
+            return False
         samples = [d for d in self._space.leaders() if self._space.arm_of(d) == arm][:1]
         return not all(self._forecast.trusts(d) for d in samples) if self._forecast else True
 
@@ -140,25 +154,133 @@ class Search:
                     self._bury(t.drafting)
         for drafting, results in trials.items():
             if results:
-                self._take(drafting, results)
+                pairing = self._rig.pairing
+                keys = [cell.cell.key for cell, _ in results]
+                known = {key: pairing.known(key, drafting, Phase.SEARCH) for key in keys}
+                self._take(drafting, results, known)
+                self._weigh(drafting, [cell for cell, _ in results], known)
                 if self._forecast is not None:
-                    pairing = self._rig.pairing
-                    keys = [cell.cell.key for cell, _ in results]
-                    known = {key: pairing.known(key, drafting, Phase.SEARCH) for key in keys}
                     self._forecast.observe(drafting, known)
         # Trials must rest on the same prompts to be compared, whatever the clock says this time.
         noted = [int(n) for c in self._cells if (n := c.study.noted("prompts")) is not None]
         self._prompts = min(noted, default=None)
         return len(trials)
 
-    def _take(self, drafting: Drafting, results: Sequence[tuple[CellRun, float]]) -> None:
+    def _take(
+        self,
+        drafting: Drafting,
+        results: Sequence[tuple[CellRun, float]],
+        pairs: Mapping[str, Sequence[Pair]],
+    ) -> None:
         """Add one trial's values to what is known, and see whether anything got better."""
         self._idle += 1
         for cell, ratio in results:
             before = max(1.0, cell.best[1]) if cell.best else 1.0
-            if ratio > before * (1.0 + _PROGRESS):
-                self._idle = 0
             cell.trial_values[drafting] = ratio
+            own = self._pairs.setdefault(cell.cell.key, {})
+            own[drafting] = list({p.off.prompt_id: p for p in pairs.get(cell.cell.key, ())}.values())
+            cell.trial_values.update(trial_values(own))
+            if cell.trial_values[drafting] > before * (1.0 + _PROGRESS):
+                self._idle = 0
+
+    def _confirm(self) -> None:
+        """Ask the leaders, and what comes near them, the prompts that they were not asked, as long as time allows.
+
+        Of many draftings that were asked one prompt each, the luckiest looks best.
+        """
+        failed: set[Drafting] = set()
+        while self._time_for_another():
+            leaders = [
+                (cell, d) for cell in self._cells if (d := self._unsure_leader(cell, failed)) is not None
+            ]
+            if not leaders:
+                return
+            wanted = [d for _, d in leaders]
+            drafting = max(wanted, key=lambda d: (wanted.count(d), d.key))
+            begun = self._now()
+            near = [c for c in self._cells if drafting in self._near(c) and self._unasked(c, drafting)]
+            if not self._ask_rest(drafting, near):
+                failed.add(drafting)
+            self._trial_s.append(self._now() - begun)
+
+    def _near(self, cell: CellRun) -> list[Drafting]:
+        """The best drafting of a cell, and those that may be as good on more prompts; best first.
+
+        The best one may be the luckiest one of a prompt, and then those that are held against it there look worse than they
+        are: their own mean counts too.
+        """
+        least = _NEAR * cell.best[1] if cell.best else math.inf
+        alone = trial_values(self._pairs.get(cell.cell.key, {}), compared=False)
+        hopes = {d: max(v, alone.get(d, 0.0)) for d, v in cell.trial_values.items()}
+        return sorted((d for d, v in hopes.items() if v >= least), key=lambda d: -hopes[d])
+
+    def _unsure_leader(self, cell: CellRun, failed: set[Drafting]) -> Drafting | None:
+        return next((d for d in self._near(cell) if d not in failed and self._unasked(cell, d)), None)
+
+    def _unasked(self, cell: CellRun, drafting: Drafting) -> list[Task]:
+        """Tune prompts that a drafting was not asked; none where prediction, which knows them all, speaks for it."""
+        if self._forecast is not None and self._forecast.trusts(drafting):
+            return []
+        asked = {p.off.prompt_id for p in self._pairs.get(cell.cell.key, {}).get(drafting, ())}
+        wanted = cell.tune_prompts[: self._definition.prompts]
+        return [Task.of(cell.cell.key, p) for p in wanted if p.id not in asked] if asked else []
+
+    def _ask_rest(self, drafting: Drafting, cells: Sequence[CellRun]) -> bool:
+        """One more launch of a drafting for these cells; false where it cannot be measured."""
+        tasks = [task for cell in cells for task in self._unasked(cell, drafting)]
+        found: dict[str, list[Pair]] = {c.cell.key: list(self._pairs[c.cell.key][drafting]) for c in cells}
+        try:
+            for done, measured in enumerate(
+                self._rig.pairing.block(tasks, drafting, Phase.SEARCH, 0), start=1
+            ):
+                if not measured.disturbed:
+                    found[measured.task.cell_key].append(measured.pair)
+                self._step("search", drafting, len(self._known), done, len(tasks))
+        except BackendError as error:
+            self._progress.tell(f"{drafting.label}: cannot be used. {error.message}")
+            return False
+        words = []
+        for cell in cells:
+            pairs = found[cell.cell.key]
+            more = len(pairs) > len(self._pairs[cell.cell.key][drafting])
+            self._pairs[cell.cell.key][drafting] = pairs
+            cell.trial_values.update(trial_values(self._pairs[cell.cell.key]))
+            if more:
+                ask = cell.study.start(drafting, self._predicted(cell, drafting))
+                ask.complete(math.exp(mean_log_ratio(pairs)), _attributes(pairs))
+            words.append(f"{cell.prompt_type} {cell.trial_values[drafting]:.2f}×")
+        self._progress.tell(f"{drafting.label}, on more prompts: {', '.join(words)}")
+        self._progress.standing(tuple(c.standing() for c in self._cells))
+        return not any(self._unasked(cell, drafting) for cell in cells)
+
+    def _weigh(
+        self, drafting: Drafting, cells: Sequence[CellRun], pairs: Mapping[str, Sequence[Pair]]
+    ) -> None:
+        """See what the arm of a drafting that was launched may still reach with another setting."""
+        arm = self._space.arm_of(drafting)
+        if arm is None:
+            return
+        before = self._may_win(arm, cells)
+        reach = self._reach.setdefault(arm.label, {})
+        for cell in cells:
+            key = cell.cell.key
+            if arm.mode.draft_free:
+                reach[key] = max(
+                    reach.get(key, 0.0), _OTHER_SIZES * cell.trial_values.get(drafting, math.inf)
+                )
+            else:
+                # Each launch bounds it: the least of the bounds holds.
+                reach[key] = min(reach.get(key, math.inf), best_elsewhere(drafting, pairs.get(key, ())))
+        if before and not arm.mode.draft_free and not self._may_win(arm, cells):
+            self._progress.tell(
+                f"{arm.label}: too slow for any other setting of it to win, so that none is tried."
+            )
+
+    def _may_win(self, arm: Arm, cells: Sequence[CellRun]) -> bool:
+        """Whether some setting of an arm may win somewhere, by what its launches have shown."""
+        reach = self._reach.get(arm.label, {})
+        least = 1.0 + self._definition.rule.threshold
+        return any(reach.get(c.cell.key, math.inf) > max(least, c.best[1] if c.best else 0.0) for c in cells)
 
     def _time_for_another(self) -> bool:
         left = self._rig.budget.part_left_s(self._definition.search_share)
@@ -187,7 +309,9 @@ class Search:
             self._progress.tell(f"{drafting.label}: cannot be used. {error.message}")
             return
         ratios = {key: math.exp(mean_log_ratio(o.pairs)) for key, o in outcomes.items()}
-        self._take(drafting, [(cell, ratios[cell.cell.key]) for cell in cells])
+        pairs = {key: o.pairs for key, o in outcomes.items()}
+        self._take(drafting, [(cell, ratios[cell.cell.key]) for cell in cells], pairs)
+        self._weigh(drafting, cells, pairs)
         if self._forecast is not None:
             self._forecast.observe(drafting, {key: o.calm for key, o in outcomes.items()})
         words = []
@@ -215,7 +339,7 @@ class Search:
             tasks = self._next_tasks(staying, pairs)
             if not tasks:
                 break
-            begun, measured_before = self._now(), sum(map(len, pairs.values()))
+            measured_before = sum(map(len, pairs.values()))
             for measured in self._rig.pairing.block(tasks, drafting, Phase.SEARCH, 0, go_on=go_on):
                 key = measured.task.cell_key
                 pairs[key][measured.task.prompt_id] = measured
@@ -224,7 +348,9 @@ class Search:
                 done = sum(map(len, pairs.values()))
                 self._step("search", drafting, number, done, measured_before + len(tasks))
             if self._prompts is None:
-                self._prompts = self._affordable_prompts((self._now() - begun) / len(tasks))
+                first = [m.pair for own in pairs.values() for m in own.values()]
+                took_ms = sum(p.off.wall_ms + p.drafted.wall_ms for p in first)
+                self._prompts = self._affordable_prompts(took_ms / 1000.0 / len(first)) if first else 1
                 for cell in self._cells:
                     cell.study.note("prompts", self._prompts)
             go_on = True

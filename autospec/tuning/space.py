@@ -23,8 +23,22 @@ _OFF_ARM = "off"
 # N-gram sizes that prediction looks at: denser where a step matters more.
 _NGRAM_N = (3, 4, 6, 8, 12, 16, 24)
 _NGRAM_M = (8, 12, 16, 24, 32, 48)
-# So many leaders has an arm at most.
-_TURNS = 5
+_MOD_N_MAX = (*_NGRAM_M, 64)
+# n_min drops a draft that ended before it was that long. A draft model's draft ends early only where a p-min ends it, and
+# n_min 1 drops nothing: such draftings are the same as those with n_min 0. Few combinations are worth a place in the grid.
+_N_MIN = (2, 4, 8)
+_N_MIN_N_MAX = (4, 8, 12, 16, 24, 32)
+_N_MIN_P_MIN = (0.2, 0.4, 0.6, 0.8)
+# ngram-mod drafts until its table knows no next token. Its n_min is searched as a part of n_max, in quarters.
+_MOD_SHARE_STEP = 0.25
+_MOD_SHARES = (0.5, 0.75)
+_MOD_N_MIN_N_MAX = (16, 32)
+# Leaders of each kind of arm, in the order in which they are tried. llama.cpp's own defaults (b11434) are among them:
+# n_max 3; n 12 and m 48; match 24, n_max 64 and n_min 48.
+_MODEL_LEADERS = ((4, 0.0), (16, 0.15), (8, 0.4), (2, 0.0), (16, 0.6), (3, 0.0))
+_MAP_LEADERS = ((6, 24), (4, 16), (12, 48))
+_MOD_LEADERS = ((16, 32, 0), (8, 16, 0), (24, 64, 48))
+_TURNS = max(len(_MODEL_LEADERS), len(_MAP_LEADERS), len(_MOD_LEADERS))
 # llama.cpp gives this mode no parameter: "uint16_t n_draft = 8; // TODO get from config?" in common/speculative.cpp
 # (b11434).
 _NGRAM_CACHE = Drafting(Mode.NGRAM_CACHE, n_max=8, n_min=0)
@@ -110,12 +124,10 @@ class Space:
                 )
             case Mode.NGRAM_MOD:
                 # What the mode proposes at most is called n-max there, and is as long as an n-gram map's m.
-                return Drafting(
-                    mode,
-                    ngram_n=trial.suggest_int(f"{mode}.ngram_n", *d.ngram_n, log=True),
-                    n_max=trial.suggest_int(f"{mode}.n_max", *d.ngram_m, log=True),
-                    n_min=0,
-                )
+                n = trial.suggest_int(f"{mode}.ngram_n", *d.ngram_n, log=True)
+                most = trial.suggest_int(f"{mode}.n_max", *d.ngram_m, log=True)
+                share = trial.suggest_float(f"{mode}.n_min_share", 0.0, 1.0, step=_MOD_SHARE_STEP)
+                return Drafting(mode, ngram_n=n, n_max=most, n_min=round(share * most))
             case Mode.NGRAM_CACHE:
                 return _NGRAM_CACHE
             case Mode.PROMPT_LOOKUP:
@@ -131,7 +143,9 @@ class Space:
                     if arm.takes_p_min
                     else None
                 )
-                return self._with_model(arm, n_max, p_min)
+                # With no p-min every draft is as long as n_max, and n_min has nothing to drop.
+                n_min = trial.suggest_int(f"{mode}.n_min", 0, max(_N_MIN)) if p_min else 0
+                return self._with_model(arm, n_max, p_min, n_min)
 
     def parameters(self, drafting: Drafting) -> dict[str, Any]:
         """Optuna's parameters for a drafting of this space: what `suggest` would have chosen.
@@ -147,37 +161,40 @@ class Space:
         if drafting == _NGRAM_CACHE:
             return {self.arm_parameter: arm.label}
         searched = {"n_max", "p_min", "ngram_n", "ngram_m"} & set(drafting.parameters())
-        numbers = {f"{drafting.mode}.{k}": v for k, v in drafting.parameters().items() if k in searched}
+        if drafting.p_min:
+            searched.add("n_min")
+        numbers: dict[str, Any] = {
+            f"{drafting.mode}.{k}": v for k, v in drafting.parameters().items() if k in searched
+        }
+        if drafting.mode is Mode.NGRAM_MOD:
+            share = (drafting.n_min or 0) / (drafting.n_max or 1)
+            numbers[f"{drafting.mode}.n_min_share"] = _MOD_SHARE_STEP * round(share / _MOD_SHARE_STEP)
         return {self.arm_parameter: arm.label, **numbers}
 
     def leaders(self) -> list[Drafting]:
         """Draftings to try before the sampler knows anything: each arm once, then variations of the first drafts.
 
-        They straddle what the field found to work: few tokens without a bound, more of them under a p-min.
+        They straddle what the field found to work: few tokens without a bound, more of them under a p-min. The defaults of
+        llama.cpp are among them.
         """
         first = [d for arm in self.arms if (d := self._leader(arm, 0))]
         more = [d for turn in range(1, _TURNS) for arm in self.arms if (d := self._leader(arm, turn))]
         return list(dict.fromkeys([*first, *more]))
 
     def grid(self) -> list[Drafting]:
-        """Every drafting that prediction looks at: all n_max with p_min in steps, and n-gram sizes from a ladder."""
+        """Every drafting that prediction looks at: all n_max with p_min in steps, n_min and n-gram sizes from ladders."""
         return list(dict.fromkeys(d for arm in self.arms for d in self._arm_grid(arm)))
 
     def _arm_grid(self, arm: Arm) -> list[Drafting]:
         d = self.definition
-        sizes = [
-            (n, m)
-            for n in _NGRAM_N
-            if d.ngram_n[0] <= n <= d.ngram_n[1]
-            for m in _NGRAM_M
-            if d.ngram_m[0] <= m <= d.ngram_m[1]
-        ]
+        matches = [n for n in _NGRAM_N if d.ngram_n[0] <= n <= d.ngram_n[1]]
+        sizes = [(n, m) for n in matches for m in _NGRAM_M if d.ngram_m[0] <= m <= d.ngram_m[1]]
         counts = range(d.n_max[0], min(d.n_max[1], arm.n_max_limit or d.n_max[1]) + 1)
         match arm.mode:
             case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
                 return [Drafting(arm.mode, ngram_n=n, ngram_m=m, min_hits=1) for n, m in sizes]
             case Mode.NGRAM_MOD:
-                return [Drafting(arm.mode, ngram_n=n, n_max=m, n_min=0) for n, m in sizes]
+                return self._mod_grid(matches)
             case Mode.NGRAM_CACHE:
                 return [_NGRAM_CACHE]
             case Mode.PROMPT_LOOKUP:
@@ -185,9 +202,31 @@ class Space:
             case _:
                 steps = round((d.p_min[1] - d.p_min[0]) / _P_MIN_STEP) if arm.takes_p_min else 0
                 levels = [round(d.p_min[0] + _P_MIN_STEP * k, 2) for k in range(steps + 1)]
-                return [
+                plain = [
                     self._with_model(arm, k, p if arm.takes_p_min else None) for k in counts for p in levels
                 ]
+                return plain + [
+                    self._with_model(arm, k, p, least)
+                    for k in _N_MIN_N_MAX
+                    if k in counts
+                    for p in _N_MIN_P_MIN
+                    if arm.takes_p_min and p in levels
+                    for least in _N_MIN
+                    if least <= k
+                ]
+
+    def _mod_grid(self, matches: Sequence[int]) -> list[Drafting]:
+        low, high = self.definition.ngram_m
+        lengths = [m for m in _MOD_N_MAX if low <= m <= high]
+        shares = {
+            m: (0.0, *(_MOD_SHARES if m in (*_MOD_N_MIN_N_MAX, *lengths[-1:]) else ())) for m in lengths
+        }
+        return [
+            Drafting(Mode.NGRAM_MOD, ngram_n=n, n_max=m, n_min=round(share * m))
+            for n in matches
+            for m in lengths
+            for share in shares[m]
+        ]
 
     def arm_of(self, drafting: Drafting) -> Arm | None:
         """The arm that a drafting belongs to; ``None`` for off."""
@@ -200,36 +239,42 @@ class Space:
         d = self.definition
         match arm.mode:
             case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
-                sizes = [(6, 24), (12, 48)]
-                if turn >= len(sizes):
+                if turn >= len(_MAP_LEADERS):
                     return None
-                n, m = sizes[turn]
+                n, m = _MAP_LEADERS[turn]
                 return Drafting(
                     arm.mode, ngram_n=_within(n, d.ngram_n), ngram_m=_within(m, d.ngram_m), min_hits=1
                 )
             case Mode.NGRAM_MOD:
-                sizes = [(16, 32), (8, 16)]
-                if turn >= len(sizes):
+                if turn >= len(_MOD_LEADERS):
                     return None
-                n, m = sizes[turn]
-                return Drafting(arm.mode, ngram_n=_within(n, d.ngram_n), n_max=_within(m, d.ngram_m), n_min=0)
+                n, m, least = _MOD_LEADERS[turn]
+                most = _within(m, d.ngram_m)
+                return Drafting(
+                    arm.mode, ngram_n=_within(n, d.ngram_n), n_max=most, n_min=round(most * least / m)
+                )
             case Mode.NGRAM_CACHE:
                 return _NGRAM_CACHE if turn == 0 else None
             case Mode.PROMPT_LOOKUP:
                 return Drafting(arm.mode, n_max=_within(10, d.n_max), ngram_n=2) if turn == 0 else None
             case _:
-                n_max, p_min = [(4, 0.0), (8, 0.4), (16, 0.8), (8, 0.0), (2, 0.0)][turn]
+                if turn >= len(_MODEL_LEADERS):
+                    return None
+                n_max, p_min = _MODEL_LEADERS[turn]
                 low, high = d.p_min
                 return self._with_model(
                     arm, _within(n_max, d.n_max), min(max(p_min, low), high) if arm.takes_p_min else None
                 )
 
     @staticmethod
-    def _with_model(arm: Arm, n_max: int, p_min: float | None) -> Drafting:
+    def _with_model(arm: Arm, n_max: int, p_min: float | None, n_min: int = 0) -> Drafting:
         if arm.only is not None:
             return Drafting(arm.mode, draft=arm.draft, n_max=arm.only[0], n_min=0, p_min=arm.only[1])
         limited = min(n_max, arm.n_max_limit) if arm.n_max_limit else n_max
-        return Drafting(arm.mode, draft=arm.draft, n_max=limited, n_min=0, p_min=p_min)
+        least = min(n_min, limited)
+        return Drafting(
+            arm.mode, draft=arm.draft, n_max=limited, n_min=least if least > 1 and p_min else 0, p_min=p_min
+        )
 
 
 def _within(value: int, bounds: tuple[int, int]) -> int:

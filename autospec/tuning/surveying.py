@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,8 @@ from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError, ModelFileError, RequestError
 from autospec.measure.asking import Asking
+from autospec.predict.costs import first_guess
+from autospec.predict.prediction import replay_drafts
 from autospec.predict.predictor import Predictor
 from autospec.predict.profile import AnswerProfile, Scorer
 from autospec.predict.recording import Recording
@@ -26,6 +29,7 @@ from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.draft_identity import draft_identity
+from autospec.tuning.hopeless import nothing_pays
 from autospec.tuning.progress import Step
 from autospec.tuning.rig import Rig
 
@@ -38,6 +42,8 @@ RECORDING = "recording"
 _RECORDING_SHARE = 0.3
 # The same for reading them with the drafts: in what these leave of the search's time it launches something.
 _PASSES_SHARE = 0.6
+# After so many answers, of every prompt type one at least, a draft can be dropped.
+_FIRST_ANSWERS = 3
 # Times taken on battery say nothing of those on mains: they are kept, and looked up, apart.
 _ON_BATTERY = "/battery"
 T = TypeVar("T")
@@ -83,6 +89,7 @@ class Surveying:
         self._asking = asking
         self._store = store
         self._protocol = asking.protocol
+        self._batch_ms: Mapping[int, float] = {}
 
     def run(self) -> Predictor | None:
         """Gather; ``None``, said to whoever watches, where this backend or build does not allow it.
@@ -110,6 +117,7 @@ class Surveying:
                 f"Nothing can be predicted here, every drafting is tried: {error.message}"
             )
             return None
+        self._batch_ms = batches
         passes = self._passes(recordings)
         by_cell = {key: list(own.values()) for key, own in recordings.items()}
         stream = [(p.cell.cell.key, p.prompt.id) for p in self._places()]
@@ -296,6 +304,7 @@ class Surveying:
                         timed=not state,
                         keep=keep,
                         enough=lambda read: read >= len(lacking) and late(),
+                        hopeless=partial(self._hopeless, draft, recordings, profiles),
                     )
                 )
         if state:
@@ -303,6 +312,32 @@ class Surveying:
             made = replace(made, batch_ms=batches)
         self._keep_times(identity, made)
         return replace(made, profiles=profiles)
+
+    def _hopeless(
+        self,
+        draft: str,
+        recordings: Mapping[str, Mapping[str, Recording]],
+        profiles: Mapping[str, AnswerProfile],
+        step_ms: float,
+    ) -> bool:
+        """Whether a draft need read no further: it has read some answers of each cell, and nothing it drafts pays."""
+        found = [[r for r in own.values() if r.prompt_id in profiles] for own in recordings.values() if own]
+        read = [r for own in found for r in own if len(r.answer_ids) > 1]
+        if len(self._batch_ms) < 2 or len(read) < _FIRST_ANSWERS or not all(found):
+            return False
+        grid = [d for d in self._rig.space.grid() if d.draft == draft]
+        plain_ms = statistics.median(r.token_ms for r in read)
+        costs = first_guess(plain_ms, self._batch_ms, {}, step_ms, self._longest)
+        cycle, uncut = self._rig.launches.cycle, _keeps_state(self._rig.launches.model_path)
+        answers = [
+            (r, replay_drafts(profiles[r.prompt_id], grid, r.max_tokens, cycle, uncut=uncut)) for r in read
+        ]
+        if not nothing_pays(answers, costs, self._rig.definition.rule.threshold):
+            return False
+        self._rig.progress.tell(
+            f"{Path(draft).name} reads no further: on its first {len(read)} answers none of its draftings pays."
+        )
+        return True
 
     def _by_turns(self, recordings: dict[str, dict[str, Recording]]) -> Iterator[tuple[CellRun, Recording]]:
         """The first answer of every cell, then the second of every cell."""

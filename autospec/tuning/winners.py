@@ -13,6 +13,9 @@ __all__ = ["choose_winners"]
 
 # One drafting for several prompt types saves launches in the proof and in use; worth this much of speed.
 _CONSOLIDATION = 0.01
+# What a cell's own trials show to be further behind than this is not taken for a cell for the sake of others, whatever is
+# expected of it: trials and expectations err, and both must agree that nearly nothing is lost.
+_MEASURED_BEHIND = 0.05
 
 
 def choose_winners(
@@ -20,8 +23,8 @@ def choose_winners(
 ) -> None:
     """Set each cell's winner: its best drafting, or one nearly as good that more cells can share; and the runner-up.
 
-    Draftings are taken greedily: whichever is within 1 % of the best for most of the cells that are left. A cell in
-    which nothing was worth a launch gets the drafting that is expected to be best: the proof is its one launch.
+    Draftings are taken greedily: whichever is within 1 % of the best for most of the cells that are left, and was not
+    measured to be more than 5 % behind there. A cell in which nothing was worth a launch gets the drafting that is expected to be best: the proof is its one launch.
 
     Args:
         cells: Searched cells.
@@ -32,14 +35,7 @@ def choose_winners(
     values = {id(c): _values(c, forecast) for c in cells}
     left = [c for c in cells if values[id(c)]]
     while left:
-        good = {
-            id(c): {
-                d
-                for d, v in values[id(c)].items()
-                if v >= max(values[id(c)].values()) * (1.0 - _CONSOLIDATION)
-            }
-            for c in left
-        }
+        good = {id(c): _good(values[id(c)], c.trial_values) for c in left}
         draftings = {d for found in good.values() for d in found}
 
         def rank(drafting: Drafting, good: dict[int, set[Drafting]] = good) -> tuple[int, float, str]:
@@ -49,17 +45,40 @@ def choose_winners(
         chosen = max(draftings, key=rank)
         for cell in [c for c in left if chosen in good[id(c)]]:
             cell.winner = chosen
-            cell.runner_up = _runner_up(chosen, values[id(cell)], space, threshold)
+            cell.runner_up = _runner_up(chosen, values[id(cell)], cell.trial_values, space, threshold)
             cell.shares_rate = not cell.runner_up.is_off
             left.remove(cell)
 
 
+def _good(values: Mapping[Drafting, float], measured: Mapping[Drafting, float]) -> set[Drafting]:
+    """The best one for a cell, and those that are as good as it."""
+    best = max(values, key=lambda d: (values[d], d.key))
+    least = (1.0 - _MEASURED_BEHIND) * measured.get(best, 0.0)
+    return {
+        d
+        for d, v in values.items()
+        if d == best or (v >= (1.0 - _CONSOLIDATION) * values[best] and measured.get(d, 0.0) >= least)
+    }
+
+
 def _runner_up(
-    winner: Drafting, values: Mapping[Drafting, float], space: Space, threshold: float
+    winner: Drafting,
+    values: Mapping[Drafting, float],
+    measured: Mapping[Drafting, float],
+    space: Space,
+    threshold: float,
 ) -> Drafting:
-    """The best of the other arms, if it is worth a proof: what fails for the winner fails for its neighbours too."""
+    """The best of the other arms, if it is worth a proof: what fails for the winner fails for its neighbours too.
+
+    Its own launch must have shown a gain: an expectation alone, against what was measured, is not worth a part of the error
+    rate.
+    """
     own = space.arm_of(winner)
-    others = [(v, d.key, d) for d, v in values.items() if space.arm_of(d) != own and v > 1.0 + threshold]
+    others = [
+        (v, d.key, d)
+        for d, v in values.items()
+        if space.arm_of(d) != own and v > 1.0 + threshold and measured.get(d, 0.0) > 1.0
+    ]
     return max(others)[2] if others else OFF
 
 

@@ -99,6 +99,8 @@ def _grid(drafts: list[str]) -> Iterator[Drafting]:
     for n, m in NGRAM:
         yield Drafting(Mode.NGRAM_SIMPLE, ngram_n=n, ngram_m=m, min_hits=1)
         yield Drafting(Mode.NGRAM_MOD, ngram_n=n, n_max=m, n_min=0)
+    # llama.cpp's own defaults (b11434).
+    yield Drafting(Mode.NGRAM_MOD, ngram_n=24, n_max=64, n_min=48)
 
 
 def _ratio(off: Server, server: Server, prompts: tuple[Prompt, ...], max_tokens: int) -> float:

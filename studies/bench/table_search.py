@@ -21,8 +21,8 @@ from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Pair
 from autospec.predict.predictor import Predictor
 from autospec.tuning.forecast import Forecast
-from autospec.tuning.search import choose_winners
 from autospec.tuning.space import Arm
+from autospec.tuning.winners import choose_winners
 
 Table = Mapping[Drafting, tuple[Sequence[Pair], float]]
 _GOOD = 0.98
@@ -88,17 +88,17 @@ def _forecast(
         cell=SimpleNamespace(key=prompt_type), prompt_type=prompt_type, trial_values={}, winner=OFF
     )
     launched: list[Drafting] = []
-    choices = [_choice(cell, forecast)]
+    choices = [_choice(cell, space, forecast)]
     while (drafting := forecast.next([cell], set(launched), set())) is not None:
         launched.append(drafting)
         cell.trial_values[drafting] = math.exp(statistics.fmean(p.log_ratio for p in own[drafting]))
         forecast.observe(drafting, {prompt_type: own[drafting]})
-        choices.append(_choice(cell, forecast))
+        choices.append(_choice(cell, space, forecast))
     return choices, launched
 
 
-def _choice(cell: Any, forecast: Forecast) -> Drafting:
-    choose_winners([cell], forecast)
+def _choice(cell: Any, space: Any, forecast: Forecast) -> Drafting:
+    choose_winners([cell], space, _THRESHOLD, forecast)
     expected = forecast.expected(cell, cell.winner) if not cell.winner.is_off else None
     return cell.winner if expected is not None and expected > 1.0 else OFF
 

@@ -81,6 +81,7 @@ class Machine:
         worse: Draft's path → what its chance is less than `acceptance`, for machines with several drafts.
         served_worse: What any draft's chance is less within a server than alone: what no pass can see.
         costs: Times.
+        served: Times of cycles within a launch that drafts, where they are others than those of batches alone.
         spread: Standard deviation by which prompts differ in it.
         repeats: Part of the answer's tokens that copy an earlier stretch: what n-gram modes live on.
         modes: What the build offers.
@@ -93,6 +94,7 @@ class Machine:
     worse: Mapping[str, float] = field(default_factory=dict)
     served_worse: float = 0.0
     costs: Costs = field(default_factory=Costs)
+    served: Costs | None = None
     spread: float = 0.05
     repeats: float = 0.0
     modes: frozenset[Mode] = frozenset({Mode.OFF, Mode.DRAFT_MODEL})
@@ -236,8 +238,9 @@ class MachineServer:
 
     def _drafting(self, text: Text) -> tuple[float, int, int]:
         """The cycles one by one, as the server goes: not the arithmetic that is tested against it."""
-        costs, n = self.machine.costs, len(text.answer)
+        costs, n = self.machine.served or self.machine.costs, len(text.answer)
         most, least = self.drafting.n_max or 1, self.drafting.p_min or 0.0
+        fewest = self.drafting.n_min or 0
         total, drafted, accepted, position = 0.0, 0, 0, 1
         while position < n:
             proposed, right, on_path = 0, 0, True
@@ -254,6 +257,8 @@ class MachineServer:
                     right += 1
                 elif on_path:
                     on_path, miss = False, place
+            if proposed < fewest:
+                proposed = right = 0
             total += costs.main(proposed + 1) + costs.draft(proposed + 1)
             drafted, accepted, position = drafted + proposed, accepted + right, position + right + 1
         return total, drafted, accepted
@@ -262,7 +267,8 @@ class MachineServer:
         self._pool = self._pool or pool_of(self.drafting)
         recording = Recording("", text.prompt_ids, text.answer, max_tokens, False, 0.0, 0.0, 1.0)
         counts = replay_tokens(self._pool, recording)
-        times = np.array([self.machine.costs.main(k + 1) for k in range(counts.verified.shape[1])])
+        costs = self.machine.served or self.machine.costs
+        times = np.array([costs.main(k + 1) for k in range(counts.verified.shape[1])])
         return float(counts.verified[0] @ times), int(counts.drafted[0]), int(counts.accepted[0])
 
 

@@ -115,8 +115,48 @@ def test_what_contradicts_is_not_trusted():
     check = predictor.observe(drafting(8), measured(machine, drafting(8)))
     assert check is not None
     assert not check.agrees
+    assert not check.costs_alone
     assert check.measured < check.predicted
     assert not predictor.trusts(drafting(3))
+
+
+def test_wrong_costs_are_corrected_and_the_replay_is_still_trusted():
+    """A draft that takes twice as long as alone, and batches four times as dear: its cycles are as replayed."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.003))
+    predictor = surveyed(machine)
+    machine.costs = Costs(lambda k: 40.0 + 6.0 * (k - 1), lambda k: 8.0 + 0.2 * (k - 1), noise=0.003)
+    settings = [drafting(n) for n in (1, 2, 4, 8, 16)]
+    true = {d: truth(machine, d) for d in settings}
+
+    def worst() -> float:
+        predicted = predictor.predict(CELL, settings)
+        return max(abs(math.log(predicted[d].ratio / true[d])) for d in settings)
+
+    before = worst()
+    first = predictor.observe(drafting(16), measured(machine, drafting(16)))
+    assert first is not None
+    assert (first.agrees, first.costs_alone) == (False, True)
+    assert predictor.trusts(drafting(3))
+    predictor.observe(drafting(2), measured(machine, drafting(2)))
+    assert before > 0.3
+    assert worst() < 0.4 * before
+
+
+def test_one_disturbed_answer_neither_condemns_nor_flatters_a_draft():
+    """One of four answers took three times as long, with drafting or without: the launch agrees, and deviates little."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.001))
+    chosen = drafting(8)
+    for slow_off in (False, True):
+        predictor = surveyed(machine)
+        first, *rest = measured(machine, chosen)
+        half = first.off if slow_off else first.drafted
+        slow = replace(half, wall_ms=3 * half.wall_ms, predicted_ms=3 * half.predicted_ms)
+        pairs = [replace(first, off=slow) if slow_off else replace(first, drafted=slow), *rest]
+        check = predictor.observe(chosen, pairs)
+        assert check is not None
+        assert check.agrees
+        if slow_off:
+            assert predictor.deviation(CELL, chosen, pairs) == pytest.approx(0.0, abs=0.05)
 
 
 def test_an_answer_of_another_length_corrects_nothing():

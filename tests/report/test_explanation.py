@@ -243,7 +243,10 @@ def test_the_request_that_the_speeds_are_of_is_told():
     evidence = {"request": request, "measured_speedup": 0.95, "decode_speedup": 1.81}
     told = explain(recommendation(speedup=1.62, evidence=evidence))
     words = " ".join(told.sentences)
-    assert "114 prompt tokens to compute (50% of the prompt is taken to be cached) and 384 tokens of answer" in words
+    assert (
+        "114 prompt tokens to compute (50% of the prompt is taken to be cached) and 384 tokens of answer"
+        in words
+    )
     assert "as the suite states them: +62.0 %. Generation alone: +81.0 %." in words
     assert "nothing cached: -5.0 %." in words
     assert "Whether drafting is faster depends on the request" in words

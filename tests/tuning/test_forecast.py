@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from autospec.cells import PromptType
-from autospec.drafting import Mode
+from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware.state import StateWatch
+from autospec.prompts.suite import Half
 from autospec.recommendations import Verdict
 from autospec.store.database import open_store
 from autospec.tuning.definition import load_definition
+from autospec.tuning.draft_identity import draft_identity
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.run import Tuning
+from autospec.tuning.space import Arm, Space
 from tests.catalog.making import make_model
-from tests.predict.machine import Costs, Machine
-from tests.tuning.test_loop import MACHINE, Silent, suite
+from tests.predict.machine import Costs, Machine, MachineServer
+from tests.tuning.test_loop import MACHINE, TYPES, Silent, suite
 
 # Verifying is nearly free: whatever is accepted is won.
 WAITS_FOR_MEMORY = Costs(main=lambda k: 50.0 + 0.4 * (k - 1), draft=lambda k: 5.0 + 0.1 * (k - 1))
@@ -98,6 +104,29 @@ def test_a_hopeless_draft_is_never_launched(request_):
     assert any("second" in line and "is not launched: best case" in line for line in told)
 
 
+def test_a_draft_that_is_never_right_is_dropped_on_its_first_answers(request_):
+    """It reads three answers of six, is never launched, and the other draft is not the worse for it."""
+    worse = {str(request_.models[2].path): 0.75}
+    request_, progress = replace(request_, prompt_types=TYPES), Silent()
+    backend = machine(request_, acceptance=lambda _: 0.8, costs=WAITS_FOR_MEMORY, worse=worse)
+    recommendations = {r.prompt_type: r for r in Tuning(request_, backend, MACHINE, progress).run()}
+    assert any("second.gguf reads no further" in line for line in progress.told)
+    assert not any("draft.gguf reads no further" in line for line in progress.told)
+    assert drafts_launched(backend) == {"draft"}
+    assert {r.verdict for r in recommendations.values()} == {Verdict.ENABLE}
+    store = open_store(request_.storage)
+    try:
+        for recommendation in recommendations.values():
+            read = store.surveys(recommendation.evidence["cell"], request_.protocol, "profile")
+            assert (
+                1 <= sum(name.startswith(draft_identity(str(request_.models[2].path))) for name in read) <= 2
+            )
+            assert sum(name.startswith(draft_identity(str(request_.models[1].path))) for name in read) == 3
+            assert any("second" in r["arm"] for r in recommendation.evidence["prediction"]["ruled_out"])
+    finally:
+        store.close()
+
+
 def test_disable_costs_one_launch_for_each_draft_and_a_round_of_proof(request_):
     """Where nothing can be won: one launch measures what a draft costs, and eight pairs on fresh prompts say no."""
     backend = machine(request_, acceptance=lambda _: 0.6, costs=COMPUTES)
@@ -124,6 +153,35 @@ def test_prediction_that_fails_is_said_and_no_longer_trusted(request_):
     assert recommendation.verdict is not Verdict.ENABLE
     assert any("Prediction is not trusted" in line for line in told)
     assert recommendation.speedup < 1.05
+
+
+def test_wrong_costs_leave_prediction_in_charge(request_):
+    """Within the server the draft is four times as dear as alone: a few launches correct that, and the best is found."""
+    served = Costs(main=lambda k: 50.0 + 3.0 * (k - 1), draft=lambda k: 20.0 + 0.4 * (k - 1))
+    backend = machine(request_, acceptance=lambda _: 0.8, costs=WAITS_FOR_MEMORY, served=served)
+    recommendation, told = tune(request_, backend)
+    assert any("its costs are corrected" in line for line in told)
+    assert not any("not trusted" in line for line in told)
+    assert recommendation.verdict is Verdict.ENABLE
+    assert recommendation.evidence["trials"] <= 6
+    arm = Arm(Mode.DRAFT_MODEL, recommendation.drafting.draft)
+    grid = [d for d in Space((arm,), request_.definition.space).grid() if not d.n_min]
+    best = max(generated(backend, request_, d) for d in grid)
+    assert generated(backend, request_, recommendation.drafting) >= 0.95 * best
+
+
+def generated(backend: Machine, request: TuneRequest, drafting: Drafting) -> float:
+    """Speed ratio to off on the prompts of the proof, without noise."""
+    logs = []
+    for prompt in request.suite.of(PromptType.CODING, Half.PROVE):
+        words = json.dumps(list(prompt.messages))
+        text = backend.text(words, prompt.max_tokens, drafting.draft or "")
+        times = [
+            sum(MachineServer(backend, "exact", d, 1.0).exact(text, prompt.max_tokens)[:2])
+            for d in (OFF, drafting)
+        ]
+        logs.append(math.log(times[0] / times[1]))
+    return math.exp(statistics.fmean(logs))
 
 
 def test_a_server_that_tells_no_tokens_is_searched_by_trials(request_):

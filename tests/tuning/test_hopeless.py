@@ -1,0 +1,95 @@
+"""Which drafts are dropped early, and which are not."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.measure.measurements import Measurement, Pair, Phase
+from autospec.predict.costs import CostCurve, first_guess
+from autospec.predict.prediction import replay_drafts
+from autospec.predict.profile import AnswerProfile
+from autospec.predict.recording import Recording
+from autospec.tuning.definition import load_definition
+from autospec.tuning.hopeless import best_elsewhere, nothing_pays
+from autospec.tuning.space import Arm, Space
+
+FOUR = Drafting(Mode.DRAFT_MODEL, draft="d", n_max=4, n_min=0, p_min=0.0)
+TOKENS = 101
+
+
+def pair(speed: float, chance: float | None, n_max: int = 4) -> Pair:
+    """A hundred tokens of 10 ms with drafting off; `chance` of each drafted token to be right, `None` untold."""
+    run = sum((chance or 0.0) ** k for k in range(1, n_max + 1))
+    cycles = (TOKENS - 1) / (1 + run)
+    told = None if chance is None else (round(cycles * n_max), round(TOKENS - 1 - cycles))
+    off = Measurement(
+        cell_key="c", protocol="p", phase=Phase.SEARCH, round=0, drafting=OFF, compared=FOUR, prompt_id="q",
+        launch_id="l", position=0, started_at=0.0, prompt_tokens=9, predicted_tokens=TOKENS, prompt_ms=100.0,
+        predicted_ms=10.0 * (TOKENS - 1), wall_ms=10.0 * (TOKENS - 1) + 100, drafted=0, accepted=0, text_digest="",
+    )  # fmt: skip
+    ms = off.predicted_ms / speed
+    drafted = Measurement(
+        cell_key="c", protocol="p", phase=Phase.SEARCH, round=0, drafting=FOUR, compared=FOUR, prompt_id="q",
+        launch_id="m", position=1, started_at=0.0, prompt_tokens=9, predicted_tokens=TOKENS, prompt_ms=100.0,
+        predicted_ms=ms, wall_ms=ms + 100, drafted=told and told[0], accepted=told and told[1], text_digest="",
+    )  # fmt: skip
+    return Pair(off, drafted)
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.25, None])
+def test_a_draft_at_two_fifths_of_the_speed_has_no_good_setting(chance):
+    """What a tune of a Gemma-3-type model met, twice with the same draft: 0.38 to 0.44."""
+    assert best_elsewhere(FOUR, [pair(0.41, chance)]) < 1.02
+
+
+def test_a_slow_launch_of_a_good_draft_leaves_other_settings_open():
+    """Nearly every token is right, and the second one in a batch is dear: longer drafts may pay for it."""
+    assert best_elsewhere(FOUR, [pair(0.7, 0.95)]) > 1.3
+
+
+def test_a_somewhat_slow_launch_leaves_shorter_drafts_open():
+    """Half of the tokens are right; at n_max 1 or under a p-min the same draft may gain."""
+    assert best_elsewhere(FOUR, [pair(0.85, 0.5)]) > 1.02
+
+
+def test_pairs_that_tell_nothing_close_nothing():
+    """No pair, no draft proposed, or a mode without n_max."""
+    assert best_elsewhere(FOUR, []) == math.inf
+    ngram = Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)
+    assert best_elsewhere(ngram, [pair(0.4, 0.1)]) == math.inf
+
+
+def read(chance: float) -> tuple[Recording, AnswerProfile]:
+    """One answer of 100 tokens, and what a draft with this chance says of it, about as sure of itself as right."""
+    random = np.random.default_rng(5)
+    hits = random.random(100) < chance
+    p = np.where(hits, random.beta(6, 1.2, 100), random.beta(2, 2.5, 100))
+    misses = {int(k): random.beta(3, 2, 16) for k in np.flatnonzero(~hits)[:8]}
+    recording = Recording("q", (1, 2), tuple(range(100)), 100, False, 100.0, 990.0, 1090.0)
+    return recording, AnswerProfile("q", hits, p, misses)
+
+
+def costs(step_ms: float, more: float) -> CostCurve:
+    """10 ms a token; each further one in a batch takes `more` of that."""
+    return first_guess(10.0, {1: 10.0, 17: 10.0 * (1 + 16 * more)}, {}, step_ms, 16)
+
+
+@pytest.mark.parametrize(
+    ("chance", "step_ms", "more", "dropped"),
+    [
+        (0.05, 3.0, 0.1, True),  # it is never right
+        (0.4, 8.0, 0.8, True),  # it is nearly as dear as its main model, and batches are dear too
+        (0.8, 1.0, 0.05, False),
+        (0.6, 3.0, 0.3, False),  # it does not pay as timed, and might
+    ],
+)
+def test_a_draft_is_dropped_on_its_first_answers_where_nothing_pays(chance, step_ms, more, dropped):
+    """The whole grid of the draft is asked, with costs 40 % below those that were timed."""
+    recording, profile = read(chance)
+    grid = Space((Arm(Mode.DRAFT_MODEL, "d"),), load_definition("quick").space).grid()
+    counts = replay_drafts(profile, grid, recording.max_tokens)
+    assert nothing_pays([(recording, counts)] * 3, costs(step_ms, more), 0.02) is dropped

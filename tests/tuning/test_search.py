@@ -1,0 +1,109 @@
+"""The search where nothing can be predicted: what is launched, and what is not launched twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+
+from autospec.cells import PromptType
+from autospec.drafting import Drafting, Mode
+from autospec.recommendations import Verdict
+from autospec.tuning.search import Search
+from tests.catalog.making import make_model
+from tests.tuning.simulated import SimulatedBackend
+from tests.tuning.test_loop import Silent, interrupted_at, nobody_else_is_at_work, request_, tune
+
+__all__ = ["nobody_else_is_at_work", "request_"]
+
+
+@pytest.fixture
+def two_drafts(request_, tmp_path):
+    """A request with a second draft model."""
+    main, draft = request_.models
+    second = make_model(
+        name="hopeless", path=tmp_path / "hopeless.gguf", bytes_per_token=draft.bytes_per_token,
+        fingerprint="hopeless", size_bytes=draft.size_bytes,
+    )  # fmt: skip
+    return replace(request_, models=(main, draft, second))
+
+
+def one_is_hopeless(drafting: Drafting, text: str) -> float:
+    """What a tune of a Gemma-3-type model met: one draft at 0.41, the other best with sixteen tokens, n-grams between."""
+    if drafting.mode is not Mode.DRAFT_MODEL:
+        return 1.25 if "coding" in text else 1.05
+    if (drafting.draft or "").endswith("hopeless.gguf"):
+        return 0.41
+    return 1.2 + 0.04 * min(drafting.n_max or 1, 16)
+
+
+def test_a_hopeless_draft_is_launched_once(two_drafts):
+    """At two fifths of the speed of off no other setting of it can win: one trial, one prompt of each type."""
+    backend = SimulatedBackend(one_is_hopeless)
+    progress = Silent()
+    result = tune(two_drafts, backend, progress)
+    hopeless = [d for d in backend.launched if (d.draft or "").endswith("hopeless.gguf")]
+    assert len(hopeless) == 1
+    asked = [text for _, drafting, text in backend.asked if drafting == hopeless[0]]
+    assert len(asked) == len(result) == 2
+    assert any("hopeless" in line and "none is tried" in line for line in progress.told)
+
+
+def test_the_best_setting_of_a_draft_is_found_without_prediction(two_drafts):
+    """Sixteen tokens are the second leader of a draft: within the trials of `quick` in every cell."""
+    backend = SimulatedBackend(one_is_hopeless)
+    for prompt_type, recommendation in tune(two_drafts, backend).items():
+        assert recommendation.verdict is Verdict.ENABLE
+        assert one_is_hopeless(recommendation.drafting, prompt_type) >= 0.95 * one_is_hopeless(
+            Drafting(Mode.DRAFT_MODEL, draft="draft", n_max=16), prompt_type
+        )
+
+
+def test_a_hopeless_draft_stays_known_when_the_tune_goes_on(two_drafts):
+    """Interrupted after its trial: the next run reads the stored pairs, and does not launch it."""
+    first = interrupted_at(30)
+    first.speedup = one_is_hopeless
+    with pytest.raises(KeyboardInterrupt):
+        tune(two_drafts, first)
+    assert any((d.draft or "").endswith("hopeless.gguf") for d in first.launched)
+    second = SimulatedBackend(one_is_hopeless)
+    tune(two_drafts, second)
+    assert not any((d.draft or "").endswith("hopeless.gguf") for d in second.launched)
+
+
+def test_a_draft_that_is_slow_for_one_type_alone_is_tried_on(request_):
+    """Writing at two fifths, coding at 1.3: other settings of the draft may serve coding better."""
+    backend = SimulatedBackend(lambda d, text: 1.0 if d.draft is None else 1.3 if "coding" in text else 0.4)
+    result = tune(request_, backend)
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    tried = {(d.n_max, d.p_min) for d in backend.launched if d.draft}
+    assert {n for n, _ in tried} >= {4, 16}
+
+
+def test_an_n_gram_mode_that_is_far_behind_takes_no_further_trials(two_drafts):
+    """A draft at 1.84 and n-grams at 1.25: the trials go to the draft."""
+    backend = SimulatedBackend(one_is_hopeless)
+    progress = Silent()
+    tune(two_drafts, backend, progress)
+    tried = [s.drafting for s in progress.steps if s.phase == "launch"]
+    assert sum(d.mode is Mode.NGRAM_SIMPLE for d in tried) == 1
+    assert sum(d.mode is Mode.DRAFT_MODEL for d in tried) >= 5
+
+
+def test_the_leader_is_asked_the_prompts_that_it_was_not_asked(request_):
+    """Where each trial asks one prompt, the first of them is not all that the choice rests on."""
+
+    def lucky_first(drafting: Drafting, text: str) -> float:
+        if drafting.mode is not Mode.DRAFT_MODEL:
+            return 1.0
+        if drafting.n_max == 4:
+            return 2.0 if "tune 0" in text else 1.1
+        return 1.6
+
+    backend = SimulatedBackend(lucky_first)
+    with mock.patch.object(Search, "_affordable_prompts", return_value=1):
+        result = tune(request_, backend)
+    for recommendation in result.values():
+        assert recommendation.drafting.n_max != 4
+        assert recommendation.speedup == pytest.approx(1.6, rel=0.02)
