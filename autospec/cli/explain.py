@@ -78,6 +78,7 @@ def _explain(
     trials: dict[str, tuple[Any, ...]],
     main: Model | None,
 ) -> Explanation:
+    from autospec.measure.disturbances import lasting
     from autospec.measure.measurements import Phase, pair_up
     from autospec.report.explanation import explain
     from autospec.report.studies import trial_from_json
@@ -90,17 +91,19 @@ def _explain(
     # Other suites, lengths or temperatures were other experiments: the newest is the one that was concluded from.
     protocol = r.evidence.get("protocol") or (chosen[-1].protocol if chosen else None)
     # Disturbed pairs had no part in the verdict: told here, they would contradict it.
-    pairs = [p for p in pair_up(m for m in chosen if m.protocol == protocol) if _counts(p)]
+    chosen = [m for m in chosen if m.protocol == protocol]
+    lasts = lasting(m for m in chosen if m.machine)
+    pairs = [p for p in pair_up(chosen) if _counts(p, lasts)]
     own = trials.get(stored.cell_key) or [trial_from_json(t) for t in r.evidence.get("trial_list", ())]
     own = [t for t in own if protocol is None or t.attributes.get("protocol") in (None, protocol)]
     return explain(r, pairs, own, model=main)
 
 
-def _counts(pair: Pair) -> bool:
+def _counts(pair: Pair, lasts: frozenset[Cause]) -> bool:
     from autospec.measure.asking import disturbance
 
     # What was brought in may not say how the machine was.
-    return not (pair.off.machine and pair.drafted.machine and disturbance(pair))
+    return not (pair.off.machine and pair.drafted.machine and disturbance(pair, lasts))
 
 
 def _model(shell: Shell, model_path: str) -> Model | None:

@@ -13,6 +13,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, RequestError, ServerDiedError
 from autospec.hardware.state import MachineState
 from autospec.measure.asking import Asking, disturbance, measure
+from autospec.measure.disturbances import lasting, left_out
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase, pair_up
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
@@ -102,8 +103,17 @@ class Pairing:
 
     def known(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None) -> list[Pair]:
         """Clean pairs already in the store, of one round or of all."""
-        rows = self._rows(cell_key, drafting, phase, round_)
-        return [pair for pair in pair_up(rows) if not disturbance(pair)]
+        rows = self._rows(cell_key, drafting, phase, None)
+        lasts = lasting(rows)
+        of_round = [m for m in rows if round_ is None or m.round == round_]
+        return [pair for pair in pair_up(of_round) if not disturbance(pair, lasts)]
+
+    def left_out(
+        self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None
+    ) -> dict[str, int]:
+        """How many stored pairs do not count, of one round or of all, by cause."""
+        rows = self._rows(cell_key, drafting, phase, None)
+        return left_out([m for m in rows if round_ is None or m.round == round_], lasting(rows))
 
     def block(
         self,
@@ -177,7 +187,11 @@ class Pairing:
                 ]
             for task, off, drafted in zip(batch, halves[True], halves[False], strict=True):
                 pair = Pair(off=off, drafted=drafted)
-                yield Measured(task, pair, disturbance(pair))
+                reason = disturbance(pair)
+                if reason:
+                    # What comes back with every repeat belongs to what is measured, and counts.
+                    reason = disturbance(pair, lasting(self._rows(task.cell_key, drafting, phase, None)))
+                yield Measured(task, pair, reason)
 
     def _half(self, half: _Half) -> Measurement:
         deaths = 0
@@ -207,7 +221,7 @@ class Pairing:
                     raise _off_failed(half, error) from error
                 raise
             self._store.add_measurement(measurement)
-            self.calm.after(MachineState(**measurement.machine))
+            self.calm.after(MachineState.from_json(measurement.machine))
             return measurement
 
     def _server(self, side: Drafting) -> Server:

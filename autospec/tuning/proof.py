@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError
+from autospec.measure.disturbances import left_out_sentence
 from autospec.measure.measurements import Phase
 from autospec.measure.verdict import Decision, Rule, decide
 from autospec.recommendations import Verdict
@@ -156,6 +157,7 @@ class Proof:
                 if open_tasks[measured.task.cell_key] == 0:
                     cell = by_key[measured.task.cell_key]
                     cell.rounds = round_
+                    self._tell_left_out(cell, round_)
                     self._look(cell)
                 if self._rig.budget.spent_s > _OVERDRAFT * self._rig.budget.total_s:
                     block.close()
@@ -169,6 +171,11 @@ class Proof:
     def _step(self, drafting: Drafting, round_: int, done: int, todo: int) -> None:
         last = self._rig.definition.rule.looks[-1]
         self._rig.progress.step(Step("prove", drafting, round_, last, done, todo, self._rig.budget.left_s))
+
+    def _tell_left_out(self, cell: CellRun, round_: int) -> None:
+        left_out = self._rig.pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE, round_)
+        if sentence := left_out_sentence(left_out):
+            self._rig.progress.tell(f"{cell.prompt_type}, round {round_}: {sentence}")
 
     def _look(self, cell: CellRun) -> None:
         rule = self._rule(cell)

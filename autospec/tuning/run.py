@@ -242,6 +242,8 @@ class Tuning:
             cost=self._cost,
         )
         marks: dict[str, object] = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
+        if left_out := pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE):
+            marks["left_out"] = left_out
         if cell.cell.key in self._epochs:
             marks[EPOCH] = self._epochs[cell.cell.key]
         try:
