@@ -11,6 +11,7 @@ from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
     from autospec.catalog.model import Model
+    from autospec.measure.disturbances import Cause
     from autospec.measure.measurements import Pair
     from autospec.report.explanation import Explanation
     from autospec.store.database import Store

@@ -24,6 +24,7 @@ __all__ = [
     "left_out",
     "left_out_sentence",
     "load_limit",
+    "swaps",
 ]
 
 LIMITS = Limits()
@@ -148,6 +149,12 @@ def left_out_sentence(counts: Mapping[str, int]) -> str:
         return ""
     reasons = ", ".join(f"{cause} ({count})" for cause, count in counts.items())
     return f"{total} {'pair does' if total == 1 else 'pairs do'} not count: {reasons}."
+
+
+def swaps(pair: Pair) -> bool:
+    """True if memory was short during a pair, in whichever half."""
+    states = (MachineState.from_json(half.machine) for half in (pair.off, pair.drafted))
+    return any(state.swap_in_bytes > LIMITS.swap_in_bytes for state in states)
 
 
 def load_limit(state: MachineState) -> float:

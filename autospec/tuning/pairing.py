@@ -13,7 +13,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, RequestError, ServerDiedError
 from autospec.hardware.state import MachineState
 from autospec.measure.asking import Asking, disturbance, measure
-from autospec.measure.disturbances import lasting, left_out
+from autospec.measure.disturbances import lasting, left_out, swaps
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase, pair_up
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
@@ -156,13 +156,17 @@ class Pairing:
                 return
             if attempt or not go_on:
                 self._launches.expire()
-            disturbed = []
+            disturbed, short = [], False
             single = self._single_halves(open_tasks, drafting, phase, round_) if attempt == 0 else {}
             for measured in self._measure_all(open_tasks, drafting, phase, round_, single):
                 if measured.disturbed and attempt < repeats:
                     disturbed.append(measured.task)
+                    short = short or swaps(measured.pair)
                 else:
                     yield measured
+            if short:
+                # What one of two neighbours does to the other's memory is nothing that a user has.
+                self._launches.by_turns("Memory is short for two servers side by side.")
             open_tasks = disturbed
 
     def _measure_all(
@@ -173,9 +177,11 @@ class Pairing:
         round_: int,
         single: dict[tuple[Task, bool], Measurement],
     ) -> Iterator[Measured]:
-        side_by_side = self._launches.resident == 2
-        batches = [[task] for task in tasks] if side_by_side else [list(tasks)]
-        for batch in batches:
+        left = list(tasks)
+        while left:
+            # Read anew for every batch: a launch may have found that two do not fit side by side.
+            size = 1 if self._launches.resident == 2 else len(left)
+            batch, left = left[:size], left[size:]
             off_first = self._turn % 2 == 0
             self._turn += 1
             halves: dict[bool, list[Measurement]] = {}
