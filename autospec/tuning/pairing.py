@@ -159,9 +159,9 @@ class Pairing:
             disturbed, short = [], False
             single = self._single_halves(open_tasks, drafting, phase, round_) if attempt == 0 else {}
             for measured in self._measure_all(open_tasks, drafting, phase, round_, single):
+                short = short or bool(measured.disturbed and swaps(measured.pair))
                 if measured.disturbed and attempt < repeats:
                     disturbed.append(measured.task)
-                    short = short or swaps(measured.pair)
                 else:
                     yield measured
             if short:

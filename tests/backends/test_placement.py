@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from autospec.backends.binaries import Probe
+from autospec.backends.llama_server import LlamaServer
 from autospec.backends.placement import Placement, placement_of
+from autospec.backends.protocol import LaunchSettings
+from autospec.cells import Build
+from autospec.drafting import OFF, Drafting, Mode
+from tests.backends.conftest import read_help
 
 # b11434 for the processor at verbosity 4, with a draft (captured here, shortened).
 B11434_CPU = """\
@@ -136,3 +142,26 @@ def test_cards_share_a_model_nearly_alike():
     a_lot = (("CPU_Mapped", 563.62), ("CUDA0", 15038.81), ("CUDA1", 24940.67))
     assert two.same_as(replace(two, buffers=a_little))
     assert not two.same_as(replace(two, buffers=a_lot))
+
+
+@pytest.mark.parametrize(
+    ("era", "devices", "settings", "told"),
+    [
+        ("b11434", True, LaunchSettings(), True),
+        ("b11434", False, LaunchSettings(), False),  # on the processor everything is in one place
+        ("b11434", True, LaunchSettings(serving=True), False),  # users' servers are not changed
+        ("b11434", True, LaunchSettings(("-lv", "3")), False),
+        ("b11434", True, LaunchSettings(("--verbose",)), False),
+        ("pydist012", True, LaunchSettings(), False),  # tells it anyway; 4 would mean another thing there
+    ],
+)
+def test_measured_launches_on_a_gpu_are_told_to_say_it(tmp_path, era, devices, settings, told):
+    """Off and drafted alike, and the user's own verbosity comes first."""
+    server = LlamaServer(None, tmp_path)
+    server._program = tmp_path / "llama-server"
+    server._probe = Probe(Build("llama-server", era, "f" * 16), read_help(era), tells_drafts=True)
+    server._has_devices = devices
+    for drafting in (OFF, Drafting(Mode.DRAFT_MODEL, draft="/draft.gguf", n_max=4, n_min=0, p_min=0.0)):
+        command = server.command("/main.gguf", drafting, settings)
+        assert ("--log-verbosity" in command) is told
+        assert not told or command[command.index("--log-verbosity") + 1] == "4"
