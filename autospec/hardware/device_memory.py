@@ -26,7 +26,7 @@ _GIB = 1024**3
 _SMALL_MAC_BYTES = 36 * _GIB
 # Graphics that take their memory from the processor's: Intel's but Arc cards, and AMD's processors, whose names have no number.
 _INTEGRATED = re.compile(
-    r"\bApple\b|\bIntel\b(?!.*\bArc\b.*\b[AB]\d{3}\b)|\bRadeon(?: \d+M| 8\d{3}S)?(?: \(TM\))? Graphics\b"
+    r"\bApple\b|\bIntel\b(?!.*\bArc\b.*\b[AB]\d{2,3}\b)|\bRadeon(?: \d+M| 8\d{3}S)?(?: \(TM\))? Graphics\b"
 )
 # Not named by their makers: software that draws on the processor.
 _SOFTWARE = re.compile(r"llvmpipe|SwiftShader", re.IGNORECASE)

@@ -181,7 +181,8 @@ class Launches:
         return bool(why)
 
     def _note(self, server: Server) -> None:
-        if self.resident == 1 and (cost := self._neighbours.alone(server)):
+        """Take note of where a launch has the main model, where no neighbour could change that."""
+        if (self._off is None or self._drafted is None) and (cost := self._neighbours.alone(server)):
             self._tell(cost)
 
     def expire(self) -> None:

@@ -47,6 +47,7 @@ def test_metals_limit(printed, installed_gib, expected_gib):
         ("Radeon 8060S Graphics", True),
         ("Intel(R) UHD Graphics 770 (ADL-S GT1)", True),
         ("Intel(R) Arc(tm) A770 Graphics (DG2)", False),
+        ("Intel(R) Arc(tm) Pro B60 Graphics (BMG G21)", False),
         ("Intel(R) Arc(tm) Graphics (MTL)", True),
         ("Apple M2 Pro", True),
     ],

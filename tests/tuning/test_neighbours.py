@@ -93,6 +93,7 @@ def test_layers_lost_to_the_draft_itself_count_and_are_said_once(tmp_path):
     backend = OnCard(lambda drafting, running: FULL if drafting.is_off and not running else SQUEEZED)
     launches, pairs, told = measured(tmp_path, backend)
     assert launches.resident == 1
+    assert len(told) == 2, "both are said as soon as they are known"
     launches.off()
     launches.drafted(DRAFTING)
     assert len(pairs) == 3

@@ -87,3 +87,31 @@ def test_what_does_not_count_is_said_with_its_reason(hot_request, monkeypatch):
         assert cause == "load of other processes"
         assert count >= 8
         assert f"{kind}, round 1: 8 pairs do not count: load of other processes (8)." in progress.told
+
+
+def test_a_draft_that_makes_memory_short_is_not_judged_by_its_lucky_half(hot_request, monkeypatch):
+    """Every second drafted request swaps and takes twice as long as off, the others gain 30 %: a loss of a fifth.
+
+    With only the pairs that did not swap it would be enabled.
+    """
+    random = np.random.default_rng(3)
+    short: list[bool] = []
+
+    def speedup(_drafting, _text) -> float:
+        short.append(bool(random.random() < 0.5))
+        return 0.5 if short[-1] else 1.3
+
+    backend, progress = SimulatedBackend(speedup), Silent()
+
+    class Swapping(Laptop):
+        def finish(self) -> MachineState:
+            state = super().finish()
+            drafted = bool(backend.asked) and not backend.asked[-1][1].is_off
+            return replace(state, swap_in_bytes=(64 << 20) if drafted and short[-1] else 0)
+
+    monkeypatch.setattr(run_module, "StateWatch", lambda *_: Swapping(0.0))
+    result = tune(hot_request, backend, progress)
+    assert {r.verdict for r in result.values()} <= {Verdict.DISABLE, Verdict.UNDECIDED}
+    assert all(r.speedup < 1.0 for r in result.values())
+    assert any("Memory is short for two servers" in told for told in progress.told)
+    assert backend.most_running == 2
