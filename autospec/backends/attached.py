@@ -29,6 +29,7 @@ from autospec.errors import (
     UnsupportedError,
     UsageError,
 )
+from autospec.hardware.device_memory import Device
 
 __all__ = ["KEY_VARIABLE", "AsItRuns", "Attached", "AttachedServer"]
 
@@ -108,6 +109,10 @@ class Attached:
         server = AttachedServer(self._url, self._probed(), model_path, drafting)
         server.verify()
         return server
+
+    def devices(self) -> tuple[Device, ...]:
+        """See `autospec.backends.optional.OnDevices`: nothing is launched here, so that nothing has to fit on a GPU."""
+        return ()
 
     def as_it_runs(self) -> AsItRuns:
         """The same server, for measuring what is there whatever it drafts."""

@@ -16,12 +16,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from autospec.backends.device_list import parse_device_list
 from autospec.backends.help_text import HelpText, parse
 from autospec.backends.process import child_environment
 from autospec.cells import Build
 from autospec.errors import BackendMissingError
+from autospec.hardware.device_memory import Device
 
-__all__ = ["Facts", "Probe", "facts_of", "probe", "version_name"]
+__all__ = ["Facts", "Probe", "facts_of", "list_devices", "probe", "version_name"]
 
 # Measured 39 ms; a binary that loads GPU drivers first may need seconds.
 _PROBE_TIMEOUT_S = 60.0
@@ -78,6 +80,14 @@ def probe(binary: Path, state_dir: Path) -> Probe:
         help=text,
         tells_drafts=tells_drafts,
     )
+
+
+def list_devices(binary: Path) -> tuple[Device, ...] | None:
+    """Run ``--list-devices``, which loads GPU drivers and no model; ``None`` where it prints no list."""
+    try:
+        return parse_device_list(_output(binary, "--list-devices"))
+    except BackendMissingError:
+        return None
 
 
 def version_name(version: str, fingerprint: str) -> str:

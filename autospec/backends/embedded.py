@@ -22,6 +22,7 @@ from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError
+from autospec.hardware.device_memory import Device, is_integrated
 
 __all__ = ["Embedded"]
 
@@ -32,6 +33,8 @@ _PROBE_TIMEOUT_S = 60.0
 _FIXED = {"endpoint_slots": True}
 # The same as `llama_server._MEASURED_WITH`.
 _MEASURED_WITH = {"cache_ram_mib": 0, "cache_idle_slots": False, "n_parallel": 1}
+# Where the weights are is a message of the level "trace"; see `placement`.
+_TELLING_PLACEMENT = {"verbosity": 4}
 # Where xllamacpp does not default to what llama-server does: -1 is its "auto", four slots that share one cache.
 _SERVED_WITH = {"n_parallel": -1}
 
@@ -41,6 +44,7 @@ class _Wheel:
     build: Build
     modes: frozenset[Mode]
     tells_drafts: bool
+    devices: tuple[Device, ...]
 
 
 class Embedded:
@@ -96,6 +100,13 @@ class Embedded:
             state_dir=self._state_dir,
         )
 
+    def devices(self) -> tuple[Device, ...] | None:
+        """See `autospec.backends.optional.OnDevices`."""
+        try:
+            return _probe(self._state_dir).devices
+        except BackendMissingError:
+            return None
+
     def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
         """See `autospec.backends.optional.Scores`."""
         return LlamaCppScorer.launch(model_path, n_ctx=n_ctx, state_dir=self._state_dir)
@@ -113,6 +124,7 @@ class Embedded:
             "model.path": model_path,
             **_FIXED,
             **(_SERVED_WITH if settings.serving else _MEASURED_WITH),
+            **(_TELLING_PLACEMENT if wheel.devices and not settings.serving else {}),
             **({"model_alias": [settings.served_as]} if settings.served_as else {}),
             **user_fields(settings.args),
             **drafting_fields(drafting),
@@ -150,4 +162,15 @@ def _probe(state_dir: Path) -> _Wheel:
     version = f"xllamacpp-{told['version']}"
     fingerprint = hashlib.sha256(f"{version}\n{facts.sha256}".encode()).hexdigest()[:16]
     modes = {Mode.OFF} | {mode for mode, name in TYPES.items() if name in told["types"]}
-    return _Wheel(Build("embedded", version, fingerprint), frozenset(modes), facts.tells_drafts)
+    devices = tuple(
+        Device(
+            d["name"],
+            d["description"],
+            int(d["total"]),
+            int(d["free"]),
+            unified=d["type"].endswith("IGPU") or is_integrated(d["description"]),
+        )
+        for d in told.get("devices", ())
+        if d["type"].endswith("GPU")
+    )
+    return _Wheel(Build("embedded", version, fingerprint), frozenset(modes), facts.tells_drafts, devices)

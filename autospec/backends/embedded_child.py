@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
                     "version": xllamacpp.__version__,
                     "library": xllamacpp.xllamacpp.__file__,
                     "types": [member.name for member in xllamacpp.common_speculative_type],
+                    "devices": _devices(xllamacpp),
                 }
             )
         )
@@ -53,6 +54,21 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     while True:
         signal.pause()
+
+
+def _devices(xllamacpp: Any) -> list[dict[str, Any]]:
+    """What the wheel computes on; empty for wheels that do not tell."""
+    ask = getattr(xllamacpp, "get_device_info", None)
+    return [
+        {
+            "name": d["name"],
+            "description": d["description"],
+            "total": d["memory_total"],
+            "free": d["memory_free"],
+            "type": d["type"].name,
+        }
+        for d in (ask() if ask is not None else ())
+    ]
 
 
 def _decoded(xllamacpp: Any, value: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from autospec.backends import in_force
 from autospec.backends.child_server import LOG_SEARCHED, ChildServer, start_child
 from autospec.backends.openai_http import ChatClient
+from autospec.backends.placement import Placement, placement_of
 from autospec.backends.process import ServerProcess
 from autospec.backends.protocol import Capabilities, Completion, Request, Server, Tokens
 from autospec.backends.token_http import HttpTokens
@@ -59,6 +60,9 @@ class HttpServer(LaunchedServer):
         name: What to call it in sentences.
         port: Where it listens.
         erases_slot: See `ChatClient`.
+
+    Attributes:
+        placement: Where the main model is, once the server is verified; ``None`` where its log does not tell.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class HttpServer(LaunchedServer):
         self._client = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
         self._client.erases_slot = erases_slot
         self.tokens = HttpTokens(self._client)
+        self.placement: Placement | None = None
 
     def complete(self, request: Request) -> Completion:
         """See `LaunchedServer`."""
@@ -85,6 +90,7 @@ class HttpServer(LaunchedServer):
     def verify(self, abilities: Capabilities) -> None:
         """See `LaunchedServer`."""
         self._client.tells_drafts = abilities.tells_drafts
+        self.placement = placement_of(self._process.log_lines())
         build = f"{abilities.build.backend} {abilities.build.version}"
         with self._first_request():
             in_force.verify(self._client, self.drafting, build, self._process.log_tail(LOG_SEARCHED))

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from autospec.backends import binaries
+from autospec.backends.binaries import list_devices
 from autospec.backends.flags import NGRAM_CACHE_NOTE, drafting_args, modes
 from autospec.backends.help_text import HelpText
 from autospec.backends.launching import HttpServer, launch
@@ -15,6 +16,7 @@ from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.user_args import check
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError
+from autospec.hardware.device_memory import Device
 
 __all__ = ["LlamaServer", "find_llama_server"]
 
@@ -26,6 +28,8 @@ _MEASURED_WITH: tuple[tuple[str, tuple[str, ...]], ...] = (
     # Otherwise every new prompt first copies the last one's cache to memory, and may find an old one there.
     ("--cache-ram", ("--cache-ram", "0")),
 )
+
+_VERBOSITY = frozenset({"-v", "--verbose", "-lv", "--verbosity", "--log-verbosity"})
 
 
 class LlamaServer:
@@ -43,6 +47,7 @@ class LlamaServer:
         self._state_dir = state_dir
         self._probe: binaries.Probe | None = None
         self._program: Path | None = None
+        self._has_devices: bool | None = None
 
     def capabilities(self) -> Capabilities:
         """Probe the installed build; cached for the life of the object.
@@ -87,6 +92,8 @@ class LlamaServer:
             fixed += ["--alias", settings.served_as]
         if probe.help.has("--slots"):
             fixed.append("--slots")
+        if not settings.serving and not given & _VERBOSITY and self._tells_placement_as_trace():
+            fixed += ["--log-verbosity", "4"]
         if _drafts_only_with_cache(probe.help) and "--slot-save-path" not in given:
             # Without a folder these builds refuse to empty a slot; nothing is ever saved to it.
             fixed += ["--slot-save-path", f"{self._state_dir}/"]
@@ -110,6 +117,20 @@ class LlamaServer:
             state_dir=self._state_dir,
             erases_slot=_drafts_only_with_cache(self._probed()[1].help),
         )
+
+    def devices(self) -> tuple[Device, ...] | None:
+        """See `autospec.backends.optional.OnDevices`."""
+        program, probe = self._probed()
+        return list_devices(program) if probe.help.has("--list-devices") else None
+
+    def _tells_placement_as_trace(self) -> bool:
+        """Whether where the weights are depends on a GPU, and is said only as a message of the level "trace"."""
+        option = self._probed()[1].help.find("--log-verbosity")
+        if option is None or "4: trace" not in option.text:
+            return False
+        if self._has_devices is None:
+            self._has_devices = bool(self.devices())
+        return self._has_devices
 
     def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
         """See `autospec.backends.optional.Scores`."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from autospec.backends.llama_cpp_scorer import LlamaCppScorer
+from autospec.backends.placement import Placement
 from autospec.backends.protocol import LaunchSettings, Server
 from autospec.drafting import Drafting
+from autospec.hardware.device_memory import Device
 
-__all__ = ["EncodesText", "Idles", "InProcess", "Scores"]
+__all__ = ["EncodesText", "Idles", "InProcess", "OnDevices", "Placed", "Scores"]
 
 
 @runtime_checkable
@@ -61,3 +63,20 @@ class Scores(Protocol):
             BackendMissingError: What reads is not installed.
             LaunchError: It cannot load the model, or does not run here.
         """
+
+
+@runtime_checkable
+class OnDevices(Protocol):
+    """A backend that tells which accelerators it computes on."""
+
+    def devices(self) -> tuple[Device, ...] | None:
+        """All that it shows now, none where it computes on the processor; ``None`` where it cannot be asked."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A server whose log tells where it put the main model."""
+
+    @property
+    def placement(self) -> Placement | None:
+        """It; ``None`` where the log does not tell."""

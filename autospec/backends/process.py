@@ -27,6 +27,8 @@ _GUARD_START_S = 30.0
 # What the guard may need on top of the grace: to kill, reap and report.
 _GUARD_END_S = 4.0
 _LOG_TAIL_BYTES = 64 * 1024
+# A start with every message shown prints some hundred kilobytes.
+_LOG_HEAD_BYTES = 8 * 1024 * 1024
 
 # Left-over settings reach a server by its environment: an old LLAMA_ARG_DRAFT_MAX is fatal to b11434, another is
 # ignored (llama.cpp #26100), an API key would lock autospec out, and AIP_… is Vertex AI's way to move the port.
@@ -139,6 +141,15 @@ class ServerProcess:
         except OSError:
             return ()
         return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-lines:]
+
+    def log_lines(self) -> tuple[str, ...]:
+        """What the server printed since its start, oldest first: as much of it as a start can print."""
+        try:
+            with self.log.open("rb") as file:
+                text = file.read(_LOG_HEAD_BYTES).decode(errors="replace")
+        except OSError:
+            return ()
+        return tuple(text.splitlines())
 
     def stop(self) -> None:
         """End the server, wait until it has ended, and take its record away. Safe to call twice."""

@@ -11,6 +11,7 @@ from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
     from autospec.catalog.model import Model
+    from autospec.measure.disturbances import Cause
     from autospec.measure.measurements import Pair
     from autospec.report.explanation import Explanation
     from autospec.store.database import Store
@@ -78,6 +79,7 @@ def _explain(
     trials: dict[str, tuple[Any, ...]],
     main: Model | None,
 ) -> Explanation:
+    from autospec.measure.disturbances import lasting
     from autospec.measure.measurements import Phase, pair_up
     from autospec.measure.shape import Shapes
     from autospec.report.explanation import explain
@@ -93,18 +95,19 @@ def _explain(
     # Disturbed pairs had no part in the verdict: told here, they would contradict it.
     requests = r.evidence.get("requests")
     shapes = {} if requests is None else {stored.cell_key: Shapes.from_json(requests)}
-    counting = (m for m in chosen if m.protocol == protocol)
-    pairs = [p for p in pair_up(counting, shapes) if _counts(p)]
+    chosen = [m for m in chosen if m.protocol == protocol]
+    lasts = lasting(m for m in chosen if m.machine)
+    pairs = [p for p in pair_up(chosen, shapes) if _counts(p, lasts)]
     own = trials.get(stored.cell_key) or [trial_from_json(t) for t in r.evidence.get("trial_list", ())]
     own = [t for t in own if protocol is None or t.attributes.get("protocol") in (None, protocol)]
     return explain(r, pairs, own, model=main)
 
 
-def _counts(pair: Pair) -> bool:
+def _counts(pair: Pair, lasts: frozenset[Cause]) -> bool:
     from autospec.measure.asking import disturbance
 
     # What was brought in may not say how the machine was.
-    return not (pair.off.machine and pair.drafted.machine and disturbance(pair))
+    return not (pair.off.machine and pair.drafted.machine and disturbance(pair, lasts))
 
 
 def _model(shell: Shell, model_path: str) -> Model | None:

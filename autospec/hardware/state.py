@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any, Self
 
+from autospec.hardware.gpu_use import GpuUse, GpuWatch
 from autospec.hardware.readings import Power, Reading, descendants, read, read_power
 
-__all__ = ["Limits", "MachineState", "StateWatch", "between", "disturbed"]
+__all__ = ["Limits", "MachineState", "StateWatch", "between", "disturbed", "heat_changed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,9 @@ class MachineState:
         memory_available_bytes: At the end of the window.
         swap_in_bytes: Read back from swap within the window.
         changed: What changed within the window, as a clause; empty if nothing did.
+        throttles: How often heat slowed a processor within the window; ``None`` where the system keeps no count.
+        gpu_other_load: Share of the busiest GPU that processes that are not ours used; ``None`` where unknown.
+        gpu_other_memory_bytes: GPU memory of processes that are not ours; ``None`` where unknown.
     """
 
     window_s: float
@@ -42,6 +47,19 @@ class MachineState:
     memory_available_bytes: int
     swap_in_bytes: int
     changed: str = ""
+    throttles: int | None = None
+    gpu_other_load: float | None = None
+    gpu_other_memory_bytes: int | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote, in this version or another one.
+
+        Fields that a later version added are ignored. Fields that are missing are unknown: they disturb nothing.
+        """
+        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        required = {f.name for f in fields(cls) if f.default is MISSING}
+        return cls(**{name: _UNKNOWN[name] for name in required - known.keys()} | known)
 
     def to_json(self) -> dict[str, Any]:
         """All fields, to be kept beside the measurement; rounded to what the readings can tell."""
@@ -49,7 +67,23 @@ class MachineState:
             "window_s": round(self.window_s, 3),
             "other_load": round(self.other_load, 3),
             "steal": round(self.steal, 3),
+            "gpu_other_load": None if self.gpu_other_load is None else round(self.gpu_other_load, 3),
         }
+
+
+# What stands for a field that a stored row lacks.
+_UNKNOWN: dict[str, Any] = {
+    "window_s": 0.0,
+    "cores": 1,
+    "other_load": 0.0,
+    "steal": 0.0,
+    "on_battery": None,
+    "battery_percent": None,
+    "low_power": None,
+    "thermal": "unknown",
+    "memory_available_bytes": 0,
+    "swap_in_bytes": 0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +102,7 @@ class Limits:
         swap_in_bytes: What may be read back from swap: some 10 ms on an SSD.
         slack_core_s: Processor time that means nothing: ticks of 10 ms on each side of every counter, which would
             be 0.25 cores of a window of 100 ms.
+        gpu_load: Share of a GPU that others may use: a desktop's compositor takes a few per cent.
     """
 
     other_load: float = 0.25
@@ -75,9 +110,14 @@ class Limits:
     steal_share: float = 0.05
     swap_in_bytes: int = 32 * 1024**2
     slack_core_s: float = 0.05
+    gpu_load: float = 0.10
 
 
 _DEFAULT_LIMITS = Limits()
+# How seldom chance alone may part the throttling of two windows as far as they are apart.
+_HEAT_CHANCE = 0.01
+# Above so many events the normal approximation will do.
+_EXACT_TRIALS = 500
 
 
 def disturbed(
@@ -104,7 +144,28 @@ def disturbed(
         return f"The hypervisor kept {state.steal:.1f} of {state.cores} cores for others."
     if state.swap_in_bytes > limits.swap_in_bytes:
         return f"{state.swap_in_bytes / 1024**2:.0f} MiB were read back from swap: memory is short."
+    if (state.gpu_other_load or 0.0) > limits.gpu_load:
+        return f"Other processes used {100 * (state.gpu_other_load or 0.0):.0f} % of the GPU."
     return ""
+
+
+def heat_changed(first: MachineState, second: MachineState) -> bool:
+    """Whether heat slowed the processor more often in one of two windows than in the other.
+
+    Where the system counts throttling, rates are compared. A count that rises steadily is the state of the machine: it
+    slows both windows alike. Two counts differ if chance would part equal rates like this in less than one of a
+    hundred cases, and one rate is more than twice the other: events come in bursts.
+    """
+    if first.throttles is None or second.throttles is None:
+        return False
+    events = first.throttles + second.throttles
+    time_s = first.window_s + second.window_s
+    if not events or first.window_s <= 0 or second.window_s <= 0:
+        return False
+    fewer, more = sorted((first, second), key=lambda s: (s.throttles or 0) / s.window_s)
+    if (more.throttles or 0) / more.window_s <= 2 * (fewer.throttles or 0) / fewer.window_s:
+        return False
+    return 2 * _binomial_tail(more.throttles or 0, events, more.window_s / time_s) < _HEAT_CHANCE
 
 
 def between(first: Reading, last: Reading) -> MachineState:
@@ -112,9 +173,7 @@ def between(first: Reading, last: Reading) -> MachineState:
     window_s = last.at_s - first.at_s
     per_second = 1.0 / window_s if window_s > 0 else 0.0
     others_s = max(0.0, last.busy_s - first.busy_s - _own_s(first, last))
-    power, thermal = last.power, last.power.thermal
-    if first.throttles is not None and last.throttles is not None and last.throttles > first.throttles:
-        thermal = "throttled"
+    power = last.power
     state = MachineState(
         window_s=window_s,
         cores=last.cores,
@@ -123,12 +182,26 @@ def between(first: Reading, last: Reading) -> MachineState:
         on_battery=power.on_battery,
         battery_percent=power.battery_percent,
         low_power=power.low_power,
-        thermal=thermal,
+        thermal=power.thermal,
         memory_available_bytes=last.memory_available_bytes,
         swap_in_bytes=max(0, _swap_in_bytes(last) - _swap_in_bytes(first)),
     )
-    change = _change(first.power, state)
-    return replace(state, changed=change)
+    state = replace(state, changed=_change(first.power, state))
+    if first.throttles is None or last.throttles is None:
+        return state
+    # A count that rises is no change of state: under a full load, laptops raise it all the time.
+    throttles = max(0, last.throttles - first.throttles)
+    return replace(state, throttles=throttles, thermal="throttled" if throttles else state.thermal)
+
+
+def _binomial_tail(count: int, trials: int, share: float) -> float:
+    """The chance of at least so many of so many, each with this share."""
+    if trials > _EXACT_TRIALS:
+        spread = math.sqrt(trials * share * (1.0 - share))
+        return 0.5 * math.erfc((count - 0.5 - trials * share) / (spread * math.sqrt(2.0)))
+    return sum(
+        math.comb(trials, k) * share**k * (1.0 - share) ** (trials - k) for k in range(count, trials + 1)
+    )
 
 
 def _swap_in_bytes(reading: Reading) -> int:
@@ -164,6 +237,11 @@ def _change(before: Power | MachineState, after: MachineState) -> str:
         return "the machine went on battery" if after.on_battery else "the machine went off battery"
     if None not in (before.low_power, after.low_power) and before.low_power != after.low_power:
         return f"low power mode was switched {'on' if after.low_power else 'off'}"
+    if isinstance(before, MachineState) and None not in (before.throttles, after.throttles):
+        if not heat_changed(before, after):
+            return ""
+        rose = after.throttles / after.window_s > before.throttles / before.window_s  # type: ignore[operator]
+        return "heat slowed the processor" if rose else "the processor recovered from heat"
     if "unknown" not in (before.thermal, after.thermal) and before.thermal != after.thermal:
         return (
             "heat slowed the processor"
@@ -180,19 +258,28 @@ class StateWatch:
         own_pids: Processes whose load is ours, e.g. a server's; descendants of this process are found anyway.
         refresh_s: Least time between two readings of what is slow to read (battery, heat, the list of
             descendants). They are read before the window begins and after it ended, never within.
+        gpu: Reads what uses the GPU; NVIDIA's library where it is installed.
     """
 
-    def __init__(self, own_pids: Callable[[], frozenset[int]] = frozenset, *, refresh_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        own_pids: Callable[[], frozenset[int]] = frozenset,
+        *,
+        refresh_s: float = 5.0,
+        gpu: GpuWatch | None = None,
+    ) -> None:
         self._own_pids = own_pids
         self._refresh_s = refresh_s
         self._refreshed_s = -float("inf")
         self._power = Power()
         self._descendants: frozenset[int] = frozenset()
         self._first: Reading | None = None
+        self._gpu = GpuWatch() if gpu is None else gpu
 
     def start(self) -> None:
         """Begin a window; a window that was not finished is forgotten."""
         self._refresh()
+        self._gpu.start()
         self._first = self._read()
 
     def finish(self) -> MachineState:
@@ -205,9 +292,13 @@ class StateWatch:
             raise RuntimeError("finish() without start()")
         first, self._first = self._first, None
         last = self._read()
+        used: GpuUse | None = self._gpu.finish(self._own_pids() | self._descendants | {os.getpid()})
         if self._refresh():
             last = replace(last, power=self._power)
-        return between(first, last)
+        state = between(first, last)
+        if used is None:
+            return state
+        return replace(state, gpu_other_load=used.other_load, gpu_other_memory_bytes=used.other_memory_bytes)
 
     def _read(self) -> Reading:
         return read((self._own_pids() | self._descendants) - {os.getpid()}, self._power)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import replace
 from typing import Any
 
 from autospec.backends.protocol import Completion, Request, Server
 from autospec.drafting import Drafting
 from autospec.errors import RequestError
-from autospec.hardware.state import Limits, MachineState, StateWatch, disturbed
+from autospec.hardware.state import MachineState, StateWatch
+from autospec.measure.disturbances import LIMITS, Cause, cause_of, load_limit
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.prompts.suite import Prompt
 
 __all__ = ["Asking", "busy", "disturbance", "measure"]
-
-_LIMITS = Limits()
 
 
 class Asking:
@@ -94,33 +92,14 @@ def measure(
 
 def busy(state: MachineState) -> bool:
     """True if other programs, or the hypervisor, took more of the processor than a measurement can bear."""
-    slack = _LIMITS.slack_core_s / max(state.window_s, 1e-3)
-    return state.other_load + state.steal > _load_limit(state) + slack
+    slack = LIMITS.slack_core_s / max(state.window_s, 1e-3)
+    return state.other_load + state.steal > load_limit(state) + slack
 
 
-def disturbance(pair: Pair) -> str:
-    """Why a pair should be measured again; empty where nothing disturbed it.
-
-    What is steady (a video playing all along) slows both halves and leaves their ratio; what changed between or
-    within the halves does not. So power, heat and swapping count as `hardware.state.disturbed` says, and foreign
-    load by its difference between the halves.
-    """
-    off, drafted = (MachineState(**half.machine) for half in (pair.off, pair.drafted))
-    first, second = (off, drafted) if pair.off.position == 0 else (drafted, off)
-    calm_first, calm_second = (replace(state, other_load=0.0, steal=0.0) for state in (first, second))
-    reason = disturbed(calm_first) or disturbed(calm_second, calm_first)
-    if reason:
-        return reason
-    limit = _load_limit(first)
-    slack = sum(_LIMITS.slack_core_s / max(state.window_s, 1e-3) for state in (first, second))
-    difference = abs(first.other_load + first.steal - second.other_load - second.steal)
-    if difference > limit + slack:
-        return f"The load of other processes changed by {difference:.1f} cores within the pair."
-    return ""
-
-
-def _load_limit(state: MachineState) -> float:
-    return max(_LIMITS.other_load, _LIMITS.other_share * state.cores)
+def disturbance(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> str:
+    """Why a pair should be measured again; empty where nothing disturbed it. `cause_of` says more."""
+    found = cause_of(pair, lasting)
+    return "" if found is None else found.sentence
 
 
 def _figures(completion: Completion) -> dict[str, Any]:

@@ -11,27 +11,57 @@ from types import TracebackType
 from typing import Self
 
 from autospec.backends.cycle import Cycle
+from autospec.backends.device_list import Weights, Where, room_bytes
 from autospec.backends.llama_cpp_scorer import LlamaCppScorer
 from autospec.backends.optional import InProcess, Scores
 from autospec.backends.protocol import Backend, LaunchSettings, Server, Tokens
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, BackendMissingError, LaunchError, UnsupportedError, UsageError
+from autospec.hardware.device_memory import Device, usable
 from autospec.predict.profile import Scorer
+from autospec.tuning.neighbours import Neighbours, placement_of
 
 __all__ = ["Launches", "resident_launches"]
 
 # Of the memory that is free now; the rest is left to the user's other programs and to what a server allocates
 # beyond weights and caches.
 _MEMORY_SHARE = 0.8
+# What a server takes of a device beyond weights and caches: the driver's own state and buffers to compute in.
+_SERVER_BYTES = 768 * 1024**2
+_ON_DEVICES = Weights()
 
 
-def resident_launches(*, available_bytes: int, off_bytes: int, drafted_bytes: int) -> int:
+def resident_launches(
+    *,
+    available_bytes: int,
+    off_bytes: int,
+    drafted_bytes: int,
+    devices: Sequence[Device] | None = (),
+    weights: Weights = _ON_DEVICES,
+) -> int:
     """How many launches may live at once: 2 if off fits beside a launch with the largest draft, else 1.
 
     Weights are counted twice: memory-mapped files are shared between processes on a CPU, but not on every
     accelerator, and a swapping machine measures nothing.
+
+    Args:
+        available_bytes: Memory of the system that can be had now.
+        off_bytes: The main model with its cache.
+        drafted_bytes: The same with the largest draft and its cache.
+        devices: The backend's accelerators, none on a machine that computes on its processor; ``None`` where there is one
+            and its memory is unknown.
+        weights: Where the user's arguments put the main model.
     """
-    return 2 if off_bytes + drafted_bytes <= _MEMORY_SHARE * available_bytes else 1
+    both_bytes = off_bytes + drafted_bytes
+    in_memory = both_bytes <= _MEMORY_SHARE * available_bytes
+    if weights.where is Where.MEMORY or (devices is not None and not devices):
+        return 2 if in_memory else 1
+    room = None if devices is None else room_bytes(devices, weights)
+    if devices is None or room is None or both_bytes + 2 * _SERVER_BYTES > room:
+        return 1
+    # A part of the model in each: how large a part is not known, so that either must have room for all of it.
+    shared = weights.where is Where.BOTH or any(d.unified for d in usable(devices))
+    return 2 if in_memory or not shared else 1
 
 
 class Launches:
@@ -51,6 +81,7 @@ class Launches:
         resident: How many of these servers live at once; it falls to 1 where two do not fit after all.
         count: Launches so far.
         seconds: What they took, and what launches of a draft or of a model by itself did.
+        tell: Told why launches go by turns from now on, and what a draft displaces.
     """
 
     def __init__(
@@ -63,6 +94,7 @@ class Launches:
         on_launch: Callable[[Drafting], None] = lambda _: None,
         on_renewed: Callable[[Server, Server], None] = lambda _old, _new: None,
         clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._backend = backend
         self._model_path = model_path
@@ -70,6 +102,8 @@ class Launches:
         self._on_launch = on_launch
         self._on_renewed = on_renewed
         self._clock = clock
+        self._tell = tell
+        self._neighbours = Neighbours()
         self._abilities = backend.capabilities()
         self._off: Server | None = None
         self._leaving: Server | None = None  # the off that runs until the next one is ready
@@ -120,6 +154,9 @@ class Launches:
             if self.resident == 1:
                 self._stop_drafted()
             self._off = self._launch(OFF)
+            if self._displaced():
+                self._off = self._launch(OFF)
+            self._note(self._off)
         return self._off
 
     def drafted(self, drafting: Drafting) -> Server:
@@ -136,7 +173,37 @@ class Launches:
         if self.resident == 1:
             self._stop_off()
         self._drafted = self._where_it_fits(lambda: self._launch(drafting))
+        if self._displaced():
+            self._drafted = self._launch(drafting)
+        self._note(self._drafted)
         return self._drafted
+
+    def by_turns(self, why: str) -> None:
+        """From now on only one launch lives at a time; both are stopped.
+
+        Args:
+            why: A sentence for people.
+        """
+        if self.resident == 1:
+            return
+        self._tell(f"{why} Off and drafting are launched by turns from now on.")
+        self._stop_drafted()
+        self._stop_off()
+        self.resident = 1
+
+    def _displaced(self) -> bool:
+        """Whether one of two neighbours took memory from the other's main model; then both have been stopped."""
+        if self._off is None or self._drafted is None:
+            return False
+        why = self._neighbours.displaced(self._off, self._drafted)
+        if why:
+            self.by_turns(why)
+        return bool(why)
+
+    def _note(self, server: Server) -> None:
+        """Take note of where a launch has the main model, where no neighbour could change that."""
+        if (self._off is None or self._drafted is None) and (cost := self._neighbours.alone(server)):
+            self._tell(cost)
 
     def expire(self) -> None:
         """Stop the launch with drafting, so that the next call for it launches a new one.
@@ -275,6 +342,11 @@ class Launches:
         begun = self._clock()
         try:
             server = self._where_it_fits(launch)
+            if self._off is not None and (placed := placement_of(server)) is not None and placed.layers_left:
+                # The time of a draft that off has displaced from the GPU would rule it out.
+                server.stop()
+                self.by_turns("Beside off, a model that is timed by itself does not fit on the GPU.")
+                server = launch()
         finally:
             self.seconds += self._clock() - begun
         self._alone = server

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,6 +13,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, BackendError, LaunchError, RequestError, ServerDiedError
 from autospec.hardware.state import MachineState
 from autospec.measure.asking import Asking, disturbance, measure
+from autospec.measure.disturbances import lasting, swaps
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase
 from autospec.measure.shape import Shapes
 from autospec.store.database import Store
@@ -122,6 +122,12 @@ class Pairing:
         """Clean pairs already in the store, of one round or of all."""
         return self._stored.known(cell_key, drafting, phase, round_)
 
+    def left_out(
+        self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None
+    ) -> dict[str, int]:
+        """How many stored pairs do not count, of one round or of all, by cause."""
+        return self._stored.left_out(cell_key, drafting, phase, round_)
+
     def missing(self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int) -> list[Task]:
         """Those of the tasks that have no clean pair in the store."""
         found = self._stored.found(tasks, drafting, phase, round_)
@@ -188,29 +194,34 @@ class Pairing:
         oldest = self._clock() - MAX_PAIR_GAP_S
         halves = self._stored.halves(tasks, block.drafting, block.phase, block.round, oldest)
         open_tasks = list(tasks)
-        left_out: list[str] = []
+        too_far = 0
         for again in range(repeats, -1, -1):
             disturbed: list[Measured] = []
+            short = False
             measure_all = self._side_by_side if self._launches.resident == 2 else self._by_turns
             for measured in measure_all(open_tasks, block, halves):
+                short = short or bool(measured.disturbed and swaps(measured.pair))
                 if again and measured.disturbed and measured.disturbed != _TOO_FAR_APART:
                     disturbed.append(measured)
                     continue
-                left_out += [measured.disturbed] if measured.disturbed else []
+                too_far += measured.disturbed == _TOO_FAR_APART
                 yield measured
+            if short:
+                # What one of two neighbours does to the other's memory is nothing that a user has.
+                self._launches.by_turns("Memory is short for two servers side by side.")
             open_tasks = [measured.task for measured in disturbed]
             if not open_tasks:
                 break
             if block.budget is not None:
                 expected_s = self.expected_s(open_tasks, block.drafting)
                 if not block.budget.allows(expected_s, to_finish=True):
-                    left_out += [measured.disturbed for measured in disturbed]
                     yield from disturbed
                     break
             self._launches.expire()
             halves = {}
-        if repeats and left_out:
-            self._tell_left_out(left_out, block.drafting)
+        if repeats and too_far:
+            pairs = "1 pair does" if too_far == 1 else f"{too_far} pairs do"
+            self._tell(f"{block.drafting.label}: {pairs} not count. {_TOO_FAR_APART}")
 
     def _renew(self, tasks: Sequence[Task], block: _Block) -> None:
         """New launches for the proof, where a cell has been measured on those that run in another round."""
@@ -229,12 +240,6 @@ class Pairing:
         if used:
             self._renewal_s = self._clock() - begun
         self._rounds = rounds if used else (before or {}) | rounds
-
-    def _tell_left_out(self, reasons: Sequence[str], drafting: Drafting) -> None:
-        pairs = "1 pair does" if len(reasons) == 1 else f"{len(reasons)} pairs do"
-        (reason, count), *_ = Counter(reasons).most_common(1)
-        others = " Others have other reasons." if count < len(reasons) else ""
-        self._tell(f"{drafting.label}: {pairs} not count. {reason}{others}")
 
     def note_stored(self, cell_key: str, drafting: Drafting) -> None:
         """Learn what requests take from what earlier runs have stored, where this one has measured none yet."""
@@ -348,7 +353,12 @@ class Pairing:
         shapes = self._shapes.get(task.cell_key)
         pair = Pair(off, halves[task, False], None if shapes is None else shapes.of_half(off))
         far = abs(pair.off.started_at - pair.drafted.started_at) > MAX_PAIR_GAP_S
-        return Measured(task, pair, _TOO_FAR_APART if far else disturbance(pair))
+        reason = _TOO_FAR_APART if far else disturbance(pair)
+        if reason and not far:
+            # A cause that comes back with every repeat belongs to what is measured, and counts.
+            lasts = lasting(self._stored.rows(task.cell_key, pair.drafted.compared, pair.drafted.phase))
+            reason = disturbance(pair, lasts)
+        return Measured(task, pair, reason)
 
     def _half(self, half: _Half) -> Measurement:
         deaths = 0
@@ -380,7 +390,7 @@ class Pairing:
                 raise
             self._store.add_measurement(measurement)
             self.pace.note(half.task.cell_key, half.side, self._clock() - begun)
-            self.calm.after(MachineState(**measurement.machine))
+            self.calm.after(MachineState.from_json(measurement.machine))
             return measurement
 
     def _server(self, side: Drafting) -> Server:

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, StoreError
+from autospec.measure.disturbances import left_out_sentence
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio, by_prompt, of_pairs
 from autospec.measure.measurements import Pair, Phase
@@ -296,6 +297,7 @@ class Proof:
                     cell = by_key[measured.task.cell_key]
                     cell.rounds = round_
                     self._completed = moved = True
+                    self._tell_left_out(cell, round_)
                     self._look(cell)
         except BackendError as error:
             self._failed |= {(key, drafting) for key in by_key}
@@ -310,6 +312,11 @@ class Proof:
         self._rig.progress.step(
             Step("prove", drafting, round_, last, done, todo, budget.until_end_s, ends_in_s)
         )
+
+    def _tell_left_out(self, cell: CellRun, round_: int) -> None:
+        left_out = self._rig.pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE, round_)
+        if sentence := left_out_sentence(left_out):
+            self._rig.progress.tell(f"{cell.prompt_type}, round {round_}: {sentence}")
 
     def _look(self, cell: CellRun) -> None:
         rule = self._rule(cell)

@@ -9,11 +9,14 @@ from functools import partial
 
 import psutil
 
+from autospec.backends.device_list import Weights, Where, room_bytes, weights_of
+from autospec.backends.optional import OnDevices
 from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.catalog.candidates import Candidate, undraftable
 from autospec.cells import Hardware
 from autospec.drafting import OFF
 from autospec.errors import AutospecError, StoreError, UnsupportedError
+from autospec.hardware.device_memory import Device, devices_here
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
@@ -158,6 +161,7 @@ class Tuning:
             settings,
             resident=self._resident(fitting),
             on_renewed=comparing,
+            tell=self.progress.tell,
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
@@ -271,6 +275,8 @@ class Tuning:
         marks["requests"] = cell.shapes.to_json()
         if cell.decision is not None:
             marks |= cell.decision.to_json()
+        if left_out := pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE):
+            marks["left_out"] = left_out
         if cell.cell.key in self._epochs:
             marks[EPOCH] = self._epochs[cell.cell.key]
         try:
@@ -293,14 +299,38 @@ class Tuning:
         off = model.size_bytes + model.kv_bytes(context)
         drafts = [c.model.size_bytes + c.model.kv_bytes(context) for c in fitting if not c.own_layers]
         available = psutil.virtual_memory().available
+        backend, hardware = self.backend, self.hardware
+        devices = backend.devices() if isinstance(backend, OnDevices) else None
+        if devices is None:
+            devices = devices_here(hardware)
+        weights = weights_of(self.request.args, model.layers)
         count = resident_launches(
-            available_bytes=available, off_bytes=off, drafted_bytes=off + max(drafts, default=0)
+            available_bytes=available,
+            off_bytes=off,
+            drafted_bytes=off + max(drafts, default=0),
+            devices=devices,
+            weights=weights,
         )
         if count == 1:
-            self.progress.tell(
-                "Off and drafting do not fit into memory side by side: they are launched by turns."
-            )
+            self.progress.tell(_why_by_turns(devices, weights))
         return count
+
+
+def _why_by_turns(devices: Sequence[Device] | None, weights: Weights) -> str:
+    if weights.where is Where.MEMORY or (devices is not None and not devices):
+        return "Off and drafting do not fit into memory side by side: they are launched by turns."
+    room = None if devices is None else room_bytes(devices, weights)
+    if room is None:
+        return "How much memory the GPU has for two servers is not known: off and drafting are launched by turns."
+    if weights.where is Where.BOTH:
+        return (
+            "Whether off and drafting fit side by side is not sure, as a part of the model is on the GPU: "
+            "they are launched by turns."
+        )
+    return (
+        "Off and drafting do not fit on the GPU side by side, where two servers have "
+        f"{room / 1024**3:.1f} GiB: they are launched by turns."
+    )
 
 
 def _guess_winners(cells: Sequence[CellRun]) -> None:

@@ -49,6 +49,15 @@ def slots(server):
     return httpx.get(f"{server.base_url}/slots", trust_env=False, timeout=30).json()
 
 
+def test_the_log_tells_where_the_main_model_is(launched, backend, lab_models):
+    """Its weights only, not the draft's as well; with the levels of b11434 at the verbosity that a GPU's launch gets."""
+    assert isinstance(backend.devices(), tuple | None)
+    settings = dataclasses.replace(SETTINGS, args=(*SETTINGS.args, "-lv", "4"))
+    server = launched(draft_model(lab_models.tiny), settings=settings)
+    weights_mib = server.placement.total_mib
+    assert weights_mib == pytest.approx(lab_models.tiny.stat().st_size / 1024**2, rel=0.15)
+
+
 def test_p_min_is_in_force(launched, backend, lab_models):
     """A high least probability proposes less."""
     if not backend.capabilities().tells_drafts:

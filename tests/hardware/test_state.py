@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from autospec.hardware.readings import Power, ProcessTime, Reading
-from autospec.hardware.state import Limits, MachineState, StateWatch, between, disturbed
+from autospec.hardware.state import Limits, MachineState, StateWatch, between, disturbed, heat_changed
 
 # A quiet second on four cores: a server (pid 7) used two of them, this process a little.
 FIRST = Reading(
@@ -134,17 +134,73 @@ def test_swap_of_macos_counts_too():
 )
 def test_a_change_of_power_or_heat_disturbs(after: Power, sentence: str):
     """Within the window, and against the measurement that it is compared with."""
-    state = between(FIRST, replace(LAST, power=after))
+    first, last = replace(FIRST, throttles=None), replace(LAST, throttles=None)  # macOS: a level, no count
+    state = between(first, replace(last, power=after))
     assert disturbed(state) == f"During the measurement {sentence}."
-    before = between(FIRST, LAST)
+    before = between(first, last)
     assert disturbed(replace(state, changed=""), before) == f"Since the measurement before, {sentence}."
 
 
-def test_a_throttle_counter_that_moved_is_heat():
-    """Linux counts the events; one within the window is enough."""
+def test_a_throttle_counter_that_moved_is_heat_and_no_change():
+    """Linux counts the events. Laptops under a full load raise the count all the time: that is their state."""
     state = between(FIRST, replace(LAST, throttles=3))
-    assert state.thermal == "throttled"
-    assert disturbed(state) == "During the measurement heat slowed the processor."
+    assert (state.thermal, state.throttles) == ("throttled", 1)
+    assert disturbed(state) == ""
+    assert between(FIRST, LAST).throttles == 0
+    assert between(replace(FIRST, throttles=None), LAST).throttles is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "changed"),
+    [
+        (0, 0, False),
+        (0, 1, False),  # half of the windows have one: by chance, the neighbour has none
+        (0, 7, False),  # 1.6 % by chance
+        (0, 8, True),  # 0.8 %
+        (20, 20, False),
+        (30, 59, False),  # events come in bursts: less than twice as many
+        (30, 70, True),
+        (2000, 2100, False),
+        (200, 2000, True),
+    ],
+)
+def test_rates_of_throttling_are_compared(first: int, second: int, changed: bool):
+    """In windows of one length; in whichever order."""
+    states = [replace(between(FIRST, LAST), throttles=n) for n in (first, second)]
+    assert heat_changed(*states) is changed
+    assert heat_changed(*reversed(states)) is changed
+    word = "Since the measurement before, heat slowed the processor." if changed else ""
+    assert disturbed(states[1], states[0]) == word
+
+
+def test_a_longer_window_has_more_throttling():
+    """Thirty events in three seconds are the rate of ten in one."""
+    short = replace(between(FIRST, LAST), throttles=10)
+    assert not heat_changed(short, replace(short, window_s=3.0, throttles=30))
+    assert heat_changed(short, replace(short, window_s=0.3, throttles=30))
+    assert not heat_changed(short, replace(short, window_s=0.0, throttles=30))
+
+
+def test_a_stored_state_of_another_version_is_read():
+    """A field of a later version is ignored; one that is missing is unknown, and disturbs nothing."""
+    state = between(FIRST, LAST)
+    assert MachineState.from_json(state.to_json()) == replace(
+        state, **{k: round(getattr(state, k), 3) for k in ("window_s", "other_load", "steal")}
+    )
+    assert MachineState.from_json(state.to_json() | {"fan_rpm": 5000}).cores == 4
+    old = {k: v for k, v in state.to_json().items() if k not in {"throttles", "gpu_other_load", "changed"}}
+    assert MachineState.from_json(old).throttles is None
+    assert disturbed(MachineState.from_json({})) == ""
+
+
+def test_load_of_others_on_the_gpu_disturbs():
+    """It takes no processor time, and so is seen by nothing else."""
+    state = between(FIRST, LAST)
+    assert disturbed(replace(state, gpu_other_load=0.05)) == ""
+    assert (
+        disturbed(replace(state, gpu_other_load=0.3, gpu_other_memory_bytes=1 << 30))
+        == "Other processes used 30 % of the GPU."
+    )
 
 
 def test_what_is_unknown_does_not_disturb():

@@ -1,0 +1,207 @@
+"""What disturbed a pair, what of it lasts and so counts, and how much was left out for which reason. Pure.
+
+A cause that comes and goes spoils a pair, which is measured again. A cause that comes back whenever the drafting (or off)
+is asked belongs to it: a draft that makes memory short, or the processor hot, does so for its user too. Leaving such pairs
+out would keep only those in which it did not happen, in favour of the drafting.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from autospec.hardware.state import Limits, MachineState, disturbed, heat_changed
+from autospec.measure.measurements import Measurement, Pair, pair_up
+
+__all__ = [
+    "LIMITS",
+    "Cause",
+    "Disturbance",
+    "cause_of",
+    "lasting",
+    "left_out",
+    "left_out_sentence",
+    "load_limit",
+    "swaps",
+]
+
+LIMITS = Limits()
+# So many halves of one side must show a cause before it counts as that side's own: as many as one pair is measured.
+_LASTS_FROM = 3
+
+
+class Cause(StrEnum):
+    """What spoils a pair. Values are keys of evidence that users read."""
+
+    HEAT_OFF = "more heat without drafting"
+    HEAT_DRAFTED = "more heat with drafting"
+    SWAP_OFF = "swapping without drafting"
+    SWAP_DRAFTED = "swapping with drafting"
+    SWAP_BOTH = "swapping"
+    LOAD = "load of other processes"
+    GPU_LOAD = "load of other processes on the GPU"
+    CHANGE = "power or heat changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """Why a pair should be measured again.
+
+    Attributes:
+        cause: Its kind.
+        sentence: For people.
+    """
+
+    cause: Cause
+    sentence: str
+
+
+def cause_of(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> Disturbance | None:
+    """What disturbed a pair; ``None`` where nothing did.
+
+    What is steady (a video playing all along, a processor that heat slows all the time) slows both halves and leaves
+    their ratio; what changed between or within the halves does not.
+
+    Args:
+        pair: The pair with the state of the machine in both halves.
+        lasting: Causes that belong to what is measured, see `lasting`: they disturb nothing.
+    """
+    off, drafted = (MachineState.from_json(half.machine) for half in (pair.off, pair.drafted))
+    first, second = (off, drafted) if pair.off.position == 0 else (drafted, off)
+    heat = _heat(off, drafted)
+    if heat is not None and heat.cause not in lasting:
+        return heat
+    reason = disturbed(_without_rates(first)) or disturbed(_without_rates(second), _without_rates(first))
+    if reason:
+        return Disturbance(Cause.CHANGE, reason)
+    swapping = _swapping(off, drafted)
+    if swapping is not None and not _swaps(swapping.cause) <= lasting:
+        return swapping
+    slack = sum(LIMITS.slack_core_s / max(state.window_s, 1e-3) for state in (first, second))
+    difference = abs(first.other_load + first.steal - second.other_load - second.steal)
+    if difference > load_limit(first) + slack:
+        return Disturbance(
+            Cause.LOAD, f"The load of other processes changed by {difference:.1f} cores within the pair."
+        )
+    gpu = abs((first.gpu_other_load or 0.0) - (second.gpu_other_load or 0.0))
+    if gpu > LIMITS.gpu_load and None not in (first.gpu_other_load, second.gpu_other_load):
+        return Disturbance(
+            Cause.GPU_LOAD,
+            f"The load of other processes on the GPU changed by {100 * gpu:.0f} % within the pair.",
+        )
+    return None
+
+
+def lasting(rows: Iterable[Measurement]) -> frozenset[Cause]:
+    """The causes that came back so often with one side of a comparison that they count as its own.
+
+    It is read from stored halves, repeated ones among them, so that a tune that goes on sees the same pairs.
+
+    Args:
+        rows: All halves of one drafting's comparison with off in one cell.
+    """
+    # Off and drafting alternate: a half's neighbour in time is the one that its heat is compared with.
+    swaps: Counter[bool] = Counter()
+    heat: Counter[Cause] = Counter()
+    before: dict[tuple[int, str], Measurement] = {}
+    for row in sorted(rows, key=lambda m: m.started_at):
+        if MachineState.from_json(row.machine).swap_in_bytes > LIMITS.swap_in_bytes:
+            swaps[row.drafting.is_off] += 1
+        key = (row.round, row.prompt_id)
+        other = before.pop(key, None)
+        if other is None or other.drafting.is_off == row.drafting.is_off:
+            before[key] = row
+            continue
+        off, drafted = (other, row) if other.drafting.is_off else (row, other)
+        found = _heat(MachineState.from_json(off.machine), MachineState.from_json(drafted.machine))
+        if found is not None:
+            heat[found.cause] += 1
+    found_causes = set()
+    for against, in_favour, counts in (
+        (Cause.SWAP_DRAFTED, Cause.SWAP_OFF, (swaps[False], swaps[True])),
+        (Cause.HEAT_DRAFTED, Cause.HEAT_OFF, (heat[Cause.HEAT_DRAFTED], heat[Cause.HEAT_OFF])),
+    ):
+        # Where what slows off counts, what slows the drafting does too: otherwise only one kind of luck would be left.
+        if max(counts) >= _LASTS_FROM:
+            found_causes.add(against)
+        if counts[1] >= _LASTS_FROM:
+            found_causes.add(in_favour)
+    return frozenset(found_causes)
+
+
+def left_out(rows: Iterable[Measurement], lasts: frozenset[Cause]) -> dict[str, int]:
+    """How many pairs do not count, by cause: for the evidence.
+
+    Args:
+        rows: Halves of one drafting's comparison with off in one cell.
+        lasts: What is `lasting` among all of them.
+    """
+    causes = Counter(str(d.cause) for pair in pair_up(rows) if (d := cause_of(pair, lasts)) is not None)
+    return dict(causes.most_common())
+
+
+def left_out_sentence(counts: Mapping[str, int]) -> str:
+    """What `left_out` found, for people; empty where everything counts."""
+    total = sum(counts.values())
+    if not total:
+        return ""
+    reasons = ", ".join(f"{cause} ({count})" for cause, count in counts.items())
+    return f"{total} {'pair does' if total == 1 else 'pairs do'} not count: {reasons}."
+
+
+def swaps(pair: Pair) -> bool:
+    """True if memory was short during a pair, in whichever half."""
+    states = (MachineState.from_json(half.machine) for half in (pair.off, pair.drafted))
+    return any(state.swap_in_bytes > LIMITS.swap_in_bytes for state in states)
+
+
+def load_limit(state: MachineState) -> float:
+    """Cores that other processes may use."""
+    return max(LIMITS.other_load, LIMITS.other_share * state.cores)
+
+
+def _without_rates(state: MachineState) -> MachineState:
+    """What `disturbed` is to look at: power, and heat where it is a level; the rest is compared between the halves."""
+    counted = state.throttles is not None
+    return replace(
+        state,
+        other_load=0.0,
+        steal=0.0,
+        swap_in_bytes=0,
+        gpu_other_load=None,
+        thermal="unknown" if counted else state.thermal,
+        throttles=None,
+    )
+
+
+def _heat(off: MachineState, drafted: MachineState) -> Disturbance | None:
+    if not heat_changed(off, drafted):
+        return None
+    hotter_off = (off.throttles or 0) / off.window_s > (drafted.throttles or 0) / drafted.window_s
+    word = "without" if hotter_off else "with"
+    return Disturbance(
+        Cause.HEAT_OFF if hotter_off else Cause.HEAT_DRAFTED,
+        f"Heat slowed the processor more often {word} drafting "
+        f"({off.throttles} times in {off.window_s:.0f} s without, {drafted.throttles} in {drafted.window_s:.0f} s with it).",
+    )
+
+
+def _swapping(off: MachineState, drafted: MachineState) -> Disturbance | None:
+    sides = [state.swap_in_bytes > LIMITS.swap_in_bytes for state in (off, drafted)]
+    if not any(sides):
+        return None
+    cause = Cause.SWAP_BOTH if all(sides) else Cause.SWAP_OFF if sides[0] else Cause.SWAP_DRAFTED
+    where = {
+        Cause.SWAP_BOTH: "",
+        Cause.SWAP_OFF: " without drafting",
+        Cause.SWAP_DRAFTED: " with drafting",
+    }[cause]
+    most = max(off.swap_in_bytes, drafted.swap_in_bytes) / 1024**2
+    return Disturbance(cause, f"{most:.0f} MiB were read back from swap{where}: memory is short.")
+
+
+def _swaps(cause: Cause) -> frozenset[Cause]:
+    """The sides that must be known to swap before such a pair counts."""
+    return frozenset({Cause.SWAP_OFF, Cause.SWAP_DRAFTED} if cause is Cause.SWAP_BOTH else {cause})

@@ -1,0 +1,130 @@
+"""What counts although it is no calm machine, what does not, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from autospec.drafting import OFF
+from autospec.hardware.state import MachineState
+from autospec.measure.disturbances import Cause, cause_of, lasting, left_out, left_out_sentence
+from autospec.measure.measurements import Measurement, Pair
+from tests.store.test_database import MEASUREMENT
+
+CALM = MachineState(
+    window_s=5.0, cores=4, other_load=0.02, steal=0.0, on_battery=False, battery_percent=80.0, low_power=False,
+    thermal="nominal", memory_available_bytes=1 << 34, swap_in_bytes=0, throttles=0,
+)  # fmt: skip
+HOT = replace(CALM, thermal="throttled", throttles=40)
+SWAPPING = replace(CALM, swap_in_bytes=64 << 20)
+
+
+def rows(
+    *states: tuple[MachineState, MachineState], prompt: str = "p", start: float = 0.0
+) -> list[Measurement]:
+    """The halves of attempts at one prompt: off, then drafted, a second apart."""
+    drafting = MEASUREMENT.compared
+    made = []
+    for number, pair in enumerate(states):
+        for position, state in enumerate(pair):
+            made.append(
+                replace(
+                    MEASUREMENT,
+                    prompt_id=prompt,
+                    drafting=drafting if position else OFF,
+                    position=position,
+                    started_at=start + 2 * number + position,
+                    machine=state.to_json(),
+                )
+            )
+    return made
+
+
+def pair(off: MachineState, drafted: MachineState) -> Pair:
+    """Off first."""
+    return Pair(*rows((off, drafted)))
+
+
+@pytest.mark.parametrize(
+    ("off", "drafted", "cause"),
+    [
+        (CALM, CALM, None),
+        (HOT, HOT, None),
+        (CALM, replace(CALM, throttles=1), None),
+        (CALM, HOT, Cause.HEAT_DRAFTED),
+        (HOT, CALM, Cause.HEAT_OFF),
+        (CALM, SWAPPING, Cause.SWAP_DRAFTED),
+        (SWAPPING, CALM, Cause.SWAP_OFF),
+        (SWAPPING, SWAPPING, Cause.SWAP_BOTH),
+        (CALM, replace(CALM, other_load=2.0), Cause.LOAD),
+        (CALM, replace(CALM, on_battery=True), Cause.CHANGE),
+        # macOS tells a level and no count.
+        (replace(CALM, throttles=None), replace(HOT, throttles=None), Cause.CHANGE),
+        (replace(HOT, throttles=None), replace(HOT, throttles=None), None),
+        # Another program that computes on the GPU all along slows both halves.
+        (replace(CALM, gpu_other_load=0.5), replace(CALM, gpu_other_load=0.55), None),
+        (replace(CALM, gpu_other_load=0.0), replace(CALM, gpu_other_load=0.5), Cause.GPU_LOAD),
+        (CALM, replace(CALM, gpu_other_load=0.5), None),
+    ],
+)
+def test_the_cause_of_a_disturbed_pair(off, drafted, cause):
+    """What is the same in both halves disturbs nothing, but for swapping, which is never quite the same."""
+    found = cause_of(pair(off, drafted))
+    assert (found.cause if found else None) == cause
+    assert found is None or found.sentence.endswith(".")
+
+
+def test_a_cause_that_comes_back_three_times_lasts():
+    """A pair is measured three times at most: what was there each time belongs to the drafting."""
+    assert lasting(rows(*[(CALM, SWAPPING)] * 2)) == frozenset()
+    lasts = lasting(rows(*[(CALM, SWAPPING)] * 3))
+    assert lasts == {Cause.SWAP_DRAFTED}
+    assert cause_of(pair(CALM, SWAPPING), lasts) is None
+    assert cause_of(pair(SWAPPING, CALM), lasts) is not None
+    lasts = lasting(rows(*[(CALM, HOT)] * 3))
+    assert lasts == {Cause.HEAT_DRAFTED}
+    assert cause_of(pair(CALM, HOT), lasts) is None
+
+
+def test_repeats_may_be_of_several_prompts():
+    """Drafting swaps in every second request: no prompt three times, and the pairs with it still count."""
+    stored = [
+        half
+        for n in range(3)
+        for half in rows((CALM, SWAPPING), (CALM, CALM), prompt=f"p{n}", start=100.0 * n)
+    ]
+    assert lasting(stored) == {Cause.SWAP_DRAFTED}
+
+
+def test_what_lasts_never_counts_for_the_drafting_alone():
+    """Where swapping without drafting counts, swapping with it counts too, however seldom it is."""
+    assert lasting(rows(*[(SWAPPING, CALM)] * 3)) == {Cause.SWAP_OFF, Cause.SWAP_DRAFTED}
+    assert lasting(rows(*[(HOT, CALM)] * 3)) == {Cause.HEAT_OFF, Cause.HEAT_DRAFTED}
+    both = lasting(rows(*[(SWAPPING, SWAPPING)] * 3))
+    assert cause_of(pair(SWAPPING, SWAPPING), both) is None
+
+
+def test_other_causes_never_last():
+    """A neighbour's load is not the drafting's, however often it comes back."""
+    busy = replace(CALM, other_load=2.0)
+    assert lasting(rows(*[(CALM, busy)] * 5)) == frozenset()
+
+
+def test_what_was_left_out_is_counted_and_said():
+    """By cause, the most frequent one first."""
+    stored = [
+        half
+        for n, states in enumerate(
+            [(CALM, replace(CALM, other_load=2.0))] * 2 + [(CALM, SWAPPING), (CALM, CALM)]
+        )
+        for half in rows(states, prompt=f"p{n}", start=10.0 * n)
+    ]
+    counts = left_out(stored, lasting(stored))
+    assert counts == {"load of other processes": 2, "swapping with drafting": 1}
+    assert (
+        left_out_sentence(counts)
+        == "3 pairs do not count: load of other processes (2), swapping with drafting (1)."
+    )
+    assert left_out_sentence({"swapping": 1}) == "1 pair does not count: swapping (1)."
+    assert left_out_sentence({}) == ""
