@@ -43,13 +43,13 @@ def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, 
 
     settings = shell.settings
     question = Question(model, PromptType(prompt_type) if prompt_type else None, backend, hardware)
-    selection = select(read_recommendations(settings.storage), identify(), question)
+    selection = select(read_recommendations(settings.storage, shell.warn), identify(), question)
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store
 
     trials = {s.cell_key: s.trials for s in read_studies(settings.studies_url)}
     main = _model(shell, selection.stored[0].recommendation.model_path)
-    store = open_store(settings.storage)
+    store = open_store(settings.storage, shell.warn)
     try:
         explained = [_explain(store, s, trials, main) for s in selection.stored]
     finally:

@@ -82,7 +82,7 @@ def command(
     question = Question(
         model, PromptType(prompt_type) if prompt_type else None, backend, hardware, all_hardware
     )
-    selection = select(read_recommendations(shell.settings.storage), identify(), question)
+    selection = select(read_recommendations(shell.settings.storage, shell.warn), identify(), question)
     if shell.json or form == "json":
         shell.emit(selection.document())
     elif form == "table":

@@ -217,7 +217,9 @@ def _recorded_runs(r: Recommendation) -> list[str]:
     for run in runs:
         speeds = ", ".join(f"{v:.1f}" for v in run["runs_tps"])
         gain = f" ({percent(run['speedup'])})" if "speedup" in run else ""
-        lines.append(f"Recorded with {Drafting.from_json(run['drafting']).label}: {speeds} tok/s{gain}.")
+        drafting = Drafting.understood(run["drafting"])
+        label = "an unknown mode" if drafting is None else drafting.label
+        lines.append(f"Recorded with {label}: {speeds} tok/s{gain}.")
     return [*lines, *map(_sentence, r.evidence.get("notes", ()))]
 
 
@@ -226,7 +228,8 @@ def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict
         (t for t in trials if t.value is not None and t.drafting is not None and not t.drafting.is_off),
         key=lambda t: -(t.value or 0.0),
     )
-    proved = {r.tried, *(Drafting.from_json(p["drafting"]) for p in r.evidence.get("also_proved", ()))}
+    also = [(d, p) for p in r.evidence.get("also_proved", ()) if (d := Drafting.understood(p["drafting"]))]
+    proved = {r.tried, *(d for d, _ in also)}
     others: dict[Drafting, float] = {}
     for t in ranked:
         assert t.drafting is not None
@@ -245,11 +248,9 @@ def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict
         {"drafting": d.to_json(), "ratio": round(v, 4)} for d, v in list(others.items())[:_RUNNERS_UP]
     ]
     lines = []
-    for p in r.evidence.get("also_proved", ()):
+    for drafting, p in also:
         gain = "" if p["speedup"] is None else f", {percent(p['speedup'])}{_between(p['speedup_ci'])}"
-        lines.append(
-            f"Proved as well, on the same prompts: {Drafting.from_json(p['drafting']).label}{gain}, {p['verdict']}."
-        )
+        lines.append(f"Proved as well, on the same prompts: {drafting.label}{gain}, {p['verdict']}.")
     if others:
         best = "; ".join(f"{d.label} {percent(v)}" for d, v in list(others.items())[:_RUNNERS_UP])
         lines.append(

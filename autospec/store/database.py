@@ -99,7 +99,9 @@ class Store:
             query = query.where(table.c.phase == str(phase))
         with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query.order_by(table.c.id)).mappings().all()
-        found = understood(((row["id"], dict(row)) for row in rows), _measurement, self._unread, "measurement")
+        found = understood(
+            ((row["id"], dict(row)) for row in rows), _measurement, self._unread, "measurement"
+        )
         return [m for stored, identity in found if (m := self._today(stored, identity)) is not None]
 
     def _today(self, measurement: Measurement, identity: str) -> Measurement | None:

@@ -18,10 +18,14 @@ class DraftFile:
     Attributes:
         identity: Digest of its contents (`autospec.tuning.draft_identity`).
         changed_at: When its newest file was written, in seconds since the epoch; 0 where that is not known.
+        name: Its name in the catalogue.
+        fingerprint: Its fingerprint there, which knows less of its contents.
     """
 
     identity: str
     changed_at: float = 0.0
+    name: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

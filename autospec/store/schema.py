@@ -60,7 +60,10 @@ def bring_up_to_date(engine: sa.Engine, migrations: tuple[Migration, ...] = MIGR
             migrate(connection)
         connection.execute(sa.delete(META))
         # A newer autospec's tables with one of ours missing keep their number.
-        rows = [{"name": "schema", "value": max(version, len(migrations))}, {"name": "needs", "value": _NEEDS}]
+        rows = [
+            {"name": "schema", "value": max(version, len(migrations))},
+            {"name": "needs", "value": _NEEDS},
+        ]
         connection.execute(sa.insert(META), rows)
 
 

@@ -15,6 +15,7 @@ from autospec.cells import Hardware, PromptType
 from autospec.measure.verdict import METHOD
 from autospec.prompts.suite import Suite
 from autospec.tuning.definition import StudyDefinition
+from autospec.tuning.draft_identity import draft_file
 from autospec.tuning.space import Arm, Space
 
 __all__ = ["TuneRequest", "judged_drafts", "space_for", "why_nothing"]
@@ -111,6 +112,7 @@ def space_for(definition: StudyDefinition, capabilities: Capabilities, fitting: 
                 c.n_max,
                 takes_p_min=c.takes_p_min and capabilities.takes_p_min,
                 only=capabilities.only,
+                file=None if c.draft is None else draft_file(c.model),
             )
             for c in named
         ]

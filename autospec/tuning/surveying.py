@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from autospec.backends.in_force import canary
 from autospec.backends.protocol import Tokens
@@ -22,7 +22,6 @@ from autospec.predict.survey import DraftPass, batch_sizes, pass_of, record, tim
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.cell_run import CellRun
-from autospec.tuning.draft_identity import draft_identity
 from autospec.tuning.rig import Rig
 
 __all__ = ["Surveying"]
@@ -129,8 +128,9 @@ class Surveying:
     def _record(self, main: Main) -> dict[str, dict[str, Recording]]:
         found = {
             c.cell.key: {
-                name: Recording.from_json(data)
+                name: recording
                 for name, data in self._store.surveys(c.cell.key, self._protocol, "recording").items()
+                if (recording := _read(Recording.from_json, data)) is not None
             }
             for c in self._cells
         }
@@ -153,8 +153,8 @@ class Surveying:
         """What every launch answers first, before it counts as launched."""
         cell = self._cells[0]
         stored = self._store.surveys(cell.cell.key, self._protocol, _CANARY).get(_CANARY)
-        if stored is not None:
-            return Recording.from_json(stored)
+        if (known := _read(Recording.from_json, stored)) is not None:
+            return known
         recorded = record(_asked(main), _CANARY, canary(OFF))
         for each in self._cells:
             self._keep(each, _CANARY, _CANARY, recorded.to_json())
@@ -195,14 +195,14 @@ class Surveying:
     def _pass(
         self, draft: str, recordings: dict[str, dict[str, Recording]], late: Callable[[], bool]
     ) -> DraftPass:
-        identity = draft_identity(draft)
+        identity = self._rig.space.draft_id(draft)
         profiles: dict[str, AnswerProfile] = {}
         missing: list[tuple[CellRun, Recording]] = []
         stored = {c.cell.key: self._store.surveys(c.cell.key, self._protocol, "profile") for c in self._cells}
         for cell, recording in self._by_turns(recordings):
             data = stored[cell.cell.key].get(f"{identity}/{recording.prompt_id}")
-            if data is not None:
-                profiles[recording.prompt_id] = AnswerProfile.from_json(data)
+            if (profile := _read(AnswerProfile.from_json, data)) is not None:
+                profiles[recording.prompt_id] = profile
             else:
                 missing.append((cell, recording))
         times = self._stored_times(identity)
@@ -272,8 +272,8 @@ class Surveying:
     def _stored_times(self, name: str) -> DraftPass | None:
         for cell in self._cells:
             data = self._store.surveys(cell.cell.key, self._protocol, "times").get(name)
-            if data is not None:
-                return DraftPass.from_json(data)
+            if (times := _read(DraftPass.from_json, data)) is not None:
+                return times
         return None
 
     def _keep_times(self, name: str, times: DraftPass) -> None:
@@ -282,6 +282,14 @@ class Surveying:
 
     def _keep(self, cell: CellRun, kind: str, name: str, data: dict[str, object]) -> None:
         self._store.add_survey(cell.cell.key, self._protocol, kind, name, data)
+
+
+def _read(from_json: Callable[[dict[str, Any]], T], data: dict[str, Any] | None) -> T | None:
+    """What was kept, or ``None`` where nothing was or another version kept it otherwise: then it is made again."""
+    try:
+        return None if data is None else from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _asked(main: Main) -> Tokens:

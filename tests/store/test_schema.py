@@ -58,9 +58,7 @@ def test_a_new_database_has_the_newest_version(path):
 
 def test_a_database_from_before_versions_is_brought_up_to_date(path):
     """The column that it lacks is added, its rows are read as before, and new ones can be written; once is enough."""
-    change(
-        path, "DROP TABLE autospec_meta", "ALTER TABLE autospec_measurements DROP COLUMN draft_id"
-    )
+    change(path, "DROP TABLE autospec_meta", "ALTER TABLE autospec_measurements DROP COLUMN draft_id")
     for _ in range(2):
         store = open_store(f"sqlite:///{path}")
         assert [m.prompt_id for m in store.measurements("cell")][:2] == ["a", "b"]
