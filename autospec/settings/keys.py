@@ -50,7 +50,12 @@ KEYS: Final = (
     Key("suite", "file", "", "Prompt suite (JSONL); empty takes the shipped one."),
     Key("budget", "duration", "", "How long a tune may take, e.g. 20m; empty leaves it to the study."),
     Key("temperature", "number", 0.0, "Sampling temperature of measured requests; 0 is greedy."),
-    Key("context_tokens", "count", 4096, "Context length that memory estimates count with."),
+    Key(
+        "context_tokens",
+        "count",
+        4096,
+        "Context length of measured servers where your own settings name none; memory estimates count with it.",
+    ),
     Key("forget_answers", "flag", False, "Forget the recorded answers (token ids) when a tune ends."),
     Key(
         "proxy_host",

@@ -34,7 +34,7 @@ class TuneRequest:
         suite: The prompts.
         args: The user's launch settings as server arguments.
         temperature: 0 is greedy.
-        context_tokens: Context of the launches where `args` name none.
+        context_tokens: Context of measured launches where `args` name none; no export contains it.
         storage: SQLAlchemy URL.
         study_storage: Address of Optuna's gRPC proxy for the studies; empty keeps them in `storage`.
         budget_s: Instead of the definition's.
@@ -70,7 +70,7 @@ class TuneRequest:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     def settings(self) -> LaunchSettings:
-        """The launch settings, the context among them: servers fit it to memory else, and differently with a draft.
+        """The user's launch settings with what measuring adds, the context: servers fit it to memory else, and differently with a draft.
 
         MLX has no such setting: its caches grow with the text.
         """

@@ -144,7 +144,7 @@ def test_measurements_that_are_not_understood_are_counted(path):
     """A mode, and a machine's state that is no JSON."""
     change(
         path,
-        f"UPDATE autospec_measurements SET compared = '{json.dumps(NEWER_MODE)}' WHERE prompt_id = 'a'",
+        f"UPDATE autospec_measurements SET compared = '{json.dumps(NEWER_MODE)}' WHERE prompt_id = 'a'",  # noqa: S608
         "UPDATE autospec_measurements SET machine = '{' WHERE prompt_id = 'b'",
     )
     told: list[str] = []

@@ -286,3 +286,12 @@ def test_rows_without_an_identity_count_where_the_file_is_older(request_, age_s,
     os.utime(request_.models[1].path, (at_s, at_s))
     simulated, _ = again(request_)
     assert len([text for text in of_draft(simulated) if "prove" in text]) == asked
+
+
+@pytest.mark.parametrize("args", [(), ("-ngl", "99"), ("-c", "512")])
+def test_the_users_settings_are_kept_apart_from_the_cells(request_, args):
+    """Measuring adds a context where the user gives none; the cell's key has it, an export must not."""
+    _, result = again(replace(request_, args=args))
+    added = () if "-c" in args else ("-c", "4096")
+    assert result.evidence["user_settings"] == list(args)
+    assert result.evidence["settings"] == [*args, *added]
