@@ -78,11 +78,18 @@ def _explain(
     trials: dict[str, tuple[Any, ...]],
     main: Model | None,
 ) -> Explanation:
+    import math
+    from dataclasses import replace
+
     from autospec.measure.measurements import Phase, pair_up
     from autospec.report.explanation import explain
     from autospec.report.studies import trial_from_json
+    from autospec.store.drafts import DraftFile, DraftFiles
 
     r = stored.recommendation
+    identity = r.evidence.get("draft_id")
+    # Of a draft that was replaced or moved since, what was measured of the file that this speaks of.
+    store.drafts = DraftFiles({r.tried.draft: DraftFile(identity)} if r.tried.draft and identity else {})
     # What a proof measured speaks; without one, the search does.
     halves = [m for m in store.measurements(stored.cell_key) if m.compared == r.tried]
     proof = [m for m in halves if m.phase is Phase.PROVE]
@@ -92,7 +99,13 @@ def _explain(
     # Disturbed pairs had no part in the verdict: told here, they would contradict it.
     pairs = [p for p in pair_up(m for m in chosen if m.protocol == protocol) if _counts(p)]
     own = trials.get(stored.cell_key) or [trial_from_json(t) for t in r.evidence.get("trial_list", ())]
-    own = [t for t in own if protocol is None or t.attributes.get("protocol") in (None, protocol)]
+    own = [
+        replace(t, drafting=drafting)
+        for t in own
+        if protocol is None or t.attributes.get("protocol") in (None, protocol)
+        if t.drafting is not None
+        if (drafting := store.drafts.today(t.drafting, str(t.attributes.get("draft_id") or ""), math.inf))
+    ]
     return explain(r, pairs, own, model=main)
 
 

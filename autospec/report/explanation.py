@@ -19,10 +19,10 @@ from typing import Any
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting
 from autospec.measure.measurements import Measurement, Pair
-from autospec.recommendations import Recommendation, Verdict
+from autospec.recommendations import LIKELY, Recommendation, Verdict
 from autospec.report.forecasts import forecast_sentences, machine_sentences
 from autospec.report.studies import TrialSummary
-from autospec.report.words import bounded, percent
+from autospec.report.words import bounded, likely_words, percent
 
 __all__ = ["Explanation", "explain"]
 
@@ -81,6 +81,12 @@ def _overall(r: Recommendation) -> list[str]:
     ]
     if r.verdict is Verdict.UNDECIDED:
         lines.append("Undecided runs as off: a wrong drafting would cost more than a missed one.")
+    if likely := likely_words(r):
+        chance = r.evidence[LIKELY].get("chance")
+        known = (
+            f": the chance that it gains enough is {chance:.1%}" if isinstance(chance, int | float) else ""
+        )
+        lines.append(f"{r.tried.label} is {likely}{known}.")
     # The reason of a record's verdict has its speeds already.
     if r.baseline_tps and r.drafting_tps and r.speedup and "unpaired" not in r.evidence:
         text = (

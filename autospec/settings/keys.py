@@ -17,7 +17,7 @@ class Key:
     Attributes:
         name: Its name in the file; upper-cased with ``AUTOSPEC_`` before it in the environment.
         kind: ``text``, ``name`` (a name or a path), ``file``, ``path``, ``paths``, ``words``, ``command``, ``duration``, ``number``,
-            ``count``, ``flag`` or ``hours``.
+            ``count``, ``flag``, ``hours`` or ``trust``.
         default: What holds when nobody sets it; ``None`` where `load_settings` works it out.
         doc: One sentence for the template and for `config show`.
         in_file: False for the two keys that say where the file is.
@@ -77,6 +77,12 @@ KEYS: Final = (
         "words",
         ("proven", "stale"),
         "Recommendations that the proxy acts on: proven, stale, provisional, imported; others are off.",
+    ),
+    Key(
+        "trust",
+        "trust",
+        "proven",
+        "What the proxy drafts with: proven, or likely, which is also what is likely while its proof is not finished.",
     ),
     Key(
         "on_change",

@@ -17,7 +17,7 @@ from autospec.errors import AutospecError, StoreError, UnsupportedError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
-from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.recommendations import LIKELY, Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
 from autospec.tuning import standing
@@ -32,6 +32,7 @@ from autospec.tuning.launches import Launches, resident_launches
 from autospec.tuning.machine_lock import machine_lock
 from autospec.tuning.opening import Opening
 from autospec.tuning.optuna_study import OPENED
+from autospec.tuning.outlook import likely_of
 from autospec.tuning.pairing import Pairing
 from autospec.tuning.progress import Progress
 from autospec.tuning.proof import Proof
@@ -253,10 +254,11 @@ class Tuning:
             plain = self.backend.command(model_path, OFF, settings)
         except UnsupportedError:
             command = plain = ()
+        proof, search = (pairing.known(cell.cell.key, cell.winner, p) for p in (Phase.PROVE, Phase.SEARCH))
         recommendation = conclude(
             cell,
-            pairing.known(cell.cell.key, cell.winner, Phase.PROVE),
-            pairing.known(cell.cell.key, cell.winner, Phase.SEARCH),
+            proof,
+            search,
             rule=self.request.definition.rule,
             arguments=[a for a in command if a not in plain]
             if cell.winner.is_off
@@ -267,6 +269,9 @@ class Tuning:
         marks: dict[str, object] = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
         if cell.cell.key in self._epochs:
             marks[EPOCH] = self._epochs[cell.cell.key]
+        launch_s = self._cost.launch_seconds / max(1, self._cost.launches)
+        if likely := likely_of(cell, proof, search, self.request.definition, launch_s):
+            marks[LIKELY] = likely
         try:
             noted = {"prediction": prediction_of(cell), "idle_draft": idle_draft_of(cell)}
             marks |= {name: note for name, note in noted.items() if note is not None}

@@ -295,3 +295,32 @@ def test_the_users_settings_are_kept_apart_from_the_cells(request_, args):
     added = () if "-c" in args else ("-c", "4096")
     assert result.evidence["user_settings"] == list(args)
     assert result.evidence["settings"] == [*args, *added]
+
+
+def test_a_large_gain_is_likely_before_it_is_proven(request_):
+    """The proof is interrupted after five of eight pairs: the verdict is off, the evidence says what is likely."""
+    with_sixteen = replace(request_, suite=suite(prove=16))
+    interrupted_in_the_proof(with_sixteen, answers=20)
+    found = served(with_sixteen)
+    assert (found.verdict, found.drafting.is_off, found.status) == (
+        Verdict.UNDECIDED,
+        True,
+        Status.PROVISIONAL,
+    )
+    assert Path(found.tried.draft).stem == "draft"
+    likely = found.evidence["likely"]
+    assert likely["speedup"] == pytest.approx(1.3, rel=0.02)
+    assert likely["interval"][0] > 1.02
+    assert 0.95 <= likely["chance"] < 1.0
+    # The look after the second round would enable; a round is eight pairs.
+    assert likely["about_s"] > 0
+    _, proven = again(with_sixteen)
+    assert proven.status is Status.PROVEN
+    assert "likely" not in proven.evidence
+
+
+def test_no_gain_is_not_likely(request_, monkeypatch):
+    """Where drafting does nothing, nothing is said."""
+    monkeypatch.setitem(SPEED, "draft", 1.0)
+    interrupted_in_the_proof(request_, answers=12)
+    assert "likely" not in served(request_).evidence
