@@ -324,3 +324,23 @@ def test_no_gain_is_not_likely(request_, monkeypatch):
     monkeypatch.setitem(SPEED, "draft", 1.0)
     interrupted_in_the_proof(request_, answers=12)
     assert "likely" not in served(request_).evidence
+
+
+def test_a_continued_tune_leaves_out_what_a_newer_version_wrote(request_):
+    """Halves, trials and the choice with a mode that this version does not know: measured again, and told."""
+    interrupted_in_the_proof(request_)
+    engine = sa.create_engine(request_.storage)
+    newer = "replace({0}, 'draft-model', 'draft-mtp-adaptive')"
+    with engine.begin() as connection:
+        for table, columns in (
+            ("autospec_measurements", ("drafting", "compared")),
+            ("trial_user_attributes", ("value_json",)),
+            ("study_user_attributes", ("value_json",)),
+        ):
+            changes = ", ".join(f"{column} = {newer.format(column)}" for column in columns)
+            connection.exec_driver_sql(f"UPDATE {table} SET {changes}")  # noqa: S608
+    engine.dispose()
+    progress = Silent()
+    _, result = again(request_, progress)
+    assert (result.status, Path(result.drafting.draft).stem, result.pairs) == (Status.PROVEN, "draft", 8)
+    assert any("does not understand" in told and "measurements" in told for told in progress.told)
