@@ -154,5 +154,13 @@ class Drafting:
             raise ValueError(f"unknown drafting parameter {unknown[0]}")
         return cls(**{**data, "mode": Mode(data["mode"])})
 
+    @classmethod
+    def understood(cls, data: Any) -> Drafting | None:
+        """What `to_json` wrote, or ``None`` where another version wrote what this one does not know."""
+        try:
+            return cls.from_json(data)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
 
 OFF = Drafting()

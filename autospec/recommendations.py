@@ -11,9 +11,23 @@ from typing import Any
 from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "Recommendation", "Status", "Verdict", "document"]
+__all__ = [
+    "LIKELY",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "USER_SETTINGS",
+    "Recommendation",
+    "Status",
+    "Verdict",
+    "document",
+]
 
 SCHEMA_VERSION = 1
+
+# Keys of the evidence: the user's own launch settings, and what is likely where the proof is not finished
+# (`autospec.measure.likely`).
+USER_SETTINGS = "user_settings"
+LIKELY = "likely"
 
 
 class Verdict(StrEnum):

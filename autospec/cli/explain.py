@@ -44,13 +44,13 @@ def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, 
 
     settings = shell.settings
     question = Question(model, PromptType(prompt_type) if prompt_type else None, backend, hardware)
-    selection = select(read_recommendations(settings.storage), identify(), question)
+    selection = select(read_recommendations(settings.storage, shell.warn), identify(), question)
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store
 
     trials = {s.cell_key: s.trials for s in read_studies(settings.studies_url)}
     main = _model(shell, selection.stored[0].recommendation.model_path)
-    store = open_store(settings.storage)
+    store = open_store(settings.storage, shell.warn)
     try:
         explained = [_explain(store, s, trials, main) for s in selection.stored]
     finally:
@@ -79,13 +79,20 @@ def _explain(
     trials: dict[str, tuple[Any, ...]],
     main: Model | None,
 ) -> Explanation:
+    import math
+    from dataclasses import replace
+
     from autospec.measure.disturbances import lasting
     from autospec.measure.measurements import Phase, pair_up
     from autospec.measure.shape import Shapes
     from autospec.report.explanation import explain
     from autospec.report.studies import trial_from_json
+    from autospec.store.drafts import DraftFile, DraftFiles
 
     r = stored.recommendation
+    identity = r.evidence.get("draft_id")
+    # Of a draft that was replaced or moved since, what was measured of the file that this speaks of.
+    store.drafts = DraftFiles({r.tried.draft: DraftFile(identity)} if r.tried.draft and identity else {})
     # What a proof measured speaks; without one, the search does.
     halves = [m for m in store.measurements(stored.cell_key) if m.compared == r.tried]
     proof = [m for m in halves if m.phase is Phase.PROVE]
@@ -99,7 +106,13 @@ def _explain(
     lasts = lasting(m for m in chosen if m.machine)
     pairs = [p for p in pair_up(chosen, shapes) if _counts(p, lasts)]
     own = trials.get(stored.cell_key) or [trial_from_json(t) for t in r.evidence.get("trial_list", ())]
-    own = [t for t in own if protocol is None or t.attributes.get("protocol") in (None, protocol)]
+    own = [
+        replace(t, drafting=drafting)
+        for t in own
+        if protocol is None or t.attributes.get("protocol") in (None, protocol)
+        if t.drafting is not None
+        if (drafting := store.drafts.today(t.drafting, str(t.attributes.get("draft_id") or ""), math.inf))
+    ]
     return explain(r, pairs, own, model=main)
 
 

@@ -82,7 +82,7 @@ def command(
     question = Question(
         model, PromptType(prompt_type) if prompt_type else None, backend, hardware, all_hardware
     )
-    selection = select(read_recommendations(shell.settings.storage), identify(), question)
+    selection = select(read_recommendations(shell.settings.storage, shell.warn), identify(), question)
     if shell.json or form == "json":
         shell.emit(selection.document())
     elif form == "table":
@@ -109,7 +109,12 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
             "Nothing was measured on this machine for this.",
             f"Run `autospec tune`, or ask for the imported one with --hardware {machines[0]}.",
         )
+    from autospec.report.words import likely_words
+
     recommendations = selection.recommendations
+    for r in recommendations:
+        if words := likely_words(r):
+            shell.say(f"{r.prompt_type}: off, as nothing is proven; {r.tried.label} is {words}.")
     if form == "mlx":
         shell.out(shlex.join(mlx_command(recommendations)))
         return

@@ -38,7 +38,7 @@ def list_(shell: Shell) -> None:
     from autospec.tuning.records import shipped_records
 
     url = shell.settings.storage
-    studies, stored = read_studies(shell.settings.studies_url), read_recommendations(url)
+    studies, stored = read_studies(shell.settings.studies_url), read_recommendations(url, shell.warn)
     by_cell = {s.cell_key: s for s in stored}
     keys = {s.cell_key for s in studies}
     alone = [s for s in stored if s.cell_key not in keys]
@@ -159,7 +159,7 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
 
     url = shell.settings.storage
     studies = read_studies(shell.settings.studies_url)
-    store = open_store(url)
+    store = open_store(url, shell.warn)
     try:
         stored = store.recommendations()
         if model:

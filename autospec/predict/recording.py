@@ -7,7 +7,7 @@ follow (DESIGN §6).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 __all__ = ["Ids", "Recording"]
@@ -65,6 +65,10 @@ class Recording:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote."""
-        ids = {k: tuple(data[k]) for k in ("prompt_ids", "answer_ids")}
-        return cls(**{**data, **ids})
+        """Read what `to_json` wrote; fields that a later version added are ignored.
+
+        Raises:
+            KeyError: A field is missing.
+        """
+        known = {f.name: data[f.name] for f in fields(cls)}
+        return cls(**{**known, **{k: tuple(data[k]) for k in ("prompt_ids", "answer_ids")}})

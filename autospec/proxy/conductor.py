@@ -241,7 +241,8 @@ class Conductor:
             now = self._clock()
             self.demand.answered(ticket.model, ticket.kind(), tokens, now - begun, now)
 
-        return LaunchLease(launch, engine, drafting, returned=returned)
+        likely = self.prospects.of(ticket.model).likely(drafting)
+        return LaunchLease(launch, engine, drafting, likely=likely, returned=returned)
 
     def _serves(self, ticket: Ticket) -> bool:
         """True if the plan has something for a request that waits."""

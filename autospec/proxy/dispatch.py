@@ -75,6 +75,10 @@ class Lease(Protocol):
         """What is in force for this request."""
 
     @property
+    def likely(self) -> frozenset[PromptType | None]:
+        """Prompt types for which the drafting is likely and not proven; ``None`` among them stands for any type."""
+
+    @property
     def fields(self) -> Mapping[str, Any]:
         """Fields that the request's JSON must carry, for backends that take drafting per request; mostly empty."""
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from autospec.cells import PromptType
-from autospec.drafting import Drafting
 from autospec.proxy.conductor import Conductor
 from autospec.proxy.dispatch import Offered
+from autospec.proxy.knowledge import is_likely
 from autospec.proxy.launch import Launch
-from autospec.recommendations import SCHEMA_VERSION
+from autospec.recommendations import SCHEMA_VERSION, Recommendation, Verdict
 
 __all__ = ["offered_rows", "plan_document", "status_document"]
 
@@ -45,8 +44,7 @@ def plan_document(conductor: Conductor, now_s: float) -> dict[str, Any]:
             "backend_build": build.version,
             "drafting_per_request": engine.per_request,
             "off_was_asked_for": conductor.demand.wants_off(name, now_s),
-            "recommendations": [_advice(r.prompt_type, r.drafting, str(r.verdict), str(r.status))
-                                for r in conductor.prospects.of(name).recommendations],
+            "recommendations": [_advice(r) for r in conductor.prospects.of(name).recommendations],
             "notes": list(conductor.prospects.of(name).notes),
             "possible": [
                 {"drafting": p.drafting.to_json(), "own_bytes": p.footprint.own_bytes,
@@ -107,10 +105,12 @@ def _launch(launch: Launch, now_s: float) -> dict[str, Any]:
     }
 
 
-def _advice(prompt_type: PromptType | None, drafting: Drafting, verdict: str, status: str) -> dict[str, Any]:
+def _advice(acted: Recommendation) -> dict[str, Any]:
+    likely = is_likely(acted)
     return {
-        "prompt_type": None if prompt_type is None else str(prompt_type),
-        "verdict": verdict,
-        "status": status,
-        "served_with": drafting.to_json(),
+        "prompt_type": None if acted.prompt_type is None else str(acted.prompt_type),
+        "verdict": str(Verdict.UNDECIDED if likely else acted.verdict),
+        "status": str(acted.status),
+        "likely": likely,
+        "served_with": acted.drafting.to_json(),
     }

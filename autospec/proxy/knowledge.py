@@ -17,11 +17,11 @@ from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import SettingsError
-from autospec.recommendations import Recommendation, Status
+from autospec.recommendations import LIKELY, Recommendation, Status, Verdict
 from autospec.report.selection import same_machine
 from autospec.store.reader import StoredRecommendation
 
-__all__ = ["FAILED_LAUNCH", "Known", "Place", "known_of", "marked_stale", "trusted"]
+__all__ = ["FAILED_LAUNCH", "Known", "Place", "is_likely", "known_of", "marked_stale", "trusted"]
 
 # The mark in a recommendation's evidence that its drafting did not start, with the build that refused it.
 FAILED_LAUNCH: Final = "failed_launch"
@@ -63,6 +63,12 @@ class Known:
         """What is recommended for some prompt type, off left out, each once."""
         return tuple(dict.fromkeys(r.drafting for r in self.recommendations if not r.drafting.is_off))
 
+    def likely(self, drafting: Drafting) -> frozenset[PromptType | None]:
+        """The prompt types for which a drafting is likely and not proven; mostly none."""
+        return frozenset(
+            r.prompt_type for r in self.recommendations if r.drafting == drafting and is_likely(r)
+        )
+
     def naming(self, drafting: Drafting) -> list[StoredRecommendation]:
         """The stored recommendations that a drafting comes from."""
         pairs = zip(self.recommendations, self.stored, strict=True)
@@ -89,6 +95,7 @@ def known_of(
     stored: Iterable[StoredRecommendation],
     trust: frozenset[Status],
     *,
+    likely: bool = False,
     exists: Callable[[str], bool] = lambda path: Path(path).exists(),
 ) -> Known:
     """What is known of one model, and what to make of it.
@@ -98,6 +105,7 @@ def known_of(
         place: Where it is served.
         stored: Everything known, the newest of each cell.
         trust: Statuses whose drafting is put to work.
+        likely: True to put to work, too, what is likely while its proof is not finished (the setting ``trust``).
         exists: Whether a draft model's file is there.
     """
     best: dict[PromptType | None, tuple[tuple[bool, int, str], StoredRecommendation]] = {}
@@ -114,22 +122,47 @@ def known_of(
             best[found.prompt_type] = (rank, entry)
     acted, notes = [], []
     for (exact, *_), entry in best.values():
-        recommendation, note = _acted_upon(entry, place, trust, exact=exact, exists=exists)
+        acted_upon = entry
+        if likely and exact and (drafted := _with_likely(entry.recommendation)) is not None:
+            acted_upon = replace(entry, recommendation=drafted)
+        recommendation, note = _acted_upon(acted_upon, place, trust, exact=exact, exists=exists)
         acted.append(recommendation)
         notes += [note] if note else []
     return Known(tuple(acted), tuple(entry for _, entry in best.values()), tuple(notes))
 
 
 def marked_stale(entry: StoredRecommendation, build: Build, why: str) -> Recommendation:
-    """A recommendation whose drafting did not start: stale, with the reason, and with the mark that holds for this build."""
+    """A recommendation whose drafting did not start: stale, with the reason, and with the mark that holds for this build.
+
+    One whose drafting was only likely keeps its status and gets the mark.
+    """
     found = entry.recommendation
     mark = {"build": build.version, "fingerprint": build.fingerprint, "error": why}
+    if found.drafting.is_off:
+        # It was only likely: the verdict was off and stays so, and nobody tries again with this build.
+        return replace(found, evidence={**found.evidence, FAILED_LAUNCH: mark})
     return replace(
         found,
         status=Status.STALE,
         reason=f"{found.drafting.label} does not run any more: {why}",
         evidence={**found.evidence, FAILED_LAUNCH: mark},
     )
+
+
+def is_likely(acted: Recommendation) -> bool:
+    """True if a recommendation, as it is acted upon, drafts with what is likely and not proven."""
+    return LIKELY in acted.evidence and not acted.drafting.is_off
+
+
+def _with_likely(found: Recommendation) -> Recommendation | None:
+    """The recommendation with its likely drafting put to work; ``None`` where nothing is likely."""
+    told = found.evidence.get(LIKELY)
+    if not isinstance(told, dict) or found.verdict is not Verdict.UNDECIDED or found.tried.is_off:
+        return None
+    speedup = told.get("speedup")
+    if found.status is not Status.PROVISIONAL or not isinstance(speedup, int | float) or speedup <= 1.0:
+        return None
+    return replace(found, verdict=Verdict.ENABLE, drafting=found.tried, speedup=float(speedup))
 
 
 def _acted_upon(
@@ -153,6 +186,8 @@ def _acted_upon(
         return replace(found, drafting=OFF), f"{what} is off: it did not start ({mark.get('error')})."
     if found.drafting.draft is not None and not exists(found.drafting.draft):
         return replace(found, drafting=OFF), f"{what} is off: the draft {found.drafting.draft} is not there."
+    if is_likely(found):
+        return found, f"{what} is likely and not proven; it is served because `trust` is likely."
     if found.status not in trust:
         return replace(found, drafting=OFF), f"{what} is off: it is {found.status} (see serve_statuses)."
     if found.status is Status.STALE:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from autospec.cells import PromptType
 from autospec.drafting import Drafting
 from autospec.proxy.launch import Launch, Look
 from autospec.proxy.offers import Engine
@@ -20,6 +21,7 @@ class LaunchLease:
         launch: A launch that is `lendable`.
         engine: What it runs on.
         drafting: In force for this request.
+        likely: Prompt types for which that is likely and not proven; ``None`` among them stands for any type.
         returned: Told the generated tokens, or ``None`` where nobody told them, when the lease ends.
     """
 
@@ -29,6 +31,7 @@ class LaunchLease:
         engine: Engine,
         drafting: Drafting,
         *,
+        likely: frozenset[PromptType | None] = frozenset(),
         returned: Callable[[float | None], None] = lambda _: None,
     ) -> None:
         launch.lend()
@@ -38,6 +41,7 @@ class LaunchLease:
         self.backend = engine.capabilities.build.backend
         self.build = engine.capabilities.build.version
         self.drafting = drafting
+        self.likely = likely
         self.launch = launch
         self.fields: Mapping[str, Any] = engine.request_fields(drafting)
         self._returned = returned

@@ -12,7 +12,7 @@ from typing import Final
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.recommendations import Recommendation
+from autospec.recommendations import LIKELY, Recommendation
 
 __all__ = ["UNMEASURED_RATIO", "Advice", "Footprint", "Launchable", "Needs", "Room", "advice_from"]
 
@@ -30,6 +30,7 @@ class Advice:
         speedup: Of `drafting` over off; 1 for off.
         baseline_tps: Tokens per second of whole requests with drafting off; ``None`` where nobody measured it.
         known: Ratios over off of other draftings that were measured on this type.
+        likely: True if `drafting` is likely and not proven.
 
     Raises:
         ValueError: A speed is not above 0, or off has another speedup than 1.
@@ -39,6 +40,7 @@ class Advice:
     speedup: float = 1.0
     baseline_tps: float | None = None
     known: Mapping[Drafting, float] = field(default_factory=lambda: MappingProxyType({}))
+    likely: bool = False
 
     def __post_init__(self) -> None:
         speeds = [self.speedup, *self.known.values()]
@@ -158,6 +160,7 @@ def advice_from(recommendations: Iterable[Recommendation]) -> dict[PromptType, A
             speedup=found.speedup if enabled and found.speedup is not None else 1.0,
             baseline_tps=found.baseline_tps or None,
             known=MappingProxyType(known),
+            likely=enabled and LIKELY in found.evidence,
         )
     general = by_type.get(None)
     found_types = {kind: by_type.get(kind, general) for kind in PromptType}

@@ -69,7 +69,11 @@ def _launch(forecast: Forecast, launch: Drafting, chosen: Sequence[Launchable]) 
     for kind, share in forecast.shares.items():
         route = best_route(forecast.needs, kind, chosen)
         if route.launch == launch:
-            here[route.drafting.label].append((share, str(kind)))
+            advice = forecast.needs.advice.get(kind)
+            likely = advice is not None and advice.likely and advice.drafting == route.drafting
+            here[f"{route.drafting.label} (likely)" if likely else route.drafting.label].append(
+                (share, str(kind))
+            )
     if not here or forecast.busy_s <= 0.0:
         return launch.label
     return " and ".join(f"{label} for {_kinds(kinds)}" for label, kinds in here.items())

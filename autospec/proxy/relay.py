@@ -197,7 +197,10 @@ class _Passage:
     def _response(self, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
         if (prompt_type := self._wanted.kind()) is not None:
             headers[passing.PROMPT_TYPE] = str(prompt_type)
-        headers[passing.DRAFTING] = self._lease.drafting.label.encode("ascii", "replace").decode()
+        likely = " (likely)" if {prompt_type, None} & self._lease.likely else ""
+        headers[passing.DRAFTING] = f"{self._lease.drafting.label}{likely}".encode(
+            "ascii", "replace"
+        ).decode()
         # Judged before; backends often say nothing.
         if (origin := self._request.headers.get("Origin")) is not None:
             headers.setdefault("Access-Control-Allow-Origin", origin)

@@ -175,8 +175,11 @@ class Supervisor:
         offers, stored = self._conductor.prospects.offers, self._stored
 
         def known() -> dict[str, Known]:
+            terms = self._terms
             return {
-                model.name: known_of(model, self._place(offers, model), stored, self._terms.trust)
+                model.name: known_of(
+                    model, self._place(offers, model), stored, terms.trust, likely=terms.likely
+                )
                 for model in offers.models
             }
 

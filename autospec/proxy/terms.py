@@ -34,6 +34,7 @@ class Terms:
         deadline_s: Longest that one waits.
         args: The user's server arguments.
         trust: Statuses whose drafting is put to work.
+        likely: True to put to work, too, what is likely while its proof is not finished.
         context_tokens: Of models that do not tell theirs.
         maps_weights: See `autospec.proxy.footprints.footprint`.
     """
@@ -44,6 +45,7 @@ class Terms:
     deadline_s: float = 300.0
     args: tuple[str, ...] = ()
     trust: frozenset[Status] = frozenset({Status.PROVEN, Status.STALE})
+    likely: bool = False
     context_tokens: int = 4096
     maps_weights: bool = True
 
@@ -66,6 +68,7 @@ class Terms:
             deadline_s=parse_duration(settings.queue_deadline),
             args=settings.server_args,
             trust=trusted(settings.serve_statuses),
+            likely=settings.trust == "likely",
             context_tokens=settings.context_tokens,
             maps_weights=not hardware.gpu,
         )

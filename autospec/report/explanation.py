@@ -19,10 +19,10 @@ from typing import Any
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting
 from autospec.measure.measurements import Measurement, Pair
-from autospec.recommendations import Recommendation, Verdict
+from autospec.recommendations import LIKELY, Recommendation, Verdict
 from autospec.report.forecasts import forecast_sentences, machine_sentences
 from autospec.report.studies import TrialSummary
-from autospec.report.words import bounded, percent
+from autospec.report.words import bounded, likely_words, percent
 
 __all__ = ["Explanation", "explain"]
 
@@ -83,6 +83,12 @@ def _overall(r: Recommendation) -> list[str]:
     ]
     if r.verdict is Verdict.UNDECIDED:
         lines.append("Undecided runs as off: a wrong drafting would cost more than a missed one.")
+    if likely := likely_words(r):
+        chance = r.evidence[LIKELY].get("chance")
+        known = (
+            f": the chance that it gains enough is {chance:.1%}" if isinstance(chance, int | float) else ""
+        )
+        lines.append(f"{r.tried.label} is {likely}{known}.")
     # The reason of a record's verdict has its speeds already.
     if r.baseline_tps and r.drafting_tps and r.speedup and "unpaired" not in r.evidence:
         text = (
@@ -274,7 +280,9 @@ def _recorded_runs(r: Recommendation) -> list[str]:
     for run in runs:
         speeds = ", ".join(f"{v:.1f}" for v in run["runs_tps"])
         gain = f" ({percent(run['speedup'])})" if "speedup" in run else ""
-        lines.append(f"Recorded with {Drafting.from_json(run['drafting']).label}: {speeds} tok/s{gain}.")
+        drafting = Drafting.understood(run["drafting"])
+        label = "an unknown mode" if drafting is None else drafting.label
+        lines.append(f"Recorded with {label}: {speeds} tok/s{gain}.")
     return [*lines, *map(_sentence, r.evidence.get("notes", ()))]
 
 
@@ -283,7 +291,8 @@ def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict
         (t for t in trials if t.value is not None and t.drafting is not None and not t.drafting.is_off),
         key=lambda t: -(t.value or 0.0),
     )
-    proved = {r.tried, *(Drafting.from_json(p["drafting"]) for p in r.evidence.get("also_proved", ()))}
+    also = [(d, p) for p in r.evidence.get("also_proved", ()) if (d := Drafting.understood(p["drafting"]))]
+    proved = {r.tried, *(d for d, _ in also)}
     others: dict[Drafting, float] = {}
     for t in ranked:
         assert t.drafting is not None
@@ -302,11 +311,9 @@ def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict
         {"drafting": d.to_json(), "ratio": round(v, 4)} for d, v in list(others.items())[:_RUNNERS_UP]
     ]
     lines = []
-    for p in r.evidence.get("also_proved", ()):
+    for drafting, p in also:
         gain = "" if p["speedup"] is None else f", {percent(p['speedup'])}{_between(p['speedup_ci'])}"
-        lines.append(
-            f"Proved as well, on the same prompts: {Drafting.from_json(p['drafting']).label}{gain}, {p['verdict']}."
-        )
+        lines.append(f"Proved as well, on the same prompts: {drafting.label}{gain}, {p['verdict']}.")
     if others:
         best = "; ".join(f"{d.label} {percent(v)}" for d, v in list(others.items())[:_RUNNERS_UP])
         lines.append(

@@ -123,7 +123,8 @@ def _curve(prediction: Mapping[str, Any]) -> list[str]:
 
 
 def _checked(check: Mapping[str, Any]) -> str:
-    label = Drafting.from_json(dict(check["drafting"])).label
+    drafting = Drafting.understood(dict(check["drafting"]))
+    label = "an unknown mode" if drafting is None else drafting.label
     text = f"Launched {label}: predicted {check['predicted']:.2f}×, measured {check['measured']:.2f}×"
     return f"{text}." if check["agrees"] else f"{text}; prediction was not trusted for it after that."
 

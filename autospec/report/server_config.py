@@ -16,7 +16,7 @@ from autospec.backends import flags as _flags
 from autospec.backends.help_text import HelpText, Option
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UsageError
-from autospec.recommendations import Recommendation, Status
+from autospec.recommendations import USER_SETTINGS, Recommendation, Status
 
 __all__ = [
     "BEGIN",
@@ -49,6 +49,8 @@ _NEWEST = HelpText(
         ),
     )
 )
+# What measuring adds to the user's settings by default (`TuneRequest.settings`).
+_MEASURED_CONTEXT = ("-c", "4096")
 # What autospec wrote into a file lies between these marks; a comment in INI and YAML alike.
 BEGIN = "# >>> autospec: written by `autospec recommend`, changes here are lost >>>"
 END = "# <<< autospec <<<"
@@ -279,9 +281,15 @@ def _options(args: Sequence[str]) -> dict[str, str]:
 
 
 def _settings(r: Recommendation) -> list[str]:
-    # The user's own launch settings belong to the cell: what was measured holds with them.
+    """The user's own launch settings: what was measured holds with them. What measuring adds is not the user's."""
+    own = r.evidence.get(USER_SETTINGS)
+    if isinstance(own, list):
+        return [str(word) for word in own]
     settings = r.evidence.get("settings")
-    return [str(word) for word in settings] if isinstance(settings, list) else []
+    words = [str(word) for word in settings] if isinstance(settings, list) else []
+    # Older recommendations do not tell them apart. Measuring added its context last, and only where the user named none;
+    # a user who typed just that value there gets a server with the model's whole context, which holds more, not less.
+    return words[:-2] if tuple(words[-2:]) == _MEASURED_CONTEXT else words
 
 
 def _why(r: Recommendation) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.report.studies import StudySummary
-from autospec.report.words import age, bounded, percent, plain_speed
+from autospec.report.words import age, bounded, likely_words, percent, plain_speed
 from autospec.store.reader import StoredRecommendation
 
 __all__ = ["recommendation_table", "studies_table", "trials_table"]
@@ -94,7 +94,8 @@ class _Recommended:
 
 
 def _verdict(r: Recommendation) -> str:
-    return f"[{_STYLES[r.verdict]}]{r.verdict}[/]"
+    likely = "\n[green]likely[/]" if likely_words(r) else ""
+    return f"[{_STYLES[r.verdict]}]{r.verdict}[/]{likely}"
 
 
 def _measured(r: Recommendation) -> tuple[str, str, str]:
@@ -202,7 +203,8 @@ def _kind(r: Recommendation) -> str:
 
 
 def _sentence(r: Recommendation) -> str:
-    words = f": {r.reason}" if r.verdict is Verdict.ENABLE else f", run off: {r.reason}"
+    likely = f"{words}; " if (words := likely_words(r)) else ""
+    words = f": {r.reason}" if r.verdict is Verdict.ENABLE else f", run off: {likely}{r.reason}"
     # Served all the same, but whoever reads "stale" asks why.
     why = r.evidence.get("stale_reason") if r.status is Status.STALE else None
     return f"{words}; stale, as {why}" if why else words

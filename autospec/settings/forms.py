@@ -28,7 +28,9 @@ _EXPECTED: Final = {
     "count": "a whole number of at least 1",
     "flag": "true or false",
     "hours": 'hours of the day such as "22:00-07:00"; several with commas',
+    "trust": '"proven" or "likely"',
 }
+_TRUST: Final = ("proven", "likely")
 _FLAGS: Final = {"1": True, "true": True, "yes": True, "on": True} | dict.fromkeys(
     ("0", "false", "no", "off"), False
 )
@@ -197,6 +199,13 @@ def _flag(value: object, _base: Path) -> bool:
     return value
 
 
+def _trust(value: object, base: Path) -> str:
+    word = _text(value, base)
+    if word not in _TRUST:
+        raise ValueError
+    return word
+
+
 _FORMS: Final[dict[str, Callable[[object, Path], object]]] = {
     "text": _text,
     "name": _name,
@@ -210,4 +219,5 @@ _FORMS: Final[dict[str, Callable[[object, Path], object]]] = {
     "count": _count,
     "flag": _flag,
     "hours": _hours,
+    "trust": _trust,
 }

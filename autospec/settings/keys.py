@@ -17,7 +17,7 @@ class Key:
     Attributes:
         name: Its name in the file; upper-cased with ``AUTOSPEC_`` before it in the environment.
         kind: ``text``, ``name`` (a name or a path), ``file``, ``path``, ``paths``, ``words``, ``command``, ``duration``, ``number``,
-            ``count``, ``flag`` or ``hours``.
+            ``count``, ``flag``, ``hours`` or ``trust``.
         default: What holds when nobody sets it; ``None`` where `load_settings` works it out.
         doc: One sentence for the template and for `config show`.
         in_file: False for the two keys that say where the file is.
@@ -50,7 +50,12 @@ KEYS: Final = (
     Key("suite", "file", "", "Prompt suite (JSONL); empty takes the shipped one."),
     Key("budget", "duration", "", "How long a tune may take, e.g. 20m; empty leaves it to the study."),
     Key("temperature", "number", 0.0, "Sampling temperature of measured requests; 0 is greedy."),
-    Key("context_tokens", "count", 4096, "Context length that memory estimates count with."),
+    Key(
+        "context_tokens",
+        "count",
+        4096,
+        "Context length of measured servers where your own settings name none; memory estimates count with it.",
+    ),
     Key("forget_answers", "flag", False, "Forget the recorded answers (token ids) when a tune ends."),
     Key(
         "proxy_host",
@@ -72,6 +77,12 @@ KEYS: Final = (
         "words",
         ("proven", "stale"),
         "Recommendations that the proxy acts on: proven, stale, provisional, imported; others are off.",
+    ),
+    Key(
+        "trust",
+        "trust",
+        "proven",
+        "What the proxy drafts with: proven, or likely, which is also what is likely while its proof is not finished.",
     ),
     Key(
         "on_change",

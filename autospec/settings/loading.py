@@ -65,6 +65,7 @@ class Settings:
     queue_limit: int
     queue_deadline: str
     serve_statuses: tuple[str, ...]
+    trust: str
     on_change: tuple[str, ...]
     daemon_idle: str
     daemon_hours: str

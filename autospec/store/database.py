@@ -6,8 +6,9 @@ measurement under way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ from autospec.measure.launch_scatter import LaunchComparison
 from autospec.measure.live import Sample
 from autospec.measure.measurements import Measurement, Phase
 from autospec.recommendations import Recommendation
+from autospec.store.drafts import ANY_DRAFTS, DraftFiles
 from autospec.store.launch_comparisons import insert_launch_comparison, select_launch_comparisons
 from autospec.store.live import KEPT_SAMPLES, insert_samples, prune_samples, select_samples
 from autospec.store.locks import first_use
 from autospec.store.plain_errors import plain_errors
 from autospec.store.reader import StoredRecommendation
-from autospec.store.tables import MEASUREMENTS, METADATA, RECOMMENDATIONS, SURVEYS
+from autospec.store.schema import bring_up_to_date
+from autospec.store.tables import MEASUREMENTS, RECOMMENDATIONS, SURVEYS
+from autospec.store.unread import Unread, understood
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "durable", "open_store"]
 
 # Optuna and autospec write from one process, the proxy and `recommend` read from others: a writer may have to wait
 # for another's short transaction, never for a measurement.
@@ -36,10 +40,18 @@ _SQLITE_BUSY_TIMEOUT_S = 30.0
 
 
 class Store:
-    """The database behind one SQLAlchemy URL. Make it with `open_store`."""
+    """The database behind one SQLAlchemy URL. Make it with `open_store`.
 
-    def __init__(self, engine: sa.Engine) -> None:
+    Attributes:
+        drafts: The draft files of today. Measurements are kept with the identity of their draft, and those of a file that
+            was replaced are not read.
+    """
+
+    def __init__(self, engine: sa.Engine, tell: Callable[[str], None] = lambda _: None) -> None:
         self._engine = engine
+        self._tell = tell
+        self._unread = Unread()
+        self.drafts: DraftFiles = ANY_DRAFTS
 
     @property
     def url(self) -> str:
@@ -47,8 +59,11 @@ class Store:
         return self._engine.url.render_as_string(hide_password=False)
 
     def close(self) -> None:
-        """Give back all connections."""
+        """Give back all connections, and tell how many rows were not understood."""
         self._engine.dispose()
+        if sentence := self._unread.sentence:
+            self._tell(sentence)
+            self._unread = Unread()
 
     def add_measurement(self, measurement: Measurement) -> None:
         """Keep one measurement; durable when this returns."""
@@ -57,6 +72,7 @@ class Store:
             "phase": str(measurement.phase),
             "drafting": measurement.drafting.to_json(),
             "compared": measurement.compared.to_json(),
+            "draft_id": self.drafts.identity(measurement.compared) or None,
         }
         with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.insert(MEASUREMENTS), [row])
@@ -69,7 +85,7 @@ class Store:
         phase: Phase | None = None,
         since: float = 0.0,
     ) -> list[Measurement]:
-        """The measurements of a cell, oldest first.
+        """The measurements of a cell, oldest first, with the paths that their drafts have today.
 
         Args:
             cell_key: `Cell.key`.
@@ -85,7 +101,18 @@ class Store:
             query = query.where(table.c.phase == str(phase))
         with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query.order_by(table.c.id)).mappings().all()
-        return [_measurement(dict(row)) for row in rows]
+        found = understood(
+            ((row["id"], dict(row)) for row in rows), _measurement, self._unread, "measurement"
+        )
+        return [m for stored, identity in found if (m := self._today(stored, identity)) is not None]
+
+    def _today(self, measurement: Measurement, identity: str) -> Measurement | None:
+        """A stored measurement as it is called today; ``None`` where its draft's path names another file now."""
+        compared = self.drafts.today(measurement.compared, identity, measurement.started_at)
+        if compared is None or compared == measurement.compared:
+            return None if compared is None else measurement
+        own = measurement.drafting if measurement.drafting.is_off else compared
+        return replace(measurement, drafting=own, compared=compared)
 
     def add_survey(self, cell_key: str, protocol: str, kind: str, name: str, data: dict[str, Any]) -> None:
         """Keep one thing that prediction works on; it replaces an earlier one of the same name for readers."""
@@ -102,7 +129,9 @@ class Store:
             .order_by(table.c.id)
         )
         with plain_errors(self._engine), self._engine.connect() as connection:
-            return {row.name: row.data for row in connection.execute(query)}
+            found = connection.execute(query).all()
+        # What is no JSON object counts as never kept: it can be made again.
+        return {row.name: row.data for row in found if isinstance(row.data, dict)}
 
     def forget_surveys(self, cell_key: str) -> None:
         """Remove what prediction worked on for a cell, the recorded answers with it."""
@@ -156,14 +185,7 @@ class Store:
             query = query.where(table.c.cell_key.in_(list(cell_keys)))
         with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query.order_by(table.c.id)).mappings().all()
-        return [
-            StoredRecommendation(
-                cell_key=row["cell_key"],
-                hardware=Hardware.from_json(row["hardware"]),
-                recommendation=Recommendation.from_json(row["recommendation"]),
-            )
-            for row in rows
-        ]
+        return understood(((row["id"], row) for row in rows), _recommendation, self._unread, "recommendation")
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Keep what the proxy saw, in one transaction."""
@@ -195,6 +217,7 @@ class Store:
                 build=build,
                 prompt_type=prompt_type,
                 drafting=drafting,
+                unread=self._unread,
             )
 
     def add_launch_comparison(
@@ -215,13 +238,18 @@ class Store:
             return int(connection.execute(sa.select(sa.func.max(RECOMMENDATIONS.c.id))).scalar() or 0)
 
 
-def open_store(url: str) -> Store:
-    """Open the database, making it and its tables where they are missing.
+def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
+    """Open the database, making it and its tables where they are missing, and bringing older ones to this version.
 
     SQLite files are put in write-ahead-log mode, in which readers never wait for a writer.
 
+    Args:
+        url: SQLAlchemy's.
+        tell: Told, when the store is closed, how many rows were not understood.
+
     Raises:
-        StoreError: The URL cannot be understood, or the database cannot be reached or written.
+        StoreError: The URL cannot be understood, the database cannot be reached or written, or a newer autospec has made
+            tables that this one cannot use.
     """
     try:
         parsed = make_url(url)
@@ -248,18 +276,40 @@ def open_store(url: str) -> Store:
             f"The storage {parsed.get_backend_name()} needs a driver that is not installed: {error}.",
             "pip install 'autospec[postgres]' for PostgreSQL, or use SQLite.",
         ) from error
+    durable(engine)
     with plain_errors(engine):
         if sqlite_file:
             with engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         with first_use(url):
-            METADATA.create_all(engine)
-    return Store(engine)
+            bring_up_to_date(engine)
+    return Store(engine, tell)
 
 
-def _measurement(row: dict[str, Any]) -> Measurement:
-    row.pop("id")
-    row["phase"] = Phase(row["phase"])
-    row["drafting"] = Drafting.from_json(row["drafting"])
-    row["compared"] = Drafting.from_json(row["compared"])
-    return Measurement(**row)
+def durable(engine: sa.Engine, platform: str = sys.platform) -> None:
+    """Have SQLite ask macOS for what it calls a full sync: without it a power loss may cost what was committed."""
+    if platform == "darwin" and engine.dialect.name == "sqlite":
+
+        @sa.event.listens_for(engine, "connect")
+        def full_sync(connection: Any, _record: Any) -> None:
+            connection.execute("PRAGMA fullfsync=1")
+
+
+def _measurement(row: dict[str, Any]) -> tuple[Measurement, str]:
+    """The measurement and the identity of its draft; columns that are not a measurement's are left out."""
+    known = {f.name: row[f.name] for f in fields(Measurement)} | {
+        "phase": Phase(row["phase"]),
+        "drafting": Drafting.from_json(row["drafting"]),
+        "compared": Drafting.from_json(row["compared"]),
+    }
+    if not isinstance(row["machine"], dict):
+        raise TypeError("the machine's state is no JSON object")
+    return Measurement(**known), row["draft_id"] or ""
+
+
+def _recommendation(row: sa.RowMapping) -> StoredRecommendation:
+    return StoredRecommendation(
+        cell_key=row["cell_key"],
+        hardware=Hardware.from_json(row["hardware"]),
+        recommendation=Recommendation.from_json(row["recommendation"]),
+    )

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
 from autospec.measure.live import Sample
-from autospec.store.tables import METADATA
+from autospec.store.tables import METADATA, Json
+from autospec.store.unread import Unread, understood
 
 __all__ = ["KEPT_SAMPLES", "LIVE_SAMPLES", "insert_samples", "prune_samples", "select_samples"]
 
@@ -27,7 +28,7 @@ LIVE_SAMPLES = sa.Table(
     sa.Column("build", sa.String(128), nullable=False),
     sa.Column("prompt_type", sa.String(32)),
     sa.Column("drafting_key", sa.String(1024), nullable=False),
-    sa.Column("drafting", sa.JSON, nullable=False),
+    sa.Column("drafting", Json, nullable=False),
     sa.Column("prompt_tokens", sa.Integer, nullable=False),
     sa.Column("predicted_tokens", sa.Integer, nullable=False),
     sa.Column("prompt_ms", sa.Float, nullable=False),
@@ -74,8 +75,9 @@ def select_samples(
     build: str | None = None,
     prompt_type: PromptType | None = None,
     drafting: Drafting | None = None,
+    unread: Unread,
 ) -> list[Sample]:
-    """Samples since a moment, oldest first; a filter of ``None`` lets all pass."""
+    """Samples since a moment, oldest first; a filter of ``None`` lets all pass. What is not understood is counted."""
     table = LIVE_SAMPLES
     wanted = {
         table.c.model: model,
@@ -88,20 +90,21 @@ def select_samples(
         table.c.at >= since, *(column == value for column, value in wanted.items() if value is not None)
     )
     rows = connection.execute(query.order_by(table.c.at, table.c.id)).mappings().all()
-    return [
-        Sample(
-            at=row["at"],
-            model=row["model"],
-            backend=row["backend"],
-            build=row["build"],
-            prompt_type=None if row["prompt_type"] is None else PromptType(row["prompt_type"]),
-            prompt_tokens=row["prompt_tokens"],
-            predicted_tokens=row["predicted_tokens"],
-            prompt_ms=row["prompt_ms"],
-            predicted_ms=row["predicted_ms"],
-            drafting=Drafting.from_json(row["drafting"]),
-            drafted=row["drafted"],
-            accepted=row["accepted"],
-        )
-        for row in rows
-    ]
+    return understood(((row["id"], row) for row in rows), _sample, unread, "sample")
+
+
+def _sample(row: sa.RowMapping) -> Sample:
+    return Sample(
+        at=row["at"],
+        model=row["model"],
+        backend=row["backend"],
+        build=row["build"],
+        prompt_type=None if row["prompt_type"] is None else PromptType(row["prompt_type"]),
+        prompt_tokens=row["prompt_tokens"],
+        predicted_tokens=row["predicted_tokens"],
+        prompt_ms=row["prompt_ms"],
+        predicted_ms=row["predicted_ms"],
+        drafting=Drafting.from_json(row["drafting"]),
+        drafted=row["drafted"],
+        accepted=row["accepted"],
+    )

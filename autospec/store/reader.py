@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ from urllib.parse import unquote
 from autospec.cells import Hardware
 from autospec.errors import StoreError
 from autospec.recommendations import Recommendation
+from autospec.store.unread import Unread, understood
 
 __all__ = ["StoredRecommendation", "newest_recommendation", "read_recommendations"]
 
 _SQLITE_PREFIX = "sqlite:///"
 # The newest row of each cell, as `Store.recommendations` selects it.
 _NEWEST = (
-    "SELECT cell_key, hardware, recommendation FROM autospec_recommendations"
+    "SELECT id, cell_key, hardware, recommendation FROM autospec_recommendations"
     " WHERE id IN (SELECT max(id) FROM autospec_recommendations GROUP BY cell_key) ORDER BY id"
 )
 _NEWEST_NUMBER = "SELECT max(id) FROM autospec_recommendations"
@@ -40,10 +42,16 @@ class StoredRecommendation:
     recommendation: Recommendation
 
 
-def read_recommendations(url: str) -> list[StoredRecommendation]:
+def read_recommendations(
+    url: str, tell: Callable[[str], None] = lambda _: None
+) -> list[StoredRecommendation]:
     """The newest recommendation of every cell; empty where there is no database yet.
 
     A SQLite file is read with the standard library (0.03 s); anything else through SQLAlchemy.
+
+    Args:
+        url: SQLAlchemy's.
+        tell: Told how many rows were not understood; they are left out.
 
     Raises:
         StoreError: The database is there and cannot be read.
@@ -51,20 +59,17 @@ def read_recommendations(url: str) -> list[StoredRecommendation]:
     if not _is_plain_sqlite(url):
         from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
 
-        store = open_store(url)
+        store = open_store(url, tell)
         try:
             return store.recommendations()
         finally:
             store.close()
-    rows = _read(url, _NEWEST)
-    return [
-        StoredRecommendation(
-            key,
-            Hardware.from_json(json.loads(hardware)),
-            Recommendation.from_json(json.loads(recommendation)),
-        )
-        for key, hardware, recommendation in rows
-    ]
+    unread = Unread()
+    rows = ((number, row) for number, *row in _read(url, _NEWEST))
+    found = understood(rows, _stored, unread, "recommendation")
+    if unread.sentence:
+        tell(unread.sentence)
+    return found
 
 
 def newest_recommendation(url: str) -> int:
@@ -82,6 +87,13 @@ def newest_recommendation(url: str) -> int:
         finally:
             store.close()
     return next((number or 0 for (number,) in _read(url, _NEWEST_NUMBER)), 0)
+
+
+def _stored(row: list[Any]) -> StoredRecommendation:
+    key, hardware, recommendation = row
+    return StoredRecommendation(
+        key, Hardware.from_json(json.loads(hardware)), Recommendation.from_json(json.loads(recommendation))
+    )
 
 
 def _is_plain_sqlite(url: str) -> bool:

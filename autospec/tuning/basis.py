@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from autospec.catalog.candidates import Candidate
 from autospec.cells import Cell
 from autospec.hardware.host import host_digest
-from autospec.recommendations import Recommendation
+from autospec.recommendations import USER_SETTINGS, Recommendation
 
-__all__ = ["basis_digest", "basis_of", "drafts_of", "resting_on"]
+__all__ = ["DRAFT_ID", "basis_digest", "basis_of", "drafts_of", "resting_on"]
+
+
+# In the evidence: which file the draft of `tried` is.
+DRAFT_ID = "draft_id"
 
 
 def drafts_of(fitting: Iterable[Candidate], *, named: bool) -> dict[str, str] | None:
@@ -48,7 +52,25 @@ def basis_digest(basis: Mapping[str, Any]) -> str:
 
 
 def resting_on(
-    recommendation: Recommendation, cell: Cell, drafts: Mapping[str, str] | None
+    recommendation: Recommendation,
+    cell: Cell,
+    drafts: Mapping[str, str] | None,
+    *,
+    draft_id: str = "",
+    user_settings: Sequence[str] | None = None,
 ) -> Recommendation:
-    """The recommendation with its basis among the evidence."""
-    return replace(recommendation, evidence={**recommendation.evidence, "basis": basis_of(cell, drafts)})
+    """The recommendation with its basis among the evidence.
+
+    Args:
+        recommendation: It.
+        cell: Of which.
+        drafts: The fitting drafts, as `drafts_of` has them.
+        draft_id: Identity of the draft of the drafting that was tried; empty where it has none.
+        user_settings: The user's own launch settings; the cell's hold what measuring adds, too.
+    """
+    evidence = {**recommendation.evidence, "basis": basis_of(cell, drafts)}
+    if draft_id:
+        evidence[DRAFT_ID] = draft_id
+    if user_settings is not None:
+        evidence[USER_SETTINGS] = list(user_settings)
+    return replace(recommendation, evidence=evidence)

@@ -14,7 +14,7 @@ from autospec.measure.measurements import Pair
 from autospec.measure.shape import AS_MEASURED, Shapes
 from autospec.measure.verdict import Decision
 from autospec.prompts.suite import Prompt
-from autospec.recommendations import Verdict
+from autospec.recommendations import Recommendation, Verdict
 from autospec.tuning.optuna_study import CellStudy
 from autospec.tuning.progress import Standing
 
@@ -67,6 +67,9 @@ class CellRun:
         other: The drafting that was proved before this one.
         trial_values: Speed ratio of every drafting tried with a value.
         off_recorded: True once the study holds its trial of off.
+        news: Paths of drafts that no search of this cell could try yet.
+        opened_for: Names of the drafts for which the cell is measured again although it was proven; usually none.
+        stands: That proof, where it still holds: it is served until a better one is there.
     """
 
     cell: Cell
@@ -84,6 +87,9 @@ class CellRun:
     trial_values: dict[Drafting, float] = field(default_factory=dict)
     off_recorded: bool = False
     shapes: Shapes = AS_MEASURED
+    news: frozenset[str] = frozenset()
+    opened_for: tuple[str, ...] = ()
+    stands: Recommendation | None = None
 
     @property
     def prompt_type(self) -> PromptType:

@@ -9,6 +9,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.optuna_study import RUNNER_UP, WINNER
+from autospec.tuning.renewal import EPOCH
 from autospec.tuning.space import Space
 
 __all__ = ["note_choice", "prediction_of", "recall_choice"]
@@ -25,20 +26,20 @@ def note_choice(cells: Sequence[CellRun], forecast: Forecast | None) -> None:
         if forecast is not None:
             for name, drafting in ((_PREDICTION, cell.winner), (_OF_RUNNER_UP, cell.runner_up)):
                 cell.study.note(name, forecast.figures(cell, drafting) | {"ruled_out": ruled_out})
-        cell.study.note(RUNNER_UP, cell.runner_up.to_json())
-        cell.study.note(WINNER, cell.winner.to_json())  # last: whoever finds it finds all of it
+        cell.study.note_searched()
+        cell.study.note_drafting(RUNNER_UP, cell.runner_up)
+        cell.study.note_drafting(WINNER, cell.winner)  # last: with it, all of them are there
 
 
 def recall_choice(cell: CellRun, space: Space) -> None:
     """What an earlier tune chose goes on to be known; a draft that is gone, or was not named this time, is no winner."""
-    noted = cell.study.noted(WINNER)
-    winner = Drafting.from_json(noted) if noted is not None else None
+    begun = float(cell.study.noted(EPOCH) or 0.0)
+    winner = cell.study.noted_drafting(WINNER, begun)
     if winner is None or not (winner.is_off or space.arm_of(winner) is not None):
         return
     cell.winner, cell.searched = winner, True
-    second = cell.study.noted(RUNNER_UP)
-    runner_up = OFF if second is None else Drafting.from_json(second)
-    cell.shares_rate = not runner_up.is_off
+    runner_up = cell.study.noted_drafting(RUNNER_UP, begun) or OFF
+    cell.shares_rate = not (Drafting.understood(cell.study.noted(RUNNER_UP)) or OFF).is_off
     if space.arm_of(runner_up) not in (None, space.arm_of(winner)):
         cell.runner_up = runner_up
     cell.trial_values = {

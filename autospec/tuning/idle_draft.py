@@ -25,7 +25,6 @@ from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell_run import CellRun
-from autospec.tuning.draft_identity import draft_identity
 from autospec.tuning.launches import Launches
 from autospec.tuning.rig import Rig
 from autospec.tuning.tasks import Task
@@ -59,7 +58,7 @@ def compare_idle_drafts(cells: Sequence[CellRun], rig: Rig, asking: Asking, stor
     owners = {c.winner.draft: c for c in cells if c.winner.draft is not None}
     prompts = [p for turn in zip_longest(*(c.tune_prompts for c in cells)) for p in turn if p is not None]
     for draft, cell in owners.items():
-        identity = draft_identity(draft)
+        identity = cell.study.draft_id(cell.winner)
         if identity in known:
             continue
         name = Path(draft).name
@@ -99,7 +98,7 @@ def idle_draft_of(cell: CellRun) -> dict[str, Any] | None:
     if cell.winner.draft is None:
         return None
     known: dict[str, Any] = cell.study.noted(_NOTE) or {}
-    return known.get(draft_identity(cell.winner.draft))
+    return known.get(cell.study.draft_id(cell.winner))
 
 
 def idle_draft_figures(

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from autospec.backends.protocol import Capabilities
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.errors import BusyError, SuiteError
 from autospec.measure.shape import CACHED_SHARE, Shapes, of_traffic
 from autospec.prompts.suite import Half
-from autospec.recommendations import Status
+from autospec.recommendations import Recommendation, Status
 from autospec.store.database import Store
 from autospec.store.locks import CellLocks
 from autospec.tuning import standing
+from autospec.tuning.basis import DRAFT_ID
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.choice import recall_choice
+from autospec.tuning.draft_identity import draft_file
 from autospec.tuning.idle_draft import forget_idle_drafts
-from autospec.tuning.optuna_study import CellStudy, open_storage
+from autospec.tuning.optuna_study import OPENED, SEARCHED, CellStudy, open_storage
 from autospec.tuning.renewal import EPOCH, RENEWAL, renewal_of, to_begin
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.space import Space
@@ -88,10 +92,15 @@ class Opening:
                 "Another autospec is measuring these cells, from another machine like this one.",
                 "Wait for it; its results are kept in the same database.",
             )
+        self.store.drafts = space.drafts
         if request.again:
             self._begin_again(cells)
+        stored = self._stored(cells)
         for run in cells:
             recall_choice(run, space)
+            run.news = self._news(run, space, stored.get(run.cell.key))
+            if run.news and run.searched:
+                run.searched = False
         return cells
 
     def _shapes(self, cell: Cell, prompt_type: PromptType) -> Shapes:
@@ -106,16 +115,34 @@ class Opening:
         )
 
     def to_measure(self, cells: Sequence[CellRun]) -> list[CellRun]:
-        """Those that are not proven; under `--again`, those that it has not proven yet."""
-        done = self._proven(cells) & (self._renewed if self.request.again else {c.cell.key for c in cells})
-        for cell in cells:
-            if cell.cell.key in done:
-                self.tell(
-                    f"{cell.prompt_type}: measured afresh already; the interrupted rest goes on."
-                    if self.request.again
-                    else f"{cell.prompt_type}: proven before; --again measures afresh."
-                )
-        return [c for c in cells if c.cell.key not in done]
+        """Those that are not proven, or proven without a draft that is among today's; under `--again`, the rest of it."""
+        if self.request.again:
+            done = self._proven(cells) & self._renewed
+            for cell in cells:
+                if cell.cell.key in done:
+                    self.tell(f"{cell.prompt_type}: measured afresh already; the interrupted rest goes on.")
+            return [c for c in cells if c.cell.key not in done]
+        proven, stored = self._proven(cells), self._stored(cells)
+        return [c for c in cells if c.cell.key not in proven or self._opens(c, stored[c.cell.key])]
+
+    def _opens(self, cell: CellRun, proof: Recommendation) -> bool:
+        """Whether a proven cell is measured all the same; says why, or why not."""
+        noted = cell.study.noted(OPENED) or ()
+        names = {self._name(draft) for draft in cell.news}.union(noted)
+        if names:
+            cell.opened_for = tuple(sorted(names))
+            cell.stands = proof if self._holds(proof) else None
+            were = "was" if len(names) == 1 else "were"
+            self.tell(
+                f"{cell.prompt_type}: proven before, but {' and '.join(cell.opened_for)} {were} not among the drafts tried."
+            )
+            return True
+        moved = self.store.drafts.today(proof.drafting, str(proof.evidence.get(DRAFT_ID) or ""), math.inf)
+        if moved not in (None, proof.drafting):
+            self.tell(f"{cell.prompt_type}: proven before, and its draft is {moved.draft} now.")
+            return True
+        self.tell(f"{cell.prompt_type}: proven before; --again measures afresh.")
+        return False
 
     def begin(self, cells: Sequence[CellRun]) -> dict[str, float]:
         """Cell key → measurements before this moment do not count; it moves when the user asks to measure again.
@@ -134,6 +161,8 @@ class Opening:
                 noted = now
                 cell.study.note(EPOCH, noted)
             epochs[cell.cell.key] = float(noted)
+            if cell.opened_for:
+                cell.study.note(OPENED, list(cell.opened_for))
             if afresh:
                 cell.study.note(RENEWAL, noted)
                 standing.renew(self.store, self.hardware, cell.cell)
@@ -141,10 +170,7 @@ class Opening:
 
     def _begin_again(self, cells: Sequence[CellRun]) -> None:
         """Forget what was found of the cells that `--again` begins with, not of those that it goes on with."""
-        stored = {
-            s.cell_key: s.recommendation
-            for s in self.store.recommendations(cell_keys=[c.cell.key for c in cells])
-        }
+        stored = self._stored(cells)
         proven = self._proven(cells)
         renewals = {
             c.cell.key: renewal_of(c.study, stored.get(c.cell.key), proven=c.cell.key in proven)
@@ -156,12 +182,47 @@ class Opening:
             if cell.cell.key in self._afresh:
                 cell.study.begin_again()
 
+    def _news(self, cell: CellRun, space: Space, stored: Recommendation | None) -> frozenset[str]:
+        """Paths of the drafts of this tune that no search of the cell could try yet."""
+        drafts = space.drafts.by_path
+        searched = cell.study.noted(SEARCHED)
+        if searched is not None:
+            return frozenset(path for path, file in drafts.items() if file.identity not in searched)
+        # Older searches did not note their drafts; the proof's basis has those that fitted, unless the user named some.
+        basis = (stored.evidence.get("basis") if stored is not None else None) or {}
+        fitted = basis.get("drafts")
+        if fitted is not None:
+            known = {key.partition(":")[2] for key in fitted}
+            return frozenset(path for path, file in drafts.items() if file.fingerprint not in known)
+        if basis and self.request.drafts:
+            return frozenset(drafts.keys() - cell.study.drafts_tried())
+        return frozenset()
+
+    def _name(self, draft: str) -> str:
+        file = self.store.drafts.by_path.get(draft)
+        return Path(draft).name if file is None else file.name
+
+    def _holds(self, proof: Recommendation) -> bool:
+        """Whether the draft of a proven drafting is still there, and the same file."""
+        draft = proof.drafting.draft
+        if draft is None:
+            return True
+        models = (*self.request.drafts, *self.request.models)
+        model = next((m for m in models if str(m.path) == draft), None)
+        identity = proof.evidence.get(DRAFT_ID)
+        return model is not None and identity in (None, draft_file(model).identity)
+
+    def _stored(self, cells: Sequence[CellRun]) -> dict[str, Recommendation]:
+        """Cell key → what is served for it."""
+        found = self.store.recommendations(cell_keys=[c.cell.key for c in cells])
+        return {s.cell_key: s.recommendation for s in found}
+
     def _proven(self, cells: Sequence[CellRun]) -> set[str]:
         """Keys of the cells whose newest recommendation was proven under the same protocol and rule."""
         return {
-            s.cell_key
-            for s in self.store.recommendations(cell_keys=[c.cell.key for c in cells])
-            if s.recommendation.status is Status.PROVEN
-            and s.recommendation.evidence.get("protocol") == self.request.protocol
-            and s.recommendation.evidence.get("rule") == self.request.rule_digest
+            key
+            for key, r in self._stored(cells).items()
+            if r.status is Status.PROVEN
+            and r.evidence.get("protocol") == self.request.protocol
+            and r.evidence.get("rule") == self.request.rule_digest
         }

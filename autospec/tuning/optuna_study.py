@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -26,11 +26,15 @@ from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.grpc_studies import GRPC_READY_S, open_grpc_studies
 from autospec.tuning.space import Space
 
-__all__ = ["RUNNER_UP", "WINNER", "CellStudy", "Tried", "open_storage"]
+__all__ = ["OPENED", "RUNNER_UP", "SEARCHED", "WINNER", "CellStudy", "Tried", "open_storage"]
 
 # Names of the notes of what a search chose; beginning again forgets them.
 WINNER = "winner"
 RUNNER_UP = "runner_up"
+# The identities of the drafts that the searches so far could try, and the names of those for which a proven cell was opened
+# again and is not settled yet.
+SEARCHED = "searched_drafts"
+OPENED = "opened_for"
 
 # Draftings that the sampler proposes again are not launched again. After so many proposals in a row that are all known, the
 # part of the space that it cares for is explored, and so many random ones are looked at.
@@ -132,11 +136,44 @@ class CellStudy:
         """What `note` kept, or ``None``."""
         return self._study.user_attrs.get(f"{key}:{self._protocol}")
 
+    def draft_id(self, drafting: Drafting) -> str:
+        """The identity of a drafting's draft; empty where it has none, or one that is not of this space."""
+        return self._space.drafts.identity(drafting)
+
+    def note_drafting(self, key: str, drafting: Drafting) -> None:
+        """Keep a drafting with the study, with the identity of its draft."""
+        self.note(f"{key}_draft_id", self.draft_id(drafting) or None)
+        self.note(key, drafting.to_json())
+
+    def noted_drafting(self, key: str, at: float) -> Drafting | None:
+        """What `note_drafting` kept, with the path that its draft has today.
+
+        Args:
+            key: The note's name.
+            at: When it was kept at the earliest, for notes without an identity.
+
+        Returns:
+            ``None`` where nothing was kept, another version kept it, or its draft was replaced since.
+        """
+        drafting = Drafting.understood(self.noted(key))
+        identity = str(self.noted(f"{key}_draft_id") or "")
+        return None if drafting is None else self._space.drafts.today(drafting, identity, at)
+
+    def note_searched(self) -> None:
+        """Keep that the search could try the drafts of this space."""
+        here = {file.identity for file in self._space.drafts.by_path.values()}
+        self.note(SEARCHED, sorted(here.union(self.noted(SEARCHED) or ())))
+
+    def drafts_tried(self) -> set[str]:
+        """Paths of all drafts that any trial was ever made with."""
+        found = (_tried(t) for t in self._finished(0))
+        return {t.drafting.draft for t in found if t is not None and t.drafting.draft is not None}
+
     def begin_again(self) -> None:
         """Search afresh: what was tried stays in the study and counts no more."""
         self.note("trials_from", len(self._study.get_trials(deepcopy=False)))
-        self.note(WINNER, None)
-        self.note(RUNNER_UP, None)
+        for key in (WINNER, RUNNER_UP, SEARCHED, OPENED):
+            self.note(key, None)
 
     def tried(self) -> list[Tried]:
         """Finished trials of this protocol and of today's space, in order; interrupted ones left out.
@@ -144,7 +181,7 @@ class CellStudy:
         What cannot work in any launch stays known when the search begins again.
         """
         first = self._first
-        found = [(trial.number, t) for trial in self._finished(0) if (t := _tried(trial))]
+        found = [(trial.number, t) for trial in self._finished(0) if (t := self._tried(trial))]
         return [
             t
             for number, t in found
@@ -190,6 +227,7 @@ class CellStudy:
         self._space.suggest(trial)
         trial.set_user_attr("drafting", drafting.to_json())
         trial.set_user_attr("protocol", self._protocol)
+        trial.set_user_attr("draft_id", self.draft_id(drafting))
         if predicted is not None:
             trial.set_user_attr("predicted", dict(predicted))
         return Ask(self._study, trial)
@@ -198,6 +236,16 @@ class CellStudy:
     def _first(self) -> int:
         """Number of the first trial that counts."""
         return int(self.noted("trials_from") or 0)
+
+    def _tried(self, trial: FrozenTrial) -> Tried | None:
+        """What a trial found, by the path that its draft has today; ``None`` where that says nothing of today's drafts."""
+        tried = _tried(trial)
+        if tried is None:
+            return None
+        began = trial.datetime_start.timestamp() if trial.datetime_start is not None else 0.0
+        identity = str(trial.user_attrs.get("draft_id") or "")
+        today = self._space.drafts.today(tried.drafting, identity, began)
+        return None if today is None else replace(tried, drafting=today)
 
     def _finished(self, first: int | None = None) -> list[FrozenTrial]:
         trials = self._study.get_trials(deepcopy=False)
@@ -258,10 +306,10 @@ class Ask:
 
 
 def _tried(trial: FrozenTrial) -> Tried | None:
-    if "drafting" not in trial.user_attrs:
-        return None
     attributes = trial.user_attrs
-    drafting = Drafting.from_json(attributes["drafting"])
+    drafting = Drafting.understood(attributes.get("drafting"))
+    if drafting is None:
+        return None  # not ours, or of a version that knows more
     if trial.state is TrialState.FAIL and "reason" not in attributes:
         return None  # interrupted: it may be tried again
     value = trial.value if trial.value is not None and math.isfinite(trial.value) else None

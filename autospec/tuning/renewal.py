@@ -49,8 +49,8 @@ def renewal_of(study: CellStudy, stored: Recommendation | None, *, proven: bool)
     # An epoch that was noted by a tune without `--again`, or just before a kill, is no renewal's.
     if epoch is None or study.noted(RENEWAL) != epoch:
         return Renewal()
-    winner = study.noted(WINNER)
-    if winner is not None and Drafting.from_json(winner).is_off:
+    winner = Drafting.understood(study.noted(WINNER))
+    if winner is not None and winner.is_off:
         return Renewal(epoch, finished=True, holds=True)
     finished = (
         stored is not None

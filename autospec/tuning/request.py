@@ -15,6 +15,7 @@ from autospec.cells import Hardware, PromptType
 from autospec.measure.verdict import METHOD
 from autospec.prompts.suite import Suite
 from autospec.tuning.definition import StudyDefinition
+from autospec.tuning.draft_identity import draft_file
 from autospec.tuning.space import Arm, Space
 
 __all__ = ["TuneRequest", "judged_drafts", "space_for", "why_nothing"]
@@ -33,7 +34,7 @@ class TuneRequest:
         suite: The prompts.
         args: The user's launch settings as server arguments.
         temperature: 0 is greedy.
-        context_tokens: Context of the launches where `args` name none.
+        context_tokens: Context of measured launches where `args` name none; no export contains it.
         storage: SQLAlchemy URL.
         study_storage: Address of Optuna's gRPC proxy for the studies; empty keeps them in `storage`.
         budget_s: Instead of the definition's.
@@ -69,7 +70,7 @@ class TuneRequest:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     def settings(self) -> LaunchSettings:
-        """The launch settings, the context among them: servers fit it to memory else, and differently with a draft.
+        """The user's launch settings with what measuring adds, the context: servers fit it to memory else, and differently with a draft.
 
         MLX has no such setting: its caches grow with the text.
         """
@@ -111,6 +112,7 @@ def space_for(definition: StudyDefinition, capabilities: Capabilities, fitting: 
                 c.n_max,
                 takes_p_min=c.takes_p_min and capabilities.takes_p_min,
                 only=capabilities.only,
+                file=None if c.draft is None else draft_file(c.model),
             )
             for c in named
         ]

@@ -20,7 +20,7 @@ from autospec.hardware.device_memory import Device, devices_here
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
-from autospec.recommendations import Recommendation, Verdict
+from autospec.recommendations import LIKELY, Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
 from autospec.tuning import standing
@@ -35,6 +35,8 @@ from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, resident_launches
 from autospec.tuning.machine_lock import machine_lock
 from autospec.tuning.opening import Opening
+from autospec.tuning.optuna_study import OPENED
+from autospec.tuning.outlook import likely_of
 from autospec.tuning.pairing import Pairing
 from autospec.tuning.progress import Progress
 from autospec.tuning.proof import Proof
@@ -83,7 +85,7 @@ class Tuning:
             KeyboardInterrupt: Passed on after everything known has been stored.
         """
         with machine_lock(f"tune {self.request.model.name}"), ExitStack() as stack:
-            store = open_store(self.request.storage)
+            store = open_store(self.request.storage, self.progress.tell)
             stack.callback(store.close)
             locks = stack.enter_context(CellLocks(self.request.storage))
             self._run(Opening(self.request, self.hardware, store, locks, self.progress.tell))
@@ -189,6 +191,7 @@ class Tuning:
                 unsearched = [c for c in cells if not c.searched]
                 if unsearched:
                     self._search(unsearched, rig, asking, store)
+                cells = [c for c in cells if not self._settle(store, c)]
                 per_request = self.backend.capabilities().drafting_per_request
                 if per_request:
                     compare_idle_drafts(cells, rig, asking, store)
@@ -235,7 +238,28 @@ class Tuning:
             raise failed[0]
 
     def _save(self, store: Store, recommendation: Recommendation, cell: CellRun) -> None:
-        standing.save(store, resting_on(recommendation, cell.cell, self._drafts), self.hardware, cell.cell)
+        rested = resting_on(
+            recommendation,
+            cell.cell,
+            self._drafts,
+            draft_id=cell.study.draft_id(recommendation.tried),
+            user_settings=self.request.args,
+        )
+        standing.save(store, rested, self.hardware, cell.cell, cell.stands)
+        if cell.opened_for and recommendation.status is Status.PROVEN:
+            cell.study.note(OPENED, None)
+
+    def _settle(self, store: Store, cell: CellRun) -> bool:
+        """Whether the search for further drafts has found what was proven before: no second proof of the same pairs."""
+        if cell.stands is None or not standing.settles(cell.winner, cell.stands):
+            return False
+        proof, cell.stands = cell.stands, None
+        self._save(store, proof, cell)
+        stays = "drafting" if proof.tried.is_off else proof.tried.label
+        self.progress.tell(
+            f"{cell.prompt_type}: {' and '.join(cell.opened_for)} did not beat {stays}; what was proven stays."
+        )
+        return True
 
     def _search(self, cells: Sequence[CellRun], rig: Rig, asking: Asking, store: Store) -> None:
         forecast = None
@@ -260,10 +284,11 @@ class Tuning:
             plain = self.backend.command(model_path, OFF, settings)
         except UnsupportedError:
             command = plain = ()
+        proof, search = (pairing.known(cell.cell.key, cell.winner, p) for p in (Phase.PROVE, Phase.SEARCH))
         recommendation = conclude(
             cell,
-            pairing.known(cell.cell.key, cell.winner, Phase.PROVE),
-            pairing.known(cell.cell.key, cell.winner, Phase.SEARCH),
+            proof,
+            search,
             rule=self.request.definition.rule,
             arguments=[a for a in command if a not in plain]
             if cell.winner.is_off
@@ -279,6 +304,9 @@ class Tuning:
             marks["left_out"] = left_out
         if cell.cell.key in self._epochs:
             marks[EPOCH] = self._epochs[cell.cell.key]
+        launch_s = self._cost.launch_seconds / max(1, self._cost.launches)
+        if likely := likely_of(cell, proof, search, self.request.definition, launch_s):
+            marks[LIKELY] = likely
         try:
             noted = {"prediction": prediction_of(cell), "idle_draft": idle_draft_of(cell)}
             marks |= {name: note for name, note in noted.items() if note is not None}

@@ -94,6 +94,10 @@ class Search:
         """Search until done. Every trial is in the studies when this returns or raises."""
         done = self._recall()
         leaders = [d for d in self._space.leaders() if d not in self._known]
+        if news := {draft for cell in self._cells for draft in cell.news}:
+            # What was tried before these drafts came uses up neither their trials nor their patience.
+            done, self._idle = sum(d.draft in news for d in self._known), 0
+            leaders.sort(key=lambda d: d.draft not in news)
         while self._cells and done < self._definition.trials and self._idle < self._definition.patience:
             active = [c for c in self._cells if not self._hopeless(c)]
             if not active or not self._time_for_another():
@@ -291,7 +295,7 @@ class Search:
     def _hopeless(cell: CellRun) -> bool:
         best = cell.best
         tries = len(cell.trial_values)
-        return best is not None and tries >= 5 and best[1] < _HOPELESS
+        return best is not None and tries >= 5 and best[1] < _HOPELESS and not cell.news
 
     def _try(self, drafting: Drafting, cells: Sequence[CellRun], number: int) -> None:
         asks = {cell.cell.key: cell.study.start(drafting, self._predicted(cell, drafting)) for cell in cells}

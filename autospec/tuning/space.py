@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any, Protocol
 
 from autospec.drafting import OFF, Drafting, Mode
+from autospec.store.drafts import DraftFile, DraftFiles
 from autospec.tuning.definition import SpaceDefinition
 
 __all__ = ["Arm", "Chooser", "Space"]
@@ -66,6 +67,7 @@ class Arm:
         draft: Path of the draft model, or ``None``.
         n_max_limit: Most tokens that the draft can propose in a cycle; 0 where there is no limit.
         takes_p_min: False if neither backend nor draft takes a p-min.
+        file: What the draft is known by; ``None`` where it is not known.
         only: The one (n_max, p_min) with which the backend drafts, where it cannot be told otherwise.
     """
 
@@ -74,13 +76,15 @@ class Arm:
     n_max_limit: int = 0
     takes_p_min: bool = True
     only: tuple[int, float | None] | None = None
+    file: DraftFile | None = None
 
     @property
     def label(self) -> str:
-        """The value of the arm parameter: readable, and unique among a study's arms by the path's hash."""
+        """The value of the arm parameter: readable, and unique among a study's arms by what the draft is."""
         if self.draft is None:
             return str(self.mode)
-        digest = hashlib.sha256(self.draft.encode()).hexdigest()[:4]
+        known_by = self.draft if self.file is None else self.file.identity
+        digest = hashlib.sha256(known_by.encode()).hexdigest()[:4]
         return f"{self.mode} {PurePath(self.draft).name.removesuffix('.gguf')} #{digest}"
 
 
@@ -95,6 +99,17 @@ class Space:
 
     arms: tuple[Arm, ...]
     definition: SpaceDefinition
+
+    @property
+    def drafts(self) -> DraftFiles:
+        """The draft files of the arms."""
+        arms = [(a.draft, a.file) for a in self.arms]
+        return DraftFiles({draft: file for draft, file in arms if draft is not None and file is not None})
+
+    def draft_id(self, draft: str) -> str:
+        """What a draft is known by: its identity, or its path where that is not known."""
+        file = self.drafts.by_path.get(draft)
+        return draft if file is None else file.identity
 
     @property
     def arm_parameter(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from autospec.backends.flags import WHOLE_BATCHES
 from autospec.backends.in_force import canary
@@ -28,7 +28,6 @@ from autospec.predict.survey import DraftPass, batch_sizes, pass_of, record, tim
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.cell_run import CellRun
-from autospec.tuning.draft_identity import draft_identity
 from autospec.tuning.hopeless import nothing_pays
 from autospec.tuning.progress import Step
 from autospec.tuning.rig import Rig
@@ -159,8 +158,9 @@ class Surveying:
         for c in self._cells:
             stored = self._store.surveys(c.cell.key, self._protocol, RECORDING)
             # An earlier run may have recorded prompts that are not among today's.
-            known = {p.id: stored[p.id] for p in self._prompts(c) if p.id in stored}
-            found[c.cell.key] = {name: Recording.from_json(data) for name, data in known.items()}
+            wanted = [p.id for p in self._prompts(c)]
+            read = {name: _read(Recording.from_json, stored.get(name)) for name in wanted}
+            found[c.cell.key] = {name: r for name, r in read.items() if r is not None}
         enough_s = self._search_left_s() * (1.0 - _RECORDING_SHARE)
         places = self._places()
         for number, (cell, prompt) in enumerate(((p.cell, p.prompt) for p in places), start=1):
@@ -180,8 +180,8 @@ class Surveying:
         """What every launch answers first, before it counts as launched."""
         cell = self._cells[0]
         stored = self._store.surveys(cell.cell.key, self._protocol, _CANARY).get(_CANARY)
-        if stored is not None:
-            return Recording.from_json(stored)
+        if (known := _read(Recording.from_json, stored)) is not None:
+            return known
         recorded = record(_asked(main), _CANARY, canary(OFF))
         for each in self._cells:
             self._keep(each, _CANARY, _CANARY, recorded.to_json())
@@ -256,14 +256,14 @@ class Surveying:
     def _pass(
         self, draft: str, recordings: dict[str, dict[str, Recording]], late: Callable[[], bool]
     ) -> DraftPass:
-        identity = draft_identity(draft)
+        identity = self._rig.space.draft_id(draft)
         profiles: dict[str, AnswerProfile] = {}
         missing: list[tuple[CellRun, Recording]] = []
         stored = {c.cell.key: self._store.surveys(c.cell.key, self._protocol, "profile") for c in self._cells}
         for cell, recording in self._by_turns(recordings):
             data = stored[cell.cell.key].get(f"{identity}/{recording.prompt_id}")
-            if data is not None:
-                profiles[recording.prompt_id] = AnswerProfile.from_json(data)
+            if (profile := _read(AnswerProfile.from_json, data)) is not None:
+                profiles[recording.prompt_id] = profile
             else:
                 missing.append((cell, recording))
         times = self._stored_times(identity)
@@ -367,8 +367,8 @@ class Surveying:
     def _stored_times(self, name: str) -> DraftPass | None:
         for cell in self._cells:
             data = self._store.surveys(cell.cell.key, self._protocol, "times").get(name)
-            if data is not None:
-                return DraftPass.from_json(data)
+            if (times := _read(DraftPass.from_json, data)) is not None:
+                return times
         return None
 
     def _keep_times(self, name: str, times: DraftPass) -> None:
@@ -397,6 +397,14 @@ def _whole_alone(path: str) -> bool:
     """Whether batches of a model are computed whole only by a server that is launched so."""
     model = _header(path)
     return model is not None and (model.has_recurrent_state or model.sliding_window > 0)
+
+
+def _read(from_json: Callable[[dict[str, Any]], T], data: dict[str, Any] | None) -> T | None:
+    """What was kept, or ``None`` where nothing was or another version kept it otherwise: then it is made again."""
+    try:
+        return None if data is None else from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _asked(main: Main) -> Tokens:

@@ -17,6 +17,7 @@ from autospec.measure.measurements import Phase
 from autospec.recommendations import Verdict
 from autospec.settings import load_settings
 from autospec.store.database import open_store
+from autospec.store.drafts import DraftFile, DraftFiles
 from tests.report.samples import DRAFTING, measurement, recommendation
 
 KEY = "aaaabbbbcccc"
@@ -112,6 +113,50 @@ def test_disturbed_pairs_are_left_out(tuned):
     store.close()
     figures = json.loads(run("-m", "main", "--json").stdout)["explanations"][0]["figures"]
     assert set(figures["prompts"]) == {"p1", "p2"}
+
+
+def test_measurements_of_a_replaced_draft_are_left_out(tuned):
+    """Of another file under the same path; those of the same file count, also from its old place."""
+    store = open_store(load_settings().storage)
+    store.save_recommendation(recommendation(evidence={"draft_id": "now"}), identify(), KEY)
+    moved = replace(DRAFTING, draft="/old/place/draft.gguf")
+    for identity, prompt, drafting in (("before", "p8", DRAFTING), ("now", "p9", moved)):
+        store.drafts = DraftFiles({drafting.draft: DraftFile(identity)})
+        for half in (False, True):
+            side = {"drafting": drafting} if half else {}
+            store.add_measurement(measurement(with_drafting=half, prompt=prompt, compared=drafting, **side))
+    store.close()
+    figures = json.loads(run("-m", "main", "--json").stdout)["explanations"][0]["figures"]
+    assert set(figures["prompts"]) == {"p1", "p2", "p9"}
+
+
+def test_what_is_likely_is_said(tuned):
+    """With its chance; the verdict stays undecided."""
+    likely = {"speedup": 1.72, "interval": [1.5, 1.9], "chance": 0.987, "about_s": 240}
+    store = open_store(load_settings().storage)
+    store.save_recommendation(recommendation(Verdict.UNDECIDED, evidence={"likely": likely}), identify(), KEY)
+    store.close()
+    said = " ".join(run("--model", "main").stdout.split())
+    assert (
+        "is likely, +72 %, about 4 more minutes would prove it: the chance that it gains enough is 98.7%."
+        in said
+    )
+
+
+def test_rows_of_another_version_are_left_out_with_a_warning(tuned):
+    """A machine's state that is no JSON object, and a drafting with a mode of its own among what was proved as well."""
+    store = open_store(load_settings().storage)
+    also = [
+        {"drafting": {"mode": "mtp-adaptive"}, "speedup": 1.1, "speedup_ci": None, "verdict": "undecided"}
+    ]
+    store.save_recommendation(recommendation(evidence={"also_proved": also}), identify(), KEY)
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE autospec_measurements SET machine = '[' WHERE prompt_id = 'p1'")
+    store.close()
+    result = run("-m", "main", "--json")
+    assert result.exit_code == 0
+    assert set(json.loads(result.stdout)["explanations"][0]["figures"]["prompts"]) == {"p2"}
+    assert "does not understand 4 measurements in the database" in result.stderr
 
 
 def test_a_search_speaks_where_nothing_was_proven(tuned):

@@ -117,6 +117,40 @@ def test_args_of_off_are_an_empty_line(remember):
     assert "off: start the server without drafting flags" in result.stderr
 
 
+def test_args_of_what_is_likely_are_off_and_say_so(remember):
+    """Nothing is piped into a server that is not proven; the line for people is on stderr."""
+    likely = {"speedup": 1.72, "interval": [1.5, 1.9], "chance": 0.99, "about_s": 240}
+    remember(recommendation(Verdict.UNDECIDED, status=Status.PROVISIONAL, evidence={"likely": likely}))
+    result = run("--format", "args")
+    assert result.stdout == "\n"
+    assert "is likely, +72 %, about 4 more minutes would prove it" in result.stderr
+    found = json.loads(run("--json").stdout)["recommendations"][0]
+    assert (found["verdict"], found["drafting"], found["tried"]["mode"]) == (
+        "undecided",
+        {"mode": "off"},
+        "draft-model",
+    )
+    assert found["evidence"]["likely"] == likely
+
+
+def test_one_row_of_a_newer_version_leaves_the_others(remember):
+    """It is left out with a warning; before, the command ended with a traceback."""
+    remember(recommendation(), recommendation(prompt_type=PromptType.WRITING))
+    store = open_store(load_settings().storage)
+    newer = recommendation(Verdict.DISABLE, prompt_type=PromptType.MATH)
+    store.save_recommendation(newer, identify(), "newer")
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE autospec_recommendations SET recommendation = replace(recommendation, 'draft-model', 'mtp-adaptive')"
+            " WHERE cell_key = 'newer'"
+        )
+    store.close()
+    result = run("--json")
+    assert result.exit_code == 0
+    assert [r["prompt_type"] for r in json.loads(result.stdout)["recommendations"]] == ["coding", "writing"]
+    assert "does not understand 1 recommendation in the database" in result.stderr
+
+
 def test_args_that_differ_ask_for_the_prompt_type(remember):
     """Exit 2 with what each kind of prompt wants; with the choice made, its flags."""
     remember(recommendation(), recommendation(Verdict.DISABLE, prompt_type=PromptType.WRITING))

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import pytest
 
+from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, UnknownModelError
 from autospec.proxy.app import Rules
@@ -34,6 +35,7 @@ class LentServer:
     backend: str = "llama-server"
     build: str = "b1"
     drafting: Drafting = OFF
+    likely: frozenset[PromptType | None] = frozenset()
     fields: Mapping[str, Any] = field(default_factory=dict)
     requests: int = 0
     deaths: int = 0

@@ -117,6 +117,64 @@ def test_naming():
     assert known(coding, editing, recommend(OFF, PromptType.CHAT)).naming(LOOKUP) == [coding, editing]
 
 
+LIKELY = {"speedup": 1.72, "interval": [1.5, 1.9], "chance": 0.99, "about_s": 240}
+
+
+def undecided(**changes):
+    """A cell whose proof is not finished, and whose drafting is likely."""
+    entry = recommend(LOOKUP, status=Status.PROVISIONAL, likely=LIKELY)
+    found = dataclasses.replace(entry.recommendation, verdict=Verdict.UNDECIDED, drafting=OFF, **changes)
+    return dataclasses.replace(entry, recommendation=found)
+
+
+def test_what_is_likely_is_off_unless_the_user_trusts_it():
+    """A wrong drafting costs more than a missed one: the default is off."""
+    assert known(undecided()).draftings == ()
+    found = known_of(ALPHA, PLACE, [undecided()], TRUST, likely=True, exists=lambda _: True)
+    assert found.draftings == (LOOKUP,)
+    assert found.recommendations[0].speedup == 1.72
+    assert found.likely(LOOKUP) == {PromptType.CODING}
+    assert "is likely and not proven" in found.notes[0]
+    assert found.stored[0].recommendation.verdict is Verdict.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        undecided(evidence={}),
+        undecided(evidence={"likely": {"speedup": "much"}}),
+        undecided(tried=OFF),
+        undecided(status=Status.STALE),
+        recommend(OFF, likely=LIKELY),
+    ],
+)
+def test_only_what_is_likely_here_is_trusted(entry):
+    """Not without the evidence, not where another verdict stands."""
+    found = known_of(ALPHA, PLACE, [entry], TRUST, likely=True, exists=lambda _: True)
+    assert found.draftings == ()
+
+
+def test_what_is_likely_for_another_build_or_without_its_draft_is_off():
+    """It says nothing of another cell, and a draft that is gone cannot be launched."""
+    elsewhere = Place(HERE, OTHER_BUILD, ARGS)
+    assert known_of(ALPHA, elsewhere, [undecided()], TRUST, likely=True).draftings == ()
+    drafted = undecided(tried=Drafting(Mode.DRAFT_MODEL, draft="/gone.gguf", n_max=8, n_min=0))
+    assert known_of(ALPHA, PLACE, [drafted], TRUST, likely=True, exists=lambda _: False).draftings == ()
+
+
+def test_what_is_proven_is_not_likely():
+    """The mark is for what is not."""
+    assert known(recommend(LOOKUP)).likely(LOOKUP) == frozenset()
+
+
+def test_a_likely_drafting_that_does_not_start_is_not_tried_again():
+    """Its recommendation stays undecided and provisional, with the mark for this build."""
+    marked = marked_stale(undecided(), BUILD, "no")
+    assert (marked.status, marked.verdict) == (Status.PROVISIONAL, Verdict.UNDECIDED)
+    entry = dataclasses.replace(undecided(), recommendation=marked)
+    assert known_of(ALPHA, PLACE, [entry], TRUST, likely=True).draftings == ()
+
+
 def test_the_setting_is_checked():
     """A word that is no status is told."""
     assert trusted(("proven",)) == {Status.PROVEN}

@@ -154,6 +154,16 @@ def test_headers_tell_and_force_type_and_drafting(loop, storage, backend):
     assert backend.asked[1].header(b"x-autospec-drafting") is None
 
 
+@pytest.mark.parametrize(("kind", "told"), [("coding", " (likely)"), ("math", "")])
+def test_the_header_tells_what_is_only_likely(loop, storage, backend, kind, told):
+    """For the kinds of prompts for which it is; for others the same drafting may be proven."""
+    drafting = Drafting(Mode.DRAFT_MODEL, draft="/m/d.gguf", n_max=8)
+    lent = LentServer(backend.base_url, drafting=drafting, likely=frozenset({PromptType.CODING}))
+    with proxy_over(loop, OneModel([lent]), storage) as proxy:
+        answer = ask(proxy, headers={"x-autospec-prompt-type": kind})
+        assert answer.headers["x-autospec-drafting"] == f"draft-model d n_max=8{told}"
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("drafting", "on"), ("drafting", "ngram-mod"), ("prompt-type", "poems")]
 )

@@ -103,6 +103,15 @@ def test_a_measured_gain_that_was_not_proven_counts_for_nothing():
     assert part.launches == (OFF,)
 
 
+@pytest.mark.parametrize("likely", [False, True])
+def test_the_plan_says_what_is_only_likely(likely):
+    """The words name it; the routes are the same."""
+    advice = {PromptType.CODING: Advice(CODER, 1.8, 15.0, likely=likely)}
+    part = make_plan([needs(advice=advice, tokens_per_s={PromptType.CODING: 2.0})], AMPLE).models[0]
+    assert part.launches == (CODER,)
+    assert (f"{CODER.label} (likely) for coding" in part.reason) is likely
+
+
 def test_first_launch_follows_the_request_that_asked_for_it():
     """A model that is started for coding is started with the drafting for coding, however little was seen."""
     part = make_plan([needs(tokens_per_s={PromptType.CODING: 0.001})], AMPLE).models[0]

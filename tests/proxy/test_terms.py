@@ -39,6 +39,7 @@ def test_what_the_user_set():
             "queue_limit": 3,
             "queue_deadline": "10s",
             "serve_statuses": ["proven"],
+            "trust": "likely",
             "server_args": ["-ngl", "99"],
         }
     )
@@ -50,6 +51,7 @@ def test_what_the_user_set():
         10.0,
     )
     assert (terms.trust, terms.args, terms.maps_weights) == ({Status.PROVEN}, ("-ngl", "99"), False)
+    assert terms.likely
 
 
 @pytest.mark.parametrize("wrong", [{"serve_statuses": ["good"]}, {"queue_deadline": ""}])

@@ -39,7 +39,12 @@ def recommendation(verdict: Verdict = Verdict.ENABLE, **changes: Any) -> Recomme
         else "the best found is slower",
         "status": Status.PROVEN,
         "created_at": "2026-11-20T10:00:00+00:00",
-        "evidence": {"args": ARGS, "command": ["/opt/llama-server", "-m", "x"], "settings": ["-c", "4096"]},
+        "evidence": {
+            "args": ARGS,
+            "command": ["/opt/llama-server", "-m", "x"],
+            "settings": ["-ngl", "99", "-c", "4096"],
+            "user_settings": ["-ngl", "99"],
+        },
     }
     return Recommendation(**{**fields, **changes})
 

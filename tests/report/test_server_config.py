@@ -106,12 +106,36 @@ def test_a_preset_has_a_section_for_each_kind_of_prompt():
     ini = parsed(text)
     assert dict(ini["Main-7B-Q4_K_M-coding"]) == {
         "model": "/models/Main-7B-Q4_K_M.gguf",
-        "c": "4096",
+        "ngl": "99",
         "spec-type": "draft-simple",
         "spec-draft-model": "/models/draft.gguf",
         "spec-draft-n-max": "8",
     }
-    assert dict(ini["Main-7B-Q4_K_M-writing"]) == {"model": "/models/Main-7B-Q4_K_M.gguf", "c": "4096"}
+    assert dict(ini["Main-7B-Q4_K_M-writing"]) == {"model": "/models/Main-7B-Q4_K_M.gguf", "ngl": "99"}
+
+
+@pytest.mark.parametrize(
+    ("evidence", "exported"),
+    [
+        ({"user_settings": [], "settings": ["-c", "4096"]}, []),
+        ({"user_settings": ["-c", "4096"], "settings": ["-c", "4096"]}, ["-c", "4096"]),
+        ({"user_settings": ["-c", "32768"], "settings": ["-c", "32768"]}, ["-c", "32768"]),
+        ({"settings": ["-ngl", "99", "-c", "4096"]}, ["-ngl", "99"]),
+        ({"settings": ["-c", "4096"]}, []),
+        ({"settings": ["-c", "4096", "-ngl", "99"]}, ["-c", "4096", "-ngl", "99"]),
+        ({"settings": ["-c", "32768"]}, ["-c", "32768"]),
+        ({"settings": ["--jinja"]}, ["--jinja"]),
+        ({}, []),
+    ],
+)
+def test_the_context_of_measuring_is_not_exported(evidence, exported):
+    """Only what the user gave; older recommendations have it as the last of the cell's settings."""
+    r = recommendation(Verdict.DISABLE, evidence=evidence)
+    command = yaml.safe_load(llama_swap_text([r]).text)["models"]["Main-7B-Q4_K_M-coding"]["cmd"]
+    assert shlex.split(command)[5:] == exported
+    assert mlx_command([recommendation(Verdict.DISABLE, backend="mlx", evidence=evidence)])[3:] == tuple(
+        exported
+    )
 
 
 def test_a_flag_without_a_value_is_true_in_a_preset():
@@ -152,7 +176,7 @@ def test_llama_swap_gets_valid_yaml_with_a_command_that_a_shell_can_split():
     models = yaml.safe_load(text)["models"]
     assert list(models) == ["Main-7B-Q4_K_M-coding", "off-coding"]
     words = shlex.split(models["Main-7B-Q4_K_M-coding"]["cmd"])
-    assert words == ["/opt/llama-server", "--port", "${PORT}", "--model", path, "-c", "4096", *ARGS]
+    assert words == ["/opt/llama-server", "--port", "${PORT}", "--model", path, "-ngl", "99", *ARGS]
 
 
 def test_llama_swap_uses_the_given_program_for_the_embedded_backend():

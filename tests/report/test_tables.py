@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -12,7 +13,7 @@ from autospec.drafting import OFF
 from autospec.recommendations import Status, Verdict
 from autospec.report.studies import StudySummary, TrialSummary
 from autospec.report.tables import recommendation_table, studies_table, trials_table
-from autospec.report.words import age, percent
+from autospec.report.words import age, likely_words, percent
 from tests.report.samples import DRAFTING, ELSEWHERE, recommendation, stored
 
 NOW = dt.datetime(2026, 11, 23, 10, tzinfo=dt.UTC)
@@ -49,6 +50,45 @@ def test_a_stale_row_says_why():
     changed = "the backend's build changed from b1 to b2"
     r = recommendation(Verdict.DISABLE, status=Status.STALE, evidence={"stale_reason": changed})
     assert f"run off: the best found is slower; stale, as {changed}" in shown(recommendation_table([r], NOW))
+
+
+LIKELY = {"speedup": 1.72, "interval": [1.55, 1.91], "chance": 0.999, "about_s": 240}
+
+
+@pytest.mark.parametrize(
+    ("likely", "words"),
+    [
+        (LIKELY, "likely, +72 %, about 4 more minutes would prove it"),
+        ({**LIKELY, "about_s": 20}, "likely, +72 %, about 1 more minute would prove it"),
+        ({**LIKELY, "about_s": None}, "likely, +72 %, not proven"),
+        ({}, ""),
+        (None, ""),
+        ("soon", ""),
+    ],
+)
+def test_what_is_likely_in_words(likely, words):
+    """With the time that a proof would take; values of another version say nothing."""
+    r = recommendation(Verdict.UNDECIDED, status=Status.PROVISIONAL, evidence={"likely": likely})
+    assert likely_words(r) == words
+
+
+def test_a_likely_answer_stands_in_the_row_and_below():
+    """The verdict stays undecided and the advice off."""
+    r = recommendation(
+        Verdict.UNDECIDED,
+        status=Status.PROVISIONAL,
+        reason="Only searched so far.",
+        evidence={"likely": LIKELY},
+    )
+    text = " ".join(shown(recommendation_table([r])).split())
+    assert "undecided" in text
+    assert "run off: likely, +72 %, about 4 more minutes would prove it; Only searched so far." in text
+    assert "likely" not in shown(recommendation_table([replace(r, evidence={})]))
+
+
+def test_what_is_proven_is_not_called_likely():
+    """Also where its evidence says that it was, once."""
+    assert likely_words(recommendation(evidence={"likely": LIKELY})) == ""
 
 
 def test_what_is_unknown_is_a_dash():

@@ -157,6 +157,7 @@ def test_what_is_no_setting_is_left_alone(home: dict[str, str], variable: str):
         ('budget = "soon"', "a duration"),
         ("study = 3", "a name or a path"),
         ('state_dir = ""', "a path"),
+        ('trust = "hope"', '"proven" or "likely"'),
     ],
 )
 def test_a_wrong_type_names_the_key_and_what_was_expected(home: dict[str, str], line: str, expected: str):

@@ -16,10 +16,12 @@ from autospec.cells import Hardware
 from autospec.errors import StoreError
 from autospec.recommendations import Status
 from autospec.store.database import open_store
+from autospec.store.drafts import DraftFile, DraftFiles
 from autospec.store.locks import CellLocks
 from autospec.store.reader import read_recommendations
+from autospec.store.schema import SCHEMA
 from autospec.tuning.optuna_study import open_storage
-from tests.report.samples import recommendation
+from tests.report.samples import DRAFTING, measurement, recommendation
 from tests.store.grpc_proxy import grpc_proxy_over
 from tests.store.one_machine import TYPES
 
@@ -37,6 +39,35 @@ def database(postgres_url: str, request: pytest.FixtureRequest) -> str:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
     engine.dispose()
     return postgres_url.rpartition("/")[0] + f"/{name}"
+
+
+def test_an_older_database_is_brought_up_to_date(database: str):
+    """On PostgreSQL too: the column that it lacks is added, and rows of a newer version are left out."""
+    store = open_store(database)
+    for key in (KEY, "other"):
+        store.save_recommendation(recommendation(), Hardware("m-1", "Chip", 1 << 34), key)
+    store.close()
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:
+        for statement in (
+            "DROP TABLE autospec_meta",
+            "ALTER TABLE autospec_measurements DROP COLUMN draft_id",
+            "UPDATE autospec_recommendations SET recommendation = '[]' WHERE cell_key = 'other'",
+        ):
+            connection.execute(sa.text(statement))
+    told: list[str] = []
+    store = open_store(database, told.append)
+    store.drafts = DraftFiles({DRAFTING.draft: DraftFile("one")})
+    store.add_measurement(measurement(with_drafting=True, cell_key=KEY))
+    assert len(store.measurements(KEY)) == 1
+    assert [s.cell_key for s in store.recommendations()] == [KEY]
+    store.close()
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text("SELECT name, value FROM autospec_meta")).all()
+        assert connection.execute(sa.text("SELECT draft_id FROM autospec_measurements")).scalar() == "one"
+    engine.dispose()
+    assert dict(map(tuple, rows)) == {"schema": SCHEMA, "needs": 0}
+    assert "does not understand 1 recommendation" in told[0]
 
 
 def test_recommendations_are_kept_and_read(database: str):

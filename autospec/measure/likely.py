@@ -1,0 +1,105 @@
+"""An answer on the way: what is likely while the proof is not finished. Pure; it decides no verdict.
+
+The claim is that the true gain exceeds the threshold with a chance of at least 95 %. It comes from a Student's t interval
+around the mean of the prompts' ratios, which is made wider by what a launch may have of its own for all of its requests:
+3 % on either side of a ratio, the middle of what is seen on working machines (`autospec.measure.unpaired`), averaged over
+the launches. Where the drafting was chosen as the best of several by these very measurements, the chance that it is none is
+multiplied by their number (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autospec.measure.launch_scatter import ASSUMED_SD
+from autospec.measure.measurements import Pair
+
+__all__ = ["LEAST_CHANCE", "Likely", "likely_gain", "seconds_to_proof"]
+
+LEAST_CHANCE = 0.95
+# A t quantile of fewer degrees of freedom says nothing, and fewer prompts do not speak for their kind.
+_LEAST_PROMPTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Likely:
+    """What is likely of one drafting.
+
+    Attributes:
+        speedup: Estimate of drafting ÷ off.
+        interval: Of the speed-up; each end is wrong with 1 - `LEAST_CHANCE`.
+        chance: That the true gain exceeds the threshold, at least `LEAST_CHANCE`.
+        about_s: Seconds of measuring until this estimate would be proven; ``None`` where no look of the proof would do it.
+    """
+
+    speedup: float
+    interval: tuple[float, float]
+    chance: float
+    about_s: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the evidence."""
+        return {
+            "speedup": round(self.speedup, 4),
+            "interval": [round(end, 4) for end in self.interval],
+            # Never told as certain.
+            "chance": min(round(self.chance, 4), 0.9999),
+            "about_s": None if self.about_s is None else round(self.about_s),
+        }
+
+
+def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1) -> Likely | None:
+    """What the pairs of one drafting make likely.
+
+    Args:
+        pairs: Of one cell; those that count.
+        threshold: Least gain for `enable`, as a fraction.
+        chosen_from: How many draftings these very pairs had a part in choosing this one from; 1 for pairs of the proof.
+
+    Returns:
+        ``None`` where a gain is not likely, or too few prompts were asked.
+    """
+    from scipy.stats import t  # noqa: PLC0415  (half a second that most commands need not spend)
+
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    for pair in pairs:
+        by_prompt[pair.drafted.prompt_id].append(pair.log_ratio)
+    values = [statistics.median(ratios) for ratios in by_prompt.values()]
+    if len(values) < _LEAST_PROMPTS:
+        return None
+    center = statistics.fmean(values)
+    launches = sum(1 / len({half.launch_id for half in side}) for side in _sides(pairs))
+    variance = statistics.variance(values) / len(values) + ASSUMED_SD**2 * launches
+    error, freedom = math.sqrt(variance), len(values) - 1
+    missed = float(t.sf((center - math.log1p(threshold)) / error, freedom)) * chosen_from
+    if 1.0 - missed < LEAST_CHANCE:
+        return None
+    half = float(t.isf((1.0 - LEAST_CHANCE) / chosen_from, freedom)) * error
+    return Likely(math.exp(center), (math.exp(center - half), math.exp(center + half)), 1.0 - missed)
+
+
+def seconds_to_proof(
+    looks: Sequence[int], rounds: int, round_s: float, would_enable: Callable[[int], bool]
+) -> float | None:
+    """How long it takes to the first look that would enable.
+
+    Args:
+        looks: Rounds after which the proof is looked at, increasing.
+        rounds: That are complete.
+        round_s: What one round takes.
+        would_enable: Whether the look after so many rounds would enable if they showed what these show.
+
+    Returns:
+        Seconds; ``None`` where no look would.
+    """
+    at = next((at for at in looks if at > rounds and would_enable(at)), None)
+    return None if at is None else (at - rounds) * round_s
+
+
+def _sides(pairs: Sequence[Pair]) -> tuple[list[Any], list[Any]]:
+    return [p.off for p in pairs], [p.drafted for p in pairs]

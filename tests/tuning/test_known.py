@@ -1,0 +1,346 @@
+"""What a tune takes for known: drafts that came since open a proven cell, and a draft is known by its contents."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from autospec.catalog.model import Model
+from autospec.drafting import Drafting, Mode
+from autospec.recommendations import Status, Verdict
+from autospec.store.database import open_store
+from autospec.tuning import calm
+from autospec.tuning.definition import load_definition
+from autospec.tuning.request import TuneRequest
+from tests.catalog.making import make_model
+from tests.tuning.simulated import SimulatedBackend
+from tests.tuning.test_loop import TYPES, Silent, suite, tune
+
+CODING = TYPES[0]
+SPEED = {"draft": 1.3, "new": 1.6, "slow": 0.7}
+
+
+@pytest.fixture(autouse=True)
+def nobody_else_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tune waits a minute for busy neighbours; tests share their machine and do not."""
+    monkeypatch.setattr(calm, "busy", lambda _state: False)
+
+
+def draft(main: Model, name: str) -> Model:
+    """A draft that fits, with a file of its own."""
+    path = main.path.with_name(f"{name}.gguf")
+    path.write_text(name)
+    return make_model(name=name, path=path, bytes_per_token=main.bytes_per_token // 8, fingerprint=name,
+                      size_bytes=main.size_bytes // 8)  # fmt: skip
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> TuneRequest:
+    """A main model with one draft, one prompt type."""
+    main = make_model(name="main", path=tmp_path / "main.gguf")
+    return TuneRequest(
+        model=main,
+        models=(main, draft(main, "draft")),
+        definition=load_definition("quick"),
+        suite=suite(),
+        storage=f"sqlite:///{tmp_path / 'autospec.db'}",
+        prompt_types=(CODING,),
+    )
+
+
+def backend() -> SimulatedBackend:
+    """Each draft is as fast as its file's name says; n-grams do nothing."""
+
+    def speed(drafting: Drafting, _text: str) -> float:
+        return SPEED[Path(drafting.draft).stem] if drafting.draft else 0.99
+
+    return SimulatedBackend(speed, modes=frozenset({Mode.OFF, Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE}))
+
+
+def served(request: TuneRequest):
+    """What the store says of the cell."""
+    store = open_store(request.storage)
+    (found,) = store.recommendations()
+    store.close()
+    return found.recommendation
+
+
+def again(request: TuneRequest, progress: Silent | None = None) -> tuple[SimulatedBackend, object]:
+    """One more tune, with what it launched and what it recommends."""
+    simulated = backend()
+    result = tune(request, simulated, progress)
+    return simulated, result[CODING]
+
+
+def test_a_named_draft_opens_a_proven_cell(request_):
+    """It is searched and proved, and the sentence says why."""
+    _, first = again(request_)
+    assert (first.status, Path(first.drafting.draft).stem) == (Status.PROVEN, "draft")
+    new = draft(request_.model, "new")
+    progress = Silent()
+    _, second = again(replace(request_, drafts=(new,)), progress)
+    assert f"{CODING}: proven before, but new was not among the drafts tried." in progress.told
+    assert (second.verdict, second.status) == (Verdict.ENABLE, Status.PROVEN)
+    assert Path(second.drafting.draft).stem == "new"
+    assert second.speedup == pytest.approx(1.6, rel=0.02)
+
+
+def test_a_draft_that_has_come_since_opens_a_proven_cell(request_):
+    """It is found in the catalogue; a third tune has nothing to do."""
+    again(request_)
+    request = replace(request_, models=(*request_.models, draft(request_.model, "new")))
+    _, second = again(request)
+    assert Path(second.drafting.draft).stem == "new"
+    progress = Silent()
+    third, _ = again(request, progress)
+    assert not third.launched
+    assert f"{CODING}: proven before; --again measures afresh." in progress.told
+
+
+def test_a_cell_stays_closed_where_nothing_is_new(request_):
+    """Also where the draft that was tried is named."""
+    again(request_)
+    for request in (request_, replace(request_, drafts=request_.models[1:])):
+        simulated, _ = again(request)
+        assert not simulated.launched
+
+
+def test_the_same_winner_needs_no_second_proof(request_):
+    """The new draft is slower in the search: what was proven stays, and no prompt of the proof is asked again."""
+    _, first = again(request_)
+    request = replace(request_, models=(*request_.models, draft(request_.model, "slow")))
+    progress = Silent()
+    simulated, second = again(request, progress)
+    assert any(d.draft and "slow" in d.draft for d in simulated.launched)
+    assert not any("prove" in text for _, _, text in simulated.asked)
+    assert (second.drafting, second.pairs, second.created_at) == (
+        first.drafting,
+        first.pairs,
+        first.created_at,
+    )
+    assert any("slow did not beat draft-model draft" in told for told in progress.told)
+    assert set(second.evidence["basis"]["drafts"].values()) == {"draft", "slow"}
+    third, _ = again(request)
+    assert not third.launched
+
+
+def test_a_slower_named_draft_does_not_replace_what_is_proven(request_):
+    """Only the named draft is tried; the proof of the faster one stands, and tells what it was compared with."""
+    _, first = again(request_)
+    request = replace(request_, drafts=(draft(request_.model, "slow"),))
+    _, second = again(request)
+    assert (second.drafting, second.speedup) == (first.drafting, first.speedup)
+    assert second.evidence["also_proved"][-1]["verdict"] in ("disable", "undecided")
+    simulated, _ = again(request)
+    assert not simulated.launched
+
+
+def test_what_was_proven_is_served_while_the_cell_is_measured_again(request_):
+    """An interruption in the new search leaves it, and the next tune goes on with the new draft."""
+    _, first = again(request_)
+    request = replace(request_, drafts=(draft(request_.model, "new"),))
+    simulated = backend()
+
+    def interrupt(server, _text):
+        if server.drafting.draft and "new" in server.drafting.draft:
+            raise KeyboardInterrupt
+
+    simulated.before_answer = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        tune(request, simulated)
+    assert served(request).drafting == first.drafting
+    assert served(request).status is Status.PROVEN
+    _, second = again(request)
+    assert Path(second.drafting.draft).stem == "new"
+
+
+def test_an_interrupted_proof_of_a_new_draft_goes_on(request_):
+    """The search is over and knows the draft; the cell is open until the draft's proof is."""
+    again(request_)
+    request = replace(request_, drafts=(draft(request_.model, "new"),))
+    simulated = backend()
+
+    def interrupt(server, text):
+        if server.drafting.draft and "prove" in text:
+            raise KeyboardInterrupt
+
+    simulated.before_answer = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        tune(request, simulated)
+    progress = Silent()
+    _, second = again(request, progress)
+    assert f"{CODING}: proven before, but new was not among the drafts tried." in progress.told
+    assert Path(second.drafting.draft).stem == "new"
+
+
+def test_a_proof_from_before_searches_noted_their_drafts_tells_by_its_basis(request_):
+    """Databases of older versions: by mode and fingerprint."""
+    again(request_)
+    forget_notes(request_, "searched_drafts")
+    closed, _ = again(request_)
+    assert not closed.launched
+    _, second = again(replace(request_, models=(*request_.models, draft(request_.model, "new"))))
+    assert Path(second.drafting.draft).stem == "new"
+
+
+def forget_notes(request: TuneRequest, name: str) -> None:
+    """Take away what older versions did not keep with a study."""
+    engine = sa.create_engine(request.storage)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("DELETE FROM study_user_attributes WHERE key LIKE :key"), {"key": f"{name}%"}
+        )
+    engine.dispose()
+
+
+def interrupted_in_the_proof(request: TuneRequest, answers: int = 8) -> None:
+    """A tune that ends after a few answers of the proof."""
+    simulated = backend()
+    proved: list[str] = []
+
+    def interrupt(_server, text):
+        if "prove" in text:
+            proved.append(text)
+            if len(proved) > answers:
+                raise KeyboardInterrupt
+
+    simulated.before_answer = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        tune(request, simulated)
+
+
+def of_draft(simulated: SimulatedBackend) -> list[str]:
+    """What its launches with a draft were asked."""
+    return [text for _, drafting, text in simulated.asked if drafting.draft]
+
+
+def test_a_draft_that_was_replaced_does_not_pool_with_the_old_file(request_):
+    """Same path, same metadata, other contents: search and proof begin again with it."""
+    interrupted_in_the_proof(request_)
+    file = request_.models[1].path
+    file.write_text("another download of the same draft")
+    simulated, result = again(request_)
+    assert result.pairs == 8
+    assert {text for text in of_draft(simulated) if "tune" in text}
+    assert len({text for text in of_draft(simulated) if "prove" in text}) == 8
+    assert all(m.started_at >= file.stat().st_mtime for m in pairs_with_draft(request_, request_.models[1]))
+
+
+def pairs_with_draft(request: TuneRequest, model: Model):
+    """Stored measurements that count for the draft as it is now."""
+    from autospec.store.drafts import DraftFiles
+    from autospec.tuning.draft_identity import draft_file
+
+    store = open_store(request.storage)
+    store.drafts = DraftFiles({str(model.path): draft_file(model)})
+    (found,) = store.recommendations()
+    rows = [m for m in store.measurements(found.cell_key) if m.compared.draft is not None]
+    store.close()
+    return rows
+
+
+def test_a_draft_that_is_moved_keeps_its_trials_and_pairs(request_, tmp_path):
+    """The proof goes on where it was, under the new path."""
+    interrupted_in_the_proof(request_)
+    main, old = request_.models
+    (tmp_path / "elsewhere").mkdir()
+    moved = replace(old, path=Path(shutil.move(old.path, tmp_path / "elsewhere" / old.path.name)))
+    simulated, result = again(replace(request_, models=(main, moved)))
+    assert not [text for text in of_draft(simulated) if "tune" in text]
+    assert len([text for text in of_draft(simulated) if "prove" in text]) == 4
+    assert (result.drafting.draft, result.pairs) == (str(moved.path), 8)
+
+
+def test_a_proven_draft_that_is_moved_is_served_from_its_new_place(request_, tmp_path):
+    """From the stored pairs: only the launch without drafting is needed."""
+    _, first = again(request_)
+    main, old = request_.models
+    (tmp_path / "elsewhere").mkdir()
+    moved = replace(old, path=Path(shutil.move(old.path, tmp_path / "elsewhere" / old.path.name)))
+    simulated, second = again(replace(request_, models=(main, moved)))
+    assert not simulated.asked
+    assert second.drafting == replace(first.drafting, draft=str(moved.path))
+    assert (second.status, second.pairs, second.speedup) == (Status.PROVEN, first.pairs, first.speedup)
+
+
+@pytest.mark.parametrize(("age_s", "asked"), [(3600.0, 4), (-3600.0, 8)])
+def test_rows_without_an_identity_count_where_the_file_is_older(request_, age_s, asked):
+    """Those of older versions: a file that was written after them may be another."""
+    interrupted_in_the_proof(request_)
+    engine = sa.create_engine(request_.storage)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE autospec_measurements SET draft_id = NULL"))
+        connection.execute(
+            sa.text("UPDATE trial_user_attributes SET value_json = '\"\"' WHERE key = 'draft_id'")
+        )
+    engine.dispose()
+    forget_notes(request_, "winner_draft_id")
+    forget_notes(request_, "searched_drafts")
+    at_s = time.time() - age_s
+    os.utime(request_.models[1].path, (at_s, at_s))
+    simulated, _ = again(request_)
+    assert len([text for text in of_draft(simulated) if "prove" in text]) == asked
+
+
+@pytest.mark.parametrize("args", [(), ("-ngl", "99"), ("-c", "512")])
+def test_the_users_settings_are_kept_apart_from_the_cells(request_, args):
+    """Measuring adds a context where the user gives none; the cell's key has it, an export must not."""
+    _, result = again(replace(request_, args=args))
+    added = () if "-c" in args else ("-c", "4096")
+    assert result.evidence["user_settings"] == list(args)
+    assert result.evidence["settings"] == [*args, *added]
+
+
+def test_a_large_gain_is_likely_before_it_is_proven(request_):
+    """The proof is interrupted after five of eight pairs: the verdict is off, the evidence says what is likely."""
+    with_sixteen = replace(request_, suite=suite(prove=16))
+    interrupted_in_the_proof(with_sixteen, answers=20)
+    found = served(with_sixteen)
+    assert (found.verdict, found.drafting.is_off, found.status) == (
+        Verdict.UNDECIDED,
+        True,
+        Status.PROVISIONAL,
+    )
+    assert Path(found.tried.draft).stem == "draft"
+    likely = found.evidence["likely"]
+    assert likely["speedup"] == pytest.approx(1.3, rel=0.02)
+    assert likely["interval"][0] > 1.02
+    assert 0.95 <= likely["chance"] < 1.0
+    # The look after the second round would enable; a round is eight pairs.
+    assert likely["about_s"] > 0
+    _, proven = again(with_sixteen)
+    assert proven.status is Status.PROVEN
+    assert "likely" not in proven.evidence
+
+
+def test_no_gain_is_not_likely(request_, monkeypatch):
+    """Where drafting does nothing, nothing is said."""
+    monkeypatch.setitem(SPEED, "draft", 1.0)
+    interrupted_in_the_proof(request_, answers=12)
+    assert "likely" not in served(request_).evidence
+
+
+def test_a_continued_tune_leaves_out_what_a_newer_version_wrote(request_):
+    """Halves, trials and the choice with a mode that this version does not know: measured again, and told."""
+    interrupted_in_the_proof(request_)
+    engine = sa.create_engine(request_.storage)
+    newer = "replace({0}, 'draft-model', 'draft-mtp-adaptive')"
+    with engine.begin() as connection:
+        for table, columns in (
+            ("autospec_measurements", ("drafting", "compared")),
+            ("trial_user_attributes", ("value_json",)),
+            ("study_user_attributes", ("value_json",)),
+        ):
+            changes = ", ".join(f"{column} = {newer.format(column)}" for column in columns)
+            connection.exec_driver_sql(f"UPDATE {table} SET {changes}")  # noqa: S608
+    engine.dispose()
+    progress = Silent()
+    _, result = again(request_, progress)
+    assert (result.status, Path(result.drafting.draft).stem, result.pairs) == (Status.PROVEN, "draft", 8)
+    assert any("does not understand" in told and "measurements" in told for told in progress.told)
