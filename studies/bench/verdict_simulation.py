@@ -169,7 +169,9 @@ def one_proof(rng: np.random.Generator, truth: Floats, machine: Machine, rule: R
             )
             gave_way = gave_way or round_ * rule.gives_way(decision)
             if decision.final:
-                recorded = 0 if foreseen is None else truth.size - len(asked)
+                # `autospec.tuning.proof` records prompts only where a gain seems to be there.
+                promising = decision.mean > math.log1p(rule.threshold)
+                recorded = 0 if foreseen is None or not promising else truth.size - len(asked)
                 return Played(decision, round_, 2 * len(values) + recorded, gave_way)
     raise AssertionError("the last look is final")
 
