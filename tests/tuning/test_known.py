@@ -130,6 +130,16 @@ def test_the_same_winner_needs_no_second_proof(request_):
     assert not third.launched
 
 
+def test_the_same_winner_where_drafting_goes_with_the_request(request_):
+    """Nothing is left to prove, and no idle draft to compare."""
+    for models in (request_.models, (*request_.models, draft(request_.model, "slow"))):
+        simulated = backend()
+        simulated.per_request = True
+        result = tune(replace(request_, models=models), simulated)[CODING]
+        assert (result.status, Path(result.drafting.draft).stem) == (Status.PROVEN, "draft")
+    assert not any("prove" in text for _, _, text in simulated.asked)
+
+
 def test_a_slower_named_draft_does_not_replace_what_is_proven(request_):
     """Only the named draft is tried; the proof of the faster one stands, and tells what it was compared with."""
     _, first = again(request_)
