@@ -255,6 +255,24 @@ def pairs_with_draft(request: TuneRequest, model: Model):
     return rows
 
 
+def test_a_draft_that_was_replaced_opens_a_proven_cell(request_):
+    """The proof was of another file: the new one is searched and proved, also where it turns out slower."""
+    _, first = again(request_)
+    request_.models[1].path.write_text("a repaired download")
+    SPEED["draft"], speed = 0.8, SPEED["draft"]
+    try:
+        progress = Silent()
+        simulated, second = again(request_, progress)
+    finally:
+        SPEED["draft"] = speed
+    assert f"{CODING}: proven before, but draft was replaced by another file." in progress.told
+    assert of_draft(simulated)
+    assert (second.status, second.verdict) == (Status.PROVEN, Verdict.DISABLE)
+    assert second.evidence.get("draft_id") != first.evidence["draft_id"]
+    closed, _ = again(request_)
+    assert not closed.launched
+
+
 def test_a_draft_that_is_moved_keeps_its_trials_and_pairs(request_, tmp_path):
     """The proof goes on where it was, under the new path."""
     interrupted_in_the_proof(request_)
