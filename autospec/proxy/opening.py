@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 from autospec.backends.registry import backend_for
@@ -17,6 +18,8 @@ from autospec.store.database import open_store
 from autospec.store.reader import newest_recommendation, read_recommendations
 
 __all__ = ["open_supervisor"]
+
+_log = logging.getLogger(__name__)
 
 
 async def open_supervisor(
@@ -50,7 +53,7 @@ async def open_supervisor(
         hardware=hardware,
         offers=offers,
         newest=lambda: newest_recommendation(settings.storage),
-        recommendations=lambda: read_recommendations(settings.storage),
+        recommendations=lambda: read_recommendations(settings.storage, _log.warning),
         save=save,
         machine_is_free=machine_is_free,
     )

@@ -132,10 +132,12 @@ class Opening:
         if names:
             cell.opened_for = tuple(sorted(names))
             cell.stands = proof if self._holds(proof) else None
-            were = "was" if len(names) == 1 else "were"
-            self.tell(
-                f"{cell.prompt_type}: proven before, but {' and '.join(cell.opened_for)} {were} not among the drafts tried."
-            )
+            replaced = {self._name(draft) for draft in cell.news & cell.study.drafts_tried()}
+            reasons = [f"{name} was replaced by another file" for name in sorted(replaced)]
+            if new := sorted(names - replaced):
+                were = "was" if len(new) == 1 else "were"
+                reasons.insert(0, f"{' and '.join(new)} {were} not among the drafts tried")
+            self.tell(f"{cell.prompt_type}: proven before, but {', and '.join(reasons)}.")
             return True
         moved = self.store.drafts.today(proof.drafting, str(proof.evidence.get(DRAFT_ID) or ""), math.inf)
         if moved not in (None, proof.drafting):

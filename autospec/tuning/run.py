@@ -192,6 +192,8 @@ class Tuning:
                 if unsearched:
                     self._search(unsearched, rig, asking, store)
                 cells = [c for c in cells if not self._settle(store, c)]
+                if not cells:
+                    return
                 per_request = self.backend.capabilities().drafting_per_request
                 if per_request:
                     compare_idle_drafts(cells, rig, asking, store)

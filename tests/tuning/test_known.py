@@ -130,6 +130,16 @@ def test_the_same_winner_needs_no_second_proof(request_):
     assert not third.launched
 
 
+def test_the_same_winner_where_drafting_goes_with_the_request(request_):
+    """Nothing is left to prove, and no idle draft to compare."""
+    for models in (request_.models, (*request_.models, draft(request_.model, "slow"))):
+        simulated = backend()
+        simulated.per_request = True
+        result = tune(replace(request_, models=models), simulated)[CODING]
+        assert (result.status, Path(result.drafting.draft).stem) == (Status.PROVEN, "draft")
+    assert not any("prove" in text for _, _, text in simulated.asked)
+
+
 def test_a_slower_named_draft_does_not_replace_what_is_proven(request_):
     """Only the named draft is tried; the proof of the faster one stands, and tells what it was compared with."""
     _, first = again(request_)
@@ -243,6 +253,24 @@ def pairs_with_draft(request: TuneRequest, model: Model):
     rows = [m for m in store.measurements(found.cell_key) if m.compared.draft is not None]
     store.close()
     return rows
+
+
+def test_a_draft_that_was_replaced_opens_a_proven_cell(request_):
+    """The proof was of another file: the new one is searched and proved, also where it turns out slower."""
+    _, first = again(request_)
+    request_.models[1].path.write_text("a repaired download")
+    SPEED["draft"], speed = 0.8, SPEED["draft"]
+    try:
+        progress = Silent()
+        simulated, second = again(request_, progress)
+    finally:
+        SPEED["draft"] = speed
+    assert f"{CODING}: proven before, but draft was replaced by another file." in progress.told
+    assert of_draft(simulated)
+    assert (second.status, second.verdict) == (Status.PROVEN, Verdict.DISABLE)
+    assert second.evidence.get("draft_id") != first.evidence["draft_id"]
+    closed, _ = again(request_)
+    assert not closed.launched
 
 
 def test_a_draft_that_is_moved_keeps_its_trials_and_pairs(request_, tmp_path):
