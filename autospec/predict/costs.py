@@ -33,10 +33,9 @@ LAUNCH_NOISE = 0.02
 # The curve's factors are free at these numbers of drafted tokens, straight in between.
 _KNOTS = (0, 1, 2, 4, 8, 16, 32, 64)
 # How far what was timed directly may be from what holds within a launch, as standard deviations, relative. One token is known
-# from the recordings themselves. What more tokens add: the processes share caches and threads differently, and a verified batch
-# computes logits for all its tokens.
+# from the recordings themselves. What more tokens add: the processes share caches and threads differently.
 _TOKEN_SPREAD = 0.01
-_RISE_SPREAD = 0.3
+_RISE_SPREAD = 0.4
 # Besides, a pass with a draft samples every token, and puts a state aside where the cache cannot be cut.
 _PASS_SPREAD = 0.05
 # Neighbours differ less: an error of the guess is mostly common to the whole curve.
@@ -146,6 +145,8 @@ def first_guess(
     draft_batch_ms: Mapping[int, float],
     step_ms: float,
     k: int,
+    *,
+    rows: float = 0.0,
 ) -> CostCurve:
     """The curve from directly timed batches.
 
@@ -155,8 +156,11 @@ def first_guess(
         draft_batch_ms: The same for the draft; empty for draft-free modes.
         step_ms: One token of the draft, generated; 0 for draft-free modes.
         k: Most drafted tokens in a cycle.
+        rows: The output matrix ÷ the layers, in weights. A timed batch multiplies its last token alone with the output matrix,
+            a verified one all of them, so that a further token takes so much more.
     """
     main = _curve(plain_ms, batch_ms, k)
+    main = _within(main[0] + (1.0 + rows) * (main - main[0]), plain_ms)
     draft = _curve(step_ms, draft_batch_ms, k) if draft_batch_ms else np.zeros(k + 1)
     knots = np.array([x for x in _KNOTS if x < k] + [k], dtype=np.float64)
     return CostCurve(plain_ms, main, draft, step_ms, knots, _spread(main, knots, timed=len(batch_ms) > 1))
@@ -271,8 +275,8 @@ def _out_of_bounds(main: Floats, plain_ms: float, draft: float, *, drafts: bool)
 def _curve(one_ms: float, batch_ms: Mapping[int, float], k: int) -> Floats:
     """Milliseconds for 1 … k + 1 tokens: the timed batches, never falling, set right at one token.
 
-    Timed batches compute one row of logits and start cold; generation computes them all. What is known of both is one
-    token, so the batches are shifted to agree there. No batch takes longer than its tokens one by one.
+    Timed batches start cold. What is known of both is one token, so the batches are shifted to agree there. No batch takes
+    longer than its tokens one by one.
     """
     wanted = np.arange(1, k + 2)
     if len(batch_ms) < 2:

@@ -81,6 +81,7 @@ class Predictor:
         cycle: The backend's.
         shapes: Cell key → the requests that its answers stand for; as they were measured where left out.
         uncut: True where the main model's cache cannot be cut, so that the server computes a partly accepted draft again.
+        rows: See `first_guess`; 0 where batches are timed as they are verified.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Predictor:
         cycle: Cycle = Cycle.LLAMA_CPP,
         shapes: Mapping[str, Shapes] | None = None,
         uncut: bool = False,
+        rows: float = 0.0,
     ) -> None:
         # An answer of one token has no decoding to predict.
         self._by_prompt = {
@@ -110,10 +112,10 @@ class Predictor:
         self._uncut = uncut
         plain_ms = statistics.median(r.token_ms for r in self._by_prompt.values())
         guesses = {
-            path: first_guess(plain_ms, batch_ms, self._verified_by_draft(p), p.step_ms, longest)
+            path: first_guess(plain_ms, batch_ms, self._verified_by_draft(p), p.step_ms, longest, rows=rows)
             for path, p in passes.items()
         }
-        guesses[_NO_DRAFT] = first_guess(plain_ms, batch_ms, {}, 0.0, longest)
+        guesses[_NO_DRAFT] = first_guess(plain_ms, batch_ms, {}, 0.0, longest, rows=rows)
         self._guesses: dict[str, CostCurve] = guesses
         self._curves: dict[str, CostCurve] = dict(guesses)
         self._observations: dict[str, list[Observation]] = {path: [] for path in guesses}

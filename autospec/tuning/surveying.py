@@ -15,6 +15,7 @@ from autospec.backends.flags import WHOLE_BATCHES
 from autospec.backends.in_force import canary
 from autospec.backends.protocol import Tokens
 from autospec.catalog.gguf_file import read_gguf
+from autospec.catalog.gguf_header import read_header
 from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError, ModelFileError, RequestError
@@ -49,6 +50,8 @@ T = TypeVar("T")
 # Loads the main model where it is not loaded yet; ``None`` where it cannot be asked in tokens.
 Main: TypeAlias = "Callable[[], Tokens | None]"
 
+# Gemma 3 of 270M has an output matrix of 1.7 times its layers.
+_MOST_OUTPUT = 3.0
 _MAIN = "main"
 _CANARY = "canary"
 
@@ -130,6 +133,7 @@ class Surveying:
             cycle=self._rig.launches.cycle,
             uncut=_keeps_state(self._rig.launches.model_path),
             shapes={c.cell.key: c.shapes for c in self._cells},
+            rows=_output_share(self._rig.launches.model_path),
         )
 
     @property
@@ -405,6 +409,18 @@ def _read(from_json: Callable[[dict[str, Any]], T], data: dict[str, Any] | None)
         return None if data is None else from_json(data)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _output_share(path: str) -> float:
+    """The output matrix ÷ what else decoding a token reads; 0 for what is no GGUF file."""
+    model = _header(path)
+    if model is None:
+        return 0.0
+    sizes = {t.name: t.n_bytes or 0 for part in model.files for t in read_header(part).tensors}
+    # Without a matrix of its own, the embedding is the output matrix as well.
+    output = sizes.get("output.weight") or sizes.get("token_embd.weight", 0)
+    layers = model.bytes_per_token - output
+    return min(output / layers, _MOST_OUTPUT) if layers > 0 else 0.0
 
 
 def _asked(main: Main) -> Tokens:

@@ -50,3 +50,37 @@ def test_answers_without_sense_are_refused(answer):
     """One plain sentence, no traceback."""
     with pytest.raises(RequestError):
         HttpTokens(Client(answer)).propose([1], 1)
+
+
+class Timed:
+    """A server that says how many tokens it computed, and remembers what it was asked."""
+
+    def __init__(self, computed):
+        self.computed = computed
+        self.asked = []
+
+    def post(self, path, body, timeout_s):
+        """Its times."""
+        self.asked.append(dict(body))
+        return {"timings": {"prompt_n": self.computed, "prompt_ms": 12.5}}, 13.0
+
+
+def test_a_batch_is_timed_behind_a_cached_prompt():
+    """The prompt first, then the prompt with the batch, both with the cache."""
+    client = Timed(3)
+    assert HttpTokens(client).batch_ms([1, 2], [7, 8, 9]) == 12.5
+    assert [body["prompt"] for body in client.asked] == [[1, 2], [1, 2, 7, 8, 9]]
+    assert all(body["cache_prompt"] for body in client.asked)
+
+
+def test_a_batch_behind_nothing_takes_nothing_from_the_cache():
+    """One request, of the batch alone: an old answer may begin with the same tokens."""
+    client = Timed(3)
+    assert HttpTokens(client).batch_ms((), [7, 8, 9]) == 12.5
+    assert [(body["prompt"], body["cache_prompt"]) for body in client.asked] == [([7, 8, 9], False)]
+
+
+def test_a_batch_that_was_not_computed_alone_is_no_time():
+    """A cache that cannot be cut goes back to a checkpoint, and more is computed than was new."""
+    with pytest.raises(RequestError, match="computed 6 tokens where 1 were new"):
+        HttpTokens(Timed(6)).batch_ms([1, 2], [7])

@@ -98,6 +98,29 @@ def test_replayed_counts_are_the_servers(launched, lab_models, kind):
     assert served(launched(main, simple), asked) == [(c.drafted[0], c.accepted[0]) for c in counts]
 
 
+@pytest.mark.parametrize(
+    ("kind", "draft"),
+    [
+        ("chain-hybrid", "chain-recurrent"),
+        ("chain-recurrent", "chain-hybrid"),
+        ("chain-latent", "chain-sliding"),
+    ],
+)
+def test_drafts_have_caches_too(launched, lab_models, kind, draft):
+    """A draft that keeps a state, or a window, is read and replayed like any other."""
+    asked = requests()[:2]
+    off = launched(lab_models.path(kind))
+    recordings = [record(off.tokens, str(n), r) for n, r in enumerate(asked)]
+    alone = launched(lab_models.path(draft))
+    profiles = pass_of(alone.tokens, recordings, longest=4, timed=False).profiles
+    drafting = Drafting(Mode.DRAFT_MODEL, draft=str(lab_models.path(draft)), n_max=4, n_min=0, p_min=0.0)
+    told = served(launched(lab_models.path(kind), drafting), asked)
+    counts = [
+        replay_drafts(profiles[r.prompt_id], [drafting], TOKENS, uncut=kind in STATES) for r in recordings
+    ]
+    assert told == [(c.drafted[0], c.accepted[0]) for c in counts]
+
+
 @pytest.mark.parametrize("kind", sorted(STATES))
 def test_what_is_computed_again_changes_the_counts(launched, lab_models, kind):
     """Played without the second passes, the counts are others: the test above would see it."""
@@ -161,7 +184,9 @@ def test_a_sliding_window_can_be_cut_where_it_is_kept_whole(launched, lab_models
 def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
     """What a tune gathers before its search speaks for every drafting, with room for two servers and for one."""
     definition, suite, told = load_definition("quick"), load_suite(), Silent()
-    arms = (Arm(Mode.DRAFT_MODEL, str(lab_models.chain_draft)), Arm(Mode.NGRAM_SIMPLE))
+    # A draft that keeps a state ends b11434 where its main model keeps none.
+    draft = lab_models.path("chain-recurrent" if kind == "chain-hybrid" else "chain-draft")
+    arms = (Arm(Mode.DRAFT_MODEL, str(draft)), Arm(Mode.NGRAM_SIMPLE))
     main = lab_models.path(kind)
     model = read_gguf(main).ref
     cell = SimpleNamespace(

@@ -218,6 +218,13 @@ def test_without_timed_batches_the_spread_is_wide():
     assert found.main_ms[8] == pytest.approx(24.0, rel=0.05)
 
 
+def test_every_verified_token_is_multiplied_with_the_output_matrix():
+    """A timed batch only with its last one: where that matrix is as large as the layers, a further token takes twice as long."""
+    small, large = (first_guess(20.0, {1: 20.0, 9: 40.0}, {}, 0.0, 8, rows=rows) for rows in (0.0, 1.0))
+    assert small.main_ms[[0, 4, 8]] == pytest.approx([20.0, 30.0, 40.0])
+    assert large.main_ms[[0, 4, 8]] == pytest.approx([20.0, 40.0, 60.0])
+
+
 def test_no_batch_costs_more_than_its_tokens_alone():
     """Whatever disturbed its timing."""
     curve = first_guess(10.0, {1: 10.0, 2: 90.0, 9: 95.0}, {}, 0.0, 8)

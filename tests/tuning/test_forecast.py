@@ -17,7 +17,7 @@ from autospec.prompts.suite import Half
 from autospec.recommendations import Verdict
 from autospec.store.database import open_store
 from autospec.tuning.definition import load_definition
-from autospec.tuning.draft_identity import draft_identity
+from autospec.tuning.draft_identity import draft_file
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.run import Tuning
 from autospec.tuning.space import Arm, Space
@@ -118,10 +118,8 @@ def test_a_draft_that_is_never_right_is_dropped_on_its_first_answers(request_):
     try:
         for recommendation in recommendations.values():
             read = store.surveys(recommendation.evidence["cell"], request_.protocol, "profile")
-            assert (
-                1 <= sum(name.startswith(draft_identity(str(request_.models[2].path))) for name in read) <= 2
-            )
-            assert sum(name.startswith(draft_identity(str(request_.models[1].path))) for name in read) == 3
+            assert 1 <= sum(name.startswith(draft_file(request_.models[2]).identity) for name in read) <= 2
+            assert sum(name.startswith(draft_file(request_.models[1]).identity) for name in read) == 3
             assert any("second" in r["arm"] for r in recommendation.evidence["prediction"]["ruled_out"])
     finally:
         store.close()
