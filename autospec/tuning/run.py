@@ -274,7 +274,9 @@ class Tuning:
         drafts = [c.model.size_bytes + c.model.kv_bytes(context) for c in fitting if not c.own_layers]
         available = psutil.virtual_memory().available
         backend, hardware = self.backend, self.hardware
-        devices = backend.devices() if isinstance(backend, OnDevices) else devices_here(hardware)
+        devices = backend.devices() if isinstance(backend, OnDevices) else None
+        if devices is None:
+            devices = devices_here(hardware)
         weights = weights_of(self.request.args, model.layers)
         count = resident_launches(
             available_bytes=available,
