@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from autospec.backends.device_list import Weights, Where
 from autospec.backends.placement import Placement
 from autospec.backends.protocol import LaunchSettings
+from autospec.cells import Hardware
 from autospec.drafting import OFF, Drafting
 from autospec.hardware.device_memory import Device
 from autospec.measure.asking import Asking
@@ -17,6 +19,8 @@ from autospec.measure.measurements import Phase
 from autospec.store.database import open_store
 from autospec.tuning.launches import Launches, resident_launches
 from autospec.tuning.pairing import Pairing
+from autospec.tuning.run import Tuning
+from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_pairing import DRAFTING, TASKS, Watch
 
@@ -205,3 +209,51 @@ def test_swapping_side_by_side_is_measured_again_by_turns(tmp_path):
     assert len(pairing.known("cell", DRAFTING, Phase.PROVE)) == 3
     assert pairing.left_out("cell", DRAFTING, Phase.PROVE) == {}
     launches.close()
+
+
+class Told:
+    """A progress that remembers sentences."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def tell(self, text: str) -> None:
+        """Remember it."""
+        self.sentences.append(text)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ((), "NVIDIA GeForce RTX 4090", (), 2, ""),  # a build for the processor, on a machine with a card
+        ((CARD,), "NVIDIA GeForce RTX 4090", (), 2, ""),
+        (
+            (replace(CARD, free_bytes=3 * GIB),),
+            "NVIDIA GeForce RTX 4090",
+            (),
+            1,
+            "do not fit on the GPU side by side, where two servers have 2.0 GiB",
+        ),
+        ((replace(CARD, free_bytes=3 * GIB),), "NVIDIA GeForce RTX 4090", ("-ngl", "0"), 2, ""),
+        ((replace(CARD, free_bytes=3 * GIB),), "NVIDIA GeForce RTX 4090", ("-ngl", "4"), 1, "is not sure"),
+        (None, "NVIDIA GeForce RTX 4090", (), 1, "is not known"),
+        (None, "", (), 2, ""),
+    ],
+)
+def test_a_tune_asks_the_backend_for_its_devices(tmp_path, monkeypatch, case):
+    """And says why launches go by turns; two models of 1.2 GiB, much memory of the system."""
+    devices, gpu, args, count, words = case
+    monkeypatch.setattr("autospec.hardware.device_memory.library", lambda: None)
+    monkeypatch.setattr(
+        "autospec.tuning.run.psutil.virtual_memory", lambda: SimpleNamespace(available=64 * GIB)
+    )
+    backend = SimulatedBackend(lambda _d, _t: 1.0)
+    backend.devices = lambda: devices  # type: ignore[attr-defined]
+    model = make_model(name="main", path=tmp_path / "main.gguf", size_bytes=int(1.2 * GIB))
+    request = SimpleNamespace(model=model, args=args, context=lambda: 4096)
+    told = Told()
+    machine = Hardware("id", "chip", 64 * GIB, 8, "linux 6.8", gpu)
+    tuning = Tuning(request, backend, machine, told)  # type: ignore[arg-type]
+    assert tuning._resident([]) == count
+    assert len(told.sentences) == (1 if words else 0)
+    assert words in "".join(told.sentences)
