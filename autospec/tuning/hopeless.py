@@ -1,12 +1,12 @@
-"""Drafts that are dropped early: on the first answers that they read, or on the first launch that they slowed down.
+"""What is dropped early: a draft on the first answers that it reads or on its first launch, a trial on its first prompts.
 
-Both decisions are optimistic: a draft is dropped only where costs well below those that were seen would not make it pay.
+Drafts are judged with optimism: one is dropped only where costs well below those that were seen would not make it pay.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,8 +15,17 @@ from autospec.measure.measurements import Pair
 from autospec.predict.costs import CostCurve
 from autospec.predict.recording import Recording
 from autospec.predict.replay import Counts
+from autospec.tuning.cell_run import CellRun, mean_log_ratio
+from autospec.tuning.space import Arm
 
-__all__ = ["best_elsewhere", "nothing_pays"]
+__all__ = ["Reach", "best_elsewhere", "gives_up", "nothing_pays"]
+
+# A cell gives a drafting up when it is this much slower than the best one known for it (off included), after one
+# prompt and after more. Prompts of one type differ by some ten per cent, so that one alone must be far off.
+_GIVE_UP_AFTER_ONE = math.log(1.30)
+_GIVE_UP_AFTER_MORE = math.log(1.12)
+# Other sizes of an n-gram mode may be so much faster than the one that was launched.
+_OTHER_SIZES = 1.25
 
 # Of what a cycle costs beyond a plain token, so much is left out: timed costs are off by 20 to 60 per cent at times.
 _COSTS_MAY_BE_LESS = 0.4
@@ -105,3 +114,60 @@ def _best(length: int, chance: float, speed: float) -> float:
 def _run(chance: float, length: int) -> float:
     """Tokens that are accepted of a draft, on average."""
     return sum(chance**k for k in range(1, length + 1))
+
+
+class Reach:
+    """What the arms may still reach in each cell, by what their launches have shown.
+
+    Args:
+        threshold: Least gain that may be enabled, as a fraction.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._least = 1.0 + threshold
+        # Label of an arm → cell key → what another setting of it may reach there at best.
+        self._best: dict[str, dict[str, float]] = {}
+
+    def weigh(
+        self,
+        arm: Arm | None,
+        drafting: Drafting,
+        cells: Sequence[CellRun],
+        pairs: Mapping[str, Sequence[Pair]],
+    ) -> bool:
+        """Take in one launch.
+
+        Returns:
+            True if it has ruled out its draft, which might have won before.
+        """
+        if arm is None:
+            return False
+        before = self.may_win(arm, cells)
+        best = self._best.setdefault(arm.label, {})
+        for cell in cells:
+            key = cell.cell.key
+            if arm.mode.draft_free:
+                best[key] = max(best.get(key, 0.0), _OTHER_SIZES * cell.trial_values.get(drafting, math.inf))
+            else:
+                # Each launch bounds it: the least of the bounds holds.
+                best[key] = min(best.get(key, math.inf), best_elsewhere(drafting, pairs.get(key, ())))
+        return before and not arm.mode.draft_free and not self.may_win(arm, cells)
+
+    def may_win(self, arm: Arm, cells: Sequence[CellRun]) -> bool:
+        """Whether some setting of an arm may win somewhere."""
+        best = self._best.get(arm.label, {})
+        return any(
+            best.get(c.cell.key, math.inf) > max(self._least, c.best[1] if c.best else 0.0) for c in cells
+        )
+
+
+def gives_up(cell: CellRun, pairs: Sequence[Pair]) -> str:
+    """Why a cell should not finish a trial, or an empty string."""
+    if not pairs:
+        return ""
+    best = max(1.0, cell.best[1]) if cell.best else 1.0
+    behind = math.log(best) - mean_log_ratio(pairs)
+    limit = _GIVE_UP_AFTER_ONE if len(pairs) == 1 else _GIVE_UP_AFTER_MORE
+    if behind <= limit:
+        return ""
+    return f"{100 * -math.expm1(-behind):.0f} % behind the best after {len(pairs)} prompts"

@@ -241,6 +241,10 @@ class Launches:
             self._off = self._launch(OFF)
             self.resident = 1
             return
+        if why := self._neighbours.displaced(self._leaving, self._off):
+            self._stop_leaving()
+            self.by_turns(why)
+            return
         # A server that is only attached to is the same one again.
         if self._off.base_url != self._leaving.base_url:
             with suppress(BackendError):  # a comparison that breaks off is no reason to end a proof

@@ -18,29 +18,23 @@ from dataclasses import dataclass
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, LaunchError, NotInForceError, UnsupportedError
 from autospec.measure.measurements import Pair, Phase
-from autospec.tuning.cell_run import CellRun, acceptance, geometric_mean, mean_log_ratio
+from autospec.tuning.cell_run import CellRun, geometric_mean, mean_log_ratio
 from autospec.tuning.forecast import Forecast
-from autospec.tuning.hopeless import best_elsewhere
+from autospec.tuning.hopeless import Reach, gives_up
 from autospec.tuning.optuna_study import Ask
 from autospec.tuning.pairing import Measured, Task
 from autospec.tuning.progress import Step
 from autospec.tuning.rig import Rig
 from autospec.tuning.space import Arm
-from autospec.tuning.trial_values import trial_values
+from autospec.tuning.trial_values import trial_attributes, trial_values
 
 __all__ = ["Search"]
 
-# A cell gives a drafting up when it is this much slower than the best one known for it (off included), after one
-# prompt and after more. Prompts of one type differ by some ten per cent, so that one alone must be far off.
-_GIVE_UP_AFTER_ONE = math.log(1.30)
-_GIVE_UP_AFTER_MORE = math.log(1.12)
 # Better by less than this is not progress: it is below what a few prompts can tell.
 _PROGRESS = 0.01
 # A cell whose best drafting is still this much slower than off takes no further part: a proof on fresh prompts
 # will say so, and nothing the sampler does nearby makes up for it.
 _HOPELESS = 0.80
-# Other sizes of an n-gram mode may be so much faster than the one that was launched.
-_OTHER_SIZES = 1.25
 # What comes so near to a cell's best may be better.
 _NEAR = 0.97
 # With fewer trials than this on the clock, more trials teach more than more prompts in each.
@@ -81,8 +75,7 @@ class Search:
         self._now = now
         self._known: set[Drafting] = set()
         self._dead_arms: set[str] = set()
-        # Label of an arm → cell key → what another setting of it may reach there at best, after its launches.
-        self._reach: dict[str, dict[str, float]] = {}
+        self._reach = Reach(rig.definition.rule.threshold)
         # Cell key → drafting → its pairs.
         self._pairs: dict[str, dict[Drafting, list[Pair]]] = {}
         self._idle = 0
@@ -136,7 +129,7 @@ class Search:
         """Whether an arm is searched by trials: prediction has nothing to say of it, and a launch has not ruled it out."""
         if arm.label in self._dead_arms:
             return False
-        if not self._may_win(arm, active):
+        if not self._reach.may_win(arm, active):
             return False
         samples = [d for d in self._space.leaders() if self._space.arm_of(d) == arm][:1]
         return not all(self._forecast.trusts(d) for d in samples) if self._forecast else True
@@ -162,7 +155,9 @@ class Search:
                 keys = [cell.cell.key for cell, _ in results]
                 known = {key: pairing.known(key, drafting, Phase.SEARCH) for key in keys}
                 self._take(drafting, results, known)
-                self._weigh(drafting, [cell for cell, _ in results], known)
+                self._reach.weigh(
+                    self._space.arm_of(drafting), drafting, [cell for cell, _ in results], known
+                )
                 if self._forecast is not None:
                     self._forecast.observe(drafting, known)
         # Trials must rest on the same prompts to be compared, whatever the clock says this time.
@@ -251,40 +246,11 @@ class Search:
             cell.trial_values.update(trial_values(self._pairs[cell.cell.key]))
             if more:
                 ask = cell.study.start(drafting, self._predicted(cell, drafting))
-                ask.complete(math.exp(mean_log_ratio(pairs)), _attributes(pairs))
+                ask.complete(math.exp(mean_log_ratio(pairs)), trial_attributes(pairs))
             words.append(f"{cell.prompt_type} {cell.trial_values[drafting]:.2f}×")
         self._progress.tell(f"{drafting.label}, on more prompts: {', '.join(words)}")
         self._progress.standing(tuple(c.standing() for c in self._cells))
         return not any(self._unasked(cell, drafting) for cell in cells)
-
-    def _weigh(
-        self, drafting: Drafting, cells: Sequence[CellRun], pairs: Mapping[str, Sequence[Pair]]
-    ) -> None:
-        """See what the arm of a drafting that was launched may still reach with another setting."""
-        arm = self._space.arm_of(drafting)
-        if arm is None:
-            return
-        before = self._may_win(arm, cells)
-        reach = self._reach.setdefault(arm.label, {})
-        for cell in cells:
-            key = cell.cell.key
-            if arm.mode.draft_free:
-                reach[key] = max(
-                    reach.get(key, 0.0), _OTHER_SIZES * cell.trial_values.get(drafting, math.inf)
-                )
-            else:
-                # Each launch bounds it: the least of the bounds holds.
-                reach[key] = min(reach.get(key, math.inf), best_elsewhere(drafting, pairs.get(key, ())))
-        if before and not arm.mode.draft_free and not self._may_win(arm, cells):
-            self._progress.tell(
-                f"{arm.label}: too slow for any other setting of it to win, so that none is tried."
-            )
-
-    def _may_win(self, arm: Arm, cells: Sequence[CellRun]) -> bool:
-        """Whether some setting of an arm may win somewhere, by what its launches have shown."""
-        reach = self._reach.get(arm.label, {})
-        least = 1.0 + self._definition.rule.threshold
-        return any(reach.get(c.cell.key, math.inf) > max(least, c.best[1] if c.best else 0.0) for c in cells)
 
     def _time_for_another(self) -> bool:
         left = self._rig.budget.part_left_s(self._definition.search_share)
@@ -315,14 +281,18 @@ class Search:
         ratios = {key: math.exp(mean_log_ratio(o.pairs)) for key, o in outcomes.items()}
         pairs = {key: o.pairs for key, o in outcomes.items()}
         self._take(drafting, [(cell, ratios[cell.cell.key]) for cell in cells], pairs)
-        self._weigh(drafting, cells, pairs)
+        arm = self._space.arm_of(drafting)
+        if arm is not None and self._reach.weigh(arm, drafting, cells, pairs):
+            self._progress.tell(
+                f"{arm.label}: too slow for any other setting of it to win, so that none is tried."
+            )
         if self._forecast is not None:
             self._forecast.observe(drafting, {key: o.calm for key, o in outcomes.items()})
         words = []
         for cell in cells:
             outcome, ratio = outcomes[cell.cell.key], ratios[cell.cell.key]
             self._record_off(cell, outcome.pairs)
-            attributes = _attributes(outcome.pairs)
+            attributes = trial_attributes(outcome.pairs)
             if outcome.gave_up:
                 asks[cell.cell.key].give_up(ratio, outcome.gave_up, attributes)
             else:
@@ -359,7 +329,7 @@ class Search:
                     cell.study.note("prompts", self._prompts)
             go_on = True
             for cell in staying:
-                reason = _gives_up(cell, [m.pair for m in pairs[cell.cell.key].values()])
+                reason = gives_up(cell, [m.pair for m in pairs[cell.cell.key].values()])
                 if reason:
                     gave_up[cell.cell.key] = reason
         self._repeat_disturbed(drafting, pairs, gave_up)
@@ -433,27 +403,3 @@ class Search:
     def _step(self, phase: str, drafting: Drafting, number: int, done: int, todo: int) -> None:
         left_s = self._rig.budget.until_end_s
         self._progress.step(Step(phase, drafting, number, self._definition.trials, done, todo, left_s))
-
-
-def _gives_up(cell: CellRun, pairs: Sequence[Pair]) -> str:
-    """Why a cell should not finish a trial, or an empty string."""
-    if not pairs:
-        return ""
-    best = max(1.0, cell.best[1]) if cell.best else 1.0
-    behind = math.log(best) - mean_log_ratio(pairs)
-    limit = _GIVE_UP_AFTER_ONE if len(pairs) == 1 else _GIVE_UP_AFTER_MORE
-    if behind <= limit:
-        return ""
-    return f"{100 * -math.expm1(-behind):.0f} % behind the best after {len(pairs)} prompts"
-
-
-def _attributes(pairs: Sequence[Pair]) -> dict[str, object]:
-    rate = acceptance(pairs)
-    return {
-        "pairs": len(pairs),
-        "baseline_tps": round(geometric_mean([p.off.request_tps for p in pairs]), 3),
-        "drafting_tps": round(geometric_mean([p.drafted.request_tps for p in pairs]), 3),
-        "acceptance": None if rate is None else round(rate, 4),
-        "same_text": sum(p.same_text for p in pairs),
-        "launch_id": pairs[-1].drafted.launch_id if pairs else None,
-    }

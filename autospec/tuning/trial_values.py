@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from autospec.drafting import Drafting
 from autospec.measure.measurements import Pair
+from autospec.tuning.cell_run import acceptance, geometric_mean
 
-__all__ = ["trial_values"]
+__all__ = ["trial_attributes", "trial_values"]
 
 # Off is timed with every trial. Where it took so much longer for a prompt than it mostly does, something else was at work: what
 # disturbs only ever adds time, and would make that one drafting look fast.
@@ -40,6 +41,19 @@ def trial_values(pairs: Mapping[Drafting, Sequence[Pair]], *, compared: bool = T
         )
         values[drafting] = math.exp(log_ratio)
     return values
+
+
+def trial_attributes(pairs: Sequence[Pair]) -> dict[str, object]:
+    """What a trial of a study keeps besides its value."""
+    rate = acceptance(pairs)
+    return {
+        "pairs": len(pairs),
+        "baseline_tps": round(geometric_mean([p.off.request_tps for p in pairs]), 3),
+        "drafting_tps": round(geometric_mean([p.drafted.request_tps for p in pairs]), 3),
+        "acceptance": None if rate is None else round(rate, 4),
+        "same_text": sum(p.same_text for p in pairs),
+        "launch_id": pairs[-1].drafted.launch_id if pairs else None,
+    }
 
 
 def _usual_tps(pairs: Mapping[Drafting, Sequence[Pair]]) -> dict[str, float]:

@@ -104,6 +104,17 @@ def test_a_hopeless_draft_is_never_launched(request_):
     assert any("second" in line and "is not launched: best case" in line for line in told)
 
 
+def test_neighbours_of_what_was_tried_are_not_launched_by_luck(request_):
+    """On a noisy machine a launch says less than was predicted half of the time: the next n_max is no better for it."""
+    noisy = replace(WAITS_FOR_MEMORY, noise=0.05, luck=0.02)
+    for seed in range(3):
+        storage = f"{request_.storage}-{seed}"
+        backend = machine(request_, acceptance=lambda _: 0.85, costs=noisy, seed=seed)
+        recommendation, _ = tune(replace(request_, storage=storage), backend)
+        assert recommendation.verdict is Verdict.ENABLE
+        assert recommendation.evidence["trials"] <= 3
+
+
 def test_a_draft_that_is_never_right_is_dropped_on_its_first_answers(request_):
     """It reads three answers of six, is never launched, and the other draft is not the worse for it."""
     worse = {str(request_.models[2].path): 0.75}
