@@ -92,7 +92,7 @@ def test_predictions_hit_what_is_measured(chosen):
     assert predicted.low < predicted.ratio < predicted.high
 
 
-@pytest.mark.parametrize("chosen", [drafting(1), drafting(8), drafting(16)])
+@pytest.mark.parametrize("chosen", [drafting(1), drafting(4), drafting(8)])
 def test_what_is_computed_again_is_part_of_the_cost(chosen):
     """Where the cache cannot be cut: counts to the token, speeds within two per cent, and other ones than elsewhere."""
     machine = Machine(main_path="main", uncut=True, acceptance=lambda _: 0.6, costs=Costs(noise=0.001))
