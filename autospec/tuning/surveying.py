@@ -14,11 +14,8 @@ from typing import Any, TypeAlias, TypeVar
 from autospec.backends.flags import WHOLE_BATCHES
 from autospec.backends.in_force import canary
 from autospec.backends.protocol import Tokens
-from autospec.catalog.gguf_file import read_gguf
-from autospec.catalog.gguf_header import read_header
-from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
-from autospec.errors import BackendError, ModelFileError, RequestError
+from autospec.errors import BackendError, RequestError
 from autospec.measure.asking import Asking
 from autospec.predict.costs import first_guess
 from autospec.predict.prediction import replay_drafts
@@ -28,6 +25,7 @@ from autospec.predict.recording import Recording
 from autospec.predict.survey import DraftPass, batch_sizes, pass_of, record, time_batches, typical_of
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
+from autospec.tuning.caches import keeps_state, output_share, timed_apart
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.hopeless import nothing_pays
 from autospec.tuning.progress import Step
@@ -50,8 +48,6 @@ T = TypeVar("T")
 # Loads the main model where it is not loaded yet; ``None`` where it cannot be asked in tokens.
 Main: TypeAlias = "Callable[[], Tokens | None]"
 
-# Gemma 3 of 270M has an output matrix of 1.7 times its layers.
-_MOST_OUTPUT = 3.0
 _MAIN = "main"
 _CANARY = "canary"
 
@@ -131,9 +127,9 @@ class Surveying:
             self._widest,
             first=first,
             cycle=self._rig.launches.cycle,
-            uncut=_keeps_state(self._rig.launches.model_path),
+            uncut=keeps_state(self._rig.launches.model_path),
             shapes={c.cell.key: c.shapes for c in self._cells},
-            rows=_output_share(self._rig.launches.model_path),
+            rows=output_share(self._rig.launches.model_path),
         )
 
     @property
@@ -194,7 +190,7 @@ class Surveying:
     def _batches(self, main: Main, recordings: Sequence[Recording]) -> dict[int, float]:
         path, largest = self._rig.launches.model_path, self._widest + 1
         # Times of a server that splits or repeats batches do not count: earlier versions took them here.
-        name = f"{_MAIN}/whole" if _whole_alone(path) else _MAIN
+        name = f"{_MAIN}/whole" if timed_apart(path) else _MAIN
         stored = self._stored_times(name)
         typical = typical_of(recordings)
         if stored is None or max(stored.batch_ms, default=0) < max(batch_sizes(typical, largest)):
@@ -204,7 +200,7 @@ class Surveying:
 
     def _timed(self, main: Main, path: str, recording: Recording, largest: int) -> dict[int, float]:
         """Batches of the main model, wherever they can be timed; empty where nowhere."""
-        if not _whole_alone(path):
+        if not timed_apart(path):
             try:
                 return self._undisturbed(partial(time_batches, _asked(main), recording, largest))
             except RequestError:
@@ -223,7 +219,7 @@ class Surveying:
             if server.tokens is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
             timed = partial(time_batches, server.tokens, recording, largest)
-            if not _keeps_state(path):
+            if not keeps_state(path):
                 try:
                     return self._undisturbed(timed)
                 except RequestError:
@@ -283,8 +279,8 @@ class Surveying:
         # Without answers to read, the times are missing: any answer gives them.
         todo = [r for _, r in missing] or [r for own in recordings.values() for r in own.values()][:1]
         # A cache with a sliding window is kept whole; one with a state needs its checkpoints, or begins at every miss anew.
-        state = _keeps_state(draft)
-        more = WHOLE_BATCHES if _whole_alone(draft) and not state else ()
+        state = keeps_state(draft)
+        more = WHOLE_BATCHES if timed_apart(draft) and not state else ()
         with self._rig.launches.alone(draft, more) as server:
             if server.tokens is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
@@ -332,7 +328,7 @@ class Surveying:
         grid = [d for d in self._rig.space.grid() if d.draft == draft]
         plain_ms = statistics.median(r.token_ms for r in read)
         costs = first_guess(plain_ms, self._batch_ms, {}, step_ms, self._longest)
-        cycle, uncut = self._rig.launches.cycle, _keeps_state(self._rig.launches.model_path)
+        cycle, uncut = self._rig.launches.cycle, keeps_state(self._rig.launches.model_path)
         answers = [
             (r, replay_drafts(profiles[r.prompt_id], grid, r.max_tokens, cycle, uncut=uncut)) for r in read
         ]
@@ -383,44 +379,12 @@ class Surveying:
         self._store.add_survey(cell.cell.key, self._protocol, kind, name, data)
 
 
-def _header(path: str) -> Model | None:
-    """What a GGUF file says of its model; ``None`` for what is none, whose server cuts every cache or refuses to draft."""
-    try:
-        return read_gguf(Path(path))
-    except (ModelFileError, OSError):
-        return None
-
-
-def _keeps_state(path: str) -> bool:
-    """Whether a model's cache, or part of it, is a state that has no way back."""
-    model = _header(path)
-    return model is not None and model.has_recurrent_state
-
-
-def _whole_alone(path: str) -> bool:
-    """Whether batches of a model are computed whole only by a server that is launched so."""
-    model = _header(path)
-    return model is not None and (model.has_recurrent_state or model.sliding_window > 0)
-
-
 def _read(from_json: Callable[[dict[str, Any]], T], data: dict[str, Any] | None) -> T | None:
     """What was kept, or ``None`` where nothing was or another version kept it otherwise: then it is made again."""
     try:
         return None if data is None else from_json(data)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _output_share(path: str) -> float:
-    """The output matrix ÷ what else decoding a token reads; 0 for what is no GGUF file."""
-    model = _header(path)
-    if model is None:
-        return 0.0
-    sizes = {t.name: t.n_bytes or 0 for part in model.files for t in read_header(part).tensors}
-    # Without a matrix of its own, the embedding is the output matrix as well.
-    output = sizes.get("output.weight") or sizes.get("token_embd.weight", 0)
-    layers = model.bytes_per_token - output
-    return min(output / layers, _MOST_OUTPUT) if layers > 0 else 0.0
 
 
 def _asked(main: Main) -> Tokens:

@@ -59,7 +59,7 @@ def main() -> None:
     off = backend.launch(args.model, OFF, LAUNCH)
     try:
         begun = time.monotonic()
-        fresh = survey(backend, off, args.draft, questions, max(n_max))
+        fresh = survey(backend, off, [args.model, *args.draft], questions, max(n_max))
         survey_s = time.monotonic() - begun
         grid = _best_first(grid, fresh(), [str(t) for t in types])
         table = _compare(

@@ -6,9 +6,10 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
+from autospec.backends.flags import WHOLE_BATCHES
 from autospec.backends.in_force import canary
 from autospec.backends.protocol import Backend, LaunchSettings, Server
 from autospec.drafting import OFF, Drafting, Mode
@@ -16,8 +17,10 @@ from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking, measure
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.predict.predictor import Predictor
+from autospec.predict.recording import Recording
 from autospec.predict.survey import DraftPass, pass_of, record, time_batches
 from autospec.prompts.suite import Prompt
+from autospec.tuning.caches import keeps_state, output_share, timed_apart
 
 NGRAM = ((4, 16), (6, 24), (12, 48))
 LAUNCH = LaunchSettings(args=("-c", "4096"))
@@ -48,17 +51,37 @@ class Questions:
         return cls(prompts, Asking("bench", max_tokens, 0.0, StateWatch()))
 
 
+def _batches(
+    backend: Backend, off: Server, model: str, recording: Recording, largest: int
+) -> dict[int, float]:
+    """Batches of the main model, in a launch of their own where off would split or repeat them."""
+    if not timed_apart(model):
+        assert off.tokens is not None
+        return time_batches(off.tokens, recording, largest)
+    args = (*LAUNCH.args, *(a for group in WHOLE_BATCHES for a in group))
+    server = backend.launch(model, OFF, replace(LAUNCH, args=args))
+    try:
+        assert server.tokens is not None
+        return time_batches(server.tokens, recording, largest, behind=not keeps_state(model))
+    finally:
+        server.stop()
+
+
 def survey(
-    backend: Backend, off: Server, drafts: Sequence[str], questions: Questions, n_max: int
+    backend: Backend, off: Server, models: Sequence[str], questions: Questions, n_max: int
 ) -> Callable[[], Predictor]:
-    """Record, time and pass as a tune does; returns what makes a predictor that has seen no launch yet."""
+    """Record, time and pass as a tune does; returns what makes a predictor that has seen no launch yet.
+
+    The first model is the main one, the others are drafts.
+    """
+    model, *drafts = models
     longest = max(m for _, m in NGRAM)
     assert off.tokens is not None, "this backend cannot be asked in tokens"
     begun = time.monotonic()
     prompts = questions.prompts
     recordings = {(t, p.id): record(off.tokens, p.id, questions.asking.request(p)) for t, p in prompts}
     typical = sorted(recordings.values(), key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
-    batches = time_batches(off.tokens, typical, longest + 1)
+    batches = _batches(backend, off, model, typical, longest + 1)
     print(f"recorded {len(recordings)} answers and timed batches in {time.monotonic() - begun:.1f} s")
     print("ms for a batch of: " + ", ".join(f"{k}: {v:.1f}" for k, v in batches.items()))
     passes: dict[str, DraftPass] = {}
@@ -76,7 +99,16 @@ def survey(
         )
     by_type = {t: [r for (u, _), r in recordings.items() if u == t] for t, _ in prompts}
     first = record(off.tokens, "canary", canary(OFF))
-    return lambda: Predictor(by_type, list(recordings), batches, passes, longest, first=first)
+    return lambda: Predictor(
+        by_type,
+        list(recordings),
+        batches,
+        passes,
+        longest,
+        first=first,
+        uncut=keeps_state(model),
+        rows=output_share(model),
+    )
 
 
 def measured_pair(

@@ -87,6 +87,7 @@ class Machine:
         modes: What the build offers.
         main_path: Any other model that is launched is a draft.
         tells_tokens: False for a build that cannot be asked in tokens.
+        uncut: True for a main model whose cache cannot be cut: a partly accepted draft is computed again.
         launched: Model and drafting of every launch, in order.
     """
 
@@ -100,6 +101,7 @@ class Machine:
     modes: frozenset[Mode] = frozenset({Mode.OFF, Mode.DRAFT_MODEL})
     main_path: str = ""
     tells_tokens: bool = True
+    uncut: bool = False
     seed: int = 0
     launched: list[tuple[str, Drafting]] = field(default_factory=list)
     spent_ms: float = 0.0
@@ -261,12 +263,16 @@ class MachineServer:
                 proposed = right = 0
             total += costs.main(proposed + 1) + costs.draft(proposed + 1)
             drafted, accepted, position = drafted + proposed, accepted + right, position + right + 1
+            if self.machine.uncut and right < proposed:
+                # What was accepted, and the main model's own token, once more; that gives the token behind them.
+                total += costs.main(right + 2) + costs.draft(right + 2)
+                position += 1
         return total, drafted, accepted
 
     def _tokens_alone(self, text: Text, max_tokens: int) -> tuple[float, int, int]:
         self._pool = self._pool or pool_of(self.drafting)
         recording = Recording("", text.prompt_ids, text.answer, max_tokens, False, 0.0, 0.0, 1.0)
-        counts = replay_tokens(self._pool, recording)
+        counts = replay_tokens(self._pool, recording, uncut=self.machine.uncut)
         costs = self.machine.served or self.machine.costs
         times = np.array([costs.main(k + 1) for k in range(counts.verified.shape[1])])
         return float(counts.verified[0] @ times), int(counts.drafted[0]), int(counts.accepted[0])

@@ -27,6 +27,7 @@ from autospec.predict.survey import pass_of, record, time_batches
 from autospec.prompts.suite import Half, load_suite
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
+from autospec.tuning.caches import keeps_state, output_share, timed_apart
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
 from autospec.tuning.rig import Rig
@@ -60,6 +61,24 @@ def launched(backend):
     yield launch
     for server in servers:
         server.stop()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "chain-draft"])
+def test_the_file_says_what_is_kept(lab_models, kind):
+    """From the header alone: which caches keep a state, and which batches are timed apart."""
+    path = str(lab_models.path(kind))
+    assert keeps_state(path) is (kind in STATES)
+    assert timed_apart(path) is (kind in STATES | {"chain-sliding"})
+    # The vocabulary is nearly all of these models.
+    assert output_share(path) > 1
+
+
+def test_what_is_no_gguf_file_is_taken_for_plain(tmp_path):
+    """A folder of MLX's, or a file that has gone: nothing is corrected and nothing launched apart."""
+    for path in (tmp_path, tmp_path / "gone.gguf"):
+        assert not keeps_state(str(path))
+        assert not timed_apart(str(path))
+        assert output_share(str(path)) == 0.0
 
 
 def requests() -> list[Request]:
