@@ -28,6 +28,7 @@ from autospec.prompts.suite import Half, load_suite
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.caches import keeps_state, output_share, timed_apart
+from autospec.tuning.cell_run import CellRun
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
 from autospec.tuning.rig import Rig
@@ -208,10 +209,8 @@ def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
     arms = (Arm(Mode.DRAFT_MODEL, str(draft)), Arm(Mode.NGRAM_SIMPLE))
     main = lab_models.path(kind)
     model = read_gguf(main).ref
-    cell = SimpleNamespace(
-        cell=Cell(model, PromptType.CODING, backend.capabilities().build, MACHINE),
-        tune_prompts=suite.of(PromptType.CODING, Half.TUNE)[:2],
-    )
+    prompts = tuple(suite.of(PromptType.CODING, Half.TUNE)[:2])
+    cell = CellRun(Cell(model, PromptType.CODING, backend.capabilities().build, MACHINE), None, prompts, ())
     with Launches(backend, str(main), LaunchSettings(ARGS), resident=resident) as launches:
         pairing = SimpleNamespace(calm=SimpleNamespace(after=lambda _: False))
         rig = Rig(definition, Space(arms, definition.space), launches, pairing, Budget(600.0), told)
