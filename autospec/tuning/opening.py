@@ -27,7 +27,10 @@ from autospec.tuning.renewal import EPOCH, RENEWAL, renewal_of, to_begin
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.space import Space
 
-__all__ = ["Opening"]
+__all__ = ["REQUESTS", "Opening"]
+
+REQUESTS = "requests"
+"""Name of a cell's requests (`Shapes`) among the notes of its study, and in the evidence."""
 
 # Live requests of so many days tell what requests look like.
 _TRAFFIC_S = 30 * 86400.0
@@ -163,6 +166,12 @@ class Opening:
                 noted = now
                 cell.study.note(EPOCH, noted)
             epochs[cell.cell.key] = float(noted)
+            # A proof that goes on is for the request that it began with, whatever the traffic has become since.
+            requests = None if afresh else cell.study.noted(REQUESTS)
+            if requests is None:
+                cell.study.note(REQUESTS, cell.shapes.to_json())
+            else:
+                cell.shapes = Shapes.from_json(requests)
             if cell.opened_for:
                 cell.study.note(OPENED, list(cell.opened_for))
             if afresh:

@@ -34,7 +34,7 @@ from autospec.tuning.idle_draft import compare_idle_drafts, idle_draft_of
 from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, resident_launches
 from autospec.tuning.machine_lock import machine_lock
-from autospec.tuning.opening import Opening
+from autospec.tuning.opening import REQUESTS, Opening
 from autospec.tuning.optuna_study import OPENED
 from autospec.tuning.outlook import likely_of
 from autospec.tuning.pairing import Pairing
@@ -268,9 +268,13 @@ class Tuning:
         if self.request.definition.predict and (predictor := Surveying(cells, rig, asking, store).run()):
             threshold = self.request.definition.rule.threshold
             forecast = Forecast(predictor, rig.space, threshold, self.progress.tell)
-        Search(cells, rig, forecast).run()
+        search = Search(cells, rig, forecast)
+        search.run()
         choose_winners(cells, rig.space, rig.definition.rule.threshold, forecast)
-        note_choice(cells, forecast)
+        for cell in cells:
+            # Without time for a single trial nothing was chosen: the next tune searches.
+            cell.searched = not (search.out_of_time and cell.winner.is_off)
+        note_choice([c for c in cells if c.searched], forecast)
 
     def _predictions(self, rig: Rig, asking: Asking, store: Store) -> ProofPredictions | None:
         return ProofPredictions(rig, asking, store) if self.request.definition.predict else None
@@ -299,7 +303,7 @@ class Tuning:
             cost=self._cost,
         )
         marks: dict[str, object] = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
-        marks["requests"] = cell.shapes.to_json()
+        marks[REQUESTS] = cell.shapes.to_json()
         if cell.decision is not None:
             marks |= cell.decision.to_json()
         if left_out := pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE):

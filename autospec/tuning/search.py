@@ -57,6 +57,9 @@ class Search:
         rig: The tools; the search takes the definition's share of the budget.
         forecast: What prediction says; ``None`` where nothing can be predicted.
         now: Monotonic seconds.
+
+    Attributes:
+        out_of_time: True if the search ended because its share of the budget was spent.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Search:
         # Cell key → drafting → its pairs.
         self._pairs: dict[str, dict[Drafting, list[Pair]]] = {}
         self._idle = 0
+        self.out_of_time = False
         self._trial_s: list[float] = []
         # Tune prompts of each type in every trial; known once the first ones have been timed.
         self._prompts: int | None = None
@@ -93,7 +97,10 @@ class Search:
             leaders.sort(key=lambda d: d.draft not in news)
         while self._cells and done < self._definition.trials and self._idle < self._definition.patience:
             active = [c for c in self._cells if not self._hopeless(c)]
-            if not active or not self._time_for_another():
+            if not active:
+                break
+            if not self._time_for_another():
+                self.out_of_time = True
                 break
             drafting = self._choose(active, active[done % len(active)], leaders)
             if drafting is None:

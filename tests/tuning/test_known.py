@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting, Mode
+from autospec.measure.live import Sample
 from autospec.recommendations import Status, Verdict
 from autospec.store.database import open_store
 from autospec.tuning import calm
@@ -372,3 +373,34 @@ def test_a_continued_tune_leaves_out_what_a_newer_version_wrote(request_):
     _, result = again(request_, progress)
     assert (result.status, Path(result.drafting.draft).stem, result.pairs) == (Status.PROVEN, "draft", 8)
     assert any("does not understand" in told and "measurements" in told for told in progress.told)
+
+
+def live_requests() -> list[Sample]:
+    """Thirty of them, with long answers."""
+    one = Sample(
+        at=time.time(),
+        model="main",
+        backend="simulated",
+        build="b1",
+        prompt_type=CODING,
+        prompt_tokens=40,
+        predicted_tokens=500,
+        prompt_ms=1.0,
+        predicted_ms=1.0,
+    )
+    return [one] * 30
+
+
+def test_a_proof_that_goes_on_is_for_the_request_that_it_began_with(request_):
+    """Live requests between two tunes change no proof that has begun; `--again` takes them in."""
+    store = open_store(request_.storage)
+    begun = tune(replace(request_, budget_s=1e-6), backend())[CODING]
+    store.add_samples(live_requests())
+    gone_on = tune(request_, backend())[CODING]
+    again = tune(replace(request_, again=True), backend())[CODING]
+    store.close()
+    assert (begun.status, gone_on.status) == (Status.PROVISIONAL, Status.PROVEN)
+    assert gone_on.evidence["requests"] == begun.evidence["requests"]
+    assert gone_on.evidence["request"]["source"] == "suite"
+    assert again.evidence["requests"]["traffic"]["answer_tokens"] == 500
+    assert again.evidence["request"]["source"] == "traffic"
