@@ -66,29 +66,34 @@ class RequestShape:
     cached_share: float = 0.0
     source: str = "suite"
 
-    def prompt_ms(self, measured_ms: float, measured_tokens: float, token_ms: float) -> float:
+    def prompt_ms(self, measured_ms: float, measured_tokens: float, pass_ms: float) -> float:
         """Time to process the prompt.
 
-        One token takes a pass of the model, like a generated one; from there to the measured prompt it grows evenly.
+        One token takes a pass of the main model; from there to the measured prompt it grows evenly.
 
         Args:
             measured_ms: Of the measured prompt.
             measured_tokens: Its tokens that were computed.
-            token_ms: Of one generated token; 0 where it is not known.
+            pass_ms: Of one pass: a token that is generated with drafting off.
         """
-        if measured_tokens <= 1.0 or measured_ms <= token_ms:
+        if measured_tokens <= 1.0 or measured_ms <= pass_ms:
             return measured_ms
         part = (max(1.0, self.prompt_tokens) - 1.0) / (measured_tokens - 1.0)
-        return token_ms + (measured_ms - token_ms) * part
+        return pass_ms + (measured_ms - pass_ms) * part
 
-    def request_ms(self, half: Measurement) -> float:
-        """Time of this request on the server that answered a measured one; not a number where that had no generation."""
-        token_ms = token_ms_of(half)
-        if math.isnan(token_ms):
-            return math.nan
+    def request_ms(self, half: Measurement, pass_ms: float) -> float:
+        """Time of this request on the server that answered a measured one.
+
+        Args:
+            half: The measured one.
+            pass_ms: See `prompt_ms`.
+
+        Returns:
+            Milliseconds; not a number where nothing was generated after the first token.
+        """
         overhead_ms = max(0.0, half.wall_ms - half.prompt_ms - half.predicted_ms)
-        prompt_ms = self.prompt_ms(half.prompt_ms, half.prompt_tokens, token_ms)
-        return prompt_ms + token_ms * max(0.0, self.answer_tokens - 1.0) + overhead_ms
+        prompt_ms = self.prompt_ms(half.prompt_ms, half.prompt_tokens, pass_ms)
+        return prompt_ms + token_ms_of(half) * max(0.0, self.answer_tokens - 1.0) + overhead_ms
 
     def to_json(self) -> dict[str, Any]:
         """For the evidence."""

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import replace
 
 from autospec.backends.protocol import Completion, LaunchSettings, Request, Server
 from autospec.backends.registry import backend_for
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import Measurement, Phase
-from autospec.measure.shape import RequestShape
+from autospec.measure.shape import RequestShape, token_ms_of
 from autospec.prompts.suite import Half, Prompt, load_suite
 from autospec.settings import load_settings
 from studies.bench.real_grid import bench_parser
@@ -94,12 +93,12 @@ def _line(
     shape = RequestShape(
         long[off.launch_id].prompt_tokens, long[off.launch_id].predicted_tokens, source="measured"
     )
-    put = {s.launch_id: shape.request_ms(short[s.launch_id]) for s in (off, drafted)}
-    real = {s.launch_id: shape.request_ms(long[s.launch_id]) for s in (off, drafted)}
+    pass_ms = token_ms_of(short[off.launch_id])
+    put = {s.launch_id: shape.request_ms(short[s.launch_id], pass_ms) for s in (off, drafted)}
+    real = {s.launch_id: shape.request_ms(long[s.launch_id], pass_ms) for s in (off, drafted)}
     of_parts = put[off.launch_id] / put[drafted.launch_id]
     measured = real[off.launch_id] / real[drafted.launch_id]
-    alone = replace(shape, prompt_tokens=1.0)
-    generation = alone.request_ms(long[off.launch_id]) / alone.request_ms(long[drafted.launch_id])
+    generation = token_ms_of(long[off.launch_id]) / token_ms_of(long[drafted.launch_id])
     print(
         f"| {prompt.id} | {shape.answer_tokens:.0f} | {put[off.launch_id] / real[off.launch_id]:.3f}"
         f" | {put[drafted.launch_id] / real[drafted.launch_id]:.3f} | {of_parts:.3f} | {measured:.3f} | {generation:.3f} |",

@@ -66,6 +66,15 @@ def test_a_cached_prompt_still_takes_one_pass():
     assert shape.prompt_ms(80.0, 1, 50.0) == 80.0
 
 
+def test_a_cached_prompt_costs_both_sides_a_pass_of_the_main_model():
+    """Drafting generates three times as fast, and processes the cached rest of a prompt no faster than off."""
+    off = half(drafted=False, prompt_ms=60.0, token_ms=40.0, tokens=64, prompt_tokens=60)
+    drafted = half(drafted=True, prompt_ms=66.0, token_ms=13.0, tokens=64, prompt_tokens=60)
+    pair = Pair(off, drafted, RequestShape(prompt_tokens=1.0, answer_tokens=1.0))
+    # Both take one pass and the same way there and back; nothing is generated after the first token.
+    assert pair.log_ratio == pytest.approx(0.0, abs=1e-9)
+
+
 def test_an_answer_of_one_token_stays_as_it_was_measured():
     """It has no generation that could be put together."""
     off = half(drafted=False, prompt_ms=1000.0, token_ms=10.0, tokens=1)

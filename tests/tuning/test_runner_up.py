@@ -70,7 +70,7 @@ def test_where_neither_pays_the_better_one_is_told(request_):
 def test_what_gave_way_early_goes_on_where_the_other_is_no_better(request_):
     """Slightly slower, in noise: it gives way after a round, comes back as the better of two, and is ruled out."""
     progress = Silent()
-    backend = SimulatedBackend(on_prove_prompts(0.97, 0.8), noise=0.03)
+    backend = SimulatedBackend(on_prove_prompts(0.93, 0.8), noise=0.03)
     for found in tune(request_, backend, progress).values():
         assert (found.verdict, found.status) == (Verdict.DISABLE, Status.PROVEN)
         assert found.tried.mode is Mode.DRAFT_MODEL
@@ -85,7 +85,7 @@ def test_a_runner_up_that_does_not_run_leaves_the_winner_to_its_own_proof(reques
         if server.drafting.mode is Mode.NGRAM_SIMPLE and "prove" in text:
             raise ServerDiedError("It died.", "Look.")
 
-    backend = SimulatedBackend(on_prove_prompts(0.97, 1.3), noise=0.03, before_answer=breaks)
+    backend = SimulatedBackend(on_prove_prompts(0.93, 1.3), noise=0.03, before_answer=breaks)
     for found in tune(request_, backend).values():
         assert (found.verdict, found.status) == (Verdict.DISABLE, Status.PROVEN)
         assert found.tried.mode is Mode.DRAFT_MODEL

@@ -95,14 +95,16 @@ def test_a_pair_whose_halves_are_too_far_apart_is_told(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("resident", [1, 2])
 def test_a_pair_that_stays_disturbed_is_told(tmp_path, monkeypatch, resident):
-    """After its repeats the round goes on without it, and says so."""
+    """After its repeats the round goes on without it, and it is counted among what was left out."""
     busy = replace(CALM, other_load=2.0)
     watch = Watch(CALM, CALM)  # the search's pair
     made = lab(tmp_path, monkeypatch, resident=resident, prove=1, watch=watch)
     watch.script = [CALM, busy, CALM] * 3
     (measured,) = block(made, repeats=2)
     assert measured.disturbed
-    assert made.watcher.told[-1].startswith(f"{ngram(4).label}: 1 pair does not count. The load of other")
+    cell = made.cells[0]
+    left_out = made.rig.pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE, 1)
+    assert left_out == {"load of other processes": 1}
 
 
 def test_what_an_interruption_leaves_is_completed(tmp_path, monkeypatch):
