@@ -77,6 +77,7 @@ class _Plan:
         round_s: What all of a round takes but for its launches.
         rounds: How many more there will be.
         log_gain: ln(drafting ÷ off) as known so far.
+        record_s: What it takes to record the prompts that will not be asked.
     """
 
     cell: CellRun
@@ -84,11 +85,12 @@ class _Plan:
     round_s: float
     rounds: int
     log_gain: float
+    record_s: float = 0.0
 
     @property
     def worth(self) -> float:
         """See `budget.worth`; what needs no measuring comes first."""
-        return worth(self.log_gain, self.rounds * self.round_s if self.todo else 0.0)
+        return worth(self.log_gain, self.rounds * self.round_s + self.record_s if self.todo else 0.0)
 
 
 class Proof:
@@ -164,10 +166,15 @@ class Proof:
         rounds = rounds_to_decide(log_gain, spread, rule, done=cell.rounds, per_round=len(tasks))
         # Nothing is enabled before all prompts were asked, or predicted.
         unasked = math.ceil(len(cell.prove_prompts) / per_round) - cell.rounds
-        if log_gain <= 0.0 or self._predictions is not None:
+        record_s = 0.0
+        if log_gain <= 0.0:
+            unasked = 0
+        elif self._predictions is not None and cell.rounds + rounds < unasked:
+            left = len(cell.prove_prompts) - (cell.rounds + rounds) * per_round
+            record_s = left * self._rig.pairing.pace.request_s(cell.cell.key, OFF)
             unasked = 0
         pair_s = self._rig.pairing.pace.pair_s(cell.cell.key, cell.winner)
-        return _Plan(cell, tuple(todo), len(tasks) * pair_s, max(rounds, unasked), log_gain)
+        return _Plan(cell, tuple(todo), len(tasks) * pair_s, max(rounds, unasked), log_gain, record_s)
 
     def _affordable(self, plans: Sequence[_Plan]) -> list[_Plan]:
         """The cells of the next round: those that share the best one's launches, as many as the budget decides.
@@ -197,7 +204,7 @@ class Proof:
         by_winner: dict[Drafting, list[_Plan]] = {}
         for plan in plans:
             by_winner.setdefault(plan.cell.winner, []).append(plan)
-        seconds = 0.0
+        seconds = sum(plan.record_s for plan in plans)
         for drafting, own in by_winner.items():
             todo = [task for plan in own for task in plan.todo]
             seconds += self._rig.pairing.expected_s(todo, drafting)
@@ -211,13 +218,14 @@ class Proof:
         return [Task.of(cell.cell.key, prompt) for prompt in prompts]
 
     def _log_gain(self, cell: CellRun) -> float:
-        """What is known of a cell's gain: by its proof, its search, or prediction."""
+        """What is known of a cell's gain: by its proof, prediction, or its search."""
         if cell.decision is not None and cell.decision.estimate is not None:
             return cell.decision.mean
-        ratio = cell.trial_values.get(cell.winner)
-        if ratio is None:
-            with suppress(StoreError):
-                ratio = (prediction_of(cell) or {}).get("expected")
+        # A prediction rests on all recorded answers, a trial perhaps on one of them.
+        ratio = None
+        with suppress(StoreError):
+            ratio = (prediction_of(cell) or {}).get("expected")
+        ratio = ratio or cell.trial_values.get(cell.winner)
         return math.log(ratio) if ratio else _USUAL_GAIN
 
     def _wants(self, cell: CellRun) -> bool:
@@ -373,6 +381,8 @@ class Proof:
             return {}
         if would_be.verdict is not Verdict.ENABLE and statistics.stdev(medians) < _LARGE_SPREAD:
             return {}
+        # A tune that goes on later has the answers of this one only if they are kept now.
+        predictions.keep_answers(cell, pairs)
         request_s = self._rig.pairing.pace.request_s(cell.cell.key, OFF)
         if not self._rig.budget.allows(len(predictions.missing(cell, pairs)) * request_s):
             return {}

@@ -66,7 +66,7 @@ class ProofPredictions:
         """
         place = (cell.cell.key, cell.winner)
         if place not in self._found:
-            self._keep_answers(cell, pairs)
+            self.keep_answers(cell, pairs)
             drafts = [cell.winner.draft] if cell.winner.draft is not None else []
             surveying = Surveying(
                 [cell], self._rig, self._asking, self._store, prompts=lambda c: c.prove_prompts, drafts=drafts
@@ -81,8 +81,12 @@ class ProofPredictions:
     def _has_text(self, half: Measurement) -> bool:
         return half.prompt_id in self._asking.answers
 
-    def _keep_answers(self, cell: CellRun, pairs: Sequence[Pair]) -> None:
-        """Keep measured answers as recordings, where their tokens can be told from their text."""
+    def keep_answers(self, cell: CellRun, pairs: Sequence[Pair]) -> None:
+        """Keep measured answers as recordings, where their tokens can be told from their text.
+
+        Raises:
+            BackendError: The main model does not launch.
+        """
         recorded = self._recorded(cell)
         newest = {p.off.prompt_id: p.off for p in pairs if self._has_text(p.off)}
         tokens = self._rig.launches.off().tokens

@@ -22,6 +22,7 @@ class Foretold:
     def __init__(self, gains):
         self.gains = gains
         self.predicted = 0
+        self.kept = 0
 
     def known(self, _cell):
         """Nothing before the first prediction."""
@@ -30,6 +31,10 @@ class Foretold:
     def missing(self, cell, pairs):
         """Those that were not asked."""
         return [p for p in cell.prove_prompts if p.id not in {pair.off.prompt_id for pair in pairs}]
+
+    def keep_answers(self, _cell, _pairs):
+        """They are counted."""
+        self.kept += 1
 
     def predict(self, _cell, _pairs):
         """All of them."""
@@ -78,11 +83,14 @@ def test_a_loss_is_not_predicted(tmp_path, monkeypatch):
 
 
 def test_nothing_is_recorded_when_the_budget_has_no_time_for_it(tmp_path, monkeypatch):
-    """One round fits, and the eight requests that the prediction takes do not."""
-    cell, made = proved(tmp_path, monkeypatch, foretold := Foretold(exact()), budget_s=70.0)
-    assert foretold.predicted == 0
-    assert cell.decision is None or cell.decision.verdict is Verdict.UNDECIDED
-    assert made.rig.budget.spent_s <= 70.0 + 60.0
+    """A round took longer than expected, and the eight requests that the prediction takes do not fit any more."""
+    made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text), budget_s=90.0)
+    foretold = Foretold(exact())
+    made.backend.before_answer = lambda server, _text: server.backend.clock.pass_by(0.8)
+    Proof(made.cells, made.rig, lambda _: None, predictions=foretold).run()
+    assert (foretold.predicted, foretold.kept) == (0, 1)
+    assert made.cells[0].decision.verdict is Verdict.UNDECIDED
+    assert made.rig.budget.spent_s <= 90.0 + 60.0
 
 
 class Words:
