@@ -46,6 +46,8 @@ _USUAL_SPREAD = 0.15
 _USUAL_GAIN = math.log(1.1)
 # Prompts that differ by more than this (standard deviation of the log ratio) are worth a prediction.
 _LARGE_SPREAD = 0.08
+# Reading an answer with a draft takes about this part of the request that recorded it (seen: 2.5 s of 4.6 s, F32 main model).
+_READING = 0.5
 # Pairs of which fewer say nothing of the spread.
 _FEW_PAIRS = 4
 
@@ -164,16 +166,15 @@ class Proof:
         log_gain = self._log_gain(cell)
         spread = self._spread.get((cell.cell.key, cell.winner), _USUAL_SPREAD)
         rounds = rounds_to_decide(log_gain, spread, rule, done=cell.rounds, per_round=len(tasks))
-        # Nothing is enabled before all prompts were asked, or predicted.
-        unasked = math.ceil(len(cell.prove_prompts) / per_round) - cell.rounds
-        record_s = 0.0
-        if log_gain <= 0.0:
-            unasked = 0
-        elif self._predictions is not None and cell.rounds + rounds < unasked:
-            left = len(cell.prove_prompts) - (cell.rounds + rounds) * per_round
-            record_s = left * self._rig.pairing.pace.request_s(cell.cell.key, OFF)
-            unasked = 0
         pair_s = self._rig.pairing.pace.pair_s(cell.cell.key, cell.winner)
+        # Nothing is enabled before all prompts were asked, or predicted where that takes less than another round.
+        unasked = math.ceil(len(cell.prove_prompts) / per_round) - cell.rounds if log_gain > 0.0 else 0
+        record_s = 0.0
+        if self._predictions is not None and rounds < unasked:
+            left = len(cell.prove_prompts) - (cell.rounds + rounds) * per_round
+            predicting_s = self._predicting_s(cell, left)
+            if predicting_s <= self._rig.pairing.expected_s(tasks, cell.winner):
+                record_s, unasked = predicting_s, 0
         return _Plan(cell, tuple(todo), len(tasks) * pair_s, max(rounds, unasked), log_gain, record_s)
 
     def _affordable(self, plans: Sequence[_Plan]) -> list[_Plan]:
@@ -383,10 +384,20 @@ class Proof:
             return {}
         # A tune that goes on later has the answers of this one only if they are kept now.
         predictions.keep_answers(cell, pairs)
-        request_s = self._rig.pairing.pace.request_s(cell.cell.key, OFF)
-        if not self._rig.budget.allows(len(predictions.missing(cell, pairs)) * request_s):
+        predicting_s = self._predicting_s(cell, len(predictions.missing(cell, pairs)))
+        next_round = self._tasks(cell, cell.rounds + 1)
+        # Where the next round takes no longer, it tells more.
+        if predicting_s > self._rig.pairing.expected_s(next_round, cell.winner):
+            return {}
+        if not self._rig.budget.allows(predicting_s):
             return {}
         return predictions.predict(cell, pairs)
+
+    def _predicting_s(self, cell: CellRun, missing: int) -> float:
+        """What it is expected to take to record so many prompts, and to read all answers with the winner's draft."""
+        request_s = self._rig.pairing.pace.request_s(cell.cell.key, OFF)
+        read = 0 if cell.winner.draft is None else len(cell.prove_prompts)
+        return (missing + _READING * read) * request_s
 
     def _end(self, cell: CellRun, decision: Decision) -> None:
         cell.pending = False
