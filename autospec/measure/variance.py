@@ -27,6 +27,8 @@ __all__ = ["UnitFit", "fit_units", "launch_half_width", "launch_variance", "unit
 
 Floats = npt.NDArray[np.float64]
 
+# A median distance from the median times this is a standard deviation, where noise is normal.
+_DISTANCE_TO_SD = 1.4826
 # The two-way fit converges within a few steps; the last ones change the sixth digit.
 _STEPS = 6
 
@@ -87,6 +89,8 @@ class UnitFit:
             cannot be compared, so that each group costs a degree of freedom.
         weight: Sum of the squares of the units' shares of all values: 1 ÷ units where all are of one size.
         n: Values.
+        of_prompts: Variance of the centre as the prompts' own repeats show it: where half of a prompt's few values stalled, its
+            part is anywhere between, and no unit tells that.
     """
 
     center: float
@@ -95,6 +99,7 @@ class UnitFit:
     groups: int
     weight: float
     n: int
+    of_prompts: float = 0.0
 
     @property
     def freedom(self) -> int:
@@ -103,14 +108,22 @@ class UnitFit:
 
     @property
     def standard_error(self) -> float:
-        """Of the centre, as the units' scatter shows it; 0 where no two units can be compared."""
-        return math.sqrt(self.squares / self.freedom * self.weight) if self.freedom else 0.0
+        """Of the centre, as units or prompts show it, whichever is more; 0 where no two units can be compared."""
+        if not self.freedom:
+            return 0.0
+        return math.sqrt(max(self.squares / self.freedom * self.weight, self.of_prompts))
 
     def repeated(self, times: int) -> UnitFit:
         """What it would be if every unit came so many times."""
         units = self.units * times
         return UnitFit(
-            self.center, self.squares * times, units, self.groups, self.weight / times, self.n * times
+            center=self.center,
+            squares=self.squares * times,
+            units=units,
+            groups=self.groups,
+            weight=self.weight / times,
+            n=self.n * times,
+            of_prompts=self.of_prompts / times,
         )
 
 
@@ -145,6 +158,7 @@ def fit_units(values: Sequence[LogRatio]) -> UnitFit:
         groups=int(groups.max()) + 1,
         weight=float(shares @ shares),
         n=y.size,
+        of_prompts=sum(_variance(y[k] - effect[column[k]]) for k in of_prompt) / len(prompts) ** 2,
     )
 
 
@@ -164,6 +178,12 @@ def unit_estimate(fit: UnitFit, level: float) -> Estimate | None:
         return None
     half = float(stats.t.isf(level, fit.freedom)) * fit.standard_error
     return Estimate(fit.n, fit.center, fit.center - half, fit.center + half, level)
+
+
+def _variance(x: Floats) -> float:
+    """Variance of the middle of a prompt's values, from their median distance; 0 for a single value."""
+    distance = float(np.median(np.abs(x - np.median(x))))
+    return (_DISTANCE_TO_SD * distance) ** 2 * math.pi / 2.0 / x.size
 
 
 def _middle(x: Floats) -> float:

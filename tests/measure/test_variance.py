@@ -86,6 +86,17 @@ def test_a_stall_in_every_unit_moves_the_centre_little():
     assert fit_units(of_rows(rows.tolist())).center == pytest.approx(0.05, abs=0.01)
 
 
+def test_a_prompt_whose_values_are_of_two_kinds_widens_the_interval():
+    """Two of four measurements of one prompt stalled: its part may be either, and the units do not tell which."""
+    rows = np.random.default_rng(3).normal(0.0, 0.01, (16, 4))
+    calm = fit_units(of_rows(rows.tolist()))
+    rows[5, :2] += 1.0
+    torn = fit_units(of_rows(rows.tolist()))
+    assert torn.center - calm.center == pytest.approx(0.5 / 16, abs=0.003)
+    assert torn.standard_error > 0.03
+    assert calm.standard_error < 0.005
+
+
 @pytest.mark.parametrize("launch_sd", [0.0, 0.01, 0.03])
 def test_error_rate_holds_for_any_scatter(launch_sd):
     """Over 1500 proofs of eight rounds the lower end exceeds the truth no more often than its level."""
