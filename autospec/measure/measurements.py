@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from autospec.drafting import Drafting
-from autospec.measure.shape import RequestShape, Shapes, token_ms_of
+from autospec.measure.shape import RequestShape, Shapes
 
 __all__ = ["MAX_PAIR_GAP_S", "Measurement", "Pair", "Phase", "pair_up"]
 
@@ -109,8 +109,7 @@ class Pair:
     def speeds_tps(self) -> tuple[float, float]:
         """Tokens per second of the request that the pair stands for: off, drafting."""
         if self.shape is not None:
-            pass_ms = token_ms_of(self.off)
-            off_ms, drafted_ms = (self.shape.request_ms(half, pass_ms) for half in (self.off, self.drafted))
+            off_ms, drafted_ms = (self.shape.request_ms(half, self.off) for half in (self.off, self.drafted))
             # An answer of one token has no generation to put together.
             if not (math.isnan(off_ms) or math.isnan(drafted_ms)):
                 tokens = 1000.0 * self.shape.answer_tokens

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -59,12 +59,15 @@ class RequestShape:
         answer_tokens: Tokens generated.
         cached_share: Part of the whole prompt that is cached, 0 … 1; 0 where the traffic told the computed tokens directly.
         source: ``traffic``, ``suite``, or ``measured`` for the lengths that were measured.
+        first_cycle_in_prompt: True where the first token comes with a whole drafting cycle, whose time stands in the prompt's:
+            mlx_lm's cycle, and servers whose tokens are timed by their arrival.
     """
 
     prompt_tokens: float
     answer_tokens: float
     cached_share: float = 0.0
     source: str = "suite"
+    first_cycle_in_prompt: bool = False
 
     def prompt_ms(self, measured_ms: float, measured_tokens: float, pass_ms: float) -> float:
         """Time to process the prompt.
@@ -81,17 +84,26 @@ class RequestShape:
         part = (max(1.0, self.prompt_tokens) - 1.0) / (measured_tokens - 1.0)
         return pass_ms + (measured_ms - pass_ms) * part
 
-    def request_ms(self, half: Measurement, pass_ms: float) -> float:
+    def request_ms(self, half: Measurement, off: Measurement) -> float:
         """Time of this request on the server that answered a measured one.
 
         Args:
             half: The measured one.
-            pass_ms: See `prompt_ms`.
+            off: The half without drafting of the same pair, which tells what a pass takes.
 
         Returns:
             Milliseconds; not a number where nothing was generated after the first token.
         """
+        pass_ms = token_ms_of(off)
         overhead_ms = max(0.0, half.wall_ms - half.prompt_ms - half.predicted_ms)
+        if self.first_cycle_in_prompt:
+            # What the prompt takes longer than off's is the first cycle, and all tokens are generation. A draft's own time for
+            # the prompt is counted as generation, too: too dear for the drafting, never too cheap.
+            prompt_ms = self.prompt_ms(max(0.0, off.prompt_ms - pass_ms), off.prompt_tokens, pass_ms)
+            cycles_ms = half.predicted_ms + max(0.0, half.prompt_ms - off.prompt_ms) + pass_ms
+            timed = half.predicted_tokens > 1 and half.predicted_ms > 0.0
+            token_ms = cycles_ms / half.predicted_tokens if timed else math.nan
+            return prompt_ms + token_ms * self.answer_tokens + overhead_ms
         prompt_ms = self.prompt_ms(half.prompt_ms, half.prompt_tokens, pass_ms)
         return prompt_ms + token_ms_of(half) * max(0.0, self.answer_tokens - 1.0) + overhead_ms
 
@@ -120,11 +132,13 @@ class Shapes:
         cached_share: Part of a prompt that is cached.
         max_tokens: Prompt id → how long its answer may be in use; a prompt that is not named stays as it was measured.
         traffic: What live requests of the cell look like; ``None`` where there are too few.
+        first_cycle_in_prompt: See `RequestShape`.
     """
 
     cached_share: float = 0.0
     max_tokens: Mapping[str, int] = field(default_factory=dict)
     traffic: RequestShape | None = None
+    first_cycle_in_prompt: bool = False
 
     def of(self, prompt_id: str, *, prompt_tokens: int, answer_tokens: int, ended: bool) -> RequestShape:
         """The request that a measured answer stands for.
@@ -136,13 +150,14 @@ class Shapes:
             ended: True if the answer ended by itself: then it is as long as it is.
         """
         if self.traffic is not None:
-            return self.traffic
+            return replace(self.traffic, first_cycle_in_prompt=self.first_cycle_in_prompt)
         longest = self.max_tokens.get(prompt_id, answer_tokens)
         return RequestShape(
             prompt_tokens=max(1.0, prompt_tokens * (1.0 - self.cached_share)),
             answer_tokens=float(answer_tokens if ended else max(answer_tokens, longest)),
             cached_share=self.cached_share,
             source="suite" if self.max_tokens else "measured",
+            first_cycle_in_prompt=self.first_cycle_in_prompt,
         )
 
     def of_half(self, off: Measurement) -> RequestShape:
@@ -160,6 +175,7 @@ class Shapes:
             "cached_share": self.cached_share,
             "max_tokens": dict(self.max_tokens),
             "traffic": None if self.traffic is None else self.traffic.to_json(),
+            "first_cycle_in_prompt": self.first_cycle_in_prompt,
         }
 
     @classmethod
@@ -174,6 +190,7 @@ class Shapes:
             else RequestShape(
                 float(traffic["prompt_tokens"]), float(traffic["answer_tokens"]), source="traffic"
             ),
+            first_cycle_in_prompt=bool(data.get("first_cycle_in_prompt", False)),
         )
 
 

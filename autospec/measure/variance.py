@@ -120,7 +120,7 @@ class UnitFit:
             center=self.center,
             squares=self.squares * times,
             units=units,
-            groups=self.groups,
+            groups=self.groups * times if self.freedom == 0 else self.groups,
             weight=self.weight / times,
             n=self.n * times,
             of_prompts=self.of_prompts / times,

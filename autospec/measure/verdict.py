@@ -16,7 +16,7 @@ The method, and why:
 * **Time.** Where off and drafting run by turns, minutes lie between the halves of a pair. A unit whose halves did not alternate
   counts with 5 % more scatter per side. Nothing is final before both orders have run.
 * **Which prompts.** A round asks some of the prompts, the next one others. Before all have been asked, a gain is enabled only
-  if the replay predicts every prompt that was not asked: predictions are a control variate (`autospec.measure.control_variate`), and the
+  if the replay predicts every prompt that was not asked, or at the last look: predictions are a control variate (`autospec.measure.control_variate`), and the
   claim about the kind of prompt then rests on all recorded prompts. It is right where gains and losses are alike, on the safe
   side where few prompts gain much (n-grams), and blind to rare large losses among prompts that nobody asked or recorded.
 * **Looking more than once.** After rounds 1, 2, 4, 8, 16, 24 the intervals are looked at, each time with a share of
@@ -193,7 +193,7 @@ def decide(
         rounds: Rounds completed; a number that is not among `Rule.looks` counts as the look before it.
         rule: Thresholds and error rate.
         complete: False while there are prompts that no pair has asked yet.
-        predicted: Prompt id → predicted ln(drafting ÷ off), of every prompt whose answer is recorded, asked or not.
+        predicted: Prompt id → predicted ln(drafting ÷ off), of every prompt of the proof, asked or not; or nothing.
         scatter: What is known of launches on this machine.
     """
     if not values:
@@ -213,7 +213,7 @@ def decide(
             False,
             f"{reason}, so far with one order of off and drafting",
         )
-    if not final and view.settled and _hopeless(evidence, rounds, rule):
+    if not final and view.settled and evidence.both_orders and _hopeless(evidence, rounds, rule):
         final, reason = True, f"{reason}, and more rounds of these prompts would not tell"
     return Decision(
         verdict,

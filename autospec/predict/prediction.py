@@ -109,7 +109,7 @@ def expected(answer: PredictedAnswer, costs: CostCurve) -> tuple[Floats, Floats]
     features = features * (answers * token_ms / costs.plain_ms)
     overhead_ms = max(0.0, recording.wall_ms - recording.prompt_ms - recording.predicted_ms)
     prompt_ms = shape.prompt_ms(recording.prompt_ms, len(recording.prompt_ids), token_ms)
-    computed = min(1.0, shape.prompt_tokens / len(recording.prompt_ids))
+    computed = shape.prompt_tokens / len(recording.prompt_ids)
     off_ms = prompt_ms + token_ms * (shape.answer_tokens - 1.0) + overhead_ms
     before_ms = max(0.0, prompt_ms - token_ms) if opening else prompt_ms
     with_ms = before_ms + overhead_ms + answer.draft_prompt_ms * computed + features.sum(axis=1)

@@ -227,10 +227,12 @@ class Store:
         with plain_errors(self._engine), self._engine.begin() as connection:
             insert_launch_comparison(connection, hardware_id, build, model, comparison)
 
-    def launch_comparisons(self, hardware_id: str, build: Build) -> list[LaunchComparison]:
+    def launch_comparisons(
+        self, hardware_id: str, build: Build, model: str | None = None
+    ) -> list[LaunchComparison]:
         """The newest comparisons of launches on a machine with exactly this build, oldest first."""
         with plain_errors(self._engine), self._engine.connect() as connection:
-            return select_launch_comparisons(connection, hardware_id, build)
+            return select_launch_comparisons(connection, hardware_id, build, model)
 
     def newest_recommendation(self) -> int:
         """The number of the newest recommendation; 0 without any."""

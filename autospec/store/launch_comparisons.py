@@ -43,9 +43,9 @@ def insert_launch_comparison(
 
 
 def select_launch_comparisons(
-    connection: sa.Connection, hardware_id: str, build: Build
+    connection: sa.Connection, hardware_id: str, build: Build, model: str | None
 ) -> list[LaunchComparison]:
-    """The newest comparisons of one machine with one build, oldest first; those of other builds do not count."""
+    """The newest comparisons of one machine with one build, oldest first; of one model alone where it is named."""
     table = LAUNCH_COMPARISONS
     columns = [table.c[f.name] for f in fields(LaunchComparison)]
     query = (
@@ -54,6 +54,7 @@ def select_launch_comparisons(
             table.c.hardware_id == hardware_id,
             table.c.backend == build.backend,
             table.c.build == _key(build),
+            *(() if model is None else (table.c.model == model,)),
         )
         .order_by(table.c.id.desc())
         .limit(_KEPT)

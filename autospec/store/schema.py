@@ -58,11 +58,12 @@ def bring_up_to_date(engine: sa.Engine, migrations: tuple[Migration, ...] = MIGR
         METADATA.create_all(connection)
         for migrate in migrations[version:]:
             migrate(connection)
+        needs = max(_meta(connection).get("needs", 0), _NEEDS)
         connection.execute(sa.delete(META))
         # A newer autospec's tables with one of ours missing keep their number.
         rows = [
             {"name": "schema", "value": max(version, len(migrations))},
-            {"name": "needs", "value": _NEEDS},
+            {"name": "needs", "value": needs},
         ]
         connection.execute(sa.insert(META), rows)
 

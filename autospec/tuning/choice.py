@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from autospec.drafting import OFF, Drafting
+from autospec.errors import StoreError
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.optuna_study import RUNNER_UP, WINNER
 from autospec.tuning.renewal import EPOCH
 from autospec.tuning.space import Space
 
-__all__ = ["note_choice", "prediction_of", "recall_choice"]
+__all__ = ["last_look", "note_choice", "note_look", "prediction_of", "recall_choice"]
 
 # Names of the notes of what was predicted of the two.
 _PREDICTION = "prediction"
@@ -45,6 +48,24 @@ def recall_choice(cell: CellRun, space: Space) -> None:
     cell.trial_values = {
         t.drafting: t.value for t in cell.study.tried() if t.value is not None and not t.drafting.is_off
     }
+
+
+def note_look(cell: CellRun) -> None:
+    """Note that the proof was looked at after so many rounds: no tune that goes on may enable at this look again."""
+    with suppress(StoreError):  # the studies may be on another machine, which went away; the proof goes on
+        cell.study.note(_look_of(cell), [cell.study.noted(EPOCH), cell.rounds])
+
+
+def last_look(cell: CellRun) -> int:
+    """Rounds of the last look that was taken at the winner's proof since it began; 0 for none."""
+    with suppress(StoreError):
+        epoch, rounds = cell.study.noted(_look_of(cell)) or (None, 0)
+        return int(rounds) if epoch == cell.study.noted(EPOCH) else 0
+    return 0
+
+
+def _look_of(cell: CellRun) -> str:
+    return f"look {hashlib.sha256(cell.winner.key.encode()).hexdigest()[:8]}"
 
 
 def prediction_of(cell: CellRun) -> Any:

@@ -48,7 +48,7 @@ class LaunchComparing:
         store: Keeps the comparisons.
         hardware_id: Of this machine.
         build: Backend and build that was launched.
-        model: Name of the main model, for people who read the table.
+        model: The main model with the user's arguments: launches of another one may differ more or less.
         max_tokens: Tokens of the tune's own requests; a comparison takes about as long as six of them at most.
         left_s: Seconds that are left of the tune.
         tell: Told once, when enough is known to count with.
@@ -84,7 +84,7 @@ class LaunchComparing:
         Raises:
             StoreError: The comparison could not be kept.
         """
-        before = known_scatter(self._store, self._hardware_id, self._build)
+        before = known_scatter(self._store, self._hardware_id, self._build, self._model)
         if self._compared and before.freedom >= _ENOUGH:
             return
         self._pids = old.pids | new.pids
@@ -103,7 +103,7 @@ class LaunchComparing:
             return
         self._compared += 1
         self._store.add_launch_comparison(self._hardware_id, self._build, self._model, comparison)
-        after = known_scatter(self._store, self._hardware_id, self._build)
+        after = known_scatter(self._store, self._hardware_id, self._build, self._model)
         _LOG.info(
             "a new launch of off is %+.2f %% faster than the old one (standard error %.2f %%, %d pairs); %s",
             100 * comparison.difference, 100 * comparison.error, comparison.pairs, after.words,
@@ -112,13 +112,13 @@ class LaunchComparing:
             self._tell(f"{self._build.backend}: {after.words}.")
 
 
-def known_scatter(store: Store, hardware_id: str, build: Build) -> LaunchScatter:
+def known_scatter(store: Store, hardware_id: str, build: Build, model: str | None = None) -> LaunchScatter:
     """How much launches of a build differ on a machine, from all comparisons that count.
 
     Raises:
         StoreError: The database cannot be read.
     """
-    return LaunchScatter.of(store.launch_comparisons(hardware_id, build))
+    return LaunchScatter.of(store.launch_comparisons(hardware_id, build, model))
 
 
 def compare_launches(

@@ -350,6 +350,7 @@ class Launches:
                 # The time of a draft that off has displaced from the GPU would rule it out.
                 server.stop()
                 self.by_turns("Beside off, a model that is timed by itself does not fit on the GPU.")
+                self._stop_off()
                 server = launch()
         finally:
             self.seconds += self._clock() - begun

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autospec.backends.cycle import Cycle
 from autospec.backends.protocol import Capabilities
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.errors import BusyError, SuiteError
@@ -87,7 +88,7 @@ class Opening:
                     study,
                     tune[: request.definition.prompts],
                     prove,
-                    shapes=self._shapes(cell, prompt_type),
+                    shapes=self._shapes(cell, prompt_type, capabilities),
                 )
             )
         if not cells:
@@ -106,7 +107,7 @@ class Opening:
                 run.searched = False
         return cells
 
-    def _shapes(self, cell: Cell, prompt_type: PromptType) -> Shapes:
+    def _shapes(self, cell: Cell, prompt_type: PromptType, capabilities: Capabilities) -> Shapes:
         """The requests that people make of this cell: as live traffic shows them, or else as the suite states them."""
         since = time.time() - _TRAFFIC_S
         samples = self.store.samples(since=since, model=cell.model.name, prompt_type=prompt_type)
@@ -115,6 +116,7 @@ class Opening:
             cached_share=CACHED_SHARE[prompt_type],
             max_tokens={p.id: p.max_tokens for p in prompts if p.prompt_type is prompt_type},
             traffic=of_traffic(samples),
+            first_cycle_in_prompt=capabilities.cycle is Cycle.MLX_LM or not capabilities.tells_drafts,
         )
 
     def to_measure(self, cells: Sequence[CellRun]) -> list[CellRun]:

@@ -2,7 +2,7 @@
 
 Rounds go on until every cell is decided or the budget is spent. A round asks some prompts of a cell, the next round others, and
 none is asked again before all have been: for the same time, other prompts tell more than the same ones again. Both servers are new
-in every round of a cell; cells with the same winner that are in the same round share them. Where the budget does not
+in every round of a cell, but for the first, which keeps the search's off; cells with the same winner that are in the same round share them. Where the budget does not
 suffice for all, it goes first to the cells whose decision is near and whose gain is large, and to no more cells than are
 expected to be decided. Where the winner is slower on these prompts, or not to be enabled, the search's runner-up is
 proved, at its own share of the error rate.
@@ -15,7 +15,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from autospec.drafting import OFF, Drafting
@@ -28,7 +28,7 @@ from autospec.measure.verdict import Decision, Rule, decide
 from autospec.recommendations import Verdict
 from autospec.tuning.budget import rounds_to_decide, worth
 from autospec.tuning.cell_run import CellRun
-from autospec.tuning.choice import prediction_of
+from autospec.tuning.choice import last_look, note_look, prediction_of
 from autospec.tuning.pairing import Task
 from autospec.tuning.progress import Step
 from autospec.tuning.proof_predictions import ProofPredictions
@@ -329,7 +329,8 @@ class Proof:
 
     def _look(self, cell: CellRun) -> None:
         rule = self._rule(cell)
-        if cell.rounds not in rule.looks:
+        seen = last_look(cell)
+        if cell.rounds not in rule.looks or cell.rounds < seen:
             # Between looks nothing may be concluded, or the error rate would not hold.
             return
         # What an earlier run measured in later rounds belongs to later looks: each has its own share of the error rate.
@@ -351,6 +352,13 @@ class Proof:
         decision = decide(
             values, cell.rounds, rule, complete=complete, predicted=predicted, scatter=self._scatter()
         )
+        if cell.rounds <= seen and decision.verdict is Verdict.ENABLE:
+            # An earlier run took this look and its share of the error rate. What was learnt since counts in the next one.
+            last = cell.rounds >= rule.looks[-1]
+            reason = f"{decision.reason}, at a look that was taken before"
+            decision = replace(decision, verdict=Verdict.UNDECIDED, final=last, reason=reason)
+        if seen < cell.rounds:
+            note_look(cell)
         cell.decision = decision
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
         second = cell.winner == cell.runner_up
@@ -383,7 +391,9 @@ class Proof:
         if would_be.verdict is not Verdict.ENABLE and statistics.stdev(medians) < _LARGE_SPREAD:
             return {}
         # A tune that goes on later has the answers of this one only if they are kept now.
-        predictions.keep_answers(cell, pairs)
+        if self._rig.launches.resident == 2:
+            with suppress(BackendError):
+                predictions.keep_answers(cell, pairs)
         predicting_s = self._predicting_s(cell, len(predictions.missing(cell, pairs)))
         next_round = self._tasks(cell, cell.rounds + 1)
         # Where the next round takes no longer, it tells more.
@@ -391,7 +401,13 @@ class Proof:
             return {}
         if not self._rig.budget.allows(predicting_s):
             return {}
-        return predictions.predict(cell, pairs)
+        try:
+            return predictions.predict(cell, pairs)
+        except BackendError as error:
+            self._rig.progress.tell(
+                f"{cell.prompt_type}: its proof goes on without predictions. {error.message}"
+            )
+            return {}
 
     def _predicting_s(self, cell: CellRun, missing: int) -> float:
         """What it is expected to take to record so many prompts, and to read all answers with the winner's draft."""

@@ -69,10 +69,18 @@ class ProofPredictions:
             self.keep_answers(cell, pairs)
             drafts = [cell.winner.draft] if cell.winner.draft is not None else []
             surveying = Surveying(
-                [cell], self._rig, self._asking, self._store, prompts=lambda c: c.prove_prompts, drafts=drafts
+                [cell],
+                self._rig,
+                self._asking,
+                self._store,
+                prompts=lambda c: c.prove_prompts,
+                drafts=drafts,
+                hurried=False,
             )
             predictor = surveying.run()
-            self._found[place] = {} if predictor is None else predictor.log_ratios(*place)
+            found = {} if predictor is None else predictor.log_ratios(*place)
+            # All or none: a prompt that is neither asked nor predicted is spoken for by nothing.
+            self._found[place] = found if found.keys() >= {p.id for p in cell.prove_prompts} else {}
         return self._found[place]
 
     def _recorded(self, cell: CellRun) -> set[str]:

@@ -148,11 +148,13 @@ class Tuning:
         request, store = self.request, opening.store
         settings = request.settings()
         build = self.backend.capabilities().build
+        # Launches of another model, or of this one with other settings, may differ more or less.
+        compared = " ".join((request.model.name, *request.args))
         comparing = LaunchComparing(
             store,
             self.hardware.id,
             build,
-            model=request.model.name,
+            model=compared,
             max_tokens=request.definition.max_tokens,
             left_s=lambda: budget.left_s,
             tell=self.progress.tell,
@@ -198,11 +200,12 @@ class Tuning:
                 if per_request:
                     compare_idle_drafts(cells, rig, asking, store)
                 Proof(
-                    cells,
+                    # What was proven stays while there was no time to try the drafts that it was opened for.
+                    [c for c in cells if c.searched or c.stands is None],
                     rig,
                     keep,
                     predictions=self._predictions(rig, asking, store),
-                    scatter=lambda: known_scatter(store, self.hardware.id, build),
+                    scatter=lambda: known_scatter(store, self.hardware.id, build, compared),
                 ).run()
                 if per_request and (turned := [c for c in cells if c.enabled and c.winner == c.runner_up]):
                     # It was not known before that their runners-up would be used.
@@ -253,7 +256,7 @@ class Tuning:
 
     def _settle(self, store: Store, cell: CellRun) -> bool:
         """Whether the search for further drafts has found what was proven before: no second proof of the same pairs."""
-        if cell.stands is None or not standing.settles(cell.winner, cell.stands):
+        if not cell.searched or cell.stands is None or not standing.settles(cell.winner, cell.stands):
             return False
         proof, cell.stands = cell.stands, None
         self._save(store, proof, cell)
@@ -273,7 +276,8 @@ class Tuning:
         choose_winners(cells, rig.space, rig.definition.rule.threshold, forecast)
         for cell in cells:
             # Without time for a single trial nothing was chosen: the next tune searches.
-            cell.searched = not (search.out_of_time and cell.winner.is_off)
+            untried = cell.news - {d.draft for d in cell.trial_values}
+            cell.searched = not (search.out_of_time and (cell.winner.is_off or untried))
         note_choice([c for c in cells if c.searched], forecast)
 
     def _predictions(self, rig: Rig, asking: Asking, store: Store) -> ProofPredictions | None:

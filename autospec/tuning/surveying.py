@@ -68,6 +68,7 @@ class Surveying:
         store: Where everything is kept as soon as it is known, so that an interruption costs one answer.
         prompts: Which prompts of a cell.
         drafts: The only draft models that are read; ``None`` for all of the space.
+        hurried: False to take the time that it takes, whatever is left of the search's.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class Surveying:
         *,
         prompts: Callable[[CellRun], Sequence[Prompt]] = lambda cell: cell.tune_prompts,
         drafts: Collection[str] | None = None,
+        hurried: bool = True,
     ) -> None:
+        self._hurried = hurried
         self._cells = list(cells)
         self._prompts = prompts
         self._drafts = drafts
@@ -251,7 +254,7 @@ class Surveying:
         return self._rig.budget.part_left_s(self._rig.definition.search_share)
 
     def _late(self, until_s: float) -> bool:
-        return self._search_left_s() < until_s
+        return self._hurried and self._search_left_s() < until_s
 
     def _pass(
         self, draft: str, recordings: dict[str, dict[str, Recording]], late: Callable[[], bool]

@@ -93,9 +93,8 @@ def _line(
     shape = RequestShape(
         long[off.launch_id].prompt_tokens, long[off.launch_id].predicted_tokens, source="measured"
     )
-    pass_ms = token_ms_of(short[off.launch_id])
-    put = {s.launch_id: shape.request_ms(short[s.launch_id], pass_ms) for s in (off, drafted)}
-    real = {s.launch_id: shape.request_ms(long[s.launch_id], pass_ms) for s in (off, drafted)}
+    put = {s.launch_id: shape.request_ms(short[s.launch_id], short[off.launch_id]) for s in (off, drafted)}
+    real = {s.launch_id: shape.request_ms(long[s.launch_id], long[off.launch_id]) for s in (off, drafted)}
     of_parts = put[off.launch_id] / put[drafted.launch_id]
     measured = real[off.launch_id] / real[drafted.launch_id]
     generation = token_ms_of(long[off.launch_id]) / token_ms_of(long[drafted.launch_id])

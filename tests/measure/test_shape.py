@@ -75,6 +75,15 @@ def test_a_cached_prompt_costs_both_sides_a_pass_of_the_main_model():
     assert pair.log_ratio == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_first_cycle_in_the_prompts_time_is_no_gain():
+    """Cycles of three tokens in 30 ms are as fast as a token in 10 ms, also where the first cycle's time is the prompt's."""
+    off = half(drafted=False, prompt_ms=110.0, token_ms=10.0, tokens=64, prompt_tokens=60)
+    drafted = replace(off, prompt_ms=130.0, predicted_ms=610.0, wall_ms=745.0)
+    for cached in (0.0, 0.5, 0.9):
+        shape = Shapes(cached, {"p": 512}, first_cycle_in_prompt=True).of_half(off)
+        assert Pair(off, drafted, shape).log_ratio == pytest.approx(0.0, abs=0.002)
+
+
 def test_an_answer_of_one_token_stays_as_it_was_measured():
     """It has no generation that could be put together."""
     off = half(drafted=False, prompt_ms=1000.0, token_ms=10.0, tokens=1)

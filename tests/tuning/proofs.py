@@ -140,7 +140,7 @@ def lab(
     runs = [
         CellRun(
             SimpleNamespace(key=name, prompt_type=name),
-            SimpleNamespace(noted=lambda _: None),
+            SimpleNamespace(noted=lambda _: None, note=lambda _key, _value: None),
             prompts(name, 1, request_s, Half.TUNE),
             prompts(name, prove, request_s),
             winner=winner,

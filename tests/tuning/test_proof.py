@@ -18,6 +18,9 @@ from autospec.tuning.proof import Proof, of_round
 from tests.report.samples import DRAFTING, measurement
 from tests.tuning.proofs import lab, ngram
 
+# A study in which nothing was noted.
+NOTES = SimpleNamespace(noted=lambda _key: None, note=lambda _key, _value: None)
+
 
 def pair(prompt: str, round_: int) -> Pair:
     """One in which drafting is faster by half, on launches of its round, the order turning from prompt to prompt."""
@@ -33,9 +36,8 @@ def pair(prompt: str, round_: int) -> Pair:
     return Pair(off, drafted)
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
-def test_a_resumed_proof_looks_at_its_own_rounds_only(rounds):
-    """Rounds that an earlier run measured belong to later looks: each has its own share of the error rate."""
+def looked_at(rounds: int, study: SimpleNamespace) -> CellRun:
+    """A cell of eight prompts whose four rounds are stored, looked at after so many."""
     stored = [pair(f"p{k}", round_) for round_ in range(1, 5) for k in range(8)]
     pairing = SimpleNamespace(known=lambda *_: stored)
     definition = SimpleNamespace(rule=Rule(looks=(1, 2, 4)), prompts_per_round=8)
@@ -46,11 +48,32 @@ def test_a_resumed_proof_looks_at_its_own_rounds_only(rounds):
     )
     prompts = tuple(SimpleNamespace(id=f"p{k}") for k in range(8))
     cell = CellRun(
-        SimpleNamespace(key="c", prompt_type="qa"), None, (), prompts, winner=DRAFTING, rounds=rounds
+        SimpleNamespace(key="c", prompt_type="qa"), study, (), prompts, winner=DRAFTING, rounds=rounds
     )
     Proof([cell], rig, lambda _: None)._look(cell)
+    return cell
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_resumed_proof_looks_at_its_own_rounds_only(rounds):
+    """Rounds that an earlier run measured belong to later looks: each has its own share of the error rate."""
+    cell = looked_at(rounds, NOTES)
     assert cell.decision.verdict is Verdict.ENABLE
     assert cell.decision.estimate.n == 8 * rounds
+
+
+def test_a_look_is_taken_once():
+    """A tune that goes on does not enable at a look that an earlier one has taken: its share of the error rate is spent."""
+    notes = {"epoch": 7.0}
+    study = SimpleNamespace(noted=notes.get, note=notes.__setitem__)
+    assert looked_at(1, study).decision.verdict is Verdict.ENABLE
+    again = looked_at(1, study).decision
+    assert (again.verdict, again.final) == (Verdict.UNDECIDED, False)
+    assert "taken before" in again.reason
+    assert looked_at(2, study).decision.verdict is Verdict.ENABLE
+    assert looked_at(1, study).decision is None
+    notes["epoch"] = 8.0  # measured again from the beginning
+    assert looked_at(1, study).decision.verdict is Verdict.ENABLE
 
 
 def by_launch(made):

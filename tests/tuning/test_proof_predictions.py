@@ -119,8 +119,8 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
     seen = {}
 
     class Gathered:
-        def __init__(self, cells, *_rest, prompts, drafts):
-            seen.update(prompts=prompts(cells[0]), drafts=list(drafts))
+        def __init__(self, cells, *_rest, prompts, drafts, hurried):
+            seen.update(prompts=prompts(cells[0]), drafts=list(drafts), hurried=hurried)
 
         def run(self):
             return SimpleNamespace(log_ratios=lambda _key, _drafting: exact())
@@ -136,6 +136,23 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
     kept = store.surveys(cell.cell.key, asking.protocol, RECORDING)
     assert sorted(kept) == asked[1:]
     assert kept[asked[1]]["answer_ids"] == [4] * tokens
-    assert seen == {"prompts": cell.prove_prompts, "drafts": []}
+    assert seen == {"prompts": cell.prove_prompts, "drafts": [], "hurried": False}
     assert {p.id for p in predictions.missing(cell, pairs)} == {p.id for p in cell.prove_prompts} - set(asked)
     assert len(of_pairs(pairs, lambda p: p.log_ratio)) == len(pairs)
+
+
+def test_predictions_of_some_prompts_are_none(tmp_path, monkeypatch):
+    """Nine of sixteen prompts are predicted: those that are neither asked nor predicted are spoken for by nothing."""
+    made = lab(tmp_path, monkeypatch, prove=16)
+
+    class Gathered:
+        def __init__(self, *_rest, **_how):
+            pass
+
+        def run(self):
+            some = dict(list(exact().items())[:9])
+            return SimpleNamespace(log_ratios=lambda _key, _drafting: some)
+
+    monkeypatch.setattr(proof_predictions, "Surveying", Gathered)
+    predictions = ProofPredictions(made.rig, made.rig.pairing._asking, made.rig.pairing._store)
+    assert predictions.predict(made.cells[0], []) == {}
