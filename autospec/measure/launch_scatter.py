@@ -33,6 +33,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from autospec.measure.statistics import hodges_lehmann
+
 __all__ = ["ASSUMED_SD", "LEAST_FREEDOM", "LaunchComparison", "LaunchScatter", "speed_difference"]
 
 # What a verdict takes for a launch where too little was measured: launches of working machines were seen to differ by 1 to
@@ -87,8 +89,7 @@ def speed_difference(log_ratios: Sequence[float]) -> tuple[float, float]:
     values = np.asarray(log_ratios, dtype=float)
     if values.size < 2 or not np.isfinite(values).all():
         raise ValueError("needs at least two finite log-ratios")
-    i, j = np.triu_indices(values.size)
-    center = float(np.median((values[i] + values[j]) / 2.0))
+    center = hodges_lehmann(values)
     distance = float(np.median(np.abs(values - np.median(values))))
     error = _MAD_TO_SD * distance * math.sqrt(math.pi / 3.0 / values.size)
     return center, max(error, _LEAST_ERROR)

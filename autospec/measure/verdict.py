@@ -18,7 +18,7 @@ The method, and why:
 * **Which prompts.** A round asks some of the prompts, the next one others. Before all have been asked, a gain is enabled only
   if the replay predicts every prompt that was not asked, or at the last look: predictions are a control variate (`autospec.measure.control_variate`), and the
   claim about the kind of prompt then rests on all recorded prompts. It is right where gains and losses are alike, on the safe
-  side where few prompts gain much (n-grams), and blind to rare large losses among prompts that nobody asked or recorded.
+  side where few prompts gain much (n-grams), and blind to rare large losses among prompts that were neither asked nor recorded.
 * **Looking more than once.** After rounds 1, 2, 4, 8, 16, 24 the intervals are looked at, each time with a share of
   the error rate. The shares add up to it, so that the union bound (Bonferroni) holds whatever the dependence
   between looks. The first look has 40 %: eight prompts cannot decide at a smaller level. These are the repeated
