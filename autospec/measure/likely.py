@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autospec.measure.launch_scatter import ASSUMED_SD
+from autospec.measure.log_ratios import of_pairs, prompt_medians
 from autospec.measure.measurements import Pair
 
 __all__ = ["LEAST_CHANCE", "Likely", "likely_gain", "seconds_to_proof"]
@@ -66,10 +66,7 @@ def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1
     """
     from scipy.stats import t  # noqa: PLC0415  (half a second that most commands need not spend)
 
-    by_prompt: dict[str, list[float]] = defaultdict(list)
-    for pair in pairs:
-        by_prompt[pair.drafted.prompt_id].append(pair.log_ratio)
-    values = [statistics.median(ratios) for ratios in by_prompt.values()]
+    values = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
     if len(values) < _LEAST_PROMPTS:
         return None
     center = statistics.fmean(values)

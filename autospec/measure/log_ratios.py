@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autospec.measure.measurements import Pair
 
-__all__ = ["LogRatio", "by_prompt", "of_pairs"]
+__all__ = ["LogRatio", "by_prompt", "of_pairs", "prompt_medians"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +61,8 @@ def by_prompt(values: Sequence[LogRatio]) -> Mapping[str, list[float]]:
     for v in values:
         found[v.prompt].append(v.value)
     return found
+
+
+def prompt_medians(values: Sequence[LogRatio]) -> list[float]:
+    """The median of every prompt, in the order in which they come."""
+    return [statistics.median(own) for own in by_prompt(values).values()]

@@ -44,7 +44,7 @@ from typing import Any
 
 from autospec.measure.control_variate import Control, control
 from autospec.measure.launch_scatter import ASSUMED_SD, LaunchScatter
-from autospec.measure.log_ratios import LogRatio, by_prompt
+from autospec.measure.log_ratios import LogRatio, by_prompt, prompt_medians
 from autospec.measure.statistics import (
     Estimate,
     chance_by_signs,
@@ -194,7 +194,7 @@ def decide(
         rule: Thresholds and error rate.
         complete: False while there are prompts that no pair has asked yet.
         predicted: Prompt id → predicted ln(drafting ÷ off), of every prompt of the proof, asked or not; or nothing.
-        scatter: What is known of launches on this machine.
+        scatter: How much launches on this machine differ, as far as it was measured.
     """
     if not values:
         return Decision(Verdict.UNDECIDED, final=False, estimate=None, prompts=0, prompts_faster=0,
@@ -239,6 +239,7 @@ class _Evidence:
         control: The same with the prediction as control variate.
         fit: Prompts and units told apart.
         medians: Of every prompt, as measured.
+        across: Lower bound of the gain on prompts of the kind; the same at every look at these values.
         rule: The rule.
         scatter: Of launches, as far as it was measured.
         complete: True if all prompts have been asked.
@@ -250,6 +251,7 @@ class _Evidence:
     control: Control
     fit: UnitFit
     medians: tuple[float, ...]
+    across: float
     rule: Rule
     scatter: LaunchScatter
     complete: bool
@@ -268,15 +270,17 @@ class _Evidence:
     ) -> _Evidence:
         """Prepare what every look needs."""
         controlled = control(values, predicted)
+        medians = tuple(prompt_medians(values))
         return cls(
             values=tuple(values),
             control=controlled,
             fit=fit_units(values),
-            medians=tuple(statistics.median(own) for own in by_prompt(values).values()),
+            medians=medians,
+            across=_across(controlled, medians, rule.across_prompts, complete=complete),
             rule=rule,
             scatter=scatter,
             complete=complete,
-            representative=complete or controlled.recorded > len(by_prompt(values)),
+            representative=complete or controlled.recorded > len(medians),
             both_orders=len({v.off_first for v in values}) == 2 or len(values) == 1,
         )
 
@@ -305,7 +309,7 @@ class _Evidence:
         # One prompt in eight may be disturbed each time that it is asked.
         sizes = sorted(map(len, repeated.values()))
         return _View(
-            tuple(estimates), self._across(), self.medians, looks_done, sizes[len(sizes) // 8] >= _SETTLED
+            tuple(estimates), self.across, self.medians, looks_done, sizes[len(sizes) // 8] >= _SETTLED
         )
 
     def _widened(self, estimate: Estimate, times: int) -> Estimate:
@@ -320,27 +324,29 @@ class _Evidence:
             high=estimate.center + math.hypot(estimate.high - estimate.center, luck),
         )
 
-    def _across(self) -> float:
-        """A lower bound of the gain on prompts of this kind; minus infinity where too few were asked."""
-        level = self.rule.across_prompts
-        medians = [statistics.median(own) for own in by_prompt(self.control.values).values()]
-        # Few prompts (a user's small suite) cannot reach the level; then every one must be faster.
-        reachable = max(level, 0.5 ** len(medians))
-        ranks = signed_rank_estimate(medians, reachable)
-        if self.control.recorded == 0 or self.complete:
-            plain = [statistics.median(own) for own in by_prompt(self.values).values()]
-            ranks = signed_rank_estimate(plain, reachable)
-            by_signs = math.inf if chance_by_signs(plain) <= reachable else -math.inf
-            return max(ranks.low, by_signs)
-        # The prompts that were not asked are predicted: their mean prediction is a sample of the kind, too.
-        from scipy import stats  # noqa: PLC0415  (half a second that most commands need not spend)
 
-        center = statistics.fmean(medians)
-        spread = float(stats.t.isf(level, self.control.recorded - 1)) * math.sqrt(
-            self.control.spread_variance
-        )
-        low = max(ranks.low, _low_by_signs(medians, reachable))
-        return center - math.hypot(center - low, spread) if math.isfinite(low) else -math.inf
+def _across(control: Control, medians: Sequence[float], level: float, *, complete: bool) -> float:
+    """A lower bound of the gain on prompts of this kind; minus infinity where too few were asked.
+
+    Args:
+        control: The values with the prediction as control variate.
+        medians: Of every prompt, as measured.
+        level: See `Rule.across_prompts`.
+        complete: True if all prompts have been asked.
+    """
+    # Few prompts (a user's small suite) cannot reach the level; then every one must be faster.
+    reachable = max(level, 0.5 ** len(medians))
+    if control.recorded == 0 or complete:
+        by_signs = math.inf if chance_by_signs(medians) <= reachable else -math.inf
+        return max(signed_rank_estimate(medians, reachable).low, by_signs)
+    # The prompts that were not asked are predicted: their mean prediction is a sample of the kind, too.
+    from scipy import stats  # noqa: PLC0415  (half a second that most commands need not spend)
+
+    corrected = prompt_medians(control.values)
+    center = statistics.fmean(corrected)
+    spread = float(stats.t.isf(level, control.recorded - 1)) * math.sqrt(control.spread_variance)
+    low = max(signed_rank_estimate(corrected, reachable).low, _low_by_signs(corrected, reachable))
+    return center - math.hypot(center - low, spread) if math.isfinite(low) else -math.inf
 
 
 def _low_by_signs(values: Sequence[float], level: float) -> float:

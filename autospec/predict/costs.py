@@ -66,7 +66,7 @@ class Observation:
         verified: Shape (K + 1,): passes over k tokens besides the last one.
         steps: Tokens that the draft computed one by one.
         scale: Milliseconds per token of the main model alone on this prompt ÷ the curve's M(0): the longer the context, the
-            dearer every pass.
+            longer every pass takes.
         predicted_ms: What the server said.
         launch: Which launch answered; those of one launch have its luck in common.
     """

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from autospec.measure.likely import likely_gain, seconds_to_proof
-from autospec.measure.log_ratios import LogRatio
+from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair
 from autospec.measure.verdict import decide
 from autospec.recommendations import Verdict
@@ -46,10 +45,7 @@ def likely_of(
     # A launch of each side in a round.
     round_s = each * pair_s + 2.0 * launch_s
     rule = definition.rule.shared() if cell.shares_rate else definition.rule
-    by_prompt: dict[str, list[float]] = defaultdict(list)
-    for pair in pairs:
-        by_prompt[pair.drafted.prompt_id].append(pair.log_ratio)
-    seen = [statistics.median(ratios) for ratios in by_prompt.values()]
+    seen = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
     total = len(cell.prove_prompts)
 
     def would_enable(rounds: int) -> bool:

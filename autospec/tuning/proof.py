@@ -22,7 +22,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, StoreError
 from autospec.measure.disturbances import left_out_sentence
 from autospec.measure.launch_scatter import LaunchScatter
-from autospec.measure.log_ratios import LogRatio, by_prompt, of_pairs
+from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Decision, Rule, decide
 from autospec.recommendations import Verdict
@@ -103,7 +103,7 @@ class Proof:
         rig: The tools.
         on_look: Told a cell whenever its decision is new, to write it down.
         predictions: Predicts the proof's prompts; ``None`` where the study does without predictions.
-        scatter: What is known of launches on this machine.
+        scatter: Tells how much launches on this machine differ, as far as it was measured.
     """
 
     def __init__(
@@ -380,7 +380,7 @@ class Proof:
             return {}
         if known := predictions.known(cell):
             return known
-        medians = [statistics.median(own) for own in by_prompt(values).values()]
+        medians = prompt_medians(values)
         rule = self._rule(cell)
         if len(medians) < 2 or statistics.fmean(medians) <= math.log1p(rule.threshold):
             return {}
