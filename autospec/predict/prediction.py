@@ -61,6 +61,7 @@ class Prediction:
         drafted: Tokens drafted in all the recorded answers.
         tokens_per_cycle: Tokens that a cycle yields on average.
         answers: Recorded answers that it rests on.
+        prompts_error: Standard error of ln(ratio) by the choice of these prompts.
     """
 
     drafting: Drafting
@@ -71,6 +72,7 @@ class Prediction:
     drafted: int
     tokens_per_cycle: float
     answers: int
+    prompts_error: float = 0.0
 
 
 def replay_drafts(
@@ -156,6 +158,7 @@ def predict(
             drafted=int(drafted[d]),
             tokens_per_cycle=float((cycles[d] + accepted[d]) / cycles[d]) if cycles[d] else math.nan,
             answers=n,
+            prompts_error=math.sqrt(of_prompts[d]),
         )
         for d, drafting in enumerate(draftings)
     ]

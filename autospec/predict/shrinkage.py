@@ -20,13 +20,15 @@ import numpy.typing as npt
 from autospec.drafting import Drafting
 from autospec.predict.prediction import Prediction
 
-__all__ = ["shrink", "shrunk"]
+__all__ = ["less_luck", "shrink", "shrunk"]
 
 Floats = npt.NDArray[np.float64]
 
 # How much types differ, as the variance of prompts of one type ÷ that of types: a type's own deviation from the others is
 # worth so many prompts. Seen over twelve types of the suite; 4 and 16 do nearly as well (studies/bench/prompts_needed.py).
 _TYPES_ALIKE = 8.0
+# How much the draftings differ that are worth a launch, as a standard deviation of ln(drafting ÷ off).
+_GAIN_SD = 0.3
 
 
 def shrunk(log_ratios: Floats, prompts: Floats, *, types_alike: float = _TYPES_ALIKE) -> Floats:
@@ -55,6 +57,21 @@ def shrunk(log_ratios: Floats, prompts: Floats, *, types_alike: float = _TYPES_A
         drawn[i] = (own * deviations[i] + worth * pattern) / (own + worth)
     best = log_ratios.max(axis=1, keepdims=True) - drawn.max(axis=1, keepdims=True)
     return np.asarray(drawn + best)
+
+
+def less_luck(ratio: float, prompts_error: float) -> float:
+    """A speed ratio drawn towards 1, the more so the less its prompts agree.
+
+    To choose between draftings of different arms: an n-gram mode that copies much of one prompt in four would else beat a draft
+    model that makes all of them faster. The mean of the posterior distribution under a normal prior around no gain (Gelman et
+    al., *Bayesian Data Analysis*, §2.5).
+
+    Args:
+        ratio: Drafting ÷ off.
+        prompts_error: Standard error of its logarithm by the choice of prompts.
+    """
+    kept = _GAIN_SD**2 / (_GAIN_SD**2 + prompts_error**2)
+    return math.exp(kept * math.log(ratio))
 
 
 def shrink(

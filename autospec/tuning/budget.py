@@ -108,7 +108,9 @@ _MANY_ROUNDS = 8
 _USUAL_LAUNCH_SD = 0.01
 
 
-def rounds_to_decide(log_gain: float, spread: float, rule: Rule, *, done: int, per_round: int) -> int:
+def rounds_to_decide(
+    log_gain: float, spread: float, rule: Rule, *, done: int, per_round: int, above: float | None = None
+) -> int:
     """After how many more rounds a proof is expected to be decided, if they show what is known so far.
 
     Args:
@@ -117,8 +119,9 @@ def rounds_to_decide(log_gain: float, spread: float, rule: Rule, *, done: int, p
         rule: The rule of the proof.
         done: Rounds that are complete.
         per_round: Pairs of one round.
+        above: What ln(drafting ÷ off) is to be told from; the rule's threshold where left out.
     """
-    distance = abs(log_gain - math.log1p(rule.threshold))
+    distance = abs(log_gain - (math.log1p(rule.threshold) if above is None else above))
     spread = max(spread, _LEAST_SPREAD)
     for look, at in enumerate(rule.looks):
         if at <= done:

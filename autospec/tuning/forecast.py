@@ -9,6 +9,7 @@ from autospec.drafting import Drafting
 from autospec.measure.measurements import Pair
 from autospec.predict.prediction import Prediction
 from autospec.predict.predictor import Check, Predictor
+from autospec.predict.shrinkage import less_luck
 from autospec.tuning.cell_run import CellRun
 from autospec.tuning.ruled_out import ruled_out_because
 from autospec.tuning.space import Space
@@ -68,6 +69,13 @@ class Forecast:
         # What its own launch showed is a deviation from its own prediction, not from one drawn towards other types'.
         own = self._predictor.predict(cell.cell.key, [drafting])[drafting]
         return own.ratio * math.exp(deviation)
+
+    def cautious(self, cell: CellRun, drafting: Drafting) -> float | None:
+        """The same, less the luck of few prompts: to choose between draftings whose gains differ from prompt to prompt."""
+        expected, prediction = self.expected(cell, drafting), self.predicted(cell, drafting)
+        if expected is None or prediction is None:
+            return expected
+        return less_luck(expected, prediction.prompts_error)
 
     def next(self, cells: Sequence[CellRun], known: set[Drafting], dead_arms: set[str]) -> Drafting | None:
         """The drafting whose launch promises most; ``None`` where none is worth one.
@@ -207,6 +215,7 @@ class Forecast:
         widest = min(costs.verify_ms.size - 1, _longest(drafting))
         return {
             "expected": round(prediction.ratio, 4),
+            "cautious": round(self.cautious(cell, drafting) or prediction.ratio, 4),
             "interval": [round(prediction.low, 4), round(prediction.high, 4)],
             "acceptance": None if math.isnan(prediction.acceptance) else round(prediction.acceptance, 4),
             "acceptance_by_position": [round(a, 4) for a in places],

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from autospec.drafting import Drafting
 from autospec.measure.measurements import Pair
@@ -18,7 +19,9 @@ from autospec.predict.replay import Counts
 from autospec.tuning.cell_run import CellRun, mean_log_ratio
 from autospec.tuning.space import Arm
 
-__all__ = ["Reach", "best_elsewhere", "gives_up", "nothing_pays"]
+__all__ = ["Reach", "beaten", "best_elsewhere", "gives_up", "nothing_pays", "shortest_ms"]
+
+Floats = npt.NDArray[np.float64]
 
 # A cell gives a drafting up when it is this much slower than the best one known for it (off included), after one
 # prompt and after more. Prompts of one type differ by some ten per cent, so that one alone must be far off.
@@ -53,15 +56,42 @@ def nothing_pays(answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, 
     """
     all_alone, all_taken = 0.0, np.zeros(1)
     for recording, counts in answers:
-        verify = costs.verify_ms[: counts.verified.shape[1]]
-        beyond = counts.verified @ (verify - costs.plain_ms) + counts.steps * costs.step_ms
-        taken = counts.cycles * costs.plain_ms + (1.0 - _COSTS_MAY_BE_LESS) * beyond
+        taken = _cycles_ms(counts, costs, _COSTS_MAY_BE_LESS)
         alone = costs.plain_ms * max(0, len(recording.answer_ids) - 1)
         if bool((alone > (1.0 + max(threshold, _ONE_ANSWER)) * taken).any()):
             return False
         scale = recording.token_ms / costs.plain_ms
         all_alone, all_taken = all_alone + scale * alone, all_taken + scale * taken
     return not bool((all_alone > (1.0 + threshold) * all_taken).any())
+
+
+def shortest_ms(recording: Recording, counts: Counts, costs: CostCurve, left_out: float = 0.0) -> float:
+    """The time in which the best of some draftings generates a recorded answer.
+
+    Args:
+        recording: The answer.
+        counts: Its replayed cycles, one row for each drafting.
+        costs: Of their draft.
+        left_out: Part of what a cycle costs beyond a plain token that is left out.
+    """
+    taken = _cycles_ms(counts, costs, left_out)
+    return float(taken.min()) * recording.token_ms / costs.plain_ms
+
+
+def beaten(
+    answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, rival_ms: Mapping[str, float]
+) -> bool:
+    """Whether another draft generates each of these answers faster, were this one's drafting 40 % cheaper than it was timed.
+
+    Args:
+        answers: Recorded answers, each with the replayed cycles of this draft's draftings.
+        costs: Of this draft, as timed.
+        rival_ms: Prompt id → the shortest time with another draft, as timed.
+    """
+    return all(
+        rival_ms.get(r.prompt_id, math.inf) < shortest_ms(r, counts, costs, _COSTS_MAY_BE_LESS)
+        for r, counts in answers
+    )
 
 
 def best_elsewhere(drafting: Drafting, pairs: Sequence[Pair]) -> float:
@@ -97,6 +127,13 @@ def best_elsewhere(drafting: Drafting, pairs: Sequence[Pair]) -> float:
     runs = np.array([_run(float(a), length) for a in np.linspace(0.0, 0.99, 100)])
     chance = float(np.interp(sum(accepted) / cycles, runs, np.linspace(0.0, 0.99, 100)))
     return _MARGIN * _best(length, chance, speed)
+
+
+def _cycles_ms(counts: Counts, costs: CostCurve, left_out: float) -> Floats:
+    """Shape (D,): what the cycles of each drafting take, less a part of what they cost beyond a plain token."""
+    verify = costs.verify_ms[: counts.verified.shape[1]]
+    beyond = counts.verified @ (verify - costs.plain_ms) + counts.steps * costs.step_ms
+    return np.asarray(counts.cycles * costs.plain_ms + (1.0 - left_out) * beyond)
 
 
 def _best(length: int, chance: float, speed: float) -> float:

@@ -167,8 +167,13 @@ class Proof:
         spread = self._spread.get((cell.cell.key, cell.winner), _USUAL_SPREAD)
         rounds = rounds_to_decide(log_gain, spread, rule, done=cell.rounds, per_round=len(tasks))
         pair_s = self._rig.pairing.pace.pair_s(cell.cell.key, cell.winner)
-        # Nothing is enabled before all prompts were asked, or predicted where that takes less than another round.
+        # Nothing but a large gain is enabled before all prompts were asked, or predicted where that takes less than a round.
         unasked = math.ceil(len(cell.prove_prompts) / per_round) - cell.rounds if log_gain > 0.0 else 0
+        if log_gain > rule.large_gain:
+            large = rounds_to_decide(
+                log_gain, spread, rule, done=cell.rounds, per_round=len(tasks), above=rule.large_gain
+            )
+            unasked = min(unasked, large)
         record_s = 0.0
         if self._predictions is not None and rounds < unasked:
             left = len(cell.prove_prompts) - (cell.rounds + rounds) * per_round
@@ -225,7 +230,8 @@ class Proof:
         # A prediction rests on all recorded answers, a trial perhaps on one of them.
         ratio = None
         with suppress(StoreError):
-            ratio = (prediction_of(cell) or {}).get("expected")
+            noted = prediction_of(cell) or {}
+            ratio = noted.get("cautious") or noted.get("expected")
         ratio = ratio or cell.trial_values.get(cell.winner)
         return math.log(ratio) if ratio else _USUAL_GAIN
 
@@ -385,9 +391,10 @@ class Proof:
         if len(medians) < 2 or statistics.fmean(medians) <= math.log1p(rule.threshold):
             return {}
         # Either all that lacks are prompts that were not asked, or prompts differ so much that it hides the gain.
-        would_be = decide(values, cell.rounds, rule, scatter=self._scatter())
-        if complete and would_be.final:
+        scatter = self._scatter()
+        if decide(values, cell.rounds, rule, complete=complete, scatter=scatter).final:
             return {}
+        would_be = decide(values, cell.rounds, rule, scatter=scatter)
         if would_be.verdict is not Verdict.ENABLE and statistics.stdev(medians) < _LARGE_SPREAD:
             return {}
         # A tune that goes on later has the answers of this one only if they are kept now.

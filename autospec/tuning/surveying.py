@@ -17,17 +17,18 @@ from autospec.backends.protocol import Tokens
 from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError, RequestError
 from autospec.measure.asking import Asking
-from autospec.predict.costs import first_guess
+from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.predictor import Predictor
 from autospec.predict.profile import AnswerProfile, Scorer
 from autospec.predict.recording import Recording
+from autospec.predict.replay import Counts
 from autospec.predict.survey import DraftPass, batch_sizes, pass_of, record, time_batches, typical_of
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.caches import keeps_state, output_share, timed_apart
 from autospec.tuning.cell_run import CellRun
-from autospec.tuning.hopeless import nothing_pays
+from autospec.tuning.hopeless import beaten, nothing_pays, shortest_ms
 from autospec.tuning.progress import Step
 from autospec.tuning.rig import Rig
 
@@ -91,6 +92,8 @@ class Surveying:
         self._store = store
         self._protocol = asking.protocol
         self._batch_ms: Mapping[int, float] = {}
+        # Prompt id → the shortest time in which a draft that was read generates its answer, and that draft.
+        self._fastest: dict[str, tuple[float, str]] = {}
 
     def run(self) -> Predictor | None:
         """Gather; ``None``, said to whoever watches, where this backend or build does not allow it.
@@ -243,6 +246,7 @@ class Surveying:
             until_s = left_s * (1.0 - _PASSES_SHARE * number / len(drafts))
             try:
                 passes[draft] = self._pass(draft, recordings, partial(self._late, until_s))
+                self._note_fastest(draft, passes[draft], recordings)
             except BackendError as error:
                 name = Path(draft).name
                 self._rig.progress.tell(
@@ -328,19 +332,45 @@ class Surveying:
         read = [r for own in found for r in own if len(r.answer_ids) > 1]
         if len(self._batch_ms) < 2 or len(read) < _FIRST_ANSWERS or not all(found):
             return False
+        answers, costs = self._replayed(draft, read, profiles, step_ms)
+        if nothing_pays(answers, costs, self._rig.definition.rule.threshold):
+            why = "none of its draftings pays"
+        elif beaten(answers, costs, {name: ms for name, (ms, _) in self._fastest.items()}):
+            rivals = dict.fromkeys(Path(self._fastest[r.prompt_id][1]).name for r in read)
+            why = f"{' or '.join(rivals)} is faster"
+        else:
+            return False
+        self._rig.progress.tell(
+            f"{Path(draft).name} reads no further: on its first {len(read)} answers {why}."
+        )
+        return True
+
+    def _replayed(
+        self, draft: str, read: Sequence[Recording], profiles: Mapping[str, AnswerProfile], step_ms: float
+    ) -> tuple[list[tuple[Recording, Counts]], CostCurve]:
+        """The cycles of all draftings of one draft in some answers, and its costs as they were timed."""
         grid = [d for d in self._rig.space.grid() if d.draft == draft]
         plain_ms = statistics.median(r.token_ms for r in read)
         costs = first_guess(plain_ms, self._batch_ms, {}, step_ms, self._longest)
         cycle, uncut = self._rig.launches.cycle, keeps_state(self._rig.launches.model_path)
-        answers = [
+        return [
             (r, replay_drafts(profiles[r.prompt_id], grid, r.max_tokens, cycle, uncut=uncut)) for r in read
-        ]
-        if not nothing_pays(answers, costs, self._rig.definition.rule.threshold):
-            return False
-        self._rig.progress.tell(
-            f"{Path(draft).name} reads no further: on its first {len(read)} answers none of its draftings pays."
-        )
-        return True
+        ], costs
+
+    def _note_fastest(
+        self, draft: str, read: DraftPass, recordings: Mapping[str, Mapping[str, Recording]]
+    ) -> None:
+        """Keep what the next drafts have to beat."""
+        if len(self._batch_ms) < 2:
+            return
+        recorded = {r.prompt_id: r for own in recordings.values() for r in own.values()}
+        answers = [r for name, r in recorded.items() if name in read.profiles and len(r.answer_ids) > 1]
+        if not answers:
+            return
+        replayed, costs = self._replayed(draft, answers, read.profiles, read.step_ms)
+        for recording, counts in replayed:
+            mine = shortest_ms(recording, counts, costs), draft
+            self._fastest[recording.prompt_id] = min(self._fastest.get(recording.prompt_id, mine), mine)
 
     def _by_turns(self, recordings: dict[str, dict[str, Recording]]) -> Iterator[tuple[CellRun, Recording]]:
         """The first answer of every cell, then the second of every cell."""

@@ -83,7 +83,7 @@ def _runner_up(
 
 
 def _values(cell: CellRun, forecast: Forecast | None) -> dict[Drafting, float]:
-    """What each drafting that may win in a cell is worth there: speed ratio to off."""
+    """What each drafting that may win in a cell is worth there: speed ratio to off, less the luck of few prompts."""
     if forecast is None:
         return dict(cell.trial_values)
     if not cell.trial_values:
@@ -92,6 +92,6 @@ def _values(cell: CellRun, forecast: Forecast | None) -> dict[Drafting, float]:
         return {best: expected} if best is not None and expected is not None else {}
     values = {}
     for drafting, measured in cell.trial_values.items():
-        expected = forecast.expected(cell, drafting) if forecast.trusts(drafting) else None
+        expected = forecast.cautious(cell, drafting) if forecast.trusts(drafting) else None
         values[drafting] = measured if expected is None else expected
     return values

@@ -14,7 +14,7 @@ from autospec.predict.prediction import replay_drafts
 from autospec.predict.profile import AnswerProfile
 from autospec.predict.recording import Recording
 from autospec.tuning.definition import load_definition
-from autospec.tuning.hopeless import best_elsewhere, nothing_pays
+from autospec.tuning.hopeless import beaten, best_elsewhere, nothing_pays, shortest_ms
 from autospec.tuning.space import Arm, Space
 
 FOUR = Drafting(Mode.DRAFT_MODEL, draft="d", n_max=4, n_min=0, p_min=0.0)
@@ -93,3 +93,24 @@ def test_a_draft_is_dropped_on_its_first_answers_where_nothing_pays(chance, step
     grid = Space((Arm(Mode.DRAFT_MODEL, "d"),), load_definition("quick").space).grid()
     counts = replay_drafts(profile, grid, recording.max_tokens)
     assert nothing_pays([(recording, counts)] * 3, costs(step_ms, more), 0.02) is dropped
+
+
+@pytest.mark.parametrize(
+    ("chance", "step_ms", "stops"),
+    [
+        (0.6, 3.0, True),  # it pays, and nothing makes up for what the first draft gets right more often
+        (0.88, 1.0, False),  # nearly as often right
+        (0.8, 0.1, False),  # its steps cost next to nothing
+    ],
+)
+def test_a_draft_that_another_one_beats_reads_no_further(chance, step_ms, stops):
+    """The first draft is right 9 times in 10 at 1 ms; the second is judged with costs 40 % below those that were timed."""
+    grid = Space((Arm(Mode.DRAFT_MODEL, "d"),), load_definition("quick").space).grid()
+
+    def answer(right: float):
+        recording, profile = read(right)
+        return recording, replay_drafts(profile, grid, recording.max_tokens)
+
+    rival_ms = {"q": shortest_ms(*answer(0.9), costs(1.0, 0.1))}
+    assert beaten([answer(chance)] * 3, costs(step_ms, 0.1), rival_ms) is stops
+    assert not beaten([answer(chance)], costs(step_ms, 0.1), {})

@@ -43,8 +43,8 @@ class Foretold:
 
 
 def gain_of(text: str) -> float:
-    """Prompts gain 35 to 65 %, by their number."""
-    return 1.35 + 0.02 * int(text.rsplit(maxsplit=1)[-1].strip('"}]'))
+    """Prompts gain 15 to 30 %, by their number."""
+    return 1.15 + 0.01 * int(text.rsplit(maxsplit=1)[-1].strip('"}]'))
 
 
 def proved(tmp_path, monkeypatch, predictions, **how):
@@ -56,7 +56,7 @@ def proved(tmp_path, monkeypatch, predictions, **how):
 
 def exact():
     """Predictions of the sixteen prompts of `lab`."""
-    return {f"a-prove-{n}": math.log(1.35 + 0.02 * n) for n in range(16)}
+    return {f"a-prove-{n}": math.log(1.15 + 0.01 * n) for n in range(16)}
 
 
 def test_a_clear_gain_is_proven_on_half_of_the_prompts(tmp_path, monkeypatch):
@@ -72,6 +72,15 @@ def test_without_predictions_all_prompts_are_asked(tmp_path, monkeypatch):
     for number, predictions in enumerate((None, Foretold({}))):
         cell, _ = proved(tmp_path / str(number), monkeypatch, predictions)
         assert (cell.decision.verdict, cell.rounds, cell.decision.recorded) == (Verdict.ENABLE, 2, 0)
+
+
+def test_a_large_gain_is_proven_on_half_of_the_prompts_and_nothing_is_recorded(tmp_path, monkeypatch):
+    """At +50 to +65 % the other half could not undo it."""
+    made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text) + 0.35)
+    foretold = Foretold(exact())
+    Proof(made.cells, made.rig, lambda _: None, predictions=foretold).run()
+    cell = made.cells[0]
+    assert (cell.decision.verdict, cell.rounds, foretold.predicted) == (Verdict.ENABLE, 1, 0)
 
 
 def test_a_loss_is_not_predicted(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ class Foreseen:
         """All of them."""
         return drafting in self._values
 
-    def expected(self, _cell: object, drafting: Drafting) -> float:
+    def cautious(self, _cell: object, drafting: Drafting) -> float:
         """The same in every cell."""
         return self._values[drafting]
 
