@@ -18,7 +18,7 @@ The method, and why:
 * **Which prompts.** A round asks some of the prompts, the next one others. Before all have been asked, a gain is enabled in three
   cases only. (1) The replay predicts every prompt that was not asked: predictions are a control variate
   (`autospec.measure.control_variate`), and the claim about the kind of prompt then rests on all recorded prompts. (2) The gain is
-  large: it would stay above the threshold if a third of all prompts lost a quarter of their speed, and every prompt that was asked is
+  large: it would stay above the threshold if a third of all prompts lost a fifth of their speed, and every prompt that was asked is
   faster. Eight prompts drawn from sixteen miss all of five slower ones once in 78 draws. (3) At the last look. The test is
   right where gains and losses are alike, on the safe side where few prompts gain much (n-grams), and blind to rare large
   losses among prompts that were neither asked nor recorded.
@@ -63,7 +63,7 @@ __all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide"]
 METHOD = 4
 # A gain counts as large if it outweighs prompts that were not asked: this part of all prompts, each slower by this much.
 _SLOWER_PROMPTS = 1.0 / 3.0
-_SLOWER_BY = math.log(0.75)
+_SLOWER_BY = math.log(0.80)
 # With fewer prompts asked, too many slower ones may have been missed.
 _FEWEST_PROMPTS = 8
 # Before so many looks no small gain is given up.

@@ -50,7 +50,7 @@ def test_clear_gain_is_enabled_after_one_round():
 
 def test_nothing_is_enabled_before_all_prompts_have_been_asked():
     """Those that lose may be among the rest; a loss is one at once, and the last look takes what there is."""
-    gain, loss = prompts(0.15, 0.02, 1), prompts(-0.20, 0.02, 1)
+    gain, loss = prompts(0.12, 0.02, 1), prompts(-0.20, 0.02, 1)
     decision = decide_rows(gain, 1, complete=False)
     assert (decision.verdict, decision.final) == (Verdict.UNDECIDED, False)
     assert "other prompts still to be asked" in decision.reason
@@ -106,8 +106,8 @@ def test_proof_ends_where_no_later_look_could_decide():
 
 # Sixteen prompts as n-grams see them: most gain nothing, some double their speed.
 def test_a_large_gain_is_enabled_before_all_prompts_have_been_asked():
-    """It would outweigh prompts that lose a quarter, a third of all; one slower prompt, or too few prompts, say that it may not."""
-    assert DEFAULT_RULE.large_gain == pytest.approx(math.log(1.19), abs=0.002)
+    """It would outweigh prompts that lose a fifth, a third of all; one slower prompt, or too few prompts, say that it may not."""
+    assert DEFAULT_RULE.large_gain == pytest.approx(math.log(1.152), abs=0.002)
     gain = prompts(0.30, 0.02, 1)
     decision = decide_rows(gain, 1, complete=False)
     assert (decision.verdict, decision.final) == (Verdict.ENABLE, True)
@@ -268,14 +268,14 @@ def test_stretches_count_as_units_that_time_may_have_moved():
 
 def test_predicted_prompts_speak_for_those_that_were_not_asked():
     """Eight of sixteen prompts are asked; the prediction of the other eight lets the verdict stand, and holds it back."""
-    asked = prompts(0.15, 0.02, 1)
-    gains = {str(p): math.log(1.15) + 0.01 * (-1) ** p for p in range(16)}
+    asked = prompts(0.12, 0.02, 1)
+    gains = {str(p): math.log(1.12) + 0.01 * (-1) ** p for p in range(16)}
     decision = decide(of_rows(asked), 1, complete=False, predicted=gains, scatter=ALIKE)
     assert (decision.verdict, decision.final) == (
         Verdict.UNDECIDED,
         False,
     )  # a useless prediction changes nothing
-    known = {str(p): row[0] for p, row in enumerate(asked)} | {str(p): 0.13 for p in range(8, 16)}
+    known = {str(p): row[0] for p, row in enumerate(asked)} | {str(p): 0.11 for p in range(8, 16)}
     decision = decide(of_rows(asked), 1, complete=False, predicted=known, scatter=ALIKE)
     assert (decision.verdict, decision.recorded) == (Verdict.ENABLE, 16)
     losers = known | {str(p): -0.9 for p in range(8, 16)}
