@@ -10,8 +10,8 @@ import click
 from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
+    from autospec.recommendations import StoredRecommendation
     from autospec.report.export import Export
-    from autospec.store.reader import StoredRecommendation
     from autospec.tuning.records import Record
 
 __all__ = ["command"]

@@ -3,20 +3,69 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from autospec.daemon.work import effort_words
+from autospec.daemon.clock import Clock
+from autospec.daemon.listening import Peer
+from autospec.daemon.memory import Memory
+from autospec.daemon.outlook import Outlook
+from autospec.daemon.proxy_child import ProxyChild
+from autospec.daemon.when import Decision
+from autospec.daemon.work import WorkItem, effort_words
+from autospec.settings import Settings
 
-if TYPE_CHECKING:
-    from autospec.daemon.loop import Daemon
-
-__all__ = ["last_words", "status_document", "status_lines"]
+__all__ = ["DaemonState", "last_words", "status_document", "status_lines"]
 
 _QUEUE_SHOWN = 5
 
 
-def status_document(daemon: Daemon) -> dict[str, Any]:
+class DaemonState(Protocol):
+    """What a status document is made of; `autospec.daemon.loop.Daemon` has it."""
+
+    @property
+    def settings(self) -> Settings:
+        """The user's."""
+
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+
+    @property
+    def memory(self) -> Memory:
+        """What the daemon has measured."""
+
+    @property
+    def outlook(self) -> Outlook:
+        """What there is to measure."""
+
+    @property
+    def running(self) -> tuple[WorkItem, float] | None:
+        """The step under way and the seconds it has taken."""
+
+    @property
+    def decision(self) -> Decision | None:
+        """The last decision whether to measure."""
+
+    @property
+    def why(self) -> str:
+        """What the daemon does and why."""
+
+    @property
+    def events(self) -> Iterable[dict[str, Any]]:
+        """The last things that happened."""
+
+    @property
+    def proxies(self) -> Sequence[Peer]:
+        """The proxies that are connected."""
+
+    @property
+    def proxy(self) -> ProxyChild | None:
+        """The proxy that the daemon keeps running."""
+
+
+def status_document(daemon: DaemonState) -> dict[str, Any]:
     """Everything that it knows of itself, as JSON values.
 
     Args:
@@ -46,7 +95,7 @@ def status_document(daemon: Daemon) -> dict[str, Any]:
     }
 
 
-def last_words(daemon: Daemon) -> dict[str, Any]:
+def last_words(daemon: DaemonState) -> dict[str, Any]:
     """What is left to say when it has ended: what happened, and why it did not do more."""
     return {"schema": 1, "why": daemon.why, "events": list(daemon.events)}
 

@@ -31,11 +31,10 @@ from autospec.hardware.host import host_digest
 from autospec.hardware.identity import identify
 from autospec.measure.live import Sample
 from autospec.prompts.suite import Suite, load_suite
-from autospec.recommendations import Status
+from autospec.recommendations import Status, StoredRecommendation
 from autospec.report.selection import borrowed, same_machine
 from autospec.settings import Settings, load_settings, parse_duration
 from autospec.store.database import Store, open_store
-from autospec.store.reader import StoredRecommendation
 from autospec.tuning.basis import basis_of, drafts_of
 from autospec.tuning.definition import StudyDefinition, load_definition
 from autospec.tuning.request import TuneRequest, judged_drafts

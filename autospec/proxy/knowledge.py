@@ -17,9 +17,8 @@ from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import SettingsError
-from autospec.recommendations import LIKELY, Recommendation, Status, Verdict
+from autospec.recommendations import LIKELY, Recommendation, Status, StoredRecommendation, Verdict
 from autospec.report.selection import same_machine
-from autospec.store.reader import StoredRecommendation
 
 __all__ = ["FAILED_LAUNCH", "Known", "Place", "is_likely", "known_of", "marked_stale", "trusted"]
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from autospec.recommendations import Recommendation
+from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.report.selection import newest
-from autospec.store.reader import StoredRecommendation
 
 __all__ = ["Change", "Kind", "changes", "changes_document"]
 

@@ -19,10 +19,9 @@ from autospec.cells import Hardware
 from autospec.drafting import Drafting
 from autospec.errors import StudyFileError
 from autospec.measure.measurements import Measurement, Phase
-from autospec.recommendations import Recommendation, Status
+from autospec.recommendations import Recommendation, Status, StoredRecommendation
 from autospec.report.studies import StudySummary
 from autospec.store.database import Store
-from autospec.store.reader import StoredRecommendation
 
 __all__ = ["Export", "Imported", "export_document", "import_into", "read_export"]
 

@@ -18,8 +18,7 @@ from typing import Any
 from autospec.cells import Hardware, PromptType
 from autospec.errors import ModelChoiceError, NothingKnownError, UsageError
 from autospec.hardware.likeness import most_alike
-from autospec.recommendations import Recommendation, Status, document
-from autospec.store.reader import StoredRecommendation
+from autospec.recommendations import Recommendation, Status, StoredRecommendation, document
 
 __all__ = ["Question", "Selection", "borrowed", "match_model", "newest", "same_machine", "select"]
 

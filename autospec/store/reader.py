@@ -6,17 +6,16 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from autospec.cells import Hardware
 from autospec.errors import StoreError
-from autospec.recommendations import Recommendation
+from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.store.unread import Unread, understood
 
-__all__ = ["StoredRecommendation", "newest_recommendation", "read_recommendations"]
+__all__ = ["newest_recommendation", "read_recommendations"]
 
 _SQLITE_PREFIX = "sqlite:///"
 # The newest row of each cell, as `Store.recommendations` selects it.
@@ -25,21 +24,6 @@ _NEWEST = (
     " WHERE id IN (SELECT max(id) FROM autospec_recommendations GROUP BY cell_key) ORDER BY id"
 )
 _NEWEST_NUMBER = "SELECT max(id) FROM autospec_recommendations"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRecommendation:
-    """A recommendation with what it was stored under.
-
-    Attributes:
-        cell_key: `Cell.key`, or an importer's own stable key.
-        hardware: The machine that it speaks for.
-        recommendation: The recommendation itself.
-    """
-
-    cell_key: str
-    hardware: Hardware
-    recommendation: Recommendation
 
 
 def read_recommendations(
