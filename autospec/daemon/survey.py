@@ -43,7 +43,6 @@ __all__ = ["Survey", "main", "survey"]
 
 # Older use says little: at a half-life of a week it counts an eighth and less.
 _USES_S = 30 * 86400.0
-_CONTEXT_FLAGS = ("-c", "--ctx-size")
 
 
 @dataclass(frozen=True, slots=True)
