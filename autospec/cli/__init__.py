@@ -88,7 +88,8 @@ def cli() -> None:
       autospec tune --model qwen3      measure, and write recommendations
       autospec recommend               what to run, and why
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing known yet, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing known yet, 4 another autospec is at
+    work, 130 interrupted.
     """  # noqa: D301 - click needs the backspace itself
 
 

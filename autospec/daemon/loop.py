@@ -105,6 +105,7 @@ class Daemon:
 
         Raises:
             BusyError: A daemon runs already for this state folder.
+            SettingsError: The state folder belongs to somebody else.
         """
         self.memory = Memory.load(self.settings.state_dir / "daemon.json")
         self._jumps = JumpWatch(self.clock)

@@ -13,7 +13,7 @@ from autospec.daemon.memory import Memory
 from autospec.daemon.outlook import Outlook
 from autospec.daemon.proxy_child import ProxyChild
 from autospec.daemon.when import Decision
-from autospec.daemon.work import WorkItem, effort_words
+from autospec.daemon.work import LaterReason, WorkItem, effort_words
 from autospec.settings import Settings
 
 __all__ = ["DaemonState", "last_words", "status_document", "status_lines"]
@@ -82,6 +82,7 @@ def status_document(daemon: DaemonState) -> dict[str, Any]:
         "tuning": None if running is None else {**running[0].to_json(), "for_s": round(running[1], 1)},
         "queue": [item.to_json() for item in daemon.outlook.items],
         "later": daemon.outlook.later,
+        "later_reasons": daemon.outlook.later_reasons,
         "checks": [check.to_json() for check in daemon.decision.checks] if daemon.decision else [],
         "spent_today_s": round(spent_s, 1),
         "budget": daemon.settings.daemon_budget,
@@ -126,10 +127,12 @@ def status_lines(document: dict[str, Any]) -> list[str]:
     )
     lines += [f"  {item['model']}, {item['prompt_type']}: {item['why']}" for item in queue[:_QUEUE_SHOWN]]
     later = document.get("later", {})
-    open_cells = {key: why for key, why in later.items() if why != "proven"}
+    reasons = document.get("later_reasons", {})
+    open_cells = {key: why for key, why in later.items() if reasons.get(key) != LaterReason.PROVEN}
     if later:
+        proven = len(later) - len(open_cells)
         lines.append(
-            f"  {len(later) - len(open_cells)} are proven, {len(open_cells)} are left alone for now."
+            f"  {f'{proven} are proven, ' if reasons else ''}{len(open_cells)} are left alone for now."
         )
     lines += [f"    {effort_words(key)}: {why}" for key, why in sorted(open_cells.items())[:_QUEUE_SHOWN]]
     if len(open_cells) > _QUEUE_SHOWN:

@@ -51,7 +51,8 @@ class Survey:
 
     Attributes:
         items: The steps worth their time, best first, as `WorkItem` JSON.
-        later: Cell → why it is not among them.
+        later: Cell → why it is not among them, in words.
+        later_reasons: Cell → the same as a `LaterReason`.
         next_at: When the first that only waits may be tried.
         marked: One sentence for each recommendation that was found stale now.
         fingerprints: Of every model.
@@ -61,6 +62,7 @@ class Survey:
 
     items: list[dict[str, Any]]
     later: dict[str, str]
+    later_reasons: dict[str, str]
     next_at: float | None
     marked: list[str]
     fingerprints: list[str]
@@ -305,7 +307,8 @@ def _result(
     watch |= set(_programs(settings))
     return Survey(
         items=[item.to_json() for item in queue.items],
-        later=dict(queue.later),
+        later={key: later.words for key, later in queue.later.items()},
+        later_reasons={key: str(later.reason) for key, later in queue.later.items()},
         next_at=queue.next_at,
         marked=marked,
         fingerprints=[m.fingerprint for m in catalog.models],
