@@ -109,7 +109,10 @@ def import_(shell: Shell, *, files: tuple[str, ...]) -> None:
 
     # All are read before any is stored, so that a wrong file leaves nothing half done.
     exports = [_read(file) for file in files]
-    store = open_store(shell.settings.storage)
+    for export in exports:
+        if export.unread:
+            shell.warn(export.unread)
+    store = open_store(shell.settings.storage, shell.warn)
     try:
         results = [import_into(store, export) for export in exports]
     finally:

@@ -38,7 +38,7 @@ class Outlook:
         items: Steps worth their time, best first.
         later: Cell → why it is not among them, in words.
         later_reasons: Cell → the same as a `LaterReason`.
-        notes: What kept models out.
+        notes: What kept models out, and what was not understood in the database.
         trouble: Why the last survey failed; empty if it did not.
     """
 

@@ -57,7 +57,7 @@ class Survey:
         marked: One sentence for each recommendation that was found stale now.
         fingerprints: Of every model.
         watch: Files and folders whose change calls for another survey.
-        notes: What kept models out, one sentence each.
+        notes: What kept models out, and what was not understood in the database, one sentence each.
     """
 
     items: list[dict[str, Any]]
@@ -91,7 +91,7 @@ def survey(
     notes: list[str] = []
     tools = _Tools(settings, definition, suite, hardware, notes)
     models = _tunables(tools, catalog, found, now)
-    store = open_store(settings.storage)
+    store = open_store(settings.storage, notes.append)
     try:
         samples = store.samples(since=now - _USES_S)
         stored, marked = _mark_stale(store, store.recommendations(), models, samples, hardware)
