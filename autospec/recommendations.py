@@ -1,4 +1,4 @@
-"""Verdicts and recommendations: what a study concluded, as the contract of DESIGN §7. Pure values."""
+"""Verdicts and recommendations: what a study concluded, as the JSON contract that `SCHEMA` describes. Pure values."""
 
 from __future__ import annotations
 

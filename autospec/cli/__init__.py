@@ -33,7 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 
 
 class _Commands(click.Group):
-    """A group that imports a command when it runs, and ends with the exit codes of DESIGN §7."""
+    """A group that imports a command when it runs, and ends with the exit codes of `autospec.errors`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)

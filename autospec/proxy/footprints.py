@@ -13,7 +13,7 @@ __all__ = ["footprint", "launch_seconds"]
 
 # Compute buffers, the program and its libraries: 100 to 400 MB of a llama-server with default batch sizes.
 _BUFFERS_BYTES: Final = 256 * 1024**2
-# Of a launch that was never timed: 0.9 GB took 1.6 to 2.2 s from a warm cache (backends.md), a cold disk reads 1 GB/s.
+# Of a launch that was never timed: 0.9 GB took 1.6 to 2.2 s from a warm cache, a cold disk reads 1 GB/s.
 _START_S: Final = 1.5
 _BYTES_PER_S: Final = 1e9
 

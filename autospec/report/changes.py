@@ -72,7 +72,7 @@ class Change:
                 return f"{what}: {after} instead of {before} ({r.reason.rstrip('.')})."
 
     def to_json(self) -> dict[str, Any]:
-        """The change with both recommendations as DESIGN §7 has them."""
+        """The change, with both recommendations as in `autospec recommend --json`."""
         r = self.subject
         return {
             "kind": str(self.kind),

@@ -1,4 +1,4 @@
-"""The shell: output goes where DESIGN §7 says, and every failure ends as it says."""
+"""The shell: results go to stdout, all else to stderr, and every failure ends with a sentence and its exit code."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_help_lists_every_command():
 
 
 def test_every_command_has_help_with_an_example():
-    """`autospec COMMAND --help` shows how it is called (DESIGN §7)."""
+    """`autospec COMMAND --help` shows how it is called."""
     for name in COMMANDS:
         result = CliRunner().invoke(cli, [name, "--help"], prog_name="autospec")
         assert result.exit_code == 0, name
