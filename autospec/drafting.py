@@ -138,7 +138,7 @@ class Drafting:
         return " ".join([str(self.mode), *parts])
 
     def to_json(self) -> dict[str, Any]:
-        """The form of DESIGN §7: the mode and the parameters that are set."""
+        """The form in every JSON document: the mode and the parameters that are set."""
         return {"mode": str(self.mode), **self.parameters()}
 
     @classmethod

@@ -10,7 +10,7 @@
     │   └── ModelChoiceError      no model, or several, answer to that name
     │       └── UnknownModelError no model does; carries the names that exist
     ├── NothingKnownError         exit 3: asked before anything was tuned
-    ├── BusyError                 another autospec holds the machine
+    ├── BusyError                 exit 4: another autospec holds what this one needs
     ├── OverloadedError           the proxy's queue is full, or its deadline passed
     ├── ModelFileError            a model file that cannot be read
     ├── StoreError                the database
@@ -114,7 +114,12 @@ class NothingKnownError(AutospecError):
 
 
 class BusyError(AutospecError):
-    """Another autospec process is using this machine; the message says which."""
+    """Another autospec process is using this machine; the message says which.
+
+    The daemon tells by the exit code that a tune which it started failed for this reason.
+    """
+
+    exit_code = 4
 
 
 class OverloadedError(AutospecError):

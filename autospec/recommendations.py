@@ -1,4 +1,4 @@
-"""Verdicts and recommendations: what a study concluded, as the contract of DESIGN §7. Pure values."""
+"""Verdicts and recommendations: what a study concluded, as the JSON contract that `SCHEMA` describes. Pure values."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = [
     "USER_SETTINGS",
     "Recommendation",
     "Status",
+    "StoredRecommendation",
     "Verdict",
     "document",
 ]
@@ -152,6 +153,21 @@ class Recommendation:
             created_at=data["created_at"],
             evidence=data.get("evidence", {}),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecommendation:
+    """A recommendation with what it was stored under.
+
+    Attributes:
+        cell_key: `Cell.key`, or an importer's own stable key.
+        hardware: The machine that it speaks for.
+        recommendation: The recommendation itself.
+    """
+
+    cell_key: str
+    hardware: Hardware
+    recommendation: Recommendation
 
 
 def document(hardware: Hardware, recommendations: Iterable[Recommendation]) -> dict[str, Any]:

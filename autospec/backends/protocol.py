@@ -261,7 +261,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """The backend's name in DESIGN §2."""
+        """The backend's name in `autospec.backends.registry`, e.g. ``llama-server``."""
 
     def capabilities(self) -> Capabilities:
         """Probe the installed build; cached for the life of the object.

@@ -1,25 +1,60 @@
-"""Which model a person means by a name: DESIGN §7's *M*. Pure."""
+"""Which model a person means by a name. Every command and every part of the proxy asks here. Pure."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from autospec.catalog.model import Model
 from autospec.errors import ModelChoiceError, UnknownModelError
 
-__all__ = ["ambiguous", "choose"]
+__all__ = ["ambiguous", "ambiguous_models", "answering", "choose"]
 
 _SEPARATORS = re.compile(r"[-_.\s:/\\]+")
 _LISTED = 12
+_Named = TypeVar("_Named")
+
+
+def answering(
+    candidates: Iterable[_Named], name: str, names: Callable[[_Named], Iterable[str]]
+) -> list[_Named]:
+    """Everything that answers to a name.
+
+    Four rules are tried in this order, and the first that anything meets decides: the exact name; the name without regard
+    to case, separators (``-``, ``_``, ``.``, ``:``, ``/``, space) and a final ``.gguf``; a part of the name; a part
+    without any separators.
+
+    Args:
+        candidates: What may be meant.
+        name: What the user typed.
+        names: The names that a candidate answers to.
+
+    Returns:
+        Those that meet the first rule that any of them meets, in their order; empty if none does.
+    """
+    candidates = list(candidates)
+    wanted = _plain(name)
+    if not wanted:
+        return []
+    short = wanted.replace("-", "")
+    rules: tuple[Callable[[str], bool], ...] = (
+        lambda n: n == name,
+        lambda n: _plain(n) == wanted,
+        lambda n: wanted in _plain(n),
+        lambda n: short in _plain(n).replace("-", ""),
+    )
+    for rule in rules:
+        if found := [c for c in candidates if any(map(rule, names(c)))]:
+            return found
+    return []
 
 
 def choose(models: Iterable[Model], name: str) -> Model:
-    """Find the one model that answers to a name.
+    """Find the one model that answers to a name, see `answering`.
 
-    Tried in this order: the exact name; the name without regard to case, ``-``, ``_``, ``.``; a part of the
-    name; a part without any separators. Copies of the same file count as one, and a whole model goes before a draft head.
+    Copies of the same file count as one, and a whole model goes before a draft head.
 
     Args:
         models: The catalogue.
@@ -30,23 +65,38 @@ def choose(models: Iterable[Model], name: str) -> Model:
         ModelChoiceError: Several do, or the name is empty.
     """
     models = list(models)
-    wanted = _plain(name.removesuffix(".gguf").removesuffix(".GGUF"))
-    if not wanted:
+    if not _plain(name):
         raise ModelChoiceError("The model's name is empty.", "`autospec models` lists what was found.")
-    rules: tuple[Callable[[Model], bool], ...] = (
-        lambda m: name in _names(m),
-        lambda m: wanted in map(_plain, _names(m)),
-        lambda m: any(wanted in _plain(n) for n in _names(m)),
-        lambda m: any(wanted.replace("-", "") in _plain(n).replace("-", "") for n in _names(m)),
+    matches = _distinct(answering(models, name, _names))
+    whole = [m for m in matches if m.head is None]
+    if len(whole) == 1 or len(matches) == 1:
+        return (whole or matches)[0]
+    if matches:
+        raise ambiguous_models(name, matches)
+    raise _unknown(name, models)
+
+
+def ambiguous(name: str, labels: Iterable[str]) -> ModelChoiceError:
+    """The error that lists what a name could mean.
+
+    Args:
+        name: What the user typed.
+        labels: The names (or paths) of what answers to it.
+    """
+    labels = list(labels)
+    lines = [f"  {label}" for label in labels[:_LISTED]]
+    if more := len(labels) - len(lines):
+        lines.append(f"  and {more} more")
+    return ModelChoiceError(
+        f"{name} could be any of {len(labels)} models:\n" + "\n".join(lines),
+        "Give more of the name, or the path.",
     )
-    for rule in rules:
-        matches = _distinct([m for m in models if rule(m)])
-        whole = [m for m in matches if m.head is None]
-        if len(whole) == 1 or len(matches) == 1:
-            return (whole or matches)[0]
-        if matches:
-            raise ambiguous(name, matches)
-    raise _unknown(name, wanted, models)
+
+
+def ambiguous_models(name: str, matches: Sequence[Model]) -> ModelChoiceError:
+    """`ambiguous` for models of the catalogue: they are listed by path where their names do not differ."""
+    same_name = len({m.name for m in matches}) < len(matches)
+    return ambiguous(name, [str(m.path) if same_name else m.name for m in matches])
 
 
 def _names(model: Model) -> tuple[str, ...]:
@@ -54,7 +104,7 @@ def _names(model: Model) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    return _SEPARATORS.sub("-", text.casefold()).strip("-")
+    return _SEPARATORS.sub("-", text.casefold().strip().removesuffix(".gguf")).strip("-")
 
 
 def _distinct(models: Sequence[Model]) -> list[Model]:
@@ -62,26 +112,9 @@ def _distinct(models: Sequence[Model]) -> list[Model]:
     return list({m.fingerprint: m for m in reversed(models)}.values())[::-1]
 
 
-def ambiguous(name: str, matches: Sequence[Model]) -> ModelChoiceError:
-    """The error that lists what a name could mean.
-
-    Args:
-        name: What the user typed.
-        matches: The models that answer to it.
-    """
-    same_name = len({m.name for m in matches}) < len(matches)
-    lines = [f"  {m.path if same_name else m.name}" for m in matches[:_LISTED]]
-    more = len(matches) - len(lines)
-    lines += [f"  and {more} more"] if more else []
-    return ModelChoiceError(
-        f"{name} could be any of {len(matches)} models:\n" + "\n".join(lines),
-        "Give more of the name, or the path.",
-    )
-
-
-def _unknown(name: str, wanted: str, models: Sequence[Model]) -> UnknownModelError:
+def _unknown(name: str, models: Sequence[Model]) -> UnknownModelError:
     plain = {_plain(n): n for m in models for n in _names(m)}
-    close = [plain[p] for p in difflib.get_close_matches(wanted, plain, n=3, cutoff=0.4)]
+    close = [plain[p] for p in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.4)]
     near = f" The nearest: {', '.join(close)}." if close else ""
     return UnknownModelError(
         f"No model answers to {name}.{near}",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from autospec.catalog.cache import MetadataCache, signature
-from autospec.catalog.choice import ambiguous, choose
+from autospec.catalog.choice import ambiguous_models, choose
 from autospec.catalog.model import Model
 from autospec.catalog.parts import model_name, part_paths
 from autospec.catalog.places import Place, places
@@ -84,7 +84,7 @@ class Catalog:
             if not inside:
                 raise ModelChoiceError(f"There is no model in {path}.", "Give the path of a .gguf file.")
             if len(inside) > 1:
-                raise ambiguous(str(path), inside)
+                raise ambiguous_models(str(path), inside)
             return inside[0]
         model = _read(Found(path.absolute(), "mlx" if path.is_dir() else "gguf"))
         if model.role != "text":

@@ -33,7 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 
 
 class _Commands(click.Group):
-    """A group that imports a command when it runs, and ends with the exit codes of DESIGN §7."""
+    """A group that imports a command when it runs, and ends with the exit codes of `autospec.errors`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -88,7 +88,8 @@ def cli() -> None:
       autospec tune --model qwen3      measure, and write recommendations
       autospec recommend               what to run, and why
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing known yet, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing known yet, 4 another autospec is at
+    work, 130 interrupted.
     """  # noqa: D301 - click needs the backspace itself
 
 

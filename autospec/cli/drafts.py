@@ -58,7 +58,9 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
             f"{main.name} is a draft head ({main.draft_kind}) and no main model.",
             "Name the model that it drafts for.",
         )
-    context = context or context_of(shell.settings.server_args, shell.settings.context_tokens)
+    context = context or context_of(
+        shell.settings.server_args, main.context_length, shell.settings.context_tokens
+    )
     found = candidates(
         main,
         catalog.models,

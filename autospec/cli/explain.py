@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from autospec.catalog.model import Model
     from autospec.measure.disturbances import Cause
     from autospec.measure.measurements import Pair
+    from autospec.recommendations import StoredRecommendation
     from autospec.report.explanation import Explanation
     from autospec.store.database import Store
-    from autospec.store.reader import StoredRecommendation
 
 __all__ = ["command"]
 

@@ -49,7 +49,7 @@ class Report:
     """How a failure is told.
 
     Attributes:
-        exit_code: As in DESIGN §7.
+        exit_code: The error's own (see `autospec.errors`), 1 for what should not happen, 130 for an interruption.
         lines: For stderr.
     """
 

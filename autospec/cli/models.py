@@ -37,9 +37,14 @@ def command(shell: Shell) -> None:
 
     catalog = scan(shell.settings)
     memory_bytes = identify().memory_bytes
-    context = context_of(shell.settings.server_args, shell.settings.context_tokens)
+    args, unset = shell.settings.server_args, shell.settings.context_tokens
     fits = {
-        model.path: count_fits(model, catalog.models, memory_bytes=memory_bytes, context_tokens=context)
+        model.path: count_fits(
+            model,
+            catalog.models,
+            memory_bytes=memory_bytes,
+            context_tokens=context_of(args, model.context_length, unset),
+        )
         for model in catalog.models
         if model.head is None
     }

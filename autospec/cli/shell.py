@@ -154,7 +154,7 @@ def command_options(
 ) -> Callable[P, None]:
     """Add the common options to a click command and give it a `Shell` as its first argument.
 
-    Whatever the command raises ends as DESIGN §7 says: a plain sentence on stderr and the exit code.
+    Whatever the command raises ends as a plain sentence on stderr and the error's exit code.
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")

@@ -10,8 +10,8 @@ import click
 from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
+    from autospec.recommendations import StoredRecommendation
     from autospec.report.export import Export
-    from autospec.store.reader import StoredRecommendation
     from autospec.tuning.records import Record
 
 __all__ = ["command"]
@@ -109,7 +109,10 @@ def import_(shell: Shell, *, files: tuple[str, ...]) -> None:
 
     # All are read before any is stored, so that a wrong file leaves nothing half done.
     exports = [_read(file) for file in files]
-    store = open_store(shell.settings.storage)
+    for export in exports:
+        if export.unread:
+            shell.warn(export.unread)
+    store = open_store(shell.settings.storage, shell.warn)
     try:
         results = [import_into(store, export) for export in exports]
     finally:

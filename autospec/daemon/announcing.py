@@ -14,10 +14,9 @@ from typing import Any
 
 from autospec.cells import Hardware
 from autospec.files import replace_file
-from autospec.recommendations import Recommendation
+from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.report.changes import changes, changes_document
 from autospec.report.hook import HookOutcome, run_hook
-from autospec.store.reader import StoredRecommendation
 
 __all__ = ["announce"]
 

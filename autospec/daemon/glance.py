@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autospec.daemon.clock import Clock
-from autospec.daemon.loop import policy_of
 from autospec.daemon.memory import Memory
 from autospec.daemon.probes import Probes, Traffic
-from autospec.daemon.when import Decision, decide
+from autospec.daemon.when import Decision, decide, policy_of
 from autospec.errors import NothingKnownError
 from autospec.service.control import ask_status
 from autospec.settings import Settings

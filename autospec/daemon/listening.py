@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from autospec.errors import BusyError
+from autospec.errors import BusyError, SettingsError
 from autospec.service.control import LINE_LIMIT_BYTES, control_path, decode, encode
 
 __all__ = ["Listening", "Peer"]
@@ -109,7 +109,7 @@ class Listening:
         folder = self._path.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
-            raise BusyError(
+            raise SettingsError(
                 f"The folder {folder} belongs to somebody else.", "Set AUTOSPEC_HOME to a folder of your own."
             )
         with suppress(OSError):

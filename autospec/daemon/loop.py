@@ -24,13 +24,13 @@ from autospec.daemon.memory import Memory
 from autospec.daemon.outlook import Outlook
 from autospec.daemon.probes import Probes, Traffic
 from autospec.daemon.proxy_child import ProxyChild
-from autospec.daemon.when import Decision, Policy, decide, is_loaded
+from autospec.daemon.when import Decision, decide, is_loaded, policy_of
 from autospec.daemon.work import WorkItem
 from autospec.errors import LaunchError
 from autospec.service.notify import Notifier
-from autospec.settings import Settings, parse_duration, parse_hours
+from autospec.settings import Settings
 
-__all__ = ["Daemon", "policy_of"]
+__all__ = ["Daemon"]
 
 # At rest: a look at some hundred files. A new build or draft is noticed within this.
 _REST_S = 60.0
@@ -41,15 +41,6 @@ _OVERTIME_S = 600.0
 # Somebody else has the machine, or another machine the cell: ten steps of theirs later it may be free.
 _HELD_PAUSE_S = 120.0
 _EVENTS_KEPT = 20
-
-
-def policy_of(settings: Settings) -> Policy:
-    """What the settings allow."""
-    return Policy(
-        idle_s=parse_duration(settings.daemon_idle),
-        hours=parse_hours(settings.daemon_hours),
-        budget_s=parse_duration(settings.daemon_budget),
-    )
 
 
 def start_step(item: WorkItem, state_dir: Path, config: Path | None) -> Measurement:
@@ -114,6 +105,7 @@ class Daemon:
 
         Raises:
             BusyError: A daemon runs already for this state folder.
+            SettingsError: The state folder belongs to somebody else.
         """
         self.memory = Memory.load(self.settings.state_dir / "daemon.json")
         self._jumps = JumpWatch(self.clock)

@@ -14,6 +14,7 @@ import psutil
 
 from autospec.backends.process import ServerProcess
 from autospec.daemon.work import WorkItem
+from autospec.errors import BusyError
 
 __all__ = ["Measurement", "Outcome", "tune_command"]
 
@@ -22,8 +23,6 @@ __all__ = ["Measurement", "Outcome", "tune_command"]
 _PREEMPT_GRACE_S = 0.4
 # Then nothing is left but processes that the kernel holds in a system call.
 _KILLED_WAIT_S = 5.0
-# How `machine_lock` begins its sentence: no failure of the cell's.
-_BUSY = "Another autospec is measuring"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Outcome:
 
     Attributes:
         ok: True if it ran to its end.
-        busy: True if another autospec held the machine.
+        busy: True if another autospec held the machine or the cell: no failure of the cell's.
         words: What went wrong; empty where nothing did.
     """
 
@@ -95,8 +94,7 @@ class Measurement:
             return Outcome(ok=True)
         said = [line.removeprefix("autospec: ") for line in tail if line.startswith("autospec")]
         words = said[-1] if said else f"it {ended}"
-        busy = next((line for line in said if _BUSY in line), "")
-        return Outcome(ok=False, busy=bool(busy), words=busy or words)
+        return Outcome(ok=False, busy=ended.code == BusyError.exit_code, words=words)
 
     def preempt(self, grace_s: float = _PREEMPT_GRACE_S) -> None:
         """Stop it and give its memory back, within a second; what it was measuring is thrown away, the study is not.

@@ -36,8 +36,9 @@ class Outlook:
 
     Attributes:
         items: Steps worth their time, best first.
-        later: Cell → why it is not among them.
-        notes: What kept models out.
+        later: Cell → why it is not among them, in words.
+        later_reasons: Cell → the same as a `LaterReason`.
+        notes: What kept models out, and what was not understood in the database.
         trouble: Why the last survey failed; empty if it did not.
     """
 
@@ -51,6 +52,7 @@ class Outlook:
     ) -> None:
         self.items: list[WorkItem] = []
         self.later: dict[str, str] = {}
+        self.later_reasons: dict[str, str] = {}
         self.notes: list[str] = []
         self.trouble = ""
         self._memory, self._clock, self._config = memory, clock, config
@@ -132,7 +134,8 @@ class Outlook:
     def _known(self, result: dict[str, Any]) -> None:
         self.trouble = ""
         self.items = [WorkItem.from_json(item) for item in result["items"]]
-        self.later, self.notes, self._next_at = result["later"], result["notes"], result["next_at"]
+        self.later, self.later_reasons = result["later"], result["later_reasons"]
+        self.notes, self._next_at = result["notes"], result["next_at"]
         self._looked_s = self._clock.monotonic()
         self._look_at_s = self._looked_s + _EVERY_S
         self._files.watch(result["watch"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from autospec.cells import PromptType
 from autospec.daemon.gain import PRIOR_SD, expected_gain, spread, uncertainty
 from autospec.daemon.uses import shares
-from autospec.daemon.work import Effort, Tunable, Use, WorkItem, effort_key
+from autospec.daemon.work import Effort, Later, LaterReason, Tunable, Use, WorkItem, effort_key
 from autospec.recommendations import Recommendation, Status
 from autospec.tuning.basis import basis_digest
 
@@ -61,7 +61,7 @@ class Queue:
     """
 
     items: tuple[WorkItem, ...]
-    later: Mapping[str, str]
+    later: Mapping[str, Later]
     next_at: float | None = None
 
 
@@ -87,7 +87,7 @@ def order(
         now: Seconds since the epoch.
     """
     items: list[tuple[bool, WorkItem]] = []
-    later: dict[str, str] = {}
+    later: dict[str, Later] = {}
     waits: list[float] = []
     spread_over = shares(used, types)
     for model in models:
@@ -99,19 +99,18 @@ def order(
             effort = efforts.get(key, Effort())
             if effort.basis != digest:
                 effort = Effort()
-            if why := _closed(model, found, effort):
-                later[key] = why
+            if (closed := _closed(model, found, effort)) is not None:
+                later[key] = closed
                 continue
             if (until := _not_before(effort, now)) is not None:
-                later[key] = (
-                    f"its last {effort.failures} steps failed ({effort.last}); it is tried again later"
-                )
+                words = f"its last {effort.failures} steps failed ({effort.last}); it is tried again later"
+                later[key] = Later(LaterReason.FAILED, words)
                 waits.append(until)
                 continue
             use = _use(model, prompt_type, used, spread_over, now)
             item = _item(model, prompt_type, found, effort, use=use, siblings=siblings, step_s=step_s)
             if item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
-                later[key] = _not_worth(item)
+                later[key] = Later(LaterReason.NOT_WORTH, _not_worth(item))
             else:
                 items.append((found is not None and found.borrowed, item))
     # Stable: equal values stay in the catalogue's order.
@@ -131,14 +130,17 @@ def _siblings(
     return (statistics.median(means), PRIOR_SD) if means else None
 
 
-def _closed(model: Tunable, found: Known | None, effort: Effort) -> str:
+def _closed(model: Tunable, found: Known | None, effort: Effort) -> Later | None:
+    """Why nothing is to be measured until something changes; ``None`` where there is something."""
     if found is not None and not found.borrowed and found.recommendation.status is Status.PROVEN:
-        return "proven"
+        return Later(LaterReason.PROVEN, "proven")
     if not model.drafts and not model.modes:
-        return "no draft model fits and the build has no draft-free mode of the study"
+        words = "no draft model fits and the build has no draft-free mode of the study"
+        return Later(LaterReason.NOTHING_TO_TRY, words)
     if effort.steps >= _MAX_STEPS:
-        return f"measured {effort.steps} times without a clear answer; it waits for something to change"
-    return ""
+        words = f"measured {effort.steps} times without a clear answer; it waits for something to change"
+        return Later(LaterReason.NO_CLEAR_ANSWER, words)
+    return None
 
 
 def _not_before(effort: Effort, now: float) -> float | None:

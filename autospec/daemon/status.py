@@ -3,20 +3,69 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from autospec.daemon.work import effort_words
+from autospec.daemon.clock import Clock
+from autospec.daemon.listening import Peer
+from autospec.daemon.memory import Memory
+from autospec.daemon.outlook import Outlook
+from autospec.daemon.proxy_child import ProxyChild
+from autospec.daemon.when import Decision
+from autospec.daemon.work import LaterReason, WorkItem, effort_words
+from autospec.settings import Settings
 
-if TYPE_CHECKING:
-    from autospec.daemon.loop import Daemon
-
-__all__ = ["last_words", "status_document", "status_lines"]
+__all__ = ["DaemonState", "last_words", "status_document", "status_lines"]
 
 _QUEUE_SHOWN = 5
 
 
-def status_document(daemon: Daemon) -> dict[str, Any]:
+class DaemonState(Protocol):
+    """What a status document is made of; `autospec.daemon.loop.Daemon` has it."""
+
+    @property
+    def settings(self) -> Settings:
+        """The user's."""
+
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+
+    @property
+    def memory(self) -> Memory:
+        """What the daemon has measured."""
+
+    @property
+    def outlook(self) -> Outlook:
+        """What there is to measure."""
+
+    @property
+    def running(self) -> tuple[WorkItem, float] | None:
+        """The step under way and the seconds it has taken."""
+
+    @property
+    def decision(self) -> Decision | None:
+        """The last decision whether to measure."""
+
+    @property
+    def why(self) -> str:
+        """What the daemon does and why."""
+
+    @property
+    def events(self) -> Iterable[dict[str, Any]]:
+        """The last things that happened."""
+
+    @property
+    def proxies(self) -> Sequence[Peer]:
+        """The proxies that are connected."""
+
+    @property
+    def proxy(self) -> ProxyChild | None:
+        """The proxy that the daemon keeps running."""
+
+
+def status_document(daemon: DaemonState) -> dict[str, Any]:
     """Everything that it knows of itself, as JSON values.
 
     Args:
@@ -33,6 +82,7 @@ def status_document(daemon: Daemon) -> dict[str, Any]:
         "tuning": None if running is None else {**running[0].to_json(), "for_s": round(running[1], 1)},
         "queue": [item.to_json() for item in daemon.outlook.items],
         "later": daemon.outlook.later,
+        "later_reasons": daemon.outlook.later_reasons,
         "checks": [check.to_json() for check in daemon.decision.checks] if daemon.decision else [],
         "spent_today_s": round(spent_s, 1),
         "budget": daemon.settings.daemon_budget,
@@ -46,7 +96,7 @@ def status_document(daemon: Daemon) -> dict[str, Any]:
     }
 
 
-def last_words(daemon: Daemon) -> dict[str, Any]:
+def last_words(daemon: DaemonState) -> dict[str, Any]:
     """What is left to say when it has ended: what happened, and why it did not do more."""
     return {"schema": 1, "why": daemon.why, "events": list(daemon.events)}
 
@@ -77,10 +127,12 @@ def status_lines(document: dict[str, Any]) -> list[str]:
     )
     lines += [f"  {item['model']}, {item['prompt_type']}: {item['why']}" for item in queue[:_QUEUE_SHOWN]]
     later = document.get("later", {})
-    open_cells = {key: why for key, why in later.items() if why != "proven"}
+    reasons = document.get("later_reasons", {})
+    open_cells = {key: why for key, why in later.items() if reasons.get(key) != LaterReason.PROVEN}
     if later:
+        proven = len(later) - len(open_cells)
         lines.append(
-            f"  {len(later) - len(open_cells)} are proven, {len(open_cells)} are left alone for now."
+            f"  {f'{proven} are proven, ' if reasons else ''}{len(open_cells)} are left alone for now."
         )
     lines += [f"    {effort_words(key)}: {why}" for key, why in sorted(open_cells.items())[:_QUEUE_SHOWN]]
     if len(open_cells) > _QUEUE_SHOWN:

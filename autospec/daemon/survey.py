@@ -31,11 +31,10 @@ from autospec.hardware.host import host_digest
 from autospec.hardware.identity import identify
 from autospec.measure.live import Sample
 from autospec.prompts.suite import Suite, load_suite
-from autospec.recommendations import Status
+from autospec.recommendations import Status, StoredRecommendation
 from autospec.report.selection import borrowed, same_machine
 from autospec.settings import Settings, load_settings, parse_duration
 from autospec.store.database import Store, open_store
-from autospec.store.reader import StoredRecommendation
 from autospec.tuning.basis import basis_of, drafts_of
 from autospec.tuning.definition import StudyDefinition, load_definition
 from autospec.tuning.request import TuneRequest, judged_drafts
@@ -44,7 +43,6 @@ __all__ = ["Survey", "main", "survey"]
 
 # Older use says little: at a half-life of a week it counts an eighth and less.
 _USES_S = 30 * 86400.0
-_CONTEXT_FLAGS = ("-c", "--ctx-size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +51,18 @@ class Survey:
 
     Attributes:
         items: The steps worth their time, best first, as `WorkItem` JSON.
-        later: Cell → why it is not among them.
+        later: Cell → why it is not among them, in words.
+        later_reasons: Cell → the same as a `LaterReason`.
         next_at: When the first that only waits may be tried.
         marked: One sentence for each recommendation that was found stale now.
         fingerprints: Of every model.
         watch: Files and folders whose change calls for another survey.
-        notes: What kept models out, one sentence each.
+        notes: What kept models out, and what was not understood in the database, one sentence each.
     """
 
     items: list[dict[str, Any]]
     later: dict[str, str]
+    later_reasons: dict[str, str]
     next_at: float | None
     marked: list[str]
     fingerprints: list[str]
@@ -91,7 +91,7 @@ def survey(
     notes: list[str] = []
     tools = _Tools(settings, definition, suite, hardware, notes)
     models = _tunables(tools, catalog, found, now)
-    store = open_store(settings.storage)
+    store = open_store(settings.storage, notes.append)
     try:
         samples = store.samples(since=now - _USES_S)
         stored, marked = _mark_stale(store, store.recommendations(), models, samples, hardware)
@@ -307,7 +307,8 @@ def _result(
     watch |= set(_programs(settings))
     return Survey(
         items=[item.to_json() for item in queue.items],
-        later=dict(queue.later),
+        later={key: later.words for key, later in queue.later.items()},
+        later_reasons={key: str(later.reason) for key, later in queue.later.items()},
         next_at=queue.next_at,
         marked=marked,
         fingerprints=[m.fingerprint for m in catalog.models],

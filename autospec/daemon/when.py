@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from autospec.daemon.signals import Heat, Power, Signals
+from autospec.settings import Settings, parse_duration, parse_hours
 
-__all__ = ["Check", "Decision", "Policy", "decide", "is_loaded", "minutes_until"]
+__all__ = ["Check", "Decision", "Policy", "decide", "is_loaded", "minutes_until", "policy_of"]
 
 # Load, heat and power are looked at again after this long; it takes a reading of some milliseconds.
 RECHECK_S = 30.0
@@ -43,6 +44,15 @@ class Policy:
     idle_s: float = 300.0
     hours: tuple[tuple[int, int], ...] = ()
     budget_s: float = 7200.0
+
+
+def policy_of(settings: Settings) -> Policy:
+    """What the settings allow."""
+    return Policy(
+        idle_s=parse_duration(settings.daemon_idle),
+        hours=parse_hours(settings.daemon_hours),
+        budget_s=parse_duration(settings.daemon_budget),
+    )
 
 
 @dataclass(frozen=True, slots=True)

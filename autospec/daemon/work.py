@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 from autospec.cells import PromptType
 
-__all__ = ["Effort", "Tunable", "Use", "WorkItem", "effort_key", "effort_words"]
+__all__ = ["Effort", "Later", "LaterReason", "Tunable", "Use", "WorkItem", "effort_key", "effort_words"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,29 @@ class WorkItem:
         names = {f.name for f in fields(cls)}
         known = {k: v for k, v in data.items() if k in names}
         return cls(**known | {"prompt_type": PromptType(known["prompt_type"])})
+
+
+class LaterReason(StrEnum):
+    """Why a cell is not measured now."""
+
+    PROVEN = "proven"
+    NOTHING_TO_TRY = "nothing to try"
+    NO_CLEAR_ANSWER = "no clear answer"
+    FAILED = "failed"
+    NOT_WORTH = "not worth measuring"
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A cell that is not measured now.
+
+    Attributes:
+        reason: Why, for programs.
+        words: Why, for people.
+    """
+
+    reason: LaterReason
+    words: str
 
 
 def effort_key(model: str, backend: str, prompt_type: PromptType) -> str:

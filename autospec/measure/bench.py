@@ -1,7 +1,7 @@
 """The founding benchmark: one prompt, with drafting and without, some runs of each.
 
 Every run has a launch of its own. A prompt that is repeated on one launch is another experiment for drafting: n-gram
-pools and replayed draft caches remember it (DESIGN §6). Launches are one at a time, so that models that fill the
+pools and replayed draft caches remember it. Launches are one at a time, so that models that fill the
 memory can be measured too, and the order is turned round from round to round (off, A, B, B, A, off …), so that a
 machine that slowly warms up favours none of them. A backend that can run models without its server (`InProcess`: MLX) is
 measured so, as the founding record's speeds were its library's own.

@@ -1,7 +1,7 @@
 """What prediction works on: the token ids of the main model's own answers, with the times that they took.
 
 The text that is accepted is the main model's own, whatever drafts: from one recording of it every drafting's cycles
-follow (DESIGN §6).
+follow.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ class Offered:
         backend: What would serve it.
         running: Draftings of its launches that run now.
         size_bytes: Of its files.
+        fingerprint: Of its file's metadata: copies of one file count as one model. Empty for a model that has none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Offered:
     backend: str
     running: tuple[Drafting, ...] = ()
     size_bytes: int = 0
+    fingerprint: str = ""
 
 
 class Lease(Protocol):

@@ -23,6 +23,7 @@ def offered_rows(conductor: Conductor) -> tuple[Offered, ...]:
             backend=offers.engine(model).capabilities.build.backend,
             running=tuple(dict.fromkeys(la.drafting for la in fleet.lendable(model.name))),
             size_bytes=model.size_bytes,
+            fingerprint=model.fingerprint,
         )
         for model in offers.models
     )

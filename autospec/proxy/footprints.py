@@ -9,31 +9,13 @@ from autospec.catalog.model import Model
 from autospec.drafting import Drafting
 from autospec.proxy.needs import Footprint
 
-__all__ = ["context_tokens", "footprint", "launch_seconds"]
+__all__ = ["footprint", "launch_seconds"]
 
 # Compute buffers, the program and its libraries: 100 to 400 MB of a llama-server with default batch sizes.
 _BUFFERS_BYTES: Final = 256 * 1024**2
-_CONTEXT_FLAGS: Final = ("-c", "--ctx-size")
-# Of a launch that was never timed: 0.9 GB took 1.6 to 2.2 s from a warm cache (backends.md), a cold disk reads 1 GB/s.
+# Of a launch that was never timed: 0.9 GB took 1.6 to 2.2 s from a warm cache, a cold disk reads 1 GB/s.
 _START_S: Final = 1.5
 _BYTES_PER_S: Final = 1e9
-
-
-def context_tokens(args: Sequence[str], model: Model, otherwise: int) -> int:
-    """The context that a launch allocates: the user's, else what the model was trained for.
-
-    Args:
-        args: Server arguments as typed.
-        model: The main model.
-        otherwise: For a model that does not tell.
-    """
-    words = [word for argument in args for word in argument.split("=", 1)]
-    for flag in _CONTEXT_FLAGS:
-        if flag in words[:-1]:
-            value = words[words.index(flag) + 1]
-            if value.isdigit() and int(value) > 0:
-                return int(value)
-    return model.context_length or otherwise
 
 
 def footprint(

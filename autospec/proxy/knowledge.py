@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from autospec.catalog.context import CONTEXT_FLAGS
+from autospec.catalog.context import without_context
 from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import SettingsError
-from autospec.recommendations import LIKELY, Recommendation, Status, Verdict
+from autospec.recommendations import LIKELY, Recommendation, Status, StoredRecommendation, Verdict
 from autospec.report.selection import same_machine
-from autospec.store.reader import StoredRecommendation
 
 __all__ = ["FAILED_LAUNCH", "Known", "Place", "is_likely", "known_of", "marked_stale", "trusted"]
 
@@ -202,18 +201,21 @@ def _why_stale(entry: StoredRecommendation, place: Place, *, exact: bool) -> str
     if found.backend_build != place.build.version:
         return f"it was proven with {found.backend_build}, and this is {place.build.version}"
     settings = found.evidence.get("settings")
-    if isinstance(settings, list) and _without_context(settings) != _without_context(place.args):
+    if isinstance(settings, list) and without_context(settings) != without_context(place.args):
         return f"it was proven with the server arguments {' '.join(settings)}"
     return "the model's file is another than the one it was proven with"
 
 
 def _is_cell(entry: StoredRecommendation, model: Model, place: Place) -> bool:
-    """True if the recommendation was made for this very file, build, machine and arguments, the context left aside."""
+    """True if the recommendation was made for this very file, build, machine and arguments, the context left aside.
+
+    The context is the measuring's own (`TuneRequest.settings`); the rest of the arguments makes another cell.
+    """
     found = entry.recommendation
     settings: Any = found.evidence.get("settings")
     if found.prompt_type is None or not isinstance(settings, list):
         return False
-    if _without_context(settings) != _without_context(place.args):
+    if without_context(settings) != without_context(place.args):
         return False
     # The name is no part of the key.
     ref = ModelRef(model.name, str(model.path), model.fingerprint)
@@ -223,15 +225,3 @@ def _is_cell(entry: StoredRecommendation, model: Model, place: Place) -> bool:
 
 def _same_build(mark: dict[str, Any], build: Build) -> bool:
     return mark.get("build") == build.version and mark.get("fingerprint") == build.fingerprint
-
-
-def _without_context(args: Sequence[str]) -> list[str]:
-    """The context is the measuring's own (`TuneRequest.settings`); the rest of the arguments makes another cell."""
-    left = []
-    words = iter(args)
-    for word in words:
-        if word in CONTEXT_FLAGS:
-            next(words, None)
-        elif not word.startswith("--ctx-size="):
-            left.append(word)
-    return left

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from autospec.catalog.choice import ambiguous, answering
+from autospec.errors import ModelChoiceError
 from autospec.proxy.dispatch import Offered
 from autospec.proxy.intake import Refused
 from autospec.proxy.problems import Problem
@@ -47,19 +50,26 @@ def model_document(offered: Offered) -> dict[str, Any]:
 
 
 def find_offered(offered: Sequence[Offered], name: str) -> Offered | None:
-    """The model of exactly this name or alias; case does not count."""
-    wanted = name.lower()
-    for o in offered:
-        if wanted == o.name.lower() or wanted in (a.lower() for a in o.aliases):
-            return o
-    return None
+    """The model that answers to a name, as requests find it; ``None`` if none does.
+
+    Raises:
+        ModelChoiceError: Several do.
+    """
+    found = answering(offered, name, lambda o: (o.name, *o.aliases))
+    distinct = {o.fingerprint or o.name: o.name for o in reversed(found)}
+    if len(distinct) > 1:
+        raise ambiguous(name, reversed(distinct.values()))
+    return found[0] if found else None
 
 
 def running_model(offered: Sequence[Offered], default: str) -> str | None:
     """A model that runs now: the default one, else the first; ``None`` where none runs."""
     running = [o for o in offered if o.running]
-    preferred = find_offered(running, default) if default else None
-    chosen = preferred or (running[0] if running else None)
+    preferred = None
+    if default:
+        with suppress(ModelChoiceError):  # a request for the default is told so; what runs can still be named
+            preferred = find_offered(offered, default)
+    chosen = preferred if preferred in running else (running[0] if running else None)
     return chosen.name if chosen else None
 
 

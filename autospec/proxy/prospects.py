@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from autospec.catalog.context import context_of
 from autospec.catalog.model import Model
 from autospec.drafting import OFF, Drafting
 from autospec.proxy.fleet import Fleet
-from autospec.proxy.footprints import context_tokens, draft_of, footprint, launch_seconds
+from autospec.proxy.footprints import draft_of, footprint, launch_seconds
 from autospec.proxy.knowledge import Known
 from autospec.proxy.needs import Launchable
 from autospec.proxy.offers import Engine, Offers
@@ -57,10 +58,11 @@ class Prospects:
     def entry(self, name: str, drafting: Drafting) -> Launchable:
         """One launch with what it takes."""
         model, draft = self.offers.named(name), draft_of(drafting, self.offers.catalog)
+        own = model.context_length
         memory = footprint(
             model,
             draft,
-            context_tokens(self._terms.args, model, self._terms.context_tokens),
+            context_of(self._terms.args, own, own or self._terms.context_tokens),
             # MLX computes on copies of its own.
             maps_weights=self._terms.maps_weights and model.format == "gguf",
             limit_bytes=self._terms.memory_bytes,

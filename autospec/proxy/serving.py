@@ -14,7 +14,8 @@ from autospec.proxy.offers import Engine
 
 __all__ = ["serve"]
 
-# mlx_lm.server 0.32.2 gives wrong text when it takes up the cache of a drafted request (backends.md, trap 5).
+# mlx_lm.server 0.32.2 gives wrong text when it takes up the cache of a drafted request: a token may be
+# missing there (see `_cache_matches_key` of `autospec.backends.mlx_child`).
 _NO_CACHE: Final = ("--prompt-cache-size", "0")
 
 

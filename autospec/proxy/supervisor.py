@@ -28,7 +28,7 @@ from autospec.proxy.offers import Offers
 from autospec.proxy.plan import Plan, make_plan
 from autospec.proxy.terms import Sources, Terms
 from autospec.proxy.threads import in_thread
-from autospec.store.reader import StoredRecommendation
+from autospec.recommendations import StoredRecommendation
 
 __all__ = ["Supervisor"]
 

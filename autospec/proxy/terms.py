@@ -10,9 +10,8 @@ from autospec.cells import Hardware
 from autospec.errors import SettingsError
 from autospec.proxy.knowledge import trusted
 from autospec.proxy.offers import Offers
-from autospec.recommendations import Recommendation, Status
+from autospec.recommendations import Recommendation, Status, StoredRecommendation
 from autospec.settings import Settings, parse_duration
-from autospec.store.reader import StoredRecommendation
 
 __all__ = ["Sources", "Terms"]
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from autospec.recommendations import Recommendation
+from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.report.selection import newest
-from autospec.store.reader import StoredRecommendation
 
 __all__ = ["Change", "Kind", "changes", "changes_document"]
 
@@ -73,7 +72,7 @@ class Change:
                 return f"{what}: {after} instead of {before} ({r.reason.rstrip('.')})."
 
     def to_json(self) -> dict[str, Any]:
-        """The change with both recommendations as DESIGN §7 has them."""
+        """The change, with both recommendations as in `autospec recommend --json`."""
         r = self.subject
         return {
             "kind": str(self.kind),

@@ -19,10 +19,10 @@ from autospec.cells import Hardware
 from autospec.drafting import Drafting
 from autospec.errors import StudyFileError
 from autospec.measure.measurements import Measurement, Phase
-from autospec.recommendations import Recommendation, Status
+from autospec.recommendations import Recommendation, Status, StoredRecommendation
 from autospec.report.studies import StudySummary
 from autospec.store.database import Store
-from autospec.store.reader import StoredRecommendation
+from autospec.store.unread import Unread, understood
 
 __all__ = ["Export", "Imported", "export_document", "import_into", "read_export"]
 
@@ -33,10 +33,17 @@ _PREFIX = "i-"
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What an import brings in, under the keys that it will be stored with."""
+    """What an import brings in, under the keys that it will be stored with.
+
+    Attributes:
+        recommendations: Those that were understood.
+        measurements: The same.
+        unread: One sentence about what was not; empty where everything was.
+    """
 
     recommendations: tuple[StoredRecommendation, ...]
     measurements: tuple[Measurement, ...] = ()
+    unread: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ def export_document(
 
 
 def read_export(path: Path) -> Export:
-    """Read an export.
+    """Read an export. Entries that this version does not understand are left out, and counted.
 
     Raises:
         StudyFileError: It cannot be read or is no export; the sentence says what is wrong.
@@ -104,10 +111,15 @@ def read_export(path: Path) -> Export:
         )
     try:
         trials = {s.get("cell", {}).get("key"): s.get("trials", []) for s in data.get("studies", [])}
-        return Export(
-            tuple(_imported(entry, trials) for entry in data["recommendations"]),
-            tuple(_measurement(entry) for entry in data["measurements"]),
+        unread = Unread(str(path))
+        recommendations = understood(
+            enumerate(data["recommendations"]),
+            lambda entry: _imported(entry, trials),
+            unread,
+            "recommendation",
         )
+        measurements = understood(enumerate(data["measurements"]), _measurement, unread, "measurement")
+        return Export(tuple(recommendations), tuple(measurements), unread.sentence)
     except KeyError as error:
         raise StudyFileError(f"{path} lacks {error.args[0]}.", "Export it again.") from error
     except (TypeError, ValueError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""The founding record's Markdown: results table, raw runs, command lines, methodology (DESIGN §1, §7)."""
+"""The founding record's Markdown: results table, raw runs, command lines, methodology."""
 
 from __future__ import annotations
 

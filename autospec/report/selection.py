@@ -9,17 +9,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from autospec.catalog.choice import ambiguous, answering
 from autospec.cells import Hardware, PromptType
-from autospec.errors import ModelChoiceError, NothingKnownError, UsageError
+from autospec.errors import NothingKnownError, UsageError
 from autospec.hardware.likeness import most_alike
-from autospec.recommendations import Recommendation, Status, document
-from autospec.store.reader import StoredRecommendation
+from autospec.recommendations import Recommendation, Status, StoredRecommendation, document
 
 __all__ = ["Question", "Selection", "borrowed", "match_model", "newest", "same_machine", "select"]
 
@@ -137,7 +136,7 @@ def borrowed(
 def match_model(stored: Iterable[StoredRecommendation], text: str) -> list[StoredRecommendation]:
     """Those whose main model answers to a name, a part of one or a path; empty if none does.
 
-    Case does not count, and dash, underscore, dot and space are the same.
+    Of several records that have exactly this name, be it their model's or its file's, all are returned.
 
     Raises:
         ModelChoiceError: Several different models answer, none of them exactly.
@@ -148,18 +147,12 @@ def match_model(stored: Iterable[StoredRecommendation], text: str) -> list[Store
     if same_path:
         return same_path
     if "/" in text and path.suffix == ".gguf":
-        text = path.name
-    wanted = _plain(text)
-    exact = [s for s in candidates if wanted in _names(s)]
-    if exact or not wanted:
-        return exact
-    partial = [s for s in candidates if any(wanted in name for name in _names(s))]
-    models = sorted({s.recommendation.model for s in partial})
-    if len(models) > 1:
-        raise ModelChoiceError(
-            f"{text!r} could be {len(models)} models: {', '.join(models)}.", "Give more of the name."
-        )
-    return partial
+        text = path.stem
+    found = answering(candidates, text, _names)
+    models = sorted({s.recommendation.model for s in found}, key=str.casefold)
+    if len(models) > 1 and not any(text in _names(s) for s in found):
+        raise ambiguous(text, models)
+    return found
 
 
 def _answers(stored: Sequence[StoredRecommendation], question: Question) -> list[StoredRecommendation]:
@@ -251,13 +244,9 @@ def _nothing(
     )
 
 
-def _names(s: StoredRecommendation) -> set[str]:
+def _names(s: StoredRecommendation) -> tuple[str, ...]:
     file = s.recommendation.evidence.get("model_file") or s.recommendation.model_path
-    return {_plain(s.recommendation.model), *([_plain(PurePath(str(file)).name)] if file else [])}
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[-_.\s]+", "-", text.strip().lower().removesuffix(".gguf")).strip("-")
+    return (s.recommendation.model, *([PurePath(str(file)).name.removesuffix(".gguf")] if file else []))
 
 
 def _same_path(s: StoredRecommendation, path: Path) -> bool:

@@ -6,17 +6,17 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from autospec.cells import Hardware
 from autospec.errors import StoreError
-from autospec.recommendations import Recommendation
+from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.store.unread import Unread, understood
+from autospec.store.version import SCHEMA, newer_than_this
 
-__all__ = ["StoredRecommendation", "newest_recommendation", "read_recommendations"]
+__all__ = ["newest_recommendation", "read_recommendations"]
 
 _SQLITE_PREFIX = "sqlite:///"
 # The newest row of each cell, as `Store.recommendations` selects it.
@@ -25,21 +25,9 @@ _NEWEST = (
     " WHERE id IN (SELECT max(id) FROM autospec_recommendations GROUP BY cell_key) ORDER BY id"
 )
 _NEWEST_NUMBER = "SELECT max(id) FROM autospec_recommendations"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRecommendation:
-    """A recommendation with what it was stored under.
-
-    Attributes:
-        cell_key: `Cell.key`, or an importer's own stable key.
-        hardware: The machine that it speaks for.
-        recommendation: The recommendation itself.
-    """
-
-    cell_key: str
-    hardware: Hardware
-    recommendation: Recommendation
+_HAS_META = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'autospec_meta'"
+# The oldest version that can use the tables, see `autospec.store.schema`.
+_NEEDS = "SELECT value FROM autospec_meta WHERE name = 'needs'"
 
 
 def read_recommendations(
@@ -101,7 +89,11 @@ def _is_plain_sqlite(url: str) -> bool:
 
 
 def _read(url: str, query: str) -> list[tuple[Any, ...]]:
-    """The rows of a query on a SQLite file; none where there is no database yet."""
+    """The rows of a query on a SQLite file; none where there is no database yet.
+
+    Raises:
+        StoreError: It cannot be read, or only a newer autospec can use its tables.
+    """
     path = Path(unquote(url.removeprefix(_SQLITE_PREFIX)))
     if not path.exists():
         return []
@@ -109,6 +101,10 @@ def _read(url: str, query: str) -> list[tuple[Any, ...]]:
         with closing(
             sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30.0)
         ) as connection:
+            if connection.execute(_HAS_META).fetchall():
+                needs = next((int(value) for (value,) in connection.execute(_NEEDS)), 0)
+                if needs > SCHEMA:
+                    raise newer_than_this(url)
             return connection.execute(query).fetchall()
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from autospec.errors import StoreError
 from autospec.store.tables import MEASUREMENTS, META, METADATA
+from autospec.store.version import SCHEMA, newer_than_this
 
-__all__ = ["MIGRATIONS", "SCHEMA", "Migration", "bring_up_to_date", "newer_than_this"]
+__all__ = ["MIGRATIONS", "Migration", "bring_up_to_date"]
 
 Migration = Callable[[sa.Connection], None]
 
@@ -24,9 +24,9 @@ def m001_draft_of_a_measurement(connection: sa.Connection) -> None:
     _add_column(connection, MEASUREMENTS, "draft_id")
 
 
-# In order: the step at index i leads from version i to version i + 1. Append, never change.
+# In order: the step at index i leads from version i to version i + 1. Append, never change, and raise `SCHEMA` with it.
 MIGRATIONS: tuple[Migration, ...] = (m001_draft_of_a_measurement,)
-SCHEMA = len(MIGRATIONS)
+assert len(MIGRATIONS) == SCHEMA
 # The oldest version whose autospec can use the tables of `SCHEMA`: raise it with a step that does more than add.
 _NEEDS = 0
 
@@ -93,14 +93,6 @@ def _version(connection: sa.Connection, newest: int) -> int:
 
 def _meta(connection: sa.Connection) -> dict[str, int]:
     return {row.name: int(row.value) for row in connection.execute(sa.select(META))}
-
-
-def newer_than_this(where: str) -> StoreError:
-    """The sentence for a database that only a newer autospec can use."""
-    return StoreError(
-        f"The database {where} was written by a newer autospec, and this one cannot use its tables.",
-        "Update autospec, or set another `storage`.",
-    )
 
 
 def _add_column(connection: sa.Connection, table: sa.Table, name: str) -> None:

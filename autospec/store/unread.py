@@ -13,9 +13,14 @@ _Value = TypeVar("_Value")
 
 
 class Unread:
-    """Counts the rows that were left out; each counts once, however often it is read."""
+    """Counts the rows that were left out; each counts once, however often it is read.
 
-    def __init__(self) -> None:
+    Args:
+        where: What they are in.
+    """
+
+    def __init__(self, where: str = "the database") -> None:
+        self._where = where
         self._rows: dict[str, set[object]] = defaultdict(set)
 
     def add(self, kind: str, row: object) -> None:
@@ -36,7 +41,7 @@ class Unread:
         if not counts:
             return ""
         return (
-            f"This autospec does not understand {' and '.join(counts)} in the database, and leaves "
+            f"This autospec does not understand {' and '.join(counts)} in {self._where}, and leaves "
             f"{'it' if sum(map(len, self._rows.values())) == 1 else 'them'} out: written by a newer version, or damaged."
         )
 

@@ -24,8 +24,7 @@ from autospec.errors import StudyFileError
 from autospec.measure.bench import RunGroup
 from autospec.measure.unpaired import Comparison, Noise, compare_runs, pooled_noise
 from autospec.measure.verdict import DEFAULT_RULE, Rule
-from autospec.recommendations import Recommendation, Status, Verdict
-from autospec.store.reader import StoredRecommendation
+from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
 
 __all__ = ["Record", "find_record", "read_record", "recommendations_of", "shipped_records"]
 

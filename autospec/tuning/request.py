@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.catalog.candidates import Candidate, candidates
-from autospec.catalog.context import CONTEXT_FLAGS, context_of
+from autospec.catalog.context import context_of, names_context
 from autospec.catalog.model import Model
 from autospec.cells import Hardware, PromptType
 from autospec.measure.verdict import METHOD
@@ -74,14 +74,14 @@ class TuneRequest:
 
         MLX has no such setting: its caches grow with the text.
         """
-        if self.model.format == "mlx" or {*CONTEXT_FLAGS} & {a.split("=")[0] for a in self.args}:
+        if self.model.format == "mlx" or names_context(self.args):
             return LaunchSettings(args=self.args)
         longest = self.model.context_length or self.context_tokens
         return LaunchSettings(args=(*self.args, "-c", str(min(self.context_tokens, longest))))
 
     def context(self) -> int:
         """Tokens of context that memory estimates count with: what the servers are given, where they are given one."""
-        return context_of(self.settings().args, self.context_tokens)
+        return context_of(self.settings().args, self.model.context_length, self.context_tokens)
 
 
 def judged_drafts(request: TuneRequest, hardware: Hardware) -> list[Candidate]:

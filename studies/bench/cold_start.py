@@ -1,4 +1,4 @@
-"""How fast autospec answers, next to Python doing nothing and to other click programs (DESIGN §8).
+"""How fast autospec answers, next to Python doing nothing and to other click programs.
 
     .venv/bin/python studies/bench/cold_start.py [--runs 15] [--also PATH]
 

@@ -157,7 +157,7 @@ class TestDrafts:
         assert context() == 16384
         assert context("--context", "1024") == 1024
         monkeypatch.setenv("AUTOSPEC_SERVER_ARGS", "--ctx-size 0")
-        assert context() == 8192
+        assert context() == 2048, "the model's own"
 
     def test_a_context_too_long_for_the_machine(self, run, two_models: Path) -> None:
         """The refusal is about memory and names the context."""

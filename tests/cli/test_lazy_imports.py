@@ -1,4 +1,4 @@
-"""`--help`, `--version` and `recommend --help` import nothing heavy (DESIGN §8)."""
+"""`--help`, `--version` and `recommend --help` import nothing heavy: they must answer at once."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_an_ambiguous_model_exits_with_2(remember):
     remember(recommendation(model="Qwen-4B"), recommendation(model="Qwen-8B"))
     result = run("--model", "qwen")
     assert result.exit_code == 2
-    assert "Qwen-4B, Qwen-8B" in result.stderr
+    assert "qwen could be any of 2 models:\n  Qwen-4B\n  Qwen-8B\n" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The shell: output goes where DESIGN §7 says, and every failure ends as it says."""
+"""The shell: results go to stdout, all else to stderr, and every failure ends with a sentence and its exit code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from autospec.cli import COMMANDS, cli
 from autospec.cli.shell import Shell, command_options
-from autospec.errors import AutospecError, BackendMissingError, NothingKnownError, UsageError
+from autospec.errors import AutospecError, BackendMissingError, BusyError, NothingKnownError, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,7 +126,7 @@ def test_a_command_gives_its_exit_code():
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(AutospecError, 1), (BackendMissingError, 1), (UsageError, 2), (NothingKnownError, 3)],
+    [(AutospecError, 1), (BackendMissingError, 1), (UsageError, 2), (NothingKnownError, 3), (BusyError, 4)],
 )
 @pytest.mark.parametrize("flags", [(), ("--json",), ("-q",)])
 def test_an_error_is_one_sentence_a_hint_and_its_code(
@@ -298,7 +298,7 @@ def test_help_lists_every_command():
 
 
 def test_every_command_has_help_with_an_example():
-    """`autospec COMMAND --help` shows how it is called (DESIGN §7)."""
+    """`autospec COMMAND --help` shows how it is called."""
     for name in COMMANDS:
         result = CliRunner().invoke(cli, [name, "--help"], prog_name="autospec")
         assert result.exit_code == 0, name

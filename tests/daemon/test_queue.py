@@ -8,7 +8,7 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.daemon.queue import Known, order
-from autospec.daemon.work import Effort, Tunable, Use, WorkItem, effort_key
+from autospec.daemon.work import Effort, Later, LaterReason, Tunable, Use, WorkItem, effort_key
 from autospec.recommendations import Status, Verdict
 from autospec.tuning.basis import basis_digest
 from tests.report.samples import recommendation
@@ -43,7 +43,7 @@ def test_the_proven_is_left_alone():
     """It is nothing to measure, however much it is used."""
     found = queue(known={key(PromptType.CODING): Known(recommendation())})
     assert [i.prompt_type for i in found.items] == [PromptType.CHAT]
-    assert found.later[key(PromptType.CODING)] == "proven"
+    assert found.later[key(PromptType.CODING)] == Later(LaterReason.PROVEN, "proven")
 
 
 def test_a_stale_one_is_measured_afresh_and_says_why_it_is_stale():
@@ -69,7 +69,7 @@ def test_a_new_model_is_taken_to_be_used_for_a_month():
     assert queue((NEW,), used=[]).items
     later = queue((NEW,), used=[], now=NOW + 31 * 86400)
     assert not later.items
-    assert "nobody has used the model" in later.later[key(PromptType.CODING, NEW)]
+    assert "nobody has used the model" in later.later[key(PromptType.CODING, NEW)].words
 
 
 def test_one_short_request_is_not_the_measure_of_a_new_models_use():
@@ -86,14 +86,14 @@ def test_what_saves_less_than_it_takes_is_not_measured():
     """Ten seconds of use a day will never pay for ten minutes of measuring."""
     found = queue(used=[Use("big", PromptType.CODING, 10.0)])
     assert not found.items
-    assert "not worth measuring" in found.later[key(PromptType.CODING)]
+    assert "not worth measuring" in found.later[key(PromptType.CODING)].words
 
 
 def test_a_cell_with_nothing_to_try_waits_for_a_draft():
     """No draft fits and the build has no draft-free mode."""
     found = queue((replace(BIG, drafts=0, modes=0),))
     assert not found.items
-    assert "no draft model fits" in found.later[key(PromptType.CODING)]
+    assert "no draft model fits" in found.later[key(PromptType.CODING)].words
 
 
 def test_failures_are_tried_again_later_and_later():
@@ -114,7 +114,7 @@ def test_a_clock_set_back_does_not_lengthen_the_pause():
 def test_steps_without_an_answer_end_until_something_changes():
     """Four in vain are enough; another basis is another question."""
     in_vain = {key(PromptType.CODING): Effort(basis_digest(BIG.basis), steps=4)}
-    assert "4 times without a clear answer" in queue(efforts=in_vain).later[key(PromptType.CODING)]
+    assert "4 times without a clear answer" in queue(efforts=in_vain).later[key(PromptType.CODING)].words
     changed = replace(BIG, basis={"model": "other"})
     assert len(queue((changed,), efforts=in_vain).items) == 2
 

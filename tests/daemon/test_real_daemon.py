@@ -266,7 +266,7 @@ def test_a_second_daemon_says_that_one_runs(home: Path):
             [sys.executable, "-m", "autospec", "daemon", "--no-proxy"],
             capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
-    assert second.returncode == 1
+    assert second.returncode == 4
     assert "A daemon is running already" in second.stderr
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,3 +107,12 @@ def test_a_database_that_cannot_be_used_is_one_sentence(home: Path, monkeypatch:
     """The daemon tells it to whoever asks."""
     monkeypatch.setenv("AUTOSPEC_STORAGE", "sqlite:////proc/none/a.db")
     assert "database" in look()["error"]
+
+
+def test_what_is_not_understood_in_the_database_is_a_note(home: Path):
+    """A newer version's recommendation is left out; `autospec daemon --status` tells of it."""
+    prove("some-model")
+    path = load_settings().storage.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE autospec_recommendations SET recommendation = '{}'")
+    assert "does not understand 1 recommendation" in look()["notes"][-1]

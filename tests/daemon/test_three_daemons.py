@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from autospec.recommendations import Status
-from autospec.store.reader import StoredRecommendation, read_recommendations
+from autospec.recommendations import Status, StoredRecommendation
+from autospec.store.reader import read_recommendations
 from tests.daemon.hooked import ROOT, calm
 from tests.daemon.test_real_daemon import status, until
 from tests.small_suite import write_suite

@@ -1,4 +1,4 @@
-"""The lab: models with a known truth, built from a real small one (DESIGN §9).
+"""The lab: models with a known truth, built from a real small one.
 
 ``python -m tests.lab --list`` names them, ``python -m tests.lab NAME…`` builds them and prints their paths. Tests
 take them from the `lab_models` fixture. Needs autospec's own dependencies and PyPI once; no compiler.

@@ -1,4 +1,4 @@
-"""What DESIGN §5 and issue 2 promise of the shipped suite."""
+"""What the shipped suite must have: every prompt type in both halves, no text in both, sensible lengths."""
 
 from __future__ import annotations
 

@@ -21,8 +21,7 @@ from autospec.proxy.dispatch import Wanted
 from autospec.proxy.offers import Engine, Offers
 from autospec.proxy.supervisor import Supervisor
 from autospec.proxy.terms import Sources, Terms
-from autospec.recommendations import Recommendation, Status, Verdict
-from autospec.store.reader import StoredRecommendation
+from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
 from tests.catalog.making import make_model
 
 MIB = 1024**2

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from autospec.errors import SettingsError
-from autospec.proxy.footprints import context_tokens, footprint, launch_seconds
+from autospec.proxy.footprints import footprint, launch_seconds
 from autospec.proxy.needs import Footprint
 from autospec.proxy.terms import Terms
 from autospec.recommendations import Status
@@ -59,23 +59,6 @@ def test_settings_that_cannot_be_meant(wrong):
     """They are told when the proxy starts."""
     with pytest.raises(SettingsError):
         Terms.of(load_settings(overrides=wrong), HERE)
-
-
-@pytest.mark.parametrize(
-    ("args", "tokens"),
-    [
-        ((), 32768),
-        (("-t", "4"), 32768),
-        (("-c", "8192"), 8192),
-        (("--ctx-size=4096",), 4096),
-        (("-c", "0"), 32768),
-        (("-c",), 32768),
-    ],
-)
-def test_context(args, tokens):
-    """The user's, or all that the model was trained for, as the server does it."""
-    assert context_tokens(args, ALPHA, 4096) == tokens
-    assert context_tokens((), dataclasses.replace(ALPHA, context_length=0), 4096) == 4096
 
 
 def test_mapped_weights_are_there_once():

@@ -7,8 +7,7 @@ from typing import Any
 from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import Measurement, Phase
-from autospec.recommendations import Recommendation, Status, Verdict
-from autospec.store.reader import StoredRecommendation
+from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
 
 HERE = Hardware("test-chip-16g-abc123", "Test Chip", 16 * 2**30)
 ELSEWHERE = Hardware("other-chip-64g-def456", "Other Chip", 64 * 2**30)

@@ -39,7 +39,7 @@ def test_an_exact_name_is_not_ambiguous():
 def test_an_ambiguous_part_lists_what_it_could_be():
     """The error names every model that answers."""
     known = [stored(recommendation(model=m, model_path="")) for m in ("Qwen-4B", "Qwen-8B")]
-    with pytest.raises(ModelChoiceError, match="Qwen-4B, Qwen-8B"):
+    with pytest.raises(ModelChoiceError, match="could be any of 2 models:\n  Qwen-4B\n  Qwen-8B"):
         match_model(known, "qwen")
 
 
@@ -53,6 +53,17 @@ def test_an_imported_model_answers_to_its_file_name():
         )
     ]
     assert match_model(known, "coder-30b-instruct")
+
+
+def test_an_exact_name_answers_with_every_record_that_has_it():
+    """One record has it for its model, another for its file: nobody could name one of them more exactly."""
+    known = [
+        stored(recommendation(model="Coder-30B", model_path="/models/Coder-30B-Instruct.gguf")),
+        stored(recommendation(model="Coder-30B-Instruct", model_path="")),
+        stored(recommendation(model="coder-30b-instruct-2", model_path="")),
+    ]
+    found = match_model(known, "Coder-30B-Instruct")
+    assert [s.recommendation.model for s in found] == ["Coder-30B", "Coder-30B-Instruct"]
 
 
 def test_this_machine_goes_before_others():

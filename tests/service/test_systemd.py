@@ -101,7 +101,7 @@ def test_it_says_itself_when_it_is_ready_and_is_watched(unit):
 
 
 def test_it_comes_back_after_a_crash_and_not_after_a_stop_or_a_wrong_setting(unit):
-    """Exit code 2 is wrong usage (DESIGN §7): the same again would not help."""
+    """Exit code 2 is wrong usage: the same again would not help."""
     assert unit["Restart"] == "on-failure"
     assert unit["RestartPreventExitStatus"] == "2"
 

@@ -16,7 +16,8 @@ from autospec.errors import StoreError
 from autospec.measure.live import Sample
 from autospec.store import schema
 from autospec.store.database import durable, open_store
-from autospec.store.reader import read_recommendations
+from autospec.store.reader import newest_recommendation, read_recommendations
+from autospec.store.version import SCHEMA
 from tests.store.test_database import MACHINE, MEASUREMENT, RECOMMENDATION
 
 NEWER_MODE = {"mode": "draft-mtp-adaptive", "n_max": 8}
@@ -53,7 +54,7 @@ def meta(path: Path) -> dict[str, int]:
 
 def test_a_new_database_has_the_newest_version(path):
     """Its tables are made as they are now, without a migration."""
-    assert meta(path) == {"schema": schema.SCHEMA, "needs": 0}
+    assert meta(path) == {"schema": SCHEMA, "needs": 0}
 
 
 def test_a_database_from_before_versions_is_brought_up_to_date(path):
@@ -64,7 +65,7 @@ def test_a_database_from_before_versions_is_brought_up_to_date(path):
         assert [m.prompt_id for m in store.measurements("cell")][:2] == ["a", "b"]
         store.add_measurement(replace(MEASUREMENT, prompt_id="c"))
         store.close()
-    assert meta(path) == {"schema": schema.SCHEMA, "needs": 0}
+    assert meta(path) == {"schema": SCHEMA, "needs": 0}
 
 
 def test_migrations_run_in_their_order_and_once(path):
@@ -76,7 +77,7 @@ def test_migrations_run_in_their_order_and_once(path):
         schema.bring_up_to_date(engine, steps)
     engine.dispose()
     assert done == ["two", "three"]
-    assert meta(path)["schema"] == schema.SCHEMA + 2
+    assert meta(path)["schema"] == SCHEMA + 2
 
 
 def test_a_migration_that_fails_changes_nothing(path):
@@ -92,7 +93,7 @@ def test_a_migration_that_fails_changes_nothing(path):
     columns = {c["name"] for c in sa.inspect(engine).get_columns("autospec_measurements")}
     engine.dispose()
     assert "half_done" not in columns
-    assert meta(path)["schema"] == schema.SCHEMA
+    assert meta(path)["schema"] == SCHEMA
 
 
 def test_a_newer_database_that_only_has_more_is_used(path):
@@ -112,8 +113,16 @@ def test_a_newer_database_that_only_has_more_is_used(path):
 def test_a_newer_database_that_needs_a_newer_autospec_is_a_sentence(path):
     """Its tables mean something else: neither read nor written."""
     change(path, "UPDATE autospec_meta SET value = 99")
-    with pytest.raises(StoreError, match="newer autospec"):
-        open_store(f"sqlite:///{path}")
+    url = f"sqlite:///{path}"
+    for read in (open_store, read_recommendations, newest_recommendation):
+        with pytest.raises(StoreError, match="newer autospec"):
+            read(url)
+
+
+def test_the_fast_reader_reads_what_an_older_autospec_wrote(path):
+    """Before there were versions there was no table of them."""
+    change(path, "DROP TABLE autospec_meta")
+    assert [s.cell_key for s in read_recommendations(f"sqlite:///{path}")] == ["one", "two"]
 
 
 def newer(recommendation: str) -> str:
@@ -157,14 +166,21 @@ def test_measurements_that_are_not_understood_are_counted(path):
 
 
 def test_samples_of_traffic_that_are_not_understood_are_left_out(path):
-    """Drift is looked for among the others."""
+    """Drift is looked for among the others; the sentence counts them."""
     sample = Sample(at=1.0, model="m", backend="b", build="1", prompt_type=PromptType.CODING, prompt_tokens=1,
                     predicted_tokens=1, prompt_ms=1.0, predicted_ms=1.0, drafting=OFF, drafted=None, accepted=None)  # fmt: skip
-    store = open_store(f"sqlite:///{path}")
-    store.add_samples([sample, replace(sample, at=2.0)])
-    change(path, "UPDATE autospec_live_samples SET prompt_type = 'poetry' WHERE at = 1.0")
+    told: list[str] = []
+    store = open_store(f"sqlite:///{path}", told.append)
+    store.add_samples([sample, replace(sample, at=2.0), replace(sample, at=3.0)])
+    change(
+        path,
+        "UPDATE autospec_live_samples SET prompt_type = 'poetry' WHERE at = 1.0",
+        f"UPDATE autospec_live_samples SET drafting = '{json.dumps(NEWER_MODE)}' WHERE at = 3.0",  # noqa: S608
+    )
     assert [s.at for s in store.samples(since=0.0)] == [2.0]
     store.close()
+    assert len(told) == 1
+    assert "2 samples" in told[0]
 
 
 def test_a_survey_that_is_no_json_counts_as_never_kept(path):

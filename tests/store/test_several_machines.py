@@ -19,7 +19,7 @@ from autospec.store.database import open_store
 from autospec.store.drafts import DraftFile, DraftFiles
 from autospec.store.locks import CellLocks
 from autospec.store.reader import read_recommendations
-from autospec.store.schema import SCHEMA
+from autospec.store.version import SCHEMA
 from autospec.tuning.optuna_study import open_storage
 from tests.report.samples import DRAFTING, measurement, recommendation
 from tests.store.grpc_proxy import grpc_proxy_over

@@ -147,7 +147,7 @@ def test_a_draft_is_timed_where_it_will_run():
     [
         (64, (), Where.DEVICE, 2),
         (16, (), Where.DEVICE, 1),
-        # 18 GiB of weights on a card of 24, beside 64 GiB of memory: the case of the review.
+        # 18 GiB of weights, a card of 24: two servers would fit into the system's 64 GiB, and do not fit on the card.
         (64, (CARD,), Where.DEVICE, 1),
         (64, (CARD, replace(CARD, name="CUDA1")), Where.DEVICE, 2),
         # Two that fit on the cards do not need the system's memory as well, unless a part of them stays there.
