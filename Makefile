@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-short test check lint types imports wheel native llama-cpp format clean
+.PHONY: help demo demo-short test check lint types imports links wheel native llama-cpp format clean
 
 help:
 	@sed -n '2,4s/^# *//p' Makefile
@@ -53,7 +53,7 @@ demo-short: $(VENV)/.has-test
 test: $(VENV)/.has-test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: lint types imports wheel
+check: lint types imports links wheel
 
 lint: $(VENV)/.has-dev
 	$(BIN)/ruff check .
@@ -64,6 +64,9 @@ types: $(VENV)/.has-dev
 
 imports: $(VENV)/.has-dev
 	$(BIN)/lint-imports --no-logo
+
+links: $(VENV)/.has-dev
+	$(BIN)/python .ci/check_docs.py
 
 wheel: $(VENV)/.has-dev
 	$(BIN)/python .ci/wheel_check.py
