@@ -21,6 +21,8 @@ RECORD = "m2-ultra-2025-12-13"
 OLD = DATA / "31c5bcf"
 ROOT = Path(__file__).parents[2]
 STAND_IN = ROOT / "tests" / "backends" / "fake_server.py"
+# No llama-server of the developer's; macOS keeps sysctl in /usr/sbin.
+SYSTEM_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 # Where models could be found that are not the test's.
 _ELSEWHERE = (
     *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "LLAMA_CACHE", "HF_HOME", "HF_HUB_CACHE"),
@@ -105,7 +107,7 @@ def environment(place: Place) -> dict[str, str]:
         "AUTOSPEC_LLAMA_SERVER": str(place.server),
         "AUTOSPEC_TEST_LOCK_DIR": str(place.folder),
         "HOME": str(place.folder / "user"),
-        "PATH": "/usr/bin:/bin",
+        "PATH": SYSTEM_PATH,
         "PYTHONPATH": str(ROOT),
     }
 

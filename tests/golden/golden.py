@@ -66,14 +66,14 @@ def check_json(name: str, document: Any) -> None:
     check(name, to_text(document))
 
 
-def same(held: str, said: str, name: str) -> None:
-    """Fail with a unified diff where two texts differ."""
+def same(held: str, said: str, name: str, what_to_do: str = _HOW) -> None:
+    """Fail with a unified diff where two texts differ, and say what to do."""
     if held == said:
         return
     lines = difflib.unified_diff(
         held.splitlines(), said.splitlines(), f"golden copy {name}", "what autospec says now", lineterm=""
     )
-    pytest.fail("\n".join([*lines, "", _HOW]), pytrace=False)
+    pytest.fail("\n".join([*lines, "", what_to_do]), pytrace=False)
 
 
 def to_text(document: Any) -> str:

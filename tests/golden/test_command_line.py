@@ -16,7 +16,7 @@ import click
 import pytest
 
 from autospec.cli import cli
-from tests.golden.conftest import RECORD, run
+from tests.golden.conftest import RECORD, SYSTEM_PATH, run
 from tests.golden.golden import check_json, normalized, shape
 from tests.small_suite import questions, write_suite
 
@@ -212,7 +212,7 @@ def installed(place, monkeypatch):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     monkeypatch.setenv("FAKE", str(place.folder / "active"))
-    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{programs}:{SYSTEM_PATH}")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(place.folder / "config"))
     monkeypatch.setattr(sys, "executable", str(programs / "python"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

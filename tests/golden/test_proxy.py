@@ -46,6 +46,11 @@ REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "page": ("GET", "/v1/models/nosuch", {"headers": {"origin": "http://localhost:3000"}}),
     "error-key": ("GET", "/v1/models", {"headers": {"authorization": "Bearer wrong"}}),
+    "key-as-anthropic-sends-it": (
+        "GET",
+        "/v1/models/main",
+        {"headers": {"authorization": "", "x-api-key": "golden"}},
+    ),
     "error-key-anthropic": ("POST", "/v1/messages", {"json": CHAT, "headers": {"authorization": "Bearer wrong"}}),
     "error-origin": ("GET", "/v1/models", {"headers": {"origin": "https://page.example"}}),
     "error-model": ("POST", "/v1/chat/completions", {"json": {**CHAT, "model": "nosuch"}}),
