@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Run inside the new environment: says where the data was found and what is in it.
 PROBE = """
 import json, sys, sysconfig
-import autospec.data as data
+import autospec.files as data
 folders = [data.studies_dir(), data.launchd_dir()]
 json.dump({
     "site": sysconfig.get_path("purelib"),

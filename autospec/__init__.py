@@ -68,8 +68,8 @@ def tune(
     from autospec.backends.registry import backend_for
     from autospec.hardware import identify
     from autospec.settings import load_settings
-    from autospec.tuning.prepare import prepare
-    from autospec.tuning.progress import Unwatched
+    from autospec.tuning.cell import Unwatched
+    from autospec.tuning.request import prepare
     from autospec.tuning.run import Tuning
 
     flags = {"backend": backend, "study": study, "suite": suite, "budget": budget}

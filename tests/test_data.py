@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autospec.data import _find, launchd_dir, studies_dir
 from autospec.errors import AutospecError
+from autospec.files import _find, launchd_dir, studies_dir
 
 
 def test_this_installation_has_its_suites():

@@ -9,10 +9,10 @@ import pytest
 from autospec.catalog.scan import Catalog
 from autospec.drafting import OFF
 from autospec.errors import ModelChoiceError, NothingKnownError, UnknownModelError
-from autospec.proxy.dispatch import Offered
-from autospec.proxy.models import find_offered, running_model
-from autospec.proxy.offers import Engine, Offers
+from autospec.proxy.api import find_offered, running_model
 from autospec.report.selection import Question, select
+from autospec.serving.dispatch import Offered
+from autospec.serving.model_registry import Engine, Offers
 from tests.catalog.making import make_model
 from tests.proxy.scene import FakeBackend
 from tests.report.samples import HERE, recommendation, stored

@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from autospec.backends.device_list import parse_device_list
-from autospec.backends.help_text import HelpText, parse
+from autospec.backends.flags import HelpText, parse
+from autospec.backends.placement import parse_device_list
 from autospec.backends.process import child_environment
 from autospec.cells import Build
 from autospec.errors import BackendMissingError
-from autospec.hardware.device_memory import Device
+from autospec.hardware.gpu import Device
 
 __all__ = ["Facts", "Probe", "facts_of", "list_devices", "probe", "version_name"]
 

@@ -10,7 +10,7 @@ only, so that it starts in some 20 ms and shares nothing with autospec but three
 
 The server gets a process group of its own, so that a wrapper script's children end with it. On Linux the
 kernel also kills the server when the guard dies (``PR_SET_PDEATHSIG``); macOS has no such call, and there the
-next start finds what was left (`autospec.backends.launches`).
+next start finds what was left (`autospec.backends.records`).
 """
 
 from __future__ import annotations

@@ -1,18 +1,21 @@
 """What a child answers that is asked in JSON: one process, one thread, one request after another. Nothing but Python's own.
 
 The client is `json_http.JsonClient`.
+
+What a child answers that reads a model's token probabilities, whatever library computes them. Client: `read_tokens`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
-__all__ = ["Route", "serve"]
+__all__ = ["Route", "reading_routes", "serve"]
+
 
 Route = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -55,3 +58,36 @@ def serve(host: str, port: int, routes: Mapping[str, Route]) -> None:
 
 def _finite(document: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in document.items()}
+
+
+# (token, its probability among the ten likeliest), as `Proposal`.
+Told = tuple[int, float]
+
+
+def reading_routes(
+    evaluate: Callable[[Sequence[int], int], Iterable[Told]], ends: Callable[[int], bool]
+) -> dict[str, Route]:
+    """``/score`` and ``/propose`` over one model.
+
+    Args:
+        evaluate: The most likely token after ``ids[first]`` and each later one of ``ids``.
+        ends: Whether a token ends a text.
+    """
+
+    def score(asked: dict[str, Any]) -> dict[str, Any]:
+        """What the model would say at each token of an answer, the answer's own tokens before it."""
+        prompt, answer = asked["prompt_ids"], asked["answer_ids"]
+        return {"proposals": list(evaluate([*prompt, *answer[:-1]], len(prompt) - 1))}
+
+    def propose(asked: dict[str, Any]) -> dict[str, Any]:
+        """A greedy continuation."""
+        ids = list(asked["ids"])
+        proposals: list[Told] = []
+        while len(proposals) < asked["count"]:
+            proposals += evaluate(ids, len(ids) - 1)
+            ids.append(proposals[-1][0])
+            if ends(ids[-1]):
+                break
+        return {"proposals": proposals}
+
+    return {"/score": score, "/propose": propose}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from autospec.backends.llama_cpp_scorer import LlamaCppScorer
+from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.placement import Placement
 from autospec.backends.protocol import LaunchSettings, Server
 from autospec.drafting import Drafting
-from autospec.hardware.device_memory import Device
+from autospec.hardware.gpu import Device
 
 __all__ = ["EncodesText", "Idles", "InProcess", "OnDevices", "Placed", "Scores"]
 

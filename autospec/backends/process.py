@@ -1,24 +1,44 @@
-"""One server process under a guard: start, watch, read its log, stop. Knows nothing of HTTP or drafting."""
+"""One server process under a guard: start, watch, read its log, stop. Knows nothing of HTTP or drafting.
+
+Ports on the loopback address, and whose process listens there.
+"""
 
 from __future__ import annotations
 
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from autospec.backends import guard as guard_script
-from autospec.backends.launches import MARK, LaunchRecord, ProcessRef, end_processes, log_path, new_launch_id
+from autospec.backends.records import MARK, LaunchRecord, ProcessRef, end_processes, log_path, new_launch_id
 from autospec.errors import LaunchError
 
-__all__ = ["STOP_GRACE_S", "Ended", "ServerProcess", "child_environment"]
+__all__ = [
+    "HOST",
+    "STOP_GRACE_S",
+    "Ended",
+    "ServerProcess",
+    "child_environment",
+    "family",
+    "free_port",
+    "is_free",
+    "listeners",
+    "listens",
+]
+
 
 # llama-server answers SIGTERM once its current batch is done: 0.2 s for a small model, 2 s for a large one.
 STOP_GRACE_S = 8.0
@@ -231,3 +251,74 @@ def _close(guard: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         guard.kill()
         guard.wait()
+
+
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A port that is free now, chosen by the kernel."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody has the port now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do, so that connections which have just been closed do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def family(pids: frozenset[int]) -> list[psutil.Process]:
+    """The processes of a launch with their children: `llama-server` may be a wrapper script."""
+    found: dict[int, psutil.Process] = {}
+    for pid in pids:
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            found |= {p.pid: p for p in (process, *process.children(recursive=True))}
+    return list(found.values())
+
+
+def listens(family: list[psutil.Process], port: int) -> bool:
+    """Whether it is our process that listens there; true where the system does not tell."""
+    for process in family:
+        try:
+            connections = process.net_connections(kind="tcp")
+        except psutil.AccessDenied:
+            return True
+        except psutil.Error:
+            continue
+        if any(_listens_on(c, port) for c in connections):
+            return True
+    return False
+
+
+def listeners(port: int) -> frozenset[int]:
+    """Processes that listen on a port of this machine, with their children; empty where the system does not tell."""
+    try:
+        found = {
+            c.pid for c in psutil.net_connections(kind="tcp") if c.pid is not None and _listens_on(c, port)
+        }
+    except psutil.AccessDenied:  # macOS tells root only; our own user's processes can be asked one by one
+        found = {p.pid for p in psutil.process_iter() if _tells_listening(p, port)}
+    return frozenset(process.pid for process in family(frozenset(found)))
+
+
+def _tells_listening(process: psutil.Process, port: int) -> bool:
+    try:
+        connections = process.net_connections(kind="tcp")
+    except psutil.Error:
+        return False
+    return any(_listens_on(c, port) for c in connections)
+
+
+def _listens_on(connection: Any, port: int) -> bool:
+    return (
+        connection.status == psutil.CONN_LISTEN and bool(connection.laddr) and connection.laddr.port == port
+    )

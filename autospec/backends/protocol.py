@@ -1,15 +1,17 @@
 """What every backend is: capabilities, launch, complete, stop. Values and protocols, no I/O.
 
 A backend is one file beside this one and one line in `autospec.backends.registry`.
+
+Whose drafting cycle a backend has. A value, no I/O.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
-from autospec.backends.cycle import Cycle
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 
@@ -17,6 +19,7 @@ __all__ = [
     "Backend",
     "Capabilities",
     "Completion",
+    "Cycle",
     "DraftsPerRequest",
     "LaunchSettings",
     "Proposal",
@@ -26,6 +29,15 @@ __all__ = [
     "Tokens",
     "Watched",
 ]
+
+
+class Cycle(Enum):
+    """How drafting and verifying take turns; `autospec.predict.replay` plays both on paper."""
+
+    LLAMA_CPP = "llama.cpp"
+    """The prompt's own batch gives the first token, and cycles follow. The draft, too, computes what is verified."""
+    MLX_LM = "mlx_lm"
+    """The first cycle begins at the prompt's end: the first token is verified like all others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from autospec.backends.attached import Attached
-from autospec.backends.embedded import Embedded
-from autospec.backends.llama_cpp_python import LlamaCppPython
-from autospec.backends.llama_server import LlamaServer, find_llama_server
-from autospec.backends.mlx import Mlx
+from autospec.backends.attached.backend import Attached
+from autospec.backends.llama_cpp.embedded import Embedded
+from autospec.backends.llama_cpp.python import LlamaCppPython
+from autospec.backends.llama_cpp.server import LlamaServer, find_llama_server
+from autospec.backends.mlx.backend import Mlx
 from autospec.backends.protocol import Backend, Capabilities
 from autospec.catalog.model import Format, Model
 from autospec.errors import AutospecError, BackendMissingError, UsageError

@@ -3,25 +3,53 @@
 mlx_lm.server, llama-cpp-python's server, mlx-omni-server, LM Studio and the like say nothing of their times, so the
 moment of the first token is when its chunk arrives. llama.cpp's ``timings`` and LM Studio's draft counts are taken
 where they come. Protocol: https://platform.openai.com/docs/api-reference/chat-streaming.
+
+Server-sent events as OpenAI-compatible servers send them. Pure.
+
+Lines are cut at line feeds only. `httpx.Response.iter_lines` also cuts at U+2028 and its like, which JSON may hold in
+the middle of a text (LM Studio sends them bare); and a library's decoder would hide the comments that keep a
+connection alive, on which the time limit of the whole request is checked.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from autospec.backends.event_stream import DONE, data_of
 from autospec.backends.json_http import JsonClient
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Completion, Request
 from autospec.errors import RequestError
 
-__all__ = ["AnswerReader", "Streamed", "StreamedClient", "streamed_body"]
+__all__ = ["DONE", "AnswerReader", "Streamed", "StreamedClient", "data_of", "streamed_body"]
+
+
+# What OpenAI's API sends last.
+DONE = "[DONE]"
+
+
+def data_of(parts: Iterable[bytes]) -> Iterator[str]:
+    """The data of each event, as its line ends; comments and other fields are left out.
+
+    Args:
+        parts: The body as it comes, cut anywhere.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html; these servers send each event's data as one
+    line of JSON.
+    """
+    rest = b""
+    for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            field, _, value = line.rstrip(b"\r").partition(b":")
+            if field == b"data":
+                yield value.removeprefix(b" ").decode(errors="replace")
+
 
 _CHAT = "/v1/chat/completions"
 # What a strict server answers to a field that it does not know.

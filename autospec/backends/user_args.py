@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autospec.backends.help_text import HelpText, Option, normalise
+from autospec.backends.flags import HelpText, Option, normalise
 from autospec.errors import UnsupportedError, UsageError
 
 __all__ = ["check", "refuse_owned"]

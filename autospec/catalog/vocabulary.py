@@ -120,7 +120,7 @@ def _first_difference(ours: list[bytes], theirs: list[bytes]) -> int:
 def _tokens(model: Model) -> list[bytes]:
     # Imported here: listing models from the cache needs no reader.
     if model.format == "mlx":
-        from autospec.catalog.mlx_tokenizer import read_tokens as read_mlx_tokens  # noqa: PLC0415
+        from autospec.catalog.mlx import read_tokens as read_mlx_tokens  # noqa: PLC0415
 
         return read_mlx_tokens(model.path)
     from autospec.catalog.gguf_header import read_tokens  # noqa: PLC0415

@@ -78,14 +78,14 @@ def command(
     """  # noqa: D301 - click needs the backspace itself
     import datetime as dt
 
-    from autospec.backends.attached import Attached
+    from autospec.backends.attached.backend import Attached
     from autospec.backends.protocol import LaunchSettings, Request
     from autospec.backends.registry import backend_for
     from autospec.catalog.scan import scan
     from autospec.drafting import OFF, Drafting, Mode
     from autospec.hardware import identify
+    from autospec.hardware.machine_lock import machine_lock
     from autospec.measure.bench import FOUNDING_PROMPT, group_runs, measure_runs
-    from autospec.tuning.machine_lock import machine_lock
 
     shell.override(backend=backend or ("attached" if url else None), attached_url=url)
     settings = shell.settings
@@ -140,7 +140,7 @@ def command(
     if shell.json:
         shell.emit(_document(groups, measured, main, here, request=request, today=today))
         return
-    from autospec.report.founding import Benchmark, founding_markdown
+    from autospec.report.reference_benchmark import Benchmark, founding_markdown
 
     shell.out(
         founding_markdown(
@@ -282,7 +282,7 @@ def _how_runs_went(abilities: Capabilities, runs: int) -> str:
 def _document(
     groups: list[RunGroup], measured: list[Run], main: Model, here: Hardware, *, request: Request, today: str
 ) -> dict[str, Any]:
-    from autospec.measure.unpaired import compare_runs, pooled_noise
+    from autospec.measure.bench import compare_runs, pooled_noise
     from autospec.measure.verdict import DEFAULT_RULE
 
     off = groups[0]

@@ -44,10 +44,10 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
 def _run(shell: Shell, *, proxy: bool, once: bool) -> int:
     import os
 
-    from autospec.daemon.clock import Clock
     from autospec.daemon.loop import Daemon
     from autospec.daemon.proxy_child import ProxyChild, proxy_command
-    from autospec.service.notify import notifier_from
+    from autospec.daemon.work import Clock
+    from autospec.service.control import notifier_from
 
     settings = shell.settings
     notifier = notifier_from()

@@ -243,7 +243,7 @@ def _examine_state(findings: Findings, state: MachineState) -> None:
 
 
 def _examine_signals(findings: Findings, settings: Settings) -> None:
-    from autospec.daemon.glance import glance
+    from autospec.daemon.status import glance
 
     findings.daemon = [check.to_json() for check in glance(settings, findings.state["other_load"]).checks]
 

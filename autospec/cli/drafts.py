@@ -45,7 +45,7 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
       autospec drafts --model ~/models/big.gguf --context 32768
     """  # noqa: D301 - click needs the backspace itself
     from autospec.catalog.candidates import candidates
-    from autospec.catalog.context import context_of
+    from autospec.catalog.model import context_of
     from autospec.catalog.scan import scan
     from autospec.cli.models import nothing_found
     from autospec.errors import ModelChoiceError

@@ -83,11 +83,10 @@ def _explain(
     from dataclasses import replace
 
     from autospec.measure.disturbances import lasting
-    from autospec.measure.measurements import Phase, pair_up
-    from autospec.measure.shape import Shapes
+    from autospec.measure.measurements import Phase, Shapes, pair_up
     from autospec.report.explanation import explain
     from autospec.report.studies import trial_from_json
-    from autospec.store.drafts import DraftFile, DraftFiles
+    from autospec.store.queries import DraftFile, DraftFiles
 
     r = stored.recommendation
     identity = r.evidence.get("draft_id")

@@ -31,7 +31,7 @@ def command(shell: Shell) -> None:
       autospec models --json
     """  # noqa: D301 - click needs the backspace itself
     from autospec.catalog.candidates import count_fits
-    from autospec.catalog.context import context_of
+    from autospec.catalog.model import context_of
     from autospec.catalog.scan import scan
     from autospec.hardware import identify
 

@@ -85,8 +85,7 @@ def command(
     shell.override(proxy_host=host, backend=backend, server_args=args or None)
     settings = shell.settings
 
-    from autospec.proxy.event_loop import run_on_best_loop
-    from autospec.proxy.serve import make_classify, make_dispatch, rules_for, run
+    from autospec.proxy.serve import make_classify, make_dispatch, rules_for, run, run_on_best_loop
 
     if model and settings.backend != "attached":
         # A wrong name would be found out by the first client that names no model, long after whoever typed it has gone.

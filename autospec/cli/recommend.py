@@ -109,7 +109,7 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
             "Nothing was measured on this machine for this.",
             f"Run `autospec tune`, or ask for the imported one with --hardware {machines[0]}.",
         )
-    from autospec.report.words import likely_words
+    from autospec.formats import likely_words
 
     recommendations = selection.recommendations
     for r in recommendations:
@@ -134,7 +134,7 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
     if output is None:
         shell.out(rendered.text)
         return
-    from autospec.report.config_file import update_file
+    from autospec.report.server_config import update_file
 
     if update_file(output, rendered, form):
         entries = "1 entry" if len(rendered.names) == 1 else f"{len(rendered.names)} entries"

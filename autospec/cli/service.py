@@ -198,7 +198,7 @@ def _log_shown(shell: Shell) -> Iterator[None]:
 
 def _say_linger(shell: Shell, service: Service) -> None:
     """Say that a user's systemd ends at logout, where it does."""
-    from autospec.service.commands import run_command
+    from autospec.service.lifecycle import run_command
 
     if service.supervisor.name != "systemd":
         return

@@ -12,7 +12,7 @@ from autospec.cli.shell import Shell, command_options
 if TYPE_CHECKING:
     from autospec.recommendations import StoredRecommendation
     from autospec.report.export import Export
-    from autospec.tuning.records import Record
+    from autospec.report.records import Record
 
 __all__ = ["command"]
 
@@ -33,9 +33,9 @@ def command() -> None:
 @command_options
 def list_(shell: Shell) -> None:
     """List Optuna's studies, and recommendations that came without one."""
+    from autospec.report.records import shipped_records
     from autospec.report.studies import read_studies
     from autospec.store.reader import read_recommendations
-    from autospec.tuning.records import shipped_records
 
     url = shell.settings.storage
     studies, stored = read_studies(shell.settings.studies_url), read_recommendations(url, shell.warn)
@@ -73,8 +73,8 @@ def show(shell: Shell, *, name: tuple[str, ...]) -> None:
     NAME is the study's name, words that only it has, its cell's key, or a record's name or file.
     """
     from autospec.errors import NothingKnownError
+    from autospec.report.records import read_record, shipped_records
     from autospec.report.studies import choose_study, read_studies
-    from autospec.tuning.records import read_record, shipped_records
 
     text = " ".join(name)
     path = shipped_records().get(text) or (
@@ -197,7 +197,7 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
 
 def _read(name: str) -> Export:
     from autospec.report.export import Export, read_export
-    from autospec.tuning.records import find_record, read_record, recommendations_of
+    from autospec.report.records import find_record, read_record, recommendations_of
 
     path = find_record(name)
     if path.suffix == ".json":
@@ -224,7 +224,7 @@ def _brief(stored: StoredRecommendation | None) -> dict[str, Any] | None:
 
 
 def _show_record(shell: Shell, record: Record) -> None:
-    from autospec.report.founding import Benchmark, founding_markdown
+    from autospec.report.reference_benchmark import Benchmark, founding_markdown
 
     if shell.json:
         shell.emit(

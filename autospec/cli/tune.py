@@ -1,15 +1,221 @@
-"""`autospec tune`: the main job."""
+"""`autospec tune`: the main job.
+
+What a person sees of a tune: a live table with a bar on a terminal, a line per event elsewhere.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import click
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from autospec.cells import PromptType
 from autospec.cli.shell import Shell, command_options
+from autospec.tuning.cell import Standing, Step
 
-__all__ = ["command"]
+__all__ = ["TuneDisplay", "command", "interruptible"]
+
+
+# Where nobody sees the table move, a line now and then says that it goes on.
+_LINE_EVERY_S = 30.0
+# The bar is so wide at most, and a third of a narrow terminal.
+_BAR_WIDTH = 40
+# More is not claimed before the end.
+_MOST_DONE = 0.99
+# Before an interruption that was swallowed is raised again: longer than any finalizer runs.
+_AGAIN_S = 0.05
+
+
+class TuneDisplay:
+    """Shows a tune's progress on stderr. A context manager: the live table lives within.
+
+    Args:
+        shell: Where to; silent with -q.
+        model: Name of the main model, for the title.
+        clock: Seconds, to tell how long it takes.
+        now: The time of day, to tell when it ends.
+    """
+
+    def __init__(
+        self,
+        shell: Shell,
+        model: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        self._shell = shell
+        self._model = model
+        self._console = shell.console
+        self._standings: tuple[Standing, ...] = ()
+        self._step: Step | None = None
+        self._clock = clock
+        self._now = now
+        self._begun = self._stepped = clock()
+        self._lined_at = float("-inf")
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._console.quiet:
+            # Rendered again at each refresh: the clock goes on where nothing is told for a while.
+            self._live = Live(
+                get_renderable=self._render, console=self._console, refresh_per_second=2, transient=True
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def step(self, step: Step) -> None:
+        """Show what is being done."""
+        changed = self._step is None or (self._step.phase, self._step.number, self._step.drafting) != (
+            step.phase,
+            step.number,
+            step.drafting,
+        )
+        self._step, self._stepped = step, self._clock()
+        if self._live is not None:
+            return
+        now = self._clock()
+        if changed or now - self._lined_at >= _LINE_EVERY_S:
+            self._lined_at = now
+            self._shell.say(f"{_sentence(step)} ({100 * self._share(step):.0f} %, {self._left(step)})")
+
+    def standing(self, standings: tuple[Standing, ...]) -> None:
+        """Show where every prompt type stands."""
+        known = {s.prompt_type: s for s in self._standings} | {s.prompt_type: s for s in standings}
+        self._standings = tuple(known.values())
+
+    def tell(self, text: str) -> None:
+        """Print one sentence that stays."""
+        self._shell.say(f"{_clock(self._clock() - self._begun)}  {text}")
+
+    def _render(self) -> Group:
+        line = _sentence(self._step) if self._step else "launching the model without drafting"
+        elapsed = _clock(self._clock() - self._begun)
+        words = Text(f"{elapsed}  {line}"), Text("Ctrl-C keeps what is known.", style="dim")
+        bar = () if self._step is None else (self._bar(self._step),)
+        if not self._standings:
+            return Group(Text(f"autospec tune: {self._model}", style="bold"), *bar, *words)
+        table = Table(title=f"autospec tune: {self._model}", title_justify="left")
+        for heading in ("prompt type", "", "best so far", "speed", "pairs"):
+            table.add_column(heading)
+        for s in self._standings:
+            ratio = "" if s.ratio is None else f"{s.ratio:.2f}×"
+            table.add_row(
+                str(s.prompt_type), s.word, s.best.label if s.ratio else "", ratio, str(s.pairs or "")
+            )
+        return Group(table, *bar, *words)
+
+    def _bar(self, step: Step) -> Table:
+        share = self._share(step)
+        left = self._left(step)
+        if (left_s := self._left_s(step)) > 0.0:
+            left += f", until {self._now() + timedelta(seconds=left_s):%H:%M}"
+        line = Table.grid(padding=(0, 1))
+        width = max(1, min(_BAR_WIDTH, self._console.width // 3))
+        line.add_column(width=width)
+        line.add_column()
+        line.add_row(ProgressBar(total=1.0, completed=share, width=width), f"{100 * share:.0f} %, {left}")
+        return line
+
+    def _left_s(self, step: Step) -> float:
+        """Seconds until the tune is expected to end, or until its budget does."""
+        ends_in_s = step.left_s if step.ends_in_s is None else step.ends_in_s
+        return ends_in_s - (self._clock() - self._stepped)
+
+    def _share(self, step: Step) -> float:
+        """How much of the whole tune's time has passed."""
+        elapsed_s = self._clock() - self._begun
+        return min(_MOST_DONE, elapsed_s / max(1e-9, elapsed_s + max(0.0, self._left_s(step))))
+
+    def _left(self, step: Step) -> str:
+        left_s = self._left_s(step)
+        over_s = (self._clock() - self._stepped) - step.left_s
+        if over_s > 0.0:
+            return f"{_clock(over_s)} beyond the budget, to finish what was begun"
+        if left_s <= 0.0:
+            return "longer than expected"
+        about = "at most" if step.ends_in_s is None else "about"
+        return f"{about} {_minutes(left_s)} left"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a polite kill (SIGTERM, a closed terminal) end like Ctrl-C: with what is known kept.
+
+    A signal that arrives while Python runs a weak reference's callback or a finalizer (SQLAlchemy and Optuna have
+    many) raises in there, where exceptions are printed and forgotten. Such a one is sent again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    def unraisable(unraised: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraised.exc_value, KeyboardInterrupt):
+            # From a thread, a moment later: from here it would be raised in here. A real signal, since the main
+            # thread may be waiting in a system call by then.
+            again = signal.pthread_kill, (threading.main_thread().ident or 0, signal.SIGTERM)
+            threading.Timer(_AGAIN_S, *again).start()
+        else:
+            hook(unraised)
+
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sentence(step: Step) -> str:
+    match step.phase:
+        case "record":
+            return f"recording answers without drafting: {step.done} of {step.todo}"
+        case "read":
+            return f"reading the answers with draft {step.number} of {step.of}"
+        case "launch":
+            return f"trial {step.number} of at most {step.of}: launching {step.drafting.label}"
+        case "search":
+            what = f"trial {step.number} of at most {step.of}"
+        case _:
+            what = f"proof round {step.number} of at most {step.of}"
+    return f"{what}: {step.drafting.label}, pair {step.done} of {step.todo}"
+
+
+def _minutes(seconds: float) -> str:
+    minutes = round(seconds / 60.0)
+    if minutes < 1:
+        return "1 min"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -71,12 +277,12 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         budget=options["budget"],
     )
     from autospec.backends.registry import backend_for
-    from autospec.cli.tune_display import TuneDisplay, interruptible
+    from autospec.cli.tune import TuneDisplay, interruptible
     from autospec.errors import UnsupportedError
     from autospec.hardware import identify
     from autospec.recommendations import document
     from autospec.report.tables import recommendation_table
-    from autospec.tuning.prepare import prepare
+    from autospec.tuning.request import prepare
     from autospec.tuning.run import Tuning
 
     request = prepare(

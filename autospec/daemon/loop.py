@@ -17,17 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autospec.daemon.clock import Clock, JumpWatch
 from autospec.daemon.listening import Listening, Peer
-from autospec.daemon.measurement import Measurement, Outcome, tune_command
-from autospec.daemon.memory import Memory
-from autospec.daemon.outlook import Outlook
+from autospec.daemon.policy import Decision, decide, is_loaded, policy_of
 from autospec.daemon.probes import Probes, Traffic
 from autospec.daemon.proxy_child import ProxyChild
-from autospec.daemon.when import Decision, decide, is_loaded, policy_of
-from autospec.daemon.work import WorkItem
+from autospec.daemon.state import Memory
+from autospec.daemon.tune_process import Measurement, Outcome, tune_command
+from autospec.daemon.work import Clock, JumpWatch, WorkItem
+from autospec.daemon.work_queue import Outlook
 from autospec.errors import LaunchError
-from autospec.service.notify import Notifier
+from autospec.service.control import Notifier
 from autospec.settings import Settings
 
 __all__ = ["Daemon"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autospec.daemon.clock import Clock
-from autospec.daemon.signals import Heat, Power, Signals
+from autospec.daemon.policy import Heat, Power, Signals
+from autospec.daemon.work import Clock
 from autospec.hardware.idle import user_idle_s
+from autospec.hardware.machine_lock import holder
 from autospec.hardware.readings import Power as PowerReading
 from autospec.hardware.readings import Reading, descendants, read, read_power
 from autospec.hardware.state import between
-from autospec.tuning.machine_lock import holder
 
 __all__ = ["Probes", "Traffic", "signals_of"]
 

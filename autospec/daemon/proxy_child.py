@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from autospec.backends.launches import ProcessRef
-from autospec.daemon.clock import Clock
+from autospec.backends.records import ProcessRef
+from autospec.daemon.work import Clock
 
 __all__ = ["ProxyChild", "proxy_command"]
 

@@ -3,22 +3,140 @@
 The order is by *use × expected gain × uncertainty*: the seconds a day that knowing better is expected to save. A step
 is worth its time if it saves more than it takes before its answer grows old. Borrowed recommendations, of the most
 alike machine, come first: they are served already and nobody has tried them here.
+
+How much a cell may gain, and how little is known of it. Pure arithmetic on what is stored.
+
+From live samples to use: how much time answering takes, by model and kind of prompt. Pure.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from autospec.cells import PromptType
-from autospec.daemon.gain import PRIOR_SD, expected_gain, spread, uncertainty
-from autospec.daemon.uses import shares
 from autospec.daemon.work import Effort, Later, LaterReason, Tunable, Use, WorkItem, effort_key
+from autospec.measure.measurements import Sample
 from autospec.recommendations import Recommendation, Status
-from autospec.tuning.basis import basis_digest
+from autospec.tuning.resume import basis_digest
 
-__all__ = ["Known", "Queue", "order"]
+__all__ = ["PRIOR_SD", "Known", "Queue", "expected_gain", "order", "shares", "spread", "uncertainty", "uses"]
+
+
+# What is known before any measurement: the log of the best drafting's speed ratio lies around 0 (draft models pay on
+# one machine and cost on another), and in the founding record and the lab two thirds lie within ±0.3.
+PRIOR_SD = 0.3
+# A search without proof narrows that; its best of several noisy trials flatters itself.
+_SEARCHED_SD = 0.15
+_MIN_SD = 0.01
+
+# How likely it is that the old answer is the wrong one now, by what changed. Judgement, not measurement: another file
+# or machine is another question, a new build mostly changes little, and drift is evidence that something did.
+_STALE = {
+    "model": 1.0,
+    "hardware": 1.0,
+    "drift": 0.8,
+    "settings": 0.7,
+    "drafts": 0.6,
+    "build": 0.4,
+    "os": 0.2,
+}
+# Imported figures are of another machine.
+_IMPORTED = 0.9
+# However sure a search looks, it was not proven.
+_PROVISIONAL_AT_LEAST = 0.2
+
+
+def spread(recommendation: Recommendation) -> tuple[float, float]:
+    """Mean and standard deviation of the log of the best drafting's speed ratio, as far as it is known."""
+    if not recommendation.speedup or recommendation.speedup <= 0:
+        return 0.0, PRIOR_SD
+    mean = math.log(recommendation.speedup)
+    if recommendation.speedup_ci is None or min(recommendation.speedup_ci) <= 0:
+        return mean, _SEARCHED_SD
+    low, high = (math.log(v) for v in recommendation.speedup_ci)
+    error_rate = float(recommendation.evidence.get("error_rate", 0.01))
+    z = NormalDist().inv_cdf(1.0 - min(0.4, error_rate) / 2.0)
+    return mean, max(_MIN_SD, (high - low) / (2.0 * z))
+
+
+def expected_gain(mean: float, sd: float) -> float:
+    """Expected share of time saved by drafting where it pays and leaving it off where it does not.
+
+    With x the log of the speed ratio, drafting saves 1 − exp(−x) of the time, and is used only if x > 0. For normal x
+    the expectation of max(0, 1 − exp(−x)) is Φ(m/s) − exp(s²/2 − m) Φ(m/s − s), by completing the square.
+
+    Args:
+        mean: Of x.
+        sd: Of x, above 0.
+
+    Returns:
+        A share, 0…1.
+    """
+    normal = NormalDist()
+    return max(0.0, normal.cdf(mean / sd) - math.exp(sd * sd / 2.0 - mean) * normal.cdf(mean / sd - sd))
+
+
+def uncertainty(recommendation: Recommendation | None) -> float:
+    """How little is known: 1 for nothing at all, 0 for a proof that still stands."""
+    if recommendation is None:
+        return 1.0
+    match recommendation.status:
+        case Status.PROVEN:
+            return 0.0
+        case Status.IMPORTED:
+            return _IMPORTED
+        case Status.STALE:
+            return _STALE.get(str(recommendation.evidence.get("stale_cause", "")), 1.0)
+        case Status.PROVISIONAL:
+            if recommendation.speedup is None:
+                return 1.0
+            mean, sd = spread(recommendation)
+            threshold = math.log1p(float(recommendation.evidence.get("threshold", 0.02)))
+            pays = 1.0 - NormalDist(mean, sd).cdf(threshold)
+            return max(_PROVISIONAL_AT_LEAST, 2.0 * min(pays, 1.0 - pays))
+
+
+# What was used last week says half as much as what is used now.
+_HALF_LIFE_S = 7 * 86400.0
+# A kind of prompt never seen is not a kind that never comes: it counts like so many seconds a day.
+_SMOOTHING_S_PER_DAY = 60.0
+
+
+def uses(samples: Iterable[Sample], now: float) -> list[Use]:
+    """Seconds of answering a day, decayed.
+
+    A steady use of s seconds a day comes out as s: the sum of s exp(−λt) over all past days is s/λ.
+
+    Args:
+        samples: Answered requests; those from the future (a clock was set back) count as of now.
+        now: Seconds since the epoch.
+    """
+    decay_per_s = math.log(2.0) / _HALF_LIFE_S
+    totals: dict[tuple[str, PromptType | None], float] = defaultdict(float)
+    for sample in samples:
+        age_s = max(0.0, now - sample.at)
+        seconds = (sample.prompt_ms + sample.predicted_ms) / 1000.0
+        totals[sample.model, sample.prompt_type] += seconds * math.exp(-decay_per_s * age_s)
+    return [
+        Use(model, prompt_type, total * decay_per_s * 86400.0)
+        for (model, prompt_type), total in totals.items()
+    ]
+
+
+def shares(known: Sequence[Use], types: Sequence[PromptType]) -> Mapping[PromptType, float]:
+    """How traffic spreads over the kinds of prompt, for models of which nothing is known; they sum to 1."""
+    seconds = dict.fromkeys(types, _SMOOTHING_S_PER_DAY)
+    for use in known:
+        if use.prompt_type in seconds:
+            seconds[use.prompt_type] += use.seconds_per_day
+    whole = sum(seconds.values())
+    return {t: s / whole for t, s in seconds.items()}
+
 
 # A recommendation's life: until the next build, file or draft, some months.
 _HORIZON_DAYS = 90.0

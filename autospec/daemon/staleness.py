@@ -1,18 +1,57 @@
 """When a recommendation has gone stale, and the reason in words. Pure.
 
 A stale recommendation goes on being served, marked: it was proven once, and off is no better founded.
+
+Has something changed in live traffic? A sequential test on speed and acceptance, with a stated false-alarm rate.
+
+The chart is McDonald's CUSUM of sequential ranks (D. McDonald, "A CUSUM procedure based on sequential ranks", Naval
+Research Logistics 37, 1990; two-sided by a chart for each direction). As long as nothing changes, the rank of each
+new value among all before it is uniform and independent of the others, *whatever* the distribution of the values: so
+the false-alarm rate needs no model of speeds and no estimate of their noise, and the limit below holds for every
+machine. A detector of a library (river's ADWIN or PageHinkley) asks for a scale of the data or gives no rate; ruptures
+looks at whole series, not at samples as they come.
+
+Live requests are not exchangeable: they come in conversations, whose speeds resemble each other, and a run of slow
+neighbours looks like a change. So the values are medians of a few requests each, a change must be large enough to matter, and
+the limit grows with the correlation that the chart itself has seen. A chart of correlated values climbs as one of
+independent values whose variance is larger by the factor (1 + r)/(1 − r), with r the correlation of neighbours in an
+AR(1) (R. Johnson and M. Bagshaw, The effect of serial correlation on the performance of CUSUM tests, Technometrics 16,
+1974). r is estimated from the ranks *before* the climb, as a change makes neighbours alike as well, and with an
+allowance for how few they are.
+
+The stated rate holds for independent and for skewed traffic and for an AR(1) of up to 0.8 from request to request;
+`studies/bench/drift.py` prints it, and the delays that it costs. It does not hold where every conversation of ten requests
+and more has a level of its own that differs by 7 % and more from the next: to a chart of single requests those are changes.
 """
 
 from __future__ import annotations
 
+import bisect
+import math
 import re
-from collections.abc import Mapping
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autospec.cells import PromptType
+from autospec.drafting import Drafting
+from autospec.measure.measurements import Sample
 from autospec.recommendations import Recommendation, Status
 
-__all__ = ["Stale", "mark", "why_stale"]
+__all__ = [
+    "BLOCK",
+    "FALSE_ALARMS_PER_1000",
+    "Change",
+    "Drift",
+    "RankCusum",
+    "Stale",
+    "drifts",
+    "first_change",
+    "mark",
+    "why_stale",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +73,7 @@ def why_stale(then: Mapping[str, Any], now: Mapping[str, Any]) -> Stale | None:
     The gravest change is named. What one of the two does not know (recommendations of older versions) is no change.
 
     Args:
-        then: The recommendation's basis, see `autospec.tuning.basis.basis_of`.
+        then: The recommendation's basis, see `autospec.tuning.resume.basis_of`.
         now: The basis of the same model and backend now.
     """
     if _differ(then, now, "hardware"):
@@ -94,3 +133,200 @@ def _system(name: Any) -> tuple[str, ...]:
     """Name and first two numbers: ``linux 6.1.0-45-amd64`` is 6.1, and its patches change no scheduler or driver."""
     found = re.match(r"(\w+)\D*(\d+)?(?:\.(\d+))?", str(name or ""))
     return tuple(part or "" for part in found.groups()) if found else ()
+
+
+# Requests to a block, whose median is one value: one long document or one cold cache moves no chart.
+BLOCK = 4
+# Blocks of a first stretch that only fill the ranks: a rank among three says nothing.
+_WARM_UP = 8
+# Reference value and limit, in standard deviations of a rank, set by simulation (studies/bench/drift.py).
+_REFERENCE = 0.35
+_LIMIT = 9.0
+# Standard errors that are added to the estimated correlation; likewise by simulation.
+_ALLOWANCE = 0.5
+# An AR(1) of more than this wanders for so long that the chart could tell nothing from anything.
+_CORRELATION_AT_MOST = 0.875
+# Less is not worth a new proof: the verdict's own threshold is 2 %, its usual interval some 3 %.
+_MATTERS = 0.05
+# Stated for requests of one model and kind of prompt, correlated as above: both directions, speed and acceptance together.
+FALSE_ALARMS_PER_1000 = 0.2
+# Too short for a speed: half of its time is the first token's.
+_MIN_TOKENS = 8
+_NEWEST = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change in a series.
+
+    Attributes:
+        at: Index of the first value after it, as far as the chart can tell.
+        seen_at: Index of the value at which the chart gave alarm.
+        before: Median of the values before it.
+        after: Median from there to the alarm.
+    """
+
+    at: int
+    seen_at: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Live evidence that differs from how it began.
+
+    Attributes:
+        model: Catalogue name.
+        prompt_type: The kind of prompt.
+        drafting: What was in force.
+        what: ``speed`` or ``acceptance``.
+        before: Tokens per second, or accepted ÷ drafted.
+        after: Likewise.
+        requests: Answered requests behind it.
+    """
+
+    model: str
+    prompt_type: PromptType
+    drafting: Drafting
+    what: str
+    before: float
+    after: float
+    requests: int
+
+    @property
+    def reason(self) -> str:
+        """A clause: "live speed fell from 52.1 to 44.0 tok/s over 96 requests"."""
+        verb = "fell" if self.after < self.before else "rose"
+        if self.what == "speed":
+            return f"live speed {verb} from {self.before:.1f} to {self.after:.1f} tok/s over {self.requests} requests"
+        return (
+            f"live acceptance {verb} from {self.before:.0%} to {self.after:.0%} over {self.requests} requests"
+        )
+
+
+class RankCusum:
+    """One chart, both directions. Feed it one value at a time.
+
+    Args:
+        reference: Drift that it lets pass, in standard deviations of a rank.
+        limit: Alarm at this height.
+    """
+
+    def __init__(self, reference: float = _REFERENCE, limit: float = _LIMIT) -> None:
+        self._reference, self._limit = reference, limit
+        self._sorted: list[float] = []
+        # Sums of squared scores and of products of neighbours, from the first score on: a prefix of each is an estimate.
+        self._last = 0.0
+        self._squares, self._products = [0.0], [0.0]
+        self._up = self._down = 0.0
+        self._up_since = self._down_since = 0
+
+    def add(self, value: float) -> int | None:
+        """Take the next value.
+
+        Returns:
+            ``None``, or, at an alarm, the index of the first value since the change.
+        """
+        # The mid-rank of a tie: ties then only make the chart calmer.
+        low = bisect.bisect_left(self._sorted, value)
+        high = bisect.bisect_right(self._sorted, value)
+        self._sorted[low:low] = [value]
+        n = len(self._sorted)
+        if n <= _WARM_UP:
+            self._up_since = self._down_since = n
+            return None
+        rank = (low + high) / 2.0 + 1.0
+        # A rank is uniform on 1…n: mean (n + 1)/2, variance (n² − 1)/12.
+        score = (rank - (n + 1) / 2.0) / math.sqrt((n * n - 1) / 12.0)
+        self._squares.append(self._squares[-1] + score * score)
+        self._products.append(self._products[-1] + score * self._last)
+        self._last = score
+        self._up, self._up_since = self._step(self._up, score, self._up_since, n)
+        self._down, self._down_since = self._step(self._down, -score, self._down_since, n)
+        for height, since in ((self._up, self._up_since), (self._down, self._down_since)):
+            if height >= self._limit and height >= self._limit * self._inflation(since - _WARM_UP):
+                return since
+        return None
+
+    def fall_back(self) -> None:
+        """Begin at zero again, with the same values to rank among: ranks to come are as independent as before."""
+        self._up = self._down = 0.0
+        self._up_since = self._down_since = len(self._sorted)
+
+    def _inflation(self, count: int) -> float:
+        """By how much correlation widens the chart's climbs, from the first `count` scores; at least 1."""
+        # Under independence the squares average 1: with few scores that is known better than they tell.
+        squares = max(self._squares[count], 0.5 * count)
+        estimate = self._products[count] / squares if count > 1 else 0.0
+        allowed = estimate + _ALLOWANCE / math.sqrt(count + 1)
+        r = min(_CORRELATION_AT_MOST, max(0.0, allowed))
+        return (1.0 + r) / (1.0 - r)
+
+    def _step(self, height: float, score: float, since: int, n: int) -> tuple[float, int]:
+        risen = height + score - self._reference
+        return (risen, since) if risen > 0 else (0.0, n)
+
+
+def first_change(
+    values: Sequence[float], *, matters: Callable[[float, float], bool] | None = None
+) -> Change | None:
+    """The first change of a series that the chart sees and that matters; ``None`` if there is none.
+
+    After an alarm that does not matter the chart falls back to zero and keeps what it has seen: a change that had
+    only begun, or that many calm values hid, raises it again.
+
+    Args:
+        values: In the order of time.
+        matters: Whether a change from one median to another is worth a word; by default one of 5 %.
+    """
+    matters = matters or (lambda before, after: abs(after - before) > _MATTERS * abs(before))
+    chart = RankCusum()
+    for index, value in enumerate(values):
+        at = chart.add(value)
+        if at is None:
+            continue
+        before, after = statistics.median(values[:at]), statistics.median(values[at : index + 1])
+        if matters(before, after):
+            return Change(at, index, before, after)
+        chart.fall_back()
+    return None
+
+
+def drifts(samples: Iterable[Sample]) -> list[Drift]:
+    """Every (model, kind of prompt, drafting) whose live speed or acceptance has changed, once each.
+
+    Args:
+        samples: In the order of time; from when the recommendations were made, as older ones speak of the time before.
+    """
+    series: dict[tuple[str, PromptType, Drafting], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if (
+            sample.prompt_type is not None
+            and sample.predicted_tokens >= _MIN_TOKENS
+            and sample.predicted_ms > 0
+        ):
+            series[sample.model, sample.prompt_type, sample.drafting].append(sample)
+    found = []
+    for (model, prompt_type, drafting), own in series.items():
+        for what, values in (("speed", _speeds(own)), ("acceptance", _acceptances(own))):
+            if (change := first_change(_blocks(values))) is not None:
+                found.append(
+                    Drift(model, prompt_type, drafting, what, change.before, change.after,
+                          BLOCK * (change.seen_at + 1))
+                )  # fmt: skip
+                break
+    return found
+
+
+def _speeds(samples: Sequence[Sample]) -> list[float]:
+    return [1000.0 * s.predicted_tokens / s.predicted_ms for s in samples[-_NEWEST:]]
+
+
+def _acceptances(samples: Sequence[Sample]) -> list[float]:
+    return [s.accepted / s.drafted for s in samples[-_NEWEST:] if s.drafted and s.accepted is not None]
+
+
+def _blocks(values: Sequence[float]) -> list[float]:
+    whole = len(values) - len(values) % BLOCK
+    return [statistics.median(values[i : i + BLOCK]) for i in range(0, whole, BLOCK)]

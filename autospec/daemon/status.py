@@ -1,22 +1,29 @@
-"""What the daemon is doing and why: the document of ``autospec daemon --status --json``, and the same in words."""
+"""What the daemon is doing and why: the document of ``autospec daemon --status --json``, and the same in words.
+
+What the daemon would decide now, without a daemon: for `autospec doctor`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from autospec.daemon.clock import Clock
 from autospec.daemon.listening import Peer
-from autospec.daemon.memory import Memory
-from autospec.daemon.outlook import Outlook
+from autospec.daemon.policy import Decision, decide, policy_of
+from autospec.daemon.probes import Probes, Traffic
 from autospec.daemon.proxy_child import ProxyChild
-from autospec.daemon.when import Decision
-from autospec.daemon.work import LaterReason, WorkItem, effort_words
+from autospec.daemon.state import Memory
+from autospec.daemon.work import Clock, LaterReason, WorkItem, effort_words
+from autospec.daemon.work_queue import Outlook
+from autospec.errors import NothingKnownError
+from autospec.service.control import ask_status
 from autospec.settings import Settings
 
-__all__ = ["DaemonState", "last_words", "status_document", "status_lines"]
+__all__ = ["DaemonState", "glance", "last_words", "status_document", "status_lines"]
+
 
 _QUEUE_SHOWN = 5
 
@@ -159,3 +166,25 @@ def status_lines(document: dict[str, Any]) -> list[str]:
 
 def _progress(tuning: dict[str, Any]) -> str:
     return f"{tuning['for_s']:.0f} of at most {tuning['cost_s']:.0f} s"
+
+
+def glance(settings: Settings, other_load: float | None) -> Decision:
+    """Read every signal once and judge it.
+
+    Args:
+        settings: The user's.
+        other_load: Cores that other programs keep busy, which takes a window that the caller has.
+    """
+    clock = Clock()
+    spent_s = Memory.load(settings.state_dir / "daemon.json").spent_today_s(clock.today())
+    signals = Probes(clock).read(_traffic(settings), spent_s)
+    return decide(replace(signals, other_load=other_load), policy_of(settings))
+
+
+def _traffic(settings: Settings) -> Traffic:
+    """What the running daemon hears from proxies; nothing is known without one."""
+    try:
+        proxies = ask_status(settings.state_dir).get("proxies", [])
+    except NothingKnownError:
+        return Traffic()
+    return Traffic(sum(bool(p["busy"]) for p in proxies)) if proxies else Traffic()

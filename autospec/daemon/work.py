@@ -1,15 +1,31 @@
-"""The values that the daemon's decisions are made of. Pure; they travel between its processes as JSON."""
+"""The values that the daemon's decisions are made of. Pure; they travel between its processes as JSON.
+
+Time, in one place: tests inject their own.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any
 
 from autospec.cells import PromptType
 
-__all__ = ["Effort", "Later", "LaterReason", "Tunable", "Use", "WorkItem", "effort_key", "effort_words"]
+__all__ = [
+    "Clock",
+    "Effort",
+    "JumpWatch",
+    "Later",
+    "LaterReason",
+    "Tunable",
+    "Use",
+    "WorkItem",
+    "effort_key",
+    "effort_words",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +37,7 @@ class Tunable:
         path: Of its file or folder.
         backend: The kind of server that would be tuned.
         fingerprint: Of the file's metadata.
-        basis: What a tune of it would rest on now, see `autospec.tuning.basis`.
+        basis: What a tune of it would rest on now, see `autospec.tuning.resume`.
         drafts: Draft models that fit.
         modes: Draft-free modes that study and build have in common.
         found_at: When it was first seen, seconds since the epoch.
@@ -178,3 +194,44 @@ def effort_words(key: str) -> str:
     """Model and prompt type of an `effort_key`, for people."""
     model, _, prompt_type = key.rsplit("|", 2)
     return f"{model}, {prompt_type}"
+
+
+class Clock:
+    """The system's clocks."""
+
+    def monotonic(self) -> float:
+        """Seconds that only go forward; on Linux they stand still while the machine sleeps."""
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Seconds since the epoch, as somebody may set them."""
+        return time.time()
+
+    def today(self) -> date:
+        """The local day."""
+        return datetime.fromtimestamp(self.wall()).astimezone().date()
+
+    def minute_of_day(self) -> int:
+        """The local time, 0…1439."""
+        local = datetime.fromtimestamp(self.wall()).astimezone()
+        return 60 * local.hour + local.minute
+
+
+@dataclass(slots=True)
+class JumpWatch:
+    """Notices when the two clocks part: the machine slept, or somebody set the time.
+
+    Attributes:
+        tolerance_s: What time synchronisation may correct at once.
+    """
+
+    clock: Clock
+    tolerance_s: float = 5.0
+    _apart_s: float | None = None
+
+    def jumped_s(self) -> float:
+        """How far the wall clock jumped since the last call; 0 for no jump worth the name."""
+        apart_s = self.clock.wall() - self.clock.monotonic()
+        before, self._apart_s = self._apart_s, apart_s
+        jump_s = 0.0 if before is None else apart_s - before
+        return jump_s if abs(jump_s) > self.tolerance_s else 0.0

@@ -1,6 +1,12 @@
 """Which machine this is: chip, memory, cores and accelerator, and a stable id made of them.
 
 Reads /proc and /sys on Linux and asks sysctl and ioreg on macOS; no packages, so that `recommend` stays quick.
+
+Small system programs, asked for one answer.
+
+Which very machine this is, as opposed to which kind (`identify`): it tells a changed machine from another one.
+
+How alike two machines are, as far as speed is concerned. Pure.
 """
 
 from __future__ import annotations
@@ -13,14 +19,46 @@ import platform
 import re
 import shutil
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from autospec.cells import Hardware
-from autospec.hardware.commands import output_of
 
-__all__ = ["describe", "identify", "installed_gib", "parse_cpuinfo", "parse_ioreg", "parse_nvidia_smi"]
+__all__ = [
+    "describe",
+    "host_digest",
+    "identify",
+    "installed_gib",
+    "likeness",
+    "most_alike",
+    "output_of",
+    "parse_cpuinfo",
+    "parse_ioreg",
+    "parse_nvidia_smi",
+    "parse_platform_uuid",
+]
+
+
+def output_of(*command: str, timeout_s: float = 5.0) -> str:
+    """What a program prints on stdout; empty if it is not here, fails or takes too long."""
+    import subprocess  # noqa: PLC0415 - Linux mostly needs no program, and `recommend` should not wait for this
+
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=timeout_s,
+            check=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode("utf-8", "replace")
+
 
 _GIB = 1024**3
 _MAC_SYSCTLS = ("machdep.cpu.brand_string", "hw.memsize")
@@ -161,3 +199,77 @@ def _read(path: Path) -> str:
         return path.read_text("utf-8", errors="replace")
     except OSError:
         return ""
+
+
+# machine-id(5) asks that the id itself is never shown: only a hash of it, made with a name of one's own, is.
+_SALT = b"autospec host"
+
+
+@functools.cache
+def host_digest() -> str:
+    """Twelve hex digits that stay when memory, system or disk of this machine change.
+
+    Linux: /etc/machine-id. macOS: IOPlatformUUID. Elsewhere, and where neither is there: the network card's address.
+    """
+    found = (
+        parse_platform_uuid(output_of("ioreg", "-rd1", "-c", "IOPlatformExpertDevice"))
+        if sys.platform == "darwin"
+        else _machine_id()
+    )
+    return hashlib.sha256(_SALT + (found or f"{uuid.getnode():012x}").encode()).hexdigest()[:12]
+
+
+def parse_platform_uuid(text: str) -> str:
+    """The UUID in what ``ioreg -rd1 -c IOPlatformExpertDevice`` prints; empty where it has none."""
+    found = re.search(r'"IOPlatformUUID" = "([0-9A-F-]+)"', text)
+    return found[1] if found else ""
+
+
+def _machine_id() -> str:
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            if text := Path(path).read_text("ascii").strip():
+                return text
+        except (OSError, UnicodeDecodeError):
+            continue
+    return ""
+
+
+# What decides a model's speed, in this order: the accelerator, the processor, then how much fits into memory. The
+# operating system matters for the backends that exist there.
+_GPU, _CHIP, _MEMORY, _CORES, _OS = 0.35, 0.30, 0.15, 0.10, 0.10
+
+
+def likeness(one: Hardware, other: Hardware) -> float:
+    """How far the one's figures may speak for the other: 1 for the same kind of machine, 0 for nothing in common."""
+    if one.id == other.id:
+        return 1.0
+    return (
+        _GPU * _names(one.gpu, other.gpu)
+        + _CHIP * _names(one.chip, other.chip)
+        + _MEMORY * _ratio(one.memory_bytes, other.memory_bytes)
+        + _CORES * _ratio(one.cores, other.cores)
+        + _OS * (_system(one) == _system(other))
+    )
+
+
+def most_alike(here: Hardware, others: Iterable[Hardware]) -> Hardware | None:
+    """The machine that is most like this one; of equals the first. ``None`` where there is none."""
+    return max(others, key=lambda other: likeness(here, other), default=None)
+
+
+def _names(one: str, other: str) -> float:
+    """Words in common ÷ words in all, so that an M2 Max is more like an M2 Ultra than like a Xeon."""
+    words, others = (set(re.findall(r"[a-z0-9]+", name.lower())) for name in (one, other))
+    return len(words & others) / len(words | others) if words | others else 1.0
+
+
+def _ratio(one: float, other: float) -> float:
+    """1 for equal sizes, 0 from a factor of eight."""
+    if one <= 0 or other <= 0:
+        return float(one == other)
+    return max(0.0, 1.0 - abs(math.log2(one / other)) / 3.0)
+
+
+def _system(hardware: Hardware) -> str:
+    return hardware.os.split(" ", 1)[0]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from autospec.hardware.commands import output_of
+from autospec.hardware.identity import output_of
 
 __all__ = ["parse_hid_idle", "parse_mutter_idle", "terminal_idle_s", "user_idle_s"]
 

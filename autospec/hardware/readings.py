@@ -13,7 +13,7 @@ from typing import cast
 
 import psutil
 
-from autospec.hardware.commands import output_of
+from autospec.hardware.identity import output_of
 
 __all__ = [
     "Power",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Self
 
-from autospec.hardware.gpu_use import GpuUse, GpuWatch
+from autospec.hardware.gpu import GpuUse, GpuWatch
 from autospec.hardware.readings import Power, Reading, descendants, read, read_power
 
 __all__ = ["Limits", "MachineState", "StateWatch", "between", "disturbed", "heat_changed"]

@@ -2,7 +2,7 @@
 
 The claim is that the true gain exceeds the threshold with a chance of at least 95 %. It comes from a Student's t interval
 around the mean of the prompts' ratios, which is made wider by what a launch may have of its own for all of its requests:
-3 % on either side of a ratio, the middle of what is seen on working machines (`autospec.measure.unpaired`), averaged over
+3 % on either side of a ratio, the middle of what is seen on working machines (`autospec.measure.bench`), averaged over
 the launches. Where the drafting was chosen as the best of several by these very measurements, the chance that it is none is
 multiplied by their number (Bonferroni).
 """

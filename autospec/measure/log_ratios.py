@@ -1,15 +1,27 @@
-"""What a verdict looks at: one log-ratio for each pair, with the prompt, the two launches and the order of its halves."""
+"""What a verdict looks at: one log-ratio for each pair, with the prompt, the two launches and the order of its halves.
+
+Predictions as a control variate: what is predicted of each prompt takes the differences between prompts out of the noise.
+
+The replay predicts the gain of every prompt whose answer is recorded, for the price of one answer without drafting. The
+measured pairs correct the prediction: the estimate is the mean prediction over all recorded prompts plus the mean
+difference between measured and predicted (Angelopoulos et al., *Prediction-powered inference*, Science 382, 2023; the
+weight as in PPI++, arXiv 2311.01453). Where measured prompts are a sample of the recorded ones this is the regression
+estimator of survey sampling (Cochran, *Sampling Techniques*, ch. 7). It is right however wrong the prediction is: a
+useless prediction gets the weight 0, and the plain estimate is left.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from autospec.measure.measurements import Pair
 
-__all__ = ["LogRatio", "by_prompt", "of_pairs", "prompt_medians"]
+__all__ = ["Control", "LogRatio", "by_prompt", "control", "of_pairs", "prompt_medians"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +78,69 @@ def by_prompt(values: Sequence[LogRatio]) -> Mapping[str, list[float]]:
 def prompt_medians(values: Sequence[LogRatio]) -> list[float]:
     """The median of every prompt, in the order in which they come."""
     return [statistics.median(own) for own in by_prompt(values).values()]
+
+
+# With fewer measured prompts the weight would be a guess.
+_LEAST_PROMPTS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The values after correction by the prediction.
+
+    Attributes:
+        values: As they were measured, each moved by its prompt's predicted difference from the mean of all recorded
+            prompts, times the weight.
+        weights: Prompt id → its weight, 0 … 1; all 0 where the prediction does not help.
+        recorded: Prompts whose gain is predicted; 0 where the prediction is not used.
+        spread_variance: Variance of the mean prediction over the recorded prompts, as a sample of their kind.
+    """
+
+    values: tuple[LogRatio, ...]
+    weights: Mapping[str, float]
+    recorded: int = 0
+    spread_variance: float = 0.0
+
+    @property
+    def weight(self) -> float:
+        """Mean weight of the prediction; 0 where it is not used."""
+        return statistics.fmean(self.weights.values()) if self.weights else 0.0
+
+
+def control(values: Sequence[LogRatio], predicted: Mapping[str, float]) -> Control:
+    """Correct measured values by what was predicted.
+
+    Each prompt's weight comes from the other prompts (leave one out), so that no prompt takes part in the choice of what
+    is subtracted from it.
+
+    Args:
+        values: Measured.
+        predicted: Prompt id → predicted ln(drafting ÷ off), of all recorded prompts; measured ones are among them.
+    """
+    medians = {prompt: statistics.median(own) for prompt, own in by_prompt(values).items()}
+    plain = Control(tuple(values), {})
+    if len(medians) < _LEAST_PROMPTS or not medians.keys() <= predicted.keys():
+        return plain
+    names = list(medians)
+    y = np.array([medians[p] for p in names])
+    f = np.array([predicted[p] for p in names])
+    weights = np.array([_slope(np.delete(f, i), np.delete(y, i)) for i in range(y.size)])
+    everyone = np.array(list(predicted.values()))
+    moved = y - weights * (f - everyone.mean())
+    # It must pay: with leave-one-out weights a useless prediction makes the spread larger.
+    if not weights.any() or moved.var() >= y.var():
+        return plain
+    by_name = dict(zip(names, weights.tolist(), strict=True))
+    shift = {p: w * (predicted[p] - float(everyone.mean())) for p, w in by_name.items()}
+    return Control(
+        values=tuple(replace(v, value=v.value - shift[v.prompt]) for v in values),
+        weights=by_name,
+        recorded=everyone.size,
+        spread_variance=float(weights.mean() ** 2 * everyone.var(ddof=1) / everyone.size),
+    )
+
+
+def _slope(f: np.ndarray, y: np.ndarray) -> float:
+    """How much of a predicted difference was measured, 0 … 1."""
+    spread = float(((f - f.mean()) ** 2).sum())
+    return min(1.0, max(0.0, float((f - f.mean()) @ (y - y.mean())) / spread)) if spread > 0.0 else 0.0

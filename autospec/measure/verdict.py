@@ -17,7 +17,7 @@ The method, and why:
   counts with 5 % more scatter per side. Nothing is final before both orders have run.
 * **Which prompts.** A round asks some of the prompts, the next one others. Before all have been asked, a gain is enabled in three
   cases only. (1) The replay predicts every prompt that was not asked: predictions are a control variate
-  (`autospec.measure.control_variate`), and the claim about the kind of prompt then rests on all recorded prompts. (2) The gain is
+  (`autospec.measure.log_ratios`), and the claim about the kind of prompt then rests on all recorded prompts. (2) The gain is
   large: it would stay above the threshold if a third of all prompts lost a fifth of their speed, and every prompt that was asked is
   faster. Eight prompts drawn from sixteen miss all of five slower ones once in 78 draws. (3) At the last look. The test is
   right where gains and losses are alike, on the safe side where few prompts gain much (n-grams), and blind to rare large
@@ -45,9 +45,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autospec.measure.control_variate import Control, control
 from autospec.measure.launch_scatter import ASSUMED_SD, LaunchScatter
-from autospec.measure.log_ratios import LogRatio, by_prompt, prompt_medians
+from autospec.measure.log_ratios import Control, LogRatio, by_prompt, control, prompt_medians
 from autospec.measure.statistics import (
     Estimate,
     chance_by_signs,

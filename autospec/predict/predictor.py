@@ -10,17 +10,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from autospec.backends.cycle import Cycle
+from autospec.backends.protocol import Cycle
 from autospec.drafting import Drafting, Mode
-from autospec.measure.measurements import Measurement, Pair
-from autospec.measure.shape import AS_MEASURED, Shapes
+from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Shapes
 from autospec.predict.costs import LAUNCH_NOISE, CostCurve, Observation, first_guess, refit
-from autospec.predict.pools import SIMULATED, pool_of, replay_tokens
-from autospec.predict.prediction import PredictedAnswer, Prediction, expected, predict, replay_drafts
-from autospec.predict.recording import Recording
+from autospec.predict.ngram import SIMULATED, pool_of, replay_tokens
+from autospec.predict.prediction import PredictedAnswer, Prediction, expected, predict, replay_drafts, shrink
+from autospec.predict.profile import Recording
+from autospec.predict.recording import DraftPass
 from autospec.predict.replay import Counts, stacked
-from autospec.predict.shrinkage import shrink
-from autospec.predict.survey import DraftPass
 
 __all__ = ["Check", "Predictor"]
 

@@ -3,13 +3,18 @@
 A *teacher-forced* pass: the draft is asked at each position with the recorded text before it. After its first miss a
 server goes on drafting from its own wrong token until n-max or p-min ends the cycle; that continuation depends on the
 position of the miss alone, so it is kept too, for as many misses as were sampled.
+
+What prediction works on: the token ids of the main model's own answers, with the times that they took.
+
+The text that is accepted is the main model's own, whatever drafts: from one recording of it every drafting's cycles
+follow.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -17,9 +22,71 @@ import numpy.typing as npt
 
 from autospec.backends.protocol import Proposal
 from autospec.errors import RequestError
-from autospec.predict.recording import Recording
 
-__all__ = ["AnswerProfile", "Proposer", "Scorer", "profile_answer", "profile_scored"]
+__all__ = ["AnswerProfile", "Ids", "Proposer", "Recording", "Scorer", "profile_answer", "profile_scored"]
+
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One answer of the main model with drafting off.
+
+    Attributes:
+        prompt_id: The suite's id.
+        prompt_ids: Token ids of the whole prompt, chat template and first token included.
+        answer_ids: Token ids generated, in order; where the answer ended by itself, its last one ends it.
+        max_tokens: Most tokens that the request allowed.
+        ended: True if the answer ended by itself.
+        prompt_ms: Time to process the prompt, by the server's clock.
+        predicted_ms: Time to generate all but the first token, by the server's clock.
+        wall_ms: The whole request, by our clock.
+    """
+
+    prompt_id: str
+    prompt_ids: Ids
+    answer_ids: Ids
+    max_tokens: int
+    ended: bool
+    prompt_ms: float
+    predicted_ms: float
+    wall_ms: float
+
+    @property
+    def token_ms(self) -> float:
+        """Milliseconds for each generated token after the first; the first comes with the prompt.
+
+        Raises:
+            ValueError: The answer has fewer than two tokens.
+        """
+        if len(self.answer_ids) < 2:
+            raise ValueError(f"{self.prompt_id} has an answer of {len(self.answer_ids)} tokens")
+        return self.predicted_ms / (len(self.answer_ids) - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the store."""
+        return {
+            "prompt_id": self.prompt_id,
+            "prompt_ids": list(self.prompt_ids),
+            "answer_ids": list(self.answer_ids),
+            "max_tokens": self.max_tokens,
+            "ended": self.ended,
+            "prompt_ms": self.prompt_ms,
+            "predicted_ms": self.predicted_ms,
+            "wall_ms": self.wall_ms,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote; fields that a later version added are ignored.
+
+        Raises:
+            KeyError: A field is missing.
+        """
+        known = {f.name: data[f.name] for f in fields(cls)}
+        return cls(**{**known, **{k: tuple(data[k]) for k in ("prompt_ids", "answer_ids")}})
+
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

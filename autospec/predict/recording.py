@@ -1,74 +1,208 @@
-"""What prediction works on: the token ids of the main model's own answers, with the times that they took.
-
-The text that is accepted is the main model's own, whatever drafts: from one recording of it every drafting's cycles
-follow.
-"""
+"""Gather what prediction needs from running servers: recordings, passes of draft models, batch times."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any, Self
 
-__all__ = ["Ids", "Recording"]
+from autospec.backends.protocol import Request, Tokens
+from autospec.errors import RequestError
+from autospec.predict.profile import AnswerProfile, Recording, Scorer, profile_answer, profile_scored
 
-Ids = tuple[int, ...]
+__all__ = ["DraftPass", "batch_sizes", "pass_of", "record", "time_batches", "typical_of"]
+
+# Sizes of the batches that are timed, up to the space's largest; in between the curve is taken for straight.
+_BATCHES = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
+# Of so many times the median: one request in five may be disturbed.
+_REPEATS = 5
+# Answer tokens that stand before a timed batch, so that batches follow a text and not a bare prompt.
+_LEAD = 4
+# For so many misses in an answer, what the draft goes on to propose is kept whole.
+_SAMPLED_MISSES = 8
+# Tokens that the draft generates to time its steps.
+_TIMED_STEPS = 17
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
-    """One answer of the main model with drafting off.
+class DraftPass:
+    """One draft model over all recorded answers, with its own times.
 
     Attributes:
-        prompt_id: The suite's id.
-        prompt_ids: Token ids of the whole prompt, chat template and first token included.
-        answer_ids: Token ids generated, in order; where the answer ended by itself, its last one ends it.
-        max_tokens: Most tokens that the request allowed.
-        ended: True if the answer ended by itself.
-        prompt_ms: Time to process the prompt, by the server's clock.
-        predicted_ms: Time to generate all but the first token, by the server's clock.
-        wall_ms: The whole request, by our clock.
+        profiles: Prompt id → profile.
+        step_ms: One token, generated.
+        batch_ms: Tokens in a batch → milliseconds.
+        hopeless: True if nothing that it drafts pays on the first answers, and it read no further.
     """
 
-    prompt_id: str
-    prompt_ids: Ids
-    answer_ids: Ids
-    max_tokens: int
-    ended: bool
-    prompt_ms: float
-    predicted_ms: float
-    wall_ms: float
-
-    @property
-    def token_ms(self) -> float:
-        """Milliseconds for each generated token after the first; the first comes with the prompt.
-
-        Raises:
-            ValueError: The answer has fewer than two tokens.
-        """
-        if len(self.answer_ids) < 2:
-            raise ValueError(f"{self.prompt_id} has an answer of {len(self.answer_ids)} tokens")
-        return self.predicted_ms / (len(self.answer_ids) - 1)
+    profiles: Mapping[str, AnswerProfile]
+    step_ms: float
+    batch_ms: Mapping[int, float]
+    hopeless: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the store."""
         return {
-            "prompt_id": self.prompt_id,
-            "prompt_ids": list(self.prompt_ids),
-            "answer_ids": list(self.answer_ids),
-            "max_tokens": self.max_tokens,
-            "ended": self.ended,
-            "prompt_ms": self.prompt_ms,
-            "predicted_ms": self.predicted_ms,
-            "wall_ms": self.wall_ms,
+            "profiles": [p.to_json() for p in self.profiles.values()],
+            "step_ms": self.step_ms,
+            "batch_ms": {str(k): v for k, v in self.batch_ms.items()},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote; fields that a later version added are ignored.
+        """Read what `to_json` wrote."""
+        profiles = [AnswerProfile.from_json(p) for p in data["profiles"]]
+        return cls(
+            profiles={p.prompt_id: p for p in profiles},
+            step_ms=float(data["step_ms"]),
+            batch_ms={int(k): float(v) for k, v in data["batch_ms"].items()},
+        )
 
-        Raises:
-            KeyError: A field is missing.
-        """
-        known = {f.name: data[f.name] for f in fields(cls)}
-        return cls(**{**known, **{k: tuple(data[k]) for k in ("prompt_ids", "answer_ids")}})
+
+def record(tokens: Tokens, prompt_id: str, request: Request) -> Recording:
+    """Have the main model answer one prompt, and keep the token ids.
+
+    Args:
+        tokens: The main model, drafting off.
+        prompt_id: The suite's id.
+        request: As every measurement of this prompt is made.
+
+    Raises:
+        RequestError: The server cannot be asked in tokens, or refused.
+        ServerDiedError: It ended.
+    """
+    prompt_ids = tokens.encode(request)
+    answer = tokens.generate(prompt_ids, request)
+    return Recording(
+        prompt_id=prompt_id,
+        prompt_ids=prompt_ids,
+        answer_ids=answer.ids,
+        max_tokens=request.max_tokens,
+        ended=answer.ended,
+        prompt_ms=answer.prompt_ms,
+        predicted_ms=answer.predicted_ms,
+        wall_ms=answer.wall_ms,
+    )
+
+
+def batch_sizes(recording: Recording, largest: int) -> list[int]:
+    """The sizes that `time_batches` times with this recording; a short text leaves out the large ones."""
+    text = _text(recording)
+    sizes = [b for b in _BATCHES if b < largest] + [largest]
+    return [size for size in sizes if len(_different_starts(text, size)) > 1]
+
+
+def time_batches(
+    tokens: Tokens, recording: Recording, largest: int, *, behind: bool = True
+) -> dict[int, float]:
+    """Milliseconds to compute batches of 1 … `largest` tokens behind a recorded prompt.
+
+    Verifying k drafted tokens is a batch of k + 1. Each batch is timed several times and the median kept.
+
+    Args:
+        tokens: The model; of a main model or a draft, drafting off.
+        recording: Where the text comes from; the batches are of its own tokens.
+        largest: Tokens in the largest batch.
+        behind: False times them behind nothing, where the cache cannot be cut back to the prompt: such a model has no or
+            few layers whose cost grows with the text before.
+
+    Raises:
+        RequestError: The server computes other tokens than the batch, or refuses.
+    """
+    text = _text(recording)
+    lead = (*recording.prompt_ids, *text[:_LEAD]) if behind else ()
+    sizes = batch_sizes(recording, largest)
+    if not sizes:
+        return {}
+    # Each batch begins with another token than the one before it, so that nothing but the lead comes from the cache.
+    starts = cycle(_different_starts(text, sizes[-1]))
+    before = -1
+    taken: dict[int, list[float]] = {size: [] for size in sizes}
+    # One of every size, then the next of every size: a machine that gets slower meanwhile bends no curve.
+    for _ in range(_REPEATS):
+        for size in sizes:
+            k = next(starts)
+            if text[k] == before:  # the end of the places met their beginning
+                k = next(starts)
+            before = text[k]
+            taken[size].append(tokens.batch_ms(lead, text[k : k + size]))
+    return {size: statistics.median(times) for size, times in taken.items()}
+
+
+def pass_of(
+    tokens: Tokens,
+    recordings: Sequence[Recording],
+    *,
+    longest: int,
+    scorer: Scorer | None = None,
+    p_min: bool = True,
+    timed: bool = True,
+    keep: Callable[[AnswerProfile], None] = lambda _: None,
+    enough: Callable[[int], bool] = lambda _: False,
+    hopeless: Callable[[float], bool] = lambda _: False,
+) -> DraftPass:
+    """Run one draft model, alone, over recorded answers.
+
+    Args:
+        tokens: The draft; its times are taken, and its proposals where there is no scorer.
+        recordings: At least one.
+        longest: Most tokens that any drafting proposes in a cycle.
+        scorer: The same draft, where it can be read in one evaluation.
+        p_min: False where no p-min ends a cycle: what follows a miss need not be known then.
+        timed: False leaves the times of batches out.
+        keep: Given each profile as soon as it is made.
+        enough: Asked before each answer, with how many were read; true leaves out the rest.
+        hopeless: The same, with what a step of the draft takes in milliseconds: true if none of its draftings can pay.
+
+    Raises:
+        RequestError: The server cannot be asked in tokens, or refused.
+        ServerDiedError: It ended.
+    """
+    profiles: dict[str, AnswerProfile] = {}
+    misses = _SAMPLED_MISSES if p_min else 0
+    steps: list[float] = []
+    dropped = False
+    for recording in recordings:
+        dropped = bool(steps) and hopeless(statistics.median(steps))
+        if profiles and (dropped or enough(len(profiles))):
+            break
+        own = tokens.generate(recording.prompt_ids, Request(messages=(), max_tokens=_TIMED_STEPS))
+        if len(own.ids) > 1:
+            steps.append(own.predicted_ms / (len(own.ids) - 1))
+        profile = (
+            profile_answer(tokens, recording, longest=longest, sampled_misses=misses)
+            if scorer is None
+            else profile_scored(scorer, recording, longest=longest, sampled_misses=misses)
+        )
+        profiles[recording.prompt_id] = replace(profile, draft_prompt_ms=own.prompt_ms)
+        keep(profiles[recording.prompt_id])
+    batch_ms: Mapping[int, float] = {}
+    if timed:
+        typical = typical_of(recordings)
+        try:
+            batch_ms = time_batches(tokens, typical, longest + 1)
+        except RequestError:  # its cache cannot be cut
+            batch_ms = time_batches(tokens, typical, longest + 1, behind=False)
+    if not steps and 1 not in batch_ms:
+        raise RequestError("The draft ends every answer at once, so that its steps cannot be timed.")
+    return DraftPass(profiles, statistics.median(steps) if steps else batch_ms[1], batch_ms, dropped)
+
+
+def typical_of(recordings: Sequence[Recording]) -> Recording:
+    """The one whose prompt is of middle length: batches are timed on its text."""
+    return sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
+
+
+def _text(recording: Recording) -> tuple[int, ...]:
+    return (*recording.answer_ids, *recording.prompt_ids[1:])
+
+
+def _different_starts(text: Sequence[int], size: int) -> list[int]:
+    """Places at which a batch of `size` tokens fits, each beginning with a token unlike the one before it."""
+    places: list[int] = []
+    for k in range(_LEAD, len(text) - size + 1):
+        if not places or text[k] != text[places[-1]]:
+            places.append(k)
+    return places

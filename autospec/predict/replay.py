@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autospec.backends.cycle import Cycle
+from autospec.backends.protocol import Cycle
 from autospec.predict.profile import AnswerProfile
 
 __all__ = ["Counts", "replay", "stacked"]

@@ -2,7 +2,7 @@
 
 Structure decides where it can: offered tools or tool results are `agentic`, fill-in-the-middle is `coding`, a demanded
 form of the answer is `extraction`. Else the *ask* — the first and the last paragraph of what the user said last, where
-instructions stand — is scored by the cues of `autospec.prompts.cues`, by how the material between looks (code, sources,
+instructions stand — is scored by the cues of `autospec.prompts.keywords`, by how the material between looks (code, sources,
 length), and, less, by the system prompt and the turns before. What nothing speaks for is `qa` if it is a question and
 `chat` if not.
 
@@ -19,10 +19,9 @@ from functools import lru_cache
 from typing import Any, Final
 
 from autospec.cells import PromptType
-from autospec.prompts.cues import SOURCE_MARKS, TOOL_PHRASES
-from autospec.prompts.look import ASK_CHARS, Look
-from autospec.prompts.matching import find_cues
-from autospec.prompts.reading import Reading, Text, fold, read_request
+from autospec.prompts.features import ASK_CHARS, Look, find_cues
+from autospec.prompts.keywords import SOURCE_MARKS, TOOL_PHRASES
+from autospec.prompts.request_text import Reading, Text, fold, read_request
 
 __all__ = ["Classification", "classify"]
 

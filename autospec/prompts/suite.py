@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from autospec.cells import PromptType
-from autospec.data import studies_dir
 from autospec.errors import SuiteError
+from autospec.files import studies_dir
 
 __all__ = ["Half", "Prompt", "Suite", "load_suite"]
 

@@ -20,7 +20,7 @@ from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
 from autospec.errors import UsageError
-from autospec.proxy.problems import Problem
+from autospec.proxy.errors import Problem
 
 __all__ = ["OPEN_PATHS", "Access", "check_bind", "is_loopback"]
 

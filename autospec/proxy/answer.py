@@ -1,14 +1,38 @@
-"""A backend's answer, parsed as it comes by llhttp (`httptools`), and handed on without a task in between."""
+"""A backend's answer, parsed as it comes by llhttp (`httptools`), and handed on without a task in between.
+
+What an answer stands between: the connection that it comes on, and the reader that it is handed to.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Protocol
 
 import httptools
 
-from autospec.proxy.line import Line, Sink
+__all__ = ["Answer", "BrokenError", "Line", "NotHttpError", "Sink"]
 
-__all__ = ["Answer", "BrokenError", "NotHttpError"]
+
+# Takes a part of a body; false if the next reader in line lags behind.
+Sink = Callable[[bytes], bool]
+
+
+class Line(Protocol):
+    """The connection that an answer comes on."""
+
+    def pause(self) -> None:
+        """Take nothing more from the server."""
+
+    def resume(self) -> None:
+        """Go on taking."""
+
+    def give_back(self) -> None:
+        """Whole answer, nothing open: for the next request."""
+
+    def drop(self) -> None:
+        """Close at once, whatever is still on its way."""
+
 
 # A server's answer headers may be longer than a client's: llama-server names every model in some.
 _HEAD_BYTES = 64 * 1024

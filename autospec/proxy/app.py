@@ -18,11 +18,11 @@ import autospec
 from autospec.cells import Hardware, PromptType
 from autospec.errors import AutospecError
 from autospec.proxy.access import OPEN_PATHS, Access
-from autospec.proxy.dispatch import Dispatch, Wanted
-from autospec.proxy.endpoints import Endpoints
-from autospec.proxy.evidence import SampleWriter
-from autospec.proxy.http_server import problem_response
-from autospec.proxy.intake import (
+from autospec.proxy.api import Endpoints, meant_model, running_model
+from autospec.proxy.errors import Problem, problem_of, problem_response, shape_of
+from autospec.proxy.metrics import Metrics, SampleWriter
+from autospec.proxy.relay import Relay
+from autospec.proxy.request import (
     Classify,
     Intake,
     Refused,
@@ -32,12 +32,9 @@ from autospec.proxy.intake import (
     read_body,
     wants_off,
 )
-from autospec.proxy.metrics import Metrics
-from autospec.proxy.models import meant_model, running_model
-from autospec.proxy.outcome import Outcome, sample_of
-from autospec.proxy.problems import Problem, problem_of, shape_of
-from autospec.proxy.relay import Relay
 from autospec.proxy.upstream import Upstream
+from autospec.proxy.usage import Outcome, sample_of
+from autospec.serving.dispatch import Dispatch, Wanted
 
 __all__ = ["Proxy", "Rules"]
 

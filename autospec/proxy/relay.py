@@ -1,4 +1,7 @@
-"""One request through to a backend and its answer back, byte for byte."""
+"""One request through to a backend and its answer back, byte for byte.
+
+Server-sent events pass whole: so that an error event can follow cleanly when the server dies in mid-event. Pure.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,50 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 from multidict import CIMultiDict
 
-from autospec.proxy import headers as passing
-from autospec.proxy.answer import Answer, BrokenError, NotHttpError
-from autospec.proxy.dispatch import Dispatch, Lease, Wanted
-from autospec.proxy.event_stream import WholeEvents
-from autospec.proxy.http_server import problem_response
-from autospec.proxy.intake import Intake, Refused
-from autospec.proxy.line import Sink
-from autospec.proxy.outcome import Outcome
-from autospec.proxy.problems import Problem, event, shape_of
-from autospec.proxy.tail import Tail, read_counts, saw_the_end
+from autospec.proxy.answer import Answer, BrokenError, NotHttpError, Sink
+from autospec.proxy.errors import Problem, event, problem_response, shape_of
+from autospec.proxy.request import DRAFTING, PROMPT_TYPE, Intake, Refused, for_backend, for_client
 from autospec.proxy.upstream import LineBreakError, Upstream
+from autospec.proxy.usage import Outcome, Tail, read_counts, saw_the_end
+from autospec.serving.dispatch import Dispatch, Lease, Wanted
 
-__all__ = ["Relay"]
+__all__ = ["Relay", "WholeEvents"]
+
+
+# An event this long is passed on in parts: what is held back is memory.
+_HELD_BYTES = 256 * 1024
+_BLANK_LINES = (b"\n\n", b"\r\n\r\n")
+
+
+class WholeEvents:
+    """Holds back the beginning of an event until the rest is there. The bytes are not changed.
+
+    Servers write an event at once, so that mostly nothing is held back at all.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, part: bytes) -> bytes:
+        """Take what came, give what may pass."""
+        if self._held:
+            part = self._held + part
+            self._held = b""
+        if part.endswith(_BLANK_LINES):
+            return part
+        end = max(part.rfind(blank) + len(blank) if blank in part else 0 for blank in _BLANK_LINES)
+        if len(part) - end > _HELD_BYTES:
+            return part
+        self._held = part[end:]
+        return part[:end]
+
+    def rest(self) -> bytes:
+        """What is still held back when the stream has ended in good order."""
+        held, self._held = self._held, b""
+        return held
+
 
 _LOG = logging.getLogger(__name__)
 
@@ -86,7 +120,7 @@ class Relay:
             Refused: The request cannot be forwarded.
         """
         try:
-            headers = passing.for_backend(request.headers.items(), keep_credentials=self._keep_credentials)
+            headers = for_backend(request.headers.items(), keep_credentials=self._keep_credentials)
         except UnicodeEncodeError:
             raise Refused(Problem(400, "A header is not UTF-8.", "invalid_header")) from None
         for attempt in range(1, _ATTEMPTS + 1):
@@ -161,7 +195,7 @@ class _Passage:
                 raise _BrokeEarlyError from error
             self._first_byte_ms = self._elapsed_ms()
             self._status = answer.status
-            headers_back = passing.for_client(answer.headers)
+            headers_back = for_client(answer.headers)
             kind = headers_back.get("Content-Type", "").partition(";")[0].strip().lower()
             self._streamed = kind == "text/event-stream"
             # The status line and the first bytes go out together, so that until here another server may try.
@@ -196,11 +230,9 @@ class _Passage:
 
     def _response(self, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
         if (prompt_type := self._wanted.kind()) is not None:
-            headers[passing.PROMPT_TYPE] = str(prompt_type)
+            headers[PROMPT_TYPE] = str(prompt_type)
         likely = " (likely)" if {prompt_type, None} & self._lease.likely else ""
-        headers[passing.DRAFTING] = f"{self._lease.drafting.label}{likely}".encode(
-            "ascii", "replace"
-        ).decode()
+        headers[DRAFTING] = f"{self._lease.drafting.label}{likely}".encode("ascii", "replace").decode()
         # Judged before; backends often say nothing.
         if (origin := self._request.headers.get("Origin")) is not None:
             headers.setdefault("Access-Control-Allow-Origin", origin)

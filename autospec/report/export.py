@@ -21,8 +21,8 @@ from autospec.errors import StudyFileError
 from autospec.measure.measurements import Measurement, Phase
 from autospec.recommendations import Recommendation, Status, StoredRecommendation
 from autospec.report.studies import StudySummary
+from autospec.store.compatibility import Unread, understood
 from autospec.store.database import Store
-from autospec.store.unread import Unread, understood
 
 __all__ = ["Export", "Imported", "export_document", "import_into", "read_export"]
 

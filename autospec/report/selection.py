@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from autospec.catalog.choice import ambiguous, answering
+from autospec.catalog.resolve import ambiguous, answering
 from autospec.cells import Hardware, PromptType
 from autospec.errors import NothingKnownError, UsageError
-from autospec.hardware.likeness import most_alike
+from autospec.hardware.identity import most_alike
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, document
 
 __all__ = ["Question", "Selection", "borrowed", "match_model", "newest", "same_machine", "select"]

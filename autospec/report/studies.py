@@ -102,7 +102,7 @@ def read_studies(url: str) -> list[StudySummary]:
     """
     if url.startswith("sqlite:///") and not Path(unquote(url.removeprefix("sqlite:///"))).exists():
         return []
-    from autospec.tuning.optuna_study import open_storage  # noqa: PLC0415 - Optuna takes a second to load
+    from autospec.tuning.study import open_storage  # noqa: PLC0415 - Optuna takes a second to load
 
     storage = open_storage(url)
     studies = sorted(storage.get_all_studies(), key=lambda s: s._study_id)  # noqa: SLF001 - the only handle to its trials

@@ -12,9 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from autospec.formats import age, bounded, likely_words, percent, plain_speed
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
 from autospec.report.studies import StudySummary
-from autospec.report.words import age, bounded, likely_words, percent, plain_speed
 
 __all__ = ["recommendation_table", "studies_table", "trials_table"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 import autospec
-from autospec.data import launchd_dir
 from autospec.errors import ServiceError
+from autospec.files import launchd_dir
+from autospec.service.definition import DAEMON_ARGUMENTS, Definition, Supervisor
 from autospec.service.launchd import LABEL, Launchd
 from autospec.service.lifecycle import Service
-from autospec.service.protocol import DAEMON_ARGUMENTS, Definition, Supervisor
 from autospec.service.systemd import UNIT, Systemd
 from autospec.settings import KEYS, Settings
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from autospec.service.protocol import KILL_AFTER_S, Definition, Outcome, ServiceStatus, State, Step
+from autospec.service.definition import KILL_AFTER_S, Definition, Outcome, ServiceStatus, State, Step
 
 __all__ = ["LABEL", "Launchd", "fields_of"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from autospec.service.protocol import Definition, Outcome, ServiceStatus, State, Step
+from autospec.service.definition import Definition, Outcome, ServiceStatus, State, Step
 
 __all__ = ["UNIT", "Systemd"]
 

@@ -19,17 +19,21 @@ from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import Drafting
 from autospec.errors import StoreError
 from autospec.measure.launch_scatter import LaunchComparison
-from autospec.measure.live import Sample
-from autospec.measure.measurements import Measurement, Phase
+from autospec.measure.measurements import Measurement, Phase, Sample
 from autospec.recommendations import Recommendation, StoredRecommendation
-from autospec.store.drafts import ANY_DRAFTS, DraftFiles
-from autospec.store.launch_comparisons import insert_launch_comparison, select_launch_comparisons
-from autospec.store.live import KEPT_SAMPLES, insert_samples, prune_samples, select_samples
-from autospec.store.locks import first_use
-from autospec.store.plain_errors import plain_errors
-from autospec.store.schema import bring_up_to_date
-from autospec.store.tables import MEASUREMENTS, RECOMMENDATIONS, SURVEYS
-from autospec.store.unread import Unread, understood
+from autospec.store.compatibility import Unread, understood
+from autospec.store.locks import first_use, plain_errors
+from autospec.store.queries import (
+    ANY_DRAFTS,
+    KEPT_SAMPLES,
+    DraftFiles,
+    insert_launch_comparison,
+    insert_samples,
+    prune_samples,
+    select_launch_comparisons,
+    select_samples,
+)
+from autospec.store.schema import MEASUREMENTS, RECOMMENDATIONS, SURVEYS, bring_up_to_date
 
 __all__ = ["Store", "durable", "open_store"]
 

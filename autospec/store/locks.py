@@ -5,7 +5,9 @@ it, and the server frees it when the session ends, however it ends: no clock, no
 measurement could outlive. A machine that loses its power is noticed by TCP keepalives after some two minutes. Optuna's
 own heartbeat would only tell about single trials, and takes every machine's word for the time.
 
-SQLite files belong to one machine, where `autospec.tuning.machine_lock` lets one tune run at a time.
+SQLite files belong to one machine, where `autospec.hardware.machine_lock` lets one tune run at a time.
+
+What a database says, as a `StoreError` that a person can act on.
 """
 
 from __future__ import annotations
@@ -18,9 +20,29 @@ from typing import Self
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from autospec.store.plain_errors import plain_errors
+from autospec.errors import StoreError
 
-__all__ = ["CellLocks", "first_use"]
+__all__ = ["CellLocks", "first_use", "plain_errors"]
+
+
+@contextmanager
+def plain_errors(engine: sa.Engine) -> Iterator[None]:
+    """Turn SQLAlchemy's errors into `StoreError`.
+
+    Raises:
+        StoreError: The database could not do what was asked.
+    """
+    where = engine.url.render_as_string(hide_password=True)
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        raise StoreError(
+            f"The database {where} cannot be used: {error.orig}.",
+            "Check that the disk has room and the file is not damaged; `autospec config show` tells where it is.",
+        ) from error
+    except sa.exc.SQLAlchemyError as error:
+        raise StoreError(f"The database {where} cannot be used: {error}.", "Check `storage`.") from error
+
 
 # Advisory locks are numbers, shared by everything that uses the database: ours begin with these 15 bits.
 _OURS = 0x6175 << 48

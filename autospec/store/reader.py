@@ -13,8 +13,7 @@ from urllib.parse import unquote
 from autospec.cells import Hardware
 from autospec.errors import StoreError
 from autospec.recommendations import Recommendation, StoredRecommendation
-from autospec.store.unread import Unread, understood
-from autospec.store.version import SCHEMA, newer_than_this
+from autospec.store.compatibility import SCHEMA, Unread, newer_than_this, understood
 
 __all__ = ["newest_recommendation", "read_recommendations"]
 

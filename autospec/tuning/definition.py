@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autospec.data import studies_dir
 from autospec.drafting import Mode
 from autospec.errors import StudyFileError, UsageError
+from autospec.files import studies_dir
 from autospec.measure.verdict import Rule
 from autospec.settings import parse_duration
 

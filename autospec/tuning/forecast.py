@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from autospec.drafting import Drafting
+from autospec.formats import ruled_out_because
 from autospec.measure.measurements import Pair
-from autospec.predict.prediction import Prediction
+from autospec.predict.prediction import Prediction, less_luck
 from autospec.predict.predictor import Check, Predictor
-from autospec.predict.shrinkage import less_luck
-from autospec.tuning.cell_run import CellRun
-from autospec.tuning.ruled_out import ruled_out_because
+from autospec.tuning.cell import CellRun
 from autospec.tuning.space import Space
 
 __all__ = ["Forecast"]

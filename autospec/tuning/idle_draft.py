@@ -24,9 +24,9 @@ from autospec.measure.statistics import signed_rank_estimate
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell_run import CellRun
+from autospec.tuning.cell import CellRun
+from autospec.tuning.context import Rig
 from autospec.tuning.launches import Launches
-from autospec.tuning.rig import Rig
 from autospec.tuning.tasks import Task
 
 __all__ = ["compare_idle_drafts", "forget_idle_drafts", "idle_draft_figures", "idle_draft_of"]

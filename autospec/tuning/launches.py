@@ -10,16 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from autospec.backends.cycle import Cycle
-from autospec.backends.device_list import Weights, Where, room_bytes
-from autospec.backends.llama_cpp_scorer import LlamaCppScorer
+from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.optional import InProcess, Scores
-from autospec.backends.protocol import Backend, LaunchSettings, Server, Tokens
+from autospec.backends.placement import Weights, Where, room_bytes
+from autospec.backends.protocol import Backend, Cycle, LaunchSettings, Server, Tokens
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, BackendMissingError, LaunchError, UnsupportedError, UsageError
-from autospec.hardware.device_memory import Device, usable
+from autospec.hardware.gpu import Device, usable
 from autospec.predict.profile import Scorer
-from autospec.tuning.neighbours import Neighbours, placement_of
+from autospec.tuning.load_guard import Neighbours, placement_of
 
 __all__ = ["Launches", "resident_launches"]
 

@@ -27,12 +27,11 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Decision, Rule, decide
 from autospec.recommendations import Verdict
 from autospec.tuning.budget import rounds_to_decide, worth
-from autospec.tuning.cell_run import CellRun
-from autospec.tuning.choice import last_look, note_look, prediction_of
-from autospec.tuning.pairing import Task
-from autospec.tuning.progress import Step
+from autospec.tuning.cell import CellRun, Step
+from autospec.tuning.context import Rig
+from autospec.tuning.paired_runner import Task
 from autospec.tuning.proof_predictions import ProofPredictions
-from autospec.tuning.rig import Rig
+from autospec.tuning.resume import last_look, note_look, prediction_of
 
 __all__ = ["Proof", "of_round"]
 

@@ -1,6 +1,6 @@
 """Predictions for the proof: what the winner is expected to gain on every prompt of the proof, asked or not.
 
-The proof's verdict uses them as a control variate (`autospec.measure.control_variate`). An answer that the proof has measured without
+The proof's verdict uses them as a control variate (`autospec.measure.log_ratios`). An answer that the proof has measured without
 drafting is a recording already: its text is turned into tokens. A prompt that the proof has not asked costs one request
 without drafting, half of a pair and no launch.
 """
@@ -14,12 +14,12 @@ from autospec.drafting import Drafting
 from autospec.errors import BackendError
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Measurement, Pair
-from autospec.predict.recording import Recording
+from autospec.predict.profile import Recording
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
-from autospec.tuning.cell_run import CellRun
-from autospec.tuning.rig import Rig
-from autospec.tuning.surveying import RECORDING, Surveying
+from autospec.tuning.cell import CellRun
+from autospec.tuning.context import Rig
+from autospec.tuning.profiling import RECORDING, Surveying
 
 __all__ = ["ProofPredictions"]
 

@@ -1,24 +1,59 @@
-"""What a tune is asked for, and what this build and these drafts make of it. Pure, but for the models' metadata."""
+"""What a tune is asked for, and what this build and these drafts make of it. Pure, but for the models' metadata.
+
+What a draft is known by, so that nothing measured of one speaks for another that took its place.
+
+From names, as people type them, to a `TuneRequest`: shared by the command line and `autospec.tune`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.catalog.candidates import Candidate, candidates
-from autospec.catalog.context import context_of, names_context
-from autospec.catalog.model import Model
+from autospec.catalog.model import Model, context_of, names_context
+from autospec.catalog.scan import Catalog, scan
 from autospec.cells import Hardware, PromptType
+from autospec.errors import UsageError
 from autospec.measure.verdict import METHOD
-from autospec.prompts.suite import Suite
-from autospec.tuning.definition import StudyDefinition
-from autospec.tuning.draft_identity import draft_file
+from autospec.prompts.suite import Suite, load_suite
+from autospec.settings import Settings, parse_duration
+from autospec.store.queries import DraftFile
+from autospec.tuning.definition import StudyDefinition, load_definition
 from autospec.tuning.space import Arm, Space
 
-__all__ = ["TuneRequest", "judged_drafts", "space_for", "why_nothing"]
+__all__ = ["TuneRequest", "draft_file", "judged_drafts", "prepare", "space_for", "why_nothing"]
+
+
+# A fingerprint holds a few bytes of some tensors only, and a download that broke off may have the right metadata and size:
+# so much of each file is read besides, from all over it, which finds a hole of a hundredth of the file.
+_SAMPLES = 128
+_SAMPLE_BYTES = 64 * 1024
+
+
+def draft_file(draft: Model) -> DraftFile:
+    """The draft as it lies on the disk: its identity changes with its contents, and not with its name or folder.
+
+    Args:
+        draft: From the catalogue; files of it that are gone count by the fingerprint alone.
+    """
+    digest = hashlib.sha256(draft.fingerprint.encode())
+    changed_at = 0.0
+    for path in dict.fromkeys((draft.path, *draft.files)):
+        with suppress(OSError), path.open("rb") as file:
+            size = file.seek(0, 2)
+            digest.update(f"\n{size}\n".encode())
+            step = max(size // _SAMPLES, _SAMPLE_BYTES)
+            for offset in range(0, size, step):
+                file.seek(offset)
+                digest.update(file.read(_SAMPLE_BYTES))
+            changed_at = max(changed_at, path.stat().st_mtime)
+    return DraftFile(digest.hexdigest()[:12], changed_at, draft.name, draft.fingerprint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +160,70 @@ def why_nothing(model: Model, capabilities: Capabilities, fitting: Sequence[Cand
     if not fitting:
         return f"No draft model fits {model.name} and {build} offers none of the study's draft-free modes."
     return f"{build} offers none of the study's modes."
+
+
+def prepare(
+    settings: Settings,
+    model: str,
+    *,
+    drafts: Sequence[str] = (),
+    prompt_types: Sequence[PromptType] = (),
+    args: Sequence[str] = (),
+    again: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
+) -> TuneRequest:
+    """Find the models and read study and suite.
+
+    Args:
+        settings: Study, suite, budget, the user's launch settings and storage are taken from here.
+        model: A path, a catalogue name, or an unambiguous part of one.
+        drafts: Likewise; if any, no other draft models are tried.
+        prompt_types: Which; none for all that the suite has.
+        args: Server arguments besides those of the settings.
+        again: Measure afresh what is proven already.
+        warn: Told each warning of the catalogue.
+
+    Raises:
+        UsageError: A name that is no model's or several's, a draft that is the main model, a malformed study, suite
+            or duration.
+        ModelFileError: A file that was asked for cannot be read.
+    """
+    # Cheap mistakes first: reading every model's metadata may take seconds on a cold cache.
+    definition = load_definition(settings.study)
+    suite = load_suite(Path(settings.suite) if settings.suite else None)
+    budget_s = parse_duration(settings.budget) if settings.budget else None
+    catalog = scan(settings, beside=[model, *drafts])
+    try:
+        main, chosen = catalog.find(model), tuple(catalog.find(d) for d in drafts)
+    except UsageError:
+        # What was not found may be among what could not be read.
+        _tell(catalog, warn)
+        raise
+    _tell(catalog, warn)
+    for draft in chosen:
+        if draft.fingerprint == main.fingerprint:
+            raise UsageError(
+                f"{draft.name} is the main model itself and cannot draft for it.",
+                f"`autospec drafts --model {main.name}` lists what can.",
+            )
+    return TuneRequest(
+        model=main,
+        models=catalog.models,
+        definition=definition,
+        suite=suite,
+        storage=settings.storage,
+        study_storage=settings.study_storage,
+        drafts=chosen,
+        prompt_types=tuple(prompt_types),
+        args=(*settings.server_args, *args),
+        temperature=settings.temperature,
+        context_tokens=settings.context_tokens,
+        budget_s=budget_s,
+        again=again,
+        forget_answers=settings.forget_answers,
+    )
+
+
+def _tell(catalog: Catalog, warn: Callable[[str], None]) -> None:
+    for warning in catalog.warnings:
+        warn(warning)

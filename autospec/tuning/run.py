@@ -9,44 +9,39 @@ from functools import partial
 
 import psutil
 
-from autospec.backends.device_list import Weights, Where, room_bytes, weights_of
 from autospec.backends.optional import OnDevices
+from autospec.backends.placement import Weights, Where, room_bytes, weights_of
 from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.catalog.candidates import Candidate, undraftable
 from autospec.cells import Hardware
 from autospec.drafting import OFF
 from autospec.errors import AutospecError, StoreError, UnsupportedError
-from autospec.hardware.device_memory import Device, devices_here
+from autospec.hardware.gpu import Device, devices_here
+from autospec.hardware.machine_lock import machine_lock
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
 from autospec.recommendations import LIKELY, Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
-from autospec.tuning import standing
-from autospec.tuning.basis import drafts_of, resting_on
+from autospec.tuning import resume
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell_run import CellRun
-from autospec.tuning.choice import note_choice, prediction_of
-from autospec.tuning.conclude import Cost, conclude, nothing_to_try
+from autospec.tuning.build_recommendation import Cost, conclude, likely_of, nothing_to_try
+from autospec.tuning.cell import CellRun, Progress
+from autospec.tuning.context import Rig
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, idle_draft_of
 from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, resident_launches
-from autospec.tuning.machine_lock import machine_lock
-from autospec.tuning.opening import REQUESTS, Opening
-from autospec.tuning.optuna_study import OPENED
-from autospec.tuning.outlook import likely_of
-from autospec.tuning.pairing import Pairing
-from autospec.tuning.progress import Progress
+from autospec.tuning.paired_runner import Pairing
+from autospec.tuning.profiling import Surveying
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
-from autospec.tuning.renewal import EPOCH
 from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_nothing
-from autospec.tuning.rig import Rig
+from autospec.tuning.resume import EPOCH, REQUESTS, Opening, drafts_of, note_choice, prediction_of, resting_on
 from autospec.tuning.search import Search
 from autospec.tuning.space import Space
-from autospec.tuning.surveying import Surveying
+from autospec.tuning.study import OPENED
 from autospec.tuning.winners import choose_winners
 
 __all__ = ["Tuning"]
@@ -250,13 +245,13 @@ class Tuning:
             draft_id=cell.study.draft_id(recommendation.tried),
             user_settings=self.request.args,
         )
-        standing.save(store, rested, self.hardware, cell.cell, cell.stands)
+        resume.save(store, rested, self.hardware, cell.cell, cell.stands)
         if cell.opened_for and recommendation.status is Status.PROVEN:
             cell.study.note(OPENED, None)
 
     def _settle(self, store: Store, cell: CellRun) -> bool:
         """Whether the search for further drafts has found what was proven before: no second proof of the same pairs."""
-        if not cell.searched or cell.stands is None or not standing.settles(cell.winner, cell.stands):
+        if not cell.searched or cell.stands is None or not resume.settles(cell.winner, cell.stands):
             return False
         proof, cell.stands = cell.stands, None
         self._save(store, proof, cell)

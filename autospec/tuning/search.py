@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, LaunchError, NotInForceError, UnsupportedError
 from autospec.measure.measurements import Pair, Phase
-from autospec.tuning.cell_run import CellRun, geometric_mean, mean_log_ratio
+from autospec.tuning.cell import CellRun, Step, geometric_mean, mean_log_ratio
+from autospec.tuning.context import Rig
 from autospec.tuning.forecast import Forecast
-from autospec.tuning.hopeless import Reach, gives_up
-from autospec.tuning.optuna_study import Ask
-from autospec.tuning.pairing import Measured, Task
-from autospec.tuning.progress import Step
-from autospec.tuning.rig import Rig
+from autospec.tuning.paired_runner import Measured, Task
+from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
-from autospec.tuning.trial_values import trial_attributes, trial_values
+from autospec.tuning.study import Ask
+from autospec.tuning.winners import trial_attributes, trial_values
 
 __all__ = ["Search"]
 

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Any, Protocol
 
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.store.drafts import DraftFile, DraftFiles
+from autospec.store.queries import DraftFile, DraftFiles
 from autospec.tuning.definition import SpaceDefinition
 
 __all__ = ["Arm", "Chooser", "Space"]

@@ -26,7 +26,7 @@ from typing import Any
 
 from autospec.cells import PromptType
 from autospec.prompts.classifier import classify
-from autospec.prompts.reading import read_request
+from autospec.prompts.request_text import read_request
 from autospec.prompts.suite import Half, load_suite
 
 LABELLED = Path(__file__).with_name("prompt_types.jsonl")

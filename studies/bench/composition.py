@@ -3,7 +3,7 @@
 Run: ``python -m studies.bench.composition --model M [--draft D] [--prompt-type coding]… [--prompts 3]``
 
 Each prompt is asked with a short answer, as `autospec tune` asks it, with drafting off and with one drafting, pair by pair.
-From these the time of a long answer is put together (`autospec.measure.shape`). The same servers then give the long answer
+From these the time of a long answer is put together (`autospec.measure.measurements`). The same servers then give the long answer
 for real. One line for each prompt: time put together ÷ time measured, off and drafting, and the two ratios. The goal is 3 %.
 An n-gram mode finds more in a longer answer, which no short one can tell: give a draft model to see the arithmetic alone.
 """
@@ -17,8 +17,7 @@ from autospec.backends.protocol import Completion, LaunchSettings, Request, Serv
 from autospec.backends.registry import backend_for
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.measure.measurements import Measurement, Phase
-from autospec.measure.shape import RequestShape, token_ms_of
+from autospec.measure.measurements import Measurement, Phase, RequestShape, token_ms_of
 from autospec.prompts.suite import Half, Prompt, load_suite
 from autospec.settings import load_settings
 from studies.bench.real_grid import bench_parser

@@ -17,7 +17,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterator
 
-from autospec.daemon.drift import BLOCK, FALSE_ALARMS_PER_1000, first_change
+from autospec.daemon.staleness import BLOCK, FALSE_ALARMS_PER_1000, first_change
 
 Noise = Callable[[random.Random], Iterator[float]]
 _RUN = 1000

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from autospec.backends.mlx import Mlx
+from autospec.backends.mlx.backend import Mlx
 from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
@@ -36,7 +36,7 @@ from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.idle_draft import idle_draft_figures
 from autospec.tuning.launches import Launches
-from autospec.tuning.pairing import Pairing, Task
+from autospec.tuning.paired_runner import Pairing, Task
 
 _LEVEL = 0.05
 

@@ -24,15 +24,13 @@ from autospec.backends.optional import Scores
 from autospec.backends.protocol import Server
 from autospec.backends.registry import backend_for
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.measure.shape import RequestShape
+from autospec.measure.measurements import RequestShape
 from autospec.predict.costs import CostCurve, first_guess
-from autospec.predict.pools import pool_of, replay_tokens
-from autospec.predict.prediction import PredictedAnswer, expected, replay_drafts
-from autospec.predict.profile import AnswerProfile, profile_answer, profile_scored
-from autospec.predict.recording import Recording
+from autospec.predict.ngram import pool_of, replay_tokens
+from autospec.predict.prediction import PredictedAnswer, expected, replay_drafts, shrunk
+from autospec.predict.profile import AnswerProfile, Recording, profile_answer, profile_scored
+from autospec.predict.recording import record
 from autospec.predict.replay import Counts, stacked
-from autospec.predict.shrinkage import shrunk
-from autospec.predict.survey import record
 from autospec.prompts.suite import load_suite
 from autospec.settings import load_settings
 from studies.bench.real_grid import LAUNCH, Questions, bench_parser

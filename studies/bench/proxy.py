@@ -47,8 +47,15 @@ from autospec.drafting import OFF
 from autospec.hardware import identify
 from autospec.prompts.suite import Half, Prompt, load_suite
 from autospec.proxy.app import Rules
-from autospec.proxy.event_loop import loop_name, run_on_best_loop
-from autospec.proxy.serve import listen, make_classify, make_dispatch, rules_for, run
+from autospec.proxy.serve import (
+    listen,
+    loop_name,
+    make_classify,
+    make_dispatch,
+    rules_for,
+    run,
+    run_on_best_loop,
+)
 from autospec.report.selection import Question, select
 from autospec.settings import load_settings
 from autospec.store.reader import read_recommendations

@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from autospec.backends.flags import WHOLE_BATCHES
-from autospec.backends.in_force import canary
 from autospec.backends.protocol import Backend, LaunchSettings, Server
+from autospec.backends.server import canary
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking, measure
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.predict.predictor import Predictor
-from autospec.predict.recording import Recording
-from autospec.predict.survey import DraftPass, pass_of, record, time_batches
+from autospec.predict.profile import Recording
+from autospec.predict.recording import DraftPass, pass_of, record, time_batches
 from autospec.prompts.suite import Prompt
-from autospec.tuning.caches import keeps_state, output_share, timed_apart
+from autospec.tuning.profiling import keeps_state, output_share, timed_apart
 
 NGRAM = ((4, 16), (6, 24), (12, 48))
 LAUNCH = LaunchSettings(args=("-c", "4096"))

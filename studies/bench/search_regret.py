@@ -37,7 +37,7 @@ from autospec.predict.profile import AnswerProfile
 from autospec.prompts.suite import Half, Prompt, Suite
 from autospec.tuning import run as run_module
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell_run import CellRun
+from autospec.tuning.cell import CellRun
 from autospec.tuning.definition import StudyDefinition, load_definition
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.run import Tuning
@@ -301,8 +301,8 @@ def _by_clock(clock: Callable[[], float], choose: Callable[..., None]) -> Iterat
         mock.patch.object(run_module, "choose_winners", choose),
         mock.patch.object(run_module, "machine_lock", nullcontext),
         mock.patch("autospec.measure.asking.disturbance", return_value=""),
-        mock.patch("autospec.tuning.pairing.disturbance", return_value=""),
-        mock.patch("autospec.tuning.calm.busy", return_value=False),
+        mock.patch("autospec.tuning.paired_runner.disturbance", return_value=""),
+        mock.patch("autospec.tuning.load_guard.busy", return_value=False),
     ):
         yield
 

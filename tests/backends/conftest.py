@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autospec.backends.help_text import HelpText, parse
-from autospec.backends.llama_server import LlamaServer
+from autospec.backends.flags import HelpText, parse
+from autospec.backends.llama_cpp.server import LlamaServer
 
 HELP = Path(__file__).parent / "help"
 FAKE = Path(__file__).parent / "fake_server.py"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from autospec.backends.attached import Attached
-from autospec.backends.embedded import Embedded
-from autospec.backends.llama_cpp_python import LlamaCppPython
-from autospec.backends.llama_server import LlamaServer
-from autospec.backends.mlx import Mlx
+from autospec.backends.attached.backend import Attached
+from autospec.backends.llama_cpp.embedded import Embedded
+from autospec.backends.llama_cpp.python import LlamaCppPython
+from autospec.backends.llama_cpp.server import LlamaServer
+from autospec.backends.mlx.backend import Mlx
 from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.drafting import Drafting, Mode
 from tests.backends.installed import installed

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from autospec.backends.attached import KEY_VARIABLE, Attached
-from autospec.backends.ports import free_port
+from autospec.backends.attached.backend import KEY_VARIABLE, Attached
+from autospec.backends.process import free_port
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (

@@ -15,9 +15,9 @@ import time
 import psutil
 import pytest
 
-from autospec.backends import child_server
-from autospec.backends.launches import sweep_orphans
+from autospec.backends import server as child_server
 from autospec.backends.protocol import LaunchSettings, Request
+from autospec.backends.records import sweep_orphans
 from autospec.drafting import OFF, Mode
 from autospec.errors import LaunchError, NotInForceError, ServerDiedError, UnsupportedError, UsageError
 from tests.backends.contract import FACTS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.backends.device_list import Weights, Where, parse_device_list, room_bytes, weights_of
+from autospec.backends.placement import Weights, Where, parse_device_list, room_bytes, weights_of
 
 MIB = 1024**2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.backends.embedded_args import TYPES, drafting_fields, user_fields
+from autospec.backends.llama_cpp.embedded import TYPES, drafting_fields, user_fields
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import UnsupportedError, UsageError
 

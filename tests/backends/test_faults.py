@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from autospec.backends import child_server
+from autospec.backends import server as child_server
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import LaunchError, NotInForceError, RequestError, ServerDiedError

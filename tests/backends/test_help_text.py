@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.backends.help_text import parse
+from autospec.backends.flags import parse
 from tests.backends.conftest import HELP, read_help
 
 

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from autospec.backends import llama_cpp_child as child
-from autospec.backends import llama_cpp_python as backend
+from autospec.backends.llama_cpp import python as backend
+from autospec.backends.llama_cpp import python_child as child
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import Build
 from autospec.drafting import OFF, Drafting, Mode

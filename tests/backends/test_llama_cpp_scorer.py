@@ -13,9 +13,9 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from autospec.backends.embedded import Embedded
-from autospec.backends.llama_cpp_scorer import LlamaCppScorer
-from autospec.backends.llama_cpp_scorer_child import most_likely
+from autospec.backends.llama_cpp.embedded import Embedded
+from autospec.backends.llama_cpp.scorer import LlamaCppScorer
+from autospec.backends.llama_cpp.scorer_child import most_likely
 from autospec.backends.protocol import Request
 from autospec.drafting import OFF
 from autospec.errors import LaunchError, RequestError, ServerDiedError

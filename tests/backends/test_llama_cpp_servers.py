@@ -10,7 +10,7 @@ from functools import partial
 import httpx
 import pytest
 
-from autospec.backends.llama_server import LlamaServer
+from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import LaunchError, NotInForceError, UnsupportedError, UsageError

@@ -15,10 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from autospec.backends import mlx_package
-from autospec.backends.mlx import Mlx, PromptCache
-from autospec.backends.ports import free_port
-from autospec.backends.process import ServerProcess
+from autospec.backends.mlx import backend as mlx_package
+from autospec.backends.mlx.backend import Mlx, PromptCache
+from autospec.backends.process import ServerProcess, free_port
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.backends.streamed import StreamedClient
 from autospec.drafting import OFF, Drafting, Mode

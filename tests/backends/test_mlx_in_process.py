@@ -8,15 +8,14 @@ import signal
 
 import pytest
 
-from autospec.backends.cycle import Cycle
-from autospec.backends.mlx import Mlx
+from autospec.backends.mlx.backend import Mlx
 from autospec.backends.optional import InProcess
-from autospec.backends.protocol import LaunchSettings, Request, Watched
+from autospec.backends.protocol import Cycle, LaunchSettings, Request, Watched
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import LaunchError, RequestError, ServerDiedError
 from autospec.predict.profile import Scorer, profile_answer, profile_scored
+from autospec.predict.recording import pass_of, record, time_batches
 from autospec.predict.replay import replay
-from autospec.predict.survey import pass_of, record, time_batches
 from tests.backends.installed import installed
 from tests.backends.waiting import gone
 

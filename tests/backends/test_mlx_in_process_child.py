@@ -13,7 +13,7 @@ pytest.importorskip("mlx_lm", exc_type=ImportError)
 from mlx_lm import load
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
-from autospec.backends import mlx_in_process_child as child
+from autospec.backends.mlx import in_process_child as child
 
 
 class _Probabilities:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from autospec.backends.binaries import Probe
-from autospec.backends.llama_server import LlamaServer
+from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.placement import Placement, placement_of
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import Build

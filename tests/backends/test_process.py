@@ -10,8 +10,8 @@ import time
 import psutil
 import pytest
 
-from autospec.backends.launches import MARK
 from autospec.backends.process import Ended, ServerProcess, child_environment
+from autospec.backends.records import MARK
 from autospec.errors import LaunchError
 from tests.backends.waiting import gone, wait_until
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from autospec.backends.embedded import Embedded
-from autospec.backends.llama_server import LlamaServer
+from autospec.backends.llama_cpp.embedded import Embedded
+from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import Capabilities
 from autospec.backends.registry import available, backend_for
 from autospec.errors import BackendMissingError, UsageError

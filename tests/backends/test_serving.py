@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from autospec.backends.embedded import Embedded
+from autospec.backends.llama_cpp.embedded import Embedded
 from autospec.backends.protocol import LaunchSettings
 from autospec.drafting import OFF, Drafting, Mode
 

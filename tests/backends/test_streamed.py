@@ -10,10 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from autospec.backends.event_stream import data_of
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Request
-from autospec.backends.streamed import AnswerReader, StreamedClient, streamed_body
+from autospec.backends.streamed import AnswerReader, StreamedClient, data_of, streamed_body
 from autospec.errors import RequestError, ServerDiedError
 
 QUESTION = Request(messages=({"role": "user", "content": "hello"},), max_tokens=8, timeout_s=30.0)

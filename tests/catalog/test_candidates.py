@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from autospec.catalog.candidates import Candidate, candidates, count_fits
-from autospec.catalog.gguf_file import read_gguf
+from autospec.catalog.gguf import read_gguf
 from autospec.catalog.model import Head, Model, Vocabulary
 from autospec.drafting import Mode
 from tests.catalog.making import make_model

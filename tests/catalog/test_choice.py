@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autospec.catalog.choice import choose
 from autospec.catalog.model import Head
+from autospec.catalog.resolve import choose
 from autospec.catalog.scan import Catalog
 from autospec.errors import ModelChoiceError, ModelFileError, UnknownModelError
 from tests.catalog.making import make_model, write_gguf, write_mlx

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.catalog.context import context_of, names_context, without_context
+from autospec.catalog.model import context_of, names_context, without_context
 from autospec.drafting import OFF
-from autospec.proxy.fleet import Fleet
-from autospec.proxy.footprints import footprint
-from autospec.proxy.offers import Engine, Offers
-from autospec.proxy.prospects import Prospects
-from autospec.proxy.setbacks import Setbacks
-from autospec.proxy.terms import Terms
+from autospec.serving.backoff import Setbacks
+from autospec.serving.config import Terms
+from autospec.serving.launch_options import Prospects, footprint
+from autospec.serving.model_registry import Engine, Offers
+from autospec.serving.server_pool import Fleet
 from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest
 from tests.catalog.making import make_model

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from autospec.catalog.gguf_file import read_gguf
+from autospec.catalog.gguf import read_gguf
 from autospec.errors import ModelFileError
 from tests.catalog.making import TOKENS, write_gguf
 

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from autospec.catalog.gguf_file import read_gguf
+from autospec.catalog.gguf import read_gguf
 from autospec.catalog.gguf_header import BLOCK, read_header, read_tokens
 from autospec.errors import ModelFileError
 from tests.catalog.making import TOKENS, write_gguf

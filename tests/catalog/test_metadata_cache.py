@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autospec.catalog.cache import MetadataCache, signature
 from autospec.catalog.model import Head
+from autospec.catalog.scan import MetadataCache, signature
 from tests.catalog.making import make_model
 
 MODEL = make_model("m", head=Head("eagle3", 4096, (1, 2, 3)), aliases=("x",))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autospec.catalog.mlx_folder import read_mlx
+from autospec.catalog.mlx import read_mlx
 from autospec.catalog.vocabulary import vocabulary_mismatch
 from autospec.errors import ModelFileError
 from tests.catalog.making import MLX_TENSORS, TOKENS, write_mlx

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autospec.catalog.places import places
+from autospec.catalog.folders import places
 
 HOME = Path("/home/ana")
 

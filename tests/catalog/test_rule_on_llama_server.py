@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autospec.catalog.gguf_file import read_gguf
+from autospec.catalog.gguf import read_gguf
 from autospec.catalog.vocabulary import vocabulary_mismatch
 from tests.lab.rewrite import Parts, Planned, read_parts, write_gguf
 

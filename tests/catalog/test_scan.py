@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autospec.catalog import gguf_file, mlx_folder
+from autospec.catalog import gguf as gguf_file
+from autospec.catalog import mlx as mlx_folder
 from autospec.catalog.scan import Catalog
 from tests.catalog.making import write_gguf, write_mlx
 

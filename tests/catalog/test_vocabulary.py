@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autospec.catalog.gguf_file import read_gguf
+from autospec.catalog.gguf import read_gguf
 from autospec.catalog.gguf_header import BLOCK
 from autospec.catalog.model import Model
 from autospec.catalog.vocabulary import bos_eos_note, vocabulary_mismatch

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from autospec.cli import cli
-from autospec.tuning.machine_lock import machine_lock
+from autospec.hardware.machine_lock import machine_lock
 from tests.backends.installed import installed
 
 pytest.importorskip("xllamacpp")
@@ -141,7 +141,7 @@ def test_ctrl_c_stops_the_server(smollm2, tmp_path):
 
 def test_mlx_is_measured_by_its_own_generator(lab_models):
     """`stream_generate` without a server: its speeds, its counts, a command line that a person can repeat."""
-    from autospec.backends.mlx import Mlx
+    from autospec.backends.mlx.backend import Mlx
     from autospec.settings import load_settings
 
     installed(Mlx(load_settings().state_dir))

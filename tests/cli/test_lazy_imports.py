@@ -60,4 +60,4 @@ def test_other_commands_are_not_imported():
     )
     ours = {name for name in done.stderr.split() if name.startswith("autospec.")}
     values = {f"autospec.{name}" for name in ("cells", "drafting", "errors", "recommendations")}
-    assert ours == {"autospec.cli", "autospec.cli.failures", "autospec.cli.shell"} | values
+    assert ours == {"autospec.cli", "autospec.cli.shell"} | values

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from autospec.cli import cli
 from autospec.hardware import identify
+from autospec.report.records import find_record
 from autospec.settings import load_settings
 from autospec.store.database import open_store
-from autospec.tuning.records import find_record
 from tests.report.samples import DRAFTING, measurement, recommendation
 
 KEY = "aaaabbbbcccc"

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from autospec.cells import PromptType
 from autospec.cli.shell import Shell
-from autospec.cli.tune_display import TuneDisplay, interruptible
+from autospec.cli.tune import TuneDisplay, interruptible
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.tuning.progress import Standing, Step
+from autospec.tuning.cell import Standing, Step
 
 NGRAM = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from autospec.cli import cli
-from autospec.daemon.clock import Clock
+from autospec.daemon.policy import Signals
 from autospec.daemon.probes import Probes, Traffic
-from autospec.daemon.signals import Signals
+from autospec.daemon.work import Clock
 from tests.daemon.hooked import calm
 
 _read = Probes.read

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.daemon.announcing import announce
+from autospec.daemon.work_finder import announce
 from autospec.recommendations import Verdict
-from autospec.report.hook import HookOutcome
+from autospec.report.changes import HookOutcome
 from tests.report.samples import recommendation, stored
 
 ENABLED = [stored(recommendation())]

@@ -7,9 +7,9 @@ import random
 from dataclasses import replace
 
 from autospec.cells import PromptType
-from autospec.daemon.drift import BLOCK, FALSE_ALARMS_PER_1000, RankCusum, drifts, first_change
+from autospec.daemon.staleness import BLOCK, FALSE_ALARMS_PER_1000, RankCusum, drifts, first_change
 from autospec.drafting import OFF
-from autospec.measure.live import Sample
+from autospec.measure.measurements import Sample
 
 SAMPLE = Sample(0.0, "big", "llama-server", "b1", PromptType.CODING, 100, 100, 50.0, 2000.0)
 

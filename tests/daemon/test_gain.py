@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from autospec.daemon.gain import PRIOR_SD, expected_gain, spread, uncertainty
+from autospec.daemon.queue import PRIOR_SD, expected_gain, spread, uncertainty
 from autospec.recommendations import Status, Verdict
 from tests.report.samples import recommendation
 

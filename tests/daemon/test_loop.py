@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from autospec.cells import PromptType
-from autospec.daemon.clock import Clock
 from autospec.daemon.loop import Daemon
-from autospec.daemon.memory import Memory
+from autospec.daemon.policy import Power, Signals
 from autospec.daemon.probes import Traffic
-from autospec.daemon.signals import Power, Signals
-from autospec.daemon.work import WorkItem
+from autospec.daemon.state import Memory
+from autospec.daemon.work import Clock, WorkItem
 from autospec.settings import load_settings
 
 ITEM = WorkItem("m", "/m.gguf", PromptType.CODING, "llama-server", "b", 1.0, 0.1, 1.0, 600.0, 1, "it is used")

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from autospec.cells import PromptType
-from autospec.daemon.clock import Clock, JumpWatch
-from autospec.daemon.memory import Memory
-from autospec.daemon.uses import uses
-from autospec.daemon.work import WorkItem
-from autospec.measure.live import Sample
+from autospec.daemon.queue import uses
+from autospec.daemon.state import Memory
+from autospec.daemon.work import Clock, JumpWatch, WorkItem
+from autospec.measure.measurements import Sample
 
 ITEM = WorkItem("big", "big", PromptType.QA, "llama-server", "basis1", 60.0, 0.1, 1.0, 600.0, 0, "why")
 TODAY = date(2026, 11, 24)

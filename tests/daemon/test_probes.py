@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from autospec.daemon import probes as module
-from autospec.daemon.clock import Clock
 from autospec.daemon.probes import Probes, Traffic
+from autospec.daemon.work import Clock
 from autospec.hardware.readings import ProcessTime, Reading
 
 

@@ -10,7 +10,7 @@ from autospec.cells import PromptType
 from autospec.daemon.queue import Known, order
 from autospec.daemon.work import Effort, Later, LaterReason, Tunable, Use, WorkItem, effort_key
 from autospec.recommendations import Status, Verdict
-from autospec.tuning.basis import basis_digest
+from autospec.tuning.resume import basis_digest
 from tests.report.samples import recommendation
 
 NOW = 1_800_000_000.0

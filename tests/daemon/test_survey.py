@@ -17,7 +17,7 @@ import pytest
 from autospec.cells import PromptType
 from autospec.drafting import OFF
 from autospec.hardware import identify
-from autospec.measure.live import Sample
+from autospec.measure.measurements import Sample
 from autospec.recommendations import Status
 from autospec.settings import load_settings
 from autospec.store.database import open_store
@@ -40,7 +40,7 @@ def home(autospec_home: Path, lab_models) -> Path:
 def look() -> dict[str, Any]:
     """Run the program as the daemon does."""
     done = subprocess.run(
-        [sys.executable, "-m", "autospec.daemon.survey"],
+        [sys.executable, "-m", "autospec.daemon.work_finder"],
         input="{}",
         capture_output=True,
         text=True,

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from autospec.daemon.signals import Heat, Power, Signals
-from autospec.daemon.when import Policy, decide, minutes_until
+from autospec.daemon.policy import Heat, Policy, Power, Signals, decide, minutes_until
 
 QUIET = Signals(
     minute_of_day=12 * 60, spent_today_s=0.0, in_flight=0, since_request_s=None, power=Power.MAINS, low_power=False,

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from autospec.cells import Hardware
-from autospec.hardware import device_memory
-from autospec.hardware.device_memory import (
+from autospec.hardware import gpu as device_memory
+from autospec.hardware.gpu import (
     Device,
     devices_here,
     is_integrated,

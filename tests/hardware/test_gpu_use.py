@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from autospec.hardware.gpu_use import GpuUse, GpuWatch
+from autospec.hardware.gpu import GpuUse, GpuWatch
 
 OURS = frozenset({10, 11})
 

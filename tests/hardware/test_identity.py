@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autospec.hardware import identify, identity
-from autospec.hardware.commands import output_of
+from autospec.hardware.identity import output_of
 
 GIB = 1024**3
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from autospec.backends.llama_cpp_scorer import LlamaCppScorer
+from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.errors import BackendError
 from tests.lab.cache import Lab, lab_folder
 from tests.lab.recipes import RECIPES

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from autospec.backends.llama_server import LlamaServer
+from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from tests.conftest import LabModels

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autospec.measure.control_variate import control
-from autospec.measure.log_ratios import LogRatio
+from autospec.measure.log_ratios import LogRatio, control
 
 
 def asked(values: np.ndarray) -> list[LogRatio]:

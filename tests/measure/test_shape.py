@@ -8,9 +8,17 @@ from dataclasses import replace
 import pytest
 
 from autospec.cells import PromptType
-from autospec.measure.live import Sample
-from autospec.measure.measurements import Measurement, Pair, pair_up
-from autospec.measure.shape import AS_MEASURED, CACHED_SHARE, RequestShape, Shapes, of_traffic
+from autospec.measure.measurements import (
+    AS_MEASURED,
+    CACHED_SHARE,
+    Measurement,
+    Pair,
+    RequestShape,
+    Sample,
+    Shapes,
+    of_traffic,
+    pair_up,
+)
 from tests.report.samples import measurement
 
 

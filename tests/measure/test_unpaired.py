@@ -8,7 +8,7 @@ import random
 import pytest
 from scipy import stats
 
-from autospec.measure.unpaired import SINGLE_RUN_SD, Noise, compare_runs, pooled_noise
+from autospec.measure.bench import SINGLE_RUN_SD, Noise, compare_runs, pooled_noise
 
 
 def test_repeated_runs_give_welchs_interval():

@@ -25,9 +25,8 @@ from autospec.backends.protocol import (
 )
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
-from autospec.predict.pool import Pool
-from autospec.predict.pools import pool_of, replay_tokens
-from autospec.predict.recording import Recording
+from autospec.predict.ngram import Pool, pool_of, replay_tokens
+from autospec.predict.profile import Recording
 
 # Longer than any n_max that is asked for.
 _AFTER_MISS = 64

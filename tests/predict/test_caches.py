@@ -12,28 +12,27 @@ import numpy as np
 import pytest
 
 from autospec.backends.flags import WHOLE_BATCHES
-from autospec.backends.in_force import canary
-from autospec.backends.llama_server import LlamaServer
+from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import LaunchSettings, Request
-from autospec.catalog.gguf_file import read_gguf
+from autospec.backends.server import canary
+from autospec.catalog.gguf import read_gguf
 from autospec.cells import Cell, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import RequestError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
-from autospec.predict.pools import pool_of, replay_tokens
+from autospec.predict.ngram import pool_of, replay_tokens
 from autospec.predict.prediction import replay_drafts
-from autospec.predict.survey import pass_of, record, time_batches
+from autospec.predict.recording import pass_of, record, time_batches
 from autospec.prompts.suite import Half, load_suite
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
-from autospec.tuning.caches import keeps_state, output_share, timed_apart
-from autospec.tuning.cell_run import CellRun
+from autospec.tuning.cell import CellRun
+from autospec.tuning.context import Rig
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
-from autospec.tuning.rig import Rig
+from autospec.tuning.profiling import Surveying, keeps_state, output_share, timed_apart
 from autospec.tuning.space import Arm, Space
-from autospec.tuning.surveying import Surveying
 from tests.tuning.test_loop import MACHINE, Silent
 
 KINDS = ("chain-sliding", "chain-recurrent", "chain-hybrid", "chain-latent", "chain-experts")

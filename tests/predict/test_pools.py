@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.backends.in_force import canary
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.backends.registry import backend_for
+from autospec.backends.server import canary
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.predict.pools import pool_of, replay_tokens
-from autospec.predict.recording import Recording
-from autospec.predict.survey import record
+from autospec.predict.ngram import pool_of, replay_tokens
+from autospec.predict.profile import Recording
+from autospec.predict.recording import record
 from autospec.prompts.suite import Half, load_suite
 from autospec.settings import load_settings
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from autospec.drafting import Drafting, Mode
-from autospec.measure.shape import RequestShape
+from autospec.measure.measurements import RequestShape
 from autospec.predict.costs import first_guess
 from autospec.predict.prediction import PredictedAnswer, predict, replay_drafts
-from autospec.predict.profile import AnswerProfile
-from autospec.predict.recording import Recording
+from autospec.predict.profile import AnswerProfile, Recording
 
 # A token in 10 ms, every further one of a batch 1 ms more; a draft of 1 ms a step.
 COSTS = first_guess(10.0, {1: 10.0, 9: 18.0}, {1: 1.0, 9: 1.0}, 1.0, 8)

@@ -11,14 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autospec.backends.cycle import Cycle
-from autospec.backends.protocol import LaunchSettings, Request
+from autospec.backends.protocol import Cycle, LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.predict.predictor import Predictor
-from autospec.predict.profile import AnswerProfile
-from autospec.predict.recording import Recording
-from autospec.predict.survey import DraftPass, pass_of, record, time_batches
+from autospec.predict.profile import AnswerProfile, Recording
+from autospec.predict.recording import DraftPass, pass_of, record, time_batches
 from autospec.tuning.definition import load_definition
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.space import Arm, Space

@@ -9,8 +9,7 @@ import pytest
 
 from autospec.backends.protocol import Proposal
 from autospec.errors import RequestError
-from autospec.predict.profile import AnswerProfile, profile_answer, profile_scored
-from autospec.predict.recording import Recording
+from autospec.predict.profile import AnswerProfile, Recording, profile_answer, profile_scored
 
 ANSWER = tuple(range(100, 120))
 

@@ -7,12 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from autospec.backends.cycle import Cycle
-from autospec.backends.protocol import LaunchSettings, Request
+from autospec.backends.protocol import Cycle, LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.predict.profile import AnswerProfile, profile_answer
+from autospec.predict.recording import record
 from autospec.predict.replay import replay
-from autospec.predict.survey import record
 from tests.predict.machine import Machine
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from autospec.drafting import Drafting, Mode
-from autospec.predict.prediction import Prediction
-from autospec.predict.shrinkage import less_luck, shrink, shrunk
+from autospec.predict.prediction import Prediction, less_luck, shrink, shrunk
 
 SIZES = [Drafting(Mode.NGRAM_SIMPLE, ngram_n=n, ngram_m=16, min_hits=1) for n in (4, 8, 12)]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from autospec.cells import PromptType
 from autospec.prompts.classifier import classify
-from autospec.prompts.reading import HEAD_CHARS, TAIL_CHARS
+from autospec.prompts.request_text import HEAD_CHARS, TAIL_CHARS
 
 LABELLED = Path(__file__).parents[2] / "studies" / "bench" / "prompt_types.jsonl"
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {}}}

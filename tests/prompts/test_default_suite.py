@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from autospec.cells import PromptType
-from autospec.data import studies_dir
+from autospec.files import studies_dir
 from autospec.prompts.suite import Half, Prompt, Suite, load_suite
 
 LONG_COPY = (PromptType.EDITING, PromptType.RAG, PromptType.SUMMARIZATION)

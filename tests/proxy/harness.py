@@ -16,9 +16,9 @@ from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, UnknownModelError
 from autospec.proxy.app import Rules
-from autospec.proxy.dispatch import Offered, Wanted
-from autospec.proxy.intake import Classify
+from autospec.proxy.request import Classify
 from autospec.proxy.serve import Listening, listen
+from autospec.serving.dispatch import Offered, Wanted
 
 START_TIMEOUT_S = 30.0
 

@@ -17,11 +17,11 @@ from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import Drafting, Mode
-from autospec.proxy.dispatch import Wanted
-from autospec.proxy.offers import Engine, Offers
-from autospec.proxy.supervisor import Supervisor
-from autospec.proxy.terms import Sources, Terms
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
+from autospec.serving.config import Sources, Terms
+from autospec.serving.dispatch import Wanted
+from autospec.serving.model_registry import Engine, Offers
+from autospec.serving.supervisor import Supervisor
 from tests.catalog.making import make_model
 
 MIB = 1024**2

@@ -18,9 +18,9 @@ import httpx
 import pytest
 
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.proxy.opening import open_supervisor
-from autospec.proxy.plan import Plan, make_plan
-from autospec.proxy.supervisor import Supervisor
+from autospec.proxy.serve import open_supervisor
+from autospec.serving.plan import Plan, make_plan
+from autospec.serving.supervisor import Supervisor
 from autospec.settings import load_settings
 from tests.backends.waiting import wait_until
 from tests.proxy.harness import Loop, proxy_over

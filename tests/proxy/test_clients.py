@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from autospec.backends.embedded import Embedded
+from autospec.backends.llama_cpp.embedded import Embedded
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import PromptType
 from autospec.drafting import OFF

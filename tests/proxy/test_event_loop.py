@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from autospec.proxy.event_loop import loop_name, run_on_best_loop
+from autospec.proxy.serve import loop_name, run_on_best_loop
 from autospec.proxy.upstream import Upstream
 from tests.proxy.test_upstream import PLAIN, Server, whole
 

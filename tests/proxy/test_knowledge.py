@@ -9,8 +9,8 @@ import pytest
 from autospec.cells import Build, Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import SettingsError
-from autospec.proxy.knowledge import FAILED_LAUNCH, Known, Place, known_of, marked_stale, trusted
 from autospec.recommendations import Status, Verdict
+from autospec.serving.advice import FAILED_LAUNCH, Known, Place, known_of, marked_stale, trusted
 from tests.proxy.scene import ALPHA, ARGS, BETA, BUILD, HERE, LOOKUP, LOOKUP_2, recommend
 
 PLACE = Place(HERE, BUILD, ARGS)

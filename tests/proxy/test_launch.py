@@ -9,8 +9,8 @@ import pytest
 
 from autospec.drafting import OFF
 from autospec.errors import LaunchError, UnsupportedError
-from autospec.proxy.launch import Drain, Launch, Look, Start, State, Stop
-from autospec.proxy.needs import Footprint
+from autospec.serving.instance import Drain, Launch, Look, Start, State, Stop
+from autospec.serving.plan_inputs import Footprint
 from tests.proxy.scene import Clock, FakeServer, until
 
 

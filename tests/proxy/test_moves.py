@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autospec.drafting import OFF, Drafting
-from autospec.proxy.launch import State
-from autospec.proxy.moves import Held, Moves, next_moves
-from autospec.proxy.needs import Footprint, Launchable
+from autospec.serving.instance import State
+from autospec.serving.plan_inputs import Footprint, Launchable
+from autospec.serving.server_pool import Held, Moves, next_moves
 from tests.proxy.scene import LOOKUP, LOOKUP_2
 
 WEIGHTS, CACHE = 100, 10

@@ -9,7 +9,7 @@ import pytest
 
 from autospec.catalog.model import Head
 from autospec.errors import BackendMissingError, UsageError
-from autospec.proxy.offers import Engine, Offers, engines_of
+from autospec.serving.model_registry import Engine, Offers, engines_of
 from autospec.settings import load_settings
 from tests.proxy.scene import ALPHA, BETA, FakeBackend, FakeMlx, model
 

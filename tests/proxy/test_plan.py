@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.proxy.needs import UNMEASURED_RATIO, Advice, Footprint, Launchable, Needs, Room
-from autospec.proxy.plan import MARGIN, Plan, make_plan
+from autospec.serving.plan import MARGIN, Plan, make_plan
+from autospec.serving.plan_inputs import UNMEASURED_RATIO, Advice, Footprint, Launchable, Needs, Room
 
 MAIN_BYTES, DRAFT_BYTES, CACHE_BYTES = 1000, 100, 50
 CODER = Drafting(Mode.DRAFT_MODEL, draft="small.gguf", n_max=8, n_min=0, p_min=0.7)

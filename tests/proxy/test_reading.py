@@ -12,10 +12,9 @@ from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import UsageError
 from autospec.proxy.access import Access, check_bind
-from autospec.proxy.event_stream import WholeEvents
-from autospec.proxy.json_pieces import loads_in_pieces
-from autospec.proxy.outcome import Outcome, sample_of
-from autospec.proxy.tail import Counts, Tail, read_counts, saw_the_end
+from autospec.proxy.relay import WholeEvents
+from autospec.proxy.request import loads_in_pieces
+from autospec.proxy.usage import Counts, Outcome, Tail, read_counts, sample_of, saw_the_end
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

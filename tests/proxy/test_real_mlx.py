@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from autospec.backends.mlx import Mlx
+from autospec.backends.mlx.backend import Mlx
 from autospec.backends.protocol import Completion, Request
 from autospec.backends.streamed import StreamedClient
 from autospec.catalog.scan import scan
 from autospec.cells import Cell, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware import identify
-from autospec.proxy.dispatch import Lease, Wanted
 from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.serving.dispatch import Lease, Wanted
 from autospec.settings import Settings, load_settings
 from autospec.store.database import open_store
 from tests.backends.installed import installed

@@ -13,15 +13,15 @@ from typing import Any
 import httpx
 import pytest
 
-from autospec.backends.embedded import Embedded
+from autospec.backends.llama_cpp.embedded import Embedded
 from autospec.catalog.scan import scan
 from autospec.cells import Cell, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware import identify
-from autospec.proxy.dispatch import Lease, Wanted
-from autospec.proxy.opening import open_supervisor
-from autospec.proxy.supervisor import Supervisor
+from autospec.proxy.serve import open_supervisor
 from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.serving.dispatch import Lease, Wanted
+from autospec.serving.supervisor import Supervisor
 from autospec.settings import Settings, load_settings
 from autospec.store.database import open_store
 from tests.backends.waiting import gone

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from autospec.proxy import supervisor as supervisor_module
-from autospec.proxy.offers import Offers
+from autospec.serving import supervisor as supervisor_module
+from autospec.serving.model_registry import Offers
 from tests.proxy.scene import ALPHA, BETA, LOOKUP, Scene, recommend, until
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from autospec.drafting import OFF
 from autospec.errors import LaunchError, ServerDiedError
-from autospec.proxy.setbacks import Setbacks
+from autospec.serving.backoff import Setbacks
 from tests.proxy.scene import LOOKUP
 
 DIED = ServerDiedError("The server was ended by SIGKILL.")

@@ -20,9 +20,9 @@ from autospec.errors import (
     OverloadedError,
     UnknownModelError,
 )
-from autospec.proxy.dispatch import Wanted
-from autospec.proxy.knowledge import FAILED_LAUNCH
 from autospec.recommendations import Status
+from autospec.serving.advice import FAILED_LAUNCH
+from autospec.serving.dispatch import Wanted
 from tests.proxy.scene import (
     ALPHA,
     BETA,
@@ -620,8 +620,8 @@ def test_closing_drains_and_refuses():
 
 def test_a_launch_that_hangs_does_not_keep_the_proxy_from_ending(monkeypatch):
     """Its server is stopped as soon as there is one."""
-    monkeypatch.setattr("autospec.proxy.supervisor._DRAIN_S", 0.05)
-    monkeypatch.setattr("autospec.proxy.supervisor._STOP_S", 0.05)
+    monkeypatch.setattr("autospec.serving.supervisor._DRAIN_S", 0.05)
+    monkeypatch.setattr("autospec.serving.supervisor._STOP_S", 0.05)
     scene = Scene()
     scene.backend.hold.clear()
 

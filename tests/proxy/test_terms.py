@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 from autospec.errors import SettingsError
-from autospec.proxy.footprints import footprint, launch_seconds
-from autospec.proxy.needs import Footprint
-from autospec.proxy.terms import Terms
 from autospec.recommendations import Status
+from autospec.serving.config import Terms
+from autospec.serving.launch_options import footprint, launch_seconds
+from autospec.serving.plan_inputs import Footprint
 from autospec.settings import load_settings
 from tests.proxy.scene import ALPHA, HERE, MIB, model
 

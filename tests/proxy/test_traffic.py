@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autospec.cells import PromptType
-from autospec.proxy.traffic import Traffic
+from autospec.serving.traffic import Traffic
 
 CODING, CHAT = PromptType.CODING, PromptType.CHAT
 

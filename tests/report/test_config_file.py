@@ -9,8 +9,15 @@ import yaml
 
 from autospec.errors import AutospecError
 from autospec.recommendations import Verdict
-from autospec.report.config_file import merged_llama_swap, merged_preset, update_file
-from autospec.report.server_config import BEGIN, END, llama_swap_text, preset_text
+from autospec.report.server_config import (
+    BEGIN,
+    END,
+    llama_swap_text,
+    merged_llama_swap,
+    merged_preset,
+    preset_text,
+    update_file,
+)
 from tests.report.samples import recommendation
 
 PRESET = preset_text([recommendation()])

@@ -10,8 +10,8 @@ from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import Pair
 from autospec.recommendations import Verdict
 from autospec.report.explanation import explain
+from autospec.report.records import find_record, read_record, recommendations_of
 from autospec.report.studies import TrialSummary
-from autospec.tuning.records import find_record, read_record, recommendations_of
 from tests.catalog.making import make_model
 from tests.report.samples import DRAFTING, measurement, recommendation
 

@@ -6,8 +6,8 @@ import pytest
 
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.bench import RunGroup
-from autospec.report.founding import Benchmark, founding_markdown, results_table
-from autospec.tuning.records import find_record, read_record
+from autospec.report.records import find_record, read_record
+from autospec.report.reference_benchmark import Benchmark, founding_markdown, results_table
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from autospec.report.hook import run_hook
+from autospec.report.changes import run_hook
 
 DOCUMENT = {"schema": 1, "changes": [{"sentence": "größer"}]}
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from autospec.backends import flags
-from autospec.backends.help_text import parse
+from autospec.backends.flags import parse
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import AutospecError, UsageError

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF
+from autospec.formats import age, likely_words, percent
 from autospec.recommendations import Status, Verdict
 from autospec.report.studies import StudySummary, TrialSummary
 from autospec.report.tables import recommendation_table, studies_table, trials_table
-from autospec.report.words import age, likely_words, percent
 from tests.report.samples import DRAFTING, ELSEWHERE, recommendation, stored
 
 NOW = dt.datetime(2026, 11, 23, 10, tzinfo=dt.UTC)

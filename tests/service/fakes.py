@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autospec.service.protocol import Definition, Outcome
+from autospec.service.definition import Definition, Outcome
 
 PRINTED = """\
 gui/501/com.autospec.daemon = {{

@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 
-from autospec.data import launchd_dir
 from autospec.errors import ServiceError
+from autospec.files import launchd_dir
+from autospec.service.definition import Definition, ServiceStatus, State
 from autospec.service.lifecycle import Service
-from autospec.service.protocol import Definition, ServiceStatus, State
 from autospec.service.systemd import UNIT, Systemd
 
 HOME = Path(os.environ["HOME"])

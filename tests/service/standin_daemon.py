@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
-from autospec.service.notify import notifier_from
+from autospec.service.control import notifier_from
 
 _PROXY = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 

@@ -8,11 +8,11 @@ import re
 import jsonschema
 import pytest
 
-from autospec.data import launchd_dir
 from autospec.errors import ServiceError
+from autospec.files import launchd_dir
+from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, Outcome, State
 from autospec.service.launchd import Launchd, fields_of
 from autospec.service.lifecycle import Service
-from autospec.service.protocol import KILL_AFTER_S, STOP_WITHIN_S, Outcome, State
 from tests.service.fakes import PRINTED, Clock, FakeLaunchctl, definition
 from tests.service.launchd_keys import LAUNCHD_SCHEMA
 

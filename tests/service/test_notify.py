@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from autospec.service.notify import Notifier, notifier_from
+from autospec.service.control import Notifier, notifier_from
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from autospec.data import launchd_dir
 from autospec.errors import ServiceError
+from autospec.files import launchd_dir
+from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, Outcome, State
 from autospec.service.lifecycle import Service
-from autospec.service.protocol import KILL_AFTER_S, STOP_WITHIN_S, Outcome, State
 from autospec.service.systemd import UNIT, Systemd
 from tests.service.fakes import Clock, FakeSystemctl, definition
 

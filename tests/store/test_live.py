@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
-from autospec.measure.live import Sample
+from autospec.measure.measurements import Sample
 from autospec.store.database import open_store
 
 DRAFTING = Drafting(Mode.DRAFT_MODEL, draft="/d.gguf", n_max=8)

@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from autospec.cells import PromptType
 from autospec.drafting import OFF
 from autospec.errors import StoreError
-from autospec.measure.live import Sample
+from autospec.measure.measurements import Sample
 from autospec.store import schema
+from autospec.store.compatibility import SCHEMA
 from autospec.store.database import durable, open_store
 from autospec.store.reader import newest_recommendation, read_recommendations
-from autospec.store.version import SCHEMA
 from tests.store.test_database import MACHINE, MEASUREMENT, RECOMMENDATION
 
 NEWER_MODE = {"mode": "draft-mtp-adaptive", "n_max": 8}

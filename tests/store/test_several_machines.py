@@ -15,12 +15,12 @@ import sqlalchemy as sa
 from autospec.cells import Hardware
 from autospec.errors import StoreError
 from autospec.recommendations import Status
+from autospec.store.compatibility import SCHEMA
 from autospec.store.database import open_store
-from autospec.store.drafts import DraftFile, DraftFiles
 from autospec.store.locks import CellLocks
+from autospec.store.queries import DraftFile, DraftFiles
 from autospec.store.reader import read_recommendations
-from autospec.store.version import SCHEMA
-from autospec.tuning.optuna_study import open_storage
+from autospec.tuning.study import open_storage
 from tests.report.samples import DRAFTING, measurement, recommendation
 from tests.store.grpc_proxy import grpc_proxy_over
 from tests.store.one_machine import TYPES

@@ -18,13 +18,12 @@ from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell_run import CellRun
+from autospec.tuning.cell import CellRun, Standing, Step
+from autospec.tuning.context import Rig
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
-from autospec.tuning.pairing import Pairing, Task
-from autospec.tuning.progress import Standing, Step
+from autospec.tuning.paired_runner import Pairing, Task
 from autospec.tuning.proof import Proof
-from autospec.tuning.rig import Rig
 from tests.tuning.simulated import OFF_TPS, SimulatedBackend, SimulatedServer
 from tests.tuning.test_pairing import Watch
 

@@ -132,7 +132,7 @@ def test_repeats_do_not_exceed_the_budget(tmp_path, monkeypatch):
     watch = made.rig.pairing._asking.watch
     calm = watch.finish
     monkeypatch.setattr(watch, "finish", lambda: replace(calm(), other_load=2.0 * (next(states) % 2)))
-    monkeypatch.setattr("autospec.tuning.calm.busy", lambda _state: False)
+    monkeypatch.setattr("autospec.tuning.load_guard.busy", lambda _state: False)
     made.prove()
     assert made.rig.budget.spent_s <= 460.0
     assert made.cells[0].rounds == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autospec.tuning.calm import Calm, patience_s
+from autospec.tuning.load_guard import Calm, patience_s
 from tests.tuning.test_pairing import CALM, Watch
 
 BUSY = replace(CALM, other_load=2.0)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from autospec.data import studies_dir
 from autospec.drafting import Mode
 from autospec.errors import StudyFileError
+from autospec.files import studies_dir
 from autospec.tuning.definition import load_definition, shipped_definitions
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from autospec.catalog.model import Model
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.store.drafts import DraftFile, DraftFiles
-from autospec.tuning.draft_identity import draft_file
+from autospec.store.queries import DraftFile, DraftFiles
+from autospec.tuning.request import draft_file
 from tests.catalog.making import make_model
 
 MIB = 1024 * 1024

@@ -17,8 +17,7 @@ from autospec.prompts.suite import Half
 from autospec.recommendations import Verdict
 from autospec.store.database import open_store
 from autospec.tuning.definition import load_definition
-from autospec.tuning.draft_identity import draft_file
-from autospec.tuning.request import TuneRequest
+from autospec.tuning.request import TuneRequest, draft_file
 from autospec.tuning.run import Tuning
 from autospec.tuning.space import Arm, Space
 from tests.catalog.making import make_model
@@ -35,8 +34,8 @@ COMPUTES = Costs(main=lambda k: 50.0 * k, draft=lambda k: 5.0 * k)
 def calm(monkeypatch):
     """The machine on paper is not disturbed by what this one does besides."""
     monkeypatch.setattr("autospec.measure.asking.disturbance", lambda _: "")
-    monkeypatch.setattr("autospec.tuning.pairing.disturbance", lambda _: "")
-    monkeypatch.setattr("autospec.tuning.calm.busy", lambda _: False)
+    monkeypatch.setattr("autospec.tuning.paired_runner.disturbance", lambda _: "")
+    monkeypatch.setattr("autospec.tuning.load_guard.busy", lambda _: False)
 
 
 @pytest.fixture
@@ -230,7 +229,7 @@ def test_times_taken_beside_a_busy_neighbour_are_taken_again(request_, monkeypat
     """A draft that was timed so would look several times as dear, and be ruled out for it."""
     # The second recording's window, the batches', the first draft's pass.
     told = iter([False, False, False, True])
-    monkeypatch.setattr("autospec.tuning.calm.Calm.after", lambda *_: next(told, False))
+    monkeypatch.setattr("autospec.tuning.load_guard.Calm.after", lambda *_: next(told, False))
     backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
     recommendation, _ = tune(request_, backend)
     assert next(told, None) is None

@@ -11,8 +11,8 @@ from autospec.drafting import Mode
 from autospec.errors import StoreError
 from autospec.report.studies import read_studies
 from autospec.tuning.definition import load_definition
-from autospec.tuning.optuna_study import CellStudy, open_storage
 from autospec.tuning.space import Arm, Space
+from autospec.tuning.study import CellStudy, open_storage
 from tests.report.samples import HERE
 from tests.store.grpc_proxy import grpc_proxy_over
 
@@ -44,6 +44,6 @@ def test_a_proxy_that_goes_away_is_one_sentence_wherever_it_is_noticed(tmp_path:
             with pytest.raises(StoreError, match=r"proxy at 127\.0\.0\.1:\d+ has gone away\.") as raised:
                 attempt()
             assert "study_storage" in raised.value.hint
-        monkeypatch.setattr("autospec.tuning.optuna_study.open_storage", lambda _: storage)
+        monkeypatch.setattr("autospec.tuning.study.open_storage", lambda _: storage)
         with pytest.raises(StoreError, match="has gone away"):
             read_studies(url)

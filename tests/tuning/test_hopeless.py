@@ -11,10 +11,9 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
-from autospec.predict.profile import AnswerProfile
-from autospec.predict.recording import Recording
+from autospec.predict.profile import AnswerProfile, Recording
 from autospec.tuning.definition import load_definition
-from autospec.tuning.hopeless import beaten, best_elsewhere, nothing_pays, shortest_ms
+from autospec.tuning.pruning import beaten, best_elsewhere, nothing_pays, shortest_ms
 from autospec.tuning.space import Arm, Space
 
 FOUR = Drafting(Mode.DRAFT_MODEL, draft="d", n_max=4, n_min=0, p_min=0.0)

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting, Mode
-from autospec.measure.live import Sample
+from autospec.measure.measurements import Sample
 from autospec.recommendations import Status, Verdict
 from autospec.store.database import open_store
-from autospec.tuning import calm
+from autospec.tuning import load_guard as calm
 from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest
 from tests.catalog.making import make_model
@@ -245,8 +245,8 @@ def test_a_draft_that_was_replaced_does_not_pool_with_the_old_file(request_):
 
 def pairs_with_draft(request: TuneRequest, model: Model):
     """Stored measurements that count for the draft as it is now."""
-    from autospec.store.drafts import DraftFiles
-    from autospec.tuning.draft_identity import draft_file
+    from autospec.store.queries import DraftFiles
+    from autospec.tuning.request import draft_file
 
     store = open_store(request.storage)
     store.drafts = DraftFiles({str(model.path): draft_file(model)})

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autospec.backends.llama_server import LlamaServer
+from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import Completion, LaunchSettings, Request
 from autospec.cells import Build
 from autospec.drafting import OFF

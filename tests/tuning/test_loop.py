@@ -20,18 +20,18 @@ from autospec.errors import (
     ServerDiedError,
     StoreError,
 )
+from autospec.hardware.machine_lock import machine_lock
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Prompt, Suite
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
-from autospec.tuning import calm
+from autospec.tuning import load_guard as calm
 from autospec.tuning import run as run_module
+from autospec.tuning.cell import Standing, Step
 from autospec.tuning.definition import load_definition
-from autospec.tuning.machine_lock import machine_lock
-from autospec.tuning.optuna_study import CellStudy, open_storage
-from autospec.tuning.progress import Standing, Step
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.run import Tuning
+from autospec.tuning.study import CellStudy, open_storage
 from studies.bench.crash_phases import Database
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer

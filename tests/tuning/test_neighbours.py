@@ -8,17 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from autospec.backends.device_list import Weights, Where
-from autospec.backends.placement import Placement
+from autospec.backends.placement import Placement, Weights, Where
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import Hardware
 from autospec.drafting import OFF, Drafting
-from autospec.hardware.device_memory import Device
+from autospec.hardware.gpu import Device
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
 from autospec.store.database import open_store
 from autospec.tuning.launches import Launches, resident_launches
-from autospec.tuning.pairing import Pairing
+from autospec.tuning.paired_runner import Pairing
 from autospec.tuning.run import Tuning
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
@@ -243,7 +242,7 @@ class Told:
 def test_a_tune_asks_the_backend_for_its_devices(tmp_path, monkeypatch, case):
     """And says why launches go by turns; two models of 1.2 GiB, much memory of the system."""
     devices, gpu, args, count, words = case
-    monkeypatch.setattr("autospec.hardware.device_memory.library", lambda: None)
+    monkeypatch.setattr("autospec.hardware.gpu.library", lambda: None)
     monkeypatch.setattr(
         "autospec.tuning.run.psutil.virtual_memory", lambda: SimpleNamespace(available=64 * GIB)
     )

@@ -12,8 +12,8 @@ from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import StoreError
 from autospec.tuning.definition import load_definition
-from autospec.tuning.optuna_study import CellStudy, open_storage
 from autospec.tuning.space import Arm, Space
+from autospec.tuning.study import CellStudy, open_storage
 
 DEFINITION = load_definition("quick")
 CELL = Cell(

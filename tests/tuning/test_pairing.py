@@ -16,7 +16,7 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store
 from autospec.tuning.launches import Launches
-from autospec.tuning.pairing import Pairing, Task
+from autospec.tuning.paired_runner import Pairing, Task
 from tests.store.test_database import MEASUREMENT
 from tests.tuning.simulated import SimulatedBackend
 

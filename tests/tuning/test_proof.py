@@ -12,8 +12,8 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Rule, decide
 from autospec.recommendations import Verdict
 from autospec.tuning import proof
-from autospec.tuning.cell_run import CellRun
-from autospec.tuning.pairing import Task
+from autospec.tuning.cell import CellRun
+from autospec.tuning.paired_runner import Task
 from autospec.tuning.proof import Proof, of_round
 from tests.report.samples import DRAFTING, measurement
 from tests.tuning.proofs import lab, ngram

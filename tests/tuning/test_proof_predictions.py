@@ -10,9 +10,9 @@ from autospec.measure.log_ratios import of_pairs
 from autospec.measure.measurements import Phase
 from autospec.recommendations import Verdict
 from autospec.tuning import proof_predictions
+from autospec.tuning.profiling import RECORDING
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
-from autospec.tuning.surveying import RECORDING
 from tests.tuning.proofs import lab
 
 

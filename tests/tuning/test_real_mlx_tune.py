@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autospec.backends.mlx import Mlx
+from autospec.backends.mlx.backend import Mlx
 from tests.backends.installed import installed
 from tests.small_suite import questions, write_suite
 from tests.tuning.test_real_tune import servers

@@ -12,7 +12,7 @@ from autospec.drafting import OFF, Mode
 from autospec.errors import StudyFileError
 from autospec.hardware.identity import describe
 from autospec.recommendations import Status, Verdict
-from autospec.tuning.records import find_record, read_record, recommendations_of, shipped_records
+from autospec.report.records import find_record, read_record, recommendations_of, shipped_records
 
 FOUNDING = "m2-ultra-2025-12-13"
 

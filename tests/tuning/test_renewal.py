@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autospec.tuning.renewal import Renewal, to_begin
+from autospec.tuning.resume import Renewal, to_begin
 
 OPEN = Renewal(100.0)
 DONE = Renewal(100.0, finished=True, holds=True)

@@ -10,8 +10,8 @@ import pytest
 from autospec.cells import Build, Cell, ModelRef, PromptType
 from autospec.recommendations import Status, Verdict
 from autospec.store.database import Store, open_store
-from autospec.tuning import standing
-from autospec.tuning.basis import basis_digest, basis_of, resting_on
+from autospec.tuning import resume as standing
+from autospec.tuning.resume import basis_digest, basis_of, resting_on
 from tests.report.samples import HERE, recommendation
 
 CELL = Cell(

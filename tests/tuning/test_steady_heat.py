@@ -10,7 +10,7 @@ import pytest
 from autospec.cells import PromptType
 from autospec.hardware.state import MachineState, between
 from autospec.recommendations import Status, Verdict
-from autospec.tuning import calm
+from autospec.tuning import load_guard as calm
 from autospec.tuning import run as run_module
 from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest

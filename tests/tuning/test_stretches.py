@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Phase
-from autospec.tuning.pairing import Task
+from autospec.tuning.paired_runner import Task
 from autospec.tuning.tasks import MOST_S, next_stretch
 from tests.tuning.proofs import lab, ngram, prompts, sides
 from tests.tuning.test_pairing import CALM, Watch

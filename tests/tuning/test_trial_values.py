@@ -6,7 +6,7 @@ import pytest
 
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import Measurement, Pair, Phase
-from autospec.tuning.trial_values import trial_values
+from autospec.tuning.winners import trial_values
 
 FOUR, EIGHT, SIXTEEN = (
     Drafting(Mode.DRAFT_MODEL, draft="/d.gguf", n_max=n, n_min=0, p_min=0.0) for n in (4, 8, 16)

@@ -14,7 +14,7 @@ import sys
 
 CALM, CHIP, HOST = "AUTOSPEC_TEST_CALM", "AUTOSPEC_TEST_CHIP", "AUTOSPEC_TEST_HOST"
 # Servers and guards need nothing of it and should start at once.
-PROGRAMS = {"autospec", "autospec.daemon.survey", "tests.daemon.quiet_daemon"}
+PROGRAMS = {"autospec", "autospec.daemon.work_finder", "tests.daemon.quiet_daemon"}
 
 
 def be_calm() -> None:
@@ -32,8 +32,8 @@ def play(chip: str, host: str) -> None:
     from dataclasses import replace
 
     import autospec.hardware
-    from autospec.hardware import host as hosts
     from autospec.hardware import identity
+    from autospec.hardware import identity as hosts
 
     real = identity.identify()
     machine = replace(real, chip=chip, id=f"{chip}-{real.id}")

@@ -1,0 +1,318 @@
+"""The backend `attached`: a server that somebody else runs. autospec asks it, sets what a request can set, and never stops it."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from autospec.backends.attached.kinds import Found, Kind, Sets, find_out, model_name
+from autospec.backends.json_http import JsonClient
+from autospec.backends.openai_http import ChatClient
+from autospec.backends.process import listeners
+from autospec.backends.protocol import Capabilities, Completion, LaunchSettings, Request, Tokens
+from autospec.backends.records import new_launch_id
+from autospec.backends.server import canary
+from autospec.backends.streamed import StreamedClient
+from autospec.cells import Build
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import (
+    BackendMissingError,
+    LaunchError,
+    NotInForceError,
+    RequestError,
+    UnsupportedError,
+    UsageError,
+)
+from autospec.hardware.gpu import Device
+
+__all__ = ["KEY_VARIABLE", "AsItRuns", "Attached", "AttachedServer"]
+
+# Never in a file, and never shown: not one of the settings.
+KEY_VARIABLE = "AUTOSPEC_ATTACHED_KEY"
+# A server that lives takes a connection at once, however busy it is: the kernel does that for it.
+_CONNECT_S = 2.0
+_POLL_S = 0.1
+# Old llama-servers draft only for a request that may use the prompt cache, see `ChatClient.erases_slot`.
+_OFF_LIMITS = {"speculative.n_max": 0}
+# What tune adds by itself; an attached server has its context already.
+_IGNORED_SETTINGS = frozenset({"-c", "--ctx-size"})
+
+
+class Attached:
+    """Somebody else's server.
+
+    Args:
+        url: Its base, with or without ``/v1``; empty where none is set.
+        remote: True to allow one that is not on this machine.
+    """
+
+    name = "attached"
+
+    def __init__(self, url: str, *, remote: bool = False) -> None:
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._remote = remote
+        self._found: Found | None = None
+
+    def capabilities(self) -> Capabilities:
+        """Ask the server what it is; cached for the life of the object.
+
+        Raises:
+            BackendMissingError: No URL is set, or nobody answers there.
+            UsageError: The URL is none, or not of this machine though only that is allowed.
+        """
+        found = self._probed()
+        settable = found.sets is not Sets.NOTHING
+        # Two servers of one kind at two addresses may be set differently: they are two builds.
+        digest = hashlib.sha256(f"{found.kind}\n{found.version}\n{self._url}\n{found.model_file}".encode())
+        return Capabilities(
+            build=Build(self.name, f"{found.kind} {found.version}", digest.hexdigest()[:16]),
+            modes=frozenset({Mode.OFF, Mode.DRAFT_MODEL} if settable else {Mode.OFF}),
+            drafting_per_request=settable,
+            tells_drafts=found.tells_drafts,
+            takes_p_min=found.sets is Sets.LIMITS,
+            only=found.only,
+            measures_only=not settable,
+            notes=found.notes,
+        )
+
+    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """The address, and the fields of a request that stand for the drafting.
+
+        Raises:
+            UnsupportedError: This server cannot be told so, or does not have the model.
+            UsageError: Server arguments: it runs already.
+        """
+        found = self._probed()
+        if extra := [a for a in settings.args[::2] if a.split("=")[0] not in _IGNORED_SETTINGS]:
+            raise UsageError(
+                f"{extra[0]} cannot be given to a server that runs already.",
+                "Leave the server arguments out.",
+            )
+        fields = {**_model_field(found, model_path), **_drafting_fields(found, drafting)}
+        return (self._url, *(f"{name}={value}" for name, value in fields.items()))
+
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
+        """A view on the server with this drafting, once a request has shown that it is in force.
+
+        Raises:
+            UnsupportedError: As `command`.
+            LaunchError: It does not answer.
+            NotInForceError: It drafts otherwise than asked.
+        """
+        self.command(model_path, drafting, settings)
+        server = AttachedServer(self._url, self._probed(), model_path, drafting)
+        server.verify()
+        return server
+
+    def devices(self) -> tuple[Device, ...]:
+        """See `autospec.backends.optional.OnDevices`: nothing is launched here, so that nothing has to fit on a GPU."""
+        return ()
+
+    def as_it_runs(self) -> AsItRuns:
+        """The same server, for measuring what is there whatever it drafts."""
+        return AsItRuns(self, self._url, self._probed())
+
+    def _probed(self) -> Found:
+        if self._found is None:
+            _check(self._url, remote=self._remote)
+            client = JsonClient(self._url, "the server", lambda _s: None, lambda _n: (), _headers())
+            try:
+                self._found = find_out(client.get)
+            finally:
+                client.close()
+        if self._found is None:
+            raise BackendMissingError(
+                f"No OpenAI-compatible server answers at {self._url}.",
+                f"Start it, or correct attached_url; a key goes into {KEY_VARIABLE}.",
+            )
+        return self._found
+
+
+class AttachedServer:
+    """The server as asked with one drafting. See `autospec.backends.protocol.Server`."""
+
+    def __init__(self, url: str, found: Found, model_path: str, drafting: Drafting) -> None:
+        self.launch_id = new_launch_id()
+        self.drafting = drafting
+        self.base_url = url
+        self.launch_ms = 0.0
+        address = urlsplit(url)
+        self.pids = listeners(address.port or (443 if address.scheme == "https" else 80))
+        self._found = found
+        self._model_path = model_path
+        self._fields = {**_model_field(found, model_path), **_drafting_fields(found, drafting)}
+        self.command = (url, *(f"{name}={value}" for name, value in self._fields.items()))
+        name = f"the {found.kind} at {url}"
+        self._client: ChatClient | StreamedClient
+        # Predicting would ask for the draft alone, which is not this server's to run.
+        self.tokens: Tokens | None = None
+        if found.kind is Kind.LLAMA_SERVER:
+            self._client = ChatClient(url, name, self._gone, lambda _n: (), _headers())
+            self._client.erases_slot = found.sets is Sets.LIMITS
+        else:
+            # LM Studio tells what it drafted on its own route only.
+            path = "/api/v0/chat/completions" if found.kind is Kind.LM_STUDIO else "/v1/chat/completions"
+            self._client = StreamedClient(url, name, self._gone, lambda _n: (), _headers(), path=path)
+
+    def complete(self, request: Request) -> Completion:
+        """Ask and wait for the whole answer.
+
+        Raises:
+            ServerDiedError: Nobody listens any more.
+            RequestError: Refused, timed out, cut off, or an answer that makes no sense.
+        """
+        return self._client.complete(request, self._fields)
+
+    def with_drafting(self, drafting: Drafting) -> AttachedServer | None:
+        """The same server asked with another drafting; ``None`` where a request cannot say that."""
+        if drafting == self.drafting:
+            return self
+        if self._found.sets is Sets.NOTHING:
+            return None
+        other = AttachedServer(self.base_url, self._found, self._model_path, drafting)
+        other.verify()
+        return other
+
+    def stop(self) -> None:
+        """Nothing: whoever started it stops it."""
+
+    def verify(self) -> None:
+        """Check that the drafting is in force, by a request.
+
+        Raises:
+            LaunchError: The request failed.
+            NotInForceError: It drafts otherwise than asked.
+        """
+        try:
+            drafted = self._client.complete(canary(self.drafting), self._fields | self._unlimited()).drafted
+        except RequestError as error:
+            raise LaunchError(f"The attached server failed its first request: {error}") from error
+        if self.drafting.is_off and (
+            drafted or (self._found.speculates and self._found.sets is Sets.NOTHING)
+        ):
+            raise NotInForceError(
+                f"The attached {self._found.kind} drafts although drafting is off.",
+                "autospec bench measures it as it runs; to compare, start it without drafting.",
+            )
+        if not self.drafting.is_off and self._found.tells_drafts and not drafted:
+            raise NotInForceError(
+                f"The attached {self._found.kind} runs without speculation although {self.drafting.label} was asked for.",
+                "Its log may say why; the draft's vocabulary must fit.",
+            )
+
+    def _unlimited(self) -> dict[str, Any]:
+        """What lets the canary draft whatever the limits are."""
+        return {name: 0 for name in ("speculative.n_min", "speculative.p_min") if name in self._fields}
+
+    def _gone(self, timeout_s: float) -> str | None:
+        """Whether nobody listens any more; waits until that is so, or for the time."""
+        address = urlsplit(self.base_url)
+        port = address.port or (443 if address.scheme == "https" else 80)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                socket.create_connection((address.hostname or "", port), timeout=_CONNECT_S).close()
+            except ConnectionRefusedError:
+                return "stopped listening"
+            except OSError:
+                return None  # out of reach, or too busy to say
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(_POLL_S)
+
+
+class AsItRuns:
+    """An attached server whose drafting is what it is: every launch is it, unverified. A `Backend` for measuring only."""
+
+    def __init__(self, attached: Attached, url: str, found: Found) -> None:
+        self.name = attached.name
+        self.speculates = found.speculates
+        self._attached = attached
+        self._url = url
+        self._found = found
+
+    def capabilities(self) -> Capabilities:
+        """As the server's."""
+        return self._attached.capabilities()
+
+    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """As `Attached.command`."""
+        return self._attached.command(model_path, drafting, settings)
+
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
+        """The server, whatever it drafts.
+
+        Raises:
+            UnsupportedError: It does not have the model.
+        """
+        self.command(model_path, drafting, settings)
+        return AttachedServer(self._url, self._found, model_path, OFF)
+
+
+def _model_field(found: Found, path: str) -> dict[str, Any]:
+    name = model_name(path, found)
+    return {"model": name} if name else {}
+
+
+def _drafting_fields(found: Found, drafting: Drafting) -> Mapping[str, Any]:
+    """The fields of a request that stand for a drafting.
+
+    Raises:
+        UnsupportedError: This kind of server has none for it.
+    """
+    if drafting.is_off:
+        return _OFF_LIMITS if found.sets is Sets.LIMITS else {}
+    if drafting.mode is not Mode.DRAFT_MODEL or drafting.draft is None or found.sets is Sets.NOTHING:
+        raise UnsupportedError(
+            f"A request to the attached {found.kind} cannot ask for {drafting.label}.",
+            "autospec tune with --backend llama-server or mlx finds the flags to start a server with; "
+            "autospec bench measures this one as it runs.",
+        )
+    if found.sets is Sets.LIMITS:
+        return {
+            "speculative.n_max": drafting.n_max,
+            "speculative.n_min": drafting.n_min or 0,
+            "speculative.p_min": drafting.p_min or 0.0,
+        }
+    if found.only is not None and (drafting.n_max, drafting.p_min) != found.only:
+        raise UnsupportedError(
+            f"The attached {found.kind} always drafts with n_max {found.only[0]}"
+            + (f" and p_min {found.only[1]:g}." if found.only[1] is not None else "."),
+            "A request cannot say otherwise.",
+        )
+    return {"draft_model": model_name(drafting.draft, found)}
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get(KEY_VARIABLE, "")
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def _check(url: str, *, remote: bool) -> None:
+    if not url:
+        raise BackendMissingError(
+            "No server is attached.", "Give its address with --url, or set attached_url."
+        )
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise UsageError(f"{url!r} is no address of a server.", "Write it as http://127.0.0.1:1234.")
+    if not (remote or _is_loopback(address.hostname)):
+        raise UsageError(
+            f"{address.hostname} is not this machine, and what is measured over a network is the network too.",
+            "Set attached_remote = true to do it all the same.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

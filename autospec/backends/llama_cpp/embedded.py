@@ -1,0 +1,406 @@
+"""llama-server's arguments as xllamacpp's `CommonParams` fields: the user's own, and a drafting. Pure.
+
+A field is a dotted path below `CommonParams`; a value is what JSON can hold. Members of xllamacpp's enums go by name,
+``{"enum": "ggml_type", "name": "GGML_TYPE_Q8_0"}``, since only the child imports xllamacpp.
+
+The backend `embedded`: llama.cpp's server from the xllamacpp wheel, in a child process, behind the same API.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autospec.backends import binaries
+from autospec.backends.flags import NGRAM_CACHE_N_MAX, NGRAM_CACHE_NOTE, normalise
+from autospec.backends.llama_cpp.scorer import LlamaCppScorer
+from autospec.backends.process import HOST, child_environment
+from autospec.backends.protocol import Capabilities, LaunchSettings
+from autospec.backends.server import HttpServer, launch
+from autospec.backends.user_args import refuse_owned
+from autospec.cells import Build
+from autospec.drafting import Drafting, Mode
+from autospec.errors import BackendMissingError, UnsupportedError, UsageError
+from autospec.hardware.gpu import Device, is_integrated
+
+__all__ = ["TYPES", "Embedded", "Fields", "drafting_fields", "user_fields"]
+
+
+Fields = dict[str, Any]
+
+# xllamacpp's member of `common_speculative_type` for each mode.
+TYPES: dict[Mode, str] = {
+    Mode.DRAFT_MODEL: "COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE",
+    Mode.EAGLE3: "COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3",
+    Mode.MTP: "COMMON_SPECULATIVE_TYPE_DRAFT_MTP",
+    Mode.DFLASH: "COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH",
+    Mode.DSPARK: "COMMON_SPECULATIVE_TYPE_DRAFT_DSPARK",
+    Mode.NGRAM_SIMPLE: "COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE",
+    Mode.NGRAM_MAP_K: "COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K",
+    Mode.NGRAM_MAP_K4V: "COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K4V",
+    Mode.NGRAM_MOD: "COMMON_SPECULATIVE_TYPE_NGRAM_MOD",
+    Mode.NGRAM_CACHE: "COMMON_SPECULATIVE_TYPE_NGRAM_CACHE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    """One argument: its spellings, the fields that it sets, and how its value is read (``None``: a switch)."""
+
+    names: tuple[str, ...]
+    fields: tuple[str, ...]
+    read: Callable[[str], Any] | None = None
+    switched: Any = True
+
+
+def _member(enum: str, prefix: str) -> Callable[[str], Any]:
+    return lambda text: {"enum": enum, "name": f"{prefix}{text.upper()}"}
+
+
+def _choice(values: dict[str, Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return values[text.lower()]
+        except KeyError:
+            raise ValueError(f"one of {', '.join(values)}") from None
+
+    return read
+
+
+def _layers(text: str) -> int:
+    """Layers on the GPU; the two words are llama.cpp's (common/arg.cpp)."""
+    return {"auto": -1, "all": -2}.get(text) or int(text)
+
+
+def _template_kwargs(text: str) -> dict[str, str]:
+    """A JSON object, each value as JSON again: what llama.cpp keeps of ``--chat-template-kwargs``."""
+    kwargs = json.loads(text)
+    if not isinstance(kwargs, dict):
+        raise ValueError("it must be a JSON object")  # noqa: TRY004 - told as a wrong value, like the others
+    return {name: json.dumps(value) for name, value in kwargs.items()}
+
+
+def _enum(name: str, **members: str) -> dict[str, Any]:
+    return {text: {"enum": name, "name": member} for text, member in members.items()}
+
+
+_FLASH = _enum(
+    "llama_flash_attn_type",
+    on="LLAMA_FLASH_ATTN_TYPE_ENABLED",
+    off="LLAMA_FLASH_ATTN_TYPE_DISABLED",
+    auto="LLAMA_FLASH_ATTN_TYPE_AUTO",
+)
+_LOADING = _enum(
+    "llama_load_mode",
+    auto="LLAMA_LOAD_MODE_AUTO",
+    none="LLAMA_LOAD_MODE_NONE",
+    mmap="LLAMA_LOAD_MODE_MMAP",
+    mlock="LLAMA_LOAD_MODE_MLOCK",
+    dio="LLAMA_LOAD_MODE_DIRECT_IO",
+) | {"mmap+mlock": {"enum": "llama_load_mode", "name": "LLAMA_LOAD_MODE_MMAP_MLOCK"}}
+_CACHE_TYPE = _choice(
+    {
+        name: {"enum": "ggml_type", "name": f"GGML_TYPE_{name.upper()}"}
+        for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+    }
+)
+_ON_OFF = _choice({"on": True, "off": False})
+
+_ARGUMENTS = (
+    _Argument(("-c", "--ctx-size"), ("n_ctx",), int),
+    _Argument(("-n", "--predict", "--n-predict"), ("n_predict",), int),
+    _Argument(("-b", "--batch-size"), ("n_batch",), int),
+    _Argument(("-ub", "--ubatch-size"), ("n_ubatch",), int),
+    _Argument(("-np", "--parallel"), ("n_parallel",), int),
+    _Argument(("-t", "--threads"), ("cpuparams.n_threads",), int),
+    _Argument(("-tb", "--threads-batch"), ("cpuparams_batch.n_threads",), int),
+    _Argument(("-ngl", "--gpu-layers", "--n-gpu-layers"), ("n_gpu_layers",), _layers),
+    _Argument(("-sm", "--split-mode"), ("split_mode",), _member("llama_split_mode", "LLAMA_SPLIT_MODE_")),
+    _Argument(("-mg", "--main-gpu"), ("main_gpu",), int),
+    _Argument(("-fa", "--flash-attn"), ("flash_attn_type",), _choice(_FLASH)),
+    _Argument(("-ctk", "--cache-type-k"), ("cache_type_k",), _CACHE_TYPE),
+    _Argument(("-ctv", "--cache-type-v"), ("cache_type_v",), _CACHE_TYPE),
+    _Argument(("-lm", "--load-mode"), ("load_mode",), _choice(_LOADING)),
+    _Argument(("--mmap",), ("load_mode",), switched=_LOADING["mmap"]),
+    _Argument(("--no-mmap",), ("load_mode",), switched=_LOADING["none"]),
+    _Argument(("--mlock",), ("load_mode",), switched=_LOADING["mmap+mlock"]),
+    _Argument(("-cb", "--cont-batching"), ("cont_batching",)),
+    _Argument(("-nocb", "--no-cont-batching"), ("cont_batching",), switched=False),
+    _Argument(("-kvu", "--kv-unified"), ("kv_unified",)),
+    _Argument(("-kvo", "--kv-offload"), ("no_kv_offload",), switched=False),
+    _Argument(("-nkvo", "--no-kv-offload"), ("no_kv_offload",)),
+    _Argument(("-nr", "--no-repack"), ("no_extra_bufts",)),
+    _Argument(("--no-op-offload",), ("no_op_offload",)),
+    _Argument(("--swa-full",), ("swa_full",)),
+    _Argument(("--no-warmup",), ("warmup",), switched=False),
+    _Argument(("-fit", "--fit"), ("fit_params",), _ON_OFF),
+    _Argument(("-cram", "--cache-ram"), ("cache_ram_mib",), int),
+    _Argument(("-ctxcp", "--ctx-checkpoints"), ("n_ctx_checkpoints",), int),
+    _Argument(("-ot", "--override-tensor"), ("tensor_buft_overrides",), str),
+    _Argument(("--numa",), ("numa",), _member("ggml_numa_strategy", "GGML_NUMA_STRATEGY_")),
+    _Argument(("--rope-freq-base",), ("rope_freq_base",), float),
+    _Argument(("--jinja",), ("use_jinja",)),
+    _Argument(("--no-jinja",), ("use_jinja",), switched=False),
+    _Argument(("--chat-template",), ("chat_template",), str),
+    _Argument(("--chat-template-kwargs",), ("default_template_kwargs",), _template_kwargs),
+    _Argument(("--reasoning-budget",), ("sampling.reasoning_budget_tokens",), int),
+    _Argument(("-a", "--alias"), ("model_alias",), lambda text: text.split(",")),
+    _Argument(("--metrics",), ("endpoint_metrics",)),
+    _Argument(("-lv", "--verbosity", "--log-verbosity"), ("verbosity",), int),
+    _Argument(
+        ("-ngld", "--gpu-layers-draft", "--spec-draft-ngl"), ("speculative.draft.n_gpu_layers",), _layers
+    ),
+    _Argument(("-devd", "--device-draft", "--spec-draft-device"), ("speculative.draft.devices",), str),
+    _Argument(("-ctkd", "--cache-type-k-draft"), ("speculative.draft.cache_type_k",), _CACHE_TYPE),
+    _Argument(("-ctvd", "--cache-type-v-draft"), ("speculative.draft.cache_type_v",), _CACHE_TYPE),
+    _Argument(
+        ("-td", "--threads-draft"),
+        ("speculative.draft.cpuparams.n_threads", "speculative.draft.cpuparams_batch.n_threads"),
+        int,
+    ),
+)
+_BY_NAME = {name: argument for argument in _ARGUMENTS for name in argument.names}
+
+
+def user_fields(args: Sequence[str]) -> Fields:
+    """The user's own launch settings.
+
+    Args:
+        args: llama-server's arguments as typed.
+
+    Raises:
+        UsageError: One is autospec's own, lacks its value, or has one that cannot be read.
+        UnsupportedError: xllamacpp has no field for it.
+    """
+    fields: Fields = {}
+    rest = list(args)
+    while rest:
+        name = rest.pop(0)
+        if not name.startswith("-"):
+            raise UsageError(f"{name!r} is not an option of llama-server.", "Quote a value that has spaces.")
+        refuse_owned(name)
+        argument = _BY_NAME.get(normalise(name))
+        if argument is None:
+            raise UnsupportedError(
+                f"The embedded backend cannot set {name}.",
+                "Leave it out, or install llama-server (brew install llama.cpp), which takes all its options.",
+            )
+        value = argument.switched if argument.read is None else _value(argument, name, rest)
+        fields |= dict.fromkeys(argument.fields, value)
+    # llama-server gives the batch threads the same number; xllamacpp leaves each field alone.
+    if "cpuparams.n_threads" in fields:
+        fields.setdefault("cpuparams_batch.n_threads", fields["cpuparams.n_threads"])
+    return fields
+
+
+def _value(argument: _Argument, name: str, rest: list[str]) -> Any:
+    if not rest:
+        raise UsageError(f"{name} needs a value.")
+    text = rest.pop(0)
+    assert argument.read is not None
+    try:
+        return argument.read(text)
+    except ValueError as error:
+        raise UsageError(f"The value {text!r} of {name} cannot be read: {error}.") from error
+
+
+def drafting_fields(drafting: Drafting) -> Fields:
+    """A drafting, every parameter pinned; `off` sets nothing.
+
+    Raises:
+        UnsupportedError: The mode, or a value of it, is not llama.cpp's.
+    """
+    if drafting.is_off:
+        return {}
+    kind = TYPES.get(drafting.mode)
+    if kind is None:
+        raise UnsupportedError(f"The embedded backend has no mode {drafting.mode}.")
+    fields: Fields = {"speculative.types": [{"enum": "common_speculative_type", "name": kind}]}
+    match drafting.mode:
+        case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
+            sizes = f"speculative.{str(drafting.mode).replace('-', '_')}"
+            fields |= {
+                f"{sizes}.size_n": drafting.ngram_n,
+                f"{sizes}.size_m": drafting.ngram_m,
+                f"{sizes}.min_hits": drafting.min_hits,
+            }
+        case Mode.NGRAM_MOD:
+            fields |= {
+                "speculative.ngram_mod.n_match": drafting.ngram_n,
+                "speculative.ngram_mod.n_max": drafting.n_max,
+                "speculative.ngram_mod.n_min": drafting.n_min or 0,
+            }
+        case Mode.NGRAM_CACHE:
+            if drafting.n_max != NGRAM_CACHE_N_MAX or drafting.n_min:
+                raise UnsupportedError(
+                    f"The embedded backend cannot set n_max={drafting.n_max} and n_min={drafting.n_min or 0} "
+                    f"for ngram-cache.",
+                    f"It always proposes up to {NGRAM_CACHE_N_MAX} tokens: ask for n_max={NGRAM_CACHE_N_MAX}.",
+                )
+        case _:
+            fields |= {
+                "speculative.draft.n_max": drafting.n_max,
+                "speculative.draft.n_min": drafting.n_min or 0,
+                "speculative.draft.p_min": drafting.p_min or 0.0,
+            }
+            if drafting.draft is not None:
+                fields["speculative.draft.mparams.path"] = drafting.draft
+    return fields
+
+
+_CHILD = ("-m", "autospec.backends.llama_cpp.embedded_child")
+# Importing xllamacpp takes 50 ms; a wheel with GPU libraries, from a cold disk, seconds.
+_PROBE_TIMEOUT_S = 60.0
+# The slots are read to check that a drafting is in force.
+_FIXED = {"endpoint_slots": True}
+# The same as `llama_server._MEASURED_WITH`.
+_MEASURED_WITH = {"cache_ram_mib": 0, "cache_idle_slots": False, "n_parallel": 1}
+# Where the weights are is a message of the level "trace"; see `placement`.
+_TELLING_PLACEMENT = {"verbosity": 4}
+# Where xllamacpp does not default to what llama-server does: -1 is its "auto", four slots that share one cache.
+_SERVED_WITH = {"n_parallel": -1}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wheel:
+    build: Build
+    modes: frozenset[Mode]
+    tells_drafts: bool
+    devices: tuple[Device, ...]
+
+
+class Embedded:
+    """The server inside the wheel.
+
+    Args:
+        state_dir: Where records, logs and hashes go.
+    """
+
+    name = "embedded"
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._wheel: _Wheel | None = None
+
+    def capabilities(self) -> Capabilities:
+        """Probe the installed wheel; cached for the life of the object.
+
+        Raises:
+            BackendMissingError: It is not installed, or cannot be loaded on this machine.
+        """
+        wheel = self._probed()
+        return Capabilities(
+            build=wheel.build,
+            modes=wheel.modes - {Mode.NGRAM_CACHE},
+            tells_drafts=wheel.tells_drafts,
+            notes=(NGRAM_CACHE_NOTE,) if Mode.NGRAM_CACHE in wheel.modes else (),
+        )
+
+    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """The command line of a launch without its address; starts nothing.
+
+        Raises:
+            UnsupportedError: The wheel lacks the mode, or a setting of the user's.
+            UsageError: A server argument that autospec sets itself, or one without its value.
+        """
+        return self._command(model_path, drafting, settings, {})
+
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> HttpServer:
+        """Start a server, wait until it is ready, and check that its drafting is in force.
+
+        Raises:
+            UnsupportedError: As `command`.
+            LaunchError: It did not get ready.
+            NotInForceError: It runs with another drafting than asked for.
+        """
+        self.command(model_path, drafting, settings)  # what is unsupported is told before anything starts
+        return launch(
+            lambda port: self._command(model_path, drafting, settings, {"hostnames": [HOST], "port": port}),
+            drafting,
+            self.capabilities(),
+            ready_timeout_s=settings.ready_timeout_s,
+            state_dir=self._state_dir,
+        )
+
+    def devices(self) -> tuple[Device, ...] | None:
+        """See `autospec.backends.optional.OnDevices`."""
+        try:
+            return _probe(self._state_dir).devices
+        except BackendMissingError:
+            return None
+
+    def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
+        """See `autospec.backends.optional.Scores`."""
+        return LlamaCppScorer.launch(model_path, n_ctx=n_ctx, state_dir=self._state_dir)
+
+    def _command(
+        self, model_path: str, drafting: Drafting, settings: LaunchSettings, address: dict[str, object]
+    ) -> tuple[str, ...]:
+        wheel = self._probed()
+        if drafting.mode not in wheel.modes:
+            raise UnsupportedError(
+                f"The embedded backend {wheel.build.version} has no mode {drafting.mode}.",
+                f"It offers: {', '.join(sorted(wheel.modes))}.",
+            )
+        fields = {
+            "model.path": model_path,
+            **_FIXED,
+            **(_SERVED_WITH if settings.serving else _MEASURED_WITH),
+            **(_TELLING_PLACEMENT if wheel.devices and not settings.serving else {}),
+            **({"model_alias": [settings.served_as]} if settings.served_as else {}),
+            **user_fields(settings.args),
+            **drafting_fields(drafting),
+            **address,
+        }
+        return (sys.executable, *_CHILD, json.dumps(fields))
+
+    def _probed(self) -> _Wheel:
+        if self._wheel is None:
+            self._wheel = _probe(self._state_dir)
+        return self._wheel
+
+
+def _probe(state_dir: Path) -> _Wheel:
+    """Ask a child, so that a wheel that cannot be loaded ends the child and not autospec."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise BackendMissingError("xllamacpp is not installed.", "pip install xllamacpp")
+    try:
+        done = subprocess.run(
+            [sys.executable, *_CHILD, "--probe"],
+            check=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_PROBE_TIMEOUT_S,
+            env=child_environment(os.environ),
+        )
+        told = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        lines = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+        raise BackendMissingError(
+            f"xllamacpp is installed but cannot be loaded: {lines[-1] if lines else error}.",
+            "pip install --force-reinstall xllamacpp, or install llama-server.",
+        ) from error
+    facts = binaries.facts_of((Path(told["library"]),), state_dir)
+    version = f"xllamacpp-{told['version']}"
+    fingerprint = hashlib.sha256(f"{version}\n{facts.sha256}".encode()).hexdigest()[:16]
+    modes = {Mode.OFF} | {mode for mode, name in TYPES.items() if name in told["types"]}
+    devices = tuple(
+        Device(
+            d["name"],
+            d["description"],
+            int(d["total"]),
+            int(d["free"]),
+            unified=d["type"].endswith("IGPU") or is_integrated(d["description"]),
+        )
+        for d in told.get("devices", ())
+        if d["type"].endswith("GPU")
+    )
+    return _Wheel(Build("embedded", version, fingerprint), frozenset(modes), facts.tells_drafts, devices)

@@ -1,0 +1,96 @@
+"""Scoring drafts through llama-cpp-python: a whole recorded answer in one batched evaluation, in a process of its own.
+
+What `token_http.HttpTokens.propose` finds in one request for each miss, a *teacher-forced* pass finds at once: the draft
+is given the recorded tokens, and its logits are read at each of them. Needs the extra ``autospec[llama-cpp]``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from autospec.backends.json_http import JsonClient
+from autospec.backends.process import HOST, ServerProcess
+from autospec.backends.server import ChildServer, start_child
+from autospec.backends.token_http import TokenReader
+from autospec.errors import BackendMissingError
+
+__all__ = ["LlamaCppScorer"]
+
+_CHILD = ("-m", "autospec.backends.llama_cpp.scorer_child")
+_NAME = "llama-cpp-python"
+# The child listens when its model is loaded.
+_HEALTH_TIMEOUT_S = 2.0
+# A draft of some gigabytes from a slow disk.
+_READY_TIMEOUT_S = 300.0
+# A whole batch of the child's, and then single tokens: they are computed by other kernels.
+_TRIED = 64
+
+
+class LlamaCppScorer(ChildServer):
+    """A draft model loaded into a child. Made by `launch`; use as a context manager, or `stop` it.
+
+    Args:
+        process: The child.
+        port: Where it listens.
+    """
+
+    def __init__(self, process: ServerProcess, port: int) -> None:
+        super().__init__(process, port)
+        self._client = JsonClient(self.base_url, _NAME, process.wait_ended, process.log_tail)
+        self._reader = TokenReader(self._client, _NAME)
+        self.score = self._reader.score
+        self.propose = self._reader.propose
+
+    @classmethod
+    def launch(
+        cls, model_path: str, *, n_ctx: int, state_dir: Path, n_threads: int | None = None
+    ) -> LlamaCppScorer:
+        """Load a model, and read a few tokens with it: a package may load and die of its first matrix.
+
+        Args:
+            model_path: A GGUF.
+            n_ctx: Most tokens of a prompt with its answer.
+            state_dir: Where the launch's record and log go.
+            n_threads: For batches and single tokens; ``None`` leaves it to the library.
+
+        Raises:
+            BackendMissingError: llama-cpp-python is not installed.
+            LaunchError: It cannot load the model, or does not run here.
+        """
+        if importlib.util.find_spec("llama_cpp") is None:
+            raise BackendMissingError(f"{_NAME} is not installed.", "pip install 'autospec[llama-cpp]'")
+        threads = () if n_threads is None else ("--n-threads", str(n_threads))
+        command = (sys.executable, *_CHILD, "--model", model_path, "--n-ctx", str(n_ctx), *threads)
+        return start_child(
+            cls,
+            lambda port: (*command, "--host", HOST, "--port", str(port)),
+            cls._try,
+            ready_timeout_s=_READY_TIMEOUT_S,
+            state_dir=state_dir,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def ready(self) -> str:
+        """See `ChildServer`."""
+        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
+
+    def stop(self) -> None:
+        """See `ChildServer`."""
+        super().stop()
+        self._client.close()
+
+    def _try(self) -> None:
+        with self._first_request():
+            self.score([0], [0] * _TRIED)
+            self.propose([0], 2)

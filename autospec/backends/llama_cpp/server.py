@@ -1,0 +1,172 @@
+"""The backend `llama-server`: the native program, its flags read from its own help."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from autospec.backends import binaries
+from autospec.backends.binaries import list_devices
+from autospec.backends.flags import NGRAM_CACHE_NOTE, HelpText, drafting_args, modes
+from autospec.backends.llama_cpp.scorer import LlamaCppScorer
+from autospec.backends.process import HOST
+from autospec.backends.protocol import Capabilities, LaunchSettings
+from autospec.backends.server import HttpServer, launch
+from autospec.backends.user_args import check
+from autospec.drafting import Drafting, Mode
+from autospec.errors import BackendMissingError
+from autospec.hardware.gpu import Device
+
+__all__ = ["LlamaServer", "find_llama_server"]
+
+# Set on every launch unless the user sets it, the same for off and for every drafting: what would make a repeated
+# measurement another experiment. Each is (option, arguments).
+_MEASURED_WITH: tuple[tuple[str, tuple[str, ...]], ...] = (
+    # One request at a time; more slots would share the context among them.
+    ("--parallel", ("--parallel", "1")),
+    # Otherwise every new prompt first copies the last one's cache to memory, and may find an old one there.
+    ("--cache-ram", ("--cache-ram", "0")),
+)
+
+_VERBOSITY = frozenset({"-v", "--verbose", "-lv", "--verbosity", "--log-verbosity"})
+
+
+class LlamaServer:
+    """The native server.
+
+    Args:
+        binary: The program; ``None`` takes the one on PATH.
+        state_dir: Where records, logs and hashes go.
+    """
+
+    name = "llama-server"
+
+    def __init__(self, binary: Path | None, state_dir: Path) -> None:
+        self._binary = binary
+        self._state_dir = state_dir
+        self._probe: binaries.Probe | None = None
+        self._program: Path | None = None
+        self._has_devices: bool | None = None
+
+    def capabilities(self) -> Capabilities:
+        """Probe the installed build; cached for the life of the object.
+
+        Raises:
+            BackendMissingError: It is not installed.
+        """
+        _, probe = self._probed()
+        expressible = modes(probe.help)
+        notes = []
+        if Mode.NGRAM_CACHE in expressible:
+            notes.append(NGRAM_CACHE_NOTE)
+        if not probe.tells_drafts:
+            notes.append(
+                "This build does not tell how many drafted tokens were accepted (b4985 and later do)."
+            )
+        return Capabilities(
+            build=probe.build,
+            modes=expressible - {Mode.NGRAM_CACHE},
+            tells_drafts=probe.tells_drafts,
+            notes=tuple(notes),
+        )
+
+    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """The command line of a launch without its address; starts nothing.
+
+        Raises:
+            UnsupportedError: This build lacks the mode, or a flag that the drafting or the user needs.
+            UsageError: A server argument that autospec sets itself, or one without its value.
+        """
+        program, probe = self._probed()
+        build = probe.build.version
+        given = {name for option in check(probe.help, build, settings.args) for name in option.names}
+        fixed = [
+            argument
+            for option, arguments in (() if settings.serving else _MEASURED_WITH)
+            if probe.help.has(option) and option not in given
+            for argument in arguments
+        ]
+        named = bool(settings.served_as) and "," not in settings.served_as  # commas part several names
+        if named and probe.help.has("--alias") and "--alias" not in given:
+            fixed += ["--alias", settings.served_as]
+        if probe.help.has("--slots"):
+            fixed.append("--slots")
+        if not settings.serving and not given & _VERBOSITY and self._tells_placement_as_trace():
+            fixed += ["--log-verbosity", "4"]
+        if _drafts_only_with_cache(probe.help) and "--slot-save-path" not in given:
+            # Without a folder these builds refuse to empty a slot; nothing is ever saved to it.
+            fixed += ["--slot-save-path", f"{self._state_dir}/"]
+        drafted = drafting_args(probe.help, build, drafting)
+        return (str(program), "--model", model_path, *settings.args, *fixed, *drafted)
+
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> HttpServer:
+        """Start a server, wait until it is ready, and check that its drafting is in force.
+
+        Raises:
+            UnsupportedError: As `command`.
+            LaunchError: It did not get ready.
+            NotInForceError: It runs with another drafting than asked for.
+        """
+        command = self.command(model_path, drafting, settings)
+        return launch(
+            lambda port: (*command, "--host", HOST, "--port", str(port)),
+            drafting,
+            self.capabilities(),
+            ready_timeout_s=settings.ready_timeout_s,
+            state_dir=self._state_dir,
+            erases_slot=_drafts_only_with_cache(self._probed()[1].help),
+        )
+
+    def devices(self) -> tuple[Device, ...] | None:
+        """See `autospec.backends.optional.OnDevices`."""
+        program, probe = self._probed()
+        return list_devices(program) if probe.help.has("--list-devices") else None
+
+    def _tells_placement_as_trace(self) -> bool:
+        """Whether where the weights are depends on a GPU, and is said only as a message of the level "trace"."""
+        option = self._probed()[1].help.find("--log-verbosity")
+        if option is None or "4: trace" not in option.text:
+            return False
+        if self._has_devices is None:
+            self._has_devices = bool(self.devices())
+        return self._has_devices
+
+    def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
+        """See `autospec.backends.optional.Scores`."""
+        return LlamaCppScorer.launch(model_path, n_ctx=n_ctx, state_dir=self._state_dir)
+
+    def _probed(self) -> tuple[Path, binaries.Probe]:
+        if self._program is None:
+            self._program = find_llama_server(self._binary)
+        if self._probe is None:
+            self._probe = binaries.probe(self._program, self._state_dir)
+        return self._program, self._probe
+
+
+def _drafts_only_with_cache(text: HelpText) -> bool:
+    """True for the builds of 2025, which drop drafting from a request with ``cache_prompt: false``, silently.
+
+    b4372 and May 2025 do (tried); b9093, the first here with ``--spec-draft-n-max``, does not. Between them nothing was
+    tried, and emptying the slot does no harm.
+    """
+    return text.has("--slot-save-path") and not text.has("--spec-draft-n-max")
+
+
+def find_llama_server(binary: Path | None) -> Path:
+    """The program that was set, or the one on PATH.
+
+    Raises:
+        BackendMissingError: There is none.
+    """
+    wanted = "llama-server" if binary is None else str(binary.expanduser())
+    found = shutil.which(wanted)
+    if found is not None:
+        return Path(found).absolute()
+    if binary is None:
+        raise BackendMissingError(
+            "There is no llama-server on PATH.",
+            "brew install llama.cpp, or set llama_server in the config to the program.",
+        )
+    raise BackendMissingError(
+        f"The llama-server {binary} is not there or cannot be run.", "Correct llama_server in the config."
+    )

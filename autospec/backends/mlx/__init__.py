@@ -1,0 +1,1 @@
+"""MLX: mlx_lm.server, and the same models in a child process."""

@@ -1,0 +1,386 @@
+"""What the installed mlx-lm is: version, options, and how its server behaves. Asked of a child once for each build.
+
+The backend `mlx`: `mlx_lm.server` of the installed mlx-lm, where the number of drafted tokens goes with the request.
+
+What was read in mlx-lm 0.32.2 (mlx_lm/server.py, generate.py) and holds for later versions unless `mlx_child` finds
+otherwise:
+
+* ``num_draft_tokens`` is free to change from request to request. Another ``draft_model``, `null` too, reloads both models.
+* There is no p-min and no n-min; a cycle always proposes ``num_draft_tokens``, fewer only at the end of an answer.
+* A loaded draft, a ``seed`` in the request and ``--kv-bits`` turn batching off. A draft that is loaded and not used
+  (``num_draft_tokens: 0``) still computes every prompt and keeps its memory: it is not `off`, which is launched alone.
+* Answers tell no times and no drafted tokens: times are those of the stream, counts are taken inside (`mlx_child`).
+* The prompt cache can give wrong text after a drafted request: `Mlx.prompt_cache`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from autospec.backends.mlx.in_process import CHILD as IN_PROCESS
+from autospec.backends.mlx.in_process import MlxInProcess
+from autospec.backends.mlx.server import MlxServer
+from autospec.backends.process import HOST, child_environment
+from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
+from autospec.backends.server import start_child
+from autospec.cells import Build
+from autospec.drafting import Drafting, Mode
+from autospec.errors import BackendMissingError, LaunchError, ModelFileError, UnsupportedError, UsageError
+
+__all__ = ["CHILD", "Mlx", "MlxPackage", "PromptCache", "undraftable", "unrewindable"]
+
+
+CHILD = ("-m", "autospec.backends.mlx.child")
+_PACKAGES = ("mlx-lm", "mlx")
+# Importing MLX and mlx_lm takes 2 s from a warm disk and 10 s on a busy machine.
+_CHILD_TIMEOUT_S = 120.0
+_INSTALL = "pip install 'autospec[mlx]'"
+
+
+@dataclass(frozen=True, slots=True)
+class MlxPackage:
+    """One installed mlx-lm.
+
+    Attributes:
+        build: Backend, version of mlx-lm, and a hash over what pip installed of mlx-lm and MLX.
+        options: What its server takes: name → whether a value follows.
+        tells_drafts: True if its server can be made to tell drafted tokens.
+        cache_matches_key: True if a drafted answer leaves the prompt cache as the server files it; see `mlx_child`.
+    """
+
+    build: Build
+    options: Mapping[str, bool]
+    tells_drafts: bool
+    cache_matches_key: bool
+
+    @classmethod
+    def installed(cls, state_dir: Path) -> MlxPackage:
+        """Look at what is installed, or remember it if it is what was looked at before.
+
+        Args:
+            state_dir: Where the memory is kept (``mlx.json``).
+
+        Raises:
+            BackendMissingError: It is not installed, or cannot be loaded on this machine.
+        """
+        build = _build()
+        memory = state_dir / "mlx.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(memory.read_text(encoding="utf-8"))
+            if Build(**known.pop("build")) == build:
+                return cls(build=build, **known)
+        try:
+            told = _ask("--probe")
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            raise BackendMissingError(
+                f"mlx-lm is installed but cannot be loaded: {_last_line(error)}.", _INSTALL
+            ) from error
+        package = cls(build=build, **told)
+        with suppress(OSError):  # it is asked again next time
+            state_dir.mkdir(parents=True, exist_ok=True)
+            memory.write_text(json.dumps(asdict(package)), encoding="utf-8")
+        return package
+
+
+def unrewindable(model_path: str) -> str:
+    """Why a model's cache cannot be rolled back behind rejected tokens; empty where it can.
+
+    Raises:
+        ModelFileError: mlx_lm does not know the model, or the folder is damaged.
+    """
+    try:
+        told = _ask("--caches", model_path)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ModelFileError(f"mlx_lm cannot make a model of {model_path}: {_last_line(error)}.") from error
+    return undraftable(told["stuck"], told["rotating"])
+
+
+def undraftable(stuck: list[str], rotating: list[str]) -> str:
+    """The sentence's end for the kinds of cache that were found."""
+    if stuck:
+        return f"its layers keep a state that cannot be rolled back ({', '.join(stuck)})"
+    if rotating:
+        return f"its caches turn over when their window is full and cannot be rolled back then ({', '.join(rotating)})"
+    return ""
+
+
+def _build() -> Build:
+    digest = hashlib.sha256()
+    try:
+        for name in _PACKAGES:
+            found = metadata.distribution(name)
+            digest.update(f"{name} {found.version}\n{found.read_text('RECORD')}\n".encode())
+        version = metadata.version(_PACKAGES[0])
+    except metadata.PackageNotFoundError as error:
+        raise BackendMissingError(f"{error.name} is not installed.", _INSTALL) from error
+    return Build("mlx", f"mlx-lm-{version}", digest.hexdigest()[:16])
+
+
+def _ask(*arguments: str) -> dict[str, Any]:
+    """Ask a child, so that a package that cannot be loaded ends the child and not autospec."""
+    done = subprocess.run(
+        [sys.executable, *CHILD, *arguments],
+        check=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=_CHILD_TIMEOUT_S,
+        env=child_environment(os.environ),
+    )
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def _last_line(error: BaseException) -> str:
+    lines = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+    return (lines[-1] if lines else str(error)).rstrip(".")
+
+
+_CACHE_SIZE = "--prompt-cache-size"
+_NO_CACHE = (_CACHE_SIZE, "0")
+_LAUNCHED = "default_model"
+# What `speculative_generate_step` does to both models; adapters and templates are the main model's alone.
+_OF_BOTH = frozenset({"--kv-bits", "--kv-group-size", "--quantized-kv-start", "--prefill-step-size"})
+# What autospec sets itself.
+_OWNED = frozenset(
+    {
+        "--model",
+        "--draft-model",
+        "--num-draft-tokens",
+        "--host",
+        "--port",
+        _CACHE_SIZE,
+        "--help",
+        "--pipeline",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCache:
+    """Whether drafted requests may share a build's prompt cache.
+
+    Attributes:
+        safe: True if they may.
+        flags: What makes a launch safe; empty where nothing is needed.
+        reason: One sentence for people; empty where it is safe.
+    """
+
+    safe: bool
+    flags: tuple[str, ...] = ()
+    reason: str = ""
+
+    def allows(self, command: Sequence[str]) -> bool:
+        """Whether a server with this command line may be asked to draft for a user."""
+        words = [word for argument in command for word in argument.split("=", 1)]
+        pairs = pairwise(words)
+        # The last one wins in argparse.
+        sizes = [value for name, value in pairs if name == _CACHE_SIZE]
+        return self.safe or sizes[-1:] == ["0"]
+
+
+class Mlx:
+    """`mlx_lm.server`.
+
+    Args:
+        state_dir: Where records, logs and what was found out about the package go.
+    """
+
+    name = "mlx"
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._found: MlxPackage | None = None
+        self._unrewindable: dict[str, str] = {}
+
+    def capabilities(self) -> Capabilities:
+        """Probe the installed package; cached for the life of the object.
+
+        Raises:
+            BackendMissingError: It is not installed, or cannot be loaded on this machine.
+        """
+        package = self._package()
+        notes = []
+        if not (cache := self.prompt_cache()).safe:
+            notes.append(cache.reason)
+        if not package.tells_drafts:
+            notes.append("This mlx-lm cannot be made to tell how many drafted tokens were accepted.")
+        if sys.platform != "darwin":
+            notes.append("MLX computes on the CPU here; its speeds say nothing of a Mac's.")
+        return Capabilities(
+            build=package.build,
+            modes=frozenset({Mode.OFF, Mode.DRAFT_MODEL}),
+            drafting_per_request=True,
+            tells_drafts=package.tells_drafts,
+            takes_p_min=False,
+            notes=tuple(notes),
+            cycle=Cycle.MLX_LM,
+        )
+
+    def prompt_cache(self) -> PromptCache:
+        """Whether this build may draft for users with its prompt cache on, and if not, what to launch it with.
+
+        Raises:
+            BackendMissingError: As `capabilities`.
+        """
+        package = self._package()
+        if package.cache_matches_key:
+            return PromptCache(safe=True)
+        return PromptCache(
+            safe=False,
+            flags=_NO_CACHE,
+            reason=f"The prompt cache of {package.build.version} can give wrong text after a drafted request: drafting "
+            f"takes {' '.join(_NO_CACHE)}, so that a long chat is computed from its beginning at every turn.",
+        )
+
+    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """The command line of `mlx_lm.server` as a user would run it; starts nothing.
+
+        A launch of autospec's runs the same server with a counter of drafted tokens, and without prompt cache also
+        where drafting is off: every measured request is computed whole.
+
+        Raises:
+            UnsupportedError: No such mode or server argument, or a model whose cache cannot be rolled back.
+            UsageError: A server argument that autospec sets itself, or one without its value.
+            ModelFileError: mlx_lm cannot make a model of the folder.
+        """
+        return (sys.executable, "-m", "mlx_lm", "server", *self._arguments(model_path, drafting, settings))
+
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxServer:
+        """Start a server, wait until its models are loaded, and check that its drafting is in force.
+
+        Raises:
+            UnsupportedError, UsageError, ModelFileError: As `command`.
+            LaunchError: It did not get ready.
+            NotInForceError: It runs with another drafting than asked for.
+        """
+        arguments = self._arguments(model_path, drafting, settings)
+        _check_folders(model_path, drafting)
+        # Users' chats need the cache, and it is right as long as nothing drafts; `request_fields` sees to that.
+        cache = () if settings.serving and drafting.is_off else _NO_CACHE
+        return start_child(
+            lambda process, port: MlxServer(process, drafting, port, settings.ready_timeout_s),
+            lambda port: (
+                *(sys.executable, *CHILD, "serve", *arguments),
+                *(*cache, "--host", HOST, "--port", str(port)),
+            ),
+            lambda server: server.verify(self.capabilities()),
+            ready_timeout_s=settings.ready_timeout_s,
+            state_dir=self._state_dir,
+        )
+
+    def request_fields(self, drafting: Drafting) -> Mapping[str, Any]:
+        """What a request to a launch carries, whatever its client wrote: the launch's own models, and how many tokens.
+
+        ``default_model`` is mlx_lm.server's name for what its command line named, for no draft too (`ModelProvider.load`):
+        another name would be loaded in place of both models, or be looked for on the Hugging Face hub. No tokens with
+        a draft in memory is not `off` as it is measured (`autospec.tuning.idle_draft`), but it drafts nothing.
+        """
+        models = {"model": _LAUNCHED, "draft_model": _LAUNCHED}
+        return {**models, "num_draft_tokens": 0 if drafting.is_off else drafting.n_max}
+
+    def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxInProcess:
+        """Load the models in a child that answers with `mlx_lm.stream_generate`; see `mlx_in_process`.
+
+        Raises:
+            UnsupportedError, UsageError, ModelFileError, LaunchError, NotInForceError: As `launch`.
+        """
+        self._arguments(model_path, drafting, settings)  # what the server refuses is refused here too
+        _check_folders(model_path, drafting)
+        drafted = () if drafting.is_off else ("--draft-model", str(drafting.draft))
+        number = () if drafting.is_off else ("--num-draft-tokens", str(drafting.n_max))
+        by_hand = (sys.executable, "-m", "mlx_lm", "generate", "--model", model_path, *drafted, *number)
+        return start_child(
+            lambda process, port: MlxInProcess(process, drafting, port, command=by_hand),
+            lambda port: (
+                *(sys.executable, *IN_PROCESS, "--model", model_path, *drafted, *settings.args),
+                *("--host", HOST, "--port", str(port)),
+            ),
+            lambda server: server.verify(self.capabilities()),
+            ready_timeout_s=settings.ready_timeout_s,
+            state_dir=self._state_dir,
+        )
+
+    def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
+        """See `autospec.backends.optional.InProcess`: how caches are kept and prompts are computed."""
+        words = [word for argument in settings.args for word in argument.split("=", 1)]
+        kept = tuple(w for pair in pairwise(words) if pair[0] in _OF_BOTH for w in pair)
+        return LaunchSettings(args=kept, ready_timeout_s=settings.ready_timeout_s)
+
+    def _arguments(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        _check(self._package(), settings.args)
+        if drafting.is_off:
+            return ("--model", model_path, *settings.args)
+        if drafting.mode is not Mode.DRAFT_MODEL or drafting.n_min or drafting.p_min:
+            raise UnsupportedError(
+                f"mlx_lm.server does not offer {drafting.label}.",
+                "It drafts with a draft model and a number of tokens, and has no p-min and no n-min.",
+            )
+        if why := self._cannot_rewind(model_path):
+            raise UnsupportedError(
+                f"mlx_lm cannot draft for {Path(model_path).name}: {why}.", "Run it without drafting."
+            )
+        drafted = ("--draft-model", str(drafting.draft), "--num-draft-tokens", str(drafting.n_max))
+        return ("--model", model_path, *settings.args, *self.prompt_cache().flags, *drafted)
+
+    def _cannot_rewind(self, model_path: str) -> str:
+        if model_path not in self._unrewindable:
+            self._unrewindable[model_path] = unrewindable(model_path)
+        return self._unrewindable[model_path]
+
+    def _package(self) -> MlxPackage:
+        if self._found is None:
+            self._found = MlxPackage.installed(self._state_dir)
+        return self._found
+
+
+def _check_folders(model_path: str, drafting: Drafting) -> None:
+    """mlx_lm takes what is no folder for a name on the Hugging Face hub, and would download it.
+
+    Raises:
+        LaunchError: The model or its draft is no folder of a model.
+    """
+    for what, path in (("model", model_path), ("draft", drafting.draft)):
+        if path is not None and not (Path(path) / "config.json").is_file():
+            raise LaunchError(
+                f"The {what} {path} could not be loaded: it is no folder with a config.json.",
+                "autospec models lists what was found.",
+                permanent=True,
+            )
+
+
+def _check(package: MlxPackage, args: Sequence[str]) -> None:
+    """Go through the user's server arguments before anything starts.
+
+    Raises:
+        UsageError: One is autospec's own, lacks its value, or is no option at all.
+        UnsupportedError: The server does not know one.
+    """
+    rest = list(args)
+    while rest:
+        name, given, _ = rest.pop(0).partition("=")
+        if not name.startswith("-"):
+            raise UsageError(f"{name!r} is not an option of mlx_lm.server.", "Quote a value that has spaces.")
+        if name in _OWNED:
+            raise UsageError(
+                f"{name} cannot be passed to mlx_lm.server: autospec sets it.", f"Leave {name} out."
+            )
+        if name not in package.options:
+            raise UnsupportedError(
+                f"mlx_lm.server of {package.build.version} does not know {name}.",
+                "See mlx_lm.server --help.",
+            )
+        if package.options[name] and not given:
+            if not rest:
+                raise UsageError(f"{name} needs a value.")
+            rest.pop(0)

@@ -1,0 +1,197 @@
+"""The part of the backend `mlx` that imports MLX: always a process of its own.
+
+::
+
+    python -m autospec.backends.mlx.child --probe           what the installed mlx-lm is and does, as JSON
+    python -m autospec.backends.mlx.child --caches MODEL    the kinds of cache that a model keeps, as JSON
+    python -m autospec.backends.mlx.child serve ARG...      mlx_lm.server, whose answers tell drafted tokens
+
+`serve` is `mlx_lm.server` itself with one addition: `stream_generate` says of every token whether the draft model proposed
+it (``from_draft``), the server throws that away, and here it is counted and told in the answer's ``usage``, under
+LM Studio's names. Where a later mlx-lm has other insides, the server runs uncounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm import server
+from mlx_lm.generate import speculative_generate_step
+from mlx_lm.models import llama
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model
+
+__all__ = ["main"]
+
+DRAFTED, ACCEPTED = "total_draft_tokens_count", "accepted_draft_tokens_count"
+# argparse's layout: two spaces, the name, the value's name after one space.
+_OPTION = re.compile(r"^  (?:-\w, )?(?P<name>--[\w-]+)(?P<value> \S+)?", re.MULTILINE)
+
+
+def main(arguments: list[str]) -> None:
+    """Do what the first argument says."""
+    match arguments:
+        case ["--probe"]:
+            print(json.dumps(_probe()), flush=True)  # noqa: T201 - the parent reads it
+        case ["--caches", model]:
+            print(json.dumps(_caches(Path(model))), flush=True)  # noqa: T201
+        case ["serve", *rest]:
+            _serve(rest)
+        case _:
+            raise SystemExit(f"mlx_child: {arguments} makes no sense")
+
+
+def _serve(arguments: list[str]) -> None:
+    if _can_count():
+        _count()
+    sys.argv = ["mlx_lm.server", *arguments]
+    try:
+        server.main()
+    except Exception:  # noqa: BLE001 - whatever it was (a taken port), the thread that generates would go on without it
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _probe() -> dict[str, Any]:
+    sys.argv = ["mlx_lm.server", "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        server.main()
+    return {
+        "options": {found["name"]: bool(found["value"]) for found in _OPTION.finditer(text.getvalue())},
+        "tells_drafts": _can_count(),
+        "cache_matches_key": _cache_matches_key(),
+    }
+
+
+def _cache_matches_key() -> bool:
+    """Whether a drafted answer leaves as many tokens in the cache as the server files it under.
+
+    `_serve_single` of mlx_lm/server.py keeps the cache under prompt and answer, the answer's last token included, and a
+    later request trims it by the difference of *lengths*. In 0.32.2 the last token is not in the cache where it came
+    from the main model, so that the next request with this beginning misses a token. Tried with a random model of one
+    layer; nothing is loaded.
+    """
+    model = llama.Model(
+        llama.ModelArgs(
+            model_type="llama",
+            hidden_size=16,
+            num_hidden_layers=1,
+            intermediate_size=16,
+            num_attention_heads=2,
+            rms_norm_eps=1e-5,
+            vocab_size=32,
+        )
+    )
+    prompt = mx.array([1, 2, 3])
+    for drafted in (0, 2):
+        for count in range(1, 6):
+            cache = [*make_prompt_cache(model), *make_prompt_cache(model)]
+            answer = list(
+                speculative_generate_step(
+                    prompt, model, model, num_draft_tokens=drafted, max_tokens=count, prompt_cache=cache
+                )
+            )
+            if cache[0].offset != prompt.size + len(answer):
+                return False
+    return True
+
+
+def _caches(model_path: Path) -> dict[str, Any]:
+    """The kinds of cache that cannot be rolled back, ever or once they are full."""
+    model, _ = load_model(model_path, lazy=True, strict=False)
+    caches = make_prompt_cache(model)
+    # A sliding window's cache says that it can be trimmed until it has turned over, and `trim_prompt_cache` then does
+    # nothing, silently. So what has a size at which it turns over is no better than what can never be trimmed.
+    return {
+        "stuck": sorted({type(c).__name__ for c in caches if not c.is_trimmable()}),
+        "rotating": sorted({type(c).__name__ for c in _parts(caches) if getattr(c, "max_size", None)}),
+    }
+
+
+def _parts(caches: Any) -> Iterator[Any]:
+    """Every cache, those inside of a `CacheList` too."""
+    for cache in caches:
+        yield cache
+        yield from _parts(getattr(cache, "caches", ()))
+
+
+def _can_count() -> bool:
+    """Whether this mlx-lm has the four places that `_count` touches."""
+    return (
+        hasattr(server, "stream_generate")
+        and hasattr(server, "GenerationContext")
+        and hasattr(getattr(server, "ResponseGenerator", None), "generate")
+        and hasattr(getattr(server, "APIHandler", None), "completion_usage_response")
+    )
+
+
+def _count() -> None:
+    """Have every answer's ``usage`` tell what was drafted for it.
+
+    A request's context is made in the thread that generates, just before `stream_generate` is called there, and handed
+    to the thread that answers: so the counts travel with it, whoever else asks meanwhile.
+    """
+    generating, answering = threading.local(), threading.local()
+    generate, respond = server.stream_generate, server.ResponseGenerator.generate
+    usage = server.APIHandler.completion_usage_response
+
+    class Context(server.GenerationContext):  # type: ignore[misc]
+        def __init__(self, *args: Any, **fields: Any) -> None:
+            super().__init__(*args, **fields)
+            self.drafts = [0, 0]
+            generating.context = self
+
+    def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        drafts = generating.context.drafts
+        # The server's own loop may stop in the middle; the cache is put right when the generator is closed.
+        with contextlib.closing(generate(*args, **kwargs)) as responses:
+            if kwargs.get("draft_model") is None:
+                yield from responses
+            else:
+                yield from _tally(responses, drafts, kwargs["max_tokens"], kwargs["num_draft_tokens"])
+
+    def remembered(self: Any, *args: Any, **kwargs: Any) -> Any:
+        context, answer = respond(self, *args, **kwargs)
+        answering.context = context
+        return context, answer
+
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        response = usage(self, *args, **kwargs)
+        drafted, accepted = answering.context.drafts
+        response["usage"] |= {DRAFTED: drafted, ACCEPTED: accepted}
+        return response
+
+    server.GenerationContext = Context
+    server.stream_generate = counted
+    server.ResponseGenerator.generate = remembered
+    server.APIHandler.completion_usage_response = told
+
+
+def _tally(responses: Iterator[Any], drafts: list[int], left: int, most: int) -> Iterator[Any]:
+    """Count while tokens pass: a cycle of `speculative_generate_step` proposes ``min(left, most)`` tokens, and its last
+    token, unless the answer ends before, is the main model's own.
+    """  # noqa: D205 - one sentence
+    begins = True
+    for response in responses:
+        if begins:
+            drafts[0] += min(left, most)
+        drafts[1] += bool(response.from_draft)
+        begins = not response.from_draft
+        left -= 1
+        yield response
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

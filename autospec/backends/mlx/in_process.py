@@ -1,0 +1,150 @@
+"""A model of MLX's, and its draft, in a child process that is asked without `mlx_lm.server`.
+
+For two things that the server does not give: token ids, for prediction (`MlxTokens`), and the speeds that
+`mlx_lm.stream_generate` tells of itself, for `autospec bench` (`MlxInProcess.complete`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from autospec.backends.json_http import JsonClient
+from autospec.backends.process import ServerProcess
+from autospec.backends.protocol import Capabilities, Completion, Request, TokenAnswer
+from autospec.backends.server import LaunchedServer, canary
+from autospec.backends.token_http import TokenReader
+from autospec.drafting import Drafting
+from autospec.errors import NotInForceError, RequestError
+
+__all__ = ["CHILD", "MlxInProcess", "MlxTokens"]
+
+CHILD = ("-m", "autospec.backends.mlx.in_process_child")
+_NAME = "mlx_lm"
+# The child listens when its models are loaded.
+_HEALTH_TIMEOUT_S = 2.0
+# Two cycles of a draft that proposes two tokens.
+_CANARY_TOKENS = 6
+
+
+class MlxTokens(TokenReader):
+    """See `autospec.backends.protocol.Tokens`; a `Scorer` besides, since a whole answer is read in one evaluation.
+
+    Args:
+        client: The child's API.
+    """
+
+    def __init__(self, client: JsonClient) -> None:
+        super().__init__(client, _NAME)
+
+    def encode(self, request: Request) -> tuple[int, ...]:
+        """The prompt of a chat request as mlx_lm.server would compute it."""
+        return _ids(self.ask("/encode", _chat(request))[0])
+
+    def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
+        """Answer a prompt in ids with the sampling of `request`; nothing comes from the cache."""
+        answer, wall_ms = self.ask("/generate", {"ids": list(ids), **_sampling(request)}, request.timeout_s)
+        prompt_ms, predicted_ms = _times(answer)
+        return TokenAnswer(
+            ids=_ids(answer),
+            ended=bool(answer.get("ended")),
+            prompt_tokens=int(answer.get("prompt_tokens", 0)),
+            prompt_ms=prompt_ms,
+            predicted_ms=predicted_ms,
+            wall_ms=wall_ms,
+        )
+
+    def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
+        """Milliseconds to compute `extra` as one batch after `ids`, by the child's clock."""
+        answer, _ = self.ask("/batch", {"ids": list(ids), "extra": list(extra)})
+        return _number(answer, "ms")
+
+
+class MlxInProcess(LaunchedServer):
+    """One model, with its draft or without, in a child of its own.
+
+    Args:
+        process: The child.
+        drafting: What every answer is drafted with.
+        port: Where it listens.
+        command: What a person would run to have the same generated.
+    """
+
+    def __init__(
+        self, process: ServerProcess, drafting: Drafting, port: int, *, command: tuple[str, ...]
+    ) -> None:
+        super().__init__(process, drafting, port)
+        self.command = command
+        self._client = JsonClient(self.base_url, _NAME, process.wait_ended, process.log_tail)
+        self.tokens = MlxTokens(self._client)
+
+    def complete(self, request: Request) -> Completion:
+        """Ask `mlx_lm.stream_generate`, whose speeds these are: `prompt_tps`, `generation_tps`.
+
+        Its clock of generation starts at the first token and counts it, so that `Completion.decode_tps` is its
+        ``generation_tps`` to the digit.
+        """
+        body = _chat(request) | _sampling(request)
+        if not self.drafting.is_off:
+            body["num_draft_tokens"] = self.drafting.n_max
+        answer, wall_ms = self._client.post("/generate", body, request.timeout_s)
+        prompt_ms, predicted_ms = _times(answer)
+        return Completion(
+            text=str(answer.get("text", "")),
+            prompt_tokens=int(answer.get("prompt_tokens", 0)),
+            predicted_tokens=len(_ids(answer)),
+            prompt_ms=prompt_ms,
+            predicted_ms=predicted_ms,
+            wall_ms=wall_ms,
+            drafted=int(answer.get("drafted", 0)),
+            accepted=int(answer.get("accepted", 0)),
+            finish_reason="stop" if answer.get("ended") else "length",
+        )
+
+    def ready(self) -> str:
+        """See `LaunchedServer`."""
+        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
+
+    def verify(self, abilities: Capabilities) -> None:
+        """Check that the draft drafts; see `LaunchedServer`."""
+        with self._first_request():
+            done = self.complete(replace(canary(self.drafting), max_tokens=_CANARY_TOKENS))
+        if (not done.drafted) is not self.drafting.is_off:
+            raise NotInForceError(
+                f"{abilities.build.version} does not run {self.drafting.label} as asked for.",
+                "autospec drafts --model … lists the drafts that fit.",
+            )
+
+    def stop(self) -> None:
+        """See `LaunchedServer`."""
+        super().stop()
+        self._client.close()
+
+
+def _chat(request: Request) -> dict[str, Any]:
+    return {"messages": list(request.messages)} | ({"tools": list(request.tools)} if request.tools else {})
+
+
+def _sampling(request: Request) -> dict[str, Any]:
+    return {"max_tokens": request.max_tokens, "temperature": request.temperature, "seed": request.seed}
+
+
+def _times(answer: Any) -> tuple[float, float]:
+    """Milliseconds for the prompt with the first token, and from there to the end."""
+    prompt_s = _number(answer, "prompt_tokens") / _number(answer, "prompt_tps")
+    return 1000.0 * prompt_s, 1000.0 * len(_ids(answer)) / _number(answer, "generation_tps")
+
+
+def _ids(answer: Any) -> tuple[int, ...]:
+    ids = answer.get("ids") if isinstance(answer, Mapping) else None
+    if not isinstance(ids, list) or not ids:
+        raise RequestError(f"{_NAME} told no tokens.", "Ask another prompt.")
+    return tuple(int(i) for i in ids)
+
+
+def _number(answer: Any, key: str) -> float:
+    value = answer.get(key) if isinstance(answer, Mapping) else None
+    if not isinstance(value, int | float) or value <= 0:
+        raise RequestError(f"{_NAME} told no {key}.", "This mlx-lm cannot be asked in process.")
+    return float(value)

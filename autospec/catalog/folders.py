@@ -1,0 +1,333 @@
+"""Where models are kept on this machine: a function of environment, home and platform.
+
+The sources: ``fs_get_cache_directory`` (common/common.cpp) and ``hf_cache::get_cache_directory``
+(common/hf-cache.cpp) of llama.cpp b11434, huggingface_hub's documentation of its environment, LM Studio's
+``~/.lmstudio-home-pointer`` and settings.json, Ollama's FAQ.
+
+The names of split GGUF files: ``NAME-00001-of-00003.gguf``. Pure, and free of the `gguf` package.
+
+Finding model files in folders, whatever laid them out: plain folders, Hugging Face's hub, Ollama's store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from autospec.catalog.model import Format
+
+__all__ = ["Found", "Place", "is_first_or_whole", "model_name", "part_paths", "places", "split_key", "walk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder to look in.
+
+    Attributes:
+        path: The folder; it need not exist.
+        source: What to call it: `autospec.catalog.model.Model.source`.
+        chosen: True if the user named it, so that its absence is worth a word.
+        depth: How many folders deep to look; ``None`` for all the way down.
+    """
+
+    path: Path
+    source: str
+    chosen: bool = False
+    depth: int | None = None
+
+
+def places(
+    environ: Mapping[str, str], home: Path, platform: str, model_dirs: Iterable[Path] = ()
+) -> tuple[Place, ...]:
+    """Every folder that may hold models, the user's own first, each once.
+
+    Args:
+        environ: The environment.
+        home: The home folder.
+        platform: ``sys.platform``.
+        model_dirs: Folders from the config.
+    """
+    found = [Place(path, "folder", chosen=True) for path in model_dirs]
+    cache = _folder(environ, "XDG_CACHE_HOME", home) or home / ".cache"
+    found += [Place(p, "llama.cpp cache") for p in _llama_cpp(environ, home, platform, cache)]
+    found += [Place(p, "Hugging Face cache") for p in _hugging_face(environ, home, cache)]
+    found += [Place(p, "LM Studio") for p in _lm_studio(home)]
+    found += [Place(p, "Ollama") for p in _ollama(environ, home, platform)]
+    unique: dict[Path, Place] = {}
+    for place in found:
+        unique.setdefault(place.path, place)
+    return tuple(unique.values())
+
+
+def _llama_cpp(environ: Mapping[str, str], home: Path, platform: str, cache: Path) -> list[Path]:
+    own = _folder(environ, "LLAMA_CACHE", home)
+    if own:
+        # Newer builds lay it out like Hugging Face's cache; the walk knows both.
+        return [own]
+    return [home / "Library/Caches/llama.cpp" if platform == "darwin" else cache / "llama.cpp"]
+
+
+def _hugging_face(environ: Mapping[str, str], home: Path, cache: Path) -> list[Path]:
+    for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        folder = _folder(environ, name, home)
+        if folder:
+            return [folder / below]
+    return [cache / "huggingface/hub"]
+
+
+def _lm_studio(home: Path) -> list[Path]:
+    homes = [home / ".lmstudio", home / ".cache/lm-studio"]
+    pointer = _first_line(home / ".lmstudio-home-pointer")
+    if pointer:
+        homes.insert(0, Path(pointer))
+    found = []
+    for folder in homes:
+        downloads = _downloads_folder(folder / "settings.json")
+        found += [Path(downloads)] if downloads else []
+        found.append(folder / "models")
+    return found
+
+
+def _ollama(environ: Mapping[str, str], home: Path, platform: str) -> list[Path]:
+    own = _folder(environ, "OLLAMA_MODELS", home)
+    found = [own] if own else [home / ".ollama/models"]
+    if platform.startswith("linux"):
+        # The home of the user that Ollama's installer makes for its service.
+        found.append(Path("/usr/share/ollama/.ollama/models"))
+    return found
+
+
+def _folder(environ: Mapping[str, str], name: str, home: Path) -> Path | None:
+    value = environ.get(name, "")
+    if not value:
+        return None
+    return home / value[2:] if value.startswith("~/") else Path(value)
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip().partition("\n")[0].strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _downloads_folder(settings: Path) -> str:
+    try:
+        document = json.loads(settings.read_bytes())
+    except (OSError, ValueError):
+        return ""
+    value = document.get("downloadsFolder") if isinstance(document, dict) else None
+    return value if isinstance(value, str) and Path(value).is_absolute() else ""
+
+
+_SPLIT: Final = re.compile(
+    r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE
+)
+
+
+def part_paths(path: Path) -> tuple[Path, ...]:
+    """The files that belong to a GGUF file by its name: itself, or every part of a split model.
+
+    Args:
+        path: Any part, or a file that is whole.
+    """
+    match = _SPLIT.fullmatch(path.name)
+    if match is None:
+        return (path,)
+    stem, count, suffix = match["stem"], int(match["parts"]), match["suffix"]
+    return tuple(path.with_name(f"{stem}-{i:05d}-of-{count:05d}{suffix}") for i in range(1, count + 1))
+
+
+def model_name(path: Path) -> str:
+    """The catalogue name of a GGUF file: its stem, without the part of a split."""
+    match = _SPLIT.fullmatch(path.name)
+    return match["stem"] if match else path.stem
+
+
+def split_key(name: str) -> tuple[str, int] | None:
+    """What all parts of one split model share: the stem and the number of parts; ``None`` if it is whole."""
+    match = _SPLIT.fullmatch(name)
+    return (match["stem"], int(match["parts"])) if match else None
+
+
+def is_first_or_whole(name: str) -> bool:
+    """True for a file that a model is loaded by."""
+    match = _SPLIT.fullmatch(name)
+    return match is None or int(match["part"]) == 1
+
+
+_DIGEST: Final = re.compile(r"sha256[:-]([0-9a-f]{64})")
+_OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
+_MANIFEST_LIMIT: Final = 1 << 20
+# Deeper than this no folder is looked into: Python's own recursion ends soon after.
+_ENDLESS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model's place on disk, before anything of it was read.
+
+    Attributes:
+        path: GGUF file (any part of a split one whose first is missing, else the first) or MLX folder.
+        format: What to read it as.
+        name: What it is called where the path does not say it (Ollama, Hugging Face folders), or empty.
+    """
+
+    path: Path
+    format: Format
+    name: str = ""
+
+
+def walk(root: Path, warnings: list[str], depth: int | None = None) -> Iterator[Found]:
+    """Find the models below a folder, in a fixed order. Links are followed; loops end.
+
+    Args:
+        root: The folder.
+        warnings: One line is added for each thing that cannot be read.
+        depth: How many folders deep to look; ``None`` for all the way down.
+    """
+    yield from _walk_folder(root, warnings, set(), _ENDLESS if depth is None else depth)
+
+
+def _walk_folder(
+    folder: Path, warnings: list[str], seen: set[tuple[int, int]], depth: int, repo: str = ""
+) -> Iterator[Found]:
+    try:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as listing:
+            entries = {e.name: e for e in listing if not e.name.startswith(".")}
+    except OSError as error:
+        warnings.append(f"{folder} cannot be read: {error.strerror or error}.")
+        return
+    if folder.name.startswith("models--") and "snapshots" in entries:
+        yield from _hub_repository(folder, warnings, seen)
+        return
+    if "manifests" in entries and "blobs" in entries:
+        yield from _ollama_store(folder, warnings)
+        return
+    names = sorted(entries)
+    yield from _gguf_files(folder, names, warnings)
+    if "config.json" in entries and any(n.lower().endswith(".safetensors") for n in names):
+        yield Found(folder, "mlx", repo)
+    for name in names:
+        if depth > 0 and _is_dir(entries[name]):
+            yield from _walk_folder(folder / name, warnings, seen, depth - 1)
+
+
+def _gguf_files(folder: Path, names: list[str], warnings: list[str]) -> Iterator[Found]:
+    models = [n for n in names if n.lower().endswith(".gguf") and "mmproj" not in n.lower()]
+    have_first = {split_key(n) for n in models if is_first_or_whole(n)}
+    for name in models:
+        if not is_first_or_whole(name):
+            if split_key(name) in have_first:
+                continue
+            # The first part is missing: hand over another, once, and the reader says so.
+            have_first.add(split_key(name))
+        path = folder / name
+        if path.is_file():
+            yield Found(path, "gguf")
+        elif path.is_symlink():
+            warnings.append(f"{path} is a link to a file that is not there.")
+
+
+def _hub_repository(folder: Path, warnings: list[str], seen: set[tuple[int, int]]) -> Iterator[Found]:
+    """``models--ORG--NAME/snapshots/REVISION/…``: links into ``blobs``, the newest revision first."""
+    repo = folder.name.removeprefix("models--").replace("--", "/")
+    snapshots = folder / "snapshots"
+    try:
+        revisions = sorted(p for p in snapshots.iterdir() if p.is_dir())
+    except OSError as error:
+        warnings.append(f"{snapshots} cannot be read: {error.strerror or error}.")
+        return
+    current = _small_text(folder / "refs" / "main").strip()
+    revisions.sort(key=lambda p: (p.name != current, -_mtime(p)))
+    had_folder = False
+    for revision in revisions:
+        for found in _walk_folder(revision, warnings, seen, _ENDLESS, repo):
+            if found.format == "mlx":
+                if had_folder:
+                    continue
+                had_folder = True
+            yield found
+
+
+def _ollama_store(folder: Path, warnings: list[str]) -> Iterator[Found]:
+    """``manifests/HOST/NAMESPACE/NAME/TAG``: JSON that names the blob with the weights."""
+    manifests = folder / "manifests"
+
+    def report(error: OSError) -> None:
+        warnings.append(f"{error.filename} cannot be read: {error.strerror or error}.")
+
+    for where, folders, files in os.walk(manifests, onerror=report):
+        folders.sort()
+        for tag in sorted(files):
+            if tag.startswith("."):
+                continue
+            path = Path(where, tag)
+            try:
+                digest = _model_digest(path)
+            except (OSError, ValueError) as error:
+                warnings.append(f"{path} is not an Ollama manifest that can be read: {error}.")
+                continue
+            if not digest:
+                continue  # a cloud model, or one in another format
+            name = _ollama_name(path.relative_to(manifests).parts)
+            blob = folder / "blobs" / f"sha256-{digest}"
+            if blob.is_file():
+                yield Found(blob, "gguf", name)
+            else:
+                warnings.append(f"Ollama's {name} is incomplete: {blob} is not there.")
+
+
+def _model_digest(path: Path) -> str:
+    if path.stat().st_size > _MANIFEST_LIMIT:
+        raise ValueError("it is too large")
+    manifest: Any = json.loads(path.read_bytes())
+    layers = manifest.get("layers") if isinstance(manifest, dict) else None
+    if not isinstance(layers, list):
+        raise ValueError("it has no layers")  # noqa: TRY004 - told like JSON that does not parse
+    for layer in layers:
+        if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_MODEL:
+            match = _DIGEST.fullmatch(str(layer.get("digest", "")))
+            if match is None:
+                raise ValueError("its digest makes no sense")
+            return match[1]
+    return ""
+
+
+def _ollama_name(parts: tuple[str, ...]) -> str:
+    """As ``ollama list`` writes it: the registry and the namespace ``library`` go without saying."""
+    *where, name, tag = ("", *parts)[-4:] if len(parts) < 4 else parts
+    if where[:1] == ["registry.ollama.ai"]:
+        where = where[1:]
+        where = where[1:] if where == ["library"] else where
+    return "/".join([*(w for w in where if w), name]) + f":{tag}"
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _small_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")[:200]
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,413 @@
+"""The vocabulary of an MLX (or any Hugging Face) model folder.
+
+MLX model folders: config.json, the headers of the safetensors files, tokenizer.json. Never the weights.
+
+Folders as `mlx_lm.convert` writes them, and plain Hugging Face folders, which `mlx_lm` loads as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from autospec.catalog.model import Model, Role, Vocabulary
+from autospec.errors import ModelFileError
+
+__all__ = ["is_mlx_folder", "read_json", "read_mlx", "read_tokens", "vocabulary_of", "weight_files"]
+
+
+_FIRST_CHECKED_ID: Final = 5
+_BLOCK: Final = 8192
+# More than any vocabulary; a damaged id ends here.
+_MAX_TOKENS: Final = 1 << 22
+
+
+def vocabulary_of(folder: Path, config: dict[str, Any]) -> Vocabulary | None:
+    """Read the vocabulary's fingerprint.
+
+    Args:
+        folder: The model's folder.
+        config: Its ``config.json``.
+
+    Returns:
+        ``None`` where there is no ``tokenizer.json``.
+
+    Raises:
+        ModelFileError: ``tokenizer.json`` is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    document = read_json(path)
+    tokens = _texts(path, document)
+    settings = _optional(folder / "tokenizer_config.json")
+    ids = {text: i for i, text in enumerate(tokens)}
+    encoded = [len(t).to_bytes(8, "little") + t for t in tokens]
+    edges = [i for i in (_FIRST_CHECKED_ID, *range(_BLOCK, len(tokens) + 1, _BLOCK)) if i <= len(tokens)]
+    model = document.get("model")
+    return Vocabulary(
+        kind=str(model.get("type") or "") if isinstance(model, dict) else "",
+        size=len(tokens),
+        digest=hashlib.sha256(b"".join(encoded)).hexdigest(),
+        blocks=tuple(hashlib.sha256(b"".join(encoded[a:b])).hexdigest()[:16] for a, b in pairwise(edges)),
+        bos=_special("bos", settings, config, ids),
+        eos=_special("eos", settings, config, ids),
+        add_bos=settings.get("add_bos_token") is True,
+        add_eos=settings.get("add_eos_token") is True,
+    )
+
+
+def read_tokens(folder: Path) -> list[bytes]:
+    """Read the text of every token, in order of the ids; an id that nothing has is empty.
+
+    Args:
+        folder: The model's folder.
+
+    Raises:
+        ModelFileError: ``tokenizer.json`` is missing or damaged.
+    """
+    path = folder / "tokenizer.json"
+    return _texts(path, read_json(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that must hold one JSON object.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ModelFileError: It does not, or cannot be read.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is damaged: it is not JSON.", "Download it again.") from error
+    if not isinstance(document, dict):
+        raise ModelFileError(f"{path} is damaged: it does not hold a JSON object.", "Download it again.")
+    return document
+
+
+def _texts(path: Path, document: dict[str, Any]) -> list[bytes]:
+    model = document.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    texts: dict[int, str] = {}
+    if isinstance(vocab, dict):
+        texts = {i: text for text, i in vocab.items() if isinstance(i, int)}
+    elif isinstance(vocab, list):
+        # Unigram: [text, score] in the order of the ids.
+        texts = {i: str(e[0]) if isinstance(e, list) and e else "" for i, e in enumerate(vocab)}
+    added = document.get("added_tokens")
+    for entry in added if isinstance(added, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int):
+            texts[entry["id"]] = str(entry.get("content", ""))
+    if not texts:
+        raise ModelFileError(f"{path} is damaged: it has no tokens.", "Download it again.")
+    if min(texts) < 0 or max(texts) >= _MAX_TOKENS:
+        raise ModelFileError(f"{path} is damaged: it has impossible token ids.", "Download it again.")
+    return [texts.get(i, "").encode("utf-8", "surrogatepass") for i in range(max(texts) + 1)]
+
+
+def _special(name: str, settings: dict[str, Any], config: dict[str, Any], ids: dict[bytes, int]) -> int:
+    token = settings.get(f"{name}_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    if isinstance(text, str) and (found := ids.get(text.encode("utf-8", "surrogatepass"))) is not None:
+        return found
+    number = config.get(f"{name}_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    return number if isinstance(number, int) else -1
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+# mlx_lm stacks experts (switch_mlp, switch_glu); Hugging Face numbers or stacks them under "experts".
+_EXPERT: Final = re.compile(r"\.(?:switch_mlp|switch_glu|experts)\.")
+_MTP: Final = re.compile(r"(?:^|\.)mtp(?:_layers)?\.")
+_AGAIN: Final = "Download it again."
+_MAX_HEADER: Final = 100_000_000  # the safetensors format's own limit
+
+_TEXT_CLASSES: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+_NOT_TEXT: Final = frozenset({"whisper", "bert", "clip", "siglip", "t5", "wav2vec2", "speecht5", "vits"})
+_RECURRENT_LAYERS: Final = frozenset({"linear_attention", "mamba", "recurrent", "conv", "ssm", "rglru"})
+_RECURRENT_TYPES: Final = re.compile(
+    r"mamba|rwkv|recurrent|jamba|falcon_h1|nemotron_h|plamo2|lfm2|kimi_linear"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    n_bytes: int
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a folder, in order of their names; files such as adapters are left out.
+
+    Args:
+        folder: A model's folder.
+    """
+    files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))
+    return tuple(p for p in files if not p.name.startswith(("adapter", "adapters"))) or tuple(files)
+
+
+def is_mlx_folder(folder: Path) -> bool:
+    """True if a folder holds a configuration and weights."""
+    return (folder / "config.json").is_file() and bool(weight_files(folder))
+
+
+def read_mlx(path: Path) -> Model:
+    """Read a model folder's metadata.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        ModelFileError: Damaged, truncated, incomplete or not readable.
+    """
+    config = read_json(path / "config.json")
+    files = weight_files(path)
+    if not files:
+        raise ModelFileError(f"{path} has no safetensors files.", "Download the model again.")
+    _check_complete(path, files)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    tensors = [t for file in files for t in _header(file, digest)]
+    text = _text_config(config)
+    layers = _count(text, "num_hidden_layers", "n_layers", "n_layer", "num_layers")
+    experts = _count(text, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    active_experts = min(
+        _count(text, "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts")
+        or experts,
+        experts,
+    )
+    sizes = _parameters(tensors, config)
+    idle = 1 - active_experts / experts if experts else 0.0
+    idle_parameters = idle * sum(n for t, n in sizes if _EXPERT.search(t.name))
+    parameters = sum(n for _, n in sizes)
+    kv, sliding, window = _kv(text, layers)
+    return Model(
+        name=path.name,
+        path=path,
+        format="mlx",
+        source="folder",
+        architecture=str(config.get("model_type") or text.get("model_type") or ""),
+        parameters=parameters,
+        active_parameters=parameters - round(idle_parameters),
+        experts=experts,
+        active_experts=active_experts,
+        quantization=_quantization(tensors, config),
+        size_bytes=sum(f.stat().st_size for f in files),
+        files=files,
+        context_length=_count(
+            text, "max_position_embeddings", "model_max_length", "n_positions", "max_seq_len"
+        ),
+        layers=layers,
+        embedding_length=_count(text, "hidden_size", "n_embd", "d_model"),
+        kv_bytes_per_token=kv,
+        kv_sliding_bytes_per_token=sliding,
+        sliding_window=window,
+        bytes_per_token=_bytes_per_token(tensors, idle),
+        vocab=vocabulary_of(path, text | config),
+        mtp_layers=_count(text, "num_nextn_predict_layers", "mtp_num_hidden_layers")
+        if any(_MTP.search(t.name) or _beyond(t.name, layers) for t in tensors)
+        else 0,
+        head=None,
+        has_recurrent_state=_is_recurrent(text),
+        role=_role(config),
+        basename="",
+        fingerprint=digest.hexdigest()[:32],
+    )
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a configuration that also has vision or audio."""
+    for key in ("text_config", "llm_config", "language_config"):
+        inner = config.get(key)
+        if isinstance(inner, dict):
+            return {**config, **inner}
+    return config
+
+
+def _check_complete(path: Path, files: Sequence[Path]) -> None:
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        return
+    weight_map = read_json(index).get("weight_map")
+    wanted = {str(v) for v in weight_map.values()} if isinstance(weight_map, dict) else set()
+    missing = sorted(wanted - {f.name for f in files})
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelFileError(
+            f"{path} is incomplete: {missing[0]}{more} missing.", "Download the model again."
+        )
+
+
+def _header(path: Path, digest: Any) -> list[_Tensor]:
+    """One safetensors file: eight bytes with the header's length, the header as JSON, the weights."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER):
+                raise ModelFileError(f"{path} is truncated or damaged: it ends within its header.", _AGAIN)
+            raw = file.read(length)
+            document = json.loads(raw)
+            digest.update(raw + size.to_bytes(8, "little"))
+            tensors = _entries(path, document)
+            needed = 8 + length + sum(t.n_bytes for t in tensors)
+            if needed > size:
+                raise ModelFileError(f"{path} is truncated: it has {size} of {needed} bytes.", _AGAIN)
+            # A few bytes of the weights: two fine-tunes of one model can have equal headers.
+            for part in range(1, 17):
+                file.seek(8 + length + (size - 8 - length) * part // 17)
+                digest.update(file.read(256))
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is damaged: its header is not JSON.", _AGAIN) from error
+    return tensors
+
+
+def _entries(path: Path, document: Any) -> list[_Tensor]:
+    tensors = []
+    try:
+        for name, entry in document.items():
+            if name == "__metadata__":
+                continue
+            begin, end = (int(v) for v in entry["data_offsets"])
+            shape = tuple(int(v) for v in entry["shape"])
+            tensors.append(_Tensor(str(name), str(entry["dtype"]), shape, end - begin))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ModelFileError(f"{path} is damaged: its header makes no sense.", _AGAIN) from error
+    if any(min(*t.shape, t.n_bytes, 0) < 0 for t in tensors):
+        raise ModelFileError(f"{path} is damaged: it has tensors of a negative size.", _AGAIN)
+    return tensors
+
+
+def _parameters(tensors: Sequence[_Tensor], config: dict[str, Any]) -> list[tuple[_Tensor, int]]:
+    """Each tensor's number of weights; what belongs to the packing of others counts nothing."""
+    names = {t.name for t in tensors}
+    result = []
+    for tensor in tensors:
+        base, _, leaf = tensor.name.rpartition(".")
+        packed = f"{base}.scales" in names
+        if packed and leaf in ("scales", "biases"):
+            continue
+        elements = math.prod(tensor.shape)
+        if packed and leaf == "weight" and tensor.dtype == "U32":
+            elements = elements * 32 // _bits(config, base)
+        result.append((tensor, elements))
+    return result
+
+
+def _bits(config: dict[str, Any], layer: str) -> int:
+    """Bits per weight of a layer; `mlx_lm` writes exceptions by the layer's name."""
+    settings = _quantization_settings(config)
+    own = settings.get(layer)
+    bits = (own if isinstance(own, dict) else settings).get("bits", 4)
+    return bits if isinstance(bits, int) and 0 < bits <= 32 else 4
+
+
+def _quantization_settings(config: dict[str, Any]) -> dict[str, Any]:
+    for key in ("quantization", "quantization_config"):
+        settings = config.get(key)
+        if isinstance(settings, dict) and "bits" in settings:
+            return settings
+    return {}
+
+
+def _quantization(tensors: Sequence[_Tensor], config: dict[str, Any]) -> str:
+    if _quantization_settings(config):
+        mode = str(_quantization_settings(config).get("mode") or "affine")
+        bits = f"{_bits(config, '')}-bit"
+        return bits if mode == "affine" else mode
+    by_dtype: Counter[str] = Counter()
+    for tensor in tensors:
+        by_dtype[tensor.dtype] += tensor.n_bytes
+    dtype = max(by_dtype, key=lambda d: by_dtype[d], default="")
+    return _DTYPES.get(dtype, dtype.lower())
+
+
+def _bytes_per_token(tensors: Sequence[_Tensor], idle: float) -> int:
+    has_head = any("lm_head." in t.name for t in tensors)
+    total = 0.0
+    for tensor in tensors:
+        if _MTP.search(tensor.name) or (has_head and "embed_tokens." in tensor.name):
+            continue
+        total += tensor.n_bytes * (1 - idle if _EXPERT.search(tensor.name) else 1.0)
+    return round(total)
+
+
+def _kv(text: dict[str, Any], layers: int) -> tuple[int, int, int]:
+    heads = _count(text, "num_attention_heads", "n_head", "n_heads")
+    heads_kv = _count(text, "num_key_value_heads", "n_head_kv") or heads
+    head_size = _count(text, "head_dim") or (_count(text, "hidden_size") // heads if heads else 0)
+    size = 2 * 2 * heads_kv * head_size
+    latent = _count(text, "kv_lora_rank")
+    if latent:
+        # Multi-head latent attention keeps one compressed vector and the rotary part.
+        size = 2 * (latent + _count(text, "qk_rope_head_dim"))
+    kinds = _layer_kinds(text, layers)
+    window = _count(text, "sliding_window")
+    sliding = size * sum(k == "sliding_attention" for k in kinds) if window else 0
+    total = size * sum(k not in _RECURRENT_LAYERS for k in kinds)
+    return total, sliding, window if sliding else 0
+
+
+def _layer_kinds(text: dict[str, Any], layers: int) -> list[str]:
+    layers = min(layers, 1 << 16)
+    kinds = text.get("layer_types") or text.get("layers_block_type")
+    if isinstance(kinds, list) and len(kinds) == layers:
+        return [str(k) for k in kinds]
+    interval = _count(text, "full_attention_interval")
+    pattern = _count(text, "sliding_window_pattern")
+    if interval:
+        return ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(layers)]
+    if pattern:
+        return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
+    return ["full_attention"] * layers
+
+
+def _is_recurrent(text: dict[str, Any]) -> bool:
+    layers = _count(text, "num_hidden_layers", "n_layers", "n_layer")
+    kinds = _layer_kinds(text, layers)
+    return bool(_RECURRENT_TYPES.search(str(text.get("model_type", "")))) or any(
+        k in _RECURRENT_LAYERS for k in kinds
+    )
+
+
+def _role(config: dict[str, Any]) -> Role:
+    classes = config.get("architectures")
+    if config.get("model_type") in _NOT_TEXT:
+        return "embedding" if config.get("model_type") == "bert" else "other"
+    if isinstance(classes, list) and classes and not str(classes[0]).endswith(_TEXT_CLASSES):
+        return "embedding" if str(classes[0]).endswith("Model") else "other"
+    return "text"
+
+
+def _beyond(name: str, layers: int) -> bool:
+    """True if a tensor belongs to a layer behind the last one: there DeepSeek and GLM keep their MTP layers."""
+    match = re.search(r"\.layers\.(\d+)\.", name)
+    return bool(match and layers and int(match[1]) >= layers)
+
+
+def _count(config: dict[str, Any], *keys: str) -> int:
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1 << 40:
+            return int(value)
+    return 0

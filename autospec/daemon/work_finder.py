@@ -1,0 +1,419 @@
+"""Tell the user's hook (setting ``on_change``) which recommendations changed since it was last told.
+
+What it was told stands in a file of the state folder, so that a change that came while no daemon ran is told as well. The
+first time there is nothing to compare with, and nothing is told.
+
+Look at everything that decides what to tune next, mark what has gone stale, and print the queue. Then end.
+
+A program of its own (``python -m autospec.daemon.work_finder``), because it needs the catalogue, the backends and the
+database, and the daemon at rest should hold none of them: it runs for a second whenever something may have changed.
+stdin: one JSON object with ``found`` and ``efforts`` of `autospec.daemon.state`; stdout: one JSON object, see `Survey`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from autospec.backends.protocol import Backend, Capabilities
+from autospec.backends.registry import backend_for
+from autospec.catalog.model import Model
+from autospec.catalog.scan import Catalog, scan
+from autospec.cells import Cell, Hardware, PromptType
+from autospec.daemon.queue import Known, Queue, order, uses
+from autospec.daemon.staleness import Drift, Stale, drifts, mark, why_stale
+from autospec.daemon.work import Effort, Tunable, effort_key
+from autospec.errors import AutospecError
+from autospec.files import replace_file
+from autospec.hardware.identity import host_digest, identify
+from autospec.measure.measurements import Sample
+from autospec.prompts.suite import Suite, load_suite
+from autospec.recommendations import Recommendation, Status, StoredRecommendation
+from autospec.report.changes import HookOutcome, changes, changes_document, run_hook
+from autospec.report.selection import borrowed, same_machine
+from autospec.settings import Settings, load_settings, parse_duration
+from autospec.store.database import Store, open_store
+from autospec.tuning.definition import StudyDefinition, load_definition
+from autospec.tuning.request import TuneRequest, judged_drafts
+from autospec.tuning.resume import basis_of, drafts_of
+
+__all__ = ["Survey", "announce", "main", "survey"]
+
+
+_FILE = "announced.json"
+
+
+def announce(
+    stored: Sequence[StoredRecommendation],
+    state_dir: Path,
+    command: Sequence[str],
+    run: Callable[[Sequence[str], Mapping[str, Any]], HookOutcome] = run_hook,
+) -> str:
+    """Run the hook if anything changed; waits for it, so that it is called in no loop.
+
+    Args:
+        stored: All recommendations as they are now.
+        state_dir: Where what was told is kept.
+        command: The words of ``on_change``; empty for no hook, and then nothing is kept either.
+        run: Runs the hook.
+
+    Returns:
+        One sentence about the hook where it ran or its file could not be written; else empty.
+    """
+    if not command:
+        return ""
+    path = state_dir / _FILE
+    told = _read(path)
+    found = changes(told, stored) if told is not None else ()
+    if told is not None and not found:
+        return ""
+    try:
+        replace_file(path, json.dumps([_entry(s) for s in stored]))
+    except OSError as error:
+        return f"{path} cannot be written, so that on_change is not run: {error.strerror}."
+    if not found:
+        return ""
+    return run(command, changes_document(found, datetime.now(UTC).isoformat(timespec="seconds"))).sentence
+
+
+def _entry(stored: StoredRecommendation) -> dict[str, Any]:
+    return {
+        "cell_key": stored.cell_key,
+        "hardware": stored.hardware.to_json(),
+        "recommendation": stored.recommendation.to_json(),
+    }
+
+
+def _read(path: Path) -> list[StoredRecommendation] | None:
+    """What was told last; ``None`` where nothing was, or where the file makes no sense any more."""
+    try:
+        return [
+            StoredRecommendation(
+                entry["cell_key"],
+                Hardware.from_json(entry["hardware"]),
+                Recommendation.from_json(entry["recommendation"]),
+            )
+            for entry in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# Older use says little: at a half-life of a week it counts an eighth and less.
+_USES_S = 30 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the daemon needs to know until the next one.
+
+    Attributes:
+        items: The steps worth their time, best first, as `WorkItem` JSON.
+        later: Cell → why it is not among them, in words.
+        later_reasons: Cell → the same as a `LaterReason`.
+        next_at: When the first that only waits may be tried.
+        marked: One sentence for each recommendation that was found stale now.
+        fingerprints: Of every model.
+        watch: Files and folders whose change calls for another survey.
+        notes: What kept models out, and what was not understood in the database, one sentence each.
+    """
+
+    items: list[dict[str, Any]]
+    later: dict[str, str]
+    later_reasons: dict[str, str]
+    next_at: float | None
+    marked: list[str]
+    fingerprints: list[str]
+    watch: list[str]
+    notes: list[str]
+
+
+def survey(
+    settings: Settings, found: Mapping[str, float], efforts: Mapping[str, Effort], now: float
+) -> Survey:
+    """Look, mark, order.
+
+    Args:
+        settings: The user's.
+        found: Fingerprint of a model → when it was first seen.
+        efforts: What was spent without proof.
+        now: Seconds since the epoch.
+
+    Raises:
+        AutospecError: The database, the study or the suite cannot be used.
+    """
+    hardware = identify()
+    definition = load_definition(settings.study)
+    suite = load_suite(Path(settings.suite) if settings.suite else None)
+    catalog = scan(settings)
+    notes: list[str] = []
+    tools = _Tools(settings, definition, suite, hardware, notes)
+    models = _tunables(tools, catalog, found, now)
+    store = open_store(settings.storage, notes.append)
+    try:
+        samples = store.samples(since=now - _USES_S)
+        stored, marked = _mark_stale(store, store.recommendations(), models, samples, hardware)
+    finally:
+        store.close()
+    if said := announce(stored, settings.state_dir, settings.on_change):
+        notes.append(said)
+    queue = order(
+        models,
+        suite.types(),
+        _known(models, suite.types(), stored, hardware),
+        uses(samples, now),
+        efforts,
+        step_s=parse_duration(settings.daemon_step),
+        now=now,
+    )
+    return _result(queue, catalog, settings, marked=marked, notes=notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    """What every model is looked at with."""
+
+    settings: Settings
+    definition: StudyDefinition
+    suite: Suite
+    hardware: Hardware
+    notes: list[str]
+
+
+def _tunables(tools: _Tools, catalog: Catalog, found: Mapping[str, float], now: float) -> list[Tunable]:
+    settings, definition, hardware = tools.settings, tools.definition, tools.hardware
+    tunables = []
+    drafting_models: set[str] = set()
+    backends: dict[str, tuple[Backend, Capabilities] | None] = {}
+    for model in catalog.models:
+        if model.head is not None:
+            continue
+        name = settings.backend or ("mlx" if model.format == "mlx" else "")
+        if name not in backends:
+            backends[name] = _backend(name, settings, tools.notes)
+        if (backend := backends[name]) is None or (model.format == "mlx") != (
+            backend[1].build.backend == "mlx"
+        ):
+            continue
+        request = TuneRequest(
+            model=model,
+            models=catalog.models,
+            definition=definition,
+            suite=tools.suite,
+            storage=settings.storage,
+            args=settings.server_args,
+            temperature=settings.temperature,
+            context_tokens=settings.context_tokens,
+        )
+        fitting = [c for c in judged_drafts(request, hardware) if c.fits]
+        drafting_models |= {c.model.fingerprint for c in fitting if not c.own_layers}
+        # The prompt type is no part of the basis; any will do.
+        cell = Cell(model.ref, PromptType.QA, backend[1].build, hardware, request.settings().args)
+        usable = [c for c in fitting if c.mode in backend[1].modes and c.mode in definition.space.modes]
+        modes = [m for m in definition.space.modes if m.draft_free and m in backend[1].modes]
+        context = request.context()
+        largest = max((c.model.size_bytes + c.model.kv_bytes(context) for c in usable), default=0)
+        tunables.append(
+            Tunable(
+                name=model.name,
+                path=_handle(model, catalog),
+                backend=backend[1].build.backend,
+                fingerprint=model.fingerprint,
+                basis=basis_of(cell, drafts_of(fitting, named=False)),
+                drafts=len(usable),
+                modes=len(modes),
+                found_at=found.get(model.fingerprint, now),
+                memory_bytes=model.size_bytes + 2 * model.kv_bytes(context) + largest,
+            )
+        )
+    return [replace(t, is_draft=t.fingerprint in drafting_models) for t in tunables]
+
+
+def _backend(name: str, settings: Settings, notes: list[str]) -> tuple[Backend, Capabilities] | None:
+    try:
+        backend = backend_for(name or None, settings)
+        return backend, backend.capabilities()
+    except AutospecError as error:
+        notes.append(f"Models for {name or 'any backend'} are left out: {error.message}")
+        return None
+
+
+def _handle(model: Model, catalog: Catalog) -> str:
+    """What to give to ``tune --model``: the name where it is unique.
+
+    A path would make `tune` look for drafts beside the file as well, and find another set of drafts than this survey.
+    """
+    named = [m for m in catalog.models if m.name == model.name]
+    return model.name if len(named) == 1 else str(model.path)
+
+
+def _mark_stale(
+    store: Store,
+    stored: Sequence[StoredRecommendation],
+    models: Sequence[Tunable],
+    samples: Sequence[Sample],
+    hardware: Hardware,
+) -> tuple[list[StoredRecommendation], list[str]]:
+    """Mark those that are served and no longer hold; the list as it stands then, and a sentence for each."""
+    here = {(m.name, m.backend): m for m in models}
+    result, told = [], []
+    served = {s.cell_key for s in _newest_here(stored, hardware)}
+    for entry in stored:
+        recommendation = entry.recommendation
+        model = here.get((recommendation.model, recommendation.backend))
+        stale = None
+        if entry.cell_key in served and model is not None and recommendation.status in _CAN_GO_STALE:
+            stale = _basis_changed(entry, model) or _drifted(entry, samples)
+        if stale is None:
+            result.append(entry)
+            continue
+        marked = mark(recommendation, stale)
+        store.save_recommendation(marked, entry.hardware, entry.cell_key)
+        result.append(replace(entry, recommendation=marked))
+        told.append(f"{recommendation.model}, {recommendation.prompt_type}: {stale.reason}.")
+    return result, told
+
+
+# A provisional one is measured anyway; but one that found nothing to try is not, until a draft appears.
+_CAN_GO_STALE = frozenset({Status.PROVEN})
+
+
+def _newest_here(stored: Sequence[StoredRecommendation], hardware: Hardware) -> list[StoredRecommendation]:
+    """Of each model, backend and kind of prompt the newest of this very machine, under an older hardware id as well."""
+    newest: dict[tuple[str, str, str], StoredRecommendation] = {}
+    for entry in stored:
+        r = entry.recommendation
+        if same_machine(entry.hardware, hardware) or _host(entry) == host_digest():
+            key = (r.model, r.backend, str(r.prompt_type))
+            if key not in newest or r.created_at >= newest[key].recommendation.created_at:
+                newest[key] = entry
+    return list(newest.values())
+
+
+def _host(entry: StoredRecommendation) -> str:
+    return str(entry.recommendation.evidence.get("basis", {}).get("host", ""))
+
+
+def _basis_changed(entry: StoredRecommendation, model: Tunable) -> Stale | None:
+    recommendation = entry.recommendation
+    then = recommendation.evidence.get("basis")
+    if not isinstance(then, dict):  # of a version that kept less
+        then = {
+            "build": recommendation.backend_build,
+            "settings": recommendation.evidence.get("settings"),
+            "hardware": entry.hardware.id,
+            "os": entry.hardware.os,
+        }
+    return why_stale(then, model.basis)
+
+
+def _drifted(entry: StoredRecommendation, samples: Sequence[Sample]) -> Stale | None:
+    recommendation = entry.recommendation
+    since = _seconds(recommendation.created_at)
+    own = [
+        s
+        for s in samples
+        if s.at >= since
+        and s.model == recommendation.model
+        and s.backend == recommendation.backend
+        and s.prompt_type is recommendation.prompt_type
+        and s.drafting == recommendation.drafting
+    ]
+    found: list[Drift] = drifts(own)
+    return Stale("drift", found[0].reason) if found else None
+
+
+def _seconds(created_at: str) -> float:
+    from datetime import datetime  # noqa: PLC0415
+
+    try:
+        return datetime.fromisoformat(created_at).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _known(
+    models: Sequence[Tunable],
+    types: Sequence[PromptType],
+    stored: Sequence[StoredRecommendation],
+    hardware: Hardware,
+) -> dict[str, Known]:
+    own = {
+        effort_key(s.recommendation.model, s.recommendation.backend, s.recommendation.prompt_type): s
+        for s in _newest_here(stored, hardware)
+        if s.recommendation.prompt_type is not None
+    }
+    known = {key: Known(s.recommendation) for key, s in own.items()}
+    for model in models:
+        for prompt_type in types:
+            key = effort_key(model.name, model.backend, prompt_type)
+            if key not in known and (
+                lent := borrowed(stored, hardware, model.name, model.backend, prompt_type)
+            ):
+                known[key] = Known(lent.recommendation, borrowed=True)
+    return known
+
+
+def _result(
+    queue: Queue, catalog: Catalog, settings: Settings, *, marked: list[str], notes: list[str]
+) -> Survey:
+    watch = {str(folder) for folder in catalog.looked_in}
+    for model in catalog.models:
+        watch |= {str(path) for path in (model.path, *model.files)}
+        watch |= {str(path.parent) for path in (model.path, *model.files)}
+    watch |= {str(settings.config_file)}
+    watch |= set(_programs(settings))
+    return Survey(
+        items=[item.to_json() for item in queue.items],
+        later={key: later.words for key, later in queue.later.items()},
+        later_reasons={key: str(later.reason) for key, later in queue.later.items()},
+        next_at=queue.next_at,
+        marked=marked,
+        fingerprints=[m.fingerprint for m in catalog.models],
+        watch=sorted(watch),
+        notes=notes,
+    )
+
+
+def _programs(settings: Settings) -> list[str]:
+    """The files by whose change a new build shows: the binary and, for the embedded one, its package's folder."""
+    import importlib.util  # noqa: PLC0415
+    import shutil  # noqa: PLC0415
+
+    found = shutil.which(settings.llama_server or "llama-server")
+    paths = [found, str(Path(found).resolve())] if found else []
+    for package in ("xllamacpp", "mlx_lm"):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin:
+            # An upgrade replaces the .dist-info folder beside it.
+            paths += [spec.origin, str(Path(spec.origin).parent.parent)]
+    return paths
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program: ``[--config FILE]``, JSON in and out; an error is ``{"error": SENTENCE}`` and status 1."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    config = Path(words[words.index("--config") + 1]) if "--config" in words else None
+    try:
+        asked = json.load(sys.stdin)
+        result = survey(
+            load_settings(config),
+            {str(k): float(v) for k, v in asked.get("found", {}).items()},
+            {str(k): Effort.from_json(v) for k, v in asked.get("efforts", {}).items()},
+            time.time(),
+        )
+    except AutospecError as error:
+        print(json.dumps({"error": error.message}))  # noqa: T201 - stdout is this program's way to answer
+        return 1
+    print(json.dumps(asdict(result)))  # noqa: T201 - as above
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

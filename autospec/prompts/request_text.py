@@ -1,0 +1,245 @@
+"""What a request says and how it is built, whatever API it is for. Pure; looks only at bounded heads and tails of texts.
+
+Known are OpenAI's chat (``messages``), completions and llama.cpp's own (``prompt``, also with a chat template already in
+it), ``/infill``, Anthropic's ``/v1/messages`` and OpenAI's ``/v1/responses`` (``input``, ``instructions``). Anything
+else that is found in their places is ignored: a malformed request is for the backend to refuse.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Final
+
+from autospec.prompts.keywords import FIM_MARKS
+
+__all__ = ["Reading", "Text", "fold", "read_request"]
+
+# Of each text so much is looked at, at either end: an instruction stands before or after what was pasted.
+HEAD_CHARS: Final = 1200
+TAIL_CHARS: Final = 800
+# Of a conversation the last messages, and the first that the user wrote; of a message the first and last parts.
+_LAST_MESSAGES: Final = 8
+_FIRST_MESSAGES: Final = 4
+_PARTS: Final = 8
+
+_ACCENTS: Final = str.maketrans(
+    "àáâãäåçèéêëìíîïñòóôõöùúûüýÿ\u2019\u2018", "aaaaaaceeeeiiiinooooouuuuyy''", ""
+) | {
+    ord("ß"): "ss",
+    ord("œ"): "oe",
+    ord("æ"): "ae",
+}
+
+# Turns of the usual chat templates in a raw prompt: ChatML, Llama 3, Gemma, Mistral, Alpaca and plain names.
+_TURN: Final = re.compile(
+    r"<\|im_start\|>\s*(system|user|assistant|tool)\s*\n"
+    r"|<\|start_header_id\|>\s*(system|user|assistant|tool|ipython)\s*<\|end_header_id\|>"
+    r"|<start_of_turn>\s*(user|model)\s*\n"
+    r"|<\|(system|user|assistant)\|>"
+    r"|(\[INST\])|(\[/INST\])"
+    r"|^(### (?:Instruction|Response|Input):)",
+    re.MULTILINE,
+)
+_TEMPLATE_ENDS: Final = re.compile(
+    r"<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|<\|begin_of_text\|>|</?s>"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text of any length by its two ends.
+
+    Attributes:
+        head: The beginning; the whole if it is short.
+        tail: The end, where it is not in `head` already; else empty.
+        chars: Length of the whole.
+    """
+
+    head: str = ""
+    tail: str = ""
+    chars: int = 0
+
+    @classmethod
+    def of(cls, whole: str) -> Text:
+        """Keep the ends."""
+        if len(whole) <= HEAD_CHARS + TAIL_CHARS:
+            return cls(whole, "", len(whole))
+        return cls(whole[:HEAD_CHARS], whole[-TAIL_CHARS:], len(whole))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One request.
+
+    Attributes:
+        ask: What the user said last.
+        system: System prompt or instructions.
+        before: Earlier texts of the user, the latest first.
+        answered: Text of the assistant's last answer.
+        turns: Messages by user or assistant, as far as they were looked at.
+        raw: True if `ask` is a prompt to be continued, with no roles.
+        tools: How tools show in the structure (``tools``, ``tool-results``), or empty.
+        schema: How a form of the answer is asked for (``response_format``, ``grammar`` …), or empty.
+        fim: True for fill-in-the-middle.
+    """
+
+    ask: Text = Text()
+    system: Text = Text()
+    before: tuple[Text, ...] = ()
+    answered: Text = Text()
+    turns: int = 0
+    raw: bool = False
+    tools: str = ""
+    schema: str = ""
+    fim: bool = False
+
+
+def fold(text: str) -> str:
+    """Lower case without accents; other scripts stay as they are."""
+    return text.lower().translate(_ACCENTS)
+
+
+def read_request(body: Mapping[str, Any]) -> Reading:
+    """Read a parsed request body of any of the APIs.
+
+    Args:
+        body: The JSON object as the client sent it.
+    """
+    if isinstance(body.get("input_prefix"), str) or isinstance(body.get("input_suffix"), str):
+        return Reading(fim=True, raw=True)
+    tools, schema = _tools(body), _schema(body)
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        messages = body.get("input")
+    if isinstance(messages, list):
+        return _conversation(messages, body, tools, schema)
+    prompt = _first_text(messages if isinstance(messages, str) else body.get("prompt"))
+    if isinstance(messages, str):
+        system = Text.of(_first_text(body.get("instructions")))
+        return Reading(Text.of(prompt), system, turns=1, tools=tools, schema=schema)
+    text = Text.of(prompt)
+    suffix = body.get("suffix")
+    marked = any(mark in end for end in (text.head, text.tail) for mark in FIM_MARKS)
+    if marked or (isinstance(suffix, str) and suffix.strip()):
+        return Reading(text, raw=True, fim=True)
+    return _raw(text, tools, schema)
+
+
+def _tools(body: Mapping[str, Any]) -> str:
+    offered = body.get("tools") or body.get("functions")
+    return "tools" if isinstance(offered, list) and offered and body.get("tool_choice") != "none" else ""
+
+
+def _schema(body: Mapping[str, Any]) -> str:
+    wanted = body.get("response_format")
+    if isinstance(wanted, Mapping) and wanted.get("type") in ("json_schema", "json_object"):
+        return "response_format"
+    text = body.get("text")
+    form = text.get("format") if isinstance(text, Mapping) else body.get("format")
+    if isinstance(form, Mapping) and (form.get("type") in ("json_schema", "json_object")):
+        return "text.format"
+    return next((key for key in ("json_schema", "grammar", "guided_json") if body.get(key)), "")
+
+
+def _conversation(messages: list[Any], body: Mapping[str, Any], tools: str, schema: str) -> Reading:
+    """Chat messages of OpenAI's and Anthropic's form, and the items of a responses request."""
+    late = messages[-_LAST_MESSAGES:]
+    early = messages[: min(_FIRST_MESSAGES, len(messages) - len(late))]
+    system = _first_text(body.get("system")) or _first_text(body.get("instructions"))
+    asked: list[Text] = []
+    answered = Text()
+    turns = 0
+    for message in (*early, *late):
+        if not isinstance(message, Mapping):
+            continue
+        if not tools and _has_tool_traffic(message):
+            tools = "tool-results"
+        role = message.get("role")
+        content = _content(message.get("content"))
+        if role in ("system", "developer"):
+            system = system or content
+        elif role == "user":
+            turns += 1
+            if content:
+                asked.append(Text.of(content))
+        elif role == "assistant":
+            turns += 1
+            answered = Text.of(content)
+    *before, ask = asked or [Text()]
+    return Reading(ask, Text.of(system), tuple(reversed(before)), answered, turns, tools=tools, schema=schema)
+
+
+def _has_tool_traffic(message: Mapping[str, Any]) -> bool:
+    if (
+        message.get("role") in ("tool", "function")
+        or message.get("tool_calls")
+        or message.get("function_call")
+    ):
+        return True
+    if message.get("type") in ("function_call", "function_call_output"):
+        return True
+    content = message.get("content")
+    return isinstance(content, list) and any(
+        isinstance(part, Mapping) and part.get("type") in ("tool_use", "tool_result")
+        for part in _ends(content)
+    )
+
+
+def _content(content: Any) -> str:
+    """Text of a message whose content is a string or a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = [
+        part["text"]
+        for part in _ends(content)
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+    ]
+    # The ends of each part are enough, and joining whole documents would not be cheap.
+    return "\n\n".join(
+        t if len(t) <= HEAD_CHARS + TAIL_CHARS else f"{t[:HEAD_CHARS]}\n{t[-TAIL_CHARS:]}" for t in texts
+    )
+
+
+def _ends(parts: list[Any]) -> Iterator[Any]:
+    yield from parts[:_PARTS]
+    yield from parts[_PARTS:][-_PARTS:]
+
+
+def _first_text(value: Any) -> str:
+    """A string, the text of content parts, or the first string of a batch; empty for token ids and anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        return value[0] if isinstance(value[0], str) else _content(value)
+    return ""
+
+
+def _raw(text: Text, tools: str, schema: str) -> Reading:
+    """A prompt to be continued, or a chat template that the client has filled in itself."""
+    system, asked, answered, turns = Text(), list[Text](), Text(), 0
+    whole = f"{text.head}\n\n{text.tail}" if text.tail else text.head
+    marks = list(_TURN.finditer(whole))
+    for mark, after in zip_longest(marks, marks[1:]):
+        said = _TEMPLATE_ENDS.sub("", whole[mark.end() : after.start() if after else None]).strip()
+        role = next(group for group in mark.groups() if group is not None).strip("#[]/ :").lower()
+        if role in ("tool", "ipython"):
+            tools = tools or "tool-results"
+        elif role == "system":
+            system = Text(said, "", len(said))
+        elif role in ("assistant", "model", "response"):
+            turns += bool(said)
+            answered = Text(said, "", len(said)) if said else answered
+        elif said and (role != "inst" or not mark.group().startswith("[/")):
+            turns += 1
+            asked.append(Text(said, "", max(len(said), text.chars - len(whole) + len(said))))
+        elif said:
+            answered = Text(said, "", len(said))
+    if not asked:
+        return Reading(text, raw=True, tools=tools, schema=schema)
+    *before, ask = asked
+    return Reading(ask, system, tuple(reversed(before)), answered, turns, tools=tools, schema=schema)

@@ -1,0 +1,299 @@
+"""New recommendations as they are made: ``GET /autospec/v1/events``. Asks for one number, reads all only when it is another.
+
+Which models clients see, and which one is meant by a request that names none. Pure.
+
+The proxy's own endpoints: ``/autospec/…`` and the merged list of models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from autospec.catalog.resolve import ambiguous, answering
+from autospec.cells import Hardware, PromptType
+from autospec.errors import ModelChoiceError, StoreError
+from autospec.proxy.errors import Problem
+from autospec.proxy.metrics import CONTENT_TYPE, Metrics
+from autospec.proxy.request import Refused
+from autospec.recommendations import Recommendation
+from autospec.report.selection import Question, select
+from autospec.serving.dispatch import Dispatch, Offered
+from autospec.store.reader import newest_recommendation, read_recommendations
+
+__all__ = [
+    "Endpoints",
+    "find_offered",
+    "meant_model",
+    "model_document",
+    "models_document",
+    "recommendation_events",
+    "running_model",
+]
+
+
+# A recommendation is the work of minutes; nobody misses it for two seconds. Nothing is polled while nobody listens.
+_POLL_S = 2.0
+# Comments keep the connection from being taken for dead; proxies between cut after 30 to 60 s.
+_COMMENT_S = 15.0
+
+
+async def recommendation_events(
+    storage: str, closing: asyncio.Event, *, poll_s: float = _POLL_S
+) -> AsyncIterator[bytes]:
+    """Server-sent events until the proxy closes: at once what is known, then every change.
+
+    Args:
+        storage: The database's URL.
+        closing: Set when the proxy ends.
+        poll_s: How often to look.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    newest = -1
+    silent_s = 0.0
+    while True:
+        try:
+            number = await asyncio.to_thread(newest_recommendation, storage)
+            if number != newest:
+                stored = await asyncio.to_thread(read_recommendations, storage)
+                now = {s.cell_key: s.recommendation.to_json() for s in stored}
+                changed = [_short(r) for key, r in now.items() if known.get(key) != r]
+                yield _event("recommendations", {"schema": 1, "changed": changed})
+                known, newest, silent_s = now, number, 0.0
+        except StoreError as error:
+            yield _event("error", {"message": str(error)})
+        if silent_s >= _COMMENT_S:
+            yield b": nothing new\n\n"
+            silent_s = 0.0
+        try:
+            await asyncio.wait_for(closing.wait(), poll_s)
+        except TimeoutError:
+            silent_s += poll_s
+        else:
+            return
+
+
+def _event(name: str, data: Mapping[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+def _short(document: dict[str, Any]) -> dict[str, Any]:
+    """Without the evidence: who wants it asks for the recommendations."""
+    return {key: value for key, value in document.items() if key in _SHORT}
+
+
+_SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_path"}
+
+
+# The catalogue does not know when a model was made; OpenAI's and Anthropic's clients want a moment.
+_EPOCH = "1970-01-01T00:00:00Z"
+
+
+def models_document(offered: Sequence[Offered]) -> dict[str, Any]:
+    """``GET /v1/models``: OpenAI's list with the fields that Anthropic's client reads beside them."""
+    data = [model_document(o) for o in offered]
+    return {
+        "object": "list",
+        "data": data,
+        "has_more": False,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+    }
+
+
+def model_document(offered: Offered) -> dict[str, Any]:
+    """``GET /v1/models/ID``."""
+    return {
+        "id": offered.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "autospec",
+        "type": "model",
+        "display_name": offered.name,
+        "created_at": _EPOCH,
+        "aliases": list(offered.aliases),
+        "autospec": {
+            "backend": offered.backend,
+            "running": [d.to_json() for d in offered.running],
+            "size_bytes": offered.size_bytes,
+        },
+    }
+
+
+def find_offered(offered: Sequence[Offered], name: str) -> Offered | None:
+    """The model that answers to a name, as requests find it; ``None`` if none does.
+
+    Raises:
+        ModelChoiceError: Several do.
+    """
+    found = answering(offered, name, lambda o: (o.name, *o.aliases))
+    distinct = {o.fingerprint or o.name: o.name for o in reversed(found)}
+    if len(distinct) > 1:
+        raise ambiguous(name, reversed(distinct.values()))
+    return found[0] if found else None
+
+
+def running_model(offered: Sequence[Offered], default: str) -> str | None:
+    """A model that runs now: the default one, else the first; ``None`` where none runs."""
+    running = [o for o in offered if o.running]
+    preferred = None
+    if default:
+        with suppress(ModelChoiceError):  # a request for the default is told so; what runs can still be named
+            preferred = find_offered(offered, default)
+    chosen = preferred if preferred in running else (running[0] if running else None)
+    return chosen.name if chosen else None
+
+
+def meant_model(offered: Sequence[Offered], default: str) -> str:
+    """The model for a request that names none: the default, what runs, or the only one there is.
+
+    Raises:
+        Refused: It could be any of several, or there is none.
+    """
+    if default:
+        return default
+    if (running := running_model(offered, "")) is not None:
+        return running
+    if len(offered) == 1:
+        return offered[0].name
+    if not offered:
+        message = "There are no models here. `autospec models` says where they are looked for."
+        raise Refused(Problem(404, message, "model_not_found", "model"))
+    names = ", ".join(o.name for o in offered)
+    message = f"No model runs, and the request names none. Name one in `model`, or start the proxy with --model. The models here are: {names}."
+    raise Refused(Problem(400, message, "model_required", "model"))
+
+
+_OWN = "/autospec/"
+_MODELS = ("/v1/models", "/models")
+# Each listener polls the database's files; more of them are a mistake in somebody's page.
+_MOST_LISTENERS = 32
+
+
+class Endpoints:
+    """Answers what is not for a backend.
+
+    Args:
+        dispatch: For models, status and plan.
+        metrics: For ``/autospec/metrics``.
+        storage: The database's URL.
+        hardware: This machine, worked out at the first use: it asks the system.
+        about: Facts for the status that only the proxy knows.
+    """
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        metrics: Metrics,
+        storage: str,
+        hardware: Callable[[], Hardware],
+        about: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._dispatch = dispatch
+        self._metrics = metrics
+        self._storage = storage
+        self._hardware = hardware
+        self._about = about
+        self._closing = asyncio.Event()
+        self._listeners = 0
+
+    def close(self) -> None:
+        """End the event streams."""
+        self._closing.set()
+
+    async def answer(self, request: web.BaseRequest, path: str) -> web.StreamResponse | None:
+        """The answer, or ``None`` where the path is a backend's.
+
+        Raises:
+            AutospecError: Nothing is known, the database cannot be read, and so on.
+            Refused: A path or a method that is not there.
+        """
+        is_models = path in _MODELS or path.startswith(tuple(f"{p}/" for p in _MODELS))
+        if request.method not in ("GET", "HEAD"):
+            if path.startswith(_OWN):
+                raise Refused(Problem(405, f"{path} can only be read: use GET.", "method_not_allowed"))
+            return None  # POST /models/load and the like are a router's
+        if is_models:
+            return self._models(path)
+        if not path.startswith(_OWN):
+            return None
+        match path.removeprefix(_OWN).rstrip("/"):
+            case "metrics":
+                return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+            case "v1/recommendations":
+                return await self._recommendations(request.query)
+            case "v1/status":
+                return _json({"schema": 1, "proxy": dict(self._about()), **self._dispatch.status()})
+            case "v1/plan":
+                return _json(self._dispatch.plan())
+            case "v1/events":
+                return await self._events(request)
+            case _:
+                raise Refused(
+                    Problem(
+                        404,
+                        f"There is no {path}. There are /autospec/v1/status, plan, recommendations, events "
+                        "and /autospec/metrics.",
+                        "not_found",
+                    )
+                )
+
+    def _models(self, path: str) -> web.Response:
+        offered = self._dispatch.offered()
+        if path in _MODELS:
+            return _json(models_document(offered))
+        name = unquote(path.removeprefix("/v1").removeprefix("/models/"))
+        found = find_offered(offered, name)
+        if found is None:
+            names = ", ".join(o.name for o in offered) or "none"
+            message = f"There is no model {name[:200]!r}. The models here are: {names}."
+            raise Refused(Problem(404, message, "model_not_found", "model"))
+        return _json(model_document(found))
+
+    async def _recommendations(self, query: Mapping[str, str]) -> web.Response:
+        unknown = sorted(set(query) - {"model", "prompt_type", "backend"})
+        if unknown:
+            message = f"There is no parameter {unknown[0][:100]!r}: use model, prompt_type or backend."
+            raise Refused(Problem(400, message, "invalid_parameter", unknown[0][:100]))
+        text = query.get("prompt_type", "")
+        try:
+            prompt_type = PromptType(text) if text else None
+        except ValueError:
+            message = f"prompt_type is one of {', '.join(PromptType)}, not {text[:100]!r}."
+            raise Refused(Problem(400, message, "invalid_parameter", "prompt_type")) from None
+        question = Question(query.get("model", ""), prompt_type, query.get("backend", ""))
+
+        def work() -> dict[str, Any]:
+            stored = read_recommendations(self._storage)
+            return select(stored, self._hardware(), question).document()
+
+        return _json(await asyncio.to_thread(work))
+
+    async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._listeners >= _MOST_LISTENERS:
+            message = f"{_MOST_LISTENERS} listeners are connected already; close one."
+            raise Refused(Problem(503, message, "too_many_listeners"))
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+        )
+        self._listeners += 1
+        try:
+            await response.prepare(request)
+            async for part in recommendation_events(self._storage, self._closing):
+                await response.write(part)
+        finally:
+            self._listeners -= 1
+        return response
+
+
+def _json(document: Mapping[str, Any]) -> web.Response:
+    return web.Response(
+        body=json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n",
+        content_type="application/json",
+    )

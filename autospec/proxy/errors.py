@@ -1,0 +1,196 @@
+"""What goes wrong, in the shape that the client's SDK reads: OpenAI's, or Anthropic's on ``/v1/messages``. Pure.
+
+The shapes: https://platform.openai.com/docs/guides/error-codes and https://docs.anthropic.com/en/api/errors.
+
+aiohttp's low-level server with our error bodies: no router, no middlewares, nothing between the socket and the handler.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from autospec.errors import (
+    AutospecError,
+    LaunchError,
+    ModelChoiceError,
+    NothingKnownError,
+    OverloadedError,
+    UnknownModelError,
+    UsageError,
+)
+
+__all__ = ["HttpServer", "Problem", "Shape", "body", "event", "problem_of", "problem_response", "shape_of"]
+
+
+# A queue moves within seconds; SDKs wait this long before they try again by themselves.
+_RETRY_AFTER_S = 2
+# Names in an error: enough to see what was mistyped, not a catalogue.
+_NAMES_SHOWN = 20
+_MESSAGE_CHARACTERS = 2000
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+class Shape(StrEnum):
+    """Whose SDK asks."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a request is not answered.
+
+    Attributes:
+        status: HTTP status.
+        message: Plain sentences: what is wrong and what to do.
+        code: OpenAI's machine-readable word for it, e.g. ``model_not_found``.
+        param: The field of the request that is wrong, or ``None``.
+        retry_after_s: For ``Retry-After``; 0 leaves it out.
+    """
+
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+    retry_after_s: int = 0
+
+
+def shape_of(path: str) -> Shape:
+    """The shape that clients of a path read.
+
+    Args:
+        path: Without the query.
+    """
+    return Shape.ANTHROPIC if path.startswith(("/v1/messages", "/messages")) else Shape.OPENAI
+
+
+def problem_of(error: AutospecError) -> Problem:
+    """How an error of ours is told to a client."""
+    message = str(error)
+    match error:
+        case UnknownModelError():
+            if error.known:
+                shown = ", ".join(error.known[:_NAMES_SHOWN])
+                more = len(error.known) - _NAMES_SHOWN
+                listed = f"{shown} and {more} more" if more > 0 else shown
+                message = f"{error.message} The models here are: {listed}."
+            return Problem(404, message, "model_not_found", "model")
+        case ModelChoiceError():
+            return Problem(400, message, "model_ambiguous", "model")
+        case OverloadedError():
+            return Problem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S)
+        case NothingKnownError():
+            return Problem(404, message, "nothing_known")
+        case UsageError():
+            return Problem(400, message, "invalid_request")
+        case LaunchError():
+            return Problem(502, message, "launch_failed")
+        case _:
+            return Problem(502, message, "backend_failed")
+
+
+def body(problem: Problem, shape: Shape) -> bytes:
+    """The JSON of an error response."""
+    # A client may have named a model with half a character in it, or a very long one.
+    shown = problem.message
+    if len(shown) > _MESSAGE_CHARACTERS:
+        shown = shown[:_MESSAGE_CHARACTERS] + "…"
+    document = _document(replace(problem, message=shown), shape)
+    return json.dumps(document, ensure_ascii=False).encode(errors="replace")
+
+
+def event(problem: Problem, shape: Shape) -> bytes:
+    """The server-sent event that ends a stream which broke: SDKs raise it as an error."""
+    data = body(problem, shape)
+    return (
+        b"event: error\ndata: " + data + b"\n\n" if shape is Shape.ANTHROPIC else b"data: " + data + b"\n\n"
+    )
+
+
+def _document(problem: Problem, shape: Shape) -> dict[str, Any]:
+    if shape is Shape.ANTHROPIC:
+        kind = _ANTHROPIC_TYPES.get(problem.status) or (
+            "invalid_request_error" if problem.status < 500 else "api_error"
+        )
+        return {"type": "error", "error": {"type": kind, "message": problem.message}}
+    kind = "invalid_request_error" if problem.status < 500 else "server_error"
+    return {"error": {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}}
+
+
+# Clients keep connections open between questions: longer than people think, shorter than a laptop sleeps.
+_KEEPALIVE_S = 120.0
+# How long a refused upload is read on, so that the client sees the refusal and not a reset.
+_LINGER_S = 2.0
+
+
+class HttpServer(web.Server):
+    """Calls one handler for every request; a client that goes away cancels it.
+
+    Args:
+        handler: Answers a request; must not raise.
+    """
+
+    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
+        super().__init__(
+            handler,
+            handler_cancellation=True,
+            # Bytes pass as they are.
+            auto_decompress=False,
+            keepalive_timeout=_KEEPALIVE_S,
+            lingering_time=_LINGER_S,
+            access_log=None,
+        )
+
+    def __call__(self) -> web.RequestHandler:
+        """A new connection's protocol."""
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - may hold what the client sent
+    ) -> web.StreamResponse:
+        """Requests that are not HTTP come here before any handler sees them."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun; it can only be cut off")
+        if isinstance(exc, LineTooLong):
+            problem = Problem(431, "The request line or a header is longer than 8 KiB.", "headers_too_large")
+        elif status < 500:
+            problem = Problem(status, "This is not a valid HTTP request.", "invalid_http")
+        else:
+            problem = Problem(500, "The proxy failed; its log says how.", "internal_error")
+            self.logger.error("proxy: unexpected failure", exc_info=exc)
+        response = problem_response(problem, Shape.OPENAI)
+        response.force_close()
+        return response
+
+
+def problem_response(problem: Problem, shape: Shape) -> web.Response:
+    """A problem as a response."""
+    headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else None
+    return web.Response(
+        body=body(problem, shape), status=problem.status, content_type="application/json", headers=headers
+    )

@@ -1,0 +1,204 @@
+"""The end of an answer: where servers put their own timings. Kept while bytes pass, read once at the end.
+
+llama.cpp appends ``timings`` to every answer, streamed or not (``result_timings::to_json``, tools/server/server-task.cpp),
+so no event has to be parsed on its way: the last bytes hold all there is to know.
+
+What became of one request, as numbers, and the sample in it. Pure values.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting
+from autospec.measure.measurements import Sample
+
+__all__ = ["Counts", "Outcome", "Tail", "read_counts", "sample_of", "saw_the_end"]
+
+
+# The last event of /v1/responses repeats the whole answer, but what is looked for stands behind it.
+_KEPT_BYTES = 16 * 1024
+
+_TIMINGS = re.compile(rb'"timings":\s*(?=\{)')
+_USAGE = re.compile(rb'"usage":\s*(?=\{)')
+# How streams say that they are complete: OpenAI's, Anthropic's, the Responses API's, llama.cpp's own, an error's.
+_ENDS = re.compile(
+    rb'data: ?\[DONE\]|"message_stop"|"response\.(?:completed|incomplete|failed)"|"stop":\s*true|"error":\s*[{"]'
+)
+
+
+class Tail:
+    """The last bytes of a stream. `feed` is on the path of every token: it keeps references and copies nothing."""
+
+    __slots__ = ("_parts", "_size", "total_bytes")
+
+    def __init__(self) -> None:
+        self.total_bytes = 0
+        self._parts: deque[bytes] = deque()
+        self._size = 0
+
+    def feed(self, part: bytes) -> None:
+        """Take note of bytes that pass."""
+        self._parts.append(part)
+        size = len(part)
+        self.total_bytes += size
+        self._size += size
+        while self._size - len(self._parts[0]) >= _KEPT_BYTES:
+            self._size -= len(self._parts.popleft())
+
+    def content(self) -> bytes:
+        """At least the last 16 KiB, or everything where there was less."""
+        return b"".join(self._parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What an answer says of itself.
+
+    Attributes:
+        prompt_tokens: Processed for this request; cached ones not counted where the server tells them apart.
+        predicted_tokens: Generated.
+        prompt_ms: By the server's clock; ``None`` where it does not tell.
+        predicted_ms: Likewise.
+        drafted: ``None`` where the answer names none.
+        accepted: Likewise.
+    """
+
+    prompt_tokens: int
+    predicted_tokens: int
+    prompt_ms: float | None = None
+    predicted_ms: float | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+
+
+def read_counts(tail: bytes) -> Counts | None:
+    """The counts at the end of an answer, or ``None`` where there are none.
+
+    A quotation mark inside of generated text is escaped in JSON, so that text cannot be taken for a field.
+
+    Args:
+        tail: `Tail.content`.
+    """
+    # Newest first: a stream may have timings in every event.
+    for found in _last_objects(_TIMINGS, tail):
+        try:
+            return Counts(
+                prompt_tokens=int(found["prompt_n"]),
+                predicted_tokens=int(found["predicted_n"]),
+                prompt_ms=float(found["prompt_ms"]),
+                predicted_ms=float(found["predicted_ms"]),
+                drafted=_count(found, "draft_n"),
+                accepted=_count(found, "draft_n_accepted"),
+            )
+        except (KeyError, TypeError, ValueError):
+            continue
+    for found in _last_objects(_USAGE, tail):
+        prompt = _first_count(found, ("prompt_tokens", "input_tokens"))
+        predicted = _first_count(found, ("completion_tokens", "output_tokens"))
+        if prompt is not None and predicted is not None:
+            cached = (found.get("prompt_tokens_details") or found.get("input_tokens_details") or {}).get(
+                "cached_tokens"
+            )
+            return Counts(max(0, prompt - (cached or 0)), predicted)
+    return None
+
+
+def saw_the_end(tail: bytes) -> bool:
+    """True if a stream says that it is complete; for servers that end it by closing the connection."""
+    return _ENDS.search(tail) is not None
+
+
+def _last_objects(before: re.Pattern[bytes], tail: bytes) -> Iterable[dict[str, Any]]:
+    for match in reversed(list(before.finditer(tail))):
+        text = tail[match.end() :].decode(errors="replace")
+        try:
+            value, _ = json.JSONDecoder().raw_decode(text)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def _count(found: dict[str, Any], name: str) -> int | None:
+    return int(found[name]) if name in found else None
+
+
+def _first_count(found: dict[str, Any], names: Iterable[str]) -> int | None:
+    for name in names:
+        if isinstance(value := found.get(name), int):
+            return value
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One forwarded request after its end.
+
+    Attributes:
+        at: Seconds since the epoch when it ended.
+        path: Without the query.
+        model: Catalogue name.
+        backend: Backend name.
+        build: The build's own name.
+        prompt_type: By header or classifier.
+        drafting: What was in force.
+        status: What the backend answered; 0 if it broke before that.
+        complete: True if the answer came to its end; false if the server died or the client went away.
+        waited_ms: For a server: queue, launch, switch.
+        first_byte_ms: From sending the request to the backend until the answer's first byte.
+        total_ms: From sending the request to the backend until the end.
+        streamed: True for server-sent events: then time to first byte and time of generation are apart.
+        counts: What the answer says of itself.
+    """
+
+    at: float
+    path: str
+    model: str
+    backend: str
+    build: str
+    prompt_type: PromptType | None
+    drafting: Drafting
+    status: int = 0
+    complete: bool = False
+    waited_ms: float = 0.0
+    first_byte_ms: float = 0.0
+    total_ms: float = 0.0
+    streamed: bool = False
+    counts: Counts | None = None
+
+
+def sample_of(outcome: Outcome) -> Sample | None:
+    """What the store keeps of a request, or ``None`` where it tells nothing about speed.
+
+    Where the server has no clock, ours is read, and only for streams: the first byte of any other answer is its last.
+    """
+    counts = outcome.counts
+    if counts is None or not outcome.complete or outcome.status != 200 or counts.predicted_tokens < 1:
+        return None
+    prompt_ms, predicted_ms = counts.prompt_ms, counts.predicted_ms
+    if prompt_ms is None or predicted_ms is None:
+        if not outcome.streamed:
+            return None
+        prompt_ms, predicted_ms = outcome.first_byte_ms, outcome.total_ms - outcome.first_byte_ms
+    off = outcome.drafting == OFF
+    return Sample(
+        at=outcome.at,
+        model=outcome.model,
+        backend=outcome.backend,
+        build=outcome.build,
+        prompt_type=outcome.prompt_type,
+        prompt_tokens=counts.prompt_tokens,
+        predicted_tokens=counts.predicted_tokens,
+        prompt_ms=prompt_ms,
+        predicted_ms=predicted_ms,
+        drafting=outcome.drafting,
+        drafted=0 if off else counts.drafted,
+        accepted=0 if off else counts.accepted,
+    )

@@ -1,0 +1,326 @@
+"""Records: benchmarks that somebody wrote down, as TOML, and the verdicts that their numbers support.
+
+A record holds raw runs and nothing derived. Its runs are not paired and are of one prompt, so it can argue against
+drafting (`disable`) or leave it open (`undecided`); `enable` takes measurements on the machine itself.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autospec.cells import Hardware, PromptType
+from autospec.drafting import OFF, Drafting
+from autospec.errors import StudyFileError
+from autospec.files import studies_dir
+from autospec.measure.bench import Comparison, Noise, RunGroup, compare_runs, pooled_noise
+from autospec.measure.verdict import DEFAULT_RULE, Rule
+from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
+
+__all__ = ["Record", "find_record", "read_record", "recommendations_of", "shipped_records"]
+
+_TOP = {"kind": str, "name": str, "title": str, "date": dt.date, "notes": list, "hardware": dict, "request": dict,
+        "group": list}  # fmt: skip
+_HARDWARE = {"id": str, "chip": str, "memory_bytes": int, "cores": int, "os": str, "gpu": str}
+_REQUEST = {"prompt": str, "prompt_type": str, "max_tokens": int}
+_GROUP = {"backend": str, "build": str, "model": str, "model_file": str, "about": str, "drafting": dict,
+          "runs_tps": list, "command": list}  # fmt: skip
+_OPTIONAL = frozenset({"title", "notes", "cores", "os", "gpu", "build", "model_file", "about", "command"})
+_TYPE_NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "a table", dt.date: "a date"}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One recorded benchmark of one prompt on one machine.
+
+    Attributes:
+        name: Its name; importing another record of the same name replaces what this one said.
+        title: A heading.
+        date: The day it was made.
+        hardware: The machine.
+        prompt: The prompt.
+        prompt_type: What kind of prompt that is.
+        max_tokens: Most tokens generated.
+        groups: The runs, one group for each drafting of each model and backend.
+        notes: Sentences on how it was measured.
+    """
+
+    name: str
+    title: str
+    date: dt.date
+    hardware: Hardware
+    prompt: str
+    prompt_type: PromptType
+    max_tokens: int
+    groups: tuple[RunGroup, ...]
+    notes: tuple[str, ...] = ()
+
+
+def shipped_records() -> dict[str, Path]:
+    """The records that come with autospec, by name."""
+    return {p.stem: p for p in sorted(studies_dir().glob("*.toml")) if _says_record(p)}
+
+
+def find_record(name_or_path: str) -> Path:
+    """A file by its path, or a shipped record by its name.
+
+    Raises:
+        StudyFileError: Neither is there.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_records()
+    if path.name == name_or_path and path.name.removesuffix(".toml") in shipped:
+        return shipped[path.name.removesuffix(".toml")]
+    if path.is_dir():
+        raise StudyFileError(f"{name_or_path} is a folder.", "Name the file in it (TOML or JSON).")
+    raise StudyFileError(
+        f"There is no file {name_or_path} and no shipped record of that name.",
+        f"Shipped records: {', '.join(shipped) or 'none'}.",
+    )
+
+
+def read_record(path: Path) -> Record:
+    """Read and check a record.
+
+    Raises:
+        StudyFileError: It cannot be read, or a key is unknown, missing or wrong; the sentence names it.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyFileError(f"The record {path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StudyFileError(f"The record {path} is not TOML: {error}.") from error
+    where = str(path)
+    if data.get("kind") != "record":
+        raise StudyFileError(
+            f'{where} is no record: it lacks kind = "record".',
+            "A study definition is used with `autospec tune --study FILE`, and not imported.",
+        )
+    _check(data, _TOP, where, "")
+    _check(data["hardware"], _HARDWARE, where, "hardware.")
+    _check(data["request"], _REQUEST, where, "request.")
+    request = data["request"]
+    try:
+        prompt_type = PromptType(request["prompt_type"])
+    except ValueError:
+        raise StudyFileError(
+            f"{where}: request.prompt_type {request['prompt_type']!r} is no prompt type.",
+            f"One of {', '.join(PromptType)}.",
+        ) from None
+    groups = tuple(_group(g, f"{where}: group {i}") for i, g in enumerate(data["group"], start=1))
+    _check_groups(groups, where)
+    return Record(
+        name=data["name"],
+        title=data.get("title", data["name"]),
+        date=data["date"],
+        hardware=Hardware.from_json(data["hardware"]),
+        prompt=request["prompt"],
+        prompt_type=prompt_type,
+        max_tokens=request["max_tokens"],
+        groups=groups,
+        notes=tuple(map(str, data.get("notes", ()))),
+    )
+
+
+def recommendations_of(record: Record, rule: Rule = DEFAULT_RULE) -> list[StoredRecommendation]:
+    """What the record says for each of its models and backends: one recommendation, of the best drafting tried.
+
+    The statistics are those of `autospec.measure.bench`, at the error rate and threshold of `rule`.
+    """
+    noise = pooled_noise(g.runs_tps for g in record.groups)
+    by_subject: dict[tuple[str, str, str], list[RunGroup]] = {}
+    for group in record.groups:
+        by_subject.setdefault((group.model, group.backend, group.build), []).append(group)
+    return [_recommendation(record, groups, noise, rule) for groups in by_subject.values()]
+
+
+def _recommendation(
+    record: Record, groups: Sequence[RunGroup], noise: Noise | None, rule: Rule
+) -> StoredRecommendation:
+    off = next(g for g in groups if g.drafting.is_off)
+    compared = {
+        g: compare_runs(off.runs_tps, g.runs_tps, pooled=noise, level=rule.error_rate)
+        for g in groups
+        if g is not off
+    }
+    best = max(compared, key=lambda g: compared[g].center)
+    verdict, reason = _judge(compared[best], best, off, noise, rule)
+    others = [f"{_short(g.drafting)} {_percent(c.center)}" for g, c in compared.items() if g is not best]
+    if others:
+        reason = f"{_short(best.drafting)} {reason}; {', '.join(others)}"
+    evidence = {
+        "record": record.name,
+        "hardware": record.hardware.to_json(),
+        "unpaired": {"off": len(off.runs_tps), "drafting": len(best.runs_tps)},
+        "max_tokens": record.max_tokens,
+        "runs": [
+            {
+                "drafting": g.drafting.to_json(),
+                "runs_tps": list(g.runs_tps),
+                **({"command": list(g.command)} if g.command else {}),
+                **(_ratio_json(compared[g]) if g in compared else {}),
+            }
+            for g in groups
+        ],
+        "noise": None if noise is None else {"sd": round(noise.sd, 5), "df": noise.df},
+        "error_rate": rule.error_rate,
+        "about": off.about,
+        "model_file": off.model_file,
+        "notes": list(record.notes),
+    }
+    recommendation = Recommendation(
+        model=off.model,
+        model_path="",
+        backend=off.backend,
+        backend_build=off.build or "not recorded",
+        prompt_type=record.prompt_type,
+        verdict=verdict,
+        drafting=OFF,
+        tried=best.drafting,
+        baseline_tps=off.mean_tps,
+        drafting_tps=best.mean_tps,
+        speedup=compared[best].ratio,
+        speedup_ci=compared[best].interval,
+        pairs=0,
+        acceptance=None,
+        reason=reason,
+        status=Status.IMPORTED,
+        created_at=dt.datetime.combine(record.date, dt.time(), dt.UTC).isoformat(),
+        evidence=evidence,
+    )
+    identity = [record.name, record.hardware.id, off.model, off.backend, off.build, str(record.prompt_type)]
+    key = "r-" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+    return StoredRecommendation(key, record.hardware, recommendation)
+
+
+def _judge(
+    c: Comparison, best: RunGroup, off: RunGroup, noise: Noise | None, rule: Rule
+) -> tuple[Verdict, str]:
+    figures = f"{best.mean_tps:.1f} against {off.mean_tps:.1f} tok/s, {_percent(c.center)}"
+    needed = f"+{100 * rule.threshold:g} %"
+    if c.interval is None:
+        return (
+            Verdict.UNDECIDED,
+            f"{figures}, but no run was repeated, so the noise is unknown and nothing is proven",
+        )
+    span = f"{_percent(c.low)} to {_percent(c.high)}"
+    if c.single:
+        assert c.noise is not None
+        assert noise is not None
+        runs = "from single runs" if c.off_runs == c.drafted_runs == 1 else "with a single run on one side"
+        basis = (
+            f"{runs}, reckoning with {100 * c.noise.sd:.1f} % of noise a run"
+            f" (the record's repeated runs scatter by {100 * noise.sd:.1f} %, {noise.df} degrees of freedom)"
+        )
+    else:
+        runs = f"{c.off_runs} and {c.drafted_runs}" if c.off_runs != c.drafted_runs else f"{c.off_runs}"
+        basis = f"from {runs} runs each of one prompt"
+    threshold = math.log1p(rule.threshold)
+    if c.high < threshold:
+        ending = (
+            "a loss beyond that noise"
+            if c.high < 0 and c.single
+            else f"below the {needed} that enabling takes"
+        )
+        return Verdict.DISABLE, f"{figures} ({span}) {basis}: {ending}"
+    if c.low > threshold:
+        return (
+            Verdict.UNDECIDED,
+            f"{figures} ({span}) {basis}: promising, but one prompt does not speak for its kind; measure here",
+        )
+    return Verdict.UNDECIDED, f"{figures} ({span}) {basis}: not evidence enough for a gain of {needed}"
+
+
+def _ratio_json(c: Comparison) -> dict[str, Any]:
+    return {
+        "speedup": round(c.ratio, 4),
+        "speedup_ci": None if c.interval is None else [round(v, 4) for v in c.interval],
+    }
+
+
+def _short(drafting: Drafting) -> str:
+    return drafting.label if drafting.n_max is None else f"n_max {drafting.n_max}:"
+
+
+def _percent(log_ratio: float) -> str:
+    return f"{100.0 * math.expm1(log_ratio):+.1f} %"
+
+
+def _group(data: Any, where: str) -> RunGroup:
+    if not isinstance(data, dict):
+        raise StudyFileError(f"{where} must be a table.", "Write [[group]] above its keys.")
+    _check(data, _GROUP, where, "")
+    try:
+        drafting = Drafting.from_json(data["drafting"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyFileError(f"{where}: drafting is wrong: {error}.") from error
+    runs = data["runs_tps"]
+    if not runs or not all(
+        isinstance(r, int | float) and not isinstance(r, bool) and 0 < r < math.inf for r in runs
+    ):
+        raise StudyFileError(f"{where}: runs_tps must be speeds above 0, e.g. [75.5, 75.1], not {runs!r}.")
+    command = data.get("command", [])
+    if not all(isinstance(word, str) for word in command):
+        raise StudyFileError(f"{where}: command must be a list of texts, not {command!r}.")
+    return RunGroup(
+        backend=data["backend"],
+        build=data.get("build", ""),
+        model=data["model"],
+        drafting=drafting,
+        runs_tps=tuple(map(float, runs)),
+        command=tuple(command),
+        about=data.get("about", ""),
+        model_file=data.get("model_file", ""),
+    )
+
+
+def _check_groups(groups: Sequence[RunGroup], where: str) -> None:
+    seen: dict[tuple[str, str, str], list[Drafting]] = {}
+    for group in groups:
+        draftings = seen.setdefault((group.model, group.backend, group.build), [])
+        if group.drafting in draftings:
+            raise StudyFileError(
+                f"{where}: {group.model} on {group.backend} has two groups of {group.drafting.label}.",
+                "Put all runs of a drafting into one group.",
+            )
+        draftings.append(group.drafting)
+    for (model, backend, _build), draftings in seen.items():
+        if OFF not in draftings:
+            raise StudyFileError(f"{where}: {model} on {backend} has no runs with drafting off.")
+        if len(draftings) == 1:
+            raise StudyFileError(f"{where}: {model} on {backend} has no runs with any drafting.")
+    if not seen:
+        raise StudyFileError(f"{where}: there is no [[group]].", "A record needs runs.")
+
+
+def _check(data: Mapping[str, Any], keys: Mapping[str, type], where: str, prefix: str) -> None:
+    for key in data:
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1)
+            raise StudyFileError(
+                f"{where}: there is no key {prefix}{key}.", f"Did you mean {close[0]}?" if close else ""
+            )
+    for key, kind in keys.items():
+        if key not in data:
+            if key not in _OPTIONAL:
+                raise StudyFileError(f"{where}: {prefix}{key} is missing.")
+            continue
+        value = data[key]
+        wrong = not isinstance(value, kind) or isinstance(value, (bool, dt.datetime))
+        if wrong or (kind is int and value < 1):
+            raise StudyFileError(f"{where}: {prefix}{key} must be {_TYPE_NAMES[kind]}, not {value!r}.")
+
+
+def _says_record(path: Path) -> bool:
+    return 'kind = "record"' in path.read_text(encoding="utf-8")

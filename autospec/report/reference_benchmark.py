@@ -1,0 +1,226 @@
+"""The founding record's Markdown: results table, raw runs, command lines, methodology."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from autospec.drafting import Drafting
+from autospec.measure.bench import RunGroup, compare_runs, pooled_noise
+from autospec.measure.verdict import DEFAULT_RULE
+
+__all__ = ["Benchmark", "founding_markdown", "results_table"]
+
+_BACKEND_HEADINGS = {
+    "llama-server": "GGUF Backend (llama-server)",
+    "embedded": "GGUF Backend (embedded llama.cpp server)",
+    "mlx": "MLX Backend",
+    "llama-cpp-python": "GGUF Backend (llama-cpp-python)",
+    "attached": "Attached Server",
+}
+# Ends of an interval that are further apart than a factor of ten tell nobody anything.
+_TOO_WIDE = math.log(10)
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Everything that the text says.
+
+    Attributes:
+        title: Heading.
+        date: ISO 8601 day.
+        hardware: The machine in words.
+        prompt: What was asked.
+        max_tokens: Most tokens to generate.
+        groups: The runs.
+        methodology: Sentences.
+    """
+
+    title: str
+    date: str
+    hardware: str
+    prompt: str
+    max_tokens: int
+    groups: tuple[RunGroup, ...]
+    methodology: tuple[str, ...] = ()
+
+
+def founding_markdown(bench: Benchmark) -> str:
+    """The whole document, without a final newline."""
+    drafts = dict.fromkeys(_draft_name(g.drafting) for g in bench.groups if not g.drafting.is_off)
+    by_backend: dict[str, list[RunGroup]] = {}
+    for group in bench.groups:
+        by_backend.setdefault(group.backend, []).append(group)
+    blocks = [
+        f"# {bench.title}",
+        "\n".join(
+            [
+                f"**Date:** {bench.date}",
+                f"**Hardware:** {bench.hardware}",
+                f'**Prompt:** "{bench.prompt}"',
+                f"**Max Tokens:** {bench.max_tokens}",
+                f"**Draft Model:** {', '.join(drafts) or 'none'}",
+            ]
+        ),
+        "## Results",
+    ]
+    for backend, groups in by_backend.items():
+        blocks += [f"### {_heading(backend)}", results_table(groups)]
+        if all(g.request_tps for g in groups):
+            whole = [_of_whole_requests(g) for g in groups]
+            blocks += ["Whole requests, prompt processing included:", results_table(whole)]
+    blocks += ["## Conclusion", _conclusion(bench.groups), "## Raw Data"]
+    for backend, groups in by_backend.items():
+        blocks.append(f"### {_heading(backend)}")
+        blocks += ["\n".join(_raw(g, _draftings(groups))) for g in groups]
+    if bench.methodology:
+        blocks += ["## Methodology", "\n".join(f"- {sentence}" for sentence in bench.methodology)]
+    return "\n\n".join(blocks)
+
+
+def results_table(groups: Sequence[RunGroup]) -> str:
+    """A row for each model, a column for each drafting; with one drafting the difference has its own column.
+
+    Without any there is one column: a server that runs already, measured whatever it drafts.
+    """
+    draftings = _draftings(groups)
+    if not draftings:
+        rows = [f"| {g.model} | {_speed(g)} |" for g in groups]
+        return "\n".join(["| Model | As It Runs |", "|-------|------------|", *rows])
+    cells = {(g.model, g.drafting): g for g in groups}
+    models = list(dict.fromkeys(g.model for g in groups))
+    off = next(g.drafting for g in groups if g.drafting.is_off)
+    if len(draftings) == 1:
+        lines = [
+            "| Model | Without Draft | With Draft | Difference |",
+            "|-------|--------------|------------|------------|",
+        ]
+        for model in models:
+            without, with_ = cells[model, off], cells[model, draftings[0]]
+            lines.append(f"| {model} | {_speed(without)} | {_speed(with_)} | {_difference(with_, without)} |")
+        return "\n".join(lines)
+    names = [f"With {_column(d, draftings)}" for d in draftings]
+    lines = [
+        f"| Model | Without Draft | {' | '.join(names)} |",
+        f"|-------|--------------|{'|'.join('-' * (len(n) + 2) for n in names)}|",
+    ]
+    for model in models:
+        row = [cells.get((model, d)) for d in (off, *draftings)]
+        fastest = max((g for g in row if g is not None), key=lambda g: g.mean_tps)
+        texts = []
+        for group in row:
+            if group is None:
+                texts.append("–")
+                continue
+            speed = f"**{_speed(group)}**" if group is fastest else _speed(group)
+            assert row[0] is not None
+            texts.append(speed if group.drafting.is_off else f"{speed} ({_difference(group, row[0])})")
+        lines.append(f"| {model} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def _conclusion(groups: Sequence[RunGroup]) -> str:
+    if not _draftings(groups):
+        return "Nothing was compared: drafting of this server is fixed when it starts."
+    noise = pooled_noise(g.runs_tps for g in groups)
+    lines = []
+    for group in groups:
+        if group.drafting.is_off:
+            continue
+        off = next(
+            g for g in groups if g.drafting.is_off and (g.model, g.backend) == (group.model, group.backend)
+        )
+        c = compare_runs(off.runs_tps, group.runs_tps, pooled=noise, level=DEFAULT_RULE.error_rate)
+        text = f"- {group.model} with {group.drafting.label}: {_percent(c.center)}"
+        if c.interval is None:
+            lines.append(f"{text}; no run was repeated, so nothing can be said of the noise.")
+            continue
+        if c.high - c.low > _TOO_WIDE:
+            lines.append(f"{text}; the runs are too few or scatter too much to tell anything.")
+            continue
+        if c.low > 0:
+            word = "drafting is faster"
+        elif c.high < 0:
+            word = "drafting is slower"
+        else:
+            word = "no difference that these runs can show"
+        lines.append(f"{text} ({_percent(c.low)} to {_percent(c.high)}): {word}.")
+    lines += ["", "One prompt speaks for itself only; `autospec tune` measures kinds of prompts, in pairs."]
+    return "\n".join(lines)
+
+
+def _raw(group: RunGroup, draftings: Sequence[Drafting]) -> list[str]:
+    if not draftings:
+        draft = "as it runs"
+    elif group.drafting.is_off:
+        draft = "no draft"
+    elif len(draftings) == 1:
+        draft = f"with draft {_draft_name(group.drafting)}"
+    elif _told_by_n_max(draftings):
+        draft = f"draft_n={group.drafting.n_max}"
+    else:
+        draft = group.drafting.label
+    lines = [f"**{group.model} ({draft}):**"]
+    if group.command:
+        lines += ["```", _wrapped(group.command), "```"]
+    for number, speed in enumerate(group.runs_tps, start=1):
+        remark = f" ({group.remarks[number - 1]})" if group.remarks else ""
+        lines.append(f"- Run {number}: {speed:.1f} tok/s{remark}")
+    if len(group.runs_tps) > 1:
+        lines.append(f"- **Average: {_speed(group)}**")
+    return lines
+
+
+def _wrapped(command: Sequence[str]) -> str:
+    """The command with a line for what every launch has, and one for each flag that names a model or drafting."""
+    lines: list[list[str]] = [[]]
+    for word in command:
+        if word in ("-m", "--model", "-md", "--model-draft", "--spec-type", "--draft-max"):
+            lines.append([])
+        lines[-1].append(word)
+    return " \\\n  ".join(shlex.join(line) for line in lines if line)
+
+
+def _of_whole_requests(group: RunGroup) -> RunGroup:
+    return RunGroup(group.backend, group.build, group.model, group.drafting, group.request_tps)
+
+
+def _draftings(groups: Sequence[RunGroup]) -> list[Drafting]:
+    return list(dict.fromkeys(g.drafting for g in groups if not g.drafting.is_off))
+
+
+def _column(drafting: Drafting, draftings: Sequence[Drafting]) -> str:
+    """What tells this drafting from the others: ``Draft (n=8)`` where that is n_max."""
+    if len(draftings) <= 1:
+        return "Draft"
+    return f"Draft (n={drafting.n_max})" if _told_by_n_max(draftings) else f"Draft ({drafting.label})"
+
+
+def _told_by_n_max(draftings: Sequence[Drafting]) -> bool:
+    numbers = {d.n_max for d in draftings}
+    return None not in numbers and len(numbers) == len(draftings)
+
+
+def _draft_name(drafting: Drafting) -> str:
+    return PurePath(drafting.draft).name.removesuffix(".gguf") if drafting.draft else str(drafting.mode)
+
+
+def _heading(backend: str) -> str:
+    return _BACKEND_HEADINGS.get(backend, f"{backend} Backend")
+
+
+def _speed(group: RunGroup) -> str:
+    return f"{group.mean_tps:.1f} tok/s"
+
+
+def _difference(group: RunGroup, off: RunGroup) -> str:
+    # Whole percents tell enough where they are many, as in the founding record.
+    percent = 100.0 * (group.mean_tps / off.mean_tps - 1.0)
+    return f"{percent:+.0f}%" if abs(percent) >= 10 else f"{percent:+.1f}%"
+
+
+def _percent(log_ratio: float) -> str:
+    return f"{100.0 * math.expm1(log_ratio):+.1f}%"

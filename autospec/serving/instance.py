@@ -1,0 +1,280 @@
+"""One launch and its life: starting, ready, draining, stopping, and then stopped or failed.
+
+The `Launch` is the only owner of its server. Everybody else asks it, with one of the typed requests, and looks at `state`;
+nobody else starts or stops a process (the idea is llama-swap's ``internal/process``). It runs on the event loop and does
+what blocks in threads, so that a request is handled whole before the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from autospec.backends.protocol import Server, Watched
+from autospec.drafting import Drafting
+from autospec.errors import AutospecError, LaunchError, ServerDiedError
+from autospec.serving.plan_inputs import Footprint
+from autospec.serving.threads import in_thread
+
+__all__ = ["Drain", "Launch", "Look", "Start", "State", "Stop"]
+
+# A connection breaks a moment before the process can be seen to have ended: its guard reports within 0.1 s, on a machine
+# under full load within a second.
+_SETTLE_S: Final = 1.0
+_SETTLE_POLL_S: Final = 0.05
+
+
+class State(StrEnum):
+    """Where in its life a launch is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def live(self) -> bool:
+        """True if requests can be served now or soon."""
+        return self in (State.STARTING, State.READY)
+
+    @property
+    def over(self) -> bool:
+        """True if its process has ended."""
+        return self in (State.STOPPED, State.FAILED)
+
+
+_NEXT: Final[dict[State, frozenset[State]]] = {
+    State.STARTING: frozenset({State.READY, State.STOPPING, State.FAILED}),
+    State.READY: frozenset({State.DRAINING, State.STOPPING, State.FAILED}),
+    State.DRAINING: frozenset({State.STOPPING, State.FAILED}),
+    State.STOPPING: frozenset({State.STOPPED}),
+    State.STOPPED: frozenset(),
+    State.FAILED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start the server; once, right after the launch was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Lend no more; stop when the last lease has come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop now, whoever uses it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """See whether the process lives.
+
+    Attributes:
+        suspected: True if a connection broke: nothing is lent until the answer is sure.
+    """
+
+    suspected: bool = False
+
+
+class Launch:
+    """One launch.
+
+    Args:
+        model: Catalogue name.
+        drafting: What it is started with.
+        footprint: The memory it is expected to take.
+        start: Starts the server and returns it ready; blocks.
+        changed: Told, on the event loop, that the state is another.
+        clock: Seconds that never step back.
+        first: Awaited before the start, whatever it returns; must end within a bound.
+
+    Attributes:
+        number: Counts the launches of this process.
+        state: See `State`.
+        server: Once it is ready.
+        error: Why it failed.
+        crashed: True if it failed after it had been ready.
+        leases: Requests that hold it now.
+        served: Requests that held it, all together.
+        used_at_s: When it was last lent or given back, or became ready.
+        ready_at_s: When it became ready; ``None`` before.
+    """
+
+    _numbers = itertools.count(1)
+
+    def __init__(
+        self,
+        model: str,
+        drafting: Drafting,
+        footprint: Footprint,
+        start: Callable[[], Server],
+        *,
+        changed: Callable[[], None],
+        clock: Callable[[], float],
+        first: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        self._first = first
+        self._preparing: asyncio.Task[None] | None = None
+        self.number = next(self._numbers)
+        self.model = model
+        self.drafting = drafting
+        self.footprint = footprint
+        self.state = State.STARTING
+        self.server: Server | None = None
+        self.error: LaunchError | ServerDiedError | None = None
+        self.crashed = False
+        self.leases = 0
+        self.served = 0
+        self.made_at_s = self.used_at_s = clock()
+        self.ready_at_s: float | None = None
+        self._start = start
+        self._changed = changed
+        self._clock = clock
+        self._over = asyncio.Event()
+        self._suspected_until: float | None = None
+        self._next_look: asyncio.TimerHandle | None = None
+
+    @property
+    def lendable(self) -> bool:
+        """True if a request may have it."""
+        return self.state is State.READY and self._suspected_until is None
+
+    def send(self, request: Start | Drain | Stop | Look) -> None:
+        """Ask the owner for something; asking again for what is under way changes nothing."""
+        match request, self.state:
+            case Start(), State.STARTING:
+                if self._first is None:
+                    self._begin()
+                elif self._preparing is None:
+                    self._preparing = asyncio.get_running_loop().create_task(self._prepare(self._first))
+            case Drain(), State.READY:
+                self._enter(State.DRAINING)
+                self._stop_unused()
+            case (Drain(), State.STARTING) | (Stop(), State.STARTING):
+                self._enter(State.STOPPING)  # it ends as soon as it has started
+            case Stop(), State.READY | State.DRAINING:
+                self._end()
+            case Look(suspected), State.READY | State.DRAINING:
+                self._look(suspected=suspected)
+
+    async def wait_over(self) -> None:
+        """Wait until its process has ended, one way or the other."""
+        await self._over.wait()
+
+    def lend(self) -> None:
+        """One more request holds it; only where it is `lendable`."""
+        assert self.lendable
+        self.leases += 1
+        self.served += 1
+        self.used_at_s = self._clock()
+
+    def give_back(self) -> None:
+        """One request less holds it."""
+        self.leases -= 1
+        self.used_at_s = self._clock()
+        self._stop_unused()
+
+    async def _prepare(self, first: Callable[[], Awaitable[object]]) -> None:
+        with suppress(Exception):  # a courtesy: it keeps no launch from starting
+            await first()
+        if self.state is State.STOPPING:
+            self._enter(State.STOPPED)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        in_thread(self._start, orphaned=lambda server: server.stop()).add_done_callback(self._started)
+
+    def _started(self, start: asyncio.Future[Server]) -> None:
+        error = start.exception()
+        if error is not None:
+            self.error = _as_launch_error(error)
+            if self.state is State.STOPPING:
+                self._enter(State.STOPPED)
+            else:
+                self._enter(State.FAILED)
+            return
+        self.server = start.result()
+        if self.state is State.STOPPING:
+            self._stop_server()
+            return
+        self.used_at_s = self.ready_at_s = self._clock()
+        self._enter(State.READY)
+
+    def _look(self, *, suspected: bool) -> None:
+        now = self._clock()
+        if suspected and self._suspected_until is None:
+            self._suspected_until = now + _SETTLE_S
+        how = _ended(self.server)
+        if how is not None:
+            self.error = ServerDiedError(f"The server {how} while it was in use.", "It is started again.")
+            self.crashed = True
+            self._enter(State.FAILED)
+            assert self.server is not None
+            in_thread(self.server.stop).add_done_callback(_ignore)  # takes its record away
+        elif self._suspected_until is not None:
+            if now < self._suspected_until:
+                if self._next_look is None or self._next_look.when() <= asyncio.get_running_loop().time():
+                    loop = asyncio.get_running_loop()
+                    self._next_look = loop.call_later(_SETTLE_POLL_S, self.send, Look())
+            else:
+                self._suspected_until = None  # it lives: the connection broke for another reason
+                self._changed()
+
+    def _stop_unused(self) -> None:
+        if self.state is State.DRAINING and self.leases == 0:
+            self._end()
+
+    def _end(self) -> None:
+        self._enter(State.STOPPING)
+        self._stop_server()
+
+    def _stop_server(self) -> None:
+        assert self.server is not None
+        in_thread(self.server.stop).add_done_callback(self._stopped)
+
+    def _stopped(self, stop: asyncio.Future[None]) -> None:
+        _ignore(stop)  # a stop that fails has still closed the guard's pipe, which ends the server
+        self._enter(State.STOPPED)
+
+    def _enter(self, state: State) -> None:
+        assert state in _NEXT[self.state], f"{self.state} → {state}"
+        self.state = state
+        if state.over:
+            self._over.set()
+        self._changed()
+
+
+def _as_launch_error(error: BaseException) -> LaunchError:
+    """What a start failed with, as the one error that users of the proxy know.
+
+    Whatever the backend refuses before anything starts, it would refuse again.
+    """
+    if isinstance(error, LaunchError):
+        return error
+    if isinstance(error, AutospecError):
+        return LaunchError(error.message, error.hint, permanent=True)
+    return LaunchError(
+        f"The server could not be started: {str(error) or type(error).__name__}.", "Try again."
+    )
+
+
+def _ended(server: object) -> str | None:
+    """How a server's process ended; ``None`` while it runs, and for one whose process nobody can see."""
+    return server.ended() if isinstance(server, Watched) else None
+
+
+def _ignore(done: asyncio.Future[None]) -> None:
+    """Look at a result that changes nothing, so that asyncio does not complain that nobody did."""
+    if not done.cancelled():
+        done.exception()

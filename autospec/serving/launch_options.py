@@ -1,0 +1,115 @@
+"""How much memory a launch will take, before it runs. Pure.
+
+What could be launched: off and what is recommended, with its memory and the time that it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from autospec.catalog.model import Model, context_of
+from autospec.drafting import OFF, Drafting
+from autospec.serving.advice import Known
+from autospec.serving.backoff import Setbacks
+from autospec.serving.config import Terms
+from autospec.serving.model_registry import Engine, Offers
+from autospec.serving.plan_inputs import Footprint, Launchable
+from autospec.serving.server_pool import Fleet
+
+__all__ = ["Prospects", "footprint", "launch_seconds"]
+
+
+# Compute buffers, the program and its libraries: 100 to 400 MB of a llama-server with default batch sizes.
+_BUFFERS_BYTES: Final = 256 * 1024**2
+# Of a launch that was never timed: 0.9 GB took 1.6 to 2.2 s from a warm cache, a cold disk reads 1 GB/s.
+_START_S: Final = 1.5
+_BYTES_PER_S: Final = 1e9
+
+
+def footprint(
+    model: Model, draft: Model | None, tokens: int, *, maps_weights: bool, limit_bytes: int
+) -> Footprint:
+    """The memory of one launch.
+
+    Args:
+        model: The main model.
+        draft: The draft model, where the drafting has one.
+        tokens: Length of the context; all slots share it.
+        maps_weights: True if launches of the same file have its weights in memory once: memory-mapped and computed on the
+            processor. What accelerators do with a mapped file differs, so there each launch counts in full.
+        limit_bytes: No launch is taken for larger, since a server fits its context to what it finds: a model that fills
+            the memory can then still run, alone.
+    """
+    models = [model] if draft is None else [model, draft]
+    own = _BUFFERS_BYTES + sum(m.kv_bytes(min(tokens, m.context_length or tokens)) for m in models)
+    weights = {str(m.path): m.size_bytes for m in models}
+    if not maps_weights:
+        return Footprint(min(own + sum(weights.values()), limit_bytes))
+    room = limit_bytes - sum(weights.values())
+    return Footprint(min(own, room), weights) if room > 0 else Footprint(0, {str(model.path): limit_bytes})
+
+
+def launch_seconds(model: Model, draft: Model | None) -> float:
+    """An estimate of the time from start to ready, for launches that were never timed."""
+    size = model.size_bytes + (0 if draft is None else draft.size_bytes)
+    return _START_S + size / _BYTES_PER_S
+
+
+def draft_of(drafting: Drafting, models: Sequence[Model]) -> Model | None:
+    """The catalogue's entry for a drafting's draft model; ``None`` where it has none or lies outside."""
+    return next((m for m in models if str(m.path) == drafting.draft), None) if drafting.draft else None
+
+
+_NOTHING = Known()
+
+
+class Prospects:
+    """The launches that are possible.
+
+    Args:
+        terms: The limits.
+        offers: The models.
+        fleet: Knows how long launches took.
+        setbacks: Know what is not to be tried.
+
+    Attributes:
+        offers: Replaced when the disk was scanned again.
+        known: By model name; replaced when there are new recommendations.
+    """
+
+    def __init__(self, terms: Terms, offers: Offers, fleet: Fleet, setbacks: Setbacks) -> None:
+        self.offers = offers
+        self.known: Mapping[str, Known] = {}
+        self._terms = terms
+        self._fleet = fleet
+        self._setbacks = setbacks
+
+    def of(self, name: str) -> Known:
+        """What is known of a model."""
+        return self.known.get(name, _NOTHING)
+
+    def served(self, name: str) -> tuple[Model, Engine]:
+        """A model that is offered, and what serves it."""
+        model = self.offers.named(name)
+        return model, self.offers.engine(model)
+
+    def launchable(self, model: Model, now_s: float) -> tuple[Launchable, ...]:
+        """Off and every recommended drafting that may be launched now."""
+        found = [d for d in self.of(model.name).draftings if self._setbacks.allows(model.name, d, now_s)]
+        return tuple(self.entry(model.name, drafting) for drafting in (OFF, *found))
+
+    def entry(self, name: str, drafting: Drafting) -> Launchable:
+        """One launch with what it takes."""
+        model, draft = self.offers.named(name), draft_of(drafting, self.offers.catalog)
+        own = model.context_length
+        memory = footprint(
+            model,
+            draft,
+            context_of(self._terms.args, own, own or self._terms.context_tokens),
+            # MLX computes on copies of its own.
+            maps_weights=self._terms.maps_weights and model.format == "gguf",
+            limit_bytes=self._terms.memory_bytes,
+        )
+        took_s = self._fleet.took_s(name, drafting)
+        return Launchable(drafting, memory, launch_seconds(model, draft) if took_s is None else took_s)

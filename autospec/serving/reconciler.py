@@ -1,0 +1,294 @@
+"""The conductor: brings the launches to what the plan wants, and gives them to the requests that wait.
+
+`Conductor.settle` is the whole of it. It looks at everything as it is now and does what can be done now; it is called after
+every change and once a second, and remembers nothing that the launches, the queue and the demand do not say. All of it
+happens on the event loop, between two awaits, so that nothing changes under its eyes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+from autospec.catalog.model import Model
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting
+from autospec.errors import LaunchError
+from autospec.serving.advice import Known
+from autospec.serving.backoff import Setbacks
+from autospec.serving.config import Terms
+from autospec.serving.instance import Launch, State
+from autospec.serving.launch_options import Prospects
+from autospec.serving.model_registry import Offers
+from autospec.serving.plan import Plan, make_plan
+from autospec.serving.plan_inputs import Footprint, Launchable, Needs, Room, advice_from
+from autospec.serving.request_queue import Ticket, Waiting
+from autospec.serving.server_pool import Fleet, LaunchLease, next_moves
+from autospec.serving.traffic import Demand
+
+__all__ = ["Conductor"]
+
+_log = logging.getLogger(__name__)
+
+# How often everything is looked at although nothing has happened: deadlines, idle models, processes.
+_TICK_S: Final = 1.0
+# How often the mix of prompt types is planned for; what else matters is planned for at once.
+_REPLAN_S: Final = 30.0
+# A model that does not start at all refuses for so long before it is tried again.
+_BROKEN_S: Final = 1.0
+
+
+class Conductor:
+    """Launches, queue and plan of all models.
+
+    Args:
+        terms: The limits.
+        offers: The models.
+        gave_up: Told a model and a drafting that is not tried again, and why.
+        planner: `make_plan`, or a test's.
+        clock: Seconds that never step back.
+        machine_is_free: Awaited before each launch.
+
+    Attributes:
+        plan: The last one.
+        planned_at_s: When it was made.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        offers: Offers,
+        gave_up: Callable[[str, Drafting, str], None],
+        *,
+        planner: Callable[[Sequence[Needs], Room], Plan],
+        clock: Callable[[], float],
+        machine_is_free: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        self.terms = terms
+        self.demand = Demand()
+        self.waiting = Waiting(terms.queue_limit, terms.deadline_s)
+        self.fleet = Fleet(terms.args, self._changed, clock, machine_is_free)
+        self.setbacks = Setbacks()
+        self.prospects = Prospects(terms, offers, self.fleet, self.setbacks)
+        self.room = Room(memory_bytes=terms.memory_bytes)
+        self.plan = make_plan((), self.room)
+        self.planned_at_s = clock()
+        self._gave_up = gave_up
+        self._planner = planner
+        self._clock = clock
+        self._kicked = asyncio.Event()
+        self._plan_is_old = False
+        self._restarting: set[str] = set()
+        self._broken: dict[str, tuple[LaunchError, float]] = {}
+
+    async def lend(
+        self, model: Model, kind: Callable[[], PromptType | None], *, drafting_off: bool = False
+    ) -> LaunchLease:
+        """A server for one request.
+
+        Args:
+            model: Which.
+            kind: As in `Wanted`: asked for before the request is sent only where something depends on it.
+            drafting_off: As in `Wanted`.
+
+        Raises:
+            OverloadedError: The queue is full, or the deadline passed.
+            LaunchError: The model does not start, not even without drafting.
+        """
+        now = self._clock()
+        self.demand.asked(model.name, now, drafting_off=drafting_off)
+        ticket = Ticket(model.name, kind, drafting_off, now)
+        if (lease := self._lend(ticket)) is not None:
+            lease.when_sent(lambda: self.demand.arrived(model.name, kind(), now))
+            return lease
+        error, until_s = self._broken.get(model.name, (None, now))
+        if error is not None and now < until_s:
+            raise error
+        prompt_type = kind()
+        self.waiting.add(ticket)
+        self.demand.arrived(model.name, prompt_type, now)
+        # What is planned already may be under way; then one more that waits changes nothing.
+        self._plan_is_old |= not self._serves(ticket)
+        self._kicked.set()
+        try:
+            return await ticket.lease
+        except asyncio.CancelledError:
+            self.waiting.discard(ticket)
+            if ticket.lease.done() and not ticket.lease.cancelled() and ticket.lease.exception() is None:
+                ticket.lease.result().give_back()  # it came in the same moment as the client went
+            raise
+
+    def learn(self, known: Mapping[str, Known]) -> None:
+        """Take new recommendations, by model name; a model of which something new is known gets all chances again."""
+        for model, now_known in known.items():
+            if self.prospects.of(model) != now_known:
+                self.setbacks.forgive(model)
+        self.prospects.known = known
+        self._changed()
+
+    def offer(self, offers: Offers) -> None:
+        """Take what a new scan of the disk has found; what is gone is unloaded."""
+        self.prospects.offers = offers
+        for name in self.demand.awake:
+            if not offers.has(name):
+                self.demand.sleep(name)
+                self.waiting.refuse(LaunchError(f"{name} is not on this disk any more."), name)
+        self._changed()
+
+    async def run(self) -> None:
+        """Settle after every change and once a second, for ever."""
+        loop = asyncio.get_running_loop()
+        looked_at_s = loop.time()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(looked_at_s + _TICK_S):
+                    await self._kicked.wait()
+            self._kicked.clear()
+            if loop.time() - looked_at_s >= _TICK_S:
+                looked_at_s = loop.time()
+                self.fleet.look()
+            try:
+                self.settle()
+            except Exception:  # noqa: BLE001 - see below
+                # A fault in here must not leave every later request waiting.
+                _log.exception("The servers could not be settled; trying again in a moment.")
+
+    def settle(self) -> None:
+        """Do what can be done now."""
+        now = self._clock()
+        self._collect(now)
+        self.waiting.expire(now)
+        self._unload_unused(now)
+        if self._plan_is_old or now - self.planned_at_s >= _REPLAN_S or self._somebody_waits_in_vain():
+            self._plan_is_old = False
+            self.planned_at_s = now
+            self.plan = self._planner(self._needs(now), self.room)
+        moves = next_moves(self.fleet.held(), self._kept(now), self.terms.memory_bytes)
+        self.fleet.drain(moves)
+        for name, entry in moves.start:
+            if self.setbacks.not_before_s(name, entry.drafting) <= now:
+                model, engine = self.prospects.served(name)
+                self.fleet.start(model, engine, entry)
+        self.waiting.serve(self._lend)
+
+    def _needs(self, now_s: float) -> list[Needs]:
+        needs = []
+        for name in self.demand.awake:
+            model, engine = self.prospects.served(name)
+            tickets = self.waiting.of(name)
+            leases = sum(launch.leases for launch in self.fleet.of(name))
+            needs.append(
+                Needs(
+                    model=name,
+                    launchable=self.prospects.launchable(model, now_s),
+                    advice=advice_from(self.prospects.of(name).recommendations),
+                    tokens_per_s=self.demand.traffic.tokens_per_s(name, now_s),
+                    running=self.fleet.live(name),
+                    in_use=bool(tickets) or leases > 0 or name in self._restarting,
+                    waiting_s=max((now_s - t.since_s for t in tickets), default=0.0),
+                    per_request=engine.per_request,
+                )
+            )
+        return needs
+
+    def _kept(self, now_s: float) -> dict[str, tuple[Launchable, ...]]:
+        """The launches that should be: the plan's, and one without drafting where somebody asked for it."""
+        kept = {}
+        for part in self.plan.models:
+            if part.launches:
+                kept[part.model] = tuple(self.prospects.entry(part.model, d) for d in part.launches)
+        for name, planned in list(kept.items()):
+            if self.demand.wants_off(name, now_s) and all(not entry.drafting.is_off for entry in planned):
+                off = self.prospects.entry(name, OFF)
+                everything = [entry.footprint for entries in kept.values() for entry in entries]
+                fits = Footprint.total_bytes([*everything, off.footprint]) <= self.terms.memory_bytes
+                # Off serves everybody, a drafting does not serve who wants none.
+                kept[name] = (*planned, off) if fits else (off,)
+        return kept
+
+    def _lend(self, ticket: Ticket) -> LaunchLease | None:
+        """The launch that is best for a request, if any can be had now."""
+        lendable = self.fleet.lendable(ticket.model)
+        if not lendable:
+            return None
+        _, engine = self.prospects.served(ticket.model)
+        per_request = engine.per_request
+        part = self.plan.of(ticket.model)
+        # With one launch, and nothing to say to it, every kind of prompt goes the same way.
+        many = per_request or (part is not None and len(part.launches) > 1)
+        route = part.route(ticket.kind() if many else None) if part is not None else None
+        launch, drafting = lendable[0], lendable[0].drafting
+        if ticket.drafting_off and not per_request:
+            chosen = next((la for la in lendable if la.drafting.is_off), None)
+            if chosen is None:
+                return None
+            launch, drafting = chosen, OFF
+        elif route and (planned := next((la for la in lendable if la.drafting == route.launch), None)):
+            launch, drafting = planned, route.drafting
+        elif off := next((la for la in lendable if la.drafting.is_off), None):
+            # What the plan wants is not there yet, and off is never wrong.
+            launch, drafting = off, OFF
+        if per_request and (ticket.drafting_off or drafting.draft != launch.drafting.draft):
+            drafting = OFF
+        begun = self._clock()
+
+        def returned(tokens: float | None) -> None:
+            now = self._clock()
+            self.demand.answered(ticket.model, ticket.kind(), tokens, now - begun, now)
+
+        likely = self.prospects.of(ticket.model).likely(drafting)
+        return LaunchLease(launch, engine, drafting, likely=likely, returned=returned)
+
+    def _serves(self, ticket: Ticket) -> bool:
+        """True if the plan has something for a request that waits."""
+        part = self.plan.of(ticket.model)
+        return part is not None and bool(part.launches)
+
+    def _somebody_waits_in_vain(self) -> bool:
+        return any(not self._serves(ticket) for ticket in self.waiting)
+
+    def _collect(self, now_s: float) -> None:
+        """Draw the consequences of what failed."""
+        for launch in self.fleet:
+            if launch.state is State.READY:
+                self._restarting.discard(launch.model)
+                self._broken.pop(launch.model, None)
+                assert launch.ready_at_s is not None
+                self.setbacks.lives(launch.model, launch.drafting, now_s - launch.ready_at_s)
+        for launch in self.fleet.collect():
+            assert launch.error is not None
+            _log.warning("%s with %s: %s", launch.model, launch.drafting.label, launch.error)
+            self._plan_is_old = True
+            if launch.crashed:
+                self._restarting.add(launch.model)
+                setback = self.setbacks.crashed(launch.model, launch.drafting, launch.error, now_s)
+            else:
+                assert isinstance(launch.error, LaunchError)
+                setback = self.setbacks.failed(launch.model, launch.drafting, launch.error, now_s)
+                if launch.drafting.is_off:
+                    self._give_up_model(launch, launch.error, max(setback.not_before_s, now_s + _BROKEN_S))
+            if setback.given_up:
+                self._gave_up(launch.model, launch.drafting, setback.sentence)
+
+    def _give_up_model(self, launch: Launch, error: LaunchError, until_s: float) -> None:
+        """It does not start even without drafting: whoever waits is told, and for a moment whoever comes."""
+        self._restarting.discard(launch.model)
+        self._broken[launch.model] = (error, until_s)
+        if not self.fleet.live(launch.model):
+            self.waiting.refuse(error, launch.model)
+
+    def _unload_unused(self, now_s: float) -> None:
+        if self.terms.idle_s is None:
+            return
+        for model in self.demand.awake:
+            busy = bool(self.waiting.of(model)) or any(launch.leases for launch in self.fleet.of(model))
+            if not busy and self.demand.unused_s(model, now_s) >= self.terms.idle_s:
+                self.demand.sleep(model)
+                self._plan_is_old = True
+
+    def _changed(self) -> None:
+        self._plan_is_old = True
+        self._kicked.set()

@@ -1,0 +1,244 @@
+"""The table of what the proxy saw of live traffic: numbers only, bounded. `Store` wraps these functions.
+
+Which file a stored drafting speaks of: a draft is known by its contents, and stored rows name a path. Pure.
+
+The table of compared launches: how much launches of one server differ on a machine. `Store` wraps these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+
+import sqlalchemy as sa
+
+from autospec.cells import Build, PromptType
+from autospec.drafting import Drafting
+from autospec.measure.launch_scatter import LaunchComparison
+from autospec.measure.measurements import Sample
+from autospec.store.compatibility import Unread, understood
+from autospec.store.schema import METADATA, Json
+
+__all__ = [
+    "ANY_DRAFTS",
+    "KEPT_SAMPLES",
+    "LAUNCH_COMPARISONS",
+    "LIVE_SAMPLES",
+    "DraftFile",
+    "DraftFiles",
+    "insert_launch_comparison",
+    "insert_samples",
+    "prune_samples",
+    "select_launch_comparisons",
+    "select_samples",
+]
+
+
+# Some 20 MB of SQLite: months of one person's use, a day of a busy team's. Drift shows in the newest ones.
+KEPT_SAMPLES = 100_000
+
+LIVE_SAMPLES = sa.Table(
+    "autospec_live_samples",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("model", sa.String(256), nullable=False),
+    sa.Column("backend", sa.String(32), nullable=False),
+    sa.Column("build", sa.String(128), nullable=False),
+    sa.Column("prompt_type", sa.String(32)),
+    sa.Column("drafting_key", sa.String(1024), nullable=False),
+    sa.Column("drafting", Json, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("predicted_tokens", sa.Integer, nullable=False),
+    sa.Column("prompt_ms", sa.Float, nullable=False),
+    sa.Column("predicted_ms", sa.Float, nullable=False),
+    sa.Column("drafted", sa.Integer),
+    sa.Column("accepted", sa.Integer),
+    sa.Index("autospec_live_samples_cell", "model", "backend", "build", "prompt_type", "at"),
+)
+
+
+def insert_samples(connection: sa.Connection, samples: Sequence[Sample]) -> None:
+    """Keep samples; in the caller's transaction."""
+    rows = [
+        {f.name: getattr(sample, f.name) for f in fields(sample)}
+        | {
+            "prompt_type": None if sample.prompt_type is None else str(sample.prompt_type),
+            "drafting_key": sample.drafting.key,
+            "drafting": sample.drafting.to_json(),
+        }
+        for sample in samples
+    ]
+    if rows:
+        connection.execute(sa.insert(LIVE_SAMPLES), rows)
+
+
+def prune_samples(connection: sa.Connection, keep: int) -> None:
+    """Forget all but the newest.
+
+    Args:
+        connection: In its transaction.
+        keep: How many rows may stay; ids are given in order, so that gaps only make it fewer.
+    """
+    newest = connection.execute(sa.select(sa.func.max(LIVE_SAMPLES.c.id))).scalar()
+    if newest is not None:
+        connection.execute(sa.delete(LIVE_SAMPLES).where(LIVE_SAMPLES.c.id <= newest - keep))
+
+
+def select_samples(
+    connection: sa.Connection,
+    *,
+    since: float,
+    model: str | None = None,
+    backend: str | None = None,
+    build: str | None = None,
+    prompt_type: PromptType | None = None,
+    drafting: Drafting | None = None,
+    unread: Unread,
+) -> list[Sample]:
+    """Samples since a moment, oldest first; a filter of ``None`` lets all pass. What is not understood is counted."""
+    table = LIVE_SAMPLES
+    wanted = {
+        table.c.model: model,
+        table.c.backend: backend,
+        table.c.build: build,
+        table.c.prompt_type: None if prompt_type is None else str(prompt_type),
+        table.c.drafting_key: None if drafting is None else drafting.key,
+    }
+    query = sa.select(table).where(
+        table.c.at >= since, *(column == value for column, value in wanted.items() if value is not None)
+    )
+    rows = connection.execute(query.order_by(table.c.at, table.c.id)).mappings().all()
+    return understood(((row["id"], row) for row in rows), _sample, unread, "sample")
+
+
+def _sample(row: sa.RowMapping) -> Sample:
+    return Sample(
+        at=row["at"],
+        model=row["model"],
+        backend=row["backend"],
+        build=row["build"],
+        prompt_type=None if row["prompt_type"] is None else PromptType(row["prompt_type"]),
+        prompt_tokens=row["prompt_tokens"],
+        predicted_tokens=row["predicted_tokens"],
+        prompt_ms=row["prompt_ms"],
+        predicted_ms=row["predicted_ms"],
+        drafting=Drafting.from_json(row["drafting"]),
+        drafted=row["drafted"],
+        accepted=row["accepted"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DraftFile:
+    """One draft as it lies on the disk today.
+
+    Attributes:
+        identity: Digest of its contents (`autospec.tuning.request`).
+        changed_at: When its newest file was written, in seconds since the epoch; 0 where that is not known.
+        name: Its name in the catalogue.
+        fingerprint: Its fingerprint there, which knows less of its contents.
+    """
+
+    identity: str
+    changed_at: float = 0.0
+    name: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftFiles:
+    """The drafts of today, by path.
+
+    Attributes:
+        by_path: Of those that are known; others pass as they are.
+    """
+
+    by_path: Mapping[str, DraftFile] = field(default_factory=lambda: MappingProxyType({}))
+
+    def identity(self, drafting: Drafting) -> str:
+        """The identity of a drafting's draft; empty where it has none or it is not known."""
+        found = self.by_path.get(drafting.draft or "")
+        return "" if found is None else found.identity
+
+    def today(self, drafting: Drafting, identity: str, at: float) -> Drafting | None:
+        """A stored drafting with the path that its draft has today.
+
+        Args:
+            drafting: As it was stored.
+            identity: Of its draft, as it was stored; empty in rows from before identities were kept. Those are taken for
+                the file that the path names today if that was written before them.
+            at: When it was stored, in seconds since the epoch.
+
+        Returns:
+            The drafting; ``None`` if its path names another file today, so that nothing stored speaks for that.
+        """
+        if drafting.draft is None:
+            return drafting
+        here = self.by_path.get(drafting.draft)
+        if not identity:
+            return drafting if here is None or here.changed_at <= at else None
+        if here is not None and here.identity == identity:
+            return drafting
+        moved = next((path for path, file in self.by_path.items() if file.identity == identity), None)
+        if moved is not None:
+            return replace(drafting, draft=moved)
+        return drafting if here is None else None
+
+
+ANY_DRAFTS = DraftFiles()
+
+
+# The newest ones count: drivers and systems change without a new build.
+_KEPT = 40
+
+LAUNCH_COMPARISONS = sa.Table(
+    "autospec_launch_comparisons",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("hardware_id", sa.String(128), nullable=False),
+    sa.Column("backend", sa.String(32), nullable=False),
+    sa.Column("build", sa.String(128), nullable=False),
+    sa.Column("model", sa.String(256), nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("old", sa.String(128), nullable=False),
+    sa.Column("new", sa.String(128), nullable=False),
+    sa.Column("difference", sa.Float, nullable=False),
+    sa.Column("error", sa.Float, nullable=False),
+    sa.Column("pairs", sa.Integer, nullable=False),
+    sa.Index("autospec_launch_comparisons_server", "hardware_id", "backend", "build", "id"),
+)
+
+
+def insert_launch_comparison(
+    connection: sa.Connection, hardware_id: str, build: Build, model: str, comparison: LaunchComparison
+) -> None:
+    """Keep a comparison; in the caller's transaction."""
+    row = {f.name: getattr(comparison, f.name) for f in fields(comparison)}
+    row |= {"hardware_id": hardware_id, "backend": build.backend, "build": _key(build), "model": model}
+    connection.execute(sa.insert(LAUNCH_COMPARISONS), [row])
+
+
+def select_launch_comparisons(
+    connection: sa.Connection, hardware_id: str, build: Build, model: str | None
+) -> list[LaunchComparison]:
+    """The newest comparisons of one machine with one build, oldest first; of one model alone where it is named."""
+    table = LAUNCH_COMPARISONS
+    columns = [table.c[f.name] for f in fields(LaunchComparison)]
+    query = (
+        sa.select(*columns)
+        .where(
+            table.c.hardware_id == hardware_id,
+            table.c.backend == build.backend,
+            table.c.build == _key(build),
+            *(() if model is None else (table.c.model == model,)),
+        )
+        .order_by(table.c.id.desc())
+        .limit(_KEPT)
+    )
+    return [LaunchComparison(**row) for row in reversed(connection.execute(query).mappings().all())]
+
+
+def _key(build: Build) -> str:
+    return build.fingerprint or build.version

@@ -1,0 +1,280 @@
+"""From what a cell has seen to its recommendation, with the evidence written out.
+
+What is likely of a cell whose proof is not finished, and how long the proof would take.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from autospec.drafting import OFF, Drafting
+from autospec.measure.likely import likely_gain, seconds_to_proof
+from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
+from autospec.measure.measurements import Pair, RequestShape
+from autospec.measure.verdict import Rule, decide
+from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.tuning.cell import CellRun, acceptance, geometric_mean
+from autospec.tuning.definition import StudyDefinition
+
+__all__ = ["Cost", "conclude", "likely_of", "nothing_to_try"]
+
+
+class Cost:
+    """What a tune has spent so far: for the evidence. A plain record that the tune keeps current."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.launches = 0
+        self.launch_seconds = 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """Seconds of the whole tune and of launching, and launches; shared by all its cells."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "launches": self.launches,
+            "launch_seconds": round(self.launch_seconds, 1),
+        }
+
+
+def conclude(
+    cell: CellRun,
+    proof: Sequence[Pair],
+    search: Sequence[Pair],
+    *,
+    rule: Rule,
+    arguments: Sequence[str],
+    command: Sequence[str],
+    cost: Cost,
+    now: datetime | None = None,
+) -> Recommendation:
+    """The recommendation of a cell as it stands.
+
+    Args:
+        cell: The cell with its winner and last look.
+        proof: Clean proof pairs of the winner.
+        search: Its search pairs; they give the figures while there is no proof, and decide nothing.
+        rule: The study's.
+        arguments: The server arguments that the winner's drafting stands for, in this build.
+        command: The whole command line of the recommended launch.
+        cost: What the tune has spent.
+        now: Time of the conclusion.
+    """
+    decision = cell.decision
+    pairs = list(proof) or list(search)
+    verdict = decision.verdict if decision is not None else Verdict.UNDECIDED
+    final = cell.decided
+    estimate = decision.estimate if decision is not None else None
+    tried = cell.winner
+    off_tps = geometric_mean([p.speeds_tps[0] for p in pairs]) if pairs else None
+    drafting_tps = geometric_mean([p.speeds_tps[1] for p in pairs]) if pairs else None
+    speedup: float | None
+    if estimate is not None:
+        speedup, interval = estimate.ratio, estimate.interval
+    else:
+        speedup, interval = (drafting_tps / off_tps if off_tps and drafting_tps else None), None
+    return Recommendation(
+        model=cell.cell.model.name,
+        model_path=cell.cell.model.path,
+        backend=cell.cell.build.backend,
+        backend_build=cell.cell.build.version,
+        prompt_type=cell.prompt_type,
+        verdict=verdict,
+        drafting=tried if verdict is Verdict.ENABLE else OFF,
+        tried=tried,
+        baseline_tps=off_tps,
+        drafting_tps=drafting_tps,
+        speedup=speedup,
+        speedup_ci=interval,
+        pairs=len(proof),
+        acceptance=acceptance(pairs),
+        reason=_reason(cell, len(search), len(proof), final=final),
+        status=Status.PROVEN if final else Status.PROVISIONAL,
+        created_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
+        evidence=_evidence(
+            cell,
+            pairs=pairs,
+            rule=rule,
+            arguments=arguments,
+            command=command,
+            cost=cost,
+            proven=bool(proof),
+        ),
+    )
+
+
+def nothing_to_try(
+    cell: CellRun, why: str, verdict: Verdict = Verdict.UNDECIDED, now: datetime | None = None
+) -> Recommendation:
+    """The recommendation where no drafting could be tried at all: off, and why.
+
+    Args:
+        cell: The cell.
+        why: One sentence.
+        verdict: `DISABLE` where no drafting can ever be used with this model and build.
+        now: Time of the conclusion.
+    """
+    return Recommendation(
+        model=cell.cell.model.name,
+        model_path=cell.cell.model.path,
+        backend=cell.cell.build.backend,
+        backend_build=cell.cell.build.version,
+        prompt_type=cell.prompt_type,
+        verdict=verdict,
+        drafting=OFF,
+        tried=OFF,
+        baseline_tps=None,
+        drafting_tps=None,
+        speedup=None,
+        speedup_ci=None,
+        pairs=0,
+        acceptance=None,
+        reason=why,
+        status=Status.PROVISIONAL,
+        created_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
+    )
+
+
+def _reason(cell: CellRun, search_pairs: int, proof_pairs: int, *, final: bool) -> str:
+    if cell.decision is None:
+        if proof_pairs:
+            # Where everything was predicted, the proof begins without a pair of the search.
+            pairs = "1 pair" if proof_pairs == 1 else f"{proof_pairs} pairs"
+            return f"The proof has only begun ({pairs}, no whole round yet); run tune again to go on."
+        if not search_pairs:
+            return "Nothing has been measured for this prompt type yet; run tune again to go on."
+        return f"Only searched so far ({search_pairs} pairs), not proven; run tune again to go on."
+    reason = cell.decision.reason[0].upper() + cell.decision.reason[1:]
+    if final:
+        return f"{reason}."
+    return f"{reason}; the budget ended after {cell.rounds} rounds of proof, run tune again to go on."
+
+
+def _evidence(
+    cell: CellRun,
+    *,
+    pairs: Sequence[Pair],
+    rule: Rule,
+    arguments: Sequence[str],
+    command: Sequence[str],
+    cost: Cost,
+    proven: bool,
+) -> dict[str, Any]:
+    evidence: dict[str, Any] = {
+        "cell": cell.cell.key,
+        "study": cell.study.name,
+        "settings": list(cell.cell.settings),
+        "args": list(arguments),
+        "command": list(command),
+        "threshold": rule.threshold,
+        "error_rate": rule.error_rate,
+        "rounds": cell.rounds,
+        "trials": len(cell.trial_values),
+        "runners_up": _runners_up(cell),
+        "also_proved": [] if cell.other is None else [cell.other.to_json()],
+        "cost": cost.to_json(),
+    }
+    if not pairs:
+        return evidence
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    for pair in pairs:
+        by_prompt[pair.off.prompt_id].append(pair.log_ratio)
+    ratios = [statistics.median(v) for v in by_prompt.values()]
+    decode = [p.decode_log_ratio for p in pairs if p.off.predicted_ms > 0 and p.drafted.predicted_ms > 0]
+    return evidence | {
+        "phase": "prove" if proven else "search",
+        "decode_baseline_tps": round(geometric_mean([p.off.decode_tps for p in pairs]), 2),
+        "decode_drafting_tps": round(geometric_mean([p.drafted.decode_tps for p in pairs]), 2),
+        "decode_speedup": round(math.exp(statistics.fmean(decode)), 4) if decode else None,
+        # The request as it was measured: short, with nothing of its prompt cached.
+        "measured_speedup": round(math.exp(statistics.fmean(p.measured_log_ratio for p in pairs)), 4),
+        "request": _request(pairs),
+        "prompt_ms_off": round(statistics.median(p.off.prompt_ms for p in pairs), 2),
+        "prompt_ms_drafting": round(statistics.median(p.drafted.prompt_ms for p in pairs), 2),
+        "prompts": len(by_prompt),
+        "prompts_faster": sum(r > 0 for r in ratios),
+        "prompt_log_ratio_min": round(min(ratios), 4),
+        "prompt_log_ratio_max": round(max(ratios), 4),
+        "drafted_tokens": sum(p.drafted.drafted or 0 for p in pairs),
+        "accepted_tokens": sum(p.drafted.accepted or 0 for p in pairs),
+        "predicted_tokens": sum(p.drafted.predicted_tokens for p in pairs),
+        # The lossless check: how many pairs gave the same text with drafting as without.
+        "same_text": sum(p.same_text for p in pairs),
+        "compared_texts": len(pairs),
+    }
+
+
+def _request(pairs: Sequence[Pair]) -> dict[str, Any] | None:
+    """The typical request that the verdict is for."""
+    shapes = [p.shape for p in pairs if p.shape is not None]
+    if not shapes:
+        return None
+    typical = RequestShape(
+        prompt_tokens=statistics.median(s.prompt_tokens for s in shapes),
+        answer_tokens=statistics.median(s.answer_tokens for s in shapes),
+        cached_share=shapes[0].cached_share,
+        source=shapes[0].source,
+    )
+    return typical.to_json()
+
+
+def _runners_up(cell: CellRun) -> list[dict[str, Any]]:
+    proved = {cell.winner} if cell.other is None else {cell.winner, cell.other.drafting}
+    others: list[tuple[Drafting, float]] = sorted(
+        ((d, v) for d, v in cell.trial_values.items() if d not in proved), key=lambda item: -item[1]
+    )
+    return [{"drafting": d.to_json(), "ratio": round(v, 4)} for d, v in others[:3]]
+
+
+def likely_of(
+    cell: CellRun, proof: Sequence[Pair], search: Sequence[Pair], definition: StudyDefinition, launch_s: float
+) -> dict[str, Any] | None:
+    """What is likely, for the evidence; ``None`` where the proof is over or nothing is likely.
+
+    Args:
+        cell: The cell with its winner and last look.
+        proof: Proof pairs of the winner that count.
+        search: Its search pairs; they speak where there is no proof, and had a part in choosing it.
+        definition: Rule and rounds.
+        launch_s: What one launch takes.
+    """
+    if cell.winner.is_off or (cell.decision is not None and cell.decision.final):
+        return None
+    threshold = definition.rule.threshold
+    pairs = proof
+    found = likely_gain(proof, threshold)
+    if found is None and not proof:
+        pairs = search
+        found = likely_gain(search, threshold, chosen_from=max(1, len(cell.trial_values)))
+    if found is None:
+        return None
+    each = min(definition.prompts_per_round, len(cell.prove_prompts))
+    pair_s = statistics.fmean(p.off.wall_ms + p.drafted.wall_ms for p in pairs) / 1000.0
+    # A launch of each side in a round.
+    round_s = each * pair_s + 2.0 * launch_s
+    rule = definition.rule.shared() if cell.shares_rate else definition.rule
+    seen = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
+    total = len(cell.prove_prompts)
+
+    def would_enable(rounds: int) -> bool:
+        # As if the prompts to come were like those that were asked, each round on two new launches.
+        projected = [
+            LogRatio(
+                str(k % total),
+                f"off {k // each}",
+                f"drafted {k // each}",
+                seen[k % total % len(seen)],
+                k % 2 == 0,
+            )
+            for k in range(rounds * each)
+        ]
+        decision = decide(projected, rounds, rule, complete=rounds * each >= total)
+        return decision.verdict is Verdict.ENABLE
+
+    rounds = cell.rounds if proof else 0
+    return replace(found, about_s=seconds_to_proof(rule.looks, rounds, round_s, would_enable)).to_json()

@@ -1,0 +1,35 @@
+"""What search and proof work with: one value that holds the tools of one tune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autospec.tuning.budget import Budget
+from autospec.tuning.cell import Progress
+from autospec.tuning.definition import StudyDefinition
+from autospec.tuning.launches import Launches
+from autospec.tuning.paired_runner import Pairing
+from autospec.tuning.space import Space
+
+__all__ = ["Rig"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """The tools of one tune.
+
+    Attributes:
+        definition: Trials, prompts, rule.
+        space: What may be tried.
+        launches: Where servers come from.
+        pairing: Measures pairs.
+        budget: Time spent and left.
+        progress: Who watches.
+    """
+
+    definition: StudyDefinition
+    space: Space
+    launches: Launches
+    pairing: Pairing
+    budget: Budget
+    progress: Progress

@@ -1,0 +1,421 @@
+"""Measure pairs: off and drafting on the same prompts, interleaved, each stored as soon as it is done."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from autospec.backends.protocol import Server
+from autospec.drafting import OFF, Drafting
+from autospec.errors import AutospecError, BackendError, LaunchError, RequestError, ServerDiedError
+from autospec.hardware.state import MachineState
+from autospec.measure.asking import Asking, disturbance, measure
+from autospec.measure.disturbances import lasting, swaps
+from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase, Shapes
+from autospec.store.database import Store
+from autospec.tuning.budget import Budget, Pace
+from autospec.tuning.launches import Launches
+from autospec.tuning.load_guard import Calm, patience_s
+from autospec.tuning.tasks import MOST_S, STRETCH_S, StoredPairs, Task, cells_of, next_stretch
+
+__all__ = ["Measured", "Pairing", "Task"]
+
+_TOO_FAR_APART = f"Its halves lie more than {MAX_PAIR_GAP_S / 60:.0f} minutes apart."
+# A server that dies once may have been killed for memory by something else; one that dies twice on the same
+# prompt will do so again.
+_DEATHS_ALLOWED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    task: Task
+    side: Drafting
+    compared: Drafting
+    phase: Phase
+    round: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A task with its pair.
+
+    Attributes:
+        task: What was asked.
+        pair: The pair, measured now or found in the store.
+        disturbed: Why it should not count; empty for a clean pair.
+    """
+
+    task: Task
+    pair: Pair
+    disturbed: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What one call of `Pairing.block` measures."""
+
+    drafting: Drafting
+    phase: Phase
+    round: int
+    budget: Budget | None
+    whole_cells: bool
+
+
+# Task, and whether it is the half without drafting.
+_Halves: TypeAlias = dict[tuple[Task, bool], Measurement]
+
+
+class Pairing:
+    """Measures pairs on a set of launches and keeps every half in the store.
+
+    Args:
+        launches: Where servers come from.
+        asking: How prompts are asked.
+        store: Where every half goes at once, so that an interruption costs one request at most.
+        since: Cell key → stored halves older than this (seconds since the epoch) do not count.
+        tell: Told when measuring waits for the machine.
+        sleep: Waits so many seconds; tests inject their own.
+        budget_s: Of the whole run: a wait for the machine is short where this is.
+        shapes: Cell key → the requests that its pairs stand for; as they are measured where left out.
+        clock: Seconds since the epoch, as measurements tell when they began.
+
+    Attributes:
+        calm: Waits for other programs; whoever times something on these launches asks it.
+        pace: What requests took.
+    """
+
+    def __init__(
+        self,
+        launches: Launches,
+        asking: Asking,
+        store: Store,
+        *,
+        since: Mapping[str, float],
+        tell: Callable[[str], None] = lambda _: None,
+        sleep: Callable[[float], None] = time.sleep,
+        budget_s: float = math.inf,
+        shapes: Mapping[str, Shapes] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._launches = launches
+        self._asking = asking
+        self._store = store
+        self._shapes = shapes or {}
+        self._stored = StoredPairs(store, asking.protocol, since, self._shapes)
+        self._tell = tell
+        self._clock = clock
+        self.pace = Pace()
+        self.calm = Calm(asking.watch, tell, sleep, patience_s(budget_s))
+        # Pairs measured so far: the order of the halves alternates over them all (ABBA), across blocks too.
+        self._turn = 0
+        # Cell and drafting → round that the proof has measured on the launches that run now; ``None`` before the proof.
+        self._rounds: dict[tuple[str, Drafting], int] | None = None
+        self._renewal_s = 0.0
+
+    def known(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None) -> list[Pair]:
+        """Clean pairs already in the store, of one round or of all."""
+        return self._stored.known(cell_key, drafting, phase, round_)
+
+    def left_out(
+        self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None
+    ) -> dict[str, int]:
+        """How many stored pairs do not count, of one round or of all, by cause."""
+        return self._stored.left_out(cell_key, drafting, phase, round_)
+
+    def missing(self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int) -> list[Task]:
+        """Those of the tasks that have no clean pair in the store."""
+        found = self._stored.found(tasks, drafting, phase, round_)
+        return [task for task in tasks if task not in found]
+
+    def expected_s(self, tasks: Sequence[Task], drafting: Drafting) -> float:
+        """What a block of these tasks is expected to take, its launches included; 0 for no tasks."""
+        pairs_s = sum(self.pace.pair_s(task.cell_key, drafting) for task in tasks)
+        return pairs_s + self.launching_s(pairs_s) if tasks else 0.0
+
+    def launching_s(self, pairs_s: float) -> float:
+        """What the launches of a round of the proof are expected to take, whose pairs take so long."""
+        if self._launches.resident == 2:
+            return self._launches.launch_s + max(self._launches.launch_s, self._renewal_s)
+        stretches = 2 * max(1, math.ceil(pairs_s / (4.0 * STRETCH_S)))
+        return (stretches + 1) * self._launches.launch_s
+
+    def block(
+        self,
+        tasks: Sequence[Task],
+        drafting: Drafting,
+        phase: Phase,
+        round_: int,
+        *,
+        repeats: int = 0,
+        go_on: bool = False,
+        budget: Budget | None = None,
+        whole_cells: bool = True,
+    ) -> Generator[Measured, None, None]:
+        """Measure each task, or find it in the store; yields as pairs complete.
+
+        Where two launches live side by side, the halves of a pair follow each other and the order alternates from
+        pair to pair (ABBA). Where only one fits, see `_by_turns`.
+
+        In the proof both launches are new for each round of a cell. Cells that are in the same round share them, and
+        share off where they have other winners.
+
+        Args:
+            tasks: In the order in which they are asked; those of one cell follow each other.
+            drafting: Compared with off.
+            phase: Search or proof.
+            round_: Exposure number; pairs of other rounds are other pairs.
+            repeats: How often disturbed pairs are measured again, on a fresh launch each time.
+            go_on: True to use a launch of this drafting that runs already; for prompts that it has not seen.
+            budget: What does not fit into it is not begun; a cell that was begun is finished within its grace.
+            whole_cells: False to begin a cell of which only a part fits.
+
+        Raises:
+            BackendError: A launch failed, or the server with drafting died or refused twice.
+            AutospecError: The server without drafting did.
+        """
+        found = self._stored.found(tasks, drafting, phase, round_)
+        yield from (Measured(task, found[task], "") for task in tasks if task in found)
+        open_tasks = [task for task in tasks if task not in found]
+        block = _Block(drafting, phase, round_, budget, whole_cells)
+        if open_tasks:
+            if not go_on:
+                self._launches.expire()
+            self._renew(open_tasks, block)
+            yield from self._with_repeats(open_tasks, block, repeats)
+
+    def _with_repeats(self, tasks: Sequence[Task], block: _Block, repeats: int) -> Iterator[Measured]:
+        """Measure the tasks, and those whose pairs were disturbed again, each time on a fresh launch."""
+        oldest = self._clock() - MAX_PAIR_GAP_S
+        halves = self._stored.halves(tasks, block.drafting, block.phase, block.round, oldest)
+        open_tasks = list(tasks)
+        too_far = 0
+        for again in range(repeats, -1, -1):
+            disturbed: list[Measured] = []
+            short = False
+            measure_all = self._side_by_side if self._launches.resident == 2 else self._by_turns
+            for measured in measure_all(open_tasks, block, halves):
+                short = short or bool(measured.disturbed and swaps(measured.pair))
+                if again and measured.disturbed and measured.disturbed != _TOO_FAR_APART:
+                    disturbed.append(measured)
+                    continue
+                too_far += measured.disturbed == _TOO_FAR_APART
+                yield measured
+            if short:
+                # What one of two neighbours does to the other's memory is nothing that a user has.
+                self._launches.by_turns("Memory is short for two servers side by side.")
+            open_tasks = [measured.task for measured in disturbed]
+            if not open_tasks:
+                break
+            if block.budget is not None:
+                expected_s = self.expected_s(open_tasks, block.drafting)
+                if not block.budget.allows(expected_s, to_finish=True):
+                    yield from disturbed
+                    break
+            self._launches.expire()
+            halves = {}
+        if repeats and too_far:
+            pairs = "1 pair does" if too_far == 1 else f"{too_far} pairs do"
+            self._tell(f"{block.drafting.label}: {pairs} not count. {_TOO_FAR_APART}")
+
+    def _renew(self, tasks: Sequence[Task], block: _Block) -> None:
+        """New launches for the proof, where a cell has been measured on those that run in another round."""
+        if block.phase is not Phase.PROVE:
+            return
+        rounds = {(key, block.drafting): block.round for key in cells_of(tasks)}
+        before = self._rounds
+        used = before is not None and any(before.get(place, block.round) != block.round for place in rounds)
+        begun = self._clock()
+        try:
+            # What the search has measured on a launch has helped to choose the drafting, and nothing about off.
+            if before is None or used:
+                self._launches.renew(off=used)
+        except BackendError as error:
+            raise _off_does_not_start(error) from error
+        if used:
+            self._renewal_s = self._clock() - begun
+        self._rounds = rounds if used else (before or {}) | rounds
+
+    def note_stored(self, cell_key: str, drafting: Drafting) -> None:
+        """Learn what requests take from what earlier runs have stored, where this one has measured none yet."""
+        if self.pace.knows(cell_key):
+            return
+        for pair in self.known(cell_key, drafting, Phase.SEARCH) + self.known(
+            cell_key, drafting, Phase.PROVE
+        ):
+            for half in (pair.off, pair.drafted):
+                self.pace.note(cell_key, half.drafting, half.wall_ms / 1000.0)
+
+    def _next_order(self, drafting: Drafting) -> tuple[Drafting, Drafting]:
+        self._turn += 1
+        return (OFF, drafting) if self._turn % 2 else (drafting, OFF)
+
+    def _side_by_side(self, tasks: Sequence[Task], block: _Block, halves: _Halves) -> Iterator[Measured]:
+        begun: set[str] = set()
+        for number, task in enumerate(tasks):
+            if self._launches.resident == 1:  # two did not fit after all
+                yield from self._by_turns(tasks[number:], block, halves)
+                return
+            if block.budget is not None and not self._allows(task, tasks, begun, block):
+                continue
+            begun.add(task.cell_key)
+            for side in self._next_order(block.drafting):
+                self._fill(halves, task, side, block)
+            yield self._measured(task, halves)
+
+    def _allows(self, task: Task, tasks: Sequence[Task], begun: set[str], block: _Block) -> bool:
+        """Whether the budget leaves time for a task, or for all of its cell where that is not begun yet."""
+        assert block.budget is not None
+        if not block.whole_cells or task.cell_key in begun:
+            pair_s = self.pace.pair_s(task.cell_key, block.drafting)
+            return block.budget.allows(pair_s, to_finish=block.whole_cells)
+        own = sum(t.cell_key == task.cell_key for t in tasks)
+        return block.budget.allows(own * self.pace.pair_s(task.cell_key, block.drafting))
+
+    def _by_turns(self, tasks: Sequence[Task], block: _Block, halves: _Halves) -> Iterator[Measured]:
+        """Stretches of some minutes: first halves, then second halves; the next stretch begins with the other side.
+
+        So a launch serves the end of one stretch and the beginning of the next, with other prompts, and launches
+        are one more than stretches. In the proof each cell is asked in two of them, half of its prompts in
+        either order.
+        """
+        left, begun = list(tasks), set[str]()
+        while left:
+            chosen = self._stretch(left, begun, block)
+            if not chosen:
+                return
+            sides = self._next_order(block.drafting)
+            done = self._one_side(chosen, sides[0], block, halves, STRETCH_S)
+            done = self._one_side(done, sides[1], block, halves, MOST_S)
+            for task in done:
+                yield self._measured(task, halves)
+            left = [task for task in left if task not in set(done)]
+            begun = (begun | cells_of(chosen)) & cells_of(left)
+
+    def _stretch(self, left: Sequence[Task], begun: set[str], block: _Block) -> list[Task]:
+        """The tasks of the next stretch; none where the budget does not allow one."""
+        budget_s = math.inf
+        if block.budget is not None:
+            goes_on = bool(begun) and block.whole_cells
+            grace_s = block.budget.grace_s if goes_on else 0.0
+            budget_s = block.budget.until_end_s + grace_s - (2 if begun else 3) * self._launches.launch_s
+        return next_stretch(
+            left,
+            begun,
+            lambda task: (
+                self.pace.request_s(task.cell_key, OFF),
+                self.pace.request_s(task.cell_key, block.drafting),
+            ),
+            budget_s,
+            both_orders=block.phase is Phase.PROVE,
+            whole_cells=block.whole_cells,
+        )
+
+    def _one_side(
+        self, tasks: Sequence[Task], side: Drafting, block: _Block, halves: _Halves, limit_s: float
+    ) -> list[Task]:
+        """Ask one side of a stretch, as long as it may last; returns the tasks that have their half of it.
+
+        The first task is asked whatever it takes, or a request that takes very long would be asked for ever.
+        """
+        done: list[Task] = []
+        begun: float | None = None
+        for task in tasks:
+            if (task, side.is_off) not in halves:
+                if begun is None:
+                    self._server(side)  # its launch is not part of the stretch
+                    begun = self._clock()
+                else:
+                    now, other = self._clock(), halves.get((task, not side.is_off))
+                    if other is not None and now - other.started_at > MAX_PAIR_GAP_S:
+                        del halves[task, not side.is_off]  # too old to be completed: both are measured later
+                        continue
+                    if now - begun + self.pace.request_s(task.cell_key, side) > limit_s:
+                        break
+                self._fill(halves, task, side, block)
+            done.append(task)
+        return done
+
+    def _fill(self, halves: _Halves, task: Task, side: Drafting, block: _Block) -> None:
+        """Measure a half that is not there yet."""
+        if (task, side.is_off) not in halves:
+            position = int((task, not side.is_off) in halves)
+            half = _Half(task, side, block.drafting, block.phase, block.round, position)
+            halves[task, side.is_off] = self._half(half)
+
+    def _measured(self, task: Task, halves: _Halves) -> Measured:
+        off = halves[task, True]
+        shapes = self._shapes.get(task.cell_key)
+        pair = Pair(off, halves[task, False], None if shapes is None else shapes.of_half(off))
+        far = abs(pair.off.started_at - pair.drafted.started_at) > MAX_PAIR_GAP_S
+        reason = _TOO_FAR_APART if far else disturbance(pair)
+        if reason and not far:
+            # A cause that comes back with every repeat belongs to what is measured, and counts.
+            lasts = lasting(self._stored.rows(task.cell_key, pair.drafted.compared, pair.drafted.phase))
+            reason = disturbance(pair, lasts)
+        return Measured(task, pair, reason)
+
+    def _half(self, half: _Half) -> Measurement:
+        deaths = 0
+        while True:
+            server = self._server(half.side)
+            begun = self._clock()
+            try:
+                measurement = measure(
+                    self._asking,
+                    server,
+                    half.task.prompt,
+                    cell_key=half.task.cell_key,
+                    phase=half.phase,
+                    round_=half.round,
+                    compared=half.compared,
+                    position=half.position,
+                )
+            except ServerDiedError as error:
+                self._launches.drop(server)
+                deaths += 1
+                if deaths <= _DEATHS_ALLOWED:
+                    continue
+                if half.side.is_off:
+                    raise _off_failed(half, error) from error
+                raise
+            except RequestError as error:
+                if half.side.is_off:
+                    raise _off_failed(half, error) from error
+                raise
+            self._store.add_measurement(measurement)
+            self.pace.note(half.task.cell_key, half.side, self._clock() - begun)
+            self.calm.after(MachineState.from_json(measurement.machine))
+            return measurement
+
+    def _server(self, side: Drafting) -> Server:
+        if not side.is_off:
+            return self._launches.drafted(side)
+        try:
+            try:
+                return self._launches.off()
+            except LaunchError as error:
+                if error.permanent:
+                    raise
+                return self._launches.off()  # memory that the server before it had may be free only now
+        except BackendError as error:
+            raise _off_does_not_start(error) from error
+
+
+def _off_does_not_start(error: BackendError) -> AutospecError:
+    # Not a BackendError either: no drafting is to blame.
+    return AutospecError(
+        f"The server without drafting did not start again: {error.message}",
+        error.hint or "What was measured so far is kept; run tune again to go on.",
+    )
+
+
+def _off_failed(half: _Half, error: RequestError) -> AutospecError:
+    # Not a BackendError: no drafting is to blame, and without off there is nothing to compare with.
+    return AutospecError(
+        f"Without any drafting, the prompt {half.task.prompt_id} failed: {error.message}",
+        error.hint or "What was measured so far is kept; mend the server settings and run tune again.",
+    )

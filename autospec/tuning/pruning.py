@@ -1,0 +1,210 @@
+"""What is dropped early: a draft on the first answers that it reads or on its first launch, a trial on its first prompts.
+
+Drafts are judged with optimism: one is dropped only where costs well below those that were seen would not make it pay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autospec.drafting import Drafting
+from autospec.measure.measurements import Pair
+from autospec.predict.costs import CostCurve
+from autospec.predict.profile import Recording
+from autospec.predict.replay import Counts
+from autospec.tuning.cell import CellRun, mean_log_ratio
+from autospec.tuning.space import Arm
+
+__all__ = ["Reach", "beaten", "best_elsewhere", "gives_up", "nothing_pays", "shortest_ms"]
+
+Floats = npt.NDArray[np.float64]
+
+# A cell gives a drafting up when it is this much slower than the best one known for it (off included), after one
+# prompt and after more. Prompts of one type differ by some ten per cent, so that one alone must be far off.
+_GIVE_UP_AFTER_ONE = math.log(1.30)
+_GIVE_UP_AFTER_MORE = math.log(1.12)
+# Other sizes of an n-gram mode may be so much faster than the one that was launched.
+_OTHER_SIZES = 1.25
+
+# Of what a cycle costs beyond a plain token, so much is left out: timed costs are off by 20 to 60 per cent at times.
+_COSTS_MAY_BE_LESS = 0.4
+# A single answer may gain so much by luck.
+_ONE_ANSWER = 0.10
+# One launch is a few noisy pairs.
+_MARGIN = 1.10
+# Tokens to propose in a cycle that another setting might have.
+_OTHER_N_MAX = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+# Chances that are considered where the server does not tell what it accepted.
+_CHANCES = np.linspace(0.0, 0.85, 18)
+_MOST_LIKELY_RUN = 16.0
+
+
+def nothing_pays(answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, threshold: float) -> bool:
+    """Whether no drafting would have made these answers faster, were drafting 40 % cheaper than it was timed.
+
+    Nor any of them by more than a tenth: they are of several prompt types, and one may serve where the others do not.
+    Generation alone is looked at: what the draft takes for the prompt comes on top.
+
+    Args:
+        answers: Recorded answers, each with the replayed cycles of the same draftings.
+        costs: Of this draft, as timed.
+        threshold: Least gain that may be enabled, as a fraction.
+    """
+    all_alone, all_taken = 0.0, np.zeros(1)
+    for recording, counts in answers:
+        taken = _cycles_ms(counts, costs, _COSTS_MAY_BE_LESS)
+        alone = costs.plain_ms * max(0, len(recording.answer_ids) - 1)
+        if bool((alone > (1.0 + max(threshold, _ONE_ANSWER)) * taken).any()):
+            return False
+        scale = recording.token_ms / costs.plain_ms
+        all_alone, all_taken = all_alone + scale * alone, all_taken + scale * taken
+    return not bool((all_alone > (1.0 + threshold) * all_taken).any())
+
+
+def shortest_ms(recording: Recording, counts: Counts, costs: CostCurve, left_out: float = 0.0) -> float:
+    """The time in which the best of some draftings generates a recorded answer.
+
+    Args:
+        recording: The answer.
+        counts: Its replayed cycles, one row for each drafting.
+        costs: Of their draft.
+        left_out: Part of what a cycle costs beyond a plain token that is left out.
+    """
+    taken = _cycles_ms(counts, costs, left_out)
+    return float(taken.min()) * recording.token_ms / costs.plain_ms
+
+
+def beaten(
+    answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, rival_ms: Mapping[str, float]
+) -> bool:
+    """Whether another draft generates each of these answers faster, were this one's drafting 40 % cheaper than it was timed.
+
+    Args:
+        answers: Recorded answers, each with the replayed cycles of this draft's draftings.
+        costs: Of this draft, as timed.
+        rival_ms: Prompt id → the shortest time with another draft, as timed.
+    """
+    return all(
+        rival_ms.get(r.prompt_id, math.inf) < shortest_ms(r, counts, costs, _COSTS_MAY_BE_LESS)
+        for r, counts in answers
+    )
+
+
+def best_elsewhere(drafting: Drafting, pairs: Sequence[Pair]) -> float:
+    """What another setting of the same draft may reach at best, judged by one launch: speed of generation ÷ off.
+
+    The launch gives the cost of a drafted token and the chance that one is accepted. With fewer tokens in a cycle the cost
+    is taken to fall in proportion, with more of them it is taken to stay; of what a p-min that knew every miss would
+    gain, a third (as logarithms).
+
+    Args:
+        drafting: What was launched.
+        pairs: Its pairs in one cell.
+
+    Returns:
+        Infinity where the pairs tell nothing.
+    """
+    timed = [p for p in pairs if min(p.off.predicted_tokens, p.drafted.predicted_tokens) > 1]
+    plain = sum(p.off.predicted_ms / (p.off.predicted_tokens - 1) for p in timed)
+    per_token = sum(p.drafted.predicted_ms / (p.drafted.predicted_tokens - 1) for p in timed)
+    n_max = drafting.n_max
+    if not timed or plain <= 0 or per_token <= 0 or n_max is None:
+        return math.inf
+    speed = plain / per_token
+    drafted = [p.drafted.drafted for p in timed if p.drafted.drafted is not None]
+    accepted = [p.drafted.accepted for p in timed if p.drafted.accepted is not None]
+    if len(drafted) < len(timed) or len(accepted) < len(timed):
+        return _MARGIN * max(_best(n_max, float(a), speed) for a in _CHANCES)
+    cycles = max(1, sum(p.drafted.predicted_tokens - 1 for p in timed) - sum(accepted))
+    if not sum(drafted):
+        return math.inf
+    length = max(1, round(sum(drafted) / cycles))
+    # The chance with which drafts of this length are accepted as far as these were.
+    runs = np.array([_run(float(a), length) for a in np.linspace(0.0, 0.99, 100)])
+    chance = float(np.interp(sum(accepted) / cycles, runs, np.linspace(0.0, 0.99, 100)))
+    return _MARGIN * _best(length, chance, speed)
+
+
+def _cycles_ms(counts: Counts, costs: CostCurve, left_out: float) -> Floats:
+    """Shape (D,): what the cycles of each drafting take, less a part of what they cost beyond a plain token."""
+    verify = costs.verify_ms[: counts.verified.shape[1]]
+    beyond = counts.verified @ (verify - costs.plain_ms) + counts.steps * costs.step_ms
+    return np.asarray(counts.cycles * costs.plain_ms + (1.0 - left_out) * beyond)
+
+
+def _best(length: int, chance: float, speed: float) -> float:
+    """Speed of the best setting, where drafts of this length with this chance for each token gave this speed."""
+    cycle = (1.0 + _run(chance, length)) / speed  # in plain tokens
+    each = max(0.0, (cycle - 1.0) / length)
+    fixed = max(
+        (1.0 + _run(chance, k)) / (1.0 + each * k if k < length else max(cycle, 1.0)) for k in _OTHER_N_MAX
+    )
+    run = min(_MOST_LIKELY_RUN, chance / (1.0 - chance))
+    knowing = (1.0 + run) / (1.0 + each * run)
+    return float(max(fixed, fixed ** (2 / 3) * knowing ** (1 / 3)))
+
+
+def _run(chance: float, length: int) -> float:
+    """Tokens that are accepted of a draft, on average."""
+    return sum(chance**k for k in range(1, length + 1))
+
+
+class Reach:
+    """What the arms may still reach in each cell, by what their launches have shown.
+
+    Args:
+        threshold: Least gain that may be enabled, as a fraction.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._least = 1.0 + threshold
+        # Label of an arm → cell key → what another setting of it may reach there at best.
+        self._best: dict[str, dict[str, float]] = {}
+
+    def weigh(
+        self,
+        arm: Arm | None,
+        drafting: Drafting,
+        cells: Sequence[CellRun],
+        pairs: Mapping[str, Sequence[Pair]],
+    ) -> bool:
+        """Take in one launch.
+
+        Returns:
+            True if it has ruled out its draft, which might have won before.
+        """
+        if arm is None:
+            return False
+        before = self.may_win(arm, cells)
+        best = self._best.setdefault(arm.label, {})
+        for cell in cells:
+            key = cell.cell.key
+            if arm.mode.draft_free:
+                best[key] = max(best.get(key, 0.0), _OTHER_SIZES * cell.trial_values.get(drafting, math.inf))
+            else:
+                # Each launch bounds it: the least of the bounds holds.
+                best[key] = min(best.get(key, math.inf), best_elsewhere(drafting, pairs.get(key, ())))
+        return before and not arm.mode.draft_free and not self.may_win(arm, cells)
+
+    def may_win(self, arm: Arm, cells: Sequence[CellRun]) -> bool:
+        """Whether some setting of an arm may win somewhere."""
+        best = self._best.get(arm.label, {})
+        return any(
+            best.get(c.cell.key, math.inf) > max(self._least, c.best[1] if c.best else 0.0) for c in cells
+        )
+
+
+def gives_up(cell: CellRun, pairs: Sequence[Pair]) -> str:
+    """Why a cell should not finish a trial, or an empty string."""
+    if not pairs:
+        return ""
+    best = max(1.0, cell.best[1]) if cell.best else 1.0
+    behind = math.log(best) - mean_log_ratio(pairs)
+    limit = _GIVE_UP_AFTER_ONE if len(pairs) == 1 else _GIVE_UP_AFTER_MORE
+    if behind <= limit:
+        return ""
+    return f"{100 * -math.expm1(-behind):.0f} % behind the best after {len(pairs)} prompts"
