@@ -19,7 +19,7 @@
         ├── BackendMissingError   the program or package is not here
         ├── UnsupportedError      this build cannot do that; found before anything starts
         ├── LaunchError           it started and did not get ready; carries the log's last lines
-        ├── NotInForceError       it runs, but not with the drafting it was given
+        ├── SpeculationInactiveError       it runs, but not with the drafting it was given
         └── RequestError          a request failed: refused, timed out, cut off
             └── ServerDiedError   because its process ended
 
@@ -36,13 +36,13 @@ __all__ = [
     "LaunchError",
     "ModelChoiceError",
     "ModelFileError",
-    "NotInForceError",
     "NothingKnownError",
     "OverloadedError",
     "RequestError",
     "ServerDiedError",
     "ServiceError",
     "SettingsError",
+    "SpeculationInactiveError",
     "StoreError",
     "StudyFileError",
     "SuiteError",
@@ -179,7 +179,7 @@ class LaunchError(BackendError):
         self.permanent = permanent
 
 
-class NotInForceError(BackendError):
+class SpeculationInactiveError(BackendError):
     """The server answers, but its drafting is not the one it was launched with."""
 
 

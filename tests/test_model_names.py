@@ -12,7 +12,7 @@ from autospec.errors import ModelChoiceError, NothingKnownError, UnknownModelErr
 from autospec.proxy.api import find_offered, running_model
 from autospec.report.selection import Question, select
 from autospec.serving.dispatch import Offered
-from autospec.serving.model_registry import Engine, Offers
+from autospec.serving.model_registry import Engine, ModelRegistry
 from tests.catalog.making import make_model
 from tests.proxy.scene import FakeBackend
 from tests.report.samples import HERE, recommendation, stored
@@ -45,7 +45,7 @@ def recommended(name: str) -> str:
 def lent(name: str) -> str:
     """The model that a request to the proxy gets."""
     backend = FakeBackend()
-    return Offers(MODELS, {"gguf": Engine(backend, backend.capabilities())}).find(name).name
+    return ModelRegistry(MODELS, {"gguf": Engine(backend, backend.capabilities())}).find(name).name
 
 
 def shown(name: str) -> str:

@@ -37,7 +37,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class _FailurePattern:
     kind: str
     pattern: re.Pattern[str]
     message: str
@@ -45,8 +45,8 @@ class _Rule:
     permanent: bool = True
 
 
-def _rule(kind: str, pattern: str, message: str, hint: str, *, permanent: bool = True) -> _Rule:
-    return _Rule(kind, re.compile(pattern, re.IGNORECASE), message, hint, permanent)
+def _rule(kind: str, pattern: str, message: str, hint: str, *, permanent: bool = True) -> _FailurePattern:
+    return _FailurePattern(kind, re.compile(pattern, re.IGNORECASE), message, hint, permanent)
 
 
 # In this order: what is named first is the cause of what is named later (a draft that did not fit in memory is
@@ -187,7 +187,7 @@ def speculation_refused(log: Sequence[str]) -> str:
     return reasons[0] if reasons else ""
 
 
-def _why(rule: _Rule, text: str) -> str:
+def _why(rule: _FailurePattern, text: str) -> str:
     """llama.cpp's own reason after a file that could not be loaded."""
     if rule.kind not in ("draft", "model"):
         return ""

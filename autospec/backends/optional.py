@@ -21,7 +21,7 @@ class InProcess(Protocol):
         """Load a model, and its draft, in a process of their own, which can be asked in token ids.
 
         Raises:
-            UnsupportedError, LaunchError, NotInForceError: As `Backend.launch`.
+            UnsupportedError, LaunchError, SpeculationInactiveError: As `Backend.launch`.
         """
 
     def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:

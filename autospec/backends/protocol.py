@@ -295,5 +295,5 @@ class Backend(Protocol):
         Raises:
             UnsupportedError: As `command`.
             LaunchError: It did not get ready.
-            NotInForceError: It runs with another drafting than asked for.
+            SpeculationInactiveError: It runs with another drafting than asked for.
         """

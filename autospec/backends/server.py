@@ -28,7 +28,7 @@ from autospec.backends.protocol import Capabilities, Completion, Request, Server
 from autospec.backends.records import sweep_orphans
 from autospec.backends.token_http import HttpTokens
 from autospec.drafting import Drafting
-from autospec.errors import BackendError, LaunchError, NotInForceError, RequestError, ServerDiedError
+from autospec.errors import BackendError, LaunchError, RequestError, ServerDiedError, SpeculationInactiveError
 
 __all__ = [
     "CANARY_TOKENS",
@@ -252,7 +252,7 @@ class LaunchedServer(ChildServer):
         """Check that the drafting is in force.
 
         Raises:
-            NotInForceError: It is not.
+            SpeculationInactiveError: It is not.
             LaunchError: The server did not survive its first request.
         """
 
@@ -329,7 +329,7 @@ def launch(
 
     Raises:
         LaunchError: It did not get ready.
-        NotInForceError: It runs with another drafting than asked for.
+        SpeculationInactiveError: It runs with another drafting than asked for.
     """
     return start_child(
         lambda process, port: HttpServer(
@@ -380,7 +380,7 @@ def verify(client: ChatClient, drafting: Drafting, build: str, log: tuple[str, .
         log: What it printed while it started.
 
     Raises:
-        NotInForceError: It speculates though it should not, or the other way round, or nobody can tell.
+        SpeculationInactiveError: It speculates though it should not, or the other way round, or nobody can tell.
         RequestError: The canary failed.
     """
     slots = client.speculative()
@@ -389,7 +389,7 @@ def verify(client: ChatClient, drafting: Drafting, build: str, log: tuple[str, .
     drafted = client.complete(canary(drafting), _CANARY_EXTRA).drafted
     if drafting.is_off:
         if slots or drafted:
-            raise NotInForceError(
+            raise SpeculationInactiveError(
                 f"{build} drafts although drafting is off.",
                 "Take the speculation flags out of the server arguments.",
             )
@@ -401,9 +401,9 @@ def verify(client: ChatClient, drafting: Drafting, build: str, log: tuple[str, .
         raise _not_in_force(drafting, build, log)
 
 
-def _not_in_force(drafting: Drafting, build: str, log: tuple[str, ...]) -> NotInForceError:
+def _not_in_force(drafting: Drafting, build: str, log: tuple[str, ...]) -> SpeculationInactiveError:
     reason = speculation_refused(log)
-    return NotInForceError(
+    return SpeculationInactiveError(
         f"{build} runs without speculation although {drafting.label} was asked for"
         + (f" ({reason})." if reason else "."),
         "autospec drafts --model … lists the drafts that fit." if drafting.draft else "Choose another mode.",

@@ -21,11 +21,20 @@ from typing import Any, Final
 
 from autospec.catalog.model import Format
 
-__all__ = ["Found", "Place", "is_first_or_whole", "model_name", "part_paths", "places", "split_key", "walk"]
+__all__ = [
+    "FoundModel",
+    "ModelFolder",
+    "is_first_or_whole",
+    "model_name",
+    "part_paths",
+    "places",
+    "split_key",
+    "walk",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ModelFolder:
     """A folder to look in.
 
     Attributes:
@@ -43,7 +52,7 @@ class Place:
 
 def places(
     environ: Mapping[str, str], home: Path, platform: str, model_dirs: Iterable[Path] = ()
-) -> tuple[Place, ...]:
+) -> tuple[ModelFolder, ...]:
     """Every folder that may hold models, the user's own first, each once.
 
     Args:
@@ -52,13 +61,13 @@ def places(
         platform: ``sys.platform``.
         model_dirs: Folders from the config.
     """
-    found = [Place(path, "folder", chosen=True) for path in model_dirs]
+    found = [ModelFolder(path, "folder", chosen=True) for path in model_dirs]
     cache = _folder(environ, "XDG_CACHE_HOME", home) or home / ".cache"
-    found += [Place(p, "llama.cpp cache") for p in _llama_cpp(environ, home, platform, cache)]
-    found += [Place(p, "Hugging Face cache") for p in _hugging_face(environ, home, cache)]
-    found += [Place(p, "LM Studio") for p in _lm_studio(home)]
-    found += [Place(p, "Ollama") for p in _ollama(environ, home, platform)]
-    unique: dict[Path, Place] = {}
+    found += [ModelFolder(p, "llama.cpp cache") for p in _llama_cpp(environ, home, platform, cache)]
+    found += [ModelFolder(p, "Hugging Face cache") for p in _hugging_face(environ, home, cache)]
+    found += [ModelFolder(p, "LM Studio") for p in _lm_studio(home)]
+    found += [ModelFolder(p, "Ollama") for p in _ollama(environ, home, platform)]
+    unique: dict[Path, ModelFolder] = {}
     for place in found:
         unique.setdefault(place.path, place)
     return tuple(unique.values())
@@ -169,7 +178,7 @@ _ENDLESS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundModel:
     """A model's place on disk, before anything of it was read.
 
     Attributes:
@@ -183,7 +192,7 @@ class Found:
     name: str = ""
 
 
-def walk(root: Path, warnings: list[str], depth: int | None = None) -> Iterator[Found]:
+def walk(root: Path, warnings: list[str], depth: int | None = None) -> Iterator[FoundModel]:
     """Find the models below a folder, in a fixed order. Links are followed; loops end.
 
     Args:
@@ -196,7 +205,7 @@ def walk(root: Path, warnings: list[str], depth: int | None = None) -> Iterator[
 
 def _walk_folder(
     folder: Path, warnings: list[str], seen: set[tuple[int, int]], depth: int, repo: str = ""
-) -> Iterator[Found]:
+) -> Iterator[FoundModel]:
     try:
         status = folder.stat()
         if (status.st_dev, status.st_ino) in seen:
@@ -216,13 +225,13 @@ def _walk_folder(
     names = sorted(entries)
     yield from _gguf_files(folder, names, warnings)
     if "config.json" in entries and any(n.lower().endswith(".safetensors") for n in names):
-        yield Found(folder, "mlx", repo)
+        yield FoundModel(folder, "mlx", repo)
     for name in names:
         if depth > 0 and _is_dir(entries[name]):
             yield from _walk_folder(folder / name, warnings, seen, depth - 1)
 
 
-def _gguf_files(folder: Path, names: list[str], warnings: list[str]) -> Iterator[Found]:
+def _gguf_files(folder: Path, names: list[str], warnings: list[str]) -> Iterator[FoundModel]:
     models = [n for n in names if n.lower().endswith(".gguf") and "mmproj" not in n.lower()]
     have_first = {split_key(n) for n in models if is_first_or_whole(n)}
     for name in models:
@@ -233,12 +242,12 @@ def _gguf_files(folder: Path, names: list[str], warnings: list[str]) -> Iterator
             have_first.add(split_key(name))
         path = folder / name
         if path.is_file():
-            yield Found(path, "gguf")
+            yield FoundModel(path, "gguf")
         elif path.is_symlink():
             warnings.append(f"{path} is a link to a file that is not there.")
 
 
-def _hub_repository(folder: Path, warnings: list[str], seen: set[tuple[int, int]]) -> Iterator[Found]:
+def _hub_repository(folder: Path, warnings: list[str], seen: set[tuple[int, int]]) -> Iterator[FoundModel]:
     """``models--ORG--NAME/snapshots/REVISION/…``: links into ``blobs``, the newest revision first."""
     repo = folder.name.removeprefix("models--").replace("--", "/")
     snapshots = folder / "snapshots"
@@ -259,7 +268,7 @@ def _hub_repository(folder: Path, warnings: list[str], seen: set[tuple[int, int]
             yield found
 
 
-def _ollama_store(folder: Path, warnings: list[str]) -> Iterator[Found]:
+def _ollama_store(folder: Path, warnings: list[str]) -> Iterator[FoundModel]:
     """``manifests/HOST/NAMESPACE/NAME/TAG``: JSON that names the blob with the weights."""
     manifests = folder / "manifests"
 
@@ -282,7 +291,7 @@ def _ollama_store(folder: Path, warnings: list[str]) -> Iterator[Found]:
             name = _ollama_name(path.relative_to(manifests).parts)
             blob = folder / "blobs" / f"sha256-{digest}"
             if blob.is_file():
-                yield Found(blob, "gguf", name)
+                yield FoundModel(blob, "gguf", name)
             else:
                 warnings.append(f"Ollama's {name} is incomplete: {blob} is not there.")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import autospec
-from autospec.catalog.folders import Found, Place, model_name, part_paths, places, walk
+from autospec.catalog.folders import FoundModel, ModelFolder, model_name, part_paths, places, walk
 from autospec.catalog.model import Model
 from autospec.catalog.resolve import ambiguous_models, choose
 from autospec.errors import ModelChoiceError, ModelFileError
@@ -192,7 +192,7 @@ class Catalog:
             if len(inside) > 1:
                 raise ambiguous_models(str(path), inside)
             return inside[0]
-        model = _read(Found(path.absolute(), "mlx" if path.is_dir() else "gguf"))
+        model = _read(FoundModel(path.absolute(), "mlx" if path.is_dir() else "gguf"))
         if model.role != "text":
             raise ModelChoiceError(f"{path} {_NOT_A_MODEL[model.role]}.", "Choose a language model.")
         return model
@@ -248,23 +248,23 @@ def scan(
     )
 
 
-def _beside(name: str) -> Place:
+def _beside(name: str) -> ModelFolder:
     path = _expanded(name).absolute()
-    return Place(path.parent, "folder", depth=1 if path.is_dir() else 0)
+    return ModelFolder(path.parent, "folder", depth=1 if path.is_dir() else 0)
 
 
-def _in(place: Place, warnings: list[str]) -> list[Found]:
+def _in(place: ModelFolder, warnings: list[str]) -> list[FoundModel]:
     # os.path, because Path.exists raises where a parent folder may not be entered.
     if not os.path.exists(place.path):  # noqa: PTH110
         if place.chosen:
             warnings.append(f"{place.path}, a folder of model_dirs, is not there.")
         return []
     if place.path.is_file():
-        return [Found(place.path, "gguf")]
+        return [FoundModel(place.path, "gguf")]
     return list(walk(place.path, warnings, place.depth))
 
 
-def _cached(found: Found, real: Path, cache: MetadataCache) -> Model:
+def _cached(found: FoundModel, real: Path, cache: MetadataCache) -> Model:
     """Read a model unless it is as it was.
 
     Raises:
@@ -286,7 +286,7 @@ def _cached(found: Found, real: Path, cache: MetadataCache) -> Model:
     return _as_found(known, found)
 
 
-def _read(found: Found) -> Model:
+def _read(found: FoundModel) -> Model:
     # Imported here: a catalogue that comes from the cache needs neither gguf nor NumPy.
     if found.format == "mlx":
         from autospec.catalog.mlx import read_mlx  # noqa: PLC0415
@@ -297,7 +297,7 @@ def _read(found: Found) -> Model:
     return _as_found(read_gguf(found.path), found)
 
 
-def _as_found(model: Model, found: Found) -> Model:
+def _as_found(model: Model, found: FoundModel) -> Model:
     """The model under the path and name by which it was found this time."""
     if found.format == "mlx":
         path, files = found.path, tuple(found.path / f.name for f in model.files)
@@ -307,7 +307,7 @@ def _as_found(model: Model, found: Found) -> Model:
     return dataclasses.replace(model, name=_name(found), path=path, files=files)
 
 
-def _name(found: Found) -> str:
+def _name(found: FoundModel) -> str:
     if found.name or found.format == "gguf":
         return found.name or model_name(found.path)
     repository = found.path.parent.parent.name
@@ -316,7 +316,7 @@ def _name(found: Found) -> str:
     return found.path.name
 
 
-def _made_of(found: Found) -> list[Path]:
+def _made_of(found: FoundModel) -> list[Path]:
     """Every file whose change means reading again."""
     if found.format == "gguf":
         return list(part_paths(found.path))

@@ -29,7 +29,7 @@ _WATCH_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class DoctorProblem:
     """Something to mend, and how."""
 
     problem: str
@@ -51,8 +51,8 @@ class Findings:
     models: dict[str, Any] = field(default_factory=dict)
     storage: dict[str, Any] = field(default_factory=dict)
     daemon: list[dict[str, Any]] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    advice: list[Problem] = field(default_factory=list)
+    problems: list[DoctorProblem] = field(default_factory=list)
+    advice: list[DoctorProblem] = field(default_factory=list)
 
 
 @click.command()
@@ -115,13 +115,13 @@ def _examine_backends(findings: Findings, settings: Settings) -> None:
     if settings.backend and wanted is None:
         names = ", ".join(b["name"] for b in findings.backends)
         findings.problems.append(
-            Problem(f"The settings ask for a backend {settings.backend}.", f"Choose one of {names}.")
+            DoctorProblem(f"The settings ask for a backend {settings.backend}.", f"Choose one of {names}.")
         )
     elif wanted is not None and not wanted["ok"]:
-        findings.problems.append(Problem(wanted["problem"], wanted["fix"]))
+        findings.problems.append(DoctorProblem(wanted["problem"], wanted["fix"]))
     elif not any(b["ok"] for b in findings.backends):
         findings.problems.append(
-            Problem("No backend is installed.", "pip install xllamacpp, or brew install llama.cpp")
+            DoctorProblem("No backend is installed.", "pip install xllamacpp, or brew install llama.cpp")
         )
 
 
@@ -151,7 +151,7 @@ def _examine_models(findings: Findings, settings: Settings) -> None:
     }
     if not catalog.models:
         findings.problems.append(
-            Problem(
+            DoctorProblem(
                 "No models were found.",
                 f"Download a GGUF, e.g. with LM Studio, or name your folder in {settings.config_file}: "
                 'model_dirs = ["~/models"]',
@@ -231,14 +231,14 @@ def _examine_state(findings: Findings, state: MachineState) -> None:
 
     findings.state = state.to_json()
     if state.on_battery:
-        findings.advice.append(Problem("The machine runs on battery.", "Plug it in before a tune."))
+        findings.advice.append(DoctorProblem("The machine runs on battery.", "Plug it in before a tune."))
     if state.low_power:
-        findings.advice.append(Problem("Low power mode is on.", "Switch it off before a tune."))
+        findings.advice.append(DoctorProblem("Low power mode is on.", "Switch it off before a tune."))
     if state.thermal == "throttled":
-        findings.advice.append(Problem("Heat slows the processor.", "Let it cool down before a tune."))
+        findings.advice.append(DoctorProblem("Heat slows the processor.", "Let it cool down before a tune."))
     if reason := disturbed(state):
         findings.advice.append(
-            Problem(reason, "End other work before a tune; disturbed measurements are repeated.")
+            DoctorProblem(reason, "End other work before a tune; disturbed measurements are repeated.")
         )
 
 
@@ -248,12 +248,12 @@ def _examine_signals(findings: Findings, settings: Settings) -> None:
     findings.daemon = [check.to_json() for check in glance(settings, findings.state["other_load"]).checks]
 
 
-def _problem(what: str, error: BaseException) -> Problem:
+def _problem(what: str, error: BaseException) -> DoctorProblem:
     if isinstance(error, AutospecError):
-        return Problem(error.message, error.hint)
+        return DoctorProblem(error.message, error.hint)
     logging.getLogger(__name__).debug("%s", what, exc_info=error)
     text = f"{type(error).__name__}: {error}"
-    return Problem(
+    return DoctorProblem(
         f"{what}: {text}" if what else text, "Run `autospec doctor -v` and send what it says to the project."
     )
 

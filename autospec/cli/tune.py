@@ -24,7 +24,7 @@ from rich.text import Text
 
 from autospec.cells import PromptType
 from autospec.cli.shell import Shell, command_options
-from autospec.tuning.cell import Standing, Step
+from autospec.tuning.cell import CellProgress, TuneStep
 
 __all__ = ["TuneDisplay", "command", "interruptible"]
 
@@ -60,8 +60,8 @@ class TuneDisplay:
         self._shell = shell
         self._model = model
         self._console = shell.console
-        self._standings: tuple[Standing, ...] = ()
-        self._step: Step | None = None
+        self._standings: tuple[CellProgress, ...] = ()
+        self._step: TuneStep | None = None
         self._clock = clock
         self._now = now
         self._begun = self._stepped = clock()
@@ -83,7 +83,7 @@ class TuneDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def step(self, step: Step) -> None:
+    def step(self, step: TuneStep) -> None:
         """Show what is being done."""
         changed = self._step is None or (self._step.phase, self._step.number, self._step.drafting) != (
             step.phase,
@@ -98,7 +98,7 @@ class TuneDisplay:
             self._lined_at = now
             self._shell.say(f"{_sentence(step)} ({100 * self._share(step):.0f} %, {self._left(step)})")
 
-    def standing(self, standings: tuple[Standing, ...]) -> None:
+    def standing(self, standings: tuple[CellProgress, ...]) -> None:
         """Show where every prompt type stands."""
         known = {s.prompt_type: s for s in self._standings} | {s.prompt_type: s for s in standings}
         self._standings = tuple(known.values())
@@ -124,7 +124,7 @@ class TuneDisplay:
             )
         return Group(table, *bar, *words)
 
-    def _bar(self, step: Step) -> Table:
+    def _bar(self, step: TuneStep) -> Table:
         share = self._share(step)
         left = self._left(step)
         if (left_s := self._left_s(step)) > 0.0:
@@ -136,17 +136,17 @@ class TuneDisplay:
         line.add_row(ProgressBar(total=1.0, completed=share, width=width), f"{100 * share:.0f} %, {left}")
         return line
 
-    def _left_s(self, step: Step) -> float:
+    def _left_s(self, step: TuneStep) -> float:
         """Seconds until the tune is expected to end, or until its budget does."""
         ends_in_s = step.left_s if step.ends_in_s is None else step.ends_in_s
         return ends_in_s - (self._clock() - self._stepped)
 
-    def _share(self, step: Step) -> float:
+    def _share(self, step: TuneStep) -> float:
         """How much of the whole tune's time has passed."""
         elapsed_s = self._clock() - self._begun
         return min(_MOST_DONE, elapsed_s / max(1e-9, elapsed_s + max(0.0, self._left_s(step))))
 
-    def _left(self, step: Step) -> str:
+    def _left(self, step: TuneStep) -> str:
         left_s = self._left_s(step)
         over_s = (self._clock() - self._stepped) - step.left_s
         if over_s > 0.0:
@@ -190,7 +190,7 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _sentence(step: Step) -> str:
+def _sentence(step: TuneStep) -> str:
     match step.phase:
         case "record":
             return f"recording answers without drafting: {step.done} of {step.todo}"

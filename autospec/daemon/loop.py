@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from autospec.daemon.listening import Listening, Peer
-from autospec.daemon.policy import Decision, decide, is_loaded, policy_of
-from autospec.daemon.probes import Probes, Traffic
+from autospec.daemon.policy import RunDecision, decide, is_loaded, policy_of
+from autospec.daemon.probes import ClientActivity, Probes
 from autospec.daemon.proxy_child import ProxyChild
 from autospec.daemon.state import Memory
-from autospec.daemon.tune_process import Measurement, Outcome, tune_command
+from autospec.daemon.tune_process import TuneOutcome, TuneProcess, tune_command
 from autospec.daemon.work import Clock, JumpWatch, WorkItem
 from autospec.daemon.work_queue import Outlook
 from autospec.errors import LaunchError
@@ -42,14 +42,14 @@ _HELD_PAUSE_S = 120.0
 _EVENTS_KEPT = 20
 
 
-def start_step(item: WorkItem, state_dir: Path, config: Path | None) -> Measurement:
+def start_step(item: WorkItem, state_dir: Path, config: Path | None) -> TuneProcess:
     """Start the tune of one cell in a child process.
 
     Raises:
         OSError: Its record cannot be written.
         LaunchError: It could not be started.
     """
-    return Measurement(item, state_dir, tune_command(item, config))
+    return TuneProcess(item, state_dir, tune_command(item, config))
 
 
 @dataclass(slots=True)
@@ -79,8 +79,8 @@ class Daemon:
     clock: Clock = field(default_factory=Clock)
     tell: Callable[[str], None] = lambda _: None
     probes: Probes = field(default_factory=lambda: Probes(Clock()))
-    launch: Callable[[WorkItem, Path, Path | None], Measurement] = start_step
-    decision: Decision | None = None
+    launch: Callable[[WorkItem, Path, Path | None], TuneProcess] = start_step
+    decision: RunDecision | None = None
     why: str = "it has just started"
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
     memory: Memory = field(init=False)
@@ -88,7 +88,7 @@ class Daemon:
     _selector: selectors.BaseSelector = field(init=False)
     _listening: Listening = field(init=False)
     _jumps: JumpWatch = field(init=False)
-    _step: Measurement | None = None
+    _step: TuneProcess | None = None
     _step_began_s: float = 0.0
     _idle_since_s: float | None = None
     _looked_s: float = 0.0
@@ -176,7 +176,7 @@ class Daemon:
         self._listening.tell_proxies({"event": "tuning", "what": item.label, "why": item.why})
         return _WATCH_S
 
-    def _watch(self, step: Measurement, jump_s: float) -> float:
+    def _watch(self, step: TuneProcess, jump_s: float) -> float:
         """A step runs: has it ended, may it go on?"""
         took_s = self.clock.monotonic() - self._step_began_s
         if (outcome := step.outcome()) is not None:
@@ -216,7 +216,7 @@ class Daemon:
         self.decision = decide(signals, policy_of(self.settings), measuring=True, loaded_s=loaded_s)
         return self.decision.why
 
-    def _preempt(self, step: Measurement, why: str) -> None:
+    def _preempt(self, step: TuneProcess, why: str) -> None:
         """Stop a step: what it was measuring is void, what it had measured is kept."""
         step.preempt()
         self._listening.tell_proxies({"event": "yielded"})
@@ -226,7 +226,7 @@ class Daemon:
         self._after_step(seconds)
         self._rest(why, final=True)
 
-    def _finish(self, item: WorkItem, outcome: Outcome, seconds: float) -> None:
+    def _finish(self, item: WorkItem, outcome: TuneOutcome, seconds: float) -> None:
         if outcome.busy:
             self._held_until_s[item.key] = self.clock.monotonic() + _HELD_PAUSE_S
             self._event(f"Could not tune {item.label}: {outcome.words}")
@@ -278,9 +278,9 @@ class Daemon:
     def _busy(self) -> bool:
         return any(peer.busy for peer in self.proxies)
 
-    def _traffic(self) -> Traffic:
+    def _traffic(self) -> ClientActivity:
         since_s = None if self._idle_since_s is None else self.clock.monotonic() - self._idle_since_s
-        return Traffic(sum(peer.busy for peer in self.proxies) if self.proxies else None, since_s)
+        return ClientActivity(sum(peer.busy for peer in self.proxies) if self.proxies else None, since_s)
 
     # --- small things ---------------------------------------------------------------------------------------------
 

@@ -16,11 +16,11 @@ from typing import Any
 from autospec.settings import Settings, parse_duration, parse_hours
 
 __all__ = [
-    "Check",
-    "Decision",
     "Heat",
+    "IdleCheck",
     "Policy",
-    "Power",
+    "PowerState",
+    "RunDecision",
     "Signals",
     "decide",
     "is_loaded",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-class Power(StrEnum):
+class PowerState(StrEnum):
     """Where the energy comes from."""
 
     MAINS = "mains"
@@ -55,7 +55,7 @@ class Signals:
         in_flight: Requests that the proxy is answering; ``None`` while no proxy is connected.
         since_request_s: Seconds since the last request at the proxy ended; ``None`` if none did since the start.
         held_by: Who else measures on this machine, in words; empty if nobody.
-        power: See `Power`.
+        power: See `PowerState`.
         low_power: True if the user chose to save power.
         heat: See `Heat`.
         user_idle_s: Seconds since somebody typed or moved the mouse.
@@ -69,7 +69,7 @@ class Signals:
     in_flight: int | None = None
     since_request_s: float | None = None
     held_by: str = ""
-    power: Power = Power.UNKNOWN
+    power: PowerState = PowerState.UNKNOWN
     low_power: bool | None = None
     heat: Heat = Heat.UNKNOWN
     user_idle_s: float | None = None
@@ -123,7 +123,7 @@ def policy_of(settings: Settings) -> Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class IdleCheck:
     """One signal's word.
 
     Attributes:
@@ -146,14 +146,14 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class RunDecision:
     """Measure now, or why not.
 
     Attributes:
         checks: One for each signal.
     """
 
-    checks: tuple[Check, ...]
+    checks: tuple[IdleCheck, ...]
 
     @property
     def go(self) -> bool:
@@ -179,7 +179,7 @@ def decide(
     needed_bytes: int = 0,
     measuring: bool = False,
     loaded_s: float = 0.0,
-) -> Decision:
+) -> RunDecision:
     """Judge every signal.
 
     Args:
@@ -203,7 +203,7 @@ def decide(
         checks.append(_load_beside(signals, loaded_s))
     else:
         checks += [_load(signals), _memory(signals, needed_bytes)]
-    return Decision(tuple(checks))
+    return RunDecision(tuple(checks))
 
 
 def is_loaded(signals: Signals) -> bool | None:
@@ -224,104 +224,106 @@ def _within(minute: int, begin: int, end: int) -> bool:
     return begin <= minute < end if begin < end else minute >= begin or minute < end
 
 
-def _traffic(signals: Signals, policy: Policy) -> Check:
+def _traffic(signals: Signals, policy: Policy) -> IdleCheck:
     if signals.in_flight is None:
-        return Check("traffic", "unknown", True, "no proxy is connected, so requests show only as load")
+        return IdleCheck("traffic", "unknown", True, "no proxy is connected, so requests show only as load")
     if signals.in_flight:
         # The proxy tells when it is over: there is nothing to poll.
-        return Check("traffic", "no", False, "a request is being served", RECHECK_AT_MOST_S)
+        return IdleCheck("traffic", "no", False, "a request is being served", RECHECK_AT_MOST_S)
     if signals.since_request_s is None:
-        return Check("traffic", "ok", True, "no request since the daemon started")
+        return IdleCheck("traffic", "ok", True, "no request since the daemon started")
     left_s = policy.idle_s - signals.since_request_s
     words = f"the last request ended {_span(signals.since_request_s)} ago"
-    return Check("traffic", "no" if left_s > 0 else "ok", left_s <= 0, words, left_s)
+    return IdleCheck("traffic", "no" if left_s > 0 else "ok", left_s <= 0, words, left_s)
 
 
-def _others(signals: Signals) -> Check:
+def _others(signals: Signals) -> IdleCheck:
     if signals.held_by:
-        return Check("others", "no", False, f"another autospec measures: {signals.held_by}")
-    return Check("others", "ok", True, "no other autospec measures")
+        return IdleCheck("others", "no", False, f"another autospec measures: {signals.held_by}")
+    return IdleCheck("others", "ok", True, "no other autospec measures")
 
 
-def _hours(signals: Signals, policy: Policy) -> Check:
+def _hours(signals: Signals, policy: Policy) -> IdleCheck:
     wait = minutes_until(policy.hours, signals.minute_of_day)
     if not policy.hours:
-        return Check("hours", "ok", True, "any hour is allowed (daemon_hours)")
+        return IdleCheck("hours", "ok", True, "any hour is allowed (daemon_hours)")
     spans = ", ".join(f"{_time(a)}-{_time(b)}" for a, b in policy.hours)
     if wait:
         words = f"it is {_time(signals.minute_of_day)} and daemon_hours allows {spans}"
-        return Check("hours", "no", False, words, 60.0 * wait)
-    return Check("hours", "ok", True, f"within daemon_hours, {spans}")
+        return IdleCheck("hours", "no", False, words, 60.0 * wait)
+    return IdleCheck("hours", "ok", True, f"within daemon_hours, {spans}")
 
 
-def _budget(signals: Signals, policy: Policy) -> Check:
+def _budget(signals: Signals, policy: Policy) -> IdleCheck:
     words = f"{_span(signals.spent_today_s)} of today's {_span(policy.budget_s)} are spent (daemon_budget)"
     if signals.spent_today_s >= policy.budget_s:
-        return Check("budget", "no", False, words, 60.0 * (_DAY_MINUTES - signals.minute_of_day))
-    return Check("budget", "ok", True, words)
+        return IdleCheck("budget", "no", False, words, 60.0 * (_DAY_MINUTES - signals.minute_of_day))
+    return IdleCheck("budget", "ok", True, words)
 
 
-def _power(signals: Signals) -> Check:
-    if signals.power is Power.BATTERY:
-        return Check("power", "no", False, "the machine runs on battery")
+def _power(signals: Signals) -> IdleCheck:
+    if signals.power is PowerState.BATTERY:
+        return IdleCheck("power", "no", False, "the machine runs on battery")
     if signals.low_power:
-        return Check("power", "no", False, "low power mode is on")
-    if signals.power is Power.UNKNOWN:
-        return Check("power", "unknown", True, "the power source is unknown and taken to be the mains")
-    return Check("power", "ok", True, "on mains")
+        return IdleCheck("power", "no", False, "low power mode is on")
+    if signals.power is PowerState.UNKNOWN:
+        return IdleCheck("power", "unknown", True, "the power source is unknown and taken to be the mains")
+    return IdleCheck("power", "ok", True, "on mains")
 
 
-def _heat(signals: Signals) -> Check:
+def _heat(signals: Signals) -> IdleCheck:
     if signals.heat is Heat.THROTTLED:
-        return Check("heat", "no", False, "heat slows the processor")
+        return IdleCheck("heat", "no", False, "heat slows the processor")
     if signals.heat is Heat.UNKNOWN:
         words = "heat is unknown: pairs close in time take out what is steady"
-        return Check("heat", "unknown", True, words)
-    return Check("heat", "ok", True, "heat does not slow the processor")
+        return IdleCheck("heat", "unknown", True, words)
+    return IdleCheck("heat", "ok", True, "heat does not slow the processor")
 
 
-def _idle(signals: Signals, policy: Policy) -> Check:
+def _idle(signals: Signals, policy: Policy) -> IdleCheck:
     if signals.user_idle_s is None:
         words = "nothing tells whether somebody sits here, so load alone decides"
-        return Check("idle", "unknown", True, words)
+        return IdleCheck("idle", "unknown", True, words)
     left_s = policy.idle_s - signals.user_idle_s
     words = f"the last input was {_span(signals.user_idle_s)} ago"
     if left_s > 0:
-        return Check("idle", "no", False, f"{words} (daemon_idle is {_span(policy.idle_s)})", left_s)
-    return Check("idle", "ok", True, words)
+        return IdleCheck("idle", "no", False, f"{words} (daemon_idle is {_span(policy.idle_s)})", left_s)
+    return IdleCheck("idle", "ok", True, words)
 
 
-def _load(signals: Signals) -> Check:
+def _load(signals: Signals) -> IdleCheck:
     if signals.other_load is None:
         # A second later there are two readings, and so a load.
-        return Check("load", "unknown", False, "the load is not known yet", _RECHECK_AT_LEAST_S)
+        return IdleCheck("load", "unknown", False, "the load is not known yet", _RECHECK_AT_LEAST_S)
     loaded = bool(is_loaded(signals))
     words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
-    return Check("load", "no" if loaded else "ok", not loaded, words)
+    return IdleCheck("load", "no" if loaded else "ok", not loaded, words)
 
 
-def _load_beside(signals: Signals, loaded_s: float) -> Check:
+def _load_beside(signals: Signals, loaded_s: float) -> IdleCheck:
     """The same while a step runs: it waits for a neighbour, and makes way for one who stays."""
     loaded = is_loaded(signals)
     if loaded is None:
-        return Check("load", "unknown", True, "what others use is not known at this moment")
+        return IdleCheck("load", "unknown", True, "what others use is not known at this moment")
     words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
     if loaded and loaded_s >= _LOADED_S:
-        return Check("load", "no", False, words)
-    return Check(
+        return IdleCheck("load", "no", False, words)
+    return IdleCheck(
         "load", "no" if loaded else "ok", True, f"{words}: the step waits for them" if loaded else words
     )
 
 
-def _memory(signals: Signals, needed_bytes: int) -> Check:
+def _memory(signals: Signals, needed_bytes: int) -> IdleCheck:
     if signals.memory_available_bytes is None:
-        return Check(
+        return IdleCheck(
             "memory", "unknown", False, "the free memory is unknown, and too little of it would swap"
         )
     free, needed = signals.memory_available_bytes / 2**30, needed_bytes * _SPARE_MEMORY / 2**30
     if free < needed:
-        return Check("memory", "no", False, f"the next step takes {needed:.1f} GiB and {free:.1f} are free")
-    return Check("memory", "ok", True, f"{free:.1f} GiB are free")
+        return IdleCheck(
+            "memory", "no", False, f"the next step takes {needed:.1f} GiB and {free:.1f} are free"
+        )
+    return IdleCheck("memory", "ok", True, f"{free:.1f} GiB are free")
 
 
 def _time(minute: int) -> str:

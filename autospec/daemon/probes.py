@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autospec.daemon.policy import Heat, Power, Signals
+from autospec.daemon.policy import Heat, PowerState, Signals
 from autospec.daemon.work import Clock
 from autospec.hardware.idle import user_idle_s
 from autospec.hardware.machine_lock import holder
@@ -13,7 +13,7 @@ from autospec.hardware.readings import Power as PowerReading
 from autospec.hardware.readings import Reading, descendants, read, read_power
 from autospec.hardware.state import between
 
-__all__ = ["Probes", "Traffic", "signals_of"]
+__all__ = ["ClientActivity", "Probes", "signals_of"]
 
 # A load over less than this is mostly ticks of the clock.
 _WINDOW_S = 0.8
@@ -22,7 +22,7 @@ _WINDOW_AT_MOST_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class ClientActivity:
     """What the proxies say.
 
     Attributes:
@@ -48,7 +48,7 @@ class Probes:
         self._first: Reading | None = None
         self._last_load: float | None = None
 
-    def read(self, traffic: Traffic, spent_today_s: float, *, measuring: bool = False) -> Signals:
+    def read(self, traffic: ClientActivity, spent_today_s: float, *, measuring: bool = False) -> Signals:
         """The signals now.
 
         Args:
@@ -99,14 +99,14 @@ def signals_of(
     other_load: float | None,
     minute_of_day: int,
     spent_today_s: float,
-    traffic: Traffic,
+    traffic: ClientActivity,
     *,
     user_idle_s: float | None,
     held_by: str = "",
 ) -> Signals:
     """Put the readings together; pure."""
     power: PowerReading = reading.power
-    source = {True: Power.BATTERY, False: Power.MAINS, None: Power.UNKNOWN}[power.on_battery]
+    source = {True: PowerState.BATTERY, False: PowerState.MAINS, None: PowerState.UNKNOWN}[power.on_battery]
     return Signals(
         minute_of_day=minute_of_day,
         spent_today_s=spent_today_s,

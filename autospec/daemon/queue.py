@@ -24,7 +24,17 @@ from autospec.measure.measurements import Sample
 from autospec.recommendations import Recommendation, Status
 from autospec.tuning.resume import basis_digest
 
-__all__ = ["PRIOR_SD", "Known", "Queue", "expected_gain", "order", "shares", "spread", "uncertainty", "uses"]
+__all__ = [
+    "PRIOR_SD",
+    "KnownCell",
+    "Queue",
+    "expected_gain",
+    "order",
+    "shares",
+    "spread",
+    "uncertainty",
+    "uses",
+]
 
 
 # What is known before any measurement: the log of the best drafting's speed ratio lies around 0 (draft models pay on
@@ -155,7 +165,7 @@ _BACKOFF_MAX_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownCell:
     """What is stored for one model, backend and kind of prompt.
 
     Attributes:
@@ -186,7 +196,7 @@ class Queue:
 def order(
     models: Sequence[Tunable],
     types: Sequence[PromptType],
-    known: Mapping[str, Known],
+    known: Mapping[str, KnownCell],
     used: Sequence[Use],
     efforts: Mapping[str, Effort],
     *,
@@ -237,7 +247,7 @@ def order(
 
 
 def _siblings(
-    model: Tunable, types: Sequence[PromptType], known: Mapping[str, Known]
+    model: Tunable, types: Sequence[PromptType], known: Mapping[str, KnownCell]
 ) -> tuple[float, float] | None:
     """What the model's other kinds of prompt showed: the best guess for one that nothing is known of."""
     means = [
@@ -248,7 +258,7 @@ def _siblings(
     return (statistics.median(means), PRIOR_SD) if means else None
 
 
-def _closed(model: Tunable, found: Known | None, effort: Effort) -> Later | None:
+def _closed(model: Tunable, found: KnownCell | None, effort: Effort) -> Later | None:
     """Why nothing is to be measured until something changes; ``None`` where there is something."""
     if found is not None and not found.borrowed and found.recommendation.status is Status.PROVEN:
         return Later(LaterReason.PROVEN, "proven")
@@ -273,7 +283,7 @@ def _not_before(effort: Effort, now: float) -> float | None:
 def _item(
     model: Tunable,
     prompt_type: PromptType,
-    found: Known | None,
+    found: KnownCell | None,
     effort: Effort,
     *,
     use: tuple[float, str],
@@ -331,7 +341,7 @@ def _use(
     return seconds + expected, f"{how_much}{new}"
 
 
-def _state(found: Known | None) -> str:
+def _state(found: KnownCell | None) -> str:
     if found is None:
         return "nothing is known of it"
     recommendation = found.recommendation

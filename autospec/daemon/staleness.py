@@ -43,7 +43,7 @@ from autospec.recommendations import Recommendation, Status
 __all__ = [
     "BLOCK",
     "FALSE_ALARMS_PER_1000",
-    "Change",
+    "BasisChange",
     "Drift",
     "RankCusum",
     "Stale",
@@ -156,7 +156,7 @@ _NEWEST = 4000
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class BasisChange:
     """A change in a series.
 
     Attributes:
@@ -270,7 +270,7 @@ class RankCusum:
 
 def first_change(
     values: Sequence[float], *, matters: Callable[[float, float], bool] | None = None
-) -> Change | None:
+) -> BasisChange | None:
     """The first change of a series that the chart sees and that matters; ``None`` if there is none.
 
     After an alarm that does not matter the chart falls back to zero and keeps what it has seen: a change that had
@@ -288,7 +288,7 @@ def first_change(
             continue
         before, after = statistics.median(values[:at]), statistics.median(values[at : index + 1])
         if matters(before, after):
-            return Change(at, index, before, after)
+            return BasisChange(at, index, before, after)
         chart.fall_back()
     return None
 

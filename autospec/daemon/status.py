@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from autospec.daemon.listening import Peer
-from autospec.daemon.policy import Decision, decide, policy_of
-from autospec.daemon.probes import Probes, Traffic
+from autospec.daemon.policy import RunDecision, decide, policy_of
+from autospec.daemon.probes import ClientActivity, Probes
 from autospec.daemon.proxy_child import ProxyChild
 from autospec.daemon.state import Memory
 from autospec.daemon.work import Clock, LaterReason, WorkItem, effort_words
@@ -52,7 +52,7 @@ class DaemonState(Protocol):
         """The step under way and the seconds it has taken."""
 
     @property
-    def decision(self) -> Decision | None:
+    def decision(self) -> RunDecision | None:
         """The last decision whether to measure."""
 
     @property
@@ -168,7 +168,7 @@ def _progress(tuning: dict[str, Any]) -> str:
     return f"{tuning['for_s']:.0f} of at most {tuning['cost_s']:.0f} s"
 
 
-def glance(settings: Settings, other_load: float | None) -> Decision:
+def glance(settings: Settings, other_load: float | None) -> RunDecision:
     """Read every signal once and judge it.
 
     Args:
@@ -181,10 +181,10 @@ def glance(settings: Settings, other_load: float | None) -> Decision:
     return decide(replace(signals, other_load=other_load), policy_of(settings))
 
 
-def _traffic(settings: Settings) -> Traffic:
+def _traffic(settings: Settings) -> ClientActivity:
     """What the running daemon hears from proxies; nothing is known without one."""
     try:
         proxies = ask_status(settings.state_dir).get("proxies", [])
     except NothingKnownError:
-        return Traffic()
-    return Traffic(sum(bool(p["busy"]) for p in proxies)) if proxies else Traffic()
+        return ClientActivity()
+    return ClientActivity(sum(bool(p["busy"]) for p in proxies)) if proxies else ClientActivity()

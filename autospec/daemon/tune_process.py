@@ -16,7 +16,7 @@ from autospec.backends.process import ServerProcess
 from autospec.daemon.work import WorkItem
 from autospec.errors import BusyError
 
-__all__ = ["Measurement", "Outcome", "tune_command"]
+__all__ = ["TuneOutcome", "TuneProcess", "tune_command"]
 
 # A tune that is asked to end stores what it knows first: one short transaction. The rest of the second is for killing
 # what is left and for the kernel to take back the memory.
@@ -26,7 +26,7 @@ _KILLED_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TuneOutcome:
     """How a step ended.
 
     Attributes:
@@ -56,7 +56,7 @@ def tune_command(item: WorkItem, config: Path | None) -> tuple[str, ...]:
     )
 
 
-class Measurement:
+class TuneProcess:
     """A running step. It is under a guard: whatever becomes of the daemon, it does not outlive it.
 
     Args:
@@ -83,7 +83,7 @@ class Measurement:
         """Its processes: guard, tune, and below them guards and servers."""
         return self._process.pids | {p.pid for p in self._tree()}
 
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> TuneOutcome | None:
         """How it ended; ``None`` while it runs."""
         ended = self._process.poll()
         if ended is None:
@@ -91,10 +91,10 @@ class Measurement:
         tail = self._process.log_tail(400)
         self._process.stop()
         if ended.code == 0:
-            return Outcome(ok=True)
+            return TuneOutcome(ok=True)
         said = [line.removeprefix("autospec: ") for line in tail if line.startswith("autospec")]
         words = said[-1] if said else f"it {ended}"
-        return Outcome(ok=False, busy=ended.code == BusyError.exit_code, words=words)
+        return TuneOutcome(ok=False, busy=ended.code == BusyError.exit_code, words=words)
 
     def preempt(self, grace_s: float = _PREEMPT_GRACE_S) -> None:
         """Stop it and give its memory back, within a second; what it was measuring is thrown away, the study is not.

@@ -26,7 +26,7 @@ from autospec.backends.registry import backend_for
 from autospec.catalog.model import Model
 from autospec.catalog.scan import Catalog, scan
 from autospec.cells import Cell, Hardware, PromptType
-from autospec.daemon.queue import Known, Queue, order, uses
+from autospec.daemon.queue import KnownCell, Queue, order, uses
 from autospec.daemon.staleness import Drift, Stale, drifts, mark, why_stale
 from autospec.daemon.work import Effort, Tunable, effort_key
 from autospec.errors import AutospecError
@@ -343,20 +343,20 @@ def _known(
     types: Sequence[PromptType],
     stored: Sequence[StoredRecommendation],
     hardware: Hardware,
-) -> dict[str, Known]:
+) -> dict[str, KnownCell]:
     own = {
         effort_key(s.recommendation.model, s.recommendation.backend, s.recommendation.prompt_type): s
         for s in _newest_here(stored, hardware)
         if s.recommendation.prompt_type is not None
     }
-    known = {key: Known(s.recommendation) for key, s in own.items()}
+    known = {key: KnownCell(s.recommendation) for key, s in own.items()}
     for model in models:
         for prompt_type in types:
             key = effort_key(model.name, model.backend, prompt_type)
             if key not in known and (
                 lent := borrowed(stored, hardware, model.name, model.backend, prompt_type)
             ):
-                known[key] = Known(lent.recommendation, borrowed=True)
+                known[key] = KnownCell(lent.recommendation, borrowed=True)
     return known
 
 

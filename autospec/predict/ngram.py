@@ -104,7 +104,7 @@ class _Value:
 
 
 @dataclass(slots=True)
-class _Key:
+class _NgramKey:
     index: int
     stat: int
     hits: int
@@ -125,7 +125,7 @@ class NgramMap(Pool):
     m: int
     min_hits: int
     key_only: bool
-    _keys: list[_Key] = field(default_factory=list)
+    _keys: list[_NgramKey] = field(default_factory=list)
     _size_last_begin: int = 0
     _idx_last_check: int = 0
     _key_map: dict[int, int] = field(default_factory=dict)
@@ -169,7 +169,7 @@ class NgramMap(Pool):
             return ()
         key = next((k for k in self._keys if tokens[k.index : k.index + n] == pattern), None)
         if key is None:
-            key = _Key(match, 0, 0, [_Value(accepted=m) for _ in range(_VALUES)])
+            key = _NgramKey(match, 0, 0, [_Value(accepted=m) for _ in range(_VALUES)])
             self._keys.append(key)
         key.hits = min(key.hits + 1, _MOST_COUNTED)
         if self.key_only:
@@ -217,7 +217,7 @@ class NgramMap(Pool):
         # An unsigned number in the source: it can't be below zero here, since length >= 2n + m.
         self._key_map_last = max(length - n - m - 1, self._key_map_last)
 
-    def _most_frequent(self, tokens: Ids, pattern: Ids, key: _Key, match: int) -> _Value | None:
+    def _most_frequent(self, tokens: Ids, pattern: Ids, key: _NgramKey, match: int) -> _Value | None:
         if key.hits < self.min_hits:
             return None
         n, m = self.n, self.m

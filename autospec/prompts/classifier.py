@@ -19,9 +19,9 @@ from functools import lru_cache
 from typing import Any, Final
 
 from autospec.cells import PromptType
-from autospec.prompts.features import ASK_CHARS, Look, find_cues
+from autospec.prompts.features import ASK_CHARS, PromptFeatures, find_cues
 from autospec.prompts.keywords import SOURCE_MARKS, TOOL_PHRASES
-from autospec.prompts.request_text import Reading, Text, fold, read_request
+from autospec.prompts.request_text import RequestText, Text, fold, read_request
 
 __all__ = ["Classification", "classify"]
 
@@ -79,7 +79,7 @@ def classify(body: Mapping[str, Any]) -> Classification:
     return _by_words(request)
 
 
-def _tools_in_words(request: Reading) -> str:
+def _tools_in_words(request: RequestText) -> str:
     """How tools show in the text of a conversation that offers none in its structure; empty where they do not."""
     if told := _tools_of_system(request.system):
         return told
@@ -102,7 +102,7 @@ def _tools_of_system(prompt: Text) -> str:
     return ""
 
 
-def _by_words(request: Reading) -> Classification:
+def _by_words(request: RequestText) -> Classification:
     scores: dict[PromptType, float] = defaultdict(float)
     reasons: dict[PromptType, tuple[float, str]] = {}
 
@@ -111,7 +111,7 @@ def _by_words(request: Reading) -> Classification:
         if weight > reasons.get(kind, (0.0, ""))[0]:
             reasons[kind] = (weight, reason)
 
-    look = Look.at(request.ask)
+    look = PromptFeatures.at(request.ask)
     for ask, share in _asks(request, look):
         for kind, weight, cue in find_cues(ask):
             add(kind, weight * share, f"words:{cue}")
@@ -126,7 +126,7 @@ def _by_words(request: Reading) -> Classification:
     return Classification(PromptType.CHAT, "nothing-else")
 
 
-def _asks(request: Reading, look: Look) -> Iterator[tuple[str, float]]:
+def _asks(request: RequestText, look: PromptFeatures) -> Iterator[tuple[str, float]]:
     """The texts to look for cues in, with how much each has to say."""
     yield from look.paragraphs
     if request.system.chars:
@@ -135,14 +135,18 @@ def _asks(request: Reading, look: Look) -> Iterator[tuple[str, float]]:
         yield fold(text.head[:ASK_CHARS]), _BEFORE
 
 
-def _shape(request: Reading, look: Look, scores: Mapping[PromptType, float]) -> Iterator[_Evidence]:
+def _shape(
+    request: RequestText, look: PromptFeatures, scores: Mapping[PromptType, float]
+) -> Iterator[_Evidence]:
     """What the shape of the request adds to the words."""
     yield from _material(request, look, scores)
     yield from _form_of_the_ask(request, look)
     yield from _talk(request, look, scores)
 
 
-def _material(request: Reading, look: Look, scores: Mapping[PromptType, float]) -> Iterator[_Evidence]:
+def _material(
+    request: RequestText, look: PromptFeatures, scores: Mapping[PromptType, float]
+) -> Iterator[_Evidence]:
     """What was sent along: code, sources, a long text, an answer to work on."""
     edited = scores.get(PromptType.EDITING, 0.0)
     # A text to be worked over is no source, however long it is.
@@ -169,7 +173,7 @@ def _material(request: Reading, look: Look, scores: Mapping[PromptType, float]) 
         yield PromptType.WRITING, -2.0, "long-context"
 
 
-def _form_of_the_ask(request: Reading, look: Look) -> Iterator[_Evidence]:
+def _form_of_the_ask(request: RequestText, look: PromptFeatures) -> Iterator[_Evidence]:
     """Formulas, numbers, negations, question marks."""
     if look.formula and not look.code:
         yield PromptType.MATH, 2.0, "formula"
@@ -185,7 +189,9 @@ def _form_of_the_ask(request: Reading, look: Look) -> Iterator[_Evidence]:
         yield PromptType.REASONING, 2.0, "negations"
 
 
-def _talk(request: Reading, look: Look, scores: Mapping[PromptType, float]) -> Iterator[_Evidence]:
+def _talk(
+    request: RequestText, look: PromptFeatures, scores: Mapping[PromptType, float]
+) -> Iterator[_Evidence]:
     """Greetings, short turns, and prose without a request."""
     if request.raw and not look.question and look.words >= 12 and max(scores.values(), default=0.0) < 2.0:
         yield PromptType.WRITING, 2.0, "prose-to-continue"

@@ -15,7 +15,7 @@ from autospec.cells import PromptType
 from autospec.prompts.keywords import CODE_MARKS, CUES, GREETINGS, NEGATIONS, QUESTION_WORDS, SOURCE_MARKS
 from autospec.prompts.request_text import Text, fold
 
-__all__ = ["ASK_CHARS", "PLAIN", "WORD", "Look", "find_cues"]
+__all__ = ["ASK_CHARS", "PLAIN", "WORD", "PromptFeatures", "find_cues"]
 
 
 # What a strong, a plain and a weak cue count.
@@ -117,7 +117,7 @@ _WIDE_QUESTION, _WIDE_COLON = "\uff1f", "\uff1a"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PromptFeatures:
     """How the user's last text looks.
 
     Attributes:
@@ -149,7 +149,7 @@ class Look:
     words: int
 
     @classmethod
-    def at(cls, text: Text) -> Look:
+    def at(cls, text: Text) -> PromptFeatures:
         """Look at both ends."""
         whole = f"{text.head}\n\n{text.tail}" if text.tail else text.head
         folded = fold(whole)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from autospec.prompts.keywords import FIM_MARKS
 
-__all__ = ["Reading", "Text", "fold", "read_request"]
+__all__ = ["RequestText", "Text", "fold", "read_request"]
 
 # Of each text so much is looked at, at either end: an instruction stands before or after what was pasted.
 HEAD_CHARS: Final = 1200
@@ -71,7 +71,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RequestText:
     """One request.
 
     Attributes:
@@ -102,14 +102,14 @@ def fold(text: str) -> str:
     return text.lower().translate(_ACCENTS)
 
 
-def read_request(body: Mapping[str, Any]) -> Reading:
+def read_request(body: Mapping[str, Any]) -> RequestText:
     """Read a parsed request body of any of the APIs.
 
     Args:
         body: The JSON object as the client sent it.
     """
     if isinstance(body.get("input_prefix"), str) or isinstance(body.get("input_suffix"), str):
-        return Reading(fim=True, raw=True)
+        return RequestText(fim=True, raw=True)
     tools, schema = _tools(body), _schema(body)
     messages = body.get("messages")
     if not isinstance(messages, list):
@@ -119,12 +119,12 @@ def read_request(body: Mapping[str, Any]) -> Reading:
     prompt = _first_text(messages if isinstance(messages, str) else body.get("prompt"))
     if isinstance(messages, str):
         system = Text.of(_first_text(body.get("instructions")))
-        return Reading(Text.of(prompt), system, turns=1, tools=tools, schema=schema)
+        return RequestText(Text.of(prompt), system, turns=1, tools=tools, schema=schema)
     text = Text.of(prompt)
     suffix = body.get("suffix")
     marked = any(mark in end for end in (text.head, text.tail) for mark in FIM_MARKS)
     if marked or (isinstance(suffix, str) and suffix.strip()):
-        return Reading(text, raw=True, fim=True)
+        return RequestText(text, raw=True, fim=True)
     return _raw(text, tools, schema)
 
 
@@ -144,7 +144,7 @@ def _schema(body: Mapping[str, Any]) -> str:
     return next((key for key in ("json_schema", "grammar", "guided_json") if body.get(key)), "")
 
 
-def _conversation(messages: list[Any], body: Mapping[str, Any], tools: str, schema: str) -> Reading:
+def _conversation(messages: list[Any], body: Mapping[str, Any], tools: str, schema: str) -> RequestText:
     """Chat messages of OpenAI's and Anthropic's form, and the items of a responses request."""
     late = messages[-_LAST_MESSAGES:]
     early = messages[: min(_FIRST_MESSAGES, len(messages) - len(late))]
@@ -169,7 +169,9 @@ def _conversation(messages: list[Any], body: Mapping[str, Any], tools: str, sche
             turns += 1
             answered = Text.of(content)
     *before, ask = asked or [Text()]
-    return Reading(ask, Text.of(system), tuple(reversed(before)), answered, turns, tools=tools, schema=schema)
+    return RequestText(
+        ask, Text.of(system), tuple(reversed(before)), answered, turns, tools=tools, schema=schema
+    )
 
 
 def _has_tool_traffic(message: Mapping[str, Any]) -> bool:
@@ -219,7 +221,7 @@ def _first_text(value: Any) -> str:
     return ""
 
 
-def _raw(text: Text, tools: str, schema: str) -> Reading:
+def _raw(text: Text, tools: str, schema: str) -> RequestText:
     """A prompt to be continued, or a chat template that the client has filled in itself."""
     system, asked, answered, turns = Text(), list[Text](), Text(), 0
     whole = f"{text.head}\n\n{text.tail}" if text.tail else text.head
@@ -240,6 +242,6 @@ def _raw(text: Text, tools: str, schema: str) -> Reading:
         elif said:
             answered = Text(said, "", len(said))
     if not asked:
-        return Reading(text, raw=True, tools=tools, schema=schema)
+        return RequestText(text, raw=True, tools=tools, schema=schema)
     *before, ask = asked
-    return Reading(ask, system, tuple(reversed(before)), answered, turns, tools=tools, schema=schema)
+    return RequestText(ask, system, tuple(reversed(before)), answered, turns, tools=tools, schema=schema)

@@ -95,7 +95,7 @@ def load_suite(path: Path | None = None) -> Suite:
         raise SuiteError(
             f"The suite {file} cannot be read: {error.strerror or error}.", "Give the path of a JSONL file."
         ) from None
-    lines: list[_Line] = []
+    lines: list[_SuiteLine] = []
     first_seen: dict[str, int] = {}
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         place = f"{file}, line {number}"
@@ -117,7 +117,7 @@ def load_suite(path: Path | None = None) -> Suite:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _SuiteLine:
     """A checked line, before the split."""
 
     number: int
@@ -162,7 +162,7 @@ def _parse(raw: bytes, place: str) -> dict[str, Any] | None:
     return fields
 
 
-def _check(fields: dict[str, Any], number: int, place: str) -> _Line:
+def _check(fields: dict[str, Any], number: int, place: str) -> _SuiteLine:
     """Every rule that one line can break alone."""
     known = (*_REQUIRED, *_OPTIONAL)
     for key in fields:
@@ -183,7 +183,7 @@ def _check(fields: dict[str, Any], number: int, place: str) -> _Line:
             "For example 256.",
         )
     half = fields.get("half")
-    return _Line(
+    return _SuiteLine(
         number=number,
         id=name,
         prompt_type=PromptType(_choice(fields["prompt_type"], "prompt_type", tuple(PromptType), place)),
@@ -236,7 +236,7 @@ def _suggest(word: str, known: tuple[str, ...]) -> str:
     return f'Did you mean "{near[0]}"?' if near else f"Known are {', '.join(known)}."
 
 
-def _split(lines: list[_Line], file: Path) -> tuple[Prompt, ...]:
+def _split(lines: list[_SuiteLine], file: Path) -> tuple[Prompt, ...]:
     """Give every prompt a half; each type needs both, or it could be searched but not proven."""
     counts = Counter((line.prompt_type, line.half) for line in lines if line.half is not None)
     prompts = []

@@ -20,7 +20,7 @@ from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
 from autospec.errors import UsageError
-from autospec.proxy.errors import Problem
+from autospec.proxy.errors import ProxyProblem
 
 __all__ = ["OPEN_PATHS", "Access", "check_bind", "is_loopback"]
 
@@ -50,7 +50,7 @@ class Access:
     origins: frozenset[str] = frozenset()
     machine: frozenset[str] | None = None
 
-    def refuse(self, headers: Mapping[str, str], path: str, method: str) -> Problem | None:
+    def refuse(self, headers: Mapping[str, str], path: str, method: str) -> ProxyProblem | None:
         """The problem with a request, or ``None`` if it may pass.
 
         Args:
@@ -60,7 +60,7 @@ class Access:
         """
         host = headers.get("Host")
         if host is not None and not self._known_host(host):  # HTTP/1.0 has none, and no browser speaks it
-            return Problem(
+            return ProxyProblem(
                 403,
                 f"The name in the Host header, {host[:100]!r}, is not this machine's. "
                 "Use 127.0.0.1 or localhost, or add the name to the setting proxy_hosts.",
@@ -68,19 +68,19 @@ class Access:
             )
         origin = headers.get("Origin")
         if origin is not None and not self.allows_origin(origin):
-            return Problem(
+            return ProxyProblem(
                 403,
                 f"Pages of the origin {origin[:100]!r} may not use this proxy. "
                 "Add it to the setting proxy_origins if it should.",
                 "origin_not_allowed",
             )
         if origin is None and headers.get("Sec-Fetch-Site") in _FROM_ELSEWHERE:
-            return Problem(403, "Pages of other sites may not use this proxy.", "origin_not_allowed")
+            return ProxyProblem(403, "Pages of other sites may not use this proxy.", "origin_not_allowed")
         # A preflight carries no key, by the standard; it tells nothing and does nothing.
         preflight = method == "OPTIONS" and "Access-Control-Request-Method" in headers
         is_open = preflight or (path in OPEN_PATHS and method in ("GET", "HEAD"))
         if self.api_key and not is_open and not self._has_key(headers):
-            return Problem(
+            return ProxyProblem(
                 401,
                 "A valid API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key`.",
                 "invalid_api_key",

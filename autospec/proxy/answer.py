@@ -11,14 +11,14 @@ from typing import Protocol
 
 import httptools
 
-__all__ = ["Answer", "BrokenError", "Line", "NotHttpError", "Sink"]
+__all__ = ["Answer", "BackendLine", "BrokenError", "NotHttpError", "Sink"]
 
 
 # Takes a part of a body; false if the next reader in line lags behind.
 Sink = Callable[[bytes], bool]
 
 
-class Line(Protocol):
+class BackendLine(Protocol):
     """The connection that an answer comes on."""
 
     def pause(self) -> None:
@@ -64,7 +64,12 @@ class Answer:
     """
 
     def __init__(
-        self, connection: Line, method: str, loop: asyncio.AbstractEventLoop, *, with_body: bool = False
+        self,
+        connection: BackendLine,
+        method: str,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        with_body: bool = False,
     ) -> None:
         """Wait for an answer.
 
@@ -80,7 +85,7 @@ class Answer:
         self.by_closing = False
         self.ended = False
         self.heard = False
-        self._connection: Line | None = connection
+        self._connection: BackendLine | None = connection
         self._method = method
         self._with_body = with_body
         self._loop = loop

@@ -19,7 +19,7 @@ from aiohttp import web
 from autospec.catalog.resolve import ambiguous, answering
 from autospec.cells import Hardware, PromptType
 from autospec.errors import ModelChoiceError, StoreError
-from autospec.proxy.errors import Problem
+from autospec.proxy.errors import ProxyProblem
 from autospec.proxy.metrics import CONTENT_TYPE, Metrics
 from autospec.proxy.request import Refused
 from autospec.recommendations import Recommendation
@@ -164,10 +164,10 @@ def meant_model(offered: Sequence[Offered], default: str) -> str:
         return offered[0].name
     if not offered:
         message = "There are no models here. `autospec models` says where they are looked for."
-        raise Refused(Problem(404, message, "model_not_found", "model"))
+        raise Refused(ProxyProblem(404, message, "model_not_found", "model"))
     names = ", ".join(o.name for o in offered)
     message = f"No model runs, and the request names none. Name one in `model`, or start the proxy with --model. The models here are: {names}."
-    raise Refused(Problem(400, message, "model_required", "model"))
+    raise Refused(ProxyProblem(400, message, "model_required", "model"))
 
 
 _OWN = "/autospec/"
@@ -217,7 +217,7 @@ class Endpoints:
         is_models = path in _MODELS or path.startswith(tuple(f"{p}/" for p in _MODELS))
         if request.method not in ("GET", "HEAD"):
             if path.startswith(_OWN):
-                raise Refused(Problem(405, f"{path} can only be read: use GET.", "method_not_allowed"))
+                raise Refused(ProxyProblem(405, f"{path} can only be read: use GET.", "method_not_allowed"))
             return None  # POST /models/load and the like are a router's
         if is_models:
             return self._models(path)
@@ -236,7 +236,7 @@ class Endpoints:
                 return await self._events(request)
             case _:
                 raise Refused(
-                    Problem(
+                    ProxyProblem(
                         404,
                         f"There is no {path}. There are /autospec/v1/status, plan, recommendations, events "
                         "and /autospec/metrics.",
@@ -253,20 +253,20 @@ class Endpoints:
         if found is None:
             names = ", ".join(o.name for o in offered) or "none"
             message = f"There is no model {name[:200]!r}. The models here are: {names}."
-            raise Refused(Problem(404, message, "model_not_found", "model"))
+            raise Refused(ProxyProblem(404, message, "model_not_found", "model"))
         return _json(model_document(found))
 
     async def _recommendations(self, query: Mapping[str, str]) -> web.Response:
         unknown = sorted(set(query) - {"model", "prompt_type", "backend"})
         if unknown:
             message = f"There is no parameter {unknown[0][:100]!r}: use model, prompt_type or backend."
-            raise Refused(Problem(400, message, "invalid_parameter", unknown[0][:100]))
+            raise Refused(ProxyProblem(400, message, "invalid_parameter", unknown[0][:100]))
         text = query.get("prompt_type", "")
         try:
             prompt_type = PromptType(text) if text else None
         except ValueError:
             message = f"prompt_type is one of {', '.join(PromptType)}, not {text[:100]!r}."
-            raise Refused(Problem(400, message, "invalid_parameter", "prompt_type")) from None
+            raise Refused(ProxyProblem(400, message, "invalid_parameter", "prompt_type")) from None
         question = Question(query.get("model", ""), prompt_type, query.get("backend", ""))
 
         def work() -> dict[str, Any]:
@@ -278,7 +278,7 @@ class Endpoints:
     async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._listeners >= _MOST_LISTENERS:
             message = f"{_MOST_LISTENERS} listeners are connected already; close one."
-            raise Refused(Problem(503, message, "too_many_listeners"))
+            raise Refused(ProxyProblem(503, message, "too_many_listeners"))
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
         )

@@ -19,12 +19,12 @@ from autospec.cells import Hardware, PromptType
 from autospec.errors import AutospecError
 from autospec.proxy.access import OPEN_PATHS, Access
 from autospec.proxy.api import Endpoints, meant_model, running_model
-from autospec.proxy.errors import Problem, problem_of, problem_response, shape_of
+from autospec.proxy.errors import ProxyProblem, problem_of, problem_response, shape_of
 from autospec.proxy.metrics import Metrics, SampleWriter
 from autospec.proxy.relay import Relay
 from autospec.proxy.request import (
     Classify,
-    Intake,
+    ProxyRequest,
     Refused,
     forced_prompt_type,
     generates,
@@ -33,8 +33,8 @@ from autospec.proxy.request import (
     wants_off,
 )
 from autospec.proxy.upstream import Upstream
-from autospec.proxy.usage import Outcome, sample_of
-from autospec.serving.dispatch import Dispatch, Wanted
+from autospec.proxy.usage import RequestOutcome, sample_of
+from autospec.serving.dispatch import Dispatch, RouteRequest
 
 __all__ = ["Proxy", "Rules"]
 
@@ -122,7 +122,9 @@ class Proxy:
         except AutospecError as error:
             response = self._refuse(problem_of(error), path)
         except web.RequestPayloadError:
-            response = self._refuse(Problem(400, "The body is damaged or cut off.", "invalid_http"), path)
+            response = self._refuse(
+                ProxyProblem(400, "The body is damaged or cut off.", "invalid_http"), path
+            )
             response.force_close()
         except ConnectionError:
             raise  # the client went away
@@ -132,7 +134,7 @@ class Proxy:
             if request.writer.output_size > 0:
                 raise ConnectionError("the answer has begun; it can only be cut off") from None
             response = self._refuse(
-                Problem(500, "The proxy failed; its log says how.", "internal_error"), path
+                ProxyProblem(500, "The proxy failed; its log says how.", "internal_error"), path
             )
         if not response.prepared:
             _allow_origin(request, response)
@@ -144,20 +146,20 @@ class Proxy:
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return _preflight(request)
         if request.method == "CONNECT" or path == "*":
-            raise Refused(Problem(405, "This is no forward proxy.", "method_not_allowed"))
+            raise Refused(ProxyProblem(405, "This is no forward proxy.", "method_not_allowed"))
         if (own := await self._endpoints.answer(request, path)) is not None:
             return own
         if path in OPEN_PATHS:
             return await self._health(request)
         forced, off = forced_prompt_type(request.headers), wants_off(request.headers)
-        intake = Intake()
+        intake = ProxyRequest()
         if request.body_exists:
             content = await read_body(request, self._rules.request_limit_bytes)
             intake = await parse(content, request.headers)
         model = intake.model or (request.query.get("model", "") if request.query_string else "")
         if not model:
             model = self._meant(request.method)
-        wanted = Wanted(model, cache(lambda: self._prompt_type(path, intake, forced)), off)
+        wanted = RouteRequest(model, cache(lambda: self._prompt_type(path, intake, forced)), off)
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         self.in_flight += 1
@@ -172,7 +174,7 @@ class Proxy:
         running = running_model(self._dispatch.offered(), self._rules.default_model)
         if running is None or request.method not in ("GET", "HEAD"):
             return web.json_response({"status": "ok"})
-        return await self._relay.answer(request, Wanted(running), Intake())
+        return await self._relay.answer(request, RouteRequest(running), ProxyRequest())
 
     def _meant(self, method: str) -> str:
         offered = self._dispatch.offered()
@@ -181,7 +183,7 @@ class Proxy:
         looking = method in ("GET", "HEAD")
         return (running_model(offered, default) if looking else None) or meant_model(offered, default)
 
-    def _prompt_type(self, path: str, intake: Intake, forced: PromptType | None) -> PromptType | None:
+    def _prompt_type(self, path: str, intake: ProxyRequest, forced: PromptType | None) -> PromptType | None:
         if not generates(path) or intake.document is None:
             return None
         if forced is not None:
@@ -193,7 +195,7 @@ class Proxy:
             _LOG.exception("proxy: the classifier failed")
             return None
 
-    def _seen(self, outcome: Outcome) -> None:
+    def _seen(self, outcome: RequestOutcome) -> None:
         sample = sample_of(outcome)
         self._metrics.forwarded(outcome, sample)
         if sample is not None and self._samples is not None:
@@ -209,7 +211,7 @@ class Proxy:
             outcome.total_ms,
         )
 
-    def _refuse(self, problem: Problem, path: str) -> web.Response:
+    def _refuse(self, problem: ProxyProblem, path: str) -> web.Response:
         self._metrics.refused(problem.code)
         response = problem_response(problem, shape_of(path))
         if problem.status == 413:

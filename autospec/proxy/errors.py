@@ -26,7 +26,16 @@ from autospec.errors import (
     UsageError,
 )
 
-__all__ = ["HttpServer", "Problem", "Shape", "body", "event", "problem_of", "problem_response", "shape_of"]
+__all__ = [
+    "ProxyProblem",
+    "ProxyServer",
+    "Shape",
+    "body",
+    "event",
+    "problem_of",
+    "problem_response",
+    "shape_of",
+]
 
 
 # A queue moves within seconds; SDKs wait this long before they try again by themselves.
@@ -54,7 +63,7 @@ class Shape(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ProxyProblem:
     """Why a request is not answered.
 
     Attributes:
@@ -81,7 +90,7 @@ def shape_of(path: str) -> Shape:
     return Shape.ANTHROPIC if path.startswith(("/v1/messages", "/messages")) else Shape.OPENAI
 
 
-def problem_of(error: AutospecError) -> Problem:
+def problem_of(error: AutospecError) -> ProxyProblem:
     """How an error of ours is told to a client."""
     message = str(error)
     match error:
@@ -91,22 +100,22 @@ def problem_of(error: AutospecError) -> Problem:
                 more = len(error.known) - _NAMES_SHOWN
                 listed = f"{shown} and {more} more" if more > 0 else shown
                 message = f"{error.message} The models here are: {listed}."
-            return Problem(404, message, "model_not_found", "model")
+            return ProxyProblem(404, message, "model_not_found", "model")
         case ModelChoiceError():
-            return Problem(400, message, "model_ambiguous", "model")
+            return ProxyProblem(400, message, "model_ambiguous", "model")
         case OverloadedError():
-            return Problem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S)
+            return ProxyProblem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S)
         case NothingKnownError():
-            return Problem(404, message, "nothing_known")
+            return ProxyProblem(404, message, "nothing_known")
         case UsageError():
-            return Problem(400, message, "invalid_request")
+            return ProxyProblem(400, message, "invalid_request")
         case LaunchError():
-            return Problem(502, message, "launch_failed")
+            return ProxyProblem(502, message, "launch_failed")
         case _:
-            return Problem(502, message, "backend_failed")
+            return ProxyProblem(502, message, "backend_failed")
 
 
-def body(problem: Problem, shape: Shape) -> bytes:
+def body(problem: ProxyProblem, shape: Shape) -> bytes:
     """The JSON of an error response."""
     # A client may have named a model with half a character in it, or a very long one.
     shown = problem.message
@@ -116,7 +125,7 @@ def body(problem: Problem, shape: Shape) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode(errors="replace")
 
 
-def event(problem: Problem, shape: Shape) -> bytes:
+def event(problem: ProxyProblem, shape: Shape) -> bytes:
     """The server-sent event that ends a stream which broke: SDKs raise it as an error."""
     data = body(problem, shape)
     return (
@@ -124,7 +133,7 @@ def event(problem: Problem, shape: Shape) -> bytes:
     )
 
 
-def _document(problem: Problem, shape: Shape) -> dict[str, Any]:
+def _document(problem: ProxyProblem, shape: Shape) -> dict[str, Any]:
     if shape is Shape.ANTHROPIC:
         kind = _ANTHROPIC_TYPES.get(problem.status) or (
             "invalid_request_error" if problem.status < 500 else "api_error"
@@ -140,7 +149,7 @@ _KEEPALIVE_S = 120.0
 _LINGER_S = 2.0
 
 
-class HttpServer(web.Server):
+class ProxyServer(web.Server):
     """Calls one handler for every request; a client that goes away cancels it.
 
     Args:
@@ -160,10 +169,10 @@ class HttpServer(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         """A new connection's protocol."""
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _ClientConnection(self, loop=self._loop, **self._kwargs)
 
 
-class _Connection(web.RequestHandler):
+class _ClientConnection(web.RequestHandler):
     __slots__ = ()
 
     def handle_error(
@@ -177,18 +186,20 @@ class _Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun; it can only be cut off")
         if isinstance(exc, LineTooLong):
-            problem = Problem(431, "The request line or a header is longer than 8 KiB.", "headers_too_large")
+            problem = ProxyProblem(
+                431, "The request line or a header is longer than 8 KiB.", "headers_too_large"
+            )
         elif status < 500:
-            problem = Problem(status, "This is not a valid HTTP request.", "invalid_http")
+            problem = ProxyProblem(status, "This is not a valid HTTP request.", "invalid_http")
         else:
-            problem = Problem(500, "The proxy failed; its log says how.", "internal_error")
+            problem = ProxyProblem(500, "The proxy failed; its log says how.", "internal_error")
             self.logger.error("proxy: unexpected failure", exc_info=exc)
         response = problem_response(problem, Shape.OPENAI)
         response.force_close()
         return response
 
 
-def problem_response(problem: Problem, shape: Shape) -> web.Response:
+def problem_response(problem: ProxyProblem, shape: Shape) -> web.Response:
     """A problem as a response."""
     headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else None
     return web.Response(

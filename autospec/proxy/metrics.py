@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from autospec.errors import StoreError
 from autospec.measure.measurements import Sample
-from autospec.proxy.usage import Outcome
+from autospec.proxy.usage import RequestOutcome
 from autospec.store.database import Store
 
 __all__ = ["CONTENT_TYPE", "Metrics", "SampleWriter"]
@@ -87,7 +87,7 @@ class Metrics:
             lost_samples
         )
 
-    def forwarded(self, outcome: Outcome, sample: Sample | None) -> None:
+    def forwarded(self, outcome: RequestOutcome, sample: Sample | None) -> None:
         """Count one request that reached a backend."""
         labels = (outcome.model, str(outcome.prompt_type or ""), outcome.drafting.label)
         status = str(outcome.status) if outcome.complete else "broken"

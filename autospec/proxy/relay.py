@@ -16,11 +16,11 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from autospec.proxy.answer import Answer, BrokenError, NotHttpError, Sink
-from autospec.proxy.errors import Problem, event, problem_response, shape_of
-from autospec.proxy.request import DRAFTING, PROMPT_TYPE, Intake, Refused, for_backend, for_client
+from autospec.proxy.errors import ProxyProblem, event, problem_response, shape_of
+from autospec.proxy.request import DRAFTING, PROMPT_TYPE, ProxyRequest, Refused, for_backend, for_client
 from autospec.proxy.upstream import LineBreakError, Upstream
-from autospec.proxy.usage import Outcome, Tail, read_counts, saw_the_end
-from autospec.serving.dispatch import Dispatch, Lease, Wanted
+from autospec.proxy.usage import RequestOutcome, UsageReader, read_counts, saw_the_end
+from autospec.serving.dispatch import Dispatch, Lease, RouteRequest
 
 __all__ = ["Relay", "WholeEvents"]
 
@@ -102,7 +102,7 @@ class Relay:
         upstream: Upstream,
         dispatch: Dispatch,
         *,
-        seen: Callable[[Outcome], None],
+        seen: Callable[[RequestOutcome], None],
         retried: Callable[[str], None],
         keep_credentials: bool,
     ) -> None:
@@ -112,7 +112,9 @@ class Relay:
         self._retried = retried
         self._keep_credentials = keep_credentials
 
-    async def answer(self, request: web.BaseRequest, wanted: Wanted, intake: Intake) -> web.StreamResponse:
+    async def answer(
+        self, request: web.BaseRequest, wanted: RouteRequest, intake: ProxyRequest
+    ) -> web.StreamResponse:
         """Forward a request; on a second server if the first breaks before anything was sent.
 
         Raises:
@@ -122,7 +124,7 @@ class Relay:
         try:
             headers = for_backend(request.headers.items(), keep_credentials=self._keep_credentials)
         except UnicodeEncodeError:
-            raise Refused(Problem(400, "A header is not UTF-8.", "invalid_header")) from None
+            raise Refused(ProxyProblem(400, "A header is not UTF-8.", "invalid_header")) from None
         for attempt in range(1, _ATTEMPTS + 1):
             begun = time.perf_counter()
             async with await self._dispatch.lease(wanted) as lease:
@@ -145,16 +147,18 @@ class Relay:
                         lease.answered(outcome.counts.predicted_tokens)
                     self._seen(outcome)
         message = f"The server of {wanted.model} broke the connection before it answered, {_ATTEMPTS} times."
-        return problem_response(Problem(502, message, "backend_failed"), shape_of(request.path))
+        return problem_response(ProxyProblem(502, message, "backend_failed"), shape_of(request.path))
 
 
 class _Passage:
     """One attempt at one server."""
 
-    def __init__(self, request: web.BaseRequest, lease: Lease, wanted: Wanted, waited_ms: float) -> None:
+    def __init__(
+        self, request: web.BaseRequest, lease: Lease, wanted: RouteRequest, waited_ms: float
+    ) -> None:
         self._request = request
         self._lease = lease
-        self._tail = Tail()
+        self._tail = UsageReader()
         self._wanted = wanted
         self._waited_ms = waited_ms
         self._begun = time.perf_counter()
@@ -163,10 +167,10 @@ class _Passage:
         self._streamed = False
         self._complete = False
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RequestOutcome:
         """What became of it."""
         lease = self._lease
-        return Outcome(
+        return RequestOutcome(
             at=time.time(),
             path=self._request.path,
             model=lease.model,
@@ -216,12 +220,12 @@ class _Passage:
             )
         except NotHttpError as error:  # another server would say the same
             message = f"The server of {lease.model} gave an answer that is no HTTP: {error}."
-            raise Refused(Problem(502, message, "backend_failed")) from error
+            raise Refused(ProxyProblem(502, message, "backend_failed")) from error
         except BrokenError as error:
             raise _BrokeEarlyError from error
         except LineBreakError:
             raise Refused(
-                Problem(400, "A header or the path holds a line break.", "invalid_header")
+                ProxyProblem(400, "A header or the path holds a line break.", "invalid_header")
             ) from None
 
     def _sent(self) -> None:
@@ -310,7 +314,7 @@ class _Passage:
             return
         if self._streamed:
             message = f"The server of {self._lease.model} ended in the middle of this answer; what came so far is not all of it."
-            problem = Problem(502, message, "backend_failed")
+            problem = ProxyProblem(502, message, "backend_failed")
             await response.write(event(problem, shape_of(self._request.path)))
             transport.close()  # sends what is written, but no sign that the stream is complete
         else:
@@ -320,7 +324,7 @@ class _Passage:
         return (time.perf_counter() - self._begun) * 1000
 
 
-async def _with_fields(intake: Intake, lease: Lease) -> bytes:
+async def _with_fields(intake: ProxyRequest, lease: Lease) -> bytes:
     """The body with the fields that the lease needs; the client's own bytes where it needs none."""
     fields = lease.fields
     if not fields or intake.document is None:

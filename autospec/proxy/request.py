@@ -25,13 +25,13 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from autospec.cells import PromptType
-from autospec.proxy.errors import Problem
+from autospec.proxy.errors import ProxyProblem
 
 __all__ = [
     "DRAFTING",
     "PROMPT_TYPE",
     "Classify",
-    "Intake",
+    "ProxyRequest",
     "Refused",
     "for_backend",
     "for_client",
@@ -196,13 +196,13 @@ _GENERATING = frozenset(
 class Refused(Exception):  # noqa: N818 - not an error of ours: the request cannot be meant
     """The request is answered with a problem."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: ProxyProblem) -> None:
         super().__init__(problem.message)
         self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
+class ProxyRequest:
     """A request's body.
 
     Attributes:
@@ -244,7 +244,7 @@ async def read_body(request: web.BaseRequest, limit_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def parse(content: bytes, headers: Mapping[str, str]) -> Intake:
+async def parse(content: bytes, headers: Mapping[str, str]) -> ProxyRequest:
     """Find the model and the prompt.
 
     What is no JSON object (a form, an array, nothing) is passed on without a model. JSON that is damaged is
@@ -254,10 +254,10 @@ async def parse(content: bytes, headers: Mapping[str, str]) -> Intake:
         Refused: Damaged JSON, nested too deeply, compressed, or a model that is no text.
     """
     if not _looks_like_json(content, headers.get("Content-Type", "")):
-        return Intake(content)
+        return ProxyRequest(content)
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         message = "A compressed request cannot be read here. Send it without Content-Encoding."
-        raise Refused(Problem(415, message, "unsupported_encoding"))
+        raise Refused(ProxyProblem(415, message, "unsupported_encoding"))
     try:
         if len(content) <= _PARSED_AT_ONCE_BYTES:
             document = json.loads(content)
@@ -272,12 +272,12 @@ async def parse(content: bytes, headers: Mapping[str, str]) -> Intake:
     except ValueError:  # a number of thousands of digits
         raise Refused(_malformed("a value cannot be read")) from None
     if not isinstance(document, dict):
-        return Intake(content)
+        return ProxyRequest(content)
     model = document.get("model")
     if model is not None and not isinstance(model, str):
         message = f"`model` must be a string, not {_kind(model)}."
-        raise Refused(Problem(400, message, "invalid_type", "model"))
-    return Intake(content, document, model or "")
+        raise Refused(ProxyProblem(400, message, "invalid_type", "model"))
+    return ProxyRequest(content, document, model or "")
 
 
 def forced_prompt_type(headers: Mapping[str, str]) -> PromptType | None:
@@ -293,7 +293,7 @@ def forced_prompt_type(headers: Mapping[str, str]) -> PromptType | None:
         return PromptType(text.strip().lower())
     except ValueError:
         message = f"{PROMPT_TYPE} is one of {', '.join(PromptType)}, not {text[:100]!r}."
-        raise Refused(Problem(400, message, "invalid_header", PROMPT_TYPE)) from None
+        raise Refused(ProxyProblem(400, message, "invalid_header", PROMPT_TYPE)) from None
 
 
 def wants_off(headers: Mapping[str, str]) -> bool:
@@ -310,7 +310,7 @@ def wants_off(headers: Mapping[str, str]) -> bool:
     message = (
         f"{DRAFTING} on a request can only be `off`; any other drafting follows from the recommendations."
     )
-    raise Refused(Problem(400, message, "invalid_header", DRAFTING))
+    raise Refused(ProxyProblem(400, message, "invalid_header", DRAFTING))
 
 
 def _looks_like_json(content: bytes, content_type: str) -> bool:
@@ -324,14 +324,14 @@ def _looks_like_json(content: bytes, content_type: str) -> bool:
     return kind.endswith("json") or start[:1] == b"{"
 
 
-def _malformed(reason: str) -> Problem:
-    return Problem(400, f"The body is not valid JSON: {reason}.", "invalid_json")
+def _malformed(reason: str) -> ProxyProblem:
+    return ProxyProblem(400, f"The body is not valid JSON: {reason}.", "invalid_json")
 
 
-def _too_large(limit_bytes: int) -> Problem:
+def _too_large(limit_bytes: int) -> ProxyProblem:
     size = f"{limit_bytes / 2**20:g} MiB"
     message = f"The request is larger than {size}. The setting request_limit_mib allows more."
-    return Problem(413, message, "request_too_large")
+    return ProxyProblem(413, message, "request_too_large")
 
 
 def _kind(value: Any) -> str:

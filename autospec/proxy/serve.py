@@ -31,14 +31,14 @@ from autospec.hardware import identify
 from autospec.prompts.classifier import classify
 from autospec.proxy.access import Access, check_bind
 from autospec.proxy.app import Proxy, Rules
-from autospec.proxy.errors import HttpServer
+from autospec.proxy.errors import ProxyServer
 from autospec.proxy.metrics import SampleWriter
 from autospec.proxy.request import Classify
 from autospec.recommendations import Recommendation
 from autospec.service.proxy_link import ProxyLink
-from autospec.serving.config import Sources, Terms
+from autospec.serving.config import ProxyConfig, ProxyDependencies
 from autospec.serving.dispatch import Dispatch
-from autospec.serving.model_registry import Offers, engines_of, read_offers
+from autospec.serving.model_registry import ModelRegistry, engines_of, read_offers
 from autospec.serving.supervisor import Supervisor
 from autospec.serving.threads import in_thread
 from autospec.settings import Settings
@@ -46,7 +46,7 @@ from autospec.store.database import open_store
 from autospec.store.reader import newest_recommendation, read_recommendations
 
 __all__ = [
-    "Listening",
+    "ListeningProxy",
     "listen",
     "loop_name",
     "make_classify",
@@ -75,9 +75,9 @@ async def open_supervisor(
             be read.
     """
     hardware = await in_thread(identify)
-    terms = Terms.of(settings, hardware)
+    terms = ProxyConfig.of(settings, hardware)
 
-    def offers() -> Offers:
+    def offers() -> ModelRegistry:
         # The backends are probed each time: a build may be replaced while the proxy runs.
         return read_offers(settings, *engines_of(settings, backend_for))
 
@@ -88,7 +88,7 @@ async def open_supervisor(
         finally:
             store.close()
 
-    sources = Sources(
+    sources = ProxyDependencies(
         hardware=hardware,
         offers=offers,
         newest=lambda: newest_recommendation(settings.storage),
@@ -106,7 +106,7 @@ _BACKLOG = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
+class ListeningProxy:
     """A proxy that answers.
 
     Attributes:
@@ -170,7 +170,7 @@ async def listen(
     serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     daemon: Callable[[], Mapping[str, Any]] = dict,
     grace_s: float = _GRACE_S,
-) -> AsyncIterator[Listening]:
+) -> AsyncIterator[ListeningProxy]:
     """A proxy for as long as the context lasts; leaving it lets requests in flight end.
 
     Args:
@@ -198,7 +198,7 @@ async def listen(
         serving=serving,
         daemon=daemon,
     )
-    runner = web.ServerRunner(HttpServer(proxy.handle), shutdown_timeout=grace_s)
+    runner = web.ServerRunner(ProxyServer(proxy.handle), shutdown_timeout=grace_s)
     try:
         await runner.setup()
         site = web.TCPSite(runner, host, port, backlog=_BACKLOG)
@@ -211,7 +211,7 @@ async def listen(
         gc.freeze()
         taken = runner.addresses[0][1]
         shown = f"[{host}]" if ":" in host else host
-        yield Listening(f"http://{shown}:{taken}", proxy)
+        yield ListeningProxy(f"http://{shown}:{taken}", proxy)
     finally:
         proxy.stop_events()
         await _close(runner.cleanup, proxy.close, partial(asyncio.to_thread, samples.close))

@@ -44,7 +44,7 @@ class LineBreakError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Origin:
     host: str
     port: int
     tls: bool
@@ -57,8 +57,8 @@ class Upstream:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._open: defaultdict[_Place, set[_Connection]] = defaultdict(set)
-        self._idle: dict[_Place, list[_Connection]] = {}
+        self._open: defaultdict[_Origin, set[_BackendConnection]] = defaultdict(set)
+        self._idle: dict[_Origin, list[_BackendConnection]] = {}
         self._closed = False
 
     async def ask(
@@ -110,8 +110,8 @@ class Upstream:
         for kept in [connection for idle in self._idle.values() for connection in idle]:
             kept.drop()
 
-    async def _connected(self, place: _Place) -> _Connection:
-        connection = _Connection(self, place)
+    async def _connected(self, place: _Origin) -> _BackendConnection:
+        connection = _BackendConnection(self, place)
         # From now on: who waits for a connection needs the server's threads too.
         self._open[place].add(connection)
         try:
@@ -129,7 +129,7 @@ class Upstream:
 
     async def _exchange(
         self,
-        connection: _Connection,
+        connection: _BackendConnection,
         answer: Answer,
         head: bytes,
         content: bytes,
@@ -154,7 +154,7 @@ class Upstream:
             raise
         return answer
 
-    def _kept(self, place: _Place) -> _Connection | None:
+    def _kept(self, place: _Origin) -> _BackendConnection | None:
         idle = self._idle.get(place)
         if not idle:
             return None
@@ -162,7 +162,7 @@ class Upstream:
         connection.awake()
         return None if connection.closing else connection
 
-    def keep(self, connection: _Connection) -> None:
+    def keep(self, connection: _BackendConnection) -> None:
         """Take a connection back after a whole answer."""
         place = connection.place
         if (
@@ -176,7 +176,7 @@ class Upstream:
         self._idle.setdefault(place, []).append(connection)
         connection.rest(self._loop.call_later(_IDLE_S, connection.drop))
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: _BackendConnection) -> None:
         """A connection is gone."""
         place = connection.place
         if connection in (idle := self._idle.get(place, [])):
@@ -188,10 +188,10 @@ class Upstream:
                 self._idle.pop(place, None)
 
 
-class _Connection(asyncio.Protocol):
+class _BackendConnection(asyncio.Protocol):
     """One socket."""
 
-    def __init__(self, upstream: Upstream, place: _Place) -> None:
+    def __init__(self, upstream: Upstream, place: _Origin) -> None:
         self.place = place
         self.answer: Answer | None = None
         self._upstream = upstream
@@ -288,14 +288,14 @@ class _Connection(asyncio.Protocol):
 
 
 @lru_cache(256)
-def _place(base_url: str) -> _Place:
+def _place(base_url: str) -> _Origin:
     parts = urlsplit(base_url)
     tls = parts.scheme == "https"
     port = parts.port or (443 if tls else 80)
-    return _Place(parts.hostname or "", port, tls, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"))
+    return _Origin(parts.hostname or "", port, tls, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"))
 
 
-def _head(place: _Place, method: str, target: str, headers: Iterable[tuple[str, str]], length: int) -> bytes:
+def _head(place: _Origin, method: str, target: str, headers: Iterable[tuple[str, str]], length: int) -> bytes:
     lines = [f"{method} {place.prefix}{target} HTTP/1.1", f"Host: {place.authority}"]
     lines += [f"{name}: {value}" for name, value in headers]
     if length or method not in _WITHOUT_LENGTH:

@@ -19,7 +19,7 @@ from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Sample
 
-__all__ = ["Counts", "Outcome", "Tail", "read_counts", "sample_of", "saw_the_end"]
+__all__ = ["RequestOutcome", "TokenCounts", "UsageReader", "read_counts", "sample_of", "saw_the_end"]
 
 
 # The last event of /v1/responses repeats the whole answer, but what is looked for stands behind it.
@@ -33,7 +33,7 @@ _ENDS = re.compile(
 )
 
 
-class Tail:
+class UsageReader:
     """The last bytes of a stream. `feed` is on the path of every token: it keeps references and copies nothing."""
 
     __slots__ = ("_parts", "_size", "total_bytes")
@@ -58,7 +58,7 @@ class Tail:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class TokenCounts:
     """What an answer says of itself.
 
     Attributes:
@@ -78,18 +78,18 @@ class Counts:
     accepted: int | None = None
 
 
-def read_counts(tail: bytes) -> Counts | None:
+def read_counts(tail: bytes) -> TokenCounts | None:
     """The counts at the end of an answer, or ``None`` where there are none.
 
     A quotation mark inside of generated text is escaped in JSON, so that text cannot be taken for a field.
 
     Args:
-        tail: `Tail.content`.
+        tail: `UsageReader.content`.
     """
     # Newest first: a stream may have timings in every event.
     for found in _last_objects(_TIMINGS, tail):
         try:
-            return Counts(
+            return TokenCounts(
                 prompt_tokens=int(found["prompt_n"]),
                 predicted_tokens=int(found["predicted_n"]),
                 prompt_ms=float(found["prompt_ms"]),
@@ -106,7 +106,7 @@ def read_counts(tail: bytes) -> Counts | None:
             cached = (found.get("prompt_tokens_details") or found.get("input_tokens_details") or {}).get(
                 "cached_tokens"
             )
-            return Counts(max(0, prompt - (cached or 0)), predicted)
+            return TokenCounts(max(0, prompt - (cached or 0)), predicted)
     return None
 
 
@@ -138,7 +138,7 @@ def _first_count(found: dict[str, Any], names: Iterable[str]) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RequestOutcome:
     """One forwarded request after its end.
 
     Attributes:
@@ -171,10 +171,10 @@ class Outcome:
     first_byte_ms: float = 0.0
     total_ms: float = 0.0
     streamed: bool = False
-    counts: Counts | None = None
+    counts: TokenCounts | None = None
 
 
-def sample_of(outcome: Outcome) -> Sample | None:
+def sample_of(outcome: RequestOutcome) -> Sample | None:
     """What the store keeps of a request, or ``None`` where it tells nothing about speed.
 
     Where the server has no clock, ours is read, and only for streams: the first byte of any other answer is its last.

@@ -26,13 +26,13 @@ from typing import Any, BinaryIO, Final
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.report.selection import newest
 
-__all__ = ["HOOK_TIMEOUT_S", "Change", "HookOutcome", "Kind", "changes", "changes_document", "run_hook"]
+__all__ = ["HOOK_TIMEOUT_S", "Change", "ChangeKind", "HookOutcome", "changes", "changes_document", "run_hook"]
 
 
 _SCHEMA = 1
 
 
-class Kind(StrEnum):
+class ChangeKind(StrEnum):
     """What is another; the first that applies."""
 
     NEW = "new"
@@ -53,7 +53,7 @@ class Change:
         after: What is; ``None`` for one that is gone.
     """
 
-    kind: Kind
+    kind: ChangeKind
     hardware_id: str
     before: Recommendation | None
     after: Recommendation | None
@@ -71,16 +71,16 @@ class Change:
         r = self.subject
         what = f"{r.model}, {r.prompt_type or 'any prompt'}, {r.backend}"
         match self.kind:
-            case Kind.NEW:
+            case ChangeKind.NEW:
                 return f"{what}: {r.drafting.label} ({r.verdict}, {r.status})."
-            case Kind.GONE:
+            case ChangeKind.GONE:
                 return f"{what}: nothing is recommended any more."
             case _:
                 assert self.before is not None
                 pairs = {
-                    Kind.DRAFTING: (self.before.drafting.label, r.drafting.label),
-                    Kind.VERDICT: (self.before.verdict, r.verdict),
-                    Kind.STATUS: (self.before.status, r.status),
+                    ChangeKind.DRAFTING: (self.before.drafting.label, r.drafting.label),
+                    ChangeKind.VERDICT: (self.before.verdict, r.verdict),
+                    ChangeKind.STATUS: (self.before.status, r.status),
                 }
                 before, after = pairs[self.kind]
                 return f"{what}: {after} instead of {before} ({r.reason.rstrip('.')})."
@@ -109,10 +109,12 @@ def changes(old: Iterable[StoredRecommendation], new: Iterable[StoredRecommendat
     found = []
     for cell, now in after.items():
         known = before.get(cell)
-        kind = Kind.NEW if known is None else _kind(known, now)
+        kind = ChangeKind.NEW if known is None else _kind(known, now)
         if kind is not None:
             found.append(Change(kind, cell[0], known, now))
-    found += [Change(Kind.GONE, cell[0], known, None) for cell, known in before.items() if cell not in after]
+    found += [
+        Change(ChangeKind.GONE, cell[0], known, None) for cell, known in before.items() if cell not in after
+    ]
     return tuple(found)
 
 
@@ -139,12 +141,12 @@ def _by_cell(stored: Iterable[StoredRecommendation]) -> dict[tuple[str, ...], Re
     }
 
 
-def _kind(before: Recommendation, after: Recommendation) -> Kind | None:
+def _kind(before: Recommendation, after: Recommendation) -> ChangeKind | None:
     if before.drafting != after.drafting:
-        return Kind.DRAFTING
+        return ChangeKind.DRAFTING
     if before.verdict != after.verdict:
-        return Kind.VERDICT
-    return Kind.STATUS if before.status != after.status else None
+        return ChangeKind.VERDICT
+    return ChangeKind.STATUS if before.status != after.status else None
 
 
 # Enough to restart a server or send a message; what takes longer belongs into the background (`… &` in a script).

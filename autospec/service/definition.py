@@ -13,12 +13,12 @@ __all__ = [
     "KILL_AFTER_S",
     "STOP_WITHIN_S",
     "Definition",
-    "Outcome",
     "Runner",
+    "ServiceManager",
+    "ServiceOutcome",
+    "ServiceState",
     "ServiceStatus",
-    "State",
-    "Step",
-    "Supervisor",
+    "ServiceStep",
 ]
 
 # What the service runs, after the program's own name.
@@ -52,7 +52,7 @@ class Definition:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ServiceOutcome:
     """How a command ended.
 
     Attributes:
@@ -67,7 +67,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ServiceStep:
     """One command that changes something, or that waits for a change.
 
     Attributes:
@@ -83,7 +83,7 @@ class Step:
     patience_s: float = 0.0
 
 
-class State(StrEnum):
+class ServiceState(StrEnum):
     """How a service is. `STOPPED` is at rest and fine; `FAILED` is not."""
 
     ABSENT = "absent"
@@ -99,14 +99,14 @@ class ServiceStatus:
     """What the supervisor says.
 
     Attributes:
-        state: See `State`.
+        state: See `ServiceState`.
         loaded: True if the supervisor knows the service.
         enabled: False if it would not start at the next login.
         pid: Of the daemon, while it runs.
         last_exit: How it ended last, in the supervisor's words; empty if it never did.
     """
 
-    state: State
+    state: ServiceState
     loaded: bool = False
     enabled: bool = True
     pid: int | None = None
@@ -126,12 +126,12 @@ class ServiceStatus:
 class Runner(Protocol):
     """Runs a command to its end."""
 
-    def __call__(self, argv: Sequence[str], /) -> Outcome:
+    def __call__(self, argv: Sequence[str], /) -> ServiceOutcome:
         """Run it; never raises, a missing program is code 127."""
         ...
 
 
-class Supervisor(Protocol):
+class ServiceManager(Protocol):
     """A kind of supervisor. Nothing here runs anything."""
 
     @property
@@ -154,7 +154,7 @@ class Supervisor(Protocol):
         """The command that succeeds where this user has such a supervisor."""
         ...
 
-    def unreachable(self, outcome: Outcome) -> tuple[str, str]:
+    def unreachable(self, outcome: ServiceOutcome) -> tuple[str, str]:
         """One sentence on why it cannot be used, and what to do."""
         ...
 
@@ -172,24 +172,24 @@ class Supervisor(Protocol):
         """The commands whose answers `read` understands."""
         ...
 
-    def read(self, answers: Sequence[Outcome]) -> ServiceStatus:
+    def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
         """The status, out of the answers to `questions`."""
         ...
 
-    def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[Step, ...]:
+    def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:
         """Make a service of the file and start it; nothing where it runs and did not change."""
         ...
 
-    def to_stop(self, status: ServiceStatus) -> tuple[Step, ...]:
+    def to_stop(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
         """End it until the next login, or until it is started."""
         ...
 
-    def to_unload(self, status: ServiceStatus) -> tuple[Step, ...]:
+    def to_unload(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
         """End it for good; the file is removed afterwards."""
         ...
 
     @property
-    def after_removal(self) -> tuple[Step, ...]:
+    def after_removal(self) -> tuple[ServiceStep, ...]:
         """What the supervisor must be told once the file is gone."""
         ...
 

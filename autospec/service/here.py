@@ -12,7 +12,7 @@ from typing import Final
 import autospec
 from autospec.errors import ServiceError
 from autospec.files import launchd_dir
-from autospec.service.definition import DAEMON_ARGUMENTS, Definition, Supervisor
+from autospec.service.definition import DAEMON_ARGUMENTS, Definition, ServiceManager
 from autospec.service.launchd import LABEL, Launchd
 from autospec.service.lifecycle import Service
 from autospec.service.systemd import UNIT, Systemd
@@ -92,7 +92,7 @@ def service_path(system: str, home: Path, llama_server: str | None) -> str:
     return os.pathsep.join(dict.fromkeys(folders))
 
 
-def _supervisor(system: str, home: Path, environ: Mapping[str, str]) -> Supervisor:
+def _supervisor(system: str, home: Path, environ: Mapping[str, str]) -> ServiceManager:
     if system == "darwin":
         return Launchd(os.getuid(), home, (launchd_dir() / f"{LABEL}.plist").read_bytes())
     if system == "linux":

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from autospec.service.definition import KILL_AFTER_S, Definition, Outcome, ServiceStatus, State, Step
+from autospec.service.definition import (
+    KILL_AFTER_S,
+    Definition,
+    ServiceOutcome,
+    ServiceState,
+    ServiceStatus,
+    ServiceStep,
+)
 
 __all__ = ["LABEL", "Launchd", "fields_of"]
 
@@ -77,7 +84,7 @@ class Launchd:
         """Fails where the user has no graphical session."""
         return _LAUNCHCTL, "print", self.domain
 
-    def unreachable(self, outcome: Outcome) -> tuple[str, str]:
+    def unreachable(self, outcome: ServiceOutcome) -> tuple[str, str]:
         """One sentence on why it cannot be used, and what to do."""
         if outcome.code == 127:
             return f"There is no {_LAUNCHCTL} here.", "The service needs macOS, or Linux with systemd."
@@ -111,13 +118,13 @@ class Launchd:
         """The job, and whether it was disabled."""
         return (_LAUNCHCTL, "print", self.target), (_LAUNCHCTL, "print-disabled", self.domain)
 
-    def read(self, answers: Sequence[Outcome]) -> ServiceStatus:
+    def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
         """The status, out of the answers."""
         job, disabled = answers
         # "com.autospec.daemon" => disabled; older systems say true.
         enabled = not re.search(rf'"{re.escape(LABEL)}" => (disabled|true)', disabled.out)
         if job.code:
-            return ServiceStatus(State.ABSENT, enabled=enabled)
+            return ServiceStatus(ServiceState.ABSENT, enabled=enabled)
         fields = fields_of(job.out)
         pid = fields.get("pid", "")
         code = fields.get("last exit code", "").removeprefix("(never exited)")
@@ -126,29 +133,29 @@ class Launchd:
         state = _state(fields.get("state", ""), last)
         return ServiceStatus(state, loaded=True, enabled=enabled, pid=_number(pid), last_exit=last)
 
-    def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[Step, ...]:
+    def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:
         """Bootstrap what is new or stopped; what changed is booted out before, since launchd reads a file once."""
-        if not changed and status.state in (State.RUNNING, State.STARTING):
+        if not changed and status.state in (ServiceState.RUNNING, ServiceState.STARTING):
             return ()
         if not changed and status.loaded:
-            return (Step((_LAUNCHCTL, "kickstart", self.target)),)
+            return (ServiceStep((_LAUNCHCTL, "kickstart", self.target)),)
         # What was disabled is refused with "5: Input/output error". Asked for only then: it leaves an entry for ever.
-        enable = () if status.enabled else (Step((_LAUNCHCTL, "enable", self.target)),)
-        bootstrap = Step(
+        enable = () if status.enabled else (ServiceStep((_LAUNCHCTL, "enable", self.target)),)
+        bootstrap = ServiceStep(
             (_LAUNCHCTL, "bootstrap", self.domain, str(self.file)),
             again=frozenset({_INPUT_OUTPUT_ERROR}) if status.loaded else frozenset(),
             patience_s=_BOOTSTRAP_PATIENCE_S,
         )
         return (*self.to_stop(status), *enable, bootstrap)
 
-    def to_stop(self, status: ServiceStatus) -> tuple[Step, ...]:
+    def to_stop(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
         """Boot it out; it is loaded again at the next login."""
         # Not `kill SIGTERM`: KeepAlive would start a daemon again that did not end with 0.
         if not status.loaded:
             return ()
         return (
-            Step((_LAUNCHCTL, "bootout", self.target), fine=_BOOTED_OUT),
-            Step(
+            ServiceStep((_LAUNCHCTL, "bootout", self.target), fine=_BOOTED_OUT),
+            ServiceStep(
                 (_LAUNCHCTL, "print", self.target),
                 fine=frozenset({_NO_SERVICE}),
                 again=frozenset({0}),
@@ -156,12 +163,12 @@ class Launchd:
             ),
         )
 
-    def to_unload(self, status: ServiceStatus) -> tuple[Step, ...]:
+    def to_unload(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
         """The same: without its file it is not loaded again."""
         return self.to_stop(status)
 
     @property
-    def after_removal(self) -> tuple[Step, ...]:
+    def after_removal(self) -> tuple[ServiceStep, ...]:
         """Nothing."""
         return ()
 
@@ -189,13 +196,13 @@ def fields_of(text: str) -> dict[str, str]:
     return fields
 
 
-def _state(state: str, last: str) -> State:
+def _state(state: str, last: str) -> ServiceState:
     # "running"; "not running"; "spawn scheduled" while launchd waits for ThrottleInterval.
     if state == "running":
-        return State.RUNNING
+        return ServiceState.RUNNING
     if last and not re.match(r"0\b", last):
-        return State.FAILED
-    return State.STOPPED if state == "not running" and last else State.STARTING
+        return ServiceState.FAILED
+    return ServiceState.STOPPED if state == "not running" and last else ServiceState.STARTING
 
 
 def _filled(value: Any, values: dict[str, str]) -> Any:

@@ -1,4 +1,4 @@
-"""Install, start, stop and remove the service: does what a `Supervisor` says, through a `Runner`.
+"""Install, start, stop and remove the service: does what a `ServiceManager` says, through a `Runner`.
 
 Everything can be done twice. What a supervisor knows is asked for before and not remembered: a user may have stopped,
 disabled or removed the service by other means.
@@ -21,15 +21,15 @@ from autospec.files import replace_file
 from autospec.service.definition import (
     KILL_AFTER_S,
     Definition,
-    Outcome,
     Runner,
+    ServiceManager,
+    ServiceOutcome,
+    ServiceState,
     ServiceStatus,
-    State,
-    Step,
-    Supervisor,
+    ServiceStep,
 )
 
-__all__ = ["Plan", "Service", "run_command"]
+__all__ = ["Service", "ServicePlan", "run_command"]
 
 
 # `systemctl stop` waits for the daemon's end, which the unit limits to the grace.
@@ -38,7 +38,7 @@ _MISSING: Final = 127
 _GIVEN_UP: Final = 124
 
 
-def run_command(argv: Sequence[str]) -> Outcome:
+def run_command(argv: Sequence[str]) -> ServiceOutcome:
     """Run a program to its end and keep what it prints, in English. The codes of what cannot be run are the shell's."""
     try:
         done = subprocess.run(
@@ -52,10 +52,10 @@ def run_command(argv: Sequence[str]) -> Outcome:
             env={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"},
         )
     except subprocess.TimeoutExpired:
-        return Outcome(_GIVEN_UP, err=f"{argv[0]} did not end within {_TIMEOUT_S:.0f} s")
+        return ServiceOutcome(_GIVEN_UP, err=f"{argv[0]} did not end within {_TIMEOUT_S:.0f} s")
     except OSError as error:
-        return Outcome(_MISSING, err=f"{argv[0]}: {error.strerror}")
-    return Outcome(done.returncode, done.stdout, done.stderr)
+        return ServiceOutcome(_MISSING, err=f"{argv[0]}: {error.strerror}")
+    return ServiceOutcome(done.returncode, done.stdout, done.stderr)
 
 
 # A cold start reads the settings, opens the store and binds the proxy's port: seconds; a disk that has to spin up adds ten.
@@ -67,7 +67,7 @@ _TAIL_LINES: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ServicePlan:
     """What an installation would do.
 
     Attributes:
@@ -78,7 +78,7 @@ class Plan:
 
     changed: bool
     text: str
-    steps: tuple[Step, ...]
+    steps: tuple[ServiceStep, ...]
 
 
 class Service:
@@ -94,7 +94,7 @@ class Service:
 
     def __init__(
         self,
-        supervisor: Supervisor,
+        supervisor: ServiceManager,
         definition: Definition,
         run: Runner = run_command,
         *,
@@ -110,15 +110,15 @@ class Service:
     def status(self) -> ServiceStatus:
         """How it is now; a service whose file is there and which is not loaded is stopped."""
         status = self.supervisor.read([self._run(question) for question in self.supervisor.questions])
-        if status.state is State.ABSENT and self.supervisor.file.exists():
-            return replace(status, state=State.STOPPED)
+        if status.state is ServiceState.ABSENT and self.supervisor.file.exists():
+            return replace(status, state=ServiceState.STOPPED)
         return status
 
     def current(self) -> bool:
         """True if the installed file is the one that an installation would write now."""
         return self._installed_text() == self.supervisor.render(self.definition)
 
-    def plan(self) -> Plan:
+    def plan(self) -> ServicePlan:
         """What `install` would do. Nothing is changed.
 
         Raises:
@@ -127,7 +127,7 @@ class Service:
         self._check()
         text = self.supervisor.render(self.definition)
         changed = self._installed_text() != text
-        return Plan(changed, text, self.supervisor.to_load(self.status(), changed=changed))
+        return ServicePlan(changed, text, self.supervisor.to_load(self.status(), changed=changed))
 
     def install(self) -> bool:
         """Write the file, load it and wait until the daemon is up. One that runs and did not change goes on running.
@@ -174,7 +174,7 @@ class Service:
         """
         self._check()
         status = self.status()
-        if status.state in (State.ABSENT, State.STOPPED) and status.pid is None:
+        if status.state in (ServiceState.ABSENT, ServiceState.STOPPED) and status.pid is None:
             return False
         self._do(self.supervisor.to_stop(status))
         return True
@@ -192,7 +192,7 @@ class Service:
         file = self.supervisor.file
         answers = self._run(self.supervisor.reachable)
         # Without a supervisor nothing runs, and the file can go all the same.
-        status = self.status() if answers.code == 0 else ServiceStatus(State.ABSENT)
+        status = self.status() if answers.code == 0 else ServiceStatus(ServiceState.ABSENT)
         there = status.loaded or file.exists() or self.definition.log.exists()
         self._do(self.supervisor.to_unload(status))
         file.unlink(missing_ok=True)
@@ -217,7 +217,7 @@ class Service:
         except (FileNotFoundError, UnicodeDecodeError):
             return None
 
-    def _bring_up(self, steps: tuple[Step, ...]) -> None:
+    def _bring_up(self, steps: tuple[ServiceStep, ...]) -> None:
         self.definition.log.parent.mkdir(parents=True, exist_ok=True)
         self._do(steps)
         deadline = self._now() + _UP_WITHIN_S
@@ -225,14 +225,14 @@ class Service:
         failures = 0
         while True:
             status = self.status()
-            if status.state is State.RUNNING:
+            if status.state is ServiceState.RUNNING:
                 if up_since is None or up_since[0] != status.pid:
                     up_since = status.pid, self._now()
                 if self._now() - up_since[1] >= self.supervisor.settle_s:
                     return
             else:
                 up_since = None
-            failures = failures + 1 if status.state is State.FAILED else 0
+            failures = failures + 1 if status.state is ServiceState.FAILED else 0
             if failures >= _FAILED_POLLS or self._now() > deadline:
                 raise self._not_up(status)
             self._sleep(_POLL_S)
@@ -245,7 +245,7 @@ class Service:
             log_tail=self.tail(),
         )
 
-    def _do(self, steps: tuple[Step, ...]) -> None:
+    def _do(self, steps: tuple[ServiceStep, ...]) -> None:
         for step in steps:
             outcome = self._one(step)
             if outcome.code not in step.fine:
@@ -256,7 +256,7 @@ class Service:
                     self.supervisor.when_refused,
                 )
 
-    def _one(self, step: Step) -> Outcome:
+    def _one(self, step: ServiceStep) -> ServiceOutcome:
         deadline = self._now() + step.patience_s
         while True:
             outcome = self._run(step.argv)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from autospec.service.definition import Definition, Outcome, ServiceStatus, State, Step
+from autospec.service.definition import Definition, ServiceOutcome, ServiceState, ServiceStatus, ServiceStep
 
 __all__ = ["UNIT", "Systemd"]
 
@@ -28,11 +28,11 @@ _PROPERTIES: Final = (
 )
 
 _STATES: Final = {
-    "active": State.RUNNING,
-    "reloading": State.RUNNING,
-    "activating": State.STARTING,
-    "deactivating": State.STOPPING,
-    "failed": State.FAILED,
+    "active": ServiceState.RUNNING,
+    "reloading": ServiceState.RUNNING,
+    "activating": ServiceState.STARTING,
+    "deactivating": ServiceState.STOPPING,
+    "failed": ServiceState.FAILED,
 }
 # ExecMainCode is waitid(2)'s si_code.
 _ENDED: Final = {"1": "exit code", "2": "signal", "3": "signal, core dumped"}
@@ -71,7 +71,7 @@ class Systemd:
         """Fails where the user has no instance of systemd."""
         return *_SYSTEMCTL, "show", "--property=Version"
 
-    def unreachable(self, outcome: Outcome) -> tuple[str, str]:
+    def unreachable(self, outcome: ServiceOutcome) -> tuple[str, str]:
         """One sentence on why it cannot be used, and what to do."""
         why = outcome.err.strip().splitlines() or ["systemctl is not installed"]
         hint = (
@@ -104,51 +104,53 @@ class Systemd:
         """The unit's properties."""
         return ((*_SYSTEMCTL, "show", UNIT, f"--property={','.join(_PROPERTIES)}"),)
 
-    def read(self, answers: Sequence[Outcome]) -> ServiceStatus:
+    def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
         """The status, out of the answers."""
         (shown,) = answers
         fields = dict(line.split("=", 1) for line in shown.out.splitlines() if "=" in line)
         if shown.code or fields.get("LoadState") != "loaded":
-            return ServiceStatus(State.ABSENT)
+            return ServiceStatus(ServiceState.ABSENT)
         ended = _ENDED.get(fields.get("ExecMainCode", ""), "")
         last = f"{ended} {fields.get('ExecMainStatus', '')}".strip() if ended else ""
         if (result := fields.get("Result", "success")) not in ("success", "exit-code", "signal", "core-dump"):
             last = f"{last} ({result})".strip()  # timeout, watchdog, oom-kill, start-limit-hit
         pid = int(fields.get("MainPID", "0"))
         return ServiceStatus(
-            _STATES.get(fields.get("ActiveState", ""), State.STOPPED),
+            _STATES.get(fields.get("ActiveState", ""), ServiceState.STOPPED),
             loaded=True,
             enabled=fields.get("UnitFileState") == "enabled",
             pid=pid or None,
             last_exit=last,
         )
 
-    def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[Step, ...]:
+    def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:
         """Read what changed, enable it, start or restart it."""
         # --no-block: readiness is asked for, so that the log can be shown when it does not come.
-        running = status.state in (State.RUNNING, State.STARTING)
+        running = status.state in (ServiceState.RUNNING, ServiceState.STARTING)
         verb = ("restart",) if changed else () if running else ("start",)
         return (
             *((_step("daemon-reload"),) if changed else ()),
             *((_step("enable", UNIT),) if changed or not status.enabled else ()),
             # A unit that failed too often is not started again before its count is forgotten.
-            *((_step("reset-failed", UNIT),) if status.state is State.FAILED else ()),
+            *((_step("reset-failed", UNIT),) if status.state is ServiceState.FAILED else ()),
             *(_step("--no-block", word, UNIT) for word in verb),
         )
 
-    def to_stop(self, status: ServiceStatus) -> tuple[Step, ...]:
+    def to_stop(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
         """Stop it; it is started again at the next login."""
         return (_step("stop", UNIT),) if status.loaded else ()
 
-    def to_unload(self, status: ServiceStatus) -> tuple[Step, ...]:
+    def to_unload(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
         """Stop it and take it out of the login."""
         return (_step("disable", "--now", UNIT),) if status.loaded else ()
 
     @property
-    def after_removal(self) -> tuple[Step, ...]:
+    def after_removal(self) -> tuple[ServiceStep, ...]:
         """Forget the unit."""
         # reset-failed fails where there is nothing to reset; a unit that failed would be listed on without it.
-        return _step("daemon-reload"), Step((*_SYSTEMCTL, "reset-failed", UNIT), fine=frozenset({0, 1, 5}))
+        return _step("daemon-reload"), ServiceStep(
+            (*_SYSTEMCTL, "reset-failed", UNIT), fine=frozenset({0, 1, 5})
+        )
 
     def logs(self, definition: Definition, *, lines: int, follow: bool) -> tuple[str, ...]:  # noqa: ARG002 - it has a journal
         """The end of the journal."""
@@ -156,8 +158,8 @@ class Systemd:
         return "journalctl", "--user", "--quiet", "--no-pager", f"--unit={UNIT}", f"--lines={lines}", *follow_
 
 
-def _step(*words: str) -> Step:
-    return Step((*_SYSTEMCTL, *words))
+def _step(*words: str) -> ServiceStep:
+    return ServiceStep((*_SYSTEMCTL, *words))
 
 
 def _quoted(word: str, *, argument: bool = False) -> str:

@@ -19,7 +19,7 @@ from autospec.errors import SettingsError
 from autospec.recommendations import LIKELY, Recommendation, Status, StoredRecommendation, Verdict
 from autospec.report.selection import same_machine
 
-__all__ = ["FAILED_LAUNCH", "Known", "Place", "is_likely", "known_of", "marked_stale", "trusted"]
+__all__ = ["FAILED_LAUNCH", "Advice", "AdviceKey", "is_likely", "known_of", "marked_stale", "trusted"]
 
 # The mark in a recommendation's evidence that its drafting did not start, with the build that refused it.
 FAILED_LAUNCH: Final = "failed_launch"
@@ -27,7 +27,7 @@ _TRUST: Final = {Status.IMPORTED: 0, Status.STALE: 1}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AdviceKey:
     """Where a model is served.
 
     Attributes:
@@ -42,7 +42,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Advice:
     """What is known of one model on one backend.
 
     Attributes:
@@ -89,13 +89,13 @@ def trusted(words: Sequence[str]) -> frozenset[Status]:
 
 def known_of(
     model: Model,
-    place: Place,
+    place: AdviceKey,
     stored: Iterable[StoredRecommendation],
     trust: frozenset[Status],
     *,
     likely: bool = False,
     exists: Callable[[str], bool] = lambda path: Path(path).exists(),
-) -> Known:
+) -> Advice:
     """What is known of one model, and what to make of it.
 
     Args:
@@ -126,7 +126,7 @@ def known_of(
         recommendation, note = _acted_upon(acted_upon, place, trust, exact=exact, exists=exists)
         acted.append(recommendation)
         notes += [note] if note else []
-    return Known(tuple(acted), tuple(entry for _, entry in best.values()), tuple(notes))
+    return Advice(tuple(acted), tuple(entry for _, entry in best.values()), tuple(notes))
 
 
 def marked_stale(entry: StoredRecommendation, build: Build, why: str) -> Recommendation:
@@ -165,7 +165,7 @@ def _with_likely(found: Recommendation) -> Recommendation | None:
 
 def _acted_upon(
     entry: StoredRecommendation,
-    place: Place,
+    place: AdviceKey,
     trust: frozenset[Status],
     *,
     exact: bool,
@@ -193,7 +193,7 @@ def _acted_upon(
     return found, ""
 
 
-def _why_stale(entry: StoredRecommendation, place: Place, *, exact: bool) -> str:
+def _why_stale(entry: StoredRecommendation, place: AdviceKey, *, exact: bool) -> str:
     found = entry.recommendation
     if exact or found.status is Status.STALE:
         return found.reason.rstrip(".")
@@ -205,7 +205,7 @@ def _why_stale(entry: StoredRecommendation, place: Place, *, exact: bool) -> str
     return "the model's file is another than the one it was proven with"
 
 
-def _is_cell(entry: StoredRecommendation, model: Model, place: Place) -> bool:
+def _is_cell(entry: StoredRecommendation, model: Model, place: AdviceKey) -> bool:
     """True if the recommendation was made for this very file, build, machine and arguments, the context left aside.
 
     The context is the measuring's own (`TuneRequest.settings`); the rest of the arguments makes another cell.

@@ -12,7 +12,7 @@ from typing import Any, Final
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError
 
-__all__ = ["Setback", "Setbacks"]
+__all__ = ["Backoff", "Setback"]
 
 # A crash is mostly a fault of one moment: the first restart is immediate, the next ones wait 1, 2, 4 … seconds.
 _BACKOFF_S: Final = 1.0
@@ -42,7 +42,7 @@ class Setback:
     given_up: bool = False
 
 
-class Setbacks:
+class Backoff:
     """All setbacks, by model and drafting."""
 
     def __init__(self) -> None:

@@ -10,10 +10,10 @@ from autospec.cells import Hardware
 from autospec.errors import SettingsError
 from autospec.recommendations import Recommendation, Status, StoredRecommendation
 from autospec.serving.advice import trusted
-from autospec.serving.model_registry import Offers
+from autospec.serving.model_registry import ModelRegistry
 from autospec.settings import Settings, parse_duration
 
-__all__ = ["Sources", "Terms"]
+__all__ = ["ProxyConfig", "ProxyDependencies"]
 
 _GIB: Final = 1024**3
 # The rest is the system's, the user's other programs' and what a server allocates beyond the estimate.
@@ -23,7 +23,7 @@ _UNKNOWN_MEMORY_BYTES: Final = 8 * _GIB
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ProxyConfig:
     """The limits within which servers are run.
 
     Attributes:
@@ -49,7 +49,7 @@ class Terms:
     maps_weights: bool = True
 
     @classmethod
-    def of(cls, settings: Settings, hardware: Hardware) -> Terms:
+    def of(cls, settings: Settings, hardware: Hardware) -> ProxyConfig:
         """The terms in the settings.
 
         Raises:
@@ -74,7 +74,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class ProxyDependencies:
     """Where knowledge comes from; each blocks and is called in a thread.
 
     Attributes:
@@ -88,7 +88,7 @@ class Sources:
     """
 
     hardware: Hardware
-    offers: Callable[[], Offers]
+    offers: Callable[[], ModelRegistry]
     newest: Callable[[], int]
     recommendations: Callable[[], Sequence[StoredRecommendation]]
     save: Callable[[Recommendation, Hardware, str], None]

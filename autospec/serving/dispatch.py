@@ -10,11 +10,11 @@ from typing import Any, Protocol, Self
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
 
-__all__ = ["Dispatch", "Lease", "Offered", "Wanted"]
+__all__ = ["Dispatch", "Lease", "Offered", "RouteRequest"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RouteRequest:
     """What one request needs.
 
     Attributes:
@@ -103,7 +103,7 @@ class Lease(Protocol):
 class Dispatch(Protocol):
     """What the data path knows of the supervisor."""
 
-    async def lease(self, wanted: Wanted) -> Lease:
+    async def lease(self, wanted: RouteRequest) -> Lease:
         """The best running server for a request, started first where none runs.
 
         Raises:

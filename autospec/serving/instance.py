@@ -1,6 +1,6 @@
 """One launch and its life: starting, ready, draining, stopping, and then stopped or failed.
 
-The `Launch` is the only owner of its server. Everybody else asks it, with one of the typed requests, and looks at `state`;
+The `ServerInstance` is the only owner of its server. Everybody else asks it, with one of the typed requests, and looks at `state`;
 nobody else starts or stops a process (the idea is llama-swap's ``internal/process``). It runs on the event loop and does
 what blocks in threads, so that a request is handled whole before the next one.
 """
@@ -18,10 +18,10 @@ from typing import Final
 from autospec.backends.protocol import Server, Watched
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError, ServerDiedError
-from autospec.serving.plan_inputs import Footprint
+from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.threads import in_thread
 
-__all__ = ["Drain", "Launch", "Look", "Start", "State", "Stop"]
+__all__ = ["Drain", "InstanceState", "InstanceView", "ServerInstance", "Start", "Stop"]
 
 # A connection breaks a moment before the process can be seen to have ended: its guard reports within 0.1 s, on a machine
 # under full load within a second.
@@ -29,7 +29,7 @@ _SETTLE_S: Final = 1.0
 _SETTLE_POLL_S: Final = 0.05
 
 
-class State(StrEnum):
+class InstanceState(StrEnum):
     """Where in its life a launch is."""
 
     STARTING = "starting"
@@ -42,21 +42,21 @@ class State(StrEnum):
     @property
     def live(self) -> bool:
         """True if requests can be served now or soon."""
-        return self in (State.STARTING, State.READY)
+        return self in (InstanceState.STARTING, InstanceState.READY)
 
     @property
     def over(self) -> bool:
         """True if its process has ended."""
-        return self in (State.STOPPED, State.FAILED)
+        return self in (InstanceState.STOPPED, InstanceState.FAILED)
 
 
-_NEXT: Final[dict[State, frozenset[State]]] = {
-    State.STARTING: frozenset({State.READY, State.STOPPING, State.FAILED}),
-    State.READY: frozenset({State.DRAINING, State.STOPPING, State.FAILED}),
-    State.DRAINING: frozenset({State.STOPPING, State.FAILED}),
-    State.STOPPING: frozenset({State.STOPPED}),
-    State.STOPPED: frozenset(),
-    State.FAILED: frozenset(),
+_NEXT: Final[dict[InstanceState, frozenset[InstanceState]]] = {
+    InstanceState.STARTING: frozenset({InstanceState.READY, InstanceState.STOPPING, InstanceState.FAILED}),
+    InstanceState.READY: frozenset({InstanceState.DRAINING, InstanceState.STOPPING, InstanceState.FAILED}),
+    InstanceState.DRAINING: frozenset({InstanceState.STOPPING, InstanceState.FAILED}),
+    InstanceState.STOPPING: frozenset({InstanceState.STOPPED}),
+    InstanceState.STOPPED: frozenset(),
+    InstanceState.FAILED: frozenset(),
 }
 
 
@@ -76,7 +76,7 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class InstanceView:
     """See whether the process lives.
 
     Attributes:
@@ -86,7 +86,7 @@ class Look:
     suspected: bool = False
 
 
-class Launch:
+class ServerInstance:
     """One launch.
 
     Args:
@@ -100,7 +100,7 @@ class Launch:
 
     Attributes:
         number: Counts the launches of this process.
-        state: See `State`.
+        state: See `InstanceState`.
         server: Once it is ready.
         error: Why it failed.
         crashed: True if it failed after it had been ready.
@@ -116,7 +116,7 @@ class Launch:
         self,
         model: str,
         drafting: Drafting,
-        footprint: Footprint,
+        footprint: MemoryEstimate,
         start: Callable[[], Server],
         *,
         changed: Callable[[], None],
@@ -129,7 +129,7 @@ class Launch:
         self.model = model
         self.drafting = drafting
         self.footprint = footprint
-        self.state = State.STARTING
+        self.state = InstanceState.STARTING
         self.server: Server | None = None
         self.error: LaunchError | ServerDiedError | None = None
         self.crashed = False
@@ -147,24 +147,24 @@ class Launch:
     @property
     def lendable(self) -> bool:
         """True if a request may have it."""
-        return self.state is State.READY and self._suspected_until is None
+        return self.state is InstanceState.READY and self._suspected_until is None
 
-    def send(self, request: Start | Drain | Stop | Look) -> None:
+    def send(self, request: Start | Drain | Stop | InstanceView) -> None:
         """Ask the owner for something; asking again for what is under way changes nothing."""
         match request, self.state:
-            case Start(), State.STARTING:
+            case Start(), InstanceState.STARTING:
                 if self._first is None:
                     self._begin()
                 elif self._preparing is None:
                     self._preparing = asyncio.get_running_loop().create_task(self._prepare(self._first))
-            case Drain(), State.READY:
-                self._enter(State.DRAINING)
+            case Drain(), InstanceState.READY:
+                self._enter(InstanceState.DRAINING)
                 self._stop_unused()
-            case (Drain(), State.STARTING) | (Stop(), State.STARTING):
-                self._enter(State.STOPPING)  # it ends as soon as it has started
-            case Stop(), State.READY | State.DRAINING:
+            case (Drain(), InstanceState.STARTING) | (Stop(), InstanceState.STARTING):
+                self._enter(InstanceState.STOPPING)  # it ends as soon as it has started
+            case Stop(), InstanceState.READY | InstanceState.DRAINING:
                 self._end()
-            case Look(suspected), State.READY | State.DRAINING:
+            case InstanceView(suspected), InstanceState.READY | InstanceState.DRAINING:
                 self._look(suspected=suspected)
 
     async def wait_over(self) -> None:
@@ -187,8 +187,8 @@ class Launch:
     async def _prepare(self, first: Callable[[], Awaitable[object]]) -> None:
         with suppress(Exception):  # a courtesy: it keeps no launch from starting
             await first()
-        if self.state is State.STOPPING:
-            self._enter(State.STOPPED)
+        if self.state is InstanceState.STOPPING:
+            self._enter(InstanceState.STOPPED)
         else:
             self._begin()
 
@@ -199,17 +199,17 @@ class Launch:
         error = start.exception()
         if error is not None:
             self.error = _as_launch_error(error)
-            if self.state is State.STOPPING:
-                self._enter(State.STOPPED)
+            if self.state is InstanceState.STOPPING:
+                self._enter(InstanceState.STOPPED)
             else:
-                self._enter(State.FAILED)
+                self._enter(InstanceState.FAILED)
             return
         self.server = start.result()
-        if self.state is State.STOPPING:
+        if self.state is InstanceState.STOPPING:
             self._stop_server()
             return
         self.used_at_s = self.ready_at_s = self._clock()
-        self._enter(State.READY)
+        self._enter(InstanceState.READY)
 
     def _look(self, *, suspected: bool) -> None:
         now = self._clock()
@@ -219,24 +219,24 @@ class Launch:
         if how is not None:
             self.error = ServerDiedError(f"The server {how} while it was in use.", "It is started again.")
             self.crashed = True
-            self._enter(State.FAILED)
+            self._enter(InstanceState.FAILED)
             assert self.server is not None
             in_thread(self.server.stop).add_done_callback(_ignore)  # takes its record away
         elif self._suspected_until is not None:
             if now < self._suspected_until:
                 if self._next_look is None or self._next_look.when() <= asyncio.get_running_loop().time():
                     loop = asyncio.get_running_loop()
-                    self._next_look = loop.call_later(_SETTLE_POLL_S, self.send, Look())
+                    self._next_look = loop.call_later(_SETTLE_POLL_S, self.send, InstanceView())
             else:
                 self._suspected_until = None  # it lives: the connection broke for another reason
                 self._changed()
 
     def _stop_unused(self) -> None:
-        if self.state is State.DRAINING and self.leases == 0:
+        if self.state is InstanceState.DRAINING and self.leases == 0:
             self._end()
 
     def _end(self) -> None:
-        self._enter(State.STOPPING)
+        self._enter(InstanceState.STOPPING)
         self._stop_server()
 
     def _stop_server(self) -> None:
@@ -245,9 +245,9 @@ class Launch:
 
     def _stopped(self, stop: asyncio.Future[None]) -> None:
         _ignore(stop)  # a stop that fails has still closed the guard's pipe, which ends the server
-        self._enter(State.STOPPED)
+        self._enter(InstanceState.STOPPED)
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: InstanceState) -> None:
         assert state in _NEXT[self.state], f"{self.state} → {state}"
         self.state = state
         if state.over:

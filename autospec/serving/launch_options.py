@@ -10,14 +10,14 @@ from typing import Final
 
 from autospec.catalog.model import Model, context_of
 from autospec.drafting import OFF, Drafting
-from autospec.serving.advice import Known
-from autospec.serving.backoff import Setbacks
-from autospec.serving.config import Terms
-from autospec.serving.model_registry import Engine, Offers
-from autospec.serving.plan_inputs import Footprint, Launchable
-from autospec.serving.server_pool import Fleet
+from autospec.serving.advice import Advice
+from autospec.serving.backoff import Backoff
+from autospec.serving.config import ProxyConfig
+from autospec.serving.model_registry import Engine, ModelRegistry
+from autospec.serving.plan_inputs import Launchable, MemoryEstimate
+from autospec.serving.server_pool import ServerPool
 
-__all__ = ["Prospects", "footprint", "launch_seconds"]
+__all__ = ["LaunchOptions", "footprint", "launch_seconds"]
 
 
 # Compute buffers, the program and its libraries: 100 to 400 MB of a llama-server with default batch sizes.
@@ -29,7 +29,7 @@ _BYTES_PER_S: Final = 1e9
 
 def footprint(
     model: Model, draft: Model | None, tokens: int, *, maps_weights: bool, limit_bytes: int
-) -> Footprint:
+) -> MemoryEstimate:
     """The memory of one launch.
 
     Args:
@@ -45,9 +45,13 @@ def footprint(
     own = _BUFFERS_BYTES + sum(m.kv_bytes(min(tokens, m.context_length or tokens)) for m in models)
     weights = {str(m.path): m.size_bytes for m in models}
     if not maps_weights:
-        return Footprint(min(own + sum(weights.values()), limit_bytes))
+        return MemoryEstimate(min(own + sum(weights.values()), limit_bytes))
     room = limit_bytes - sum(weights.values())
-    return Footprint(min(own, room), weights) if room > 0 else Footprint(0, {str(model.path): limit_bytes})
+    return (
+        MemoryEstimate(min(own, room), weights)
+        if room > 0
+        else MemoryEstimate(0, {str(model.path): limit_bytes})
+    )
 
 
 def launch_seconds(model: Model, draft: Model | None) -> float:
@@ -61,10 +65,10 @@ def draft_of(drafting: Drafting, models: Sequence[Model]) -> Model | None:
     return next((m for m in models if str(m.path) == drafting.draft), None) if drafting.draft else None
 
 
-_NOTHING = Known()
+_NOTHING = Advice()
 
 
-class Prospects:
+class LaunchOptions:
     """The launches that are possible.
 
     Args:
@@ -78,14 +82,16 @@ class Prospects:
         known: By model name; replaced when there are new recommendations.
     """
 
-    def __init__(self, terms: Terms, offers: Offers, fleet: Fleet, setbacks: Setbacks) -> None:
+    def __init__(
+        self, terms: ProxyConfig, offers: ModelRegistry, fleet: ServerPool, setbacks: Backoff
+    ) -> None:
         self.offers = offers
-        self.known: Mapping[str, Known] = {}
+        self.known: Mapping[str, Advice] = {}
         self._terms = terms
         self._fleet = fleet
         self._setbacks = setbacks
 
-    def of(self, name: str) -> Known:
+    def of(self, name: str) -> Advice:
         """What is known of a model."""
         return self.known.get(name, _NOTHING)
 

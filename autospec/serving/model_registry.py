@@ -15,7 +15,7 @@ from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UnknownModelError
 from autospec.settings import Settings
 
-__all__ = ["Engine", "Offers", "engines_of", "read_offers"]
+__all__ = ["Engine", "ModelRegistry", "engines_of", "read_offers"]
 
 # Names that clients used and what they meant; more than this is somebody trying names.
 _MOST_REMEMBERED: Final = 1024
@@ -48,7 +48,7 @@ class Engine:
         return {}
 
 
-class Offers:
+class ModelRegistry:
     """The catalogue as clients see it.
 
     Every whole language model is offered under its own name, small ones that also serve as drafts among them; draft heads
@@ -151,6 +151,6 @@ def engines_of(
 
 def read_offers(
     settings: Settings, engines: Mapping[Format, Engine], refused: Mapping[Format, str]
-) -> Offers:
+) -> ModelRegistry:
     """Scan the disk; blocks."""
-    return Offers(scan(settings).models, engines, refused)
+    return ModelRegistry(scan(settings).models, engines, refused)

@@ -31,7 +31,15 @@ from typing import Any, Final
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
 from autospec.recommendations import SCHEMA_VERSION
-from autospec.serving.plan_inputs import Footprint, Forecast, Launchable, Needs, Room, Route, best_route
+from autospec.serving.plan_inputs import (
+    Capacity,
+    Launchable,
+    MemoryEstimate,
+    ModelDemand,
+    Route,
+    TrafficForecast,
+    best_route,
+)
 
 __all__ = ["ModelPlan", "Plan", "Route", "explain", "explain_none", "make_plan"]
 
@@ -43,7 +51,9 @@ _WORTH_SAYING = 0.01
 _MOST_NAMED = 3
 
 
-def explain(forecast: Forecast, room: Room, chosen: Sequence[Launchable], ideal: Sequence[Launchable]) -> str:
+def explain(
+    forecast: TrafficForecast, room: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
+) -> str:
     """Why these launches.
 
     Args:
@@ -70,7 +80,7 @@ def explain(forecast: Forecast, room: Room, chosen: Sequence[Launchable], ideal:
     return f"{kept}: {worth}{_not_taken(forecast, room, chosen, ideal)}."
 
 
-def explain_none(smallest_bytes: int | None, room: Room, *, wanted: bool) -> str:
+def explain_none(smallest_bytes: int | None, room: Capacity, *, wanted: bool) -> str:
     """Why no launch at all.
 
     Args:
@@ -88,7 +98,7 @@ def explain_none(smallest_bytes: int | None, room: Room, *, wanted: bool) -> str
     return f"The memory ({_gigabytes(limit)}) goes to models that are used more; it would take {_gigabytes(smallest_bytes)}."
 
 
-def _launch(forecast: Forecast, launch: Drafting, chosen: Sequence[Launchable]) -> str:
+def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[Launchable]) -> str:
     """One launch with the prompt types that go there, the most used first."""
     here = defaultdict[str, list[tuple[float, str]]](list)
     for kind, share in forecast.shares.items():
@@ -112,7 +122,7 @@ def _kinds(kinds: list[tuple[float, str]]) -> str:
 
 
 def _not_taken(
-    forecast: Forecast, room: Room, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
+    forecast: TrafficForecast, room: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
 ) -> str:
     """What would save more, and why it is not done; empty where nothing would."""
     more = forecast.saved_s(ideal) - forecast.saved_s(chosen)
@@ -120,7 +130,7 @@ def _not_taken(
         return ""
     new = [entry for entry in ideal if entry not in chosen and entry.drafting not in forecast.needs.running]
     names = " and ".join(entry.drafting.label for entry in ideal)
-    needed = Footprint.total_bytes(entry.footprint for entry in ideal)
+    needed = MemoryEstimate.total_bytes(entry.footprint for entry in ideal)
     if room.memory_bytes is None and len(ideal) > len(chosen):
         why = "the memory for a further launch is not known"
     elif room.memory_bytes is not None and needed > room.memory_bytes:
@@ -219,7 +229,7 @@ class Plan:
     models: tuple[ModelPlan, ...]
     memory_bytes: int
     overlap_bytes: int
-    room: Room
+    room: Capacity
 
     def of(self, model: str) -> ModelPlan | None:
         """One model's part."""
@@ -244,7 +254,7 @@ class Plan:
         return limit is None or self.overlap_bytes <= limit
 
 
-def make_plan(models: Sequence[Needs], room: Room) -> Plan:
+def make_plan(models: Sequence[ModelDemand], room: Capacity) -> Plan:
     """Decide which launches to keep.
 
     Args:
@@ -252,7 +262,7 @@ def make_plan(models: Sequence[Needs], room: Room) -> Plan:
         room: Memory, horizon and the most launches of a model.
     """
     models = [_one_per_draft(needs) for needs in models]
-    ranked = sorted((Forecast.of(needs, room.horizon_s) for needs in models), key=_priority)
+    ranked = sorted((TrafficForecast.of(needs, room.horizon_s) for needs in models), key=_priority)
     reserved = _smallest(ranked, room)
     kept: list[Launchable] = []
     parts = []
@@ -270,13 +280,13 @@ def make_plan(models: Sequence[Needs], room: Room) -> Plan:
     return Plan(tuple(parts), _bytes(kept), _bytes([*kept, *running]), room)
 
 
-def _priority(forecast: Forecast) -> tuple[float, bool, float, str]:
+def _priority(forecast: TrafficForecast) -> tuple[float, bool, float, str]:
     needs = forecast.needs
     waited = needs.waiting_s if needs.waiting_s >= PATIENCE_S else 0.0
     return (-waited, not needs.in_use, -forecast.busy_s, needs.model)
 
 
-def _smallest(ranked: Sequence[Forecast], room: Room) -> dict[str, Launchable]:
+def _smallest(ranked: Sequence[TrafficForecast], room: Capacity) -> dict[str, Launchable]:
     """The smallest launch of each model that may stay: those that run or are asked for, as far as memory reaches."""
     reserved: dict[str, Launchable] = {}
     for forecast in ranked:
@@ -288,7 +298,9 @@ def _smallest(ranked: Sequence[Forecast], room: Room) -> dict[str, Launchable]:
     return reserved
 
 
-def _choose(forecast: Forecast, room: Room, others: Sequence[Launchable]) -> tuple[Launchable, ...]:
+def _choose(
+    forecast: TrafficForecast, room: Capacity, others: Sequence[Launchable]
+) -> tuple[Launchable, ...]:
     """The launches of one model, at least one: the smallest is known to fit."""
     # Without a known limit, memory is not for a second launch.
     most = 1 if room.memory_bytes is None else room.twins
@@ -306,7 +318,7 @@ def _choose(forecast: Forecast, room: Room, others: Sequence[Launchable]) -> tup
 
 
 def _best(
-    forecast: Forecast, sets: Sequence[tuple[Launchable, ...]], running: AbstractSet[Drafting]
+    forecast: TrafficForecast, sets: Sequence[tuple[Launchable, ...]], running: AbstractSet[Drafting]
 ) -> tuple[Launchable, ...]:
     """The set of the highest value; among equals fewer launches, then off, then less memory, then the first."""
     return max(
@@ -320,21 +332,21 @@ def _best(
     )
 
 
-def _value(forecast: Forecast, chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> float:
+def _value(forecast: TrafficForecast, chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> float:
     """The value of the module's formula, in seconds."""
     starting_s = sum(entry.launch_s for entry in chosen if entry.drafting not in running)
     rent_s = RENT * forecast.busy_s * (len(chosen) - 1)
     return forecast.saved_s(chosen) - PAYBACK * starting_s - rent_s
 
 
-def _sets(needs: Needs, most: int) -> Iterator[tuple[Launchable, ...]]:
+def _sets(needs: ModelDemand, most: int) -> Iterator[tuple[Launchable, ...]]:
     """Every set of launches that may be kept, in a fixed order."""
     entries = sorted(needs.launchable, key=lambda entry: entry.drafting.key)
     for size in range(1, 1 + (1 if needs.per_request else most)):
         yield from combinations(entries, size)
 
 
-def _one_per_draft(needs: Needs) -> Needs:
+def _one_per_draft(needs: ModelDemand) -> ModelDemand:
     """Where drafting goes with the request, one launch for each draft model, named like the one that runs."""
     if not needs.per_request:
         return needs
@@ -346,7 +358,7 @@ def _one_per_draft(needs: Needs) -> Needs:
     return replace(needs, launchable=tuple(by_draft.values()))
 
 
-def _part(forecast: Forecast, room: Room, chosen: tuple[Launchable, ...]) -> ModelPlan:
+def _part(forecast: TrafficForecast, room: Capacity, chosen: tuple[Launchable, ...]) -> ModelPlan:
     needs = forecast.needs
     if chosen:
         ideal = max(_sets(needs, room.twins), key=lambda some: (forecast.saved_s(some), -len(some)))
@@ -369,16 +381,16 @@ def _part(forecast: Forecast, room: Room, chosen: tuple[Launchable, ...]) -> Mod
     )
 
 
-def _wanted(needs: Needs) -> bool:
+def _wanted(needs: ModelDemand) -> bool:
     return needs.in_use or bool(needs.running)
 
 
-def _least(needs: Needs) -> Launchable | None:
+def _least(needs: ModelDemand) -> Launchable | None:
     """The smallest launch."""
     return min(needs.launchable, key=lambda entry: (_bytes([entry]), entry.drafting.key), default=None)
 
 
-def _running(needs: Needs) -> list[Launchable]:
+def _running(needs: ModelDemand) -> list[Launchable]:
     return [entry for entry in needs.launchable if entry.drafting in needs.running]
 
 
@@ -387,8 +399,8 @@ def _runs(chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> bool:
 
 
 def _bytes(entries: Sequence[Launchable]) -> int:
-    return Footprint.total_bytes(entry.footprint for entry in entries)
+    return MemoryEstimate.total_bytes(entry.footprint for entry in entries)
 
 
-def _fits(entries: Sequence[Launchable], room: Room) -> bool:
+def _fits(entries: Sequence[Launchable], room: Capacity) -> bool:
     return room.memory_bytes is None or _bytes(entries) <= room.memory_bytes

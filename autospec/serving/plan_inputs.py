@@ -23,12 +23,12 @@ from autospec.recommendations import LIKELY, Recommendation
 __all__ = [
     "UNMEASURED_RATIO",
     "Advice",
-    "Footprint",
-    "Forecast",
+    "Capacity",
     "Launchable",
-    "Needs",
-    "Room",
+    "MemoryEstimate",
+    "ModelDemand",
     "Route",
+    "TrafficForecast",
     "advice_from",
     "best_route",
 ]
@@ -84,7 +84,7 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
+class MemoryEstimate:
     """The memory that one launch takes.
 
     Attributes:
@@ -97,7 +97,7 @@ class Footprint:
     shared_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @staticmethod
-    def total_bytes(footprints: Iterable[Footprint]) -> int:
+    def total_bytes(footprints: Iterable[MemoryEstimate]) -> int:
         """Memory of several launches together."""
         files: dict[str, int] = {}
         own = 0
@@ -118,12 +118,12 @@ class Launchable:
     """
 
     drafting: Drafting
-    footprint: Footprint
+    footprint: MemoryEstimate
     launch_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class ModelDemand:
     """One main model: what is asked of it, what is advised, what can be launched.
 
     Attributes:
@@ -148,7 +148,7 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Capacity:
     """What all models share.
 
     Attributes:
@@ -214,7 +214,7 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class TrafficForecast:
     """What is expected of one model within the horizon.
 
     Attributes:
@@ -224,13 +224,13 @@ class Forecast:
         ratios: By launch, the speed over off that it offers to each type, in the order of `shares`.
     """
 
-    needs: Needs
+    needs: ModelDemand
     busy_s: float
     shares: dict[PromptType, float]
     ratios: dict[Drafting, tuple[float, ...]]
 
     @classmethod
-    def of(cls, needs: Needs, horizon_s: float) -> Forecast:
+    def of(cls, needs: ModelDemand, horizon_s: float) -> TrafficForecast:
         """Expect the traffic of late to go on for the horizon."""
         speeds = [a.baseline_tps for a in needs.advice.values() if a.baseline_tps is not None]
         usual_tps = sum(speeds) / len(speeds) if speeds else _ANY_TPS
@@ -261,7 +261,7 @@ class Forecast:
         return self.busy_s * self.saved_share(launches)
 
 
-def best_route(needs: Needs, prompt_type: PromptType, launches: Sequence[Launchable]) -> Route:
+def best_route(needs: ModelDemand, prompt_type: PromptType, launches: Sequence[Launchable]) -> Route:
     """The best that some launches, at least one, offer to a prompt type; among equals off, then the first."""
     advice = needs.advice.get(prompt_type, _UNTUNED)
     offers = [
@@ -272,7 +272,7 @@ def best_route(needs: Needs, prompt_type: PromptType, launches: Sequence[Launcha
     return max(offers, key=lambda offer: (offer.ratio, offer.drafting.is_off))
 
 
-def _in_force(needs: Needs, advice: Advice, launch: Launchable) -> list[Drafting]:
+def _in_force(needs: ModelDemand, advice: Advice, launch: Launchable) -> list[Drafting]:
     if not needs.per_request:
         return [launch.drafting]
     measured = [advice.drafting, *advice.known]

@@ -1,6 +1,6 @@
 """The conductor: brings the launches to what the plan wants, and gives them to the requests that wait.
 
-`Conductor.settle` is the whole of it. It looks at everything as it is now and does what can be done now; it is called after
+`Reconciler.settle` is the whole of it. It looks at everything as it is now and does what can be done now; it is called after
 every change and once a second, and remembers nothing that the launches, the queue and the demand do not say. All of it
 happens on the event loop, between two awaits, so that nothing changes under its eyes.
 """
@@ -17,19 +17,19 @@ from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
-from autospec.serving.advice import Known
-from autospec.serving.backoff import Setbacks
-from autospec.serving.config import Terms
-from autospec.serving.instance import Launch, State
-from autospec.serving.launch_options import Prospects
-from autospec.serving.model_registry import Offers
+from autospec.serving.advice import Advice
+from autospec.serving.backoff import Backoff
+from autospec.serving.config import ProxyConfig
+from autospec.serving.instance import InstanceState, ServerInstance
+from autospec.serving.launch_options import LaunchOptions
+from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan import Plan, make_plan
-from autospec.serving.plan_inputs import Footprint, Launchable, Needs, Room, advice_from
-from autospec.serving.request_queue import Ticket, Waiting
-from autospec.serving.server_pool import Fleet, LaunchLease, next_moves
+from autospec.serving.plan_inputs import Capacity, Launchable, MemoryEstimate, ModelDemand, advice_from
+from autospec.serving.request_queue import RequestQueue, Ticket
+from autospec.serving.server_pool import LaunchLease, ServerPool, next_moves
 from autospec.serving.traffic import Demand
 
-__all__ = ["Conductor"]
+__all__ = ["Reconciler"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _REPLAN_S: Final = 30.0
 _BROKEN_S: Final = 1.0
 
 
-class Conductor:
+class Reconciler:
     """Launches, queue and plan of all models.
 
     Args:
@@ -59,21 +59,21 @@ class Conductor:
 
     def __init__(
         self,
-        terms: Terms,
-        offers: Offers,
+        terms: ProxyConfig,
+        offers: ModelRegistry,
         gave_up: Callable[[str, Drafting, str], None],
         *,
-        planner: Callable[[Sequence[Needs], Room], Plan],
+        planner: Callable[[Sequence[ModelDemand], Capacity], Plan],
         clock: Callable[[], float],
         machine_is_free: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self.terms = terms
         self.demand = Demand()
-        self.waiting = Waiting(terms.queue_limit, terms.deadline_s)
-        self.fleet = Fleet(terms.args, self._changed, clock, machine_is_free)
-        self.setbacks = Setbacks()
-        self.prospects = Prospects(terms, offers, self.fleet, self.setbacks)
-        self.room = Room(memory_bytes=terms.memory_bytes)
+        self.waiting = RequestQueue(terms.queue_limit, terms.deadline_s)
+        self.fleet = ServerPool(terms.args, self._changed, clock, machine_is_free)
+        self.setbacks = Backoff()
+        self.prospects = LaunchOptions(terms, offers, self.fleet, self.setbacks)
+        self.room = Capacity(memory_bytes=terms.memory_bytes)
         self.plan = make_plan((), self.room)
         self.planned_at_s = clock()
         self._gave_up = gave_up
@@ -91,8 +91,8 @@ class Conductor:
 
         Args:
             model: Which.
-            kind: As in `Wanted`: asked for before the request is sent only where something depends on it.
-            drafting_off: As in `Wanted`.
+            kind: As in `RouteRequest`: asked for before the request is sent only where something depends on it.
+            drafting_off: As in `RouteRequest`.
 
         Raises:
             OverloadedError: The queue is full, or the deadline passed.
@@ -121,7 +121,7 @@ class Conductor:
                 ticket.lease.result().give_back()  # it came in the same moment as the client went
             raise
 
-    def learn(self, known: Mapping[str, Known]) -> None:
+    def learn(self, known: Mapping[str, Advice]) -> None:
         """Take new recommendations, by model name; a model of which something new is known gets all chances again."""
         for model, now_known in known.items():
             if self.prospects.of(model) != now_known:
@@ -129,7 +129,7 @@ class Conductor:
         self.prospects.known = known
         self._changed()
 
-    def offer(self, offers: Offers) -> None:
+    def offer(self, offers: ModelRegistry) -> None:
         """Take what a new scan of the disk has found; what is gone is unloaded."""
         self.prospects.offers = offers
         for name in self.demand.awake:
@@ -174,14 +174,14 @@ class Conductor:
                 self.fleet.start(model, engine, entry)
         self.waiting.serve(self._lend)
 
-    def _needs(self, now_s: float) -> list[Needs]:
+    def _needs(self, now_s: float) -> list[ModelDemand]:
         needs = []
         for name in self.demand.awake:
             model, engine = self.prospects.served(name)
             tickets = self.waiting.of(name)
             leases = sum(launch.leases for launch in self.fleet.of(name))
             needs.append(
-                Needs(
+                ModelDemand(
                     model=name,
                     launchable=self.prospects.launchable(model, now_s),
                     advice=advice_from(self.prospects.of(name).recommendations),
@@ -204,7 +204,7 @@ class Conductor:
             if self.demand.wants_off(name, now_s) and all(not entry.drafting.is_off for entry in planned):
                 off = self.prospects.entry(name, OFF)
                 everything = [entry.footprint for entries in kept.values() for entry in entries]
-                fits = Footprint.total_bytes([*everything, off.footprint]) <= self.terms.memory_bytes
+                fits = MemoryEstimate.total_bytes([*everything, off.footprint]) <= self.terms.memory_bytes
                 # Off serves everybody, a drafting does not serve who wants none.
                 kept[name] = (*planned, off) if fits else (off,)
         return kept
@@ -253,7 +253,7 @@ class Conductor:
     def _collect(self, now_s: float) -> None:
         """Draw the consequences of what failed."""
         for launch in self.fleet:
-            if launch.state is State.READY:
+            if launch.state is InstanceState.READY:
                 self._restarting.discard(launch.model)
                 self._broken.pop(launch.model, None)
                 assert launch.ready_at_s is not None
@@ -273,7 +273,7 @@ class Conductor:
             if setback.given_up:
                 self._gave_up(launch.model, launch.drafting, setback.sentence)
 
-    def _give_up_model(self, launch: Launch, error: LaunchError, until_s: float) -> None:
+    def _give_up_model(self, launch: ServerInstance, error: LaunchError, until_s: float) -> None:
         """It does not start even without drafting: whoever waits is told, and for a moment whoever comes."""
         self._restarting.discard(launch.model)
         self._broken[launch.model] = (error, until_s)

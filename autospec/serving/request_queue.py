@@ -10,7 +10,7 @@ from autospec.cells import PromptType
 from autospec.errors import AutospecError, OverloadedError
 from autospec.serving.server_pool import LaunchLease
 
-__all__ = ["Ticket", "Waiting"]
+__all__ = ["RequestQueue", "Ticket"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,8 +19,8 @@ class Ticket:
 
     Attributes:
         model: Catalogue name.
-        kind: As in `Wanted`.
-        drafting_off: As in `Wanted`.
+        kind: As in `RouteRequest`.
+        drafting_off: As in `RouteRequest`.
         since_s: When it came.
         lease: What it waits for.
     """
@@ -34,7 +34,7 @@ class Ticket:
     )
 
 
-class Waiting:
+class RequestQueue:
     """The queue.
 
     Args:

@@ -24,11 +24,11 @@ from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
-from autospec.serving.instance import Drain, Launch, Look, Start, State, Stop
+from autospec.serving.instance import Drain, InstanceState, InstanceView, ServerInstance, Start, Stop
 from autospec.serving.model_registry import Engine
-from autospec.serving.plan_inputs import Footprint, Launchable
+from autospec.serving.plan_inputs import Launchable, MemoryEstimate
 
-__all__ = ["Fleet", "Held", "LaunchLease", "Moves", "next_moves", "serve"]
+__all__ = ["Held", "LaunchLease", "Moves", "ServerPool", "next_moves", "serve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class Held:
     number: int
     model: str
     drafting: Drafting
-    state: State
+    state: InstanceState
     leases: int
     used_at_s: float
-    footprint: Footprint
+    footprint: MemoryEstimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def next_moves(held: Sequence[Held], kept: Mapping[str, Sequence[Launchable]], l
     for model, wanted in kept.items():
         missing = [entry for entry in wanted if not _runs(model, entry.drafting, held)]
         for entry in missing:
-            if holding and Footprint.total_bytes([*holding, entry.footprint]) > limit_bytes:
+            if holding and MemoryEstimate.total_bytes([*holding, entry.footprint]) > limit_bytes:
                 drain += _make_room(held, unwanted, entry, limit_bytes)
                 # Whoever comes later must not take the room that is being made.
                 return Moves(tuple(start), tuple(dict.fromkeys(drain)))
@@ -101,7 +101,7 @@ def _make_room(
     staying = [h for h in held if h.state.live]
     chosen = []
     for victim in sorted(unwanted, key=_usefulness):
-        if Footprint.total_bytes([*_footprints(staying), entry.footprint]) <= limit_bytes:
+        if MemoryEstimate.total_bytes([*_footprints(staying), entry.footprint]) <= limit_bytes:
             break
         staying.remove(victim)
         chosen.append(victim.number)
@@ -118,12 +118,14 @@ def _is_kept(held: Held, kept: Mapping[str, Sequence[Launchable]]) -> bool:
 
 def _runs(model: str, drafting: Drafting, held: Iterable[Held], *, ready: bool = False) -> bool:
     return any(
-        h.model == model and h.drafting == drafting and (h.state is State.READY if ready else h.state.live)
+        h.model == model
+        and h.drafting == drafting
+        and (h.state is InstanceState.READY if ready else h.state.live)
         for h in held
     )
 
 
-def _footprints(held: Iterable[Held]) -> list[Footprint]:
+def _footprints(held: Iterable[Held]) -> list[MemoryEstimate]:
     return [h.footprint for h in held]
 
 
@@ -168,7 +170,7 @@ def _text_is_right(engine: Engine, server: Server) -> bool:
     return server.drafting.is_off and "draft_model" in engine.request_fields(OFF)
 
 
-class Fleet:
+class ServerPool:
     """The launches.
 
     Args:
@@ -189,13 +191,13 @@ class Fleet:
         self._args = args
         self._changed = changed
         self._clock = clock
-        self._launches: list[Launch] = []
+        self._launches: list[ServerInstance] = []
         self._took_s: dict[tuple[str, Drafting], float] = {}
 
-    def __iter__(self) -> Iterator[Launch]:
+    def __iter__(self) -> Iterator[ServerInstance]:
         return iter(tuple(self._launches))
 
-    def of(self, model: str) -> list[Launch]:
+    def of(self, model: str) -> list[ServerInstance]:
         """One model's launches, the oldest first."""
         return [launch for launch in self._launches if launch.model == model]
 
@@ -203,7 +205,7 @@ class Fleet:
         """Draftings of one model's launches that are ready or starting, each once."""
         return tuple(dict.fromkeys(launch.drafting for launch in self.of(model) if launch.state.live))
 
-    def lendable(self, model: str) -> list[Launch]:
+    def lendable(self, model: str) -> list[ServerInstance]:
         """One model's launches that a request may have now, the least busy first."""
         return sorted((la for la in self.of(model) if la.lendable), key=lambda la: la.leases)
 
@@ -217,12 +219,12 @@ class Fleet:
 
     def bytes(self) -> int:
         """Memory that all launches together are expected to take."""
-        return Footprint.total_bytes(h.footprint for h in self.held())
+        return MemoryEstimate.total_bytes(h.footprint for h in self.held())
 
-    def start(self, model: Model, engine: Engine, entry: Launchable) -> Launch:
+    def start(self, model: Model, engine: Engine, entry: Launchable) -> ServerInstance:
         """Make and start a launch."""
         args = self._args
-        launch = Launch(
+        launch = ServerInstance(
             model.name,
             entry.drafting,
             entry.footprint,
@@ -244,7 +246,7 @@ class Fleet:
     def look(self) -> None:
         """See of every process whether it lives."""
         for launch in self:
-            launch.send(Look())
+            launch.send(InstanceView())
 
     def end(self, *, drain: bool) -> None:
         """Let go of everything: gently, or at once."""
@@ -255,14 +257,14 @@ class Fleet:
         """How long the last start of such a launch took."""
         return self._took_s.get((model, drafting))
 
-    def collect(self) -> list[Launch]:
+    def collect(self) -> list[ServerInstance]:
         """Take out what is over, and return what failed."""
         over = [launch for launch in self._launches if launch.state.over]
         self._launches = [launch for launch in self._launches if not launch.state.over]
         for launch in self._launches:
             if launch.ready_at_s is not None:
                 self._took_s[(launch.model, launch.drafting)] = launch.ready_at_s - launch.made_at_s
-        return [launch for launch in over if launch.state is State.FAILED]
+        return [launch for launch in over if launch.state is InstanceState.FAILED]
 
 
 class LaunchLease:
@@ -278,7 +280,7 @@ class LaunchLease:
 
     def __init__(
         self,
-        launch: Launch,
+        launch: ServerInstance,
         engine: Engine,
         drafting: Drafting,
         *,
@@ -311,7 +313,7 @@ class LaunchLease:
 
     def died(self) -> None:
         """Tell that the connection broke: nobody gets this server until it is known whether it lives."""
-        self.launch.send(Look(suspected=True))
+        self.launch.send(InstanceView(suspected=True))
 
     def answered(self, tokens: float) -> None:
         """Tell how many tokens were generated: what plans are made from. Optional."""

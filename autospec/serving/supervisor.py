@@ -2,7 +2,7 @@
 
 The supervisor: lends running servers to requests, and keeps the servers as the recommendations and the plan say.
 
-It implements `autospec.serving.dispatch.Dispatch`. The work is the `Conductor`'s; here it is fed: with the disk's models, with
+It implements `autospec.serving.dispatch.Dispatch`. The work is the `Reconciler`'s; here it is fed: with the disk's models, with
 new recommendations while it runs, and with the names that clients use.
 """
 
@@ -21,21 +21,21 @@ from autospec.catalog.model import Model
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, OverloadedError, UnknownModelError
 from autospec.recommendations import SCHEMA_VERSION, Recommendation, StoredRecommendation, Verdict
-from autospec.serving.advice import Known, Place, is_likely, known_of, marked_stale
-from autospec.serving.config import Sources, Terms
-from autospec.serving.dispatch import Offered, Wanted
-from autospec.serving.instance import Launch
-from autospec.serving.model_registry import Offers
+from autospec.serving.advice import Advice, AdviceKey, is_likely, known_of, marked_stale
+from autospec.serving.config import ProxyConfig, ProxyDependencies
+from autospec.serving.dispatch import Offered, RouteRequest
+from autospec.serving.instance import ServerInstance
+from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan import Plan, make_plan
-from autospec.serving.plan_inputs import Needs, Room
-from autospec.serving.reconciler import Conductor
+from autospec.serving.plan_inputs import Capacity, ModelDemand
+from autospec.serving.reconciler import Reconciler
 from autospec.serving.server_pool import LaunchLease
 from autospec.serving.threads import in_thread
 
 __all__ = ["Supervisor", "offered_rows", "plan_document", "status_document"]
 
 
-def offered_rows(conductor: Conductor) -> tuple[Offered, ...]:
+def offered_rows(conductor: Reconciler) -> tuple[Offered, ...]:
     """Every model that may be asked for, in the catalogue's order."""
     offers, fleet = conductor.prospects.offers, conductor.fleet
     return tuple(
@@ -51,7 +51,7 @@ def offered_rows(conductor: Conductor) -> tuple[Offered, ...]:
     )
 
 
-def plan_document(conductor: Conductor, now_s: float) -> dict[str, Any]:
+def plan_document(conductor: Reconciler, now_s: float) -> dict[str, Any]:
     """Which launches are kept and why, with what the plan was made from."""
     document = conductor.plan.to_json()
     document["age_s"] = round(now_s - conductor.planned_at_s, 1)
@@ -79,7 +79,7 @@ def plan_document(conductor: Conductor, now_s: float) -> dict[str, Any]:
     return document
 
 
-def status_document(conductor: Conductor, now_s: float, *, closing: bool) -> dict[str, Any]:
+def status_document(conductor: Reconciler, now_s: float, *, closing: bool) -> dict[str, Any]:
     """Launches with state, use and memory; the queue; how busy the proxy is, for whoever wants to measure beside it."""
     launches = list(conductor.fleet)
     leases = sum(launch.leases for launch in launches)
@@ -109,7 +109,7 @@ def status_document(conductor: Conductor, now_s: float, *, closing: bool) -> dic
     }
 
 
-def _launch(launch: Launch, now_s: float) -> dict[str, Any]:
+def _launch(launch: ServerInstance, now_s: float) -> dict[str, Any]:
     server = launch.server
     return {
         "number": launch.number,
@@ -164,17 +164,17 @@ class Supervisor:
 
     def __init__(
         self,
-        terms: Terms,
-        sources: Sources,
-        offers: Offers,
+        terms: ProxyConfig,
+        sources: ProxyDependencies,
+        offers: ModelRegistry,
         *,
-        planner: Callable[[Sequence[Needs], Room], Plan] = make_plan,
+        planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._terms = terms
         self._sources = sources
         self._clock = clock
-        self._conductor = Conductor(
+        self._conductor = Reconciler(
             terms,
             offers,
             self._gave_up,
@@ -194,10 +194,10 @@ class Supervisor:
     @classmethod
     async def start(
         cls,
-        terms: Terms,
-        sources: Sources,
+        terms: ProxyConfig,
+        sources: ProxyDependencies,
         *,
-        planner: Callable[[Sequence[Needs], Room], Plan] = make_plan,
+        planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
         clock: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Scan the disk, read the recommendations, and be ready to lend. Starts no server yet.
@@ -219,7 +219,7 @@ class Supervisor:
     ) -> None:
         await self.close()
 
-    async def lease(self, wanted: Wanted) -> LaunchLease:
+    async def lease(self, wanted: RouteRequest) -> LaunchLease:
         """The best running server for a request, started first where none runs.
 
         Raises:
@@ -281,7 +281,7 @@ class Supervisor:
     async def _learn(self) -> None:
         offers, stored = self._conductor.prospects.offers, self._stored
 
-        def known() -> dict[str, Known]:
+        def known() -> dict[str, Advice]:
             terms = self._terms
             return {
                 model.name: known_of(
@@ -293,9 +293,9 @@ class Supervisor:
         # In a thread: it looks whether drafts are there, and hashes a cell for each recommendation of each model.
         self._conductor.learn(await in_thread(known))
 
-    def _place(self, offers: Offers, model: Model) -> Place:
+    def _place(self, offers: ModelRegistry, model: Model) -> AdviceKey:
         build = offers.engine(model).capabilities.build
-        return Place(self._sources.hardware, build, self._terms.args)
+        return AdviceKey(self._sources.hardware, build, self._terms.args)
 
     async def _watch_recommendations(self) -> None:
         told, pause_s = False, _POLL_S

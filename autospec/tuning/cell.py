@@ -20,10 +20,10 @@ from autospec.recommendations import Recommendation, Verdict
 from autospec.tuning.study import CellStudy
 
 __all__ = [
+    "CellProgress",
     "CellRun",
     "Progress",
-    "Standing",
-    "Step",
+    "TuneStep",
     "Unwatched",
     "acceptance",
     "geometric_mean",
@@ -32,7 +32,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CellProgress:
     """How one prompt type stands.
 
     Attributes:
@@ -51,7 +51,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TuneStep:
     """What is being done now.
 
     Attributes:
@@ -79,10 +79,10 @@ class Step:
 class Progress(Protocol):
     """Somebody who watches a tune."""
 
-    def step(self, step: Step) -> None:
+    def step(self, step: TuneStep) -> None:
         """A step began or moved on."""
 
-    def standing(self, standings: tuple[Standing, ...]) -> None:
+    def standing(self, standings: tuple[CellProgress, ...]) -> None:
         """Where every prompt type stands now."""
 
     def tell(self, text: str) -> None:
@@ -92,10 +92,10 @@ class Progress(Protocol):
 class Unwatched:
     """A progress that nobody watches."""
 
-    def step(self, step: Step) -> None:
+    def step(self, step: TuneStep) -> None:
         """Nothing."""
 
-    def standing(self, standings: tuple[Standing, ...]) -> None:
+    def standing(self, standings: tuple[CellProgress, ...]) -> None:
         """Nothing."""
 
     def tell(self, text: str) -> None:
@@ -200,16 +200,18 @@ class CellRun:
         self.other = None if self.decision is None else Proved(self.winner, self.decision, self.rounds)
         self.winner, self.decision, self.rounds, self.pending = drafting, decision, rounds, False
 
-    def standing(self) -> Standing:
+    def standing(self) -> CellProgress:
         """For whoever watches."""
         if self.decision is not None and self.decision.estimate is not None:
             word = str(self.decision.verdict) if self.decided else "proving"
             estimate = self.decision.estimate
-            return Standing(self.prompt_type, self.winner, estimate.ratio, estimate.n, word)
+            return CellProgress(self.prompt_type, self.winner, estimate.ratio, estimate.n, word)
         if self.searched:
-            return Standing(self.prompt_type, self.winner, self.trial_values.get(self.winner), 0, "proving")
+            return CellProgress(
+                self.prompt_type, self.winner, self.trial_values.get(self.winner), 0, "proving"
+            )
         drafting, ratio = self.best or (OFF, None)
-        return Standing(self.prompt_type, drafting, ratio, 0, "searching")
+        return CellProgress(self.prompt_type, drafting, ratio, 0, "searching")
 
 
 def _finite(number: float) -> float | None:

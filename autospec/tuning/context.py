@@ -8,14 +8,14 @@ from autospec.tuning.budget import Budget
 from autospec.tuning.cell import Progress
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.launches import Launches
-from autospec.tuning.paired_runner import Pairing
+from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.space import Space
 
-__all__ = ["Rig"]
+__all__ = ["TuneContext"]
 
 
 @dataclass(frozen=True, slots=True)
-class Rig:
+class TuneContext:
     """The tools of one tune.
 
     Attributes:
@@ -30,6 +30,6 @@ class Rig:
     definition: StudyDefinition
     space: Space
     launches: Launches
-    pairing: Pairing
+    pairing: PairedRunner
     budget: Budget
     progress: Progress

@@ -25,7 +25,7 @@ from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell import CellRun
-from autospec.tuning.context import Rig
+from autospec.tuning.context import TuneContext
 from autospec.tuning.launches import Launches
 from autospec.tuning.tasks import Task
 
@@ -41,14 +41,14 @@ _LEVEL = 0.05
 _SHARE = 0.08
 
 
-def compare_idle_drafts(cells: Sequence[CellRun], rig: Rig, asking: Asking, store: Store) -> None:
+def compare_idle_drafts(cells: Sequence[CellRun], context: TuneContext, asking: Asking, store: Store) -> None:
     """Measure the draft of every winner, loaded and not used, against off, and note it in the cells' studies.
 
     A daemon tunes the prompt types one after another: what an earlier tune measured of a draft counts.
 
     Args:
         cells: Of one main model; any cell's prompts will do.
-        rig: The tools.
+        context: The tools.
         asking: How prompts are asked.
         store: Keeps the figures of each draft as soon as they are known.
     """
@@ -63,21 +63,23 @@ def compare_idle_drafts(cells: Sequence[CellRun], rig: Rig, asking: Asking, stor
             continue
         name = Path(draft).name
         one_pair = [Task.of(cell.cell.key, prompt) for prompt in prompts[:1]]
-        if not rig.budget.allows(rig.pairing.expected_s(one_pair, cell.winner)):
-            rig.progress.tell(
+        if not context.budget.allows(context.pairing.expected_s(one_pair, cell.winner)):
+            context.progress.tell(
                 f"{name}, loaded and not used, was not compared with off: no time is left for it."
             )
             continue
         try:
-            figures = idle_draft_figures(rig.launches, asking, cell.winner, prompts, rig.budget)
+            figures = idle_draft_figures(context.launches, asking, cell.winner, prompts, context.budget)
         except BackendError as error:
-            rig.progress.tell(f"{name}, loaded and not used, could not be compared with off: {error.message}")
+            context.progress.tell(
+                f"{name}, loaded and not used, could not be compared with off: {error.message}"
+            )
             continue
         if figures is not None:
             known[identity] = {**figures, "measured_at": time.time()}
             store.add_survey(key, asking.protocol, _NOTE, identity, known[identity])
             _tell(cells, known)
-            rig.progress.tell(
+            context.progress.tell(
                 f"{name}, loaded and not used: {100 * (figures['ratio'] - 1):+.1f} % against off, which has no draft."
             )
 

@@ -15,7 +15,7 @@ from autospec.drafting import Drafting
 from autospec.hardware.state import MachineState, StateWatch
 from autospec.measure.asking import busy
 
-__all__ = ["Calm", "Neighbours", "patience_s", "placement_of"]
+__all__ = ["LoadGuard", "Neighbours", "patience_s", "placement_of"]
 
 
 def placement_of(server: Server) -> Placement | None:
@@ -77,7 +77,7 @@ def patience_s(budget_s: float) -> float:
     return min(_LIMIT_S, _SHARE * budget_s)
 
 
-class Calm:
+class LoadGuard:
     """Waits for a calm machine, once: a load that outlasts the wait is steady, and is there in both halves of a pair.
 
     Args:

@@ -18,10 +18,10 @@ from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Pha
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.launches import Launches
-from autospec.tuning.load_guard import Calm, patience_s
+from autospec.tuning.load_guard import LoadGuard, patience_s
 from autospec.tuning.tasks import MOST_S, STRETCH_S, StoredPairs, Task, cells_of, next_stretch
 
-__all__ = ["Measured", "Pairing", "Task"]
+__all__ = ["Measured", "PairedRunner", "Task"]
 
 _TOO_FAR_APART = f"Its halves lie more than {MAX_PAIR_GAP_S / 60:.0f} minutes apart."
 # A server that dies once may have been killed for memory by something else; one that dies twice on the same
@@ -30,7 +30,7 @@ _DEATHS_ALLOWED = 1
 
 
 @dataclass(frozen=True, slots=True)
-class _Half:
+class _PairHalf:
     task: Task
     side: Drafting
     compared: Drafting
@@ -56,7 +56,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """What one call of `Pairing.block` measures."""
+    """What one call of `PairedRunner.block` measures."""
 
     drafting: Drafting
     phase: Phase
@@ -69,7 +69,7 @@ class _Block:
 _Halves: TypeAlias = dict[tuple[Task, bool], Measurement]
 
 
-class Pairing:
+class PairedRunner:
     """Measures pairs on a set of launches and keeps every half in the store.
 
     Args:
@@ -109,7 +109,7 @@ class Pairing:
         self._tell = tell
         self._clock = clock
         self.pace = Pace()
-        self.calm = Calm(asking.watch, tell, sleep, patience_s(budget_s))
+        self.calm = LoadGuard(asking.watch, tell, sleep, patience_s(budget_s))
         # Pairs measured so far: the order of the halves alternates over them all (ABBA), across blocks too.
         self._turn = 0
         # Cell and drafting → round that the proof has measured on the launches that run now; ``None`` before the proof.
@@ -343,7 +343,7 @@ class Pairing:
         """Measure a half that is not there yet."""
         if (task, side.is_off) not in halves:
             position = int((task, not side.is_off) in halves)
-            half = _Half(task, side, block.drafting, block.phase, block.round, position)
+            half = _PairHalf(task, side, block.drafting, block.phase, block.round, position)
             halves[task, side.is_off] = self._half(half)
 
     def _measured(self, task: Task, halves: _Halves) -> Measured:
@@ -358,7 +358,7 @@ class Pairing:
             reason = disturbance(pair, lasts)
         return Measured(task, pair, reason)
 
-    def _half(self, half: _Half) -> Measurement:
+    def _half(self, half: _PairHalf) -> Measurement:
         deaths = 0
         while True:
             server = self._server(half.side)
@@ -413,7 +413,7 @@ def _off_does_not_start(error: BackendError) -> AutospecError:
     )
 
 
-def _off_failed(half: _Half, error: RequestError) -> AutospecError:
+def _off_failed(half: _PairHalf, error: RequestError) -> AutospecError:
     # Not a BackendError: no drafting is to blame, and without off there is nothing to compare with.
     return AutospecError(
         f"Without any drafting, the prompt {half.task.prompt_id} failed: {error.message}",

@@ -31,11 +31,11 @@ from autospec.predict.recording import DraftPass, batch_sizes, pass_of, record, 
 from autospec.predict.replay import Counts
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
-from autospec.tuning.cell import CellRun, Step
-from autospec.tuning.context import Rig
+from autospec.tuning.cell import CellRun, TuneStep
+from autospec.tuning.context import TuneContext
 from autospec.tuning.pruning import beaten, nothing_pays, shortest_ms
 
-__all__ = ["RECORDING", "Surveying", "keeps_state", "output_share", "timed_apart"]
+__all__ = ["RECORDING", "Profiler", "keeps_state", "output_share", "timed_apart"]
 
 
 # Gemma 3 of 270M has an output matrix of 1.7 times its layers.
@@ -94,17 +94,17 @@ _CANARY = "canary"
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _AskedPrompt:
     cell: CellRun
     prompt: Prompt
 
 
-class Surveying:
+class Profiler:
     """Gathers what prediction works on, from servers or from the store.
 
     Args:
         cells: The cells to be searched.
-        rig: The tools; recording takes its time from the search's.
+        context: The tools; recording takes its time from the search's.
         asking: How prompts are asked.
         store: Where everything is kept as soon as it is known, so that an interruption costs one answer.
         prompts: Which prompts of a cell.
@@ -115,7 +115,7 @@ class Surveying:
     def __init__(
         self,
         cells: Sequence[CellRun],
-        rig: Rig,
+        context: TuneContext,
         asking: Asking,
         store: Store,
         *,
@@ -127,7 +127,7 @@ class Surveying:
         self._cells = list(cells)
         self._prompts = prompts
         self._drafts = drafts
-        self._rig = rig
+        self._context = context
         self._asking = asking
         self._store = store
         self._protocol = asking.protocol
@@ -141,12 +141,12 @@ class Surveying:
         Raises:
             BackendError: The main model does not launch.
         """
-        self._rig.launches.off()
+        self._context.launches.off()
         self._asking.watch.start()
         if self._asking.watch.finish().on_battery:
             self._protocol = f"{self._asking.protocol}{_ON_BATTERY}"
         try:
-            with self._rig.launches.main_in_tokens() as main:
+            with self._context.launches.main_in_tokens() as main:
                 recordings = self._record(main)
                 found = [r for own in recordings.values() for r in own.values() if len(r.answer_ids) > 1]
                 if not found:
@@ -157,7 +157,7 @@ class Surveying:
                 # The last thing that off is asked: it may have to make room.
                 batches = self._batches(main, found)
         except BackendError as error:
-            self._rig.progress.tell(
+            self._context.progress.tell(
                 f"Nothing can be predicted here, every drafting is tried: {error.message}"
             )
             return None
@@ -172,31 +172,31 @@ class Surveying:
             passes,
             self._widest,
             first=first,
-            cycle=self._rig.launches.cycle,
-            uncut=keeps_state(self._rig.launches.model_path),
+            cycle=self._context.launches.cycle,
+            uncut=keeps_state(self._context.launches.model_path),
             shapes={c.cell.key: c.shapes for c in self._cells},
-            rows=output_share(self._rig.launches.model_path),
+            rows=output_share(self._context.launches.model_path),
         )
 
     @property
     def _longest(self) -> int:
         """Most tokens that a draft model of the space proposes in a cycle."""
-        return self._rig.definition.space.n_max[1]
+        return self._context.definition.space.n_max[1]
 
     @property
     def _widest(self) -> int:
         """Most tokens that anything of the space proposes in a cycle."""
-        space = self._rig.definition.space
+        space = self._context.definition.space
         return max(space.n_max[1], space.ngram_m[1] if self._draft_free else 0)
 
     @property
     def _draft_free(self) -> bool:
         """Whether anything of the space drafts from the text alone, and remembers what it has seen."""
-        return any(arm.mode.draft_free for arm in self._rig.space.arms)
+        return any(arm.mode.draft_free for arm in self._context.space.arms)
 
-    def _places(self) -> list[_Place]:
+    def _places(self) -> list[_AskedPrompt]:
         """The prompts in the order in which a launch is asked: one of every cell, then the next of every cell."""
-        columns = ([_Place(c, prompt) for prompt in self._prompts(c)] for c in self._cells)
+        columns = ([_AskedPrompt(c, prompt) for prompt in self._prompts(c)] for c in self._cells)
         return [place for row in zip_longest(*columns) for place in row if place is not None]
 
     def _record(self, main: Main) -> dict[str, dict[str, Recording]]:
@@ -215,8 +215,8 @@ class Surveying:
                 continue
             if own and self._late(enough_s):
                 continue
-            left_s = self._rig.budget.until_end_s
-            self._rig.progress.step(Step("record", OFF, 1, 1, number - 1, len(places), left_s))
+            left_s = self._context.budget.until_end_s
+            self._context.progress.step(TuneStep("record", OFF, 1, 1, number - 1, len(places), left_s))
             request = self._asking.request(prompt)
             own[prompt.id] = self._undisturbed(partial(record, _asked(main), prompt.id, request))
             self._keep(cell, RECORDING, prompt.id, own[prompt.id].to_json())
@@ -234,7 +234,7 @@ class Surveying:
         return recorded
 
     def _batches(self, main: Main, recordings: Sequence[Recording]) -> dict[int, float]:
-        path, largest = self._rig.launches.model_path, self._widest + 1
+        path, largest = self._context.launches.model_path, self._widest + 1
         # Times of a server that splits or repeats batches do not count: earlier versions took them here.
         name = f"{_MAIN}/whole" if timed_apart(path) else _MAIN
         stored = self._stored_times(name)
@@ -254,14 +254,14 @@ class Surveying:
         try:
             return self._timed_whole(path, recording, largest)
         except BackendError as error:
-            self._rig.progress.tell(
+            self._context.progress.tell(
                 f"Batches cannot be timed here, what they cost is learnt from launches: {error.message}"
             )
             return {}
 
     def _timed_whole(self, path: str, recording: Recording, largest: int) -> dict[int, float]:
         """Batches of a model whose server splits or repeats them, in a launch of its own that does neither."""
-        with self._rig.launches.alone(path, WHOLE_BATCHES) as server:
+        with self._context.launches.alone(path, WHOLE_BATCHES) as server:
             if server.tokens is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
             timed = partial(time_batches, server.tokens, recording, largest)
@@ -274,14 +274,16 @@ class Surveying:
 
     def _passes(self, recordings: dict[str, dict[str, Recording]]) -> dict[str, DraftPass]:
         passes: dict[str, DraftPass] = {}
-        drafts = [a.draft for a in self._rig.space.arms if a.mode is Mode.DRAFT_MODEL and a.draft is not None]
+        drafts = [
+            a.draft for a in self._context.space.arms if a.mode is Mode.DRAFT_MODEL and a.draft is not None
+        ]
         if self._drafts is not None:
             drafts = [d for d in drafts if d in self._drafts]
         left_s = self._search_left_s()
         for number, draft in enumerate(drafts, start=1):
-            budget_s = self._rig.budget.until_end_s
+            budget_s = self._context.budget.until_end_s
             answers = sum(map(len, recordings.values()))
-            self._rig.progress.step(Step("read", OFF, number, len(drafts), 0, answers, budget_s))
+            self._context.progress.step(TuneStep("read", OFF, number, len(drafts), 0, answers, budget_s))
             # What a quick draft leaves of its part, the next ones may use.
             until_s = left_s * (1.0 - _PASSES_SHARE * number / len(drafts))
             try:
@@ -289,13 +291,13 @@ class Surveying:
                 self._note_fastest(draft, passes[draft], recordings)
             except BackendError as error:
                 name = Path(draft).name
-                self._rig.progress.tell(
+                self._context.progress.tell(
                     f"{name} cannot be run alone, its draftings are tried: {error.message}"
                 )
         return passes
 
     def _search_left_s(self) -> float:
-        return self._rig.budget.part_left_s(self._rig.definition.search_share)
+        return self._context.budget.part_left_s(self._context.definition.search_share)
 
     def _late(self, until_s: float) -> bool:
         return self._hurried and self._search_left_s() < until_s
@@ -303,7 +305,7 @@ class Surveying:
     def _pass(
         self, draft: str, recordings: dict[str, dict[str, Recording]], late: Callable[[], bool]
     ) -> DraftPass:
-        identity = self._rig.space.draft_id(draft)
+        identity = self._context.space.draft_id(draft)
         profiles: dict[str, AnswerProfile] = {}
         missing: list[tuple[CellRun, Recording]] = []
         stored = {c.cell.key: self._store.surveys(c.cell.key, self._protocol, "profile") for c in self._cells}
@@ -318,7 +320,7 @@ class Surveying:
             return replace(times, profiles=profiles)
         name = Path(draft).name
         answers = "1 answer" if len(missing) == 1 else f"{len(missing)} answers"
-        self._rig.progress.tell(f"Reading {answers} with {name} alone.")
+        self._context.progress.tell(f"Reading {answers} with {name} alone.")
         # One answer of every cell is read whatever it takes: without it nothing can be said of the cell.
         lacking = {c.cell.key for c, _ in missing} - {
             c.cell.key for c in self._cells if profiles.keys() & recordings[c.cell.key].keys()
@@ -328,7 +330,7 @@ class Surveying:
         # A cache with a sliding window is kept whole; one with a state needs its checkpoints, or begins at every miss anew.
         state = keeps_state(draft)
         more = WHOLE_BATCHES if timed_apart(draft) and not state else ()
-        with self._rig.launches.alone(draft, more) as server:
+        with self._context.launches.alone(draft, more) as server:
             if server.tokens is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
             owners = {recording.prompt_id: cell for cell, recording in missing}
@@ -347,7 +349,7 @@ class Surveying:
                         todo,
                         longest=self._longest,
                         scorer=scorer,
-                        p_min=self._rig.launches.takes_p_min,
+                        p_min=self._context.launches.takes_p_min,
                         timed=not state,
                         keep=keep,
                         enough=lambda read: read >= len(lacking) and late(),
@@ -373,14 +375,14 @@ class Surveying:
         if len(self._batch_ms) < 2 or len(read) < _FIRST_ANSWERS or not all(found):
             return False
         answers, costs = self._replayed(draft, read, profiles, step_ms)
-        if nothing_pays(answers, costs, self._rig.definition.rule.threshold):
+        if nothing_pays(answers, costs, self._context.definition.rule.threshold):
             why = "none of its draftings pays"
         elif beaten(answers, costs, {name: ms for name, (ms, _) in self._fastest.items()}):
             rivals = dict.fromkeys(Path(self._fastest[r.prompt_id][1]).name for r in read)
             why = f"{' or '.join(rivals)} is faster"
         else:
             return False
-        self._rig.progress.tell(
+        self._context.progress.tell(
             f"{Path(draft).name} reads no further: on its first {len(read)} answers {why}."
         )
         return True
@@ -389,10 +391,10 @@ class Surveying:
         self, draft: str, read: Sequence[Recording], profiles: Mapping[str, AnswerProfile], step_ms: float
     ) -> tuple[list[tuple[Recording, Counts]], CostCurve]:
         """The cycles of all draftings of one draft in some answers, and its costs as they were timed."""
-        grid = [d for d in self._rig.space.grid() if d.draft == draft]
+        grid = [d for d in self._context.space.grid() if d.draft == draft]
         plain_ms = statistics.median(r.token_ms for r in read)
         costs = first_guess(plain_ms, self._batch_ms, {}, step_ms, self._longest)
-        cycle, uncut = self._rig.launches.cycle, keeps_state(self._rig.launches.model_path)
+        cycle, uncut = self._context.launches.cycle, keeps_state(self._context.launches.model_path)
         return [
             (r, replay_drafts(profiles[r.prompt_id], grid, r.max_tokens, cycle, uncut=uncut)) for r in read
         ], costs
@@ -425,7 +427,7 @@ class Surveying:
         """
         self._asking.watch.start()
         result = work()
-        again = self._rig.pairing.calm.after(self._asking.watch.finish())
+        again = self._context.pairing.calm.after(self._asking.watch.finish())
         return work() if again else result
 
     def _scorer(
@@ -435,7 +437,7 @@ class Surveying:
         if isinstance(tokens, Scorer):
             return nullcontext(tokens)
         longest = max(len(r.prompt_ids) + len(r.answer_ids) for r in recordings)
-        return self._rig.launches.scoring(draft, longest + self._longest + 1, self._rig.progress.tell)
+        return self._context.launches.scoring(draft, longest + self._longest + 1, self._context.progress.tell)
 
     def _stored_times(self, name: str) -> DraftPass | None:
         for cell in self._cells:

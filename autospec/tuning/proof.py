@@ -27,8 +27,8 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Decision, Rule, decide
 from autospec.recommendations import Verdict
 from autospec.tuning.budget import rounds_to_decide, worth
-from autospec.tuning.cell import CellRun, Step
-from autospec.tuning.context import Rig
+from autospec.tuning.cell import CellRun, TuneStep
+from autospec.tuning.context import TuneContext
 from autospec.tuning.paired_runner import Task
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.resume import last_look, note_look, prediction_of
@@ -69,7 +69,7 @@ def of_round(prompts: Sequence[_T], round_: int, per_round: int) -> Sequence[_T]
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _CellPlan:
     """What the proof of one cell is expected to take.
 
     Attributes:
@@ -99,7 +99,7 @@ class Proof:
 
     Args:
         cells: Cells with a winner.
-        rig: The tools.
+        context: The tools.
         on_look: Told a cell whenever its decision is new, to write it down.
         predictions: Predicts the proof's prompts; ``None`` where the study does without predictions.
         scatter: Tells how much launches on this machine differ, as far as it was measured.
@@ -108,7 +108,7 @@ class Proof:
     def __init__(
         self,
         cells: Sequence[CellRun],
-        rig: Rig,
+        context: TuneContext,
         on_look: Callable[[CellRun], None],
         *,
         predictions: ProofPredictions | None = None,
@@ -117,7 +117,7 @@ class Proof:
         self._predictions = predictions
         self._scatter = scatter
         self._cells = [c for c in cells if not c.winner.is_off]
-        self._rig = rig
+        self._context = context
         self._on_look = on_look
         # Cell key and drafting.
         self._failed: set[tuple[str, Drafting]] = set()
@@ -130,7 +130,7 @@ class Proof:
     def run(self) -> None:
         """Prove until every cell is decided, the last look is done, or the budget is spent."""
         for cell in self._cells:
-            self._rig.pairing.note_stored(cell.cell.key, cell.winner)
+            self._context.pairing.note_stored(cell.cell.key, cell.winner)
         self._prove(self._cells)
         turned = [c for c in self._cells if self._turns_to_runner_up(c)]
         self._prove(turned)
@@ -147,25 +147,25 @@ class Proof:
             if chosen and self._round(chosen, whole_cells=True):
                 continue
             first = plans[0]
-            one_pair_s = self._rig.pairing.expected_s(first.todo[:1], first.cell.winner)
-            if not self._completed and self._rig.budget.allows(one_pair_s):
+            one_pair_s = self._context.pairing.expected_s(first.todo[:1], first.cell.winner)
+            if not self._completed and self._context.budget.allows(one_pair_s):
                 self._round([first], whole_cells=False)
             return
 
-    def _expect(self, plans: Sequence[_Plan]) -> None:
+    def _expect(self, plans: Sequence[_CellPlan]) -> None:
         """Note when all of these are expected to be decided; the budget ends before that where it is too short."""
-        budget = self._rig.budget
+        budget = self._context.budget
         self._ends_at_s = min(budget.total_s, budget.spent_s + self._expected_s(plans))
 
-    def _plan(self, cell: CellRun) -> _Plan:
+    def _plan(self, cell: CellRun) -> _CellPlan:
         """What the proof of a cell is expected to take from here."""
-        rule, per_round = self._rule(cell), self._rig.definition.prompts_per_round
+        rule, per_round = self._rule(cell), self._context.definition.prompts_per_round
         tasks = self._tasks(cell, cell.rounds + 1)
-        todo = self._rig.pairing.missing(tasks, cell.winner, Phase.PROVE, cell.rounds + 1)
+        todo = self._context.pairing.missing(tasks, cell.winner, Phase.PROVE, cell.rounds + 1)
         log_gain = self._log_gain(cell)
         spread = self._spread.get((cell.cell.key, cell.winner), _USUAL_SPREAD)
         rounds = rounds_to_decide(log_gain, spread, rule, done=cell.rounds, per_round=len(tasks))
-        pair_s = self._rig.pairing.pace.pair_s(cell.cell.key, cell.winner)
+        pair_s = self._context.pairing.pace.pair_s(cell.cell.key, cell.winner)
         # Nothing but a large gain is enabled before all prompts were asked, or predicted where that takes less than a round.
         unasked = math.ceil(len(cell.prove_prompts) / per_round) - cell.rounds if log_gain > 0.0 else 0
         if log_gain > rule.large_gain:
@@ -177,49 +177,49 @@ class Proof:
         if self._predictions is not None and rounds < unasked:
             left = len(cell.prove_prompts) - (cell.rounds + rounds) * per_round
             predicting_s = self._predicting_s(cell, left)
-            if predicting_s <= self._rig.pairing.expected_s(tasks, cell.winner):
+            if predicting_s <= self._context.pairing.expected_s(tasks, cell.winner):
                 record_s, unasked = predicting_s, 0
-        return _Plan(cell, tuple(todo), len(tasks) * pair_s, max(rounds, unasked), log_gain, record_s)
+        return _CellPlan(cell, tuple(todo), len(tasks) * pair_s, max(rounds, unasked), log_gain, record_s)
 
-    def _affordable(self, plans: Sequence[_Plan]) -> list[_Plan]:
+    def _affordable(self, plans: Sequence[_CellPlan]) -> list[_CellPlan]:
         """The cells of the next round: those that share the best one's launches, as many as the budget decides.
 
         Where it decides none, it goes as far with the best one as whole rounds fit.
         """
         if not plans[0].todo:
             return [plans[0]]  # an earlier run has measured it
-        if self._rig.budget.allows(self._expected_s(plans)):
+        if self._context.budget.allows(self._expected_s(plans)):
             # There is time for all: cells with other winners that are in the same round share its off.
             plans = sorted(plans, key=lambda plan: plan.cell.rounds)
         for first in plans:
-            chosen: list[_Plan] = []
+            chosen: list[_CellPlan] = []
             for plan in plans:
                 shares = (plan.cell.winner, plan.cell.rounds) == (first.cell.winner, first.cell.rounds)
-                if shares and self._rig.budget.allows(self._expected_s([*chosen, plan])):
+                if shares and self._context.budget.allows(self._expected_s([*chosen, plan])):
                     chosen.append(plan)
             if chosen:
                 return chosen
         for plan in plans:
-            if self._rig.budget.allows(self._rig.pairing.expected_s(plan.todo, plan.cell.winner)):
+            if self._context.budget.allows(self._context.pairing.expected_s(plan.todo, plan.cell.winner)):
                 return [plan]
         return []
 
-    def _expected_s(self, plans: Sequence[_Plan]) -> float:
+    def _expected_s(self, plans: Sequence[_CellPlan]) -> float:
         """Until all of these are decided; those with one winner share the launches of a round."""
-        by_winner: dict[Drafting, list[_Plan]] = {}
+        by_winner: dict[Drafting, list[_CellPlan]] = {}
         for plan in plans:
             by_winner.setdefault(plan.cell.winner, []).append(plan)
         seconds = sum(plan.record_s for plan in plans)
         for drafting, own in by_winner.items():
             todo = [task for plan in own for task in plan.todo]
-            seconds += self._rig.pairing.expected_s(todo, drafting)
+            seconds += self._context.pairing.expected_s(todo, drafting)
             for more in range(1, max(plan.rounds for plan in own)):
                 pairs_s = sum(plan.round_s for plan in own if plan.rounds > more)
-                seconds += pairs_s + self._rig.pairing.launching_s(pairs_s)
+                seconds += pairs_s + self._context.pairing.launching_s(pairs_s)
         return seconds
 
     def _tasks(self, cell: CellRun, round_: int) -> list[Task]:
-        prompts = of_round(cell.prove_prompts, round_, self._rig.definition.prompts_per_round)
+        prompts = of_round(cell.prove_prompts, round_, self._context.definition.prompts_per_round)
         return [Task.of(cell.cell.key, prompt) for prompt in prompts]
 
     def _log_gain(self, cell: CellRun) -> float:
@@ -242,7 +242,7 @@ class Proof:
         return (cell.cell.key, cell.winner) in self._failed
 
     def _rule(self, cell: CellRun) -> Rule:
-        rule = self._rig.definition.rule
+        rule = self._context.definition.rule
         return rule.shared() if cell.shares_rate else rule
 
     def _turns_to_runner_up(self, cell: CellRun) -> bool:
@@ -250,11 +250,11 @@ class Proof:
         never_looked_at = cell.decision is None and self._has_failed(cell) and not cell.runner_up.is_off
         if not (cell.pending or never_looked_at):
             return False
-        todo = self._rig.pairing.missing(self._tasks(cell, 1), cell.runner_up, Phase.PROVE, 1)
-        if not self._rig.budget.allows(self._rig.pairing.expected_s(todo, cell.runner_up)):
+        todo = self._context.pairing.missing(self._tasks(cell, 1), cell.runner_up, Phase.PROVE, 1)
+        if not self._context.budget.allows(self._context.pairing.expected_s(todo, cell.runner_up)):
             return False
         why = cell.decision.reason if cell.decision is not None else "its proof broke off"
-        self._rig.progress.tell(
+        self._context.progress.tell(
             f"{cell.prompt_type}: {cell.winner.label}: {why}. Proving {cell.runner_up.label} instead."
         )
         cell.turn_to(cell.runner_up)
@@ -280,7 +280,7 @@ class Proof:
         self._on_look(cell)
         return ended
 
-    def _round(self, plans: Sequence[_Plan], *, whole_cells: bool) -> bool:
+    def _round(self, plans: Sequence[_CellPlan], *, whole_cells: bool) -> bool:
         """One round of cells with the same winner, the best one first: where the time is short, it is complete.
 
         Returns:
@@ -294,13 +294,13 @@ class Proof:
         todo = {task for plan in plans for task in plan.todo}
         self._step(drafting, round_, 0, len(tasks))
         try:
-            block = self._rig.pairing.block(
+            block = self._context.pairing.block(
                 tasks,
                 drafting,
                 Phase.PROVE,
                 round_,
                 repeats=_REPEATS,
-                budget=self._rig.budget,
+                budget=self._context.budget,
                 whole_cells=whole_cells,
             )
             for done, measured in enumerate(block, start=1):
@@ -315,22 +315,22 @@ class Proof:
                     self._look(cell)
         except BackendError as error:
             self._failed |= {(key, drafting) for key in by_key}
-            self._rig.progress.tell(f"{drafting.label}: the proof broke off. {error.message}")
+            self._context.progress.tell(f"{drafting.label}: the proof broke off. {error.message}")
             return True
         return moved
 
     def _step(self, drafting: Drafting, round_: int, done: int, todo: int) -> None:
-        last = self._rig.definition.rule.looks[-1]
-        budget = self._rig.budget
+        last = self._context.definition.rule.looks[-1]
+        budget = self._context.budget
         ends_in_s = self._ends_at_s - budget.spent_s
-        self._rig.progress.step(
-            Step("prove", drafting, round_, last, done, todo, budget.until_end_s, ends_in_s)
+        self._context.progress.step(
+            TuneStep("prove", drafting, round_, last, done, todo, budget.until_end_s, ends_in_s)
         )
 
     def _tell_left_out(self, cell: CellRun, round_: int) -> None:
-        left_out = self._rig.pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE, round_)
+        left_out = self._context.pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE, round_)
         if sentence := left_out_sentence(left_out):
-            self._rig.progress.tell(f"{cell.prompt_type}, round {round_}: {sentence}")
+            self._context.progress.tell(f"{cell.prompt_type}, round {round_}: {sentence}")
 
     def _look(self, cell: CellRun) -> None:
         rule = self._rule(cell)
@@ -339,9 +339,9 @@ class Proof:
             # Between looks nothing may be concluded, or the error rate would not hold.
             return
         # What an earlier run measured in later rounds belongs to later looks: each has its own share of the error rate.
-        known = self._rig.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
+        known = self._context.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
         # And another study may have asked other prompts in a round.
-        per_round = self._rig.definition.prompts_per_round
+        per_round = self._context.definition.prompts_per_round
         asked = {
             (round_, prompt.id)
             for round_ in range(1, cell.rounds + 1)
@@ -374,7 +374,7 @@ class Proof:
             self._end(cell, decision)
         else:
             self._on_look(cell)
-        self._rig.progress.standing(tuple(c.standing() for c in self._cells))
+        self._context.progress.standing(tuple(c.standing() for c in self._cells))
 
     def _predicted(
         self, cell: CellRun, pairs: Sequence[Pair], values: Sequence[LogRatio], *, complete: bool
@@ -397,34 +397,34 @@ class Proof:
         if would_be.verdict is not Verdict.ENABLE and statistics.stdev(medians) < _LARGE_SPREAD:
             return {}
         # A tune that goes on later has the answers of this one only if they are kept now.
-        if self._rig.launches.resident == 2:
+        if self._context.launches.resident == 2:
             with suppress(BackendError):
                 predictions.keep_answers(cell, pairs)
         predicting_s = self._predicting_s(cell, len(predictions.missing(cell, pairs)))
         next_round = self._tasks(cell, cell.rounds + 1)
         # Where the next round takes no longer, it tells more.
-        if predicting_s > self._rig.pairing.expected_s(next_round, cell.winner):
+        if predicting_s > self._context.pairing.expected_s(next_round, cell.winner):
             return {}
-        if not self._rig.budget.allows(predicting_s):
+        if not self._context.budget.allows(predicting_s):
             return {}
         try:
             return predictions.predict(cell, pairs)
         except BackendError as error:
-            self._rig.progress.tell(
+            self._context.progress.tell(
                 f"{cell.prompt_type}: its proof goes on without predictions. {error.message}"
             )
             return {}
 
     def _predicting_s(self, cell: CellRun, missing: int) -> float:
         """What it is expected to take to record so many prompts, and to read all answers with the winner's draft."""
-        request_s = self._rig.pairing.pace.request_s(cell.cell.key, OFF)
+        request_s = self._context.pairing.pace.request_s(cell.cell.key, OFF)
         read = 0 if cell.winner.draft is None else len(cell.prove_prompts)
         return (missing + _READING * read) * request_s
 
     def _end(self, cell: CellRun, decision: Decision) -> None:
         cell.pending = False
         self._on_look(cell)
-        self._rig.progress.tell(f"{cell.prompt_type}: {decision.verdict}: {decision.reason}")
+        self._context.progress.tell(f"{cell.prompt_type}: {decision.verdict}: {decision.reason}")
 
 
 def _mean(decision: Decision | None) -> float:

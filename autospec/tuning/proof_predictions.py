@@ -18,8 +18,8 @@ from autospec.predict.profile import Recording
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.cell import CellRun
-from autospec.tuning.context import Rig
-from autospec.tuning.profiling import RECORDING, Surveying
+from autospec.tuning.context import TuneContext
+from autospec.tuning.profiling import RECORDING, Profiler
 
 __all__ = ["ProofPredictions"]
 
@@ -31,13 +31,13 @@ class ProofPredictions:
     """Predicts the proof's prompts of each cell, once for each winner.
 
     Args:
-        rig: The tools.
+        context: The tools.
         asking: How prompts are asked; holds the texts of answers.
         store: Where recordings are kept.
     """
 
-    def __init__(self, rig: Rig, asking: Asking, store: Store) -> None:
-        self._rig = rig
+    def __init__(self, context: TuneContext, asking: Asking, store: Store) -> None:
+        self._context = context
         self._asking = asking
         self._store = store
         self._found: dict[tuple[str, Drafting], dict[str, float]] = {}
@@ -68,9 +68,9 @@ class ProofPredictions:
         if place not in self._found:
             self.keep_answers(cell, pairs)
             drafts = [cell.winner.draft] if cell.winner.draft is not None else []
-            surveying = Surveying(
+            surveying = Profiler(
                 [cell],
-                self._rig,
+                self._context,
                 self._asking,
                 self._store,
                 prompts=lambda c: c.prove_prompts,
@@ -97,7 +97,7 @@ class ProofPredictions:
         """
         recorded = self._recorded(cell)
         newest = {p.off.prompt_id: p.off for p in pairs if self._has_text(p.off)}
-        tokens = self._rig.launches.off().tokens
+        tokens = self._context.launches.off().tokens
         if not isinstance(tokens, EncodesText):
             return
         for prompt in cell.prove_prompts:

@@ -49,8 +49,8 @@ __all__ = [
     "EPOCH",
     "RENEWAL",
     "REQUESTS",
-    "Opening",
     "Renewal",
+    "TuneSession",
     "basis_digest",
     "basis_of",
     "drafts_of",
@@ -257,7 +257,7 @@ _TRAFFIC_S = 30 * 86400.0
 
 
 @dataclass(slots=True)
-class Opening:
+class TuneSession:
     """What a tune begins with, and what it begins anew.
 
     Attributes:

@@ -28,17 +28,25 @@ from autospec.tuning import resume
 from autospec.tuning.budget import Budget
 from autospec.tuning.build_recommendation import Cost, conclude, likely_of, nothing_to_try
 from autospec.tuning.cell import CellRun, Progress
-from autospec.tuning.context import Rig
+from autospec.tuning.context import TuneContext
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, idle_draft_of
 from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, resident_launches
-from autospec.tuning.paired_runner import Pairing
-from autospec.tuning.profiling import Surveying
+from autospec.tuning.paired_runner import PairedRunner
+from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_nothing
-from autospec.tuning.resume import EPOCH, REQUESTS, Opening, drafts_of, note_choice, prediction_of, resting_on
+from autospec.tuning.resume import (
+    EPOCH,
+    REQUESTS,
+    TuneSession,
+    drafts_of,
+    note_choice,
+    prediction_of,
+    resting_on,
+)
 from autospec.tuning.search import Search
 from autospec.tuning.space import Space
 from autospec.tuning.study import OPENED
@@ -83,7 +91,7 @@ class Tuning:
             store = open_store(self.request.storage, self.progress.tell)
             stack.callback(store.close)
             locks = stack.enter_context(CellLocks(self.request.storage))
-            self._run(Opening(self.request, self.hardware, store, locks, self.progress.tell))
+            self._run(TuneSession(self.request, self.hardware, store, locks, self.progress.tell))
         return self.known()
 
     def known(self) -> list[Recommendation]:
@@ -95,7 +103,7 @@ class Tuning:
             store.close()
         return [stored[key] for key in self._wanted if key in stored]
 
-    def _run(self, opening: Opening) -> None:
+    def _run(self, opening: TuneSession) -> None:
         budget = Budget(self.request.budget_s or self.request.definition.budget_s)
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
@@ -134,7 +142,7 @@ class Tuning:
 
     def _tune(
         self,
-        opening: Opening,
+        opening: TuneSession,
         cells: list[CellRun],
         space: Space,
         budget: Budget,
@@ -165,7 +173,7 @@ class Tuning:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
             self._epochs = opening.begin(cells)
-            pairing = Pairing(
+            pairing = PairedRunner(
                 launches,
                 asking,
                 store,
@@ -174,7 +182,7 @@ class Tuning:
                 budget_s=budget.total_s,
                 shapes={c.cell.key: c.shapes for c in cells},
             )
-            rig = Rig(request.definition, space, launches, pairing, budget, self.progress)
+            context = TuneContext(request.definition, space, launches, pairing, budget, self.progress)
 
             def keep(cell: CellRun) -> None:
                 self._cost.seconds = budget.spent_s
@@ -187,24 +195,24 @@ class Tuning:
                 launches.off()
                 unsearched = [c for c in cells if not c.searched]
                 if unsearched:
-                    self._search(unsearched, rig, asking, store)
+                    self._search(unsearched, context, asking, store)
                 cells = [c for c in cells if not self._settle(store, c)]
                 if not cells:
                     return
                 per_request = self.backend.capabilities().drafting_per_request
                 if per_request:
-                    compare_idle_drafts(cells, rig, asking, store)
+                    compare_idle_drafts(cells, context, asking, store)
                 Proof(
                     # What was proven stays while there was no time to try the drafts that it was opened for.
                     [c for c in cells if c.searched or c.stands is None],
-                    rig,
+                    context,
                     keep,
-                    predictions=self._predictions(rig, asking, store),
+                    predictions=self._predictions(context, asking, store),
                     scatter=lambda: known_scatter(store, self.hardware.id, build, compared),
                 ).run()
                 if per_request and (turned := [c for c in cells if c.enabled and c.winner == c.runner_up]):
                     # It was not known before that their runners-up would be used.
-                    compare_idle_drafts(turned, rig, asking, store)
+                    compare_idle_drafts(turned, context, asking, store)
                     for cell in turned:
                         keep(cell)
 
@@ -261,24 +269,24 @@ class Tuning:
         )
         return True
 
-    def _search(self, cells: Sequence[CellRun], rig: Rig, asking: Asking, store: Store) -> None:
+    def _search(self, cells: Sequence[CellRun], context: TuneContext, asking: Asking, store: Store) -> None:
         forecast = None
-        if self.request.definition.predict and (predictor := Surveying(cells, rig, asking, store).run()):
+        if self.request.definition.predict and (predictor := Profiler(cells, context, asking, store).run()):
             threshold = self.request.definition.rule.threshold
-            forecast = Forecast(predictor, rig.space, threshold, self.progress.tell)
-        search = Search(cells, rig, forecast)
+            forecast = Forecast(predictor, context.space, threshold, self.progress.tell)
+        search = Search(cells, context, forecast)
         search.run()
-        choose_winners(cells, rig.space, rig.definition.rule.threshold, forecast)
+        choose_winners(cells, context.space, context.definition.rule.threshold, forecast)
         for cell in cells:
             # Without time for a single trial nothing was chosen: the next tune searches.
             untried = cell.news - {d.draft for d in cell.trial_values}
             cell.searched = not (search.out_of_time and (cell.winner.is_off or untried))
         note_choice([c for c in cells if c.searched], forecast)
 
-    def _predictions(self, rig: Rig, asking: Asking, store: Store) -> ProofPredictions | None:
-        return ProofPredictions(rig, asking, store) if self.request.definition.predict else None
+    def _predictions(self, context: TuneContext, asking: Asking, store: Store) -> ProofPredictions | None:
+        return ProofPredictions(context, asking, store) if self.request.definition.predict else None
 
-    def _conclusion(self, cell: CellRun, pairing: Pairing, settings: LaunchSettings) -> Recommendation:
+    def _conclusion(self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings) -> Recommendation:
         if cell.searched and cell.winner.is_off:
             failed = [t.reason for t in cell.study.tried() if t.value is None and t.reason]
             why = f" The last one said: {failed[-1]}" if failed else ""

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendError, LaunchError, NotInForceError, UnsupportedError
+from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, UnsupportedError
 from autospec.measure.measurements import Pair, Phase
-from autospec.tuning.cell import CellRun, Step, geometric_mean, mean_log_ratio
-from autospec.tuning.context import Rig
+from autospec.tuning.cell import CellRun, TuneStep, geometric_mean, mean_log_ratio
+from autospec.tuning.context import TuneContext
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.paired_runner import Measured, Task
 from autospec.tuning.pruning import Reach, gives_up
@@ -41,7 +41,7 @@ _ENOUGH_TRIALS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
+class _TrialOutcome:
     pairs: list[Pair]
     gave_up: str
     # Those of them during which the machine did not change: what prediction may learn from.
@@ -53,7 +53,7 @@ class Search:
 
     Args:
         cells: The cells that are not searched yet.
-        rig: The tools; the search takes the definition's share of the budget.
+        context: The tools; the search takes the definition's share of the budget.
         forecast: What prediction says; ``None`` where nothing can be predicted.
         now: Monotonic seconds.
 
@@ -64,20 +64,20 @@ class Search:
     def __init__(
         self,
         cells: Sequence[CellRun],
-        rig: Rig,
+        context: TuneContext,
         forecast: Forecast | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cells = list(cells)
-        self._rig = rig
+        self._context = context
         self._forecast = forecast
-        self._definition = rig.definition
-        self._space = rig.space
-        self._progress = rig.progress
+        self._definition = context.definition
+        self._space = context.space
+        self._progress = context.progress
         self._now = now
         self._known: set[Drafting] = set()
         self._dead_arms: set[str] = set()
-        self._reach = Reach(rig.definition.rule.threshold)
+        self._reach = Reach(context.definition.rule.threshold)
         # Cell key → drafting → its pairs.
         self._pairs: dict[str, dict[Drafting, list[Pair]]] = {}
         self._idle = 0
@@ -157,7 +157,7 @@ class Search:
                     self._bury(t.drafting)
         for drafting, results in trials.items():
             if results:
-                pairing = self._rig.pairing
+                pairing = self._context.pairing
                 keys = [cell.cell.key for cell, _ in results]
                 known = {key: pairing.known(key, drafting, Phase.SEARCH) for key in keys}
                 self._take(drafting, results, known)
@@ -236,7 +236,7 @@ class Search:
         found: dict[str, list[Pair]] = {c.cell.key: list(self._pairs[c.cell.key][drafting]) for c in cells}
         try:
             for done, measured in enumerate(
-                self._rig.pairing.block(tasks, drafting, Phase.SEARCH, 0), start=1
+                self._context.pairing.block(tasks, drafting, Phase.SEARCH, 0), start=1
             ):
                 if not measured.disturbed:
                     found[measured.task.cell_key].append(measured.pair)
@@ -259,7 +259,7 @@ class Search:
         return not any(self._unasked(cell, drafting) for cell in cells)
 
     def _time_for_another(self) -> bool:
-        left = self._rig.budget.part_left_s(self._definition.search_share)
+        left = self._context.budget.part_left_s(self._definition.search_share)
         # A trial that would end far beyond the share is not begun; the first is always worth its time.
         return left > 0 and (not self._trial_s or left > 0.5 * max(self._trial_s[-3:]))
 
@@ -274,7 +274,7 @@ class Search:
         try:
             outcomes = self._measure(drafting, cells, asks, number)
         except BackendError as error:
-            hopeless_arm = isinstance(error, NotInForceError) or (
+            hopeless_arm = isinstance(error, SpeculationInactiveError) or (
                 isinstance(error, LaunchError) and error.permanent
             )
             permanent = hopeless_arm or isinstance(error, UnsupportedError)
@@ -309,7 +309,7 @@ class Search:
 
     def _measure(
         self, drafting: Drafting, cells: Sequence[CellRun], asks: dict[str, Ask], number: int
-    ) -> dict[str, _Outcome]:
+    ) -> dict[str, _TrialOutcome]:
         pairs: dict[str, dict[str, Measured]] = {c.cell.key: {} for c in cells}
         gave_up: dict[str, str] = {}
         go_on = False
@@ -320,7 +320,7 @@ class Search:
             if not tasks:
                 break
             measured_before = sum(map(len, pairs.values()))
-            for measured in self._rig.pairing.block(tasks, drafting, Phase.SEARCH, 0, go_on=go_on):
+            for measured in self._context.pairing.block(tasks, drafting, Phase.SEARCH, 0, go_on=go_on):
                 key = measured.task.cell_key
                 pairs[key][measured.task.prompt_id] = measured
                 so_far = [m.pair for m in pairs[key].values()]
@@ -340,7 +340,7 @@ class Search:
                     gave_up[cell.cell.key] = reason
         self._repeat_disturbed(drafting, pairs, gave_up)
         return {
-            key: _Outcome(
+            key: _TrialOutcome(
                 [m.pair for m in found.values()],
                 gave_up.get(key, ""),
                 [m.pair for m in found.values() if not m.disturbed],
@@ -350,7 +350,9 @@ class Search:
 
     def _next_tasks(self, cells: Sequence[CellRun], pairs: dict[str, dict[str, Measured]]) -> list[Task]:
         """The next prompt of every cell; all that are left where each block costs launches."""
-        at_once = 1 if self._rig.launches.resident == 2 or self._prompts is None else self._definition.prompts
+        at_once = (
+            1 if self._context.launches.resident == 2 or self._prompts is None else self._definition.prompts
+        )
         limit = self._prompts or 1
         tasks = []
         for turn in range(at_once):
@@ -363,7 +365,7 @@ class Search:
     def _affordable_prompts(self, pair_s: float) -> int:
         """How many tune prompts of each type leave time for enough trials, from what the first ones took."""
         trials = min(_ENOUGH_TRIALS, self._definition.trials)
-        left = self._rig.budget.part_left_s(self._definition.search_share)
+        left = self._context.budget.part_left_s(self._definition.search_share)
         each = pair_s * len(self._cells) * trials
         affordable = int(left / each) if each > 0 else self._definition.prompts
         # Where prediction knows all prompts, a trial is there to correct its costs.
@@ -397,7 +399,7 @@ class Search:
             if m.disturbed
         ]
         if again:
-            for measured in self._rig.pairing.block(again, drafting, Phase.SEARCH, 0):
+            for measured in self._context.pairing.block(again, drafting, Phase.SEARCH, 0):
                 pairs[measured.task.cell_key][measured.task.prompt_id] = measured
 
     def _bury(self, drafting: Drafting) -> None:
@@ -407,5 +409,5 @@ class Search:
             self._dead_arms.add(arm.label)
 
     def _step(self, phase: str, drafting: Drafting, number: int, done: int, todo: int) -> None:
-        left_s = self._rig.budget.until_end_s
-        self._progress.step(Step(phase, drafting, number, self._definition.trials, done, todo, left_s))
+        left_s = self._context.budget.until_end_s
+        self._progress.step(TuneStep(phase, drafting, number, self._definition.trials, done, todo, left_s))

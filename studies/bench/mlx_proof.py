@@ -36,7 +36,7 @@ from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.idle_draft import idle_draft_figures
 from autospec.tuning.launches import Launches
-from autospec.tuning.paired_runner import Pairing, Task
+from autospec.tuning.paired_runner import PairedRunner, Task
 
 _LEVEL = 0.05
 
@@ -120,7 +120,7 @@ def asking(launches: Launches, max_tokens: int) -> Asking:
 @contextmanager
 def proof(
     backend: Backend, model: str, resident: int, max_tokens: int, database: Path
-) -> Iterator[tuple[Launches, Pairing]]:
+) -> Iterator[tuple[Launches, PairedRunner]]:
     """Launches and pairing of one way, as `autospec tune` sets them up."""
     store = open_store(f"sqlite:///{database}")
     try:
@@ -128,7 +128,7 @@ def proof(
             # Waiting for other programs would be counted as time of the way that happened to be measured then.
             yield (
                 launches,
-                Pairing(launches, asking(launches, max_tokens), store, since={}, sleep=lambda _: None),
+                PairedRunner(launches, asking(launches, max_tokens), store, since={}, sleep=lambda _: None),
             )
     finally:
         store.close()
@@ -136,7 +136,7 @@ def proof(
 
 def run(
     launches: Launches,
-    pairing: Pairing,
+    pairing: PairedRunner,
     prompts: tuple[Prompt, ...],
     drafting: Drafting,
     *,

@@ -18,7 +18,7 @@ import pytest
 from autospec.backends import registry
 from autospec.backends.protocol import Request
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import BackendMissingError, NotInForceError, ServerDiedError, UnsupportedError
+from autospec.errors import BackendMissingError, ServerDiedError, SpeculationInactiveError, UnsupportedError
 from tests.backends import contract
 from tests.backends.conftest import FAKE
 from tests.backends.waiting import gone
@@ -110,7 +110,7 @@ def test_launch_ask_stop(backend, facts):
 def test_a_draft_that_is_not_in_force(backend, facts, install):
     """Found out by the launch."""
     install("never-drafts")
-    with pytest.raises(NotInForceError):
+    with pytest.raises(SpeculationInactiveError):
         backend.launch("/m.gguf", facts.drafting("/m.gguf"), facts.settings)
 
 

@@ -13,8 +13,8 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
     BackendMissingError,
     LaunchError,
-    NotInForceError,
     ServerDiedError,
+    SpeculationInactiveError,
     UnsupportedError,
     UsageError,
 )
@@ -73,13 +73,13 @@ def test_lm_studio_takes_the_draft_with_the_request(stand_in):
 def test_a_draft_that_proposes_nothing_is_not_measured(stand_in):
     """LM Studio may ignore a draft that does not fit."""
     attached = Attached(stand_in(LM_STUDIO, "dead-draft").url)
-    with pytest.raises(NotInForceError, match="runs without speculation although"):
+    with pytest.raises(SpeculationInactiveError, match="runs without speculation although"):
         attached.launch(MAIN, LM_DRAFT, NOTHING)
 
 
 def test_a_server_that_drafts_although_off(stand_in):
     """Set so in its own window, say."""
-    with pytest.raises(NotInForceError, match="drafts although drafting is off"):
+    with pytest.raises(SpeculationInactiveError, match="drafts although drafting is off"):
         Attached(stand_in(LM_STUDIO, "drafts-always").url).launch(MAIN, OFF, NOTHING)
 
 
@@ -194,7 +194,7 @@ def test_a_real_llama_server_with_a_draft(by_hand, lab_models):
     draft = ("--model-draft", str(lab_models.tiny), "--spec-type", "draft-simple", "--spec-draft-n-max", "4")
     url, _ = by_hand(*draft)
     attached = Attached(url)
-    with pytest.raises(NotInForceError, match="drafts although drafting is off"):
+    with pytest.raises(SpeculationInactiveError, match="drafts although drafting is off"):
         attached.launch(str(lab_models.tiny), OFF, NOTHING)
     running = attached.as_it_runs()
     assert running.speculates

@@ -19,7 +19,13 @@ from autospec.backends import server as child_server
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.backends.records import sweep_orphans
 from autospec.drafting import OFF, Mode
-from autospec.errors import LaunchError, NotInForceError, ServerDiedError, UnsupportedError, UsageError
+from autospec.errors import (
+    LaunchError,
+    ServerDiedError,
+    SpeculationInactiveError,
+    UnsupportedError,
+    UsageError,
+)
 from tests.backends.contract import FACTS
 from tests.backends.waiting import gone, wait_until
 
@@ -140,7 +146,7 @@ def test_a_bad_draft(launched, facts):
     """Never measured: refused, or found out before the first measurement."""
     if facts.bad is None:
         pytest.skip("no mode of this backend has a draft")
-    with pytest.raises((LaunchError, NotInForceError)) as caught:
+    with pytest.raises((LaunchError, SpeculationInactiveError)) as caught:
         launched(facts.bad)
     assert caught.value.message
     assert getattr(caught.value, "permanent", True)

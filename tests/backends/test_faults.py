@@ -15,7 +15,7 @@ import pytest
 from autospec.backends import server as child_server
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import LaunchError, NotInForceError, RequestError, ServerDiedError
+from autospec.errors import LaunchError, RequestError, ServerDiedError, SpeculationInactiveError
 from tests.backends.waiting import gone, wait_until
 
 MODEL = Drafting(Mode.DRAFT_MODEL, draft="/d.gguf", n_max=4, n_min=0, p_min=0.0)
@@ -93,13 +93,13 @@ def test_dies_at_first_request(launched):
 @pytest.mark.parametrize("drafting", [MODEL, NGRAM])
 def test_runs_without_speculation(launched, drafting):
     """What the slots deny is not measured under its name."""
-    with pytest.raises(NotInForceError, match="runs without speculation although"):
+    with pytest.raises(SpeculationInactiveError, match="runs without speculation although"):
         launched("slots-say-no", drafting=drafting)
 
 
 def test_a_draft_model_that_never_proposes(launched):
     """Slots that say yes are not enough for a draft model without a least probability."""
-    with pytest.raises(NotInForceError, match="runs without speculation"):
+    with pytest.raises(SpeculationInactiveError, match="runs without speculation"):
         launched("never-drafts", drafting=MODEL)
 
 
@@ -117,13 +117,13 @@ def test_an_ngram_mode_may_be_silent(launched):
 def test_without_slots_the_canary_decides(launched):
     """A build whose slots are silent is believed by what it drafts."""
     assert launched("no-slots", drafting=MODEL).complete(QUESTION).drafted == 8
-    with pytest.raises(NotInForceError):
+    with pytest.raises(SpeculationInactiveError):
         launched("no-slots", "never-drafts", drafting=MODEL)
 
 
 def test_drafts_although_off(launched):
     """Off must be off."""
-    with pytest.raises(NotInForceError, match="drafts although drafting is off"):
+    with pytest.raises(SpeculationInactiveError, match="drafts although drafting is off"):
         launched("drafts-although-off")
 
 

@@ -13,7 +13,7 @@ import pytest
 from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import LaunchError, NotInForceError, UnsupportedError, UsageError
+from autospec.errors import LaunchError, SpeculationInactiveError, UnsupportedError, UsageError
 from tests.backends.contract import FACTS, SETTINGS, itself
 
 QUESTION = Request(messages=({"role": "user", "content": "Say something."},), max_tokens=24, timeout_s=120.0)
@@ -131,7 +131,7 @@ def test_a_damaged_draft(launched, lab_models, draft):
 @pytest.mark.parametrize("draft", ["other_vocab", "other_tokenizer"])
 def test_a_draft_with_another_vocabulary(launched, lab_models, draft):
     """Never measured: newer builds run on without speculation, older ones refuse."""
-    with pytest.raises((NotInForceError, LaunchError), match="vocab") as caught:
+    with pytest.raises((SpeculationInactiveError, LaunchError), match="vocab") as caught:
         launched(draft_model(getattr(lab_models, draft)))
     assert getattr(caught.value, "permanent", True)
 

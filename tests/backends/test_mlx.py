@@ -24,8 +24,8 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
     BackendMissingError,
     LaunchError,
-    NotInForceError,
     ServerDiedError,
+    SpeculationInactiveError,
     UnsupportedError,
     UsageError,
 )
@@ -281,7 +281,7 @@ def test_a_draft_with_another_vocabulary(mlx, lab_models, tmp_path):
     tokenizer = (other / "tokenizer.json").read_text(encoding="utf-8")
     larger = tokenizer.replace('"vocab": {', '"vocab": {"one-more": 2048,', 1)
     (other / "tokenizer.json").write_text(larger, encoding="utf-8")
-    with pytest.raises(NotInForceError, match="Draft model tokenizer does not match"):
+    with pytest.raises(SpeculationInactiveError, match="Draft model tokenizer does not match"):
         mlx.launch(str(lab_models.mlx_tiny), drafting(other), SETTINGS)
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from autospec.catalog.model import context_of, names_context, without_context
 from autospec.drafting import OFF
-from autospec.serving.backoff import Setbacks
-from autospec.serving.config import Terms
-from autospec.serving.launch_options import Prospects, footprint
-from autospec.serving.model_registry import Engine, Offers
-from autospec.serving.server_pool import Fleet
+from autospec.serving.backoff import Backoff
+from autospec.serving.config import ProxyConfig
+from autospec.serving.launch_options import LaunchOptions, footprint
+from autospec.serving.model_registry import Engine, ModelRegistry
+from autospec.serving.server_pool import ServerPool
 from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest
 from tests.catalog.making import make_model
@@ -81,9 +81,9 @@ def tuners(args: tuple[str, ...]) -> int:
 def proxys(args: tuple[str, ...]) -> int:
     """What the proxy's planner counts memory with."""
     backend = FakeBackend()
-    offers = Offers((MODEL,), {MODEL.format: Engine(backend, backend.capabilities())})
-    terms = Terms(memory_bytes=2**40, args=args, context_tokens=UNSET)
-    prospects = Prospects(terms, offers, Fleet(args, lambda: None, lambda: 0.0), Setbacks())
+    offers = ModelRegistry((MODEL,), {MODEL.format: Engine(backend, backend.capabilities())})
+    terms = ProxyConfig(memory_bytes=2**40, args=args, context_tokens=UNSET)
+    prospects = LaunchOptions(terms, offers, ServerPool(args, lambda: None, lambda: 0.0), Backoff())
     own_bytes = prospects.entry("main", OFF).footprint.own_bytes
     none = footprint(MODEL, None, 0, maps_weights=True, limit_bytes=2**40).own_bytes
     return (own_bytes - none) // MODEL.kv_bytes_per_token

@@ -16,7 +16,7 @@ from autospec.cells import PromptType
 from autospec.cli.shell import Shell
 from autospec.cli.tune import TuneDisplay, interruptible
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.tuning.cell import Standing, Step
+from autospec.tuning.cell import CellProgress, TuneStep
 
 NGRAM = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -81,7 +81,7 @@ def seen(*steps, at_s=300.0, later_s=0.0, width=100, **console):
         now[0] = at_s
         for step in steps:
             display.step(step)
-        display.standing((Standing(PromptType.CODING, NGRAM, 1.5, 8, "proving"),))
+        display.standing((CellProgress(PromptType.CODING, NGRAM, 1.5, 8, "proving"),))
         now[0] += later_s
     last = shell.console.file.getvalue().rsplit("autospec tune", 1)[1]
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", last)
@@ -99,7 +99,7 @@ def lined(*steps, at_s=300.0):
     return shell.console.file.getvalue()
 
 
-PROOF = Step("prove", NGRAM, 2, 24, 3, 8, 900.0, 100.0)
+PROOF = TuneStep("prove", NGRAM, 2, 24, 3, 8, 900.0, 100.0)
 
 
 def test_a_bar_shows_the_whole_tune_and_when_it_ends():
@@ -120,18 +120,18 @@ def test_the_estimate_goes_on_between_steps():
 
 def test_beyond_the_budget_it_says_by_how_much():
     """What was begun is finished; nothing is clamped."""
-    text = seen(Step("prove", NGRAM, 2, 24, 3, 8, -10.0, -10.0), later_s=30.0)
+    text = seen(TuneStep("prove", NGRAM, 2, 24, 3, 8, -10.0, -10.0), later_s=30.0)
     assert "0:40 beyond the budget, to finish what was begun" in text
 
 
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        (Step("record", OFF, 1, 1, 3, 12, 600.0), "recording answers without drafting: 3 of 12"),
-        (Step("read", OFF, 1, 2, 0, 12, 600.0), "reading the answers with draft 1 of 2"),
-        (Step("launch", NGRAM, 1, 20, 0, 3, 600.0), "trial 1 of at most 20: launching ngram-simple"),
+        (TuneStep("record", OFF, 1, 1, 3, 12, 600.0), "recording answers without drafting: 3 of 12"),
+        (TuneStep("read", OFF, 1, 2, 0, 12, 600.0), "reading the answers with draft 1 of 2"),
+        (TuneStep("launch", NGRAM, 1, 20, 0, 3, 600.0), "trial 1 of at most 20: launching ngram-simple"),
         (
-            Step("search", NGRAM, 1, 20, 2, 3, 600.0),
+            TuneStep("search", NGRAM, 1, 20, 2, 3, 600.0),
             "ngram-simple ngram_n=4 ngram_m=8 min_hits=1, pair 2 of 3",
         ),
     ],
@@ -162,11 +162,11 @@ def test_a_narrow_terminal_and_one_without_colours(monkeypatch):
 
 def test_long_times_are_told_in_hours():
     """Nobody counts 150 minutes."""
-    assert "about 2 h 30 min left" in lined(Step("prove", NGRAM, 1, 24, 0, 8, 9000.0, 9000.0))
-    assert "about 1 min left" in lined(Step("prove", NGRAM, 1, 24, 0, 8, 9000.0, 20.0))
+    assert "about 2 h 30 min left" in lined(TuneStep("prove", NGRAM, 1, 24, 0, 8, 9000.0, 9000.0))
+    assert "about 1 min left" in lined(TuneStep("prove", NGRAM, 1, 24, 0, 8, 9000.0, 20.0))
 
 
 def test_a_step_that_moves_on_is_no_line_of_its_own():
     """One line for a round, and then one in half a minute."""
-    steps = [Step("prove", NGRAM, 1, 24, done, 8, 900.0, 100.0) for done in range(9)]
+    steps = [TuneStep("prove", NGRAM, 1, 24, done, 8, 900.0, 100.0) for done in range(9)]
     assert lined(*steps).count("proof round 1") == 1

@@ -13,14 +13,16 @@ from pathlib import Path
 
 from autospec.cli import cli
 from autospec.daemon.policy import Signals
-from autospec.daemon.probes import Probes, Traffic
+from autospec.daemon.probes import ClientActivity, Probes
 from autospec.daemon.work import Clock
 from tests.daemon.hooked import calm
 
 _read = Probes.read
 
 
-def _quiet(self: Probes, traffic: Traffic, spent_today_s: float, *, measuring: bool = False) -> Signals:
+def _quiet(
+    self: Probes, traffic: ClientActivity, spent_today_s: float, *, measuring: bool = False
+) -> Signals:
     signals = _read(self, traffic, spent_today_s, measuring=measuring)
     return replace(signals, other_load=0.0, user_idle_s=None)
 

@@ -10,8 +10,8 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.daemon.loop import Daemon
-from autospec.daemon.policy import Power, Signals
-from autospec.daemon.probes import Traffic
+from autospec.daemon.policy import PowerState, Signals
+from autospec.daemon.probes import ClientActivity
 from autospec.daemon.state import Memory
 from autospec.daemon.work import Clock, WorkItem
 from autospec.settings import load_settings
@@ -35,12 +35,12 @@ class Looks:
     load: float | None = 2.0
     count = 0
 
-    def read(self, traffic: Traffic, spent_today_s: float, *, measuring: bool = False) -> Signals:
+    def read(self, traffic: ClientActivity, spent_today_s: float, *, measuring: bool = False) -> Signals:
         """A quiet machine but for the load."""
         assert measuring
         self.count += 1
         return Signals(
-            720, spent_today_s, traffic.in_flight, power=Power.MAINS, other_load=self.load, cores=4
+            720, spent_today_s, traffic.in_flight, power=PowerState.MAINS, other_load=self.load, cores=4
         )
 
     def forget_load(self) -> None:

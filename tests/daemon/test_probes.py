@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autospec.daemon import probes as module
-from autospec.daemon.probes import Probes, Traffic
+from autospec.daemon.probes import ClientActivity, Probes
 from autospec.daemon.work import Clock
 from autospec.hardware.readings import ProcessTime, Reading
 
@@ -28,10 +28,10 @@ def test_who_asks_twice_gets_the_same_answer(monkeypatch: pytest.MonkeyPatch):
     readings = iter([reading(0.0, 100.0), reading(5.0, 105.0), reading(5.5, 105.5), reading(5.6, 105.6)])
     monkeypatch.setattr(module, "read", lambda *_: next(readings))
     probes = Probes(Clock(), idle=lambda: None)
-    assert probes.read(Traffic(), 0.0).other_load is None
-    assert probes.read(Traffic(), 0.0).other_load == 1.0
-    assert probes.read(Traffic(), 0.0).other_load == 1.0
-    assert probes.read(Traffic(), 0.0, measuring=True).other_load is None
+    assert probes.read(ClientActivity(), 0.0).other_load is None
+    assert probes.read(ClientActivity(), 0.0).other_load == 1.0
+    assert probes.read(ClientActivity(), 0.0).other_load == 1.0
+    assert probes.read(ClientActivity(), 0.0, measuring=True).other_load is None
 
 
 def test_while_a_server_of_the_step_ends_the_load_is_unknown():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from autospec.cells import PromptType
-from autospec.daemon.queue import Known, order
+from autospec.daemon.queue import KnownCell, order
 from autospec.daemon.work import Effort, Later, LaterReason, Tunable, Use, WorkItem, effort_key
 from autospec.recommendations import Status, Verdict
 from autospec.tuning.resume import basis_digest
@@ -41,7 +41,7 @@ def test_what_is_used_more_comes_first():
 
 def test_the_proven_is_left_alone():
     """It is nothing to measure, however much it is used."""
-    found = queue(known={key(PromptType.CODING): Known(recommendation())})
+    found = queue(known={key(PromptType.CODING): KnownCell(recommendation())})
     assert [i.prompt_type for i in found.items] == [PromptType.CHAT]
     assert found.later[key(PromptType.CODING)] == Later(LaterReason.PROVEN, "proven")
 
@@ -49,16 +49,16 @@ def test_the_proven_is_left_alone():
 def test_a_stale_one_is_measured_afresh_and_says_why_it_is_stale():
     """Its cell's pairs do not count any more; once begun, measuring goes on instead of beginning again."""
     stale = recommendation(status=Status.STALE, evidence={"stale_reason": "small fits now as a draft"})
-    (first, _) = queue(known={key(PromptType.CODING): Known(stale)}).items
+    (first, _) = queue(known={key(PromptType.CODING): KnownCell(stale)}).items
     assert first.again
     assert "stale: small fits now as a draft" in first.why
     begun = replace(stale, evidence={**stale.evidence, "renewing": True})
-    assert not queue(known={key(PromptType.CODING): Known(begun)}).items[0].again
+    assert not queue(known={key(PromptType.CODING): KnownCell(begun)}).items[0].again
 
 
 def test_borrowed_recommendations_are_proven_first():
     """They are served and nobody tried them here, however little the model is used."""
-    lent = Known(recommendation(status=Status.PROVISIONAL), borrowed=True)
+    lent = KnownCell(recommendation(status=Status.PROVISIONAL), borrowed=True)
     found = queue((BIG, NEW), known={key(PromptType.CHAT, NEW): lent})
     assert (found.items[0].model, found.items[0].prompt_type) == ("new", PromptType.CHAT)
     assert "another machine's" in found.items[0].why
@@ -127,7 +127,7 @@ def test_each_step_without_an_answer_makes_the_cell_less_urgent():
 
 def test_a_provisional_gain_beats_one_of_which_nothing_is_known():
     """A search that showed +100 % is worth more than a guess, if not as uncertain."""
-    promising = Known(
+    promising = KnownCell(
         recommendation(Verdict.UNDECIDED, status=Status.PROVISIONAL, speedup=2.0, speedup_ci=(0.9, 4.0))
     )
     even = [Use("big", PromptType.CODING, 900.0), Use("big", PromptType.CHAT, 900.0)]

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from autospec.daemon.policy import Heat, Policy, Power, Signals, decide, minutes_until
+from autospec.daemon.policy import Heat, Policy, PowerState, Signals, decide, minutes_until
 
 QUIET = Signals(
-    minute_of_day=12 * 60, spent_today_s=0.0, in_flight=0, since_request_s=None, power=Power.MAINS, low_power=False,
+    minute_of_day=12 * 60, spent_today_s=0.0, in_flight=0, since_request_s=None, power=PowerState.MAINS, low_power=False,
     heat=Heat.NOMINAL, user_idle_s=3600.0, other_load=0.1, cores=4, memory_available_bytes=16 << 30,
 )  # fmt: skip
 POLICY = Policy(idle_s=300.0, hours=(), budget_s=7200.0)
@@ -27,7 +27,7 @@ def test_a_quiet_machine_is_measured():
         ({"since_request_s": 10.0}, "the last request ended 10 s ago"),
         ({"held_by": "process 7"}, "another autospec measures"),
         ({"spent_today_s": 7200.0}, "daemon_budget"),
-        ({"power": Power.BATTERY}, "battery"),
+        ({"power": PowerState.BATTERY}, "battery"),
         ({"low_power": True}, "low power mode"),
         ({"heat": Heat.THROTTLED}, "heat slows"),
         ({"user_idle_s": 5.0}, "the last input was 5 s ago"),
@@ -46,7 +46,7 @@ def test_each_signal_alone_keeps_it_from_measuring(change, words):
     ("change", "name", "allows"),
     [
         ({"in_flight": None}, "traffic", True),
-        ({"power": Power.UNKNOWN}, "power", True),
+        ({"power": PowerState.UNKNOWN}, "power", True),
         ({"heat": Heat.UNKNOWN}, "heat", True),
         ({"user_idle_s": None}, "idle", True),
         ({"other_load": None}, "load", False),
@@ -92,4 +92,4 @@ def test_while_measuring_load_and_memory_are_the_tunes_to_judge():
     """Its own servers take both; it waits for others and repeats what they disturbed."""
     busy = replace(QUIET, other_load=3.0, memory_available_bytes=0)
     assert decide(busy, POLICY, needed_bytes=8 << 30, measuring=True).go
-    assert not decide(replace(busy, power=Power.BATTERY), POLICY, measuring=True).go
+    assert not decide(replace(busy, power=PowerState.BATTERY), POLICY, measuring=True).go

@@ -28,10 +28,10 @@ from autospec.prompts.suite import Half, load_suite
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell import CellRun
-from autospec.tuning.context import Rig
+from autospec.tuning.context import TuneContext
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
-from autospec.tuning.profiling import Surveying, keeps_state, output_share, timed_apart
+from autospec.tuning.profiling import Profiler, keeps_state, output_share, timed_apart
 from autospec.tuning.space import Arm, Space
 from tests.tuning.test_loop import MACHINE, Silent
 
@@ -212,13 +212,15 @@ def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
     cell = CellRun(Cell(model, PromptType.CODING, backend.capabilities().build, MACHINE), None, prompts, ())
     with Launches(backend, str(main), LaunchSettings(ARGS), resident=resident) as launches:
         pairing = SimpleNamespace(calm=SimpleNamespace(after=lambda _: False))
-        rig = Rig(definition, Space(arms, definition.space), launches, pairing, Budget(600.0), told)
+        context = TuneContext(
+            definition, Space(arms, definition.space), launches, pairing, Budget(600.0), told
+        )
         asking = Asking("p", 48, 0.0, StateWatch(lambda: launches.pids))
         store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
-        predictor = Surveying([cell], rig, asking, store).run()
+        predictor = Profiler([cell], context, asking, store).run()
     assert predictor is not None, told.told
     assert not [t for t in told.told if "predicted" in t or "timed" in t or "cannot" in t]
-    for drafting in rig.space.grid():
+    for drafting in context.space.grid():
         costs = predictor.costs(drafting)
         tokens = np.arange(1, costs.main_ms.size + 1)
         assert costs.main_ms[0] == pytest.approx(costs.plain_ms)

@@ -17,8 +17,8 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, UnknownModelError
 from autospec.proxy.app import Rules
 from autospec.proxy.request import Classify
-from autospec.proxy.serve import Listening, listen
-from autospec.serving.dispatch import Offered, Wanted
+from autospec.proxy.serve import ListeningProxy, listen
+from autospec.serving.dispatch import Offered, RouteRequest
 
 START_TIMEOUT_S = 30.0
 
@@ -71,10 +71,10 @@ class OneModel:
     aliases: tuple[str, ...] = ()
     running: bool = True
     refusal: AutospecError | None = None
-    wanted: list[Wanted] = field(default_factory=list)
+    wanted: list[RouteRequest] = field(default_factory=list)
     closed: bool = False
 
-    async def lease(self, wanted: Wanted) -> LentServer:
+    async def lease(self, wanted: RouteRequest) -> LentServer:
         """The next server."""
         self.wanted.append(wanted)
         if self.refusal is not None:
@@ -140,7 +140,7 @@ def proxy_over(
     *,
     rules: Rules | None = None,
     classify: Classify = no_type,
-) -> Iterator[Listening]:
+) -> Iterator[ListeningProxy]:
     """A running proxy on a free port."""
     context = listen(
         dispatch,

@@ -18,9 +18,9 @@ from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
-from autospec.serving.config import Sources, Terms
-from autospec.serving.dispatch import Wanted
-from autospec.serving.model_registry import Engine, Offers
+from autospec.serving.config import ProxyConfig, ProxyDependencies
+from autospec.serving.dispatch import RouteRequest
+from autospec.serving.model_registry import Engine, ModelRegistry
 from autospec.serving.supervisor import Supervisor
 from tests.catalog.making import make_model
 
@@ -213,7 +213,7 @@ class Scene:
     clock: Callable[[], float] = field(default_factory=Clock)
     stored: list[StoredRecommendation] = field(default_factory=list)
     models: tuple[Model, ...] = (ALPHA, BETA)
-    terms: Terms = field(default_factory=lambda: Terms(memory_bytes=64 * 1024**3, args=ARGS))
+    terms: ProxyConfig = field(default_factory=lambda: ProxyConfig(memory_bytes=64 * 1024**3, args=ARGS))
     saved: list[Recommendation] = field(default_factory=list)
     scans: int = 0
     version: int = 1
@@ -221,7 +221,9 @@ class Scene:
     @asynccontextmanager
     async def opened(self, **options: Any) -> AsyncIterator[Supervisor]:
         """The supervisor, until the block ends."""
-        sources = Sources(HERE, self._offers, lambda: self.version, lambda: list(self.stored), self._save)
+        sources = ProxyDependencies(
+            HERE, self._offers, lambda: self.version, lambda: list(self.stored), self._save
+        )
         async with await Supervisor.start(self.terms, sources, clock=self.clock, **options) as supervisor:
             yield supervisor
 
@@ -230,10 +232,10 @@ class Scene:
         self.stored[:] = stored
         self.version += 1
 
-    def _offers(self) -> Offers:
+    def _offers(self) -> ModelRegistry:
         self.scans += 1
         engine = Engine(self.backend, self.backend.capabilities())
-        return Offers(self.models, {m.format: engine for m in self.models})
+        return ModelRegistry(self.models, {m.format: engine for m in self.models})
 
     def _save(self, recommendation: Recommendation, _hardware: Hardware, cell_key: str) -> None:
         self.saved.append(recommendation)
@@ -241,9 +243,11 @@ class Scene:
         self.learn(*kept, StoredRecommendation(cell_key, HERE, recommendation))
 
 
-def wanted(name: str = "alpha", kind: PromptType | None = PromptType.CODING, *, off: bool = False) -> Wanted:
+def wanted(
+    name: str = "alpha", kind: PromptType | None = PromptType.CODING, *, off: bool = False
+) -> RouteRequest:
     """What a request for code on the first model wants."""
-    return Wanted(name, lambda: kind, off)
+    return RouteRequest(name, lambda: kind, off)
 
 
 async def until(true: Callable[[], object]) -> None:

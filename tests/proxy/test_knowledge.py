@@ -10,15 +10,15 @@ from autospec.cells import Build, Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import SettingsError
 from autospec.recommendations import Status, Verdict
-from autospec.serving.advice import FAILED_LAUNCH, Known, Place, known_of, marked_stale, trusted
+from autospec.serving.advice import FAILED_LAUNCH, Advice, AdviceKey, known_of, marked_stale, trusted
 from tests.proxy.scene import ALPHA, ARGS, BETA, BUILD, HERE, LOOKUP, LOOKUP_2, recommend
 
-PLACE = Place(HERE, BUILD, ARGS)
+PLACE = AdviceKey(HERE, BUILD, ARGS)
 TRUST = frozenset({Status.PROVEN, Status.STALE})
 OTHER_BUILD = dataclasses.replace(BUILD, version="fake-2", fingerprint="f" * 16)
 
 
-def known(*stored, place: Place = PLACE, trust=TRUST, exists=lambda _: True) -> Known:
+def known(*stored, place: AdviceKey = PLACE, trust=TRUST, exists=lambda _: True) -> Advice:
     """What is known of alpha."""
     return known_of(ALPHA, place, stored, trust, exists=exists)
 
@@ -37,7 +37,7 @@ def test_others_do_not_speak():
     entry = recommend(LOOKUP)
     elsewhere = dataclasses.replace(entry, hardware=Hardware("other", "Other", 1))
     backend = dataclasses.replace(BUILD, backend="llama-server")
-    assert known(elsewhere, recommend(LOOKUP, of=BETA), recommend(LOOKUP, build=backend)) == Known()
+    assert known(elsewhere, recommend(LOOKUP, of=BETA), recommend(LOOKUP, build=backend)) == Advice()
 
 
 def test_another_build_counts_as_stale_and_is_served_with_a_mark():
@@ -53,10 +53,10 @@ def test_another_build_counts_as_stale_and_is_served_with_a_mark():
 
 def test_other_server_arguments_count_as_stale():
     """Layers on the GPU make other speeds; the context, which measuring chooses by itself, does not."""
-    found = known(recommend(LOOKUP), place=Place(HERE, BUILD, ("-ngl", "99")))
+    found = known(recommend(LOOKUP), place=AdviceKey(HERE, BUILD, ("-ngl", "99")))
     assert found.recommendations[0].status is Status.STALE
     assert "server arguments -t 1 -c 4096" in found.notes[0]
-    assert known(recommend(LOOKUP), place=Place(HERE, BUILD, (*ARGS, "-c", "32768"))).notes == ()
+    assert known(recommend(LOOKUP), place=AdviceKey(HERE, BUILD, (*ARGS, "-c", "32768"))).notes == ()
 
 
 def test_another_file_of_the_same_name_counts_as_stale():
@@ -102,7 +102,7 @@ def test_the_mark_of_a_failed_launch():
     entry = dataclasses.replace(recommend(LOOKUP), recommendation=marked)
     assert known(entry).draftings == ()
     assert "did not start (it ran without speculation)" in known(entry).notes[0]
-    assert known(entry, place=Place(HERE, OTHER_BUILD, ARGS)).draftings == (LOOKUP,)
+    assert known(entry, place=AdviceKey(HERE, OTHER_BUILD, ARGS)).draftings == (LOOKUP,)
 
 
 def test_a_recommendation_for_any_kind_of_prompt():
@@ -156,7 +156,7 @@ def test_only_what_is_likely_here_is_trusted(entry):
 
 def test_what_is_likely_for_another_build_or_without_its_draft_is_off():
     """It says nothing of another cell, and a draft that is gone cannot be launched."""
-    elsewhere = Place(HERE, OTHER_BUILD, ARGS)
+    elsewhere = AdviceKey(HERE, OTHER_BUILD, ARGS)
     assert known_of(ALPHA, elsewhere, [undecided()], TRUST, likely=True).draftings == ()
     drafted = undecided(tried=Drafting(Mode.DRAFT_MODEL, draft="/gone.gguf", n_max=8, n_min=0))
     assert known_of(ALPHA, PLACE, [drafted], TRUST, likely=True, exists=lambda _: False).draftings == ()
@@ -187,6 +187,6 @@ def test_a_build_without_version_is_told_by_its_hash():
     build = Build("embedded", "build 0", "a" * 16)
     marked = marked_stale(recommend(LOOKUP, build=build), build, "no")
     entry = dataclasses.replace(recommend(LOOKUP, build=build), recommendation=marked)
-    assert known(entry, place=Place(HERE, build, ARGS)).draftings == ()
+    assert known(entry, place=AdviceKey(HERE, build, ARGS)).draftings == ()
     rebuilt = dataclasses.replace(build, fingerprint="b" * 16)
-    assert known(entry, place=Place(HERE, rebuilt, ARGS)).draftings == (LOOKUP,)
+    assert known(entry, place=AdviceKey(HERE, rebuilt, ARGS)).draftings == (LOOKUP,)

@@ -9,8 +9,8 @@ import pytest
 
 from autospec.drafting import OFF
 from autospec.errors import LaunchError, UnsupportedError
-from autospec.serving.instance import Drain, Launch, Look, Start, State, Stop
-from autospec.serving.plan_inputs import Footprint
+from autospec.serving.instance import Drain, InstanceState, InstanceView, ServerInstance, Start, Stop
+from autospec.serving.plan_inputs import MemoryEstimate
 from tests.proxy.scene import Clock, FakeServer, until
 
 
@@ -20,11 +20,11 @@ class Watched:
     def __init__(self, start=None, first=None) -> None:
         self.server = FakeServer("/models/a.gguf", OFF)
         self.clock = Clock()
-        self.states: list[State] = []
-        self.launch = Launch(
+        self.states: list[InstanceState] = []
+        self.launch = ServerInstance(
             "a",
             OFF,
-            Footprint(0),
+            MemoryEstimate(0),
             start or (lambda: self.server),
             changed=self._changed,
             clock=self.clock,
@@ -34,10 +34,10 @@ class Watched:
     def _changed(self) -> None:
         self.states.append(self.launch.state)
 
-    async def ready(self) -> Launch:
+    async def ready(self) -> ServerInstance:
         """Start it and wait until it is ready, or failed."""
         self.launch.send(Start())
-        await until(lambda: self.launch.state is not State.STARTING)
+        await until(lambda: self.launch.state is not InstanceState.STARTING)
         return self.launch
 
 
@@ -57,12 +57,17 @@ def test_a_whole_life():
         launch.send(Drain())
         assert not launch.lendable
         launch.give_back()
-        assert launch.state is State.DRAINING
+        assert launch.state is InstanceState.DRAINING
         assert not watched.server.stopped
         launch.give_back()
         await launch.wait_over()
         assert watched.server.stopped
-        assert watched.states == [State.READY, State.DRAINING, State.STOPPING, State.STOPPED]
+        assert watched.states == [
+            InstanceState.READY,
+            InstanceState.DRAINING,
+            InstanceState.STOPPING,
+            InstanceState.STOPPED,
+        ]
         assert (launch.served, launch.leases) == (2, 0)
 
     run(scenario())
@@ -86,7 +91,7 @@ def test_what_must_come_first_comes_first():
         await asyncio.sleep(0)
         assert not started
         free.set()
-        await until(lambda: watched.launch.state is State.READY)
+        await until(lambda: watched.launch.state is InstanceState.READY)
         assert started == [1]
 
     run(scenario())
@@ -104,7 +109,7 @@ def test_let_go_while_the_machine_is_not_free():
         free.set()
         await watched.launch.wait_over()
         assert not started
-        assert watched.states == [State.STOPPING, State.STOPPED]
+        assert watched.states == [InstanceState.STOPPING, InstanceState.STOPPED]
 
     run(scenario())
 
@@ -119,7 +124,7 @@ def test_let_go_before_it_was_ready(request_):
         watched.launch.send(request_)
         await watched.launch.wait_over()
         assert watched.server.stopped
-        assert watched.states == [State.STOPPING, State.STOPPED]
+        assert watched.states == [InstanceState.STOPPING, InstanceState.STOPPED]
 
     run(scenario())
 
@@ -134,7 +139,7 @@ def test_stopped_with_somebody_on_it():
         launch.send(Stop())
         await launch.wait_over()
         launch.give_back()
-        assert watched.states == [State.READY, State.STOPPING, State.STOPPED]
+        assert watched.states == [InstanceState.READY, InstanceState.STOPPING, InstanceState.STOPPED]
 
     run(scenario())
 
@@ -155,7 +160,7 @@ def test_it_does_not_start(raised, permanent):
             raise raised
 
         launch = await Watched(start).ready()
-        assert launch.state is State.FAILED
+        assert launch.state is InstanceState.FAILED
         assert isinstance(launch.error, LaunchError)
         assert (launch.error.permanent, launch.crashed) == (permanent, False)
         assert str(raised) in str(launch.error)
@@ -169,11 +174,11 @@ def test_it_dies():
     async def scenario():
         watched = Watched()
         launch = await watched.ready()
-        launch.send(Look())
+        launch.send(InstanceView())
         assert launch.lendable
         watched.server.kill()
-        launch.send(Look())
-        assert (launch.state, launch.crashed) == (State.FAILED, True)
+        launch.send(InstanceView())
+        assert (launch.state, launch.crashed) == (InstanceState.FAILED, True)
         assert "was ended by SIGKILL" in str(launch.error)
         await until(lambda: watched.server.stopped)
 
@@ -187,13 +192,13 @@ def test_a_suspicion():
         watched = Watched()
         launch = await watched.ready()
         for _ in range(64):
-            launch.send(Look(suspected=True))
+            launch.send(InstanceView(suspected=True))
         assert not launch.lendable
         watched.clock.now_s += 5.0
         await until(lambda: launch.lendable)
-        launch.send(Look(suspected=True))
+        launch.send(InstanceView(suspected=True))
         watched.server.kill()
-        await until(lambda: launch.state is State.FAILED)
+        await until(lambda: launch.state is InstanceState.FAILED)
 
     run(scenario())
 
@@ -205,12 +210,12 @@ def test_requests_at_the_wrong_time_change_nothing():
         watched = Watched()
         launch = await watched.ready()
         launch.send(Start())
-        for first, second in itertools.product((Drain(), Stop(), Look(), Start()), repeat=2):
+        for first, second in itertools.product((Drain(), Stop(), InstanceView(), Start()), repeat=2):
             launch.send(first)
             launch.send(second)
         await launch.wait_over()
         launch.send(Drain())
-        launch.send(Look(suspected=True))
-        assert launch.state is State.STOPPED
+        launch.send(InstanceView(suspected=True))
+        assert launch.state is InstanceState.STOPPED
 
     run(scenario())

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autospec.drafting import OFF, Drafting
-from autospec.serving.instance import State
-from autospec.serving.plan_inputs import Footprint, Launchable
+from autospec.serving.instance import InstanceState
+from autospec.serving.plan_inputs import Launchable, MemoryEstimate
 from autospec.serving.server_pool import Held, Moves, next_moves
 from tests.proxy.scene import LOOKUP, LOOKUP_2
 
@@ -18,13 +18,13 @@ WEIGHTS, CACHE = 100, 10
 
 def launchable(model: str, drafting: Drafting) -> Launchable:
     """A launch of a model: weights that all its launches share, and a cache of its own."""
-    return Launchable(drafting, Footprint(CACHE, {model: WEIGHTS}), 1.0)
+    return Launchable(drafting, MemoryEstimate(CACHE, {model: WEIGHTS}), 1.0)
 
 
 def held(number: int, model: str, drafting: Drafting = OFF, **changes) -> Held:
     """A ready launch that nobody uses, older ones used longer ago."""
     usual = Held(
-        number, model, drafting, State.READY, 0, float(number), launchable(model, drafting).footprint
+        number, model, drafting, InstanceState.READY, 0, float(number), launchable(model, drafting).footprint
     )
     return dataclasses.replace(usual, **changes)
 
@@ -41,7 +41,7 @@ def started(moves: Moves) -> list[tuple[str, Drafting]]:
 
 def test_what_is_missing_is_started():
     """And what runs or starts already is not started again."""
-    moves = next_moves([held(1, "a", state=State.STARTING)], kept(a=(OFF, LOOKUP), b=(OFF,)), 10_000)
+    moves = next_moves([held(1, "a", state=InstanceState.STARTING)], kept(a=(OFF, LOOKUP), b=(OFF,)), 10_000)
     assert started(moves) == [("a", LOOKUP), ("b", OFF)]
     assert moves.drain == ()
 
@@ -50,7 +50,7 @@ def test_the_new_one_is_ready_before_the_old_one_drains():
     """Beside each other while the new one loads."""
     wanted = kept(a=(LOOKUP,))
     assert next_moves([held(1, "a")], wanted, 10_000) == Moves(start=(("a", wanted["a"][0]),))
-    loading = [held(1, "a"), held(2, "a", LOOKUP, state=State.STARTING)]
+    loading = [held(1, "a"), held(2, "a", LOOKUP, state=InstanceState.STARTING)]
     assert next_moves(loading, wanted, 10_000) == Moves()
     ready = [held(1, "a"), held(2, "a", LOOKUP)]
     assert next_moves(ready, wanted, 10_000) == Moves(drain=(1,))
@@ -60,8 +60,8 @@ def test_without_room_the_old_one_goes_first():
     """And nothing is started until it is gone, however long it drains."""
     wanted = kept(a=(LOOKUP,))
     assert next_moves([held(1, "a", leases=3)], wanted, 115) == Moves(drain=(1,))
-    assert next_moves([held(1, "a", state=State.DRAINING, leases=3)], wanted, 115) == Moves()
-    assert next_moves([held(1, "a", state=State.STOPPING)], wanted, 115) == Moves()
+    assert next_moves([held(1, "a", state=InstanceState.DRAINING, leases=3)], wanted, 115) == Moves()
+    assert next_moves([held(1, "a", state=InstanceState.STOPPING)], wanted, 115) == Moves()
     assert started(next_moves([], wanted, 115)) == [("a", LOOKUP)]
 
 
@@ -76,13 +76,13 @@ def test_the_least_useful_makes_room():
     running = [held(1, "a", LOOKUP, leases=1), held(2, "b", LOOKUP), held(3, "c", LOOKUP)]
     wanted = kept(d=(OFF,), a=(OFF,), b=(OFF,), c=(OFF,))
     assert next_moves(running, wanted, 340) == Moves(drain=(2,))
-    gone = [running[0], held(2, "b", LOOKUP, state=State.DRAINING), running[2]]
+    gone = [running[0], held(2, "b", LOOKUP, state=InstanceState.DRAINING), running[2]]
     assert next_moves(gone, wanted, 340) == Moves()  # that is enough; it has to be waited for
 
 
 def test_room_that_is_being_made_is_not_taken_by_the_next_model():
     """The more important one waits for it, and the other one behind it."""
-    running = [held(1, "x", state=State.DRAINING, leases=1)]
+    running = [held(1, "x", state=InstanceState.DRAINING, leases=1)]
     assert next_moves(running, kept(a=(OFF,), b=(OFF,)), 115) == Moves()
 
 
@@ -99,7 +99,7 @@ fleets = st.dictionaries(st.sampled_from("abc"), draftings, max_size=3)
 def test_step_by_step_everything_comes_to_what_should_be(before, after, limit):
     """Within the limit at every step, and at rest exactly with what is kept, if that fits at all."""
     wanted = kept(**{model: tuple(chosen) for model, chosen in after.items()})
-    total = Footprint.total_bytes(e.footprint for entries in wanted.values() for e in entries)
+    total = MemoryEstimate.total_bytes(e.footprint for entries in wanted.values() for e in entries)
     if total > limit:
         return  # a plan keeps nothing that does not fit
     numbers = iter(range(1000))
@@ -109,9 +109,9 @@ def test_step_by_step_everything_comes_to_what_should_be(before, after, limit):
         if moves == Moves():
             break
         running = [h for h in running if h.number not in moves.drain]
-        size_before = Footprint.total_bytes(h.footprint for h in running)
+        size_before = MemoryEstimate.total_bytes(h.footprint for h in running)
         running += [held(next(numbers), model, entry.drafting) for model, entry in moves.start]
-        size = Footprint.total_bytes(h.footprint for h in running)
+        size = MemoryEstimate.total_bytes(h.footprint for h in running)
         assert size <= max(limit, size_before)
     assert sorted((h.model, h.drafting.key) for h in running) == sorted(
         (model, entry.drafting.key) for model, entries in wanted.items() for entry in entries

@@ -9,7 +9,7 @@ import pytest
 
 from autospec.catalog.model import Head
 from autospec.errors import BackendMissingError, UsageError
-from autospec.serving.model_registry import Engine, Offers, engines_of
+from autospec.serving.model_registry import Engine, ModelRegistry, engines_of
 from autospec.settings import load_settings
 from tests.proxy.scene import ALPHA, BETA, FakeBackend, FakeMlx, model
 
@@ -21,7 +21,7 @@ NO_MLX = {"mlx": "MLX models are not served: pip install mlx-lm"}
 def test_draft_heads_are_not_offered():
     """They cannot answer; small whole models can, whether or not they also serve as drafts."""
     head = dataclasses.replace(model("alpha-eagle"), head=Head("eagle3"))
-    offers = Offers((ALPHA, head, BETA), {"gguf": ENGINE})
+    offers = ModelRegistry((ALPHA, head, BETA), {"gguf": ENGINE})
     assert offers.models == (ALPHA, BETA)
     assert offers.catalog == (ALPHA, head, BETA)
     assert not offers.has(head.name)
@@ -30,8 +30,8 @@ def test_draft_heads_are_not_offered():
 def test_a_format_without_a_backend_is_not_offered_and_told():
     """But only to those who have such models."""
     folder = dataclasses.replace(model("gamma-mlx"), format="mlx")
-    assert Offers((ALPHA,), {"gguf": ENGINE}, NO_MLX).refused == ()
-    offers = Offers((ALPHA, folder), {"gguf": ENGINE}, NO_MLX)
+    assert ModelRegistry((ALPHA,), {"gguf": ENGINE}, NO_MLX).refused == ()
+    offers = ModelRegistry((ALPHA, folder), {"gguf": ENGINE}, NO_MLX)
     assert offers.models == (ALPHA,)
     assert offers.refused == (NO_MLX["mlx"],)
 
@@ -39,7 +39,7 @@ def test_a_format_without_a_backend_is_not_offered_and_told():
 def test_of_two_files_with_one_name_the_first_is_offered():
     """A name means one file."""
     other = dataclasses.replace(ALPHA, path=Path("/other/alpha-1b.gguf"), fingerprint="other")
-    offers = Offers((ALPHA, other), {"gguf": ENGINE})
+    offers = ModelRegistry((ALPHA, other), {"gguf": ENGINE})
     assert offers.models == (ALPHA,)
     assert offers.find("alpha-1b") is offers.named("alpha-1b") is ALPHA
 

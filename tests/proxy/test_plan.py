@@ -12,25 +12,32 @@ from hypothesis import strategies as st
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.serving.plan import MARGIN, Plan, make_plan
-from autospec.serving.plan_inputs import UNMEASURED_RATIO, Advice, Footprint, Launchable, Needs, Room
+from autospec.serving.plan_inputs import (
+    UNMEASURED_RATIO,
+    Advice,
+    Capacity,
+    Launchable,
+    MemoryEstimate,
+    ModelDemand,
+)
 
 MAIN_BYTES, DRAFT_BYTES, CACHE_BYTES = 1000, 100, 50
 CODER = Drafting(Mode.DRAFT_MODEL, draft="small.gguf", n_max=8, n_min=0, p_min=0.7)
 TALKER = Drafting(Mode.DRAFT_MODEL, draft="tiny.gguf", n_max=3, n_min=0, p_min=0.0)
 LOOKUP = Drafting(Mode.NGRAM_MOD, ngram_n=12, n_max=16, n_min=0)
 DRAFTINGS = (OFF, CODER, TALKER, LOOKUP)
-AMPLE = Room(memory_bytes=10_000)
+AMPLE = Capacity(memory_bytes=10_000)
 
 
 def launchable(drafting: Drafting, main: str = "main.gguf", launch_s: float = 5.0) -> Launchable:
     """A launch that maps the main model, and its draft if it has one."""
     files = {main: MAIN_BYTES} | ({drafting.draft: DRAFT_BYTES} if drafting.draft else {})
-    return Launchable(drafting, Footprint(CACHE_BYTES, files), launch_s)
+    return Launchable(drafting, MemoryEstimate(CACHE_BYTES, files), launch_s)
 
 
-def needs(model: str = "main", **changes) -> Needs:
+def needs(model: str = "main", **changes) -> ModelDemand:
     """A model that is asked for coding and chat alike; drafting helps coding and hurts chat."""
-    usual = Needs(
+    usual = ModelDemand(
         model,
         tuple(launchable(drafting, f"{model}.gguf") for drafting in DRAFTINGS),
         {
@@ -43,7 +50,7 @@ def needs(model: str = "main", **changes) -> Needs:
     return replace(usual, **changes)
 
 
-def carried_out(models: list[Needs], plan: Plan) -> list[Needs]:
+def carried_out(models: list[ModelDemand], plan: Plan) -> list[ModelDemand]:
     """The models with the plan's launches running."""
     return [replace(m, running=found.launches) for m in models if (found := plan.of(m.model)) is not None]
 
@@ -66,7 +73,7 @@ def test_twins_where_memory_allows_and_each_type_to_its_own():
 
 def test_one_launch_where_memory_is_short():
     """The better of two compromises: coding gains more than chat loses."""
-    part = make_plan([needs()], Room(memory_bytes=MAIN_BYTES + DRAFT_BYTES + CACHE_BYTES)).models[0]
+    part = make_plan([needs()], Capacity(memory_bytes=MAIN_BYTES + DRAFT_BYTES + CACHE_BYTES)).models[0]
     assert part.launches == (CODER,)
     assert part.routes[PromptType.CHAT].ratio == 0.7
     assert "memory" in part.reason
@@ -74,18 +81,18 @@ def test_one_launch_where_memory_is_short():
 
 def test_no_twins_where_memory_is_unknown():
     """A second launch is never tried on hope."""
-    assert len(make_plan([needs()], Room()).models[0].launches) == 1
+    assert len(make_plan([needs()], Capacity()).models[0].launches) == 1
 
 
 def test_weights_that_are_copied_count_twice():
     """Where nothing is shared, twins need the room of two models."""
     copied = tuple(
-        Launchable(entry.drafting, Footprint(Footprint.total_bytes([entry.footprint])), 5.0)
+        Launchable(entry.drafting, MemoryEstimate(MemoryEstimate.total_bytes([entry.footprint])), 5.0)
         for entry in needs().launchable
     )
     limit = MAIN_BYTES + DRAFT_BYTES + 2 * CACHE_BYTES
-    assert len(make_plan([needs()], Room(memory_bytes=limit)).models[0].launches) == 2
-    assert len(make_plan([needs(launchable=copied)], Room(memory_bytes=limit)).models[0].launches) == 1
+    assert len(make_plan([needs()], Capacity(memory_bytes=limit)).models[0].launches) == 2
+    assert len(make_plan([needs(launchable=copied)], Capacity(memory_bytes=limit)).models[0].launches) == 1
 
 
 def test_untuned_types_are_kept_away_from_drafting():
@@ -134,7 +141,7 @@ def test_much_traffic_pays_for_a_switch():
 
 def test_a_mix_at_the_edge_does_not_flap():
     """One launch only, and a mix that wanders around the point where both are equal: at most one switch."""
-    room = Room(memory_bytes=MAIN_BYTES + DRAFT_BYTES + CACHE_BYTES)
+    room = Capacity(memory_bytes=MAIN_BYTES + DRAFT_BYTES + CACHE_BYTES)
     # Coding gains 1 − 1/1.8 = 0.444 of its time, chat loses 1/0.7 − 1 = 0.429 of its own.
     even = 0.429 / (0.444 + 0.429)
     running: tuple[Drafting, ...] = (OFF,)
@@ -161,7 +168,7 @@ def test_least_used_model_is_unloaded_when_memory_is_short():
         needs(name, tokens_per_s={PromptType.CHAT: rate}, running=(OFF,), in_use=False)
         for name, rate in rates.items()
     ]
-    plan = make_plan(models, Room(memory_bytes=2 * (MAIN_BYTES + CACHE_BYTES)))
+    plan = make_plan(models, Capacity(memory_bytes=2 * (MAIN_BYTES + CACHE_BYTES)))
     assert {part.model: bool(part.launches) for part in plan.models} == {"a": False, "b": True, "c": True}
     unloaded = plan.of("a")
     assert unloaded is not None
@@ -174,7 +181,7 @@ def test_a_model_that_is_asked_for_goes_before_one_that_only_runs():
         needs("a", tokens_per_s={PromptType.CHAT: 9.0}, running=(OFF,), in_use=False),
         needs("b", tokens_per_s={PromptType.CHAT: 0.1}),
     ]
-    plan = make_plan(models, Room(memory_bytes=MAIN_BYTES + CACHE_BYTES))
+    plan = make_plan(models, Capacity(memory_bytes=MAIN_BYTES + CACHE_BYTES))
     assert [(part.model, part.launches) for part in plan.models] == [("b", (OFF,)), ("a", ())]
 
 
@@ -182,21 +189,21 @@ def test_a_long_wait_goes_before_steady_use():
     """Two models cannot run together: the one whose request has waited too long gets its turn."""
     busy = needs("a", tokens_per_s={PromptType.CHAT: 9.0}, running=(OFF,))
     late = needs("b", tokens_per_s={PromptType.CHAT: 0.1})
-    room = Room(memory_bytes=MAIN_BYTES + CACHE_BYTES)
+    room = Capacity(memory_bytes=MAIN_BYTES + CACHE_BYTES)
     assert make_plan([busy, late], room).models[0].model == "a"
     assert make_plan([busy, replace(late, waiting_s=30.0)], room).models[0].model == "b"
 
 
 def test_a_twin_does_not_push_another_model_out():
     """A second launch of one model waits behind the first of another."""
-    room = Room(memory_bytes=2 * (MAIN_BYTES + CACHE_BYTES) + DRAFT_BYTES)
+    room = Capacity(memory_bytes=2 * (MAIN_BYTES + CACHE_BYTES) + DRAFT_BYTES)
     plan = make_plan([needs("a"), needs("b", tokens_per_s={PromptType.CHAT: 0.1})], room)
     assert [len(part.launches) for part in plan.models] == [1, 1]
 
 
 def test_a_model_that_cannot_fit_says_so():
     """Memory below the smallest launch: none, and both figures in the sentence."""
-    part = make_plan([needs()], Room(memory_bytes=100)).models[0]
+    part = make_plan([needs()], Capacity(memory_bytes=100)).models[0]
     assert part.launches == ()
     assert part.route(PromptType.CHAT) is None
     assert "smallest launch" in part.reason
@@ -206,17 +213,17 @@ def test_overlap_tells_whether_the_new_can_be_ready_before_the_old_goes():
     """A switch fits twice over or it does not."""
     switching = needs(tokens_per_s={PromptType.CODING: 5.0}, running=(OFF,))
     both = MAIN_BYTES + DRAFT_BYTES + 2 * CACHE_BYTES
-    assert make_plan([switching], Room(memory_bytes=both)).overlap_fits
-    assert not make_plan([switching], Room(memory_bytes=both - 1)).overlap_fits
+    assert make_plan([switching], Capacity(memory_bytes=both)).overlap_fits
+    assert not make_plan([switching], Capacity(memory_bytes=both - 1)).overlap_fits
 
 
-def mlx_needs(**changes) -> Needs:
+def mlx_needs(**changes) -> ModelDemand:
     """Coding and chat want one draft model with different numbers, writing wants another one."""
     few, many, other = (
         Drafting(Mode.DRAFT_MODEL, draft=draft, n_max=n)
         for draft, n in (("small", 2), ("small", 6), ("large", 4))
     )
-    usual = Needs(
+    usual = ModelDemand(
         "mlx",
         tuple(launchable(drafting) for drafting in (OFF, few, many, other)),
         {
@@ -292,10 +299,10 @@ advices = st.one_of(
 
 
 @st.composite
-def models(draw: st.DrawFn) -> list[Needs]:
+def models(draw: st.DrawFn) -> list[ModelDemand]:
     """One to three models with any traffic, advice and running launches."""
     return [
-        Needs(
+        ModelDemand(
             name,
             tuple(
                 launchable(drafting, name, draw(st.floats(0.1, 60.0)))
@@ -313,7 +320,7 @@ def models(draw: st.DrawFn) -> list[Needs]:
 
 
 rooms = st.builds(
-    Room,
+    Capacity,
     memory_bytes=st.one_of(st.none(), st.integers(0, 5000)),
     horizon_s=st.floats(60.0, 7200.0),
     twins=st.integers(1, 3),
@@ -322,7 +329,7 @@ rooms = st.builds(
 
 @given(models(), rooms)
 @SEARCH
-def test_memory_is_never_exceeded(asked: list[Needs], room: Room):
+def test_memory_is_never_exceeded(asked: list[ModelDemand], room: Capacity):
     """Whatever is asked, the launches kept fit together, and are at most as many as allowed."""
     plan = make_plan(asked, room)
     if room.memory_bytes is not None:
@@ -333,7 +340,7 @@ def test_memory_is_never_exceeded(asked: list[Needs], room: Room):
 
 @given(models(), rooms)
 @SEARCH
-def test_planning_again_changes_nothing(asked: list[Needs], room: Room):
+def test_planning_again_changes_nothing(asked: list[ModelDemand], room: Capacity):
     """With the plan carried out, the same question has the answer that is there already."""
     first = make_plan(asked, room)
     second = make_plan(carried_out(asked, first), room)
@@ -343,7 +350,7 @@ def test_planning_again_changes_nothing(asked: list[Needs], room: Room):
 
 @given(models(), rooms)
 @SEARCH
-def test_drafting_is_never_counted_on_where_it_is_not_recommended(asked: list[Needs], room: Room):
+def test_drafting_is_never_counted_on_where_it_is_not_recommended(asked: list[ModelDemand], room: Capacity):
     """A ratio above 1 is promised only to types whose verdict is enable."""
     for part in make_plan(asked, room).models:
         found = next(m for m in asked if m.model == part.model)
@@ -355,7 +362,7 @@ def test_drafting_is_never_counted_on_where_it_is_not_recommended(asked: list[Ne
 
 @given(models(), rooms)
 @SEARCH
-def test_a_started_launch_is_worth_more_than_it_costs(asked: list[Needs], room: Room):
+def test_a_started_launch_is_worth_more_than_it_costs(asked: list[ModelDemand], room: Capacity):
     """Beside something that runs and may stay, only what pays for its start is started."""
     by_name = {m.model: m for m in asked}
     for part in make_plan(asked, room).models:
@@ -380,7 +387,7 @@ def test_a_started_launch_is_worth_more_than_it_costs(asked: list[Needs], room: 
 
 @given(models(), rooms)
 @SEARCH
-def test_every_route_leads_to_a_launch_that_is_kept(asked: list[Needs], room: Room):
+def test_every_route_leads_to_a_launch_that_is_kept(asked: list[ModelDemand], room: Capacity):
     """Every prompt type has a way while anything is kept, and none when nothing is."""
     for part in make_plan(asked, room).models:
         assert set(part.routes) == (set(PromptType) if part.launches else set())

@@ -14,7 +14,7 @@ from autospec.errors import UsageError
 from autospec.proxy.access import Access, check_bind
 from autospec.proxy.relay import WholeEvents
 from autospec.proxy.request import loads_in_pieces
-from autospec.proxy.usage import Counts, Outcome, Tail, read_counts, sample_of, saw_the_end
+from autospec.proxy.usage import RequestOutcome, TokenCounts, UsageReader, read_counts, sample_of, saw_the_end
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -52,7 +52,7 @@ def test_timings_are_found_at_the_end_and_text_cannot_pretend():
     fake = json.dumps({"content": '"timings":{"prompt_n":1,"predicted_n":99}', "timings": TIMINGS})
     first = json.dumps({"timings": {**TIMINGS, "predicted_n": 1}})
     found = read_counts(f"data: {first}\n\ndata: {fake}\n\ndata: [DONE]\n\n".encode())
-    assert found == Counts(3, 9, 1.5, 90.0, 8, 6)
+    assert found == TokenCounts(3, 9, 1.5, 90.0, 8, 6)
     assert read_counts(json.dumps({"content": '"timings":{}'}).encode()) is None
     assert read_counts(b'"timings":{"prompt_n":') is None
 
@@ -60,13 +60,13 @@ def test_timings_are_found_at_the_end_and_text_cannot_pretend():
 def test_usage_counts_where_there_are_no_timings():
     """OpenAI's and Anthropic's names; cached tokens were not processed."""
     usage = {"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 8}}
-    assert read_counts(json.dumps({"usage": usage}).encode()) == Counts(2, 4)
-    assert read_counts(b'{"usage": {"input_tokens": 5, "output_tokens": 6}}') == Counts(5, 6)
+    assert read_counts(json.dumps({"usage": usage}).encode()) == TokenCounts(2, 4)
+    assert read_counts(b'{"usage": {"input_tokens": 5, "output_tokens": 6}}') == TokenCounts(5, 6)
 
 
 def test_tail_keeps_the_end_and_not_the_whole():
     """A long stream costs 16 KiB and its last part."""
-    tail = Tail()
+    tail = UsageReader()
     for number in range(10_000):
         tail.feed(b"%09d\n" % number)
     assert tail.total_bytes == 100_000
@@ -102,9 +102,9 @@ def test_events_pass_whole_and_unchanged(parts):
 def test_sample_of_an_answer():
     """Complete answers with counts are evidence; with the server's clock, or ours where a stream has none."""
     drafting = Drafting(Mode.NGRAM_MOD, ngram_n=16, n_max=8, n_min=0)
-    outcome = Outcome(
+    outcome = RequestOutcome(
         1.0, "/v1/completions", "main", "mlx", "1", PromptType.QA, drafting,
-        status=200, complete=True, first_byte_ms=20.0, total_ms=100.0, streamed=True, counts=Counts(5, 8),
+        status=200, complete=True, first_byte_ms=20.0, total_ms=100.0, streamed=True, counts=TokenCounts(5, 8),
     )  # fmt: skip
     sample = sample_of(outcome)
     assert (sample.prompt_ms, sample.predicted_ms, sample.drafted) == (20.0, 80.0, None)

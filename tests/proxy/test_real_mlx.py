@@ -16,7 +16,7 @@ from autospec.cells import Cell, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware import identify
 from autospec.recommendations import Recommendation, Status, Verdict
-from autospec.serving.dispatch import Lease, Wanted
+from autospec.serving.dispatch import Lease, RouteRequest
 from autospec.settings import Settings, load_settings
 from autospec.store.database import open_store
 from tests.backends.installed import installed
@@ -86,7 +86,7 @@ def test_one_launch_serves_every_prompt_type_with_its_own_drafting(settings):
             for kind in (PromptType.CODING, PromptType.MATH, PromptType.CHAT, PromptType.CODING):
                 async with (
                     asyncio.timeout(DEADLINE_S),
-                    await supervisor.lease(Wanted("main", partial(PromptType, kind))) as lease,
+                    await supervisor.lease(RouteRequest("main", partial(PromptType, kind))) as lease,
                 ):
                     answer = await ask(lease)
                 told[kind] = (lease.drafting, drafts(answer))
@@ -108,7 +108,7 @@ def test_without_drafting_a_client_brings_no_draft(settings):
         async with opened(settings) as supervisor:
             async with (
                 asyncio.timeout(DEADLINE_S),
-                await supervisor.lease(Wanted("main", lambda: PromptType.CODING)) as lease,
+                await supervisor.lease(RouteRequest("main", lambda: PromptType.CODING)) as lease,
             ):
                 first, second = await ask(lease), await ask(lease)
             assert lease.drafting == OFF

@@ -20,7 +20,7 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware import identify
 from autospec.proxy.serve import open_supervisor
 from autospec.recommendations import Recommendation, Status, Verdict
-from autospec.serving.dispatch import Lease, Wanted
+from autospec.serving.dispatch import Lease, RouteRequest
 from autospec.serving.supervisor import Supervisor
 from autospec.settings import Settings, load_settings
 from autospec.store.database import open_store
@@ -28,7 +28,7 @@ from tests.backends.waiting import gone
 
 LOOKUP = Drafting(Mode.NGRAM_MOD, ngram_n=4, n_max=8, n_min=0)
 DEADLINE_S = 90.0
-WANTED = Wanted("main", lambda: PromptType.CODING)
+WANTED = RouteRequest("main", lambda: PromptType.CODING)
 BODY = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 200, "temperature": 0}
 
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from autospec.serving import supervisor as supervisor_module
-from autospec.serving.model_registry import Offers
+from autospec.serving.model_registry import ModelRegistry
 from tests.proxy.scene import ALPHA, BETA, LOOKUP, Scene, recommend, until
 
 
@@ -19,7 +19,7 @@ class FaultyScene(Scene):
     fault: Exception | None = None
     hold: threading.Event | None = None
 
-    def _offers(self) -> Offers:
+    def _offers(self) -> ModelRegistry:
         found = super()._offers()
         if self.fault is not None:
             raise self.fault

@@ -6,7 +6,7 @@ import pytest
 
 from autospec.drafting import OFF
 from autospec.errors import LaunchError, ServerDiedError
-from autospec.serving.backoff import Setbacks
+from autospec.serving.backoff import Backoff
 from tests.proxy.scene import LOOKUP
 
 DIED = ServerDiedError("The server was ended by SIGKILL.")
@@ -15,14 +15,14 @@ PASSING, LASTING = LaunchError("The port was taken."), LaunchError("Unknown flag
 
 def test_nothing_against_it():
     """Whatever never failed may be launched at once."""
-    setbacks = Setbacks()
+    setbacks = Backoff()
     assert setbacks.allows("a", LOOKUP, 0.0)
     assert setbacks.not_before_s("a", LOOKUP) < 0.0
 
 
 def test_crashes_wait_longer_each_time():
     """At once, then 1, 2, 4 … seconds, a minute at most; off is never given up."""
-    setbacks = Setbacks()
+    setbacks = Backoff()
     waits = [setbacks.crashed("a", OFF, DIED, 100.0).not_before_s - 100.0 for _ in range(9)]
     assert waits == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
     assert setbacks.allows("a", OFF, 100.0)
@@ -31,7 +31,7 @@ def test_crashes_wait_longer_each_time():
 
 def test_a_drafting_has_three_chances():
     """Then it is given up, until something new is known of the model."""
-    setbacks = Setbacks()
+    setbacks = Backoff()
     assert [setbacks.crashed("a", LOOKUP, DIED, 0.0).given_up for _ in range(3)] == [False, False, True]
     assert not setbacks.allows("a", LOOKUP, 1e9)
     assert setbacks.allows("b", LOOKUP, 0.0)
@@ -42,7 +42,7 @@ def test_a_drafting_has_three_chances():
 @pytest.mark.parametrize(("error", "given_up", "later"), [(PASSING, False, True), (LASTING, True, False)])
 def test_a_drafting_that_does_not_start(error, given_up, later):
     """What would fail again is given up at once; the rest is set aside for a minute."""
-    setbacks = Setbacks()
+    setbacks = Backoff()
     assert setbacks.failed("a", LOOKUP, error, 0.0).given_up is given_up
     assert not setbacks.allows("a", LOOKUP, 59.0)
     assert setbacks.allows("a", LOOKUP, 61.0) is later
@@ -50,14 +50,14 @@ def test_a_drafting_that_does_not_start(error, given_up, later):
 
 def test_off_that_does_not_start_is_tried_again():
     """There is nothing to fall back to, even where the error looks lasting."""
-    setbacks = Setbacks()
+    setbacks = Backoff()
     assert not setbacks.failed("a", OFF, LASTING, 0.0).given_up
     assert setbacks.not_before_s("a", OFF) == 0.0
 
 
 def test_a_long_life_clears_the_record():
     """Three deaths in a year are not three in a row."""
-    setbacks = Setbacks()
+    setbacks = Backoff()
     setbacks.crashed("a", LOOKUP, DIED, 0.0)
     setbacks.lives("a", LOOKUP, 10.0)
     assert setbacks.of("a", LOOKUP).times == 1
@@ -67,7 +67,7 @@ def test_a_long_life_clears_the_record():
 
 def test_what_is_told():
     """The sentence, the count and the wait, as JSON."""
-    setbacks = Setbacks()
+    setbacks = Backoff()
     setbacks.failed("a", LOOKUP, PASSING, 0.0)
     assert setbacks.to_json(10.0) == [
         {

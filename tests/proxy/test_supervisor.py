@@ -16,13 +16,13 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
     LaunchError,
     ModelChoiceError,
-    NotInForceError,
     OverloadedError,
+    SpeculationInactiveError,
     UnknownModelError,
 )
 from autospec.recommendations import Status
 from autospec.serving.advice import FAILED_LAUNCH
-from autospec.serving.dispatch import Wanted
+from autospec.serving.dispatch import RouteRequest
 from tests.proxy.scene import (
     ALPHA,
     BETA,
@@ -133,7 +133,7 @@ def test_the_kind_of_prompt_is_looked_at_when_the_request_is_sent():
         async with scene.opened() as supervisor:
             async with await supervisor.lease(wanted()):
                 pass
-            async with await supervisor.lease(Wanted("alpha", kind)) as lease:
+            async with await supervisor.lease(RouteRequest("alpha", kind)) as lease:
                 assert not looked
                 for _ in range(2):  # sent again after a stale connection: one request all the same
                     lease.sent()
@@ -164,7 +164,7 @@ def test_the_kind_of_prompt_is_looked_at_first_where_the_launch_depends_on_it():
                     looked.append(kind)
                     return kind
 
-                async with await supervisor.lease(Wanted("alpha", look)) as lease:
+                async with await supervisor.lease(RouteRequest("alpha", look)) as lease:
                     assert (lease.drafting, looked[-1]) == (drafting, kind)
 
     run(scenario())
@@ -223,7 +223,7 @@ def test_a_drafting_that_does_not_start_is_off_at_once_and_marked():
 
     async def scenario():
         scene = Scene(stored=[recommend(LOOKUP)])
-        scene.backend.refuses[LOOKUP] = NotInForceError("It runs without speculation.")
+        scene.backend.refuses[LOOKUP] = SpeculationInactiveError("It runs without speculation.")
         async with scene.opened() as supervisor:
             async with await supervisor.lease(wanted()) as lease:
                 assert lease.drafting == OFF

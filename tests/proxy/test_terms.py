@@ -8,9 +8,9 @@ import pytest
 
 from autospec.errors import SettingsError
 from autospec.recommendations import Status
-from autospec.serving.config import Terms
+from autospec.serving.config import ProxyConfig
 from autospec.serving.launch_options import footprint, launch_seconds
-from autospec.serving.plan_inputs import Footprint
+from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.settings import load_settings
 from tests.proxy.scene import ALPHA, HERE, MIB, model
 
@@ -20,8 +20,8 @@ DRAFT = dataclasses.replace(model("draft"), size_bytes=10 * MIB)
 
 def test_defaults():
     """Three quarters of the memory, a quarter of an hour, and what was proven here or for another build."""
-    terms = Terms.of(load_settings(), HERE)
-    assert terms == Terms(
+    terms = ProxyConfig.of(load_settings(), HERE)
+    assert terms == ProxyConfig(
         memory_bytes=12 * GIB,
         idle_s=900.0,
         queue_limit=256,
@@ -43,7 +43,7 @@ def test_what_the_user_set():
             "server_args": ["-ngl", "99"],
         }
     )
-    terms = Terms.of(settings, dataclasses.replace(HERE, gpu="Test GPU"))
+    terms = ProxyConfig.of(settings, dataclasses.replace(HERE, gpu="Test GPU"))
     assert (terms.memory_bytes, terms.idle_s, terms.queue_limit, terms.deadline_s) == (
         2.5 * GIB,
         None,
@@ -58,7 +58,7 @@ def test_what_the_user_set():
 def test_settings_that_cannot_be_meant(wrong):
     """They are told when the proxy starts."""
     with pytest.raises(SettingsError):
-        Terms.of(load_settings(overrides=wrong), HERE)
+        ProxyConfig.of(load_settings(overrides=wrong), HERE)
 
 
 def test_mapped_weights_are_there_once():
@@ -66,14 +66,14 @@ def test_mapped_weights_are_there_once():
     cached = dataclasses.replace(ALPHA, kv_bytes_per_token=1024)
     off = footprint(cached, None, 1024, maps_weights=True, limit_bytes=GIB)
     drafted = footprint(cached, DRAFT, 1024, maps_weights=True, limit_bytes=GIB)
-    assert off == Footprint(257 * MIB, {str(ALPHA.path): 100 * MIB})
-    assert drafted == Footprint(257 * MIB, {str(ALPHA.path): 100 * MIB, str(DRAFT.path): 10 * MIB})
-    assert Footprint.total_bytes([off, drafted]) == (2 * 257 + 110) * MIB
+    assert off == MemoryEstimate(257 * MIB, {str(ALPHA.path): 100 * MIB})
+    assert drafted == MemoryEstimate(257 * MIB, {str(ALPHA.path): 100 * MIB, str(DRAFT.path): 10 * MIB})
+    assert MemoryEstimate.total_bytes([off, drafted]) == (2 * 257 + 110) * MIB
 
 
 def test_copied_weights_count_for_each_launch():
     """What an accelerator does with a mapped file is not known."""
-    assert footprint(ALPHA, DRAFT, 1024, maps_weights=False, limit_bytes=GIB) == Footprint(366 * MIB)
+    assert footprint(ALPHA, DRAFT, 1024, maps_weights=False, limit_bytes=GIB) == MemoryEstimate(366 * MIB)
 
 
 @pytest.mark.parametrize("maps_weights", [True, False])
@@ -81,7 +81,7 @@ def test_copied_weights_count_for_each_launch():
 def test_no_launch_counts_for_more_than_the_limit(maps_weights, limit):
     """A server fits its context to what it finds, so that a large model can still run alone."""
     found = footprint(ALPHA, None, 1024, maps_weights=maps_weights, limit_bytes=limit)
-    assert Footprint.total_bytes([found]) == limit
+    assert MemoryEstimate.total_bytes([found]) == limit
 
 
 def test_launch_seconds():

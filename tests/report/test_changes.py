@@ -9,7 +9,7 @@ import pytest
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Status, Verdict
-from autospec.report.changes import Kind, changes, changes_document
+from autospec.report.changes import ChangeKind, changes, changes_document
 from tests.report.samples import DRAFTING, ELSEWHERE, HERE, recommendation, stored
 
 ENABLED = recommendation()
@@ -35,10 +35,10 @@ def test_more_pairs_with_the_same_answer_are_no_change():
 @pytest.mark.parametrize(
     ("before", "after", "kind"),
     [
-        (ENABLED, recommendation(Verdict.DISABLE), Kind.DRAFTING),
-        (ENABLED, recommendation(drafting=replace(DRAFTING, n_max=4)), Kind.DRAFTING),
-        (recommendation(Verdict.UNDECIDED), recommendation(Verdict.DISABLE), Kind.VERDICT),
-        (ENABLED, replace(ENABLED, status=Status.STALE), Kind.STATUS),
+        (ENABLED, recommendation(Verdict.DISABLE), ChangeKind.DRAFTING),
+        (ENABLED, recommendation(drafting=replace(DRAFTING, n_max=4)), ChangeKind.DRAFTING),
+        (recommendation(Verdict.UNDECIDED), recommendation(Verdict.DISABLE), ChangeKind.VERDICT),
+        (ENABLED, replace(ENABLED, status=Status.STALE), ChangeKind.STATUS),
     ],
 )
 def test_what_is_another_names_the_change(before, after, kind):
@@ -49,21 +49,21 @@ def test_what_is_another_names_the_change(before, after, kind):
 def test_new_and_gone():
     """A cell that was not there, and one that is no more."""
     writing = recommendation(Verdict.DISABLE, prompt_type=PromptType.WRITING)
-    assert kinds([], [ENABLED]) == [Kind.NEW]
-    assert kinds([ENABLED, writing], [writing]) == [Kind.GONE]
+    assert kinds([], [ENABLED]) == [ChangeKind.NEW]
+    assert kinds([ENABLED, writing], [writing]) == [ChangeKind.GONE]
 
 
 def test_of_one_cell_the_newest_counts():
     """An older one for another build is stored beside it and is no second answer."""
     newer = recommendation(Verdict.DISABLE, created_at=LATER, backend_build="b11500")
-    assert kinds([ENABLED], [ENABLED, newer]) == [Kind.DRAFTING]
+    assert kinds([ENABLED], [ENABLED, newer]) == [ChangeKind.DRAFTING]
     assert kinds([ENABLED, newer], [newer]) == []
 
 
 def test_machines_are_told_apart():
     """The same model tuned elsewhere is new, and the change says where."""
     (change,) = changes([stored(ENABLED)], [stored(ENABLED), stored(ENABLED, ELSEWHERE)])
-    assert (change.kind, change.hardware_id) == (Kind.NEW, ELSEWHERE.id)
+    assert (change.kind, change.hardware_id) == (ChangeKind.NEW, ELSEWHERE.id)
 
 
 def test_the_sentence_tells_what_to_run_instead_of_what():

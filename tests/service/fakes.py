@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autospec.service.definition import Definition, Outcome
+from autospec.service.definition import Definition, ServiceOutcome
 
 PRINTED = """\
 gui/501/com.autospec.daemon = {{
@@ -96,60 +96,60 @@ class FakeLaunchctl:
         """The calls that change something, up to the label or file."""
         return [call for call in self.calls if call[0] not in ("print", "print-disabled", "-n")]
 
-    def __call__(self, argv: Sequence[str]) -> Outcome:
+    def __call__(self, argv: Sequence[str]) -> ServiceOutcome:
         """Record a call and answer it."""
         self.calls.append(tuple(argv[1:]))
         if argv[0] == "/usr/bin/tail":
-            return Outcome(0, self.log)
+            return ServiceOutcome(0, self.log)
         assert argv[0] == "/bin/launchctl"
         verb, target = argv[1], argv[2] if len(argv) > 2 else ""
         assert target.startswith("gui/501")
         if not self.logged_in:
-            return Outcome(125, err="Domain does not support specified action\n")
+            return ServiceOutcome(125, err="Domain does not support specified action\n")
         return getattr(self, f"_{verb.replace('-', '_')}")(target)
 
-    def _print(self, target: str) -> Outcome:
+    def _print(self, target: str) -> ServiceOutcome:
         if target == "gui/501":
-            return Outcome(0, "com.apple.xpc.launchd.domain.user.501 = {\n}\n")
+            return ServiceOutcome(0, "com.apple.xpc.launchd.domain.user.501 = {\n}\n")
         if self.going:
             self.going -= 1
-            return Outcome(0, PRINTED.format(state="running", lines="\tpid = 100"))
+            return ServiceOutcome(0, PRINTED.format(state="running", lines="\tpid = 100"))
         if not self.loaded:
-            return Outcome(
+            return ServiceOutcome(
                 113, err='Could not find service "com.autospec.daemon" in domain for user gui: 501\n'
             )
         if self.healthy:
             lines = f"\tpid = {self.pid}\n\tlast exit code = (never exited)"
-            return Outcome(0, PRINTED.format(state="running", lines=lines))
-        return Outcome(0, PRINTED.format(state="spawn scheduled", lines="\tlast exit code = 1"))
+            return ServiceOutcome(0, PRINTED.format(state="running", lines=lines))
+        return ServiceOutcome(0, PRINTED.format(state="spawn scheduled", lines="\tlast exit code = 1"))
 
-    def _print_disabled(self, _target: str) -> Outcome:
+    def _print_disabled(self, _target: str) -> ServiceOutcome:
         state = "disabled" if self.disabled else "enabled"
-        return Outcome(0, f'disabled services = {{\n\t"com.autospec.daemon" => {state}\n}}\n')
+        return ServiceOutcome(0, f'disabled services = {{\n\t"com.autospec.daemon" => {state}\n}}\n')
 
-    def _enable(self, _target: str) -> Outcome:
+    def _enable(self, _target: str) -> ServiceOutcome:
         self.disabled = False
-        return Outcome(0)
+        return ServiceOutcome(0)
 
-    def _bootstrap(self, _target: str) -> Outcome:
+    def _bootstrap(self, _target: str) -> ServiceOutcome:
         if self.refusals or self.loaded or self.disabled or self.going:
             self.refusals = max(0, self.refusals - 1)
-            return Outcome(5, err="Bootstrap failed: 5: Input/output error\n")
+            return ServiceOutcome(5, err="Bootstrap failed: 5: Input/output error\n")
         self.loaded = True
         self.pid += 1
-        return Outcome(0)
+        return ServiceOutcome(0)
 
-    def _bootout(self, _target: str) -> Outcome:
+    def _bootout(self, _target: str) -> ServiceOutcome:
         if not self.loaded:
-            return Outcome(3, err="Boot-out failed: 3: No such process\n")
+            return ServiceOutcome(3, err="Boot-out failed: 3: No such process\n")
         self.loaded = False
         self.going = self.lingers
-        return Outcome(0)
+        return ServiceOutcome(0)
 
-    def _kickstart(self, _target: str) -> Outcome:
+    def _kickstart(self, _target: str) -> ServiceOutcome:
         assert self.loaded
         self.pid += 1
-        return Outcome(0)
+        return ServiceOutcome(0)
 
 
 @dataclass
@@ -177,21 +177,21 @@ class FakeSystemctl:
         """The calls that change something, without ``systemctl --user``."""
         return [call for call in self.calls if "show" not in call and call[0] != "journalctl"]
 
-    def __call__(self, argv: Sequence[str]) -> Outcome:
+    def __call__(self, argv: Sequence[str]) -> ServiceOutcome:
         """Record a call and answer it."""
         if argv[0] == "journalctl":
             self.calls.append(tuple(argv))
-            return Outcome(0, self.log)
+            return ServiceOutcome(0, self.log)
         assert tuple(argv[:2]) == ("systemctl", "--user")
         self.calls.append(tuple(argv[2:]))
         if not self.present:
-            return Outcome(1, err="Failed to connect to bus: No medium found\n")
+            return ServiceOutcome(1, err="Failed to connect to bus: No medium found\n")
         words = [word for word in argv[2:] if not word.startswith("--")]
         return getattr(self, f"_{words[0].replace('-', '_')}")()
 
-    def _show(self) -> Outcome:
+    def _show(self) -> ServiceOutcome:
         if not self.known:
-            return Outcome(0, "LoadState=not-found\nActiveState=inactive\nMainPID=0\n")
+            return ServiceOutcome(0, "LoadState=not-found\nActiveState=inactive\nMainPID=0\n")
         failed = self.active == "failed"
         lines = {
             "LoadState": "loaded",
@@ -202,31 +202,31 @@ class FakeSystemctl:
             "Result": "exit-code" if failed else "success",
             "UnitFileState": "enabled" if self.enabled else "disabled",
         }
-        return Outcome(0, "".join(f"{k}={v}\n" for k, v in lines.items()))
+        return ServiceOutcome(0, "".join(f"{k}={v}\n" for k, v in lines.items()))
 
-    def _daemon_reload(self) -> Outcome:
+    def _daemon_reload(self) -> ServiceOutcome:
         self.known = self.file.exists()
-        return Outcome(0)
+        return ServiceOutcome(0)
 
-    def _enable(self) -> Outcome:
+    def _enable(self) -> ServiceOutcome:
         self.enabled = True
-        return Outcome(0)
+        return ServiceOutcome(0)
 
-    def _disable(self) -> Outcome:
+    def _disable(self) -> ServiceOutcome:
         self.enabled = False
         return self._stop()
 
-    def _start(self) -> Outcome:
+    def _start(self) -> ServiceOutcome:
         self.active = "active" if self.healthy else "failed"
         self.pid += 1
-        return Outcome(0)
+        return ServiceOutcome(0)
 
     _restart = _start
 
-    def _stop(self) -> Outcome:
+    def _stop(self) -> ServiceOutcome:
         self.active = "inactive"
-        return Outcome(0)
+        return ServiceOutcome(0)
 
-    def _reset_failed(self) -> Outcome:
+    def _reset_failed(self) -> ServiceOutcome:
         self.active = "inactive"
-        return Outcome(0 if self.known else 1)
+        return ServiceOutcome(0 if self.known else 1)

@@ -15,7 +15,7 @@ import psutil
 
 from autospec.errors import ServiceError
 from autospec.files import launchd_dir
-from autospec.service.definition import Definition, ServiceStatus, State
+from autospec.service.definition import Definition, ServiceState, ServiceStatus
 from autospec.service.lifecycle import Service
 from autospec.service.systemd import UNIT, Systemd
 
@@ -61,7 +61,7 @@ def ended(pid: int) -> bool:
 def another(status: Callable[[], ServiceStatus], pid: int) -> bool:
     """True if a daemon runs that is not process `pid`."""
     now = status()
-    return now.state is State.RUNNING and now.pid not in (None, pid)
+    return now.state is ServiceState.RUNNING and now.pid not in (None, pid)
 
 
 def main() -> None:

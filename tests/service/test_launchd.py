@@ -10,7 +10,7 @@ import pytest
 
 from autospec.errors import ServiceError
 from autospec.files import launchd_dir
-from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, Outcome, State
+from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, ServiceOutcome, ServiceState
 from autospec.service.launchd import Launchd, fields_of
 from autospec.service.lifecycle import Service
 from tests.service.fakes import PRINTED, Clock, FakeLaunchctl, definition
@@ -114,7 +114,7 @@ def test_a_fresh_installation_is_one_bootstrap(service, launchctl):
     assert launchctl.changes == [("bootstrap", "gui/501", str(fresh.supervisor.file))]
     assert plistlib.loads(fresh.supervisor.file.read_bytes())["Label"] == "com.autospec.daemon"
     assert fresh.definition.log.parent.is_dir()
-    assert fresh.status().state is State.RUNNING
+    assert fresh.status().state is ServiceState.RUNNING
 
 
 def test_a_repeated_installation_does_nothing(service, launchctl):
@@ -144,7 +144,7 @@ def test_a_bootstrap_that_comes_too_soon_is_tried_again(service, launchctl):
     service().install()
     launchctl.refusals = 3
     assert service(version="2.0").install()
-    assert service().status().state is State.RUNNING
+    assert service().status().state is ServiceState.RUNNING
 
 
 def test_a_fresh_bootstrap_that_is_refused_is_not_repeated(service, launchctl):
@@ -210,7 +210,7 @@ def test_stop_unloads_and_start_loads(service, launchctl):
     service().install()
     launchctl.calls.clear()
     assert service().stop()
-    assert service().status().state is State.STOPPED
+    assert service().status().state is ServiceState.STOPPED
     assert not service().stop()
     assert service().start()
     assert not service().start()
@@ -234,7 +234,7 @@ def test_uninstall_leaves_neither_file_nor_job_nor_log(service, launchctl):
     assert [call[0] for call in launchctl.changes] == ["bootout"]
     assert not installed.supervisor.file.exists()
     assert not installed.definition.log.exists()
-    assert installed.status().state is State.ABSENT
+    assert installed.status().state is ServiceState.ABSENT
 
 
 def test_uninstalling_twice_does_nothing(service, launchctl):
@@ -271,21 +271,21 @@ def test_fields_are_those_of_the_job_and_not_of_its_blocks():
 @pytest.mark.parametrize(
     ("state", "lines", "expected", "last"),
     [
-        ("running", "\tpid = 7\n\tlast exit code = 1", State.RUNNING, "1"),
-        ("not running", "\tlast exit code = 0", State.STOPPED, "0"),
-        ("not running", "\tlast exit code = (never exited)", State.STARTING, ""),
-        ("spawn scheduled", "\tlast exit code = 78: EX_CONFIG", State.FAILED, "78: EX_CONFIG"),
+        ("running", "\tpid = 7\n\tlast exit code = 1", ServiceState.RUNNING, "1"),
+        ("not running", "\tlast exit code = 0", ServiceState.STOPPED, "0"),
+        ("not running", "\tlast exit code = (never exited)", ServiceState.STARTING, ""),
+        ("spawn scheduled", "\tlast exit code = 78: EX_CONFIG", ServiceState.FAILED, "78: EX_CONFIG"),
         (
             "not running",
             "\tlast exit code = 0\n\tlast terminating signal = Killed: 9",
-            State.FAILED,
+            ServiceState.FAILED,
             "Killed: 9",
         ),
     ],
 )
 def test_what_print_says_is_understood(tmp_path, state, lines, expected, last):
     """State and last end; a signal counts before an exit code."""
-    answers = [Outcome(0, PRINTED.format(state=state, lines=lines)), Outcome(0)]
+    answers = [ServiceOutcome(0, PRINTED.format(state=state, lines=lines)), ServiceOutcome(0)]
     status = Launchd(501, tmp_path, TEMPLATE).read(answers)
     assert (status.state, status.last_exit) == (expected, last)
 

@@ -10,7 +10,7 @@ import pytest
 
 from autospec.errors import ServiceError
 from autospec.files import launchd_dir
-from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, Outcome, State
+from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, ServiceOutcome, ServiceState
 from autospec.service.lifecycle import Service
 from autospec.service.systemd import UNIT, Systemd
 from tests.service.fakes import Clock, FakeSystemctl, definition
@@ -149,7 +149,7 @@ def test_a_fresh_installation_reloads_enables_and_starts(service, systemctl):
         ("enable", UNIT),
         ("--no-block", "restart", UNIT),
     ]
-    assert fresh.status().state is State.RUNNING
+    assert fresh.status().state is ServiceState.RUNNING
 
 
 def test_a_repeated_installation_does_nothing(service, systemctl):
@@ -218,7 +218,7 @@ def test_uninstall_leaves_neither_file_nor_unit(service, systemctl):
     assert service().uninstall()
     assert systemctl.changes == [("disable", "--now", UNIT), ("daemon-reload",), ("reset-failed", UNIT)]
     assert not systemctl.file.exists()
-    assert service().status().state is State.ABSENT
+    assert service().status().state is ServiceState.ABSENT
 
 
 def test_uninstalling_twice_does_nothing(service, systemctl):
@@ -233,19 +233,23 @@ def test_uninstalling_twice_does_nothing(service, systemctl):
 @pytest.mark.parametrize(
     ("fields", "state", "last"),
     [
-        ("ActiveState=active\nMainPID=7\nExecMainCode=0", State.RUNNING, ""),
-        ("ActiveState=activating\nMainPID=7\nExecMainCode=0", State.STARTING, ""),
-        ("ActiveState=inactive\nMainPID=0\nExecMainCode=1\nExecMainStatus=0", State.STOPPED, "exit code 0"),
+        ("ActiveState=active\nMainPID=7\nExecMainCode=0", ServiceState.RUNNING, ""),
+        ("ActiveState=activating\nMainPID=7\nExecMainCode=0", ServiceState.STARTING, ""),
+        (
+            "ActiveState=inactive\nMainPID=0\nExecMainCode=1\nExecMainStatus=0",
+            ServiceState.STOPPED,
+            "exit code 0",
+        ),
         (
             "ActiveState=failed\nMainPID=0\nExecMainCode=2\nExecMainStatus=6\nResult=watchdog",
-            State.FAILED,
+            ServiceState.FAILED,
             "signal 6 (watchdog)",
         ),
     ],
 )
 def test_what_show_says_is_understood(tmp_path, fields, state, last):
     """State and last end, with the reason where systemd has one."""
-    status = Systemd(tmp_path, TEMPLATE).read([Outcome(0, f"LoadState=loaded\n{fields}\n")])
+    status = Systemd(tmp_path, TEMPLATE).read([ServiceOutcome(0, f"LoadState=loaded\n{fields}\n")])
     assert (status.state, status.last_exit) == (state, last)
 
 

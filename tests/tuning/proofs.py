@@ -18,11 +18,11 @@ from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell import CellRun, Standing, Step
-from autospec.tuning.context import Rig
+from autospec.tuning.cell import CellProgress, CellRun, TuneStep
+from autospec.tuning.context import TuneContext
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
-from autospec.tuning.paired_runner import Pairing, Task
+from autospec.tuning.paired_runner import PairedRunner, Task
 from autospec.tuning.proof import Proof
 from tests.tuning.simulated import OFF_TPS, SimulatedBackend, SimulatedServer
 from tests.tuning.test_pairing import Watch
@@ -50,13 +50,13 @@ class Watcher:
     """A progress that remembers."""
 
     told: list[str] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[TuneStep] = field(default_factory=list)
 
-    def step(self, step: Step) -> None:
+    def step(self, step: TuneStep) -> None:
         """Remember it."""
         self.steps.append(step)
 
-    def standing(self, standings: tuple[Standing, ...]) -> None:
+    def standing(self, standings: tuple[CellProgress, ...]) -> None:
         """Nothing."""
 
     def tell(self, text: str) -> None:
@@ -68,7 +68,7 @@ class Watcher:
 class Lab:
     """All that a proof works with."""
 
-    rig: Rig
+    context: TuneContext
     backend: SimulatedBackend
     watcher: Watcher
     cells: list[CellRun]
@@ -76,12 +76,12 @@ class Lab:
 
     def prove(self) -> list[CellRun]:
         """Run the proof; returns the cells that are decided."""
-        Proof(self.cells, self.rig, lambda cell: self.kept.append(cell.cell.key)).run()
+        Proof(self.cells, self.context, lambda cell: self.kept.append(cell.cell.key)).run()
         return [cell for cell in self.cells if cell.decided]
 
     def known(self, cell: CellRun) -> int:
         """Pairs of its proof that the store counts."""
-        return len(self.rig.pairing.known(cell.cell.key, cell.winner, Phase.PROVE))
+        return len(self.context.pairing.known(cell.cell.key, cell.winner, Phase.PROVE))
 
 
 def lab(
@@ -126,7 +126,7 @@ def lab(
     launches = Launches(
         backend, "/main.gguf", LaunchSettings(), resident=resident, clock=clock, on_renewed=on_renewed
     )
-    pairing = Pairing(
+    pairing = PairedRunner(
         launches,
         Asking("protocol", 10_000_000, 0.0, watch or Watch()),
         open_store(f"sqlite:///{tmp_path / 'autospec.db'}"),
@@ -135,7 +135,7 @@ def lab(
         sleep=clock.pass_by,
         clock=clock,
     )
-    rig = Rig(replace(definition, budget_s=budget_s), None, launches, pairing, budget, watcher)
+    context = TuneContext(replace(definition, budget_s=budget_s), None, launches, pairing, budget, watcher)
     runs = [
         CellRun(
             SimpleNamespace(key=name, prompt_type=name),
@@ -152,7 +152,7 @@ def lab(
         tasks = [Task.of(c.cell.key, c.tune_prompts[0]) for c in runs if c.winner == winner]
         list(pairing.block(tasks, winner, Phase.SEARCH, 0))
     clock.pass_by(max(0.0, spent_s - budget.spent_s))
-    return Lab(rig, backend, watcher, runs)
+    return Lab(context, backend, watcher, runs)
 
 
 def sides(backend: SimulatedBackend) -> list[tuple[str, bool]]:

@@ -39,7 +39,7 @@ def test_a_proof_of_many_types_ends_in_time_and_decides_some(
         request_s=request_s,
     )
     decided = made.prove()
-    assert made.rig.budget.spent_s <= ALLOWED_S
+    assert made.context.budget.spent_s <= ALLOWED_S
     assert len(decided) >= 2
     begun = [cell for cell in made.cells if cell not in decided and made.known(cell)]
     assert len(begun) <= 1, "time went to types that it did not suffice for"
@@ -59,7 +59,7 @@ def test_it_holds_where_requests_take_longer_than_they_did_in_the_search(
             replace(p, max_tokens=round(5 * slower * p.max_tokens)) for p in cell.prove_prompts
         )
     made.prove()
-    assert made.rig.budget.spent_s <= ALLOWED_S
+    assert made.context.budget.spent_s <= ALLOWED_S
 
 
 @pytest.mark.parametrize("resident", [1, 2])
@@ -76,7 +76,7 @@ def test_a_round_that_does_not_fit_is_not_begun(tmp_path, monkeypatch, resident)
         launch_s=5.0,
     )
     made.prove()
-    assert made.rig.budget.spent_s <= 460.0
+    assert made.context.budget.spent_s <= 460.0
     assert [made.known(cell) for cell in made.cells if not cell.rounds] == [0] * sum(
         not cell.rounds for cell in made.cells
     )
@@ -86,12 +86,12 @@ def test_a_round_that_does_not_fit_is_not_begun(tmp_path, monkeypatch, resident)
 def test_where_not_even_one_round_fits_its_first_pairs_are_measured(tmp_path, monkeypatch, resident):
     """Or the next tune would be where this one is; the budget holds, and the pairs are found again."""
     made = lab(tmp_path, monkeypatch, resident=resident, budget_s=300.0, request_s=30, launch_s=10.0)
-    made.backend.clock.pass_by(300.0 - 200.0 - made.rig.budget.spent_s)
+    made.backend.clock.pass_by(300.0 - 200.0 - made.context.budget.spent_s)
     assert made.prove() == []
-    assert made.rig.budget.spent_s <= 360.0
+    assert made.context.budget.spent_s <= 360.0
     assert 0 < made.known(made.cells[0]) < 8
     asked = len(made.backend.asked)
-    made.rig.budget.total_s = 1e6
+    made.context.budget.total_s = 1e6
     assert made.prove() == made.cells
     assert len(made.backend.asked) - asked <= 16
 
@@ -118,7 +118,7 @@ def test_an_interrupted_proof_looks_at_what_is_stored_without_time(tmp_path, mon
     decided = len(made.prove())
     for cell in made.cells:
         cell.decision, cell.rounds = None, 0
-    made.rig.budget.total_s = 1.0
+    made.context.budget.total_s = 1.0
     asked = len(made.backend.asked)
     assert len(made.prove()) == decided
     assert len(made.backend.asked) == asked
@@ -127,14 +127,14 @@ def test_an_interrupted_proof_looks_at_what_is_stored_without_time(tmp_path, mon
 def test_repeats_do_not_exceed_the_budget(tmp_path, monkeypatch):
     """All pairs are disturbed: they are told, the round counts, and the budget holds."""
     made = lab(tmp_path, monkeypatch, budget_s=400.0, request_s=10, launch_s=20.0)
-    made.backend.clock.pass_by(200.0 - made.rig.budget.spent_s)
+    made.backend.clock.pass_by(200.0 - made.context.budget.spent_s)
     states = iter(range(10_000))
-    watch = made.rig.pairing._asking.watch
+    watch = made.context.pairing._asking.watch
     calm = watch.finish
     monkeypatch.setattr(watch, "finish", lambda: replace(calm(), other_load=2.0 * (next(states) % 2)))
     monkeypatch.setattr("autospec.tuning.load_guard.busy", lambda _state: False)
     made.prove()
-    assert made.rig.budget.spent_s <= 460.0
+    assert made.context.budget.spent_s <= 460.0
     assert made.cells[0].rounds == 1
     assert any("8 pairs do not count" in told for told in made.watcher.told)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autospec.tuning.load_guard import Calm, patience_s
+from autospec.tuning.load_guard import LoadGuard, patience_s
 from tests.tuning.test_pairing import CALM, Watch
 
 BUSY = replace(CALM, other_load=2.0)
@@ -14,7 +14,7 @@ def calm(*states):
     """A wait whose watch reads these states, with what it slept and said."""
     slept: list[float] = []
     told: list[str] = []
-    return Calm(Watch(*states), told.append, slept.append), slept, told
+    return LoadGuard(Watch(*states), told.append, slept.append), slept, told
 
 
 def test_a_calm_machine_is_not_waited_for():
@@ -58,6 +58,6 @@ def test_a_short_run_waits_for_a_short_time():
 def test_the_wait_ends_with_its_limit():
     """Nine seconds of a run of ninety."""
     slept: list[float] = []
-    waits = Calm(Watch(*[BUSY] * 9), lambda _: None, slept.append, patience_s(90))
+    waits = LoadGuard(Watch(*[BUSY] * 9), lambda _: None, slept.append, patience_s(90))
     assert not waits.after(BUSY)
     assert sum(slept) == 9.0

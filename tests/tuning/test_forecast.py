@@ -229,7 +229,7 @@ def test_times_taken_beside_a_busy_neighbour_are_taken_again(request_, monkeypat
     """A draft that was timed so would look several times as dear, and be ruled out for it."""
     # The second recording's window, the batches', the first draft's pass.
     told = iter([False, False, False, True])
-    monkeypatch.setattr("autospec.tuning.load_guard.Calm.after", lambda *_: next(told, False))
+    monkeypatch.setattr("autospec.tuning.load_guard.LoadGuard.after", lambda *_: next(told, False))
     backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
     recommendation, _ = tune(request_, backend)
     assert next(told, None) is None

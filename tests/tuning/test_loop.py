@@ -27,7 +27,7 @@ from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.tuning import load_guard as calm
 from autospec.tuning import run as run_module
-from autospec.tuning.cell import Standing, Step
+from autospec.tuning.cell import CellProgress, TuneStep
 from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.run import Tuning
@@ -45,13 +45,13 @@ class Silent:
 
     def __init__(self) -> None:
         self.told: list[str] = []
-        self.steps: list[Step] = []
+        self.steps: list[TuneStep] = []
 
-    def step(self, step: Step) -> None:
+    def step(self, step: TuneStep) -> None:
         """Remember it."""
         self.steps.append(step)
 
-    def standing(self, standings: tuple[Standing, ...]) -> None:
+    def standing(self, standings: tuple[CellProgress, ...]) -> None:
         """Never empty."""
         assert standings
 

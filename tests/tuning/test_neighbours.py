@@ -17,7 +17,7 @@ from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
 from autospec.store.database import open_store
 from autospec.tuning.launches import Launches, resident_launches
-from autospec.tuning.paired_runner import Pairing
+from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.run import Tuning
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
@@ -58,7 +58,9 @@ def measured(tmp_path: Path, backend: OnCard) -> tuple[Launches, list, list[str]
     told: list[str] = []
     launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=2, tell=told.append)
     store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
-    pairing = Pairing(launches, Asking("protocol", 16, 0.0, Watch()), store, since={}, sleep=lambda _: None)
+    pairing = PairedRunner(
+        launches, Asking("protocol", 16, 0.0, Watch()), store, since={}, sleep=lambda _: None
+    )
     pairs = [m.pair for m in pairing.block(TASKS, DRAFTING, Phase.PROVE, 1)]
     return launches, pairs, told
 
@@ -194,7 +196,9 @@ def test_swapping_side_by_side_is_measured_again_by_turns(tmp_path):
     watch = Watch()
     asked = backend.asked
     watch.finish = lambda: CALM if asked[-1][1].is_off else swapping  # type: ignore[method-assign]
-    pairing = Pairing(launches, Asking("protocol", 16, 0.0, watch), store, since={}, sleep=lambda _: None)
+    pairing = PairedRunner(
+        launches, Asking("protocol", 16, 0.0, watch), store, since={}, sleep=lambda _: None
+    )
     measured = list(pairing.block(TASKS[:1], DRAFTING, Phase.PROVE, 1, repeats=2))
     assert told[0].startswith("Memory is short for two servers side by side.")
     assert launches.resident == 1

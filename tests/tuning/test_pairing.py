@@ -16,7 +16,7 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store
 from autospec.tuning.launches import Launches
-from autospec.tuning.paired_runner import Pairing, Task
+from autospec.tuning.paired_runner import PairedRunner, Task
 from tests.store.test_database import MEASUREMENT
 from tests.tuning.simulated import SimulatedBackend
 
@@ -47,13 +47,13 @@ class Watch:
 
 def pairing(
     tmp_path: Path, watch: Watch, slept: list[float], *, resident: int = 2, per_request: bool = False
-) -> tuple[Pairing, SimulatedBackend]:
+) -> tuple[PairedRunner, SimulatedBackend]:
     """A pairing on simulated servers with a scripted machine."""
     backend = SimulatedBackend(lambda _d, _t: 1.2, per_request=per_request)
     launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=resident)
     asking = Asking("protocol", 16, 0.0, watch)
     store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
-    return Pairing(launches, asking, store, since={}, sleep=slept.append), backend
+    return PairedRunner(launches, asking, store, since={}, sleep=slept.append), backend
 
 
 def with_states(off: MachineState, drafted: MachineState) -> Pair:

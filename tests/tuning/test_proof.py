@@ -41,7 +41,7 @@ def looked_at(rounds: int, study: SimpleNamespace) -> CellRun:
     stored = [pair(f"p{k}", round_) for round_ in range(1, 5) for k in range(8)]
     pairing = SimpleNamespace(known=lambda *_: stored)
     definition = SimpleNamespace(rule=Rule(looks=(1, 2, 4)), prompts_per_round=8)
-    rig = SimpleNamespace(
+    context = SimpleNamespace(
         pairing=pairing,
         definition=definition,
         progress=SimpleNamespace(standing=lambda _: None, tell=lambda _: None),
@@ -50,7 +50,7 @@ def looked_at(rounds: int, study: SimpleNamespace) -> CellRun:
     cell = CellRun(
         SimpleNamespace(key="c", prompt_type="qa"), study, (), prompts, winner=DRAFTING, rounds=rounds
     )
-    Proof([cell], rig, lambda _: None)._look(cell)
+    Proof([cell], context, lambda _: None)._look(cell)
     return cell
 
 
@@ -78,7 +78,7 @@ def test_a_look_is_taken_once():
 
 def by_launch(made):
     """Of the proof's launches: how many cells and rounds each was measured in."""
-    store = made.rig.pairing._store
+    store = made.context.pairing._store
     rows = [
         m for c in made.cells for m in store.measurements(c.cell.key, protocol="protocol", phase=Phase.PROVE)
     ]
@@ -128,10 +128,10 @@ def test_nothing_is_launched_for_rounds_that_are_stored(tmp_path, monkeypatch):
     """An interrupted proof goes on where it was, with new launches."""
     made = lab(tmp_path, monkeypatch, speedup=lambda *_: 1.04, noise=0.04)
     made.prove()
-    rounds, launches = made.cells[0].rounds, made.rig.launches.count
+    rounds, launches = made.cells[0].rounds, made.context.launches.count
     made.cells[0].decision, made.cells[0].rounds = None, 0
     made.prove()
-    assert (made.cells[0].rounds, made.rig.launches.count) == (rounds, launches)
+    assert (made.cells[0].rounds, made.context.launches.count) == (rounds, launches)
 
 
 def test_the_end_is_expected_when_it_comes(tmp_path, monkeypatch):
@@ -154,16 +154,16 @@ def test_all_prompts_have_been_asked_when_each_has_a_pair_that_counts(tmp_path, 
         proof, "decide", lambda *args, **options: seen.append(options) or decide(*args, **options)
     )
     made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, _t: 1.15)
-    cell, pairing = made.cells[0], made.rig.pairing
+    cell, pairing = made.cells[0], made.context.pairing
     for round_ in (1, 2):
         tasks = [Task.of("a", prompt) for prompt in of_round(cell.prove_prompts, round_, 8)]
         list(pairing.block(tasks, cell.winner, Phase.PROVE, round_))
     cell.rounds = 2
-    Proof([cell], made.rig, lambda _: None)._look(cell)
+    Proof([cell], made.context, lambda _: None)._look(cell)
     assert seen.pop()["complete"]
     known = pairing.known("a", cell.winner, Phase.PROVE)
     monkeypatch.setattr(pairing, "known", lambda *_: known[:-4])
-    Proof([cell], made.rig, lambda _: None)._look(cell)
+    Proof([cell], made.context, lambda _: None)._look(cell)
     assert not seen.pop()["complete"]
     assert cell.decision.verdict is not Verdict.ENABLE
 

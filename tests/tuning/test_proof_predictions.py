@@ -50,7 +50,7 @@ def gain_of(text: str) -> float:
 def proved(tmp_path, monkeypatch, predictions, **how):
     """Prove one cell of sixteen prompts; returns it and the lab."""
     made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text), **how)
-    Proof(made.cells, made.rig, lambda _: None, predictions=predictions).run()
+    Proof(made.cells, made.context, lambda _: None, predictions=predictions).run()
     return made.cells[0], made
 
 
@@ -78,7 +78,7 @@ def test_a_large_gain_is_proven_on_half_of_the_prompts_and_nothing_is_recorded(t
     """At +50 to +65 % the other half could not undo it."""
     made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text) + 0.35)
     foretold = Foretold(exact())
-    Proof(made.cells, made.rig, lambda _: None, predictions=foretold).run()
+    Proof(made.cells, made.context, lambda _: None, predictions=foretold).run()
     cell = made.cells[0]
     assert (cell.decision.verdict, cell.rounds, foretold.predicted) == (Verdict.ENABLE, 1, 0)
 
@@ -87,7 +87,7 @@ def test_a_loss_is_not_predicted(tmp_path, monkeypatch):
     """Where the mean does not exceed the threshold, nothing is recorded for it."""
     made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, _t: 0.7)
     foretold = Foretold(exact())
-    Proof(made.cells, made.rig, lambda _: None, predictions=foretold).run()
+    Proof(made.cells, made.context, lambda _: None, predictions=foretold).run()
     assert (made.cells[0].decision.verdict, foretold.predicted) == (Verdict.DISABLE, 0)
 
 
@@ -96,10 +96,10 @@ def test_nothing_is_recorded_when_the_budget_has_no_time_for_it(tmp_path, monkey
     made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text), budget_s=90.0)
     foretold = Foretold(exact())
     made.backend.before_answer = lambda server, _text: server.backend.clock.pass_by(0.8)
-    Proof(made.cells, made.rig, lambda _: None, predictions=foretold).run()
+    Proof(made.cells, made.context, lambda _: None, predictions=foretold).run()
     assert (foretold.predicted, foretold.kept) == (0, 1)
     assert made.cells[0].decision.verdict is Verdict.UNDECIDED
-    assert made.rig.budget.spent_s <= 90.0 + 60.0
+    assert made.context.budget.spent_s <= 90.0 + 60.0
 
 
 class Words:
@@ -117,10 +117,10 @@ class Words:
 def test_measured_answers_are_recordings(tmp_path, monkeypatch):
     """The tokens of an answer come from its text; where their number is not the server's, the prompt is asked again."""
     made = lab(tmp_path, monkeypatch, prove=16)
-    Proof(made.cells, made.rig, lambda _: None).run()
+    Proof(made.cells, made.context, lambda _: None).run()
     cell = made.cells[0]
-    pairs = made.rig.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
-    asking = made.rig.pairing._asking
+    pairs = made.context.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
+    asking = made.context.pairing._asking
     tokens = pairs[0].off.predicted_tokens
     asked = sorted({p.off.prompt_id for p in pairs})
     asking.answers = dict.fromkeys(asked, "word " * tokens)
@@ -134,12 +134,12 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
         def run(self):
             return SimpleNamespace(log_ratios=lambda _key, _drafting: exact())
 
-    monkeypatch.setattr(proof_predictions, "Surveying", Gathered)
+    monkeypatch.setattr(proof_predictions, "Profiler", Gathered)
     monkeypatch.setattr(
-        type(made.rig.launches), "off", lambda _self: SimpleNamespace(tokens=Words(), pids=frozenset())
+        type(made.context.launches), "off", lambda _self: SimpleNamespace(tokens=Words(), pids=frozenset())
     )
-    store = made.rig.pairing._store
-    predictions = ProofPredictions(made.rig, asking, store)
+    store = made.context.pairing._store
+    predictions = ProofPredictions(made.context, asking, store)
     assert predictions.known(cell) == {}
     assert predictions.predict(cell, pairs) == predictions.known(cell) == exact()
     kept = store.surveys(cell.cell.key, asking.protocol, RECORDING)
@@ -162,6 +162,6 @@ def test_predictions_of_some_prompts_are_none(tmp_path, monkeypatch):
             some = dict(list(exact().items())[:9])
             return SimpleNamespace(log_ratios=lambda _key, _drafting: some)
 
-    monkeypatch.setattr(proof_predictions, "Surveying", Gathered)
-    predictions = ProofPredictions(made.rig, made.rig.pairing._asking, made.rig.pairing._store)
+    monkeypatch.setattr(proof_predictions, "Profiler", Gathered)
+    predictions = ProofPredictions(made.context, made.context.pairing._asking, made.context.pairing._store)
     assert predictions.predict(made.cells[0], []) == {}

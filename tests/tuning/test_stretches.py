@@ -23,7 +23,7 @@ def tasks_of(made):
 
 def block(made, **options):
     """All of a round, as it is yielded."""
-    return made.rig.pairing.block(tasks_of(made), ngram(4), Phase.PROVE, 1, **options)
+    return made.context.pairing.block(tasks_of(made), ngram(4), Phase.PROVE, 1, **options)
 
 
 @pytest.mark.parametrize("request_s", [10, 18, 19, 30, 120])
@@ -103,7 +103,7 @@ def test_a_pair_that_stays_disturbed_is_told(tmp_path, monkeypatch, resident):
     (measured,) = block(made, repeats=2)
     assert measured.disturbed
     cell = made.cells[0]
-    left_out = made.rig.pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE, 1)
+    left_out = made.context.pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE, 1)
     assert left_out == {"load of other processes": 1}
 
 

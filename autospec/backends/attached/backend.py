@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from autospec.backends.attached.kinds import Found, Kind, Sets, find_out, model_name
+from autospec.backends.attached.kinds import FoundServer, ServerKind, Sets, find_out, model_name
 from autospec.backends.json_http import JsonClient
 from autospec.backends.openai_http import ChatClient
 from autospec.backends.process import listeners
@@ -24,8 +24,8 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
     BackendMissingError,
     LaunchError,
-    NotInForceError,
     RequestError,
+    SpeculationInactiveError,
     UnsupportedError,
     UsageError,
 )
@@ -57,7 +57,7 @@ class Attached:
     def __init__(self, url: str, *, remote: bool = False) -> None:
         self._url = url.rstrip("/").removesuffix("/v1")
         self._remote = remote
-        self._found: Found | None = None
+        self._found: FoundServer | None = None
 
     def capabilities(self) -> Capabilities:
         """Ask the server what it is; cached for the life of the object.
@@ -103,7 +103,7 @@ class Attached:
         Raises:
             UnsupportedError: As `command`.
             LaunchError: It does not answer.
-            NotInForceError: It drafts otherwise than asked.
+            SpeculationInactiveError: It drafts otherwise than asked.
         """
         self.command(model_path, drafting, settings)
         server = AttachedServer(self._url, self._probed(), model_path, drafting)
@@ -118,7 +118,7 @@ class Attached:
         """The same server, for measuring what is there whatever it drafts."""
         return AsItRuns(self, self._url, self._probed())
 
-    def _probed(self) -> Found:
+    def _probed(self) -> FoundServer:
         if self._found is None:
             _check(self._url, remote=self._remote)
             client = JsonClient(self._url, "the server", lambda _s: None, lambda _n: (), _headers())
@@ -137,7 +137,7 @@ class Attached:
 class AttachedServer:
     """The server as asked with one drafting. See `autospec.backends.protocol.Server`."""
 
-    def __init__(self, url: str, found: Found, model_path: str, drafting: Drafting) -> None:
+    def __init__(self, url: str, found: FoundServer, model_path: str, drafting: Drafting) -> None:
         self.launch_id = new_launch_id()
         self.drafting = drafting
         self.base_url = url
@@ -152,12 +152,14 @@ class AttachedServer:
         self._client: ChatClient | StreamedClient
         # Predicting would ask for the draft alone, which is not this server's to run.
         self.tokens: Tokens | None = None
-        if found.kind is Kind.LLAMA_SERVER:
+        if found.kind is ServerKind.LLAMA_SERVER:
             self._client = ChatClient(url, name, self._gone, lambda _n: (), _headers())
             self._client.erases_slot = found.sets is Sets.LIMITS
         else:
             # LM Studio tells what it drafted on its own route only.
-            path = "/api/v0/chat/completions" if found.kind is Kind.LM_STUDIO else "/v1/chat/completions"
+            path = (
+                "/api/v0/chat/completions" if found.kind is ServerKind.LM_STUDIO else "/v1/chat/completions"
+            )
             self._client = StreamedClient(url, name, self._gone, lambda _n: (), _headers(), path=path)
 
     def complete(self, request: Request) -> Completion:
@@ -187,7 +189,7 @@ class AttachedServer:
 
         Raises:
             LaunchError: The request failed.
-            NotInForceError: It drafts otherwise than asked.
+            SpeculationInactiveError: It drafts otherwise than asked.
         """
         try:
             drafted = self._client.complete(canary(self.drafting), self._fields | self._unlimited()).drafted
@@ -196,12 +198,12 @@ class AttachedServer:
         if self.drafting.is_off and (
             drafted or (self._found.speculates and self._found.sets is Sets.NOTHING)
         ):
-            raise NotInForceError(
+            raise SpeculationInactiveError(
                 f"The attached {self._found.kind} drafts although drafting is off.",
                 "autospec bench measures it as it runs; to compare, start it without drafting.",
             )
         if not self.drafting.is_off and self._found.tells_drafts and not drafted:
-            raise NotInForceError(
+            raise SpeculationInactiveError(
                 f"The attached {self._found.kind} runs without speculation although {self.drafting.label} was asked for.",
                 "Its log may say why; the draft's vocabulary must fit.",
             )
@@ -230,7 +232,7 @@ class AttachedServer:
 class AsItRuns:
     """An attached server whose drafting is what it is: every launch is it, unverified. A `Backend` for measuring only."""
 
-    def __init__(self, attached: Attached, url: str, found: Found) -> None:
+    def __init__(self, attached: Attached, url: str, found: FoundServer) -> None:
         self.name = attached.name
         self.speculates = found.speculates
         self._attached = attached
@@ -255,12 +257,12 @@ class AsItRuns:
         return AttachedServer(self._url, self._found, model_path, OFF)
 
 
-def _model_field(found: Found, path: str) -> dict[str, Any]:
+def _model_field(found: FoundServer, path: str) -> dict[str, Any]:
     name = model_name(path, found)
     return {"model": name} if name else {}
 
 
-def _drafting_fields(found: Found, drafting: Drafting) -> Mapping[str, Any]:
+def _drafting_fields(found: FoundServer, drafting: Drafting) -> Mapping[str, Any]:
     """The fields of a request that stand for a drafting.
 
     Raises:

@@ -15,10 +15,10 @@ from typing import Any
 
 from autospec.errors import UnsupportedError
 
-__all__ = ["Found", "Kind", "Sets", "find_out", "model_name"]
+__all__ = ["FoundServer", "ServerKind", "Sets", "find_out", "model_name"]
 
 
-class Kind(StrEnum):
+class ServerKind(StrEnum):
     """Kinds of servers that can be told apart."""
 
     LLAMA_SERVER = "llama-server"
@@ -38,7 +38,7 @@ class Sets(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundServer:
     """One server.
 
     Attributes:
@@ -53,7 +53,7 @@ class Found:
         notes: Sentences for `doctor`.
     """
 
-    kind: Kind
+    kind: ServerKind
     version: str = "unknown"
     models: tuple[str, ...] = ()
     sets: Sets = Sets.NOTHING
@@ -72,7 +72,7 @@ _LM_STUDIO_MLX = (2, None)
 _MLX_OMNI = (2, None)
 
 
-def find_out(get: Callable[[str], Any]) -> Found | None:
+def find_out(get: Callable[[str], Any]) -> FoundServer | None:
     """Ask what the server is.
 
     Args:
@@ -93,10 +93,10 @@ def find_out(get: Callable[[str], Any]) -> Found | None:
     if listed is None:
         return None
     note = "Nothing about drafting can be set in a request to this server, as far as autospec knows; it is measured as it runs."
-    return Found(Kind.OTHER, models=names, notes=(note,))
+    return FoundServer(ServerKind.OTHER, models=names, notes=(note,))
 
 
-def model_name(path: str, found: Found) -> str:
+def model_name(path: str, found: FoundServer) -> str:
     """What the server calls a model on this disk.
 
     Args:
@@ -106,9 +106,9 @@ def model_name(path: str, found: Found) -> str:
     Raises:
         UnsupportedError: It names no such model, or several.
     """
-    if found.kind is Kind.MLX_OMNI:
+    if found.kind is ServerKind.MLX_OMNI:
         return path  # mlx_lm.load takes a folder
-    if found.kind is Kind.LLAMA_SERVER:
+    if found.kind is ServerKind.LLAMA_SERVER:
         if PurePath(found.model_file).name != PurePath(path).name:
             raise UnsupportedError(
                 f"The attached llama-server runs {PurePath(found.model_file).name}, not {PurePath(path).name}.",
@@ -129,7 +129,7 @@ def model_name(path: str, found: Found) -> str:
     )
 
 
-def _llama_server(props: Mapping[str, Any], slots: Any) -> Found:
+def _llama_server(props: Mapping[str, Any], slots: Any) -> FoundServer:
     told = (
         [s["speculative"] for s in slots if _mapping(s).get("speculative") is not None]
         if _is_list(slots)
@@ -145,8 +145,8 @@ def _llama_server(props: Mapping[str, Any], slots: Any) -> Found:
         else "Drafting of this llama-server is fixed when it starts; it is measured as it runs."
     )
     file = str(props.get("model_path") or "")
-    return Found(
-        Kind.LLAMA_SERVER,
+    return FoundServer(
+        ServerKind.LLAMA_SERVER,
         version=str(props.get("build_info") or "unknown"),
         models=(str(props.get("model_alias") or file),),
         sets=Sets.LIMITS if limits else Sets.NOTHING,
@@ -157,12 +157,12 @@ def _llama_server(props: Mapping[str, Any], slots: Any) -> Found:
     )
 
 
-def _lm_studio(entries: list[Mapping[str, Any]]) -> Found:
+def _lm_studio(entries: list[Mapping[str, Any]]) -> FoundServer:
     names = tuple(str(e["id"]) for e in entries if e.get("type") in (None, "llm", "vlm"))
     loaded = [e for e in entries if e.get("state") == "loaded"] or entries
     mlx = all(e.get("compatibility_type") == "mlx" for e in loaded)
-    return Found(
-        Kind.LM_STUDIO,
+    return FoundServer(
+        ServerKind.LM_STUDIO,
         models=names,
         sets=Sets.DRAFT,
         only=_LM_STUDIO_MLX if mlx else _LM_STUDIO_GGUF,
@@ -173,9 +173,9 @@ def _lm_studio(entries: list[Mapping[str, Any]]) -> Found:
     )
 
 
-def _mlx_omni(names: tuple[str, ...]) -> Found:
-    return Found(
-        Kind.MLX_OMNI,
+def _mlx_omni(names: tuple[str, ...]) -> FoundServer:
+    return FoundServer(
+        ServerKind.MLX_OMNI,
         models=names,
         sets=Sets.DRAFT,
         only=_MLX_OMNI,

@@ -319,7 +319,7 @@ class Embedded:
         Raises:
             UnsupportedError: As `command`.
             LaunchError: It did not get ready.
-            NotInForceError: It runs with another drafting than asked for.
+            SpeculationInactiveError: It runs with another drafting than asked for.
         """
         self.command(model_path, drafting, settings)  # what is unsupported is told before anything starts
         return launch(

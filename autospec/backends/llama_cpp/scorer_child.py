@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from autospec.backends.json_child import reading_routes, serve
 
-__all__ = ["Reader", "main", "most_likely"]
+__all__ = ["LogitsReader", "main", "most_likely"]
 
 # What llama.cpp compares with p-min is among ten tokens; see `Proposal`.
 _CANDIDATES = 10
@@ -38,7 +38,7 @@ def most_likely(logits: npt.NDArray[np.float32]) -> tuple[int, float]:
     return token, float(1.0 / weights.sum())
 
 
-class Reader:
+class LogitsReader:
     """Reads token probabilities of one model; keeps what it has computed of a text.
 
     Args:
@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> int:
         # In llama.cpp's words, which autospec's reader of logs knows.
         print(f"failed to load model, '{options.model}'", file=sys.stderr)  # noqa: T201 - the log
         return 1
-    reader = Reader(llama_cpp, llama)
+    reader = LogitsReader(llama_cpp, llama)
     serve(options.host, options.port, reading_routes(reader.evaluate, reader.ends))
     return 0
 

@@ -105,7 +105,7 @@ class LlamaServer:
         Raises:
             UnsupportedError: As `command`.
             LaunchError: It did not get ready.
-            NotInForceError: It runs with another drafting than asked for.
+            SpeculationInactiveError: It runs with another drafting than asked for.
         """
         command = self.command(model_path, drafting, settings)
         return launch(

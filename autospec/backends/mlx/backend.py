@@ -262,7 +262,7 @@ class Mlx:
         Raises:
             UnsupportedError, UsageError, ModelFileError: As `command`.
             LaunchError: It did not get ready.
-            NotInForceError: It runs with another drafting than asked for.
+            SpeculationInactiveError: It runs with another drafting than asked for.
         """
         arguments = self._arguments(model_path, drafting, settings)
         _check_folders(model_path, drafting)
@@ -293,7 +293,7 @@ class Mlx:
         """Load the models in a child that answers with `mlx_lm.stream_generate`; see `mlx_in_process`.
 
         Raises:
-            UnsupportedError, UsageError, ModelFileError, LaunchError, NotInForceError: As `launch`.
+            UnsupportedError, UsageError, ModelFileError, LaunchError, SpeculationInactiveError: As `launch`.
         """
         self._arguments(model_path, drafting, settings)  # what the server refuses is refused here too
         _check_folders(model_path, drafting)

@@ -16,7 +16,7 @@ from autospec.backends.protocol import Capabilities, Completion, Request, TokenA
 from autospec.backends.server import LaunchedServer, canary
 from autospec.backends.token_http import TokenReader
 from autospec.drafting import Drafting
-from autospec.errors import NotInForceError, RequestError
+from autospec.errors import RequestError, SpeculationInactiveError
 
 __all__ = ["CHILD", "MlxInProcess", "MlxTokens"]
 
@@ -111,7 +111,7 @@ class MlxInProcess(LaunchedServer):
         with self._first_request():
             done = self.complete(replace(canary(self.drafting), max_tokens=_CANARY_TOKENS))
         if (not done.drafted) is not self.drafting.is_off:
-            raise NotInForceError(
+            raise SpeculationInactiveError(
                 f"{abilities.build.version} does not run {self.drafting.label} as asked for.",
                 "autospec drafts --model … lists the drafts that fit.",
             )

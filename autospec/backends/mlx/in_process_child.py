@@ -38,7 +38,7 @@ from mlx_lm.server import process_message_content
 
 from autospec.backends.json_child import Route, reading_routes, serve
 
-__all__ = ["Reader", "main"]
+__all__ = ["MlxReader", "main"]
 
 # What llama.cpp compares with p-min is among ten tokens; MLX has none, and the same number tells the same.
 _CANDIDATES = 10
@@ -46,7 +46,7 @@ _CANDIDATES = 10
 _SCORED = 64
 
 
-class Reader:
+class MlxReader:
     """Reads token probabilities and batch times of one model; keeps what it has computed of a text.
 
     Args:
@@ -148,7 +148,7 @@ class Loaded:
             "kv_group_size": options.kv_group_size,
             "quantized_kv_start": options.quantized_kv_start,
         }
-        self._reader = Reader(self.model, **self._how)
+        self._reader = MlxReader(self.model, **self._how)
 
     def encode(self, asked: dict[str, Any]) -> dict[str, Any]:
         """As `_tokenize` of mlx_lm/server.py makes a prompt of a chat."""

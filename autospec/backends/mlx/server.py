@@ -12,7 +12,7 @@ from autospec.backends.protocol import Capabilities, Completion, Request, Server
 from autospec.backends.server import LaunchedServer, canary
 from autospec.backends.streamed import StreamedClient
 from autospec.drafting import Drafting
-from autospec.errors import LaunchError, NotInForceError, RequestError, ServerDiedError
+from autospec.errors import LaunchError, RequestError, ServerDiedError, SpeculationInactiveError
 
 __all__ = ["MlxServer"]
 
@@ -98,7 +98,7 @@ class MlxServer(LaunchedServer):
         refused = _REFUSED.search("\n".join(self._process.log_tail(_LOG_SEARCHED)))
         told_otherwise = done.drafted is not None and (done.drafted == 0) is not self.drafting.is_off
         if refused is not None or told_otherwise:
-            raise NotInForceError(
+            raise SpeculationInactiveError(
                 f"{abilities.build.backend} {abilities.build.version} does not run {self.drafting.label} as asked for"
                 + (f" ({refused['why']})." if refused else f": it drafted {done.drafted} tokens."),
                 "autospec drafts --model … lists the drafts that fit.",
@@ -109,13 +109,13 @@ class MlxServer(LaunchedServer):
         super().stop()
         self._client.close()
 
-    def _failure(self, error: RequestError) -> LaunchError | NotInForceError:
+    def _failure(self, error: RequestError) -> LaunchError | SpeculationInactiveError:
         """What a failed first request means."""
         log = self._process.log_tail(_LOG_SEARCHED)
         text = "\n".join(log)
         tail = self._process.log_tail()
         if (refused := _REFUSED.search(text)) is not None:
-            return NotInForceError(
+            return SpeculationInactiveError(
                 f"mlx_lm.server refuses {self.drafting.label}: {refused['why']}.",
                 "autospec drafts --model … lists the drafts that fit.",
             )
