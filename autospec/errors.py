@@ -19,7 +19,7 @@
         ├── BackendMissingError   the program or package is not here
         ├── UnsupportedError      this build cannot do that; found before anything starts
         ├── LaunchError           it started and did not get ready; carries the log's last lines
-        ├── SpeculationInactiveError       it runs, but not with the drafting it was given
+        ├── SpeculationInactiveError  it runs, but not with the drafting it was given
         └── RequestError          a request failed: refused, timed out, cut off
             └── ServerDiedError   because its process ended
 
