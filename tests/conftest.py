@@ -145,11 +145,13 @@ def _healthy(port: int) -> bool:
 def autospec_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home for autospec under the test's own folder, and none of the developer's AUTOSPEC_ variables.
 
+    No width of a terminal either: a pytest-xdist worker has one, and tables would be cut.
+
     Servers wait for their threads asleep: two that spin against each other and against anything else on two cores
     become twenty times slower, and no test asks how fast a server is.
     """
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    for name in [name for name in os.environ if name.startswith("AUTOSPEC_")]:
+    for name in [name for name in os.environ if name.startswith("AUTOSPEC_") or name in {"COLUMNS", "LINES"}]:
         monkeypatch.delenv(name)
     home = tmp_path / "autospec-home"
     monkeypatch.setenv("AUTOSPEC_HOME", str(home))
