@@ -1,6 +1,7 @@
 # Two commands need nothing but Python 3.11 or newer, make and a network that reaches PyPI:
 #   make demo    a real study on two small models, ending with the table of recommendations
-#   make test    the tests
+#   make test    the unit tests: minutes with the set-up, about one without it
+# Further tests: make test-process (other programs are started), make test-real (real servers and models), make test-all.
 # The others: make check (what CI asks of the code), make native (a llama-server of your own), make format, make clean.
 
 VENV := .venv
@@ -12,10 +13,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-short test check lint types imports links wheel native llama-cpp format clean
+.PHONY: help demo demo-short test test-process test-real test-all check lint types imports links wheel native llama-cpp format clean
 
 help:
-	@sed -n '2,4s/^# *//p' Makefile
+	@sed -n '2,5s/^# *//p' Makefile
 
 # Stamps say what the environment holds; each is made anew when pyproject.toml changes.
 $(BIN)/python:
@@ -50,8 +51,24 @@ demo: $(VENV)/.has-runtime
 demo-short: $(VENV)/.has-test
 	@$(BIN)/python -m tests.lab.demo --short
 
+# A tier each (tests/tiers.py says what gives a test its tier). PYTEST_ARGS comes last, so that `-n 0` or another `--timeout` wins.
+PYTEST := $(BIN)/python -m pytest
+# One worker for each processor; eight are enough, each imports numpy and Optuna first.
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
+
 test: $(VENV)/.has-test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) -m unit $(PARALLEL) $(PYTEST_ARGS)
+
+# Two at a time: most of these tests wait for another process.
+test-process: $(VENV)/.has-test
+	@$(PYTEST) -m process -n 2 --dist worksteal $(PYTEST_ARGS)
+
+# One after the other: two servers that compute at the same time disturb each other.
+test-real: $(VENV)/.has-test
+	@$(PYTEST) -m real $(PYTEST_ARGS)
+
+test-all: $(VENV)/.has-test
+	@$(MAKE) --no-print-directory --keep-going -j1 test test-process test-real
 
 check: lint types imports links wheel
 

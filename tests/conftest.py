@@ -1,4 +1,4 @@
-"""What every test may ask for: lab models, a native llama-server, and a home of its own."""
+"""What every test may ask for: lab models, a native llama-server, a home of its own. Each test gets its tier here, too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import pytest
 
+from tests import tiers
 from tests.backends.waiting import wait_until
 from tests.lab import RECIPES, Lab, LabError, Recipe, lab_folder
 
@@ -27,8 +28,44 @@ _LLAMA_SERVER = os.environ.get("AUTOSPEC_TEST_LLAMA_SERVER")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_WATCH = tiers.SpawnWatch()
+
 # Further arguments to the server's address and process.
 ByHand: TypeAlias = "Callable[..., tuple[str, subprocess.Popen[bytes]]]"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest's own selection by -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each test its tier and the tier's timeout; a ``--timeout`` on the command line is for all tiers."""
+    tiers.assign(items, with_timeouts=config.getoption("timeout") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A unit test that starts a process fails: in the test, or in its teardown if that does it."""
+    if item.get_closest_marker(tiers.UNIT.name) is None:
+        return (yield)
+    _WATCH.begin()
+    try:
+        return (yield)
+    finally:
+        _WATCH.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """What the test and its fixtures started."""
+    result = yield
+    _WATCH.check()
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, object, object]:
+    """What the teardown started, or the test before it failed by itself."""
+    result = yield
+    _WATCH.check()
+    return result
 
 
 class LabModels:
@@ -108,11 +145,13 @@ def _healthy(port: int) -> bool:
 def autospec_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home for autospec under the test's own folder, and none of the developer's AUTOSPEC_ variables.
 
+    No width of a terminal either: a pytest-xdist worker has one, and tables would be cut.
+
     Servers wait for their threads asleep: two that spin against each other and against anything else on two cores
     become twenty times slower, and no test asks how fast a server is.
     """
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    for name in [name for name in os.environ if name.startswith("AUTOSPEC_")]:
+    for name in [name for name in os.environ if name.startswith("AUTOSPEC_") or name in {"COLUMNS", "LINES"}]:
         monkeypatch.delenv(name)
     home = tmp_path / "autospec-home"
     monkeypatch.setenv("AUTOSPEC_HOME", str(home))

@@ -114,6 +114,9 @@ def main() -> None:
     if "--version" in ARGS:
         print("version: 0.6.0 (build 11434, commit 0123abcd)", file=sys.stderr)
         return
+    if "--list-devices" in ARGS:  # a machine without a GPU
+        print("Available devices:")
+        return
     if "ignores-sigterm" in FAULTS:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("fake server: starting", file=sys.stderr, flush=True)

@@ -13,9 +13,12 @@ B = TypeVar("B", bound=Backend)
 
 
 def installed(backend: B) -> B:
-    """The same backend; skips the test, with what it says of itself, where it is not installed."""
+    """The same backend; skips the test, with what it says of itself, where it is not installed.
+
+    The reason's first words are on the list of `.ci/allowed-skips`.
+    """
     try:
         backend.capabilities()
     except BackendMissingError as error:
-        pytest.skip(str(error))
+        pytest.skip(f"{backend.name} is not installed: {error}")
     return backend

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("mlx_lm", exc_type=ImportError)
+pytest.importorskip("mlx_lm", reason="mlx-lm is not installed", exc_type=ImportError)
 
 from mlx_lm import load
 from mlx_lm.models.cache import KVCache, QuantizedKVCache

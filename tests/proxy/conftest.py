@@ -18,7 +18,7 @@ from tests.proxy.stand_in import StandIn
 def loop(request) -> Iterator[Loop]:
     """An event loop in a thread: asyncio's, or the one that a test names (`harness.on_both_loops`)."""
     kind = getattr(request, "param", "asyncio")
-    running = Loop(pytest.importorskip(kind).new_event_loop)
+    running = Loop(pytest.importorskip(kind, reason=f"{kind} is not installed").new_event_loop)
     yield running
     running.close()
 

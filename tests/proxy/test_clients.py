@@ -60,7 +60,7 @@ def url(server, database) -> Iterator[str]:
 @pytest.fixture
 def openai_client(url):
     """OpenAI's SDK."""
-    openai = pytest.importorskip("openai")
+    openai = pytest.importorskip("openai", reason="openai is not installed (extra: clients)")
     with openai.OpenAI(
         base_url=f"{url}/v1", api_key="none", timeout=CLIENT_TIMEOUT_S, max_retries=0
     ) as client:
@@ -70,7 +70,7 @@ def openai_client(url):
 @pytest.fixture
 def anthropic_client(url):
     """Anthropic's SDK."""
-    anthropic = pytest.importorskip("anthropic")
+    anthropic = pytest.importorskip("anthropic", reason="anthropic is not installed (extra: clients)")
     with anthropic.Anthropic(base_url=url, api_key="none", timeout=CLIENT_TIMEOUT_S, max_retries=0) as client:
         yield client
 

@@ -16,7 +16,7 @@ from tests.proxy.test_upstream import PLAIN, Server, whole
 def test_answers_on_either_loop(installed, monkeypatch):
     """A kept connection and two answers, whichever loop runs."""
     if installed:
-        pytest.importorskip("uvloop")
+        pytest.importorskip("uvloop", reason="uvloop is not installed")
     else:
         monkeypatch.setitem(sys.modules, "uvloop", None)  # importing it fails
     seen = []

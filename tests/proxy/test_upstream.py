@@ -275,7 +275,9 @@ def test_an_early_answer_ends_an_upload_that_nobody_reads(kind, shut):
             upstream.close()
             server.close()
 
-    with asyncio.Runner(loop_factory=pytest.importorskip(kind).new_event_loop) as runner:
+    with asyncio.Runner(
+        loop_factory=pytest.importorskip(kind, reason=f"{kind} is not installed").new_event_loop
+    ) as runner:
         assert runner.run(asyncio.wait_for(scenario(), 10)) == (413, b"no")
 
 
