@@ -99,6 +99,7 @@ def test_a_document_is_what_it_was(known, name):
     check_json(f"cli/{name}.json", known.document(run(*words)))
 
 
+@pytest.mark.process
 def test_doctor(known, monkeypatch):
     """Keys and kinds of values: all of it is this machine's. One backend that is here, one that never is."""
     monkeypatch.setenv("AUTOSPEC_BACKEND", "nosuch")
@@ -123,6 +124,7 @@ def test_doctor(known, monkeypatch):
     check_json("cli/doctor.json", held)
 
 
+@pytest.mark.process
 def test_bench(place):
     """Keys and kinds of values; the command lines as they are."""
     words = "bench --json --model main --draft main-draft --n-max 4 --runs 2 --max-tokens 8 --prompt Hello -- -c 512"
@@ -130,6 +132,7 @@ def test_bench(place):
     check_json("cli/bench.json", _without_speeds(document))
 
 
+@pytest.mark.process
 def test_tune(place):
     """Keys and kinds of values, the evidence's among them; which verdict it is, the stand-in does not decide."""
     (place.folder / "study.toml").write_text(STUDY, encoding="utf-8")
