@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from aiohttp import web
@@ -159,7 +158,7 @@ class Proxy:
         model = intake.model or (request.query.get("model", "") if request.query_string else "")
         if not model:
             model = self._meant(request.method)
-        wanted = RouteRequest(model, cache(lambda: self._prompt_type(path, intake, forced)), off)
+        wanted = RouteRequest(model, self._prompt_type(path, intake, forced), off)
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         self.in_flight += 1

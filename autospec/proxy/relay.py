@@ -176,7 +176,7 @@ class _Passage:
             model=lease.model,
             backend=lease.backend,
             build=lease.build,
-            prompt_type=self._wanted.kind(),
+            prompt_type=self._wanted.prompt_type,
             drafting=lease.drafting,
             status=self._status,
             complete=self._complete,
@@ -215,9 +215,7 @@ class _Passage:
     async def _ask(self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes) -> Answer:
         lease, request = self._lease, self._request
         try:
-            return await upstream.ask(
-                lease.base_url, request.method, _target(request), headers, content, sent=self._sent
-            )
+            return await upstream.ask(lease.base_url, request.method, _target(request), headers, content)
         except NotHttpError as error:  # another server would say the same
             message = f"The server of {lease.model} gave an answer that is no HTTP: {error}."
             raise Refused(ProxyProblem(502, message, "backend_failed")) from error
@@ -228,12 +226,8 @@ class _Passage:
                 ProxyProblem(400, "A header or the path holds a line break.", "invalid_header")
             ) from None
 
-    def _sent(self) -> None:
-        self._lease.sent()
-        self._wanted.kind()  # now, while the server reads the prompt
-
     def _response(self, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
-        if (prompt_type := self._wanted.kind()) is not None:
+        if (prompt_type := self._wanted.prompt_type) is not None:
             headers[PROMPT_TYPE] = str(prompt_type)
         likely = " (likely)" if {prompt_type, None} & self._lease.likely else ""
         headers[DRAFTING] = f"{self._lease.drafting.label}{likely}".encode("ascii", "replace").decode()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -68,8 +68,6 @@ class Upstream:
         target: str,
         headers: Iterable[tuple[str, str]],
         content: bytes,
-        *,
-        sent: Callable[[], None] = lambda: None,
     ) -> Answer:
         """Send a request; returns when the answer's headers are there.
 
@@ -79,7 +77,6 @@ class Upstream:
             target: Path and query, as they go out.
             headers: Without those that the connection is described by.
             content: The whole body.
-            sent: Called when the request is on its way, and again if it must be sent again.
 
         Raises:
             BrokenError: The server cannot be reached, or closed before it answered.
@@ -95,14 +92,14 @@ class Upstream:
             answer = Answer(kept, method, self._loop, with_body=bool(content))
             begun_s = self._loop.time()
             try:
-                return await self._exchange(kept, answer, head, content, sent)
+                return await self._exchange(kept, answer, head, content)
             except BrokenError:
                 # The server may have closed it in this moment: that tells nothing about the server.
                 if answer.heard or self._loop.time() - begun_s > _STALE_S:
                     raise
         connection = await self._connected(place)
         answer = Answer(connection, method, self._loop, with_body=bool(content))
-        return await self._exchange(connection, answer, head, content, sent)
+        return await self._exchange(connection, answer, head, content)
 
     def close(self) -> None:
         """Let go of the connections that are kept."""
@@ -128,12 +125,7 @@ class Upstream:
         return connection
 
     async def _exchange(
-        self,
-        connection: _BackendConnection,
-        answer: Answer,
-        head: bytes,
-        content: bytes,
-        sent: Callable[[], None],
+        self, connection: _BackendConnection, answer: Answer, head: bytes, content: bytes
     ) -> Answer:
         connection.answer = answer
         try:
@@ -147,7 +139,6 @@ class Upstream:
                         break
                     connection.write(content[start : start + _SENT_AT_ONCE_BYTES])
                     await connection.room()
-            sent()
             await answer.begun()
         except BaseException:
             answer.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -19,13 +19,12 @@ class RouteRequest:
 
     Attributes:
         model: As the client named it: a catalogue name, an alias or an unambiguous part of one.
-        kind: Gives the prompt type, by header or classifier; ``None`` where the request has no prompt (``/tokenize``). To
-            look costs up to half a millisecond the first time, so whoever can do without asks when the request is sent.
+        prompt_type: By header or classifier; ``None`` where the request has no prompt (``/tokenize``).
         drafting_off: True if the client's header asks for no drafting.
     """
 
     model: str
-    kind: Callable[[], PromptType | None] = lambda: None
+    prompt_type: PromptType | None = None
     drafting_off: bool = False
 
 
@@ -83,9 +82,6 @@ class Lease(Protocol):
     @property
     def fields(self) -> Mapping[str, Any]:
         """Fields that the request's JSON must carry, for backends that take drafting per request; mostly empty."""
-
-    def sent(self) -> None:
-        """Tell that the request is on its way: what takes time and need not be known before is done now."""
 
     def died(self) -> None:
         """Tell that the connection broke: the supervisor looks whether the process lives, and replaces it."""

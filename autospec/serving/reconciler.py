@@ -13,19 +13,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from autospec.catalog.model import Model
-from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
 from autospec.serving.advice import Advice
 from autospec.serving.backoff import Backoff
 from autospec.serving.config import ProxyConfig
+from autospec.serving.dispatch import RouteRequest
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.launch_options import LaunchOptions
 from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan import Plan, make_plan
 from autospec.serving.plan_inputs import Capacity, Launchable, MemoryEstimate, ModelDemand, advice_from
-from autospec.serving.request_queue import RequestQueue, Ticket
+from autospec.serving.request_queue import RequestQueue, WaitingRequest
 from autospec.serving.server_pool import LaunchLease, ServerPool, next_moves
 from autospec.serving.traffic import Demand
 
@@ -84,41 +83,36 @@ class Reconciler:
         self._restarting: set[str] = set()
         self._broken: dict[str, tuple[LaunchError, float]] = {}
 
-    async def lend(
-        self, model: Model, kind: Callable[[], PromptType | None], *, drafting_off: bool = False
-    ) -> LaunchLease:
-        """A server for one request.
+    async def lend(self, request: RouteRequest) -> LaunchLease:
+        """Lend a server to one request; waits in the queue while none is free.
 
         Args:
-            model: Which.
-            kind: As in `RouteRequest`: asked for before the request is sent only where something depends on it.
-            drafting_off: As in `RouteRequest`.
+            request: Its model is a catalogue name that is offered.
 
         Raises:
             OverloadedError: The queue is full, or the deadline passed.
             LaunchError: The model does not start, not even without drafting.
         """
-        now = self._clock()
-        self.demand.asked(model.name, now, drafting_off=drafting_off)
-        ticket = Ticket(model.name, kind, drafting_off, now)
-        if (lease := self._lend(ticket)) is not None:
-            lease.when_sent(lambda: self.demand.arrived(model.name, kind(), now))
+        now, model = self._clock(), request.model
+        self.demand.asked(model, now, drafting_off=request.drafting_off)
+        if (lease := self._lend(request)) is not None:
+            self.demand.arrived(model, request.prompt_type, now)
             return lease
-        error, until_s = self._broken.get(model.name, (None, now))
+        error, until_s = self._broken.get(model, (None, now))
         if error is not None and now < until_s:
             raise error
-        prompt_type = kind()
-        self.waiting.add(ticket)
-        self.demand.arrived(model.name, prompt_type, now)
-        # What is planned already may be under way; then one more that waits changes nothing.
-        self._plan_is_old |= not self._serves(ticket)
+        waiting = WaitingRequest(request, now)
+        self.waiting.add(waiting)
+        self.demand.arrived(model, request.prompt_type, now)
+        # If the plan already keeps a launch for this model, one more waiting request does not change the plan.
+        self._plan_is_old |= not self._is_planned(model)
         self._kicked.set()
         try:
-            return await ticket.lease
+            return await waiting.lease
         except asyncio.CancelledError:
-            self.waiting.discard(ticket)
-            if ticket.lease.done() and not ticket.lease.cancelled() and ticket.lease.exception() is None:
-                ticket.lease.result().give_back()  # it came in the same moment as the client went
+            self.waiting.discard(waiting)
+            if waiting.lease.done() and not waiting.lease.cancelled() and waiting.lease.exception() is None:
+                waiting.lease.result().give_back()  # lent in the moment when the client disconnected
             raise
 
     def learn(self, known: Mapping[str, Advice]) -> None:
@@ -162,7 +156,7 @@ class Reconciler:
         self._collect(now)
         self.waiting.expire(now)
         self._unload_unused(now)
-        if self._plan_is_old or now - self.planned_at_s >= _REPLAN_S or self._somebody_waits_in_vain():
+        if self._plan_is_old or now - self.planned_at_s >= _REPLAN_S or self._waiting_unplanned():
             self._plan_is_old = False
             self.planned_at_s = now
             self.plan = self._planner(self._needs(now), self.room)
@@ -178,7 +172,7 @@ class Reconciler:
         needs = []
         for name in self.demand.awake:
             model, engine = self.prospects.served(name)
-            tickets = self.waiting.of(name)
+            waiting = self.waiting.of(name)
             leases = sum(launch.leases for launch in self.fleet.of(name))
             needs.append(
                 ModelDemand(
@@ -187,8 +181,8 @@ class Reconciler:
                     advice=advice_from(self.prospects.of(name).recommendations),
                     tokens_per_s=self.demand.traffic.tokens_per_s(name, now_s),
                     running=self.fleet.live(name),
-                    in_use=bool(tickets) or leases > 0 or name in self._restarting,
-                    waiting_s=max((now_s - t.since_s for t in tickets), default=0.0),
+                    in_use=bool(waiting) or leases > 0 or name in self._restarting,
+                    waiting_s=max((now_s - w.since_s for w in waiting), default=0.0),
                     per_request=engine.per_request,
                 )
             )
@@ -209,19 +203,17 @@ class Reconciler:
                 kept[name] = (*planned, off) if fits else (off,)
         return kept
 
-    def _lend(self, ticket: Ticket) -> LaunchLease | None:
-        """The launch that is best for a request, if any can be had now."""
-        lendable = self.fleet.lendable(ticket.model)
+    def _lend(self, request: RouteRequest) -> LaunchLease | None:
+        """The best ready launch for a request; ``None`` if it has to wait."""
+        lendable = self.fleet.lendable(request.model)
         if not lendable:
             return None
-        _, engine = self.prospects.served(ticket.model)
+        _, engine = self.prospects.served(request.model)
         per_request = engine.per_request
-        part = self.plan.of(ticket.model)
-        # With one launch, and nothing to say to it, every kind of prompt goes the same way.
-        many = per_request or (part is not None and len(part.launches) > 1)
-        route = part.route(ticket.kind() if many else None) if part is not None else None
+        part = self.plan.of(request.model)
+        route = part.route(request.prompt_type) if part is not None else None
         launch, drafting = lendable[0], lendable[0].drafting
-        if ticket.drafting_off and not per_request:
+        if request.drafting_off and not per_request:
             chosen = next((la for la in lendable if la.drafting.is_off), None)
             if chosen is None:
                 return None
@@ -231,24 +223,24 @@ class Reconciler:
         elif off := next((la for la in lendable if la.drafting.is_off), None):
             # What the plan wants is not there yet, and off is never wrong.
             launch, drafting = off, OFF
-        if per_request and (ticket.drafting_off or drafting.draft != launch.drafting.draft):
+        if per_request and (request.drafting_off or drafting.draft != launch.drafting.draft):
             drafting = OFF
         begun = self._clock()
 
         def returned(tokens: float | None) -> None:
             now = self._clock()
-            self.demand.answered(ticket.model, ticket.kind(), tokens, now - begun, now)
+            self.demand.answered(request.model, request.prompt_type, tokens, now - begun, now)
 
-        likely = self.prospects.of(ticket.model).likely(drafting)
+        likely = self.prospects.of(request.model).likely(drafting)
         return LaunchLease(launch, engine, drafting, likely=likely, returned=returned)
 
-    def _serves(self, ticket: Ticket) -> bool:
-        """True if the plan has something for a request that waits."""
-        part = self.plan.of(ticket.model)
+    def _is_planned(self, model: str) -> bool:
+        """True if the plan keeps a launch for a model."""
+        part = self.plan.of(model)
         return part is not None and bool(part.launches)
 
-    def _somebody_waits_in_vain(self) -> bool:
-        return any(not self._serves(ticket) for ticket in self.waiting)
+    def _waiting_unplanned(self) -> bool:
+        return any(not self._is_planned(waiting.request.model) for waiting in self.waiting)
 
     def _collect(self, now_s: float) -> None:
         """Draw the consequences of what failed."""

@@ -298,18 +298,8 @@ class LaunchLease:
         self.launch = launch
         self.fields: Mapping[str, Any] = engine.request_fields(drafting)
         self._returned = returned
-        self._then: Callable[[], None] = lambda: None
         self._tokens: float | None = None
         self._held = True
-
-    def when_sent(self, then: Callable[[], None]) -> None:
-        """Have something done when the request is on its way, once."""
-        self._then = then
-
-    def sent(self) -> None:
-        """Tell that the request is on its way."""
-        then, self._then = self._then, lambda: None
-        then()
 
     def died(self) -> None:
         """Tell that the connection broke: nobody gets this server until it is known whether it lives."""

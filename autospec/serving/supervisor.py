@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
@@ -231,7 +232,7 @@ class Supervisor:
         if self._closing:
             raise OverloadedError("The proxy is ending.", "Try again when it runs again.")
         model = await self._find(wanted.model)
-        return await self._conductor.lend(model, wanted.kind, drafting_off=wanted.drafting_off)
+        return await self._conductor.lend(replace(wanted, model=model.name))
 
     def offered(self) -> Sequence[Offered]:
         """Every model that may be asked for, in the catalogue's order."""

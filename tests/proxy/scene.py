@@ -247,7 +247,7 @@ def wanted(
     name: str = "alpha", kind: PromptType | None = PromptType.CODING, *, off: bool = False
 ) -> RouteRequest:
     """What a request for code on the first model wants."""
-    return RouteRequest(name, lambda: kind, off)
+    return RouteRequest(name, kind, off)
 
 
 async def until(true: Callable[[], object]) -> None:

@@ -22,7 +22,6 @@ from autospec.errors import (
 )
 from autospec.recommendations import Status
 from autospec.serving.advice import FAILED_LAUNCH
-from autospec.serving.dispatch import RouteRequest
 from tests.proxy.scene import (
     ALPHA,
     BETA,
@@ -119,53 +118,17 @@ def test_the_recommended_drafting_is_served():
     run(scenario())
 
 
-def test_the_kind_of_prompt_is_looked_at_when_the_request_is_sent():
-    """One launch serves every kind: nobody waits for the look, and plans count with what it has seen before the answer."""
+def test_the_plan_counts_a_request_before_its_answer():
+    """One request of its prompt type, with the least number of tokens, as long as the lease is held."""
 
     async def scenario():
         scene = Scene()
-        looked: list[str] = []
-
-        def kind() -> PromptType:
-            looked.append("now")
-            return PromptType.MATH
-
         async with scene.opened() as supervisor:
             async with await supervisor.lease(wanted()):
                 pass
-            async with await supervisor.lease(RouteRequest("alpha", kind)) as lease:
-                assert not looked
-                for _ in range(2):  # sent again after a stale connection: one request all the same
-                    lease.sent()
+            async with await supervisor.lease(wanted(kind=PromptType.MATH)):
                 seen = supervisor.status()["traffic"]["models"]["alpha-1b"]["math"]
                 assert (seen["requests"], seen["tokens"]) == (1, 1)
-            assert looked
-
-    run(scenario())
-
-
-def test_the_kind_of_prompt_is_looked_at_first_where_the_launch_depends_on_it():
-    """Two launches with different draftings: the request goes to the one for its kind."""
-
-    async def scenario():
-        scene = Scene(stored=[recommend(LOOKUP), recommend(OFF, PromptType.CHAT)])
-        async with scene.opened() as supervisor:
-            for kind in (PromptType.CODING, PromptType.CHAT):
-                async with await supervisor.lease(wanted(kind=kind)) as lease:
-                    lease.answered(10_000)
-            scene.learn(*scene.stored, recommend(LOOKUP, PromptType.EDITING))  # planned again
-            await supervisor.refresh()
-            await until(lambda: len(supervisor.plan()["models"][0]["launches"]) == 2)
-            await until(lambda: list(states(supervisor).values()) == ["ready"] * 2)
-            looked: list[PromptType] = []
-            for kind, drafting in ((PromptType.CHAT, OFF), (PromptType.CODING, LOOKUP)):
-
-                def look(kind: PromptType = kind) -> PromptType:
-                    looked.append(kind)
-                    return kind
-
-                async with await supervisor.lease(RouteRequest("alpha", look)) as lease:
-                    assert (lease.drafting, looked[-1]) == (drafting, kind)
 
     run(scenario())
 
