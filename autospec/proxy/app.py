@@ -154,7 +154,7 @@ class Proxy:
         intake = ProxyRequest()
         if request.body_exists:
             content = await read_body(request, self._rules.request_limit_bytes)
-            intake = await parse(content, request.headers)
+            intake = parse(content, request.headers)
         model = intake.model or (request.query.get("model", "") if request.query_string else "")
         if not model:
             model = self._meant(request.method)

@@ -5,9 +5,7 @@ Server-sent events pass whole: so that an error event can follow cleanly when th
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -64,8 +62,6 @@ _LOG = logging.getLogger(__name__)
 
 # A request that kills its server is not worth a third one.
 _ATTEMPTS = 2
-# A larger body is serialised in a thread where fields must be added.
-_ADDED_AT_ONCE_BYTES = 256 * 1024
 # The mark above which asyncio calls a transport full: a client with so much unread is waited for.
 _LAG_BYTES = 64 * 1024
 
@@ -132,7 +128,7 @@ class Relay:
                 passage = _Passage(request, lease, wanted, waited_ms)
                 try:
                     return await passage.run(
-                        self._upstream, headers.items(), await _with_fields(intake, lease)
+                        self._upstream, headers.items(), intake.content_with(lease.fields)
                     )
                 except _BrokeEarlyError as broke:
                     _LOG.warning(
@@ -316,19 +312,6 @@ class _Passage:
 
     def _elapsed_ms(self) -> float:
         return (time.perf_counter() - self._begun) * 1000
-
-
-async def _with_fields(intake: ProxyRequest, lease: Lease) -> bytes:
-    """The body with the fields that the lease needs; the client's own bytes where it needs none."""
-    fields = lease.fields
-    if not fields or intake.document is None:
-        return intake.content
-    document = {**intake.document, **fields}
-
-    def dumped() -> bytes:
-        return json.dumps(document, ensure_ascii=False).encode(errors="surrogatepass")
-
-    return dumped() if len(intake.content) <= _ADDED_AT_ONCE_BYTES else await asyncio.to_thread(dumped)
 
 
 def _target(request: web.BaseRequest) -> str:
