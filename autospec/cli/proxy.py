@@ -85,7 +85,7 @@ def command(
     shell.override(proxy_host=host, backend=backend, server_args=args or None)
     settings = shell.settings
 
-    from autospec.proxy.serve import make_classify, make_dispatch, rules_for, run, run_on_best_loop
+    from autospec.proxy.serve import rules_for, run, run_on_best_loop
 
     if model and settings.backend != "attached":
         # A wrong name would be found out by the first client that names no model, long after whoever typed it has gone.
@@ -108,10 +108,8 @@ def command(
     run_on_best_loop(
         run(
             settings,
-            lambda link: make_dispatch(settings, link.machine_is_free),
             rules,
             port=settings.proxy_port if port is None else port,
-            classify=make_classify(),
             ready=ready,
             ending=ending,
         )

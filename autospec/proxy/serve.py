@@ -25,7 +25,7 @@ from typing import Any
 from aiohttp import web
 
 from autospec.backends.registry import backend_for
-from autospec.cells import Hardware
+from autospec.cells import Hardware, PromptType
 from autospec.errors import AutospecError, UsageError
 from autospec.hardware import identify
 from autospec.prompts.classifier import classify
@@ -38,7 +38,7 @@ from autospec.recommendations import Recommendation
 from autospec.service.proxy_link import ProxyLink
 from autospec.serving.config import ProxyConfig, ProxyDependencies
 from autospec.serving.dispatch import Dispatch
-from autospec.serving.model_registry import ModelRegistry, engines_of, read_offers
+from autospec.serving.model_registry import ModelRegistry, engines_of, read_registry
 from autospec.serving.supervisor import Supervisor
 from autospec.serving.threads import in_thread
 from autospec.settings import Settings
@@ -49,9 +49,8 @@ __all__ = [
     "ListeningProxy",
     "listen",
     "loop_name",
-    "make_classify",
-    "make_dispatch",
     "open_supervisor",
+    "prompt_type_of",
     "rules_for",
     "run",
     "run_on_best_loop",
@@ -75,11 +74,11 @@ async def open_supervisor(
             be read.
     """
     hardware = await in_thread(identify)
-    terms = ProxyConfig.of(settings, hardware)
+    config = ProxyConfig.of(settings, hardware)
 
-    def offers() -> ModelRegistry:
+    def registry() -> ModelRegistry:
         # The backends are probed each time: a build may be replaced while the proxy runs.
-        return read_offers(settings, *engines_of(settings, backend_for))
+        return read_registry(settings, *engines_of(settings, backend_for))
 
     def save(recommendation: Recommendation, machine: Hardware, cell_key: str) -> None:
         store = open_store(settings.storage)
@@ -88,15 +87,15 @@ async def open_supervisor(
         finally:
             store.close()
 
-    sources = ProxyDependencies(
+    dependencies = ProxyDependencies(
         hardware=hardware,
-        offers=offers,
+        registry=registry,
         newest=lambda: newest_recommendation(settings.storage),
         recommendations=lambda: read_recommendations(settings.storage, _log.warning),
         save=save,
         machine_is_free=machine_is_free,
     )
-    return await Supervisor.start(terms, sources)
+    return await Supervisor.start(config, dependencies)
 
 
 # Answers in flight may end; who asked for a novel has to ask again. A second signal does not wait.
@@ -118,24 +117,9 @@ class ListeningProxy:
     proxy: Proxy
 
 
-async def make_dispatch(
-    settings: Settings, machine_is_free: Callable[[], Awaitable[object]] | None = None
-) -> Dispatch:
-    """What lends servers to the proxy; the one place that chooses it.
-
-    Args:
-        settings: For backends, models, storage and limits.
-        machine_is_free: Awaited before each launch, see `ProxyLink.machine_is_free`; ``None`` where no daemon can measure.
-
-    Raises:
-        AutospecError: There is no way to serve models.
-    """
-    return await open_supervisor(settings, machine_is_free)
-
-
-def make_classify() -> Classify:
-    """What tells the kind of a prompt; the one place that chooses it."""
-    return lambda _path, document: classify(document).prompt_type
+def prompt_type_of(_path: str, document: Mapping[str, Any]) -> PromptType:
+    """The prompt type of a request's JSON body."""
+    return classify(document).prompt_type
 
 
 def rules_for(settings: Settings, *, default_model: str = "", log_prompts: bool = False) -> Rules:
@@ -219,11 +203,9 @@ async def listen(
 
 async def run(
     settings: Settings,
-    make_dispatch: Callable[[ProxyLink], Awaitable[Dispatch]],
     rules: Rules,
     *,
     port: int,
-    classify: Classify,
     ready: Callable[[str], None],
     ending: Callable[[int], None],
 ) -> None:
@@ -231,10 +213,8 @@ async def run(
 
     Args:
         settings: For address and storage.
-        make_dispatch: Makes what lends servers, inside of the event loop; given the link to the daemon.
         rules: From `rules_for`.
         port: 0 takes a free one.
-        classify: The kind of prompt in a body.
         ready: Called with the base URL once clients are answered.
         ending: Called with the number of requests in flight when the end has been asked for.
 
@@ -245,7 +225,7 @@ async def run(
     assert task is not None
     # A daemon that measures hears of every request, and gives the machine back within a second.
     link = ProxyLink(settings.state_dir)
-    dispatch = await make_dispatch(link)
+    dispatch = await open_supervisor(settings, link.machine_is_free)
     try:
         await link.start()
         with _signals(task) as asked:
@@ -255,7 +235,7 @@ async def run(
                 host=settings.proxy_host,
                 port=port,
                 storage=settings.storage,
-                classify=classify,
+                classify=prompt_type_of,
                 serving=link.serving,
                 daemon=lambda: link.daemon,
             ) as listening:

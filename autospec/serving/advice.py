@@ -19,7 +19,7 @@ from autospec.errors import SettingsError
 from autospec.recommendations import LIKELY, Recommendation, Status, StoredRecommendation, Verdict
 from autospec.report.selection import same_machine
 
-__all__ = ["FAILED_LAUNCH", "Advice", "AdviceKey", "is_likely", "known_of", "marked_stale", "trusted"]
+__all__ = ["FAILED_LAUNCH", "AdviceKey", "ModelAdvice", "is_likely", "known_of", "marked_stale", "trusted"]
 
 # The mark in a recommendation's evidence that its drafting did not start, with the build that refused it.
 FAILED_LAUNCH: Final = "failed_launch"
@@ -42,7 +42,7 @@ class AdviceKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
+class ModelAdvice:
     """What is known of one model on one backend.
 
     Attributes:
@@ -95,7 +95,7 @@ def known_of(
     *,
     likely: bool = False,
     exists: Callable[[str], bool] = lambda path: Path(path).exists(),
-) -> Advice:
+) -> ModelAdvice:
     """What is known of one model, and what to make of it.
 
     Args:
@@ -126,7 +126,7 @@ def known_of(
         recommendation, note = _acted_upon(acted_upon, place, trust, exact=exact, exists=exists)
         acted.append(recommendation)
         notes += [note] if note else []
-    return Advice(tuple(acted), tuple(entry for _, entry in best.values()), tuple(notes))
+    return ModelAdvice(tuple(acted), tuple(entry for _, entry in best.values()), tuple(notes))
 
 
 def marked_stale(entry: StoredRecommendation, build: Build, why: str) -> Recommendation:

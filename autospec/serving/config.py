@@ -50,7 +50,7 @@ class ProxyConfig:
 
     @classmethod
     def of(cls, settings: Settings, hardware: Hardware) -> ProxyConfig:
-        """The terms in the settings.
+        """The config in the settings.
 
         Raises:
             SettingsError: ``serve_statuses`` names an unknown status, or there is no deadline.
@@ -79,7 +79,7 @@ class ProxyDependencies:
 
     Attributes:
         hardware: This machine.
-        offers: Scans the disk.
+        registry: Scans the disk.
         newest: A number that is another once there are new recommendations.
         recommendations: The newest recommendation of every cell.
         save: Keeps a recommendation under its cell's key.
@@ -88,7 +88,7 @@ class ProxyDependencies:
     """
 
     hardware: Hardware
-    offers: Callable[[], ModelRegistry]
+    registry: Callable[[], ModelRegistry]
     newest: Callable[[], int]
     recommendations: Callable[[], Sequence[StoredRecommendation]]
     save: Callable[[Recommendation, Hardware, str], None]

@@ -10,7 +10,7 @@ from typing import Final
 
 from autospec.catalog.model import Model, context_of
 from autospec.drafting import OFF, Drafting
-from autospec.serving.advice import Advice
+from autospec.serving.advice import ModelAdvice
 from autospec.serving.backoff import Backoff
 from autospec.serving.config import ProxyConfig
 from autospec.serving.model_registry import Engine, ModelRegistry
@@ -65,57 +65,57 @@ def draft_of(drafting: Drafting, models: Sequence[Model]) -> Model | None:
     return next((m for m in models if str(m.path) == drafting.draft), None) if drafting.draft else None
 
 
-_NOTHING = Advice()
+_NOTHING = ModelAdvice()
 
 
 class LaunchOptions:
     """The launches that are possible.
 
     Args:
-        terms: The limits.
-        offers: The models.
-        fleet: Knows how long launches took.
+        config: The limits.
+        registry: The models.
+        pool: Knows how long launches took.
         setbacks: Know what is not to be tried.
 
     Attributes:
-        offers: Replaced when the disk was scanned again.
+        registry: Replaced when the disk was scanned again.
         known: By model name; replaced when there are new recommendations.
     """
 
     def __init__(
-        self, terms: ProxyConfig, offers: ModelRegistry, fleet: ServerPool, setbacks: Backoff
+        self, config: ProxyConfig, registry: ModelRegistry, pool: ServerPool, backoff: Backoff
     ) -> None:
-        self.offers = offers
-        self.known: Mapping[str, Advice] = {}
-        self._terms = terms
-        self._fleet = fleet
-        self._setbacks = setbacks
+        self.registry = registry
+        self.known: Mapping[str, ModelAdvice] = {}
+        self._config = config
+        self._pool = pool
+        self._backoff = backoff
 
-    def of(self, name: str) -> Advice:
+    def of(self, name: str) -> ModelAdvice:
         """What is known of a model."""
         return self.known.get(name, _NOTHING)
 
     def served(self, name: str) -> tuple[Model, Engine]:
         """A model that is offered, and what serves it."""
-        model = self.offers.named(name)
-        return model, self.offers.engine(model)
+        model = self.registry.named(name)
+        return model, self.registry.engine(model)
 
     def launchable(self, model: Model, now_s: float) -> tuple[Launchable, ...]:
         """Off and every recommended drafting that may be launched now."""
-        found = [d for d in self.of(model.name).draftings if self._setbacks.allows(model.name, d, now_s)]
+        found = [d for d in self.of(model.name).draftings if self._backoff.allows(model.name, d, now_s)]
         return tuple(self.entry(model.name, drafting) for drafting in (OFF, *found))
 
     def entry(self, name: str, drafting: Drafting) -> Launchable:
         """One launch with what it takes."""
-        model, draft = self.offers.named(name), draft_of(drafting, self.offers.catalog)
+        model, draft = self.registry.named(name), draft_of(drafting, self.registry.catalog)
         own = model.context_length
         memory = footprint(
             model,
             draft,
-            context_of(self._terms.args, own, own or self._terms.context_tokens),
+            context_of(self._config.args, own, own or self._config.context_tokens),
             # MLX computes on copies of its own.
-            maps_weights=self._terms.maps_weights and model.format == "gguf",
-            limit_bytes=self._terms.memory_bytes,
+            maps_weights=self._config.maps_weights and model.format == "gguf",
+            limit_bytes=self._config.memory_bytes,
         )
-        took_s = self._fleet.took_s(name, drafting)
+        took_s = self._pool.took_s(name, drafting)
         return Launchable(drafting, memory, launch_seconds(model, draft) if took_s is None else took_s)

@@ -15,7 +15,7 @@ from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UnknownModelError
 from autospec.settings import Settings
 
-__all__ = ["Engine", "ModelRegistry", "engines_of", "read_offers"]
+__all__ = ["Engine", "ModelRegistry", "engines_of", "read_registry"]
 
 # Names that clients used and what they meant; more than this is somebody trying names.
 _MOST_REMEMBERED: Final = 1024
@@ -149,7 +149,7 @@ def engines_of(
     return engines, refused
 
 
-def read_offers(
+def read_registry(
     settings: Settings, engines: Mapping[Format, Engine], refused: Mapping[Format, str]
 ) -> ModelRegistry:
     """Scan the disk; blocks."""

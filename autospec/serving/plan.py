@@ -52,13 +52,13 @@ _MOST_NAMED = 3
 
 
 def explain(
-    forecast: TrafficForecast, room: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
+    forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
 ) -> str:
     """Why these launches.
 
     Args:
         forecast: Of the model.
-        room: Memory and horizon.
+        capacity: Memory and horizon.
         chosen: What is kept, at least one.
         ideal: What would save most if launches and memory cost nothing.
     """
@@ -67,32 +67,32 @@ def explain(
         return f"{kept}, chosen for the tuned prompt types alike, as no traffic was seen yet."
     saved, busy = forecast.saved_s(chosen), forecast.busy_s
     if saved > 0.0:
-        worth = f"expected to save {_seconds(saved)} of {_seconds(busy)} of generation in {_seconds(room.horizon_s)}"
+        worth = f"expected to save {_seconds(saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
     elif saved < 0.0:
-        worth = f"expected to cost {_seconds(-saved)} of {_seconds(busy)} of generation in {_seconds(room.horizon_s)}"
+        worth = f"expected to cost {_seconds(-saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
     else:
-        tuned = any(forecast.needs.advice.get(kind) for kind in forecast.shares)
+        tuned = any(forecast.demand.advice.get(kind) for kind in forecast.shares)
         worth = (
             "no drafting pays for this traffic"
             if tuned
             else "nothing is known yet of what drafting does for it (the daemon finds out, or `autospec tune`)"
         )
-    return f"{kept}: {worth}{_not_taken(forecast, room, chosen, ideal)}."
+    return f"{kept}: {worth}{_not_taken(forecast, capacity, chosen, ideal)}."
 
 
-def explain_none(smallest_bytes: int | None, room: Capacity, *, wanted: bool) -> str:
+def explain_none(smallest_bytes: int | None, capacity: Capacity, *, wanted: bool) -> str:
     """Why no launch at all.
 
     Args:
         smallest_bytes: Memory of the model's smallest launch; ``None`` if nothing can be launched.
-        room: The memory limit.
+        capacity: The memory limit.
         wanted: True if the model runs or is asked for.
     """
     if smallest_bytes is None:
         return "No launch of this model is possible."
     if not wanted:
         return "Nobody asks for it."
-    limit = room.memory_bytes or 0
+    limit = capacity.memory_bytes or 0
     if smallest_bytes > limit:
         return f"Its smallest launch takes {_gigabytes(smallest_bytes)}, more than the limit of {_gigabytes(limit)}."
     return f"The memory ({_gigabytes(limit)}) goes to models that are used more; it would take {_gigabytes(smallest_bytes)}."
@@ -102,9 +102,9 @@ def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[Launch
     """One launch with the prompt types that go there, the most used first."""
     here = defaultdict[str, list[tuple[float, str]]](list)
     for kind, share in forecast.shares.items():
-        route = best_route(forecast.needs, kind, chosen)
+        route = best_route(forecast.demand, kind, chosen)
         if route.launch == launch:
-            advice = forecast.needs.advice.get(kind)
+            advice = forecast.demand.advice.get(kind)
             likely = advice is not None and advice.likely and advice.drafting == route.drafting
             here[f"{route.drafting.label} (likely)" if likely else route.drafting.label].append(
                 (share, str(kind))
@@ -122,18 +122,18 @@ def _kinds(kinds: list[tuple[float, str]]) -> str:
 
 
 def _not_taken(
-    forecast: TrafficForecast, room: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
+    forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
 ) -> str:
     """What would save more, and why it is not done; empty where nothing would."""
     more = forecast.saved_s(ideal) - forecast.saved_s(chosen)
     if more <= _WORTH_SAYING * forecast.busy_s:
         return ""
-    new = [entry for entry in ideal if entry not in chosen and entry.drafting not in forecast.needs.running]
+    new = [entry for entry in ideal if entry not in chosen and entry.drafting not in forecast.demand.running]
     names = " and ".join(entry.drafting.label for entry in ideal)
     needed = MemoryEstimate.total_bytes(entry.footprint for entry in ideal)
-    if room.memory_bytes is None and len(ideal) > len(chosen):
+    if capacity.memory_bytes is None and len(ideal) > len(chosen):
         why = "the memory for a further launch is not known"
-    elif room.memory_bytes is not None and needed > room.memory_bytes:
+    elif capacity.memory_bytes is not None and needed > capacity.memory_bytes:
         why = f"that takes {_gigabytes(needed)} of memory"
     elif new:
         why = f"that takes {_seconds(sum(entry.launch_s for entry in new))} to start"
@@ -223,13 +223,13 @@ class Plan:
         models: In the order in which memory was given out.
         memory_bytes: Of all launches kept.
         overlap_bytes: The same while what stops still runs: if it fits, new launches can be ready before old ones drain.
-        room: What the plan was made for.
+        capacity: What the plan was made for.
     """
 
     models: tuple[ModelPlan, ...]
     memory_bytes: int
     overlap_bytes: int
-    room: Capacity
+    capacity: Capacity
 
     def of(self, model: str) -> ModelPlan | None:
         """One model's part."""
@@ -239,8 +239,8 @@ class Plan:
         """The document of ``GET /autospec/v1/plan``."""
         return {
             "schema": SCHEMA_VERSION,
-            "horizon_s": self.room.horizon_s,
-            "memory_limit_bytes": self.room.memory_bytes,
+            "horizon_s": self.capacity.horizon_s,
+            "memory_limit_bytes": self.capacity.memory_bytes,
             "memory_bytes": self.memory_bytes,
             "overlap_bytes": self.overlap_bytes,
             "overlap_fits": self.overlap_fits,
@@ -250,62 +250,62 @@ class Plan:
     @property
     def overlap_fits(self) -> bool:
         """True if every new launch can be ready before an old one is stopped."""
-        limit = self.room.memory_bytes
+        limit = self.capacity.memory_bytes
         return limit is None or self.overlap_bytes <= limit
 
 
-def make_plan(models: Sequence[ModelDemand], room: Capacity) -> Plan:
+def make_plan(models: Sequence[ModelDemand], capacity: Capacity) -> Plan:
     """Decide which launches to keep.
 
     Args:
         models: Every model that runs or is asked for, each once; others need not be named.
-        room: Memory, horizon and the most launches of a model.
+        capacity: Memory, horizon and the most launches of a model.
     """
-    models = [_one_per_draft(needs) for needs in models]
-    ranked = sorted((TrafficForecast.of(needs, room.horizon_s) for needs in models), key=_priority)
-    reserved = _smallest(ranked, room)
+    models = [_one_per_draft(demand) for demand in models]
+    ranked = sorted((TrafficForecast.of(demand, capacity.horizon_s) for demand in models), key=_priority)
+    reserved = _smallest(ranked, capacity)
     kept: list[Launchable] = []
     parts = []
     for position, forecast in enumerate(ranked):
-        name = forecast.needs.model
+        name = forecast.demand.model
         chosen: tuple[Launchable, ...] = ()
         if name in reserved:
             # Later models keep at least their smallest launch; earlier ones have had their choice.
-            later = [other.needs.model for other in ranked[position + 1 :]]
+            later = [other.demand.model for other in ranked[position + 1 :]]
             others = [*kept, *(reserved[other] for other in later if other in reserved)]
-            chosen = _choose(forecast, room, others)
+            chosen = _choose(forecast, capacity, others)
         kept += chosen
-        parts.append(_part(forecast, room, chosen))
-    running = [entry for needs in models for entry in _running(needs)]
-    return Plan(tuple(parts), _bytes(kept), _bytes([*kept, *running]), room)
+        parts.append(_part(forecast, capacity, chosen))
+    running = [entry for demand in models for entry in _running(demand)]
+    return Plan(tuple(parts), _bytes(kept), _bytes([*kept, *running]), capacity)
 
 
 def _priority(forecast: TrafficForecast) -> tuple[float, bool, float, str]:
-    needs = forecast.needs
-    waited = needs.waiting_s if needs.waiting_s >= PATIENCE_S else 0.0
-    return (-waited, not needs.in_use, -forecast.busy_s, needs.model)
+    demand = forecast.demand
+    waited = demand.waiting_s if demand.waiting_s >= PATIENCE_S else 0.0
+    return (-waited, not demand.in_use, -forecast.busy_s, demand.model)
 
 
-def _smallest(ranked: Sequence[TrafficForecast], room: Capacity) -> dict[str, Launchable]:
+def _smallest(ranked: Sequence[TrafficForecast], capacity: Capacity) -> dict[str, Launchable]:
     """The smallest launch of each model that may stay: those that run or are asked for, as far as memory reaches."""
     reserved: dict[str, Launchable] = {}
     for forecast in ranked:
-        least = _least(forecast.needs)
-        if least is None or not _wanted(forecast.needs):
+        least = _least(forecast.demand)
+        if least is None or not _wanted(forecast.demand):
             continue
-        if _fits([*reserved.values(), least], room):
-            reserved[forecast.needs.model] = least
+        if _fits([*reserved.values(), least], capacity):
+            reserved[forecast.demand.model] = least
     return reserved
 
 
 def _choose(
-    forecast: TrafficForecast, room: Capacity, others: Sequence[Launchable]
+    forecast: TrafficForecast, capacity: Capacity, others: Sequence[Launchable]
 ) -> tuple[Launchable, ...]:
     """The launches of one model, at least one: the smallest is known to fit."""
     # Without a known limit, memory is not for a second launch.
-    most = 1 if room.memory_bytes is None else room.twins
-    sets = [chosen for chosen in _sets(forecast.needs, most) if _fits([*others, *chosen], room)]
-    running = {entry.drafting for entry in _running(forecast.needs)}
+    most = 1 if capacity.memory_bytes is None else capacity.twins
+    sets = [chosen for chosen in _sets(forecast.demand, most) if _fits([*others, *chosen], capacity)]
+    running = {entry.drafting for entry in _running(forecast.demand)}
     if not any(_runs(chosen, running) for chosen in sets):
         # The first launch has to be paid for whatever it is; a second one is then judged as beside any other.
         busy_s = max(forecast.busy_s, FIRST_BUSY_S)
@@ -339,40 +339,40 @@ def _value(forecast: TrafficForecast, chosen: Sequence[Launchable], running: Abs
     return forecast.saved_s(chosen) - PAYBACK * starting_s - rent_s
 
 
-def _sets(needs: ModelDemand, most: int) -> Iterator[tuple[Launchable, ...]]:
+def _sets(demand: ModelDemand, most: int) -> Iterator[tuple[Launchable, ...]]:
     """Every set of launches that may be kept, in a fixed order."""
-    entries = sorted(needs.launchable, key=lambda entry: entry.drafting.key)
-    for size in range(1, 1 + (1 if needs.per_request else most)):
+    entries = sorted(demand.launchable, key=lambda entry: entry.drafting.key)
+    for size in range(1, 1 + (1 if demand.per_request else most)):
         yield from combinations(entries, size)
 
 
-def _one_per_draft(needs: ModelDemand) -> ModelDemand:
+def _one_per_draft(demand: ModelDemand) -> ModelDemand:
     """Where drafting goes with the request, one launch for each draft model, named like the one that runs."""
-    if not needs.per_request:
-        return needs
-    running = {drafting.draft: drafting for drafting in reversed(needs.running)}
+    if not demand.per_request:
+        return demand
+    running = {drafting.draft: drafting for drafting in reversed(demand.running)}
     by_draft: dict[str | None, Launchable] = {}
-    for entry in needs.launchable:
+    for entry in demand.launchable:
         draft = entry.drafting.draft
         by_draft.setdefault(draft, replace(entry, drafting=running.get(draft, entry.drafting)))
-    return replace(needs, launchable=tuple(by_draft.values()))
+    return replace(demand, launchable=tuple(by_draft.values()))
 
 
-def _part(forecast: TrafficForecast, room: Capacity, chosen: tuple[Launchable, ...]) -> ModelPlan:
-    needs = forecast.needs
+def _part(forecast: TrafficForecast, capacity: Capacity, chosen: tuple[Launchable, ...]) -> ModelPlan:
+    demand = forecast.demand
     if chosen:
-        ideal = max(_sets(needs, room.twins), key=lambda some: (forecast.saved_s(some), -len(some)))
-        reason = explain(forecast, room, chosen, ideal)
+        ideal = max(_sets(demand, capacity.twins), key=lambda some: (forecast.saved_s(some), -len(some)))
+        reason = explain(forecast, capacity, chosen, ideal)
     else:
-        least = _least(needs)
-        reason = explain_none(_bytes([least]) if least else None, room, wanted=_wanted(needs))
+        least = _least(demand)
+        reason = explain_none(_bytes([least]) if least else None, capacity, wanted=_wanted(demand))
     launches = tuple(entry.drafting for entry in chosen)
     return ModelPlan(
-        model=needs.model,
+        model=demand.model,
         launches=launches,
-        starts=tuple(drafting for drafting in launches if drafting not in needs.running),
-        stops=tuple(drafting for drafting in needs.running if drafting not in launches),
-        routes={kind: best_route(needs, kind, chosen) for kind in PromptType} if chosen else {},
+        starts=tuple(drafting for drafting in launches if drafting not in demand.running),
+        stops=tuple(drafting for drafting in demand.running if drafting not in launches),
+        routes={kind: best_route(demand, kind, chosen) for kind in PromptType} if chosen else {},
         shares=forecast.shares,
         busy_s=forecast.busy_s,
         saved_s=forecast.saved_s(chosen) if chosen else 0.0,
@@ -381,17 +381,17 @@ def _part(forecast: TrafficForecast, room: Capacity, chosen: tuple[Launchable, .
     )
 
 
-def _wanted(needs: ModelDemand) -> bool:
-    return needs.in_use or bool(needs.running)
+def _wanted(demand: ModelDemand) -> bool:
+    return demand.in_use or bool(demand.running)
 
 
-def _least(needs: ModelDemand) -> Launchable | None:
+def _least(demand: ModelDemand) -> Launchable | None:
     """The smallest launch."""
-    return min(needs.launchable, key=lambda entry: (_bytes([entry]), entry.drafting.key), default=None)
+    return min(demand.launchable, key=lambda entry: (_bytes([entry]), entry.drafting.key), default=None)
 
 
-def _running(needs: ModelDemand) -> list[Launchable]:
-    return [entry for entry in needs.launchable if entry.drafting in needs.running]
+def _running(demand: ModelDemand) -> list[Launchable]:
+    return [entry for entry in demand.launchable if entry.drafting in demand.running]
 
 
 def _runs(chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> bool:
@@ -402,5 +402,5 @@ def _bytes(entries: Sequence[Launchable]) -> int:
     return MemoryEstimate.total_bytes(entry.footprint for entry in entries)
 
 
-def _fits(entries: Sequence[Launchable], room: Capacity) -> bool:
-    return room.memory_bytes is None or _bytes(entries) <= room.memory_bytes
+def _fits(entries: Sequence[Launchable], capacity: Capacity) -> bool:
+    return capacity.memory_bytes is None or _bytes(entries) <= capacity.memory_bytes

@@ -218,36 +218,36 @@ class TrafficForecast:
     """What is expected of one model within the horizon.
 
     Attributes:
-        needs: The model.
+        demand: The model.
         busy_s: Seconds that it would generate for with drafting off.
         shares: Of the busy time, by prompt type; of equal parts for the tuned types where nothing was seen.
         ratios: By launch, the speed over off that it offers to each type, in the order of `shares`.
     """
 
-    needs: ModelDemand
+    demand: ModelDemand
     busy_s: float
     shares: dict[PromptType, float]
     ratios: dict[Drafting, tuple[float, ...]]
 
     @classmethod
-    def of(cls, needs: ModelDemand, horizon_s: float) -> TrafficForecast:
+    def of(cls, demand: ModelDemand, horizon_s: float) -> TrafficForecast:
         """Expect the traffic of late to go on for the horizon."""
-        speeds = [a.baseline_tps for a in needs.advice.values() if a.baseline_tps is not None]
+        speeds = [a.baseline_tps for a in demand.advice.values() if a.baseline_tps is not None]
         usual_tps = sum(speeds) / len(speeds) if speeds else _ANY_TPS
         busy = {
-            kind: tokens * horizon_s / (needs.advice.get(kind, _UNTUNED).baseline_tps or usual_tps)
-            for kind, tokens in needs.tokens_per_s.items()
+            kind: tokens * horizon_s / (demand.advice.get(kind, _UNTUNED).baseline_tps or usual_tps)
+            for kind, tokens in demand.tokens_per_s.items()
             if tokens > 0.0
         }
         busy_s = sum(busy.values())
         if busy_s <= 0.0:
-            busy = dict.fromkeys(needs.advice, 1.0)
+            busy = dict.fromkeys(demand.advice, 1.0)
         total = sum(busy.values())
         ratios = {
-            entry.drafting: tuple(best_route(needs, kind, [entry]).ratio for kind in busy)
-            for entry in needs.launchable
+            entry.drafting: tuple(best_route(demand, kind, [entry]).ratio for kind in busy)
+            for entry in demand.launchable
         }
-        return cls(needs, busy_s, {kind: seconds / total for kind, seconds in busy.items()}, ratios)
+        return cls(demand, busy_s, {kind: seconds / total for kind, seconds in busy.items()}, ratios)
 
     def saved_share(self, launches: Sequence[Launchable]) -> float:
         """Share of the busy time that some launches save against drafting off; negative where they cost."""
@@ -261,19 +261,19 @@ class TrafficForecast:
         return self.busy_s * self.saved_share(launches)
 
 
-def best_route(needs: ModelDemand, prompt_type: PromptType, launches: Sequence[Launchable]) -> Route:
+def best_route(demand: ModelDemand, prompt_type: PromptType, launches: Sequence[Launchable]) -> Route:
     """The best that some launches, at least one, offer to a prompt type; among equals off, then the first."""
-    advice = needs.advice.get(prompt_type, _UNTUNED)
-    offers = [
+    advice = demand.advice.get(prompt_type, _UNTUNED)
+    routes = [
         Route(entry.drafting, drafting, advice.ratio(drafting))
         for entry in launches
-        for drafting in _in_force(needs, advice, entry)
+        for drafting in _in_force(demand, advice, entry)
     ]
-    return max(offers, key=lambda offer: (offer.ratio, offer.drafting.is_off))
+    return max(routes, key=lambda route: (route.ratio, route.drafting.is_off))
 
 
-def _in_force(needs: ModelDemand, advice: Advice, launch: Launchable) -> list[Drafting]:
-    if not needs.per_request:
+def _in_force(demand: ModelDemand, advice: Advice, launch: Launchable) -> list[Drafting]:
+    if not demand.per_request:
         return [launch.drafting]
     measured = [advice.drafting, *advice.known]
     return [

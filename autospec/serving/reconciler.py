@@ -1,6 +1,6 @@
-"""The conductor: brings the launches to what the plan wants, and gives them to the requests that wait.
+"""The reconciler: brings the launches to what the plan wants, and gives them to the requests that wait.
 
-`Reconciler.settle` is the whole of it. It looks at everything as it is now and does what can be done now; it is called after
+`Reconciler.reconcile` is the whole of it. It looks at everything as it is now and does what can be done now; it is called after
 every change and once a second, and remembers nothing that the launches, the queue and the demand do not say. All of it
 happens on the event loop, between two awaits, so that nothing changes under its eyes.
 """
@@ -15,7 +15,7 @@ from typing import Final
 
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
-from autospec.serving.advice import Advice
+from autospec.serving.advice import ModelAdvice
 from autospec.serving.backoff import Backoff
 from autospec.serving.config import ProxyConfig
 from autospec.serving.dispatch import RouteRequest
@@ -25,7 +25,7 @@ from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan import Plan, make_plan
 from autospec.serving.plan_inputs import Capacity, Launchable, MemoryEstimate, ModelDemand, advice_from
 from autospec.serving.request_queue import RequestQueue, WaitingRequest
-from autospec.serving.server_pool import LaunchLease, ServerPool, next_moves
+from autospec.serving.server_pool import LaunchLease, ServerPool, next_actions
 from autospec.serving.traffic import Demand
 
 __all__ = ["Reconciler"]
@@ -44,8 +44,8 @@ class Reconciler:
     """Launches, queue and plan of all models.
 
     Args:
-        terms: The limits.
-        offers: The models.
+        config: The limits.
+        registry: The models.
         gave_up: Told a model and a drafting that is not tried again, and why.
         planner: `make_plan`, or a test's.
         clock: Seconds that never step back.
@@ -58,22 +58,22 @@ class Reconciler:
 
     def __init__(
         self,
-        terms: ProxyConfig,
-        offers: ModelRegistry,
+        config: ProxyConfig,
+        registry: ModelRegistry,
         gave_up: Callable[[str, Drafting, str], None],
         *,
         planner: Callable[[Sequence[ModelDemand], Capacity], Plan],
         clock: Callable[[], float],
         machine_is_free: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self.terms = terms
+        self.config = config
         self.demand = Demand()
-        self.waiting = RequestQueue(terms.queue_limit, terms.deadline_s)
-        self.fleet = ServerPool(terms.args, self._changed, clock, machine_is_free)
-        self.setbacks = Backoff()
-        self.prospects = LaunchOptions(terms, offers, self.fleet, self.setbacks)
-        self.room = Capacity(memory_bytes=terms.memory_bytes)
-        self.plan = make_plan((), self.room)
+        self.queue = RequestQueue(config.queue_limit, config.deadline_s)
+        self.pool = ServerPool(config.args, self._changed, clock, machine_is_free)
+        self.backoff = Backoff()
+        self.options = LaunchOptions(config, registry, self.pool, self.backoff)
+        self.capacity = Capacity(memory_bytes=config.memory_bytes)
+        self.plan = make_plan((), self.capacity)
         self.planned_at_s = clock()
         self._gave_up = gave_up
         self._planner = planner
@@ -102,7 +102,7 @@ class Reconciler:
         if error is not None and now < until_s:
             raise error
         waiting = WaitingRequest(request, now)
-        self.waiting.add(waiting)
+        self.queue.add(waiting)
         self.demand.arrived(model, request.prompt_type, now)
         # If the plan already keeps a launch for this model, one more waiting request does not change the plan.
         self._plan_is_old |= not self._is_planned(model)
@@ -110,26 +110,26 @@ class Reconciler:
         try:
             return await waiting.lease
         except asyncio.CancelledError:
-            self.waiting.discard(waiting)
+            self.queue.discard(waiting)
             if waiting.lease.done() and not waiting.lease.cancelled() and waiting.lease.exception() is None:
                 waiting.lease.result().give_back()  # lent in the moment when the client disconnected
             raise
 
-    def learn(self, known: Mapping[str, Advice]) -> None:
+    def learn(self, known: Mapping[str, ModelAdvice]) -> None:
         """Take new recommendations, by model name; a model of which something new is known gets all chances again."""
         for model, now_known in known.items():
-            if self.prospects.of(model) != now_known:
-                self.setbacks.forgive(model)
-        self.prospects.known = known
+            if self.options.of(model) != now_known:
+                self.backoff.forgive(model)
+        self.options.known = known
         self._changed()
 
-    def offer(self, offers: ModelRegistry) -> None:
+    def offer(self, registry: ModelRegistry) -> None:
         """Take what a new scan of the disk has found; what is gone is unloaded."""
-        self.prospects.offers = offers
+        self.options.registry = registry
         for name in self.demand.awake:
-            if not offers.has(name):
+            if not registry.has(name):
                 self.demand.sleep(name)
-                self.waiting.refuse(LaunchError(f"{name} is not on this disk any more."), name)
+                self.queue.refuse(LaunchError(f"{name} is not on this disk any more."), name)
         self._changed()
 
     async def run(self) -> None:
@@ -143,72 +143,72 @@ class Reconciler:
             self._kicked.clear()
             if loop.time() - looked_at_s >= _TICK_S:
                 looked_at_s = loop.time()
-                self.fleet.look()
+                self.pool.look()
             try:
-                self.settle()
+                self.reconcile()
             except Exception:  # noqa: BLE001 - see below
                 # A fault in here must not leave every later request waiting.
                 _log.exception("The servers could not be settled; trying again in a moment.")
 
-    def settle(self) -> None:
+    def reconcile(self) -> None:
         """Do what can be done now."""
         now = self._clock()
         self._collect(now)
-        self.waiting.expire(now)
+        self.queue.expire(now)
         self._unload_unused(now)
         if self._plan_is_old or now - self.planned_at_s >= _REPLAN_S or self._waiting_unplanned():
             self._plan_is_old = False
             self.planned_at_s = now
-            self.plan = self._planner(self._needs(now), self.room)
-        moves = next_moves(self.fleet.held(), self._kept(now), self.terms.memory_bytes)
-        self.fleet.drain(moves)
-        for name, entry in moves.start:
-            if self.setbacks.not_before_s(name, entry.drafting) <= now:
-                model, engine = self.prospects.served(name)
-                self.fleet.start(model, engine, entry)
-        self.waiting.serve(self._lend)
+            self.plan = self._planner(self._demands(now), self.capacity)
+        actions = next_actions(self.pool.held(), self._kept(now), self.config.memory_bytes)
+        self.pool.drain(actions)
+        for name, entry in actions.start:
+            if self.backoff.not_before_s(name, entry.drafting) <= now:
+                model, engine = self.options.served(name)
+                self.pool.start(model, engine, entry)
+        self.queue.serve(self._lend)
 
-    def _needs(self, now_s: float) -> list[ModelDemand]:
-        needs = []
+    def _demands(self, now_s: float) -> list[ModelDemand]:
+        demands = []
         for name in self.demand.awake:
-            model, engine = self.prospects.served(name)
-            waiting = self.waiting.of(name)
-            leases = sum(launch.leases for launch in self.fleet.of(name))
-            needs.append(
+            model, engine = self.options.served(name)
+            waiting = self.queue.of(name)
+            leases = sum(launch.leases for launch in self.pool.of(name))
+            demands.append(
                 ModelDemand(
                     model=name,
-                    launchable=self.prospects.launchable(model, now_s),
-                    advice=advice_from(self.prospects.of(name).recommendations),
+                    launchable=self.options.launchable(model, now_s),
+                    advice=advice_from(self.options.of(name).recommendations),
                     tokens_per_s=self.demand.traffic.tokens_per_s(name, now_s),
-                    running=self.fleet.live(name),
+                    running=self.pool.live(name),
                     in_use=bool(waiting) or leases > 0 or name in self._restarting,
                     waiting_s=max((now_s - w.since_s for w in waiting), default=0.0),
                     per_request=engine.per_request,
                 )
             )
-        return needs
+        return demands
 
     def _kept(self, now_s: float) -> dict[str, tuple[Launchable, ...]]:
         """The launches that should be: the plan's, and one without drafting where somebody asked for it."""
         kept = {}
         for part in self.plan.models:
             if part.launches:
-                kept[part.model] = tuple(self.prospects.entry(part.model, d) for d in part.launches)
+                kept[part.model] = tuple(self.options.entry(part.model, d) for d in part.launches)
         for name, planned in list(kept.items()):
             if self.demand.wants_off(name, now_s) and all(not entry.drafting.is_off for entry in planned):
-                off = self.prospects.entry(name, OFF)
+                off = self.options.entry(name, OFF)
                 everything = [entry.footprint for entries in kept.values() for entry in entries]
-                fits = MemoryEstimate.total_bytes([*everything, off.footprint]) <= self.terms.memory_bytes
+                fits = MemoryEstimate.total_bytes([*everything, off.footprint]) <= self.config.memory_bytes
                 # Off serves everybody, a drafting does not serve who wants none.
                 kept[name] = (*planned, off) if fits else (off,)
         return kept
 
     def _lend(self, request: RouteRequest) -> LaunchLease | None:
         """The best ready launch for a request; ``None`` if it has to wait."""
-        lendable = self.fleet.lendable(request.model)
+        lendable = self.pool.lendable(request.model)
         if not lendable:
             return None
-        _, engine = self.prospects.served(request.model)
+        _, engine = self.options.served(request.model)
         per_request = engine.per_request
         part = self.plan.of(request.model)
         route = part.route(request.prompt_type) if part is not None else None
@@ -231,7 +231,7 @@ class Reconciler:
             now = self._clock()
             self.demand.answered(request.model, request.prompt_type, tokens, now - begun, now)
 
-        likely = self.prospects.of(request.model).likely(drafting)
+        likely = self.options.of(request.model).likely(drafting)
         return LaunchLease(launch, engine, drafting, likely=likely, returned=returned)
 
     def _is_planned(self, model: str) -> bool:
@@ -240,26 +240,26 @@ class Reconciler:
         return part is not None and bool(part.launches)
 
     def _waiting_unplanned(self) -> bool:
-        return any(not self._is_planned(waiting.request.model) for waiting in self.waiting)
+        return any(not self._is_planned(waiting.request.model) for waiting in self.queue)
 
     def _collect(self, now_s: float) -> None:
         """Draw the consequences of what failed."""
-        for launch in self.fleet:
+        for launch in self.pool:
             if launch.state is InstanceState.READY:
                 self._restarting.discard(launch.model)
                 self._broken.pop(launch.model, None)
                 assert launch.ready_at_s is not None
-                self.setbacks.lives(launch.model, launch.drafting, now_s - launch.ready_at_s)
-        for launch in self.fleet.collect():
+                self.backoff.lives(launch.model, launch.drafting, now_s - launch.ready_at_s)
+        for launch in self.pool.collect():
             assert launch.error is not None
             _log.warning("%s with %s: %s", launch.model, launch.drafting.label, launch.error)
             self._plan_is_old = True
             if launch.crashed:
                 self._restarting.add(launch.model)
-                setback = self.setbacks.crashed(launch.model, launch.drafting, launch.error, now_s)
+                setback = self.backoff.crashed(launch.model, launch.drafting, launch.error, now_s)
             else:
                 assert isinstance(launch.error, LaunchError)
-                setback = self.setbacks.failed(launch.model, launch.drafting, launch.error, now_s)
+                setback = self.backoff.failed(launch.model, launch.drafting, launch.error, now_s)
                 if launch.drafting.is_off:
                     self._give_up_model(launch, launch.error, max(setback.not_before_s, now_s + _BROKEN_S))
             if setback.given_up:
@@ -269,15 +269,15 @@ class Reconciler:
         """It does not start even without drafting: whoever waits is told, and for a moment whoever comes."""
         self._restarting.discard(launch.model)
         self._broken[launch.model] = (error, until_s)
-        if not self.fleet.live(launch.model):
-            self.waiting.refuse(error, launch.model)
+        if not self.pool.live(launch.model):
+            self.queue.refuse(error, launch.model)
 
     def _unload_unused(self, now_s: float) -> None:
-        if self.terms.idle_s is None:
+        if self.config.idle_s is None:
             return
         for model in self.demand.awake:
-            busy = bool(self.waiting.of(model)) or any(launch.leases for launch in self.fleet.of(model))
-            if not busy and self.demand.unused_s(model, now_s) >= self.terms.idle_s:
+            busy = bool(self.queue.of(model)) or any(launch.leases for launch in self.pool.of(model))
+            if not busy and self.demand.unused_s(model, now_s) >= self.config.idle_s:
                 self.demand.sleep(model)
                 self._plan_is_old = True
 

@@ -28,79 +28,59 @@ from autospec.serving.instance import Drain, InstanceState, InstanceView, Server
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import Launchable, MemoryEstimate
 
-__all__ = ["Held", "LaunchLease", "Moves", "ServerPool", "next_moves", "serve"]
+__all__ = ["LaunchLease", "PoolActions", "ServerPool", "next_actions", "serve"]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A launch that holds memory, as far as the next moves depend on it.
-
-    Attributes:
-        number: Its name in `Moves`.
-        model: Catalogue name.
-        drafting: What it was started with.
-        state: Anything but stopped and failed.
-        leases: Requests that hold it now.
-        used_at_s: When it was last used.
-        footprint: Its memory.
-    """
-
-    number: int
-    model: str
-    drafting: Drafting
-    state: InstanceState
-    leases: int
-    used_at_s: float
-    footprint: MemoryEstimate
-
-
-@dataclass(frozen=True, slots=True)
-class Moves:
-    """What to do now.
-
-    Attributes:
-        start: Launches to make, by model.
-        drain: Numbers of launches that must go.
-    """
+class PoolActions:
+    """Servers to start, by model, and the numbers of those to drain."""
 
     start: tuple[tuple[str, Launchable], ...] = ()
     drain: tuple[int, ...] = ()
 
 
-def next_moves(held: Sequence[Held], kept: Mapping[str, Sequence[Launchable]], limit_bytes: int) -> Moves:
-    """What brings the launches nearer to those that should be.
+def next_actions(
+    servers: Sequence[ServerInstance], kept: Mapping[str, Sequence[Launchable]], limit_bytes: int
+) -> PoolActions:
+    """The actions, possible now, that bring the servers closer to the plan. Pure, and without memory of earlier calls.
+
+    A new server starts as soon as it fits beside everything that holds memory. What it replaces is drained when all of its
+    model's servers are ready. If it does not fit, unwanted servers are drained first, and requests wait.
 
     Args:
-        held: All launches that hold memory.
-        kept: The launches that should be, by model, the most important model first; a model that is not named has none.
-        limit_bytes: Memory of all launches together. A launch that is larger than that is still started, alone.
+        servers: All that hold memory; they are only read.
+        kept: What should run, by model, the most important model first; models without an entry are unloaded.
+        limit_bytes: Memory of all servers together. A server larger than that still starts, alone.
     """
-    unwanted = [h for h in held if h.state.live and not _is_kept(h, kept)]
-    holding = [h.footprint for h in held]
+    unwanted = [server for server in servers if server.state.live and not _is_kept(server, kept)]
+    holding = _footprints(servers)
     start: list[tuple[str, Launchable]] = []
     drain: list[int] = []
     for model, wanted in kept.items():
-        missing = [entry for entry in wanted if not _runs(model, entry.drafting, held)]
+        missing = [entry for entry in wanted if not _runs(model, entry.drafting, servers)]
         for entry in missing:
             if holding and MemoryEstimate.total_bytes([*holding, entry.footprint]) > limit_bytes:
-                drain += _make_room(held, unwanted, entry, limit_bytes)
-                # Whoever comes later must not take the room that is being made.
-                return Moves(tuple(start), tuple(dict.fromkeys(drain)))
+                drain += _make_room(servers, unwanted, entry, limit_bytes)
+                # Less important models must not take the memory that is being freed.
+                return PoolActions(tuple(start), tuple(dict.fromkeys(drain)))
             start.append((model, entry))
             holding.append(entry.footprint)
-        if all(_runs(model, entry.drafting, held, ready=True) for entry in wanted):
-            drain += [h.number for h in unwanted if h.model == model]
-    drain += [h.number for h in unwanted if h.model not in kept]
-    return Moves(tuple(start), tuple(dict.fromkeys(drain)))
+        if all(_runs(model, entry.drafting, servers, ready=True) for entry in wanted):
+            drain += [server.number for server in unwanted if server.model == model]
+    drain += [server.number for server in unwanted if server.model not in kept]
+    return PoolActions(tuple(start), tuple(dict.fromkeys(drain)))
 
 
 def _make_room(
-    held: Sequence[Held], unwanted: Sequence[Held], entry: Launchable, limit_bytes: int
+    servers: Sequence[ServerInstance],
+    unwanted: Sequence[ServerInstance],
+    entry: Launchable,
+    limit_bytes: int,
 ) -> list[int]:
-    """The fewest of the unwanted that must go, the least useful first; none where those that go already are enough."""
-    staying = [h for h in held if h.state.live]
+    """The fewest unwanted servers to drain, the least useful first; none if those that stop already are enough."""
+    staying = [server for server in servers if server.state.live]
     chosen = []
-    for victim in sorted(unwanted, key=_usefulness):
+    for victim in sorted(unwanted, key=lambda server: (server.leases > 0, server.used_at_s)):
         if MemoryEstimate.total_bytes([*_footprints(staying), entry.footprint]) <= limit_bytes:
             break
         staying.remove(victim)
@@ -108,25 +88,21 @@ def _make_room(
     return chosen
 
 
-def _usefulness(held: Held) -> tuple[bool, float]:
-    return held.leases > 0, held.used_at_s
+def _is_kept(server: ServerInstance, kept: Mapping[str, Sequence[Launchable]]) -> bool:
+    return any(entry.drafting == server.drafting for entry in kept.get(server.model, ()))
 
 
-def _is_kept(held: Held, kept: Mapping[str, Sequence[Launchable]]) -> bool:
-    return any(entry.drafting == held.drafting for entry in kept.get(held.model, ()))
-
-
-def _runs(model: str, drafting: Drafting, held: Iterable[Held], *, ready: bool = False) -> bool:
+def _runs(model: str, drafting: Drafting, servers: Iterable[ServerInstance], *, ready: bool = False) -> bool:
     return any(
-        h.model == model
-        and h.drafting == drafting
-        and (h.state is InstanceState.READY if ready else h.state.live)
-        for h in held
+        server.model == model
+        and server.drafting == drafting
+        and (server.state is InstanceState.READY if ready else server.state.live)
+        for server in servers
     )
 
 
-def _footprints(held: Iterable[Held]) -> list[MemoryEstimate]:
-    return [h.footprint for h in held]
+def _footprints(servers: Iterable[ServerInstance]) -> list[MemoryEstimate]:
+    return [server.footprint for server in servers]
 
 
 # mlx_lm.server 0.32.2 gives wrong text when it takes up the cache of a drafted request: a token may be
@@ -209,17 +185,13 @@ class ServerPool:
         """One model's launches that a request may have now, the least busy first."""
         return sorted((la for la in self.of(model) if la.lendable), key=lambda la: la.leases)
 
-    def held(self) -> list[Held]:
-        """Everything that holds memory, for `next_moves`."""
-        return [
-            Held(la.number, la.model, la.drafting, la.state, la.leases, la.used_at_s, la.footprint)
-            for la in self._launches
-            if not la.state.over
-        ]
+    def held(self) -> list[ServerInstance]:
+        """All servers that hold memory."""
+        return [launch for launch in self._launches if not launch.state.over]
 
     def bytes(self) -> int:
-        """Memory that all launches together are expected to take."""
-        return MemoryEstimate.total_bytes(h.footprint for h in self.held())
+        """Memory that all servers together are expected to take."""
+        return MemoryEstimate.total_bytes(_footprints(self.held()))
 
     def start(self, model: Model, engine: Engine, entry: Launchable) -> ServerInstance:
         """Make and start a launch."""
@@ -237,10 +209,10 @@ class ServerPool:
         launch.send(Start())
         return launch
 
-    def drain(self, moves: Moves) -> None:
+    def drain(self, actions: PoolActions) -> None:
         """Drain what must go."""
         for launch in self:
-            if launch.number in moves.drain:
+            if launch.number in actions.drain:
                 launch.send(Drain())
 
     def look(self) -> None:

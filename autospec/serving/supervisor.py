@@ -22,7 +22,7 @@ from autospec.catalog.model import Model
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, OverloadedError, UnknownModelError
 from autospec.recommendations import SCHEMA_VERSION, Recommendation, StoredRecommendation, Verdict
-from autospec.serving.advice import Advice, AdviceKey, is_likely, known_of, marked_stale
+from autospec.serving.advice import AdviceKey, ModelAdvice, is_likely, known_of, marked_stale
 from autospec.serving.config import ProxyConfig, ProxyDependencies
 from autospec.serving.dispatch import Offered, RouteRequest
 from autospec.serving.instance import ServerInstance
@@ -36,55 +36,55 @@ from autospec.serving.threads import in_thread
 __all__ = ["Supervisor", "offered_rows", "plan_document", "status_document"]
 
 
-def offered_rows(conductor: Reconciler) -> tuple[Offered, ...]:
+def offered_rows(reconciler: Reconciler) -> tuple[Offered, ...]:
     """Every model that may be asked for, in the catalogue's order."""
-    offers, fleet = conductor.prospects.offers, conductor.fleet
+    registry, pool = reconciler.options.registry, reconciler.pool
     return tuple(
         Offered(
             name=model.name,
             aliases=model.aliases,
-            backend=offers.engine(model).capabilities.build.backend,
-            running=tuple(dict.fromkeys(la.drafting for la in fleet.lendable(model.name))),
+            backend=registry.engine(model).capabilities.build.backend,
+            running=tuple(dict.fromkeys(la.drafting for la in pool.lendable(model.name))),
             size_bytes=model.size_bytes,
             fingerprint=model.fingerprint,
         )
-        for model in offers.models
+        for model in registry.models
     )
 
 
-def plan_document(conductor: Reconciler, now_s: float) -> dict[str, Any]:
+def plan_document(reconciler: Reconciler, now_s: float) -> dict[str, Any]:
     """Which launches are kept and why, with what the plan was made from."""
-    document = conductor.plan.to_json()
-    document["age_s"] = round(now_s - conductor.planned_at_s, 1)
+    document = reconciler.plan.to_json()
+    document["age_s"] = round(now_s - reconciler.planned_at_s, 1)
     for part in document["models"]:
         name = part["model"]
-        if not conductor.prospects.offers.has(name):
+        if not reconciler.options.registry.has(name):
             continue  # it was there when the plan was made
-        model, engine = conductor.prospects.served(name)
+        model, engine = reconciler.options.served(name)
         build = engine.capabilities.build
-        possible = conductor.prospects.launchable(model, now_s)
+        possible = reconciler.options.launchable(model, now_s)
         part |= {
             "backend": build.backend,
             "backend_build": build.version,
             "drafting_per_request": engine.per_request,
-            "off_was_asked_for": conductor.demand.wants_off(name, now_s),
-            "recommendations": [_advice(r) for r in conductor.prospects.of(name).recommendations],
-            "notes": list(conductor.prospects.of(name).notes),
+            "off_was_asked_for": reconciler.demand.wants_off(name, now_s),
+            "recommendations": [_advice(r) for r in reconciler.options.of(name).recommendations],
+            "notes": list(reconciler.options.of(name).notes),
             "possible": [
                 {"drafting": p.drafting.to_json(), "own_bytes": p.footprint.own_bytes,
                  "shared_bytes": sum(p.footprint.shared_bytes.values()), "launch_s": round(p.launch_s, 2)}
                 for p in possible
             ],
         }  # fmt: skip
-    document["setbacks"] = conductor.setbacks.to_json(now_s)
+    document["setbacks"] = reconciler.backoff.to_json(now_s)
     return document
 
 
-def status_document(conductor: Reconciler, now_s: float, *, closing: bool) -> dict[str, Any]:
+def status_document(reconciler: Reconciler, now_s: float, *, closing: bool) -> dict[str, Any]:
     """Launches with state, use and memory; the queue; how busy the proxy is, for whoever wants to measure beside it."""
-    launches = list(conductor.fleet)
+    launches = list(reconciler.pool)
     leases = sum(launch.leases for launch in launches)
-    demand, waiting = conductor.demand, conductor.waiting
+    demand, waiting = reconciler.demand, reconciler.queue
     return {
         "schema": SCHEMA_VERSION,
         "closing": closing,
@@ -95,17 +95,17 @@ def status_document(conductor: Reconciler, now_s: float, *, closing: bool) -> di
             "requests": demand.requests,
             "last_request_s_ago": None if demand.last_s is None else round(now_s - demand.last_s, 1),
         },
-        "memory": {"limit_bytes": conductor.terms.memory_bytes, "launches_bytes": conductor.fleet.bytes()},
+        "memory": {"limit_bytes": reconciler.config.memory_bytes, "launches_bytes": reconciler.pool.bytes()},
         "queue": {
             "waiting": len(waiting),
             "limit": waiting.limit,
             "deadline_s": waiting.deadline_s,
             "oldest_s": round(max((now_s - t.since_s for t in waiting), default=0.0), 1),
         },
-        "idle_unload_s": conductor.terms.idle_s,
+        "idle_unload_s": reconciler.config.idle_s,
         "launches": [_launch(launch, now_s) for launch in launches],
-        "setbacks": conductor.setbacks.to_json(now_s),
-        "not_served": list(conductor.prospects.offers.refused),
+        "setbacks": reconciler.backoff.to_json(now_s),
+        "not_served": list(reconciler.options.registry.refused),
         "traffic": demand.traffic.to_json(now_s),
     }
 
@@ -156,32 +156,32 @@ class Supervisor:
     """See `autospec.serving.dispatch.Dispatch`. Make it with `Supervisor.start`, on the event loop that it will live on.
 
     Args:
-        terms: The limits.
-        sources: Where models and recommendations come from.
-        offers: What a first scan has found.
+        config: The limits.
+        dependencies: Where models and recommendations come from.
+        registry: What a first scan has found.
         planner: `make_plan`, or a test's.
         clock: Seconds that never step back.
     """
 
     def __init__(
         self,
-        terms: ProxyConfig,
-        sources: ProxyDependencies,
-        offers: ModelRegistry,
+        config: ProxyConfig,
+        dependencies: ProxyDependencies,
+        registry: ModelRegistry,
         *,
         planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._terms = terms
-        self._sources = sources
+        self._config = config
+        self._dependencies = dependencies
         self._clock = clock
-        self._conductor = Reconciler(
-            terms,
-            offers,
+        self._reconciler = Reconciler(
+            config,
+            registry,
             self._gave_up,
             planner=planner,
             clock=clock,
-            machine_is_free=sources.machine_is_free,
+            machine_is_free=dependencies.machine_is_free,
         )
         self._stored: Sequence[StoredRecommendation] = ()
         self._newest = -1
@@ -195,8 +195,8 @@ class Supervisor:
     @classmethod
     async def start(
         cls,
-        terms: ProxyConfig,
-        sources: ProxyDependencies,
+        config: ProxyConfig,
+        dependencies: ProxyDependencies,
         *,
         planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
         clock: Callable[[], float] = time.monotonic,
@@ -206,9 +206,11 @@ class Supervisor:
         Raises:
             AutospecError: The disk or the database cannot be read.
         """
-        supervisor = cls(terms, sources, await in_thread(sources.offers), planner=planner, clock=clock)
+        supervisor = cls(
+            config, dependencies, await in_thread(dependencies.registry), planner=planner, clock=clock
+        )
         await supervisor.refresh()
-        supervisor._run(supervisor._conductor.run())
+        supervisor._run(supervisor._reconciler.run())
         supervisor._run(supervisor._watch_recommendations())
         return supervisor
 
@@ -232,34 +234,34 @@ class Supervisor:
         if self._closing:
             raise OverloadedError("The proxy is ending.", "Try again when it runs again.")
         model = await self._find(wanted.model)
-        return await self._conductor.lend(replace(wanted, model=model.name))
+        return await self._reconciler.lend(replace(wanted, model=model.name))
 
     def offered(self) -> Sequence[Offered]:
         """Every model that may be asked for, in the catalogue's order."""
-        return offered_rows(self._conductor)
+        return offered_rows(self._reconciler)
 
     def plan(self) -> dict[str, Any]:
         """The document of ``GET /autospec/v1/plan``."""
-        return plan_document(self._conductor, self._clock())
+        return plan_document(self._reconciler, self._clock())
 
     def status(self) -> dict[str, Any]:
         """The document of ``GET /autospec/v1/status``."""
-        return status_document(self._conductor, self._clock(), closing=self._closing)
+        return status_document(self._reconciler, self._clock(), closing=self._closing)
 
     async def close(self) -> None:
         """Drain within a bound, then stop every server. Safe to call twice."""
         self._closing = True
-        self._conductor.waiting.refuse(
+        self._reconciler.queue.refuse(
             OverloadedError("The proxy is ending.", "Try again when it runs again.")
         )
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for drain, bound_s in ((True, _DRAIN_S), (False, _STOP_S)):
-            self._conductor.fleet.end(drain=drain)
+            self._reconciler.pool.end(drain=drain)
             with suppress(TimeoutError):
                 async with asyncio.timeout(bound_s):
-                    for launch in self._conductor.fleet:
+                    for launch in self._reconciler.pool:
                         await launch.wait_over()
 
     async def refresh(self) -> None:
@@ -269,10 +271,10 @@ class Supervisor:
             StoreError: The database cannot be read.
         """
         async with self._looking:
-            newest = await in_thread(self._sources.newest)
+            newest = await in_thread(self._dependencies.newest)
             if newest == self._newest:
                 return
-            self._stored = await in_thread(self._sources.recommendations)
+            self._stored = await in_thread(self._dependencies.recommendations)
             if self._newest >= 0:
                 # They may rest on a build or a draft that came since the last scan.
                 await self._look()
@@ -280,23 +282,23 @@ class Supervisor:
             self._newest = newest  # last: what could not be learnt is tried again
 
     async def _learn(self) -> None:
-        offers, stored = self._conductor.prospects.offers, self._stored
+        registry, stored = self._reconciler.options.registry, self._stored
 
-        def known() -> dict[str, Advice]:
-            terms = self._terms
+        def known() -> dict[str, ModelAdvice]:
+            config = self._config
             return {
                 model.name: known_of(
-                    model, self._place(offers, model), stored, terms.trust, likely=terms.likely
+                    model, self._place(registry, model), stored, config.trust, likely=config.likely
                 )
-                for model in offers.models
+                for model in registry.models
             }
 
         # In a thread: it looks whether drafts are there, and hashes a cell for each recommendation of each model.
-        self._conductor.learn(await in_thread(known))
+        self._reconciler.learn(await in_thread(known))
 
-    def _place(self, offers: ModelRegistry, model: Model) -> AdviceKey:
-        build = offers.engine(model).capabilities.build
-        return AdviceKey(self._sources.hardware, build, self._terms.args)
+    def _place(self, registry: ModelRegistry, model: Model) -> AdviceKey:
+        build = registry.engine(model).capabilities.build
+        return AdviceKey(self._dependencies.hardware, build, self._config.args)
 
     async def _watch_recommendations(self) -> None:
         told, pause_s = False, _POLL_S
@@ -316,17 +318,17 @@ class Supervisor:
 
     async def _find(self, name: str) -> Model:
         """The model that a client means; a request that names none means the one that was used last."""
-        offers = self._conductor.prospects.offers
+        registry = self._reconciler.options.registry
         if not name.strip():
-            name = self._conductor.demand.latest() or (
-                offers.models[0].name if len(offers.models) == 1 else ""
+            name = self._reconciler.demand.latest() or (
+                registry.models[0].name if len(registry.models) == 1 else ""
             )
         try:
-            return offers.find(name)
+            return registry.find(name)
         except UnknownModelError:
             if not name.strip() or not await self._rescanned():
                 raise
-        return self._conductor.prospects.offers.find(name)
+        return self._reconciler.options.registry.find(name)
 
     async def _rescanned(self) -> bool:
         """Look at the disk again, unless it was looked at a moment ago; everybody who asks shares one scan."""
@@ -348,7 +350,7 @@ class Supervisor:
     async def _look(self) -> None:
         """Scan the disk and probe the backends; what cannot be read stays as it was."""
         try:
-            self._conductor.offer(await in_thread(self._sources.offers))
+            self._reconciler.offer(await in_thread(self._dependencies.registry))
         except AutospecError as error:
             _log.warning("The disk could not be scanned: %s", error)
         finally:
@@ -356,13 +358,13 @@ class Supervisor:
 
     def _gave_up(self, model: str, drafting: Drafting, why: str) -> None:
         """Mark the verdicts that recommend a drafting which does not run."""
-        known = self._conductor.prospects.of(model)
+        known = self._reconciler.options.of(model)
         build = self._place(
-            self._conductor.prospects.offers, self._conductor.prospects.served(model)[0]
+            self._reconciler.options.registry, self._reconciler.options.served(model)[0]
         ).build
         for entry in known.naming(drafting):
             recommendation = marked_stale(entry, build, why)
-            save = partial(self._sources.save, recommendation, entry.hardware, entry.cell_key)
+            save = partial(self._dependencies.save, recommendation, entry.hardware, entry.cell_key)
             self._run(self._save(save, model))
 
     async def _save(self, save: Callable[[], None], model: str) -> None:

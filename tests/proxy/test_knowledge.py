@@ -10,7 +10,7 @@ from autospec.cells import Build, Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import SettingsError
 from autospec.recommendations import Status, Verdict
-from autospec.serving.advice import FAILED_LAUNCH, Advice, AdviceKey, known_of, marked_stale, trusted
+from autospec.serving.advice import FAILED_LAUNCH, AdviceKey, ModelAdvice, known_of, marked_stale, trusted
 from tests.proxy.scene import ALPHA, ARGS, BETA, BUILD, HERE, LOOKUP, LOOKUP_2, recommend
 
 PLACE = AdviceKey(HERE, BUILD, ARGS)
@@ -18,7 +18,7 @@ TRUST = frozenset({Status.PROVEN, Status.STALE})
 OTHER_BUILD = dataclasses.replace(BUILD, version="fake-2", fingerprint="f" * 16)
 
 
-def known(*stored, place: AdviceKey = PLACE, trust=TRUST, exists=lambda _: True) -> Advice:
+def known(*stored, place: AdviceKey = PLACE, trust=TRUST, exists=lambda _: True) -> ModelAdvice:
     """What is known of alpha."""
     return known_of(ALPHA, place, stored, trust, exists=exists)
 
@@ -37,7 +37,7 @@ def test_others_do_not_speak():
     entry = recommend(LOOKUP)
     elsewhere = dataclasses.replace(entry, hardware=Hardware("other", "Other", 1))
     backend = dataclasses.replace(BUILD, backend="llama-server")
-    assert known(elsewhere, recommend(LOOKUP, of=BETA), recommend(LOOKUP, build=backend)) == Advice()
+    assert known(elsewhere, recommend(LOOKUP, of=BETA), recommend(LOOKUP, build=backend)) == ModelAdvice()
 
 
 def test_another_build_counts_as_stale_and_is_served_with_a_mark():
