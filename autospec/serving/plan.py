@@ -1,22 +1,20 @@
-"""Why a model gets the launches it gets, in one sentence. Pure.
+"""Which servers to keep, which prompt type goes to which server, and why. A pure function of traffic, recommendations and memory.
 
-Which launches to keep, and which prompt type goes where. A pure function of traffic, verdicts, memory and costs.
-
-Seconds are compared with seconds. A set of launches saves, against drafting off and over the horizon,
+All terms are seconds. A set S of servers saves, compared with no drafting over the horizon,
 
     saved(S) = Σ over prompt types t of  tokens_per_s(t) · horizon / baseline_tps(t) · (1 − 1 / ratio(t, S))
 
-where ratio(t, S) is the best that a launch in S offers to t. It costs the launches that do not run yet, `PAYBACK` times
-over, and a small rent for every launch beyond the first, because memory has other uses:
+where ratio(t, S) is the best ratio for t in S. It costs the launches of servers that do not run yet, `PAYBACK` times, and a
+small rent for every server beyond the first, because the memory has other uses:
 
-    value(S) = saved(S) − PAYBACK · Σ launch_s of new launches − RENT · busy · (launches − 1)
+    value(S) = saved(S) − PAYBACK · Σ launch_s of new servers − RENT · busy · (servers − 1)
 
-The set of the highest value is kept. What runs is left only for a set that is better by `MARGIN` of the time that the
-model is busy, so that a mix at the edge between two sets stays with the one it has. Because a detour never starts less
-than the straight way does, planning again with the plan carried out changes nothing.
+The plan keeps the set of the highest value. It leaves the running set only for one that is better by `MARGIN` of the busy
+time, so that traffic at the edge between two sets causes no switching. A detour never costs fewer launches than the direct
+way, so planning again after carrying out the plan changes nothing.
 
-Memory goes first to models that are asked for, in the order of their use: each gets its smallest launch before any
-gets a better or a second one. What does not fit is unloaded, the least used first.
+Memory goes first to models in use, the busiest first: each gets its smallest server before any gets a better or second one.
+What does not fit is unloaded, the least used first.
 """
 
 from __future__ import annotations
@@ -45,26 +43,19 @@ __all__ = ["ModelPlan", "Plan", "Route", "explain", "explain_none", "make_plan"]
 
 
 _GB = 1e9
-# Below this share of the busy time a better set of launches is not worth a sentence.
+# A better set of servers is mentioned only if it saves more than this share of the busy time.
 _WORTH_SAYING = 0.01
-# Prompt types named in a sentence; the routes name all.
+# Most prompt types in a sentence; the routes contain all.
 _MOST_NAMED = 3
 
 
 def explain(
     forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
 ) -> str:
-    """Why these launches.
-
-    Args:
-        forecast: Of the model.
-        capacity: Memory and horizon.
-        chosen: What is kept, at least one.
-        ideal: What would save most if launches and memory cost nothing.
-    """
+    """Why the plan keeps these servers; `ideal` would save most if launches and memory cost nothing."""
     kept = " and ".join(_launch(forecast, entry.drafting, chosen) for entry in chosen)
     if forecast.busy_s <= 0.0:
-        return f"{kept}, chosen for the tuned prompt types alike, as no traffic was seen yet."
+        return f"{kept}: chosen for all tuned prompt types equally, because there was no traffic yet."
     saved, busy = forecast.saved_s(chosen), forecast.busy_s
     if saved > 0.0:
         worth = f"expected to save {_seconds(saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
@@ -75,31 +66,25 @@ def explain(
         worth = (
             "no drafting pays for this traffic"
             if tuned
-            else "nothing is known yet of what drafting does for it (the daemon finds out, or `autospec tune`)"
+            else "drafting was not measured for this model yet (the daemon will do that, or run `autospec tune`)"
         )
     return f"{kept}: {worth}{_not_taken(forecast, capacity, chosen, ideal)}."
 
 
 def explain_none(smallest_bytes: int | None, capacity: Capacity, *, wanted: bool) -> str:
-    """Why no launch at all.
-
-    Args:
-        smallest_bytes: Memory of the model's smallest launch; ``None`` if nothing can be launched.
-        capacity: The memory limit.
-        wanted: True if the model runs or is asked for.
-    """
+    """Why the plan keeps no server; `smallest_bytes` is the memory of the smallest possible one."""
     if smallest_bytes is None:
-        return "No launch of this model is possible."
+        return "No server can be started for this model."
     if not wanted:
-        return "Nobody asks for it."
+        return "No client uses it."
     limit = capacity.memory_bytes or 0
     if smallest_bytes > limit:
-        return f"Its smallest launch takes {_gigabytes(smallest_bytes)}, more than the limit of {_gigabytes(limit)}."
-    return f"The memory ({_gigabytes(limit)}) goes to models that are used more; it would take {_gigabytes(smallest_bytes)}."
+        return f"Its smallest server needs {_gigabytes(smallest_bytes)}, more than the limit of {_gigabytes(limit)}."
+    return f"It needs {_gigabytes(smallest_bytes)}; models that are used more take the memory limit of {_gigabytes(limit)}."
 
 
 def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[Launchable]) -> str:
-    """One launch with the prompt types that go there, the most used first."""
+    """One server with its prompt types, the most used first."""
     here = defaultdict[str, list[tuple[float, str]]](list)
     for kind, share in forecast.shares.items():
         route = best_route(forecast.demand, kind, chosen)
@@ -124,7 +109,7 @@ def _kinds(kinds: list[tuple[float, str]]) -> str:
 def _not_taken(
     forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
 ) -> str:
-    """What would save more, and why it is not done; empty where nothing would."""
+    """A set that would save more, and why the plan does not use it; empty if there is none."""
     more = forecast.saved_s(ideal) - forecast.saved_s(chosen)
     if more <= _WORTH_SAYING * forecast.busy_s:
         return ""
@@ -132,11 +117,11 @@ def _not_taken(
     names = " and ".join(entry.drafting.label for entry in ideal)
     needed = MemoryEstimate.total_bytes(entry.footprint for entry in ideal)
     if capacity.memory_bytes is None and len(ideal) > len(chosen):
-        why = "the memory for a further launch is not known"
+        why = "the memory limit for another server is not known"
     elif capacity.memory_bytes is not None and needed > capacity.memory_bytes:
-        why = f"that takes {_gigabytes(needed)} of memory"
+        why = f"needs {_gigabytes(needed)} of memory"
     elif new:
-        why = f"that takes {_seconds(sum(entry.launch_s for entry in new))} to start"
+        why = f"takes {_seconds(sum(entry.launch_s for entry in new))} to start"
     else:
         why = "other models need the memory"
     return f"; {names} would save {_seconds(more)} more, but {why}"
@@ -152,49 +137,36 @@ def _gigabytes(count: int) -> str:
     return f"{count / _GB:.1f} GB"
 
 
-# A launch must earn its seconds twice: the forecast of traffic is the weakest number here, and while a server loads,
-# the others on the machine are slower and the prompts it has not seen yet are computed anew.
+# A launch must save its own time twice: the traffic forecast is the least certain number here, a loading server slows the
+# others down, and a new server has to process cached prompts again.
 PAYBACK: Final = 2.0
-# Share of the busy time that a change must save: below it is the threshold of the verdicts themselves (+2 %).
+# Share of the busy time that a change must save: the verdicts have the same threshold (+2 %).
 MARGIN: Final = 0.02
-# Share of the busy time that an extra launch must go on saving to keep its memory.
+# Share of the busy time that an additional server must save to keep its memory.
 RENT: Final = 0.005
-# Somebody who starts a model means to use it: the first launch is chosen as if it were busy for so long.
+# A model that is started will be used: its first server is chosen as if it were busy this long.
 FIRST_BUSY_S: Final = 60.0
-# A request that waited so long for a server goes before models that merely go on being used.
+# A model whose request has waited this long comes before models that are only in use.
 PATIENCE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """What one model is given.
-
-    Attributes:
-        model: Catalogue name.
-        launches: Draftings of the launches to keep, none where the model is to be unloaded.
-        starts: Those of them that do not run yet.
-        stops: Launches that run and are not kept.
-        routes: For every prompt type, while any launch is kept.
-        shares: Of the busy time, by prompt type.
-        busy_s: Seconds that the model would generate for within the horizon with drafting off.
-        saved_s: Of them, what the launches are expected to save.
-        memory_bytes: Of the launches together.
-        reason: One sentence.
-    """
+    """The servers of one model; `starts` and `stops` are the changes against now, `reason` is one sentence."""
 
     model: str
     launches: tuple[Drafting, ...]
     starts: tuple[Drafting, ...]
     stops: tuple[Drafting, ...]
     routes: Mapping[PromptType, Route]
-    shares: Mapping[PromptType, float]
-    busy_s: float
-    saved_s: float
+    shares: Mapping[PromptType, float]  # of the busy time
+    busy_s: float  # generation time without drafting, within the horizon
+    saved_s: float  # expected saving
     memory_bytes: int
     reason: str
 
     def route(self, prompt_type: PromptType | None) -> Route | None:
-        """Where a request goes; one without a prompt goes to the first launch. ``None`` if none is kept."""
+        """The route of a request; without a prompt type, to the first server. ``None`` if no server is kept."""
         if prompt_type is not None and prompt_type in self.routes:
             return self.routes[prompt_type]
         return Route(self.launches[0], self.launches[0], 1.0) if self.launches else None
@@ -217,14 +189,7 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All models.
-
-    Attributes:
-        models: In the order in which memory was given out.
-        memory_bytes: Of all launches kept.
-        overlap_bytes: The same while what stops still runs: if it fits, new launches can be ready before old ones drain.
-        capacity: What the plan was made for.
-    """
+    """The plan of all models; `overlap_bytes` is the memory while old servers run beside the new ones."""
 
     models: tuple[ModelPlan, ...]
     memory_bytes: int
@@ -232,7 +197,7 @@ class Plan:
     capacity: Capacity
 
     def of(self, model: str) -> ModelPlan | None:
-        """One model's part."""
+        """The plan of one model; ``None`` if it has none."""
         return next((part for part in self.models if part.model == model), None)
 
     def to_json(self) -> dict[str, Any]:
@@ -249,18 +214,13 @@ class Plan:
 
     @property
     def overlap_fits(self) -> bool:
-        """True if every new launch can be ready before an old one is stopped."""
+        """True if all new servers can be ready before an old one is stopped."""
         limit = self.capacity.memory_bytes
         return limit is None or self.overlap_bytes <= limit
 
 
 def make_plan(models: Sequence[ModelDemand], capacity: Capacity) -> Plan:
-    """Decide which launches to keep.
-
-    Args:
-        models: Every model that runs or is asked for, each once; others need not be named.
-        capacity: Memory, horizon and the most launches of a model.
-    """
+    """Decide which servers to keep; `models` are those that run or have requests."""
     models = [_one_per_draft(demand) for demand in models]
     ranked = sorted((TrafficForecast.of(demand, capacity.horizon_s) for demand in models), key=_priority)
     reserved = _smallest(ranked, capacity)
@@ -270,7 +230,7 @@ def make_plan(models: Sequence[ModelDemand], capacity: Capacity) -> Plan:
         name = forecast.demand.model
         chosen: tuple[Launchable, ...] = ()
         if name in reserved:
-            # Later models keep at least their smallest launch; earlier ones have had their choice.
+            # Later models keep at least their smallest server.
             later = [other.demand.model for other in ranked[position + 1 :]]
             others = [*kept, *(reserved[other] for other in later if other in reserved)]
             chosen = _choose(forecast, capacity, others)
@@ -287,7 +247,7 @@ def _priority(forecast: TrafficForecast) -> tuple[float, bool, float, str]:
 
 
 def _smallest(ranked: Sequence[TrafficForecast], capacity: Capacity) -> dict[str, Launchable]:
-    """The smallest launch of each model that may stay: those that run or are asked for, as far as memory reaches."""
+    """The smallest server of each model that runs or has requests, as far as the memory suffices."""
     reserved: dict[str, Launchable] = {}
     for forecast in ranked:
         least = _least(forecast.demand)
@@ -301,13 +261,13 @@ def _smallest(ranked: Sequence[TrafficForecast], capacity: Capacity) -> dict[str
 def _choose(
     forecast: TrafficForecast, capacity: Capacity, others: Sequence[Launchable]
 ) -> tuple[Launchable, ...]:
-    """The launches of one model, at least one: the smallest is known to fit."""
-    # Without a known limit, memory is not for a second launch.
+    """The servers of one model, at least one: the smallest is known to fit."""
+    # If the memory is unknown, there is no second server.
     most = 1 if capacity.memory_bytes is None else capacity.twins
     sets = [chosen for chosen in _sets(forecast.demand, most) if _fits([*others, *chosen], capacity)]
     running = {entry.drafting for entry in _running(forecast.demand)}
     if not any(_runs(chosen, running) for chosen in sets):
-        # The first launch has to be paid for whatever it is; a second one is then judged as beside any other.
+        # Some first launch is unavoidable, so its cost does not count; a second one is then judged beside it.
         busy_s = max(forecast.busy_s, FIRST_BUSY_S)
         singles = [chosen for chosen in sets if len(chosen) == 1]
         running = {entry.drafting for entry in _best(replace(forecast, busy_s=busy_s), singles, set())}
@@ -320,7 +280,7 @@ def _choose(
 def _best(
     forecast: TrafficForecast, sets: Sequence[tuple[Launchable, ...]], running: AbstractSet[Drafting]
 ) -> tuple[Launchable, ...]:
-    """The set of the highest value; among equals fewer launches, then off, then less memory, then the first."""
+    """The set of the highest value; if equal, fewer servers, then off, then less memory, then the first."""
     return max(
         sets,
         key=lambda chosen: (
@@ -333,21 +293,21 @@ def _best(
 
 
 def _value(forecast: TrafficForecast, chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> float:
-    """The value of the module's formula, in seconds."""
+    """value(S) of the module's docstring."""
     starting_s = sum(entry.launch_s for entry in chosen if entry.drafting not in running)
     rent_s = RENT * forecast.busy_s * (len(chosen) - 1)
     return forecast.saved_s(chosen) - PAYBACK * starting_s - rent_s
 
 
 def _sets(demand: ModelDemand, most: int) -> Iterator[tuple[Launchable, ...]]:
-    """Every set of launches that may be kept, in a fixed order."""
+    """Every set of servers that may be kept, in a fixed order."""
     entries = sorted(demand.launchable, key=lambda entry: entry.drafting.key)
     for size in range(1, 1 + (1 if demand.per_request else most)):
         yield from combinations(entries, size)
 
 
 def _one_per_draft(demand: ModelDemand) -> ModelDemand:
-    """Where drafting goes with the request, one launch for each draft model, named like the one that runs."""
+    """If the drafting is chosen per request: one launch per draft model, named after the running one."""
     if not demand.per_request:
         return demand
     running = {drafting.draft: drafting for drafting in reversed(demand.running)}
@@ -386,7 +346,7 @@ def _wanted(demand: ModelDemand) -> bool:
 
 
 def _least(demand: ModelDemand) -> Launchable | None:
-    """The smallest launch."""
+    """The launch with the least memory."""
     return min(demand.launchable, key=lambda entry: (_bytes([entry]), entry.drafting.key), default=None)
 
 

@@ -1,8 +1,7 @@
-"""The reconciler: brings the launches to what the plan wants, and gives them to the requests that wait.
+"""The control loop: brings the servers to what the plan wants, and lends them to waiting requests.
 
-`Reconciler.reconcile` is the whole of it. It looks at everything as it is now and does what can be done now; it is called after
-every change and once a second, and remembers nothing that the launches, the queue and the demand do not say. All of it
-happens on the event loop, between two awaits, so that nothing changes under its eyes.
+`Reconciler.reconcile` compares the current state with the plan and does what is possible now. It runs after every change and
+once a second, on the event loop without an await, so the state does not change while it looks; it keeps no memory of its own.
 """
 
 from __future__ import annotations
@@ -32,29 +31,16 @@ __all__ = ["Reconciler"]
 
 _log = logging.getLogger(__name__)
 
-# How often everything is looked at although nothing has happened: deadlines, idle models, processes.
+# How often deadlines, idle models and processes are checked without a change.
 _TICK_S: Final = 1.0
-# How often the mix of prompt types is planned for; what else matters is planned for at once.
+# How often the plan follows the mix of prompt types; other changes make a new plan at once.
 _REPLAN_S: Final = 30.0
-# A model that does not start at all refuses for so long before it is tried again.
+# A model that does not start at all refuses requests this long before the next attempt.
 _BROKEN_S: Final = 1.0
 
 
 class Reconciler:
-    """Launches, queue and plan of all models.
-
-    Args:
-        config: The limits.
-        registry: The models.
-        gave_up: Told a model and a drafting that is not tried again, and why.
-        planner: `make_plan`, or a test's.
-        clock: Seconds that never step back.
-        machine_is_free: Awaited before each launch.
-
-    Attributes:
-        plan: The last one.
-        planned_at_s: When it was made.
-    """
+    """Servers, queue and plan of all models; `gave_up` is told a model, a drafting and why it is not tried again."""
 
     def __init__(
         self,
@@ -86,9 +72,6 @@ class Reconciler:
     async def lend(self, request: RouteRequest) -> LaunchLease:
         """Lend a server to one request; waits in the queue while none is free.
 
-        Args:
-            request: Its model is a catalogue name that is offered.
-
         Raises:
             OverloadedError: The queue is full, or the deadline passed.
             LaunchError: The model does not start, not even without drafting.
@@ -116,7 +99,7 @@ class Reconciler:
             raise
 
     def learn(self, known: Mapping[str, ModelAdvice]) -> None:
-        """Take new recommendations, by model name; a model of which something new is known gets all chances again."""
+        """Take new recommendations, by model name; a model with new ones may try every drafting again."""
         for model, now_known in known.items():
             if self.options.of(model) != now_known:
                 self.backoff.forgive(model)
@@ -124,16 +107,16 @@ class Reconciler:
         self._changed()
 
     def offer(self, registry: ModelRegistry) -> None:
-        """Take what a new scan of the disk has found; what is gone is unloaded."""
+        """Take the result of a new scan of the disk; models that are gone are unloaded."""
         self.options.registry = registry
         for name in self.demand.awake:
             if not registry.has(name):
                 self.demand.sleep(name)
-                self.queue.refuse(LaunchError(f"{name} is not on this disk any more."), name)
+                self.queue.refuse(LaunchError(f"The file of {name} no longer exists."), name)
         self._changed()
 
     async def run(self) -> None:
-        """Settle after every change and once a second, for ever."""
+        """Reconcile after every change and once a second, for ever."""
         loop = asyncio.get_running_loop()
         looked_at_s = loop.time()
         while True:
@@ -146,12 +129,11 @@ class Reconciler:
                 self.pool.look()
             try:
                 self.reconcile()
-            except Exception:  # noqa: BLE001 - see below
-                # A fault in here must not leave every later request waiting.
-                _log.exception("The servers could not be settled; trying again in a moment.")
+            except Exception:  # noqa: BLE001 - an error here must not leave all later requests waiting
+                _log.exception("The servers could not be updated; the next attempt follows in a second.")
 
     def reconcile(self) -> None:
-        """Do what can be done now."""
+        """Do what is possible now."""
         now = self._clock()
         self._collect(now)
         self.queue.expire(now)
@@ -189,7 +171,7 @@ class Reconciler:
         return demands
 
     def _kept(self, now_s: float) -> dict[str, tuple[Launchable, ...]]:
-        """The launches that should be: the plan's, and one without drafting where somebody asked for it."""
+        """The servers that should run: the plan's, and one without drafting if a client asked for it."""
         kept = {}
         for part in self.plan.models:
             if part.launches:
@@ -199,7 +181,7 @@ class Reconciler:
                 off = self.options.entry(name, OFF)
                 everything = [entry.footprint for entries in kept.values() for entry in entries]
                 fits = MemoryEstimate.total_bytes([*everything, off.footprint]) <= self.config.memory_bytes
-                # Off serves everybody, a drafting does not serve who wants none.
+                # A server without drafting can serve every request, the others cannot.
                 kept[name] = (*planned, off) if fits else (off,)
         return kept
 
@@ -221,7 +203,7 @@ class Reconciler:
         elif route and (planned := next((la for la in lendable if la.drafting == route.launch), None)):
             launch, drafting = planned, route.drafting
         elif off := next((la for la in lendable if la.drafting.is_off), None):
-            # What the plan wants is not there yet, and off is never wrong.
+            # The planned server is not ready yet; off is always correct.
             launch, drafting = off, OFF
         if per_request and (request.drafting_off or drafting.draft != launch.drafting.draft):
             drafting = OFF
@@ -243,7 +225,7 @@ class Reconciler:
         return any(not self._is_planned(waiting.request.model) for waiting in self.queue)
 
     def _collect(self, now_s: float) -> None:
-        """Draw the consequences of what failed."""
+        """Record servers that became ready or failed."""
         for launch in self.pool:
             if launch.state is InstanceState.READY:
                 self._restarting.discard(launch.model)
@@ -266,7 +248,7 @@ class Reconciler:
                 self._gave_up(launch.model, launch.drafting, setback.sentence)
 
     def _give_up_model(self, launch: ServerInstance, error: LaunchError, until_s: float) -> None:
-        """It does not start even without drafting: whoever waits is told, and for a moment whoever comes."""
+        """A model does not start even without drafting: refuse its waiting requests, and new ones for a moment."""
         self._restarting.discard(launch.model)
         self._broken[launch.model] = (error, until_s)
         if not self.pool.live(launch.model):

@@ -1,4 +1,4 @@
-"""Requests that wait for a server: first come, first served, with a limit on how many and how long."""
+"""Requests that wait for a server, in order of arrival, with a maximum number and a maximum wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["RequestQueue", "WaitingRequest"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WaitingRequest:
-    """A request in the queue; `lease` is set when a server is free, or to the error that ends the wait."""
+    """A request in the queue; `lease` gets a server, or the error that ends the wait."""
 
     request: RouteRequest
     since_s: float
@@ -25,12 +25,7 @@ class WaitingRequest:
 
 
 class RequestQueue:
-    """The queue.
-
-    Args:
-        limit: Most requests in it.
-        deadline_s: Longest that one stays in it.
-    """
+    """At most `limit` requests, each for at most `deadline_s`."""
 
     def __init__(self, limit: int, deadline_s: float) -> None:
         self.limit = limit
@@ -44,49 +39,46 @@ class RequestQueue:
         return iter(tuple(self._waiting))
 
     def add(self, waiting: WaitingRequest) -> None:
-        """Let one more wait.
-
-        Raises:
-            OverloadedError: The queue is full.
-        """
+        """Append a request; raises `OverloadedError` if the queue is full."""
         if len(self._waiting) >= self.limit:
             raise OverloadedError(
-                f"{self.limit} requests wait for a server already.", "Try again in a moment (queue_limit)."
+                f"{self.limit} requests are already waiting for a server.",
+                "Try again in a moment, or raise the setting queue_limit.",
             )
         self._waiting.append(waiting)
 
     def of(self, model: str) -> list[WaitingRequest]:
-        """Those that wait for one model, the oldest first."""
+        """Requests for one model, the oldest first."""
         return [waiting for waiting in self._waiting if waiting.request.model == model]
 
     def discard(self, waiting: WaitingRequest) -> None:
-        """Take one out that waits no longer."""
+        """Remove a request that no longer waits."""
         if waiting in self._waiting:
             self._waiting.remove(waiting)
 
     def serve(self, lend: Callable[[RouteRequest], LaunchLease | None]) -> None:
-        """Give servers to those that can have one now, in their order."""
+        """Lend a server to every request that can have one now, in order."""
         for waiting in self:
-            if waiting.lease.done():  # its client went away
+            if waiting.lease.done():  # its client disconnected
                 self.discard(waiting)
             elif (lease := lend(waiting.request)) is not None:
                 self.discard(waiting)
                 waiting.lease.set_result(lease)
 
     def expire(self, now_s: float) -> None:
-        """Turn away those that have waited too long."""
+        """Refuse the requests that have waited too long."""
         for waiting in self:
             if now_s - waiting.since_s >= self.deadline_s:
                 self._refuse(
                     waiting,
                     OverloadedError(
                         f"No server for {waiting.request.model} was free within {self.deadline_s:g} s.",
-                        "Try again, or let requests wait longer (queue_deadline).",
+                        "Try again, or raise the setting queue_deadline.",
                     ),
                 )
 
     def refuse(self, error: AutospecError, model: str | None = None) -> None:
-        """Turn away everybody, or those that wait for one model."""
+        """Refuse all requests, or those for one model."""
         for waiting in self:
             if model in (None, waiting.request.model):
                 self._refuse(waiting, error)

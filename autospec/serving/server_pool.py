@@ -1,15 +1,4 @@
-"""From the launches that should be to what to start and what to drain next. Pure.
-
-It is asked again whenever anything has changed and names only what can be done now, so that it needs no memory of its own:
-a new launch is started as soon as it fits beside everything that still holds memory, and what it replaces is drained when
-all of its model's launches are ready. Where it does not fit, what is not kept is drained first, and requests wait.
-
-Starting one server for users, and refusing one that would give wrong text.
-
-All launches of all models: the one place where they are made, found and counted.
-
-A launch lent for one request.
-"""
+"""The servers of all models: what to start and drain next, starting them safely, and lending them to requests."""
 
 from __future__ import annotations
 
@@ -105,26 +94,26 @@ def _footprints(servers: Iterable[ServerInstance]) -> list[MemoryEstimate]:
     return [server.footprint for server in servers]
 
 
-# mlx_lm.server 0.32.2 gives wrong text when it takes up the cache of a drafted request: a token may be
-# missing there (see `_cache_matches_key` of `autospec.backends.mlx.child`).
+# mlx_lm.server 0.32.2 gives wrong text when it reuses the cache of a drafted request, in which a token may be missing (see
+# `_cache_matches_key` in `autospec.backends.mlx.child`).
 _NO_CACHE: Final = ("--prompt-cache-size", "0")
 
 
-# A start that takes so many times what was expected hangs; users wait, and off may start where a drafting does not. A
-# spinning disk is ten times slower than the one that estimates are made with.
+# A start that takes this many times its estimate counts as hung: users wait, and the server may start without drafting. A
+# hard disk is ten times slower than the disk that the estimates assume.
 _PATIENCE: Final = 20.0
 _LEAST_TIMEOUT_S: Final = 120.0
 _MOST_TIMEOUT_S: Final = 600.0
 
 
 def serve(engine: Engine, model: Model, entry: Launchable, args: tuple[str, ...]) -> Server:
-    """Start a server for users; blocks until it is ready. Its answers carry the name that clients ask for.
+    """Start a server whose answers carry the catalogue name; blocks until it is ready.
 
     Raises:
         BackendError: As `Backend.launch`.
-        LaunchError: Also where the backend would give wrong text, see `_NO_CACHE`.
+        LaunchError: As `Backend.launch`, and if the text could be wrong, see `_NO_CACHE`.
     """
-    # What is pinned for measuring has no cache: the way out where a backend serves with one that it must not have.
+    # The settings for measuring switch the cache off: they are tried if those for serving leave a harmful cache on.
     timeout_s = min(max(_PATIENCE * entry.launch_s, _LEAST_TIMEOUT_S), _MOST_TIMEOUT_S)
     for serving in (True, False):
         settings = LaunchSettings(args, timeout_s, serving=serving, served_as=model.name)
@@ -133,28 +122,21 @@ def serve(engine: Engine, model: Model, entry: Launchable, args: tuple[str, ...]
             return server
         server.stop()
     raise LaunchError(
-        f"{engine.backend.name} is not served with its prompt cache: with drafting, its text may be wrong.",
-        "Leave prompt-cache settings out of server_args.",
+        f"{engine.backend.name} may give wrong text when it drafts with its prompt cache.",
+        "Remove prompt-cache settings from server_args.",
         permanent=True,
     )
 
 
 def _text_is_right(engine: Engine, server: Server) -> bool:
-    """True if nothing is cached, or if no request can draft, whatever draft model the client names."""
+    """True if the cache is off, or if no request can draft, whatever draft model the client names."""
     if not engine.capabilities.drafting_per_request or _NO_CACHE in pairwise(server.command):
         return True
     return server.drafting.is_off and "draft_model" in engine.request_fields(OFF)
 
 
 class ServerPool:
-    """The launches.
-
-    Args:
-        args: The user's server arguments.
-        changed: Told that a launch's state is another.
-        clock: Seconds that never step back.
-        machine_is_free: Awaited before each launch; must end within a bound.
-    """
+    """All servers of the proxy; `machine_is_free` is awaited before each launch, for a bounded time."""
 
     def __init__(
         self,
@@ -174,15 +156,15 @@ class ServerPool:
         return iter(tuple(self._launches))
 
     def of(self, model: str) -> list[ServerInstance]:
-        """One model's launches, the oldest first."""
+        """One model's servers, the oldest first."""
         return [launch for launch in self._launches if launch.model == model]
 
     def live(self, model: str) -> tuple[Drafting, ...]:
-        """Draftings of one model's launches that are ready or starting, each once."""
+        """Draftings of one model's servers that are ready or starting, each once."""
         return tuple(dict.fromkeys(launch.drafting for launch in self.of(model) if launch.state.live))
 
     def lendable(self, model: str) -> list[ServerInstance]:
-        """One model's launches that a request may have now, the least busy first."""
+        """One model's servers that can take a request now, the least busy first."""
         return sorted((la for la in self.of(model) if la.lendable), key=lambda la: la.leases)
 
     def held(self) -> list[ServerInstance]:
@@ -194,7 +176,7 @@ class ServerPool:
         return MemoryEstimate.total_bytes(_footprints(self.held()))
 
     def start(self, model: Model, engine: Engine, entry: Launchable) -> ServerInstance:
-        """Make and start a launch."""
+        """Add a server and start it."""
         args = self._args
         launch = ServerInstance(
             model.name,
@@ -210,27 +192,27 @@ class ServerPool:
         return launch
 
     def drain(self, actions: PoolActions) -> None:
-        """Drain what must go."""
+        """Drain the servers that the actions name."""
         for launch in self:
             if launch.number in actions.drain:
                 launch.send(Drain())
 
     def look(self) -> None:
-        """See of every process whether it lives."""
+        """Check every process."""
         for launch in self:
             launch.send(InstanceView())
 
     def end(self, *, drain: bool) -> None:
-        """Let go of everything: gently, or at once."""
+        """Drain all servers, or stop them at once."""
         for launch in self:
             launch.send(Drain() if drain else Stop())
 
     def took_s(self, model: str, drafting: Drafting) -> float | None:
-        """How long the last start of such a launch took."""
+        """Duration of the last start with a drafting; ``None`` if unknown."""
         return self._took_s.get((model, drafting))
 
     def collect(self) -> list[ServerInstance]:
-        """Take out what is over, and return what failed."""
+        """Remove servers that have ended, and return those that failed."""
         over = [launch for launch in self._launches if launch.state.over]
         self._launches = [launch for launch in self._launches if not launch.state.over]
         for launch in self._launches:
@@ -240,15 +222,7 @@ class ServerPool:
 
 
 class LaunchLease:
-    """See `autospec.serving.dispatch.Lease`. The launch is held from the making to the leaving.
-
-    Args:
-        launch: A launch that is `lendable`.
-        engine: What it runs on.
-        drafting: In force for this request.
-        likely: Prompt types for which that is likely and not proven; ``None`` among them stands for any type.
-        returned: Told the generated tokens, or ``None`` where nobody told them, when the lease ends.
-    """
+    """A `Lease` that holds a server from construction on; `returned` gets the reported tokens, or ``None``."""
 
     def __init__(
         self,
@@ -274,15 +248,15 @@ class LaunchLease:
         self._held = True
 
     def died(self) -> None:
-        """Tell that the connection broke: nobody gets this server until it is known whether it lives."""
+        """Report a broken connection: the server takes no requests until its process has been checked."""
         self.launch.send(InstanceView(suspected=True))
 
     def answered(self, tokens: float) -> None:
-        """Tell how many tokens were generated: what plans are made from. Optional."""
+        """Report the number of generated tokens."""
         self._tokens = tokens
 
     def give_back(self) -> None:
-        """End the lease. Safe to call twice."""
+        """End the lease; may be called twice."""
         if self._held:
             self._held = False
             self.launch.give_back()

@@ -1,9 +1,6 @@
-"""What the proxy tells of its servers: the documents of ``GET /autospec/v1/status`` and ``…/plan``. Pure.
+"""The supervisor: lends servers to requests, and supplies the reconciler with models and recommendations.
 
-The supervisor: lends running servers to requests, and keeps the servers as the recommendations and the plan say.
-
-It implements `autospec.serving.dispatch.Dispatch`. The work is the `Reconciler`'s; here it is fed: with the disk's models, with
-new recommendations while it runs, and with the names that clients use.
+It implements `autospec.serving.dispatch.Dispatch`, the documents of ``GET /autospec/v1/status`` and ``…/plan`` included.
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ __all__ = ["Supervisor", "offered_rows", "plan_document", "status_document"]
 
 
 def offered_rows(reconciler: Reconciler) -> tuple[Offered, ...]:
-    """Every model that may be asked for, in the catalogue's order."""
+    """All models that clients may request, in the catalogue's order."""
     registry, pool = reconciler.options.registry, reconciler.pool
     return tuple(
         Offered(
@@ -53,13 +50,13 @@ def offered_rows(reconciler: Reconciler) -> tuple[Offered, ...]:
 
 
 def plan_document(reconciler: Reconciler, now_s: float) -> dict[str, Any]:
-    """Which launches are kept and why, with what the plan was made from."""
+    """The plan, with the recommendations and launches that it was made from."""
     document = reconciler.plan.to_json()
     document["age_s"] = round(now_s - reconciler.planned_at_s, 1)
     for part in document["models"]:
         name = part["model"]
         if not reconciler.options.registry.has(name):
-            continue  # it was there when the plan was made
+            continue  # removed since the plan was made
         model, engine = reconciler.options.served(name)
         build = engine.capabilities.build
         possible = reconciler.options.launchable(model, now_s)
@@ -81,7 +78,7 @@ def plan_document(reconciler: Reconciler, now_s: float) -> dict[str, Any]:
 
 
 def status_document(reconciler: Reconciler, now_s: float, *, closing: bool) -> dict[str, Any]:
-    """Launches with state, use and memory; the queue; how busy the proxy is, for whoever wants to measure beside it."""
+    """Servers with state, use and memory; the queue; how busy the proxy is."""
     launches = list(reconciler.pool)
     leases = sum(launch.leases for launch in launches)
     demand, waiting = reconciler.demand, reconciler.queue
@@ -142,26 +139,18 @@ def _advice(acted: Recommendation) -> dict[str, Any]:
 
 _log = logging.getLogger(__name__)
 
-# How often the database is asked for its newest recommendation: one indexed read of 0.3 ms.
+# How often the database is polled for new recommendations: an indexed read of 0.3 ms.
 _POLL_S: Final = 2.0
-# How often names that nobody knows may make the proxy look at the disk again.
+# Minimum time between two scans of the disk because of unknown model names.
 _RESCAN_S: Final = 30.0
-# launchd and systemd give a service 20 s and more to end; answers under way get the half of it.
+# launchd and systemd give a service at least 20 s to end; answers in progress get half of it.
 _DRAIN_S: Final = 10.0
-# A server gets 8 s to end by itself and its guard 4 more (`autospec.backends.process`); they end side by side.
+# A server has 8 s to end and its guard 4 more (`autospec.backends.process`); servers end in parallel.
 _STOP_S: Final = 13.0
 
 
 class Supervisor:
-    """See `autospec.serving.dispatch.Dispatch`. Make it with `Supervisor.start`, on the event loop that it will live on.
-
-    Args:
-        config: The limits.
-        dependencies: Where models and recommendations come from.
-        registry: What a first scan has found.
-        planner: `make_plan`, or a test's.
-        clock: Seconds that never step back.
-    """
+    """See `Dispatch`. Create it with `Supervisor.start`, on the event loop that it will use."""
 
     def __init__(
         self,
@@ -185,7 +174,7 @@ class Supervisor:
         )
         self._stored: Sequence[StoredRecommendation] = ()
         self._newest = -1
-        # What was looked at last must also be what is acted on last.
+        # Scans and reads must take effect in the order in which they were made.
         self._looking = asyncio.Lock()
         self._scanned_at_s = clock()
         self._scan: asyncio.Task[None] | None = None
@@ -201,7 +190,7 @@ class Supervisor:
         planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
         clock: Callable[[], float] = time.monotonic,
     ) -> Self:
-        """Scan the disk, read the recommendations, and be ready to lend. Starts no server yet.
+        """Scan the disk, read the recommendations, and start the control loop. Starts no server yet.
 
         Raises:
             AutospecError: The disk or the database cannot be read.
@@ -223,21 +212,14 @@ class Supervisor:
         await self.close()
 
     async def lease(self, wanted: RouteRequest) -> LaunchLease:
-        """The best running server for a request, started first where none runs.
-
-        Raises:
-            UnknownModelError: No model answers to the name; carries the names that exist.
-            ModelChoiceError: Several do.
-            OverloadedError: The queue is full, the deadline passed, or the proxy is ending.
-            LaunchError: It does not start, not even without drafting.
-        """
+        """See `Dispatch.lease`; raises `OverloadedError` also while the proxy is ending."""
         if self._closing:
-            raise OverloadedError("The proxy is ending.", "Try again when it runs again.")
+            raise _shutting_down()
         model = await self._find(wanted.model)
         return await self._reconciler.lend(replace(wanted, model=model.name))
 
     def offered(self) -> Sequence[Offered]:
-        """Every model that may be asked for, in the catalogue's order."""
+        """All models that clients may request."""
         return offered_rows(self._reconciler)
 
     def plan(self) -> dict[str, Any]:
@@ -249,11 +231,9 @@ class Supervisor:
         return status_document(self._reconciler, self._clock(), closing=self._closing)
 
     async def close(self) -> None:
-        """Drain within a bound, then stop every server. Safe to call twice."""
+        """Let requests end for a bounded time, then stop every server; may be called twice."""
         self._closing = True
-        self._reconciler.queue.refuse(
-            OverloadedError("The proxy is ending.", "Try again when it runs again.")
-        )
+        self._reconciler.queue.refuse(_shutting_down())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -265,7 +245,7 @@ class Supervisor:
                         await launch.wait_over()
 
     async def refresh(self) -> None:
-        """Read the recommendations if there are new ones, and act on them.
+        """Read and apply the recommendations if there are new ones.
 
         Raises:
             StoreError: The database cannot be read.
@@ -276,10 +256,10 @@ class Supervisor:
                 return
             self._stored = await in_thread(self._dependencies.recommendations)
             if self._newest >= 0:
-                # They may rest on a build or a draft that came since the last scan.
+                # They may need a build or a draft model that is newer than the last scan.
                 await self._look()
             await self._learn()
-            self._newest = newest  # last: what could not be learnt is tried again
+            self._newest = newest  # last, so that a failure is tried again
 
     async def _learn(self) -> None:
         registry, stored = self._reconciler.options.registry, self._stored
@@ -293,7 +273,7 @@ class Supervisor:
                 for model in registry.models
             }
 
-        # In a thread: it looks whether drafts are there, and hashes a cell for each recommendation of each model.
+        # In a thread: it checks for draft files and hashes a cell per recommendation and model.
         self._reconciler.learn(await in_thread(known))
 
     def _place(self, registry: ModelRegistry, model: Model) -> AdviceKey:
@@ -307,17 +287,17 @@ class Supervisor:
             try:
                 await self.refresh()
                 told, pause_s = False, _POLL_S
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next recommendation must be seen
+            except Exception as error:  # noqa: BLE001 - polling must go on
                 expected = isinstance(error, AutospecError)
-                if not told:  # said once, not every two seconds
+                if not told:  # once, not every two seconds
                     _log.warning(
                         "Recommendations are not up to date: %r", error, exc_info=None if expected else error
                     )
-                # What this autospec cannot understand stays so for long, and each try may scan the disk.
+                # An unexpected error is likely to last, and each attempt may scan the disk.
                 told, pause_s = True, _POLL_S if expected else _RESCAN_S
 
     async def _find(self, name: str) -> Model:
-        """The model that a client means; a request that names none means the one that was used last."""
+        """The model with a client's name for it; without a name, the model of the last request or the only one."""
         registry = self._reconciler.options.registry
         if not name.strip():
             name = self._reconciler.demand.latest() or (
@@ -331,7 +311,7 @@ class Supervisor:
         return self._reconciler.options.registry.find(name)
 
     async def _rescanned(self) -> bool:
-        """Look at the disk again, unless it was looked at a moment ago; everybody who asks shares one scan."""
+        """Scan the disk again, unless that was done recently; concurrent callers share one scan."""
         if self._scan is None:
             if self._clock() - self._scanned_at_s < _RESCAN_S:
                 return False
@@ -348,7 +328,7 @@ class Supervisor:
             self._scan = None
 
     async def _look(self) -> None:
-        """Scan the disk and probe the backends; what cannot be read stays as it was."""
+        """Scan the disk and probe the backends; keep the last result if that fails."""
         try:
             self._reconciler.offer(await in_thread(self._dependencies.registry))
         except AutospecError as error:
@@ -357,7 +337,7 @@ class Supervisor:
             self._scanned_at_s = self._clock()
 
     def _gave_up(self, model: str, drafting: Drafting, why: str) -> None:
-        """Mark the verdicts that recommend a drafting which does not run."""
+        """Mark the recommendations of a drafting that does not start."""
         known = self._reconciler.options.of(model)
         build = self._place(
             self._reconciler.options.registry, self._reconciler.options.served(model)[0]
@@ -371,10 +351,14 @@ class Supervisor:
         try:
             await in_thread(save)
         except AutospecError as error:
-            _log.warning("The verdict on %s could not be marked as stale: %s", model, error)
+            _log.warning("The recommendation for %s could not be marked as stale: %s", model, error)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _shutting_down() -> OverloadedError:
+    return OverloadedError("The proxy is shutting down.", "Try again when it runs again.")
