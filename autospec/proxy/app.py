@@ -1,4 +1,4 @@
-"""The proxy as one handler: who may ask, what is our own, and everything else to a backend."""
+"""The proxy's request handler: access control, the proxy's own endpoints, and everything else to a backend."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What one proxy does and allows.
+    """What a proxy allows.
 
     Attributes:
-        access: Who may ask.
-        default_model: For requests that name none; empty takes what runs.
+        access: Who may use it.
+        default_model: For requests that name no model; empty uses a running model.
         request_limit_bytes: Larger requests are refused.
-        log_prompts: Write prompts into the log; never by default.
+        log_prompts: Write prompts into the log; off by default.
     """
 
     access: Access = field(default_factory=Access)
@@ -58,17 +58,17 @@ class Rules:
 
 
 class Proxy:
-    """Answers requests. Make it inside of a running event loop, and `close` it.
+    """Answers requests. Create it in a running event loop, and `close` it.
 
     Args:
         dispatch: Lends servers; not closed here.
         rules: What is allowed.
-        classify: The kind of prompt in a body; must be quick.
+        classify: Returns the prompt type of a body; must be quick.
         storage: The database's URL, for the recommendations.
-        hardware: This machine.
-        samples: Where evidence goes; ``None`` keeps none.
-        serving: Made around every request that is forwarded, to tell others that somebody is being served.
-        daemon: What the daemon last said that it does, see `autospec.service.control`; empty without one.
+        hardware: Returns this machine.
+        samples: Stores measurements of live traffic; ``None`` stores none.
+        serving: A context around every forwarded request, for the daemon.
+        daemon: Returns the daemon's last status, see `autospec.service.control`; empty without a daemon.
     """
 
     def __init__(
@@ -103,16 +103,16 @@ class Proxy:
         )
 
     async def close(self) -> None:
-        """Let go of connections; requests in flight have ended."""
+        """Close all connections, after the last request."""
         self._endpoints.close()
         self._upstream.close()
 
     def stop_events(self) -> None:
-        """End the event streams, which would never end by themselves."""
+        """End the event streams, which never end by themselves."""
         self._endpoints.close()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; problems come in the shape that the client reads."""
+        """Answer one request; errors are in the format that the client reads."""
         path = request.path
         try:
             response = await self._answer(request, path)
@@ -122,18 +122,17 @@ class Proxy:
             response = self._refuse(problem_of(error), path)
         except web.RequestPayloadError:
             response = self._refuse(
-                ProxyProblem(400, "The body is damaged or cut off.", "invalid_http"), path
+                ProxyProblem(400, "The body is damaged or incomplete.", "invalid_http"), path
             )
             response.force_close()
         except ConnectionError:
-            raise  # the client went away
-        except Exception:  # noqa: BLE001 - logged with its traceback
-            # The edge: whatever it is, the client gets an answer and the proxy lives on.
+            raise  # the client disconnected
+        except Exception:  # noqa: BLE001 - logged with its traceback; the proxy must not end
             _LOG.exception("proxy: unexpected failure on %s %s", request.method, path)
             if request.writer.output_size > 0:
-                raise ConnectionError("the answer has begun; it can only be cut off") from None
+                raise ConnectionError("the answer has begun") from None
             response = self._refuse(
-                ProxyProblem(500, "The proxy failed; its log says how.", "internal_error"), path
+                ProxyProblem(500, "The proxy failed; see its log.", "internal_error"), path
             )
         if not response.prepared:
             _allow_origin(request, response)
@@ -145,7 +144,7 @@ class Proxy:
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return _preflight(request)
         if request.method == "CONNECT" or path == "*":
-            raise Refused(ProxyProblem(405, "This is no forward proxy.", "method_not_allowed"))
+            raise Refused(ProxyProblem(405, "This is not a forward proxy.", "method_not_allowed"))
         if (own := await self._endpoints.answer(request, path)) is not None:
             return own
         if path in OPEN_PATHS:
@@ -169,7 +168,7 @@ class Proxy:
             self.in_flight -= 1
 
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Whoever asks has no key: what runs answers, nothing is started, and what was sent is not read."""
+        """Health check without a key: forward it to a running server, never start one, ignore the body."""
         running = running_model(self._dispatch.offered(), self._rules.default_model)
         if running is None or request.method not in ("GET", "HEAD"):
             return web.json_response({"status": "ok"})
@@ -178,7 +177,7 @@ class Proxy:
     def _meant(self, method: str) -> str:
         offered = self._dispatch.offered()
         default = self._rules.default_model
-        # Who looks (/props, /slots, the web page) looks at what runs, and starts nothing while something does.
+        # GET (/props, /slots, the web page) goes to a running model, if there is one.
         looking = method in ("GET", "HEAD")
         return (running_model(offered, default) if looking else None) or meant_model(offered, default)
 
@@ -189,8 +188,7 @@ class Proxy:
             return forced
         try:
             return self._classify(path, intake.document)
-        except Exception:  # noqa: BLE001 - logged with its traceback
-            # A kind of prompt is a hint; a request is never lost for it.
+        except Exception:  # noqa: BLE001 - logged with its traceback; the prompt type is only a hint
             _LOG.exception("proxy: the classifier failed")
             return None
 
@@ -231,7 +229,7 @@ class Proxy:
 
 
 def _preflight(request: web.BaseRequest) -> web.Response:
-    """What a browser asks before it sends a page's request (the Fetch standard, CORS)."""
+    """Answer a browser's preflight request (CORS)."""
     response = web.Response(
         status=204,
         headers={
@@ -245,7 +243,7 @@ def _preflight(request: web.BaseRequest) -> web.Response:
 
 
 def _allow_origin(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Let the page that asked read the answer; `Access.refuse` has judged its origin."""
+    """Let the page read the answer; `Access.refuse` has checked its origin."""
     origin = request.headers.get("Origin")
     if origin is not None and response.status != 403:
         response.headers["Access-Control-Allow-Origin"] = origin

@@ -169,7 +169,7 @@ def parse(content: bytes, headers: Mapping[str, str]) -> ProxyRequest:
     if not _looks_like_json(content, headers.get("Content-Type", "")):
         return ProxyRequest(content)
     if headers.get("Content-Encoding", "identity").lower() != "identity":
-        message = "A compressed request cannot be read here. Send it without Content-Encoding."
+        message = "The proxy does not read compressed requests. Send the request without Content-Encoding."
         raise Refused(ProxyProblem(415, message, "unsupported_encoding"))
     try:
         document = _loads(content)
@@ -202,7 +202,7 @@ def forced_prompt_type(headers: Mapping[str, str]) -> PromptType | None:
     try:
         return PromptType(text.strip().lower())
     except ValueError:
-        message = f"{PROMPT_TYPE} is one of {', '.join(PromptType)}, not {text[:100]!r}."
+        message = f"{PROMPT_TYPE} must be one of {', '.join(PromptType)}, not {text[:100]!r}."
         raise Refused(ProxyProblem(400, message, "invalid_header", PROMPT_TYPE)) from None
 
 
@@ -252,7 +252,7 @@ def _malformed(reason: str) -> ProxyProblem:
 
 def _too_large(limit_bytes: int) -> ProxyProblem:
     size = f"{limit_bytes / 2**20:g} MiB"
-    message = f"The request is larger than {size}. The setting request_limit_mib allows more."
+    message = f"The request is larger than {size}. To allow more, raise the setting request_limit_mib."
     return ProxyProblem(413, message, "request_too_large")
 
 
