@@ -34,19 +34,16 @@ _ENDS = re.compile(
 class UsageReader:
     """Keeps the last bytes of a stream; `feed` runs for every token and copies nothing."""
 
-    __slots__ = ("_parts", "_size", "total_bytes")
+    __slots__ = ("_parts", "_size")
 
     def __init__(self) -> None:
-        self.total_bytes = 0
         self._parts: deque[bytes] = deque()
         self._size = 0
 
     def feed(self, part: bytes) -> None:
         """Keep a part that passes."""
         self._parts.append(part)
-        size = len(part)
-        self.total_bytes += size
-        self._size += size
+        self._size += len(part)
         while self._size - len(self._parts[0]) >= _KEPT_BYTES:
             self._size -= len(self._parts.popleft())
 

@@ -66,10 +66,6 @@ class Backoff:
         setback = self._known.get((model, drafting))
         return drafting.is_off or setback is None or not (setback.given_up or setback.not_before_s > now_s)
 
-    def of(self, model: str, drafting: Drafting) -> Setback | None:
-        """The failures of a drafting; ``None`` if there are none."""
-        return self._known.get((model, drafting))
-
     def forgive(self, model: str) -> None:
         """Forget all failures of a model, because there is new information about it."""
         self._known = {key: s for key, s in self._known.items() if key[0] != model}

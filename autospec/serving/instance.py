@@ -1,7 +1,7 @@
 """A server instance and its life cycle: starting, ready, draining, stopping, then stopped or failed.
 
-A `ServerInstance` alone starts and stops its process (as in llama-swap's ``internal/process``); other code sends it a typed
-request and reads `state`. It lives on the event loop and does blocking work in threads, so requests never overlap.
+A `ServerInstance` alone starts and stops its process (as in llama-swap's ``internal/process``); other code calls `start`,
+`drain`, `stop` and `check`, which have no effect in the wrong state. It lives on the event loop and blocks in threads only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -20,7 +19,7 @@ from autospec.errors import AutospecError, LaunchError, ServerDiedError
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.threads import in_thread
 
-__all__ = ["Drain", "InstanceState", "InstanceView", "ServerInstance", "Start", "Stop"]
+__all__ = ["InstanceState", "ServerInstance"]
 
 # A connection breaks before the end of the process is visible: its guard reports it within 0.1 s, under full load within 1 s.
 _SETTLE_S: Final = 1.0
@@ -56,28 +55,6 @@ _NEXT: Final[dict[InstanceState, frozenset[InstanceState]]] = {
     InstanceState.STOPPED: frozenset(),
     InstanceState.FAILED: frozenset(),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start the server; sent once, after construction."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Take no more requests; stop after the last one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Stop now, even if it is in use."""
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceView:
-    """Check the process; if a connection broke (`suspected`), take no requests until the result is certain."""
-
-    suspected: bool = False
 
 
 class ServerInstance:
@@ -132,23 +109,52 @@ class ServerInstance:
         """True if it can take a request."""
         return self.state is InstanceState.READY and self._suspected_until is None
 
-    def send(self, request: Start | Drain | Stop | InstanceView) -> None:
-        """Handle a request; repeating one has no effect."""
-        match request, self.state:
-            case Start(), InstanceState.STARTING:
-                if self._first is None:
-                    self._begin()
-                elif self._preparing is None:
-                    self._preparing = asyncio.get_running_loop().create_task(self._prepare(self._first))
-            case Drain(), InstanceState.READY:
-                self._enter(InstanceState.DRAINING)
-                self._stop_unused()
-            case (Drain(), InstanceState.STARTING) | (Stop(), InstanceState.STARTING):
-                self._enter(InstanceState.STOPPING)  # it is stopped as soon as it has started
-            case Stop(), InstanceState.READY | InstanceState.DRAINING:
-                self._end()
-            case InstanceView(suspected), InstanceState.READY | InstanceState.DRAINING:
-                self._look(suspected=suspected)
+    def start(self) -> None:
+        """Start the server; called once, after construction."""
+        if self.state is not InstanceState.STARTING:
+            return
+        if self._first is None:
+            self._begin()
+        elif self._preparing is None:
+            self._preparing = asyncio.get_running_loop().create_task(self._prepare(self._first))
+
+    def drain(self) -> None:
+        """Take no more requests; stop after the last one."""
+        if self.state is InstanceState.STARTING:
+            self._enter(InstanceState.STOPPING)  # it is stopped as soon as it has started
+        elif self.state is InstanceState.READY:
+            self._enter(InstanceState.DRAINING)
+            self._stop_unused()
+
+    def stop(self) -> None:
+        """Stop now, even if it is in use."""
+        if self.state is InstanceState.STARTING:
+            self._enter(InstanceState.STOPPING)
+        elif self.state in (InstanceState.READY, InstanceState.DRAINING):
+            self._end()
+
+    def check(self, *, suspected: bool = False) -> None:
+        """Check the process; if a connection broke (`suspected`), take no requests until the result is certain."""
+        if self.state not in (InstanceState.READY, InstanceState.DRAINING):
+            return
+        now = self._clock()
+        if suspected and self._suspected_until is None:
+            self._suspected_until = now + _SETTLE_S
+        how = _ended(self.server)
+        if how is not None:
+            self.error = ServerDiedError(f"The server {how} while it was in use.", "The proxy restarts it.")
+            self.crashed = True
+            self._enter(InstanceState.FAILED)
+            assert self.server is not None
+            in_thread(self.server.stop).add_done_callback(_ignore)  # removes its record
+        elif self._suspected_until is not None:
+            if now < self._suspected_until:
+                loop = asyncio.get_running_loop()
+                if self._next_look is None or self._next_look.when() <= loop.time():
+                    self._next_look = loop.call_later(_SETTLE_POLL_S, self.check)
+            else:
+                self._suspected_until = None  # it is alive: the connection broke for another reason
+                self._changed()
 
     async def wait_over(self) -> None:
         """Wait until its process has ended."""
@@ -193,26 +199,6 @@ class ServerInstance:
             return
         self.used_at_s = self.ready_at_s = self._clock()
         self._enter(InstanceState.READY)
-
-    def _look(self, *, suspected: bool) -> None:
-        now = self._clock()
-        if suspected and self._suspected_until is None:
-            self._suspected_until = now + _SETTLE_S
-        how = _ended(self.server)
-        if how is not None:
-            self.error = ServerDiedError(f"The server {how} while it was in use.", "The proxy restarts it.")
-            self.crashed = True
-            self._enter(InstanceState.FAILED)
-            assert self.server is not None
-            in_thread(self.server.stop).add_done_callback(_ignore)  # removes its record
-        elif self._suspected_until is not None:
-            if now < self._suspected_until:
-                if self._next_look is None or self._next_look.when() <= asyncio.get_running_loop().time():
-                    loop = asyncio.get_running_loop()
-                    self._next_look = loop.call_later(_SETTLE_POLL_S, self.send, InstanceView())
-            else:
-                self._suspected_until = None  # it is alive: the connection broke for another reason
-                self._changed()
 
     def _stop_unused(self) -> None:
         if self.state is InstanceState.DRAINING and self.leases == 0:

@@ -13,7 +13,7 @@ from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
-from autospec.serving.instance import Drain, InstanceState, InstanceView, ServerInstance, Start, Stop
+from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import Launchable, MemoryEstimate
 
@@ -188,24 +188,27 @@ class ServerPool:
             first=self._machine_is_free,
         )
         self._launches.append(launch)
-        launch.send(Start())
+        launch.start()
         return launch
 
     def drain(self, actions: PoolActions) -> None:
         """Drain the servers that the actions name."""
         for launch in self:
             if launch.number in actions.drain:
-                launch.send(Drain())
+                launch.drain()
 
     def look(self) -> None:
         """Check every process."""
         for launch in self:
-            launch.send(InstanceView())
+            launch.check()
 
     def end(self, *, drain: bool) -> None:
         """Drain all servers, or stop them at once."""
         for launch in self:
-            launch.send(Drain() if drain else Stop())
+            if drain:
+                launch.drain()
+            else:
+                launch.stop()
 
     def took_s(self, model: str, drafting: Drafting) -> float | None:
         """Duration of the last start with a drafting; ``None`` if unknown."""
@@ -249,7 +252,7 @@ class LaunchLease:
 
     def died(self) -> None:
         """Report a broken connection: the server takes no requests until its process has been checked."""
-        self.launch.send(InstanceView(suspected=True))
+        self.launch.check(suspected=True)
 
     def answered(self, tokens: float) -> None:
         """Report the number of generated tokens."""

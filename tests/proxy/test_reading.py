@@ -104,7 +104,6 @@ def test_tail_keeps_the_end_and_not_the_whole():
     tail = UsageReader()
     for number in range(10_000):
         tail.feed(b"%09d\n" % number)
-    assert tail.total_bytes == 100_000
     assert tail.content().endswith(b"000009999\n")
     assert 16 * 1024 <= len(tail.content()) < 17 * 1024
 
