@@ -36,19 +36,12 @@ _REMEMBERED = 64
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may use the proxy.
+    """Who may use the proxy."""
 
-    Attributes:
-        api_key: The key that clients must send; empty for none.
-        hosts: Additional names that Host may have.
-        origins: Additional origins, as a browser writes them (``https://chat.example.org``).
-        machine: This machine's names; ``None`` asks the system.
-    """
-
-    api_key: str = ""
-    hosts: frozenset[str] = frozenset()
-    origins: frozenset[str] = frozenset()
-    machine: frozenset[str] | None = None
+    api_key: str = ""  # that clients must send; empty for none
+    hosts: frozenset[str] = frozenset()  # additional names for Host
+    origins: frozenset[str] = frozenset()  # additional origins, e.g. https://chat.example.org
+    machine: frozenset[str] | None = None  # this machine's names; None asks the system
 
     def refuse(self, headers: Mapping[str, str], path: str, method: str) -> ProxyProblem | None:
         """Why a request is refused; ``None`` if it may pass. `path` has no query, `method` is in capitals."""

@@ -52,16 +52,7 @@ class NotHttpError(Exception):
 
 
 class Answer:
-    """An answer; its body is read with `read`, or passed on with `pump`.
-
-    Attributes:
-        status: The status code; 0 before the headers.
-        reason: The reason phrase.
-        headers: In order, repeated ones included.
-        by_closing: True if the end of the connection ends the body, so that a break cannot be told from the end.
-        ended: True if the whole body has arrived; `read` may still have a part of it.
-        heard: True if any byte has arrived.
-    """
+    """An answer; its body is read with `read`, or passed on with `pump`."""
 
     def __init__(
         self,
@@ -72,12 +63,12 @@ class Answer:
         with_body: bool = False,
     ) -> None:
         """Wait for an answer on a connection; `with_body` says if the request has a body."""
-        self.status = 0
+        self.status = 0  # 0 before the headers
         self.reason = ""
         self.headers: list[tuple[str, str]] = []
-        self.by_closing = False
-        self.ended = False
-        self.heard = False
+        self.by_closing = False  # the body ends with the connection: a break looks the same
+        self.ended = False  # the whole body has arrived; `read` may still have a part of it
+        self.heard = False  # any byte has arrived
         self._connection: BackendLine | None = connection
         self._method = method
         self._with_body = with_body

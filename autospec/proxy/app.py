@@ -42,19 +42,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a proxy allows.
-
-    Attributes:
-        access: Who may use it.
-        default_model: For requests that name no model; empty uses a running model.
-        request_limit_bytes: Larger requests are refused.
-        log_prompts: Write prompts into the log; off by default.
-    """
+    """What a proxy allows."""
 
     access: Access = field(default_factory=Access)
-    default_model: str = ""
+    default_model: str = ""  # for requests that name no model; empty uses a running one
     request_limit_bytes: int = 64 << 20
-    log_prompts: bool = False
+    log_prompts: bool = False  # write prompts into the log
 
 
 class Proxy:

@@ -66,21 +66,13 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProxyProblem:
-    """An error that the proxy answers a request with.
-
-    Attributes:
-        status: HTTP status.
-        message: What is wrong, and what to do.
-        code: OpenAI's machine-readable code, e.g. ``model_not_found``.
-        param: The wrong field of the request, or ``None``.
-        retry_after_s: For ``Retry-After``; 0 omits the header.
-    """
+    """An error that the proxy answers a request with."""
 
     status: int
-    message: str
-    code: str
-    param: str | None = None
-    retry_after_s: int = 0
+    message: str  # what is wrong, and what to do
+    code: str  # OpenAI's machine-readable code, e.g. model_not_found
+    param: str | None = None  # the wrong field of the request
+    retry_after_s: int = 0  # for Retry-After; 0 omits the header
 
 
 def shape_of(path: str) -> Shape:
@@ -150,11 +142,7 @@ def _document(problem: ProxyProblem, shape: Shape) -> dict[str, Any]:
 
 
 class ProxyServer(web.Server):
-    """aiohttp's low-level server with autospec's error bodies; a client that disconnects cancels the handler.
-
-    Args:
-        handler: Answers a request; must not raise.
-    """
+    """aiohttp's low-level server with autospec's error bodies; a disconnect cancels the handler, which must not raise."""
 
     def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
         super().__init__(

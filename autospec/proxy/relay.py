@@ -292,9 +292,7 @@ class _Passage:
         if transport is None:
             return
         if self._streamed:
-            message = (
-                f"The server of {self._lease.model} ended in the middle of this answer, which is incomplete."
-            )
+            message = f"The server of {self._lease.model} died; this answer is incomplete."
             problem = ProxyProblem(502, message, "backend_failed")
             await response.write(event(problem, shape_of(self._request.path)))
             transport.close()  # flushes, but sends no final chunk

@@ -108,17 +108,11 @@ class Refused(Exception):  # noqa: N818 - the request is at fault, not the proxy
 
 @dataclass(frozen=True, slots=True)
 class ProxyRequest:
-    """A request's body.
+    """A request's body."""
 
-    Attributes:
-        content: The bytes, to be forwarded unchanged.
-        document: The JSON object in them; ``None`` if they are anything else. Integers beyond 64 bits are floats.
-        model: The model that it names; empty if it names none.
-    """
-
-    content: bytes = b""
-    document: dict[str, Any] | None = None
-    model: str = ""
+    content: bytes = b""  # forwarded unchanged
+    document: dict[str, Any] | None = None  # its JSON object; integers beyond 64 bits are floats
+    model: str = ""  # empty if it names none
 
     def content_with(self, fields: Mapping[str, Any]) -> bytes:
         """The body with some fields set; the client's own bytes if there are none, or if it is no JSON object."""

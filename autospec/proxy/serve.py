@@ -146,18 +146,7 @@ async def listen(
     daemon: Callable[[], Mapping[str, Any]] = dict,
     grace_s: float = _GRACE_S,
 ) -> AsyncIterator[ListeningProxy]:
-    """Run a proxy while the context lasts; leaving it lets requests in progress end.
-
-    Args:
-        dispatch: Lends servers; not closed here.
-        rules: From `rules_for`.
-        host: Address or name.
-        port: 0 chooses a free port.
-        storage: The database's URL, for recommendations and samples.
-        classify: Returns the prompt type of a body.
-        serving: A context around every forwarded request.
-        daemon: Returns the daemon's last status.
-        grace_s: How long requests in progress may continue.
+    """Run a `Proxy` on a socket while the context lasts; leaving it lets requests in progress end within `grace_s`.
 
     Raises:
         AutospecError: The port is in use, or the address is not this machine's.

@@ -206,7 +206,7 @@ class _BackendConnection(asyncio.Protocol):
     def eof_received(self) -> None:
         if self.answer is not None:
             self.answer.lost(None)
-        # Closing, which comes by itself now, would wait for as long as the server does not take what is still to be sent.
+        # asyncio's own close would wait until the server has taken all unsent data.
         if self._transport is not None and self._transport.get_write_buffer_size() > 0:
             self._transport.abort()
         if self._room is not None:

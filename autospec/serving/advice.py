@@ -37,17 +37,11 @@ class AdviceKey:
 
 @dataclass(frozen=True, slots=True)
 class ModelAdvice:
-    """The recommendations of one model on one backend, at most one for each prompt type.
+    """The recommendations of one model on one backend, at most one for each prompt type."""
 
-    Attributes:
-        recommendations: As the proxy applies them: off where the drafting must not be used, stale where it no longer fits.
-        stored: The stored recommendations behind them, in the same order.
-        notes: A sentence for each drafting that is not used, or used with a reservation.
-    """
-
-    recommendations: tuple[Recommendation, ...] = ()
-    stored: tuple[StoredRecommendation, ...] = ()
-    notes: tuple[str, ...] = ()
+    recommendations: tuple[Recommendation, ...] = ()  # as applied: off or stale if they do not fit
+    stored: tuple[StoredRecommendation, ...] = ()  # those behind them, in the same order
+    notes: tuple[str, ...] = ()  # a sentence for each drafting that is not used, or used with a reservation
 
     @property
     def draftings(self) -> tuple[Drafting, ...]:
@@ -63,7 +57,7 @@ class ModelAdvice:
     def naming(self, drafting: Drafting) -> list[StoredRecommendation]:
         """The stored recommendations that recommend a drafting."""
         pairs = zip(self.recommendations, self.stored, strict=True)
-        return [stored for acted, stored in pairs if acted.drafting == drafting]
+        return [stored for applied, stored in pairs if applied.drafting == drafting]
 
 
 def trusted(words: Sequence[str]) -> frozenset[Status]:
@@ -102,15 +96,14 @@ def known_of(
         rival = best.get(found.prompt_type)
         if rival is None or rank >= rival[0]:
             best[found.prompt_type] = (rank, entry)
-    acted, notes = [], []
+    applied, notes = [], []
     for (exact, *_), entry in best.values():
-        acted_upon = entry
         if likely and exact and (drafted := _with_likely(entry.recommendation)) is not None:
-            acted_upon = replace(entry, recommendation=drafted)
-        recommendation, note = _acted_upon(acted_upon, place, trust, exact=exact, exists=exists)
-        acted.append(recommendation)
+            entry = replace(entry, recommendation=drafted)  # noqa: PLW2901 - `best` keeps the stored one
+        recommendation, note = _applied(entry, place, trust, exact=exact, exists=exists)
+        applied.append(recommendation)
         notes += [note] if note else []
-    return ModelAdvice(tuple(acted), tuple(entry for _, entry in best.values()), tuple(notes))
+    return ModelAdvice(tuple(applied), tuple(entry for _, entry in best.values()), tuple(notes))
 
 
 def marked_stale(entry: StoredRecommendation, build: Build, why: str) -> Recommendation:
@@ -128,23 +121,23 @@ def marked_stale(entry: StoredRecommendation, build: Build, why: str) -> Recomme
     )
 
 
-def is_likely(acted: Recommendation) -> bool:
+def is_likely(applied: Recommendation) -> bool:
     """True if a recommendation, as the proxy applies it, uses a drafting that is likely and not proven."""
-    return LIKELY in acted.evidence and not acted.drafting.is_off
+    return LIKELY in applied.evidence and not applied.drafting.is_off
 
 
 def _with_likely(found: Recommendation) -> Recommendation | None:
     """The recommendation with its likely drafting enabled; ``None`` if no drafting is likely."""
-    told = found.evidence.get(LIKELY)
-    if not isinstance(told, dict) or found.verdict is not Verdict.UNDECIDED or found.tried.is_off:
+    likely = found.evidence.get(LIKELY)
+    if not isinstance(likely, dict) or found.verdict is not Verdict.UNDECIDED or found.tried.is_off:
         return None
-    speedup = told.get("speedup")
+    speedup = likely.get("speedup")
     if found.status is not Status.PROVISIONAL or not isinstance(speedup, int | float) or speedup <= 1.0:
         return None
     return replace(found, verdict=Verdict.ENABLE, drafting=found.tried, speedup=float(speedup))
 
 
-def _acted_upon(
+def _applied(
     entry: StoredRecommendation,
     place: AdviceKey,
     trust: frozenset[Status],

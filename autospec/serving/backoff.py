@@ -6,7 +6,7 @@ repeat a call (tenacity, stamina) do not fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from autospec.drafting import Drafting
@@ -94,13 +94,11 @@ class Backoff:
         wait_s: float | None,
         give_up: bool,
     ) -> Setback:
-        before = self._known.get((model, drafting), Setback(0, "", now_s))
-        times = before.times + 1
+        before = self._known.get((model, drafting))
+        times = 1 if before is None else before.times + 1
         if wait_s is None:
             wait_s = 0.0 if times == 1 else min(_BACKOFF_S * 2.0 ** (times - 2), _MOST_BACKOFF_S)
-        gone = give_up or (times >= _CHANCES and not drafting.is_off)
-        setback = replace(
-            before, times=times, sentence=error.message, not_before_s=now_s + wait_s, given_up=gone
-        )
+        given_up = give_up or (times >= _CHANCES and not drafting.is_off)
+        setback = Setback(times, error.message, now_s + wait_s, given_up)
         self._known[(model, drafting)] = setback
         return setback

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from autospec.cells import PromptType
@@ -53,35 +52,24 @@ class Lease(Protocol):
     """A server lent to one request; leaving the async context gives it back.
 
     A lent server is not stopped, unless it dies or the proxy ends.
+
+    Attributes:
+        base_url: ``http://127.0.0.1:PORT``, without a final slash.
+        model: Catalogue name.
+        backend: Backend name.
+        build: The build's version.
+        drafting: The drafting of this request.
+        likely: Prompt types for which the drafting is likely but not proven; ``None`` stands for any type.
+        fields: Fields to set in the request's JSON, for backends that choose the drafting per request; usually empty.
     """
 
-    @property
-    def base_url(self) -> str:
-        """``http://127.0.0.1:PORT``, without a final slash."""
-
-    @property
-    def model(self) -> str:
-        """Catalogue name."""
-
-    @property
-    def backend(self) -> str:
-        """Backend name."""
-
-    @property
-    def build(self) -> str:
-        """The build's version."""
-
-    @property
-    def drafting(self) -> Drafting:
-        """The drafting of this request."""
-
-    @property
-    def likely(self) -> frozenset[PromptType | None]:
-        """Prompt types for which the drafting is likely but not proven; ``None`` stands for any type."""
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """Fields to set in the request's JSON, for backends that choose the drafting per request; usually empty."""
+    base_url: str
+    model: str
+    backend: str
+    build: str
+    drafting: Drafting
+    likely: frozenset[PromptType | None]
+    fields: Mapping[str, Any]
 
     def died(self) -> None:
         """Report a broken connection: the supervisor checks the process and replaces it if it has ended."""
@@ -91,9 +79,7 @@ class Lease(Protocol):
 
     async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    async def __aexit__(self, *_error: object) -> None: ...
 
 
 class Dispatch(Protocol):

@@ -58,17 +58,7 @@ _NEXT: Final[dict[InstanceState, frozenset[InstanceState]]] = {
 
 
 class ServerInstance:
-    """One server.
-
-    Args:
-        model: Catalogue name.
-        drafting: The drafting that it is started with.
-        footprint: The memory that it is expected to take.
-        start: Starts the server and returns it when it is ready; blocks.
-        changed: Called on the event loop after each change of state.
-        clock: Monotonic seconds.
-        first: Awaited before the start; must end within a bounded time.
-    """
+    """One server; `start` blocks until it is ready, `first` is awaited before and must end within a bounded time."""
 
     _numbers = itertools.count(1)
 

@@ -47,17 +47,7 @@ class ModelRegistry:
     """The catalogue as clients see it.
 
     Every complete language model is offered, including small ones that also serve as draft models. Draft heads are not:
-    they cannot answer alone.
-
-    Args:
-        models: The catalogue.
-        engines: By format; models of a format without an engine are not offered.
-        refused: By format, why it has no engine.
-
-    Attributes:
-        catalog: All models, draft models included.
-        models: The offered models, in the catalogue's order.
-        refused: A sentence for each format whose models are not offered.
+    they cannot answer alone. Nor are models of a format without an engine; `refused` says why, by format.
     """
 
     def __init__(
@@ -71,6 +61,7 @@ class ModelRegistry:
         whole = {m.name: m for m in reversed(models) if m.head is None and m.format in engines}
         self.models = tuple(m for m in models if whole.get(m.name) is m)
         formats = {m.format for m in models}
+        # Only for formats of which there are models.
         self.refused = tuple(sentence for kind, sentence in refused.items() if kind in formats)
         self._engines = engines
         self._meant: dict[str, Model] = {}

@@ -38,21 +38,15 @@ UNMEASURED_RATIO: Final = 0.78
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """One prompt type's recommendation.
-
-    Attributes:
-        drafting: The recommended drafting.
-        speedup: Speed ratio of `drafting`; 1 for off.
-        baseline_tps: Tokens per second of whole requests without drafting; ``None`` if not measured.
-        known: Measured speed ratios of other draftings.
-        likely: True if `drafting` is likely but not proven.
-    """
+    """One prompt type's recommendation."""
 
     drafting: Drafting = OFF
-    speedup: float = 1.0
-    baseline_tps: float | None = None
-    known: Mapping[Drafting, float] = field(default_factory=lambda: MappingProxyType({}))
-    likely: bool = False
+    speedup: float = 1.0  # of `drafting` over off
+    baseline_tps: float | None = None  # whole requests without drafting
+    known: Mapping[Drafting, float] = field(
+        default_factory=lambda: MappingProxyType({})
+    )  # of other draftings
+    likely: bool = False  # not proven
 
     def __post_init__(self) -> None:
         speeds = [self.speedup, *self.known.values()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from types import TracebackType
 from typing import Any, Final, Self
 
 from autospec.backends.protocol import LaunchSettings, Server
@@ -31,15 +30,11 @@ class PoolActions:
 def next_actions(
     servers: Sequence[ServerInstance], kept: Mapping[str, Sequence[Launchable]], limit_bytes: int
 ) -> PoolActions:
-    """The actions, possible now, that bring the servers closer to the plan. Pure, and without memory of earlier calls.
+    """What to do now so that `kept` runs (by model, the most important first). Pure, without memory of earlier calls.
 
     A new server starts as soon as it fits beside everything that holds memory. What it replaces is drained when all of its
-    model's servers are ready. If it does not fit, unwanted servers are drained first, and requests wait.
-
-    Args:
-        servers: All that hold memory; they are only read.
-        kept: What should run, by model, the most important model first; models without an entry are unloaded.
-        limit_bytes: Memory of all servers together. A server larger than that still starts, alone.
+    model's servers are ready. If it does not fit, unwanted servers are drained first, and requests wait. A server larger than
+    the limit still starts, alone.
     """
     unwanted = [server for server in servers if server.state.live and not _is_kept(server, kept)]
     holding = _footprints(servers)
@@ -268,7 +263,5 @@ class LaunchLease:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         self.give_back()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any, Final, Self
 
 from autospec.catalog.model import Model
@@ -126,14 +125,14 @@ def _launch(launch: ServerInstance, now_s: float) -> dict[str, Any]:
     }
 
 
-def _advice(acted: Recommendation) -> dict[str, Any]:
-    likely = is_likely(acted)
+def _advice(applied: Recommendation) -> dict[str, Any]:
+    likely = is_likely(applied)
     return {
-        "prompt_type": None if acted.prompt_type is None else str(acted.prompt_type),
-        "verdict": str(Verdict.UNDECIDED if likely else acted.verdict),
-        "status": str(acted.status),
+        "prompt_type": None if applied.prompt_type is None else str(applied.prompt_type),
+        "verdict": str(Verdict.UNDECIDED if likely else applied.verdict),
+        "status": str(applied.status),
         "likely": likely,
-        "served_with": acted.drafting.to_json(),
+        "served_with": applied.drafting.to_json(),
     }
 
 
@@ -206,9 +205,7 @@ class Supervisor:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
     async def lease(self, wanted: RouteRequest) -> LaunchLease:
@@ -281,20 +278,20 @@ class Supervisor:
         return AdviceKey(self._dependencies.hardware, build, self._config.args)
 
     async def _watch_recommendations(self) -> None:
-        told, pause_s = False, _POLL_S
+        logged, pause_s = False, _POLL_S
         while True:
             await asyncio.sleep(pause_s)
             try:
                 await self.refresh()
-                told, pause_s = False, _POLL_S
+                logged, pause_s = False, _POLL_S
             except Exception as error:  # noqa: BLE001 - polling must go on
                 expected = isinstance(error, AutospecError)
-                if not told:  # once, not every two seconds
+                if not logged:  # once, not every two seconds
                     _log.warning(
                         "Recommendations are not up to date: %r", error, exc_info=None if expected else error
                     )
                 # An unexpected error is likely to last, and each attempt may scan the disk.
-                told, pause_s = True, _POLL_S if expected else _RESCAN_S
+                logged, pause_s = True, _POLL_S if expected else _RESCAN_S
 
     async def _find(self, name: str) -> Model:
         """The model with a client's name for it; without a name, the model of the last request or the only one."""

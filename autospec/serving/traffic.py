@@ -125,8 +125,8 @@ class Demand:
             return  # its file was removed meanwhile
         self._asked_s[model] = now_s
         if prompt_type is not None:
-            told = held_s * _USUAL_TPS if tokens is None else tokens
-            self.traffic = self.traffic.answered(model, prompt_type, told, now_s)
+            generated = held_s * _USUAL_TPS if tokens is None else tokens
+            self.traffic = self.traffic.answered(model, prompt_type, generated, now_s)
 
     @property
     def awake(self) -> tuple[str, ...]:

@@ -184,7 +184,7 @@ def test_kill_9_in_mid_stream(scene):
                 received += part
         assert "[DONE]" not in received
         last = json.loads(received.rstrip().rpartition("data: ")[2])
-        assert "not all of it" in last["error"]["message"]
+        assert "answer is incomplete" in last["error"]["message"]
         assert streamed(client, 2)
 
 
