@@ -53,15 +53,8 @@ class Rules:
 class Proxy:
     """Answers requests. Create it in a running event loop, and `close` it.
 
-    Args:
-        dispatch: Lends servers; not closed here.
-        rules: What is allowed.
-        classify: Returns the prompt type of a body; must be quick.
-        storage: The database's URL, for the recommendations.
-        hardware: Returns this machine.
-        samples: Stores measurements of live traffic; ``None`` stores none.
-        serving: A context around every forwarded request, for the daemon.
-        daemon: Returns the daemon's last status, see `autospec.service.control`; empty without a daemon.
+    `serving` makes a context around every forwarded request, and `daemon` returns the daemon's last status (empty without
+    one), see `autospec.service.control`.
     """
 
     def __init__(

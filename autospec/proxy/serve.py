@@ -62,10 +62,6 @@ async def open_supervisor(
 ) -> Supervisor:
     """Probe the backends, scan the disk, read the recommendations. Starts no server yet.
 
-    Args:
-        settings: For backends, models, storage and limits.
-        machine_is_free: Awaited before each launch, see `ProxyLink.machine_is_free`.
-
     Raises:
         AutospecError: A setting is invalid, the chosen backend is missing, or the database cannot be read.
     """

@@ -240,12 +240,10 @@ class _BackendConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def pause(self) -> None:
-        """Stop reading from the server."""
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Continue to read."""
         if self._transport is not None:
             self._transport.resume_reading()
 
@@ -260,13 +258,11 @@ class _BackendConnection(asyncio.Protocol):
             self._timer = None
 
     def drop(self) -> None:
-        """Close at once."""
         self._upstream.forget(self)
         if self._transport is not None:
             self._transport.abort()
 
     def give_back(self) -> None:
-        """Keep the connection for the next request."""
         self._upstream.keep(self)
 
 

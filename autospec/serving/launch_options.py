@@ -29,14 +29,9 @@ def footprint(
 ) -> MemoryEstimate:
     """Estimate the memory of one server.
 
-    Args:
-        model: The main model.
-        draft: The draft model, if the drafting has one.
-        tokens: Context length; all slots share it.
-        maps_weights: True if servers of the same file share its weights: memory-mapped, on the CPU. Accelerators differ in
-            what they do with a mapped file, so there each server counts in full.
-        limit_bytes: Upper bound of the estimate: a server fits its context to the free memory, so a model that fills the
-            memory can still run alone.
+    With `maps_weights` (memory-mapped, on the CPU) servers of the same file share its weights. Accelerators differ in what they
+    do with a mapped file, so there each server counts in full. The estimate never exceeds the limit: a server fits its
+    context to the free memory, so a model that fills the memory can still run alone.
     """
     models = [model] if draft is None else [model, draft]
     own = _BUFFERS_BYTES + sum(m.kv_bytes(min(tokens, m.context_length or tokens)) for m in models)
