@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from autospec.errors import UsageError
 from autospec.proxy.errors import ProxyProblem
 
-__all__ = ["OPEN_PATHS", "Access", "check_bind", "is_loopback"]
+__all__ = ["OPEN_PATHS", "Access", "check_bind"]
 
 # Origins of installed programs; a web site cannot have them.
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file", "capacitor"})
@@ -111,14 +111,14 @@ def check_bind(host: str, api_key: str) -> None:
     Raises:
         UsageError: The address is not a loopback address, and there is no key.
     """
-    if not api_key and not is_loopback(host):
+    if not api_key and not _is_loopback(host):
         raise UsageError(
             f"With --host {host}, everyone on the network could use your models.",
             "Set a key (AUTOSPEC_PROXY_API_KEY, or proxy_api_key in the config), or omit --host.",
         )
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """True if only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -145,7 +145,7 @@ def _split(url: str) -> tuple[str, str] | None:
 def _is_local_name(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761: always the loopback
         return True
-    return _is_address(name) and is_loopback(name)
+    return _is_address(name) and _is_loopback(name)
 
 
 @lru_cache(_REMEMBERED)

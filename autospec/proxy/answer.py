@@ -11,8 +11,7 @@ from typing import Protocol
 
 import httptools
 
-__all__ = ["Answer", "BackendLine", "BrokenError", "NotHttpError", "Sink"]
-
+__all__ = ["Answer", "BrokenError", "NotHttpError", "Sink"]
 
 # Takes a part of a body; returns false if its own reader is behind.
 Sink = Callable[[bytes], bool]

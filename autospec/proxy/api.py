@@ -22,24 +22,23 @@ from autospec.report.selection import Question, select
 from autospec.serving.dispatch import Dispatch, Offered
 from autospec.store.reader import newest_recommendation, read_recommendations
 
-__all__ = [
-    "Endpoints",
-    "find_offered",
-    "meant_model",
-    "model_document",
-    "models_document",
-    "recommendation_events",
-    "running_model",
-]
-
+__all__ = ["Endpoints", "find_offered", "meant_model", "running_model"]
 
 # A tune takes minutes, so two seconds of delay do not matter. Only polled while a client listens.
 _POLL_S = 2.0
 # Comments keep the connection alive: intermediate proxies close silent ones after 30 to 60 s.
 _COMMENT_S = 15.0
+# Required by OpenAI's and Anthropic's clients; the catalogue does not know when a model was created.
+_EPOCH = "1970-01-01T00:00:00Z"
+_OWN = "/autospec/"
+_MODELS = ("/v1/models", "/models")
+# Each listener polls the database; more than this is a client's mistake.
+_MOST_LISTENERS = 32
+# Fields of a recommendation in an event.
+_SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_path"}
 
 
-async def recommendation_events(
+async def _recommendation_events(
     storage: str, closing: asyncio.Event, *, poll_s: float = _POLL_S
 ) -> AsyncIterator[bytes]:
     """Server-sent events until `closing` is set: first all recommendations, then every change."""
@@ -77,16 +76,9 @@ def _short(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key in _SHORT}
 
 
-_SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_path"}
-
-
-# Required by OpenAI's and Anthropic's clients; the catalogue does not know when a model was created.
-_EPOCH = "1970-01-01T00:00:00Z"
-
-
-def models_document(offered: Sequence[Offered]) -> dict[str, Any]:
+def _models_document(offered: Sequence[Offered]) -> dict[str, Any]:
     """``GET /v1/models``: OpenAI's list, with the additional fields of Anthropic's."""
-    data = [model_document(o) for o in offered]
+    data = [_model_document(o) for o in offered]
     return {
         "object": "list",
         "data": data,
@@ -96,7 +88,7 @@ def models_document(offered: Sequence[Offered]) -> dict[str, Any]:
     }
 
 
-def model_document(offered: Offered) -> dict[str, Any]:
+def _model_document(offered: Offered) -> dict[str, Any]:
     """``GET /v1/models/ID``."""
     return {
         "id": offered.name,
@@ -157,12 +149,6 @@ def meant_model(offered: Sequence[Offered], default: str) -> str:
     names = ", ".join(o.name for o in offered)
     message = f"The request names no model, and no model is running. Name one in `model`, or start the proxy with --model. The models here are: {names}."
     raise Refused(ProxyProblem(400, message, "model_required", "model"))
-
-
-_OWN = "/autospec/"
-_MODELS = ("/v1/models", "/models")
-# Each listener polls the database; more than this is a client's mistake.
-_MOST_LISTENERS = 32
 
 
 class Endpoints:
@@ -228,14 +214,14 @@ class Endpoints:
     def _models(self, path: str) -> web.Response:
         offered = self._dispatch.offered()
         if path in _MODELS:
-            return _json(models_document(offered))
+            return _json(_models_document(offered))
         name = unquote(path.removeprefix("/v1").removeprefix("/models/"))
         found = find_offered(offered, name)
         if found is None:
             names = ", ".join(o.name for o in offered) or "none"
             message = f"There is no model {name[:200]!r}. The models here are: {names}."
             raise Refused(ProxyProblem(404, message, "model_not_found", "model"))
-        return _json(model_document(found))
+        return _json(_model_document(found))
 
     async def _recommendations(self, query: Mapping[str, str]) -> web.Response:
         unknown = sorted(set(query) - {"model", "prompt_type", "backend"})
@@ -266,7 +252,7 @@ class Endpoints:
         self._listeners += 1
         try:
             await response.prepare(request)
-            async for part in recommendation_events(self._storage, self._closing):
+            async for part in _recommendation_events(self._storage, self._closing):
                 await response.write(part)
         finally:
             self._listeners -= 1

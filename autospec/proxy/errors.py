@@ -24,17 +24,7 @@ from autospec.errors import (
     UsageError,
 )
 
-__all__ = [
-    "ProxyProblem",
-    "ProxyServer",
-    "Shape",
-    "body",
-    "event",
-    "problem_of",
-    "problem_response",
-    "shape_of",
-]
-
+__all__ = ["ProxyProblem", "ProxyServer", "event", "problem_of", "problem_response", "shape_of"]
 
 # SDKs wait this long before they retry; the queue moves within seconds.
 _RETRY_AFTER_S = 2
@@ -105,7 +95,7 @@ def problem_of(error: AutospecError) -> ProxyProblem:
             return ProxyProblem(502, message, "backend_failed")
 
 
-def body(problem: ProxyProblem, shape: Shape) -> bytes:
+def _body(problem: ProxyProblem, shape: Shape) -> bytes:
     """The JSON of an error response."""
     # The message may contain a model name from the client: with a lone surrogate, or very long.
     shown = problem.message
@@ -119,13 +109,13 @@ def problem_response(problem: ProxyProblem, shape: Shape) -> web.Response:
     """The response for a problem."""
     headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else None
     return web.Response(
-        body=body(problem, shape), status=problem.status, content_type="application/json", headers=headers
+        body=_body(problem, shape), status=problem.status, content_type="application/json", headers=headers
     )
 
 
 def event(problem: ProxyProblem, shape: Shape) -> bytes:
     """The server-sent event that ends a broken stream; SDKs raise it as an error."""
-    data = body(problem, shape)
+    data = _body(problem, shape)
     return (
         b"event: error\ndata: " + data + b"\n\n" if shape is Shape.ANTHROPIC else b"data: " + data + b"\n\n"
     )

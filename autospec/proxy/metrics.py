@@ -18,7 +18,6 @@ from autospec.store.database import Store
 
 __all__ = ["CONTENT_TYPE", "Metrics", "SampleWriter"]
 
-
 _LOG = logging.getLogger(__name__)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

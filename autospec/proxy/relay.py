@@ -22,7 +22,12 @@ from autospec.serving.dispatch import Dispatch, Lease, RouteRequest
 
 __all__ = ["Relay", "WholeEvents"]
 
+_LOG = logging.getLogger(__name__)
 
+# A request that kills two servers does not get a third.
+_ATTEMPTS = 2
+# asyncio's own high-water mark: above it the relay waits for the client.
+_LAG_BYTES = 64 * 1024
 # A longer event is passed on in parts, to bound the memory.
 _HELD_BYTES = 256 * 1024
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n")
@@ -53,14 +58,6 @@ class WholeEvents:
         """The bytes still held back at the end of the stream."""
         held, self._held = self._held, b""
         return held
-
-
-_LOG = logging.getLogger(__name__)
-
-# A request that kills two servers does not get a third.
-_ATTEMPTS = 2
-# asyncio's own high-water mark: above it the relay waits for the client.
-_LAG_BYTES = 64 * 1024
 
 
 class _BrokeEarlyError(Exception):

@@ -32,7 +32,6 @@ __all__ = [
     "wants_off",
 ]
 
-
 PROMPT_TYPE = "x-autospec-prompt-type"
 DRAFTING = "x-autospec-drafting"
 

@@ -53,8 +53,12 @@ __all__ = [
     "run_on_best_loop",
 ]
 
-
 _log = logging.getLogger(__name__)
+
+# How long answers in progress may continue at shutdown; a second signal ends the wait.
+_GRACE_S = 20.0
+# All clients reconnect at once when the proxy restarts: 64 streams and their pages.
+_BACKLOG = 512
 
 
 async def open_supervisor(
@@ -88,12 +92,6 @@ async def open_supervisor(
         machine_is_free=machine_is_free,
     )
     return await Supervisor.start(config, dependencies)
-
-
-# How long answers in progress may continue at shutdown; a second signal ends the wait.
-_GRACE_S = 20.0
-# All clients reconnect at once when the proxy restarts: 64 streams and their pages.
-_BACKLOG = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from autospec.measure.measurements import Sample
 
 __all__ = ["RequestOutcome", "TokenCounts", "UsageReader", "read_counts", "sample_of", "saw_the_end"]
 
-
 # The last event of /v1/responses repeats the whole answer, but the counts come after it.
 _KEPT_BYTES = 16 * 1024
 

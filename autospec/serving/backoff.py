@@ -12,7 +12,7 @@ from typing import Any, Final
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError
 
-__all__ = ["Backoff", "Setback"]
+__all__ = ["Backoff"]
 
 # The first restart after a crash is immediate, the next ones wait 1, 2, 4 … seconds.
 _BACKOFF_S: Final = 1.0
@@ -26,7 +26,7 @@ _PROVED_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Setback:
+class _Setback:
     """Consecutive failures of one drafting of one model; `sentence` is the last error."""
 
     times: int
@@ -39,15 +39,15 @@ class Backoff:
     """The failures of all models and draftings."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, Drafting], Setback] = {}
+        self._known: dict[tuple[str, Drafting], _Setback] = {}
 
-    def failed(self, model: str, drafting: Drafting, error: LaunchError, now_s: float) -> Setback:
+    def failed(self, model: str, drafting: Drafting, error: LaunchError, now_s: float) -> _Setback:
         """A server did not become ready. Off is never given up: there is nothing to fall back to."""
         permanent = error.permanent and not drafting.is_off
         wait_s = None if drafting.is_off else _ASIDE_S
         return self._add(model, drafting, error, now_s, wait_s=wait_s, give_up=permanent)
 
-    def crashed(self, model: str, drafting: Drafting, error: AutospecError, now_s: float) -> Setback:
+    def crashed(self, model: str, drafting: Drafting, error: AutospecError, now_s: float) -> _Setback:
         """A server that was ready ended by itself."""
         return self._add(model, drafting, error, now_s, wait_s=None, give_up=False)
 
@@ -93,12 +93,12 @@ class Backoff:
         *,
         wait_s: float | None,
         give_up: bool,
-    ) -> Setback:
+    ) -> _Setback:
         before = self._known.get((model, drafting))
         times = 1 if before is None else before.times + 1
         if wait_s is None:
             wait_s = 0.0 if times == 1 else min(_BACKOFF_S * 2.0 ** (times - 2), _MOST_BACKOFF_S)
         given_up = give_up or (times >= _CHANCES and not drafting.is_off)
-        setback = Setback(times, error.message, now_s + wait_s, given_up)
+        setback = _Setback(times, error.message, now_s + wait_s, given_up)
         self._known[(model, drafting)] = setback
         return setback

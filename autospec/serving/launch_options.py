@@ -16,7 +16,6 @@ from autospec.serving.server_pool import ServerPool
 
 __all__ = ["LaunchOptions", "footprint", "launch_seconds"]
 
-
 # Compute buffers, the program and its libraries: 100 to 400 MB for llama-server with default batch sizes.
 _BUFFERS_BYTES: Final = 256 * 1024**2
 # For launches without a measured time: 0.9 GB took 1.6 to 2.2 s from a warm cache, a cold disk reads 1 GB/s.

@@ -39,104 +39,13 @@ from autospec.serving.plan_inputs import (
     best_route,
 )
 
-__all__ = ["ModelPlan", "Plan", "Route", "explain", "explain_none", "make_plan"]
-
+__all__ = ["Plan", "make_plan"]
 
 _GB = 1e9
 # A better set of servers is mentioned only if it saves more than this share of the busy time.
 _WORTH_SAYING = 0.01
 # Most prompt types in a sentence; the routes contain all.
 _MOST_NAMED = 3
-
-
-def explain(
-    forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
-) -> str:
-    """Why the plan keeps these servers; `ideal` would save most if launches and memory cost nothing."""
-    kept = " and ".join(_launch(forecast, entry.drafting, chosen) for entry in chosen)
-    if forecast.busy_s <= 0.0:
-        return f"{kept}: chosen for all tuned prompt types equally, because there was no traffic yet."
-    saved, busy = forecast.saved_s(chosen), forecast.busy_s
-    if saved > 0.0:
-        worth = f"expected to save {_seconds(saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
-    elif saved < 0.0:
-        worth = f"expected to cost {_seconds(-saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
-    else:
-        tuned = any(forecast.demand.advice.get(kind) for kind in forecast.shares)
-        worth = (
-            "no drafting pays for this traffic"
-            if tuned
-            else "drafting was not measured for this model yet (the daemon will do that, or run `autospec tune`)"
-        )
-    return f"{kept}: {worth}{_not_taken(forecast, capacity, chosen, ideal)}."
-
-
-def explain_none(smallest_bytes: int | None, capacity: Capacity, *, wanted: bool) -> str:
-    """Why the plan keeps no server; `smallest_bytes` is the memory of the smallest possible one."""
-    if smallest_bytes is None:
-        return "No server can be started for this model."
-    if not wanted:
-        return "No client uses it."
-    limit = capacity.memory_bytes or 0
-    if smallest_bytes > limit:
-        return f"Its smallest server needs {_gigabytes(smallest_bytes)}, more than the limit of {_gigabytes(limit)}."
-    return f"It needs {_gigabytes(smallest_bytes)}; models that are used more take the memory limit of {_gigabytes(limit)}."
-
-
-def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[Launchable]) -> str:
-    """One server with its prompt types, the most used first."""
-    here = defaultdict[str, list[tuple[float, str]]](list)
-    for kind, share in forecast.shares.items():
-        route = best_route(forecast.demand, kind, chosen)
-        if route.launch == launch:
-            advice = forecast.demand.advice.get(kind)
-            likely = advice is not None and advice.likely and advice.drafting == route.drafting
-            here[f"{route.drafting.label} (likely)" if likely else route.drafting.label].append(
-                (share, str(kind))
-            )
-    if not here or forecast.busy_s <= 0.0:
-        return launch.label
-    return " and ".join(f"{label} for {_kinds(kinds)}" for label, kinds in here.items())
-
-
-def _kinds(kinds: list[tuple[float, str]]) -> str:
-    ranked = sorted(kinds, key=lambda kind: (-kind[0], kind[1]))
-    named = ", ".join(f"{name} ({share:.0%})" for share, name in ranked[:_MOST_NAMED])
-    more = len(ranked) - _MOST_NAMED
-    return f"{named} and {more} more" if more > 0 else named
-
-
-def _not_taken(
-    forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
-) -> str:
-    """A set that would save more, and why the plan does not use it; empty if there is none."""
-    more = forecast.saved_s(ideal) - forecast.saved_s(chosen)
-    if more <= _WORTH_SAYING * forecast.busy_s:
-        return ""
-    new = [entry for entry in ideal if entry not in chosen and entry.drafting not in forecast.demand.running]
-    names = " and ".join(entry.drafting.label for entry in ideal)
-    needed = MemoryEstimate.total_bytes(entry.footprint for entry in ideal)
-    if capacity.memory_bytes is None and len(ideal) > len(chosen):
-        why = "the memory limit for another server is not known"
-    elif capacity.memory_bytes is not None and needed > capacity.memory_bytes:
-        why = f"needs {_gigabytes(needed)} of memory"
-    elif new:
-        why = f"takes {_seconds(sum(entry.launch_s for entry in new))} to start"
-    else:
-        why = "other models need the memory"
-    return f"; {names} would save {_seconds(more)} more, but {why}"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 600.0:
-        return f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"
-    return f"{seconds / 60.0:.0f} min" if seconds < 36000.0 else f"{seconds / 3600.0:.0f} h"
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / _GB:.1f} GB"
-
-
 # A launch must save its own time twice: the traffic forecast is the least certain number here, a loading server slows the
 # others down, and a new server has to process cached prompts again.
 PAYBACK: Final = 2.0
@@ -322,10 +231,10 @@ def _part(forecast: TrafficForecast, capacity: Capacity, chosen: tuple[Launchabl
     demand = forecast.demand
     if chosen:
         ideal = max(_sets(demand, capacity.twins), key=lambda some: (forecast.saved_s(some), -len(some)))
-        reason = explain(forecast, capacity, chosen, ideal)
+        reason = _explain(forecast, capacity, chosen, ideal)
     else:
         least = _least(demand)
-        reason = explain_none(_bytes([least]) if least else None, capacity, wanted=_wanted(demand))
+        reason = _explain_none(_bytes([least]) if least else None, capacity, wanted=_wanted(demand))
     launches = tuple(entry.drafting for entry in chosen)
     return ModelPlan(
         model=demand.model,
@@ -364,3 +273,91 @@ def _bytes(entries: Sequence[Launchable]) -> int:
 
 def _fits(entries: Sequence[Launchable], capacity: Capacity) -> bool:
     return capacity.memory_bytes is None or _bytes(entries) <= capacity.memory_bytes
+
+
+def _explain(
+    forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
+) -> str:
+    """Why the plan keeps these servers; `ideal` would save most if launches and memory cost nothing."""
+    kept = " and ".join(_launch(forecast, entry.drafting, chosen) for entry in chosen)
+    if forecast.busy_s <= 0.0:
+        return f"{kept}: chosen for all tuned prompt types equally, because there was no traffic yet."
+    saved, busy = forecast.saved_s(chosen), forecast.busy_s
+    if saved > 0.0:
+        worth = f"expected to save {_seconds(saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
+    elif saved < 0.0:
+        worth = f"expected to cost {_seconds(-saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
+    else:
+        tuned = any(forecast.demand.advice.get(kind) for kind in forecast.shares)
+        worth = (
+            "no drafting pays for this traffic"
+            if tuned
+            else "drafting was not measured for this model yet (the daemon will do that, or run `autospec tune`)"
+        )
+    return f"{kept}: {worth}{_not_taken(forecast, capacity, chosen, ideal)}."
+
+
+def _explain_none(smallest_bytes: int | None, capacity: Capacity, *, wanted: bool) -> str:
+    """Why the plan keeps no server; `smallest_bytes` is the memory of the smallest possible one."""
+    if smallest_bytes is None:
+        return "No server can be started for this model."
+    if not wanted:
+        return "No client uses it."
+    limit = capacity.memory_bytes or 0
+    if smallest_bytes > limit:
+        return f"Its smallest server needs {_gigabytes(smallest_bytes)}, more than the limit of {_gigabytes(limit)}."
+    return f"It needs {_gigabytes(smallest_bytes)}; models that are used more take the memory limit of {_gigabytes(limit)}."
+
+
+def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[Launchable]) -> str:
+    """One server with its prompt types, the most used first."""
+    here = defaultdict[str, list[tuple[float, str]]](list)
+    for kind, share in forecast.shares.items():
+        route = best_route(forecast.demand, kind, chosen)
+        if route.launch == launch:
+            advice = forecast.demand.advice.get(kind)
+            likely = advice is not None and advice.likely and advice.drafting == route.drafting
+            here[f"{route.drafting.label} (likely)" if likely else route.drafting.label].append(
+                (share, str(kind))
+            )
+    if not here or forecast.busy_s <= 0.0:
+        return launch.label
+    return " and ".join(f"{label} for {_kinds(kinds)}" for label, kinds in here.items())
+
+
+def _kinds(kinds: list[tuple[float, str]]) -> str:
+    ranked = sorted(kinds, key=lambda kind: (-kind[0], kind[1]))
+    named = ", ".join(f"{name} ({share:.0%})" for share, name in ranked[:_MOST_NAMED])
+    more = len(ranked) - _MOST_NAMED
+    return f"{named} and {more} more" if more > 0 else named
+
+
+def _not_taken(
+    forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
+) -> str:
+    """A set that would save more, and why the plan does not use it; empty if there is none."""
+    more = forecast.saved_s(ideal) - forecast.saved_s(chosen)
+    if more <= _WORTH_SAYING * forecast.busy_s:
+        return ""
+    new = [entry for entry in ideal if entry not in chosen and entry.drafting not in forecast.demand.running]
+    names = " and ".join(entry.drafting.label for entry in ideal)
+    needed = MemoryEstimate.total_bytes(entry.footprint for entry in ideal)
+    if capacity.memory_bytes is None and len(ideal) > len(chosen):
+        why = "the memory limit for another server is not known"
+    elif capacity.memory_bytes is not None and needed > capacity.memory_bytes:
+        why = f"that needs {_gigabytes(needed)} of memory"
+    elif new:
+        why = f"that takes {_seconds(sum(entry.launch_s for entry in new))} to start"
+    else:
+        why = "other models need the memory"
+    return f"; {names} would save {_seconds(more)} more, but {why}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 600.0:
+        return f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"
+    return f"{seconds / 60.0:.0f} min" if seconds < 36000.0 else f"{seconds / 3600.0:.0f} h"
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / _GB:.1f} GB"

@@ -30,7 +30,6 @@ __all__ = [
     "best_route",
 ]
 
-
 # Assumed speed ratio of a drafting on a prompt type without a measurement: the worst measured loss (75.5 to 59.0 tok/s with
 # draft-max 8). Below 1, so that missing data never favours drafting.
 UNMEASURED_RATIO: Final = 0.78

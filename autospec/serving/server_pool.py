@@ -16,7 +16,7 @@ from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import Launchable, MemoryEstimate
 
-__all__ = ["LaunchLease", "PoolActions", "ServerPool", "next_actions", "serve"]
+__all__ = ["LaunchLease", "PoolActions", "ServerPool", "next_actions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ _LEAST_TIMEOUT_S: Final = 120.0
 _MOST_TIMEOUT_S: Final = 600.0
 
 
-def serve(engine: Engine, model: Model, entry: Launchable, args: tuple[str, ...]) -> Server:
+def _serve(engine: Engine, model: Model, entry: Launchable, args: tuple[str, ...]) -> Server:
     """Start a server whose answers carry the catalogue name; blocks until it is ready.
 
     Raises:
@@ -177,7 +177,7 @@ class ServerPool:
             model.name,
             entry.drafting,
             entry.footprint,
-            lambda: serve(engine, model, entry, args),
+            lambda: _serve(engine, model, entry, args),
             changed=self._changed,
             clock=self._clock,
             first=self._machine_is_free,

@@ -29,112 +29,7 @@ from autospec.serving.reconciler import Reconciler
 from autospec.serving.server_pool import LaunchLease
 from autospec.serving.threads import in_thread
 
-__all__ = ["Supervisor", "offered_rows", "plan_document", "status_document"]
-
-
-def offered_rows(reconciler: Reconciler) -> tuple[Offered, ...]:
-    """All models that clients may request, in the catalogue's order."""
-    registry, pool = reconciler.options.registry, reconciler.pool
-    return tuple(
-        Offered(
-            name=model.name,
-            aliases=model.aliases,
-            backend=registry.engine(model).capabilities.build.backend,
-            running=tuple(dict.fromkeys(la.drafting for la in pool.lendable(model.name))),
-            size_bytes=model.size_bytes,
-            fingerprint=model.fingerprint,
-        )
-        for model in registry.models
-    )
-
-
-def plan_document(reconciler: Reconciler, now_s: float) -> dict[str, Any]:
-    """The plan, with the recommendations and launches that it was made from."""
-    document = reconciler.plan.to_json()
-    document["age_s"] = round(now_s - reconciler.planned_at_s, 1)
-    for part in document["models"]:
-        name = part["model"]
-        if not reconciler.options.registry.has(name):
-            continue  # removed since the plan was made
-        model, engine = reconciler.options.served(name)
-        build = engine.capabilities.build
-        possible = reconciler.options.launchable(model, now_s)
-        part |= {
-            "backend": build.backend,
-            "backend_build": build.version,
-            "drafting_per_request": engine.per_request,
-            "off_was_asked_for": reconciler.demand.wants_off(name, now_s),
-            "recommendations": [_advice(r) for r in reconciler.options.of(name).recommendations],
-            "notes": list(reconciler.options.of(name).notes),
-            "possible": [
-                {"drafting": p.drafting.to_json(), "own_bytes": p.footprint.own_bytes,
-                 "shared_bytes": sum(p.footprint.shared_bytes.values()), "launch_s": round(p.launch_s, 2)}
-                for p in possible
-            ],
-        }  # fmt: skip
-    document["setbacks"] = reconciler.backoff.to_json(now_s)
-    return document
-
-
-def status_document(reconciler: Reconciler, now_s: float, *, closing: bool) -> dict[str, Any]:
-    """Servers with state, use and memory; the queue; how busy the proxy is."""
-    launches = list(reconciler.pool)
-    leases = sum(launch.leases for launch in launches)
-    demand, waiting = reconciler.demand, reconciler.queue
-    return {
-        "schema": SCHEMA_VERSION,
-        "closing": closing,
-        "busy": {
-            "now": leases > 0 or len(waiting) > 0,
-            "leases": leases,
-            "waiting": len(waiting),
-            "requests": demand.requests,
-            "last_request_s_ago": None if demand.last_s is None else round(now_s - demand.last_s, 1),
-        },
-        "memory": {"limit_bytes": reconciler.config.memory_bytes, "launches_bytes": reconciler.pool.bytes()},
-        "queue": {
-            "waiting": len(waiting),
-            "limit": waiting.limit,
-            "deadline_s": waiting.deadline_s,
-            "oldest_s": round(max((now_s - t.since_s for t in waiting), default=0.0), 1),
-        },
-        "idle_unload_s": reconciler.config.idle_s,
-        "launches": [_launch(launch, now_s) for launch in launches],
-        "setbacks": reconciler.backoff.to_json(now_s),
-        "not_served": list(reconciler.options.registry.refused),
-        "traffic": demand.traffic.to_json(now_s),
-    }
-
-
-def _launch(launch: ServerInstance, now_s: float) -> dict[str, Any]:
-    server = launch.server
-    return {
-        "number": launch.number,
-        "launch_id": None if server is None else server.launch_id,
-        "model": launch.model,
-        "drafting": launch.drafting.to_json(),
-        "state": str(launch.state),
-        "leases": launch.leases,
-        "served": launch.served,
-        "unused_s": 0.0 if launch.leases else round(now_s - launch.used_at_s, 1),
-        "launch_ms": None if server is None else round(server.launch_ms, 1),
-        "own_bytes": launch.footprint.own_bytes,
-        "shared_bytes": sum(launch.footprint.shared_bytes.values()),
-        "pids": [] if server is None else sorted(server.pids),
-        "error": None if launch.error is None else str(launch.error),
-    }
-
-
-def _advice(applied: Recommendation) -> dict[str, Any]:
-    likely = is_likely(applied)
-    return {
-        "prompt_type": None if applied.prompt_type is None else str(applied.prompt_type),
-        "verdict": str(Verdict.UNDECIDED if likely else applied.verdict),
-        "status": str(applied.status),
-        "likely": likely,
-        "served_with": applied.drafting.to_json(),
-    }
-
+__all__ = ["Supervisor"]
 
 _log = logging.getLogger(__name__)
 
@@ -217,15 +112,15 @@ class Supervisor:
 
     def offered(self) -> Sequence[Offered]:
         """All models that clients may request."""
-        return offered_rows(self._reconciler)
+        return _offered_rows(self._reconciler)
 
     def plan(self) -> dict[str, Any]:
         """The document of ``GET /autospec/v1/plan``."""
-        return plan_document(self._reconciler, self._clock())
+        return _plan_document(self._reconciler, self._clock())
 
     def status(self) -> dict[str, Any]:
         """The document of ``GET /autospec/v1/status``."""
-        return status_document(self._reconciler, self._clock(), closing=self._closing)
+        return _status_document(self._reconciler, self._clock(), closing=self._closing)
 
     async def close(self) -> None:
         """Let requests end for a bounded time, then stop every server; may be called twice."""
@@ -359,3 +254,107 @@ class Supervisor:
 
 def _shutting_down() -> OverloadedError:
     return OverloadedError("The proxy is shutting down.", "Try again when it runs again.")
+
+
+def _offered_rows(reconciler: Reconciler) -> tuple[Offered, ...]:
+    """All models that clients may request, in the catalogue's order."""
+    registry, pool = reconciler.options.registry, reconciler.pool
+    return tuple(
+        Offered(
+            name=model.name,
+            aliases=model.aliases,
+            backend=registry.engine(model).capabilities.build.backend,
+            running=tuple(dict.fromkeys(la.drafting for la in pool.lendable(model.name))),
+            size_bytes=model.size_bytes,
+            fingerprint=model.fingerprint,
+        )
+        for model in registry.models
+    )
+
+
+def _plan_document(reconciler: Reconciler, now_s: float) -> dict[str, Any]:
+    """The plan, with the recommendations and launches that it was made from."""
+    document = reconciler.plan.to_json()
+    document["age_s"] = round(now_s - reconciler.planned_at_s, 1)
+    for part in document["models"]:
+        name = part["model"]
+        if not reconciler.options.registry.has(name):
+            continue  # removed since the plan was made
+        model, engine = reconciler.options.served(name)
+        build = engine.capabilities.build
+        possible = reconciler.options.launchable(model, now_s)
+        part |= {
+            "backend": build.backend,
+            "backend_build": build.version,
+            "drafting_per_request": engine.per_request,
+            "off_was_asked_for": reconciler.demand.wants_off(name, now_s),
+            "recommendations": [_advice(r) for r in reconciler.options.of(name).recommendations],
+            "notes": list(reconciler.options.of(name).notes),
+            "possible": [
+                {"drafting": p.drafting.to_json(), "own_bytes": p.footprint.own_bytes,
+                 "shared_bytes": sum(p.footprint.shared_bytes.values()), "launch_s": round(p.launch_s, 2)}
+                for p in possible
+            ],
+        }  # fmt: skip
+    document["setbacks"] = reconciler.backoff.to_json(now_s)
+    return document
+
+
+def _status_document(reconciler: Reconciler, now_s: float, *, closing: bool) -> dict[str, Any]:
+    """Servers with state, use and memory; the queue; how busy the proxy is."""
+    launches = list(reconciler.pool)
+    leases = sum(launch.leases for launch in launches)
+    demand, waiting = reconciler.demand, reconciler.queue
+    return {
+        "schema": SCHEMA_VERSION,
+        "closing": closing,
+        "busy": {
+            "now": leases > 0 or len(waiting) > 0,
+            "leases": leases,
+            "waiting": len(waiting),
+            "requests": demand.requests,
+            "last_request_s_ago": None if demand.last_s is None else round(now_s - demand.last_s, 1),
+        },
+        "memory": {"limit_bytes": reconciler.config.memory_bytes, "launches_bytes": reconciler.pool.bytes()},
+        "queue": {
+            "waiting": len(waiting),
+            "limit": waiting.limit,
+            "deadline_s": waiting.deadline_s,
+            "oldest_s": round(max((now_s - t.since_s for t in waiting), default=0.0), 1),
+        },
+        "idle_unload_s": reconciler.config.idle_s,
+        "launches": [_launch(launch, now_s) for launch in launches],
+        "setbacks": reconciler.backoff.to_json(now_s),
+        "not_served": list(reconciler.options.registry.refused),
+        "traffic": demand.traffic.to_json(now_s),
+    }
+
+
+def _launch(launch: ServerInstance, now_s: float) -> dict[str, Any]:
+    server = launch.server
+    return {
+        "number": launch.number,
+        "launch_id": None if server is None else server.launch_id,
+        "model": launch.model,
+        "drafting": launch.drafting.to_json(),
+        "state": str(launch.state),
+        "leases": launch.leases,
+        "served": launch.served,
+        "unused_s": 0.0 if launch.leases else round(now_s - launch.used_at_s, 1),
+        "launch_ms": None if server is None else round(server.launch_ms, 1),
+        "own_bytes": launch.footprint.own_bytes,
+        "shared_bytes": sum(launch.footprint.shared_bytes.values()),
+        "pids": [] if server is None else sorted(server.pids),
+        "error": None if launch.error is None else str(launch.error),
+    }
+
+
+def _advice(applied: Recommendation) -> dict[str, Any]:
+    likely = is_likely(applied)
+    return {
+        "prompt_type": None if applied.prompt_type is None else str(applied.prompt_type),
+        "verdict": str(Verdict.UNDECIDED if likely else applied.verdict),
+        "status": str(applied.status),
+        "likely": likely,
+        "served_with": applied.drafting.to_json(),
+    }

@@ -15,11 +15,10 @@ from typing import Any, Final
 
 from autospec.cells import PromptType
 
-__all__ = ["HALF_LIFE_S", "Demand", "Traffic"]
-
+__all__ = ["Demand", "Traffic"]
 
 # A short break does not clear the counts, and the morning's work does not decide for the evening.
-HALF_LIFE_S: Final = 1200.0
+_HALF_LIFE_S: Final = 1200.0
 # An unanswered request will have at least one token.
 _LEAST_TOKENS: Final = 1.0
 
@@ -43,7 +42,7 @@ class _Count:
 class Traffic:
     """Decayed counts by model and prompt type. Immutable."""
 
-    half_life_s: float = HALF_LIFE_S
+    half_life_s: float = _HALF_LIFE_S
     counts: Mapping[tuple[str, PromptType], _Count] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
