@@ -113,7 +113,7 @@ def check_bind(host: str, api_key: str) -> None:
     """
     if not api_key and not _is_loopback(host):
         raise UsageError(
-            f"With --host {host}, everyone on the network could use your models.",
+            f"Everyone on the network could use your models at {host}.",
             "Set a key (AUTOSPEC_PROXY_API_KEY, or proxy_api_key in the config), or omit --host.",
         )
 

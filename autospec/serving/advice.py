@@ -152,22 +152,20 @@ def _applied(
         found = replace(found, status=Status.STALE)
     if found.drafting.is_off:
         return found, ""
+    off = replace(found, drafting=OFF)
     what = f"{found.drafting.label} for {found.prompt_type or 'any'} prompts"
     mark = found.evidence.get(FAILED_LAUNCH)
     if isinstance(mark, dict) and _same_build(mark, place.build):
-        return replace(
-            found, drafting=OFF
-        ), f"{what} is off: the server did not start with it ({mark.get('error')})."
+        return off, f"{what} is off: the server did not start with it ({mark.get('error')})."
     if found.drafting.draft is not None and not exists(found.drafting.draft):
-        return replace(
-            found, drafting=OFF
-        ), f"{what} is off: the draft model {found.drafting.draft} does not exist."
+        return off, f"{what} is off: the draft model {found.drafting.draft} does not exist."
     if is_likely(found):
         return found, f"{what} is likely but not proven; it is used because the setting `trust` is `likely`."
     if found.status not in trust:
-        return replace(
-            found, drafting=OFF
-        ), f"{what} is off: its status is {found.status}, which the setting serve_statuses does not allow."
+        return (
+            off,
+            f"{what} is off: its status is {found.status}, which the setting serve_statuses does not allow.",
+        )
     if found.status is Status.STALE:
         return found, f"{what} is used although it is stale: {_why_stale(entry, place, exact=exact)}."
     return found, ""
