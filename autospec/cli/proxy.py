@@ -1,4 +1,4 @@
-"""`autospec proxy`: the server that editors, chat clients and agents are pointed at."""
+"""`autospec proxy`: the server to which editors, chat clients and agents connect."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ __all__ = ["command"]
 @click.option(
     "--host",
     metavar="ADDRESS",
-    help="Where to listen; 127.0.0.1, this machine only, unless set. Any other address needs a key, see below.",
+    help="Address to listen on. Default: 127.0.0.1, this machine only. Any other address needs a key, see below.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), help="8686 unless set; 0 takes a free one and says which."
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Port to listen on. Default: 8686. With 0 the proxy chooses a free port and prints it.",
 )
 @click.option(
     "-m",
     "--model",
     default="",
     metavar="M",
-    help="Answers requests that name no model. A name of `autospec models`; an unambiguous part of it will do.",
+    help="Model for requests that name none: a name from `autospec models`, or an unambiguous part of one.",
 )
 @click.option(
     "--backend",
     metavar="B",
-    help="The kind of server: llama-server, embedded, mlx …; if left out, what `autospec doctor` finds.",
+    help="Kind of server: llama-server, embedded, mlx … Default: the one that `autospec doctor` finds.",
 )
-@click.option(
-    "--log-prompts", is_flag=True, help="With -v: write prompts into the log. Never done otherwise."
-)
+@click.option("--log-prompts", is_flag=True, help="Write prompts into the log (with -v). Off by default.")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
 def command(
@@ -45,19 +45,19 @@ def command(
     log_prompts: bool,
     args: tuple[str, ...],
 ) -> None:
-    """Serve your models under one address, each request with the drafting that is best for it.
+    """Serve all your models at one address, each request with the best measured drafting.
 
-    Point any OpenAI or Anthropic client at the address that it prints, and ask for a model by its name. The server for it is
-    started when the model is first asked for, so that the first answer takes some seconds longer, and stopped when nobody
-    has used it for a while. How it is started is what `autospec tune` found out; a model that was never tuned runs
-    without drafting. New findings take effect while the proxy runs. Answers are the server's own, byte for byte.
+    Point any OpenAI or Anthropic client at the printed address, and request a model by its name. The first request for a
+    model starts its server, which takes some seconds; a server that is unused for a while is stopped. The recommendations of
+    `autospec tune` decide how a server is started; a model without them runs without drafting. New recommendations take
+    effect while the proxy runs. Answers pass through unchanged, byte for byte.
 
     \b
     Start it:
-      autospec models                                    what can be served
+      autospec models                                    list the models
       autospec proxy
       autospec proxy --model qwen3-coder-30b             clients need not name a model
-      autospec proxy -- -ngl 99 -c 32768 --jinja         what follows -- is given to every server
+      autospec proxy -- -ngl 99 -c 32768 --jinja         arguments after -- go to every server
       AUTOSPEC_PROXY_API_KEY=secret autospec proxy --host 0.0.0.0
 
     \b
@@ -69,26 +69,25 @@ def command(
       ANTHROPIC_BASE_URL=http://127.0.0.1:8686 ANTHROPIC_API_KEY=none claude
 
     \b
-    See what it does:
-      curl http://127.0.0.1:8686/autospec/v1/status      servers, memory, who waits
+    Watch it:
+      curl http://127.0.0.1:8686/autospec/v1/status      servers, memory, waiting requests
       curl http://127.0.0.1:8686/autospec/v1/plan        which servers are kept, and why
       curl http://127.0.0.1:8686/autospec/metrics        for Prometheus
 
     \b
-    The headers of a request may decide, and those of its answer tell:
-      x-autospec-drafting: off                           this one without drafting
-      x-autospec-prompt-type: coding                     the kind of prompt, where the guess is wrong
+    Headers of a request, and of its answer:
+      x-autospec-drafting: off                           answer this request without drafting
+      x-autospec-prompt-type: coding                     set the prompt type, if the detected one is wrong
 
-    Ctrl-C lets answers in flight end; a second one does not wait.
+    Ctrl-C lets answers in progress finish; press it again to stop at once.
     """  # noqa: D301 - click needs the backspace itself
-    # The address is settled before anything heavy is imported.
     shell.override(proxy_host=host, backend=backend, server_args=args or None)
     settings = shell.settings
 
-    from autospec.proxy.serve import make_classify, make_dispatch, rules_for, run, run_on_best_loop
+    from autospec.proxy.serve import rules_for, run, run_on_best_loop
 
     if model and settings.backend != "attached":
-        # A wrong name would be found out by the first client that names no model, long after whoever typed it has gone.
+        # Report a wrong name now, and not to the first client that names no model.
         from autospec.catalog.scan import scan
 
         scan(settings, beside=[model]).find(model)
@@ -98,20 +97,18 @@ def command(
     def ready(base_url: str) -> None:
         if shell.json:
             shell.emit({"schema": 1, "base_url": base_url, "openai_base_url": f"{base_url}/v1"})
-        shell.out(f"Serving on {base_url} (OpenAI clients: {base_url}/v1). Ctrl-C ends it.")
+        shell.out(f"Serving on {base_url} (OpenAI clients: {base_url}/v1). Press Ctrl-C to stop.")
 
     def ending(in_flight: int) -> None:
         if in_flight:
-            answers = "1 answer is" if in_flight == 1 else f"{in_flight} answers are"
-            shell.say(f"{answers} in flight and may end; Ctrl-C again does not wait.")
+            answers = "1 answer" if in_flight == 1 else f"{in_flight} answers"
+            shell.say(f"Waiting for {answers} to finish. Press Ctrl-C again to stop at once.")
 
     run_on_best_loop(
         run(
             settings,
-            lambda link: make_dispatch(settings, link.machine_is_free),
             rules,
             port=settings.proxy_port if port is None else port,
-            classify=make_classify(),
             ready=ready,
             ending=ending,
         )

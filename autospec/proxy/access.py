@@ -1,12 +1,12 @@
-"""Who may ask: the API key, and Host and Origin against web pages that reach for a local server. Pure.
+"""Access control: the API key, and checks of Host and Origin against web pages that attack a local server. Pure.
 
-A page that the user visits can make the browser send requests to 127.0.0.1. Two checks stop it:
+A page in the user's browser can send requests to 127.0.0.1. Two checks stop it:
 
-* Origin: a browser names the page's origin in every cross-site request that may carry more than a plain GET does. Only
-  local pages and installed apps pass, the same list as Ollama's (``OLLAMA_ORIGINS`` in envconfig/config.go), and what the
-  settings add. A plain GET (an image, a script) has no Origin and says in Sec-Fetch-Site where it comes from.
-* Host: after *DNS rebinding* a page's own name points to 127.0.0.1, so that its requests count as same-site and carry no
-  foreign origin; the name stands in Host. Names pass only if they are this machine's own; an address cannot be rebound.
+* Origin: browsers send the page's origin with every cross-site request beyond a plain GET. Local pages and installed apps
+  pass, the same list as Ollama's (``OLLAMA_ORIGINS`` in envconfig/config.go), and the origins in the settings. A plain GET
+  (an image, a script) has no Origin, but Sec-Fetch-Site.
+* Host: with *DNS rebinding* the page's own name points to 127.0.0.1, so its requests count as same-site. That name is in
+  Host. Only names of this machine pass; an IP address cannot be rebound.
 """
 
 from __future__ import annotations
@@ -22,47 +22,34 @@ from urllib.parse import urlsplit
 from autospec.errors import UsageError
 from autospec.proxy.errors import ProxyProblem
 
-__all__ = ["OPEN_PATHS", "Access", "check_bind", "is_loopback"]
+__all__ = ["OPEN_PATHS", "Access", "check_bind"]
 
-# Pages and shells of installed programs: no web site can have such an origin.
+# Origins of installed programs; a web site cannot have them.
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file", "capacitor"})
-# Load balancers and container health checks have no way to send a key, and learn nothing here.
+# Load balancers and health checks cannot send a key; these paths reveal nothing.
 OPEN_PATHS = frozenset({"/health", "/v1/health"})
-# What Sec-Fetch-Site says of another site's page; a link that a person followed is one as well, and starts servers no more.
+# Values of Sec-Fetch-Site for pages of other sites; they include links that a person followed.
 _FROM_ELSEWHERE = frozenset({"cross-site", "same-site"})
-# The same few names stand in every request; taking one apart costs 0.1 ms.
+# Most requests have the same few names; parsing one costs 0.1 ms.
 _REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The rules of one proxy.
+    """Who may use the proxy."""
 
-    Attributes:
-        api_key: What clients must send; empty for none.
-        hosts: Further names that Host may hold.
-        origins: Further origins, as a browser writes them (``https://chat.example.org``).
-        machine: This machine's own names; asked for where they are not given.
-    """
-
-    api_key: str = ""
-    hosts: frozenset[str] = frozenset()
-    origins: frozenset[str] = frozenset()
-    machine: frozenset[str] | None = None
+    api_key: str = ""  # that clients must send; empty for none
+    hosts: frozenset[str] = frozenset()  # additional names for Host
+    origins: frozenset[str] = frozenset()  # additional origins, e.g. https://chat.example.org
+    machine: frozenset[str] | None = None  # this machine's names; None asks the system
 
     def refuse(self, headers: Mapping[str, str], path: str, method: str) -> ProxyProblem | None:
-        """The problem with a request, or ``None`` if it may pass.
-
-        Args:
-            headers: Case-insensitive.
-            path: Without the query.
-            method: In capitals.
-        """
+        """Why a request is refused; ``None`` if it may pass. `path` has no query, `method` is in capitals."""
         host = headers.get("Host")
-        if host is not None and not self._known_host(host):  # HTTP/1.0 has none, and no browser speaks it
+        if host is not None and not self._known_host(host):  # HTTP/1.0 has none, and no browser uses it
             return ProxyProblem(
                 403,
-                f"The name in the Host header, {host[:100]!r}, is not this machine's. "
+                f"The Host header {host[:100]!r} does not name this machine. "
                 "Use 127.0.0.1 or localhost, or add the name to the setting proxy_hosts.",
                 "host_not_allowed",
             )
@@ -71,24 +58,24 @@ class Access:
             return ProxyProblem(
                 403,
                 f"Pages of the origin {origin[:100]!r} may not use this proxy. "
-                "Add it to the setting proxy_origins if it should.",
+                "To allow them, add the origin to the setting proxy_origins.",
                 "origin_not_allowed",
             )
         if origin is None and headers.get("Sec-Fetch-Site") in _FROM_ELSEWHERE:
             return ProxyProblem(403, "Pages of other sites may not use this proxy.", "origin_not_allowed")
-        # A preflight carries no key, by the standard; it tells nothing and does nothing.
+        # By the standard a preflight has no key; it reveals nothing and does nothing.
         preflight = method == "OPTIONS" and "Access-Control-Request-Method" in headers
         is_open = preflight or (path in OPEN_PATHS and method in ("GET", "HEAD"))
         if self.api_key and not is_open and not self._has_key(headers):
             return ProxyProblem(
                 401,
-                "A valid API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key`.",
+                "A valid API key is required: send `Authorization: Bearer KEY` or `x-api-key: KEY`.",
                 "invalid_api_key",
             )
         return None
 
     def allows_origin(self, origin: str) -> bool:
-        """True if pages of this origin may ask."""
+        """True if pages of this origin may use the proxy."""
         if origin in self.origins:
             return True
         parts = _split(origin)
@@ -113,25 +100,25 @@ class Access:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         sent = (token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
         wanted = self.api_key.encode()
-        # Both are compared in any case, in a time that does not depend on what was sent.
+        # Always compare both, in constant time.
         matches = [hmac.compare_digest(s.encode(errors="surrogateescape"), wanted) for s in sent]
         return any(matches)
 
 
 def check_bind(host: str, api_key: str) -> None:
-    """Refuse an address that others reach without a key.
+    """Refuse an address that other machines can reach without a key.
 
     Raises:
-        UsageError: The address is not the loopback and there is no key.
+        UsageError: The address is not a loopback address, and there is no key.
     """
-    if not api_key and not is_loopback(host):
+    if not api_key and not _is_loopback(host):
         raise UsageError(
-            f"On {host} others on the network could use your models.",
-            "Set a key (AUTOSPEC_PROXY_API_KEY or proxy_api_key in the config), or leave --host out.",
+            f"Everyone on the network could use your models at {host}.",
+            "Set a key (AUTOSPEC_PROXY_API_KEY, or proxy_api_key in the config), or omit --host.",
         )
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """True if only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -145,11 +132,11 @@ def _split(url: str) -> tuple[str, str] | None:
         parts = urlsplit(url)
         if parts.scheme == "file":
             return "file", ""
-        _ = parts.port  # raises where it is none
+        _ = parts.port  # raises if it is invalid
         name = (parts.hostname or "").rstrip(".")
     except ValueError:
         return None
-    # Whatever else a Host or an Origin could hide (a path, a user) is no name.
+    # A Host or an Origin has no path, query or user.
     rest = parts.path.strip("/") or parts.query or parts.fragment or parts.username
     return (parts.scheme, name) if name and not rest else None
 
@@ -158,7 +145,7 @@ def _split(url: str) -> tuple[str, str] | None:
 def _is_local_name(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761: always the loopback
         return True
-    return _is_address(name) and is_loopback(name)
+    return _is_address(name) and _is_loopback(name)
 
 
 @lru_cache(_REMEMBERED)

@@ -1,6 +1,6 @@
-"""A backend's answer, parsed as it comes by llhttp (`httptools`), and handed on without a task in between.
+"""A backend's HTTP answer, parsed as it arrives by llhttp (`httptools`), and passed on without a task in between.
 
-What an answer stands between: the connection that it comes on, and the reader that it is handed to.
+Hand-written, see `autospec.proxy.upstream`.
 """
 
 from __future__ import annotations
@@ -11,57 +11,47 @@ from typing import Protocol
 
 import httptools
 
-__all__ = ["Answer", "BackendLine", "BrokenError", "NotHttpError", "Sink"]
+__all__ = ["Answer", "BrokenError", "NotHttpError", "Sink"]
 
-
-# Takes a part of a body; false if the next reader in line lags behind.
+# Takes a part of a body; returns false if its own reader is behind.
 Sink = Callable[[bytes], bool]
 
 
 class BackendLine(Protocol):
-    """The connection that an answer comes on."""
+    """The connection that an answer arrives on."""
 
     def pause(self) -> None:
-        """Take nothing more from the server."""
+        """Stop reading from the server."""
 
     def resume(self) -> None:
-        """Go on taking."""
+        """Continue to read."""
 
     def give_back(self) -> None:
-        """Whole answer, nothing open: for the next request."""
+        """Keep the connection for the next request."""
 
     def drop(self) -> None:
-        """Close at once, whatever is still on its way."""
+        """Close at once."""
 
 
-# A server's answer headers may be longer than a client's: llama-server names every model in some.
+# Answers may have longer headers than requests: llama-server names every model in some.
 _HEAD_BYTES = 64 * 1024
-# What waits for a reader who does not come; then nothing more is taken from the server.
+# Data buffered for a slow reader before reading from the server is paused.
 _BUFFERED_BYTES = 256 * 1024
 _WITHOUT_BODY = frozenset({204, 304})
-# After these alone both sides agree where the next answer begins: of HEAD's, llhttp cannot know that it has no body.
+# Methods after which a connection is reused. Not HEAD: llhttp cannot know that its answer has no body.
 _REUSED_AFTER = frozenset({"GET", "POST"})
 
 
 class BrokenError(Exception):
-    """The connection broke, or none could be made."""
+    """The connection broke, or could not be made."""
 
 
 class NotHttpError(Exception):
-    """What came is no HTTP answer."""
+    """The answer is not HTTP."""
 
 
 class Answer:
-    """An answer whose headers have come; its body is read with `read`, or handed on with `pump`.
-
-    Attributes:
-        status: The code.
-        reason: The words behind it.
-        headers: In their order, repeated ones included.
-        by_closing: True if the body ends where the connection does, so that nobody can tell its end from a break.
-        ended: True if the whole body has come; `read` may still have some of it.
-        heard: True if anything at all has come.
-    """
+    """An answer; its body is read with `read`, or passed on with `pump`."""
 
     def __init__(
         self,
@@ -71,20 +61,13 @@ class Answer:
         *,
         with_body: bool = False,
     ) -> None:
-        """Wait for an answer.
-
-        Args:
-            connection: It comes on this one.
-            method: Of the request.
-            loop: The running one.
-            with_body: True if the request has a body.
-        """
-        self.status = 0
+        """Wait for an answer on a connection; `with_body` says if the request has a body."""
+        self.status = 0  # 0 before the headers
         self.reason = ""
         self.headers: list[tuple[str, str]] = []
-        self.by_closing = False
-        self.ended = False
-        self.heard = False
+        self.by_closing = False  # the body ends with the connection: a break looks the same
+        self.ended = False  # the whole body has arrived; `read` may still have a part of it
+        self.heard = False  # any byte has arrived
         self._connection: BackendLine | None = connection
         self._method = method
         self._with_body = with_body
@@ -104,11 +87,11 @@ class Answer:
         self._failed: BrokenError | NotHttpError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    # What the parser calls. What comes once the status is there is the body, trailers (of which none is merged into the
-    # headers, RFC 9110 §6.5.1), or a message that nobody asked for: neither may change the answer.
+    # Callbacks of the parser. After the status there is only the body, trailers (which are not merged into the headers,
+    # RFC 9110 §6.5.1), or an unsolicited message; none of them may change the answer.
 
     def on_status(self, reason: bytes) -> None:
-        """The words behind the code; may come in pieces."""
+        """A part of the reason phrase."""
         if self.status:
             return
         self._reason += reason
@@ -122,7 +105,7 @@ class Answer:
         self.headers.append((_text(name), _text(value)))
 
     def on_headers_complete(self) -> None:
-        """The headers of this message; of an interim one they are dropped (RFC 9110 §15.2)."""
+        """End of the headers; those of an interim answer are dropped (RFC 9110 §15.2)."""
         if self.status:
             return
         status = self._parser.get_status_code()
@@ -131,17 +114,17 @@ class Answer:
             return
         names = [name.lower() for name, _ in self.headers]
         codings = [value for name, value in self.headers if name.lower() == "transfer-encoding"]
-        if len(codings) > 1:  # llhttp may read them otherwise than the server meant them
+        if len(codings) > 1:  # llhttp and the server may disagree about their meaning
             raise ValueError("several Transfer-Encoding lines")
         self.status = status
         self.reason = _text(self._reason)
         if self._method == "HEAD":
-            self.ended = True  # whatever its length says
+            self.ended = True  # whatever Content-Length says
             return
-        # The last coding alone says how the body ends (RFC 9112 §6.3).
+        # Only the last coding says how the body ends (RFC 9112 §6.3).
         chunked = bool(codings) and codings[0].rpartition(",")[2].strip().lower() == "chunked"
         self.by_closing = not chunked and "content-length" not in names and status not in _WITHOUT_BODY
-        # llama-server refuses (401, 503) before it has read the body, and would then take that for the next request.
+        # llama-server refuses (401, 503) before it has read the body, and would then parse the body as the next request.
         heard_out = status < 400 or not self._with_body
         self._reusable = (
             not self.by_closing
@@ -151,28 +134,28 @@ class Answer:
         )
 
     def on_body(self, data: bytes) -> None:
-        """Some of the body."""
+        """A part of the body."""
         if not self.ended:
             self._parts.append(data)
             self._size += len(data)
 
     def on_message_begin(self) -> None:
-        """The first one is ours, and any after interim ones."""
+        """Start of a message; after the final status it is unsolicited."""
         self._spoiled |= self.status > 0
 
     def on_message_complete(self) -> None:
-        """The end of this message."""
+        """End of a message."""
         if self.status:
             self.ended = True
 
-    # What the connection calls.
+    # Called by the connection.
 
     def feed(self, data: bytes) -> None:
         """Bytes from the server."""
         self.heard = True
         try:
             self._parser.feed_data(data)
-            # llhttp names a header when it is whole, so that an endless one is counted here.
+            # llhttp reports a header when it is complete; an endless one is counted here.
             if not self.status:
                 self._waited_bytes += len(data)
                 if self._waited_bytes > _HEAD_BYTES:
@@ -180,7 +163,7 @@ class Answer:
         except httptools.HttpParserError as error:
             self._fail(str(error.__context__ or error))
         except httptools.HttpParserUpgrade:  # is no HttpParserError
-            self._fail("a change of protocol that nobody asked for")
+            self._fail("a change of protocol that was not requested")
         if self._sink is not None and not self.ended:
             if self._parts:
                 self._hand_on(self._sink)
@@ -203,36 +186,27 @@ class Answer:
             self._failed = BrokenError(str(error) if error else "closed by the server")
         self._wake()
 
-    # What the reader calls.
+    # Called by the reader.
 
     @property
     def settled(self) -> bool:
-        """True if the answer has begun or never will."""
+        """True if the answer has begun or failed."""
         return self.status > 0 or self._failed is not None
 
     @property
     def refuses(self) -> bool:
-        """True if the server wants no more of the request: it says so, is gone, or has given its whole answer."""
+        """True if the server wants no more of the request: it refused, closed, or has answered completely."""
         return self.status >= 400 or self.ended or self._failed is not None
 
     async def begun(self) -> None:
-        """Wait for the headers.
-
-        Raises:
-            BrokenError: The connection broke before.
-            NotHttpError: What came is something else.
-        """
+        """Wait for the headers; raises `BrokenError` or `NotHttpError`."""
         while not self.status:
             if self._failed is not None:
                 raise self._failed
             await self._wait()
 
     async def read(self) -> bytes:
-        """The next part of the body; empty at its end.
-
-        Raises:
-            BrokenError: It broke off.
-        """
+        """The next part of the body, empty at its end; raises `BrokenError`."""
         while not self._parts:
             if self._failed is not None:
                 raise self._failed
@@ -243,12 +217,10 @@ class Answer:
         return self._take()
 
     async def pump(self, sink: Sink) -> None:
-        """Hand on every part as it arrives, until the sink says that it is behind, or the answer ends.
-
-        The last part is left for `read`.
+        """Pass every part to the sink as it arrives, until the sink is behind or the answer ends; `read` gets the last part.
 
         Raises:
-            ConnectionResetError: The sink failed; what it was given is lost.
+            ConnectionResetError: The sink failed; the part that it was given is lost.
         """
         if self._parts or self.ended or self._failed is not None:
             return
@@ -266,18 +238,18 @@ class Answer:
         try:
             self._lags |= not sink(self._take())
         except (OSError, RuntimeError) as error:
-            # A fault of the reader's side: the server's must not pay for it.
+            # An error on the reader's side must not count as the server's.
             self._sink_error, self._lags = error, True
 
     def _pumped(self) -> bool:
         return self._lags or self.ended or self._failed is not None
 
     def spoil(self) -> None:
-        """This connection is for no further request."""
+        """Do not reuse this connection."""
         self._spoiled = True
 
     def close(self) -> None:
-        """Let go of the connection: kept if the answer is whole, else closed, which the server sees at once."""
+        """Release the connection: keep it if the answer is complete, else close it, which stops the server's work."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -317,7 +289,7 @@ class Answer:
 
 
 def _text(raw: bytes) -> str:
-    """Headers are UTF-8 from most servers; what is not may hold any bytes (RFC 9110 §5.5)."""
+    """Decode a header: UTF-8 from most servers, but any bytes are allowed (RFC 9110 §5.5)."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

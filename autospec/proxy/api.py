@@ -1,9 +1,4 @@
-"""New recommendations as they are made: ``GET /autospec/v1/events``. Asks for one number, reads all only when it is another.
-
-Which models clients see, and which one is meant by a request that names none. Pure.
-
-The proxy's own endpoints: ``/autospec/…`` and the merged list of models.
-"""
+"""The proxy's own endpoints, ``/autospec/…`` and the list of models, and the choice of a model for requests without one."""
 
 from __future__ import annotations
 
@@ -27,33 +22,26 @@ from autospec.report.selection import Question, select
 from autospec.serving.dispatch import Dispatch, Offered
 from autospec.store.reader import newest_recommendation, read_recommendations
 
-__all__ = [
-    "Endpoints",
-    "find_offered",
-    "meant_model",
-    "model_document",
-    "models_document",
-    "recommendation_events",
-    "running_model",
-]
+__all__ = ["Endpoints", "find_offered", "meant_model", "running_model"]
 
-
-# A recommendation is the work of minutes; nobody misses it for two seconds. Nothing is polled while nobody listens.
+# A tune takes minutes, so two seconds of delay do not matter. Only polled while a client listens.
 _POLL_S = 2.0
-# Comments keep the connection from being taken for dead; proxies between cut after 30 to 60 s.
+# Comments keep the connection alive: intermediate proxies close silent ones after 30 to 60 s.
 _COMMENT_S = 15.0
+# Required by OpenAI's and Anthropic's clients; the catalogue does not know when a model was created.
+_EPOCH = "1970-01-01T00:00:00Z"
+_OWN = "/autospec/"
+_MODELS = ("/v1/models", "/models")
+# Each listener polls the database; more than this is a client's mistake.
+_MOST_LISTENERS = 32
+# Fields of a recommendation in an event.
+_SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_path"}
 
 
-async def recommendation_events(
+async def _recommendation_events(
     storage: str, closing: asyncio.Event, *, poll_s: float = _POLL_S
 ) -> AsyncIterator[bytes]:
-    """Server-sent events until the proxy closes: at once what is known, then every change.
-
-    Args:
-        storage: The database's URL.
-        closing: Set when the proxy ends.
-        poll_s: How often to look.
-    """
+    """Server-sent events until `closing` is set: first all recommendations, then every change."""
     known: dict[str, dict[str, Any]] = {}
     newest = -1
     silent_s = 0.0
@@ -84,20 +72,13 @@ def _event(name: str, data: Mapping[str, Any]) -> bytes:
 
 
 def _short(document: dict[str, Any]) -> dict[str, Any]:
-    """Without the evidence: who wants it asks for the recommendations."""
+    """Without the evidence, which ``/autospec/v1/recommendations`` has."""
     return {key: value for key, value in document.items() if key in _SHORT}
 
 
-_SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_path"}
-
-
-# The catalogue does not know when a model was made; OpenAI's and Anthropic's clients want a moment.
-_EPOCH = "1970-01-01T00:00:00Z"
-
-
-def models_document(offered: Sequence[Offered]) -> dict[str, Any]:
-    """``GET /v1/models``: OpenAI's list with the fields that Anthropic's client reads beside them."""
-    data = [model_document(o) for o in offered]
+def _models_document(offered: Sequence[Offered]) -> dict[str, Any]:
+    """``GET /v1/models``: OpenAI's list, with the additional fields of Anthropic's."""
+    data = [_model_document(o) for o in offered]
     return {
         "object": "list",
         "data": data,
@@ -107,7 +88,7 @@ def models_document(offered: Sequence[Offered]) -> dict[str, Any]:
     }
 
 
-def model_document(offered: Offered) -> dict[str, Any]:
+def _model_document(offered: Offered) -> dict[str, Any]:
     """``GET /v1/models/ID``."""
     return {
         "id": offered.name,
@@ -127,10 +108,10 @@ def model_document(offered: Offered) -> dict[str, Any]:
 
 
 def find_offered(offered: Sequence[Offered], name: str) -> Offered | None:
-    """The model that answers to a name, as requests find it; ``None`` if none does.
+    """The model that a request with this name gets; ``None`` if there is none.
 
     Raises:
-        ModelChoiceError: Several do.
+        ModelChoiceError: Several models match the name.
     """
     found = answering(offered, name, lambda o: (o.name, *o.aliases))
     distinct = {o.fingerprint or o.name: o.name for o in reversed(found)}
@@ -140,21 +121,21 @@ def find_offered(offered: Sequence[Offered], name: str) -> Offered | None:
 
 
 def running_model(offered: Sequence[Offered], default: str) -> str | None:
-    """A model that runs now: the default one, else the first; ``None`` where none runs."""
+    """A running model: the default one, else the first; ``None`` if none runs."""
     running = [o for o in offered if o.running]
     preferred = None
     if default:
-        with suppress(ModelChoiceError):  # a request for the default is told so; what runs can still be named
+        with suppress(ModelChoiceError):  # requests for the default get this error
             preferred = find_offered(offered, default)
     chosen = preferred if preferred in running else (running[0] if running else None)
     return chosen.name if chosen else None
 
 
 def meant_model(offered: Sequence[Offered], default: str) -> str:
-    """The model for a request that names none: the default, what runs, or the only one there is.
+    """The model for a request that names none: the default, a running one, or the only one.
 
     Raises:
-        Refused: It could be any of several, or there is none.
+        Refused: There are several models, or none.
     """
     if default:
         return default
@@ -163,29 +144,15 @@ def meant_model(offered: Sequence[Offered], default: str) -> str:
     if len(offered) == 1:
         return offered[0].name
     if not offered:
-        message = "There are no models here. `autospec models` says where they are looked for."
+        message = "No models were found. `autospec models` shows where autospec looks for them."
         raise Refused(ProxyProblem(404, message, "model_not_found", "model"))
     names = ", ".join(o.name for o in offered)
-    message = f"No model runs, and the request names none. Name one in `model`, or start the proxy with --model. The models here are: {names}."
+    message = f"The request names no model, and no model is running. Name one in `model`, or start the proxy with --model. The models here are: {names}."
     raise Refused(ProxyProblem(400, message, "model_required", "model"))
 
 
-_OWN = "/autospec/"
-_MODELS = ("/v1/models", "/models")
-# Each listener polls the database's files; more of them are a mistake in somebody's page.
-_MOST_LISTENERS = 32
-
-
 class Endpoints:
-    """Answers what is not for a backend.
-
-    Args:
-        dispatch: For models, status and plan.
-        metrics: For ``/autospec/metrics``.
-        storage: The database's URL.
-        hardware: This machine, worked out at the first use: it asks the system.
-        about: Facts for the status that only the proxy knows.
-    """
+    """Answers the requests that are not for a backend; `about` returns the proxy's part of the status."""
 
     def __init__(
         self,
@@ -208,17 +175,17 @@ class Endpoints:
         self._closing.set()
 
     async def answer(self, request: web.BaseRequest, path: str) -> web.StreamResponse | None:
-        """The answer, or ``None`` where the path is a backend's.
+        """The answer, or ``None`` if the request is for a backend.
 
         Raises:
-            AutospecError: Nothing is known, the database cannot be read, and so on.
-            Refused: A path or a method that is not there.
+            AutospecError: E.g. the database cannot be read, or holds nothing.
+            Refused: An unknown path, method or parameter.
         """
         is_models = path in _MODELS or path.startswith(tuple(f"{p}/" for p in _MODELS))
         if request.method not in ("GET", "HEAD"):
             if path.startswith(_OWN):
-                raise Refused(ProxyProblem(405, f"{path} can only be read: use GET.", "method_not_allowed"))
-            return None  # POST /models/load and the like are a router's
+                raise Refused(ProxyProblem(405, f"{path} is read-only: use GET.", "method_not_allowed"))
+            return None  # e.g. POST /models/load of llama-server's router
         if is_models:
             return self._models(path)
         if not path.startswith(_OWN):
@@ -238,7 +205,7 @@ class Endpoints:
                 raise Refused(
                     ProxyProblem(
                         404,
-                        f"There is no {path}. There are /autospec/v1/status, plan, recommendations, events "
+                        f"There is no {path}. The paths are /autospec/v1/status, plan, recommendations, events "
                         "and /autospec/metrics.",
                         "not_found",
                     )
@@ -247,25 +214,25 @@ class Endpoints:
     def _models(self, path: str) -> web.Response:
         offered = self._dispatch.offered()
         if path in _MODELS:
-            return _json(models_document(offered))
+            return _json(_models_document(offered))
         name = unquote(path.removeprefix("/v1").removeprefix("/models/"))
         found = find_offered(offered, name)
         if found is None:
             names = ", ".join(o.name for o in offered) or "none"
             message = f"There is no model {name[:200]!r}. The models here are: {names}."
             raise Refused(ProxyProblem(404, message, "model_not_found", "model"))
-        return _json(model_document(found))
+        return _json(_model_document(found))
 
     async def _recommendations(self, query: Mapping[str, str]) -> web.Response:
         unknown = sorted(set(query) - {"model", "prompt_type", "backend"})
         if unknown:
-            message = f"There is no parameter {unknown[0][:100]!r}: use model, prompt_type or backend."
+            message = f"There is no parameter {unknown[0][:100]!r}. The parameters are model, prompt_type and backend."
             raise Refused(ProxyProblem(400, message, "invalid_parameter", unknown[0][:100]))
         text = query.get("prompt_type", "")
         try:
             prompt_type = PromptType(text) if text else None
         except ValueError:
-            message = f"prompt_type is one of {', '.join(PromptType)}, not {text[:100]!r}."
+            message = f"prompt_type must be one of {', '.join(PromptType)}, not {text[:100]!r}."
             raise Refused(ProxyProblem(400, message, "invalid_parameter", "prompt_type")) from None
         question = Question(query.get("model", ""), prompt_type, query.get("backend", ""))
 
@@ -277,7 +244,7 @@ class Endpoints:
 
     async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._listeners >= _MOST_LISTENERS:
-            message = f"{_MOST_LISTENERS} listeners are connected already; close one."
+            message = f"{_MOST_LISTENERS} listeners are connected already. Close one."
             raise Refused(ProxyProblem(503, message, "too_many_listeners"))
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
@@ -285,7 +252,7 @@ class Endpoints:
         self._listeners += 1
         try:
             await response.prepare(request)
-            async for part in recommendation_events(self._storage, self._closing):
+            async for part in _recommendation_events(self._storage, self._closing):
                 await response.write(part)
         finally:
             self._listeners -= 1

@@ -1,4 +1,4 @@
-"""The proxy as one handler: who may ask, what is our own, and everything else to a backend."""
+"""The proxy's request handler: access control, the proxy's own endpoints, and everything else to a backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from aiohttp import web
@@ -43,33 +42,19 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What one proxy does and allows.
-
-    Attributes:
-        access: Who may ask.
-        default_model: For requests that name none; empty takes what runs.
-        request_limit_bytes: Larger requests are refused.
-        log_prompts: Write prompts into the log; never by default.
-    """
+    """What a proxy allows."""
 
     access: Access = field(default_factory=Access)
-    default_model: str = ""
+    default_model: str = ""  # for requests that name no model; empty uses a running one
     request_limit_bytes: int = 64 << 20
-    log_prompts: bool = False
+    log_prompts: bool = False  # write prompts into the log
 
 
 class Proxy:
-    """Answers requests. Make it inside of a running event loop, and `close` it.
+    """Answers requests. Create it in a running event loop, and `close` it.
 
-    Args:
-        dispatch: Lends servers; not closed here.
-        rules: What is allowed.
-        classify: The kind of prompt in a body; must be quick.
-        storage: The database's URL, for the recommendations.
-        hardware: This machine.
-        samples: Where evidence goes; ``None`` keeps none.
-        serving: Made around every request that is forwarded, to tell others that somebody is being served.
-        daemon: What the daemon last said that it does, see `autospec.service.control`; empty without one.
+    `serving` makes a context around every forwarded request, and `daemon` returns the daemon's last status (empty without
+    one), see `autospec.service.control`.
     """
 
     def __init__(
@@ -104,16 +89,16 @@ class Proxy:
         )
 
     async def close(self) -> None:
-        """Let go of connections; requests in flight have ended."""
+        """Close all connections, after the last request."""
         self._endpoints.close()
         self._upstream.close()
 
     def stop_events(self) -> None:
-        """End the event streams, which would never end by themselves."""
+        """End the event streams, which never end by themselves."""
         self._endpoints.close()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; problems come in the shape that the client reads."""
+        """Answer one request; errors are in the format that the client reads."""
         path = request.path
         try:
             response = await self._answer(request, path)
@@ -123,18 +108,17 @@ class Proxy:
             response = self._refuse(problem_of(error), path)
         except web.RequestPayloadError:
             response = self._refuse(
-                ProxyProblem(400, "The body is damaged or cut off.", "invalid_http"), path
+                ProxyProblem(400, "The body is damaged or incomplete.", "invalid_http"), path
             )
             response.force_close()
         except ConnectionError:
-            raise  # the client went away
-        except Exception:  # noqa: BLE001 - logged with its traceback
-            # The edge: whatever it is, the client gets an answer and the proxy lives on.
+            raise  # the client disconnected
+        except Exception:  # noqa: BLE001 - logged with its traceback; the proxy must not end
             _LOG.exception("proxy: unexpected failure on %s %s", request.method, path)
             if request.writer.output_size > 0:
-                raise ConnectionError("the answer has begun; it can only be cut off") from None
+                raise ConnectionError("the answer has begun") from None
             response = self._refuse(
-                ProxyProblem(500, "The proxy failed; its log says how.", "internal_error"), path
+                ProxyProblem(500, "The proxy failed; see its log.", "internal_error"), path
             )
         if not response.prepared:
             _allow_origin(request, response)
@@ -146,7 +130,7 @@ class Proxy:
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return _preflight(request)
         if request.method == "CONNECT" or path == "*":
-            raise Refused(ProxyProblem(405, "This is no forward proxy.", "method_not_allowed"))
+            raise Refused(ProxyProblem(405, "This is not a forward proxy.", "method_not_allowed"))
         if (own := await self._endpoints.answer(request, path)) is not None:
             return own
         if path in OPEN_PATHS:
@@ -155,11 +139,11 @@ class Proxy:
         intake = ProxyRequest()
         if request.body_exists:
             content = await read_body(request, self._rules.request_limit_bytes)
-            intake = await parse(content, request.headers)
+            intake = parse(content, request.headers)
         model = intake.model or (request.query.get("model", "") if request.query_string else "")
         if not model:
             model = self._meant(request.method)
-        wanted = RouteRequest(model, cache(lambda: self._prompt_type(path, intake, forced)), off)
+        wanted = RouteRequest(model, self._prompt_type(path, intake, forced), off)
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         self.in_flight += 1
@@ -170,7 +154,7 @@ class Proxy:
             self.in_flight -= 1
 
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Whoever asks has no key: what runs answers, nothing is started, and what was sent is not read."""
+        """Health check without a key: forward it to a running server, never start one, ignore the body."""
         running = running_model(self._dispatch.offered(), self._rules.default_model)
         if running is None or request.method not in ("GET", "HEAD"):
             return web.json_response({"status": "ok"})
@@ -179,7 +163,7 @@ class Proxy:
     def _meant(self, method: str) -> str:
         offered = self._dispatch.offered()
         default = self._rules.default_model
-        # Who looks (/props, /slots, the web page) looks at what runs, and starts nothing while something does.
+        # GET (/props, /slots, the web page) goes to a running model, if there is one.
         looking = method in ("GET", "HEAD")
         return (running_model(offered, default) if looking else None) or meant_model(offered, default)
 
@@ -190,8 +174,7 @@ class Proxy:
             return forced
         try:
             return self._classify(path, intake.document)
-        except Exception:  # noqa: BLE001 - logged with its traceback
-            # A kind of prompt is a hint; a request is never lost for it.
+        except Exception:  # noqa: BLE001 - logged with its traceback; the prompt type is only a hint
             _LOG.exception("proxy: the classifier failed")
             return None
 
@@ -232,7 +215,7 @@ class Proxy:
 
 
 def _preflight(request: web.BaseRequest) -> web.Response:
-    """What a browser asks before it sends a page's request (the Fetch standard, CORS)."""
+    """Answer a browser's preflight request (CORS)."""
     response = web.Response(
         status=204,
         headers={
@@ -246,7 +229,7 @@ def _preflight(request: web.BaseRequest) -> web.Response:
 
 
 def _allow_origin(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Let the page that asked read the answer; `Access.refuse` has judged its origin."""
+    """Let the page read the answer; `Access.refuse` has checked its origin."""
     origin = request.headers.get("Origin")
     if origin is not None and response.status != 403:
         response.headers["Access-Control-Allow-Origin"] = origin

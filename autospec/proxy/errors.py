@@ -1,8 +1,6 @@
-"""What goes wrong, in the shape that the client's SDK reads: OpenAI's, or Anthropic's on ``/v1/messages``. Pure.
+"""Errors in the format of the client's SDK (OpenAI's, or Anthropic's on ``/v1/messages``), and the HTTP server that sends them.
 
-The shapes: https://platform.openai.com/docs/guides/error-codes and https://docs.anthropic.com/en/api/errors.
-
-aiohttp's low-level server with our error bodies: no router, no middlewares, nothing between the socket and the handler.
+The formats: https://platform.openai.com/docs/guides/error-codes and https://docs.anthropic.com/en/api/errors.
 """
 
 from __future__ import annotations
@@ -26,22 +24,16 @@ from autospec.errors import (
     UsageError,
 )
 
-__all__ = [
-    "ProxyProblem",
-    "ProxyServer",
-    "Shape",
-    "body",
-    "event",
-    "problem_of",
-    "problem_response",
-    "shape_of",
-]
+__all__ = ["ProxyProblem", "ProxyServer", "event", "problem_of", "problem_response", "shape_of"]
 
-
-# A queue moves within seconds; SDKs wait this long before they try again by themselves.
+# SDKs wait this long before they retry; the queue moves within seconds.
 _RETRY_AFTER_S = 2
-# Names in an error: enough to see what was mistyped, not a catalogue.
+# Most model names in an error.
 _NAMES_SHOWN = 20
+# Clients keep connections open between requests.
+_KEEPALIVE_S = 120.0
+# A refused upload is read this much longer, so that the client sees the refusal and not a reset.
+_LINGER_S = 2.0
 _MESSAGE_CHARACTERS = 2000
 
 _ANTHROPIC_TYPES = {
@@ -56,7 +48,7 @@ _ANTHROPIC_TYPES = {
 
 
 class Shape(StrEnum):
-    """Whose SDK asks."""
+    """The SDK whose error format a client reads."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
@@ -64,34 +56,22 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProxyProblem:
-    """Why a request is not answered.
-
-    Attributes:
-        status: HTTP status.
-        message: Plain sentences: what is wrong and what to do.
-        code: OpenAI's machine-readable word for it, e.g. ``model_not_found``.
-        param: The field of the request that is wrong, or ``None``.
-        retry_after_s: For ``Retry-After``; 0 leaves it out.
-    """
+    """An error that the proxy answers a request with."""
 
     status: int
-    message: str
-    code: str
-    param: str | None = None
-    retry_after_s: int = 0
+    message: str  # what is wrong, and what to do
+    code: str  # OpenAI's machine-readable code, e.g. model_not_found
+    param: str | None = None  # the wrong field of the request
+    retry_after_s: int = 0  # for Retry-After; 0 omits the header
 
 
 def shape_of(path: str) -> Shape:
-    """The shape that clients of a path read.
-
-    Args:
-        path: Without the query.
-    """
+    """The format that clients of a path read; `path` has no query."""
     return Shape.ANTHROPIC if path.startswith(("/v1/messages", "/messages")) else Shape.OPENAI
 
 
 def problem_of(error: AutospecError) -> ProxyProblem:
-    """How an error of ours is told to a client."""
+    """The problem that a client gets for an error of autospec."""
     message = str(error)
     match error:
         case UnknownModelError():
@@ -115,9 +95,9 @@ def problem_of(error: AutospecError) -> ProxyProblem:
             return ProxyProblem(502, message, "backend_failed")
 
 
-def body(problem: ProxyProblem, shape: Shape) -> bytes:
+def _body(problem: ProxyProblem, shape: Shape) -> bytes:
     """The JSON of an error response."""
-    # A client may have named a model with half a character in it, or a very long one.
+    # The message may contain a model name from the client: with a lone surrogate, or very long.
     shown = problem.message
     if len(shown) > _MESSAGE_CHARACTERS:
         shown = shown[:_MESSAGE_CHARACTERS] + "…"
@@ -125,9 +105,17 @@ def body(problem: ProxyProblem, shape: Shape) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode(errors="replace")
 
 
+def problem_response(problem: ProxyProblem, shape: Shape) -> web.Response:
+    """The response for a problem."""
+    headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else None
+    return web.Response(
+        body=_body(problem, shape), status=problem.status, content_type="application/json", headers=headers
+    )
+
+
 def event(problem: ProxyProblem, shape: Shape) -> bytes:
-    """The server-sent event that ends a stream which broke: SDKs raise it as an error."""
-    data = body(problem, shape)
+    """The server-sent event that ends a broken stream; SDKs raise it as an error."""
+    data = _body(problem, shape)
     return (
         b"event: error\ndata: " + data + b"\n\n" if shape is Shape.ANTHROPIC else b"data: " + data + b"\n\n"
     )
@@ -143,24 +131,14 @@ def _document(problem: ProxyProblem, shape: Shape) -> dict[str, Any]:
     return {"error": {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}}
 
 
-# Clients keep connections open between questions: longer than people think, shorter than a laptop sleeps.
-_KEEPALIVE_S = 120.0
-# How long a refused upload is read on, so that the client sees the refusal and not a reset.
-_LINGER_S = 2.0
-
-
 class ProxyServer(web.Server):
-    """Calls one handler for every request; a client that goes away cancels it.
-
-    Args:
-        handler: Answers a request; must not raise.
-    """
+    """aiohttp's low-level server with autospec's error bodies; a disconnect cancels the handler, which must not raise."""
 
     def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
         super().__init__(
             handler,
             handler_cancellation=True,
-            # Bytes pass as they are.
+            # Bodies pass unchanged.
             auto_decompress=False,
             keepalive_timeout=_KEEPALIVE_S,
             lingering_time=_LINGER_S,
@@ -168,7 +146,7 @@ class ProxyServer(web.Server):
         )
 
     def __call__(self) -> web.RequestHandler:
-        """A new connection's protocol."""
+        """The protocol of a new connection."""
         return _ClientConnection(self, loop=self._loop, **self._kwargs)
 
 
@@ -180,11 +158,11 @@ class _ClientConnection(web.RequestHandler):
         request: web.BaseRequest,
         status: int = 500,
         exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - may hold what the client sent
+        message: str | None = None,  # noqa: ARG002 - may contain what the client sent
     ) -> web.StreamResponse:
-        """Requests that are not HTTP come here before any handler sees them."""
+        """Answer requests that are not valid HTTP, which no handler gets."""
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun; it can only be cut off")
+            raise ConnectionError("the answer has begun")
         if isinstance(exc, LineTooLong):
             problem = ProxyProblem(
                 431, "The request line or a header is longer than 8 KiB.", "headers_too_large"
@@ -192,16 +170,8 @@ class _ClientConnection(web.RequestHandler):
         elif status < 500:
             problem = ProxyProblem(status, "This is not a valid HTTP request.", "invalid_http")
         else:
-            problem = ProxyProblem(500, "The proxy failed; its log says how.", "internal_error")
+            problem = ProxyProblem(500, "The proxy failed; see its log.", "internal_error")
             self.logger.error("proxy: unexpected failure", exc_info=exc)
         response = problem_response(problem, Shape.OPENAI)
         response.force_close()
         return response
-
-
-def problem_response(problem: ProxyProblem, shape: Shape) -> web.Response:
-    """A problem as a response."""
-    headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else None
-    return web.Response(
-        body=body(problem, shape), status=problem.status, content_type="application/json", headers=headers
-    )

@@ -1,7 +1,4 @@
-"""The numbers behind ``GET /autospec/metrics``, in Prometheus's text format.
-
-Samples on their way into the store: a thread of their own writes them in batches, never in the path of a byte.
-"""
+"""What is recorded of live traffic: Prometheus metrics, and samples that a thread writes into the store in batches."""
 
 from __future__ import annotations
 
@@ -21,34 +18,30 @@ from autospec.store.database import Store
 
 __all__ = ["CONTENT_TYPE", "Metrics", "SampleWriter"]
 
+_LOG = logging.getLogger(__name__)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _LABELS = ("model", "prompt_type", "drafting")
-# From a cached prompt on a fast machine to a long one on a slow machine.
+# From a cached prompt on a fast machine to a long prompt on a slow one.
 _FIRST_BYTE_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _TPS_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
 
 
 class Metrics:
-    """Counts of everything that was forwarded; per model, prompt type and drafting.
-
-    Args:
-        in_flight: How many requests are being answered now.
-        lost_samples: How many samples could not be kept.
-    """
+    """Metrics of forwarded requests by model, prompt type and drafting."""
 
     def __init__(self, in_flight: Callable[[], float], lost_samples: Callable[[], float]) -> None:
         registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "autospec_requests",
-            "Requests forwarded, by what became of them.",
+            "Forwarded requests by HTTP status, or `broken`.",
             (*_LABELS, "status"),
             registry=registry,
         )
         self._refused = Counter(
             "autospec_refused_requests",
-            "Requests that the proxy answered with an error of its own.",
+            "Requests that the proxy itself answered with an error.",
             ("code",),
             registry=registry,
         )
@@ -57,21 +50,21 @@ class Metrics:
         )
         self._wait = Histogram(
             "autospec_wait_seconds",
-            "Time that a request waited for a server.",
+            "Time that requests waited for a server.",
             ("model",),
             buckets=_FIRST_BYTE_BUCKETS_S,
             registry=registry,
         )
         self._first_byte = Histogram(
             "autospec_first_byte_seconds",
-            "Time from sending a request to its answer's first byte.",
+            "Time from sending a request to the first byte of its answer.",
             _LABELS,
             buckets=_FIRST_BYTE_BUCKETS_S,
             registry=registry,
         )
         self._speed = Histogram(
             "autospec_generation_tokens_per_second",
-            "Speed of generation of each answer.",
+            "Token generation speed of each answer.",
             _LABELS,
             buckets=_TPS_BUCKETS,
             registry=registry,
@@ -82,13 +75,15 @@ class Metrics:
             (*_LABELS, "kind"),
             registry=registry,
         )
-        Gauge("autospec_requests_in_flight", "Requests now.", registry=registry).set_function(in_flight)
+        Gauge("autospec_requests_in_flight", "Requests in progress.", registry=registry).set_function(
+            in_flight
+        )
         Gauge("autospec_lost_samples", "Samples that could not be stored.", registry=registry).set_function(
             lost_samples
         )
 
     def forwarded(self, outcome: RequestOutcome, sample: Sample | None) -> None:
-        """Count one request that reached a backend."""
+        """Record a request that reached a backend."""
         labels = (outcome.model, str(outcome.prompt_type or ""), outcome.drafting.label)
         status = str(outcome.status) if outcome.complete else "broken"
         self._requests.labels(*labels, status).inc()
@@ -110,41 +105,30 @@ class Metrics:
             self._speed.labels(*labels).observe(1000 * sample.predicted_tokens / sample.predicted_ms)
 
     def refused(self, code: str) -> None:
-        """Count one request that the proxy answered with an error of its own."""
+        """Record a request that the proxy itself answered with an error."""
         self._refused.labels(code).inc()
 
     def retried(self, model: str) -> None:
-        """Count one request that went to a second server."""
+        """Record a request that was sent to a second server."""
         self._retries.labels(model).inc()
 
     def exposition(self) -> bytes:
-        """The text that Prometheus reads."""
+        """The metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
-_LOG = logging.getLogger(__name__)
-
-# What comes within this time is one transaction; drift is looked for in hours.
+# Samples that arrive within this time are one transaction.
 _GATHER_S = 1.0
-# Samples waiting while the database is held by somebody: some 3 MB. Newer ones are dropped and counted.
+# Most samples that wait while the database is locked (3 MB). Further ones are dropped and counted.
 _WAITING_LIMIT: Final = 10_000
-# Pruning reads the table's newest id only, but it is a write.
+# Pruning is cheap, but it is a write.
 _PRUNE_EVERY = 1_000
-# Closing waits for the last batch; a database that hangs must not keep the proxy from ending.
+# Longest wait for the last batch: a database that hangs must not keep the proxy from ending.
 _CLOSE_TIMEOUT_S = 5.0
 
 
 class SampleWriter:
-    """Takes samples at once and writes them soon.
-
-    Args:
-        store: Where to; closed with the writer.
-        gather_s: How long a batch is gathered.
-
-    Attributes:
-        written: Samples in the store.
-        lost: Samples that could not be kept.
-    """
+    """Queues samples, and writes them from a thread; closes the store with itself."""
 
     def __init__(self, store: Store, *, gather_s: float = _GATHER_S) -> None:
         self.written = 0
@@ -158,21 +142,21 @@ class SampleWriter:
         self._thread.start()
 
     def put(self, sample: Sample) -> None:
-        """Keep a sample; never waits."""
+        """Queue a sample without waiting."""
         if self._waiting.qsize() >= _WAITING_LIMIT:
             self.lost += 1
         else:
             self._waiting.put(sample)
 
     def close(self) -> None:
-        """Write what is there and end."""
+        """Write the queued samples and end."""
         self._closing.set()
         self._waiting.put(None)
         self._thread.join(_CLOSE_TIMEOUT_S)
         self._store.close()
 
     def _run(self) -> None:
-        # Asleep until there is something: an idle proxy does not wake the machine.
+        # Blocks until there is a sample, so that an idle proxy does not wake the CPU.
         while (first := self._waiting.get()) is not None:
             self._closing.wait(self._gather_s)
             batch = [first]
@@ -196,4 +180,4 @@ class SampleWriter:
                 self._since_prune = 0
         except StoreError as error:
             self.lost += len(batch)
-            _LOG.warning("proxy: %d samples of live traffic are lost: %s", len(batch), error)
+            _LOG.warning("proxy: %d samples of live traffic were lost: %s", len(batch), error)

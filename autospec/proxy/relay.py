@@ -1,13 +1,11 @@
-"""One request through to a backend and its answer back, byte for byte.
+"""Forwards one request to a backend and the answer to the client, byte for byte.
 
-Server-sent events pass whole: so that an error event can follow cleanly when the server dies in mid-event. Pure.
+Server-sent events are passed on whole, so that an error event can follow if the server dies in the middle of one.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -24,17 +22,19 @@ from autospec.serving.dispatch import Dispatch, Lease, RouteRequest
 
 __all__ = ["Relay", "WholeEvents"]
 
+_LOG = logging.getLogger(__name__)
 
-# An event this long is passed on in parts: what is held back is memory.
+# A request that kills two servers does not get a third.
+_ATTEMPTS = 2
+# asyncio's own high-water mark: above it the relay waits for the client.
+_LAG_BYTES = 64 * 1024
+# A longer event is passed on in parts, to bound the memory.
 _HELD_BYTES = 256 * 1024
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n")
 
 
 class WholeEvents:
-    """Holds back the beginning of an event until the rest is there. The bytes are not changed.
-
-    Servers write an event at once, so that mostly nothing is held back at all.
-    """
+    """Holds back an incomplete event. Servers write an event at once, so usually nothing is held back."""
 
     __slots__ = ("_held",)
 
@@ -42,7 +42,7 @@ class WholeEvents:
         self._held = b""
 
     def feed(self, part: bytes) -> bytes:
-        """Take what came, give what may pass."""
+        """Take the next bytes; return those that may pass."""
         if self._held:
             part = self._held + part
             self._held = b""
@@ -55,47 +55,29 @@ class WholeEvents:
         return part[:end]
 
     def rest(self) -> bytes:
-        """What is still held back when the stream has ended in good order."""
+        """The bytes still held back at the end of the stream."""
         held, self._held = self._held, b""
         return held
 
 
-_LOG = logging.getLogger(__name__)
-
-# A request that kills its server is not worth a third one.
-_ATTEMPTS = 2
-# A larger body is serialised in a thread where fields must be added.
-_ADDED_AT_ONCE_BYTES = 256 * 1024
-# The mark above which asyncio calls a transport full: a client with so much unread is waited for.
-_LAG_BYTES = 64 * 1024
-
-
 class _BrokeEarlyError(Exception):
-    """The server broke the connection before anything was sent to the client."""
+    """The server broke the connection before any byte was sent to the client."""
 
 
 class _Passed(web.StreamResponse):
-    """Its headers go out with the first bytes of the body, in one packet."""
+    """Sends its headers with the first bytes of the body, in one packet."""
 
-    _send_headers_immediately = False  # saves a packet; right without it too
+    _send_headers_immediately = False  # saves a packet; also correct without it
 
 
 class _EndsByClosing(_Passed):
-    """Of no stated length and without chunks, as it came: its end may be a break, so no end mark may deny that."""
+    """No length and no chunks, as the backend sent it: the end may be a break, so the proxy must not mark it as the end."""
 
-    _length_check = False  # aiohttp's own WebSocketResponse does so; it keeps the body out of chunks
+    _length_check = False  # as in aiohttp's WebSocketResponse: no chunks
 
 
 class Relay:
-    """Forwards requests to leased servers.
-
-    Args:
-        upstream: Asks them.
-        dispatch: Lends servers.
-        seen: Called with the outcome of every request that reached a backend.
-        retried: Called with a model's name when a request is sent a second time.
-        keep_credentials: False if clients send the proxy's own key.
-    """
+    """Forwards requests to leased servers; `seen` gets the outcome of each attempt, `retried` the model of each second one."""
 
     def __init__(
         self,
@@ -115,10 +97,10 @@ class Relay:
     async def answer(
         self, request: web.BaseRequest, wanted: RouteRequest, intake: ProxyRequest
     ) -> web.StreamResponse:
-        """Forward a request; on a second server if the first breaks before anything was sent.
+        """Forward a request; use a second server if the first breaks before any byte was sent.
 
         Raises:
-            AutospecError: No server can be had.
+            AutospecError: No server is available.
             Refused: The request cannot be forwarded.
         """
         try:
@@ -132,7 +114,7 @@ class Relay:
                 passage = _Passage(request, lease, wanted, waited_ms)
                 try:
                     return await passage.run(
-                        self._upstream, headers.items(), await _with_fields(intake, lease)
+                        self._upstream, headers.items(), intake.content_with(lease.fields)
                     )
                 except _BrokeEarlyError as broke:
                     _LOG.warning(
@@ -168,7 +150,7 @@ class _Passage:
         self._complete = False
 
     def outcome(self) -> RequestOutcome:
-        """What became of it."""
+        """The result of the attempt."""
         lease = self._lease
         return RequestOutcome(
             at=time.time(),
@@ -176,7 +158,7 @@ class _Passage:
             model=lease.model,
             backend=lease.backend,
             build=lease.build,
-            prompt_type=self._wanted.kind(),
+            prompt_type=self._wanted.prompt_type,
             drafting=lease.drafting,
             status=self._status,
             complete=self._complete,
@@ -190,7 +172,7 @@ class _Passage:
     async def run(
         self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes
     ) -> web.StreamResponse:
-        """Ask, and pass on the answer as it comes."""
+        """Send the request, and pass the answer on as it arrives."""
         answer = await self._ask(upstream, headers, content)
         try:
             try:
@@ -202,42 +184,36 @@ class _Passage:
             headers_back = for_client(answer.headers)
             kind = headers_back.get("Content-Type", "").partition(";")[0].strip().lower()
             self._streamed = kind == "text/event-stream"
-            # The status line and the first bytes go out together, so that until here another server may try.
+            # Nothing was sent to the client so far, so until here another server could take over.
             response = self._response(answer, headers_back)
-            with contextlib.suppress(ConnectionError):  # the client went away; nobody is left to be told
+            with contextlib.suppress(ConnectionError):  # the client disconnected
                 await response.prepare(self._request)
                 await self._pump(answer, response, part)
             return response
         finally:
-            # Also when the client went away: the server sees it at once and stops working for nobody.
+            # Also if the client disconnected: the server notices and stops.
             answer.close()
 
     async def _ask(self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes) -> Answer:
         lease, request = self._lease, self._request
         try:
-            return await upstream.ask(
-                lease.base_url, request.method, _target(request), headers, content, sent=self._sent
-            )
-        except NotHttpError as error:  # another server would say the same
-            message = f"The server of {lease.model} gave an answer that is no HTTP: {error}."
+            return await upstream.ask(lease.base_url, request.method, _target(request), headers, content)
+        except NotHttpError as error:  # another server would answer the same
+            message = f"The server of {lease.model} sent an answer that is not HTTP: {error}."
             raise Refused(ProxyProblem(502, message, "backend_failed")) from error
         except BrokenError as error:
             raise _BrokeEarlyError from error
         except LineBreakError:
             raise Refused(
-                ProxyProblem(400, "A header or the path holds a line break.", "invalid_header")
+                ProxyProblem(400, "A header or the path contains a line break.", "invalid_header")
             ) from None
 
-    def _sent(self) -> None:
-        self._lease.sent()
-        self._wanted.kind()  # now, while the server reads the prompt
-
     def _response(self, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
-        if (prompt_type := self._wanted.kind()) is not None:
+        if (prompt_type := self._wanted.prompt_type) is not None:
             headers[PROMPT_TYPE] = str(prompt_type)
         likely = " (likely)" if {prompt_type, None} & self._lease.likely else ""
         headers[DRAFTING] = f"{self._lease.drafting.label}{likely}".encode("ascii", "replace").decode()
-        # Judged before; backends often say nothing.
+        # The origin was checked before; backends often send no CORS header.
         if (origin := self._request.headers.get("Origin")) is not None:
             headers.setdefault("Access-Control-Allow-Origin", origin)
         ends_by_closing = answer.by_closing and not self._streamed
@@ -258,8 +234,8 @@ class _Passage:
             if answer.ended:
                 break
             if part or not headers_sent:
-                # Waits while the client reads slowly; meanwhile nothing more is read from the server. The first time also
-                # without a whole event: it sends the headers, which must be out before the sink writes past aiohttp.
+                # Waits for a slow client; meanwhile nothing is read from the server. The first write, even of no bytes,
+                # sends the headers, which must precede what the sink writes past aiohttp.
                 await response.write(part)
                 headers_sent = True
             if sink is not None:
@@ -281,9 +257,9 @@ class _Passage:
         await response.write_eof(part)  # with the last bytes of the body, in one packet
 
     def _sink(self, events: WholeEvents | None, response: web.StreamResponse) -> Sink | None:
-        """The short way of a token: from the call that brings it into the client's socket, with no task in between.
+        """Writes a token to the client's socket in the call that receives it, without a task in between.
 
-        Only for streams in chunks; aiohttp, which counts the bytes of all others, writes those.
+        Only for chunked streams: for others aiohttp counts the bytes, so it must write them.
         """
         transport = self._request.transport
         if (
@@ -298,7 +274,7 @@ class _Passage:
             tail.feed(part)
             part = events.feed(part)
             if transport.is_closing():
-                return False  # the client went away, which ends this passage; uvloop's transport would raise
+                return False  # the client disconnected; uvloop's transport would raise
             if part:
                 transport.write(b"%x\r\n%b\r\n" % (len(part), part))
             return transport.get_write_buffer_size() <= _LAG_BYTES
@@ -306,17 +282,17 @@ class _Passage:
         return sink
 
     async def _break_off(self, response: web.StreamResponse, error: Exception | None) -> None:
-        """End an answer so that nobody can take it for complete."""
+        """End an answer so that the client sees that it is incomplete."""
         _LOG.warning("proxy: %s broke off in the middle of an answer: %s", self._lease.model, error)
         self._lease.died()
         transport = self._request.transport
         if transport is None:
             return
         if self._streamed:
-            message = f"The server of {self._lease.model} ended in the middle of this answer; what came so far is not all of it."
+            message = f"The server of {self._lease.model} died; this answer is incomplete."
             problem = ProxyProblem(502, message, "backend_failed")
             await response.write(event(problem, shape_of(self._request.path)))
-            transport.close()  # sends what is written, but no sign that the stream is complete
+            transport.close()  # flushes, but sends no final chunk
         else:
             transport.abort()
 
@@ -324,20 +300,7 @@ class _Passage:
         return (time.perf_counter() - self._begun) * 1000
 
 
-async def _with_fields(intake: ProxyRequest, lease: Lease) -> bytes:
-    """The body with the fields that the lease needs; the client's own bytes where it needs none."""
-    fields = lease.fields
-    if not fields or intake.document is None:
-        return intake.content
-    document = {**intake.document, **fields}
-
-    def dumped() -> bytes:
-        return json.dumps(document, ensure_ascii=False).encode(errors="surrogatepass")
-
-    return dumped() if len(intake.content) <= _ADDED_AT_ONCE_BYTES else await asyncio.to_thread(dumped)
-
-
 def _target(request: web.BaseRequest) -> str:
-    """Path and query as the client wrote them. A request may name a whole URL (RFC 9112 §3.2.2): its host is not ours."""
+    """Path and query as the client wrote them; of an absolute URL (RFC 9112 §3.2.2) the host is dropped."""
     raw = request.raw_path
     return raw if raw.startswith("/") else request.rel_url.raw_path_qs

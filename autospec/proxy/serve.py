@@ -1,11 +1,8 @@
-"""The proxy as a program: the parts put together, a socket, and an end in good order.
+"""The proxy as a program: it opens the supervisor, listens on a socket, and shuts down in order.
 
-From settings to a supervisor that is ready to lend.
-
-The event loop that the proxy runs on: uvloop where it is installed (the extra ``fast``), else asyncio's own.
-
-A byte pipe with nothing else in it took 89-107 µs of processor time per token on asyncio's loop and 49-74 on uvloop's, in
-one run on two cores, nearly all of it system calls and the loop around them: this is the floor under every proxy here.
+It runs on uvloop if that is installed (the extra ``fast``), else on asyncio's own loop. A plain byte pipe took 89-107 µs of
+processor time per token on asyncio's loop and 49-74 µs on uvloop's, nearly all of it system calls and the loop itself
+(one run on two cores): a proxy cannot cost less.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from autospec.backends.registry import backend_for
-from autospec.cells import Hardware
+from autospec.cells import Hardware, PromptType
 from autospec.errors import AutospecError, UsageError
 from autospec.hardware import identify
 from autospec.prompts.classifier import classify
@@ -38,7 +35,7 @@ from autospec.recommendations import Recommendation
 from autospec.service.proxy_link import ProxyLink
 from autospec.serving.config import ProxyConfig, ProxyDependencies
 from autospec.serving.dispatch import Dispatch
-from autospec.serving.model_registry import ModelRegistry, engines_of, read_offers
+from autospec.serving.model_registry import ModelRegistry, engines_of, read_registry
 from autospec.serving.supervisor import Supervisor
 from autospec.serving.threads import in_thread
 from autospec.settings import Settings
@@ -49,16 +46,19 @@ __all__ = [
     "ListeningProxy",
     "listen",
     "loop_name",
-    "make_classify",
-    "make_dispatch",
     "open_supervisor",
+    "prompt_type_of",
     "rules_for",
     "run",
     "run_on_best_loop",
 ]
 
-
 _log = logging.getLogger(__name__)
+
+# How long answers in progress may continue at shutdown; a second signal ends the wait.
+_GRACE_S = 20.0
+# All clients reconnect at once when the proxy restarts: 64 streams and their pages.
+_BACKLOG = 512
 
 
 async def open_supervisor(
@@ -66,20 +66,15 @@ async def open_supervisor(
 ) -> Supervisor:
     """Probe the backends, scan the disk, read the recommendations. Starts no server yet.
 
-    Args:
-        settings: For backends, models, storage and limits.
-        machine_is_free: Awaited before each launch.
-
     Raises:
-        AutospecError: Settings that cannot be meant, a backend that was named and is not there, a database that cannot
-            be read.
+        AutospecError: A setting is invalid, the chosen backend is missing, or the database cannot be read.
     """
     hardware = await in_thread(identify)
-    terms = ProxyConfig.of(settings, hardware)
+    config = ProxyConfig.of(settings, hardware)
 
-    def offers() -> ModelRegistry:
-        # The backends are probed each time: a build may be replaced while the proxy runs.
-        return read_offers(settings, *engines_of(settings, backend_for))
+    def registry() -> ModelRegistry:
+        # Probes the backends each time: a build may be replaced while the proxy runs.
+        return read_registry(settings, *engines_of(settings, backend_for))
 
     def save(recommendation: Recommendation, machine: Hardware, cell_key: str) -> None:
         store = open_store(settings.storage)
@@ -88,66 +83,40 @@ async def open_supervisor(
         finally:
             store.close()
 
-    sources = ProxyDependencies(
+    dependencies = ProxyDependencies(
         hardware=hardware,
-        offers=offers,
+        registry=registry,
         newest=lambda: newest_recommendation(settings.storage),
         recommendations=lambda: read_recommendations(settings.storage, _log.warning),
         save=save,
         machine_is_free=machine_is_free,
     )
-    return await Supervisor.start(terms, sources)
-
-
-# Answers in flight may end; who asked for a novel has to ask again. A second signal does not wait.
-_GRACE_S = 20.0
-# Clients reconnect at once when a server restarts: 64 streams and their pages must find room.
-_BACKLOG = 512
+    return await Supervisor.start(config, dependencies)
 
 
 @dataclass(frozen=True, slots=True)
 class ListeningProxy:
-    """A proxy that answers.
-
-    Attributes:
-        base_url: What clients are pointed at, with ``/v1`` left to them.
-        proxy: The handler.
-    """
+    """A proxy that accepts requests at `base_url`, which does not include ``/v1``."""
 
     base_url: str
     proxy: Proxy
 
 
-async def make_dispatch(
-    settings: Settings, machine_is_free: Callable[[], Awaitable[object]] | None = None
-) -> Dispatch:
-    """What lends servers to the proxy; the one place that chooses it.
-
-    Args:
-        settings: For backends, models, storage and limits.
-        machine_is_free: Awaited before each launch, see `ProxyLink.machine_is_free`; ``None`` where no daemon can measure.
-
-    Raises:
-        AutospecError: There is no way to serve models.
-    """
-    return await open_supervisor(settings, machine_is_free)
-
-
-def make_classify() -> Classify:
-    """What tells the kind of a prompt; the one place that chooses it."""
-    return lambda _path, document: classify(document).prompt_type
+def prompt_type_of(_path: str, document: Mapping[str, Any]) -> PromptType:
+    """The prompt type of a request's JSON body."""
+    return classify(document).prompt_type
 
 
 def rules_for(settings: Settings, *, default_model: str = "", log_prompts: bool = False) -> Rules:
-    """What the settings allow.
+    """Derive the rules from the settings.
 
     Args:
         settings: For the keys that begin with ``proxy_``, and the limit.
-        default_model: For requests that name none.
+        default_model: For requests that name no model.
         log_prompts: Write prompts into the log.
 
     Raises:
-        UsageError: Others could reach the proxy without a key.
+        UsageError: Other machines could reach the proxy without a key.
     """
     check_bind(settings.proxy_host, settings.proxy_api_key)
     access = Access(
@@ -171,21 +140,10 @@ async def listen(
     daemon: Callable[[], Mapping[str, Any]] = dict,
     grace_s: float = _GRACE_S,
 ) -> AsyncIterator[ListeningProxy]:
-    """A proxy for as long as the context lasts; leaving it lets requests in flight end.
-
-    Args:
-        dispatch: Lends servers; closed by whoever made it.
-        rules: From `rules_for`.
-        host: Address or name.
-        port: 0 takes a free one.
-        storage: The database's URL, for recommendations and samples.
-        classify: The kind of prompt in a body.
-        serving: Made around every forwarded request.
-        daemon: What the daemon last said that it does.
-        grace_s: How long requests in flight may go on.
+    """Run a `Proxy` on a socket while the context lasts; leaving it lets requests in progress end within `grace_s`.
 
     Raises:
-        AutospecError: The port is taken, or the address is not this machine's.
+        AutospecError: The port is in use, or the address is not this machine's.
     """
     samples = SampleWriter(open_store(storage))
     proxy = Proxy(
@@ -206,7 +164,7 @@ async def listen(
             await site.start()
         except OSError as error:
             raise _cannot_listen(error, host, port) from error
-        # What was imported lives as long as the process: searched for garbage, it would hold up streams for milliseconds.
+        # Imported objects live as long as the process; garbage collection over them would stall streams for milliseconds.
         gc.collect()
         gc.freeze()
         taken = runner.addresses[0][1]
@@ -219,33 +177,29 @@ async def listen(
 
 async def run(
     settings: Settings,
-    make_dispatch: Callable[[ProxyLink], Awaitable[Dispatch]],
     rules: Rules,
     *,
     port: int,
-    classify: Classify,
     ready: Callable[[str], None],
     ending: Callable[[int], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then end in good order.
+    """Serve until SIGINT or SIGTERM, then shut down in order.
 
     Args:
         settings: For address and storage.
-        make_dispatch: Makes what lends servers, inside of the event loop; given the link to the daemon.
         rules: From `rules_for`.
-        port: 0 takes a free one.
-        classify: The kind of prompt in a body.
-        ready: Called with the base URL once clients are answered.
-        ending: Called with the number of requests in flight when the end has been asked for.
+        port: 0 chooses a free port.
+        ready: Called with the base URL when the proxy listens.
+        ending: Called with the number of requests in progress after the first signal.
 
     Raises:
-        AutospecError: It cannot listen, or there is no way to serve models.
+        AutospecError: It cannot listen, or models cannot be served.
     """
     task = asyncio.current_task()
     assert task is not None
-    # A daemon that measures hears of every request, and gives the machine back within a second.
+    # A measuring daemon is told of every request and frees the machine within a second.
     link = ProxyLink(settings.state_dir)
-    dispatch = await make_dispatch(link)
+    dispatch = await open_supervisor(settings, link.machine_is_free)
     try:
         await link.start()
         with _signals(task) as asked:
@@ -255,7 +209,7 @@ async def run(
                 host=settings.proxy_host,
                 port=port,
                 storage=settings.storage,
-                classify=classify,
+                classify=prompt_type_of,
                 serving=link.serving,
                 daemon=lambda: link.daemon,
             ) as listening:
@@ -267,7 +221,7 @@ async def run(
 
 
 async def _close(*closers: Callable[[], Awaitable[object]]) -> None:
-    """Close everything in order; a second signal ends the patience with one, and the rest is closed all the same."""
+    """Close everything in order; a second signal cancels one closer, the others still run."""
     for close in closers:
         with contextlib.suppress(asyncio.CancelledError):
             await close()
@@ -275,7 +229,7 @@ async def _close(*closers: Callable[[], Awaitable[object]]) -> None:
 
 @contextmanager
 def _signals(task: asyncio.Task[None]) -> Iterator[asyncio.Event]:
-    """An event that the first signal sets; a second one ends the waiting for requests in flight."""
+    """An event that the first signal sets; a second one cancels the task."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
 
@@ -296,14 +250,14 @@ def _signals(task: asyncio.Task[None]) -> Iterator[asyncio.Event]:
 def _cannot_listen(error: OSError, host: str, port: int) -> AutospecError:
     if error.errno == errno.EADDRINUSE:
         return AutospecError(
-            f"Port {port} is taken, perhaps by another autospec proxy.",
-            f"Stop that one, or choose another port: --port {port + 1}.",
+            f"Port {port} is in use, perhaps by another autospec proxy.",
+            f"Stop that program, or choose another port: --port {port + 1}.",
         )
     if error.errno == errno.EACCES:
-        return AutospecError(f"Port {port} needs more rights than yours.", "Choose one above 1023.")
+        return AutospecError(f"You may not listen on port {port}.", "Choose a port above 1023.")
     return UsageError(
-        f"Nothing can listen on {host}: {error.strerror or error}.",
-        "Use 127.0.0.1, or an address of this machine.",
+        f"The proxy cannot listen on {host}: {error.strerror or error}.",
+        "Use 127.0.0.1 or another address of this machine.",
     )
 
 
@@ -313,7 +267,7 @@ def loop_name() -> str:
 
 
 def run_on_best_loop(work: Coroutine[Any, Any, None]) -> None:
-    """As `asyncio.run`."""
+    """Like `asyncio.run`."""
     found = _uvloop()
     with asyncio.Runner(loop_factory=None if found is None else found.new_event_loop) as runner:
         runner.run(work)
@@ -321,7 +275,7 @@ def run_on_best_loop(work: Coroutine[Any, Any, None]) -> None:
 
 def _uvloop() -> Any:
     try:
-        import uvloop  # noqa: PLC0415 - an extra, and not on every platform
+        import uvloop  # noqa: PLC0415 - optional, and not on every platform
     except ImportError:
         return None
     return uvloop

@@ -1,19 +1,19 @@
-"""Connections to the servers: requests go out, and each part of an answer is passed on in the moment it arrives.
+"""Connections to the servers: requests go out, and each part of an answer is passed on when it arrives.
 
-aiohttp's client was here before. Profiled at 8 streams, it was a third of the processor time of a request, and each token
-went twice through the event loop: once to fill a buffer, once to wake the task that empties it. Here the bytes go from one
-socket to the other in the call that brings them. The parsing is llhttp's (`httptools`), which is Node's and aiohttp's too.
+Hand-written instead of aiohttp's client, which took a third of the processor time of a request at 8 streams: each token went
+through the event loop twice, once to fill a buffer and once to wake its reader. Here the call that receives the bytes also
+sends them. The parser is llhttp (`httptools`), which Node and aiohttp use too.
 
-Making a connection costs as much processor time as everything else that is done for a request, so that a few are kept for
-the next ones, for a moment. llama-server gives each one a thread for as long as it is open (cpp-httplib), and builds before
-2026 have a fixed number of them: while a request waits for its answer, which may mean for a thread, none is kept.
+A new connection costs as much processor time as the rest of a request, so a few are kept for a moment. llama-server
+(cpp-httplib) occupies a thread for each open connection, and builds before 2026 have a fixed number of threads: while any
+request waits for its answer, and so perhaps for a thread, no connection is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -23,24 +23,23 @@ from autospec.proxy.answer import Answer, BrokenError
 
 __all__ = ["LineBreakError", "Upstream"]
 
-# A loopback connection is made at once or not at all; the margin is for a machine under full load.
+# A loopback connection is made at once or not at all, except under full load.
 _CONNECT_TIMEOUT_S = 10.0
-# Written at once, a longer body would hold up every stream while it is copied.
+# A longer body is written in parts: copying it at once would stall all streams.
 _SENT_AT_ONCE_BYTES = 256 * 1024
 # llama-server closes idle connections after 5 s (server-http.cpp).
 _IDLE_S = 3.0
-# The fewest threads of any build are 3 (slots + 2, later + 4): while nothing is asked, one is left for whoever asks the
-# server past the proxy.
+# The smallest number of threads of any build is 3 (slots + 2, later + 4): one stays free for clients that bypass the proxy.
 _MOST_IDLE = 2
-# A kept connection that the server has closed breaks in the round trip of the first bytes. One that breaks later has had
-# the request at work, which a silent second try would do twice.
+# A kept connection that the server has closed breaks within the first round trip. If it breaks later, the request may have
+# been processed, and a silent second attempt would process it twice.
 _STALE_S = 0.5
-# To all others a body is announced even when it is empty (RFC 9110 §8.6), so that none has to be guessed.
+# All other methods get Content-Length even for an empty body (RFC 9110 §8.6).
 _WITHOUT_LENGTH = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 class LineBreakError(ValueError):
-    """A header or the target of a request cannot be written as one line."""
+    """A header or the target of a request contains a line break."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class _Origin:
 
 
 class Upstream:
-    """Asks servers. Make it inside of a running event loop, and `close` it."""
+    """Sends requests to servers. Create it in a running event loop, and `close` it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -68,23 +67,13 @@ class Upstream:
         target: str,
         headers: Iterable[tuple[str, str]],
         content: bytes,
-        *,
-        sent: Callable[[], None] = lambda: None,
     ) -> Answer:
-        """Send a request; returns when the answer's headers are there.
-
-        Args:
-            base_url: Of the server.
-            method: In capitals.
-            target: Path and query, as they go out.
-            headers: Without those that the connection is described by.
-            content: The whole body.
-            sent: Called when the request is on its way, and again if it must be sent again.
+        """Send a request and wait for the headers of its answer.
 
         Raises:
             BrokenError: The server cannot be reached, or closed before it answered.
-            NotHttpError: What it sent is no HTTP.
-            LineBreakError: A header or the target holds a line's end.
+            NotHttpError: The answer is not HTTP.
+            LineBreakError: A header or the target contains a line break.
         """
         try:
             place = _place(base_url)
@@ -95,24 +84,24 @@ class Upstream:
             answer = Answer(kept, method, self._loop, with_body=bool(content))
             begun_s = self._loop.time()
             try:
-                return await self._exchange(kept, answer, head, content, sent)
+                return await self._exchange(kept, answer, head, content)
             except BrokenError:
-                # The server may have closed it in this moment: that tells nothing about the server.
+                # The server may just have closed the kept connection, which is no failure.
                 if answer.heard or self._loop.time() - begun_s > _STALE_S:
                     raise
         connection = await self._connected(place)
         answer = Answer(connection, method, self._loop, with_body=bool(content))
-        return await self._exchange(connection, answer, head, content, sent)
+        return await self._exchange(connection, answer, head, content)
 
     def close(self) -> None:
-        """Let go of the connections that are kept."""
+        """Close the kept connections."""
         self._closed = True
         for kept in [connection for idle in self._idle.values() for connection in idle]:
             kept.drop()
 
     async def _connected(self, place: _Origin) -> _BackendConnection:
         connection = _BackendConnection(self, place)
-        # From now on: who waits for a connection needs the server's threads too.
+        # Counted from now on: a pending connection needs one of the server's threads too.
         self._open[place].add(connection)
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
@@ -121,19 +110,14 @@ class Upstream:
                 )
         except BaseException as error:
             self.forget(connection)
-            # The last two: a host that is no name, a port that is none.
+            # ValueError: an invalid host name; OverflowError: an invalid port.
             if isinstance(error, OSError | TimeoutError | ValueError | OverflowError):
                 raise BrokenError(str(error) or "no connection in time") from error
             raise
         return connection
 
     async def _exchange(
-        self,
-        connection: _BackendConnection,
-        answer: Answer,
-        head: bytes,
-        content: bytes,
-        sent: Callable[[], None],
+        self, connection: _BackendConnection, answer: Answer, head: bytes, content: bytes
     ) -> Answer:
         connection.answer = answer
         try:
@@ -142,12 +126,11 @@ class Upstream:
             else:
                 connection.write(head)
                 for start in range(0, len(content), _SENT_AT_ONCE_BYTES):
-                    if answer.refuses:  # before it has heard everything
+                    if answer.refuses:  # before it has read everything
                         answer.spoil()
                         break
                     connection.write(content[start : start + _SENT_AT_ONCE_BYTES])
                     await connection.room()
-            sent()
             await answer.begun()
         except BaseException:
             answer.close()
@@ -163,7 +146,7 @@ class Upstream:
         return None if connection.closing else connection
 
     def keep(self, connection: _BackendConnection) -> None:
-        """Take a connection back after a whole answer."""
+        """Take a connection back after a complete answer."""
         place = connection.place
         if (
             self._closed
@@ -177,7 +160,7 @@ class Upstream:
         connection.rest(self._loop.call_later(_IDLE_S, connection.drop))
 
     def forget(self, connection: _BackendConnection) -> None:
-        """A connection is gone."""
+        """Remove a connection."""
         place = connection.place
         if connection in (idle := self._idle.get(place, [])):
             idle.remove(connection)
@@ -201,29 +184,29 @@ class _BackendConnection(asyncio.Protocol):
 
     @property
     def closing(self) -> bool:
-        """True if nothing can be sent any more."""
+        """True if nothing more can be sent."""
         return self._transport is None or self._transport.is_closing()
 
     @property
     def waits(self) -> bool:
-        """True if somebody waits for the connection, or for the answer on it to begin."""
+        """True while the connection is being made, or its answer has not begun."""
         return self._transport is None if self.answer is None else not self.answer.settled
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class is not derived from it
 
     def data_received(self, data: bytes) -> None:
         if self.answer is None:
-            self.drop()  # nobody has asked
+            self.drop()  # there is no request
             return
         self.answer.feed(data)
         if self._room is not None and self.answer.refuses:
-            self._room.set()  # who waits to send the rest need not
+            self._room.set()  # the rest need not be sent
 
     def eof_received(self) -> None:
         if self.answer is not None:
             self.answer.lost(None)
-        # Closing, which comes by itself now, would wait for as long as the server does not take what is still to be sent.
+        # asyncio's own close would wait until the server has taken all unsent data.
         if self._transport is not None and self._transport.get_write_buffer_size() > 0:
             self._transport.abort()
         if self._room is not None:
@@ -252,38 +235,34 @@ class _BackendConnection(asyncio.Protocol):
             await self._room.wait()
 
     def write(self, data: bytes) -> None:
-        """Send; what the socket does not take at once is sent later."""
+        """Send; the transport buffers what the socket does not take."""
         if self._transport is not None:
             self._transport.write(data)
 
     def pause(self) -> None:
-        """Take nothing more from the server."""
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Go on taking."""
         if self._transport is not None:
             self._transport.resume_reading()
 
     def rest(self, timer: asyncio.TimerHandle) -> None:
-        """Kept until the timer ends it."""
+        """Idle until the timer closes it."""
         self.answer, self._timer = None, timer
 
     def awake(self) -> None:
-        """Not idle any more."""
+        """No longer idle."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def drop(self) -> None:
-        """Close at once, whatever is still on its way."""
         self._upstream.forget(self)
         if self._transport is not None:
             self._transport.abort()
 
     def give_back(self) -> None:
-        """Whole answer, nothing open: for the next request."""
         self._upstream.keep(self)
 
 
@@ -302,8 +281,8 @@ def _head(place: _Origin, method: str, target: str, headers: Iterable[tuple[str,
         lines.append(f"Content-Length: {length}")
     text = "\r\n".join(lines)
     if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
-        raise LineBreakError("a line's end inside of a line")
+        raise LineBreakError("a line break inside a line")
     try:
         return f"{text}\r\n\r\n".encode(errors="surrogateescape")
     except UnicodeEncodeError:
-        raise LineBreakError("a line with half a character") from None
+        raise LineBreakError("a lone surrogate in a line") from None

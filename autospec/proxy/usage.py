@@ -1,9 +1,7 @@
-"""The end of an answer: where servers put their own timings. Kept while bytes pass, read once at the end.
+"""Token counts from the end of an answer, and the outcome of a request as a sample for the store.
 
-llama.cpp appends ``timings`` to every answer, streamed or not (``result_timings::to_json``, tools/server/server-task.cpp),
-so no event has to be parsed on its way: the last bytes hold all there is to know.
-
-What became of one request, as numbers, and the sample in it. Pure values.
+llama.cpp appends ``timings`` to every answer, streamed or not (``result_timings::to_json``, tools/server/server-task.cpp), so
+no event is parsed on its way: the last bytes hold everything.
 """
 
 from __future__ import annotations
@@ -21,56 +19,43 @@ from autospec.measure.measurements import Sample
 
 __all__ = ["RequestOutcome", "TokenCounts", "UsageReader", "read_counts", "sample_of", "saw_the_end"]
 
-
-# The last event of /v1/responses repeats the whole answer, but what is looked for stands behind it.
+# The last event of /v1/responses repeats the whole answer, but the counts come after it.
 _KEPT_BYTES = 16 * 1024
 
 _TIMINGS = re.compile(rb'"timings":\s*(?=\{)')
 _USAGE = re.compile(rb'"usage":\s*(?=\{)')
-# How streams say that they are complete: OpenAI's, Anthropic's, the Responses API's, llama.cpp's own, an error's.
+# The ends of streams: OpenAI, Anthropic, Responses API, llama.cpp, an error.
 _ENDS = re.compile(
     rb'data: ?\[DONE\]|"message_stop"|"response\.(?:completed|incomplete|failed)"|"stop":\s*true|"error":\s*[{"]'
 )
 
 
 class UsageReader:
-    """The last bytes of a stream. `feed` is on the path of every token: it keeps references and copies nothing."""
+    """Keeps the last bytes of a stream; `feed` runs for every token and copies nothing."""
 
-    __slots__ = ("_parts", "_size", "total_bytes")
+    __slots__ = ("_parts", "_size")
 
     def __init__(self) -> None:
-        self.total_bytes = 0
         self._parts: deque[bytes] = deque()
         self._size = 0
 
     def feed(self, part: bytes) -> None:
-        """Take note of bytes that pass."""
+        """Keep a part that passes."""
         self._parts.append(part)
-        size = len(part)
-        self.total_bytes += size
-        self._size += size
+        self._size += len(part)
         while self._size - len(self._parts[0]) >= _KEPT_BYTES:
             self._size -= len(self._parts.popleft())
 
     def content(self) -> bytes:
-        """At least the last 16 KiB, or everything where there was less."""
+        """At least the last 16 KiB, or the whole stream if it is shorter."""
         return b"".join(self._parts)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """What an answer says of itself.
+    """Counts and times of an answer, by the server's clock; ``None`` if the answer lacks them."""
 
-    Attributes:
-        prompt_tokens: Processed for this request; cached ones not counted where the server tells them apart.
-        predicted_tokens: Generated.
-        prompt_ms: By the server's clock; ``None`` where it does not tell.
-        predicted_ms: Likewise.
-        drafted: ``None`` where the answer names none.
-        accepted: Likewise.
-    """
-
-    prompt_tokens: int
+    prompt_tokens: int  # without cached ones, if the server reports them
     predicted_tokens: int
     prompt_ms: float | None = None
     predicted_ms: float | None = None
@@ -79,14 +64,11 @@ class TokenCounts:
 
 
 def read_counts(tail: bytes) -> TokenCounts | None:
-    """The counts at the end of an answer, or ``None`` where there are none.
+    """The counts at the end of an answer; ``None`` if there are none.
 
-    A quotation mark inside of generated text is escaped in JSON, so that text cannot be taken for a field.
-
-    Args:
-        tail: `UsageReader.content`.
+    Generated text cannot be mistaken for a field, because JSON escapes its quotation marks.
     """
-    # Newest first: a stream may have timings in every event.
+    # The last ones first: a stream may have timings in every event.
     for found in _last_objects(_TIMINGS, tail):
         try:
             return TokenCounts(
@@ -111,7 +93,7 @@ def read_counts(tail: bytes) -> TokenCounts | None:
 
 
 def saw_the_end(tail: bytes) -> bool:
-    """True if a stream says that it is complete; for servers that end it by closing the connection."""
+    """True if a stream is marked as complete; for servers that end it by closing the connection."""
     return _ENDS.search(tail) is not None
 
 
@@ -139,45 +121,28 @@ def _first_count(found: dict[str, Any], names: Iterable[str]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutcome:
-    """One forwarded request after its end.
+    """A forwarded request after its end."""
 
-    Attributes:
-        at: Seconds since the epoch when it ended.
-        path: Without the query.
-        model: Catalogue name.
-        backend: Backend name.
-        build: The build's own name.
-        prompt_type: By header or classifier.
-        drafting: What was in force.
-        status: What the backend answered; 0 if it broke before that.
-        complete: True if the answer came to its end; false if the server died or the client went away.
-        waited_ms: For a server: queue, launch, switch.
-        first_byte_ms: From sending the request to the backend until the answer's first byte.
-        total_ms: From sending the request to the backend until the end.
-        streamed: True for server-sent events: then time to first byte and time of generation are apart.
-        counts: What the answer says of itself.
-    """
-
-    at: float
+    at: float  # seconds since the epoch at its end
     path: str
     model: str
     backend: str
     build: str
     prompt_type: PromptType | None
     drafting: Drafting
-    status: int = 0
-    complete: bool = False
-    waited_ms: float = 0.0
-    first_byte_ms: float = 0.0
-    total_ms: float = 0.0
-    streamed: bool = False
+    status: int = 0  # 0 if the backend broke the connection before it
+    complete: bool = False  # false if the server died or the client disconnected
+    waited_ms: float = 0.0  # for a server: queue, launch, switch
+    first_byte_ms: float = 0.0  # since the request was sent to the backend
+    total_ms: float = 0.0  # likewise
+    streamed: bool = False  # server-sent events
     counts: TokenCounts | None = None
 
 
 def sample_of(outcome: RequestOutcome) -> Sample | None:
-    """What the store keeps of a request, or ``None`` where it tells nothing about speed.
+    """The sample of a request; ``None`` if it says nothing about speed.
 
-    Where the server has no clock, ours is read, and only for streams: the first byte of any other answer is its last.
+    If the server reports no times, the proxy's clock is used, for streams only: other answers arrive all at once.
     """
     counts = outcome.counts
     if counts is None or not outcome.complete or outcome.status != 200 or counts.predicted_tokens < 1:

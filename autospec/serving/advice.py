@@ -1,8 +1,8 @@
-"""What the stored recommendations say of one main model here: which of them speak, and which of those are acted upon. Pure.
+"""The stored recommendations of one main model, as far as they apply to this machine and its server. Pure.
 
-As `autospec recommend` does, only this machine's count, and of one prompt type the most trusted and newest. Beyond that a
-proxy, which acts without being asked, looks closer: a recommendation whose cell is not exactly this one (another file,
-build or server arguments) counts as stale, and only statuses that the user trusts put a drafting to work.
+`autospec recommend` shows everything that is known for this machine. The proxy acts without asking, so it is stricter: a
+recommendation whose cell differs in any way (another file, build or server arguments) is stale, and only the statuses in
+the setting ``serve_statuses`` enable drafting.
 """
 
 from __future__ import annotations
@@ -19,22 +19,16 @@ from autospec.errors import SettingsError
 from autospec.recommendations import LIKELY, Recommendation, Status, StoredRecommendation, Verdict
 from autospec.report.selection import same_machine
 
-__all__ = ["FAILED_LAUNCH", "Advice", "AdviceKey", "is_likely", "known_of", "marked_stale", "trusted"]
+__all__ = ["FAILED_LAUNCH", "AdviceKey", "ModelAdvice", "is_likely", "known_of", "marked_stale", "trusted"]
 
-# The mark in a recommendation's evidence that its drafting did not start, with the build that refused it.
+# Key in a recommendation's evidence: its drafting did not start, with the build that failed.
 FAILED_LAUNCH: Final = "failed_launch"
 _TRUST: Final = {Status.IMPORTED: 0, Status.STALE: 1}
 
 
 @dataclass(frozen=True, slots=True)
 class AdviceKey:
-    """Where a model is served.
-
-    Attributes:
-        hardware: This machine.
-        build: The backend's.
-        args: The user's server arguments.
-    """
+    """Where a model is served: this machine, the backend's build and the user's server arguments."""
 
     hardware: Hardware
     build: Build
@@ -42,42 +36,35 @@ class AdviceKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
-    """What is known of one model on one backend.
+class ModelAdvice:
+    """The recommendations of one model on one backend, at most one for each prompt type."""
 
-    Attributes:
-        recommendations: As they are acted upon, at most one for each prompt type: a drafting that is not to be put to work
-            is off there, a status that no longer holds is stale.
-        stored: What they were made from, in the same order.
-        notes: One sentence for each drafting that is not put to work, or only with a mark.
-    """
-
-    recommendations: tuple[Recommendation, ...] = ()
-    stored: tuple[StoredRecommendation, ...] = ()
-    notes: tuple[str, ...] = ()
+    recommendations: tuple[Recommendation, ...] = ()  # as applied: off or stale if they do not fit
+    stored: tuple[StoredRecommendation, ...] = ()  # those behind them, in the same order
+    notes: tuple[str, ...] = ()  # a sentence for each drafting that is not used, or used with a reservation
 
     @property
     def draftings(self) -> tuple[Drafting, ...]:
-        """What is recommended for some prompt type, off left out, each once."""
+        """Every drafting that is recommended for some prompt type, each once, without off."""
         return tuple(dict.fromkeys(r.drafting for r in self.recommendations if not r.drafting.is_off))
 
     def likely(self, drafting: Drafting) -> frozenset[PromptType | None]:
-        """The prompt types for which a drafting is likely and not proven; mostly none."""
+        """The prompt types for which a drafting is likely and not proven; usually none."""
         return frozenset(
             r.prompt_type for r in self.recommendations if r.drafting == drafting and is_likely(r)
         )
 
     def naming(self, drafting: Drafting) -> list[StoredRecommendation]:
-        """The stored recommendations that a drafting comes from."""
+        """The stored recommendations that recommend a drafting."""
         pairs = zip(self.recommendations, self.stored, strict=True)
-        return [stored for acted, stored in pairs if acted.drafting == drafting]
+        return [stored for applied, stored in pairs if applied.drafting == drafting]
 
 
 def trusted(words: Sequence[str]) -> frozenset[Status]:
-    """The statuses in the setting ``serve_statuses``.
+    """Parse the setting ``serve_statuses``.
 
     Raises:
-        SettingsError: A word is no status.
+        SettingsError: A word is not a status.
     """
     for word in words:
         if word not in set(Status):
@@ -95,17 +82,8 @@ def known_of(
     *,
     likely: bool = False,
     exists: Callable[[str], bool] = lambda path: Path(path).exists(),
-) -> Advice:
-    """What is known of one model, and what to make of it.
-
-    Args:
-        model: The main model.
-        place: Where it is served.
-        stored: Everything known, the newest of each cell.
-        trust: Statuses whose drafting is put to work.
-        likely: True to put to work, too, what is likely while its proof is not finished (the setting ``trust``).
-        exists: Whether a draft model's file is there.
-    """
+) -> ModelAdvice:
+    """The recommendations for one model; `trust` are the statuses that enable drafting, `likely` is the setting ``trust``."""
     best: dict[PromptType | None, tuple[tuple[bool, int, str], StoredRecommendation]] = {}
     for entry in stored:
         found = entry.recommendation
@@ -118,52 +96,48 @@ def known_of(
         rival = best.get(found.prompt_type)
         if rival is None or rank >= rival[0]:
             best[found.prompt_type] = (rank, entry)
-    acted, notes = [], []
+    applied, notes = [], []
     for (exact, *_), entry in best.values():
-        acted_upon = entry
         if likely and exact and (drafted := _with_likely(entry.recommendation)) is not None:
-            acted_upon = replace(entry, recommendation=drafted)
-        recommendation, note = _acted_upon(acted_upon, place, trust, exact=exact, exists=exists)
-        acted.append(recommendation)
+            entry = replace(entry, recommendation=drafted)  # noqa: PLW2901 - `best` keeps the stored one
+        recommendation, note = _applied(entry, place, trust, exact=exact, exists=exists)
+        applied.append(recommendation)
         notes += [note] if note else []
-    return Advice(tuple(acted), tuple(entry for _, entry in best.values()), tuple(notes))
+    return ModelAdvice(tuple(applied), tuple(entry for _, entry in best.values()), tuple(notes))
 
 
 def marked_stale(entry: StoredRecommendation, build: Build, why: str) -> Recommendation:
-    """A recommendation whose drafting did not start: stale, with the reason, and with the mark that holds for this build.
-
-    One whose drafting was only likely keeps its status and gets the mark.
-    """
+    """A recommendation whose drafting failed to start with a build; it becomes stale, unless it was only likely."""
     found = entry.recommendation
     mark = {"build": build.version, "fingerprint": build.fingerprint, "error": why}
     if found.drafting.is_off:
-        # It was only likely: the verdict was off and stays so, and nobody tries again with this build.
+        # It was only likely: its verdict is off already, and the mark keeps this build from trying again.
         return replace(found, evidence={**found.evidence, FAILED_LAUNCH: mark})
     return replace(
         found,
         status=Status.STALE,
-        reason=f"{found.drafting.label} does not run any more: {why}",
+        reason=f"{found.drafting.label} no longer starts: {why}",
         evidence={**found.evidence, FAILED_LAUNCH: mark},
     )
 
 
-def is_likely(acted: Recommendation) -> bool:
-    """True if a recommendation, as it is acted upon, drafts with what is likely and not proven."""
-    return LIKELY in acted.evidence and not acted.drafting.is_off
+def is_likely(applied: Recommendation) -> bool:
+    """True if a recommendation, as the proxy applies it, uses a drafting that is likely and not proven."""
+    return LIKELY in applied.evidence and not applied.drafting.is_off
 
 
 def _with_likely(found: Recommendation) -> Recommendation | None:
-    """The recommendation with its likely drafting put to work; ``None`` where nothing is likely."""
-    told = found.evidence.get(LIKELY)
-    if not isinstance(told, dict) or found.verdict is not Verdict.UNDECIDED or found.tried.is_off:
+    """The recommendation with its likely drafting enabled; ``None`` if no drafting is likely."""
+    likely = found.evidence.get(LIKELY)
+    if not isinstance(likely, dict) or found.verdict is not Verdict.UNDECIDED or found.tried.is_off:
         return None
-    speedup = told.get("speedup")
+    speedup = likely.get("speedup")
     if found.status is not Status.PROVISIONAL or not isinstance(speedup, int | float) or speedup <= 1.0:
         return None
     return replace(found, verdict=Verdict.ENABLE, drafting=found.tried, speedup=float(speedup))
 
 
-def _acted_upon(
+def _applied(
     entry: StoredRecommendation,
     place: AdviceKey,
     trust: frozenset[Status],
@@ -171,25 +145,29 @@ def _acted_upon(
     exact: bool,
     exists: Callable[[str], bool],
 ) -> tuple[Recommendation, str]:
-    """The recommendation with the drafting and the status that hold here, and a sentence where they are others."""
+    """The recommendation as it applies here, and a sentence if that changes what it says."""
     found = entry.recommendation
     if not exact and found.status in (Status.PROVEN, Status.PROVISIONAL):
-        # The cell was another: a file, a build or arguments that the figures do not speak for.
+        # The figures are from another file, build or arguments.
         found = replace(found, status=Status.STALE)
     if found.drafting.is_off:
         return found, ""
+    off = replace(found, drafting=OFF)
     what = f"{found.drafting.label} for {found.prompt_type or 'any'} prompts"
     mark = found.evidence.get(FAILED_LAUNCH)
     if isinstance(mark, dict) and _same_build(mark, place.build):
-        return replace(found, drafting=OFF), f"{what} is off: it did not start ({mark.get('error')})."
+        return off, f"{what} is off: the server did not start with it ({mark.get('error')})."
     if found.drafting.draft is not None and not exists(found.drafting.draft):
-        return replace(found, drafting=OFF), f"{what} is off: the draft {found.drafting.draft} is not there."
+        return off, f"{what} is off: the draft model {found.drafting.draft} does not exist."
     if is_likely(found):
-        return found, f"{what} is likely and not proven; it is served because `trust` is likely."
+        return found, f"{what} is likely but not proven; it is used because the setting `trust` is `likely`."
     if found.status not in trust:
-        return replace(found, drafting=OFF), f"{what} is off: it is {found.status} (see serve_statuses)."
+        return (
+            off,
+            f"{what} is off: its status is {found.status}, which the setting serve_statuses does not allow.",
+        )
     if found.status is Status.STALE:
-        return found, f"{what} is served although it is stale: {_why_stale(entry, place, exact=exact)}."
+        return found, f"{what} is used although it is stale: {_why_stale(entry, place, exact=exact)}."
     return found, ""
 
 
@@ -202,13 +180,13 @@ def _why_stale(entry: StoredRecommendation, place: AdviceKey, *, exact: bool) ->
     settings = found.evidence.get("settings")
     if isinstance(settings, list) and without_context(settings) != without_context(place.args):
         return f"it was proven with the server arguments {' '.join(settings)}"
-    return "the model's file is another than the one it was proven with"
+    return "it was proven with another file of the model"
 
 
 def _is_cell(entry: StoredRecommendation, model: Model, place: AdviceKey) -> bool:
-    """True if the recommendation was made for this very file, build, machine and arguments, the context left aside.
+    """True if the recommendation is for this file, build, machine and arguments, apart from the context length.
 
-    The context is the measuring's own (`TuneRequest.settings`); the rest of the arguments makes another cell.
+    A measurement sets its own context length (`TuneRequest.settings`).
     """
     found = entry.recommendation
     settings: Any = found.evidence.get("settings")
@@ -216,7 +194,7 @@ def _is_cell(entry: StoredRecommendation, model: Model, place: AdviceKey) -> boo
         return False
     if without_context(settings) != without_context(place.args):
         return False
-    # The name is no part of the key.
+    # The name is not part of the key.
     ref = ModelRef(model.name, str(model.path), model.fingerprint)
     cell = Cell(ref, found.prompt_type, place.build, place.hardware, tuple(settings))
     return cell.key == entry.cell_key

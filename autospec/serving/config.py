@@ -1,4 +1,4 @@
-"""What the user settled for the proxy's servers, and where it gets what it knows."""
+"""The proxy's configuration, and the functions through which it reads and writes everything else."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from autospec.settings import Settings, parse_duration
 __all__ = ["ProxyConfig", "ProxyDependencies"]
 
 _GIB: Final = 1024**3
-# The rest is the system's, the user's other programs' and what a server allocates beyond the estimate.
+# The rest is for the system, other programs, and what servers allocate beyond the estimate.
 _MEMORY_SHARE: Final = 0.75
-# A machine that does not tell its memory: enough for one launch at a time, by the clipping of footprints.
+# If the memory size is unknown: estimates are clipped to the limit, so one server runs at a time.
 _UNKNOWN_MEMORY_BYTES: Final = 8 * _GIB
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """The limits within which servers are run.
+    """The settings that concern servers, parsed.
 
     Attributes:
-        memory_bytes: Of all launches together.
-        idle_s: A model unused for so long is unloaded; ``None`` never.
-        queue_limit: Most requests that wait.
-        deadline_s: Longest that one waits.
+        memory_bytes: Limit for all servers together.
+        idle_s: A model that is unused for this long is unloaded; ``None`` never.
+        queue_limit: Maximum number of waiting requests.
+        deadline_s: Maximum time that a request waits.
         args: The user's server arguments.
-        trust: Statuses whose drafting is put to work.
-        likely: True to put to work, too, what is likely while its proof is not finished.
-        context_tokens: Of models that do not tell theirs.
+        trust: Statuses whose drafting is used.
+        likely: True to use also a drafting that is likely but not proven yet.
+        context_tokens: Context length of models that do not state theirs.
         maps_weights: See `autospec.serving.launch_options.footprint`.
     """
 
@@ -50,10 +50,10 @@ class ProxyConfig:
 
     @classmethod
     def of(cls, settings: Settings, hardware: Hardware) -> ProxyConfig:
-        """The terms in the settings.
+        """Derive the configuration from the settings and the machine.
 
         Raises:
-            SettingsError: ``serve_statuses`` names an unknown status, or there is no deadline.
+            SettingsError: ``serve_statuses`` has an unknown status, or ``queue_deadline`` is empty.
         """
         if not settings.queue_deadline:
             raise SettingsError("queue_deadline must not be empty.", "Set e.g. 5m.")
@@ -75,20 +75,20 @@ class ProxyConfig:
 
 @dataclass(frozen=True, slots=True)
 class ProxyDependencies:
-    """Where knowledge comes from; each blocks and is called in a thread.
+    """What the supervisor reads and writes. The functions block and are called in a thread.
 
     Attributes:
         hardware: This machine.
-        offers: Scans the disk.
-        newest: A number that is another once there are new recommendations.
-        recommendations: The newest recommendation of every cell.
-        save: Keeps a recommendation under its cell's key.
-        machine_is_free: Awaited before each launch, on the event loop: a daemon that measures lets go of its servers
-            first. Waits for a bounded time. ``None`` where there is no daemon.
+        registry: Scans the disk for models.
+        newest: Returns a number that changes when there are new recommendations.
+        recommendations: Returns the newest recommendation of every cell.
+        save: Stores a recommendation under its cell's key.
+        machine_is_free: Awaited on the event loop before each launch, for a bounded time: a daemon that is measuring stops
+            its servers first. ``None`` without a daemon.
     """
 
     hardware: Hardware
-    offers: Callable[[], ModelRegistry]
+    registry: Callable[[], ModelRegistry]
     newest: Callable[[], int]
     recommendations: Callable[[], Sequence[StoredRecommendation]]
     save: Callable[[Recommendation, Hardware, str], None]

@@ -1,10 +1,9 @@
-"""The seam of the proxy: the data path asks for a running server, the supervisor lends one. Values and protocols, no I/O."""
+"""The interface between the proxy's data path, which asks for a server, and the supervisor, which lends one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from autospec.cells import PromptType
@@ -15,31 +14,30 @@ __all__ = ["Dispatch", "Lease", "Offered", "RouteRequest"]
 
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
-    """What one request needs.
+    """What the data path asks a server for.
 
     Attributes:
-        model: As the client named it: a catalogue name, an alias or an unambiguous part of one.
-        kind: Gives the prompt type, by header or classifier; ``None`` where the request has no prompt (``/tokenize``). To
-            look costs up to half a millisecond the first time, so whoever can do without asks when the request is sent.
+        model: The client's name for it: a catalogue name, an alias or an unambiguous part of one.
+        prompt_type: By header or classifier; ``None`` where the request has no prompt (``/tokenize``).
         drafting_off: True if the client's header asks for no drafting.
     """
 
     model: str
-    kind: Callable[[], PromptType | None] = lambda: None
+    prompt_type: PromptType | None = None
     drafting_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """One model that clients may ask for.
+    """A model that clients may request.
 
     Attributes:
-        name: The id in ``/v1/models``.
+        name: Its id in ``/v1/models``.
         aliases: Other names that find it.
-        backend: What would serve it.
-        running: Draftings of its launches that run now.
-        size_bytes: Of its files.
-        fingerprint: Of its file's metadata: copies of one file count as one model. Empty for a model that has none.
+        backend: The backend that serves it.
+        running: The draftings of its running servers.
+        size_bytes: Size of its files.
+        fingerprint: Of its file's metadata, so that copies of one file count as one model. May be empty.
     """
 
     name: str
@@ -51,76 +49,60 @@ class Offered:
 
 
 class Lease(Protocol):
-    """A server lent for one request. An async context manager: leaving it gives the server back.
+    """A server lent to one request; leaving the async context gives it back.
 
-    While a lease is held its server is not stopped, unless it dies or the proxy ends.
+    A lent server is not stopped, unless it dies or the proxy ends.
+
+    Attributes:
+        base_url: ``http://127.0.0.1:PORT``, without a final slash.
+        model: Catalogue name.
+        backend: Backend name.
+        build: The build's version.
+        drafting: The drafting of this request.
+        likely: Prompt types for which the drafting is likely but not proven; ``None`` stands for any type.
+        fields: Fields to set in the request's JSON, for backends that choose the drafting per request; usually empty.
     """
 
-    @property
-    def base_url(self) -> str:
-        """``http://127.0.0.1:PORT`` without a final slash."""
-
-    @property
-    def model(self) -> str:
-        """Catalogue name."""
-
-    @property
-    def backend(self) -> str:
-        """Backend name."""
-
-    @property
-    def build(self) -> str:
-        """The build's own name."""
-
-    @property
-    def drafting(self) -> Drafting:
-        """What is in force for this request."""
-
-    @property
-    def likely(self) -> frozenset[PromptType | None]:
-        """Prompt types for which the drafting is likely and not proven; ``None`` among them stands for any type."""
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """Fields that the request's JSON must carry, for backends that take drafting per request; mostly empty."""
-
-    def sent(self) -> None:
-        """Tell that the request is on its way: what takes time and need not be known before is done now."""
+    base_url: str
+    model: str
+    backend: str
+    build: str
+    drafting: Drafting
+    likely: frozenset[PromptType | None]
+    fields: Mapping[str, Any]
 
     def died(self) -> None:
-        """Tell that the connection broke: the supervisor looks whether the process lives, and replaces it."""
+        """Report a broken connection: the supervisor checks the process and replaces it if it has ended."""
 
     def answered(self, tokens: float) -> None:
-        """Tell how many tokens were generated; plans count with them. Optional: else the time held stands for them."""
+        """Report the generated tokens, for planning. Without a report the duration of the lease is used."""
 
     async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    async def __aexit__(self, *_error: object) -> None: ...
 
 
 class Dispatch(Protocol):
-    """What the data path knows of the supervisor."""
+    """The supervisor, as the data path sees it."""
 
     async def lease(self, wanted: RouteRequest) -> Lease:
-        """The best running server for a request, started first where none runs.
+        """Lend the best server for a request; start one if none runs.
 
         Raises:
-            UnknownModelError: No model answers to the name; carries the names that exist.
-            ModelChoiceError: Several do.
-            OverloadedError: The queue is full, or the deadline passed before a server was free; try later.
-            LaunchError: It does not start, not even without drafting.
+            UnknownModelError: No model has the name; holds the names that exist.
+            ModelChoiceError: Several models match the name.
+            OverloadedError: The queue is full, or no server was free before the deadline.
+            LaunchError: The server does not start, not even without drafting.
         """
 
     def offered(self) -> Sequence[Offered]:
-        """Every model that may be asked for, in the catalogue's order."""
+        """All models that clients may request, in the catalogue's order."""
 
     def plan(self) -> dict[str, Any]:
-        """The document of ``GET /autospec/v1/plan``: which launches are kept, and why."""
+        """The document of ``GET /autospec/v1/plan``: which servers are kept, and why."""
 
     def status(self) -> dict[str, Any]:
-        """The document of ``GET /autospec/v1/status``: launches with state, use, memory; queues."""
+        """The document of ``GET /autospec/v1/status``: servers with state, use and memory; the queue."""
 
     async def close(self) -> None:
-        """Drain within a bound, then stop every server."""
+        """Let requests end for a bounded time, then stop every server."""

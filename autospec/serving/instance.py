@@ -1,8 +1,7 @@
-"""One launch and its life: starting, ready, draining, stopping, and then stopped or failed.
+"""A server instance and its life cycle: starting, ready, draining, stopping, then stopped or failed.
 
-The `ServerInstance` is the only owner of its server. Everybody else asks it, with one of the typed requests, and looks at `state`;
-nobody else starts or stops a process (the idea is llama-swap's ``internal/process``). It runs on the event loop and does
-what blocks in threads, so that a request is handled whole before the next one.
+A `ServerInstance` alone starts and stops its process (as in llama-swap's ``internal/process``); other code calls `start`,
+`drain`, `stop` and `check`, which have no effect in the wrong state. It lives on the event loop and blocks in threads only.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -21,16 +19,15 @@ from autospec.errors import AutospecError, LaunchError, ServerDiedError
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.threads import in_thread
 
-__all__ = ["Drain", "InstanceState", "InstanceView", "ServerInstance", "Start", "Stop"]
+__all__ = ["InstanceState", "ServerInstance"]
 
-# A connection breaks a moment before the process can be seen to have ended: its guard reports within 0.1 s, on a machine
-# under full load within a second.
+# A connection breaks before the end of the process is visible: its guard reports it within 0.1 s, under full load within 1 s.
 _SETTLE_S: Final = 1.0
 _SETTLE_POLL_S: Final = 0.05
 
 
 class InstanceState(StrEnum):
-    """Where in its life a launch is."""
+    """State of an instance."""
 
     STARTING = "starting"
     READY = "ready"
@@ -41,7 +38,7 @@ class InstanceState(StrEnum):
 
     @property
     def live(self) -> bool:
-        """True if requests can be served now or soon."""
+        """True if it serves requests now or soon."""
         return self in (InstanceState.STARTING, InstanceState.READY)
 
     @property
@@ -60,55 +57,8 @@ _NEXT: Final[dict[InstanceState, frozenset[InstanceState]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start the server; once, right after the launch was made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Lend no more; stop when the last lease has come back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Stop now, whoever uses it."""
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceView:
-    """See whether the process lives.
-
-    Attributes:
-        suspected: True if a connection broke: nothing is lent until the answer is sure.
-    """
-
-    suspected: bool = False
-
-
 class ServerInstance:
-    """One launch.
-
-    Args:
-        model: Catalogue name.
-        drafting: What it is started with.
-        footprint: The memory it is expected to take.
-        start: Starts the server and returns it ready; blocks.
-        changed: Told, on the event loop, that the state is another.
-        clock: Seconds that never step back.
-        first: Awaited before the start, whatever it returns; must end within a bound.
-
-    Attributes:
-        number: Counts the launches of this process.
-        state: See `InstanceState`.
-        server: Once it is ready.
-        error: Why it failed.
-        crashed: True if it failed after it had been ready.
-        leases: Requests that hold it now.
-        served: Requests that held it, all together.
-        used_at_s: When it was last lent or given back, or became ready.
-        ready_at_s: When it became ready; ``None`` before.
-    """
+    """One server; `start` blocks until it is ready, `first` is awaited before and must end within a bounded time."""
 
     _numbers = itertools.count(1)
 
@@ -132,9 +82,9 @@ class ServerInstance:
         self.state = InstanceState.STARTING
         self.server: Server | None = None
         self.error: LaunchError | ServerDiedError | None = None
-        self.crashed = False
-        self.leases = 0
-        self.served = 0
+        self.crashed = False  # failed after it had been ready
+        self.leases = 0  # requests that hold it now
+        self.served = 0  # requests that have held it in total
         self.made_at_s = self.used_at_s = clock()
         self.ready_at_s: float | None = None
         self._start = start
@@ -146,46 +96,75 @@ class ServerInstance:
 
     @property
     def lendable(self) -> bool:
-        """True if a request may have it."""
+        """True if it can take a request."""
         return self.state is InstanceState.READY and self._suspected_until is None
 
-    def send(self, request: Start | Drain | Stop | InstanceView) -> None:
-        """Ask the owner for something; asking again for what is under way changes nothing."""
-        match request, self.state:
-            case Start(), InstanceState.STARTING:
-                if self._first is None:
-                    self._begin()
-                elif self._preparing is None:
-                    self._preparing = asyncio.get_running_loop().create_task(self._prepare(self._first))
-            case Drain(), InstanceState.READY:
-                self._enter(InstanceState.DRAINING)
-                self._stop_unused()
-            case (Drain(), InstanceState.STARTING) | (Stop(), InstanceState.STARTING):
-                self._enter(InstanceState.STOPPING)  # it ends as soon as it has started
-            case Stop(), InstanceState.READY | InstanceState.DRAINING:
-                self._end()
-            case InstanceView(suspected), InstanceState.READY | InstanceState.DRAINING:
-                self._look(suspected=suspected)
+    def start(self) -> None:
+        """Start the server; called once, after construction."""
+        if self.state is not InstanceState.STARTING:
+            return
+        if self._first is None:
+            self._begin()
+        elif self._preparing is None:
+            self._preparing = asyncio.get_running_loop().create_task(self._prepare(self._first))
+
+    def drain(self) -> None:
+        """Take no more requests; stop after the last one."""
+        if self.state is InstanceState.STARTING:
+            self._enter(InstanceState.STOPPING)  # it is stopped as soon as it has started
+        elif self.state is InstanceState.READY:
+            self._enter(InstanceState.DRAINING)
+            self._stop_unused()
+
+    def stop(self) -> None:
+        """Stop now, even if it is in use."""
+        if self.state is InstanceState.STARTING:
+            self._enter(InstanceState.STOPPING)
+        elif self.state in (InstanceState.READY, InstanceState.DRAINING):
+            self._end()
+
+    def check(self, *, suspected: bool = False) -> None:
+        """Check the process; if a connection broke (`suspected`), take no requests until the result is certain."""
+        if self.state not in (InstanceState.READY, InstanceState.DRAINING):
+            return
+        now = self._clock()
+        if suspected and self._suspected_until is None:
+            self._suspected_until = now + _SETTLE_S
+        how = _ended(self.server)
+        if how is not None:
+            self.error = ServerDiedError(f"The server {how} while it was in use.", "The proxy restarts it.")
+            self.crashed = True
+            self._enter(InstanceState.FAILED)
+            assert self.server is not None
+            in_thread(self.server.stop).add_done_callback(_ignore)  # removes its record
+        elif self._suspected_until is not None:
+            if now < self._suspected_until:
+                loop = asyncio.get_running_loop()
+                if self._next_look is None or self._next_look.when() <= loop.time():
+                    self._next_look = loop.call_later(_SETTLE_POLL_S, self.check)
+            else:
+                self._suspected_until = None  # it is alive: the connection broke for another reason
+                self._changed()
 
     async def wait_over(self) -> None:
-        """Wait until its process has ended, one way or the other."""
+        """Wait until its process has ended."""
         await self._over.wait()
 
     def lend(self) -> None:
-        """One more request holds it; only where it is `lendable`."""
+        """Count one more request; only if it is `lendable`."""
         assert self.lendable
         self.leases += 1
         self.served += 1
         self.used_at_s = self._clock()
 
     def give_back(self) -> None:
-        """One request less holds it."""
+        """Count one request less."""
         self.leases -= 1
         self.used_at_s = self._clock()
         self._stop_unused()
 
     async def _prepare(self, first: Callable[[], Awaitable[object]]) -> None:
-        with suppress(Exception):  # a courtesy: it keeps no launch from starting
+        with suppress(Exception):  # must not keep a server from starting
             await first()
         if self.state is InstanceState.STOPPING:
             self._enter(InstanceState.STOPPED)
@@ -211,26 +190,6 @@ class ServerInstance:
         self.used_at_s = self.ready_at_s = self._clock()
         self._enter(InstanceState.READY)
 
-    def _look(self, *, suspected: bool) -> None:
-        now = self._clock()
-        if suspected and self._suspected_until is None:
-            self._suspected_until = now + _SETTLE_S
-        how = _ended(self.server)
-        if how is not None:
-            self.error = ServerDiedError(f"The server {how} while it was in use.", "It is started again.")
-            self.crashed = True
-            self._enter(InstanceState.FAILED)
-            assert self.server is not None
-            in_thread(self.server.stop).add_done_callback(_ignore)  # takes its record away
-        elif self._suspected_until is not None:
-            if now < self._suspected_until:
-                if self._next_look is None or self._next_look.when() <= asyncio.get_running_loop().time():
-                    loop = asyncio.get_running_loop()
-                    self._next_look = loop.call_later(_SETTLE_POLL_S, self.send, InstanceView())
-            else:
-                self._suspected_until = None  # it lives: the connection broke for another reason
-                self._changed()
-
     def _stop_unused(self) -> None:
         if self.state is InstanceState.DRAINING and self.leases == 0:
             self._end()
@@ -244,7 +203,7 @@ class ServerInstance:
         in_thread(self.server.stop).add_done_callback(self._stopped)
 
     def _stopped(self, stop: asyncio.Future[None]) -> None:
-        _ignore(stop)  # a stop that fails has still closed the guard's pipe, which ends the server
+        _ignore(stop)  # a failed stop has closed the guard's pipe too, and that ends the server
         self._enter(InstanceState.STOPPED)
 
     def _enter(self, state: InstanceState) -> None:
@@ -256,10 +215,7 @@ class ServerInstance:
 
 
 def _as_launch_error(error: BaseException) -> LaunchError:
-    """What a start failed with, as the one error that users of the proxy know.
-
-    Whatever the backend refuses before anything starts, it would refuse again.
-    """
+    """Any error of a start as a `LaunchError`; what a backend refuses before it starts a process is permanent."""
     if isinstance(error, LaunchError):
         return error
     if isinstance(error, AutospecError):
@@ -270,11 +226,11 @@ def _as_launch_error(error: BaseException) -> LaunchError:
 
 
 def _ended(server: object) -> str | None:
-    """How a server's process ended; ``None`` while it runs, and for one whose process nobody can see."""
+    """How a server's process ended; ``None`` while it runs, or if its process cannot be watched."""
     return server.ended() if isinstance(server, Watched) else None
 
 
 def _ignore(done: asyncio.Future[None]) -> None:
-    """Look at a result that changes nothing, so that asyncio does not complain that nobody did."""
+    """Retrieve a result that is not needed, so that asyncio does not warn about it."""
     if not done.cancelled():
         done.exception()

@@ -1,7 +1,4 @@
-"""How much memory a launch will take, before it runs. Pure.
-
-What could be launched: off and what is recommended, with its memory and the time that it takes.
-"""
+"""The launches that are possible for a model, with estimates of their memory and start time."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Final
 
 from autospec.catalog.model import Model, context_of
 from autospec.drafting import OFF, Drafting
-from autospec.serving.advice import Advice
+from autospec.serving.advice import ModelAdvice
 from autospec.serving.backoff import Backoff
 from autospec.serving.config import ProxyConfig
 from autospec.serving.model_registry import Engine, ModelRegistry
@@ -19,10 +16,9 @@ from autospec.serving.server_pool import ServerPool
 
 __all__ = ["LaunchOptions", "footprint", "launch_seconds"]
 
-
-# Compute buffers, the program and its libraries: 100 to 400 MB of a llama-server with default batch sizes.
+# Compute buffers, the program and its libraries: 100 to 400 MB for llama-server with default batch sizes.
 _BUFFERS_BYTES: Final = 256 * 1024**2
-# Of a launch that was never timed: 0.9 GB took 1.6 to 2.2 s from a warm cache, a cold disk reads 1 GB/s.
+# For launches without a measured time: 0.9 GB took 1.6 to 2.2 s from a warm cache, a cold disk reads 1 GB/s.
 _START_S: Final = 1.5
 _BYTES_PER_S: Final = 1e9
 
@@ -30,16 +26,11 @@ _BYTES_PER_S: Final = 1e9
 def footprint(
     model: Model, draft: Model | None, tokens: int, *, maps_weights: bool, limit_bytes: int
 ) -> MemoryEstimate:
-    """The memory of one launch.
+    """Estimate the memory of one server.
 
-    Args:
-        model: The main model.
-        draft: The draft model, where the drafting has one.
-        tokens: Length of the context; all slots share it.
-        maps_weights: True if launches of the same file have its weights in memory once: memory-mapped and computed on the
-            processor. What accelerators do with a mapped file differs, so there each launch counts in full.
-        limit_bytes: No launch is taken for larger, since a server fits its context to what it finds: a model that fills
-            the memory can then still run, alone.
+    With `maps_weights` (memory-mapped, on the CPU) servers of the same file share its weights. Accelerators differ in what they
+    do with a mapped file, so there each server counts in full. The estimate never exceeds the limit: a server fits its
+    context to the free memory, so a model that fills the memory can still run alone.
     """
     models = [model] if draft is None else [model, draft]
     own = _BUFFERS_BYTES + sum(m.kv_bytes(min(tokens, m.context_length or tokens)) for m in models)
@@ -55,67 +46,56 @@ def footprint(
 
 
 def launch_seconds(model: Model, draft: Model | None) -> float:
-    """An estimate of the time from start to ready, for launches that were never timed."""
+    """Estimate the time from start to ready."""
     size = model.size_bytes + (0 if draft is None else draft.size_bytes)
     return _START_S + size / _BYTES_PER_S
 
 
 def draft_of(drafting: Drafting, models: Sequence[Model]) -> Model | None:
-    """The catalogue's entry for a drafting's draft model; ``None`` where it has none or lies outside."""
+    """The catalogue entry of a drafting's draft model; ``None`` if it has none or it is not in the catalogue."""
     return next((m for m in models if str(m.path) == drafting.draft), None) if drafting.draft else None
 
 
-_NOTHING = Advice()
+_NOTHING = ModelAdvice()
 
 
 class LaunchOptions:
-    """The launches that are possible.
-
-    Args:
-        terms: The limits.
-        offers: The models.
-        fleet: Knows how long launches took.
-        setbacks: Know what is not to be tried.
-
-    Attributes:
-        offers: Replaced when the disk was scanned again.
-        known: By model name; replaced when there are new recommendations.
-    """
+    """Combines the models, their recommendations (`known`, by model name) and the failures of earlier launches."""
 
     def __init__(
-        self, terms: ProxyConfig, offers: ModelRegistry, fleet: ServerPool, setbacks: Backoff
+        self, config: ProxyConfig, registry: ModelRegistry, pool: ServerPool, backoff: Backoff
     ) -> None:
-        self.offers = offers
-        self.known: Mapping[str, Advice] = {}
-        self._terms = terms
-        self._fleet = fleet
-        self._setbacks = setbacks
+        self.registry = registry
+        self.known: Mapping[str, ModelAdvice] = {}
+        self._config = config
+        self._pool = pool
+        self._backoff = backoff
 
-    def of(self, name: str) -> Advice:
-        """What is known of a model."""
+    def of(self, name: str) -> ModelAdvice:
+        """The recommendations for a model."""
         return self.known.get(name, _NOTHING)
 
     def served(self, name: str) -> tuple[Model, Engine]:
-        """A model that is offered, and what serves it."""
-        model = self.offers.named(name)
-        return model, self.offers.engine(model)
+        """An offered model and the engine that serves it."""
+        model = self.registry.named(name)
+        return model, self.registry.engine(model)
 
     def launchable(self, model: Model, now_s: float) -> tuple[Launchable, ...]:
-        """Off and every recommended drafting that may be launched now."""
-        found = [d for d in self.of(model.name).draftings if self._setbacks.allows(model.name, d, now_s)]
+        """Off, and every recommended drafting that may be launched now."""
+        found = [d for d in self.of(model.name).draftings if self._backoff.allows(model.name, d, now_s)]
         return tuple(self.entry(model.name, drafting) for drafting in (OFF, *found))
 
     def entry(self, name: str, drafting: Drafting) -> Launchable:
-        """One launch with what it takes."""
-        model, draft = self.offers.named(name), draft_of(drafting, self.offers.catalog)
+        """One launch with its memory and start time."""
+        model, draft = self.registry.named(name), draft_of(drafting, self.registry.catalog)
         own = model.context_length
         memory = footprint(
             model,
             draft,
-            context_of(self._terms.args, own, own or self._terms.context_tokens),
-            # MLX computes on copies of its own.
-            maps_weights=self._terms.maps_weights and model.format == "gguf",
-            limit_bytes=self._terms.memory_bytes,
+            context_of(self._config.args, own, own or self._config.context_tokens),
+            # MLX copies the weights.
+            maps_weights=self._config.maps_weights and model.format == "gguf",
+            limit_bytes=self._config.memory_bytes,
         )
-        took_s = self._fleet.took_s(name, drafting)
+        took_s = self._pool.took_s(name, drafting)
         return Launchable(drafting, memory, launch_seconds(model, draft) if took_s is None else took_s)

@@ -1,4 +1,4 @@
-"""The models that clients may ask for: what is in the catalogue, under which names, and which backend serves each."""
+"""The models that clients may request, their names, and the backend that serves each."""
 
 from __future__ import annotations
 
@@ -15,34 +15,29 @@ from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UnknownModelError
 from autospec.settings import Settings
 
-__all__ = ["Engine", "ModelRegistry", "engines_of", "read_offers"]
+__all__ = ["Engine", "ModelRegistry", "engines_of", "read_registry"]
 
-# Names that clients used and what they meant; more than this is somebody trying names.
+# Cached names of clients; more than this is a client that guesses names.
 _MOST_REMEMBERED: Final = 1024
-# The backend that can read a format, where the user's choice of backend cannot.
+# Backend for a format that the chosen backend cannot read; empty for the chosen backend itself.
 _BY_FORMAT: Final[dict[Format, str]] = {"gguf": "", "mlx": "mlx"}
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A backend that is there.
-
-    Attributes:
-        backend: It.
-        capabilities: Of its build.
-    """
+    """A backend and the capabilities of its build."""
 
     backend: Backend
     capabilities: Capabilities
 
     @property
     def per_request(self) -> bool:
-        """True if drafting goes with the request, and the backend says how."""
-        # In this order: on Python 3.11 the second costs 60 µs, and every request asks.
+        """True if the drafting is chosen per request, by fields of its JSON."""
+        # In this order: on Python 3.11 the isinstance costs 60 µs, and this is called for every request.
         return self.capabilities.drafting_per_request and isinstance(self.backend, DraftsPerRequest)
 
     def request_fields(self, drafting: Drafting) -> Mapping[str, Any]:
-        """The fields of a request's JSON that put a drafting in force; none where the launch does."""
+        """The JSON fields that select a drafting; empty if the launch selects it."""
         if self.capabilities.drafting_per_request and isinstance(self.backend, DraftsPerRequest):
             return self.backend.request_fields(drafting)
         return {}
@@ -51,18 +46,8 @@ class Engine:
 class ModelRegistry:
     """The catalogue as clients see it.
 
-    Every whole language model is offered under its own name, small ones that also serve as drafts among them; draft heads
-    are not, because they cannot answer by themselves.
-
-    Args:
-        models: The catalogue's.
-        engines: What serves each format; a format without one is not offered.
-        refused: Why, by format.
-
-    Attributes:
-        catalog: All models, drafts among them.
-        models: Those that are offered, in the catalogue's order.
-        refused: One sentence for each format of which there are models that are not offered.
+    Every complete language model is offered, including small ones that also serve as draft models. Draft heads are not:
+    they cannot answer alone. Nor are models of a format without an engine; `refused` says why, by format.
     """
 
     def __init__(
@@ -72,35 +57,34 @@ class ModelRegistry:
         refused: Mapping[Format, str] = MappingProxyType({}),
     ) -> None:
         self.catalog = models
-        # Of several files with one name the first is offered; the others would answer to it by chance.
+        # Of several files with one name only the first is offered.
         whole = {m.name: m for m in reversed(models) if m.head is None and m.format in engines}
         self.models = tuple(m for m in models if whole.get(m.name) is m)
         formats = {m.format for m in models}
+        # Only for formats of which there are models.
         self.refused = tuple(sentence for kind, sentence in refused.items() if kind in formats)
         self._engines = engines
         self._meant: dict[str, Model] = {}
         self._named = whole
 
     def named(self, name: str) -> Model:
-        """The model that is offered under exactly this name."""
+        """The offered model with exactly this name."""
         return self._named[name]
 
     def has(self, name: str) -> bool:
-        """Whether a model is offered under exactly this name."""
+        """True if a model is offered under exactly this name."""
         return name in self._named
 
     def engine(self, model: Model) -> Engine:
-        """What serves a model that is offered."""
+        """The engine that serves an offered model."""
         return self._engines[model.format]
 
     def find(self, name: str) -> Model:
-        """The model that a client means.
-
-        A path is accepted where it is an offered model's: clients must not make the proxy open other files.
+        """Find the model with a client's name for it, or with the path of an offered model; other paths are refused.
 
         Raises:
-            UnknownModelError: None answers; carries the names that exist.
-            ModelChoiceError: Several do.
+            UnknownModelError: No model has the name; holds the names that exist.
+            ModelChoiceError: Several models match the name.
         """
         known = self._meant.get(name)
         if known is not None:
@@ -115,7 +99,9 @@ class ModelRegistry:
         names = tuple(m.name for m in self.models)
         if not name.strip():
             raise UnknownModelError(
-                "The request names no model.", f"There are: {', '.join(names) or 'none'}.", known=names
+                "The request names no model.",
+                f"The models here are: {', '.join(names) or 'none'}.",
+                known=names,
             )
         return choose(self.models, name)
 
@@ -123,17 +109,17 @@ class ModelRegistry:
 def engines_of(
     settings: Settings, backend_for: Callable[[str | None, Settings], Backend]
 ) -> tuple[dict[Format, Engine], dict[Format, str]]:
-    """The backend for each format, probed; blocks. The user's choice of backend serves GGUF files, unless it is MLX's.
+    """Probe the backend for each format; blocks. The chosen backend serves GGUF files, unless it is MLX.
 
     Args:
         settings: Names the backend and its program.
         backend_for: As in `autospec.backends.registry`.
 
     Returns:
-        The engines, and a sentence for each format that has none.
+        The engines, and a sentence for each format without one.
 
     Raises:
-        AutospecError: The backend that the user chose cannot be used.
+        AutospecError: The chosen backend cannot be used.
     """
     engines: dict[Format, Engine] = {}
     refused: dict[Format, str] = {}
@@ -149,8 +135,8 @@ def engines_of(
     return engines, refused
 
 
-def read_offers(
+def read_registry(
     settings: Settings, engines: Mapping[Format, Engine], refused: Mapping[Format, str]
 ) -> ModelRegistry:
-    """Scan the disk; blocks."""
+    """Scan the disk for models; blocks."""
     return ModelRegistry(scan(settings).models, engines, refused)

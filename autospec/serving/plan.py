@@ -1,22 +1,20 @@
-"""Why a model gets the launches it gets, in one sentence. Pure.
+"""Which servers to keep, which prompt type goes to which server, and why. A pure function of traffic, recommendations and memory.
 
-Which launches to keep, and which prompt type goes where. A pure function of traffic, verdicts, memory and costs.
-
-Seconds are compared with seconds. A set of launches saves, against drafting off and over the horizon,
+All terms are seconds. A set S of servers saves, compared with no drafting over the horizon,
 
     saved(S) = Σ over prompt types t of  tokens_per_s(t) · horizon / baseline_tps(t) · (1 − 1 / ratio(t, S))
 
-where ratio(t, S) is the best that a launch in S offers to t. It costs the launches that do not run yet, `PAYBACK` times
-over, and a small rent for every launch beyond the first, because memory has other uses:
+where ratio(t, S) is the best ratio for t in S. It costs the launches of servers that do not run yet, `PAYBACK` times, and a
+small rent for every server beyond the first, because the memory has other uses:
 
-    value(S) = saved(S) − PAYBACK · Σ launch_s of new launches − RENT · busy · (launches − 1)
+    value(S) = saved(S) − PAYBACK · Σ launch_s of new servers − RENT · busy · (servers − 1)
 
-The set of the highest value is kept. What runs is left only for a set that is better by `MARGIN` of the time that the
-model is busy, so that a mix at the edge between two sets stays with the one it has. Because a detour never starts less
-than the straight way does, planning again with the plan carried out changes nothing.
+The plan keeps the set of the highest value. It leaves the running set only for one that is better by `MARGIN` of the busy
+time, so that traffic at the edge between two sets causes no switching. A detour never costs fewer launches than the direct
+way, so planning again after carrying out the plan changes nothing.
 
-Memory goes first to models that are asked for, in the order of their use: each gets its smallest launch before any
-gets a better or a second one. What does not fit is unloaded, the least used first.
+Memory goes first to models in use, the busiest first: each gets its smallest server before any gets a better or second one.
+What does not fit is unloaded, the least used first.
 """
 
 from __future__ import annotations
@@ -41,160 +39,43 @@ from autospec.serving.plan_inputs import (
     best_route,
 )
 
-__all__ = ["ModelPlan", "Plan", "Route", "explain", "explain_none", "make_plan"]
-
+__all__ = ["Plan", "make_plan"]
 
 _GB = 1e9
-# Below this share of the busy time a better set of launches is not worth a sentence.
+# A better set of servers is mentioned only if it saves more than this share of the busy time.
 _WORTH_SAYING = 0.01
-# Prompt types named in a sentence; the routes name all.
+# Most prompt types in a sentence; the routes contain all.
 _MOST_NAMED = 3
-
-
-def explain(
-    forecast: TrafficForecast, room: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
-) -> str:
-    """Why these launches.
-
-    Args:
-        forecast: Of the model.
-        room: Memory and horizon.
-        chosen: What is kept, at least one.
-        ideal: What would save most if launches and memory cost nothing.
-    """
-    kept = " and ".join(_launch(forecast, entry.drafting, chosen) for entry in chosen)
-    if forecast.busy_s <= 0.0:
-        return f"{kept}, chosen for the tuned prompt types alike, as no traffic was seen yet."
-    saved, busy = forecast.saved_s(chosen), forecast.busy_s
-    if saved > 0.0:
-        worth = f"expected to save {_seconds(saved)} of {_seconds(busy)} of generation in {_seconds(room.horizon_s)}"
-    elif saved < 0.0:
-        worth = f"expected to cost {_seconds(-saved)} of {_seconds(busy)} of generation in {_seconds(room.horizon_s)}"
-    else:
-        tuned = any(forecast.needs.advice.get(kind) for kind in forecast.shares)
-        worth = (
-            "no drafting pays for this traffic"
-            if tuned
-            else "nothing is known yet of what drafting does for it (the daemon finds out, or `autospec tune`)"
-        )
-    return f"{kept}: {worth}{_not_taken(forecast, room, chosen, ideal)}."
-
-
-def explain_none(smallest_bytes: int | None, room: Capacity, *, wanted: bool) -> str:
-    """Why no launch at all.
-
-    Args:
-        smallest_bytes: Memory of the model's smallest launch; ``None`` if nothing can be launched.
-        room: The memory limit.
-        wanted: True if the model runs or is asked for.
-    """
-    if smallest_bytes is None:
-        return "No launch of this model is possible."
-    if not wanted:
-        return "Nobody asks for it."
-    limit = room.memory_bytes or 0
-    if smallest_bytes > limit:
-        return f"Its smallest launch takes {_gigabytes(smallest_bytes)}, more than the limit of {_gigabytes(limit)}."
-    return f"The memory ({_gigabytes(limit)}) goes to models that are used more; it would take {_gigabytes(smallest_bytes)}."
-
-
-def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[Launchable]) -> str:
-    """One launch with the prompt types that go there, the most used first."""
-    here = defaultdict[str, list[tuple[float, str]]](list)
-    for kind, share in forecast.shares.items():
-        route = best_route(forecast.needs, kind, chosen)
-        if route.launch == launch:
-            advice = forecast.needs.advice.get(kind)
-            likely = advice is not None and advice.likely and advice.drafting == route.drafting
-            here[f"{route.drafting.label} (likely)" if likely else route.drafting.label].append(
-                (share, str(kind))
-            )
-    if not here or forecast.busy_s <= 0.0:
-        return launch.label
-    return " and ".join(f"{label} for {_kinds(kinds)}" for label, kinds in here.items())
-
-
-def _kinds(kinds: list[tuple[float, str]]) -> str:
-    ranked = sorted(kinds, key=lambda kind: (-kind[0], kind[1]))
-    named = ", ".join(f"{name} ({share:.0%})" for share, name in ranked[:_MOST_NAMED])
-    more = len(ranked) - _MOST_NAMED
-    return f"{named} and {more} more" if more > 0 else named
-
-
-def _not_taken(
-    forecast: TrafficForecast, room: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
-) -> str:
-    """What would save more, and why it is not done; empty where nothing would."""
-    more = forecast.saved_s(ideal) - forecast.saved_s(chosen)
-    if more <= _WORTH_SAYING * forecast.busy_s:
-        return ""
-    new = [entry for entry in ideal if entry not in chosen and entry.drafting not in forecast.needs.running]
-    names = " and ".join(entry.drafting.label for entry in ideal)
-    needed = MemoryEstimate.total_bytes(entry.footprint for entry in ideal)
-    if room.memory_bytes is None and len(ideal) > len(chosen):
-        why = "the memory for a further launch is not known"
-    elif room.memory_bytes is not None and needed > room.memory_bytes:
-        why = f"that takes {_gigabytes(needed)} of memory"
-    elif new:
-        why = f"that takes {_seconds(sum(entry.launch_s for entry in new))} to start"
-    else:
-        why = "other models need the memory"
-    return f"; {names} would save {_seconds(more)} more, but {why}"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 600.0:
-        return f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"
-    return f"{seconds / 60.0:.0f} min" if seconds < 36000.0 else f"{seconds / 3600.0:.0f} h"
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / _GB:.1f} GB"
-
-
-# A launch must earn its seconds twice: the forecast of traffic is the weakest number here, and while a server loads,
-# the others on the machine are slower and the prompts it has not seen yet are computed anew.
+# A launch must save its own time twice: the traffic forecast is the least certain number here, a loading server slows the
+# others down, and a new server has to process cached prompts again.
 PAYBACK: Final = 2.0
-# Share of the busy time that a change must save: below it is the threshold of the verdicts themselves (+2 %).
+# Share of the busy time that a change must save: the verdicts have the same threshold (+2 %).
 MARGIN: Final = 0.02
-# Share of the busy time that an extra launch must go on saving to keep its memory.
+# Share of the busy time that an additional server must save to keep its memory.
 RENT: Final = 0.005
-# Somebody who starts a model means to use it: the first launch is chosen as if it were busy for so long.
+# A model that is started will be used: its first server is chosen as if it were busy this long.
 FIRST_BUSY_S: Final = 60.0
-# A request that waited so long for a server goes before models that merely go on being used.
+# A model whose request has waited this long comes before models that are only in use.
 PATIENCE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """What one model is given.
-
-    Attributes:
-        model: Catalogue name.
-        launches: Draftings of the launches to keep, none where the model is to be unloaded.
-        starts: Those of them that do not run yet.
-        stops: Launches that run and are not kept.
-        routes: For every prompt type, while any launch is kept.
-        shares: Of the busy time, by prompt type.
-        busy_s: Seconds that the model would generate for within the horizon with drafting off.
-        saved_s: Of them, what the launches are expected to save.
-        memory_bytes: Of the launches together.
-        reason: One sentence.
-    """
+    """The servers of one model; `starts` and `stops` are the changes against now, `reason` is one sentence."""
 
     model: str
     launches: tuple[Drafting, ...]
     starts: tuple[Drafting, ...]
     stops: tuple[Drafting, ...]
     routes: Mapping[PromptType, Route]
-    shares: Mapping[PromptType, float]
-    busy_s: float
-    saved_s: float
+    shares: Mapping[PromptType, float]  # of the busy time
+    busy_s: float  # generation time without drafting, within the horizon
+    saved_s: float  # expected saving
     memory_bytes: int
     reason: str
 
     def route(self, prompt_type: PromptType | None) -> Route | None:
-        """Where a request goes; one without a prompt goes to the first launch. ``None`` if none is kept."""
+        """The route of a request; without a prompt type, to the first server. ``None`` if no server is kept."""
         if prompt_type is not None and prompt_type in self.routes:
             return self.routes[prompt_type]
         return Route(self.launches[0], self.launches[0], 1.0) if self.launches else None
@@ -217,30 +98,23 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All models.
-
-    Attributes:
-        models: In the order in which memory was given out.
-        memory_bytes: Of all launches kept.
-        overlap_bytes: The same while what stops still runs: if it fits, new launches can be ready before old ones drain.
-        room: What the plan was made for.
-    """
+    """The plan of all models; `overlap_bytes` is the memory while old servers run beside the new ones."""
 
     models: tuple[ModelPlan, ...]
     memory_bytes: int
     overlap_bytes: int
-    room: Capacity
+    capacity: Capacity
 
     def of(self, model: str) -> ModelPlan | None:
-        """One model's part."""
+        """The plan of one model; ``None`` if it has none."""
         return next((part for part in self.models if part.model == model), None)
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``GET /autospec/v1/plan``."""
         return {
             "schema": SCHEMA_VERSION,
-            "horizon_s": self.room.horizon_s,
-            "memory_limit_bytes": self.room.memory_bytes,
+            "horizon_s": self.capacity.horizon_s,
+            "memory_limit_bytes": self.capacity.memory_bytes,
             "memory_bytes": self.memory_bytes,
             "overlap_bytes": self.overlap_bytes,
             "overlap_fits": self.overlap_fits,
@@ -249,65 +123,60 @@ class Plan:
 
     @property
     def overlap_fits(self) -> bool:
-        """True if every new launch can be ready before an old one is stopped."""
-        limit = self.room.memory_bytes
+        """True if all new servers can be ready before an old one is stopped."""
+        limit = self.capacity.memory_bytes
         return limit is None or self.overlap_bytes <= limit
 
 
-def make_plan(models: Sequence[ModelDemand], room: Capacity) -> Plan:
-    """Decide which launches to keep.
-
-    Args:
-        models: Every model that runs or is asked for, each once; others need not be named.
-        room: Memory, horizon and the most launches of a model.
-    """
-    models = [_one_per_draft(needs) for needs in models]
-    ranked = sorted((TrafficForecast.of(needs, room.horizon_s) for needs in models), key=_priority)
-    reserved = _smallest(ranked, room)
+def make_plan(models: Sequence[ModelDemand], capacity: Capacity) -> Plan:
+    """Decide which servers to keep; `models` are those that run or have requests."""
+    models = [_one_per_draft(demand) for demand in models]
+    ranked = sorted((TrafficForecast.of(demand, capacity.horizon_s) for demand in models), key=_priority)
+    reserved = _smallest(ranked, capacity)
     kept: list[Launchable] = []
     parts = []
     for position, forecast in enumerate(ranked):
-        name = forecast.needs.model
+        name = forecast.demand.model
         chosen: tuple[Launchable, ...] = ()
         if name in reserved:
-            # Later models keep at least their smallest launch; earlier ones have had their choice.
-            later = [other.needs.model for other in ranked[position + 1 :]]
+            # Later models keep at least their smallest server.
+            later = [other.demand.model for other in ranked[position + 1 :]]
             others = [*kept, *(reserved[other] for other in later if other in reserved)]
-            chosen = _choose(forecast, room, others)
+            chosen = _choose(forecast, capacity, others)
         kept += chosen
-        parts.append(_part(forecast, room, chosen))
-    running = [entry for needs in models for entry in _running(needs)]
-    return Plan(tuple(parts), _bytes(kept), _bytes([*kept, *running]), room)
+        parts.append(_part(forecast, capacity, chosen))
+    running = [entry for demand in models for entry in _running(demand)]
+    return Plan(tuple(parts), _bytes(kept), _bytes([*kept, *running]), capacity)
 
 
 def _priority(forecast: TrafficForecast) -> tuple[float, bool, float, str]:
-    needs = forecast.needs
-    waited = needs.waiting_s if needs.waiting_s >= PATIENCE_S else 0.0
-    return (-waited, not needs.in_use, -forecast.busy_s, needs.model)
+    demand = forecast.demand
+    waited = demand.waiting_s if demand.waiting_s >= PATIENCE_S else 0.0
+    return (-waited, not demand.in_use, -forecast.busy_s, demand.model)
 
 
-def _smallest(ranked: Sequence[TrafficForecast], room: Capacity) -> dict[str, Launchable]:
-    """The smallest launch of each model that may stay: those that run or are asked for, as far as memory reaches."""
+def _smallest(ranked: Sequence[TrafficForecast], capacity: Capacity) -> dict[str, Launchable]:
+    """The smallest server of each model that runs or has requests, as far as the memory suffices."""
     reserved: dict[str, Launchable] = {}
     for forecast in ranked:
-        least = _least(forecast.needs)
-        if least is None or not _wanted(forecast.needs):
+        least = _least(forecast.demand)
+        if least is None or not _wanted(forecast.demand):
             continue
-        if _fits([*reserved.values(), least], room):
-            reserved[forecast.needs.model] = least
+        if _fits([*reserved.values(), least], capacity):
+            reserved[forecast.demand.model] = least
     return reserved
 
 
 def _choose(
-    forecast: TrafficForecast, room: Capacity, others: Sequence[Launchable]
+    forecast: TrafficForecast, capacity: Capacity, others: Sequence[Launchable]
 ) -> tuple[Launchable, ...]:
-    """The launches of one model, at least one: the smallest is known to fit."""
-    # Without a known limit, memory is not for a second launch.
-    most = 1 if room.memory_bytes is None else room.twins
-    sets = [chosen for chosen in _sets(forecast.needs, most) if _fits([*others, *chosen], room)]
-    running = {entry.drafting for entry in _running(forecast.needs)}
+    """The servers of one model, at least one: the smallest is known to fit."""
+    # If the memory is unknown, there is no second server.
+    most = 1 if capacity.memory_bytes is None else capacity.twins
+    sets = [chosen for chosen in _sets(forecast.demand, most) if _fits([*others, *chosen], capacity)]
+    running = {entry.drafting for entry in _running(forecast.demand)}
     if not any(_runs(chosen, running) for chosen in sets):
-        # The first launch has to be paid for whatever it is; a second one is then judged as beside any other.
+        # Some first launch is unavoidable, so its cost does not count; a second one is then judged beside it.
         busy_s = max(forecast.busy_s, FIRST_BUSY_S)
         singles = [chosen for chosen in sets if len(chosen) == 1]
         running = {entry.drafting for entry in _best(replace(forecast, busy_s=busy_s), singles, set())}
@@ -320,7 +189,7 @@ def _choose(
 def _best(
     forecast: TrafficForecast, sets: Sequence[tuple[Launchable, ...]], running: AbstractSet[Drafting]
 ) -> tuple[Launchable, ...]:
-    """The set of the highest value; among equals fewer launches, then off, then less memory, then the first."""
+    """The set of the highest value; if equal, fewer servers, then off, then less memory, then the first."""
     return max(
         sets,
         key=lambda chosen: (
@@ -333,46 +202,46 @@ def _best(
 
 
 def _value(forecast: TrafficForecast, chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> float:
-    """The value of the module's formula, in seconds."""
+    """value(S) of the module's docstring."""
     starting_s = sum(entry.launch_s for entry in chosen if entry.drafting not in running)
     rent_s = RENT * forecast.busy_s * (len(chosen) - 1)
     return forecast.saved_s(chosen) - PAYBACK * starting_s - rent_s
 
 
-def _sets(needs: ModelDemand, most: int) -> Iterator[tuple[Launchable, ...]]:
-    """Every set of launches that may be kept, in a fixed order."""
-    entries = sorted(needs.launchable, key=lambda entry: entry.drafting.key)
-    for size in range(1, 1 + (1 if needs.per_request else most)):
+def _sets(demand: ModelDemand, most: int) -> Iterator[tuple[Launchable, ...]]:
+    """Every set of servers that may be kept, in a fixed order."""
+    entries = sorted(demand.launchable, key=lambda entry: entry.drafting.key)
+    for size in range(1, 1 + (1 if demand.per_request else most)):
         yield from combinations(entries, size)
 
 
-def _one_per_draft(needs: ModelDemand) -> ModelDemand:
-    """Where drafting goes with the request, one launch for each draft model, named like the one that runs."""
-    if not needs.per_request:
-        return needs
-    running = {drafting.draft: drafting for drafting in reversed(needs.running)}
+def _one_per_draft(demand: ModelDemand) -> ModelDemand:
+    """If the drafting is chosen per request: one launch per draft model, named after the running one."""
+    if not demand.per_request:
+        return demand
+    running = {drafting.draft: drafting for drafting in reversed(demand.running)}
     by_draft: dict[str | None, Launchable] = {}
-    for entry in needs.launchable:
+    for entry in demand.launchable:
         draft = entry.drafting.draft
         by_draft.setdefault(draft, replace(entry, drafting=running.get(draft, entry.drafting)))
-    return replace(needs, launchable=tuple(by_draft.values()))
+    return replace(demand, launchable=tuple(by_draft.values()))
 
 
-def _part(forecast: TrafficForecast, room: Capacity, chosen: tuple[Launchable, ...]) -> ModelPlan:
-    needs = forecast.needs
+def _part(forecast: TrafficForecast, capacity: Capacity, chosen: tuple[Launchable, ...]) -> ModelPlan:
+    demand = forecast.demand
     if chosen:
-        ideal = max(_sets(needs, room.twins), key=lambda some: (forecast.saved_s(some), -len(some)))
-        reason = explain(forecast, room, chosen, ideal)
+        ideal = max(_sets(demand, capacity.twins), key=lambda some: (forecast.saved_s(some), -len(some)))
+        reason = _explain(forecast, capacity, chosen, ideal)
     else:
-        least = _least(needs)
-        reason = explain_none(_bytes([least]) if least else None, room, wanted=_wanted(needs))
+        least = _least(demand)
+        reason = _explain_none(_bytes([least]) if least else None, capacity, wanted=_wanted(demand))
     launches = tuple(entry.drafting for entry in chosen)
     return ModelPlan(
-        model=needs.model,
+        model=demand.model,
         launches=launches,
-        starts=tuple(drafting for drafting in launches if drafting not in needs.running),
-        stops=tuple(drafting for drafting in needs.running if drafting not in launches),
-        routes={kind: best_route(needs, kind, chosen) for kind in PromptType} if chosen else {},
+        starts=tuple(drafting for drafting in launches if drafting not in demand.running),
+        stops=tuple(drafting for drafting in demand.running if drafting not in launches),
+        routes={kind: best_route(demand, kind, chosen) for kind in PromptType} if chosen else {},
         shares=forecast.shares,
         busy_s=forecast.busy_s,
         saved_s=forecast.saved_s(chosen) if chosen else 0.0,
@@ -381,17 +250,17 @@ def _part(forecast: TrafficForecast, room: Capacity, chosen: tuple[Launchable, .
     )
 
 
-def _wanted(needs: ModelDemand) -> bool:
-    return needs.in_use or bool(needs.running)
+def _wanted(demand: ModelDemand) -> bool:
+    return demand.in_use or bool(demand.running)
 
 
-def _least(needs: ModelDemand) -> Launchable | None:
-    """The smallest launch."""
-    return min(needs.launchable, key=lambda entry: (_bytes([entry]), entry.drafting.key), default=None)
+def _least(demand: ModelDemand) -> Launchable | None:
+    """The launch with the least memory."""
+    return min(demand.launchable, key=lambda entry: (_bytes([entry]), entry.drafting.key), default=None)
 
 
-def _running(needs: ModelDemand) -> list[Launchable]:
-    return [entry for entry in needs.launchable if entry.drafting in needs.running]
+def _running(demand: ModelDemand) -> list[Launchable]:
+    return [entry for entry in demand.launchable if entry.drafting in demand.running]
 
 
 def _runs(chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> bool:
@@ -402,5 +271,93 @@ def _bytes(entries: Sequence[Launchable]) -> int:
     return MemoryEstimate.total_bytes(entry.footprint for entry in entries)
 
 
-def _fits(entries: Sequence[Launchable], room: Capacity) -> bool:
-    return room.memory_bytes is None or _bytes(entries) <= room.memory_bytes
+def _fits(entries: Sequence[Launchable], capacity: Capacity) -> bool:
+    return capacity.memory_bytes is None or _bytes(entries) <= capacity.memory_bytes
+
+
+def _explain(
+    forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
+) -> str:
+    """Why the plan keeps these servers; `ideal` would save most if launches and memory cost nothing."""
+    kept = " and ".join(_launch(forecast, entry.drafting, chosen) for entry in chosen)
+    if forecast.busy_s <= 0.0:
+        return f"{kept}: chosen for all tuned prompt types equally, because there was no traffic yet."
+    saved, busy = forecast.saved_s(chosen), forecast.busy_s
+    if saved > 0.0:
+        worth = f"expected to save {_seconds(saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
+    elif saved < 0.0:
+        worth = f"expected to cost {_seconds(-saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
+    else:
+        tuned = any(forecast.demand.advice.get(kind) for kind in forecast.shares)
+        worth = (
+            "no drafting pays for this traffic"
+            if tuned
+            else "drafting was not measured for this model yet (the daemon will do that, or run `autospec tune`)"
+        )
+    return f"{kept}: {worth}{_not_taken(forecast, capacity, chosen, ideal)}."
+
+
+def _explain_none(smallest_bytes: int | None, capacity: Capacity, *, wanted: bool) -> str:
+    """Why the plan keeps no server; `smallest_bytes` is the memory of the smallest possible one."""
+    if smallest_bytes is None:
+        return "No server can be started for this model."
+    if not wanted:
+        return "No client uses it."
+    limit = capacity.memory_bytes or 0
+    if smallest_bytes > limit:
+        return f"Its smallest server needs {_gigabytes(smallest_bytes)}, more than the limit of {_gigabytes(limit)}."
+    return f"It needs {_gigabytes(smallest_bytes)}; models that are used more take the memory limit of {_gigabytes(limit)}."
+
+
+def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[Launchable]) -> str:
+    """One server with its prompt types, the most used first."""
+    here = defaultdict[str, list[tuple[float, str]]](list)
+    for kind, share in forecast.shares.items():
+        route = best_route(forecast.demand, kind, chosen)
+        if route.launch == launch:
+            advice = forecast.demand.advice.get(kind)
+            likely = advice is not None and advice.likely and advice.drafting == route.drafting
+            here[f"{route.drafting.label} (likely)" if likely else route.drafting.label].append(
+                (share, str(kind))
+            )
+    if not here or forecast.busy_s <= 0.0:
+        return launch.label
+    return " and ".join(f"{label} for {_kinds(kinds)}" for label, kinds in here.items())
+
+
+def _kinds(kinds: list[tuple[float, str]]) -> str:
+    ranked = sorted(kinds, key=lambda kind: (-kind[0], kind[1]))
+    named = ", ".join(f"{name} ({share:.0%})" for share, name in ranked[:_MOST_NAMED])
+    more = len(ranked) - _MOST_NAMED
+    return f"{named} and {more} more" if more > 0 else named
+
+
+def _not_taken(
+    forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
+) -> str:
+    """A set that would save more, and why the plan does not use it; empty if there is none."""
+    more = forecast.saved_s(ideal) - forecast.saved_s(chosen)
+    if more <= _WORTH_SAYING * forecast.busy_s:
+        return ""
+    new = [entry for entry in ideal if entry not in chosen and entry.drafting not in forecast.demand.running]
+    names = " and ".join(entry.drafting.label for entry in ideal)
+    needed = MemoryEstimate.total_bytes(entry.footprint for entry in ideal)
+    if capacity.memory_bytes is None and len(ideal) > len(chosen):
+        why = "the memory limit for another server is not known"
+    elif capacity.memory_bytes is not None and needed > capacity.memory_bytes:
+        why = f"that needs {_gigabytes(needed)} of memory"
+    elif new:
+        why = f"that takes {_seconds(sum(entry.launch_s for entry in new))} to start"
+    else:
+        why = "other models need the memory"
+    return f"; {names} would save {_seconds(more)} more, but {why}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 600.0:
+        return f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"
+    return f"{seconds / 60.0:.0f} min" if seconds < 36000.0 else f"{seconds / 3600.0:.0f} h"
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / _GB:.1f} GB"

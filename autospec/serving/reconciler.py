@@ -1,8 +1,7 @@
-"""The conductor: brings the launches to what the plan wants, and gives them to the requests that wait.
+"""The control loop: brings the servers to what the plan wants, and lends them to waiting requests.
 
-`Reconciler.settle` is the whole of it. It looks at everything as it is now and does what can be done now; it is called after
-every change and once a second, and remembers nothing that the launches, the queue and the demand do not say. All of it
-happens on the event loop, between two awaits, so that nothing changes under its eyes.
+`Reconciler.reconcile` compares the current state with the plan and does what is possible now. It runs after every change and
+once a second, on the event loop without an await, so the state does not change while it looks; it keeps no memory of its own.
 """
 
 from __future__ import annotations
@@ -13,68 +12,54 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from autospec.catalog.model import Model
-from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
-from autospec.serving.advice import Advice
+from autospec.serving.advice import ModelAdvice
 from autospec.serving.backoff import Backoff
 from autospec.serving.config import ProxyConfig
+from autospec.serving.dispatch import RouteRequest
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.launch_options import LaunchOptions
 from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan import Plan, make_plan
 from autospec.serving.plan_inputs import Capacity, Launchable, MemoryEstimate, ModelDemand, advice_from
-from autospec.serving.request_queue import RequestQueue, Ticket
-from autospec.serving.server_pool import LaunchLease, ServerPool, next_moves
+from autospec.serving.request_queue import RequestQueue, WaitingRequest
+from autospec.serving.server_pool import LaunchLease, ServerPool, next_actions
 from autospec.serving.traffic import Demand
 
 __all__ = ["Reconciler"]
 
 _log = logging.getLogger(__name__)
 
-# How often everything is looked at although nothing has happened: deadlines, idle models, processes.
+# How often deadlines, idle models and processes are checked without a change.
 _TICK_S: Final = 1.0
-# How often the mix of prompt types is planned for; what else matters is planned for at once.
+# How often the plan follows the mix of prompt types; other changes make a new plan at once.
 _REPLAN_S: Final = 30.0
-# A model that does not start at all refuses for so long before it is tried again.
+# A model that does not start at all refuses requests this long before the next attempt.
 _BROKEN_S: Final = 1.0
 
 
 class Reconciler:
-    """Launches, queue and plan of all models.
-
-    Args:
-        terms: The limits.
-        offers: The models.
-        gave_up: Told a model and a drafting that is not tried again, and why.
-        planner: `make_plan`, or a test's.
-        clock: Seconds that never step back.
-        machine_is_free: Awaited before each launch.
-
-    Attributes:
-        plan: The last one.
-        planned_at_s: When it was made.
-    """
+    """Servers, queue and plan of all models; `gave_up` is told a model, a drafting and why it is not tried again."""
 
     def __init__(
         self,
-        terms: ProxyConfig,
-        offers: ModelRegistry,
+        config: ProxyConfig,
+        registry: ModelRegistry,
         gave_up: Callable[[str, Drafting, str], None],
         *,
         planner: Callable[[Sequence[ModelDemand], Capacity], Plan],
         clock: Callable[[], float],
         machine_is_free: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self.terms = terms
+        self.config = config
         self.demand = Demand()
-        self.waiting = RequestQueue(terms.queue_limit, terms.deadline_s)
-        self.fleet = ServerPool(terms.args, self._changed, clock, machine_is_free)
-        self.setbacks = Backoff()
-        self.prospects = LaunchOptions(terms, offers, self.fleet, self.setbacks)
-        self.room = Capacity(memory_bytes=terms.memory_bytes)
-        self.plan = make_plan((), self.room)
+        self.queue = RequestQueue(config.queue_limit, config.deadline_s)
+        self.pool = ServerPool(config.args, self._changed, clock, machine_is_free)
+        self.backoff = Backoff()
+        self.options = LaunchOptions(config, registry, self.pool, self.backoff)
+        self.capacity = Capacity(memory_bytes=config.memory_bytes)
+        self.plan = make_plan((), self.capacity)
         self.planned_at_s = clock()
         self._gave_up = gave_up
         self._planner = planner
@@ -84,62 +69,54 @@ class Reconciler:
         self._restarting: set[str] = set()
         self._broken: dict[str, tuple[LaunchError, float]] = {}
 
-    async def lend(
-        self, model: Model, kind: Callable[[], PromptType | None], *, drafting_off: bool = False
-    ) -> LaunchLease:
-        """A server for one request.
-
-        Args:
-            model: Which.
-            kind: As in `RouteRequest`: asked for before the request is sent only where something depends on it.
-            drafting_off: As in `RouteRequest`.
+    async def lend(self, request: RouteRequest) -> LaunchLease:
+        """Lend a server to one request; waits in the queue while none is free.
 
         Raises:
             OverloadedError: The queue is full, or the deadline passed.
             LaunchError: The model does not start, not even without drafting.
         """
-        now = self._clock()
-        self.demand.asked(model.name, now, drafting_off=drafting_off)
-        ticket = Ticket(model.name, kind, drafting_off, now)
-        if (lease := self._lend(ticket)) is not None:
-            lease.when_sent(lambda: self.demand.arrived(model.name, kind(), now))
+        now, model = self._clock(), request.model
+        self.demand.asked(model, now, drafting_off=request.drafting_off)
+        if (lease := self._lend(request)) is not None:
+            self.demand.arrived(model, request.prompt_type, now)
             return lease
-        error, until_s = self._broken.get(model.name, (None, now))
+        error, until_s = self._broken.get(model, (None, now))
         if error is not None and now < until_s:
             raise error
-        prompt_type = kind()
-        self.waiting.add(ticket)
-        self.demand.arrived(model.name, prompt_type, now)
-        # What is planned already may be under way; then one more that waits changes nothing.
-        self._plan_is_old |= not self._serves(ticket)
+        waiting = WaitingRequest(request, now)
+        self.queue.add(waiting)
+        self.demand.arrived(model, request.prompt_type, now)
+        # If the plan already keeps a launch for this model, one more waiting request does not change the plan.
+        self._plan_is_old |= not self._is_planned(model)
         self._kicked.set()
         try:
-            return await ticket.lease
+            return await waiting.lease
         except asyncio.CancelledError:
-            self.waiting.discard(ticket)
-            if ticket.lease.done() and not ticket.lease.cancelled() and ticket.lease.exception() is None:
-                ticket.lease.result().give_back()  # it came in the same moment as the client went
+            self.queue.discard(waiting)
+            if waiting.lease.done() and not waiting.lease.cancelled() and waiting.lease.exception() is None:
+                waiting.lease.result().give_back()  # lent in the moment when the client disconnected
             raise
 
-    def learn(self, known: Mapping[str, Advice]) -> None:
-        """Take new recommendations, by model name; a model of which something new is known gets all chances again."""
+    def learn(self, known: Mapping[str, ModelAdvice]) -> None:
+        """Take new recommendations, by model name; a model with new ones may try every drafting again."""
         for model, now_known in known.items():
-            if self.prospects.of(model) != now_known:
-                self.setbacks.forgive(model)
-        self.prospects.known = known
+            if self.options.of(model) != now_known:
+                self.backoff.forgive(model)
+        self.options.known = known
         self._changed()
 
-    def offer(self, offers: ModelRegistry) -> None:
-        """Take what a new scan of the disk has found; what is gone is unloaded."""
-        self.prospects.offers = offers
+    def offer(self, registry: ModelRegistry) -> None:
+        """Take the result of a new scan of the disk; models that are gone are unloaded."""
+        self.options.registry = registry
         for name in self.demand.awake:
-            if not offers.has(name):
+            if not registry.has(name):
                 self.demand.sleep(name)
-                self.waiting.refuse(LaunchError(f"{name} is not on this disk any more."), name)
+                self.queue.refuse(LaunchError(f"The file of {name} no longer exists."), name)
         self._changed()
 
     async def run(self) -> None:
-        """Settle after every change and once a second, for ever."""
+        """Reconcile after every change and once a second, for ever."""
         loop = asyncio.get_running_loop()
         looked_at_s = loop.time()
         while True:
@@ -149,79 +126,76 @@ class Reconciler:
             self._kicked.clear()
             if loop.time() - looked_at_s >= _TICK_S:
                 looked_at_s = loop.time()
-                self.fleet.look()
+                self.pool.look()
             try:
-                self.settle()
-            except Exception:  # noqa: BLE001 - see below
-                # A fault in here must not leave every later request waiting.
-                _log.exception("The servers could not be settled; trying again in a moment.")
+                self.reconcile()
+            except Exception:  # noqa: BLE001 - an error here must not leave all later requests waiting
+                _log.exception("The servers could not be updated; the next attempt follows in a second.")
 
-    def settle(self) -> None:
-        """Do what can be done now."""
+    def reconcile(self) -> None:
+        """Do what is possible now."""
         now = self._clock()
         self._collect(now)
-        self.waiting.expire(now)
+        self.queue.expire(now)
         self._unload_unused(now)
-        if self._plan_is_old or now - self.planned_at_s >= _REPLAN_S or self._somebody_waits_in_vain():
+        if self._plan_is_old or now - self.planned_at_s >= _REPLAN_S or self._waiting_unplanned():
             self._plan_is_old = False
             self.planned_at_s = now
-            self.plan = self._planner(self._needs(now), self.room)
-        moves = next_moves(self.fleet.held(), self._kept(now), self.terms.memory_bytes)
-        self.fleet.drain(moves)
-        for name, entry in moves.start:
-            if self.setbacks.not_before_s(name, entry.drafting) <= now:
-                model, engine = self.prospects.served(name)
-                self.fleet.start(model, engine, entry)
-        self.waiting.serve(self._lend)
+            self.plan = self._planner(self._demands(now), self.capacity)
+        actions = next_actions(self.pool.held(), self._kept(now), self.config.memory_bytes)
+        self.pool.drain(actions)
+        for name, entry in actions.start:
+            if self.backoff.not_before_s(name, entry.drafting) <= now:
+                model, engine = self.options.served(name)
+                self.pool.start(model, engine, entry)
+        self.queue.serve(self._lend)
 
-    def _needs(self, now_s: float) -> list[ModelDemand]:
-        needs = []
+    def _demands(self, now_s: float) -> list[ModelDemand]:
+        demands = []
         for name in self.demand.awake:
-            model, engine = self.prospects.served(name)
-            tickets = self.waiting.of(name)
-            leases = sum(launch.leases for launch in self.fleet.of(name))
-            needs.append(
+            model, engine = self.options.served(name)
+            waiting = self.queue.of(name)
+            leases = sum(launch.leases for launch in self.pool.of(name))
+            demands.append(
                 ModelDemand(
                     model=name,
-                    launchable=self.prospects.launchable(model, now_s),
-                    advice=advice_from(self.prospects.of(name).recommendations),
+                    launchable=self.options.launchable(model, now_s),
+                    advice=advice_from(self.options.of(name).recommendations),
                     tokens_per_s=self.demand.traffic.tokens_per_s(name, now_s),
-                    running=self.fleet.live(name),
-                    in_use=bool(tickets) or leases > 0 or name in self._restarting,
-                    waiting_s=max((now_s - t.since_s for t in tickets), default=0.0),
+                    running=self.pool.live(name),
+                    in_use=bool(waiting) or leases > 0 or name in self._restarting,
+                    waiting_s=max((now_s - w.since_s for w in waiting), default=0.0),
                     per_request=engine.per_request,
                 )
             )
-        return needs
+        return demands
 
     def _kept(self, now_s: float) -> dict[str, tuple[Launchable, ...]]:
-        """The launches that should be: the plan's, and one without drafting where somebody asked for it."""
+        """The servers that should run: the plan's, and one without drafting if a client asked for it."""
         kept = {}
         for part in self.plan.models:
             if part.launches:
-                kept[part.model] = tuple(self.prospects.entry(part.model, d) for d in part.launches)
+                kept[part.model] = tuple(self.options.entry(part.model, d) for d in part.launches)
         for name, planned in list(kept.items()):
             if self.demand.wants_off(name, now_s) and all(not entry.drafting.is_off for entry in planned):
-                off = self.prospects.entry(name, OFF)
+                off = self.options.entry(name, OFF)
                 everything = [entry.footprint for entries in kept.values() for entry in entries]
-                fits = MemoryEstimate.total_bytes([*everything, off.footprint]) <= self.terms.memory_bytes
-                # Off serves everybody, a drafting does not serve who wants none.
+                fits = MemoryEstimate.total_bytes([*everything, off.footprint]) <= self.config.memory_bytes
+                # A server without drafting can serve every request, the others cannot.
                 kept[name] = (*planned, off) if fits else (off,)
         return kept
 
-    def _lend(self, ticket: Ticket) -> LaunchLease | None:
-        """The launch that is best for a request, if any can be had now."""
-        lendable = self.fleet.lendable(ticket.model)
+    def _lend(self, request: RouteRequest) -> LaunchLease | None:
+        """The best ready launch for a request; ``None`` if it has to wait."""
+        lendable = self.pool.lendable(request.model)
         if not lendable:
             return None
-        _, engine = self.prospects.served(ticket.model)
+        _, engine = self.options.served(request.model)
         per_request = engine.per_request
-        part = self.plan.of(ticket.model)
-        # With one launch, and nothing to say to it, every kind of prompt goes the same way.
-        many = per_request or (part is not None and len(part.launches) > 1)
-        route = part.route(ticket.kind() if many else None) if part is not None else None
+        part = self.plan.of(request.model)
+        route = part.route(request.prompt_type) if part is not None else None
         launch, drafting = lendable[0], lendable[0].drafting
-        if ticket.drafting_off and not per_request:
+        if request.drafting_off and not per_request:
             chosen = next((la for la in lendable if la.drafting.is_off), None)
             if chosen is None:
                 return None
@@ -229,63 +203,63 @@ class Reconciler:
         elif route and (planned := next((la for la in lendable if la.drafting == route.launch), None)):
             launch, drafting = planned, route.drafting
         elif off := next((la for la in lendable if la.drafting.is_off), None):
-            # What the plan wants is not there yet, and off is never wrong.
+            # The planned server is not ready yet; off is always correct.
             launch, drafting = off, OFF
-        if per_request and (ticket.drafting_off or drafting.draft != launch.drafting.draft):
+        if per_request and (request.drafting_off or drafting.draft != launch.drafting.draft):
             drafting = OFF
         begun = self._clock()
 
         def returned(tokens: float | None) -> None:
             now = self._clock()
-            self.demand.answered(ticket.model, ticket.kind(), tokens, now - begun, now)
+            self.demand.answered(request.model, request.prompt_type, tokens, now - begun, now)
 
-        likely = self.prospects.of(ticket.model).likely(drafting)
+        likely = self.options.of(request.model).likely(drafting)
         return LaunchLease(launch, engine, drafting, likely=likely, returned=returned)
 
-    def _serves(self, ticket: Ticket) -> bool:
-        """True if the plan has something for a request that waits."""
-        part = self.plan.of(ticket.model)
+    def _is_planned(self, model: str) -> bool:
+        """True if the plan keeps a launch for a model."""
+        part = self.plan.of(model)
         return part is not None and bool(part.launches)
 
-    def _somebody_waits_in_vain(self) -> bool:
-        return any(not self._serves(ticket) for ticket in self.waiting)
+    def _waiting_unplanned(self) -> bool:
+        return any(not self._is_planned(waiting.request.model) for waiting in self.queue)
 
     def _collect(self, now_s: float) -> None:
-        """Draw the consequences of what failed."""
-        for launch in self.fleet:
+        """Record servers that became ready or failed."""
+        for launch in self.pool:
             if launch.state is InstanceState.READY:
                 self._restarting.discard(launch.model)
                 self._broken.pop(launch.model, None)
                 assert launch.ready_at_s is not None
-                self.setbacks.lives(launch.model, launch.drafting, now_s - launch.ready_at_s)
-        for launch in self.fleet.collect():
+                self.backoff.lives(launch.model, launch.drafting, now_s - launch.ready_at_s)
+        for launch in self.pool.collect():
             assert launch.error is not None
             _log.warning("%s with %s: %s", launch.model, launch.drafting.label, launch.error)
             self._plan_is_old = True
             if launch.crashed:
                 self._restarting.add(launch.model)
-                setback = self.setbacks.crashed(launch.model, launch.drafting, launch.error, now_s)
+                setback = self.backoff.crashed(launch.model, launch.drafting, launch.error, now_s)
             else:
                 assert isinstance(launch.error, LaunchError)
-                setback = self.setbacks.failed(launch.model, launch.drafting, launch.error, now_s)
+                setback = self.backoff.failed(launch.model, launch.drafting, launch.error, now_s)
                 if launch.drafting.is_off:
                     self._give_up_model(launch, launch.error, max(setback.not_before_s, now_s + _BROKEN_S))
             if setback.given_up:
                 self._gave_up(launch.model, launch.drafting, setback.sentence)
 
     def _give_up_model(self, launch: ServerInstance, error: LaunchError, until_s: float) -> None:
-        """It does not start even without drafting: whoever waits is told, and for a moment whoever comes."""
+        """A model does not start even without drafting: refuse its waiting requests, and new ones for a moment."""
         self._restarting.discard(launch.model)
         self._broken[launch.model] = (error, until_s)
-        if not self.fleet.live(launch.model):
-            self.waiting.refuse(error, launch.model)
+        if not self.pool.live(launch.model):
+            self.queue.refuse(error, launch.model)
 
     def _unload_unused(self, now_s: float) -> None:
-        if self.terms.idle_s is None:
+        if self.config.idle_s is None:
             return
         for model in self.demand.awake:
-            busy = bool(self.waiting.of(model)) or any(launch.leases for launch in self.fleet.of(model))
-            if not busy and self.demand.unused_s(model, now_s) >= self.terms.idle_s:
+            busy = bool(self.queue.of(model)) or any(launch.leases for launch in self.pool.of(model))
+            if not busy and self.demand.unused_s(model, now_s) >= self.config.idle_s:
                 self.demand.sleep(model)
                 self._plan_is_old = True
 

@@ -1,4 +1,4 @@
-"""Requests that wait for a server: first come, first served, with a limit on how many and how long."""
+"""Requests that wait for a server, in order of arrival, with a maximum number and a maximum wait."""
 
 from __future__ import annotations
 
@@ -6,28 +6,18 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from autospec.cells import PromptType
 from autospec.errors import AutospecError, OverloadedError
+from autospec.serving.dispatch import RouteRequest
 from autospec.serving.server_pool import LaunchLease
 
-__all__ = ["RequestQueue", "Ticket"]
+__all__ = ["RequestQueue", "WaitingRequest"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ticket:
-    """One request that wants a server.
+class WaitingRequest:
+    """A request in the queue; `lease` gets a server, or the error that ends the wait."""
 
-    Attributes:
-        model: Catalogue name.
-        kind: As in `RouteRequest`.
-        drafting_off: As in `RouteRequest`.
-        since_s: When it came.
-        lease: What it waits for.
-    """
-
-    model: str
-    kind: Callable[[], PromptType | None]
-    drafting_off: bool
+    request: RouteRequest
     since_s: float
     lease: asyncio.Future[LaunchLease] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -35,73 +25,65 @@ class Ticket:
 
 
 class RequestQueue:
-    """The queue.
-
-    Args:
-        limit: Most requests in it.
-        deadline_s: Longest that one stays in it.
-    """
+    """At most `limit` requests, each for at most `deadline_s`."""
 
     def __init__(self, limit: int, deadline_s: float) -> None:
         self.limit = limit
         self.deadline_s = deadline_s
-        self._tickets: list[Ticket] = []
+        self._waiting: list[WaitingRequest] = []
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self._waiting)
 
-    def __iter__(self) -> Iterator[Ticket]:
-        return iter(tuple(self._tickets))
+    def __iter__(self) -> Iterator[WaitingRequest]:
+        return iter(tuple(self._waiting))
 
-    def add(self, ticket: Ticket) -> None:
-        """Let one more wait.
-
-        Raises:
-            OverloadedError: The queue is full.
-        """
-        if len(self._tickets) >= self.limit:
+    def add(self, waiting: WaitingRequest) -> None:
+        """Append a request; raises `OverloadedError` if the queue is full."""
+        if len(self._waiting) >= self.limit:
             raise OverloadedError(
-                f"{self.limit} requests wait for a server already.", "Try again in a moment (queue_limit)."
+                f"{self.limit} requests are already waiting for a server.",
+                "Try again in a moment, or raise the setting queue_limit.",
             )
-        self._tickets.append(ticket)
+        self._waiting.append(waiting)
 
-    def of(self, model: str) -> list[Ticket]:
-        """Those that wait for one model, the oldest first."""
-        return [ticket for ticket in self._tickets if ticket.model == model]
+    def of(self, model: str) -> list[WaitingRequest]:
+        """Requests for one model, the oldest first."""
+        return [waiting for waiting in self._waiting if waiting.request.model == model]
 
-    def discard(self, ticket: Ticket) -> None:
-        """Take one out that waits no longer."""
-        if ticket in self._tickets:
-            self._tickets.remove(ticket)
+    def discard(self, waiting: WaitingRequest) -> None:
+        """Remove a request that no longer waits."""
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
 
-    def serve(self, lend: Callable[[Ticket], LaunchLease | None]) -> None:
-        """Give servers to those that can have one now, in their order."""
-        for ticket in self:
-            if ticket.lease.done():  # its client went away
-                self.discard(ticket)
-            elif (lease := lend(ticket)) is not None:
-                self.discard(ticket)
-                ticket.lease.set_result(lease)
+    def serve(self, lend: Callable[[RouteRequest], LaunchLease | None]) -> None:
+        """Lend a server to every request that can have one now, in order."""
+        for waiting in self:
+            if waiting.lease.done():  # its client disconnected
+                self.discard(waiting)
+            elif (lease := lend(waiting.request)) is not None:
+                self.discard(waiting)
+                waiting.lease.set_result(lease)
 
     def expire(self, now_s: float) -> None:
-        """Turn away those that have waited too long."""
-        for ticket in self:
-            if now_s - ticket.since_s >= self.deadline_s:
+        """Refuse the requests that have waited too long."""
+        for waiting in self:
+            if now_s - waiting.since_s >= self.deadline_s:
                 self._refuse(
-                    ticket,
+                    waiting,
                     OverloadedError(
-                        f"No server for {ticket.model} was free within {self.deadline_s:g} s.",
-                        "Try again, or let requests wait longer (queue_deadline).",
+                        f"No server for {waiting.request.model} was free within {self.deadline_s:g} s.",
+                        "Try again, or raise the setting queue_deadline.",
                     ),
                 )
 
     def refuse(self, error: AutospecError, model: str | None = None) -> None:
-        """Turn away everybody, or those that wait for one model."""
-        for ticket in self:
-            if model in (None, ticket.model):
-                self._refuse(ticket, error)
+        """Refuse all requests, or those for one model."""
+        for waiting in self:
+            if model in (None, waiting.request.model):
+                self._refuse(waiting, error)
 
-    def _refuse(self, ticket: Ticket, error: AutospecError) -> None:
-        self.discard(ticket)
-        if not ticket.lease.done():
-            ticket.lease.set_exception(error)
+    def _refuse(self, waiting: WaitingRequest, error: AutospecError) -> None:
+        self.discard(waiting)
+        if not waiting.lease.done():
+            waiting.lease.set_exception(error)

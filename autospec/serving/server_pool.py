@@ -1,22 +1,10 @@
-"""From the launches that should be to what to start and what to drain next. Pure.
-
-It is asked again whenever anything has changed and names only what can be done now, so that it needs no memory of its own:
-a new launch is started as soon as it fits beside everything that still holds memory, and what it replaces is drained when
-all of its model's launches are ready. Where it does not fit, what is not kept is drained first, and requests wait.
-
-Starting one server for users, and refusing one that would give wrong text.
-
-All launches of all models: the one place where they are made, found and counted.
-
-A launch lent for one request.
-"""
+"""The servers of all models: what to start and drain next, starting them safely, and lending them to requests."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from types import TracebackType
 from typing import Any, Final, Self
 
 from autospec.backends.protocol import LaunchSettings, Server
@@ -24,83 +12,59 @@ from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
-from autospec.serving.instance import Drain, InstanceState, InstanceView, ServerInstance, Start, Stop
+from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import Launchable, MemoryEstimate
 
-__all__ = ["Held", "LaunchLease", "Moves", "ServerPool", "next_moves", "serve"]
+__all__ = ["LaunchLease", "PoolActions", "ServerPool", "next_actions"]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A launch that holds memory, as far as the next moves depend on it.
-
-    Attributes:
-        number: Its name in `Moves`.
-        model: Catalogue name.
-        drafting: What it was started with.
-        state: Anything but stopped and failed.
-        leases: Requests that hold it now.
-        used_at_s: When it was last used.
-        footprint: Its memory.
-    """
-
-    number: int
-    model: str
-    drafting: Drafting
-    state: InstanceState
-    leases: int
-    used_at_s: float
-    footprint: MemoryEstimate
-
-
-@dataclass(frozen=True, slots=True)
-class Moves:
-    """What to do now.
-
-    Attributes:
-        start: Launches to make, by model.
-        drain: Numbers of launches that must go.
-    """
+class PoolActions:
+    """Servers to start, by model, and the numbers of those to drain."""
 
     start: tuple[tuple[str, Launchable], ...] = ()
     drain: tuple[int, ...] = ()
 
 
-def next_moves(held: Sequence[Held], kept: Mapping[str, Sequence[Launchable]], limit_bytes: int) -> Moves:
-    """What brings the launches nearer to those that should be.
+def next_actions(
+    servers: Sequence[ServerInstance], kept: Mapping[str, Sequence[Launchable]], limit_bytes: int
+) -> PoolActions:
+    """What to do now so that `kept` runs (by model, the most important first). Pure, without memory of earlier calls.
 
-    Args:
-        held: All launches that hold memory.
-        kept: The launches that should be, by model, the most important model first; a model that is not named has none.
-        limit_bytes: Memory of all launches together. A launch that is larger than that is still started, alone.
+    A new server starts as soon as it fits beside everything that holds memory. What it replaces is drained when all of its
+    model's servers are ready. If it does not fit, unwanted servers are drained first, and requests wait. A server larger than
+    the limit still starts, alone.
     """
-    unwanted = [h for h in held if h.state.live and not _is_kept(h, kept)]
-    holding = [h.footprint for h in held]
+    unwanted = [server for server in servers if server.state.live and not _is_kept(server, kept)]
+    holding = _footprints(servers)
     start: list[tuple[str, Launchable]] = []
     drain: list[int] = []
     for model, wanted in kept.items():
-        missing = [entry for entry in wanted if not _runs(model, entry.drafting, held)]
+        missing = [entry for entry in wanted if not _runs(model, entry.drafting, servers)]
         for entry in missing:
             if holding and MemoryEstimate.total_bytes([*holding, entry.footprint]) > limit_bytes:
-                drain += _make_room(held, unwanted, entry, limit_bytes)
-                # Whoever comes later must not take the room that is being made.
-                return Moves(tuple(start), tuple(dict.fromkeys(drain)))
+                drain += _make_room(servers, unwanted, entry, limit_bytes)
+                # Less important models must not take the memory that is being freed.
+                return PoolActions(tuple(start), tuple(dict.fromkeys(drain)))
             start.append((model, entry))
             holding.append(entry.footprint)
-        if all(_runs(model, entry.drafting, held, ready=True) for entry in wanted):
-            drain += [h.number for h in unwanted if h.model == model]
-    drain += [h.number for h in unwanted if h.model not in kept]
-    return Moves(tuple(start), tuple(dict.fromkeys(drain)))
+        if all(_runs(model, entry.drafting, servers, ready=True) for entry in wanted):
+            drain += [server.number for server in unwanted if server.model == model]
+    drain += [server.number for server in unwanted if server.model not in kept]
+    return PoolActions(tuple(start), tuple(dict.fromkeys(drain)))
 
 
 def _make_room(
-    held: Sequence[Held], unwanted: Sequence[Held], entry: Launchable, limit_bytes: int
+    servers: Sequence[ServerInstance],
+    unwanted: Sequence[ServerInstance],
+    entry: Launchable,
+    limit_bytes: int,
 ) -> list[int]:
-    """The fewest of the unwanted that must go, the least useful first; none where those that go already are enough."""
-    staying = [h for h in held if h.state.live]
+    """The fewest unwanted servers to drain, the least useful first; none if those that stop already are enough."""
+    staying = [server for server in servers if server.state.live]
     chosen = []
-    for victim in sorted(unwanted, key=_usefulness):
+    for victim in sorted(unwanted, key=lambda server: (server.leases > 0, server.used_at_s)):
         if MemoryEstimate.total_bytes([*_footprints(staying), entry.footprint]) <= limit_bytes:
             break
         staying.remove(victim)
@@ -108,47 +72,43 @@ def _make_room(
     return chosen
 
 
-def _usefulness(held: Held) -> tuple[bool, float]:
-    return held.leases > 0, held.used_at_s
+def _is_kept(server: ServerInstance, kept: Mapping[str, Sequence[Launchable]]) -> bool:
+    return any(entry.drafting == server.drafting for entry in kept.get(server.model, ()))
 
 
-def _is_kept(held: Held, kept: Mapping[str, Sequence[Launchable]]) -> bool:
-    return any(entry.drafting == held.drafting for entry in kept.get(held.model, ()))
-
-
-def _runs(model: str, drafting: Drafting, held: Iterable[Held], *, ready: bool = False) -> bool:
+def _runs(model: str, drafting: Drafting, servers: Iterable[ServerInstance], *, ready: bool = False) -> bool:
     return any(
-        h.model == model
-        and h.drafting == drafting
-        and (h.state is InstanceState.READY if ready else h.state.live)
-        for h in held
+        server.model == model
+        and server.drafting == drafting
+        and (server.state is InstanceState.READY if ready else server.state.live)
+        for server in servers
     )
 
 
-def _footprints(held: Iterable[Held]) -> list[MemoryEstimate]:
-    return [h.footprint for h in held]
+def _footprints(servers: Iterable[ServerInstance]) -> list[MemoryEstimate]:
+    return [server.footprint for server in servers]
 
 
-# mlx_lm.server 0.32.2 gives wrong text when it takes up the cache of a drafted request: a token may be
-# missing there (see `_cache_matches_key` of `autospec.backends.mlx.child`).
+# mlx_lm.server 0.32.2 gives wrong text when it reuses the cache of a drafted request, in which a token may be missing (see
+# `_cache_matches_key` in `autospec.backends.mlx.child`).
 _NO_CACHE: Final = ("--prompt-cache-size", "0")
 
 
-# A start that takes so many times what was expected hangs; users wait, and off may start where a drafting does not. A
-# spinning disk is ten times slower than the one that estimates are made with.
+# A start that takes this many times its estimate counts as hung: users wait, and the server may start without drafting. A
+# hard disk is ten times slower than the disk that the estimates assume.
 _PATIENCE: Final = 20.0
 _LEAST_TIMEOUT_S: Final = 120.0
 _MOST_TIMEOUT_S: Final = 600.0
 
 
-def serve(engine: Engine, model: Model, entry: Launchable, args: tuple[str, ...]) -> Server:
-    """Start a server for users; blocks until it is ready. Its answers carry the name that clients ask for.
+def _serve(engine: Engine, model: Model, entry: Launchable, args: tuple[str, ...]) -> Server:
+    """Start a server whose answers carry the catalogue name; blocks until it is ready.
 
     Raises:
         BackendError: As `Backend.launch`.
-        LaunchError: Also where the backend would give wrong text, see `_NO_CACHE`.
+        LaunchError: As `Backend.launch`, and if the text could be wrong, see `_NO_CACHE`.
     """
-    # What is pinned for measuring has no cache: the way out where a backend serves with one that it must not have.
+    # The settings for measuring switch the cache off: they are tried if those for serving leave a harmful cache on.
     timeout_s = min(max(_PATIENCE * entry.launch_s, _LEAST_TIMEOUT_S), _MOST_TIMEOUT_S)
     for serving in (True, False):
         settings = LaunchSettings(args, timeout_s, serving=serving, served_as=model.name)
@@ -157,28 +117,21 @@ def serve(engine: Engine, model: Model, entry: Launchable, args: tuple[str, ...]
             return server
         server.stop()
     raise LaunchError(
-        f"{engine.backend.name} is not served with its prompt cache: with drafting, its text may be wrong.",
-        "Leave prompt-cache settings out of server_args.",
+        f"{engine.backend.name} may give wrong text when it drafts with its prompt cache.",
+        "Remove prompt-cache settings from server_args.",
         permanent=True,
     )
 
 
 def _text_is_right(engine: Engine, server: Server) -> bool:
-    """True if nothing is cached, or if no request can draft, whatever draft model the client names."""
+    """True if the cache is off, or if no request can draft, whatever draft model the client names."""
     if not engine.capabilities.drafting_per_request or _NO_CACHE in pairwise(server.command):
         return True
     return server.drafting.is_off and "draft_model" in engine.request_fields(OFF)
 
 
 class ServerPool:
-    """The launches.
-
-    Args:
-        args: The user's server arguments.
-        changed: Told that a launch's state is another.
-        clock: Seconds that never step back.
-        machine_is_free: Awaited before each launch; must end within a bound.
-    """
+    """All servers of the proxy; `machine_is_free` is awaited before each launch, for a bounded time."""
 
     def __init__(
         self,
@@ -198,67 +151,66 @@ class ServerPool:
         return iter(tuple(self._launches))
 
     def of(self, model: str) -> list[ServerInstance]:
-        """One model's launches, the oldest first."""
+        """One model's servers, the oldest first."""
         return [launch for launch in self._launches if launch.model == model]
 
     def live(self, model: str) -> tuple[Drafting, ...]:
-        """Draftings of one model's launches that are ready or starting, each once."""
+        """Draftings of one model's servers that are ready or starting, each once."""
         return tuple(dict.fromkeys(launch.drafting for launch in self.of(model) if launch.state.live))
 
     def lendable(self, model: str) -> list[ServerInstance]:
-        """One model's launches that a request may have now, the least busy first."""
+        """One model's servers that can take a request now, the least busy first."""
         return sorted((la for la in self.of(model) if la.lendable), key=lambda la: la.leases)
 
-    def held(self) -> list[Held]:
-        """Everything that holds memory, for `next_moves`."""
-        return [
-            Held(la.number, la.model, la.drafting, la.state, la.leases, la.used_at_s, la.footprint)
-            for la in self._launches
-            if not la.state.over
-        ]
+    def held(self) -> list[ServerInstance]:
+        """All servers that hold memory."""
+        return [launch for launch in self._launches if not launch.state.over]
 
     def bytes(self) -> int:
-        """Memory that all launches together are expected to take."""
-        return MemoryEstimate.total_bytes(h.footprint for h in self.held())
+        """Memory that all servers together are expected to take."""
+        return MemoryEstimate.total_bytes(_footprints(self.held()))
 
     def start(self, model: Model, engine: Engine, entry: Launchable) -> ServerInstance:
-        """Make and start a launch."""
+        """Add a server and start it."""
         args = self._args
         launch = ServerInstance(
             model.name,
             entry.drafting,
             entry.footprint,
-            lambda: serve(engine, model, entry, args),
+            lambda: _serve(engine, model, entry, args),
             changed=self._changed,
             clock=self._clock,
             first=self._machine_is_free,
         )
         self._launches.append(launch)
-        launch.send(Start())
+        launch.start()
         return launch
 
-    def drain(self, moves: Moves) -> None:
-        """Drain what must go."""
+    def drain(self, actions: PoolActions) -> None:
+        """Drain the servers that the actions name."""
         for launch in self:
-            if launch.number in moves.drain:
-                launch.send(Drain())
+            if launch.number in actions.drain:
+                launch.drain()
 
     def look(self) -> None:
-        """See of every process whether it lives."""
+        """Check every process."""
         for launch in self:
-            launch.send(InstanceView())
+            launch.check()
 
     def end(self, *, drain: bool) -> None:
-        """Let go of everything: gently, or at once."""
+        """Drain all servers, or stop them at once."""
         for launch in self:
-            launch.send(Drain() if drain else Stop())
+            if drain:
+                launch.drain()
+            else:
+                launch.stop()
 
     def took_s(self, model: str, drafting: Drafting) -> float | None:
-        """How long the last start of such a launch took."""
+        """Duration of the last start with a drafting; ``None`` if unknown."""
         return self._took_s.get((model, drafting))
 
     def collect(self) -> list[ServerInstance]:
-        """Take out what is over, and return what failed."""
+        """Remove servers that have ended, and return those that failed."""
         over = [launch for launch in self._launches if launch.state.over]
         self._launches = [launch for launch in self._launches if not launch.state.over]
         for launch in self._launches:
@@ -268,15 +220,7 @@ class ServerPool:
 
 
 class LaunchLease:
-    """See `autospec.serving.dispatch.Lease`. The launch is held from the making to the leaving.
-
-    Args:
-        launch: A launch that is `lendable`.
-        engine: What it runs on.
-        drafting: In force for this request.
-        likely: Prompt types for which that is likely and not proven; ``None`` among them stands for any type.
-        returned: Told the generated tokens, or ``None`` where nobody told them, when the lease ends.
-    """
+    """A `Lease` that holds a server from construction on; `returned` gets the reported tokens, or ``None``."""
 
     def __init__(
         self,
@@ -298,29 +242,19 @@ class LaunchLease:
         self.launch = launch
         self.fields: Mapping[str, Any] = engine.request_fields(drafting)
         self._returned = returned
-        self._then: Callable[[], None] = lambda: None
         self._tokens: float | None = None
         self._held = True
 
-    def when_sent(self, then: Callable[[], None]) -> None:
-        """Have something done when the request is on its way, once."""
-        self._then = then
-
-    def sent(self) -> None:
-        """Tell that the request is on its way."""
-        then, self._then = self._then, lambda: None
-        then()
-
     def died(self) -> None:
-        """Tell that the connection broke: nobody gets this server until it is known whether it lives."""
-        self.launch.send(InstanceView(suspected=True))
+        """Report a broken connection: the server takes no requests until its process has been checked."""
+        self.launch.check(suspected=True)
 
     def answered(self, tokens: float) -> None:
-        """Tell how many tokens were generated: what plans are made from. Optional."""
+        """Report the number of generated tokens."""
         self._tokens = tokens
 
     def give_back(self) -> None:
-        """End the lease. Safe to call twice."""
+        """End the lease; may be called twice."""
         if self._held:
             self._held = False
             self.launch.give_back()
@@ -329,7 +263,5 @@ class LaunchLease:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         self.give_back()

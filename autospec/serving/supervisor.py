@@ -1,9 +1,6 @@
-"""What the proxy tells of its servers: the documents of ``GET /autospec/v1/status`` and ``…/plan``. Pure.
+"""The supervisor: lends servers to requests, and supplies the reconciler with models and recommendations.
 
-The supervisor: lends running servers to requests, and keeps the servers as the recommendations and the plan say.
-
-It implements `autospec.serving.dispatch.Dispatch`. The work is the `Reconciler`'s; here it is fed: with the disk's models, with
-new recommendations while it runs, and with the names that clients use.
+It implements `autospec.serving.dispatch.Dispatch`, the documents of ``GET /autospec/v1/status`` and ``…/plan`` included.
 """
 
 from __future__ import annotations
@@ -13,15 +10,15 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any, Final, Self
 
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, OverloadedError, UnknownModelError
 from autospec.recommendations import SCHEMA_VERSION, Recommendation, StoredRecommendation, Verdict
-from autospec.serving.advice import Advice, AdviceKey, is_likely, known_of, marked_stale
+from autospec.serving.advice import AdviceKey, ModelAdvice, is_likely, known_of, marked_stale
 from autospec.serving.config import ProxyConfig, ProxyDependencies
 from autospec.serving.dispatch import Offered, RouteRequest
 from autospec.serving.instance import ServerInstance
@@ -32,58 +29,282 @@ from autospec.serving.reconciler import Reconciler
 from autospec.serving.server_pool import LaunchLease
 from autospec.serving.threads import in_thread
 
-__all__ = ["Supervisor", "offered_rows", "plan_document", "status_document"]
+__all__ = ["Supervisor"]
+
+_log = logging.getLogger(__name__)
+
+# How often the database is polled for new recommendations: an indexed read of 0.3 ms.
+_POLL_S: Final = 2.0
+# Minimum time between two scans of the disk because of unknown model names.
+_RESCAN_S: Final = 30.0
+# launchd and systemd give a service at least 20 s to end; answers in progress get half of it.
+_DRAIN_S: Final = 10.0
+# A server has 8 s to end and its guard 4 more (`autospec.backends.process`); servers end in parallel.
+_STOP_S: Final = 13.0
 
 
-def offered_rows(conductor: Reconciler) -> tuple[Offered, ...]:
-    """Every model that may be asked for, in the catalogue's order."""
-    offers, fleet = conductor.prospects.offers, conductor.fleet
+class Supervisor:
+    """See `Dispatch`. Create it with `Supervisor.start`, on the event loop that it will use."""
+
+    def __init__(
+        self,
+        config: ProxyConfig,
+        dependencies: ProxyDependencies,
+        registry: ModelRegistry,
+        *,
+        planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._dependencies = dependencies
+        self._clock = clock
+        self._reconciler = Reconciler(
+            config,
+            registry,
+            self._gave_up,
+            planner=planner,
+            clock=clock,
+            machine_is_free=dependencies.machine_is_free,
+        )
+        self._stored: Sequence[StoredRecommendation] = ()
+        self._newest = -1
+        # Scans and reads must take effect in the order in which they were made.
+        self._looking = asyncio.Lock()
+        self._scanned_at_s = clock()
+        self._scan: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @classmethod
+    async def start(
+        cls,
+        config: ProxyConfig,
+        dependencies: ProxyDependencies,
+        *,
+        planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """Scan the disk, read the recommendations, and start the control loop. Starts no server yet.
+
+        Raises:
+            AutospecError: The disk or the database cannot be read.
+        """
+        supervisor = cls(
+            config, dependencies, await in_thread(dependencies.registry), planner=planner, clock=clock
+        )
+        await supervisor.refresh()
+        supervisor._run(supervisor._reconciler.run())
+        supervisor._run(supervisor._watch_recommendations())
+        return supervisor
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
+    async def lease(self, wanted: RouteRequest) -> LaunchLease:
+        """See `Dispatch.lease`; raises `OverloadedError` also while the proxy is ending."""
+        if self._closing:
+            raise _shutting_down()
+        model = await self._find(wanted.model)
+        return await self._reconciler.lend(replace(wanted, model=model.name))
+
+    def offered(self) -> Sequence[Offered]:
+        """All models that clients may request."""
+        return _offered_rows(self._reconciler)
+
+    def plan(self) -> dict[str, Any]:
+        """The document of ``GET /autospec/v1/plan``."""
+        return _plan_document(self._reconciler, self._clock())
+
+    def status(self) -> dict[str, Any]:
+        """The document of ``GET /autospec/v1/status``."""
+        return _status_document(self._reconciler, self._clock(), closing=self._closing)
+
+    async def close(self) -> None:
+        """Let requests end for a bounded time, then stop every server; may be called twice."""
+        self._closing = True
+        self._reconciler.queue.refuse(_shutting_down())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for drain, bound_s in ((True, _DRAIN_S), (False, _STOP_S)):
+            self._reconciler.pool.end(drain=drain)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(bound_s):
+                    for launch in self._reconciler.pool:
+                        await launch.wait_over()
+
+    async def refresh(self) -> None:
+        """Read and apply the recommendations if there are new ones.
+
+        Raises:
+            StoreError: The database cannot be read.
+        """
+        async with self._looking:
+            newest = await in_thread(self._dependencies.newest)
+            if newest == self._newest:
+                return
+            self._stored = await in_thread(self._dependencies.recommendations)
+            if self._newest >= 0:
+                # They may need a build or a draft model that is newer than the last scan.
+                await self._look()
+            await self._learn()
+            self._newest = newest  # last, so that a failure is tried again
+
+    async def _learn(self) -> None:
+        registry, stored = self._reconciler.options.registry, self._stored
+
+        def known() -> dict[str, ModelAdvice]:
+            config = self._config
+            return {
+                model.name: known_of(
+                    model, self._place(registry, model), stored, config.trust, likely=config.likely
+                )
+                for model in registry.models
+            }
+
+        # In a thread: it checks for draft files and hashes a cell per recommendation and model.
+        self._reconciler.learn(await in_thread(known))
+
+    def _place(self, registry: ModelRegistry, model: Model) -> AdviceKey:
+        build = registry.engine(model).capabilities.build
+        return AdviceKey(self._dependencies.hardware, build, self._config.args)
+
+    async def _watch_recommendations(self) -> None:
+        logged, pause_s = False, _POLL_S
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self.refresh()
+                logged, pause_s = False, _POLL_S
+            except Exception as error:  # noqa: BLE001 - polling must go on
+                expected = isinstance(error, AutospecError)
+                if not logged:  # once, not every two seconds
+                    _log.warning(
+                        "Recommendations are not up to date: %r", error, exc_info=None if expected else error
+                    )
+                # An unexpected error is likely to last, and each attempt may scan the disk.
+                logged, pause_s = True, _POLL_S if expected else _RESCAN_S
+
+    async def _find(self, name: str) -> Model:
+        """The model with a client's name for it; without a name, the model of the last request or the only one."""
+        registry = self._reconciler.options.registry
+        if not name.strip():
+            name = self._reconciler.demand.latest() or (
+                registry.models[0].name if len(registry.models) == 1 else ""
+            )
+        try:
+            return registry.find(name)
+        except UnknownModelError:
+            if not name.strip() or not await self._rescanned():
+                raise
+        return self._reconciler.options.registry.find(name)
+
+    async def _rescanned(self) -> bool:
+        """Scan the disk again, unless that was done recently; concurrent callers share one scan."""
+        if self._scan is None:
+            if self._clock() - self._scanned_at_s < _RESCAN_S:
+                return False
+            self._scan = self._run(self._rescan())
+        await asyncio.shield(self._scan)
+        return True
+
+    async def _rescan(self) -> None:
+        try:
+            async with self._looking:
+                await self._look()
+                await self._learn()
+        finally:
+            self._scan = None
+
+    async def _look(self) -> None:
+        """Scan the disk and probe the backends; keep the last result if that fails."""
+        try:
+            self._reconciler.offer(await in_thread(self._dependencies.registry))
+        except AutospecError as error:
+            _log.warning("The disk could not be scanned: %s", error)
+        finally:
+            self._scanned_at_s = self._clock()
+
+    def _gave_up(self, model: str, drafting: Drafting, why: str) -> None:
+        """Mark the recommendations of a drafting that does not start."""
+        known = self._reconciler.options.of(model)
+        build = self._place(
+            self._reconciler.options.registry, self._reconciler.options.served(model)[0]
+        ).build
+        for entry in known.naming(drafting):
+            recommendation = marked_stale(entry, build, why)
+            save = partial(self._dependencies.save, recommendation, entry.hardware, entry.cell_key)
+            self._run(self._save(save, model))
+
+    async def _save(self, save: Callable[[], None], model: str) -> None:
+        try:
+            await in_thread(save)
+        except AutospecError as error:
+            _log.warning("The recommendation for %s could not be marked as stale: %s", model, error)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _shutting_down() -> OverloadedError:
+    return OverloadedError("The proxy is shutting down.", "Try again when it runs again.")
+
+
+def _offered_rows(reconciler: Reconciler) -> tuple[Offered, ...]:
+    """All models that clients may request, in the catalogue's order."""
+    registry, pool = reconciler.options.registry, reconciler.pool
     return tuple(
         Offered(
             name=model.name,
             aliases=model.aliases,
-            backend=offers.engine(model).capabilities.build.backend,
-            running=tuple(dict.fromkeys(la.drafting for la in fleet.lendable(model.name))),
+            backend=registry.engine(model).capabilities.build.backend,
+            running=tuple(dict.fromkeys(la.drafting for la in pool.lendable(model.name))),
             size_bytes=model.size_bytes,
             fingerprint=model.fingerprint,
         )
-        for model in offers.models
+        for model in registry.models
     )
 
 
-def plan_document(conductor: Reconciler, now_s: float) -> dict[str, Any]:
-    """Which launches are kept and why, with what the plan was made from."""
-    document = conductor.plan.to_json()
-    document["age_s"] = round(now_s - conductor.planned_at_s, 1)
+def _plan_document(reconciler: Reconciler, now_s: float) -> dict[str, Any]:
+    """The plan, with the recommendations and launches that it was made from."""
+    document = reconciler.plan.to_json()
+    document["age_s"] = round(now_s - reconciler.planned_at_s, 1)
     for part in document["models"]:
         name = part["model"]
-        if not conductor.prospects.offers.has(name):
-            continue  # it was there when the plan was made
-        model, engine = conductor.prospects.served(name)
+        if not reconciler.options.registry.has(name):
+            continue  # removed since the plan was made
+        model, engine = reconciler.options.served(name)
         build = engine.capabilities.build
-        possible = conductor.prospects.launchable(model, now_s)
+        possible = reconciler.options.launchable(model, now_s)
         part |= {
             "backend": build.backend,
             "backend_build": build.version,
             "drafting_per_request": engine.per_request,
-            "off_was_asked_for": conductor.demand.wants_off(name, now_s),
-            "recommendations": [_advice(r) for r in conductor.prospects.of(name).recommendations],
-            "notes": list(conductor.prospects.of(name).notes),
+            "off_was_asked_for": reconciler.demand.wants_off(name, now_s),
+            "recommendations": [_advice(r) for r in reconciler.options.of(name).recommendations],
+            "notes": list(reconciler.options.of(name).notes),
             "possible": [
                 {"drafting": p.drafting.to_json(), "own_bytes": p.footprint.own_bytes,
                  "shared_bytes": sum(p.footprint.shared_bytes.values()), "launch_s": round(p.launch_s, 2)}
                 for p in possible
             ],
         }  # fmt: skip
-    document["setbacks"] = conductor.setbacks.to_json(now_s)
+    document["setbacks"] = reconciler.backoff.to_json(now_s)
     return document
 
 
-def status_document(conductor: Reconciler, now_s: float, *, closing: bool) -> dict[str, Any]:
-    """Launches with state, use and memory; the queue; how busy the proxy is, for whoever wants to measure beside it."""
-    launches = list(conductor.fleet)
+def _status_document(reconciler: Reconciler, now_s: float, *, closing: bool) -> dict[str, Any]:
+    """Servers with state, use and memory; the queue; how busy the proxy is."""
+    launches = list(reconciler.pool)
     leases = sum(launch.leases for launch in launches)
-    demand, waiting = conductor.demand, conductor.waiting
+    demand, waiting = reconciler.demand, reconciler.queue
     return {
         "schema": SCHEMA_VERSION,
         "closing": closing,
@@ -94,17 +315,17 @@ def status_document(conductor: Reconciler, now_s: float, *, closing: bool) -> di
             "requests": demand.requests,
             "last_request_s_ago": None if demand.last_s is None else round(now_s - demand.last_s, 1),
         },
-        "memory": {"limit_bytes": conductor.terms.memory_bytes, "launches_bytes": conductor.fleet.bytes()},
+        "memory": {"limit_bytes": reconciler.config.memory_bytes, "launches_bytes": reconciler.pool.bytes()},
         "queue": {
             "waiting": len(waiting),
             "limit": waiting.limit,
             "deadline_s": waiting.deadline_s,
             "oldest_s": round(max((now_s - t.since_s for t in waiting), default=0.0), 1),
         },
-        "idle_unload_s": conductor.terms.idle_s,
+        "idle_unload_s": reconciler.config.idle_s,
         "launches": [_launch(launch, now_s) for launch in launches],
-        "setbacks": conductor.setbacks.to_json(now_s),
-        "not_served": list(conductor.prospects.offers.refused),
+        "setbacks": reconciler.backoff.to_json(now_s),
+        "not_served": list(reconciler.options.registry.refused),
         "traffic": demand.traffic.to_json(now_s),
     }
 
@@ -128,250 +349,12 @@ def _launch(launch: ServerInstance, now_s: float) -> dict[str, Any]:
     }
 
 
-def _advice(acted: Recommendation) -> dict[str, Any]:
-    likely = is_likely(acted)
+def _advice(applied: Recommendation) -> dict[str, Any]:
+    likely = is_likely(applied)
     return {
-        "prompt_type": None if acted.prompt_type is None else str(acted.prompt_type),
-        "verdict": str(Verdict.UNDECIDED if likely else acted.verdict),
-        "status": str(acted.status),
+        "prompt_type": None if applied.prompt_type is None else str(applied.prompt_type),
+        "verdict": str(Verdict.UNDECIDED if likely else applied.verdict),
+        "status": str(applied.status),
         "likely": likely,
-        "served_with": acted.drafting.to_json(),
+        "served_with": applied.drafting.to_json(),
     }
-
-
-_log = logging.getLogger(__name__)
-
-# How often the database is asked for its newest recommendation: one indexed read of 0.3 ms.
-_POLL_S: Final = 2.0
-# How often names that nobody knows may make the proxy look at the disk again.
-_RESCAN_S: Final = 30.0
-# launchd and systemd give a service 20 s and more to end; answers under way get the half of it.
-_DRAIN_S: Final = 10.0
-# A server gets 8 s to end by itself and its guard 4 more (`autospec.backends.process`); they end side by side.
-_STOP_S: Final = 13.0
-
-
-class Supervisor:
-    """See `autospec.serving.dispatch.Dispatch`. Make it with `Supervisor.start`, on the event loop that it will live on.
-
-    Args:
-        terms: The limits.
-        sources: Where models and recommendations come from.
-        offers: What a first scan has found.
-        planner: `make_plan`, or a test's.
-        clock: Seconds that never step back.
-    """
-
-    def __init__(
-        self,
-        terms: ProxyConfig,
-        sources: ProxyDependencies,
-        offers: ModelRegistry,
-        *,
-        planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._terms = terms
-        self._sources = sources
-        self._clock = clock
-        self._conductor = Reconciler(
-            terms,
-            offers,
-            self._gave_up,
-            planner=planner,
-            clock=clock,
-            machine_is_free=sources.machine_is_free,
-        )
-        self._stored: Sequence[StoredRecommendation] = ()
-        self._newest = -1
-        # What was looked at last must also be what is acted on last.
-        self._looking = asyncio.Lock()
-        self._scanned_at_s = clock()
-        self._scan: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
-
-    @classmethod
-    async def start(
-        cls,
-        terms: ProxyConfig,
-        sources: ProxyDependencies,
-        *,
-        planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> Self:
-        """Scan the disk, read the recommendations, and be ready to lend. Starts no server yet.
-
-        Raises:
-            AutospecError: The disk or the database cannot be read.
-        """
-        supervisor = cls(terms, sources, await in_thread(sources.offers), planner=planner, clock=clock)
-        await supervisor.refresh()
-        supervisor._run(supervisor._conductor.run())
-        supervisor._run(supervisor._watch_recommendations())
-        return supervisor
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def lease(self, wanted: RouteRequest) -> LaunchLease:
-        """The best running server for a request, started first where none runs.
-
-        Raises:
-            UnknownModelError: No model answers to the name; carries the names that exist.
-            ModelChoiceError: Several do.
-            OverloadedError: The queue is full, the deadline passed, or the proxy is ending.
-            LaunchError: It does not start, not even without drafting.
-        """
-        if self._closing:
-            raise OverloadedError("The proxy is ending.", "Try again when it runs again.")
-        model = await self._find(wanted.model)
-        return await self._conductor.lend(model, wanted.kind, drafting_off=wanted.drafting_off)
-
-    def offered(self) -> Sequence[Offered]:
-        """Every model that may be asked for, in the catalogue's order."""
-        return offered_rows(self._conductor)
-
-    def plan(self) -> dict[str, Any]:
-        """The document of ``GET /autospec/v1/plan``."""
-        return plan_document(self._conductor, self._clock())
-
-    def status(self) -> dict[str, Any]:
-        """The document of ``GET /autospec/v1/status``."""
-        return status_document(self._conductor, self._clock(), closing=self._closing)
-
-    async def close(self) -> None:
-        """Drain within a bound, then stop every server. Safe to call twice."""
-        self._closing = True
-        self._conductor.waiting.refuse(
-            OverloadedError("The proxy is ending.", "Try again when it runs again.")
-        )
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for drain, bound_s in ((True, _DRAIN_S), (False, _STOP_S)):
-            self._conductor.fleet.end(drain=drain)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(bound_s):
-                    for launch in self._conductor.fleet:
-                        await launch.wait_over()
-
-    async def refresh(self) -> None:
-        """Read the recommendations if there are new ones, and act on them.
-
-        Raises:
-            StoreError: The database cannot be read.
-        """
-        async with self._looking:
-            newest = await in_thread(self._sources.newest)
-            if newest == self._newest:
-                return
-            self._stored = await in_thread(self._sources.recommendations)
-            if self._newest >= 0:
-                # They may rest on a build or a draft that came since the last scan.
-                await self._look()
-            await self._learn()
-            self._newest = newest  # last: what could not be learnt is tried again
-
-    async def _learn(self) -> None:
-        offers, stored = self._conductor.prospects.offers, self._stored
-
-        def known() -> dict[str, Advice]:
-            terms = self._terms
-            return {
-                model.name: known_of(
-                    model, self._place(offers, model), stored, terms.trust, likely=terms.likely
-                )
-                for model in offers.models
-            }
-
-        # In a thread: it looks whether drafts are there, and hashes a cell for each recommendation of each model.
-        self._conductor.learn(await in_thread(known))
-
-    def _place(self, offers: ModelRegistry, model: Model) -> AdviceKey:
-        build = offers.engine(model).capabilities.build
-        return AdviceKey(self._sources.hardware, build, self._terms.args)
-
-    async def _watch_recommendations(self) -> None:
-        told, pause_s = False, _POLL_S
-        while True:
-            await asyncio.sleep(pause_s)
-            try:
-                await self.refresh()
-                told, pause_s = False, _POLL_S
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next recommendation must be seen
-                expected = isinstance(error, AutospecError)
-                if not told:  # said once, not every two seconds
-                    _log.warning(
-                        "Recommendations are not up to date: %r", error, exc_info=None if expected else error
-                    )
-                # What this autospec cannot understand stays so for long, and each try may scan the disk.
-                told, pause_s = True, _POLL_S if expected else _RESCAN_S
-
-    async def _find(self, name: str) -> Model:
-        """The model that a client means; a request that names none means the one that was used last."""
-        offers = self._conductor.prospects.offers
-        if not name.strip():
-            name = self._conductor.demand.latest() or (
-                offers.models[0].name if len(offers.models) == 1 else ""
-            )
-        try:
-            return offers.find(name)
-        except UnknownModelError:
-            if not name.strip() or not await self._rescanned():
-                raise
-        return self._conductor.prospects.offers.find(name)
-
-    async def _rescanned(self) -> bool:
-        """Look at the disk again, unless it was looked at a moment ago; everybody who asks shares one scan."""
-        if self._scan is None:
-            if self._clock() - self._scanned_at_s < _RESCAN_S:
-                return False
-            self._scan = self._run(self._rescan())
-        await asyncio.shield(self._scan)
-        return True
-
-    async def _rescan(self) -> None:
-        try:
-            async with self._looking:
-                await self._look()
-                await self._learn()
-        finally:
-            self._scan = None
-
-    async def _look(self) -> None:
-        """Scan the disk and probe the backends; what cannot be read stays as it was."""
-        try:
-            self._conductor.offer(await in_thread(self._sources.offers))
-        except AutospecError as error:
-            _log.warning("The disk could not be scanned: %s", error)
-        finally:
-            self._scanned_at_s = self._clock()
-
-    def _gave_up(self, model: str, drafting: Drafting, why: str) -> None:
-        """Mark the verdicts that recommend a drafting which does not run."""
-        known = self._conductor.prospects.of(model)
-        build = self._place(
-            self._conductor.prospects.offers, self._conductor.prospects.served(model)[0]
-        ).build
-        for entry in known.naming(drafting):
-            recommendation = marked_stale(entry, build, why)
-            save = partial(self._sources.save, recommendation, entry.hardware, entry.cell_key)
-            self._run(self._save(save, model))
-
-    async def _save(self, save: Callable[[], None], model: str) -> None:
-        try:
-            await in_thread(save)
-        except AutospecError as error:
-            _log.warning("The verdict on %s could not be marked as stale: %s", model, error)
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

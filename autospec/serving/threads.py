@@ -1,7 +1,7 @@
-"""Blocking work beside the event loop, each piece in a daemon thread of its own.
+"""Blocking work in daemon threads, one thread per call.
 
-`asyncio.to_thread` shares a pool of a few threads, six on two cores, which the interpreter joins when it ends: servers that
-hang while they start would fill it, and keep the proxy from ending. A thread takes 0.1 ms to make, a launch seconds.
+`asyncio.to_thread` shares a few threads (six on two cores), which the interpreter joins at exit: servers that hang while they
+start would occupy all of them and keep the proxy from ending. A new thread costs 0.1 ms, a launch seconds.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ T = TypeVar("T")
 def in_thread(
     work: Callable[[], T], *, orphaned: Callable[[T], object] = lambda _: None
 ) -> asyncio.Future[T]:
-    """Do blocking work in a thread.
+    """Run a blocking function in a thread of its own.
 
     Args:
-        work: Called in the thread.
-        orphaned: Given the result, in the thread, where nobody is left to take it: the future was cancelled or the event
-            loop has ended.
+        work: The function.
+        orphaned: Called in a thread with the result if the future was cancelled or the event loop has ended.
 
     Returns:
-        Its result or its exception.
+        A future of the result or the exception.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -36,8 +35,8 @@ def in_thread(
     def run() -> None:
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
-            with suppress(RuntimeError):  # the loop has ended: nobody waits
+        except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
+            with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(fail, error)
             return
         try:

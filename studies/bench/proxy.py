@@ -50,8 +50,7 @@ from autospec.proxy.app import Rules
 from autospec.proxy.serve import (
     listen,
     loop_name,
-    make_classify,
-    make_dispatch,
+    prompt_type_of,
     rules_for,
     run,
     run_on_best_loop,
@@ -132,7 +131,7 @@ async def proxy(backend: str, folder: str) -> None:
     dispatch = OneModel([LentServer(backend)])
     storage = f"sqlite:///{folder}/bench.db"
     async with listen(
-        dispatch, Rules(), host="127.0.0.1", port=0, storage=storage, classify=make_classify()
+        dispatch, Rules(), host="127.0.0.1", port=0, storage=storage, classify=prompt_type_of
     ) as listening:
         print(listening.base_url.rpartition(":")[2], flush=True)
         await asyncio.Event().wait()
@@ -281,8 +280,8 @@ def mixed(name: str, rounds: int, max_tokens: int, per_type: int) -> None:
                 with child("--serve", model.name) as (port, _):
                     speed = ask_all(f"http://127.0.0.1:{port}", model.name, prompts, max_tokens)
             else:
-                terms = LaunchSettings(args=settings.server_args, serving=True)
-                server = backend.launch(str(model.path), way, terms)
+                config = LaunchSettings(args=settings.server_args, serving=True)
+                server = backend.launch(str(model.path), way, config)
                 try:
                     speed = ask_all(server.base_url, model.name, prompts, max_tokens)
                 finally:
@@ -323,10 +322,8 @@ async def serve_model(name: str) -> None:
     settings = load_settings()
     await run(
         settings,
-        lambda link: make_dispatch(settings, link.machine_is_free),
         rules_for(settings, default_model=name),
         port=0,
-        classify=make_classify(),
         ready=lambda url: print(url.rpartition(":")[2], flush=True),
         ending=lambda _: None,
     )

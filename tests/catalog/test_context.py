@@ -82,9 +82,9 @@ def proxys(args: tuple[str, ...]) -> int:
     """What the proxy's planner counts memory with."""
     backend = FakeBackend()
     offers = ModelRegistry((MODEL,), {MODEL.format: Engine(backend, backend.capabilities())})
-    terms = ProxyConfig(memory_bytes=2**40, args=args, context_tokens=UNSET)
-    prospects = LaunchOptions(terms, offers, ServerPool(args, lambda: None, lambda: 0.0), Backoff())
-    own_bytes = prospects.entry("main", OFF).footprint.own_bytes
+    config = ProxyConfig(memory_bytes=2**40, args=args, context_tokens=UNSET)
+    options = LaunchOptions(config, offers, ServerPool(args, lambda: None, lambda: 0.0), Backoff())
+    own_bytes = options.entry("main", OFF).footprint.own_bytes
     none = footprint(MODEL, None, 0, maps_weights=True, limit_bytes=2**40).own_bytes
     return (own_bytes - none) // MODEL.kv_bytes_per_token
 

@@ -57,7 +57,7 @@ def test_port_that_is_taken_is_one_sentence(tmp_path):
         with start(tmp_path, "--port", str(port)) as running:
             out, told = running.communicate(timeout=TIMEOUT_S)
     assert running.returncode == 1
-    assert f"Port {port} is taken" in told
+    assert f"Port {port} is in use" in told
     assert f"--port {port + 1}" in told
     assert out == ""
 

@@ -37,15 +37,10 @@ class LentServer:
     drafting: Drafting = OFF
     likely: frozenset[PromptType | None] = frozenset()
     fields: Mapping[str, Any] = field(default_factory=dict)
-    requests: int = 0
     deaths: int = 0
     tokens: float = 0
     leases: int = 0
     returned: int = 0
-
-    def sent(self) -> None:
-        """Counted."""
-        self.requests += 1
 
     def died(self) -> None:
         """Counted."""

@@ -206,14 +206,14 @@ class Scene:
         clock: Set by hand.
         stored: What the database holds.
         models: What the disk holds.
-        terms: Replaced before `opened`.
+        config: Replaced before `opened`.
     """
 
     backend: FakeBackend = field(default_factory=FakeBackend)
     clock: Callable[[], float] = field(default_factory=Clock)
     stored: list[StoredRecommendation] = field(default_factory=list)
     models: tuple[Model, ...] = (ALPHA, BETA)
-    terms: ProxyConfig = field(default_factory=lambda: ProxyConfig(memory_bytes=64 * 1024**3, args=ARGS))
+    config: ProxyConfig = field(default_factory=lambda: ProxyConfig(memory_bytes=64 * 1024**3, args=ARGS))
     saved: list[Recommendation] = field(default_factory=list)
     scans: int = 0
     version: int = 1
@@ -221,10 +221,12 @@ class Scene:
     @asynccontextmanager
     async def opened(self, **options: Any) -> AsyncIterator[Supervisor]:
         """The supervisor, until the block ends."""
-        sources = ProxyDependencies(
-            HERE, self._offers, lambda: self.version, lambda: list(self.stored), self._save
+        dependencies = ProxyDependencies(
+            HERE, self._scan_models, lambda: self.version, lambda: list(self.stored), self._save
         )
-        async with await Supervisor.start(self.terms, sources, clock=self.clock, **options) as supervisor:
+        async with await Supervisor.start(
+            self.config, dependencies, clock=self.clock, **options
+        ) as supervisor:
             yield supervisor
 
     def learn(self, *stored: StoredRecommendation) -> None:
@@ -232,7 +234,7 @@ class Scene:
         self.stored[:] = stored
         self.version += 1
 
-    def _offers(self) -> ModelRegistry:
+    def _scan_models(self) -> ModelRegistry:
         self.scans += 1
         engine = Engine(self.backend, self.backend.capabilities())
         return ModelRegistry(self.models, {m.format: engine for m in self.models})
@@ -247,7 +249,7 @@ def wanted(
     name: str = "alpha", kind: PromptType | None = PromptType.CODING, *, off: bool = False
 ) -> RouteRequest:
     """What a request for code on the first model wants."""
-    return RouteRequest(name, lambda: kind, off)
+    return RouteRequest(name, kind, off)
 
 
 async def until(true: Callable[[], object]) -> None:

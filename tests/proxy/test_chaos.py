@@ -66,7 +66,7 @@ class Scene:
     def keep(self, drafting: Drafting) -> None:
         """Force a switch, and wait until the new launch has taken over."""
         self.kept = drafting
-        self.loop.loop.call_soon_threadsafe(self.supervisor._conductor._changed)
+        self.loop.loop.call_soon_threadsafe(self.supervisor._reconciler._changed)
         wait_until(lambda: drafting in self.running(), TIMEOUT_S)
 
     def running(self) -> tuple[Drafting, ...]:
@@ -79,7 +79,7 @@ class Scene:
 
     def server(self) -> str:
         """Where the one launch listens."""
-        [launch] = [la for la in self.supervisor._conductor.fleet if la.server is not None]
+        [launch] = [la for la in self.supervisor._reconciler.pool if la.server is not None]
         assert launch.server is not None
         return launch.server.base_url
 
@@ -98,7 +98,7 @@ def scene(tmp_path: Path, only_model: Path, request, loop) -> Iterator[Scene]:
     settings = load_settings(overrides={"model_dirs": [only_model], "server_args": args, **chosen})
     supervisor = loop.run(open_supervisor(settings))
     made = Scene("", loop, supervisor)
-    supervisor._conductor._planner = made.plan
+    supervisor._reconciler._planner = made.plan
     with proxy_over(loop, supervisor, tmp_path / "autospec.db") as listening:
         made.base_url = listening.base_url
         yield made
@@ -184,7 +184,7 @@ def test_kill_9_in_mid_stream(scene):
                 received += part
         assert "[DONE]" not in received
         last = json.loads(received.rstrip().rpartition("data: ")[2])
-        assert "not all of it" in last["error"]["message"]
+        assert "answer is incomplete" in last["error"]["message"]
         assert streamed(client, 2)
 
 

@@ -10,7 +10,7 @@ from autospec.cells import Build, Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import SettingsError
 from autospec.recommendations import Status, Verdict
-from autospec.serving.advice import FAILED_LAUNCH, Advice, AdviceKey, known_of, marked_stale, trusted
+from autospec.serving.advice import FAILED_LAUNCH, AdviceKey, ModelAdvice, known_of, marked_stale, trusted
 from tests.proxy.scene import ALPHA, ARGS, BETA, BUILD, HERE, LOOKUP, LOOKUP_2, recommend
 
 PLACE = AdviceKey(HERE, BUILD, ARGS)
@@ -18,7 +18,7 @@ TRUST = frozenset({Status.PROVEN, Status.STALE})
 OTHER_BUILD = dataclasses.replace(BUILD, version="fake-2", fingerprint="f" * 16)
 
 
-def known(*stored, place: AdviceKey = PLACE, trust=TRUST, exists=lambda _: True) -> Advice:
+def known(*stored, place: AdviceKey = PLACE, trust=TRUST, exists=lambda _: True) -> ModelAdvice:
     """What is known of alpha."""
     return known_of(ALPHA, place, stored, trust, exists=exists)
 
@@ -37,7 +37,7 @@ def test_others_do_not_speak():
     entry = recommend(LOOKUP)
     elsewhere = dataclasses.replace(entry, hardware=Hardware("other", "Other", 1))
     backend = dataclasses.replace(BUILD, backend="llama-server")
-    assert known(elsewhere, recommend(LOOKUP, of=BETA), recommend(LOOKUP, build=backend)) == Advice()
+    assert known(elsewhere, recommend(LOOKUP, of=BETA), recommend(LOOKUP, build=backend)) == ModelAdvice()
 
 
 def test_another_build_counts_as_stale_and_is_served_with_a_mark():
@@ -48,7 +48,7 @@ def test_another_build_counts_as_stale_and_is_served_with_a_mark():
     assert served.draftings == (LOOKUP,)
     assert "proven with fake-2, and this is fake-1" in served.notes[0]
     assert strict.draftings == ()
-    assert "off: it is stale" in strict.notes[0]
+    assert "off: its status is stale" in strict.notes[0]
 
 
 def test_other_server_arguments_count_as_stale():
@@ -64,7 +64,7 @@ def test_another_file_of_the_same_name_counts_as_stale():
     model = dataclasses.replace(ALPHA, fingerprint="another")
     found = known_of(model, PLACE, [recommend(LOOKUP)], TRUST, exists=lambda _: True)
     assert found.recommendations[0].status is Status.STALE
-    assert "file is another" in found.notes[0]
+    assert "another file of the model" in found.notes[0]
 
 
 def test_this_very_cell_goes_before_a_newer_one_of_another_build():
@@ -81,7 +81,7 @@ def test_what_was_not_proven_is_off_unless_the_user_trusts_it(status):
     """A wrong enable is worse than a wrong disable."""
     entry = recommend(LOOKUP, status=status)
     assert known(entry).draftings == ()
-    assert f"it is {status}" in known(entry).notes[0]
+    assert f"its status is {status}" in known(entry).notes[0]
     assert known(entry, trust=frozenset(Status)).draftings == (LOOKUP,)
 
 
@@ -90,18 +90,18 @@ def test_a_draft_that_is_gone_is_off():
     drafting = Drafting(Mode.DRAFT_MODEL, draft="/models/gone.gguf", n_max=4, n_min=0, p_min=0.0)
     found = known(recommend(drafting), exists=lambda _: False)
     assert found.draftings == ()
-    assert "/models/gone.gguf is not there" in found.notes[0]
+    assert "/models/gone.gguf does not exist" in found.notes[0]
 
 
 def test_the_mark_of_a_failed_launch():
     """Stale for everybody, off where it failed, and tried again with another build."""
     marked = marked_stale(recommend(LOOKUP), BUILD, "it ran without speculation")
     assert (marked.status, marked.verdict, marked.drafting) == (Status.STALE, Verdict.ENABLE, LOOKUP)
-    assert marked.reason == f"{LOOKUP.label} does not run any more: it ran without speculation"
+    assert marked.reason == f"{LOOKUP.label} no longer starts: it ran without speculation"
     assert marked.evidence[FAILED_LAUNCH]["build"] == "fake-1"
     entry = dataclasses.replace(recommend(LOOKUP), recommendation=marked)
     assert known(entry).draftings == ()
-    assert "did not start (it ran without speculation)" in known(entry).notes[0]
+    assert "did not start with it (it ran without speculation)" in known(entry).notes[0]
     assert known(entry, place=AdviceKey(HERE, OTHER_BUILD, ARGS)).draftings == (LOOKUP,)
 
 
@@ -134,7 +134,7 @@ def test_what_is_likely_is_off_unless_the_user_trusts_it():
     assert found.draftings == (LOOKUP,)
     assert found.recommendations[0].speedup == 1.72
     assert found.likely(LOOKUP) == {PromptType.CODING}
-    assert "is likely and not proven" in found.notes[0]
+    assert "is likely but not proven" in found.notes[0]
     assert found.stored[0].recommendation.verdict is Verdict.UNDECIDED
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from autospec.drafting import OFF
 from autospec.errors import LaunchError, UnsupportedError
-from autospec.serving.instance import Drain, InstanceState, InstanceView, ServerInstance, Start, Stop
+from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.plan_inputs import MemoryEstimate
 from tests.proxy.scene import Clock, FakeServer, until
 
@@ -36,7 +36,7 @@ class Watched:
 
     async def ready(self) -> ServerInstance:
         """Start it and wait until it is ready, or failed."""
-        self.launch.send(Start())
+        self.launch.start()
         await until(lambda: self.launch.state is not InstanceState.STARTING)
         return self.launch
 
@@ -54,7 +54,7 @@ def test_a_whole_life():
         launch = await watched.ready()
         launch.lend()
         launch.lend()
-        launch.send(Drain())
+        launch.drain()
         assert not launch.lendable
         launch.give_back()
         assert launch.state is InstanceState.DRAINING
@@ -86,8 +86,8 @@ def test_what_must_come_first_comes_first():
             raise OSError("the daemon is gone")
 
         watched = Watched(lambda: started.append(1) or server, first)
-        watched.launch.send(Start())
-        watched.launch.send(Start())
+        watched.launch.start()
+        watched.launch.start()
         await asyncio.sleep(0)
         assert not started
         free.set()
@@ -104,8 +104,8 @@ def test_let_go_while_the_machine_is_not_free():
         free = asyncio.Event()
         started = []
         watched = Watched(lambda: started.append(1), free.wait)
-        watched.launch.send(Start())
-        watched.launch.send(Stop())
+        watched.launch.start()
+        watched.launch.stop()
         free.set()
         await watched.launch.wait_over()
         assert not started
@@ -114,14 +114,14 @@ def test_let_go_while_the_machine_is_not_free():
     run(scenario())
 
 
-@pytest.mark.parametrize("request_", [Drain(), Stop()])
+@pytest.mark.parametrize("request_", [ServerInstance.drain, ServerInstance.stop])
 def test_let_go_before_it_was_ready(request_):
     """It is stopped as soon as there is something to stop, and was never lent."""
 
     async def scenario():
         watched = Watched()
-        watched.launch.send(Start())
-        watched.launch.send(request_)
+        watched.launch.start()
+        request_(watched.launch)
         await watched.launch.wait_over()
         assert watched.server.stopped
         assert watched.states == [InstanceState.STOPPING, InstanceState.STOPPED]
@@ -136,7 +136,7 @@ def test_stopped_with_somebody_on_it():
         watched = Watched()
         launch = await watched.ready()
         launch.lend()
-        launch.send(Stop())
+        launch.stop()
         await launch.wait_over()
         launch.give_back()
         assert watched.states == [InstanceState.READY, InstanceState.STOPPING, InstanceState.STOPPED]
@@ -174,10 +174,10 @@ def test_it_dies():
     async def scenario():
         watched = Watched()
         launch = await watched.ready()
-        launch.send(InstanceView())
+        launch.check()
         assert launch.lendable
         watched.server.kill()
-        launch.send(InstanceView())
+        launch.check()
         assert (launch.state, launch.crashed) == (InstanceState.FAILED, True)
         assert "was ended by SIGKILL" in str(launch.error)
         await until(lambda: watched.server.stopped)
@@ -192,11 +192,11 @@ def test_a_suspicion():
         watched = Watched()
         launch = await watched.ready()
         for _ in range(64):
-            launch.send(InstanceView(suspected=True))
+            launch.check(suspected=True)
         assert not launch.lendable
         watched.clock.now_s += 5.0
         await until(lambda: launch.lendable)
-        launch.send(InstanceView(suspected=True))
+        launch.check(suspected=True)
         watched.server.kill()
         await until(lambda: launch.state is InstanceState.FAILED)
 
@@ -209,13 +209,15 @@ def test_requests_at_the_wrong_time_change_nothing():
     async def scenario():
         watched = Watched()
         launch = await watched.ready()
-        launch.send(Start())
-        for first, second in itertools.product((Drain(), Stop(), InstanceView(), Start()), repeat=2):
-            launch.send(first)
-            launch.send(second)
+        launch.start()
+        for first, second in itertools.product(
+            (launch.drain, launch.stop, launch.check, launch.start), repeat=2
+        ):
+            first()
+            second()
         await launch.wait_over()
-        launch.send(Drain())
-        launch.send(InstanceView(suspected=True))
+        launch.drain()
+        launch.check(suspected=True)
         assert launch.state is InstanceState.STOPPED
 
     run(scenario())

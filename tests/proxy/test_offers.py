@@ -21,27 +21,27 @@ NO_MLX = {"mlx": "MLX models are not served: pip install mlx-lm"}
 def test_draft_heads_are_not_offered():
     """They cannot answer; small whole models can, whether or not they also serve as drafts."""
     head = dataclasses.replace(model("alpha-eagle"), head=Head("eagle3"))
-    offers = ModelRegistry((ALPHA, head, BETA), {"gguf": ENGINE})
-    assert offers.models == (ALPHA, BETA)
-    assert offers.catalog == (ALPHA, head, BETA)
-    assert not offers.has(head.name)
+    registry = ModelRegistry((ALPHA, head, BETA), {"gguf": ENGINE})
+    assert registry.models == (ALPHA, BETA)
+    assert registry.catalog == (ALPHA, head, BETA)
+    assert not registry.has(head.name)
 
 
 def test_a_format_without_a_backend_is_not_offered_and_told():
     """But only to those who have such models."""
     folder = dataclasses.replace(model("gamma-mlx"), format="mlx")
     assert ModelRegistry((ALPHA,), {"gguf": ENGINE}, NO_MLX).refused == ()
-    offers = ModelRegistry((ALPHA, folder), {"gguf": ENGINE}, NO_MLX)
-    assert offers.models == (ALPHA,)
-    assert offers.refused == (NO_MLX["mlx"],)
+    registry = ModelRegistry((ALPHA, folder), {"gguf": ENGINE}, NO_MLX)
+    assert registry.models == (ALPHA,)
+    assert registry.refused == (NO_MLX["mlx"],)
 
 
 def test_of_two_files_with_one_name_the_first_is_offered():
     """A name means one file."""
     other = dataclasses.replace(ALPHA, path=Path("/other/alpha-1b.gguf"), fingerprint="other")
-    offers = ModelRegistry((ALPHA, other), {"gguf": ENGINE})
-    assert offers.models == (ALPHA,)
-    assert offers.find("alpha-1b") is offers.named("alpha-1b") is ALPHA
+    registry = ModelRegistry((ALPHA, other), {"gguf": ENGINE})
+    assert registry.models == (ALPHA,)
+    assert registry.find("alpha-1b") is registry.named("alpha-1b") is ALPHA
 
 
 def test_engines():

@@ -206,7 +206,7 @@ def test_a_model_that_cannot_fit_says_so():
     part = make_plan([needs()], Capacity(memory_bytes=100)).models[0]
     assert part.launches == ()
     assert part.route(PromptType.CHAT) is None
-    assert "smallest launch" in part.reason
+    assert "smallest server" in part.reason
 
 
 def test_overlap_tells_whether_the_new_can_be_ready_before_the_old_goes():

@@ -1,4 +1,4 @@
-"""Reading without disturbing: long JSON in pieces, the tail of an answer, events held until they are whole."""
+"""Reading without disturbing: bodies, the tail of an answer, events held until they are whole."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import UsageError
 from autospec.proxy.access import Access, check_bind
 from autospec.proxy.relay import WholeEvents
-from autospec.proxy.request import loads_in_pieces
+from autospec.proxy.request import ProxyRequest, Refused, parse
 from autospec.proxy.usage import RequestOutcome, TokenCounts, UsageReader, read_counts, sample_of, saw_the_end
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )
@@ -31,20 +31,55 @@ TIMINGS = {
 }
 
 
-@given(JSON, st.sampled_from([None, 2]), st.booleans())
-def test_pieces_give_what_the_standard_library_gives(value, indent, ascii_only):
-    """Any JSON, spaced or not."""
+@given(st.dictionaries(st.text(), JSON), st.sampled_from([None, 2]), st.booleans())
+def test_a_body_is_read_as_the_standard_library_reads_it(value, indent, ascii_only):
+    """Any object, spaced or not; lone surrogates included."""
+    value.pop("model", None)
     content = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode(errors="surrogatepass")
-    assert loads_in_pieces(content) == json.loads(content)
+    assert parse(content, {}) == ProxyRequest(content, json.loads(content))
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"a"', '{"a":1,}', '{"a":1} x', '{"a":[1,]}', '{"a":[1 2]}', "{1:2}", "nul"]
+    "content",
+    [
+        b'{"a": [NaN, -Infinity, 1e999]}',
+        b'{"a": 1, "a": 2}',
+        b'{"a": "\\ud800"}',
+        '{"a": "\ud800"}'.encode(errors="surrogatepass"),
+        b'\xef\xbb\xbf{"a": 1}',
+        '{"a": "ä"}'.encode("utf-16"),
+        b'{"a": ' + b"9" * 4000 + b"}",
+        b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}",
+    ],
 )
-def test_damaged_json_is_refused_in_pieces_too(text):
-    """With the standard library's own error."""
-    with pytest.raises(json.JSONDecodeError):
-        loads_in_pieces(text.encode())
+def test_what_only_the_standard_library_reads_passes(content):
+    """NaN, repeated keys, half a character, other encodings, long numbers, deep nesting."""
+    found = parse(content, {"Content-Type": "application/json"})
+    assert repr(found.document) == repr(json.loads(content))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"a"', '{"a":1,}', '{"a":1} x', '{"a":[1,]}', '{"a":[1 2]}', "{1:2}", '{"a":nul}', '{"a":"\x01"}'],
+)
+def test_invalid_json_is_refused_with_the_standard_librarys_sentence(text):
+    """Clients read what is wrong and at which character."""
+    with pytest.raises(json.JSONDecodeError) as expected:
+        json.loads(text)
+    with pytest.raises(Refused) as refused:
+        parse(text.encode(), {})
+    sentence = f"The body is not valid JSON: {expected.value.msg} at character {expected.value.pos}."
+    assert refused.value.problem.message == sentence
+
+
+@given(st.dictionaries(st.text(), JSON | st.integers()))
+def test_fields_are_set_and_all_others_keep_their_value(value):
+    """Also integers that fit into no machine word."""
+    content = json.dumps({**value, "model": "m"}).encode()
+    fields = {"model": "other", "num_draft_tokens": 4}
+    request = parse(content, {})
+    assert request.content_with({}) is content
+    assert json.loads(request.content_with(fields)) == {**json.loads(content), **fields}
 
 
 def test_timings_are_found_at_the_end_and_text_cannot_pretend():
@@ -69,7 +104,6 @@ def test_tail_keeps_the_end_and_not_the_whole():
     tail = UsageReader()
     for number in range(10_000):
         tail.feed(b"%09d\n" % number)
-    assert tail.total_bytes == 100_000
     assert tail.content().endswith(b"000009999\n")
     assert 16 * 1024 <= len(tail.content()) < 17 * 1024
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,7 +85,7 @@ def test_one_launch_serves_every_prompt_type_with_its_own_drafting(settings):
             for kind in (PromptType.CODING, PromptType.MATH, PromptType.CHAT, PromptType.CODING):
                 async with (
                     asyncio.timeout(DEADLINE_S),
-                    await supervisor.lease(RouteRequest("main", partial(PromptType, kind))) as lease,
+                    await supervisor.lease(RouteRequest("main", kind)) as lease,
                 ):
                     answer = await ask(lease)
                 told[kind] = (lease.drafting, drafts(answer))
@@ -108,7 +107,7 @@ def test_without_drafting_a_client_brings_no_draft(settings):
         async with opened(settings) as supervisor:
             async with (
                 asyncio.timeout(DEADLINE_S),
-                await supervisor.lease(RouteRequest("main", lambda: PromptType.CODING)) as lease,
+                await supervisor.lease(RouteRequest("main", PromptType.CODING)) as lease,
             ):
                 first, second = await ask(lease), await ask(lease)
             assert lease.drafting == OFF

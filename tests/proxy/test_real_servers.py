@@ -28,7 +28,7 @@ from tests.backends.waiting import gone
 
 LOOKUP = Drafting(Mode.NGRAM_MOD, ngram_n=4, n_max=8, n_min=0)
 DEADLINE_S = 90.0
-WANTED = RouteRequest("main", lambda: PromptType.CODING)
+WANTED = RouteRequest("main", PromptType.CODING)
 BODY = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 200, "temperature": 0}
 
 

@@ -19,8 +19,8 @@ class FaultyScene(Scene):
     fault: Exception | None = None
     hold: threading.Event | None = None
 
-    def _offers(self) -> ModelRegistry:
-        found = super()._offers()
+    def _scan_models(self) -> ModelRegistry:
+        found = super()._scan_models()
         if self.fault is not None:
             raise self.fault
         if self.hold is not None:

@@ -60,9 +60,9 @@ def test_a_long_life_clears_the_record():
     setbacks = Backoff()
     setbacks.crashed("a", LOOKUP, DIED, 0.0)
     setbacks.lives("a", LOOKUP, 10.0)
-    assert setbacks.of("a", LOOKUP).times == 1
+    assert [row["times"] for row in setbacks.to_json(10.0)] == [1]
     setbacks.lives("a", LOOKUP, 601.0)
-    assert setbacks.of("a", LOOKUP) is None
+    assert setbacks.to_json(601.0) == []
 
 
 def test_what_is_told():

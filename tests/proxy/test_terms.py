@@ -20,8 +20,8 @@ DRAFT = dataclasses.replace(model("draft"), size_bytes=10 * MIB)
 
 def test_defaults():
     """Three quarters of the memory, a quarter of an hour, and what was proven here or for another build."""
-    terms = ProxyConfig.of(load_settings(), HERE)
-    assert terms == ProxyConfig(
+    config = ProxyConfig.of(load_settings(), HERE)
+    assert config == ProxyConfig(
         memory_bytes=12 * GIB,
         idle_s=900.0,
         queue_limit=256,
@@ -43,15 +43,15 @@ def test_what_the_user_set():
             "server_args": ["-ngl", "99"],
         }
     )
-    terms = ProxyConfig.of(settings, dataclasses.replace(HERE, gpu="Test GPU"))
-    assert (terms.memory_bytes, terms.idle_s, terms.queue_limit, terms.deadline_s) == (
+    config = ProxyConfig.of(settings, dataclasses.replace(HERE, gpu="Test GPU"))
+    assert (config.memory_bytes, config.idle_s, config.queue_limit, config.deadline_s) == (
         2.5 * GIB,
         None,
         3,
         10.0,
     )
-    assert (terms.trust, terms.args, terms.maps_weights) == ({Status.PROVEN}, ("-ngl", "99"), False)
-    assert terms.likely
+    assert (config.trust, config.args, config.maps_weights) == ({Status.PROVEN}, ("-ngl", "99"), False)
+    assert config.likely
 
 
 @pytest.mark.parametrize("wrong", [{"serve_statuses": ["good"]}, {"queue_deadline": ""}])

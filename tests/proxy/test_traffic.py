@@ -24,7 +24,7 @@ def test_a_count_halves_in_its_half_life():
     traffic = Traffic(half_life_s=100.0).arrived("main", CODING, 0.0).answered("main", CODING, 400, 0.0)
     now = traffic.tokens_per_s("main", 0.0)[CODING]
     assert traffic.tokens_per_s("main", 100.0)[CODING] == pytest.approx(now / 2)
-    assert traffic.requests("main", 200.0) == pytest.approx(0.25)
+    assert traffic.to_json(200.0)["models"]["main"]["coding"]["requests"] == 0.25
 
 
 def test_a_steady_stream_is_seen_at_its_own_rate():
@@ -42,8 +42,7 @@ def test_types_and_models_are_counted_apart():
     )
     rates = traffic.tokens_per_s("a", 0.0)
     assert rates[CHAT] / rates[CODING] == pytest.approx(299 / 99)
-    assert traffic.forget("a").tokens_per_s("a", 0.0) == {}
-    assert traffic.forget("a").tokens_per_s("b", 0.0) == traffic.tokens_per_s("b", 0.0)
+    assert set(traffic.tokens_per_s("b", 0.0)) == {CHAT}
 
 
 def test_a_request_that_only_arrived_gives_its_type_a_little_weight():

@@ -218,23 +218,6 @@ def test_a_few_connections_are_kept():
     assert run(scenario()) == 4 + 2
 
 
-def test_the_asker_is_told_when_the_request_is_on_its_way():
-    """Before the answer: what else is to be done for the request costs no time then."""
-
-    async def scenario() -> list[int]:
-        told: list[int] = []
-        async with Server(PLAIN, PLAIN, delay_s=0.05) as server:
-            upstream = Upstream()
-            with contextlib.closing(upstream):
-                asking = upstream.ask(
-                    server.base_url, "GET", "/x", [], b"", sent=lambda: told.append(len(server.replies))
-                )
-                await whole(await asking)
-        return told
-
-    assert run(scenario()) == [2]
-
-
 @pytest.mark.parametrize(
     "base_url", ["http://" + "a" * 70 + ".de", "http://..:80", "http://127.0.0.1:99999", "http://127.0.0.1:9"]
 )
