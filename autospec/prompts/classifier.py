@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from autospec.cells import PromptType
 from autospec.prompts.features import ASK_CHARS, PromptFeatures, find_cues
-from autospec.prompts.keywords import SOURCE_MARKS, TOOL_PHRASES
+from autospec.prompts.keywords import keywords
 from autospec.prompts.request_text import RequestText, Text, fold, read_request
 
 __all__ = ["Classification", "classify"]
@@ -84,7 +84,7 @@ def _tools_in_words(request: RequestText) -> str:
     if told := _tools_of_system(request.system):
         return told
     if request.raw and (
-        phrase := next((phrase for phrase in TOOL_PHRASES if phrase in fold(request.ask.head)), "")
+        phrase := next((phrase for phrase in keywords().tool_phrases if phrase in fold(request.ask.head)), "")
     ):
         return f"words:{phrase.strip()}"
     if (found := _RESULT.match(request.ask.head)) and (request.turns > 1 or found["tool"]):
@@ -95,7 +95,7 @@ def _tools_in_words(request: RequestText) -> str:
 @lru_cache(_REMEMBERED)
 def _tools_of_system(prompt: Text) -> str:
     system = fold(f"{prompt.head}\n{prompt.tail}")
-    if phrase := next((phrase for phrase in TOOL_PHRASES if phrase in system), ""):
+    if phrase := next((phrase for phrase in keywords().tool_phrases if phrase in system), ""):
         return f"words:{phrase.strip()}"
     if _CALL_FORM.search(system) or len(_SIGNATURE.findall(system)) >= _SIGNATURES:
         return "call-form"
@@ -167,7 +167,7 @@ def _material(
     if look.sourced and worked_over < 3.0:
         yield PromptType.RAG, 3.0, "sources"
     system = fold(request.system.head)
-    if any(mark in system for mark in SOURCE_MARKS):
+    if any(mark in system for mark in keywords().source_marks):
         yield PromptType.RAG, 3.0, "sources-in-system-prompt"
     if long and scores.get(PromptType.WRITING, 0.0) > 0.0:
         yield PromptType.WRITING, -2.0, "long-context"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Final
 
 from autospec.cells import PromptType
-from autospec.prompts.keywords import CODE_MARKS, CUES, GREETINGS, NEGATIONS, QUESTION_WORDS, SOURCE_MARKS
+from autospec.prompts.keywords import keywords
 from autospec.prompts.request_text import Text, fold
 
 __all__ = ["ASK_CHARS", "PLAIN", "WORD", "PromptFeatures", "find_cues"]
@@ -41,20 +41,21 @@ def find_cues(text: str) -> tuple[tuple[PromptType, float, str], ...]:
 
 
 def _cues(text: str) -> Iterator[tuple[PromptType, float, str]]:
+    index = _index()
     words = WORD.findall(text)
     spoken = f" {' '.join(words)} "
     opening = spoken[:_OPENING_CHARS]
     for word in dict.fromkeys(words):
-        for kind, weight in _WORDS.get(word, ()):
+        for kind, weight in index.words.get(word, ()):
             yield kind, weight * _bonus(f" {word} ", opening), word
-        for stem, kind, weight in _STEMS.get(word[:_STEM_KEY], ()):
+        for stem, kind, weight in index.stems.get(word[:_STEM_KEY], ()):
             if word.startswith(stem):
                 yield kind, weight * _bonus(f" {word} ", opening), f"{stem}*"
-        for phrase, kind, weight in _PHRASES.get(word, ()):
+        for phrase, kind, weight in index.phrases.get(word, ()):
             if phrase in spoken:
                 yield kind, weight * _bonus(phrase, opening), phrase.strip()
     for sign in dict.fromkeys(text):
-        for mark, kind, weight in _MARKS.get(sign, ()):
+        for mark, kind, weight in index.marks.get(sign, ()):
             if mark in text:
                 yield kind, weight * _bonus(mark, text[:_OPENING_CHARS]), mark
 
@@ -69,28 +70,32 @@ _Words = dict[str, list[tuple[PromptType, float]]]
 _Phrases = dict[str, list[tuple[str, PromptType, float]]]
 
 
-def _index() -> tuple[_Words, _Phrases, _Phrases, _Phrases]:
-    """The cues by how they are looked for: words, stems by their first letters, phrases by first word, marks by first sign."""
-    words: _Words = {}
-    stems: _Phrases = {}
-    phrases: _Phrases = {}
-    marks: _Phrases = {}
-    for kind, cues in CUES.items():
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """All cues: words, stems by their first letters, phrases by their first word, marks by their first sign."""
+
+    words: _Words = field(default_factory=dict)
+    stems: _Phrases = field(default_factory=dict)
+    phrases: _Phrases = field(default_factory=dict)
+    marks: _Phrases = field(default_factory=dict)
+
+
+@cache
+def _index() -> _Index:
+    index = _Index()
+    for kind, cues in keywords().cues.items():
         for weight, listed in zip((STRONG, PLAIN, WEAK), (cues.strong, cues.plain, cues.weak), strict=True):
-            for cue in filter(None, (" ".join(cue.split()) for cue in listed.split(","))):
+            for cue in listed:
                 stem = cue.removesuffix("*")
                 if _WIDE.search(cue) or not stem.replace(" ", "").isalpha():
-                    marks.setdefault(cue[0], []).append((cue, kind, weight))
+                    index.marks.setdefault(cue[0], []).append((cue, kind, weight))
                 elif " " in cue:
-                    phrases.setdefault(cue.split()[0], []).append((f" {cue} ", kind, weight))
+                    index.phrases.setdefault(cue.split()[0], []).append((f" {cue} ", kind, weight))
                 elif stem != cue:
-                    stems.setdefault(stem[:_STEM_KEY], []).append((stem, kind, weight))
+                    index.stems.setdefault(stem[:_STEM_KEY], []).append((stem, kind, weight))
                 else:
-                    words.setdefault(cue, []).append((kind, weight))
-    return words, stems, phrases, marks
-
-
-_WORDS, _STEMS, _PHRASES, _MARKS = _index()
+                    index.words.setdefault(cue, []).append((kind, weight))
+    return index
 
 
 # An instruction is seldom longer; what is longer is material.
@@ -151,6 +156,7 @@ class PromptFeatures:
     @classmethod
     def at(cls, text: Text) -> PromptFeatures:
         """Look at both ends."""
+        lists = keywords()
         whole = f"{text.head}\n\n{text.tail}" if text.tail else text.head
         folded = fold(whole)
         paragraphs = [part.strip() for part in _PARAGRAPHS.split(_unfenced(folded)) if part.strip()]
@@ -161,17 +167,17 @@ class PromptFeatures:
             paragraphs=tuple(ask),
             material_chars=text.chars - len(said),
             fenced=_FENCE in whole,
-            code=sum(mark in folded for mark in CODE_MARKS) >= (2 if _FENCE in whole else 3),
-            sourced=any(mark in folded for mark in SOURCE_MARKS),
+            code=sum(mark in folded for mark in lists.code_marks) >= (2 if _FENCE in whole else 3),
+            sourced=any(mark in folded for mark in lists.source_marks),
             formula=_MAY_BE_FORMULA.search(folded) is not None and _FORMULA.search(folded) is not None,
             question=any(
                 part.rstrip('" ').endswith(("?", _WIDE_QUESTION)) for part, weight in ask if weight == 1.0
             )
-            or bool(words and words[0] in QUESTION_WORDS),
+            or bool(words and words[0] in lists.question_words),
             skeleton=_SKELETON.search(folded) is not None,
-            greeting=bool(words and words[0] in GREETINGS)
+            greeting=bool(words and words[0] in lists.greetings)
             or said.startswith(("こん", "你好", "您好", "おは")),
-            negations=sum(word in NEGATIONS for word in words) + said.count("不"),
+            negations=sum(word in lists.negations for word in words) + said.count("不"),
             numbers=len(_NUMBER.findall(said)),
             words=len(words),
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final
 
-from autospec.prompts.keywords import FIM_MARKS
+from autospec.prompts.keywords import keywords
 
 __all__ = ["RequestText", "Text", "fold", "read_request"]
 
@@ -122,7 +122,7 @@ def read_request(body: Mapping[str, Any]) -> RequestText:
         return RequestText(Text.of(prompt), system, turns=1, tools=tools, schema=schema)
     text = Text.of(prompt)
     suffix = body.get("suffix")
-    marked = any(mark in end for end in (text.head, text.tail) for mark in FIM_MARKS)
+    marked = any(mark in end for end in (text.head, text.tail) for mark in keywords().fim_marks)
     if marked or (isinstance(suffix, str) and suffix.strip()):
         return RequestText(text, raw=True, fim=True)
     return _raw(text, tools, schema)

@@ -135,6 +135,7 @@ async def make_dispatch(
 
 def make_classify() -> Classify:
     """What tells the kind of a prompt; the one place that chooses it."""
+    classify({"prompt": "warm up"})  # reads the word lists now and not in the first request
     return lambda _path, document: classify(document).prompt_type
 
 
