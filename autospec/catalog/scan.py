@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from autospec.catalog.folders import FoundModel, ModelFolder, model_name, part_p
 from autospec.catalog.model import Model
 from autospec.catalog.resolve import ambiguous_models, choose
 from autospec.errors import ModelChoiceError, ModelFileError
+from autospec.files import replace_file
 from autospec.settings import Settings
 
 __all__ = ["Catalog", "MetadataCache", "Signature", "scan", "signature"]
@@ -99,18 +99,7 @@ class MetadataCache:
         entries = {k: v for k, v in {**_load(self._path), **self._new}.items() if os.path.exists(k)}  # noqa: PTH110
         document = json.dumps({"stamp": _stamp(), "entries": entries}, separators=(",", ":"))
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=self._path.parent, prefix=".models-", delete=False
-            ) as file:
-                try:
-                    file.write(document)
-                    file.close()
-                    os.replace(file.name, self._path)  # noqa: PTH105
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        os.unlink(file.name)  # noqa: PTH108
-                    raise
+            replace_file(self._path, document, durable=False)
         self._new = {}
 
 
