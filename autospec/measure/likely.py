@@ -1,10 +1,9 @@
-"""An answer on the way: what is likely while the proof is not finished. Pure; it decides no verdict.
+"""An early answer: what is likely before the proof is finished. It decides no verdict.
 
-The claim is that the true gain exceeds the threshold with a chance of at least 95 %. It comes from a Student's t interval
-around the mean of the prompts' ratios, which is made wider by what a launch may have of its own for all of its requests:
-3 % on either side of a ratio, the middle of what is seen on working machines (`autospec.measure.bench`), averaged over
-the launches. Where the drafting was chosen as the best of several by these very measurements, the chance that it is none is
-multiplied by their number (Bonferroni).
+The claim: with a chance of at least 95 %, the true gain exceeds the threshold. It rests on a Student's t interval around the
+mean of the prompts' ratios, widened by the scatter of launches: 3 % on either side of a ratio, the middle of what was seen
+on working machines, averaged over the launches. If the drafting was chosen from several by the same measurements, the error
+chance is multiplied by their number (Bonferroni).
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from autospec.measure.launch_scatter import ASSUMED_SD
 from autospec.measure.log_ratios import of_pairs, prompt_medians
 from autospec.measure.measurements import Pair
 
-__all__ = ["LEAST_CHANCE", "Likely", "likely_gain", "seconds_to_proof"]
+__all__ = ["likely_gain", "seconds_to_proof"]
 
 LEAST_CHANCE = 0.95
-# A t quantile of fewer degrees of freedom says nothing, and fewer prompts do not speak for their kind.
+# Fewer prompts do not represent their kind, and the t quantile becomes useless.
 _LEAST_PROMPTS = 4
 
 
@@ -32,9 +31,9 @@ class Likely:
 
     Attributes:
         speedup: Estimate of drafting ÷ off.
-        interval: Of the speed-up; each end is wrong with 1 - `LEAST_CHANCE`.
-        chance: That the true gain exceeds the threshold, at least `LEAST_CHANCE`.
-        about_s: Seconds of measuring until this estimate would be proven; ``None`` where no look of the proof would do it.
+        interval: Interval of the speed-up; each end is wrong with 1 - `LEAST_CHANCE`.
+        chance: Chance that the true gain exceeds the threshold; at least `LEAST_CHANCE`.
+        about_s: Seconds of measuring until a proof of this estimate; ``None`` if no look of the proof would enable it.
     """
 
     speedup: float
@@ -43,26 +42,26 @@ class Likely:
     about_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For the evidence."""
+        """The form in the evidence."""
         return {
             "speedup": round(self.speedup, 4),
             "interval": [round(end, 4) for end in self.interval],
-            # Never told as certain.
+            # Never shown as certain.
             "chance": min(round(self.chance, 4), 0.9999),
             "about_s": None if self.about_s is None else round(self.about_s),
         }
 
 
 def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1) -> Likely | None:
-    """What the pairs of one drafting make likely.
+    """Return what the pairs of one drafting make likely.
 
     Args:
-        pairs: Of one cell; those that count.
+        pairs: The counted pairs of one cell.
         threshold: Least gain for `enable`, as a fraction.
-        chosen_from: How many draftings these very pairs had a part in choosing this one from; 1 for pairs of the proof.
+        chosen_from: Number of draftings from which these same pairs chose this one; 1 for pairs of the proof.
 
     Returns:
-        ``None`` where a gain is not likely, or too few prompts were asked.
+        ``None`` if a gain is not likely, or too few prompts were asked.
     """
     from scipy.stats import t  # noqa: PLC0415  (half a second that most commands need not spend)
 
@@ -83,16 +82,13 @@ def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1
 def seconds_to_proof(
     looks: Sequence[int], rounds: int, round_s: float, would_enable: Callable[[int], bool]
 ) -> float | None:
-    """How long it takes to the first look that would enable.
+    """Return the seconds to the first look that would enable; ``None`` if no look would.
 
     Args:
-        looks: Rounds after which the proof is looked at, increasing.
-        rounds: That are complete.
-        round_s: What one round takes.
-        would_enable: Whether the look after so many rounds would enable if they showed what these show.
-
-    Returns:
-        Seconds; ``None`` where no look would.
+        looks: Rounds after which the proof is evaluated, increasing.
+        rounds: Completed rounds.
+        round_s: Seconds per round.
+        would_enable: Whether the look after that many rounds would enable if they showed what these show.
     """
     at = next((at for at in looks if at > rounds and would_enable(at)), None)
     return None if at is None else (at - rounds) * round_s

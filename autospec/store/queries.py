@@ -23,8 +23,6 @@ from autospec.store.schema import METADATA, Json
 __all__ = [
     "ANY_DRAFTS",
     "KEPT_SAMPLES",
-    "LAUNCH_COMPARISONS",
-    "LIVE_SAMPLES",
     "DraftFile",
     "DraftFiles",
     "insert_launch_comparison",

@@ -18,13 +18,11 @@ from autospec.store.compatibility import SCHEMA, newer_than_this
 
 __all__ = [
     "MEASUREMENTS",
-    "META",
     "METADATA",
     "MIGRATIONS",
     "RECOMMENDATIONS",
     "SURVEYS",
     "Json",
-    "Migration",
     "bring_up_to_date",
 ]
 
