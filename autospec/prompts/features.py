@@ -1,7 +1,4 @@
-"""Finds the cues of `autospec.prompts.keywords` in a text, in time that grows with the text and not with the cues. Pure.
-
-How the last text of a user looks: where it asks, what it carries with it. Pure.
-"""
+"""Features of the user's last text, and a search for cues whose time grows with the text and not with the number of cues."""
 
 from __future__ import annotations
 
@@ -15,27 +12,29 @@ from autospec.cells import PromptType
 from autospec.prompts.keywords import keywords
 from autospec.prompts.request_text import Text, fold
 
-__all__ = ["ASK_CHARS", "PLAIN", "WORD", "PromptFeatures", "find_cues"]
+__all__ = ["ASK_CHARS", "PromptFeatures", "find_cues"]
 
 
-# What a strong, a plain and a weak cue count.
+# Weights of strong, plain and weak cues.
 STRONG, PLAIN, WEAK = 4.0, 2.0, 0.8
-# A cue among the first words is the verb of the instruction, and counts more.
+# A cue among the first words is probably the verb of the instruction and counts more.
 _OPENING_CHARS: Final = 45
 _OPENING_BONUS: Final = 1.5
-# Texts of at most a few hundred characters.
+# Cached texts, of a few hundred characters each.
 _REMEMBERED: Final = 256
 WORD: Final = re.compile(r"[^\W\d_]+")
-# Scripts that are written without spaces, or where words carry endings that are written with them.
+# Scripts without spaces, or with endings attached to words.
 _WIDE: Final = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 
 
 @lru_cache(_REMEMBERED)
 def find_cues(text: str) -> tuple[tuple[PromptType, float, str], ...]:
-    """Every cue in a text, once, with what it counts. The same system prompts and earlier turns come again and again.
+    """Return every cue in a text once, with its type and weight.
+
+    Results are cached, because system prompts and earlier turns repeat.
 
     Args:
-        text: As `autospec.prompts.request_text.fold` leaves it.
+        text: From `autospec.prompts.request_text.fold`.
     """
     return tuple(_cues(text))
 
@@ -64,7 +63,7 @@ def _bonus(cue: str, opening: str) -> float:
     return _OPENING_BONUS if cue in opening else 1.0
 
 
-# No stem is shorter.
+# Length of the shortest stem.
 _STEM_KEY: Final = 4
 _Words = dict[str, list[tuple[PromptType, float]]]
 _Phrases = dict[str, list[tuple[str, PromptType, float]]]
@@ -98,46 +97,46 @@ def _index() -> _Index:
     return index
 
 
-# An instruction is seldom longer; what is longer is material.
+# An instruction is seldom longer; the rest is material.
 ASK_CHARS: Final = 400
-# So much of a paragraph shows whether it opens like an instruction.
+# Part of a paragraph that shows whether it starts like an instruction.
 _PARAGRAPH_OPENING_CHARS: Final = 90
-# What a paragraph that asks nothing has to say, and the length of a text up to which those in the middle count at all.
+# Weight of a paragraph that asks nothing, and the length of a text up to which middle paragraphs count.
 _MATERIAL: Final = 0.25
 _SHORT_CHARS: Final = 1500
-# A last paragraph that adds to an instruction in the first is not longer.
+# Greatest length of a last paragraph that adds to an instruction in the first.
 _ASIDE_CHARS: Final = 200
 _FORMULA: Final = re.compile(
     r"\d\s*[-+*/^=×·]\s*\(?[\dxyz]|[xyz]\s*[\^²³=]|\b[fg]\(x\)|\d\s*% (?:of|de|von|di) \d|\\(?:frac|int|sum|sqrt)|[²³√∫∑≤≥]"
 )
-# Without one of these there is no formula; a tenth of the time.
+# Every formula has one of these; this test takes a tenth of the time.
 _MAY_BE_FORMULA: Final = re.compile(r"[\d^=(\\²³√∫∑≤≥]")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:]\d+)?")
 _PARAGRAPHS: Final = re.compile(r"\n\s*\n")
 _FENCE: Final = "```"
-# The skeleton of an answer to be filled in.
+# The skeleton of an answer to fill in.
 _SKELETON: Final = re.compile(r'\{\s*"[^"{}\n]{1,40}"\s*:')
-# Chinese and Japanese end questions and announcements with signs of their own.
+# Chinese and Japanese question mark and colon.
 _WIDE_QUESTION, _WIDE_COLON = "\uff1f", "\uff1a"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFeatures:
-    """How the user's last text looks.
+    """Features of the user's last text.
 
     Attributes:
-        paragraphs: Folded, with how much each has to say in what is asked for.
-        material_chars: What is not part of the ask.
+        paragraphs: Folded paragraphs, each with its weight in the ask.
+        material_chars: Characters outside the ask.
         fenced: True if there is a fenced block.
         code: True if the material looks like code.
         sourced: True if the material looks like pasted sources.
         formula: True if there are formulas.
-        question: True if a question is asked.
-        skeleton: True if an object to be filled in is shown.
-        greeting: True if it opens with a greeting.
-        numbers: In the ask.
-        negations: In the ask.
-        words: In the ask, about.
+        question: True if it asks a question.
+        skeleton: True if it shows an object to fill in.
+        greeting: True if it starts with a greeting.
+        numbers: Numbers in the ask.
+        negations: Negations in the ask.
+        words: Words in the ask, roughly.
     """
 
     paragraphs: tuple[tuple[str, float], ...]
@@ -155,7 +154,7 @@ class PromptFeatures:
 
     @classmethod
     def at(cls, text: Text) -> PromptFeatures:
-        """Look at both ends."""
+        """Compute the features from both ends of a text."""
         lists = keywords()
         whole = f"{text.head}\n\n{text.tail}" if text.tail else text.head
         folded = fold(whole)
@@ -184,7 +183,7 @@ class PromptFeatures:
 
 
 def _weighed(paragraphs: list[str]) -> list[tuple[str, float]]:
-    """The paragraphs with their say: an instruction stands first or last, what is between is mostly material."""
+    """The paragraphs with their weights: an instruction is first or last, the middle is mostly material."""
     if not paragraphs:
         return []
     if len(paragraphs) == 1:
@@ -195,7 +194,7 @@ def _weighed(paragraphs: list[str]) -> list[tuple[str, float]]:
     first, *between, last = paragraphs
     first, last = first[:ASK_CHARS], last[-ASK_CHARS:]
     first_asks, last_asks = _asks_something(first), _asks_something(last)
-    # After an instruction, what follows a colon or is long is material, unless it ends with a question.
+    # After an instruction, text after a colon or a long text is material, unless it ends with a question.
     if first_asks and not last.endswith(("?", _WIDE_QUESTION)):
         last_asks = last_asks and not first.endswith((":", _WIDE_COLON)) and len(last) <= _ASIDE_CHARS
     short = sum(map(len, paragraphs)) <= _SHORT_CHARS
@@ -206,12 +205,12 @@ def _weighed(paragraphs: list[str]) -> list[tuple[str, float]]:
 
 
 def _asks_something(paragraph: str) -> bool:
-    """True if a folded paragraph is an instruction or a question by its ends."""
+    """True if a folded paragraph starts or ends like an instruction or a question."""
     if paragraph.endswith(("?", _WIDE_QUESTION, ":", _WIDE_COLON)):
         return True
     return any(weight >= PLAIN for _, weight, _ in find_cues(paragraph[:_PARAGRAPH_OPENING_CHARS]))
 
 
 def _unfenced(text: str) -> str:
-    """The text without its fenced blocks: words in code ask for nothing."""
+    """The text without its fenced blocks, whose words are not part of the ask."""
     return "\n\n".join(text.split(_FENCE)[::2])
