@@ -14,22 +14,22 @@ __all__ = ["Kill", "broken", "table"]
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One kill -9 and what was seen after it; counts are over the whole home so far.
+    """One kill -9 and the checks after it; counts are over the whole home so far.
 
     Attributes:
-        aimed: Phase at which it was aimed.
-        hit: Phase that the database shows.
+        aimed: The intended phase.
+        hit: The phase in the database.
         written: True if this start had stored a recommendation.
-        servers: Processes of its that were found just after.
+        servers: Its processes just after the kill.
         measurements: In the database.
-        lost: Measurements that earlier kills had found there and this one did not.
+        lost: Measurements that earlier kills found and this one did not.
         orphans: Processes left after fifteen seconds.
-        ended_s: Until the last process had ended.
-        torn: Recommendations that do not read back.
-        unsound: True if SQLite finds its file damaged.
+        ended_s: Seconds until the last process had ended.
+        torn: Recommendations that cannot be read back.
+        unsound: True if SQLite's integrity check fails.
         twice: Finished trials beyond the first of a drafting.
-        failed: How starts before this one ended by themselves, where it was not with 0.
-        finished: Starts before this one that came to their recommendation before their kill.
+        failed: Exit codes other than 0 of earlier starts that ended by themselves.
+        finished: Earlier starts that reached their recommendation before the kill.
     """
 
     aimed: str
@@ -48,7 +48,7 @@ class Kill:
 
 
 def broken(kills: Sequence[dict[str, Any]]) -> bool:
-    """True if anything was lost, left over, torn or done twice, or if a start ended with an error."""
+    """True if anything was lost, left over, torn or done twice, or a start failed."""
     return any(k[name] for k in kills for name in ("lost", "orphans", "torn", "unsound", "twice", "failed"))
 
 
@@ -58,13 +58,13 @@ def table(
     lengths_s: dict[str, float],
     patience_s: float,
 ) -> str:
-    """Two Markdown tables: what was hit, and what was seen.
+    """Two Markdown tables: the phases that were hit, and the checks.
 
     Args:
         kills: `Kill` as JSON.
-        final: Recommendations of the tune that was left alone.
-        lengths_s: How long each phase takes undisturbed.
-        patience_s: For how long processes were waited for.
+        final: Recommendations of the undisturbed tune.
+        lengths_s: Length of each phase of an undisturbed tune.
+        patience_s: Time limit for processes to end.
     """
     hits, aims = Counter(k["hit"] for k in kills), Counter(k["aimed"] for k in kills)
     lines = [
