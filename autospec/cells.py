@@ -65,13 +65,7 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """The build of a backend.
-
-    Attributes:
-        backend: ``llama-server``, ``embedded``, ``mlx``, ``llama-cpp-python`` or ``attached``.
-        version: The build's own name, e.g. ``b11434``.
-        fingerprint: Hash of the binary or package, because all source builds are called ``build 0``.
-    """
+    """The build of a backend. `fingerprint` hashes the binary or package, because all source builds are called ``build 0``."""
 
     backend: str
     version: str
@@ -80,13 +74,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """The main model of a cell.
-
-    Attributes:
-        name: Catalogue name.
-        path: Path of the file (first part of a split one) or folder.
-        fingerprint: Hash of metadata and size, the same under every path.
-    """
+    """The main model of a cell: name, path (first part of a split file), and a fingerprint that is the same under every path."""
 
     name: str
     path: str

@@ -94,13 +94,7 @@ class ModelChoiceError(UsageError):
 
 
 class UnknownModelError(ModelChoiceError):
-    """No model matches the name.
-
-    Args:
-        message: What is wrong.
-        hint: What to do next.
-        known: The names that exist.
-    """
+    """No model matches the name; `known` has the existing names."""
 
     def __init__(self, message: str, hint: str = "", *, known: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint)
@@ -114,10 +108,7 @@ class NothingKnownError(AutospecError):
 
 
 class BusyError(AutospecError):
-    """Another autospec process is measuring on this machine; the message says which.
-
-    The daemon recognises the failure of its own tunes by the exit code.
-    """
+    """Another autospec process is measuring on this machine. The daemon recognises this failure of its tunes by the exit code."""
 
     exit_code = 4
 
@@ -135,13 +126,7 @@ class StoreError(AutospecError):
 
 
 class ServiceError(AutospecError):
-    """The service cannot be installed, or did not start.
-
-    Args:
-        message: What is wrong.
-        hint: What to do next.
-        log_tail: The last lines of the daemon's log, oldest first.
-    """
+    """The service cannot be installed, or did not start; `log_tail` has the last lines of the daemon's log."""
 
     def __init__(self, message: str, hint: str = "", *, log_tail: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint)
@@ -163,12 +148,8 @@ class UnsupportedError(BackendError):
 class LaunchError(BackendError):
     """A server was started and did not become ready.
 
-    Args:
-        message: What went wrong, one sentence.
-        hint: What to do next.
-        log_tail: The last lines of the server's log, oldest first.
-        permanent: True if the same launch would fail again (a bad draft, an unknown flag), so that a study does not
-            repeat it; False for a temporary failure (a port in use, killed).
+    `log_tail` has the last lines of its log. `permanent`: the same launch would fail again (a bad draft, an unknown flag), so a study
+    does not repeat it.
     """
 
     def __init__(

@@ -156,13 +156,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class StoredRecommendation:
-    """A recommendation with its cell and machine.
-
-    Attributes:
-        cell_key: `Cell.key`, or an importer's own stable key.
-        hardware: The machine.
-        recommendation: The recommendation itself.
-    """
+    """A recommendation with its machine and its `Cell.key`, or an importer's own stable key."""
 
     cell_key: str
     hardware: Hardware

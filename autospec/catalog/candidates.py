@@ -47,16 +47,10 @@ _VENDORS: Final = frozenset({"meta", "google", "mistralai", "ai", "the", "unslot
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A draft for a main model, and whether it fits.
+    """A draft for a main model, and whether a study may try it; `reason` is one sentence in both cases.
 
-    Attributes:
-        model: The draft; the main model itself for its own MTP layers.
-        mode: How it would be used.
-        fits: True if a study may try it.
-        reason: One sentence, also for those that fit.
-        own_layers: True for the main model's own MTP layers; there is no draft file then.
-        n_max: Most tokens it can propose in a cycle; 0 without a limit.
-        takes_p_min: False if it must not get a p-min above 0.
+    `own_layers`: the main model's own MTP layers, without a draft file. `n_max` is 0 without a limit. `takes_p_min` is False if the draft
+    must not get a p-min above 0.
     """
 
     model: Model
@@ -104,14 +98,14 @@ def candidates(
     context_tokens: int,
     extra: Iterable[Model] = (),
 ) -> list[Candidate]:
-    """Judge every model as a draft for a main model.
+    """Judge every model as a draft for a main model; `extra` are models that the user named, the main model included.
 
     Args:
         main: The main model.
         models: The catalogue; the main model itself is skipped.
         memory_bytes: Installed memory; 0 if unknown, and then every size fits.
         context_tokens: Context length for the size of the KV caches.
-        extra: Models that the user named as drafts; judged like the others, the main model included.
+        extra: Judged like the others.
 
     Returns:
         Fitting drafts first. Among them: same family first; further quantizations of the same draft after other drafts; then
@@ -164,14 +158,7 @@ def format_mismatch(main: Model, draft: Model) -> str:
 
 
 def count_fits(main: Model, models: Iterable[Model], *, memory_bytes: int, context_tokens: int) -> int:
-    """Count the fitting `candidates` without building a sentence for each of the others.
-
-    Args:
-        main: The main model.
-        models: The catalogue, each file once.
-        memory_bytes: See `candidates`.
-        context_tokens: See `candidates`.
-    """
+    """Count the fitting `candidates` without building a sentence for each of the others."""
     seen = {main.fingerprint}
     count = 1 if main.mtp_layers and main.head is None and main.format == "gguf" else 0
     for draft in models:

@@ -30,14 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A folder to search.
-
-    Attributes:
-        path: The folder; it need not exist.
-        source: Its label: `autospec.catalog.model.Model.source`.
-        chosen: True if the user named it, so that its absence deserves a warning.
-        depth: How many folders deep to search; ``None`` for no limit.
-    """
+    """A folder to search, at most `depth` folders deep. `chosen`: the user named it, so its absence deserves a warning."""
 
     path: Path
     source: str
@@ -48,14 +41,7 @@ class ModelFolder:
 def places(
     environ: Mapping[str, str], home: Path, platform: str, model_dirs: Iterable[Path] = ()
 ) -> tuple[ModelFolder, ...]:
-    """Return every folder that may hold models, the user's own first, each once.
-
-    Args:
-        environ: The environment.
-        home: The home folder.
-        platform: ``sys.platform``.
-        model_dirs: Folders from the config.
-    """
+    """Return every folder that may hold models, the user's own (`model_dirs`) first, each once."""
     found = [ModelFolder(path, "folder", chosen=True) for path in model_dirs]
     cache = _folder(environ, "XDG_CACHE_HOME", home) or home / ".cache"
     found += [ModelFolder(p, "llama.cpp cache") for p in _llama_cpp(environ, home, platform, cache)]
@@ -135,11 +121,7 @@ _SPLIT: Final = re.compile(
 
 
 def part_paths(path: Path) -> tuple[Path, ...]:
-    """Return the files that belong to a GGUF file by its name: itself, or every part of a split model.
-
-    Args:
-        path: Any part, or a whole file.
-    """
+    """Return the files that belong to a GGUF file by its name: itself, or every part of a split model."""
     match = _SPLIT.fullmatch(path.name)
     if match is None:
         return (path,)
@@ -174,13 +156,7 @@ _ENDLESS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """The location of a model on disk, before it is read.
-
-    Attributes:
-        path: GGUF file (the first of a split one, or any part if that is missing) or MLX folder.
-        format: How to read it.
-        name: Its name if the path does not contain it (Ollama, Hugging Face folders), or empty.
-    """
+    """A model before it is read. `path`: GGUF file (of a split one the first part if it exists) or MLX folder."""
 
     path: Path
     format: Format
@@ -188,13 +164,7 @@ class FoundModel:
 
 
 def walk(root: Path, warnings: list[str], depth: int | None = None) -> Iterator[FoundModel]:
-    """Find the models below a folder, in a fixed order. Links are followed; loops end.
-
-    Args:
-        root: The folder.
-        warnings: Receives one line for each file or folder that cannot be read.
-        depth: How many folders deep to search; ``None`` for no limit.
-    """
+    """Find the models below a folder, in a fixed order; each unreadable file or folder adds a line to `warnings`."""
     yield from _walk_folder(root, warnings, set(), _ENDLESS if depth is None else depth)
 
 

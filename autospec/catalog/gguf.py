@@ -46,11 +46,7 @@ _BPE_WITHOUT_BOS: Final = frozenset({"chatglm-bpe", "glm4", "glm5"})
 
 
 def vocabulary_of(header: Header) -> Vocabulary | None:
-    """Return the vocabulary as llama.cpp would load it; ``None`` if the file has no tokens.
-
-    Args:
-        header: The (first) file's header.
-    """
+    """Return the vocabulary as llama.cpp would load it; ``None`` if the file has no tokens."""
     if header.tokens is None:
         return None
     values = header.values
@@ -106,10 +102,7 @@ _MOST_LAYERS = 1 << 16
 
 
 def read_gguf(path: Path) -> Model:
-    """Read a model's metadata, from all parts if it is split.
-
-    Args:
-        path: The file, or any part of a split model.
+    """Read a model's metadata from the file, or from all parts of a split model.
 
     Raises:
         ModelFileError: Damaged, truncated, not GGUF, unreadable, or parts are missing.

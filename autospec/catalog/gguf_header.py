@@ -70,15 +70,7 @@ class TokenTable:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor as listed in the header.
-
-    Attributes:
-        name: Its name.
-        shape: Dimensions, innermost first, like ggml.
-        type: ggml's number of the type.
-        offset: Its start in bytes, from the data section.
-        n_bytes: Its size; ``None`` for a type that the installed `gguf` does not know.
-    """
+    """One tensor of the header. `shape`: innermost first. `type`: ggml's number. `offset`: from the data section."""
 
     name: str
     shape: tuple[int, ...]
@@ -104,14 +96,8 @@ class TensorInfo:
 class Header:
     """One file's header.
 
-    Attributes:
-        values: Metadata: scalars, strings and short arrays of numbers; other arrays are only in `lengths`.
-        lengths: Length of every array.
-        tokens: The token table, or ``None``.
-        tensors: Every tensor, in the file's order.
-        data_offset: Start of the weights, in bytes.
-        file_size: Bytes.
-        digest: SHA-256 of the header's bytes.
+    `values` has scalars, strings and short arrays of numbers; of other arrays there are only `lengths`. `data_offset` is the start of
+    the weights in bytes, `digest` the SHA-256 of the header.
     """
 
     values: dict[str, bool | int | float | str | list[int] | list[float]]
@@ -124,10 +110,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read a GGUF file's header and check that the file is long enough for its tensors.
-
-    Args:
-        path: The file, or one part of a split model.
+    """Read the header of a GGUF file, or of one part, and check that the file is long enough for its tensors.
 
     Raises:
         ModelFileError: Damaged, truncated, empty, not GGUF, or unreadable.
@@ -140,14 +123,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_tokens(path: Path) -> list[bytes]:
-    """Read the text of every token, in order; empty if the file has no vocabulary.
-
-    Args:
-        path: A GGUF file.
-
-    Raises:
-        ModelFileError: As `read_header`.
-    """
+    """Read the text of every token, in order; empty without a vocabulary. Raises `ModelFileError`."""
     texts: list[bytes] = []
     try:
         with path.open("rb") as file:

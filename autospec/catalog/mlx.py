@@ -27,15 +27,7 @@ _MAX_TOKENS: Final = 1 << 22
 
 
 def vocabulary_of(folder: Path, config: dict[str, Any]) -> Vocabulary | None:
-    """Return the vocabulary's digests; ``None`` without a ``tokenizer.json``.
-
-    Args:
-        folder: The model's folder.
-        config: Its ``config.json``.
-
-    Raises:
-        ModelFileError: ``tokenizer.json`` is damaged.
-    """
+    """Return the vocabulary's digests; ``None`` without a ``tokenizer.json``. Raises `ModelFileError`."""
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
@@ -59,14 +51,7 @@ def vocabulary_of(folder: Path, config: dict[str, Any]) -> Vocabulary | None:
 
 
 def read_tokens(folder: Path) -> list[bytes]:
-    """Read the text of every token, by id; an unused id has an empty text.
-
-    Args:
-        folder: The model's folder.
-
-    Raises:
-        ModelFileError: ``tokenizer.json`` is missing or damaged.
-    """
+    """Read the text of every token, by id; an unused id has an empty text. Raises `ModelFileError`."""
     path = folder / "tokenizer.json"
     return _texts(path, read_json(path))
 
@@ -148,14 +133,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def read_mlx(path: Path) -> Model:
-    """Read a model folder's metadata.
-
-    Args:
-        path: The folder.
-
-    Raises:
-        ModelFileError: Damaged, truncated, incomplete or unreadable.
-    """
+    """Read a model folder's metadata. Raises `ModelFileError` if it is damaged, truncated, incomplete or unreadable."""
     config = read_json(path / "config.json")
     files = weight_files(path)
     if not files:

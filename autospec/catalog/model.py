@@ -39,8 +39,6 @@ _MICRO_BATCH_TOKENS = 512
 class Vocabulary:
     """The properties of a vocabulary that a main model and its draft must share.
 
-    The tokens themselves are not stored; `autospec.catalog.vocabulary` reads them again if the digests do not decide.
-
     Attributes:
         kind: ``tokenizer.ggml.model`` (``gpt2``, ``llama`` …) or the type in ``tokenizer.json``.
         size: Number of tokens.
@@ -67,12 +65,8 @@ class Vocabulary:
 class Head:
     """Requirements of a draft head on its main model.
 
-    Attributes:
-        kind: ``eagle3``, ``dflash``, ``dspark`` or ``mtp``.
-        hidden_size: Hidden size of the main model; 0 if the file does not say.
-        target_layers: Layers of the main model that it reads.
-        n_max: Most tokens it can propose in a cycle; 0 without a limit.
-        takes_p_min: False if llama.cpp refuses a p-min above 0 with it.
+    `hidden_size` is 0 if the file does not say it; `target_layers` are the layers that the head reads; `n_max` is 0 without a limit;
+    `takes_p_min` is False if llama.cpp refuses a p-min above 0 with it.
     """
 
     kind: Literal["eagle3", "dflash", "dspark", "mtp"]

@@ -20,15 +20,10 @@ _Named = TypeVar("_Named")
 def answering(
     candidates: Iterable[_Named], name: str, names: Callable[[_Named], Iterable[str]]
 ) -> list[_Named]:
-    """Return everything that a name matches.
+    """Return the candidates that a name matches.
 
     Four rules apply in this order, and the first with a match decides: the exact name; the name without regard to case,
     separators (``-``, ``_``, ``.``, ``:``, ``/``, space) and a final ``.gguf``; a part of the name; a part without any separators.
-
-    Args:
-        candidates: What the name may mean.
-        name: What the user typed.
-        names: Returns the names of a candidate.
     """
     candidates = list(candidates)
     wanted = _plain(name)
@@ -52,10 +47,6 @@ def choose(models: Iterable[Model], name: str) -> Model:
 
     Copies of the same file count as one, and a whole model has priority over a draft head.
 
-    Args:
-        models: The catalogue.
-        name: What the user typed.
-
     Raises:
         UnknownModelError: No model matches.
         ModelChoiceError: Several match, or the name is empty.
@@ -73,12 +64,7 @@ def choose(models: Iterable[Model], name: str) -> Model:
 
 
 def ambiguous(name: str, labels: Iterable[str]) -> ModelChoiceError:
-    """Build the error that lists what a name could mean.
-
-    Args:
-        name: What the user typed.
-        labels: Names or paths of the matches.
-    """
+    """Build the error that lists what a name could mean, by names or paths."""
     labels = list(labels)
     lines = [f"  {label}" for label in labels[:_LISTED]]
     if more := len(labels) - len(lines):

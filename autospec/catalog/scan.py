@@ -55,15 +55,7 @@ class MetadataCache:
         self._new: dict[str, dict[str, Any]] = {}
 
     def get(self, path: Path, files: Signature) -> Model | str | None:
-        """Return what is known of a file.
-
-        Args:
-            path: The real path of the file or folder.
-            files: Its current signature.
-
-        Returns:
-            The model; the sentence that says why it cannot be read; or ``None`` if it must be read.
-        """
+        """Return the model, the sentence why it cannot be read, or ``None`` if the file must be read."""
         entry = self._entries.get(str(path))
         if not isinstance(entry, dict) or entry.get("files") != files:
             return None
@@ -75,13 +67,7 @@ class MetadataCache:
             return None
 
     def put(self, path: Path, files: Signature, what: Model | str) -> None:
-        """Store a model, or the sentence that says why it cannot be read.
-
-        Args:
-            path: The real path.
-            files: The signature from before the reading began.
-            what: The model or the sentence.
-        """
+        """Store a model, or the sentence why it cannot be read, with the signature from before the reading."""
         known = {"error": what} if isinstance(what, str) else {"model": what.to_json()}
         self._new[str(path)] = self._entries[str(path)] = {"files": files, **known}
 
@@ -123,23 +109,14 @@ _NOT_A_MODEL: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The models that were found.
-
-    Attributes:
-        models: Language models and draft heads, each file once, by name.
-        warnings: One sentence for each unreadable file or folder.
-        looked_in: The searched folders, existing or not.
-    """
+    """The models that were found, each file once, by name; a warning per unreadable file or folder; the searched folders."""
 
     models: tuple[Model, ...]
     warnings: tuple[str, ...] = ()
     looked_in: tuple[Path, ...] = ()
 
     def find(self, name: str) -> Model:
-        """Return the model that the user means.
-
-        Args:
-            name: A path, also outside the catalogue; a name; or an unambiguous part of one.
+        """Return the model for a path, also outside the catalogue, a name, or an unambiguous part of one.
 
         Raises:
             ModelChoiceError: None or several match, or the file is not a language model.
@@ -191,8 +168,7 @@ def scan(
         settings: The config's model folders and cache folder.
         environ: The environment; the process's own by default.
         home: The home folder; the user's by default.
-        beside: Models that the user typed. The folder of each that is a path is searched too: a draft often lies beside its
-            main model.
+        beside: Models that the user typed. Folders of paths are searched too: a draft often lies beside its main model.
     """
     where = places(
         os.environ if environ is None else environ,

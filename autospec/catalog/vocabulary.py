@@ -33,16 +33,9 @@ _compared: dict[tuple[str, str], int] = {}
 
 
 def vocabulary_mismatch(main: Model, draft: Model) -> str:
-    """Say why the draft's vocabulary does not fit; empty if it does.
+    """Return the end of a sentence that says why the draft's vocabulary does not fit; empty if it does.
 
     MLX models follow the same rule without BOS and EOS: `mlx_lm` uses the main model's tokenizer alone.
-
-    Args:
-        main: The main model.
-        draft: A model of the same format.
-
-    Returns:
-        The end of a sentence that begins with the draft's name, or an empty string.
 
     Raises:
         ModelFileError: The tokens must be compared one by one, and a file cannot be read.

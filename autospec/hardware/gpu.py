@@ -65,14 +65,10 @@ _SOFTWARE = re.compile(r"llvmpipe|SwiftShader", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One accelerator.
+    """One accelerator: the backend's name of it, e.g. ``CUDA0``, and the maker's description.
 
-    Attributes:
-        name: The backend's name of it, e.g. ``CUDA0``.
-        description: The maker's name.
-        total_bytes: Memory that models may use.
-        free_bytes: The free part of it. On a Mac: as for a new process; the use by others is unknown.
-        unified: True if the processor shares this memory.
+    `total_bytes` is the memory that models may use, `free_bytes` its free part; on a Mac the use by others is unknown. `unified`: the
+    processor shares this memory.
     """
 
     name: str
@@ -103,8 +99,7 @@ def usable(devices: Sequence[Device]) -> tuple[Device, ...]:
 def devices_here(hardware: Hardware) -> tuple[Device, ...] | None:
     """Return this machine's accelerators, for a backend that does not list them.
 
-    Returns:
-        Empty on a machine with only a processor; ``None`` if there is a GPU with unknown memory.
+    The result is empty on a machine with only a processor, and ``None`` if there is a GPU with unknown memory.
     """
     if hardware.os.startswith("macos"):
         return (metal_device(hardware),) if hardware.gpu else ()
@@ -120,12 +115,7 @@ def metal_device(hardware: Hardware) -> Device:
 
 
 def metal_limit_bytes(wired_limit_mb: str, memory_bytes: int) -> int:
-    """Return the memory that Metal allows all models together.
-
-    Args:
-        wired_limit_mb: Output of ``sysctl -n iogpu.wired_limit_mb``: 0 or empty for the system's default.
-        memory_bytes: Installed memory.
-    """
+    """Memory that Metal allows all models together; ``sysctl`` prints 0 or nothing for the system's default."""
     set_mib = int(wired_limit_mb) if wired_limit_mb.strip().isdigit() else 0
     if set_mib:
         return set_mib * _MIB
@@ -154,23 +144,14 @@ def _library(device: Device) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GpuUse:
-    """Use of the GPUs by other processes.
-
-    Attributes:
-        other_load: Share of the busiest GPU, 0 to 1; ``None`` if the driver does not report it per process.
-        other_memory_bytes: On all GPUs together.
-    """
+    """Use of the GPUs by other processes: share of the busiest one (``None`` if unknown), and memory on all."""
 
     other_load: float | None
     other_memory_bytes: int
 
 
 class GpuWatch:
-    """Measures the use by other processes over a window. It takes well below a millisecond, outside the timed part.
-
-    Args:
-        nvml: The initialised module `pynvml`; ``None`` uses the installed one.
-    """
+    """Measures the use by other processes over a window. It takes well below a millisecond, outside the timed part."""
 
     def __init__(self, nvml: Any = None) -> None:
         self._nvml = library() if nvml is None else nvml
@@ -184,12 +165,8 @@ class GpuWatch:
     def finish(self, own_pids: frozenset[int]) -> GpuUse | None:
         """End the window.
 
-        Args:
-            own_pids: Our own processes.
-
-        Returns:
-            ``None`` if no GPU lists any of our processes. They then do not compute there, or this is a container, where
-            the driver reports other process numbers.
+        Returns ``None`` if no GPU lists any of our processes: they do not compute there, or this is a container, where the driver
+        reports other process numbers.
         """
         seen = False
         memory = 0

@@ -19,9 +19,6 @@ def user_idle_s(now: float | None = None) -> float | None:
 
     macOS: HIDIdleTime of the I/O registry, which covers every keyboard and mouse. Linux: terminals with a login, like w(1), and
     GNOME's idle monitor in a desktop session.
-
-    Args:
-        now: Seconds since the epoch.
     """
     if sys.platform == "darwin":
         return parse_hid_idle(output_of("ioreg", "-c", "IOHIDSystem", "-d", "4"))

@@ -28,10 +28,9 @@ def lock_path() -> Path:
 
 @contextmanager
 def machine_lock(what: str) -> Iterator[None]:
-    """Hold the machine while measuring. The operating system frees it when the process ends.
+    """Hold the machine while measuring; `what` tells other processes what the holder does.
 
-    Args:
-        what: What the holder does, for other processes: "tune qwen3-coder-30b".
+    The operating system frees the lock when the process ends.
 
     Raises:
         BusyError: Another process holds it; says which, since when and what it does.

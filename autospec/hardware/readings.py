@@ -32,13 +32,7 @@ _MACOS = sys.platform == "darwin"
 
 @dataclass(frozen=True, slots=True)
 class ProcessTime:
-    """Processor time of one process.
-
-    Attributes:
-        created_s: Its start, in seconds since the epoch; detects a reused pid.
-        cpu_s: Its user and system time, without children.
-        reaped_s: Time of its ended children and theirs; 0 if unknown (macOS).
-    """
+    """One process: start in seconds since the epoch, its processor time, and that of its ended children (0 if unknown)."""
 
     created_s: float
     cpu_s: float
@@ -47,15 +41,7 @@ class ProcessTime:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """Power source, and whether heat slows the processor.
-
-    Attributes:
-        on_battery: ``None`` if unknown.
-        battery_percent: ``None`` without a battery.
-        low_power: True if the user chose to save power; ``None`` if unknown.
-        thermal: ``nominal``, ``throttled`` or ``unknown``.
-        swap_in_bytes: Read back from swap since the system started (macOS, where reading it needs a program).
-    """
+    """Power source, low-power mode and heat, ``None`` or ``unknown`` if not known; bytes read back from swap (macOS only)."""
 
     on_battery: bool | None = None
     battery_percent: float | None = None
@@ -68,19 +54,9 @@ class Power:
 class Reading:
     """The machine at one moment; two readings make a `MachineState`.
 
-    Attributes:
-        at_s: Monotonic clock.
-        wall_s: Seconds since the epoch, like processes' start times.
-        busy_s: Working time of all cores since the system started, without stolen time.
-        steal_s: Time that the hypervisor withheld cores.
-        cores: Logical cores of the system.
-        self_s: Processor time of this process.
-        reaped_s: Processor time of this process's ended children.
-        processes: Our other processes, by pid.
-        memory_available_bytes: Memory available without swapping.
-        swap_in_bytes: Read back from swap since the system started (Linux).
-        throttles: How often heat slowed a processor since the system started; ``None`` if not counted.
-        power: See `Power`.
+    `at_s` is monotonic, `wall_s` since the epoch; `busy_s` (without stolen time), `steal_s`, `swap_in_bytes` (Linux) and `throttles`
+    (``None`` if not counted) count since the system started. `self_s` and `reaped_s` are the processor time of this process and of its
+    ended children, `processes` our other processes by pid.
     """
 
     at_s: float
@@ -98,12 +74,7 @@ class Reading:
 
 
 def read(pids: Iterable[int], power: Power) -> Reading:
-    """Read the machine. It takes well below a millisecond, since it brackets every measurement.
-
-    Args:
-        pids: Our processes besides this one.
-        power: From `read_power`, which may be slow and is called separately.
-    """
+    """Read the machine; `pids` are our other processes. Takes well below a millisecond, since it brackets measurements."""
     at_s, wall_s = time.monotonic(), time.time()
     busy_s, steal_s = _system_times()
     own = _this_process().cpu_times()
@@ -145,21 +116,16 @@ def descendants() -> frozenset[int]:
 
 
 def parse_low_power(text: str) -> bool | None:
-    """Low power mode in the output of ``pmset -g``; ``None`` without such a line.
-
-    Newer Macs print ``powermode`` instead of ``lowpowermode``: 0 automatic, 1 low, 2 high.
-    """
+    """Low power mode in ``pmset -g``; newer Macs print ``powermode``: 0 automatic, 1 low, 2 high. ``None`` without either."""
     found = re.search(r"^\s*(?:lowpowermode|powermode)\s+(\d)", text, re.MULTILINE)
     return found[1] == "1" if found else None
 
 
 def parse_thermal(notifyutil: str, pmset: str) -> str:
-    """Return ``nominal``, ``throttled`` or ``unknown`` from the output of two macOS programs.
+    """Return ``nominal``, ``throttled`` or ``unknown`` from ``notifyutil`` and ``pmset -g therm``.
 
-    Args:
-        notifyutil: Output of ``notifyutil -g com.apple.system.thermalpressurelevel``: 0 nominal, 1 moderate, 2 heavy and
-            more. powermetrics reads the same; clocks fall from heavy on.
-        pmset: Output of ``pmset -g therm``. It prints CPU_Speed_Limit on Intel, and never on Apple silicon.
+    The pressure level is 0 nominal, 1 moderate, 2 heavy and more; powermetrics reads the same, and clocks fall from heavy on.
+    CPU_Speed_Limit exists on Intel only.
     """
     if level := re.search(r"thermalpressurelevel\s+(\d+)\s*$", notifyutil, re.MULTILINE):
         return "throttled" if int(level[1]) >= 2 else "nominal"

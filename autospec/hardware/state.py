@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from autospec.hardware.gpu import GpuUse, GpuWatch
@@ -17,7 +17,7 @@ __all__ = ["Limits", "MachineState", "StateWatch", "between", "disturbed", "heat
 
 @dataclass(frozen=True, slots=True)
 class MachineState:
-    """The machine over one window.
+    """The machine over one window; the defaults mean "unknown" and disturb nothing.
 
     Attributes:
         window_s: Length of the window.
@@ -36,16 +36,16 @@ class MachineState:
         gpu_other_memory_bytes: GPU memory of other processes; ``None`` if unknown.
     """
 
-    window_s: float
-    cores: int
-    other_load: float
-    steal: float
-    on_battery: bool | None
-    battery_percent: float | None
-    low_power: bool | None
-    thermal: str
-    memory_available_bytes: int
-    swap_in_bytes: int
+    window_s: float = 0.0
+    cores: int = 1
+    other_load: float = 0.0
+    steal: float = 0.0
+    on_battery: bool | None = None
+    battery_percent: float | None = None
+    low_power: bool | None = None
+    thermal: str = "unknown"
+    memory_available_bytes: int = 0
+    swap_in_bytes: int = 0
     changed: str = ""
     throttles: int | None = None
     gpu_other_load: float | None = None
@@ -53,13 +53,8 @@ class MachineState:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote, in this or another version.
-
-        Fields of a later version are ignored. Missing fields are unknown: they disturb nothing.
-        """
-        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        required = {f.name for f in fields(cls) if f.default is MISSING}
-        return cls(**{name: _UNKNOWN[name] for name in required - known.keys()} | known)
+        """Read what `to_json` wrote, in this or another version; unknown fields are ignored."""
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
     def to_json(self) -> dict[str, Any]:
         """All fields, to store with the measurement; rounded to the precision of the readings."""
@@ -69,21 +64,6 @@ class MachineState:
             "steal": round(self.steal, 3),
             "gpu_other_load": None if self.gpu_other_load is None else round(self.gpu_other_load, 3),
         }
-
-
-# Values of fields that a stored row lacks.
-_UNKNOWN: dict[str, Any] = {
-    "window_s": 0.0,
-    "cores": 1,
-    "other_load": 0.0,
-    "steal": 0.0,
-    "on_battery": None,
-    "battery_percent": None,
-    "low_power": None,
-    "thermal": "unknown",
-    "memory_available_bytes": 0,
-    "swap_in_bytes": 0,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +104,7 @@ def disturbed(
 ) -> str:
     """Return why the measurement in this window should be repeated: one sentence, or empty.
 
-    Args:
-        state: The window of the measurement.
-        previous: The window of the measurement to compare with; power and heat must be the same.
-        limits: See `Limits`.
+    `previous` is the window of the measurement to compare with; power and heat must be the same.
     """
     if state.changed:
         return f"During the measurement {state.changed}."
@@ -275,11 +252,7 @@ class StateWatch:
         self._first = self._read()
 
     def finish(self) -> MachineState:
-        """End the window and return its state.
-
-        Raises:
-            RuntimeError: `start` was not called.
-        """
+        """End the window and return its state; `start` must come first."""
         if self._first is None:
             raise RuntimeError("finish() without start()")
         first, self._first = self._first, None

@@ -25,9 +25,6 @@ class Asking:
         max_tokens: Upper limit on each prompt's own `max_tokens`.
         temperature: 0 is greedy.
         watch: Records the state of the machine around each request.
-
-    Attributes:
-        answers: Prompt id → text of the newest answer without drafting; in memory only.
     """
 
     def __init__(self, protocol: str, max_tokens: int, temperature: float, watch: StateWatch) -> None:
@@ -35,6 +32,7 @@ class Asking:
         self.max_tokens = max_tokens
         self.temperature = temperature
         self.watch = watch
+        # Prompt id → text of the newest answer without drafting.
         self.answers: dict[str, str] = {}
 
     def request(self, prompt: Prompt) -> Request:

@@ -48,19 +48,9 @@ _WARM_UP = Request(messages=({"role": "user", "content": "Name three colours."},
 
 @dataclass(frozen=True, slots=True)
 class RunGroup:
-    """Runs of one drafting, measured here or taken from a record.
+    """Runs of one drafting, measured here or taken from a record; what a record lacks is empty.
 
-    Attributes:
-        backend: Backend name.
-        build: The build's own name; empty if not recorded.
-        model: Main model.
-        drafting: The drafting that ran.
-        runs_tps: Tokens per second of generation, one value per run.
-        command: The server's command line; empty if not recorded.
-        about: A short description of the model.
-        model_file: File name of the model; empty if not recorded.
-        request_tps: Tokens per second of whole requests, or empty.
-        remarks: One note per run, or empty.
+    `runs_tps` are the speeds of generation, one per run, `request_tps` those of whole requests. `about` describes the model.
     """
 
     backend: str
@@ -82,16 +72,7 @@ class RunGroup:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One answer of one launch.
-
-    Attributes:
-        drafting: The drafting that was launched.
-        round: From 0.
-        launch_id: The launch.
-        command: Its command line.
-        completion: The answer and its times.
-        disturbance: What disturbed the machine during the run, as a sentence; empty if nothing did.
-    """
+    """One answer of one launch. `disturbance` is what disturbed the machine, as a sentence; empty if nothing did."""
 
     drafting: Drafting
     round: int
@@ -131,16 +112,7 @@ def measure_runs(
     runs: int,
     on_start: Callable[[int, Drafting], None] = lambda _round, _drafting: None,
 ) -> list[Run]:
-    """Launch, ask and stop a server, `runs` times for each drafting.
-
-    Args:
-        backend: The backend to run.
-        model_path: The main model.
-        draftings: What to compare, `off` included.
-        request: The request of every run.
-        settings: The user's launch settings.
-        runs: Number of runs per drafting.
-        on_start: Called with round and drafting before each launch.
+    """Launch, ask and stop a server, `runs` times for each drafting; `on_start` gets round and drafting before each launch.
 
     Raises:
         BackendError: A build lacks a mode (found before anything starts), a launch or a request failed, or an
@@ -207,12 +179,7 @@ _ROUNDING_SD = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Scatter between runs.
-
-    Attributes:
-        sd: Standard deviation of the log speed; 0.01 is 1 %.
-        df: Degrees of freedom of the estimate.
-    """
+    """Scatter between runs: standard deviation of the log speed (0.01 is 1 %), and its degrees of freedom."""
 
     sd: float
     df: int
@@ -220,16 +187,9 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """ln(drafting ÷ off) from unpaired runs.
+    """ln(drafting ÷ off) from unpaired runs: `center` of the geometric means, `low` and `high` with the one-sided error rate `level`.
 
-    Attributes:
-        off_runs: Number of runs without drafting.
-        drafted_runs: Number of runs with drafting.
-        center: ln of the ratio of geometric means.
-        low: Lower end of the interval; minus infinity if the noise is unknown.
-        high: Upper end; plus infinity if the noise is unknown.
-        noise: The scatter used for the interval; ``None`` if unknown.
-        level: One-sided error rate of each end.
+    The ends are infinite and `noise` is ``None`` if the noise is unknown.
     """
 
     off_runs: int
@@ -257,14 +217,7 @@ class Comparison:
 
 
 def pooled_noise(groups: Iterable[Sequence[float]]) -> Noise | None:
-    """Pool the scatter within repeated groups.
-
-    Args:
-        groups: Runs of each group, in tokens per second.
-
-    Returns:
-        The pooled SD of the log speed; ``None`` if no group has two runs.
-    """
+    """Pool the scatter within groups of runs (tokens per second); ``None`` if no group has two runs."""
     squares, df = 0.0, 0
     for runs in groups:
         if len(runs) > 1:
@@ -276,13 +229,10 @@ def pooled_noise(groups: Iterable[Sequence[float]]) -> Noise | None:
 def compare_runs(
     off: Sequence[float], drafted: Sequence[float], *, pooled: Noise | None, level: float
 ) -> Comparison:
-    """Compare runs with drafting against runs without.
+    """Compare runs with drafting against runs without, in tokens per second.
 
-    Args:
-        off: Tokens per second without drafting; at least one run, all positive.
-        drafted: The same with drafting.
-        pooled: Scatter over all repeated groups of the record, for a side that is a single run.
-        level: One-sided error rate of each end of the interval.
+    `pooled` is the scatter over all repeated groups of the record, for a side that is a single run; `level` is the one-sided error
+    rate of each end of the interval.
     """
     sides = [[math.log(r) for r in runs] for runs in (off, drafted)]
     center = statistics.fmean(sides[1]) - statistics.fmean(sides[0])

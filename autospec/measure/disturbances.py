@@ -46,26 +46,17 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """Why a pair should be measured again.
-
-    Attributes:
-        cause: Its kind.
-        sentence: The explanation for users.
-    """
+    """Why a pair should be measured again; `sentence` is for users."""
 
     cause: Cause
     sentence: str
 
 
 def cause_of(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> Disturbance | None:
-    """Return what disturbed a pair; ``None`` if nothing did.
+    """Return what disturbed a pair; ``None`` if nothing did. Causes in `lasting` disturb nothing.
 
     A steady influence (a video that plays all the time, a processor that heat always slows) slows both halves and keeps
     their ratio. A change between or within the halves does not.
-
-    Args:
-        pair: The pair, with the machine's state in both halves.
-        lasting: Causes that belong to what is measured (see `lasting`) and disturb nothing.
     """
     off, drafted = (MachineState.from_json(half.machine) for half in (pair.off, pair.drafted))
     first, second = (off, drafted) if pair.off.position == 0 else (drafted, off)
@@ -96,10 +87,8 @@ def cause_of(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> Disturbance
 def lasting(rows: Iterable[Measurement]) -> frozenset[Cause]:
     """Return the causes that came with one side of a comparison so often that they belong to it.
 
-    They come from stored halves, repeated ones included, so that a resumed tune counts the same pairs.
-
-    Args:
-        rows: All halves of one drafting's comparison with off in one cell.
+    `rows` are all halves of one drafting's comparison with off in one cell, repeated ones included, so that a resumed tune counts
+    the same pairs.
     """
     # Off and drafting alternate: heat is compared between neighbours in time.
     swaps: Counter[bool] = Counter()
@@ -131,12 +120,7 @@ def lasting(rows: Iterable[Measurement]) -> frozenset[Cause]:
 
 
 def left_out(rows: Iterable[Measurement], lasts: frozenset[Cause]) -> dict[str, int]:
-    """Count the pairs that do not count, by cause, for the evidence.
-
-    Args:
-        rows: Halves of one drafting's comparison with off in one cell.
-        lasts: The causes that are `lasting` in all of them.
-    """
+    """Count the pairs of one comparison that do not count, by cause; `lasts` are the lasting causes of all its halves."""
     causes = Counter(str(d.cause) for pair in pair_up(rows) if (d := cause_of(pair, lasts)) is not None)
     return dict(causes.most_common())
 

@@ -50,15 +50,9 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class LaunchComparison:
-    """Two launches of one server, compared side by side.
+    """Two launches (ids) of one server, compared side by side, `at` seconds since the epoch.
 
-    Attributes:
-        at: Seconds since the epoch at its end.
-        old: Launch id of the older launch.
-        new: Launch id of the newer launch.
-        difference: Estimate of ln(speed of new ÷ speed of old).
-        error: Standard error of `difference`.
-        pairs: Number of request pairs.
+    `difference` is the estimate of ln(speed of new ÷ speed of old), `error` its standard error.
     """
 
     at: float
@@ -76,14 +70,7 @@ class LaunchComparison:
 
 
 def speed_difference(log_ratios: Sequence[float]) -> tuple[float, float]:
-    """Return the Hodges-Lehmann estimate of the log-ratios and its standard error.
-
-    Args:
-        log_ratios: One per pair.
-
-    Raises:
-        ValueError: Fewer than two values, or one that is not finite.
-    """
+    """The Hodges-Lehmann estimate of at least two finite log-ratios, and its standard error; else `ValueError`."""
     values = np.asarray(log_ratios, dtype=float)
     if values.size < 2 or not np.isfinite(values).all():
         raise ValueError("needs at least two finite log-ratios")
@@ -122,11 +109,7 @@ class LaunchScatter:
 
     @classmethod
     def of_control(cls, comparisons: Sequence[LaunchComparison]) -> Self:
-        """Combine comparisons that all share one control launch.
-
-        The control cancels out of the scatter of the differences: n comparisons have n − 1 degrees of freedom and the variance
-        L² + e² (see the module).
-        """
+        """Combine comparisons with one control launch: n − 1 degrees of freedom, variance L² + e² (see the module)."""
         n = len(comparisons)
         if n < 2:
             return cls(comparisons=n)

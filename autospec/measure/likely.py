@@ -27,13 +27,9 @@ _LEAST_PROMPTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Likely:
-    """What is likely of one drafting.
+    """What is likely of one drafting: `speedup` with its interval, and the `chance` that the true gain exceeds the threshold.
 
-    Attributes:
-        speedup: Estimate of drafting ÷ off.
-        interval: Interval of the speed-up; each end is wrong with 1 - `LEAST_CHANCE`.
-        chance: Chance that the true gain exceeds the threshold; at least `LEAST_CHANCE`.
-        about_s: Seconds of measuring until a proof of this estimate; ``None`` if no look of the proof would enable it.
+    `about_s` is the time of measuring until a proof of this estimate; ``None`` if no look of the proof would enable it.
     """
 
     speedup: float
@@ -53,15 +49,12 @@ class Likely:
 
 
 def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1) -> Likely | None:
-    """Return what the pairs of one drafting make likely.
+    """Return what the counted pairs of one drafting in one cell make likely; ``None`` for no likely gain or too few prompts.
 
     Args:
-        pairs: The counted pairs of one cell.
+        pairs: The counted pairs.
         threshold: Least gain for `enable`, as a fraction.
         chosen_from: Number of draftings from which these same pairs chose this one; 1 for pairs of the proof.
-
-    Returns:
-        ``None`` if a gain is not likely, or too few prompts were asked.
     """
     from scipy.stats import t  # noqa: PLC0415  (half a second that most commands need not spend)
 
@@ -69,7 +62,10 @@ def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1
     if len(values) < _LEAST_PROMPTS:
         return None
     center = statistics.fmean(values)
-    launches = sum(1 / len({half.launch_id for half in side}) for side in _sides(pairs))
+    launches = sum(
+        1 / len({half.launch_id for half in side})
+        for side in ([p.off for p in pairs], [p.drafted for p in pairs])
+    )
     variance = statistics.variance(values) / len(values) + ASSUMED_SD**2 * launches
     error, freedom = math.sqrt(variance), len(values) - 1
     missed = float(t.sf((center - math.log1p(threshold)) / error, freedom)) * chosen_from
@@ -82,17 +78,6 @@ def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1
 def seconds_to_proof(
     looks: Sequence[int], rounds: int, round_s: float, would_enable: Callable[[int], bool]
 ) -> float | None:
-    """Return the seconds to the first look that would enable; ``None`` if no look would.
-
-    Args:
-        looks: Rounds after which the proof is evaluated, increasing.
-        rounds: Completed rounds.
-        round_s: Seconds per round.
-        would_enable: Whether the look after that many rounds would enable if they showed what these show.
-    """
+    """Return the seconds to the first look that would enable if its rounds showed what these show; ``None`` without one."""
     at = next((at for at in looks if at > rounds and would_enable(at)), None)
     return None if at is None else (at - rounds) * round_s
-
-
-def _sides(pairs: Sequence[Pair]) -> tuple[list[Any], list[Any]]:
-    return [p.off for p in pairs], [p.drafted for p in pairs]

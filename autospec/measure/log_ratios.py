@@ -23,15 +23,7 @@ __all__ = ["Control", "LogRatio", "by_prompt", "control", "of_pairs", "prompt_me
 
 @dataclass(frozen=True, slots=True)
 class LogRatio:
-    """One pair as the statistics see it.
-
-    Attributes:
-        prompt: The prompt's id.
-        off_launch: Launch id of the half without drafting.
-        drafted_launch: Launch id of the half with drafting.
-        value: ln(drafting ÷ off); above 0 the drafting is faster.
-        off_first: True if off answered first.
-    """
+    """One pair as the statistics see it: `value` is ln(drafting ÷ off), above 0 the drafting is faster."""
 
     prompt: str
     off_launch: str
@@ -46,12 +38,7 @@ class LogRatio:
 
 
 def of_pairs(pairs: Iterable[Pair], ratio: Callable[[Pair], float]) -> list[LogRatio]:
-    """Return the log-ratios of measured pairs, in their order.
-
-    Args:
-        pairs: Pairs of one drafting in one cell.
-        ratio: Returns ln(drafting ÷ off) of a pair.
-    """
+    """Return the log-ratios of one drafting's pairs, in their order; `ratio` gives ln(drafting ÷ off) of a pair."""
     return [
         LogRatio(
             prompt=pair.off.prompt_id,
@@ -85,12 +72,9 @@ _LEAST_PROMPTS = 6
 class Control:
     """The values after correction by the prediction.
 
-    Attributes:
-        values: The measured values, each moved by its prompt's predicted difference from the mean of all recorded
-            prompts, times the weight.
-        weights: Prompt id → its weight, 0 … 1; empty if the prediction is not used.
-        recorded: Number of prompts with a prediction; 0 if the prediction is not used.
-        spread_variance: Variance of the mean prediction over the recorded prompts, as a sample of their kind.
+    `values` are the measured ones, each moved by its prompt's predicted difference from the mean of the `recorded` prompts, times its
+    weight in `weights` (0 … 1). `recorded` is 0 if the prediction is not used. `spread_variance` is the variance of the mean prediction
+    over the recorded prompts, as a sample of their kind.
     """
 
     values: tuple[LogRatio, ...]
@@ -105,13 +89,9 @@ class Control:
 
 
 def control(values: Sequence[LogRatio], predicted: Mapping[str, float]) -> Control:
-    """Correct measured values by their predictions.
+    """Correct measured values by `predicted`, which has ln(drafting ÷ off) of all recorded prompts, measured ones included.
 
     Each prompt's weight comes from the other prompts (leave one out), so that a prompt has no part in its own correction.
-
-    Args:
-        values: The measured values.
-        predicted: Prompt id → predicted ln(drafting ÷ off), of all recorded prompts, measured ones included.
     """
     medians = {prompt: statistics.median(own) for prompt, own in by_prompt(values).items()}
     plain = Control(tuple(values), {})

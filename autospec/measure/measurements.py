@@ -38,19 +38,8 @@ __all__ = [
 class Sample:
     """One request that the proxy answered: numbers only, no text.
 
-    Attributes:
-        at: Seconds since the epoch at the end of the answer.
-        model: Catalogue name.
-        backend: Backend name.
-        build: The build's own name.
-        prompt_type: From the classifier or the header.
-        drafting: The drafting in use.
-        prompt_tokens: Prompt tokens that were processed.
-        predicted_tokens: Generated tokens.
-        prompt_ms: By the server's clock, or by ours if the server does not report it.
-        predicted_ms: Likewise.
-        drafted: ``None`` if the server does not report it.
-        accepted: ``None`` if the server does not report it.
+    `at` is the end of the answer in seconds since the epoch. Times are by the server's clock, or by ours if the server does not
+    report them. `drafted` and `accepted` are ``None`` if unknown.
     """
 
     at: float
@@ -113,14 +102,9 @@ class RequestShape:
     first_cycle_in_prompt: bool = False
 
     def prompt_ms(self, measured_ms: float, measured_tokens: float, pass_ms: float) -> float:
-        """Return the time to process the prompt, in milliseconds.
+        """Return the milliseconds to process the prompt, by linear interpolation between one pass and the measured prompt.
 
-        One token takes a pass of the main model; from there the time grows linearly to the measured prompt.
-
-        Args:
-            measured_ms: Time of the measured prompt.
-            measured_tokens: Its computed tokens.
-            pass_ms: Time of one pass: one generated token without drafting.
+        `pass_ms` is the time of one pass of the main model: one generated token without drafting.
         """
         if measured_tokens <= 1.0 or measured_ms <= pass_ms:
             return measured_ms
@@ -128,14 +112,9 @@ class RequestShape:
         return pass_ms + (measured_ms - pass_ms) * part
 
     def request_ms(self, half: Measurement, off: Measurement) -> float:
-        """Return the time of this request on the server that answered `half`.
+        """Return the milliseconds of this request on the server that answered `half`; `off` is the pair's half without drafting.
 
-        Args:
-            half: The measured half.
-            off: The half without drafting of the same pair, which gives the time of a pass.
-
-        Returns:
-            Milliseconds; not a number if nothing was generated after the first token.
+        It is not a number if nothing was generated after the first token.
         """
         pass_ms = token_ms_of(off)
         overhead_ms = max(0.0, half.wall_ms - half.prompt_ms - half.predicted_ms)
@@ -171,11 +150,8 @@ def token_ms_of(half: Measurement) -> float:
 class Shapes:
     """The requests that one cell's verdict is for.
 
-    Attributes:
-        cached_share: Cached part of a prompt.
-        max_tokens: Prompt id → length of its answer in use; other prompts stay as measured.
-        traffic: The shape of the cell's live requests; ``None`` if there are too few.
-        first_cycle_in_prompt: See `RequestShape`.
+    `max_tokens` maps prompt ids to the length of the answer in use; other prompts stay as measured. `traffic` is the shape of the
+    cell's live requests; ``None`` if there are too few.
     """
 
     cached_share: float = 0.0
@@ -186,11 +162,7 @@ class Shapes:
     def of(self, prompt_id: str, *, prompt_tokens: int, answer_tokens: int, ended: bool) -> RequestShape:
         """Return the request that a measured answer stands for.
 
-        Args:
-            prompt_id: The suite's id.
-            prompt_tokens: Tokens of the whole prompt.
-            answer_tokens: Tokens generated without drafting.
-            ended: True if the answer ended by itself; then its length stays.
+        `prompt_tokens` are those of the whole prompt. An answer that `ended` by itself keeps its length.
         """
         if self.traffic is not None:
             return replace(self.traffic, first_cycle_in_prompt=self.first_cycle_in_prompt)
@@ -273,23 +245,13 @@ class Measurement:
     Attributes:
         cell_key: `Cell.key` of its cell.
         protocol: Digest of what pooled measurements must share: suite, lengths, temperature.
-        phase: Its purpose.
         round: Number of the exposure of this prompt to this drafting; each has a new launch.
-        drafting: The drafting of the launch.
         compared: The drafting of the pair's other half; its own for a half with drafting.
-        prompt_id: The suite's id.
-        launch_id: The server process that answered.
         position: 0 for the first half of its pair, 1 for the second.
         started_at: Seconds since the epoch.
-        prompt_tokens: Processed prompt tokens.
-        predicted_tokens: Generated tokens.
-        prompt_ms: By the server's clock.
-        predicted_ms: By the server's clock.
-        wall_ms: The whole request, by our clock.
-        drafted: Proposed tokens; ``None`` if the backend does not report them.
-        accepted: Accepted tokens among them.
+        prompt_ms: By the server's clock, like `predicted_ms`; `wall_ms` is the whole request by ours.
+        drafted: Proposed tokens, and `accepted` among them; ``None`` if the backend does not report them.
         text_digest: SHA-256 of the text.
-        finish_reason: Why the answer ended.
         machine: The machine's state during the request (`hardware.state.MachineState` as JSON).
     """
 
@@ -327,13 +289,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Off and drafting on the same prompt, close in time.
-
-    Attributes:
-        off: The half without drafting.
-        drafted: The half with drafting.
-        shape: The request that the pair stands for; ``None`` for the measured one.
-    """
+    """Off and drafting on the same prompt, close in time; `shape` is the request that the pair stands for, or ``None``."""
 
     off: Measurement
     drafted: Measurement
@@ -373,14 +329,11 @@ class Pair:
 
 
 def pair_up(measurements: Iterable[Measurement], shapes: Mapping[str, Shapes] | None = None) -> list[Pair]:
-    """Return the complete pairs among stored measurements, in the order of their second halves.
+    """Return the complete pairs among measurements of any cells, in the order of their second halves.
 
     Halves belong together if phase, round, prompt and compared drafting agree; of repeated halves the newest counts. Pairs
-    whose halves are more than `MAX_PAIR_GAP_S` apart are left out.
-
-    Args:
-        measurements: Measurements of any cells.
-        shapes: Cell key → the requests that its pairs stand for; other cells count as measured.
+    whose halves are more than `MAX_PAIR_GAP_S` apart are left out. `shapes` maps cell keys to the requests that pairs stand for;
+    other cells count as measured.
     """
     shapes = shapes or {}
     halves: dict[tuple[str, ...], dict[bool, Measurement]] = {}

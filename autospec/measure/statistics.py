@@ -33,15 +33,7 @@ _MOST_EXACT = 16
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A location of log-ratios with its interval, in logs.
-
-    Attributes:
-        n: Number of pairs.
-        center: Hodges-Lehmann estimate (median of all pairwise means), or mean of the prompts' means.
-        low: Lower end; minus infinity if n is too small for the level.
-        high: Upper end; plus infinity if n is too small for the level.
-        level: One-sided error rate of each end.
-    """
+    """A location of `n` log-ratios and its interval, in logs; an end is infinite if n is too small for the one-sided level."""
 
     n: int
     center: float
@@ -79,14 +71,10 @@ def critical_rank(n: int, level: float) -> int:
 
 
 def signed_rank_estimate(log_ratios: Sequence[float], level: float) -> Estimate:
-    """Return the Hodges-Lehmann estimate and its distribution-free interval.
-
-    Args:
-        log_ratios: One per pair, at least one, all finite.
-        level: One-sided error rate of each end of the interval.
+    """Return the Hodges-Lehmann estimate and its distribution-free interval, each end with the one-sided error rate `level`.
 
     Raises:
-        ValueError: No values, or one that is not finite.
+        ValueError: No log-ratios, or one that is not finite.
     """
     values = np.asarray(log_ratios, dtype=float)
     if values.size == 0 or not np.isfinite(values).all():
@@ -115,18 +103,11 @@ def _pairs(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
 
 
 def stratified_estimate(by_prompt: Sequence[Sequence[float]], level: float) -> Estimate | None:
-    """Return the mean of the prompts' means, with an interval for these prompts from repeats of the same prompt.
+    """Return the mean of the prompts' means, with an interval for these prompts from repeats; ``None`` for too few repeats.
 
     Student's t on the residuals within prompts. Some prompts are noisier than others, so each has its own variance, and
     the degrees of freedom are Satterthwaite's (*Biometrics Bulletin* 2, 1946, 110-114); a prompt that was asked once gets
     the pooled variance. The interval is not about other prompts, and one stall widens it much.
-
-    Args:
-        by_prompt: One sequence of log-ratios per prompt.
-        level: One-sided error rate of each end of the interval.
-
-    Returns:
-        The estimate; ``None`` if there are too few repeats.
     """
     from scipy.stats import t  # noqa: PLC0415  (half a second that most commands need not spend)
 

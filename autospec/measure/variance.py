@@ -36,12 +36,8 @@ _STEPS = 6
 def launch_variance(values: Sequence[LogRatio], *, launch_sd: float, turn_sd: float) -> float:
     """Return the variance that launches, and stretches of time, add to the mean of all values.
 
-    Each launch has a share of all values: the sum of the squared shares, times the variance.
-
-    Args:
-        values: At least one.
-        launch_sd: Standard deviation of ln(speed) between launches of one side.
-        turn_sd: The same between two stretches of time, for launches whose requests did not alternate.
+    It is the sum of the squared shares of all launches, times the variance. `turn_sd` is the standard deviation between two
+    stretches of time, for launches whose requests did not alternate.
     """
     total = len(values)
     launches = Counter(("off", v.off_launch) for v in values)
@@ -58,15 +54,7 @@ def launch_variance(values: Sequence[LogRatio], *, launch_sd: float, turn_sd: fl
 def launch_half_width(
     values: Sequence[LogRatio], level: float, scatter: LaunchScatter, *, assumed_sd: float, turn_sd: float
 ) -> float:
-    """Return half of the interval that the scatter of launches adds.
-
-    Args:
-        values: At least one.
-        level: One-sided error rate.
-        scatter: What is known of this machine's launches.
-        assumed_sd: Used if too little is known.
-        turn_sd: See `launch_variance`.
-    """
+    """Return half of the interval that the scatter of launches adds; `assumed_sd` counts if too little is known."""
     from scipy import stats  # noqa: PLC0415  (half a second that most commands need not spend)
 
     if scatter.assumed:
@@ -80,16 +68,10 @@ def launch_half_width(
 class UnitFit:
     """A two-way fit: value = prompt + unit + noise.
 
-    Attributes:
-        center: Mean of the prompts' parts.
-        squares: Sum of the squares of the units' parts.
-        units: Number of units.
-        groups: Number of groups of units that share prompts, directly or through other units. Units of different groups
-            cannot be compared, so each group costs a degree of freedom.
-        weight: Sum of the squares of the units' shares of all values: 1 ÷ units if all have one size.
-        n: Number of values.
-        of_prompts: Variance of the center from the prompts' own repeats. If half of a prompt's few values stalled, its
-            part is uncertain, and no unit shows that.
+    `center` is the mean of the prompts' parts, `squares` the sum of the squares of the units' parts, `weight` the sum of the squares
+    of the units' shares of all values. Units of different `groups` share no prompts and cannot be compared, so each group costs a
+    degree of freedom. `of_prompts` is the variance of the center from the prompts' own repeats: if half of a prompt's few values
+    stalled, its part is uncertain, and no unit shows that.
     """
 
     center: float
@@ -127,11 +109,7 @@ class UnitFit:
 
 
 def fit_units(values: Sequence[LogRatio]) -> UnitFit:
-    """Fit prompts and units robustly: a unit's part is the Hodges-Lehmann estimate over its values.
-
-    Args:
-        values: At least one.
-    """
+    """Fit prompts and units robustly: a unit's part is the Hodges-Lehmann estimate over its values."""
     prompts = {p: i for i, p in enumerate(dict.fromkeys(v.prompt for v in values))}
     row = np.array([prompts[v.prompt] for v in values])
     column = _connected([v.off_launch for v in values], [v.drafted_launch for v in values])
@@ -162,12 +140,7 @@ def fit_units(values: Sequence[LogRatio]) -> UnitFit:
 
 
 def unit_estimate(fit: UnitFit, level: float) -> Estimate | None:
-    """Return the Student's t interval with units as the sample; ``None`` if no two units can be compared.
-
-    Args:
-        fit: From `fit_units`.
-        level: One-sided error rate of each end.
-    """
+    """Return the Student's t interval with units as the sample; ``None`` if no two units can be compared."""
     from scipy import stats  # noqa: PLC0415  (half a second that most commands need not spend)
 
     if fit.freedom < 1:

@@ -69,7 +69,7 @@ class Rule:
         worth_proving: Smaller gains are not pursued over more rounds, as a fraction.
         error_rate: One-sided, over all looks together: how often a drafting at the threshold may be enabled.
         looks: Rounds after which the pairs are evaluated, increasing. The last one ends the proof.
-        first_share: The first look's share of the error rate.
+        first_share: The first look's share of the error rate; with less, a round of eight prompts could not decide.
         across_prompts: How often prompts drawn like these may hide that the drafting is no faster than off on their kind;
             for each of the two tests that may show it.
         launch_sd: Standard deviation of ln(speed) between launches of one server, assumed until it is measured.

@@ -49,23 +49,14 @@ _RESULT: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """A prompt type and the reason for it.
-
-    Attributes:
-        prompt_type: The kind of work.
-        reason: Machine-readable: ``tools``, ``fim``, ``response_format``, ``words:translat*`` …
-    """
+    """A prompt type and its machine-readable reason, e.g. ``tools``, ``response_format`` or ``words:translat*``."""
 
     prompt_type: PromptType
     reason: str
 
 
 def classify(body: Mapping[str, Any]) -> Classification:
-    """Classify a parsed request body of any API that `read_request` knows.
-
-    Args:
-        body: The JSON object as the client sent it; every content gets a type.
-    """
+    """Classify a parsed request body of any API that `read_request` knows; every content gets a type."""
     request = read_request(body)
     if request.tools:
         return Classification(PromptType.AGENTIC, request.tools)

@@ -29,13 +29,7 @@ _WIDE: Final = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 
 @lru_cache(_REMEMBERED)
 def find_cues(text: str) -> tuple[tuple[PromptType, float, str], ...]:
-    """Return every cue in a text once, with its type and weight.
-
-    Results are cached, because system prompts and earlier turns repeat.
-
-    Args:
-        text: From `autospec.prompts.request_text.fold`.
-    """
+    """Every cue in a folded text once, with type and weight; cached, because system prompts and earlier turns repeat."""
     return tuple(_cues(text))
 
 
@@ -124,19 +118,8 @@ _WIDE_QUESTION, _WIDE_COLON = "\uff1f", "\uff1a"
 class PromptFeatures:
     """Features of the user's last text.
 
-    Attributes:
-        paragraphs: Folded paragraphs, each with its weight in the ask.
-        material_chars: Characters outside the ask.
-        fenced: True if there is a fenced block.
-        code: True if the material looks like code.
-        sourced: True if the material looks like pasted sources.
-        formula: True if there are formulas.
-        question: True if it asks a question.
-        skeleton: True if it shows an object to fill in.
-        greeting: True if it starts with a greeting.
-        numbers: Numbers in the ask.
-        negations: Negations in the ask.
-        words: Words in the ask, roughly.
+    `paragraphs` are folded and have their weights in the ask; `material_chars` are outside the ask. `numbers`, `negations` and `words`
+    count in the ask. `skeleton` is an object to fill in.
     """
 
     paragraphs: tuple[tuple[str, float], ...]

@@ -50,13 +50,7 @@ _TEMPLATE_ENDS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text of any length by its two ends.
-
-    Attributes:
-        head: The beginning; the whole text if it is short.
-        tail: The end if `head` does not contain it; else empty.
-        chars: Length of the whole text.
-    """
+    """A text of any length by its two ends; `tail` is empty if `head` is the whole, `chars` is the whole length."""
 
     head: str = ""
     tail: str = ""
@@ -74,16 +68,9 @@ class Text:
 class RequestText:
     """Text and structure of one request.
 
-    Attributes:
-        ask: The user's last message.
-        system: System prompt or instructions.
-        before: The user's earlier messages, latest first.
-        answered: The assistant's last answer.
-        turns: Number of user and assistant messages among the examined ones.
-        raw: True if `ask` is a prompt to continue, without roles.
-        tools: How tools appear in the structure (``tools``, ``tool-results``), or empty.
-        schema: How an answer format is required (``response_format``, ``grammar`` …), or empty.
-        fim: True for fill-in-the-middle.
+    `ask` is the user's last message, `before` the earlier ones, latest first; `answered` is the assistant's last answer; `turns` counts
+    user and assistant messages. `raw`: a prompt to continue, without roles. `tools` and `schema` say how tools and a required answer
+    format appear (``tool-results``, ``response_format`` …); `fim`: fill-in-the-middle.
     """
 
     ask: Text = Text()
@@ -103,11 +90,7 @@ def fold(text: str) -> str:
 
 
 def read_request(body: Mapping[str, Any]) -> RequestText:
-    """Read a parsed request body of any supported API.
-
-    Args:
-        body: The JSON object as the client sent it.
-    """
+    """Read a parsed request body of any supported API."""
     if isinstance(body.get("input_prefix"), str) or isinstance(body.get("input_suffix"), str):
         return RequestText(fim=True, raw=True)
     tools, schema = _tools(body), _schema(body)

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,7 @@ class Half(StrEnum):
 class Prompt:
     """One conversation to be answered.
 
-    Attributes:
-        id: Unique in its suite.
-        prompt_type: The kind of work.
-        messages: Chat messages in OpenAI's form.
-        max_tokens: Most tokens to generate.
-        half: Whether it is for the search or the proof.
-        tools: Tool definitions in OpenAI's form, or none.
+    `id` is unique in its suite. `messages` and `tools` have OpenAI's form. `half`: for the search or for the proof.
     """
 
     id: str
@@ -52,13 +46,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Prompts in the order of their file.
-
-    Attributes:
-        name: The file's name without its suffix.
-        prompts: All prompts.
-        digest: Twelve hex digits of the prompts; comments in the file do not count.
-    """
+    """Prompts in the order of their file; `digest` has twelve hex digits, and comments in the file do not count."""
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -74,15 +62,16 @@ class Suite:
         return tuple(t for t in PromptType if t in present)
 
 
+# Number of the line, its prompt, and its half as given.
+_Line = tuple[int, Prompt, Half | None]
+
+
 def load_suite(path: Path | None = None) -> Suite:
-    """Read a suite.
+    """Read a suite; without a path, the shipped default.
 
     One JSON object per line: ``id``, ``prompt_type``, ``messages``, ``max_tokens``, and optionally ``half`` and ``tools``. Blank
     lines and lines that start with ``//`` or ``#`` are skipped. A prompt without ``half`` goes to the half with fewer prompts of its
     type so far, to tune if equal: a file without any ``half`` is split alternately.
-
-    Args:
-        path: The file; the shipped default if ``None``.
 
     Raises:
         SuiteError: The file cannot be read or a line is malformed; names the file and the line.
@@ -95,38 +84,25 @@ def load_suite(path: Path | None = None) -> Suite:
         raise SuiteError(
             f"The suite {file} cannot be read: {error.strerror or error}.", "Use the path of a JSONL file."
         ) from None
-    lines: list[_SuiteLine] = []
+    lines: list[_Line] = []
     first_seen: dict[str, int] = {}
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         place = f"{file}, line {number}"
         fields = _parse(raw, place)
         if fields is None:
             continue
-        line = _check(fields, number, place)
-        if line.id in first_seen:
+        prompt, half = _check(fields, place)
+        if prompt.id in first_seen:
             raise SuiteError(
-                f'{place}: the id "{line.id}" is already taken by line {first_seen[line.id]}.',
+                f'{place}: the id "{prompt.id}" is already taken by line {first_seen[prompt.id]}.',
                 "Give every prompt its own id.",
             )
-        first_seen[line.id] = number
-        lines.append(line)
+        first_seen[prompt.id] = number
+        lines.append((number, prompt, half))
     if not lines:
         raise SuiteError(f"The suite {file} has no prompts.", "Write one JSON object per line.")
     prompts = _split(lines, file)
     return Suite(file.stem, prompts, _digest(prompts))
-
-
-@dataclass(frozen=True, slots=True)
-class _SuiteLine:
-    """A checked line before the split into halves."""
-
-    number: int
-    id: str
-    prompt_type: PromptType
-    messages: tuple[dict[str, Any], ...]
-    max_tokens: int
-    half: Half | None
-    tools: tuple[dict[str, Any], ...]
 
 
 def _parse(raw: bytes, place: str) -> dict[str, Any] | None:
@@ -162,8 +138,8 @@ def _parse(raw: bytes, place: str) -> dict[str, Any] | None:
     return fields
 
 
-def _check(fields: dict[str, Any], number: int, place: str) -> _SuiteLine:
-    """Check every rule that concerns one line alone."""
+def _check(fields: dict[str, Any], place: str) -> tuple[Prompt, Half | None]:
+    """The line's prompt and its half, if it has one; checks every rule that concerns one line alone."""
     known = (*_REQUIRED, *_OPTIONAL)
     for key in fields:
         if key not in known:
@@ -182,16 +158,12 @@ def _check(fields: dict[str, Any], number: int, place: str) -> _SuiteLine:
             f'{place}: "max_tokens" must be a whole number above 0, not {json.dumps(max_tokens)}.',
             "For example 256.",
         )
-    half = fields.get("half")
-    return _SuiteLine(
-        number=number,
-        id=name,
-        prompt_type=PromptType(_choice(fields["prompt_type"], "prompt_type", tuple(PromptType), place)),
-        messages=_messages(fields["messages"], place),
-        max_tokens=max_tokens,
-        half=None if half is None else Half(_choice(half, "half", tuple(Half), place)),
-        tools=_objects(fields.get("tools", []), "tools", place),
-    )
+    given = fields.get("half")
+    prompt_type = PromptType(_choice(fields["prompt_type"], "prompt_type", tuple(PromptType), place))
+    messages = _messages(fields["messages"], place)
+    half = None if given is None else Half(_choice(given, "half", tuple(Half), place))
+    tools = _objects(fields.get("tools", []), "tools", place)
+    return Prompt(name, prompt_type, messages, max_tokens, half or Half.TUNE, tools), half
 
 
 def _messages(value: Any, place: str) -> tuple[dict[str, Any], ...]:
@@ -236,22 +208,22 @@ def _suggest(word: str, known: tuple[str, ...]) -> str:
     return f'Did you mean "{near[0]}"?' if near else f"Valid: {', '.join(known)}."
 
 
-def _split(lines: list[_SuiteLine], file: Path) -> tuple[Prompt, ...]:
+def _split(lines: list[_Line], file: Path) -> tuple[Prompt, ...]:
     """Assign every prompt to a half; each type needs both, or it could not be proven."""
-    counts = Counter((line.prompt_type, line.half) for line in lines if line.half is not None)
+    counts = Counter((prompt.prompt_type, half) for _, prompt, half in lines if half is not None)
     prompts = []
-    for line in lines:
-        half = line.half
+    for _, prompt, given in lines:
+        half = given
         if half is None:
-            fewer = counts[line.prompt_type, Half.PROVE] < counts[line.prompt_type, Half.TUNE]
+            fewer = counts[prompt.prompt_type, Half.PROVE] < counts[prompt.prompt_type, Half.TUNE]
             half = Half.PROVE if fewer else Half.TUNE
-            counts[line.prompt_type, half] += 1
-        prompts.append(Prompt(line.id, line.prompt_type, line.messages, line.max_tokens, half, line.tools))
-    for line in lines:
+            counts[prompt.prompt_type, half] += 1
+        prompts.append(replace(prompt, half=half))
+    for number, prompt, _ in lines:
         for half in Half:
-            if not counts[line.prompt_type, half]:
+            if not counts[prompt.prompt_type, half]:
                 raise SuiteError(
-                    f'{file}, line {line.number}: "{line.prompt_type}" has no prompt in its {half} half.',
+                    f'{file}, line {number}: "{prompt.prompt_type}" has no prompt in its {half} half.',
                     "Each prompt type needs at least 2 prompts, one in each half. Without `half`, autospec splits them.",
                 )
     return tuple(prompts)

@@ -22,23 +22,14 @@ _Value = TypeVar("_Value")
 
 
 class Unread:
-    """Counts rows that were left out; each counts once, however often it is read.
-
-    Args:
-        where: Where the rows are, for the sentence.
-    """
+    """Counts rows that were left out; each counts once, however often it is read."""
 
     def __init__(self, where: str = "the database") -> None:
         self._where = where
         self._rows: dict[str, set[object]] = defaultdict(set)
 
     def add(self, kind: str, row: object) -> None:
-        """Count one row.
-
-        Args:
-            kind: Its kind, e.g. ``recommendation``.
-            row: Its number.
-        """
+        """Count one row by its kind, e.g. ``recommendation``, and its number."""
         self._rows[kind].add(row)
 
     @property
@@ -58,14 +49,7 @@ class Unread:
 def understood(
     rows: Iterable[tuple[object, _Row]], read: Callable[[_Row], _Value], unread: Unread, kind: str
 ) -> list[_Value]:
-    """Return the rows that can be read, and count the others.
-
-    Args:
-        rows: Each with its number.
-        read: Makes a value of a row; raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for unknown content.
-        unread: Counts the rows that cannot be read.
-        kind: Kind of the rows.
-    """
+    """Return the rows, each with its number, that `read` can read; count the others, for which it raises a plain error."""
     values = []
     for number, row in rows:
         try:

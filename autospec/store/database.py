@@ -48,9 +48,7 @@ _SQLITE_BUSY_TIMEOUT_S = 30.0
 class Store:
     """The database behind one SQLAlchemy URL. Create it with `open_store`.
 
-    Attributes:
-        drafts: Today's draft files. A measurement is stored with the identity of its draft, and measurements of a replaced
-            file are not returned.
+    A measurement is stored with the identity of its draft in `drafts`; measurements of a file that was replaced are not returned.
     """
 
     def __init__(self, engine: sa.Engine, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -91,14 +89,7 @@ class Store:
         phase: Phase | None = None,
         since: float = 0.0,
     ) -> list[Measurement]:
-        """Return the measurements of a cell, oldest first, with today's paths of their drafts.
-
-        Args:
-            cell_key: `Cell.key`.
-            protocol: Only measurements under this protocol.
-            phase: Only measurements of this phase.
-            since: Only measurements that started at or after this time, in seconds since the epoch.
-        """
+        """Return the measurements of a cell since a time (epoch), oldest first, with today's paths of their drafts."""
         table = MEASUREMENTS
         query = sa.select(table).where(table.c.cell_key == cell_key, table.c.started_at >= since)
         if protocol is not None:
@@ -168,13 +159,9 @@ class Store:
         prompt_type: PromptType | None = None,
         cell_keys: Sequence[str] | None = None,
     ) -> list[StoredRecommendation]:
-        """Return the newest recommendation of every cell, in the order they were made.
+        """Return the newest recommendation of every cell, in the order they were made; each filter is optional.
 
-        Args:
-            hardware_id: Only for this machine.
-            model: Only for the main model with exactly this name.
-            prompt_type: Only for this prompt type, and records for any type.
-            cell_keys: Only of these cells.
+        `model` must be the exact name. Records for any prompt type pass the filter `prompt_type`.
         """
         table = RECOMMENDATIONS
         query = sa.select(table).where(table.c.id.in_(sa.text(NEWEST_RECOMMENDATIONS)))
@@ -248,11 +235,8 @@ class Store:
 def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
     """Open the database; create missing tables and update older ones.
 
-    SQLite files use write-ahead logging, so that readers never wait for a writer.
-
-    Args:
-        url: SQLAlchemy URL.
-        tell: Receives, when the store closes, how many rows were not understood.
+    SQLite files use write-ahead logging, so that readers never wait for a writer. When the store closes, `tell` gets a sentence if
+    rows were not understood.
 
     Raises:
         StoreError: The URL is malformed, the database cannot be reached or written, or its tables need a newer autospec.

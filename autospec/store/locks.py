@@ -25,11 +25,7 @@ __all__ = ["CellLocks", "first_use", "plain_errors"]
 
 @contextmanager
 def plain_errors(engine: sa.Engine) -> Iterator[None]:
-    """Turn SQLAlchemy's errors into `StoreError`.
-
-    Raises:
-        StoreError: The database operation failed.
-    """
+    """Turn SQLAlchemy's errors into `StoreError`."""
     where = engine.url.render_as_string(hide_password=True)
     try:
         yield
@@ -50,11 +46,7 @@ _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 60, "keepalives_interval": 20
 
 
 class CellLocks:
-    """The cells that this process tunes. A context manager; leaving it frees them all.
-
-    Args:
-        url: SQLAlchemy URL of the database.
-    """
+    """The cells that this process tunes. A context manager; leaving it frees them all."""
 
     def __init__(self, url: str) -> None:
         self._engine: sa.Engine | None = None
@@ -63,13 +55,7 @@ class CellLocks:
             self._engine = sa.create_engine(url, connect_args=_KEEPALIVES, poolclass=sa.NullPool)
 
     def take(self, cell_key: str) -> bool:
-        """Lock a cell.
-
-        Args:
-            cell_key: `autospec.cells.Cell.key`.
-
-        Returns:
-            False if another process, here or on another machine, has it.
+        """Lock a cell; False if another process, here or on another machine, has it.
 
         Raises:
             StoreError: The database cannot be reached.
@@ -100,11 +86,7 @@ class CellLocks:
 
 @contextmanager
 def first_use(url: str) -> Iterator[None]:
-    """Hold a lock while tables are created: several machines that start together would otherwise conflict.
-
-    Args:
-        url: SQLAlchemy URL of the database; SQLite has its own lock.
-    """
+    """Hold a lock while tables are created: several machines that start together would otherwise conflict."""
     if make_url(url).get_backend_name() != "postgresql":
         yield
         return

@@ -123,14 +123,7 @@ def _sample(row: sa.RowMapping) -> Sample:
 
 @dataclass(frozen=True, slots=True)
 class DraftFile:
-    """One draft on the disk today.
-
-    Attributes:
-        identity: Digest of its contents (`autospec.tuning.request`).
-        changed_at: When its newest file was written, in seconds since the epoch; 0 if unknown.
-        name: Its catalogue name.
-        fingerprint: Its catalogue fingerprint, which covers less of its contents.
-    """
+    """One draft today: digest of its contents, time of its newest file (0 if unknown), catalogue name and fingerprint."""
 
     identity: str
     changed_at: float = 0.0
@@ -140,11 +133,7 @@ class DraftFile:
 
 @dataclass(frozen=True, slots=True)
 class DraftFiles:
-    """Today's drafts.
-
-    Attributes:
-        by_path: Path → the draft there; other paths stay unchanged.
-    """
+    """Today's drafts by path; other paths stay unchanged."""
 
     by_path: Mapping[str, DraftFile] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -156,11 +145,8 @@ class DraftFiles:
     def today(self, drafting: Drafting, identity: str, at: float) -> Drafting | None:
         """Return a stored drafting with today's path of its draft; ``None`` if its path names another file today.
 
-        Args:
-            drafting: As stored.
-            identity: Identity of its draft, as stored. It is empty in old rows; they match the file at that path if the file is
-                older than the row.
-            at: When it was stored, in seconds since the epoch.
+        `identity` is that of the draft when it was stored, `at` the time in seconds since the epoch. Old rows have no identity; they
+        match the file at that path if it is older than the row.
         """
         if drafting.draft is None:
             return drafting

@@ -39,11 +39,8 @@ def read_recommendations(
 ) -> list[StoredRecommendation]:
     """Return the newest recommendation of every cell; empty if there is no database yet.
 
-    A SQLite file is read with the standard library (0.03 s), any other database with SQLAlchemy.
-
-    Args:
-        url: SQLAlchemy URL.
-        tell: Receives how many rows were not understood and ignored.
+    A SQLite file is read with the standard library (0.03 s), any other database with SQLAlchemy. `tell` gets a sentence if rows were
+    not understood.
 
     Raises:
         StoreError: The database exists and cannot be read.
@@ -65,11 +62,7 @@ def read_recommendations(
 
 
 def newest_recommendation(url: str) -> int:
-    """Return the number of the newest recommendation; 0 without any. It changes when a recommendation is added.
-
-    Raises:
-        StoreError: The database exists and cannot be read.
-    """
+    """Return the number of the newest recommendation; 0 without any. Raises `StoreError` like `read_recommendations`."""
     if not _is_plain_sqlite(url):
         from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
 

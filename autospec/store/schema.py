@@ -133,14 +133,9 @@ _NEEDS = 0
 
 
 def bring_up_to_date(engine: sa.Engine, migrations: tuple[Migration, ...] = MIGRATIONS) -> None:
-    """Create missing tables and migrate existing ones to this version.
+    """Create missing tables and migrate existing ones to this version, under `autospec.store.locks.first_use`.
 
-    Databases from before versioning have no `autospec_meta` and count as version 0. Call it under
-    `autospec.store.locks.first_use`.
-
-    Args:
-        engine: The database.
-        migrations: The steps.
+    Databases from before versioning have no `autospec_meta` and count as version 0.
 
     Raises:
         StoreError: The tables need a newer autospec.

@@ -46,11 +46,7 @@ def programs(also: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def measure(commands: Mapping[str, tuple[str, ...]], runs: int, home: Path) -> dict[str, list[float]]:
-    """Milliseconds of each program, one entry per round.
-
-    Raises:
-        SystemExit: A program failed.
-    """
+    """Milliseconds of each program, one entry per round; `SystemExit` if a program fails."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("AUTOSPEC_")}
     env = {**kept, "AUTOSPEC_HOME": str(home)}
     names = list(commands)

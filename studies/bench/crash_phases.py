@@ -43,13 +43,7 @@ PHASES = tuple(Phase)
 
 
 class Database:
-    """One SQLite file, which may not exist yet.
-
-    Args:
-        path: The file.
-        launches: Folder with a record of every running launch.
-        halves: Measurements of a whole proof.
-    """
+    """One SQLite file, which may not exist yet. `launches`: records of running launches. `halves`: measurements of a proof."""
 
     def __init__(self, path: Path, launches: Path, halves: int) -> None:
         self.halves = halves
@@ -146,7 +140,7 @@ class Watch:
     """Tells the phase of the tune that starts now.
 
     Args:
-        database: Of its home. After a recommendation it begins afresh, and what prediction had does not count.
+        database: Its database. After a recommendation the tune starts over, and earlier surveys do not count.
     """
 
     def __init__(self, database: Database) -> None:

@@ -100,12 +100,7 @@ def main() -> int:
 
 
 class Bench:
-    """One home, one study, and its kills.
-
-    Args:
-        home: AUTOSPEC_HOME of the tunes.
-        backend: The backend of the servers.
-    """
+    """One home (AUTOSPEC_HOME), one study, and its kills."""
 
     def __init__(self, home: Path, backend: str) -> None:
         home.mkdir(parents=True, exist_ok=True)

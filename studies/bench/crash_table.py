@@ -16,20 +16,8 @@ __all__ = ["Kill", "broken", "table"]
 class Kill:
     """One kill -9 and the checks after it; counts are over the whole home so far.
 
-    Attributes:
-        aimed: The intended phase.
-        hit: The phase in the database.
-        written: True if this start had stored a recommendation.
-        servers: Its processes just after the kill.
-        measurements: In the database.
-        lost: Measurements that earlier kills found and this one did not.
-        orphans: Processes left after fifteen seconds.
-        ended_s: Seconds until the last process had ended.
-        torn: Recommendations that cannot be read back.
-        unsound: True if SQLite's integrity check fails.
-        twice: Finished trials beyond the first of a drafting.
-        failed: Exit codes other than 0 of earlier starts that ended by themselves.
-        finished: Earlier starts that reached their recommendation before the kill.
+    `aimed` and `hit` are the intended phase and the one in the database; `ended_s` is the time until the last process had ended;
+    `failed` has exit codes other than 0 of earlier starts; `finished` counts earlier starts that reached their recommendation.
     """
 
     aimed: str
@@ -58,14 +46,7 @@ def table(
     lengths_s: dict[str, float],
     patience_s: float,
 ) -> str:
-    """Two Markdown tables: the phases that were hit, and the checks.
-
-    Args:
-        kills: `Kill` as JSON.
-        final: Recommendations of the undisturbed tune.
-        lengths_s: Length of each phase of an undisturbed tune.
-        patience_s: Time limit for processes to end.
-    """
+    """Two Markdown tables: the phases that were hit, and the checks; `patience_s` is the time limit for processes to end."""
     hits, aims = Counter(k["hit"] for k in kills), Counter(k["aimed"] for k in kills)
     lines = [
         "| phase of the tune | its length | kills aimed at it | kills that hit it |",
@@ -80,7 +61,7 @@ def table(
         "kill -9 in the middle of a tune": len(kills),
         "of them with servers running": sum(k["servers"] > 0 for k in kills),
         "at the writing: before, after the recommendation was stored": f"{hits[Phase.WRITING] - written}, {written}",
-        "tunes that came to their end between kills and were begun afresh": sum(k["finished"] for k in kills),
+        "tunes that came to their end between kills and started over": sum(k["finished"] for k in kills),
         "starts that ended with an error": sum(len(k["failed"]) for k in kills),
         "finished measurements in the database": max((k["measurements"] for k in kills), default=0),
         "finished measurements lost": max((k["lost"] for k in kills), default=0),

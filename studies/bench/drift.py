@@ -57,7 +57,7 @@ def conversations(sd: float, correlation: float) -> Noise:
 
 
 def levels(sd: float, share: float, length: int) -> Noise:
-    """Every conversation, of `share` of the variance, has its own level; mean length as given."""
+    """Every conversation has its own level, with `share` of the variance; `length` is the mean number of requests."""
 
     def noise(rng: random.Random) -> Iterator[float]:
         while True:

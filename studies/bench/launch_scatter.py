@@ -35,14 +35,7 @@ from autospec.tuning.launch_scatter import abba, short_request
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One new launch beside the one that stayed.
-
-    Attributes:
-        comparison: Their comparison.
-        stayed: Mean of ln(tokens per second) of the launch that stayed.
-        new: The same of the new one.
-        other_load: Cores that other programs used meanwhile.
-    """
+    """One new launch beside the one that stayed: means of ln(tokens per second), and cores that others used meanwhile."""
 
     comparison: LaunchComparison
     stayed: float

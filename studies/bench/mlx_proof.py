@@ -43,14 +43,7 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One proof.
-
-    Attributes:
-        launches: Number of started servers.
-        launch_s: Seconds until they were ready.
-        seconds: Total time.
-        pairs: Measured pairs.
-    """
+    """One proof: launches, seconds until they were ready, total seconds, pairs."""
 
     launches: int
     launch_s: float

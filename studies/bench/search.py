@@ -52,13 +52,7 @@ TOKENS = 96
 
 @dataclass(frozen=True)
 class Scenario:
-    """A machine and a draft.
-
-    Attributes:
-        name: For the table.
-        costs: Times in ms, before noise.
-        acceptance: The better draft's chance for each token.
-    """
+    """A machine with costs in ms before noise, and the better draft's chance for each token."""
 
     name: str
     costs: Costs

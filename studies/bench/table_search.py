@@ -30,13 +30,7 @@ _THRESHOLD = 0.02
 
 
 def print_searches(fresh: Callable[[], Predictor], table: Table, survey_s: float) -> None:
-    """Print launches and seconds for each prompt type.
-
-    Args:
-        fresh: Makes a predictor that has seen no launch.
-        table: Each drafting's pairs of all types, and their seconds including the launch.
-        survey_s: Seconds of recording, timing and passing.
-    """
+    """Print launches and seconds for each prompt type; the table has each drafting's pairs and their seconds."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     print("\n| type | way | launches with drafting | seconds | choice | reached |\n|---|---|---|---|---|---|")

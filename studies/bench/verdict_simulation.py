@@ -74,14 +74,8 @@ def unrelated(rng: np.random.Generator, truth: Floats) -> Floats:
 class Machine:
     """The noise of a machine.
 
-    Attributes:
-        noise: Standard deviation of the log of a request's time.
-        launch_sd: Standard deviation of a launch's own factor.
-        known: What autospec knows of `launch_sd`.
-        by_turns: One side after the other instead of pair by pair.
-        regimes: The machine changes its speed every 10 to 40 seconds.
-        request_s: Seconds per request.
-        foresight: The predictions.
+    `noise` is the standard deviation of the log of a request's time, `launch_sd` that of a launch's own factor, of which autospec
+    knows `known`. `foresight` makes the predictions.
     """
 
     noise: float = 0.03
@@ -118,14 +112,7 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """The end of a proof.
-
-    Attributes:
-        decision: Its last look.
-        rounds: Number of rounds.
-        requests: Number of requests, including those that record prompts.
-        gave_way: The round after which it would give way to a runner-up, or 0.
-    """
+    """The end of a proof; `gave_way` is the round after which it would give way to a runner-up, or 0."""
 
     decision: Decision
     rounds: int
