@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROBE = """
 import json, sys, sysconfig
 import autospec.files as data
+from autospec.prompts.keywords import keywords
+keywords()  # the word lists are a file of the package
 folders = [data.studies_dir(), data.launchd_dir()]
 json.dump({
     "site": sysconfig.get_path("purelib"),

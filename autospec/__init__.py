@@ -1,7 +1,7 @@
 """autospec: find out on this machine whether speculative decoding pays.
 
-The public API, besides the command line: `tune` measures and writes recommendations, `recommend` reads them, and the
-value types say what they mean. Everything heavy is imported when a function is called.
+Public API besides the command line: `tune` measures and stores recommendations, `recommend` reads them. Heavy imports happen
+inside the functions.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ def tune(
     again: bool = False,
     config: Path | None = None,
 ) -> list[Recommendation]:
-    """Find out by measuring where drafting pays; the same as ``autospec tune``.
+    """Measure where drafting pays, like ``autospec tune``.
 
     Args:
         model: A path, a catalogue name, or an unambiguous part of one.
-        backend: ``llama-server``, ``embedded`` or ``mlx``; chosen by what the model is and what is installed if left out.
+        backend: ``llama-server``, ``embedded`` or ``mlx``; by default what fits the model and is installed.
         drafts: Try only these draft models.
-        prompt_types: Which; none for all that the suite has.
+        prompt_types: Only these prompt types; by default all in the suite.
         study: ``quick``, ``default``, ``thorough``, or a TOML file.
         suite: Your own prompts (JSONL).
-        budget: How long it may take, e.g. ``20m``.
-        args: Launch settings given to every server.
-        again: Measure afresh what is proven already.
+        budget: Time limit, e.g. ``20m``.
+        args: Launch settings for every server.
+        again: Measure again what is already proven.
         config: Config file instead of the default one.
 
     Returns:
         One recommendation per prompt type; they are stored as well.
 
     Raises:
-        AutospecError: What is wrong, as one sentence; see `autospec.errors` for the tree.
-        KeyboardInterrupt: Passed on after what is known has been stored.
+        AutospecError: One sentence says what is wrong; see `autospec.errors` for the classes.
+        KeyboardInterrupt: Passed on after the results so far are stored.
     """
     from autospec.backends.registry import backend_for
     from autospec.hardware import identify
@@ -82,15 +82,15 @@ def tune(
 def recommend(
     model: str = "", prompt_type: PromptType | None = None, *, config: Path | None = None
 ) -> list[Recommendation]:
-    """What is recommended; the same as ``autospec recommend``.
+    """Return stored recommendations, like ``autospec recommend``.
 
     Args:
         model: Name, unambiguous part of one, or path; empty for all.
-        prompt_type: Only this kind of prompt.
+        prompt_type: Only this prompt type.
         config: Config file instead of the default one.
 
     Raises:
-        NothingKnownError: Nothing has been tuned for what was asked.
+        NothingKnownError: Nothing has been tuned for this model and type.
         AutospecError: The store cannot be read, or the name is ambiguous.
     """
     from autospec.hardware import identify

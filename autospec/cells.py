@@ -1,7 +1,7 @@
-"""The cell: what a recommendation is for. Pure values.
+"""The cell: what a recommendation is for.
 
-A cell is (main model, prompt type, backend and build, hardware, launch settings). Everything that is
-measured belongs to exactly one; nothing measured in one speaks for another.
+A cell is (main model, prompt type, backend and build, hardware, launch settings). Every measurement belongs to one cell, and
+says nothing about others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Build", "Cell", "Hardware", "ModelRef", "PromptType"]
 
 
 class PromptType(StrEnum):
-    """The kind of work. Where SPEED-Bench has the category, name and sense are the same."""
+    """The kind of work. Names and meanings follow SPEED-Bench where it has the category."""
 
     CODING = "coding"
     EDITING = "editing"
@@ -34,10 +34,10 @@ class PromptType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What machine this is, not how it is now.
+    """The kind of machine, independent of its current state.
 
     Attributes:
-        id: Stable name of this kind of machine, e.g. ``apple-m2-ultra-64g-1a2b3c``; equal machines share it.
+        id: Stable name that equal machines share, e.g. ``apple-m2-ultra-64g-1a2b3c``.
         chip: The processor's own name.
         memory_bytes: Installed memory.
         cores: Logical cores that this process may use.
@@ -53,25 +53,19 @@ class Hardware:
     gpu: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """All fields; ``id``, ``chip`` and ``memory_bytes`` are the contract's."""
+        """All fields; ``id``, ``chip`` and ``memory_bytes`` are part of the documented format."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Hardware:
-        """Read what `to_json` wrote; fields that a later version added are ignored."""
+        """Read what `to_json` wrote; fields of later versions are ignored."""
         names = cls.__dataclass_fields__
         return cls(**{k: v for k, v in data.items() if k in names})
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Which build of a backend answered.
-
-    Attributes:
-        backend: ``llama-server``, ``embedded``, ``mlx``, ``llama-cpp-python`` or ``attached``.
-        version: The build's own name, e.g. ``b11434``.
-        fingerprint: Hash of the binary or package: source builds call themselves ``build 0``.
-    """
+    """The build of a backend. `fingerprint` hashes the binary or package, because all source builds are called ``build 0``."""
 
     backend: str
     version: str
@@ -80,13 +74,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Which main model.
-
-    Attributes:
-        name: Catalogue name.
-        path: Path of the file (first part of a split one) or folder.
-        fingerprint: Hash of the metadata and size: the same weights under another path keep it.
-    """
+    """The main model of a cell: name, path (first part of a split file), and a fingerprint that is the same under every path."""
 
     name: str
     path: str
@@ -102,7 +90,7 @@ class Cell:
         prompt_type: The kind of work.
         build: Backend and build.
         hardware: The machine.
-        settings: The user's own launch settings as server arguments, in their order.
+        settings: The user's launch settings as server arguments, in their order.
     """
 
     model: ModelRef
@@ -113,17 +101,17 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Twelve hex digits that differ whenever the cell does."""
+        """Twelve hex digits that identify the cell."""
         return self._digest(str(self.prompt_type))
 
     @property
     def launch_key(self) -> str:
-        """Twelve hex digits that the cells of all prompt types share: what is asked makes no other launch."""
+        """Twelve hex digits that the cells of all prompt types share, because they use the same launches."""
         return self._digest("")
 
     @property
     def study_name(self) -> str:
-        """The Optuna study's name: readable, with the key at its end to keep it unique."""
+        """The Optuna study's name: readable, and unique by the key at its end."""
         build = f"{self.build.backend} {self.build.version}"
         return f"{self.model.name} | {self.prompt_type} | {build} | {self.hardware.id} | {self.key}"
 

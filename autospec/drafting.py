@@ -1,4 +1,4 @@
-"""Drafting: one complete choice of how to speculate, `off` included. Pure values."""
+"""Drafting: one complete choice of how to speculate, `off` included."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["OFF", "Drafting", "Mode"]
 
 
 class Mode(StrEnum):
-    """How tokens are proposed. The names are llama.cpp's where it has the mode."""
+    """How tokens are proposed. Names are llama.cpp's where it has the mode."""
 
     OFF = "off"
     DRAFT_MODEL = "draft-model"
@@ -28,7 +28,7 @@ class Mode(StrEnum):
 
     @property
     def draft_free(self) -> bool:
-        """True if the mode proposes from the tokens alone, without any model."""
+        """True if the mode proposes from the tokens alone, without a model."""
         return self in _DRAFT_FREE
 
 
@@ -43,7 +43,7 @@ _DRAFT_FREE = frozenset(
     }
 )
 
-# Which parameters a mode takes. A launch pins all of them, because servers' defaults move between builds.
+# The parameters of each mode. A launch sets all of them, because servers' defaults change between builds.
 _MODEL_PARAMETERS = ("draft", "n_max", "n_min", "p_min")
 _PARAMETERS: dict[Mode, tuple[str, ...]] = {
     Mode.OFF: (),
@@ -72,10 +72,10 @@ class Drafting:
         draft: Path of the draft model, for the modes that have one.
         n_max: Most tokens to propose in a cycle (draft-max).
         n_min: Fewest tokens worth verifying (draft-min).
-        p_min: The draft's least probability to go on proposing, in 0…1.
+        p_min: Lowest probability at which the draft continues to propose, 0…1.
         ngram_n: Tokens that must match before an n-gram mode proposes.
         ngram_m: Most tokens that an n-gram map proposes.
-        min_hits: How often a key must have been seen before an n-gram map proposes.
+        min_hits: Occurrences of a key before an n-gram map proposes.
 
     Raises:
         ValueError: A parameter is out of range, missing, or not one of this mode's.
@@ -118,18 +118,18 @@ class Drafting:
 
     @property
     def is_off(self) -> bool:
-        """True for `off`."""
+        """True without drafting."""
         return self.mode is Mode.OFF
 
     @property
     def key(self) -> str:
-        """A string that is equal exactly when the draftings are; it holds the draft's whole path."""
+        """A string that is equal exactly if the draftings are; it contains the draft's whole path."""
         inner = ",".join(f"{k}={v}" for k, v in self.parameters().items())
         return f"{self.mode}({inner})" if inner else str(self.mode)
 
     @property
     def label(self) -> str:
-        """A short text for tables: the draft's file name instead of its path."""
+        """A short text for tables, with the draft's file name instead of its path."""
         parts = [
             PurePath(str(v)).name.removesuffix(".gguf") if k == "draft" else f"{k}={v}"
             for k, v in self.parameters().items()
@@ -156,7 +156,7 @@ class Drafting:
 
     @classmethod
     def understood(cls, data: Any) -> Drafting | None:
-        """What `to_json` wrote, or ``None`` where another version wrote what this one does not know."""
+        """Read what `to_json` wrote; ``None`` for a mode or parameter of another version."""
         try:
             return cls.from_json(data)
         except (ValueError, KeyError, TypeError, AttributeError):

@@ -1,29 +1,29 @@
-"""Everything that autospec raises on purpose.
+"""All errors that autospec raises on purpose.
 
 ::
 
-    AutospecError                 exit 1
-    ├── UsageError                exit 2: the command line or a file that the user wrote is wrong
-    │   ├── SettingsError         config file, environment
-    │   ├── SuiteError            a prompt suite; names the line
-    │   ├── StudyFileError        a study definition; names the key
-    │   └── ModelChoiceError      no model, or several, answer to that name
-    │       └── UnknownModelError no model does; carries the names that exist
-    ├── NothingKnownError         exit 3: asked before anything was tuned
-    ├── BusyError                 exit 4: another autospec holds what this one needs
-    ├── OverloadedError           the proxy's queue is full, or its deadline passed
-    ├── ModelFileError            a model file that cannot be read
-    ├── StoreError                the database
-    ├── ServiceError              launchd or systemd; carries the log's last lines
+    AutospecError                     exit 1
+    ├── UsageError                    exit 2: the command line or a file of the user is wrong
+    │   ├── SettingsError             config file, environment
+    │   ├── SuiteError                a prompt suite; names the line
+    │   ├── StudyFileError            a study definition; names the key
+    │   └── ModelChoiceError          no model, or several, match the name
+    │       └── UnknownModelError     no model matches; has the existing names
+    ├── NothingKnownError             exit 3: nothing has been tuned yet
+    ├── BusyError                     exit 4: another autospec process is measuring
+    ├── OverloadedError               the proxy's queue is full, or its deadline passed
+    ├── ModelFileError                a model file cannot be read
+    ├── StoreError                    the database
+    ├── ServiceError                  launchd or systemd; has the log's last lines
     └── BackendError
-        ├── BackendMissingError   the program or package is not here
-        ├── UnsupportedError      this build cannot do that; found before anything starts
-        ├── LaunchError           it started and did not get ready; carries the log's last lines
-        ├── SpeculationInactiveError  it runs, but not with the drafting it was given
-        └── RequestError          a request failed: refused, timed out, cut off
-            └── ServerDiedError   because its process ended
+        ├── BackendMissingError       the program or package is not installed
+        ├── UnsupportedError          this build lacks the feature; found before anything starts
+        ├── LaunchError               the server did not become ready; has the log's last lines
+        ├── SpeculationInactiveError  the server runs with another drafting than it was given
+        └── RequestError              a request failed: refused, timed out, cut off
+            └── ServerDiedError       because the server's process ended
 
-Every error is one plain sentence for a person, and a hint that says what to do next.
+Every error has one plain sentence, and a hint that says what to do next.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ __all__ = [
 
 
 class AutospecError(Exception):
-    """The root of the tree.
+    """The base class.
 
     Args:
-        message: What is wrong, one sentence, without a final newline.
-        hint: What to do next; empty where the message says it already.
+        message: What is wrong, as one sentence.
+        hint: What to do next; empty if the message already says it.
     """
 
     exit_code = 1
@@ -72,7 +72,7 @@ class AutospecError(Exception):
 
 
 class UsageError(AutospecError):
-    """What the user typed or wrote cannot be meant."""
+    """The user's input is wrong."""
 
     exit_code = 2
 
@@ -90,17 +90,11 @@ class StudyFileError(UsageError):
 
 
 class ModelChoiceError(UsageError):
-    """No model, or more than one, answers to the name that was given."""
+    """No model, or more than one, matches the name."""
 
 
 class UnknownModelError(ModelChoiceError):
-    """No model answers to the name that was given.
-
-    Args:
-        message: What is wrong.
-        hint: What to do next.
-        known: The names that exist.
-    """
+    """No model matches the name; `known` has the existing names."""
 
     def __init__(self, message: str, hint: str = "", *, known: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint)
@@ -108,22 +102,19 @@ class UnknownModelError(ModelChoiceError):
 
 
 class NothingKnownError(AutospecError):
-    """Nothing has been tuned yet for what was asked."""
+    """Nothing has been tuned yet for the request."""
 
     exit_code = 3
 
 
 class BusyError(AutospecError):
-    """Another autospec process is using this machine; the message says which.
-
-    The daemon tells by the exit code that a tune which it started failed for this reason.
-    """
+    """Another autospec process is measuring on this machine. The daemon recognises this failure of its tunes by the exit code."""
 
     exit_code = 4
 
 
 class OverloadedError(AutospecError):
-    """More requests wait than the proxy lets wait, or one waited too long; trying later may work."""
+    """The proxy's queue is full, or a request waited too long; a later try may succeed."""
 
 
 class ModelFileError(AutospecError):
@@ -135,13 +126,7 @@ class StoreError(AutospecError):
 
 
 class ServiceError(AutospecError):
-    """The service cannot be installed, or did not come up.
-
-    Args:
-        message: What is wrong.
-        hint: What to do next.
-        log_tail: The last lines of the daemon's log, oldest first.
-    """
+    """The service cannot be installed, or did not start; `log_tail` has the last lines of the daemon's log."""
 
     def __init__(self, message: str, hint: str = "", *, log_tail: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint)
@@ -149,7 +134,7 @@ class ServiceError(AutospecError):
 
 
 class BackendError(AutospecError):
-    """A backend could not do what was asked of it."""
+    """A backend failed."""
 
 
 class BackendMissingError(BackendError):
@@ -163,12 +148,8 @@ class UnsupportedError(BackendError):
 class LaunchError(BackendError):
     """A server was started and did not become ready.
 
-    Args:
-        message: What went wrong, one sentence.
-        hint: What to do next.
-        log_tail: The last lines of the server's log, oldest first.
-        permanent: True if the same launch would fail again (a bad draft, an unknown flag), so that
-            a study need not try it twice; False for passing trouble (a port taken, killed).
+    `log_tail` has the last lines of its log. `permanent`: the same launch would fail again (a bad draft, an unknown flag), so a study
+    does not repeat it.
     """
 
     def __init__(
@@ -180,7 +161,7 @@ class LaunchError(BackendError):
 
 
 class SpeculationInactiveError(BackendError):
-    """The server answers, but its drafting is not the one it was launched with."""
+    """The server answers, but with another drafting than it was launched with."""
 
 
 class RequestError(BackendError):

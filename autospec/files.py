@@ -1,7 +1,4 @@
-"""Write a file as a whole or not at all.
-
-Where the shipped data is: prompt suites and study definitions, and the templates of the service.
-"""
+"""Replace a file atomically, and find the data folders that autospec ships."""
 
 from __future__ import annotations
 
@@ -15,32 +12,35 @@ from autospec.errors import AutospecError
 __all__ = ["launchd_dir", "replace_file", "studies_dir"]
 
 
-def replace_file(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Put a text in a file's place, so that no reader ever sees half of it.
+def replace_file(path: Path, text: str, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Write a text file atomically: a reader sees the old content or the new content.
 
-    A symbolic link stays one: the file that it leads to is replaced. Folders that are missing are made.
+    A symbolic link stays: its target is replaced. Missing folders are created.
 
     Args:
-        path: The file, there or not.
-        text: Its new content.
-        mode: Permissions of a file that is new; one that is there keeps its own.
+        path: The file; it need not exist.
+        text: The new content.
+        mode: Permissions of a new file; an existing file keeps its permissions.
+        durable: Wait until the content is on disk, so that it survives a power failure. False for caches, and for files
+            that mean nothing after a reboot.
 
     Raises:
-        OSError: It cannot be written; the old file is as it was.
+        OSError: The file cannot be written; its old content is unchanged.
     """
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         mode = stat.S_IMODE(target.stat().st_mode)
-    # Beside the target: a rename is atomic within one file system only.
+    # In the target's folder: a rename is atomic only within one file system.
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     new = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             os.fchmod(file.fileno(), mode)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         new.replace(target)
     except BaseException:
         new.unlink(missing_ok=True)
@@ -48,33 +48,33 @@ def replace_file(path: Path, text: str, *, mode: int = 0o644) -> None:
 
 
 def studies_dir() -> Path:
-    """The folder with the shipped studies (TOML) and prompt suites (``suites/*.jsonl``).
+    """Return the folder of the shipped studies (TOML) and prompt suites (``suites/*.jsonl``).
 
     Raises:
-        AutospecError: This installation has lost its data.
+        AutospecError: The installation lacks the folder.
     """
     return _find("studies", Path(__file__).parent)
 
 
 def launchd_dir() -> Path:
-    """The folder with the shipped templates of the service: launchd's plist and systemd's unit.
+    """Return the folder of the service templates: launchd's plist and systemd's unit.
 
     Raises:
-        AutospecError: This installation has lost its data.
+        AutospecError: The installation lacks the folder.
     """
     return _find("launchd", Path(__file__).parent)
 
 
 def _find(name: str, package: Path) -> Path:
-    """The data folder `name` of the package in folder `package`: in the wheel inside it, in a checkout beside it."""
+    """The data folder `name`: inside the folder `package` in a wheel, beside it in a checkout."""
     shipped = package / "_data" / name
     if shipped.is_dir():
         return shipped
-    # In site-packages a folder `studies` beside the package would be somebody else's: only a checkout has a pyproject.
+    # In site-packages, a folder `studies` beside the package belongs to another package. Only a checkout has a pyproject.
     beside = package.parent / name
     if (package.parent / "pyproject.toml").is_file() and beside.is_dir():
         return beside
     raise AutospecError(
-        f"autospec's own {name} folder is missing: neither {shipped} nor {beside} holds it.",
-        "Install autospec again: pip install --force-reinstall autospec, or pip install -e . in a complete checkout.",
+        f"The folder {name} that autospec ships is missing: neither {shipped} nor {beside} exists.",
+        "Install autospec again: pip install --force-reinstall autospec, or run pip install -e . in a complete checkout.",
     )

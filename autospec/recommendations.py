@@ -1,4 +1,4 @@
-"""Verdicts and recommendations: what a study concluded, as the JSON contract that `SCHEMA` describes. Pure values."""
+"""Verdicts and recommendations, and their JSON format as `SCHEMA` describes it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-# Keys of the evidence: the user's own launch settings, and what is likely where the proof is not finished
-# (`autospec.measure.likely`).
+# Keys of the evidence: the user's launch settings, and what is likely before the proof is finished (`autospec.measure.likely`).
 USER_SETTINGS = "user_settings"
 LIKELY = "likely"
 
 
 class Verdict(StrEnum):
-    """What the evidence says. `UNDECIDED` configures as off."""
+    """What the evidence shows. `UNDECIDED` configures as off."""
 
     ENABLE = "enable"
     DISABLE = "disable"
@@ -40,10 +39,10 @@ class Verdict(StrEnum):
 
 
 class Status(StrEnum):
-    """How much a recommendation may be trusted.
+    """How far a recommendation can be trusted.
 
-    `PROVEN` rests on fresh paired measurements here; `PROVISIONAL` on a search that was not proven;
-    `STALE` was proven for another build or file; `IMPORTED` comes from somebody else's record.
+    `PROVEN` rests on paired measurements of a proof on this machine; `PROVISIONAL` on a search without a proof; `STALE` was
+    proven for another build or file; `IMPORTED` comes from another record.
     """
 
     PROVEN = "proven"
@@ -54,22 +53,22 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The verdict as configuration, with its evidence.
+    """A verdict with its drafting and evidence.
 
     Attributes:
         model: Catalogue name of the main model.
         model_path: Its path when it was tuned; empty for imported records.
         backend: Backend name.
         backend_build: The build's own name.
-        prompt_type: The kind of prompt it is for; ``None`` for a record that covers any kind.
+        prompt_type: The kind of prompt; ``None`` for a record that covers any kind.
         verdict: enable, disable or undecided.
         drafting: What to run: the proven drafting, or off unless the verdict is enable.
-        tried: The best drafting tried, whose figures stand below; off where none could be tried.
-        baseline_tps: Tokens per second of whole requests with drafting off (geometric mean over pairs).
+        tried: The best drafting tried, to which the figures belong; off if none could be tried.
+        baseline_tps: Tokens per second of whole requests without drafting (geometric mean over pairs).
         drafting_tps: The same with `tried`.
-        speedup: drafting ÷ off, paired; below 1 is slower. ``None`` where nothing was paired.
-        speedup_ci: Interval of `speedup` at the study's stated error rate.
-        pairs: Paired measurements behind it.
+        speedup: drafting ÷ off, paired; below 1 is slower. ``None`` without pairs.
+        speedup_ci: Interval of `speedup` at the study's error rate.
+        pairs: Number of paired measurements.
         acceptance: accepted ÷ drafted tokens, 0…1.
         reason: One sentence.
         status: See `Status`.
@@ -101,7 +100,7 @@ class Recommendation:
             raise ValueError(f"a verdict of {self.verdict} configures as off")
 
     def to_json(self) -> dict[str, Any]:
-        """One entry of the contract's ``recommendations``; numbers that are not finite become null."""
+        """One entry of ``recommendations`` in the document; numbers that are not finite become null."""
         return {
             "model": self.model,
             "model_path": self.model_path,
@@ -128,8 +127,8 @@ class Recommendation:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: A value is out of its range or a name is unknown.
-            KeyError: A field of the contract is missing.
+            ValueError: A value is out of range or a name is unknown.
+            KeyError: A required field is missing.
         """
         drafting = Drafting.from_json(data["drafting"])
         interval = data["speedup_ci"]
@@ -157,13 +156,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class StoredRecommendation:
-    """A recommendation with what it was stored under.
-
-    Attributes:
-        cell_key: `Cell.key`, or an importer's own stable key.
-        hardware: The machine that it speaks for.
-        recommendation: The recommendation itself.
-    """
+    """A recommendation with its machine and its `Cell.key`, or an importer's own stable key."""
 
     cell_key: str
     hardware: Hardware
@@ -171,7 +164,7 @@ class StoredRecommendation:
 
 
 def document(hardware: Hardware, recommendations: Iterable[Recommendation]) -> dict[str, Any]:
-    """The document that `recommend --json`, `tune --json` and the proxy's endpoint all return."""
+    """Build the document of `recommend --json`, `tune --json` and the proxy's endpoint."""
     return {
         "schema": SCHEMA_VERSION,
         "hardware": hardware.to_json(),
@@ -180,7 +173,7 @@ def document(hardware: Hardware, recommendations: Iterable[Recommendation]) -> d
 
 
 def _interval(low: float | None, high: float | None) -> tuple[float, float]:
-    # JSON has no infinity: an end that too few pairs leave open is null there.
+    # JSON has no infinity: an unbounded end is null.
     return 0.0 if low is None else low, math.inf if high is None else high
 
 

@@ -39,6 +39,6 @@ def test_a_checkout_has_its_data_beside_the_package(tmp_path: Path):
 def test_somebody_elses_folder_is_not_taken(tmp_path: Path):
     """In site-packages, a folder `studies` beside the package is not ours: nothing is found, with a hint."""
     (tmp_path / "studies").mkdir()
-    with pytest.raises(AutospecError, match="studies folder is missing") as caught:
+    with pytest.raises(AutospecError, match=r"folder studies .* is missing") as caught:
         _find("studies", tmp_path / "autospec")
     assert "pip install" in caught.value.hint

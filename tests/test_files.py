@@ -41,3 +41,14 @@ def test_when_it_cannot_be_finished_the_old_one_stays(tmp_path: Path, monkeypatc
         replace_file(file, "new")
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_only_a_durable_file_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A cache is replaced as a whole, too, and without fsync."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    replace_file(tmp_path / "cache", "{}", durable=False)
+    assert (tmp_path / "cache").read_text() == "{}"
+    assert not synced
+    replace_file(tmp_path / "kept", "{}")
+    assert len(synced) == 1

@@ -21,6 +21,7 @@ from autospec.backends.placement import parse_device_list
 from autospec.backends.process import child_environment
 from autospec.cells import Build
 from autospec.errors import BackendMissingError
+from autospec.files import replace_file
 from autospec.hardware.gpu import Device
 
 __all__ = ["Facts", "Probe", "facts_of", "list_devices", "probe", "version_name"]
@@ -177,7 +178,4 @@ def _known(memory: Path) -> dict[str, dict[str, object]]:
 def _remember(memory: Path, known: dict[str, object]) -> None:
     """Best effort: a state folder that cannot be written costs time, not the answer."""
     with suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        draft = memory.with_suffix(f".{os.getpid()}.part")
-        draft.write_text(json.dumps(known), encoding="utf-8")
-        draft.replace(memory)
+        replace_file(memory, json.dumps(known), durable=False)

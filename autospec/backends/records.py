@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from autospec.files import replace_file
+
 __all__ = [
     "MARK",
     "LaunchRecord",
@@ -83,12 +85,9 @@ class LaunchRecord:
     processes: tuple[ProcessRef, ...] = ()
 
     def write(self, state_dir: Path) -> None:
-        """Put it on disk, whole or not at all."""
-        path = _record_path(state_dir, self.launch_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".part")
-        draft.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        draft.replace(path)
+        """Write the record atomically. After a reboot it means nothing, so it need not survive one."""
+        text = json.dumps(asdict(self), indent=1)
+        replace_file(_record_path(state_dir, self.launch_id), text, durable=False)
 
     def remove(self, state_dir: Path) -> None:
         """Take it away once everything of the launch has ended; the log stays."""

@@ -1,4 +1,4 @@
-"""Which drafts fit a main model, and why the others do not. Pure, but for vocabularies that must be read again."""
+"""Decide which drafts fit a main model, and say why the others do not."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from autospec.errors import ModelFileError
 
 __all__ = ["MAX_RELATIVE_COST", "Candidate", "candidates", "count_fits", "format_mismatch", "undraftable"]
 
-# Decoding is bound by memory, so a model's cost per token is the bytes of weights that it reads. With the draft's
-# cost r (as a part of the main model's) and an acceptance of a, one proposal per cycle makes (1 + a) / (1 + r) times
-# the speed if verifying costs nothing, and more proposals make less where a is small: it takes a > r to gain at all.
-# Real acceptances are seldom above 0.75. (Judged by bytes and not by parameters: a model's own Q4 is a draft of its
-# Q8, and a measured one, if seldom a good one.)
+# Decoding is bound by memory, so a model's cost per token is the bytes of weights that it reads. With the draft's relative
+# cost r and the acceptance rate a, one proposal per cycle gives (1 + a) / (1 + r) times the speed if verifying is free, and
+# more proposals give less if a is small: a gain needs a > r. Real acceptance rates are seldom above 0.75. (Bytes and not
+# parameters count: a model's own Q4 is a possible draft for its Q8, though seldom a good one.)
 MAX_RELATIVE_COST: Final = 0.75
-# Where people's pairs that pay lie: 1.7B for 32B, 3B for 70B, 0.6B for 8B. It orders what is tried, and decides nothing.
+# Typical of pairs that pay: 1.7B for 32B, 3B for 70B, 0.6B for 8B. It only orders the drafts.
 _TYPICAL_RELATIVE_COST: Final = 1 / 12
-# Compute buffers, graphs, and what the program itself takes, on top of weights and caches.
+# Compute buffers, graphs and the program itself, on top of weights and caches.
 _OVERHEAD: Final = 1.10
-# The rest is the system's.
+# The system needs the rest.
 _USABLE_MEMORY: Final = 0.90
 
 _MODES: Final = {
@@ -36,8 +35,8 @@ _MODES: Final = {
     "dspark": Mode.DSPARK,
     "mtp": Mode.MTP,
 }
-# Architectures whose MTP layers llama.cpp b11434 runs (LLM_GRAPH_TYPE_DECODER_MTP in src/models); others keep
-# the weights and ignore them.
+# Architectures whose MTP layers llama.cpp b11434 runs (LLM_GRAPH_TYPE_DECODER_MTP in src/models); it ignores those of
+# others.
 _MTP_ARCHITECTURES: Final = frozenset(
     {"bailingmoe3", "cohere2moe", "deepseek2", "deepseek32", "deepseek4", "glm-dsa", "glm4moe", "glm5-next"}
     | {"hy-v3", "mimo2", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next", "qwen4exp", "step35"}
@@ -48,16 +47,10 @@ _VENDORS: Final = frozenset({"meta", "google", "mistralai", "ai", "the", "unslot
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A draft for a main model, and the verdict of fit.
+    """A draft for a main model, and whether a study may try it; `reason` is one sentence in both cases.
 
-    Attributes:
-        model: The draft; the main model itself for its own MTP layers.
-        mode: How it would be used.
-        fits: True if a study may try it.
-        reason: One sentence, for those that fit as well.
-        own_layers: True for the main model's own MTP layers: no draft file is given then.
-        n_max: Most tokens it can propose in a cycle; 0 where nothing limits it.
-        takes_p_min: False if a p-min above 0 is an error with it.
+    `own_layers`: the main model's own MTP layers, without a draft file. `n_max` is 0 without a limit. `takes_p_min` is False if the draft
+    must not get a p-min above 0.
     """
 
     model: Model
@@ -70,7 +63,7 @@ class Candidate:
 
     @property
     def draft(self) -> str | None:
-        """The draft's path as a `Drafting` has it, or ``None`` for the main model's own layers."""
+        """The draft's path for a `Drafting`; ``None`` for the main model's own layers."""
         return None if self.own_layers else str(self.model.path)
 
     def to_json(self) -> dict[str, Any]:
@@ -105,20 +98,18 @@ def candidates(
     context_tokens: int,
     extra: Iterable[Model] = (),
 ) -> list[Candidate]:
-    """Judge every model as a draft for a main model.
+    """Judge every model as a draft for a main model; `extra` are models that the user named, the main model included.
 
     Args:
         main: The main model.
-        models: The catalogue; the main model itself is left out.
+        models: The catalogue; the main model itself is skipped.
         memory_bytes: Installed memory; 0 if unknown, and then every size fits.
-        context_tokens: Context length that the KV caches are counted with.
-        extra: Models that the user named as drafts; judged like the others, and also where they are the
-            main model itself.
+        context_tokens: Context length for the size of the KV caches.
+        extra: Judged like the others.
 
     Returns:
-        Those that fit first. Among them the same family goes first; of several quantizations of one draft,
-        all but one go behind its other drafts; then the one whose cost is nearest to a twelfth of the main
-        model's. A study that has time for two or three takes the first ones.
+        Fitting drafts first. Among them: same family first; further quantizations of the same draft after other drafts; then
+        by distance of the cost from a twelfth of the main model's. A study with little time takes the first ones.
     """
     found: list[Candidate] = []
     if main.mtp_layers and main.head is None:
@@ -144,10 +135,10 @@ def candidates(
 
 
 def undraftable(main: Model) -> str:
-    """Why no draft at all can be used with a main model, as far as its metadata tell; empty where one can.
+    """Say why no draft can work with this main model, by its metadata; empty if one can.
 
-    mlx_lm takes rejected tokens back out of the caches. A recurrent state has no way back. The cache of a sliding window
-    has one until it has turned over; from then on 0.32.2 leaves the rejected tokens in it, and the text is wrong.
+    mlx_lm removes rejected tokens from the caches. A recurrent state cannot be rolled back. A sliding-window cache can, until the
+    window is full; after that, 0.32.2 leaves the rejected tokens in it, and the text is wrong.
     """
     if main.format != "mlx":
         return ""
@@ -159,7 +150,7 @@ def undraftable(main: Model) -> str:
 
 
 def format_mismatch(main: Model, draft: Model) -> str:
-    """The end of the sentence that refuses a draft whose format no backend of the main model loads; empty for none."""
+    """The end of the sentence that refuses a draft of another format; empty if the formats are equal."""
     if draft.format == main.format:
         return ""
     names = {"gguf": "a GGUF file", "mlx": "an MLX folder"}
@@ -167,18 +158,11 @@ def format_mismatch(main: Model, draft: Model) -> str:
 
 
 def count_fits(main: Model, models: Iterable[Model], *, memory_bytes: int, context_tokens: int) -> int:
-    """How many of `candidates` fit, without a sentence for each of the others.
-
-    Args:
-        main: The main model.
-        models: The catalogue, each file once.
-        memory_bytes: As for `candidates`.
-        context_tokens: As for `candidates`.
-    """
+    """Count the fitting `candidates` without building a sentence for each of the others."""
     seen = {main.fingerprint}
     count = 1 if main.mtp_layers and main.head is None and main.format == "gguf" else 0
     for draft in models:
-        # The cheapest test that settles most pairs stands before the call.
+        # The cheapest test comes first and decides most pairs.
         if (
             draft.bytes_per_token <= main.bytes_per_token * MAX_RELATIVE_COST
             and draft.fingerprint not in seen
@@ -189,7 +173,7 @@ def count_fits(main: Model, models: Iterable[Model], *, memory_bytes: int, conte
 
 
 def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) -> Callable[[], str] | None:
-    """The end of the sentence that refuses a draft, or ``None``. Worded when it is asked for: most never are."""
+    """A function that words the end of the refusal, or ``None``; most refusals are never shown."""
     if draft.fingerprint == main.fingerprint:
         return lambda: "is the main model itself"
     if draft.format != main.format:
@@ -197,7 +181,7 @@ def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) 
     if why := undraftable(main):
         return lambda: f"cannot be used: the main model {why}"
     if why := undraftable(draft):
-        # The text would be right, but rejected tokens would stay in the draft's cache and spoil its later proposals.
+        # The text would be right, but rejected tokens in the draft's cache would spoil its later proposals.
         return lambda: f"cannot be used: it {why}"
     if draft.bytes_per_token > main.bytes_per_token * MAX_RELATIVE_COST:
         return lambda: _too_large(main, draft)
@@ -236,7 +220,7 @@ def _head_mismatch(main: Model, draft: Model) -> str:
         )
     if head.target_layers and main.layers and max(head.target_layers) > main.layers:
         return (
-            f"is a draft head that listens to layer {max(head.target_layers)}, "
+            f"is a draft head that reads layer {max(head.target_layers)}, "
             f"and the main model has {main.layers}"
         )
     same = draft.architecture.removesuffix("-assistant") == main.architecture
@@ -278,7 +262,7 @@ def _own_mtp(main: Model) -> Candidate:
     return Candidate(
         main, Mode.MTP, fits=True, own_layers=True,
         reason=f"{main.name} has {layers} of its own and needs no draft file{note}.",
-        # Several heads are chained, one per proposal; a single one is applied again and again.
+        # Several heads are chained, one per proposal; a single head runs repeatedly.
         n_max=main.mtp_layers if main.mtp_layers > 1 else 0,
     )  # fmt: skip
 
@@ -310,19 +294,19 @@ def _ranked(main: Model, found: Iterable[Candidate]) -> list[Candidate]:
         kinship = 3 if candidate.own_layers else _kinship(main, draft)
         keyed.append(((not candidate.fits, -kinship, twins[same]), candidate))
         twins[same] += candidate.fits
-    # Stable: within equal keys the likelier stays first.
+    # The sort is stable: within equal keys the likelier draft stays first.
     return [candidate for _, candidate in sorted(keyed, key=lambda pair: pair[0])]
 
 
 def _kinship(main: Model, draft: Model) -> int:
-    """0 for strangers; 1 if architecture or first word of the name agree; 2 if both do."""
+    """0 for unrelated models; 1 if architecture or first word of the name agree; 2 if both do."""
     same_architecture = _base(main.architecture) == _base(draft.architecture)
     ours, theirs = _words(main), _words(draft)
     return same_architecture + bool(ours and theirs and ours[0] == theirs[0])
 
 
 def _base(architecture: str) -> str:
-    """``qwen3`` for ``qwen3moe``: a family's dense and sparse models share vocabulary and habits."""
+    """``qwen3`` for ``qwen3moe``: dense and sparse models of a family share the vocabulary."""
     return architecture.replace("_", "").replace("-", "").removesuffix("moe").removesuffix("assistant")
 
 

@@ -1,12 +1,7 @@
-"""Where models are kept on this machine: a function of environment, home and platform.
+"""Find model files: the known folders of this machine, split GGUF names, and the layouts of Hugging Face and Ollama.
 
-The sources: ``fs_get_cache_directory`` (common/common.cpp) and ``hf_cache::get_cache_directory``
-(common/hf-cache.cpp) of llama.cpp b11434, huggingface_hub's documentation of its environment, LM Studio's
-``~/.lmstudio-home-pointer`` and settings.json, Ollama's FAQ.
-
-The names of split GGUF files: ``NAME-00001-of-00003.gguf``. Pure, and free of the `gguf` package.
-
-Finding model files in folders, whatever laid them out: plain folders, Hugging Face's hub, Ollama's store.
+Sources: ``fs_get_cache_directory`` (common/common.cpp) and ``hf_cache::get_cache_directory`` (common/hf-cache.cpp) of llama.cpp
+b11434, huggingface_hub's environment documentation, LM Studio's ``~/.lmstudio-home-pointer`` and settings.json, Ollama's FAQ.
 """
 
 from __future__ import annotations
@@ -35,14 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A folder to look in.
-
-    Attributes:
-        path: The folder; it need not exist.
-        source: What to call it: `autospec.catalog.model.Model.source`.
-        chosen: True if the user named it, so that its absence is worth a word.
-        depth: How many folders deep to look; ``None`` for all the way down.
-    """
+    """A folder to search, at most `depth` folders deep. `chosen`: the user named it, so its absence deserves a warning."""
 
     path: Path
     source: str
@@ -53,14 +41,7 @@ class ModelFolder:
 def places(
     environ: Mapping[str, str], home: Path, platform: str, model_dirs: Iterable[Path] = ()
 ) -> tuple[ModelFolder, ...]:
-    """Every folder that may hold models, the user's own first, each once.
-
-    Args:
-        environ: The environment.
-        home: The home folder.
-        platform: ``sys.platform``.
-        model_dirs: Folders from the config.
-    """
+    """Return every folder that may hold models, the user's own (`model_dirs`) first, each once."""
     found = [ModelFolder(path, "folder", chosen=True) for path in model_dirs]
     cache = _folder(environ, "XDG_CACHE_HOME", home) or home / ".cache"
     found += [ModelFolder(p, "llama.cpp cache") for p in _llama_cpp(environ, home, platform, cache)]
@@ -76,7 +57,7 @@ def places(
 def _llama_cpp(environ: Mapping[str, str], home: Path, platform: str, cache: Path) -> list[Path]:
     own = _folder(environ, "LLAMA_CACHE", home)
     if own:
-        # Newer builds lay it out like Hugging Face's cache; the walk knows both.
+        # Newer builds use Hugging Face's layout; `walk` reads both.
         return [own]
     return [home / "Library/Caches/llama.cpp" if platform == "darwin" else cache / "llama.cpp"]
 
@@ -106,7 +87,7 @@ def _ollama(environ: Mapping[str, str], home: Path, platform: str) -> list[Path]
     own = _folder(environ, "OLLAMA_MODELS", home)
     found = [own] if own else [home / ".ollama/models"]
     if platform.startswith("linux"):
-        # The home of the user that Ollama's installer makes for its service.
+        # Home of the user that Ollama's installer creates for its service.
         found.append(Path("/usr/share/ollama/.ollama/models"))
     return found
 
@@ -140,11 +121,7 @@ _SPLIT: Final = re.compile(
 
 
 def part_paths(path: Path) -> tuple[Path, ...]:
-    """The files that belong to a GGUF file by its name: itself, or every part of a split model.
-
-    Args:
-        path: Any part, or a file that is whole.
-    """
+    """Return the files that belong to a GGUF file by its name: itself, or every part of a split model."""
     match = _SPLIT.fullmatch(path.name)
     if match is None:
         return (path,)
@@ -153,19 +130,19 @@ def part_paths(path: Path) -> tuple[Path, ...]:
 
 
 def model_name(path: Path) -> str:
-    """The catalogue name of a GGUF file: its stem, without the part of a split."""
+    """Return the catalogue name of a GGUF file: its stem, without the part number of a split."""
     match = _SPLIT.fullmatch(path.name)
     return match["stem"] if match else path.stem
 
 
 def split_key(name: str) -> tuple[str, int] | None:
-    """What all parts of one split model share: the stem and the number of parts; ``None`` if it is whole."""
+    """The stem and the number of parts that all parts of a split model share; ``None`` for a whole file."""
     match = _SPLIT.fullmatch(name)
     return (match["stem"], int(match["parts"])) if match else None
 
 
 def is_first_or_whole(name: str) -> bool:
-    """True for a file that a model is loaded by."""
+    """True for a file by which a model is loaded."""
     match = _SPLIT.fullmatch(name)
     return match is None or int(match["part"]) == 1
 
@@ -173,19 +150,13 @@ def is_first_or_whole(name: str) -> bool:
 _DIGEST: Final = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
 _MANIFEST_LIMIT: Final = 1 << 20
-# Deeper than this no folder is looked into: Python's own recursion ends soon after.
+# Depth limit of the search, below Python's own recursion limit.
 _ENDLESS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A model's place on disk, before anything of it was read.
-
-    Attributes:
-        path: GGUF file (any part of a split one whose first is missing, else the first) or MLX folder.
-        format: What to read it as.
-        name: What it is called where the path does not say it (Ollama, Hugging Face folders), or empty.
-    """
+    """A model before it is read. `path`: GGUF file (of a split one the first part if it exists) or MLX folder."""
 
     path: Path
     format: Format
@@ -193,13 +164,7 @@ class FoundModel:
 
 
 def walk(root: Path, warnings: list[str], depth: int | None = None) -> Iterator[FoundModel]:
-    """Find the models below a folder, in a fixed order. Links are followed; loops end.
-
-    Args:
-        root: The folder.
-        warnings: One line is added for each thing that cannot be read.
-        depth: How many folders deep to look; ``None`` for all the way down.
-    """
+    """Find the models below a folder, in a fixed order; each unreadable file or folder adds a line to `warnings`."""
     yield from _walk_folder(root, warnings, set(), _ENDLESS if depth is None else depth)
 
 
@@ -238,17 +203,17 @@ def _gguf_files(folder: Path, names: list[str], warnings: list[str]) -> Iterator
         if not is_first_or_whole(name):
             if split_key(name) in have_first:
                 continue
-            # The first part is missing: hand over another, once, and the reader says so.
+            # The first part is missing: yield another part once, and the reader reports it.
             have_first.add(split_key(name))
         path = folder / name
         if path.is_file():
             yield FoundModel(path, "gguf")
         elif path.is_symlink():
-            warnings.append(f"{path} is a link to a file that is not there.")
+            warnings.append(f"{path} is a link to a missing file.")
 
 
 def _hub_repository(folder: Path, warnings: list[str], seen: set[tuple[int, int]]) -> Iterator[FoundModel]:
-    """``models--ORG--NAME/snapshots/REVISION/…``: links into ``blobs``, the newest revision first."""
+    """``models--ORG--NAME/snapshots/REVISION/…``: links into ``blobs``, newest revision first."""
     repo = folder.name.removeprefix("models--").replace("--", "/")
     snapshots = folder / "snapshots"
     try:
@@ -284,7 +249,7 @@ def _ollama_store(folder: Path, warnings: list[str]) -> Iterator[FoundModel]:
             try:
                 digest = _model_digest(path)
             except (OSError, ValueError) as error:
-                warnings.append(f"{path} is not an Ollama manifest that can be read: {error}.")
+                warnings.append(f"{path} is not a readable Ollama manifest: {error}.")
                 continue
             if not digest:
                 continue  # a cloud model, or one in another format
@@ -293,7 +258,7 @@ def _ollama_store(folder: Path, warnings: list[str]) -> Iterator[FoundModel]:
             if blob.is_file():
                 yield FoundModel(blob, "gguf", name)
             else:
-                warnings.append(f"Ollama's {name} is incomplete: {blob} is not there.")
+                warnings.append(f"Ollama's {name} is incomplete: {blob} is missing.")
 
 
 def _model_digest(path: Path) -> str:
@@ -302,18 +267,18 @@ def _model_digest(path: Path) -> str:
     manifest: Any = json.loads(path.read_bytes())
     layers = manifest.get("layers") if isinstance(manifest, dict) else None
     if not isinstance(layers, list):
-        raise ValueError("it has no layers")  # noqa: TRY004 - told like JSON that does not parse
+        raise ValueError("it has no layers")  # noqa: TRY004 - reported like invalid JSON
     for layer in layers:
         if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_MODEL:
             match = _DIGEST.fullmatch(str(layer.get("digest", "")))
             if match is None:
-                raise ValueError("its digest makes no sense")
+                raise ValueError("its digest is malformed")
             return match[1]
     return ""
 
 
 def _ollama_name(parts: tuple[str, ...]) -> str:
-    """As ``ollama list`` writes it: the registry and the namespace ``library`` go without saying."""
+    """The name as ``ollama list`` prints it, without the default registry and namespace."""
     *where, name, tag = ("", *parts)[-4:] if len(parts) < 4 else parts
     if where[:1] == ["registry.ollama.ai"]:
         where = where[1:]

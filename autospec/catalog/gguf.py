@@ -1,12 +1,8 @@
-"""The vocabulary of a GGUF file, with the defaults that llama.cpp puts where keys are missing.
+"""Read GGUF files, whole or split, as models, with llama.cpp's defaults for missing keys.
 
-The source of every default is ``llama_vocab::impl::load`` in ``src/llama-vocab.cpp`` of b11434.
-
-GGUF files as models: one file, or the parts of a split one.
-
-The keys and tensor names are those that llama.cpp b11434 reads (``src/llama-arch.cpp``,
-``src/llama-hparams.cpp``); draft heads are told as ``common_speculative_types_from_gguf`` in
-``common/speculative.cpp`` tells them.
+Keys and tensor names are those of llama.cpp b11434 (``src/llama-arch.cpp``, ``src/llama-hparams.cpp``), vocabulary defaults those
+of ``llama_vocab::impl::load`` in ``src/llama-vocab.cpp``. Draft heads are recognised as in
+``common_speculative_types_from_gguf`` (``common/speculative.cpp``).
 """
 
 from __future__ import annotations
@@ -50,14 +46,7 @@ _BPE_WITHOUT_BOS: Final = frozenset({"chatglm-bpe", "glm4", "glm5"})
 
 
 def vocabulary_of(header: Header) -> Vocabulary | None:
-    """The vocabulary as llama.cpp would load it.
-
-    Args:
-        header: The (first) file's header.
-
-    Returns:
-        ``None`` where the file has no tokens.
-    """
+    """Return the vocabulary as llama.cpp would load it; ``None`` if the file has no tokens."""
     if header.tokens is None:
         return None
     values = header.values
@@ -83,7 +72,7 @@ def vocabulary_of(header: Header) -> Vocabulary | None:
 
 
 def _token_id(value: object, size: int, default: int) -> int:
-    """The id in the file, unless it is none of the vocabulary's."""
+    """The id in the file, unless it is outside the vocabulary."""
     default = default if default < size else _NONE
     return value if isinstance(value, int) and 0 <= value < size else default
 
@@ -100,12 +89,12 @@ _EMBEDDING_ARCHITECTURES: Final = frozenset(
 )
 _LANGUAGE_ARCHITECTURES: Final = frozenset(MODEL_ARCH_NAMES.values())
 _ROLES: Final[dict[str, Role]] = {"adapter": "adapter", "imatrix": "other", "mmproj": "projector"}
-# Every n-th layer attends to everything, where the file does not say it: load_swa_pattern in src/models.
+# Every n-th layer has full attention if the file does not say otherwise: load_swa_pattern in src/models.
 _FULL_ATTENTION_EVERY: Final = {
     "gemma2": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "llama4": 4, "olmo2": 4, "gemma3n": 5, "gemma3": 6,
 }  # fmt: skip
 _RECURRENT_KEYS: Final = ("ssm.", "wkv.", "kda.", "shortconv.", "attention.recurrent_layers")
-# Two fine-tunes of one model can have equal headers; these few bytes tell them apart.
+# Two fine-tunes of one model can have equal headers; these few bytes distinguish them.
 _SAMPLED_TENSORS = 16
 _SAMPLE_BYTES = 256
 _LARGEST_COUNT = 1 << 40
@@ -113,13 +102,10 @@ _MOST_LAYERS = 1 << 16
 
 
 def read_gguf(path: Path) -> Model:
-    """Read a model's metadata, of all parts if it is split.
-
-    Args:
-        path: The file, or any part of a split model.
+    """Read a model's metadata from the file, or from all parts of a split model.
 
     Raises:
-        ModelFileError: Damaged, truncated, not GGUF, not readable, or parts are missing.
+        ModelFileError: Damaged, truncated, not GGUF, unreadable, or parts are missing.
     """
     paths = part_paths(path)
     missing = [p for p in paths if not p.exists()]
@@ -137,13 +123,13 @@ def read_gguf(path: Path) -> Model:
     if declared != len(paths):
         raise ModelFileError(
             f"{path} is one part of a model split in {declared}, and its name does not say so.",
-            "Give the parts their own names back, NAME-00001-of-0000N.gguf.",
+            "Rename the parts to NAME-00001-of-0000N.gguf.",
         )
     return _model(paths, headers, first)
 
 
 class _Keys:
-    """Metadata of a first part, with the architecture's prefix and wrong types taken care of."""
+    """The first part's metadata; handles the architecture's prefix and wrong types."""
 
     def __init__(self, header: Header) -> None:
         self.values = header.values
@@ -164,7 +150,7 @@ class _Keys:
         return any(k.startswith(f"{self.architecture}.{prefix}") for k in self.values)
 
     def per_layer(self, key: str, layers: int, default: int) -> list[int]:
-        """One entry per layer of an array, or the scalar repeated."""
+        """The array's entries, one per layer, or the scalar repeated."""
         entries = self._entries(f"{self.architecture}.{key}") or [default]
         if len(entries) == 1:
             return entries * layers
@@ -173,7 +159,7 @@ class _Keys:
     def _entries(self, key: str) -> list[int]:
         value = self.values.get(key)
         entries = value if isinstance(value, list) else [value]
-        # Everything asked for is a count: what is negative, infinite or no number is as good as missing.
+        # All keys are counts: negative or infinite values and other types count as missing.
         return [int(v) for v in entries if isinstance(v, int | float) and 0 <= v < _LARGEST_COUNT]
 
 
@@ -232,20 +218,20 @@ def _role(keys: _Keys, tensors: Sequence[TensorInfo], header: Header, head: Head
     elif keys.architecture in _EMBEDDING_ARCHITECTURES or keys.of("pooling_type") > 0:
         role = "embedding"
     elif head is None and header.tokens is None and keys.architecture not in _LANGUAGE_ARCHITECTURES:
-        # Image and speech models come as GGUF, too.
+        # Image and speech models are GGUF files too.
         role = "other"
     return role
 
 
 def _head(keys: _Keys, tensors: Sequence[TensorInfo], blocks: int) -> Head | None:
-    """What makes a file a draft head and nothing more."""
+    """The draft head, if the file is nothing but one."""
     targets = keys.values.get(f"{keys.architecture}.target_layers")
     layers = tuple(int(v) for v in targets) if isinstance(targets, list) else ()
     names = {t.name for t in tensors}
     if keys.architecture == "eagle3":
         return Head("eagle3", keys.of("target_hidden_size"), layers)
     if keys.architecture == "dflash":
-        # The encoder takes len(target_layers) * embedding_length inputs, so the main model's is the same.
+        # The encoder takes len(target_layers) * embedding_length inputs, so the main model has the same size.
         hidden = keys.of("embedding_length")
         block = keys.of("block_size", 16)
         if "markov_w1.weight" not in names:
@@ -256,13 +242,13 @@ def _head(keys: _Keys, tensors: Sequence[TensorInfo], blocks: int) -> Head | Non
     mtp = keys.of("nextn_predict_layers")
     in_blocks = {int(m[1]) for n in names if (m := _BLOCK_TENSOR.match(n))}
     if mtp and in_blocks and min(in_blocks) >= blocks - mtp:
-        # `convert_hf_to_gguf.py --mtp`, or an architecture that is nothing but MTP layers (gemma4-assistant).
+        # `convert_hf_to_gguf.py --mtp`, or an architecture of MTP layers only (gemma4-assistant).
         return Head("mtp", keys.of("embedding_length_out") or keys.of("embedding_length"))
     return None
 
 
 def _kv(keys: _Keys, layers: int) -> tuple[int, int, int]:
-    """Bytes per token of an f16 KV cache, the part of it with a sliding window, and the window."""
+    """Bytes per token of an f16 KV cache, the part with a sliding window, and the window in tokens."""
     if layers > _MOST_LAYERS:
         return 0, 0, 0
     heads = keys.of("attention.head_count")
@@ -295,15 +281,15 @@ def _sliding_layers(keys: _Keys, layers: int) -> list[bool]:
     if isinstance(value, list) and len(value) >= layers:
         return [bool(v) for v in value[:layers]]
     every = value if isinstance(value, int) else _FULL_ATTENTION_EVERY.get(keys.architecture, 1)
-    # 1 means that every layer is full: more memory than it may take, never less.
+    # 1 means full attention everywhere, which can only overestimate the memory.
     return [bool(every) and i % every < every - 1 for i in range(layers)]
 
 
 def _bytes_per_token(tensors: Sequence[TensorInfo], idle: float, end: int) -> int:
-    """Weights that decoding reads: experts by their share, looked-up tables and MTP layers not."""
+    """Weights that decoding reads: experts by their share, without looked-up tables and MTP layers."""
     looked_up = set(_LOOKED_UP)
     if any(t.name == "output.weight" for t in tensors):
-        # Without one, the embedding is the output matrix as well and is read whole.
+        # Without it, the embedding is also the output matrix and is read whole.
         looked_up.add("token_embd.weight")
     total = 0.0
     for tensor in tensors:

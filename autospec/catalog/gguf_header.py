@@ -1,10 +1,9 @@
-"""The header of a GGUF file: key/value pairs, token table, tensor infos. Never the weights.
+"""Read the header of a GGUF file: key/value pairs, token table, tensor infos; never the weights.
 
-Constants, value types and block sizes are the `gguf` package's; the walk over the bytes is done here. Its
-`GGUFReader` makes several NumPy views per string: measured on SmolLM2-135M (49,152 tokens and 48,900
-merges, warm cache, 2 cores) it takes 2.9 s where this takes 0.04 s, so a catalogue of a hundred models
-would take five minutes to read; it also maps the weights, fails on tensor types newer than the package,
-and loops for as long as a damaged length tells it to. A test holds the two readers to the same result.
+Constants, value types and block sizes come from the `gguf` package; the parser is our own. `GGUFReader` creates several NumPy
+views per string: for SmolLM2-135M (49,152 tokens and 48,900 merges, warm cache, 2 cores) it takes 2.9 s, this parser 0.04 s,
+so a catalogue of a hundred models would take five minutes. It also maps the weights, fails on newer tensor types, and follows
+a damaged length without limit. A test compares both readers.
 """
 
 from __future__ import annotations
@@ -26,24 +25,20 @@ from gguf.constants import (
     GGUFValueType,
 )
 
+from autospec.catalog.model import BLOCK, FIRST_CHECKED_ID
 from autospec.errors import ModelFileError
 
-__all__ = ["BLOCK", "FIRST_CHECKED_ID", "Header", "TensorInfo", "TokenTable", "read_header", "read_tokens"]
-
-# llama.cpp compares vocabularies from this id on (see autospec.catalog.vocabulary).
-FIRST_CHECKED_ID: Final = 5
-# Tokens per digest in a token table.
-BLOCK: Final = 8192
+__all__ = ["Header", "TensorInfo", "read_header", "read_tokens"]
 
 TOKENS_KEY: Final = "tokenizer.ggml.tokens"
 
 _CHUNK = 1 << 20
-# Larger than any real header (a 262k-token tokenizer makes about 16 MB); a damaged length ends here.
+# Larger than any real header (a 262k-token tokenizer takes about 16 MB); limits a damaged length.
 _MAX_HEADER = 1 << 28
 _MAX_PAIRS = 1 << 16
 _MAX_TENSORS = 1 << 20
 _MAX_ARRAY = 1 << 24
-# Longer arrays are per token, not per layer, and nothing here reads them.
+# Longer arrays are per token, not per layer, and are not used.
 _MAX_KEPT = 4096
 _MAX_DIMS = 4  # GGML_MAX_DIMS
 _VERSIONS = (2, GGUF_VERSION)
@@ -66,7 +61,7 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """The vocabulary's tokens as digests; `autospec.catalog.model.Vocabulary` says what each means."""
+    """The vocabulary's tokens as digests; see `autospec.catalog.model.Vocabulary`."""
 
     size: int
     digest: str
@@ -75,15 +70,7 @@ class TokenTable:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor as the header lists it.
-
-    Attributes:
-        name: Its name.
-        shape: Dimensions, innermost first, as ggml has them.
-        type: ggml's number of the type.
-        offset: Where it begins, counted from the data section.
-        n_bytes: Its size, or ``None`` for a type that the installed `gguf` does not know.
-    """
+    """One tensor of the header. `shape`: innermost first. `type`: ggml's number. `offset`: from the data section."""
 
     name: str
     shape: tuple[int, ...]
@@ -109,14 +96,8 @@ class TensorInfo:
 class Header:
     """One file's header.
 
-    Attributes:
-        values: Metadata: scalars, strings and short arrays of numbers; of other arrays only `lengths`.
-        lengths: Length of every array.
-        tokens: The token table, or ``None``.
-        tensors: Every tensor, in the file's order.
-        data_offset: Where the weights begin.
-        file_size: Bytes.
-        digest: SHA-256 of the header's bytes.
+    `values` has scalars, strings and short arrays of numbers; of other arrays there are only `lengths`. `data_offset` is the start of
+    the weights in bytes, `digest` the SHA-256 of the header.
     """
 
     values: dict[str, bool | int | float | str | list[int] | list[float]]
@@ -129,13 +110,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read a GGUF file's header and check that the file is as long as its tensors need.
-
-    Args:
-        path: The file, or one part of a split model.
+    """Read the header of a GGUF file, or of one part, and check that the file is long enough for its tensors.
 
     Raises:
-        ModelFileError: Damaged, truncated, empty, not GGUF, or not readable.
+        ModelFileError: Damaged, truncated, empty, not GGUF, or unreadable.
     """
     try:
         with path.open("rb") as file:
@@ -145,14 +123,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_tokens(path: Path) -> list[bytes]:
-    """Read the text of every token, in order; empty if the file has no vocabulary.
-
-    Args:
-        path: A GGUF file.
-
-    Raises:
-        ModelFileError: As `read_header`.
-    """
+    """Read the text of every token, in order; empty without a vocabulary. Raises `ModelFileError`."""
     texts: list[bytes] = []
     try:
         with path.open("rb") as file:
@@ -163,15 +134,7 @@ def read_tokens(path: Path) -> list[bytes]:
 
 
 class _Walk:
-    """One pass over a header, reading the file in chunks as it goes.
-
-    The file is not mapped: a mapping of a file that shrinks while it is read kills the process.
-
-    Args:
-        file: The file, open.
-        path: Its path, for messages.
-        texts: Where to put the tokens' texts, if they are wanted.
-    """
+    """One pass over a header, in chunks. The file is not mapped: if it shrinks meanwhile, a mapping kills the process."""
 
     def __init__(self, file: BinaryIO, path: Path, texts: list[bytes] | None = None) -> None:
         self._file = file
@@ -236,10 +199,10 @@ class _Walk:
         if version & 0xFFFF == 0 and version:
             raise ModelFileError(
                 f"{self._path} is a GGUF file for big-endian machines.",
-                "Convert it, or download another one.",
+                "Convert it, or download another file.",
             )
         if version not in _VERSIONS:
-            raise ModelFileError(f"{self._path} is of GGUF version {version}; versions 2 and 3 can be read.")
+            raise ModelFileError(f"{self._path} has GGUF version {version}; autospec reads versions 2 and 3.")
         tensors = self._count(_MAX_TENSORS, "tensors")
         return tensors, self._count(_MAX_PAIRS, "metadata keys")
 
@@ -273,7 +236,7 @@ class _Walk:
             )
 
     def _strings(self, count: int, *, keep: bool) -> TokenTable | None:
-        """Step over an array of strings; digests are made of what stands between the steps."""
+        """Skip an array of strings, and digest the bytes in between."""
         if count * 8 > self._size:
             raise self._truncated()
         begin = self._at
@@ -297,7 +260,7 @@ class _Walk:
             )
 
     def _step_over(self, count: int) -> None:
-        # The loop that a cold read spends its time in: a quarter of a million turns for a large vocabulary.
+        # The hot loop of a cold read: 250,000 iterations for a large vocabulary.
         unpack, buffer, at = _U64.unpack_from, self._buffer, self._at
         done = 0
         while done < count:
@@ -357,7 +320,7 @@ class _Walk:
         return value
 
     def _fill(self, end: int) -> None:
-        """Have the buffer reach this offset."""
+        """Read until the buffer reaches this offset."""
         if end <= len(self._buffer):
             return
         if end > self._size:

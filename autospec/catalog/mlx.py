@@ -1,8 +1,6 @@
-"""The vocabulary of an MLX (or any Hugging Face) model folder.
+"""Read MLX and Hugging Face model folders: config.json, tokenizer.json, headers of the safetensors files; never the weights.
 
-MLX model folders: config.json, the headers of the safetensors files, tokenizer.json. Never the weights.
-
-Folders as `mlx_lm.convert` writes them, and plain Hugging Face folders, which `mlx_lm` loads as well.
+`mlx_lm.convert` writes such folders, and `mlx_lm` also loads plain Hugging Face folders.
 """
 
 from __future__ import annotations
@@ -18,31 +16,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from autospec.catalog.model import Model, Role, Vocabulary
+from autospec.catalog.model import BLOCK, FIRST_CHECKED_ID, Model, Role, Vocabulary
 from autospec.errors import ModelFileError
 
-__all__ = ["is_mlx_folder", "read_json", "read_mlx", "read_tokens", "vocabulary_of", "weight_files"]
+__all__ = ["read_mlx", "read_tokens", "vocabulary_of"]
 
 
-_FIRST_CHECKED_ID: Final = 5
-_BLOCK: Final = 8192
-# More than any vocabulary; a damaged id ends here.
+# Larger than any vocabulary; limits a damaged id.
 _MAX_TOKENS: Final = 1 << 22
 
 
 def vocabulary_of(folder: Path, config: dict[str, Any]) -> Vocabulary | None:
-    """Read the vocabulary's fingerprint.
-
-    Args:
-        folder: The model's folder.
-        config: Its ``config.json``.
-
-    Returns:
-        ``None`` where there is no ``tokenizer.json``.
-
-    Raises:
-        ModelFileError: ``tokenizer.json`` is damaged.
-    """
+    """Return the vocabulary's digests; ``None`` without a ``tokenizer.json``. Raises `ModelFileError`."""
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
@@ -51,7 +36,7 @@ def vocabulary_of(folder: Path, config: dict[str, Any]) -> Vocabulary | None:
     settings = _optional(folder / "tokenizer_config.json")
     ids = {text: i for i, text in enumerate(tokens)}
     encoded = [len(t).to_bytes(8, "little") + t for t in tokens]
-    edges = [i for i in (_FIRST_CHECKED_ID, *range(_BLOCK, len(tokens) + 1, _BLOCK)) if i <= len(tokens)]
+    edges = [i for i in (FIRST_CHECKED_ID, *range(BLOCK, len(tokens) + 1, BLOCK)) if i <= len(tokens)]
     model = document.get("model")
     return Vocabulary(
         kind=str(model.get("type") or "") if isinstance(model, dict) else "",
@@ -66,27 +51,13 @@ def vocabulary_of(folder: Path, config: dict[str, Any]) -> Vocabulary | None:
 
 
 def read_tokens(folder: Path) -> list[bytes]:
-    """Read the text of every token, in order of the ids; an id that nothing has is empty.
-
-    Args:
-        folder: The model's folder.
-
-    Raises:
-        ModelFileError: ``tokenizer.json`` is missing or damaged.
-    """
+    """Read the text of every token, by id; an unused id has an empty text. Raises `ModelFileError`."""
     path = folder / "tokenizer.json"
     return _texts(path, read_json(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that must hold one JSON object.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ModelFileError: It does not, or cannot be read.
-    """
+    """Read a file that must hold one JSON object; raises `ModelFileError`."""
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
@@ -156,29 +127,13 @@ class _Tensor:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a folder, in order of their names; files such as adapters are left out.
-
-    Args:
-        folder: A model's folder.
-    """
+    """The safetensors files of a folder, sorted by name, without adapters."""
     files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))
     return tuple(p for p in files if not p.name.startswith(("adapter", "adapters"))) or tuple(files)
 
 
-def is_mlx_folder(folder: Path) -> bool:
-    """True if a folder holds a configuration and weights."""
-    return (folder / "config.json").is_file() and bool(weight_files(folder))
-
-
 def read_mlx(path: Path) -> Model:
-    """Read a model folder's metadata.
-
-    Args:
-        path: The folder.
-
-    Raises:
-        ModelFileError: Damaged, truncated, incomplete or not readable.
-    """
+    """Read a model folder's metadata. Raises `ModelFileError` if it is damaged, truncated, incomplete or unreadable."""
     config = read_json(path / "config.json")
     files = weight_files(path)
     if not files:
@@ -234,7 +189,7 @@ def read_mlx(path: Path) -> Model:
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part of a configuration that also has vision or audio."""
+    """The language model's part of a configuration with vision or audio."""
     for key in ("text_config", "llm_config", "language_config"):
         inner = config.get(key)
         if isinstance(inner, dict):
@@ -257,7 +212,7 @@ def _check_complete(path: Path, files: Sequence[Path]) -> None:
 
 
 def _header(path: Path, digest: Any) -> list[_Tensor]:
-    """One safetensors file: eight bytes with the header's length, the header as JSON, the weights."""
+    """Tensors of one safetensors file: eight bytes of header length, the header as JSON, the weights."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -271,7 +226,7 @@ def _header(path: Path, digest: Any) -> list[_Tensor]:
             needed = 8 + length + sum(t.n_bytes for t in tensors)
             if needed > size:
                 raise ModelFileError(f"{path} is truncated: it has {size} of {needed} bytes.", _AGAIN)
-            # A few bytes of the weights: two fine-tunes of one model can have equal headers.
+            # Two fine-tunes of one model can have equal headers; a few bytes of the weights distinguish them.
             for part in range(1, 17):
                 file.seek(8 + length + (size - 8 - length) * part // 17)
                 digest.update(file.read(256))
@@ -292,14 +247,14 @@ def _entries(path: Path, document: Any) -> list[_Tensor]:
             shape = tuple(int(v) for v in entry["shape"])
             tensors.append(_Tensor(str(name), str(entry["dtype"]), shape, end - begin))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ModelFileError(f"{path} is damaged: its header makes no sense.", _AGAIN) from error
+        raise ModelFileError(f"{path} is damaged: its header is malformed.", _AGAIN) from error
     if any(min(*t.shape, t.n_bytes, 0) < 0 for t in tensors):
         raise ModelFileError(f"{path} is damaged: it has tensors of a negative size.", _AGAIN)
     return tensors
 
 
 def _parameters(tensors: Sequence[_Tensor], config: dict[str, Any]) -> list[tuple[_Tensor, int]]:
-    """Each tensor's number of weights; what belongs to the packing of others counts nothing."""
+    """Each tensor's number of weights, without scales and biases of packed tensors."""
     names = {t.name for t in tensors}
     result = []
     for tensor in tensors:
@@ -315,7 +270,7 @@ def _parameters(tensors: Sequence[_Tensor], config: dict[str, Any]) -> list[tupl
 
 
 def _bits(config: dict[str, Any], layer: str) -> int:
-    """Bits per weight of a layer; `mlx_lm` writes exceptions by the layer's name."""
+    """Bits per weight of a layer; `mlx_lm` stores exceptions by layer name."""
     settings = _quantization_settings(config)
     own = settings.get(layer)
     bits = (own if isinstance(own, dict) else settings).get("bits", 4)
@@ -400,7 +355,7 @@ def _role(config: dict[str, Any]) -> Role:
 
 
 def _beyond(name: str, layers: int) -> bool:
-    """True if a tensor belongs to a layer behind the last one: there DeepSeek and GLM keep their MTP layers."""
+    """True for a tensor of a layer after the last one, where DeepSeek and GLM keep their MTP layers."""
     match = re.search(r"\.layers\.(\d+)\.", name)
     return bool(match and layers and int(match[1]) >= layers)
 

@@ -1,23 +1,35 @@
-"""A model on this disk, as its metadata describes it. Pure values.
-
-The context length in a server's arguments. Tuner and proxy count memory with it.
-"""
+"""A model on this disk as its metadata describes it, and the context length in a server's arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from autospec.cells import ModelRef
 
-__all__ = ["Format", "Head", "Model", "Role", "Vocabulary", "context_of", "names_context", "without_context"]
-
+__all__ = [
+    "BLOCK",
+    "FIRST_CHECKED_ID",
+    "Format",
+    "Head",
+    "Model",
+    "Role",
+    "Vocabulary",
+    "context_of",
+    "names_context",
+    "without_context",
+]
 
 Format = Literal["gguf", "mlx"]
-# Everything but text is left out of the catalogue.
+# The catalogue holds only text models.
 Role = Literal["text", "embedding", "projector", "adapter", "vocabulary", "other"]
+
+# llama.cpp compares vocabularies from this token id on (see autospec.catalog.vocabulary).
+FIRST_CHECKED_ID: Final = 5
+# Tokens per digest in `Vocabulary.blocks`.
+BLOCK: Final = 8192
 
 # A sliding-window cache holds the window and one micro-batch (llama.cpp's default -ub).
 _MICRO_BATCH_TOKENS = 512
@@ -25,21 +37,18 @@ _MICRO_BATCH_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What must agree between a main model and its draft.
-
-    The tokens themselves are not kept; `autospec.catalog.vocabulary` reads them again where the digests
-    do not settle the question.
+    """The properties of a vocabulary that a main model and its draft must share.
 
     Attributes:
         kind: ``tokenizer.ggml.model`` (``gpt2``, ``llama`` …) or the type in ``tokenizer.json``.
         size: Number of tokens.
         digest: SHA-256 over every token's text, in order.
-        blocks: Digests of tokens 5…8191, 8192…16383 and so on, whole blocks only: most differing
-            vocabularies are told apart by these without opening a file again.
+        blocks: Digests of tokens 5…8191, 8192…16383 and so on, whole blocks only. They distinguish most vocabularies
+            without reading a file again.
         bos: Id of the token that begins a text, or -1.
-        eos: Id of the token that ends one, or -1.
-        add_bos: True if the tokenizer puts `bos` before a prompt by itself.
-        add_eos: True if it puts `eos` behind one.
+        eos: Id of the token that ends a text, or -1.
+        add_bos: True if the tokenizer puts `bos` before a prompt.
+        add_eos: True if the tokenizer puts `eos` after a prompt.
     """
 
     kind: str
@@ -54,14 +63,10 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a model that is only a draft head asks of its main model.
+    """Requirements of a draft head on its main model.
 
-    Attributes:
-        kind: ``eagle3``, ``dflash``, ``dspark`` or ``mtp``.
-        hidden_size: Hidden size of the main model it was trained for; 0 where the file does not tell.
-        target_layers: Layers of the main model that it listens to.
-        n_max: Most tokens it can propose in a cycle; 0 where the head sets no limit.
-        takes_p_min: False if llama.cpp refuses a p-min above 0 with it.
+    `hidden_size` is 0 if the file does not say it; `target_layers` are the layers that the head reads; `n_max` is 0 without a limit;
+    `takes_p_min` is False if llama.cpp refuses a p-min above 0 with it.
     """
 
     kind: Literal["eagle3", "dflash", "dspark", "mtp"]
@@ -76,38 +81,34 @@ class Model:
     """One model, from metadata alone.
 
     Attributes:
-        name: Catalogue name: file stem without split suffix, Hugging Face repository or folder of an MLX
-            model, ``name:tag`` of Ollama.
+        name: Catalogue name: file stem without split suffix, Hugging Face repository or folder of an MLX model,
+            ``name:tag`` of Ollama.
         path: The file (first part of a split one) or the folder.
         format: ``gguf`` or ``mlx``.
-        source: Where it was found: ``llama.cpp cache``, ``Hugging Face cache``, ``LM Studio``, ``Ollama``,
-            ``folder``.
+        source: Where it was found: ``llama.cpp cache``, ``Hugging Face cache``, ``LM Studio``, ``Ollama``, ``folder``.
         architecture: ``general.architecture`` or ``model_type``.
-        parameters: Weights in all.
-        active_parameters: Weights that take part in one token: all of a dense model, the shared ones and
-            the chosen experts of a MoE.
+        parameters: Number of weights.
+        active_parameters: Weights used for one token: all of a dense model, the shared ones and the chosen experts of a MoE.
         experts: Experts per layer; 0 for a dense model.
         active_experts: Experts chosen per token.
         quantization: ``Q4_K_M``, ``F16`` …; MLX: ``4-bit``, ``bfloat16`` …
         size_bytes: Size of all files together.
         files: Every weight file, in order.
-        context_length: Tokens the model was trained for; 0 where unknown.
-        layers: Layers of the trunk, MTP layers not counted.
+        context_length: Trained context in tokens; 0 if unknown.
+        layers: Layers of the trunk, without MTP layers.
         embedding_length: Hidden size.
         kv_bytes_per_token: One token's part of an f16 KV cache, over all layers that have one.
-        kv_sliding_bytes_per_token: Of those, what belongs to layers with a sliding window.
+        kv_sliding_bytes_per_token: The part of it in layers with a sliding window.
         sliding_window: Tokens that those layers keep; 0 without such layers.
-        bytes_per_token: Bytes of weights that decoding one token reads. Decoding is bound by memory, so
-            this is what a model costs per token.
-        vocab: The vocabulary, or ``None`` where the files hold none.
-        mtp_layers: Multi-token-prediction layers whose weights are in the files.
-        head: What a draft head asks for; ``None`` for a whole model.
-        has_recurrent_state: True if some layers keep a state instead of a KV cache (Mamba, RWKV, hybrids).
-        role: ``text``, or why this is not a language model.
+        bytes_per_token: Bytes of weights read to decode one token: the cost of a token, since decoding is memory-bound.
+        vocab: The vocabulary; ``None`` if the files have none.
+        mtp_layers: Multi-token-prediction layers with weights in the files.
+        head: Requirements of a draft head; ``None`` for a whole model.
+        has_recurrent_state: True if some layers have a state instead of a KV cache (Mamba, RWKV, hybrids).
+        role: ``text``, or what it is instead of a language model.
         basename: ``general.basename``, or empty.
-        fingerprint: Hash of metadata, tensor infos, sizes and a few bytes of each of some tensors; not of
-            the path.
-        aliases: Further names under which the same file was found.
+        fingerprint: Hash of metadata, tensor infos, sizes and a few bytes of some tensors; not of the path.
+        aliases: Other names under which the same file was found.
     """
 
     name: str
@@ -145,20 +146,16 @@ class Model:
 
     @property
     def draft_kind(self) -> str:
-        """``eagle3``, ``dflash``, ``dspark`` or ``mtp`` for a model that is only a draft head, else empty."""
+        """The kind of a draft head; empty for a whole model."""
         return self.head.kind if self.head else ""
 
     @property
     def ref(self) -> ModelRef:
-        """The model as a cell names it."""
+        """The model as part of a cell."""
         return ModelRef(self.name, str(self.path), self.fingerprint)
 
     def kv_bytes(self, context_tokens: int) -> int:
-        """Size of an f16 KV cache for this many tokens.
-
-        Args:
-            context_tokens: Length of the context.
-        """
+        """Return the size of an f16 KV cache for this many tokens."""
         everywhere = self.kv_bytes_per_token - self.kv_sliding_bytes_per_token
         kept = min(context_tokens, self.sliding_window + _MICRO_BATCH_TOKENS)
         return everywhere * context_tokens + self.kv_sliding_bytes_per_token * kept
@@ -176,7 +173,7 @@ class Model:
         """Read what `to_json` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: It is not that.
+            KeyError, TypeError, ValueError: The data is malformed.
         """
         vocab, head = data["vocab"], data["head"]
         return cls(
@@ -193,29 +190,29 @@ class Model:
         )
 
 
-# llama.cpp's two names of the setting. It takes no `--ctx-size=4096`, but underscores for dashes.
+# llama.cpp's two names of the setting. It accepts underscores for dashes, but not `--ctx-size=4096`.
 _FLAGS = ("-c", "--ctx-size")
 
 
 def context_of(args: Sequence[str], own: int, unset: int) -> int:
-    """Tokens of context that a launch with these arguments has.
+    """Return the context length, in tokens, of a launch with these arguments.
 
     Args:
-        args: The launch settings. Of repeated flags the last one counts, as for llama-server.
-        own: The model's own context length, for which a 0 in the arguments stands; 0 where unknown.
-        unset: The context where the arguments name none, or name 0 and the model's own is unknown.
+        args: The launch settings. The last of repeated flags counts, as for llama-server.
+        own: The model's own context length, which a 0 in the arguments means; 0 if unknown.
+        unset: The context if the arguments set none, or set 0 and `own` is unknown.
     """
     given = _given(args)
     return unset if given is None else given or own or unset
 
 
 def names_context(args: Sequence[str]) -> bool:
-    """True if the arguments set the context length, be it to 0."""
+    """Return True if the arguments set the context length, 0 included."""
     return _given(args) is not None
 
 
 def without_context(args: Sequence[str]) -> list[str]:
-    """The arguments without those that set the context length."""
+    """Return the arguments without those that set the context length."""
     left: list[str] = []
     words = iter(args)
     for word in words:

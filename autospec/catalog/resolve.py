@@ -1,4 +1,4 @@
-"""Which model a person means by a name. Every command and every part of the proxy asks here. Pure."""
+"""Find the model that a name means, for every command and the proxy."""
 
 from __future__ import annotations
 
@@ -20,19 +20,10 @@ _Named = TypeVar("_Named")
 def answering(
     candidates: Iterable[_Named], name: str, names: Callable[[_Named], Iterable[str]]
 ) -> list[_Named]:
-    """Everything that answers to a name.
+    """Return the candidates that a name matches.
 
-    Four rules are tried in this order, and the first that anything meets decides: the exact name; the name without regard
-    to case, separators (``-``, ``_``, ``.``, ``:``, ``/``, space) and a final ``.gguf``; a part of the name; a part
-    without any separators.
-
-    Args:
-        candidates: What may be meant.
-        name: What the user typed.
-        names: The names that a candidate answers to.
-
-    Returns:
-        Those that meet the first rule that any of them meets, in their order; empty if none does.
+    Four rules apply in this order, and the first with a match decides: the exact name; the name without regard to case,
+    separators (``-``, ``_``, ``.``, ``:``, ``/``, space) and a final ``.gguf``; a part of the name; a part without any separators.
     """
     candidates = list(candidates)
     wanted = _plain(name)
@@ -52,21 +43,17 @@ def answering(
 
 
 def choose(models: Iterable[Model], name: str) -> Model:
-    """Find the one model that answers to a name, see `answering`.
+    """Return the one model that a name matches, see `answering`.
 
-    Copies of the same file count as one, and a whole model goes before a draft head.
-
-    Args:
-        models: The catalogue.
-        name: What the user typed.
+    Copies of the same file count as one, and a whole model has priority over a draft head.
 
     Raises:
-        UnknownModelError: None answers.
-        ModelChoiceError: Several do, or the name is empty.
+        UnknownModelError: No model matches.
+        ModelChoiceError: Several match, or the name is empty.
     """
     models = list(models)
     if not _plain(name):
-        raise ModelChoiceError("The model's name is empty.", "`autospec models` lists what was found.")
+        raise ModelChoiceError("The model's name is empty.", "`autospec models` lists the models.")
     matches = _distinct(answering(models, name, _names))
     whole = [m for m in matches if m.head is None]
     if len(whole) == 1 or len(matches) == 1:
@@ -77,24 +64,19 @@ def choose(models: Iterable[Model], name: str) -> Model:
 
 
 def ambiguous(name: str, labels: Iterable[str]) -> ModelChoiceError:
-    """The error that lists what a name could mean.
-
-    Args:
-        name: What the user typed.
-        labels: The names (or paths) of what answers to it.
-    """
+    """Build the error that lists what a name could mean, by names or paths."""
     labels = list(labels)
     lines = [f"  {label}" for label in labels[:_LISTED]]
     if more := len(labels) - len(lines):
         lines.append(f"  and {more} more")
     return ModelChoiceError(
         f"{name} could be any of {len(labels)} models:\n" + "\n".join(lines),
-        "Give more of the name, or the path.",
+        "Use more of the name, or the path.",
     )
 
 
 def ambiguous_models(name: str, matches: Sequence[Model]) -> ModelChoiceError:
-    """`ambiguous` for models of the catalogue: they are listed by path where their names do not differ."""
+    """Build the `ambiguous` error for models; paths are listed if names are equal."""
     same_name = len({m.name for m in matches}) < len(matches)
     return ambiguous(name, [str(m.path) if same_name else m.name for m in matches])
 
@@ -108,16 +90,16 @@ def _plain(text: str) -> str:
 
 
 def _distinct(models: Sequence[Model]) -> list[Model]:
-    """One of each set of equal files, the first."""
+    """The first of each set of equal files."""
     return list({m.fingerprint: m for m in reversed(models)}.values())[::-1]
 
 
 def _unknown(name: str, models: Sequence[Model]) -> UnknownModelError:
     plain = {_plain(n): n for m in models for n in _names(m)}
     close = [plain[p] for p in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.4)]
-    near = f" The nearest: {', '.join(close)}." if close else ""
+    near = f" Similar names: {', '.join(close)}." if close else ""
     return UnknownModelError(
-        f"No model answers to {name}.{near}",
-        "`autospec models` lists what was found; a path works, too.",
+        f"No model matches {name}.{near}",
+        "`autospec models` lists the models. A path works too.",
         known=tuple(m.name for m in models),
     )

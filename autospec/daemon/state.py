@@ -6,15 +6,14 @@ A disk that is full or read-only costs memory over a restart and nothing else: t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 from autospec.daemon.work import Effort, WorkItem
+from autospec.files import replace_file
 
 __all__ = ["Memory"]
 
@@ -55,18 +54,13 @@ class Memory:
         return cls(path, efforts, found, spent_s)
 
     def save(self) -> None:
-        """Write it, whole or not at all."""
-        part = self.path.with_suffix(".part")
+        """Write it atomically; a failure goes to `trouble`."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
-            os.replace(part, self.path)  # noqa: PTH105 - Path.replace is the same and says less
+            replace_file(self.path, json.dumps(self.to_json(), indent=1))
         except OSError as error:
             self.trouble = (
                 f"{self.path} cannot be written ({error.strerror or error}): a restart forgets today's steps"
             )
-            with suppress(OSError):
-                part.unlink()
         else:
             self.trouble = ""
 

@@ -1,4 +1,4 @@
-"""What machine this is (`identify`), and how it is now (`autospec.hardware.state`)."""
+"""This machine: what it is (`identify`), and its current state (`autospec.hardware.state`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""NVIDIA's management library through `nvidia-ml-py`, where it is installed and a driver answers; else nothing.
+"""The machine's accelerators: their memory, and their use by other processes.
 
-How much memory models can have on this machine's accelerator: values, and what can be asked without a backend.
-
-What processes that are not ours do with the GPU, as far as NVIDIA's library tells.
+NVIDIA's data comes from `nvidia-ml-py`, if it is installed and a driver answers.
 """
 
 from __future__ import annotations
@@ -23,10 +21,8 @@ __all__ = [
     "GpuUse",
     "GpuWatch",
     "devices_here",
-    "handles",
     "is_integrated",
     "library",
-    "metal_device",
     "metal_limit_bytes",
     "nvml_devices",
     "usable",
@@ -35,7 +31,7 @@ __all__ = [
 
 @functools.cache
 def library() -> Any:
-    """The module `pynvml`, initialised; ``None`` where it is not installed or finds no driver."""
+    """The initialised module `pynvml`; ``None`` if it is not installed or finds no driver."""
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
@@ -48,7 +44,7 @@ def library() -> Any:
 
 
 def handles(nvml: Any) -> list[Any]:
-    """One handle for each GPU that the driver shows; none where it answers with an error."""
+    """One handle per GPU; empty if the driver reports an error."""
     try:
         return [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError:
@@ -57,26 +53,22 @@ def handles(nvml: Any) -> list[Any]:
 
 _MIB = 1024**2
 _GIB = 1024**3
-# Apple gives the GPU two thirds of up to 32 GB and three quarters of more; macOS 26 gives more of large memories.
+# Apple allows the GPU two thirds of up to 32 GB and three quarters of more; macOS 26 allows more of large memories.
 _SMALL_MAC_BYTES = 36 * _GIB
-# Graphics that take their memory from the processor's: Intel's but Arc cards, and AMD's processors, whose names have no number.
+# Graphics that share the processor's memory: Intel's except Arc cards, and AMD's processors, whose names have no number.
 _INTEGRATED = re.compile(
     r"\bApple\b|\bIntel\b(?!.*\bArc\b.*\b[AB]\d{2,3}\b)|\bRadeon(?: \d+M| 8\d{3}S)?(?: \(TM\))? Graphics\b"
 )
-# Not named by their makers: software that draws on the processor.
+# Software renderers on the processor.
 _SOFTWARE = re.compile(r"llvmpipe|SwiftShader", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One accelerator.
+    """One accelerator: the backend's name of it, e.g. ``CUDA0``, and the maker's description.
 
-    Attributes:
-        name: As a backend names it, e.g. ``CUDA0``.
-        description: The maker's name.
-        total_bytes: What models may use of it.
-        free_bytes: What of that is free now. On a Mac: for a process that has nothing yet; others' use is not told.
-        unified: True if that memory is the processor's too.
+    `total_bytes` is the memory that models may use, `free_bytes` its free part; on a Mac the use by others is unknown. `unified`: the
+    processor shares this memory.
     """
 
     name: str
@@ -87,15 +79,15 @@ class Device:
 
 
 def is_integrated(description: str) -> bool:
-    """True for graphics that share the processor's memory, by their name."""
+    """True for the name of a GPU that shares the processor's memory."""
     return bool(_INTEGRATED.search(description))
 
 
 def usable(devices: Sequence[Device]) -> tuple[Device, ...]:
-    """Of all devices that a build shows, those that a model is spread over.
+    """Return the devices over which a build spreads a model.
 
-    llama.cpp takes integrated graphics only where there is nothing else, and a card once, even if two of its libraries
-    show it: the devices of the first library count.
+    llama.cpp uses integrated graphics only if there is nothing else, and each card once, even if two of its libraries list it:
+    only the devices of the first library count.
     """
     real = [d for d in devices if d.total_bytes and not _SOFTWARE.search(d.description)]
     discrete = [d for d in real if not d.unified]
@@ -105,10 +97,9 @@ def usable(devices: Sequence[Device]) -> tuple[Device, ...]:
 
 
 def devices_here(hardware: Hardware) -> tuple[Device, ...] | None:
-    """The accelerators of this machine, for a backend that does not tell which it has.
+    """Return this machine's accelerators, for a backend that does not list them.
 
-    Returns:
-        None of them on a machine that has only a processor; ``None`` where there is a GPU and its memory is unknown.
+    The result is empty on a machine with only a processor, and ``None`` if there is a GPU with unknown memory.
     """
     if hardware.os.startswith("macos"):
         return (metal_device(hardware),) if hardware.gpu else ()
@@ -124,12 +115,7 @@ def metal_device(hardware: Hardware) -> Device:
 
 
 def metal_limit_bytes(wired_limit_mb: str, memory_bytes: int) -> int:
-    """What Metal lets all models together use.
-
-    Args:
-        wired_limit_mb: What ``sysctl -n iogpu.wired_limit_mb`` prints: 0, or nothing, for the system's own limit.
-        memory_bytes: Installed memory.
-    """
+    """Memory that Metal allows all models together; ``sysctl`` prints 0 or nothing for the system's default."""
     set_mib = int(wired_limit_mb) if wired_limit_mb.strip().isdigit() else 0
     if set_mib:
         return set_mib * _MIB
@@ -137,7 +123,7 @@ def metal_limit_bytes(wired_limit_mb: str, memory_bytes: int) -> int:
 
 
 def nvml_devices() -> tuple[Device, ...]:
-    """NVIDIA's GPUs as its own library tells them; none where it is not installed."""
+    """NVIDIA's GPUs from its own library; empty if that is not installed."""
     nvml = library()
     if nvml is None:
         return ()
@@ -158,23 +144,14 @@ def _library(device: Device) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GpuUse:
-    """Use of the GPUs by others.
-
-    Attributes:
-        other_load: Share of the busiest GPU, 0 to 1; ``None`` where the driver does not tell it by process.
-        other_memory_bytes: On all GPUs together.
-    """
+    """Use of the GPUs by other processes: share of the busiest one (``None`` if unknown), and memory on all."""
 
     other_load: float | None
     other_memory_bytes: int
 
 
 class GpuWatch:
-    """Reads the use by others over a window. It takes well below a millisecond, outside of what is timed.
-
-    Args:
-        nvml: The module `pynvml`, initialised; ``None`` asks for the installed one.
-    """
+    """Measures the use by other processes over a window. It takes well below a millisecond, outside the timed part."""
 
     def __init__(self, nvml: Any = None) -> None:
         self._nvml = library() if nvml is None else nvml
@@ -182,18 +159,14 @@ class GpuWatch:
         self._since: list[int] = []
 
     def start(self) -> None:
-        """Begin a window: the time stamp of every GPU's newest sample."""
+        """Start a window."""
         self._since = [self._newest(handle) for handle in self._handles]
 
     def finish(self, own_pids: frozenset[int]) -> GpuUse | None:
         """End the window.
 
-        Args:
-            own_pids: Processes that are ours.
-
-        Returns:
-            ``None`` where none of our processes is seen on a GPU. Then ours do not compute there, or this is a
-            container, where the driver names processes by numbers that mean nothing here.
+        Returns ``None`` if no GPU lists any of our processes: they do not compute there, or this is a container, where the driver
+        reports other process numbers.
         """
         seen = False
         memory = 0
@@ -218,7 +191,7 @@ class GpuWatch:
         try:
             samples: list[Any] = self._nvml.nvmlDeviceGetProcessUtilization(handle, since)
         except self._nvml.NVMLError as error:
-            # "Not found" means that no process did anything since then.
+            # "Not found" means that no process was active since then.
             not_found = getattr(self._nvml, "NVML_ERROR_NOT_FOUND", None)
             told = getattr(error, "value", None)
             return [] if told is not None and told == not_found else None

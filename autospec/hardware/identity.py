@@ -1,12 +1,6 @@
-"""Which machine this is: chip, memory, cores and accelerator, and a stable id made of them.
+"""Identify this machine: its kind (`identify`), this one machine (`host_digest`), and how alike two machines are (`likeness`).
 
-Reads /proc and /sys on Linux and asks sysctl and ioreg on macOS; no packages, so that `recommend` stays quick.
-
-Small system programs, asked for one answer.
-
-Which very machine this is, as opposed to which kind (`identify`): it tells a changed machine from another one.
-
-How alike two machines are, as far as speed is concerned. Pure.
+Reads /proc and /sys on Linux, and asks sysctl and ioreg on macOS.
 """
 
 from __future__ import annotations
@@ -38,12 +32,13 @@ __all__ = [
     "parse_ioreg",
     "parse_nvidia_smi",
     "parse_platform_uuid",
+    "text_of",
 ]
 
 
 def output_of(*command: str, timeout_s: float = 5.0) -> str:
-    """What a program prints on stdout; empty if it is not here, fails or takes too long."""
-    import subprocess  # noqa: PLC0415 - Linux mostly needs no program, and `recommend` should not wait for this
+    """Return a program's stdout; empty if it is missing, fails or takes too long."""
+    import subprocess  # noqa: PLC0415 - slow, and Linux mostly needs no program
 
     try:
         done = subprocess.run(
@@ -60,21 +55,29 @@ def output_of(*command: str, timeout_s: float = 5.0) -> str:
     return done.stdout.decode("utf-8", "replace")
 
 
+def text_of(path: Path | str) -> str:
+    """Return a system file's text; empty if it cannot be read."""
+    try:
+        return Path(path).read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 _GIB = 1024**3
 _MAC_SYSCTLS = ("machdep.cpu.brand_string", "hw.memsize")
 
 
 @functools.cache
 def identify() -> Hardware:
-    """This machine; read once per process."""
+    """Return this machine's hardware; read once per process."""
     return _macos() if sys.platform == "darwin" else _linux(Path("/"))
 
 
 def describe(*, chip: str, memory_bytes: int, cores: int, os_name: str, gpu: str) -> Hardware:
-    """Put the facts together under an id that equal machines share.
+    """Build the `Hardware` with an id that equal machines share.
 
-    The id holds the installed memory in whole GiB, because what a kernel reserves changes with its version, and
-    leaves the operating system out: an update of it is no other machine.
+    The id contains the installed memory in whole GiB, because the kernel's reserved part changes with its version. It leaves
+    out the operating system, whose updates do not change the machine.
     """
     gib = installed_gib(memory_bytes)
     digest = hashlib.sha256(f"{chip}|{gib}|{cores}|{gpu}".encode()).hexdigest()[:6]
@@ -91,10 +94,10 @@ def describe(*, chip: str, memory_bytes: int, cores: int, os_name: str, gpu: str
 
 
 def installed_gib(memory_bytes: int) -> int:
-    """Installed memory behind what the system reports, which is a little less on Linux.
+    """Return the installed memory in GiB for what the system reports, which is a little less on Linux.
 
-    Rounded up to a step of a sixteenth of the next lower power of two, at least 1 GiB: memory comes in such
-    sizes, and firmware and kernel together keep less than one step.
+    Rounded up to a sixteenth of the next lower power of two, at least 1 GiB: memory comes in such sizes, and firmware and kernel
+    together keep less than one step.
     """
     gib = memory_bytes / _GIB
     step = max(1, 2 ** (math.floor(math.log2(gib)) - 4)) if gib >= 1 else 1
@@ -102,29 +105,29 @@ def installed_gib(memory_bytes: int) -> int:
 
 
 def parse_cpuinfo(text: str) -> str:
-    """The processor's name in /proc/cpuinfo; empty where it has none (most ARM kernels)."""
+    """The processor's name in /proc/cpuinfo; empty if it has none (most ARM kernels)."""
     found = re.search(r"^(?:model name|cpu model|cpu)\s*:\s*(\S.*)$", text, re.MULTILINE)
     return " ".join(found[1].split()) if found else ""
 
 
 def parse_nvidia_smi(text: str) -> tuple[str, ...]:
-    """GPU names in what ``nvidia-smi -L`` prints."""
+    """GPU names in the output of ``nvidia-smi -L``."""
     return tuple(re.findall(r"^GPU \d+: (.+?)(?: \(UUID: .*)?$", text, re.MULTILINE))
 
 
 def parse_ioreg(text: str) -> int:
-    """GPU cores in what ``ioreg -rc AGXAccelerator -d 1`` prints; 0 where it does not say."""
+    """GPU cores in the output of ``ioreg -rc AGXAccelerator -d 1``; 0 if missing."""
     found = re.search(r'"gpu-core-count" = (\d+)', text)
     return int(found[1]) if found else 0
 
 
 def _macos() -> Hardware:
-    # Asked for by name in one call; the answers come one a line, in the same order.
+    # One call; one answer per line, in the same order.
     lines = output_of("sysctl", "-n", *_MAC_SYSCTLS).splitlines()
     chip, memory = lines if len(lines) == len(_MAC_SYSCTLS) else ("Mac", "0")
     gpu = ""
     if platform.machine() == "arm64":
-        # The same chip is sold with different GPUs, and the GPU is what the models run on.
+        # The same chip is sold with different GPUs.
         cores = parse_ioreg(output_of("ioreg", "-rc", "AGXAccelerator", "-d", "1"))
         gpu = f"{chip} {cores}-core GPU" if cores else f"{chip} GPU"
     return describe(
@@ -138,9 +141,9 @@ def _macos() -> Hardware:
 
 def _linux(root: Path) -> Hardware:
     chip = (
-        parse_cpuinfo(_read(root / "proc/cpuinfo"))
-        or _read(root / "proc/device-tree/model").strip("\0\n ")
-        or _read(root / "sys/devices/virtual/dmi/id/product_name").strip()
+        parse_cpuinfo(text_of(root / "proc/cpuinfo"))
+        or text_of(root / "proc/device-tree/model").strip("\0\n ")
+        or text_of(root / "sys/devices/virtual/dmi/id/product_name").strip()
         or platform.machine()
     )
     return describe(
@@ -153,15 +156,15 @@ def _linux(root: Path) -> Hardware:
 
 
 def _linux_memory(root: Path) -> int:
-    found = re.search(r"^MemTotal:\s*(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    found = re.search(r"^MemTotal:\s*(\d+) kB", text_of(root / "proc/meminfo"), re.MULTILINE)
     total = int(found[1]) * 1024 if found else 0
-    limit = _read(root / "sys/fs/cgroup/memory.max").strip()
+    limit = text_of(root / "sys/fs/cgroup/memory.max").strip()
     return min(total, int(limit)) if limit.isdigit() else total
 
 
 def _linux_cores(root: Path) -> int:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    quota = _read(root / "sys/fs/cgroup/cpu.max").split()
+    quota = text_of(root / "sys/fs/cgroup/cpu.max").split()
     if len(quota) == 2 and quota[0].isdigit():
         cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
     return cores
@@ -171,7 +174,7 @@ def _nvidia(root: Path) -> tuple[str, ...]:
     names = [
         found[1].strip()
         for card in sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
-        if (found := re.search(r"^Model:\s*(.+)$", _read(card), re.MULTILINE))
+        if (found := re.search(r"^Model:\s*(.+)$", text_of(card), re.MULTILINE))
     ]
     if names or not shutil.which("nvidia-smi"):
         return tuple(names)
@@ -182,34 +185,27 @@ def _other_gpus(root: Path) -> tuple[str, ...]:
     vendors = {"0x1002": "AMD", "0x8086": "Intel"}
     names: list[str] = []
     for card in sorted(root.glob("sys/class/drm/card*")):
-        vendor = vendors.get(_read(card / "device/vendor").strip())
+        vendor = vendors.get(text_of(card / "device/vendor").strip())
         if vendor and re.fullmatch(r"card\d+", card.name):
-            product = _read(card / "device/product_name").strip()
-            names.append(product or f"{vendor} GPU {_read(card / 'device/device').strip()}")
+            product = text_of(card / "device/product_name").strip()
+            names.append(product or f"{vendor} GPU {text_of(card / 'device/device').strip()}")
     return tuple(names)
 
 
 def _named(gpus: Iterable[str]) -> str:
-    """One text for all of them: ``2 x NVIDIA GeForce RTX 4090``."""
+    """One text for all GPUs: ``2 x NVIDIA GeForce RTX 4090``."""
     return ", ".join(f"{n} x {name}" if n > 1 else name for name, n in sorted(Counter(gpus).items()))
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-# machine-id(5) asks that the id itself is never shown: only a hash of it, made with a name of one's own, is.
+# machine-id(5) asks applications to show only a keyed hash of the id.
 _SALT = b"autospec host"
 
 
 @functools.cache
 def host_digest() -> str:
-    """Twelve hex digits that stay when memory, system or disk of this machine change.
+    """Return twelve hex digits that stay the same if memory, system or disk of this machine change.
 
-    Linux: /etc/machine-id. macOS: IOPlatformUUID. Elsewhere, and where neither is there: the network card's address.
+    Linux: /etc/machine-id. macOS: IOPlatformUUID. Otherwise the network card's address.
     """
     found = (
         parse_platform_uuid(output_of("ioreg", "-rd1", "-c", "IOPlatformExpertDevice"))
@@ -220,7 +216,7 @@ def host_digest() -> str:
 
 
 def parse_platform_uuid(text: str) -> str:
-    """The UUID in what ``ioreg -rd1 -c IOPlatformExpertDevice`` prints; empty where it has none."""
+    """The UUID in the output of ``ioreg -rd1 -c IOPlatformExpertDevice``; empty if missing."""
     found = re.search(r'"IOPlatformUUID" = "([0-9A-F-]+)"', text)
     return found[1] if found else ""
 
@@ -235,13 +231,12 @@ def _machine_id() -> str:
     return ""
 
 
-# What decides a model's speed, in this order: the accelerator, the processor, then how much fits into memory. The
-# operating system matters for the backends that exist there.
+# Weights by influence on a model's speed: accelerator, processor, memory. The operating system decides which backends exist.
 _GPU, _CHIP, _MEMORY, _CORES, _OS = 0.35, 0.30, 0.15, 0.10, 0.10
 
 
 def likeness(one: Hardware, other: Hardware) -> float:
-    """How far the one's figures may speak for the other: 1 for the same kind of machine, 0 for nothing in common."""
+    """How well one machine's speeds predict the other's: 1 for the same kind of machine, 0 for nothing in common."""
     if one.id == other.id:
         return 1.0
     return (
@@ -254,12 +249,12 @@ def likeness(one: Hardware, other: Hardware) -> float:
 
 
 def most_alike(here: Hardware, others: Iterable[Hardware]) -> Hardware | None:
-    """The machine that is most like this one; of equals the first. ``None`` where there is none."""
+    """The machine most like this one; the first of equals. ``None`` if there is none."""
     return max(others, key=lambda other: likeness(here, other), default=None)
 
 
 def _names(one: str, other: str) -> float:
-    """Words in common ÷ words in all, so that an M2 Max is more like an M2 Ultra than like a Xeon."""
+    """Common words ÷ all words, so that an M2 Max is closer to an M2 Ultra than to a Xeon."""
     words, others = (set(re.findall(r"[a-z0-9]+", name.lower())) for name in (one, other))
     return len(words & others) / len(words | others) if words | others else 1.0
 

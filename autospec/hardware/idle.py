@@ -1,4 +1,4 @@
-"""How long ago somebody typed or moved the mouse here. Unknown is an answer of its own: ``None``."""
+"""How long ago a user typed or moved the mouse on this machine; ``None`` if unknown."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ __all__ = ["parse_hid_idle", "parse_mutter_idle", "terminal_idle_s", "user_idle_
 
 
 def user_idle_s(now: float | None = None) -> float | None:
-    """Seconds since the last input of any user; ``None`` where nothing tells, e.g. on a server without a login.
+    """Return seconds since the last input of any user; ``None`` if unknown, e.g. on a server without a login.
 
-    macOS: HIDIdleTime of the I/O registry, which counts every keyboard and mouse. Linux: terminals with a login, as
-    w(1) does, and GNOME's idle monitor where there is a desktop session.
-
-    Args:
-        now: Seconds since the epoch.
+    macOS: HIDIdleTime of the I/O registry, which covers every keyboard and mouse. Linux: terminals with a login, like w(1), and
+    GNOME's idle monitor in a desktop session.
     """
     if sys.platform == "darwin":
         return parse_hid_idle(output_of("ioreg", "-c", "IOHIDSystem", "-d", "4"))
@@ -38,40 +35,37 @@ def user_idle_s(now: float | None = None) -> float | None:
 
 
 def parse_hid_idle(text: str) -> float | None:
-    """Seconds in what ``ioreg -c IOHIDSystem -d 4`` prints: HIDIdleTime is in nanoseconds."""
+    """Seconds in the output of ``ioreg -c IOHIDSystem -d 4``: HIDIdleTime is in nanoseconds."""
     found = re.search(r'"HIDIdleTime"\s*=\s*(\d+)', text)
     return int(found[1]) / 1e9 if found else None
 
 
 def parse_mutter_idle(text: str) -> float | None:
-    """Seconds in what ``GetIdletime`` answers: ``(uint64 12345,)``, in milliseconds."""
+    """Seconds in the answer of ``GetIdletime``: ``(uint64 12345,)``, in milliseconds."""
     found = re.search(r"uint64 (\d+)", text)
     return int(found[1]) / 1e3 if found else None
 
 
 def terminal_idle_s(terminals: Iterable[Path], now: float) -> float | None:
-    """Seconds since anybody typed into one of these: reading from a terminal sets its time of access.
-
-    A clock that was set back makes no negative idleness.
-    """
+    """Seconds since the last input to any of these terminals (their access time), at least 0."""
     touched = []
     for terminal in terminals:
         try:
             touched.append(terminal.stat().st_atime)
-        except OSError:  # closed in this moment
+        except OSError:  # just closed
             continue
     return max(0.0, now - max(touched)) if touched else None
 
 
 def _terminals() -> list[Path]:
-    """Terminals of users: those owned by somebody who may log in, of pseudo terminals and of the console."""
+    """Pseudo terminals and consoles that belong to a logged-in user."""
     found = []
     for path in (*Path("/dev/pts").glob("[0-9]*"), *Path("/dev").glob("tty[1-6]")):
         try:
             owner = path.stat().st_uid
         except OSError:
             continue
-        # A console at its login prompt belongs to root, and nobody's keystrokes go there.
+        # A console at its login prompt belongs to root.
         if owner or path.parent.name == "pts":
             found.append(path)
     return found

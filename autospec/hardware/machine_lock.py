@@ -1,4 +1,4 @@
-"""One tune at a time: two would measure each other."""
+"""The lock that allows one tune at a time: two would disturb each other's measurements."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ __all__ = ["holder", "lock_path", "machine_lock"]
 
 
 def lock_path() -> Path:
-    """The lock file: one per user of this machine, whatever AUTOSPEC_HOME says.
+    """Return the lock file: one per user of this machine, independent of AUTOSPEC_HOME.
 
-    Two set-ups share the processor all the same. Tests that start tunes beside a real one move it with
-    ``AUTOSPEC_TEST_LOCK_DIR``.
+    Two installations share the same processor. Tests move the file with ``AUTOSPEC_TEST_LOCK_DIR``.
     """
     folder = os.environ.get("AUTOSPEC_TEST_LOCK_DIR") or tempfile.gettempdir()
     return Path(folder) / f"autospec-{os.getuid()}.lock"
@@ -29,10 +28,9 @@ def lock_path() -> Path:
 
 @contextmanager
 def machine_lock(what: str) -> Iterator[None]:
-    """Hold the machine while measuring. The operating system frees it however the holder ends.
+    """Hold the machine while measuring; `what` tells other processes what the holder does.
 
-    Args:
-        what: What the holder does, for whoever finds it held: "tune qwen3-coder-30b".
+    The operating system frees the lock when the process ends.
 
     Raises:
         BusyError: Another process holds it; says which, since when and what it does.
@@ -47,7 +45,7 @@ def machine_lock(what: str) -> Iterator[None]:
     except Timeout:
         raise BusyError(
             f"Another autospec is measuring on this machine: {_holder(note)}.",
-            "Wait for it or stop it; two at once would measure each other.",
+            "Wait until it ends, or stop it. Two at once would disturb each other's measurements.",
         ) from None
     try:
         since = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -59,12 +57,12 @@ def machine_lock(what: str) -> Iterator[None]:
 
 
 def holder() -> str:
-    """Who measures on this machine now, in words; empty if nobody does. Asks the note and leaves the lock alone."""
+    """Return who measures on this machine now, in words; empty if nobody does. Does not touch the lock."""
     note = lock_path().with_suffix(".json")
     try:
         held = json.loads(note.read_text(encoding="utf-8"))
         since = datetime.fromisoformat(held["since"]).timestamp()
-        # A process that began later has only inherited the number.
+        # A process that started later only reuses the number.
         alive = psutil.Process(int(held["pid"])).create_time() <= since + 1.0
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return ""
@@ -76,5 +74,5 @@ def _holder(note: Path) -> str:
         held = json.loads(note.read_text(encoding="utf-8"))
         return f"process {held['pid']} ({held['what']}), since {held['since']}"
     except (OSError, ValueError, KeyError):
-        # It has the lock and has not written its note yet, or is just letting go.
-        return "a process that has just begun or is about to end"
+        # It has the lock and no note: it is starting or ending.
+        return "a process that is starting or ending"

@@ -1,4 +1,4 @@
-"""Reading the machine: processor times, memory, swap, power and heat. All of the I/O of `hardware.state`."""
+"""Read the machine: processor times, memory, swap, power and heat; all I/O of `hardware.state`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import cast
 
 import psutil
 
-from autospec.hardware.identity import output_of
+from autospec.hardware.identity import output_of, text_of
 
 __all__ = [
     "Power",
@@ -32,13 +32,7 @@ _MACOS = sys.platform == "darwin"
 
 @dataclass(frozen=True, slots=True)
 class ProcessTime:
-    """Processor time of one process.
-
-    Attributes:
-        created_s: When it was started, seconds since the epoch; tells a reused pid.
-        cpu_s: Its user and system time, children not counted.
-        reaped_s: That of its ended children and theirs; 0 where the system does not tell (macOS).
-    """
+    """One process: start in seconds since the epoch, its processor time, and that of its ended children (0 if unknown)."""
 
     created_s: float
     cpu_s: float
@@ -47,15 +41,7 @@ class ProcessTime:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """Where the energy comes from and whether heat holds the processor back.
-
-    Attributes:
-        on_battery: ``None`` where unknown.
-        battery_percent: ``None`` without a battery.
-        low_power: True if the user chose to save power.
-        thermal: ``nominal``, ``throttled`` or ``unknown``.
-        swap_in_bytes: Read back from swap since the system started (macOS, where it takes a program to know).
-    """
+    """Power source, low-power mode and heat, ``None`` or ``unknown`` if not known; bytes read back from swap (macOS only)."""
 
     on_battery: bool | None = None
     battery_percent: float | None = None
@@ -66,21 +52,11 @@ class Power:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything at one moment; two of them make a `MachineState`.
+    """The machine at one moment; two readings make a `MachineState`.
 
-    Attributes:
-        at_s: Monotonic clock.
-        wall_s: Seconds since the epoch, as processes' start times are.
-        busy_s: Time that all cores worked since the system started, without what was stolen.
-        steal_s: Time that the hypervisor kept cores from this system.
-        cores: Logical cores of the system.
-        self_s: Processor time of this process.
-        reaped_s: Processor time of this process's ended children.
-        processes: The other processes that are ours, by pid.
-        memory_available_bytes: Memory that can be had without swapping.
-        swap_in_bytes: Read back from swap since the system started (Linux).
-        throttles: How often heat slowed a processor since the system started; ``None`` if not counted.
-        power: See `Power`.
+    `at_s` is monotonic, `wall_s` since the epoch; `busy_s` (without stolen time), `steal_s`, `swap_in_bytes` (Linux) and `throttles`
+    (``None`` if not counted) count since the system started. `self_s` and `reaped_s` are the processor time of this process and of its
+    ended children, `processes` our other processes by pid.
     """
 
     at_s: float
@@ -98,12 +74,7 @@ class Reading:
 
 
 def read(pids: Iterable[int], power: Power) -> Reading:
-    """Read the machine. Takes well below a millisecond: it brackets every measurement.
-
-    Args:
-        pids: The processes that are ours, besides this one.
-        power: From `read_power`, which may be slow and so is called apart.
-    """
+    """Read the machine; `pids` are our other processes. Takes well below a millisecond, since it brackets measurements."""
     at_s, wall_s = time.monotonic(), time.time()
     busy_s, steal_s = _system_times()
     own = _this_process().cpu_times()
@@ -125,7 +96,7 @@ def read(pids: Iterable[int], power: Power) -> Reading:
 
 
 def read_power() -> Power:
-    """Read what may need a program: call it every few seconds at most, outside of what is being timed."""
+    """Read what may need a program: call it at most every few seconds, outside the timed part."""
     on_battery, battery_percent = _battery()
     return Power(
         on_battery=on_battery,
@@ -137,7 +108,7 @@ def read_power() -> Power:
 
 
 def descendants() -> frozenset[int]:
-    """Pids of all live descendants of this process. Takes milliseconds: it looks at every process."""
+    """Pids of all live descendants of this process. Takes milliseconds: it visits every process."""
     try:
         return frozenset(child.pid for child in _this_process().children(recursive=True))
     except psutil.Error:
@@ -145,22 +116,16 @@ def descendants() -> frozenset[int]:
 
 
 def parse_low_power(text: str) -> bool | None:
-    """Low power mode in what ``pmset -g`` prints; ``None`` where it has no such line.
-
-    Newer Macs say ``powermode`` in place of ``lowpowermode``: 0 automatic, 1 low, 2 high.
-    """
+    """Low power mode in ``pmset -g``; newer Macs print ``powermode``: 0 automatic, 1 low, 2 high. ``None`` without either."""
     found = re.search(r"^\s*(?:lowpowermode|powermode)\s+(\d)", text, re.MULTILINE)
     return found[1] == "1" if found else None
 
 
 def parse_thermal(notifyutil: str, pmset: str) -> str:
-    """``nominal``, ``throttled`` or ``unknown`` from two programs of macOS.
+    """Return ``nominal``, ``throttled`` or ``unknown`` from ``notifyutil`` and ``pmset -g therm``.
 
-    Args:
-        notifyutil: Of ``notifyutil -g com.apple.system.thermalpressurelevel``: 0 nominal, 1 moderate, 2 heavy and
-            more. It is what powermetrics reads; clocks fall from heavy on.
-        pmset: Of ``pmset -g therm``. Says CPU_Speed_Limit on Intel; on Apple silicon it stays silent whatever
-            happens, so its silence means nothing.
+    The pressure level is 0 nominal, 1 moderate, 2 heavy and more; powermetrics reads the same, and clocks fall from heavy on.
+    CPU_Speed_Limit exists on Intel only.
     """
     if level := re.search(r"thermalpressurelevel\s+(\d+)\s*$", notifyutil, re.MULTILINE):
         return "throttled" if int(level[1]) >= 2 else "nominal"
@@ -170,7 +135,7 @@ def parse_thermal(notifyutil: str, pmset: str) -> str:
 
 
 def parse_swap_ins(text: str) -> int:
-    """Bytes read back from swap in what ``vm_stat`` prints."""
+    """Bytes read back from swap in the output of ``vm_stat``."""
     size = re.search(r"page size of (\d+) bytes", text)
     pages = re.search(r"^Swapins:\s+(\d+)", text, re.MULTILINE)
     return int(size[1]) * int(pages[1]) if size and pages else 0
@@ -204,7 +169,7 @@ def _process_time(pid: int) -> ProcessTime | None:
 
 
 def _linux_swap_ins() -> int:
-    found = re.search(r"^pswpin (\d+)", _read("/proc/vmstat"), re.MULTILINE)
+    found = re.search(r"^pswpin (\d+)", text_of("/proc/vmstat"), re.MULTILINE)
     return int(found[1]) * _page_bytes() if found else 0
 
 
@@ -216,36 +181,36 @@ def _page_bytes() -> int:
 
 
 def _linux_throttles() -> int | None:
-    counts = [int(text) for path in _throttle_counters() if (text := _read(path).strip()).isdigit()]
+    counts = [int(text) for path in _throttle_counters() if (text := text_of(path).strip()).isdigit()]
     return sum(counts) if counts else None
 
 
 @functools.cache
 def _throttle_counters() -> tuple[str, ...]:
-    """One counter per package (x86); reading every core's would take too long on large machines."""
+    """One counter per package (x86); reading every core takes too long on large machines."""
     by_package: dict[str, str] = {}
     for cpu in sorted(Path("/sys/devices/system/cpu").glob("cpu[0-9]*")):
         counter = cpu / "thermal_throttle/package_throttle_count"
         if counter.exists():
-            by_package.setdefault(_read(cpu / "topology/physical_package_id"), str(counter))
+            by_package.setdefault(text_of(cpu / "topology/physical_package_id"), str(counter))
     return tuple(by_package.values())
 
 
 def _battery() -> tuple[bool | None, float | None]:
     try:
         battery = psutil.sensors_battery()
-    except (AttributeError, OSError, ValueError, psutil.Error):  # odd firmware, or no such sensor here
+    except (AttributeError, OSError, ValueError, psutil.Error):  # odd firmware, or no such sensor
         return None, None
-    if battery is None:  # there is none, so the power comes from the wall
+    if battery is None:  # no battery: mains power
         return False, None
-    plugged = cast("bool | None", battery.power_plugged)  # None where the system cannot tell
+    plugged = cast("bool | None", battery.power_plugged)  # None if unknown
     return None if plugged is None else not plugged, round(battery.percent, 1)
 
 
 def _low_power() -> bool | None:
     if _MACOS:
         return parse_low_power(output_of("pmset", "-g"))
-    profile = _read("/sys/firmware/acpi/platform_profile").strip()
+    profile = text_of("/sys/firmware/acpi/platform_profile").strip()
     return profile == "low-power" if profile else None
 
 
@@ -256,10 +221,3 @@ def _thermal() -> str:
         output_of("notifyutil", "-g", "com.apple.system.thermalpressurelevel"),
         output_of("pmset", "-g", "therm"),
     )
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text("utf-8", errors="replace")
-    except OSError:
-        return ""

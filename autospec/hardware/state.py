@@ -1,4 +1,4 @@
-"""How the machine is now, over the window of one measurement, and whether that disturbed it."""
+"""The machine's state over the window of one measurement, and whether it disturbed the measurement."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from autospec.hardware.gpu import GpuUse, GpuWatch
@@ -17,35 +17,35 @@ __all__ = ["Limits", "MachineState", "StateWatch", "between", "disturbed", "heat
 
 @dataclass(frozen=True, slots=True)
 class MachineState:
-    """The machine over one window.
+    """The machine over one window; the defaults mean "unknown" and disturb nothing.
 
     Attributes:
         window_s: Length of the window.
         cores: Logical cores of the system.
-        other_load: Cores kept busy, on average, by processes that are not ours.
-        steal: Cores that the hypervisor kept for others, on average (Linux guests).
-        on_battery: At the end of the window; ``None`` where unknown.
+        other_load: Cores that other processes kept busy, on average.
+        steal: Cores that the hypervisor withheld, on average (Linux guests).
+        on_battery: At the end of the window; ``None`` if unknown.
         battery_percent: ``None`` without a battery.
-        low_power: True if the user chose to save power; ``None`` where unknown.
+        low_power: True if the user chose to save power; ``None`` if unknown.
         thermal: ``nominal``, ``throttled`` or ``unknown``.
         memory_available_bytes: At the end of the window.
         swap_in_bytes: Read back from swap within the window.
         changed: What changed within the window, as a clause; empty if nothing did.
-        throttles: How often heat slowed a processor within the window; ``None`` where the system keeps no count.
-        gpu_other_load: Share of the busiest GPU that processes that are not ours used; ``None`` where unknown.
-        gpu_other_memory_bytes: GPU memory of processes that are not ours; ``None`` where unknown.
+        throttles: How often heat slowed a processor within the window; ``None`` if the system does not count it.
+        gpu_other_load: Share of the busiest GPU that other processes used; ``None`` if unknown.
+        gpu_other_memory_bytes: GPU memory of other processes; ``None`` if unknown.
     """
 
-    window_s: float
-    cores: int
-    other_load: float
-    steal: float
-    on_battery: bool | None
-    battery_percent: float | None
-    low_power: bool | None
-    thermal: str
-    memory_available_bytes: int
-    swap_in_bytes: int
+    window_s: float = 0.0
+    cores: int = 1
+    other_load: float = 0.0
+    steal: float = 0.0
+    on_battery: bool | None = None
+    battery_percent: float | None = None
+    low_power: bool | None = None
+    thermal: str = "unknown"
+    memory_available_bytes: int = 0
+    swap_in_bytes: int = 0
     changed: str = ""
     throttles: int | None = None
     gpu_other_load: float | None = None
@@ -53,16 +53,11 @@ class MachineState:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote, in this version or another one.
-
-        Fields that a later version added are ignored. Fields that are missing are unknown: they disturb nothing.
-        """
-        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        required = {f.name for f in fields(cls) if f.default is MISSING}
-        return cls(**{name: _UNKNOWN[name] for name in required - known.keys()} | known)
+        """Read what `to_json` wrote, in this or another version; unknown fields are ignored."""
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, to be kept beside the measurement; rounded to what the readings can tell."""
+        """All fields, to store with the measurement; rounded to the precision of the readings."""
         return asdict(self) | {
             "window_s": round(self.window_s, 3),
             "other_load": round(self.other_load, 3),
@@ -71,37 +66,21 @@ class MachineState:
         }
 
 
-# What stands for a field that a stored row lacks.
-_UNKNOWN: dict[str, Any] = {
-    "window_s": 0.0,
-    "cores": 1,
-    "other_load": 0.0,
-    "steal": 0.0,
-    "on_battery": None,
-    "battery_percent": None,
-    "low_power": None,
-    "thermal": "unknown",
-    "memory_available_bytes": 0,
-    "swap_in_bytes": 0,
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of a disturbance a measurement may carry.
+    """How much disturbance a measurement may contain.
 
-    llama.cpp's threads wait for the slowest at every layer, so a foreign process that takes a quarter of one of
-    their cores can cost up to a quarter of the speed; pairs close in time take out what is steady, not what comes
-    and goes. Large machines always have some cores' worth of desktop in the background, and idle cores to run
-    it on: hence the share.
+    llama.cpp's threads wait for the slowest one at every layer. A foreign process that takes a quarter of one of their cores can
+    cost up to a quarter of the speed; pairs cancel only what is steady. Large machines always have some cores' worth of
+    desktop in the background, and idle cores to run it: hence the share.
 
     Attributes:
         other_load: Cores that others may use on a small machine.
         other_share: Share of all cores that others may use, if that is more.
-        steal_share: Share of all cores that the hypervisor may keep.
+        steal_share: Share of all cores that the hypervisor may withhold.
         swap_in_bytes: What may be read back from swap: some 10 ms on an SSD.
-        slack_core_s: Processor time that means nothing: ticks of 10 ms on each side of every counter, which would
-            be 0.25 cores of a window of 100 ms.
+        slack_core_s: Processor time within the counters' resolution: ticks of 10 ms on each side of every counter, which
+            are 0.25 cores of a window of 100 ms.
         gpu_load: Share of a GPU that others may use: a desktop's compositor takes a few per cent.
     """
 
@@ -114,24 +93,18 @@ class Limits:
 
 
 _DEFAULT_LIMITS = Limits()
-# How seldom chance alone may part the throttling of two windows as far as they are apart.
+# Significance level for a difference in throttling between two windows.
 _HEAT_CHANCE = 0.01
-# Above so many events the normal approximation will do.
+# Above this number of events the normal approximation suffices.
 _EXACT_TRIALS = 500
 
 
 def disturbed(
     state: MachineState, previous: MachineState | None = None, limits: Limits = _DEFAULT_LIMITS
 ) -> str:
-    """Why a measurement within this window should be repeated.
+    """Return why the measurement in this window should be repeated: one sentence, or empty.
 
-    Args:
-        state: The window of the measurement.
-        previous: The window of the one that it will be compared with; power and heat must be the same.
-        limits: See `Limits`.
-
-    Returns:
-        One sentence, or an empty string where nothing disturbed it.
+    `previous` is the window of the measurement to compare with; power and heat must be the same.
     """
     if state.changed:
         return f"During the measurement {state.changed}."
@@ -141,7 +114,7 @@ def disturbed(
     if state.other_load - slack > max(limits.other_load, limits.other_share * state.cores):
         return f"Other processes used {state.other_load:.1f} of {state.cores} cores."
     if state.steal - slack > limits.steal_share * state.cores:
-        return f"The hypervisor kept {state.steal:.1f} of {state.cores} cores for others."
+        return f"The hypervisor withheld {state.steal:.1f} of {state.cores} cores."
     if state.swap_in_bytes > limits.swap_in_bytes:
         return f"{state.swap_in_bytes / 1024**2:.0f} MiB were read back from swap: memory is short."
     if (state.gpu_other_load or 0.0) > limits.gpu_load:
@@ -150,11 +123,11 @@ def disturbed(
 
 
 def heat_changed(first: MachineState, second: MachineState) -> bool:
-    """Whether heat slowed the processor more often in one of two windows than in the other.
+    """Return whether heat slowed the processor more often in one of two windows than in the other.
 
-    Where the system counts throttling, rates are compared. A count that rises steadily is the state of the machine: it
-    slows both windows alike. Two counts differ if chance would part equal rates like this in less than one of a
-    hundred cases, and one rate is more than twice the other: events come in bursts.
+    If the system counts throttling, rates are compared. A count that rises steadily is the machine's normal state and slows
+    both windows alike. Two counts differ if equal rates would differ this much in less than one of a hundred cases, and one
+    rate is more than twice the other, because events come in bursts.
     """
     if first.throttles is None or second.throttles is None:
         return False
@@ -169,7 +142,7 @@ def heat_changed(first: MachineState, second: MachineState) -> bool:
 
 
 def between(first: Reading, last: Reading) -> MachineState:
-    """The state over the window between two readings."""
+    """Return the state over the window between two readings."""
     window_s = last.at_s - first.at_s
     per_second = 1.0 / window_s if window_s > 0 else 0.0
     others_s = max(0.0, last.busy_s - first.busy_s - _own_s(first, last))
@@ -189,13 +162,13 @@ def between(first: Reading, last: Reading) -> MachineState:
     state = replace(state, changed=_change(first.power, state))
     if first.throttles is None or last.throttles is None:
         return state
-    # A count that rises is no change of state: under a full load, laptops raise it all the time.
+    # A rising count is not a change of state: under full load, laptops raise it all the time.
     throttles = max(0, last.throttles - first.throttles)
     return replace(state, throttles=throttles, thermal="throttled" if throttles else state.thermal)
 
 
 def _binomial_tail(count: int, trials: int, share: float) -> float:
-    """The chance of at least so many of so many, each with this share."""
+    """The chance of at least `count` of `trials`, each with this share."""
     if trials > _EXACT_TRIALS:
         spread = math.sqrt(trials * share * (1.0 - share))
         return 0.5 * math.erfc((count - 0.5 - trials * share) / (spread * math.sqrt(2.0)))
@@ -205,15 +178,11 @@ def _binomial_tail(count: int, trials: int, share: float) -> float:
 
 
 def _swap_in_bytes(reading: Reading) -> int:
-    return reading.swap_in_bytes + reading.power.swap_in_bytes  # the one is Linux's, the other macOS's
+    return reading.swap_in_bytes + reading.power.swap_in_bytes  # Linux; macOS
 
 
 def _own_s(first: Reading, last: Reading) -> float:
-    """Processor time that this process and its servers took in the window.
-
-    A process that ended within the window moved its whole time, and that of its ended children, into its parent's
-    `reaped_s`; what it had before is taken off.
-    """
+    """Processor time of this process and its servers in the window; `reaped_s` of a parent gets its ended children's whole time."""
     own = last.self_s - first.self_s
     reaped = last.reaped_s - first.reaped_s
     for pid, now in last.processes.items():
@@ -221,7 +190,7 @@ def _own_s(first: Reading, last: Reading) -> float:
         if before is not None and before.created_s == now.created_s:
             own += now.cpu_s - before.cpu_s
             reaped += now.reaped_s - before.reaped_s
-        elif now.created_s >= first.wall_s - 0.05:  # start times are kept in ticks
+        elif now.created_s >= first.wall_s - 0.05:  # start times are in ticks
             own += now.cpu_s
             reaped += now.reaped_s
     ended = sum(
@@ -255,10 +224,10 @@ class StateWatch:
     """Watches the machine around measurements: `start`, measure, `finish`.
 
     Args:
-        own_pids: Processes whose load is ours, e.g. a server's; descendants of this process are found anyway.
-        refresh_s: Least time between two readings of what is slow to read (battery, heat, the list of
-            descendants). They are read before the window begins and after it ended, never within.
-        gpu: Reads what uses the GPU; NVIDIA's library where it is installed.
+        own_pids: Returns processes that are ours, e.g. a server's; descendants of this process are found automatically.
+        refresh_s: Least time between two readings of slow values (battery, heat, list of descendants). They are read
+            before the window or after it, never within.
+        gpu: Reads the use of the GPU; by default with NVIDIA's library if it is installed.
     """
 
     def __init__(
@@ -277,17 +246,13 @@ class StateWatch:
         self._gpu = GpuWatch() if gpu is None else gpu
 
     def start(self) -> None:
-        """Begin a window; a window that was not finished is forgotten."""
+        """Start a window; an unfinished window is discarded."""
         self._refresh()
         self._gpu.start()
         self._first = self._read()
 
     def finish(self) -> MachineState:
-        """End the window.
-
-        Raises:
-            RuntimeError: `start` was not called.
-        """
+        """End the window and return its state; `start` must come first."""
         if self._first is None:
             raise RuntimeError("finish() without start()")
         first, self._first = self._first, None

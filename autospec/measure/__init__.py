@@ -1,1 +1,1 @@
-"""Requests become measurements; measurements become pairs; pairs become a verdict."""
+"""Time requests, pair them, and derive verdicts from the pairs."""

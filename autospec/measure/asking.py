@@ -1,4 +1,4 @@
-"""Ask one prompt of one server, and keep what it took and how the machine was meanwhile."""
+"""Send one prompt to one server, and record its times and the state of the machine."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ __all__ = ["Asking", "busy", "disturbance", "measure"]
 
 
 class Asking:
-    """What is the same for every request of a study.
+    """Settings that all requests of a study share.
 
     Args:
         protocol: Digest of suite, lengths and temperature; stored with every measurement.
-        max_tokens: Cap on each prompt's own.
+        max_tokens: Upper limit on each prompt's own `max_tokens`.
         temperature: 0 is greedy.
-        watch: Watches the machine around each request.
-
-    Attributes:
-        answers: Prompt id → the newest answer without drafting, its text; in memory only.
+        watch: Records the state of the machine around each request.
     """
 
     def __init__(self, protocol: str, max_tokens: int, temperature: float, watch: StateWatch) -> None:
@@ -35,10 +32,11 @@ class Asking:
         self.max_tokens = max_tokens
         self.temperature = temperature
         self.watch = watch
+        # Prompt id → text of the newest answer without drafting.
         self.answers: dict[str, str] = {}
 
     def request(self, prompt: Prompt) -> Request:
-        """The request for one prompt of the suite."""
+        """Build the request for one prompt of the suite."""
         return Request(
             messages=prompt.messages,
             max_tokens=min(prompt.max_tokens, self.max_tokens),
@@ -58,10 +56,10 @@ def measure(
     compared: Drafting,
     position: int,
 ) -> Measurement:
-    """Ask and time one prompt.
+    """Send one prompt and time the answer.
 
     Raises:
-        RequestError: The request failed, or the answer has no tokens to time.
+        RequestError: The request failed, or the answer has no tokens.
     """
     started_at = time.time()
     asking.watch.start()
@@ -71,8 +69,8 @@ def measure(
         asking.answers[prompt.id] = completion.text
     if completion.predicted_tokens < 1 or completion.wall_ms <= 0:
         raise RequestError(
-            f"The server answered the prompt {prompt.id} with no tokens.",
-            "Try the prompt by hand; a chat template may be missing (--jinja).",
+            f"The answer to the prompt {prompt.id} has no tokens.",
+            "Send the prompt by hand. The server may need --jinja for its chat template.",
         )
     return Measurement(
         cell_key=cell_key,
@@ -91,13 +89,13 @@ def measure(
 
 
 def busy(state: MachineState) -> bool:
-    """True if other programs, or the hypervisor, took more of the processor than a measurement can bear."""
+    """Return True if other programs, or the hypervisor, use too much of the processor for a measurement."""
     slack = LIMITS.slack_core_s / max(state.window_s, 1e-3)
     return state.other_load + state.steal > load_limit(state) + slack
 
 
 def disturbance(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> str:
-    """Why a pair should be measured again; empty where nothing disturbed it. `cause_of` says more."""
+    """Say why a pair should be measured again; empty if nothing disturbed it. See `cause_of`."""
     found = cause_of(pair, lasting)
     return "" if found is None else found.sentence
 

@@ -1,21 +1,15 @@
-"""The founding benchmark: one prompt, with drafting and without, some runs of each.
+"""The benchmark: one prompt, with and without drafting, a few runs each; and the comparison of such runs.
 
-Every run has a launch of its own. A prompt that is repeated on one launch is another experiment for drafting: n-gram
-pools and replayed draft caches remember it. Launches are one at a time, so that models that fill the
-memory can be measured too, and the order is turned round from round to round (off, A, B, B, A, off …), so that a
-machine that slowly warms up favours none of them. A backend that can run models without its server (`InProcess`: MLX) is
-measured so, as the founding record's speeds were its library's own.
+Every run has its own launch, because n-gram pools and replayed draft caches remember a repeated prompt. One server runs at a
+time, so that models that fill the memory can be measured. The order reverses each round (off, A, B, B, A, off …), so that
+slow warming favours no side. MLX runs in a child process without its server (`InProcess`), like its library's own benchmark.
 
-Compare runs that were not paired: recorded benchmarks, where only a few speeds of each drafting are left.
+Runs are not paired: conditions may have changed between them. The comparison is therefore Student's t on log speeds:
 
-Runs of one drafting and runs of another, minutes or days apart, know nothing of what changed in between. What can
-be said honestly is less than from pairs, and it is said with Student's t on log speeds:
-
-* Both repeated: Welch's interval, which does not assume that both scatter alike (B. L. Welch, *Biometrika* 34,
+* Both sides repeated: Welch's interval, which allows different scatter on each side (B. L. Welch, *Biometrika* 34,
   1947, 28-35). In the founding record one group scatters twenty times more than another.
-* One of them a single run: its scatter cannot be known from it. The scatter pooled over all repeated groups of the
-  same record stands in, but never less than `SINGLE_RUN_SD`, with the pooled degrees of freedom.
-* No group repeated at all: nothing is known about the noise, and there is no interval.
+* One side is a single run: the scatter pooled over all repeated groups of the record, but at least `SINGLE_RUN_SD`.
+* No group repeated: the noise is unknown, and there is no interval.
 """
 
 from __future__ import annotations
@@ -32,7 +26,6 @@ from autospec.errors import RequestError
 from autospec.hardware.state import StateWatch, disturbed
 
 __all__ = [
-    "FOUNDING_MAX_TOKENS",
     "FOUNDING_PROMPT",
     "SINGLE_RUN_SD",
     "Comparison",
@@ -48,27 +41,16 @@ __all__ = [
 
 
 FOUNDING_PROMPT = "Escreva um Palindromo em Kotlin"
-FOUNDING_MAX_TOKENS = 512
-# First requests pay for pages that are not in memory yet. Another text than any benchmark's, so that nothing of the
-# answer can be learnt from it.
+# The first request loads pages into memory. Its text differs from every benchmark's, so that drafting learns nothing
+# of the answer from it.
 _WARM_UP = Request(messages=({"role": "user", "content": "Name three colours."},), max_tokens=8)
 
 
 @dataclass(frozen=True, slots=True)
 class RunGroup:
-    """Runs of one drafting, measured or written down by somebody.
+    """Runs of one drafting, measured here or taken from a record; what a record lacks is empty.
 
-    Attributes:
-        backend: Backend name.
-        build: The build's own name, empty where it was not noted.
-        model: Main model.
-        drafting: What was run.
-        runs_tps: Tokens per second of generation, one value a run.
-        command: The server's command line, empty where it was not noted.
-        about: A few words on the model.
-        model_file: Its file name, empty where it was not noted.
-        request_tps: Tokens per second of the whole requests, or empty.
-        remarks: What else is known of each run, or empty.
+    `runs_tps` are the speeds of generation, one per run, `request_tps` those of whole requests. `about` describes the model.
     """
 
     backend: str
@@ -84,22 +66,13 @@ class RunGroup:
 
     @property
     def mean_tps(self) -> float:
-        """Geometric mean of the runs, as ratios of speeds are compared."""
+        """Geometric mean of the runs; ratios of speeds are compared."""
         return statistics.geometric_mean(self.runs_tps)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One answer of one launch.
-
-    Attributes:
-        drafting: What the launch was given.
-        round: From 0.
-        launch_id: Which launch.
-        command: Its command line.
-        completion: The answer with its times.
-        disturbance: What on the machine disturbed it, a sentence; empty if nothing did.
-    """
+    """One answer of one launch. `disturbance` is what disturbed the machine, as a sentence; empty if nothing did."""
 
     drafting: Drafting
     round: int
@@ -110,7 +83,7 @@ class Run:
 
     @property
     def remark(self) -> str:
-        """What a person wants to see beside the speed."""
+        """What a table shows beside the speed."""
         c = self.completion
         parts = [f"{c.predicted_tokens} tokens", f"prompt {c.prompt_ms:.0f} ms"]
         if c.drafted and c.accepted is not None:
@@ -121,7 +94,7 @@ class Run:
 
 
 def run_order(draftings: Sequence[Drafting], runs: int) -> list[tuple[int, Drafting]]:
-    """Which drafting to run when: (round, drafting), every second round backwards."""
+    """Return (round, drafting) in running order; every second round runs backwards."""
     return [
         (number, drafting)
         for number in range(runs)
@@ -139,20 +112,11 @@ def measure_runs(
     runs: int,
     on_start: Callable[[int, Drafting], None] = lambda _round, _drafting: None,
 ) -> list[Run]:
-    """Launch, ask and stop, `runs` times for each drafting.
-
-    Args:
-        backend: The kind of server.
-        model_path: The main model.
-        draftings: What to compare, off among them.
-        request: What to ask.
-        settings: The user's own launch settings.
-        runs: How many runs of each.
-        on_start: Told the round and the drafting before each launch.
+    """Launch, ask and stop a server, `runs` times for each drafting; `on_start` gets round and drafting before each launch.
 
     Raises:
         BackendError: A build lacks a mode (found before anything starts), a launch or a request failed, or an
-            answer was empty. No server is left behind, whatever ends this.
+            answer was too short. No server is left running.
     """
     for drafting in draftings:
         backend.command(model_path, drafting, settings)
@@ -167,15 +131,15 @@ def measure_runs(
             server.stop()
         if not math.isfinite(completion.decode_tps) or completion.predicted_tokens < 2:
             raise RequestError(
-                f"The answer with {drafting.label} has {completion.predicted_tokens} tokens: no speed can be told.",
-                "Give another --prompt.",
+                f"The answer with {drafting.label} has {completion.predicted_tokens} tokens, too few to measure a speed.",
+                "Use another --prompt.",
             )
         measured.append(Run(drafting, number, server.launch_id, server.command, completion, disturbance))
     return measured
 
 
 def _ask(server: Server, request: Request) -> tuple[Completion, str]:
-    """One warm-up, then the request, with what disturbed the machine meanwhile."""
+    """Send one warm-up and then the request; also return what disturbed the machine."""
     server.complete(_WARM_UP)
     watch = StateWatch(lambda: server.pids)
     watch.start()
@@ -186,7 +150,7 @@ def _ask(server: Server, request: Request) -> tuple[Completion, str]:
 def group_runs(
     runs: Iterable[Run], *, backend: str, build: str, model: str, model_file: str
 ) -> list[RunGroup]:
-    """The runs of each drafting together, in the order in which draftings first ran."""
+    """Group runs by drafting, in the order of each drafting's first run."""
     by_drafting: dict[Drafting, list[Run]] = {}
     for run in runs:
         by_drafting.setdefault(run.drafting, []).append(run)
@@ -206,21 +170,16 @@ def group_runs(
     ]
 
 
-# What to reckon with for a single run, as SD of the log speed. Runs repeated on one launch scatter by tenths of a
-# percent; launches of a working machine by 1 to 5 %, and a single run has all of that in it. 3 % is the middle.
+# Assumed SD of the log speed of a single run. Runs repeated on one launch scatter by tenths of a percent, launches on a
+# working machine by 1 to 5 %, and a single run includes that. 3 % is the middle.
 SINGLE_RUN_SD = 0.03
-# Speeds are written down with one digit after the point: equal runs do not prove that nothing scatters.
+# Records give speeds with one decimal: equal runs do not prove that there is no scatter.
 _ROUNDING_SD = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Run-to-run scatter.
-
-    Attributes:
-        sd: Standard deviation of the log speed; 0.01 is 1 %.
-        df: Degrees of freedom it was estimated with.
-    """
+    """Scatter between runs: standard deviation of the log speed (0.01 is 1 %), and its degrees of freedom."""
 
     sd: float
     df: int
@@ -228,16 +187,9 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Drafting ÷ off from unpaired runs, in logs.
+    """ln(drafting ÷ off) from unpaired runs: `center` of the geometric means, `low` and `high` with the one-sided error rate `level`.
 
-    Attributes:
-        off_runs: How many runs with drafting off.
-        drafted_runs: How many with it.
-        center: ln of the ratio of geometric means.
-        low: Lower end of the interval; minus infinity where the noise is unknown.
-        high: Upper end; plus infinity likewise.
-        noise: The scatter that it reckons with, ``None`` where unknown.
-        level: One-sided error rate of each end.
+    The ends are infinite and `noise` is ``None`` if the noise is unknown.
     """
 
     off_runs: int
@@ -255,24 +207,17 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Both ends as speed ratios; ``None`` where the noise is unknown."""
+        """Both ends as speed ratios; ``None`` if the noise is unknown."""
         return None if math.isinf(self.high) else (math.exp(self.low), math.exp(self.high))
 
     @property
     def single(self) -> bool:
-        """True if one of the two sides is a single run."""
+        """True if either side is a single run."""
         return min(self.off_runs, self.drafted_runs) == 1
 
 
 def pooled_noise(groups: Iterable[Sequence[float]]) -> Noise | None:
-    """The scatter within repeated groups, pooled.
-
-    Args:
-        groups: Runs of each group, in tokens per second.
-
-    Returns:
-        The pooled SD of the log speed, or ``None`` if no group has two runs.
-    """
+    """Pool the scatter within groups of runs (tokens per second); ``None`` if no group has two runs."""
     squares, df = 0.0, 0
     for runs in groups:
         if len(runs) > 1:
@@ -284,13 +229,10 @@ def pooled_noise(groups: Iterable[Sequence[float]]) -> Noise | None:
 def compare_runs(
     off: Sequence[float], drafted: Sequence[float], *, pooled: Noise | None, level: float
 ) -> Comparison:
-    """Compare the runs of a drafting with the runs without.
+    """Compare runs with drafting against runs without, in tokens per second.
 
-    Args:
-        off: Tokens per second with drafting off, at least one run, all positive.
-        drafted: The same with the drafting.
-        pooled: Scatter over all repeated groups of the record, for sides that are single runs.
-        level: One-sided error rate of each end of the interval.
+    `pooled` is the scatter over all repeated groups of the record, for a side that is a single run; `level` is the one-sided error
+    rate of each end of the interval.
     """
     sides = [[math.log(r) for r in runs] for runs in (off, drafted)]
     center = statistics.fmean(sides[1]) - statistics.fmean(sides[0])
@@ -306,8 +248,7 @@ def compare_runs(
         df = float(pooled.df)
     else:
         return Comparison(len(off), len(drafted), center, -math.inf, math.inf, None, level)
-    # Imported here: SciPy takes a second to load, and most of what imports this module never compares.
-    from scipy.stats import t  # noqa: PLC0415
+    from scipy.stats import t  # noqa: PLC0415  (SciPy takes a second to load)
 
     half = float(t.ppf(1.0 - level, df)) * error
     return Comparison(len(off), len(drafted), center, center - half, center + half, noise, level)

@@ -1,8 +1,8 @@
-"""What disturbed a pair, what of it lasts and so counts, and how much was left out for which reason. Pure.
+"""Decide which pairs were disturbed, and which causes belong to the drafting itself.
 
-A cause that comes and goes spoils a pair, which is measured again. A cause that comes back whenever the drafting (or off)
-is asked belongs to it: a draft that makes memory short, or the processor hot, does so for its user too. Leaving such pairs
-out would keep only those in which it did not happen, in favour of the drafting.
+A passing cause spoils a pair, and the pair is measured again. A cause that returns whenever the drafting (or off) runs belongs
+to it: a draft model that makes memory short, or heats the processor, does so for its users too. Leaving out such pairs would
+favour the drafting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from autospec.measure.measurements import Measurement, Pair, pair_up
 __all__ = [
     "LIMITS",
     "Cause",
-    "Disturbance",
     "cause_of",
     "lasting",
     "left_out",
@@ -28,12 +27,12 @@ __all__ = [
 ]
 
 LIMITS = Limits()
-# So many halves of one side must show a cause before it counts as that side's own: as many as one pair is measured.
+# Number of halves of one side that must show a cause before it belongs to that side: as often as one pair is measured.
 _LASTS_FROM = 3
 
 
 class Cause(StrEnum):
-    """What spoils a pair. Values are keys of evidence that users read."""
+    """What spoils a pair. Values are evidence keys that users read."""
 
     HEAT_OFF = "more heat without drafting"
     HEAT_DRAFTED = "more heat with drafting"
@@ -47,26 +46,17 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """Why a pair should be measured again.
-
-    Attributes:
-        cause: Its kind.
-        sentence: For people.
-    """
+    """Why a pair should be measured again; `sentence` is for users."""
 
     cause: Cause
     sentence: str
 
 
 def cause_of(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> Disturbance | None:
-    """What disturbed a pair; ``None`` where nothing did.
+    """Return what disturbed a pair; ``None`` if nothing did. Causes in `lasting` disturb nothing.
 
-    What is steady (a video playing all along, a processor that heat slows all the time) slows both halves and leaves
-    their ratio; what changed between or within the halves does not.
-
-    Args:
-        pair: The pair with the state of the machine in both halves.
-        lasting: Causes that belong to what is measured, see `lasting`: they disturb nothing.
+    A steady influence (a video that plays all the time, a processor that heat always slows) slows both halves and keeps
+    their ratio. A change between or within the halves does not.
     """
     off, drafted = (MachineState.from_json(half.machine) for half in (pair.off, pair.drafted))
     first, second = (off, drafted) if pair.off.position == 0 else (drafted, off)
@@ -95,14 +85,12 @@ def cause_of(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> Disturbance
 
 
 def lasting(rows: Iterable[Measurement]) -> frozenset[Cause]:
-    """The causes that came back so often with one side of a comparison that they count as its own.
+    """Return the causes that came with one side of a comparison so often that they belong to it.
 
-    It is read from stored halves, repeated ones among them, so that a tune that goes on sees the same pairs.
-
-    Args:
-        rows: All halves of one drafting's comparison with off in one cell.
+    `rows` are all halves of one drafting's comparison with off in one cell, repeated ones included, so that a resumed tune counts
+    the same pairs.
     """
-    # Off and drafting alternate: a half's neighbour in time is the one that its heat is compared with.
+    # Off and drafting alternate: heat is compared between neighbours in time.
     swaps: Counter[bool] = Counter()
     heat: Counter[Cause] = Counter()
     before: dict[tuple[int, str], Measurement] = {}
@@ -123,7 +111,7 @@ def lasting(rows: Iterable[Measurement]) -> frozenset[Cause]:
         (Cause.SWAP_DRAFTED, Cause.SWAP_OFF, (swaps[False], swaps[True])),
         (Cause.HEAT_DRAFTED, Cause.HEAT_OFF, (heat[Cause.HEAT_DRAFTED], heat[Cause.HEAT_OFF])),
     ):
-        # Where what slows off counts, what slows the drafting does too: otherwise only one kind of luck would be left.
+        # If a cause that slows off counts, one that slows the drafting counts too. Otherwise the comparison is biased.
         if max(counts) >= _LASTS_FROM:
             found_causes.add(against)
         if counts[1] >= _LASTS_FROM:
@@ -132,18 +120,13 @@ def lasting(rows: Iterable[Measurement]) -> frozenset[Cause]:
 
 
 def left_out(rows: Iterable[Measurement], lasts: frozenset[Cause]) -> dict[str, int]:
-    """How many pairs do not count, by cause: for the evidence.
-
-    Args:
-        rows: Halves of one drafting's comparison with off in one cell.
-        lasts: What is `lasting` among all of them.
-    """
+    """Count the pairs of one comparison that do not count, by cause; `lasts` are the lasting causes of all its halves."""
     causes = Counter(str(d.cause) for pair in pair_up(rows) if (d := cause_of(pair, lasts)) is not None)
     return dict(causes.most_common())
 
 
 def left_out_sentence(counts: Mapping[str, int]) -> str:
-    """What `left_out` found, for people; empty where everything counts."""
+    """Describe the result of `left_out`; empty if every pair counts."""
     total = sum(counts.values())
     if not total:
         return ""
@@ -152,7 +135,7 @@ def left_out_sentence(counts: Mapping[str, int]) -> str:
 
 
 def swaps(pair: Pair) -> bool:
-    """True if memory was short during a pair, in whichever half."""
+    """Return True if memory was short during either half of a pair."""
     states = (MachineState.from_json(half.machine) for half in (pair.off, pair.drafted))
     return any(state.swap_in_bytes > LIMITS.swap_in_bytes for state in states)
 
@@ -163,7 +146,7 @@ def load_limit(state: MachineState) -> float:
 
 
 def _without_rates(state: MachineState) -> MachineState:
-    """What `disturbed` is to look at: power, and heat where it is a level; the rest is compared between the halves."""
+    """The state reduced to power and heat levels; the caller compares the rates between halves."""
     counted = state.throttles is not None
     return replace(
         state,

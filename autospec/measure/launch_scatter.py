@@ -1,26 +1,25 @@
-"""How much launches of one server differ in speed: what is measured of it, and what a verdict counts with. Pure.
+"""How much the speed of one server differs between launches: measurement, and the value that a verdict uses.
 
-A launch may be faster or slower than another one of the same command for all of its requests: where its memory lies, which
-cores it got, how a GPU placed it. Two launches of drafting off that run side by side are asked the same short request by
-turns (old, new, new, old, …), so that heat, neighbours and the machine's own slow phases cancel out of each pair. One
-comparison is the Hodges-Lehmann estimate d of the pairs' ln(new ÷ old), and its standard error e:
+A launch may be faster or slower than another launch of the same command for all its requests: memory placement, cores, how a
+GPU placed it. Two launches without drafting run side by side and answer the same short request in turns (old, new, new,
+old, …), so that heat, other programs and slow phases of the machine cancel within each pair. One comparison gives the
+Hodges-Lehmann estimate d of the pairs' ln(new ÷ old) and its standard error e:
 
     e² = (1.4826 · MAD)² · (π ÷ 3) ÷ pairs        MAD: median distance of the pairs from their median
 
-which a stalled request hardly moves (3 ÷ π is the efficiency of the estimate on normal noise); it is never taken for less
-than 0.1 %. Where ln(speed) has the standard
-deviation L between launches, d has the variance 2L² + e². With T the mean of d² over n comparisons, E the mean of e², f the
-degrees of freedom of T, and c = χ²(0.05; f) ÷ f:
+A stalled request hardly moves e (3 ÷ π is the efficiency of the estimate on normal noise); e is at least 0.1 %. If ln(speed)
+has the standard deviation L between launches, d has the variance 2L² + e². Let T be the mean of d² over n comparisons, E
+the mean of e², f the degrees of freedom of T, and c = χ²(0.05; f) ÷ f:
 
     f = n² ÷ (n + s ÷ 2)                           s: pairs of comparisons that share a launch
     resolution² = (1 − c) · E ÷ 2
     sd² = resolution² + max(0, T − E) ÷ 2
 
-Comparisons in a row share launches (the new one is the next one's old one), which correlates them by −½: n of them in a row
-know as much as about ⅔·n separate ones. Above the floor sd² is (T − c·E) ÷ 2, so that sd² ÷ c is the exact upper 95 % limit
-of L² where noise is normal and known: not all of the noise is subtracted, as T may be small by chance. So an sd of 0 is
-never reported, and where launches do not differ the sd comes down to the resolution, which falls with the number of
-comparisons. tests/measure/test_launch_scatter.py holds the limit against simulated machines.
+Successive comparisons share a launch (the new one of one is the old one of the next), which correlates them by −½: n in a
+row are worth about ⅔·n separate ones. Above the floor, sd² is (T − c·E) ÷ 2, so that sd² ÷ c is the exact upper 95 % limit
+of L² for normal noise of known size; not all of the noise is subtracted, because T may be small by chance. An sd of 0 is
+therefore never reported. If launches do not differ, the sd falls to the resolution, which shrinks with the number of
+comparisons. tests/measure/test_launch_scatter.py checks the limit on simulated machines.
 """
 
 from __future__ import annotations
@@ -35,32 +34,25 @@ import numpy as np
 
 from autospec.measure.statistics import hodges_lehmann
 
-__all__ = ["ASSUMED_SD", "LEAST_FREEDOM", "LaunchComparison", "LaunchScatter", "speed_difference"]
+__all__ = ["ASSUMED_SD", "LaunchComparison", "LaunchScatter", "speed_difference"]
 
-# What a verdict takes for a launch where too little was measured: launches of working machines were seen to differ by 1 to
-# 5 % (autospec.measure.unpaired).
+# What a verdict assumes if too little was measured: launches on working machines differed by 1 to 5 %.
 ASSUMED_SD = 0.03
 # With fewer degrees of freedom a measured sd may be far too small: its upper 95 % limit is more than twice as large.
 LEAST_FREEDOM = 6.0
-# A median distance times this is a standard deviation, where noise is normal.
+# Converts a median distance into a standard deviation, for normal noise.
 _MAD_TO_SD = 1.4826
-# Server clocks and the rounding of their answers know no difference better than this, however equal the pairs are.
+# Server clocks and rounded times resolve no smaller difference, even if all pairs are equal.
 _LEAST_ERROR = 0.001
-# One-sided error of the upper limit that the resolution follows from.
+# One-sided error rate of the upper limit from which the resolution follows.
 _LEVEL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchComparison:
-    """Two launches of one server, compared side by side.
+    """Two launches (ids) of one server, compared side by side, `at` seconds since the epoch.
 
-    Attributes:
-        at: Seconds since the epoch when it ended.
-        old: Launch id.
-        new: Launch id of the one that it was compared with.
-        difference: Estimate of ln(speed of the new one ÷ speed of the old one).
-        error: Its standard error.
-        pairs: Pairs of requests that it rests on.
+    `difference` is the estimate of ln(speed of new ÷ speed of old), `error` its standard error.
     """
 
     at: float
@@ -72,20 +64,13 @@ class LaunchComparison:
 
     @classmethod
     def of(cls, log_ratios: Sequence[float], *, at: float, old: str, new: str) -> Self:
-        """The comparison that pairs of requests give; see `speed_difference`."""
+        """Build the comparison from the pairs' log-ratios; see `speed_difference`."""
         difference, error = speed_difference(log_ratios)
         return cls(at, old, new, difference, error, len(log_ratios))
 
 
 def speed_difference(log_ratios: Sequence[float]) -> tuple[float, float]:
-    """The Hodges-Lehmann estimate of pairs' log-ratios, and its standard error from their median distance.
-
-    Args:
-        log_ratios: One per pair, at least two, all finite.
-
-    Raises:
-        ValueError: Fewer than two values, or one that is not finite.
-    """
+    """The Hodges-Lehmann estimate of at least two finite log-ratios, and its standard error; else `ValueError`."""
     values = np.asarray(log_ratios, dtype=float)
     if values.size < 2 or not np.isfinite(values).all():
         raise ValueError("needs at least two finite log-ratios")
@@ -100,10 +85,10 @@ class LaunchScatter:
     """How much launches of one server differ, as far as it is known.
 
     Attributes:
-        sd: Standard deviation of ln(speed) between launches, never below `resolution`; 0 where nothing was measured.
-        freedom: Degrees of freedom that it is known with; 0 where nothing was measured.
-        resolution: What `sd` comes to where launches do not differ at all: nothing smaller could have been seen.
-        comparisons: How many it rests on.
+        sd: Standard deviation of ln(speed) between launches, never below `resolution`; 0 if nothing was measured.
+        freedom: Degrees of freedom of `sd`; 0 if nothing was measured.
+        resolution: The value of `sd` if launches do not differ at all: the smallest scatter that could be seen.
+        comparisons: Number of comparisons.
     """
 
     sd: float = 0.0
@@ -113,7 +98,7 @@ class LaunchScatter:
 
     @classmethod
     def of(cls, comparisons: Sequence[LaunchComparison]) -> Self:
-        """What comparisons of two launches each say together; the module describes how."""
+        """Combine comparisons of two launches each; the module describes how."""
         n = len(comparisons)
         if n == 0:
             return cls()
@@ -124,10 +109,7 @@ class LaunchScatter:
 
     @classmethod
     def of_control(cls, comparisons: Sequence[LaunchComparison]) -> Self:
-        """The same where all were compared with one launch that stayed: it drops out of the differences' own scatter.
-
-        n comparisons then have n − 1 degrees of freedom and the variance L² + e² (see the module).
-        """
+        """Combine comparisons with one control launch: n − 1 degrees of freedom, variance L² + e² (see the module)."""
         n = len(comparisons)
         if n < 2:
             return cls(comparisons=n)
@@ -151,17 +133,17 @@ class LaunchScatter:
 
     @property
     def assumed(self) -> bool:
-        """True where too little was measured to count with it."""
+        """True if too little was measured to use it."""
         return self.freedom < LEAST_FREEDOM
 
     @property
     def counted_sd(self) -> float:
-        """What a verdict counts with: the measured sd, or `ASSUMED_SD` where too little was measured and that is more."""
+        """The sd that a verdict uses: the measured one, or at least `ASSUMED_SD` if too little was measured."""
         return max(self.sd, ASSUMED_SD) if self.assumed else self.sd
 
     @property
     def upper(self) -> float:
-        """Upper 95 % limit of the standard deviation; infinite where nothing was measured."""
+        """Upper 95 % limit of the standard deviation; infinite if nothing was measured."""
         return self.sd / math.sqrt(_least_share(self.freedom)) if self.freedom > 0.0 else math.inf
 
     @property
@@ -177,7 +159,7 @@ class LaunchScatter:
         return f"launches differ by {100 * self.sd:.1f} %{least} ({counted})"
 
     def to_json(self) -> dict[str, Any]:
-        """What a verdict counted with, for its evidence; ``sd`` is `counted_sd`."""
+        """The form in a verdict's evidence; ``sd`` is `counted_sd`."""
         return {
             "sd": round(self.counted_sd, 5),
             "freedom": round(self.freedom, 1),
@@ -188,7 +170,7 @@ class LaunchScatter:
 
 
 def _least_share(freedom: float) -> float:
-    """Of its mean, the value that a mean of squares with so many degrees of freedom stays below in 5 % of cases."""
+    """The 5 % quantile of a mean of squares with `freedom` degrees of freedom, as a share of its mean."""
     from scipy.special import chdtri  # noqa: PLC0415  (most commands need no SciPy)
 
     return float(chdtri(freedom, 1.0 - _LEVEL)) / freedom

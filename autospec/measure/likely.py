@@ -1,10 +1,9 @@
-"""An answer on the way: what is likely while the proof is not finished. Pure; it decides no verdict.
+"""An early answer: what is likely before the proof is finished. It decides no verdict.
 
-The claim is that the true gain exceeds the threshold with a chance of at least 95 %. It comes from a Student's t interval
-around the mean of the prompts' ratios, which is made wider by what a launch may have of its own for all of its requests:
-3 % on either side of a ratio, the middle of what is seen on working machines (`autospec.measure.bench`), averaged over
-the launches. Where the drafting was chosen as the best of several by these very measurements, the chance that it is none is
-multiplied by their number (Bonferroni).
+The claim: with a chance of at least 95 %, the true gain exceeds the threshold. It rests on a Student's t interval around the
+mean of the prompts' ratios, widened by the scatter of launches: 3 % on either side of a ratio, the middle of what was seen
+on working machines, averaged over the launches. If the drafting was chosen from several by the same measurements, the error
+chance is multiplied by their number (Bonferroni).
 """
 
 from __future__ import annotations
@@ -19,22 +18,18 @@ from autospec.measure.launch_scatter import ASSUMED_SD
 from autospec.measure.log_ratios import of_pairs, prompt_medians
 from autospec.measure.measurements import Pair
 
-__all__ = ["LEAST_CHANCE", "Likely", "likely_gain", "seconds_to_proof"]
+__all__ = ["likely_gain", "seconds_to_proof"]
 
 LEAST_CHANCE = 0.95
-# A t quantile of fewer degrees of freedom says nothing, and fewer prompts do not speak for their kind.
+# Fewer prompts do not represent their kind, and the t quantile becomes useless.
 _LEAST_PROMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Likely:
-    """What is likely of one drafting.
+    """What is likely of one drafting: `speedup` with its interval, and the `chance` that the true gain exceeds the threshold.
 
-    Attributes:
-        speedup: Estimate of drafting ÷ off.
-        interval: Of the speed-up; each end is wrong with 1 - `LEAST_CHANCE`.
-        chance: That the true gain exceeds the threshold, at least `LEAST_CHANCE`.
-        about_s: Seconds of measuring until this estimate would be proven; ``None`` where no look of the proof would do it.
+    `about_s` is the time of measuring until a proof of this estimate; ``None`` if no look of the proof would enable it.
     """
 
     speedup: float
@@ -43,26 +38,23 @@ class Likely:
     about_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For the evidence."""
+        """The form in the evidence."""
         return {
             "speedup": round(self.speedup, 4),
             "interval": [round(end, 4) for end in self.interval],
-            # Never told as certain.
+            # Never shown as certain.
             "chance": min(round(self.chance, 4), 0.9999),
             "about_s": None if self.about_s is None else round(self.about_s),
         }
 
 
 def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1) -> Likely | None:
-    """What the pairs of one drafting make likely.
+    """Return what the counted pairs of one drafting in one cell make likely; ``None`` for no likely gain or too few prompts.
 
     Args:
-        pairs: Of one cell; those that count.
+        pairs: The counted pairs.
         threshold: Least gain for `enable`, as a fraction.
-        chosen_from: How many draftings these very pairs had a part in choosing this one from; 1 for pairs of the proof.
-
-    Returns:
-        ``None`` where a gain is not likely, or too few prompts were asked.
+        chosen_from: Number of draftings from which these same pairs chose this one; 1 for pairs of the proof.
     """
     from scipy.stats import t  # noqa: PLC0415  (half a second that most commands need not spend)
 
@@ -70,7 +62,10 @@ def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1
     if len(values) < _LEAST_PROMPTS:
         return None
     center = statistics.fmean(values)
-    launches = sum(1 / len({half.launch_id for half in side}) for side in _sides(pairs))
+    launches = sum(
+        1 / len({half.launch_id for half in side})
+        for side in ([p.off for p in pairs], [p.drafted for p in pairs])
+    )
     variance = statistics.variance(values) / len(values) + ASSUMED_SD**2 * launches
     error, freedom = math.sqrt(variance), len(values) - 1
     missed = float(t.sf((center - math.log1p(threshold)) / error, freedom)) * chosen_from
@@ -83,20 +78,6 @@ def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1
 def seconds_to_proof(
     looks: Sequence[int], rounds: int, round_s: float, would_enable: Callable[[int], bool]
 ) -> float | None:
-    """How long it takes to the first look that would enable.
-
-    Args:
-        looks: Rounds after which the proof is looked at, increasing.
-        rounds: That are complete.
-        round_s: What one round takes.
-        would_enable: Whether the look after so many rounds would enable if they showed what these show.
-
-    Returns:
-        Seconds; ``None`` where no look would.
-    """
+    """Return the seconds to the first look that would enable if its rounds showed what these show; ``None`` without one."""
     at = next((at for at in looks if at > rounds and would_enable(at)), None)
     return None if at is None else (at - rounds) * round_s
-
-
-def _sides(pairs: Sequence[Pair]) -> tuple[list[Any], list[Any]]:
-    return [p.off for p in pairs], [p.drafted for p in pairs]

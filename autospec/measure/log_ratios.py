@@ -1,13 +1,10 @@
-"""What a verdict looks at: one log-ratio for each pair, with the prompt, the two launches and the order of its halves.
+"""The log-ratios that a verdict looks at, one per pair, and predictions as a control variate.
 
-Predictions as a control variate: what is predicted of each prompt takes the differences between prompts out of the noise.
-
-The replay predicts the gain of every prompt whose answer is recorded, for the price of one answer without drafting. The
-measured pairs correct the prediction: the estimate is the mean prediction over all recorded prompts plus the mean
-difference between measured and predicted (Angelopoulos et al., *Prediction-powered inference*, Science 382, 2023; the
-weight as in PPI++, arXiv 2311.01453). Where measured prompts are a sample of the recorded ones this is the regression
-estimator of survey sampling (Cochran, *Sampling Techniques*, ch. 7). It is right however wrong the prediction is: a
-useless prediction gets the weight 0, and the plain estimate is left.
+The replay predicts the gain of every prompt whose answer is recorded. The estimate is the mean prediction over all recorded
+prompts plus the mean difference between measured and predicted (Angelopoulos et al., *Prediction-powered inference*, Science
+382, 2023; the weight as in PPI++, arXiv 2311.01453). If the measured prompts are a sample of the recorded ones, this is the
+regression estimator of survey sampling (Cochran, *Sampling Techniques*, ch. 7). It stays right if the predictions are wrong:
+a useless prediction gets the weight 0, which leaves the plain estimate.
 """
 
 from __future__ import annotations
@@ -26,15 +23,7 @@ __all__ = ["Control", "LogRatio", "by_prompt", "control", "of_pairs", "prompt_me
 
 @dataclass(frozen=True, slots=True)
 class LogRatio:
-    """One pair as the statistics see it.
-
-    Attributes:
-        prompt: The prompt's id.
-        off_launch: The launch that answered without drafting.
-        drafted_launch: The launch that answered with drafting.
-        value: ln(drafting ÷ off); above 0 the drafting is faster.
-        off_first: True if off answered before the drafting.
-    """
+    """One pair as the statistics see it: `value` is ln(drafting ÷ off), above 0 the drafting is faster."""
 
     prompt: str
     off_launch: str
@@ -44,17 +33,12 @@ class LogRatio:
 
     @property
     def stretch(self) -> tuple[str, str]:
-        """The two launches; where off and drafting run by turns, what the two ran in a row."""
+        """The two launches; if off and drafting run in turns, one stretch of time."""
         return self.off_launch, self.drafted_launch
 
 
 def of_pairs(pairs: Iterable[Pair], ratio: Callable[[Pair], float]) -> list[LogRatio]:
-    """The log-ratios of measured pairs, in their order.
-
-    Args:
-        pairs: Of one drafting in one cell.
-        ratio: ln(drafting ÷ off) of a pair.
-    """
+    """Return the log-ratios of one drafting's pairs, in their order; `ratio` gives ln(drafting ÷ off) of a pair."""
     return [
         LogRatio(
             prompt=pair.off.prompt_id,
@@ -68,7 +52,7 @@ def of_pairs(pairs: Iterable[Pair], ratio: Callable[[Pair], float]) -> list[LogR
 
 
 def by_prompt(values: Sequence[LogRatio]) -> Mapping[str, list[float]]:
-    """Prompt id → its values, in their order."""
+    """Return prompt id → its values, in their order."""
     found: dict[str, list[float]] = defaultdict(list)
     for v in values:
         found[v.prompt].append(v.value)
@@ -76,7 +60,7 @@ def by_prompt(values: Sequence[LogRatio]) -> Mapping[str, list[float]]:
 
 
 def prompt_medians(values: Sequence[LogRatio]) -> list[float]:
-    """The median of every prompt, in the order in which they come."""
+    """Return the median of every prompt, in order of first appearance."""
     return [statistics.median(own) for own in by_prompt(values).values()]
 
 
@@ -88,12 +72,9 @@ _LEAST_PROMPTS = 6
 class Control:
     """The values after correction by the prediction.
 
-    Attributes:
-        values: As they were measured, each moved by its prompt's predicted difference from the mean of all recorded
-            prompts, times the weight.
-        weights: Prompt id → its weight, 0 … 1; all 0 where the prediction does not help.
-        recorded: Prompts whose gain is predicted; 0 where the prediction is not used.
-        spread_variance: Variance of the mean prediction over the recorded prompts, as a sample of their kind.
+    `values` are the measured ones, each moved by its prompt's predicted difference from the mean of the `recorded` prompts, times its
+    weight in `weights` (0 … 1). `recorded` is 0 if the prediction is not used. `spread_variance` is the variance of the mean prediction
+    over the recorded prompts, as a sample of their kind.
     """
 
     values: tuple[LogRatio, ...]
@@ -103,19 +84,14 @@ class Control:
 
     @property
     def weight(self) -> float:
-        """Mean weight of the prediction; 0 where it is not used."""
+        """Mean weight of the prediction; 0 if it is not used."""
         return statistics.fmean(self.weights.values()) if self.weights else 0.0
 
 
 def control(values: Sequence[LogRatio], predicted: Mapping[str, float]) -> Control:
-    """Correct measured values by what was predicted.
+    """Correct measured values by `predicted`, which has ln(drafting ÷ off) of all recorded prompts, measured ones included.
 
-    Each prompt's weight comes from the other prompts (leave one out), so that no prompt takes part in the choice of what
-    is subtracted from it.
-
-    Args:
-        values: Measured.
-        predicted: Prompt id → predicted ln(drafting ÷ off), of all recorded prompts; measured ones are among them.
+    Each prompt's weight comes from the other prompts (leave one out), so that a prompt has no part in its own correction.
     """
     medians = {prompt: statistics.median(own) for prompt, own in by_prompt(values).items()}
     plain = Control(tuple(values), {})

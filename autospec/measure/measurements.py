@@ -1,14 +1,8 @@
-"""One timed answer, and two of them as a pair. Pure values.
+"""Measured answers, pairs of them, live samples, and the request that a verdict is for.
 
-What the proxy sees of live traffic: numbers only, never a prompt. A pure value.
-
-The request that a verdict is for: how long its prompt and its answer are, and what a measured answer says of it.
-
-A measurement is short, so that it is cheap: some 64 or 128 tokens behind a prompt that nothing was cached of. People ask for
-longer answers, and most of their prompt is in the cache already. So the time of a measured request is taken apart, into the
-time of its prompt and that of its generated tokens, and put together again for the request that people make. Off
-and drafting are always put together for the same request, so that an answer that ended elsewhere with drafting is
-compared at equal length.
+A measured answer is short: some 64 or 128 tokens after a prompt of which nothing is cached. Users ask for longer answers, and
+most of their prompt is cached. So prompt time and generation time are measured apart and recombined for the request that users
+make. Both halves of a pair are recombined for the same request, which compares answers of different length fairly.
 """
 
 from __future__ import annotations
@@ -42,21 +36,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answered request, as the store keeps it: numbers only, no text.
+    """One request that the proxy answered: numbers only, no text.
 
-    Attributes:
-        at: Seconds since the epoch when the answer ended.
-        model: Catalogue name.
-        backend: Backend name.
-        build: The build's own name.
-        prompt_type: What the classifier or the header said.
-        drafting: What was in force.
-        prompt_tokens: Processed for this request.
-        predicted_tokens: Generated.
-        prompt_ms: By the server's clock, or by ours where it does not tell.
-        predicted_ms: Likewise.
-        drafted: ``None`` where the server does not tell.
-        accepted: ``None`` where the server does not tell.
+    `at` is the end of the answer in seconds since the epoch. Times are by the server's clock, or by ours if the server does not
+    report them. `drafted` and `accepted` are ``None`` if unknown.
     """
 
     at: float
@@ -75,27 +58,27 @@ class Sample:
 
 CACHED_SHARE: Mapping[PromptType, float] = MappingProxyType(
     {
-        # Each turn of a conversation, or step of an agent, repeats all turns before it; only the newest one is new.
+        # Each turn of a conversation, or step of an agent, repeats all earlier turns.
         PromptType.CHAT: 0.8,
         PromptType.AGENTIC: 0.9,
-        # Editors and chat clients send files and earlier turns again; a part of the requests are first ones.
+        # Editors and chat clients send files and earlier turns again; some requests are the first of their kind.
         PromptType.CODING: 0.5,
         PromptType.EDITING: 0.5,
-        # Instructions are the same each time, what they are about is new.
+        # The instructions repeat, the text is new.
         PromptType.EXTRACTION: 0.1,
         PromptType.RAG: 0.1,
         PromptType.SUMMARIZATION: 0.0,
         PromptType.TRANSLATION: 0.0,
-        # Questions that stand alone.
+        # Separate questions.
         PromptType.MATH: 0.0,
         PromptType.REASONING: 0.0,
         PromptType.QA: 0.0,
         PromptType.WRITING: 0.0,
     }
 )
-"""Part of a prompt that is in the server's cache, where no traffic tells. Stated, not measured."""
+"""Cached part of a prompt, assumed until live traffic shows it."""
 
-# So many live requests of one type tell how long they are.
+# Live requests of one type that are needed to know their length.
 _LEAST_SAMPLES = 30
 
 
@@ -104,12 +87,12 @@ class RequestShape:
     """How long a request is.
 
     Attributes:
-        prompt_tokens: Prompt tokens that are computed; cached ones are not counted.
-        answer_tokens: Tokens generated.
-        cached_share: Part of the whole prompt that is cached, 0 … 1; 0 where the traffic told the computed tokens directly.
-        source: ``traffic``, ``suite``, or ``measured`` for the lengths that were measured.
-        first_cycle_in_prompt: True where the first token comes with a whole drafting cycle, whose time stands in the prompt's:
-            mlx_lm's cycle, and servers whose tokens are timed by their arrival.
+        prompt_tokens: Computed prompt tokens, without the cached ones.
+        answer_tokens: Generated tokens.
+        cached_share: Cached part of the whole prompt, 0 … 1; 0 if the traffic reported the computed tokens directly.
+        source: ``traffic``, ``suite``, or ``measured`` for the measured lengths.
+        first_cycle_in_prompt: True if the first token comes with a whole drafting cycle whose time counts as prompt time:
+            mlx_lm, and servers whose tokens are timed by arrival.
     """
 
     prompt_tokens: float
@@ -119,14 +102,9 @@ class RequestShape:
     first_cycle_in_prompt: bool = False
 
     def prompt_ms(self, measured_ms: float, measured_tokens: float, pass_ms: float) -> float:
-        """Time to process the prompt.
+        """Return the milliseconds to process the prompt, by linear interpolation between one pass and the measured prompt.
 
-        One token takes a pass of the main model; from there to the measured prompt it grows evenly.
-
-        Args:
-            measured_ms: Of the measured prompt.
-            measured_tokens: Its tokens that were computed.
-            pass_ms: Of one pass: a token that is generated with drafting off.
+        `pass_ms` is the time of one pass of the main model: one generated token without drafting.
         """
         if measured_tokens <= 1.0 or measured_ms <= pass_ms:
             return measured_ms
@@ -134,20 +112,15 @@ class RequestShape:
         return pass_ms + (measured_ms - pass_ms) * part
 
     def request_ms(self, half: Measurement, off: Measurement) -> float:
-        """Time of this request on the server that answered a measured one.
+        """Return the milliseconds of this request on the server that answered `half`; `off` is the pair's half without drafting.
 
-        Args:
-            half: The measured one.
-            off: The half without drafting of the same pair, which tells what a pass takes.
-
-        Returns:
-            Milliseconds; not a number where nothing was generated after the first token.
+        It is not a number if nothing was generated after the first token.
         """
         pass_ms = token_ms_of(off)
         overhead_ms = max(0.0, half.wall_ms - half.prompt_ms - half.predicted_ms)
         if self.first_cycle_in_prompt:
-            # What the prompt takes longer than off's is the first cycle, and all tokens are generation. A draft's own time for
-            # the prompt is counted as generation, too: too dear for the drafting, never too cheap.
+            # The prompt time beyond off's is the first cycle, and all tokens are generation. The draft model's own prompt time
+            # counts as generation too, which can only make the drafting look slower.
             prompt_ms = self.prompt_ms(max(0.0, off.prompt_ms - pass_ms), off.prompt_tokens, pass_ms)
             cycles_ms = half.predicted_ms + max(0.0, half.prompt_ms - off.prompt_ms) + pass_ms
             timed = half.predicted_tokens > 1 and half.predicted_ms > 0.0
@@ -157,7 +130,7 @@ class RequestShape:
         return prompt_ms + token_ms_of(half) * max(0.0, self.answer_tokens - 1.0) + overhead_ms
 
     def to_json(self) -> dict[str, Any]:
-        """For the evidence."""
+        """The form in the evidence."""
         return {
             "prompt_tokens": round(self.prompt_tokens, 1),
             "answer_tokens": round(self.answer_tokens, 1),
@@ -167,7 +140,7 @@ class RequestShape:
 
 
 def token_ms_of(half: Measurement) -> float:
-    """Milliseconds for each token after the first, which comes with the prompt; not a number for fewer than two tokens."""
+    """Return milliseconds per token after the first, which comes with the prompt; NaN for fewer than two tokens."""
     if half.predicted_tokens < 2 or half.predicted_ms <= 0.0:
         return math.nan
     return half.predicted_ms / (half.predicted_tokens - 1)
@@ -177,11 +150,8 @@ def token_ms_of(half: Measurement) -> float:
 class Shapes:
     """The requests that one cell's verdict is for.
 
-    Attributes:
-        cached_share: Part of a prompt that is cached.
-        max_tokens: Prompt id → how long its answer may be in use; a prompt that is not named stays as it was measured.
-        traffic: What live requests of the cell look like; ``None`` where there are too few.
-        first_cycle_in_prompt: See `RequestShape`.
+    `max_tokens` maps prompt ids to the length of the answer in use; other prompts stay as measured. `traffic` is the shape of the
+    cell's live requests; ``None`` if there are too few.
     """
 
     cached_share: float = 0.0
@@ -190,13 +160,9 @@ class Shapes:
     first_cycle_in_prompt: bool = False
 
     def of(self, prompt_id: str, *, prompt_tokens: int, answer_tokens: int, ended: bool) -> RequestShape:
-        """The request that a measured answer stands for.
+        """Return the request that a measured answer stands for.
 
-        Args:
-            prompt_id: The suite's id.
-            prompt_tokens: Of the whole prompt.
-            answer_tokens: That were generated without drafting.
-            ended: True if the answer ended by itself: then it is as long as it is.
+        `prompt_tokens` are those of the whole prompt. An answer that `ended` by itself keeps its length.
         """
         if self.traffic is not None:
             return replace(self.traffic, first_cycle_in_prompt=self.first_cycle_in_prompt)
@@ -210,7 +176,7 @@ class Shapes:
         )
 
     def of_half(self, off: Measurement) -> RequestShape:
-        """The request that a pair stands for, whose half without drafting says how long its answer is."""
+        """Return the request that a pair stands for, from its half without drafting."""
         return self.of(
             off.prompt_id,
             prompt_tokens=off.prompt_tokens,
@@ -219,7 +185,7 @@ class Shapes:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For the evidence."""
+        """The form in the evidence."""
         return {
             "cached_share": self.cached_share,
             "max_tokens": dict(self.max_tokens),
@@ -244,11 +210,11 @@ class Shapes:
 
 
 AS_MEASURED = Shapes()
-"""Requests as long as they were measured."""
+"""Requests with their measured lengths."""
 
 
 def of_traffic(samples: Sequence[Sample]) -> RequestShape | None:
-    """What live requests look like: their median lengths; ``None`` for too few of them."""
+    """Return the median lengths of live requests; ``None`` if there are too few."""
     told = [s for s in samples if s.predicted_tokens > 1]
     if len(told) < _LEAST_SAMPLES:
         return None
@@ -259,13 +225,13 @@ def of_traffic(samples: Sequence[Sample]) -> RequestShape | None:
     )
 
 
-# The two halves of a pair stand for the same moment. A launch of a very large model lies between them
-# where two do not fit into memory; after a longer gap (an interruption) the half is measured again.
+# The halves of a pair must be close in time. If two servers do not fit in memory, the launch of a very large model lies
+# between them; after a longer gap (an interruption) the half is measured again.
 MAX_PAIR_GAP_S = 1800.0
 
 
 class Phase(StrEnum):
-    """What a measurement was made for. Search and proof never share prompts or measurements."""
+    """The purpose of a measurement. Search and proof share no prompts and no measurements."""
 
     SEARCH = "search"
     PROVE = "prove"
@@ -274,29 +240,19 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One answer of one launch, timed.
+    """One timed answer of one launch.
 
     Attributes:
-        cell_key: `Cell.key` of the cell that it belongs to.
-        protocol: Digest of what must be equal for measurements to be pooled: suite, lengths, temperature.
-        phase: What it was made for.
-        round: Which exposure of this prompt to this drafting; a fresh launch each.
-        drafting: What the launch was given.
-        compared: The drafting of the pair's other half; for a half with drafting, its own.
-        prompt_id: The suite's id.
-        launch_id: Which server process answered.
-        position: 0 if it was the first half of its pair, 1 if the second.
+        cell_key: `Cell.key` of its cell.
+        protocol: Digest of what pooled measurements must share: suite, lengths, temperature.
+        round: Number of the exposure of this prompt to this drafting; each has a new launch.
+        compared: The drafting of the pair's other half; its own for a half with drafting.
+        position: 0 for the first half of its pair, 1 for the second.
         started_at: Seconds since the epoch.
-        prompt_tokens: Prompt tokens processed.
-        predicted_tokens: Tokens generated.
-        prompt_ms: By the server's clock.
-        predicted_ms: By the server's clock.
-        wall_ms: Whole request, by our clock.
-        drafted: Proposed tokens, ``None`` where the backend does not tell.
-        accepted: Of those, accepted.
-        text_digest: SHA-256 of the text; equal digests are equal texts.
-        finish_reason: Why the answer ended.
-        machine: How the machine was meanwhile (`hardware.state.MachineState` as JSON).
+        prompt_ms: By the server's clock, like `predicted_ms`; `wall_ms` is the whole request by ours.
+        drafted: Proposed tokens, and `accepted` among them; ``None`` if the backend does not report them.
+        text_digest: SHA-256 of the text.
+        machine: The machine's state during the request (`hardware.state.MachineState` as JSON).
     """
 
     cell_key: str
@@ -333,13 +289,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Off and drafting on the same prompt, close in time.
-
-    Attributes:
-        off: The half without drafting.
-        drafted: The half with it.
-        shape: The request that the pair stands for; ``None`` for the one that was measured.
-    """
+    """Off and drafting on the same prompt, close in time; `shape` is the request that the pair stands for, or ``None``."""
 
     off: Measurement
     drafted: Measurement
@@ -347,16 +297,16 @@ class Pair:
 
     @property
     def log_ratio(self) -> float:
-        """ln(drafting ÷ off) of the speed of the request that the pair stands for; above 0 the drafting is faster."""
+        """ln(drafting ÷ off) of the speed of `shape`'s request; above 0 the drafting is faster."""
         off_tps, drafted_tps = self.speeds_tps
         return math.log(drafted_tps / off_tps)
 
     @property
     def speeds_tps(self) -> tuple[float, float]:
-        """Tokens per second of the request that the pair stands for: off, drafting."""
+        """Tokens per second of `shape`'s request: off, drafting."""
         if self.shape is not None:
             off_ms, drafted_ms = (self.shape.request_ms(half, self.off) for half in (self.off, self.drafted))
-            # An answer of one token has no generation to put together.
+            # An answer of one token has no generation time.
             if not (math.isnan(off_ms) or math.isnan(drafted_ms)):
                 tokens = 1000.0 * self.shape.answer_tokens
                 return tokens / off_ms, tokens / drafted_ms
@@ -364,29 +314,26 @@ class Pair:
 
     @property
     def measured_log_ratio(self) -> float:
-        """ln(drafting ÷ off) of whole-request speed, as it was measured."""
+        """ln(drafting ÷ off) of whole-request speed, as measured."""
         return math.log(self.drafted.request_tps / self.off.request_tps)
 
     @property
     def decode_log_ratio(self) -> float:
-        """The same for generation alone."""
+        """ln(drafting ÷ off) of generation speed."""
         return math.log(self.drafted.decode_tps / self.off.decode_tps)
 
     @property
     def same_text(self) -> bool:
-        """True if both halves gave the same text: the lossless check."""
+        """True if both halves gave the same text."""
         return self.off.text_digest == self.drafted.text_digest
 
 
 def pair_up(measurements: Iterable[Measurement], shapes: Mapping[str, Shapes] | None = None) -> list[Pair]:
-    """The complete pairs among stored measurements, in the order of their second halves.
+    """Return the complete pairs among measurements of any cells, in the order of their second halves.
 
-    Halves belong together if phase, round, prompt and compared drafting agree; of repeated halves the
-    newest counts. A pair whose halves lie more than `MAX_PAIR_GAP_S` apart is left out.
-
-    Args:
-        measurements: Of any cells.
-        shapes: Cell key → the requests that its pairs stand for; as they were measured where left out.
+    Halves belong together if phase, round, prompt and compared drafting agree; of repeated halves the newest counts. Pairs
+    whose halves are more than `MAX_PAIR_GAP_S` apart are left out. `shapes` maps cell keys to the requests that pairs stand for;
+    other cells count as measured.
     """
     shapes = shapes or {}
     halves: dict[tuple[str, ...], dict[bool, Measurement]] = {}

@@ -1,10 +1,9 @@
-"""Estimates from paired log-ratios: the signed-rank test and its interval, and a mean stratified by prompt.
+"""Estimates from paired log-ratios: signed-rank interval, mean stratified by prompt, and sign-flip test.
 
-Noise on a working machine is not normal: now and then a request stalls and takes twice as long. The mean
-and the t-test pay for every stall; the Wilcoxon signed-rank statistic and the Hodges-Lehmann estimate that
-belongs to it lose 4.5 % of power on normal noise and next to none on stalls (Hollander, Wolfe and Chicken,
-*Nonparametric Statistical Methods*, 3rd ed., ch. 3). But they take differences between prompts for noise. Where the same
-prompts were asked more than once, the stratified mean takes the noise from the repeats alone.
+Noise on a working machine is not normal: some requests stall and take twice as long. Each stall costs the mean and the t-test
+power. The Wilcoxon signed-rank statistic and its Hodges-Lehmann estimate lose 4.5 % of power on normal noise and almost none
+on stalls (Hollander, Wolfe and Chicken, *Nonparametric Statistical Methods*, 3rd ed., ch. 3), but they count differences
+between prompts as noise. For prompts that were repeated, the stratified mean takes the noise from the repeats alone.
 """
 
 from __future__ import annotations
@@ -26,23 +25,15 @@ __all__ = [
     "stratified_estimate",
 ]
 
-# Residuals that a noise estimate needs: a t quantile of fewer degrees of freedom is too wide to decide anything.
+# Residuals that a noise estimate needs: with fewer degrees of freedom the t quantile is too wide to decide anything.
 _LEAST_RESIDUALS = 8
-# Up to so many values every pattern of signs is looked at, 65 536 of them; beyond, as many at random.
+# Up to this many values all sign patterns are used, 65 536 of them; beyond, as many random ones.
 _MOST_EXACT = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A location of log-ratios with its interval, in logs.
-
-    Attributes:
-        n: Pairs.
-        center: Hodges-Lehmann estimate (median of all pairwise means), or mean of the prompts' means.
-        low: Lower end; minus infinity where n is too small for the level.
-        high: Upper end; plus infinity likewise.
-        level: One-sided error rate of each end.
-    """
+    """A location of `n` log-ratios and its interval, in logs; an end is infinite if n is too small for the one-sided level."""
 
     n: int
     center: float
@@ -63,12 +54,12 @@ class Estimate:
 
 @lru_cache(maxsize=4096)
 def critical_rank(n: int, level: float) -> int:
-    """How many of the smallest Walsh averages the interval leaves out at each end.
+    """Return how many of the smallest Walsh averages the interval leaves out at each end.
 
-    The largest k for which P(T⁺ < k) ≤ level under the null, T⁺ being the signed-rank statistic of n
-    values; 0 means that no interval of this level exists for so few pairs. SciPy offers the test but not
-    the quantile, so the exact null distribution is built here, as the product of n fair coins that weigh
-    1 … n (Hollander et al., §3.1, comment 5); the tests hold it against `scipy.stats.wilcoxon`.
+    This is the largest k with P(T⁺ < k) ≤ level under the null hypothesis, where T⁺ is the signed-rank statistic of n values;
+    0 means that n is too small for this level. SciPy has the test but not the quantile. The exact null distribution is built
+    here as the product of n fair coins with the weights 1 … n (Hollander et al., §3.1, comment 5); tests compare it with
+    `scipy.stats.wilcoxon`.
     """
     distribution = np.ones(1)
     for rank in range(1, n + 1):
@@ -80,14 +71,10 @@ def critical_rank(n: int, level: float) -> int:
 
 
 def signed_rank_estimate(log_ratios: Sequence[float], level: float) -> Estimate:
-    """The Hodges-Lehmann estimate and its distribution-free interval.
-
-    Args:
-        log_ratios: One per pair, at least one, all finite.
-        level: One-sided error rate of each end of the interval.
+    """Return the Hodges-Lehmann estimate and its distribution-free interval, each end with the one-sided error rate `level`.
 
     Raises:
-        ValueError: No values, or one that is not finite.
+        ValueError: No log-ratios, or one that is not finite.
     """
     values = np.asarray(log_ratios, dtype=float)
     if values.size == 0 or not np.isfinite(values).all():
@@ -99,12 +86,12 @@ def signed_rank_estimate(log_ratios: Sequence[float], level: float) -> Estimate:
 
 
 def hodges_lehmann(values: npt.NDArray[np.float64]) -> float:
-    """The median of all pairwise means; up to 29 % of the values may be stalls."""
+    """Return the median of all pairwise means; it tolerates up to 29 % stalls."""
     return float(np.median(_walsh(values)))
 
 
 def _walsh(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The means of all pairs of values, each with itself too."""
+    """The means of all pairs of values, each with itself included."""
     i, j = _pairs(values.size)
     return np.asarray((values[i] + values[j]) / 2.0)
 
@@ -116,18 +103,11 @@ def _pairs(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
 
 
 def stratified_estimate(by_prompt: Sequence[Sequence[float]], level: float) -> Estimate | None:
-    """The mean of the prompts' means, with an interval for these prompts: noise comes from repeats of the same prompt.
+    """Return the mean of the prompts' means, with an interval for these prompts from repeats; ``None`` for too few repeats.
 
-    Student's t on the residuals within prompts. Some prompts are noisier than others, so each has a variance of its own, and
+    Student's t on the residuals within prompts. Some prompts are noisier than others, so each has its own variance, and
     the degrees of freedom are Satterthwaite's (*Biometrics Bulletin* 2, 1946, 110-114); a prompt that was asked once gets
-    the pooled variance. It says nothing of other prompts, and a stall widens it much.
-
-    Args:
-        by_prompt: One sequence of log-ratios per prompt.
-        level: One-sided error rate of each end of the interval.
-
-    Returns:
-        The estimate, or ``None`` where the repeats are too few to know the noise from them.
+    the pooled variance. The interval is not about other prompts, and one stall widens it much.
     """
     from scipy.stats import t  # noqa: PLC0415  (half a second that most commands need not spend)
 
@@ -136,7 +116,7 @@ def stratified_estimate(by_prompt: Sequence[Sequence[float]], level: float) -> E
     if residuals < _LEAST_RESIDUALS:
         return None
     pooled = sum(float(((p - p.mean()) ** 2).sum()) for p in prompts) / residuals
-    # Of each prompt's mean: its variance, and the degrees of freedom that it is known with.
+    # For each prompt's mean: its variance and degrees of freedom.
     parts = [
         (float(p.var(ddof=1)) / p.size, p.size - 1) if p.size > 1 else (pooled, residuals) for p in prompts
     ]
@@ -150,24 +130,24 @@ def stratified_estimate(by_prompt: Sequence[Sequence[float]], level: float) -> E
 
 
 def chance_by_signs(values: Sequence[float]) -> float:
-    """How often the sum of these values would be as large if each had come up with either sign alike.
+    """Return how often the sum of these values would be as large if each sign were random.
 
-    The one-sided randomisation test of symmetry around 0 (Fisher, *The Design of Experiments*, §21); unlike ranks it knows
-    that a large gain outweighs several small losses. Exact up to 16 values, beyond from 65 536 patterns of signs, which know
-    a chance of 5 % to ±0.2 points; no normal approximation, to which three large values among twenty are significant.
-    `scipy.stats.permutation_test` gives the same, 300 times slower; the tests hold this against it.
+    This is the one-sided randomisation test of symmetry around 0 (Fisher, *The Design of Experiments*, §21). Unlike ranks, it
+    lets one large gain outweigh several small losses. It is exact up to 16 values. Beyond, it uses 65 536 random sign patterns,
+    which give a chance of 5 % to ±0.2 points; a normal approximation would call three large values among twenty significant.
+    `scipy.stats.permutation_test` gives the same, 300 times slower; the tests compare them.
     """
     x = np.asarray(values, dtype=float)
-    # Sums of the same values in another order differ in their last bits.
+    # The order of summation changes the last bits.
     return float(np.mean(_signs(x.size) @ x >= x.sum() - 1e-12))
 
 
 @lru_cache(maxsize=_MOST_EXACT)
 def _signs(n: int) -> npt.NDArray[np.int8]:
-    """Patterns of n signs, one to a row: all of them, or as many as are practical, drawn with a fixed seed."""
+    """Patterns of n signs, one per row: all of them, or 65 536 drawn with a fixed seed."""
     if n > _MOST_EXACT:
         drawn = np.random.default_rng(n).integers(0, 2, (2**_MOST_EXACT, n), dtype=np.int8)
-        drawn[0] = 0  # what was observed is one of them: no chance is nothing
+        drawn[0] = 0  # the observed pattern is one of them, so the chance is never 0
         return 1 - 2 * drawn
     bits = np.arange(2**n)[:, None] >> np.arange(n)
     return (1 - 2 * (bits & 1)).astype(np.int8)

@@ -1,12 +1,12 @@
-"""The level of launches: what requests of one launch share, and an interval that needs no assumption about it.
+"""The scatter of launches in an interval: what requests of one launch share.
 
-Requests of one launch are no independent samples: the launch may be a little faster or slower than another launch of the
-same server, and all its requests with it. Kalibera and Jones (*Rigorous Benchmarking in Reasonable Time*, ISMM 2013) take
-the highest level that varies as the unit of the interval. There are two ways to count with it here:
+Requests of one launch are not independent samples: a launch may be faster or slower than another launch of the same server.
+Kalibera and Jones (*Rigorous Benchmarking in Reasonable Time*, ISMM 2013) take the highest level that varies as the unit of
+the interval. There are two ways to do this here:
 
-* `launch_half_width` adds the launches' scatter to an interval that knows the requests only, from a known standard deviation.
-* `unit_estimate` takes *units* as the sample: all values whose launches are connected, which is a round of the proof, as both
-  servers are new there. It holds for any scatter, but it takes many units.
+* `launch_half_width` adds a known launch scatter to an interval that knows only the requests.
+* `unit_estimate` uses *units* as the sample: all values with connected launches, which is one round of the proof because both
+  servers are new in each round. It holds for any scatter, but needs many units.
 """
 
 from __future__ import annotations
@@ -27,22 +27,17 @@ __all__ = ["UnitFit", "fit_units", "launch_half_width", "launch_variance", "unit
 
 Floats = npt.NDArray[np.float64]
 
-# A median distance from the median times this is a standard deviation, where noise is normal.
+# Converts a median distance into a standard deviation, for normal noise.
 _DISTANCE_TO_SD = 1.4826
 # The two-way fit converges within a few steps; the last ones change the sixth digit.
 _STEPS = 6
 
 
 def launch_variance(values: Sequence[LogRatio], *, launch_sd: float, turn_sd: float) -> float:
-    """Variance that launches, and stretches of time, add to the mean of all values.
+    """Return the variance that launches, and stretches of time, add to the mean of all values.
 
-    Args:
-        values: At least one.
-        launch_sd: Standard deviation of ln(speed) between launches of one side.
-        turn_sd: The same between two stretches of time, for launches whose requests did not alternate.
-
-    Returns:
-        Each launch has a share of all values; the sum of the squared shares, times the variance.
+    It is the sum of the squared shares of all launches, times the variance. `turn_sd` is the standard deviation between two
+    stretches of time, for launches whose requests did not alternate.
     """
     total = len(values)
     launches = Counter(("off", v.off_launch) for v in values)
@@ -59,15 +54,7 @@ def launch_variance(values: Sequence[LogRatio], *, launch_sd: float, turn_sd: fl
 def launch_half_width(
     values: Sequence[LogRatio], level: float, scatter: LaunchScatter, *, assumed_sd: float, turn_sd: float
 ) -> float:
-    """Half of the interval that the scatter of launches adds.
-
-    Args:
-        values: At least one.
-        level: One-sided error rate.
-        scatter: What is known of this machine's launches.
-        assumed_sd: Used where too little is known.
-        turn_sd: See `launch_variance`.
-    """
+    """Return half of the interval that the scatter of launches adds; `assumed_sd` counts if too little is known."""
     from scipy import stats  # noqa: PLC0415  (half a second that most commands need not spend)
 
     if scatter.assumed:
@@ -81,16 +68,10 @@ def launch_half_width(
 class UnitFit:
     """A two-way fit: value = prompt + unit + noise.
 
-    Attributes:
-        center: Mean of the prompts' parts.
-        squares: Sum of the squares of the units' parts.
-        units: Number of units.
-        groups: Groups of units that share prompts, directly or through other units. Units of different groups
-            cannot be compared, so that each group costs a degree of freedom.
-        weight: Sum of the squares of the units' shares of all values: 1 ÷ units where all are of one size.
-        n: Values.
-        of_prompts: Variance of the centre as the prompts' own repeats show it: where half of a prompt's few values stalled, its
-            part is anywhere between, and no unit tells that.
+    `center` is the mean of the prompts' parts, `squares` the sum of the squares of the units' parts, `weight` the sum of the squares
+    of the units' shares of all values. Units of different `groups` share no prompts and cannot be compared, so each group costs a
+    degree of freedom. `of_prompts` is the variance of the center from the prompts' own repeats: if half of a prompt's few values
+    stalled, its part is uncertain, and no unit shows that.
     """
 
     center: float
@@ -108,13 +89,13 @@ class UnitFit:
 
     @property
     def standard_error(self) -> float:
-        """Of the centre, as units or prompts show it, whichever is more; 0 where no two units can be compared."""
+        """Standard error of the center, from units or prompts, whichever is larger; 0 without comparable units."""
         if not self.freedom:
             return 0.0
         return math.sqrt(max(self.squares / self.freedom * self.weight, self.of_prompts))
 
     def repeated(self, times: int) -> UnitFit:
-        """What it would be if every unit came so many times."""
+        """Return the fit as if every unit had occurred `times` times."""
         units = self.units * times
         return UnitFit(
             center=self.center,
@@ -128,17 +109,13 @@ class UnitFit:
 
 
 def fit_units(values: Sequence[LogRatio]) -> UnitFit:
-    """Fit prompts and units, robustly: a unit's part is the Hodges-Lehmann estimate over its values.
-
-    Args:
-        values: At least one.
-    """
+    """Fit prompts and units robustly: a unit's part is the Hodges-Lehmann estimate over its values."""
     prompts = {p: i for i, p in enumerate(dict.fromkeys(v.prompt for v in values))}
     row = np.array([prompts[v.prompt] for v in values])
     column = _connected([v.off_launch for v in values], [v.drafted_launch for v in values])
     units = int(column.max()) + 1
     y = np.array([v.value for v in values])
-    # Of every unit, the group of units that it shares prompts with, directly or not.
+    # For every unit, its group: the units that it shares prompts with, directly or not.
     groups = np.zeros(units, dtype=np.int64)
     groups[column] = _connected(row.tolist(), column.tolist())
     of_unit = [np.flatnonzero(column == u) for u in range(units)]
@@ -163,15 +140,7 @@ def fit_units(values: Sequence[LogRatio]) -> UnitFit:
 
 
 def unit_estimate(fit: UnitFit, level: float) -> Estimate | None:
-    """The interval with units as the sample, by Student's t.
-
-    Args:
-        fit: Of `fit_units`.
-        level: One-sided error rate of each end.
-
-    Returns:
-        The estimate, or ``None`` where no two units can be compared.
-    """
+    """Return the Student's t interval with units as the sample; ``None`` if no two units can be compared."""
     from scipy import stats  # noqa: PLC0415  (half a second that most commands need not spend)
 
     if fit.freedom < 1:
@@ -187,12 +156,12 @@ def _variance(x: Floats) -> float:
 
 
 def _middle(x: Floats) -> float:
-    """The median of few values, since a stall among three is not their middle; of more, Hodges-Lehmann's estimate."""
+    """The median of fewer than five values, which one stall of three does not move; else Hodges-Lehmann."""
     return float(np.median(x)) if x.size < 5 else hodges_lehmann(x)
 
 
 def _connected(one: Sequence[object], other: Sequence[object]) -> npt.NDArray[np.int64]:
-    """For every value the number of its component, from 0: values that share either name belong together."""
+    """The component number of every value, from 0: values that share either name are connected."""
     from scipy.sparse import coo_array  # noqa: PLC0415
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 

@@ -1,40 +1,18 @@
-"""From pairs to a verdict: a group-sequential test with a stated error rate. Pure.
+"""From pairs to a verdict: a group-sequential test with a stated error rate.
 
-The method, and why:
+docs/method.md, "Decide", describes the method and its assumptions. `decide` evaluates the pairs after rounds 1, 2, 4, 8, 16 and
+24. Each look has a share of the error rate (union bound), so the dependence between looks does not matter. A look computes
+up to three intervals of the gain, each with its share of the look's level:
 
-* **What is tested.** Each pair gives ln(drafting ÷ off) for the request that people make (`RequestShape`). Two things must
-  be shown before drafting is enabled. First, on these prompts the gain exceeds the threshold (default +2 %) beyond the
-  noise of requests, launches and time. Second, it is not a few prompts that carry the gain: across prompts, a lower
-  bound of the gain stays above 0.
-* **Noise of requests.** The signed-rank interval (`autospec.measure.statistics`), because stalls are part of life. It takes
-  differences between prompts for noise, too. Where prompts were repeated, a second interval takes its noise from
-  the repeats alone.
-* **Noise of launches.** Two launches of one server differ, and all requests of a launch share the difference. Each round
-  compares two new launches. Both intervals above are widened by the launches' scatter (`autospec.measure.variance`): the one that
-  was measured on this machine, or, as long as there is none, an assumed 3 % per launch. A third interval takes the units
-  (pairs of launches) as its sample and assumes nothing. Each of the three has its share of the error rate, and each may decide.
-* **Time.** Where off and drafting run by turns, minutes lie between the halves of a pair. A unit whose halves did not alternate
-  counts with 5 % more scatter per side. Nothing is final before both orders have run.
-* **Which prompts.** A round asks some of the prompts, the next one others. Before all have been asked, a gain is enabled in three
-  cases only. (1) The replay predicts every prompt that was not asked: predictions are a control variate
-  (`autospec.measure.log_ratios`), and the claim about the kind of prompt then rests on all recorded prompts. (2) The gain is
-  large: it would stay above the threshold if a third of all prompts lost a fifth of their speed, and every prompt that was asked is
-  faster. Eight prompts drawn from sixteen miss all of five slower ones once in 78 draws. (3) At the last look. The test is
-  right where gains and losses are alike, on the safe side where few prompts gain much (n-grams), and blind to rare large
-  losses among prompts that were neither asked nor recorded.
-* **Looking more than once.** After rounds 1, 2, 4, 8, 16, 24 the intervals are looked at, each time with a share of
-  the error rate. The shares add up to it, so that the union bound (Bonferroni) holds whatever the dependence
-  between looks. The first look has 40 %: eight prompts cannot decide at a smaller level. These are the repeated
-  confidence intervals of Jennison and Turnbull (*Group Sequential Methods*, 2000, ch. 9), with spending by union bound.
-* **Ending early without an answer.** When the upper end has fallen below the gain that is worth proving (default
-  +5 %), more launches would buy nothing: undecided, which configures as off. The same where no later look could decide
-  even if every further round showed what these rounds showed, give or take one and a half standard errors
-  (stochastic curtailment: Jennison and Turnbull, ch. 10). Neither can raise the error rate, since neither enables.
-* **A second drafting.** The search's prompts are few, and its winner may be none on others. Where the search has found
-  two drafting methods that seem to pay, each is proved at half of the error rate, so that the union bound holds for the
-  cell in whatever order they are measured; the second one only where the first is slower or not enabled.
+* the signed-rank interval over all pairs, widened by the scatter of launches;
+* the interval from repeats of the same prompts, widened likewise;
+* the interval with units (rounds of new launches) as the sample, which assumes nothing about launches.
 
-`studies/bench/verdict_simulation.py` prints false enables, power and cost of exactly this code.
+`enable` also needs a lower bound of the gain across prompts above 0. Drafting is enabled before all prompts were asked only if
+the replay predicts the others, if the gain is large (`Rule.large_gain`), or at the last look. Ending early never enables.
+If a cell proves two draftings, each has half of the error rate (`Rule.shared`).
+
+`studies/bench/verdict_simulation.py` prints false enables, power and cost of this code.
 """
 
 from __future__ import annotations
@@ -58,43 +36,44 @@ from autospec.recommendations import Verdict
 
 __all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide"]
 
-# Counts up whenever the same pairs may get another verdict: proofs by an earlier method are made again, from the same pairs.
+# Increases when the same pairs may get another verdict: earlier proofs are then evaluated again from their pairs.
 METHOD = 4
-# A gain counts as large if it outweighs prompts that were not asked: this part of all prompts, each slower by this much.
+# A gain is large if it outweighs this share of prompts, each slower by this much. Eight prompts drawn from sixteen miss
+# all of five slower ones once in 78 draws.
 _SLOWER_PROMPTS = 1.0 / 3.0
 _SLOWER_BY = math.log(0.80)
 # With fewer prompts asked, too many slower ones may have been missed.
 _FEWEST_PROMPTS = 8
-# Before so many looks no small gain is given up.
+# A small gain is not given up before this look.
 _LOOKS_BEFORE_GIVING_UP = 3
-# Measurements of a prompt of which one may be a stall without being their median.
+# With this many measurements of a prompt, one stall is not their median.
 _SETTLED = 3
-# Parts of each look's error rate. Where repeats decide, prompts differ by far more than noise, and a stricter level costs
-# little. Units decide small gains after many rounds; where the scatter is measured they are needed less.
+# Shares of each look's error rate. If repeats decide, prompts differ by far more than noise, and a stricter level costs
+# little. Units decide small gains after many rounds; with a measured scatter they are needed less.
 _REPEATS_SHARE = 0.15
 _UNITS_SHARE = 0.7
 _UNITS_SHARE_MEASURED = 0.1
-# Units that can be compared with each other, less one: with fewer, Student's quantile is of no use at these levels.
+# Degrees of freedom between units: with fewer, Student's quantile is useless at these levels.
 _LEAST_UNIT_FREEDOM = 4
-# One and a half standard errors to either side, and the level of an interval that reaches as far.
+# 1.5 standard errors to either side, and the level of an interval of that width.
 _PROJECTED_ERRORS = 1.5
 _PROJECTION_LEVEL = 0.07
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """When to say what.
+    """Thresholds and error rates of a verdict.
 
     Attributes:
         threshold: Least gain for `enable`, as a fraction: 0.02 is +2 %.
-        worth_proving: Gains below this are not pursued over more rounds.
+        worth_proving: Smaller gains are not pursued over more rounds, as a fraction.
         error_rate: One-sided, over all looks together: how often a drafting at the threshold may be enabled.
-        looks: Rounds after which the interval is looked at, increasing. The last one ends the proof.
-        first_share: Of the error rate, for the first look.
+        looks: Rounds after which the pairs are evaluated, increasing. The last one ends the proof.
+        first_share: The first look's share of the error rate; with less, a round of eight prompts could not decide.
         across_prompts: How often prompts drawn like these may hide that the drafting is no faster than off on their kind;
             for each of the two tests that may show it.
         launch_sd: Standard deviation of ln(speed) between launches of one server, assumed until it is measured.
-        turn_sd: The same between two stretches of time of some minutes, where off and drafting run by turns.
+        turn_sd: The same between two stretches of some minutes, for off and drafting that run in turns.
     """
 
     threshold: float = 0.02
@@ -107,21 +86,21 @@ class Rule:
     turn_sd: float = 0.05
 
     def level(self, look: int) -> float:
-        """The one-sided error rate of look number `look` (from 0). All of them add up to `error_rate`."""
+        """Return the one-sided error rate of look number `look`, from 0. All levels add up to `error_rate`."""
         if len(self.looks) == 1:
             return self.error_rate
         if look == 0:
             return self.error_rate * self.first_share
-        # 3 : 1 : 1 : 2 : 4 for the five that follow the first: the second look decides what all prompts tell, the last ones
-        # what only many launches tell.
+        # 3 : 1 : 1 : 2 : 4 for the five looks after the first: the second decides what all prompts show, the last ones what
+        # only many launches show.
         weights = [3, *(max(1, k - 1) for k in range(1, len(self.looks) - 1))]
         weights[-1] += len(weights) > 1
         return self.error_rate * (1.0 - self.first_share) * weights[look - 1] / sum(weights)
 
     def shared(self) -> Rule:
-        """The rule for each of two draftings of one cell: half of both error rates.
+        """Return the rule for each of two draftings of one cell: half of both error rates.
 
-        The first look keeps its level as far as that goes: with less, a round of eight prompts could not decide.
+        The first look keeps its level as far as possible: with less, a round of eight prompts could not decide.
         """
         return replace(
             self,
@@ -136,11 +115,11 @@ class Rule:
         return (math.log1p(self.threshold) - _SLOWER_PROMPTS * _SLOWER_BY) / (1.0 - _SLOWER_PROMPTS)
 
     def gives_way(self, decision: Decision) -> bool:
-        """True if a drafting should give way to another one: it is not enabled, or slower so far."""
+        """Return True if another drafting should be tried: this one is not enabled, or slower so far."""
         if decision.verdict is Verdict.ENABLE or decision.estimate is None:
             return False
-        # An interval without an end rests on so few pairs that one stall decides about the sign. And where few prompts
-        # gain much, the typical one may lose.
+        # An unbounded interval rests on so few pairs that one stall decides the sign. If few prompts gain much, the typical
+        # one may lose.
         slower = max(decision.estimate.center, decision.mean) < 0.0
         return decision.final or (math.isfinite(decision.estimate.high) and slower)
 
@@ -150,20 +129,20 @@ DEFAULT_RULE = Rule()
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one look says.
+    """The result of one look.
 
     Attributes:
-        verdict: The verdict as things stand; `UNDECIDED` while measuring goes on.
-        final: True if more rounds would not be spent.
-        estimate: The paired estimate at this look, or ``None`` before the first pair.
-        prompts: Distinct prompts behind it.
-        prompts_faster: Prompts whose median ratio is above 1.
+        verdict: The verdict so far; `UNDECIDED` while measuring continues.
+        final: True if no more rounds should be measured.
+        estimate: The paired estimate at this look; ``None`` before the first pair.
+        prompts: Number of distinct prompts.
+        prompts_faster: Prompts with a median ratio above 1.
         mean: Mean of the prompts' median log-ratios; 0 before the first pair.
         reason: One sentence.
-        units: Pairs of launches behind it.
-        scatter: Of launches, as far as it was known.
-        prediction_weight: 0 … 1, how much of the predicted differences between prompts was taken out; 0 for none.
-        recorded: Prompts whose prediction took part.
+        units: Pairs of launches.
+        scatter: Scatter of launches, as far as it was known.
+        prediction_weight: Part of the predicted differences between prompts that was subtracted, 0 … 1.
+        recorded: Prompts whose prediction was used.
     """
 
     verdict: Verdict
@@ -179,7 +158,7 @@ class Decision:
     recorded: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """For the evidence: what the intervals counted with besides the pairs."""
+        """The form in the evidence: what the intervals used besides the pairs."""
         return {
             "method": METHOD,
             "launches_compared": self.units,
@@ -198,13 +177,13 @@ def decide(
     predicted: Mapping[str, float] | None = None,
     scatter: LaunchScatter = LaunchScatter(),  # noqa: B008 - a frozen value
 ) -> Decision:
-    """Look at the pairs of the proof so far.
+    """Evaluate the pairs of the proof so far.
 
     Args:
-        values: All proof pairs of one drafting in one cell, as `log_ratios.of_pairs` gives them.
-        rounds: Rounds completed; a number that is not among `Rule.looks` counts as the look before it.
-        rule: Thresholds and error rate.
-        complete: False while there are prompts that no pair has asked yet.
+        values: All proof pairs of one drafting in one cell, from `log_ratios.of_pairs`.
+        rounds: Completed rounds; a number between two of `Rule.looks` counts as the earlier look.
+        rule: Thresholds and error rates.
+        complete: False while some prompts have no pair yet.
         predicted: Prompt id → predicted ln(drafting ÷ off), of every prompt of the proof, asked or not; or nothing.
         scatter: How much launches on this machine differ, as far as it was measured.
     """
@@ -228,7 +207,7 @@ def decide(
             f"{reason}, so far with one order of off and drafting",
         )
     if not final and view.settled and evidence.both_orders and _hopeless(evidence, rounds, rule):
-        final, reason = True, f"{reason}, and more rounds of these prompts would not tell"
+        final, reason = True, f"{reason}, and more rounds of these prompts would not decide it"
     return Decision(
         verdict,
         final,
@@ -246,20 +225,7 @@ def decide(
 
 @dataclass(frozen=True, slots=True)
 class _Evidence:
-    """What is known at one moment, whatever the level at which it is looked at.
-
-    Attributes:
-        values: As measured.
-        control: The same with the prediction as control variate.
-        fit: Prompts and units told apart.
-        medians: Of every prompt, as measured.
-        across: Lower bound of the gain on prompts of the kind; the same at every look at these values.
-        rule: The rule.
-        scatter: Of launches, as far as it was measured.
-        complete: True if all prompts have been asked.
-        representative: True if the values speak for all prompts: all were asked, or the others are predicted.
-        both_orders: True if off came first in some pairs and second in others.
-    """
+    """What the pairs show, independent of the level of a look. `across` bounds the gain on the kind of prompt."""
 
     values: tuple[LogRatio, ...]
     control: Control
@@ -282,7 +248,6 @@ class _Evidence:
         complete: bool,
         predicted: Mapping[str, float],
     ) -> _Evidence:
-        """Prepare what every look needs."""
         controlled = control(values, predicted)
         medians = tuple(prompt_medians(values))
         return cls(
@@ -299,13 +264,7 @@ class _Evidence:
         )
 
     def view(self, level: float, looks_done: int, *, times: int = 1) -> _View:
-        """Look at a level.
-
-        Args:
-            level: That all estimates share.
-            looks_done: Looks, this one included; 0 before the first.
-            times: As if every unit had come so many times.
-        """
+        """The evidence at a level that all estimates share, as if every unit had occurred `times` times."""
         measured = not self.scatter.assumed
         fit = self.fit.repeated(times)
         units_share = (_UNITS_SHARE_MEASURED if measured else _UNITS_SHARE) * (
@@ -320,14 +279,14 @@ class _Evidence:
             estimates.append(self._widened(stratified, times))
         if units_share and (by_units := unit_estimate(fit, units_share * level)) is not None:
             estimates.append(by_units)
-        # One prompt in eight may be disturbed each time that it is asked.
+        # One prompt in eight may be disturbed every time.
         sizes = sorted(map(len, repeated.values()))
         return _View(
             tuple(estimates), self.across, self.medians, looks_done, sizes[len(sizes) // 8] >= _SETTLED
         )
 
     def _widened(self, estimate: Estimate, times: int) -> Estimate:
-        """An interval that knows the requests alone, with the scatter of the launches added in quadrature."""
+        """An interval that knows only the requests, with the scatter of launches added in quadrature."""
         rule = self.rule
         luck = launch_half_width(
             self.values, estimate.level, self.scatter, assumed_sd=rule.launch_sd, turn_sd=rule.turn_sd
@@ -340,26 +299,19 @@ class _Evidence:
 
 
 def _outweighs(view: _View, estimate: Estimate, rule: Rule) -> bool:
-    """Whether a gain is so large that the prompts that were not asked need not be asked."""
+    """Whether the gain is so large that the remaining prompts need not be asked."""
     every_prompt_faster = min(view.medians) > 0.0
     return len(view.medians) >= _FEWEST_PROMPTS and every_prompt_faster and estimate.low > rule.large_gain
 
 
 def _across(control: Control, medians: Sequence[float], level: float, *, complete: bool) -> float:
-    """A lower bound of the gain on prompts of this kind; minus infinity where too few were asked.
-
-    Args:
-        control: The values with the prediction as control variate.
-        medians: Of every prompt, as measured.
-        level: See `Rule.across_prompts`.
-        complete: True if all prompts have been asked.
-    """
-    # Few prompts (a user's small suite) cannot reach the level; then every one must be faster.
+    """A lower bound of the gain on prompts of this kind; minus infinity if too few were asked."""
+    # Few prompts (a small suite) cannot reach the level; then every one must be faster.
     reachable = max(level, 0.5 ** len(medians))
     if control.recorded == 0 or complete:
         by_signs = math.inf if chance_by_signs(medians) <= reachable else -math.inf
         return max(signed_rank_estimate(medians, reachable).low, by_signs)
-    # The prompts that were not asked are predicted: their mean prediction is a sample of the kind, too.
+    # The other prompts are predicted: their mean prediction is a sample of the kind too.
     from scipy import stats  # noqa: PLC0415  (half a second that most commands need not spend)
 
     corrected = prompt_medians(control.values)
@@ -370,7 +322,7 @@ def _across(control: Control, medians: Sequence[float], level: float, *, complet
 
 
 def _low_by_signs(values: Sequence[float], level: float) -> float:
-    """The largest shift that random signs would rule out: the sign-flip test's lower bound, to 0.1 %."""
+    """The largest shift that random signs would reject: the sign-flip test's lower bound, to 0.1 %."""
     low, high = min(values) - 1.0, max(values)
     if chance_by_signs([v - low for v in values]) > level:
         return -math.inf
@@ -385,16 +337,7 @@ def _low_by_signs(values: Sequence[float], level: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What one look sees.
-
-    Attributes:
-        estimates: By signed ranks; where prompts were repeated, the stratified one; where units can be compared, theirs.
-        across: Lower bound of the gain on prompts of the kind.
-        medians: Of every prompt.
-        looks_done: Looks, this one included; 0 before the first.
-        settled: True if the prompts have been asked often enough for a stall not to be their median; since rounds go
-            through all prompts before they ask one again, there are no others to come.
-    """
+    """What one look sees. `settled`: each prompt was asked so often that a stall cannot be its median."""
 
     estimates: tuple[Estimate, ...]
     across: float
@@ -403,7 +346,7 @@ class _View:
     settled: bool
 
     def moved(self, by: float) -> _View:
-        """The same with all prompts faster by so much."""
+        """The same with all prompts faster by `by`, in logs."""
         estimates = tuple(
             replace(e, center=e.center + by, low=e.low + by, high=e.high + by) for e in self.estimates
         )
@@ -413,15 +356,14 @@ class _View:
 
 
 def _hopeless(evidence: _Evidence, rounds: int, rule: Rule) -> bool:
-    """Whether no later look would decide if the rounds to come showed what these showed, a little up or down."""
+    """Whether no later look would decide if the next rounds showed the same, within 1.5 standard errors."""
     prompts = list(by_prompt(evidence.values).values())
     now = stratified_estimate(prompts, _PROJECTION_LEVEL) or signed_rank_estimate(
         [v for prompt in prompts for v in prompt], _PROJECTION_LEVEL
     )
     if math.isinf(now.low):
-        return False  # so few pairs say nothing of what is to come
-    # The standard error that the launches show, where it is the larger one; few of them know it badly, and Student's quantile
-    # would have every proof go on.
+        return False  # too few pairs to project
+    # The larger of the two standard errors. Few launches estimate it badly, and Student's quantile would continue every proof.
     reach = max(now.high - now.center, _PROJECTED_ERRORS * evidence.fit.standard_error)
     for look, at in enumerate(rule.looks):
         if at <= rounds:
@@ -435,27 +377,27 @@ def _hopeless(evidence: _Evidence, rounds: int, rule: Rule) -> bool:
 
 
 def _judge(view: _View, rule: Rule, *, last: bool) -> tuple[Verdict, bool, Estimate, str]:
-    """Verdict, whether it is the last word, the estimate that it rests on, and why."""
+    """Verdict, whether it is final, the estimate behind it, and the reason."""
     threshold = math.log1p(rule.threshold)
     first = view.estimates[0]
     if view.looks_done == 0:
         return Verdict.UNDECIDED, False, first, f"first round not complete; so far {_percent(first.center)}"
     above = next((e for e in view.estimates if e.low > threshold), None)
     below = next((e for e in view.estimates if e.high < threshold), None)
-    # Where most prompts gain a little and a few lose much, the mean has the last word; where a few gain much, too.
+    # If most prompts gain a little and a few lose much, or a few gain much, the mean decides.
     if above is not None and (below is None or above is not first):
         if view.across > 0.0:
             on_average = "" if above is first else " on average"
-            return Verdict.ENABLE, True, above, f"drafting is {_gain(above)} over off{on_average}"
+            return Verdict.ENABLE, True, above, f"drafting makes requests faster{on_average}: {_gain(above)}"
         faster = sum(m > 0.0 for m in view.medians)
         reason = (
             f"{_gain(above)} over all, but it rests on few prompts: {faster} of {len(view.medians)} are faster, "
             f"the prompts gain {_percent(min(view.medians))} to {_percent(max(view.medians))}"
         )
-        # Rounds to come would measure the same prompts better, and bring no others.
+        # Further rounds would repeat the same prompts and add none.
         return Verdict.UNDECIDED, last or view.settled, above, reason
     if below is not None:
-        return Verdict.DISABLE, True, below, f"the best drafting found is {_gain(below)} against off"
+        return Verdict.DISABLE, True, below, f"the best drafting found changes the speed by {_gain(below)}"
     small = next((e for e in view.estimates if e.high < math.log1p(rule.worth_proving)), None)
     if view.looks_done >= _LOOKS_BEFORE_GIVING_UP and small is not None:
         limit = f"{100 * rule.worth_proving:.0f} %"
@@ -465,7 +407,7 @@ def _judge(view: _View, rule: Rule, *, last: bool) -> tuple[Verdict, bool, Estim
             small,
             f"{_gain(small)}: less than {limit}, not worth more measuring",
         )
-    # Where prompts differ, the ranks know little of their mean, and another interval is the narrower one.
+    # If prompts differ, the ranks know little of their mean, and another interval is narrower.
     told = min(view.estimates, key=lambda e: e.high - e.low)
     reason = f"{_gain(told)}: neither clearly above {_plain(rule.threshold)} nor below"
     return Verdict.UNDECIDED, last, told, reason

@@ -1,1 +1,1 @@
-"""Prompts to measure with: suites, and (later) the classifier of prompt types."""
+"""Prompts: suites to measure with, and the classifier of live requests."""

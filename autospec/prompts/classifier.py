@@ -1,12 +1,11 @@
-"""Which kind of work a request is: structure first, then words. Pure, and below a millisecond.
+"""Classify a request by prompt type, first by its structure and then by its words, in less than a millisecond.
 
-Structure decides where it can: offered tools or tool results are `agentic`, fill-in-the-middle is `coding`, a demanded
-form of the answer is `extraction`. Else the *ask* — the first and the last paragraph of what the user said last, where
-instructions stand — is scored by the cues of `autospec.prompts.keywords`, by how the material between looks (code, sources,
-length), and, less, by the system prompt and the turns before. What nothing speaks for is `qa` if it is a question and
-`chat` if not.
+Offered tools or tool results are `agentic`, fill-in-the-middle is `coding`, a required answer format is `extraction`. Otherwise
+the *ask*, which is the first and last paragraph of the user's last message, is scored by the cues in `keywords.toml`, by the
+material between (code, sources, length), and with less weight by the system prompt and earlier turns. Without any evidence a
+question is `qa`, anything else `chat`.
 
-`studies/bench/classifier.py` prints accuracy on a labelled set and microseconds per request.
+`studies/bench/classifier.py` prints the accuracy on a labelled set and microseconds per request.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from typing import Any, Final
 
 from autospec.cells import PromptType
 from autospec.prompts.features import ASK_CHARS, PromptFeatures, find_cues
-from autospec.prompts.keywords import SOURCE_MARKS, TOOL_PHRASES
+from autospec.prompts.keywords import keywords
 from autospec.prompts.request_text import RequestText, Text, fold, read_request
 
 __all__ = ["Classification", "classify"]
 
-# Material that is worth asking about.
+# Length from which the material counts.
 _LONG_CHARS: Final = 250
-# "You" and "my" say nothing in a text longer than talk.
+# In longer texts, "you" and "my" are no evidence of chat.
 _TALK_WORDS: Final = 30
-# The turns before and the system prompt say what a conversation is about, the last message what is wanted now.
+# Weights of earlier turns and the system prompt, which show the topic but not the current request.
 _BEFORE, _SYSTEM = 0.4, 0.5
 # A client sends the same system prompt with every request.
 _REMEMBERED: Final = 64
-# Below this nothing speaks for any type.
+# Lower scores are no evidence.
 _LEAST_SCORE: Final = 1.0
 
-# A type, what speaks for it (or, below 0, against it), and why.
+# A type, its weight (below 0 against it), and the reason.
 _Evidence = tuple[PromptType, float, str]
 
-# Tools in words: the form of a call as JSON, signatures of functions in the system prompt, results as user turns.
+# Tools in words: a call's JSON form, function signatures in the system prompt, results as user turns.
 _CALL_FORM: Final = re.compile(r'\{\s*"(?:tool|tool_name|action|call|function|name)"\s*:')
 _SIGNATURE: Final = re.compile(r"\b[a-z]\w*\([a-z_]\w*(?:, ?[a-z_]\w*)*\)")
 _SIGNATURES: Final = 2
@@ -50,23 +49,14 @@ _RESULT: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The kind of work, and by what it was known.
-
-    Attributes:
-        prompt_type: The kind of work.
-        reason: Machine-readable: ``tools``, ``fim``, ``response_format``, ``words:translat*`` …
-    """
+    """A prompt type and its machine-readable reason, e.g. ``tools``, ``response_format`` or ``words:translat*``."""
 
     prompt_type: PromptType
     reason: str
 
 
 def classify(body: Mapping[str, Any]) -> Classification:
-    """Classify a parsed request body of any of the APIs that `read_request` knows.
-
-    Args:
-        body: The JSON object as the client sent it. Whatever it holds, a type is returned.
-    """
+    """Classify a parsed request body of any API that `read_request` knows; every content gets a type."""
     request = read_request(body)
     if request.tools:
         return Classification(PromptType.AGENTIC, request.tools)
@@ -80,11 +70,11 @@ def classify(body: Mapping[str, Any]) -> Classification:
 
 
 def _tools_in_words(request: RequestText) -> str:
-    """How tools show in the text of a conversation that offers none in its structure; empty where they do not."""
+    """Evidence of tools in the text of a conversation without structured tools, or empty."""
     if told := _tools_of_system(request.system):
         return told
     if request.raw and (
-        phrase := next((phrase for phrase in TOOL_PHRASES if phrase in fold(request.ask.head)), "")
+        phrase := next((phrase for phrase in keywords().tool_phrases if phrase in fold(request.ask.head)), "")
     ):
         return f"words:{phrase.strip()}"
     if (found := _RESULT.match(request.ask.head)) and (request.turns > 1 or found["tool"]):
@@ -95,7 +85,7 @@ def _tools_in_words(request: RequestText) -> str:
 @lru_cache(_REMEMBERED)
 def _tools_of_system(prompt: Text) -> str:
     system = fold(f"{prompt.head}\n{prompt.tail}")
-    if phrase := next((phrase for phrase in TOOL_PHRASES if phrase in system), ""):
+    if phrase := next((phrase for phrase in keywords().tool_phrases if phrase in system), ""):
         return f"words:{phrase.strip()}"
     if _CALL_FORM.search(system) or len(_SIGNATURE.findall(system)) >= _SIGNATURES:
         return "call-form"
@@ -127,7 +117,7 @@ def _by_words(request: RequestText) -> Classification:
 
 
 def _asks(request: RequestText, look: PromptFeatures) -> Iterator[tuple[str, float]]:
-    """The texts to look for cues in, with how much each has to say."""
+    """The texts to search for cues, each with its weight."""
     yield from look.paragraphs
     if request.system.chars:
         yield fold(request.system.head[:ASK_CHARS]), _SYSTEM
@@ -138,7 +128,7 @@ def _asks(request: RequestText, look: PromptFeatures) -> Iterator[tuple[str, flo
 def _shape(
     request: RequestText, look: PromptFeatures, scores: Mapping[PromptType, float]
 ) -> Iterator[_Evidence]:
-    """What the shape of the request adds to the words."""
+    """Evidence from the shape of the request."""
     yield from _material(request, look, scores)
     yield from _form_of_the_ask(request, look)
     yield from _talk(request, look, scores)
@@ -147,9 +137,9 @@ def _shape(
 def _material(
     request: RequestText, look: PromptFeatures, scores: Mapping[PromptType, float]
 ) -> Iterator[_Evidence]:
-    """What was sent along: code, sources, a long text, an answer to work on."""
+    """Evidence from the material: code, sources, a long text, an answer to edit."""
     edited = scores.get(PromptType.EDITING, 0.0)
-    # A text to be worked over is no source, however long it is.
+    # A text to edit, summarise or translate is not a source.
     worked_over = max(
         edited, scores.get(PromptType.SUMMARIZATION, 0.0), scores.get(PromptType.TRANSLATION, 0.0)
     )
@@ -167,14 +157,14 @@ def _material(
     if look.sourced and worked_over < 3.0:
         yield PromptType.RAG, 3.0, "sources"
     system = fold(request.system.head)
-    if any(mark in system for mark in SOURCE_MARKS):
+    if any(mark in system for mark in keywords().source_marks):
         yield PromptType.RAG, 3.0, "sources-in-system-prompt"
     if long and scores.get(PromptType.WRITING, 0.0) > 0.0:
         yield PromptType.WRITING, -2.0, "long-context"
 
 
 def _form_of_the_ask(request: RequestText, look: PromptFeatures) -> Iterator[_Evidence]:
-    """Formulas, numbers, negations, question marks."""
+    """Evidence from formulas, numbers, negations and question marks."""
     if look.formula and not look.code:
         yield PromptType.MATH, 2.0, "formula"
     if look.skeleton and not look.fenced:
@@ -192,7 +182,7 @@ def _form_of_the_ask(request: RequestText, look: PromptFeatures) -> Iterator[_Ev
 def _talk(
     request: RequestText, look: PromptFeatures, scores: Mapping[PromptType, float]
 ) -> Iterator[_Evidence]:
-    """Greetings, short turns, and prose without a request."""
+    """Evidence from greetings, short turns, and prose without a request."""
     if request.raw and not look.question and look.words >= 12 and max(scores.values(), default=0.0) < 2.0:
         yield PromptType.WRITING, 2.0, "prose-to-continue"
     if look.words > _TALK_WORDS and request.turns <= 1 and scores.get(PromptType.CHAT, 0.0) > 0.0:

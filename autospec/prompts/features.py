@@ -1,60 +1,54 @@
-"""Finds the cues of `autospec.prompts.keywords` in a text, in time that grows with the text and not with the cues. Pure.
-
-How the last text of a user looks: where it asks, what it carries with it. Pure.
-"""
+"""Features of the user's last text, and a search for cues whose time grows with the text and not with the number of cues."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Final
 
 from autospec.cells import PromptType
-from autospec.prompts.keywords import CODE_MARKS, CUES, GREETINGS, NEGATIONS, QUESTION_WORDS, SOURCE_MARKS
+from autospec.prompts.keywords import keywords
 from autospec.prompts.request_text import Text, fold
 
-__all__ = ["ASK_CHARS", "PLAIN", "WORD", "PromptFeatures", "find_cues"]
+__all__ = ["ASK_CHARS", "PromptFeatures", "find_cues"]
 
 
-# What a strong, a plain and a weak cue count.
+# Weights of strong, plain and weak cues.
 STRONG, PLAIN, WEAK = 4.0, 2.0, 0.8
-# A cue among the first words is the verb of the instruction, and counts more.
+# A cue among the first words is probably the verb of the instruction and counts more.
 _OPENING_CHARS: Final = 45
 _OPENING_BONUS: Final = 1.5
-# Texts of at most a few hundred characters.
+# Cached texts, of a few hundred characters each.
 _REMEMBERED: Final = 256
 WORD: Final = re.compile(r"[^\W\d_]+")
-# Scripts that are written without spaces, or where words carry endings that are written with them.
+# Scripts without spaces, or with endings attached to words.
 _WIDE: Final = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 
 
 @lru_cache(_REMEMBERED)
 def find_cues(text: str) -> tuple[tuple[PromptType, float, str], ...]:
-    """Every cue in a text, once, with what it counts. The same system prompts and earlier turns come again and again.
-
-    Args:
-        text: As `autospec.prompts.request_text.fold` leaves it.
-    """
+    """Every cue in a folded text once, with type and weight; cached, because system prompts and earlier turns repeat."""
     return tuple(_cues(text))
 
 
 def _cues(text: str) -> Iterator[tuple[PromptType, float, str]]:
+    index = _index()
     words = WORD.findall(text)
     spoken = f" {' '.join(words)} "
     opening = spoken[:_OPENING_CHARS]
     for word in dict.fromkeys(words):
-        for kind, weight in _WORDS.get(word, ()):
+        for kind, weight in index.words.get(word, ()):
             yield kind, weight * _bonus(f" {word} ", opening), word
-        for stem, kind, weight in _STEMS.get(word[:_STEM_KEY], ()):
+        for stem, kind, weight in index.stems.get(word[:_STEM_KEY], ()):
             if word.startswith(stem):
                 yield kind, weight * _bonus(f" {word} ", opening), f"{stem}*"
-        for phrase, kind, weight in _PHRASES.get(word, ()):
+        for phrase, kind, weight in index.phrases.get(word, ()):
             if phrase in spoken:
                 yield kind, weight * _bonus(phrase, opening), phrase.strip()
     for sign in dict.fromkeys(text):
-        for mark, kind, weight in _MARKS.get(sign, ()):
+        for mark, kind, weight in index.marks.get(sign, ()):
             if mark in text:
                 yield kind, weight * _bonus(mark, text[:_OPENING_CHARS]), mark
 
@@ -63,76 +57,69 @@ def _bonus(cue: str, opening: str) -> float:
     return _OPENING_BONUS if cue in opening else 1.0
 
 
-# No stem is shorter.
+# Length of the shortest stem.
 _STEM_KEY: Final = 4
 _Words = dict[str, list[tuple[PromptType, float]]]
 _Phrases = dict[str, list[tuple[str, PromptType, float]]]
 
 
-def _index() -> tuple[_Words, _Phrases, _Phrases, _Phrases]:
-    """The cues by how they are looked for: words, stems by their first letters, phrases by first word, marks by first sign."""
-    words: _Words = {}
-    stems: _Phrases = {}
-    phrases: _Phrases = {}
-    marks: _Phrases = {}
-    for kind, cues in CUES.items():
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """All cues: words, stems by their first letters, phrases by their first word, marks by their first sign."""
+
+    words: _Words = field(default_factory=dict)
+    stems: _Phrases = field(default_factory=dict)
+    phrases: _Phrases = field(default_factory=dict)
+    marks: _Phrases = field(default_factory=dict)
+
+
+@cache
+def _index() -> _Index:
+    index = _Index()
+    for kind, cues in keywords().cues.items():
         for weight, listed in zip((STRONG, PLAIN, WEAK), (cues.strong, cues.plain, cues.weak), strict=True):
-            for cue in filter(None, (" ".join(cue.split()) for cue in listed.split(","))):
+            for cue in listed:
                 stem = cue.removesuffix("*")
                 if _WIDE.search(cue) or not stem.replace(" ", "").isalpha():
-                    marks.setdefault(cue[0], []).append((cue, kind, weight))
+                    index.marks.setdefault(cue[0], []).append((cue, kind, weight))
                 elif " " in cue:
-                    phrases.setdefault(cue.split()[0], []).append((f" {cue} ", kind, weight))
+                    index.phrases.setdefault(cue.split()[0], []).append((f" {cue} ", kind, weight))
                 elif stem != cue:
-                    stems.setdefault(stem[:_STEM_KEY], []).append((stem, kind, weight))
+                    index.stems.setdefault(stem[:_STEM_KEY], []).append((stem, kind, weight))
                 else:
-                    words.setdefault(cue, []).append((kind, weight))
-    return words, stems, phrases, marks
+                    index.words.setdefault(cue, []).append((kind, weight))
+    return index
 
 
-_WORDS, _STEMS, _PHRASES, _MARKS = _index()
-
-
-# An instruction is seldom longer; what is longer is material.
+# An instruction is seldom longer; the rest is material.
 ASK_CHARS: Final = 400
-# So much of a paragraph shows whether it opens like an instruction.
+# Part of a paragraph that shows whether it starts like an instruction.
 _PARAGRAPH_OPENING_CHARS: Final = 90
-# What a paragraph that asks nothing has to say, and the length of a text up to which those in the middle count at all.
+# Weight of a paragraph that asks nothing, and the length of a text up to which middle paragraphs count.
 _MATERIAL: Final = 0.25
 _SHORT_CHARS: Final = 1500
-# A last paragraph that adds to an instruction in the first is not longer.
+# Greatest length of a last paragraph that adds to an instruction in the first.
 _ASIDE_CHARS: Final = 200
 _FORMULA: Final = re.compile(
     r"\d\s*[-+*/^=×·]\s*\(?[\dxyz]|[xyz]\s*[\^²³=]|\b[fg]\(x\)|\d\s*% (?:of|de|von|di) \d|\\(?:frac|int|sum|sqrt)|[²³√∫∑≤≥]"
 )
-# Without one of these there is no formula; a tenth of the time.
+# Every formula has one of these; this test takes a tenth of the time.
 _MAY_BE_FORMULA: Final = re.compile(r"[\d^=(\\²³√∫∑≤≥]")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:]\d+)?")
 _PARAGRAPHS: Final = re.compile(r"\n\s*\n")
 _FENCE: Final = "```"
-# The skeleton of an answer to be filled in.
+# The skeleton of an answer to fill in.
 _SKELETON: Final = re.compile(r'\{\s*"[^"{}\n]{1,40}"\s*:')
-# Chinese and Japanese end questions and announcements with signs of their own.
+# Chinese and Japanese question mark and colon.
 _WIDE_QUESTION, _WIDE_COLON = "\uff1f", "\uff1a"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFeatures:
-    """How the user's last text looks.
+    """Features of the user's last text.
 
-    Attributes:
-        paragraphs: Folded, with how much each has to say in what is asked for.
-        material_chars: What is not part of the ask.
-        fenced: True if there is a fenced block.
-        code: True if the material looks like code.
-        sourced: True if the material looks like pasted sources.
-        formula: True if there are formulas.
-        question: True if a question is asked.
-        skeleton: True if an object to be filled in is shown.
-        greeting: True if it opens with a greeting.
-        numbers: In the ask.
-        negations: In the ask.
-        words: In the ask, about.
+    `paragraphs` are folded and have their weights in the ask; `material_chars` are outside the ask. `numbers`, `negations` and `words`
+    count in the ask. `skeleton` is an object to fill in.
     """
 
     paragraphs: tuple[tuple[str, float], ...]
@@ -150,7 +137,8 @@ class PromptFeatures:
 
     @classmethod
     def at(cls, text: Text) -> PromptFeatures:
-        """Look at both ends."""
+        """Compute the features from both ends of a text."""
+        lists = keywords()
         whole = f"{text.head}\n\n{text.tail}" if text.tail else text.head
         folded = fold(whole)
         paragraphs = [part.strip() for part in _PARAGRAPHS.split(_unfenced(folded)) if part.strip()]
@@ -161,24 +149,24 @@ class PromptFeatures:
             paragraphs=tuple(ask),
             material_chars=text.chars - len(said),
             fenced=_FENCE in whole,
-            code=sum(mark in folded for mark in CODE_MARKS) >= (2 if _FENCE in whole else 3),
-            sourced=any(mark in folded for mark in SOURCE_MARKS),
+            code=sum(mark in folded for mark in lists.code_marks) >= (2 if _FENCE in whole else 3),
+            sourced=any(mark in folded for mark in lists.source_marks),
             formula=_MAY_BE_FORMULA.search(folded) is not None and _FORMULA.search(folded) is not None,
             question=any(
                 part.rstrip('" ').endswith(("?", _WIDE_QUESTION)) for part, weight in ask if weight == 1.0
             )
-            or bool(words and words[0] in QUESTION_WORDS),
+            or bool(words and words[0] in lists.question_words),
             skeleton=_SKELETON.search(folded) is not None,
-            greeting=bool(words and words[0] in GREETINGS)
+            greeting=bool(words and words[0] in lists.greetings)
             or said.startswith(("こん", "你好", "您好", "おは")),
-            negations=sum(word in NEGATIONS for word in words) + said.count("不"),
+            negations=sum(word in lists.negations for word in words) + said.count("不"),
             numbers=len(_NUMBER.findall(said)),
             words=len(words),
         )
 
 
 def _weighed(paragraphs: list[str]) -> list[tuple[str, float]]:
-    """The paragraphs with their say: an instruction stands first or last, what is between is mostly material."""
+    """The paragraphs with their weights: an instruction is first or last, the middle is mostly material."""
     if not paragraphs:
         return []
     if len(paragraphs) == 1:
@@ -189,7 +177,7 @@ def _weighed(paragraphs: list[str]) -> list[tuple[str, float]]:
     first, *between, last = paragraphs
     first, last = first[:ASK_CHARS], last[-ASK_CHARS:]
     first_asks, last_asks = _asks_something(first), _asks_something(last)
-    # After an instruction, what follows a colon or is long is material, unless it ends with a question.
+    # After an instruction, text after a colon or a long text is material, unless it ends with a question.
     if first_asks and not last.endswith(("?", _WIDE_QUESTION)):
         last_asks = last_asks and not first.endswith((":", _WIDE_COLON)) and len(last) <= _ASIDE_CHARS
     short = sum(map(len, paragraphs)) <= _SHORT_CHARS
@@ -200,12 +188,12 @@ def _weighed(paragraphs: list[str]) -> list[tuple[str, float]]:
 
 
 def _asks_something(paragraph: str) -> bool:
-    """True if a folded paragraph is an instruction or a question by its ends."""
+    """True if a folded paragraph starts or ends like an instruction or a question."""
     if paragraph.endswith(("?", _WIDE_QUESTION, ":", _WIDE_COLON)):
         return True
     return any(weight >= PLAIN for _, weight, _ in find_cues(paragraph[:_PARAGRAPH_OPENING_CHARS]))
 
 
 def _unfenced(text: str) -> str:
-    """The text without its fenced blocks: words in code ask for nothing."""
+    """The text without its fenced blocks, whose words are not part of the ask."""
     return "\n\n".join(text.split(_FENCE)[::2])

@@ -1,8 +1,8 @@
-"""What a request says and how it is built, whatever API it is for. Pure; looks only at bounded heads and tails of texts.
+"""Extract text and structure of a request, whatever API it is for, from bounded heads and tails of texts.
 
-Known are OpenAI's chat (``messages``), completions and llama.cpp's own (``prompt``, also with a chat template already in
-it), ``/infill``, Anthropic's ``/v1/messages`` and OpenAI's ``/v1/responses`` (``input``, ``instructions``). Anything
-else that is found in their places is ignored: a malformed request is for the backend to refuse.
+Supported are OpenAI's chat (``messages``), completions and llama.cpp's own (``prompt``, also with a chat template already
+applied), ``/infill``, Anthropic's ``/v1/messages`` and OpenAI's ``/v1/responses`` (``input``, ``instructions``). Malformed parts
+are ignored; the backend refuses such a request.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final
 
-from autospec.prompts.keywords import FIM_MARKS
+from autospec.prompts.keywords import keywords
 
 __all__ = ["RequestText", "Text", "fold", "read_request"]
 
-# Of each text so much is looked at, at either end: an instruction stands before or after what was pasted.
+# Characters examined at either end of a text: an instruction comes before or after pasted material.
 HEAD_CHARS: Final = 1200
 TAIL_CHARS: Final = 800
-# Of a conversation the last messages, and the first that the user wrote; of a message the first and last parts.
+# Examined messages of a conversation (last and first) and parts of a message (first and last).
 _LAST_MESSAGES: Final = 8
 _FIRST_MESSAGES: Final = 4
 _PARTS: Final = 8
@@ -50,13 +50,7 @@ _TEMPLATE_ENDS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text of any length by its two ends.
-
-    Attributes:
-        head: The beginning; the whole if it is short.
-        tail: The end, where it is not in `head` already; else empty.
-        chars: Length of the whole.
-    """
+    """A text of any length by its two ends; `tail` is empty if `head` is the whole, `chars` is the whole length."""
 
     head: str = ""
     tail: str = ""
@@ -64,7 +58,7 @@ class Text:
 
     @classmethod
     def of(cls, whole: str) -> Text:
-        """Keep the ends."""
+        """Keep both ends of a text."""
         if len(whole) <= HEAD_CHARS + TAIL_CHARS:
             return cls(whole, "", len(whole))
         return cls(whole[:HEAD_CHARS], whole[-TAIL_CHARS:], len(whole))
@@ -72,18 +66,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class RequestText:
-    """One request.
+    """Text and structure of one request.
 
-    Attributes:
-        ask: What the user said last.
-        system: System prompt or instructions.
-        before: Earlier texts of the user, the latest first.
-        answered: Text of the assistant's last answer.
-        turns: Messages by user or assistant, as far as they were looked at.
-        raw: True if `ask` is a prompt to be continued, with no roles.
-        tools: How tools show in the structure (``tools``, ``tool-results``), or empty.
-        schema: How a form of the answer is asked for (``response_format``, ``grammar`` …), or empty.
-        fim: True for fill-in-the-middle.
+    `ask` is the user's last message, `before` the earlier ones, latest first; `answered` is the assistant's last answer; `turns` counts
+    user and assistant messages. `raw`: a prompt to continue, without roles. `tools` and `schema` say how tools and a required answer
+    format appear (``tool-results``, ``response_format`` …); `fim`: fill-in-the-middle.
     """
 
     ask: Text = Text()
@@ -98,16 +85,12 @@ class RequestText:
 
 
 def fold(text: str) -> str:
-    """Lower case without accents; other scripts stay as they are."""
+    """Return the text in lower case without Latin accents."""
     return text.lower().translate(_ACCENTS)
 
 
 def read_request(body: Mapping[str, Any]) -> RequestText:
-    """Read a parsed request body of any of the APIs.
-
-    Args:
-        body: The JSON object as the client sent it.
-    """
+    """Read a parsed request body of any supported API."""
     if isinstance(body.get("input_prefix"), str) or isinstance(body.get("input_suffix"), str):
         return RequestText(fim=True, raw=True)
     tools, schema = _tools(body), _schema(body)
@@ -122,7 +105,7 @@ def read_request(body: Mapping[str, Any]) -> RequestText:
         return RequestText(Text.of(prompt), system, turns=1, tools=tools, schema=schema)
     text = Text.of(prompt)
     suffix = body.get("suffix")
-    marked = any(mark in end for end in (text.head, text.tail) for mark in FIM_MARKS)
+    marked = any(mark in end for end in (text.head, text.tail) for mark in keywords().fim_marks)
     if marked or (isinstance(suffix, str) and suffix.strip()):
         return RequestText(text, raw=True, fim=True)
     return _raw(text, tools, schema)
@@ -145,7 +128,7 @@ def _schema(body: Mapping[str, Any]) -> str:
 
 
 def _conversation(messages: list[Any], body: Mapping[str, Any], tools: str, schema: str) -> RequestText:
-    """Chat messages of OpenAI's and Anthropic's form, and the items of a responses request."""
+    """Chat messages in OpenAI's or Anthropic's form, and the items of a responses request."""
     late = messages[-_LAST_MESSAGES:]
     early = messages[: min(_FIRST_MESSAGES, len(messages) - len(late))]
     system = _first_text(body.get("system")) or _first_text(body.get("instructions"))
@@ -201,7 +184,7 @@ def _content(content: Any) -> str:
         for part in _ends(content)
         if isinstance(part, Mapping) and isinstance(part.get("text"), str)
     ]
-    # The ends of each part are enough, and joining whole documents would not be cheap.
+    # The ends of each part suffice; joining whole documents would be slow.
     return "\n\n".join(
         t if len(t) <= HEAD_CHARS + TAIL_CHARS else f"{t[:HEAD_CHARS]}\n{t[-TAIL_CHARS:]}" for t in texts
     )
@@ -213,7 +196,7 @@ def _ends(parts: list[Any]) -> Iterator[Any]:
 
 
 def _first_text(value: Any) -> str:
-    """A string, the text of content parts, or the first string of a batch; empty for token ids and anything else."""
+    """A string, the text of content parts, or the first string of a batch; empty for token ids and others."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
@@ -222,7 +205,7 @@ def _first_text(value: Any) -> str:
 
 
 def _raw(text: Text, tools: str, schema: str) -> RequestText:
-    """A prompt to be continued, or a chat template that the client has filled in itself."""
+    """A prompt to continue, or one with a chat template that the client applied itself."""
     system, asked, answered, turns = Text(), list[Text](), Text(), 0
     whole = f"{text.head}\n\n{text.tail}" if text.tail else text.head
     marks = list(_TURN.finditer(whole))

@@ -1,4 +1,4 @@
-"""Suites: prompts to measure with, read from JSONL. Strict, because a wrong prompt measures the wrong thing."""
+"""Read prompt suites from JSONL, strictly, because a wrong prompt measures the wrong thing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ _ROLES = ("system", "user", "assistant", "tool")
 
 
 class Half(StrEnum):
-    """What a prompt is for. The two never mix: a winner is proven on prompts that had no part in choosing it."""
+    """The purpose of a prompt. A winner is proven on prompts that had no part in choosing it."""
 
     TUNE = "tune"
     PROVE = "prove"
@@ -31,15 +31,9 @@ class Half(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One conversation to have answered.
+    """One conversation to be answered.
 
-    Attributes:
-        id: Unique in its suite.
-        prompt_type: The kind of work.
-        messages: Chat messages in OpenAI's form.
-        max_tokens: Most tokens to generate.
-        half: Search with it, or prove with it.
-        tools: Tool definitions in OpenAI's form, or none.
+    `id` is unique in its suite. `messages` and `tools` have OpenAI's form. `half`: for the search or for the proof.
     """
 
     id: str
@@ -52,37 +46,32 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Prompts in the order of their file.
-
-    Attributes:
-        name: The file's name without its ending.
-        prompts: All of them.
-        digest: Twelve hex digits that differ whenever the prompts do; comments in the file do not count.
-    """
+    """Prompts in the order of their file; `digest` has twelve hex digits, and comments in the file do not count."""
 
     name: str
     prompts: tuple[Prompt, ...]
     digest: str
 
     def of(self, prompt_type: PromptType, half: Half) -> tuple[Prompt, ...]:
-        """The prompts of one type and half, in the file's order."""
+        """Return the prompts of one type and half, in the file's order."""
         return tuple(p for p in self.prompts if p.prompt_type is prompt_type and p.half is half)
 
     def types(self) -> tuple[PromptType, ...]:
-        """The prompt types that occur, in the order of `PromptType`."""
+        """Return the prompt types in the suite, in the order of `PromptType`."""
         present = {p.prompt_type for p in self.prompts}
         return tuple(t for t in PromptType if t in present)
 
 
+# Number of the line, its prompt, and its half as given.
+_Line = tuple[int, Prompt, Half | None]
+
+
 def load_suite(path: Path | None = None) -> Suite:
-    """Read a suite.
+    """Read a suite; without a path, the shipped default.
 
-    One JSON object per line: ``id``, ``prompt_type``, ``messages``, ``max_tokens``, and if wanted ``half`` and
-    ``tools``. Blank lines and lines that start with ``//`` or ``#`` are skipped. A prompt without ``half`` goes where
-    its type has fewer prompts so far, to tune if equal: a file without any is split alternately, in its own order.
-
-    Args:
-        path: The file; the shipped default if ``None``.
+    One JSON object per line: ``id``, ``prompt_type``, ``messages``, ``max_tokens``, and optionally ``half`` and ``tools``. Blank
+    lines and lines that start with ``//`` or ``#`` are skipped. A prompt without ``half`` goes to the half with fewer prompts of its
+    type so far, to tune if equal: a file without any ``half`` is split alternately.
 
     Raises:
         SuiteError: The file cannot be read or a line is malformed; names the file and the line.
@@ -93,40 +82,27 @@ def load_suite(path: Path | None = None) -> Suite:
         content = file.read_bytes()
     except OSError as error:
         raise SuiteError(
-            f"The suite {file} cannot be read: {error.strerror or error}.", "Give the path of a JSONL file."
+            f"The suite {file} cannot be read: {error.strerror or error}.", "Use the path of a JSONL file."
         ) from None
-    lines: list[_SuiteLine] = []
+    lines: list[_Line] = []
     first_seen: dict[str, int] = {}
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         place = f"{file}, line {number}"
         fields = _parse(raw, place)
         if fields is None:
             continue
-        line = _check(fields, number, place)
-        if line.id in first_seen:
+        prompt, half = _check(fields, place)
+        if prompt.id in first_seen:
             raise SuiteError(
-                f'{place}: the id "{line.id}" is already taken by line {first_seen[line.id]}.',
-                "Give every prompt an id of its own.",
+                f'{place}: the id "{prompt.id}" is already taken by line {first_seen[prompt.id]}.',
+                "Give every prompt its own id.",
             )
-        first_seen[line.id] = number
-        lines.append(line)
+        first_seen[prompt.id] = number
+        lines.append((number, prompt, half))
     if not lines:
-        raise SuiteError(f"The suite {file} holds no prompt.", "Write one JSON object per line.")
+        raise SuiteError(f"The suite {file} has no prompts.", "Write one JSON object per line.")
     prompts = _split(lines, file)
     return Suite(file.stem, prompts, _digest(prompts))
-
-
-@dataclass(frozen=True, slots=True)
-class _SuiteLine:
-    """A checked line, before the split."""
-
-    number: int
-    id: str
-    prompt_type: PromptType
-    messages: tuple[dict[str, Any], ...]
-    max_tokens: int
-    half: Half | None
-    tools: tuple[dict[str, Any], ...]
 
 
 def _parse(raw: bytes, place: str) -> dict[str, Any] | None:
@@ -144,9 +120,9 @@ def _parse(raw: bytes, place: str) -> dict[str, Any] | None:
             f"{place}: not JSON: {error.msg} at column {error.colno}.",
             "Write one JSON object per line, without line breaks inside.",
         ) from None
-    except (ValueError, RecursionError):  # numbers with thousands of digits; brackets nested thousands deep
+    except (ValueError, RecursionError):  # thousands of digits, or of nested brackets
         raise SuiteError(
-            f"{place}: not JSON that can be read.", "Write one plain JSON object per line."
+            f"{place}: JSON that cannot be read.", "Write one plain JSON object per line."
         ) from None
     if not isinstance(fields, dict):
         raise SuiteError(
@@ -156,14 +132,14 @@ def _parse(raw: bytes, place: str) -> dict[str, Any] | None:
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise SuiteError(
-            f"{place}: holds half of a surrogate pair, which no server can be sent.",
+            f"{place}: contains half of a surrogate pair, which cannot be sent to a server.",
             "Write the character itself instead of its \\u escapes.",
         ) from None
     return fields
 
 
-def _check(fields: dict[str, Any], number: int, place: str) -> _SuiteLine:
-    """Every rule that one line can break alone."""
+def _check(fields: dict[str, Any], place: str) -> tuple[Prompt, Half | None]:
+    """The line's prompt and its half, if it has one; checks every rule that concerns one line alone."""
     known = (*_REQUIRED, *_OPTIONAL)
     for key in fields:
         if key not in known:
@@ -175,36 +151,32 @@ def _check(fields: dict[str, Any], number: int, place: str) -> _SuiteLine:
             )
     name = fields["id"]
     if not isinstance(name, str) or not name.strip():
-        raise SuiteError(f'{place}: "id" must be a text that is not empty.', 'For example "coding-rust-lru".')
+        raise SuiteError(f'{place}: "id" must be a non-empty string.', 'For example "coding-rust-lru".')
     max_tokens = fields["max_tokens"]
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
         raise SuiteError(
             f'{place}: "max_tokens" must be a whole number above 0, not {json.dumps(max_tokens)}.',
             "For example 256.",
         )
-    half = fields.get("half")
-    return _SuiteLine(
-        number=number,
-        id=name,
-        prompt_type=PromptType(_choice(fields["prompt_type"], "prompt_type", tuple(PromptType), place)),
-        messages=_messages(fields["messages"], place),
-        max_tokens=max_tokens,
-        half=None if half is None else Half(_choice(half, "half", tuple(Half), place)),
-        tools=_objects(fields.get("tools", []), "tools", place),
-    )
+    given = fields.get("half")
+    prompt_type = PromptType(_choice(fields["prompt_type"], "prompt_type", tuple(PromptType), place))
+    messages = _messages(fields["messages"], place)
+    half = None if given is None else Half(_choice(given, "half", tuple(Half), place))
+    tools = _objects(fields.get("tools", []), "tools", place)
+    return Prompt(name, prompt_type, messages, max_tokens, half or Half.TUNE, tools), half
 
 
 def _messages(value: Any, place: str) -> tuple[dict[str, Any], ...]:
     messages = _objects(value, "messages", place)
     if not messages:
-        raise SuiteError(f'{place}: "messages" is empty.', "A prompt needs at least one message of the user.")
+        raise SuiteError(f'{place}: "messages" is empty.', "A prompt needs at least one message.")
     for position, message in enumerate(messages, start=1):
         where = f"{place}: message {position}"
         if "role" not in message:
             raise SuiteError(f'{where} has no "role".', f"One of {', '.join(_ROLES)}.")
         role = _choice(message["role"], "role", _ROLES, where)
         content = message.get("content")
-        # An assistant that only calls tools says nothing: OpenAI's form has null there, or leaves the key out.
+        # In OpenAI's form, an assistant message with tool calls may have null or no content.
         silent = content is None and role == "assistant" and message.get("tool_calls")
         if not silent and "content" not in message:
             raise SuiteError(
@@ -212,8 +184,8 @@ def _messages(value: Any, place: str) -> tuple[dict[str, Any], ...]:
             )
         if not silent and not isinstance(content, str):
             raise SuiteError(
-                f'{where}: "content" must be a text.',
-                "Only an assistant message with tool_calls may have null; lists of parts are not read.",
+                f'{where}: "content" must be a string.',
+                "Only an assistant message with tool_calls may have null; lists of parts are not supported.",
             )
     return messages
 
@@ -228,31 +200,31 @@ def _choice(value: Any, key: str, known: tuple[str, ...], place: str) -> str:
     if isinstance(value, str) and value in known:
         return value
     shown = json.dumps(value, ensure_ascii=False)
-    raise SuiteError(f'{place}: {shown} is no "{key}".', _suggest(str(value), known))
+    raise SuiteError(f'{place}: {shown} is not a valid "{key}".', _suggest(str(value), known))
 
 
 def _suggest(word: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
-    return f'Did you mean "{near[0]}"?' if near else f"Known are {', '.join(known)}."
+    return f'Did you mean "{near[0]}"?' if near else f"Valid: {', '.join(known)}."
 
 
-def _split(lines: list[_SuiteLine], file: Path) -> tuple[Prompt, ...]:
-    """Give every prompt a half; each type needs both, or it could be searched but not proven."""
-    counts = Counter((line.prompt_type, line.half) for line in lines if line.half is not None)
+def _split(lines: list[_Line], file: Path) -> tuple[Prompt, ...]:
+    """Assign every prompt to a half; each type needs both, or it could not be proven."""
+    counts = Counter((prompt.prompt_type, half) for _, prompt, half in lines if half is not None)
     prompts = []
-    for line in lines:
-        half = line.half
+    for _, prompt, given in lines:
+        half = given
         if half is None:
-            fewer = counts[line.prompt_type, Half.PROVE] < counts[line.prompt_type, Half.TUNE]
+            fewer = counts[prompt.prompt_type, Half.PROVE] < counts[prompt.prompt_type, Half.TUNE]
             half = Half.PROVE if fewer else Half.TUNE
-            counts[line.prompt_type, half] += 1
-        prompts.append(Prompt(line.id, line.prompt_type, line.messages, line.max_tokens, half, line.tools))
-    for line in lines:
+            counts[prompt.prompt_type, half] += 1
+        prompts.append(replace(prompt, half=half))
+    for number, prompt, _ in lines:
         for half in Half:
-            if not counts[line.prompt_type, half]:
+            if not counts[prompt.prompt_type, half]:
                 raise SuiteError(
-                    f'{file}, line {line.number}: "{line.prompt_type}" has no prompt in its {half} half.',
-                    "Each prompt type needs at least 2 prompts, one of each half; leave half out to have them split.",
+                    f'{file}, line {number}: "{prompt.prompt_type}" has no prompt in its {half} half.',
+                    "Each prompt type needs at least 2 prompts, one in each half. Without `half`, autospec splits them.",
                 )
     return tuple(prompts)
 

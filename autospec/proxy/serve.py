@@ -26,6 +26,7 @@ from autospec.cells import Hardware, PromptType
 from autospec.errors import AutospecError, UsageError
 from autospec.hardware import identify
 from autospec.prompts.classifier import classify
+from autospec.prompts.keywords import keywords
 from autospec.proxy.access import Access, check_bind
 from autospec.proxy.app import Proxy, Rules
 from autospec.proxy.errors import ProxyServer
@@ -199,6 +200,7 @@ async def run(
     assert task is not None
     # A measuring daemon is told of every request and frees the machine within a second.
     link = ProxyLink(settings.state_dir)
+    keywords()  # read the word lists now and not in the first request
     dispatch = await open_supervisor(settings, link.machine_is_free)
     try:
         await link.start()

@@ -1,5 +1,5 @@
-"""The database: measurements and recommendations, beside Optuna's own tables in the same place.
+"""The database: measurements and recommendations, in one place with Optuna's tables.
 
-`autospec.store.database` writes and reads through SQLAlchemy; `autospec.store.reader` only reads
-recommendations, and answers without importing it where the database is SQLite.
+`autospec.store.database` reads and writes with SQLAlchemy. `autospec.store.reader` reads recommendations from SQLite without
+importing it.
 """

@@ -1,7 +1,6 @@
 """Open the database; write and read measurements and recommendations.
 
-Every call is one transaction that is durable when it returns, so that a kill or a power loss costs at most the
-measurement under way.
+Every call is one transaction that is durable when it returns. A kill or a power failure loses at most the current measurement.
 """
 
 from __future__ import annotations
@@ -21,7 +20,12 @@ from autospec.errors import StoreError
 from autospec.measure.launch_scatter import LaunchComparison
 from autospec.measure.measurements import Measurement, Phase, Sample
 from autospec.recommendations import Recommendation, StoredRecommendation
-from autospec.store.compatibility import Unread, understood
+from autospec.store.compatibility import (
+    NEWEST_RECOMMENDATION,
+    NEWEST_RECOMMENDATIONS,
+    Unread,
+    understood,
+)
 from autospec.store.locks import first_use, plain_errors
 from autospec.store.queries import (
     ANY_DRAFTS,
@@ -37,17 +41,14 @@ from autospec.store.schema import MEASUREMENTS, RECOMMENDATIONS, SURVEYS, bring_
 
 __all__ = ["Store", "durable", "open_store"]
 
-# Optuna and autospec write from one process, the proxy and `recommend` read from others: a writer may have to wait
-# for another's short transaction, never for a measurement.
+# Several processes share the file. A writer may wait for another's short transaction, never for a measurement.
 _SQLITE_BUSY_TIMEOUT_S = 30.0
 
 
 class Store:
-    """The database behind one SQLAlchemy URL. Make it with `open_store`.
+    """The database behind one SQLAlchemy URL. Create it with `open_store`.
 
-    Attributes:
-        drafts: The draft files of today. Measurements are kept with the identity of their draft, and those of a file that
-            was replaced are not read.
+    A measurement is stored with the identity of its draft in `drafts`; measurements of a file that was replaced are not returned.
     """
 
     def __init__(self, engine: sa.Engine, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -58,18 +59,18 @@ class Store:
 
     @property
     def url(self) -> str:
-        """The URL with its password, for Optuna's storage beside our tables."""
+        """The URL with its password, for Optuna's tables in the same database."""
         return self._engine.url.render_as_string(hide_password=False)
 
     def close(self) -> None:
-        """Give back all connections, and tell how many rows were not understood."""
+        """Close all connections, and report how many rows were not understood."""
         self._engine.dispose()
         if sentence := self._unread.sentence:
             self._tell(sentence)
             self._unread = Unread()
 
     def add_measurement(self, measurement: Measurement) -> None:
-        """Keep one measurement; durable when this returns."""
+        """Store one measurement."""
         row = {f.name: getattr(measurement, f.name) for f in fields(measurement)}
         row |= {
             "phase": str(measurement.phase),
@@ -88,14 +89,7 @@ class Store:
         phase: Phase | None = None,
         since: float = 0.0,
     ) -> list[Measurement]:
-        """The measurements of a cell, oldest first, with the paths that their drafts have today.
-
-        Args:
-            cell_key: `Cell.key`.
-            protocol: Only those made under this protocol.
-            phase: Only those made for this.
-            since: Only those started at or after this moment, in seconds since the epoch.
-        """
+        """Return the measurements of a cell since a time (epoch), oldest first, with today's paths of their drafts."""
         table = MEASUREMENTS
         query = sa.select(table).where(table.c.cell_key == cell_key, table.c.started_at >= since)
         if protocol is not None:
@@ -110,7 +104,7 @@ class Store:
         return [m for stored, identity in found if (m := self._today(stored, identity)) is not None]
 
     def _today(self, measurement: Measurement, identity: str) -> Measurement | None:
-        """A stored measurement as it is called today; ``None`` where its draft's path names another file now."""
+        """The measurement with today's draft path; ``None`` if that path names another file now."""
         compared = self.drafts.today(measurement.compared, identity, measurement.started_at)
         if compared is None or compared == measurement.compared:
             return None if compared is None else measurement
@@ -118,13 +112,13 @@ class Store:
         return replace(measurement, drafting=own, compared=compared)
 
     def add_survey(self, cell_key: str, protocol: str, kind: str, name: str, data: dict[str, Any]) -> None:
-        """Keep one thing that prediction works on; it replaces an earlier one of the same name for readers."""
+        """Store one input of prediction; readers see the newest of each name."""
         row = {"cell_key": cell_key, "protocol": protocol, "kind": kind, "name": name, "data": data}
         with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.insert(SURVEYS), [row])
 
     def surveys(self, cell_key: str, protocol: str, kind: str) -> dict[str, dict[str, Any]]:
-        """Name → data of everything of one kind that `add_survey` kept for a cell, in the order it was first kept."""
+        """Return name → data of all surveys of one kind of a cell, in the order they were first stored."""
         table = SURVEYS
         query = (
             sa.select(table.c.name, table.c.data)
@@ -133,18 +127,18 @@ class Store:
         )
         with plain_errors(self._engine), self._engine.connect() as connection:
             found = connection.execute(query).all()
-        # What is no JSON object counts as never kept: it can be made again.
+        # A damaged survey counts as missing: it can be measured again.
         return {row.name: row.data for row in found if isinstance(row.data, dict)}
 
     def forget_surveys(self, cell_key: str) -> None:
-        """Remove what prediction worked on for a cell, the recorded answers with it."""
+        """Delete the surveys of a cell, recorded answers included."""
         with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.delete(SURVEYS).where(SURVEYS.c.cell_key == cell_key))
 
     def save_recommendation(
         self, recommendation: Recommendation, hardware: Hardware, cell: Cell | str
     ) -> None:
-        """Keep a recommendation; it replaces the cell's earlier ones for readers, history stays."""
+        """Store a recommendation; readers see the newest of each cell, older ones stay in the table."""
         row = {
             "cell_key": cell.key if isinstance(cell, Cell) else cell,
             "model": recommendation.model,
@@ -165,17 +159,12 @@ class Store:
         prompt_type: PromptType | None = None,
         cell_keys: Sequence[str] | None = None,
     ) -> list[StoredRecommendation]:
-        """The newest recommendation of every cell, in the order they were first made.
+        """Return the newest recommendation of every cell, in the order they were made; each filter is optional.
 
-        Args:
-            hardware_id: Only for this machine.
-            model: Only for the main model of exactly this name.
-            prompt_type: Only for this prompt type; records that cover any type are returned too.
-            cell_keys: Only of these cells.
+        `model` must be the exact name. Records for any prompt type pass the filter `prompt_type`.
         """
         table = RECOMMENDATIONS
-        newest = sa.select(sa.func.max(table.c.id)).group_by(table.c.cell_key).scalar_subquery()
-        query = sa.select(table).where(table.c.id.in_(newest))
+        query = sa.select(table).where(table.c.id.in_(sa.text(NEWEST_RECOMMENDATIONS)))
         if hardware_id is not None:
             query = query.where(table.c.hardware_id == hardware_id)
         if model is not None:
@@ -191,12 +180,12 @@ class Store:
         return understood(((row["id"], row) for row in rows), _recommendation, self._unread, "recommendation")
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
-        """Keep what the proxy saw, in one transaction."""
+        """Store samples of live traffic, in one transaction."""
         with plain_errors(self._engine), self._engine.begin() as connection:
             insert_samples(connection, samples)
 
     def prune_samples(self, keep: int = KEPT_SAMPLES) -> None:
-        """Forget all but the newest samples."""
+        """Delete all but the newest samples."""
         with plain_errors(self._engine), self._engine.begin() as connection:
             prune_samples(connection, keep)
 
@@ -210,7 +199,7 @@ class Store:
         prompt_type: PromptType | None = None,
         drafting: Drafting | None = None,
     ) -> list[Sample]:
-        """What the proxy saw since a moment (seconds since the epoch), oldest first; each filter may be left out."""
+        """Return samples since a time (seconds since the epoch), oldest first; each filter is optional."""
         with plain_errors(self._engine), self._engine.connect() as connection:
             return select_samples(
                 connection,
@@ -226,42 +215,38 @@ class Store:
     def add_launch_comparison(
         self, hardware_id: str, build: Build, model: str, comparison: LaunchComparison
     ) -> None:
-        """Keep what two launches of one server differed by; `model` is for people who read the table."""
+        """Store a comparison of two launches; `model` is for people who read the table."""
         with plain_errors(self._engine), self._engine.begin() as connection:
             insert_launch_comparison(connection, hardware_id, build, model, comparison)
 
     def launch_comparisons(
         self, hardware_id: str, build: Build, model: str | None = None
     ) -> list[LaunchComparison]:
-        """The newest comparisons of launches on a machine with exactly this build, oldest first."""
+        """Return the newest launch comparisons on a machine with exactly this build, oldest first."""
         with plain_errors(self._engine), self._engine.connect() as connection:
             return select_launch_comparisons(connection, hardware_id, build, model)
 
     def newest_recommendation(self) -> int:
-        """The number of the newest recommendation; 0 without any."""
+        """Return the number of the newest recommendation; 0 without any."""
         with plain_errors(self._engine), self._engine.connect() as connection:
-            return int(connection.execute(sa.select(sa.func.max(RECOMMENDATIONS.c.id))).scalar() or 0)
+            return int(connection.execute(sa.text(NEWEST_RECOMMENDATION)).scalar() or 0)
 
 
 def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
-    """Open the database, making it and its tables where they are missing, and bringing older ones to this version.
+    """Open the database; create missing tables and update older ones.
 
-    SQLite files are put in write-ahead-log mode, in which readers never wait for a writer.
-
-    Args:
-        url: SQLAlchemy's.
-        tell: Told, when the store is closed, how many rows were not understood.
+    SQLite files use write-ahead logging, so that readers never wait for a writer. When the store closes, `tell` gets a sentence if
+    rows were not understood.
 
     Raises:
-        StoreError: The URL cannot be understood, the database cannot be reached or written, or a newer autospec has made
-            tables that this one cannot use.
+        StoreError: The URL is malformed, the database cannot be reached or written, or its tables need a newer autospec.
     """
     try:
         parsed = make_url(url)
     except sa.exc.ArgumentError as error:
         raise StoreError(
-            f"The storage URL {url!r} cannot be understood.",
-            "Write it as SQLAlchemy does, e.g. sqlite:////home/me/autospec.db.",
+            f"The storage URL {url!r} is malformed.",
+            "Use an SQLAlchemy URL, e.g. sqlite:////home/me/autospec.db.",
         ) from error
     arguments: dict[str, Any] = {}
     sqlite_file = parsed.database if parsed.get_backend_name() == "sqlite" else None
@@ -270,8 +255,8 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
             Path(sqlite_file).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"The folder of the database {sqlite_file} cannot be made: {error.strerror}.",
-                "Set another `storage` in the config, or give autospec the right to write there.",
+                f"The folder of the database {sqlite_file} cannot be created: {error.strerror}.",
+                "Set another `storage` in the config, or allow autospec to write there.",
             ) from error
         arguments["connect_args"] = {"timeout": _SQLITE_BUSY_TIMEOUT_S}
     try:
@@ -292,7 +277,7 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
 
 
 def durable(engine: sa.Engine, platform: str = sys.platform) -> None:
-    """Have SQLite ask macOS for what it calls a full sync: without it a power loss may cost what was committed."""
+    """Make SQLite use full sync on macOS: without it a power failure may lose committed data."""
     if platform == "darwin" and engine.dialect.name == "sqlite":
 
         @sa.event.listens_for(engine, "connect")
@@ -301,7 +286,7 @@ def durable(engine: sa.Engine, platform: str = sys.platform) -> None:
 
 
 def _measurement(row: dict[str, Any]) -> tuple[Measurement, str]:
-    """The measurement and the identity of its draft; columns that are not a measurement's are left out."""
+    """The measurement and the identity of its draft."""
     known = {f.name: row[f.name] for f in fields(Measurement)} | {
         "phase": Phase(row["phase"]),
         "drafting": Drafting.from_json(row["drafting"]),

@@ -1,8 +1,6 @@
-"""The table of what the proxy saw of live traffic: numbers only, bounded. `Store` wraps these functions.
+"""Tables and queries of live samples and launch comparisons, and today's paths of stored drafts.
 
-Which file a stored drafting speaks of: a draft is known by its contents, and stored rows name a path. Pure.
-
-The table of compared launches: how much launches of one server differ on a machine. `Store` wraps these functions.
+`Store` wraps the queries. A stored drafting names its draft by a path; `DraftFiles` finds the same contents today.
 """
 
 from __future__ import annotations
@@ -23,8 +21,6 @@ from autospec.store.schema import METADATA, Json
 __all__ = [
     "ANY_DRAFTS",
     "KEPT_SAMPLES",
-    "LAUNCH_COMPARISONS",
-    "LIVE_SAMPLES",
     "DraftFile",
     "DraftFiles",
     "insert_launch_comparison",
@@ -35,7 +31,7 @@ __all__ = [
 ]
 
 
-# Some 20 MB of SQLite: months of one person's use, a day of a busy team's. Drift shows in the newest ones.
+# About 20 MB of SQLite: months of one person's use, a day of a busy team's. Drift detection needs only the newest.
 KEPT_SAMPLES = 100_000
 
 LIVE_SAMPLES = sa.Table(
@@ -60,7 +56,7 @@ LIVE_SAMPLES = sa.Table(
 
 
 def insert_samples(connection: sa.Connection, samples: Sequence[Sample]) -> None:
-    """Keep samples; in the caller's transaction."""
+    """Insert samples in the caller's transaction."""
     rows = [
         {f.name: getattr(sample, f.name) for f in fields(sample)}
         | {
@@ -75,12 +71,7 @@ def insert_samples(connection: sa.Connection, samples: Sequence[Sample]) -> None
 
 
 def prune_samples(connection: sa.Connection, keep: int) -> None:
-    """Forget all but the newest.
-
-    Args:
-        connection: In its transaction.
-        keep: How many rows may stay; ids are given in order, so that gaps only make it fewer.
-    """
+    """Delete all but about `keep` of the newest rows in the caller's transaction; gaps between ids make it fewer."""
     newest = connection.execute(sa.select(sa.func.max(LIVE_SAMPLES.c.id))).scalar()
     if newest is not None:
         connection.execute(sa.delete(LIVE_SAMPLES).where(LIVE_SAMPLES.c.id <= newest - keep))
@@ -97,7 +88,7 @@ def select_samples(
     drafting: Drafting | None = None,
     unread: Unread,
 ) -> list[Sample]:
-    """Samples since a moment, oldest first; a filter of ``None`` lets all pass. What is not understood is counted."""
+    """Return samples since a time, oldest first; a filter of ``None`` passes all rows."""
     table = LIVE_SAMPLES
     wanted = {
         table.c.model: model,
@@ -132,14 +123,7 @@ def _sample(row: sa.RowMapping) -> Sample:
 
 @dataclass(frozen=True, slots=True)
 class DraftFile:
-    """One draft as it lies on the disk today.
-
-    Attributes:
-        identity: Digest of its contents (`autospec.tuning.request`).
-        changed_at: When its newest file was written, in seconds since the epoch; 0 where that is not known.
-        name: Its name in the catalogue.
-        fingerprint: Its fingerprint there, which knows less of its contents.
-    """
+    """One draft today: digest of its contents, time of its newest file (0 if unknown), catalogue name and fingerprint."""
 
     identity: str
     changed_at: float = 0.0
@@ -149,30 +133,20 @@ class DraftFile:
 
 @dataclass(frozen=True, slots=True)
 class DraftFiles:
-    """The drafts of today, by path.
-
-    Attributes:
-        by_path: Of those that are known; others pass as they are.
-    """
+    """Today's drafts by path; other paths stay unchanged."""
 
     by_path: Mapping[str, DraftFile] = field(default_factory=lambda: MappingProxyType({}))
 
     def identity(self, drafting: Drafting) -> str:
-        """The identity of a drafting's draft; empty where it has none or it is not known."""
+        """Return the identity of a drafting's draft; empty if it has none or the file is unknown."""
         found = self.by_path.get(drafting.draft or "")
         return "" if found is None else found.identity
 
     def today(self, drafting: Drafting, identity: str, at: float) -> Drafting | None:
-        """A stored drafting with the path that its draft has today.
+        """Return a stored drafting with today's path of its draft; ``None`` if its path names another file today.
 
-        Args:
-            drafting: As it was stored.
-            identity: Of its draft, as it was stored; empty in rows from before identities were kept. Those are taken for
-                the file that the path names today if that was written before them.
-            at: When it was stored, in seconds since the epoch.
-
-        Returns:
-            The drafting; ``None`` if its path names another file today, so that nothing stored speaks for that.
+        `identity` is that of the draft when it was stored, `at` the time in seconds since the epoch. Old rows have no identity; they
+        match the file at that path if it is older than the row.
         """
         if drafting.draft is None:
             return drafting
@@ -190,7 +164,7 @@ class DraftFiles:
 ANY_DRAFTS = DraftFiles()
 
 
-# The newest ones count: drivers and systems change without a new build.
+# Only the newest count: drivers and systems change without a new build.
 _KEPT = 40
 
 LAUNCH_COMPARISONS = sa.Table(
@@ -214,7 +188,7 @@ LAUNCH_COMPARISONS = sa.Table(
 def insert_launch_comparison(
     connection: sa.Connection, hardware_id: str, build: Build, model: str, comparison: LaunchComparison
 ) -> None:
-    """Keep a comparison; in the caller's transaction."""
+    """Insert a comparison in the caller's transaction."""
     row = {f.name: getattr(comparison, f.name) for f in fields(comparison)}
     row |= {"hardware_id": hardware_id, "backend": build.backend, "build": _key(build), "model": model}
     connection.execute(sa.insert(LAUNCH_COMPARISONS), [row])
@@ -223,7 +197,7 @@ def insert_launch_comparison(
 def select_launch_comparisons(
     connection: sa.Connection, hardware_id: str, build: Build, model: str | None
 ) -> list[LaunchComparison]:
-    """The newest comparisons of one machine with one build, oldest first; of one model alone where it is named."""
+    """Return the newest comparisons of one machine and build, oldest first; optionally of one model."""
     table = LAUNCH_COMPARISONS
     columns = [table.c[f.name] for f in fields(LaunchComparison)]
     query = (

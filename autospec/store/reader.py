@@ -1,4 +1,4 @@
-"""Read recommendations fast: `autospec recommend` and the proxy ask often and must not wait for imports."""
+"""Read recommendations without SQLAlchemy: `autospec recommend` and the proxy must not wait for its import."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from urllib.parse import unquote
 from autospec.cells import Hardware
 from autospec.errors import StoreError
 from autospec.recommendations import Recommendation, StoredRecommendation
-from autospec.store.compatibility import SCHEMA, Unread, newer_than_this, understood
+from autospec.store.compatibility import (
+    NEWEST_RECOMMENDATION,
+    NEWEST_RECOMMENDATIONS,
+    SCHEMA,
+    Unread,
+    newer_than_this,
+    understood,
+)
 
 __all__ = ["newest_recommendation", "read_recommendations"]
 
 _SQLITE_PREFIX = "sqlite:///"
-# The newest row of each cell, as `Store.recommendations` selects it.
+_COLUMNS = "id, cell_key, hardware, recommendation"
 _NEWEST = (
-    "SELECT id, cell_key, hardware, recommendation FROM autospec_recommendations"
-    " WHERE id IN (SELECT max(id) FROM autospec_recommendations GROUP BY cell_key) ORDER BY id"
+    f"SELECT {_COLUMNS} FROM autospec_recommendations WHERE id IN ({NEWEST_RECOMMENDATIONS}) ORDER BY id"  # noqa: S608
 )
-_NEWEST_NUMBER = "SELECT max(id) FROM autospec_recommendations"
 _HAS_META = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'autospec_meta'"
 # The oldest version that can use the tables, see `autospec.store.schema`.
 _NEEDS = "SELECT value FROM autospec_meta WHERE name = 'needs'"
@@ -32,16 +37,13 @@ _NEEDS = "SELECT value FROM autospec_meta WHERE name = 'needs'"
 def read_recommendations(
     url: str, tell: Callable[[str], None] = lambda _: None
 ) -> list[StoredRecommendation]:
-    """The newest recommendation of every cell; empty where there is no database yet.
+    """Return the newest recommendation of every cell; empty if there is no database yet.
 
-    A SQLite file is read with the standard library (0.03 s); anything else through SQLAlchemy.
-
-    Args:
-        url: SQLAlchemy's.
-        tell: Told how many rows were not understood; they are left out.
+    A SQLite file is read with the standard library (0.03 s), any other database with SQLAlchemy. `tell` gets a sentence if rows were
+    not understood.
 
     Raises:
-        StoreError: The database is there and cannot be read.
+        StoreError: The database exists and cannot be read.
     """
     if not _is_plain_sqlite(url):
         from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
@@ -60,11 +62,7 @@ def read_recommendations(
 
 
 def newest_recommendation(url: str) -> int:
-    """The number of the newest recommendation, 0 without any: it is another as soon as there is something new.
-
-    Raises:
-        StoreError: The database is there and cannot be read.
-    """
+    """Return the number of the newest recommendation; 0 without any. Raises `StoreError` like `read_recommendations`."""
     if not _is_plain_sqlite(url):
         from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
 
@@ -73,7 +71,7 @@ def newest_recommendation(url: str) -> int:
             return store.newest_recommendation()
         finally:
             store.close()
-    return next((number or 0 for (number,) in _read(url, _NEWEST_NUMBER)), 0)
+    return next((number or 0 for (number,) in _read(url, NEWEST_RECOMMENDATION)), 0)
 
 
 def _stored(row: list[Any]) -> StoredRecommendation:
@@ -88,11 +86,7 @@ def _is_plain_sqlite(url: str) -> bool:
 
 
 def _read(url: str, query: str) -> list[tuple[Any, ...]]:
-    """The rows of a query on a SQLite file; none where there is no database yet.
-
-    Raises:
-        StoreError: It cannot be read, or only a newer autospec can use its tables.
-    """
+    """The rows of a query on a SQLite file; none if there is no database yet. Raises `StoreError`."""
     path = Path(unquote(url.removeprefix(_SQLITE_PREFIX)))
     if not path.exists():
         return []
@@ -113,5 +107,5 @@ def _read(url: str, query: str) -> list[tuple[Any, ...]]:
         ) from error
     except sqlite3.DatabaseError as error:
         raise StoreError(
-            f"The database {path} is damaged: {error}.", "Move it away; autospec makes a new one."
+            f"The database {path} is damaged: {error}.", "Move it away; autospec creates a new one."
         ) from error

@@ -1,10 +1,8 @@
-"""The version of the database's tables, and the steps from one to the next.
+"""The tables as SQLAlchemy Core, with our own prefix beside Optuna's, and the migrations between their versions.
 
 `autospec_meta` holds two numbers: `schema`, the version of the tables, and `needs`, the oldest version that can still use
-them. A step that only adds columns or tables leaves `needs` as it is; an older autospec then goes on with the database
-and leaves out the rows that it does not understand.
-
-The tables, as SQLAlchemy Core: they live beside Optuna's in one database, under our own prefix.
+them. A migration that only adds columns or tables keeps `needs`; an older autospec then still uses the database and ignores
+the rows that it does not understand.
 """
 
 from __future__ import annotations
@@ -18,13 +16,11 @@ from autospec.store.compatibility import SCHEMA, newer_than_this
 
 __all__ = [
     "MEASUREMENTS",
-    "META",
     "METADATA",
     "MIGRATIONS",
     "RECOMMENDATIONS",
     "SURVEYS",
     "Json",
-    "Migration",
     "bring_up_to_date",
 ]
 
@@ -33,13 +29,13 @@ METADATA = sa.MetaData()
 
 
 class Json(sa.TypeDecorator[Any]):
-    """JSON whose unreadable values are ``None``: one damaged row must not keep all others from being read."""
+    """JSON whose unreadable values are ``None``, so that one damaged row does not block all others."""
 
     impl = sa.JSON
     cache_ok = True
 
     def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        """The dialect's own, which raises at text that is no JSON, made to return ``None`` then."""
+        """The dialect's own processor, with ``None`` for text that is not JSON."""
         inner = super().result_processor(dialect, coltype)
         if inner is None:
             return None
@@ -53,7 +49,6 @@ class Json(sa.TypeDecorator[Any]):
         return process
 
 
-# What the database itself is: `autospec.store.schema` reads and writes it.
 META = sa.Table(
     "autospec_meta",
     METADATA,
@@ -61,8 +56,8 @@ META = sa.Table(
     sa.Column("value", sa.Integer, nullable=False),
 )
 
-# Draftings and cells are stored as JSON text beside an indexed key: people read these tables with sqlite3, and
-# a database of today must open in a version that has other parameters.
+# Draftings are JSON text beside an indexed key: people read these tables with sqlite3, and a version with other
+# parameters must be able to open them.
 MEASUREMENTS = sa.Table(
     "autospec_measurements",
     METADATA,
@@ -87,12 +82,12 @@ MEASUREMENTS = sa.Table(
     sa.Column("text_digest", sa.String(64), nullable=False),
     sa.Column("finish_reason", sa.String(32), nullable=False),
     sa.Column("machine", Json, nullable=False),
-    # What file `compared` names: `draft` is a path there, and files are replaced and moved. See `autospec.store.queries`.
+    # Identity of the draft of `compared`, whose path may name another file later. See `autospec.store.queries`.
     sa.Column("draft_id", sa.String(16)),
     sa.Index("autospec_measurements_cell", "cell_key", "protocol", "phase"),
 )
 
-# One row a recommendation ever made; the newest of a cell is the one that counts.
+# One row per recommendation ever made; the newest of a cell counts.
 RECOMMENDATIONS = sa.Table(
     "autospec_recommendations",
     METADATA,
@@ -107,8 +102,8 @@ RECOMMENDATIONS = sa.Table(
     sa.Index("autospec_recommendations_cell", "cell_key", "id"),
 )
 
-# What prediction works on: recorded token ids, profiles of drafts over them, times of batches. It can be made again,
-# and is forgotten where the user wants no answers kept.
+# Inputs of prediction: recorded token ids, profiles of drafts, times of batches. They can be measured again, and are deleted
+# if the user wants no answers stored.
 SURVEYS = sa.Table(
     "autospec_surveys",
     METADATA,
@@ -126,29 +121,24 @@ Migration = Callable[[sa.Connection], None]
 
 
 def m001_draft_of_a_measurement(connection: sa.Connection) -> None:
-    """Measurements tell which file their draft was; those from before do not know."""
+    """Add the identity of a measurement's draft; older rows have none."""
     _add_column(connection, MEASUREMENTS, "draft_id")
 
 
-# In order: the step at index i leads from version i to version i + 1. Append, never change, and raise `SCHEMA` with it.
+# The step at index i leads from version i to version i + 1. Append steps, never change one, and raise `SCHEMA` too.
 MIGRATIONS: tuple[Migration, ...] = (m001_draft_of_a_measurement,)
 assert len(MIGRATIONS) == SCHEMA
-# The oldest version whose autospec can use the tables of `SCHEMA`: raise it with a step that does more than add.
+# The oldest version that can use the tables of `SCHEMA`. Raise it with a step that does more than add.
 _NEEDS = 0
 
 
 def bring_up_to_date(engine: sa.Engine, migrations: tuple[Migration, ...] = MIGRATIONS) -> None:
-    """Make the tables that are missing and bring those that are there to this version.
+    """Create missing tables and migrate existing ones to this version, under `autospec.store.locks.first_use`.
 
-    Databases from before there was a version have no `autospec_meta` and count as version 0. To be called under
-    `autospec.store.locks.first_use`.
-
-    Args:
-        engine: The database.
-        migrations: The steps.
+    Databases from before versioning have no `autospec_meta` and count as version 0.
 
     Raises:
-        StoreError: The tables are of a newer autospec, and this one cannot use them.
+        StoreError: The tables need a newer autospec.
     """
     where = engine.url.render_as_string(hide_password=True)
     with engine.connect() as connection:
@@ -156,7 +146,7 @@ def bring_up_to_date(engine: sa.Engine, migrations: tuple[Migration, ...] = MIGR
             return
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":
-            # From here on another process waits, and finds everything done.
+            # Another process waits here until this one has finished.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         if _is_current(connection, where, migrations):
             return
@@ -166,7 +156,7 @@ def bring_up_to_date(engine: sa.Engine, migrations: tuple[Migration, ...] = MIGR
             migrate(connection)
         needs = max(_meta(connection).get("needs", 0), _NEEDS)
         connection.execute(sa.delete(META))
-        # A newer autospec's tables with one of ours missing keep their number.
+        # Tables of a newer autospec keep their version.
         rows = [
             {"name": "schema", "value": max(version, len(migrations))},
             {"name": "needs", "value": needs},
@@ -175,11 +165,7 @@ def bring_up_to_date(engine: sa.Engine, migrations: tuple[Migration, ...] = MIGR
 
 
 def _is_current(connection: sa.Connection, where: str, migrations: tuple[Migration, ...]) -> bool:
-    """Whether there is nothing to do.
-
-    Raises:
-        StoreError: As `bring_up_to_date`.
-    """
+    """Whether there is nothing to do. Raises `StoreError` as `bring_up_to_date`."""
     names = set(sa.inspect(connection).get_table_names())
     if META.name not in names:
         return False
@@ -190,7 +176,7 @@ def _is_current(connection: sa.Connection, where: str, migrations: tuple[Migrati
 
 
 def _version(connection: sa.Connection, newest: int) -> int:
-    """The version of the tables that are there; the newest where there are none yet."""
+    """The version of the existing tables; the newest if there are none."""
     names = set(sa.inspect(connection).get_table_names())
     if META.name in names:
         return _meta(connection).get("schema", 0)
@@ -202,7 +188,7 @@ def _meta(connection: sa.Connection) -> dict[str, int]:
 
 
 def _add_column(connection: sa.Connection, table: sa.Table, name: str) -> None:
-    """Add a column that may be null, unless it is there: SQLite commits such statements before the version is written."""
+    """Add a nullable column unless it exists: SQLite commits such statements before the version is written."""
     if name in {c["name"] for c in sa.inspect(connection).get_columns(table.name)}:
         return
     kind = table.c[name].type.compile(connection.dialect)

@@ -1,12 +1,11 @@
-"""A/A runs: two launches of the same server, both with drafting off, judged as if one were drafting.
+"""A/A runs: two launches of the same server without drafting, judged as if one were drafting.
 
 Run: ``python studies/bench/aa_runs.py --model PATH [--proofs 6] [--prompt-type qa]… [--backend embedded] [--max-tokens 64]``
 
-Both are launched for every round, as `autospec tune` launches them: what a launch is faster or slower by is noise too, and
-rounds must average it on both sides. Whatever is enabled here is enabled falsely. One run prints, for each proof, its
-verdict, pairs and interval, and at the end the standard deviation of the log-ratio of a pair: the noise of this machine,
-to be compared with the columns of verdict_simulation.py. The machine's own disturbances are left in, flagged pairs
-included, so that the figures are those of the worst case.
+Both servers are launched for every round, like in `autospec tune`: differences between launches are noise too, and rounds must
+average them on both sides. Every enable is a false one. The output is one line per proof (verdict, pairs, interval), and the
+standard deviation of a pair's log-ratio: this machine's noise, comparable with the columns of verdict_simulation.py. Disturbed
+pairs are included, so the figures are a worst case.
 """
 
 from __future__ import annotations
@@ -63,8 +62,7 @@ def main() -> None:
         )
     print(f"\nfalse enables: {false_enables} of {len(types[: args.proofs])}")
     if len(deviations) > 2:
-        # Deviations from a prompt's own mean of r rounds have (r - 1)/r of the variance; rounds vary, so this is
-        # a slight underestimate.
+        # Deviations from a prompt's mean of r rounds have (r - 1)/r of the variance: a slight underestimate.
         spread = statistics.pstdev(deviations)
         print(
             f"noise of a pair: {100 * spread:.2f} % (of one measurement: {100 * spread / math.sqrt(2):.2f} %)"
@@ -74,14 +72,14 @@ def main() -> None:
 def one_proof(
     backend: Backend, model: str, prompts: tuple[Prompt, ...], max_tokens: int, most_rounds: int
 ) -> tuple[Decision, list[LogRatio], int]:
-    """One proof of off against off, with the rounds and looks that `autospec tune` has."""
+    """One proof of off against off, with the rounds and looks of `autospec tune`."""
     settings = LaunchSettings(args=() if backend.name == "mlx" else ("-c", "4096"))
     values: list[LogRatio] = []
     with ExitStack() as running:
         first = _launch(backend, model, settings, running)
         for round_ in range(1, most_rounds + 1):
             if round_ > 1:
-                # The new one starts while the old one runs, so that it does not get the old one's memory back.
+                # Start the new one while the old one runs, so that it gets other memory.
                 before = running.pop_all()
                 with before:
                     first = _launch(backend, model, settings, running)
@@ -103,7 +101,7 @@ def one_proof(
 
 
 def _launch(backend: Backend, model: str, settings: LaunchSettings, until: ExitStack) -> Server:
-    """A launch that is stopped when the context is left."""
+    """Launch a server that stops with the context."""
     server = backend.launch(model, OFF, settings)
     until.callback(server.stop)
     return server

@@ -1,14 +1,14 @@
-"""How often the classifier names the right prompt type, and how long it takes: its rules against trained models.
+"""Accuracy and speed of the classifier: its rules against trained models.
 
 Run: ``python studies/bench/classifier.py [--confusion] [--repeats 20]``
 
-The labelled set ``prompt_types.jsonl`` was written for this bench, before the rules; request shapes of five APIs, eight
-languages and more, in two halves of the same mixture. Rules were tuned on ``train`` alone, and the trained models learn from it
-alone; ``heldout`` is looked at by its figures only. The suite that autospec measures with is a second test, with texts by
-another hand; its tune half was seen while the rules were written, its prove half was not.
+The labelled set ``prompt_types.jsonl`` was written for this bench, before the rules: requests of five APIs in eight and more
+languages, in two halves of the same mixture. The rules were tuned on ``train`` alone, and the trained models learn from it;
+``heldout`` is used only for its figures. The shipped suite is a second test, with texts by another author; its tune half was
+seen while the rules were written, its prove half was not.
 
-The trained models need scikit-learn, here only: a runtime that needs it for this would start a second later. They see what
-the rules see: the ends of the user's last text and of the system prompt, and one token for each structural sign.
+The trained models need scikit-learn, only here: importing it in autospec would cost a second. They get what the rules get: both
+ends of the user's last text and of the system prompt, and one token for each structural sign.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Classify = Callable[[dict[str, Any]], str]
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One request with the type that a person gave it."""
+    """One request with its human label."""
 
     id: str
     prompt_type: str
@@ -62,7 +62,7 @@ def suite() -> list[Labelled]:
 
 
 def sight(body: dict[str, Any]) -> str:
-    """What a trained model is shown of a request: the texts that the rules look at, and structural signs as words."""
+    """The input of a trained model: the texts that the rules examine, and structural signs as words."""
     seen = read_request(body)
     signs = [
         f"sign{name}"
@@ -83,7 +83,7 @@ def sight(body: dict[str, Any]) -> str:
 
 
 def trained(rows: Sequence[Labelled]) -> dict[str, Classify]:
-    """Linear models on hashed n-grams of characters and on words; empty where scikit-learn is missing."""
+    """Linear models on hashed character n-grams and on words; empty without scikit-learn."""
     try:
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer  # noqa: PLC0415
         from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
@@ -107,7 +107,7 @@ def trained(rows: Sequence[Labelled]) -> dict[str, Classify]:
 
 
 def microseconds(way: Classify, bodies: Sequence[dict[str, Any]], repeats: int) -> list[float]:
-    """Time of every request, the fastest of its repeats: what others do on the machine is not the classifier's."""
+    """Time of every request, the fastest of its repeats, to exclude other load."""
     times = []
     for body in bodies:
         best = float("inf")
@@ -120,13 +120,13 @@ def microseconds(way: Classify, bodies: Sequence[dict[str, Any]], repeats: int) 
 
 
 def share_right(way: Classify, rows: Sequence[Labelled]) -> str:
-    """Right ones in percent."""
+    """Share of right answers in percent."""
     right = sum(way(row.body) == row.prompt_type for row in rows)
     return f"{100.0 * right / len(rows):.1f} % of {len(rows)}"
 
 
 def print_types(rows: Sequence[Labelled], *, confusion: bool) -> None:
-    """Per type: recall, precision, and if asked for what it was taken for."""
+    """Print recall and precision per type, and optionally the confusions."""
     pairs = Counter((row.prompt_type, str(classify(row.body).prompt_type)) for row in rows)
     print("| type | right | named rightly | taken for |" if confusion else "| type | right | named rightly |")
     print("|---|---|---|---|" if confusion else "|---|---|---|")
@@ -140,7 +140,7 @@ def print_types(rows: Sequence[Labelled], *, confusion: bool) -> None:
 
 
 def print_long_body() -> None:
-    """A long body against parsing it."""
+    """Print the time for a long body beside the time to parse it."""
     text = "The rain had not stopped for a week. " * (LONG_CHARS // 37)
     raw = json.dumps({"messages": [{"role": "user", "content": f"Summarise this:\n\n{text}"}]})
     parsing = min(_seconds(lambda: json.loads(raw)) for _ in range(5))

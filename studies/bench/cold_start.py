@@ -1,10 +1,9 @@
-"""How fast autospec answers, next to Python doing nothing and to other click programs.
+"""Start-up time of autospec, beside Python doing nothing and other click programs.
 
     .venv/bin/python studies/bench/cold_start.py [--runs 15] [--also PATH]
 
-Each round starts every program once, in an order that turns round from one round to the next, so that the machine's
-mood falls on all of them alike. The ratios are to the same round's ``python -c pass``; median and quartiles over rounds.
-Prints one Markdown table.
+Each round starts every program once, in an order that rotates from round to round, so that slow phases hit all programs alike.
+Ratios are to the same round's ``python -c pass``; the table has median and quartiles over rounds.
 """
 
 from __future__ import annotations
@@ -23,13 +22,12 @@ from pathlib import Path
 
 HERE = Path(sys.executable).parent
 NOTHING = "python -c pass"
-# Click programs; whichever of them are installed beside autospec are measured. Not those on PATH: a version manager's
-# shim in front of them would be measured with them.
+# Click programs, measured if they are installed beside autospec. Those on PATH may start a version manager's shim.
 OTHERS = ("llm", "lint-imports", "flask", "black", "datasette")
 
 
 def programs(also: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """What is measured: a name for the table and the command line, the reference first."""
+    """Name for the table → command line, the reference first."""
     python, autospec = sys.executable, str(HERE / "autospec")
     found = {
         NOTHING: (python, "-c", "pass"),
@@ -48,11 +46,7 @@ def programs(also: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def measure(commands: Mapping[str, tuple[str, ...]], runs: int, home: Path) -> dict[str, list[float]]:
-    """Milliseconds from start to end of each program, a list per program, one entry per round.
-
-    Raises:
-        SystemExit: A program ended with a code that says that it did not do its work.
-    """
+    """Milliseconds of each program, one entry per round; `SystemExit` if a program fails."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("AUTOSPEC_")}
     env = {**kept, "AUTOSPEC_HOME": str(home)}
     names = list(commands)
@@ -62,7 +56,7 @@ def measure(commands: Mapping[str, tuple[str, ...]], runs: int, home: Path) -> d
             began = time.perf_counter()
             done = subprocess.run(commands[name], env=env, capture_output=True, check=False)
             took_ms = 1000.0 * (time.perf_counter() - began)
-            # 3: nothing known yet, which is the truth in an empty home.
+            # 3: nothing known yet, as expected in an empty home.
             if done.returncode != 0 and not (done.returncode == 3 and "recommend" in commands[name]):
                 said = done.stderr.decode(errors="replace").strip()
                 raise SystemExit(f"`{shlex.join(commands[name])}` ended with {done.returncode}:\n{said}")

@@ -1,11 +1,11 @@
-"""Requests put together from short measurements, against the same requests measured whole.
+"""Times of long requests computed from short measurements, compared with the same requests measured whole.
 
 Run: ``python -m studies.bench.composition --model M [--draft D] [--prompt-type coding]… [--prompts 3]``
 
-Each prompt is asked with a short answer, as `autospec tune` asks it, with drafting off and with one drafting, pair by pair.
-From these the time of a long answer is put together (`autospec.measure.measurements`). The same servers then give the long answer
-for real. One line for each prompt: time put together ÷ time measured, off and drafting, and the two ratios. The goal is 3 %.
-An n-gram mode finds more in a longer answer, which no short one can tell: give a draft model to see the arithmetic alone.
+Each prompt gets a short answer, like in `autospec tune`, with drafting off and with one drafting, pair by pair. The time of a long
+answer is computed from these (`autospec.measure.measurements`), and then the same servers give the long answer. One line per
+prompt: computed ÷ measured time for off and drafting, and the two ratios. The goal is 3 %. An n-gram mode finds more in a
+longer answer, which a short one cannot show; use a draft model to test the arithmetic alone.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _line(
     off: Server,
     drafted: Server,
 ) -> float:
-    """Print one prompt; returns the error of its ratio, in logs."""
+    """Print one prompt; return the error of its ratio, in logs."""
     shape = RequestShape(
         long[off.launch_id].prompt_tokens, long[off.launch_id].predicted_tokens, source="measured"
     )

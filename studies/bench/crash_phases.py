@@ -1,6 +1,6 @@
-"""What a killed tune's database tells: in which phase it was, and whether anything is torn, lost or done twice.
+"""The state of a killed tune's database: its phase, and whether anything is torn, lost or done twice.
 
-Read with sqlite3 from outside, as autospec's own code is what is under test.
+It reads with sqlite3, because autospec's own code is under test.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WRITING_S = 0.25
 
 
 class Phase(StrEnum):
-    """Where a tune is, in order."""
+    """The phases of a tune, in order."""
 
     START = "start, no server yet"
     RECORDING = "recording answers"
@@ -43,20 +43,14 @@ PHASES = tuple(Phase)
 
 
 class Database:
-    """One SQLite file, which may not be there yet.
-
-    Args:
-        path: The file.
-        launches: Folder in which every launch has a record while it runs.
-        halves: Measurements of a whole proof.
-    """
+    """One SQLite file, which may not exist yet. `launches`: records of running launches. `halves`: measurements of a proof."""
 
     def __init__(self, path: Path, launches: Path, halves: int) -> None:
         self.halves = halves
         self._path, self._launches = path, launches
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """What a query finds; nothing before the tables are made."""
+        """Rows of a query; none before the tables exist."""
         if not self._path.exists():
             return []
         with contextlib.closing(
@@ -78,18 +72,18 @@ class Database:
         return set(self.rows("SELECT id, launch_id, prompt_id, started_at FROM autospec_measurements"))
 
     def surveys(self) -> set[tuple[Any, ...]]:
-        """What prediction works on. Rows are told apart by their times: numbers come again after a deletion."""
+        """Inputs of prediction; rows are identified by their content, since ids repeat after a deletion."""
         return set(self.rows("SELECT kind, name, data FROM autospec_surveys"))
 
     def recommendations(self) -> int:
-        """How many recommendations were ever stored."""
+        """Number of recommendations ever stored."""
         found = self.rows("SELECT count(*) FROM autospec_recommendations")
         return int(found[0][0]) if found else 0
 
     def is_finished(self) -> bool:
-        """True if the next `--again` begins afresh: what was last begun came to a proof, or nothing could be measured.
+        """True if the next `--again` starts over: the last one reached a proof, or nothing could be measured.
 
-        A recommendation alone says nothing: every interruption writes a provisional one.
+        A recommendation alone proves nothing: every interruption writes a provisional one.
         """
         epoch = self.note("epoch")
         if epoch is None:
@@ -103,7 +97,7 @@ class Database:
         return any(m.get("status") == Status.PROVEN and m["evidence"].get("epoch") == epoch for m in made)
 
     def torn(self) -> int:
-        """Recommendations that do not read back whole."""
+        """Number of recommendations that cannot be read back."""
         torn = 0
         for (text,) in self.rows("SELECT recommendation FROM autospec_recommendations"):
             try:
@@ -115,11 +109,11 @@ class Database:
         return torn
 
     def sound(self) -> bool:
-        """Whether SQLite finds its file whole."""
+        """Whether SQLite's integrity check passes."""
         return all(row == ("ok",) for row in self.rows("PRAGMA integrity_check"))
 
     def trials_done_twice(self) -> int:
-        """Finished trials beyond the first of each drafting, among those since the study was last begun afresh."""
+        """Finished trials beyond the first of each drafting, since the study last started over."""
         query = (
             "SELECT a.value_json FROM trials t JOIN trial_user_attributes a ON a.trial_id = t.trial_id"
             " WHERE a.key = 'drafting' AND t.state = 'COMPLETE' AND t.number >= ?"
@@ -127,13 +121,13 @@ class Database:
         return sum(n - 1 for n in Counter(self.rows(query, self.note("trials_from") or 0)).values())
 
     def note(self, name: str) -> Any:
-        """What the study keeps under a name; it has one protocol only."""
+        """The study's note with this name; the study has one protocol only."""
         query = "SELECT value_json FROM study_user_attributes WHERE key LIKE ?"
         found = self.rows(query, f"{name}:%")
         return json.loads(found[0][0]) if found else None
 
     def proof(self) -> tuple[int, float]:
-        """Measurements of the proof since the study was last begun afresh, and when the last of them ended."""
+        """Measurements of the proof since the study last started over, and the end of the last one."""
         query = (
             "SELECT count(*), max(started_at + wall_ms / 1000.0) FROM autospec_measurements"
             " WHERE phase = 'prove' AND started_at >= ?"
@@ -146,7 +140,7 @@ class Watch:
     """Tells the phase of the tune that starts now.
 
     Args:
-        database: Of its home. After a recommendation it begins afresh, and what prediction had does not count.
+        database: Its database. After a recommendation the tune starts over, and earlier surveys do not count.
     """
 
     def __init__(self, database: Database) -> None:

@@ -2,23 +2,22 @@
 
     python -m studies.bench.crash_safety [--times 100] [--seed 1] [--backend llama-server] [--home FOLDER]
 
-A tune of the lab's smallest models is killed again and again, on one study and always with the same command, which has
-``--again``: each start goes on where the one before was killed, and begins afresh after one that came to its end. One tune is watched
-first, to learn how long each of its phases takes; then the kills take the phases by turns, so that short ones are hit as often as long ones,
-and fall at a random moment of the phase. What was really hit is told by the database, after
-the kill.
+A tune of the lab's smallest models is killed repeatedly, on one study and with the same command, which has ``--again``: each start
+continues after the last kill, and starts over after a tune that finished. One tune is watched first to learn the length of each
+phase. The kills then take the phases in turn, so that short phases are hit as often as long ones, at a random moment of the
+phase. The database shows after the kill which phase was hit.
 
 After every kill:
 
-- every measurement that any kill before found in the database is in it still (nothing finished is lost);
-- within fifteen seconds no process of that home is left (no orphan);
-- every recommendation ever stored reads back whole and keeps the schema (none is torn), and SQLite finds its file sound;
-- no drafting has two finished trials since the study was last begun afresh.
+- every measurement that an earlier kill found is still in the database (nothing finished is lost);
+- no process of that home is left after fifteen seconds (no orphan);
+- every recommendation ever stored can be read and matches the schema (none is torn), and SQLite's integrity check passes;
+- no drafting has two finished trials since the study last started over.
 
-A start that ends by itself must end with 0. In the end one tune is left alone and must come to its recommendation.
+A start that ends by itself must end with 0. Finally one tune runs undisturbed and must reach its recommendation.
 
-With --home the folder is kept and each kill is a line of its ``kills.jsonl``: further calls add to it, so that a
-hundred fit into several short sittings.
+With --home the folder is kept and each kill is a line of its ``kills.jsonl``. Further calls add to it, so that a hundred kills
+fit into several short sessions.
 """
 
 from __future__ import annotations
@@ -52,18 +51,18 @@ from tests.tuning.test_real_tune import STUDY
 
 _ORPHANS_GONE_S = 15.0
 _FINAL_TUNE_S = 300.0
-# Nobody waits longer for a phase to begin: then the moment is now, whatever it hits.
+# Longest wait for a phase to begin; the kill then happens at once.
 _PHASE_BEGINS_S = 90.0
-# Often enough to see a phase of a fifth of a second begin, seldom enough to be no neighbour to whoever measures.
+# Often enough to see a phase of 0.2 s begin, seldom enough not to disturb the measurements.
 _LOOK_EVERY_S = 0.02
-# A recommendation is written some milliseconds after the last measurement: around it, every kill is close.
+# A recommendation is written some milliseconds after the last measurement: every kill around it is close.
 _WRITING_S, _WRITING_LOOK_EVERY_S = 0.06, 0.002
-# By turns; search and proof are most of a tune and have the most to lose.
+# In turn; search and proof are most of a tune and can lose most.
 _TURNS = (
     *(Phase.START, Phase.RECORDING, Phase.TIMING, Phase.READING, Phase.SEARCH, Phase.SEARCH),
     *(Phase.PROOF, Phase.PROOF, Phase.WRITING, Phase.WRITING),
 )
-# Answers that repeat themselves: an n-gram mode is then worth a launch, so that there is a search.
+# Repetitive answers make an n-gram mode worth a launch, so that there is a search.
 _QUESTIONS = tuple(
     f"Repeat ten times: {words}." for words in ("one two three", "red green blue", "a b c d", "do re mi fa")
 )
@@ -76,7 +75,7 @@ _STUDY = (
 
 
 def main() -> int:
-    """Kill, look, print the table; 1 if anything was lost, left over or torn."""
+    """Kill, check, print the table; 1 if anything was lost, left over or torn."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,19 +93,14 @@ def main() -> int:
         home = asked.home or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autospec-crash-")))
         home = home.resolve()
         bench = Bench(home, asked.backend)
-        # Whoever stops the bench stops the tune with it.
+        # Stopping the bench stops the tune too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         atexit.register(lambda: [process.kill() for process in bench.processes()])
         return bench.run(asked.times, asked.seed, time.monotonic() + 60.0 * asked.minutes)
 
 
 class Bench:
-    """One home, one study, and its kills.
-
-    Args:
-        home: AUTOSPEC_HOME of the tunes.
-        backend: What starts the servers.
-    """
+    """One home (AUTOSPEC_HOME), one study, and its kills."""
 
     def __init__(self, home: Path, backend: str) -> None:
         home.mkdir(parents=True, exist_ok=True)
@@ -130,8 +124,8 @@ class Bench:
         if backend == "llama-server":
             native = lab_folder() / "llama-server" / "llama-server"
             env["AUTOSPEC_LLAMA_SERVER"] = os.environ.get("AUTOSPEC_LLAMA_SERVER", str(native))
-        # Threads that spin on a shared machine make everything twenty times slower, and a tune waits for whoever else
-        # works there: no speed is asked for here.
+        # On a shared machine, spinning threads are twenty times slower, and a tune waits for other load. Speed does not
+        # matter here.
         self._env = calm(env) | {
             "AUTOSPEC_HOME": str(home),
             "AUTOSPEC_TEST_LOCK_DIR": str(home),
@@ -144,7 +138,7 @@ class Bench:
         ]
 
     def run(self, times: int, seed: int, until_s: float) -> int:
-        """Kill until there are so many kills or the time is over; then leave one tune alone."""
+        """Kill until the number or the time is reached; then let one tune finish."""
         lines = self._kept.read_text(encoding="utf-8").splitlines() if self._kept.exists() else []
         kills = [json.loads(line) for line in lines]
         lengths = self._home / "lengths.json"
@@ -160,14 +154,14 @@ class Bench:
             with self._kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(kills[-1]) + "\n")
             print(f"{len(kills)}: aimed at {kill.aimed}, hit {kill.hit}", file=sys.stderr, flush=True)
-        # The last kill may have left the study anywhere: this one has to bring it to its end. Earlier sittings have the next.
+        # The last kill may have left the study in any state, and this tune must finish it. Earlier sessions have the next.
         is_last = len(kills) >= times
         final = self._undisturbed() if is_last else []
         sys.stdout.write(table(kills, final, self._lengths_s, _ORPHANS_GONE_S))
         return 1 if broken(kills) or (is_last and not final) else 0
 
     def processes(self) -> list[psutil.Process]:
-        """Processes that carry this home in their environment, but for this one."""
+        """Processes with this home in their environment, except this one."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -176,7 +170,7 @@ class Bench:
         return found
 
     def _learn(self) -> dict[str, float]:
-        """Watch one tune from its beginning: how long is each phase?"""
+        """Watch one undisturbed tune to learn the length of each phase."""
         child = subprocess.Popen(
             self._command, env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -213,7 +207,7 @@ class Bench:
         except subprocess.TimeoutExpired:
             pass
         else:
-            # At its end before the moment came: the next one begins afresh.
+            # It finished before the kill: the next one starts over.
             said = child.communicate()[1].decode(errors="replace").strip()
             if child.returncode:
                 self._failed.append(f"{child.returncode}: {said[-300:]}")
@@ -232,7 +226,7 @@ class Bench:
         ended_s = time.monotonic() - began
         for process in left:
             process.kill()
-        # What this kill finds must be there after every kill to come.
+        # All later kills must find these measurements.
         now = self._database.measurements()
         self._seen |= now
         kill = Kill(

@@ -14,22 +14,10 @@ __all__ = ["Kill", "broken", "table"]
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One kill -9 and what was seen after it; counts are over the whole home so far.
+    """One kill -9 and the checks after it; counts are over the whole home so far.
 
-    Attributes:
-        aimed: Phase at which it was aimed.
-        hit: Phase that the database shows.
-        written: True if this start had stored a recommendation.
-        servers: Processes of its that were found just after.
-        measurements: In the database.
-        lost: Measurements that earlier kills had found there and this one did not.
-        orphans: Processes left after fifteen seconds.
-        ended_s: Until the last process had ended.
-        torn: Recommendations that do not read back.
-        unsound: True if SQLite finds its file damaged.
-        twice: Finished trials beyond the first of a drafting.
-        failed: How starts before this one ended by themselves, where it was not with 0.
-        finished: Starts before this one that came to their recommendation before their kill.
+    `aimed` and `hit` are the intended phase and the one in the database; `ended_s` is the time until the last process had ended;
+    `failed` has exit codes other than 0 of earlier starts; `finished` counts earlier starts that reached their recommendation.
     """
 
     aimed: str
@@ -48,7 +36,7 @@ class Kill:
 
 
 def broken(kills: Sequence[dict[str, Any]]) -> bool:
-    """True if anything was lost, left over, torn or done twice, or if a start ended with an error."""
+    """True if anything was lost, left over, torn or done twice, or a start failed."""
     return any(k[name] for k in kills for name in ("lost", "orphans", "torn", "unsound", "twice", "failed"))
 
 
@@ -58,14 +46,7 @@ def table(
     lengths_s: dict[str, float],
     patience_s: float,
 ) -> str:
-    """Two Markdown tables: what was hit, and what was seen.
-
-    Args:
-        kills: `Kill` as JSON.
-        final: Recommendations of the tune that was left alone.
-        lengths_s: How long each phase takes undisturbed.
-        patience_s: For how long processes were waited for.
-    """
+    """Two Markdown tables: the phases that were hit, and the checks; `patience_s` is the time limit for processes to end."""
     hits, aims = Counter(k["hit"] for k in kills), Counter(k["aimed"] for k in kills)
     lines = [
         "| phase of the tune | its length | kills aimed at it | kills that hit it |",
@@ -80,7 +61,7 @@ def table(
         "kill -9 in the middle of a tune": len(kills),
         "of them with servers running": sum(k["servers"] > 0 for k in kills),
         "at the writing: before, after the recommendation was stored": f"{hits[Phase.WRITING] - written}, {written}",
-        "tunes that came to their end between kills and were begun afresh": sum(k["finished"] for k in kills),
+        "tunes that came to their end between kills and started over": sum(k["finished"] for k in kills),
         "starts that ended with an error": sum(len(k["failed"]) for k in kills),
         "finished measurements in the database": max((k["measurements"] for k in kills), default=0),
         "finished measurements lost": max((k["lost"] for k in kills), default=0),

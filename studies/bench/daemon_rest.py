@@ -1,10 +1,9 @@
-"""What the daemon costs at rest: memory, wake-ups and processor time, measured from outside, one table.
+"""The daemon's cost at rest: memory, wake-ups and processor time, measured from outside, one table.
 
     python studies/bench/daemon_rest.py [--window 300] [--with-work]
 
-Starts a daemon of its own in a temporary home, waits until it rests, and looks at it over the window. By default there
-is no model, so that nothing is worth measuring; with --with-work there is something, and the hours of the config do
-not allow it: the daemon waits.
+It starts its own daemon in a temporary home, waits until it rests, and measures it over the window. By default there is no
+model and so no work. With --with-work there is work, but the config's hours do not allow it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""How often the drift detector cries wolf, and how long it takes to see a change: simulated traffic, one table.
+"""False alarms and delay of the drift detector on simulated traffic, one table.
 
     python studies/bench/drift.py [--requests 200000] [--seed 1]
 
-Each row is a kind of traffic. False alarms are counted per 1000 requests of one model and kind of prompt in which
-nothing changes, speed and acceptance charts together; "heard" counts alarms of the chart alone, before the condition
-that a change must be 5 % to matter. The delay is in requests from a change of the given size, after 200 requests
-without one; "missed" is the share of runs without an alarm within 1000 requests. The last two rows are beyond what the
-rate is stated for: every conversation has a speed of its own.
+Each row is a kind of traffic. False alarms are per 1000 requests of one model and prompt type without a change, speed and
+acceptance charts together; "heard" counts alarms of the chart alone, before the condition that a change must be 5 %. The delay is
+in requests from a change of the given size, after 200 requests without one; "missed" is the share of runs without an alarm
+within 1000 requests. The last two rows are outside the stated rate: every conversation has its own speed.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def independent(sd: float) -> Noise:
 
 
 def skewed(sd: float) -> Noise:
-    """Mostly calm, one request in ten much slower: another program came by."""
+    """Mostly steady; one request in ten is much slower because of another program."""
 
     def noise(rng: random.Random) -> Iterator[float]:
         while True:
@@ -46,7 +45,7 @@ def skewed(sd: float) -> Noise:
 
 
 def conversations(sd: float, correlation: float) -> Noise:
-    """Neighbours resemble each other: an AR(1) of the same spread."""
+    """Neighbouring requests are correlated: an AR(1) process with the same spread."""
 
     def noise(rng: random.Random) -> Iterator[float]:
         value = rng.gauss(0.0, sd)
@@ -58,7 +57,7 @@ def conversations(sd: float, correlation: float) -> Noise:
 
 
 def levels(sd: float, share: float, length: int) -> Noise:
-    """Every conversation, of so many requests in the mean, has a level of its own: `share` of the variance."""
+    """Every conversation has its own level, with `share` of the variance; `length` is the mean number of requests."""
 
     def noise(rng: random.Random) -> Iterator[float]:
         while True:
@@ -74,7 +73,7 @@ def levels(sd: float, share: float, length: int) -> Noise:
 def blocks(
     noise: Iterator[float], requests: int, changed_from: int = 1 << 60, change: float = 0.0
 ) -> list[float]:
-    """Speeds in blocks as the detector takes them."""
+    """Speeds in the detector's blocks."""
     speeds = [
         50.0 * math.exp(next(noise)) * (1.0 + change if n >= changed_from else 1.0) for n in range(requests)
     ]
@@ -82,11 +81,11 @@ def blocks(
 
 
 def false_alarms(noise: Noise, requests: int, rng: random.Random) -> tuple[float, float]:
-    """Alarms per 1000 requests in runs without a change: of the chart alone, and of those that matter."""
+    """Alarms per 1000 requests without a change: of the chart alone, and after the 5 % condition."""
     heard = mattered = 0
     runs = max(1, requests // _RUN)
     for _ in range(runs):
-        # A new run is what follows a new recommendation: the chart begins with it.
+        # A run begins with a new recommendation, and so does the chart.
         values = blocks(noise(rng), _RUN)
         heard += first_change(values, matters=lambda *_: True) is not None
         mattered += first_change(values) is not None
@@ -95,12 +94,12 @@ def false_alarms(noise: Noise, requests: int, rng: random.Random) -> tuple[float
 
 
 def delays(noise: Noise, change: float, rng: random.Random) -> tuple[float, float, float]:
-    """Median and 90 % quantile of the delay in requests, and the share of runs that missed the change."""
+    """Median and 90 % quantile of the delay in requests, and the share of missed changes."""
     found = []
     for _ in range(_DELAY_RUNS):
         values = blocks(noise(rng), _BEFORE + _RUN, _BEFORE, change)
         seen = first_change(values)
-        # An alarm before the change is false and is counted elsewhere.
+        # An earlier alarm is a false one and is counted elsewhere.
         found.append(
             BLOCK * (seen.seen_at + 1) - _BEFORE if seen and seen.seen_at * BLOCK >= _BEFORE else math.inf
         )

@@ -1,12 +1,12 @@
-"""The recommended drafting against an exhaustive grid, on a real server.
+"""The recommended drafting compared with an exhaustive grid, on a real server.
 
 Run after ``autospec tune``:
 ``python -m studies.bench.grid_regret --model M --draft D --prompt-type coding [--prompts 4] [--max-tokens 64]``
 
-Every drafting of the grid (n_max × p_min of the draft model, and n-gram modes at three sizes) is launched once and
-measured on the prove prompts, paired with off, in one run, and the recommended drafting likewise. Prints the grid,
-and for each prompt type the speed of the recommendation as a part of the best of the grid (goal: at least 0.95), off
-counting as 1. The best of a noisy grid is in part luck, so that the true ratio is better than the printed one.
+Every drafting of the grid (n_max × p_min of the draft model, and n-gram modes at three sizes) and the recommended one is launched
+once and measured on the prove prompts, paired with off, in one run. The output is the grid, and for each prompt type the
+recommendation's speed relative to the best of the grid (goal: at least 0.95), with off as 1. The best of a noisy grid is
+partly luck, so the true ratio is better than the printed one.
 """
 
 from __future__ import annotations

@@ -1,20 +1,19 @@
-"""How much do launches of one server differ? One launch stays, the other one is launched several times.
+"""How much launches of one server differ: one launch stays, the other one is repeated.
 
 Run: ``python studies/bench/launch_scatter.py --model PATH [--backend mlx] [--launches 8] [--pairs 16] [--tokens 16]``
 
-Both are asked the same short request by turns (stayed, new, new, stayed, …), so that heat, neighbours and the machine's own
-slow phases cancel out of each pair. One run prints:
+Both get the same short request in turns (stayed, new, new, stayed, …), so that heat, other load and slow phases of the machine
+cancel within each pair. The output is:
 
-* every launch: how much faster it generates than the one that stayed, with its standard error;
-* the standard deviation between launches freed of drift, with its upper 95 % limit and its resolution (what it comes to where
-  launches do not differ at all);
-* what the same requests say without pairs: the standard deviation of the new launches' own mean speeds, and that of the mean
-  speeds of the *one* launch that stayed, block by block at the same times. Where the two are alike, the machine changed and
-  not the launches;
+* for every launch, how much faster it generates than the one that stayed, with its standard error;
+* the standard deviation between launches without drift, with its upper 95 % limit and its resolution (its value if launches do
+  not differ at all);
+* the same requests without pairs: the standard deviation of the new launches' mean speeds, and that of the mean speeds of the
+  *one* launch that stayed, block by block at the same times. If the two are alike, the machine changed and not the launches;
 * the scatter of one pair.
 
-MLX on a CPU takes seconds for a token: give it fewer, e.g. ``--tokens 4 --pairs 8``. No launch begins when the time that is left
-(`--minutes`) would not do for it.
+MLX on a CPU takes seconds per token: use e.g. ``--tokens 4 --pairs 8``. No launch begins if the remaining time (`--minutes`) is
+too short for it.
 """
 
 from __future__ import annotations
@@ -36,14 +35,7 @@ from autospec.tuning.launch_scatter import abba, short_request
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One new launch beside the one that stayed.
-
-    Attributes:
-        comparison: Of the two.
-        stayed: Mean of ln(tokens per second) of the launch that stayed.
-        new: The same of the new one.
-        other_load: Cores that other programs used meanwhile.
-    """
+    """One new launch beside the one that stayed: means of ln(tokens per second), and cores that others used meanwhile."""
 
     comparison: LaunchComparison
     stayed: float
@@ -79,7 +71,7 @@ def main() -> None:
 
 
 def measure(backend: Backend, args: argparse.Namespace) -> list[Block]:
-    """Launch and compare, as often as there is time for."""
+    """Launch and compare while there is time."""
     request = short_request(args.tokens)
     settings = LaunchSettings(args=() if backend.name == "mlx" else ("-c", "2048"))
     begun = time.monotonic()
@@ -125,7 +117,7 @@ def one_block(stayed: Server, new: Server, request: Request, pairs: int) -> Bloc
 
 
 def report(blocks: list[Block]) -> None:
-    """What the blocks say together."""
+    """Print the result of all blocks together."""
     scatter = LaunchScatter.of_control([b.comparison for b in blocks])
     seen = "" if scatter.sd > scatter.resolution else " (nothing seen)"
     # The error of a comparison, without its number of pairs.

@@ -1,15 +1,15 @@
-"""What new launches in every round cost where drafting goes with the request (MLX): one proof, three ways, in one table.
+"""The cost of new launches in every round for MLX, where the request selects the drafting: one proof in three ways, one table.
 
 Run: ``python studies/bench/mlx_proof.py --model FOLDER --draft FOLDER [--n-max 4] [--rounds 4] [--prompts 2] [--max-tokens 16]``
 
-The same main model, draft, prompts and rounds, every pair interleaved as `autospec tune` does it:
+Main model, draft, prompts and rounds are the same, and every pair is interleaved like in `autospec tune`:
 
-* *new launches*: both processes are new in every round, as autospec proves;
-* *new launches by turns*: the same where only one fits into memory;
-* *kept*: both processes serve all rounds, as in the search: nothing averages what a launch is faster or slower by.
+* *new launches*: both processes are new in every round, like in a proof;
+* *new launches by turns*: the same, if only one fits into memory;
+* *kept*: both processes serve all rounds, like in the search; differences between launches do not average out.
 
-One more row is the difference that makes the launch with the draft no `off`: the draft loaded and not used, against off.
-Model files are read once before, so that no way pays for a cold disk.
+One more row shows why a launch with the draft is not `off`: the draft loaded and not used, against off. Model files are read once
+before, so that no way pays for a cold disk.
 """
 
 from __future__ import annotations
@@ -43,14 +43,7 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One proof.
-
-    Attributes:
-        launches: Servers started.
-        launch_s: Seconds until they were ready.
-        seconds: All of it.
-        pairs: Measured.
-    """
+    """One proof: launches, seconds until they were ready, total seconds, pairs."""
 
     launches: int
     launch_s: float
@@ -78,7 +71,7 @@ def main() -> None:
     args = parser.parse_args()
     drafting = Drafting(Mode.DRAFT_MODEL, draft=str(args.draft), n_max=args.n_max)
     everything = load_suite().of(PromptType.QA, Half.PROVE)
-    # The shortest ones: a CPU takes a second for thirty tokens of a prompt.
+    # The shortest prompts: a CPU takes a second for thirty prompt tokens.
     prompts = tuple(sorted(everything, key=lambda p: len(str(p.messages))))[: args.prompts]
     for path in (args.model, args.draft):
         for file in path.glob("*.safetensors"):
@@ -113,7 +106,7 @@ def main() -> None:
 
 
 def asking(launches: Launches, max_tokens: int) -> Asking:
-    """How every prompt is asked."""
+    """The settings of all requests."""
     return Asking("bench", max_tokens, 0.0, StateWatch(lambda: launches.pids))
 
 
@@ -121,11 +114,11 @@ def asking(launches: Launches, max_tokens: int) -> Asking:
 def proof(
     backend: Backend, model: str, resident: int, max_tokens: int, database: Path
 ) -> Iterator[tuple[Launches, PairedRunner]]:
-    """Launches and pairing of one way, as `autospec tune` sets them up."""
+    """Launches and pairing of one way, like in `autospec tune`."""
     store = open_store(f"sqlite:///{database}")
     try:
         with Launches(backend, model, LaunchSettings(), resident=resident) as launches:
-            # Waiting for other programs would be counted as time of the way that happened to be measured then.
+            # Waiting for other load would count as time of this way.
             yield (
                 launches,
                 PairedRunner(launches, asking(launches, max_tokens), store, since={}, sleep=lambda _: None),
@@ -143,7 +136,7 @@ def run(
     rounds: int,
     phase: Phase,
 ) -> Way:
-    """All rounds of one proof; disturbed pairs count, or a busy machine would change what is compared."""
+    """All rounds of one proof; disturbed pairs count, since repeating them would change the comparison."""
     begun = time.monotonic()
     tasks = [Task.of("cell", prompt) for prompt in prompts]
     pairs = [

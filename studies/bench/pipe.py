@@ -1,4 +1,4 @@
-"""A pipe between clients and a backend that reads nothing of what passes: the floor under every proxy in Python."""
+"""A pipe between clients and a backend that does not read the data: the minimum cost of a proxy in Python."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["pipe"]
 
 
 class _End(asyncio.Protocol):
-    """One of the two sockets of a connection."""
+    """One of a connection's two sockets."""
 
     def __init__(self) -> None:
         self.other: _End | None = None
@@ -31,7 +31,7 @@ class _End(asyncio.Protocol):
 
 
 async def pipe(backend_port: int) -> None:
-    """Serve for ever; prints its port."""
+    """Serve without end; prints its port."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 

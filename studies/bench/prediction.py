@@ -1,13 +1,12 @@
-"""Prediction against a real server: replayed counts and predicted speeds, over a grid of draftings.
+"""Prediction compared with a real server: replayed counts and predicted speeds, over a grid of draftings.
 
 Run: ``python -m studies.bench.prediction --model PATH --draft PATH [--draft PATH] [--prompt-type coding]… [--grid small]``
 
-Records the tune prompts once with drafting off, passes each draft over the answers, times batches, and then launches
-every drafting of the grid and measures it, paired with off. Prints, for each drafting: tokens drafted and accepted by
-the server and by the replay; the whole-request speed ratio measured, predicted from batch times alone (no launch had
-been made), and predicted after the one launch of its draft that the search would make first. At the end the errors over
-the grid, beside the error that the noise of this machine alone would show: off is measured in every pair, so its spread
-over the run is known.
+It records the tune prompts once without drafting, passes each draft over the answers, times batches, and then launches every
+drafting of the grid and measures it, paired with off. For each drafting it prints tokens drafted and accepted by the server and by
+the replay, and the whole-request speed ratio: measured, predicted from batch times alone (before any launch), and predicted after
+the first launch of its draft that the search would make. The errors over the grid follow, beside the error from this
+machine's noise alone, known from the repeated off.
 
 Goals: accepted within 3 %, drafted within 5 %, speeds within 3 % (median) on a quiet machine.
 """
@@ -77,7 +76,7 @@ def main() -> None:
 
 
 def _best_first(grid: Sequence[Drafting], predictor: Predictor, types: Sequence[str]) -> list[Drafting]:
-    """The same draftings; of each draft the one that the search would launch first stands first."""
+    """The same draftings; for each draft, the one that the search would launch first comes first."""
     value = dict.fromkeys(grid, 0.0)
     for t in types:
         for d, p in predictor.predict(t, grid).items():
@@ -99,7 +98,7 @@ def _compare(
     *,
     repeats: int,
 ) -> dict[Drafting, tuple[list[Pair], float]]:
-    """Print the tables; returns each drafting's pairs and the seconds that they and the launch took."""
+    """Print the tables; return each drafting's pairs and the seconds of its launch and pairs."""
     prompts = questions.prompts
     cold = {(t, d): p.ratio for t in dict(prompts) for d, p in predictor.predict(t, grid).items()}
     seen: set[str] = set()
@@ -168,7 +167,7 @@ def _compare(
 
 
 def _off_spread(table: dict[Drafting, tuple[list[Pair], float]]) -> float:
-    """Standard deviation of ln(duration) of the same prompt with drafting off, over the run."""
+    """Standard deviation of ln(duration) of the same prompt without drafting, over the run."""
     asked: dict[str, list[float]] = {}
     for pairs, _ in table.values():
         for pair in pairs:

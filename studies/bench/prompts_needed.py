@@ -1,11 +1,11 @@
-"""How many prompts of a type choose its drafting well, and what the other types' prompts are worth (`predict.shrinkage`).
+"""How many prompts of a type choose its drafting well, and what the other types' prompts are worth (`predict.prediction.shrink`).
 
 Run: ``python -m studies.bench.prompts_needed --model PATH [--draft PATH]… [--max-tokens 64] [--keep FILE]``
 
-Every prompt of the suite is answered once with drafting off and read once by each draft (`--keep` keeps the answers for the
-next run). Then, on paper: of each prompt type so many prompts are drawn, the drafting that they expect to be fastest is
-chosen, and held against the fastest on the type's other prompts, in three machines' costs. Printed is the speed lost, and how
-often it is more than 5 %, for the estimates as they are (0) and drawn towards the other types' by constants of 2 to 16.
+Every prompt of the suite is answered once without drafting and read once by each draft (`--keep` stores the answers for the next
+run). Then, computed: a number of prompts per type is drawn, the drafting that they predict as fastest is chosen, and compared with
+the fastest on the type's other prompts, for the costs of three machines. The output is the lost speed, and how often it exceeds
+5 %, for the plain estimates (0) and for shrinkage towards other types with constants of 2 to 16.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ N, M = (3, 4, 6, 8, 12, 16, 24), (8, 12, 16, 24, 32, 48)
 NGRAMS = [Drafting(Mode.NGRAM_SIMPLE, ngram_n=n, ngram_m=m, min_hits=1) for n in N for m in M]
 NGRAMS += [Drafting(Mode.NGRAM_MOD, ngram_n=n, n_max=m, n_min=0) for n in N for m in M]
 N_MAX, P_MIN = (1, 2, 3, 4, 6, 8, 12, 16), (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-# One more token in a batch, and one step of the draft, as parts of the time of a token generated.
+# One more token in a batch, and one step of the draft, relative to the time of a generated token.
 MACHINES = {"memory-bound": (0.03, 0.10), "middling": (0.15, 0.15), "compute-bound": (0.5, 0.2)}
 CONSTANTS = (0.0, 2.0, 4.0, 8.0, 16.0)
-# Of so many draws, the mean.
+# Draws to average.
 DRAWS = 60
 
 
 def _answer(recording: Recording, counts: Counts, read: float) -> PredictedAnswer:
-    """A recorded answer, as long as it is; the draft takes `read` of the time that the main model takes for the prompt."""
+    """A recorded answer at its length; the draft takes `read` of the main model's prompt time."""
     shape = RequestShape(len(recording.prompt_ids), len(recording.answer_ids), source="measured")
     return PredictedAnswer(recording, counts, read * recording.prompt_ms, shape)
 
@@ -162,7 +162,7 @@ def _log_ratios(
 
 
 def _lost(tables: Sequence[Mapping[str, Floats]], types: int, k: int) -> list[list[float]]:
-    """For each constant, the part of the best speed that each choice loses."""
+    """For each constant, the share of the best speed that each choice loses."""
     rng = np.random.default_rng(2026)
     lost: list[list[float]] = [[] for _ in CONSTANTS]
     names = list(tables[0])

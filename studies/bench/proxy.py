@@ -1,18 +1,17 @@
-"""What the proxy costs and what it gains: ``python studies/bench/proxy.py [--seconds 8] [--mixed MODEL]``.
+"""The proxy's cost and gain: ``python studies/bench/proxy.py [--seconds 8] [--mixed MODEL]``.
 
-**Overhead**, against the same backend asked directly, in one run, blocks taking turns. The backend is a stand-in that
-streams tokens at a fixed pace and takes no time to think, so that no model hides the proxy. Printed: the time from
-sending a request to its first byte, directly and through the proxy, at 1, 8 and 64 streams, with the differences of
-the quantiles; and the processor time that the proxy's process takes per streamed token. Beside it stands a pipe that passes
-bytes and reads none of them: what any proxy costs on this event loop and this machine.
+**Overhead**, compared with direct requests to the same backend, in alternating blocks of one run. The backend is a stand-in that
+streams tokens at a fixed pace without computing, so that no model hides the proxy. The output is the time from sending a request
+to its first byte, direct and through the proxy, at 1, 8 and 64 streams, with the differences of the quantiles; and the proxy
+process's processor time per streamed token. A pipe that does not read the bytes shows the minimum of any proxy on this event
+loop and machine.
 
-**Gain** (``--mixed``): tokens per second of the suite's prove prompts through the proxy, each with the drafting that was
-recommended for its type, against every single drafting that the recommendations name, and off, on servers asked
-directly. Needs a tuned model.
+**Gain** (``--mixed``): tokens per second of the suite's prove prompts through the proxy, each with the drafting recommended for
+its type, compared with every single recommended drafting, and off, on servers asked directly. Needs a tuned model.
 
-An answer has 25 tokens, a short one; ``BENCH_TOKENS=150`` shows how the cost of a request spreads over a longer one.
+An answer has 25 tokens, a short one; ``BENCH_TOKENS=150`` spreads the cost of a request over a longer one.
 
-Clients keep their connections, as SDKs do. Client, proxy and backend are three processes on the same machine.
+Clients keep their connections, like SDKs. Client, proxy and backend are three processes on the same machine.
 """
 
 # ruff: noqa: E402 - the lending stand-in of the tests is found by the path that is set first
@@ -62,18 +61,18 @@ from studies.bench.pipe import pipe
 from tests.proxy.harness import LentServer, OneModel
 
 STREAMS = (1, 8, 64)
-# 50 tokens per second and stream: at 64 streams more than any server of one machine gives.
+# 50 tokens per second and stream: at 64 streams more than any server on one machine.
 TOKEN_INTERVAL_S = 0.02
 TOKENS = int(os.environ.get("BENCH_TOKENS", "25"))
-# A small model on a fast machine reads a short prompt in about so long. What the proxy does meanwhile delays nobody, so that a
-# stand-in which answers at once (BENCH_PROMPT_MS=0) shows more than any client will ever wait.
+# A small model on a fast machine reads a short prompt in about this time, and the proxy's work meanwhile delays nothing. A
+# stand-in that answers at once (BENCH_PROMPT_MS=0) shows more than a client ever waits.
 PROMPT_S = float(os.environ.get("BENCH_PROMPT_MS", "10")) / 1000
 TOKEN = (
     b'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"content":" token"}}],"created":1763900000,'
     b'"id":"chatcmpl-0123456789abcdefghijklmnopqrstuv","model":"main","system_fingerprint":"b11434-0123abcd",'
     b'"object":"chat.completion.chunk"}\n\n'
 )
-# Every request says something else, with the same system prompt, as a client's do.
+# Like a client's requests: different texts, one system prompt.
 BODY = (
     json.dumps(
         {
@@ -95,7 +94,7 @@ END = b"0\r\n\r\n"
 
 
 async def stand_in() -> None:
-    """Streams tokens to whoever asks; prints its port."""
+    """Stream tokens for every request; prints its port."""
     tail = json.dumps(
         {"timings": {"prompt_n": 9, "prompt_ms": 1.0, "predicted_n": TOKENS, "predicted_ms": 500.0}}
     ).encode()
@@ -138,7 +137,7 @@ async def proxy(backend: str, folder: str) -> None:
 
 
 async def one_stream(port: int, until: float, first_bytes_ms: list[float]) -> int:
-    """Ask again and again on one connection; the tokens received."""
+    """Send requests on one connection; return the received tokens."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     tokens = 0
     while time.perf_counter() < until:
@@ -159,7 +158,7 @@ async def one_stream(port: int, until: float, first_bytes_ms: list[float]) -> in
 
 
 async def block(port: int, streams: int, seconds: float) -> tuple[list[float], int]:
-    """All streams for some seconds, begun one after the other so that they do not march in step."""
+    """All streams for some seconds, with staggered starts."""
     until = time.perf_counter() + seconds
     first_bytes_ms: list[float] = []
 
@@ -173,7 +172,7 @@ async def block(port: int, streams: int, seconds: float) -> tuple[list[float], i
 
 @contextlib.contextmanager
 def child(*args: str) -> Iterator[tuple[int, psutil.Process]]:
-    """This file in another process: its port and its process."""
+    """Run this file in another process; return its port and process."""
     with subprocess.Popen(
         [sys.executable, __file__, *args],
         stdout=subprocess.PIPE,
@@ -200,14 +199,14 @@ def quantile(values: list[float], q: float) -> float:
 
 @dataclass
 class Run:
-    """What the blocks of one way came to."""
+    """The results of one way's blocks."""
 
     first_bytes_ms: list[float] = field(default_factory=list)
     tokens: int = 0
     spent_s: float = 0.0
 
     def add(self, port: int, process: psutil.Process | None, streams: int, seconds: float) -> None:
-        """One more block."""
+        """Add one block."""
         before = cpu_s(process) if process else 0.0
         values, count = asyncio.run(block(port, streams, seconds))
         self.spent_s += cpu_s(process) - before if process else 0.0
@@ -216,7 +215,7 @@ class Run:
 
 
 def overhead(seconds: float, rounds: int, loop: str, numbers: Sequence[int]) -> None:
-    """The first table."""
+    """Print the first table."""
     print(
         f"The proxy and the pipe on {loop}; the server reads a prompt in {1000 * PROMPT_S:g} ms and gives {TOKENS} tokens.\n"
     )
@@ -238,7 +237,7 @@ def overhead(seconds: float, rounds: int, loop: str, numbers: Sequence[int]) -> 
         for streams in numbers:
             runs = {way: Run() for way in ways}
             for number in range(rounds):
-                # There and back: what drifts, drifts for all.
+                # Forward and back, so that drift affects all alike.
                 for way in ways if number % 2 == 0 else reversed(ways):
                     runs[way].add(*ways[way], streams, seconds)
             direct = runs["direct"].first_bytes_ms
@@ -260,7 +259,7 @@ def overhead(seconds: float, rounds: int, loop: str, numbers: Sequence[int]) -> 
 
 
 def mixed(name: str, rounds: int, max_tokens: int, per_type: int) -> None:
-    """The second table: prompts of all tuned types in turns, through the proxy and with every single setting."""
+    """Print the second table: prompts of all tuned types in turns, through the proxy and with each single setting."""
     settings = load_settings()
     model = scan(settings).find(name)
     known = select(read_recommendations(settings.storage), identify(), Question(model.name)).recommendations
@@ -298,7 +297,7 @@ def mixed(name: str, rounds: int, max_tokens: int, per_type: int) -> None:
 
 
 def ask_all(base_url: str, model: str, prompts: Sequence[Prompt], max_tokens: int) -> float:
-    """Every prompt once, one after the other; tokens per second of the whole."""
+    """Ask every prompt once in sequence; return tokens per second overall."""
     tokens, spent_s = 0, 0.0
     with httpx.Client(base_url=base_url, trust_env=False, timeout=600.0) as client:
         warm = {"model": model, "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 8}
@@ -318,7 +317,7 @@ def ask_all(base_url: str, model: str, prompts: Sequence[Prompt], max_tokens: in
 
 
 async def serve_model(name: str) -> None:
-    """The whole proxy, as `autospec proxy --model` starts it; prints its port."""
+    """The whole proxy, like `autospec proxy --model`; prints its port."""
     settings = load_settings()
     await run(
         settings,
@@ -330,7 +329,7 @@ async def serve_model(name: str) -> None:
 
 
 def run_on(loop: str, work: Coroutine[Any, Any, None]) -> None:
-    """The proxy on the loop that was asked for."""
+    """Run the proxy on the chosen event loop."""
     if loop == "uvloop":
         run_on_best_loop(work)
     else:

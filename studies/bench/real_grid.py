@@ -1,4 +1,4 @@
-"""A grid of draftings on a real server: what the benches of prediction and of searching stand on."""
+"""A grid of draftings on a real server, for the benches of prediction and search."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAUNCH = LaunchSettings(args=("-c", "4096"))
 
 
 def bench_parser(description: str | None, *, max_tokens: int) -> argparse.ArgumentParser:
-    """The options that every bench on a real model has; `max_tokens` is the default of one of them."""
+    """The options of every bench on a real model; `max_tokens` is a default."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,21 +40,21 @@ def bench_parser(description: str | None, *, max_tokens: int) -> argparse.Argume
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked: (prompt type, prompt), and how."""
+    """The prompts by type, and their settings."""
 
     prompts: Sequence[tuple[str, Prompt]]
     asking: Asking
 
     @classmethod
     def of(cls, prompts: Sequence[tuple[str, Prompt]], max_tokens: int) -> Self:
-        """Greedy answers of at most so many tokens."""
+        """A greedy request with at most `max_tokens` tokens."""
         return cls(prompts, Asking("bench", max_tokens, 0.0, StateWatch()))
 
 
 def _batches(
     backend: Backend, off: Server, model: str, recording: Recording, largest: int
 ) -> dict[int, float]:
-    """Batches of the main model, in a launch of their own where off would split or repeat them."""
+    """Batches of the main model, in a separate launch if off would split or repeat them."""
     if not timed_apart(model):
         assert off.tokens is not None
         return time_batches(off.tokens, recording, largest)
@@ -70,7 +70,7 @@ def _batches(
 def survey(
     backend: Backend, off: Server, models: Sequence[str], questions: Questions, n_max: int
 ) -> Callable[[], Predictor]:
-    """Record, time and pass as a tune does; returns what makes a predictor that has seen no launch yet.
+    """Record, time and pass like a tune; return a factory of predictors that have seen no launch yet.
 
     The first model is the main one, the others are drafts.
     """
@@ -114,9 +114,9 @@ def survey(
 def measured_pair(
     questions: Questions, off: Server, server: Server, cell: str, prompt: Prompt, *, turn: int = 0
 ) -> Pair:
-    """One prompt on both servers; the order alternates from turn to turn."""
+    """One prompt on both servers; the order alternates."""
     halves: dict[bool, Measurement] = {}
-    # The sum of the id's letters: either order as often, the same in every run.
+    # The sum of the id's letters: both orders equally often, the same in every run.
     off_first = (sum(prompt.id.encode()) + turn) % 2 == 0
     for position, is_off in enumerate((off_first, not off_first)):
         halves[is_off] = measure(

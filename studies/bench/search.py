@@ -1,18 +1,17 @@
-"""Launches to a good choice, and how good it is, on machines on paper whose every truth is known.
+"""Launches to a good choice, and its quality, on simulated machines whose truth is known.
 
 ``python -m studies.bench.search [--repeats 50] [--machine dense] [--noise 0.03]``
 
-For each machine (cost curves of a dense memory-bound model, a mixture of experts, a CPU, a machine on which the second
-token of a batch is dear) and each quality of the draft: how many launches of the main model until the choice is within
-2 % of the exhaustive grid's best, for autospec (record, predict, launch what is open), plain TPE and random search over the
-same space (paired on the same tune prompts), and TPE on unpaired speeds of one prompt with three repeats, which is how
-llama-optimus 0.1.9 searches (its `core.py`: multivariate TPE, 45 trials, mean of ``-r 3``; it tunes other flags). The others
-are counted to the first time that their best-so-far is that good, which they could not know; autospec to the end of its
-search, when it does. Then autospec's whole tune, proof included: verdicts, regret (1 - speed of what it configures ÷ the
-best there is, on the prove prompts), enables of what is not faster, launches in all.
+For each machine (cost curves of a dense memory-bound model, a mixture of experts, a CPU, and a machine with an expensive second
+token of a batch) and each quality of the draft: the launches of the main model until the choice is within 2 % of the exhaustive
+grid's best, for autospec (record, predict, launch), plain TPE and random search over the same space (paired on the same tune
+prompts), and TPE on unpaired speeds of one prompt with three repeats, like llama-optimus 0.1.9 (its `core.py`: multivariate TPE,
+45 trials, mean of ``-r 3``; it tunes other flags). The others count until their best-so-far is that good, which they could not
+know; autospec until its search ends. Then autospec's whole tune with proof: verdicts, regret (1 - speed of what it configures ÷
+the best, on the prove prompts), enables of a drafting that is not faster, launches in all.
 
-Text, acceptance and noise are drawn anew in each repeat: 3 % noise with 2 % stalls, 1 % luck of each launch, drift.
-Two draft models: one as said, one whose chance is 0.25 less.
+Each repeat draws new text, acceptance and noise: 3 % noise with 2 % stalls, 1 % scatter of launches, drift. There are two draft
+models: one as stated, and one with a chance 0.25 lower.
 """
 
 from __future__ import annotations
@@ -53,13 +52,7 @@ TOKENS = 96
 
 @dataclass(frozen=True)
 class Scenario:
-    """A machine and a draft.
-
-    Attributes:
-        name: For the table.
-        costs: Times in ms, before noise.
-        acceptance: The better draft's chance for each token.
-    """
+    """A machine with costs in ms before noise, and the better draft's chance for each token."""
 
     name: str
     costs: Costs
@@ -79,7 +72,7 @@ ACCEPTANCES = (0.9, 0.7, 0.4)
 
 @dataclass
 class Silent:
-    """Nobody watches."""
+    """No output."""
 
     def step(self, step: object) -> None:
         """Nothing."""
@@ -93,7 +86,7 @@ class Silent:
 
 @dataclass
 class Results:
-    """What the repeats of one scenario gave."""
+    """The results of one scenario's repeats."""
 
     launches: dict[str, list[int]] = field(default_factory=dict)
     reached: dict[str, list[bool]] = field(default_factory=dict)
@@ -197,7 +190,7 @@ class _Case:
         self._exact = self.machine()
 
     def machine(self) -> Machine:
-        """A fresh machine with the same texts."""
+        """A new machine with the same texts."""
         bad = str(self._drafts[1].path)
         return Machine(
             acceptance=lambda _: self._scenario.acceptance,
@@ -228,14 +221,14 @@ class _Case:
         return self._known[drafting, half]
 
     def tune(self) -> tuple[Recommendation, int, int]:
-        """One whole tune: what it recommends, main model launches of its search, and in all."""
+        """One whole tune: its recommendation, launches of its search, and launches in all."""
         machine = self.machine()
         [recommendation] = Tuning(self._request, machine, HERE, Silent()).run()
         searched = 1 + int(recommendation.evidence.get("trials", 0))
         return recommendation, searched, 1 + len(machine.main_launches())
 
     def others(self, good: Callable[[Drafting], bool]) -> dict[str, int | None]:
-        """Launches of the main model until each other search's best-so-far is good; ``None`` where it never is."""
+        """Launches until each other search's best-so-far is good; ``None`` if it never is."""
         prompts = self._request.suite.of(PromptType.CODING, Half.TUNE)
         tpe = optuna.samplers.TPESampler(seed=self._seed, multivariate=True, group=True)
         unpaired = optuna.samplers.TPESampler(seed=self._seed, multivariate=True, group=True)

@@ -1,15 +1,15 @@
-"""How much of the grid's best the search finds, in how many launches and minutes, where costs are known, wrong or unknown.
+"""How close the search comes to the grid's best, in how many launches and minutes, with known, wrong or unknown costs.
 
 ``python -m studies.bench.search_regret [--repeats 2] [--study quick] [--machine middling] [--costs refused]``
 
-Machines on paper whose every truth is known: memory-bound, middling (the times that an f32 model of 90 layers takes on two
-cores) and compute-bound. Two drafts: a good, a middling or a hopeless one, and one whose chance for each token is half of
-that. Three prompt types: code that repeats itself somewhat, chat that does not, editing that mostly copies. Costs: as timed;
-20 to 60 per cent off, drawn for batches and for the draft in each repeat; or nothing can be predicted.
+Simulated machines whose truth is known: memory-bound, middling (the times of an f32 model of 90 layers on two cores) and
+compute-bound. Two drafts: a good, middling or hopeless one, and one with half its chance for each token. Three prompt types: code
+with some repetition, chat without, editing that mostly copies. Costs: as timed; 20 to 60 per cent off, drawn per repeat for batches
+and for the draft; or prediction is impossible.
 
-Each search is the one of `autospec tune` with the study's own budget, on the machine's clock. Printed is what its choice for
-each type reaches of the grid's best (every drafting that prediction would look at, and off) on prompts that it was not asked,
-median and minimum over types and repeats; beside it plain TPE, which has the same trials and asks every prompt in each.
+Each search is that of `autospec tune` with the study's own budget, on the machine's clock. The output is how much of the grid's
+best (every drafting that prediction considers, and off) its choice reaches for each type on other prompts, as median and
+minimum over types and repeats; beside it plain TPE with the same number of trials, which asks every prompt in each.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from tests.catalog.making import make_model
 from tests.predict.machine import Costs, Machine, MachineServer, Text
 
 TYPES = (PromptType.CODING, PromptType.CHAT, PromptType.EDITING)
-# What each type adds to a draft's chance, and how much of its text is copied from before.
+# Each type's addition to a draft's chance, and the share of its text copied from before.
 MOODS = {PromptType.CODING: (0.04, 0.6), PromptType.CHAT: (0.0, 0.05), PromptType.EDITING: (-0.04, 2.0)}
 TOKENS = 128
 LAUNCH_MS = 3000.0
@@ -69,10 +69,10 @@ class Enough(Exception):  # noqa: N818 - no error: the search is over, and the p
 
 
 class Paper(Machine):
-    """A machine whose texts are of three types, and whose launches take time."""
+    """A simulated machine with texts of three types and launches that take time."""
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MachineServer:
-        """As a machine's, in three seconds."""
+        """Launch in three seconds."""
         self.spent_ms += LAUNCH_MS
         return super().launch(model_path, drafting, settings)
 
@@ -92,7 +92,7 @@ class Case:
 
 @dataclass
 class Found:
-    """What the repeats of a line gave: parts of the best for each type, launches with drafting, minutes."""
+    """The results of a line's repeats: shares of the best for each type, launches with drafting, minutes."""
 
     reached: list[float] = field(default_factory=list)
     by_tpe: list[float] = field(default_factory=list)
@@ -151,7 +151,7 @@ def _repeat(case: Case, definition: StudyDefinition, seed: int, found: Found) ->
 
 
 def _part(paper: _Tune, prompt_type: PromptType, drafting: Drafting, best: float) -> float:
-    # Where nothing is gained the proof leaves drafting off.
+    # Without a gain the proof leaves drafting off.
     return min(1.0, max(1.0, paper.truth(prompt_type, drafting)) / best)
 
 
@@ -185,7 +185,7 @@ class _Tune:
         self._exact = self.machine()
 
     def machine(self) -> Paper:
-        """A fresh machine with the same texts."""
+        """A new machine with the same texts."""
         chance = DRAFTS[self._case.draft]
         batch, step = CURVES[self._case.machine]
         quiet = {"noise": 0.03, "stalls": 0.02, "luck": 0.01, "drift": 0.01}
@@ -254,7 +254,7 @@ class _Tune:
             self._logs[prompt_type, drafting] = float(log)
 
     def search(self) -> tuple[dict[PromptType, Drafting], int, float]:
-        """What autospec chooses for each type, launches with drafting, and minutes by the machine's clock."""
+        """Autospec's choice for each type, launches with drafting, and minutes by the machine's clock."""
         machine = self.machine()
         chosen: dict[PromptType, Drafting] = {}
 
@@ -271,7 +271,7 @@ class _Tune:
         return chosen, len(machine.main_launches()), clock() / 60.0
 
     def tpe(self) -> Mapping[PromptType, Drafting]:
-        """What plain TPE chooses for each type: as many trials, each asks every prompt, the best measured wins."""
+        """Plain TPE's choice for each type: the same number of trials, every prompt in each, the best measured one."""
         machine = self.machine()
         sampler = optuna.samplers.TPESampler(seed=self._seed, multivariate=True, group=True)
         study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -294,7 +294,7 @@ class _Tune:
 
 @contextmanager
 def _by_clock(clock: Callable[[], float], choose: Callable[..., None]) -> Iterator[None]:
-    """A tune that ends with its choice, by another clock, on a machine that nothing disturbs."""
+    """A tune that ends with its choice, on a simulated clock and an undisturbed machine."""
     with (
         mock.patch.object(run_module, "Budget", partial(Budget, clock=clock)),
         mock.patch.object(run_module, "Search", partial(Search, now=clock)),
@@ -318,7 +318,7 @@ def _prompts() -> Iterator[Prompt]:
 
 
 def _type_of(words: str) -> PromptType:
-    # The canary, which every launch is asked first, is of no type.
+    # The canary, the first request of every launch, has no type.
     return next((t for t in TYPES if t in words), PromptType.CHAT)
 
 

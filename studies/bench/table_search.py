@@ -1,9 +1,8 @@
-"""Searching on a table of what was measured: which launches each way would have made, and how good its choice is.
+"""Searches simulated on a table of measurements: the launches that each would have made, and the quality of its choice.
 
-autospec's own forecast against TPE, random search, and TPE on unpaired speeds of one prompt (how llama-optimus 0.1.9
-searches). The others are counted to the first time that their best-so-far is within 2 % of the table's best, in the median
-of 50 seeds, though none of them knows that it is there. For autospec both are printed: when its choice first was that
-good, and when its search was over by its own judgement.
+autospec's own forecast against TPE, random search, and TPE on unpaired speeds of one prompt (like llama-optimus 0.1.9). The others
+count until their best-so-far is within 2 % of the table's best, in the median of 50 seeds, though they do not know it. For
+autospec the table has both: when its choice was first that good, and when its search ended by its own rule.
 """
 
 from __future__ import annotations
@@ -31,13 +30,7 @@ _THRESHOLD = 0.02
 
 
 def print_searches(fresh: Callable[[], Predictor], table: Table, survey_s: float) -> None:
-    """Print launches and seconds for each prompt type.
-
-    Args:
-        fresh: Makes a predictor that has seen no launch.
-        table: Each drafting's pairs of all types, and the seconds that they took with their launch.
-        survey_s: What recording, timing and passing took.
-    """
+    """Print launches and seconds for each prompt type; the table has each drafting's pairs and their seconds."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     print("\n| type | way | launches with drafting | seconds | choice | reached |\n|---|---|---|---|---|---|")
@@ -80,7 +73,7 @@ def _tpe(seed: int) -> optuna.samplers.BaseSampler:
 def _forecast(
     predictor: Predictor, prompt_type: str, own: Mapping[Drafting, Sequence[Pair]]
 ) -> tuple[list[Drafting], list[Drafting]]:
-    """What autospec would choose before any launch and after each, and what it launches."""
+    """Autospec's choice before any launch and after each, and its launches."""
     arms = {d: Arm(d.mode, d.draft) for d in own}
     space = SimpleNamespace(grid=lambda: list(own), arm_of=arms.get, arms=tuple(dict.fromkeys(arms.values())))
     forecast = Forecast(predictor, space, _THRESHOLD, lambda _: None)
@@ -110,7 +103,7 @@ def _sampled(
     ratios: Mapping[Drafting, float],
     best: float,
 ) -> list[Drafting]:
-    """The draftings that a sampler launches until its best-so-far is good, or all of the table."""
+    """The draftings that a sampler launches until its best-so-far is good, or the whole table."""
     launched: list[Drafting] = []
     chosen, value = OFF, off
     for drafting, tell in _proposals(sampler, list(values)):
@@ -127,7 +120,7 @@ def _sampled(
 def _proposals(
     sampler: optuna.samplers.BaseSampler, draftings: Sequence[Drafting]
 ) -> Iterator[tuple[Drafting, Callable[[float], None]]]:
-    """Proposals without end: an arm, then its numbers as places on the table's ladders."""
+    """Endless proposals: an arm, then its numbers as positions on the table's ladders."""
     study = optuna.create_study(direction="maximize", sampler=sampler)
     arms: dict[str, list[Drafting]] = {}
     for d in draftings:

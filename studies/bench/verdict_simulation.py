@@ -2,21 +2,21 @@
 
 Run: ``python -m studies.bench.verdict_simulation [--repeats 1000] [--table errors|power|hard|kinds|two]``
 
-Every repeat plays one proof: 16 prompts of which a round asks eight by turns, one pair each, on two new launches, and
-`decide` (the code that ``autospec tune`` runs) looks after rounds 1, 2, 4, 8, 16, 24. The noise of `Machine`:
+Every repeat is one proof: 16 prompts, of which each round asks eight in turn, one pair each, on two new launches; `decide` (the
+code of ``autospec tune``) looks after rounds 1, 2, 4, 8, 16, 24. The noise of `Machine`:
 
-* each request is off by a normal factor (the column's noise, standard deviation);
+* each request has a normal factor (the column's noise, standard deviation);
 * every launch, of off and of drafting, has its own factor for all of its requests (the column's launch scatter);
 * drift: the machine slows down by up to 10 % over the proof and wanders by a random walk;
 * stalls: 2 % of all requests take 1.2 to 3 times as long;
-* regimes, where the row says so: the machine is 10 % slower or 6 % faster for 10 to 40 seconds, a request takes 5 seconds;
-* by turns, where the row says so: all requests of one side, then all of the other, the order alternating by round.
+* regimes, if the row says so: the machine is 10 % slower or 6 % faster for 10 to 40 seconds, a request takes 5 seconds;
+* by turns, if the row says so: all requests of one side, then all of the other, the order alternating by round.
 
-Prompts differ: the gain of a prompt is normal around the true gain, moved so that these prompts' own mean is the stated gain
-(tables `errors`, `power`, `hard`), or drawn from a kind of prompts whose mean gain is stated (`kinds`). Predictions, where a row has
-them, are of all 16 prompts: the truth times 1.2, with 5 % of noise, or without any relation to it.
+Prompts differ: the gain of a prompt is normal around the true gain, shifted so that these prompts' mean is the stated gain
+(tables `errors`, `power`, `hard`), or drawn from a kind of prompts with the stated mean (`kinds`). Predictions, if a row has
+them, cover all 16 prompts: the truth times 1.2 with 5 % of noise, or unrelated to it.
 
-Costs are requests (two for each pair, one for each prompt that is recorded and not asked) and launches (two a round).
+Costs are requests (two per pair, one per prompt that is recorded and not asked) and launches (two per round).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STALL_RATE = 0.02
 SCATTERS = (0.0, 0.003, 0.01, 0.02, 0.03)
 NOISES = (0.01, 0.03, 0.05)
 UNKNOWN = LaunchScatter()
-# Log-ratio of most prompts, mean log-ratio that the others have on top, and their part of all.
+# Log-ratio of most prompts, mean addition of the others, and their share.
 SKEWED = (
     (0.0, 0.5, 0.5),
     (-0.03, 0.5, 0.3),
@@ -66,22 +66,16 @@ def off_by_a_fifth(rng: np.random.Generator, truth: Floats) -> Floats:
 
 
 def unrelated(rng: np.random.Generator, truth: Floats) -> Floats:
-    """Predictions as wide as the truth that have nothing to do with it, and promise 20 %."""
+    """Predictions as wide as the truth, unrelated to it, that promise 20 %."""
     return math.log(1.2) + rng.normal(0.0, max(0.02, float(truth.std())), truth.size)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the noise is like.
+    """The noise of a machine.
 
-    Attributes:
-        noise: Standard deviation of the log of a request's time.
-        launch_sd: Of a launch's own factor.
-        known: What autospec knows of the latter.
-        by_turns: One side after the other instead of pair by pair.
-        regimes: The machine changes its speed every 10 to 40 seconds.
-        request_s: A request takes so long.
-        foresight: What is predicted.
+    `noise` is the standard deviation of the log of a request's time, `launch_sd` that of a launch's own factor, of which autospec
+    knows `known`. `foresight` makes the predictions.
     """
 
     noise: float = 0.03
@@ -95,7 +89,7 @@ class Machine:
 
 @dataclass(slots=True)
 class Clock:
-    """The machine's own speed as time goes by: drift, wander, regimes."""
+    """The machine's own speed over time: drift, wander, regimes."""
 
     rng: np.random.Generator
     machine: Machine
@@ -107,7 +101,7 @@ class Clock:
     until_s: float = field(default=0.0)
 
     def slowness(self) -> float:
-        """Log of how much slower the next request is."""
+        """Log of the next request's slow-down."""
         self.step += 1
         self.wander += self.rng.normal(0.0, 0.002)
         if self.machine.regimes and self.step * self.machine.request_s >= self.until_s:
@@ -118,14 +112,7 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """How a proof ended.
-
-    Attributes:
-        decision: Its last look.
-        rounds: Rounds.
-        requests: Requests, those that record prompts included.
-        gave_way: The round after which it would give way to a runner-up, or 0.
-    """
+    """The end of a proof; `gave_way` is the round after which it would give way to a runner-up, or 0."""
 
     decision: Decision
     rounds: int
@@ -134,18 +121,18 @@ class Played:
 
 
 def normal(rng: np.random.Generator, gain: float, spread: float, count: int = 16) -> Floats:
-    """True log-ratios of prompts of a kind: around the same gain."""
+    """True log-ratios of prompts of a kind, around the same gain."""
     return math.log1p(gain) + rng.normal(0.0, spread, count)
 
 
 def centred(rng: np.random.Generator, gain: float, spread: float, count: int = 16) -> Floats:
-    """The same, moved so that these prompts' own mean is the gain."""
+    """The same, shifted so that these prompts' mean is the gain."""
     truth = normal(rng, gain, spread, count)
     return truth + math.log1p(gain) - truth.mean()
 
 
 def skewed(rng: np.random.Generator, base: float, scale: float, part: float) -> Floats:
-    """True log-ratios of prompts of a kind: nearly the same for most, much more or less for some."""
+    """True log-ratios of prompts of a kind: nearly equal for most, much more or less for some."""
     gains = math.copysign(1.0, scale) * rng.exponential(abs(scale), 16) * (rng.random(16) < part)
     return np.asarray(base + gains + rng.normal(0.0, 0.01, 16))
 
@@ -169,7 +156,7 @@ def one_proof(rng: np.random.Generator, truth: Floats, machine: Machine, rule: R
             )
             gave_way = gave_way or round_ * rule.gives_way(decision)
             if decision.final:
-                # `autospec.tuning.proof` records prompts only where a gain seems to be there.
+                # `autospec.tuning.proof` records prompts only if there seems to be a gain.
                 promising = decision.mean > math.log1p(rule.threshold)
                 recorded = 0 if foreseen is None or not promising else truth.size - len(asked)
                 return Played(decision, round_, 2 * len(values) + recorded, gave_way)
@@ -179,7 +166,7 @@ def one_proof(rng: np.random.Generator, truth: Floats, machine: Machine, rule: R
 def one_round(
     clock: Clock, asked: Sequence[int], truth: Floats, *, round_: int, first_turn: int
 ) -> Iterator[LogRatio]:
-    """The pairs of one round, on two launches of its own."""
+    """The pairs of one round, on two new launches."""
     rng, machine = clock.rng, clock.machine
     luck = rng.normal(0.0, machine.launch_sd, 2)
 
@@ -205,7 +192,7 @@ def one_round(
 def two_draftings(
     rng: np.random.Generator, gains: tuple[float, float], machine: Machine, spread: float
 ) -> tuple[tuple[bool, bool], int]:
-    """Play a cell with a runner-up; returns which of the two is enabled, and rounds."""
+    """Play a cell with a runner-up; return which of the two is enabled, and rounds."""
     rule = DEFAULT_RULE.shared()
     first = one_proof(rng, centred(rng, gains[0], spread), machine, rule)
     if not first.gave_way:
@@ -265,7 +252,7 @@ def power(rng: np.random.Generator, repeats: int) -> None:
 
 
 def hard(rng: np.random.Generator, repeats: int) -> None:
-    """False enables where something else is difficult."""
+    """False enables in difficult conditions."""
     base = Machine(0.03, 0.02)
     cases = {
         "regimes, side by side": (16, replace(base, regimes=True)),
@@ -303,7 +290,7 @@ def _again(rng: np.random.Generator, gain: float, machine: Machine) -> Played:
 
 
 def kinds(rng: np.random.Generator, repeats: int) -> None:
-    """What the choice of prompts does: the stated gain is that of their kind."""
+    """The effect of the choice of prompts: the stated gain is that of their kind."""
     print(f"\n| kind of prompt | mean gain | predicted | noise | {_HEAD}")
     for kind, mean, draw in _kinds():
         for foresight in (nothing, off_by_a_fifth, unrelated):

@@ -211,7 +211,7 @@ class TestHeads:
         """llama.cpp aborts on a target layer beyond the last."""
         candidate = only(small("head", architecture="eagle3", head=Head("eagle3", 4096, (2, 20, 33))))
         assert not candidate.fits
-        assert "listens to layer 33, and the main model has 32" in candidate.reason
+        assert "reads layer 33, and the main model has 32" in candidate.reason
 
     def test_mtp_head_of_its_own_architecture(self) -> None:
         """A separate MTP head fits its own architecture, Gemma 4's assistant the main model of that name."""

@@ -70,7 +70,7 @@ def test_exact_name_beats_a_part() -> None:
 
 def test_none_names_the_nearest_and_the_command() -> None:
     """A typing error gets the nearest names and the command that lists all."""
-    with pytest.raises(UnknownModelError, match="No model answers") as caught:
+    with pytest.raises(UnknownModelError, match="No model matches") as caught:
         choose(MODELS, "qwne3-0.6b-q8_0")
     assert caught.value.known == tuple(m.name for m in MODELS)
     assert "Qwen3-0.6B-Q8_0" in caught.value.message
@@ -79,7 +79,7 @@ def test_none_names_the_nearest_and_the_command() -> None:
 
 def test_folders_are_no_part_of_a_name() -> None:
     """A word that only a folder on the way has, such as ``models``, is no name of everything below it."""
-    with pytest.raises(ModelChoiceError, match="No model answers"):
+    with pytest.raises(ModelChoiceError, match="No model matches"):
         choose(MODELS, "models")
 
 

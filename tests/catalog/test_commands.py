@@ -190,7 +190,7 @@ class TestDrafts:
         assert "nothing can draft for it" in result.stdout
 
     @pytest.mark.parametrize(
-        ("typed", "says"), [("tiny", "could be any of 2"), ("none", "No model answers to none")]
+        ("typed", "says"), [("tiny", "could be any of 2"), ("none", "No model matches none")]
     )
     def test_ambiguous_or_unknown(self, run, two_models: Path, typed: str, says: str) -> None:
         """Exit code 2, the sentence on stderr, nothing on stdout."""

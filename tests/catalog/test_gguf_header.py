@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from autospec.catalog.gguf import read_gguf
-from autospec.catalog.gguf_header import BLOCK, read_header, read_tokens
+from autospec.catalog.gguf_header import read_header, read_tokens
+from autospec.catalog.model import BLOCK
 from autospec.errors import ModelFileError
 from tests.catalog.making import TOKENS, write_gguf
 

@@ -222,7 +222,7 @@ class TestOllama:
         catalog = look()
         assert names(catalog) == ["good:1b"]
         assert len(catalog.warnings) == 1
-        assert "not an Ollama manifest" in catalog.warnings[0]
+        assert "not a readable Ollama manifest" in catalog.warnings[0]
 
 
 class TestDamage:
@@ -256,7 +256,7 @@ class TestDamage:
     def test_dangling_link(self, look: Look, models_dir: Path) -> None:
         """A link to a blob that was cleaned away."""
         (models_dir / "gone.gguf").symlink_to(models_dir / "nowhere")
-        assert look().warnings == (f"{models_dir / 'gone.gguf'} is a link to a file that is not there.",)
+        assert look().warnings == (f"{models_dir / 'gone.gguf'} is a link to a missing file.",)
 
     def test_pipe_and_folder_called_gguf(self, look: Look, models_dir: Path) -> None:
         """What is no regular file is not opened: a pipe would wait for ever."""
@@ -304,7 +304,7 @@ class TestDamage:
     def test_config_folder_that_is_not_there(self, look: Look, models_dir: Path) -> None:
         """A folder that the user named is missed; the caches of programs are not."""
         models_dir.rmdir()
-        assert look().warnings == (f"{models_dir}, a folder of model_dirs, is not there.",)
+        assert look().warnings == (f"{models_dir}, a folder of model_dirs, does not exist.",)
 
     def test_link_loops_end(self, look: Look, models_dir: Path) -> None:
         """Links to folders are followed, each folder once."""

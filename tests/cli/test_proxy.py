@@ -84,4 +84,4 @@ def test_a_model_that_is_not_here_is_told_at_the_start(tmp_path):
         out, err = running.communicate(timeout=TIMEOUT_S)
     assert running.returncode == 2
     assert out == ""
-    assert "No model answers to nosuch" in err
+    assert "No model matches nosuch" in err

@@ -109,7 +109,7 @@ def test_stolen_time_disturbs():
     """A neighbour on the same host is said to be one."""
     state = between(FIRST, replace(LAST, steal_s=3.5))
     assert state.steal == pytest.approx(0.5)
-    assert disturbed(state).startswith("The hypervisor kept 0.5 of 4 cores")
+    assert disturbed(state).startswith("The hypervisor withheld 0.5 of 4 cores")
 
 
 def test_reading_back_from_swap_disturbs():

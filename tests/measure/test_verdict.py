@@ -100,7 +100,7 @@ def test_proof_ends_where_no_later_look_could_decide():
     values = np.array(drawn) - np.mean(drawn) + math.log(1.02)
     decision = decide_rows(values, 8)
     assert (decision.verdict, decision.final) == (Verdict.UNDECIDED, True)
-    assert "more rounds of these prompts would not tell" in decision.reason
+    assert "more rounds of these prompts would not decide it" in decision.reason
     assert not decide_rows([list(v[:2]) for v in values], 2).final
 
 

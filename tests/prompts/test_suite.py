@@ -47,30 +47,30 @@ def tool_call(**message) -> list[dict]:
     [
         ('{"id": "x",', "not JSON: .* column"),
         ("[1, 2]", "not a JSON object"),
-        ("9" * 5000, "not JSON that can be read"),
-        ("[" * 100_000, "not JSON that can be read"),
+        ("9" * 5000, "JSON that cannot be read"),
+        ("[" * 100_000, "JSON that cannot be read"),
         (line("x", prompt_type=...), '"prompt_type" is missing'),
         (line("x", messages=...), '"messages" is missing'),
         (line("x", id=...), '"id" is missing'),
         (line("x", max_tokens=...), '"max_tokens" is missing'),
         (line("x", max_token=5), 'unknown key "max_token".* Did you mean "max_tokens"'),
         (line("x", prompt_type="codng"), 'Did you mean "coding"'),
-        (line("x", prompt_type="zzz"), "Known are coding, editing"),
-        (line("x", prompt_type=["qa"]), 'is no "prompt_type"'),
-        (line("x", id=""), '"id" must be a text'),
-        (line("x", id=7), '"id" must be a text'),
+        (line("x", prompt_type="zzz"), "Valid: coding, editing"),
+        (line("x", prompt_type=["qa"]), 'is not a valid "prompt_type"'),
+        (line("x", id=""), '"id" must be a non-empty string'),
+        (line("x", id=7), '"id" must be a non-empty string'),
         (line("x", messages=[]), '"messages" is empty'),
         (line("x", messages="Hello"), '"messages" must be a list of objects'),
         (line("x", messages=["Hello"]), '"messages" must be a list of objects'),
         (line("x", messages=[{"content": "Hello"}]), 'message 1 has no "role"'),
         (line("x", messages=[*ASK, {"role": "user"}]), 'message 2 has no "content"'),
         (line("x", messages=[{"role": "usr", "content": "a"}]), 'Did you mean "user"'),
-        (line("x", messages=[{"role": "user", "content": None}]), '"content" must be a text'),
-        (line("x", messages=[{"role": "assistant", "content": None}]), '"content" must be a text'),
-        (line("x", messages=tool_call(content=5)), '"content" must be a text'),
+        (line("x", messages=[{"role": "user", "content": None}]), '"content" must be a string'),
+        (line("x", messages=[{"role": "assistant", "content": None}]), '"content" must be a string'),
+        (line("x", messages=tool_call(content=5)), '"content" must be a string'),
         (
             line("x", messages=[{"role": "user", "content": [{"type": "text"}]}]),
-            "lists of parts are not read",
+            "lists of parts are not supported",
         ),
         (line("x", max_tokens=0), '"max_tokens" must be a whole number above 0, not 0'),
         (line("x", max_tokens=True), "not true"),
@@ -104,7 +104,7 @@ def test_a_suite_without_prompts_is_refused(tmp_path: Path, content: str):
     """An empty file is a mistake, not a suite of nothing."""
     file = tmp_path / "empty.jsonl"
     file.write_text(content)
-    with pytest.raises(SuiteError, match="holds no prompt"):
+    with pytest.raises(SuiteError, match="has no prompts"):
         load_suite(file)
 
 

@@ -146,7 +146,7 @@ def test_one_recommendation_that_is_not_understood_leaves_the_others(path, row):
     assert [s.cell_key for s in store.recommendations()] == ["two"]
     store.close()
     assert told == [told[0], told[0]]
-    assert "does not understand 1 recommendation in the database, and leaves it out" in told[0]
+    assert "does not understand 1 recommendation in the database and ignores it" in told[0]
 
 
 def test_measurements_that_are_not_understood_are_counted(path):

@@ -37,6 +37,7 @@ from autospec.backends.server import start_child
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, ModelFileError, UnsupportedError, UsageError
+from autospec.files import replace_file
 
 __all__ = ["CHILD", "Mlx", "MlxPackage", "PromptCache", "undraftable", "unrewindable"]
 
@@ -88,8 +89,7 @@ class MlxPackage:
             ) from error
         package = cls(build=build, **told)
         with suppress(OSError):  # it is asked again next time
-            state_dir.mkdir(parents=True, exist_ok=True)
-            memory.write_text(json.dumps(asdict(package)), encoding="utf-8")
+            replace_file(memory, json.dumps(asdict(package)), durable=False)
         return package
 
 
