@@ -289,6 +289,18 @@ class Backend(Protocol):
             UnsupportedError: This build lacks the mode or a flag that the drafting needs.
         """
 
+    def drafting_args(
+        self, model_path: str, drafting: Drafting, settings: LaunchSettings, /
+    ) -> tuple[str, ...]:
+        """The end of `command` that puts the drafting in force; empty for `off`.
+
+        It is what a user adds to a command line without drafting. A backend whose settings are one JSON argument
+        returns that argument.
+
+        Raises:
+            UnsupportedError: As `command`.
+        """
+
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> Server:
         """Start a server, wait until it is ready, and check that its drafting is in force.
 

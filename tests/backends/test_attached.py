@@ -120,6 +120,9 @@ def test_an_old_llama_server_takes_limits(stand_in):
     assert plain["speculative.n_max"] == 0
     assert (body["speculative.n_max"], body["speculative.p_min"]) == (8, 0.4)
     assert body["cache_prompt"]
+    limits = ("speculative.n_max=8", "speculative.n_min=0", "speculative.p_min=0.4")
+    assert attached.drafting_args("/disk/main.gguf", OLD_DRAFT, NOTHING) == limits
+    assert attached.drafting_args("/disk/main.gguf", OFF, NOTHING) == ()
 
 
 def test_any_other_server_is_measured_only(stand_in):

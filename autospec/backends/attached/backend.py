@@ -97,6 +97,13 @@ class Attached:
         fields = {**_model_field(found, model_path), **_drafting_fields(found, drafting)}
         return (self._url, *(f"{name}={value}" for name, value in fields.items()))
 
+    def drafting_args(
+        self, _model_path: str, drafting: Drafting, _settings: LaunchSettings
+    ) -> tuple[str, ...]:
+        """See `autospec.backends.protocol.Backend`: the request's fields as ``name=value``."""
+        fields = {} if drafting.is_off else _drafting_fields(self._probed(), drafting)
+        return tuple(f"{name}={value}" for name, value in fields.items())
+
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
         """A view on the server with this drafting, once a request has shown that it is in force.
 
@@ -246,6 +253,10 @@ class AsItRuns:
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """As `Attached.command`."""
         return self._attached.command(model_path, drafting, settings)
+
+    def drafting_args(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """As `Attached.drafting_args`."""
+        return self._attached.drafting_args(model_path, drafting, settings)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
         """The server, whatever it drafts.

@@ -313,6 +313,10 @@ class Embedded:
         """
         return self._command(model_path, drafting, settings, {})
 
+    def drafting_args(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """See `autospec.backends.protocol.Backend`: the JSON of all fields."""
+        return () if drafting.is_off else self.command(model_path, drafting, settings)[-1:]
+
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> HttpServer:
         """Start a server, wait until it is ready, and check that its drafting is in force.
 

@@ -100,6 +100,24 @@ class LlamaCppPython:
         """
         return self._command(model_path, drafting, settings, port=None)
 
+    def drafting_args(
+        self, _model_path: str, drafting: Drafting, _settings: LaunchSettings
+    ) -> tuple[str, ...]:
+        """See `autospec.backends.protocol.Backend`."""
+        if drafting.mode not in _MODES:
+            raise UnsupportedError(
+                f"llama-cpp-python {self._probed().build.version} has no mode {drafting.mode}.",
+                f"It offers: {', '.join(sorted(_MODES))}.",
+            )
+        if drafting.is_off:
+            return ()
+        # `--max_ngram_size` is read by our child process; the package has no flag for it.
+        return (
+            *("--draft_model", "prompt-lookup-decoding"),
+            *("--draft_model_num_pred_tokens", str(drafting.n_max)),
+            *("--max_ngram_size", str(drafting.ngram_n)),
+        )
+
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> HttpServer:
         """Start a server, wait until it is ready, and check that its drafting is in force.
 
@@ -120,23 +138,11 @@ class LlamaCppPython:
     def _command(
         self, model_path: str, drafting: Drafting, settings: LaunchSettings, port: int | None
     ) -> tuple[str, ...]:
-        package = self._probed()
-        if drafting.mode not in _MODES:
-            raise UnsupportedError(
-                f"llama-cpp-python {package.build.version} has no mode {drafting.mode}.",
-                f"It offers: {', '.join(sorted(_MODES))}.",
-            )
-        options = {"model": model_path, **user_settings(settings.args, package.settings)}
-        if not drafting.is_off:
-            options |= {
-                "draft_model": "prompt-lookup-decoding",
-                "draft_model_num_pred_tokens": str(drafting.n_max),
-                "max_ngram_size": str(drafting.ngram_n),  # the child's own; the package has no flag for it
-            }
-        if port is not None:
-            options["port"] = str(port)
+        drafted = self.drafting_args(model_path, drafting, settings)
+        options = {"model": model_path, **user_settings(settings.args, self._probed().settings)}
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        return (sys.executable, *_CHILD, *words)
+        address = () if port is None else ("--port", str(port))
+        return (sys.executable, *_CHILD, *words, *drafted, *address)
 
     def _probed(self) -> _Package:
         if self._package is None:

@@ -256,6 +256,24 @@ class Mlx:
         """
         return (sys.executable, "-m", "mlx_lm", "server", *self._arguments(model_path, drafting, settings))
 
+    def drafting_args(
+        self, model_path: str, drafting: Drafting, _settings: LaunchSettings
+    ) -> tuple[str, ...]:
+        """See `autospec.backends.protocol.Backend`."""
+        if drafting.is_off:
+            return ()
+        if drafting.mode is not Mode.DRAFT_MODEL or drafting.n_min or drafting.p_min:
+            raise UnsupportedError(
+                f"mlx_lm.server does not offer {drafting.label}.",
+                "It drafts with a draft model and a number of tokens, and has no p-min and no n-min.",
+            )
+        if why := self._cannot_rewind(model_path):
+            raise UnsupportedError(
+                f"mlx_lm cannot draft for {Path(model_path).name}: {why}.", "Run it without drafting."
+            )
+        drafted = ("--draft-model", str(drafting.draft), "--num-draft-tokens", str(drafting.n_max))
+        return (*self.prompt_cache().flags, *drafted)
+
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxServer:
         """Start a server, wait until its models are loaded, and check that its drafting is in force.
 
@@ -319,19 +337,7 @@ class Mlx:
 
     def _arguments(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         _check(self._package(), settings.args)
-        if drafting.is_off:
-            return ("--model", model_path, *settings.args)
-        if drafting.mode is not Mode.DRAFT_MODEL or drafting.n_min or drafting.p_min:
-            raise UnsupportedError(
-                f"mlx_lm.server does not offer {drafting.label}.",
-                "It drafts with a draft model and a number of tokens, and has no p-min and no n-min.",
-            )
-        if why := self._cannot_rewind(model_path):
-            raise UnsupportedError(
-                f"mlx_lm cannot draft for {Path(model_path).name}: {why}.", "Run it without drafting."
-            )
-        drafted = ("--draft-model", str(drafting.draft), "--num-draft-tokens", str(drafting.n_max))
-        return ("--model", model_path, *settings.args, *self.prompt_cache().flags, *drafted)
+        return ("--model", model_path, *settings.args, *self.drafting_args(model_path, drafting, settings))
 
     def _cannot_rewind(self, model_path: str) -> str:
         if model_path not in self._unrewindable:
