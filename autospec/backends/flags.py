@@ -30,7 +30,6 @@ from autospec.errors import UnsupportedError
 
 __all__ = [
     "NGRAM_CACHE_NOTE",
-    "NGRAM_CACHE_N_MAX",
     "WHOLE_BATCHES",
     "HelpText",
     "Option",
@@ -192,7 +191,6 @@ _TYPES: dict[Mode, tuple[str, ...]] = {
     Mode.NGRAM_MAP_K: ("ngram-map-k",),
     Mode.NGRAM_MAP_K4V: ("ngram-map-k4v",),
     Mode.NGRAM_MOD: ("ngram-mod",),
-    Mode.NGRAM_CACHE: ("ngram-cache",),
 }
 _DRAFT_FILE = ("--spec-draft-model", "--model-draft", "-md")
 _N_MAX = ("--spec-draft-n-max", "--draft-max")
@@ -204,16 +202,14 @@ _CUT_MAX, _CUT_MIN = "--draft-max", "--draft-min"
 WHOLE_BATCHES: tuple[tuple[str, ...], ...] = (("--swa-full",), ("--ctx-checkpoints", "0"))
 """With what batches are computed whole, wherever the build has it: a sliding-window cache can then be cut, and no prompt is
 split for a checkpoint four tokens before its end (b11434, `checkpoint_offsets` in tools/server/server-context.cpp)."""
-# `create_state_ngram_cache` in common/speculative.cpp: "uint16_t n_draft = 8; // TODO get from config?"
-NGRAM_CACHE_N_MAX = 8
 # Tried on b9093, b11434 and xllamacpp 2026.10.11549: a prompt that drafts 8 to 256 tokens as the first request drafts
-# none as the second. `begin` is a no-op there and `cache_size` only grows, so that a later request is read only from
+# none as the second. `begin` is a no-op there and `cache_size` only grows, so a later request is read only from
 # where the longest one so far ended.
-NGRAM_CACHE_NOTE = "ngram-cache is left out: these servers never empty its cache, so that it drafts from the first request's text only."
+NGRAM_CACHE_NOTE = "ngram-cache is left out: these servers never empty its cache, so it drafts from the first request's text only."
 
 
 def modes(text: HelpText) -> frozenset[Mode]:
-    """The modes that a build's flags can express; `off` always, without any flag.
+    """The modes that a build's flags can express, `off` among them; ngram-cache is left out, see `NGRAM_CACHE_NOTE`.
 
     A type's name in the help does not prove that it works: a launch is checked before it is used.
     """
@@ -249,8 +245,6 @@ def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, 
             return _ngram_map(flags)
         case Mode.NGRAM_MOD:
             return _ngram_mod(flags)
-        case Mode.NGRAM_CACHE:
-            return _ngram_cache(flags)
     raise flags.lacks_mode()
 
 
@@ -329,20 +323,6 @@ def _ngram_mod(flags: _Flags) -> tuple[str, ...]:
         *flags.pin(drafting.n_max, "--spec-ngram-mod-n-max", _CUT_MAX),
         *flags.pin(drafting.n_min or 0, "--spec-ngram-mod-n-min", _CUT_MIN),
     )
-
-
-def _ngram_cache(flags: _Flags) -> tuple[str, ...]:
-    drafting = flags.drafting
-    kind = flags.type()
-    cut = _cut(flags, drafting.n_max, drafting.n_min or 0)
-    settable = range(1, NGRAM_CACHE_N_MAX + 1) if cut else (NGRAM_CACHE_N_MAX,)
-    if drafting.n_max not in settable or (drafting.n_min and not cut):
-        raise UnsupportedError(
-            f"llama-server {flags.build} cannot set n_max={drafting.n_max} and n_min={drafting.n_min or 0} "
-            f"for ngram-cache.",
-            f"It always proposes up to {NGRAM_CACHE_N_MAX} tokens: ask for n_max={NGRAM_CACHE_N_MAX}.",
-        )
-    return (*kind, *cut)
 
 
 def _cut(flags: _Flags, most: int | None, least: int) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ def test_what_a_drafting_adds_to_the_command_line(backend, model, facts):
     """The end of the command line; before it stands the command line without drafting."""
     assert backend.drafting_args(model, OFF, facts.settings) == ()
     if facts.drafting is None:
-        pytest.skip("this backend has no drafting to choose")
+        pytest.skip("drafting of this backend cannot be chosen")
     plain = backend.command(model, OFF, facts.settings)
     command = backend.command(model, facts.drafting(model), facts.settings)
     added = backend.drafting_args(model, facts.drafting(model), facts.settings)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from autospec.backends import binaries
-from autospec.backends.flags import NGRAM_CACHE_N_MAX, NGRAM_CACHE_NOTE, normalise
+from autospec.backends.flags import NGRAM_CACHE_NOTE, normalise
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST, child_environment
 from autospec.backends.protocol import Capabilities, LaunchSettings
@@ -47,7 +47,6 @@ TYPES: dict[Mode, str] = {
     Mode.NGRAM_MAP_K: "COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K",
     Mode.NGRAM_MAP_K4V: "COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K4V",
     Mode.NGRAM_MOD: "COMMON_SPECULATIVE_TYPE_NGRAM_MOD",
-    Mode.NGRAM_CACHE: "COMMON_SPECULATIVE_TYPE_NGRAM_CACHE",
 }
 
 
@@ -238,13 +237,6 @@ def drafting_fields(drafting: Drafting) -> Fields:
                 "speculative.ngram_mod.n_max": drafting.n_max,
                 "speculative.ngram_mod.n_min": drafting.n_min or 0,
             }
-        case Mode.NGRAM_CACHE:
-            if drafting.n_max != NGRAM_CACHE_N_MAX or drafting.n_min:
-                raise UnsupportedError(
-                    f"The embedded backend cannot set n_max={drafting.n_max} and n_min={drafting.n_min or 0} "
-                    f"for ngram-cache.",
-                    f"It always proposes up to {NGRAM_CACHE_N_MAX} tokens: ask for n_max={NGRAM_CACHE_N_MAX}.",
-                )
         case _:
             fields |= {
                 "speculative.draft.n_max": drafting.n_max,
@@ -275,6 +267,7 @@ class _Wheel:
     modes: frozenset[Mode]
     tells_drafts: bool
     devices: tuple[Device, ...]
+    notes: tuple[str, ...]
 
 
 class Embedded:
@@ -299,9 +292,9 @@ class Embedded:
         wheel = self._probed()
         return Capabilities(
             build=wheel.build,
-            modes=wheel.modes - {Mode.NGRAM_CACHE},
+            modes=wheel.modes,
             tells_drafts=wheel.tells_drafts,
-            notes=(NGRAM_CACHE_NOTE,) if Mode.NGRAM_CACHE in wheel.modes else (),
+            notes=wheel.notes,
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
@@ -407,4 +400,6 @@ def _probe(state_dir: Path) -> _Wheel:
         for d in told.get("devices", ())
         if d["type"].endswith("GPU")
     )
-    return _Wheel(Build("embedded", version, fingerprint), frozenset(modes), facts.tells_drafts, devices)
+    notes = (NGRAM_CACHE_NOTE,) if "COMMON_SPECULATIVE_TYPE_NGRAM_CACHE" in told["types"] else ()
+    build = Build("embedded", version, fingerprint)
+    return _Wheel(build, frozenset(modes), facts.tells_drafts, devices, notes)

@@ -55,9 +55,8 @@ class LlamaServer:
             BackendMissingError: It is not installed.
         """
         _, probe = self._probed()
-        expressible = modes(probe.help)
         notes = []
-        if Mode.NGRAM_CACHE in expressible:
+        if Mode.NGRAM_CACHE in probe.help.spec_types:
             notes.append(NGRAM_CACHE_NOTE)
         if not probe.tells_drafts:
             notes.append(
@@ -65,7 +64,7 @@ class LlamaServer:
             )
         return Capabilities(
             build=probe.build,
-            modes=expressible - {Mode.NGRAM_CACHE},
+            modes=modes(probe.help),
             tells_drafts=probe.tells_drafts,
             notes=tuple(notes),
         )
