@@ -24,7 +24,7 @@ from autospec.backends.flags import NGRAM_CACHE_NOTE, normalise
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST, child_environment
 from autospec.backends.protocol import Capabilities, LaunchSettings
-from autospec.backends.server import HttpServer, launch
+from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import refuse_owned
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
@@ -310,7 +310,7 @@ class Embedded:
         """See `autospec.backends.protocol.Backend`: the JSON of all fields."""
         return () if drafting.is_off else self.command(model_path, drafting, settings)[-1:]
 
-    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> HttpServer:
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         """Start a server, wait until it is ready, and check that its drafting is in force.
 
         Raises:
@@ -319,10 +319,10 @@ class Embedded:
             SpeculationInactiveError: It runs with another drafting than asked for.
         """
         self.command(model_path, drafting, settings)  # what is unsupported is told before anything starts
-        return launch(
+        return start_child(
+            lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
             lambda port: self._command(model_path, drafting, settings, {"hostnames": [HOST], "port": port}),
-            drafting,
-            self.capabilities(),
+            lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )

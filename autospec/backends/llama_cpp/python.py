@@ -19,7 +19,7 @@ from pathlib import Path
 from autospec.backends import binaries
 from autospec.backends.process import child_environment
 from autospec.backends.protocol import Capabilities, LaunchSettings
-from autospec.backends.server import HttpServer, launch
+from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import refuse_owned
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
@@ -118,7 +118,7 @@ class LlamaCppPython:
             *("--max_ngram_size", str(drafting.ngram_n)),
         )
 
-    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> HttpServer:
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         """Start a server, wait until it is ready, and check that its drafting is in force.
 
         Raises:
@@ -127,10 +127,10 @@ class LlamaCppPython:
             SpeculationInactiveError: It runs with another drafting than asked for.
         """
         self.command(model_path, drafting, settings)  # what is unsupported is told before anything starts
-        return launch(
+        return start_child(
+            lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
             lambda port: self._command(model_path, drafting, settings, port),
-            drafting,
-            self.capabilities(),
+            lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )

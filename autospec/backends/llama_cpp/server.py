@@ -11,7 +11,7 @@ from autospec.backends.flags import NGRAM_CACHE_NOTE, HelpText, drafting_args, m
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST
 from autospec.backends.protocol import Capabilities, LaunchSettings
-from autospec.backends.server import HttpServer, launch
+from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import check
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError
@@ -105,7 +105,7 @@ class LlamaServer:
         _, probe = self._probed()
         return drafting_args(probe.help, probe.build.version, drafting)
 
-    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> HttpServer:
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         """Start a server, wait until it is ready, and check that its drafting is in force.
 
         Raises:
@@ -114,13 +114,15 @@ class LlamaServer:
             SpeculationInactiveError: It runs with another drafting than asked for.
         """
         command = self.command(model_path, drafting, settings)
-        return launch(
+        erases_slot = _drafts_only_with_cache(self._probed()[1].help)
+        return start_child(
+            lambda process, port: LlamaHttpServer(
+                process, drafting, port, self.name, erases_slot=erases_slot
+            ),
             lambda port: (*command, "--host", HOST, "--port", str(port)),
-            drafting,
-            self.capabilities(),
+            lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
-            erases_slot=_drafts_only_with_cache(self._probed()[1].help),
         )
 
     def devices(self) -> tuple[Device, ...] | None:

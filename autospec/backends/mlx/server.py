@@ -9,7 +9,7 @@ from dataclasses import replace
 from autospec.backends.failures import classify
 from autospec.backends.process import ServerProcess
 from autospec.backends.protocol import Capabilities, Completion, Request, Server
-from autospec.backends.server import LaunchedServer, canary
+from autospec.backends.server import LOG_SEARCHED, LaunchedServer, canary
 from autospec.backends.streamed import StreamedClient
 from autospec.drafting import Drafting
 from autospec.errors import LaunchError, RequestError, ServerDiedError, SpeculationInactiveError
@@ -20,7 +20,6 @@ __all__ = ["MlxServer"]
 _HEALTH_TIMEOUT_S = 2.0
 # Two cycles of a draft that proposes two tokens; a CPU takes a second for each token.
 _CANARY_TOKENS = 6
-_LOG_SEARCHED = 400
 # The server lives on when the thread that computes has died, and answers 404.
 _DIED = re.compile(r"generation thread died: (?P<why>.+)")
 _MEMORY = re.compile(
@@ -95,7 +94,7 @@ class MlxServer(LaunchedServer):
         except RequestError as error:
             raise self._failure(error) from error
         self.launch_ms += done.wall_ms
-        refused = _REFUSED.search("\n".join(self._process.log_tail(_LOG_SEARCHED)))
+        refused = _REFUSED.search("\n".join(self._process.log_tail(LOG_SEARCHED)))
         told_otherwise = done.drafted is not None and (done.drafted == 0) is not self.drafting.is_off
         if refused is not None or told_otherwise:
             raise SpeculationInactiveError(
@@ -111,7 +110,7 @@ class MlxServer(LaunchedServer):
 
     def _failure(self, error: RequestError) -> LaunchError | SpeculationInactiveError:
         """What a failed first request means."""
-        log = self._process.log_tail(_LOG_SEARCHED)
+        log = self._process.log_tail(LOG_SEARCHED)
         text = "\n".join(log)
         tail = self._process.log_tail()
         if (refused := _REFUSED.search(text)) is not None:
