@@ -39,7 +39,6 @@ __all__ = [
     "parse",
 ]
 
-
 _NAME = r"-{1,2}[A-Za-z0-9][\w.-]*"
 # Names are parted by a comma and any number of spaces, the value by exactly one space, the text by several.
 _HEADER = re.compile(

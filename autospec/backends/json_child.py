@@ -16,7 +16,6 @@ from typing import Any
 
 __all__ = ["Route", "reading_routes", "serve"]
 
-
 Route = Callable[[dict[str, Any]], dict[str, Any]]
 
 

@@ -20,7 +20,6 @@ from autospec.hardware.gpu import Device, is_integrated, usable
 
 __all__ = ["Placement", "Weights", "Where", "parse_device_list", "placement_of", "room_bytes", "weights_of"]
 
-
 _MIB = 1024**2
 # common_print_available_devices in common/arg.cpp, the same from November 2024 to b11434:
 # "  CUDA0: NVIDIA GeForce RTX 3090 (24124 MiB, 23862 MiB free)".

@@ -28,7 +28,6 @@ from autospec.errors import RequestError
 
 __all__ = ["DONE", "AnswerReader", "Streamed", "StreamedClient", "data_of", "streamed_body"]
 
-
 # What OpenAI's API sends last.
 DONE = "[DONE]"
 

@@ -19,7 +19,6 @@ from autospec.errors import RequestError
 
 __all__ = ["READ_TIMEOUT_S", "HttpTokens", "TokenReader"]
 
-
 _CANDIDATES = 10
 # Tokenizing is text work; a batch of some tens of tokens is one step of the model, on a slow disk's first pages too.
 _SHORT_TIMEOUT_S = 120.0

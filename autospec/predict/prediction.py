@@ -38,7 +38,6 @@ __all__ = [
     "shrunk",
 ]
 
-
 Floats = npt.NDArray[np.float64]
 
 # Both ends of an interval leave out so much together. Nothing is decided on it but what to launch first.

@@ -25,7 +25,6 @@ from autospec.errors import RequestError
 
 __all__ = ["AnswerProfile", "Ids", "Proposer", "Recording", "Scorer", "profile_answer", "profile_scored"]
 
-
 Ids = tuple[int, ...]
 
 

@@ -1,9 +1,8 @@
-"""llama-server's arguments as xllamacpp's `CommonParams` fields: the user's own, and a drafting. Pure.
+"""The backend `embedded`: llama.cpp's server from the xllamacpp wheel, in a child process, with llama-server's API.
 
-A field is a dotted path below `CommonParams`; a value is what JSON can hold. Members of xllamacpp's enums go by name,
-``{"enum": "ggml_type", "name": "GGML_TYPE_Q8_0"}``, since only the child imports xllamacpp.
-
-The backend `embedded`: llama.cpp's server from the xllamacpp wheel, in a child process, behind the same API.
+llama-server's arguments become fields of xllamacpp's `CommonParams`. A field is a dotted path below `CommonParams`, a
+value is JSON. Members of xllamacpp's enums go by name, ``{"enum": "ggml_type", "name": "GGML_TYPE_Q8_0"}``, since only
+the child imports xllamacpp.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ from typing import Any
 from autospec.backends import binaries
 from autospec.backends.flags import NGRAM_CACHE_NOTE, normalise
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
-from autospec.backends.process import HOST, child_environment
+from autospec.backends.process import HOST, ask_child
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import refuse_owned
@@ -31,8 +28,7 @@ from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
 from autospec.hardware.gpu import Device, is_integrated
 
-__all__ = ["TYPES", "Embedded", "Fields", "drafting_fields", "user_fields"]
-
+__all__ = ["TYPES", "Embedded", "drafting_fields", "user_fields"]
 
 Fields = dict[str, Any]
 
@@ -52,7 +48,7 @@ TYPES: dict[Mode, str] = {
 
 @dataclass(frozen=True, slots=True)
 class _Argument:
-    """One argument: its spellings, the fields that it sets, and how its value is read (``None``: a switch)."""
+    """An argument: its spellings, the fields that it sets, how its value is read (``None`` for a switch)."""
 
     names: tuple[str, ...]
     fields: tuple[str, ...]
@@ -80,10 +76,10 @@ def _layers(text: str) -> int:
 
 
 def _template_kwargs(text: str) -> dict[str, str]:
-    """A JSON object, each value as JSON again: what llama.cpp keeps of ``--chat-template-kwargs``."""
+    """A JSON object whose values are JSON texts, as llama.cpp keeps ``--chat-template-kwargs``."""
     kwargs = json.loads(text)
     if not isinstance(kwargs, dict):
-        raise ValueError("it must be a JSON object")  # noqa: TRY004 - told as a wrong value, like the others
+        raise ValueError("it must be a JSON object")  # noqa: TRY004 - a wrong value, like the others
     return {name: json.dumps(value) for name, value in kwargs.items()}
 
 
@@ -170,14 +166,11 @@ _BY_NAME = {name: argument for argument in _ARGUMENTS for name in argument.names
 
 
 def user_fields(args: Sequence[str]) -> Fields:
-    """The user's own launch settings.
-
-    Args:
-        args: llama-server's arguments as typed.
+    """The fields for llama-server's arguments as the user typed them.
 
     Raises:
-        UsageError: One is autospec's own, lacks its value, or has one that cannot be read.
-        UnsupportedError: xllamacpp has no field for it.
+        UsageError: autospec sets one of them itself, or its value is missing or cannot be read.
+        UnsupportedError: xllamacpp has no field for one.
     """
     fields: Fields = {}
     rest = list(args)
@@ -194,7 +187,7 @@ def user_fields(args: Sequence[str]) -> Fields:
             )
         value = argument.switched if argument.read is None else _value(argument, name, rest)
         fields |= dict.fromkeys(argument.fields, value)
-    # llama-server gives the batch threads the same number; xllamacpp leaves each field alone.
+    # llama-server uses the same number of threads for batches; xllamacpp does not.
     if "cpuparams.n_threads" in fields:
         fields.setdefault("cpuparams_batch.n_threads", fields["cpuparams.n_threads"])
     return fields
@@ -212,10 +205,10 @@ def _value(argument: _Argument, name: str, rest: list[str]) -> Any:
 
 
 def drafting_fields(drafting: Drafting) -> Fields:
-    """A drafting, every parameter pinned; `off` sets nothing.
+    """The fields for a drafting, every parameter pinned; none for `off`.
 
     Raises:
-        UnsupportedError: The mode, or a value of it, is not llama.cpp's.
+        UnsupportedError: llama.cpp does not have the mode.
     """
     if drafting.is_off:
         return {}
@@ -251,13 +244,13 @@ def drafting_fields(drafting: Drafting) -> Fields:
 _CHILD = ("-m", "autospec.backends.llama_cpp.embedded_child")
 # Importing xllamacpp takes 50 ms; a wheel with GPU libraries, from a cold disk, seconds.
 _PROBE_TIMEOUT_S = 60.0
-# The slots are read to check that a drafting is in force.
+# The slots tell whether the drafting is in force.
 _FIXED = {"endpoint_slots": True}
-# The same as `llama_server._MEASURED_WITH`.
+# The same as `LlamaServer` sets for measuring.
 _MEASURED_WITH = {"cache_ram_mib": 0, "cache_idle_slots": False, "n_parallel": 1}
-# Where the weights are is a message of the level "trace"; see `placement`.
+# The place of the weights is a message of the level "trace"; see `placement`.
 _TELLING_PLACEMENT = {"verbosity": 4}
-# Where xllamacpp does not default to what llama-server does: -1 is its "auto", four slots that share one cache.
+# xllamacpp's default differs from llama-server's: -1 is "auto", four slots that share one cache.
 _SERVED_WITH = {"n_parallel": -1}
 
 
@@ -271,11 +264,7 @@ class _Wheel:
 
 
 class Embedded:
-    """The server inside the wheel.
-
-    Args:
-        state_dir: Where records, logs and hashes go.
-    """
+    """The backend `embedded`; `state_dir` takes records, logs and hashes."""
 
     name = "embedded"
 
@@ -301,7 +290,7 @@ class Embedded:
         """The command line of a launch without its address; starts nothing.
 
         Raises:
-            UnsupportedError: The wheel lacks the mode, or a setting of the user's.
+            UnsupportedError: The wheel lacks the mode or a setting of the user.
             UsageError: A server argument that autospec sets itself, or one without its value.
         """
         return self._command(model_path, drafting, settings, {})
@@ -318,7 +307,7 @@ class Embedded:
             LaunchError: It did not get ready.
             SpeculationInactiveError: It runs with another drafting than asked for.
         """
-        self.command(model_path, drafting, settings)  # what is unsupported is told before anything starts
+        self.command(model_path, drafting, settings)  # refuses before anything starts
         return start_child(
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
             lambda port: self._command(model_path, drafting, settings, {"hostnames": [HOST], "port": port}),
@@ -366,23 +355,13 @@ class Embedded:
 
 
 def _probe(state_dir: Path) -> _Wheel:
-    """Ask a child, so that a wheel that cannot be loaded ends the child and not autospec."""
     if importlib.util.find_spec("xllamacpp") is None:
         raise BackendMissingError("xllamacpp is not installed.", "pip install xllamacpp")
     try:
-        done = subprocess.run(
-            [sys.executable, *_CHILD, "--probe"],
-            check=True,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_PROBE_TIMEOUT_S,
-            env=child_environment(os.environ),
-        )
-        told = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        lines = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+        told = ask_child(*_CHILD, "--probe", timeout_s=_PROBE_TIMEOUT_S)
+    except ValueError as error:
         raise BackendMissingError(
-            f"xllamacpp is installed but cannot be loaded: {lines[-1] if lines else error}.",
+            f"xllamacpp is installed but cannot be loaded: {error}.",
             "pip install --force-reinstall xllamacpp, or install llama-server.",
         ) from error
     facts = binaries.facts_of((Path(told["library"]),), state_dir)

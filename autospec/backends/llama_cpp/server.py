@@ -1,4 +1,4 @@
-"""The backend `llama-server`: the native program, its flags read from its own help."""
+"""The backend `llama-server`: the native program. Its own help tells which flags it has."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from autospec.hardware.gpu import Device
 
 __all__ = ["LlamaServer", "find_llama_server"]
 
-# Set on every launch unless the user sets it, the same for off and for every drafting: what would make a repeated
-# measurement another experiment. Each is (option, arguments).
+# Set on every launch for measuring unless the user sets it, with and without drafting: without it a repeated
+# measurement would be another experiment. Each is (option, arguments).
 _MEASURED_WITH: tuple[tuple[str, tuple[str, ...]], ...] = (
     # One request at a time; more slots would share the context among them.
     ("--parallel", ("--parallel", "1")),
-    # Otherwise every new prompt first copies the last one's cache to memory, and may find an old one there.
+    # Otherwise every new prompt first copies the previous prompt's cache to memory, and may reuse an old one.
     ("--cache-ram", ("--cache-ram", "0")),
 )
 
@@ -32,11 +32,11 @@ _VERBOSITY = frozenset({"-v", "--verbose", "-lv", "--verbosity", "--log-verbosit
 
 
 class LlamaServer:
-    """The native server.
+    """The backend `llama-server`.
 
     Args:
         binary: The program; ``None`` takes the one on PATH.
-        state_dir: Where records, logs and hashes go.
+        state_dir: Takes records, logs and hashes.
     """
 
     name = "llama-server"
@@ -60,7 +60,7 @@ class LlamaServer:
             notes.append(NGRAM_CACHE_NOTE)
         if not probe.tells_drafts:
             notes.append(
-                "This build does not tell how many drafted tokens were accepted (b4985 and later do)."
+                "This build does not report how many drafted tokens were accepted (b4985 and later do)."
             )
         return Capabilities(
             build=probe.build,
@@ -131,7 +131,7 @@ class LlamaServer:
         return list_devices(program) if probe.help.has("--list-devices") else None
 
     def _tells_placement_as_trace(self) -> bool:
-        """Whether where the weights are depends on a GPU, and is said only as a message of the level "trace"."""
+        """True if there is a GPU and the build logs the place of the weights at the level "trace" only."""
         option = self._probed()[1].help.find("--log-verbosity")
         if option is None or "4: trace" not in option.text:
             return False
@@ -152,16 +152,16 @@ class LlamaServer:
 
 
 def _drafts_only_with_cache(text: HelpText) -> bool:
-    """True for the builds of 2025, which drop drafting from a request with ``cache_prompt: false``, silently.
+    """True for the builds of 2025, which silently do not draft for a request with ``cache_prompt: false``.
 
-    b4372 and May 2025 do (tried); b9093, the first here with ``--spec-draft-n-max``, does not. Between them nothing was
-    tried, and emptying the slot does no harm.
+    Tried: b4372 and May 2025 do this; b9093, the first here with ``--spec-draft-n-max``, does not. Builds in between
+    were not tried; emptying the slot does no harm there.
     """
     return text.has("--slot-save-path") and not text.has("--spec-draft-n-max")
 
 
 def find_llama_server(binary: Path | None) -> Path:
-    """The program that was set, or the one on PATH.
+    """The given program, or else the one on PATH.
 
     Raises:
         BackendMissingError: There is none.
@@ -176,5 +176,5 @@ def find_llama_server(binary: Path | None) -> Path:
             "brew install llama.cpp, or set llama_server in the config to the program.",
         )
     raise BackendMissingError(
-        f"The llama-server {binary} is not there or cannot be run.", "Correct llama_server in the config."
+        f"The llama-server {binary} does not exist or cannot be run.", "Correct llama_server in the config."
     )

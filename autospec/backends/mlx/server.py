@@ -1,4 +1,4 @@
-"""One launch of `mlx_lm.server`: asked by streaming, since it tells no times, with drafting in every request."""
+"""One launch of `mlx_lm.server`. Its answers hold no times, so it is asked by streaming; drafting is in each request."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from autospec.errors import LaunchError, RequestError, ServerDiedError, Speculat
 
 __all__ = ["MlxServer"]
 
-# /health is answered by a thread of its own, while the model is still being read.
+# A thread of its own answers /health while the model is still loading.
 _HEALTH_TIMEOUT_S = 2.0
 # Two cycles of a draft that proposes two tokens; a CPU takes a second for each token.
 _CANARY_TOKENS = 6
-# The server lives on when the thread that computes has died, and answers 404.
+# When the thread that computes has died, the server still runs and answers 404.
 _DIED = re.compile(r"generation thread died: (?P<why>.+)")
 _MEMORY = re.compile(
     r"out of memory|insufficient memory|unable to allocate|bad_alloc|attempting to allocate", re.IGNORECASE
@@ -31,14 +31,7 @@ _REFUSED = re.compile(
 
 
 class MlxServer(LaunchedServer):
-    """A running `mlx_lm.server`.
-
-    Args:
-        process: Its process.
-        drafting: What it was launched with.
-        port: Where it listens.
-        load_timeout_s: How long the model may take to load: the first request waits for it.
-    """
+    """A running `mlx_lm.server`; its first request waits at most `load_timeout_s` until the model is loaded."""
 
     def __init__(self, process: ServerProcess, drafting: Drafting, port: int, load_timeout_s: float) -> None:
         super().__init__(process, drafting, port)
@@ -48,18 +41,18 @@ class MlxServer(LaunchedServer):
         self.unused = False
 
     def complete(self, request: Request) -> Completion:
-        """See `LaunchedServer`. The time of the prompt is that of the first text, which some tokens may hold back."""
+        """See `LaunchedServer`. Prompt processing ends at the first text, which may come some tokens late."""
         extra = (
             {} if self.drafting.is_off else {"num_draft_tokens": 0 if self.unused else self.drafting.n_max}
         )
         done = self._client.complete(request, extra)
         if not self._tells_drafts:
             return replace(done, drafted=None, accepted=None)
-        # Undrafted requests may be batched, and are not counted then.
+        # Requests without drafting may be batched, and are not counted then.
         return replace(done, drafted=done.drafted or 0, accepted=done.accepted or 0)
 
     def with_drafting(self, drafting: Drafting) -> Server | None:
-        """A view on this process for another number of tokens; another draft reloads both models, as a launch does."""
+        """A view on this process for another number of tokens. Another draft needs a launch: it reloads both models."""
         if drafting == self.drafting and not self.unused:
             return self
         if self.drafting.is_off or (drafting.mode, drafting.draft) != (
@@ -73,15 +66,15 @@ class MlxServer(LaunchedServer):
         return view
 
     def idle(self) -> Server:
-        """See `autospec.backends.protocol.Idles`."""
+        """See `autospec.backends.optional.Idles`."""
         view = copy.copy(self)
         view.unused = True
         return view
 
     def ready(self) -> str:
-        """``ready`` as soon as it listens: only a request tells whether the models could be loaded.
+        """``ready`` as soon as it listens: only a request shows whether the models could be loaded.
 
-        /health says 503 when the thread that loads and generates has died, and goes on saying so for ever.
+        /health answers 503 from then on when the thread that loads and generates has died.
         """
         return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
 
@@ -98,7 +91,7 @@ class MlxServer(LaunchedServer):
         told_otherwise = done.drafted is not None and (done.drafted == 0) is not self.drafting.is_off
         if refused is not None or told_otherwise:
             raise SpeculationInactiveError(
-                f"{abilities.build.backend} {abilities.build.version} does not run {self.drafting.label} as asked for"
+                f"{abilities.build.backend} {abilities.build.version} does not draft with {self.drafting.label} as asked"
                 + (f" ({refused['why']})." if refused else f": it drafted {done.drafted} tokens."),
                 "autospec drafts --model … lists the drafts that fit.",
             )
@@ -109,7 +102,7 @@ class MlxServer(LaunchedServer):
         self._client.close()
 
     def _failure(self, error: RequestError) -> LaunchError | SpeculationInactiveError:
-        """What a failed first request means."""
+        """The error for a failed first request."""
         log = self._process.log_tail(LOG_SEARCHED)
         text = "\n".join(log)
         tail = self._process.log_tail()
