@@ -149,9 +149,9 @@ def test_the_key_is_sent_and_not_shown(stand_in, monkeypatch):
     ("url", "error", "said"),
     [
         ("", BackendMissingError, "No server is attached"),
-        ("localhost:1234", UsageError, "no address of a server"),
-        ("http://192.0.2.7:1234", UsageError, r"192\.0\.2\.7 is not this machine"),
-        ("http://example.org", UsageError, "is not this machine"),
+        ("localhost:1234", UsageError, "not the address of a server"),
+        ("http://192.0.2.7:1234", UsageError, r"192\.0\.2\.7 is another machine"),
+        ("http://example.org", UsageError, "is another machine"),
     ],
 )
 def test_addresses_that_cannot_be(url, error, said):
