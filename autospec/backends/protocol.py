@@ -283,7 +283,8 @@ class Backend(Protocol):
         """The command line of a launch, every drafting parameter pinned; starts nothing.
 
         Raises:
-            UnsupportedError: This build lacks the mode or a flag that the drafting needs.
+            UnsupportedError: This build lacks the mode, or a flag that the drafting or the user needs.
+            UsageError: A server argument that autospec sets itself, or one without its value.
         """
 
     def drafting_args(

@@ -150,12 +150,7 @@ class LaunchedServer(ChildServer):
 
     @abstractmethod
     def complete(self, request: Request) -> Completion:
-        """Ask and wait for the whole answer.
-
-        Raises:
-            ServerDiedError: The process ended.
-            RequestError: Refused, timed out, cut off, or an answer that makes no sense.
-        """
+        """See `Server`."""
 
     @abstractmethod
     def verify(self, abilities: Capabilities) -> None:

@@ -1,4 +1,4 @@
-"""How many prompts of a type choose its drafting well, and what the other types' prompts are worth (`predict.shrinkage`).
+"""How many prompts of a type choose its drafting well, and what the other types' prompts are worth (`predict.prediction.shrink`).
 
 Run: ``python -m studies.bench.prompts_needed --model PATH [--draft PATH]… [--max-tokens 64] [--keep FILE]``
 

@@ -82,12 +82,7 @@ class Attached:
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """The address, and the fields of a request that set the drafting.
-
-        Raises:
-            UnsupportedError: A request cannot set the drafting, or the server does not have the model.
-            UsageError: Server arguments were given, but the server runs already.
-        """
+        """The address, and the fields of a request that set the drafting. See `autospec.backends.protocol.Backend`."""
         found = self._probed()
         if extra := [a for a in settings.args[::2] if a.split("=")[0] not in _IGNORED_SETTINGS]:
             raise UsageError(
@@ -105,13 +100,7 @@ class Attached:
         return tuple(f"{name}={value}" for name, value in fields.items())
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
-        """A view on the server with this drafting, after a request has shown that the drafting is in force.
-
-        Raises:
-            UnsupportedError: As `command`.
-            LaunchError: The server does not answer.
-            SpeculationInactiveError: It does not draft as asked.
-        """
+        """A view on the server; a request has shown that the drafting is in force. See `Backend`."""
         self.command(model_path, drafting, settings)
         server = AttachedServer(self._url, self._probed(), model_path, drafting)
         server.verify()
@@ -186,12 +175,7 @@ class AttachedServer:
         """Do nothing: autospec did not start the server."""
 
     def verify(self) -> None:
-        """Check by a request that the drafting is in force.
-
-        Raises:
-            LaunchError: The request failed.
-            SpeculationInactiveError: The server does not draft as asked.
-        """
+        """Check by a request that the drafting is in force; raises as `Attached.launch`."""
         try:
             drafted = self._client.complete(canary(self.drafting), self._fields | self._unlimited()).drafted
         except RequestError as error:
@@ -251,11 +235,7 @@ class AsItRuns:
         return self._attached.drafting_args(model_path, drafting, settings)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
-        """The server as it is.
-
-        Raises:
-            UnsupportedError: It does not have the model.
-        """
+        """The server as it is."""
         self.command(model_path, drafting, settings)
         return AttachedServer(self._url, self._found, model_path, OFF)
 

@@ -273,11 +273,7 @@ class Embedded:
         self._wheel: _Wheel | None = None
 
     def capabilities(self) -> Capabilities:
-        """Probe the installed wheel; cached for the life of the object.
-
-        Raises:
-            BackendMissingError: It is not installed, or cannot be loaded on this machine.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         wheel = self._probed()
         return Capabilities(
             build=wheel.build,
@@ -287,12 +283,7 @@ class Embedded:
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """The command line of a launch without its address; starts nothing.
-
-        Raises:
-            UnsupportedError: The wheel lacks the mode or a setting of the user.
-            UsageError: A server argument that autospec sets itself, or one without its value.
-        """
+        """See `autospec.backends.protocol.Backend`; the port is not part of it."""
         return self._command(model_path, drafting, settings, {})
 
     def drafting_args(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
@@ -300,13 +291,7 @@ class Embedded:
         return () if drafting.is_off else self.command(model_path, drafting, settings)[-1:]
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
-        """Start a server, wait until it is ready, and check that its drafting is in force.
-
-        Raises:
-            UnsupportedError: As `command`.
-            LaunchError: It did not get ready.
-            SpeculationInactiveError: It runs with another drafting than asked for.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         self.command(model_path, drafting, settings)  # refuses before anything starts
         return start_child(
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),

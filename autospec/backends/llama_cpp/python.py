@@ -70,11 +70,7 @@ class LlamaCppPython:
         self._package: _Package | None = None
 
     def capabilities(self) -> Capabilities:
-        """Probe the installed package; cached for the life of the object.
-
-        Raises:
-            BackendMissingError: The package or its server extra is not installed, or cannot be loaded.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         return Capabilities(
             build=self._probed().build,
             modes=_MODES,
@@ -85,12 +81,7 @@ class LlamaCppPython:
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """The command line of a launch without its port; starts nothing.
-
-        Raises:
-            UnsupportedError: The package has no such mode or setting.
-            UsageError: A server argument that autospec sets itself, or one without its value.
-        """
+        """See `autospec.backends.protocol.Backend`; the port is not part of it."""
         return self._command(model_path, drafting, settings, port=None)
 
     def drafting_args(
@@ -112,13 +103,7 @@ class LlamaCppPython:
         )
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
-        """Start a server, wait until it is ready, and check that its drafting is in force.
-
-        Raises:
-            UnsupportedError: As `command`.
-            LaunchError: It did not get ready.
-            SpeculationInactiveError: It runs with another drafting than asked for.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         self.command(model_path, drafting, settings)  # refuses before anything starts
         return start_child(
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),

@@ -49,11 +49,7 @@ class LlamaServer:
         self._has_devices: bool | None = None
 
     def capabilities(self) -> Capabilities:
-        """Probe the installed build; cached for the life of the object.
-
-        Raises:
-            BackendMissingError: It is not installed.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         _, probe = self._probed()
         notes = []
         if Mode.NGRAM_CACHE in probe.help.spec_types:
@@ -70,12 +66,7 @@ class LlamaServer:
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """The command line of a launch without its address; starts nothing.
-
-        Raises:
-            UnsupportedError: This build lacks the mode, or a flag that the drafting or the user needs.
-            UsageError: A server argument that autospec sets itself, or one without its value.
-        """
+        """See `autospec.backends.protocol.Backend`; the port is not part of it."""
         program, probe = self._probed()
         build = probe.build.version
         given = {name for option in check(probe.help, build, settings.args) for name in option.names}
@@ -106,13 +97,7 @@ class LlamaServer:
         return drafting_args(probe.help, probe.build.version, drafting)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
-        """Start a server, wait until it is ready, and check that its drafting is in force.
-
-        Raises:
-            UnsupportedError: As `command`.
-            LaunchError: It did not get ready.
-            SpeculationInactiveError: It runs with another drafting than asked for.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         command = self.command(model_path, drafting, settings)
         erases_slot = _drafts_only_with_cache(self._probed()[1].help)
         return start_child(

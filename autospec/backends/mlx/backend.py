@@ -175,11 +175,7 @@ class Mlx:
         self._unrewindable: dict[str, str] = {}
 
     def capabilities(self) -> Capabilities:
-        """Probe the installed package; cached for the life of the object.
-
-        Raises:
-            BackendMissingError: It is not installed, or cannot be loaded on this machine.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         package = self._package()
         notes = []
         if not (cache := self.prompt_cache()).safe:
@@ -246,13 +242,7 @@ class Mlx:
         return (*self.prompt_cache().flags, *drafted)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxServer:
-        """Start a server, wait until its models are loaded, and check that its drafting is in force.
-
-        Raises:
-            UnsupportedError, UsageError, ModelFileError: As `command`.
-            LaunchError: It did not get ready.
-            SpeculationInactiveError: It runs with another drafting than asked for.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         arguments = self._arguments(model_path, drafting, settings)
         _check_folders(model_path, drafting)
         # Users' chats need the prompt cache. It is right as long as nothing drafts, which `request_fields` ensures.
@@ -280,11 +270,7 @@ class Mlx:
         return {**models, "num_draft_tokens": 0 if drafting.is_off else drafting.n_max}
 
     def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxInProcess:
-        """Load the models in a child that answers with `mlx_lm.stream_generate`; see `mlx.in_process`.
-
-        Raises:
-            UnsupportedError, UsageError, ModelFileError, LaunchError, SpeculationInactiveError: As `launch`.
-        """
+        """See `autospec.backends.optional.InProcess`; the child answers with `mlx_lm.stream_generate`."""
         self._arguments(model_path, drafting, settings)  # refuses what the server refuses
         _check_folders(model_path, drafting)
         drafted = () if drafting.is_off else ("--draft-model", str(drafting.draft))
