@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autospec.backends.process import Ended
 from autospec.errors import LaunchError
@@ -36,17 +36,10 @@ class Failure:
         return LaunchError(self.message, self.hint, log_tail=tuple(log_tail), permanent=self.permanent)
 
 
-@dataclass(frozen=True, slots=True)
-class _FailurePattern:
-    kind: str
-    pattern: re.Pattern[str]
-    message: str
-    hint: str
-    permanent: bool = True
-
-
-def _rule(kind: str, pattern: str, message: str, hint: str, *, permanent: bool = True) -> _FailurePattern:
-    return _FailurePattern(kind, re.compile(pattern, re.IGNORECASE), message, hint, permanent)
+def _rule(
+    kind: str, pattern: str, message: str, hint: str, *, permanent: bool = True
+) -> tuple[re.Pattern[str], Failure]:
+    return re.compile(pattern, re.IGNORECASE), Failure(kind, message, hint, permanent)
 
 
 # The order matters: an earlier rule names the cause of a later one (llama.cpp also reports a draft that did not fit in
@@ -135,15 +128,11 @@ def classify(ended: Ended, log: Sequence[str], *, out_of_memory_kills: int = 0) 
         out_of_memory_kills: Processes that the kernel killed for memory while it ran, if known.
     """
     text = "\n".join(log)
-    for rule in _RULES:
-        found = rule.pattern.search(text)
+    for pattern, failure in _RULES:
+        found = pattern.search(text)
         if found is not None:
-            return Failure(
-                rule.kind,
-                rule.message.format(**found.groupdict()) + _why(rule, text),
-                rule.hint,
-                rule.permanent,
-            )
+            message = failure.message.format(**found.groupdict())
+            return replace(failure, message=message + _why(failure.kind, text))
     if ended.signal == signal.SIGKILL and out_of_memory_kills:
         return Failure(
             "memory",
@@ -187,9 +176,9 @@ def speculation_refused(log: Sequence[str]) -> str:
     return reasons[0] if reasons else ""
 
 
-def _why(rule: _FailurePattern, text: str) -> str:
+def _why(kind: str, text: str) -> str:
     """llama.cpp's own reason why a file could not be loaded."""
-    if rule.kind not in ("draft", "model"):
+    if kind not in ("draft", "model"):
         return ""
     reasons = [r for r in _REASON.findall(text) if "failed to load model from" not in r]
     return f" The server says: {reasons[-1]}." if reasons else ""

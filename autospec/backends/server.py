@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from autospec.backends.failures import Failure, classify, speculation_refused
+from autospec.backends.json_http import JsonClient
 from autospec.backends.openai_http import ChatClient
 from autospec.backends.placement import Placement, placement_of
 from autospec.backends.process import HOST, Ended, ServerProcess, family, free_port, is_free, listens
@@ -42,6 +43,7 @@ LOG_SEARCHED = 400
 
 # Half of the start of a small model; a thousand polls of a large one cost nothing.
 _POLL_S = 0.1
+_HEALTH_TIMEOUT_S = 2.0
 # Another program may take a free port before the server does.
 _PORT_ATTEMPTS = 2
 # State folders that this process has searched for orphans.
@@ -58,8 +60,8 @@ _CANARY_TEXT = "Continue counting: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 
 _CANARY_EXTRA = {"speculative.p_min": 0.0, "speculative.n_min": 0}
 
 
-class ChildServer(ABC):
-    """A server in a child process.
+class ChildServer:
+    """A server in a child process; subclasses set `_client`.
 
     Attributes:
         launch_id: Unique over all launches ever made.
@@ -68,6 +70,8 @@ class ChildServer(ABC):
         pids: Its processes and their guard.
     """
 
+    _client: JsonClient
+
     def __init__(self, process: ServerProcess, port: int) -> None:
         self.launch_id = process.launch_id
         self.base_url = f"http://{HOST}:{port}"
@@ -75,13 +79,14 @@ class ChildServer(ABC):
         self.pids = process.pids
         self._process = process
 
-    @abstractmethod
     def ready(self) -> str:
-        """``ready``, ``loading`` while the model is read, or ``absent`` while nobody listens."""
+        """``ready`` (here: as soon as it listens), ``loading`` while the model is read, or ``absent``."""
+        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
 
     def stop(self) -> None:
         """End the process and wait until it has ended. Safe to call twice."""
         self._process.stop()
+        self._client.close()
 
     def ended(self) -> str | None:
         """How its process ended, as the end of a sentence; ``None`` while it runs."""
@@ -138,7 +143,7 @@ class ChildServer(ABC):
         return classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills_before)
 
 
-class LaunchedServer(ChildServer):
+class LaunchedServer(ChildServer, ABC):
     """A launch with one drafting, whatever its API is. See `autospec.backends.protocol.Server`."""
 
     tokens: Tokens | None = None
@@ -184,7 +189,7 @@ class LlamaHttpServer(LaunchedServer):
         self, process: ServerProcess, drafting: Drafting, port: int, name: str, *, erases_slot: bool = False
     ) -> None:
         super().__init__(process, drafting, port)
-        self._client = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
+        self._client: ChatClient = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
         self._client.erases_slot = erases_slot
         self.tokens = HttpTokens(self._client)
         self.placement: Placement | None = None
@@ -192,11 +197,6 @@ class LlamaHttpServer(LaunchedServer):
     def complete(self, request: Request) -> Completion:
         """See `LaunchedServer`."""
         return self._client.complete(request)
-
-    def stop(self) -> None:
-        """See `LaunchedServer`."""
-        super().stop()
-        self._client.close()
 
     def ready(self) -> str:
         """See `LaunchedServer`."""

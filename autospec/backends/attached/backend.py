@@ -92,9 +92,7 @@ class Attached:
         fields = {**_model_field(found, model_path), **_drafting_fields(found, drafting)}
         return (self._url, *(f"{name}={value}" for name, value in fields.items()))
 
-    def drafting_args(
-        self, _model_path: str, drafting: Drafting, _settings: LaunchSettings
-    ) -> tuple[str, ...]:
+    def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`: the request's fields as ``name=value``."""
         fields = {} if drafting.is_off else _drafting_fields(self._probed(), drafting)
         return tuple(f"{name}={value}" for name, value in fields.items())
@@ -112,7 +110,7 @@ class Attached:
 
     def as_it_runs(self) -> AsItRuns:
         """The same server, to be measured with whatever drafting it has."""
-        return AsItRuns(self, self._url, self._probed())
+        return AsItRuns(self._url, remote=self._remote)
 
     def _probed(self) -> FoundServer:
         if self._found is None:
@@ -212,32 +210,13 @@ class AttachedServer:
             time.sleep(_POLL_S)
 
 
-class AsItRuns:
+class AsItRuns(Attached):
     """A `Backend` for measuring only: every launch is the attached server with whatever drafting it has, unverified."""
-
-    def __init__(self, attached: Attached, url: str, found: FoundServer) -> None:
-        self.name = attached.name
-        self.speculates = found.speculates
-        self._attached = attached
-        self._url = url
-        self._found = found
-
-    def capabilities(self) -> Capabilities:
-        """As `Attached.capabilities`."""
-        return self._attached.capabilities()
-
-    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """As `Attached.command`."""
-        return self._attached.command(model_path, drafting, settings)
-
-    def drafting_args(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """As `Attached.drafting_args`."""
-        return self._attached.drafting_args(model_path, drafting, settings)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
         """The server as it is."""
         self.command(model_path, drafting, settings)
-        return AttachedServer(self._url, self._found, model_path, OFF)
+        return AttachedServer(self._url, self._probed(), model_path, OFF)
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -84,9 +84,7 @@ class LlamaCppPython:
         """See `autospec.backends.protocol.Backend`; the port is not part of it."""
         return self._command(model_path, drafting, settings, port=None)
 
-    def drafting_args(
-        self, _model_path: str, drafting: Drafting, _settings: LaunchSettings
-    ) -> tuple[str, ...]:
+    def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`."""
         if drafting.mode not in _MODES:
             raise UnsupportedError(

@@ -22,8 +22,6 @@ __all__ = ["LlamaCppScorer"]
 
 _CHILD = ("-m", "autospec.backends.llama_cpp.scorer_child")
 _NAME = "llama-cpp-python"
-# The child listens after its model is loaded.
-_HEALTH_TIMEOUT_S = 2.0
 # A draft of some gigabytes from a slow disk.
 _READY_TIMEOUT_S = 300.0
 # A whole batch of the child, then single tokens: other kernels compute them.
@@ -75,15 +73,6 @@ class LlamaCppScorer(ChildServer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    def ready(self) -> str:
-        """See `ChildServer`."""
-        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
-
-    def stop(self) -> None:
-        """See `ChildServer`."""
-        super().stop()
-        self._client.close()
 
     def _try(self) -> None:
         with self._first_request():

@@ -89,9 +89,7 @@ class LlamaServer:
         drafted = drafting_args(probe.help, build, drafting)
         return (str(program), "--model", model_path, *settings.args, *fixed, *drafted)
 
-    def drafting_args(
-        self, _model_path: str, drafting: Drafting, _settings: LaunchSettings
-    ) -> tuple[str, ...]:
+    def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`."""
         _, probe = self._probed()
         return drafting_args(probe.help, probe.build.version, drafting)

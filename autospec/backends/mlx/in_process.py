@@ -22,8 +22,6 @@ __all__ = ["CHILD", "MlxInProcess", "MlxTokens"]
 
 CHILD = ("-m", "autospec.backends.mlx.in_process_child")
 _NAME = "mlx_lm"
-# The child listens after its models are loaded.
-_HEALTH_TIMEOUT_S = 2.0
 # Two cycles of a draft that proposes two tokens.
 _CANARY_TOKENS = 6
 
@@ -91,10 +89,6 @@ class MlxInProcess(LaunchedServer):
             finish_reason="stop" if answer.get("ended") else "length",
         )
 
-    def ready(self) -> str:
-        """See `LaunchedServer`."""
-        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
-
     def verify(self, abilities: Capabilities) -> None:
         """Check that the draft drafts; see `LaunchedServer`."""
         with self._first_request():
@@ -104,11 +98,6 @@ class MlxInProcess(LaunchedServer):
                 f"{abilities.build.version} does not draft with {self.drafting.label} as asked.",
                 "autospec drafts --model … lists the drafts that fit.",
             )
-
-    def stop(self) -> None:
-        """See `LaunchedServer`."""
-        super().stop()
-        self._client.close()
 
 
 def _chat(request: Request) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from autospec.errors import LaunchError, RequestError, ServerDiedError, Speculat
 
 __all__ = ["MlxServer"]
 
-# A thread of its own answers /health while the model is still loading.
-_HEALTH_TIMEOUT_S = 2.0
 # Two cycles of a draft that proposes two tokens; a CPU takes a second for each token.
 _CANARY_TOKENS = 6
 # When the thread that computes has died, the server still runs and answers 404.
@@ -35,7 +33,9 @@ class MlxServer(LaunchedServer):
 
     def __init__(self, process: ServerProcess, drafting: Drafting, port: int, load_timeout_s: float) -> None:
         super().__init__(process, drafting, port)
-        self._client = StreamedClient(self.base_url, "mlx_lm.server", process.wait_ended, process.log_tail)
+        self._client: StreamedClient = StreamedClient(
+            self.base_url, "mlx_lm.server", process.wait_ended, process.log_tail
+        )
         self._load_timeout_s = load_timeout_s
         self._tells_drafts = False
         self.unused = False
@@ -71,15 +71,12 @@ class MlxServer(LaunchedServer):
         view.unused = True
         return view
 
-    def ready(self) -> str:
-        """``ready`` as soon as it listens: only a request shows whether the models could be loaded.
-
-        /health answers 503 from then on when the thread that loads and generates has died.
-        """
-        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
-
     def verify(self, abilities: Capabilities) -> None:
-        """Wait until the models are loaded, and check that the draft drafts; see `LaunchedServer`."""
+        """Wait until the models are loaded, and check that the draft drafts; see `LaunchedServer`.
+
+        A thread of its own answers /health while the models load, and with 503 when the thread that loads and generates
+        has died. So only a request shows whether the models could be loaded.
+        """
         self._tells_drafts = abilities.tells_drafts
         question = replace(canary(self.drafting), max_tokens=_CANARY_TOKENS, timeout_s=self._load_timeout_s)
         try:
@@ -95,11 +92,6 @@ class MlxServer(LaunchedServer):
                 + (f" ({refused['why']})." if refused else f": it drafted {done.drafted} tokens."),
                 "autospec drafts --model … lists the drafts that fit.",
             )
-
-    def stop(self) -> None:
-        """See `LaunchedServer`."""
-        super().stop()
-        self._client.close()
 
     def _failure(self, error: RequestError) -> LaunchError | SpeculationInactiveError:
         """The error for a failed first request."""
