@@ -157,7 +157,7 @@ class JsonClient:
     def _died(self, ended: Ended | str) -> ServerDiedError:
         lines = " | ".join(self._log_tail(_LAST_LINES))
         log = f"; its log ends: {lines}" if lines else "."
-        return ServerDiedError(f"{self._name} {ended} while it was asked{log}")
+        return ServerDiedError(f"{self._name} {ended} during a request{log}")
 
 
 def _refusal(answer: Any) -> str:

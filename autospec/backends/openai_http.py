@@ -81,7 +81,7 @@ def read_completion(answer: Any, wall_ms: float, *, tells_drafts: bool) -> Compl
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         missing = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise RequestError(
-            f"The server's answer cannot be read: {missing}.", "Is this a llama.cpp server?"
+            f"The server's answer cannot be read: {missing}.", "The server may not be a llama.cpp server."
         ) from error
 
 

@@ -126,7 +126,7 @@ class AnswerReader:
         """
         if told := chunk.get("error"):
             raise RequestError(
-                f"The server stopped in the answer: {told.get('message') if isinstance(told, dict) else told}."
+                f"The server reported an error in its answer: {told.get('message') if isinstance(told, dict) else told}."
             )
         self._usage = chunk.get("usage") or self._usage
         self._stats = chunk.get("stats") or self._stats
@@ -263,7 +263,7 @@ class StreamedClient(JsonClient):
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(
                 f"The answer of {self._name} cannot be read: {error!r}.",
-                "Is this an OpenAI-compatible server?",
+                "The server may not be OpenAI-compatible.",
             ) from error
         # A server that dies closes its socket. For a stream without a length that looks like its end.
         raise self._broken(f"{self._name} cut its answer off.")

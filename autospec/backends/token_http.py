@@ -99,7 +99,7 @@ class HttpTokens:
         timings = self._read(answer, "timings", dict)
         computed = int(self._read(timings, "prompt_n", int))
         if computed != len(extra):
-            raise RequestError(f"The server computed {computed} tokens where {len(extra)} were new.")
+            raise RequestError(f"The server computed {computed} tokens instead of {len(extra)} new ones.")
         return float(self._read(timings, "prompt_ms", (int, float)))
 
     def _ids(self, answer: Any) -> tuple[int, ...]:
@@ -112,7 +112,9 @@ class HttpTokens:
     def _read(answer: Any, key: str, kind: type | tuple[type, ...]) -> Any:
         value = answer.get(key) if isinstance(answer, Mapping) else None
         if not isinstance(value, kind):
-            raise RequestError(f"The server's answer has no {key}.", "This build cannot be asked in tokens.")
+            raise RequestError(
+                f"The server's answer has no {key}.", "This build does not take requests in token ids."
+            )
         return value
 
 

@@ -235,7 +235,7 @@ def test_a_death_in_mid_answer(server, client):
         client.end(Ended(signal=9))
 
     server.script.append((200, SSE, parts()))
-    with pytest.raises(ServerDiedError, match=r"mlx was ended by SIGKILL while it was asked; .*last words"):
+    with pytest.raises(ServerDiedError, match=r"mlx was ended by SIGKILL during a request; .*last words"):
         client.complete(QUESTION)
 
 

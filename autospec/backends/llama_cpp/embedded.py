@@ -183,7 +183,7 @@ def user_fields(args: Sequence[str]) -> Fields:
         if argument is None:
             raise UnsupportedError(
                 f"The embedded backend cannot set {name}.",
-                "Leave it out, or install llama-server (brew install llama.cpp), which takes all its options.",
+                "Remove it, or install llama-server (brew install llama.cpp), which has all options.",
             )
         value = argument.switched if argument.read is None else _value(argument, name, rest)
         fields |= dict.fromkeys(argument.fields, value)

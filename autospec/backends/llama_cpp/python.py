@@ -48,8 +48,8 @@ _SPELLINGS = {
 _OWNED = {
     "model": "the model is chosen with --model",
     "hf_model_repo_id": "the model is chosen with --model",
-    "draft_model": "drafting is what autospec varies",
-    "draft_model_num_pred_tokens": "drafting is what autospec varies",
+    "draft_model": "autospec varies the drafting",
+    "draft_model_num_pred_tokens": "autospec varies the drafting",
     "verbose": "autospec reads the log of a launch that fails",
 }
 
@@ -147,9 +147,7 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
         refuse_owned(name)
         setting = _SPELLINGS.get(name, name.removeprefix("--"))
         if setting in _OWNED:
-            raise UsageError(
-                f"{name} cannot be passed to the server: {_OWNED[setting]}.", f"Leave {name} out."
-            )
+            raise UsageError(f"{name} cannot be passed to the server: {_OWNED[setting]}.", f"Remove {name}.")
         if setting not in known:
             raise UnsupportedError(
                 f"llama-cpp-python's server does not know {name}.",
