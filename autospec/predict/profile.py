@@ -19,7 +19,7 @@ import numpy.typing as npt
 from autospec.backends.protocol import Proposal
 from autospec.errors import RequestError
 
-__all__ = ["AnswerProfile", "Ids", "Proposer", "Recording", "Scorer", "profile_answer", "profile_scored"]
+__all__ = ["AnswerProfile", "Ids", "Recording", "Scorer", "profile_answer", "profile_scored"]
 
 Ids = tuple[int, ...]
 

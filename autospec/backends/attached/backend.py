@@ -31,7 +31,7 @@ from autospec.errors import (
 )
 from autospec.hardware.gpu import Device
 
-__all__ = ["KEY_VARIABLE", "AsItRuns", "Attached", "AttachedServer"]
+__all__ = ["KEY_VARIABLE", "Attached"]
 
 # Not a setting: the key is never written to a file and never shown.
 KEY_VARIABLE = "AUTOSPEC_ATTACHED_KEY"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from autospec.backends.json_child import reading_routes, serve
 
-__all__ = ["LogitsReader", "main", "most_likely"]
+__all__ = ["main", "most_likely"]
 
 # llama.cpp compares with p-min a probability among ten tokens; see `Proposal`.
 _CANDIDATES = 10

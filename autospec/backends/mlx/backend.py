@@ -35,7 +35,7 @@ from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, ModelFileError, UnsupportedError, UsageError
 from autospec.files import replace_file
 
-__all__ = ["CHILD", "Mlx", "MlxPackage", "PromptCache", "undraftable", "unrewindable"]
+__all__ = ["CHILD", "Mlx", "PromptCache", "undraftable"]
 
 CHILD = ("-m", "autospec.backends.mlx.child")
 _PACKAGES = ("mlx-lm", "mlx")

@@ -18,7 +18,7 @@ from autospec.backends.token_http import TokenReader
 from autospec.drafting import Drafting
 from autospec.errors import RequestError, SpeculationInactiveError
 
-__all__ = ["CHILD", "MlxInProcess", "MlxTokens"]
+__all__ = ["CHILD", "MlxInProcess"]
 
 CHILD = ("-m", "autospec.backends.mlx.in_process_child")
 _NAME = "mlx_lm"
