@@ -125,7 +125,7 @@ class ChatClient(JsonClient):
         return read_completion(answer, wall_ms, tells_drafts=self.tells_drafts)
 
     def ready(self) -> str:
-        """``ready``, ``loading`` while the model is read, or ``absent`` while nobody listens."""
+        """``ready``, ``loading`` while the model is read, or ``absent`` if it does not listen."""
         try:
             status = self._http.get("/health", timeout=_HEALTH_TIMEOUT_S).status_code
         except httpx.HTTPError:

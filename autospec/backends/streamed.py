@@ -46,7 +46,7 @@ def data_of(parts: Iterable[bytes]) -> Iterator[str]:
 
 
 _CHAT = "/v1/chat/completions"
-# What a strict server answers to a field that it does not know.
+# Statuses of a strict server for a field that it does not know.
 _FIELD_REFUSED = frozenset({400, 422})
 
 

@@ -20,7 +20,7 @@ __all__ = ["FoundServer", "ServerKind", "Sets", "find_out", "model_name"]
 
 
 class ServerKind(StrEnum):
-    """Kinds of servers that can be told apart."""
+    """Kinds of servers that autospec can distinguish."""
 
     LLAMA_SERVER = "llama-server"
     LM_STUDIO = "LM Studio"

@@ -139,7 +139,7 @@ class Meter:
             llama.draft_model = self.propose
 
     def slot(self) -> dict[str, object]:
-        """What llama.cpp's /slots says of a slot."""
+        """The slot, as in llama.cpp's /slots."""
         return {
             "id": 0,
             "n_ctx": self._llama.n_ctx(),
@@ -148,7 +148,7 @@ class Meter:
         }
 
     def timings(self) -> dict[str, float]:
-        """What llama.cpp would say of the last request."""
+        """The last request's ``timings``, as in llama.cpp's answers."""
         return self._tally.timings()
 
     def propose(self, input_ids: Any, /, **options: Any) -> Any:

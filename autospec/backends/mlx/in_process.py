@@ -56,7 +56,7 @@ class MlxTokens(TokenReader):
 
 
 class MlxInProcess(LaunchedServer):
-    """One model, with or without a draft, in a child process; `command` generates the same by hand."""
+    """One model, with or without a draft, in a child process; `command` generates the same in a terminal."""
 
     def __init__(
         self, process: ServerProcess, drafting: Drafting, port: int, *, command: tuple[str, ...]
