@@ -19,6 +19,7 @@ class Mode(StrEnum):
     NGRAM_MAP_K = "ngram-map-k"
     NGRAM_MAP_K4V = "ngram-map-k4v"
     NGRAM_MOD = "ngram-mod"
+    # No backend offers it: its cache is never emptied (`autospec.backends.flags.NGRAM_CACHE_NOTE`). Stored data may name it.
     NGRAM_CACHE = "ngram-cache"
     MTP = "mtp"
     EAGLE3 = "eagle3"

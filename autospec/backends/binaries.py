@@ -1,7 +1,6 @@
-"""What a llama-server binary is: its help, its version, its hash, and whether its answers tell drafts.
+"""Probe a llama-server binary: its help, its version, its hash, and whether its answers count drafted tokens.
 
-Each binary is looked at once; hashes are kept on disk by path, size and time of change, since a CUDA build has
-hundreds of megabytes.
+Hashes are kept on disk by path, size and modification time, since a CUDA build has hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ _LIBRARIES = ("libllama*", "libggml*", "libmtmd*")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the files of a program say.
+    """What the files of a program show.
 
     Attributes:
-        sha256: Of the program and, where it has them, of llama.cpp's shared libraries beside it.
+        sha256: Of the program and of llama.cpp's shared libraries beside it.
         tells_drafts: True if answers carry drafted and accepted counts.
     """
 
@@ -51,7 +50,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a binary told about itself without loading anything."""
+    """What a binary reports without loading a model."""
 
     build: Build
     help: HelpText
@@ -68,13 +67,13 @@ def probe(binary: Path, state_dir: Path) -> Probe:
     text = parse(_output(binary, "--help"))
     if not text.has("--model"):
         raise BackendMissingError(
-            f"{binary} is no llama-server: its --help names no --model.",
+            f"{binary} is not a llama-server: its --help has no --model.",
             "Set llama_server in the config to the right program.",
         )
     facts = facts_of(_files(binary), state_dir)
     line = version.splitlines()[0].strip() if version else ""
     fingerprint = hashlib.sha256(f"{line}\n{facts.sha256}".encode()).hexdigest()[:16]
-    # The files say it of a program, but a wrapper script has only the flags and the number to go by.
+    # A program's files show it; for a wrapper script only the flags and the build number do.
     tells_drafts = facts.tells_drafts or text.has("--spec-type") or _number(version) >= _TELLS_DRAFTS_SINCE
     return Probe(
         build=Build("llama-server", version_name(version, fingerprint), fingerprint),
@@ -84,7 +83,7 @@ def probe(binary: Path, state_dir: Path) -> Probe:
 
 
 def list_devices(binary: Path) -> tuple[Device, ...] | None:
-    """Run ``--list-devices``, which loads GPU drivers and no model; ``None`` where it prints no list."""
+    """Run ``--list-devices``, which loads GPU drivers and no model; ``None`` if it prints no list."""
     try:
         return parse_device_list(_output(binary, "--list-devices"))
     except BackendMissingError:
@@ -92,24 +91,19 @@ def list_devices(binary: Path) -> tuple[Device, ...] | None:
 
 
 def version_name(version: str, fingerprint: str) -> str:
-    """``b11434``; for a source build, which calls itself build 0, its fingerprint instead."""
+    """``b11434``, or the fingerprint for a source build, which calls itself build 0."""
     number = _number(version)
     return f"b{number}" if number else f"source-{fingerprint[:8]}"
 
 
 def _number(version: str) -> int:
-    """The build number, or 0 where the build does not know it."""
+    """The build number, or 0 if the build does not know it."""
     found = _NUMBER.search(version)
     return int(found["number"]) if found else 0
 
 
 def facts_of(files: tuple[Path, ...], state_dir: Path) -> Facts:
-    """Read the files, or what is remembered of them if none has changed.
-
-    Args:
-        files: A program and its libraries.
-        state_dir: Where the memory is kept (``binaries.json``).
-    """
+    """Read the files of a program, or their facts from ``binaries.json`` in `state_dir` if no file has changed."""
     stats = [(str(file), file.stat()) for file in files]
     key = json.dumps([[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats])
     memory = state_dir / "binaries.json"
@@ -123,12 +117,13 @@ def facts_of(files: tuple[Path, ...], state_dir: Path) -> Facts:
             digest.update(content)
             tells_drafts = tells_drafts or content.find(_TELLS_DRAFTS) >= 0
     facts = Facts(digest.hexdigest(), tells_drafts)
-    _remember(memory, {**known, key: asdict(facts)})
+    with suppress(OSError):  # without a writable state folder the files are read again
+        replace_file(memory, json.dumps({**known, key: asdict(facts)}), durable=False)
     return facts
 
 
 def _files(binary: Path) -> tuple[Path, ...]:
-    """The program and llama.cpp's shared libraries, where a package manager or a release archive puts them."""
+    """The program, and llama.cpp's shared libraries where package managers and release archives put them."""
     real = binary.resolve()
     folders = {real.parent, real.parent.parent / "lib"}
     found = {
@@ -142,7 +137,7 @@ def _files(binary: Path) -> tuple[Path, ...]:
 
 
 def _output(binary: Path, flag: str) -> str:
-    """What a flag prints; `--version` goes to standard error in most eras."""
+    """The output for a flag; most builds print `--version` to standard error."""
     try:
         done = subprocess.run(
             [binary, flag],
@@ -173,9 +168,3 @@ def _known(memory: Path) -> dict[str, dict[str, object]]:
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def _remember(memory: Path, known: dict[str, object]) -> None:
-    """Best effort: a state folder that cannot be written costs time, not the answer."""
-    with suppress(OSError):
-        replace_file(memory, json.dumps(known), durable=False)

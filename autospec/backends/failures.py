@@ -1,11 +1,11 @@
-"""Why a launch failed, from how the process ended and what it printed. Pure; held by real logs in the tests."""
+"""Why a launch failed, from how the process ended and what it printed. Pure; the tests use real logs."""
 
 from __future__ import annotations
 
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autospec.backends.process import Ended
 from autospec.errors import LaunchError
@@ -15,15 +15,15 @@ __all__ = ["Failure", "classify", "speculation_refused"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One kind of failure.
+    """Why a launch failed.
 
     Attributes:
         kind: ``port``, ``memory``, ``flag``, ``draft``, ``vocabulary``, ``mtp``, ``model``, ``killed``,
             ``crash``, ``timeout`` or ``other``.
         message: What went wrong, one sentence.
         hint: What to do next.
-        permanent: True if the same launch would fail again. Memory is not: other programs, and the second
-            server of a comparison, come and go.
+        permanent: True if the same launch would fail again. Not true for memory: other programs, and the second
+            server of a comparison, may end.
     """
 
     kind: str
@@ -36,21 +36,14 @@ class Failure:
         return LaunchError(self.message, self.hint, log_tail=tuple(log_tail), permanent=self.permanent)
 
 
-@dataclass(frozen=True, slots=True)
-class _FailurePattern:
-    kind: str
-    pattern: re.Pattern[str]
-    message: str
-    hint: str
-    permanent: bool = True
+def _rule(
+    kind: str, pattern: str, message: str, hint: str, *, permanent: bool = True
+) -> tuple[re.Pattern[str], Failure]:
+    return re.compile(pattern, re.IGNORECASE), Failure(kind, message, hint, permanent)
 
 
-def _rule(kind: str, pattern: str, message: str, hint: str, *, permanent: bool = True) -> _FailurePattern:
-    return _FailurePattern(kind, re.compile(pattern, re.IGNORECASE), message, hint, permanent)
-
-
-# In this order: what is named first is the cause of what is named later (a draft that did not fit in memory is
-# reported as a draft that could not be loaded). The texts are those of b4372, May 2025, b9093 and b11434.
+# The order matters: an earlier rule names the cause of a later one (llama.cpp also reports a draft that did not fit in
+# memory as a draft that could not be loaded). The texts are those of b4372, May 2025, b9093 and b11434.
 _RULES = (
     _rule(
         "port",
@@ -63,19 +56,19 @@ _RULES = (
         "flag",
         r"error: (?:invalid argument: |unknown argument: )(?P<what>\S+)",
         "The server does not know {what}.",
-        "Leave it out of the server arguments.",
+        "Remove it from the server arguments.",
     ),
     _rule(
         "flag",
         r"error while handling argument \"(?P<what>[^\"]+)\": (?P<why>.*)",
         "The server refuses the value of {what} ({why}).",
-        "See llama-server --help for what it takes.",
+        "llama-server --help lists the values.",
     ),
     _rule(
         "flag",
         r"(?P<what>embedded: .+)",
         "{what}",
-        "Correct the server arguments, or install llama-server, which takes them all.",
+        "Correct the server arguments, or install llama-server, which accepts them all.",
     ),
     _rule(
         "memory",
@@ -89,7 +82,7 @@ _RULES = (
         "mtp",
         r"doesn't contain MTP layers|failed to create MTP context",
         "The main model has no MTP layers to draft with.",
-        "Leave the mode mtp out for this model.",
+        "Do not use the mode mtp with this model.",
     ),
     _rule(
         "vocabulary",
@@ -99,7 +92,7 @@ _RULES = (
     ),
     _rule(
         "vocabulary",
-        r"failed to detokenize id_last",  # b9093 translates between vocabularies, and gives up so
+        r"failed to detokenize id_last",  # b9093 translates between vocabularies, and this is how it fails
         "The vocabulary of the draft does not fit the main model.",
         "autospec drafts --model … lists the drafts that fit.",
     ),
@@ -107,7 +100,7 @@ _RULES = (
         "draft",
         r"failed to load draft model, '(?P<what>[^']*)'",
         "The draft {what} could not be loaded: it is missing, damaged, or of a kind this build does not know.",
-        "Download it again, or leave it out.",
+        "Download it again, or tune without it.",
     ),
     _rule(
         "model",
@@ -127,23 +120,19 @@ _PREFIX = re.compile(r"^[\d.]+ [A-Z] ")
 
 
 def classify(ended: Ended, log: Sequence[str], *, out_of_memory_kills: int = 0) -> Failure:
-    """Name the cause of a launch that ended before it was ready, or at its first request.
+    """Find the cause of a launch that ended before it was ready, or at its first request.
 
     Args:
         ended: How the process ended.
         log: Its last lines, oldest first.
-        out_of_memory_kills: Processes that the kernel killed for memory while it ran, where that is known.
+        out_of_memory_kills: Processes that the kernel killed for memory while it ran, if known.
     """
     text = "\n".join(log)
-    for rule in _RULES:
-        found = rule.pattern.search(text)
+    for pattern, failure in _RULES:
+        found = pattern.search(text)
         if found is not None:
-            return Failure(
-                rule.kind,
-                rule.message.format(**found.groupdict()) + _why(rule, text),
-                rule.hint,
-                rule.permanent,
-            )
+            message = failure.message.format(**found.groupdict())
+            return replace(failure, message=message + _why(failure.kind, text))
     if ended.signal == signal.SIGKILL and out_of_memory_kills:
         return Failure(
             "memory",
@@ -154,42 +143,42 @@ def classify(ended: Ended, log: Sequence[str], *, out_of_memory_kills: int = 0) 
     if ended.signal in (signal.SIGKILL, signal.SIGTERM):
         return Failure(
             "killed",
-            f"The server {ended} before it was ready: somebody ended it, or memory ran out.",
+            f"The server {ended} before it was ready: another program ended it, or memory ran out.",
             "Try again.",
             permanent=False,
         )
     if ended.signal == signal.SIGILL:
         return Failure(
             "crash",
-            "The server died of an instruction that this processor does not take: it was built for another one, or its "
-            "compiler made a mistake.",
-            "Install a build for this machine. Your own: cmake with -DGGML_NATIVE=OFF, or, where the processor has AMX "
-            "and the compiler is GCC, CXXFLAGS=-mno-amx-tile.",
+            "The server died of an instruction that this processor does not have: it was built for another processor, or "
+            "its compiler made a mistake.",
+            "Install a build for this machine. To build your own, use cmake with -DGGML_NATIVE=OFF; or, if the processor "
+            "has AMX and the compiler is GCC, CXXFLAGS=-mno-amx-tile.",
             permanent=True,
         )
     assertion = _ASSERTION.search(text)
     if ended.signal is not None or assertion is not None:
         what = f": {assertion['what']}" if assertion is not None else ""
         return Failure(
-            "crash", f"The server crashed{what}.", "Another drafting or a newer build may do.", permanent=True
+            "crash", f"The server crashed{what}.", "Try another drafting or a newer build.", permanent=True
         )
     return Failure(
         "other",
         f"The server {ended} before it was ready{_last_words(log)}.",
-        "See the log below.",
+        "The log below may say more.",
         permanent=True,
     )
 
 
 def speculation_refused(log: Sequence[str]) -> str:
-    """What a server that runs without speculation gave as its reason, or empty."""
+    """The reason in the log of a server that runs without speculation, or empty."""
     reasons = [found[0] for line in log if (found := _REFUSED.search(line)) is not None]
     return reasons[0] if reasons else ""
 
 
-def _why(rule: _FailurePattern, text: str) -> str:
-    """llama.cpp's own reason after a file that could not be loaded."""
-    if rule.kind not in ("draft", "model"):
+def _why(kind: str, text: str) -> str:
+    """llama.cpp's own reason why a file could not be loaded."""
+    if kind not in ("draft", "model"):
         return ""
     reasons = [r for r in _REASON.findall(text) if "failed to load model from" not in r]
     return f" The server says: {reasons[-1]}." if reasons else ""

@@ -1,22 +1,20 @@
-"""From a drafting to the arguments of the build at hand. Pure: a `HelpText` in, arguments out.
+"""Read the flags of a llama-server build from its ``--help``, and make a drafting's arguments for that build. Pure.
 
-The eras of llama.cpp, each rule tried on a server of its era (b4372, May 2025, b9093, b11434), except early 2026,
+The eras of llama.cpp. Each rule was tried on a server of its era (b4372, May 2025, b9093, b11434), except early 2026,
 whose rules were read in its documentation and in the forks that still have them:
 
 - 2025: ``-md`` alone drafts; ``--draft-max``, ``--draft-min``, ``--draft-p-min``; no n-gram modes.
 - early 2026: the same, and ``--spec-type`` for the n-gram modes only, with generic sizes ``--spec-ngram-size-n``;
-  ``--draft-max`` cuts their proposals too.
-- about b9093: ``--spec-draft-n-max`` and its kin, sizes per n-gram mode; ``-md`` alone still drafts.
-- b9246 on: draft models are types as well (``draft-simple``), and from b9496 they draft only when named.
+  ``--draft-max`` also limits their proposals.
+- about b9093: ``--spec-draft-n-max`` and the like, sizes per n-gram mode; ``-md`` alone still drafts.
+- since b9246: draft models are types as well (``draft-simple``); since b9496 they draft only if the type is named.
 
-Every parameter is pinned, because defaults move between builds. `off` is the absence of all of this: a
+Every parameter is pinned, because defaults change between builds. `off` has no flag at all: a
 ``--spec-draft-n-max 0`` ends b11434 with an assertion at the first request.
 
-Reading what `llama-server --help` says: the one list of flags that is true for the build at hand.
-
-The layout is llama.cpp's own (``common_arg::to_string`` in ``common/arg.cpp``): names from the first column,
-then the value's name after one space, then the text from column 40 on, or on the following lines where the
-names are too long. It has been the same from 2024 to b11434.
+The help's layout is llama.cpp's own (``common_arg::to_string`` in ``common/arg.cpp``), the same from 2024 to b11434:
+names from the first column, the value's name after one space, the text from column 40, or on the following lines if the
+names are too long.
 """
 
 from __future__ import annotations
@@ -30,7 +28,6 @@ from autospec.errors import UnsupportedError
 
 __all__ = [
     "NGRAM_CACHE_NOTE",
-    "NGRAM_CACHE_N_MAX",
     "WHOLE_BATCHES",
     "HelpText",
     "Option",
@@ -40,9 +37,8 @@ __all__ = [
     "parse",
 ]
 
-
 _NAME = r"-{1,2}[A-Za-z0-9][\w.-]*"
-# Names are parted by a comma and any number of spaces, the value by exactly one space, the text by several.
+# A comma and any number of spaces separate names; one space comes before the value, several before the text.
 _HEADER = re.compile(
     rf"^(?P<names>{_NAME}(?:,\s+{_NAME})*)(?: (?P<value>\S+(?: \S+)*))?(?:\s{{2,}}(?P<text>\S.*))?\s*$"
 )
@@ -58,10 +54,10 @@ class Option:
     """One entry of the help.
 
     Attributes:
-        names: All spellings, in the help's order, dashes included.
+        names: All spellings with their dashes, in the help's order.
         value: The value's name as printed, e.g. ``N`` or ``[on|off|auto]``; empty for a switch.
         text: The description, its lines joined by single spaces.
-        default: What stands after ``default:``, unquoted, or ``None``.
+        default: The text after ``default:``, unquoted, or ``None``.
         env: Environment variable that sets the same, or empty.
         choices: The values that the help lists, or empty.
     """
@@ -75,12 +71,12 @@ class Option:
 
     @property
     def arity(self) -> int:
-        """How many arguments follow the name: ``START END`` is two, ``<tensor name>=<type>`` is one."""
+        """Number of arguments that follow the name: two for ``START END``, one for ``<tensor name>=<type>``."""
         return len(re.sub(r"<[^>]*>", "X", self.value).split())
 
     @property
     def removed(self) -> bool:
-        """True for a name that the build still lists only to say that it is gone."""
+        """True for a name that the build lists only to say that it was removed."""
         return _REMOVED in self.text
 
 
@@ -90,57 +86,50 @@ class HelpText:
 
     Attributes:
         options: Those that work.
-        gone: Those whose text says that the argument has been removed.
+        gone: Those that the build has removed and still lists.
     """
 
     options: tuple[Option, ...]
     gone: tuple[Option, ...] = ()
 
     def find(self, name: str) -> Option | None:
-        """The option with this spelling, or ``None`` where the build lacks it."""
+        """The option with this spelling, or ``None`` if the build lacks it."""
         wanted = normalise(name)
         return next((option for option in self.options if wanted in option.names), None)
 
     def has(self, name: str) -> bool:
-        """True if the build takes this spelling."""
+        """True if the build has this spelling."""
         return self.find(name) is not None
 
     def first(self, *names: str) -> str | None:
-        """The first of several spellings, newest first, that the build takes."""
+        """The first of these spellings, newest first, that the build has."""
         return next((name for name in names if self.has(name)), None)
 
     def removal(self, name: str) -> str:
-        """What the build says of a removed option (``use --spec-draft-n-max …``), or empty."""
+        """The build's advice for a removed option (``use --spec-draft-n-max …``), or empty."""
         wanted = normalise(name)
         text = next((option.text for option in self.gone if wanted in option.names), "")
         return text.split(f"{_REMOVED}.")[-1].split("(env:")[0].strip()
 
     def nearest(self, name: str) -> str | None:
-        """The known spelling that looks most like an unknown one."""
+        """The known spelling most similar to an unknown one."""
         known = [spelling for option in self.options for spelling in option.names]
         return next(iter(difflib.get_close_matches(normalise(name), known, n=1)), None)
 
     @property
     def spec_types(self) -> tuple[str, ...]:
-        """What `--spec-type` accepts, ``none`` left out; empty for builds without it."""
+        """The values of `--spec-type` without ``none``; empty for builds without it."""
         option = self.find("--spec-type")
         return () if option is None else tuple(c for c in option.choices if c != "none")
 
 
 def normalise(name: str) -> str:
-    """A spelling as llama.cpp compares it: underscores in long names count as dashes."""
+    """A spelling as llama.cpp compares it: with dashes for underscores in long names."""
     return name.replace("_", "-") if name.startswith("--") else name
 
 
 def parse(text: str) -> HelpText:
-    """Read a whole `--help` text.
-
-    Args:
-        text: Standard output of ``llama-server --help``.
-
-    Returns:
-        The options in the help's order; nothing is raised for lines that make no sense, they are skipped.
-    """
+    """Read the output of ``llama-server --help``; lines that make no sense are skipped."""
     entries: list[tuple[re.Match[str], list[str]]] = []
     for line in text.splitlines():
         header = _HEADER.match(line)
@@ -175,13 +164,13 @@ def _choices(value: str, text: str) -> tuple[str, ...]:
     if allowed is not None:
         return tuple(re.split(r",\s*", allowed["values"]))
     bare = value.strip("[]{}<>")
-    # ``N0,N1,N2,...`` and ``KEY=TYPE:VALUE,...`` describe a form; a list of words is a list of choices.
+    # ``N0,N1,N2,...`` and ``KEY=TYPE:VALUE,...`` describe a format; a list of words is a list of choices.
     if " " in value or "..." in bare or not re.search(r"[|,]", bare) or bare.isupper():
         return ()
     return tuple(re.split(r"[|,]", bare))
 
 
-# What `--spec-type` calls a mode, newest name first.
+# Each mode's names in `--spec-type`, newest first.
 _TYPES: dict[Mode, tuple[str, ...]] = {
     Mode.DRAFT_MODEL: ("draft-simple", "draft"),
     Mode.MTP: ("draft-mtp",),
@@ -192,30 +181,27 @@ _TYPES: dict[Mode, tuple[str, ...]] = {
     Mode.NGRAM_MAP_K: ("ngram-map-k",),
     Mode.NGRAM_MAP_K4V: ("ngram-map-k4v",),
     Mode.NGRAM_MOD: ("ngram-mod",),
-    Mode.NGRAM_CACHE: ("ngram-cache",),
 }
 _DRAFT_FILE = ("--spec-draft-model", "--model-draft", "-md")
 _N_MAX = ("--spec-draft-n-max", "--draft-max")
 _N_MIN = ("--spec-draft-n-min", "--draft-min")
 _P_MIN = ("--spec-draft-p-min", "--draft-p-min")
 _GENERIC_N, _GENERIC_M, _GENERIC_HITS = "--spec-ngram-size-n", "--spec-ngram-size-m", "--spec-ngram-min-hits"
-# In the era of generic sizes this one cut the proposals of n-gram modes as well; later builds removed it.
+# In the era of generic sizes this also limited the proposals of n-gram modes; later builds removed it.
 _CUT_MAX, _CUT_MIN = "--draft-max", "--draft-min"
 WHOLE_BATCHES: tuple[tuple[str, ...], ...] = (("--swa-full",), ("--ctx-checkpoints", "0"))
-"""With what batches are computed whole, wherever the build has it: a sliding-window cache can then be cut, and no prompt is
-split for a checkpoint four tokens before its end (b11434, `checkpoint_offsets` in tools/server/server-context.cpp)."""
-# `create_state_ngram_cache` in common/speculative.cpp: "uint16_t n_draft = 8; // TODO get from config?"
-NGRAM_CACHE_N_MAX = 8
+"""Options, if the build has them, with which batches are computed as a whole: a sliding-window cache can then be cut, and no
+prompt is split for a checkpoint four tokens before its end (b11434, `checkpoint_offsets` in tools/server/server-context.cpp)."""
 # Tried on b9093, b11434 and xllamacpp 2026.10.11549: a prompt that drafts 8 to 256 tokens as the first request drafts
-# none as the second. `begin` is a no-op there and `cache_size` only grows, so that a later request is read only from
+# none as the second. `begin` is a no-op there and `cache_size` only grows, so a later request is read only from
 # where the longest one so far ended.
-NGRAM_CACHE_NOTE = "ngram-cache is left out: these servers never empty its cache, so that it drafts from the first request's text only."
+NGRAM_CACHE_NOTE = "ngram-cache is left out: these servers never empty its cache, so it drafts from the first request's text only."
 
 
 def modes(text: HelpText) -> frozenset[Mode]:
-    """The modes that a build's flags can express; `off` always, without any flag.
+    """The modes that a build's flags can express, `off` among them; ngram-cache is left out, see `NGRAM_CACHE_NOTE`.
 
-    A type's name in the help does not prove that it works: a launch is checked before it is used.
+    A type in the help may still not work, so every launch is checked.
     """
     found = {Mode.OFF}
     listed = text.spec_types
@@ -226,12 +212,12 @@ def modes(text: HelpText) -> frozenset[Mode]:
 
 
 def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, ...]:
-    """The arguments that put one drafting in force, every parameter pinned.
+    """The arguments for one drafting, every parameter pinned.
 
     Args:
         text: The build's help.
         build: The build's name, for error messages.
-        drafting: What is wanted. An unset ``n_min`` or ``p_min`` is pinned to 0.
+        drafting: An unset ``n_min`` or ``p_min`` is pinned to 0.
 
     Returns:
         Arguments in a fixed order; empty for `off`.
@@ -249,13 +235,11 @@ def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, 
             return _ngram_map(flags)
         case Mode.NGRAM_MOD:
             return _ngram_mod(flags)
-        case Mode.NGRAM_CACHE:
-            return _ngram_cache(flags)
     raise flags.lacks_mode()
 
 
 class _Flags:
-    """One build's flags with the errors that name it."""
+    """One build's flags, and errors that name the build."""
 
     def __init__(self, text: HelpText, build: str, drafting: Drafting) -> None:
         self.text = text
@@ -263,7 +247,7 @@ class _Flags:
         self.drafting = drafting
 
     def pin(self, value: object, *names: str) -> tuple[str, str]:
-        """A flag with its value, by the newest spelling that the build takes."""
+        """A flag in the newest spelling that the build has, with its value."""
         name = self.text.first(*names)
         if name is None:
             raise UnsupportedError(
@@ -273,7 +257,7 @@ class _Flags:
         return name, str(value)
 
     def type(self) -> tuple[str, ...]:
-        """``--spec-type NAME``, or nothing for a draft model where ``-md`` alone drafts."""
+        """``--spec-type NAME``, or nothing for a draft model if ``-md`` alone drafts."""
         name = _type_of(self.text, self.drafting.mode)
         if name is not None:
             return ("--spec-type", name)
@@ -293,7 +277,7 @@ def _type_of(text: HelpText, mode: Mode) -> str | None:
 
 
 def _drafts_without_type(text: HelpText) -> bool:
-    """True in the eras where `--spec-type` is missing or speaks of draftless modes only."""
+    """True in the eras without `--spec-type`, or with one for n-gram modes only."""
     return text.first(*_DRAFT_FILE) is not None and not any(t.startswith("draft") for t in text.spec_types)
 
 
@@ -329,20 +313,6 @@ def _ngram_mod(flags: _Flags) -> tuple[str, ...]:
         *flags.pin(drafting.n_max, "--spec-ngram-mod-n-max", _CUT_MAX),
         *flags.pin(drafting.n_min or 0, "--spec-ngram-mod-n-min", _CUT_MIN),
     )
-
-
-def _ngram_cache(flags: _Flags) -> tuple[str, ...]:
-    drafting = flags.drafting
-    kind = flags.type()
-    cut = _cut(flags, drafting.n_max, drafting.n_min or 0)
-    settable = range(1, NGRAM_CACHE_N_MAX + 1) if cut else (NGRAM_CACHE_N_MAX,)
-    if drafting.n_max not in settable or (drafting.n_min and not cut):
-        raise UnsupportedError(
-            f"llama-server {flags.build} cannot set n_max={drafting.n_max} and n_min={drafting.n_min or 0} "
-            f"for ngram-cache.",
-            f"It always proposes up to {NGRAM_CACHE_N_MAX} tokens: ask for n_max={NGRAM_CACHE_N_MAX}.",
-        )
-    return (*kind, *cut)
 
 
 def _cut(flags: _Flags, most: int | None, least: int) -> tuple[str, ...]:

@@ -1,8 +1,6 @@
-"""What a child answers that is asked in JSON: one process, one thread, one request after another. Nothing but Python's own.
+"""The server side of a child that is asked in JSON: one process, one thread, one request after another.
 
-The client is `json_http.JsonClient`.
-
-What a child answers that reads a model's token probabilities, whatever library computes them. Client: `read_tokens`.
+It imports the standard library only. The clients are `json_http.JsonClient` and `token_http.TokenReader`.
 """
 
 from __future__ import annotations
@@ -16,18 +14,16 @@ from typing import Any
 
 __all__ = ["Route", "reading_routes", "serve"]
 
-
 Route = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def serve(host: str, port: int, routes: Mapping[str, Route]) -> None:
-    """Answer until killed: ``GET`` of anything says that the process is ready, ``POST`` asks a route.
+    """Answer until killed: any ``GET`` shows that the process is ready, ``POST`` asks a route.
 
     Args:
         host: Where to listen.
-        port: The same.
-        routes: Path → what answers a decoded body. Whatever it raises is told to the client, and the next request is
-            waited for.
+        port: Where to listen.
+        routes: Path → function from the decoded body to the answer. The client gets what it raises as an error.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -38,11 +34,11 @@ def serve(host: str, port: int, routes: Mapping[str, Route]) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             try:
                 self._answer(HTTPStatus.OK, routes[self.path](asked))
-            except Exception as error:  # noqa: BLE001 - whatever a library raises is the client's to tell
+            except Exception as error:  # noqa: BLE001 - the client reports whatever a library raises
                 self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"{type(error).__name__}: {error}"})
 
         def log_message(self, *_: object) -> None:
-            """The log is for what goes wrong."""
+            """Keep requests out of the log."""
 
         def _answer(self, status: HTTPStatus, document: dict[str, Any]) -> None:
             body = json.dumps(_finite(document)).encode()
@@ -60,29 +56,29 @@ def _finite(document: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in document.items()}
 
 
-# (token, its probability among the ten likeliest), as `Proposal`.
-Told = tuple[int, float]
+# (token, its probability among the ten most likely), as `Proposal`.
+_Told = tuple[int, float]
 
 
 def reading_routes(
-    evaluate: Callable[[Sequence[int], int], Iterable[Told]], ends: Callable[[int], bool]
+    evaluate: Callable[[Sequence[int], int], Iterable[_Told]], ends: Callable[[int], bool]
 ) -> dict[str, Route]:
-    """``/score`` and ``/propose`` over one model.
+    """The routes ``/score`` and ``/propose`` of one model.
 
     Args:
         evaluate: The most likely token after ``ids[first]`` and each later one of ``ids``.
-        ends: Whether a token ends a text.
+        ends: True for a token that ends a text.
     """
 
     def score(asked: dict[str, Any]) -> dict[str, Any]:
-        """What the model would say at each token of an answer, the answer's own tokens before it."""
+        """The model's proposal at each token of an answer, given the answer's own tokens before it."""
         prompt, answer = asked["prompt_ids"], asked["answer_ids"]
         return {"proposals": list(evaluate([*prompt, *answer[:-1]], len(prompt) - 1))}
 
     def propose(asked: dict[str, Any]) -> dict[str, Any]:
         """A greedy continuation."""
         ids = list(asked["ids"])
-        proposals: list[Told] = []
+        proposals: list[_Told] = []
         while len(proposals) < asked["count"]:
             proposals += evaluate(ids, len(ids) - 1)
             ids.append(proposals[-1][0])

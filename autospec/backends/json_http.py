@@ -1,4 +1,4 @@
-"""One server's HTTP API in JSON: what every client of a server needs, whatever the API says.
+"""A client for a server's JSON API over HTTP, the base of all clients of servers.
 
 Each failure becomes one of two errors: the server's process ended, or the request failed.
 """
@@ -18,11 +18,11 @@ from autospec.errors import RequestError, ServerDiedError
 
 __all__ = ["STATUS_TIMEOUT_S", "JsonClient"]
 
-# A loopback connection is made at once or not at all; the margin is for a machine under full load.
+# A loopback connection is made at once or not at all; this allows for a machine under full load.
 _CONNECT_TIMEOUT_S = 10.0
-# Reading a server's state is queued behind the batch that is being computed.
+# A server reads its state only after the batch that it computes.
 STATUS_TIMEOUT_S = 30.0
-# The connection breaks a moment before the process can be seen to have ended.
+# The connection breaks a moment before the process's end is visible.
 _DEATH_SETTLE_S = 3.0
 _LAST_LINES = 3
 _SHOWN_CHARACTERS = 200
@@ -33,8 +33,8 @@ class JsonClient:
 
     Args:
         base_url: ``http://127.0.0.1:PORT``.
-        name: What to call the server in sentences.
-        ended: Waits some seconds for the server's process to end and says how, or ``None``.
+        name: The server's name in error messages.
+        ended: Waits some seconds for the server's process to end and says how it ended, or ``None``.
         log_tail: The last lines of its log.
         headers: Sent with every request, e.g. an API key.
     """
@@ -53,23 +53,23 @@ class JsonClient:
         self._http = httpx.Client(
             base_url=base_url,
             headers=dict(headers or {}),
-            trust_env=False,  # a proxy must never stand between autospec and its own child
+            trust_env=False,  # no proxy between autospec and its own child
             # Plain HTTP on the loopback needs no certificates, and reading them takes time.
             verify=not base_url.startswith("http:"),
-            # A kept connection may be closed by the server just as a request goes out on it.
+            # A server may close a kept connection just when a request is sent on it.
             limits=httpx.Limits(max_keepalive_connections=0),
         )
 
     def post(self, path: str, body: Mapping[str, Any], timeout_s: float) -> tuple[Any, float]:
-        """Ask anything of the server's API.
+        """Post JSON to a path.
 
         Args:
             path: From the server's root.
             body: Sent as JSON.
-            timeout_s: The whole request may take this long.
+            timeout_s: Limit for the whole request.
 
         Returns:
-            The decoded answer, and the milliseconds from sending the request to its end.
+            The decoded answer, and the milliseconds from sending the request to the end of the answer.
 
         Raises:
             ServerDiedError: The process ended.
@@ -82,7 +82,7 @@ class JsonClient:
         return self._decode(answer.status_code, content), wall_ms
 
     def get(self, path: str, timeout_s: float = STATUS_TIMEOUT_S) -> Any:
-        """Read anything of the server's API, decoded; ``None`` where there is nothing to read or no answer."""
+        """Read a path, decoded; ``None`` if that fails."""
         try:
             answer = self._http.get(path, timeout=timeout_s)
             return answer.json() if answer.status_code == httpx.codes.OK else None
@@ -90,7 +90,7 @@ class JsonClient:
             return None
 
     def answers(self, path: str, timeout_s: float = STATUS_TIMEOUT_S) -> bool:
-        """Whether anybody answers there, whatever the status."""
+        """True if the server answers there, with any status."""
         try:
             self._http.get(path, timeout=timeout_s)
         except httpx.HTTPError:
@@ -98,19 +98,14 @@ class JsonClient:
         return True
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._http.close()
 
     @contextmanager
     def _streamed(
         self, path: str, body: Mapping[str, Any], timeout_s: float
     ) -> Iterator[tuple[httpx.Response, Iterator[bytes]]]:
-        """Post, and give the answer's head and its parts as they come.
-
-        Raises:
-            ServerDiedError: The process ended, before or while the parts were read.
-            RequestError: Timed out or cut off.
-        """
+        """Post, and yield the answer's head and its parts as they arrive."""
         self._check_alive()
         timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
         headers = {"content-type": "application/json"}
@@ -135,7 +130,7 @@ class JsonClient:
             raise self._broken(f"The connection to {self._name} broke: {error}.") from error
 
     def _broken(self, sentence: str) -> RequestError:
-        """What to raise where an answer ended too early: the server's death, or else that sentence."""
+        """The error for an answer that ended too early: the server's death, or else this sentence."""
         if (ended := self._ended(_DEATH_SETTLE_S)) is not None:
             return self._died(ended)
         return RequestError(sentence, "Try again; the server's log may say why.")
@@ -162,7 +157,7 @@ class JsonClient:
     def _died(self, ended: Ended | str) -> ServerDiedError:
         lines = " | ".join(self._log_tail(_LAST_LINES))
         log = f"; its log ends: {lines}" if lines else "."
-        return ServerDiedError(f"{self._name} {ended} while it was asked{log}")
+        return ServerDiedError(f"{self._name} {ended} during a request{log}")
 
 
 def _refusal(answer: Any) -> str:
@@ -173,7 +168,7 @@ def _refusal(answer: Any) -> str:
 
 
 def _before(deadline: float, answer: httpx.Response) -> Iterator[bytes]:
-    """The answer's parts; httpx's own limit is per read, ours is on the whole."""
+    """The answer's parts; httpx's own limit is per read, ours is for the whole request."""
     for part in answer.iter_bytes():
         yield part
         if time.monotonic() > deadline:

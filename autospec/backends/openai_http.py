@@ -1,29 +1,28 @@
-"""Asking a llama.cpp server over HTTP: one chat completion with its timings, and the few reads around it.
+"""A client for llama.cpp's HTTP server: chat completions with their timings, /health and /slots.
 
-The API is llama-server's OpenAI-compatible one (tools/server/README.md of llama.cpp), unchanged in what is used
-here from b4372 to b11434: `timings` stands in every answer, with ``draft_n`` where something was drafted.
+The API is llama-server's OpenAI-compatible one (tools/server/README.md of llama.cpp). The parts used here did not
+change from b4372 to b11434: every answer has `timings`, with ``draft_n`` if something was drafted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
 from autospec.backends.json_http import STATUS_TIMEOUT_S, JsonClient
-from autospec.backends.process import Ended
 from autospec.backends.protocol import Completion, Request
 from autospec.errors import RequestError
 
 __all__ = ["GREEDY", "ChatClient", "read_completion", "request_body"]
 
-# /health is answered by a thread of its own; short, so that a server's end is seen though somebody else has its port.
+# A thread of its own answers /health. Short, so that a server's end is seen even if another program has its port.
 _HEALTH_TIMEOUT_S = 2.0
 
-# Greedy must be greedy: a model's metadata or the user's server arguments may set penalties, which are applied at
-# temperature 0 as well, and drafting changes which tokens they see first.
+# Greedy must be greedy: a model's metadata or the user's server arguments may set penalties, which also apply at
+# temperature 0, and drafting changes which tokens they see first.
 GREEDY = {
     "temperature": 0.0,
     "top_k": 1,
@@ -41,7 +40,7 @@ GREEDY = {
 
 
 def request_body(request: Request) -> dict[str, Any]:
-    """The JSON of one question: nothing cached, nothing left to a default that matters."""
+    """The JSON of one request: without the prompt cache, and with every default that matters set."""
     sampling = GREEDY if request.temperature <= 0 else {"temperature": request.temperature}
     body: dict[str, Any] = {
         "messages": list(request.messages),
@@ -60,12 +59,7 @@ def request_body(request: Request) -> dict[str, Any]:
 
 
 def read_completion(answer: Any, wall_ms: float, *, tells_drafts: bool) -> Completion:
-    """The measurement in an answer.
-
-    Args:
-        answer: The decoded JSON.
-        wall_ms: From sending the request to the end of the answer.
-        tells_drafts: False for builds that draft without saying how much.
+    """Read an answer's decoded JSON; `wall_ms` is from sending the request to the end of the answer.
 
     Raises:
         RequestError: A part that every llama.cpp server sends is missing or of the wrong kind.
@@ -87,12 +81,12 @@ def read_completion(answer: Any, wall_ms: float, *, tells_drafts: bool) -> Compl
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         missing = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise RequestError(
-            f"The server's answer cannot be read: {missing}.", "Is this a llama.cpp server?"
+            f"The server's answer cannot be read: {missing}.", "The server may not be a llama.cpp server."
         ) from error
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """Everything that was generated. Tool calls without their ids, which are random."""
+    """All generated text. Tool calls are without their ids, which are random."""
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     parts = [
         message.get("reasoning_content") or "",
@@ -103,40 +97,20 @@ def _text(message: Mapping[str, Any]) -> str:
 
 
 class ChatClient(JsonClient):
-    """One server's API.
+    """One server's API; arguments are those of `JsonClient`.
 
     Attributes:
-        tells_drafts: False for builds that draft without saying how much.
+        tells_drafts: False for builds that do not report drafted tokens.
         erases_slot: True for builds that draft only for requests that may use the prompt cache (``can_speculate``
             in the servers of 2025: ``ctx_dft && n_max > 0 && cache_prompt``). There the slot is emptied before
-            each request instead, so that nothing is in the cache; it takes ``--slot-save-path`` at the launch.
-
-    Args:
-        base_url: ``http://127.0.0.1:PORT``.
-        name: What to call the server in sentences.
-        ended: Waits some seconds for the server's process to end and says how, or ``None``.
-        log_tail: The last lines of its log.
-        headers: Sent with every request, e.g. an API key.
+            each request instead, so that nothing is in the cache. The launch needs ``--slot-save-path`` for that.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        name: str,
-        ended: Callable[[float], Ended | str | None],
-        log_tail: Callable[[int], tuple[str, ...]],
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(base_url, name, ended, log_tail, headers)
-        self.tells_drafts = True
-        self.erases_slot = False
+    tells_drafts = True
+    erases_slot = False
 
     def complete(self, request: Request, extra: Mapping[str, Any] | None = None) -> Completion:
-        """Ask and wait for the whole answer.
-
-        Args:
-            request: The question.
-            extra: Further fields of the body.
+        """Ask and wait for the whole answer; `extra` holds further fields of the body.
 
         Raises:
             ServerDiedError: The process ended.
@@ -151,7 +125,7 @@ class ChatClient(JsonClient):
         return read_completion(answer, wall_ms, tells_drafts=self.tells_drafts)
 
     def ready(self) -> str:
-        """``ready``, ``loading`` while the model is read, or ``absent`` while nobody listens."""
+        """``ready``, ``loading`` while the model is read, or ``absent`` if it does not listen."""
         try:
             status = self._http.get("/health", timeout=_HEALTH_TIMEOUT_S).status_code
         except httpx.HTTPError:
@@ -159,7 +133,7 @@ class ChatClient(JsonClient):
         return "ready" if status == httpx.codes.OK else "loading"
 
     def speculative(self) -> bool | None:
-        """Whether the slots say that they speculate; ``None`` where the build does not tell."""
+        """True if a slot reports that it speculates; ``None`` if the build does not report that."""
         slots = self.get("/slots")
         told = [s.get("speculative") for s in slots if isinstance(s, dict)] if isinstance(slots, list) else []
         told = [value for value in told if isinstance(value, bool)]

@@ -1,4 +1,4 @@
-"""What a backend or a server may be able to do besides `autospec.backends.protocol`; whoever can use it asks with isinstance."""
+"""Optional abilities of backends and servers, besides `autospec.backends.protocol`. Callers check with isinstance."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["EncodesText", "Idles", "InProcess", "OnDevices", "Placed", "Scores"]
 
 @runtime_checkable
 class InProcess(Protocol):
-    """A backend that can run models without its HTTP server: its library's own functions, in a child process."""
+    """A backend that can run models without its HTTP server, by its library's functions in a child process."""
 
     def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> Server:
-        """Load a model, and its draft, in a process of their own, which can be asked in token ids.
+        """Load a model and its draft in a child process that can be asked in token ids.
 
         Raises:
             UnsupportedError, LaunchError, SpeculationInactiveError: As `Backend.launch`.
         """
 
     def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
-        """Of a launch's settings, those that its draft is computed with too; the others are the main model's."""
+        """Those of a launch's settings that also apply to its draft model."""
 
 
 @runtime_checkable
 class EncodesText(Protocol):
-    """A model in token ids that can also turn the text of an answer into ids."""
+    """A model in token ids that can also tokenize the text of an answer."""
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """The ids of a text, nothing put before it.
+        """The token ids of a text, without a first token.
 
         Raises:
             RequestError, ServerDiedError: As `Server.complete`.
@@ -42,7 +42,7 @@ class EncodesText(Protocol):
 
 @runtime_checkable
 class Idles(Protocol):
-    """A server that can be asked without drafting while its draft stays loaded, which is not the same as off."""
+    """A server that can answer without drafting while its draft stays loaded, which differs from the baseline."""
 
     def idle(self) -> Server:
         """A view on the same process that drafts nothing."""
@@ -50,33 +50,29 @@ class Idles(Protocol):
 
 @runtime_checkable
 class Scores(Protocol):
-    """A backend whose draft models something else can read, a whole answer in one evaluation."""
+    """A backend whose draft models a scorer can read: a whole answer in one evaluation."""
 
     def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
-        """Load a draft for reading, in a process of its own.
-
-        Args:
-            model_path: The draft.
-            n_ctx: Most tokens of a prompt with its answer.
+        """Load a draft for reading in a child process; `n_ctx` is the most tokens of a prompt with its answer.
 
         Raises:
-            BackendMissingError: What reads is not installed.
+            BackendMissingError: The scorer's library is not installed.
             LaunchError: It cannot load the model, or does not run here.
         """
 
 
 @runtime_checkable
 class OnDevices(Protocol):
-    """A backend that tells which accelerators it computes on."""
+    """A backend that lists the accelerators that it computes on."""
 
     def devices(self) -> tuple[Device, ...] | None:
-        """All that it shows now, none where it computes on the processor; ``None`` where it cannot be asked."""
+        """All devices now, empty if it computes on the CPU; ``None`` if it cannot list them."""
 
 
 @runtime_checkable
 class Placed(Protocol):
-    """A server whose log tells where it put the main model."""
+    """A server whose log shows the main model's place."""
 
     @property
     def placement(self) -> Placement | None:
-        """It; ``None`` where the log does not tell."""
+        """The place; ``None`` if the log does not show it."""

@@ -1,9 +1,7 @@
-"""Where llama.cpp put the main model's weights, read from what it printed while it loaded them. Pure.
+"""Where llama.cpp puts the main model's weights: by the user's arguments, its list of devices, and its log. Pure.
 
-``--fit`` is on by default: it takes layers, or experts, off the GPU by the memory that is free at that moment, and that is no
-error. Two launches that are compared must have the main model in the same place, but for what the draft itself displaces.
-
-llama.cpp's devices: the list that a build prints, and where the user's arguments put the weights. Pure.
+``--fit`` is on by default: it moves layers, or experts, off the GPU by the memory that is free at that moment, without an
+error. Two launches can be compared only if the main model is in the same place in both, except for what the draft displaces.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from autospec.hardware.gpu import Device, is_integrated, usable
 
 __all__ = ["Placement", "Weights", "Where", "parse_device_list", "placement_of", "room_bytes", "weights_of"]
 
-
 _MIB = 1024**2
 # common_print_available_devices in common/arg.cpp, the same from November 2024 to b11434:
 # "  CUDA0: NVIDIA GeForce RTX 3090 (24124 MiB, 23862 MiB free)".
@@ -31,12 +28,12 @@ _HEADING = re.compile(r"^Available devices:", re.MULTILINE)
 _MOVES_TENSORS = frozenset(
     {"-ot", "--override-tensor", "-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe", "-nkvo", "--no-kv-offload"}
 )
-# What --fit leaves free on every device, and so must stay free beside both servers, or it moves layers.
+# --fit keeps this much free on every device. It must stay free beside both servers, or --fit moves layers.
 _FIT_MARGIN_BYTES = 1024 * _MIB
 
 
 class Where(StrEnum):
-    """Where a launch keeps the main model."""
+    """The memory that holds the main model's weights."""
 
     DEVICE = "device"
     MEMORY = "memory"
@@ -45,13 +42,13 @@ class Where(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the arguments say of the main model's place.
+    """The main model's place according to the arguments.
 
     Attributes:
-        where: In the devices' memory, in the system's, or in a part of each.
+        where: In the devices' memory, in the system's, or in both.
         only: The devices named; empty for all.
-        one: Number of the only device used, where the model is not split.
-        shares: True if the user says how it is split.
+        one: Number of the only device, if the model is not split.
+        shares: True if the user sets how it is split.
         remote: True if a part of it is on other machines.
     """
 
@@ -66,8 +63,8 @@ def parse_device_list(text: str) -> tuple[Device, ...] | None:
     """Read what ``llama-server --list-devices`` prints.
 
     Returns:
-        The devices in the list's order, none for a build without any; ``None`` if the text is no such list, or if a GPU does
-        not tell its memory.
+        The devices in the list's order, empty for a build without any; ``None`` if the text is no such list, or if a GPU
+        does not report its memory.
     """
     heading = _HEADING.search(text)
     if heading is None:
@@ -84,17 +81,17 @@ def parse_device_list(text: str) -> tuple[Device, ...] | None:
         for m in found
     ]
     known = tuple(d for d in devices if d.total_bytes)
-    # BLAS libraries stand in the list as well, without memory of their own.
+    # The list also holds BLAS libraries, which have no memory of their own.
     silent = [d for d in devices if not d.total_bytes and not d.name.startswith("BLAS")]
     return None if silent and not known else known
 
 
 def weights_of(args: Sequence[str], layers: int) -> Weights:
-    """Where the main model goes with these arguments.
+    """The main model's place with these arguments.
 
     Args:
         args: The user's, for llama-server.
-        layers: The main model's; the output layer is one more.
+        layers: The main model's layers without the output layer.
     """
     where, moved = Where.DEVICE, False
     only: tuple[str, ...] = ()
@@ -124,11 +121,11 @@ def weights_of(args: Sequence[str], layers: int) -> Weights:
 
 
 def room_bytes(devices: Sequence[Device], weights: Weights) -> int | None:
-    """What two servers may take together on the devices; ``None`` where it cannot be known.
+    """Bytes that two servers may take together on the devices; ``None`` if unknown.
 
     Args:
-        devices: All that the build shows.
-        weights: What the arguments choose of them.
+        devices: All devices of the build.
+        weights: The arguments' choice of them.
     """
     names = {n.lower() for n in weights.only}
     chosen = [d for d in devices if d.name.lower() in names] if names else list(usable(devices))
@@ -139,7 +136,7 @@ def room_bytes(devices: Sequence[Device], weights: Weights) -> int | None:
     free = [max(0, d.free_bytes - _FIT_MARGIN_BYTES) for d in chosen]
     if not free:
         return None
-    # Split by the user, the smallest device may be the one that overflows.
+    # If the user sets the split, the smallest device may overflow first.
     return len(free) * min(free) if weights.shares else sum(free)
 
 
@@ -155,12 +152,12 @@ def _by_layers(value: str, layers: int) -> Where:
 _BEGINS = re.compile(r"load_tensors: loading model tensors")
 _LAYERS = re.compile(r"load_tensors: offloaded (?P<layers>\d+)/(?P<total>\d+) layers to GPU")
 _BUFFER = re.compile(r"load_tensors:\s+(?P<name>\S+)\s+(?:model )?buffer size\s*=\s*(?P<size>[\d.]+) MiB")
-# Every era loads the draft after the main model, and says so.
+# Every era loads the draft after the main model, and logs that.
 _DRAFT = re.compile(r"loading draft model '")
 # Weights of the main model are the same bytes in every launch; buffers are padded.
 _TOLERANCE_MIB = 1.0
 _TOLERANCE = 0.001
-# How a model is spread over several GPUs follows their free memory, and never exactly.
+# A model's spread over several GPUs follows their free memory, but never exactly.
 _SPREAD = 0.05
 
 
@@ -169,9 +166,9 @@ class Placement:
     """Where the main model's weights are.
 
     Attributes:
-        layers: On GPUs; ``None`` where the build has none.
-        layers_total: All of them, with the output layer.
-        buffers: MiB of weights by the name of the buffer that holds them, sorted by name.
+        layers: Layers on GPUs; ``None`` if the build has none.
+        layers_total: All layers, with the output layer.
+        buffers: (name, MiB of weights) of each buffer, sorted by name.
     """
 
     layers: int | None
@@ -180,21 +177,21 @@ class Placement:
 
     @property
     def layers_left(self) -> int:
-        """Layers that are not on a GPU though one is there."""
+        """Layers that are not on a GPU."""
         return (self.layers_total or 0) - (self.layers or 0)
 
     @property
     def host_mib(self) -> float:
-        """Weights in the system's memory."""
+        """Weights in the system's memory, in MiB."""
         return sum(size for name, size in self.buffers if _is_host(name))
 
     @property
     def total_mib(self) -> float:
-        """All weights."""
+        """All weights, in MiB."""
         return sum(size for _, size in self.buffers)
 
     def same_as(self, other: Placement) -> bool:
-        """True if both have the same weights on GPUs, and spread over them alike."""
+        """True if both have the same weights on GPUs, spread over them in the same way."""
         if self.layers_left != other.layers_left:
             return False
         if abs(self.host_mib - other.host_mib) > _TOLERANCE_MIB + _TOLERANCE * self.total_mib:
@@ -218,13 +215,9 @@ class Placement:
 
 
 def placement_of(log: Iterable[str]) -> Placement | None:
-    """Read a server's log from its start until it was ready.
+    """The main model's placement from a server's log until it was ready; ``None`` if the log does not say.
 
-    Args:
-        log: Its lines; of b11434 and later at the verbosity 4 ("trace"), without which nothing of this is printed.
-
-    Returns:
-        The main model's placement; ``None`` where the log does not tell.
+    b11434 and later log it at verbosity 4 ("trace") only.
     """
     blocks: list[list[str]] = []
     for line in log:
@@ -238,7 +231,7 @@ def placement_of(log: Iterable[str]) -> Placement | None:
             blocks.append([line])  # a build that does not say where a model begins
         elif blocks:
             blocks[-1].append(line)
-    # With all messages shown, those of the trial loads that --fit makes come before the real one.
+    # With all messages shown, --fit's trial loads come before the real one.
     return _read(blocks[-1]) if blocks else None
 
 

@@ -1,10 +1,11 @@
-"""One server process under a guard: start, watch, read its log, stop. Knows nothing of HTTP or drafting.
+"""Processes: a server under its guard, a child that answers one question, and who listens on a loopback port.
 
-Ports on the loopback address, and whose process listens there.
+Nothing here knows of HTTP or drafting.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import signal
@@ -31,6 +32,7 @@ __all__ = [
     "STOP_GRACE_S",
     "Ended",
     "ServerProcess",
+    "ask_child",
     "child_environment",
     "family",
     "free_port",
@@ -39,20 +41,20 @@ __all__ = [
     "listens",
 ]
 
-
-# llama-server answers SIGTERM once its current batch is done: 0.2 s for a small model, 2 s for a large one.
+HOST = "127.0.0.1"
+# llama-server answers SIGTERM when its current batch is done: after 0.2 s for a small model, 2 s for a large one.
 STOP_GRACE_S = 8.0
 # A Python without site packages starts in 20 ms; this is for a machine that swaps.
 _GUARD_START_S = 30.0
-# What the guard may need on top of the grace: to kill, reap and report.
+# The guard needs this on top of the grace, to kill, reap and report.
 _GUARD_END_S = 4.0
 _LOG_TAIL_BYTES = 64 * 1024
-# A start with every message shown prints some hundred kilobytes.
+# With every message shown, a start prints some hundred kilobytes.
 _LOG_HEAD_BYTES = 8 * 1024 * 1024
 
-# Left-over settings reach a server by its environment: an old LLAMA_ARG_DRAFT_MAX is fatal to b11434, another is
-# ignored (llama.cpp #26100), an API key would lock autospec out, and AIP_… is Vertex AI's way to move the port.
-# The flags on the command line are all that a launch is told.
+# The environment can hold old settings: an old LLAMA_ARG_DRAFT_MAX is fatal to b11434, another is ignored
+# (llama.cpp #26100), an API key would lock autospec out, and Vertex AI's AIP_… moves the port. So a server gets its
+# settings from its command line only.
 _STRIPPED_PREFIXES = ("LLAMA_ARG_", "LLAMA_LOG_", "LLAMA_SERVER_", "AIP_")
 _STRIPPED = frozenset({"LLAMA_API_KEY", "LLAMA_OFFLINE"})
 
@@ -76,7 +78,7 @@ class Ended:
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a server: ours without what would change its settings."""
+    """Our environment without the variables that would change a server's settings."""
     return {
         name: value
         for name, value in environment.items()
@@ -163,7 +165,7 @@ class ServerProcess:
         return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-lines:]
 
     def log_lines(self) -> tuple[str, ...]:
-        """What the server printed since its start, oldest first: as much of it as a start can print."""
+        """What the server printed since its start, oldest first, at most 8 MiB."""
         try:
             with self.log.open("rb") as file:
                 text = file.read(_LOG_HEAD_BYTES).decode(errors="replace")
@@ -172,7 +174,7 @@ class ServerProcess:
         return tuple(text.splitlines())
 
     def stop(self) -> None:
-        """End the server, wait until it has ended, and take its record away. Safe to call twice."""
+        """End the server, wait until it has ended, and remove its record. Safe to call twice."""
         with self._lock:
             if self._guard.stdin is not None and not self._guard.stdin.closed:
                 self._guard.stdin.close()
@@ -182,7 +184,7 @@ class ServerProcess:
                 self._guard.kill()
                 self._guard.wait()
             guard_reported = self.poll() is not None and self._guard.returncode == 0
-            if not guard_reported:  # killed itself; on macOS its server may still run
+            if not guard_reported:  # the guard was killed; on macOS its server may still run
                 end_processes(self.launch_id, self._record.processes)
             if self._guard.stdout is not None:
                 self._guard.stdout.close()
@@ -198,7 +200,7 @@ class ServerProcess:
                 return Ended(code=int(value))
             if kind == "signal":
                 return Ended(signal=int(value))
-        # The guard did not live to report: it was killed, and on Linux the server with it.
+        # The guard was killed before it could report, and on Linux the server with it.
         return Ended(signal=signal.SIGKILL)
 
 
@@ -214,7 +216,7 @@ def _start_guard(record: LaunchRecord, state_dir: Path) -> subprocess.Popen[byte
             stdout=subprocess.PIPE,
             stderr=output,
             env=environment,
-            start_new_session=True,  # Ctrl-C in the terminal is for autospec, which then stops its servers
+            start_new_session=True,  # Ctrl-C in the terminal reaches autospec only, which then stops its servers
         )
 
 
@@ -226,7 +228,7 @@ def _server_pid(guard: subprocess.Popen[bytes], command: Sequence[str]) -> int:
     with selectors.DefaultSelector() as selector:
         selector.register(guard.stdout, selectors.EVENT_READ)
         while not line.endswith(b"\n") and selector.select(max(0.0, deadline - time.monotonic())):
-            byte = os.read(guard.stdout.fileno(), 1)  # not past the line: the rest is for later
+            byte = os.read(guard.stdout.fileno(), 1)  # not past this line: the rest is read later
             if not byte:
                 break
             line += byte
@@ -253,7 +255,28 @@ def _close(guard: subprocess.Popen[bytes]) -> None:
         guard.wait()
 
 
-HOST = "127.0.0.1"
+def ask_child(*arguments: str, timeout_s: float) -> dict[str, Any]:
+    """Run Python with these arguments until it ends, and decode the JSON in its last line of output.
+
+    A child asks what is installed, so that a library that cannot be loaded ends the child and not autospec.
+
+    Raises:
+        ValueError: It failed; the message is the last line that it printed on standard error.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            check=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout_s,
+            env=child_environment(os.environ),
+        )
+        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        lines = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+        raise ValueError((lines[-1] if lines else str(error)).rstrip(".")) from error
+    return told
 
 
 def free_port() -> int:
@@ -264,9 +287,9 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody has the port now."""
+    """True if no process has the port now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As servers do, so that connections which have just been closed do not count.
+        # As servers do: connections that were just closed do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -286,7 +309,7 @@ def family(pids: frozenset[int]) -> list[psutil.Process]:
 
 
 def listens(family: list[psutil.Process], port: int) -> bool:
-    """Whether it is our process that listens there; true where the system does not tell."""
+    """True if one of these processes listens there, or if the system does not tell."""
     for process in family:
         try:
             connections = process.net_connections(kind="tcp")

@@ -1,8 +1,6 @@
-"""What every backend is: capabilities, launch, complete, stop. Values and protocols, no I/O.
+"""What every backend offers: capabilities, launch, complete, stop. Values and protocols, no I/O.
 
-A backend is one file beside this one and one line in `autospec.backends.registry`.
-
-Whose drafting cycle a backend has. A value, no I/O.
+A backend is one file and one line in `autospec.backends.registry`.
 """
 
 from __future__ import annotations
@@ -32,26 +30,26 @@ __all__ = [
 
 
 class Cycle(Enum):
-    """How drafting and verifying take turns; `autospec.predict.replay` plays both on paper."""
+    """How drafting and verifying take turns; `autospec.predict.replay` simulates both."""
 
     LLAMA_CPP = "llama.cpp"
-    """The prompt's own batch gives the first token, and cycles follow. The draft, too, computes what is verified."""
+    """The prompt's batch gives the first token; cycles follow. The draft model also computes the verified tokens."""
     MLX_LM = "mlx_lm"
     """The first cycle begins at the prompt's end: the first token is verified like all others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What one build of a backend really offers, probed and not assumed.
+    """What one installed build of a backend offers, as probed.
 
     Attributes:
         build: Which build answered the probe.
-        modes: Modes that a launch of this build can be given; `off` is always among them.
-        drafting_per_request: True if drafting goes with the request, so that nothing relaunches.
+        modes: Modes that this build can be launched with; `off` is always among them.
+        drafting_per_request: True if the drafting goes with the request, so another one needs no relaunch.
         tells_drafts: True if answers carry drafted and accepted counts.
-        takes_p_min: False where the backend has no least probability for proposals.
+        takes_p_min: False if the backend has no p-min.
         only: The one (n_max, p_min) with which it drafts, where neither can be chosen.
-        measures_only: True if drafting cannot be chosen at all: what runs can be measured, nothing can be compared.
+        measures_only: True if drafting cannot be chosen at all: the server can be measured, draftings cannot be compared.
         notes: Sentences for `doctor`, e.g. which modes this build lacks.
         cycle: How drafting and verifying take turns.
     """
@@ -69,14 +67,15 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class LaunchSettings:
-    """The user's own launch settings: part of the cell, the same for off and for every drafting.
+    """The user's own launch settings: part of the cell, the same with and without drafting.
 
     Attributes:
         args: Server arguments as typed, e.g. ``("-ngl", "99", "-c", "32768", "--jinja")``.
         ready_timeout_s: How long a launch may take to load the model and answer /health.
-        serving: True for a launch that users' requests go to: prompt cache and slots stay at the server's own defaults
-            and the user's arguments, where measuring pins them. The drafting is pinned either way.
-        served_as: The name that answers carry in a launch for users, where the backend can be told; empty leaves its own.
+        serving: True for a launch that serves users: prompt cache and slots keep the server's defaults and the user's
+            arguments. A launch for measuring pins them. Both pin the drafting.
+        served_as: The model name in the answers of a launch that serves users, where the backend can set it; empty
+            keeps the backend's own.
     """
 
     args: tuple[str, ...] = ()
@@ -91,12 +90,12 @@ class Request:
 
     Attributes:
         messages: Chat messages in OpenAI's form (role, content, also tool calls and results).
-        max_tokens: Most tokens to generate.
+        max_tokens: Limit of generated tokens.
         temperature: 0 is greedy.
         seed: Fixed, so that sampled answers repeat.
         tools: Tool definitions in OpenAI's form, or none.
-        timeout_s: The whole request may take this long.
-        ignore_eos: Go on to `max_tokens` where the model would end.
+        timeout_s: Limit for the whole request.
+        ignore_eos: Generate until `max_tokens`, even where the model would end.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -113,15 +112,14 @@ class Completion:
     """One answer with its times.
 
     Attributes:
-        text: Everything that was generated (content, reasoning, tool calls), for the lossless check.
-        prompt_tokens: Tokens of the prompt that were processed for this request, cached ones not counted.
+        text: All generated text (content, reasoning, tool calls), for the lossless check.
+        prompt_tokens: Tokens of the prompt that were processed for this request, without cached ones.
         predicted_tokens: Tokens generated.
-        prompt_ms: Time to process the prompt, by the server's clock.
-        predicted_ms: Time to generate, by the server's clock.
-        wall_ms: From sending the request to the end of the answer, by our clock. The whole request counts.
-        drafted: Tokens proposed by drafting; 0 where the answer names none and the backend tells drafts;
-            ``None`` where the backend does not tell.
-        accepted: Of those, tokens that the main model took.
+        prompt_ms: Prompt processing, by the server's clock.
+        predicted_ms: Token generation, by the server's clock.
+        wall_ms: From sending the request to the end of the answer, by our clock.
+        drafted: Tokens proposed by drafting, 0 for none; ``None`` if the backend does not tell.
+        accepted: Of those, tokens that the main model accepted.
         finish_reason: ``stop``, ``length`` or ``tool_calls``.
     """
 
@@ -137,12 +135,12 @@ class Completion:
 
     @property
     def request_tps(self) -> float:
-        """Tokens per second of the whole request: what a user waits for."""
+        """Tokens per second of the whole request, as a user sees it."""
         return 1000.0 * self.predicted_tokens / self.wall_ms if self.wall_ms > 0 else float("nan")
 
     @property
     def decode_tps(self) -> float:
-        """Tokens per second of generation alone, by the server's clock."""
+        """Tokens per second of token generation alone, by the server's clock."""
         return 1000.0 * self.predicted_tokens / self.predicted_ms if self.predicted_ms > 0 else float("nan")
 
 
@@ -151,11 +149,11 @@ class TokenAnswer:
     """One answer as token ids, with its times.
 
     Attributes:
-        ids: Generated, in order; where the answer ended by itself, the last one is the token that ended it.
-        ended: True if it ended by itself, false if it reached the most tokens allowed.
-        prompt_tokens: Tokens of the prompt that were computed, cached ones not counted.
-        prompt_ms: By the server's clock.
-        predicted_ms: By the server's clock, for all tokens after the first.
+        ids: Generated, in order; if the answer ended by itself, the last one is the token that ended it.
+        ended: True if it ended by itself, false if it reached the limit.
+        prompt_tokens: Tokens of the prompt that were computed, without cached ones.
+        prompt_ms: Prompt processing, by the server's clock.
+        predicted_ms: All tokens after the first, by the server's clock.
         wall_ms: From sending the request to the end of the answer, by our clock.
     """
 
@@ -169,13 +167,12 @@ class TokenAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a model holds for the most likely next token.
+    """A model's most likely next token.
 
     Attributes:
         token: Its id.
-        p: Its probability among the ten most likely tokens, which is what llama.cpp compares with p-min
-            (``top_k = 10`` in common_speculative_impl_draft_simple, common/speculative.cpp, b11434); not a number where
-            the server does not tell.
+        p: Its probability among the ten most likely tokens, which llama.cpp compares with p-min (``top_k = 10`` in
+            common_speculative_impl_draft_simple, common/speculative.cpp, b11434); NaN if the server does not tell.
     """
 
     token: int
@@ -183,22 +180,22 @@ class Proposal:
 
 
 class Tokens(Protocol):
-    """A running server's model, asked in token ids: what predicting needs and no user asks for.
+    """A running server's model, asked in token ids. Prediction uses it; users' requests do not.
 
     Every method raises `RequestError` or `ServerDiedError` as `Server.complete` does.
     """
 
     def encode(self, request: Request) -> tuple[int, ...]:
-        """The prompt of a chat request as the server would compute it, template and first token included."""
+        """The token ids of a chat request's prompt, with chat template and first token, as the server computes it."""
 
     def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
-        """Answer a prompt in ids with the sampling of `request`; nothing comes from the cache."""
+        """Answer the prompt `ids` with the sampling of `request`, without the prompt cache."""
 
     def propose(self, ids: Sequence[int], count: int) -> list[Proposal]:
-        """Go on greedily after `ids` for at most `count` tokens; the prompt cache is used."""
+        """Continue `ids` greedily for at most `count` tokens, with the prompt cache."""
 
     def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
-        """Milliseconds to compute `extra` as one batch after `ids`, or behind nothing, by the server's clock."""
+        """Milliseconds to compute `extra` as one batch after `ids`, which may be empty, by the server's clock."""
 
 
 class Server(Protocol):
@@ -210,7 +207,7 @@ class Server(Protocol):
 
     @property
     def drafting(self) -> Drafting:
-        """What it was launched with."""
+        """The drafting of the launch."""
 
     @property
     def base_url(self) -> str:
@@ -218,7 +215,7 @@ class Server(Protocol):
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The command line, for people to repeat."""
+        """The command line, so that a person can repeat the launch."""
 
     @property
     def launch_ms(self) -> float:
@@ -226,26 +223,26 @@ class Server(Protocol):
 
     @property
     def pids(self) -> frozenset[int]:
-        """Processes of this launch, so that their load is not taken for somebody else's."""
+        """Processes of this launch. Their load is not counted as load of other programs."""
 
     @property
     def tokens(self) -> Tokens | None:
-        """The model in token ids; ``None`` where the server has no such thing."""
+        """The model in token ids; ``None`` if the server does not offer that."""
 
     def complete(self, request: Request) -> Completion:
         """Ask and wait for the whole answer.
 
         Raises:
-            ServerDiedError: The process ended; carries the log's last lines in its sentence.
+            ServerDiedError: The process ended; the message holds the log's last lines.
             RequestError: Refused, timed out, cut off, or an answer that makes no sense.
         """
 
     def with_drafting(self, drafting: Drafting) -> Server | None:
-        """This launch asked with a drafting, where that takes no other launch.
+        """The same process with another drafting, if that needs no other launch.
 
         Returns:
-            The server itself for its own drafting; where drafting goes with the request, a view on the same process
-            (stopping either stops both); else ``None``.
+            The server itself for its own drafting. If drafting goes with the request, a view on the same process
+            (stopping one stops both). Else ``None``.
         """
 
     def stop(self) -> None:
@@ -254,7 +251,7 @@ class Server(Protocol):
 
 @runtime_checkable
 class Watched(Protocol):
-    """A server whose process can be looked at; one that somebody else runs (`attached`) is none."""
+    """A server whose process can be watched. The server of `attached` is not ours and cannot."""
 
     def ended(self) -> str | None:
         """How its process ended, as the end of a sentence (``was ended by SIGKILL``); ``None`` while it runs."""
@@ -286,7 +283,20 @@ class Backend(Protocol):
         """The command line of a launch, every drafting parameter pinned; starts nothing.
 
         Raises:
-            UnsupportedError: This build lacks the mode or a flag that the drafting needs.
+            UnsupportedError: This build lacks the mode, or a flag that the drafting or the user needs.
+            UsageError: A server argument that autospec sets itself, or one without its value.
+        """
+
+    def drafting_args(
+        self, model_path: str, drafting: Drafting, settings: LaunchSettings, /
+    ) -> tuple[str, ...]:
+        """The end of `command` that puts the drafting in force; empty for `off`.
+
+        It is what a user adds to a command line without drafting. A backend whose settings are one JSON argument
+        returns that argument.
+
+        Raises:
+            UnsupportedError: As `command`.
         """
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> Server:

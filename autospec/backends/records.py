@@ -1,8 +1,8 @@
-"""The record of every launch on disk, by which the next start finds and ends what a killed autospec left.
+"""The record of every launch on disk. With it the next start finds and ends servers that a killed autospec left.
 
 ``<state_dir>/launches/<launch_id>.json`` exists from just before a server is started until it has been stopped;
-``<launch_id>.log`` beside it holds what the server printed. Every process of a launch also carries the launch id
-in its environment (`MARK`), so that a process number that has come to somebody else is never taken for ours.
+``<launch_id>.log`` beside it holds what the server printed. Every process of a launch also has the launch id in its
+environment (`MARK`), so another program's process that reuses the process number is never taken for ours.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = [
 ]
 
 MARK = "AUTOSPEC_LAUNCH_ID"
-# Linux derives a process's start from the clock of boot, which moves a little when the clock is set.
+# Linux derives a process's start from the boot time, which moves a little when the clock is set.
 _SAME_START_S = 1.0
-# For an owner the costly mistake is the other one: to end the servers of an autospec that lives.
+# For an owner the costly mistake would be to end the servers of a living autospec, so the limit is wide.
 _OWNER_START_S = 60.0
 _TERM_WAIT_S = 5.0
 _KILL_WAIT_S = 5.0
@@ -42,21 +42,21 @@ _LOGS_KEPT = 50
 
 @dataclass(frozen=True, slots=True)
 class ProcessRef:
-    """One process: its number and when it started (seconds since 1970), which together are unique."""
+    """A process: its number and its start (seconds since 1970), which together are unique."""
 
     pid: int
     create_time: float
 
     @classmethod
     def of(cls, pid: int) -> ProcessRef:
-        """The process with this number now; a start of 0 where it has already ended."""
+        """The process with this number now; its start is 0 if it has already ended."""
         try:
             return cls(pid, psutil.Process(pid).create_time())
         except psutil.Error:
             return cls(pid, 0.0)
 
     def find(self, tolerance_s: float = _SAME_START_S) -> psutil.Process | None:
-        """The living process that this refers to; ``None`` where it ended or the number was given away."""
+        """The living process; ``None`` if it ended or another process has its number."""
         try:
             process = psutil.Process(self.pid)
             alive = process.status() != psutil.STATUS_ZOMBIE
@@ -74,8 +74,8 @@ class LaunchRecord:
         launch_id: Unique over all launches ever made; sorts by time.
         started_at: ISO 8601, UTC.
         command: The server's command line.
-        owner: The autospec that started it.
-        processes: Guard and server, as far as they are known.
+        owner: The autospec process that started it.
+        processes: Guard and server, once they are known.
     """
 
     launch_id: str
@@ -90,28 +90,25 @@ class LaunchRecord:
         replace_file(_record_path(state_dir, self.launch_id), text, durable=False)
 
     def remove(self, state_dir: Path) -> None:
-        """Take it away once everything of the launch has ended; the log stays."""
+        """Delete it when all processes of the launch have ended; the log stays."""
         _record_path(state_dir, self.launch_id).unlink(missing_ok=True)
 
 
 def new_launch_id() -> str:
-    """Time to the second, and eight random hex digits: sorts by time, never repeats."""
+    """The time to the second and eight random hex digits: sorts by time, never repeats."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
 def log_path(state_dir: Path, launch_id: str) -> Path:
-    """Where a launch's output goes."""
+    """The file for a launch's output."""
     return state_dir / "launches" / f"{launch_id}.log"
 
 
 def sweep_orphans(state_dir: Path) -> list[str]:
-    """End what autospecs that are no more have left behind.
-
-    Args:
-        state_dir: The state folder of the settings.
+    """End servers that a killed autospec left. Launches of a living autospec are not touched.
 
     Returns:
-        One sentence per launch of which something still ran. Launches of a living autospec are not touched.
+        One sentence for each launch with a process that still ran.
     """
     told = []
     for path in sorted((state_dir / "launches").glob("*.json")):
@@ -124,7 +121,7 @@ def sweep_orphans(state_dir: Path) -> list[str]:
             if ended:
                 told.append(
                     f"Ended {Path(record.command[0]).name} (process {', '.join(map(str, ended))}), "
-                    f"left running since {record.started_at} by an autospec that was killed."
+                    f"which an autospec that was killed left running since {record.started_at}."
                 )
     _prune_logs(state_dir)
     return told
@@ -134,11 +131,11 @@ def end_processes(launch_id: str, known: Iterable[ProcessRef]) -> list[int]:
     """End every living process of one launch: SIGTERM, then SIGKILL.
 
     Args:
-        launch_id: Also finds processes that the record does not name, by their environment.
-        known: Those that the record names.
+        launch_id: Finds processes by their environment that the record does not name.
+        known: Processes that the record names.
 
     Returns:
-        Process numbers that were ended, ascending.
+        Numbers of the processes that were ended, ascending.
     """
     found = {process.pid: process for ref in known if (process := ref.find()) is not None}
     found |= {process.pid: process for process in psutil.process_iter() if _marked(process, launch_id)}

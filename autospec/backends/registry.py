@@ -1,6 +1,7 @@
-"""Which backends there are, and which one to use. A new backend is one line in `_BACKENDS`, and one in `_FORMATS`
-where it does not run every model.
-"""  # noqa: D205 - one sentence
+"""The list of backends, and which one to use.
+
+A new backend is one line in `_BACKENDS`, and one in `_FORMATS` if it does not run every model format.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +34,14 @@ class BackendSettings(Protocol):
 
     @property
     def attached_url(self) -> str:
-        """The address of a server that somebody else runs."""
+        """The address of a server that runs already."""
 
     @property
     def attached_remote(self) -> bool:
-        """Whether that may be on another machine."""
+        """True if that server may be on another machine."""
 
 
-# In the order in which they are tried where none is asked for.
+# In the order in which they are tried if the user names none.
 _BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {
     "llama-server": lambda settings: LlamaServer(_binary(settings), settings.state_dir),
     "embedded": lambda settings: Embedded(settings.state_dir),
@@ -48,7 +49,7 @@ _BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {
     "llama-cpp-python": lambda settings: LlamaCppPython(settings.state_dir),
     "attached": lambda settings: Attached(settings.attached_url, remote=settings.attached_remote),
 }
-# What a backend runs; one that is not named here takes any model, or brings its own.
+# The model format of each backend; one that is not named here takes any model, or has its own.
 _FORMATS: dict[str, Format] = {
     "llama-server": "gguf",
     "embedded": "gguf",
@@ -59,18 +60,18 @@ _FORMAT_NAMES: dict[Format, str] = {"gguf": "a GGUF file", "mlx": "an MLX folder
 
 
 def backend_for(name: str | None, settings: BackendSettings, model: Model | None = None) -> Backend:
-    """The backend of that name; without one, what runs the model.
+    """The backend of that name, or one that runs the model.
 
-    An MLX folder is run by `mlx`; a GGUF file by `llama-server` where it is found, else by `embedded`.
+    `mlx` runs an MLX folder. `llama-server` runs a GGUF file; if it is not installed, `embedded` does.
 
     Args:
-        name: A backend's name, or ``None`` or empty for automatic.
+        name: A backend's name; ``None`` or empty for automatic.
         settings: Where the program is and where records go.
         model: The main model.
 
     Raises:
         UsageError: No backend has that name, or it does not run such a model.
-        BackendMissingError: The config names a llama-server that is not there.
+        BackendMissingError: The config names a llama-server that does not exist.
     """
     if name:
         if name not in _BACKENDS:
@@ -83,7 +84,7 @@ def backend_for(name: str | None, settings: BackendSettings, model: Model | None
     try:
         find_llama_server(_binary(settings))
     except BackendMissingError:
-        if settings.llama_server:  # set on purpose: another backend in its place would surprise
+        if settings.llama_server:  # the user chose it, so no other backend replaces it
             raise
         return _BACKENDS["embedded"](settings)
     return _BACKENDS["llama-server"](settings)
@@ -104,7 +105,7 @@ def _check_format(name: str, model: Model) -> None:
         fitting = [other for other in _BACKENDS if _FORMATS.get(other) == model.format]
         raise UsageError(
             f"{model.name} is {_FORMAT_NAMES[model.format]}, and the backend {name} runs {_FORMAT_NAMES[runs]}.",
-            f"Choose --backend {' or '.join(fitting)}, or leave it out (and backend out of the config).",
+            f"Choose --backend {' or '.join(fitting)}, or remove --backend (and backend from the config).",
         )
 
 

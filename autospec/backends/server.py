@@ -1,12 +1,8 @@
-"""A server in a child process, from its start to its first answer: whatever it serves, whoever asks it.
+"""Launch a server in a child process, wait until it is ready, and check that it drafts as asked.
 
-From a command line to a server that is ready and verified; shared by every backend that launches one.
-
-Is the drafting in force? Asked of every launch before it is measured: silence looks exactly like success.
-
-llama.cpp starts without speculation when a draft's vocabulary does not fit, when `-md` stands alone (since
-b9496) and when a context cannot be rolled back; it says so in its log at most. Two witnesses are heard: the
-slots, and a canary request whose answer must, or must not, name drafted tokens.
+llama.cpp starts without speculation when a draft's vocabulary does not fit, when `-md` stands alone (since b9496) and
+when a context cannot be rolled back; at most its log says so. So every launch is checked before it is measured: by its
+slots, and by a canary request whose answer must, or must not, name drafted tokens.
 """
 
 from __future__ import annotations
@@ -21,9 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from autospec.backends.failures import Failure, classify, speculation_refused
+from autospec.backends.json_http import JsonClient
 from autospec.backends.openai_http import ChatClient
 from autospec.backends.placement import Placement, placement_of
-from autospec.backends.process import HOST, ServerProcess, family, free_port, is_free, listens
+from autospec.backends.process import HOST, Ended, ServerProcess, family, free_port, is_free, listens
 from autospec.backends.protocol import Capabilities, Completion, Request, Server, Tokens
 from autospec.backends.records import sweep_orphans
 from autospec.backends.token_http import HttpTokens
@@ -31,32 +28,40 @@ from autospec.drafting import Drafting
 from autospec.errors import BackendError, LaunchError, RequestError, ServerDiedError, SpeculationInactiveError
 
 __all__ = [
-    "CANARY_TOKENS",
     "LOG_SEARCHED",
     "ChildServer",
-    "HttpServer",
     "LaunchedServer",
+    "LlamaHttpServer",
     "canary",
-    "launch",
     "start_child",
-    "verify",
 ]
-
 
 _log = logging.getLogger(__name__)
 
+LOG_SEARCHED = 400
+"""Lines of a log that are searched for the cause of a failure; an error shows only the last ones."""
+
 # Half of the start of a small model; a thousand polls of a large one cost nothing.
 _POLL_S = 0.1
-# Between finding a free port and the server's taking it, another program may come first.
+_HEALTH_TIMEOUT_S = 2.0
+# Another program may take a free port before the server does.
 _PORT_ATTEMPTS = 2
-# State folders that have been looked through by this process.
+# State folders that this process has searched for orphans.
 _swept: set[Path] = set()
-# How much of a log is searched for the cause of a failure; an error shows only its last lines.
-LOG_SEARCHED = 400
+
+# Long enough for several cycles; short enough for 2 s on a model of 10 tokens per second.
+_CANARY_TOKENS = 20
+_CANARY_TIMEOUT_S = 300.0
+# The first request also warms up what a server allocates lazily. No prompt of a suite holds this text, so an n-gram pool
+# learns nothing useful from it; but some pools count positions from it, and prediction begins with it too.
+_CANARY_TEXT = "Continue counting: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"
+# Builds up to early 2026 take these with a request, and then draft for the canary whatever the launch's limits are;
+# later builds ignore them.
+_CANARY_EXTRA = {"speculative.p_min": 0.0, "speculative.n_min": 0}
 
 
-class ChildServer(ABC):
-    """A server in a child process, whatever it is for.
+class ChildServer:
+    """A server in a child process; subclasses set `_client`.
 
     Attributes:
         launch_id: Unique over all launches ever made.
@@ -65,6 +70,8 @@ class ChildServer(ABC):
         pids: Its processes and their guard.
     """
 
+    _client: JsonClient
+
     def __init__(self, process: ServerProcess, port: int) -> None:
         self.launch_id = process.launch_id
         self.base_url = f"http://{HOST}:{port}"
@@ -72,13 +79,14 @@ class ChildServer(ABC):
         self.pids = process.pids
         self._process = process
 
-    @abstractmethod
     def ready(self) -> str:
-        """``ready``, ``loading`` while the model is read, or ``absent`` while nobody listens."""
+        """``ready`` (here: as soon as it listens), ``loading`` while the model is read, or ``absent``."""
+        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
 
     def stop(self) -> None:
         """End the process and wait until it has ended. Safe to call twice."""
         self._process.stop()
+        self._client.close()
 
     def ended(self) -> str | None:
         """How its process ended, as the end of a sentence; ``None`` while it runs."""
@@ -86,7 +94,7 @@ class ChildServer(ABC):
         return None if ended is None else str(ended)
 
     def wait_ready(self, timeout_s: float, port: int) -> None:
-        """Wait until the server answers /health on its own port.
+        """Wait until the server answers on its own port.
 
         Raises:
             LaunchError: It ended, or was not ready in time.
@@ -96,30 +104,25 @@ class ChildServer(ABC):
         while True:
             ended = self._process.poll()
             if ended is not None:
-                log = self._process.log_tail(LOG_SEARCHED)
-                failure = classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills)
+                failure = self._launch_failure(ended, kills)
                 if failure.kind == "other" and not is_free(port):
                     failure = _port_taken(port)  # b9093 ends before its log's last lines are written
-                raise _raised(failure, self._process)
+                raise _error(failure, self._process)
             state = self.ready()
             if state == "ready":
                 break
             if time.monotonic() - begun > timeout_s:
-                raise _raised(_late(state, timeout_s), self._process)
+                raise _error(_late(state, timeout_s), self._process)
             self._process.wait_ended(_POLL_S)
         self.launch_ms = 1000.0 * (time.monotonic() - begun)
         relatives = family(self.pids)
         if not listens(relatives, port):
-            raise _raised(_port_taken(port), self._process)
+            raise _error(_port_taken(port), self._process)
         self.pids = self.pids | {process.pid for process in relatives}
 
     @contextmanager
     def _first_request(self) -> Iterator[None]:
-        """What the first requests show of a launch, in a launch's errors: many a build dies of its first matrix.
-
-        Raises:
-            LaunchError: It did not survive them, or refused.
-        """
+        """Turn errors of the first request into `LaunchError`: some builds die at their first matrix multiplication."""
         kills = _out_of_memory_kills()
         try:
             yield
@@ -127,9 +130,7 @@ class ChildServer(ABC):
             ended = self._process.wait_ended(0.0)
             if ended is None:
                 raise
-            log = self._process.log_tail(LOG_SEARCHED)
-            failure = classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills)
-            raise _raised(failure, self._process) from error
+            raise _error(self._launch_failure(ended, kills), self._process) from error
         except RequestError as error:
             raise LaunchError(
                 f"The server started but failed its first request: {error.message}",
@@ -137,12 +138,109 @@ class ChildServer(ABC):
                 log_tail=self._process.log_tail(),
             ) from error
 
+    def _launch_failure(self, ended: Ended, kills_before: int) -> Failure:
+        log = self._process.log_tail(LOG_SEARCHED)
+        return classify(ended, log, out_of_memory_kills=_out_of_memory_kills() - kills_before)
+
+
+class LaunchedServer(ChildServer, ABC):
+    """A launch with one drafting, whatever its API is. See `autospec.backends.protocol.Server`."""
+
+    tokens: Tokens | None = None
+
+    def __init__(self, process: ServerProcess, drafting: Drafting, port: int) -> None:
+        super().__init__(process, port)
+        self.drafting = drafting
+        self.command = process.command
+
+    @abstractmethod
+    def complete(self, request: Request) -> Completion:
+        """See `Server`."""
+
+    @abstractmethod
+    def verify(self, abilities: Capabilities) -> None:
+        """Check that the drafting is in force.
+
+        Raises:
+            SpeculationInactiveError: It is not.
+            LaunchError: The server did not survive its first request.
+        """
+
+    def with_drafting(self, drafting: Drafting) -> Server | None:
+        """See `Server`: without drafting per request, another drafting takes another launch."""
+        return self if drafting == self.drafting else None
+
+
+class LlamaHttpServer(LaunchedServer):
+    """One launch of a server that speaks llama.cpp's HTTP API.
+
+    Args:
+        process: The server's process.
+        drafting: What it was launched with.
+        port: Where it listens.
+        name: The backend's name, for error messages.
+        erases_slot: True for builds that draft only with the prompt cache, see `ChatClient`.
+
+    Attributes:
+        placement: Where the main model is, once the server is verified; ``None`` where its log does not say.
+    """
+
+    def __init__(
+        self, process: ServerProcess, drafting: Drafting, port: int, name: str, *, erases_slot: bool = False
+    ) -> None:
+        super().__init__(process, drafting, port)
+        self._client: ChatClient = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
+        self._client.erases_slot = erases_slot
+        self.tokens = HttpTokens(self._client)
+        self.placement: Placement | None = None
+
+    def complete(self, request: Request) -> Completion:
+        """See `LaunchedServer`."""
+        return self._client.complete(request)
+
+    def ready(self) -> str:
+        """See `LaunchedServer`."""
+        return self._client.ready()
+
+    def verify(self, abilities: Capabilities) -> None:
+        """See `LaunchedServer`."""
+        self._client.tells_drafts = abilities.tells_drafts
+        self.placement = placement_of(self._process.log_lines())
+        with self._first_request():
+            self._check_speculation(f"{abilities.build.backend} {abilities.build.version}")
+
+    def _check_speculation(self, build: str) -> None:
+        drafting = self.drafting
+        log = self._process.log_tail(LOG_SEARCHED)  # before the canary adds to it
+        slots = self._client.speculative()
+        if slots is False and not drafting.is_off:
+            raise self._inactive(build, log)
+        drafted = self._client.complete(canary(drafting), _CANARY_EXTRA).drafted
+        if drafting.is_off:
+            if slots or drafted:
+                raise SpeculationInactiveError(
+                    f"{build} drafts although drafting is off.",
+                    "Take the speculation flags out of the server arguments.",
+                )
+            return
+        if drafted or drafting.mode.draft_free:
+            # An n-gram mode proposes only where text repeats, so a canary without drafts says nothing: the slots did.
+            return
+        if (slots is None) or (drafted == 0 and not drafting.p_min):
+            raise self._inactive(build, log)
+
+    def _inactive(self, build: str, log: tuple[str, ...]) -> SpeculationInactiveError:
+        reason = speculation_refused(log)
+        return SpeculationInactiveError(
+            f"{build} runs without speculation although {self.drafting.label} was asked for"
+            + (f" ({reason})." if reason else "."),
+            "autospec drafts --model … lists the drafts that fit."
+            if self.drafting.draft
+            else "Choose another mode.",
+        )
+
 
 C = TypeVar("C", bound=ChildServer)
-
-
-class _PortTakenError(LaunchError):
-    """Somebody else has the port; the next one will do."""
 
 
 def start_child(
@@ -152,25 +250,22 @@ def start_child(
     *,
     ready_timeout_s: float,
     state_dir: Path,
-    choose_port: Callable[[], int] | None = None,
 ) -> C:
-    """Start a server, wait until it is ready, and verify it; nothing runs on where one of these fails.
+    """Start a server, wait until it is ready, and verify it. The server is stopped if one of these fails.
 
     Args:
-        make: The server for a process and its port.
-        command: The command line for a port.
-        verify: Asks it what shows that it works.
+        make: Makes the server from its process and port.
+        command: Makes the command line for a port.
+        verify: Checks that the server works, by asking it.
         ready_timeout_s: How long loading may take.
         state_dir: Where the launch's record and log go.
-        choose_port: Finds a port; `free_port` unless a test chooses.
 
     Raises:
         LaunchError: It did not get ready, and whatever `verify` raises.
     """
     _sweep_once(state_dir)
-    choose = choose_port or free_port
     for attempt in range(1, _PORT_ATTEMPTS + 1):
-        port = choose()
+        port = free_port()
         server = make(ServerProcess.start(command(port), state_dir), port)
         try:
             server.wait_ready(ready_timeout_s, port)
@@ -187,23 +282,40 @@ def start_child(
     raise BackendError("No port could be taken.")  # unreachable: the last attempt returns or raises
 
 
+def canary(drafting: Drafting) -> Request:
+    """A request for whose answer a working draft model must propose something.
+
+    Near its end an answer has no room for `n_min` tokens, so the answer is longer by as many.
+    """
+    return Request(
+        messages=({"role": "user", "content": _CANARY_TEXT},),
+        max_tokens=_CANARY_TOKENS + (drafting.n_min or 0),
+        timeout_s=_CANARY_TIMEOUT_S,
+        ignore_eos=True,
+    )
+
+
+class _PortTakenError(LaunchError):
+    """Another program has the port."""
+
+
 def _sweep_once(state_dir: Path) -> None:
-    """Before the first launch, end what a killed autospec left: it would share memory and processor with ours."""
+    """Before the first launch, end servers of a killed autospec: they would take memory and processor time from ours."""
     if state_dir not in _swept:
         _swept.add(state_dir)
         for sentence in sweep_orphans(state_dir):
             _log.warning(sentence)
 
 
-def _port_taken(port: int) -> Failure:
-    return Failure("port", f"Port {port} was taken by another program.", "Try again.", permanent=False)
-
-
-def _raised(failure: Failure, process: ServerProcess) -> LaunchError:
+def _error(failure: Failure, process: ServerProcess) -> LaunchError:
     error = failure.error(process.log_tail())
     if failure.kind == "port":
         return _PortTakenError(error.message, error.hint, log_tail=error.log_tail)
     return error
+
+
+def _port_taken(port: int) -> Failure:
+    return Failure("port", f"Port {port} was taken by another program.", "Try again.", permanent=False)
 
 
 def _late(state: str, timeout_s: float) -> Failure:
@@ -226,185 +338,3 @@ def _out_of_memory_kills() -> int:
             if name == "oom_kill":
                 return int(value)
     return 0
-
-
-class LaunchedServer(ChildServer):
-    """A server that answers with a drafting, whatever its API is. See `autospec.backends.protocol.Server`."""
-
-    tokens: Tokens | None = None
-
-    def __init__(self, process: ServerProcess, drafting: Drafting, port: int) -> None:
-        super().__init__(process, port)
-        self.drafting = drafting
-        self.command = process.command
-
-    @abstractmethod
-    def complete(self, request: Request) -> Completion:
-        """Ask and wait for the whole answer.
-
-        Raises:
-            ServerDiedError: The process ended.
-            RequestError: Refused, timed out, cut off, or an answer that makes no sense.
-        """
-
-    @abstractmethod
-    def verify(self, abilities: Capabilities) -> None:
-        """Check that the drafting is in force.
-
-        Raises:
-            SpeculationInactiveError: It is not.
-            LaunchError: The server did not survive its first request.
-        """
-
-    def with_drafting(self, drafting: Drafting) -> Server | None:
-        """See `Server`: without drafting per request, another drafting takes another launch."""
-        return self if drafting == self.drafting else None
-
-
-class HttpServer(LaunchedServer):
-    """One launch of a llama.cpp server.
-
-    Args:
-        process: The server's process.
-        drafting: What it was launched with.
-        name: What to call it in sentences.
-        port: Where it listens.
-        erases_slot: See `ChatClient`.
-
-    Attributes:
-        placement: Where the main model is, once the server is verified; ``None`` where its log does not tell.
-    """
-
-    def __init__(
-        self, process: ServerProcess, drafting: Drafting, name: str, port: int, *, erases_slot: bool = False
-    ) -> None:
-        super().__init__(process, drafting, port)
-        self._client = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
-        self._client.erases_slot = erases_slot
-        self.tokens = HttpTokens(self._client)
-        self.placement: Placement | None = None
-
-    def complete(self, request: Request) -> Completion:
-        """See `LaunchedServer`."""
-        return self._client.complete(request)
-
-    def stop(self) -> None:
-        """See `LaunchedServer`."""
-        super().stop()
-        self._client.close()
-
-    def ready(self) -> str:
-        """See `LaunchedServer`."""
-        return self._client.ready()
-
-    def verify(self, abilities: Capabilities) -> None:
-        """See `LaunchedServer`."""
-        self._client.tells_drafts = abilities.tells_drafts
-        self.placement = placement_of(self._process.log_lines())
-        build = f"{abilities.build.backend} {abilities.build.version}"
-        with self._first_request():
-            verify(self._client, self.drafting, build, self._process.log_tail(LOG_SEARCHED))
-
-
-def launch(
-    command: Callable[[int], tuple[str, ...]],
-    drafting: Drafting,
-    abilities: Capabilities,
-    *,
-    ready_timeout_s: float,
-    state_dir: Path,
-    erases_slot: bool = False,
-    choose_port: Callable[[], int] | None = None,
-) -> HttpServer:
-    """`start_child` for a llama.cpp server.
-
-    Args:
-        command: The command line for a port.
-        drafting: What the command line asks for.
-        abilities: Of the build that is launched.
-        ready_timeout_s: How long loading may take.
-        state_dir: Where the launch's record and log go.
-        erases_slot: True for builds that draft only with the prompt cache, see `ChatClient`.
-        choose_port: Finds a port; `free_port` unless a test chooses.
-
-    Raises:
-        LaunchError: It did not get ready.
-        SpeculationInactiveError: It runs with another drafting than asked for.
-    """
-    return start_child(
-        lambda process, port: HttpServer(
-            process, drafting, abilities.build.backend, port, erases_slot=erases_slot
-        ),
-        command,
-        lambda server: server.verify(abilities),
-        ready_timeout_s=ready_timeout_s,
-        state_dir=state_dir,
-        choose_port=choose_port,
-    )
-
-
-# Long enough for several cycles; short enough for 2 s on a model of 10 tokens per second.
-CANARY_TOKENS = 20
-_CANARY_TIMEOUT_S = 300.0
-# A first request warms up what a server allocates lazily. Its text is nobody's prompt, so that an n-gram pool learns
-# nothing from it that a suite asks for; but some pools keep places in it, and prediction begins with it too.
-_CANARY_TEXT = "Continue counting: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"
-_CANARY_EXTRA = {
-    # In the eras that take them per request (to early 2026) these let the canary draft whatever the launch's limits are;
-    # later builds ignore them.
-    "speculative.p_min": 0.0,
-    "speculative.n_min": 0,
-}
-
-
-def canary(drafting: Drafting) -> Request:
-    """A request on whose answer a working draft model must have proposed something.
-
-    Near its end an answer has no room for `n_min` tokens, so it is longer by as many.
-    """
-    return Request(
-        messages=({"role": "user", "content": _CANARY_TEXT},),
-        max_tokens=CANARY_TOKENS + (drafting.n_min or 0),
-        timeout_s=_CANARY_TIMEOUT_S,
-        ignore_eos=True,
-    )
-
-
-def verify(client: ChatClient, drafting: Drafting, build: str, log: tuple[str, ...]) -> None:
-    """Check a server that is ready.
-
-    Args:
-        client: Its API.
-        drafting: What it was launched with.
-        build: Backend and build, for the sentence.
-        log: What it printed while it started.
-
-    Raises:
-        SpeculationInactiveError: It speculates though it should not, or the other way round, or nobody can tell.
-        RequestError: The canary failed.
-    """
-    slots = client.speculative()
-    if slots is False and not drafting.is_off:
-        raise _not_in_force(drafting, build, log)
-    drafted = client.complete(canary(drafting), _CANARY_EXTRA).drafted
-    if drafting.is_off:
-        if slots or drafted:
-            raise SpeculationInactiveError(
-                f"{build} drafts although drafting is off.",
-                "Take the speculation flags out of the server arguments.",
-            )
-        return
-    if drafted or drafting.mode.draft_free:
-        # An n-gram mode proposes only where text repeats, so the canary's silence says nothing: the slots have spoken.
-        return
-    if (slots is None) or (drafted == 0 and not drafting.p_min):
-        raise _not_in_force(drafting, build, log)
-
-
-def _not_in_force(drafting: Drafting, build: str, log: tuple[str, ...]) -> SpeculationInactiveError:
-    reason = speculation_refused(log)
-    return SpeculationInactiveError(
-        f"{build} runs without speculation although {drafting.label} was asked for"
-        + (f" ({reason})." if reason else "."),
-        "autospec drafts --model … lists the drafts that fit." if drafting.draft else "Choose another mode.",
-    )

@@ -1,14 +1,12 @@
-"""Asking any OpenAI-compatible server, by a streamed answer: the clock is ours where the server has none to tell.
+"""A client for any OpenAI-compatible server, which streams answers and times their tokens by their arrival.
 
-mlx_lm.server, llama-cpp-python's server, mlx-omni-server, LM Studio and the like say nothing of their times, so the
-moment of the first token is when its chunk arrives. llama.cpp's ``timings`` and LM Studio's draft counts are taken
-where they come. Protocol: https://platform.openai.com/docs/api-reference/chat-streaming.
+mlx_lm.server, llama-cpp-python's server, mlx-omni-server, LM Studio and others report no times, so the first token's time
+is when its chunk arrives. llama.cpp's ``timings`` and LM Studio's draft counts are used if an answer has them.
+Protocol: https://platform.openai.com/docs/api-reference/chat-streaming.
 
-Server-sent events as OpenAI-compatible servers send them. Pure.
-
-Lines are cut at line feeds only. `httpx.Response.iter_lines` also cuts at U+2028 and its like, which JSON may hold in
-the middle of a text (LM Studio sends them bare); and a library's decoder would hide the comments that keep a
-connection alive, on which the time limit of the whole request is checked.
+Server-sent events are cut at line feeds only. `httpx.Response.iter_lines` also cuts at U+2028 and similar characters,
+which JSON may hold in a text (LM Studio sends them unescaped). And a library's decoder would hide the comments that keep
+a connection alive, at which the time limit of the whole request is checked.
 """
 
 from __future__ import annotations
@@ -28,16 +26,12 @@ from autospec.errors import RequestError
 
 __all__ = ["DONE", "AnswerReader", "Streamed", "StreamedClient", "data_of", "streamed_body"]
 
-
-# What OpenAI's API sends last.
+# OpenAI's API sends this last.
 DONE = "[DONE]"
 
 
 def data_of(parts: Iterable[bytes]) -> Iterator[str]:
-    """The data of each event, as its line ends; comments and other fields are left out.
-
-    Args:
-        parts: The body as it comes, cut anywhere.
+    """The data of each event in a body whose parts are cut anywhere; comments and other fields are left out.
 
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html; these servers send each event's data as one
     line of JSON.
@@ -52,7 +46,7 @@ def data_of(parts: Iterable[bytes]) -> Iterator[str]:
 
 
 _CHAT = "/v1/chat/completions"
-# What a strict server answers to a field that it does not know.
+# Statuses of a strict server for a field that it does not know.
 _FIELD_REFUSED = frozenset({400, 422})
 
 
@@ -75,11 +69,11 @@ class Streamed:
 def streamed_body(request: Request, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The JSON of one question, in fields that every OpenAI-compatible server knows.
 
-    A greedy answer needs no seed, and mlx_lm.server stops batching for a request that has one.
+    A greedy answer needs no seed, and mlx_lm.server does not batch a request that has one.
 
     Args:
         request: The question.
-        extra: Further fields, which win; ``None`` as a value takes a field out.
+        extra: Further fields, which replace others; the value ``None`` removes a field.
     """
     body: dict[str, Any] = {
         "messages": list(request.messages),
@@ -102,7 +96,7 @@ def streamed_body(request: Request, extra: Mapping[str, Any] | None = None) -> d
 
 @dataclass(slots=True)
 class _Call:
-    """A tool call that comes in pieces."""
+    """A tool call that arrives in pieces."""
 
     name: str = ""
     arguments: str = ""
@@ -110,11 +104,7 @@ class _Call:
 
 @dataclass(slots=True)
 class AnswerReader:
-    """Puts an answer together from its chunks. Pure: the times are given.
-
-    Attributes:
-        finish_reason: Empty until the chunk that tells it.
-    """
+    """Builds an answer from its chunks. Pure: the times are given."""
 
     finish_reason: str = ""
     _reasoning: list[str] = field(default_factory=list)
@@ -128,19 +118,15 @@ class AnswerReader:
     _last_ms: float = 0.0
 
     def read(self, chunk: Mapping[str, Any], at_ms: float) -> None:
-        """Take one chunk.
-
-        Args:
-            chunk: Its decoded data.
-            at_ms: When it came, from sending the request.
+        """Take the decoded data of one chunk that came `at_ms` after sending the request.
 
         Raises:
-            RequestError: The server tells an error in mid-answer.
-            KeyError, TypeError, ValueError, AttributeError, IndexError: It is no chunk of a chat completion.
+            RequestError: The server reports an error in the middle of the answer.
+            KeyError, TypeError, ValueError, AttributeError, IndexError: It is not a chunk of a chat completion.
         """
         if told := chunk.get("error"):
             raise RequestError(
-                f"The server broke off: {told.get('message') if isinstance(told, dict) else told}."
+                f"The server reported an error in its answer: {told.get('message') if isinstance(told, dict) else told}."
             )
         self._usage = chunk.get("usage") or self._usage
         self._stats = chunk.get("stats") or self._stats
@@ -154,10 +140,7 @@ class AnswerReader:
             self.finish_reason = str(choice.get("finish_reason") or self.finish_reason)
 
     def answer(self, wall_ms: float) -> Streamed:
-        """What was read.
-
-        Args:
-            wall_ms: From sending the request to the end of the answer.
+        """The answer, whose end came `wall_ms` after sending the request.
 
         Raises:
             KeyError, TypeError, ValueError, AttributeError: A count is of the wrong kind.
@@ -183,8 +166,8 @@ class AnswerReader:
         return Streamed(completion, counted=told is None and not timings, server_times=bool(timings))
 
     def _take(self, delta: Mapping[str, Any]) -> bool:
-        """Keep what a delta holds; false if it holds nothing that was generated."""
-        # DeepSeek's name, and mlx-lm's, LM Studio's and vLLM's newer one; some send both.
+        """Keep a delta's text; false if it holds nothing that was generated."""
+        # The first name is DeepSeek's, the second mlx-lm's, LM Studio's and vLLM's newer one; some send both.
         reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
         content = delta.get("content") or ""
         calls = delta.get("tool_calls") or ()
@@ -199,12 +182,12 @@ class AnswerReader:
         return bool(reasoning or content or calls)
 
     def _tool_text(self) -> str:
-        """As `openai_http` writes them, so that texts of the two clients compare."""
+        """Tool calls as `openai_http` writes them, so that texts of the two clients can be compared."""
         calls = [[call.name, call.arguments] for _, call in sorted(self._calls.items())]
         return json.dumps(calls, ensure_ascii=False) if calls else ""
 
     def _drafts(self) -> tuple[int | None, int | None]:
-        """Drafted and accepted: llama.cpp's, or LM Studio's, which moved from ``stats`` to ``usage``."""
+        """Drafted and accepted: llama.cpp's names, or LM Studio's, which moved from ``stats`` to ``usage``."""
         for told, drafted, accepted in (
             (self._timings, "draft_n", "draft_n_accepted"),
             (self._stats, "total_draft_tokens_count", "accepted_draft_tokens_count"),
@@ -218,14 +201,7 @@ class AnswerReader:
 class StreamedClient(JsonClient):
     """One server's OpenAI-compatible API.
 
-    Args:
-        base_url: ``http://127.0.0.1:PORT``.
-        name: What to call the server in sentences.
-        ended: Waits some seconds for the server's process to end and says how, or ``None``.
-        log_tail: The last lines of its log.
-        headers: Sent with every request, e.g. an API key.
-        path: The chat route.
-        clock: Milliseconds; a test's own.
+    Arguments are those of `JsonClient`, besides the chat route `path` and a test's own `clock` in milliseconds.
     """
 
     def __init__(
@@ -245,11 +221,7 @@ class StreamedClient(JsonClient):
         self._asks_usage = True
 
     def complete(self, request: Request, extra: Mapping[str, Any] | None = None) -> Completion:
-        """Ask and wait for the whole answer.
-
-        Args:
-            request: The question.
-            extra: Further fields of the body; see `streamed_body`.
+        """Ask and wait for the whole answer; `extra` as for `streamed_body`.
 
         Raises:
             ServerDiedError: The process ended.
@@ -258,7 +230,7 @@ class StreamedClient(JsonClient):
         return self.ask(request, extra).completion
 
     def ask(self, request: Request, extra: Mapping[str, Any] | None = None) -> Streamed:
-        """As `complete`, and says where the counts and times are from."""
+        """As `complete`, with the source of the counts and times."""
         body = streamed_body(request, extra)
         if not self._asks_usage:
             del body["stream_options"]
@@ -278,7 +250,7 @@ class StreamedClient(JsonClient):
             start = next(parts, b"").decode(errors="replace")[:200]
             raise RequestError(
                 f"{self._name} does not stream; it answered: {start!r}.",
-                "autospec needs OpenAI-compatible streaming, to see when the first token comes.",
+                "autospec needs OpenAI-compatible streaming to time the first token.",
             )
         reader = AnswerReader()
         try:
@@ -291,7 +263,7 @@ class StreamedClient(JsonClient):
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(
                 f"The answer of {self._name} cannot be read: {error!r}.",
-                "Is this an OpenAI-compatible server?",
+                "The server may not be OpenAI-compatible.",
             ) from error
-        # A server that dies closes its socket; where the length of a stream is not told, that looks like its end.
+        # A server that dies closes its socket. For a stream without a length that looks like its end.
         raise self._broken(f"{self._name} cut its answer off.")

@@ -1,9 +1,7 @@
-"""A llama.cpp server's model in token ids: `protocol.Tokens` over /apply-template, /tokenize and /completion.
+"""Clients that ask a model in token ids: of a llama.cpp server, and of a child that reads token probabilities.
 
-The API is llama-server's own (tools/server/README.md of llama.cpp, b11434). Builds that lack a part of it raise
-`RequestError`, and prediction does without.
-
-What every child is asked that reads a model's token probabilities: a whole answer, or a continuation.
+The llama.cpp API is llama-server's own (tools/server/README.md of llama.cpp, b11434). Builds that lack a part of it raise
+`RequestError`, and prediction works without it.
 """
 
 from __future__ import annotations
@@ -17,26 +15,21 @@ from autospec.backends.openai_http import GREEDY, ChatClient
 from autospec.backends.protocol import Proposal, Request, TokenAnswer
 from autospec.errors import RequestError
 
-__all__ = ["READ_TIMEOUT_S", "HttpTokens", "TokenReader"]
-
+__all__ = ["HttpTokens", "TokenReader"]
 
 _CANDIDATES = 10
-# Tokenizing is text work; a batch of some tens of tokens is one step of the model, on a slow disk's first pages too.
+# Tokenizing is quick; a batch of some tens of tokens is one step of the model, which a slow disk may delay.
 _SHORT_TIMEOUT_S = 120.0
 
 
 class HttpTokens:
-    """See `autospec.backends.protocol.Tokens`.
-
-    Args:
-        client: The server's API.
-    """
+    """See `autospec.backends.protocol.Tokens`: over /apply-template, /tokenize and /completion."""
 
     def __init__(self, client: ChatClient) -> None:
         self._client = client
 
     def encode(self, request: Request) -> tuple[int, ...]:
-        """The prompt of a chat request as the server would compute it."""
+        """See `Tokens`."""
         body: dict[str, Any] = {"messages": list(request.messages)}
         if request.tools:
             body["tools"] = list(request.tools)
@@ -45,7 +38,7 @@ class HttpTokens:
         return self._encoded(text, special=True)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """The ids of a text, nothing put before it."""
+        """See `autospec.backends.optional.EncodesText`."""
         return self._encoded(text, special=False)
 
     def _encoded(self, text: str, *, special: bool) -> tuple[int, ...]:
@@ -53,7 +46,7 @@ class HttpTokens:
         return self._ids(self._client.post("/tokenize", words, _SHORT_TIMEOUT_S)[0])
 
     def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
-        """Answer a prompt in ids with the sampling of `request`; nothing comes from the cache."""
+        """See `Tokens`."""
         sampling = GREEDY if request.temperature <= 0 else {"temperature": request.temperature}
         body: dict[str, Any] = {
             "prompt": list(ids),
@@ -78,7 +71,7 @@ class HttpTokens:
         )
 
     def propose(self, ids: Sequence[int], count: int) -> list[Proposal]:
-        """Go on greedily after `ids` for at most `count` tokens; the prompt cache is used."""
+        """See `Tokens`."""
         body = {
             "prompt": list(ids),
             "n_predict": count,
@@ -90,18 +83,14 @@ class HttpTokens:
         }
         answer, _ = self._client.post("/completion", body, _SHORT_TIMEOUT_S)
         try:
-            # Left out where every token ends within a character, e.g. the only one that was asked for.
+            # The server leaves the key out if every token ends within a character.
             entries = answer.get("completion_probabilities", ()) if isinstance(answer, Mapping) else ()
             return _proposals(self._ids(answer), [_proposal(e["top_logprobs"]) for e in entries])
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise RequestError(f"The server's probabilities cannot be read: {error!r}.") from error
 
     def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
-        """Milliseconds to compute `extra` as one batch after `ids`, by the server's clock; see `Tokens`.
-
-        Raises:
-            RequestError: The server computed other tokens than these: its cache cannot be cut back to `ids`.
-        """
+        """See `Tokens`; a `RequestError` also says that the cache cannot be cut back to `ids`."""
         body = {"prompt": list(ids), "n_predict": 1, "cache_prompt": bool(ids), "id_slot": 0, **GREEDY}
         if ids:
             self._client.post("/completion", body, _SHORT_TIMEOUT_S)
@@ -110,7 +99,7 @@ class HttpTokens:
         timings = self._read(answer, "timings", dict)
         computed = int(self._read(timings, "prompt_n", int))
         if computed != len(extra):
-            raise RequestError(f"The server computed {computed} tokens where {len(extra)} were new.")
+            raise RequestError(f"The server computed {computed} tokens instead of {len(extra)} new ones.")
         return float(self._read(timings, "prompt_ms", (int, float)))
 
     def _ids(self, answer: Any) -> tuple[int, ...]:
@@ -123,18 +112,20 @@ class HttpTokens:
     def _read(answer: Any, key: str, kind: type | tuple[type, ...]) -> Any:
         value = answer.get(key) if isinstance(answer, Mapping) else None
         if not isinstance(value, kind):
-            raise RequestError(f"The server's answer has no {key}.", "This build cannot be asked in tokens.")
+            raise RequestError(
+                f"The server's answer has no {key}.", "This build does not take requests in token ids."
+            )
         return value
 
 
 def _proposal(candidates: Sequence[Mapping[str, Any]]) -> Proposal:
-    """The most likely token; the server's probabilities are over the whole vocabulary, a draft's over ten tokens."""
+    """The most likely token, its probability among ten tokens; the server's are over the whole vocabulary."""
     weights = [math.exp(float(c["logprob"])) for c in candidates[:_CANDIDATES]]
     return Proposal(int(candidates[0]["id"]), weights[0] / math.fsum(weights))
 
 
 def _proposals(ids: Sequence[int], told: Sequence[Proposal]) -> list[Proposal]:
-    """One for each id, in order: a token that ends within a character is left out of the server's probabilities."""
+    """One for each id, in order; the server gives no probability for a token that ends within a character."""
     proposals, k = [], 0
     for token in ids:
         if k < len(told) and told[k].token == token:
@@ -145,16 +136,16 @@ def _proposals(ids: Sequence[int], told: Sequence[Proposal]) -> list[Proposal]:
     return proposals
 
 
-# Reading an answer of some hundred tokens with a large model; a CPU takes seconds for a token.
-READ_TIMEOUT_S = 600.0
+# For reading an answer of some hundred tokens with a large model; a CPU takes seconds for a token.
+_READ_TIMEOUT_S = 600.0
 
 
 class TokenReader:
-    """A model that is read in token ids; the reading half of `autospec.predict.profile.Scorer`.
+    """A client for the routes of `json_child.reading_routes`; implements `autospec.predict.profile.Scorer`.
 
     Args:
         client: The child's API.
-        name: What to call it in sentences.
+        name: The child's name in error messages.
     """
 
     def __init__(self, client: JsonClient, name: str) -> None:
@@ -162,41 +153,33 @@ class TokenReader:
         self._name = name
 
     def score(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[Proposal]:
-        """What the model would say at each token of an answer, the answer's own tokens before it, in one evaluation.
+        """The model's proposal at each token of a recorded answer, in one evaluation.
 
         Args:
             prompt_ids: At least one token.
-            answer_ids: The answer, as the main model gave it.
+            answer_ids: The answer of the main model.
 
         Returns:
             One proposal for each token of the answer, in order.
 
         Raises:
-            RequestError: It does not fit the context, or the child refuses.
+            RequestError: The text does not fit the context, or the child refuses.
             ServerDiedError: The child ended.
         """
         body = {"prompt_ids": list(prompt_ids), "answer_ids": list(answer_ids)}
         return self._proposals("/score", body) if answer_ids else []
 
     def propose(self, ids: Sequence[int], count: int) -> list[Proposal]:
-        """Go on greedily after `ids` for at most `count` tokens, as `protocol.Tokens.propose`; stops after an end of text.
-
-        Raises:
-            RequestError, ServerDiedError: As `score`.
-        """
+        """Continue `ids` greedily for at most `count` tokens; stops after an end of text. Raises as `score`."""
         return self._proposals("/propose", {"ids": list(ids), "count": count})
 
     def ask(
-        self, path: str, body: Mapping[str, Any], timeout_s: float = READ_TIMEOUT_S
+        self, path: str, body: Mapping[str, Any], timeout_s: float = _READ_TIMEOUT_S
     ) -> tuple[Mapping[str, Any], float]:
-        """The decoded answer of a route, and its milliseconds.
-
-        Raises:
-            RequestError, ServerDiedError: As `score`.
-        """
+        """The decoded answer of a route, and its milliseconds. Raises as `score`."""
         answer, wall_ms = self._client.post(path, body, timeout_s)
         if not isinstance(answer, Mapping):
-            raise RequestError(f"{self._name} answered {path} with something that is no object.")
+            raise RequestError(f"{self._name} answered {path} with something other than a JSON object.")
         return answer, wall_ms
 
     def _proposals(self, path: str, body: Mapping[str, Any]) -> list[Proposal]:
@@ -204,4 +187,4 @@ class TokenReader:
         try:
             return [Proposal(int(token), float(p)) for token, p in answer["proposals"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise RequestError(f"What {self._name} proposed cannot be read: {error!r}.") from error
+            raise RequestError(f"The proposals of {self._name} cannot be read: {error!r}.") from error

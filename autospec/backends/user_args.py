@@ -1,4 +1,4 @@
-"""The user's own server arguments: which are autospec's to set, and which the build does not know. Pure."""
+"""Check the user's own server arguments: which ones autospec sets itself, and which the build does not know. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from autospec.errors import UnsupportedError, UsageError
 __all__ = ["check", "refuse_owned"]
 
 _MODEL = "the model is chosen with --model"
-_DRAFTING = "drafting is what autospec varies; limit it with --draft or a study instead"
-_ADDRESS = "every launch gets its own port on the loopback address"
+_DRAFTING = "autospec varies the drafting; limit it with --draft or a study"
+_ADDRESS = "autospec gives every launch its own port on the loopback address"
 _WATCH = "autospec reads the server's log and slots to check that a drafting is in force"
-_ENDS = "with it the server prints something and ends"
+_ENDS = "the server would print something and end"
 
 _OWNED: dict[str, str] = (
     dict.fromkeys(
@@ -49,7 +49,7 @@ _OWNED: dict[str, str] = (
         _ENDS,
     )
 )
-# The draft's placement (-ngld, -devd, -ctkd, --spec-draft-threads …) stays the user's: it says where, not what.
+# The user may set the draft's placement (-ngld, -devd, -ctkd, --spec-draft-threads …): it is not part of the drafting.
 _OWNED_PREFIXES = ("--draft", "--spec-ngram-", "--spec-synth-")
 
 
@@ -58,10 +58,10 @@ def refuse_owned(name: str, text: str = "") -> None:
 
     Args:
         name: The spelling that the user typed.
-        text: Its description in the help, where there is one.
+        text: Its description in the help, or empty.
 
     Raises:
-        UsageError: It is autospec's; the sentence says why.
+        UsageError: autospec sets it; the message says why.
     """
     spelling = normalise(name)
     reason = _OWNED.get(spelling)
@@ -70,11 +70,11 @@ def refuse_owned(name: str, text: str = "") -> None:
     if reason is None and "can download weights" in text:
         reason = _MODEL
     if reason is not None:
-        raise UsageError(f"{name} cannot be passed to the server: {reason}.", f"Leave {name} out.")
+        raise UsageError(f"{name} cannot be passed to the server: {reason}.", f"Remove {name}.")
 
 
 def check(text: HelpText, build: str, args: Sequence[str]) -> tuple[Option, ...]:
-    """Go through the user's arguments before anything starts.
+    """Check the user's arguments before anything starts.
 
     Args:
         text: The build's help.
@@ -85,7 +85,7 @@ def check(text: HelpText, build: str, args: Sequence[str]) -> tuple[Option, ...]
         The options that were given, in order.
 
     Raises:
-        UsageError: One is autospec's own, lacks its value, or is no option at all.
+        UsageError: autospec sets one of them itself, its value is missing, or it is not an option.
         UnsupportedError: The build does not know one.
     """
     given: list[Option] = []

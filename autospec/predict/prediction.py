@@ -1,13 +1,11 @@
-"""What every drafting is expected to do to whole requests, with an interval, from recordings, profiles and costs.
+"""Predict each drafting's speed of whole requests, with an interval, from recordings, profiles and costs.
 
-What a few prompts of one type say about draftings, completed by what the other types' prompts say.
-
-A handful of answers tells well how much a type gains, and badly which of seventy n-gram sizes gains most: the largest of
-seventy noisy figures is the luckiest. Which sizes are good depends more on the machine's costs than on the type, so that the
-other types know something of it. Each type's deviations from its own mean are drawn towards the other types', the more so the
-fewer prompts speak: partial pooling (Gelman et al., *Bayesian Data Analysis*, ch. 5; Efron and Morris, *Data analysis using
-Stein's estimator*, 1975). Drawn is only which drafting is better than which: how much its best one gains over off, a type says
-for itself, so that one that gains nothing does not look as if it did because another gains greatly.
+A few answers of a prompt type show well how much the type gains, but not which of seventy n-gram sizes gains most: the largest
+of seventy noisy values is mostly luck. Which sizes are good depends more on the machine's costs than on the type, so the other
+types help. `shrink` pulls each type's deviations from its own mean towards those of the other types, more for fewer prompts:
+partial pooling (Gelman et al., *Bayesian Data Analysis*, ch. 5; Efron and Morris, *Data analysis using Stein's estimator*,
+1975). This changes only the order of the draftings. A type's gain with its best drafting stays its own, so a type that gains
+nothing does not seem to gain because another type does.
 """
 
 from __future__ import annotations
@@ -38,27 +36,26 @@ __all__ = [
     "shrunk",
 ]
 
-
 Floats = npt.NDArray[np.float64]
 
-# Both ends of an interval leave out so much together. Nothing is decided on it but what to launch first.
+# The probability outside of an interval, both ends together. It only decides what to launch first.
 _LEVEL = 0.10
-# Prompts of one type differ by some ten per cent in what drafting does for them. Two recorded ones alone would say
-# next to nothing of that, so that this counts as if it had been seen with so many degrees of freedom (a scaled
-# inverse-χ² prior: Gelman et al., *Bayesian Data Analysis*, §3.3).
+# Prompts of one type differ by about ten per cent in their gain. Two recorded prompts would show almost nothing of that, so
+# this prior counts as if measured with so many degrees of freedom (a scaled inverse-χ² prior: Gelman et al., *Bayesian Data
+# Analysis*, §3.3).
 _PROMPT_SPREAD = 0.1
 _PRIOR_FREEDOM = 4
 
 
 @dataclass(frozen=True, slots=True)
 class PredictedAnswer:
-    """One answer's share in predictions.
+    """One answer's part in predictions.
 
     Attributes:
         recording: The answer.
         counts: Its cycles under each of the D draftings.
-        draft_prompt_ms: What the draft adds to the processing of the whole prompt.
-        shape: The request that it stands for.
+        draft_prompt_ms: Time that the draft adds to the processing of the whole prompt.
+        shape: The request that the answer stands for.
     """
 
     recording: Recording
@@ -69,17 +66,17 @@ class PredictedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one drafting is expected to do for one prompt type.
+    """The predicted effect of one drafting on one prompt type.
 
     Attributes:
         drafting: The drafting.
-        ratio: Expected speed of whole requests ÷ off, geometric mean over the prompts.
+        ratio: Expected speed of whole requests ÷ speed without drafting, geometric mean over the prompts.
         low: Lower end of its 90 % interval.
         high: Upper end.
-        acceptance: Accepted ÷ drafted; not a number where nothing is drafted.
+        acceptance: Accepted ÷ drafted; NaN if nothing is drafted.
         drafted: Tokens drafted in all the recorded answers.
         tokens_per_cycle: Tokens that a cycle yields on average.
-        answers: Recorded answers that it rests on.
+        answers: Number of recorded answers behind it.
         prompts_error: Standard error of ln(ratio) by the choice of these prompts.
     """
 
@@ -115,16 +112,16 @@ def replay_drafts(
 
 
 def expected(answer: PredictedAnswer, costs: CostCurve) -> tuple[Floats, Floats]:
-    """What D draftings are expected to do for the request that one answer stands for.
+    """The predicted effect of D draftings on the request that one answer stands for.
 
     Returns:
-        ln(drafting ÷ off) of the whole request, shape (D,), and its slopes by the costs' relative errors, shape (D, J + 1).
+        ln(speed ÷ baseline) of the whole request, shape (D,), and its slopes by the costs' relative errors, shape (D, J + 1).
     """
     recording, counts, shape = answer.recording, answer.counts, answer.shape
     token_ms, tokens = recording.token_ms, len(recording.answer_ids)
     features = costs.features(counts.verified.astype(np.float64), counts.steps.astype(np.float64))
-    # Cycles as many times as the request's answer is longer than the recorded one. Where the first token comes from a cycle,
-    # it is one of theirs, and drafting spares the step of its own that it takes with drafting off.
+    # The cycles scale with the length of the request's answer ÷ the recorded one. If a cycle gives the first token, drafting
+    # saves the step that this token takes without drafting.
     opening = counts.opening is not None
     answers = shape.answer_tokens / tokens if opening else (shape.answer_tokens - 1.0) / (tokens - 1.0)
     features = features * (answers * token_ms / costs.plain_ms)
@@ -140,15 +137,15 @@ def expected(answer: PredictedAnswer, costs: CostCurve) -> tuple[Floats, Floats]
 def predict(
     draftings: Sequence[Drafting], answers: Sequence[PredictedAnswer], costs: CostCurve
 ) -> list[Prediction]:
-    """Predict draftings that share their costs: one draft model, or the draft-free modes.
+    """Predict draftings that share their costs: those of one draft model, or the draft-free modes.
 
-    The interval adds two sources: prompts differ, and few were recorded (Student's t over the prompts' log-ratios, with
-    what is known of prompts in general); costs are known so well and no better (the curve's covariance, to first order).
+    The interval has two sources: prompts differ and few were recorded (Student's t over the prompts' log-ratios, with a prior
+    for prompts in general), and the costs are uncertain (the curve's covariance, to first order).
 
     Args:
         draftings: D of them.
         answers: At least one; each with counts of the same D draftings.
-        costs: Of this draft.
+        costs: The costs of this draft.
     """
     log_ratios = np.empty((len(answers), len(draftings)))
     slopes = np.zeros((len(answers), len(draftings), costs.covariance.shape[0]))
@@ -183,23 +180,23 @@ def predict(
     ]
 
 
-# How much types differ, as the variance of prompts of one type ÷ that of types: a type's own deviation from the others is
-# worth so many prompts. Seen over twelve types of the suite; 4 and 16 do nearly as well (studies/bench/prompts_needed.py).
+# Variance between prompts of one type ÷ variance between types: the other types' pattern is worth at most this many prompts.
+# Measured over twelve types of the suite; 4 and 16 work nearly as well (studies/bench/prompts_needed.py).
 _TYPES_ALIKE = 8.0
-# How much the draftings differ that are worth a launch, as a standard deviation of ln(drafting ÷ off).
+# Standard deviation of ln(speed ÷ baseline) over the draftings that are worth a launch.
 _GAIN_SD = 0.3
 
 
 def shrunk(log_ratios: Floats, prompts: Floats, *, types_alike: float = _TYPES_ALIKE) -> Floats:
-    """Each type's estimates, drawn towards the pattern of the others.
+    """Each type's estimates, pulled towards the pattern of the others.
 
     Args:
-        log_ratios: ln(drafting ÷ off), shape (T, D): the mean over each type's prompts.
-        prompts: How many prompts each mean is of, shape (T,), at least 1.
-        types_alike: Variance of prompts of one type ÷ variance of types; 0 leaves everything as it is.
+        log_ratios: ln(speed ÷ baseline), shape (T, D): the mean over each type's prompts.
+        prompts: Number of prompts behind each mean, shape (T,), at least 1.
+        types_alike: Variance between prompts of one type ÷ variance between types; 0 changes nothing.
 
     Returns:
-        Shape (T, D). The largest of a type's figures is what it was, of whichever drafting.
+        Shape (T, D). The largest value of each type is unchanged, though another drafting may have it.
     """
     if prompts.size < 2 or not types_alike:
         return log_ratios
@@ -209,9 +206,9 @@ def shrunk(log_ratios: Floats, prompts: Floats, *, types_alike: float = _TYPES_A
     for i, own in enumerate(prompts):
         others = np.delete(prompts, i)
         pattern = np.average(np.delete(deviations, i, axis=0), axis=0, weights=others)
-        # So many types of equal weight would know as much (Kish's effective sample size).
+        # The number of types of equal weight that would be as informative (Kish's effective sample size).
         effective = others.sum() ** 2 / (others**2).sum()
-        # The pattern as a prior for this type, in prompts: types differ, and the others' mean is not known exactly.
+        # The weight of the pattern as a prior, in prompts: types differ, and the others' mean is not known exactly.
         worth = 1.0 / ((1.0 + 1.0 / effective) / types_alike + 1.0 / others.sum())
         drawn[i] = (own * deviations[i] + worth * pattern) / (own + worth)
     best = log_ratios.max(axis=1, keepdims=True) - drawn.max(axis=1, keepdims=True)
@@ -219,14 +216,14 @@ def shrunk(log_ratios: Floats, prompts: Floats, *, types_alike: float = _TYPES_A
 
 
 def less_luck(ratio: float, prompts_error: float) -> float:
-    """A speed ratio drawn towards 1, the more so the less its prompts agree.
+    """A speed ratio pulled towards 1, more if its prompts disagree.
 
-    To choose between draftings of different arms: an n-gram mode that copies much of one prompt in four would else beat a draft
-    model that makes all of them faster. The mean of the posterior distribution under a normal prior around no gain (Gelman et
-    al., *Bayesian Data Analysis*, §2.5).
+    Used to choose between draftings of different arms: otherwise an n-gram mode that copies much of one prompt in four would
+    beat a draft model that makes all four faster. It is the posterior mean under a normal prior around no gain (Gelman et al.,
+    *Bayesian Data Analysis*, §2.5).
 
     Args:
-        ratio: Drafting ÷ off.
+        ratio: Speed ÷ baseline.
         prompts_error: Standard error of its logarithm by the choice of prompts.
     """
     kept = _GAIN_SD**2 / (_GAIN_SD**2 + prompts_error**2)
@@ -236,11 +233,11 @@ def less_luck(ratio: float, prompts_error: float) -> float:
 def shrink(
     predictions: Mapping[str, Mapping[Drafting, Prediction]], draftings: Sequence[Drafting]
 ) -> dict[str, dict[Drafting, Prediction]]:
-    """Predictions of several types for draftings that share their costs, each with its interval moved to the new centre.
+    """Apply `shrunk` to predictions of several types, and move their intervals to the new centres.
 
     Args:
-        predictions: Cell key → its predictions. A cell that lacks one of the draftings stays as it is.
-        draftings: One draft model's, or those that need none.
+        predictions: Cell key → its predictions. A cell that lacks one of the draftings is unchanged.
+        draftings: Those of one draft model, or the draft-free ones.
     """
     whole = [key for key, own in predictions.items() if all(d in own for d in draftings)]
     found = {key: dict(own) for key, own in predictions.items()}

@@ -1,4 +1,4 @@
-"""One main model's predictions: what was recorded, what each draft would have done, and what launches showed since."""
+"""Predict one main model's draftings from recordings and passes of drafts, and correct the costs by launches."""
 
 from __future__ import annotations
 
@@ -24,36 +24,35 @@ __all__ = ["Check", "Predictor"]
 
 Floats = npt.NDArray[np.float64]
 
-# Noise of one pair's log-ratio on a machine in use, at least: what a deviation from prediction is held against.
+# The least noise of one pair's log-ratio on a machine in use; deviations from prediction are compared with it.
 _PAIR_NOISE = 0.05
-# Deviations of so many standard errors do not happen by chance often enough to matter.
+# Deviations of this many standard errors are too rare by chance to matter.
 _DISTRUST = 3.0
-# Where a launch took other times than predicted and the same cycles as replayed, the costs were wrong, not the replay: their
-# guess is taken for so much less sure.
+# If a launch had other times than predicted but the replayed cycles, the costs were wrong and not the replay. The standard
+# deviations of their first guess grow by this factor.
 _LESS_SURE = 3.0
-# Drafted and accepted tokens of a launch may differ from the replayed ones by so much: batches round differently.
+# Drafted and accepted tokens of a launch may differ from the replayed ones by this part: batches round differently.
 _COUNTS_ALIKE = 0.1
-# An answer without drafting that takes so much longer than it did before was disturbed: its pair would flatter the drafting.
+# An answer without drafting that takes this many times as long as before was disturbed: its pair would overrate the drafting.
 _STALLED = 1.3
-# A draft alone and the same draft beside its main model: their times for a prompt differ, but not by more.
+# A draft beside its main model takes at most this many times as long for a prompt as alone.
 _MOST_PROMPT_FACTOR = 5.0
-# The draft-free modes share their costs: none has a model.
+# The draft-free modes share their costs, since none has a draft model.
 _NO_DRAFT = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A prediction held against what was measured on the same prompts.
+    """A prediction compared with the measurement of the same prompts.
 
     Attributes:
-        drafting: What was launched.
-        predicted: Speed ratio to off, before this launch was known.
-        measured: The same, measured.
+        drafting: The launched drafting.
+        predicted: Speed ratio to the baseline, predicted before this launch.
+        measured: The measured speed ratio.
         deviation: ln(measured ÷ predicted) in standard errors.
         agrees: False if the costs, or the replay, were wrong.
-        costs_alone: True if the launch's cycles were the replayed ones: only the costs were wrong, and the launch corrects
-            them.
-        refused: Why the costs were not corrected by it, a sentence; empty where they were.
+        costs_alone: True if the launch had the replayed cycles: only the costs were wrong, and the launch corrects them.
+        refused: Why the launch did not correct the costs, a sentence; else empty.
     """
 
     drafting: Drafting
@@ -69,17 +68,17 @@ class Predictor:
     """Predicts every drafting of a space for the prompts that were recorded.
 
     Args:
-        recordings: Cell key → its recorded answers. All of them, in the order of `stream`, were asked of one launch.
-        stream: All recorded answers as (cell key, prompt id) in the order in which a launch is asked: some draft-free
-            modes remember earlier requests.
-        batch_ms: Of the main model: tokens in a batch → milliseconds.
+        recordings: Cell key → its recorded answers. One launch answered all of them, in the order of `stream`.
+        stream: All recorded answers as (cell key, prompt id) in the order of a launch's requests: some draft-free modes
+            remember earlier requests.
+        batch_ms: Tokens in a batch → milliseconds of the main model.
         passes: Draft's path → its pass.
         longest: Most tokens that any drafting proposes in a cycle.
-        first: The request that every launch answers before any other, where there is one: pools remember it.
-        cycle: The backend's.
-        shapes: Cell key → the requests that its answers stand for; as they were measured where left out.
-        uncut: True where the main model's cache cannot be cut, so that the server computes a partly accepted draft again.
-        rows: See `first_guess`; 0 where batches are timed as they are verified.
+        first: The request that every launch answers first, if there is one: pools remember it.
+        cycle: The backend's cycle.
+        shapes: Cell key → the requests that its answers stand for; left out, the measured requests.
+        uncut: True if the main model's cache cannot be cut, so the server computes a partly accepted draft again.
+        rows: See `first_guess`; 0 if batches are timed as they are verified.
     """
 
     def __init__(
@@ -96,11 +95,11 @@ class Predictor:
         uncut: bool = False,
         rows: float = 0.0,
     ) -> None:
-        # An answer of one token has no decoding to predict.
+        # An answer of one token has no token generation to predict.
         self._by_prompt = {
             (key, r.prompt_id): r for key, found in recordings.items() for r in found if len(r.answer_ids) > 1
         }
-        # What each answer took with drafting off, as often as it was asked.
+        # The times of each answer without drafting, one for each time that it was asked.
         self._off_times = {place: [_off_times(r)] for place, r in self._by_prompt.items()}
         self._stream = [place for place in stream if place in self._by_prompt]
         self._passes = passes
@@ -117,23 +116,23 @@ class Predictor:
         self._guesses: dict[str, CostCurve] = guesses
         self._curves: dict[str, CostCurve] = dict(guesses)
         self._observations: dict[str, list[Observation]] = {path: [] for path in guesses}
-        # What the draft added to prompts' times, beside what was guessed.
+        # The draft's measured and guessed additions to prompt processing.
         self._added_prompt_ms: dict[str, list[tuple[float, float]]] = {path: [] for path in guesses}
         self._distrusted: set[str] = set()
         self._ngram_counts: dict[Drafting, dict[tuple[str, str], Counts]] = {}
 
     def covers(self, drafting: Drafting) -> bool:
-        """Whether anything can be said of a drafting: its draft was passed over the answers, or it needs none."""
+        """True if the drafting can be predicted: its draft was read over the answers, or it needs none."""
         if drafting.mode is Mode.DRAFT_MODEL:
             return (drafting.draft or "") in self._passes
         return drafting.mode in SIMULATED
 
     def trusts(self, drafting: Drafting) -> bool:
-        """Whether predictions for this draft have agreed with what was measured so far."""
+        """True if predictions for this draft have agreed with the measurements so far."""
         return self.covers(drafting) and _costs_of(drafting) not in self._distrusted
 
     def hopeless(self, drafting: Drafting) -> bool:
-        """Whether its draft was dropped on the first answers that it read."""
+        """True if its draft was dropped after the first answers that it read."""
         return (
             drafting.mode is Mode.DRAFT_MODEL
             and self.covers(drafting)
@@ -141,11 +140,11 @@ class Predictor:
         )
 
     def costs(self, drafting: Drafting) -> CostCurve:
-        """The cost curve that a drafting's predictions rest on, as it is known now."""
+        """The current cost curve of a drafting."""
         return self._curves[_costs_of(drafting)]
 
     def predict(self, cell_key: str, draftings: Sequence[Drafting]) -> dict[Drafting, Prediction]:
-        """Predict draftings for one cell; those that are not covered are left out, as is a cell without recordings."""
+        """Predict draftings for one cell, without those that are not covered; empty for a cell without recordings."""
         recordings = self._of(cell_key)
         found: dict[Drafting, Prediction] = {}
         if not recordings:
@@ -163,12 +162,10 @@ class Predictor:
         return found
 
     def compare(self, draftings: Sequence[Drafting]) -> dict[str, dict[Drafting, Prediction]]:
-        """Predict draftings for every cell, to choose among them: what few prompts say is completed by the other cells'.
-
-        One drafting alone has nothing to be compared with; see `shrinkage`.
+        """Predict draftings for every cell, to choose among them; see `prediction.shrink`.
 
         Returns:
-            Cell key → what `predict` gives, drawn towards the other cells' pattern.
+            Cell key → the result of `predict`, pulled towards the other cells' pattern.
         """
         keys = dict.fromkeys(key for key, _ in self._by_prompt)
         found = {key: self.predict(key, draftings) for key in keys}
@@ -177,21 +174,21 @@ class Predictor:
         return found
 
     def counts(self, cell_key: str, prompt_id: str, drafting: Drafting) -> Counts | None:
-        """The replayed cycles of one drafting in one recorded answer; ``None`` where nothing is known."""
+        """The replayed cycles of one drafting in one recorded answer; ``None`` if unknown."""
         recording = self._by_prompt.get((cell_key, prompt_id))
         if recording is None or not self.covers(drafting) or not self._read(_costs_of(drafting), recording):
             return None
         return self._counts(cell_key, recording, [drafting])
 
     def observe(self, drafting: Drafting, pairs: Sequence[Pair]) -> Check | None:
-        """Take in what one launch showed: hold it against the prediction, then correct the costs by it.
+        """Compare a launch with its prediction, then correct the costs by it.
 
         Args:
-            drafting: What was launched.
-            pairs: Its pairs, of any cells; those of prompts that were not recorded are passed over.
+            drafting: The launched drafting.
+            pairs: Its pairs, of any cells; those of prompts that were not recorded are ignored.
 
         Returns:
-            The comparison, or ``None`` where there was nothing to compare.
+            The comparison, or ``None`` if there was nothing to compare.
         """
         path = _costs_of(drafting)
         known = [
@@ -212,10 +209,10 @@ class Predictor:
         for pair, counts in known:
             recording = self._by_prompt[pair.off.cell_key, pair.off.prompt_id]
             if pair.off.predicted_tokens < 2 or pair.off.predicted_ms <= 0 or _stalled(pair, recording):
-                continue  # an answer without a time of generation, or with a disturbed one, is the measure of nothing
+                continue  # without a time of token generation, or disturbed
             scale = pair.off.predicted_ms / (pair.off.predicted_tokens - 1) / curve.plain_ms
             verified, steps = counts.after_first_token
-            # An answer that came whole with its first cycle has no time of generation.
+            # An answer that came as a whole with its first cycle has no time of token generation.
             if verified.any() and pair.drafted.predicted_ms > 0:
                 self._observations[path].append(
                     Observation(
@@ -235,7 +232,7 @@ class Predictor:
         return replace(check, refused=self._curves[path].refused)
 
     def deviation(self, cell_key: str, drafting: Drafting, pairs: Sequence[Pair]) -> float:
-        """Mean of ln(measured ÷ predicted) over pairs of one cell, with the costs as they are known now; 0 for none."""
+        """Mean of ln(measured ÷ predicted) over pairs of one cell, with the current costs; 0 without pairs."""
         found = []
         for pair in pairs:
             counts = self.counts(cell_key, pair.off.prompt_id, drafting)
@@ -246,7 +243,7 @@ class Predictor:
         return statistics.fmean(found) if found else 0.0
 
     def log_ratios(self, cell_key: str, drafting: Drafting) -> dict[str, float]:
-        """Prompt id → expected ln(drafting ÷ off), of every recorded answer; empty where nothing can be said."""
+        """Prompt id → expected ln(speed ÷ baseline) of every recorded answer; empty if unknown."""
         found = {}
         for recording in self._of(cell_key):
             counts = self.counts(cell_key, recording.prompt_id, drafting)
@@ -255,7 +252,7 @@ class Predictor:
         return found
 
     def acceptance_by_position(self, cell_key: str, drafting: Drafting) -> list[float]:
-        """Part of the cycles with a draft in which its token at place 1, 2, … was accepted; empty for no drafts."""
+        """Acceptance rate of the draft's token at place 1, 2, … over the cycles with a draft; empty without drafts."""
         counts = [
             c for r in self._of(cell_key) if (c := self.counts(cell_key, r.prompt_id, drafting)) is not None
         ]
@@ -266,7 +263,7 @@ class Predictor:
         return [float(a) / cycles for a in total.by_position.sum(axis=0)] if cycles else []
 
     def _as_recorded(self, pair: Pair) -> bool:
-        """True if both answers are as long as the recorded one: another text has other cycles than the replayed ones."""
+        """True if both answers are as long as the recorded one: another text has other cycles."""
         recorded = len(self._by_prompt[pair.off.cell_key, pair.off.prompt_id].answer_ids)
         told = (pair.off.predicted_tokens, pair.drafted.predicted_tokens)
         # Some builds count the token that ends an answer, and some do not.
@@ -284,7 +281,7 @@ class Predictor:
     def _expected(
         self, cell_key: str, drafting: Drafting, recording: Recording, counts: Counts
     ) -> tuple[float, Floats]:
-        """ln(drafting ÷ off) expected for one answer of one drafting, and its slope by the costs' relative errors."""
+        """Expected ln(speed ÷ baseline) of one answer, and its slope by the costs' relative errors."""
         path = _costs_of(drafting)
         log_ratios, slopes = expected(self._answer(cell_key, path, recording, counts), self._curves[path])
         return float(log_ratios[0]), slopes[0]
@@ -305,7 +302,7 @@ class Predictor:
         scatter = max(_PAIR_NOISE**2, statistics.variance(deviations) if len(known) > 2 else 0.0)
         noise = scatter / len(known) + sum(LAUNCH_NOISE**2 / len(set(side)) for side in sides)
         spread = float(slope @ curve.covariance @ slope) + noise
-        # The median of three and more: one answer that something disturbed must not speak against the costs.
+        # The median of three and more: one disturbed answer must not refute the costs.
         middle = statistics.median(deviations) if len(deviations) > 2 else statistics.fmean(deviations)
         deviation = middle / math.sqrt(spread)
         agrees = abs(deviation) <= _DISTRUST
@@ -319,7 +316,7 @@ class Predictor:
         )
 
     def _groups(self, draftings: Sequence[Drafting]) -> dict[str, list[Drafting]]:
-        """The covered ones by what they share their costs with."""
+        """The covered draftings, grouped by shared costs."""
         groups: dict[str, list[Drafting]] = {}
         for drafting in draftings:
             if self.covers(drafting):
@@ -330,10 +327,10 @@ class Predictor:
         return [r for (key, _), r in self._by_prompt.items() if key == cell_key]
 
     def _ask_again(self, pair: Pair) -> None:
-        """Every pair times the answer with drafting off once more; one disturbed recording must not stay the truth."""
+        """Update the recorded times: every pair times the answer without drafting again, and a recording may be disturbed."""
         place = (pair.off.cell_key, pair.off.prompt_id)
         self._off_times[place].append(_off_times(pair.off))
-        # The quicker one of two: what disturbs only ever adds time.
+        # The quicker of two: a disturbance only adds time.
         times = sorted(self._off_times[place], key=lambda t: t[2])
         prompt, predicted, wall = times[(len(times) - 1) // 2]
         self._by_prompt[place] = replace(
@@ -341,7 +338,7 @@ class Predictor:
         )
 
     def _read(self, path: str, recording: Recording) -> bool:
-        """Whether a draft was passed over an answer: time may have allowed it for some alone."""
+        """True if the draft was read over this answer: there may have been time for some answers only."""
         return not path or recording.prompt_id in self._passes[path].profiles
 
     def _counts(self, cell_key: str, recording: Recording, draftings: Sequence[Drafting]) -> Counts:
@@ -353,7 +350,7 @@ class Predictor:
         return stacked([self._stream_counts(d)[place] for d in draftings])
 
     def _stream_counts(self, drafting: Drafting) -> dict[tuple[str, str], Counts]:
-        """A draft-free drafting over the whole stream of requests, as one launch sees it."""
+        """A draft-free drafting over all requests in a launch's order."""
         if drafting not in self._ngram_counts:
             pool = pool_of(drafting)
             if self._first is not None:
@@ -365,11 +362,11 @@ class Predictor:
         return self._ngram_counts[drafting]
 
     def _verified_by_draft(self, known: DraftPass) -> Mapping[int, float]:
-        """What the draft takes to compute the tokens that are verified; nothing where it leaves them out."""
+        """The draft's batch times for verified tokens; empty if the backend's draft does not compute them."""
         return known.batch_ms if self._cycle is Cycle.LLAMA_CPP else {}
 
     def _opening_ms(self, path: str, scale: float, counts: Counts) -> float:
-        """What a first cycle adds to the time of the first token, over the one step with drafting off."""
+        """Milliseconds that a first cycle adds to the first token's time without drafting."""
         if counts.opening is None:
             return 0.0
         curve, k = self._curves[path], int(counts.opening[0])
@@ -379,7 +376,7 @@ class Predictor:
         if not path:
             return 0.0
         known = self._passes[path]
-        # A draft alone computes the prompt's last token with the prompt; in mlx_lm's cycle that is its first step.
+        # A draft alone computes the prompt's last token with the prompt. In mlx_lm's cycle that token is its first step.
         counted = known.step_ms if self._cycle is Cycle.MLX_LM else 0.0
         return max(0.0, known.profiles[recording.prompt_id].draft_prompt_ms - counted)
 
@@ -388,13 +385,13 @@ class Predictor:
         if not self._added_prompt_ms[path]:
             return guessed
         added, guesses = np.median(self._added_prompt_ms[path], axis=0)
-        # The guesses of short prompts are next to nothing, and a factor to that would say anything.
+        # Guesses of short prompts are near zero, and a factor to them would be arbitrary.
         factor = min(max(float(added / guesses), 0.0), _MOST_PROMPT_FACTOR) if guesses >= 1.0 else 1.0
         return guessed * factor
 
 
 def _log_ratio(pair: Pair, recording: Recording) -> float:
-    """ln(drafting ÷ off), with the time of off that is known where this one was disturbed."""
+    """ln(speed ÷ baseline), with the recorded baseline time if this one was disturbed."""
     usual = math.log(recording.wall_ms / pair.off.wall_ms) if _stalled(pair, recording) else 0.0
     return pair.log_ratio + usual
 
@@ -404,7 +401,7 @@ def _stalled(pair: Pair, recording: Recording) -> bool:
 
 
 def _replayed(known: Sequence[tuple[Pair, Counts]]) -> bool:
-    """Whether a launch drafted and accepted what was replayed; false where the server does not tell."""
+    """True if a launch drafted and accepted as replayed; false if the server does not report that."""
     told = [(p.drafted.drafted, p.drafted.accepted) for p, _ in known]
     if any(drafted is None or accepted is None for drafted, accepted in told):
         return False

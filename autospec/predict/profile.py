@@ -1,13 +1,9 @@
-"""What a draft model thinks of a recorded answer: at every position its most likely token, and how sure it is.
+"""The data behind predictions: a recorded answer of the main model, and a draft model's profile over it.
 
-A *teacher-forced* pass: the draft is asked at each position with the recorded text before it. After its first miss a
-server goes on drafting from its own wrong token until n-max or p-min ends the cycle; that continuation depends on the
-position of the miss alone, so it is kept too, for as many misses as were sampled.
-
-What prediction works on: the token ids of the main model's own answers, with the times that they took.
-
-The text that is accepted is the main model's own, whatever drafts: from one recording of it every drafting's cycles
-follow.
+The accepted text is the main model's own, whatever drafts, so one recording of it gives the cycles of every drafting. A
+profile is the draft's most likely token and its probability at each position, given the recorded text before it (*teacher
+forcing*). After a miss a server drafts on from the draft's wrong token until n-max or p-min ends the cycle. That continuation
+depends only on the position of the miss, so the profile holds it for a sample of the misses.
 """
 
 from __future__ import annotations
@@ -23,24 +19,23 @@ import numpy.typing as npt
 from autospec.backends.protocol import Proposal
 from autospec.errors import RequestError
 
-__all__ = ["AnswerProfile", "Ids", "Proposer", "Recording", "Scorer", "profile_answer", "profile_scored"]
-
+__all__ = ["AnswerProfile", "Ids", "Recording", "Scorer", "profile_answer", "profile_scored"]
 
 Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One answer of the main model with drafting off.
+    """One answer of the main model without drafting.
 
     Attributes:
         prompt_id: The suite's id.
-        prompt_ids: Token ids of the whole prompt, chat template and first token included.
-        answer_ids: Token ids generated, in order; where the answer ended by itself, its last one ends it.
-        max_tokens: Most tokens that the request allowed.
+        prompt_ids: Token ids of the whole prompt, with chat template and first token.
+        answer_ids: Token ids generated, in order; if the answer ended by itself, the last one ends it.
+        max_tokens: The request's limit.
         ended: True if the answer ended by itself.
-        prompt_ms: Time to process the prompt, by the server's clock.
-        predicted_ms: Time to generate all but the first token, by the server's clock.
+        prompt_ms: Prompt processing, by the server's clock.
+        predicted_ms: Generation of all but the first token, by the server's clock.
         wall_ms: The whole request, by our clock.
     """
 
@@ -55,7 +50,7 @@ class Recording:
 
     @property
     def token_ms(self) -> float:
-        """Milliseconds for each generated token after the first; the first comes with the prompt.
+        """Milliseconds for each generated token after the first, which comes with the prompt.
 
         Raises:
             ValueError: The answer has fewer than two tokens.
@@ -93,10 +88,10 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Proposer(Protocol):
-    """Whatever can continue a text with a draft model, greedily."""
+    """Continues a text greedily with a draft model."""
 
     def propose(self, ids: Sequence[int], count: int) -> Sequence[Proposal]:
-        """The draft's own next `count` tokens after `ids`; fewer where it ends its answer."""
+        """The draft's next `count` tokens after `ids`; fewer if it ends its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +100,11 @@ class AnswerProfile:
 
     Attributes:
         prompt_id: The suite's id.
-        hits: Shape (answer tokens,): is the draft's most likely token the recorded one.
+        hits: Shape (answer tokens,): true where the draft's most likely token is the recorded one.
         p: Shape (answer tokens,): probability of the draft's most likely token, among its ten.
-        after_miss: Position of a miss → probabilities of what the draft goes on to propose from its own token, in
-            order. Only for the misses that were sampled.
-        draft_prompt_ms: Time that the draft takes for the prompt.
+        after_miss: Position of a sampled miss → probabilities of the tokens that the draft proposes after its own wrong
+            token, in order.
+        draft_prompt_ms: The draft's prompt processing.
     """
 
     prompt_id: str
@@ -120,7 +115,7 @@ class AnswerProfile:
 
     @property
     def acceptance(self) -> float:
-        """Part of the positions at which the draft is right."""
+        """The part of the positions with a hit."""
         return float(self.hits[1:].mean()) if self.hits.size > 1 else math.nan
 
     def to_json(self) -> dict[str, Any]:
@@ -147,23 +142,16 @@ class AnswerProfile:
 
 @runtime_checkable
 class Scorer(Proposer, Protocol):
-    """A draft that is read at every token of an answer at once."""
+    """A draft that can be read at every token of an answer in one evaluation."""
 
     def score(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Sequence[Proposal]:
-        """One proposal for each token of the answer, the recorded text before it."""
+        """One proposal for each token of the answer, given the recorded text before it."""
 
 
 def profile_scored(
     scorer: Scorer, recording: Recording, *, longest: int, sampled_misses: int
 ) -> AnswerProfile:
-    """The same as `profile_answer` from one evaluation of the answer, and a continuation for each sampled miss.
-
-    Args:
-        scorer: The draft.
-        recording: The answer.
-        longest: Most tokens that any drafting of the space proposes in a cycle.
-        sampled_misses: As for `profile_answer`.
-    """
+    """As `profile_answer`, from one evaluation of the answer and a continuation for each sampled miss."""
     answer = recording.answer_ids
     told = scorer.score(recording.prompt_ids, answer)
     hits = np.array([q.token == token for q, token in zip(told, answer, strict=True)], dtype=np.bool_)
@@ -183,17 +171,17 @@ def profile_answer(
     longest: int,
     sampled_misses: int,
 ) -> AnswerProfile:
-    """Run a draft over one recorded answer.
+    """Read a draft over one recorded answer.
 
-    The draft continues the recorded text greedily in stretches: while it agrees, one stretch gives many positions at
-    once; at a miss the rest of the stretch is what it would have gone on to propose. So the pass costs about one
-    request for each miss and one for each `longest` tokens.
+    The draft continues the recorded text greedily in stretches. While it agrees, one stretch gives many positions. At a miss
+    the rest of the stretch is what the draft would propose next. So this takes about one request for each miss and one for
+    each `longest` tokens.
 
     Args:
         proposer: The draft.
         recording: The answer.
         longest: Most tokens that any drafting of the space proposes in a cycle.
-        sampled_misses: For so many misses, spread evenly over the answer, the continuation is kept whole.
+        sampled_misses: Number of misses, spread evenly over the answer, whose whole continuation is kept.
     """
     answer = recording.answer_ids
     n = len(answer)
@@ -208,7 +196,7 @@ def profile_answer(
             raise RequestError(f"The draft proposed nothing at token {place} of {recording.prompt_id}.")
         return found
 
-    # A stretch costs its length, used or not: long ones only while misses are still to be sampled, or none come.
+    # A stretch costs its length, used or not. So it is long only to sample a miss, or while there are no misses.
     stretch = longest
     every = max(1, n // sampled_misses) if sampled_misses else n + 1
     next_sample = 0
@@ -223,17 +211,17 @@ def profile_answer(
             position += 1
             if not hits[position - 1]:
                 if sampling:
-                    # The rest of a stretch is shorter than what a cycle that begins at the miss goes on to.
+                    # The rest of a stretch is shorter than the continuation in a cycle that begins at the miss.
                     rest = proposals[1:] if k == 0 else propose(position - 1, longest)[1:]
                     after_miss[position - 1] = np.array([q.p for q in rest])
                     next_sample = position - 1 + every
-                # About as long as the runs have been lately.
+                # About as long as the last runs.
                 stretch = max(1, min(longest, round((stretch + k + 1) / 2)))
                 break
         else:
             stretch = min(longest, stretch * 2)
     if n and np.isnan(p).all():
-        raise RequestError("The server tells no probabilities.", "This build cannot be asked in tokens.")
+        raise RequestError("The server reports no probabilities.", "Prediction needs another build.")
     known = {hit: np.flatnonzero((hits == hit) & ~np.isnan(p)) for hit in (False, True)}
     for i in np.flatnonzero(np.isnan(p)):
         p[i] = _nearest(p, known[bool(hits[i])], int(i))
@@ -242,5 +230,5 @@ def profile_answer(
 
 
 def _nearest(p: Floats, known: npt.NDArray[np.int64], place: int) -> float:
-    """What stands for a probability that the server did not tell: the nearest known one of the same outcome."""
+    """In place of a probability that the server did not report: the nearest known one of the same outcome."""
     return float(p[known[np.argmin(np.abs(known - place))]]) if known.size else 0.5

@@ -1,4 +1,4 @@
-"""Gather what prediction needs from running servers: recordings, passes of draft models, batch times."""
+"""Get from running servers what prediction needs: recordings, passes of draft models, batch times."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from autospec.predict.profile import AnswerProfile, Recording, Scorer, profile_a
 
 __all__ = ["DraftPass", "batch_sizes", "pass_of", "record", "time_batches", "typical_of"]
 
-# Sizes of the batches that are timed, up to the space's largest; in between the curve is taken for straight.
+# Sizes of the timed batches, up to the space's largest; the cost curve is linear in between.
 _BATCHES = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
-# Of so many times the median: one request in five may be disturbed.
+# The median of this many times counts: some requests may be disturbed.
 _REPEATS = 5
-# Answer tokens that stand before a timed batch, so that batches follow a text and not a bare prompt.
+# Answer tokens before a timed batch, so that batches follow a text and not only a prompt.
 _LEAD = 4
-# For so many misses in an answer, what the draft goes on to propose is kept whole.
+# Misses of an answer whose whole continuation is kept.
 _SAMPLED_MISSES = 8
 # Tokens that the draft generates to time its steps.
 _TIMED_STEPS = 17
@@ -32,9 +32,9 @@ class DraftPass:
 
     Attributes:
         profiles: Prompt id → profile.
-        step_ms: One token, generated.
+        step_ms: Time of one generated token.
         batch_ms: Tokens in a batch → milliseconds.
-        hopeless: True if nothing that it drafts pays on the first answers, and it read no further.
+        hopeless: True if none of its draftings can pay on the first answers, so it read no more of them.
     """
 
     profiles: Mapping[str, AnswerProfile]
@@ -62,15 +62,15 @@ class DraftPass:
 
 
 def record(tokens: Tokens, prompt_id: str, request: Request) -> Recording:
-    """Have the main model answer one prompt, and keep the token ids.
+    """Let the main model answer one prompt, and keep the token ids.
 
     Args:
-        tokens: The main model, drafting off.
+        tokens: The main model, without drafting.
         prompt_id: The suite's id.
-        request: As every measurement of this prompt is made.
+        request: The same as in every measurement of this prompt.
 
     Raises:
-        RequestError: The server cannot be asked in tokens, or refused.
+        RequestError: The server cannot be asked in token ids, or refused.
         ServerDiedError: It ended.
     """
     prompt_ids = tokens.encode(request)
@@ -97,16 +97,16 @@ def batch_sizes(recording: Recording, largest: int) -> list[int]:
 def time_batches(
     tokens: Tokens, recording: Recording, largest: int, *, behind: bool = True
 ) -> dict[int, float]:
-    """Milliseconds to compute batches of 1 … `largest` tokens behind a recorded prompt.
+    """Milliseconds to compute batches of 1 … `largest` tokens after a recorded prompt, medians of several times.
 
-    Verifying k drafted tokens is a batch of k + 1. Each batch is timed several times and the median kept.
+    Verifying k drafted tokens is a batch of k + 1.
 
     Args:
-        tokens: The model; of a main model or a draft, drafting off.
-        recording: Where the text comes from; the batches are of its own tokens.
+        tokens: A main model or a draft, without drafting.
+        recording: Its tokens make the batches.
         largest: Tokens in the largest batch.
-        behind: False times them behind nothing, where the cache cannot be cut back to the prompt: such a model has no or
-            few layers whose cost grows with the text before.
+        behind: False times them without a text before, for a cache that cannot be cut back to the prompt: such a model has
+            no or few layers whose cost grows with the text before.
 
     Raises:
         RequestError: The server computes other tokens than the batch, or refuses.
@@ -116,15 +116,15 @@ def time_batches(
     sizes = batch_sizes(recording, largest)
     if not sizes:
         return {}
-    # Each batch begins with another token than the one before it, so that nothing but the lead comes from the cache.
+    # Each batch begins with another token than the previous batch, so that only the lead comes from the cache.
     starts = cycle(_different_starts(text, sizes[-1]))
     before = -1
     taken: dict[int, list[float]] = {size: [] for size in sizes}
-    # One of every size, then the next of every size: a machine that gets slower meanwhile bends no curve.
+    # All sizes once, then again: a machine that becomes slower meanwhile does not bend the curve.
     for _ in range(_REPEATS):
         for size in sizes:
             k = next(starts)
-            if text[k] == before:  # the end of the places met their beginning
+            if text[k] == before:  # the cycle of places wrapped around
                 k = next(starts)
             before = text[k]
             taken[size].append(tokens.batch_ms(lead, text[k : k + size]))
@@ -143,21 +143,21 @@ def pass_of(
     enough: Callable[[int], bool] = lambda _: False,
     hopeless: Callable[[float], bool] = lambda _: False,
 ) -> DraftPass:
-    """Run one draft model, alone, over recorded answers.
+    """Read one draft model, alone, over recorded answers.
 
     Args:
-        tokens: The draft; its times are taken, and its proposals where there is no scorer.
+        tokens: The draft. It gives the times, and the proposals if there is no scorer.
         recordings: At least one.
         longest: Most tokens that any drafting proposes in a cycle.
-        scorer: The same draft, where it can be read in one evaluation.
-        p_min: False where no p-min ends a cycle: what follows a miss need not be known then.
-        timed: False leaves the times of batches out.
-        keep: Given each profile as soon as it is made.
-        enough: Asked before each answer, with how many were read; true leaves out the rest.
-        hopeless: The same, with what a step of the draft takes in milliseconds: true if none of its draftings can pay.
+        scorer: The same draft, if it can be read in one evaluation.
+        p_min: False if no p-min ends a cycle: then the tokens after a miss do not matter.
+        timed: False leaves out the times of batches.
+        keep: Gets each profile as soon as it is made.
+        enough: Called before each answer with the number of answers read; true leaves out the rest.
+        hopeless: Called before each answer with the milliseconds of a draft step; true if no drafting of it can pay.
 
     Raises:
-        RequestError: The server cannot be asked in tokens, or refused.
+        RequestError: The server cannot be asked in token ids, or refused.
         ServerDiedError: It ended.
     """
     profiles: dict[str, AnswerProfile] = {}
@@ -186,12 +186,12 @@ def pass_of(
         except RequestError:  # its cache cannot be cut
             batch_ms = time_batches(tokens, typical, longest + 1, behind=False)
     if not steps and 1 not in batch_ms:
-        raise RequestError("The draft ends every answer at once, so that its steps cannot be timed.")
+        raise RequestError("The draft ends every answer at once, so its steps cannot be timed.")
     return DraftPass(profiles, statistics.median(steps) if steps else batch_ms[1], batch_ms, dropped)
 
 
 def typical_of(recordings: Sequence[Recording]) -> Recording:
-    """The one whose prompt is of middle length: batches are timed on its text."""
+    """The recording with the median prompt length; batches are timed on its text."""
     return sorted(recordings, key=lambda r: len(r.prompt_ids))[len(recordings) // 2]
 
 
@@ -200,7 +200,7 @@ def _text(recording: Recording) -> tuple[int, ...]:
 
 
 def _different_starts(text: Sequence[int], size: int) -> list[int]:
-    """Places at which a batch of `size` tokens fits, each beginning with a token unlike the one before it."""
+    """Places for a batch of `size` tokens, each beginning with another token than the previous place."""
     places: list[int] = []
     for k in range(_LEAD, len(text) - size + 1):
         if not places or text[k] != text[places[-1]]:

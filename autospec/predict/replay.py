@@ -1,16 +1,16 @@
-"""Replay drafting cycles on paper: drafted and accepted counts of every (n_max, n_min, p_min) from one profile.
+"""Simulate drafting cycles: drafted and accepted counts of every (n_max, n_min, p_min) from one profile.
 
 The cycle is llama-server's (tools/server/server-context.cpp and common/speculative.cpp, b11434; the same arithmetic in
-the builds of 2025): with g tokens generated and at most N asked for, a cycle may draft min(n_max, N - g - 1) tokens;
-the draft stops before its first token whose probability is below p_min; a draft shorter than n_min is thrown away; the
-main model takes the draft's tokens up to the first one that is not its own, and adds one of its own.
+the builds of 2025). With g tokens generated and at most N requested, a cycle may draft min(n_max, N - g - 1) tokens. The
+draft stops before its first token whose probability is below p_min. A draft shorter than n_min is dropped. The main model
+accepts the draft's tokens up to the first one that differs from its own, and adds one of its own.
 
-Where the main model's cache cannot be cut (a recurrent state, alone or beside attention), the server puts the cache back to
-before a draft that was accepted in part, and computes its accepted tokens again, with the main model's own one behind them
-(`spec_is_replay`). That second pass gives a token more, which no draft is counted for.
+If the main model's cache cannot be cut (a recurrent state, alone or beside attention), the server restores the cache from
+before a partly accepted draft, and computes the accepted tokens again, followed by the main model's own one
+(`spec_is_replay`). That second pass gives one more token, without a draft.
 
-mlx_lm's (`speculative_generate_step` of mlx_lm/generate.py, 0.32.2) begins with g = 0, the prompt's last token being
-computed with the first verified batch, and drafts min(n_max, N - g) tokens in every cycle; it has no p_min and no n_min.
+mlx_lm's cycle (`speculative_generate_step` of mlx_lm/generate.py, 0.32.2) begins with g = 0, since it computes the prompt's
+last token with the first verified batch. It drafts min(n_max, N - g) tokens in every cycle and has no p_min and no n_min.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from autospec.predict.profile import AnswerProfile
 __all__ = ["Counts", "replay", "stacked"]
 
 Ints = npt.NDArray[np.int64]
-# Longer than any n_max: the draft would go on as long as it may.
+# Longer than any n_max.
 _ENDLESS = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What happens in one answer under each of D draftings.
+    """The cycles of one answer under each of D draftings.
 
     Attributes:
-        verified: Shape (D, K + 1): passes of the main model over k tokens besides the last one, k = 0 … K; drafted ones, or
-            accepted ones that are computed again.
-        steps: Shape (D,): tokens that the draft model computed one by one, the one that p_min refused included.
+        verified: Shape (D, K + 1): passes of the main model over k tokens besides the last one, k = 0 … K. The k tokens are
+            drafted ones, or accepted ones that are computed again.
+        steps: Shape (D,): tokens that the draft model computed one by one, with the one that p_min refused.
         drafted: Shape (D,): tokens proposed.
         accepted: Shape (D,): of those, accepted.
         by_position: Shape (D, K): cycles that accepted the token at each place of the draft.
-        opening: Shape (D,): tokens drafted in the first cycle, where that one gives the answer's first token and its time
-            is the prompt's; ``None`` where the prompt's own batch gives it.
+        opening: Shape (D,): tokens drafted in the first cycle, if that cycle gives the answer's first token and its time
+            counts as prompt processing; ``None`` if the prompt's own batch gives it.
         again: Shape (D,): of the passes, those that computed accepted tokens again; ``None`` for none.
     """
 
@@ -68,7 +68,7 @@ class Counts:
 
     @property
     def after_first_token(self) -> tuple[Ints, Ints]:
-        """`verified` and `steps` of the cycles that come after the first token: those whose time is generation."""
+        """`verified` and `steps` of the cycles after the first token, whose time is token generation."""
         if self.opening is None:
             return self.verified, self.steps
         verified = self.verified.copy()
@@ -92,10 +92,10 @@ def replay(
         profile: The draft over the answer.
         n_max: Length D.
         p_min: Length D.
-        n_min: Length D; none where left out.
-        max_tokens: What the request allows, N above.
-        cycle: Whose cycle it is.
-        uncut: True where the main model's cache cannot be cut.
+        n_min: Length D; all 0 if left out.
+        max_tokens: The request's limit, N above.
+        cycle: The backend's cycle.
+        uncut: True if the main model's cache cannot be cut.
 
     Returns:
         The counts, in the order of the draftings.
@@ -122,7 +122,7 @@ def replay(
         at = position[who]
         limit = np.minimum(limits[who], max_tokens - at - given)
         length = np.minimum(limit, lengths[level[who], at])
-        # Where p_min ended the draft, the token that it refused was computed all the same.
+        # If p_min ended the draft, the token that it refused was computed too.
         steps[who] += np.where(limit > 0, length + (length < limit), 0)
         length = np.where((limit > 0) & (length >= least[who]), length, 0)
         accepted = np.minimum(length, runs[at])
@@ -146,7 +146,7 @@ def replay(
 
 
 def stacked(counts: Sequence[Counts]) -> Counts:
-    """Counts of single draftings, or answers, as counts of all of them; which cycles were opening ones is not kept."""
+    """Join the counts of single draftings, or answers, along D; `opening` is dropped."""
     widest = max(c.verified.shape[1] for c in counts)
     verified = np.zeros((len(counts), widest), dtype=np.int64)
     by_position = np.zeros((len(counts), widest - 1), dtype=np.int64)
@@ -166,7 +166,7 @@ def stacked(counts: Sequence[Counts]) -> Counts:
 
 
 def _runs(profile: AnswerProfile) -> Ints:
-    """At each position, how many tokens in a row the draft gets right from there; shape (answer tokens,)."""
+    """At each position, the number of correct draft tokens in a row; shape (answer tokens,)."""
     n = profile.hits.size
     misses = np.append(np.flatnonzero(~profile.hits), n)
     positions = np.arange(n)
@@ -174,10 +174,9 @@ def _runs(profile: AnswerProfile) -> Ints:
 
 
 def _lengths(profile: AnswerProfile, levels: npt.NDArray[np.float64]) -> Ints:
-    """At each position, how many tokens the draft proposes before its probability falls below a level.
+    """At each position, the tokens proposed before the probability falls below a level; shape (levels, answer tokens).
 
-    Returns:
-        Shape (levels, answer tokens); `_ENDLESS` where nothing that was sampled ends the draft.
+    `_ENDLESS` if no sampled probability ends the draft.
     """
     n = profile.hits.size
     lengths = np.zeros((levels.size, n), dtype=np.int64)
@@ -192,7 +191,7 @@ def _lengths(profile: AnswerProfile, levels: npt.NDArray[np.float64]) -> Ints:
 
 
 def _after(profile: AnswerProfile, samples: list[int], miss: int, levels: npt.NDArray[np.float64]) -> Ints:
-    """What the draft proposes after its miss, for each level: from this miss, or from the nearest sampled one."""
+    """For each level, the number of tokens proposed after a miss, from the nearest sampled miss."""
     if not samples:
         return np.where(levels > 0, 0, _ENDLESS)
     place = int(np.searchsorted(samples, miss))

@@ -294,18 +294,16 @@ class Tuning:
         model_path = str(self.request.model.path)
         try:
             command = self.backend.command(model_path, cell.winner, settings)
-            plain = self.backend.command(model_path, OFF, settings)
+            arguments = self.backend.drafting_args(model_path, cell.winner, settings)
         except UnsupportedError:
-            command = plain = ()
+            command = arguments = ()
         proof, search = (pairing.known(cell.cell.key, cell.winner, p) for p in (Phase.PROVE, Phase.SEARCH))
         recommendation = conclude(
             cell,
             proof,
             search,
             rule=self.request.definition.rule,
-            arguments=[a for a in command if a not in plain]
-            if cell.winner.is_off
-            else _added(command, plain),
+            arguments=arguments,
             command=command,
             cost=self._cost,
         )
@@ -379,15 +377,3 @@ def _guess_winners(cells: Sequence[CellRun]) -> None:
     for cell in cells:
         if cell.winner.is_off and cell.best is not None:
             cell.winner = cell.best[0]
-
-
-def _added(command: Sequence[str], plain: Sequence[str]) -> list[str]:
-    """The arguments that `command` has beyond `plain`, in order."""
-    left = list(plain)
-    added = []
-    for word in command:
-        if word in left:
-            left.remove(word)
-        else:
-            added.append(word)
-    return added

@@ -40,9 +40,6 @@ _MODEL_LEADERS = ((4, 0.0), (16, 0.15), (8, 0.4), (2, 0.0), (16, 0.6), (3, 0.0))
 _MAP_LEADERS = ((6, 24), (4, 16), (12, 48))
 _MOD_LEADERS = ((16, 32, 0), (8, 16, 0), (24, 64, 48))
 _TURNS = max(len(_MODEL_LEADERS), len(_MAP_LEADERS), len(_MOD_LEADERS))
-# llama.cpp gives this mode no parameter: "uint16_t n_draft = 8; // TODO get from config?" in common/speculative.cpp
-# (b11434).
-_NGRAM_CACHE = Drafting(Mode.NGRAM_CACHE, n_max=8, n_min=0)
 
 
 class Chooser(Protocol):
@@ -143,8 +140,6 @@ class Space:
                 most = trial.suggest_int(f"{mode}.n_max", *d.ngram_m, log=True)
                 share = trial.suggest_float(f"{mode}.n_min_share", 0.0, 1.0, step=_MOD_SHARE_STEP)
                 return Drafting(mode, ngram_n=n, n_max=most, n_min=round(share * most))
-            case Mode.NGRAM_CACHE:
-                return _NGRAM_CACHE
             case Mode.PROMPT_LOOKUP:
                 return Drafting(
                     mode,
@@ -173,8 +168,6 @@ class Space:
         arm = next((a for a in self.arms if (a.mode, a.draft) == (drafting.mode, drafting.draft)), None)
         if arm is None:
             raise ValueError(f"{drafting.label} is not in this space")
-        if drafting == _NGRAM_CACHE:
-            return {self.arm_parameter: arm.label}
         searched = {"n_max", "p_min", "ngram_n", "ngram_m"} & set(drafting.parameters())
         if drafting.p_min:
             searched.add("n_min")
@@ -210,8 +203,6 @@ class Space:
                 return [Drafting(arm.mode, ngram_n=n, ngram_m=m, min_hits=1) for n, m in sizes]
             case Mode.NGRAM_MOD:
                 return self._mod_grid(matches)
-            case Mode.NGRAM_CACHE:
-                return [_NGRAM_CACHE]
             case Mode.PROMPT_LOOKUP:
                 return [Drafting(arm.mode, n_max=k, ngram_n=n) for k in counts for n in range(1, 5)]
             case _:
@@ -268,8 +259,6 @@ class Space:
                 return Drafting(
                     arm.mode, ngram_n=_within(n, d.ngram_n), n_max=most, n_min=round(most * least / m)
                 )
-            case Mode.NGRAM_CACHE:
-                return _NGRAM_CACHE if turn == 0 else None
             case Mode.PROMPT_LOOKUP:
                 return Drafting(arm.mode, n_max=_within(10, d.n_max), ngram_n=2) if turn == 0 else None
             case _:

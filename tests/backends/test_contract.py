@@ -108,6 +108,19 @@ def test_a_command_starts_nothing(backend, model, facts, state_dir):
     assert not (state_dir / "launches").exists()
 
 
+def test_what_a_drafting_adds_to_the_command_line(backend, model, facts):
+    """The end of the command line; before it stands the command line without drafting."""
+    assert backend.drafting_args(model, OFF, facts.settings) == ()
+    if facts.drafting is None:
+        pytest.skip("drafting of this backend cannot be chosen")
+    plain = backend.command(model, OFF, facts.settings)
+    command = backend.command(model, facts.drafting(model), facts.settings)
+    added = backend.drafting_args(model, facts.drafting(model), facts.settings)
+    kept = plain[:-1] if backend.name == "embedded" else plain  # its last word is the JSON of all settings
+    assert command == (*kept, *added)
+    assert added
+
+
 def test_off(launched):
     """Launched, asked, timed: nothing is drafted, nothing is cached, and greedy answers repeat."""
     server = launched()

@@ -81,12 +81,6 @@ def test_ngram_map_has_its_own_struct():
     assert fields["speculative.ngram_map_k4v.size_m"] == 16
 
 
-def test_ngram_cache_cannot_be_limited():
-    """As in llama-server: the number is fixed in the source."""
-    with pytest.raises(UnsupportedError, match="n_max=4"):
-        drafting_fields(Drafting(Mode.NGRAM_CACHE, n_max=4))
-
-
 def test_other_backends_modes_are_refused():
     """prompt-lookup is llama-cpp-python's."""
     with pytest.raises(UnsupportedError, match="prompt-lookup"):

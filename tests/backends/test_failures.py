@@ -111,7 +111,7 @@ def test_an_illegal_instruction_is_the_builds_fault():
     """No other drafting helps a server that was built for another processor, so none is suggested."""
     failure = classify(Ended(signal=signal.SIGILL), ("loading model", "threadpool init, n_threads = 2"))
     assert (failure.kind, failure.permanent) == ("crash", True)
-    assert "built for another one" in failure.message
+    assert "built for another processor" in failure.message
     assert "GGML_NATIVE=OFF" in failure.hint
     assert "drafting" not in failure.hint
 

@@ -164,7 +164,7 @@ def test_dies_in_mid_answer(launched):
     server = launched("dies-in-mid-answer")
     begun = time.monotonic()
     with pytest.raises(
-        ServerDiedError, match="was ended by SIGKILL while it was asked; its log ends: fake server"
+        ServerDiedError, match="was ended by SIGKILL during a request; its log ends: fake server"
     ):
         server.complete(QUESTION)
     assert time.monotonic() - begun < 20

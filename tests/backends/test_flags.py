@@ -12,7 +12,7 @@ from tests.backends.conftest import read_help
 MODEL = Drafting(Mode.DRAFT_MODEL, draft="/d.gguf", n_max=8, n_min=1, p_min=0.75)
 SIMPLE = Drafting(Mode.NGRAM_SIMPLE, ngram_n=12, ngram_m=48, min_hits=1)
 MOD = Drafting(Mode.NGRAM_MOD, ngram_n=24, n_max=64, n_min=48)
-DRAFTLESS = {Mode.NGRAM_SIMPLE, Mode.NGRAM_MAP_K, Mode.NGRAM_MAP_K4V, Mode.NGRAM_MOD, Mode.NGRAM_CACHE}
+DRAFTLESS = {Mode.NGRAM_SIMPLE, Mode.NGRAM_MAP_K, Mode.NGRAM_MAP_K4V, Mode.NGRAM_MOD}
 
 
 def args(name, drafting):
@@ -117,19 +117,6 @@ def test_mtp_has_no_file():
     assert got == "--spec-type draft-mtp --spec-draft-n-max 3 --spec-draft-n-min 0 --spec-draft-p-min 0.0"
 
 
-def test_ngram_cache_cannot_be_limited_now():
-    """Its number of proposals is fixed in the source; another one is refused rather than ignored."""
-    assert args("b11434", Drafting(Mode.NGRAM_CACHE, n_max=8)) == "--spec-type ngram-cache"
-    with pytest.raises(UnsupportedError, match="n_max=4"):
-        args("b11434", Drafting(Mode.NGRAM_CACHE, n_max=4))
-
-
-def test_ngram_cache_could_be_limited_by_draft_max():
-    """Where draft-max cuts every proposal, ngram-cache takes it."""
-    got = args("docs-2026-03", Drafting(Mode.NGRAM_CACHE, n_max=4))
-    assert got == "--spec-type ngram-cache --draft-max 4 --draft-min 0"
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -137,7 +124,7 @@ def test_ngram_cache_could_be_limited_by_draft_max():
         ("pydist012", {Mode.OFF, Mode.DRAFT_MODEL}),
         ("docs-2026-03", {Mode.OFF, Mode.DRAFT_MODEL} | DRAFTLESS),
         ("b9093", {Mode.OFF, Mode.DRAFT_MODEL} | DRAFTLESS),
-        ("b11434", set(Mode) - {Mode.PROMPT_LOOKUP}),
+        ("b11434", set(Mode) - {Mode.PROMPT_LOOKUP, Mode.NGRAM_CACHE}),
     ],
 )
 def test_modes(name, expected):

@@ -48,9 +48,8 @@ def test_what_a_dead_owner_left_is_ended(state_dir, sleeper):
     assert gone({left.pid})
     assert not path.exists()
     (sentence,) = told
-    assert sentence.startswith(
-        f"Ended llama-server (process {left.pid}), left running since 2026-11-23T00:00:00Z"
-    )
+    assert f"llama-server (process {left.pid})" in sentence
+    assert "2026-11-23T00:00:00Z" in sentence
 
 
 def test_a_number_that_was_given_away_is_not_touched(state_dir, sleeper):

@@ -117,7 +117,7 @@ def test_a_package_that_dies_of_its_first_matrix(monkeypatch, tmp_path, state_di
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "llama_cpp.py").write_text(DIES)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    with pytest.raises(LaunchError, match="an instruction that this processor does not take") as told:
+    with pytest.raises(LaunchError, match="an instruction that this processor does not have") as told:
         LlamaCppScorer.launch("any.gguf", n_ctx=128, state_dir=state_dir)
     assert told.value.permanent
     assert not [*state_dir.rglob("*.json")]

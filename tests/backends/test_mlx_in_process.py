@@ -151,7 +151,7 @@ def test_what_fails_is_told(main):
 
 def test_a_missing_folder(mlx):
     """Never looked for on the hub."""
-    with pytest.raises(LaunchError, match="no folder"):
+    with pytest.raises(LaunchError, match="not a folder"):
         mlx.in_process("/no/model", OFF, SETTINGS)
 
 

@@ -57,7 +57,7 @@ def model(lab_models):
 def reader(model, **quantization):
     """As the child makes it."""
     settings = {"kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 0} | quantization
-    return child.Reader(model, prefill_step_size=16, **settings)
+    return child.MlxReader(model, prefill_step_size=16, **settings)
 
 
 def kinds(of):

@@ -63,7 +63,7 @@ def test_an_unknown_name(settings):
 def test_a_configured_program_that_is_not_there(settings):
     """Not replaced by another backend behind the user's back."""
     settings.llama_server = "/no/llama-server"
-    with pytest.raises(BackendMissingError, match="/no/llama-server is not there"):
+    with pytest.raises(BackendMissingError, match="/no/llama-server does not exist"):
         backend_for(None, settings)
 
 
@@ -86,7 +86,7 @@ def test_the_projects_own_settings_fit(tmp_path):
 def test_a_program_that_is_no_llama_server(settings, install):
     """Found by its help, before any launch."""
     install("#!/bin/sh\necho hello\n")
-    with pytest.raises(BackendMissingError, match="is no llama-server"):
+    with pytest.raises(BackendMissingError, match="is not a llama-server"):
         backend_for(None, settings).capabilities()
 
 

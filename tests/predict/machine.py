@@ -119,8 +119,14 @@ class Machine:
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """A command line that names all of it."""
-        words = [] if drafting.is_off else [f"--{k}={v}" for k, v in drafting.to_json().items()]
-        return ("machine", "-m", model_path, *settings.args, *words)
+        drafted = self.drafting_args(model_path, drafting, settings)
+        return ("machine", "-m", model_path, *settings.args, *drafted)
+
+    def drafting_args(
+        self, _model_path: str, drafting: Drafting, _settings: LaunchSettings
+    ) -> tuple[str, ...]:
+        """A word for each parameter."""
+        return () if drafting.is_off else tuple(f"--{k}={v}" for k, v in drafting.to_json().items())
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MachineServer:
         """Start a server."""

@@ -32,7 +32,6 @@ EACH_MODE = [
         for mode in (Mode.NGRAM_SIMPLE, Mode.NGRAM_MAP_K, Mode.NGRAM_MAP_K4V)
     ),
     Drafting(Mode.NGRAM_MOD, ngram_n=16, n_max=32, n_min=0),
-    Drafting(Mode.NGRAM_CACHE, n_max=8, n_min=0),
 ]
 
 

@@ -135,8 +135,14 @@ class SimulatedBackend:
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """A command line that names all of it."""
-        words = [f"--{k}={v}" for k, v in drafting.to_json().items()] if not drafting.is_off else []
-        return ("simulated", "-m", model_path, *settings.args, *words)
+        drafted = self.drafting_args(model_path, drafting, settings)
+        return ("simulated", "-m", model_path, *settings.args, *drafted)
+
+    def drafting_args(
+        self, _model_path: str, drafting: Drafting, _settings: LaunchSettings
+    ) -> tuple[str, ...]:
+        """A word for each parameter."""
+        return () if drafting.is_off else tuple(f"--{k}={v}" for k, v in drafting.to_json().items())
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> SimulatedServer:
         """Start a server."""

@@ -1,1 +1,1 @@
-"""Servers that somebody else started: LM Studio, a running llama-server."""
+"""Servers that autospec did not start: LM Studio, a running llama-server."""

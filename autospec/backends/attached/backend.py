@@ -1,4 +1,4 @@
-"""The backend `attached`: a server that somebody else runs. autospec asks it, sets what a request can set, and never stops it."""
+"""The backend `attached`: a server that runs already. autospec sends requests to it and never stops it."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from autospec.errors import (
 )
 from autospec.hardware.gpu import Device
 
-__all__ = ["KEY_VARIABLE", "AsItRuns", "Attached", "AttachedServer"]
+__all__ = ["KEY_VARIABLE", "Attached"]
 
-# Never in a file, and never shown: not one of the settings.
+# Not a setting: the key is never written to a file and never shown.
 KEY_VARIABLE = "AUTOSPEC_ATTACHED_KEY"
-# A server that lives takes a connection at once, however busy it is: the kernel does that for it.
+# The kernel accepts a connection for a living server at once, however busy the server is.
 _CONNECT_S = 2.0
 _POLL_S = 0.1
 # Old llama-servers draft only for a request that may use the prompt cache, see `ChatClient.erases_slot`.
 _OFF_LIMITS = {"speculative.n_max": 0}
-# What tune adds by itself; an attached server has its context already.
+# `tune` adds these itself; an attached server has its context already.
 _IGNORED_SETTINGS = frozenset({"-c", "--ctx-size"})
 
 
 class Attached:
-    """Somebody else's server.
+    """The backend `attached`.
 
     Args:
-        url: Its base, with or without ``/v1``; empty where none is set.
-        remote: True to allow one that is not on this machine.
+        url: Base of the server's API, with or without ``/v1``; empty if none is set.
+        remote: True to allow a server on another machine.
     """
 
     name = "attached"
@@ -63,12 +63,12 @@ class Attached:
         """Ask the server what it is; cached for the life of the object.
 
         Raises:
-            BackendMissingError: No URL is set, or nobody answers there.
-            UsageError: The URL is none, or not of this machine though only that is allowed.
+            BackendMissingError: No URL is set, or no server answers there.
+            UsageError: The URL is invalid, or on another machine without `remote`.
         """
         found = self._probed()
         settable = found.sets is not Sets.NOTHING
-        # Two servers of one kind at two addresses may be set differently: they are two builds.
+        # Two servers of one kind at two addresses may have different settings: they are two builds.
         digest = hashlib.sha256(f"{found.kind}\n{found.version}\n{self._url}\n{found.model_file}".encode())
         return Capabilities(
             build=Build(self.name, f"{found.kind} {found.version}", digest.hexdigest()[:16]),
@@ -82,41 +82,35 @@ class Attached:
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """The address, and the fields of a request that stand for the drafting.
-
-        Raises:
-            UnsupportedError: This server cannot be told so, or does not have the model.
-            UsageError: Server arguments: it runs already.
-        """
+        """The address, and the fields of a request that set the drafting. See `autospec.backends.protocol.Backend`."""
         found = self._probed()
         if extra := [a for a in settings.args[::2] if a.split("=")[0] not in _IGNORED_SETTINGS]:
             raise UsageError(
                 f"{extra[0]} cannot be given to a server that runs already.",
-                "Leave the server arguments out.",
+                "Remove the server arguments.",
             )
         fields = {**_model_field(found, model_path), **_drafting_fields(found, drafting)}
         return (self._url, *(f"{name}={value}" for name, value in fields.items()))
 
-    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
-        """A view on the server with this drafting, once a request has shown that it is in force.
+    def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
+        """See `autospec.backends.protocol.Backend`: the request's fields as ``name=value``."""
+        fields = {} if drafting.is_off else _drafting_fields(self._probed(), drafting)
+        return tuple(f"{name}={value}" for name, value in fields.items())
 
-        Raises:
-            UnsupportedError: As `command`.
-            LaunchError: It does not answer.
-            SpeculationInactiveError: It drafts otherwise than asked.
-        """
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
+        """A view on the server; a request has shown that the drafting is in force. See `Backend`."""
         self.command(model_path, drafting, settings)
         server = AttachedServer(self._url, self._probed(), model_path, drafting)
         server.verify()
         return server
 
     def devices(self) -> tuple[Device, ...]:
-        """See `autospec.backends.optional.OnDevices`: nothing is launched here, so that nothing has to fit on a GPU."""
+        """See `autospec.backends.optional.OnDevices`: this backend launches nothing that must fit on a GPU."""
         return ()
 
     def as_it_runs(self) -> AsItRuns:
-        """The same server, for measuring what is there whatever it drafts."""
-        return AsItRuns(self, self._url, self._probed())
+        """The same server, to be measured with whatever drafting it has."""
+        return AsItRuns(self._url, remote=self._remote)
 
     def _probed(self) -> FoundServer:
         if self._found is None:
@@ -129,50 +123,44 @@ class Attached:
         if self._found is None:
             raise BackendMissingError(
                 f"No OpenAI-compatible server answers at {self._url}.",
-                f"Start it, or correct attached_url; a key goes into {KEY_VARIABLE}.",
+                f"Start it, or correct attached_url. If it needs an API key, set {KEY_VARIABLE}.",
             )
         return self._found
 
 
 class AttachedServer:
-    """The server as asked with one drafting. See `autospec.backends.protocol.Server`."""
+    """The server, asked with one drafting. See `autospec.backends.protocol.Server`."""
 
     def __init__(self, url: str, found: FoundServer, model_path: str, drafting: Drafting) -> None:
         self.launch_id = new_launch_id()
         self.drafting = drafting
         self.base_url = url
         self.launch_ms = 0.0
-        address = urlsplit(url)
-        self.pids = listeners(address.port or (443 if address.scheme == "https" else 80))
+        self.pids = listeners(_address(url)[1])
         self._found = found
         self._model_path = model_path
         self._fields = {**_model_field(found, model_path), **_drafting_fields(found, drafting)}
         self.command = (url, *(f"{name}={value}" for name, value in self._fields.items()))
         name = f"the {found.kind} at {url}"
         self._client: ChatClient | StreamedClient
-        # Predicting would ask for the draft alone, which is not this server's to run.
+        # Prediction runs the draft alone, which this server does not offer.
         self.tokens: Tokens | None = None
         if found.kind is ServerKind.LLAMA_SERVER:
             self._client = ChatClient(url, name, self._gone, lambda _n: (), _headers())
             self._client.erases_slot = found.sets is Sets.LIMITS
         else:
-            # LM Studio tells what it drafted on its own route only.
+            # LM Studio reports drafted tokens on its own route only.
             path = (
                 "/api/v0/chat/completions" if found.kind is ServerKind.LM_STUDIO else "/v1/chat/completions"
             )
             self._client = StreamedClient(url, name, self._gone, lambda _n: (), _headers(), path=path)
 
     def complete(self, request: Request) -> Completion:
-        """Ask and wait for the whole answer.
-
-        Raises:
-            ServerDiedError: Nobody listens any more.
-            RequestError: Refused, timed out, cut off, or an answer that makes no sense.
-        """
+        """See `autospec.backends.protocol.Server`."""
         return self._client.complete(request, self._fields)
 
     def with_drafting(self, drafting: Drafting) -> AttachedServer | None:
-        """The same server asked with another drafting; ``None`` where a request cannot say that."""
+        """The same server, asked with another drafting; ``None`` if a request cannot set it."""
         if drafting == self.drafting:
             return self
         if self._found.sets is Sets.NOTHING:
@@ -182,15 +170,10 @@ class AttachedServer:
         return other
 
     def stop(self) -> None:
-        """Nothing: whoever started it stops it."""
+        """Do nothing: autospec did not start the server."""
 
     def verify(self) -> None:
-        """Check that the drafting is in force, by a request.
-
-        Raises:
-            LaunchError: The request failed.
-            SpeculationInactiveError: It drafts otherwise than asked.
-        """
+        """Check by a request that the drafting is in force; raises as `Attached.launch`."""
         try:
             drafted = self._client.complete(canary(self.drafting), self._fields | self._unlimited()).drafted
         except RequestError as error:
@@ -200,61 +183,45 @@ class AttachedServer:
         ):
             raise SpeculationInactiveError(
                 f"The attached {self._found.kind} drafts although drafting is off.",
-                "autospec bench measures it as it runs; to compare, start it without drafting.",
+                "autospec bench measures it as it is. To compare draftings, start it without drafting.",
             )
         if not self.drafting.is_off and self._found.tells_drafts and not drafted:
             raise SpeculationInactiveError(
                 f"The attached {self._found.kind} runs without speculation although {self.drafting.label} was asked for.",
-                "Its log may say why; the draft's vocabulary must fit.",
+                "Its log may say why. The draft's vocabulary must fit the main model.",
             )
 
     def _unlimited(self) -> dict[str, Any]:
-        """What lets the canary draft whatever the limits are."""
+        """Fields that let the canary draft whatever the limits are."""
         return {name: 0 for name in ("speculative.n_min", "speculative.p_min") if name in self._fields}
 
     def _gone(self, timeout_s: float) -> str | None:
-        """Whether nobody listens any more; waits until that is so, or for the time."""
-        address = urlsplit(self.base_url)
-        port = address.port or (443 if address.scheme == "https" else 80)
+        """Wait until no process listens any more (a sentence's end), or for the time (``None``)."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                socket.create_connection((address.hostname or "", port), timeout=_CONNECT_S).close()
+                socket.create_connection(_address(self.base_url), timeout=_CONNECT_S).close()
             except ConnectionRefusedError:
                 return "stopped listening"
             except OSError:
-                return None  # out of reach, or too busy to say
+                return None  # not reachable, or too busy to answer
             if time.monotonic() >= deadline:
                 return None
             time.sleep(_POLL_S)
 
 
-class AsItRuns:
-    """An attached server whose drafting is what it is: every launch is it, unverified. A `Backend` for measuring only."""
-
-    def __init__(self, attached: Attached, url: str, found: FoundServer) -> None:
-        self.name = attached.name
-        self.speculates = found.speculates
-        self._attached = attached
-        self._url = url
-        self._found = found
-
-    def capabilities(self) -> Capabilities:
-        """As the server's."""
-        return self._attached.capabilities()
-
-    def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """As `Attached.command`."""
-        return self._attached.command(model_path, drafting, settings)
+class AsItRuns(Attached):
+    """A `Backend` for measuring only: every launch is the attached server with whatever drafting it has, unverified."""
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
-        """The server, whatever it drafts.
-
-        Raises:
-            UnsupportedError: It does not have the model.
-        """
+        """The server as it is."""
         self.command(model_path, drafting, settings)
-        return AttachedServer(self._url, self._found, model_path, OFF)
+        return AttachedServer(self._url, self._probed(), model_path, OFF)
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _model_field(found: FoundServer, path: str) -> dict[str, Any]:
@@ -263,18 +230,14 @@ def _model_field(found: FoundServer, path: str) -> dict[str, Any]:
 
 
 def _drafting_fields(found: FoundServer, drafting: Drafting) -> Mapping[str, Any]:
-    """The fields of a request that stand for a drafting.
-
-    Raises:
-        UnsupportedError: This kind of server has none for it.
-    """
+    """The fields of a request that set a drafting; `UnsupportedError` if this kind of server has none."""
     if drafting.is_off:
         return _OFF_LIMITS if found.sets is Sets.LIMITS else {}
     if drafting.mode is not Mode.DRAFT_MODEL or drafting.draft is None or found.sets is Sets.NOTHING:
         raise UnsupportedError(
             f"A request to the attached {found.kind} cannot ask for {drafting.label}.",
-            "autospec tune with --backend llama-server or mlx finds the flags to start a server with; "
-            "autospec bench measures this one as it runs.",
+            "autospec tune with --backend llama-server or mlx finds the flags for starting a server. "
+            "autospec bench measures this server as it is.",
         )
     if found.sets is Sets.LIMITS:
         return {
@@ -286,7 +249,7 @@ def _drafting_fields(found: FoundServer, drafting: Drafting) -> Mapping[str, Any
         raise UnsupportedError(
             f"The attached {found.kind} always drafts with n_max {found.only[0]}"
             + (f" and p_min {found.only[1]:g}." if found.only[1] is not None else "."),
-            "A request cannot say otherwise.",
+            "A request cannot change that.",
         )
     return {"draft_model": model_name(drafting.draft, found)}
 
@@ -303,11 +266,11 @@ def _check(url: str, *, remote: bool) -> None:
         )
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise UsageError(f"{url!r} is no address of a server.", "Write it as http://127.0.0.1:1234.")
+        raise UsageError(f"{url!r} is not the address of a server.", "Write it as http://127.0.0.1:1234.")
     if not (remote or _is_loopback(address.hostname)):
         raise UsageError(
-            f"{address.hostname} is not this machine, and what is measured over a network is the network too.",
-            "Set attached_remote = true to do it all the same.",
+            f"{address.hostname} is another machine, so the measured times would include the network.",
+            "Set attached_remote = true to measure it nevertheless.",
         )
 
 

@@ -1,7 +1,8 @@
-"""What kind of server is attached, and what of drafting its requests can say. Found by reading its API; changes nothing.
+"""Find out by its API which kind of server is attached, and what its requests can set about drafting.
 
-Seen here: llama-server b11434. Read only: the llama-servers of 2025, LM Studio (https://lmstudio.ai/docs/developer/rest
-and the defaults in its SDK's KVConfig schema) and mlx-omni-server 0.5.3 (its source).
+Tried here: llama-server b11434. Only read: the llama-servers of 2025, LM Studio
+(https://lmstudio.ai/docs/developer/rest and the defaults in its SDK's KVConfig schema) and mlx-omni-server 0.5.3 (its
+source).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["FoundServer", "ServerKind", "Sets", "find_out", "model_name"]
 
 
 class ServerKind(StrEnum):
-    """Kinds of servers that can be told apart."""
+    """Kinds of servers that autospec can distinguish."""
 
     LLAMA_SERVER = "llama-server"
     LM_STUDIO = "LM Studio"
@@ -28,28 +29,28 @@ class ServerKind(StrEnum):
 
 
 class Sets(StrEnum):
-    """What a request can say about drafting."""
+    """What a request can set about drafting."""
 
     NOTHING = "nothing"
     DRAFT = "draft"
     """Which draft model, or none."""
     LIMITS = "limits"
-    """The limits of the draft that the server was started with; n_max 0 is off."""
+    """The limits for the draft that the server was started with; n_max 0 turns drafting off."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundServer:
-    """One server.
+    """What is known of the attached server.
 
     Attributes:
-        kind: What it is.
-        version: As it calls itself; ``unknown`` where it does not say.
+        kind: Its kind.
+        version: As it reports; ``unknown`` if it does not.
         models: Names that a request may ask for.
-        sets: What a request can say about drafting.
-        only: The one (n_max, p_min) with which this kind drafts, where a request cannot choose; p_min ``None`` where it has none.
-        tells_drafts: Whether answers carry drafted and accepted counts.
-        speculates: Whether it says that it drafts by itself; ``None`` where it does not say.
-        model_file: The file that it says it runs.
+        sets: What a request can set about drafting.
+        only: The one (n_max, p_min) with which this kind drafts, where a request cannot choose.
+        tells_drafts: True if answers carry drafted and accepted counts.
+        speculates: True if it reports that it drafts without being asked; ``None`` if it does not report that.
+        model_file: The model file that it reports.
         notes: Sentences for `doctor`.
     """
 
@@ -76,10 +77,10 @@ def find_out(get: Callable[[str], Any]) -> FoundServer | None:
     """Ask what the server is.
 
     Args:
-        get: Reads a path, decoded; ``None`` where there is nothing.
+        get: Reads a path of its API, decoded; ``None`` if that fails.
 
     Returns:
-        ``None`` if it answers to nothing that an OpenAI-compatible server has.
+        ``None`` if it has no route of an OpenAI-compatible server.
     """
     props = _mapping(get("/props"))
     if "default_generation_settings" in props:
@@ -92,19 +93,15 @@ def find_out(get: Callable[[str], Any]) -> FoundServer | None:
         return _mlx_omni(names)
     if listed is None:
         return None
-    note = "Nothing about drafting can be set in a request to this server, as far as autospec knows; it is measured as it runs."
+    note = "As far as autospec knows, requests to this server cannot set drafting. It is measured as it is."
     return FoundServer(ServerKind.OTHER, models=names, notes=(note,))
 
 
 def model_name(path: str, found: FoundServer) -> str:
-    """What the server calls a model on this disk.
-
-    Args:
-        path: File or folder.
-        found: The server.
+    """The server's name for the model at a path.
 
     Raises:
-        UnsupportedError: It names no such model, or several.
+        UnsupportedError: It lists no such model, or several.
     """
     if found.kind is ServerKind.MLX_OMNI:
         return path  # mlx_lm.load takes a folder
@@ -140,9 +137,9 @@ def _llama_server(props: Mapping[str, Any], slots: Any) -> FoundServer:
     # The servers of 2025 name the limits among a request's parameters; later ones compiled them out (2026).
     limits = "speculative.n_max" in parameters and speculates is not False
     note = (
-        "Its draft is the one it was started with: name that file with --draft; n_max, n_min and p_min go with the request."
+        "Its draft is the one it was started with: give that file with --draft. n_max, n_min and p_min go with the request."
         if limits
-        else "Drafting of this llama-server is fixed when it starts; it is measured as it runs."
+        else "Drafting of this llama-server is fixed when it starts. It is measured as it is."
     )
     file = str(props.get("model_path") or "")
     return FoundServer(
@@ -168,7 +165,7 @@ def _lm_studio(entries: list[Mapping[str, Any]]) -> FoundServer:
         only=_LM_STUDIO_MLX if mlx else _LM_STUDIO_GGUF,
         tells_drafts=True,
         notes=(
-            "LM Studio takes the draft model with the request; how many tokens it proposes is set in LM Studio.",
+            "LM Studio takes the draft model with the request; the number of drafted tokens is set in LM Studio.",
         ),
     )
 
@@ -182,8 +179,8 @@ def _mlx_omni(names: tuple[str, ...]) -> FoundServer:
         notes=(
             "mlx-omni-server takes the draft model with the request and always proposes 2 tokens.",
             (
-                "It loads the main model once more for each draft, tells no counts, and goes on without a draft that it "
-                "cannot load: its log says so, its answers do not."
+                "It loads the main model again for each draft and reports no counts. If it cannot load a draft, it answers "
+                "without one; only its log says so."
             ),
         ),
     )

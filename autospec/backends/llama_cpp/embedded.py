@@ -1,9 +1,8 @@
-"""llama-server's arguments as xllamacpp's `CommonParams` fields: the user's own, and a drafting. Pure.
+"""The backend `embedded`: llama.cpp's server from the xllamacpp wheel, in a child process, with llama-server's API.
 
-A field is a dotted path below `CommonParams`; a value is what JSON can hold. Members of xllamacpp's enums go by name,
-``{"enum": "ggml_type", "name": "GGML_TYPE_Q8_0"}``, since only the child imports xllamacpp.
-
-The backend `embedded`: llama.cpp's server from the xllamacpp wheel, in a child process, behind the same API.
+llama-server's arguments become fields of xllamacpp's `CommonParams`. A field is a dotted path below `CommonParams`, a
+value is JSON. Members of xllamacpp's enums go by name, ``{"enum": "ggml_type", "name": "GGML_TYPE_Q8_0"}``, since only
+the child imports xllamacpp.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,19 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from autospec.backends import binaries
-from autospec.backends.flags import NGRAM_CACHE_N_MAX, NGRAM_CACHE_NOTE, normalise
+from autospec.backends.flags import NGRAM_CACHE_NOTE, normalise
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
-from autospec.backends.process import HOST, child_environment
+from autospec.backends.process import HOST, ask_child
 from autospec.backends.protocol import Capabilities, LaunchSettings
-from autospec.backends.server import HttpServer, launch
+from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import refuse_owned
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
 from autospec.hardware.gpu import Device, is_integrated
 
-__all__ = ["TYPES", "Embedded", "Fields", "drafting_fields", "user_fields"]
-
+__all__ = ["TYPES", "Embedded", "drafting_fields", "user_fields"]
 
 Fields = dict[str, Any]
 
@@ -47,13 +43,12 @@ TYPES: dict[Mode, str] = {
     Mode.NGRAM_MAP_K: "COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K",
     Mode.NGRAM_MAP_K4V: "COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K4V",
     Mode.NGRAM_MOD: "COMMON_SPECULATIVE_TYPE_NGRAM_MOD",
-    Mode.NGRAM_CACHE: "COMMON_SPECULATIVE_TYPE_NGRAM_CACHE",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Argument:
-    """One argument: its spellings, the fields that it sets, and how its value is read (``None``: a switch)."""
+    """An argument: its spellings, the fields that it sets, how its value is read (``None`` for a switch)."""
 
     names: tuple[str, ...]
     fields: tuple[str, ...]
@@ -81,10 +76,10 @@ def _layers(text: str) -> int:
 
 
 def _template_kwargs(text: str) -> dict[str, str]:
-    """A JSON object, each value as JSON again: what llama.cpp keeps of ``--chat-template-kwargs``."""
+    """A JSON object whose values are JSON texts, as llama.cpp keeps ``--chat-template-kwargs``."""
     kwargs = json.loads(text)
     if not isinstance(kwargs, dict):
-        raise ValueError("it must be a JSON object")  # noqa: TRY004 - told as a wrong value, like the others
+        raise ValueError("it must be a JSON object")  # noqa: TRY004 - a wrong value, like the others
     return {name: json.dumps(value) for name, value in kwargs.items()}
 
 
@@ -171,14 +166,11 @@ _BY_NAME = {name: argument for argument in _ARGUMENTS for name in argument.names
 
 
 def user_fields(args: Sequence[str]) -> Fields:
-    """The user's own launch settings.
-
-    Args:
-        args: llama-server's arguments as typed.
+    """The fields for llama-server's arguments as the user typed them.
 
     Raises:
-        UsageError: One is autospec's own, lacks its value, or has one that cannot be read.
-        UnsupportedError: xllamacpp has no field for it.
+        UsageError: autospec sets one of them itself, or its value is missing or cannot be read.
+        UnsupportedError: xllamacpp has no field for one.
     """
     fields: Fields = {}
     rest = list(args)
@@ -191,11 +183,11 @@ def user_fields(args: Sequence[str]) -> Fields:
         if argument is None:
             raise UnsupportedError(
                 f"The embedded backend cannot set {name}.",
-                "Leave it out, or install llama-server (brew install llama.cpp), which takes all its options.",
+                "Remove it, or install llama-server (brew install llama.cpp), which has all options.",
             )
         value = argument.switched if argument.read is None else _value(argument, name, rest)
         fields |= dict.fromkeys(argument.fields, value)
-    # llama-server gives the batch threads the same number; xllamacpp leaves each field alone.
+    # llama-server uses the same number of threads for batches; xllamacpp does not.
     if "cpuparams.n_threads" in fields:
         fields.setdefault("cpuparams_batch.n_threads", fields["cpuparams.n_threads"])
     return fields
@@ -213,10 +205,10 @@ def _value(argument: _Argument, name: str, rest: list[str]) -> Any:
 
 
 def drafting_fields(drafting: Drafting) -> Fields:
-    """A drafting, every parameter pinned; `off` sets nothing.
+    """The fields for a drafting, every parameter pinned; none for `off`.
 
     Raises:
-        UnsupportedError: The mode, or a value of it, is not llama.cpp's.
+        UnsupportedError: llama.cpp does not have the mode.
     """
     if drafting.is_off:
         return {}
@@ -238,13 +230,6 @@ def drafting_fields(drafting: Drafting) -> Fields:
                 "speculative.ngram_mod.n_max": drafting.n_max,
                 "speculative.ngram_mod.n_min": drafting.n_min or 0,
             }
-        case Mode.NGRAM_CACHE:
-            if drafting.n_max != NGRAM_CACHE_N_MAX or drafting.n_min:
-                raise UnsupportedError(
-                    f"The embedded backend cannot set n_max={drafting.n_max} and n_min={drafting.n_min or 0} "
-                    f"for ngram-cache.",
-                    f"It always proposes up to {NGRAM_CACHE_N_MAX} tokens: ask for n_max={NGRAM_CACHE_N_MAX}.",
-                )
         case _:
             fields |= {
                 "speculative.draft.n_max": drafting.n_max,
@@ -259,13 +244,13 @@ def drafting_fields(drafting: Drafting) -> Fields:
 _CHILD = ("-m", "autospec.backends.llama_cpp.embedded_child")
 # Importing xllamacpp takes 50 ms; a wheel with GPU libraries, from a cold disk, seconds.
 _PROBE_TIMEOUT_S = 60.0
-# The slots are read to check that a drafting is in force.
+# The slots tell whether the drafting is in force.
 _FIXED = {"endpoint_slots": True}
-# The same as `llama_server._MEASURED_WITH`.
+# The same as `LlamaServer` sets for measuring.
 _MEASURED_WITH = {"cache_ram_mib": 0, "cache_idle_slots": False, "n_parallel": 1}
-# Where the weights are is a message of the level "trace"; see `placement`.
+# The place of the weights is a message of the level "trace"; see `placement`.
 _TELLING_PLACEMENT = {"verbosity": 4}
-# Where xllamacpp does not default to what llama-server does: -1 is its "auto", four slots that share one cache.
+# xllamacpp's default differs from llama-server's: -1 is "auto", four slots that share one cache.
 _SERVED_WITH = {"n_parallel": -1}
 
 
@@ -275,14 +260,11 @@ class _Wheel:
     modes: frozenset[Mode]
     tells_drafts: bool
     devices: tuple[Device, ...]
+    notes: tuple[str, ...]
 
 
 class Embedded:
-    """The server inside the wheel.
-
-    Args:
-        state_dir: Where records, logs and hashes go.
-    """
+    """The backend `embedded`; `state_dir` takes records, logs and hashes."""
 
     name = "embedded"
 
@@ -291,41 +273,30 @@ class Embedded:
         self._wheel: _Wheel | None = None
 
     def capabilities(self) -> Capabilities:
-        """Probe the installed wheel; cached for the life of the object.
-
-        Raises:
-            BackendMissingError: It is not installed, or cannot be loaded on this machine.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         wheel = self._probed()
         return Capabilities(
             build=wheel.build,
-            modes=wheel.modes - {Mode.NGRAM_CACHE},
+            modes=wheel.modes,
             tells_drafts=wheel.tells_drafts,
-            notes=(NGRAM_CACHE_NOTE,) if Mode.NGRAM_CACHE in wheel.modes else (),
+            notes=wheel.notes,
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """The command line of a launch without its address; starts nothing.
-
-        Raises:
-            UnsupportedError: The wheel lacks the mode, or a setting of the user's.
-            UsageError: A server argument that autospec sets itself, or one without its value.
-        """
+        """See `autospec.backends.protocol.Backend`; the port is not part of it."""
         return self._command(model_path, drafting, settings, {})
 
-    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> HttpServer:
-        """Start a server, wait until it is ready, and check that its drafting is in force.
+    def drafting_args(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
+        """See `autospec.backends.protocol.Backend`: the JSON of all fields."""
+        return () if drafting.is_off else self.command(model_path, drafting, settings)[-1:]
 
-        Raises:
-            UnsupportedError: As `command`.
-            LaunchError: It did not get ready.
-            SpeculationInactiveError: It runs with another drafting than asked for.
-        """
-        self.command(model_path, drafting, settings)  # what is unsupported is told before anything starts
-        return launch(
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
+        """See `autospec.backends.protocol.Backend`."""
+        self.command(model_path, drafting, settings)  # refuses before anything starts
+        return start_child(
+            lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
             lambda port: self._command(model_path, drafting, settings, {"hostnames": [HOST], "port": port}),
-            drafting,
-            self.capabilities(),
+            lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )
@@ -369,23 +340,13 @@ class Embedded:
 
 
 def _probe(state_dir: Path) -> _Wheel:
-    """Ask a child, so that a wheel that cannot be loaded ends the child and not autospec."""
     if importlib.util.find_spec("xllamacpp") is None:
         raise BackendMissingError("xllamacpp is not installed.", "pip install xllamacpp")
     try:
-        done = subprocess.run(
-            [sys.executable, *_CHILD, "--probe"],
-            check=True,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_PROBE_TIMEOUT_S,
-            env=child_environment(os.environ),
-        )
-        told = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        lines = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+        told = ask_child(*_CHILD, "--probe", timeout_s=_PROBE_TIMEOUT_S)
+    except ValueError as error:
         raise BackendMissingError(
-            f"xllamacpp is installed but cannot be loaded: {lines[-1] if lines else error}.",
+            f"xllamacpp is installed but cannot be loaded: {error}.",
             "pip install --force-reinstall xllamacpp, or install llama-server.",
         ) from error
     facts = binaries.facts_of((Path(told["library"]),), state_dir)
@@ -403,4 +364,6 @@ def _probe(state_dir: Path) -> _Wheel:
         for d in told.get("devices", ())
         if d["type"].endswith("GPU")
     )
-    return _Wheel(Build("embedded", version, fingerprint), frozenset(modes), facts.tells_drafts, devices)
+    notes = (NGRAM_CACHE_NOTE,) if "COMMON_SPECULATIVE_TYPE_NGRAM_CACHE" in told["types"] else ()
+    build = Build("embedded", version, fingerprint)
+    return _Wheel(build, frozenset(modes), facts.tells_drafts, devices, notes)

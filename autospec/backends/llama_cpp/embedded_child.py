@@ -1,7 +1,7 @@
 """The embedded server's process: ``python -m autospec.backends.llama_cpp.embedded_child '{"n_ctx": 4096, …}'``.
 
-It runs apart from autospec because xllamacpp has no way to stop a server but to drop it, and because an assertion
-in llama.cpp ends the whole process. With ``--probe`` it prints what the installed wheel offers and loads nothing.
+It is a process of its own because xllamacpp can stop a server only by dropping it, and because an assertion in
+llama.cpp ends the whole process. With ``--probe`` it prints what the installed wheel offers and loads no model.
 """
 
 from __future__ import annotations
@@ -15,15 +15,8 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Serve until killed, or answer ``--probe``.
-
-    Args:
-        argv: ``--probe``, or one JSON object of fields as `embedded_args` makes them.
-
-    Returns:
-        The exit status.
-    """
-    import xllamacpp  # noqa: PLC0415 - half of what this process does is to fail here without harm
+    """Serve until killed, or answer ``--probe``; returns the exit status. Fields are those of `embedded.user_fields`."""
+    import xllamacpp  # noqa: PLC0415 - this process exists so that this import may fail without harm
 
     if argv == ["--probe"]:
         print(  # noqa: T201 - the answer
@@ -57,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def _devices(xllamacpp: Any) -> list[dict[str, Any]]:
-    """What the wheel computes on; empty for wheels that do not tell."""
+    """The wheel's devices; empty for wheels that do not list them."""
     ask = getattr(xllamacpp, "get_device_info", None)
     return [
         {
@@ -72,7 +65,7 @@ def _devices(xllamacpp: Any) -> list[dict[str, Any]]:
 
 
 def _decoded(xllamacpp: Any, value: Any) -> Any:
-    """Enum members by their names; everything else as it is."""
+    """The value with enum members in place of their names."""
     if isinstance(value, list):
         return [_decoded(xllamacpp, item) for item in value]
     if isinstance(value, dict) and set(value) == {"enum", "name"}:

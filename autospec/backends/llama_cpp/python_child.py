@@ -1,7 +1,7 @@
 """llama-cpp-python's server as autospec launches it: ``python -m autospec.backends.llama_cpp.python_child --model FILE …``.
 
-The app is the package's own (``llama_cpp.server.app.create_app``) and takes the same flags. Added are the flag
-``--max_ngram_size``, and what llama.cpp's server has and this one lacks: /health and /slots, ``timings`` in answers that
+The app is the package's own (``llama_cpp.server.app.create_app``) and takes the same flags. This module adds the flag
+``--max_ngram_size``, and what llama.cpp's server has and this one lacks: /health, /slots, ``timings`` in answers that
 are not streamed, and ``cache_prompt``. With ``--probe`` it prints what is installed and loads no model.
 """
 
@@ -20,23 +20,18 @@ from typing import Any
 __all__ = ["ColdPrompts", "Meter", "main"]
 
 _HOST = "127.0.0.1"
-# Somebody may be in the middle of a long answer; autospec has given up on it.
+# A long answer may still be running; autospec no longer waits for it.
 _STOP_S = 1
-# True while a request is served that must not use what the last one left in the cache.
+# True while the server answers a request that must not use the prompt cache.
 _cold: ContextVar[bool] = ContextVar("_cold", default=False)
 
 
 def main(argv: list[str]) -> int:
-    """Serve until killed, or answer ``--probe``.
+    """Serve until killed, or answer ``--probe``; returns the exit status.
 
-    Args:
-        argv: ``--probe``, or names of ``llama_cpp.server.settings.Settings`` as flags, each with its value, and
-            ``--max_ngram_size`` where it drafts.
-
-    Returns:
-        The exit status.
+    Arguments are names of ``llama_cpp.server.settings.Settings`` as flags, each with its value.
     """
-    # Half of what this process does is to fail here without harm.
+    # This process exists so that these imports may fail without harm.
     import llama_cpp  # noqa: PLC0415
     from llama_cpp.server import app as server  # noqa: PLC0415
     from llama_cpp.server.settings import ModelSettings, ServerSettings  # noqa: PLC0415
@@ -51,35 +46,35 @@ def main(argv: list[str]) -> int:
     port = int(options.pop("port"))
     ngram_size = options.pop("max_ngram_size", None)
     _forget_environment({*ModelSettings.model_fields, *ServerSettings.model_fields, "config_file"})
-    # A draft keeps all scores by itself; without one they would only cost memory and time.
+    # A draft sets logits_all itself; without a draft it would only cost memory and time.
     settings: dict[str, Any] = {"logits_all": False, **options, "verbose": True}
     try:
         app = server.create_app(
-            # A request that waits must not cut short the one that is being answered.
+            # A waiting request must not interrupt the running one.
             server_settings=ServerSettings(host=_HOST, port=port, interrupt_requests=False),
             model_settings=[ModelSettings(**settings)],
         )
     except (ValueError, RuntimeError) as error:  # pydantic's too
-        # In llama.cpp's words, which autospec's reader of logs knows; the library has printed the reason above.
+        # In llama.cpp's words, which `failures.classify` knows; the library has printed the reason above.
         why = (
             f"failed to load model, '{settings['model']}'" if _blames_model(error) else f"llama_cpp: {error}"
         )
         print(why, file=sys.stderr)  # noqa: T201 - the log
         return 1
-    # The app keeps its model in a global of its module (0.2 to 0.3.36) and gives no other way to it.
+    # The app keeps its model in a global of its module (0.2 to 0.3.36); there is no other access to it.
     meter = Meter(server._llama_proxy(), int(ngram_size) if ngram_size else None)  # noqa: SLF001
     _serve(app, meter, port)
     return 0
 
 
 def _forget_environment(names: set[str]) -> None:
-    """A left-over ``SEED`` or ``CONFIG_FILE`` would be taken for a setting: pydantic reads any case."""
+    """Remove variables like ``SEED`` or ``CONFIG_FILE``: pydantic would read them as settings, in any case."""
     for name in [name for name in os.environ if name.lower() in names]:
         del os.environ[name]
 
 
 def _blames_model(error: Exception) -> bool:
-    """The library's two words for a file that it cannot use (llama_cpp/_internals.py)."""
+    """True for the library's two errors for a file that it cannot use (llama_cpp/_internals.py)."""
     return any(words in str(error) for words in ("Failed to load model", "Model path does not exist"))
 
 
@@ -94,7 +89,7 @@ def _serve(app: Any, meter: Meter, port: int) -> None:
 
 @dataclass(slots=True)
 class _Tally:
-    """One request's times and counts, as llama.cpp names them; `prompt_n` is right for a request that caches nothing."""
+    """One request's times and counts, as llama.cpp names them; `prompt_n` is correct only without the prompt cache."""
 
     prompt_n: int = 0
     prompt_ms: float = 0.0
@@ -104,7 +99,7 @@ class _Tally:
     batches: int = 1
 
     def timings(self) -> dict[str, float]:
-        """As an answer tells them. A batch gives one token of the main model's own and those it accepted."""
+        """The ``timings`` of an answer. A batch gives one token of the main model's own and the accepted ones."""
         timings = {
             "prompt_n": self.prompt_n,
             "prompt_ms": self.prompt_ms,
@@ -120,13 +115,10 @@ class _Tally:
 
 
 class Meter:
-    """Times and counts what the server's model does: the server answers one request at a time.
+    """Times and counts the answers of the server's model, which answers one request at a time.
 
-    Args:
-        llama: The ``llama_cpp.Llama`` of the server; its ``generate``, ``create_chat_completion`` and ``draft_model`` are
-            replaced by this object's, which call them.
-        ngram_size: Of prompt lookup, which the package's server has no setting for; ``None`` for drafting off.
-        clock: Seconds.
+    It replaces ``generate``, ``create_chat_completion`` and ``draft_model`` of the server's ``llama_cpp.Llama`` by its
+    own, which call them. `ngram_size` is that of prompt lookup, ``None`` without drafting; `clock` gives seconds.
     """
 
     def __init__(
@@ -140,16 +132,14 @@ class Meter:
         self._answer = llama.create_chat_completion
         llama.generate = self.generate
         llama.create_chat_completion = self.create_chat_completion
-        llama.verbose = (
-            False  # what the library says while it loads is wanted, what it says of each request is not
-        )
+        llama.verbose = False  # its messages for loading are wanted, those for each request are not
         if ngram_size is not None:
             self._lookup = llama.draft_model
             self._lookup.max_ngram_size = ngram_size
             llama.draft_model = self.propose
 
     def slot(self) -> dict[str, object]:
-        """What llama.cpp's /slots says of a slot."""
+        """The slot, as in llama.cpp's /slots."""
         return {
             "id": 0,
             "n_ctx": self._llama.n_ctx(),
@@ -158,7 +148,7 @@ class Meter:
         }
 
     def timings(self) -> dict[str, float]:
-        """What llama.cpp would say of the last request."""
+        """The last request's ``timings``, as in llama.cpp's answers."""
         return self._tally.timings()
 
     def propose(self, input_ids: Any, /, **options: Any) -> Any:
@@ -169,7 +159,7 @@ class Meter:
         return proposed
 
     def generate(self, tokens: Any, *args: Any, **options: Any) -> Iterator[int]:
-        """As ``Llama.generate``, timed; without what is cached where the request says so."""
+        """As ``Llama.generate``, timed, and without the prompt cache if the request says so."""
         if _cold.get():
             self._llama.reset()
         tally = self._tally = _Tally(prompt_n=len(tokens))
@@ -187,19 +177,16 @@ class Meter:
             self._busy = False
 
     def create_chat_completion(self, *args: Any, **options: Any) -> Any:
-        """As ``Llama.create_chat_completion`` for an answer that is not streamed, with its timings."""
+        """As ``Llama.create_chat_completion`` for an answer that is not streamed, with ``timings``."""
         from starlette.responses import JSONResponse  # noqa: PLC0415
 
         answer = self._answer(*args, **options)
-        # A response of its own: the route's model would drop a field that it does not know.
+        # The route's own response model would drop a field that it does not know.
         return JSONResponse({**answer, "timings": self.timings()})
 
 
 class ColdPrompts:
-    """ASGI middleware: llama.cpp's ``cache_prompt: false``, which this server ignores.
-
-    The whole body is read before the app is called, and given to it in one piece.
-    """
+    """ASGI middleware that implements llama.cpp's ``cache_prompt: false``. It reads the whole body first."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -219,7 +206,7 @@ class ColdPrompts:
 
         async def replay() -> Any:
             nonlocal given
-            if given:  # the app asks again to learn whether the client has gone
+            if given:  # the app asks again to learn whether the client has disconnected
                 return await receive()
             given = True
             return {"type": "http.request", "body": body, "more_body": False}

@@ -1,7 +1,7 @@
-"""Scoring drafts through llama-cpp-python: a whole recorded answer in one batched evaluation, in a process of its own.
+"""Score a draft model through llama-cpp-python in a child process: a whole recorded answer in one evaluation.
 
-What `token_http.HttpTokens.propose` finds in one request for each miss, a *teacher-forced* pass finds at once: the draft
-is given the recorded tokens, and its logits are read at each of them. Needs the extra ``autospec[llama-cpp]``.
+`token_http.HttpTokens.propose` needs one request for each miss. Here the draft gets the recorded tokens at once
+(*teacher forcing*) and its logits are read at each of them. Needs the extra ``autospec[llama-cpp]``.
 """
 
 from __future__ import annotations
@@ -22,21 +22,14 @@ __all__ = ["LlamaCppScorer"]
 
 _CHILD = ("-m", "autospec.backends.llama_cpp.scorer_child")
 _NAME = "llama-cpp-python"
-# The child listens when its model is loaded.
-_HEALTH_TIMEOUT_S = 2.0
 # A draft of some gigabytes from a slow disk.
 _READY_TIMEOUT_S = 300.0
-# A whole batch of the child's, and then single tokens: they are computed by other kernels.
+# A whole batch of the child, then single tokens: other kernels compute them.
 _TRIED = 64
 
 
 class LlamaCppScorer(ChildServer):
-    """A draft model loaded into a child. Made by `launch`; use as a context manager, or `stop` it.
-
-    Args:
-        process: The child.
-        port: Where it listens.
-    """
+    """A draft model in a child process. Made by `launch`; use it as a context manager, or `stop` it."""
 
     def __init__(self, process: ServerProcess, port: int) -> None:
         super().__init__(process, port)
@@ -49,10 +42,10 @@ class LlamaCppScorer(ChildServer):
     def launch(
         cls, model_path: str, *, n_ctx: int, state_dir: Path, n_threads: int | None = None
     ) -> LlamaCppScorer:
-        """Load a model, and read a few tokens with it: a package may load and die of its first matrix.
+        """Load a GGUF and evaluate a few tokens: some builds load and then die at their first matrix multiplication.
 
         Args:
-            model_path: A GGUF.
+            model_path: The GGUF file.
             n_ctx: Most tokens of a prompt with its answer.
             state_dir: Where the launch's record and log go.
             n_threads: For batches and single tokens; ``None`` leaves it to the library.
@@ -80,15 +73,6 @@ class LlamaCppScorer(ChildServer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    def ready(self) -> str:
-        """See `ChildServer`."""
-        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
-
-    def stop(self) -> None:
-        """See `ChildServer`."""
-        super().stop()
-        self._client.close()
 
     def _try(self) -> None:
         with self._first_request():

@@ -1,7 +1,7 @@
 """A GGUF read by llama-cpp-python: ``python -m autospec.backends.llama_cpp.scorer_child --model FILE --n-ctx N …``.
 
-It runs apart from autospec because what ends llama.cpp ends its process: a failed assertion, or an instruction that the
-processor does not take where the package was compiled for another one. `llama_cpp_scorer` is the client.
+It is a process of its own because a failed assertion in llama.cpp ends the process, as does an instruction that this
+processor does not have (a package compiled for another one). `scorer` is the client.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from autospec.backends.json_child import reading_routes, serve
 
-__all__ = ["LogitsReader", "main", "most_likely"]
+__all__ = ["main", "most_likely"]
 
-# What llama.cpp compares with p-min is among ten tokens; see `Proposal`.
+# llama.cpp compares with p-min a probability among ten tokens; see `Proposal`.
 _CANDIDATES = 10
 # Logits of a vocabulary of 150 000 take 0.6 MB for each token of a batch.
 _BATCH = 64
@@ -26,11 +26,7 @@ _SEQUENCE = 0
 
 
 def most_likely(logits: npt.NDArray[np.float32]) -> tuple[int, float]:
-    """The most likely token and its probability among the ten most likely.
-
-    Args:
-        logits: Shape (vocabulary,).
-    """
+    """The most likely token and its probability among the ten most likely; `logits` has shape (vocabulary,)."""
     count = min(_CANDIDATES, logits.size)
     best = np.argpartition(logits, -count)[-count:]
     token = int(best[np.argmax(logits[best])])
@@ -39,11 +35,9 @@ def most_likely(logits: npt.NDArray[np.float32]) -> tuple[int, float]:
 
 
 class LogitsReader:
-    """Reads token probabilities of one model; keeps what it has computed of a text.
+    """Reads token probabilities of one model, and keeps the cache of the last text.
 
-    Args:
-        api: The module ``llama_cpp``.
-        llama: Its ``Llama``, which takes batches of `_BATCH` tokens.
+    `api` is the module ``llama_cpp``; `llama` is its ``Llama``, with batches of `_BATCH` tokens.
     """
 
     def __init__(self, api: Any, llama: Any) -> None:
@@ -60,9 +54,7 @@ class LogitsReader:
         return bool(self._api.llama_vocab_is_eog(vocabulary, token))
 
     def evaluate(self, ids: Sequence[int], first: int) -> Iterator[tuple[int, float]]:
-        """The most likely token after `ids[first]` and each later one, with its probability among the ten likeliest.
-
-        What is computed already is not computed again.
+        """The most likely token after `ids[first]` and each later one, with its probability among the ten most likely.
 
         Raises:
             ValueError: It does not fit the context.
@@ -94,7 +86,7 @@ class LogitsReader:
             batch.logits[i] = start + i >= first
 
     def _keep(self, count: int) -> int:
-        """Forget all but the first `count` tokens; all, where a model's state cannot be cut. How many are left."""
+        """Forget all but the first `count` tokens, or all if the model's state cannot be cut; how many are left."""
         memory = self._api.llama_get_memory(self._llama.ctx)
         if not (count and self._api.llama_memory_seq_rm(memory, _SEQUENCE, count, -1)):
             self._api.llama_memory_clear(memory, True)
@@ -110,7 +102,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 def main(arguments: list[str]) -> int:
     """Load, and answer until killed."""
     options = _parser().parse_args(arguments)
-    import llama_cpp  # noqa: PLC0415 - half of what this process does is to fail here without harm
+    import llama_cpp  # noqa: PLC0415 - this process exists so that this import may fail without harm
 
     try:
         llama = llama_cpp.Llama(
@@ -123,7 +115,7 @@ def main(arguments: list[str]) -> int:
             verbose=False,
         )
     except ValueError:
-        # In llama.cpp's words, which autospec's reader of logs knows.
+        # In llama.cpp's words, which `failures.classify` knows.
         print(f"failed to load model, '{options.model}'", file=sys.stderr)  # noqa: T201 - the log
         return 1
     reader = LogitsReader(llama_cpp, llama)

@@ -1,4 +1,4 @@
-"""The backend `llama-server`: the native program, its flags read from its own help."""
+"""The backend `llama-server`: the native program. Its own help tells which flags it has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autospec.backends.flags import NGRAM_CACHE_NOTE, HelpText, drafting_args, m
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST
 from autospec.backends.protocol import Capabilities, LaunchSettings
-from autospec.backends.server import HttpServer, launch
+from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import check
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError
@@ -19,12 +19,12 @@ from autospec.hardware.gpu import Device
 
 __all__ = ["LlamaServer", "find_llama_server"]
 
-# Set on every launch unless the user sets it, the same for off and for every drafting: what would make a repeated
-# measurement another experiment. Each is (option, arguments).
+# Set on every launch for measuring unless the user sets it, with and without drafting: without it a repeated
+# measurement would be another experiment. Each is (option, arguments).
 _MEASURED_WITH: tuple[tuple[str, tuple[str, ...]], ...] = (
     # One request at a time; more slots would share the context among them.
     ("--parallel", ("--parallel", "1")),
-    # Otherwise every new prompt first copies the last one's cache to memory, and may find an old one there.
+    # Otherwise every new prompt first copies the previous prompt's cache to memory, and may reuse an old one.
     ("--cache-ram", ("--cache-ram", "0")),
 )
 
@@ -32,11 +32,11 @@ _VERBOSITY = frozenset({"-v", "--verbose", "-lv", "--verbosity", "--log-verbosit
 
 
 class LlamaServer:
-    """The native server.
+    """The backend `llama-server`.
 
     Args:
         binary: The program; ``None`` takes the one on PATH.
-        state_dir: Where records, logs and hashes go.
+        state_dir: Takes records, logs and hashes.
     """
 
     name = "llama-server"
@@ -49,34 +49,24 @@ class LlamaServer:
         self._has_devices: bool | None = None
 
     def capabilities(self) -> Capabilities:
-        """Probe the installed build; cached for the life of the object.
-
-        Raises:
-            BackendMissingError: It is not installed.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         _, probe = self._probed()
-        expressible = modes(probe.help)
         notes = []
-        if Mode.NGRAM_CACHE in expressible:
+        if Mode.NGRAM_CACHE in probe.help.spec_types:
             notes.append(NGRAM_CACHE_NOTE)
         if not probe.tells_drafts:
             notes.append(
-                "This build does not tell how many drafted tokens were accepted (b4985 and later do)."
+                "This build does not report how many drafted tokens were accepted (b4985 and later do)."
             )
         return Capabilities(
             build=probe.build,
-            modes=expressible - {Mode.NGRAM_CACHE},
+            modes=modes(probe.help),
             tells_drafts=probe.tells_drafts,
             notes=tuple(notes),
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """The command line of a launch without its address; starts nothing.
-
-        Raises:
-            UnsupportedError: This build lacks the mode, or a flag that the drafting or the user needs.
-            UsageError: A server argument that autospec sets itself, or one without its value.
-        """
+        """See `autospec.backends.protocol.Backend`; the port is not part of it."""
         program, probe = self._probed()
         build = probe.build.version
         given = {name for option in check(probe.help, build, settings.args) for name in option.names}
@@ -99,22 +89,23 @@ class LlamaServer:
         drafted = drafting_args(probe.help, build, drafting)
         return (str(program), "--model", model_path, *settings.args, *fixed, *drafted)
 
-    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> HttpServer:
-        """Start a server, wait until it is ready, and check that its drafting is in force.
+    def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
+        """See `autospec.backends.protocol.Backend`."""
+        _, probe = self._probed()
+        return drafting_args(probe.help, probe.build.version, drafting)
 
-        Raises:
-            UnsupportedError: As `command`.
-            LaunchError: It did not get ready.
-            SpeculationInactiveError: It runs with another drafting than asked for.
-        """
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
+        """See `autospec.backends.protocol.Backend`."""
         command = self.command(model_path, drafting, settings)
-        return launch(
+        erases_slot = _drafts_only_with_cache(self._probed()[1].help)
+        return start_child(
+            lambda process, port: LlamaHttpServer(
+                process, drafting, port, self.name, erases_slot=erases_slot
+            ),
             lambda port: (*command, "--host", HOST, "--port", str(port)),
-            drafting,
-            self.capabilities(),
+            lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
-            erases_slot=_drafts_only_with_cache(self._probed()[1].help),
         )
 
     def devices(self) -> tuple[Device, ...] | None:
@@ -123,7 +114,7 @@ class LlamaServer:
         return list_devices(program) if probe.help.has("--list-devices") else None
 
     def _tells_placement_as_trace(self) -> bool:
-        """Whether where the weights are depends on a GPU, and is said only as a message of the level "trace"."""
+        """True if there is a GPU and the build logs the place of the weights at the level "trace" only."""
         option = self._probed()[1].help.find("--log-verbosity")
         if option is None or "4: trace" not in option.text:
             return False
@@ -144,16 +135,16 @@ class LlamaServer:
 
 
 def _drafts_only_with_cache(text: HelpText) -> bool:
-    """True for the builds of 2025, which drop drafting from a request with ``cache_prompt: false``, silently.
+    """True for the builds of 2025, which silently do not draft for a request with ``cache_prompt: false``.
 
-    b4372 and May 2025 do (tried); b9093, the first here with ``--spec-draft-n-max``, does not. Between them nothing was
-    tried, and emptying the slot does no harm.
+    Tried: b4372 and May 2025 do this; b9093, the first here with ``--spec-draft-n-max``, does not. Builds in between
+    were not tried; emptying the slot does no harm there.
     """
     return text.has("--slot-save-path") and not text.has("--spec-draft-n-max")
 
 
 def find_llama_server(binary: Path | None) -> Path:
-    """The program that was set, or the one on PATH.
+    """The given program, or else the one on PATH.
 
     Raises:
         BackendMissingError: There is none.
@@ -168,5 +159,5 @@ def find_llama_server(binary: Path | None) -> Path:
             "brew install llama.cpp, or set llama_server in the config to the program.",
         )
     raise BackendMissingError(
-        f"The llama-server {binary} is not there or cannot be run.", "Correct llama_server in the config."
+        f"The llama-server {binary} does not exist or cannot be run.", "Correct llama_server in the config."
     )

@@ -1,15 +1,13 @@
-"""What the installed mlx-lm is: version, options, and how its server behaves. Asked of a child once for each build.
+"""The backend `mlx`: `mlx_lm.server` of the installed mlx-lm. The number of drafted tokens goes with the request.
 
-The backend `mlx`: `mlx_lm.server` of the installed mlx-lm, where the number of drafted tokens goes with the request.
+Read in mlx-lm 0.32.2 (mlx_lm/server.py, generate.py). It holds for later versions unless `mlx.child` finds otherwise:
 
-What was read in mlx-lm 0.32.2 (mlx_lm/server.py, generate.py) and holds for later versions unless `mlx_child` finds
-otherwise:
-
-* ``num_draft_tokens`` is free to change from request to request. Another ``draft_model``, `null` too, reloads both models.
+* ``num_draft_tokens`` may change from request to request. Another ``draft_model``, also `null`, reloads both models.
 * There is no p-min and no n-min; a cycle always proposes ``num_draft_tokens``, fewer only at the end of an answer.
 * A loaded draft, a ``seed`` in the request and ``--kv-bits`` turn batching off. A draft that is loaded and not used
-  (``num_draft_tokens: 0``) still computes every prompt and keeps its memory: it is not `off`, which is launched alone.
-* Answers tell no times and no drafted tokens: times are those of the stream, counts are taken inside (`mlx_child`).
+  (``num_draft_tokens: 0``) still computes every prompt and keeps its memory: it is not the baseline, which is launched
+  without the draft.
+* Answers hold no times and no drafted tokens: the stream gives the times, `mlx.child` counts inside the server.
 * The prompt cache can give wrong text after a drafted request: `Mlx.prompt_cache`.
 """
 
@@ -17,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +27,7 @@ from typing import Any
 from autospec.backends.mlx.in_process import CHILD as IN_PROCESS
 from autospec.backends.mlx.in_process import MlxInProcess
 from autospec.backends.mlx.server import MlxServer
-from autospec.backends.process import HOST, child_environment
+from autospec.backends.process import HOST, ask_child
 from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
 from autospec.backends.server import start_child
 from autospec.cells import Build
@@ -39,8 +35,7 @@ from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, ModelFileError, UnsupportedError, UsageError
 from autospec.files import replace_file
 
-__all__ = ["CHILD", "Mlx", "MlxPackage", "PromptCache", "undraftable", "unrewindable"]
-
+__all__ = ["CHILD", "Mlx", "PromptCache", "undraftable"]
 
 CHILD = ("-m", "autospec.backends.mlx.child")
 _PACKAGES = ("mlx-lm", "mlx")
@@ -51,13 +46,13 @@ _INSTALL = "pip install 'autospec[mlx]'"
 
 @dataclass(frozen=True, slots=True)
 class MlxPackage:
-    """One installed mlx-lm.
+    """The installed mlx-lm.
 
     Attributes:
-        build: Backend, version of mlx-lm, and a hash over what pip installed of mlx-lm and MLX.
-        options: What its server takes: name → whether a value follows.
-        tells_drafts: True if its server can be made to tell drafted tokens.
-        cache_matches_key: True if a drafted answer leaves the prompt cache as the server files it; see `mlx_child`.
+        build: Backend, version of mlx-lm, and a hash over the files that pip installed of mlx-lm and MLX.
+        options: Options of its server: name → whether a value follows.
+        tells_drafts: True if `mlx.child` can make its server report drafted tokens.
+        cache_matches_key: True if the prompt cache after a drafted answer is right; see `mlx.child`.
     """
 
     build: Build
@@ -67,10 +62,7 @@ class MlxPackage:
 
     @classmethod
     def installed(cls, state_dir: Path) -> MlxPackage:
-        """Look at what is installed, or remember it if it is what was looked at before.
-
-        Args:
-            state_dir: Where the memory is kept (``mlx.json``).
+        """Probe the installed package, or read the last probe of the same build from ``mlx.json`` in `state_dir`.
 
         Raises:
             BackendMissingError: It is not installed, or cannot be loaded on this machine.
@@ -82,36 +74,38 @@ class MlxPackage:
             if Build(**known.pop("build")) == build:
                 return cls(build=build, **known)
         try:
-            told = _ask("--probe")
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            told = ask_child(*CHILD, "--probe", timeout_s=_CHILD_TIMEOUT_S)
+        except ValueError as error:
             raise BackendMissingError(
-                f"mlx-lm is installed but cannot be loaded: {_last_line(error)}.", _INSTALL
+                f"mlx-lm is installed but cannot be loaded: {error}.", _INSTALL
             ) from error
         package = cls(build=build, **told)
-        with suppress(OSError):  # it is asked again next time
+        with suppress(OSError):  # the next process probes again
             replace_file(memory, json.dumps(asdict(package)), durable=False)
         return package
 
 
 def unrewindable(model_path: str) -> str:
-    """Why a model's cache cannot be rolled back behind rejected tokens; empty where it can.
+    """Why a model's cache cannot be rolled back after rejected tokens; empty if it can.
 
     Raises:
         ModelFileError: mlx_lm does not know the model, or the folder is damaged.
     """
     try:
-        told = _ask("--caches", model_path)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise ModelFileError(f"mlx_lm cannot make a model of {model_path}: {_last_line(error)}.") from error
+        told = ask_child(*CHILD, "--caches", model_path, timeout_s=_CHILD_TIMEOUT_S)
+    except ValueError as error:
+        raise ModelFileError(f"mlx_lm cannot load a model from {model_path}: {error}.") from error
     return undraftable(told["stuck"], told["rotating"])
 
 
 def undraftable(stuck: list[str], rotating: list[str]) -> str:
-    """The sentence's end for the kinds of cache that were found."""
+    """The end of `unrewindable`'s sentence for these kinds of cache."""
     if stuck:
         return f"its layers keep a state that cannot be rolled back ({', '.join(stuck)})"
     if rotating:
-        return f"its caches turn over when their window is full and cannot be rolled back then ({', '.join(rotating)})"
+        return (
+            f"its sliding-window caches cannot be rolled back once the window is full ({', '.join(rotating)})"
+        )
     return ""
 
 
@@ -127,31 +121,12 @@ def _build() -> Build:
     return Build("mlx", f"mlx-lm-{version}", digest.hexdigest()[:16])
 
 
-def _ask(*arguments: str) -> dict[str, Any]:
-    """Ask a child, so that a package that cannot be loaded ends the child and not autospec."""
-    done = subprocess.run(
-        [sys.executable, *CHILD, *arguments],
-        check=True,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        timeout=_CHILD_TIMEOUT_S,
-        env=child_environment(os.environ),
-    )
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
-
-
-def _last_line(error: BaseException) -> str:
-    lines = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
-    return (lines[-1] if lines else str(error)).rstrip(".")
-
-
 _CACHE_SIZE = "--prompt-cache-size"
 _NO_CACHE = (_CACHE_SIZE, "0")
 _LAUNCHED = "default_model"
-# What `speculative_generate_step` does to both models; adapters and templates are the main model's alone.
+# Options that `speculative_generate_step` applies to both models; adapters and templates are the main model's alone.
 _OF_BOTH = frozenset({"--kv-bits", "--kv-group-size", "--quantized-kv-start", "--prefill-step-size"})
-# What autospec sets itself.
+# Options that autospec sets itself.
 _OWNED = frozenset(
     {
         "--model",
@@ -168,12 +143,12 @@ _OWNED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class PromptCache:
-    """Whether drafted requests may share a build's prompt cache.
+    """Whether drafted requests may use a build's prompt cache.
 
     Attributes:
         safe: True if they may.
-        flags: What makes a launch safe; empty where nothing is needed.
-        reason: One sentence for people; empty where it is safe.
+        flags: Server arguments that turn the prompt cache off; empty if it is safe.
+        reason: One sentence for the user; empty if it is safe.
     """
 
     safe: bool
@@ -181,20 +156,16 @@ class PromptCache:
     reason: str = ""
 
     def allows(self, command: Sequence[str]) -> bool:
-        """Whether a server with this command line may be asked to draft for a user."""
+        """True if a server with this command line may draft for users."""
         words = [word for argument in command for word in argument.split("=", 1)]
         pairs = pairwise(words)
-        # The last one wins in argparse.
+        # argparse takes the last one.
         sizes = [value for name, value in pairs if name == _CACHE_SIZE]
         return self.safe or sizes[-1:] == ["0"]
 
 
 class Mlx:
-    """`mlx_lm.server`.
-
-    Args:
-        state_dir: Where records, logs and what was found out about the package go.
-    """
+    """The backend `mlx`; `state_dir` takes records, logs and the last probe."""
 
     name = "mlx"
 
@@ -204,19 +175,15 @@ class Mlx:
         self._unrewindable: dict[str, str] = {}
 
     def capabilities(self) -> Capabilities:
-        """Probe the installed package; cached for the life of the object.
-
-        Raises:
-            BackendMissingError: It is not installed, or cannot be loaded on this machine.
-        """
+        """See `autospec.backends.protocol.Backend`."""
         package = self._package()
         notes = []
         if not (cache := self.prompt_cache()).safe:
             notes.append(cache.reason)
         if not package.tells_drafts:
-            notes.append("This mlx-lm cannot be made to tell how many drafted tokens were accepted.")
+            notes.append("This mlx-lm does not report how many drafted tokens were accepted.")
         if sys.platform != "darwin":
-            notes.append("MLX computes on the CPU here; its speeds say nothing of a Mac's.")
+            notes.append("MLX computes on the CPU here; its speeds say nothing about a Mac.")
         return Capabilities(
             build=package.build,
             modes=frozenset({Mode.OFF, Mode.DRAFT_MODEL}),
@@ -228,7 +195,7 @@ class Mlx:
         )
 
     def prompt_cache(self) -> PromptCache:
-        """Whether this build may draft for users with its prompt cache on, and if not, what to launch it with.
+        """Whether this build may draft for users with its prompt cache on, and if not, which flags a launch needs.
 
         Raises:
             BackendMissingError: As `capabilities`.
@@ -239,34 +206,46 @@ class Mlx:
         return PromptCache(
             safe=False,
             flags=_NO_CACHE,
-            reason=f"The prompt cache of {package.build.version} can give wrong text after a drafted request: drafting "
-            f"takes {' '.join(_NO_CACHE)}, so that a long chat is computed from its beginning at every turn.",
+            reason=f"The prompt cache of {package.build.version} can give wrong text after a drafted request. So drafting "
+            f"needs {' '.join(_NO_CACHE)}, and every turn of a long chat is computed from its beginning.",
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """The command line of `mlx_lm.server` as a user would run it; starts nothing.
 
-        A launch of autospec's runs the same server with a counter of drafted tokens, and without prompt cache also
-        where drafting is off: every measured request is computed whole.
+        autospec's own launch counts drafted tokens too. For measuring it turns the prompt cache off, also without
+        drafting, so that every request is computed as a whole.
 
         Raises:
             UnsupportedError: No such mode or server argument, or a model whose cache cannot be rolled back.
             UsageError: A server argument that autospec sets itself, or one without its value.
-            ModelFileError: mlx_lm cannot make a model of the folder.
+            ModelFileError: mlx_lm cannot load a model from the folder.
         """
         return (sys.executable, "-m", "mlx_lm", "server", *self._arguments(model_path, drafting, settings))
 
-    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxServer:
-        """Start a server, wait until its models are loaded, and check that its drafting is in force.
+    def drafting_args(
+        self, model_path: str, drafting: Drafting, _settings: LaunchSettings
+    ) -> tuple[str, ...]:
+        """See `autospec.backends.protocol.Backend`."""
+        if drafting.is_off:
+            return ()
+        if drafting.mode is not Mode.DRAFT_MODEL or drafting.n_min or drafting.p_min:
+            raise UnsupportedError(
+                f"mlx_lm.server does not offer {drafting.label}.",
+                "It drafts with a draft model and a number of tokens, and has no p-min and no n-min.",
+            )
+        if why := self._cannot_rewind(model_path):
+            raise UnsupportedError(
+                f"mlx_lm cannot draft for {Path(model_path).name}: {why}.", "Run it without drafting."
+            )
+        drafted = ("--draft-model", str(drafting.draft), "--num-draft-tokens", str(drafting.n_max))
+        return (*self.prompt_cache().flags, *drafted)
 
-        Raises:
-            UnsupportedError, UsageError, ModelFileError: As `command`.
-            LaunchError: It did not get ready.
-            SpeculationInactiveError: It runs with another drafting than asked for.
-        """
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxServer:
+        """See `autospec.backends.protocol.Backend`."""
         arguments = self._arguments(model_path, drafting, settings)
         _check_folders(model_path, drafting)
-        # Users' chats need the cache, and it is right as long as nothing drafts; `request_fields` sees to that.
+        # Users' chats need the prompt cache. It is right as long as nothing drafts, which `request_fields` ensures.
         cache = () if settings.serving and drafting.is_off else _NO_CACHE
         return start_child(
             lambda process, port: MlxServer(process, drafting, port, settings.ready_timeout_s),
@@ -280,22 +259,19 @@ class Mlx:
         )
 
     def request_fields(self, drafting: Drafting) -> Mapping[str, Any]:
-        """What a request to a launch carries, whatever its client wrote: the launch's own models, and how many tokens.
+        """The fields that replace a client's own: the launch's models, and how many tokens to draft.
 
-        ``default_model`` is mlx_lm.server's name for what its command line named, for no draft too (`ModelProvider.load`):
-        another name would be loaded in place of both models, or be looked for on the Hugging Face hub. No tokens with
-        a draft in memory is not `off` as it is measured (`autospec.tuning.idle_draft`), but it drafts nothing.
+        ``default_model`` is mlx_lm.server's name for the models of its command line, also for "no draft"
+        (`ModelProvider.load`). It would load any other name in place of both models, or look for it on the Hugging
+        Face hub. Zero tokens with a draft in memory drafts nothing, but it is not the measured baseline
+        (`autospec.tuning.idle_draft`).
         """
         models = {"model": _LAUNCHED, "draft_model": _LAUNCHED}
         return {**models, "num_draft_tokens": 0 if drafting.is_off else drafting.n_max}
 
     def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxInProcess:
-        """Load the models in a child that answers with `mlx_lm.stream_generate`; see `mlx_in_process`.
-
-        Raises:
-            UnsupportedError, UsageError, ModelFileError, LaunchError, SpeculationInactiveError: As `launch`.
-        """
-        self._arguments(model_path, drafting, settings)  # what the server refuses is refused here too
+        """See `autospec.backends.optional.InProcess`; the child answers with `mlx_lm.stream_generate`."""
+        self._arguments(model_path, drafting, settings)  # refuses what the server refuses
         _check_folders(model_path, drafting)
         drafted = () if drafting.is_off else ("--draft-model", str(drafting.draft))
         number = () if drafting.is_off else ("--num-draft-tokens", str(drafting.n_max))
@@ -312,26 +288,14 @@ class Mlx:
         )
 
     def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
-        """See `autospec.backends.optional.InProcess`: how caches are kept and prompts are computed."""
+        """See `autospec.backends.optional.InProcess`: the settings of cache and prompt processing."""
         words = [word for argument in settings.args for word in argument.split("=", 1)]
         kept = tuple(w for pair in pairwise(words) if pair[0] in _OF_BOTH for w in pair)
         return LaunchSettings(args=kept, ready_timeout_s=settings.ready_timeout_s)
 
     def _arguments(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        _check(self._package(), settings.args)
-        if drafting.is_off:
-            return ("--model", model_path, *settings.args)
-        if drafting.mode is not Mode.DRAFT_MODEL or drafting.n_min or drafting.p_min:
-            raise UnsupportedError(
-                f"mlx_lm.server does not offer {drafting.label}.",
-                "It drafts with a draft model and a number of tokens, and has no p-min and no n-min.",
-            )
-        if why := self._cannot_rewind(model_path):
-            raise UnsupportedError(
-                f"mlx_lm cannot draft for {Path(model_path).name}: {why}.", "Run it without drafting."
-            )
-        drafted = ("--draft-model", str(drafting.draft), "--num-draft-tokens", str(drafting.n_max))
-        return ("--model", model_path, *settings.args, *self.prompt_cache().flags, *drafted)
+        _check_arguments(self._package(), settings.args)
+        return ("--model", model_path, *settings.args, *self.drafting_args(model_path, drafting, settings))
 
     def _cannot_rewind(self, model_path: str) -> str:
         if model_path not in self._unrewindable:
@@ -345,27 +309,18 @@ class Mlx:
 
 
 def _check_folders(model_path: str, drafting: Drafting) -> None:
-    """mlx_lm takes what is no folder for a name on the Hugging Face hub, and would download it.
-
-    Raises:
-        LaunchError: The model or its draft is no folder of a model.
-    """
+    """Refuse paths that are no model folder: mlx_lm takes them for names on the Hugging Face hub and downloads them."""
     for what, path in (("model", model_path), ("draft", drafting.draft)):
         if path is not None and not (Path(path) / "config.json").is_file():
             raise LaunchError(
-                f"The {what} {path} could not be loaded: it is no folder with a config.json.",
-                "autospec models lists what was found.",
+                f"The {what} {path} could not be loaded: it is not a folder with a config.json.",
+                "autospec models lists the models that were found.",
                 permanent=True,
             )
 
 
-def _check(package: MlxPackage, args: Sequence[str]) -> None:
-    """Go through the user's server arguments before anything starts.
-
-    Raises:
-        UsageError: One is autospec's own, lacks its value, or is no option at all.
-        UnsupportedError: The server does not know one.
-    """
+def _check_arguments(package: MlxPackage, args: Sequence[str]) -> None:
+    """Check the user's server arguments before anything starts."""
     rest = list(args)
     while rest:
         name, given, _ = rest.pop(0).partition("=")
@@ -373,7 +328,7 @@ def _check(package: MlxPackage, args: Sequence[str]) -> None:
             raise UsageError(f"{name!r} is not an option of mlx_lm.server.", "Quote a value that has spaces.")
         if name in _OWNED:
             raise UsageError(
-                f"{name} cannot be passed to mlx_lm.server: autospec sets it.", f"Leave {name} out."
+                f"{name} cannot be passed to mlx_lm.server: autospec sets it.", f"Remove {name}."
             )
         if name not in package.options:
             raise UnsupportedError(

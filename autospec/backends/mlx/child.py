@@ -1,14 +1,14 @@
-"""The part of the backend `mlx` that imports MLX: always a process of its own.
+"""The part of the backend `mlx` that imports MLX. It is always a process of its own.
 
 ::
 
     python -m autospec.backends.mlx.child --probe           what the installed mlx-lm is and does, as JSON
     python -m autospec.backends.mlx.child --caches MODEL    the kinds of cache that a model keeps, as JSON
-    python -m autospec.backends.mlx.child serve ARG...      mlx_lm.server, whose answers tell drafted tokens
+    python -m autospec.backends.mlx.child serve ARG...      mlx_lm.server, whose answers report drafted tokens
 
-`serve` is `mlx_lm.server` itself with one addition: `stream_generate` says of every token whether the draft model proposed
-it (``from_draft``), the server throws that away, and here it is counted and told in the answer's ``usage``, under
-LM Studio's names. Where a later mlx-lm has other insides, the server runs uncounted.
+`serve` is `mlx_lm.server` with one addition. `stream_generate` marks every token that the draft model proposed
+(``from_draft``), but the server drops the mark. Here the marks are counted and reported in the answer's ``usage``, under
+LM Studio's names. With a later mlx-lm whose code differs, the server runs without counts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _serve(arguments: list[str]) -> None:
     sys.argv = ["mlx_lm.server", *arguments]
     try:
         server.main()
-    except Exception:  # noqa: BLE001 - whatever it was (a taken port), the thread that generates would go on without it
+    except Exception:  # noqa: BLE001 - any error, e.g. a taken port: the generating thread would keep the process alive
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
@@ -76,12 +76,11 @@ def _probe() -> dict[str, Any]:
 
 
 def _cache_matches_key() -> bool:
-    """Whether a drafted answer leaves as many tokens in the cache as the server files it under.
+    """True if the cache after a drafted answer holds as many tokens as the server stores it under.
 
-    `_serve_single` of mlx_lm/server.py keeps the cache under prompt and answer, the answer's last token included, and a
-    later request trims it by the difference of *lengths*. In 0.32.2 the last token is not in the cache where it came
-    from the main model, so that the next request with this beginning misses a token. Tried with a random model of one
-    layer; nothing is loaded.
+    `_serve_single` of mlx_lm/server.py stores the cache under prompt and answer, the answer's last token included, and a
+    later request trims it by the difference of *lengths*. In 0.32.2 the last token is not in the cache if it came from
+    the main model, so the next request with this beginning misses a token. Tried with a random model of one layer.
     """
     model = llama.Model(
         llama.ModelArgs(
@@ -109,11 +108,11 @@ def _cache_matches_key() -> bool:
 
 
 def _caches(model_path: Path) -> dict[str, Any]:
-    """The kinds of cache that cannot be rolled back, ever or once they are full."""
+    """The kinds of cache that can never be rolled back, and those that cannot once they are full."""
     model, _ = load_model(model_path, lazy=True, strict=False)
     caches = make_prompt_cache(model)
-    # A sliding window's cache says that it can be trimmed until it has turned over, and `trim_prompt_cache` then does
-    # nothing, silently. So what has a size at which it turns over is no better than what can never be trimmed.
+    # A sliding window's cache reports that it can be trimmed until its window is full; then `trim_prompt_cache` silently
+    # does nothing. So a cache with a maximum size counts as one that cannot be trimmed.
     return {
         "stuck": sorted({type(c).__name__ for c in caches if not c.is_trimmable()}),
         "rotating": sorted({type(c).__name__ for c in _parts(caches) if getattr(c, "max_size", None)}),
@@ -121,7 +120,7 @@ def _caches(model_path: Path) -> dict[str, Any]:
 
 
 def _parts(caches: Any) -> Iterator[Any]:
-    """Every cache, those inside of a `CacheList` too."""
+    """Every cache, also those inside a `CacheList`."""
     for cache in caches:
         yield cache
         yield from _parts(getattr(cache, "caches", ()))
@@ -138,10 +137,10 @@ def _can_count() -> bool:
 
 
 def _count() -> None:
-    """Have every answer's ``usage`` tell what was drafted for it.
+    """Make every answer's ``usage`` report its drafted and accepted tokens.
 
-    A request's context is made in the thread that generates, just before `stream_generate` is called there, and handed
-    to the thread that answers: so the counts travel with it, whoever else asks meanwhile.
+    The thread that generates makes a request's context just before it calls `stream_generate`, and hands it to the
+    thread that answers. The counts travel with the context, so requests at the same time do not mix.
     """
     generating, answering = threading.local(), threading.local()
     generate, respond = server.stream_generate, server.ResponseGenerator.generate
@@ -155,7 +154,7 @@ def _count() -> None:
 
     def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
         drafts = generating.context.drafts
-        # The server's own loop may stop in the middle; the cache is put right when the generator is closed.
+        # The server's loop may stop in the middle; closing the generator corrects the cache.
         with contextlib.closing(generate(*args, **kwargs)) as responses:
             if kwargs.get("draft_model") is None:
                 yield from responses

@@ -1,7 +1,7 @@
-"""A model of MLX's, and its draft, in a child process that is asked without `mlx_lm.server`.
+"""An MLX model, and its draft, in a child process without `mlx_lm.server`.
 
-For two things that the server does not give: token ids, for prediction (`MlxTokens`), and the speeds that
-`mlx_lm.stream_generate` tells of itself, for `autospec bench` (`MlxInProcess.complete`).
+It gives two things that the server does not: token ids, for prediction (`MlxTokens`), and the speeds that
+`mlx_lm.stream_generate` reports, for `autospec bench` (`MlxInProcess.complete`).
 """
 
 from __future__ import annotations
@@ -18,32 +18,26 @@ from autospec.backends.token_http import TokenReader
 from autospec.drafting import Drafting
 from autospec.errors import RequestError, SpeculationInactiveError
 
-__all__ = ["CHILD", "MlxInProcess", "MlxTokens"]
+__all__ = ["CHILD", "MlxInProcess"]
 
 CHILD = ("-m", "autospec.backends.mlx.in_process_child")
 _NAME = "mlx_lm"
-# The child listens when its models are loaded.
-_HEALTH_TIMEOUT_S = 2.0
 # Two cycles of a draft that proposes two tokens.
 _CANARY_TOKENS = 6
 
 
 class MlxTokens(TokenReader):
-    """See `autospec.backends.protocol.Tokens`; a `Scorer` besides, since a whole answer is read in one evaluation.
-
-    Args:
-        client: The child's API.
-    """
+    """See `autospec.backends.protocol.Tokens`; also a `Scorer`, since it reads a whole answer in one evaluation."""
 
     def __init__(self, client: JsonClient) -> None:
         super().__init__(client, _NAME)
 
     def encode(self, request: Request) -> tuple[int, ...]:
-        """The prompt of a chat request as mlx_lm.server would compute it."""
+        """The token ids of a chat request's prompt, as mlx_lm.server computes it."""
         return _ids(self.ask("/encode", _chat(request))[0])
 
     def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
-        """Answer a prompt in ids with the sampling of `request`; nothing comes from the cache."""
+        """Answer the prompt `ids` with the sampling of `request`, without the prompt cache."""
         answer, wall_ms = self.ask("/generate", {"ids": list(ids), **_sampling(request)}, request.timeout_s)
         prompt_ms, predicted_ms = _times(answer)
         return TokenAnswer(
@@ -62,14 +56,7 @@ class MlxTokens(TokenReader):
 
 
 class MlxInProcess(LaunchedServer):
-    """One model, with its draft or without, in a child of its own.
-
-    Args:
-        process: The child.
-        drafting: What every answer is drafted with.
-        port: Where it listens.
-        command: What a person would run to have the same generated.
-    """
+    """One model, with or without a draft, in a child process; `command` generates the same in a terminal."""
 
     def __init__(
         self, process: ServerProcess, drafting: Drafting, port: int, *, command: tuple[str, ...]
@@ -80,10 +67,10 @@ class MlxInProcess(LaunchedServer):
         self.tokens = MlxTokens(self._client)
 
     def complete(self, request: Request) -> Completion:
-        """Ask `mlx_lm.stream_generate`, whose speeds these are: `prompt_tps`, `generation_tps`.
+        """Ask `mlx_lm.stream_generate`, and take the times from its `prompt_tps` and `generation_tps`.
 
-        Its clock of generation starts at the first token and counts it, so that `Completion.decode_tps` is its
-        ``generation_tps`` to the digit.
+        Its clock of generation starts at the first token and counts that token, so `Completion.decode_tps` equals its
+        ``generation_tps`` exactly.
         """
         body = _chat(request) | _sampling(request)
         if not self.drafting.is_off:
@@ -102,24 +89,15 @@ class MlxInProcess(LaunchedServer):
             finish_reason="stop" if answer.get("ended") else "length",
         )
 
-    def ready(self) -> str:
-        """See `LaunchedServer`."""
-        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
-
     def verify(self, abilities: Capabilities) -> None:
         """Check that the draft drafts; see `LaunchedServer`."""
         with self._first_request():
             done = self.complete(replace(canary(self.drafting), max_tokens=_CANARY_TOKENS))
         if (not done.drafted) is not self.drafting.is_off:
             raise SpeculationInactiveError(
-                f"{abilities.build.version} does not run {self.drafting.label} as asked for.",
+                f"{abilities.build.version} does not draft with {self.drafting.label} as asked.",
                 "autospec drafts --model … lists the drafts that fit.",
             )
-
-    def stop(self) -> None:
-        """See `LaunchedServer`."""
-        super().stop()
-        self._client.close()
 
 
 def _chat(request: Request) -> dict[str, Any]:
@@ -139,12 +117,12 @@ def _times(answer: Any) -> tuple[float, float]:
 def _ids(answer: Any) -> tuple[int, ...]:
     ids = answer.get("ids") if isinstance(answer, Mapping) else None
     if not isinstance(ids, list) or not ids:
-        raise RequestError(f"{_NAME} told no tokens.", "Ask another prompt.")
+        raise RequestError(f"{_NAME} returned no tokens.", "Ask another prompt.")
     return tuple(int(i) for i in ids)
 
 
 def _number(answer: Any, key: str) -> float:
     value = answer.get(key) if isinstance(answer, Mapping) else None
     if not isinstance(value, int | float) or value <= 0:
-        raise RequestError(f"{_NAME} told no {key}.", "This mlx-lm cannot be asked in process.")
+        raise RequestError(f"{_NAME} reported no {key}.", "This mlx-lm cannot be used in process.")
     return float(value)

@@ -1,12 +1,12 @@
-"""A model of MLX's in a process of its own, asked in token ids: no `mlx_lm.server`, but `mlx_lm`'s own functions.
+"""An MLX model in a process of its own, asked in token ids with `mlx_lm`'s functions, without `mlx_lm.server`.
 
 ::
 
     python -m autospec.backends.mlx.in_process_child --model M [--draft-model D] --host H --port P [SERVER OPTION...]
 
-It takes mlx_lm.server's options, so that a model is loaded and computed as that server would, and passes over those that
-are about serving. One thread loads, listens and computes (MLX's streams belong to threads), one request after another.
-Every answer is JSON; `mlx_in_process` is the client.
+It takes mlx_lm.server's options, so that it loads and computes a model as that server does, and ignores options about
+serving. One thread loads, listens and computes (MLX's streams belong to threads), one request after another. Every answer
+is JSON; `mlx.in_process` is the client.
 """
 
 from __future__ import annotations
@@ -40,20 +40,16 @@ from autospec.backends.json_child import Route, reading_routes, serve
 
 __all__ = ["MlxReader", "main"]
 
-# What llama.cpp compares with p-min is among ten tokens; MLX has none, and the same number tells the same.
+# llama.cpp compares with p-min a probability among ten tokens. MLX has no p-min; the same number keeps both comparable.
 _CANDIDATES = 10
 # Logits of 64 tokens over a vocabulary of 150 000 take 0.04 GB; those of a prompt are not evaluated.
 _SCORED = 64
 
 
 class MlxReader:
-    """Reads token probabilities and batch times of one model; keeps what it has computed of a text.
+    """Reads token probabilities and batch times of one model, and keeps the cache of the last text.
 
-    Args:
-        model: Of `mlx_lm.load`.
-        prefill_step_size: Tokens of a prompt that are computed at a time.
-        quantized_kv_start: Tokens after which the cache is quantized, if at all.
-        quantization: How, as `maybe_quantize_kv_cache` takes it.
+    Prompts are computed `prefill_step_size` tokens at a time; `quantization` is for `maybe_quantize_kv_cache`.
     """
 
     def __init__(
@@ -69,7 +65,7 @@ class MlxReader:
         self._ids: list[int] = []
 
     def evaluate(self, ids: Sequence[int], first: int) -> Iterator[tuple[int, float]]:
-        """The most likely token after `ids[first]` and each later one, with its probability among the ten likeliest."""
+        """The most likely token after `ids[first]` and each later one, with its probability among the ten most likely."""
         self._prefill(ids, first)
         while len(self._ids) < len(ids):
             part = ids[len(self._ids) : len(self._ids) + _SCORED]
@@ -84,7 +80,7 @@ class MlxReader:
             yield from zip(tokens, chances, strict=True)
 
     def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
-        """Milliseconds for one batch after `ids`, computed as a cycle of drafting verifies it: a token at every place."""
+        """Milliseconds for one batch after `ids`, computed as a drafting cycle does: with logits for every token."""
         self._prefill(ids, len(ids))
         begun = time.perf_counter()
         with mx.stream(generation_stream):
@@ -93,7 +89,7 @@ class MlxReader:
         return 1000.0 * (time.perf_counter() - begun)
 
     def _prefill(self, ids: Sequence[int], upto: int) -> None:
-        """Have exactly the first `upto` tokens in the cache."""
+        """Make the cache hold exactly the first `upto` tokens."""
         common = next((i for i, (x, y) in enumerate(zip(self._ids, ids, strict=False)) if x != y), None)
         keep = min(len(self._ids), upto) if common is None else min(common, upto)
         surplus = len(self._ids) - keep
@@ -104,11 +100,11 @@ class MlxReader:
             with mx.stream(generation_stream):
                 self._compute(ids[len(self._ids) : min(upto, len(self._ids) + self._prefill_step)])
                 mx.eval([c.state for c in self._cache])
-            # As `generate_step`: what a long prompt's batches left would stay taken from the system.
+            # As `generate_step` does: otherwise buffers of a long prompt's batches stay allocated.
             mx.clear_cache()
 
     def _is_of(self, count: int) -> bool:
-        """Whether a cache of so many tokens would be of this kind, and this one can become it."""
+        """True if this cache can be trimmed to `count` tokens and would then be of the right kind."""
         quantized = any(isinstance(c, QuantizedKVCache) for c in self._cache)
         return can_trim_prompt_cache(self._cache) and not (quantized and count < self._quantized_from)
 
@@ -124,7 +120,7 @@ class MlxReader:
 
 
 class Loaded:
-    """The models of one process, and what is answered with them."""
+    """The models of the process, and its answers."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         tokenizer_config = {"trust_remote_code": options.trust_remote_code}
@@ -139,7 +135,7 @@ class Loaded:
         if options.draft_model:
             self._draft, draft_tokenizer = load(options.draft_model)
             if draft_tokenizer.vocab_size != self._tokenizer.vocab_size:
-                # As `mlx_lm.generate` says it, which refuses where the server only warns.
+                # The words of `mlx_lm.generate`, which refuses; the server only warns.
                 raise SystemExit("Draft model tokenizer does not match model tokenizer.")
         self._template = options.chat_template_args
         self._how = {
@@ -160,7 +156,7 @@ class Loaded:
         return {"ids": [int(i) for i in ids]}
 
     def generate(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """An answer by `stream_generate`, with its own speeds; with the draft where tokens of it are asked for."""
+        """An answer by `stream_generate` with its own speeds, and with the draft if ``num_draft_tokens`` is set."""
         ids = asked["ids"] if "ids" in asked else self.encode(asked)["ids"]
         most, count = asked["max_tokens"], asked.get("num_draft_tokens", 0)
         how = dict(self._how)
@@ -170,7 +166,7 @@ class Loaded:
             mx.random.seed(asked["seed"])
         sampler = make_sampler(temp=max(0.0, asked["temperature"]))
         told: list[tuple[int, str, bool]] = []
-        # A response holds probabilities of the whole vocabulary: of all but the last one only these are kept.
+        # A response holds probabilities of the whole vocabulary, so only these three values of each are kept.
         for last in stream_generate(
             self.model, self._tokenizer, ids, max_tokens=most, sampler=sampler, **how
         ):
@@ -189,11 +185,11 @@ class Loaded:
         }
 
     def reading_routes(self) -> dict[str, Route]:
-        """Those that read without generating."""
+        """The routes that read probabilities without generating."""
         return reading_routes(self._reader.evaluate, lambda token: token in self._tokenizer.eos_token_ids)
 
     def batch(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """How long one batch takes."""
+        """The time of one batch."""
         return {"ms": self._reader.batch_ms(asked["ids"], asked["extra"])}
 
 
@@ -215,7 +211,7 @@ def main(arguments: list[str]) -> int:
     """Load, and answer until killed."""
     options, passed_over = _parser().parse_known_args(arguments)
     if passed_over:
-        print(f"not used here: {' '.join(passed_over)}", file=sys.stderr)  # noqa: T201 - the log
+        print(f"options about serving, ignored: {' '.join(passed_over)}", file=sys.stderr)  # noqa: T201 - the log
     loaded = Loaded(options)
     routes: dict[str, Route] = {
         "/encode": loaded.encode,
@@ -224,7 +220,7 @@ def main(arguments: list[str]) -> int:
         **loaded.reading_routes(),
     }
 
-    # As `stream_generate` keeps the weights in place for an answer; here for the readings too.
+    # `stream_generate` wires the weights for an answer; here they are wired for the readings too.
     with wired_limit(loaded.model, [generation_stream]):
         serve(options.host, options.port, routes)
     return 0

@@ -1,4 +1,4 @@
-"""One launch of `mlx_lm.server`: asked by streaming, since it tells no times, with drafting in every request."""
+"""One launch of `mlx_lm.server`. Its answers hold no times, so it is asked by streaming; drafting is in each request."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from dataclasses import replace
 from autospec.backends.failures import classify
 from autospec.backends.process import ServerProcess
 from autospec.backends.protocol import Capabilities, Completion, Request, Server
-from autospec.backends.server import LaunchedServer, canary
+from autospec.backends.server import LOG_SEARCHED, LaunchedServer, canary
 from autospec.backends.streamed import StreamedClient
 from autospec.drafting import Drafting
 from autospec.errors import LaunchError, RequestError, ServerDiedError, SpeculationInactiveError
 
 __all__ = ["MlxServer"]
 
-# /health is answered by a thread of its own, while the model is still being read.
-_HEALTH_TIMEOUT_S = 2.0
 # Two cycles of a draft that proposes two tokens; a CPU takes a second for each token.
 _CANARY_TOKENS = 6
-_LOG_SEARCHED = 400
-# The server lives on when the thread that computes has died, and answers 404.
+# When the thread that computes has died, the server still runs and answers 404.
 _DIED = re.compile(r"generation thread died: (?P<why>.+)")
 _MEMORY = re.compile(
     r"out of memory|insufficient memory|unable to allocate|bad_alloc|attempting to allocate", re.IGNORECASE
@@ -32,35 +29,30 @@ _REFUSED = re.compile(
 
 
 class MlxServer(LaunchedServer):
-    """A running `mlx_lm.server`.
-
-    Args:
-        process: Its process.
-        drafting: What it was launched with.
-        port: Where it listens.
-        load_timeout_s: How long the model may take to load: the first request waits for it.
-    """
+    """A running `mlx_lm.server`; its first request waits at most `load_timeout_s` until the model is loaded."""
 
     def __init__(self, process: ServerProcess, drafting: Drafting, port: int, load_timeout_s: float) -> None:
         super().__init__(process, drafting, port)
-        self._client = StreamedClient(self.base_url, "mlx_lm.server", process.wait_ended, process.log_tail)
+        self._client: StreamedClient = StreamedClient(
+            self.base_url, "mlx_lm.server", process.wait_ended, process.log_tail
+        )
         self._load_timeout_s = load_timeout_s
         self._tells_drafts = False
         self.unused = False
 
     def complete(self, request: Request) -> Completion:
-        """See `LaunchedServer`. The time of the prompt is that of the first text, which some tokens may hold back."""
+        """See `LaunchedServer`. Prompt processing ends at the first text, which may come some tokens late."""
         extra = (
             {} if self.drafting.is_off else {"num_draft_tokens": 0 if self.unused else self.drafting.n_max}
         )
         done = self._client.complete(request, extra)
         if not self._tells_drafts:
             return replace(done, drafted=None, accepted=None)
-        # Undrafted requests may be batched, and are not counted then.
+        # Requests without drafting may be batched, and are not counted then.
         return replace(done, drafted=done.drafted or 0, accepted=done.accepted or 0)
 
     def with_drafting(self, drafting: Drafting) -> Server | None:
-        """A view on this process for another number of tokens; another draft reloads both models, as a launch does."""
+        """A view on this process for another number of tokens. Another draft needs a launch: it reloads both models."""
         if drafting == self.drafting and not self.unused:
             return self
         if self.drafting.is_off or (drafting.mode, drafting.draft) != (
@@ -74,20 +66,17 @@ class MlxServer(LaunchedServer):
         return view
 
     def idle(self) -> Server:
-        """See `autospec.backends.protocol.Idles`."""
+        """See `autospec.backends.optional.Idles`."""
         view = copy.copy(self)
         view.unused = True
         return view
 
-    def ready(self) -> str:
-        """``ready`` as soon as it listens: only a request tells whether the models could be loaded.
-
-        /health says 503 when the thread that loads and generates has died, and goes on saying so for ever.
-        """
-        return "ready" if self._client.answers("/health", _HEALTH_TIMEOUT_S) else "absent"
-
     def verify(self, abilities: Capabilities) -> None:
-        """Wait until the models are loaded, and check that the draft drafts; see `LaunchedServer`."""
+        """Wait until the models are loaded, and check that the draft drafts; see `LaunchedServer`.
+
+        A thread of its own answers /health while the models load, and with 503 when the thread that loads and generates
+        has died. So only a request shows whether the models could be loaded.
+        """
         self._tells_drafts = abilities.tells_drafts
         question = replace(canary(self.drafting), max_tokens=_CANARY_TOKENS, timeout_s=self._load_timeout_s)
         try:
@@ -95,23 +84,18 @@ class MlxServer(LaunchedServer):
         except RequestError as error:
             raise self._failure(error) from error
         self.launch_ms += done.wall_ms
-        refused = _REFUSED.search("\n".join(self._process.log_tail(_LOG_SEARCHED)))
+        refused = _REFUSED.search("\n".join(self._process.log_tail(LOG_SEARCHED)))
         told_otherwise = done.drafted is not None and (done.drafted == 0) is not self.drafting.is_off
         if refused is not None or told_otherwise:
             raise SpeculationInactiveError(
-                f"{abilities.build.backend} {abilities.build.version} does not run {self.drafting.label} as asked for"
+                f"{abilities.build.backend} {abilities.build.version} does not draft with {self.drafting.label} as asked"
                 + (f" ({refused['why']})." if refused else f": it drafted {done.drafted} tokens."),
                 "autospec drafts --model … lists the drafts that fit.",
             )
 
-    def stop(self) -> None:
-        """See `LaunchedServer`."""
-        super().stop()
-        self._client.close()
-
     def _failure(self, error: RequestError) -> LaunchError | SpeculationInactiveError:
-        """What a failed first request means."""
-        log = self._process.log_tail(_LOG_SEARCHED)
+        """The error for a failed first request."""
+        log = self._process.log_tail(LOG_SEARCHED)
         text = "\n".join(log)
         tail = self._process.log_tail()
         if (refused := _REFUSED.search(text)) is not None:
