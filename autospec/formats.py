@@ -1,7 +1,4 @@
-"""Figures as people read them.
-
-Why a draft or a mode was never launched, in words: told while a tune runs, and again by `explain`.
-"""
+"""Percent, sizes, durations and ages as people read them, and two clauses that several rooms print."""
 
 from __future__ import annotations
 
@@ -12,12 +9,49 @@ from typing import Any
 
 from autospec.recommendations import LIKELY, Recommendation, Verdict
 
-__all__ = ["age", "bounded", "likely_words", "percent", "plain_speed", "ruled_out_because"]
+__all__ = [
+    "age",
+    "bounded",
+    "duration",
+    "gibibytes",
+    "gigabytes",
+    "likely_words",
+    "log_percent",
+    "percent",
+    "plain_speed",
+    "ruled_out_because",
+]
 
 
 def percent(ratio: float) -> str:
     """A speed ratio as a gain: 0.84 is ``-16.0 %``."""
     return f"{100.0 * (ratio - 1.0):+.1f} %" if math.isfinite(ratio) else "unbounded"
+
+
+def log_percent(log_ratio: float) -> str:
+    """The logarithm of a speed ratio as a gain, like `percent`."""
+    return f"{100.0 * math.expm1(log_ratio):+.1f} %"
+
+
+def gigabytes(size_bytes: float) -> str:
+    """A size in decimal units: ``4.7 GB``, ``638 MB``."""
+    if size_bytes >= 1e9:
+        return f"{size_bytes / 1e9:.1f} GB"
+    return f"{size_bytes / 1e6:.0f} MB" if size_bytes >= 1e7 else f"{size_bytes / 1e6:.1f} MB"
+
+
+def gibibytes(size_bytes: float) -> str:
+    """Memory in binary units: ``15.5 GiB``."""
+    return f"{size_bytes / 2**30:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """A duration in one unit: ``2.5 s``, ``90 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def bounded(interval: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -15,6 +15,7 @@ import click
 import autospec
 from autospec.cli.shell import Shell, command_options
 from autospec.errors import AutospecError
+from autospec.formats import gibibytes
 
 if TYPE_CHECKING:
     from autospec.cells import Hardware
@@ -285,18 +286,18 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
     table.add_column(overflow="fold")
     gpu = f", {hardware.gpu}" if hardware.gpu else ""
     state = findings.state
-    free_gib = state["memory_available_bytes"] / 1024**3
+    free = gibibytes(state["memory_available_bytes"])
     power = {True: "on battery", False: "on mains", None: "power unknown"}[state["on_battery"]]
     file = settings.config_file
     rows = [
         (
             "machine",
-            f"{hardware.chip}, {hardware.memory_bytes / 1024**3:.1f} GiB, {hardware.cores} cores{gpu}",
+            f"{hardware.chip}, {gibibytes(hardware.memory_bytes)}, {hardware.cores} cores{gpu}",
         ),
         ("", f"{hardware.os}, id {hardware.id}"),
         (
             "now",
-            f"others use {state['other_load']:.1f} of {state['cores']} cores, {free_gib:.1f} GiB free, {power}",
+            f"others use {state['other_load']:.1f} of {state['cores']} cores, {free} free, {power}",
         ),
         ("autospec", f"{autospec.__version__}, Python {platform.python_version()}"),
         ("config", f"{file}" if file.is_file() else f"{file} (not there: the defaults hold)"),

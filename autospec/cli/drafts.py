@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autospec.cli.shell import Shell, command_options
+from autospec.formats import gigabytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,6 +116,6 @@ def _table(title: str, found: Sequence[Candidate]) -> Table:
     table.add_column("Why")
     for candidate in found:
         model = candidate.model
-        size = "" if candidate.own_layers else f"{model.size_bytes / 1e6:.0f} MB"
+        size = "" if candidate.own_layers else gigabytes(model.size_bytes)
         table.add_row(Text(model.name), str(candidate.mode), size, Text(candidate.reason))
     return table

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autospec.cli.shell import Shell, command_options
+from autospec.formats import gigabytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -102,7 +103,7 @@ def _table(catalog: Catalog, fits: dict[Any, int]) -> Table:
     for model in sorted(catalog.models, key=lambda m: m.head is not None):
         table.add_row(
             Text(model.name),
-            _size(model.size_bytes),
+            gigabytes(model.size_bytes),
             Text(model.architecture),
             _parameters(model),
             model.quantization,
@@ -125,7 +126,3 @@ def _count(number: int) -> str:
         if number >= 0.9995 * size:
             return f"{number / size:.3g}{unit}"
     return f"{number / 1e3:.3g}K"
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"

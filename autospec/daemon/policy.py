@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from autospec.formats import duration, gibibytes
 from autospec.settings import Settings, parse_duration, parse_hours
 
 __all__ = [
@@ -233,7 +234,7 @@ def _traffic(signals: Signals, policy: Policy) -> IdleCheck:
     if signals.since_request_s is None:
         return IdleCheck("traffic", "ok", True, "no request since the daemon started")
     left_s = policy.idle_s - signals.since_request_s
-    words = f"the last request ended {_span(signals.since_request_s)} ago"
+    words = f"the last request ended {duration(signals.since_request_s)} ago"
     return IdleCheck("traffic", "no" if left_s > 0 else "ok", left_s <= 0, words, left_s)
 
 
@@ -255,7 +256,9 @@ def _hours(signals: Signals, policy: Policy) -> IdleCheck:
 
 
 def _budget(signals: Signals, policy: Policy) -> IdleCheck:
-    words = f"{_span(signals.spent_today_s)} of today's {_span(policy.budget_s)} are spent (daemon_budget)"
+    words = (
+        f"{duration(signals.spent_today_s)} of today's {duration(policy.budget_s)} are spent (daemon_budget)"
+    )
     if signals.spent_today_s >= policy.budget_s:
         return IdleCheck("budget", "no", False, words, 60.0 * (_DAY_MINUTES - signals.minute_of_day))
     return IdleCheck("budget", "ok", True, words)
@@ -285,9 +288,9 @@ def _idle(signals: Signals, policy: Policy) -> IdleCheck:
         words = "nothing tells whether somebody sits here, so load alone decides"
         return IdleCheck("idle", "unknown", True, words)
     left_s = policy.idle_s - signals.user_idle_s
-    words = f"the last input was {_span(signals.user_idle_s)} ago"
+    words = f"the last input was {duration(signals.user_idle_s)} ago"
     if left_s > 0:
-        return IdleCheck("idle", "no", False, f"{words} (daemon_idle is {_span(policy.idle_s)})", left_s)
+        return IdleCheck("idle", "no", False, f"{words} (daemon_idle is {duration(policy.idle_s)})", left_s)
     return IdleCheck("idle", "ok", True, words)
 
 
@@ -318,19 +321,12 @@ def _memory(signals: Signals, needed_bytes: int) -> IdleCheck:
         return IdleCheck(
             "memory", "unknown", False, "the free memory is unknown, and too little of it would swap"
         )
-    free, needed = signals.memory_available_bytes / 2**30, needed_bytes * _SPARE_MEMORY / 2**30
+    free, needed = signals.memory_available_bytes, needed_bytes * _SPARE_MEMORY
     if free < needed:
-        return IdleCheck(
-            "memory", "no", False, f"the next step takes {needed:.1f} GiB and {free:.1f} are free"
-        )
-    return IdleCheck("memory", "ok", True, f"{free:.1f} GiB are free")
+        words = f"the next step needs {gibibytes(needed)} of memory and {gibibytes(free)} are free"
+        return IdleCheck("memory", "no", False, words)
+    return IdleCheck("memory", "ok", True, f"{gibibytes(free)} are free")
 
 
 def _time(minute: int) -> str:
     return f"{minute // 60:02d}:{minute % 60:02d}"
-
-
-def _span(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -20,6 +20,7 @@ from statistics import NormalDist
 
 from autospec.cells import PromptType
 from autospec.daemon.work import Effort, Later, LaterReason, Tunable, Use, WorkItem, effort_key
+from autospec.formats import duration
 from autospec.measure.measurements import Sample
 from autospec.recommendations import Recommendation, Status
 from autospec.tuning.resume import basis_digest
@@ -337,7 +338,7 @@ def _use(
         return expected, new if expected else "nobody has used the model since it was found"
     expected /= 1.0 + max(0.0, age_s) / 86400.0
     new = ", and is new here" if expected > seconds else ""
-    how_much = "it is hardly used" if seconds < 1 else f"it is used {_span(seconds)} a day"
+    how_much = "it is hardly used" if seconds < 1 else f"it is used {duration(seconds)} a day"
     return seconds + expected, f"{how_much}{new}"
 
 
@@ -360,14 +361,8 @@ def _state(found: KnownCell | None) -> str:
 
 def _not_worth(item: WorkItem) -> str:
     saved_s = item.value_s_per_day * _HORIZON_DAYS
-    saved = "next to nothing" if saved_s < 1 else f"some {_span(saved_s)}"
+    saved = "next to nothing" if saved_s < 1 else f"some {duration(saved_s)}"
     return (
         f"not worth measuring: {item.why}; it would save {saved} in {_HORIZON_DAYS:.0f} days"
-        f" and take {_span(item.cost_s)}"
+        f" and take {duration(item.cost_s)}"
     )
-
-
-def _span(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

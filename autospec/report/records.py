@@ -21,6 +21,7 @@ from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import StudyFileError
 from autospec.files import studies_dir
+from autospec.formats import log_percent
 from autospec.measure.bench import Comparison, Noise, RunGroup, compare_runs, pooled_noise
 from autospec.measure.verdict import DEFAULT_RULE, Rule
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
@@ -156,7 +157,7 @@ def _recommendation(
     }
     best = max(compared, key=lambda g: compared[g].center)
     verdict, reason = _judge(compared[best], best, off, noise, rule)
-    others = [f"{_short(g.drafting)} {_percent(c.center)}" for g, c in compared.items() if g is not best]
+    others = [f"{_short(g.drafting)} {log_percent(c.center)}" for g, c in compared.items() if g is not best]
     if others:
         reason = f"{_short(best.drafting)} {reason}; {', '.join(others)}"
     evidence = {
@@ -207,14 +208,14 @@ def _recommendation(
 def _judge(
     c: Comparison, best: RunGroup, off: RunGroup, noise: Noise | None, rule: Rule
 ) -> tuple[Verdict, str]:
-    figures = f"{best.mean_tps:.1f} against {off.mean_tps:.1f} tok/s, {_percent(c.center)}"
+    figures = f"{best.mean_tps:.1f} against {off.mean_tps:.1f} tok/s, {log_percent(c.center)}"
     needed = f"+{100 * rule.threshold:g} %"
     if c.interval is None:
         return (
             Verdict.UNDECIDED,
             f"{figures}, but no run was repeated, so the noise is unknown and nothing is proven",
         )
-    span = f"{_percent(c.low)} to {_percent(c.high)}"
+    span = f"{log_percent(c.low)} to {log_percent(c.high)}"
     if c.single:
         assert c.noise is not None
         assert noise is not None
@@ -251,10 +252,6 @@ def _ratio_json(c: Comparison) -> dict[str, Any]:
 
 def _short(drafting: Drafting) -> str:
     return drafting.label if drafting.n_max is None else f"n_max {drafting.n_max}:"
-
-
-def _percent(log_ratio: float) -> str:
-    return f"{100.0 * math.expm1(log_ratio):+.1f} %"
 
 
 def _group(data: Any, where: str) -> RunGroup:

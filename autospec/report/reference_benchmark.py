@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from autospec.drafting import Drafting
+from autospec.formats import log_percent
 from autospec.measure.bench import RunGroup, compare_runs, pooled_noise
 from autospec.measure.verdict import DEFAULT_RULE
 
@@ -134,7 +135,7 @@ def _conclusion(groups: Sequence[RunGroup]) -> str:
             g for g in groups if g.drafting.is_off and (g.model, g.backend) == (group.model, group.backend)
         )
         c = compare_runs(off.runs_tps, group.runs_tps, pooled=noise, level=DEFAULT_RULE.error_rate)
-        text = f"- {group.model} with {group.drafting.label}: {_percent(c.center)}"
+        text = f"- {group.model} with {group.drafting.label}: {_gain(c.center)}"
         if c.interval is None:
             lines.append(f"{text}; no run was repeated, so nothing can be said of the noise.")
             continue
@@ -147,7 +148,7 @@ def _conclusion(groups: Sequence[RunGroup]) -> str:
             word = "drafting is slower"
         else:
             word = "no difference that these runs can show"
-        lines.append(f"{text} ({_percent(c.low)} to {_percent(c.high)}): {word}.")
+        lines.append(f"{text} ({_gain(c.low)} to {_gain(c.high)}): {word}.")
     lines += ["", "One prompt speaks for itself only; `autospec tune` measures kinds of prompts, in pairs."]
     return "\n".join(lines)
 
@@ -222,5 +223,6 @@ def _difference(group: RunGroup, off: RunGroup) -> str:
     return f"{percent:+.0f}%" if abs(percent) >= 10 else f"{percent:+.1f}%"
 
 
-def _percent(log_ratio: float) -> str:
-    return f"{100.0 * math.expm1(log_ratio):+.1f}%"
+def _gain(log_ratio: float) -> str:
+    """A gain as the reference benchmark writes it, without a space."""
+    return log_percent(log_ratio).replace(" ", "")

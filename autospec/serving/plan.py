@@ -30,6 +30,7 @@ from typing import Any, Final
 
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
+from autospec.formats import duration, gigabytes
 from autospec.recommendations import SCHEMA_VERSION
 from autospec.serving.plan_inputs import (
     Capacity,
@@ -44,7 +45,6 @@ from autospec.serving.plan_inputs import (
 __all__ = ["ModelPlan", "Plan", "Route", "explain", "explain_none", "make_plan"]
 
 
-_GB = 1e9
 # Below this share of the busy time a better set of launches is not worth a sentence.
 _WORTH_SAYING = 0.01
 # Prompt types named in a sentence; the routes name all.
@@ -67,9 +67,9 @@ def explain(
         return f"{kept}, chosen for the tuned prompt types alike, as no traffic was seen yet."
     saved, busy = forecast.saved_s(chosen), forecast.busy_s
     if saved > 0.0:
-        worth = f"expected to save {_seconds(saved)} of {_seconds(busy)} of generation in {_seconds(room.horizon_s)}"
+        worth = f"expected to save {duration(saved)} of {duration(busy)} of generation in {duration(room.horizon_s)}"
     elif saved < 0.0:
-        worth = f"expected to cost {_seconds(-saved)} of {_seconds(busy)} of generation in {_seconds(room.horizon_s)}"
+        worth = f"expected to cost {duration(-saved)} of {duration(busy)} of generation in {duration(room.horizon_s)}"
     else:
         tuned = any(forecast.needs.advice.get(kind) for kind in forecast.shares)
         worth = (
@@ -94,8 +94,8 @@ def explain_none(smallest_bytes: int | None, room: Capacity, *, wanted: bool) ->
         return "Nobody asks for it."
     limit = room.memory_bytes or 0
     if smallest_bytes > limit:
-        return f"Its smallest launch takes {_gigabytes(smallest_bytes)}, more than the limit of {_gigabytes(limit)}."
-    return f"The memory ({_gigabytes(limit)}) goes to models that are used more; it would take {_gigabytes(smallest_bytes)}."
+        return f"Its smallest launch takes {gigabytes(smallest_bytes)}, more than the limit of {gigabytes(limit)}."
+    return f"The memory ({gigabytes(limit)}) goes to models that are used more; it would take {gigabytes(smallest_bytes)}."
 
 
 def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[Launchable]) -> str:
@@ -134,22 +134,12 @@ def _not_taken(
     if room.memory_bytes is None and len(ideal) > len(chosen):
         why = "the memory for a further launch is not known"
     elif room.memory_bytes is not None and needed > room.memory_bytes:
-        why = f"that takes {_gigabytes(needed)} of memory"
+        why = f"that takes {gigabytes(needed)} of memory"
     elif new:
-        why = f"that takes {_seconds(sum(entry.launch_s for entry in new))} to start"
+        why = f"that takes {duration(sum(entry.launch_s for entry in new))} to start"
     else:
         why = "other models need the memory"
-    return f"; {names} would save {_seconds(more)} more, but {why}"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 600.0:
-        return f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"
-    return f"{seconds / 60.0:.0f} min" if seconds < 36000.0 else f"{seconds / 3600.0:.0f} h"
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / _GB:.1f} GB"
+    return f"; {names} would save {duration(more)} more, but {why}"
 
 
 # A launch must earn its seconds twice: the forecast of traffic is the weakest number here, and while a server loads,

@@ -32,7 +32,7 @@ def test_a_quiet_machine_is_measured():
         ({"heat": Heat.THROTTLED}, "heat slows"),
         ({"user_idle_s": 5.0}, "the last input was 5 s ago"),
         ({"other_load": 1.5}, "other programs use 1.5 of 4 cores"),
-        ({"memory_available_bytes": 1 << 30}, "the next step takes"),
+        ({"memory_available_bytes": 1 << 30}, "the next step needs"),
     ],
 )
 def test_each_signal_alone_keeps_it_from_measuring(change, words):
