@@ -69,7 +69,5 @@ def _run(shell: Shell, *, proxy: bool, once: bool) -> int:
         )
     code = daemon.run()
     if shell.json:
-        from autospec.daemon.status import last_words
-
-        shell.emit(last_words(daemon))
+        shell.emit(daemon.last_words())
     return code

@@ -61,7 +61,7 @@ def test_borrowed_recommendations_are_proven_first():
     lent = KnownCell(recommendation(status=Status.PROVISIONAL), borrowed=True)
     found = queue((BIG, NEW), known={key(PromptType.CHAT, NEW): lent})
     assert (found.items[0].model, found.items[0].prompt_type) == ("new", PromptType.CHAT)
-    assert "another machine's" in found.items[0].why
+    assert "another machine" in found.items[0].why
 
 
 def test_a_new_model_is_taken_to_be_used_for_a_month():

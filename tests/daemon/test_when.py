@@ -25,7 +25,7 @@ def test_a_quiet_machine_is_measured():
     [
         ({"in_flight": 1}, "a request is being served"),
         ({"since_request_s": 10.0}, "the last request ended 10 s ago"),
-        ({"held_by": "process 7"}, "another autospec measures"),
+        ({"held_by": "process 7"}, "another autospec is measuring"),
         ({"spent_today_s": 7200.0}, "daemon_budget"),
         ({"power": PowerState.BATTERY}, "battery"),
         ({"low_power": True}, "low power mode"),
