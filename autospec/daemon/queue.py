@@ -333,7 +333,7 @@ def _state(found: KnownCell | None) -> str:
     match recommendation.status:
         case Status.STALE:
             return (
-                f"its recommendation is stale: {recommendation.evidence.get('stale_reason', 'it grew old')}"
+                f"its recommendation is stale: {recommendation.evidence.get('stale_reason', 'it is outdated')}"
             )
         case Status.IMPORTED:
             return "its recommendation was imported and is unproven here"

@@ -117,7 +117,7 @@ def test_without_systemd_it_says_what_to_do(linux):
     (linux / "no-systemd").touch()
     result = run("install")
     assert result.exit_code == 1
-    assert "No systemd instance of this user answers" in result.stderr
+    assert "systemd instance of this user does not answer" in result.stderr
     assert "autospec daemon --proxy" in result.stderr
     assert not unit_of(linux).exists()
 
@@ -127,7 +127,7 @@ def test_root_is_refused(linux, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     result = run("install")
     assert result.exit_code == 1
-    assert "belongs to a user and not to root" in result.stderr
+    assert "must not run as root" in result.stderr
     assert not unit_of(linux).exists()
 
 

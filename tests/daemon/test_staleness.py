@@ -33,7 +33,7 @@ def test_the_same_is_not_stale():
         ({"settings": ["-c", "8192"]}, "settings", "from -c 4096 to -c 8192"),
         ({"build": "b200", "build_fingerprint": "p2"}, "build", "from b100 to b200"),
         ({"build_fingerprint": "p2"}, "build", "rebuilt"),
-        ({"drafts": {**BASIS["drafts"], "draft-model:d2": "Tiny"}}, "drafts", "Tiny fits now as a draft"),
+        ({"drafts": {**BASIS["drafts"], "draft-model:d2": "Tiny"}}, "drafts", "Tiny now fits as a draft"),
         ({"drafts": {}}, "drafts", "Small-1B no longer fits"),
         ({"os": "linux 6.8.0-1"}, "os", "the operating system changed"),
     ],
