@@ -240,7 +240,7 @@ def test_a_file_that_cannot_be_changed_safely_stays(remember, tmp_path):
     file.write_text("models: [not, a, mapping]\n")
     result = run("-f", "llama-swap", "-o", str(file))
     assert result.exit_code == 1
-    assert "is left as it is" in result.stderr
+    assert "is unchanged" in result.stderr
     assert file.read_text() == "models: [not, a, mapping]\n"
 
 
