@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, model_option, url_option
 
 if TYPE_CHECKING:
     from autospec.backends.protocol import Capabilities, Request
@@ -21,9 +21,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option(
-    "-m", "--model", required=True, metavar="M", help="Main model: its path, its name or a part of the name."
-)
+@model_option()
 @click.option("-d", "--draft", default="", metavar="D", help="Draft model. [default: the best one that fits]")
 @click.option(
     "--n-max",
@@ -54,12 +52,7 @@ __all__ = ["command"]
     "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Runs with each configuration."
 )
 @click.option("--backend", default=None, metavar="B", help="Backend; `autospec doctor` lists them.")
-@click.option(
-    "--url",
-    default=None,
-    metavar="URL",
-    help="Address of a running server; implies --backend attached.",
-)
+@url_option
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
 def command(

@@ -265,14 +265,7 @@ def _document(findings: Findings, settings: Settings) -> dict[str, Any]:
         "autospec": autospec.__version__,
         "python": platform.python_version(),
         "config_file": str(settings.config_file),
-        "hardware": findings.hardware,
-        "state": findings.state,
-        "backends": findings.backends,
-        "models": findings.models,
-        "storage": findings.storage,
-        "daemon": findings.daemon,
-        "problems": [asdict(p) for p in findings.problems],
-        "advice": [asdict(p) for p in findings.advice],
+        **asdict(findings),
     }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, model_option
 from autospec.formats import gigabytes
 
 if TYPE_CHECKING:
@@ -19,14 +19,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option(
-    "-m",
-    "--model",
-    "model_name",
-    required=True,
-    metavar="M",
-    help="Main model: its path, its name or a part of the name.",
-)
+@model_option("model_name")
 @click.option(
     "--context",
     type=click.IntRange(min=1),

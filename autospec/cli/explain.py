@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, model_option, prompt_type_option
 
 if TYPE_CHECKING:
     from autospec.catalog.model import Model
@@ -21,12 +21,8 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option(
-    "-m", "--model", required=True, metavar="M", help="Main model: its path, its name or a part of the name."
-)
-@click.option(
-    "-t", "--prompt-type", type=click.Choice([str(t) for t in PromptType]), help="Only this prompt type."
-)
+@model_option()
+@prompt_type_option
 @click.option("--backend", default="", metavar="B", help="Only this backend.")
 @click.option("--hardware", default="", metavar="ID", help="Results of another machine.")
 @command_options
@@ -68,11 +64,8 @@ def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, 
         )
         return
     shell.out("\n\n".join(_text(e) for e in explained))
-    if selection.foreign:
-        machines = sorted({s.hardware.id for s in selection.stored})
-        shell.warn(
-            f"nothing was measured on this machine for this; these results come from {', '.join(machines)}."
-        )
+    if selection.foreign_note:
+        shell.warn(selection.foreign_note)
 
 
 def _explain(

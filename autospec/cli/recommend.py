@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, model_option, prompt_type_option
 
 if TYPE_CHECKING:
     from autospec.report.selection import Selection
@@ -21,12 +21,8 @@ _FILES = ("preset", "llama-swap")
 
 
 @click.command()
-@click.option(
-    "-m", "--model", default="", metavar="M", help="Main model: its path, its name or a part of the name."
-)
-@click.option(
-    "-t", "--prompt-type", type=click.Choice([str(t) for t in PromptType]), help="Only this prompt type."
-)
+@model_option(required=False)
+@prompt_type_option
 @click.option("--backend", default="", metavar="B", help="Only this backend.")
 @click.option("--hardware", default="", metavar="ID", help="Results of another machine.")
 @click.option("--all-hardware", is_flag=True, help="Results of all machines.")
@@ -94,11 +90,8 @@ def command(
         shell.out(recommendation_table(selection.recommendations))
     else:
         _configure(shell, selection, form, output)
-    if selection.foreign:
-        machines = sorted({s.hardware.id for s in selection.stored})
-        shell.warn(
-            f"nothing was measured on this machine for this; these results come from {', '.join(machines)}."
-        )
+    if selection.foreign_note:
+        shell.warn(selection.foreign_note)
 
 
 def _configure(shell: Shell, selection: Selection, form: str, output: Path | None) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TextIO
 
 import click
 
+from autospec.cells import PromptType
 from autospec.errors import AutospecError
 
 if TYPE_CHECKING:
@@ -32,7 +33,18 @@ if TYPE_CHECKING:
 
     from autospec.settings import Settings
 
-__all__ = ["OutputClosed", "Report", "Shell", "close_output", "command_options", "exit_code_of", "explain"]
+__all__ = [
+    "OutputClosed",
+    "Report",
+    "Shell",
+    "close_output",
+    "command_options",
+    "exit_code_of",
+    "explain",
+    "model_option",
+    "prompt_type_option",
+    "url_option",
+]
 
 
 _INTERRUPTED = 130
@@ -269,6 +281,26 @@ class Shell:
             click.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False)
         except BrokenPipeError:
             raise OutputClosed from None
+
+
+def model_option(name: str = "model", *, required: bool = True) -> Callable[[Any], Any]:
+    """The option for the main model."""
+    text = "Main model: its path, its name or a part of the name."
+    return click.option(
+        "-m", "--model", name, required=required, default=None if required else "", metavar="M", help=text
+    )
+
+
+def prompt_type_option(function: Any) -> Any:
+    """The option for one prompt type."""
+    types = click.Choice([str(t) for t in PromptType])
+    return click.option("-t", "--prompt-type", type=types, help="Only this prompt type.")(function)
+
+
+def url_option(function: Any) -> Any:
+    """The option for a server that autospec did not start."""
+    text = "Address of a running server; implies --backend attached."
+    return click.option("--url", metavar="URL", help=text)(function)
 
 
 def command_options(

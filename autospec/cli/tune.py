@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, model_option, url_option
 from autospec.tuning.cell import CellProgress, TuneStep
 
 __all__ = ["TuneDisplay", "command", "interruptible"]
@@ -209,15 +209,13 @@ def _clock(seconds: float) -> str:
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.option(
-    "-m", "--model", required=True, metavar="M", help="Main model: its path, its name or a part of the name."
-)
+@model_option()
 @click.option(
     "--backend",
     metavar="B",
     help="Backend; `autospec doctor` lists them. [default: an installed one that runs the model]",
 )
-@click.option("--url", metavar="URL", help="Address of a running server; implies --backend attached.")
+@url_option
 @click.option(
     "-t",
     "--prompt-type",

@@ -126,7 +126,7 @@ class ProxyChild:
         code = self._child.returncode if self._child is not None else None
         lived_s = self._clock.monotonic() - self._started_s
         self.crashes = 1 if lived_s > _WELL_S else self.crashes + 1
-        self.last_end = "it ended" if code is None else f"it ended with {code}"
+        self.last_end = "it ended" if code is None else f"it ended with exit code {code}"
         self._next_s = self._clock.monotonic() + (
             _PAUSE_AT_MOST_S if code == _USAGE_EXIT else self._pause_s()
         )

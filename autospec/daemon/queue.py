@@ -332,9 +332,7 @@ def _state(found: KnownCell | None) -> str:
         return "its recommendation comes from another machine and is unproven here"
     match recommendation.status:
         case Status.STALE:
-            return (
-                f"its recommendation is stale: {recommendation.evidence.get('stale_reason', 'it is outdated')}"
-            )
+            return f"its recommendation is stale: {recommendation.evidence.get('stale_reason', 'it is outdated')}"
         case Status.IMPORTED:
             return "its recommendation was imported and is unproven here"
         case _:

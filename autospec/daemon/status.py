@@ -38,7 +38,11 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         lines.append("May it measure?")
         lines += [f"  {'yes' if c['allows'] else 'no ':3}  {c['name']:8} {c['words']}" for c in checks]
     queue = document.get("queue", [])
-    lines.append(f"Next: {len(queue)} cells to measure." if queue else "Next: nothing is worth measuring.")
+    lines.append(
+        f"Next: {len(queue)} cell{'s' if len(queue) > 1 else ''} to measure."
+        if queue
+        else "Next: nothing is worth measuring."
+    )
     lines += [f"  {item['model']}, {item['prompt_type']}: {item['why']}" for item in queue[:_QUEUE_SHOWN]]
     later = document.get("later", {})
     reasons = document.get("later_reasons", {})

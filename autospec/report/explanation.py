@@ -185,7 +185,7 @@ def explain(
 
 
 def _overall(r: Recommendation) -> list[str]:
-    kind = "any kind of prompt" if r.prompt_type is None else f"{r.prompt_type} prompts"
+    kind = "any prompt" if r.prompt_type is None else f"{r.prompt_type} prompts"
     lines = [
         f"{r.verdict.capitalize()}: {r.model} on {r.backend} {r.backend_build}, {kind}. {_sentence(r.reason)}"
     ]

@@ -115,7 +115,6 @@ class Runner(Protocol):
 
     def __call__(self, argv: Sequence[str], /) -> ServiceOutcome:
         """Run it; never raises."""
-        ...
 
 
 class ServiceManager(Protocol):
@@ -124,62 +123,48 @@ class ServiceManager(Protocol):
     @property
     def name(self) -> str:
         """``launchd`` or ``systemd``."""
-        ...
 
     @property
     def file(self) -> Path:
         """Path of the service's file."""
-        ...
 
     @property
     def settle_s(self) -> float:
         """Seconds that a daemon must have run to count as up; 0 if the daemon reports that itself."""
-        ...
 
     @property
     def reachable(self) -> tuple[str, ...]:
         """The command that succeeds if this user has such a supervisor."""
-        ...
 
     def unreachable(self, outcome: ServiceOutcome) -> tuple[str, str]:
         """Why it cannot be used, and a hint."""
-        ...
 
     @property
     def when_refused(self) -> str:
         """The hint for a step that fails."""
-        ...
 
     def render(self, definition: Definition) -> str:
         """The content of the service's file."""
-        ...
 
     @property
     def questions(self) -> tuple[tuple[str, ...], ...]:
         """The commands whose answers `read` understands."""
-        ...
 
     def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
         """The status from the answers to `questions`."""
-        ...
 
     def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:
         """Load the file and start the service; nothing if it runs and did not change."""
-        ...
 
     def to_stop(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
         """Stop it until the next login or start."""
-        ...
 
     def to_unload(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
         """Stop it for good; the file is removed afterwards."""
-        ...
 
     @property
     def after_removal(self) -> tuple[ServiceStep, ...]:
         """The commands to run when the file is gone."""
-        ...
 
     def logs(self, definition: Definition, *, lines: int, follow: bool) -> tuple[str, ...]:
         """The command that prints the log's last lines."""
-        ...

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from autospec.service.definition import (
     KILL_AFTER_S,
@@ -36,7 +36,6 @@ _INPUT_OUTPUT_ERROR: Final = 5
 _GONE_WITHIN_S: Final = KILL_AFTER_S + 10.0
 # launchd may refuse a service for some seconds after `print` stops showing it; people report 2 to 5 s.
 _BOOTSTRAP_PATIENCE_S: Final = 10.0
-_SETTLE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +45,19 @@ class Launchd:
     uid: int
     home: Path
     template: bytes
-
-    @property
-    def name(self) -> str:
-        """``launchd``."""
-        return "launchd"
+    name: ClassVar = "launchd"
+    # launchd has no signal for ready. A daemon with wrong settings or a taken port has ended by then.
+    settle_s: ClassVar = 5.0
+    after_removal: ClassVar[tuple[ServiceStep, ...]] = ()
+    # launchd refuses a disabled agent with the same error as a damaged file.
+    when_refused: ClassVar = (
+        "Check System Settings, General, Login Items: autospec must be allowed in the background."
+    )
 
     @property
     def file(self) -> Path:
         """Launchd reads a user's agents from this folder; launchd.plist(5) wants the file named after its label."""
         return self.home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
-
-    @property
-    def settle_s(self) -> float:
-        """Launchd has no signal for ready. A daemon with wrong settings or a taken port has ended by then."""
-        return _SETTLE_S
 
     @property
     def domain(self) -> str:
@@ -90,11 +87,6 @@ class Launchd:
             "Or run `autospec daemon --proxy` under your own supervisor."
         )
         return why, hint
-
-    @property
-    def when_refused(self) -> str:
-        """Launchd refuses a disabled agent with the same error as a damaged file."""
-        return "Check System Settings, General, Login Items: autospec must be allowed in the background."
 
     def render(self, definition: Definition) -> str:
         """The plist."""
@@ -158,11 +150,6 @@ class Launchd:
     def to_unload(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
         """The same as `to_stop`: without its file it is not loaded again."""
         return self.to_stop(status)
-
-    @property
-    def after_removal(self) -> tuple[ServiceStep, ...]:
-        """Nothing."""
-        return ()
 
     def logs(self, definition: Definition, *, lines: int, follow: bool) -> tuple[str, ...]:
         """The end of the log file."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from autospec.service.definition import Definition, ServiceOutcome, ServiceState, ServiceStatus, ServiceStep
 
@@ -44,26 +44,19 @@ class Systemd:
 
     config_home: Path
     template: str
-
-    @property
-    def name(self) -> str:
-        """``systemd``."""
-        return "systemd"
+    name: ClassVar = "systemd"
+    # Type=notify: the unit becomes active when the daemon says READY=1.
+    settle_s: ClassVar = 0.0
+    reachable: ClassVar[tuple[str, ...]] = (*_SYSTEMCTL, "show", "--property=Version")
+    when_refused: ClassVar = f"See `systemctl --user status {UNIT}`."
+    questions: ClassVar[tuple[tuple[str, ...], ...]] = (
+        (*_SYSTEMCTL, "show", UNIT, f"--property={','.join(_PROPERTIES)}"),
+    )
 
     @property
     def file(self) -> Path:
         """Systemd reads a user's units from this folder."""
         return self.config_home / "systemd" / "user" / UNIT
-
-    @property
-    def settle_s(self) -> float:
-        """Type=notify: the unit becomes active when the daemon says READY=1."""
-        return 0.0
-
-    @property
-    def reachable(self) -> tuple[str, ...]:
-        """Fails if the user has no systemd instance."""
-        return *_SYSTEMCTL, "show", "--property=Version"
 
     def unreachable(self, outcome: ServiceOutcome) -> tuple[str, str]:
         """Why it cannot be used, and a hint."""
@@ -73,11 +66,6 @@ class Systemd:
             "`sudo -u`: log in as the user (ssh, `machinectl shell`), or set XDG_RUNTIME_DIR=/run/user/UID."
         )
         return f"The systemd instance of this user does not answer ({why[0].rstrip('.')}).", hint
-
-    @property
-    def when_refused(self) -> str:
-        """The hint for a step that fails."""
-        return f"See `systemctl --user status {UNIT}`."
 
     def render(self, definition: Definition) -> str:
         """The unit."""
@@ -92,11 +80,6 @@ class Systemd:
             "ENVIRONMENT": "\n".join(f"Environment={_quoted(f'{k}={v}')}" for k, v in variables),
         }
         return re.sub(r"@([A-Z]+)@", lambda found: values.get(found[1], found[0]), self.template)
-
-    @property
-    def questions(self) -> tuple[tuple[str, ...], ...]:
-        """The unit's properties."""
-        return ((*_SYSTEMCTL, "show", UNIT, f"--property={','.join(_PROPERTIES)}"),)
 
     def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
         """The status from the answers."""
