@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_UP = {True: "The service is running.", False: "The service is already running."}
+
 
 @click.group()
 def command() -> None:
@@ -54,13 +56,7 @@ def install(shell: Shell, *, dry_run: bool) -> None:
         return
     with _log_shown(shell):
         changed = service.install()
-    _tell(
-        shell,
-        service,
-        "install",
-        changed,
-        "The service is running." if changed else "The service is already running.",
-    )
+    _tell(shell, service, "install", changed, _UP[changed])
     _say_linger(shell, service)
 
 
@@ -86,13 +82,7 @@ def start(shell: Shell) -> None:
     service = _service(shell)
     with _log_shown(shell):
         changed = service.start()
-    _tell(
-        shell,
-        service,
-        "start",
-        changed,
-        "The service is running." if changed else "The service is already running.",
-    )
+    _tell(shell, service, "start", changed, _UP[changed])
 
 
 @command.command()

@@ -286,9 +286,9 @@ class Shell:
 def model_option(name: str = "model", *, required: bool = True) -> Callable[[Any], Any]:
     """The option for the main model."""
     text = "Main model: its path, its name or a part of the name."
-    return click.option(
-        "-m", "--model", name, required=required, default=None if required else "", metavar="M", help=text
-    )
+    # With an explicit default of None, click 8.3 would not ask for a required option.
+    default: dict[str, Any] = {} if required else {"default": ""}
+    return click.option("-m", "--model", name, required=required, metavar="M", help=text, **default)
 
 
 def prompt_type_option(function: Any) -> Any:

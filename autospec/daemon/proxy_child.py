@@ -20,6 +20,7 @@ import psutil
 
 from autospec.backends.records import ProcessRef
 from autospec.daemon.work import Clock
+from autospec.service.definition import STOP_WITHIN_S
 
 __all__ = ["ProxyChild", "proxy_command"]
 
@@ -28,8 +29,6 @@ _WELL_S = 60.0
 _PAUSE_S, _PAUSE_AT_MOST_S = 1.0, 60.0
 # Wrong usage: a restart does not help until the configuration changes.
 _USAGE_EXIT = 2
-# The proxy finishes its current answers; `autospec service` gives the whole daemon 60 s.
-_STOP_WAIT_S = 45.0
 
 
 def proxy_command(config: Path | None) -> tuple[str, ...]:
@@ -93,7 +92,7 @@ class ProxyChild:
                 os.kill(pid, signal.SIGTERM)
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
-                _, alive = psutil.wait_procs([process], timeout=_STOP_WAIT_S)
+                _, alive = psutil.wait_procs([process], timeout=STOP_WITHIN_S)
                 for left in alive:
                     left.kill()
         if self._child is not None:

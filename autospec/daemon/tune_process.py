@@ -52,16 +52,6 @@ class TuneProcess:
         self.item = item
         self._process = ServerProcess.start(command, state_dir)
 
-    @property
-    def log(self) -> Path:
-        """The file of its output."""
-        return self._process.log
-
-    @property
-    def pids(self) -> frozenset[int]:
-        """Its processes: guard, tune, and below them guards and servers."""
-        return self._process.pids | {p.pid for p in self._tree()}
-
     def outcome(self) -> TuneOutcome | None:
         """How it ended; ``None`` while it runs."""
         ended = self._process.poll()
@@ -81,40 +71,24 @@ class TuneProcess:
         The tune first gets SIGTERM, so that it can store its results. After the grace period it and its servers are killed,
         without the seconds that a server may take to end by itself.
         """
-        for process in self._tunes():
+        for tune in self._children(recursive=False):
             with suppress(psutil.Error):
-                process.send_signal(signal.SIGTERM)
+                tune.send_signal(signal.SIGTERM)
         self._process.wait_ended(grace_s)
         # The tune first: it must not record the end of its servers as a failure of the drafting.
-        left = [*self._tunes(), *self._tree()]
-        self._kill(left)
+        left = [*self._children(recursive=False), *self._children(recursive=True)]
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
         psutil.wait_procs(left, timeout=_KILLED_WAIT_S)
         self._process.stop()
 
-    def _tunes(self) -> list[psutil.Process]:
-        """The tune itself: the guard's child."""
-        return self._children(recursive=False)
-
-    def _tree(self) -> list[psutil.Process]:
-        return self._children(recursive=True)
-
     def _children(self, *, recursive: bool) -> list[psutil.Process]:
-        guards = [p for pid in self._process.pids if (p := _process(pid)) and p.ppid() == os.getpid()]
+        """Children of the guard: the tune itself, or with everything that it started."""
         found: list[psutil.Process] = []
-        for guard in guards:
+        for pid in self._process.pids:
             with suppress(psutil.Error):
-                found += guard.children(recursive=recursive)
+                process = psutil.Process(pid)
+                if process.ppid() == os.getpid():
+                    found += process.children(recursive=recursive)
         return found
-
-    @staticmethod
-    def _kill(processes: Sequence[psutil.Process]) -> None:
-        for process in processes:
-            with suppress(psutil.Error):
-                process.kill()
-
-
-def _process(pid: int) -> psutil.Process | None:
-    try:
-        return psutil.Process(pid)
-    except psutil.Error:
-        return None
