@@ -25,115 +25,6 @@ from autospec.report.studies import TrialSummary
 
 __all__ = ["Explanation", "explain"]
 
-# Positions of a draft, and batch sizes, that a sentence shows.
-_PLACES = (1, 2, 4, 8, 16, 24)
-# If a second token in a batch costs less than this share more, reading weights limits the speed.
-_NEARLY_FREE = 0.10
-
-
-def _forecast(r: Recommendation, figures: dict[str, Any]) -> list[str]:
-    """What was predicted for the measured drafting and for those never launched; adds ``prediction`` to `figures`."""
-    prediction = r.evidence.get("prediction")
-    if not isinstance(prediction, Mapping):
-        return []
-    figures["prediction"] = dict(prediction)
-    lines = []
-    if "expected" in prediction:
-        lines += [_expected(r, prediction), *_by_position(prediction), *_curve(prediction)]
-    lines += [*map(_checked, prediction.get("checks", ()))]
-    lines += [*map(_ruled_out, prediction.get("ruled_out", ()))]
-    return lines
-
-
-def _machine(r: Recommendation, figures: dict[str, Any], model: Model | None) -> list[str]:
-    """What the bandwidth, the experts and the speed without drafting say; adds ``bandwidth_bytes_per_s`` to `figures`."""
-    lines = []
-    prediction = figures.get("prediction", {})
-    token_ms = figures.get("ms_per_token_off") or prediction.get("token_ms")
-    if model is not None and token_ms:
-        speed = model.bytes_per_token / (token_ms / 1000.0)
-        figures["bandwidth_bytes_per_s"] = round(speed)
-        kind = (
-            f"a mixture of experts that reads {model.active_experts} of {model.experts} experts per token"
-            if model.is_moe
-            else "a dense model that reads all its weights for every token"
-        )
-        lines.append(
-            f"{model.name} is {kind}: {model.bytes_per_token / 1e9:.2f} GB in {token_ms:.1f} ms, or {speed / 1e9:.1f} GB/s."
-            + (
-                " Tokens that are verified together read more experts, so proposals cost more than in a dense model."
-                if model.is_moe
-                else ""
-            )
-        )
-    elif r.evidence.get("about"):
-        lines.append(f"The model: {r.evidence['about']}.")
-    if r.baseline_tps and r.baseline_tps > _FAST_TPS and r.verdict != "enable":
-        lines.append(
-            f"Without drafting a token takes only {1000 / r.baseline_tps:.0f} ms ({r.baseline_tps:.0f} tok/s), which leaves"
-            " little time for proposing and verifying. Drafting tends to help slower models."
-        )
-    return lines
-
-
-def _expected(r: Recommendation, prediction: Mapping[str, Any]) -> str:
-    low, high = prediction["interval"]
-    text = f"Predicted from the search prompts: {percent(prediction['expected'])} ({percent(low)} to {percent(high)})"
-    if r.speedup is not None:
-        text += f"; measured on the proof prompts: {percent(r.speedup)}"
-    return f"{text}."
-
-
-def _by_position(prediction: Mapping[str, Any]) -> list[str]:
-    places: Sequence[float] = prediction.get("acceptance_by_position") or ()
-    if not places:
-        return []
-    shown = ", ".join(f"{k}: {places[k - 1]:.0%}" for k in _PLACES if k <= len(places))
-    return [f"Share of passes that accepted the proposal at each position: {shown}."]
-
-
-def _curve(prediction: Mapping[str, Any]) -> list[str]:
-    verify: Sequence[float] = prediction.get("verify_ms") or ()
-    token_ms = prediction.get("token_ms")
-    if len(verify) < 2 or not token_ms:
-        return []
-    shown = ", ".join(f"{k}: {verify[k]:.1f} ms" for k in (0, *_PLACES) if k < len(verify))
-    both = " in both models" if prediction.get("step_ms") else ""
-    text = f"One token alone takes {token_ms:.1f} ms. Verifying this many proposals takes{both}: {shown}"
-    if step := prediction.get("step_ms"):
-        text += f". The draft model takes {step:.1f} ms per proposal"
-    rise = verify[1] / verify[0] - 1.0 if verify[0] else 0.0
-    bound = (
-        "One more token in a batch is nearly free here: reading the weights limits the speed."
-        if rise < _NEARLY_FREE
-        else f"The first proposal adds {rise:.0%} to a pass: computing limits the speed here, not only reading the weights."
-    )
-    even = prediction.get("break_even")
-    lines = [f"{text}.", bound]
-    if refused := prediction.get("not_corrected"):
-        lines.append(str(refused))
-    if even is not None and even <= 1:
-        lines.append(
-            f"With {len(verify) - 1} proposals per pass it breaks even at an acceptance rate of {even:.0%}."
-        )
-    elif even is not None:
-        lines.append(f"With {len(verify) - 1} proposals per pass it would not pay even if all were accepted.")
-    return lines
-
-
-def _checked(check: Mapping[str, Any]) -> str:
-    drafting = Drafting.understood(dict(check["drafting"]))
-    label = "an unknown mode" if drafting is None else drafting.label
-    text = f"Launched {label}: predicted {check['predicted']:.2f}×, measured {check['measured']:.2f}×"
-    return f"{text}." if check["agrees"] else f"{text}; after that its predictions were not used."
-
-
-def _ruled_out(found: Mapping[str, Any]) -> str:
-    name = PurePath(str(found["arm"])).name
-    best_case = f"best case {percent(found['best_case'])} ({found['prompt_type']})"
-    return f"Never launched: {name}; {best_case}, {ruled_out_because(found)}."
-
-
 # Rule of thumb of the reference benchmark: a faster main model leaves little to gain.
 _FAST_TPS = 30.0
 _RUNNERS_UP = 3
@@ -444,3 +335,112 @@ def _between(interval: tuple[float, float] | None) -> str:
 def _sentence(text: str) -> str:
     text = text.strip()
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+# Positions of a draft, and batch sizes, that a sentence shows.
+_PLACES = (1, 2, 4, 8, 16, 24)
+# If a second token in a batch costs less than this share more, reading weights limits the speed.
+_NEARLY_FREE = 0.10
+
+
+def _forecast(r: Recommendation, figures: dict[str, Any]) -> list[str]:
+    """What was predicted for the measured drafting and for those never launched; adds ``prediction`` to `figures`."""
+    prediction = r.evidence.get("prediction")
+    if not isinstance(prediction, Mapping):
+        return []
+    figures["prediction"] = dict(prediction)
+    lines = []
+    if "expected" in prediction:
+        lines += [_expected(r, prediction), *_by_position(prediction), *_curve(prediction)]
+    lines += [*map(_checked, prediction.get("checks", ()))]
+    lines += [*map(_ruled_out, prediction.get("ruled_out", ()))]
+    return lines
+
+
+def _machine(r: Recommendation, figures: dict[str, Any], model: Model | None) -> list[str]:
+    """What the bandwidth, the experts and the speed without drafting say; adds ``bandwidth_bytes_per_s`` to `figures`."""
+    lines = []
+    prediction = figures.get("prediction", {})
+    token_ms = figures.get("ms_per_token_off") or prediction.get("token_ms")
+    if model is not None and token_ms:
+        speed = model.bytes_per_token / (token_ms / 1000.0)
+        figures["bandwidth_bytes_per_s"] = round(speed)
+        kind = (
+            f"a mixture of experts that reads {model.active_experts} of {model.experts} experts per token"
+            if model.is_moe
+            else "a dense model that reads all its weights for every token"
+        )
+        lines.append(
+            f"{model.name} is {kind}: {model.bytes_per_token / 1e9:.2f} GB in {token_ms:.1f} ms, or {speed / 1e9:.1f} GB/s."
+            + (
+                " Tokens that are verified together read more experts, so proposals cost more than in a dense model."
+                if model.is_moe
+                else ""
+            )
+        )
+    elif r.evidence.get("about"):
+        lines.append(f"The model: {r.evidence['about']}.")
+    if r.baseline_tps and r.baseline_tps > _FAST_TPS and r.verdict != "enable":
+        lines.append(
+            f"Without drafting a token takes only {1000 / r.baseline_tps:.0f} ms ({r.baseline_tps:.0f} tok/s), which leaves"
+            " little time for proposing and verifying. Drafting tends to help slower models."
+        )
+    return lines
+
+
+def _expected(r: Recommendation, prediction: Mapping[str, Any]) -> str:
+    low, high = prediction["interval"]
+    text = f"Predicted from the search prompts: {percent(prediction['expected'])} ({percent(low)} to {percent(high)})"
+    if r.speedup is not None:
+        text += f"; measured on the proof prompts: {percent(r.speedup)}"
+    return f"{text}."
+
+
+def _by_position(prediction: Mapping[str, Any]) -> list[str]:
+    places: Sequence[float] = prediction.get("acceptance_by_position") or ()
+    if not places:
+        return []
+    shown = ", ".join(f"{k}: {places[k - 1]:.0%}" for k in _PLACES if k <= len(places))
+    return [f"Share of passes that accepted the proposal at each position: {shown}."]
+
+
+def _curve(prediction: Mapping[str, Any]) -> list[str]:
+    verify: Sequence[float] = prediction.get("verify_ms") or ()
+    token_ms = prediction.get("token_ms")
+    if len(verify) < 2 or not token_ms:
+        return []
+    shown = ", ".join(f"{k}: {verify[k]:.1f} ms" for k in (0, *_PLACES) if k < len(verify))
+    both = " in both models" if prediction.get("step_ms") else ""
+    text = f"One token alone takes {token_ms:.1f} ms. Verifying this many proposals takes{both}: {shown}"
+    if step := prediction.get("step_ms"):
+        text += f". The draft model takes {step:.1f} ms per proposal"
+    rise = verify[1] / verify[0] - 1.0 if verify[0] else 0.0
+    bound = (
+        "One more token in a batch is nearly free here: reading the weights limits the speed."
+        if rise < _NEARLY_FREE
+        else f"The first proposal adds {rise:.0%} to a pass: computing limits the speed here, not only reading the weights."
+    )
+    even = prediction.get("break_even")
+    lines = [f"{text}.", bound]
+    if refused := prediction.get("not_corrected"):
+        lines.append(str(refused))
+    if even is not None and even <= 1:
+        lines.append(
+            f"With {len(verify) - 1} proposals per pass it breaks even at an acceptance rate of {even:.0%}."
+        )
+    elif even is not None:
+        lines.append(f"With {len(verify) - 1} proposals per pass it would not pay even if all were accepted.")
+    return lines
+
+
+def _checked(check: Mapping[str, Any]) -> str:
+    drafting = Drafting.understood(dict(check["drafting"]))
+    label = "an unknown mode" if drafting is None else drafting.label
+    text = f"Launched {label}: predicted {check['predicted']:.2f}×, measured {check['measured']:.2f}×"
+    return f"{text}." if check["agrees"] else f"{text}; after that its predictions were not used."
+
+
+def _ruled_out(found: Mapping[str, Any]) -> str:
+    name = PurePath(str(found["arm"])).name
+    best_case = f"best case {percent(found['best_case'])} ({found['prompt_type']})"
+    return f"Never launched: {name}; {best_case}, {ruled_out_because(found)}."
