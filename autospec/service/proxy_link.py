@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ class ProxyLink:
             with suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Around one request, from its first byte to its last."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
 
     def begin(self) -> None:
         """A request began."""

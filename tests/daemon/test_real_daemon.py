@@ -130,12 +130,11 @@ async def _serve(home: Path, child: subprocess.Popen[str]) -> float:
     await link.start()
     while link.daemon.get("event") != "tuning":  # noqa: ASYNC110 - polls for what the daemon says
         await asyncio.sleep(0.02)
-    link.begin()
-    took = await asyncio.to_thread(
-        until, lambda: not children_of(child), "the end of the measurement", every_s=0.02
-    )
-    assert await link.machine_is_free()
-    link.end()
+    with link.serving():
+        took = await asyncio.to_thread(
+            until, lambda: not children_of(child), "the end of the measurement", every_s=0.02
+        )
+        assert await link.machine_is_free()
     await link.close()
     return took
 

@@ -118,11 +118,10 @@ def test_the_daemon_hears_when_the_first_request_begins_and_the_last_ends(tmp_pa
         async with asyncio.timeout(10):
             while link.daemon.get("event") != "tuning":  # noqa: ASYNC110 - polls what the daemon said
                 await asyncio.sleep(0.01)
-        link.begin()
-        link.begin()
-        link.end()
-        assert await link.machine_is_free(10.0)
-        link.end()
+        with link.serving():
+            with link.serving():
+                pass
+            assert await link.machine_is_free(10.0)
         await link.close()
         async with asyncio.timeout(10):
             while listens.events()[-1] != "left":  # noqa: ASYNC110 - as above
@@ -139,9 +138,8 @@ def test_a_proxy_without_a_daemon_is_not_held_up(tmp_path: Path):
     async def serve() -> bool:
         link = ProxyLink(tmp_path)
         await link.start()
-        link.begin()
-        free = await link.machine_is_free(5.0)
-        link.end()
+        with link.serving():
+            free = await link.machine_is_free(5.0)
         await link.close()
         return free
 
