@@ -308,7 +308,7 @@ def _nearest(name: str, known: Mapping[str, Key]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]}?"
-    return "`autospec config show --template` lists all keys."
+    return "`autospec config show --template` lists all settings."
 
 
 def parse_duration(text: str) -> float:

@@ -13,6 +13,7 @@ from autospec.catalog.model import Model
 from autospec.catalog.vocabulary import bos_eos_note, vocabulary_mismatch
 from autospec.drafting import Mode
 from autospec.errors import ModelFileError
+from autospec.formats import gigabytes
 
 __all__ = ["MAX_RELATIVE_COST", "Candidate", "candidates", "count_fits", "format_mismatch", "undraftable"]
 
@@ -201,9 +202,9 @@ def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) 
 def _too_large(main: Model, draft: Model) -> str:
     ours, theirs = main.bytes_per_token, draft.bytes_per_token
     if theirs >= ours:
-        return f"is no smaller than the main model: it reads {_gb(theirs)} per token, and that {_gb(ours)}"
+        return f"is no smaller than the main model: it reads {gigabytes(theirs)} per token, and that {gigabytes(ours)}"
     return (
-        f"is not much smaller than the main model: it reads {_gb(theirs)} per token of that one's {_gb(ours)}, "
+        f"is not much smaller than the main model: it reads {gigabytes(theirs)} per token of that one's {gigabytes(ours)}, "
         f"and {MAX_RELATIVE_COST:.0%} is the most that can pay"
     )
 
@@ -237,14 +238,14 @@ def _does_not_fit(main: Model, draft: Model, memory_bytes: int, context_tokens: 
     alone = _needed(context_tokens, main)
     usable = memory_bytes * _USABLE_MEMORY
     both = _needed(context_tokens, main, draft)
-    room = f"of this machine's {_gb(memory_bytes)} of memory {_gb(usable)} can be used"
+    room = f"of this machine's {gigabytes(memory_bytes)} of memory {gigabytes(usable)} can be used"
     if alone > usable:
         return (
-            f"does not fit in memory: the main model alone needs {_gb(alone)} with its KV cache for "
+            f"does not fit in memory: the main model alone needs {gigabytes(alone)} with its KV cache for "
             f"{context_tokens} tokens, and {room}"
         )
     return (
-        f"does not fit in memory beside the main model: together they need {_gb(both)} with KV caches for "
+        f"does not fit in memory beside the main model: together they need {gigabytes(both)} with KV caches for "
         f"{context_tokens} tokens, and {room}"
     )
 
@@ -275,7 +276,7 @@ def _praise(main: Model, draft: Model) -> str:
     ratio = main.bytes_per_token / max(draft.bytes_per_token, 1)
     note = bos_eos_note(main, draft)
     return (
-        f"{what}, reads {ratio:.1f} times less per token ({_gb(draft.bytes_per_token)} of {_gb(main.bytes_per_token)}), "
+        f"{what}, reads {ratio:.1f} times less per token ({gigabytes(draft.bytes_per_token)} of {gigabytes(main.bytes_per_token)}), "
         f"{family}{'; ' + note if note else ''}."
     )
 
@@ -320,10 +321,3 @@ def _words(model: Model) -> list[str]:
         if word and word not in _VENDORS:
             words.append(word)
     return words
-
-
-def _gb(size: float) -> str:
-    """Bytes as people read them."""
-    if size >= 1e9:
-        return f"{size / 1e9:.1f} GB"
-    return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"

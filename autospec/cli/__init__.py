@@ -15,25 +15,28 @@ from autospec.cli.shell import close_output, exit_code_of
 
 __all__ = ["COMMANDS", "cli", "main"]
 
-# Name → module and the line that `--help` shows, so that listing them imports none.
+# Name → module and the line in `--help`, so that listing the commands imports none.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "doctor": ("autospec.cli.doctor", "Show what is here, what is missing, and how to fix it."),
+    "doctor": (
+        "autospec.cli.doctor",
+        "Check what is here, what is missing, and how to fix it.",
+    ),
     "models": ("autospec.cli.models", "List the main models on this disk."),
-    "drafts": ("autospec.cli.drafts", "Show which drafts fit a main model, and why others do not."),
-    "tune": ("autospec.cli.tune", "Find out by measuring where drafting pays."),
-    "recommend": ("autospec.cli.recommend", "Print the configuration that the evidence supports."),
-    "explain": ("autospec.cli.explain", "Say why drafting pays or does not, in words and numbers."),
-    "bench": ("autospec.cli.bench", "Measure one model with and without drafting, as tables."),
+    "drafts": ("autospec.cli.drafts", "Show which draft models fit a main model, and why others do not."),
+    "tune": ("autospec.cli.tune", "Measure where speculative decoding pays."),
+    "recommend": ("autospec.cli.recommend", "Print the recommended configuration."),
+    "explain": ("autospec.cli.explain", "Explain a recommendation in words and numbers."),
+    "bench": ("autospec.cli.bench", "Compare one model with and without drafting on one prompt."),
     "studies": ("autospec.cli.studies", "List, show, import and export studies."),
-    "proxy": ("autospec.cli.proxy", "Serve your models, each request with the drafting best for it."),
-    "service": ("autospec.cli.service", "Run the daemon as a service: launchd, systemd."),
-    "daemon": ("autospec.cli.daemon", "Keep every model that is used tuned, when nobody needs the machine."),
+    "proxy": ("autospec.cli.proxy", "Serve your models, with the best drafting for each request."),
+    "service": ("autospec.cli.service", "Run the daemon as a service (launchd, systemd)."),
+    "daemon": ("autospec.cli.daemon", "Tune the models that you use while the machine is idle."),
     "config": ("autospec.cli.config", "Show and check the settings."),
 }
 
 
 class _Commands(click.Group):
-    """A group that imports a command when it runs, and ends with the exit codes of `autospec.errors`."""
+    """A group that imports a command when it runs, and exits with the codes of `autospec.errors`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -84,12 +87,12 @@ def cli() -> None:
     """Find out on this machine whether speculative decoding pays.
 
     \b
-      autospec doctor                  what is here, and what is missing
+      autospec doctor                  check this machine, and list what is missing
       autospec tune --model qwen3      measure, and write recommendations
-      autospec recommend               what to run, and why
+      autospec recommend               show what to run, and why
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing known yet, 4 another autospec is at
-    work, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing known yet, 4 another autospec is
+    running, 130 interrupted.
     """  # noqa: D301 - click needs the backspace itself
 
 

@@ -1,4 +1,4 @@
-"""`autospec bench`: the founding benchmark, with drafting and without, as the founding record's tables."""
+"""`autospec bench`: one prompt with and without drafting, as the tables of the reference benchmark."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, model_option, url_option
 
 if TYPE_CHECKING:
     from autospec.backends.protocol import Capabilities, Request
@@ -21,37 +21,38 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option(
-    "-m", "--model", required=True, metavar="M", help="Main model: a path, a name or a part of one."
-)
-@click.option(
-    "-d", "--draft", default="", metavar="D", help="Draft model; by default the best one that fits."
-)
+@model_option()
+@click.option("-d", "--draft", default="", metavar="D", help="Draft model. [default: the best one that fits]")
 @click.option(
     "--n-max",
     type=click.IntRange(min=1),
     multiple=True,
     default=(8, 4),
     show_default=True,
-    help="Drafted tokens at most; may be given several times.",
+    help="Most draft tokens per step; may be repeated.",
 )
 @click.option(
-    "--p-min", type=click.FloatRange(0, 1), default=0.8, show_default=True, help="Where the backend has it."
+    "--p-min",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    show_default=True,
+    help="Minimum probability of a draft token, if the backend has it.",
 )
-@click.option("--prompt", default="", metavar="TEXT", help="By default the founding record's.")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=2), default=512, show_default=True, help="Of each answer."
+    "--prompt", default="", metavar="TEXT", help="The prompt. [default: that of the reference benchmark]"
 )
 @click.option(
-    "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Launches of each drafting."
+    "--max-tokens",
+    type=click.IntRange(min=2),
+    default=512,
+    show_default=True,
+    help="Most tokens of each answer.",
 )
-@click.option("--backend", default=None, metavar="B", help="The kind of server, as doctor lists them.")
 @click.option(
-    "--url",
-    default=None,
-    metavar="URL",
-    help="Address of a server that runs already; implies --backend attached.",
+    "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Runs with each configuration."
 )
+@click.option("--backend", default=None, metavar="B", help="Backend; `autospec doctor` lists them.")
+@url_option
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
 def command(
@@ -68,7 +69,7 @@ def command(
     url: str | None,
     server_args: tuple[str, ...],
 ) -> None:
-    """Measure one prompt with and without a draft model, and print the founding record's tables.
+    """Measure one prompt with and without drafting, and print a Markdown report.
 
     \b
       autospec bench --model qwen3-coder-30b
@@ -93,7 +94,7 @@ def command(
     main = catalog.find(model)
     here = identify()
     if draft:
-        _named_draft(catalog, main, draft)  # a mistake is told before any backend is looked for
+        _named_draft(catalog, main, draft)  # report a mistake before looking for backends
     server = backend_for(settings.backend or None, settings, main)
     abilities = server.capabilities()
     if isinstance(server, Attached) and abilities.measures_only:
@@ -104,7 +105,7 @@ def command(
         )
         notes = (*abilities.notes, *compare)
     elif Mode.DRAFT_MODEL not in abilities.modes:
-        # llama-cpp-python drafts from the text alone; two tokens that match are its own default.
+        # llama-cpp-python drafts only from the text; matching two tokens is its own default.
         lookups = [Drafting(Mode.PROMPT_LOOKUP, n_max=n, ngram_n=2) for n in dict.fromkeys(n_max)]
         draftings, notes = [OFF, *lookups], abilities.notes
     else:
@@ -134,7 +135,7 @@ def command(
         model=main.name,
         model_file=main.path.name,
     )
-    # In the order they were asked for, whatever order they first ran in.
+    # In the order of the request; they ran in another one.
     groups.sort(key=lambda g: draftings.index(g.drafting))
     today = dt.datetime.now().astimezone().date().isoformat()
     if shell.json:
@@ -174,7 +175,7 @@ def _draft(catalog: Catalog, main: Model, wanted: str, here: Hardware, context_t
     if not fitting:
         raise ModelChoiceError(
             f"No draft model on this disk fits {main.name}.",
-            f"`autospec drafts --model {main.name}` says why; name one with --draft.",
+            f"`autospec drafts --model {main.name}` shows why. Name one with --draft.",
         )
     return fitting[0]
 
@@ -186,7 +187,7 @@ def _named_draft(catalog: Catalog, main: Model, wanted: str) -> Model:
     named = catalog.find(wanted)
     if why := format_mismatch(main, named):
         raise ModelChoiceError(
-            f"{named.name} {why}.", f"`autospec drafts --model {main.name}` lists what fits."
+            f"{named.name} {why}.", f"`autospec drafts --model {main.name}` lists the models that fit."
         )
     return named
 
@@ -212,7 +213,7 @@ def _how_to_compare(
     p_min: float,
     context_tokens: int,
 ) -> tuple[str, ...]:
-    """The flags to start a server with whose drafting is fixed then; nothing where no draft fits."""
+    """How to start the user's server with drafting, if its drafting is fixed then; nothing if no draft fits."""
     from autospec.drafting import Drafting, Mode
     from autospec.errors import ModelChoiceError
     from autospec.report.server_config import newest_args
@@ -222,7 +223,7 @@ def _how_to_compare(
     except ModelChoiceError:
         return ()
     drafting = Drafting(Mode.DRAFT_MODEL, draft=str(chosen.path), n_max=n_max, n_min=0, p_min=p_min)
-    return (f"A llama-server of today drafts when it is started with `{shlex.join(newest_args(drafting))}`.",)
+    return (f"To start a current llama-server with drafting, add `{shlex.join(newest_args(drafting))}`.",)
 
 
 def _methodology(
@@ -234,48 +235,48 @@ def _methodology(
     sentences = [
         f"**Backend:** {build.backend} {build.version}",
         f"**Main Model:** {main.name} ({main.architecture}, {kind}, {main.quantization})",
-        f"Speeds are of generation by {_whose_clock(groups[0].backend)}; whole requests by ours.",
+        f"Token generation speeds use {_whose_clock(groups[0].backend)}; whole requests use autospec's clock.",
         _how_runs_went(abilities, runs),
     ]
     if groups[0].backend == "mlx":
         sentences.append(
-            "That clock starts with the first token, and a drafted answer's first cycle brings up to n more with it: of "
+            "That clock starts with the first token, and with drafting the first step yields up to n more tokens: for "
             "short answers compare whole requests."
         )
     if p_min:
         sentences.append(
-            f"Draft tokens are proposed while the draft is at least {p_min[0]:g} sure (p-min), n-min 0."
+            f"The draft model stops proposing when its probability falls below {p_min[0]:g} (p-min); n-min is 0."
         )
     off_texts = {r.completion.text for r in measured if r.drafting.is_off}
     drafted = [r for r in measured if not r.drafting.is_off]
     same = sum(r.completion.text in off_texts for r in drafted)
     if drafted:
         sentences.append(
-            f"{same} of {len(drafted)} answers with drafting were the text that drafting off gave."
+            f"{same} of {len(drafted)} answers with drafting were the same text as without drafting."
         )
     if disturbed := sum(bool(r.disturbance) for r in measured):
         sentences.append(
-            f"{disturbed} of {len(measured)} runs were disturbed; a quiet machine measures better."
+            f"Other programs disturbed {disturbed} of {len(measured)} runs; measure again on an idle machine."
         )
     return tuple(sentences)
 
 
 def _whose_clock(backend: str) -> str:
     if backend == "mlx":
-        return "`mlx_lm.stream_generate`'s own clock (its `generation_tps`)"
-    return "the server's own clock"
+        return "the clock of `mlx_lm.stream_generate` (`generation_tps`)"
+    return "the server's clock"
 
 
 def _how_runs_went(abilities: Capabilities, runs: int) -> str:
     if abilities.build.backend == "mlx":
-        where = "each in a process of its own (`mlx_lm.stream_generate`, no server), one process at a time"
+        where = "each in its own process (`mlx_lm.stream_generate`, no server), one process at a time"
     elif abilities.measures_only or abilities.drafting_per_request:
         where = "one request after another to the same server"
     else:
-        where = "each on a launch of its own (a repeated prompt would be remembered), one launch at a time"
+        where = "each on a newly launched server (a repeated prompt would be cached), one server at a time"
     return (
-        f"{runs} runs of each drafting, {where}, in an order that turns round from run to run; a short other prompt first "
-        "to warm up; temperature 0."
+        f"{runs} runs of each configuration, {where}, in an order that reverses from run to run; a short different prompt "
+        "first as a warm-up; temperature 0."
     )
 
 

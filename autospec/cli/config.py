@@ -1,4 +1,4 @@
-"""`autospec config`: where the settings are, what they are and where each comes from."""
+"""`autospec config`: the settings, their sources, and the config file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def command() -> None:
 @command.command()
 @command_options
 def path(shell: Shell) -> None:
-    """Print the config file's path, whether it exists or not."""
+    """Print the path of the config file, whether it exists or not."""
     from autospec.settings import locate_config
 
     file = locate_config(shell.config)
@@ -40,10 +40,10 @@ def path(shell: Shell) -> None:
 
 
 @command.command()
-@click.option("--template", is_flag=True, help="Print a config file with every key, commented out.")
+@click.option("--template", is_flag=True, help="Print a config file with every setting, commented out.")
 @command_options
 def show(shell: Shell, *, template: bool) -> None:
-    """Print every setting, its value and where the value comes from."""
+    """Print every setting with its value and source."""
     from autospec.settings import KEYS
 
     if template:
@@ -72,11 +72,11 @@ def show(shell: Shell, *, template: bool) -> None:
 @command.command()
 @command_options
 def check(shell: Shell) -> None:
-    """Read config file and environment; exit 2 with the reason if they are wrong."""
+    """Check config file and environment; exit with 2 and the reason if they are wrong."""
     file = shell.settings.config_file
     if shell.json:
         shell.emit({"schema": 1, "ok": True, "path": str(file), "exists": file.is_file()})
-    shell.out(f"ok: {file}" if file.is_file() else f"ok: no file {file}, so the defaults hold")
+    shell.out(f"ok: {file}" if file.is_file() else f"ok: there is no {file}, the defaults apply")
 
 
 def _document(settings: Settings) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _document(settings: Settings) -> dict[str, Any]:
 
 
 def _value(settings: Settings, key: Key) -> object:
-    # What holds a secret has a second name under which it is shown.
+    # A secret setting has a second attribute for showing it.
     return getattr(settings, f"{key.name}_shown", None) or getattr(settings, key.name)
 
 
@@ -128,7 +128,7 @@ def _shown(value: object) -> str:
 
 
 def _template_lines(keys: tuple[Key, ...]) -> list[str]:
-    """A TOML file with every key that a file may set, commented out, with its default."""
+    """A TOML file with every setting of the config file, commented out, with its default or an example."""
     examples = {
         "state_dir": '"~/autospec/state"',
         "cache_dir": '"~/autospec/cache"',
@@ -147,7 +147,7 @@ def _template_lines(keys: tuple[Key, ...]) -> list[str]:
     lines = ["# autospec's settings. Remove the # before a line to set it.", ""]
     for key in keys:
         if key.in_file:
-            # What JSON writes of a text, a number, a flag or a list is TOML as well.
+            # JSON of a text, a number, a flag or a list is valid TOML.
             default = list(key.default) if isinstance(key.default, tuple) else key.default
             value = examples.get(key.name) or json.dumps(default)
             lines += [f"# {key.doc} ({key.variable})", f"#{key.name} = {value}", ""]

@@ -1,4 +1,4 @@
-"""`autospec daemon`: keeps what is used tuned, when nobody needs the machine."""
+"""`autospec daemon`: tunes the models that are used while the machine is idle."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option(
-    "--proxy/--no-proxy", default=True, help="Run the proxy as well, and keep it running. Default: yes."
-)
-@click.option("--once", is_flag=True, help="Do the most valuable step, if it may be done now, and end.")
-@click.option("--status", is_flag=True, help="Ask the running daemon what it is doing and why.")
+@click.option("--proxy/--no-proxy", default=True, help="Also run the proxy. [default: yes]")
+@click.option("--once", is_flag=True, help="Do the most valuable step if the machine is idle, then exit.")
+@click.option("--status", is_flag=True, help="Show what the running daemon is doing and why.")
 @command_options
 def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | None:
-    """Keep every model that is used tuned, without anybody noticing.
+    """Tune the models that you use while the machine is idle.
 
-    Measures in small steps while nobody is served, the machine is on mains, cool and otherwise idle, within the hours
-    and the daily budget of the config; stops within a second when a request comes to the proxy.
+    Measures in small steps while no request is served and the machine is on mains power, cool and otherwise idle, within the
+    hours and the daily budget of the settings. A request to the proxy stops a step within a second.
 
     \b
       autospec daemon
@@ -51,7 +49,7 @@ def _run(shell: Shell, *, proxy: bool, once: bool) -> int:
 
     settings = shell.settings
     notifier = notifier_from()
-    # What the daemon starts must not speak to its supervisor.
+    # Processes that the daemon starts must not report to its supervisor.
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
         os.environ.pop(name, None)
     clock = Clock()
@@ -65,11 +63,9 @@ def _run(shell: Shell, *, proxy: bool, once: bool) -> int:
     )
     if not once:
         shell.say(
-            "The daemon is at work: `autospec daemon --status` tells what it does and why. Ctrl-C ends it."
+            "The daemon is running. `autospec daemon --status` shows what it does and why. Ctrl-C ends it."
         )
     code = daemon.run()
     if shell.json:
-        from autospec.daemon.status import last_words
-
-        shell.emit(last_words(daemon))
+        shell.emit(daemon.last_words())
     return code

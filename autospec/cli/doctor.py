@@ -1,4 +1,4 @@
-"""`autospec doctor`: what is here, what is missing, and the one line that fixes it."""
+"""`autospec doctor`: what is here, what is missing, and how to fix it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import click
 import autospec
 from autospec.cli.shell import Shell, command_options
 from autospec.errors import AutospecError
+from autospec.formats import gibibytes
 
 if TYPE_CHECKING:
     from autospec.cells import Hardware
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-# Long enough that a load of a few percent shows.
+# Long enough to see a load of a few percent.
 _WATCH_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class DoctorProblem:
-    """Something to mend, and how."""
+    """A problem and its fix."""
 
     problem: str
     fix: str
@@ -38,12 +39,7 @@ class DoctorProblem:
 
 @dataclass(slots=True)
 class Findings:
-    """What the doctor saw.
-
-    Attributes:
-        problems: What keeps a tune from running.
-        advice: What makes its measurements worse.
-    """
+    """What the doctor found. `problems` keep a tune from running, `advice` is about better measurements."""
 
     hardware: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +54,7 @@ class Findings:
 @click.command()
 @command_options
 def command(shell: Shell) -> None:
-    """Show what is here, what is missing, and how to fix it.
+    """Check what is here, what is missing, and how to fix it.
 
     \b
       autospec doctor
@@ -93,8 +89,8 @@ def _examine_backends(findings: Findings, settings: Settings) -> None:
         from autospec.backends.registry import available
 
         found = dict(available(settings))
-    except Exception as error:  # noqa: BLE001 - the doctor goes on where a patient would stop
-        findings.problems.append(_problem("The backends cannot be looked at", error))
+    except Exception as error:  # noqa: BLE001 - one broken part must not hide the others
+        findings.problems.append(_problem("The backends cannot be checked", error))
         return
     for name, answer in found.items():
         if isinstance(answer, Capabilities):
@@ -115,7 +111,9 @@ def _examine_backends(findings: Findings, settings: Settings) -> None:
     if settings.backend and wanted is None:
         names = ", ".join(b["name"] for b in findings.backends)
         findings.problems.append(
-            DoctorProblem(f"The settings ask for a backend {settings.backend}.", f"Choose one of {names}.")
+            DoctorProblem(
+                f"The settings name an unknown backend {settings.backend}.", f"Choose one of {names}."
+            )
         )
     elif wanted is not None and not wanted["ok"]:
         findings.problems.append(DoctorProblem(wanted["problem"], wanted["fix"]))
@@ -135,7 +133,7 @@ def _examine_models(findings: Findings, settings: Settings) -> None:
         return
     places: dict[tuple[str, str], int] = {}
     for model in catalog.models:
-        # The deepest of the folders that were searched: folders may lie in one another.
+        # The deepest searched folder: folders may be nested.
         roots = [folder for folder in catalog.looked_in if model.path.is_relative_to(folder)]
         root = max(roots, key=lambda folder: len(folder.parts), default=model.path.parent)
         place = (model.source, str(root))
@@ -153,7 +151,7 @@ def _examine_models(findings: Findings, settings: Settings) -> None:
         findings.problems.append(
             DoctorProblem(
                 "No models were found.",
-                f"Download a GGUF, e.g. with LM Studio, or name your folder in {settings.config_file}: "
+                f"Download a GGUF file, e.g. with LM Studio, or add your folder to {settings.config_file}: "
                 'model_dirs = ["~/models"]',
             )
         )
@@ -172,12 +170,12 @@ def _examine_storage(findings: Findings, settings: Settings) -> None:
 def _try_storage(url: str) -> None:
     file = _database_file(url)
     if file is not None and not file.exists():
-        # Looking leaves no trace: the first tune makes the file.
+        # The doctor must not create the file: the first tune does.
         folder = next(parent for parent in (file.absolute()).parents if parent.exists())
         if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
             raise AutospecError(
-                f"The folder {folder} for the database cannot be written.",
-                "Check who owns it, or set another with AUTOSPEC_HOME.",
+                f"The database folder {folder} is not writable.",
+                "Check who owns it, or choose another with AUTOSPEC_HOME.",
             )
         return
     from autospec.store.database import open_store
@@ -192,10 +190,10 @@ def _database_file(url: str) -> Path | None:
 
 
 def _examine_launches(findings: Findings, settings: Settings, hardware: Hardware) -> None:
-    """How much launches of each backend differ, as the tunes on this machine measured it."""
+    """How much launches of each backend differ, as tunes on this machine measured it."""
     from autospec.measure.launch_scatter import LaunchScatter
 
-    # What somebody else launches is never launched twice.
+    # autospec does not launch attached servers.
     launched = {b["name"]: b for b in findings.backends if b["ok"] and b["name"] != "attached"}
     known: dict[str, LaunchScatter] = {}
     file = _database_file(settings.storage)
@@ -203,7 +201,7 @@ def _examine_launches(findings: Findings, settings: Settings, hardware: Hardware
         try:
             known = _known_launches(settings.storage, hardware, launched)
         except Exception as error:  # noqa: BLE001 - as above
-            findings.problems.append(_problem("The compared launches cannot be read", error))
+            findings.problems.append(_problem("The measurements of launches cannot be read", error))
     for name, backend in launched.items():
         scatter = known.get(name, LaunchScatter())
         backend["launch_scatter"] = {**scatter.to_json(), "words": scatter.words}
@@ -233,12 +231,14 @@ def _examine_state(findings: Findings, state: MachineState) -> None:
     if state.on_battery:
         findings.advice.append(DoctorProblem("The machine runs on battery.", "Plug it in before a tune."))
     if state.low_power:
-        findings.advice.append(DoctorProblem("Low power mode is on.", "Switch it off before a tune."))
+        findings.advice.append(DoctorProblem("Low power mode is on.", "Turn it off before a tune."))
     if state.thermal == "throttled":
         findings.advice.append(DoctorProblem("Heat slows the processor.", "Let it cool down before a tune."))
     if reason := disturbed(state):
         findings.advice.append(
-            DoctorProblem(reason, "End other work before a tune; disturbed measurements are repeated.")
+            DoctorProblem(
+                reason, "Close other programs before a tune; autospec repeats disturbed measurements."
+            )
         )
 
 
@@ -254,7 +254,7 @@ def _problem(what: str, error: BaseException) -> DoctorProblem:
     logging.getLogger(__name__).debug("%s", what, exc_info=error)
     text = f"{type(error).__name__}: {error}"
     return DoctorProblem(
-        f"{what}: {text}" if what else text, "Run `autospec doctor -v` and send what it says to the project."
+        f"{what}: {text}" if what else text, "Run `autospec doctor -v` and report its output to the project."
     )
 
 
@@ -265,14 +265,7 @@ def _document(findings: Findings, settings: Settings) -> dict[str, Any]:
         "autospec": autospec.__version__,
         "python": platform.python_version(),
         "config_file": str(settings.config_file),
-        "hardware": findings.hardware,
-        "state": findings.state,
-        "backends": findings.backends,
-        "models": findings.models,
-        "storage": findings.storage,
-        "daemon": findings.daemon,
-        "problems": [asdict(p) for p in findings.problems],
-        "advice": [asdict(p) for p in findings.advice],
+        **asdict(findings),
     }
 
 
@@ -285,24 +278,24 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
     table.add_column(overflow="fold")
     gpu = f", {hardware.gpu}" if hardware.gpu else ""
     state = findings.state
-    free_gib = state["memory_available_bytes"] / 1024**3
-    power = {True: "on battery", False: "on mains", None: "power unknown"}[state["on_battery"]]
+    free = gibibytes(state["memory_available_bytes"])
+    power = {True: "on battery", False: "on mains power", None: "power unknown"}[state["on_battery"]]
     file = settings.config_file
     rows = [
         (
             "machine",
-            f"{hardware.chip}, {hardware.memory_bytes / 1024**3:.1f} GiB, {hardware.cores} cores{gpu}",
+            f"{hardware.chip}, {gibibytes(hardware.memory_bytes)}, {hardware.cores} cores{gpu}",
         ),
         ("", f"{hardware.os}, id {hardware.id}"),
         (
             "now",
-            f"others use {state['other_load']:.1f} of {state['cores']} cores, {free_gib:.1f} GiB free, {power}",
+            f"other programs use {state['other_load']:.1f} of {state['cores']} cores, {free} free, {power}",
         ),
         ("autospec", f"{autospec.__version__}, Python {platform.python_version()}"),
-        ("config", f"{file}" if file.is_file() else f"{file} (not there: the defaults hold)"),
+        ("config", f"{file}" if file.is_file() else f"{file} (does not exist, the defaults apply)"),
         (
             "storage",
-            f"{findings.storage['url']} ({'can' if findings.storage['ok'] else 'cannot'} be written)",
+            f"{findings.storage['url']} ({'writable' if findings.storage['ok'] else 'not writable'})",
         ),
         *_backend_rows(findings.backends),
         *_model_rows(findings.models),
@@ -311,13 +304,13 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
     for label, text in rows:
         table.add_row(label, escape(text))
     shell.out(table)
-    for heading, entries in (("To mend", findings.problems), ("Advice", findings.advice)):
+    for heading, entries in (("Problems", findings.problems), ("Advice", findings.advice)):
         if entries:
             shell.out(f"\n{heading}:")
             for entry in entries:
                 shell.out(f"  {entry.problem}\n    {entry.fix}" if entry.fix else f"  {entry.problem}")
     if not findings.problems:
-        shell.out("\nReady: autospec models, then autospec tune --model NAME")
+        shell.out("\nReady. Run `autospec models`, then `autospec tune --model NAME`.")
 
 
 def _backend_rows(backends: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -343,6 +336,6 @@ def _model_rows(models: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _signal_rows(checks: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What the daemon would make of the machine now."""
+    """Whether the daemon would measure now."""
     rows = [("daemon", "may measure now" if all(c["allows"] for c in checks) else "would not measure now")]
     return rows + [("", f"  {c['name']}: {c['state']}, {c['words']}") for c in checks]

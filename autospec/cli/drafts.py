@@ -1,4 +1,4 @@
-"""`autospec drafts`: which drafts fit a main model, and why the others do not."""
+"""`autospec drafts`: which draft models fit a main model, and why others do not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, model_option
+from autospec.formats import gigabytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,25 +19,18 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option(
-    "-m",
-    "--model",
-    "model_name",
-    required=True,
-    metavar="M",
-    help="Main model: a path, a name or a part of one.",
-)
+@model_option("model_name")
 @click.option(
     "--context",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Count KV caches for this many tokens. [default: the configured context]",
+    help="Context length for the memory estimate, in tokens. [default: the configured one]",
 )
 @command_options
 def command(shell: Shell, model_name: str, context: int | None) -> None:
-    """Show which drafts fit a main model, and why others do not.
+    """Show which draft models fit a main model, and why others do not.
 
-    A draft must have the same vocabulary by llama.cpp's own rule, be much cheaper per token than the main
+    A draft model must have the same vocabulary (by llama.cpp's rule), be much cheaper per token than the main
     model, and fit in memory beside it.
 
     \b
@@ -55,7 +49,7 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
     main = catalog.find(model_name)
     if main.head is not None:
         raise ModelChoiceError(
-            f"{main.name} is a draft head ({main.draft_kind}) and no main model.",
+            f"{main.name} is a draft head ({main.draft_kind}), not a main model.",
             "Name the model that it drafts for.",
         )
     context = context or context_of(
@@ -82,8 +76,8 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
         _show(shell, main.name, found)
     elif catalog.models:
         shell.out(
-            f"No other model than {main.name} was found, so nothing can draft for it; "
-            "add a folder with model_dirs in the config file (`autospec config path`)."
+            f"{main.name} is the only model found, so there is no draft model for it. "
+            "Add a folder to model_dirs in the config file (`autospec config path`)."
         )
     else:
         shell.out(nothing_found(catalog))
@@ -95,11 +89,11 @@ def _show(shell: Shell, name: str, found: Sequence[Candidate]) -> None:
     fitting = [c for c in found if c.fits]
     refused = [c for c in found if not c.fits]
     if fitting:
-        shell.out(_table(f"Drafts that fit {name}", fitting))
+        shell.out(_table(f"Draft models that fit {name}", fitting))
     else:
-        shell.out(f"No draft fits {name}.")
+        shell.out(f"No draft model fits {name}.")
     if refused:
-        shell.out(_table("Refused", refused))
+        shell.out(_table("Models that do not fit", refused))
 
 
 def _table(title: str, found: Sequence[Candidate]) -> Table:
@@ -115,6 +109,6 @@ def _table(title: str, found: Sequence[Candidate]) -> Table:
     table.add_column("Why")
     for candidate in found:
         model = candidate.model
-        size = "" if candidate.own_layers else f"{model.size_bytes / 1e6:.0f} MB"
+        size = "" if candidate.own_layers else gigabytes(model.size_bytes)
         table.add_row(Text(model.name), str(candidate.mode), size, Text(candidate.reason))
     return table

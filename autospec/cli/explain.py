@@ -1,4 +1,4 @@
-"""`autospec explain`: why drafting pays or does not, in words and numbers."""
+"""`autospec explain`: a recommendation in words and numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, model_option, prompt_type_option
 
 if TYPE_CHECKING:
     from autospec.catalog.model import Model
@@ -21,22 +21,18 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option(
-    "-m", "--model", required=True, metavar="M", help="Main model: a path, a name or a part of one."
-)
-@click.option(
-    "-t", "--prompt-type", type=click.Choice([str(t) for t in PromptType]), help="Only this kind of prompt."
-)
+@model_option()
+@prompt_type_option
 @click.option("--backend", default="", metavar="B", help="Only this backend.")
-@click.option("--hardware", default="", metavar="ID", help="What is known of another machine.")
+@click.option("--hardware", default="", metavar="ID", help="Results of another machine.")
 @command_options
 def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, hardware: str) -> None:
-    """Say why: speeds, acceptance, what a proposal cost, and where drafting would break even.
+    """Explain a recommendation: speeds, acceptance, the cost of proposals, and the break-even point.
 
     \b
       autospec explain --model qwen3-coder-30b --prompt-type coding
 
-    Exits with 3 where nothing is known yet.
+    Exits with 3 if nothing is known yet.
     """  # noqa: D301 - click needs the backspace itself
     from autospec.hardware import identify
     from autospec.report.selection import Question, select
@@ -68,9 +64,8 @@ def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, 
         )
         return
     shell.out("\n\n".join(_text(e) for e in explained))
-    if selection.foreign:
-        machines = sorted({s.hardware.id for s in selection.stored})
-        shell.warn(f"nothing was measured here for this: it was imported from {', '.join(machines)}.")
+    if selection.foreign_note:
+        shell.warn(selection.foreign_note)
 
 
 def _explain(
@@ -90,15 +85,15 @@ def _explain(
 
     r = stored.recommendation
     identity = r.evidence.get("draft_id")
-    # Of a draft that was replaced or moved since, what was measured of the file that this speaks of.
+    # If the draft file was replaced or moved since, use the measurements of the file that was recommended.
     store.drafts = DraftFiles({r.tried.draft: DraftFile(identity)} if r.tried.draft and identity else {})
-    # What a proof measured speaks; without one, the search does.
+    # The proof's measurements, or those of the search if there is no proof.
     halves = [m for m in store.measurements(stored.cell_key) if m.compared == r.tried]
     proof = [m for m in halves if m.phase is Phase.PROVE]
     chosen = proof or [m for m in halves if m.phase is Phase.SEARCH]
-    # Other suites, lengths or temperatures were other experiments: the newest is the one that was concluded from.
+    # Other suites, lengths or temperatures are other experiments; the verdict comes from the newest.
     protocol = r.evidence.get("protocol") or (chosen[-1].protocol if chosen else None)
-    # Disturbed pairs had no part in the verdict: told here, they would contradict it.
+    # The verdict ignores disturbed pairs, so this does too.
     requests = r.evidence.get("requests")
     shapes = {} if requests is None else {stored.cell_key: Shapes.from_json(requests)}
     chosen = [m for m in chosen if m.protocol == protocol]
@@ -118,12 +113,12 @@ def _explain(
 def _counts(pair: Pair, lasts: frozenset[Cause]) -> bool:
     from autospec.measure.asking import disturbance
 
-    # What was brought in may not say how the machine was.
+    # Imported measurements may not record the state of the machine.
     return not (pair.off.machine and pair.drafted.machine and disturbance(pair, lasts))
 
 
 def _model(shell: Shell, model_path: str) -> Model | None:
-    """The main model as the catalogue knows it; ``None`` where it is not here."""
+    """The main model as the catalogue knows it; ``None`` if it is not on this machine."""
     from autospec.catalog.scan import scan
     from autospec.errors import AutospecError
 

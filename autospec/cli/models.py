@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autospec.cli.shell import Shell, command_options
+from autospec.formats import gigabytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,8 +23,8 @@ __all__ = ["command", "nothing_found"]
 def command(shell: Shell) -> None:
     """List the main models on this disk.
 
-    Looks in the caches of llama.cpp, Hugging Face, LM Studio and Ollama, and in the folders of the
-    setting model_dirs. Only metadata is read.
+    Searches the caches of llama.cpp, Hugging Face, LM Studio and Ollama, and the folders of the setting
+    model_dirs. Only metadata is read.
 
     \b
     Examples:
@@ -65,15 +66,11 @@ def command(shell: Shell) -> None:
 
 
 def nothing_found(catalog: Catalog) -> str:
-    """The sentence for an empty catalogue: where was looked, and how to add a folder.
-
-    Args:
-        catalog: An empty one.
-    """
+    """The sentence for an empty catalogue: which folders were searched, and how to add one."""
     folders = ", ".join(str(p) for p in catalog.looked_in)
     return (
-        f"No models found in {folders}; add a folder with model_dirs in the config file "
-        "(`autospec config path`) or with AUTOSPEC_MODEL_DIRS."
+        f"No models found in {folders}. Add a folder to model_dirs in the config file "
+        "(`autospec config path`) or to AUTOSPEC_MODEL_DIRS."
     )
 
 
@@ -98,11 +95,11 @@ def _table(catalog: Catalog, fits: dict[Any, int]) -> Table:
     table.add_column("Context", justify="right")
     table.add_column("Drafts", justify="right")
     table.add_column("Where", overflow="fold")
-    # Draft heads can't be main models; they stand behind them.
+    # Draft heads cannot be main models; they come last.
     for model in sorted(catalog.models, key=lambda m: m.head is not None):
         table.add_row(
             Text(model.name),
-            _size(model.size_bytes),
+            gigabytes(model.size_bytes),
             Text(model.architecture),
             _parameters(model),
             model.quantization,
@@ -125,7 +122,3 @@ def _count(number: int) -> str:
         if number >= 0.9995 * size:
             return f"{number / size:.3g}{unit}"
     return f"{number / 1e3:.3g}K"
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""`autospec recommend`: the configuration that the evidence supports. Imports little, to answer at once."""
+"""`autospec recommend`: the recommended configuration. It imports little, to answer at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, model_option, prompt_type_option
 
 if TYPE_CHECKING:
     from autospec.report.selection import Selection
@@ -16,18 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _CONFIGURATIONS = ("args", "preset", "llama-swap", "mlx")
-# The formats of files that other tools read; `-o` keeps what others wrote into them.
+# Formats of files that other tools read; `-o` keeps the rest of the file.
 _FILES = ("preset", "llama-swap")
 
 
 @click.command()
-@click.option("-m", "--model", default="", metavar="M", help="Main model: a path, a name or a part of one.")
-@click.option(
-    "-t", "--prompt-type", type=click.Choice([str(t) for t in PromptType]), help="Only this kind of prompt."
-)
+@model_option(required=False)
+@prompt_type_option
 @click.option("--backend", default="", metavar="B", help="Only this backend.")
-@click.option("--hardware", default="", metavar="ID", help="What is known of another machine.")
-@click.option("--all-hardware", is_flag=True, help="What is known of any machine.")
+@click.option("--hardware", default="", metavar="ID", help="Results of another machine.")
+@click.option("--all-hardware", is_flag=True, help="Results of all machines.")
 @click.option(
     "-f",
     "--format",
@@ -35,7 +33,7 @@ _FILES = ("preset", "llama-swap")
     type=click.Choice(["table", "json", *_CONFIGURATIONS]),
     default="table",
     show_default=True,
-    help="args: server flags to paste; preset: llama-server's --models-preset; llama-swap: its YAML; "
+    help="args: flags for llama-server; preset: file for llama-server's --models-preset; llama-swap: its YAML file; "
     "mlx: an mlx_lm.server command line.",
 )
 @click.option(
@@ -43,7 +41,7 @@ _FILES = ("preset", "llama-swap")
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write preset or llama-swap into this file; what others wrote there stays.",
+    help="Write the preset or llama-swap entries into this file; its other content stays.",
 )
 @command_options
 def command(
@@ -57,7 +55,7 @@ def command(
     form: str,
     output: Path | None,
 ) -> None:
-    """Print what to run: a drafting, or none.
+    """Print what to run: a drafting configuration, or none.
 
     \b
       autospec recommend
@@ -66,7 +64,7 @@ def command(
       autospec recommend --format preset -o models.ini
       $(autospec recommend -m MODEL -t coding -f mlx) --port 8080
 
-    Exits with 3 where nothing is known yet.
+    Exits with 3 if nothing is known yet.
     """  # noqa: D301 - click needs the backspace itself
     from autospec.errors import UsageError
     from autospec.hardware import identify
@@ -74,10 +72,11 @@ def command(
     from autospec.store.reader import read_recommendations
 
     if shell.json and form in _CONFIGURATIONS:
-        raise UsageError(f"--json and --format {form} are two formats.", "Leave one of them out.")
+        raise UsageError(f"--json and --format {form} exclude each other.", "Leave one out.")
     if output is not None and form not in _FILES:
         raise UsageError(
-            f"--output is for {' and '.join(_FILES)}, not for {form}.", "Send the output to a file with >."
+            f"--output works with {' and '.join(_FILES)}, not with {form}.",
+            "Redirect the output with > instead.",
         )
     question = Question(
         model, PromptType(prompt_type) if prompt_type else None, backend, hardware, all_hardware
@@ -91,9 +90,8 @@ def command(
         shell.out(recommendation_table(selection.recommendations))
     else:
         _configure(shell, selection, form, output)
-    if selection.foreign:
-        machines = sorted({s.hardware.id for s in selection.stored})
-        shell.warn(f"nothing was measured here for this: it was imported from {', '.join(machines)}.")
+    if selection.foreign_note:
+        shell.warn(selection.foreign_note)
 
 
 def _configure(shell: Shell, selection: Selection, form: str, output: Path | None) -> None:
@@ -103,18 +101,18 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
     from autospec.report.server_config import llama_swap_text, mlx_command, one_args, preset_text
 
     if selection.foreign and not all(r.drafting.is_off for r in selection.recommendations):
-        # Another machine's flags and paths are to be looked at, and not to be piped into a server unasked.
+        # Do not pipe another machine's flags and paths into a server unless the user asks for them.
         machines = sorted({s.hardware.id for s in selection.stored})
         raise NothingKnownError(
             "Nothing was measured on this machine for this.",
-            f"Run `autospec tune`, or ask for the imported one with --hardware {machines[0]}.",
+            f"Run `autospec tune`, or use the results of another machine with --hardware {machines[0]}.",
         )
     from autospec.formats import likely_words
 
     recommendations = selection.recommendations
     for r in recommendations:
         if words := likely_words(r):
-            shell.say(f"{r.prompt_type}: off, as nothing is proven; {r.tried.label} is {words}.")
+            shell.say(f"{r.prompt_type}: off, because nothing is proven yet; {r.tried.label} is {words}.")
     if form == "mlx":
         shell.out(shlex.join(mlx_command(recommendations)))
         return
@@ -122,7 +120,7 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
         args, chosen = one_args(recommendations)
         shell.out(shlex.join(args))
         if not args:
-            shell.say(f"off: start the server without drafting flags ({chosen.reason.rstrip('.')}).")
+            shell.say(f"Drafting off: start the server without drafting flags ({chosen.reason.rstrip('.')}).")
         return
     rendered = (
         preset_text(recommendations)
@@ -138,6 +136,6 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
 
     if update_file(output, rendered, form):
         entries = "1 entry" if len(rendered.names) == 1 else f"{len(rendered.names)} entries"
-        shell.say(f"{output} has {entries} of autospec's now.")
+        shell.say(f"Wrote {entries} to {output}.")
     else:
-        shell.say(f"{output} says so already.")
+        shell.say(f"{output} is up to date.")

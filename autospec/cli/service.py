@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_UP = {True: "The service is running.", False: "The service is already running."}
+
 
 @click.group()
 def command() -> None:
@@ -23,10 +25,10 @@ def command() -> None:
 
     \b
       autospec service install --dry-run     show the file and the commands
-      autospec service install               install or upgrade, start, and check that it came up
+      autospec service install               install or upgrade, start, and wait until it is up
       autospec service status
       autospec service logs -f
-      autospec service uninstall             remove all but the data
+      autospec service uninstall             remove everything except the data
     """  # noqa: D301 - click needs the backspace itself
 
 
@@ -34,9 +36,9 @@ def command() -> None:
 @click.option("--dry-run", is_flag=True, help="Show the file and the commands; change nothing.")
 @command_options
 def install(shell: Shell, *, dry_run: bool) -> None:
-    """Install or upgrade the service, start it and check that it came up.
+    """Install or upgrade the service, start it and wait until it is up.
 
-    Doing it again changes nothing, and the daemon goes on running, unless autospec or its place is another.
+    If nothing has changed, the running service is left alone.
     """
     import os
 
@@ -47,51 +49,61 @@ def install(shell: Shell, *, dry_run: bool) -> None:
     service = _service(shell)
     if unseen := unseen_variables(os.environ):
         shell.warn(
-            f"the service does not see this shell's {', '.join(unseen)}: put them into {shell.settings.config_file}."
+            f"the service does not get {', '.join(unseen)} from this shell; put them into {shell.settings.config_file}."
         )
     if dry_run:
         _show_plan(shell, service)
         return
     with _log_shown(shell):
         changed = service.install()
-    _tell(
-        shell, service, "install", changed, "The service is up." if changed else "The service is up already."
-    )
+    _tell(shell, service, "install", changed, _UP[changed])
     _say_linger(shell, service)
 
 
 @command.command()
 @command_options
 def uninstall(shell: Shell) -> None:
-    """End the service and remove its file and its log. Recommendations, studies and settings stay."""
+    """Stop the service and remove its file and its log. Recommendations, studies and settings stay."""
     service = _service(shell)
     changed = service.uninstall()
-    _tell(shell, service, "uninstall", changed, "Removed." if changed else "There was no service.")
+    _tell(
+        shell,
+        service,
+        "uninstall",
+        changed,
+        "The service is removed." if changed else "The service was not installed.",
+    )
 
 
 @command.command()
 @command_options
 def start(shell: Shell) -> None:
-    """Start the installed service and check that it came up."""
+    """Start the installed service and wait until it is up."""
     service = _service(shell)
     with _log_shown(shell):
         changed = service.start()
-    _tell(shell, service, "start", changed, "The service is up." if changed else "The service is up already.")
+    _tell(shell, service, "start", changed, _UP[changed])
 
 
 @command.command()
 @command_options
 def stop(shell: Shell) -> None:
-    """Stop the service until it is started, or until the next login."""
+    """Stop the service until the next start or login."""
     service = _service(shell)
     changed = service.stop()
-    _tell(shell, service, "stop", changed, "Stopped." if changed else "The service was not running.")
+    _tell(
+        shell,
+        service,
+        "stop",
+        changed,
+        "The service is stopped." if changed else "The service was not running.",
+    )
 
 
 @command.command()
 @command_options
 def status(shell: Shell) -> None:
-    """Say whether the service is installed and running."""
+    """Show whether the service is installed and running."""
     service = _service(shell)
     now = service.status()
     file = service.supervisor.file
@@ -110,24 +122,26 @@ def status(shell: Shell) -> None:
         )
         return
     if not installed and not now.loaded:
-        shell.out(f"not installed ({service.supervisor.name}); `autospec service install` does it")
+        shell.out(f"not installed ({service.supervisor.name}); install it with `autospec service install`")
         return
     words = [str(now.state)]
     if now.pid is not None:
         words.append(f"process {now.pid}")
     if now.last_exit:
-        words.append(f"last ended with {now.last_exit}")
+        words.append(f"last exit: {now.last_exit}")
     if installed and not now.enabled:
         words.append("not started at login")
-    shell.out(f"{', '.join(words)} ({service.supervisor.name}: {file if installed else 'its file is gone'})")
+    shell.out(
+        f"{', '.join(words)} ({service.supervisor.name}: {file if installed else 'its file is missing'})"
+    )
     if installed and not current:
-        shell.out("It was installed by another autospec: `autospec service install` upgrades it.")
+        shell.out("Another version of autospec installed it; `autospec service install` upgrades it.")
 
 
 @command.command()
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is written next.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines.")
 @click.option(
-    "-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="How many last lines."
+    "-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="Number of lines."
 )
 @command_options
 def logs(shell: Shell, *, follow: bool, lines: int) -> int | None:
@@ -139,18 +153,20 @@ def logs(shell: Shell, *, follow: bool, lines: int) -> int | None:
     service = _service(shell)
     if shell.json:
         if follow:
-            raise UsageError("--json is one document, and --follow never ends.", "Leave one of them out.")
+            raise UsageError("--json and --follow exclude each other.", "Leave one out.")
         shell.emit({"schema": 1, "lines": list(service.tail(lines))})
         return None
     if service.supervisor.name == "launchd" and not service.definition.log.exists():
         raise ServiceError(
-            f"There is no log {service.definition.log} yet.", "Run `autospec service install`."
+            f"The log {service.definition.log} does not exist yet.", "Run `autospec service install`."
         )
     argv = service.supervisor.logs(service.definition, lines=lines, follow=follow)
     try:
         return subprocess.run(argv, check=False).returncode
     except FileNotFoundError:
-        raise ServiceError(f"There is no {argv[0]} here.", "Look where your supervisor keeps logs.") from None
+        raise ServiceError(
+            f"{argv[0]} is not installed.", "Look where your supervisor keeps its logs."
+        ) from None
 
 
 def _service(shell: Shell) -> Service:
@@ -170,9 +186,9 @@ def _show_plan(shell: Shell, service: Service) -> None:
             {"schema": 1, "file": str(file), "changed": plan.changed, "text": plan.text, "commands": commands}
         )
         return
-    shell.out(f"{'Would write' if plan.changed else 'Would leave as it is'}: {file}")
+    shell.out(f"{'Would write' if plan.changed else 'Would leave unchanged'}: {file}")
     shell.out(plan.text if plan.changed else "")
-    shell.out("Would run:" if commands else "Would run nothing: the service is up.")
+    shell.out("Would run:" if commands else "Would run no command: the service is running.")
     for argv in commands:
         shell.out(f"  {shlex.join(argv)}")
 
@@ -185,7 +201,7 @@ def _tell(shell: Shell, service: Service, action: str, changed: bool, sentence: 
 
 @contextmanager
 def _log_shown(shell: Shell) -> Iterator[None]:
-    """Show the daemon's last words before the sentence that says that it did not come up."""
+    """Show the end of the daemon's log before the error that it did not come up."""
     from autospec.errors import ServiceError
 
     try:
@@ -197,14 +213,16 @@ def _log_shown(shell: Shell) -> Iterator[None]:
 
 
 def _say_linger(shell: Shell, service: Service) -> None:
-    """Say that a user's systemd ends at logout, where it does."""
+    """Say that the user's systemd ends at logout, if it does."""
     from autospec.service.lifecycle import run_command
 
     if service.supervisor.name != "systemd":
         return
     said = run_command(["loginctl", "show-user", "--property=Linger", "--value", _user()])
     if said.code == 0 and said.out.strip() == "no":
-        shell.say("It runs while you are logged in. `loginctl enable-linger` lets it run always.")
+        shell.say(
+            "It runs only while you are logged in. `loginctl enable-linger` keeps it running after logout."
+        )
 
 
 def _user() -> str:

@@ -6,10 +6,8 @@ A command is written as ::
     @command_options
     def command(shell: Shell) -> int | None: ...
 
-and returns its exit code, or nothing for 0. stdout carries the result and nothing else: one JSON document
-with ``--json``, otherwise text or tables. Everything for people to follow goes to stderr.
-
-How a call that failed is told: which sentence, which hint, which exit code.
+and returns its exit code, or nothing for 0. stdout carries only the result: one JSON document with ``--json``, otherwise text
+or tables. Progress and messages go to stderr.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TextIO
 
 import click
 
+from autospec.cells import PromptType
 from autospec.errors import AutospecError
 
 if TYPE_CHECKING:
@@ -34,7 +33,18 @@ if TYPE_CHECKING:
 
     from autospec.settings import Settings
 
-__all__ = ["OutputClosed", "Report", "Shell", "close_output", "command_options", "exit_code_of", "explain"]
+__all__ = [
+    "OutputClosed",
+    "Report",
+    "Shell",
+    "close_output",
+    "command_options",
+    "exit_code_of",
+    "explain",
+    "model_option",
+    "prompt_type_option",
+    "url_option",
+]
 
 
 _INTERRUPTED = 130
@@ -42,49 +52,44 @@ _INTERRUPTED = 130
 _SYSTEM_HINTS = {
     errno.ENOSPC: "Free some space, or move autospec's folders with AUTOSPEC_HOME.",
     errno.EDQUOT: "Free some space, or move autospec's folders with AUTOSPEC_HOME.",
-    errno.EACCES: "Check who owns it; `autospec config show` says which folders are used.",
-    errno.EPERM: "Check who owns it; `autospec config show` says which folders are used.",
-    errno.EROFS: "Move autospec's folders to a disk that can be written with AUTOSPEC_HOME.",
+    errno.EACCES: "Check who owns it; `autospec config show` lists the folders in use.",
+    errno.EPERM: "Check who owns it; `autospec config show` lists the folders in use.",
+    errno.EROFS: "Move autospec's folders to a writable disk with AUTOSPEC_HOME.",
     errno.EMFILE: "Raise the limit with `ulimit -n 4096`.",
     errno.EIO: "Check the disk.",
 }
 
-# What SQLite says when the trouble is the disk's or the file's and not the program's.
+# SQLite's messages for problems of the disk or the file.
 _SQLITE_HINTS = {
     "disk is full": _SYSTEM_HINTS[errno.ENOSPC],
     "readonly database": _SYSTEM_HINTS[errno.EACCES],
     "unable to open database file": "Check the folder in `autospec config show` (storage).",
-    "database is locked": "Another program holds it; try again when that has ended.",
+    "database is locked": "Another program uses it; try again when that has ended.",
     "disk i/o error": _SYSTEM_HINTS[errno.EIO],
-    "not a database": "Move that file away, and autospec makes a new one.",
-    "malformed": "Move that file away, and autospec makes a new one.",
+    "not a database": "Move that file away; autospec will create a new one.",
+    "malformed": "Move that file away; autospec will create a new one.",
 }
 
 
-class OutputClosed(Exception):  # noqa: N818 - not an error: whoever read stdout has seen enough
-    """The reader of stdout went away."""
+class OutputClosed(Exception):  # noqa: N818 - not an error
+    """The reader of stdout is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a failure is told.
-
-    Attributes:
-        exit_code: The error's own (see `autospec.errors`), 1 for what should not happen, 130 for an interruption.
-        lines: For stderr.
-    """
+    """How a failure is reported: the exit code (the error's own, 1 for a bug, 130 for an interruption) and lines for stderr."""
 
     exit_code: int
     lines: tuple[str, ...] = ()
 
 
 def explain(error: BaseException, *, verbose: bool, log_dir: Path | None) -> Report:
-    """Say what happened in one plain sentence, with what to do next.
+    """Report an error in one plain sentence, with what to do next.
 
     Args:
         error: What was raised.
-        verbose: True to give the whole traceback of what should not happen.
-        log_dir: Where to keep that traceback; the folder for temporary files where it is unknown.
+        verbose: True to print the traceback of a bug.
+        log_dir: Where to keep that traceback; the folder for temporary files if unknown.
     """
     match error:
         case OutputClosed():
@@ -97,7 +102,7 @@ def explain(error: BaseException, *, verbose: bool, log_dir: Path | None) -> Rep
             report = Report(error.exit_code, (error.format_message(),))
         case click.NoSuchOption() if error.ctx and _takes_server_args(error.ctx.command):
             path = error.ctx.command_path
-            hint = f"A server's own options stand behind --: `{path} … -- -ngl 99`. See `{path} --help`."
+            hint = f"Put options of the server after --: `{path} … -- -ngl 99`. See `{path} --help`."
             report = _sentence(error.exit_code, error.format_message(), hint)
         case click.UsageError():
             path = error.ctx.command_path if error.ctx else "autospec"
@@ -127,7 +132,7 @@ def _system_trouble(error: BaseException) -> tuple[str, str] | None:
 
 
 def _database_trouble(error: BaseException) -> tuple[str, str] | None:
-    # Nothing in the chain can be SQLite's where the module was never loaded.
+    # Without the module loaded, no error is SQLite's.
     sqlite3 = sys.modules.get("sqlite3")
     if sqlite3 is None:
         return None
@@ -155,7 +160,7 @@ def _crash(error: BaseException, *, verbose: bool, log_dir: Path | None) -> Repo
 
     whole = "".join(traceback.format_exception(error))
     text = str(error).strip().splitlines()
-    lines = [f"autospec failed in a way it should not: {type(error).__name__}: {text[0] if text else ''}"]
+    lines = [f"autospec failed because of a bug: {type(error).__name__}: {text[0] if text else ''}"]
     now = dt.datetime.now(dt.UTC)
     name = f"crash-{now:%Y%m%dT%H%M%S}-{os.getpid()}.txt"
     head = f"{now.isoformat()}\n{' '.join(sys.argv)}\nPython {sys.version}\n\n"
@@ -168,7 +173,7 @@ def _crash(error: BaseException, *, verbose: bool, log_dir: Path | None) -> Repo
             (folder / name).write_text(head + whole, "utf-8")
         except OSError:
             continue
-        lines.append(f"The whole report is in {folder / name}; please send it to the project.")
+        lines.append(f"The full report is in {folder / name}; please send it to the project.")
         kept = True
         break
     if verbose or not kept:
@@ -178,18 +183,18 @@ def _crash(error: BaseException, *, verbose: bool, log_dir: Path | None) -> Repo
 
 P = ParamSpec("P")
 
-# Wide enough that a table with paths is not cut where nobody is looking at a terminal.
+# Wide enough for a table with paths if stdout is not a terminal.
 _PIPED_COLUMNS = 160
 
 
 class Shell:
-    """The common options of one call, and the ways to talk.
+    """The common options of one call, and its output.
 
     Args:
         json: True if stdout carries one JSON document and nothing else.
-        verbose: Logs on stderr, tracebacks for what should not happen.
-        quiet: Nothing on stderr but warnings and errors.
-        config: The file of ``--config``.
+        verbose: Logs on stderr, tracebacks of bugs.
+        quiet: Only warnings and errors on stderr.
+        config: The file given by ``--config``.
     """
 
     def __init__(
@@ -204,11 +209,7 @@ class Shell:
 
     @property
     def settings(self) -> Settings:
-        """The settings, read at the first use.
-
-        Raises:
-            SettingsError: The config file or the environment is wrong.
-        """
+        """The settings, read at the first use; raises SettingsError if the config file or environment is wrong."""
         if self._settings is None:
             from autospec.settings import load_settings
 
@@ -216,35 +217,23 @@ class Shell:
         return self._settings
 
     def override(self, **flags: object) -> None:
-        """Put a command's own flags above environment and file; ``None`` means not given.
-
-        Args:
-            **flags: Values by their key in `autospec.settings.KEYS`.
-        """
+        """Put a command's own flags, by setting name, above environment and file; ``None`` means not given."""
         self._flags.update(flags)
         self._settings = None
 
     @functools.cached_property
     def console(self) -> Console:
-        """Rich's console on stderr for live progress; silent with -q, and with --json where nobody watches."""
+        """Rich's console on stderr for live progress; silent with -q, and with --json if stderr is not a terminal."""
         from rich.console import Console
 
         return Console(stderr=True, quiet=self.quiet or (self.json and not sys.stderr.isatty()))
 
     def emit(self, document: dict[str, Any]) -> None:
-        """Print the one JSON document of this call.
-
-        Raises:
-            ValueError: A number is not finite; JSON has no word for it.
-        """
+        """Print the JSON document of this call; raises ValueError for a number that is not finite."""
         self._write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
     def out(self, renderable: RenderableType) -> None:
-        """Print a result for people; nothing with ``--json``.
-
-        Args:
-            renderable: A string is printed as it is, without markup or wrapping; anything else by rich.
-        """
+        """Print a result for people; nothing with ``--json``. A string is printed unchanged, anything else by rich."""
         if self.json:
             return
         if isinstance(renderable, str):
@@ -257,21 +246,21 @@ class Shell:
         with console.capture() as capture:
             console.print(renderable)
         text = capture.get()
-        if columns is not None:  # padding is for the eye
+        if columns is not None:  # no trailing padding
             text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
         self._write(text)
 
     def say(self, text: str) -> None:
-        """Tell people something on stderr; not with -q."""
+        """Print a message on stderr; not with -q."""
         if not self.quiet:
             self._tell(text)
 
     def warn(self, text: str) -> None:
-        """Tell people on stderr what they should look at, also with -q."""
+        """Print a warning on stderr, also with -q."""
         self._tell(f"warning: {text}")
 
     def fail(self, report: Report) -> int:
-        """Tell how the call failed and give its exit code."""
+        """Print how the call failed and return its exit code."""
         for line in report.lines:
             self._tell(line)
         return report.exit_code
@@ -279,14 +268,14 @@ class Shell:
     def _tell(self, text: str) -> None:
         console = self.__dict__.get("console")
         if console is not None and not console.quiet:
-            # Through rich, so that a live display is not torn.
+            # Through rich, so that a live display stays intact.
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             click.echo(text, err=True)
 
     @staticmethod
     def _write(text: str) -> None:
-        # A file name may hold what stdout's encoding does not.
+        # A file name may have characters that stdout's encoding lacks.
         encoding = sys.stdout.encoding or "utf-8"
         try:
             click.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False)
@@ -294,15 +283,37 @@ class Shell:
             raise OutputClosed from None
 
 
+def model_option(name: str = "model", *, required: bool = True) -> Callable[[Any], Any]:
+    """The option for the main model."""
+    text = "Main model: its path, its name or a part of the name."
+    # With an explicit default of None, click 8.3 would not ask for a required option.
+    default: dict[str, Any] = {} if required else {"default": ""}
+    return click.option("-m", "--model", name, required=required, metavar="M", help=text, **default)
+
+
+def prompt_type_option(function: Any) -> Any:
+    """The option for one prompt type."""
+    types = click.Choice([str(t) for t in PromptType])
+    return click.option("-t", "--prompt-type", type=types, help="Only this prompt type.")(function)
+
+
+def url_option(function: Any) -> Any:
+    """The option for a server that autospec did not start."""
+    text = "Address of a running server; implies --backend attached."
+    return click.option("--url", metavar="URL", help=text)(function)
+
+
 def command_options(
     function: Callable[Concatenate[Shell, P], int | None],
 ) -> Callable[P, None]:
     """Add the common options to a click command and give it a `Shell` as its first argument.
 
-    Whatever the command raises ends as a plain sentence on stderr and the error's exit code.
+    Every exception ends as a plain sentence on stderr and the error's exit code.
     """
 
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
+    @click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."
+    )
     @click.option("-v", "--verbose", is_flag=True, help="Show logs on stderr.")
     @click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors only.")
     @click.option(
@@ -321,7 +332,7 @@ def command_options(
             code = function(shell, *args, **kwargs)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge: explain tells them apart
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - explain tells them apart
             code = shell.fail(explain(error, verbose=shell.verbose, log_dir=_log_dir(shell)))
         if code:
             raise click.exceptions.Exit(code)
@@ -330,16 +341,12 @@ def command_options(
 
 
 def exit_code_of(error: Exception) -> int:
-    """Report what ended the program outside of a command, and give the exit code."""
+    """Report an error from outside a command; returns the exit code."""
     return Shell().fail(explain(error, verbose=False, log_dir=None))
 
 
 def close_output() -> int:
-    """Flush stdout while a reader that went away can still be dealt with quietly.
-
-    Returns:
-        1 if the reader went away, else 0.
-    """
+    """Flush stdout while a closed pipe can still be handled quietly; returns 1 if the reader is gone, else 0."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -349,7 +356,7 @@ def close_output() -> int:
 
 
 def _discard(stream: TextIO) -> None:
-    """Point a closed pipe at nothing, or the interpreter complains about it once more at exit."""
+    """Redirect a closed pipe to /dev/null, so that the interpreter does not report it again at exit."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, stream.fileno())
     os.close(devnull)
@@ -358,7 +365,7 @@ def _discard(stream: TextIO) -> None:
 def _log_dir(shell: Shell) -> Path | None:
     try:
         return shell.settings.log_dir
-    except Exception:  # noqa: BLE001 - the first error is the one to tell
+    except Exception:  # noqa: BLE001 - the first error is the one to report
         return None
 
 
@@ -367,7 +374,7 @@ def _configure_logging(*, verbose: bool) -> None:
 
     root = logging.getLogger()
     if not verbose:
-        # Without any handler the logging module prints warnings by itself.
+        # Without a handler the logging module prints warnings itself.
         if not root.handlers:
             root.addHandler(logging.NullHandler())
         return

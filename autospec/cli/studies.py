@@ -1,4 +1,4 @@
-"""`autospec studies`: what was tried and recorded; bring in others' results and hand on one's own."""
+"""`autospec studies`: list, show, import and export studies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command() -> None:
 @command.command(name="list")
 @command_options
 def list_(shell: Shell) -> None:
-    """List Optuna's studies, and recommendations that came without one."""
+    """List Optuna's studies, and recommendations without a study."""
     from autospec.report.records import shipped_records
     from autospec.report.studies import read_studies
     from autospec.store.reader import read_recommendations
@@ -56,12 +56,12 @@ def list_(shell: Shell) -> None:
         )
         return
     if not studies and not stored:
-        shell.say("No study yet: `autospec tune --model M` makes one.")
+        shell.say("No studies yet. `autospec tune --model M` creates one.")
     else:
         from autospec.report.tables import studies_table
 
         shell.out(studies_table(studies, alone, by_cell))
-    shell.say(f"Records that come with autospec (`autospec studies import NAME`): {', '.join(records)}.")
+    shell.say(f"Records shipped with autospec (`autospec studies import NAME`): {', '.join(records)}.")
 
 
 @command.command()
@@ -70,7 +70,7 @@ def list_(shell: Shell) -> None:
 def show(shell: Shell, *, name: tuple[str, ...]) -> None:
     """Show every trial of one study, or a record.
 
-    NAME is the study's name, words that only it has, its cell's key, or a record's name or file.
+    NAME is the study's name, words that occur only in that name, the cell's key, or a record's name or file.
     """
     from autospec.errors import NothingKnownError
     from autospec.report.records import read_record, shipped_records
@@ -85,7 +85,7 @@ def show(shell: Shell, *, name: tuple[str, ...]) -> None:
         return
     studies = read_studies(shell.settings.studies_url)
     if not studies:
-        raise NothingKnownError("There is no study yet.", "`autospec tune --model M` makes one.")
+        raise NothingKnownError("There are no studies yet.", "`autospec tune --model M` creates one.")
     study = choose_study(studies, text)
     if shell.json:
         shell.emit({"schema": 1, **study.to_json(), "trials": [t.to_json() for t in study.trials]})
@@ -100,14 +100,14 @@ def show(shell: Shell, *, name: tuple[str, ...]) -> None:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @command_options
 def import_(shell: Shell, *, files: tuple[str, ...]) -> None:
-    """Bring in records (TOML) and exports (JSON); the shipped records by their names.
+    """Import records (TOML) and exports (JSON); name shipped records by their names.
 
-    They keep the status `imported` and never replace what was measured here.
+    Imported results have the status `imported` and never replace what was measured on this machine.
     """
     from autospec.report.export import import_into
     from autospec.store.database import open_store
 
-    # All are read before any is stored, so that a wrong file leaves nothing half done.
+    # Read all files before storing any: a wrong file must not leave a partial import.
     exports = [_read(file) for file in files]
     for export in exports:
         if export.unread:
@@ -137,20 +137,24 @@ def import_(shell: Shell, *, files: tuple[str, ...]) -> None:
         machines = ", ".join(sorted({s.hardware.id for s in export.recommendations})) or "no machine"
         shell.out(
             f"{file}: {result.recommendations} recommendations of {machines} imported,"
-            f" {result.known} known already; {result.measurements} measurements"
+            f" {result.known} already known; {result.measurements} measurements"
         )
 
 
 @command.command()
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write here instead of stdout."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write to this file instead of stdout.",
 )
 @click.option("-m", "--model", default="", metavar="M", help="Only this main model.")
 @command_options
 def export(shell: Shell, *, output: Path | None, model: str) -> None:
     """Write recommendations, measurements and trials as JSON.
 
-    Prompts and answers are not in it.
+    The file contains no prompts and no answers.
     """
     import json
 
@@ -187,7 +191,7 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
         output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise AutospecError(
-            f"{output} cannot be written: {error.strerror}.", "Give another file with -o."
+            f"{output} cannot be written: {error.strerror}.", "Choose another file with -o."
         ) from error
     counts = {"recommendations": len(stored), "measurements": len(measurements), "studies": len(studies)}
     if shell.json:

@@ -1,7 +1,4 @@
-"""`autospec tune`: the main job.
-
-What a person sees of a tune: a live table with a bar on a terminal, a line per event elsewhere.
-"""
+"""`autospec tune`: measures and writes recommendations. It shows a live table on a terminal, else a line per event."""
 
 from __future__ import annotations
 
@@ -23,31 +20,24 @@ from rich.table import Table
 from rich.text import Text
 
 from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, model_option, url_option
 from autospec.tuning.cell import CellProgress, TuneStep
 
 __all__ = ["TuneDisplay", "command", "interruptible"]
 
 
-# Where nobody sees the table move, a line now and then says that it goes on.
+# Without a live table, a line at least this often shows progress.
 _LINE_EVERY_S = 30.0
-# The bar is so wide at most, and a third of a narrow terminal.
+# Widest bar; on a narrow terminal it takes a third.
 _BAR_WIDTH = 40
-# More is not claimed before the end.
+# Largest share shown before the end.
 _MOST_DONE = 0.99
-# Before an interruption that was swallowed is raised again: longer than any finalizer runs.
+# Pause before a swallowed interruption is sent again: longer than any finalizer runs.
 _AGAIN_S = 0.05
 
 
 class TuneDisplay:
-    """Shows a tune's progress on stderr. A context manager: the live table lives within.
-
-    Args:
-        shell: Where to; silent with -q.
-        model: Name of the main model, for the title.
-        clock: Seconds, to tell how long it takes.
-        now: The time of day, to tell when it ends.
-    """
+    """Shows a tune's progress on stderr. A context manager: the live table exists inside it."""
 
     def __init__(
         self,
@@ -70,7 +60,7 @@ class TuneDisplay:
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.quiet:
-            # Rendered again at each refresh: the clock goes on where nothing is told for a while.
+            # Rendered at each refresh, so the clock also moves between events.
             self._live = Live(
                 get_renderable=self._render, console=self._console, refresh_per_second=2, transient=True
             )
@@ -84,7 +74,7 @@ class TuneDisplay:
             self._live.stop()
 
     def step(self, step: TuneStep) -> None:
-        """Show what is being done."""
+        """Show the current step."""
         changed = self._step is None or (self._step.phase, self._step.number, self._step.drafting) != (
             step.phase,
             step.number,
@@ -99,7 +89,7 @@ class TuneDisplay:
             self._shell.say(f"{_sentence(step)} ({100 * self._share(step):.0f} %, {self._left(step)})")
 
     def standing(self, standings: tuple[CellProgress, ...]) -> None:
-        """Show where every prompt type stands."""
+        """Show the progress of every prompt type."""
         known = {s.prompt_type: s for s in self._standings} | {s.prompt_type: s for s in standings}
         self._standings = tuple(known.values())
 
@@ -110,7 +100,7 @@ class TuneDisplay:
     def _render(self) -> Group:
         line = _sentence(self._step) if self._step else "launching the model without drafting"
         elapsed = _clock(self._clock() - self._begun)
-        words = Text(f"{elapsed}  {line}"), Text("Ctrl-C keeps what is known.", style="dim")
+        words = Text(f"{elapsed}  {line}"), Text("Ctrl-C stops and keeps the results.", style="dim")
         bar = () if self._step is None else (self._bar(self._step),)
         if not self._standings:
             return Group(Text(f"autospec tune: {self._model}", style="bold"), *bar, *words)
@@ -142,7 +132,7 @@ class TuneDisplay:
         return ends_in_s - (self._clock() - self._stepped)
 
     def _share(self, step: TuneStep) -> float:
-        """How much of the whole tune's time has passed."""
+        """Share of the whole tune's time that has passed."""
         elapsed_s = self._clock() - self._begun
         return min(_MOST_DONE, elapsed_s / max(1e-9, elapsed_s + max(0.0, self._left_s(step))))
 
@@ -150,7 +140,7 @@ class TuneDisplay:
         left_s = self._left_s(step)
         over_s = (self._clock() - self._stepped) - step.left_s
         if over_s > 0.0:
-            return f"{_clock(over_s)} beyond the budget, to finish what was begun"
+            return f"{_clock(over_s)} over the budget, finishing the current step"
         if left_s <= 0.0:
             return "longer than expected"
         about = "at most" if step.ends_in_s is None else "about"
@@ -159,10 +149,10 @@ class TuneDisplay:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a polite kill (SIGTERM, a closed terminal) end like Ctrl-C: with what is known kept.
+    """Make SIGTERM and SIGHUP end a tune like Ctrl-C, with its results kept.
 
-    A signal that arrives while Python runs a weak reference's callback or a finalizer (SQLAlchemy and Optuna have
-    many) raises in there, where exceptions are printed and forgotten. Such a one is sent again.
+    A signal that arrives while Python runs a finalizer or the callback of a weak reference (SQLAlchemy and Optuna have many)
+    raises in there, where exceptions are printed and ignored. Such a signal is sent again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -173,8 +163,8 @@ def interruptible() -> Iterator[None]:
 
     def unraisable(unraised: sys.UnraisableHookArgs) -> None:
         if isinstance(unraised.exc_value, KeyboardInterrupt):
-            # From a thread, a moment later: from here it would be raised in here. A real signal, since the main
-            # thread may be waiting in a system call by then.
+            # From a thread and a moment later, because here it would be swallowed again. It is a real signal, because
+            # the main thread may be blocked in a system call.
             again = signal.pthread_kill, (threading.main_thread().ident or 0, signal.SIGTERM)
             threading.Timer(_AGAIN_S, *again).start()
         else:
@@ -219,24 +209,20 @@ def _clock(seconds: float) -> str:
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.option(
-    "-m", "--model", required=True, metavar="M", help="Main model: a path, a name or a part of one."
-)
+@model_option()
 @click.option(
     "--backend",
     metavar="B",
-    help="The kind of server, as doctor lists them; chosen by what the model is and what is installed if left out.",
+    help="Backend; `autospec doctor` lists them. [default: an installed one that runs the model]",
 )
-@click.option(
-    "--url", metavar="URL", help="Address of a server that runs already; implies --backend attached."
-)
+@url_option
 @click.option(
     "-t",
     "--prompt-type",
     "prompt_types",
     multiple=True,
     type=click.Choice([str(t) for t in PromptType]),
-    help="Only this kind of prompt; may be given several times. Default: all.",
+    help="Only this prompt type; may be repeated. [default: all]",
 )
 @click.option(
     "-d",
@@ -244,24 +230,24 @@ def _clock(seconds: float) -> str:
     "drafts",
     multiple=True,
     metavar="D",
-    help="Try only this draft model (path or name); may be given several times.",
+    help="Try only this draft model (path or name); may be repeated.",
 )
 @click.option(
     "--budget",
     metavar="TIME",
-    help="How long it may take, e.g. 20m; what was begun ends within a minute more, or 5 %. Default: the study's.",
+    help="Time limit, e.g. 20m; the current step may take a minute or 5 % longer. [default: the study's]",
 )
-@click.option("--study", metavar="NAME|FILE", help="quick, default, thorough, or a TOML file of your own.")
+@click.option("--study", metavar="NAME|FILE", help="quick, default, thorough, or your own TOML file.")
 @click.option("--suite", metavar="FILE", help="Your own prompts (JSONL).")
-@click.option("--again", is_flag=True, help="Measure again what is proven already.")
+@click.option("--again", is_flag=True, help="Measure again even if the result is proven.")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
 def command(shell: Shell, /, model: str, **options: Any) -> int | None:
-    """Find out by measuring where drafting pays, and write recommendations.
+    """Measure where speculative decoding pays, and write recommendations.
 
     Searches over draft models, draft-max, p-min and the draft-free modes on one half of the prompts, then proves the
-    best on the other half, paired with drafting off. Ctrl-C keeps what is known; run it again to go on. What follows
-    -- is given to every server, e.g. -- -ngl 99 -c 32768 --jinja.
+    best on the other half, in pairs with a baseline without drafting. Ctrl-C keeps the results; run the command again to
+    continue. Arguments after -- go to every server, e.g. -- -ngl 99 -c 32768 --jinja.
 
     \b
     Examples:
@@ -277,7 +263,6 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         budget=options["budget"],
     )
     from autospec.backends.registry import backend_for
-    from autospec.cli.tune import TuneDisplay, interruptible
     from autospec.errors import UnsupportedError
     from autospec.hardware import identify
     from autospec.recommendations import document
@@ -298,9 +283,9 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     backend = backend_for(shell.settings.backend or None, shell.settings, request.model)
     if (abilities := backend.capabilities()).measures_only:
         raise UnsupportedError(
-            f"Nothing about drafting can be set in a request to {abilities.build.version}, so there is nothing to tune.",
+            f"A request to {abilities.build.version} cannot change its drafting, so there is nothing to tune.",
             "Tune with --backend llama-server or mlx and start your server with the flags that `autospec recommend "
-            "--format args` prints; `autospec bench --url` measures it as it runs.",
+            "--format args` prints. `autospec bench --url` measures the server as it is.",
         )
     display = TuneDisplay(shell, request.model.name)
     interrupted = False
@@ -316,6 +301,6 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     elif recommendations:
         shell.out(recommendation_table(recommendations))
     if interrupted:
-        shell.warn("Interrupted. What was measured is kept; run the same command again to go on.")
+        shell.warn("Interrupted. The results are kept; run the same command again to continue.")
         return 130
     return None

@@ -1,1 +1,1 @@
-"""What to tune next, when, and the loop that does it. At rest nothing heavy is imported here: see `daemon.survey`."""
+"""What to tune next and when, and the loop that tunes. At rest it imports nothing heavy: see `daemon.work_finder`."""

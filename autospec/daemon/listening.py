@@ -1,4 +1,4 @@
-"""The daemon's end of the control socket, without a thread: the loop's selector says when somebody speaks."""
+"""The daemon's end of the control socket. It has no thread: the selector of the daemon's loop reports messages."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ _BACKLOG = 16
 
 
 class Peer:
-    """One connection.
-
-    Attributes:
-        role: ``proxy`` once it said so, else empty.
-        pid: Of its process, as it says.
-        busy: True while it serves somebody.
-    """
+    """One connection: its role (``proxy`` once it said so), its process id as told, and whether it serves a request."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -36,7 +30,7 @@ class Peer:
         self._unread = b""
 
     def read(self) -> list[dict[str, Any]] | None:
-        """The messages that have arrived; ``None`` once it has left or sends nonsense."""
+        """The messages that have arrived; ``None`` if the peer has left or sends nonsense."""
         try:
             part = self.connection.recv(65536)
         except BlockingIOError:
@@ -50,22 +44,16 @@ class Peer:
         return [decode(line) for line in lines]
 
     def tell(self, message: dict[str, Any]) -> bool:
-        """Send a message; False if the peer does not take it, and is to be dropped."""
+        """Send a message; False if the peer does not take it and must be dropped."""
         try:
-            # The largest is a status of some kilobytes: it fits into a local socket's buffer or nobody reads.
+            # The largest message, a status of some kilobytes, fits into a local socket's buffer unless the peer does not read.
             return self.connection.send(line := encode(message)) == len(line)
         except OSError:
             return False
 
 
 class Listening:
-    """Accepts connections and hears them.
-
-    Args:
-        state_dir: The state folder of the settings.
-        selector: The loop's.
-        hear: Called with a peer and each of its messages; the event ``left`` says that a proxy is gone.
-    """
+    """Accepts connections and passes their messages to `hear`; the event ``left`` says that a proxy is gone."""
 
     def __init__(
         self, state_dir: Path, selector: selectors.BaseSelector, hear: Callable[[Peer, dict[str, Any]], None]
@@ -95,7 +83,7 @@ class Listening:
                 self._drop(peer)
 
     def close(self) -> None:
-        """Drop everybody and take the socket away, unless another daemon has put its own there."""
+        """Drop all peers and remove the socket, unless another daemon has put its own there."""
         for peer in list(self._peers.values()):
             self._drop(peer)
         with suppress(KeyError):
@@ -110,7 +98,7 @@ class Listening:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
             raise SettingsError(
-                f"The folder {folder} belongs to somebody else.", "Set AUTOSPEC_HOME to a folder of your own."
+                f"The folder {folder} belongs to another user.", "Set AUTOSPEC_HOME to a folder of your own."
             )
         with suppress(OSError):
             if stat.S_ISSOCK(self._path.lstat().st_mode):
@@ -124,7 +112,7 @@ class Listening:
         self._socket.setblocking(False)
 
     def _take_over(self) -> None:
-        """Remove the socket of a daemon that was killed; leave that of one that lives."""
+        """Remove the socket of a daemon that was killed; refuse if its daemon is alive."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(1.0)
             try:
@@ -133,7 +121,7 @@ class Listening:
                 self._path.unlink(missing_ok=True)
             else:
                 raise BusyError(
-                    f"A daemon is running already: it listens at {self._path}.",
+                    f"A daemon is already running: it listens at {self._path}.",
                     "`autospec daemon --status` shows what it is doing.",
                 )
 

@@ -1,8 +1,8 @@
-"""The daemon's loop: one thread that sleeps in a selector until somebody speaks, a child ends or a time has come.
+"""The daemon's loop: one thread that sleeps in a selector until a message arrives, a child ends or a time has come.
 
-It holds no model, no database and no catalogue: a survey (`daemon.survey`) tells it what is worth measuring, a step
-(`daemon.measurement`) measures one cell, each a process of its own that ends. What wakes it at rest: a proxy that
-speaks, a child that ends, a signal, and a look at the watched files once a minute.
+The daemon itself holds no model, database or catalogue. A survey (`daemon.work_finder`) tells it what is worth measuring
+and a step (`daemon.tune_process`) measures one cell; each is a process of its own. At rest the daemon wakes up for proxies,
+children and signals, and once a minute to check the watched files.
 """
 
 from __future__ import annotations
@@ -31,24 +31,19 @@ from autospec.settings import Settings
 
 __all__ = ["Daemon"]
 
-# At rest: a look at some hundred files. A new build or draft is noticed within this.
+# At rest the daemon stats some hundred files this often, so it notices a new build or draft within this time.
 _REST_S = 60.0
-# While measuring: heat, power, hours, and whether somebody sat down. Requests need no look, they are told.
+# While measuring it checks heat, power, hours and user input this often. Proxies report requests at once.
 _WATCH_S = 5.0
-# `tune` keeps its budget itself, but for the launch and the round under way: longer is a hang.
+# `tune` keeps its budget except for a launch and the current round. A longer overrun is a hang.
 _OVERTIME_S = 600.0
-# Somebody else has the machine, or another machine the cell: ten steps of theirs later it may be free.
+# Another autospec holds the machine or the cell.
 _HELD_PAUSE_S = 120.0
 _EVENTS_KEPT = 20
 
 
 def start_step(item: WorkItem, state_dir: Path, config: Path | None) -> TuneProcess:
-    """Start the tune of one cell in a child process.
-
-    Raises:
-        OSError: Its record cannot be written.
-        LaunchError: It could not be started.
-    """
+    """Start the tune of one cell in a child process; raises OSError or LaunchError if that fails."""
     return TuneProcess(item, state_dir, tune_command(item, config))
 
 
@@ -58,17 +53,17 @@ class Daemon:
 
     Attributes:
         settings: The user's; read again when the config file changes.
-        config: The file of ``--config``.
-        once: Do the most valuable step, if any is and the machine is free, and end.
-        proxy: Keeps the proxy alive; ``None`` where it runs apart or not at all.
-        notifier: To the supervisor.
+        config: The file given by ``--config``.
+        once: Do the most valuable step if the machine is free, then end.
+        proxy: Keeps the proxy running; ``None`` if the proxy runs separately or not at all.
+        notifier: Reports to the supervisor.
         clock: Time.
-        tell: Told each thing that happens, one sentence.
+        tell: Called with one sentence for each event.
         probes: Reads the signals.
         launch: Starts a step.
-        decision: The last one, for whoever asks.
-        why: What it does and why, for whoever asks.
-        events: The last things that happened.
+        decision: The last decision whether to measure.
+        why: What the daemon does and why.
+        events: The last events.
     """
 
     settings: Settings
@@ -97,14 +92,11 @@ class Daemon:
     _ending: bool = False
 
     def run(self) -> int:
-        """Work until a signal asks to end.
-
-        Returns:
-            The exit code: 0.
+        """Work until a signal asks to end; returns the exit code 0.
 
         Raises:
-            BusyError: A daemon runs already for this state folder.
-            SettingsError: The state folder belongs to somebody else.
+            BusyError: A daemon already runs for this state folder.
+            SettingsError: The state folder belongs to another user.
         """
         self.memory = Memory.load(self.settings.state_dir / "daemon.json")
         self._jumps = JumpWatch(self.clock)
@@ -123,10 +115,38 @@ class Daemon:
             self._end(wake)
         return 0
 
-    # --- one turn -------------------------------------------------------------------------------------------------
+    def status(self) -> dict[str, Any]:
+        """The document of ``autospec daemon --status --json``."""
+        running = self.running
+        state = "tuning" if running else "looking" if self.outlook.looking else "resting"
+        spent_s = self.memory.spent_today_s(self.clock.today()) + (running[1] if running else 0.0)
+        return {
+            "schema": 1,
+            "pid": os.getpid(),
+            "state": state,
+            "why": self.why,
+            "tuning": None if running is None else {**running[0].to_json(), "for_s": round(running[1], 1)},
+            "queue": [item.to_json() for item in self.outlook.items],
+            "later": self.outlook.later,
+            "later_reasons": self.outlook.later_reasons,
+            "checks": [check.to_json() for check in self.decision.checks] if self.decision else [],
+            "spent_today_s": round(spent_s, 1),
+            "budget": self.settings.daemon_budget,
+            "proxies": [{"pid": peer.pid, "busy": peer.busy} for peer in self.proxies],
+            "proxy_child": None
+            if self.proxy is None
+            else {"pid": self.proxy.pid, "crashes": self.proxy.crashes, "last_end": self.proxy.last_end},
+            "trouble": [text for text in (self.outlook.trouble, self.memory.trouble) if text],
+            "notes": self.outlook.notes,
+            "events": list(self.events),
+        }
+
+    def last_words(self) -> dict[str, Any]:
+        """The document of a daemon that has ended: its events, and why it did not do more."""
+        return {"schema": 1, "why": self.why, "events": list(self.events)}
 
     def _turn(self) -> float:
-        """Do what is due; seconds until something may be due again."""
+        """Do what is due; returns the seconds until something may be due again."""
         waits = [_REST_S]
         if self.proxy is not None and (pause_s := self.proxy.keep()) is not None:
             waits.append(pause_s)
@@ -145,14 +165,14 @@ class Daemon:
                 self._rest("a request is being served")
             else:
                 self.outlook.look()
-                self.why = "it looks at what there is to measure"
+                self.why = "it is looking for work"
             return _REST_S
         now_s = self.clock.monotonic()
         free = [item for item in self.outlook.items if now_s >= self._held_until_s.get(item.key, 0.0)]
         if free:
             return self._consider(free[0])
         if self.outlook.items:
-            self._rest("other autospecs hold all that is worth measuring", final=True)
+            self._rest("other autospec processes hold every cell that is worth measuring", final=True)
             return _HELD_PAUSE_S
         self._rest(self.outlook.trouble or "nothing is worth measuring now", final=True)
         return min(_REST_S, self.outlook.next_in_s())
@@ -161,7 +181,7 @@ class Daemon:
         signals = self.probes.read(self._traffic(), self.memory.spent_today_s(self.clock.today()))
         self.decision = decide(signals, policy_of(self.settings), needed_bytes=item.memory_bytes)
         if not self.decision.go:
-            # A load takes two readings; without one there is nothing to say yet.
+            # A load needs two readings; before that no reason is final.
             self._rest(self.decision.why, final=signals.other_load is not None)
             return self.decision.recheck_s
         try:
@@ -177,7 +197,7 @@ class Daemon:
         return _WATCH_S
 
     def _watch(self, step: TuneProcess, jump_s: float) -> float:
-        """A step runs: has it ended, may it go on?"""
+        """Check a running step: has it ended, may it continue?"""
         took_s = self.clock.monotonic() - self._step_began_s
         if (outcome := step.outcome()) is not None:
             self._finish(step.item, outcome, took_s)
@@ -189,9 +209,9 @@ class Daemon:
 
     def _why_stop(self, item: WorkItem, took_s: float, jump_s: float) -> str:
         if self._busy():
-            return "a request came"
+            return "a request arrived"
         if jump_s:
-            return f"the clock jumped by {jump_s:.0f} s, so that nobody knows what was measured"
+            return f"the clock jumped by {jump_s:.0f} s, so the measurement is not valid"
         if took_s > item.cost_s + _OVERTIME_S:
             self.memory.ended(
                 item, seconds=0.0, at=self.clock.wall(), failure="it took far longer than its budget"
@@ -199,25 +219,25 @@ class Daemon:
             return "it took far longer than its budget"
         now_s = self.clock.monotonic()
         if now_s - self._looked_s < _WATCH_S:
-            # Somebody spoke, or a child ended: that is no reason to look early, nor is it another look.
+            # A message or the end of a child woke the loop; the next look is not due yet.
             return ""
         return self._look_around(now_s, self.memory.spent_today_s(self.clock.today()) + took_s)
 
     def _look_around(self, now_s: float, spent_s: float) -> str:
-        """Why a step has to stop, for what the machine is like."""
+        """Why the state of the machine requires the step to stop; empty if it does not."""
         before_s, self._looked_s = self._looked_s, now_s
         signals = self.probes.read(self._traffic(), spent_s, measuring=True)
         if not is_loaded(signals):  # calm, or unknown
             self._loaded_since_s = None
         elif self._loaded_since_s is None:
-            # The load is that of the time since the look before.
+            # The load covers the time since the previous look.
             self._loaded_since_s = before_s
         loaded_s = 0.0 if self._loaded_since_s is None else now_s - self._loaded_since_s
         self.decision = decide(signals, policy_of(self.settings), measuring=True, loaded_s=loaded_s)
         return self.decision.why
 
     def _preempt(self, step: TuneProcess, why: str) -> None:
-        """Stop a step: what it was measuring is void, what it had measured is kept."""
+        """Stop a step: the pair in progress is lost, finished measurements are kept."""
         step.preempt()
         self._listening.tell_proxies({"event": "yielded"})
         seconds = self.clock.monotonic() - self._step_began_s
@@ -251,8 +271,6 @@ class Daemon:
         self.probes.forget_load()
         self.outlook.expire()
 
-    # --- who speaks -----------------------------------------------------------------------------------------------
-
     def _hear(self, peer: Peer, message: dict[str, Any]) -> None:
         match message:
             case {"event": "hello", "role": "proxy"}:
@@ -266,9 +284,7 @@ class Daemon:
                     self._idle_since_s = self.clock.monotonic()
                 peer.busy = False
             case {"ask": "status"}:
-                from autospec.daemon.status import status_document  # noqa: PLC0415 - asked for rarely
-
-                peer.tell(status_document(self))
+                peer.tell(self.status())
 
     def _self_description(self) -> dict[str, Any]:
         if self._step is not None:
@@ -282,22 +298,20 @@ class Daemon:
         since_s = None if self._idle_since_s is None else self.clock.monotonic() - self._idle_since_s
         return ClientActivity(sum(peer.busy for peer in self.proxies) if self.proxies else None, since_s)
 
-    # --- small things ---------------------------------------------------------------------------------------------
-
     @property
     def running(self) -> tuple[WorkItem, float] | None:
-        """The step under way and the seconds it has taken."""
+        """The running step and the seconds it has taken."""
         if self._step is None:
             return None
         return self._step.item, self.clock.monotonic() - self._step_began_s
 
     @property
     def proxies(self) -> list[Peer]:
-        """The proxies that are connected."""
+        """The connected proxies."""
         return self._listening.proxies
 
     def _rest(self, why: str, *, final: bool = False) -> None:
-        """Say why it does not measure; with ``--once`` a final reason ends it."""
+        """Record why the daemon does not measure; with ``--once`` a final reason ends it."""
         if why != self.why:
             self.why = why
             self._listening.tell_proxies({"event": "resting", "why": why})
@@ -316,7 +330,7 @@ class Daemon:
             key.data()
 
     def _catch_signals(self) -> tuple[int, int]:
-        """A pipe that wakes the selector: a child ended, or somebody asks the daemon to end."""
+        """A pipe that wakes the selector when a child ended or the daemon is asked to end."""
         read, write = os.pipe()
         for end in (read, write):
             os.set_blocking(end, False)
@@ -335,7 +349,7 @@ class Daemon:
     def _end(self, wake: tuple[int, int]) -> None:
         self.notifier.stopping()
         if self._step is not None:
-            self._preempt(self._step, "the daemon ends")
+            self._preempt(self._step, "the daemon is stopping")
         self.outlook.close()
         if self.proxy is not None:
             self.proxy.stop()

@@ -1,9 +1,6 @@
-"""What the daemon looks at before and while it measures. Pure values; unknown is a value of its own everywhere.
+"""Whether the daemon may measure now: a pure decision, one check for each signal of the machine, each with its reason.
 
-Whether to measure now: a pure decision from signals, one check each, every one with its reason in words.
-
-Politeness is a matter of *when*, never of priority: a measurement at low priority would be of another machine than
-the one that serves.
+The daemon never measures at low priority instead: that would describe another machine than the one that serves.
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from autospec.formats import duration, gibibytes
 from autospec.settings import Settings, parse_duration, parse_hours
 
 __all__ = [
@@ -30,7 +28,7 @@ __all__ = [
 
 
 class PowerState(StrEnum):
-    """Where the energy comes from."""
+    """The power source."""
 
     MAINS = "mains"
     BATTERY = "battery"
@@ -38,7 +36,7 @@ class PowerState(StrEnum):
 
 
 class Heat(StrEnum):
-    """Whether heat holds the processor back."""
+    """Whether heat slows the processor."""
 
     NOMINAL = "nominal"
     THROTTLED = "throttled"
@@ -51,17 +49,15 @@ class Signals:
 
     Attributes:
         minute_of_day: Local time, 0…1439.
-        spent_today_s: What was measured today.
-        in_flight: Requests that the proxy is answering; ``None`` while no proxy is connected.
-        since_request_s: Seconds since the last request at the proxy ended; ``None`` if none did since the start.
-        held_by: Who else measures on this machine, in words; empty if nobody.
-        power: See `PowerState`.
+        spent_today_s: Seconds of measuring today.
+        in_flight: Requests that the proxies are answering; ``None`` while no proxy is connected.
+        since_request_s: Seconds since the last request ended; ``None`` if there was none since the start.
+        held_by: Which other autospec measures on this machine; empty if none.
         low_power: True if the user chose to save power.
-        heat: See `Heat`.
-        user_idle_s: Seconds since somebody typed or moved the mouse.
-        other_load: Cores that other programs keep busy; servers of the proxy and of a measurement are not counted.
+        user_idle_s: Seconds since the last keyboard or mouse input.
+        other_load: Cores that other programs use; servers of the proxy and of a measurement do not count.
         cores: Logical cores.
-        memory_available_bytes: What can be had without swapping.
+        memory_available_bytes: Memory available without swapping.
     """
 
     minute_of_day: int
@@ -82,31 +78,25 @@ class Signals:
         return asdict(self)
 
 
-# Load, heat and power are looked at again after this long; it takes a reading of some milliseconds.
+# Load, heat and power are read again after this time; a reading takes some milliseconds.
 RECHECK_S = 30.0
-# Nothing waits longer without a look: clocks are set, and machines wake.
+# The longest wait without a look: clocks are set, and machines wake up.
 RECHECK_AT_MOST_S = 3600.0
 _RECHECK_AT_LEAST_S = 1.0
 _DAY_MINUTES = 24 * 60
-# As `autospec.hardware.state.Limits`: what a measurement may carry.
+# What a measurement tolerates, as in `autospec.hardware.state.Limits`.
 _OTHER_LOAD = 0.25
 _OTHER_SHARE = 0.05
-# While measuring, how long every look must find the others at work before the step makes way for them: the tune itself
-# stands still meanwhile, and whoever opens a file is gone by then.
+# While measuring, the step stops only if every look finds other programs at work for this long. The tune pauses meanwhile,
+# and a short load, such as opening a file, is over by then.
 _LOADED_S = 15.0
-# What the system and its file cache want to keep.
+# Reserve for the system and its file cache.
 _SPARE_MEMORY = 1.15
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the user allows.
-
-    Attributes:
-        idle_s: So long nobody must have asked or typed.
-        hours: Minutes of the day at which allowed stretches begin and end; none for any time.
-        budget_s: Seconds of measuring a day.
-    """
+    """What the user allows: idle seconds before measuring, spans of minutes of the day (none: any time), seconds a day."""
 
     idle_s: float = 300.0
     hours: tuple[tuple[int, int], ...] = ()
@@ -114,7 +104,7 @@ class Policy:
 
 
 def policy_of(settings: Settings) -> Policy:
-    """What the settings allow."""
+    """The policy in the settings."""
     return Policy(
         idle_s=parse_duration(settings.daemon_idle),
         hours=parse_hours(settings.daemon_hours),
@@ -124,15 +114,7 @@ def policy_of(settings: Settings) -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class IdleCheck:
-    """One signal's word.
-
-    Attributes:
-        name: ``traffic``, ``others``, ``hours``, ``budget``, ``power``, ``heat``, ``idle``, ``load`` or ``memory``.
-        state: ``ok``, ``no`` or ``unknown``.
-        allows: False if it keeps the daemon from measuring; an unknown one says so in words.
-        words: One sentence without a full stop.
-        recheck_s: When to look again if it does not allow.
-    """
+    """One signal's result; `state` is ``ok``, ``no`` or ``unknown``, `words` a clause, `recheck_s` when to look again."""
 
     name: str
     state: str
@@ -147,11 +129,7 @@ class IdleCheck:
 
 @dataclass(frozen=True, slots=True)
 class RunDecision:
-    """Measure now, or why not.
-
-    Attributes:
-        checks: One for each signal.
-    """
+    """Whether to measure now: one check for each signal."""
 
     checks: tuple[IdleCheck, ...]
 
@@ -162,12 +140,12 @@ class RunDecision:
 
     @property
     def why(self) -> str:
-        """What keeps it from measuring, the first of them; empty if nothing does."""
+        """The first reason not to measure; empty if there is none."""
         return next((c.words for c in self.checks if not c.allows), "")
 
     @property
     def recheck_s(self) -> float:
-        """When to decide again: when the check that holds longest may have changed its mind."""
+        """When to decide again: when the check that holds longest may have changed."""
         wait_s = max((c.recheck_s for c in self.checks if not c.allows), default=RECHECK_S)
         return min(max(wait_s, _RECHECK_AT_LEAST_S), RECHECK_AT_MOST_S)
 
@@ -182,13 +160,8 @@ def decide(
 ) -> RunDecision:
     """Judge every signal.
 
-    Args:
-        signals: The machine now.
-        policy: What the user allows.
-        needed_bytes: Memory that the next step takes.
-        measuring: True while a step runs: its own memory is taken already, and a load that passes is the tune's to
-            judge, which waits for others and measures again what they disturbed.
-        loaded_s: While measuring, seconds since which every look found other programs at work.
+    While a step runs (`measuring`), its own memory is taken already, and the tune itself waits for a short load to pass.
+    `loaded_s` is for how many seconds every look has found other programs at work.
     """
     checks = [
         _traffic(signals, policy),
@@ -207,14 +180,14 @@ def decide(
 
 
 def is_loaded(signals: Signals) -> bool | None:
-    """True if other programs use more than a measurement can bear; ``None`` if that is not known."""
+    """True if other programs use more than a measurement tolerates; ``None`` if that is unknown."""
     if signals.other_load is None:
         return None
     return signals.other_load > max(_OTHER_LOAD, _OTHER_SHARE * signals.cores)
 
 
 def minutes_until(hours: Sequence[tuple[int, int]], minute: int) -> int:
-    """Minutes until an allowed stretch begins; 0 within one, or where there are none."""
+    """Minutes until an allowed span begins; 0 inside one, or if there are none."""
     if not hours or any(_within(minute, *stretch) for stretch in hours):
         return 0
     return min((begin - minute) % _DAY_MINUTES for begin, _ in hours)
@@ -228,19 +201,19 @@ def _traffic(signals: Signals, policy: Policy) -> IdleCheck:
     if signals.in_flight is None:
         return IdleCheck("traffic", "unknown", True, "no proxy is connected, so requests show only as load")
     if signals.in_flight:
-        # The proxy tells when it is over: there is nothing to poll.
+        # The proxy reports the end, so there is nothing to poll.
         return IdleCheck("traffic", "no", False, "a request is being served", RECHECK_AT_MOST_S)
     if signals.since_request_s is None:
         return IdleCheck("traffic", "ok", True, "no request since the daemon started")
     left_s = policy.idle_s - signals.since_request_s
-    words = f"the last request ended {_span(signals.since_request_s)} ago"
+    words = f"the last request ended {duration(signals.since_request_s)} ago"
     return IdleCheck("traffic", "no" if left_s > 0 else "ok", left_s <= 0, words, left_s)
 
 
 def _others(signals: Signals) -> IdleCheck:
     if signals.held_by:
-        return IdleCheck("others", "no", False, f"another autospec measures: {signals.held_by}")
-    return IdleCheck("others", "ok", True, "no other autospec measures")
+        return IdleCheck("others", "no", False, f"another autospec is measuring: {signals.held_by}")
+    return IdleCheck("others", "ok", True, "no other autospec is measuring")
 
 
 def _hours(signals: Signals, policy: Policy) -> IdleCheck:
@@ -255,7 +228,9 @@ def _hours(signals: Signals, policy: Policy) -> IdleCheck:
 
 
 def _budget(signals: Signals, policy: Policy) -> IdleCheck:
-    words = f"{_span(signals.spent_today_s)} of today's {_span(policy.budget_s)} are spent (daemon_budget)"
+    words = (
+        f"{duration(signals.spent_today_s)} of today's {duration(policy.budget_s)} are used (daemon_budget)"
+    )
     if signals.spent_today_s >= policy.budget_s:
         return IdleCheck("budget", "no", False, words, 60.0 * (_DAY_MINUTES - signals.minute_of_day))
     return IdleCheck("budget", "ok", True, words)
@@ -267,33 +242,33 @@ def _power(signals: Signals) -> IdleCheck:
     if signals.low_power:
         return IdleCheck("power", "no", False, "low power mode is on")
     if signals.power is PowerState.UNKNOWN:
-        return IdleCheck("power", "unknown", True, "the power source is unknown and taken to be the mains")
-    return IdleCheck("power", "ok", True, "on mains")
+        return IdleCheck("power", "unknown", True, "the power source is unknown; mains power is assumed")
+    return IdleCheck("power", "ok", True, "on mains power")
 
 
 def _heat(signals: Signals) -> IdleCheck:
     if signals.heat is Heat.THROTTLED:
         return IdleCheck("heat", "no", False, "heat slows the processor")
     if signals.heat is Heat.UNKNOWN:
-        words = "heat is unknown: pairs close in time take out what is steady"
+        words = "it is unknown whether heat slows the processor; paired runs cancel a steady effect"
         return IdleCheck("heat", "unknown", True, words)
     return IdleCheck("heat", "ok", True, "heat does not slow the processor")
 
 
 def _idle(signals: Signals, policy: Policy) -> IdleCheck:
     if signals.user_idle_s is None:
-        words = "nothing tells whether somebody sits here, so load alone decides"
+        words = "user input cannot be detected here, so only the load decides"
         return IdleCheck("idle", "unknown", True, words)
     left_s = policy.idle_s - signals.user_idle_s
-    words = f"the last input was {_span(signals.user_idle_s)} ago"
+    words = f"the last input was {duration(signals.user_idle_s)} ago"
     if left_s > 0:
-        return IdleCheck("idle", "no", False, f"{words} (daemon_idle is {_span(policy.idle_s)})", left_s)
+        return IdleCheck("idle", "no", False, f"{words} (daemon_idle is {duration(policy.idle_s)})", left_s)
     return IdleCheck("idle", "ok", True, words)
 
 
 def _load(signals: Signals) -> IdleCheck:
     if signals.other_load is None:
-        # A second later there are two readings, and so a load.
+        # A load needs two readings; the second is taken a second later.
         return IdleCheck("load", "unknown", False, "the load is not known yet", _RECHECK_AT_LEAST_S)
     loaded = bool(is_loaded(signals))
     words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
@@ -301,10 +276,10 @@ def _load(signals: Signals) -> IdleCheck:
 
 
 def _load_beside(signals: Signals, loaded_s: float) -> IdleCheck:
-    """The same while a step runs: it waits for a neighbour, and makes way for one who stays."""
+    """The load while a step runs: the step waits for a short one and stops for a lasting one."""
     loaded = is_loaded(signals)
     if loaded is None:
-        return IdleCheck("load", "unknown", True, "what others use is not known at this moment")
+        return IdleCheck("load", "unknown", True, "the load of other programs is not known at this moment")
     words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
     if loaded and loaded_s >= _LOADED_S:
         return IdleCheck("load", "no", False, words)
@@ -315,22 +290,13 @@ def _load_beside(signals: Signals, loaded_s: float) -> IdleCheck:
 
 def _memory(signals: Signals, needed_bytes: int) -> IdleCheck:
     if signals.memory_available_bytes is None:
-        return IdleCheck(
-            "memory", "unknown", False, "the free memory is unknown, and too little of it would swap"
-        )
-    free, needed = signals.memory_available_bytes / 2**30, needed_bytes * _SPARE_MEMORY / 2**30
+        return IdleCheck("memory", "unknown", False, "the free memory is unknown, and the machine might swap")
+    free, needed = signals.memory_available_bytes, needed_bytes * _SPARE_MEMORY
     if free < needed:
-        return IdleCheck(
-            "memory", "no", False, f"the next step takes {needed:.1f} GiB and {free:.1f} are free"
-        )
-    return IdleCheck("memory", "ok", True, f"{free:.1f} GiB are free")
+        words = f"the next step needs {gibibytes(needed)} of memory and {gibibytes(free)} are free"
+        return IdleCheck("memory", "no", False, words)
+    return IdleCheck("memory", "ok", True, f"{gibibytes(free)} are free")
 
 
 def _time(minute: int) -> str:
     return f"{minute // 60:02d}:{minute % 60:02d}"
-
-
-def _span(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Read the signals. All of the I/O of `daemon.signals`; the probes per platform are in `autospec.hardware`."""
+"""Reads the signals of `daemon.policy` from the machine; the probes for each platform are in `autospec.hardware`."""
 
 from __future__ import annotations
 
@@ -15,32 +15,22 @@ from autospec.hardware.state import between
 
 __all__ = ["ClientActivity", "Probes", "signals_of"]
 
-# A load over less than this is mostly ticks of the clock.
+# Over a shorter window the clock's ticks dominate the load.
 _WINDOW_S = 0.8
-# A load over more says nothing about now.
+# Over a longer window the load is outdated.
 _WINDOW_AT_MOST_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class ClientActivity:
-    """What the proxies say.
-
-    Attributes:
-        in_flight: Proxies that serve somebody; ``None`` while none is connected.
-        since_request_s: Seconds since the last request ended; ``None`` if none did.
-    """
+    """What the proxies report: how many of them serve a request, and seconds since the last one ended."""
 
     in_flight: int | None = None
     since_request_s: float | None = None
 
 
 class Probes:
-    """Reads the machine; between two readings lies the window that the load is of.
-
-    Args:
-        clock: For the time of day.
-        idle: How long nobody has typed.
-    """
+    """Reads the machine. The load is that of the time between two readings."""
 
     def __init__(self, clock: Clock, idle: Callable[[], float | None] = user_idle_s) -> None:
         self._clock = clock
@@ -49,18 +39,12 @@ class Probes:
         self._last_load: float | None = None
 
     def read(self, traffic: ClientActivity, spent_today_s: float, *, measuring: bool = False) -> Signals:
-        """The signals now.
-
-        Args:
-            traffic: From the control socket.
-            spent_today_s: From the daemon's memory.
-            measuring: True while a step of our own runs: it is it that holds the machine.
-        """
+        """The signals now; `measuring` is True while a step of our own runs and holds the machine."""
         power = read_power()
         now = read(descendants(), power)
         load = self._load(now)
         if load is None and not measuring and self._is_same_moment(now):
-            # Not while measuring: there each look at the others has to be one of its own.
+            # Not while measuring: there each look needs a load of its own.
             load = self._last_load
         return signals_of(
             now,
@@ -73,11 +57,11 @@ class Probes:
         )
 
     def forget_load(self) -> None:
-        """The next load begins anew: what a step of our own took is nobody's load, and its processes are gone."""
+        """Start a new load window: the processes of a step that ended must not count as other programs."""
         self._first = self._last_load = None
 
     def _is_same_moment(self, now: Reading) -> bool:
-        """True if the last load was read so shortly ago that it still holds: somebody asked twice."""
+        """True if the last load is so recent that it still holds."""
         return self._first is not None and now.at_s - self._first.at_s < _WINDOW_S
 
     def _load(self, now: Reading) -> float | None:
@@ -88,7 +72,7 @@ class Probes:
         if first is None or now.at_s - first.at_s > _WINDOW_AT_MOST_S:
             return None
         if set(first.processes) - set(now.processes):
-            # The time of a step's server that has ended is in no process of ours any more, and would look like others'.
+            # The time of our own ended servers would look like that of other programs.
             return None
         self._last_load = between(first, now).other_load
         return self._last_load
@@ -104,7 +88,7 @@ def signals_of(
     user_idle_s: float | None,
     held_by: str = "",
 ) -> Signals:
-    """Put the readings together; pure."""
+    """Combine the readings into signals. Pure."""
     power: PowerReading = reading.power
     source = {True: PowerState.BATTERY, False: PowerState.MAINS, None: PowerState.UNKNOWN}[power.on_battery]
     return Signals(

@@ -1,7 +1,7 @@
-"""The proxy as a child: started, restarted when it crashes, and not tied to the daemon's life.
+"""The proxy as a child: started, and restarted after a crash.
 
-A proxy serves people: when the daemon crashes it goes on, and the next daemon finds it by its record and watches it as
-its own. Only a daemon that ends on purpose ends it.
+The proxy goes on serving if the daemon crashes; the next daemon finds it by its record. Only a daemon that ends on purpose
+stops it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,19 @@ import psutil
 from autospec.backends.records import ProcessRef
 from autospec.daemon.work import Clock
 from autospec.files import replace_file
+from autospec.service.definition import STOP_WITHIN_S
 
 __all__ = ["ProxyChild", "proxy_command"]
 
-# A proxy that lived for so long was well: its next crash begins a new row.
+# After this long a proxy counts as healthy: its next crash is the first of a new row.
 _WELL_S = 60.0
 _PAUSE_S, _PAUSE_AT_MOST_S = 1.0, 60.0
-# Wrong usage (2) is wrong again a second later: its configuration has to change first.
+# Wrong usage: a restart does not help until the configuration changes.
 _USAGE_EXIT = 2
-# The proxy lets running answers end; `autospec service` gives the whole daemon 60 s.
-_STOP_WAIT_S = 45.0
 
 
 def proxy_command(config: Path | None) -> tuple[str, ...]:
-    """The command line of the proxy.
-
-    Args:
-        config: The file of ``--config``.
-    """
+    """The command line of the proxy; `config` is the file given by ``--config``."""
     return (
         *(sys.executable, "-m", "autospec", "proxy"),
         *(("--config", str(config)) if config is not None else ()),
@@ -46,12 +41,12 @@ def proxy_command(config: Path | None) -> tuple[str, ...]:
 
 
 class ProxyChild:
-    """Keeps one proxy alive.
+    """Keeps one proxy running.
 
     Args:
         command: Its command line.
-        state_dir: Where its record is.
-        log: What it prints is appended here.
+        state_dir: The folder of its record.
+        log: Its output is appended to this file.
         clock: For pauses between restarts.
 
     Attributes:
@@ -73,17 +68,13 @@ class ProxyChild:
 
     @property
     def pid(self) -> int | None:
-        """Of the proxy that runs; ``None`` while none does."""
+        """Process id of the running proxy; ``None`` if none runs."""
         if self._child is not None:
             return self._child.pid if self._child.poll() is None else None
         return self._adopted.pid if self._adopted is not None and self._adopted.find() else None
 
     def keep(self) -> float | None:
-        """Start it where it does not run and its pause is over.
-
-        Returns:
-            Seconds until it is to be started again; ``None`` while it runs.
-        """
+        """Start it if it does not run and its pause is over; returns the rest of the pause in seconds, ``None`` if none."""
         if self.pid is not None:
             return None
         if self._child is not None or self._adopted is not None:
@@ -95,14 +86,14 @@ class ProxyChild:
         return None
 
     def stop(self) -> None:
-        """End it, and let it answer what it is answering."""
+        """End it after it has finished its current answers."""
         pid = self.pid
         if pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
-                _, alive = psutil.wait_procs([process], timeout=_STOP_WAIT_S)
+                _, alive = psutil.wait_procs([process], timeout=STOP_WITHIN_S)
                 for left in alive:
                     left.kill()
         if self._child is not None:
@@ -119,7 +110,7 @@ class ProxyChild:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    start_new_session=True,  # Ctrl-C and the end of the daemon's group are not for it
+                    start_new_session=True,  # Ctrl-C and the end of the daemon's group must not end it
                 )
         except OSError as error:
             self.crashes += 1
@@ -134,7 +125,7 @@ class ProxyChild:
         code = self._child.returncode if self._child is not None else None
         lived_s = self._clock.monotonic() - self._started_s
         self.crashes = 1 if lived_s > _WELL_S else self.crashes + 1
-        self.last_end = "it ended" if code is None else f"it ended with {code}"
+        self.last_end = "it ended" if code is None else f"it ended with exit code {code}"
         self._next_s = self._clock.monotonic() + (
             _PAUSE_AT_MOST_S if code == _USAGE_EXIT else self._pause_s()
         )

@@ -1,12 +1,8 @@
-"""What to tune next: a pure function from what is known to an ordered list of steps, each with its reason in words.
+"""What to tune next: a pure function from what is known to an ordered list of steps, each with its reason.
 
-The order is by *use × expected gain × uncertainty*: the seconds a day that knowing better is expected to save. A step
-is worth its time if it saves more than it takes before its answer grows old. Borrowed recommendations, of the most
-alike machine, come first: they are served already and nobody has tried them here.
-
-How much a cell may gain, and how little is known of it. Pure arithmetic on what is stored.
-
-From live samples to use: how much time answering takes, by model and kind of prompt. Pure.
+A step's value is *use × expected gain × uncertainty*: the seconds a day that better knowledge is expected to save. A step is
+worth its time if it saves more than it costs before its answer is outdated. Recommendations borrowed from another
+machine come first: they are served already and were never measured here.
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ from statistics import NormalDist
 
 from autospec.cells import PromptType
 from autospec.daemon.work import Effort, Later, LaterReason, Tunable, Use, WorkItem, effort_key
+from autospec.formats import duration
 from autospec.measure.measurements import Sample
 from autospec.recommendations import Recommendation, Status
 from autospec.tuning.resume import basis_digest
@@ -37,15 +34,15 @@ __all__ = [
 ]
 
 
-# What is known before any measurement: the log of the best drafting's speed ratio lies around 0 (draft models pay on
-# one machine and cost on another), and in the founding record and the lab two thirds lie within ±0.3.
+# Before any measurement ln(speed ratio) of the best drafting is around 0: draft models pay on one machine and cost on
+# another. In the reference benchmark and in the lab two thirds lie within ±0.3.
 PRIOR_SD = 0.3
-# A search without proof narrows that; its best of several noisy trials flatters itself.
+# A search without a proof narrows that. The best of several noisy trials is biased upwards.
 _SEARCHED_SD = 0.15
 _MIN_SD = 0.01
 
-# How likely it is that the old answer is the wrong one now, by what changed. Judgement, not measurement: another file
-# or machine is another question, a new build mostly changes little, and drift is evidence that something did.
+# How likely the old answer is wrong now, by what changed. These are judgements, not measurements: another file or machine is
+# a new question, a new build mostly changes little, and drift is evidence of a change.
 _STALE = {
     "model": 1.0,
     "hardware": 1.0,
@@ -55,14 +52,14 @@ _STALE = {
     "build": 0.4,
     "os": 0.2,
 }
-# Imported figures are of another machine.
+# Imported figures come from another machine.
 _IMPORTED = 0.9
-# However sure a search looks, it was not proven.
+# A search result is never certain, however clear it looks.
 _PROVISIONAL_AT_LEAST = 0.2
 
 
 def spread(recommendation: Recommendation) -> tuple[float, float]:
-    """Mean and standard deviation of the log of the best drafting's speed ratio, as far as it is known."""
+    """Mean and standard deviation of ln(speed ratio) of the best drafting, as far as it is known."""
     if not recommendation.speedup or recommendation.speedup <= 0:
         return 0.0, PRIOR_SD
     mean = math.log(recommendation.speedup)
@@ -75,24 +72,17 @@ def spread(recommendation: Recommendation) -> tuple[float, float]:
 
 
 def expected_gain(mean: float, sd: float) -> float:
-    """Expected share of time saved by drafting where it pays and leaving it off where it does not.
+    """Expected share of time (0…1) that drafting saves if it is used only where it pays.
 
-    With x the log of the speed ratio, drafting saves 1 − exp(−x) of the time, and is used only if x > 0. For normal x
-    the expectation of max(0, 1 − exp(−x)) is Φ(m/s) − exp(s²/2 − m) Φ(m/s − s), by completing the square.
-
-    Args:
-        mean: Of x.
-        sd: Of x, above 0.
-
-    Returns:
-        A share, 0…1.
+    For x = ln(speed ratio), drafting saves 1 − exp(−x) of the time and is used only if x > 0. For normal x with mean m and
+    standard deviation s, E[max(0, 1 − exp(−x))] = Φ(m/s) − exp(s²/2 − m) Φ(m/s − s), by completing the square.
     """
     normal = NormalDist()
     return max(0.0, normal.cdf(mean / sd) - math.exp(sd * sd / 2.0 - mean) * normal.cdf(mean / sd - sd))
 
 
 def uncertainty(recommendation: Recommendation | None) -> float:
-    """How little is known: 1 for nothing at all, 0 for a proof that still stands."""
+    """How little is known: 1 if nothing is known, 0 for a proof that still holds."""
     if recommendation is None:
         return 1.0
     match recommendation.status:
@@ -111,19 +101,19 @@ def uncertainty(recommendation: Recommendation | None) -> float:
             return max(_PROVISIONAL_AT_LEAST, 2.0 * min(pays, 1.0 - pays))
 
 
-# What was used last week says half as much as what is used now.
+# Use of a week ago counts half.
 _HALF_LIFE_S = 7 * 86400.0
-# A kind of prompt never seen is not a kind that never comes: it counts like so many seconds a day.
+# A prompt type that was never seen may still come: it counts as this many seconds a day.
 _SMOOTHING_S_PER_DAY = 60.0
 
 
 def uses(samples: Iterable[Sample], now: float) -> list[Use]:
     """Seconds of answering a day, decayed.
 
-    A steady use of s seconds a day comes out as s: the sum of s exp(−λt) over all past days is s/λ.
+    A constant use of s seconds a day gives s: the sum of s exp(−λt) over all past days is s/λ.
 
     Args:
-        samples: Answered requests; those from the future (a clock was set back) count as of now.
+        samples: Answered requests. A time in the future (a clock was set back) counts as now.
         now: Seconds since the epoch.
     """
     decay_per_s = math.log(2.0) / _HALF_LIFE_S
@@ -148,30 +138,25 @@ def shares(known: Sequence[Use], types: Sequence[PromptType]) -> Mapping[PromptT
     return {t: s / whole for t, s in seconds.items()}
 
 
-# A recommendation's life: until the next build, file or draft, some months.
+# How long a recommendation holds, until the next build, model file or draft: some months.
 _HORIZON_DAYS = 90.0
-# A model that was found and has not been served yet is taken to be about to be: half an hour a day, for a month. Once it
-# is served, what is seen counts against that as much as a day of it: one short request is not the measure of a model's use.
+# A new model without traffic counts as used half an hour a day, for a month. Once it has traffic, this assumption weighs
+# as much as one day of it, because one short request does not show a model's use.
 _NEW_USE_S_PER_DAY = 1800.0
 _NEW_FOR_S = 30 * 86400.0
-# A small model beside the large one that it drafts for.
+# Share of that for a small model that drafts for a larger one here.
 _DRAFT_USE = 0.25
-# Steps that end without a proof teach less and less; after so many the cell waits for something to change.
+# Each further step without a proof is worth less; after this many the cell waits until something changes.
 _MAX_STEPS = 4
 _STEP_DECAY = 0.5
-# After failures: 10, 20, 40 … minutes, a day at most.
+# Pause after failures: 10, 20, 40 … minutes, at most a day.
 _BACKOFF_S = 600.0
 _BACKOFF_MAX_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class KnownCell:
-    """What is stored for one model, backend and kind of prompt.
-
-    Attributes:
-        recommendation: The newest, as it would be served.
-        borrowed: True if it is another machine's.
-    """
+    """What is stored for a model, backend and prompt type: the newest recommendation, and whether it is borrowed."""
 
     recommendation: Recommendation
     borrowed: bool = False
@@ -179,13 +164,9 @@ class KnownCell:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The order.
+    """The steps worth their time, best first, and why each other cell (`effort_key`) is not among them.
 
-    Attributes:
-        items: Steps worth their time, most valuable first.
-        later: Cell (see `effort_key`) → why it is not among them now.
-        next_at: When the first of those in `later` that only wait may be tried, seconds since the epoch; ``None``
-            if none waits.
+    `next_at` is when the first failed cell may be tried again, in seconds since the epoch; ``None`` if none waits.
     """
 
     items: tuple[WorkItem, ...]
@@ -203,15 +184,15 @@ def order(
     step_s: float,
     now: float,
 ) -> Queue:
-    """Put everything that could be tuned in order.
+    """Order everything that could be tuned.
 
     Args:
         models: The main models here.
-        types: The kinds of prompt that the suite can measure.
+        types: The prompt types that the suite can measure.
         known: `effort_key` → what is stored.
         used: From live traffic.
-        efforts: `effort_key` → what was spent in vain.
-        step_s: What one step may take.
+        efforts: `effort_key` → what was spent without a proof.
+        step_s: Longest time of one step.
         now: Seconds since the epoch.
     """
     items: list[tuple[bool, WorkItem]] = []
@@ -231,7 +212,9 @@ def order(
                 later[key] = closed
                 continue
             if (until := _not_before(effort, now)) is not None:
-                words = f"its last {effort.failures} steps failed ({effort.last}); it is tried again later"
+                words = (
+                    f"its last {effort.failures} steps failed ({effort.last}); autospec will try again later"
+                )
                 later[key] = Later(LaterReason.FAILED, words)
                 waits.append(until)
                 continue
@@ -241,7 +224,7 @@ def order(
                 later[key] = Later(LaterReason.NOT_WORTH, _not_worth(item))
             else:
                 items.append((found is not None and found.borrowed, item))
-    # Stable: equal values stay in the catalogue's order.
+    # The sort is stable: equal values stay in the catalogue's order.
     items.sort(key=lambda entry: (not entry[0], -entry[1].value_s_per_day))
     return Queue(tuple(item for _, item in items), later, min(waits, default=None))
 
@@ -249,7 +232,7 @@ def order(
 def _siblings(
     model: Tunable, types: Sequence[PromptType], known: Mapping[str, KnownCell]
 ) -> tuple[float, float] | None:
-    """What the model's other kinds of prompt showed: the best guess for one that nothing is known of."""
+    """Mean and standard deviation from the model's other prompt types: the best guess for an unknown one."""
     means = [
         spread(found.recommendation)[0]
         for t in types
@@ -259,14 +242,14 @@ def _siblings(
 
 
 def _closed(model: Tunable, found: KnownCell | None, effort: Effort) -> Later | None:
-    """Why nothing is to be measured until something changes; ``None`` where there is something."""
+    """Why nothing is measured until something changes; ``None`` if there is something to measure."""
     if found is not None and not found.borrowed and found.recommendation.status is Status.PROVEN:
         return Later(LaterReason.PROVEN, "proven")
     if not model.drafts and not model.modes:
-        words = "no draft model fits and the build has no draft-free mode of the study"
+        words = "no draft model fits, and this build has none of the study's draft-free modes"
         return Later(LaterReason.NOTHING_TO_TRY, words)
     if effort.steps >= _MAX_STEPS:
-        words = f"measured {effort.steps} times without a clear answer; it waits for something to change"
+        words = f"measured {effort.steps} times without a clear answer; it waits until something changes"
         return Later(LaterReason.NO_CLEAR_ANSWER, words)
     return None
 
@@ -275,7 +258,7 @@ def _not_before(effort: Effort, now: float) -> float | None:
     if not effort.failures:
         return None
     pause_s = min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** (effort.failures - 1))
-    # A clock that was set back must not turn minutes into years.
+    # A clock that was set back must not make this pause longer.
     until = min(effort.last_at, now) + pause_s
     return until if now < until else None
 
@@ -311,7 +294,7 @@ def _item(
         cost_s=step_s,
         memory_bytes=model.memory_bytes,
         why=f"{_state(found)}; {use_why}",
-        # A tune that has begun to measure afresh notes so: beginning again would throw its pairs away.
+        # A tune that has started to re-measure records that: starting it over would discard its pairs.
         again=stale and recommendation is not None and not recommendation.evidence.get("renewing"),
     )
 
@@ -325,7 +308,7 @@ def _use(
 ) -> tuple[float, str]:
     own = [u for u in used if u.model == model.name]
     seconds = sum(u.seconds_per_day for u in own if u.prompt_type is prompt_type)
-    # Traffic of an unknown kind is spread like the rest.
+    # Traffic of an unknown type is distributed like the rest.
     seconds += sum(u.seconds_per_day for u in own if u.prompt_type is None) * spread_over[prompt_type]
     age_s = now - model.found_at
     expected = 0.0
@@ -333,25 +316,23 @@ def _use(
         part = _DRAFT_USE if model.is_draft else 1.0
         expected = _NEW_USE_S_PER_DAY * part * spread_over[prompt_type]
     if not own:
-        new = "the model is new here and counts as used a little"
-        return expected, new if expected else "nobody has used the model since it was found"
+        new = "the model is new here and is assumed to be used a little"
+        return expected, new if expected else "the model has not been used since it was found"
     expected /= 1.0 + max(0.0, age_s) / 86400.0
-    new = ", and is new here" if expected > seconds else ""
-    how_much = "it is hardly used" if seconds < 1 else f"it is used {_span(seconds)} a day"
+    new = ", and the model is new here" if expected > seconds else ""
+    how_much = "it is hardly used" if seconds < 1 else f"it is used {duration(seconds)} a day"
     return seconds + expected, f"{how_much}{new}"
 
 
 def _state(found: KnownCell | None) -> str:
     if found is None:
-        return "nothing is known of it"
+        return "nothing is known about it"
     recommendation = found.recommendation
     if found.borrowed:
-        return "what is served is another machine's and unproven here"
+        return "its recommendation comes from another machine and is unproven here"
     match recommendation.status:
         case Status.STALE:
-            return (
-                f"its recommendation is stale: {recommendation.evidence.get('stale_reason', 'it grew old')}"
-            )
+            return f"its recommendation is stale: {recommendation.evidence.get('stale_reason', 'it is outdated')}"
         case Status.IMPORTED:
             return "its recommendation was imported and is unproven here"
         case _:
@@ -360,14 +341,8 @@ def _state(found: KnownCell | None) -> str:
 
 def _not_worth(item: WorkItem) -> str:
     saved_s = item.value_s_per_day * _HORIZON_DAYS
-    saved = "next to nothing" if saved_s < 1 else f"some {_span(saved_s)}"
+    saved = "almost nothing" if saved_s < 1 else f"about {duration(saved_s)}"
     return (
         f"not worth measuring: {item.why}; it would save {saved} in {_HORIZON_DAYS:.0f} days"
-        f" and take {_span(item.cost_s)}"
+        f" and cost {duration(item.cost_s)}"
     )
-
-
-def _span(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

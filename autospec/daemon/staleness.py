@@ -1,27 +1,23 @@
-"""When a recommendation has gone stale, and the reason in words. Pure.
+"""When a recommendation has become stale: its basis changed, or live traffic did. Pure.
 
-A stale recommendation goes on being served, marked: it was proven once, and off is no better founded.
+A stale recommendation is still served, with a mark: it was proven once, and drafting off has no better evidence.
 
-Has something changed in live traffic? A sequential test on speed and acceptance, with a stated false-alarm rate.
+Drift in live traffic is found by McDonald's CUSUM of sequential ranks (D. McDonald, "A CUSUM procedure based on sequential
+ranks", Naval Research Logistics 37, 1990), one chart for each direction. As long as nothing changes, the rank of each new
+value among all before it is uniform and independent of the others, *whatever* the distribution of the values. So the
+false-alarm rate needs no model of speeds and no estimate of their noise, and one limit holds on every machine. A library's
+detector (river's ADWIN or PageHinkley) asks for a scale of the data or gives no rate; ruptures needs whole series.
 
-The chart is McDonald's CUSUM of sequential ranks (D. McDonald, "A CUSUM procedure based on sequential ranks", Naval
-Research Logistics 37, 1990; two-sided by a chart for each direction). As long as nothing changes, the rank of each
-new value among all before it is uniform and independent of the others, *whatever* the distribution of the values: so
-the false-alarm rate needs no model of speeds and no estimate of their noise, and the limit below holds for every
-machine. A detector of a library (river's ADWIN or PageHinkley) asks for a scale of the data or gives no rate; ruptures
-looks at whole series, not at samples as they come.
+Live requests are not exchangeable: they come in conversations whose speeds are alike, and a run of slow neighbours looks
+like a change. So the values are medians of a few requests each, a change must be large enough to matter, and the limit grows
+with the correlation that the chart has seen. A chart of correlated values climbs like one of independent values whose
+variance is larger by the factor (1 + r)/(1 − r), where r is the correlation of neighbours in an AR(1) (R. Johnson and
+M. Bagshaw, The effect of serial correlation on the performance of CUSUM tests, Technometrics 16, 1974). r is estimated from
+the ranks *before* the climb, because a change also makes neighbours alike, with an allowance for their small number.
 
-Live requests are not exchangeable: they come in conversations, whose speeds resemble each other, and a run of slow
-neighbours looks like a change. So the values are medians of a few requests each, a change must be large enough to matter, and
-the limit grows with the correlation that the chart itself has seen. A chart of correlated values climbs as one of
-independent values whose variance is larger by the factor (1 + r)/(1 − r), with r the correlation of neighbours in an
-AR(1) (R. Johnson and M. Bagshaw, The effect of serial correlation on the performance of CUSUM tests, Technometrics 16,
-1974). r is estimated from the ranks *before* the climb, as a change makes neighbours alike as well, and with an
-allowance for how few they are.
-
-The stated rate holds for independent and for skewed traffic and for an AR(1) of up to 0.8 from request to request;
-`studies/bench/drift.py` prints it, and the delays that it costs. It does not hold where every conversation of ten requests
-and more has a level of its own that differs by 7 % and more from the next: to a chart of single requests those are changes.
+The stated rate holds for independent and skewed traffic and for an AR(1) of up to 0.8 between requests; `studies/bench/drift.py`
+prints it and the detection delays. It does not hold if conversations of ten or more requests each have their own level, 7 %
+or more apart: a chart of single requests sees those as changes.
 """
 
 from __future__ import annotations
@@ -56,36 +52,27 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """Why.
-
-    Attributes:
-        cause: ``hardware``, ``model``, ``settings``, ``build``, ``drafts``, ``os`` or ``drift``.
-        reason: A clause: "the backend's build changed from b11434 to b11500".
-    """
+    """Why: `cause` is a key of `queue._STALE`, `reason` a clause like "the backend's build changed from b11434 to b11500"."""
 
     cause: str
     reason: str
 
 
 def why_stale(then: Mapping[str, Any], now: Mapping[str, Any]) -> Stale | None:
-    """Compare what a recommendation rested on with what a new one would rest on.
+    """Compare a recommendation's basis (`autospec.tuning.resume.basis_of`) with the present one.
 
-    The gravest change is named. What one of the two does not know (recommendations of older versions) is no change.
-
-    Args:
-        then: The recommendation's basis, see `autospec.tuning.resume.basis_of`.
-        now: The basis of the same model and backend now.
+    The most serious change is named. A key that one of the two lacks (an older version wrote it) is no change.
     """
     if _differ(then, now, "hardware"):
         return Stale("hardware", f"the hardware changed from {then['hardware']} to {now['hardware']}")
     if _differ(then, now, "model"):
-        return Stale("model", "the model file is another one")
+        return Stale("model", "the model file changed")
     if _differ(then, now, "settings"):
         return Stale("settings", f"the launch settings changed from {_words(then)} to {_words(now)}")
     if _differ(then, now, "build"):
         return Stale("build", f"the backend's build changed from {then['build']} to {now['build']}")
     if _differ(then, now, "build_fingerprint"):
-        return Stale("build", f"the backend was built anew and still calls itself {now['build']}")
+        return Stale("build", f"the backend was rebuilt and still reports the version {now['build']}")
     if (drafts := _drafts_changed(then.get("drafts"), now.get("drafts"))) is not None:
         return Stale("drafts", drafts)
     if _system(then.get("os")) != _system(now.get("os")) and then.get("os") and now.get("os"):
@@ -94,7 +81,7 @@ def why_stale(then: Mapping[str, Any], now: Mapping[str, Any]) -> Stale | None:
 
 
 def mark(recommendation: Recommendation, stale: Stale) -> Recommendation:
-    """The recommendation as it goes on being served: its verdict and figures stay, its status says stale and why."""
+    """The recommendation with the status stale and the reason; its verdict and figures stay."""
     evidence = {name: value for name, value in recommendation.evidence.items() if name != "renewing"} | {
         "stale_reason": stale.reason,
         "stale_cause": stale.cause,
@@ -111,7 +98,7 @@ def _words(basis: Mapping[str, Any]) -> str:
 
 
 def _drafts_changed(then: Mapping[str, str] | None, now: Mapping[str, str] | None) -> str | None:
-    if then is None or now is None:  # the user named the drafts: their choice stands
+    if then is None or now is None:  # the user named the drafts
         return None
     appeared = sorted({now[d] for d in set(now) - set(then)})
     vanished = sorted({then[d] for d in set(then) - set(now)})
@@ -119,9 +106,11 @@ def _drafts_changed(then: Mapping[str, str] | None, now: Mapping[str, str] | Non
         return None
     clauses = []
     if appeared:
-        clauses.append(f"{_some(appeared)} {'fits' if len(appeared) == 1 else 'fit'} now as a draft")
+        clauses.append(f"{_some(appeared)} now {'fits' if len(appeared) == 1 else 'fit'} as a draft")
     if vanished:
-        clauses.append(f"{_some(vanished)} {'fits' if len(vanished) == 1 else 'fit'} no longer or went away")
+        clauses.append(
+            f"{_some(vanished)} no longer {'fits' if len(vanished) == 1 else 'fit'} or {'was' if len(vanished) == 1 else 'were'} removed"
+        )
     return " and ".join(clauses)
 
 
@@ -130,41 +119,34 @@ def _some(names: list[str]) -> str:
 
 
 def _system(name: Any) -> tuple[str, ...]:
-    """Name and first two numbers: ``linux 6.1.0-45-amd64`` is 6.1, and its patches change no scheduler or driver."""
+    """Name and first two version numbers: patches of ``linux 6.1.0-45-amd64`` change no scheduler or driver."""
     found = re.match(r"(\w+)\D*(\d+)?(?:\.(\d+))?", str(name or ""))
     return tuple(part or "" for part in found.groups()) if found else ()
 
 
-# Requests to a block, whose median is one value: one long document or one cold cache moves no chart.
+# Requests in a block. Its median is one value, so one long document or one cold cache does not move the chart.
 BLOCK = 4
-# Blocks of a first stretch that only fill the ranks: a rank among three says nothing.
+# The first blocks only fill the ranks: a rank among three says nothing.
 _WARM_UP = 8
-# Reference value and limit, in standard deviations of a rank, set by simulation (studies/bench/drift.py).
+# In standard deviations of a rank, set by simulation (studies/bench/drift.py).
 _REFERENCE = 0.35
 _LIMIT = 9.0
-# Standard errors that are added to the estimated correlation; likewise by simulation.
+# Standard errors added to the estimated correlation, also set by simulation.
 _ALLOWANCE = 0.5
-# An AR(1) of more than this wanders for so long that the chart could tell nothing from anything.
+# An AR(1) above this wanders for so long that the chart cannot see a change in it.
 _CORRELATION_AT_MOST = 0.875
-# Less is not worth a new proof: the verdict's own threshold is 2 %, its usual interval some 3 %.
+# A smaller change is not worth a new proof: the verdict's threshold is 2 %, its usual interval about 3 %.
 _MATTERS = 0.05
-# Stated for requests of one model and kind of prompt, correlated as above: both directions, speed and acceptance together.
+# For requests of one model and prompt type, correlated as above; both directions, speed and acceptance together.
 FALSE_ALARMS_PER_1000 = 0.2
-# Too short for a speed: half of its time is the first token's.
+# Shorter answers give no speed: the first token takes half of their time.
 _MIN_TOKENS = 8
 _NEWEST = 4000
 
 
 @dataclass(frozen=True, slots=True)
 class BasisChange:
-    """A change in a series.
-
-    Attributes:
-        at: Index of the first value after it, as far as the chart can tell.
-        seen_at: Index of the value at which the chart gave alarm.
-        before: Median of the values before it.
-        after: Median from there to the alarm.
-    """
+    """A change in a series: index of its first value, index of the alarm, medians before and after."""
 
     at: int
     seen_at: int
@@ -174,16 +156,16 @@ class BasisChange:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Live evidence that differs from how it began.
+    """A change in live traffic of one model, prompt type and drafting.
 
     Attributes:
         model: Catalogue name.
-        prompt_type: The kind of prompt.
-        drafting: What was in force.
+        prompt_type: The prompt type.
+        drafting: The drafting of these requests.
         what: ``speed`` or ``acceptance``.
         before: Tokens per second, or accepted ÷ drafted.
         after: Likewise.
-        requests: Answered requests behind it.
+        requests: Number of requests until the alarm.
     """
 
     model: str
@@ -206,29 +188,20 @@ class Drift:
 
 
 class RankCusum:
-    """One chart, both directions. Feed it one value at a time.
-
-    Args:
-        reference: Drift that it lets pass, in standard deviations of a rank.
-        limit: Alarm at this height.
-    """
+    """A chart for both directions; `reference` (ignored drift) and `limit` are in standard deviations of a rank."""
 
     def __init__(self, reference: float = _REFERENCE, limit: float = _LIMIT) -> None:
         self._reference, self._limit = reference, limit
         self._sorted: list[float] = []
-        # Sums of squared scores and of products of neighbours, from the first score on: a prefix of each is an estimate.
+        # Running sums of squared scores and of products of neighbours; each prefix gives an estimate.
         self._last = 0.0
         self._squares, self._products = [0.0], [0.0]
         self._up = self._down = 0.0
         self._up_since = self._down_since = 0
 
     def add(self, value: float) -> int | None:
-        """Take the next value.
-
-        Returns:
-            ``None``, or, at an alarm, the index of the first value since the change.
-        """
-        # The mid-rank of a tie: ties then only make the chart calmer.
+        """Take the next value; returns the index of the first value since the change at an alarm, else ``None``."""
+        # Ties get the mid-rank, which only makes the chart calmer.
         low = bisect.bisect_left(self._sorted, value)
         high = bisect.bisect_right(self._sorted, value)
         self._sorted[low:low] = [value]
@@ -250,13 +223,13 @@ class RankCusum:
         return None
 
     def fall_back(self) -> None:
-        """Begin at zero again, with the same values to rank among: ranks to come are as independent as before."""
+        """Set the chart to zero and keep its values: the coming ranks are as independent as before."""
         self._up = self._down = 0.0
         self._up_since = self._down_since = len(self._sorted)
 
     def _inflation(self, count: int) -> float:
-        """By how much correlation widens the chart's climbs, from the first `count` scores; at least 1."""
-        # Under independence the squares average 1: with few scores that is known better than they tell.
+        """By how much correlation inflates the chart's climbs, from the first `count` scores; at least 1."""
+        # Under independence the squares average 1, which few scores estimate badly.
         squares = max(self._squares[count], 0.5 * count)
         estimate = self._products[count] / squares if count > 1 else 0.0
         allowed = estimate + _ALLOWANCE / math.sqrt(count + 1)
@@ -271,14 +244,10 @@ class RankCusum:
 def first_change(
     values: Sequence[float], *, matters: Callable[[float, float], bool] | None = None
 ) -> BasisChange | None:
-    """The first change of a series that the chart sees and that matters; ``None`` if there is none.
+    """The first change of a series in order of time that the chart sees and that matters; ``None`` if there is none.
 
-    After an alarm that does not matter the chart falls back to zero and keeps what it has seen: a change that had
-    only begun, or that many calm values hid, raises it again.
-
-    Args:
-        values: In the order of time.
-        matters: Whether a change from one median to another is worth a word; by default one of 5 %.
+    After an alarm that does not matter the chart returns to zero and keeps its values, so a change that had just begun
+    or was hidden by many calm values raises it again. `matters` compares two medians; by default 5 % apart.
     """
     matters = matters or (lambda before, after: abs(after - before) > _MATTERS * abs(before))
     chart = RankCusum()
@@ -294,10 +263,10 @@ def first_change(
 
 
 def drifts(samples: Iterable[Sample]) -> list[Drift]:
-    """Every (model, kind of prompt, drafting) whose live speed or acceptance has changed, once each.
+    """Every (model, prompt type, drafting) whose live speed or acceptance has changed, once each.
 
     Args:
-        samples: In the order of time; from when the recommendations were made, as older ones speak of the time before.
+        samples: In order of time, none older than the recommendations.
     """
     series: dict[tuple[str, PromptType, Drafting], list[Sample]] = defaultdict(list)
     for sample in samples:

@@ -1,6 +1,6 @@
-"""What the daemon remembers between its lives: efforts, when models were found, what was spent today. One JSON file.
+"""What the daemon keeps over restarts, in one JSON file: efforts, when models were found, today's measuring time.
 
-A disk that is full or read-only costs memory over a restart and nothing else: the daemon says so and goes on.
+If the file cannot be written, a restart loses that memory; the daemon reports it and continues.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Memory:
 
     Attributes:
         path: The file.
-        efforts: `WorkItem.key` → what was spent without proof.
+        efforts: `WorkItem.key` → what was spent without a proof.
         found: Fingerprint of a model → when it was first seen, seconds since the epoch.
         spent_s: Day (ISO) → seconds of measuring.
         trouble: Why it could not be written; empty if it could.
@@ -41,7 +41,7 @@ class Memory:
 
     @classmethod
     def load(cls, path: Path) -> Memory:
-        """What was written; nothing where the file is missing or damaged, which forgets no measurement."""
+        """Read the file; empty if it is missing or damaged, which loses no measurement."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["schema"] != _SCHEMA:
@@ -58,14 +58,12 @@ class Memory:
         try:
             replace_file(self.path, json.dumps(self.to_json(), indent=1))
         except OSError as error:
-            self.trouble = (
-                f"{self.path} cannot be written ({error.strerror or error}): a restart forgets today's steps"
-            )
+            self.trouble = f"{self.path} cannot be written ({error.strerror or error}): a restart will forget today's steps"
         else:
             self.trouble = ""
 
     def to_json(self) -> dict[str, Any]:
-        """All that is kept."""
+        """The file's content."""
         return {
             "schema": _SCHEMA,
             "efforts": {key: effort.to_json() for key, effort in self.efforts.items()},
@@ -74,22 +72,22 @@ class Memory:
         }
 
     def see(self, fingerprints: Iterable[str], now: float) -> None:
-        """Remember when models were first seen, and forget those that went away."""
+        """Record when models were first seen, and forget those that are gone."""
         self.found = {f: min(self.found.get(f, now), now) for f in fingerprints}
 
     def spend(self, today: date, seconds: float) -> None:
-        """Count seconds of measuring; days around today are kept, so that a clock set back and forth counts none twice."""
+        """Count seconds of measuring. Nearby days are kept, in case the clock is set back and forth."""
         day = today.isoformat()
         self.spent_s[day] = self.spent_s.get(day, 0.0) + max(0.0, seconds)
         near = {(today + timedelta(days=n)).isoformat() for n in range(-_DAYS_KEPT, _DAYS_KEPT + 1)}
         self.spent_s = {d: s for d, s in self.spent_s.items() if d in near}
 
     def spent_today_s(self, today: date) -> float:
-        """Seconds of measuring counted for a day."""
+        """Seconds of measuring on a day."""
         return self.spent_s.get(today.isoformat(), 0.0)
 
     def ended(self, item: WorkItem, *, seconds: float, at: float, failure: str = "") -> None:
-        """A step ran to its end, or failed."""
+        """Record that a step ran to its end, or failed."""
         old = self._effort(item)
         self.efforts[item.key] = replace(
             old,
@@ -101,7 +99,7 @@ class Memory:
         )
 
     def preempted(self, item: WorkItem, *, seconds: float) -> None:
-        """A step was stopped for somebody: it counts as time and as nothing else."""
+        """Record that a step was stopped: only its time counts."""
         old = self._effort(item)
         self.efforts[item.key] = replace(old, spent_s=old.spent_s + seconds)
 

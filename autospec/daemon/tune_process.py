@@ -18,22 +18,16 @@ from autospec.errors import BusyError
 
 __all__ = ["TuneOutcome", "TuneProcess", "tune_command"]
 
-# A tune that is asked to end stores what it knows first: one short transaction. The rest of the second is for killing
-# what is left and for the kernel to take back the memory.
+# On SIGTERM a tune stores its results in one short transaction. The rest of the second is for killing what is left
+# and for the kernel to free the memory.
 _PREEMPT_GRACE_S = 0.4
-# Then nothing is left but processes that the kernel holds in a system call.
+# After this only processes that hang in a system call are left.
 _KILLED_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class TuneOutcome:
-    """How a step ended.
-
-    Attributes:
-        ok: True if it ran to its end.
-        busy: True if another autospec held the machine or the cell: no failure of the cell's.
-        words: What went wrong; empty where nothing did.
-    """
+    """How a step ended; `busy` means that another autospec held the machine or the cell, `words` is the error."""
 
     ok: bool
     busy: bool = False
@@ -41,12 +35,7 @@ class TuneOutcome:
 
 
 def tune_command(item: WorkItem, config: Path | None) -> tuple[str, ...]:
-    """The command line of a step.
-
-    Args:
-        item: The step.
-        config: The file of ``--config``.
-    """
+    """The command line of a step; `config` is the file given by ``--config``."""
     return (
         *(sys.executable, "-m", "autospec", "tune", "--json", "--quiet"),
         *("--model", item.model_path, "--prompt-type", str(item.prompt_type)),
@@ -57,31 +46,11 @@ def tune_command(item: WorkItem, config: Path | None) -> tuple[str, ...]:
 
 
 class TuneProcess:
-    """A running step. It is under a guard: whatever becomes of the daemon, it does not outlive it.
-
-    Args:
-        item: What it measures.
-        state_dir: Where its launch is recorded and its output goes.
-        command: Its command line.
-
-    Raises:
-        OSError: The record cannot be written.
-        LaunchError: It could not be started.
-    """
+    """A running step. Its guard ends it if the daemon dies. Raises OSError or LaunchError if it cannot start."""
 
     def __init__(self, item: WorkItem, state_dir: Path, command: Sequence[str]) -> None:
         self.item = item
         self._process = ServerProcess.start(command, state_dir)
-
-    @property
-    def log(self) -> Path:
-        """What it prints."""
-        return self._process.log
-
-    @property
-    def pids(self) -> frozenset[int]:
-        """Its processes: guard, tune, and below them guards and servers."""
-        return self._process.pids | {p.pid for p in self._tree()}
 
     def outcome(self) -> TuneOutcome | None:
         """How it ended; ``None`` while it runs."""
@@ -97,45 +66,29 @@ class TuneProcess:
         return TuneOutcome(ok=False, busy=ended.code == BusyError.exit_code, words=words)
 
     def preempt(self, grace_s: float = _PREEMPT_GRACE_S) -> None:
-        """Stop it and give its memory back, within a second; what it was measuring is thrown away, the study is not.
+        """Stop it and free its memory within a second. The pair in progress is lost, the study is kept.
 
-        The tune is asked first (SIGTERM), so that it stores what it knows; after the grace it and its servers are
-        killed, without the seconds that a server may take to end by itself.
+        The tune first gets SIGTERM, so that it can store its results. After the grace period it and its servers are killed,
+        without the seconds that a server may take to end by itself.
         """
-        for process in self._tunes():
+        for tune in self._children(recursive=False):
             with suppress(psutil.Error):
-                process.send_signal(signal.SIGTERM)
+                tune.send_signal(signal.SIGTERM)
         self._process.wait_ended(grace_s)
-        # The tune before its servers: it must not take their end for a failure of the drafting.
-        left = [*self._tunes(), *self._tree()]
-        self._kill(left)
+        # The tune first: it must not record the end of its servers as a failure of the drafting.
+        left = [*self._children(recursive=False), *self._children(recursive=True)]
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
         psutil.wait_procs(left, timeout=_KILLED_WAIT_S)
         self._process.stop()
 
-    def _tunes(self) -> list[psutil.Process]:
-        """The tune itself: the guard's child."""
-        return self._children(recursive=False)
-
-    def _tree(self) -> list[psutil.Process]:
-        return self._children(recursive=True)
-
     def _children(self, *, recursive: bool) -> list[psutil.Process]:
-        guards = [p for pid in self._process.pids if (p := _process(pid)) and p.ppid() == os.getpid()]
+        """Children of the guard: the tune itself, or with everything that it started."""
         found: list[psutil.Process] = []
-        for guard in guards:
+        for pid in self._process.pids:
             with suppress(psutil.Error):
-                found += guard.children(recursive=recursive)
+                process = psutil.Process(pid)
+                if process.ppid() == os.getpid():
+                    found += process.children(recursive=recursive)
         return found
-
-    @staticmethod
-    def _kill(processes: Sequence[psutil.Process]) -> None:
-        for process in processes:
-            with suppress(psutil.Error):
-                process.kill()
-
-
-def _process(pid: int) -> psutil.Process | None:
-    try:
-        return psutil.Process(pid)
-    except psutil.Error:
-        return None

@@ -1,7 +1,4 @@
-"""The values that the daemon's decisions are made of. Pure; they travel between its processes as JSON.
-
-Time, in one place: tests inject their own.
-"""
+"""The values that the daemon decides on, and time. The values are pure and travel between its processes as JSON."""
 
 from __future__ import annotations
 
@@ -30,19 +27,19 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Tunable:
-    """A main model of this disk, as far as the queue cares.
+    """A main model on this disk.
 
     Attributes:
         name: Catalogue name.
-        path: Of its file or folder.
-        backend: The kind of server that would be tuned.
+        path: What to give to ``tune --model``.
+        backend: The backend that would be tuned.
         fingerprint: Of the file's metadata.
-        basis: What a tune of it would rest on now, see `autospec.tuning.resume`.
-        drafts: Draft models that fit.
-        modes: Draft-free modes that study and build have in common.
+        basis: The basis of a tune now, see `autospec.tuning.resume`.
+        drafts: Number of draft models that fit.
+        modes: Number of draft-free modes that both the study and the build have.
         found_at: When it was first seen, seconds since the epoch.
-        memory_bytes: What off and the largest draft take side by side.
-        is_draft: True if it fits as a draft of another model here, so that it may well be nothing else.
+        memory_bytes: What the baseline and the largest draft need side by side.
+        is_draft: True if it fits as a draft of another model here.
     """
 
     name: str
@@ -59,12 +56,12 @@ class Tunable:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How much a model is used for one kind of prompt.
+    """How much a model is used for one prompt type.
 
     Attributes:
         model: Catalogue name.
-        prompt_type: ``None`` where nobody told the kind.
-        seconds_per_day: Time that answering took, lately.
+        prompt_type: ``None`` if it is unknown.
+        seconds_per_day: Recent time of answering.
     """
 
     model: str
@@ -74,14 +71,14 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """What has been spent on one cell without proof so far.
+    """What was spent on one cell without a proof.
 
     Attributes:
-        basis: Digest of what it was spent on; effort on another basis does not count.
+        basis: Digest of the basis; effort on another basis does not count.
         steps: Steps that ran to their end.
-        failures: Steps in a row that failed.
+        failures: Failed steps in a row.
         last_at: When the last one ended, seconds since the epoch.
-        last: How it ended, in words.
+        last: How it ended.
         spent_s: Seconds of measuring.
     """
 
@@ -109,17 +106,17 @@ class WorkItem:
 
     Attributes:
         model: Catalogue name.
-        model_path: What to give to ``--model``: a path is never ambiguous.
+        model_path: What to give to ``--model``.
         prompt_type: The cell's.
         backend: The cell's.
-        basis: Digest of what the step rests on.
-        use_s_per_day: Time a day that this cell's answers take.
-        gain: Share of that time which the right drafting is expected to save, 0…1.
+        basis: Digest of the step's basis.
+        use_s_per_day: Seconds a day that answers of this cell take.
+        gain: Share of that time which the best drafting is expected to save, 0…1.
         uncertainty: How little is known of the cell, 0…1.
-        cost_s: What the step may take.
+        cost_s: Longest time of the step.
         memory_bytes: What it needs.
         why: The reason in words.
-        again: True if what is stored for this very cell must be measured afresh.
+        again: True if the stored measurements of this cell must be repeated.
     """
 
     model: str
@@ -137,7 +134,7 @@ class WorkItem:
 
     @property
     def value_s_per_day(self) -> float:
-        """Seconds a day that knowing better is expected to save."""
+        """Seconds a day that better knowledge is expected to save."""
         return self.use_s_per_day * self.gain * self.uncertainty
 
     @property
@@ -151,7 +148,7 @@ class WorkItem:
         return f"{self.model}, {self.prompt_type}"
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, and the value that they give."""
+        """All fields, and the value."""
         return asdict(self) | {"value_s_per_day": round(self.value_s_per_day, 3)}
 
     @classmethod
@@ -174,19 +171,14 @@ class LaterReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """A cell that is not measured now.
-
-    Attributes:
-        reason: Why, for programs.
-        words: Why, for people.
-    """
+    """A cell that is not measured now: the reason for programs, and in words."""
 
     reason: LaterReason
     words: str
 
 
 def effort_key(model: str, backend: str, prompt_type: PromptType) -> str:
-    """Names a cell over all builds: what was tried in vain with one build is tried again with the next."""
+    """Key of a cell over all builds: a new build continues the count of an old one, unless its basis differs."""
     return f"{model}|{backend}|{prompt_type}"
 
 
@@ -200,11 +192,11 @@ class Clock:
     """The system's clocks."""
 
     def monotonic(self) -> float:
-        """Seconds that only go forward; on Linux they stand still while the machine sleeps."""
+        """Seconds that never go back; on Linux they stop while the machine sleeps."""
         return time.monotonic()
 
     def wall(self) -> float:
-        """Seconds since the epoch, as somebody may set them."""
+        """Seconds since the epoch."""
         return time.time()
 
     def today(self) -> date:
@@ -219,18 +211,14 @@ class Clock:
 
 @dataclass(slots=True)
 class JumpWatch:
-    """Notices when the two clocks part: the machine slept, or somebody set the time.
-
-    Attributes:
-        tolerance_s: What time synchronisation may correct at once.
-    """
+    """Notices when wall clock and monotonic clock diverge: the machine slept, or the time was set."""
 
     clock: Clock
     tolerance_s: float = 5.0
     _apart_s: float | None = None
 
     def jumped_s(self) -> float:
-        """How far the wall clock jumped since the last call; 0 for no jump worth the name."""
+        """How far the wall clock jumped since the last call; 0 for a correction within `tolerance_s`."""
         apart_s = self.clock.wall() - self.clock.monotonic()
         before, self._apart_s = self._apart_s, apart_s
         jump_s = 0.0 if before is None else apart_s - before

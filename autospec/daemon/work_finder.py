@@ -1,12 +1,7 @@
-"""Tell the user's hook (setting ``on_change``) which recommendations changed since it was last told.
-
-What it was told stands in a file of the state folder, so that a change that came while no daemon ran is told as well. The
-first time there is nothing to compare with, and nothing is told.
-
-Look at everything that decides what to tune next, mark what has gone stale, and print the queue. Then end.
+"""Finds what is worth tuning: reads models and traffic, marks stale recommendations, runs the hook, prints the queue.
 
 A program of its own (``python -m autospec.daemon.work_finder``), because it needs the catalogue, the backends and the
-database, and the daemon at rest should hold none of them: it runs for a second whenever something may have changed.
+database, and the resting daemon should load none of them. It runs for a second whenever something may have changed.
 stdin: one JSON object with ``found`` and ``efforts`` of `autospec.daemon.state`; stdout: one JSON object, see `Survey`.
 """
 
@@ -55,16 +50,11 @@ def announce(
     command: Sequence[str],
     run: Callable[[Sequence[str], Mapping[str, Any]], HookOutcome] = run_hook,
 ) -> str:
-    """Run the hook if anything changed; waits for it, so that it is called in no loop.
+    """Run the user's hook (setting ``on_change``) if recommendations changed since it was last told; waits for it.
 
-    Args:
-        stored: All recommendations as they are now.
-        state_dir: Where what was told is kept.
-        command: The words of ``on_change``; empty for no hook, and then nothing is kept either.
-        run: Runs the hook.
-
-    Returns:
-        One sentence about the hook where it ran or its file could not be written; else empty.
+    A file of the state folder keeps what the hook was told, so that changes made while no daemon ran are reported
+    too. The first time there is nothing to compare with, and the hook does not run. Returns one sentence if the hook
+    ran or its file could not be written, else an empty string.
     """
     if not command:
         return ""
@@ -76,7 +66,7 @@ def announce(
     try:
         replace_file(path, json.dumps([_entry(s) for s in stored]))
     except OSError as error:
-        return f"{path} cannot be written, so that on_change is not run: {error.strerror}."
+        return f"{path} cannot be written, so on_change was not run: {error.strerror}."
     if not found:
         return ""
     return run(command, changes_document(found, datetime.now(UTC).isoformat(timespec="seconds"))).sentence
@@ -91,7 +81,7 @@ def _entry(stored: StoredRecommendation) -> dict[str, Any]:
 
 
 def _read(path: Path) -> list[StoredRecommendation] | None:
-    """What was told last; ``None`` where nothing was, or where the file makes no sense any more."""
+    """What the hook was last told; ``None`` if nothing was, or the file is damaged."""
     try:
         return [
             StoredRecommendation(
@@ -105,23 +95,23 @@ def _read(path: Path) -> list[StoredRecommendation] | None:
         return None
 
 
-# Older use says little: at a half-life of a week it counts an eighth and less.
+# With a half-life of a week, older use counts less than a sixteenth.
 _USES_S = 30 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the daemon needs to know until the next one.
+    """What the daemon needs to know until the next survey.
 
     Attributes:
         items: The steps worth their time, best first, as `WorkItem` JSON.
         later: Cell → why it is not among them, in words.
         later_reasons: Cell → the same as a `LaterReason`.
-        next_at: When the first that only waits may be tried.
-        marked: One sentence for each recommendation that was found stale now.
+        next_at: When the first failed cell may be tried again, seconds since the epoch.
+        marked: One sentence for each recommendation that this survey marked stale.
         fingerprints: Of every model.
-        watch: Files and folders whose change calls for another survey.
-        notes: What kept models out, and what was not understood in the database, one sentence each.
+        watch: Files and folders whose change requires another survey.
+        notes: One sentence for each backend that is missing and each database row that was not understood.
     """
 
     items: list[dict[str, Any]]
@@ -137,12 +127,12 @@ class Survey:
 def survey(
     settings: Settings, found: Mapping[str, float], efforts: Mapping[str, Effort], now: float
 ) -> Survey:
-    """Look, mark, order.
+    """Read everything, mark what is stale, order the rest.
 
     Args:
         settings: The user's.
         found: Fingerprint of a model → when it was first seen.
-        efforts: What was spent without proof.
+        efforts: What was spent without a proof.
         now: Seconds since the epoch.
 
     Raises:
@@ -177,7 +167,7 @@ def survey(
 
 @dataclass(frozen=True, slots=True)
 class _Tools:
-    """What every model is looked at with."""
+    """What every model is examined with."""
 
     settings: Settings
     definition: StudyDefinition
@@ -213,7 +203,7 @@ def _tunables(tools: _Tools, catalog: Catalog, found: Mapping[str, float], now: 
         )
         fitting = [c for c in judged_drafts(request, hardware) if c.fits]
         drafting_models |= {c.model.fingerprint for c in fitting if not c.own_layers}
-        # The prompt type is no part of the basis; any will do.
+        # The prompt type is not part of the basis.
         cell = Cell(model.ref, PromptType.QA, backend[1].build, hardware, request.settings().args)
         usable = [c for c in fitting if c.mode in backend[1].modes and c.mode in definition.space.modes]
         modes = [m for m in definition.space.modes if m.draft_free and m in backend[1].modes]
@@ -240,14 +230,14 @@ def _backend(name: str, settings: Settings, notes: list[str]) -> tuple[Backend, 
         backend = backend_for(name or None, settings)
         return backend, backend.capabilities()
     except AutospecError as error:
-        notes.append(f"Models for {name or 'any backend'} are left out: {error.message}")
+        notes.append(f"Models for {name or 'any backend'} are not measured: {error.message}")
         return None
 
 
 def _handle(model: Model, catalog: Catalog) -> str:
-    """What to give to ``tune --model``: the name where it is unique.
+    """What to give to ``tune --model``: the name if it is unique.
 
-    A path would make `tune` look for drafts beside the file as well, and find another set of drafts than this survey.
+    With a path, `tune` would also look for drafts beside the file, and find other drafts than this survey.
     """
     named = [m for m in catalog.models if m.name == model.name]
     return model.name if len(named) == 1 else str(model.path)
@@ -260,7 +250,7 @@ def _mark_stale(
     samples: Sequence[Sample],
     hardware: Hardware,
 ) -> tuple[list[StoredRecommendation], list[str]]:
-    """Mark those that are served and no longer hold; the list as it stands then, and a sentence for each."""
+    """Mark served recommendations that no longer hold; the new list, and a sentence for each."""
     here = {(m.name, m.backend): m for m in models}
     result, told = [], []
     served = {s.cell_key for s in _newest_here(stored, hardware)}
@@ -280,12 +270,12 @@ def _mark_stale(
     return result, told
 
 
-# A provisional one is measured anyway; but one that found nothing to try is not, until a draft appears.
+# A provisional recommendation is measured anyway.
 _CAN_GO_STALE = frozenset({Status.PROVEN})
 
 
 def _newest_here(stored: Sequence[StoredRecommendation], hardware: Hardware) -> list[StoredRecommendation]:
-    """Of each model, backend and kind of prompt the newest of this very machine, under an older hardware id as well."""
+    """The newest of this machine for each model, backend and prompt type, also under an older hardware id."""
     newest: dict[tuple[str, str, str], StoredRecommendation] = {}
     for entry in stored:
         r = entry.recommendation
@@ -303,7 +293,7 @@ def _host(entry: StoredRecommendation) -> str:
 def _basis_changed(entry: StoredRecommendation, model: Tunable) -> Stale | None:
     recommendation = entry.recommendation
     then = recommendation.evidence.get("basis")
-    if not isinstance(then, dict):  # of a version that kept less
+    if not isinstance(then, dict):  # written by a version that kept less
         then = {
             "build": recommendation.backend_build,
             "settings": recommendation.evidence.get("settings"),
@@ -330,8 +320,6 @@ def _drifted(entry: StoredRecommendation, samples: Sequence[Sample]) -> Stale | 
 
 
 def _seconds(created_at: str) -> float:
-    from datetime import datetime  # noqa: PLC0415
-
     try:
         return datetime.fromisoformat(created_at).timestamp()
     except ValueError:
@@ -367,8 +355,7 @@ def _result(
     for model in catalog.models:
         watch |= {str(path) for path in (model.path, *model.files)}
         watch |= {str(path.parent) for path in (model.path, *model.files)}
-    watch |= {str(settings.config_file)}
-    watch |= set(_programs(settings))
+    watch |= {str(settings.config_file), *_programs(settings)}
     return Survey(
         items=[item.to_json() for item in queue.items],
         later={key: later.words for key, later in queue.later.items()},
@@ -382,7 +369,7 @@ def _result(
 
 
 def _programs(settings: Settings) -> list[str]:
-    """The files by whose change a new build shows: the binary and, for the embedded one, its package's folder."""
+    """The files that change with a new build: the binary, and the embedded server's package folder."""
     import importlib.util  # noqa: PLC0415
     import shutil  # noqa: PLC0415
 
@@ -391,7 +378,7 @@ def _programs(settings: Settings) -> list[str]:
     for package in ("xllamacpp", "mlx_lm"):
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin:
-            # An upgrade replaces the .dist-info folder beside it.
+            # An upgrade replaces the .dist-info folder next to it.
             paths += [spec.origin, str(Path(spec.origin).parent.parent)]
     return paths
 

@@ -1,7 +1,4 @@
-"""Runs `autospec.daemon.work_finder` as a child and watches the files whose change calls for another one.
-
-What the daemon knows of what there is to measure, and when it has to look again.
-"""
+"""Runs surveys (`autospec.daemon.work_finder`) as child processes, keeps the last answer, and decides when to look again."""
 
 from __future__ import annotations
 
@@ -24,16 +21,7 @@ __all__ = ["FileWatch", "Outlook", "SurveyRun"]
 
 
 class SurveyRun:
-    """One survey under way: never waits, the loop's selector says when it has spoken.
-
-    Args:
-        asked: What it reads: ``found`` and ``efforts``.
-        config: The file of ``--config``.
-        selector: The loop's.
-
-    Raises:
-        OSError: No process can be started.
-    """
+    """A running survey. It never blocks: the selector reports its output. Raises OSError if it cannot start."""
 
     def __init__(
         self, asked: Mapping[str, Any], config: Path | None, selector: selectors.BaseSelector
@@ -48,7 +36,7 @@ class SurveyRun:
         )
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        # A pipe holds 64 KiB and the child reads at once: a thousand cells' efforts are no more than twice that.
+        # A pipe holds 64 KiB and the child reads at once; the efforts of a thousand cells are at most twice that.
         with suppress(OSError):
             self._child.stdin.write(json.dumps(asked).encode())
             self._child.stdin.close()
@@ -79,23 +67,23 @@ class SurveyRun:
         try:
             self.result = json.loads(self._answer)
         except ValueError:
-            self.result = {"error": f"The survey ended with {code} and said nothing."}
+            self.result = {"error": f"The survey ended with exit code {code} and no output."}
 
 
 class FileWatch:
-    """Says whether any of some files and folders changed: by number, size and time of change, one stat(2) each."""
+    """Reports changed files and folders by inode, size and modification time, one stat(2) each."""
 
     def __init__(self) -> None:
         self._paths: tuple[str, ...] = ()
         self._seen: dict[str, tuple[int, ...]] = {}
 
     def watch(self, paths: Iterable[str]) -> None:
-        """Watch these instead, from now on."""
+        """Watch these paths instead, from now on."""
         self._paths = tuple(paths)
         self._seen = self._look()
 
     def changed(self) -> list[str]:
-        """Those that changed since the last call, appeared or went away."""
+        """The paths that changed, appeared or disappeared since the last call."""
         now, before = self._look(), self._seen
         self._seen = now
         return [path for path in self._paths if now.get(path) != before.get(path)]
@@ -109,29 +97,22 @@ class FileWatch:
         return seen
 
 
-# Nothing else may have told of a change: an upgrade in place, a folder that is a link.
+# For changes that the file watch misses: an upgrade in place, a folder that is a link.
 _EVERY_S = 6 * 3600.0
-# New traffic changes use and may show drift; answers are many and recommendations few.
+# New traffic changes use and may show drift.
 _AFTER_TRAFFIC_S = 1800.0
-# A survey that failed: a full disk, a database that is away.
+# After a failed survey: a full disk, an unreachable database.
 _AGAIN_S = 300.0
 
 
 class Outlook:
-    """The last survey's answer, and the next one.
-
-    Args:
-        memory: Tells a survey what was spent in vain; told which models there are.
-        clock: Time.
-        config: The file of ``--config``.
-        selector: The loop's.
-        event: Told what was seen, one sentence each.
+    """The answer of the last survey, and when to run the next one.
 
     Attributes:
         items: Steps worth their time, best first.
         later: Cell → why it is not among them, in words.
         later_reasons: Cell → the same as a `LaterReason`.
-        notes: What kept models out, and what was not understood in the database.
+        notes: One sentence for each missing backend and each database row that was not understood.
         trouble: Why the last survey failed; empty if it did not.
     """
 
@@ -163,25 +144,25 @@ class Outlook:
         return self._survey is not None
 
     def traffic_came(self) -> None:
-        """Somebody was served: use has changed."""
+        """A request was served: use has changed."""
         self._traffic = True
 
     def expire(self) -> None:
-        """A step has ended: what was worth measuring may be so no more."""
+        """A step has ended: the items may not be worth measuring any more."""
         self.items = []
         self._look_at_s = self._clock.monotonic()
 
     def next_in_s(self) -> float:
-        """Seconds until a cell that only waits may be tried."""
+        """Seconds until a failed cell may be tried again."""
         return 1e9 if self._next_at is None else max(1.0, self._next_at - self._clock.wall())
 
     def due(self) -> bool:
-        """True if it is time to look again."""
+        """True if it is time for a survey."""
         now_s = self._clock.monotonic()
         if changed := self._files.changed():
             more = f", and {len(changed) - 1} more" if changed[1:] else ""
             self._event(f"{changed[0]} changed{more}.")
-            # Stays due until a survey was taken: the daemon may have to wait with it.
+            # Stays due until a survey ran: the daemon may have to wait.
             self._look_at_s = now_s
         after_traffic = self._traffic and now_s - self._looked_s > _AFTER_TRAFFIC_S
         waited = self._next_at is not None and self._clock.wall() >= self._next_at
@@ -197,14 +178,10 @@ class Outlook:
         try:
             self._survey = SurveyRun(asked, self._config, self._selector)
         except OSError as error:
-            self._failed(f"No survey can be started: {error.strerror or error}.")
+            self._failed(f"The survey could not be started: {error.strerror or error}.")
 
     def take(self) -> Settings | None:
-        """Take over the answer of a survey that has ended.
-
-        Returns:
-            The settings as they are now, or ``None`` where no survey has ended or the config file is wrong.
-        """
+        """Take over a finished survey; returns the settings as they are now, ``None`` if it runs or they are wrong."""
         if self._survey is None or self._survey.result is None:
             return None
         result, self._survey = self._survey.result, None
@@ -215,11 +192,11 @@ class Outlook:
         try:
             return load_settings(self._config)
         except AutospecError as error:
-            self._event(f"The settings stay as they were: {error.message}")
+            self._event(f"The settings stay unchanged: {error.message}")
             return None
 
     def close(self) -> None:
-        """End a survey that runs."""
+        """End a running survey."""
         if self._survey is not None:
             self._survey.stop()
             self._survey = None

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autospec.formats import log_percent
 from autospec.measure.launch_scatter import ASSUMED_SD, LaunchScatter
 from autospec.measure.log_ratios import Control, LogRatio, by_prompt, control, prompt_medians
 from autospec.measure.statistics import (
@@ -381,7 +382,12 @@ def _judge(view: _View, rule: Rule, *, last: bool) -> tuple[Verdict, bool, Estim
     threshold = math.log1p(rule.threshold)
     first = view.estimates[0]
     if view.looks_done == 0:
-        return Verdict.UNDECIDED, False, first, f"first round not complete; so far {_percent(first.center)}"
+        return (
+            Verdict.UNDECIDED,
+            False,
+            first,
+            f"first round not complete; so far {log_percent(first.center)}",
+        )
     above = next((e for e in view.estimates if e.low > threshold), None)
     below = next((e for e in view.estimates if e.high < threshold), None)
     # If most prompts gain a little and a few lose much, or a few gain much, the mean decides.
@@ -392,7 +398,7 @@ def _judge(view: _View, rule: Rule, *, last: bool) -> tuple[Verdict, bool, Estim
         faster = sum(m > 0.0 for m in view.medians)
         reason = (
             f"{_gain(above)} over all, but it rests on few prompts: {faster} of {len(view.medians)} are faster, "
-            f"the prompts gain {_percent(min(view.medians))} to {_percent(max(view.medians))}"
+            f"the prompts gain {log_percent(min(view.medians))} to {log_percent(max(view.medians))}"
         )
         # Further rounds would repeat the same prompts and add none.
         return Verdict.UNDECIDED, last or view.settled, above, reason
@@ -418,13 +424,9 @@ def _gain(estimate: Estimate) -> str:
     span = (
         "too few pairs for an interval"
         if unbounded
-        else f"{_percent(estimate.low)} to {_percent(estimate.high)}"
+        else f"{log_percent(estimate.low)} to {log_percent(estimate.high)}"
     )
-    return f"{_percent(estimate.center)} ({span})"
-
-
-def _percent(log_ratio: float) -> str:
-    return f"{100.0 * math.expm1(log_ratio):+.1f} %"
+    return f"{log_percent(estimate.center)} ({span})"
 
 
 def _plain(fraction: float) -> str:

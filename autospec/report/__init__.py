@@ -1,1 +1,1 @@
-"""What was found out, for people and for other programs: tables, texts, server configurations, exports."""
+"""Results for people and for other programs: tables, texts, server configurations, exports."""

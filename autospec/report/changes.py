@@ -1,12 +1,6 @@
-"""What changed between two states of knowledge, as far as anybody has to act on it. Pure.
+"""Which recommendations changed, and the user's hook (setting ``on_change``) that is told.
 
-A cell of which more was measured without another answer is no change: the event stream and the hook are quiet then.
-
-Run the user's hook (setting ``on_change``) with what changed on its stdin.
-
-It is run as it is written, without a shell, in a session of its own, and never waited for beyond its time: a hook that hangs
-is ended with all that it started. What it says is kept in parts for the log; how it ends is reported and nothing is raised,
-because a broken hook must not stop the daemon.
+More measurements with the same answer are no change: the event stream and the hook stay quiet then.
 """
 
 from __future__ import annotations
@@ -33,7 +27,7 @@ _SCHEMA = 1
 
 
 class ChangeKind(StrEnum):
-    """What is another; the first that applies."""
+    """What changed; the first that applies."""
 
     NEW = "new"
     GONE = "gone"
@@ -44,14 +38,7 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One cell's change.
-
-    Attributes:
-        kind: What is another.
-        hardware_id: Of the machine that it is for.
-        before: What was recommended; ``None`` for a new one.
-        after: What is; ``None`` for one that is gone.
-    """
+    """One cell's change: `before` is ``None`` for a new recommendation, `after` for one that is gone."""
 
     kind: ChangeKind
     hardware_id: str
@@ -60,21 +47,21 @@ class Change:
 
     @property
     def subject(self) -> Recommendation:
-        """The recommendation that tells model, prompt type and backend."""
+        """The recommendation with model, prompt type and backend."""
         subject = self.after or self.before
         assert subject is not None
         return subject
 
     @property
     def sentence(self) -> str:
-        """For people, e.g. in a notification."""
+        """The change in words, e.g. for a notification."""
         r = self.subject
         what = f"{r.model}, {r.prompt_type or 'any prompt'}, {r.backend}"
         match self.kind:
             case ChangeKind.NEW:
                 return f"{what}: {r.drafting.label} ({r.verdict}, {r.status})."
             case ChangeKind.GONE:
-                return f"{what}: nothing is recommended any more."
+                return f"{what}: there is no recommendation any more."
             case _:
                 assert self.before is not None
                 pairs = {
@@ -101,9 +88,9 @@ class Change:
 
 
 def changes(old: Iterable[StoredRecommendation], new: Iterable[StoredRecommendation]) -> tuple[Change, ...]:
-    """What changed, in the order of the new ones; those that are gone come last.
+    """What changed, in the order of `new`; those that are gone come last.
 
-    Of one machine, model, backend and prompt type the one counts that `recommend` would answer with.
+    Of one machine, model, backend and prompt type, the recommendation counts that `recommend` would answer with.
     """
     before, after = _by_cell(old), _by_cell(new)
     found = []
@@ -123,7 +110,7 @@ def changes_document(found: Sequence[Change], at: str) -> dict[str, Any]:
 
     Args:
         found: At least one change.
-        at: When, ISO 8601, UTC.
+        at: Time, ISO 8601, UTC.
     """
     return {
         "schema": _SCHEMA,
@@ -149,10 +136,10 @@ def _kind(before: Recommendation, after: Recommendation) -> ChangeKind | None:
     return ChangeKind.STATUS if before.status != after.status else None
 
 
-# Enough to restart a server or send a message; what takes longer belongs into the background (`… &` in a script).
+# Enough to restart a server or send a message; a longer task belongs in the background (`… &` in a script).
 HOOK_TIMEOUT_S: Final = 30.0
 _TAIL_BYTES: Final = 4096
-# They are the daemon's: a hook that had them could speak to systemd in its name.
+# With these a hook could report to systemd as the daemon.
 _NOT_PASSED_ON: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
@@ -161,9 +148,9 @@ class HookOutcome:
     """How a hook ended.
 
     Attributes:
-        ok: True if it ended with 0.
+        ok: True if it exited with 0.
         sentence: What to log.
-        said: The end of what it printed.
+        said: The end of its output.
         seconds: How long it took.
     """
 
@@ -180,17 +167,19 @@ def run_hook(
     timeout_s: float = HOOK_TIMEOUT_S,
     environ: Mapping[str, str] | None = None,
 ) -> HookOutcome:
-    """Run it to its end. Blocking: an event loop calls it in a thread.
+    """Run the hook to its end, without a shell and in its own session. Blocking; an event loop calls it in a thread.
+
+    A hook that runs too long is killed with its children. Nothing is raised, because a broken hook must not stop the daemon.
 
     Args:
         command: The words of ``on_change``; at least one.
-        document: `autospec.report.changes.changes_document`.
-        timeout_s: After so long it is ended.
-        environ: Its environment; the process's own by default.
+        document: From `changes_document`.
+        timeout_s: Longest run.
+        environ: Its environment; by default that of the process.
     """
     environ = os.environ if environ is None else environ
     began = time.monotonic()
-    # A file and not a pipe: what a hook leaves running in the background would hold a pipe open.
+    # A file, not a pipe: a background process of the hook would keep a pipe open.
     with tempfile.TemporaryFile() as output:
         try:
             hook = subprocess.Popen(
@@ -211,7 +200,7 @@ def run_hook(
                 with suppress(ProcessLookupError):
                     os.killpg(hook.pid, signal.SIGKILL)
                 hook.wait()
-                how = f"was ended after {timeout_s:g} s"
+                how = f"was killed after {timeout_s:g} s"
         seconds = time.monotonic() - began
         return HookOutcome(
             ok=hook.returncode == 0,
@@ -222,7 +211,7 @@ def run_hook(
 
 
 def _how(code: int) -> str:
-    return f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def _tail(output: BinaryIO) -> str:

@@ -1,19 +1,15 @@
-"""Why a recommendation is what it is: figures from the stored measurements, and sentences made of them. Pure.
+"""Explains a recommendation: figures from the stored measurements, and sentences made of them. Pure.
 
-What speculation costs and yields follows from counts. Every pass of the main model yields the proposals that it
-accepts and one token of its own, so that ``passes = generated - accepted``. With `tokens per pass` T, proposals per
-pass d and the cost of a pass C in tokens' time without drafting, generation is T ÷ C times as fast, T = 1 + a·d for
-the acceptance a, and the break-even acceptance at this d is (C - 1) ÷ d. It treats C as fixed by d, which it is as far
-as verifying costs the same whatever is accepted.
-
-What prediction knew, for `explain`: acceptance by position, cost curve, break-even, expected against measured. Pure.
+The cost and yield of speculation follow from counts. Every pass of the main model yields the accepted proposals and one
+token of its own, so ``passes = generated - accepted``. With T tokens per pass, d proposals per pass and a pass that costs as
+much time as C tokens without drafting, generation is T ÷ C times as fast. T = 1 + a·d for the acceptance a, so the break-even
+acceptance at this d is (C - 1) ÷ d. This takes C as fixed by d, which holds if verifying costs the same whatever is accepted.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -22,145 +18,24 @@ from typing import Any
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting
 from autospec.formats import bounded, likely_words, percent, ruled_out_because
+from autospec.measure.log_ratios import by_prompt, of_pairs
 from autospec.measure.measurements import Measurement, Pair
 from autospec.recommendations import LIKELY, Recommendation, Verdict
 from autospec.report.studies import TrialSummary
 
-__all__ = ["Explanation", "explain", "forecast_sentences", "machine_sentences"]
+__all__ = ["Explanation", "explain"]
 
-
-# Places of a draft and sizes of a batch that are worth a number in a sentence.
-_PLACES = (1, 2, 4, 8, 16, 24)
-# A share of its bytes by which twice the tokens cost more: above it, verifying is no longer bound by reading weights.
-_NEARLY_FREE = 0.10
-
-
-def forecast_sentences(r: Recommendation, figures: dict[str, Any]) -> list[str]:
-    """What was predicted of the drafting that was tried, and of those that were never launched.
-
-    Args:
-        r: The recommendation; its evidence holds what `autospec.tuning.forecast` wrote.
-        figures: Gets the entry ``prediction``, as it stands in the evidence.
-    """
-    prediction = r.evidence.get("prediction")
-    if not isinstance(prediction, Mapping):
-        return []
-    figures["prediction"] = dict(prediction)
-    lines = []
-    if "expected" in prediction:
-        lines += [_expected(r, prediction), *_by_position(prediction), *_curve(prediction)]
-    lines += [*map(_checked, prediction.get("checks", ()))]
-    lines += [*map(_ruled_out, prediction.get("ruled_out", ()))]
-    return lines
-
-
-def machine_sentences(
-    r: Recommendation, figures: dict[str, Any], model: Model | None, fast_tps: float
-) -> list[str]:
-    """The founding record's reasons in this machine's numbers: bandwidth, experts, how fast it was already.
-
-    Args:
-        r: The recommendation.
-        figures: What is known already; gets ``bandwidth_bytes_per_s``.
-        model: The main model's metadata; ``None`` where it is not here.
-        fast_tps: Tokens per second above which a main model leaves little to gain.
-    """
-    lines = []
-    prediction = figures.get("prediction", {})
-    token_ms = figures.get("ms_per_token_off") or prediction.get("token_ms")
-    if model is not None and token_ms:
-        speed = model.bytes_per_token / (token_ms / 1000.0)
-        figures["bandwidth_bytes_per_s"] = round(speed)
-        kind = (
-            f"a mixture of experts that reads {model.active_experts} of {model.experts} experts for a token"
-            if model.is_moe
-            else "a dense model that reads all its weights for every token"
-        )
-        lines.append(
-            f"It is {kind}: {model.bytes_per_token / 1e9:.2f} GB in {token_ms:.1f} ms, which is {speed / 1e9:.1f} GB/s."
-            + (
-                " Tokens verified together read more experts, which makes proposals dearer than in a dense model."
-                if model.is_moe
-                else ""
-            )
-        )
-    elif r.evidence.get("about"):
-        lines.append(f"The model: {r.evidence['about']}.")
-    if r.baseline_tps and r.baseline_tps > fast_tps and r.verdict != "enable":
-        lines.append(
-            f"At {r.baseline_tps:.0f} tok/s a token takes {1000 / r.baseline_tps:.0f} ms without drafting: proposing and"
-            " verifying must be paid out of that. Drafting tends to help models that are slower."
-        )
-    return lines
-
-
-def _expected(r: Recommendation, prediction: Mapping[str, Any]) -> str:
-    low, high = prediction["interval"]
-    text = f"Predicted on the tune prompts: {percent(prediction['expected'])} ({percent(low)} to {percent(high)})"
-    if r.speedup is not None:
-        text += f"; measured on the others: {percent(r.speedup)}"
-    return f"{text}."
-
-
-def _by_position(prediction: Mapping[str, Any]) -> list[str]:
-    places: Sequence[float] = prediction.get("acceptance_by_position") or ()
-    if not places:
-        return []
-    shown = ", ".join(f"{k}: {places[k - 1]:.0%}" for k in _PLACES if k <= len(places))
-    return [f"Cycles in which the proposal at each place was accepted: {shown}."]
-
-
-def _curve(prediction: Mapping[str, Any]) -> list[str]:
-    verify: Sequence[float] = prediction.get("verify_ms") or ()
-    token_ms = prediction.get("token_ms")
-    if len(verify) < 2 or not token_ms:
-        return []
-    shown = ", ".join(f"{k}: {verify[k]:.1f} ms" for k in (0, *_PLACES) if k < len(verify))
-    both = " in both models" if prediction.get("step_ms") else ""
-    text = f"A token alone takes {token_ms:.1f} ms; verifying so many proposals{both}: {shown}"
-    if step := prediction.get("step_ms"):
-        text += f"; the draft takes {step:.1f} ms for each"
-    rise = verify[1] / verify[0] - 1.0 if verify[0] else 0.0
-    bound = (
-        "One more token in a batch is nearly free here, as in a model that waits for its weights."
-        if rise < _NEARLY_FREE
-        else f"The first proposal alone adds {rise:.0%} to a pass: computing counts here, not only reading weights."
-    )
-    even = prediction.get("break_even")
-    lines = [f"{text}.", bound]
-    if refused := prediction.get("not_corrected"):
-        lines.append(str(refused))
-    if even is not None and even <= 1:
-        lines.append(f"With {len(verify) - 1} proposals a pass, it breaks even at {even:.0%} accepted.")
-    elif even is not None:
-        lines.append(f"With {len(verify) - 1} proposals a pass, it could not pay if all were accepted.")
-    return lines
-
-
-def _checked(check: Mapping[str, Any]) -> str:
-    drafting = Drafting.understood(dict(check["drafting"]))
-    label = "an unknown mode" if drafting is None else drafting.label
-    text = f"Launched {label}: predicted {check['predicted']:.2f}×, measured {check['measured']:.2f}×"
-    return f"{text}." if check["agrees"] else f"{text}; prediction was not trusted for it after that."
-
-
-def _ruled_out(found: Mapping[str, Any]) -> str:
-    name = PurePath(str(found["arm"])).name
-    best_case = f"best case {percent(found['best_case'])} ({found['prompt_type']})"
-    return f"Never launched: {name}; {best_case}, {ruled_out_because(found)}."
-
-
-# The founding record's rule of thumb: above this, a main model leaves little to gain.
+# Rule of thumb of the reference benchmark: a faster main model leaves little to gain.
 _FAST_TPS = 30.0
 _RUNNERS_UP = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What can be said.
+    """What can be said about a recommendation.
 
     Attributes:
-        recommendation: Of what.
+        recommendation: The recommendation.
         figures: Everything measured, JSON values; a figure that cannot be derived is missing.
         sentences: The same in words, most important first.
     """
@@ -180,10 +55,10 @@ def explain(
     """Put everything that is known about one recommendation into words.
 
     Args:
-        recommendation: Of what.
-        pairs: The proof's pairs of the drafting that it is about; empty for records.
-        trials: The study's trials, or none.
-        model: The main model's metadata; ``None`` where its files are not here.
+        recommendation: The recommendation.
+        pairs: The proof's pairs of its drafting; empty for records.
+        trials: The study's trials.
+        model: The main model's metadata; ``None`` if its files are not on this machine.
     """
     r = recommendation
     figures: dict[str, Any] = {}
@@ -192,38 +67,40 @@ def explain(
     if pairs:
         sentences += _from_pairs(pairs, figures)
     sentences += _recorded_runs(r)
-    sentences += forecast_sentences(r, figures)
+    sentences += _forecast(r, figures)
     sentences += _launch_scatter(r, figures)
     sentences += _idle_draft(r, figures)
-    sentences += machine_sentences(r, figures, model, _FAST_TPS)
+    sentences += _machine(r, figures, model)
     sentences += _runners_up(r, trials, figures)
     return Explanation(r, figures, tuple(sentences))
 
 
 def _overall(r: Recommendation) -> list[str]:
-    kind = "any kind of prompt" if r.prompt_type is None else f"{r.prompt_type} prompts"
+    kind = "any prompt" if r.prompt_type is None else f"{r.prompt_type} prompts"
     lines = [
         f"{r.verdict.capitalize()}: {r.model} on {r.backend} {r.backend_build}, {kind}. {_sentence(r.reason)}"
     ]
     if r.verdict is Verdict.UNDECIDED:
-        lines.append("Undecided runs as off: a wrong drafting would cost more than a missed one.")
+        lines.append("While undecided, drafting stays off: wrong drafting costs more than a missed gain.")
     if likely := likely_words(r):
         chance = r.evidence[LIKELY].get("chance")
         known = (
-            f": the chance that it gains enough is {chance:.1%}" if isinstance(chance, int | float) else ""
+            f"; the probability of a sufficient gain is {chance:.1%}"
+            if isinstance(chance, int | float)
+            else ""
         )
         lines.append(f"{r.tried.label} is {likely}{known}.")
-    # The reason of a record's verdict has its speeds already.
+    # The reason of a record's verdict already contains the speeds.
     if r.baseline_tps and r.drafting_tps and r.speedup and "unpaired" not in r.evidence:
         text = (
-            f"Off gives {r.baseline_tps:.1f} tok/s, {r.tried.label} gives {r.drafting_tps:.1f} tok/s:"
+            f"Without drafting {r.baseline_tps:.1f} tok/s, with {r.tried.label} {r.drafting_tps:.1f} tok/s:"
             f" {percent(r.speedup)}"
         )
         if interval := bounded(r.speedup_ci):
             text += f" ({percent(interval[0])} to {percent(interval[1])})"
         lines.append(f"{text}{f', from {r.pairs} pairs' if r.pairs else ''}.")
     if r.acceptance is not None:
-        lines.append(f"The main model accepted {r.acceptance:.0%} of the tokens proposed.")
+        lines.append(f"The main model accepted {r.acceptance:.0%} of the proposed tokens.")
     return lines
 
 
@@ -238,14 +115,14 @@ def _from_pairs(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
 
 
 _SOURCES = {
-    "traffic": "as the proxy has seen them",
-    "suite": "as the suite states them",
-    "measured": "as they were measured",
+    "traffic": "like the proxy's traffic",
+    "suite": "as the suite defines them",
+    "measured": "as measured",
 }
 
 
 def _request(r: Recommendation, figures: dict[str, Any]) -> list[str]:
-    """The request that the speeds are of, and what another one would get."""
+    """The request that the speeds are of, and the gain of other requests."""
     request, measured, generation = (
         r.evidence.get(key) for key in ("request", "measured_speedup", "decode_speedup")
     )
@@ -253,20 +130,18 @@ def _request(r: Recommendation, figures: dict[str, Any]) -> list[str]:
         return []
     figures |= {"request": request, "measured_speedup": measured, "decode_speedup": generation}
     cached = request["cached_share"]
-    of_prompt = f" ({cached:.0%} of the prompt is taken to be cached)" if cached else ""
+    of_prompt = f" ({cached:.0%} of the prompt is assumed to be cached)" if cached else ""
     lines = [
         (
-            f"These are speeds of requests with {request['prompt_tokens']:.0f} prompt tokens to compute{of_prompt} and"
-            f" {request['answer_tokens']:.0f} tokens of answer, {_SOURCES[request['source']]}: {percent(r.speedup)}."
-            f" Generation alone: {percent(generation)}. The short requests that were measured, with nothing cached:"
+            f"The gain of {percent(r.speedup)} is for requests with {request['prompt_tokens']:.0f} prompt tokens to"
+            f" process{of_prompt} and {request['answer_tokens']:.0f} answer tokens, {_SOURCES[request['source']]}."
+            f" Token generation alone: {percent(generation)}. The short measured requests, with nothing cached:"
             f" {percent(measured)}."
         )
     ]
     ratios = (r.speedup, measured, generation)
     if min(ratios) < 1.0 < max(ratios):
-        lines.append(
-            "Whether drafting is faster depends on the request: on how long its answer is, and its prompt."
-        )
+        lines.append("Whether drafting is faster depends on the lengths of the prompt and the answer.")
     return lines
 
 
@@ -297,14 +172,15 @@ def _generation(
         "break_even_acceptance": round(break_even, 4),
     }
     lines.append(
-        f"A pass of the main model verified {proposals:.1f} proposals and yielded {per_pass:.2f} tokens instead of 1,"
-        f" and cost with its proposals as much time as {cost:.2f} tokens without drafting."
+        f"A pass of the main model verified {proposals:.1f} proposals and yielded {per_pass:.2f} tokens instead of 1."
+        f" With its proposals it took as much time as {cost:.2f} tokens without drafting."
     )
     if break_even > 1:
         lines.append("At that cost it would be slower even if every proposal were accepted.")
     elif break_even > 0:
         lines.append(
-            f"It breaks even at about {break_even:.0%} accepted with as many proposals; {accepted / proposed:.0%} were."
+            f"With this many proposals it breaks even at an acceptance rate of about {break_even:.0%};"
+            f" {accepted / proposed:.0%} were accepted."
         )
     return lines
 
@@ -320,17 +196,15 @@ def _prompt_processing(
     tokens = statistics.fmean(m.prompt_tokens for m in off)
     return [
         (
-            f"Processing a prompt ({tokens:.0f} tokens on average) took {without:.0f} ms without drafting and"
-            f" {with_:.0f} ms with it ({percent(with_ / without)} of time); both are in the speeds above."
+            f"Prompt processing ({tokens:.0f} tokens on average) took {without:.0f} ms without drafting and"
+            f" {with_:.0f} ms with it ({percent(with_ / without)} time); the speeds above include it."
         )
     ]
 
 
 def _spread(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
-    by_prompt: dict[str, list[float]] = defaultdict(list)
-    for pair in pairs:
-        by_prompt[pair.drafted.prompt_id].append(pair.log_ratio)
-    medians = {p: math.exp(statistics.median(v)) for p, v in by_prompt.items()}
+    values = by_prompt(of_pairs(pairs, lambda pair: pair.log_ratio))
+    medians = {prompt: math.exp(statistics.median(own)) for prompt, own in values.items()}
     figures["prompts"] = {p: round(v, 4) for p, v in medians.items()}
     if len(medians) < 2:
         return []
@@ -348,17 +222,17 @@ def _lossless(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
     same = sum(p.same_text for p in pairs)
     figures |= {"pairs": len(pairs), "same_text": same}
     if same == len(pairs):
-        return [f"All {same} answers were the same text with and without drafting."]
+        return [f"All {same} answers were identical with and without drafting."]
     return [
         (
-            f"{len(pairs) - same} of {len(pairs)} answers were not the same text with and without drafting:"
-            " verifying in batches rounds differently, and greedy choices between near-equals can flip."
+            f"{len(pairs) - same} of {len(pairs)} answers differed with and without drafting: verifying in batches"
+            " rounds differently, which can change a greedy choice between nearly equal tokens."
         )
     ]
 
 
 def _idle_draft(r: Recommendation, figures: dict[str, Any]) -> list[str]:
-    """What a draft costs that is loaded and not used, where drafting goes with the request."""
+    """The cost of a loaded but unused draft model, if drafting can be set per request."""
     idle = r.evidence.get("idle_draft")
     if not isinstance(idle, dict):
         return []
@@ -367,15 +241,15 @@ def _idle_draft(r: Recommendation, figures: dict[str, Any]) -> list[str]:
     pairs = f"{idle['pairs']} pair{'s' if idle['pairs'] != 1 else ''}"
     return [
         (
-            f"With the draft loaded and no token drafted, whole requests ran at {percent(idle['ratio'])}{between}"
-            f" against a process without a draft, from {pairs}: off means without a draft, and every verdict is against"
-            " that."
+            f"Keeping the draft model loaded but unused changes the speed of whole requests by"
+            f" {percent(idle['ratio'])}{between} compared with no draft model, from {pairs}. Every verdict compares with"
+            " no draft model."
         )
     ]
 
 
 def _launch_scatter(r: Recommendation, figures: dict[str, Any]) -> list[str]:
-    """What the verdict took launches of one server to differ by."""
+    """How much launches of one server differ, according to the verdict."""
     counted = r.evidence.get("launch_scatter")
     if not isinstance(counted, dict) or "sd" not in counted:
         return []
@@ -384,14 +258,14 @@ def _launch_scatter(r: Recommendation, figures: dict[str, Any]) -> list[str]:
     if counted.get("assumed"):
         return [
             (
-                f"The verdict takes launches of this server to differ by {by}: too few have been compared on this"
-                " machine to know it, and each tune compares some."
+                f"The verdict assumes that launches of this server differ by {by}: too few have been compared on this"
+                " machine. Each tune compares some."
             )
         ]
     return [
         (
-            f"The verdict takes launches of this server to differ by {by} (standard deviation), as comparisons of"
-            f" launches on this machine say; {counted['freedom']:.0f} degrees of freedom."
+            f"Launches of this server differ by {by} (standard deviation, {counted['freedom']:.0f} degrees of freedom),"
+            " measured on this machine; the verdict allows for it."
         )
     ]
 
@@ -405,8 +279,14 @@ def _recorded_runs(r: Recommendation) -> list[str]:
         speeds = ", ".join(f"{v:.1f}" for v in run["runs_tps"])
         gain = f" ({percent(run['speedup'])})" if "speedup" in run else ""
         drafting = Drafting.understood(run["drafting"])
-        label = "an unknown mode" if drafting is None else drafting.label
-        lines.append(f"Recorded with {label}: {speeds} tok/s{gain}.")
+        how = (
+            "with an unknown mode"
+            if drafting is None
+            else "without drafting"
+            if drafting.is_off
+            else f"with {drafting.label}"
+        )
+        lines.append(f"Recorded {how}: {speeds} tok/s{gain}.")
     return [*lines, *map(_sentence, r.evidence.get("notes", ()))]
 
 
@@ -437,11 +317,11 @@ def _runners_up(r: Recommendation, trials: Sequence[TrialSummary], figures: dict
     lines = []
     for drafting, p in also:
         gain = "" if p["speedup"] is None else f", {percent(p['speedup'])}{_between(p['speedup_ci'])}"
-        lines.append(f"Proved as well, on the same prompts: {drafting.label}{gain}, {p['verdict']}.")
+        lines.append(f"Also in the proof, on the same prompts: {drafting.label}{gain}, {p['verdict']}.")
     if others:
         best = "; ".join(f"{d.label} {percent(v)}" for d, v in list(others.items())[:_RUNNERS_UP])
         lines.append(
-            f"The search tried {len(ranked)} draftings on other prompts. Next after this one: {best}."
+            f"The search tried {len(ranked)} configurations on other prompts. The next best: {best}."
         )
     lines += [f"{label} could not be used: {_sentence(reason)}" for label, reason in failed.items()]
     return lines
@@ -455,3 +335,112 @@ def _between(interval: tuple[float, float] | None) -> str:
 def _sentence(text: str) -> str:
     text = text.strip()
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+# Positions of a draft, and batch sizes, that a sentence shows.
+_PLACES = (1, 2, 4, 8, 16, 24)
+# If a second token in a batch costs less than this share more, reading weights limits the speed.
+_NEARLY_FREE = 0.10
+
+
+def _forecast(r: Recommendation, figures: dict[str, Any]) -> list[str]:
+    """What was predicted for the measured drafting and for those never launched; adds ``prediction`` to `figures`."""
+    prediction = r.evidence.get("prediction")
+    if not isinstance(prediction, Mapping):
+        return []
+    figures["prediction"] = dict(prediction)
+    lines = []
+    if "expected" in prediction:
+        lines += [_expected(r, prediction), *_by_position(prediction), *_curve(prediction)]
+    lines += [*map(_checked, prediction.get("checks", ()))]
+    lines += [*map(_ruled_out, prediction.get("ruled_out", ()))]
+    return lines
+
+
+def _machine(r: Recommendation, figures: dict[str, Any], model: Model | None) -> list[str]:
+    """What the bandwidth, the experts and the speed without drafting say; adds ``bandwidth_bytes_per_s`` to `figures`."""
+    lines = []
+    prediction = figures.get("prediction", {})
+    token_ms = figures.get("ms_per_token_off") or prediction.get("token_ms")
+    if model is not None and token_ms:
+        speed = model.bytes_per_token / (token_ms / 1000.0)
+        figures["bandwidth_bytes_per_s"] = round(speed)
+        kind = (
+            f"a mixture of experts that reads {model.active_experts} of {model.experts} experts per token"
+            if model.is_moe
+            else "a dense model that reads all its weights for every token"
+        )
+        lines.append(
+            f"{model.name} is {kind}: {model.bytes_per_token / 1e9:.2f} GB in {token_ms:.1f} ms, or {speed / 1e9:.1f} GB/s."
+            + (
+                " Tokens that are verified together read more experts, so proposals cost more than in a dense model."
+                if model.is_moe
+                else ""
+            )
+        )
+    elif r.evidence.get("about"):
+        lines.append(f"The model: {r.evidence['about']}.")
+    if r.baseline_tps and r.baseline_tps > _FAST_TPS and r.verdict != "enable":
+        lines.append(
+            f"Without drafting a token takes only {1000 / r.baseline_tps:.0f} ms ({r.baseline_tps:.0f} tok/s), which leaves"
+            " little time for proposing and verifying. Drafting tends to help slower models."
+        )
+    return lines
+
+
+def _expected(r: Recommendation, prediction: Mapping[str, Any]) -> str:
+    low, high = prediction["interval"]
+    text = f"Predicted from the search prompts: {percent(prediction['expected'])} ({percent(low)} to {percent(high)})"
+    if r.speedup is not None:
+        text += f"; measured on the proof prompts: {percent(r.speedup)}"
+    return f"{text}."
+
+
+def _by_position(prediction: Mapping[str, Any]) -> list[str]:
+    places: Sequence[float] = prediction.get("acceptance_by_position") or ()
+    if not places:
+        return []
+    shown = ", ".join(f"{k}: {places[k - 1]:.0%}" for k in _PLACES if k <= len(places))
+    return [f"Share of passes that accepted the proposal at each position: {shown}."]
+
+
+def _curve(prediction: Mapping[str, Any]) -> list[str]:
+    verify: Sequence[float] = prediction.get("verify_ms") or ()
+    token_ms = prediction.get("token_ms")
+    if len(verify) < 2 or not token_ms:
+        return []
+    shown = ", ".join(f"{k}: {verify[k]:.1f} ms" for k in (0, *_PLACES) if k < len(verify))
+    both = " in both models" if prediction.get("step_ms") else ""
+    text = f"One token alone takes {token_ms:.1f} ms. Verifying this many proposals takes{both}: {shown}"
+    if step := prediction.get("step_ms"):
+        text += f". The draft model takes {step:.1f} ms per proposal"
+    rise = verify[1] / verify[0] - 1.0 if verify[0] else 0.0
+    bound = (
+        "One more token in a batch is nearly free here: reading the weights limits the speed."
+        if rise < _NEARLY_FREE
+        else f"The first proposal adds {rise:.0%} to a pass: computing limits the speed here, not only reading the weights."
+    )
+    even = prediction.get("break_even")
+    lines = [f"{text}.", bound]
+    if refused := prediction.get("not_corrected"):
+        lines.append(str(refused))
+    if even is not None and even <= 1:
+        lines.append(
+            f"With {len(verify) - 1} proposals per pass it breaks even at an acceptance rate of {even:.0%}."
+        )
+    elif even is not None:
+        lines.append(f"With {len(verify) - 1} proposals per pass it would not pay even if all were accepted.")
+    return lines
+
+
+def _checked(check: Mapping[str, Any]) -> str:
+    drafting = Drafting.understood(dict(check["drafting"]))
+    label = "an unknown mode" if drafting is None else drafting.label
+    text = f"Launched {label}: predicted {check['predicted']:.2f}×, measured {check['measured']:.2f}×"
+    return f"{text}." if check["agrees"] else f"{text}; after that its predictions were not used."
+
+
+def _ruled_out(found: Mapping[str, Any]) -> str:
+    name = PurePath(str(found["arm"])).name
+    best_case = f"best case {percent(found['best_case'])} ({found['prompt_type']})"
+    return f"Never launched: {name}; {best_case}, {ruled_out_because(found)}."

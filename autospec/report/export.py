@@ -1,8 +1,7 @@
-"""Exports: everything that one storage knows, as one JSON document that another machine can import.
+"""Exports: the content of one database as a JSON document that another machine can import.
 
-No prompt and no answer is in it, and the home folder's name is not. Imported recommendations have the status
-`imported` and keys of their own: what was measured here is never replaced by what comes from elsewhere, and the
-measurements never count in a proof.
+It contains no prompt, no answer and not the name of the home folder. Imported recommendations get the status `imported` and
+keys of their own, so they never replace local results, and imported measurements never count in a proof.
 """
 
 from __future__ import annotations
@@ -33,13 +32,7 @@ _PREFIX = "i-"
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What an import brings in, under the keys that it will be stored with.
-
-    Attributes:
-        recommendations: Those that were understood.
-        measurements: The same.
-        unread: One sentence about what was not; empty where everything was.
-    """
+    """What an import adds, under its new keys; `unread` is one sentence about entries that were not understood."""
 
     recommendations: tuple[StoredRecommendation, ...]
     measurements: tuple[Measurement, ...] = ()
@@ -48,13 +41,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import changed.
-
-    Attributes:
-        recommendations: Recommendations that are new or differ from what was known.
-        known: Recommendations that were known already.
-        measurements: Measurements that are new.
-    """
+    """What an import changed: new or changed recommendations, those already known, and new measurements."""
 
     recommendations: int
     known: int
@@ -89,10 +76,10 @@ def export_document(
 
 
 def read_export(path: Path) -> Export:
-    """Read an export. Entries that this version does not understand are left out, and counted.
+    """Read an export. Entries that this version does not understand are skipped and counted.
 
     Raises:
-        StudyFileError: It cannot be read or is no export; the sentence says what is wrong.
+        StudyFileError: The file cannot be read or is no export.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -102,12 +89,12 @@ def read_export(path: Path) -> Export:
         raise StudyFileError(f"The export {path} is not JSON: {error}.") from error
     if not isinstance(data, dict) or data.get("kind") != _KIND:
         raise StudyFileError(
-            f"{path} is no export of autospec.", "Make one with `autospec studies export -o FILE`."
+            f"{path} is not an export of autospec.", "Create one with `autospec studies export -o FILE`."
         )
     if data.get("schema") != _SCHEMA:
         raise StudyFileError(
-            f"{path} has schema {data.get('schema')!r}, and this autospec reads {_SCHEMA}.",
-            "Use the newer autospec.",
+            f"{path} has schema {data.get('schema')!r}; this autospec reads schema {_SCHEMA}.",
+            "Upgrade autospec.",
         )
     try:
         trials = {s.get("cell", {}).get("key"): s.get("trials", []) for s in data.get("studies", [])}
@@ -121,15 +108,13 @@ def read_export(path: Path) -> Export:
         measurements = understood(enumerate(data["measurements"]), _measurement, unread, "measurement")
         return Export(tuple(recommendations), tuple(measurements), unread.sentence)
     except KeyError as error:
-        raise StudyFileError(f"{path} lacks {error.args[0]}.", "Export it again.") from error
+        raise StudyFileError(f"{path} lacks the key {error.args[0]}.", "Export it again.") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise StudyFileError(
-            f"{path} holds something that cannot be: {error}.", "Export it again."
-        ) from error
+        raise StudyFileError(f"{path} contains an invalid value: {error}.", "Export it again.") from error
 
 
 def import_into(store: Store, export: Export) -> Imported:
-    """Store what is not stored yet. Doing it twice changes nothing."""
+    """Store what is not stored yet. Repeating it changes nothing."""
     new = 0
     for entry in export.recommendations:
         original = entry.cell_key.removeprefix(_PREFIX)
@@ -142,7 +127,7 @@ def import_into(store: Store, export: Export) -> Imported:
     seen: dict[str, set[tuple[str, float, str]]] = {}
     for m in export.measurements:
         if m.cell_key not in seen:
-            # Of the key here, too: an export that comes home brings nothing new.
+            # Also under the original key: a machine's own export adds nothing new.
             there = [*store.measurements(m.cell_key), *store.measurements(m.cell_key.removeprefix(_PREFIX))]
             seen[m.cell_key] = {_identity(k) for k in there}
         if _identity(m) not in seen[m.cell_key]:
@@ -168,7 +153,7 @@ def _imported(entry: dict[str, Any], trials: dict[str, Any]) -> StoredRecommenda
 
 
 def _key(cell_key: str) -> str:
-    # Records ("r-") and earlier imports have keys of their own already.
+    # Records ("r-") and earlier imports already have their own keys.
     return cell_key if cell_key.startswith((_PREFIX, "r-")) else _PREFIX + cell_key
 
 

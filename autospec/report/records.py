@@ -1,7 +1,7 @@
-"""Records: benchmarks that somebody wrote down, as TOML, and the verdicts that their numbers support.
+"""Records: benchmarks that somebody wrote down as TOML, and the verdicts that their numbers support.
 
-A record holds raw runs and nothing derived. Its runs are not paired and are of one prompt, so it can argue against
-drafting (`disable`) or leave it open (`undecided`); `enable` takes measurements on the machine itself.
+A record contains raw runs and nothing derived. Its runs are not paired and use one prompt, so it can argue against drafting
+(`disable`) or leave it open (`undecided`); `enable` requires measurements on the machine itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import StudyFileError
 from autospec.files import studies_dir
+from autospec.formats import log_percent
 from autospec.measure.bench import Comparison, Noise, RunGroup, compare_runs, pooled_noise
 from autospec.measure.verdict import DEFAULT_RULE, Rule
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
@@ -42,15 +43,15 @@ class Record:
     """One recorded benchmark of one prompt on one machine.
 
     Attributes:
-        name: Its name; importing another record of the same name replaces what this one said.
+        name: Importing another record of the same name replaces this one's results.
         title: A heading.
-        date: The day it was made.
+        date: The day of the benchmark.
         hardware: The machine.
         prompt: The prompt.
-        prompt_type: What kind of prompt that is.
+        prompt_type: The type of the prompt.
         max_tokens: Most tokens generated.
         groups: The runs, one group for each drafting of each model and backend.
-        notes: Sentences on how it was measured.
+        notes: Sentences on the method.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Record:
 
 
 def shipped_records() -> dict[str, Path]:
-    """The records that come with autospec, by name."""
+    """The records shipped with autospec, by name."""
     return {p.stem: p for p in sorted(studies_dir().glob("*.toml")) if _says_record(p)}
 
 
@@ -73,7 +74,7 @@ def find_record(name_or_path: str) -> Path:
     """A file by its path, or a shipped record by its name.
 
     Raises:
-        StudyFileError: Neither is there.
+        StudyFileError: Neither exists.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -82,9 +83,9 @@ def find_record(name_or_path: str) -> Path:
     if path.name == name_or_path and path.name.removesuffix(".toml") in shipped:
         return shipped[path.name.removesuffix(".toml")]
     if path.is_dir():
-        raise StudyFileError(f"{name_or_path} is a folder.", "Name the file in it (TOML or JSON).")
+        raise StudyFileError(f"{name_or_path} is a folder.", "Name a file in it (TOML or JSON).")
     raise StudyFileError(
-        f"There is no file {name_or_path} and no shipped record of that name.",
+        f"There is no file and no shipped record {name_or_path}.",
         f"Shipped records: {', '.join(shipped) or 'none'}.",
     )
 
@@ -93,19 +94,19 @@ def read_record(path: Path) -> Record:
     """Read and check a record.
 
     Raises:
-        StudyFileError: It cannot be read, or a key is unknown, missing or wrong; the sentence names it.
+        StudyFileError: It cannot be read, or a key is unknown, missing or wrong.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StudyFileError(f"The record {path} cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise StudyFileError(f"The record {path} is not TOML: {error}.") from error
+        raise StudyFileError(f"The record {path} is not valid TOML: {error}.") from error
     where = str(path)
     if data.get("kind") != "record":
         raise StudyFileError(
-            f'{where} is no record: it lacks kind = "record".',
-            "A study definition is used with `autospec tune --study FILE`, and not imported.",
+            f'{where} is not a record: it lacks kind = "record".',
+            "Use a study definition with `autospec tune --study FILE`.",
         )
     _check(data, _TOP, where, "")
     _check(data["hardware"], _HARDWARE, where, "hardware.")
@@ -115,8 +116,8 @@ def read_record(path: Path) -> Record:
         prompt_type = PromptType(request["prompt_type"])
     except ValueError:
         raise StudyFileError(
-            f"{where}: request.prompt_type {request['prompt_type']!r} is no prompt type.",
-            f"One of {', '.join(PromptType)}.",
+            f"{where}: request.prompt_type {request['prompt_type']!r} is not a prompt type.",
+            f"Choose one of {', '.join(PromptType)}.",
         ) from None
     groups = tuple(_group(g, f"{where}: group {i}") for i, g in enumerate(data["group"], start=1))
     _check_groups(groups, where)
@@ -134,7 +135,7 @@ def read_record(path: Path) -> Record:
 
 
 def recommendations_of(record: Record, rule: Rule = DEFAULT_RULE) -> list[StoredRecommendation]:
-    """What the record says for each of its models and backends: one recommendation, of the best drafting tried.
+    """One recommendation for each model and backend of the record, about the best drafting tried.
 
     The statistics are those of `autospec.measure.bench`, at the error rate and threshold of `rule`.
     """
@@ -156,7 +157,7 @@ def _recommendation(
     }
     best = max(compared, key=lambda g: compared[g].center)
     verdict, reason = _judge(compared[best], best, off, noise, rule)
-    others = [f"{_short(g.drafting)} {_percent(c.center)}" for g, c in compared.items() if g is not best]
+    others = [f"{_short(g.drafting)} {log_percent(c.center)}" for g, c in compared.items() if g is not best]
     if others:
         reason = f"{_short(best.drafting)} {reason}; {', '.join(others)}"
     evidence = {
@@ -207,21 +208,21 @@ def _recommendation(
 def _judge(
     c: Comparison, best: RunGroup, off: RunGroup, noise: Noise | None, rule: Rule
 ) -> tuple[Verdict, str]:
-    figures = f"{best.mean_tps:.1f} against {off.mean_tps:.1f} tok/s, {_percent(c.center)}"
+    figures = f"{best.mean_tps:.1f} tok/s, {off.mean_tps:.1f} without drafting: {log_percent(c.center)}"
     needed = f"+{100 * rule.threshold:g} %"
     if c.interval is None:
         return (
             Verdict.UNDECIDED,
-            f"{figures}, but no run was repeated, so the noise is unknown and nothing is proven",
+            f"{figures}, but no run was repeated, so the noise is unknown",
         )
-    span = f"{_percent(c.low)} to {_percent(c.high)}"
+    span = f"{log_percent(c.low)} to {log_percent(c.high)}"
     if c.single:
         assert c.noise is not None
         assert noise is not None
         runs = "from single runs" if c.off_runs == c.drafted_runs == 1 else "with a single run on one side"
         basis = (
-            f"{runs}, reckoning with {100 * c.noise.sd:.1f} % of noise a run"
-            f" (the record's repeated runs scatter by {100 * noise.sd:.1f} %, {noise.df} degrees of freedom)"
+            f"{runs}, assuming {100 * c.noise.sd:.1f} % noise per run"
+            f" (the record's repeated runs vary by {100 * noise.sd:.1f} %, {noise.df} degrees of freedom)"
         )
     else:
         runs = f"{c.off_runs} and {c.drafted_runs}" if c.off_runs != c.drafted_runs else f"{c.off_runs}"
@@ -229,17 +230,17 @@ def _judge(
     threshold = math.log1p(rule.threshold)
     if c.high < threshold:
         ending = (
-            "a loss beyond that noise"
+            "a loss larger than that noise"
             if c.high < 0 and c.single
-            else f"below the {needed} that enabling takes"
+            else f"below the {needed} that enabling requires"
         )
         return Verdict.DISABLE, f"{figures} ({span}) {basis}: {ending}"
     if c.low > threshold:
         return (
             Verdict.UNDECIDED,
-            f"{figures} ({span}) {basis}: promising, but one prompt does not speak for its kind; measure here",
+            f"{figures} ({span}) {basis}: promising, but one prompt does not represent its type; measure on this machine",
         )
-    return Verdict.UNDECIDED, f"{figures} ({span}) {basis}: not evidence enough for a gain of {needed}"
+    return Verdict.UNDECIDED, f"{figures} ({span}) {basis}: not enough evidence for a gain of {needed}"
 
 
 def _ratio_json(c: Comparison) -> dict[str, Any]:
@@ -253,10 +254,6 @@ def _short(drafting: Drafting) -> str:
     return drafting.label if drafting.n_max is None else f"n_max {drafting.n_max}:"
 
 
-def _percent(log_ratio: float) -> str:
-    return f"{100.0 * math.expm1(log_ratio):+.1f} %"
-
-
 def _group(data: Any, where: str) -> RunGroup:
     if not isinstance(data, dict):
         raise StudyFileError(f"{where} must be a table.", "Write [[group]] above its keys.")
@@ -264,7 +261,7 @@ def _group(data: Any, where: str) -> RunGroup:
     try:
         drafting = Drafting.from_json(data["drafting"])
     except (ValueError, KeyError, TypeError) as error:
-        raise StudyFileError(f"{where}: drafting is wrong: {error}.") from error
+        raise StudyFileError(f"{where}: drafting is invalid: {error}.") from error
     runs = data["runs_tps"]
     if not runs or not all(
         isinstance(r, int | float) and not isinstance(r, bool) and 0 < r < math.inf for r in runs
@@ -291,17 +288,17 @@ def _check_groups(groups: Sequence[RunGroup], where: str) -> None:
         draftings = seen.setdefault((group.model, group.backend, group.build), [])
         if group.drafting in draftings:
             raise StudyFileError(
-                f"{where}: {group.model} on {group.backend} has two groups of {group.drafting.label}.",
+                f"{where}: {group.model} on {group.backend} has two groups with the drafting {group.drafting.label}.",
                 "Put all runs of a drafting into one group.",
             )
         draftings.append(group.drafting)
     for (model, backend, _build), draftings in seen.items():
         if OFF not in draftings:
-            raise StudyFileError(f"{where}: {model} on {backend} has no runs with drafting off.")
+            raise StudyFileError(f"{where}: {model} on {backend} has no runs without drafting.")
         if len(draftings) == 1:
-            raise StudyFileError(f"{where}: {model} on {backend} has no runs with any drafting.")
+            raise StudyFileError(f"{where}: {model} on {backend} has no runs with drafting.")
     if not seen:
-        raise StudyFileError(f"{where}: there is no [[group]].", "A record needs runs.")
+        raise StudyFileError(f"{where}: [[group]] is missing.", "A record needs runs.")
 
 
 def _check(data: Mapping[str, Any], keys: Mapping[str, type], where: str, prefix: str) -> None:

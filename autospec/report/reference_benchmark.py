@@ -1,4 +1,4 @@
-"""The founding record's Markdown: results table, raw runs, command lines, methodology."""
+"""The reference benchmark as Markdown: results table, raw runs, command lines, methodology."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from autospec.drafting import Drafting
+from autospec.formats import log_percent
 from autospec.measure.bench import RunGroup, compare_runs, pooled_noise
 from autospec.measure.verdict import DEFAULT_RULE
 
@@ -21,19 +22,19 @@ _BACKEND_HEADINGS = {
     "llama-cpp-python": "GGUF Backend (llama-cpp-python)",
     "attached": "Attached Server",
 }
-# Ends of an interval that are further apart than a factor of ten tell nobody anything.
+# An interval wider than a factor of ten says nothing.
 _TOO_WIDE = math.log(10)
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Everything that the text says.
+    """The content of the report.
 
     Attributes:
         title: Heading.
         date: ISO 8601 day.
         hardware: The machine in words.
-        prompt: What was asked.
+        prompt: The prompt.
         max_tokens: Most tokens to generate.
         groups: The runs.
         methodology: Sentences.
@@ -82,9 +83,9 @@ def founding_markdown(bench: Benchmark) -> str:
 
 
 def results_table(groups: Sequence[RunGroup]) -> str:
-    """A row for each model, a column for each drafting; with one drafting the difference has its own column.
+    """A row for each model, a column for each drafting; a single drafting gets a column for the difference.
 
-    Without any there is one column: a server that runs already, measured whatever it drafts.
+    Without any drafting there is one column: a running server, measured as it is.
     """
     draftings = _draftings(groups)
     if not draftings:
@@ -124,7 +125,7 @@ def results_table(groups: Sequence[RunGroup]) -> str:
 
 def _conclusion(groups: Sequence[RunGroup]) -> str:
     if not _draftings(groups):
-        return "Nothing was compared: drafting of this server is fixed when it starts."
+        return "Nothing was compared: this server's drafting is fixed when it starts."
     noise = pooled_noise(g.runs_tps for g in groups)
     lines = []
     for group in groups:
@@ -134,12 +135,12 @@ def _conclusion(groups: Sequence[RunGroup]) -> str:
             g for g in groups if g.drafting.is_off and (g.model, g.backend) == (group.model, group.backend)
         )
         c = compare_runs(off.runs_tps, group.runs_tps, pooled=noise, level=DEFAULT_RULE.error_rate)
-        text = f"- {group.model} with {group.drafting.label}: {_percent(c.center)}"
+        text = f"- {group.model} with {group.drafting.label}: {_gain(c.center)}"
         if c.interval is None:
-            lines.append(f"{text}; no run was repeated, so nothing can be said of the noise.")
+            lines.append(f"{text}; no run was repeated, so the noise is unknown.")
             continue
         if c.high - c.low > _TOO_WIDE:
-            lines.append(f"{text}; the runs are too few or scatter too much to tell anything.")
+            lines.append(f"{text}; the runs are too few or vary too much for a conclusion.")
             continue
         if c.low > 0:
             word = "drafting is faster"
@@ -147,8 +148,8 @@ def _conclusion(groups: Sequence[RunGroup]) -> str:
             word = "drafting is slower"
         else:
             word = "no difference that these runs can show"
-        lines.append(f"{text} ({_percent(c.low)} to {_percent(c.high)}): {word}.")
-    lines += ["", "One prompt speaks for itself only; `autospec tune` measures kinds of prompts, in pairs."]
+        lines.append(f"{text} ({_gain(c.low)} to {_gain(c.high)}): {word}.")
+    lines += ["", "This holds for one prompt only; `autospec tune` measures prompt types, in pairs."]
     return "\n".join(lines)
 
 
@@ -175,7 +176,7 @@ def _raw(group: RunGroup, draftings: Sequence[Drafting]) -> list[str]:
 
 
 def _wrapped(command: Sequence[str]) -> str:
-    """The command with a line for what every launch has, and one for each flag that names a model or drafting."""
+    """The command with a line for the common arguments, and one for each flag of a model or drafting."""
     lines: list[list[str]] = [[]]
     for word in command:
         if word in ("-m", "--model", "-md", "--model-draft", "--spec-type", "--draft-max"):
@@ -193,7 +194,7 @@ def _draftings(groups: Sequence[RunGroup]) -> list[Drafting]:
 
 
 def _column(drafting: Drafting, draftings: Sequence[Drafting]) -> str:
-    """What tells this drafting from the others: ``Draft (n=8)`` where that is n_max."""
+    """What distinguishes this drafting from the others: ``Draft (n=8)`` if that is n_max."""
     if len(draftings) <= 1:
         return "Draft"
     return f"Draft (n={drafting.n_max})" if _told_by_n_max(draftings) else f"Draft ({drafting.label})"
@@ -217,10 +218,11 @@ def _speed(group: RunGroup) -> str:
 
 
 def _difference(group: RunGroup, off: RunGroup) -> str:
-    # Whole percents tell enough where they are many, as in the founding record.
+    # Whole percents are enough for large differences.
     percent = 100.0 * (group.mean_tps / off.mean_tps - 1.0)
     return f"{percent:+.0f}%" if abs(percent) >= 10 else f"{percent:+.1f}%"
 
 
-def _percent(log_ratio: float) -> str:
-    return f"{100.0 * math.expm1(log_ratio):+.1f}%"
+def _gain(log_ratio: float) -> str:
+    """A gain as the reference benchmark writes it, without a space."""
+    return log_percent(log_ratio).replace(" ", "")

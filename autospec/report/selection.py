@@ -1,10 +1,10 @@
-"""Which of the stored recommendations answer a question. Pure; light, because `recommend` must answer at once.
+"""Which stored recommendations answer a question. Pure and light, because `recommend` must answer at once.
 
-* Of one main model, backend and prompt type the newest counts, whatever build and launch settings it was made with:
-  what to run is what was tuned last. `autospec studies list` shows all.
-* Imported recommendations step back behind any that was measured here.
-* Other machines speak only where this one cannot: when a model is asked for by name and nothing is known of it
-  here, or when nothing was ever tuned here; or when they are asked for.
+* Of one main model, backend and prompt type the newest counts, whatever build and launch settings it was made with.
+  `autospec studies list` shows all.
+* Recommendations measured on this machine come before imported ones.
+* Other machines answer only if this one cannot (a model is asked for by name and nothing is known of it here, or nothing was
+  ever tuned here), or if they are asked for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Question:
 
     Attributes:
         model: Name, unambiguous part of one, or path of the main model.
-        prompt_type: Only this kind of prompt; recommendations for any kind answer too.
+        prompt_type: Only this prompt type; recommendations for any prompt answer too.
         backend: Only this backend.
         hardware_id: Only the machine whose id begins like this, instead of this one.
         all_hardware: Every machine.
@@ -47,9 +47,9 @@ class Selection:
     """The answer.
 
     Attributes:
-        hardware: The machine that they speak for; this one where they speak for several.
+        hardware: The machine of the recommendations; this one if there are several.
         stored: The recommendations, sorted by model, backend and prompt type; at least one.
-        foreign: True if other machines answer although nobody asked for them.
+        foreign: True if other machines answer although they were not asked for.
     """
 
     hardware: Hardware
@@ -58,7 +58,7 @@ class Selection:
 
     @property
     def recommendations(self) -> list[Recommendation]:
-        """The recommendations; those of another machine than `hardware` say which in their evidence."""
+        """The recommendations; those of another machine than `hardware` name it in their evidence."""
         return [
             s.recommendation
             if s.hardware.id == self.hardware.id
@@ -69,8 +69,17 @@ class Selection:
             for s in self.stored
         ]
 
+    @property
+    def foreign_note(self) -> str:
+        """One sentence if other machines answer although they were not asked for; else empty."""
+        machines = sorted({s.hardware.id for s in self.stored})
+        text = (
+            f"nothing was measured on this machine for this; these results come from {', '.join(machines)}."
+        )
+        return text if self.foreign else ""
+
     def document(self) -> dict[str, Any]:
-        """The contract's document."""
+        """The document of the JSON contract."""
         return document(self.hardware, self.recommendations)
 
 
@@ -94,7 +103,7 @@ def select(stored: Sequence[StoredRecommendation], here: Hardware, question: Que
     elif question.hardware_id:
         asked = _of_machine(stored, question.hardware_id)
     else:
-        # The name is looked up here first: a name that is plain among our own must not become ambiguous by an import.
+        # Local models first: an import must not make a unique local name ambiguous.
         asked = local
         if not _answers(local, question) and (question.model or not local):
             asked, foreign = _lent([s for s in stored if s not in local], here, question), True
@@ -110,10 +119,10 @@ def select(stored: Sequence[StoredRecommendation], here: Hardware, question: Que
 
 
 def same_machine(stored: Hardware, here: Hardware) -> bool:
-    """True if what is stored for one machine speaks for the other.
+    """True if a result stored for one machine is valid for the other.
 
-    A record may not know every detail of a machine and then carries an id without the digest: it speaks for all
-    machines whose ids begin so.
+    A record may lack details of its machine. Its id is then shorter, without the digest, and it is valid for every
+    machine whose id begins like that.
     """
     return here.id == stored.id or here.id.startswith(f"{stored.id}-")
 
@@ -121,7 +130,7 @@ def same_machine(stored: Hardware, here: Hardware) -> bool:
 def borrowed(
     stored: Iterable[StoredRecommendation], here: Hardware, model: str, backend: str, prompt_type: PromptType
 ) -> StoredRecommendation | None:
-    """What the most alike machine knows of a cell of which this one knows nothing, as it is shown here; or ``None``."""
+    """The most similar machine's recommendation for a cell that is unknown here, as shown here; or ``None``."""
     others = [
         s
         for s in stored
@@ -134,12 +143,12 @@ def borrowed(
 
 
 def match_model(stored: Iterable[StoredRecommendation], text: str) -> list[StoredRecommendation]:
-    """Those whose main model answers to a name, a part of one or a path; empty if none does.
+    """The recommendations whose main model matches a name, a part of one or a path; empty if none does.
 
-    Of several records that have exactly this name, be it their model's or its file's, all are returned.
+    If several have exactly this name, as their model's or their file's, all are returned.
 
     Raises:
-        ModelChoiceError: Several different models answer, none of them exactly.
+        ModelChoiceError: Several different models match, none of them exactly.
     """
     candidates = list(stored)
     path = Path(text).expanduser()
@@ -170,10 +179,7 @@ def _answers(stored: Sequence[StoredRecommendation], question: Question) -> list
 def _lent(
     stored: Sequence[StoredRecommendation], here: Hardware, question: Question
 ) -> list[StoredRecommendation]:
-    """The answers of the machine most like this one, which are provisional here whatever they are there.
-
-    What somebody imported stays marked as that.
-    """
+    """The answers of the most similar machine, which are provisional here unless they were imported."""
     found = _answers(stored, question)
     nearest = most_alike(here, [s.hardware for s in found])
     return [
@@ -192,13 +198,13 @@ def _of_machine(stored: Sequence[StoredRecommendation], text: str) -> list[Store
     machines = sorted({s.hardware.id for s in found})
     if len(machines) > 1:
         raise UsageError(
-            f"{text!r} could be {len(machines)} machines: {', '.join(machines)}.", "Give more of the id."
+            f"{text!r} matches {len(machines)} machines: {', '.join(machines)}.", "Give more of the id."
         )
     return found
 
 
 def newest(stored: Iterable[StoredRecommendation]) -> list[StoredRecommendation]:
-    """The one that counts of each machine, model, backend and prompt type."""
+    """The recommendation that counts of each machine, model, backend and prompt type."""
     best: dict[tuple[str, ...], StoredRecommendation] = {}
     for s in stored:
         r = s.recommendation
@@ -232,15 +238,15 @@ def _nothing(
     if question.hardware_id:
         machines = sorted({s.hardware.id for s in stored})
         return NothingKnownError(
-            f"Nothing is known of a machine {question.hardware_id}.",
-            f"Known: {', '.join(machines) or 'none'}.",
+            f"There are no results of a machine {question.hardware_id}.",
+            f"Known machines: {', '.join(machines) or 'none'}.",
         )
     known = sorted({s.recommendation.model for s in (local or stored)})
-    also = f" Known so far: {', '.join(known)}." if known and question.model else ""
+    also = f" Known models: {', '.join(known)}." if known and question.model else ""
     backend_option = f" --backend {question.backend}" if question.backend else ""
     type_option = f" --prompt-type {question.prompt_type}" if question.prompt_type else ""
     return NothingKnownError(
-        message, f"Find out with `autospec tune --model {wanted}{backend_option}{type_option}`.{also}"
+        message, f"Measure it with `autospec tune --model {wanted}{backend_option}{type_option}`.{also}"
     )
 
 

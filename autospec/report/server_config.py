@@ -1,13 +1,11 @@
-"""Recommendations as configuration of servers: flags to paste, llama-server's presets, llama-swap's YAML, a command for MLX.
+"""Recommendations as server configuration: flags, llama-server's presets, llama-swap's YAML, a command for MLX.
 
-Every format says off by leaving drafting out; no server has a safe flag for it. The flags are those that the tuned
-build was launched with (`evidence["args"]`), because builds differ in names and defaults.
+Every format turns drafting off by leaving it out, because no server has a safe flag for that. The flags are those of the
+tuned build (`evidence["args"]`), because builds differ in names and defaults.
 
-Put recommendations into a configuration file that may be somebody else's: only what lies between our marks is ours.
-
-A file without marks gets them: a preset at its end, where new sections do no harm; llama-swap's YAML right below its
-``models:``. What is outside stays as it is, character by character, and what would be another configuration to its
-reader is refused.
+A configuration file may contain other people's entries: autospec writes only between its own marks. A file without marks gets
+them at the end of a preset, or right below ``models:`` of a llama-swap file. The rest stays unchanged, character by
+character; a change of its meaning is refused.
 """
 
 from __future__ import annotations
@@ -43,9 +41,9 @@ __all__ = [
 ]
 
 
-# Both are llama.cpp's server; other backends are configured in other ways.
+# Both are llama.cpp's server; other backends have other configuration.
 _LLAMA_SERVERS = ("llama-server", "embedded")
-# The flags of llama.cpp b11434, from its --help: what the embedded wheel's drafting is called by a llama-server of its era.
+# Drafting flags of llama.cpp b11434, from its --help, for results of the embedded server of that time.
 _NEWEST_TYPES = (
     *("draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark"),
     *("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache"),
@@ -64,7 +62,7 @@ _NEWEST = HelpText(
 )
 # What measuring adds to the user's settings by default (`TuneRequest.settings`).
 _MEASURED_CONTEXT = ("-c", "4096")
-# What autospec wrote into a file lies between these marks; a comment in INI and YAML alike.
+# autospec writes between these marks, which are comments in INI and YAML.
 BEGIN = "# >>> autospec: written by `autospec recommend`, changes here are lost >>>"
 END = "# <<< autospec <<<"
 _PRESET_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -72,14 +70,7 @@ _PRESET_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A configuration, and what could not be put into it.
-
-    Attributes:
-        head: The lines before the entries, in a file that is autospec's alone.
-        names: The entries' names.
-        block: The entries' lines with the marks around them.
-        left_out: One sentence for each recommendation that is missing.
-    """
+    """A configuration: head lines, entry names, block between the marks, and a sentence for each recommendation left out."""
 
     head: tuple[str, ...]
     names: tuple[str, ...]
@@ -101,36 +92,36 @@ def drafting_args(recommendation: Recommendation) -> tuple[str, ...]:
     if recommendation.drafting.is_off:
         return ()
     if recommendation.backend == "embedded":
-        # It is configured by fields and not by flags; a llama-server of its era takes these.
+        # It is configured by fields, not by flags; a llama-server of its time takes these.
         return newest_args(recommendation.drafting)
     args = recommendation.evidence.get("args")
     if not isinstance(args, list) or not args:
         raise AutospecError(
             f"The server flags for {recommendation.drafting.label} were not recorded.",
-            f"`autospec tune --model {recommendation.model}` finds out what this machine's build calls them.",
+            f"Run `autospec tune --model {recommendation.model}` to record those of this machine's build.",
         )
     return tuple(map(str, args))
 
 
 def newest_args(drafting: Drafting) -> tuple[str, ...]:
-    """The flags of a drafting as a llama-server of today takes them; empty for off."""
-    return _flags.drafting_args(_NEWEST, "of today", drafting)
+    """The flags of a drafting for a current llama-server; empty for off."""
+    return _flags.drafting_args(_NEWEST, "current", drafting)
 
 
 def one_args(recommendations: Sequence[Recommendation]) -> tuple[tuple[str, ...], Recommendation]:
-    """The flags that all of the recommendations agree on, and one of these.
+    """The flags that all recommendations agree on, and one of these recommendations.
 
     Args:
         recommendations: At least one.
 
     Raises:
-        UsageError: They are for several models, or do not agree.
+        UsageError: They are for several models, or disagree.
         AutospecError: The flags were not recorded.
     """
     models = sorted({r.model for r in recommendations})
     if len(models) > 1:
         raise UsageError(
-            f"Flags are for one model, and {len(models)} are known: {', '.join(models)}.",
+            f"Flags are for one model, but there are results for {len(models)}: {', '.join(models)}.",
             "Choose one with --model.",
         )
     choices: dict[tuple[str, ...], list[Recommendation]] = {}
@@ -150,16 +141,14 @@ def one_args(recommendations: Sequence[Recommendation]) -> tuple[tuple[str, ...]
         f"{', '.join(_subject(r, with_backend=by_backend) for r in group)}: {group[0].drafting.label}"
         for group in choices.values()
     )
-    raise UsageError(
-        f"What to run is not the same for all of {models[0]}: {what}.", f"Choose with {options}."
-    )
+    raise UsageError(f"The recommendations for {models[0]} differ: {what}.", f"Choose one with {options}.")
 
 
 def preset_text(recommendations: Sequence[Recommendation]) -> Rendered:
     """An INI file for llama-server's router (``--models-preset``): a section for each model and prompt type.
 
     Keys are flags without dashes (llama.cpp, ``common/preset.cpp``). That parser ends a value at the first ``;`` or
-    ``#`` and knows no quotes, so a path with one of them has no way in.
+    ``#`` and has no quotes, so a path with one of them cannot be written.
     """
     lines = [
         "; Written by autospec. Start with: llama-server --models-preset THIS_FILE",
@@ -171,9 +160,7 @@ def preset_text(recommendations: Sequence[Recommendation]) -> Rendered:
         options = {"model": r.model_path} | _options([*_settings(r), *drafting_args(r)])
         for key, value in options.items():
             if not _PRESET_KEY.fullmatch(key) or re.search(r"[;#\r\n]", value) or value != value.strip():
-                raise AutospecError(
-                    f"{value!r} cannot be written into a preset.", "Give the file another path."
-                )
+                raise AutospecError(f"{value!r} cannot be written into a preset.", "Rename the file.")
         return [f"; {_why(r)}", f"[{name}]", *(f"{key} = {value}".rstrip() for key, value in options.items())]
 
     return _render(recommendations, lines, section)
@@ -182,12 +169,11 @@ def preset_text(recommendations: Sequence[Recommendation]) -> Rendered:
 def llama_swap_text(recommendations: Sequence[Recommendation], program: str = "llama-server") -> Rendered:
     """A YAML file for llama-swap: a model with its command for each model and prompt type.
 
-    Strings are written as JSON, which is YAML; llama-swap splits ``cmd`` as a POSIX shell would, and gives
-    ``${PORT}`` a value of its own.
+    Strings are written as JSON, which is YAML. llama-swap splits ``cmd`` like a POSIX shell and replaces ``${PORT}``.
 
     Args:
         recommendations: What to write.
-        program: The server for recommendations whose own is not recorded.
+        program: The server if a recommendation's own was not recorded.
     """
 
     def entry(name: str, r: Recommendation) -> list[str]:
@@ -206,28 +192,28 @@ def llama_swap_text(recommendations: Sequence[Recommendation], program: str = "l
 
 
 def mlx_command(recommendations: Sequence[Recommendation], program: str = "mlx_lm.server") -> tuple[str, ...]:
-    """The command line of the one ``mlx_lm.server`` that all of the recommendations for MLX agree on.
+    """The command line of one ``mlx_lm.server`` that all recommendations for MLX agree on.
 
-    It has one draft for all requests; clients may still send ``num_draft_tokens`` with each.
+    It has one draft model for all requests; clients may still send ``num_draft_tokens`` with each.
 
     Args:
-        recommendations: What to run; those for other backends do not count.
+        recommendations: Those for other backends are ignored.
         program: The server.
 
     Raises:
-        UsageError: They are for several models, or do not agree.
-        AutospecError: None is for MLX, or its folder on this machine or its flags are not known.
+        UsageError: They are for several models, or disagree.
+        AutospecError: None is for MLX, or the model's folder or the flags are unknown.
     """
     ours = [r for r in recommendations if r.backend == "mlx"]
     if not ours:
         backends = ", ".join(sorted({r.backend for r in recommendations}))
         raise AutospecError(
-            f"Nothing that is known was measured with MLX, only with {backends}.",
-            "Find out with `autospec tune --backend mlx`.",
+            f"There are no results for MLX, only for {backends}.",
+            "Measure it with `autospec tune --backend mlx`.",
         )
     args, chosen = one_args(ours)
     if not chosen.model_path:
-        raise AutospecError(f"The folder of {chosen.model} on this machine is not known.")
+        raise AutospecError(f"The folder of {chosen.model} on this machine is unknown.")
     return program, "--model", chosen.model_path, *_settings(chosen), *args
 
 
@@ -241,9 +227,9 @@ def _render(
     for name, r in _named(recommendations):
         subject = f"{r.model} ({_subject(r, with_backend=True)})"
         if r.backend not in _LLAMA_SERVERS:
-            left_out.append(f"{subject} is left out: {r.backend} is not configured in this format.")
+            left_out.append(f"{subject} is left out: this format cannot configure {r.backend}.")
         elif not r.model_path:
-            left_out.append(f"{subject} is left out: its model's path on this machine is not known.")
+            left_out.append(f"{subject} is left out: the path of the model on this machine is unknown.")
         else:
             try:
                 lines += [*part(name, r), ""]
@@ -251,15 +237,15 @@ def _render(
             except AutospecError as error:
                 left_out.append(f"{subject} is left out: {error}")
     if not names:
-        raise AutospecError("Nothing that is known can be written in this format.", " ".join(left_out))
+        raise AutospecError("No recommendation can be written in this format.", " ".join(left_out))
     lines[-1] = f"{indent}{END}"
     return Rendered(tuple(head), tuple(names), tuple(lines), tuple(left_out))
 
 
 def _named(recommendations: Iterable[Recommendation]) -> Iterator[tuple[str, Recommendation]]:
-    """Each with a name that is unique: model and prompt type, then the backend, then a number.
+    """Each with a unique name: model and prompt type, then the backend, then a number.
 
-    Only letters, digits, dot, dash and underscore: the router upper-cases what follows a colon.
+    Only letters, digits, dot, dash and underscore, because the router upper-cases the text after a colon.
     """
     taken: set[str] = set()
     for r in recommendations:
@@ -271,22 +257,16 @@ def _named(recommendations: Iterable[Recommendation]) -> Iterator[tuple[str, Rec
 
 
 def _options(args: Sequence[str]) -> dict[str, str]:
-    """Flags and values as keys and values; a flag without a value is ``true``.
-
-    Raises:
-        AutospecError: A word is no flag's value, or a flag has two.
-    """
+    """Flags and values as keys and values; a flag without a value is ``true``."""
     options: dict[str, str] = {}
     key = ""
     for word in args:
-        # -1 is a value, -ngl is not.
+        # -1 is a value, -ngl is a flag.
         if word.startswith("-") and not re.fullmatch(r"-[\d.]+", word):
             key = word.lstrip("-")
             options[key] = "true"
         elif not key:
-            raise AutospecError(
-                f"{word!r} cannot be written into a preset: it follows no flag that takes it."
-            )
+            raise AutospecError(f"{word!r} cannot be written into a preset: it belongs to no flag.")
         else:
             options[key] = word
             key = ""
@@ -294,20 +274,20 @@ def _options(args: Sequence[str]) -> dict[str, str]:
 
 
 def _settings(r: Recommendation) -> list[str]:
-    """The user's own launch settings: what was measured holds with them. What measuring adds is not the user's."""
+    """The user's own launch settings, without those that measuring adds."""
     own = r.evidence.get(USER_SETTINGS)
     if isinstance(own, list):
         return [str(word) for word in own]
     settings = r.evidence.get("settings")
     words = [str(word) for word in settings] if isinstance(settings, list) else []
-    # Older recommendations do not tell them apart. Measuring added its context last, and only where the user named none;
-    # a user who typed just that value there gets a server with the model's whole context, which holds more, not less.
+    # Older recommendations do not separate them. Measuring added its context last, and only if the user set none. A user who
+    # set this same value gets a server with the model's whole context, which is larger.
     return words[:-2] if tuple(words[-2:]) == _MEASURED_CONTEXT else words
 
 
 def _why(r: Recommendation) -> str:
     stale = "" if r.status is Status.PROVEN else f", {r.status}"
-    # The build, because a server of another build may call its flags otherwise.
+    # With the build, because another build's flags may have other names.
     return " ".join(f"{r.backend} {r.backend_build}, {r.verdict}{stale}: {r.reason}".split())
 
 
@@ -317,17 +297,17 @@ def _subject(r: Recommendation, *, with_backend: bool) -> str:
 
 
 def _json(text: str) -> str:
-    # YAML does not join the surrogate pairs of JSON's \u escapes: leave such characters as they are.
+    # YAML does not join the surrogate pairs of JSON's \u escapes, so do not escape.
     return json.dumps(text, ensure_ascii=False)
 
 
-# Marks are found by their ends, so that their wording may change.
+# The wording inside the marks may change.
 _BEGIN = re.compile(rf"\s*{re.escape(BEGIN.split(':', maxsplit=1)[0])}\b.*")
 _END = re.compile(rf"\s*{re.escape(END)}\s*")
 
 
 def update_file(path: Path, rendered: Rendered, form: str) -> bool:
-    """Write the file, or the part of it that is ours, as a whole or not at all.
+    """Write the file, or autospec's part of it, atomically.
 
     Args:
         path: The file; it need not exist.
@@ -335,10 +315,10 @@ def update_file(path: Path, rendered: Rendered, form: str) -> bool:
         form: ``preset`` or ``llama-swap``.
 
     Returns:
-        False if the file said it already, and was not touched.
+        False if the file was up to date.
 
     Raises:
-        AutospecError: The file cannot be changed safely; it is as it was.
+        AutospecError: The file cannot be changed safely and is unchanged.
         OSError: It cannot be read or written.
     """
     merged = merged_preset if form == "preset" else merged_llama_swap
@@ -347,13 +327,13 @@ def update_file(path: Path, rendered: Rendered, form: str) -> bool:
     except FileNotFoundError:
         old = ""
     except UnicodeDecodeError as error:
-        raise AutospecError(f"{path} is not UTF-8 text: {error}.", "Give another file.") from None
-    # Both readers know both line ends; a file keeps the ones that it has.
+        raise AutospecError(f"{path} is not UTF-8 text: {error}.", "Choose another file.") from None
+    # Both readers accept both line ends; keep those of the file.
     windows = "\r\n" in old
     try:
         new = merged(old.replace("\r\n", "\n"), rendered)
     except AutospecError as error:
-        raise AutospecError(f"{path} is left as it is: {error.message}", error.hint) from None
+        raise AutospecError(f"{path} is unchanged: {error.message}", error.hint) from None
     if windows:
         new = new.replace("\n", "\r\n")
     if new == old:
@@ -363,12 +343,9 @@ def update_file(path: Path, rendered: Rendered, form: str) -> bool:
 
 
 def merged_preset(old: str, rendered: Rendered) -> str:
-    """A preset with our sections in it.
+    """A preset with autospec's sections in it.
 
-    llama.cpp takes the last of two sections of one name, without a word: such a name is refused.
-
-    Raises:
-        AutospecError: The marks are not a pair, or a name is taken.
+    A name that the rest of the file has is refused: llama.cpp silently takes the last of two sections of one name.
     """
     if not old.strip():
         return f"{rendered.text}\n"
@@ -379,11 +356,7 @@ def merged_preset(old: str, rendered: Rendered) -> str:
 
 
 def merged_llama_swap(old: str, rendered: Rendered) -> str:
-    """A llama-swap configuration with our models in it.
-
-    Raises:
-        AutospecError: The marks are not a pair, a name is taken, or the result would not be what was there and ours.
-    """
+    """A llama-swap configuration with autospec's models in it; refused if the rest would change."""
     if not old.strip():
         return f"{rendered.text}\n"
     around = _around(old)
@@ -391,26 +364,26 @@ def merged_llama_swap(old: str, rendered: Rendered) -> str:
     others = _yaml(outside)
     models = others.get("models") or {}
     if not isinstance(models, dict):
-        raise AutospecError("its `models` is not a mapping.", "Give another file.")
+        raise AutospecError("its `models` is not a mapping.", "Choose another file.")
     _refuse_taken(rendered, models)
     before, after = around or _below_models(old, others)
     new = _joined(before, _indented(rendered, _indent_of(old, before, after)), after)
     expected = {**others, "models": {**models, **_yaml(rendered.text)["models"]}}
     try:
-        # The proof that nobody else's configuration became another.
+        # Check that the rest of the configuration means the same.
         as_meant = _yaml(new) == expected
     except AutospecError:
         as_meant = False
     if not as_meant:
         raise AutospecError(
-            "the models cannot be put below its `models:` without changing what it means.",
-            f"Put these two lines where they belong, and say it again:\n  {BEGIN}\n  {END}",
+            "the models cannot be added below its `models:` without changing its meaning.",
+            f"Add these two marker lines below `models:` and run the command again:\n  {BEGIN}\n  {END}",
         )
     return new
 
 
 def _around(text: str) -> tuple[list[str], list[str]] | None:
-    """The lines before and after the marks and what is between them; ``None`` where there are no marks."""
+    """The lines before and after autospec's marks; ``None`` without marks."""
     lines = text.split("\n")
     begins = [n for n, line in enumerate(lines) if _BEGIN.fullmatch(line)]
     ends = [n for n, line in enumerate(lines) if _END.fullmatch(line)]
@@ -418,8 +391,8 @@ def _around(text: str) -> tuple[list[str], list[str]] | None:
         return None
     if len(begins) != 1 or len(ends) != 1 or begins[0] > ends[0]:
         raise AutospecError(
-            f"autospec's marks in it are no pair ({len(begins)} begin, {len(ends)} end).",
-            "Remove them and what lies between, and say it again.",
+            f"its autospec markers do not match ({len(begins)} begin, {len(ends)} end).",
+            "Remove them and the lines between them, then run the command again.",
         )
     return lines[: begins[0]], lines[ends[0] + 1 :]
 
@@ -429,13 +402,13 @@ def _below_models(old: str, others: dict[str, Any]) -> tuple[list[str], list[str
     if "models" not in others:
         return [*lines, "", "models:"], [""]
     places = [n for n, line in enumerate(lines) if re.fullmatch(r"models:\s*(#.*)?", line)]
-    # {a: …} on one line, or a quoted key: correct YAML with no line to write below.
+    # {a: …} on one line, or a quoted key: valid YAML without a line to write below.
     place = places[0] if len(places) == 1 else len(lines) - 1
     return lines[: place + 1], [*lines[place + 1 :], ""]
 
 
 def _indent_of(old: str, before: list[str], after: list[str]) -> str:
-    """The indentation of the entries that ours stand among: a YAML mapping has one."""
+    """The indentation of the neighbouring entries: a YAML mapping has one."""
     mark = re.search(rf"(?m)^([ ]*){re.escape(BEGIN.split(':', maxsplit=1)[0])}", old)
     neighbour = next((line for line in after if line.strip() and not line.lstrip().startswith("#")), "")
     found = re.match(r" +", neighbour) if re.fullmatch(r"models:.*", before[-1]) else None
@@ -455,21 +428,21 @@ def _refuse_taken(rendered: Rendered, taken: Any) -> None:
     both = [name for name in rendered.names if name in taken]
     if both:
         raise AutospecError(
-            f"it has an entry {both[0]} of its own already.", "Rename or remove it, or give another file."
+            f"it already has its own entry {both[0]}.", "Rename or remove it, or choose another file."
         )
 
 
 def _yaml(text: str) -> dict[str, Any]:
-    import yaml  # noqa: PLC0415 - for this format alone
+    import yaml  # noqa: PLC0415 - only this format needs it
 
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise AutospecError(
-            f"it is not valid YAML: {' '.join(str(error).split())}.", "Mend it first."
+            f"it is not valid YAML: {' '.join(str(error).split())}.", "Correct it first."
         ) from None
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise AutospecError("it is no llama-swap configuration.", "Give another file.")
+        raise AutospecError("it is not a llama-swap configuration.", "Choose another file.")
     return document

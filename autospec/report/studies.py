@@ -1,4 +1,4 @@
-"""What Optuna's storage holds, as plain values: studies and their trials."""
+"""The studies and trials in Optuna's storage, as plain values."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class TrialSummary:
     Attributes:
         number: Optuna's.
         state: ``complete``, ``fail``, ``pruned``, ``running`` or ``waiting``.
-        drafting: What was tried, ``None`` where that was not noted.
-        value: Speed ratio to off, ``None`` where there is none.
+        drafting: The drafting tried, ``None`` if it is unknown.
+        value: Speed ratio to the baseline, ``None`` if there is none.
         reason: Why it failed or was given up; empty otherwise.
         attributes: Optuna's user attributes.
     """
@@ -49,13 +49,7 @@ class TrialSummary:
 
 @dataclass(frozen=True, slots=True)
 class StudySummary:
-    """One study.
-
-    Attributes:
-        name: Its name in the storage (`Cell.study_name`).
-        cell: The cell's key, model, prompt type … as its study notes them; empty for somebody else's study.
-        trials: In order.
-    """
+    """One study: its name in the storage, its cell's attributes (empty for a foreign study), its trials in order."""
 
     name: str
     cell: dict[str, Any]
@@ -68,7 +62,7 @@ class StudySummary:
 
     @property
     def best(self) -> TrialSummary | None:
-        """The complete trial with the highest ratio, off left out."""
+        """The complete trial with the highest ratio, the baseline excluded."""
         done = [
             t
             for t in self.trials
@@ -81,11 +75,11 @@ class StudySummary:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many trials are in which state."""
+        """Number of trials by state."""
         return dict(Counter(t.state for t in self.trials))
 
     def to_json(self) -> dict[str, Any]:
-        """Without the trials."""
+        """All except the trials."""
         return {
             "name": self.name,
             "cell": self.cell,
@@ -95,7 +89,7 @@ class StudySummary:
 
 
 def read_studies(url: str) -> list[StudySummary]:
-    """All studies of a storage, in the order they were made; empty where there is no database yet.
+    """All studies of a storage, in order of creation; empty if the database does not exist yet.
 
     Raises:
         StoreError: The database cannot be used.
@@ -105,7 +99,7 @@ def read_studies(url: str) -> list[StudySummary]:
     from autospec.tuning.study import open_storage  # noqa: PLC0415 - Optuna takes a second to load
 
     storage = open_storage(url)
-    studies = sorted(storage.get_all_studies(), key=lambda s: s._study_id)  # noqa: SLF001 - the only handle to its trials
+    studies = sorted(storage.get_all_studies(), key=lambda s: s._study_id)  # noqa: SLF001 - the only access to its trials
     return [
         StudySummary(
             name=study.study_name,
@@ -120,11 +114,11 @@ def read_studies(url: str) -> list[StudySummary]:
 
 
 def choose_study(studies: list[StudySummary], text: str) -> StudySummary:
-    """The study whose name is the text, or the only one whose name holds all its words.
+    """The study with this name, or the only one whose name contains all the words.
 
     Raises:
-        NothingKnownError: None does.
-        UsageError: Several do.
+        NothingKnownError: No study matches.
+        UsageError: Several studies match.
     """
     exact = [s for s in studies if text in (s.name, s.cell_key)]
     if exact:
@@ -134,10 +128,10 @@ def choose_study(studies: list[StudySummary], text: str) -> StudySummary:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NothingKnownError(f"No study answers to {text!r}.", "`autospec studies list` shows all.")
+        raise NothingKnownError(f"No study matches {text!r}.", "`autospec studies list` shows all.")
     names = "\n".join(f"  {s.name}" for s in found[:20])
     raise UsageError(
-        f"{text!r} could be {len(found)} studies:\n{names}", "Give more of the name, or its last word."
+        f"{text!r} matches {len(found)} studies:\n{names}", "Give more of the name, or its last word."
     )
 
 

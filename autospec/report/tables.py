@@ -1,4 +1,4 @@
-"""Tables for people. Nothing is cut on a terminal of 80 columns; sentences stand below and not in a column."""
+"""Tables for people. A terminal of 80 columns shows everything; sentences are below the table."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from autospec.report.studies import StudySummary
 __all__ = ["recommendation_table", "studies_table", "trials_table"]
 
 _STYLES = {Verdict.ENABLE: "green", Verdict.DISABLE: "red", Verdict.UNDECIDED: "yellow"}
-# Below this the status has no room for a column of its own, with the longest words that the others can have.
+# On a narrower terminal the status has no column of its own.
 _ROOMY_COLUMNS = 100
-# No status is longer; an age may take two lines.
+# The longest status; an age may take two lines.
 _STATUS_COLUMNS = len(Status.PROVISIONAL)
 
 
 def recommendation_table(recommendations: Iterable[Recommendation], now: dt.datetime | None = None) -> Group:
-    """A table for each main model and backend, a row for each kind of prompt, and the reasons below.
+    """A table for each main model and backend, a row for each prompt type, and the reasons below.
 
     Args:
         recommendations: In the order to show.
-        now: For ages; the present by default.
+        now: For ages; by default the present.
     """
     moment = now or dt.datetime.now(dt.UTC)
     groups: dict[tuple[str, str], list[Recommendation]] = {}
@@ -50,7 +50,7 @@ def recommendation_table(recommendations: Iterable[Recommendation], now: dt.date
 
 
 class _Recommended:
-    """The rows of one main model and backend; where room is short, two pairs of columns share one each."""
+    """The rows of one main model and backend; on a narrow terminal, two pairs of columns share one each."""
 
     def __init__(self, shown: Sequence[Recommendation], now: dt.datetime) -> None:
         self._shown = shown
@@ -107,7 +107,7 @@ def _accepted(r: Recommendation) -> str:
 
 
 def _reasons(shown: Sequence[Recommendation]) -> list[Text]:
-    """Why, one sentence each; kinds of prompts with the same reason share it."""
+    """One sentence for each reason; prompt types with the same reason share it."""
     kinds: dict[str, list[str]] = {}
     for r in shown:
         kinds.setdefault(_sentence(r), []).append(_kind(r))
@@ -119,11 +119,11 @@ def studies_table(
     alone: Iterable[StoredRecommendation],
     by_cell: Mapping[str, StoredRecommendation],
 ) -> Table:
-    """One row for each study, then one for each recommendation that has none.
+    """One row for each study, then one for each recommendation without a study.
 
     Args:
         studies: Optuna's studies.
-        alone: Recommendations without a study: imported ones.
+        alone: Recommendations without a study, i.e. imported ones.
         by_cell: Recommendations by cell key.
     """
     table = _table("prompts", "trials", wide="best tried", first="model")
@@ -160,7 +160,7 @@ def studies_table(
 
 
 def trials_table(study: StudySummary) -> Table:
-    """One row for each trial, in the order in which they were made."""
+    """One row for each trial, in order."""
     table = _table("trial", wide="drafting")
     for heading in ("state", "gain", "tok/s off → with", "pairs", "accepted"):
         table.add_column(heading, no_wrap=True)
@@ -182,7 +182,7 @@ def trials_table(study: StudySummary) -> Table:
 
 
 def _table(*narrow: str, wide: str = "", first: str = "") -> Table:
-    """A table whose narrow columns are never broken, so that the wide ones give way where room is short."""
+    """A table whose narrow columns never wrap, so the wide ones shrink."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     if first:
         table.add_column(first, overflow="fold")
@@ -203,10 +203,9 @@ def _kind(r: Recommendation) -> str:
 
 def _sentence(r: Recommendation) -> str:
     likely = f"{words}; " if (words := likely_words(r)) else ""
-    words = f": {r.reason}" if r.verdict is Verdict.ENABLE else f", run off: {likely}{r.reason}"
-    # Served all the same, but whoever reads "stale" asks why.
+    words = f": {r.reason}" if r.verdict is Verdict.ENABLE else f", drafting off: {likely}{r.reason}"
     why = r.evidence.get("stale_reason") if r.status is Status.STALE else None
-    return f"{words}; stale, as {why}" if why else words
+    return f"{words}; stale, because {why}" if why else words
 
 
 def _gain(r: Recommendation) -> str:
@@ -232,5 +231,5 @@ def _status(r: Recommendation, now: dt.datetime) -> str:
 
 
 def _result(r: Recommendation) -> str:
-    # Two lines, as the model's column has three: so that its names keep their room.
+    # Two lines, which leaves more room for the model's name.
     return f"[{_STYLES[r.verdict]}]{r.verdict}[/],\n{r.status}"

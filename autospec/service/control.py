@@ -1,6 +1,6 @@
 """The control interface between daemon and proxy: a unix domain socket, one JSON object a line, both ways.
 
-The daemon listens; a proxy connects and stays connected, a newcomer's `autospec daemon --status` asks and leaves.
+The daemon listens. A proxy connects and stays connected; `autospec daemon --status` asks and leaves.
 
 =============================================  ==========================================================
 from a client                                  meaning
@@ -15,18 +15,15 @@ from a client                                  meaning
 from the daemon                                meaning
 =============================================  ==========================================================
 ``{"event": "tuning", "what", "why"}``          it measures; a request ends that within a second
-``{"event": "yielded"}``                        the measurement was stopped and its memory given back
+``{"event": "yielded"}``                        the measurement was stopped and its memory freed
 ``{"event": "resting", "why"}``                 it does not measure
 =============================================  ==========================================================
 
-Unknown events and fields are ignored, so that a proxy and a daemon of different versions get along. A connection
-that closes says that its proxy is gone: no state outlives it. The socket lies in the state folder and only its owner
-may use it (mode 0600).
+Unknown events and fields are ignored, so a proxy and a daemon of different versions work together. A closed connection
+means that its proxy is gone: no state survives it. The socket is in the state folder, for its owner alone (mode 0600).
 
-Tell systemd how the daemon is: sd_notify(3), one datagram.
-
-Our own, because the protocol is one datagram: systemd-python is a C extension that needs systemd's headers, and sdnotify
-is as long as this and knows nothing of the watchdog's interval.
+`Notifier` reports to systemd with sd_notify(3), one datagram. systemd-python is a C extension that needs systemd's headers,
+and sdnotify is as long as this and does not know the watchdog's interval.
 """
 
 from __future__ import annotations
@@ -49,18 +46,14 @@ __all__ = ["LINE_LIMIT_BYTES", "Notifier", "ask_status", "control_path", "decode
 
 # sun_path holds 104 bytes on macOS and 108 on Linux, the final zero among them.
 _PATH_LIMIT_BYTES = 103
-# The longest line is the status document, some tens of kilobytes; whoever sends more is no friend.
+# The longest line is the status document, some tens of kilobytes. A peer that sends more is dropped.
 LINE_LIMIT_BYTES = 1 << 20
-# The daemon answers from memory; it may be in the middle of ending a measurement.
+# The daemon answers from memory, but may be stopping a measurement.
 _ANSWER_TIMEOUT_S = 5.0
 
 
 def control_path(state_dir: Path) -> Path:
-    """Where the socket is: in the state folder, or, where that path is too long for a socket, under a short name.
-
-    Args:
-        state_dir: The state folder of the settings.
-    """
+    """The socket: in the state folder, or under a short name where that path is too long for a socket."""
     path = state_dir / "daemon.sock"
     if len(os.fsencode(path)) <= _PATH_LIMIT_BYTES:
         return path
@@ -69,12 +62,12 @@ def control_path(state_dir: Path) -> Path:
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """One message as its line."""
+    """A message as its line."""
     return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """The message in a line; empty where it is none, which every reader ignores like an unknown event."""
+    """The message in a line; empty if it is none, which readers ignore like an unknown event."""
     try:
         message = json.loads(line)
     except ValueError:
@@ -83,7 +76,7 @@ def decode(line: bytes) -> dict[str, Any]:
 
 
 def ask_status(state_dir: Path) -> dict[str, Any]:
-    """Ask the running daemon what it is doing and why.
+    """Ask the running daemon for its status document.
 
     Raises:
         NothingKnownError: No daemon listens there, or it does not answer.
@@ -98,25 +91,25 @@ def ask_status(state_dir: Path) -> dict[str, Any]:
             while not answer.endswith(b"\n") and (part := client.recv(65536)):
                 answer += part
     except OSError as error:
-        # Nobody made the socket, or whoever did has ended: the usual cases, which need no words of the system.
+        # No daemon has run, or it has ended: in these usual cases the system's error adds nothing.
         ended = isinstance(error, FileNotFoundError | ConnectionRefusedError)
         why = "" if ended else f": {error.strerror or error}"
         raise NothingKnownError(
             f"No daemon is running for {state_dir}{why}.",
-            "Start it with `autospec daemon`, or for good with `autospec service install`.",
+            "Start it with `autospec daemon`, or install it with `autospec service install`.",
         ) from None
     if not (document := decode(answer)):
-        raise NothingKnownError("The daemon closed the connection without an answer.", "Ask again.")
+        raise NothingKnownError("The daemon closed the connection without an answer.", "Try again.")
     return document
 
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """The way to the supervisor; says nothing where there is none (launchd, a terminal).
+    """Reports to the supervisor; does nothing where there is none (launchd, a terminal).
 
     Attributes:
-        address: The socket's, a path or an abstract name that begins with a zero byte; empty for none.
-        watchdog_s: The supervisor kills a daemon that was silent for so long; ``None`` if it does not watch.
+        address: The socket's path, or an abstract name that begins with a zero byte; empty for none.
+        watchdog_s: The supervisor kills a daemon that is silent for this long; ``None`` if it does not watch.
     """
 
     address: str = ""
@@ -132,11 +125,11 @@ class Notifier:
         self._send("READY=1")
 
     def alive(self) -> None:
-        """The daemon's loop turns."""
+        """The daemon's loop still runs."""
         self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """The daemon is ending by itself."""
+        """The daemon is stopping."""
         self._send("STOPPING=1")
 
     def doing(self, what: str) -> None:
@@ -146,7 +139,7 @@ class Notifier:
     def _send(self, state: str) -> None:
         if not self.address:
             return
-        # A supervisor that went away, or does not read, must not end or hold up the daemon: hence not blocking.
+        # Not blocking: a supervisor that is gone or does not read must not stop or delay the daemon.
         with (
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out,
@@ -158,15 +151,15 @@ class Notifier:
 def notifier_from(environ: Mapping[str, str] | None = None, pid: int | None = None) -> Notifier:
     """The notifier that the environment asks for.
 
-    The servers that the daemon starts must not have ``NOTIFY_SOCKET``: start them with a cleaned environment.
+    Processes that the daemon starts must not inherit ``NOTIFY_SOCKET``.
 
     Args:
-        environ: The environment; the process's own by default.
-        pid: Of this process; ``WATCHDOG_PID`` says for whom the watchdog is meant.
+        environ: The environment; by default that of the process.
+        pid: Of this process; ``WATCHDOG_PID`` names the process to watch.
     """
     environ = os.environ if environ is None else environ
     address = environ.get("NOTIFY_SOCKET", "")
-    # "@" stands for the zero byte of an abstract name. vsock:… is for virtual machines.
+    # "@" is the zero byte of an abstract name. vsock:… is for virtual machines.
     if address.startswith("@"):
         address = f"\0{address[1:]}"
     elif not address.startswith("/"):

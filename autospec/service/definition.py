@@ -1,4 +1,4 @@
-"""What a service is, and what a supervisor has to say about it. Pure values and one protocol."""
+"""What a service is, and the protocol of a supervisor. Pure."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ __all__ = [
     "ServiceStep",
 ]
 
-# What the service runs, after the program's own name.
+# The arguments of autospec in the service.
 DAEMON_ARGUMENTS: Final = ("daemon", "--proxy")
-# What the daemon may take for a graceful stop: requests in flight are finished, a measurement is thrown away, servers
-# are ended (about 2 s each for 1 GB, measured), and what is known is written.
+# Time for a graceful stop: the daemon finishes requests, discards the running measurement, ends servers (about 2 s each
+# for 1 GB, measured) and writes its state.
 STOP_WITHIN_S: Final = 45
-# When the supervisor kills. Both templates carry it; the difference is the daemon's time to notice that it is late.
+# When the supervisor kills the daemon; both templates contain it.
 KILL_AFTER_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What is to be run, and how.
+    """What the service runs, and how.
 
     Attributes:
-        program: The whole command line, the program by its absolute path.
+        program: The whole command line; the program by its absolute path.
         home: The user's home folder.
-        log: The file that takes the daemon's output where the supervisor keeps no journal.
-        path: ``PATH`` for the daemon: supervisors read no shell's.
-        variables: Further environment, name and value.
-        version: Of autospec; part of the file, so that an upgrade changes it.
+        log: The file for the daemon's output if the supervisor keeps no journal.
+        path: ``PATH`` for the daemon, because supervisors do not read the shell's.
+        variables: More environment, name and value.
+        version: Of autospec; part of the file, so an upgrade changes the file.
     """
 
     program: tuple[str, ...]
@@ -53,13 +53,7 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class ServiceOutcome:
-    """How a command ended.
-
-    Attributes:
-        code: Its exit code; 127 where the program is missing, 124 where it was given up.
-        out: What it printed.
-        err: What it complained.
-    """
+    """How a command ended: exit code (127: program missing, 124: timed out) and its output."""
 
     code: int
     out: str = ""
@@ -68,14 +62,7 @@ class ServiceOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStep:
-    """One command that changes something, or that waits for a change.
-
-    Attributes:
-        argv: The command.
-        fine: Exit codes that count as done.
-        again: Exit codes after which it is run again until `patience_s` is over.
-        patience_s: How long.
-    """
+    """A command that changes something or waits; `fine` exit codes are success, `again` ones are retried for `patience_s`."""
 
     argv: tuple[str, ...]
     fine: frozenset[int] = frozenset({0})
@@ -84,7 +71,7 @@ class ServiceStep:
 
 
 class ServiceState(StrEnum):
-    """How a service is. `STOPPED` is at rest and fine; `FAILED` is not."""
+    """State of a service."""
 
     ABSENT = "absent"
     STOPPED = "stopped"
@@ -96,14 +83,14 @@ class ServiceState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """What the supervisor says.
+    """What the supervisor reports.
 
     Attributes:
-        state: See `ServiceState`.
+        state: The state.
         loaded: True if the supervisor knows the service.
         enabled: False if it would not start at the next login.
-        pid: Of the daemon, while it runs.
-        last_exit: How it ended last, in the supervisor's words; empty if it never did.
+        pid: Of the running daemon.
+        last_exit: How it last ended, in the supervisor's words; empty if it never did.
     """
 
     state: ServiceState
@@ -113,7 +100,7 @@ class ServiceStatus:
     last_exit: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON values."""
+        """All fields."""
         return {
             "state": str(self.state),
             "loaded": self.loaded,
@@ -127,72 +114,57 @@ class Runner(Protocol):
     """Runs a command to its end."""
 
     def __call__(self, argv: Sequence[str], /) -> ServiceOutcome:
-        """Run it; never raises, a missing program is code 127."""
-        ...
+        """Run it; never raises."""
 
 
 class ServiceManager(Protocol):
-    """A kind of supervisor. Nothing here runs anything."""
+    """A kind of supervisor. It says what to run, and runs nothing."""
 
     @property
     def name(self) -> str:
         """``launchd`` or ``systemd``."""
-        ...
 
     @property
     def file(self) -> Path:
-        """The definition's place."""
-        ...
+        """Path of the service's file."""
 
     @property
     def settle_s(self) -> float:
-        """How long a daemon must have run before it counts as up; 0 where it says so itself."""
-        ...
+        """Seconds that a daemon must have run to count as up; 0 if the daemon reports that itself."""
 
     @property
     def reachable(self) -> tuple[str, ...]:
-        """The command that succeeds where this user has such a supervisor."""
-        ...
+        """The command that succeeds if this user has such a supervisor."""
 
     def unreachable(self, outcome: ServiceOutcome) -> tuple[str, str]:
-        """One sentence on why it cannot be used, and what to do."""
-        ...
+        """Why it cannot be used, and a hint."""
 
     @property
     def when_refused(self) -> str:
-        """What to look at when a step fails."""
-        ...
+        """The hint for a step that fails."""
 
     def render(self, definition: Definition) -> str:
-        """The definition as the supervisor reads it."""
-        ...
+        """The content of the service's file."""
 
     @property
     def questions(self) -> tuple[tuple[str, ...], ...]:
         """The commands whose answers `read` understands."""
-        ...
 
     def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
-        """The status, out of the answers to `questions`."""
-        ...
+        """The status from the answers to `questions`."""
 
     def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:
-        """Make a service of the file and start it; nothing where it runs and did not change."""
-        ...
+        """Load the file and start the service; nothing if it runs and did not change."""
 
     def to_stop(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
-        """End it until the next login, or until it is started."""
-        ...
+        """Stop it until the next login or start."""
 
     def to_unload(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
-        """End it for good; the file is removed afterwards."""
-        ...
+        """Stop it for good; the file is removed afterwards."""
 
     @property
     def after_removal(self) -> tuple[ServiceStep, ...]:
-        """What the supervisor must be told once the file is gone."""
-        ...
+        """The commands to run when the file is gone."""
 
     def logs(self, definition: Definition, *, lines: int, follow: bool) -> tuple[str, ...]:
         """The command that prints the log's last lines."""
-        ...

@@ -1,4 +1,4 @@
-"""This machine's service: which supervisor, and what it has to run."""
+"""The service of this machine: which supervisor, and what it runs."""
 
 from __future__ import annotations
 
@@ -20,30 +20,27 @@ from autospec.settings import KEYS, Settings
 
 __all__ = ["refuse_root", "service_here", "service_path", "unseen_variables"]
 
-# Where a llama-server is put by Homebrew on Apple silicon and on Intel, by MacPorts, and by hand.
+# Where Homebrew on Apple silicon, Homebrew on Intel and MacPorts install a llama-server.
 _PLACES: Final = {
     "darwin": ("/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"),
     "linux": ("/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin"),
 }
 _SYSTEM: Final = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
-# These say where everything else is; a service without them would be another set-up than the one that was installed.
+# These determine where everything else is, so the service gets them.
 _CARRIED: Final = ("AUTOSPEC_HOME", "AUTOSPEC_CONFIG_FILE")
 
 
 def service_here(settings: Settings) -> Service:
     """The service as this autospec would install it.
 
-    Args:
-        settings: The user's, whose config file the daemon is to read.
-
     Raises:
-        ServiceError: No supervisor is known for this system.
+        ServiceError: This system has no known supervisor.
     """
     home = Path.home()
     supervisor = _supervisor(sys.platform, home, os.environ)
     found = shutil.which(settings.llama_server or "llama-server")
     chosen = settings.sources.get("config_file") in ("flag", "environment")
-    # A file that was named is given by its absolute path; the default one may come and go.
+    # Only a config file that the user chose is passed on.
     config = ("--config", str(settings.config_file.absolute())) if chosen else ()
     home_variable = (("AUTOSPEC_HOME", str(settings.home.absolute())),) if settings.home else ()
     definition = Definition(
@@ -58,7 +55,7 @@ def service_here(settings: Settings) -> Service:
 
 
 def refuse_root(uid: int, environ: Mapping[str, str]) -> None:
-    """Refuse to install for root.
+    """Refuse to install the service for root.
 
     Raises:
         ServiceError: The user is root.
@@ -66,27 +63,21 @@ def refuse_root(uid: int, environ: Mapping[str, str]) -> None:
     if uid != 0:
         return
     user = environ.get("SUDO_USER", "")
-    who = f"Say it as {user}, without sudo" if user else "Say it as the user whose models it is to serve"
+    who = f"Run this as {user}, without sudo" if user else "Run this as the user whose models it should serve"
     raise ServiceError(
-        "The service belongs to a user and not to root: it would serve with root's rights, see root's models and settings, "
-        "and write files into the caches that no user can change.",
-        f"{who}; in a container run `autospec daemon --proxy` under your own supervisor.",
+        "The service must not run as root: it would have root's rights, use root's models and settings, "
+        "and create cache files that no user can change.",
+        f"{who}; in a container, run `autospec daemon --proxy` under your own supervisor.",
     )
 
 
 def unseen_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Settings in this shell's environment that the service will not have."""
+    """Settings in this shell's environment that the service will not get."""
     return tuple(key.variable for key in KEYS if environ.get(key.variable) and key.variable not in _CARRIED)
 
 
 def service_path(system: str, home: Path, llama_server: str | None) -> str:
-    """``PATH`` for the daemon: the usual folders, after that of the llama-server that is found now.
-
-    Args:
-        system: ``darwin`` or ``linux``.
-        home: The user's home folder.
-        llama_server: Absolute path of the llama-server that is used in this shell, if any.
-    """
+    """``PATH`` for the daemon: the folder of the llama-server found in this shell, then the usual folders."""
     found = (str(Path(llama_server).absolute().parent),) if llama_server else ()
     folders = (*found, str(home / ".local" / "bin"), *_PLACES[system], *_SYSTEM)
     return os.pathsep.join(dict.fromkeys(folders))
@@ -101,18 +92,18 @@ def _supervisor(system: str, home: Path, environ: Mapping[str, str]) -> ServiceM
         config_home = configured if configured.is_absolute() else home / ".config"
         return Systemd(config_home, (launchd_dir() / UNIT).read_text(encoding="utf-8"))
     raise ServiceError(
-        f"There is no service for {system}, only for macOS (launchd) and Linux (systemd).",
+        f"The service is not available on {system}, only on macOS (launchd) and Linux (systemd).",
         "Run `autospec daemon --proxy` under your own supervisor.",
     )
 
 
 def _program(python: Path) -> tuple[str, ...]:
-    """The installed program, by whose name supervisors and the user's activity monitor show it, or else the module.
+    """The installed program, whose name supervisors and activity monitors show, or else the module.
 
-    Links are not followed: that of a virtual environment leads to a Python that knows nothing of autospec.
+    Links are not followed: a virtual environment's link leads to a Python without autospec.
     """
     script = python.absolute().with_name("autospec")
     if os.access(script, os.X_OK):
         return (str(script),)
-    # -P: the working folder is the home folder, and an autospec.py there is not the one.
+    # -P: an autospec.py in the working folder (the home folder) must not be imported.
     return str(python.absolute()), "-P", "-m", "autospec"

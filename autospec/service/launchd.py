@@ -1,8 +1,8 @@
-"""A launch agent of the user's graphical session.
+"""The service as a launch agent of the user's graphical session.
 
-Sources: launchd.plist(5) and launchctl(1) of macOS 14. Exit codes are those that people report of launchctl: 113 no such
-service; 112 and 125 no such domain (over SSH, while nobody is logged in at the screen); 5 also while a
-service that was just booted out is still being taken down; 3 boot-out of what is not there; 36 boot-out in progress.
+Sources: launchd.plist(5) and launchctl(1) of macOS 14. Exit codes of launchctl as people report them: 113 no such service;
+112 and 125 no such domain (over SSH, while nobody is logged in at the screen); 5 also while a service that was just booted
+out is still being removed; 3 boot-out of an unknown service; 36 boot-out in progress.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from autospec.service.definition import (
     KILL_AFTER_S,
@@ -32,77 +32,61 @@ _TAIL: Final = "/usr/bin/tail"
 _NO_SERVICE: Final = 113
 _BOOTED_OUT: Final = frozenset({0, 3, 36, _NO_SERVICE})
 _INPUT_OUTPUT_ERROR: Final = 5
-# launchd kills after ExitTimeOut; what is still there some seconds later will stay.
+# launchd kills after ExitTimeOut; a process that is still there some seconds later will stay.
 _GONE_WITHIN_S: Final = KILL_AFTER_S + 10.0
-# A service that `print` no longer shows can be refused for another moment; people report that 2 to 5 s do.
+# launchd may refuse a service for some seconds after `print` stops showing it; people report 2 to 5 s.
 _BOOTSTRAP_PATIENCE_S: Final = 10.0
-_SETTLE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Launchd:
-    """Launchd, for one user.
-
-    Attributes:
-        uid: The user's.
-        home: The user's home folder.
-        template: The shipped plist, with placeholders.
-    """
+    """Launchd for one user; `template` is the shipped plist with placeholders."""
 
     uid: int
     home: Path
     template: bytes
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return "launchd"
+    name: ClassVar = "launchd"
+    # launchd has no signal for ready. A daemon with wrong settings or a taken port has ended by then.
+    settle_s: ClassVar = 5.0
+    after_removal: ClassVar[tuple[ServiceStep, ...]] = ()
+    # launchd refuses a disabled agent with the same error as a damaged file.
+    when_refused: ClassVar = (
+        "Check System Settings, General, Login Items: autospec must be allowed in the background."
+    )
 
     @property
     def file(self) -> Path:
-        """Where launchd looks for the agents of a user; launchd.plist(5) wants it named after its label."""
+        """Launchd reads a user's agents from this folder; launchd.plist(5) wants the file named after its label."""
         return self.home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
 
     @property
-    def settle_s(self) -> float:
-        """How long a daemon must have run before it counts as up."""
-        # launchd has no word for ready. A daemon that fails at its settings or a taken port is gone by then.
-        return _SETTLE_S
-
-    @property
     def domain(self) -> str:
-        """The user's graphical session; agents are loaded there at login."""
+        """The user's graphical session, which loads agents at login."""
         return f"gui/{self.uid}"
 
     @property
     def target(self) -> str:
-        """The service within the domain."""
+        """The service in the domain."""
         return f"{self.domain}/{LABEL}"
 
     @property
     def reachable(self) -> tuple[str, ...]:
-        """Fails where the user has no graphical session."""
+        """Fails if the user has no graphical session."""
         return _LAUNCHCTL, "print", self.domain
 
     def unreachable(self, outcome: ServiceOutcome) -> tuple[str, str]:
-        """One sentence on why it cannot be used, and what to do."""
+        """Why it cannot be used, and a hint."""
         if outcome.code == 127:
-            return f"There is no {_LAUNCHCTL} here.", "The service needs macOS, or Linux with systemd."
+            return f"{_LAUNCHCTL} is missing.", "The service needs macOS, or Linux with systemd."
         why = (
             f"User {self.uid} is not logged in at this Mac's screen, and a launch agent lives in that session "
             f"({self.domain}; over SSH alone there is only user/{self.uid}, where it would not start again)."
         )
         hint = (
-            "Log in at the screen or by Screen Sharing, on a Mac without a screen by automatic login, and say it "
-            "again (then over SSH, too); or run `autospec daemon --proxy` under a supervisor of your own."
+            "Log in at the screen, by Screen Sharing or by automatic login, then run the command again (SSH works then). "
+            "Or run `autospec daemon --proxy` under your own supervisor."
         )
         return why, hint
-
-    @property
-    def when_refused(self) -> str:
-        """What to look at when a step fails."""
-        # What is switched off there is refused with the same words as a damaged file.
-        return "See System Settings, General, Login Items: autospec must be allowed in the background."
 
     def render(self, definition: Definition) -> str:
         """The plist."""
@@ -119,7 +103,7 @@ class Launchd:
         return (_LAUNCHCTL, "print", self.target), (_LAUNCHCTL, "print-disabled", self.domain)
 
     def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
-        """The status, out of the answers."""
+        """The status from the answers."""
         job, disabled = answers
         # "com.autospec.daemon" => disabled; older systems say true.
         enabled = not re.search(rf'"{re.escape(LABEL)}" => (disabled|true)', disabled.out)
@@ -128,18 +112,18 @@ class Launchd:
         fields = fields_of(job.out)
         pid = fields.get("pid", "")
         code = fields.get("last exit code", "").removeprefix("(never exited)")
-        # A signal takes the place of the exit code, which may then be an older one.
+        # With a signal, the exit code may be an older one.
         last = fields.get("last terminating signal", "") or code
         state = _state(fields.get("state", ""), last)
         return ServiceStatus(state, loaded=True, enabled=enabled, pid=_number(pid), last_exit=last)
 
     def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:
-        """Bootstrap what is new or stopped; what changed is booted out before, since launchd reads a file once."""
+        """Bootstrap a new or stopped service; boot out a changed one first, because launchd reads a file once."""
         if not changed and status.state in (ServiceState.RUNNING, ServiceState.STARTING):
             return ()
         if not changed and status.loaded:
             return (ServiceStep((_LAUNCHCTL, "kickstart", self.target)),)
-        # What was disabled is refused with "5: Input/output error". Asked for only then: it leaves an entry for ever.
+        # A disabled service is refused with "5: Input/output error". Enable only then: it leaves a permanent entry.
         enable = () if status.enabled else (ServiceStep((_LAUNCHCTL, "enable", self.target)),)
         bootstrap = ServiceStep(
             (_LAUNCHCTL, "bootstrap", self.domain, str(self.file)),
@@ -150,7 +134,7 @@ class Launchd:
 
     def to_stop(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
         """Boot it out; it is loaded again at the next login."""
-        # Not `kill SIGTERM`: KeepAlive would start a daemon again that did not end with 0.
+        # Not `kill SIGTERM`: KeepAlive restarts a daemon that did not exit with 0.
         if not status.loaded:
             return ()
         return (
@@ -164,24 +148,19 @@ class Launchd:
         )
 
     def to_unload(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
-        """The same: without its file it is not loaded again."""
+        """The same as `to_stop`: without its file it is not loaded again."""
         return self.to_stop(status)
 
-    @property
-    def after_removal(self) -> tuple[ServiceStep, ...]:
-        """Nothing."""
-        return ()
-
     def logs(self, definition: Definition, *, lines: int, follow: bool) -> tuple[str, ...]:
-        """The end of the file."""
-        # -F follows the name: a log that is moved away is opened anew.
+        """The end of the log file."""
+        # -F follows the name, also if the log is rotated.
         return (_TAIL, "-n", str(lines), *(("-F",) if follow else ()), str(definition.log))
 
 
 def fields_of(text: str) -> dict[str, str]:
-    """The job's own fields in what ``launchctl print`` says, without those of the blocks within.
+    """The job's own fields in the output of ``launchctl print``, without those of nested blocks.
 
-    The output is not an interface (launchctl says so itself); what is not found there counts as unknown.
+    The output is not a stable interface (launchctl says so); a missing field counts as unknown.
     """
     fields: dict[str, str] = {}
     depth = 0

@@ -1,9 +1,7 @@
-"""Install, start, stop and remove the service: does what a `ServiceManager` says, through a `Runner`.
+"""Install, start, stop and remove the service: runs what a `ServiceManager` says.
 
-Everything can be done twice. What a supervisor knows is asked for before and not remembered: a user may have stopped,
-disabled or removed the service by other means.
-
-Runs the supervisors' programs. The only place of this room that starts anything.
+Every action can be repeated. The supervisor is asked for its state each time, because the user may have stopped, disabled
+or removed the service by other means.
 """
 
 from __future__ import annotations
@@ -32,14 +30,14 @@ from autospec.service.definition import (
 __all__ = ["Service", "ServicePlan", "run_command"]
 
 
-# `systemctl stop` waits for the daemon's end, which the unit limits to the grace.
+# `systemctl stop` waits for the daemon's end, which the unit limits to KILL_AFTER_S.
 _TIMEOUT_S: Final = KILL_AFTER_S + 30.0
 _MISSING: Final = 127
 _GIVEN_UP: Final = 124
 
 
 def run_command(argv: Sequence[str]) -> ServiceOutcome:
-    """Run a program to its end and keep what it prints, in English. The codes of what cannot be run are the shell's."""
+    """Run a program to its end and keep its output, in English. A missing program is exit code 127, a timeout 124."""
     try:
         done = subprocess.run(
             list(argv),
@@ -58,23 +56,17 @@ def run_command(argv: Sequence[str]) -> ServiceOutcome:
     return ServiceOutcome(done.returncode, done.stdout, done.stderr)
 
 
-# A cold start reads the settings, opens the store and binds the proxy's port: seconds; a disk that has to spin up adds ten.
+# A cold start takes seconds: settings, database, the proxy's port. A disk that must spin up adds ten.
 _UP_WITHIN_S: Final = 60.0
 _POLL_S: Final = 0.5
-# launchd says for a moment that a service that it just starts is not running, with how it ended before.
+# For a moment launchd reports a starting service as not running, with its previous exit.
 _FAILED_POLLS: Final = 3
 _TAIL_LINES: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ServicePlan:
-    """What an installation would do.
-
-    Attributes:
-        changed: True if the file is new or would be another.
-        text: The file's content.
-        steps: The commands; none where the service runs and nothing changed.
-    """
+    """What an installation would do: the file's text, whether it changes, and the commands."""
 
     changed: bool
     text: str
@@ -85,11 +77,11 @@ class Service:
     """The daemon as a service.
 
     Args:
-        supervisor: Who keeps it.
+        supervisor: The kind of supervisor.
         definition: What it runs.
         run: Runs commands.
         now: A clock in seconds.
-        sleep: Waits for so many seconds.
+        sleep: Waits for a number of seconds.
     """
 
     def __init__(
@@ -108,35 +100,31 @@ class Service:
         self._sleep = sleep
 
     def status(self) -> ServiceStatus:
-        """How it is now; a service whose file is there and which is not loaded is stopped."""
+        """The present status; a service with a file that is not loaded is stopped."""
         status = self.supervisor.read([self._run(question) for question in self.supervisor.questions])
         if status.state is ServiceState.ABSENT and self.supervisor.file.exists():
             return replace(status, state=ServiceState.STOPPED)
         return status
 
     def current(self) -> bool:
-        """True if the installed file is the one that an installation would write now."""
+        """True if the installed file is what an installation would write now."""
         return self._installed_text() == self.supervisor.render(self.definition)
 
     def plan(self) -> ServicePlan:
-        """What `install` would do. Nothing is changed.
-
-        Raises:
-            ServiceError: There is no supervisor for this user.
-        """
+        """What `install` would do; raises ServiceError without a supervisor. Changes nothing."""
         self._check()
         text = self.supervisor.render(self.definition)
         changed = self._installed_text() != text
         return ServicePlan(changed, text, self.supervisor.to_load(self.status(), changed=changed))
 
     def install(self) -> bool:
-        """Write the file, load it and wait until the daemon is up. One that runs and did not change goes on running.
+        """Write the file, load it and wait until the daemon is up; an unchanged running service is left alone.
 
         Returns:
             True if anything was done.
 
         Raises:
-            ServiceError: There is no supervisor for this user, it refuses, or the daemon does not come up.
+            ServiceError: This user has no supervisor, it refuses, or the daemon does not come up.
             OSError: The file cannot be written.
         """
         plan = self.plan()
@@ -147,10 +135,7 @@ class Service:
         return plan.changed or bool(plan.steps)
 
     def start(self) -> bool:
-        """Start what is installed and wait until it is up.
-
-        Returns:
-            False if it ran already.
+        """Start the installed service and wait until it is up; False if it was running.
 
         Raises:
             ServiceError: It is not installed, or does not come up.
@@ -164,14 +149,7 @@ class Service:
         return bool(steps)
 
     def stop(self) -> bool:
-        """End it until the next login, or until it is started.
-
-        Returns:
-            False if it did not run.
-
-        Raises:
-            ServiceError: The supervisor refuses.
-        """
+        """Stop it until the next login or start; False if it was not running. Raises ServiceError if refused."""
         self._check()
         status = self.status()
         if status.state in (ServiceState.ABSENT, ServiceState.STOPPED) and status.pid is None:
@@ -180,10 +158,7 @@ class Service:
         return True
 
     def uninstall(self) -> bool:
-        """End it and remove everything that `install` made: the file, and the log if the supervisor keeps none.
-
-        Returns:
-            False if there was nothing.
+        """Stop it and remove the file and the log; False if there was nothing.
 
         Raises:
             ServiceError: The supervisor refuses.
@@ -191,7 +166,7 @@ class Service:
         """
         file = self.supervisor.file
         answers = self._run(self.supervisor.reachable)
-        # Without a supervisor nothing runs, and the file can go all the same.
+        # Without a supervisor nothing runs, and the file can be removed.
         status = self.status() if answers.code == 0 else ServiceStatus(ServiceState.ABSENT)
         there = status.loaded or file.exists() or self.definition.log.exists()
         self._do(self.supervisor.to_unload(status))
@@ -202,7 +177,7 @@ class Service:
         return there
 
     def tail(self, lines: int = _TAIL_LINES) -> tuple[str, ...]:
-        """The last lines of the daemon's log; empty where there is none."""
+        """The last lines of the daemon's log; empty if there is none."""
         said = self._run(self.supervisor.logs(self.definition, lines=lines, follow=False))
         return tuple(said.out.splitlines()) if said.code == 0 else ()
 
@@ -241,7 +216,7 @@ class Service:
         how = f"ended ({status.last_exit})" if status.last_exit else f"is {status.state}"
         return ServiceError(
             f"The service is installed, but the daemon did not come up: it {how}.",
-            f"Its log: `autospec service logs`. By hand: {shlex.join(self.definition.program)}",
+            f"See `autospec service logs`, or run it by hand: {shlex.join(self.definition.program)}",
             log_tail=self.tail(),
         )
 
@@ -251,7 +226,7 @@ class Service:
             if outcome.code not in step.fine:
                 said = (outcome.err.strip() or outcome.out.strip()).splitlines()
                 raise ServiceError(
-                    f"{self.supervisor.name} refuses: `{shlex.join(step.argv)}` ended with {outcome.code}"
+                    f"{self.supervisor.name} refused: `{shlex.join(step.argv)}` ended with exit code {outcome.code}"
                     f"{f' ({said[0].strip()})' if said else ''}.",
                     self.supervisor.when_refused,
                 )

@@ -1,16 +1,6 @@
-"""The proxy's end of the control socket: tells the daemon when somebody is being served. Never in a request's way.
+"""The proxy's end of the control socket: tells the daemon when requests are served. It never delays a request.
 
-::
-
-    link = ProxyLink(settings.state_dir)
-    await link.start()
-    ...
-    with link.serving():
-        ...  # one request, from its first byte to its last
-    ...
-    await link.close()
-
-Without a daemon the link does nothing but look for one every few seconds.
+Without a daemon the link only looks for one every few seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +16,7 @@ from autospec.service.control import LINE_LIMIT_BYTES, control_path, decode, enc
 
 __all__ = ["ProxyLink"]
 
-# A daemon that was restarted must learn soon that somebody is being served.
+# A restarted daemon must soon know about requests.
 _RECONNECT_S = 2.0
 
 
@@ -34,12 +24,11 @@ class ProxyLink:
     """Counts requests in flight and tells the daemon when there are some and when there are none.
 
     Args:
-        state_dir: The state folder of the settings; daemon and proxy of one set-up share it.
-        reconnect_s: How often a daemon is looked for where none answers.
+        state_dir: The state folder of the settings; daemon and proxy share it.
+        reconnect_s: How often to look for a daemon.
 
     Attributes:
-        daemon: The last thing that the daemon said of itself, e.g. ``{"event": "tuning", "what": …}``; empty where
-            none is connected.
+        daemon: The daemon's last message about itself, e.g. ``{"event": "tuning", "what": …}``; empty without a daemon.
     """
 
     def __init__(self, state_dir: Path, *, reconnect_s: float = _RECONNECT_S) -> None:
@@ -53,11 +42,11 @@ class ProxyLink:
         self._free.set()
 
     async def start(self) -> None:
-        """Begin to look for a daemon, in the background."""
+        """Start looking for a daemon in the background."""
         self._task = asyncio.create_task(self._stay_connected(), name="autospec control link")
 
     async def close(self) -> None:
-        """Leave; the daemon takes it that nobody is being served here."""
+        """Disconnect; the daemon then assumes that no request is served here."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -82,26 +71,19 @@ class ProxyLink:
             self._send({"event": "busy"})
 
     def end(self) -> None:
-        """A request that began has ended, however it ended."""
+        """A request ended."""
         self._in_flight -= 1
         if self._in_flight == 0:
             self._send({"event": "idle"})
 
     async def machine_is_free(self, timeout_s: float = 1.0) -> bool:
-        """Wait until the daemon has given back the memory of what it was measuring; before a server is launched.
-
-        Args:
-            timeout_s: How long a request may be held up for it.
-
-        Returns:
-            False if the time passed first.
-        """
+        """Wait until the daemon has freed the memory of its measurement; False after `timeout_s`."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._free.wait(), timeout_s)
         return self._free.is_set()
 
     def _send(self, message: dict[str, Any]) -> None:
-        # A few bytes into a local socket's buffer: this neither waits nor fails in the request's face.
+        # A few bytes into a local socket's buffer: this neither blocks nor raises.
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode(message))
 
@@ -124,7 +106,7 @@ class ProxyLink:
                     self.daemon = message
                     if message["event"] != "tuning":
                         self._free.set()
-        except ValueError:  # a line beyond the limit
+        except ValueError:  # a line over the limit
             return
         finally:
             self._writer, self.daemon = None, {}

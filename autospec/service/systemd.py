@@ -1,4 +1,4 @@
-"""A unit of the user's own systemd instance.
+"""The service as a unit of the user's own systemd instance.
 
 Sources: systemd.service(5), systemd.unit(5), systemd.syntax(7), systemctl(1), journalctl(1); checked on systemd 252.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from autospec.service.definition import Definition, ServiceOutcome, ServiceState, ServiceStatus, ServiceStep
 
@@ -40,72 +40,49 @@ _ENDED: Final = {"1": "exit code", "2": "signal", "3": "signal, core dumped"}
 
 @dataclass(frozen=True, slots=True)
 class Systemd:
-    """The user's instance of systemd.
-
-    Attributes:
-        config_home: ``$XDG_CONFIG_HOME``, or ``~/.config``.
-        template: The shipped unit, with placeholders.
-    """
+    """The user's systemd; `config_home` is ``$XDG_CONFIG_HOME`` or ``~/.config``, `template` the shipped unit."""
 
     config_home: Path
     template: str
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return "systemd"
+    name: ClassVar = "systemd"
+    # Type=notify: the unit becomes active when the daemon says READY=1.
+    settle_s: ClassVar = 0.0
+    reachable: ClassVar[tuple[str, ...]] = (*_SYSTEMCTL, "show", "--property=Version")
+    when_refused: ClassVar = f"See `systemctl --user status {UNIT}`."
+    questions: ClassVar[tuple[tuple[str, ...], ...]] = (
+        (*_SYSTEMCTL, "show", UNIT, f"--property={','.join(_PROPERTIES)}"),
+    )
 
     @property
     def file(self) -> Path:
-        """Where systemd looks for the units of a user."""
+        """Systemd reads a user's units from this folder."""
         return self.config_home / "systemd" / "user" / UNIT
 
-    @property
-    def settle_s(self) -> float:
-        """How long a daemon must have run before it counts as up."""
-        # Type=notify: it is active when the daemon says READY=1, and not before.
-        return 0.0
-
-    @property
-    def reachable(self) -> tuple[str, ...]:
-        """Fails where the user has no instance of systemd."""
-        return *_SYSTEMCTL, "show", "--property=Version"
-
     def unreachable(self, outcome: ServiceOutcome) -> tuple[str, str]:
-        """One sentence on why it cannot be used, and what to do."""
+        """Why it cannot be used, and a hint."""
         why = outcome.err.strip().splitlines() or ["systemctl is not installed"]
         hint = (
             "In a container, or without systemd: run `autospec daemon --proxy` under your own supervisor. After `su` or "
             "`sudo -u`: log in as the user (ssh, `machinectl shell`), or set XDG_RUNTIME_DIR=/run/user/UID."
         )
-        return f"No systemd instance of this user answers ({why[0].rstrip('.')}).", hint
-
-    @property
-    def when_refused(self) -> str:
-        """What to look at when a step fails."""
-        return f"`systemctl --user status {UNIT}` says more."
+        return f"The systemd instance of this user does not answer ({why[0].rstrip('.')}).", hint
 
     def render(self, definition: Definition) -> str:
         """The unit."""
         variables = (("PATH", definition.path), *definition.variables)
-        # systemd refuses a program whose path has quotes or backslashes in it, however they are written.
+        # systemd refuses a program path with quotes or backslashes, even if they are escaped.
         safe = not re.search(r"[\"'\\]", definition.program[0])
         program, *words = definition.program if safe else ("/usr/bin/env", *definition.program)
         values = {
             "VERSION": definition.version,
-            # Variables are replaced in the arguments and not in the program's path.
+            # systemd replaces variables in the arguments, but not in the program's path.
             "PROGRAM": " ".join([_quoted(program), *(_quoted(word, argument=True) for word in words)]),
             "ENVIRONMENT": "\n".join(f"Environment={_quoted(f'{k}={v}')}" for k, v in variables),
         }
         return re.sub(r"@([A-Z]+)@", lambda found: values.get(found[1], found[0]), self.template)
 
-    @property
-    def questions(self) -> tuple[tuple[str, ...], ...]:
-        """The unit's properties."""
-        return ((*_SYSTEMCTL, "show", UNIT, f"--property={','.join(_PROPERTIES)}"),)
-
     def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
-        """The status, out of the answers."""
+        """The status from the answers."""
         (shown,) = answers
         fields = dict(line.split("=", 1) for line in shown.out.splitlines() if "=" in line)
         if shown.code or fields.get("LoadState") != "loaded":
@@ -124,35 +101,35 @@ class Systemd:
         )
 
     def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:
-        """Read what changed, enable it, start or restart it."""
-        # --no-block: readiness is asked for, so that the log can be shown when it does not come.
+        """Reload a changed file, enable the unit, start or restart it."""
+        # --no-block: autospec polls for readiness, so it can show the log if the daemon does not come up.
         running = status.state in (ServiceState.RUNNING, ServiceState.STARTING)
         verb = ("restart",) if changed else () if running else ("start",)
         return (
             *((_step("daemon-reload"),) if changed else ()),
             *((_step("enable", UNIT),) if changed or not status.enabled else ()),
-            # A unit that failed too often is not started again before its count is forgotten.
+            # A unit that failed too often starts only after a reset of its count.
             *((_step("reset-failed", UNIT),) if status.state is ServiceState.FAILED else ()),
             *(_step("--no-block", word, UNIT) for word in verb),
         )
 
     def to_stop(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
-        """Stop it; it is started again at the next login."""
+        """Stop it; it starts again at the next login."""
         return (_step("stop", UNIT),) if status.loaded else ()
 
     def to_unload(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
-        """Stop it and take it out of the login."""
+        """Stop and disable it."""
         return (_step("disable", "--now", UNIT),) if status.loaded else ()
 
     @property
     def after_removal(self) -> tuple[ServiceStep, ...]:
         """Forget the unit."""
-        # reset-failed fails where there is nothing to reset; a unit that failed would be listed on without it.
+        # Without reset-failed, systemd keeps listing a failed unit. It fails if there is nothing to reset.
         return _step("daemon-reload"), ServiceStep(
             (*_SYSTEMCTL, "reset-failed", UNIT), fine=frozenset({0, 1, 5})
         )
 
-    def logs(self, definition: Definition, *, lines: int, follow: bool) -> tuple[str, ...]:  # noqa: ARG002 - it has a journal
+    def logs(self, definition: Definition, *, lines: int, follow: bool) -> tuple[str, ...]:  # noqa: ARG002 - systemd has a journal
         """The end of the journal."""
         follow_ = ("--follow",) if follow else ()
         return "journalctl", "--user", "--quiet", "--no-pager", f"--unit={UNIT}", f"--lines={lines}", *follow_
@@ -163,7 +140,7 @@ def _step(*words: str) -> ServiceStep:
 
 
 def _quoted(word: str, *, argument: bool = False) -> str:
-    """A word as systemd.syntax(7) and systemd.service(5) quote it: specifiers and, in arguments, variables are off."""
+    """A word quoted for systemd.syntax(7) and systemd.service(5); specifiers and, in arguments, variables are escaped."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
     if argument:
         escaped = escaped.replace("$", "$$")

@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
+from autospec.formats import duration, gigabytes
 from autospec.recommendations import SCHEMA_VERSION
 from autospec.serving.plan_inputs import (
     Capacity,
@@ -41,7 +42,6 @@ from autospec.serving.plan_inputs import (
 
 __all__ = ["Plan", "make_plan"]
 
-_GB = 1e9
 # A better set of servers is mentioned only if it saves more than this share of the busy time.
 _WORTH_SAYING = 0.01
 # Most prompt types in a sentence; the routes contain all.
@@ -284,9 +284,9 @@ def _explain(
         return f"{kept}: chosen for all tuned prompt types equally, because there was no traffic yet."
     saved, busy = forecast.saved_s(chosen), forecast.busy_s
     if saved > 0.0:
-        worth = f"expected to save {_seconds(saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
+        worth = f"expected to save {duration(saved)} of {duration(busy)} of generation in {duration(capacity.horizon_s)}"
     elif saved < 0.0:
-        worth = f"expected to cost {_seconds(-saved)} of {_seconds(busy)} of generation in {_seconds(capacity.horizon_s)}"
+        worth = f"expected to cost {duration(-saved)} of {duration(busy)} of generation in {duration(capacity.horizon_s)}"
     else:
         tuned = any(forecast.demand.advice.get(kind) for kind in forecast.shares)
         worth = (
@@ -305,8 +305,8 @@ def _explain_none(smallest_bytes: int | None, capacity: Capacity, *, wanted: boo
         return "No client uses it."
     limit = capacity.memory_bytes or 0
     if smallest_bytes > limit:
-        return f"Its smallest server needs {_gigabytes(smallest_bytes)}, more than the limit of {_gigabytes(limit)}."
-    return f"It needs {_gigabytes(smallest_bytes)}; models that are used more take the memory limit of {_gigabytes(limit)}."
+        return f"Its smallest server needs {gigabytes(smallest_bytes)}, more than the limit of {gigabytes(limit)}."
+    return f"It needs {gigabytes(smallest_bytes)}; models that are used more take the memory limit of {gigabytes(limit)}."
 
 
 def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[Launchable]) -> str:
@@ -345,19 +345,9 @@ def _not_taken(
     if capacity.memory_bytes is None and len(ideal) > len(chosen):
         why = "the memory limit for another server is not known"
     elif capacity.memory_bytes is not None and needed > capacity.memory_bytes:
-        why = f"that needs {_gigabytes(needed)} of memory"
+        why = f"that needs {gigabytes(needed)} of memory"
     elif new:
-        why = f"that takes {_seconds(sum(entry.launch_s for entry in new))} to start"
+        why = f"that takes {duration(sum(entry.launch_s for entry in new))} to start"
     else:
         why = "other models need the memory"
-    return f"; {names} would save {_seconds(more)} more, but {why}"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 600.0:
-        return f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"
-    return f"{seconds / 60.0:.0f} min" if seconds < 36000.0 else f"{seconds / 3600.0:.0f} h"
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / _GB:.1f} GB"
+    return f"; {names} would save {duration(more)} more, but {why}"

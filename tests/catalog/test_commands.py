@@ -127,7 +127,7 @@ class TestDrafts:
         """Both, each with its sentence."""
         result = run(drafts, "--model", "tiny-main")
         assert result.exit_code == 0
-        fits, refused = result.stdout.split("Refused")
+        fits, refused = result.stdout.split("Models that do not fit")
         assert "Tiny-Draft-F16" in fits
         assert "Same vocabulary" in fits
         assert "Stranger" in refused
@@ -179,7 +179,7 @@ class TestDrafts:
         """A sentence says so, and the refusals follow."""
         result = run(drafts, "--model", "tiny-draft")
         assert result.exit_code == 0
-        assert result.stdout.startswith("No draft fits Tiny-Draft-F16.")
+        assert result.stdout.startswith("No draft model fits Tiny-Draft-F16.")
         assert "is no smaller than the main model" in result.stdout
 
     def test_nothing_else_there(self, run, models_dir: Path) -> None:
@@ -187,7 +187,7 @@ class TestDrafts:
         write_gguf(models_dir / "alone.gguf")
         result = run(drafts, "--model", "alone")
         assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
-        assert "nothing can draft for it" in result.stdout
+        assert "there is no draft model for it" in result.stdout
 
     @pytest.mark.parametrize(
         ("typed", "says"), [("tiny", "could be any of 2"), ("none", "No model matches none")]
@@ -203,7 +203,7 @@ class TestDrafts:
         write_gguf(models_dir / "h.gguf", architecture="eagle3", keys={"eagle3.target_layers": [1, 2, 3]})
         result = run(drafts, "--model", "h")
         assert result.exit_code == 2
-        assert "is a draft head (eagle3) and no main model" in result.stderr
+        assert "is a draft head (eagle3), not a main model" in result.stderr
 
     def test_damaged_model(self, run, models_dir: Path) -> None:
         """Exit code 1, one sentence and what to do."""

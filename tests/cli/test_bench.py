@@ -101,10 +101,10 @@ def test_wrong_usage_exits_with_2(args):
 
 
 def test_a_machine_that_is_measured_already_is_left_alone(tiny):
-    """Beside a tune it would measure that, and disturb it: exit 1 with who holds the machine."""
+    """Beside a tune it would measure that, and disturb it: exit 4 with who holds the machine."""
     with machine_lock("tune some-model"):
         result = run("-m", tiny, "-d", tiny, "--p-min", "0", "--runs", "1", "--max-tokens", "8")
-    assert result.exit_code == 1
+    assert result.exit_code == 4
     assert "tune some-model" in result.stderr
 
 

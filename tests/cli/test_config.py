@@ -90,7 +90,7 @@ def test_check_refuses_shared_studies_without_a_postgresql(own_home: Path):
 
 def test_check_says_ok(own_home: Path):
     """With and without a file."""
-    assert config("check").stdout.startswith("ok: no file")
+    assert config("check").stdout.startswith("ok: there is no ")
     (own_home / "config.toml").write_text('study = "quick"', "utf-8")
     assert config("check").stdout == f"ok: {own_home / 'config.toml'}\n"
     assert json.loads(config("check", "--json").stdout)["ok"] is True

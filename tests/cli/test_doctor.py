@@ -225,9 +225,9 @@ def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch):
     ("changes", "fix"),
     [
         ({"on_battery": True}, "Plug it in"),
-        ({"low_power": True}, "Switch it off"),
+        ({"low_power": True}, "Turn it off"),
         ({"thermal": "throttled"}, "cool down"),
-        ({"other_load": 1.5}, "End other work"),
+        ({"other_load": 1.5}, "Close other programs"),
     ],
 )
 def test_the_state_of_the_machine_is_advised_on(changes: dict[str, Any], fix: str):

@@ -73,13 +73,13 @@ def test_it_says_why_in_words(tuned):
     said = " ".join(result.stdout.split())
     for words in (
         "Enable: Main-7B-Q4_K_M on llama-server b11434, coding prompts.",
-        "Off gives 14.7 tok/s",
-        "accepted 61% of the tokens",
+        "Without drafting 14.7 tok/s",
+        "accepted 61% of the proposed tokens",
         "as 1.50 tokens without drafting",
-        "breaks even at about 25% accepted",
+        "breaks even at an acceptance rate of about 25%",
         "2 of 2 prompts were faster",
-        "All 2 answers were the same text",
-        "Next after this one: ngram-simple",
+        "All 2 answers were identical",
+        "The next best: ngram-simple",
     ):
         assert words in said
 
@@ -138,7 +138,7 @@ def test_what_is_likely_is_said(tuned):
     store.close()
     said = " ".join(run("--model", "main").stdout.split())
     assert (
-        "is likely, +72 %, about 4 more minutes would prove it: the chance that it gains enough is 98.7%."
+        "is likely, +72 %, about 4 more minutes would prove it; the probability of a sufficient gain is 98.7%."
         in said
     )
 

@@ -79,15 +79,15 @@ def test_install_status_stop_uninstall(linux):
     """Each says in one line what it did, and twice is no error."""
     assert run("status").stdout.startswith("not installed (systemd)")
     first = run("install")
-    assert (first.exit_code, first.stdout) == (0, "The service is up.\n")
+    assert (first.exit_code, first.stdout) == (0, "The service is running.\n")
     assert "enable-linger" in first.stderr
-    assert run("install").stdout == "The service is up already.\n"
-    assert run("install", "--dry-run").stdout.endswith("Would run nothing: the service is up.\n")
+    assert run("install").stdout == "The service is already running.\n"
+    assert run("install", "--dry-run").stdout.endswith("Would run no command: the service is running.\n")
     assert run("status").stdout.startswith("running, process 42 (systemd: ")
-    assert run("stop").stdout == "Stopped.\n"
-    assert run("start").stdout == "The service is up.\n"
-    assert run("uninstall").stdout == "Removed.\n"
-    assert run("uninstall").stdout == "There was no service.\n"
+    assert run("stop").stdout == "The service is stopped.\n"
+    assert run("start").stdout == "The service is running.\n"
+    assert run("uninstall").stdout == "The service is removed.\n"
+    assert run("uninstall").stdout == "The service was not installed.\n"
     assert not unit_of(linux).exists()
 
 
@@ -117,7 +117,7 @@ def test_without_systemd_it_says_what_to_do(linux):
     (linux / "no-systemd").touch()
     result = run("install")
     assert result.exit_code == 1
-    assert "No systemd instance of this user answers" in result.stderr
+    assert "systemd instance of this user does not answer" in result.stderr
     assert "autospec daemon --proxy" in result.stderr
     assert not unit_of(linux).exists()
 
@@ -127,7 +127,7 @@ def test_root_is_refused(linux, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     result = run("install")
     assert result.exit_code == 1
-    assert "belongs to a user and not to root" in result.stderr
+    assert "must not run as root" in result.stderr
     assert not unit_of(linux).exists()
 
 
@@ -152,4 +152,4 @@ def test_a_mac_without_a_log_says_so(linux, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     result = run("logs")
     assert result.exit_code == 1
-    assert "There is no log" in result.stderr
+    assert "does not exist yet" in result.stderr

@@ -121,7 +121,7 @@ def test_the_estimate_goes_on_between_steps():
 def test_beyond_the_budget_it_says_by_how_much():
     """What was begun is finished; nothing is clamped."""
     text = seen(TuneStep("prove", NGRAM, 2, 24, 3, 8, -10.0, -10.0), later_s=30.0)
-    assert "0:40 beyond the budget, to finish what was begun" in text
+    assert "0:40 over the budget, finishing the current step" in text
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_a_crashed_proxy_is_started_again_after_longer_and_longer_pauses(tmp_pat
         pauses.append(proxy.keep())
         clock.now_s += pauses[-1] or 0.0
     assert pauses == [1.0, 2.0, 4.0]
-    assert proxy.last_end == "it ended with 1"
+    assert proxy.last_end == "it ended with exit code 1"
     proxy.stop()
 
 

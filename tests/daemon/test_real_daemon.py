@@ -120,7 +120,7 @@ def test_a_request_stops_the_measurement_within_a_second_and_loses_none(work: Pa
         assert rows(str(work)) >= kept
         said = status(work)
         assert said["state"] != "tuning"
-        assert any("a request came" in event["what"] for event in said["events"])
+        assert any("a request arrived" in event["what"] for event in said["events"])
         until(lambda: rows(str(work)) > kept, "another measurement")
 
 
@@ -267,7 +267,7 @@ def test_a_second_daemon_says_that_one_runs(home: Path):
             capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
     assert second.returncode == 4
-    assert "A daemon is running already" in second.stderr
+    assert "A daemon is already running" in second.stderr
 
 
 def test_on_a_full_disk_it_stays_and_says_what_is_wrong(home: Path):

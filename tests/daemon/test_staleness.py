@@ -29,12 +29,12 @@ def test_the_same_is_not_stale():
     ("change", "cause", "words"),
     [
         ({"hardware": "chip-64g"}, "hardware", "from chip-32g to chip-64g"),
-        ({"model": "f2"}, "model", "the model file is another one"),
+        ({"model": "f2"}, "model", "the model file changed"),
         ({"settings": ["-c", "8192"]}, "settings", "from -c 4096 to -c 8192"),
         ({"build": "b200", "build_fingerprint": "p2"}, "build", "from b100 to b200"),
-        ({"build_fingerprint": "p2"}, "build", "built anew"),
-        ({"drafts": {**BASIS["drafts"], "draft-model:d2": "Tiny"}}, "drafts", "Tiny fits now as a draft"),
-        ({"drafts": {}}, "drafts", "Small-1B fits no longer"),
+        ({"build_fingerprint": "p2"}, "build", "rebuilt"),
+        ({"drafts": {**BASIS["drafts"], "draft-model:d2": "Tiny"}}, "drafts", "Tiny now fits as a draft"),
+        ({"drafts": {}}, "drafts", "Small-1B no longer fits"),
         ({"os": "linux 6.8.0-1"}, "os", "the operating system changed"),
     ],
 )

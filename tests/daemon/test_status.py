@@ -17,7 +17,7 @@ REASONS = {**dict.fromkeys(CELLS, str(LaterReason.NO_CLEAR_ANSWER)), PROVEN: str
 def test_cells_that_are_left_alone_are_named_with_their_reasons():
     """A model and its kind of prompt, also where the name holds the key's own separator; the rest is counted."""
     lines = status_lines(DOCUMENT | {"later_reasons": REASONS})
-    assert "  1 are proven, 7 are left alone for now." in lines
+    assert "  1 proven, 7 not measured for now." in lines
     assert "    big|model, coding: it waits" in lines
     assert sum("big|model" in line for line in lines) == 5
     assert "    … and 2 more (--json has them all)" in lines
@@ -27,9 +27,9 @@ def test_what_is_proven_does_not_depend_on_the_words():
     """The words are for people, and may be others in another version."""
     words = dict.fromkeys(CELLS, "proven elsewhere") | {PROVEN: "measured and settled"}
     lines = status_lines(DOCUMENT | {"later": words, "later_reasons": REASONS})
-    assert "  1 are proven, 7 are left alone for now." in lines
+    assert "  1 proven, 7 not measured for now." in lines
 
 
 def test_a_daemon_of_an_older_version_does_not_tell_how_many_are_proven():
     """Its cells are listed all the same."""
-    assert "  8 are left alone for now." in status_lines(DOCUMENT)
+    assert "  8 not measured for now." in status_lines(DOCUMENT)

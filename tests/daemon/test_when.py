@@ -25,14 +25,14 @@ def test_a_quiet_machine_is_measured():
     [
         ({"in_flight": 1}, "a request is being served"),
         ({"since_request_s": 10.0}, "the last request ended 10 s ago"),
-        ({"held_by": "process 7"}, "another autospec measures"),
+        ({"held_by": "process 7"}, "another autospec is measuring"),
         ({"spent_today_s": 7200.0}, "daemon_budget"),
         ({"power": PowerState.BATTERY}, "battery"),
         ({"low_power": True}, "low power mode"),
         ({"heat": Heat.THROTTLED}, "heat slows"),
         ({"user_idle_s": 5.0}, "the last input was 5 s ago"),
         ({"other_load": 1.5}, "other programs use 1.5 of 4 cores"),
-        ({"memory_available_bytes": 1 << 30}, "the next step takes"),
+        ({"memory_available_bytes": 1 << 30}, "the next step needs"),
     ],
 )
 def test_each_signal_alone_keeps_it_from_measuring(change, words):

@@ -148,9 +148,9 @@ def test_traffic_that_comes_and_goes_and_a_draft_that_appears(service: Service, 
         until(service.is_up, "the proxy")
         assert service.ask().headers["x-autospec-drafting"] == "off"
         until(lambda: status(service.home).get("state") == "tuning", "a step in the pause")
-        stops = service.events().count("a request came")
+        stops = service.events().count("a request arrived")
         service.ask()
-        until(lambda: service.events().count("a request came") > stops, "the end of the step", 5.0)
+        until(lambda: service.events().count("a request arrived") > stops, "the end of the step", 5.0)
         words = service.said("daemon", "--status")
         assert "1 proxy is connected, idle." in words
         assert service.get("/autospec/v1/status")["proxy"]["daemon"]["event"] in (
@@ -158,7 +158,7 @@ def test_traffic_that_comes_and_goes_and_a_draft_that_appears(service: Service, 
             "yielded",
             "tuning",
         )
-        assert re.search(r"Stopped tuning \S+, qa after \d+ s: a request came\.", words), words
+        assert re.search(r"Stopped tuning \S+, qa after \d+ s: a request arrived\.", words), words
         until(lambda: service.stored() == [Status.PROVEN], "the proof")
         service.ask()
 

@@ -57,7 +57,7 @@ def test_prompt_processing_and_texts_are_compared():
     """What the draft adds to the prompt, and whether the text stayed the same."""
     text = said(explain(recommendation(), [pair(), pair("p2", text_digest="other")]))
     assert "200 ms without drafting and 300 ms with it" in text
-    assert "1 of 2 answers were not the same text" in text
+    assert "1 of 2 answers differed" in text
 
 
 def test_the_spread_names_the_best_and_the_worst_prompt():
@@ -101,7 +101,7 @@ def test_what_was_proved_before_is_no_runner_up():
     trials = [TrialSummary(0, "complete", DRAFTING, 1.3, ""), TrialSummary(1, "complete", first, 1.5, "")]
     explanation = explain(recommendation(evidence={"also_proved": [shown]}), [], trials)
     assert (
-        f"Proved as well, on the same prompts: {first.label}, -10.0 % (-20.0 % to -5.0 %), disable."
+        f"Also in the proof, on the same prompts: {first.label}, -10.0 % (-20.0 % to -5.0 %), disable."
         in said(explanation)
     )
     assert explanation.figures["runners_up"] == []
@@ -109,7 +109,7 @@ def test_what_was_proved_before_is_no_runner_up():
 
 def test_a_fast_model_that_gains_nothing_is_told_so():
     """The founding record's rule of thumb, with the figures of this model."""
-    assert "At 80 tok/s a token takes 12 ms" in said(
+    assert "Without drafting a token takes only 12 ms (80 tok/s)" in said(
         explain(recommendation(Verdict.DISABLE, baseline_tps=80.0))
     )
     assert "At 15 tok/s" not in said(explain(recommendation(Verdict.DISABLE)))
@@ -152,12 +152,12 @@ def test_prediction_is_told_beside_what_was_measured():
     explained = explain(recommendation(evidence={"prediction": PREDICTION}), [pair()])
     text = said(explained)
     for words in (
-        "Predicted on the tune prompts: +28.0 % (+15.0 % to +40.0 %); measured on the others: +30.6 %.",
-        "accepted: 1: 90%, 2: 80%, 4: 60%.",
-        "0: 100.0 ms, 1: 104.0 ms, 2: 108.0 ms, 4: 116.0 ms; the draft takes 8.0 ms for each.",
+        "Predicted from the search prompts: +28.0 % (+15.0 % to +40.0 %); measured on the proof prompts: +30.6 %.",
+        "position: 1: 90%, 2: 80%, 4: 60%.",
+        "0: 100.0 ms, 1: 104.0 ms, 2: 108.0 ms, 4: 116.0 ms. The draft model takes 8.0 ms per proposal.",
         "nearly free",
-        "breaks even at 36% accepted",
-        "predicted 1.30×, measured 1.10×; prediction was not trusted",
+        "breaks even at an acceptance rate of 36%",
+        "predicted 1.30×, measured 1.10×; after that its predictions were not used",
         "Never launched: draft-model bad; best case -4.0 % (coding), acceptance 0.41, break-even 0.58.",
     ):
         assert words in text
@@ -168,8 +168,8 @@ def test_a_steep_curve_is_called_so():
     """Where the first proposal already costs, the machine computes rather than waits."""
     steep = PREDICTION | {"verify_ms": [100.0, 150.0], "break_even": 1.2}
     text = said(explain(recommendation(evidence={"prediction": steep})))
-    assert "The first proposal alone adds 50% to a pass" in text
-    assert "could not pay if all were accepted" in text
+    assert "The first proposal adds 50% to a pass" in text
+    assert "would not pay even if all were accepted" in text
 
 
 def test_costs_that_launches_could_not_correct_are_said():
@@ -185,14 +185,14 @@ def test_a_draft_that_reads_prompts_too_slowly_is_called_so():
     """Its acceptance is above break-even, and what rules it out is said."""
     ruled_out = PREDICTION["ruled_out"][0] | {"acceptance": 0.9, "by_prompt": True}
     text = said(explain(recommendation(evidence={"prediction": PREDICTION | {"ruled_out": [ruled_out]}})))
-    assert "acceptance 0.90, break-even 0.58, and it makes prompts slower." in text
+    assert "acceptance 0.90, break-even 0.58, and prompts are slower." in text
 
 
 @pytest.mark.parametrize(
     ("interval", "pairs", "words"),
     [
         ([0.88, 0.93], 5, "-10.0 % (-12.0 % to -7.0 %)"),
-        (None, 1, "-10.0 % against a process without a draft, from 1 pair:"),
+        (None, 1, "-10.0 % compared with no draft model, from 1 pair."),
     ],
 )
 def test_a_draft_that_is_loaded_and_not_used_is_told(interval, pairs, words):
@@ -207,7 +207,7 @@ def test_a_record_is_explained_by_its_runs():
     """Every recorded run and the notes of the founding record."""
     stored = recommendations_of(read_record(find_record("m2-ultra-2025-12-13")))
     text = said(explain(next(s.recommendation for s in stored if s.recommendation.backend == "llama-server")))
-    assert "Recorded with off: 75.5 tok/s." in text
+    assert "Recorded without drafting: 75.5 tok/s." in text
     assert "n_max=8 p_min=0.8: 59.0 tok/s (-21.9 %)." in text
     assert "MoE, 3B active" in text
 
@@ -215,10 +215,10 @@ def test_a_record_is_explained_by_its_runs():
 @pytest.mark.parametrize(
     ("counted", "words"),
     [
-        ({"sd": 0.03, "freedom": 2.25, "assumed": True}, "to differ by 3.0 %: too few have been compared"),
+        ({"sd": 0.03, "freedom": 2.25, "assumed": True}, "differ by 3.0 %: too few have been compared"),
         (
             {"sd": 0.0042, "freedom": 7.6, "assumed": False},
-            "0.4 % (standard deviation), as comparisons of launches",
+            "0.4 % (standard deviation, 8 degrees of freedom)",
         ),
     ],
 )
@@ -244,12 +244,12 @@ def test_the_request_that_the_speeds_are_of_is_told():
     told = explain(recommendation(speedup=1.62, evidence=evidence))
     words = " ".join(told.sentences)
     assert (
-        "114 prompt tokens to compute (50% of the prompt is taken to be cached) and 384 tokens of answer"
+        "The gain of +62.0 % is for requests with 114 prompt tokens to process (50% of the prompt is assumed to be cached) and 384 answer tokens"
         in words
     )
-    assert "as the suite states them: +62.0 %. Generation alone: +81.0 %." in words
+    assert "as the suite defines them. Token generation alone: +81.0 %." in words
     assert "nothing cached: -5.0 %." in words
-    assert "Whether drafting is faster depends on the request" in words
+    assert "depends on the lengths of the prompt and the answer" in words
     assert told.figures["request"] == request
     same_sign = explain(recommendation(speedup=1.62, evidence=evidence | {"measured_speedup": 1.3}))
-    assert "depends on the request" not in " ".join(same_sign.sentences)
+    assert "depends on the lengths" not in " ".join(same_sign.sentences)

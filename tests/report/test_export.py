@@ -141,11 +141,11 @@ def test_a_record_is_imported_once(store):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.pop("measurements"), "lacks measurements"),
-        (lambda d: d.update(kind="x"), "no export"),
+        (lambda d: d.pop("measurements"), "lacks the key measurements"),
+        (lambda d: d.update(kind="x"), "not an export"),
         (lambda d: d.update(schema=99), "schema 99"),
-        (lambda d: d.update(studies=["x"]), "cannot be"),
-        (lambda d: d.update(recommendations=None), "cannot be"),
+        (lambda d: d.update(studies=["x"]), "invalid value"),
+        (lambda d: d.update(recommendations=None), "invalid value"),
     ],
 )
 def test_a_malformed_export_is_one_sentence(store, tmp_path, change, words):

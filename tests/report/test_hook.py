@@ -40,7 +40,9 @@ def test_no_shell_reads_the_words(hook, tmp_path):
     words = ("$HOME", "; touch x", "*")
     run_hook((*hook('printf "%s\\n" "$@" > seen'), *words), DOCUMENT)
     assert (tmp_path / "seen").read_text().splitlines() == list(words)
-    assert run_hook(("/bin/sh", "-c", "exit $((1 + 2))"), DOCUMENT).sentence.endswith("ended with 3.")
+    assert run_hook(("/bin/sh", "-c", "exit $((1 + 2))"), DOCUMENT).sentence.endswith(
+        "ended with exit code 3."
+    )
 
 
 def test_one_that_ignores_its_input_is_fine(hook):
@@ -53,7 +55,7 @@ def test_one_that_hangs_is_ended_with_all_that_it_started(hook, tmp_path):
     """Within its time."""
     outcome = run_hook(hook("sleep 600 & echo $! > child; wait"), DOCUMENT, timeout_s=0.5)
     assert not outcome.ok
-    assert "was ended after 0.5 s" in outcome.sentence
+    assert "was killed after 0.5 s" in outcome.sentence
     child = int((tmp_path / "child").read_text())
     deadline = time.monotonic() + 10
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
@@ -73,7 +75,7 @@ def test_a_failure_is_told_with_the_last_words(hook):
     """Not the whole of what it said."""
     outcome = run_hook(hook("seq 100000; echo no route to host >&2; exit 7"), DOCUMENT)
     assert not outcome.ok
-    assert outcome.sentence.endswith("ended with 7.")
+    assert outcome.sentence.endswith("ended with exit code 7.")
     assert outcome.said.endswith("no route to host")
     assert len(outcome.said) <= 4096
 

@@ -154,7 +154,7 @@ def test_a_record_for_any_kind_of_prompt_answers_for_each():
         (Question(model="none"), "tune --model none"),
         (Question(prompt_type=PromptType.MATH), "--prompt-type math"),
         (Question(backend="mlx"), "--backend mlx"),
-        (Question(hardware_id="nowhere"), "Known: "),
+        (Question(hardware_id="nowhere"), "Known machines: "),
     ],
 )
 def test_nothing_known_says_how_to_find_out(question, words):

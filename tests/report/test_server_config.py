@@ -80,7 +80,7 @@ def test_prompt_types_that_differ_must_be_chosen():
     both = [recommendation(), recommendation(Verdict.DISABLE, prompt_type=PromptType.WRITING)]
     with pytest.raises(UsageError, match="writing: off") as raised:
         one_args(both)
-    assert raised.value.hint == "Choose with --prompt-type."
+    assert raised.value.hint == "Choose one with --prompt-type."
 
 
 def test_backends_that_differ_must_be_chosen():
@@ -88,7 +88,7 @@ def test_backends_that_differ_must_be_chosen():
     both = [recommendation(), recommendation(Verdict.DISABLE, backend="embedded")]
     with pytest.raises(UsageError) as raised:
         one_args(both)
-    assert raised.value.hint == "Choose with --backend."
+    assert raised.value.hint == "Choose one with --backend."
 
 
 def test_flags_are_for_one_model():
@@ -162,7 +162,7 @@ def test_what_a_preset_cannot_hold_is_left_out_with_a_sentence():
 def test_a_preset_of_nothing_is_an_error():
     """An imported record has no path here, and MLX is no llama-server."""
     for r in (recommendation(Verdict.DISABLE, model_path=""), recommendation(Verdict.DISABLE, backend="mlx")):
-        with pytest.raises(AutospecError, match="Nothing that is known"):
+        with pytest.raises(AutospecError, match="No recommendation can be written"):
             preset_text([r])
 
 
@@ -215,7 +215,7 @@ def test_an_mlx_server_has_one_draft_for_all_prompts():
 
 def test_without_anything_known_of_mlx_it_says_so():
     """The hint has the command that finds out."""
-    with pytest.raises(AutospecError, match="only with llama-server") as raised:
+    with pytest.raises(AutospecError, match="only for llama-server") as raised:
         mlx_command([recommendation()])
     assert "--backend mlx" in raised.value.hint
 

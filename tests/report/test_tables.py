@@ -42,14 +42,16 @@ def test_a_disabled_row_says_run_off():
     """The gain is of the best drafting tried; the sentence says that off is to be run."""
     text = shown(recommendation_table([recommendation(Verdict.DISABLE)], NOW))
     assert "-18.4 %" in text
-    assert "coding, run off: the best found is slower" in text
+    assert "coding, drafting off: the best found is slower" in text
 
 
 def test_a_stale_row_says_why():
     """It is run all the same; whoever reads "stale" is told what changed."""
     changed = "the backend's build changed from b1 to b2"
     r = recommendation(Verdict.DISABLE, status=Status.STALE, evidence={"stale_reason": changed})
-    assert f"run off: the best found is slower; stale, as {changed}" in shown(recommendation_table([r], NOW))
+    assert f"drafting off: the best found is slower; stale, because {changed}" in shown(
+        recommendation_table([r], NOW)
+    )
 
 
 LIKELY = {"speedup": 1.72, "interval": [1.55, 1.91], "chance": 0.999, "about_s": 240}
@@ -82,7 +84,7 @@ def test_a_likely_answer_stands_in_the_row_and_below():
     )
     text = " ".join(shown(recommendation_table([r])).split())
     assert "undecided" in text
-    assert "run off: likely, +72 %, about 4 more minutes would prove it; Only searched so far." in text
+    assert "drafting off: likely, +72 %, about 4 more minutes would prove it; Only searched so far." in text
     assert "likely" not in shown(recommendation_table([replace(r, evidence={})]))
 
 
@@ -133,8 +135,8 @@ def test_kinds_with_the_same_reason_share_a_sentence():
     kinds = (PromptType.CODING, PromptType.QA, PromptType.MATH)
     rows = [recommendation(Verdict.DISABLE, prompt_type=k) for k in kinds]
     text = shown(recommendation_table(rows, NOW))
-    assert "coding, qa, math, run off: the best found is slower" in text
-    assert text.count("run off") == 1
+    assert "coding, qa, math, drafting off: the best found is slower" in text
+    assert text.count("drafting off") == 1
 
 
 def test_markup_in_names_is_text():

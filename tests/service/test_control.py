@@ -104,7 +104,7 @@ def test_a_dead_daemons_socket_is_taken_over_and_a_living_ones_is_not(tmp_path: 
     with (
         ear(tmp_path),
         selectors.DefaultSelector() as selector,
-        pytest.raises(BusyError, match="running already"),
+        pytest.raises(BusyError, match="already running"),
     ):
         Listening(tmp_path, selector, lambda *_: None)
 

@@ -56,16 +56,16 @@ def test_the_folder_of_the_llama_server_in_use_comes_first(tmp_path):
 def test_other_systems_are_refused(monkeypatch):
     """With what to do instead."""
     monkeypatch.setattr(sys, "platform", "freebsd14")
-    with pytest.raises(ServiceError, match="no service for freebsd14") as raised:
+    with pytest.raises(ServiceError, match="not available on freebsd14") as raised:
         service_here(load_settings())
     assert "autospec daemon --proxy" in raised.value.hint
 
 
 def test_root_is_refused_with_the_reason():
     """And under sudo with the user's name."""
-    with pytest.raises(ServiceError, match="belongs to a user and not to root") as raised:
+    with pytest.raises(ServiceError, match="must not run as root") as raised:
         refuse_root(0, {"SUDO_USER": "maria"})
-    assert raised.value.hint.startswith("Say it as maria, without sudo;")
+    assert raised.value.hint.startswith("Run this as maria, without sudo;")
     refuse_root(501, {})
 
 

@@ -204,7 +204,7 @@ def test_without_systemd_nothing_is_written(service, systemctl):
     """In a container: one sentence, and what to do."""
     systemctl.present = False
     with pytest.raises(
-        ServiceError, match=r"No systemd instance of this user answers \(Failed to connect"
+        ServiceError, match=r"systemd instance of this user does not answer \(Failed to connect"
     ) as raised:
         service().install()
     assert "autospec daemon --proxy" in raised.value.hint
