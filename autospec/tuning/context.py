@@ -1,4 +1,4 @@
-"""What search and proof work with: one value that holds the tools of one tune."""
+"""The tools that the phases of one tune share."""
 
 from __future__ import annotations
 
@@ -16,16 +16,7 @@ __all__ = ["TuneContext"]
 
 @dataclass(frozen=True, slots=True)
 class TuneContext:
-    """The tools of one tune.
-
-    Attributes:
-        definition: Trials, prompts, rule.
-        space: What may be tried.
-        launches: Where servers come from.
-        pairing: Measures pairs.
-        budget: Time spent and left.
-        progress: Who watches.
-    """
+    """The tools of one tune."""
 
     definition: StudyDefinition
     space: Space

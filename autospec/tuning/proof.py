@@ -29,9 +29,9 @@ from autospec.recommendations import Verdict
 from autospec.tuning.budget import rounds_to_decide, worth
 from autospec.tuning.cell import CellRun, TuneStep
 from autospec.tuning.context import TuneContext
-from autospec.tuning.paired_runner import Task
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.resume import last_look, note_look, prediction_of
+from autospec.tuning.tasks import Task
 
 __all__ = ["Proof", "of_round"]
 

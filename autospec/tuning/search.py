@@ -21,10 +21,11 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell import CellRun, TuneStep, geometric_mean, mean_log_ratio
 from autospec.tuning.context import TuneContext
 from autospec.tuning.forecast import Forecast
-from autospec.tuning.paired_runner import Measured, Task
+from autospec.tuning.paired_runner import Measured
 from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
 from autospec.tuning.study import Ask
+from autospec.tuning.tasks import Task
 from autospec.tuning.winners import trial_attributes, trial_values
 
 __all__ = ["Search"]

@@ -22,8 +22,9 @@ from autospec.tuning.cell import CellProgress, CellRun, TuneStep
 from autospec.tuning.context import TuneContext
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
-from autospec.tuning.paired_runner import PairedRunner, Task
+from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.proof import Proof
+from autospec.tuning.tasks import Task
 from tests.tuning.simulated import OFF_TPS, SimulatedBackend, SimulatedServer
 from tests.tuning.test_pairing import Watch
 

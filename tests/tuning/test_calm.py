@@ -38,7 +38,7 @@ def test_a_load_that_outlasts_the_wait_is_waited_for_once():
     assert not waits.after(BUSY)
     assert not waits.after(BUSY)
     assert sum(slept) == 60.0
-    assert "go on" in told[-1]
+    assert "measuring continues" in told[-1]
 
 
 def test_after_a_calm_measurement_the_next_load_is_waited_for_again():

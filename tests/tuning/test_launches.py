@@ -70,7 +70,7 @@ def test_one_that_dies_is_told():
     with scoring(Reading(LaunchError("The server died of its first matrix.")), told) as scorer:
         assert scorer is None
     assert told == [
-        "draft.gguf is asked token by token, llama-cpp-python cannot read it: The server died of its first matrix."
+        "draft.gguf is read token by token, because llama-cpp-python cannot load it: The server died of its first matrix."
     ]
 
 

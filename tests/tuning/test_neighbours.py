@@ -80,10 +80,10 @@ def test_a_neighbour_that_takes_layers_is_no_neighbour_any_more(tmp_path, squeez
         launches.drafted(DRAFTING)
         assert launches.off().placement == FULL
     assert launches.resident == 1
-    assert next(s for s in told if "Side by side" in s) == (
-        "Side by side the main model is placed differently: without drafting 33 of 33 layers, 7.8 of 8.8 GiB of "
+    assert next(s for s in told if "side by side" in s) == (
+        "The main model is placed differently when two servers run side by side: without drafting 33 of 33 layers, 7.8 of 8.8 GiB of "
         f"weights on the GPU, with {DRAFTING.label} 20 of 33 layers, 4.9 of 8.8 GiB of weights on the GPU. "
-        "Off and drafting are launched by turns from now on."
+        "The servers with and without drafting run by turns from now on."
     )
     assert len(pairs) == 3
     for pair in pairs:
@@ -104,12 +104,12 @@ def test_layers_lost_to_the_draft_itself_count_and_are_said_once(tmp_path):
     assert len(pairs) == 3
     assert {backend.placements[p.drafted.launch_id] for p in pairs} == {SQUEEZED}
     assert {backend.placements[p.off.launch_id] for p in pairs} == {FULL}
-    costs = [sentence for sentence in told if "it counts" in sentence]
+    costs = [sentence for sentence in told if "displaces" in sentence]
     assert costs == [
         (
-            f"{DRAFTING.label}: the draft displaces a part of the main model, also by itself: 20 of 33 layers, "
+            f"{DRAFTING.label}: the draft displaces a part of the main model even if no other server runs: 20 of 33 layers, "
             "4.9 of 8.8 GiB of weights on the GPU, without drafting 33 of 33 layers, 7.8 of 8.8 GiB of weights on the "
-            "GPU. That is a cost of drafting, and it counts."
+            "GPU. This is a cost of drafting, and the measurement includes it."
         )
     ]
     launches.close()
@@ -137,8 +137,8 @@ def test_a_draft_is_timed_where_it_will_run():
         assert launches.resident == 1
     assert told == [
         (
-            "Beside off, a model that is timed by itself does not fit on the GPU. "
-            "Off and drafting are launched by turns from now on."
+            "A model that is timed alone does not fit on the GPU beside the server without drafting. "
+            "The servers with and without drafting run by turns from now on."
         )
     ]
 

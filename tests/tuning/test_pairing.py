@@ -16,7 +16,8 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store
 from autospec.tuning.launches import Launches
-from autospec.tuning.paired_runner import PairedRunner, Task
+from autospec.tuning.paired_runner import PairedRunner
+from autospec.tuning.tasks import Task
 from tests.store.test_database import MEASUREMENT
 from tests.tuning.simulated import SimulatedBackend
 

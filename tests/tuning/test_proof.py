@@ -13,8 +13,8 @@ from autospec.measure.verdict import Rule, decide
 from autospec.recommendations import Verdict
 from autospec.tuning import proof
 from autospec.tuning.cell import CellRun
-from autospec.tuning.paired_runner import Task
 from autospec.tuning.proof import Proof, of_round
+from autospec.tuning.tasks import Task
 from tests.report.samples import DRAFTING, measurement
 from tests.tuning.proofs import lab, ngram
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Phase
-from autospec.tuning.paired_runner import Task
-from autospec.tuning.tasks import MOST_S, next_stretch
+from autospec.tuning.tasks import MOST_S, Task, next_stretch
 from tests.tuning.proofs import lab, ngram, prompts, sides
 from tests.tuning.test_pairing import CALM, Watch
 
@@ -89,7 +88,7 @@ def test_a_pair_whose_halves_are_too_far_apart_is_told(tmp_path, monkeypatch):
     assert len(list(block(made, repeats=2))) == 2
     assert made.known(made.cells[0]) == 0
     assert made.watcher.told == [
-        f"{ngram(4).label}: 2 pairs do not count. Its halves lie more than 30 minutes apart."
+        f"{ngram(4).label}: 2 pairs do not count. The halves of a pair must not be more than 30 minutes apart."
     ]
 
 
