@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autospec.measure.asking import Asking
+from autospec.store.database import Store
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell import Progress
 from autospec.tuning.definition import StudyDefinition
@@ -24,3 +26,5 @@ class TuneContext:
     pairing: PairedRunner
     budget: Budget
     progress: Progress
+    asking: Asking
+    store: Store

@@ -42,17 +42,14 @@ _LEVEL = 0.05
 _SHARE = 0.08
 
 
-def compare_idle_drafts(cells: Sequence[CellRun], context: TuneContext, asking: Asking, store: Store) -> None:
+def compare_idle_drafts(cells: Sequence[CellRun], context: TuneContext) -> None:
     """Compare the idle draft of every winner with off, and note the result in the cells' studies.
 
     A daemon tunes the prompt types one after another: what an earlier tune measured of a draft is used.
 
-    Args:
-        cells: Cells of one main model; the prompts of any cell will do.
-        context: The tools.
-        asking: How prompts are asked.
-        store: Keeps the figures of each draft as soon as they are known.
+    The cells are of one main model; the prompts of any cell will do.
     """
+    asking, store = context.asking, context.store
     key = cells[0].cell.launch_key
     known = store.surveys(key, asking.protocol, _NOTE)
     _tell(cells, known)

@@ -127,16 +127,19 @@ def lab(
     launches = Launches(
         backend, "/main.gguf", LaunchSettings(), resident=resident, clock=clock, on_renewed=on_renewed
     )
+    asking = Asking("protocol", 10_000_000, 0.0, watch or Watch())
+    store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
     pairing = PairedRunner(
         launches,
-        Asking("protocol", 10_000_000, 0.0, watch or Watch()),
-        open_store(f"sqlite:///{tmp_path / 'autospec.db'}"),
+        asking,
+        store,
         since={},
         tell=watcher.told.append,
         sleep=clock.pass_by,
         clock=clock,
     )
-    context = TuneContext(replace(definition, budget_s=budget_s), None, launches, pairing, budget, watcher)
+    given = replace(definition, budget_s=budget_s)
+    context = TuneContext(given, None, launches, pairing, budget, watcher, asking, store)
     runs = [
         CellRun(
             SimpleNamespace(key=name, prompt_type=name),

@@ -86,7 +86,7 @@ def test_a_named_draft_opens_a_proven_cell(request_):
     new = draft(request_.model, "new")
     progress = Silent()
     _, second = again(replace(request_, drafts=(new,)), progress)
-    assert f"{CODING}: proven before, but new was not among the drafts tried." in progress.told
+    assert f"{CODING}: already proven, but new was not among the drafts tried." in progress.told
     assert (second.verdict, second.status) == (Verdict.ENABLE, Status.PROVEN)
     assert Path(second.drafting.draft).stem == "new"
     assert second.speedup == pytest.approx(1.6, rel=0.02)
@@ -101,7 +101,7 @@ def test_a_draft_that_has_come_since_opens_a_proven_cell(request_):
     progress = Silent()
     third, _ = again(request, progress)
     assert not third.launched
-    assert f"{CODING}: proven before; --again measures afresh." in progress.told
+    assert f"{CODING}: already proven; use --again to measure it again." in progress.told
 
 
 def test_a_cell_stays_closed_where_nothing_is_new(request_):
@@ -186,7 +186,7 @@ def test_an_interrupted_proof_of_a_new_draft_goes_on(request_):
         tune(request, simulated)
     progress = Silent()
     _, second = again(request, progress)
-    assert f"{CODING}: proven before, but new was not among the drafts tried." in progress.told
+    assert f"{CODING}: already proven, but new was not among the drafts tried." in progress.told
     assert Path(second.drafting.draft).stem == "new"
 
 
@@ -266,7 +266,7 @@ def test_a_draft_that_was_replaced_opens_a_proven_cell(request_):
         simulated, second = again(request_, progress)
     finally:
         SPEED["draft"] = speed
-    assert f"{CODING}: proven before, but draft was replaced by another file." in progress.told
+    assert f"{CODING}: already proven, but draft was replaced by another file." in progress.told
     assert of_draft(simulated)
     assert (second.status, second.verdict) == (Status.PROVEN, Verdict.DISABLE)
     assert second.evidence.get("draft_id") != first.evidence["draft_id"]

@@ -120,7 +120,7 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
     Proof(made.cells, made.context, lambda _: None).run()
     cell = made.cells[0]
     pairs = made.context.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
-    asking = made.context.pairing._asking
+    asking = made.context.asking
     tokens = pairs[0].off.predicted_tokens
     asked = sorted({p.off.prompt_id for p in pairs})
     asking.answers = dict.fromkeys(asked, "word " * tokens)
@@ -138,8 +138,8 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
     monkeypatch.setattr(
         type(made.context.launches), "off", lambda _self: SimpleNamespace(tokens=Words(), pids=frozenset())
     )
-    store = made.context.pairing._store
-    predictions = ProofPredictions(made.context, asking, store)
+    store = made.context.store
+    predictions = ProofPredictions(made.context)
     assert predictions.known(cell) == {}
     assert predictions.predict(cell, pairs) == predictions.known(cell) == exact()
     kept = store.surveys(cell.cell.key, asking.protocol, RECORDING)
@@ -163,5 +163,5 @@ def test_predictions_of_some_prompts_are_none(tmp_path, monkeypatch):
             return SimpleNamespace(log_ratios=lambda _key, _drafting: some)
 
     monkeypatch.setattr(proof_predictions, "Profiler", Gathered)
-    predictions = ProofPredictions(made.context, made.context.pairing._asking, made.context.pairing._store)
+    predictions = ProofPredictions(made.context)
     assert predictions.predict(made.cells[0], []) == {}

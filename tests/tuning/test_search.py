@@ -47,7 +47,7 @@ def test_a_hopeless_draft_is_launched_once(two_drafts):
     assert len(hopeless) == 1
     asked = [text for _, drafting, text in backend.asked if drafting == hopeless[0]]
     assert len(asked) == len(result) == 2
-    assert any("hopeless" in line and "none is tried" in line for line in progress.told)
+    assert any("hopeless" in line and "no other setting is tried" in line for line in progress.told)
 
 
 def test_the_best_setting_of_a_draft_is_found_without_prediction(two_drafts):
