@@ -25,12 +25,7 @@ _LEAST_SPREAD = 0.02
 
 
 class Budget:
-    """A time budget that starts when it is created.
-
-    Args:
-        total_s: The whole budget.
-        clock: Monotonic seconds; tests inject their own.
-    """
+    """A time budget that starts when it is created; the clock's seconds are monotonic."""
 
     def __init__(self, total_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.total_s = total_s
@@ -108,13 +103,8 @@ def rounds_to_decide(
 ) -> int:
     """How many more rounds a proof is expected to need if they show what is known so far.
 
-    Args:
-        log_gain: ln(drafting ÷ off) as known so far.
-        spread: Its standard deviation between pairs.
-        rule: The rule of the proof.
-        done: Complete rounds.
-        per_round: Pairs of one round.
-        above: The ln(drafting ÷ off) to exceed; the rule's threshold if left out.
+    `log_gain` is ln(drafting ÷ off) as known so far, `spread` its standard deviation between pairs, `done` the complete rounds,
+    `per_round` the pairs of one, and `above` the ln(drafting ÷ off) to exceed (the rule's threshold if left out).
     """
     distance = abs(log_gain - (math.log1p(rule.threshold) if above is None else above))
     spread = max(spread, _LEAST_SPREAD)

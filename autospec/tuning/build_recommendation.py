@@ -48,19 +48,10 @@ def conclude(
     arguments: Sequence[str],
     command: Sequence[str],
     cost: Cost,
-    now: datetime | None = None,
 ) -> Recommendation:
-    """The recommendation of a cell in its current state.
+    """The recommendation of a cell in its current state; without proof pairs, the search pairs give the figures.
 
-    Args:
-        cell: The cell with its winner and last look.
-        proof: Clean proof pairs of the winner.
-        search: Its search pairs; they give the figures while there is no proof, and decide nothing.
-        rule: The study's.
-        arguments: The server arguments for the winner's drafting, in this build.
-        command: The whole command line of the recommended launch.
-        cost: What the tune has spent.
-        now: Time of the conclusion.
+    `arguments` are the server arguments for the winner's drafting in this build, `command` the whole recommended command.
     """
     decision = cell.decision
     pairs = list(proof) or list(search)
@@ -75,13 +66,8 @@ def conclude(
         speedup, interval = estimate.ratio, estimate.interval
     else:
         speedup, interval = (drafting_tps / off_tps if off_tps and drafting_tps else None), None
-    return Recommendation(
-        model=cell.cell.model.name,
-        model_path=cell.cell.model.path,
-        backend=cell.cell.build.backend,
-        backend_build=cell.cell.build.version,
-        prompt_type=cell.prompt_type,
-        verdict=verdict,
+    return replace(
+        nothing_to_try(cell, _reason(cell, len(search), len(proof), final=final), verdict),
         drafting=tried if verdict is Verdict.ENABLE else OFF,
         tried=tried,
         baseline_tps=off_tps,
@@ -90,24 +76,14 @@ def conclude(
         speedup_ci=interval,
         pairs=len(proof),
         acceptance=acceptance(pairs),
-        reason=_reason(cell, len(search), len(proof), final=final),
         status=Status.PROVEN if final else Status.PROVISIONAL,
-        created_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
         evidence=_evidence(
-            cell,
-            pairs=pairs,
-            rule=rule,
-            arguments=arguments,
-            command=command,
-            cost=cost,
-            proven=bool(proof),
+            cell, pairs=pairs, rule=rule, arguments=arguments, command=command, cost=cost, proven=bool(proof)
         ),
     )
 
 
-def nothing_to_try(
-    cell: CellRun, why: str, verdict: Verdict = Verdict.UNDECIDED, now: datetime | None = None
-) -> Recommendation:
+def nothing_to_try(cell: CellRun, why: str, verdict: Verdict = Verdict.UNDECIDED) -> Recommendation:
     """The recommendation if no drafting could be tried: off, and `why` in one sentence.
 
     `verdict` is `DISABLE` if no drafting can ever be used with this model and build.
@@ -129,7 +105,7 @@ def nothing_to_try(
         acceptance=None,
         reason=why,
         status=Status.PROVISIONAL,
-        created_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
@@ -229,12 +205,8 @@ def likely_of(
 ) -> dict[str, Any] | None:
     """The likely outcome of an unfinished proof, as evidence; ``None`` if the proof is over or nothing is likely.
 
-    Args:
-        cell: The cell with its winner and last look.
-        proof: Proof pairs of the winner that count.
-        search: Its search pairs; they are used if there is no proof, and had a part in choosing it.
-        definition: Rule and rounds.
-        launch_s: Seconds that one launch takes.
+    `proof` and `search` are the winner's pairs that count; those of the search had a part in choosing it, and are used if there
+    is no proof. `launch_s` is the time of one launch.
     """
     if cell.winner.is_off or (cell.decision is not None and cell.decision.final):
         return None

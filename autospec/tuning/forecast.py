@@ -25,14 +25,7 @@ _SHRINK = 2.0
 
 
 class Forecast:
-    """Predictions for the cells of one tune.
-
-    Args:
-        predictor: Recordings, profiles, costs.
-        space: The draftings that may be tried.
-        threshold: Least gain that may be enabled, as a fraction.
-        tell: Told what predictions rule out, and where they fail.
-    """
+    """Predictions for the cells of one tune; `threshold` is the least gain that may be enabled, as a fraction."""
 
     def __init__(
         self, predictor: Predictor, space: Space, threshold: float, tell: Callable[[str], None]
@@ -82,11 +75,6 @@ class Forecast:
         First the drafting that is expected to beat the tried ones (and off) by most, summed over cells. If there is none: the
         draft that was never launched and whose optimistic end clears the threshold, as one launch measures its costs and
         makes the next prediction more certain. A draft whose costs were wrong gets a second such launch, with another n_max.
-
-        Args:
-            cells: The cells that take part.
-            known: Draftings that were tried.
-            dead_arms: Labels of arms that cannot work.
         """
         open_ = [
             d

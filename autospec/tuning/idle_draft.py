@@ -45,9 +45,8 @@ _SHARE = 0.08
 def compare_idle_drafts(cells: Sequence[CellRun], context: TuneContext) -> None:
     """Compare the idle draft of every winner with off, and note the result in the cells' studies.
 
-    A daemon tunes the prompt types one after another: what an earlier tune measured of a draft is used.
-
-    The cells are of one main model; the prompts of any cell will do.
+    The cells are of one main model. A daemon tunes the prompt types one after another: what an earlier tune measured of a
+    draft is used.
     """
     asking, store = context.asking, context.store
     key = cells[0].cell.launch_key
@@ -112,9 +111,6 @@ def idle_draft_figures(
         JSON values: ``ratio`` (speed of whole requests, idle draft ÷ off), ``interval`` (90 %, ``None`` for too few
         pairs), ``prompt_ratio`` and ``decode_ratio`` (the same for prompt processing and token generation), ``pairs``, and
         ``same_text``. ``None`` if the server cannot run without using its draft.
-
-    Raises:
-        BackendError: A launch or a request failed.
     """
     if not prompts or not isinstance(launches.drafted(drafting), Idles):
         return None

@@ -42,17 +42,8 @@ class LaunchComparing:
     """Compares the old and the new launch of off while both run, and keeps the result.
 
     There is no comparison if the machine is on battery or busy, or if a server fails: the proof asks the new launch next
-    and reports such a failure itself.
-
-    Args:
-        store: Keeps the comparisons.
-        hardware_id: Of this machine.
-        build: Backend and build that was launched.
-        model: The main model with the user's arguments: launches of another one may differ more or less.
-        max_tokens: Tokens of the tune's own requests; a comparison takes at most about as long as six of them.
-        left_s: Seconds that are left of the tune.
-        tell: Told once, when enough is known to use it.
-        watch: Watches the machine; tests inject their own.
+    and reports such a failure itself. `max_tokens` is that of the tune's own requests, `model` the main model with the user's
+    arguments, and `tell` is told once, when enough is known.
     """
 
     def __init__(
@@ -79,11 +70,7 @@ class LaunchComparing:
         self._compared = 0
 
     def __call__(self, old: Server, new: Server) -> None:
-        """Compare them, if there is time and the result would still add to what is known.
-
-        Raises:
-            StoreError: The comparison could not be stored.
-        """
+        """Compare them, if there is time and the result would still add to what is known."""
         before = known_scatter(self._store, self._hardware_id, self._build, self._model)
         if self._compared and before.freedom >= _ENOUGH:
             return
@@ -135,21 +122,11 @@ def compare_launches(
     """Ask two launches of one server the same short request by turns: old, new, new, old, and so on.
 
     Only token generation is timed, by the server's clock: the prompt is too short to time. If `least_pairs` leave the
-    difference uncertain by more than 1 %, more follow.
-
-    Args:
-        old: The launch that runs already.
-        new: The launch to compare it with.
-        max_tokens: Tokens of a usual request: all pairs together take at most about as long as six of those.
-        affordable_s: Nothing is measured if even `least_pairs` would take longer.
-        watch: Watches the machine meanwhile; ``None`` ignores the machine's state.
-        least_pairs: Pairs of every comparison, an even number.
-        most_pairs: The highest number of pairs, an even number.
-        most_error: Standard error above which the comparison is useless.
+    difference uncertain by more than 1 %, more follow, up to `most_pairs` or about the time of six requests of `max_tokens`.
 
     Returns:
-        The comparison; ``None`` if it would take too long, the machine was on battery or busy, the pairs scatter too
-        much, or the answers cannot be compared.
+        The comparison; ``None`` if it would take longer than `affordable_s`, the machine was on battery or busy (by `watch`),
+        the standard error exceeds `most_error`, or the answers cannot be compared.
 
     Raises:
         BackendError: A request failed.

@@ -40,15 +40,8 @@ def resident_launches(
     """How many launches may run at once: 2 if off fits beside a launch with the largest draft, else 1.
 
     Weights are counted twice: memory-mapped files are shared between processes on a CPU, but not on every accelerator,
-    and measurements on a swapping machine are worthless.
-
-    Args:
-        available_bytes: Available memory of the system.
-        off_bytes: The main model with its cache.
-        drafted_bytes: The same with the largest draft and its cache.
-        devices: The backend's accelerators, none on a machine that computes on its processor; ``None`` if there is one
-            and its memory is unknown.
-        weights: Where the user's arguments put the main model.
+    and measurements on a swapping machine are worthless. `devices` is empty on a machine that computes on its processor, and
+    ``None`` if there is an accelerator of unknown memory.
     """
     both_bytes = off_bytes + drafted_bytes
     in_memory = both_bytes <= _MEMORY_SHARE * available_bytes
@@ -69,16 +62,11 @@ class Launches:
         backend: Launches them.
         model_path: The main model.
         settings: The user's launch settings, the same for every launch.
-        resident: 1 or 2, see `resident_launches`.
+        resident: How many run at once, see `resident_launches`; it falls to 1 if two do not fit after all.
         on_launch: Told each drafting that is about to be launched.
         on_renewed: Gets the launch of off that is about to stop and the one that replaces it, both idle: the only moment at
             which two launches of one server can be compared. Not called where only one fits into memory.
         clock: Seconds, to time launches.
-
-    Attributes:
-        resident: How many of these servers run at once; it falls to 1 if two do not fit after all.
-        count: Launches so far.
-        seconds: Their time, and that of launches of a draft or of a model alone.
         tell: Told why launches take turns from now on, and what a draft displaces.
     """
 
@@ -109,8 +97,8 @@ class Launches:
         self._alone: Server | None = None
         self._scorer: LlamaCppScorer | None = None
         self.resident = resident
-        self.count = 0
-        self.seconds = 0.0
+        self.count = 0  # launches so far
+        self.seconds = 0.0  # their time, and that of launches of one model alone
         self._took_s = 0.0
 
     def __enter__(self) -> Self:
@@ -143,11 +131,7 @@ class Launches:
         return frozenset().union(*(s.pids for s in servers if s is not None))
 
     def off(self) -> Server:
-        """The launch with drafting off; it runs until it is renewed, or until it makes room where memory is short.
-
-        Raises:
-            BackendError: As `Backend.launch`.
-        """
+        """The launch with drafting off; it runs until it is renewed, or until it makes room where memory is short."""
         if self._off is None:
             if self.resident == 1:
                 self._stop_drafted()
@@ -158,11 +142,7 @@ class Launches:
         return self._off
 
     def drafted(self, drafting: Drafting) -> Server:
-        """The running launch with this drafting, or a new one that replaces any other with drafting.
-
-        Raises:
-            BackendError: As `Backend.launch`.
-        """
+        """The running launch with this drafting, or a new one that replaces any other with drafting."""
         running = self._drafted.with_drafting(drafting) if self._drafted is not None else None
         if running is not None:
             self._drafted = running
@@ -209,16 +189,10 @@ class Launches:
             self._stop_drafted()
 
     def renew(self, *, off: bool = True) -> None:
-        """Have the next measurements run on new launches.
+        """Have the next measurements run on new launches; `off` is False to renew only the one with drafting.
 
         A launch is faster or slower than others for all of its requests; only other launches show by how much. The new off
         starts while the old one still runs, if memory allows two.
-
-        Args:
-            off: False to keep the launch of off, and to renew only the one with drafting.
-
-        Raises:
-            BackendError: Off does not start, not even alone.
         """
         self._stop_drafted()
         if not off or self._off is None:
@@ -251,9 +225,6 @@ class Launches:
 
         If the server takes no token ids, the model is loaded once more in its own process, from the first call until the
         context is left.
-
-        Raises:
-            BackendError: As `Backend.launch`.
         """
         backend = self._backend
         if (tokens := self.off().tokens) is not None or not isinstance(backend, InProcess):
@@ -284,12 +255,8 @@ class Launches:
     def alone(self, model_path: str, more: Sequence[tuple[str, ...]] = ()) -> Iterator[Server]:
         """A launch of one model without drafting, e.g. of a draft model, beside off.
 
-        Args:
-            model_path: The model; the main one takes the place of off if two do not fit.
-            more: Arguments besides the user's; each is left out if the build does not know it.
-
-        Raises:
-            BackendError: As `Backend.launch`.
+        The main model takes the place of off if two do not fit. `more` are arguments besides the user's; each is left out if the
+        build does not know it.
         """
         backend = self._backend
         if model_path == self._model_path and self.resident == 1:
@@ -311,13 +278,7 @@ class Launches:
 
     @contextmanager
     def scoring(self, model_path: str, n_ctx: int, tell: Callable[[str], None]) -> Iterator[Scorer | None]:
-        """A scorer that reads a whole answer at once with a draft; ``None`` if there is none.
-
-        Args:
-            model_path: The draft.
-            n_ctx: Most tokens of a prompt with its answer.
-            tell: Told why an installed scorer cannot be used.
-        """
+        """A scorer that reads a whole answer (at most `n_ctx` tokens with its prompt) at once with a draft; ``None`` without one."""
         with ExitStack() as stack:
             scorer = None
             if isinstance(self._backend, Scores):

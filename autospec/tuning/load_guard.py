@@ -71,14 +71,7 @@ def patience_s(budget_s: float) -> float:
 
 
 class LoadGuard:
-    """Waits for other programs to finish, once: a load that outlasts the wait is steady and affects both halves of a pair.
-
-    Args:
-        watch: Watches the machine.
-        tell: Told when measuring waits.
-        sleep: Waits so many seconds; tests inject their own.
-        limit_s: How long one wait may last.
-    """
+    """Waits for other programs to finish, once: a load that outlasts the wait is steady and affects both halves of a pair."""
 
     def __init__(
         self,

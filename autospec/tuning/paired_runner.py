@@ -64,22 +64,18 @@ _Halves: TypeAlias = dict[tuple[Task, bool], Measurement]
 
 
 class PairedRunner:
-    """Measures pairs on a set of launches and keeps every half in the store.
+    """Measures pairs on a set of launches and stores every half at once, so an interruption costs at most one request.
 
     Args:
         launches: The servers.
         asking: How prompts are asked.
-        store: Gets every half at once, so an interruption costs at most one request.
+        store: The database.
         since: Cell key → stored halves older than this (seconds since the epoch) do not count.
         tell: Told when measuring waits for the machine.
         sleep: Waits so many seconds; tests inject their own.
         budget_s: Of the whole tune: waits are short if it is.
         shapes: Cell key → the requests that its pairs stand for; as they are measured if left out.
-        clock: Seconds since the epoch, as in `Measurement.started_at`.
-
-    Attributes:
-        calm: Waits for other programs; also used by others who time something on these launches.
-        pace: The time that requests take.
+        clock: Seconds since the epoch.
     """
 
     def __init__(
@@ -103,6 +99,7 @@ class PairedRunner:
         self._tell = tell
         self._clock = clock
         self.pace = Pace()
+        # Public: others who time something on these launches wait for other programs with it, too.
         self.calm = LoadGuard(asking.watch, tell, sleep, patience_s(budget_s))
         # Number of pairs measured so far: the order of the halves alternates over all of them (ABBA), also across blocks.
         self._turn = 0
@@ -152,10 +149,8 @@ class PairedRunner:
         """Measure each task, or find it in the store; yields as pairs complete.
 
         If two launches run side by side, the halves of a pair follow each other and their order alternates between pairs
-        (ABBA). If only one fits, see `_by_turns`.
-
-        In the proof both launches are new for each round of a cell. Cells in the same round share them; with different
-        winners they share off.
+        (ABBA). If only one fits, see `_by_turns`. In the proof both launches are new for each round of a cell. Cells in the same
+        round share them; with different winners they share off.
 
         Args:
             tasks: In the order in which they are asked; those of one cell follow each other.

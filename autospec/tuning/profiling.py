@@ -99,12 +99,8 @@ class _AskedPrompt:
 class Profiler:
     """Gathers the input of predictions, from servers or from the store.
 
-    Args:
-        cells: The cells to be searched.
-        context: The tools; recording takes its time from the search's.
-        prompts: The prompts to use of a cell.
-        drafts: The only draft models that are read; ``None`` for all of the space.
-        hurried: False to ignore what is left of the search's time.
+    `drafts` are the only draft models that are read (``None`` for all of the space); `hurried` is False to ignore what is left
+    of the search's time.
     """
 
     def __init__(
@@ -129,11 +125,7 @@ class Profiler:
         self._fastest: dict[str, tuple[float, str]] = {}
 
     def run(self) -> Predictor | None:
-        """Gather everything; ``None`` if this backend or build does not allow it, which is reported to the user.
-
-        Raises:
-            BackendError: The main model does not launch.
-        """
+        """Gather everything; ``None`` if this backend or build does not allow it, which is reported to the user."""
         self._context.launches.off()
         self._asking.watch.start()
         if self._asking.watch.finish().on_battery:

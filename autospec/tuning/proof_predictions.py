@@ -46,11 +46,7 @@ class ProofPredictions:
     def predict(self, cell: CellRun, pairs: Sequence[Pair]) -> dict[str, float]:
         """Record what is missing, read it with the winner's draft, and replay it.
 
-        Returns:
-            Prompt id → predicted ln(drafting ÷ off); empty if nothing can be predicted.
-
-        Raises:
-            BackendError: The main model does not launch.
+        Prompt id → predicted ln(drafting ÷ off); empty if nothing can be predicted.
         """
         place = (cell.cell.key, cell.winner)
         if place not in self._found:
@@ -75,11 +71,7 @@ class ProofPredictions:
         return half.prompt_id in self._asking.answers
 
     def keep_answers(self, cell: CellRun, pairs: Sequence[Pair]) -> None:
-        """Keep measured answers as recordings, if their text can be turned into their tokens.
-
-        Raises:
-            BackendError: The main model does not launch.
-        """
+        """Keep measured answers as recordings, if their text can be turned into their tokens."""
         recorded = self._recorded(cell)
         newest = {p.off.prompt_id: p.off for p in pairs if self._has_text(p.off)}
         tokens = self._context.launches.off().tokens

@@ -47,12 +47,8 @@ def nothing_pays(answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, 
     """Whether no drafting would have made these answers faster, even if drafting were 40 % cheaper than it was timed.
 
     And none of the answers by more than a tenth: they are of several prompt types, and a draft may pay for one type only.
-    Only token generation is considered: the draft's prompt processing comes on top.
-
-    Args:
-        answers: Recorded answers, each with the replayed cycles of the same draftings.
-        costs: Of this draft, as timed.
-        threshold: Least gain that may be enabled, as a fraction.
+    Only token generation is considered: the draft's prompt processing comes on top. Each answer comes with the replayed cycles
+    of the same draftings; `threshold` is the least gain that may be enabled, as a fraction.
     """
     all_alone, all_taken = 0.0, np.zeros(1)
     for recording, counts in answers:
@@ -66,13 +62,9 @@ def nothing_pays(answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, 
 
 
 def shortest_ms(recording: Recording, counts: Counts, costs: CostCurve, left_out: float = 0.0) -> float:
-    """The time in which the best of some draftings generates a recorded answer.
+    """The time in which the best of some draftings (one row of `counts` each) generates a recorded answer.
 
-    Args:
-        recording: The answer.
-        counts: Its replayed cycles, one row for each drafting.
-        costs: Of their draft.
-        left_out: Share of a cycle's costs beyond a plain token that is left out.
+    `left_out` is the share of a cycle's costs beyond a plain token that is left out.
     """
     taken = _cycles_ms(counts, costs, left_out)
     return float(taken.min()) * recording.token_ms / costs.plain_ms
@@ -83,10 +75,7 @@ def beaten(
 ) -> bool:
     """Whether another draft generates each of these answers faster, even if this one's drafting were 40 % cheaper than timed.
 
-    Args:
-        answers: Recorded answers, each with the replayed cycles of this draft's draftings.
-        costs: Of this draft, as timed.
-        rival_ms: Prompt id → the shortest time with another draft, as timed.
+    `rival_ms` has, by prompt id, the shortest time with another draft.
     """
     return all(
         rival_ms.get(r.prompt_id, math.inf) < shortest_ms(r, counts, costs, _COSTS_MAY_BE_LESS)
@@ -147,11 +136,7 @@ def _run(chance: float, length: int) -> float:
 
 
 class Reach:
-    """The best that the arms may still reach in each cell, judged by their launches.
-
-    Args:
-        threshold: Least gain that may be enabled, as a fraction.
-    """
+    """The best that the arms may still reach in each cell, judged by their launches."""
 
     def __init__(self, threshold: float) -> None:
         self._least = 1.0 + threshold

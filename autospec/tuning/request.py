@@ -34,8 +34,7 @@ _SAMPLE_BYTES = 64 * 1024
 def draft_file(draft: Model) -> DraftFile:
     """The draft's file: its identity changes with its contents, and not with its name or folder.
 
-    Args:
-        draft: From the catalogue; for missing files only the fingerprint counts.
+    For missing files only the fingerprint counts.
     """
     digest = hashlib.sha256(draft.fingerprint.encode())
     changed_at = 0.0
@@ -100,10 +99,7 @@ class TuneRequest:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     def settings(self) -> LaunchSettings:
-        """The user's launch settings plus a context: without one, servers fit it to memory, and differently with a draft.
-
-        MLX has no such setting: its caches grow with the text.
-        """
+        """The user's launch settings plus a context: without one, servers fit it to memory, and differently with a draft."""
         if self.model.format == "mlx" or names_context(self.args):
             return LaunchSettings(args=self.args)
         longest = self.model.context_length or self.context_tokens

@@ -111,11 +111,7 @@ def _look_name(cell: CellRun) -> str:
 
 
 def prediction_of(cell: CellRun) -> Any:
-    """The prediction for the drafting that the cell's proof is for, as JSON values; ``None`` if there is none.
-
-    Raises:
-        StoreError: The studies cannot be reached.
-    """
+    """The prediction for the drafting that the cell's proof is for, as JSON values; ``None`` if there is none."""
     return cell.study.noted(_RUNNER_UP_PREDICTION if cell.winner == cell.runner_up else _PREDICTION)
 
 
@@ -125,12 +121,7 @@ def drafts_of(fitting: Iterable[Candidate], *, named: bool) -> dict[str, str] | 
 
 
 def basis_of(cell: Cell, drafts: Mapping[str, str] | None) -> dict[str, Any]:
-    """Everything besides the measurements that a verdict of this cell rests on, as JSON values.
-
-    Args:
-        cell: The cell.
-        drafts: The fitting drafts, from `drafts_of`.
-    """
+    """Everything besides the measurements that a verdict of this cell rests on, as JSON values; `drafts` as from `drafts_of`."""
     return {
         "host": host_digest(),
         "hardware": cell.hardware.id,
@@ -160,12 +151,8 @@ def with_basis(
 ) -> Recommendation:
     """The recommendation with its basis in the evidence.
 
-    Args:
-        recommendation: The recommendation.
-        cell: Its cell.
-        drafts: The fitting drafts, from `drafts_of`.
-        draft_id: Identity of the tried drafting's draft; empty if it has none.
-        user_settings: The user's own launch settings; the cell's settings include those that measuring adds.
+    `draft_id` identifies the tried drafting's draft. `user_settings` are the user's own launch settings; the cell's settings
+    include those that measuring adds.
     """
     evidence = {**recommendation.evidence, "basis": basis_of(cell, drafts)}
     if draft_id:
@@ -431,12 +418,7 @@ def save_recommendation(
 ) -> None:
     """Store a cell's recommendation, but keep serving a proven one, even a stale one, until there is a new proof.
 
-    Args:
-        store: The database.
-        recommendation: The new conclusion.
-        hardware: This machine.
-        cell: The cell.
-        stands: A proof that holds, of a cell that is measured again for further drafts only: only a better proof replaces it.
+    `stands` is a proof that holds, of a cell that is measured again for further drafts only: only a better proof replaces it.
     """
     proven = recommendation.status is Status.PROVEN
     if stands is not None and proven and not _better(recommendation, stands):

@@ -48,16 +48,9 @@ class _TrialOutcome:
 
 
 class Search:
-    """The ask/tell loop over all cells of one tune.
+    """The ask/tell loop over all cells of one tune that are not searched yet, within the definition's share of the budget.
 
-    Args:
-        cells: The cells that are not searched yet.
-        context: The tools; the search takes the definition's share of the budget.
-        forecast: The predictions; ``None`` if nothing can be predicted.
-        now: Monotonic seconds.
-
-    Attributes:
-        out_of_time: True if the search ended because its share of the budget was spent.
+    `out_of_time` is True if the search ended because that share was spent.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any, Protocol
 
@@ -39,10 +40,6 @@ _MOD_N_MIN_N_MAX = (16, 32)
 _MODEL_LEADERS = ((4, 0.0), (16, 0.15), (8, 0.4), (2, 0.0), (16, 0.6), (3, 0.0))
 _MAP_LEADERS = ((6, 24), (4, 16), (12, 48))
 _MOD_LEADERS = ((16, 32, 0), (8, 16, 0), (24, 64, 48))
-_TURNS = max(len(_MODEL_LEADERS), len(_MAP_LEADERS), len(_MOD_LEADERS))
-# llama.cpp gives this mode no parameter: "uint16_t n_draft = 8; // TODO get from config?" in common/speculative.cpp
-# (b11434).
-_NGRAM_CACHE = Drafting(Mode.NGRAM_CACHE, n_max=8, n_min=0)
 
 
 class _Chooser(Protocol):
@@ -124,8 +121,6 @@ class Space:
                 most = trial.suggest_int(f"{mode}.n_max", *d.ngram_m, log=True)
                 share = trial.suggest_float(f"{mode}.n_min_share", 0.0, 1.0, step=_MOD_SHARE_STEP)
                 return Drafting(mode, ngram_n=n, n_max=most, n_min=round(share * most))
-            case Mode.NGRAM_CACHE:
-                return _NGRAM_CACHE
             case Mode.PROMPT_LOOKUP:
                 return Drafting(
                     mode,
@@ -154,8 +149,6 @@ class Space:
         arm = self.arm_of(drafting)
         if arm is None:
             raise ValueError(f"{drafting.label} is not in this space")
-        if drafting == _NGRAM_CACHE:
-            return {self.arm_parameter: arm.label}
         searched = {"n_max", "p_min", "ngram_n", "ngram_m"} & set(drafting.parameters())
         if drafting.p_min:
             searched.add("n_min")
@@ -172,9 +165,8 @@ class Space:
 
         They cover what is known to work in practice: few tokens without a p-min, more of them with one.
         """
-        first = [d for arm in self.arms if (d := self._leader(arm, 0))]
-        more = [d for turn in range(1, _TURNS) for arm in self.arms if (d := self._leader(arm, turn))]
-        return list(dict.fromkeys([*first, *more]))
+        turns = zip_longest(*map(self._arm_leaders, self.arms))
+        return list(dict.fromkeys(d for turn in turns for d in turn if d is not None))
 
     def grid(self) -> list[Drafting]:
         """Every drafting that is predicted: all n_max with p_min in steps; n_min and n-gram sizes from the lists above."""
@@ -190,8 +182,6 @@ class Space:
                 return [Drafting(arm.mode, ngram_n=n, ngram_m=m, min_hits=1) for n, m in sizes]
             case Mode.NGRAM_MOD:
                 return self._mod_grid(matches)
-            case Mode.NGRAM_CACHE:
-                return [_NGRAM_CACHE]
             case Mode.PROMPT_LOOKUP:
                 return [Drafting(arm.mode, n_max=k, ngram_n=n) for k in counts for n in range(1, 5)]
             case _:
@@ -230,36 +220,30 @@ class Space:
     def _labels(self) -> list[str]:
         return [_OFF_ARM, *(a.label for a in self.arms)]
 
-    def _leader(self, arm: Arm, turn: int) -> Drafting | None:
+    def _arm_leaders(self, arm: Arm) -> list[Drafting]:
         d = self.definition
         match arm.mode:
             case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
-                if turn >= len(_MAP_LEADERS):
-                    return None
-                n, m = _MAP_LEADERS[turn]
-                return Drafting(
-                    arm.mode, ngram_n=_within(n, d.ngram_n), ngram_m=_within(m, d.ngram_m), min_hits=1
-                )
+                sizes = [(_within(n, d.ngram_n), _within(m, d.ngram_m)) for n, m in _MAP_LEADERS]
+                return [Drafting(arm.mode, ngram_n=n, ngram_m=m, min_hits=1) for n, m in sizes]
             case Mode.NGRAM_MOD:
-                if turn >= len(_MOD_LEADERS):
-                    return None
-                n, m, least = _MOD_LEADERS[turn]
-                most = _within(m, d.ngram_m)
-                return Drafting(
-                    arm.mode, ngram_n=_within(n, d.ngram_n), n_max=most, n_min=round(most * least / m)
-                )
-            case Mode.NGRAM_CACHE:
-                return _NGRAM_CACHE if turn == 0 else None
+                lengths = [(n, _within(m, d.ngram_m), least, m) for n, m, least in _MOD_LEADERS]
+                return [
+                    Drafting(
+                        arm.mode, ngram_n=_within(n, d.ngram_n), n_max=most, n_min=round(most * least / m)
+                    )
+                    for n, most, least, m in lengths
+                ]
             case Mode.PROMPT_LOOKUP:
-                return Drafting(arm.mode, n_max=_within(10, d.n_max), ngram_n=2) if turn == 0 else None
+                return [Drafting(arm.mode, n_max=_within(10, d.n_max), ngram_n=2)]
             case _:
-                if turn >= len(_MODEL_LEADERS):
-                    return None
-                n_max, p_min = _MODEL_LEADERS[turn]
                 low, high = d.p_min
-                return self._with_model(
-                    arm, _within(n_max, d.n_max), min(max(p_min, low), high) if arm.takes_p_min else None
-                )
+                return [
+                    self._with_model(
+                        arm, _within(k, d.n_max), min(max(p, low), high) if arm.takes_p_min else None
+                    )
+                    for k, p in _MODEL_LEADERS
+                ]
 
     @staticmethod
     def _with_model(arm: Arm, n_max: int, p_min: float | None, n_min: int = 0) -> Drafting:

@@ -156,12 +156,7 @@ def _hint(error: Exception, url: str) -> str:
 class CellStudy:
     """The study of one cell. Open it only while holding the cell (`CellLocks`): running trials are closed as interrupted.
 
-    Args:
-        cell: The cell.
-        storage: From `open_storage`.
-        definition: Sampler, seed.
-        space: What may be tried.
-        protocol: Trials of another protocol (suite, lengths, temperature) are kept and not counted.
+    Trials of another protocol (suite, lengths, temperature) are kept and not counted.
     """
 
     def __init__(

@@ -52,10 +52,10 @@ def next_stretch(
     both_orders: bool,
     whole_cells: bool = True,
 ) -> list[Task]:
-    """The tasks of the next stretch; empty if none fits.
+    """The tasks of the next stretch; empty if none fits. Tasks of one cell follow each other.
 
     Args:
-        left: The tasks that are left; tasks of one cell follow each other.
+        left: The tasks that are left.
         begun: Cells that the previous stretch measured in part: they continue, in the other order.
         sides_s: Expected seconds of a task on either side. A request that takes longer than a stretch gets one of its own.
         budget_s: Time for this stretch and for the one that finishes its cells.
@@ -96,19 +96,12 @@ def _every_other(tasks: Sequence[Task]) -> list[Task]:
 
 @dataclass(frozen=True, slots=True)
 class StoredPairs:
-    """The pairs of one protocol.
-
-    Attributes:
-        store: The database.
-        protocol: As `Measurement.protocol`.
-        since: Cell key → stored halves older than this (seconds since the epoch) do not count.
-        shapes: Cell key → the requests that its pairs stand for.
-    """
+    """The pairs of one protocol."""
 
     store: Store
     protocol: str
-    since: Mapping[str, float]
-    shapes: Mapping[str, Shapes]
+    since: Mapping[str, float]  # cell key → older stored halves (seconds since the epoch) do not count
+    shapes: Mapping[str, Shapes]  # cell key → the requests that its pairs stand for
 
     def known(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None) -> list[Pair]:
         """Clean pairs of one round or of all."""

@@ -29,13 +29,8 @@ def choose_winners(
 
     The choice is greedy: it takes the drafting that is within 1 % of the best for most of the remaining cells, and was not
     measured to be more than 5 % behind there. A cell in which nothing was worth a launch gets the drafting with the best
-    expectation; its proof is then its only launch.
-
-    Args:
-        cells: Searched cells.
-        space: Tells which draftings belong to one arm.
-        threshold: Least gain that may be enabled, as a fraction.
-        forecast: Values of tried draftings over all recorded prompts, which are more than the trials asked.
+    expectation; its proof is then its only launch. A forecast values tried draftings over all recorded prompts, which are more
+    than the trials asked. `threshold` is the least gain that may be enabled, as a fraction.
     """
     values = {id(c): _values(c, forecast) for c in cells}
     left = [c for c in cells if values[id(c)]]
@@ -108,14 +103,10 @@ _ENOUGH_TIMES = 3
 
 
 def trial_values(pairs: Mapping[Drafting, Sequence[Pair]], *, compared: bool = True) -> dict[Drafting, float]:
-    """Speed ratios of draftings to off that can be compared with each other.
+    """Speed ratios of draftings to off that can be compared with each other; `pairs` has at most one pair of each prompt.
 
     Prompts of one type differ more than draftings do. A drafting that was asked fewer prompts is compared with the one
-    that was asked most, on the prompts that both were asked.
-
-    Args:
-        pairs: Of one cell: drafting → its pairs, at most one of each prompt.
-        compared: False for each drafting's own mean over its prompts.
+    that was asked most, on the prompts that both were asked. `compared` is False for each one's own mean over its prompts.
     """
     known = {d: _log_ratios(own, _usual_tps(pairs)) for d, own in pairs.items() if own}
     if not known:

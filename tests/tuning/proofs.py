@@ -18,7 +18,7 @@ from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell import CellProgress, CellRun, TuneStep
+from autospec.tuning.cell import CellRun
 from autospec.tuning.context import TuneContext
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
@@ -26,6 +26,7 @@ from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.proof import Proof
 from autospec.tuning.tasks import Task
 from tests.tuning.simulated import OFF_TPS, SimulatedBackend, SimulatedServer
+from tests.tuning.test_loop import Silent
 from tests.tuning.test_pairing import Watch
 
 # So that a request with drafting off takes one second for each of these.
@@ -47,31 +48,12 @@ def prompts(cell: str, count: int, request_s: float, half: Half = Half.PROVE) ->
 
 
 @dataclass
-class Watcher:
-    """A progress that remembers."""
-
-    told: list[str] = field(default_factory=list)
-    steps: list[TuneStep] = field(default_factory=list)
-
-    def step(self, step: TuneStep) -> None:
-        """Remember it."""
-        self.steps.append(step)
-
-    def standing(self, standings: tuple[CellProgress, ...]) -> None:
-        """Nothing."""
-
-    def tell(self, text: str) -> None:
-        """Remember it."""
-        self.told.append(text)
-
-
-@dataclass
 class Lab:
     """All that a proof works with."""
 
     context: TuneContext
     backend: SimulatedBackend
-    watcher: Watcher
+    watcher: Silent
     cells: list[CellRun]
     kept: list[str] = field(default_factory=list)
 
@@ -103,26 +85,14 @@ def lab(
 ) -> Lab:
     """A lab whose cells are searched: each drafting has been measured on one prompt of each of its cells.
 
-    Args:
-        tmp_path: For the database.
-        monkeypatch: Puts the clock into measurements.
-        resident: Launches that fit into memory.
-        budget_s: Of the whole tune.
-        spent_s: When the proof begins.
-        cells: Name, winner and the ratio that the search found.
-        speedup: What drafting is worth.
-        request_s: What a request takes without drafting.
-        prove: Prove prompts of each cell.
-        launch_s: What a launch takes.
-        noise: Of a request.
-        watch: Of the machine.
-        on_renewed: See `Launches`.
+    `cells` are name, winner and the ratio that the search found; the proof starts `spent_s` into the budget; a request takes
+    `request_s` without drafting, with this noise; `prove` is the number of each cell's prove prompts.
     """
     backend = SimulatedBackend(speedup, noise=noise, launch_s=launch_s)
     clock = backend.clock
     monkeypatch.setattr(asking_module, "time", clock)
     definition = load_definition("quick")
-    watcher = Watcher()
+    watcher = Silent()
     budget = Budget(budget_s, clock)
     launches = Launches(
         backend, "/main.gguf", LaunchSettings(), resident=resident, clock=clock, on_renewed=on_renewed

@@ -16,13 +16,11 @@ from autospec.hardware.state import StateWatch
 from autospec.prompts.suite import Half
 from autospec.recommendations import Verdict
 from autospec.store.database import open_store
-from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest, draft_file
 from autospec.tuning.run import Tuning
 from autospec.tuning.space import Arm, Space
-from tests.catalog.making import make_model
 from tests.predict.machine import Costs, Machine, MachineServer
-from tests.tuning.test_loop import MACHINE, TYPES, Silent, suite
+from tests.tuning.test_loop import MACHINE, TYPES, Silent, request_with
 
 # Verifying is nearly free: whatever is accepted is won.
 WAITS_FOR_MEMORY = Costs(main=lambda k: 50.0 + 0.4 * (k - 1), draft=lambda k: 5.0 + 0.1 * (k - 1))
@@ -41,22 +39,10 @@ def calm(monkeypatch):
 @pytest.fixture
 def request_(tmp_path: Path) -> TuneRequest:
     """A main model, a draft, and a second draft that differs by its name alone; every file is there."""
-    main = make_model(name="main", path=tmp_path / "main.gguf")
-    size = {"bytes_per_token": main.bytes_per_token // 8, "size_bytes": main.size_bytes // 8}
-    drafts = [
-        make_model(name=name, path=tmp_path / f"{name}.gguf", fingerprint=name, **size)
-        for name in ("draft", "second")
-    ]
-    for model in (main, *drafts):
+    made = request_with(tmp_path, "draft", "second", prompt_types=(PromptType.CODING,))
+    for model in made.models:
         model.path.touch()
-    return TuneRequest(
-        model=main,
-        models=(main, *drafts),
-        definition=load_definition("quick"),
-        suite=suite(),
-        storage=f"sqlite:///{tmp_path / 'autospec.db'}",
-        prompt_types=(PromptType.CODING,),
-    )
+    return made
 
 
 def machine(request: TuneRequest, **changes) -> Machine:

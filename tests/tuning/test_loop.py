@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from autospec.catalog.model import Model
 from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
@@ -41,14 +42,14 @@ TYPES = (PromptType.CODING, PromptType.WRITING)
 
 
 class Silent:
-    """A progress that only remembers what was told."""
+    """A progress that keeps what it gets."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
         self.steps: list[TuneStep] = []
 
     def step(self, step: TuneStep) -> None:
-        """Remember it."""
+        """Keep it."""
         self.steps.append(step)
 
     def standing(self, standings: tuple[CellProgress, ...]) -> None:
@@ -56,7 +57,7 @@ class Silent:
         assert standings
 
     def tell(self, text: str) -> None:
-        """Remember it."""
+        """Keep it."""
         self.told.append(text)
 
 
@@ -77,19 +78,24 @@ def nobody_else_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calm, "busy", lambda _state: False)
 
 
+def draft_of(main: Model, name: str) -> Model:
+    """A draft model that fits, beside the main model."""
+    size = {"bytes_per_token": main.bytes_per_token // 8, "size_bytes": main.size_bytes // 8}
+    return make_model(name=name, path=main.path.with_name(f"{name}.gguf"), fingerprint=name, **size)
+
+
+def request_with(folder: Path, *drafts: str, **changes) -> TuneRequest:
+    """A main model with these drafts, the quick study, an empty database; keywords set other fields."""
+    main = make_model(name="main", path=folder / "main.gguf")
+    models = (main, *(draft_of(main, name) for name in drafts))
+    storage = f"sqlite:///{folder / 'autospec.db'}"
+    return TuneRequest(main, models, load_definition("quick"), suite(), storage, **changes)
+
+
 @pytest.fixture
 def request_(tmp_path: Path) -> TuneRequest:
-    """A main model with one draft that fits, the quick study, an empty database."""
-    main = make_model(name="main", path=tmp_path / "main.gguf")
-    draft = make_model(name="draft", path=tmp_path / "draft.gguf", bytes_per_token=main.bytes_per_token // 8,
-                  fingerprint="draft", size_bytes=main.size_bytes // 8)  # fmt: skip
-    return TuneRequest(
-        model=main,
-        models=(main, draft),
-        definition=load_definition("quick"),
-        suite=suite(),
-        storage=f"sqlite:///{tmp_path / 'autospec.db'}",
-    )
+    """A main model with one draft."""
+    return request_with(tmp_path, "draft")
 
 
 def tune(

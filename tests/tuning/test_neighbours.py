@@ -21,6 +21,7 @@ from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.run import Tuning
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
+from tests.tuning.test_loop import Silent
 from tests.tuning.test_pairing import DRAFTING, TASKS, Watch
 
 GIB = 1024**3
@@ -214,17 +215,6 @@ def test_swapping_side_by_side_is_measured_again_by_turns(tmp_path):
     launches.close()
 
 
-class Told:
-    """A progress that remembers sentences."""
-
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def tell(self, text: str) -> None:
-        """Remember it."""
-        self.sentences.append(text)
-
-
 @pytest.mark.parametrize(
     "case",
     [
@@ -260,9 +250,9 @@ def test_a_tune_asks_the_backend_for_its_devices(tmp_path, monkeypatch, case):
     backend.devices = lambda: devices  # type: ignore[attr-defined]
     model = make_model(name="main", path=tmp_path / "main.gguf", size_bytes=int(1.2 * GIB))
     request = SimpleNamespace(model=model, args=args, context=lambda: 4096)
-    told = Told()
+    told = Silent()
     machine = Hardware("id", "chip", 64 * GIB, 8, "linux 6.8", gpu)
     tuning = Tuning(request, backend, machine, told)  # type: ignore[arg-type]
     assert tuning._resident([]) == count
-    assert len(told.sentences) == (1 if words else 0)
-    assert words in "".join(told.sentences)
+    assert len(told.told) == (1 if words else 0)
+    assert words in "".join(told.told)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -11,22 +10,23 @@ from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Verdict
 from autospec.tuning.search import Search
-from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend
-from tests.tuning.test_loop import Silent, interrupted_at, nobody_else_is_at_work, request_, tune
+from tests.tuning.test_loop import (
+    Silent,
+    interrupted_at,
+    nobody_else_is_at_work,
+    request_,
+    request_with,
+    tune,
+)
 
 __all__ = ["nobody_else_is_at_work", "request_"]
 
 
 @pytest.fixture
-def two_drafts(request_, tmp_path):
+def two_drafts(tmp_path):
     """A request with a second draft model."""
-    main, draft = request_.models
-    second = make_model(
-        name="hopeless", path=tmp_path / "hopeless.gguf", bytes_per_token=draft.bytes_per_token,
-        fingerprint="hopeless", size_bytes=draft.size_bytes,
-    )  # fmt: skip
-    return replace(request_, models=(main, draft, second))
+    return request_with(tmp_path, "draft", "hopeless")
 
 
 def one_is_hopeless(drafting: Drafting, text: str) -> float:

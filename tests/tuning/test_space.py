@@ -24,7 +24,6 @@ SPACE = Space(
         Arm(Mode.NGRAM_SIMPLE),
         Arm(Mode.NGRAM_MOD),
         Arm(Mode.NGRAM_MAP_K4V),
-        Arm(Mode.NGRAM_CACHE),
         Arm(Mode.PROMPT_LOOKUP),
     ),
     DEFINITION,
