@@ -51,7 +51,7 @@ class StudyDefinition:
         predict: Launch what predictions suggest; false searches by the sampler alone.
         sampler: ``tpe`` or ``random``.
         trials: Number of draftings to try, off not counted.
-        patience: The search ends after so many trials without a better one in any prompt type.
+        patience: The search ends after this number of trials without a better one in any prompt type.
         prompts: Most tune prompts of each prompt type.
         seed: Seed of the sampler.
         prompts_per_round: Most prove prompts of each prompt type in one round of the proof.

@@ -20,7 +20,7 @@ _WORTH = math.log(1.01)
 # A draft whose costs were wrong is launched again with an n_max that differs by at least this factor: two such launches
 # separate the cost of a verified token from the cost of a cycle.
 _OTHER_N_MAX = 2.0
-# A trial's deviation from its prediction is averaged with so many more prompts that had none.
+# A trial's deviation from its prediction is averaged with this number of prompts without a deviation.
 _SHRINK = 2.0
 
 

@@ -165,7 +165,7 @@ def compare_launches(
 
 
 def short_request(tokens: int) -> Request:
-    """The request that both launches get: a greedy answer of so many tokens."""
+    """The request that both launches get: a greedy answer of this many tokens."""
     return Request(messages=({"role": "user", "content": _PROMPT},), max_tokens=tokens, ignore_eos=True)
 
 

@@ -72,7 +72,7 @@ class PairedRunner:
         store: The database.
         since: Cell key → stored halves older than this (seconds since the epoch) do not count.
         tell: Told when measuring waits for the machine.
-        sleep: Waits so many seconds; tests inject their own.
+        sleep: Waits for a number of seconds; tests inject their own.
         budget_s: Of the whole tune: waits are short if it is.
         shapes: Cell key → the requests that its pairs stand for; as they are measured if left out.
         clock: Seconds since the epoch.

@@ -78,7 +78,7 @@ RECORDING = "recording"  # the store's kind of an answer that was recorded witho
 _RECORDING_SHARE = 0.3
 # The same for reading the answers with the drafts; the rest of the search's time is for launches.
 _PASSES_SHARE = 0.6
-# After so many answers, with at least one of every prompt type, a draft can be dropped.
+# From this number of answers on, with at least one of every prompt type, a draft can be dropped.
 _FIRST_ANSWERS = 3
 # Times on battery do not apply to mains power: they are stored under another name.
 _ON_BATTERY = "/battery"
@@ -305,7 +305,7 @@ class Profiler:
             return replace(times, profiles=profiles)
         name = Path(draft).name
         answers = "1 answer" if len(missing) == 1 else f"{len(missing)} answers"
-        self._context.progress.tell(f"{name} reads {answers} alone.")
+        self._context.progress.tell(f"Running {name} alone on {answers}.")
         # One answer of every cell is read in any case: without it there is no prediction for the cell.
         lacking = {c.cell.key for c, _ in missing} - {
             c.cell.key for c in self._cells if profiles.keys() & recordings[c.cell.key].keys()

@@ -397,7 +397,7 @@ class Proof:
             return {}
 
     def _predicting_s(self, cell: CellRun, missing: int) -> float:
-        """Expected seconds to record so many prompts, and to read all answers with the winner's draft."""
+        """Expected seconds to record `missing` prompts, and to read all answers with the winner's draft."""
         request_s = self._context.pairing.pace.request_s(cell.cell.key, OFF)
         read = 0 if cell.winner.draft is None else len(cell.prove_prompts)
         return (missing + _READING * read) * request_s

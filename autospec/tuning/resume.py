@@ -93,7 +93,7 @@ def _recall_choice(cell: CellRun, space: Space) -> None:
 
 
 def note_look(cell: CellRun) -> None:
-    """Note a look at the proof after so many rounds: no later tune may enable at this look."""
+    """Note that the proof was looked at after its current rounds: no later tune may enable at this look."""
     with suppress(StoreError):  # if the studies' machine no longer answers, the proof continues
         cell.study.note(_look_name(cell), [cell.study.noted(EPOCH), cell.rounds])
 

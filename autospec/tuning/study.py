@@ -99,8 +99,8 @@ RUNNER_UP = "runner_up"
 SEARCHED = "searched_drafts"
 OPENED = "opened_for"
 
-# Known draftings are not launched again. After so many known proposals in a row the sampler's part of the space is explored,
-# and so many random ones are considered.
+# Known draftings are not launched again. After 20 known proposals in a row the sampler's part of the space is explored; then
+# 20 random ones are considered.
 _PROPOSALS = 20
 _RANDOM_PROPOSALS = 20
 

@@ -1,4 +1,4 @@
-"""The tuning loop: search, proof, what is kept, what goes on after an interruption."""
+"""The tuning loop: search, proof, what is stored, and what continues after an interruption."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_off_that_does_not_start_ends_the_tune(request_):
 
 
 def test_request_that_fails_without_drafting_ends_the_tune(request_):
-    """A prompt that off cannot answer is nobody's fault but the settings': it is named."""
+    """A prompt that off cannot answer is a fault of the settings; the error names the prompt."""
 
     def refuse(server: SimulatedServer, text: str) -> None:
         if server.drafting.is_off and "coding prove 3" in text:
@@ -344,7 +344,7 @@ def test_interrupted_tune_keeps_a_provisional_recommendation(request_):
 
 
 def test_what_is_proven_is_not_measured_again(request_):
-    """A second tune of the same cells launches nothing; with `again` it proves afresh."""
+    """A second tune of the same cells launches nothing; with `again` it proves them again."""
     tune(request_, SimulatedBackend(pays_for_coding))
     second = SimulatedBackend(pays_for_coding)
     result = tune(request_, second)
@@ -355,8 +355,8 @@ def test_what_is_proven_is_not_measured_again(request_):
     assert len(third.launched) >= 2
 
 
-def test_measuring_afresh_goes_on_after_an_interruption(request_):
-    """The same command with `again`: what it had measured afresh counts, and a third time begins once more."""
+def test_a_remeasurement_continues_after_an_interruption(request_):
+    """The second `again` uses what the first one measured; a third one starts over."""
     again = replace(request_, again=True)
     proven = tune(request_, SimulatedBackend(pays_for_coding))[PromptType.CODING]
     with pytest.raises(KeyboardInterrupt):
@@ -369,8 +369,8 @@ def test_measuring_afresh_goes_on_after_an_interruption(request_):
     assert searched[0] <= searched[1] - 12
 
 
-def test_measuring_afresh_goes_on_where_nothing_was_ever_proven(request_):
-    """An interruption stores a provisional recommendation, which is no end: every start goes on until there is a proof."""
+def test_a_remeasurement_continues_where_nothing_was_ever_proven(request_):
+    """An interruption stores a provisional recommendation, which ends nothing: every tune continues until there is a proof."""
     again = replace(request_, again=True)
     whole = SimulatedBackend(pays_for_coding)
     tune(replace(again, storage=request_.storage.replace("autospec.db", "other.db")), whole)
@@ -384,8 +384,8 @@ def test_measuring_afresh_goes_on_where_nothing_was_ever_proven(request_):
     assert sum(len(b.asked) for b in [*starts, last]) <= len(whole.asked) + 4 * len(starts)
 
 
-def test_the_crash_benchmark_tells_alike_whether_the_next_start_begins_afresh(request_, tmp_path):
-    """It reads the database from outside: interrupted is not finished, whatever recommendation was stored."""
+def test_the_crash_benchmark_agrees_on_whether_the_next_tune_starts_over(request_, tmp_path):
+    """It reads the database from outside: an interrupted tune is not finished, whatever recommendation was stored."""
     again = replace(request_, again=True, prompt_types=(PromptType.CODING,))
     database = Database(tmp_path / "autospec.db", tmp_path, halves=1)
     assert not database.is_finished()
@@ -397,8 +397,8 @@ def test_the_crash_benchmark_tells_alike_whether_the_next_start_begins_afresh(re
     assert database.is_finished()
 
 
-def test_measuring_afresh_keeps_the_cells_that_are_done(request_):
-    """Coding is proven anew, writing interrupted on its way: the next start asks nothing of coding, the one after it all."""
+def test_a_remeasurement_keeps_the_finished_cells(request_):
+    """Coding is proven again, writing is interrupted: the next tune asks nothing of coding, the one after it everything."""
     again = replace(request_, again=True)
     proven = tune(request_, SimulatedBackend(pays_for_coding))
     progress = Silent()
@@ -447,7 +447,7 @@ def test_what_is_known_of_one_cell_is_kept_whatever_becomes_of_another(request_,
 
 
 def test_a_proof_is_kept_without_the_notes_of_studies_that_went_away(request_, monkeypatch):
-    """The studies may be behind a proxy on another machine; what was measured is in the database here."""
+    """The studies may be behind a proxy on another machine; the measurements are in the local database."""
     real = CellStudy.noted
 
     def gone(study: CellStudy, key: str) -> object:
@@ -475,7 +475,7 @@ def test_by_turns_where_two_launches_do_not_fit(request_, monkeypatch):
 
 
 def test_two_that_do_not_fit_after_all_go_on_by_turns(request_):
-    """A launch beside off that runs out of memory is repeated alone, and the study goes on."""
+    """A launch beside off that runs out of memory is repeated alone, and the study continues."""
     backend = SimulatedBackend(pays_for_coding)
 
     def refuse(drafting: Drafting) -> None:
@@ -497,7 +497,7 @@ def test_no_arms_is_undecided_and_launches_nothing(request_):
 
 
 def test_budget_that_is_spent_leaves_undecided(request_, monkeypatch):
-    """When the clock runs out the search ends after its first trial and the proof is as long as it was."""
+    """When the time is over, the search ends after its first trial and the proof stays as far as it is."""
     from autospec.tuning import budget
 
     clock = iter(range(0, 10_000_000, 30))

@@ -33,7 +33,7 @@ MAC = Device("MTL0", "Apple M2 Pro", 21 * GIB, 21 * GIB, unified=True)
 
 @dataclass
 class PlacedServer(SimulatedServer):
-    """One that tells where its main model is."""
+    """A server that reports where its main model is."""
 
     placement: Placement | None = FULL
 
@@ -55,7 +55,7 @@ class OnCard(SimulatedBackend):
 
 
 def measured(tmp_path: Path, backend: OnCard) -> tuple[Launches, list, list[str]]:
-    """Three pairs of one block, the launches that they were measured on, and what was told."""
+    """Three pairs of one block, the launches that they were measured on, and the sentences told."""
     told: list[str] = []
     launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=2, tell=told.append)
     store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
@@ -68,7 +68,7 @@ def measured(tmp_path: Path, backend: OnCard) -> tuple[Launches, list, list[str]
 
 @pytest.mark.parametrize("squeezed", ["drafted", "off"])
 def test_a_neighbour_that_takes_layers_is_no_neighbour_any_more(tmp_path, squeezed):
-    """The second launch gets what is left of the card; both are launched alone then, and no pair rests on the other place."""
+    """The second launch gets the rest of the card; both are then launched alone, and no pair has two placements."""
 
     def place(drafting: Drafting, running: int) -> Placement:
         return SQUEEZED if running else FULL
@@ -95,7 +95,7 @@ def test_a_neighbour_that_takes_layers_is_no_neighbour_any_more(tmp_path, squeez
 
 
 def test_layers_lost_to_the_draft_itself_count_and_are_said_once(tmp_path):
-    """By turns the main model still has fewer layers on the GPU with drafting: users have that too."""
+    """By turns the main model still has fewer layers on the GPU with drafting: users have that, too."""
     backend = OnCard(lambda drafting, running: FULL if drafting.is_off and not running else SQUEEZED)
     launches, pairs, told = measured(tmp_path, backend)
     assert launches.resident == 1
@@ -185,7 +185,7 @@ def test_the_margin_of_fit_stays_free():
 
 
 def test_swapping_side_by_side_is_measured_again_by_turns(tmp_path):
-    """What a neighbour does to the other's memory is nothing that a user has; what stays by turns counts."""
+    """Users have no such neighbour; swapping that remains by turns counts."""
     from tests.tuning.test_pairing import CALM
 
     swapping = replace(CALM, swap_in_bytes=1 << 30)
@@ -240,7 +240,7 @@ def test_swapping_side_by_side_is_measured_again_by_turns(tmp_path):
     ],
 )
 def test_a_tune_asks_the_backend_for_its_devices(tmp_path, monkeypatch, case):
-    """And says why launches go by turns; two models of 1.2 GiB, much memory of the system."""
+    """And says why launches take turns; two models of 1.2 GiB, much system memory."""
     devices, gpu, args, count, words = case
     monkeypatch.setattr("autospec.hardware.gpu.library", lambda: None)
     monkeypatch.setattr(

@@ -86,7 +86,7 @@ def test_pair_counts_as_disturbed_if_the_machine_changed(off, drafted, words):
 
 
 def test_disturbed_pair_is_measured_again_on_a_fresh_launch(tmp_path):
-    """The second of three pairs is spoilt by a load in one half; it comes back clean from another launch."""
+    """A load disturbs one half of the second of three pairs; another launch gives a clean pair."""
     slept: list[float] = []
     busy = replace(CALM, other_load=2.0)
     pairs, backend = pairing(tmp_path, Watch(CALM, CALM, CALM, busy), slept)

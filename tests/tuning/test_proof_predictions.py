@@ -92,7 +92,7 @@ def test_a_loss_is_not_predicted(tmp_path, monkeypatch):
 
 
 def test_nothing_is_recorded_when_the_budget_has_no_time_for_it(tmp_path, monkeypatch):
-    """A round took longer than expected, and the eight requests that the prediction takes do not fit any more."""
+    """A round took longer than expected, and the prediction's eight requests no longer fit."""
     made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text), budget_s=90.0)
     foretold = Foretold(exact())
     made.backend.before_answer = lambda server, _text: server.backend.clock.pass_by(0.8)
@@ -151,7 +151,7 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
 
 
 def test_predictions_of_some_prompts_are_none(tmp_path, monkeypatch):
-    """Nine of sixteen prompts are predicted: those that are neither asked nor predicted are spoken for by nothing."""
+    """Nine of sixteen prompts are predicted: nothing covers those that are neither asked nor predicted."""
     made = lab(tmp_path, monkeypatch, prove=16)
 
     class Gathered:

@@ -30,7 +30,7 @@ def two_drafts(tmp_path):
 
 
 def one_is_hopeless(drafting: Drafting, text: str) -> float:
-    """What a tune of a Gemma-3-type model met: one draft at 0.41, the other best with sixteen tokens, n-grams between."""
+    """As in a real tune of a Gemma-3-type model: one draft at 0.41, the other best with sixteen tokens, n-grams between."""
     if drafting.mode is not Mode.DRAFT_MODEL:
         return 1.25 if "coding" in text else 1.05
     if (drafting.draft or "").endswith("hopeless.gguf"):
@@ -92,7 +92,7 @@ def test_an_n_gram_mode_that_is_far_behind_takes_no_further_trials(two_drafts):
 
 
 def test_the_leader_is_asked_the_prompts_that_it_was_not_asked(request_):
-    """Where each trial asks one prompt, the first of them is not all that the choice rests on."""
+    """If each trial asks one prompt, the choice rests on more than the first of them."""
 
     def lucky_first(drafting: Drafting, text: str) -> float:
         if drafting.mode is not Mode.DRAFT_MODEL:

@@ -1,4 +1,4 @@
-"""Tunes on a machine that is hot, or disturbed, all the time: what is steady counts, and what does not is said."""
+"""Tunes on a machine that is hot, or disturbed, all the time: a steady disturbance counts, others are reported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def hot_request(tmp_path, monkeypatch) -> TuneRequest:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
 def test_a_throttling_laptop_gets_its_verdicts(hot_request, monkeypatch, share):
-    """Until now, with an event in every window, 672 requests gave no pair; with one in nine of ten, three."""
+    """Earlier versions got no pair of 672 requests with an event in every window, and three with one in nine of ten."""
     monkeypatch.setattr(run_module, "StateWatch", lambda *_: Laptop(share))
     backend, progress = SimulatedBackend(pays_for_coding), Silent()
     result = tune(hot_request, backend, progress)
