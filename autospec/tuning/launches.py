@@ -110,6 +110,11 @@ class Launches:
         self.close()
 
     @property
+    def model_path(self) -> str:
+        """The main model."""
+        return self._model_path
+
+    @property
     def cycle(self) -> Cycle:
         """The order of drafting and verifying in these servers."""
         return self._abilities.cycle
@@ -245,11 +250,6 @@ class Launches:
                 return loaded[0].tokens
 
             yield ask
-
-    @property
-    def model_path(self) -> str:
-        """The main model."""
-        return self._model_path
 
     @contextmanager
     def alone(self, model_path: str, more: Sequence[tuple[str, ...]] = ()) -> Iterator[Server]:

@@ -1,4 +1,4 @@
-"""A proof on simulated servers and a clock that moves by what they take: minutes of measuring in milliseconds."""
+"""A proof on simulated servers and a simulated clock: minutes of measuring in milliseconds."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TOKENS_PER_S = round(OFF_TPS)
 
 
 def ngram(n: int) -> Drafting:
-    """A drafting; others for other numbers."""
+    """A drafting that differs by this number."""
     return Drafting(Mode.NGRAM_SIMPLE, ngram_n=n, ngram_m=8, min_hits=1)
 
 
 def prompts(cell: str, count: int, request_s: float, half: Half = Half.PROVE) -> tuple[Prompt, ...]:
-    """Prompts of one cell whose answers take so long without drafting."""
+    """Prompts of one cell whose answers take `request_s` without drafting."""
     tokens = round(request_s * TOKENS_PER_S)
     return tuple(
         Prompt(f"{cell}-{half}-{n}", PromptType.QA, ({"role": "user", "content": f"{cell} {half} {n}"},), tokens, half)
@@ -49,7 +49,7 @@ def prompts(cell: str, count: int, request_s: float, half: Half = Half.PROVE) ->
 
 @dataclass
 class Lab:
-    """All that a proof works with."""
+    """Everything that a proof works with."""
 
     context: TuneContext
     backend: SimulatedBackend
@@ -130,7 +130,7 @@ def lab(
 
 
 def sides(backend: SimulatedBackend) -> list[tuple[str, bool]]:
-    """Of the proof's requests: which launch, and whether it was off; runs of the same ones count once."""
+    """The launches of the proof's requests, and whether each is off; repeated ones count once."""
     found: list[tuple[str, bool]] = []
     for launch, drafting, text in backend.asked:
         if str(Half.PROVE) in text and found[-1:] != [(launch, drafting == OFF)]:
