@@ -1,7 +1,4 @@
-"""From what a cell has seen to its recommendation, with the evidence written out.
-
-What is likely of a cell whose proof is not finished, and how long the proof would take.
-"""
+"""From what a cell has measured to its recommendation, with the evidence written out."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,16 +22,16 @@ from autospec.tuning.definition import StudyDefinition
 __all__ = ["Cost", "conclude", "likely_of", "nothing_to_try"]
 
 
+@dataclass(slots=True)
 class Cost:
-    """What a tune has spent so far: for the evidence. A plain record that the tune keeps current."""
+    """What a tune has spent so far, shared by all its cells."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.launches = 0
-        self.launch_seconds = 0.0
+    seconds: float = 0.0  # of the whole tune
+    launches: int = 0
+    launch_seconds: float = 0.0
 
     def to_json(self) -> dict[str, float]:
-        """Seconds of the whole tune and of launching, and launches; shared by all its cells."""
+        """As evidence."""
         return {
             "seconds": round(self.seconds, 1),
             "launches": self.launches,
@@ -51,19 +48,10 @@ def conclude(
     arguments: Sequence[str],
     command: Sequence[str],
     cost: Cost,
-    now: datetime | None = None,
 ) -> Recommendation:
-    """The recommendation of a cell as it stands.
+    """The recommendation of a cell in its current state; without proof pairs, the search pairs give the figures.
 
-    Args:
-        cell: The cell with its winner and last look.
-        proof: Clean proof pairs of the winner.
-        search: Its search pairs; they give the figures while there is no proof, and decide nothing.
-        rule: The study's.
-        arguments: The server arguments that the winner's drafting stands for, in this build.
-        command: The whole command line of the recommended launch.
-        cost: What the tune has spent.
-        now: Time of the conclusion.
+    `arguments` are the server arguments for the winner's drafting in this build, `command` the whole recommended command.
     """
     decision = cell.decision
     pairs = list(proof) or list(search)
@@ -78,13 +66,8 @@ def conclude(
         speedup, interval = estimate.ratio, estimate.interval
     else:
         speedup, interval = (drafting_tps / off_tps if off_tps and drafting_tps else None), None
-    return Recommendation(
-        model=cell.cell.model.name,
-        model_path=cell.cell.model.path,
-        backend=cell.cell.build.backend,
-        backend_build=cell.cell.build.version,
-        prompt_type=cell.prompt_type,
-        verdict=verdict,
+    return replace(
+        nothing_to_try(cell, _reason(cell, len(search), len(proof), final=final), verdict),
         drafting=tried if verdict is Verdict.ENABLE else OFF,
         tried=tried,
         baseline_tps=off_tps,
@@ -93,31 +76,17 @@ def conclude(
         speedup_ci=interval,
         pairs=len(proof),
         acceptance=acceptance(pairs),
-        reason=_reason(cell, len(search), len(proof), final=final),
         status=Status.PROVEN if final else Status.PROVISIONAL,
-        created_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
         evidence=_evidence(
-            cell,
-            pairs=pairs,
-            rule=rule,
-            arguments=arguments,
-            command=command,
-            cost=cost,
-            proven=bool(proof),
+            cell, pairs=pairs, rule=rule, arguments=arguments, command=command, cost=cost, proven=bool(proof)
         ),
     )
 
 
-def nothing_to_try(
-    cell: CellRun, why: str, verdict: Verdict = Verdict.UNDECIDED, now: datetime | None = None
-) -> Recommendation:
-    """The recommendation where no drafting could be tried at all: off, and why.
+def nothing_to_try(cell: CellRun, why: str, verdict: Verdict = Verdict.UNDECIDED) -> Recommendation:
+    """The recommendation if no drafting could be tried: off, and `why` in one sentence.
 
-    Args:
-        cell: The cell.
-        why: One sentence.
-        verdict: `DISABLE` where no drafting can ever be used with this model and build.
-        now: Time of the conclusion.
+    `verdict` is `DISABLE` if no drafting can ever be used with this model and build.
     """
     return Recommendation(
         model=cell.cell.model.name,
@@ -136,23 +105,23 @@ def nothing_to_try(
         acceptance=None,
         reason=why,
         status=Status.PROVISIONAL,
-        created_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
 def _reason(cell: CellRun, search_pairs: int, proof_pairs: int, *, final: bool) -> str:
     if cell.decision is None:
         if proof_pairs:
-            # Where everything was predicted, the proof begins without a pair of the search.
+            # If everything was predicted, there are no search pairs.
             pairs = "1 pair" if proof_pairs == 1 else f"{proof_pairs} pairs"
-            return f"The proof has only begun ({pairs}, no whole round yet); run tune again to go on."
+            return f"The proof has only started ({pairs}, no complete round yet); run tune again to continue."
         if not search_pairs:
-            return "Nothing has been measured for this prompt type yet; run tune again to go on."
-        return f"Only searched so far ({search_pairs} pairs), not proven; run tune again to go on."
+            return "Nothing has been measured for this prompt type yet; run tune again to continue."
+        return f"Only searched so far ({search_pairs} pairs), not proven; run tune again to continue."
     reason = cell.decision.reason[0].upper() + cell.decision.reason[1:]
     if final:
         return f"{reason}."
-    return f"{reason}; the budget ended after {cell.rounds} rounds of proof, run tune again to go on."
+    return f"{reason}; the budget ended after {cell.rounds} rounds of proof; run tune again to continue."
 
 
 def _evidence(
@@ -191,7 +160,7 @@ def _evidence(
         "decode_baseline_tps": round(geometric_mean([p.off.decode_tps for p in pairs]), 2),
         "decode_drafting_tps": round(geometric_mean([p.drafted.decode_tps for p in pairs]), 2),
         "decode_speedup": round(math.exp(statistics.fmean(decode)), 4) if decode else None,
-        # The request as it was measured: short, with nothing of its prompt cached.
+        # Of the request as it was measured: short, with nothing of its prompt in the cache.
         "measured_speedup": round(math.exp(statistics.fmean(p.measured_log_ratio for p in pairs)), 4),
         "request": _request(pairs),
         "prompt_ms_off": round(statistics.median(p.off.prompt_ms for p in pairs), 2),
@@ -234,14 +203,10 @@ def _runners_up(cell: CellRun) -> list[dict[str, Any]]:
 def likely_of(
     cell: CellRun, proof: Sequence[Pair], search: Sequence[Pair], definition: StudyDefinition, launch_s: float
 ) -> dict[str, Any] | None:
-    """What is likely, for the evidence; ``None`` where the proof is over or nothing is likely.
+    """The likely outcome of an unfinished proof, as evidence; ``None`` if the proof is over or nothing is likely.
 
-    Args:
-        cell: The cell with its winner and last look.
-        proof: Proof pairs of the winner that count.
-        search: Its search pairs; they speak where there is no proof, and had a part in choosing it.
-        definition: Rule and rounds.
-        launch_s: What one launch takes.
+    `proof` and `search` are the winner's pairs that count; those of the search had a part in choosing it, and are used if there
+    is no proof. `launch_s` is the time of one launch.
     """
     if cell.winner.is_off or (cell.decision is not None and cell.decision.final):
         return None
@@ -255,14 +220,13 @@ def likely_of(
         return None
     each = min(definition.prompts_per_round, len(cell.prove_prompts))
     pair_s = statistics.fmean(p.off.wall_ms + p.drafted.wall_ms for p in pairs) / 1000.0
-    # A launch of each side in a round.
-    round_s = each * pair_s + 2.0 * launch_s
+    round_s = each * pair_s + 2.0 * launch_s  # a round launches each side once
     rule = definition.rule.shared() if cell.shares_rate else definition.rule
     seen = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
     total = len(cell.prove_prompts)
 
     def would_enable(rounds: int) -> bool:
-        # As if the prompts to come were like those that were asked, each round on two new launches.
+        # Assumes that the remaining prompts are like those that were asked; each round has two new launches.
         projected = [
             LogRatio(
                 str(k % total),

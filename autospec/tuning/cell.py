@@ -1,7 +1,4 @@
-"""What a tune tells while it works: values for whoever shows them.
-
-One cell while it is being tuned: its prompts, its study, what is known of it so far.
-"""
+"""One cell while it is being tuned, and what a tune reports of its progress."""
 
 from __future__ import annotations
 
@@ -33,13 +30,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class CellProgress:
-    """How one prompt type stands.
+    """The state of one prompt type.
 
     Attributes:
-        prompt_type: Which.
+        prompt_type: The prompt type.
         best: Best drafting found so far, or off.
         ratio: Its speed ratio to off; ``None`` before any pair.
-        pairs: Pairs behind it.
+        pairs: Number of pairs that the ratio rests on.
         word: ``searching``, ``proving``, ``enable``, ``disable`` or ``undecided``.
     """
 
@@ -52,18 +49,18 @@ class CellProgress:
 
 @dataclass(frozen=True, slots=True)
 class TuneStep:
-    """What is being done now.
+    """The step that a tune is at.
 
     Attributes:
         phase: ``record`` (answers without drafting), ``read`` (those answers, with a draft alone), ``launch``, ``search`` or
             ``prove``.
-        drafting: Which drafting; off in the first two phases.
-        number: Which trial, round or draft.
-        of: Of how many at most.
-        done: Pairs or answers done of this step.
+        drafting: The drafting that is measured; off in the first two phases.
+        number: Number of the trial, round or draft.
+        of: The highest number that is possible.
+        done: Pairs or answers of this step that are done.
         todo: Pairs or answers of this step in all.
-        left_s: Budget that is left, in seconds; below 0 it is exceeded by so much.
-        ends_in_s: When the tune is expected to end, in seconds from now; ``None`` where only the budget is known.
+        left_s: Budget that is left, in seconds; negative where it is exceeded.
+        ends_in_s: Seconds until the tune is expected to end; ``None`` where only the budget is known.
     """
 
     phase: str
@@ -77,20 +74,20 @@ class TuneStep:
 
 
 class Progress(Protocol):
-    """Somebody who watches a tune."""
+    """Receives what a tune reports."""
 
     def step(self, step: TuneStep) -> None:
         """A step began or moved on."""
 
     def standing(self, standings: tuple[CellProgress, ...]) -> None:
-        """Where every prompt type stands now."""
+        """The state of every prompt type."""
 
     def tell(self, text: str) -> None:
         """One sentence worth keeping: a trial's result, a refusal, a verdict."""
 
 
 class Unwatched:
-    """A progress that nobody watches."""
+    """A progress that drops everything."""
 
     def step(self, step: TuneStep) -> None:
         """Nothing."""
@@ -104,20 +101,14 @@ class Unwatched:
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """How far the proof of one drafting has come.
-
-    Attributes:
-        drafting: It.
-        decision: Its last look.
-        rounds: Complete ones.
-    """
+    """The state of one drafting's proof: its last look, and the number of complete rounds."""
 
     drafting: Drafting
     decision: Decision
     rounds: int
 
     def to_json(self) -> dict[str, Any]:
-        """For the evidence."""
+        """As evidence."""
         estimate = self.decision.estimate
         return {
             "drafting": self.drafting.to_json(),
@@ -130,47 +121,32 @@ class Proved:
 
 @dataclass(slots=True)
 class CellRun:
-    """The state of one cell in one tune. The only mutable object that search and proof share.
-
-    Attributes:
-        cell: The cell.
-        study: Its Optuna study.
-        tune_prompts: For the search.
-        prove_prompts: For the proof; none of them is a tune prompt.
-        shapes: The requests that its measured answers stand for.
-        winner: The drafting to prove, once the search has chosen; `OFF` where there was nothing to try.
-        runner_up: The best of another arm, to be proved where the winner gives way; `OFF` where there is none.
-        shares_rate: True if the error rate is for two draftings, also where only one of them can be proved now.
-        searched: True once the search is over.
-        decision: The last look of the proof.
-        rounds: Rounds of proof that are complete.
-        pending: True if the last look is not the last word, because the other drafting is to be proved.
-        other: The drafting that was proved before this one.
-        trial_values: Speed ratio of every drafting tried with a value.
-        off_recorded: True once the study holds its trial of off.
-        news: Paths of drafts that no search of this cell could try yet.
-        opened_for: Names of the drafts for which the cell is measured again although it was proven; usually none.
-        stands: That proof, where it still holds: it is served until a better one is there.
-    """
+    """The state of one cell in one tune. The only mutable object that search and proof share."""
 
     cell: Cell
     study: CellStudy
     tune_prompts: tuple[Prompt, ...]
-    prove_prompts: tuple[Prompt, ...]
-    winner: Drafting = OFF
-    runner_up: Drafting = OFF
-    shares_rate: bool = False
+    prove_prompts: tuple[Prompt, ...]  # none of them is a tune prompt
+    winner: Drafting = (
+        OFF  # the drafting to prove; off before the search has chosen, and where nothing could be tried
+    )
+    runner_up: Drafting = OFF  # the best of another arm, proved if the winner fails; off if there is none
+    shares_rate: bool = (
+        False  # True if the error rate is for two draftings, even where one of them can no longer be proved
+    )
     searched: bool = False
-    decision: Decision | None = None
-    rounds: int = 0
-    pending: bool = False
-    other: Proved | None = None
-    trial_values: dict[Drafting, float] = field(default_factory=dict)
-    off_recorded: bool = False
-    shapes: Shapes = AS_MEASURED
-    news: frozenset[str] = frozenset()
-    opened_for: tuple[str, ...] = ()
-    stands: Recommendation | None = None
+    decision: Decision | None = None  # the last look of the proof
+    rounds: int = 0  # complete rounds of proof
+    pending: bool = False  # True if the last look does not decide, because the other drafting is proved next
+    other: Proved | None = None  # the drafting that was proved before the winner
+    trial_values: dict[Drafting, float] = field(default_factory=dict)  # speed ratios to off
+    off_recorded: bool = False  # True once the study has its trial of off
+    shapes: Shapes = AS_MEASURED  # the requests that the measured answers stand for
+    news: frozenset[str] = frozenset()  # paths of drafts that no search of this cell could try yet
+    opened_for: tuple[str, ...] = ()  # names of the drafts for which a proven cell is measured again
+    stands: Recommendation | None = (
+        None  # that proof, while it holds: it is served until there is a better one
+    )
 
     @property
     def prompt_type(self) -> PromptType:
@@ -179,7 +155,7 @@ class CellRun:
 
     @property
     def best(self) -> tuple[Drafting, float] | None:
-        """The best drafting of the search with its ratio."""
+        """The best drafting of the search and its speed ratio."""
         if not self.trial_values:
             return None
         drafting = max(self.trial_values, key=lambda d: self.trial_values[d])
@@ -196,12 +172,12 @@ class CellRun:
         return self.decision is not None and self.decision.verdict is Verdict.ENABLE
 
     def turn_to(self, drafting: Drafting, *, decision: Decision | None = None, rounds: int = 0) -> None:
-        """Have another drafting's proof go on; how far this one's has come is remembered."""
+        """Continue with the proof of another drafting; the state of this one's is kept in `other`."""
         self.other = None if self.decision is None else Proved(self.winner, self.decision, self.rounds)
         self.winner, self.decision, self.rounds, self.pending = drafting, decision, rounds, False
 
     def standing(self) -> CellProgress:
-        """For whoever watches."""
+        """The cell's state, to be reported."""
         if self.decision is not None and self.decision.estimate is not None:
             word = str(self.decision.verdict) if self.decided else "proving"
             estimate = self.decision.estimate
@@ -219,17 +195,17 @@ def _finite(number: float) -> float | None:
 
 
 def mean_log_ratio(pairs: Sequence[Pair]) -> float:
-    """Mean of ln(drafting ÷ off); not a number for no pairs."""
+    """Mean of ln(drafting ÷ off); NaN without pairs."""
     return statistics.fmean(p.log_ratio for p in pairs) if pairs else math.nan
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """Geometric mean of positive numbers; not a number for none."""
+    """Geometric mean of positive numbers; NaN without numbers."""
     return statistics.geometric_mean(values) if values else math.nan
 
 
 def acceptance(pairs: Sequence[Pair]) -> float | None:
-    """Accepted ÷ drafted over all pairs; ``None`` where nothing was drafted or the backend does not tell."""
+    """Accepted ÷ drafted tokens of all pairs; ``None`` if nothing was drafted or the backend does not report it."""
     drafted = sum(p.drafted.drafted or 0 for p in pairs)
     accepted = sum(p.drafted.accepted or 0 for p in pairs)
     return accepted / drafted if drafted else None

@@ -1,9 +1,11 @@
-"""What search and proof work with: one value that holds the tools of one tune."""
+"""The tools that the phases of one tune share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autospec.measure.asking import Asking
+from autospec.store.database import Store
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell import Progress
 from autospec.tuning.definition import StudyDefinition
@@ -16,16 +18,7 @@ __all__ = ["TuneContext"]
 
 @dataclass(frozen=True, slots=True)
 class TuneContext:
-    """The tools of one tune.
-
-    Attributes:
-        definition: Trials, prompts, rule.
-        space: What may be tried.
-        launches: Where servers come from.
-        pairing: Measures pairs.
-        budget: Time spent and left.
-        progress: Who watches.
-    """
+    """The tools of one tune."""
 
     definition: StudyDefinition
     space: Space
@@ -33,3 +26,5 @@ class TuneContext:
     pairing: PairedRunner
     budget: Budget
     progress: Progress
+    asking: Asking
+    store: Store

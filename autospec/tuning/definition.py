@@ -1,4 +1,4 @@
-"""Study definitions: TOML files that say what is searched, how long, and what counts as proof."""
+"""Study definitions: TOML files that set what is searched, for how long, and what counts as proof."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SpaceDefinition:
     """What may be tried. Ranges are inclusive (low, high).
 
     Attributes:
-        modes: Modes in the order they are tried; what a build lacks is left out when a study starts.
-        drafts: At most so many draft models.
+        modes: Modes in the order they are tried; those that a build lacks are left out when a study starts.
+        drafts: The highest number of draft models.
         n_max: Most tokens to propose.
         p_min: Least probability to go on proposing; searched in steps of 0.05.
         ngram_n: Tokens that must match.
@@ -41,22 +41,22 @@ class SpaceDefinition:
 
 @dataclass(frozen=True, slots=True)
 class StudyDefinition:
-    """One study definition, validated.
+    """One validated study definition.
 
     Attributes:
         name: Its name.
         summary: One sentence.
         max_tokens: Cap on every prompt's own max_tokens.
         space: What may be tried.
-        predict: Let prediction say what to launch; false searches by the sampler alone.
+        predict: Launch what predictions suggest; false searches by the sampler alone.
         sampler: ``tpe`` or ``random``.
-        trials: Draftings to try, off not counted.
-        patience: Trials without a better one in any prompt type after which the search ends.
-        prompts: Tune prompts of each prompt type, at most.
-        seed: Of the sampler.
-        prompts_per_round: Prove prompts of each prompt type that one round of the proof asks, at most.
-        rule: When to say what.
-        budget_s: The whole tune may take so long, in seconds.
+        trials: Number of draftings to try, off not counted.
+        patience: The search ends after this number of trials without a better one in any prompt type.
+        prompts: Most tune prompts of each prompt type.
+        seed: Seed of the sampler.
+        prompts_per_round: Most prove prompts of each prompt type in one round of the proof.
+        rule: The rule of the proof's verdict.
+        budget_s: Longest time of the whole tune, in seconds.
         search_share: Part of the budget that the search may use, 0…1.
     """
 
@@ -76,7 +76,7 @@ class StudyDefinition:
     search_share: float
 
 
-# Section → key → the type it must have. A definition says all of itself.
+# Section → key → the type it must have. Every definition has every key.
 _KEYS: dict[str, dict[str, str]] = {
     "": {"name": "text", "summary": "text"},
     "measure": {"max_tokens": "count"},
@@ -105,7 +105,7 @@ _KEYS: dict[str, dict[str, str]] = {
     },
     "budget": {"time": "duration", "search_share": "fraction"},
 }
-# Keys that definitions of earlier versions do not have.
+# Keys that definitions of earlier versions lack.
 _DEFAULTS: dict[str, Any] = {"search.predict": True, "prove.prompts": 8}
 _SAMPLERS = ("tpe", "random")
 _EXPECTED = {
@@ -129,10 +129,10 @@ def shipped_definitions() -> tuple[str, ...]:
 
 
 def load_definition(name_or_file: str) -> StudyDefinition:
-    """Read a shipped definition by name or a user's by path.
+    """Read a shipped definition by name, or a user's by path.
 
     Raises:
-        StudyFileError: No such definition, or it is malformed; the sentence names the key.
+        StudyFileError: There is no such definition, or it is malformed; the message names the key.
     """
     path = Path(name_or_file)
     if path.suffix != ".toml" and path.name == name_or_file:
@@ -140,24 +140,22 @@ def load_definition(name_or_file: str) -> StudyDefinition:
         if not path.exists():
             raise StudyFileError(
                 f"There is no study named {name_or_file}.",
-                f"There are {', '.join(shipped_definitions())}; a file of your own needs its .toml.",
+                f"Known studies: {', '.join(shipped_definitions())}. Give your own file with its .toml suffix.",
             )
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StudyFileError(
             f"The study file {path} cannot be read: {error.strerror}.",
-            f"Give the path of a TOML file, or one of {', '.join(shipped_definitions())}.",
+            f"Give the path of a TOML file, or one of these names: {', '.join(shipped_definitions())}.",
         ) from error
-    except UnicodeDecodeError as error:
-        raise StudyFileError(f"The study file {path} is not TOML: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise StudyFileError(f"The study file {path} is not TOML: {error}.") from error
     return _definition(data, str(path))
 
 
 def _is_definition(path: Path) -> bool:
-    # Records such as m2-ultra-2025-12-13.toml stand in the same folder; only definitions have a space.
+    # Records such as m2-ultra-2025-12-13.toml are in the same folder; only definitions have a [space] section.
     return "[space]" in path.read_text(encoding="utf-8")
 
 
@@ -179,21 +177,16 @@ def _definition(data: Mapping[str, Any], where: str) -> StudyDefinition:
                 values[full] = _DEFAULTS[full]
                 continue
             if key not in given:
-                raise StudyFileError(f"{where}: {full} is missing.", "studies/default.toml shows every key.")
+                raise StudyFileError(
+                    f"{where}: {full} is missing.", "See studies/default.toml for every key."
+                )
             try:
                 values[full] = _checked(given[key], kind)
             except (ValueError, TypeError, UsageError) as error:
                 raise StudyFileError(
                     f"{where}: {full} must be {_EXPECTED[kind]}, not {given[key]!r}."
                 ) from error
-    space = SpaceDefinition(
-        modes=values["space.modes"],
-        drafts=values["space.drafts"],
-        n_max=values["space.n_max"],
-        p_min=values["space.p_min"],
-        ngram_n=values["space.ngram_n"],
-        ngram_m=values["space.ngram_m"],
-    )
+    space = SpaceDefinition(**{key: values[f"space.{key}"] for key in _KEYS["space"]})
     return StudyDefinition(
         name=values["name"],
         summary=values["summary"],
@@ -206,12 +199,7 @@ def _definition(data: Mapping[str, Any], where: str) -> StudyDefinition:
         prompts=values["search.prompts"],
         seed=values["search.seed"],
         prompts_per_round=values["prove.prompts"],
-        rule=Rule(
-            threshold=values["prove.threshold"],
-            worth_proving=values["prove.worth_proving"],
-            error_rate=values["prove.error_rate"],
-            looks=values["prove.looks"],
-        ),
+        rule=Rule(**{key: values[f"prove.{key}"] for key in _KEYS["prove"] if key != "prompts"}),
         budget_s=values["budget.time"],
         search_share=values["budget.search_share"],
     )

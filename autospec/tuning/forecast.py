@@ -1,4 +1,4 @@
-"""Prediction at work in the search: which drafting to launch next, which never, and when to stop believing."""
+"""How the search uses predictions: which drafting to launch next, which never, and when predictions are not trusted."""
 
 from __future__ import annotations
 
@@ -15,24 +15,17 @@ from autospec.tuning.space import Space
 
 __all__ = ["Forecast"]
 
-# What is expected to be better by less than this is not launched: a few prompts can't tell it apart.
+# A drafting with a smaller expected advantage is not launched: a few prompts cannot show the difference.
 _WORTH = math.log(1.01)
-# A draft whose costs were wrong is launched with another n_max, by this factor at least: two such launches tell what a
-# verified token costs from what a cycle costs.
+# A draft whose costs were wrong is launched again with an n_max that differs by at least this factor: two such launches
+# separate the cost of a verified token from the cost of a cycle.
 _OTHER_N_MAX = 2.0
-# A trial's own deviation from prediction counts as if so many more prompts had shown none.
+# A trial's deviation from its prediction is averaged with this number of prompts without a deviation.
 _SHRINK = 2.0
 
 
 class Forecast:
-    """What prediction says of one tune's cells.
-
-    Args:
-        predictor: Recordings, profiles, costs.
-        space: What may be tried.
-        threshold: Least gain that may be enabled, as a fraction.
-        tell: Told what prediction rules out, and where it fails.
-    """
+    """Predictions for the cells of one tune; `threshold` is the least gain that may be enabled, as a fraction."""
 
     def __init__(
         self, predictor: Predictor, space: Space, threshold: float, tell: Callable[[str], None]
@@ -51,49 +44,43 @@ class Forecast:
         self.checks: list[Check] = []
 
     def trusts(self, drafting: Drafting) -> bool:
-        """Whether prediction speaks for a drafting, so that launching it needs a reason."""
+        """Whether a drafting's prediction is trusted, so that it is launched for a reason only."""
         return self._predictor.trusts(drafting)
 
     def predicted(self, cell: CellRun, drafting: Drafting) -> Prediction | None:
-        """What is expected of one drafting now; ``None`` where nothing can be said."""
+        """The current prediction for one drafting; ``None`` if there is none."""
         known = self._predictions(cell).get(drafting)
         return known or self._predictor.predict(cell.cell.key, [drafting]).get(drafting)
 
     def expected(self, cell: CellRun, drafting: Drafting) -> float | None:
-        """Speed ratio expected of a drafting with what its own launch showed; ``None`` where nothing can be said."""
+        """Expected speed ratio of a drafting, corrected by its own launch; ``None`` if there is no prediction."""
         deviation = self._tried.get((cell.cell.key, drafting))
         if deviation is None:
             prediction = self.predicted(cell, drafting)
             return None if prediction is None else prediction.ratio
-        # What its own launch showed is a deviation from its own prediction, not from one drawn towards other types'.
+        # The deviation is from the cell's own prediction, not from the one that is shrunk towards other prompt types.
         own = self._predictor.predict(cell.cell.key, [drafting])[drafting]
         return own.ratio * math.exp(deviation)
 
     def cautious(self, cell: CellRun, drafting: Drafting) -> float | None:
-        """The same, less the luck of few prompts: to choose between draftings whose gains differ from prompt to prompt."""
+        """As `expected`, less the luck of few prompts: to choose between draftings whose gains differ between prompts."""
         expected, prediction = self.expected(cell, drafting), self.predicted(cell, drafting)
         if expected is None or prediction is None:
             return expected
         return less_luck(expected, prediction.prompts_error)
 
     def next(self, cells: Sequence[CellRun], known: set[Drafting], dead_arms: set[str]) -> Drafting | None:
-        """The drafting whose launch promises most; ``None`` where none is worth one.
+        """The drafting whose launch promises most; ``None`` if none is worth one.
 
-        First whatever is expected to beat what was tried (or off) by most, over all cells. Where nothing is, the
-        draft that was never launched and whose optimistic end still clears the threshold: one launch measures its
-        costs, and the next prediction is surer. A draft whose costs were wrong gets a second such launch, with another
-        n_max.
-
-        Args:
-            cells: That take part.
-            known: Draftings that were tried.
-            dead_arms: Labels of arms that can't work.
+        First the drafting that is expected to beat the tried ones (and off) by most, summed over cells. If there is none: the
+        draft that was never launched and whose optimistic end clears the threshold, as one launch measures its costs and
+        makes the next prediction more certain. A draft whose costs were wrong gets a second such launch, with another n_max.
         """
         open_ = [
             d
             for d in self._grid
             if d not in known
-            and self._alive(d, dead_arms)
+            and self._arm(d) not in dead_arms
             and self.trusts(d)
             and not self._predictor.hopeless(d)
         ]
@@ -127,7 +114,7 @@ class Forecast:
         return best[1] if best is not None else None
 
     def observe(self, drafting: Drafting, pairs: Mapping[str, Sequence[Pair]]) -> None:
-        """Take in one launch's pairs, by cell key: costs are corrected, and what disagrees is said."""
+        """Take in the pairs of one launch, by cell key: correct the costs, and report where the prediction was wrong."""
         label = self._arm(drafting)
         self._launched.setdefault(label, set()).add(_longest(drafting))
         before = {
@@ -142,13 +129,13 @@ class Forecast:
         if check.costs_alone:
             self._unsure.add(label)
             self._tell(
-                f"{drafting.label}: measured {check.measured:.2f}×, predicted {check.predicted:.2f}×. It accepts what was"
-                " predicted: its costs are corrected, and counted as less sure."
+                f"{drafting.label}: measured {check.measured:.2f}×, predicted {check.predicted:.2f}×. Its acceptance rate is as"
+                " predicted, so its costs are corrected and treated as less certain."
             )
         elif not check.agrees:
             self._tell(
-                f"{drafting.label}: measured {check.measured:.2f}×, predicted {check.predicted:.2f}×. Prediction is not"
-                " trusted for it any more; its draftings are tried instead."
+                f"{drafting.label}: measured {check.measured:.2f}×, predicted {check.predicted:.2f}×. Its predictions are no"
+                " longer trusted; its settings are measured instead."
             )
         if check.refused:
             self._tell(f"{drafting.label}: {check.refused}")
@@ -158,11 +145,7 @@ class Forecast:
                 self._tried[key, drafting] = deviation * len(own) / (len(own) + _SHRINK)
 
     def rule_out(self, cells: Sequence[CellRun]) -> list[dict[str, object]]:
-        """The drafts and modes that were never launched because even their best case does not pay, and why.
-
-        Returns:
-            One JSON object for each, said as a sentence to whoever watches.
-        """
+        """The drafts and modes that were never launched because even their best case does not pay, and why, as JSON objects."""
         found: list[dict[str, object]] = []
         for arm in self._space.arms:
             label = arm.label
@@ -174,13 +157,13 @@ class Forecast:
                 continue
             best, cell = max(cases, key=lambda case: math.log(case[0].high) - self._least(case[1]))
             if math.log(best.high) > self._least(cell) and not self._predictor.hopeless(best.drafting):
-                continue  # the search's time was over before it could be launched
+                continue  # the search ended before it could be launched
             costs = self._predictor.costs(best.drafting)
             n_max = min(_longest(best.drafting), costs.verify_ms.size - 1)
             even = costs.break_even(n_max)
-            # Generation alone may pay: then it is the prompt, which the draft computes too, that takes the gain away.
-            dear = best.acceptance > even and math.log(best.high) <= self._threshold
-            by_prompt = dear and best.drafting.draft is not None
+            # Generation alone may pay: then prompt processing, which the draft does too, takes the gain away.
+            generation_pays = best.acceptance > even and math.log(best.high) <= self._threshold
+            by_prompt = generation_pays and best.drafting.draft is not None
             why = {
                 "arm": label,
                 "drafting": best.drafting.to_json(),
@@ -199,13 +182,13 @@ class Forecast:
         return found
 
     def best(self, cell: CellRun) -> Drafting | None:
-        """The drafting expected to be fastest in a cell, of all that prediction covers."""
+        """The drafting that is expected to be fastest in a cell, of all with a trusted prediction."""
         candidates = [d for d in self._grid if self.trusts(d)]
         valued = [(v, d) for d in candidates if (v := self.expected(cell, d)) is not None]
         return max(valued, key=lambda item: item[0])[1] if valued else None
 
     def figures(self, cell: CellRun, drafting: Drafting) -> dict[str, object]:
-        """For the evidence: what was predicted of a drafting, and the costs it rests on."""
+        """The prediction for a drafting and the costs it rests on, as evidence."""
         prediction = self.predicted(cell, drafting)
         if prediction is None:
             return {}
@@ -249,15 +232,15 @@ class Forecast:
         )
 
     def _bar(self, cell: CellRun) -> float:
-        """Logarithm of what a launch has to beat in a cell: off, or the best that was tried, as it is known now."""
+        """Logarithm of the ratio that a launch has to beat in a cell: that of off, or of the best tried drafting."""
         values = [self.expected(cell, d) or v if self.trusts(d) else v for d, v in cell.trial_values.items()]
         return math.log(max([1.0, *values]))
 
     def _foreseen_of_tried(self, cell: CellRun) -> dict[str, float]:
-        """Label of an arm → logarithm of the most that is predicted of its tried draftings, their own launches left out.
+        """Label of an arm → logarithm of the best prediction for its tried draftings, without their own launches.
 
-        What a launch showed of one drafting is in part luck. Held against that, the next one like it would look better, and
-        be launched, and then the next.
+        The result of one launch is in part luck. Compared with an unlucky one, every similar drafting would look better and be
+        launched in turn.
         """
         found: dict[str, float] = {}
         for drafting in cell.trial_values:
@@ -268,7 +251,7 @@ class Forecast:
         return found
 
     def _least(self, cell: CellRun) -> float:
-        """Logarithm of what a drafting must be able to reach to be worth any launch in a cell."""
+        """Logarithm of the ratio that a drafting must be able to reach to be worth a launch in a cell."""
         return max(self._bar(cell), self._threshold)
 
     def _predictions(self, cell: CellRun) -> dict[Drafting, Prediction]:
@@ -279,9 +262,6 @@ class Forecast:
     def _arm(self, drafting: Drafting) -> str:
         arm = self._space.arm_of(drafting)
         return arm.label if arm is not None else ""
-
-    def _alive(self, drafting: Drafting, dead_arms: set[str]) -> bool:
-        return self._arm(drafting) not in dead_arms
 
 
 def _longest(drafting: Drafting) -> int:

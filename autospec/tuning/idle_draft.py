@@ -1,8 +1,9 @@
-"""A draft that is loaded and not used is not `off`: how far it is from it, measured once for each draft.
+"""Measures what a draft costs that is loaded and not used, once for each draft.
 
-Where drafting goes with the request, a client can turn it off by asking for no tokens (`num_draft_tokens: 0`). The draft
-then still computes every prompt, keeps its memory, and has batching and the prompt cache turned off. Verdicts are against a
-process without a draft, so this changes none; it is what a user pays who leaves the draft loaded.
+Where each request carries its drafting, a client can turn drafting off by asking for no draft tokens
+(`num_draft_tokens: 0`). The draft still processes every prompt, keeps its memory, and batching and the prompt cache stay
+disabled. Verdicts compare with a process without a draft, so this changes none of them; it is what a user pays for leaving
+the draft loaded.
 """
 
 from __future__ import annotations
@@ -31,27 +32,23 @@ from autospec.tuning.tasks import Task
 
 __all__ = ["compare_idle_drafts", "forget_idle_drafts", "idle_draft_figures", "idle_draft_of"]
 
-# Under this name the store keeps the figures for all prompt types (`Cell.launch_key`), and each study those that its cell
-# was told: draft's identity → `idle_draft_figures` and when they were measured.
+# The store keeps the figures for all prompt types under this name (`Cell.launch_key`), and each study keeps those that its
+# cell got: identity of the draft → `idle_draft_figures` and the time of the measurement.
 _NOTE = "idle_draft"
-# So many pairs are the least that give an interval at this level (1 in 2⁵ for each end).
+# Five pairs are the least that give an interval at this level (1 in 2⁵ for each end).
 _PAIRS = 5
 _LEVEL = 0.05
-# Of the whole budget; at least one pair is measured.
+# Share of the whole budget; at least one pair is measured.
 _SHARE = 0.08
 
 
-def compare_idle_drafts(cells: Sequence[CellRun], context: TuneContext, asking: Asking, store: Store) -> None:
-    """Measure the draft of every winner, loaded and not used, against off, and note it in the cells' studies.
+def compare_idle_drafts(cells: Sequence[CellRun], context: TuneContext) -> None:
+    """Compare the idle draft of every winner with off, and note the result in the cells' studies.
 
-    A daemon tunes the prompt types one after another: what an earlier tune measured of a draft counts.
-
-    Args:
-        cells: Of one main model; any cell's prompts will do.
-        context: The tools.
-        asking: How prompts are asked.
-        store: Keeps the figures of each draft as soon as they are known.
+    The cells are of one main model. A daemon tunes the prompt types one after another: what an earlier tune measured of a
+    draft is used.
     """
+    asking, store = context.asking, context.store
     key = cells[0].cell.launch_key
     known = store.surveys(key, asking.protocol, _NOTE)
     _tell(cells, known)
@@ -65,29 +62,31 @@ def compare_idle_drafts(cells: Sequence[CellRun], context: TuneContext, asking: 
         one_pair = [Task.of(cell.cell.key, prompt) for prompt in prompts[:1]]
         if not context.budget.allows(context.pairing.expected_s(one_pair, cell.winner)):
             context.progress.tell(
-                f"{name}, loaded and not used, was not compared with off: no time is left for it."
+                f"The cost of keeping {name} loaded but unused was not measured: no time is left for it."
             )
             continue
         try:
             figures = idle_draft_figures(context.launches, asking, cell.winner, prompts, context.budget)
         except BackendError as error:
             context.progress.tell(
-                f"{name}, loaded and not used, could not be compared with off: {error.message}"
+                f"The cost of keeping {name} loaded but unused could not be measured: {error.message}"
             )
             continue
         if figures is not None:
             known[identity] = {**figures, "measured_at": time.time()}
             store.add_survey(key, asking.protocol, _NOTE, identity, known[identity])
             _tell(cells, known)
+            change = 100 * (figures["ratio"] - 1)
+            faster = "faster" if change > 0 else "slower"
             context.progress.tell(
-                f"{name}, loaded and not used: {100 * (figures['ratio'] - 1):+.1f} % against off, which has no draft."
+                f"With {name} loaded but unused, requests are {abs(change):.1f} % {faster} than without a draft model."
             )
 
 
 def forget_idle_drafts(cell: CellRun, store: Store, protocol: str) -> None:
-    """Have drafts compared anew, as the cell is to be measured afresh.
+    """Have drafts compared again, because the cell is measured again.
 
-    Not where another cell, measured afresh before, had that done since this one was told.
+    Does nothing if another cell that is measured again had them compared since this cell got its figures.
     """
     told = (cell.study.noted(_NOTE) or {}).items()
     known = store.surveys(cell.cell.launch_key, protocol, _NOTE)
@@ -96,7 +95,7 @@ def forget_idle_drafts(cell: CellRun, store: Store, protocol: str) -> None:
 
 
 def idle_draft_of(cell: CellRun) -> dict[str, Any] | None:
-    """What is known of the winner's draft, loaded and not used."""
+    """The figures of the winner's draft; ``None`` if there are none."""
     if cell.winner.draft is None:
         return None
     known: dict[str, Any] = cell.study.noted(_NOTE) or {}
@@ -106,22 +105,12 @@ def idle_draft_of(cell: CellRun) -> dict[str, Any] | None:
 def idle_draft_figures(
     launches: Launches, asking: Asking, drafting: Drafting, prompts: Sequence[Prompt], budget: Budget
 ) -> dict[str, Any] | None:
-    """Compare a launch whose draft is loaded and not used with off, prompt by prompt.
-
-    Args:
-        launches: Where servers come from.
-        asking: How prompts are asked.
-        drafting: Whose launch is asked without drafting.
-        prompts: The first ones are asked, each of both.
-        budget: Of the tune; a small part of it is spent here.
+    """Compare a launch whose draft is loaded and not used with off, prompt by prompt, within 8 % of the budget.
 
     Returns:
         JSON values: ``ratio`` (speed of whole requests, idle draft ÷ off), ``interval`` (90 %, ``None`` for too few
-        pairs), ``prompt_ratio`` and ``decode_ratio`` (the same for prompt and generation), ``pairs``, and ``same_text``.
-        ``None`` where the servers cannot be asked so.
-
-    Raises:
-        BackendError: A launch or a request failed.
+        pairs), ``prompt_ratio`` and ``decode_ratio`` (the same for prompt processing and token generation), ``pairs``, and
+        ``same_text``. ``None`` if the server cannot run without using its draft.
     """
     if not prompts or not isinstance(launches.drafted(drafting), Idles):
         return None
@@ -148,7 +137,7 @@ class _Sides:
     drafting: Drafting
 
     def ask(self, prompt: Prompt, *, idle: bool) -> Completion:
-        """Ask the launch whose draft is not used, or off; a server that dies of it is not asked again."""
+        """Ask the launch whose draft is idle, or off; a server that dies is dropped."""
         server = self.launches.drafted(self.drafting) if idle else self.launches.off()
         try:
             asked = server.idle() if idle and isinstance(server, Idles) else server
@@ -174,13 +163,13 @@ def _side_by_side(
 def _by_turns(
     sides: _Sides, prompts: Sequence[Prompt], budget: Budget, until_s: float
 ) -> Iterator[tuple[Completion, Completion]]:
-    """Off and idle where only one launch fits: all first halves run before all second ones, which take as long."""
+    """Off and idle where only one launch fits: first all idle requests, then as many of off, which take as long."""
     idle: list[Completion] = []
     begun_s = budget.spent_s
     for count, prompt in enumerate(prompts, start=1):
         idle.append(sides.ask(prompt, idle=True))
         one_s = (budget.spent_s - begun_s) / count
-        # Another prompt would be asked here, and then as many of off.
+        # Another idle request would be followed by count + 1 of off.
         if budget.spent_s + (count + 2) * one_s > until_s:
             break
     off = [sides.ask(prompt, idle=False) for prompt, _ in zip(prompts, idle, strict=False)]

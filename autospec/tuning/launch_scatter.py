@@ -1,4 +1,4 @@
-"""Compare two launches of off when one replaces the other in a tune: how much launches of this server differ."""
+"""Measures how much launches of one server differ, when a tune replaces one launch of off by another."""
 
 from __future__ import annotations
 
@@ -19,40 +19,31 @@ __all__ = ["LaunchComparing", "abba", "compare_launches", "known_scatter", "shor
 
 _LOG = logging.getLogger(__name__)
 
-# Greedy and long: a model that obeys counts for far longer than it is asked, so that servers without `ignore_eos` give
-# answers of the same length as well.
+# Greedy and long: the answer would be far longer than the tokens asked for, so answers have the same length also on servers
+# without `ignore_eos`.
 _PROMPT = "Count from one to two hundred in words, one number a line."
-# Tokens of one request: enough that the clock's own error is small, few enough that both halves of a pair see one machine.
+# Tokens of one request: enough for a small clock error, and few enough for both halves of a pair to see the same machine.
 _TOKENS = (16, 32)
-# All requests of a comparison together have as many tokens as so many requests of the tune at most, the warm-up not counted.
+# All requests of a comparison together, without the warm-up, have at most as many tokens as six requests of the tune.
 _USUAL_REQUESTS = 6
 _LEAST_PAIRS = 8
 _MOST_PAIRS = 16
 # Standard error at which a comparison needs no more pairs.
 _FINE = 0.01
-# Standard error of a comparison that says nothing: launches that differ as much were never seen, and it would hide the others.
+# Above this standard error a comparison is useless: launches never differed as much, and it would hide the others.
 _USELESS = 0.05
-# Of the time that is left: where a comparison would take more, proving needs it more.
+# Share of the time that is left; beyond it, the proof needs the time more.
 _SHARE = 0.05
-# Degrees of freedom after which one comparison a tune is enough, to notice a change.
+# From this many degrees of freedom one comparison per tune is enough; it notices a change.
 _ENOUGH = 16.0
 
 
 class LaunchComparing:
-    """Called with the old and the new launch of off while both run: compares them and keeps the result.
+    """Compares the old and the new launch of off while both run, and keeps the result.
 
-    A machine that is on battery or busy gives no comparison, and nor does a server that fails: the proof, which asks the new
-    launch next, finds out by itself.
-
-    Args:
-        store: Keeps the comparisons.
-        hardware_id: Of this machine.
-        build: Backend and build that was launched.
-        model: The main model with the user's arguments: launches of another one may differ more or less.
-        max_tokens: Tokens of the tune's own requests; a comparison takes about as long as six of them at most.
-        left_s: Seconds that are left of the tune.
-        tell: Told once, when enough is known to count with.
-        watch: Watches the machine; tests inject their own.
+    There is no comparison if the machine is on battery or busy, or if a server fails: the proof asks the new launch next
+    and reports such a failure itself. `max_tokens` is that of the tune's own requests, `model` the main model with the user's
+    arguments, and `tell` is told once, when enough is known.
     """
 
     def __init__(
@@ -79,11 +70,7 @@ class LaunchComparing:
         self._compared = 0
 
     def __call__(self, old: Server, new: Server) -> None:
-        """Compare them, if that is affordable and still teaches something.
-
-        Raises:
-            StoreError: The comparison could not be kept.
-        """
+        """Compare them, if there is time and the result would still add to what is known."""
         before = known_scatter(self._store, self._hardware_id, self._build, self._model)
         if self._compared and before.freedom >= _ENOUGH:
             return
@@ -134,29 +121,19 @@ def compare_launches(
 ) -> LaunchComparison | None:
     """Ask two launches of one server the same short request by turns: old, new, new, old, and so on.
 
-    Generation alone is timed, by the server's clock: the prompt is too short to time. Where `least_pairs` leave the
-    difference uncertain by more than 1 %, more follow.
-
-    Args:
-        old: The launch that runs already.
-        new: The one that it is compared with.
-        max_tokens: Of a usual request: all pairs together take about as long as six of those at most.
-        affordable_s: Nothing is measured where even `least_pairs` would take longer.
-        watch: Watches the machine meanwhile; ``None`` measures whatever the machine does.
-        least_pairs: Pairs of every comparison, an even number.
-        most_pairs: Pairs that it ends with at the latest, an even number.
-        most_error: Standard error above which it is useless.
+    Only token generation is timed, by the server's clock: the prompt is too short to time. If `least_pairs` leave the
+    difference uncertain by more than 1 %, more follow, up to `most_pairs` or about the time of six requests of `max_tokens`.
 
     Returns:
-        The comparison, or ``None`` where it would take too long, the machine was on battery or busy, the pairs scatter
-        too much, or the answers cannot be compared.
+        The comparison; ``None`` if it would take longer than `affordable_s`, the machine was on battery or busy (by `watch`),
+        the standard error exceeds `most_error`, or the answers cannot be compared.
 
     Raises:
         BackendError: A request failed.
     """
     tokens = min(max(max_tokens // _USUAL_REQUESTS, _TOKENS[0]), _TOKENS[1])
     request = short_request(tokens)
-    # The first request of a launch pays for what is loaded late.
+    # The first request of a launch also loads what was not loaded before.
     slowest_ms = max(server.complete(request).wall_ms for server in (old, new))
     if 2 * least_pairs * slowest_ms / 1000.0 > affordable_s:
         _LOG.debug("no time to compare two launches: %.0f ms a request", slowest_ms)
@@ -188,16 +165,12 @@ def compare_launches(
 
 
 def short_request(tokens: int) -> Request:
-    """What both launches are asked: a greedy answer of so many tokens."""
+    """The request that both launches get: a greedy answer of this many tokens."""
     return Request(messages=({"role": "user", "content": _PROMPT},), max_tokens=tokens, ignore_eos=True)
 
 
 def abba(old: Server, new: Server, request: Request) -> Iterator[tuple[Completion, Completion]]:
-    """Two pairs of answers (old, new), asked in the order old, new, new, old: a steady drift cancels out of them.
-
-    Raises:
-        BackendError: A request failed.
-    """
+    """Two pairs of answers (old, new), asked in the order old, new, new, old, which cancels a steady drift."""
     yield old.complete(request), new.complete(request)
     later, earlier = new.complete(request), old.complete(request)
     yield earlier, later

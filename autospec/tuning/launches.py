@@ -1,4 +1,4 @@
-"""Which servers of one main model run at a time: off beside a drafting where memory allows, else by turns."""
+"""Runs the servers of one main model: off and a drafting side by side if memory allows, else by turns."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from autospec.tuning.load_guard import Neighbours, placement_of
 
 __all__ = ["Launches", "resident_launches"]
 
-# Of the memory that is free now; the rest is left to the user's other programs and to what a server allocates
-# beyond weights and caches.
+# Share of the available memory; the rest is for the user's other programs and for a server's other allocations.
 _MEMORY_SHARE = 0.8
-# What a server takes of a device beyond weights and caches: the driver's own state and buffers to compute in.
+# GPU memory of a server besides weights and caches: the driver's state and compute buffers.
 _SERVER_BYTES = 768 * 1024**2
 _ON_DEVICES = Weights()
 
@@ -38,18 +37,11 @@ def resident_launches(
     devices: Sequence[Device] | None = (),
     weights: Weights = _ON_DEVICES,
 ) -> int:
-    """How many launches may live at once: 2 if off fits beside a launch with the largest draft, else 1.
+    """How many launches may run at once: 2 if off fits beside a launch with the largest draft, else 1.
 
-    Weights are counted twice: memory-mapped files are shared between processes on a CPU, but not on every
-    accelerator, and a swapping machine measures nothing.
-
-    Args:
-        available_bytes: Memory of the system that can be had now.
-        off_bytes: The main model with its cache.
-        drafted_bytes: The same with the largest draft and its cache.
-        devices: The backend's accelerators, none on a machine that computes on its processor; ``None`` where there is one
-            and its memory is unknown.
-        weights: Where the user's arguments put the main model.
+    Weights are counted twice: memory-mapped files are shared between processes on a CPU, but not on every accelerator,
+    and measurements on a swapping machine are worthless. `devices` is empty on a machine that computes on its processor, and
+    ``None`` if there is an accelerator of unknown memory.
     """
     both_bytes = off_bytes + drafted_bytes
     in_memory = both_bytes <= _MEMORY_SHARE * available_bytes
@@ -58,29 +50,24 @@ def resident_launches(
     room = None if devices is None else room_bytes(devices, weights)
     if devices is None or room is None or both_bytes + 2 * _SERVER_BYTES > room:
         return 1
-    # A part of the model in each: how large a part is not known, so that either must have room for all of it.
+    # If the model is split, the size of its parts is unknown, so GPU and system memory must each have room for all of it.
     shared = weights.where is Where.BOTH or any(d.unified for d in usable(devices))
     return 2 if in_memory or not shared else 1
 
 
 class Launches:
-    """The one owner of a study's servers. Use as a context manager: leaving it stops them all.
+    """Owns the servers of a study. Use it as a context manager: leaving it stops them all.
 
     Args:
-        backend: Starts them.
+        backend: Launches them.
         model_path: The main model.
         settings: The user's launch settings, the same for every launch.
-        resident: 1 or 2, see `resident_launches`.
+        resident: How many run at once, see `resident_launches`; it falls to 1 if two do not fit after all.
         on_launch: Told each drafting that is about to be launched.
-        on_renewed: Given the launch of off that is about to stop and the one that replaces it, both idle: the only moment at
+        on_renewed: Gets the launch of off that is about to stop and the one that replaces it, both idle: the only moment at
             which two launches of one server can be compared. Not called where only one fits into memory.
-        clock: Seconds, for what launching takes.
-
-    Attributes:
-        resident: How many of these servers live at once; it falls to 1 where two do not fit after all.
-        count: Launches so far.
-        seconds: What they took, and what launches of a draft or of a model by itself did.
-        tell: Told why launches go by turns from now on, and what a draft displaces.
+        clock: Seconds, to time launches.
+        tell: Told why launches take turns from now on, and what a draft displaces.
     """
 
     def __init__(
@@ -110,8 +97,8 @@ class Launches:
         self._alone: Server | None = None
         self._scorer: LlamaCppScorer | None = None
         self.resident = resident
-        self.count = 0
-        self.seconds = 0.0
+        self.count = 0  # launches so far
+        self.seconds = 0.0  # their time, and that of launches of one model alone
         self._took_s = 0.0
 
     def __enter__(self) -> Self:
@@ -123,32 +110,33 @@ class Launches:
         self.close()
 
     @property
+    def model_path(self) -> str:
+        """The main model."""
+        return self._model_path
+
+    @property
     def cycle(self) -> Cycle:
-        """How drafting and verifying take turns in these servers."""
+        """The order of drafting and verifying in these servers."""
         return self._abilities.cycle
 
     @property
     def takes_p_min(self) -> bool:
-        """Whether a least probability ends a draft in these servers."""
+        """Whether these servers end a draft at a least probability."""
         return self._abilities.takes_p_min
 
     @property
     def launch_s(self) -> float:
-        """What one launch takes, on average so far; 0 before the first."""
+        """Mean seconds of a launch so far; 0 before the first."""
         return self._took_s / self.count if self.count else 0.0
 
     @property
     def pids(self) -> frozenset[int]:
-        """Processes of all servers that run now, and of what reads a draft's answers."""
+        """Processes of all servers that run now, and of a scorer."""
         servers = (self._off, self._leaving, self._drafted, self._alone, self._scorer)
         return frozenset().union(*(s.pids for s in servers if s is not None))
 
     def off(self) -> Server:
-        """The launch with drafting off; it stays until it is renewed, or until it makes room where memory is short.
-
-        Raises:
-            BackendError: As `Backend.launch`.
-        """
+        """The launch with drafting off; it runs until it is renewed, or until it makes room where memory is short."""
         if self._off is None:
             if self.resident == 1:
                 self._stop_drafted()
@@ -159,11 +147,7 @@ class Launches:
         return self._off
 
     def drafted(self, drafting: Drafting) -> Server:
-        """The running launch with this drafting, or a new one in place of any other with drafting.
-
-        Raises:
-            BackendError: As `Backend.launch`.
-        """
+        """The running launch with this drafting, or a new one that replaces any other with drafting."""
         running = self._drafted.with_drafting(drafting) if self._drafted is not None else None
         if running is not None:
             self._drafted = running
@@ -178,14 +162,10 @@ class Launches:
         return self._drafted
 
     def by_turns(self, why: str) -> None:
-        """From now on only one launch lives at a time; both are stopped.
-
-        Args:
-            why: A sentence for people.
-        """
+        """Stop both launches and run only one at a time from now on; `why` is a sentence for the user."""
         if self.resident == 1:
             return
-        self._tell(f"{why} Off and drafting are launched by turns from now on.")
+        self._tell(f"{why} The servers with and without drafting run by turns from now on.")
         self._stop_drafted()
         self._stop_off()
         self.resident = 1
@@ -200,30 +180,24 @@ class Launches:
         return bool(why)
 
     def _note(self, server: Server) -> None:
-        """Take note of where a launch has the main model, where no neighbour could change that."""
+        """Note where a launch puts the main model while it runs alone."""
         if (self._off is None or self._drafted is None) and (cost := self._neighbours.alone(server)):
             self._tell(cost)
 
     def expire(self) -> None:
         """Stop the launch with drafting, so that the next call for it launches a new one.
 
-        N-gram pools and draft caches remember what they saw, and only a first exposure counts. A server that takes its
-        drafting with the request is launched so that it remembers nothing, and runs on.
+        N-gram pools and draft caches remember earlier requests, and only the first exposure to a prompt counts. A server that
+        takes its drafting with the request is launched in a way that it remembers nothing, and keeps running.
         """
         if not self._abilities.drafting_per_request:
             self._stop_drafted()
 
     def renew(self, *, off: bool = True) -> None:
-        """See that what is measured next is measured on new launches, whatever the backend remembers or does not.
+        """Have the next measurements run on new launches; `off` is False to renew only the one with drafting.
 
-        What a launch is faster or slower by is the same for all of its requests. Only other launches show how much it is.
-        The new off starts while the old one still runs, where memory allows two.
-
-        Args:
-            off: False to keep the launch of off, and to renew that with drafting only.
-
-        Raises:
-            BackendError: Off does not start, not even alone.
+        A launch is faster or slower than others for all of its requests; only other launches show by how much. The new off
+        starts while the old one still runs, if memory allows two.
         """
         self._stop_drafted()
         if not off or self._off is None:
@@ -235,7 +209,7 @@ class Launches:
         try:
             self._off = self._launch(OFF)
         except LaunchError:
-            # Two of it may not fit, whatever the estimate said, or a port or a lock was the old one's.
+            # Two launches may not fit in spite of the estimate, or the old one holds a port or a lock.
             self._stop_leaving()
             self._off = self._launch(OFF)
             self.resident = 1
@@ -244,21 +218,18 @@ class Launches:
             self._stop_leaving()
             self.by_turns(why)
             return
-        # A server that is only attached to is the same one again.
+        # An attached server was not launched again: it is the same one.
         if self._off.base_url != self._leaving.base_url:
-            with suppress(BackendError):  # a comparison that breaks off is no reason to end a proof
+            with suppress(BackendError):  # the proof continues without the comparison
                 self._on_renewed(self._leaving, self._off)
         self._stop_leaving()
 
     @contextmanager
     def main_in_tokens(self) -> Iterator[Callable[[], Tokens | None]]:
-        """The main model asked in token ids; ``None`` where that cannot be done.
+        """Ask the main model in token ids; ``None`` if that cannot be done.
 
-        Where the server cannot be asked so, the model is loaded once more in a process of its own, as soon as it is asked
-        for and until the context is left.
-
-        Raises:
-            BackendError: As `Backend.launch`.
+        If the server takes no token ids, the model is loaded once more in its own process, from the first call until the
+        context is left.
         """
         backend = self._backend
         if (tokens := self.off().tokens) is not None or not isinstance(backend, InProcess):
@@ -280,21 +251,12 @@ class Launches:
 
             yield ask
 
-    @property
-    def model_path(self) -> str:
-        """The main model."""
-        return self._model_path
-
     @contextmanager
     def alone(self, model_path: str, more: Sequence[tuple[str, ...]] = ()) -> Iterator[Server]:
-        """A launch of a model by itself, e.g. a draft: beside off, which its drafting could be launched in.
+        """A launch of one model without drafting, e.g. of a draft model, beside off.
 
-        Args:
-            model_path: The model; the main one takes the place of off where two do not fit.
-            more: Arguments besides the user's, each left out where the build does not know it.
-
-        Raises:
-            BackendError: As `Backend.launch`.
+        The main model takes the place of off if two do not fit. `more` are arguments besides the user's; each is left out if the
+        build does not know it.
         """
         backend = self._backend
         if model_path == self._model_path and self.resident == 1:
@@ -316,23 +278,19 @@ class Launches:
 
     @contextmanager
     def scoring(self, model_path: str, n_ctx: int, tell: Callable[[str], None]) -> Iterator[Scorer | None]:
-        """A draft that something else than its server reads, a whole answer at once; ``None`` where nothing does.
-
-        Args:
-            model_path: The draft.
-            n_ctx: Most tokens of a prompt with its answer.
-            tell: Told why what is installed cannot be used.
-        """
+        """A scorer that reads a whole answer (at most `n_ctx` tokens with its prompt) at once with a draft; ``None`` without one."""
         with ExitStack() as stack:
             scorer = None
             if isinstance(self._backend, Scores):
                 try:
                     scorer = self._scorer = stack.enter_context(self._backend.scorer(model_path, n_ctx))
                 except BackendMissingError:
-                    pass  # an extra that only makes this faster
+                    pass  # an optional extra, which only makes this faster
                 except LaunchError as error:
                     name = Path(model_path).name
-                    tell(f"{name} is asked token by token, llama-cpp-python cannot read it: {error.message}")
+                    tell(
+                        f"{name} is read token by token, because llama-cpp-python cannot load it: {error.message}"
+                    )
             try:
                 yield scorer
             finally:
@@ -340,15 +298,17 @@ class Launches:
 
     @contextmanager
     def _beside(self, launch: Callable[[], Server]) -> Iterator[Server]:
-        """A process that is neither off nor drafted, for as long as the context lasts."""
+        """A process that is neither off nor drafted, while the context lasts."""
         self._stop_drafted()
         begun = self._clock()
         try:
             server = self._where_it_fits(launch)
             if self._off is not None and (placed := placement_of(server)) is not None and placed.layers_left:
-                # The time of a draft that off has displaced from the GPU would rule it out.
+                # Off has displaced a part of this model from the GPU: its times would be too slow.
                 server.stop()
-                self.by_turns("Beside off, a model that is timed by itself does not fit on the GPU.")
+                self.by_turns(
+                    "A model that is timed alone does not fit on the GPU beside the server without drafting."
+                )
                 self._stop_off()
                 server = launch()
         finally:
@@ -361,7 +321,7 @@ class Launches:
             server.stop()
 
     def drop(self, server: Server) -> None:
-        """Stop a server that misbehaved; the next call for it launches anew."""
+        """Stop a server that misbehaved; the next call for it launches a new one."""
         server.stop()
         if server is self._off:
             self._off = None
@@ -375,7 +335,7 @@ class Launches:
         self._stop_leaving()
 
     def _where_it_fits(self, launch: Callable[[], Server]) -> Server:
-        """Launch beside off; where two do not fit after all, whatever the estimate said, go on by turns."""
+        """Launch beside off; if two do not fit after all, launches take turns from now on."""
         try:
             return launch()
         except LaunchError as error:

@@ -1,7 +1,4 @@
-"""What two launches side by side do to each other's place on the GPU, and what a draft does by itself.
-
-Wait for other programs to leave the machine alone, and know when that is of no use.
-"""
+"""What disturbs a measurement: load from other programs, and a second server that takes GPU memory from the first."""
 
 from __future__ import annotations
 
@@ -19,15 +16,15 @@ __all__ = ["LoadGuard", "Neighbours", "patience_s", "placement_of"]
 
 
 def placement_of(server: Server) -> Placement | None:
-    """Where a server put the main model; ``None`` where it does not tell."""
+    """Where a server put the main model; ``None`` if it does not report it."""
     return server.placement if isinstance(server, Placed) else None
 
 
 class Neighbours:
-    """Compares where launches have the main model.
+    """Compares where launches put the main model.
 
-    Side by side, a difference may be the neighbour's doing, and a pair of them would compare two places. By turns it is
-    the draft itself that takes the memory: a real cost, which users have too.
+    If two launches run side by side, a difference may come from the neighbour, and a pair of them would compare two
+    placements. If launches take turns, the draft itself takes the memory: that is a real cost, which users have too.
     """
 
     def __init__(self) -> None:
@@ -35,21 +32,17 @@ class Neighbours:
         self._told: set[Drafting] = set()
 
     def displaced(self, off: Server, drafted: Server) -> str:
-        """Why two launches side by side must not be compared; empty where they may."""
+        """Why two launches side by side must not be compared; empty if they may be."""
         plain, other = placement_of(off), placement_of(drafted)
         if plain is None or other is None or plain.same_as(other):
             return ""
         return (
-            f"Side by side the main model is placed differently: without drafting {plain}, "
+            f"The main model is placed differently when two servers run side by side: without drafting {plain}, "
             f"with {drafted.drafting.label} {other}."
         )
 
     def alone(self, server: Server) -> str:
-        """Take note of a launch that has the machine to itself.
-
-        Returns:
-            What the draft displaces, in a sentence; empty where it displaces nothing, or where that was said before.
-        """
+        """Note a launch that runs alone; returns a sentence if its draft displaces the main model and that was not said before."""
         placed = placement_of(server)
         if server.drafting.is_off:
             self._off = placed or self._off
@@ -58,34 +51,27 @@ class Neighbours:
             return ""
         self._told.add(server.drafting)
         return (
-            f"{server.drafting.label}: the draft displaces a part of the main model, also by itself: {placed}, "
-            f"without drafting {self._off}. That is a cost of drafting, and it counts."
+            f"{server.drafting.label}: the draft displaces a part of the main model even if no other server runs: {placed}, "
+            f"without drafting {self._off}. This is a cost of drafting, and the measurement includes it."
         )
 
 
-# After something was timed beside other programs: look at the load once a second, and go on when they are
-# done or after this time. llama.cpp's threads wait for the slowest at every layer, so that one foreign core can make
-# a request of a small machine thirty times slower; waiting is cheaper than measuring that.
+# If other programs used the machine during a measurement: look at the load once a second, and continue when they have
+# finished or after this time. llama.cpp's threads wait for the slowest one at every layer: one core that is taken can make
+# a request on a small machine thirty times slower. Waiting is cheaper than measuring that.
 _WINDOW_S = 1.0
 _LIMIT_S = 60.0
-# Of the budget: two waits that both end in vain must not be what a short one is spent on.
+# Share of the budget: two waits without success must not use up a short budget.
 _SHARE = 0.1
 
 
 def patience_s(budget_s: float) -> float:
-    """How long one wait may last in a run of so many seconds."""
+    """How long one wait may last in a tune with this budget."""
     return min(_LIMIT_S, _SHARE * budget_s)
 
 
 class LoadGuard:
-    """Waits for a calm machine, once: a load that outlasts the wait is steady, and is there in both halves of a pair.
-
-    Args:
-        watch: Watches the machine.
-        tell: Told when measuring waits.
-        sleep: Waits so many seconds; tests inject their own.
-        limit_s: How long one wait may last.
-    """
+    """Waits for other programs to finish, once: a load that outlasts the wait is steady and affects both halves of a pair."""
 
     def __init__(
         self,
@@ -101,11 +87,7 @@ class LoadGuard:
         self._steady = False
 
     def after(self, state: MachineState) -> bool:
-        """Wait if the machine was busy; true if what was timed is worth timing again, as it would be calm now.
-
-        Args:
-            state: How the machine was while something was timed.
-        """
+        """Wait if the machine was busy in `state`; True if the load has ended, and what was timed is worth timing again."""
         if not busy(state):
             self._steady = False
             return False
@@ -124,5 +106,7 @@ class LoadGuard:
                 self._tell(f"Waiting for other programs, which use {load:.1f} of {state.cores} cores.")
             waited_s += _WINDOW_S
         self._steady = True
-        self._tell("The other programs go on: measuring beside them, in pairs, as long as they do.")
+        self._tell(
+            "The background load has not stopped; measuring continues. Paired requests cancel a steady load."
+        )
         return False

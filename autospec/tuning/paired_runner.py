@@ -1,4 +1,4 @@
-"""Measure pairs: off and drafting on the same prompts, interleaved, each stored as soon as it is done."""
+"""Measures pairs: the same prompts without and with drafting, interleaved, each half stored as soon as it is done."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from autospec.tuning.launches import Launches
 from autospec.tuning.load_guard import LoadGuard, patience_s
 from autospec.tuning.tasks import MOST_S, STRETCH_S, StoredPairs, Task, cells_of, next_stretch
 
-__all__ = ["Measured", "PairedRunner", "Task"]
+__all__ = ["Measured", "PairedRunner"]
 
-_TOO_FAR_APART = f"Its halves lie more than {MAX_PAIR_GAP_S / 60:.0f} minutes apart."
-# A server that dies once may have been killed for memory by something else; one that dies twice on the same
-# prompt will do so again.
+_TOO_FAR_APART = f"The halves of a pair must not be more than {MAX_PAIR_GAP_S / 60:.0f} minutes apart."
+# A server that dies once may have been killed because another program took the memory; one that dies twice on the same
+# prompt will die again.
 _DEATHS_ALLOWED = 1
 
 
@@ -41,13 +41,7 @@ class _PairHalf:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A task with its pair.
-
-    Attributes:
-        task: What was asked.
-        pair: The pair, measured now or found in the store.
-        disturbed: Why it should not count; empty for a clean pair.
-    """
+    """A task with its pair, measured now or from the store; `disturbed` says why it should not count, empty for a clean pair."""
 
     task: Task
     pair: Pair
@@ -56,7 +50,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """What one call of `PairedRunner.block` measures."""
+    """The arguments of one call of `PairedRunner.block`."""
 
     drafting: Drafting
     phase: Phase
@@ -70,22 +64,18 @@ _Halves: TypeAlias = dict[tuple[Task, bool], Measurement]
 
 
 class PairedRunner:
-    """Measures pairs on a set of launches and keeps every half in the store.
+    """Measures pairs on a set of launches and stores every half at once, so an interruption costs at most one request.
 
     Args:
-        launches: Where servers come from.
+        launches: The servers.
         asking: How prompts are asked.
-        store: Where every half goes at once, so that an interruption costs one request at most.
+        store: The database.
         since: Cell key → stored halves older than this (seconds since the epoch) do not count.
         tell: Told when measuring waits for the machine.
-        sleep: Waits so many seconds; tests inject their own.
-        budget_s: Of the whole run: a wait for the machine is short where this is.
-        shapes: Cell key → the requests that its pairs stand for; as they are measured where left out.
-        clock: Seconds since the epoch, as measurements tell when they began.
-
-    Attributes:
-        calm: Waits for other programs; whoever times something on these launches asks it.
-        pace: What requests took.
+        sleep: Waits for a number of seconds; tests inject their own.
+        budget_s: Of the whole tune: waits are short if it is.
+        shapes: Cell key → the requests that its pairs stand for; as they are measured if left out.
+        clock: Seconds since the epoch.
     """
 
     def __init__(
@@ -109,35 +99,36 @@ class PairedRunner:
         self._tell = tell
         self._clock = clock
         self.pace = Pace()
+        # Public: others who time something on these launches wait for other programs with it, too.
         self.calm = LoadGuard(asking.watch, tell, sleep, patience_s(budget_s))
-        # Pairs measured so far: the order of the halves alternates over them all (ABBA), across blocks too.
+        # Number of pairs measured so far: the order of the halves alternates over all of them (ABBA), also across blocks.
         self._turn = 0
-        # Cell and drafting → round that the proof has measured on the launches that run now; ``None`` before the proof.
+        # Cell and drafting → round that the proof has measured on the current launches; ``None`` before the proof.
         self._rounds: dict[tuple[str, Drafting], int] | None = None
         self._renewal_s = 0.0
 
     def known(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None) -> list[Pair]:
-        """Clean pairs already in the store, of one round or of all."""
+        """Clean pairs in the store, of one round or of all."""
         return self._stored.known(cell_key, drafting, phase, round_)
 
     def left_out(
         self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None
     ) -> dict[str, int]:
-        """How many stored pairs do not count, of one round or of all, by cause."""
+        """Number of stored pairs that do not count, of one round or of all, by cause."""
         return self._stored.left_out(cell_key, drafting, phase, round_)
 
     def missing(self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int) -> list[Task]:
-        """Those of the tasks that have no clean pair in the store."""
+        """The tasks that have no clean pair in the store."""
         found = self._stored.found(tasks, drafting, phase, round_)
         return [task for task in tasks if task not in found]
 
     def expected_s(self, tasks: Sequence[Task], drafting: Drafting) -> float:
-        """What a block of these tasks is expected to take, its launches included; 0 for no tasks."""
+        """Expected seconds of a block of these tasks, with its launches; 0 for no tasks."""
         pairs_s = sum(self.pace.pair_s(task.cell_key, drafting) for task in tasks)
         return pairs_s + self.launching_s(pairs_s) if tasks else 0.0
 
     def launching_s(self, pairs_s: float) -> float:
-        """What the launches of a round of the proof are expected to take, whose pairs take so long."""
+        """Expected seconds of the launches of a proof round whose pairs take `pairs_s`."""
         if self._launches.resident == 2:
             return self._launches.launch_s + max(self._launches.launch_s, self._renewal_s)
         stretches = 2 * max(1, math.ceil(pairs_s / (4.0 * STRETCH_S)))
@@ -157,21 +148,19 @@ class PairedRunner:
     ) -> Generator[Measured, None, None]:
         """Measure each task, or find it in the store; yields as pairs complete.
 
-        Where two launches live side by side, the halves of a pair follow each other and the order alternates from
-        pair to pair (ABBA). Where only one fits, see `_by_turns`.
-
-        In the proof both launches are new for each round of a cell. Cells that are in the same round share them, and
-        share off where they have other winners.
+        If two launches run side by side, the halves of a pair follow each other and their order alternates between pairs
+        (ABBA). If only one fits, see `_by_turns`. In the proof both launches are new for each round of a cell. Cells in the same
+        round share them; with different winners they share off.
 
         Args:
             tasks: In the order in which they are asked; those of one cell follow each other.
             drafting: Compared with off.
             phase: Search or proof.
             round_: Exposure number; pairs of other rounds are other pairs.
-            repeats: How often disturbed pairs are measured again, on a fresh launch each time.
-            go_on: True to use a launch of this drafting that runs already; for prompts that it has not seen.
-            budget: What does not fit into it is not begun; a cell that was begun is finished within its grace.
-            whole_cells: False to begin a cell of which only a part fits.
+            repeats: How often disturbed pairs are measured again, on a new launch each time.
+            go_on: True to use a running launch of this drafting; for prompts that it has not seen.
+            budget: Work that does not fit into it does not start; a cell that has started may use its grace.
+            whole_cells: False to start a cell even if only a part of it fits.
 
         Raises:
             BackendError: A launch failed, or the server with drafting died or refused twice.
@@ -188,7 +177,7 @@ class PairedRunner:
             yield from self._with_repeats(open_tasks, block, repeats)
 
     def _with_repeats(self, tasks: Sequence[Task], block: _Block, repeats: int) -> Iterator[Measured]:
-        """Measure the tasks, and those whose pairs were disturbed again, each time on a fresh launch."""
+        """Measure the tasks, and measure disturbed pairs again, each time on a new launch."""
         oldest = self._clock() - MAX_PAIR_GAP_S
         halves = self._stored.halves(tasks, block.drafting, block.phase, block.round, oldest)
         open_tasks = list(tasks)
@@ -205,7 +194,7 @@ class PairedRunner:
                 too_far += measured.disturbed == _TOO_FAR_APART
                 yield measured
             if short:
-                # What one of two neighbours does to the other's memory is nothing that a user has.
+                # Users run one server: a neighbour that takes its memory must not be part of the measurement.
                 self._launches.by_turns("Memory is short for two servers side by side.")
             open_tasks = [measured.task for measured in disturbed]
             if not open_tasks:
@@ -222,7 +211,7 @@ class PairedRunner:
             self._tell(f"{block.drafting.label}: {pairs} not count. {_TOO_FAR_APART}")
 
     def _renew(self, tasks: Sequence[Task], block: _Block) -> None:
-        """New launches for the proof, where a cell has been measured on those that run in another round."""
+        """Launch new servers for the proof, if the running ones have measured one of these cells in another round."""
         if block.phase is not Phase.PROVE:
             return
         rounds = {(key, block.drafting): block.round for key in cells_of(tasks)}
@@ -230,7 +219,7 @@ class PairedRunner:
         used = before is not None and any(before.get(place, block.round) != block.round for place in rounds)
         begun = self._clock()
         try:
-            # What the search has measured on a launch has helped to choose the drafting, and nothing about off.
+            # The search used its drafted launch to choose the drafting; off had no part in the choice and can stay.
             if before is None or used:
                 self._launches.renew(off=used)
         except BackendError as error:
@@ -240,7 +229,7 @@ class PairedRunner:
         self._rounds = rounds if used else (before or {}) | rounds
 
     def note_stored(self, cell_key: str, drafting: Drafting) -> None:
-        """Learn what requests take from what earlier runs have stored, where this one has measured none yet."""
+        """Learn the time of requests from earlier tunes' measurements, if this tune has measured none of the cell."""
         if self.pace.knows(cell_key):
             return
         for pair in self.known(cell_key, drafting, Phase.SEARCH) + self.known(
@@ -267,7 +256,7 @@ class PairedRunner:
             yield self._measured(task, halves)
 
     def _allows(self, task: Task, tasks: Sequence[Task], begun: set[str], block: _Block) -> bool:
-        """Whether the budget leaves time for a task, or for all of its cell where that is not begun yet."""
+        """Whether the budget leaves time for a task, or for its whole cell if that has not started."""
         assert block.budget is not None
         if not block.whole_cells or task.cell_key in begun:
             pair_s = self.pace.pair_s(task.cell_key, block.drafting)
@@ -276,11 +265,10 @@ class PairedRunner:
         return block.budget.allows(own * self.pace.pair_s(task.cell_key, block.drafting))
 
     def _by_turns(self, tasks: Sequence[Task], block: _Block, halves: _Halves) -> Iterator[Measured]:
-        """Stretches of some minutes: first halves, then second halves; the next stretch begins with the other side.
+        """Stretches of some minutes: first one side of all pairs, then the other; the next stretch starts with that other side.
 
-        So a launch serves the end of one stretch and the beginning of the next, with other prompts, and launches
-        are one more than stretches. In the proof each cell is asked in two of them, half of its prompts in
-        either order.
+        So a launch serves the end of one stretch and the start of the next, with other prompts, and there is one launch more
+        than stretches. In the proof each cell is asked in two stretches, half of its prompts in either order.
         """
         left, begun = list(tasks), set[str]()
         while left:
@@ -296,7 +284,7 @@ class PairedRunner:
             begun = (begun | cells_of(chosen)) & cells_of(left)
 
     def _stretch(self, left: Sequence[Task], begun: set[str], block: _Block) -> list[Task]:
-        """The tasks of the next stretch; none where the budget does not allow one."""
+        """The tasks of the next stretch; empty if the budget does not allow one."""
         budget_s = math.inf
         if block.budget is not None:
             goes_on = bool(begun) and block.whole_cells
@@ -317,9 +305,9 @@ class PairedRunner:
     def _one_side(
         self, tasks: Sequence[Task], side: Drafting, block: _Block, halves: _Halves, limit_s: float
     ) -> list[Task]:
-        """Ask one side of a stretch, as long as it may last; returns the tasks that have their half of it.
+        """Ask one side of a stretch within its time limit; returns the tasks that have this half.
 
-        The first task is asked whatever it takes, or a request that takes very long would be asked for ever.
+        The first task is always asked: otherwise a request longer than the limit would never be measured.
         """
         done: list[Task] = []
         begun: float | None = None
@@ -340,7 +328,7 @@ class PairedRunner:
         return done
 
     def _fill(self, halves: _Halves, task: Task, side: Drafting, block: _Block) -> None:
-        """Measure a half that is not there yet."""
+        """Measure a half that is missing."""
         if (task, side.is_off) not in halves:
             position = int((task, not side.is_off) in halves)
             half = _PairHalf(task, side, block.drafting, block.phase, block.round, position)
@@ -353,7 +341,7 @@ class PairedRunner:
         far = abs(pair.off.started_at - pair.drafted.started_at) > MAX_PAIR_GAP_S
         reason = _TOO_FAR_APART if far else disturbance(pair)
         if reason and not far:
-            # A cause that comes back with every repeat belongs to what is measured, and counts.
+            # A disturbance that returns with every repeat belongs to the drafting itself: the pair counts.
             lasts = lasting(self._stored.rows(task.cell_key, pair.drafted.compared, pair.drafted.phase))
             reason = disturbance(pair, lasts)
         return Measured(task, pair, reason)
@@ -400,22 +388,22 @@ class PairedRunner:
             except LaunchError as error:
                 if error.permanent:
                     raise
-                return self._launches.off()  # memory that the server before it had may be free only now
+                return self._launches.off()  # the memory of the previous server may be free only now
         except BackendError as error:
             raise _off_does_not_start(error) from error
 
 
 def _off_does_not_start(error: BackendError) -> AutospecError:
-    # Not a BackendError either: no drafting is to blame.
+    # Not a BackendError: no drafting is to blame.
     return AutospecError(
         f"The server without drafting did not start again: {error.message}",
-        error.hint or "What was measured so far is kept; run tune again to go on.",
+        error.hint or "All measurements so far are kept; run tune again to continue.",
     )
 
 
 def _off_failed(half: _PairHalf, error: RequestError) -> AutospecError:
-    # Not a BackendError: no drafting is to blame, and without off there is nothing to compare with.
+    # Not a BackendError: no drafting is to blame, and without a baseline there is nothing to compare with.
     return AutospecError(
-        f"Without any drafting, the prompt {half.task.prompt_id} failed: {error.message}",
-        error.hint or "What was measured so far is kept; mend the server settings and run tune again.",
+        f"The prompt {half.task.prompt_id} failed without drafting: {error.message}",
+        error.hint or "All measurements so far are kept; correct the server settings and run tune again.",
     )

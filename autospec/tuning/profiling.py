@@ -1,6 +1,6 @@
-"""What a model's file says of its cache and its output matrix, as far as costs depend on them.
+"""Before the search: record answers, time batches, read the answers with each draft. The store keeps every result at once.
 
-Before the search: record answers, time batches, pass the drafts over the answers. Kept in the store as it grows.
+What these cost depends on the model's cache and output matrix, which its file describes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from autospec.catalog.gguf_header import read_header
 from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError, ModelFileError, RequestError
-from autospec.measure.asking import Asking
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.predictor import Predictor
@@ -30,7 +29,6 @@ from autospec.predict.profile import AnswerProfile, Recording, Scorer
 from autospec.predict.recording import DraftPass, batch_sizes, pass_of, record, time_batches, typical_of
 from autospec.predict.replay import Counts
 from autospec.prompts.suite import Prompt
-from autospec.store.database import Store
 from autospec.tuning.cell import CellRun, TuneStep
 from autospec.tuning.context import TuneContext
 from autospec.tuning.pruning import beaten, nothing_pays, shortest_ms
@@ -43,7 +41,7 @@ _MOST_OUTPUT = 3.0
 
 
 def _header(path: str) -> Model | None:
-    """What a GGUF file says of its model; ``None`` for what is none, whose server cuts every cache or refuses to draft."""
+    """The model of a GGUF file; ``None`` for other files, whose server cuts every cache or refuses to draft."""
     try:
         return read_gguf(Path(path))
     except (ModelFileError, OSError):
@@ -51,43 +49,42 @@ def _header(path: str) -> Model | None:
 
 
 def keeps_state(path: str) -> bool:
-    """Whether a model's cache, or part of it, is a state that has no way back."""
+    """Whether a model's cache, or part of it, is a state that cannot go back."""
     model = _header(path)
     return model is not None and model.has_recurrent_state
 
 
 def timed_apart(path: str) -> bool:
-    """Whether batches of a model are computed whole only by a server that is launched so."""
+    """Whether a model's batches are computed whole only by a server with its own launch arguments."""
     model = _header(path)
     return model is not None and (model.has_recurrent_state or model.sliding_window > 0)
 
 
 def output_share(path: str) -> float:
-    """The output matrix ÷ what else decoding a token reads; 0 for what is no GGUF file."""
+    """The output matrix ÷ the other bytes read to decode a token; 0 if the file is no GGUF file."""
     model = _header(path)
     if model is None:
         return 0.0
     sizes = {t.name: t.n_bytes or 0 for part in model.files for t in read_header(part).tensors}
-    # Without a matrix of its own, the embedding is the output matrix as well.
+    # Without a separate output matrix, the embedding serves as one.
     output = sizes.get("output.weight") or sizes.get("token_embd.weight", 0)
     layers = model.bytes_per_token - output
     return min(output / layers, _MOST_OUTPUT) if layers > 0 else 0.0
 
 
-RECORDING = "recording"
-"""What the store calls an answer that was recorded without drafting."""
+RECORDING = "recording"  # the store's kind of an answer that was recorded without drafting
 
-# Of the search's time. Each prompt type's first prompt is recorded whatever it takes, further ones within this.
+# Share of the search's time for recording. Each prompt type's first prompt is recorded in any case.
 _RECORDING_SHARE = 0.3
-# The same for reading them with the drafts: in what these leave of the search's time it launches something.
+# The same for reading the answers with the drafts; the rest of the search's time is for launches.
 _PASSES_SHARE = 0.6
-# After so many answers, of every prompt type one at least, a draft can be dropped.
+# From this number of answers on, with at least one of every prompt type, a draft can be dropped.
 _FIRST_ANSWERS = 3
-# Times taken on battery say nothing of those on mains: they are kept, and looked up, apart.
+# Times on battery do not apply to mains power: they are stored under another name.
 _ON_BATTERY = "/battery"
-T = TypeVar("T")
-# Loads the main model where it is not loaded yet; ``None`` where it cannot be asked in tokens.
-Main: TypeAlias = "Callable[[], Tokens | None]"
+_T = TypeVar("_T")
+# Loads the main model if it is not loaded yet; returns None if it cannot be asked in tokens.
+_Main: TypeAlias = "Callable[[], Tokens | None]"
 
 _MAIN = "main"
 _CANARY = "canary"
@@ -100,24 +97,16 @@ class _AskedPrompt:
 
 
 class Profiler:
-    """Gathers what prediction works on, from servers or from the store.
+    """Gathers the input of predictions, from servers or from the store.
 
-    Args:
-        cells: The cells to be searched.
-        context: The tools; recording takes its time from the search's.
-        asking: How prompts are asked.
-        store: Where everything is kept as soon as it is known, so that an interruption costs one answer.
-        prompts: Which prompts of a cell.
-        drafts: The only draft models that are read; ``None`` for all of the space.
-        hurried: False to take the time that it takes, whatever is left of the search's.
+    `drafts` are the only draft models that are read (``None`` for all of the space); `hurried` is False to ignore what is left
+    of the search's time.
     """
 
     def __init__(
         self,
         cells: Sequence[CellRun],
         context: TuneContext,
-        asking: Asking,
-        store: Store,
         *,
         prompts: Callable[[CellRun], Sequence[Prompt]] = lambda cell: cell.tune_prompts,
         drafts: Collection[str] | None = None,
@@ -128,19 +117,15 @@ class Profiler:
         self._prompts = prompts
         self._drafts = drafts
         self._context = context
-        self._asking = asking
-        self._store = store
-        self._protocol = asking.protocol
+        self._asking = context.asking
+        self._store = context.store
+        self._protocol = context.asking.protocol
         self._batch_ms: Mapping[int, float] = {}
-        # Prompt id → the shortest time in which a draft that was read generates its answer, and that draft.
+        # Prompt id → the shortest time to generate its answer with a draft that was read, and that draft.
         self._fastest: dict[str, tuple[float, str]] = {}
 
     def run(self) -> Predictor | None:
-        """Gather; ``None``, said to whoever watches, where this backend or build does not allow it.
-
-        Raises:
-            BackendError: The main model does not launch.
-        """
+        """Gather everything; ``None`` if this backend or build does not allow it, which is reported to the user."""
         self._context.launches.off()
         self._asking.watch.start()
         if self._asking.watch.finish().on_battery:
@@ -154,11 +139,11 @@ class Profiler:
                 if not batch_sizes(typical_of(found), self._widest + 1):
                     return None  # a prompt and an answer of a few tokens
                 first = self._first(main) if self._draft_free else None
-                # The last thing that off is asked: it may have to make room.
+                # Off comes last: it may have to make room for another launch.
                 batches = self._batches(main, found)
         except BackendError as error:
             self._context.progress.tell(
-                f"Nothing can be predicted here, every drafting is tried: {error.message}"
+                f"Predictions are not possible here, so every drafting is measured: {error.message}"
             )
             return None
         self._batch_ms = batches
@@ -185,13 +170,13 @@ class Profiler:
 
     @property
     def _widest(self) -> int:
-        """Most tokens that anything of the space proposes in a cycle."""
+        """Most tokens that any drafting of the space proposes in a cycle."""
         space = self._context.definition.space
         return max(space.n_max[1], space.ngram_m[1] if self._draft_free else 0)
 
     @property
     def _draft_free(self) -> bool:
-        """Whether anything of the space drafts from the text alone, and remembers what it has seen."""
+        """Whether any arm of the space drafts from the text alone, and remembers earlier text."""
         return any(arm.mode.draft_free for arm in self._context.space.arms)
 
     def _places(self) -> list[_AskedPrompt]:
@@ -199,11 +184,11 @@ class Profiler:
         columns = ([_AskedPrompt(c, prompt) for prompt in self._prompts(c)] for c in self._cells)
         return [place for row in zip_longest(*columns) for place in row if place is not None]
 
-    def _record(self, main: Main) -> dict[str, dict[str, Recording]]:
+    def _record(self, main: _Main) -> dict[str, dict[str, Recording]]:
         found: dict[str, dict[str, Recording]] = {}
         for c in self._cells:
             stored = self._store.surveys(c.cell.key, self._protocol, RECORDING)
-            # An earlier run may have recorded prompts that are not among today's.
+            # An earlier tune may have recorded prompts that are no longer used.
             wanted = [p.id for p in self._prompts(c)]
             read = {name: _read(Recording.from_json, stored.get(name)) for name in wanted}
             found[c.cell.key] = {name: r for name, r in read.items() if r is not None}
@@ -222,8 +207,8 @@ class Profiler:
             self._keep(cell, RECORDING, prompt.id, own[prompt.id].to_json())
         return found
 
-    def _first(self, main: Main) -> Recording:
-        """What every launch answers first, before it counts as launched."""
+    def _first(self, main: _Main) -> Recording:
+        """The request that every launch answers first, before it counts as launched."""
         cell = self._cells[0]
         stored = self._store.surveys(cell.cell.key, self._protocol, _CANARY).get(_CANARY)
         if (known := _read(Recording.from_json, stored)) is not None:
@@ -233,9 +218,9 @@ class Profiler:
             self._keep(each, _CANARY, _CANARY, recorded.to_json())
         return recorded
 
-    def _batches(self, main: Main, recordings: Sequence[Recording]) -> dict[int, float]:
+    def _batches(self, main: _Main, recordings: Sequence[Recording]) -> dict[int, float]:
         path, largest = self._context.launches.model_path, self._widest + 1
-        # Times of a server that splits or repeats batches do not count: earlier versions took them here.
+        # Under the plain name, earlier versions stored times of a server that splits or repeats batches.
         name = f"{_MAIN}/whole" if timed_apart(path) else _MAIN
         stored = self._stored_times(name)
         typical = typical_of(recordings)
@@ -244,23 +229,23 @@ class Profiler:
             self._keep_times(name, stored)
         return dict(stored.batch_ms)
 
-    def _timed(self, main: Main, path: str, recording: Recording, largest: int) -> dict[int, float]:
-        """Batches of the main model, wherever they can be timed; empty where nowhere."""
+    def _timed(self, main: _Main, path: str, recording: Recording, largest: int) -> dict[int, float]:
+        """Times of the main model's batches, from whichever server allows it; empty if none does."""
         if not timed_apart(path):
             try:
                 return self._undisturbed(partial(time_batches, _asked(main), recording, largest))
             except RequestError:
-                pass  # a cache that cannot be cut, which the file did not say
+                pass  # the cache cannot be cut, which the file did not tell
         try:
             return self._timed_whole(path, recording, largest)
         except BackendError as error:
             self._context.progress.tell(
-                f"Batches cannot be timed here, what they cost is learnt from launches: {error.message}"
+                f"Batches cannot be timed here; their costs are estimated from launches: {error.message}"
             )
             return {}
 
     def _timed_whole(self, path: str, recording: Recording, largest: int) -> dict[int, float]:
-        """Batches of a model whose server splits or repeats them, in a launch of its own that does neither."""
+        """Times of batches from a launch that neither splits nor repeats them, for models whose usual server does."""
         with self._context.launches.alone(path, WHOLE_BATCHES) as server:
             if server.tokens is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
@@ -269,7 +254,7 @@ class Profiler:
                 try:
                     return self._undisturbed(timed)
                 except RequestError:
-                    pass  # this build has no full-size cache for a sliding window
+                    pass  # this build has no full-size cache for sliding-window attention
             return self._undisturbed(partial(timed, behind=False))
 
     def _passes(self, recordings: dict[str, dict[str, Recording]]) -> dict[str, DraftPass]:
@@ -284,7 +269,7 @@ class Profiler:
             budget_s = self._context.budget.until_end_s
             answers = sum(map(len, recordings.values()))
             self._context.progress.step(TuneStep("read", OFF, number, len(drafts), 0, answers, budget_s))
-            # What a quick draft leaves of its part, the next ones may use.
+            # The next drafts may use the time that a quick draft leaves.
             until_s = left_s * (1.0 - _PASSES_SHARE * number / len(drafts))
             try:
                 passes[draft] = self._pass(draft, recordings, partial(self._late, until_s))
@@ -292,7 +277,7 @@ class Profiler:
             except BackendError as error:
                 name = Path(draft).name
                 self._context.progress.tell(
-                    f"{name} cannot be run alone, its draftings are tried: {error.message}"
+                    f"{name} cannot run alone, so its settings are measured instead: {error.message}"
                 )
         return passes
 
@@ -320,14 +305,14 @@ class Profiler:
             return replace(times, profiles=profiles)
         name = Path(draft).name
         answers = "1 answer" if len(missing) == 1 else f"{len(missing)} answers"
-        self._context.progress.tell(f"Reading {answers} with {name} alone.")
-        # One answer of every cell is read whatever it takes: without it nothing can be said of the cell.
+        self._context.progress.tell(f"Running {name} alone on {answers}.")
+        # One answer of every cell is read in any case: without it there is no prediction for the cell.
         lacking = {c.cell.key for c, _ in missing} - {
             c.cell.key for c in self._cells if profiles.keys() & recordings[c.cell.key].keys()
         }
-        # Without answers to read, the times are missing: any answer gives them.
+        # If no answers are left to read, only the times are missing: any answer gives them.
         todo = [r for _, r in missing] or [r for own in recordings.values() for r in own.values()][:1]
-        # A cache with a sliding window is kept whole; one with a state needs its checkpoints, or begins at every miss anew.
+        # A sliding-window cache is kept whole; a recurrent state needs its checkpoints, or restarts at every miss.
         state = keeps_state(draft)
         more = WHOLE_BATCHES if timed_apart(draft) and not state else ()
         with self._context.launches.alone(draft, more) as server:
@@ -369,22 +354,20 @@ class Profiler:
         profiles: Mapping[str, AnswerProfile],
         step_ms: float,
     ) -> bool:
-        """Whether a draft need read no further: it has read some answers of each cell, and nothing it drafts pays."""
+        """Whether a draft need not read further: it has read some answers of each cell, and none of its draftings pays."""
         found = [[r for r in own.values() if r.prompt_id in profiles] for own in recordings.values() if own]
         read = [r for own in found for r in own if len(r.answer_ids) > 1]
         if len(self._batch_ms) < 2 or len(read) < _FIRST_ANSWERS or not all(found):
             return False
         answers, costs = self._replayed(draft, read, profiles, step_ms)
         if nothing_pays(answers, costs, self._context.definition.rule.threshold):
-            why = "none of its draftings pays"
+            why = "none of its settings pays"
         elif beaten(answers, costs, {name: ms for name, (ms, _) in self._fastest.items()}):
             rivals = dict.fromkeys(Path(self._fastest[r.prompt_id][1]).name for r in read)
             why = f"{' or '.join(rivals)} is faster"
         else:
             return False
-        self._context.progress.tell(
-            f"{Path(draft).name} reads no further: on its first {len(read)} answers {why}."
-        )
+        self._context.progress.tell(f"{Path(draft).name} is dropped: on its first {len(read)} answers {why}.")
         return True
 
     def _replayed(
@@ -402,7 +385,7 @@ class Profiler:
     def _note_fastest(
         self, draft: str, read: DraftPass, recordings: Mapping[str, Mapping[str, Recording]]
     ) -> None:
-        """Keep what the next drafts have to beat."""
+        """Keep the times that the next drafts have to beat."""
         if len(self._batch_ms) < 2:
             return
         recorded = {r.prompt_id: r for own in recordings.values() for r in own.values()}
@@ -420,10 +403,10 @@ class Profiler:
         for row in zip_longest(*columns):
             yield from (place for place in row if place is not None)
 
-    def _undisturbed(self, work: Callable[[], T]) -> T:
-        """Do what is timed; once more where other programs were at work meanwhile and have now ended.
+    def _undisturbed(self, work: Callable[[], _T]) -> _T:
+        """Do timed work; repeat it once if other programs disturbed it and have now finished.
 
-        A draft that was timed beside a busy neighbour would look several times as dear, and be ruled out for it.
+        A draft that is timed beside a busy program would look several times as expensive, and be ruled out.
         """
         self._asking.watch.start()
         result = work()
@@ -433,7 +416,7 @@ class Profiler:
     def _scorer(
         self, tokens: Tokens, draft: str, recordings: Sequence[Recording]
     ) -> AbstractContextManager[Scorer | None]:
-        """What reads an answer in one evaluation: the launch itself, or what is installed for it, or nothing."""
+        """A scorer that reads an answer in one evaluation: the launch itself, or an installed one, or none."""
         if isinstance(tokens, Scorer):
             return nullcontext(tokens)
         longest = max(len(r.prompt_ids) + len(r.answer_ids) for r in recordings)
@@ -454,15 +437,15 @@ class Profiler:
         self._store.add_survey(cell.cell.key, self._protocol, kind, name, data)
 
 
-def _read(from_json: Callable[[dict[str, Any]], T], data: dict[str, Any] | None) -> T | None:
-    """What was kept, or ``None`` where nothing was or another version kept it otherwise: then it is made again."""
+def _read(from_json: Callable[[dict[str, Any]], _T], data: dict[str, Any] | None) -> _T | None:
+    """The stored value; ``None`` if there is none or another version wrote it: then it is made again."""
     try:
         return None if data is None else from_json(data)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _asked(main: Main) -> Tokens:
+def _asked(main: _Main) -> Tokens:
     tokens = main()
     if tokens is None:
         raise BackendError("This server cannot be asked in token ids.")

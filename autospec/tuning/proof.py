@@ -1,11 +1,11 @@
-"""The proof: fresh measurements of each cell's winner on prompts that had no part in choosing it.
+"""The proof: new measurements of each cell's winner on prompts that had no part in choosing it.
 
-Rounds go on until every cell is decided or the budget is spent. A round asks some prompts of a cell, the next round others, and
-none is asked again before all have been: for the same time, other prompts tell more than the same ones again. Both servers are new
-in every round of a cell, but for the first, which keeps the search's off; cells with the same winner that are in the same round share them. Where the budget does not
-suffice for all, it goes first to the cells whose decision is near and whose gain is large, and to no more cells than are
-expected to be decided. Where the winner is slower on these prompts, or not to be enabled, the search's runner-up is
-proved, at its own share of the error rate.
+Rounds continue until every cell is decided or the budget is spent. Each round asks other prompts of a cell, and no prompt
+is asked again before all have been: other prompts tell more than the same ones again. Both servers are new in every round of
+a cell, except that the first keeps the search's off. Cells in the same round share off, and cells with the same winner share
+both servers. If the budget does not suffice for all cells, it goes first to those whose decision is near and whose gain is
+large, and only to cells that it can decide. If the winner is slower on these prompts, or is not enabled, the runner-up is
+proved, with its own share of the error rate.
 """
 
 from __future__ import annotations
@@ -29,37 +29,31 @@ from autospec.recommendations import Verdict
 from autospec.tuning.budget import rounds_to_decide, worth
 from autospec.tuning.cell import CellRun, TuneStep
 from autospec.tuning.context import TuneContext
-from autospec.tuning.paired_runner import Task
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.resume import last_look, note_look, prediction_of
+from autospec.tuning.tasks import Task
 
 __all__ = ["Proof", "of_round"]
 
 _T = TypeVar("_T")
 
-# A pair during which the machine changed is measured again so often before the round goes on without it.
+# A disturbed pair is measured again at most so often; then the round continues without it.
 _REPEATS = 2
-# Where a proof has not begun: how much the gain differs from prompt to prompt of one type, as a standard deviation of the
-# log ratio, and what a gain is taken for that nothing is known of.
+# Assumptions before the proof: the standard deviation of the log ratio between prompts of one type, and an unknown gain.
 _USUAL_SPREAD = 0.15
 _USUAL_GAIN = math.log(1.1)
 # Prompts that differ by more than this (standard deviation of the log ratio) are worth a prediction.
 _LARGE_SPREAD = 0.08
 # Reading an answer with a draft takes about this part of the request that recorded it (seen: 2.5 s of 4.6 s, F32 main model).
 _READING = 0.5
-# Pairs of which fewer say nothing of the spread.
+# Fewer pairs do not show the spread.
 _FEW_PAIRS = 4
 
 
 def of_round(prompts: Sequence[_T], round_: int, per_round: int) -> Sequence[_T]:
-    """The prompts that a round asks: as many each time, all of them before one is asked again.
+    """The prompts that a round asks (`round_` counts from 1): always as many, and all of them before one is asked again.
 
-    Each round takes them from all over the file, where long and short ones may stand apart.
-
-    Args:
-        prompts: All of a cell's.
-        round_: From 1.
-        per_round: Prompts to ask at most.
+    Each round takes them from all over the file, as long and short prompts may be in separate parts of it.
     """
     turns = math.ceil(len(prompts) / per_round)
     in_turns = [prompt for turn in range(turns) for prompt in prompts[turn::turns]]
@@ -70,27 +64,18 @@ def of_round(prompts: Sequence[_T], round_: int, per_round: int) -> Sequence[_T]
 
 @dataclass(frozen=True, slots=True)
 class _CellPlan:
-    """What the proof of one cell is expected to take.
-
-    Attributes:
-        cell: The cell.
-        todo: What its next round has to measure.
-        round_s: What all of a round takes but for its launches.
-        rounds: How many more there will be.
-        log_gain: ln(drafting ÷ off) as known so far.
-        record_s: What it takes to record the prompts that will not be asked.
-    """
+    """The expected time of one cell's proof."""
 
     cell: CellRun
-    todo: tuple[Task, ...]
-    round_s: float
-    rounds: int
-    log_gain: float
-    record_s: float = 0.0
+    todo: tuple[Task, ...]  # tasks that its next round has to measure
+    round_s: float  # a whole round without its launches
+    rounds: int  # rounds that are still needed
+    log_gain: float  # ln(drafting ÷ off) as known so far
+    record_s: float = 0.0  # to record the prompts that will not be asked
 
     @property
     def worth(self) -> float:
-        """See `budget.worth`; what needs no measuring comes first."""
+        """See `budget.worth`; a round that needs no measuring comes first."""
         return worth(self.log_gain, self.rounds * self.round_s + self.record_s if self.todo else 0.0)
 
 
@@ -100,9 +85,9 @@ class Proof:
     Args:
         cells: Cells with a winner.
         context: The tools.
-        on_look: Told a cell whenever its decision is new, to write it down.
-        predictions: Predicts the proof's prompts; ``None`` where the study does without predictions.
-        scatter: Tells how much launches on this machine differ, as far as it was measured.
+        on_look: Stores a cell whenever its decision is new.
+        predictions: Predicts the proof's prompts; ``None`` if the study uses no predictions.
+        scatter: Returns how much launches on this machine differ, as far as it was measured.
     """
 
     def __init__(
@@ -122,7 +107,7 @@ class Proof:
         # Cell key and drafting.
         self._failed: set[tuple[str, Drafting]] = set()
         self._spread: dict[tuple[str, Drafting], float] = {}
-        # Whether a round was completed: where the whole budget is shorter than one, a part of it must do.
+        # Whether a round was completed: a budget shorter than one round measures a part of it.
         self._completed = False
         # When the proof is expected to end, on the budget's clock.
         self._ends_at_s = 0.0
@@ -134,11 +119,11 @@ class Proof:
         self._prove(self._cells)
         turned = [c for c in self._cells if self._turns_to_runner_up(c)]
         self._prove(turned)
-        # Where that is no better, what gave way is to be ruled out, or comes to be enabled yet: it has its own share.
+        # If the runner-up is no better, the first drafting's proof continues, with its own share of the error rate.
         self._prove([c for c in turned if self._turns_back(c)])
 
     def _prove(self, cells: Sequence[CellRun]) -> None:
-        """Rounds of the draftings that the cells' proofs are for now, as long as one fits into the budget."""
+        """Rounds of the cells' current winners, as long as one fits into the budget."""
         while plans := sorted(
             (self._plan(c) for c in cells if self._wants(c)), key=lambda plan: plan.worth, reverse=True
         ):
@@ -153,12 +138,12 @@ class Proof:
             return
 
     def _expect(self, plans: Sequence[_CellPlan]) -> None:
-        """Note when all of these are expected to be decided; the budget ends before that where it is too short."""
+        """Note when all of these are expected to be decided, at the latest the end of the budget."""
         budget = self._context.budget
         self._ends_at_s = min(budget.total_s, budget.spent_s + self._expected_s(plans))
 
     def _plan(self, cell: CellRun) -> _CellPlan:
-        """What the proof of a cell is expected to take from here."""
+        """The expected time of the rest of a cell's proof."""
         rule, per_round = self._rule(cell), self._context.definition.prompts_per_round
         tasks = self._tasks(cell, cell.rounds + 1)
         todo = self._context.pairing.missing(tasks, cell.winner, Phase.PROVE, cell.rounds + 1)
@@ -166,7 +151,7 @@ class Proof:
         spread = self._spread.get((cell.cell.key, cell.winner), _USUAL_SPREAD)
         rounds = rounds_to_decide(log_gain, spread, rule, done=cell.rounds, per_round=len(tasks))
         pair_s = self._context.pairing.pace.pair_s(cell.cell.key, cell.winner)
-        # Nothing but a large gain is enabled before all prompts were asked, or predicted where that takes less than a round.
+        # Only a large gain is enabled before all prompts were asked, or predicted if that takes less than a round.
         unasked = math.ceil(len(cell.prove_prompts) / per_round) - cell.rounds if log_gain > 0.0 else 0
         if log_gain > rule.large_gain:
             large = rounds_to_decide(
@@ -182,14 +167,14 @@ class Proof:
         return _CellPlan(cell, tuple(todo), len(tasks) * pair_s, max(rounds, unasked), log_gain, record_s)
 
     def _affordable(self, plans: Sequence[_CellPlan]) -> list[_CellPlan]:
-        """The cells of the next round: those that share the best one's launches, as many as the budget decides.
+        """The cells of the next round: those that share the best one's launches, as many as the budget can decide.
 
-        Where it decides none, it goes as far with the best one as whole rounds fit.
+        If it can decide none, the best cell gets as many whole rounds as fit.
         """
         if not plans[0].todo:
-            return [plans[0]]  # an earlier run has measured it
+            return [plans[0]]  # an earlier tune has measured it
         if self._context.budget.allows(self._expected_s(plans)):
-            # There is time for all: cells with other winners that are in the same round share its off.
+            # There is time for all: cells in the same round share off even if their winners differ.
             plans = sorted(plans, key=lambda plan: plan.cell.rounds)
         for first in plans:
             chosen: list[_CellPlan] = []
@@ -205,7 +190,7 @@ class Proof:
         return []
 
     def _expected_s(self, plans: Sequence[_CellPlan]) -> float:
-        """Until all of these are decided; those with one winner share the launches of a round."""
+        """Seconds until all of these are decided; those with one winner share the launches of a round."""
         by_winner: dict[Drafting, list[_CellPlan]] = {}
         for plan in plans:
             by_winner.setdefault(plan.cell.winner, []).append(plan)
@@ -223,10 +208,10 @@ class Proof:
         return [Task.of(cell.cell.key, prompt) for prompt in prompts]
 
     def _log_gain(self, cell: CellRun) -> float:
-        """What is known of a cell's gain: by its proof, prediction, or its search."""
+        """The known gain of a cell: from its proof, else its prediction, else its search."""
         if cell.decision is not None and cell.decision.estimate is not None:
             return cell.decision.mean
-        # A prediction rests on all recorded answers, a trial perhaps on one of them.
+        # A prediction rests on all recorded answers, a trial perhaps only on one.
         ratio = None
         with suppress(StoreError):
             noted = prediction_of(cell) or {}
@@ -246,14 +231,14 @@ class Proof:
         return rule.shared() if cell.shares_rate else rule
 
     def _turns_to_runner_up(self, cell: CellRun) -> bool:
-        """Whether the runner-up is proved now; without time for it, the cell stays open for another run."""
+        """Whether the runner-up is proved now; without time for it, the cell stays open for the next tune."""
         never_looked_at = cell.decision is None and self._has_failed(cell) and not cell.runner_up.is_off
         if not (cell.pending or never_looked_at):
             return False
         todo = self._context.pairing.missing(self._tasks(cell, 1), cell.runner_up, Phase.PROVE, 1)
         if not self._context.budget.allows(self._context.pairing.expected_s(todo, cell.runner_up)):
             return False
-        why = cell.decision.reason if cell.decision is not None else "its proof broke off"
+        why = cell.decision.reason if cell.decision is not None else "its proof failed"
         self._context.progress.tell(
             f"{cell.prompt_type}: {cell.winner.label}: {why}. Proving {cell.runner_up.label} instead."
         )
@@ -261,7 +246,7 @@ class Proof:
         return True
 
     def _turns_back(self, cell: CellRun) -> bool:
-        """Whether the proof of what gave way goes on: the runner-up is not enabled, and slower."""
+        """Whether the first drafting's proof continues: the runner-up is not enabled, and slower."""
         first, second = cell.other, cell.decision
         if second is not None and second.verdict is Verdict.ENABLE:
             return False
@@ -271,7 +256,7 @@ class Proof:
                 self._end(cell, second)
             return False
         if second is None and ended:
-            cell.runner_up = OFF  # there is none that works
+            cell.runner_up = OFF  # it does not work
         cell.turn_to(first.drafting, decision=first.decision, rounds=first.rounds)
         if ended and first.decision.final:
             self._end(cell, first.decision)
@@ -281,11 +266,7 @@ class Proof:
         return ended
 
     def _round(self, plans: Sequence[_CellPlan], *, whole_cells: bool) -> bool:
-        """One round of cells with the same winner, the best one first: where the time is short, it is complete.
-
-        Returns:
-            Whether there is anything that was not known before.
-        """
+        """One round of cells with the same winner, best first. Returns whether it found anything new."""
         moved = False
         drafting, round_ = plans[0].cell.winner, plans[0].cell.rounds + 1
         tasks = [task for plan in plans for task in self._tasks(plan.cell, round_)]
@@ -315,7 +296,7 @@ class Proof:
                     self._look(cell)
         except BackendError as error:
             self._failed |= {(key, drafting) for key in by_key}
-            self._context.progress.tell(f"{drafting.label}: the proof broke off. {error.message}")
+            self._context.progress.tell(f"{drafting.label}: the proof failed. {error.message}")
             return True
         return moved
 
@@ -336,11 +317,11 @@ class Proof:
         rule = self._rule(cell)
         seen = last_look(cell)
         if cell.rounds not in rule.looks or cell.rounds < seen:
-            # Between looks nothing may be concluded, or the error rate would not hold.
+            # A conclusion between looks would break the error rate.
             return
-        # What an earlier run measured in later rounds belongs to later looks: each has its own share of the error rate.
+        # Later rounds of an earlier tune belong to later looks, each with its own share of the error rate; and another study
+        # may have asked other prompts in a round.
         known = self._context.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
-        # And another study may have asked other prompts in a round.
         per_round = self._context.definition.prompts_per_round
         asked = {
             (round_, prompt.id)
@@ -348,7 +329,7 @@ class Proof:
             for prompt in of_round(cell.prove_prompts, round_, per_round)
         }
         pairs = [p for p in known if (p.off.round, p.off.prompt_id) in asked]
-        # Not rounds times prompts: a pair that was left out in every round leaves its prompt unasked.
+        # Not rounds × prompts: a prompt whose pair was left out in every round counts as not asked.
         complete = {p.off.prompt_id for p in pairs} >= {prompt.id for prompt in cell.prove_prompts}
         if len(pairs) >= _FEW_PAIRS:
             self._spread[cell.cell.key, cell.winner] = statistics.stdev(p.log_ratio for p in pairs)
@@ -358,7 +339,7 @@ class Proof:
             values, cell.rounds, rule, complete=complete, predicted=predicted, scatter=self._scatter()
         )
         if cell.rounds <= seen and decision.verdict is Verdict.ENABLE:
-            # An earlier run took this look and its share of the error rate. What was learnt since counts in the next one.
+            # An earlier tune spent this look's share of the error rate. New pairs count at the next look.
             last = cell.rounds >= rule.looks[-1]
             reason = f"{decision.reason}, at a look that was taken before"
             decision = replace(decision, verdict=Verdict.UNDECIDED, final=last, reason=reason)
@@ -379,7 +360,7 @@ class Proof:
     def _predicted(
         self, cell: CellRun, pairs: Sequence[Pair], values: Sequence[LogRatio], *, complete: bool
     ) -> Mapping[str, float]:
-        """What is predicted of the proof's prompts; they are recorded for it where that spares a round, and time is left."""
+        """Predictions for the proof's prompts; missing ones are recorded if that spares a round and there is time."""
         predictions = self._predictions
         if predictions is None:
             return {}
@@ -389,20 +370,20 @@ class Proof:
         rule = self._rule(cell)
         if len(medians) < 2 or statistics.fmean(medians) <= math.log1p(rule.threshold):
             return {}
-        # Either all that lacks are prompts that were not asked, or prompts differ so much that it hides the gain.
+        # Predict if only unasked prompts are missing, or if the spread between prompts hides the gain.
         scatter = self._scatter()
         if decide(values, cell.rounds, rule, complete=complete, scatter=scatter).final:
             return {}
         would_be = decide(values, cell.rounds, rule, scatter=scatter)
         if would_be.verdict is not Verdict.ENABLE and statistics.stdev(medians) < _LARGE_SPREAD:
             return {}
-        # A tune that goes on later has the answers of this one only if they are kept now.
+        # A later tune can use the answers of this one only if they are kept now.
         if self._context.launches.resident == 2:
             with suppress(BackendError):
                 predictions.keep_answers(cell, pairs)
         predicting_s = self._predicting_s(cell, len(predictions.missing(cell, pairs)))
         next_round = self._tasks(cell, cell.rounds + 1)
-        # Where the next round takes no longer, it tells more.
+        # If the next round takes no longer than predicting, it tells more.
         if predicting_s > self._context.pairing.expected_s(next_round, cell.winner):
             return {}
         if not self._context.budget.allows(predicting_s):
@@ -411,12 +392,12 @@ class Proof:
             return predictions.predict(cell, pairs)
         except BackendError as error:
             self._context.progress.tell(
-                f"{cell.prompt_type}: its proof goes on without predictions. {error.message}"
+                f"{cell.prompt_type}: its proof continues without predictions. {error.message}"
             )
             return {}
 
     def _predicting_s(self, cell: CellRun, missing: int) -> float:
-        """What it is expected to take to record so many prompts, and to read all answers with the winner's draft."""
+        """Expected seconds to record `missing` prompts, and to read all answers with the winner's draft."""
         request_s = self._context.pairing.pace.request_s(cell.cell.key, OFF)
         read = 0 if cell.winner.draft is None else len(cell.prove_prompts)
         return (missing + _READING * read) * request_s

@@ -1,8 +1,8 @@
-"""Predictions for the proof: what the winner is expected to gain on every prompt of the proof, asked or not.
+"""Predicts the winner's gain on every prompt of the proof, whether it was asked or not.
 
-The proof's verdict uses them as a control variate (`autospec.measure.log_ratios`). An answer that the proof has measured without
-drafting is a recording already: its text is turned into tokens. A prompt that the proof has not asked costs one request
-without drafting, half of a pair and no launch.
+The proof's verdict uses these predictions as a control variate (`autospec.measure.log_ratios`). An answer that the proof has
+measured without drafting already is a recording: its text is turned into tokens. A prompt that was not asked costs one
+request without drafting: half of a pair, and no launch.
 """
 
 from __future__ import annotations
@@ -12,34 +12,26 @@ from collections.abc import Sequence
 from autospec.backends.optional import EncodesText
 from autospec.drafting import Drafting
 from autospec.errors import BackendError
-from autospec.measure.asking import Asking
 from autospec.measure.measurements import Measurement, Pair
 from autospec.predict.profile import Recording
 from autospec.prompts.suite import Prompt
-from autospec.store.database import Store
 from autospec.tuning.cell import CellRun
 from autospec.tuning.context import TuneContext
 from autospec.tuning.profiling import RECORDING, Profiler
 
 __all__ = ["ProofPredictions"]
 
-# An answer's text gives back its tokens where the count agrees to within so many: a token that ends the answer has no text.
+# The text's tokens are those of the answer if their number agrees to within one: the end token has no text.
 _MOST_LOST = 1
 
 
 class ProofPredictions:
-    """Predicts the proof's prompts of each cell, once for each winner.
+    """Predicts the proof's prompts of each cell, once for each winner."""
 
-    Args:
-        context: The tools.
-        asking: How prompts are asked; holds the texts of answers.
-        store: Where recordings are kept.
-    """
-
-    def __init__(self, context: TuneContext, asking: Asking, store: Store) -> None:
+    def __init__(self, context: TuneContext) -> None:
         self._context = context
-        self._asking = asking
-        self._store = store
+        self._asking = context.asking
+        self._store = context.store
         self._found: dict[tuple[str, Drafting], dict[str, float]] = {}
 
     def known(self, cell: CellRun) -> dict[str, float]:
@@ -47,39 +39,28 @@ class ProofPredictions:
         return self._found.get((cell.cell.key, cell.winner), {})
 
     def missing(self, cell: CellRun, pairs: Sequence[Pair]) -> list[Prompt]:
-        """The prompts of a cell's proof whose answers are neither recorded nor measured; each costs a request."""
+        """Prompts of a cell's proof whose answers are neither recorded nor measured; each costs a request."""
         recorded = self._recorded(cell) | {p.off.prompt_id for p in pairs if self._has_text(p.off)}
         return [p for p in cell.prove_prompts if p.id not in recorded]
 
     def predict(self, cell: CellRun, pairs: Sequence[Pair]) -> dict[str, float]:
         """Record what is missing, read it with the winner's draft, and replay it.
 
-        Args:
-            cell: The cell; its winner is predicted.
-            pairs: Its measured pairs.
-
-        Returns:
-            Prompt id → predicted ln(drafting ÷ off); empty where nothing can be predicted.
-
-        Raises:
-            BackendError: The main model does not launch.
+        Prompt id → predicted ln(drafting ÷ off); empty if nothing can be predicted.
         """
         place = (cell.cell.key, cell.winner)
         if place not in self._found:
             self.keep_answers(cell, pairs)
             drafts = [cell.winner.draft] if cell.winner.draft is not None else []
-            surveying = Profiler(
+            predictor = Profiler(
                 [cell],
                 self._context,
-                self._asking,
-                self._store,
                 prompts=lambda c: c.prove_prompts,
                 drafts=drafts,
                 hurried=False,
-            )
-            predictor = surveying.run()
+            ).run()
             found = {} if predictor is None else predictor.log_ratios(*place)
-            # All or none: a prompt that is neither asked nor predicted is spoken for by nothing.
+            # All or none: every prompt must be asked or predicted.
             self._found[place] = found if found.keys() >= {p.id for p in cell.prove_prompts} else {}
         return self._found[place]
 
@@ -90,11 +71,7 @@ class ProofPredictions:
         return half.prompt_id in self._asking.answers
 
     def keep_answers(self, cell: CellRun, pairs: Sequence[Pair]) -> None:
-        """Keep measured answers as recordings, where their tokens can be told from their text.
-
-        Raises:
-            BackendError: The main model does not launch.
-        """
+        """Keep measured answers as recordings, if their text can be turned into their tokens."""
         recorded = self._recorded(cell)
         newest = {p.off.prompt_id: p.off for p in pairs if self._has_text(p.off)}
         tokens = self._context.launches.off().tokens
@@ -109,7 +86,7 @@ class ProofPredictions:
                 ids = tokens.encode_text(self._asking.answers[prompt.id])
                 prompt_ids = tokens.encode(request)
             except BackendError:
-                continue  # it is recorded by a request of its own then
+                continue  # a request of its own records it later
             if not 0 <= half.predicted_tokens - len(ids) <= _MOST_LOST:
                 continue
             recording = Recording(

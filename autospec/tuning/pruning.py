@@ -1,6 +1,6 @@
-"""What is dropped early: a draft on the first answers that it reads or on its first launch, a trial on its first prompts.
+"""Early stopping: of a draft on the first answers that it reads or on its first launch, and of a trial on its first prompts.
 
-Drafts are judged with optimism: one is dropped only where costs well below those that were seen would not make it pay.
+The judgement favours the draft: it is dropped only if it would not pay even at costs well below the measured ones.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from autospec.tuning.space import Arm
 
 __all__ = ["Reach", "beaten", "best_elsewhere", "gives_up", "nothing_pays", "shortest_ms"]
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
-# A cell gives a drafting up when it is this much slower than the best one known for it (off included), after one
-# prompt and after more. Prompts of one type differ by some ten per cent, so that one alone must be far off.
+# A cell gives up a drafting that is this much slower than its best one (off included), after one prompt and after more.
+# Prompts of one type differ by some ten per cent, so one prompt must be far off.
 _GIVE_UP_AFTER_ONE = math.log(1.30)
 _GIVE_UP_AFTER_MORE = math.log(1.12)
-# Other sizes of an n-gram mode may be so much faster than the one that was launched.
+# Other sizes of an n-gram mode may be faster than the launched one by this factor.
 _OTHER_SIZES = 1.25
 
-# Of what a cycle costs beyond a plain token, so much is left out: timed costs are off by 20 to 60 per cent at times.
+# Share of a cycle's costs beyond a plain token that is left out: timed costs are at times wrong by 20 to 60 per cent.
 _COSTS_MAY_BE_LESS = 0.4
-# A single answer may gain so much by luck.
+# A single answer may gain this much by luck.
 _ONE_ANSWER = 0.10
-# One launch is a few noisy pairs.
+# A launch is a few noisy pairs: bounds that rest on one are raised by this factor.
 _MARGIN = 1.10
-# Tokens to propose in a cycle that another setting might have.
+# Other settings' tokens per cycle.
 _OTHER_N_MAX = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 # Chances that are considered where the server does not tell what it accepted.
 _CHANCES = np.linspace(0.0, 0.85, 18)
@@ -44,15 +44,11 @@ _MOST_LIKELY_RUN = 16.0
 
 
 def nothing_pays(answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, threshold: float) -> bool:
-    """Whether no drafting would have made these answers faster, were drafting 40 % cheaper than it was timed.
+    """Whether no drafting would have made these answers faster, even if drafting were 40 % cheaper than it was timed.
 
-    Nor any of them by more than a tenth: they are of several prompt types, and one may serve where the others do not.
-    Generation alone is looked at: what the draft takes for the prompt comes on top.
-
-    Args:
-        answers: Recorded answers, each with the replayed cycles of the same draftings.
-        costs: Of this draft, as timed.
-        threshold: Least gain that may be enabled, as a fraction.
+    And none of the answers by more than a tenth: they are of several prompt types, and a draft may pay for one type only.
+    Only token generation is considered: the draft's prompt processing comes on top. Each answer comes with the replayed cycles
+    of the same draftings; `threshold` is the least gain that may be enabled, as a fraction.
     """
     all_alone, all_taken = 0.0, np.zeros(1)
     for recording, counts in answers:
@@ -66,13 +62,9 @@ def nothing_pays(answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, 
 
 
 def shortest_ms(recording: Recording, counts: Counts, costs: CostCurve, left_out: float = 0.0) -> float:
-    """The time in which the best of some draftings generates a recorded answer.
+    """The time in which the best of some draftings (one row of `counts` each) generates a recorded answer.
 
-    Args:
-        recording: The answer.
-        counts: Its replayed cycles, one row for each drafting.
-        costs: Of their draft.
-        left_out: Part of what a cycle costs beyond a plain token that is left out.
+    `left_out` is the share of a cycle's costs beyond a plain token that is left out.
     """
     taken = _cycles_ms(counts, costs, left_out)
     return float(taken.min()) * recording.token_ms / costs.plain_ms
@@ -81,12 +73,9 @@ def shortest_ms(recording: Recording, counts: Counts, costs: CostCurve, left_out
 def beaten(
     answers: Sequence[tuple[Recording, Counts]], costs: CostCurve, rival_ms: Mapping[str, float]
 ) -> bool:
-    """Whether another draft generates each of these answers faster, were this one's drafting 40 % cheaper than it was timed.
+    """Whether another draft generates each of these answers faster, even if this one's drafting were 40 % cheaper than timed.
 
-    Args:
-        answers: Recorded answers, each with the replayed cycles of this draft's draftings.
-        costs: Of this draft, as timed.
-        rival_ms: Prompt id → the shortest time with another draft, as timed.
+    `rival_ms` has, by prompt id, the shortest time with another draft.
     """
     return all(
         rival_ms.get(r.prompt_id, math.inf) < shortest_ms(r, counts, costs, _COSTS_MAY_BE_LESS)
@@ -95,18 +84,11 @@ def beaten(
 
 
 def best_elsewhere(drafting: Drafting, pairs: Sequence[Pair]) -> float:
-    """What another setting of the same draft may reach at best, judged by one launch: speed of generation ÷ off.
+    """The best speed of generation ÷ off that another setting of the same draft may reach, judged by one launch's pairs.
 
-    The launch gives the cost of a drafted token and the chance that one is accepted. With fewer tokens in a cycle the cost
-    is taken to fall in proportion, with more of them it is taken to stay; of what a p-min that knew every miss would
-    gain, a third (as logarithms).
-
-    Args:
-        drafting: What was launched.
-        pairs: Its pairs in one cell.
-
-    Returns:
-        Infinity where the pairs tell nothing.
+    The launch gives the cost of a drafted token and the chance that one is accepted. The model: with fewer tokens in a cycle
+    the cost falls in proportion, with more tokens it stays the same; and a p-min realizes a third (as logarithms) of the gain
+    of one that knew every miss. Infinity if the pairs tell nothing.
     """
     timed = [p for p in pairs if min(p.off.predicted_tokens, p.drafted.predicted_tokens) > 1]
     plain = sum(p.off.predicted_ms / (p.off.predicted_tokens - 1) for p in timed)
@@ -123,21 +105,21 @@ def best_elsewhere(drafting: Drafting, pairs: Sequence[Pair]) -> float:
     if not sum(drafted):
         return math.inf
     length = max(1, round(sum(drafted) / cycles))
-    # The chance with which drafts of this length are accepted as far as these were.
+    # The chance per token at which drafts of this length have the measured acceptance.
     runs = np.array([_run(float(a), length) for a in np.linspace(0.0, 0.99, 100)])
     chance = float(np.interp(sum(accepted) / cycles, runs, np.linspace(0.0, 0.99, 100)))
     return _MARGIN * _best(length, chance, speed)
 
 
-def _cycles_ms(counts: Counts, costs: CostCurve, left_out: float) -> Floats:
-    """Shape (D,): what the cycles of each drafting take, less a part of what they cost beyond a plain token."""
+def _cycles_ms(counts: Counts, costs: CostCurve, left_out: float) -> _Floats:
+    """Shape (D,): the time of each drafting's cycles, less a share of their costs beyond a plain token."""
     verify = costs.verify_ms[: counts.verified.shape[1]]
     beyond = counts.verified @ (verify - costs.plain_ms) + counts.steps * costs.step_ms
     return np.asarray(counts.cycles * costs.plain_ms + (1.0 - left_out) * beyond)
 
 
 def _best(length: int, chance: float, speed: float) -> float:
-    """Speed of the best setting, where drafts of this length with this chance for each token gave this speed."""
+    """Speed of the best setting, if drafts of this length with this chance for each token gave this speed."""
     cycle = (1.0 + _run(chance, length)) / speed  # in plain tokens
     each = max(0.0, (cycle - 1.0) / length)
     fixed = max(
@@ -149,16 +131,12 @@ def _best(length: int, chance: float, speed: float) -> float:
 
 
 def _run(chance: float, length: int) -> float:
-    """Tokens that are accepted of a draft, on average."""
+    """Accepted tokens of a draft, on average."""
     return sum(chance**k for k in range(1, length + 1))
 
 
 class Reach:
-    """What the arms may still reach in each cell, by what their launches have shown.
-
-    Args:
-        threshold: Least gain that may be enabled, as a fraction.
-    """
+    """The best that the arms may still reach in each cell, judged by their launches."""
 
     def __init__(self, threshold: float) -> None:
         self._least = 1.0 + threshold
@@ -172,11 +150,7 @@ class Reach:
         cells: Sequence[CellRun],
         pairs: Mapping[str, Sequence[Pair]],
     ) -> bool:
-        """Take in one launch.
-
-        Returns:
-            True if it has ruled out its draft, which might have won before.
-        """
+        """Take in one launch; True if it has ruled out a draft that might have won before."""
         if arm is None:
             return False
         before = self.may_win(arm, cells)

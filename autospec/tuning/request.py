@@ -1,9 +1,4 @@
-"""What a tune is asked for, and what this build and these drafts make of it. Pure, but for the models' metadata.
-
-What a draft is known by, so that nothing measured of one speaks for another that took its place.
-
-From names, as people type them, to a `TuneRequest`: shared by the command line and `autospec.tune`.
-"""
+"""What a tune is asked for: from names, as users type them, to a `TuneRequest`, its drafts and its search space."""
 
 from __future__ import annotations
 
@@ -30,17 +25,16 @@ from autospec.tuning.space import Arm, Space
 __all__ = ["TuneRequest", "draft_file", "judged_drafts", "prepare", "space_for", "why_nothing"]
 
 
-# A fingerprint holds a few bytes of some tensors only, and a download that broke off may have the right metadata and size:
-# so much of each file is read besides, from all over it, which finds a hole of a hundredth of the file.
+# A fingerprint has a few bytes of some tensors only, and an interrupted download may have the right metadata and size. So
+# 128 samples from all over each file are read, too: they find a hole of one hundredth of the file.
 _SAMPLES = 128
 _SAMPLE_BYTES = 64 * 1024
 
 
 def draft_file(draft: Model) -> DraftFile:
-    """The draft as it lies on the disk: its identity changes with its contents, and not with its name or folder.
+    """The draft's file: its identity changes with its contents, and not with its name or folder.
 
-    Args:
-        draft: From the catalogue; files of it that are gone count by the fingerprint alone.
+    For missing files only the fingerprint counts.
     """
     digest = hashlib.sha256(draft.fingerprint.encode())
     changed_at = 0.0
@@ -63,18 +57,18 @@ class TuneRequest:
     Attributes:
         model: The main model.
         models: The catalogue, to find drafts in.
-        drafts: Draft models that the user named; if any, no others are tried.
-        prompt_types: Which; empty for all that the suite has.
         definition: The study definition.
         suite: The prompts.
+        storage: SQLAlchemy URL.
+        drafts: Draft models that the user named; if any, no others are tried.
+        prompt_types: Prompt types; empty for all of the suite.
         args: The user's launch settings as server arguments.
         temperature: 0 is greedy.
-        context_tokens: Context of measured launches where `args` name none; no export contains it.
-        storage: SQLAlchemy URL.
+        context_tokens: Context of measured launches if `args` set none; no export contains it.
+        budget_s: Overrides the definition's.
+        again: Measure again what is already proven; an interrupted re-measurement continues.
+        forget_answers: Delete recorded answers when the tune ends.
         study_storage: Address of Optuna's gRPC proxy for the studies; empty keeps them in `storage`.
-        budget_s: Instead of the definition's.
-        again: Measure afresh what is proven already; where that was begun and interrupted, go on with it.
-        forget_answers: Keep no recorded answers when the tune ends.
     """
 
     model: Model
@@ -94,33 +88,30 @@ class TuneRequest:
 
     @property
     def protocol(self) -> str:
-        """Twelve hex digits of all that must be equal for measurements to be pooled."""
+        """Twelve hex digits of everything that must be equal for measurements to be pooled."""
         parts = [self.suite.digest, self.definition.max_tokens, self.temperature]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     @property
     def rule_digest(self) -> str:
-        """Twelve hex digits of what a proven verdict rests on besides the measurements."""
+        """Twelve hex digits of everything besides the measurements that a proven verdict rests on."""
         parts = [METHOD, self.definition.prompts_per_round, asdict(self.definition.rule)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     def settings(self) -> LaunchSettings:
-        """The user's launch settings with what measuring adds, the context: servers fit it to memory else, and differently with a draft.
-
-        MLX has no such setting: its caches grow with the text.
-        """
+        """The user's launch settings plus a context: without one, servers fit it to memory, and differently with a draft."""
         if self.model.format == "mlx" or names_context(self.args):
             return LaunchSettings(args=self.args)
         longest = self.model.context_length or self.context_tokens
         return LaunchSettings(args=(*self.args, "-c", str(min(self.context_tokens, longest))))
 
     def context(self) -> int:
-        """Tokens of context that memory estimates count with: what the servers are given, where they are given one."""
+        """Tokens of context that memory estimates use: the servers' context, if it is set."""
         return context_of(self.settings().args, self.model.context_length, self.context_tokens)
 
 
 def judged_drafts(request: TuneRequest, hardware: Hardware) -> list[Candidate]:
-    """Every draft that a tune would consider, those that do not fit among them."""
+    """Every draft that a tune would consider, including those that do not fit."""
     return candidates(
         request.model,
         () if request.drafts else request.models,
@@ -155,7 +146,7 @@ def space_for(definition: StudyDefinition, capabilities: Capabilities, fitting: 
 
 
 def why_nothing(model: Model, capabilities: Capabilities, fitting: Sequence[Candidate]) -> str:
-    """The sentence for a model for which nothing can be tried with this build."""
+    """Why nothing can be tried for this model with this build."""
     build = f"{capabilities.build.backend} {capabilities.build.version}"
     if not fitting:
         return f"No draft model fits {model.name} and {build} offers none of the study's draft-free modes."
@@ -175,18 +166,18 @@ def prepare(
     """Find the models and read study and suite.
 
     Args:
-        settings: Study, suite, budget, the user's launch settings and storage are taken from here.
+        settings: Source of study, suite, budget, the user's launch settings and storage.
         model: A path, a catalogue name, or an unambiguous part of one.
         drafts: Likewise; if any, no other draft models are tried.
-        prompt_types: Which; none for all that the suite has.
+        prompt_types: Prompt types; empty for all of the suite.
         args: Server arguments besides those of the settings.
-        again: Measure afresh what is proven already.
+        again: Measure again what is already proven.
         warn: Told each warning of the catalogue.
 
     Raises:
-        UsageError: A name that is no model's or several's, a draft that is the main model, a malformed study, suite
-            or duration.
-        ModelFileError: A file that was asked for cannot be read.
+        UsageError: A name that matches no model or several, a draft that is the main model, or a malformed study, suite or
+            duration.
+        ModelFileError: A requested file cannot be read.
     """
     # Cheap mistakes first: reading every model's metadata may take seconds on a cold cache.
     definition = load_definition(settings.study)
@@ -196,7 +187,7 @@ def prepare(
     try:
         main, chosen = catalog.find(model), tuple(catalog.find(d) for d in drafts)
     except UsageError:
-        # What was not found may be among what could not be read.
+        # A model that is not found may be one that could not be read.
         _tell(catalog, warn)
         raise
     _tell(catalog, warn)
@@ -204,7 +195,7 @@ def prepare(
         if draft.fingerprint == main.fingerprint:
             raise UsageError(
                 f"{draft.name} is the main model itself and cannot draft for it.",
-                f"`autospec drafts --model {main.name}` lists what can.",
+                f"`autospec drafts --model {main.name}` lists the models that can.",
             )
     return TuneRequest(
         model=main,

@@ -1,18 +1,4 @@
-"""What a recommendation rests on besides its measurements, kept with it so that one can see when it has gone stale.
-
-Measuring afresh (`tune --again`): which cells begin anew, and which go on with what was begun and interrupted.
-
-Each cell's study notes the epoch, before which no measurement counts, and whether it was set by a renewal; a proof carries
-the epoch that it rests on. A renewal is open while any of its cells has no such proof: `--again` goes on with it, however
-often it is interrupted, and begins afresh once all are done. Neither clocks nor the order of writes decide: what an
-interruption stores is no proof, and a proof of another epoch is none of this renewal.
-
-The choice that a search ends with, as each cell's study notes it: whoever goes on with the cell recalls it.
-
-The cells of one tune: which there are, which of them need no measuring, and from when measurements count.
-
-What goes on being served while a cell is measured afresh.
-"""
+"""What a tune keeps for the next one: what is kept, what is measured again, and what is served meanwhile."""
 
 from __future__ import annotations
 
@@ -45,45 +31,97 @@ from autospec.tuning.space import Space
 from autospec.tuning.study import OPENED, RUNNER_UP, SEARCHED, WINNER, CellStudy, open_storage
 
 __all__ = [
-    "DRAFT_ID",
     "EPOCH",
-    "RENEWAL",
     "REQUESTS",
-    "Renewal",
+    "Remeasurement",
     "TuneSession",
     "basis_digest",
     "basis_of",
+    "confirms",
     "drafts_of",
     "last_look",
+    "mark_remeasuring",
     "note_choice",
     "note_look",
     "prediction_of",
-    "recall_choice",
-    "renew",
-    "renewal_of",
-    "resting_on",
-    "save",
-    "settles",
-    "to_begin",
+    "save_recommendation",
+    "to_restart",
+    "with_basis",
 ]
 
+# Names of notes in a cell's study. `EPOCH` and `REQUESTS` are also keys of a proof's evidence.
+EPOCH = "epoch"  # measurements before this moment (seconds since 1970) do not count
+REQUESTS = "requests"  # the cell's requests, as `Shapes`
+_RENEWAL = "renewal"  # the epoch that `--again` set
+_PREDICTION = "prediction"
+_RUNNER_UP_PREDICTION = "prediction_of_runner_up"
+# Key of the evidence: the identity of the draft of `tried`.
+_DRAFT_ID = "draft_id"
+# Live requests of the last 30 days show the usual requests.
+_TRAFFIC_S = 30 * 86400.0
 
-# In the evidence: which file the draft of `tried` is.
-DRAFT_ID = "draft_id"
+
+# What is kept: the search's choice, the looks of the proof, and what a verdict rests on.
+
+
+def note_choice(cells: Sequence[CellRun], forecast: Forecast | None) -> None:
+    """Note winner and runner-up of searched cells, and the predictions for both."""
+    ruled_out = forecast.rule_out(cells) if forecast is not None else []
+    for cell in cells:
+        if forecast is not None:
+            for name, drafting in ((_PREDICTION, cell.winner), (_RUNNER_UP_PREDICTION, cell.runner_up)):
+                cell.study.note(name, forecast.figures(cell, drafting) | {"ruled_out": ruled_out})
+        cell.study.note_searched()
+        cell.study.note_drafting(RUNNER_UP, cell.runner_up)
+        cell.study.note_drafting(WINNER, cell.winner)  # last: if it is there, all of them are
+
+
+def _recall_choice(cell: CellRun, space: Space) -> None:
+    """Take over an earlier tune's choice, unless its draft is gone or was not named this time."""
+    epoch = float(cell.study.noted(EPOCH) or 0.0)
+    winner = cell.study.noted_drafting(WINNER, epoch)
+    if winner is None or not (winner.is_off or space.arm_of(winner) is not None):
+        return
+    cell.winner, cell.searched = winner, True
+    runner_up = cell.study.noted_drafting(RUNNER_UP, epoch) or OFF
+    cell.shares_rate = not (Drafting.understood(cell.study.noted(RUNNER_UP)) or OFF).is_off
+    if space.arm_of(runner_up) not in (None, space.arm_of(winner)):
+        cell.runner_up = runner_up
+    cell.trial_values = {
+        t.drafting: t.value for t in cell.study.tried() if t.value is not None and not t.drafting.is_off
+    }
+
+
+def note_look(cell: CellRun) -> None:
+    """Note that the proof was looked at after its current rounds: no later tune may enable at this look."""
+    with suppress(StoreError):  # if the studies' machine no longer answers, the proof continues
+        cell.study.note(_look_name(cell), [cell.study.noted(EPOCH), cell.rounds])
+
+
+def last_look(cell: CellRun) -> int:
+    """Rounds of the last look at the winner's proof in this epoch; 0 for none."""
+    with suppress(StoreError):
+        epoch, rounds = cell.study.noted(_look_name(cell)) or (None, 0)
+        return int(rounds) if epoch == cell.study.noted(EPOCH) else 0
+    return 0
+
+
+def _look_name(cell: CellRun) -> str:
+    return f"look {hashlib.sha256(cell.winner.key.encode()).hexdigest()[:8]}"
+
+
+def prediction_of(cell: CellRun) -> Any:
+    """The prediction for the drafting that the cell's proof is for, as JSON values; ``None`` if there is none."""
+    return cell.study.noted(_RUNNER_UP_PREDICTION if cell.winner == cell.runner_up else _PREDICTION)
 
 
 def drafts_of(fitting: Iterable[Candidate], *, named: bool) -> dict[str, str] | None:
-    """The set of fitting drafts: what each is, by mode and fingerprint, and its name.
-
-    Args:
-        fitting: The candidates that fit.
-        named: True if the user named the drafts to try: then the set is their choice, and ``None`` stands for it.
-    """
+    """The set of fitting drafts: mode and fingerprint → name; ``None`` if the user named the drafts to try."""
     return None if named else {f"{c.mode}:{c.model.fingerprint}": c.model.name for c in fitting}
 
 
 def basis_of(cell: Cell, drafts: Mapping[str, str] | None) -> dict[str, Any]:
-    """All that a verdict of this cell rests on, as JSON values."""
+    """Everything besides the measurements that a verdict of this cell rests on, as JSON values; `drafts` as from `drafts_of`."""
     return {
         "host": host_digest(),
         "hardware": cell.hardware.id,
@@ -97,13 +135,13 @@ def basis_of(cell: Cell, drafts: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def basis_digest(basis: Mapping[str, Any]) -> str:
-    """Twelve hex digits that differ whenever two bases do; names of drafts do not count."""
+    """Twelve hex digits that differ if two bases do; names of drafts do not count."""
     drafts = basis.get("drafts")
     plain = {**basis, "drafts": None if drafts is None else sorted(drafts)}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def resting_on(
+def with_basis(
     recommendation: Recommendation,
     cell: Cell,
     drafts: Mapping[str, str] | None,
@@ -111,161 +149,75 @@ def resting_on(
     draft_id: str = "",
     user_settings: Sequence[str] | None = None,
 ) -> Recommendation:
-    """The recommendation with its basis among the evidence.
+    """The recommendation with its basis in the evidence.
 
-    Args:
-        recommendation: It.
-        cell: Of which.
-        drafts: The fitting drafts, as `drafts_of` has them.
-        draft_id: Identity of the draft of the drafting that was tried; empty where it has none.
-        user_settings: The user's own launch settings; the cell's hold what measuring adds, too.
+    `draft_id` identifies the tried drafting's draft. `user_settings` are the user's own launch settings; the cell's settings
+    include those that measuring adds.
     """
     evidence = {**recommendation.evidence, "basis": basis_of(cell, drafts)}
     if draft_id:
-        evidence[DRAFT_ID] = draft_id
+        evidence[_DRAFT_ID] = draft_id
     if user_settings is not None:
         evidence[USER_SETTINGS] = list(user_settings)
     return replace(recommendation, evidence=evidence)
 
 
-# Names of the notes in a study; `EPOCH` is also that of the mark in a proof's evidence.
-EPOCH = "epoch"
-RENEWAL = "renewal"
+# What is measured again.
 
 
 @dataclass(frozen=True, slots=True)
-class Renewal:
-    """How far a cell is in being measured afresh.
+class Remeasurement:
+    """The state of one cell's re-measurement by `--again`."""
 
-    Attributes:
-        begun_s: Its epoch, seconds since 1970; ``None`` where nobody has begun.
-        finished: True if it came to its end: a proof, or nothing that could be measured.
-        holds: False if it has to be measured once more although it is finished: the proof went stale.
-    """
-
-    begun_s: float | None = None
-    finished: bool = False
-    holds: bool = False
+    epoch_s: float | None = None  # None if the cell has none
+    finished: bool = False  # it ended, with a proof or because nothing could be measured
+    holds: bool = False  # False if a finished one must be repeated, because its proof has become stale
 
 
-def renewal_of(study: CellStudy, stored: Recommendation | None, *, proven: bool) -> Renewal:
-    """Read it from what was noted and stored.
+def _remeasurement_of(study: CellStudy, stored: Recommendation | None, *, proven: bool) -> Remeasurement:
+    """From the study's notes and the served recommendation; `proven` if that holds under the current protocol and rule.
 
-    Args:
-        study: The cell's.
-        stored: What is served for it.
-        proven: True if that holds under today's protocol and rule.
+    Neither clocks nor the order of writes decide: an interruption stores no proof, and a proof of another epoch belongs to
+    another re-measurement.
     """
     epoch = study.noted(EPOCH)
-    # An epoch that was noted by a tune without `--again`, or just before a kill, is no renewal's.
-    if epoch is None or study.noted(RENEWAL) != epoch:
-        return Renewal()
+    # A tune without `--again` notes an epoch, too, and so does one that is killed before it notes the renewal.
+    if epoch is None or study.noted(_RENEWAL) != epoch:
+        return Remeasurement()
     winner = Drafting.understood(study.noted(WINNER))
     if winner is not None and winner.is_off:
-        return Renewal(epoch, finished=True, holds=True)
+        return Remeasurement(epoch, finished=True, holds=True)
     finished = (
         stored is not None
         and stored.status in (Status.PROVEN, Status.STALE)
         and stored.evidence.get(EPOCH) == epoch
     )
-    return Renewal(epoch, finished=finished, holds=finished and proven)
+    return Remeasurement(epoch, finished=finished, holds=finished and proven)
 
 
-def to_begin(renewals: Mapping[str, Renewal]) -> set[str]:
-    """Keys of the cells that are to begin anew; the others go on, or are done.
+def to_restart(states: Mapping[str, Remeasurement]) -> set[str]:
+    """Keys of the cells that `--again` measures from the start; the others continue, or are finished.
 
-    Args:
-        renewals: Of every cell that was asked for, by its key.
+    While any cell is unfinished, `--again` continues with that re-measurement, however often it is interrupted; once all
+    are finished, it starts another one for all of them.
     """
-    unfinished = [r.begun_s for r in renewals.values() if r.begun_s is not None and not r.finished]
+    unfinished = [s.epoch_s for s in states.values() if s.epoch_s is not None and not s.finished]
     if not unfinished:
-        return set(renewals)
-    # Whoever is done since before the open renewal began is done with another one: a kill came between the cells.
-    oldest = min(unfinished)
+        return set(states)
+    # Cells whose epoch is older than this re-measurement belong to an earlier one: a kill came between the cells.
+    oldest_s = min(unfinished)
     return {
         key
-        for key, r in renewals.items()
-        if r.begun_s is None or r.begun_s < oldest or (r.finished and not r.holds)
+        for key, s in states.items()
+        if s.epoch_s is None or s.epoch_s < oldest_s or (s.finished and not s.holds)
     }
-
-
-# Names of the notes of what was predicted of the two.
-_PREDICTION = "prediction"
-_OF_RUNNER_UP = "prediction_of_runner_up"
-
-
-def note_choice(cells: Sequence[CellRun], forecast: Forecast | None) -> None:
-    """Note winner and runner-up of searched cells, and what was predicted of them."""
-    ruled_out = forecast.rule_out(cells) if forecast is not None else []
-    for cell in cells:
-        if forecast is not None:
-            for name, drafting in ((_PREDICTION, cell.winner), (_OF_RUNNER_UP, cell.runner_up)):
-                cell.study.note(name, forecast.figures(cell, drafting) | {"ruled_out": ruled_out})
-        cell.study.note_searched()
-        cell.study.note_drafting(RUNNER_UP, cell.runner_up)
-        cell.study.note_drafting(WINNER, cell.winner)  # last: with it, all of them are there
-
-
-def recall_choice(cell: CellRun, space: Space) -> None:
-    """What an earlier tune chose goes on to be known; a draft that is gone, or was not named this time, is no winner."""
-    begun = float(cell.study.noted(EPOCH) or 0.0)
-    winner = cell.study.noted_drafting(WINNER, begun)
-    if winner is None or not (winner.is_off or space.arm_of(winner) is not None):
-        return
-    cell.winner, cell.searched = winner, True
-    runner_up = cell.study.noted_drafting(RUNNER_UP, begun) or OFF
-    cell.shares_rate = not (Drafting.understood(cell.study.noted(RUNNER_UP)) or OFF).is_off
-    if space.arm_of(runner_up) not in (None, space.arm_of(winner)):
-        cell.runner_up = runner_up
-    cell.trial_values = {
-        t.drafting: t.value for t in cell.study.tried() if t.value is not None and not t.drafting.is_off
-    }
-
-
-def note_look(cell: CellRun) -> None:
-    """Note that the proof was looked at after so many rounds: no tune that goes on may enable at this look again."""
-    with suppress(StoreError):  # the studies may be on another machine, which went away; the proof goes on
-        cell.study.note(_look_of(cell), [cell.study.noted(EPOCH), cell.rounds])
-
-
-def last_look(cell: CellRun) -> int:
-    """Rounds of the last look that was taken at the winner's proof since it began; 0 for none."""
-    with suppress(StoreError):
-        epoch, rounds = cell.study.noted(_look_of(cell)) or (None, 0)
-        return int(rounds) if epoch == cell.study.noted(EPOCH) else 0
-    return 0
-
-
-def _look_of(cell: CellRun) -> str:
-    return f"look {hashlib.sha256(cell.winner.key.encode()).hexdigest()[:8]}"
-
-
-def prediction_of(cell: CellRun) -> Any:
-    """What was predicted of the drafting that the cell's proof is for now, as JSON values; ``None`` for nothing.
-
-    Raises:
-        StoreError: The studies cannot be reached.
-    """
-    return cell.study.noted(_OF_RUNNER_UP if cell.winner == cell.runner_up else _PREDICTION)
-
-
-REQUESTS = "requests"
-"""Name of a cell's requests (`Shapes`) among the notes of its study, and in the evidence."""
-
-# Live requests of so many days tell what requests look like.
-_TRAFFIC_S = 30 * 86400.0
 
 
 @dataclass(slots=True)
 class TuneSession:
-    """What a tune begins with, and what it begins anew.
+    """The cells of one tune: which there are, which need measuring, and since when measurements count.
 
-    Attributes:
-        request: What is to be tuned.
-        hardware: This machine.
-        store: Where measurements and recommendations are.
-        locks: Cells that are taken stay taken while these are open.
-        tell: Told what is left alone, and why.
+    Cells that are locked stay locked while `locks` is open; `tell` gets what is left out, and why.
     """
 
     request: TuneRequest
@@ -273,15 +225,17 @@ class TuneSession:
     store: Store
     locks: CellLocks
     tell: Callable[[str], None]
-    _afresh: set[str] = field(default_factory=set)
-    _renewed: set[str] = field(default_factory=set)
+    _restarted: set[str] = field(
+        default_factory=set
+    )  # keys of the cells that `--again` measures from the start
+    _finished: set[str] = field(default_factory=set)  # keys of those that it has finished already
 
     def cells(self, capabilities: Capabilities, space: Space) -> list[CellRun]:
-        """The cells asked for that no other machine is tuning, each with its study and with what it has found.
+        """The requested cells that no other machine is tuning, each with its study and its earlier results.
 
         Raises:
             SuiteError: The suite lacks prompts of a type.
-            BusyError: Other machines have all of them.
+            BusyError: Other machines have all of the cells.
             StoreError: The database cannot be used.
         """
         request = self.request
@@ -293,125 +247,96 @@ class TuneSession:
             tune, prove = (request.suite.of(prompt_type, half) for half in (Half.TUNE, Half.PROVE))
             if not tune or not prove:
                 raise SuiteError(
-                    f"The suite {request.suite.name} has no prompts of type {prompt_type} to search and prove with.",
-                    f"It has {', '.join(request.suite.types())}.",
+                    f"The suite {request.suite.name} lacks prompts of type {prompt_type} to search or prove with.",
+                    f"It has prompts of these types: {', '.join(request.suite.types())}.",
                 )
             cell = Cell(request.model.ref, prompt_type, capabilities.build, self.hardware, settings)
             if not self.locks.take(cell.key):
-                self.tell(f"{prompt_type}: another machine is tuning this cell.")
+                self.tell(f"{prompt_type}: another machine is measuring this prompt type.")
                 continue
             study = CellStudy(cell, storage, request.definition, space, request.protocol)
-            cells.append(
-                CellRun(
-                    cell,
-                    study,
-                    tune[: request.definition.prompts],
-                    prove,
-                    shapes=self._shapes(cell, prompt_type, capabilities),
-                )
-            )
+            tune_prompts = tune[: request.definition.prompts]
+            cells.append(CellRun(cell, study, tune_prompts, prove, shapes=self._shapes(cell, capabilities)))
         if not cells:
             raise BusyError(
                 "Another autospec is measuring these cells, from another machine like this one.",
-                "Wait for it; its results are kept in the same database.",
+                "Wait for it to finish; its results are kept in the same database.",
             )
         self.store.drafts = space.drafts
         if request.again:
-            self._begin_again(cells)
+            self._restart(cells)
         stored = self._stored(cells)
         for run in cells:
-            recall_choice(run, space)
+            _recall_choice(run, space)
             run.news = self._news(run, space, stored.get(run.cell.key))
-            if run.news and run.searched:
+            if run.news:
                 run.searched = False
         return cells
 
-    def _shapes(self, cell: Cell, prompt_type: PromptType, capabilities: Capabilities) -> Shapes:
-        """The requests that people make of this cell: as live traffic shows them, or else as the suite states them."""
-        since = time.time() - _TRAFFIC_S
-        samples = self.store.samples(since=since, model=cell.model.name, prompt_type=prompt_type)
-        prompts = self.request.suite.prompts
-        return Shapes(
-            cached_share=CACHED_SHARE[prompt_type],
-            max_tokens={p.id: p.max_tokens for p in prompts if p.prompt_type is prompt_type},
-            traffic=of_traffic(samples),
-            first_cycle_in_prompt=capabilities.cycle is Cycle.MLX_LM or not capabilities.tells_drafts,
-        )
-
     def to_measure(self, cells: Sequence[CellRun]) -> list[CellRun]:
-        """Those that are not proven, or proven without a draft that is among today's; under `--again`, the rest of it."""
+        """The cells without a proof, or with a current draft that the proof did not try; with `--again`, the unfinished ones."""
         if self.request.again:
-            done = self._proven(cells) & self._renewed
+            done = self._proven(cells) & self._finished
             for cell in cells:
                 if cell.cell.key in done:
-                    self.tell(f"{cell.prompt_type}: measured afresh already; the interrupted rest goes on.")
+                    self.tell(f"{cell.prompt_type}: already measured again; the interrupted rest continues.")
             return [c for c in cells if c.cell.key not in done]
         proven, stored = self._proven(cells), self._stored(cells)
-        return [c for c in cells if c.cell.key not in proven or self._opens(c, stored[c.cell.key])]
-
-    def _opens(self, cell: CellRun, proof: Recommendation) -> bool:
-        """Whether a proven cell is measured all the same; says why, or why not."""
-        noted = cell.study.noted(OPENED) or ()
-        names = {self._name(draft) for draft in cell.news}.union(noted)
-        if names:
-            cell.opened_for = tuple(sorted(names))
-            cell.stands = proof if self._holds(proof) else None
-            replaced = {self._name(draft) for draft in cell.news & cell.study.drafts_tried()}
-            reasons = [f"{name} was replaced by another file" for name in sorted(replaced)]
-            if new := sorted(names - replaced):
-                were = "was" if len(new) == 1 else "were"
-                reasons.insert(0, f"{' and '.join(new)} {were} not among the drafts tried")
-            self.tell(f"{cell.prompt_type}: proven before, but {', and '.join(reasons)}.")
-            return True
-        moved = self.store.drafts.today(proof.drafting, str(proof.evidence.get(DRAFT_ID) or ""), math.inf)
-        if moved not in (None, proof.drafting):
-            self.tell(f"{cell.prompt_type}: proven before, and its draft is {moved.draft} now.")
-            return True
-        self.tell(f"{cell.prompt_type}: proven before; --again measures afresh.")
-        return False
+        return [c for c in cells if c.cell.key not in proven or self._reopens(c, stored[c.cell.key])]
 
     def begin(self, cells: Sequence[CellRun]) -> dict[str, float]:
-        """Cell key → measurements before this moment do not count; it moves when the user asks to measure again.
+        """Cell key → epoch: measurements before it do not count. `--again` moves it.
 
-        All that beginning again means is stored before the first measurement, so that whoever is killed after it goes on.
+        Every change of a restart is stored before the first measurement, so that the next tune continues after a kill.
         """
         now = time.time()
         epochs = {}
         for cell in cells:
-            afresh = cell.cell.key in self._afresh
-            if afresh:
+            restarts = cell.cell.key in self._restarted
+            if restarts:
                 self.store.forget_surveys(cell.cell.key)
                 forget_idle_drafts(cell, self.store, self.request.protocol)
-            noted = None if afresh else cell.study.noted(EPOCH)
-            if noted is None:
-                noted = now
-                cell.study.note(EPOCH, noted)
-            epochs[cell.cell.key] = float(noted)
-            # A proof that goes on is for the request that it began with, whatever the traffic has become since.
-            requests = None if afresh else cell.study.noted(REQUESTS)
+            epoch = None if restarts else cell.study.noted(EPOCH)
+            if epoch is None:
+                epoch = now
+                cell.study.note(EPOCH, epoch)
+            epochs[cell.cell.key] = float(epoch)
+            # A proof stays for the requests that it began with, even if the traffic has changed since.
+            requests = None if restarts else cell.study.noted(REQUESTS)
             if requests is None:
                 cell.study.note(REQUESTS, cell.shapes.to_json())
             else:
                 cell.shapes = Shapes.from_json(requests)
             if cell.opened_for:
                 cell.study.note(OPENED, list(cell.opened_for))
-            if afresh:
-                cell.study.note(RENEWAL, noted)
-                renew(self.store, self.hardware, cell.cell)
+            if restarts:
+                cell.study.note(_RENEWAL, epoch)
+                mark_remeasuring(self.store, self.hardware, cell.cell)
         return epochs
 
-    def _begin_again(self, cells: Sequence[CellRun]) -> None:
-        """Forget what was found of the cells that `--again` begins with, not of those that it goes on with."""
-        stored = self._stored(cells)
-        proven = self._proven(cells)
-        renewals = {
-            c.cell.key: renewal_of(c.study, stored.get(c.cell.key), proven=c.cell.key in proven)
+    def _shapes(self, cell: Cell, capabilities: Capabilities) -> Shapes:
+        """The usual requests of this cell: from live traffic, else from the suite."""
+        since = time.time() - _TRAFFIC_S
+        samples = self.store.samples(since=since, model=cell.model.name, prompt_type=cell.prompt_type)
+        prompts = self.request.suite.prompts
+        return Shapes(
+            cached_share=CACHED_SHARE[cell.prompt_type],
+            max_tokens={p.id: p.max_tokens for p in prompts if p.prompt_type is cell.prompt_type},
+            traffic=of_traffic(samples),
+            first_cycle_in_prompt=capabilities.cycle is Cycle.MLX_LM or not capabilities.tells_drafts,
+        )
+
+    def _restart(self, cells: Sequence[CellRun]) -> None:
+        """Forget the results of the cells that `--again` measures from the start."""
+        stored, proven = self._stored(cells), self._proven(cells)
+        states = {
+            c.cell.key: _remeasurement_of(c.study, stored.get(c.cell.key), proven=c.cell.key in proven)
             for c in cells
         }
-        self._afresh = to_begin(renewals)
-        self._renewed = {key for key, r in renewals.items() if r.finished} - self._afresh
+        self._restarted = to_restart(states)
+        self._finished = {key for key, s in states.items() if s.finished} - self._restarted
         for cell in cells:
-            if cell.cell.key in self._afresh:
+            if cell.cell.key in self._restarted:
                 cell.study.begin_again()
 
     def _news(self, cell: CellRun, space: Space, stored: Recommendation | None) -> frozenset[str]:
@@ -420,7 +345,8 @@ class TuneSession:
         searched = cell.study.noted(SEARCHED)
         if searched is not None:
             return frozenset(path for path, file in drafts.items() if file.identity not in searched)
-        # Older searches did not note their drafts; the proof's basis has those that fitted, unless the user named some.
+        # Searches of earlier versions did not note their drafts; the proof's basis has those that fitted, unless the user
+        # named some.
         basis = (stored.evidence.get("basis") if stored is not None else None) or {}
         fitted = basis.get("drafts")
         if fitted is not None:
@@ -429,6 +355,26 @@ class TuneSession:
         if basis and self.request.drafts:
             return frozenset(drafts.keys() - cell.study.drafts_tried())
         return frozenset()
+
+    def _reopens(self, cell: CellRun, proof: Recommendation) -> bool:
+        """Whether a proven cell is measured again; tells the reason either way."""
+        names = {self._name(draft) for draft in cell.news}.union(cell.study.noted(OPENED) or ())
+        if names:
+            cell.opened_for = tuple(sorted(names))
+            cell.stands = proof if self._holds(proof) else None
+            replaced = {self._name(draft) for draft in cell.news & cell.study.drafts_tried()}
+            reasons = [f"{name} was replaced by another file" for name in sorted(replaced)]
+            if new := sorted(names - replaced):
+                were = "was" if len(new) == 1 else "were"
+                reasons.insert(0, f"{' and '.join(new)} {were} not among the drafts tried")
+            self.tell(f"{cell.prompt_type}: already proven, but {', and '.join(reasons)}.")
+            return True
+        moved = self.store.drafts.today(proof.drafting, str(proof.evidence.get(_DRAFT_ID) or ""), math.inf)
+        if moved not in (None, proof.drafting):
+            self.tell(f"{cell.prompt_type}: already proven, but its draft model is now {moved.draft}.")
+            return True
+        self.tell(f"{cell.prompt_type}: already proven; use --again to measure it again.")
+        return False
 
     def _name(self, draft: str) -> str:
         file = self.store.drafts.by_path.get(draft)
@@ -441,11 +387,11 @@ class TuneSession:
             return True
         models = (*self.request.drafts, *self.request.models)
         model = next((m for m in models if str(m.path) == draft), None)
-        identity = proof.evidence.get(DRAFT_ID)
+        identity = proof.evidence.get(_DRAFT_ID)
         return model is not None and identity in (None, draft_file(model).identity)
 
     def _stored(self, cells: Sequence[CellRun]) -> dict[str, Recommendation]:
-        """Cell key → what is served for it."""
+        """Cell key → its served recommendation."""
         found = self.store.recommendations(cell_keys=[c.cell.key for c in cells])
         return {s.cell_key: s.recommendation for s in found}
 
@@ -460,43 +406,48 @@ class TuneSession:
         }
 
 
-def save(
+# What is served meanwhile.
+
+
+def save_recommendation(
     store: Store,
     recommendation: Recommendation,
     hardware: Hardware,
     cell: Cell,
     stands: Recommendation | None = None,
 ) -> None:
-    """Keep a cell's recommendation; a proven one gives way to a proof, and to nothing less.
+    """Store a cell's recommendation, but keep serving a proven one, even a stale one, until there is a new proof.
 
-    While a cell is measured afresh the search knows less than the proof that was there, also of one that has gone stale
-    since, so that it stays.
-
-    Args:
-        store: Where to.
-        recommendation: What is concluded now.
-        hardware: This machine.
-        cell: The cell.
-        stands: A proof that holds, of a cell that is measured again for further drafts only: it gives way to a better one.
+    `stands` is a proof that holds, of a cell that is measured again for further drafts only: only a better proof replaces it.
     """
-    if stands is not None and recommendation.status is Status.PROVEN and not _better(recommendation, stands):
+    proven = recommendation.status is Status.PROVEN
+    if stands is not None and proven and not _better(recommendation, stands):
         store.save_recommendation(_with_comparison(stands, recommendation), hardware, cell)
         return
-    if recommendation.status is not Status.PROVEN:
+    if not proven:
         stored = store.recommendations(cell_keys=[cell.key])
         if stored and stored[0].recommendation.status in (Status.PROVEN, Status.STALE):
-            renew(store, hardware, cell)
+            mark_remeasuring(store, hardware, cell)
             return
     store.save_recommendation(recommendation, hardware, cell)
 
 
-def settles(winner: Drafting, stands: Recommendation | None) -> bool:
-    """Whether a search for further drafts has found nothing that is to be proved: what stands was found once more.
+def mark_remeasuring(store: Store, hardware: Hardware, cell: Cell) -> None:
+    """Mark a stale recommendation as being measured again, so that the next tune continues instead of starting over.
 
-    Args:
-        winner: What the search ended with; off where nothing could be measured.
-        stands: The proof that holds; ``None`` where there is none.
+    Call it as soon as measuring starts, because a kill leaves no time at the end.
     """
+    stored = store.recommendations(cell_keys=[cell.key])
+    if not stored:
+        return
+    old = stored[0].recommendation
+    if old.status is Status.STALE and not old.evidence.get("renewing"):
+        renewing = replace(old, evidence={**old.evidence, "renewing": True})
+        store.save_recommendation(renewing, hardware, cell)
+
+
+def confirms(winner: Drafting, stands: Recommendation | None) -> bool:
+    """Whether a search for further drafts ended with what is proven already (or with nothing), so needs no proof."""
     return stands is not None and (winner.is_off or winner == stands.tried)
 
 
@@ -507,7 +458,7 @@ def _better(new: Recommendation, old: Recommendation) -> bool:
 
 
 def _with_comparison(old: Recommendation, new: Recommendation) -> Recommendation:
-    """What stands, with what it was compared with, and resting on the drafts of today."""
+    """The proof that stays, with the drafting it was compared with, resting on the current drafts."""
     figures = new.to_json()
     compared = {
         "drafting": figures["tried"],
@@ -517,17 +468,3 @@ def _with_comparison(old: Recommendation, new: Recommendation) -> Recommendation
     known = [p for p in old.evidence.get("also_proved", ()) if p.get("drafting") != compared["drafting"]]
     basis = new.evidence.get("basis", old.evidence.get("basis"))
     return replace(old, evidence={**old.evidence, "also_proved": [*known, compared], "basis": basis})
-
-
-def renew(store: Store, hardware: Hardware, cell: Cell) -> None:
-    """Mark a stale recommendation as being measured afresh: the next tune goes on instead of beginning again.
-
-    To be called as soon as the measuring begins, as a kill lets nothing be said at the end.
-    """
-    stored = store.recommendations(cell_keys=[cell.key])
-    if not stored:
-        return
-    old = stored[0].recommendation
-    if old.status is Status.STALE and not old.evidence.get("renewing"):
-        renewing = replace(old, evidence={**old.evidence, "renewing": True})
-        store.save_recommendation(renewing, hardware, cell)

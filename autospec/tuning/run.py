@@ -1,4 +1,4 @@
-"""`autospec tune`: from a main model to recommendations. Puts the parts together and keeps what is known."""
+"""`autospec tune`: from a main model to recommendations. Runs the phases in turn, and stores every result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from autospec.measure.measurements import Phase
 from autospec.recommendations import LIKELY, Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
-from autospec.tuning import resume
 from autospec.tuning.budget import Budget
 from autospec.tuning.build_recommendation import Cost, conclude, likely_of, nothing_to_try
 from autospec.tuning.cell import CellRun, Progress
@@ -42,10 +41,12 @@ from autospec.tuning.resume import (
     EPOCH,
     REQUESTS,
     TuneSession,
+    confirms,
     drafts_of,
     note_choice,
     prediction_of,
-    resting_on,
+    save_recommendation,
+    with_basis,
 )
 from autospec.tuning.search import Search
 from autospec.tuning.space import Space
@@ -57,13 +58,13 @@ __all__ = ["Tuning"]
 
 @dataclass(slots=True)
 class Tuning:
-    """One tune. `run` does it all; what is known is stored at every step and again when it ends, however it ends.
+    """One tune: `run` searches and proves; results are stored at every step and at the end, even after an interruption.
 
     Attributes:
         request: What is to be tuned.
-        backend: Starts the servers.
+        backend: Launches the servers.
         hardware: This machine.
-        progress: Who watches.
+        progress: Receives what the tune reports.
     """
 
     request: TuneRequest
@@ -79,13 +80,12 @@ class Tuning:
         """Search, prove, store.
 
         Returns:
-            The recommendation of every cell asked for, in the order of `PromptType`; also of those that were
-            proven before.
+            The recommendations of all requested cells, in the order of `PromptType`, including those that were proven before.
 
         Raises:
             BusyError: Another tune holds the machine, or other machines hold all of its cells.
-            AutospecError: The server does not even start without drafting, or the database cannot be used.
-            KeyboardInterrupt: Passed on after everything known has been stored.
+            AutospecError: The server does not start even without drafting, or the database cannot be used.
+            KeyboardInterrupt: Raised again after everything known has been stored.
         """
         with machine_lock(f"tune {self.request.model.name}"), ExitStack() as stack:
             store = open_store(self.request.storage, self.progress.tell)
@@ -95,7 +95,7 @@ class Tuning:
         return self.known()
 
     def known(self) -> list[Recommendation]:
-        """What the store says of the cells that `run` was asked for; for whoever interrupted it."""
+        """The stored recommendations of the requested cells; also after an interrupted `run`."""
         store = open_store(self.request.storage)
         try:
             stored = {s.cell_key: s.recommendation for s in store.recommendations(cell_keys=self._wanted)}
@@ -103,26 +103,26 @@ class Tuning:
             store.close()
         return [stored[key] for key in self._wanted if key in stored]
 
-    def _run(self, opening: TuneSession) -> None:
+    def _run(self, session: TuneSession) -> None:
         budget = Budget(self.request.budget_s or self.request.definition.budget_s)
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
         space = space_for(self.request.definition, capabilities, fitting)
-        cells = opening.cells(capabilities, space)
+        cells = session.cells(capabilities, space)
         self._wanted = [c.cell.key for c in cells]
-        open_cells = opening.to_measure(cells)
+        open_cells = session.to_measure(cells)
         refusal = self._refusal(space) if open_cells else ""
         if open_cells and (refusal or not space.arms):
             why = refusal or why_nothing(self.request.model, capabilities, fitting)
             verdict = Verdict.DISABLE if refusal else Verdict.UNDECIDED
             for cell in open_cells:
-                self._save(opening.store, nothing_to_try(cell, why, verdict), cell)
+                self._save(session.store, nothing_to_try(cell, why, verdict), cell)
         elif open_cells:
-            self._tune(opening, open_cells, space, budget, fitting)
+            self._tune(session, open_cells, space, budget, fitting)
 
     def _refusal(self, space: Space) -> str:
-        """Why no drafting can be used with this model at all, found out before anything starts; empty where one can.
+        """Why no drafting can be used with this model at all, found out before any launch; empty if one can.
 
         Raises:
             UnsupportedError: The user's own settings cannot be used.
@@ -142,16 +142,17 @@ class Tuning:
 
     def _tune(
         self,
-        opening: TuneSession,
+        session: TuneSession,
         cells: list[CellRun],
         space: Space,
         budget: Budget,
         fitting: Sequence[Candidate],
     ) -> None:
-        request, store = self.request, opening.store
+        request, store = self.request, session.store
         settings = request.settings()
-        build = self.backend.capabilities().build
-        # Launches of another model, or of this one with other settings, may differ more or less.
+        capabilities = self.backend.capabilities()
+        build = capabilities.build
+        # Launches of another model, or with other settings, may differ more or less.
         compared = " ".join((request.model.name, *request.args))
         comparing = LaunchComparing(
             store,
@@ -172,7 +173,7 @@ class Tuning:
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
-            self._epochs = opening.begin(cells)
+            self._epochs = session.begin(cells)
             pairing = PairedRunner(
                 launches,
                 asking,
@@ -182,7 +183,9 @@ class Tuning:
                 budget_s=budget.total_s,
                 shapes={c.cell.key: c.shapes for c in cells},
             )
-            context = TuneContext(request.definition, space, launches, pairing, budget, self.progress)
+            context = TuneContext(
+                request.definition, space, launches, pairing, budget, self.progress, asking, store
+            )
 
             def keep(cell: CellRun) -> None:
                 self._cost.seconds = budget.spent_s
@@ -191,28 +194,28 @@ class Tuning:
                 self._save(store, self._conclusion(cell, pairing, settings), cell)
 
             with self._keeping(cells, keep, store):
-                # Without off there is nothing to compare with: its failure ends the tune before any trial.
+                # Without a baseline there is nothing to compare with: its failure ends the tune before any trial.
                 launches.off()
                 unsearched = [c for c in cells if not c.searched]
                 if unsearched:
-                    self._search(unsearched, context, asking, store)
+                    self._search(unsearched, context)
                 cells = [c for c in cells if not self._settle(store, c)]
                 if not cells:
                     return
-                per_request = self.backend.capabilities().drafting_per_request
-                if per_request:
-                    compare_idle_drafts(cells, context, asking, store)
+                if capabilities.drafting_per_request:
+                    compare_idle_drafts(cells, context)
                 Proof(
-                    # What was proven stays while there was no time to try the drafts that it was opened for.
+                    # A proof stays if there was no time to try the drafts for which its cell is measured again.
                     [c for c in cells if c.searched or c.stands is None],
                     context,
                     keep,
-                    predictions=self._predictions(context, asking, store),
+                    predictions=ProofPredictions(context) if request.definition.predict else None,
                     scatter=lambda: known_scatter(store, self.hardware.id, build, compared),
                 ).run()
-                if per_request and (turned := [c for c in cells if c.enabled and c.winner == c.runner_up]):
-                    # It was not known before that their runners-up would be used.
-                    compare_idle_drafts(turned, context, asking, store)
+                turned = [c for c in cells if c.enabled and c.winner == c.runner_up]
+                if capabilities.drafting_per_request and turned:
+                    # Only the proof has shown that their runners-up are used.
+                    compare_idle_drafts(turned, context)
                     for cell in turned:
                         keep(cell)
 
@@ -220,10 +223,10 @@ class Tuning:
     def _keeping(
         self, cells: Sequence[CellRun], keep: Callable[[CellRun], None], store: Store
     ) -> Iterator[None]:
-        """However the tune ends, what is known of every cell is stored, whatever becomes of the others'.
+        """Store what is known of every cell at the end, however the tune ends, and even if storing another cell fails.
 
         Raises:
-            AutospecError: The first thing that could not be stored, where the tune itself ended well.
+            AutospecError: The first failure to store, if the tune itself succeeded.
         """
         failed: list[AutospecError] = []
 
@@ -246,50 +249,47 @@ class Tuning:
             raise failed[0]
 
     def _save(self, store: Store, recommendation: Recommendation, cell: CellRun) -> None:
-        rested = resting_on(
+        based = with_basis(
             recommendation,
             cell.cell,
             self._drafts,
             draft_id=cell.study.draft_id(recommendation.tried),
             user_settings=self.request.args,
         )
-        resume.save(store, rested, self.hardware, cell.cell, cell.stands)
+        save_recommendation(store, based, self.hardware, cell.cell, cell.stands)
         if cell.opened_for and recommendation.status is Status.PROVEN:
             cell.study.note(OPENED, None)
 
     def _settle(self, store: Store, cell: CellRun) -> bool:
-        """Whether the search for further drafts has found what was proven before: no second proof of the same pairs."""
-        if not cell.searched or cell.stands is None or not resume.settles(cell.winner, cell.stands):
+        """Whether the search for further drafts found the proven drafting again, which needs no second proof of the same pairs."""
+        if not cell.searched or cell.stands is None or not confirms(cell.winner, cell.stands):
             return False
         proof, cell.stands = cell.stands, None
         self._save(store, proof, cell)
-        stays = "drafting" if proof.tried.is_off else proof.tried.label
+        stays = "the baseline" if proof.tried.is_off else proof.tried.label
         self.progress.tell(
-            f"{cell.prompt_type}: {' and '.join(cell.opened_for)} did not beat {stays}; what was proven stays."
+            f"{cell.prompt_type}: {' and '.join(cell.opened_for)} did not beat {stays}; the earlier proof stays."
         )
         return True
 
-    def _search(self, cells: Sequence[CellRun], context: TuneContext, asking: Asking, store: Store) -> None:
+    def _search(self, cells: Sequence[CellRun], context: TuneContext) -> None:
         forecast = None
-        if self.request.definition.predict and (predictor := Profiler(cells, context, asking, store).run()):
-            threshold = self.request.definition.rule.threshold
+        threshold = context.definition.rule.threshold
+        if context.definition.predict and (predictor := Profiler(cells, context).run()):
             forecast = Forecast(predictor, context.space, threshold, self.progress.tell)
         search = Search(cells, context, forecast)
         search.run()
-        choose_winners(cells, context.space, context.definition.rule.threshold, forecast)
+        choose_winners(cells, context.space, threshold, forecast)
         for cell in cells:
-            # Without time for a single trial nothing was chosen: the next tune searches.
+            # Without time for a single trial nothing was chosen: the next tune searches again.
             untried = cell.news - {d.draft for d in cell.trial_values}
             cell.searched = not (search.out_of_time and (cell.winner.is_off or untried))
         note_choice([c for c in cells if c.searched], forecast)
 
-    def _predictions(self, context: TuneContext, asking: Asking, store: Store) -> ProofPredictions | None:
-        return ProofPredictions(context, asking, store) if self.request.definition.predict else None
-
     def _conclusion(self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings) -> Recommendation:
         if cell.searched and cell.winner.is_off:
             failed = [t.reason for t in cell.study.tried() if t.value is None and t.reason]
-            why = f" The last one said: {failed[-1]}" if failed else ""
+            why = f" The last failure: {failed[-1]}" if failed else ""
             return nothing_to_try(cell, f"No drafting could be measured.{why}")
         model_path = str(self.request.model.path)
         try:
@@ -322,8 +322,8 @@ class Tuning:
             noted = {"prediction": prediction_of(cell), "idle_draft": idle_draft_of(cell)}
             marks |= {name: note for name, note in noted.items() if note is not None}
         except StoreError as error:
-            # The studies may be on another machine, which went away. The proof is in the database here, and goes on.
-            self.progress.tell(f"{cell.prompt_type}: kept without what its study notes. {error.message}")
+            # The studies' machine may no longer answer. The proof is in the local database, and continues.
+            self.progress.tell(f"{cell.prompt_type}: stored without the notes of its study. {error.message}")
         return replace(recommendation, evidence={**recommendation.evidence, **marks})
 
     def _fitting(self) -> list[Candidate]:
@@ -356,24 +356,22 @@ class Tuning:
 
 
 def _why_by_turns(devices: Sequence[Device] | None, weights: Weights) -> str:
+    by_turns = "they run by turns."
     if weights.where is Where.MEMORY or (devices is not None and not devices):
-        return "Off and drafting do not fit into memory side by side: they are launched by turns."
+        return f"Servers with and without drafting do not fit into memory together; {by_turns}"
     room = None if devices is None else room_bytes(devices, weights)
     if room is None:
-        return "How much memory the GPU has for two servers is not known: off and drafting are launched by turns."
+        return f"The GPU memory available for two servers is unknown; {by_turns}"
     if weights.where is Where.BOTH:
         return (
-            "Whether off and drafting fit side by side is not sure, as a part of the model is on the GPU: "
-            "they are launched by turns."
+            "A part of the model is on the GPU, so it is uncertain whether servers with and without drafting fit together; "
+            f"{by_turns}"
         )
-    return (
-        "Off and drafting do not fit on the GPU side by side, where two servers have "
-        f"{room / 1024**3:.1f} GiB: they are launched by turns."
-    )
+    return f"Servers with and without drafting do not fit into the {room / 1024**3:.1f} GiB of GPU memory together; {by_turns}"
 
 
 def _guess_winners(cells: Sequence[CellRun]) -> None:
-    # Interrupted in the search: the best so far stands in the table, provisionally, and is not noted as winner.
+    # After an interrupted search the best so far is recommended provisionally, but not noted as winner.
     for cell in cells:
         if cell.winner.is_off and cell.best is not None:
             cell.winner = cell.best[0]

@@ -1,11 +1,10 @@
-"""The search: Optuna proposes a drafting, one launch measures it for every prompt type at once.
+"""The search: one launch measures a drafting for every prompt type at once.
 
-Where prediction covers the space, it says what to launch: what is expected to beat everything so far, and a draft
-whose costs are too unsure to rule it out. What it leaves open is searched: one cell leads each trial, in turn, its
-study proposes, and every other cell's study is asked to take the same drafting and told its own result; the first such
-trials are the space's leaders. A draft that was so slow in its launch that no other setting of it can win is not launched
-again. The search is done when nothing is left that is worth a launch, when the trials or its share of the budget are
-spent, or when nothing has got better anywhere for a while.
+Predictions come first: the search launches what is expected to beat everything so far, and drafts whose costs are too
+uncertain to rule them out. For draftings without a trusted prediction, one cell leads each trial, in turn: its Optuna study
+proposes a drafting, and all cells measure it. The space's leaders are the first such trials. A draft that was so slow that
+no other setting of it can win is not launched again. The search ends when nothing is worth a launch, when the trials or its
+share of the budget are spent, or when nothing has improved in any cell for a while.
 """
 
 from __future__ import annotations
@@ -21,22 +20,23 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell import CellRun, TuneStep, geometric_mean, mean_log_ratio
 from autospec.tuning.context import TuneContext
 from autospec.tuning.forecast import Forecast
-from autospec.tuning.paired_runner import Measured, Task
+from autospec.tuning.paired_runner import Measured
 from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
 from autospec.tuning.study import Ask
+from autospec.tuning.tasks import Task
 from autospec.tuning.winners import trial_attributes, trial_values
 
 __all__ = ["Search"]
 
-# Better by less than this is not progress: it is below what a few prompts can tell.
+# A smaller improvement is not progress: a few prompts cannot show it.
 _PROGRESS = 0.01
-# A cell whose best drafting is still this much slower than off takes no further part: a proof on fresh prompts
-# will say so, and nothing the sampler does nearby makes up for it.
+# A cell whose best drafting reaches only this ratio to off leaves the search: nothing that the sampler tries nearby makes
+# up for that, and the proof on other prompts will confirm it.
 _HOPELESS = 0.80
-# What comes so near to a cell's best may be better.
+# A drafting this close to a cell's best may be better than it.
 _NEAR = 0.97
-# With fewer trials than this on the clock, more trials teach more than more prompts in each.
+# Below this number of trials, more trials are worth more than more prompts in each.
 _ENOUGH_TRIALS = 8
 
 
@@ -44,21 +44,13 @@ _ENOUGH_TRIALS = 8
 class _TrialOutcome:
     pairs: list[Pair]
     gave_up: str
-    # Those of them during which the machine did not change: what prediction may learn from.
-    calm: list[Pair]
+    calm: list[Pair]  # the undisturbed ones, which correct predictions
 
 
 class Search:
-    """The ask/tell loop over all cells of one tune.
+    """The ask/tell loop over all cells of one tune that are not searched yet, within the definition's share of the budget.
 
-    Args:
-        cells: The cells that are not searched yet.
-        context: The tools; the search takes the definition's share of the budget.
-        forecast: What prediction says; ``None`` where nothing can be predicted.
-        now: Monotonic seconds.
-
-    Attributes:
-        out_of_time: True if the search ended because its share of the budget was spent.
+    `out_of_time` is True if the search ended because that share was spent.
     """
 
     def __init__(
@@ -78,12 +70,11 @@ class Search:
         self._known: set[Drafting] = set()
         self._dead_arms: set[str] = set()
         self._reach = Reach(context.definition.rule.threshold)
-        # Cell key → drafting → its pairs.
-        self._pairs: dict[str, dict[Drafting, list[Pair]]] = {}
+        self._pairs: dict[str, dict[Drafting, list[Pair]]] = {}  # by cell key
         self._idle = 0
         self.out_of_time = False
         self._trial_s: list[float] = []
-        # Tune prompts of each type in every trial; known once the first ones have been timed.
+        # Tune prompts of each type in every trial; set once the first ones have been timed.
         self._prompts: int | None = None
 
     def run(self) -> None:
@@ -91,7 +82,7 @@ class Search:
         done = self._recall()
         leaders = [d for d in self._space.leaders() if d not in self._known]
         if news := {draft for cell in self._cells for draft in cell.news}:
-            # What was tried before these drafts came uses up neither their trials nor their patience.
+            # Trials from before these drafts use up neither their trials nor their patience.
             done, self._idle = sum(d.draft in news for d in self._known), 0
             leaders.sort(key=lambda d: d.draft not in news)
         while self._cells and done < self._definition.trials and self._idle < self._definition.patience:
@@ -117,7 +108,7 @@ class Search:
             cell.searched = True
 
     def _choose(self, active: Sequence[CellRun], leader: CellRun, leaders: list[Drafting]) -> Drafting | None:
-        """The next drafting to launch; ``None`` where none is worth it."""
+        """The next drafting to launch; ``None`` if none is worth it."""
         if self._forecast is not None:
             promising = self._forecast.next(active, self._known, self._dead_arms)
             if promising is not None:
@@ -132,7 +123,7 @@ class Search:
         return leader.study.propose(self._known, lambda d: self._space.arm_of(d) in open_arms)
 
     def _is_open(self, arm: Arm, active: Sequence[CellRun]) -> bool:
-        """Whether an arm is searched by trials: prediction has nothing to say of it, and a launch has not ruled it out."""
+        """Whether an arm is searched by trials: it has no trusted prediction, and no launch has ruled it out."""
         if arm.label in self._dead_arms:
             return False
         if not self._reach.may_win(arm, active):
@@ -141,7 +132,7 @@ class Search:
         return not all(self._forecast.trusts(d) for d in samples) if self._forecast else True
 
     def _recall(self) -> int:
-        """Take up what earlier runs left in the studies, patience included; returns the trials they made."""
+        """Take in the trials of earlier runs, with their patience; returns how many they are."""
         trials: dict[Drafting, list[tuple[CellRun, float]]] = {}
         for cell in self._cells:
             for t in cell.study.tried():
@@ -166,7 +157,7 @@ class Search:
                 )
                 if self._forecast is not None:
                     self._forecast.observe(drafting, known)
-        # Trials must rest on the same prompts to be compared, whatever the clock says this time.
+        # Trials can be compared only on the same prompts, even if this run has more time.
         noted = [int(n) for c in self._cells if (n := c.study.noted("prompts")) is not None]
         self._prompts = min(noted, default=None)
         return len(trials)
@@ -177,7 +168,7 @@ class Search:
         results: Sequence[tuple[CellRun, float]],
         pairs: Mapping[str, Sequence[Pair]],
     ) -> None:
-        """Add one trial's values to what is known, and see whether anything got better."""
+        """Take in one trial's values, and see whether any cell improved."""
         self._idle += 1
         for cell, ratio in results:
             before = max(1.0, cell.best[1]) if cell.best else 1.0
@@ -189,9 +180,9 @@ class Search:
                 self._idle = 0
 
     def _confirm(self) -> None:
-        """Ask the leaders, and what comes near them, the prompts that they were not asked, as long as time allows.
+        """Ask the best draftings the prompts that they were not asked, as long as time allows.
 
-        Of many draftings that were asked one prompt each, the luckiest looks best.
+        If many draftings were asked one prompt each, the luckiest looks best.
         """
         failed: set[Drafting] = set()
         while self._time_for_another():
@@ -211,8 +202,8 @@ class Search:
     def _near(self, cell: CellRun) -> list[Drafting]:
         """The best drafting of a cell, and those that may be as good on more prompts; best first.
 
-        The best one may be the luckiest one of a prompt, and then those that are held against it there look worse than they
-        are: their own mean counts too.
+        The best one may only have been lucky on one prompt, and then those that are compared with it there look worse than they
+        are: so their own mean counts, too.
         """
         least = _NEAR * cell.best[1] if cell.best else math.inf
         alone = trial_values(self._pairs.get(cell.cell.key, {}), compared=False)
@@ -223,7 +214,7 @@ class Search:
         return next((d for d in self._near(cell) if d not in failed and self._unasked(cell, d)), None)
 
     def _unasked(self, cell: CellRun, drafting: Drafting) -> list[Task]:
-        """Tune prompts that a drafting was not asked; none where prediction, which knows them all, speaks for it."""
+        """Tune prompts that a drafting was not asked; empty if it has a trusted prediction, which covers them all."""
         if self._forecast is not None and self._forecast.trusts(drafting):
             return []
         asked = {p.off.prompt_id for p in self._pairs.get(cell.cell.key, {}).get(drafting, ())}
@@ -231,7 +222,7 @@ class Search:
         return [Task.of(cell.cell.key, p) for p in wanted if p.id not in asked] if asked else []
 
     def _ask_rest(self, drafting: Drafting, cells: Sequence[CellRun]) -> bool:
-        """One more launch of a drafting for these cells; false where it cannot be measured."""
+        """One more launch of a drafting for these cells; False if it cannot be measured."""
         tasks = [task for cell in cells for task in self._unasked(cell, drafting)]
         found: dict[str, list[Pair]] = {c.cell.key: list(self._pairs[c.cell.key][drafting]) for c in cells}
         try:
@@ -260,7 +251,7 @@ class Search:
 
     def _time_for_another(self) -> bool:
         left = self._context.budget.part_left_s(self._definition.search_share)
-        # A trial that would end far beyond the share is not begun; the first is always worth its time.
+        # A trial that would end far beyond the share does not start; the first one always does.
         return left > 0 and (not self._trial_s or left > 0.5 * max(self._trial_s[-3:]))
 
     @staticmethod
@@ -290,7 +281,7 @@ class Search:
         arm = self._space.arm_of(drafting)
         if arm is not None and self._reach.weigh(arm, drafting, cells, pairs):
             self._progress.tell(
-                f"{arm.label}: too slow for any other setting of it to win, so that none is tried."
+                f"{arm.label}: it is too slow for any other setting to win; no other setting is tried."
             )
         if self._forecast is not None:
             self._forecast.observe(drafting, {key: o.calm for key, o in outcomes.items()})
@@ -349,7 +340,7 @@ class Search:
         }
 
     def _next_tasks(self, cells: Sequence[CellRun], pairs: dict[str, dict[str, Measured]]) -> list[Task]:
-        """The next prompt of every cell; all that are left where each block costs launches."""
+        """The next prompt of every cell; all that are left if each block costs launches."""
         at_once = (
             1 if self._context.launches.resident == 2 or self._prompts is None else self._definition.prompts
         )
@@ -363,12 +354,12 @@ class Search:
         return tasks
 
     def _affordable_prompts(self, pair_s: float) -> int:
-        """How many tune prompts of each type leave time for enough trials, from what the first ones took."""
+        """How many tune prompts of each type leave time for enough trials, if all take as long as the first ones."""
         trials = min(_ENOUGH_TRIALS, self._definition.trials)
         left = self._context.budget.part_left_s(self._definition.search_share)
         each = pair_s * len(self._cells) * trials
         affordable = int(left / each) if each > 0 else self._definition.prompts
-        # Where prediction knows all prompts, a trial is there to correct its costs.
+        # If all prompts are predicted, a trial only corrects the costs.
         most = self._definition.prompts if self._forecast is None else min(2, self._definition.prompts)
         return max(1, min(affordable, most))
 
@@ -381,7 +372,7 @@ class Search:
 
     @staticmethod
     def _record_off(cell: CellRun, pairs: Sequence[Pair]) -> None:
-        # Off is a trial like any other: its ratio to itself is 1, its speed is what the first pairs showed.
+        # Off is a trial, too: its ratio to itself is 1, its speed is that of the first pairs.
         if not cell.off_recorded and pairs:
             tps = round(geometric_mean([p.off.request_tps for p in pairs]), 3)
             cell.study.start(OFF).complete(1.0, {"pairs": len(pairs), "baseline_tps": tps})
@@ -390,7 +381,7 @@ class Search:
     def _repeat_disturbed(
         self, drafting: Drafting, pairs: dict[str, dict[str, Measured]], gave_up: dict[str, str]
     ) -> None:
-        """Measure again, on one fresh launch, what a change of the machine spoilt in cells still of interest."""
+        """Measure disturbed pairs again, on one new launch, in cells that have not given up."""
         again = [
             m.task
             for key, found in pairs.items()
@@ -403,7 +394,7 @@ class Search:
                 pairs[measured.task.cell_key][measured.task.prompt_id] = measured
 
     def _bury(self, drafting: Drafting) -> None:
-        # What failed for good is the mode in this build, or the draft model: other numbers would not help it.
+        # The mode in this build, or the draft model, failed permanently: other parameters would fail, too.
         arm = self._space.arm_of(drafting)
         if arm is not None:
             self._dead_arms.add(arm.label)

@@ -1,8 +1,8 @@
 """The space of draftings: what may be tried, and how Optuna's parameters become a drafting.
 
-An *arm* is a mode, with its draft model where it has one. Optuna chooses the arm and then only that arm's own
-parameters, so that a trial never carries a p-min for an n-gram mode. Numbers of one mode are shared by all its
-drafts: what is learnt about n_max with one draft is a good guess for another.
+An *arm* is a mode, with its draft model if it has one. Optuna chooses the arm and then only that arm's own parameters, so a
+trial never has a p-min for an n-gram mode. All drafts of a mode share its parameters: a good n_max for one draft is a good
+guess for another.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any, Protocol
 
@@ -17,67 +18,52 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.store.queries import DraftFile, DraftFiles
 from autospec.tuning.definition import SpaceDefinition
 
-__all__ = ["Arm", "Chooser", "Space"]
+__all__ = ["Arm", "Space"]
 
 _P_MIN_STEP = 0.05
 _OFF_ARM = "off"
-# N-gram sizes that prediction looks at: denser where a step matters more.
+# N-gram sizes that are predicted: denser where a step matters more.
 _NGRAM_N = (3, 4, 6, 8, 12, 16, 24)
 _NGRAM_M = (8, 12, 16, 24, 32, 48)
 _MOD_N_MAX = (*_NGRAM_M, 64)
-# n_min drops a draft that ended before it was that long. A draft model's draft ends early only where a p-min ends it, and
-# n_min 1 drops nothing: such draftings are the same as those with n_min 0. Few combinations are worth a place in the grid.
+# n_min drops shorter drafts. A draft model's draft is shorter than n_max only if a p-min ends it, and n_min 1 drops nothing:
+# such draftings equal those with n_min 0. Few combinations are worth a place in the grid.
 _N_MIN = (2, 4, 8)
 _N_MIN_N_MAX = (4, 8, 12, 16, 24, 32)
 _N_MIN_P_MIN = (0.2, 0.4, 0.6, 0.8)
-# ngram-mod drafts until its table knows no next token. Its n_min is searched as a part of n_max, in quarters.
+# ngram-mod drafts until its table has no next token. Its n_min is searched as a share of n_max, in quarters.
 _MOD_SHARE_STEP = 0.25
 _MOD_SHARES = (0.5, 0.75)
 _MOD_N_MIN_N_MAX = (16, 32)
-# Leaders of each kind of arm, in the order in which they are tried. llama.cpp's own defaults (b11434) are among them:
+# Leaders of each kind of arm, in the order in which they are tried. They include llama.cpp's own defaults (b11434):
 # n_max 3; n 12 and m 48; match 24, n_max 64 and n_min 48.
 _MODEL_LEADERS = ((4, 0.0), (16, 0.15), (8, 0.4), (2, 0.0), (16, 0.6), (3, 0.0))
 _MAP_LEADERS = ((6, 24), (4, 16), (12, 48))
 _MOD_LEADERS = ((16, 32, 0), (8, 16, 0), (24, 64, 48))
-_TURNS = max(len(_MODEL_LEADERS), len(_MAP_LEADERS), len(_MOD_LEADERS))
 
 
-class Chooser(Protocol):
+class _Chooser(Protocol):
     """The part of `optuna.Trial` that the space needs."""
 
-    def suggest_categorical(self, name: str, choices: Sequence[str], /) -> Any:
-        """One of `choices`."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        """A whole number, both ends included."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
-        """A number, both ends included."""
+    def suggest_categorical(self, name: str, choices: Sequence[str], /) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A mode, and the draft model if it has one.
-
-    Attributes:
-        mode: The mode.
-        draft: Path of the draft model, or ``None``.
-        n_max_limit: Most tokens that the draft can propose in a cycle; 0 where there is no limit.
-        takes_p_min: False if neither backend nor draft takes a p-min.
-        file: What the draft is known by; ``None`` where it is not known.
-        only: The one (n_max, p_min) with which the backend drafts, where it cannot be told otherwise.
-    """
+    """A mode, and the draft model if it has one."""
 
     mode: Mode
-    draft: str | None = None
-    n_max_limit: int = 0
+    draft: str | None = None  # path of the draft model
+    n_max_limit: int = 0  # most tokens that the draft can propose in a cycle; 0 for no limit
     takes_p_min: bool = True
-    only: tuple[int, float | None] | None = None
-    file: DraftFile | None = None
+    only: tuple[int, float | None] | None = None  # n_max and p_min, if the backend drafts with no others
+    file: DraftFile | None = None  # the draft's identity, if known
 
     @property
     def label(self) -> str:
-        """The value of the arm parameter: readable, and unique among a study's arms by what the draft is."""
+        """The value of the arm parameter: readable, and unique among a study's arms by the draft's identity."""
         if self.draft is None:
             return str(self.mode)
         known_by = self.draft if self.file is None else self.file.identity
@@ -87,12 +73,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Everything that one study may try.
-
-    Attributes:
-        arms: In the order in which they are tried first.
-        definition: The ranges.
-    """
+    """Everything that one study may try: the arms, in the order of their first trials, and the ranges."""
 
     arms: tuple[Arm, ...]
     definition: SpaceDefinition
@@ -104,7 +85,7 @@ class Space:
         return DraftFiles({draft: file for draft, file in arms if draft is not None and file is not None})
 
     def draft_id(self, draft: str) -> str:
-        """What a draft is known by: its identity, or its path where that is not known."""
+        """The identity of a draft; its path if that is not known."""
         file = self.drafts.by_path.get(draft)
         return draft if file is None else file.identity
 
@@ -112,13 +93,13 @@ class Space:
     def arm_parameter(self) -> str:
         """Name of the categorical parameter.
 
-        It carries a hash of its choices: Optuna refuses a parameter whose choices change, and they do when a
-        draft model is downloaded between two runs of one study.
+        It contains a hash of its choices: Optuna refuses a parameter whose choices change, which happens if a draft model is
+        downloaded between two runs of one study.
         """
         digest = hashlib.sha256("\n".join(self._labels()).encode()).hexdigest()[:6]
         return f"arm-{digest}"
 
-    def suggest(self, trial: Chooser) -> Drafting:
+    def suggest(self, trial: _Chooser) -> Drafting:
         """Ask Optuna for a drafting."""
         label = trial.suggest_categorical(self.arm_parameter, self._labels())
         if label == _OFF_ARM:
@@ -135,7 +116,7 @@ class Space:
                     min_hits=1,
                 )
             case Mode.NGRAM_MOD:
-                # What the mode proposes at most is called n-max there, and is as long as an n-gram map's m.
+                # This mode's n-max is what an n-gram map calls m, with the same range.
                 n = trial.suggest_int(f"{mode}.ngram_n", *d.ngram_n, log=True)
                 most = trial.suggest_int(f"{mode}.n_max", *d.ngram_m, log=True)
                 share = trial.suggest_float(f"{mode}.n_min_share", 0.0, 1.0, step=_MOD_SHARE_STEP)
@@ -153,19 +134,19 @@ class Space:
                     if arm.takes_p_min
                     else None
                 )
-                # With no p-min every draft is as long as n_max, and n_min has nothing to drop.
+                # Without a p-min every draft has n_max tokens, and n_min has nothing to drop.
                 n_min = trial.suggest_int(f"{mode}.n_min", 0, max(_N_MIN)) if p_min else 0
                 return self._with_model(arm, n_max, p_min, n_min)
 
     def parameters(self, drafting: Drafting) -> dict[str, Any]:
-        """Optuna's parameters for a drafting of this space: what `suggest` would have chosen.
+        """Optuna's parameters for a drafting of this space: the reverse of `suggest`.
 
         Raises:
             ValueError: The drafting has no arm here.
         """
         if drafting.is_off:
             return {self.arm_parameter: _OFF_ARM}
-        arm = next((a for a in self.arms if (a.mode, a.draft) == (drafting.mode, drafting.draft)), None)
+        arm = self.arm_of(drafting)
         if arm is None:
             raise ValueError(f"{drafting.label} is not in this space")
         searched = {"n_max", "p_min", "ngram_n", "ngram_m"} & set(drafting.parameters())
@@ -182,15 +163,13 @@ class Space:
     def leaders(self) -> list[Drafting]:
         """Draftings to try before the sampler knows anything: each arm once, then variations of the first drafts.
 
-        They straddle what the field found to work: few tokens without a bound, more of them under a p-min. The defaults of
-        llama.cpp are among them.
+        They cover what is known to work in practice: few tokens without a p-min, more of them with one.
         """
-        first = [d for arm in self.arms if (d := self._leader(arm, 0))]
-        more = [d for turn in range(1, _TURNS) for arm in self.arms if (d := self._leader(arm, turn))]
-        return list(dict.fromkeys([*first, *more]))
+        turns = zip_longest(*map(self._arm_leaders, self.arms))
+        return list(dict.fromkeys(d for turn in turns for d in turn if d is not None))
 
     def grid(self) -> list[Drafting]:
-        """Every drafting that prediction looks at: all n_max with p_min in steps, n_min and n-gram sizes from ladders."""
+        """Every drafting that is predicted: all n_max with p_min in steps; n_min and n-gram sizes from the lists above."""
         return list(dict.fromkeys(d for arm in self.arms for d in self._arm_grid(arm)))
 
     def _arm_grid(self, arm: Arm) -> list[Drafting]:
@@ -235,40 +214,36 @@ class Space:
         ]
 
     def arm_of(self, drafting: Drafting) -> Arm | None:
-        """The arm that a drafting belongs to; ``None`` for off."""
+        """The arm of a drafting; ``None`` for off."""
         return next((a for a in self.arms if (a.mode, a.draft) == (drafting.mode, drafting.draft)), None)
 
     def _labels(self) -> list[str]:
         return [_OFF_ARM, *(a.label for a in self.arms)]
 
-    def _leader(self, arm: Arm, turn: int) -> Drafting | None:
+    def _arm_leaders(self, arm: Arm) -> list[Drafting]:
         d = self.definition
         match arm.mode:
             case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
-                if turn >= len(_MAP_LEADERS):
-                    return None
-                n, m = _MAP_LEADERS[turn]
-                return Drafting(
-                    arm.mode, ngram_n=_within(n, d.ngram_n), ngram_m=_within(m, d.ngram_m), min_hits=1
-                )
+                sizes = [(_within(n, d.ngram_n), _within(m, d.ngram_m)) for n, m in _MAP_LEADERS]
+                return [Drafting(arm.mode, ngram_n=n, ngram_m=m, min_hits=1) for n, m in sizes]
             case Mode.NGRAM_MOD:
-                if turn >= len(_MOD_LEADERS):
-                    return None
-                n, m, least = _MOD_LEADERS[turn]
-                most = _within(m, d.ngram_m)
-                return Drafting(
-                    arm.mode, ngram_n=_within(n, d.ngram_n), n_max=most, n_min=round(most * least / m)
-                )
+                lengths = [(n, _within(m, d.ngram_m), least, m) for n, m, least in _MOD_LEADERS]
+                return [
+                    Drafting(
+                        arm.mode, ngram_n=_within(n, d.ngram_n), n_max=most, n_min=round(most * least / m)
+                    )
+                    for n, most, least, m in lengths
+                ]
             case Mode.PROMPT_LOOKUP:
-                return Drafting(arm.mode, n_max=_within(10, d.n_max), ngram_n=2) if turn == 0 else None
+                return [Drafting(arm.mode, n_max=_within(10, d.n_max), ngram_n=2)]
             case _:
-                if turn >= len(_MODEL_LEADERS):
-                    return None
-                n_max, p_min = _MODEL_LEADERS[turn]
                 low, high = d.p_min
-                return self._with_model(
-                    arm, _within(n_max, d.n_max), min(max(p_min, low), high) if arm.takes_p_min else None
-                )
+                return [
+                    self._with_model(
+                        arm, _within(k, d.n_max), min(max(p, low), high) if arm.takes_p_min else None
+                    )
+                    for k, p in _MODEL_LEADERS
+                ]
 
     @staticmethod
     def _with_model(arm: Arm, n_max: int, p_min: float | None, n_min: int = 0) -> Drafting:

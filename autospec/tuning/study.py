@@ -1,8 +1,7 @@
-"""Studies behind Optuna's gRPC proxy: its client, whose every failure is a `StoreError`.
+"""One cell's Optuna study: the record of every drafting tried, and the sampler's memory.
 
-One cell's Optuna study: the record of every drafting tried, and the sampler's memory.
-
-All of a machine's studies live in one RDB storage beside autospec's own tables. Trials are asked and told here only.
+All of a machine's studies are in one RDB storage beside autospec's own tables, or behind Optuna's gRPC proxy. Only this module
+asks and tells trials.
 """
 
 from __future__ import annotations
@@ -30,36 +29,26 @@ from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space
 
 __all__ = [
-    "GRPC_READY_S",
     "OPENED",
     "RUNNER_UP",
     "SEARCHED",
     "WINNER",
     "CellStudy",
     "Tried",
-    "open_grpc_studies",
     "open_storage",
 ]
 
 
-# A proxy in the same house answers in milliseconds; one that is down should not hold the tune up.
-GRPC_READY_S = 10.0
+# A proxy in the same network answers in milliseconds; one that is down must not delay the tune.
+_GRPC_READY_S = 10.0
 _GRPC_PORT = 13000
 _START_IT = (
-    "Start it there with optuna.storages.run_grpc_proxy_server, or empty `study_storage` in the config."
+    "Start it there with optuna.storages.run_grpc_proxy_server, or remove `study_storage` from the config."
 )
 
 
-def open_grpc_studies(url: str, ready_s: float) -> BaseStorage:
-    """The proxy's client. It is experimental in Optuna, which says so on every use: once in our words is enough.
-
-    Args:
-        url: ``grpc://HOST[:PORT]``.
-        ready_s: How long the proxy is waited for.
-
-    Raises:
-        StoreError: The proxy does not answer; also from every method of the client, once the proxy has gone away.
-    """
+def _open_grpc(url: str, ready_s: float) -> BaseStorage:
+    """The client of Optuna's gRPC proxy; raises a `StoreError` if the proxy does not answer, now or in any later call."""
     try:
         address = urlsplit(url)
         host, port = address.hostname or "localhost", address.port or _GRPC_PORT
@@ -75,12 +64,12 @@ def open_grpc_studies(url: str, ready_s: float) -> BaseStorage:
         ) from error
     except ValueError as error:
         raise StoreError(
-            f"{url} is no address of a gRPC proxy: {error}.", "Write it as grpc://HOST:PORT."
+            f"{url} is not an address of a gRPC proxy: {error}.", "Write it as grpc://HOST:PORT."
         ) from error
     except ConnectionError as error:
         raise StoreError(f"Optuna's gRPC proxy at {host}:{port} does not answer.", _START_IT) from error
     for name, member in vars(BaseStorage).items():
-        # All of Optuna's storage interface, so that no call of it, here or within Optuna, gets past.
+        # Wraps Optuna's whole storage interface, so that every call raises a StoreError, also calls within Optuna.
         if callable(member) and not name.startswith("_"):
             setattr(storage, name, _plain(getattr(storage, name), grpc.RpcError, f"{host}:{port}"))
     return storage
@@ -94,62 +83,53 @@ def _plain(method: Callable[..., Any], failure: type[Exception], where: str) -> 
         try:
             return method(*args, **named)
         except failure as error:
-            # A failed call is its own error, and tells its status; the class alone promises no such thing.
+            # gRPC's error of a failed call has a status, which its base class does not promise.
             code = error.code().name if hasattr(error, "code") else ""
             words = error.details() if hasattr(error, "details") else str(error)
-            what = "has gone away" if code == "UNAVAILABLE" else f"failed: {words}"
+            what = "no longer answers" if code == "UNAVAILABLE" else f"failed: {words}"
             raise StoreError(f"Optuna's gRPC proxy at {where} {what}.", _START_IT) from error
 
     return guarded
 
 
-# Names of the notes of what a search chose; beginning again forgets them.
+# Names of the notes about a search's result; a new search deletes them.
 WINNER = "winner"
 RUNNER_UP = "runner_up"
-# The identities of the drafts that the searches so far could try, and the names of those for which a proven cell was opened
-# again and is not settled yet.
+# Identities of the drafts that the searches so far could try, and names of those for which a proven cell is measured again.
 SEARCHED = "searched_drafts"
 OPENED = "opened_for"
 
-# Draftings that the sampler proposes again are not launched again. After so many proposals in a row that are all known, the
-# part of the space that it cares for is explored, and so many random ones are looked at.
+# Known draftings are not launched again. After 20 known proposals in a row the sampler's part of the space is explored; then
+# 20 random ones are considered.
 _PROPOSALS = 20
 _RANDOM_PROPOSALS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A finished trial.
-
-    Attributes:
-        drafting: What was tried.
-        value: Speed ratio to off on the tune prompts, or ``None`` where it failed.
-        complete: False if it was given up early (pruned) or failed.
-        reason: Why it failed or was given up.
-        permanent: True if the same drafting cannot work in another launch either.
-    """
+    """A finished trial."""
 
     drafting: Drafting
-    value: float | None
-    complete: bool
+    value: float | None  # speed ratio to off on the tune prompts; None if it failed
+    complete: bool  # False if it was given up early or failed
     reason: str
-    permanent: bool
+    permanent: bool  # True if the drafting would fail in any other launch, too
 
 
-def open_storage(url: str, *, ready_s: float = GRPC_READY_S) -> BaseStorage:
+def open_storage(url: str, *, ready_s: float = _GRPC_READY_S) -> BaseStorage:
     """Optuna's storage.
 
     Args:
         url: A SQLAlchemy URL, or ``grpc://HOST[:PORT]`` of a proxy that `optuna.storages.run_grpc_proxy_server` runs.
-        ready_s: How long such a proxy is waited for.
+        ready_s: How long to wait for such a proxy.
 
     Raises:
-        StoreError: Optuna cannot use the database, or the proxy does not answer; what is returned raises it too, whenever
-            the proxy has gone away.
+        StoreError: Optuna cannot use the database, or the proxy does not answer; the storage raises it too, if the proxy
+            stops answering later.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url.startswith("grpc:"):
-        return open_grpc_studies(url, ready_s)
+        return _open_grpc(url, ready_s)
     arguments = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None
     try:
         with first_use(url):
@@ -163,7 +143,7 @@ def open_storage(url: str, *, ready_s: float = GRPC_READY_S) -> BaseStorage:
 
 
 def _hint(error: Exception, url: str) -> str:
-    """What to do about a database that Optuna refuses; its two sentences on other versions are told apart."""
+    """What to do about a database that Optuna refuses; its two messages about other versions are distinguished."""
     said = str(error)
     if "optuna storage upgrade" in said:
         where = sa.make_url(url).render_as_string(hide_password=True)
@@ -174,14 +154,9 @@ def _hint(error: Exception, url: str) -> str:
 
 
 class CellStudy:
-    """The study of one cell. Open it only while holding the cell (`CellLocks`): what runs is taken for left over.
+    """The study of one cell. Open it only while holding the cell (`CellLocks`): running trials are closed as interrupted.
 
-    Args:
-        cell: The cell.
-        storage: From `open_storage`.
-        definition: Sampler, seed.
-        space: What may be tried.
-        protocol: Trials made under another protocol (suite, lengths, temperature) are kept and not counted.
+    Trials of another protocol (suite, lengths, temperature) are kept and not counted.
     """
 
     def __init__(
@@ -208,11 +183,11 @@ class CellStudy:
         self._study.set_user_attr(f"{key}:{self._protocol}", value)
 
     def noted(self, key: str) -> Any:
-        """What `note` kept, or ``None``."""
+        """The value that `note` kept, or ``None``."""
         return self._study.user_attrs.get(f"{key}:{self._protocol}")
 
     def draft_id(self, drafting: Drafting) -> str:
-        """The identity of a drafting's draft; empty where it has none, or one that is not of this space."""
+        """The identity of a drafting's draft; empty if it has none, or one that is not of this space."""
         return self._space.drafts.identity(drafting)
 
     def note_drafting(self, key: str, drafting: Drafting) -> None:
@@ -221,39 +196,35 @@ class CellStudy:
         self.note(key, drafting.to_json())
 
     def noted_drafting(self, key: str, at: float) -> Drafting | None:
-        """What `note_drafting` kept, with the path that its draft has today.
+        """The drafting that `note_drafting` kept, with its draft's current path.
 
-        Args:
-            key: The note's name.
-            at: When it was kept at the earliest, for notes without an identity.
-
-        Returns:
-            ``None`` where nothing was kept, another version kept it, or its draft was replaced since.
+        ``None`` if there is none, another version wrote it, or its draft was replaced. `at` is the earliest time at which it was
+        kept (seconds since the epoch), for notes without an identity.
         """
         drafting = Drafting.understood(self.noted(key))
         identity = str(self.noted(f"{key}_draft_id") or "")
         return None if drafting is None else self._space.drafts.today(drafting, identity, at)
 
     def note_searched(self) -> None:
-        """Keep that the search could try the drafts of this space."""
+        """Keep the drafts of this space as those that a search could try."""
         here = {file.identity for file in self._space.drafts.by_path.values()}
         self.note(SEARCHED, sorted(here.union(self.noted(SEARCHED) or ())))
 
     def drafts_tried(self) -> set[str]:
-        """Paths of all drafts that any trial was ever made with."""
+        """Paths of the drafts of all trials ever made."""
         found = (_tried(t) for t in self._finished(0))
         return {t.drafting.draft for t in found if t is not None and t.drafting.draft is not None}
 
     def begin_again(self) -> None:
-        """Search afresh: what was tried stays in the study and counts no more."""
+        """Start a new search: earlier trials stay in the study and no longer count."""
         self.note("trials_from", len(self._study.get_trials(deepcopy=False)))
         for key in (WINNER, RUNNER_UP, SEARCHED, OPENED):
             self.note(key, None)
 
     def tried(self) -> list[Tried]:
-        """Finished trials of this protocol and of today's space, in order; interrupted ones left out.
+        """Finished trials of this protocol and of the current space, in order, without interrupted ones.
 
-        What cannot work in any launch stays known when the search begins again.
+        Draftings that can work in no launch stay known when a new search starts.
         """
         first = self._first
         found = [(trial.number, t) for trial in self._finished(0) if (t := self._tried(trial))]
@@ -267,13 +238,10 @@ class CellStudy:
     def propose(
         self, known: Iterable[Drafting], is_open: Callable[[Drafting], bool] = lambda _: True
     ) -> Drafting | None:
-        """The sampler's next drafting that is not among `known`; ``None`` where it finds none.
+        """The sampler's next drafting that is not among `known`; ``None`` if it finds none.
 
-        The sampler is asked on a copy in memory, so that proposals which lead nowhere leave no trace.
-
-        Args:
-            known: What was tried.
-            is_open: False for draftings that need no trial, because prediction says enough of them.
+        The sampler works on a copy in memory, so rejected proposals leave no trace. `is_open` is False for draftings that need no
+        trial, because their prediction is trusted.
         """
         seen = {*known, OFF}
         random = RandomSampler(seed=self._definition.seed + len(self._finished()))
@@ -291,15 +259,10 @@ class CellStudy:
         return None
 
     def start(self, drafting: Drafting, predicted: Mapping[str, float] | None = None) -> Ask:
-        """Ask the study for a trial with this drafting.
-
-        Args:
-            drafting: What is to be tried.
-            predicted: What it is expected to do, as an attribute of the trial; none where nothing is predicted.
-        """
+        """Ask the study for a trial with this drafting; `predicted` is kept as an attribute of the trial."""
         self._study.enqueue_trial(self._space.parameters(drafting), skip_if_exists=False)
         trial = self._study.ask()
-        self._space.suggest(trial)
+        self._space.suggest(trial)  # Optuna stores an enqueued parameter only once it is suggested
         trial.set_user_attr("drafting", drafting.to_json())
         trial.set_user_attr("protocol", self._protocol)
         trial.set_user_attr("draft_id", self.draft_id(drafting))
@@ -313,7 +276,7 @@ class CellStudy:
         return int(self.noted("trials_from") or 0)
 
     def _tried(self, trial: FrozenTrial) -> Tried | None:
-        """What a trial found, by the path that its draft has today; ``None`` where that says nothing of today's drafts."""
+        """A trial's result, with its draft's current path; ``None`` if the trial does not apply to the current drafts."""
         tried = _tried(trial)
         if tried is None:
             return None
@@ -331,20 +294,19 @@ class CellStudy:
         ]
 
     def _sampler(self) -> BaseSampler:
-        # A new sampler for each proposal: its state is the trials alone, so that an interrupted study goes on as
-        # one that was not. The trial count keeps successive proposals from repeating the same draw.
+        # A new sampler for each proposal: its state is the trials alone, so an interrupted study continues like any other.
+        # The number of trials is part of the seed, or successive proposals would repeat the same draw.
         seed = self._definition.seed + len(self._finished())
         if self._definition.sampler == "random":
             return RandomSampler(seed=seed)
-        # The leaders are the start-up trials. Optuna calls `multivariate` and `group` experimental, as it has since 2021:
-        # its warning would stand in the table that a person watches.
+        # The leaders are the start-up trials. Optuna has called `multivariate` and `group` experimental since 2021; its
+        # warning would appear in the progress table.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=0)
 
     def _close_interrupted(self) -> None:
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            del trial
+        for _ in self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             self._study.ask()
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
@@ -367,7 +329,7 @@ class Ask:
 
     def give_up(self, value: float, reason: str, attributes: dict[str, Any]) -> None:
         """The trial is not worth finishing; `value` is the ratio so far."""
-        # Reported as complete to the sampler, with the value it had: a poor value teaches more than none.
+        # Complete for the sampler, with the value so far: a poor value teaches more than none.
         self._tell(TrialState.COMPLETE, value, {**attributes, "gave_up": reason})
 
     def fail(self, reason: str, *, permanent: bool) -> None:
@@ -384,7 +346,7 @@ def _tried(trial: FrozenTrial) -> Tried | None:
     attributes = trial.user_attrs
     drafting = Drafting.understood(attributes.get("drafting"))
     if drafting is None:
-        return None  # not ours, or of a version that knows more
+        return None  # not autospec's, or from a newer version
     if trial.state is TrialState.FAIL and "reason" not in attributes:
         return None  # interrupted: it may be tried again
     value = trial.value if trial.value is not None and math.isfinite(trial.value) else None

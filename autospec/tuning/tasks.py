@@ -1,7 +1,4 @@
-"""What is to be measured, and in which stretches where only one launch fits into memory. Pure.
-
-What the store knows of a tune's pairs: which count, and which halves an interruption has left.
-"""
+"""The prompts to measure, the order in which they are measured where launches take turns, and the pairs that the store has."""
 
 from __future__ import annotations
 
@@ -21,15 +18,15 @@ from autospec.store.database import Store
 __all__ = ["MOST_S", "STRETCH_S", "StoredPairs", "Task", "cells_of", "next_stretch"]
 
 
-# Where launches take turns, one side of a stretch is planned to last so long, and ends after so long at the latest: a pair's
-# halves are no further apart than one stretch's side and a launch, and the machine changes little meanwhile.
+# Where launches take turns, one side of a stretch is planned for 540 s and ends after 600 s at the latest: the halves of a
+# pair are at most one side and one launch apart, and the machine changes little in that time.
 STRETCH_S = 540.0
 MOST_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One prompt to be measured for one cell. Two tasks are equal if cell and prompt id are."""
+    """One prompt to measure for one cell. Two tasks are equal if cell and prompt id are."""
 
     cell_key: str
     prompt_id: str
@@ -42,7 +39,7 @@ class Task:
 
 
 def cells_of(tasks: Iterable[Task]) -> set[str]:
-    """The cells that they are of."""
+    """Keys of the cells of these tasks."""
     return {task.cell_key for task in tasks}
 
 
@@ -55,14 +52,14 @@ def next_stretch(
     both_orders: bool,
     whole_cells: bool = True,
 ) -> list[Task]:
-    """The tasks of the next stretch; none where not one fits.
+    """The tasks of the next stretch; empty if none fits. Tasks of one cell follow each other.
 
     Args:
-        left: What is to be measured yet; tasks of one cell follow each other.
-        begun: Cells of which the stretch before has measured a part: they go on, in the other order.
-        sides_s: What a task takes on either side, as expected. A request that takes longer than a stretch has one of its own.
+        left: The tasks that are left.
+        begun: Cells that the previous stretch measured in part: they continue, in the other order.
+        sides_s: Expected seconds of a task on either side. A request that takes longer than a stretch gets one of its own.
         budget_s: Time for this stretch and for the one that finishes its cells.
-        both_orders: Measure half of each cell's tasks in this stretch, so that the next one has the other half.
+        both_orders: Measure half of each cell's tasks in this stretch, and the other half in the next one.
         whole_cells: Whether all tasks of a cell must fit into the budget, or only those of this stretch.
     """
     tasks = [task for task in left if task.cell_key in begun]
@@ -81,7 +78,7 @@ def next_stretch(
             break
         count += 1
     if first_half and count < len(tasks):
-        # A part of a cell's half would leave more of it to the next stretch than that has time for.
+        # Stop at the end of a cell: a partly measured cell would leave more to the next stretch than it has time for.
         whole = count
         while whole and tasks[whole - 1].cell_key == tasks[count].cell_key:
             whole -= 1
@@ -99,19 +96,12 @@ def _every_other(tasks: Sequence[Task]) -> list[Task]:
 
 @dataclass(frozen=True, slots=True)
 class StoredPairs:
-    """The pairs of one protocol.
-
-    Attributes:
-        store: Where they are.
-        protocol: As `Measurement.protocol`.
-        since: Cell key → stored halves older than this (seconds since the epoch) do not count.
-        shapes: Cell key → the requests that its pairs stand for.
-    """
+    """The pairs of one protocol."""
 
     store: Store
     protocol: str
-    since: Mapping[str, float]
-    shapes: Mapping[str, Shapes]
+    since: Mapping[str, float]  # cell key → older stored halves (seconds since the epoch) do not count
+    shapes: Mapping[str, Shapes]  # cell key → the requests that its pairs stand for
 
     def known(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None) -> list[Pair]:
         """Clean pairs of one round or of all."""
@@ -123,12 +113,12 @@ class StoredPairs:
     def left_out(
         self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None
     ) -> dict[str, int]:
-        """How many pairs do not count, of one round or of all, by cause."""
+        """Number of pairs that do not count, of one round or of all, by cause."""
         rows = self.rows(cell_key, drafting, phase)
         return left_out([m for m in rows if round_ is None or m.round == round_], lasting(rows))
 
     def found(self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int) -> dict[Task, Pair]:
-        """The tasks that have a clean pair; of several, the newest."""
+        """The tasks that have a clean pair, each with the newest one."""
         known = {key: self.known(key, drafting, phase, round_) for key in cells_of(tasks)}
         pairs = {(key, pair.off.prompt_id): pair for key, own in known.items() for pair in own}
         places = ((task, (task.cell_key, task.prompt_id)) for task in tasks)
@@ -137,7 +127,7 @@ class StoredPairs:
     def halves(
         self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int, oldest: float
     ) -> dict[tuple[Task, bool], Measurement]:
-        """Halves without their other one, no older than `oldest`: by task, and whether it is the one without drafting."""
+        """Halves without a partner, no older than `oldest` (seconds since the epoch), by task and whether drafting is off."""
         found: dict[tuple[Task, bool], Measurement] = {}
         stored = {key: self.rows(key, drafting, phase) for key in cells_of(tasks)}
         for task in tasks:

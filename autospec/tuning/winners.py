@@ -1,7 +1,4 @@
-"""What the search has found: the drafting that each cell's proof is for, and the one after it.
-
-What the trials of one cell say together: they ask few prompts, not all the same ones, and off is disturbed at times.
-"""
+"""What the search found: comparable trial values, and from them each cell's winner and runner-up."""
 
 from __future__ import annotations
 
@@ -18,26 +15,22 @@ from autospec.tuning.space import Space
 __all__ = ["choose_winners", "trial_attributes", "trial_values"]
 
 
-# One drafting for several prompt types saves launches in the proof and in use; worth this much of speed.
+# One drafting for several prompt types saves launches in the proof and in use; this is worth 1 % of speed.
 _CONSOLIDATION = 0.01
-# What a cell's own trials show to be further behind than this is not taken for a cell for the sake of others, whatever is
-# expected of it: trials and expectations err, and both must agree that nearly nothing is lost.
+# A drafting that a cell's own trials show to be further behind than this is not shared with that cell, whatever its
+# prediction: trials and predictions both err, and both must agree that nearly nothing is lost.
 _MEASURED_BEHIND = 0.05
 
 
 def choose_winners(
     cells: Sequence[CellRun], space: Space, threshold: float, forecast: Forecast | None = None
 ) -> None:
-    """Set each cell's winner: its best drafting, or one nearly as good that more cells can share; and the runner-up.
+    """Set each cell's winner (its best drafting, or one nearly as good that more cells can share) and its runner-up.
 
-    Draftings are taken greedily: whichever is within 1 % of the best for most of the cells that are left, and was not
-    measured to be more than 5 % behind there. A cell in which nothing was worth a launch gets the drafting that is expected to be best: the proof is its one launch.
-
-    Args:
-        cells: Searched cells.
-        space: Tells what belongs to one arm.
-        threshold: Least gain that may be enabled, as a fraction.
-        forecast: Values of tried draftings over all recorded prompts, which are more than the trials asked.
+    The choice is greedy: it takes the drafting that is within 1 % of the best for most of the remaining cells, and was not
+    measured to be more than 5 % behind there. A cell in which nothing was worth a launch gets the drafting with the best
+    expectation; its proof is then its only launch. A forecast values tried draftings over all recorded prompts, which are more
+    than the trials asked. `threshold` is the least gain that may be enabled, as a fraction.
     """
     values = {id(c): _values(c, forecast) for c in cells}
     left = [c for c in cells if values[id(c)]]
@@ -58,7 +51,7 @@ def choose_winners(
 
 
 def _good(values: Mapping[Drafting, float], measured: Mapping[Drafting, float]) -> set[Drafting]:
-    """The best one for a cell, and those that are as good as it."""
+    """The best drafting of a cell, and those that are as good."""
     best = max(values, key=lambda d: (values[d], d.key))
     least = (1.0 - _MEASURED_BEHIND) * measured.get(best, 0.0)
     return {
@@ -75,10 +68,9 @@ def _runner_up(
     space: Space,
     threshold: float,
 ) -> Drafting:
-    """The best of the other arms, if it is worth a proof: what fails for the winner fails for its neighbours too.
+    """The best drafting of another arm, if it is worth a proof; one of the winner's arm would fail for the same reason.
 
-    Its own launch must have shown a gain: an expectation alone, against what was measured, is not worth a part of the error
-    rate.
+    Its own launch must have shown a gain: an expectation alone is not worth a part of the error rate.
     """
     own = space.arm_of(winner)
     others = [
@@ -90,7 +82,7 @@ def _runner_up(
 
 
 def _values(cell: CellRun, forecast: Forecast | None) -> dict[Drafting, float]:
-    """What each drafting that may win in a cell is worth there: speed ratio to off, less the luck of few prompts."""
+    """The value of each drafting that may win in a cell: speed ratio to off, less the luck of few prompts."""
     if forecast is None:
         return dict(cell.trial_values)
     if not cell.trial_values:
@@ -104,21 +96,17 @@ def _values(cell: CellRun, forecast: Forecast | None) -> dict[Drafting, float]:
     return values
 
 
-# Off is timed with every trial. Where it took so much longer for a prompt than it mostly does, something else was at work: what
-# disturbs only ever adds time, and would make that one drafting look fast.
+# The baseline is timed with every trial. Where it took 1.3 times longer than usual for a prompt, something disturbed it:
+# a disturbance only ever adds time, and would make that one drafting look fast.
 _STALLED = 1.3
 _ENOUGH_TIMES = 3
 
 
 def trial_values(pairs: Mapping[Drafting, Sequence[Pair]], *, compared: bool = True) -> dict[Drafting, float]:
-    """Speed ratio of every drafting to off, comparable with each other.
+    """Speed ratios of draftings to off that can be compared with each other; `pairs` has at most one pair of each prompt.
 
-    Prompts of one type differ more than draftings do. A drafting that was asked fewer prompts than the one that was asked most
-    is held against that one on the prompts that both were asked.
-
-    Args:
-        pairs: Of one cell: drafting → its pairs, at most one of each prompt.
-        compared: False for each one's own mean over the prompts that it was asked.
+    Prompts of one type differ more than draftings do. A drafting that was asked fewer prompts is compared with the one
+    that was asked most, on the prompts that both were asked. `compared` is False for each one's own mean over its prompts.
     """
     known = {d: _log_ratios(own, _usual_tps(pairs)) for d, own in pairs.items() if own}
     if not known:
@@ -136,7 +124,7 @@ def trial_values(pairs: Mapping[Drafting, Sequence[Pair]], *, compared: bool = T
 
 
 def trial_attributes(pairs: Sequence[Pair]) -> dict[str, object]:
-    """What a trial of a study keeps besides its value."""
+    """What a study keeps of a trial besides its value."""
     rate = acceptance(pairs)
     return {
         "pairs": len(pairs),
@@ -149,7 +137,7 @@ def trial_attributes(pairs: Sequence[Pair]) -> dict[str, object]:
 
 
 def _usual_tps(pairs: Mapping[Drafting, Sequence[Pair]]) -> dict[str, float]:
-    """Prompt → speed of off that is usual there, where it was timed often enough to say."""
+    """Prompt → usual speed without drafting, where it was timed often enough to tell."""
     times: dict[str, list[float]] = {}
     for own in pairs.values():
         for pair in own:

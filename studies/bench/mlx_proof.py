@@ -36,7 +36,8 @@ from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.idle_draft import idle_draft_figures
 from autospec.tuning.launches import Launches
-from autospec.tuning.paired_runner import PairedRunner, Task
+from autospec.tuning.paired_runner import PairedRunner
+from autospec.tuning.tasks import Task
 
 _LEVEL = 0.05
 

@@ -212,12 +212,11 @@ def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
     cell = CellRun(Cell(model, PromptType.CODING, backend.capabilities().build, MACHINE), None, prompts, ())
     with Launches(backend, str(main), LaunchSettings(ARGS), resident=resident) as launches:
         pairing = SimpleNamespace(calm=SimpleNamespace(after=lambda _: False))
-        context = TuneContext(
-            definition, Space(arms, definition.space), launches, pairing, Budget(600.0), told
-        )
         asking = Asking("p", 48, 0.0, StateWatch(lambda: launches.pids))
         store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
-        predictor = Profiler([cell], context, asking, store).run()
+        space = Space(arms, definition.space)
+        context = TuneContext(definition, space, launches, pairing, Budget(600.0), told, asking, store)
+        predictor = Profiler([cell], context).run()
     assert predictor is not None, told.told
     assert not [t for t in told.told if "predicted" in t or "timed" in t or "cannot" in t]
     for drafting in context.space.grid():

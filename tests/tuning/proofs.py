@@ -1,4 +1,4 @@
-"""A proof on simulated servers and a clock that moves by what they take: minutes of measuring in milliseconds."""
+"""A proof on simulated servers and a simulated clock: minutes of measuring in milliseconds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell import CellProgress, CellRun, TuneStep
+from autospec.tuning.cell import CellRun
 from autospec.tuning.context import TuneContext
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
-from autospec.tuning.paired_runner import PairedRunner, Task
+from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.proof import Proof
+from autospec.tuning.tasks import Task
 from tests.tuning.simulated import OFF_TPS, SimulatedBackend, SimulatedServer
+from tests.tuning.test_loop import Silent
 from tests.tuning.test_pairing import Watch
 
 # So that a request with drafting off takes one second for each of these.
@@ -32,12 +34,12 @@ TOKENS_PER_S = round(OFF_TPS)
 
 
 def ngram(n: int) -> Drafting:
-    """A drafting; others for other numbers."""
+    """A drafting that differs by this number."""
     return Drafting(Mode.NGRAM_SIMPLE, ngram_n=n, ngram_m=8, min_hits=1)
 
 
 def prompts(cell: str, count: int, request_s: float, half: Half = Half.PROVE) -> tuple[Prompt, ...]:
-    """Prompts of one cell whose answers take so long without drafting."""
+    """Prompts of one cell whose answers take `request_s` without drafting."""
     tokens = round(request_s * TOKENS_PER_S)
     return tuple(
         Prompt(f"{cell}-{half}-{n}", PromptType.QA, ({"role": "user", "content": f"{cell} {half} {n}"},), tokens, half)
@@ -46,31 +48,12 @@ def prompts(cell: str, count: int, request_s: float, half: Half = Half.PROVE) ->
 
 
 @dataclass
-class Watcher:
-    """A progress that remembers."""
-
-    told: list[str] = field(default_factory=list)
-    steps: list[TuneStep] = field(default_factory=list)
-
-    def step(self, step: TuneStep) -> None:
-        """Remember it."""
-        self.steps.append(step)
-
-    def standing(self, standings: tuple[CellProgress, ...]) -> None:
-        """Nothing."""
-
-    def tell(self, text: str) -> None:
-        """Remember it."""
-        self.told.append(text)
-
-
-@dataclass
 class Lab:
-    """All that a proof works with."""
+    """Everything that a proof works with."""
 
     context: TuneContext
     backend: SimulatedBackend
-    watcher: Watcher
+    watcher: Silent
     cells: list[CellRun]
     kept: list[str] = field(default_factory=list)
 
@@ -102,40 +85,31 @@ def lab(
 ) -> Lab:
     """A lab whose cells are searched: each drafting has been measured on one prompt of each of its cells.
 
-    Args:
-        tmp_path: For the database.
-        monkeypatch: Puts the clock into measurements.
-        resident: Launches that fit into memory.
-        budget_s: Of the whole tune.
-        spent_s: When the proof begins.
-        cells: Name, winner and the ratio that the search found.
-        speedup: What drafting is worth.
-        request_s: What a request takes without drafting.
-        prove: Prove prompts of each cell.
-        launch_s: What a launch takes.
-        noise: Of a request.
-        watch: Of the machine.
-        on_renewed: See `Launches`.
+    `cells` are name, winner and the ratio that the search found; the proof starts `spent_s` into the budget; a request takes
+    `request_s` without drafting, with this noise; `prove` is the number of each cell's prove prompts.
     """
     backend = SimulatedBackend(speedup, noise=noise, launch_s=launch_s)
     clock = backend.clock
     monkeypatch.setattr(asking_module, "time", clock)
     definition = load_definition("quick")
-    watcher = Watcher()
+    watcher = Silent()
     budget = Budget(budget_s, clock)
     launches = Launches(
         backend, "/main.gguf", LaunchSettings(), resident=resident, clock=clock, on_renewed=on_renewed
     )
+    asking = Asking("protocol", 10_000_000, 0.0, watch or Watch())
+    store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
     pairing = PairedRunner(
         launches,
-        Asking("protocol", 10_000_000, 0.0, watch or Watch()),
-        open_store(f"sqlite:///{tmp_path / 'autospec.db'}"),
+        asking,
+        store,
         since={},
         tell=watcher.told.append,
         sleep=clock.pass_by,
         clock=clock,
     )
-    context = TuneContext(replace(definition, budget_s=budget_s), None, launches, pairing, budget, watcher)
+    given = replace(definition, budget_s=budget_s)
+    context = TuneContext(given, None, launches, pairing, budget, watcher, asking, store)
     runs = [
         CellRun(
             SimpleNamespace(key=name, prompt_type=name),
@@ -156,7 +130,7 @@ def lab(
 
 
 def sides(backend: SimulatedBackend) -> list[tuple[str, bool]]:
-    """Of the proof's requests: which launch, and whether it was off; runs of the same ones count once."""
+    """The launches of the proof's requests, and whether each is off; repeated ones count once."""
     found: list[tuple[str, bool]] = []
     for launch, drafting, text in backend.asked:
         if str(Half.PROVE) in text and found[-1:] != [(launch, drafting == OFF)]:

@@ -1,6 +1,6 @@
-"""A backend whose answers take computed times: the tuning loop's logic is tested on it, in milliseconds.
+"""A backend whose answers take computed times, to test the tuning loop's logic in milliseconds.
 
-It is no stand-in for real servers: what they do is tested in tests/backends and in test_real_tune.py.
+It does not replace real servers: tests/backends and test_real_tune.py test those.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ OFF_TPS = 50.0
 
 @dataclass
 class FakeClock:
-    """Seconds that pass where something says that they do."""
+    """A clock that only moves when it is told to."""
 
     now: float = 1_000_000.0
 
     def __call__(self) -> float:
-        """What time it is."""
+        """The current time."""
         return self.now
 
     def pass_by(self, seconds: float) -> None:
-        """So long it took."""
+        """Move on by this time."""
         self.now += seconds
 
     @property
     def time(self) -> FakeClock:
-        """In place of the module `time`."""
+        """Replaces the module `time`."""
         return self
 
 
 @dataclass
 class SimulatedServer:
-    """One launch: answers at once, and says how long it would have taken."""
+    """One launch: it answers at once, and reports the time that the answer would have taken."""
 
     backend: SimulatedBackend
     launch_id: str
@@ -80,7 +80,7 @@ class SimulatedServer:
         )
 
     def with_drafting(self, drafting: Drafting) -> SimulatedServer | None:
-        """Itself; a view with any other of its draft's draftings where they go with the request."""
+        """The server itself; if drafting goes with the request, a view with another drafting of its draft."""
         if drafting == self.drafting:
             return self
         if self.backend.per_request and drafting.draft == self.drafting.draft:
@@ -95,29 +95,17 @@ class SimulatedServer:
 
 @dataclass
 class SimulatedBackend:
-    """Launches simulated servers.
+    """Launches simulated servers. `before_launch` and `before_answer` may raise, to fail or to interrupt the tune."""
 
-    Attributes:
-        speedup: True ratio to off for a drafting and a prompt's text.
-        noise: Standard deviation of the log of a time.
-        modes: What the build offers.
-        per_request: True if drafting goes with the request.
-        before_launch: Raises to make a launch fail.
-        before_answer: Raises to make a request fail, or to interrupt the tune.
-        clock: Moves on by what launches and requests take.
-        launch_s: What a launch takes.
-        launch_scatter: Standard deviation of the log of what a launch's requests all take longer or shorter.
-    """
-
-    speedup: Speed
-    noise: float = 0.005
+    speedup: Speed  # true ratio to off for a drafting and a prompt's text
+    noise: float = 0.005  # standard deviation of the log of a time
     modes: frozenset[Mode] = frozenset({Mode.OFF, Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE})
     per_request: bool = False
     before_launch: Callable[[Drafting], None] = lambda _: None
     before_answer: Callable[[SimulatedServer, str], None] = lambda _server, _text: None
     clock: FakeClock = field(default_factory=FakeClock)
     launch_s: float = 1.0
-    launch_scatter: float = 0.0
+    launch_scatter: float = 0.0  # standard deviation of a launch's own factor, as a log
     launched: list[Drafting] = field(default_factory=list)
     asked: list[tuple[str, Drafting, str]] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
@@ -134,7 +122,7 @@ class SimulatedBackend:
         return Capabilities(build, self.modes, drafting_per_request=self.per_request)
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """A command line that names all of it."""
+        """A command line with all of the drafting's values."""
         drafted = self.drafting_args(model_path, drafting, settings)
         return ("simulated", "-m", model_path, *settings.args, *drafted)
 

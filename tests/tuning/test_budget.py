@@ -28,7 +28,7 @@ def twelve(winners):
 def test_a_proof_of_many_types_ends_in_time_and_decides_some(
     tmp_path, monkeypatch, resident, request_s, winners
 ):
-    """Before: 24 to 45 minutes of 20, and not one of the twelve decided."""
+    """Earlier versions took 24 to 45 minutes of 20, and decided none of the twelve."""
     made = lab(
         tmp_path,
         monkeypatch,
@@ -50,7 +50,7 @@ def test_a_proof_of_many_types_ends_in_time_and_decides_some(
 def test_it_holds_where_requests_take_longer_than_they_did_in_the_search(
     tmp_path, monkeypatch, resident, slower
 ):
-    """The plan was for a third of it: what was begun is finished within the minute, and the rest is left."""
+    """The plan was for a third of it: a started round is finished within the minute, and the rest is left."""
     made = lab(
         tmp_path, monkeypatch, resident=resident, budget_s=BUDGET_S, spent_s=BUDGET_S / 2, cells=twelve(3)
     )
@@ -84,7 +84,7 @@ def test_a_round_that_does_not_fit_is_not_begun(tmp_path, monkeypatch, resident)
 
 @pytest.mark.parametrize("resident", [1, 2])
 def test_where_not_even_one_round_fits_its_first_pairs_are_measured(tmp_path, monkeypatch, resident):
-    """Or the next tune would be where this one is; the budget holds, and the pairs are found again."""
+    """Otherwise the next tune would make no progress either; the budget holds, and the pairs are found again."""
     made = lab(tmp_path, monkeypatch, resident=resident, budget_s=300.0, request_s=30, launch_s=10.0)
     made.backend.clock.pass_by(300.0 - 200.0 - made.context.budget.spent_s)
     assert made.prove() == []
@@ -140,7 +140,7 @@ def test_repeats_do_not_exceed_the_budget(tmp_path, monkeypatch):
 
 
 def test_a_decision_that_is_near_takes_fewer_rounds():
-    """A large gain one, though the interval is wide; one near the threshold many."""
+    """A large gain takes one, although the interval is wide; a gain near the threshold takes many."""
     few = [rounds_to_decide(math.log(r), 0.15, DEFAULT_RULE, done=0, per_round=8) for r in (1.5, 1.2, 1.1)]
     assert few == sorted(few)
     assert few[0] == 1
@@ -149,7 +149,7 @@ def test_a_decision_that_is_near_takes_fewer_rounds():
 
 
 def test_worth_is_gain_over_time():
-    """Twice the time is half of the worth, a loss is worth little, and what costs nothing comes first."""
+    """Twice the time halves it, a loss is worth little, and a proof without cost comes first."""
     assert worth(math.log(1.5), 100.0) == pytest.approx(2 * worth(math.log(1.5), 200.0))
     assert worth(math.log(1.5), 100.0) > worth(math.log(1.05), 20.0) > worth(math.log(0.5), 20.0) > 0.0
     assert worth(math.log(0.5), 0.0) == math.inf

@@ -1,4 +1,4 @@
-"""Waiting for other programs: until they are done, once where they never are."""
+"""Waiting for other programs: until they finish, and only once if they never do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BUSY = replace(CALM, other_load=2.0)
 
 
 def calm(*states):
-    """A wait whose watch reads these states, with what it slept and said."""
+    """A guard whose watch reads these states, with the seconds it slept and the sentences it told."""
     slept: list[float] = []
     told: list[str] = []
     return LoadGuard(Watch(*states), told.append, slept.append), slept, told
@@ -38,7 +38,7 @@ def test_a_load_that_outlasts_the_wait_is_waited_for_once():
     assert not waits.after(BUSY)
     assert not waits.after(BUSY)
     assert sum(slept) == 60.0
-    assert "go on" in told[-1]
+    assert "measuring continues" in told[-1]
 
 
 def test_after_a_calm_measurement_the_next_load_is_waited_for_again():

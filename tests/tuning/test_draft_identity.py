@@ -1,4 +1,4 @@
-"""What measurements of a draft are kept under."""
+"""The identity under which measurements of a draft are stored."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_newest_file_tells_when_it_was_changed(draft):
     ],
 )
 def test_a_stored_drafting_is_found_by_what_its_draft_was(files, identity, today):
-    """The same file, moved, replaced, both; older rows by their time; drafts that are not of today as they are."""
+    """The same file, moved, replaced, both; older rows by their time; drafts outside the current space stay as they are."""
     assert DraftFiles(files).today(OLD, identity, AT) == today
 
 

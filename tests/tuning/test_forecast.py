@@ -1,4 +1,4 @@
-"""Prediction at work in a tune: few launches, none without hope, measurement decides."""
+"""Predictions in a tune: few launches, no hopeless ones, and measurements decide."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from autospec.hardware.state import StateWatch
 from autospec.prompts.suite import Half
 from autospec.recommendations import Verdict
 from autospec.store.database import open_store
-from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest, draft_file
 from autospec.tuning.run import Tuning
 from autospec.tuning.space import Arm, Space
-from tests.catalog.making import make_model
 from tests.predict.machine import Costs, Machine, MachineServer
-from tests.tuning.test_loop import MACHINE, TYPES, Silent, suite
+from tests.tuning.test_loop import MACHINE, TYPES, Silent, request_with
 
 # Verifying is nearly free: whatever is accepted is won.
 WAITS_FOR_MEMORY = Costs(main=lambda k: 50.0 + 0.4 * (k - 1), draft=lambda k: 5.0 + 0.1 * (k - 1))
@@ -32,7 +30,7 @@ COMPUTES = Costs(main=lambda k: 50.0 * k, draft=lambda k: 5.0 * k)
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch):
-    """The machine on paper is not disturbed by what this one does besides."""
+    """The simulated machine ignores the load of this one."""
     monkeypatch.setattr("autospec.measure.asking.disturbance", lambda _: "")
     monkeypatch.setattr("autospec.tuning.paired_runner.disturbance", lambda _: "")
     monkeypatch.setattr("autospec.tuning.load_guard.busy", lambda _: False)
@@ -40,23 +38,11 @@ def calm(monkeypatch):
 
 @pytest.fixture
 def request_(tmp_path: Path) -> TuneRequest:
-    """A main model, a draft, and a second draft that differs by its name alone; every file is there."""
-    main = make_model(name="main", path=tmp_path / "main.gguf")
-    size = {"bytes_per_token": main.bytes_per_token // 8, "size_bytes": main.size_bytes // 8}
-    drafts = [
-        make_model(name=name, path=tmp_path / f"{name}.gguf", fingerprint=name, **size)
-        for name in ("draft", "second")
-    ]
-    for model in (main, *drafts):
+    """A main model and two drafts that differ by their names alone; every file exists."""
+    made = request_with(tmp_path, "draft", "second", prompt_types=(PromptType.CODING,))
+    for model in made.models:
         model.path.touch()
-    return TuneRequest(
-        model=main,
-        models=(main, *drafts),
-        definition=load_definition("quick"),
-        suite=suite(),
-        storage=f"sqlite:///{tmp_path / 'autospec.db'}",
-        prompt_types=(PromptType.CODING,),
-    )
+    return made
 
 
 def machine(request: TuneRequest, **changes) -> Machine:
@@ -65,7 +51,7 @@ def machine(request: TuneRequest, **changes) -> Machine:
 
 
 def tune(request: TuneRequest, backend: Machine) -> tuple:
-    """The recommendation for coding, and what was told."""
+    """The recommendation for coding, and the sentences that were told."""
     progress = Silent()
     [recommendation] = Tuning(request, backend, MACHINE, progress).run()
     return recommendation, progress.told
@@ -89,7 +75,7 @@ def test_a_clear_gain_takes_few_launches(request_):
 
 
 def test_a_hopeless_draft_is_never_launched(request_):
-    """Its best case is below what the other draft does; the study says why."""
+    """Its best case is below the other draft's result; the study says why."""
     worse = {str(request_.models[2].path): 0.75}
     backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY, worse=worse)
     recommendation, told = tune(request_, backend)
@@ -104,7 +90,7 @@ def test_a_hopeless_draft_is_never_launched(request_):
 
 
 def test_neighbours_of_what_was_tried_are_not_launched_by_luck(request_):
-    """On a noisy machine a launch says less than was predicted half of the time: the next n_max is no better for it."""
+    """On a noisy machine half of the launches show less than predicted: that makes the next n_max no better."""
     noisy = replace(WAITS_FOR_MEMORY, noise=0.05, luck=0.02)
     for seed in range(3):
         storage = f"{request_.storage}-{seed}"
@@ -115,13 +101,13 @@ def test_neighbours_of_what_was_tried_are_not_launched_by_luck(request_):
 
 
 def test_a_draft_that_is_never_right_is_dropped_on_its_first_answers(request_):
-    """It reads three answers of six, is never launched, and the other draft is not the worse for it."""
+    """It reads three answers of six, is never launched, and the other draft is proved as usual."""
     worse = {str(request_.models[2].path): 0.75}
     request_, progress = replace(request_, prompt_types=TYPES), Silent()
     backend = machine(request_, acceptance=lambda _: 0.8, costs=WAITS_FOR_MEMORY, worse=worse)
     recommendations = {r.prompt_type: r for r in Tuning(request_, backend, MACHINE, progress).run()}
-    assert any("second.gguf reads no further" in line for line in progress.told)
-    assert not any("draft.gguf reads no further" in line for line in progress.told)
+    assert any("second.gguf is dropped" in line for line in progress.told)
+    assert not any("draft.gguf is dropped" in line for line in progress.told)
     assert drafts_launched(backend) == {"draft"}
     assert {r.verdict for r in recommendations.values()} == {Verdict.ENABLE}
     store = open_store(request_.storage)
@@ -136,7 +122,7 @@ def test_a_draft_that_is_never_right_is_dropped_on_its_first_answers(request_):
 
 
 def test_disable_costs_one_launch_for_each_draft_and_a_round_of_proof(request_):
-    """Where nothing can be won: one launch measures what a draft costs, and eight pairs on fresh prompts say no."""
+    """If nothing can be won, one launch measures the draft's costs, and eight pairs on other prompts disable it."""
     backend = machine(request_, acceptance=lambda _: 0.6, costs=COMPUTES)
     recommendation, _ = tune(request_, backend)
     assert recommendation.verdict is Verdict.DISABLE
@@ -145,7 +131,7 @@ def test_disable_costs_one_launch_for_each_draft_and_a_round_of_proof(request_):
 
 
 def test_disable_costs_no_trial_where_even_the_best_case_loses(request_):
-    """Off, the passes, and the proof's launch: the trial that would have said the same is not made."""
+    """Off, the readings, and the proof's launch: a trial would show nothing more."""
     main = replace(COMPUTES, draft=lambda k: 45.0 * k)
     backend = machine(request_, acceptance=lambda _: 0.6, costs=main)
     recommendation, _ = tune(request_, backend)
@@ -155,21 +141,21 @@ def test_disable_costs_no_trial_where_even_the_best_case_loses(request_):
 
 
 def test_prediction_that_fails_is_said_and_no_longer_trusted(request_):
-    """A draft that is never right in the server: measured far below predicted, so that the rest is tried."""
+    """A draft that is never right in the server: its result is far below the prediction, so its other settings are tried."""
     backend = machine(request_, acceptance=lambda _: 0.9, costs=WAITS_FOR_MEMORY, served_worse=0.85)
     recommendation, told = tune(request_, backend)
     assert recommendation.verdict is not Verdict.ENABLE
-    assert any("Prediction is not trusted" in line for line in told)
+    assert any("no longer trusted" in line for line in told)
     assert recommendation.speedup < 1.05
 
 
 def test_wrong_costs_leave_prediction_in_charge(request_):
-    """Within the server the draft is four times as dear as alone: a few launches correct that, and the best is found."""
+    """In the server the draft costs four times as much as alone: a few launches correct that, and the best setting is found."""
     served = Costs(main=lambda k: 50.0 + 3.0 * (k - 1), draft=lambda k: 20.0 + 0.4 * (k - 1))
     backend = machine(request_, acceptance=lambda _: 0.8, costs=WAITS_FOR_MEMORY, served=served)
     recommendation, told = tune(request_, backend)
     assert any("its costs are corrected" in line for line in told)
-    assert not any("not trusted" in line for line in told)
+    assert not any("no longer trusted" in line for line in told)
     assert recommendation.verdict is Verdict.ENABLE
     assert recommendation.evidence["trials"] <= 6
     arm = Arm(Mode.DRAFT_MODEL, recommendation.drafting.draft)
@@ -202,7 +188,7 @@ def test_a_server_that_tells_no_tokens_is_searched_by_trials(request_):
 
 
 def test_what_was_recorded_is_not_recorded_again(request_):
-    """A second tune of the same cell passes no draft over the answers anew."""
+    """A second tune of the same cell has no draft read the answers again."""
     first, second = (machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY) for _ in range(2))
     tune(replace(request_, budget_s=1e-6), first)
     tune(request_, second)
@@ -211,7 +197,7 @@ def test_what_was_recorded_is_not_recorded_again(request_):
 
 
 def test_what_was_recorded_on_battery_does_not_count_on_mains(request_, monkeypatch):
-    """A machine that saves power has other times; on mains it must not be judged by them."""
+    """A machine that saves power has other times, which must not be used on mains power."""
     finish = StateWatch.finish
     monkeypatch.setattr(StateWatch, "finish", lambda w: replace(finish(w), on_battery=True))
     recommendation, _ = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY))
@@ -226,7 +212,7 @@ def test_what_was_recorded_on_battery_does_not_count_on_mains(request_, monkeypa
 
 
 def test_times_taken_beside_a_busy_neighbour_are_taken_again(request_, monkeypatch):
-    """A draft that was timed so would look several times as dear, and be ruled out for it."""
+    """A draft timed under load would look several times as expensive, and be ruled out."""
     # The second recording's window, the batches', the first draft's pass.
     told = iter([False, False, False, True])
     monkeypatch.setattr("autospec.tuning.load_guard.LoadGuard.after", lambda *_: next(told, False))

@@ -41,12 +41,12 @@ def pair(speed: float, chance: float | None, n_max: int = 4) -> Pair:
 
 @pytest.mark.parametrize("chance", [0.1, 0.25, None])
 def test_a_draft_at_two_fifths_of_the_speed_has_no_good_setting(chance):
-    """What a tune of a Gemma-3-type model met, twice with the same draft: 0.38 to 0.44."""
+    """A real tune of a Gemma-3-type model, twice with the same draft: 0.38 to 0.44."""
     assert best_elsewhere(FOUR, [pair(0.41, chance)]) < 1.02
 
 
 def test_a_slow_launch_of_a_good_draft_leaves_other_settings_open():
-    """Nearly every token is right, and the second one in a batch is dear: longer drafts may pay for it."""
+    """Nearly every token is right, and the second one in a batch is expensive: longer drafts may pay for it."""
     assert best_elsewhere(FOUR, [pair(0.7, 0.95)]) > 1.3
 
 
@@ -63,7 +63,7 @@ def test_pairs_that_tell_nothing_close_nothing():
 
 
 def read(chance: float) -> tuple[Recording, AnswerProfile]:
-    """One answer of 100 tokens, and what a draft with this chance says of it, about as sure of itself as right."""
+    """One answer of 100 tokens as read by a draft with this acceptance chance, and about that confidence."""
     random = np.random.default_rng(5)
     hits = random.random(100) < chance
     p = np.where(hits, random.beta(6, 1.2, 100), random.beta(2, 2.5, 100))
@@ -81,7 +81,7 @@ def costs(step_ms: float, more: float) -> CostCurve:
     ("chance", "step_ms", "more", "dropped"),
     [
         (0.05, 3.0, 0.1, True),  # it is never right
-        (0.4, 8.0, 0.8, True),  # it is nearly as dear as its main model, and batches are dear too
+        (0.4, 8.0, 0.8, True),  # it costs nearly as much as its main model, and batches are expensive, too
         (0.8, 1.0, 0.05, False),
         (0.6, 3.0, 0.3, False),  # it does not pay as timed, and might
     ],

@@ -1,4 +1,4 @@
-"""A draft that is loaded and not used, against off."""
+"""The cost of a draft that is loaded and not used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Idling(SimulatedServer):
     unused: bool = False
 
     def complete(self, request):
-        """Without speedup, and slower, where nothing is drafted."""
+        """Slower, and without the draft's speedup, if nothing is drafted."""
         done = super().complete(request)
         if not self.unused:
             return done
@@ -51,12 +51,12 @@ class _Idling(SimulatedServer):
 
 @dataclass
 class _Backend(SimulatedBackend):
-    """Launches them, and remembers which drafts were loaded and not used when it was asked."""
+    """Launches them, and notes which drafts were loaded and not used when a request came."""
 
     idle_asked: list[str] = field(default_factory=list)
 
     def launch(self, model_path, drafting, settings):
-        """As ever, but the server can be asked without drafting."""
+        """A simulated launch that can be asked without drafting."""
         server = super().launch(model_path, drafting, settings)
         fields = {name: getattr(server, name) for name in server.__dataclass_fields__}
         return _Idling(**fields)
@@ -102,7 +102,7 @@ def test_a_tune_keeps_it_in_the_evidence_and_launches_nothing_for_it(request_, b
 
 
 def test_a_runner_up_that_is_enabled_has_its_own(request_, backend, tmp_path):
-    """The search prefers one draft; on the prove prompts another one pays, and what it costs unused is measured too."""
+    """The search prefers one draft; on the prove prompts another one pays, and its idle cost is measured, too."""
     main, first = request_.models
     second = replace(first, name="second", path=tmp_path / "second.gguf", fingerprint="second")
 
@@ -127,12 +127,13 @@ def test_without_time_it_is_left_out_and_said(request_, backend, monkeypatch):
     assert backend.idle_asked == []
     assert "idle_draft" not in result[PromptType.CODING].evidence
     assert (
-        "draft.gguf, loaded and not used, was not compared with off: no time is left for it." in progress.told
+        "The cost of keeping draft.gguf loaded but unused was not measured: no time is left for it."
+        in progress.told
     )
 
 
 def test_its_failure_ends_no_tune(request_, backend, monkeypatch):
-    """The proof goes on without it."""
+    """The proof continues without it."""
 
     def fail(self, request):
         raise RequestError("No.")
@@ -145,14 +146,14 @@ def test_its_failure_ends_no_tune(request_, backend, monkeypatch):
 
 
 def test_prompt_types_that_are_tuned_one_after_another_measure_it_once(request_, backend):
-    """As the daemon does: the second one takes what the first one measured."""
+    """As the daemon does: the second tune uses the first one's measurement."""
     for prompt_type in TYPES:
         result = tune(replace(request_, prompt_types=(prompt_type,)), backend)
         assert result[prompt_type].evidence["idle_draft"]["pairs"] == 5
     assert len(backend.idle_asked) == 5
 
 
-def test_a_draft_that_was_replaced_is_measured_anew(request_, backend):
+def test_a_replaced_draft_is_measured_again(request_, backend):
     """The figures are of the file, not of its name."""
     draft = request_.models[1].path
     for prompt_type in TYPES:
@@ -162,7 +163,7 @@ def test_a_draft_that_was_replaced_is_measured_anew(request_, backend):
 
 
 def test_each_draft_is_kept_before_the_next_is_measured(request_, backend):
-    """Interrupted in the second draft's comparison, the next tune goes on with that one."""
+    """Interrupted in the second draft's comparison, the next tune continues with that draft."""
     main, first = request_.models
     other = replace(first, name="other", path=first.path.with_name("other.gguf"), fingerprint="other")
     request = replace(request_, models=(main, first, other))
@@ -186,8 +187,8 @@ def test_each_draft_is_kept_before_the_next_is_measured(request_, backend):
     assert all("idle_draft" in result[t].evidence for t in TYPES)
 
 
-def test_measuring_afresh_measures_it_once_more(request_, backend):
-    """Whether the prompt types are measured afresh together or one after another."""
+def test_a_remeasurement_measures_it_once_more(request_, backend):
+    """Whether the prompt types are measured again together or one after another."""
     tune(request_, backend)
     tune(replace(request_, again=True), backend)
     assert len(backend.idle_asked) == 10
@@ -196,7 +197,7 @@ def test_measuring_afresh_measures_it_once_more(request_, backend):
     assert len(backend.idle_asked) == 15
 
 
-def test_measuring_afresh_that_was_interrupted_goes_on_with_what_it_measured(request_, backend):
+def test_an_interrupted_remeasurement_keeps_what_it_measured(request_, backend):
     """Interrupted in the proof, the draft is not compared a third time."""
     again = replace(request_, again=True)
     tune(request_, backend)
@@ -219,7 +220,7 @@ def test_measuring_afresh_that_was_interrupted_goes_on_with_what_it_measured(req
 @pytest.mark.parametrize("resident", [1, 2])
 @pytest.mark.parametrize(("total_s", "pairs"), [(250.0, 1), (1000.0, 4), (9000.0, 5)])
 def test_it_keeps_to_its_part_of_the_budget(backend, request_, resident, total_s, pairs):
-    """8 %, of prompts that take ten seconds each; by turns too, where a pair is complete only at the end."""
+    """8 %, with prompts of ten seconds each; also by turns, where a pair is complete only at the end."""
     now = [0.0]
 
     def takes_ten_seconds(_server, _text):
@@ -232,8 +233,8 @@ def test_it_keeps_to_its_part_of_the_budget(backend, request_, resident, total_s
 
 
 @pytest.mark.parametrize("idle", [True, False])
-def test_a_server_that_dies_of_it_is_launched_anew(backend, request_, idle):
-    """The proof does not ask a dead one."""
+def test_a_server_that_dies_of_it_is_launched_again(backend, request_, idle):
+    """The proof must not ask a dead server."""
 
     def die(server, _text):
         if server.drafting.is_off is not idle:

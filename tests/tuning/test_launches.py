@@ -1,4 +1,4 @@
-"""What reads a draft's answers beside the servers of a study."""
+"""The servers of a study: scorers, renewals, and launches by turns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DRAFTING = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)
 
 
 class Reading(SimulatedBackend):
-    """A backend whose drafts something can read, or cannot."""
+    """A backend with a scorer, or a broken one."""
 
     def __init__(self, failure=None):
         super().__init__(lambda _d, _t: 1.2)
@@ -57,7 +57,7 @@ def test_it_reads_as_long_as_it_is_needed():
     "backend", [SimulatedBackend(lambda _d, _t: 1.2), Reading(BackendMissingError("No."))]
 )
 def test_nothing_is_said_where_nothing_is_installed(backend):
-    """It makes a pass faster and is no part of it."""
+    """A scorer is optional."""
     told = []
     with scoring(backend, told) as scorer:
         assert scorer is None
@@ -65,12 +65,12 @@ def test_nothing_is_said_where_nothing_is_installed(backend):
 
 
 def test_one_that_dies_is_told():
-    """The tune goes on, slower, and says why."""
+    """The tune continues, slower, and says why."""
     told = []
     with scoring(Reading(LaunchError("The server died of its first matrix.")), told) as scorer:
         assert scorer is None
     assert told == [
-        "draft.gguf is asked token by token, llama-cpp-python cannot read it: The server died of its first matrix."
+        "draft.gguf is read token by token, because llama-cpp-python cannot load it: The server died of its first matrix."
     ]
 
 
@@ -115,7 +115,7 @@ def test_the_new_off_is_compared_with_the_old_one_before_that_stops(per_request)
 
 
 def test_only_the_drafted_launch_is_renewed_where_off_may_stay():
-    """The proof's first round goes on with the off of the search."""
+    """The proof's first round keeps the search's off."""
     backend = plain(per_request=True)
     with running(backend) as launches:
         off, drafted = launches.off(), launches.drafted(DRAFTING)
@@ -137,7 +137,7 @@ def test_by_turns_nothing_is_left_running_and_nothing_compared():
 
 
 def test_a_new_off_that_does_not_fit_beside_the_old_one_is_launched_alone():
-    """From then on all goes by turns."""
+    """From then on launches take turns."""
     backend = plain()
     with running(backend, on_renewed=lambda *_: pytest.fail("there are no two")) as launches:
         old = launches.off()
@@ -172,7 +172,7 @@ def test_an_off_that_does_not_start_at_all_is_an_error_and_leaves_nothing():
 
 @pytest.mark.parametrize("error", [RequestError("It died."), KeyboardInterrupt()])
 def test_a_comparison_that_breaks_off_leaves_no_server(error):
-    """A failed one is no reason to end a proof; an interruption is, and everything stops."""
+    """A failed comparison does not end a proof; an interruption does, and every server stops."""
     backend = plain()
 
     def compare(_old, _new):
@@ -206,7 +206,7 @@ def test_one_server_that_is_attached_to_is_not_compared_with_itself(monkeypatch)
 
 
 def test_the_processes_of_both_are_ours_while_they_are_compared():
-    """What they use of the processor is nobody else's load."""
+    """Their processor load does not count as other programs' load."""
     backend = plain()
     seen = []
     with running(backend, on_renewed=lambda *_: seen.append(launches.pids)) as launches:

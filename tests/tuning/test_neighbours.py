@@ -21,6 +21,7 @@ from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.run import Tuning
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
+from tests.tuning.test_loop import Silent
 from tests.tuning.test_pairing import DRAFTING, TASKS, Watch
 
 GIB = 1024**3
@@ -32,7 +33,7 @@ MAC = Device("MTL0", "Apple M2 Pro", 21 * GIB, 21 * GIB, unified=True)
 
 @dataclass
 class PlacedServer(SimulatedServer):
-    """One that tells where its main model is."""
+    """A server that reports where its main model is."""
 
     placement: Placement | None = FULL
 
@@ -54,7 +55,7 @@ class OnCard(SimulatedBackend):
 
 
 def measured(tmp_path: Path, backend: OnCard) -> tuple[Launches, list, list[str]]:
-    """Three pairs of one block, the launches that they were measured on, and what was told."""
+    """Three pairs of one block, the launches that they were measured on, and the sentences told."""
     told: list[str] = []
     launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=2, tell=told.append)
     store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
@@ -67,7 +68,7 @@ def measured(tmp_path: Path, backend: OnCard) -> tuple[Launches, list, list[str]
 
 @pytest.mark.parametrize("squeezed", ["drafted", "off"])
 def test_a_neighbour_that_takes_layers_is_no_neighbour_any_more(tmp_path, squeezed):
-    """The second launch gets what is left of the card; both are launched alone then, and no pair rests on the other place."""
+    """The second launch gets the rest of the card; both are then launched alone, and no pair has two placements."""
 
     def place(drafting: Drafting, running: int) -> Placement:
         return SQUEEZED if running else FULL
@@ -80,10 +81,10 @@ def test_a_neighbour_that_takes_layers_is_no_neighbour_any_more(tmp_path, squeez
         launches.drafted(DRAFTING)
         assert launches.off().placement == FULL
     assert launches.resident == 1
-    assert next(s for s in told if "Side by side" in s) == (
-        "Side by side the main model is placed differently: without drafting 33 of 33 layers, 7.8 of 8.8 GiB of "
+    assert next(s for s in told if "side by side" in s) == (
+        "The main model is placed differently when two servers run side by side: without drafting 33 of 33 layers, 7.8 of 8.8 GiB of "
         f"weights on the GPU, with {DRAFTING.label} 20 of 33 layers, 4.9 of 8.8 GiB of weights on the GPU. "
-        "Off and drafting are launched by turns from now on."
+        "The servers with and without drafting run by turns from now on."
     )
     assert len(pairs) == 3
     for pair in pairs:
@@ -94,7 +95,7 @@ def test_a_neighbour_that_takes_layers_is_no_neighbour_any_more(tmp_path, squeez
 
 
 def test_layers_lost_to_the_draft_itself_count_and_are_said_once(tmp_path):
-    """By turns the main model still has fewer layers on the GPU with drafting: users have that too."""
+    """By turns the main model still has fewer layers on the GPU with drafting: users have that, too."""
     backend = OnCard(lambda drafting, running: FULL if drafting.is_off and not running else SQUEEZED)
     launches, pairs, told = measured(tmp_path, backend)
     assert launches.resident == 1
@@ -104,12 +105,12 @@ def test_layers_lost_to_the_draft_itself_count_and_are_said_once(tmp_path):
     assert len(pairs) == 3
     assert {backend.placements[p.drafted.launch_id] for p in pairs} == {SQUEEZED}
     assert {backend.placements[p.off.launch_id] for p in pairs} == {FULL}
-    costs = [sentence for sentence in told if "it counts" in sentence]
+    costs = [sentence for sentence in told if "displaces" in sentence]
     assert costs == [
         (
-            f"{DRAFTING.label}: the draft displaces a part of the main model, also by itself: 20 of 33 layers, "
+            f"{DRAFTING.label}: the draft displaces a part of the main model even if no other server runs: 20 of 33 layers, "
             "4.9 of 8.8 GiB of weights on the GPU, without drafting 33 of 33 layers, 7.8 of 8.8 GiB of weights on the "
-            "GPU. That is a cost of drafting, and it counts."
+            "GPU. This is a cost of drafting, and the measurement includes it."
         )
     ]
     launches.close()
@@ -137,8 +138,8 @@ def test_a_draft_is_timed_where_it_will_run():
         assert launches.resident == 1
     assert told == [
         (
-            "Beside off, a model that is timed by itself does not fit on the GPU. "
-            "Off and drafting are launched by turns from now on."
+            "A model that is timed alone does not fit on the GPU beside the server without drafting. "
+            "The servers with and without drafting run by turns from now on."
         )
     ]
 
@@ -184,7 +185,7 @@ def test_the_margin_of_fit_stays_free():
 
 
 def test_swapping_side_by_side_is_measured_again_by_turns(tmp_path):
-    """What a neighbour does to the other's memory is nothing that a user has; what stays by turns counts."""
+    """Users have no such neighbour; swapping that remains by turns counts."""
     from tests.tuning.test_pairing import CALM
 
     swapping = replace(CALM, swap_in_bytes=1 << 30)
@@ -214,17 +215,6 @@ def test_swapping_side_by_side_is_measured_again_by_turns(tmp_path):
     launches.close()
 
 
-class Told:
-    """A progress that remembers sentences."""
-
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def tell(self, text: str) -> None:
-        """Remember it."""
-        self.sentences.append(text)
-
-
 @pytest.mark.parametrize(
     "case",
     [
@@ -235,16 +225,22 @@ class Told:
             "NVIDIA GeForce RTX 4090",
             (),
             1,
-            "do not fit on the GPU side by side, where two servers have 2.0 GiB",
+            "do not fit into the 2.0 GiB of GPU memory together",
         ),
         ((replace(CARD, free_bytes=3 * GIB),), "NVIDIA GeForce RTX 4090", ("-ngl", "0"), 2, ""),
-        ((replace(CARD, free_bytes=3 * GIB),), "NVIDIA GeForce RTX 4090", ("-ngl", "4"), 1, "is not sure"),
-        (None, "NVIDIA GeForce RTX 4090", (), 1, "is not known"),
+        (
+            (replace(CARD, free_bytes=3 * GIB),),
+            "NVIDIA GeForce RTX 4090",
+            ("-ngl", "4"),
+            1,
+            "it is uncertain",
+        ),
+        (None, "NVIDIA GeForce RTX 4090", (), 1, "is unknown"),
         (None, "", (), 2, ""),
     ],
 )
 def test_a_tune_asks_the_backend_for_its_devices(tmp_path, monkeypatch, case):
-    """And says why launches go by turns; two models of 1.2 GiB, much memory of the system."""
+    """And says why launches take turns; two models of 1.2 GiB, much system memory."""
     devices, gpu, args, count, words = case
     monkeypatch.setattr("autospec.hardware.gpu.library", lambda: None)
     monkeypatch.setattr(
@@ -254,9 +250,9 @@ def test_a_tune_asks_the_backend_for_its_devices(tmp_path, monkeypatch, case):
     backend.devices = lambda: devices  # type: ignore[attr-defined]
     model = make_model(name="main", path=tmp_path / "main.gguf", size_bytes=int(1.2 * GIB))
     request = SimpleNamespace(model=model, args=args, context=lambda: 4096)
-    told = Told()
+    told = Silent()
     machine = Hardware("id", "chip", 64 * GIB, 8, "linux 6.8", gpu)
     tuning = Tuning(request, backend, machine, told)  # type: ignore[arg-type]
     assert tuning._resident([]) == count
-    assert len(told.sentences) == (1 if words else 0)
-    assert words in "".join(told.sentences)
+    assert len(told.told) == (1 if words else 0)
+    assert words in "".join(told.told)

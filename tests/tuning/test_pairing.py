@@ -16,7 +16,8 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store
 from autospec.tuning.launches import Launches
-from autospec.tuning.paired_runner import PairedRunner, Task
+from autospec.tuning.paired_runner import PairedRunner
+from autospec.tuning.tasks import Task
 from tests.store.test_database import MEASUREMENT
 from tests.tuning.simulated import SimulatedBackend
 
@@ -85,7 +86,7 @@ def test_pair_counts_as_disturbed_if_the_machine_changed(off, drafted, words):
 
 
 def test_disturbed_pair_is_measured_again_on_a_fresh_launch(tmp_path):
-    """The second of three pairs is spoilt by a load in one half; it comes back clean from another launch."""
+    """A load disturbs one half of the second of three pairs; another launch gives a clean pair."""
     slept: list[float] = []
     busy = replace(CALM, other_load=2.0)
     pairs, backend = pairing(tmp_path, Watch(CALM, CALM, CALM, busy), slept)

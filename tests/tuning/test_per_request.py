@@ -50,7 +50,7 @@ def test_another_number_of_tokens_is_no_launch_and_another_draft_is_one(backend)
 
 @pytest.mark.parametrize("per_request", [False, True])
 def test_both_sides_are_launched_again_for_every_round(tmp_path, per_request):
-    """Also where drafting goes with the request: a launch's luck would be in all rounds otherwise."""
+    """Even if drafting goes with the request: otherwise one launch's luck would be in all rounds."""
     pairs, made = pairing(tmp_path, Watch(), [], per_request=per_request)
     found = [[m.pair for m in pairs.block(TASKS, drafting(4), Phase.PROVE, round_)] for round_ in (1, 2, 3)]
     for side in ("off", "drafted"):
@@ -91,7 +91,7 @@ def test_a_whole_tune_launches_each_draft_once_to_search_and_once_a_round(reques
 
 
 def test_every_verdict_is_against_true_off(request_, backend):
-    """What is compared with is the launch that has no draft in memory."""
+    """The baseline is the launch without a draft in memory."""
     tune(request_, backend)
     off = {launch for launch, drafting, _ in backend.asked if drafting.is_off}
     assert len(off) == 1
@@ -128,7 +128,7 @@ def test_what_the_backend_refuses_for_every_draft_is_disabled_before_anything_st
 
 
 class _InProcess(SimulatedBackend):
-    """One that loads models a second time to ask them in tokens."""
+    """A backend that loads models a second time to ask them in tokens."""
 
     def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> SimulatedServer:
         """As a launch, but its server has tokens, and the model's path stands among the launches."""
@@ -163,7 +163,7 @@ def test_the_main_model_is_read_in_a_process_of_its_own(resident, most):
 
 @pytest.mark.parametrize("permanent", [False, True])
 def test_a_model_that_does_not_fit_beside_off_after_all_is_loaded_alone(permanent):
-    """Off ends for it, and all goes on by turns; a launch that can never work ends nothing."""
+    """Off stops, and launches take turns; a launch that can never work stops nothing."""
     backend = _InProcess(pays_for_coding, modes=MODES, per_request=True)
 
     def refuse(_drafting: Drafting) -> None:

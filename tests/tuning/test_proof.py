@@ -1,4 +1,4 @@
-"""What a look of the proof rests on."""
+"""The measurements that a look of the proof uses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from autospec.measure.verdict import Rule, decide
 from autospec.recommendations import Verdict
 from autospec.tuning import proof
 from autospec.tuning.cell import CellRun
-from autospec.tuning.paired_runner import Task
 from autospec.tuning.proof import Proof, of_round
+from autospec.tuning.tasks import Task
 from tests.report.samples import DRAFTING, measurement
 from tests.tuning.proofs import lab, ngram
 
@@ -56,14 +56,14 @@ def looked_at(rounds: int, study: SimpleNamespace) -> CellRun:
 
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_resumed_proof_looks_at_its_own_rounds_only(rounds):
-    """Rounds that an earlier run measured belong to later looks: each has its own share of the error rate."""
+    """Rounds of an earlier tune belong to later looks: each has its own share of the error rate."""
     cell = looked_at(rounds, NOTES)
     assert cell.decision.verdict is Verdict.ENABLE
     assert cell.decision.estimate.n == 8 * rounds
 
 
 def test_a_look_is_taken_once():
-    """A tune that goes on does not enable at a look that an earlier one has taken: its share of the error rate is spent."""
+    """A later tune does not enable at a look that an earlier one has taken: its share of the error rate is spent."""
     notes = {"epoch": 7.0}
     study = SimpleNamespace(noted=notes.get, note=notes.__setitem__)
     assert looked_at(1, study).decision.verdict is Verdict.ENABLE
@@ -125,7 +125,7 @@ def test_winners_in_the_same_round_share_its_off(tmp_path, monkeypatch):
 
 
 def test_nothing_is_launched_for_rounds_that_are_stored(tmp_path, monkeypatch):
-    """An interrupted proof goes on where it was, with new launches."""
+    """An interrupted proof continues where it was, with new launches."""
     made = lab(tmp_path, monkeypatch, speedup=lambda *_: 1.04, noise=0.04)
     made.prove()
     rounds, launches = made.cells[0].rounds, made.context.launches.count

@@ -92,7 +92,7 @@ def test_a_loss_is_not_predicted(tmp_path, monkeypatch):
 
 
 def test_nothing_is_recorded_when_the_budget_has_no_time_for_it(tmp_path, monkeypatch):
-    """A round took longer than expected, and the eight requests that the prediction takes do not fit any more."""
+    """A round took longer than expected, and the prediction's eight requests no longer fit."""
     made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text), budget_s=90.0)
     foretold = Foretold(exact())
     made.backend.before_answer = lambda server, _text: server.backend.clock.pass_by(0.8)
@@ -120,7 +120,7 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
     Proof(made.cells, made.context, lambda _: None).run()
     cell = made.cells[0]
     pairs = made.context.pairing.known(cell.cell.key, cell.winner, Phase.PROVE)
-    asking = made.context.pairing._asking
+    asking = made.context.asking
     tokens = pairs[0].off.predicted_tokens
     asked = sorted({p.off.prompt_id for p in pairs})
     asking.answers = dict.fromkeys(asked, "word " * tokens)
@@ -138,8 +138,8 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
     monkeypatch.setattr(
         type(made.context.launches), "off", lambda _self: SimpleNamespace(tokens=Words(), pids=frozenset())
     )
-    store = made.context.pairing._store
-    predictions = ProofPredictions(made.context, asking, store)
+    store = made.context.store
+    predictions = ProofPredictions(made.context)
     assert predictions.known(cell) == {}
     assert predictions.predict(cell, pairs) == predictions.known(cell) == exact()
     kept = store.surveys(cell.cell.key, asking.protocol, RECORDING)
@@ -151,7 +151,7 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
 
 
 def test_predictions_of_some_prompts_are_none(tmp_path, monkeypatch):
-    """Nine of sixteen prompts are predicted: those that are neither asked nor predicted are spoken for by nothing."""
+    """Nine of sixteen prompts are predicted: nothing covers those that are neither asked nor predicted."""
     made = lab(tmp_path, monkeypatch, prove=16)
 
     class Gathered:
@@ -163,5 +163,5 @@ def test_predictions_of_some_prompts_are_none(tmp_path, monkeypatch):
             return SimpleNamespace(log_ratios=lambda _key, _drafting: some)
 
     monkeypatch.setattr(proof_predictions, "Profiler", Gathered)
-    predictions = ProofPredictions(made.context, made.context.pairing._asking, made.context.pairing._store)
+    predictions = ProofPredictions(made.context)
     assert predictions.predict(made.cells[0], []) == {}

@@ -1,4 +1,4 @@
-"""Where the search's winner is none on fresh prompts: the runner-up is proved with what is left of the error rate."""
+"""The runner-up is proved with the rest of the error rate if the search's winner fails on other prompts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_what_gave_way_early_goes_on_where_the_other_is_no_better(request_):
 
 
 def test_a_runner_up_that_does_not_run_leaves_the_winner_to_its_own_proof(request_):
-    """Its proof breaks off; the winner, which gave way in noise, is decided all the same."""
+    """Its proof fails; the winner, which gave way in noise, is decided all the same."""
 
     def breaks(server: SimulatedServer, text: str) -> None:
         if server.drafting.mode is Mode.NGRAM_SIMPLE and "prove" in text:
@@ -92,7 +92,7 @@ def test_a_runner_up_that_does_not_run_leaves_the_winner_to_its_own_proof(reques
 
 
 def test_a_winner_that_does_not_run_leaves_the_proof_to_the_runner_up(request_):
-    """It was measured in the search, and dies on fresh prompts."""
+    """It was measured in the search, and dies on the prove prompts."""
 
     def breaks(server: SimulatedServer, text: str) -> None:
         if server.drafting.mode is Mode.DRAFT_MODEL and "prove" in text:

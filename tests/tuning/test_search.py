@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -11,26 +10,27 @@ from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Verdict
 from autospec.tuning.search import Search
-from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend
-from tests.tuning.test_loop import Silent, interrupted_at, nobody_else_is_at_work, request_, tune
+from tests.tuning.test_loop import (
+    Silent,
+    interrupted_at,
+    nobody_else_is_at_work,
+    request_,
+    request_with,
+    tune,
+)
 
 __all__ = ["nobody_else_is_at_work", "request_"]
 
 
 @pytest.fixture
-def two_drafts(request_, tmp_path):
+def two_drafts(tmp_path):
     """A request with a second draft model."""
-    main, draft = request_.models
-    second = make_model(
-        name="hopeless", path=tmp_path / "hopeless.gguf", bytes_per_token=draft.bytes_per_token,
-        fingerprint="hopeless", size_bytes=draft.size_bytes,
-    )  # fmt: skip
-    return replace(request_, models=(main, draft, second))
+    return request_with(tmp_path, "draft", "hopeless")
 
 
 def one_is_hopeless(drafting: Drafting, text: str) -> float:
-    """What a tune of a Gemma-3-type model met: one draft at 0.41, the other best with sixteen tokens, n-grams between."""
+    """As in a real tune of a Gemma-3-type model: one draft at 0.41, the other best with sixteen tokens, n-grams between."""
     if drafting.mode is not Mode.DRAFT_MODEL:
         return 1.25 if "coding" in text else 1.05
     if (drafting.draft or "").endswith("hopeless.gguf"):
@@ -47,7 +47,7 @@ def test_a_hopeless_draft_is_launched_once(two_drafts):
     assert len(hopeless) == 1
     asked = [text for _, drafting, text in backend.asked if drafting == hopeless[0]]
     assert len(asked) == len(result) == 2
-    assert any("hopeless" in line and "none is tried" in line for line in progress.told)
+    assert any("hopeless" in line and "no other setting is tried" in line for line in progress.told)
 
 
 def test_the_best_setting_of_a_draft_is_found_without_prediction(two_drafts):
@@ -92,7 +92,7 @@ def test_an_n_gram_mode_that_is_far_behind_takes_no_further_trials(two_drafts):
 
 
 def test_the_leader_is_asked_the_prompts_that_it_was_not_asked(request_):
-    """Where each trial asks one prompt, the first of them is not all that the choice rests on."""
+    """If each trial asks one prompt, the choice rests on more than the first of them."""
 
     def lucky_first(drafting: Drafting, text: str) -> float:
         if drafting.mode is not Mode.DRAFT_MODEL:

@@ -1,4 +1,4 @@
-"""Tunes on a machine that is hot, or disturbed, all the time: what is steady counts, and what does not is said."""
+"""Tunes on a machine that is hot, or disturbed, all the time: a steady disturbance counts, others are reported."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from autospec.hardware.state import MachineState, between
 from autospec.recommendations import Status, Verdict
 from autospec.tuning import load_guard as calm
 from autospec.tuning import run as run_module
-from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest
-from tests.catalog.making import make_model
 from tests.hardware.test_state import FIRST, LAST
 from tests.tuning.simulated import SimulatedBackend
-from tests.tuning.test_loop import Silent, pays_for_coding, suite, tune
+from tests.tuning.test_loop import Silent, pays_for_coding, request_with, tune
 
 
 class Laptop:
@@ -39,23 +37,12 @@ class Laptop:
 def hot_request(tmp_path, monkeypatch) -> TuneRequest:
     """Two prompt types, one draft, the quick study; nobody is waited for."""
     monkeypatch.setattr(calm, "busy", lambda _state: False)
-    main = make_model(name="main", path=tmp_path / "main.gguf")
-    draft = make_model(
-        name="draft", path=tmp_path / "draft.gguf", fingerprint="draft",
-        bytes_per_token=main.bytes_per_token // 8, size_bytes=main.size_bytes // 8,
-    )  # fmt: skip
-    return TuneRequest(
-        model=main,
-        models=(main, draft),
-        definition=load_definition("quick"),
-        suite=suite(),
-        storage=f"sqlite:///{tmp_path / 'autospec.db'}",
-    )
+    return request_with(tmp_path, "draft")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
 def test_a_throttling_laptop_gets_its_verdicts(hot_request, monkeypatch, share):
-    """Until now, with an event in every window, 672 requests gave no pair; with one in nine of ten, three."""
+    """Earlier versions got no pair of 672 requests with an event in every window, and three with one in nine of ten."""
     monkeypatch.setattr(run_module, "StateWatch", lambda *_: Laptop(share))
     backend, progress = SimulatedBackend(pays_for_coding), Silent()
     result = tune(hot_request, backend, progress)

@@ -1,4 +1,4 @@
-"""By turns: where only one launch fits into memory, a round is cut into stretches, and no pair of it is lost."""
+"""By turns: if only one launch fits into memory, a round is cut into stretches, and no pair of it is lost."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Phase
-from autospec.tuning.paired_runner import Task
-from autospec.tuning.tasks import MOST_S, next_stretch
+from autospec.tuning.tasks import MOST_S, Task, next_stretch
 from tests.tuning.proofs import lab, ngram, prompts, sides
 from tests.tuning.test_pairing import CALM, Watch
 
@@ -47,7 +46,7 @@ def test_no_side_of_a_stretch_lasts_more_than_ten_minutes(tmp_path, monkeypatch,
 
 
 def test_pairs_come_after_each_stretch(tmp_path, monkeypatch):
-    """Whoever watches does not wait for all of a round."""
+    """Progress is not held back until the end of a round."""
     made = lab(tmp_path, monkeypatch, resident=1, cells=TWELVE, speedup=lambda *_: 1.0, request_s=30)
     begun = made.backend.clock.now
     at = [made.backend.clock.now - begun for _ in block(made)]
@@ -56,7 +55,7 @@ def test_pairs_come_after_each_stretch(tmp_path, monkeypatch):
 
 
 def test_every_cell_is_measured_in_both_orders(tmp_path, monkeypatch):
-    """Half of a cell's pairs begin with off, half with drafting: what is slower later is paired out."""
+    """Half of a cell's pairs start with off, half with drafting, which cancels a later slowdown."""
     made = lab(tmp_path, monkeypatch, resident=1, cells=TWELVE, speedup=lambda *_: 1.0, request_s=19)
     found = list(block(made))
     for cell in made.cells:
@@ -84,18 +83,18 @@ def test_a_request_that_takes_longer_than_a_stretch_has_one_of_its_own(tmp_path,
 
 
 def test_a_pair_whose_halves_are_too_far_apart_is_told(tmp_path, monkeypatch):
-    """Half an hour a request cannot be paired; the end comes all the same, with a sentence."""
+    """Half an hour a request cannot be paired; the block ends anyway, with a sentence."""
     made = lab(tmp_path, monkeypatch, resident=1, speedup=lambda *_: 1.0, request_s=1900, prove=2)
     assert len(list(block(made, repeats=2))) == 2
     assert made.known(made.cells[0]) == 0
     assert made.watcher.told == [
-        f"{ngram(4).label}: 2 pairs do not count. Its halves lie more than 30 minutes apart."
+        f"{ngram(4).label}: 2 pairs do not count. The halves of a pair must not be more than 30 minutes apart."
     ]
 
 
 @pytest.mark.parametrize("resident", [1, 2])
 def test_a_pair_that_stays_disturbed_is_told(tmp_path, monkeypatch, resident):
-    """After its repeats the round goes on without it, and it is counted among what was left out."""
+    """After its repeats the round continues without it, and it is counted as left out."""
     busy = replace(CALM, other_load=2.0)
     watch = Watch(CALM, CALM)  # the search's pair
     made = lab(tmp_path, monkeypatch, resident=resident, prove=1, watch=watch)
