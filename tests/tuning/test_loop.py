@@ -432,7 +432,7 @@ def test_what_is_known_of_one_cell_is_kept_whatever_becomes_of_another(request_,
         forgotten.append(key)
         forget(store, key)
 
-    monkeypatch.setattr(run_module.standing, "save", fail)
+    monkeypatch.setattr(run_module, "save_recommendation", fail)
     monkeypatch.setattr(Store, "forget_surveys", noted)
     # Nothing is decided, so that all is stored at the end only.
     monkeypatch.setattr(run_module.Proof, "run", lambda _: None)
