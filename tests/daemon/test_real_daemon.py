@@ -270,8 +270,11 @@ def test_a_second_daemon_says_that_one_runs(home: Path):
     assert "A daemon is already running" in second.stderr
 
 
-def test_on_a_full_disk_it_stays_and_says_what_is_wrong(home: Path):
-    """No file may grow: the database cannot be made, and the daemon rests with that as its reason."""
+def test_full_disk(home: Path):
+    """No file may grow: the database cannot be made, and the daemon rests with that as its reason.
+
+    The name is short: a socket path that is too long for the kernel needs a file that tells where the socket is.
+    """
 
     def no_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
