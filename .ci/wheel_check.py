@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROBE = """
 import json, sys, sysconfig
 import autospec.files as data
-from autospec.prompts.keywords import keywords
+from autospec.prompts.request_text import keywords
 keywords()  # the word lists are a file of the package
 folders = [data.studies_dir(), data.launchd_dir()]
 json.dump({

@@ -38,7 +38,7 @@ class HttpTokens:
         return self._encoded(text, special=True)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """See `autospec.backends.optional.EncodesText`."""
+        """See `autospec.backends.registry.EncodesText`."""
         return self._encoded(text, special=False)
 
     def _encoded(self, text: str, *, special: bool) -> tuple[int, ...]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from autospec.daemon.policy import Heat, PowerState, Signals
 from autospec.daemon.work import Clock
-from autospec.hardware.idle import user_idle_s
 from autospec.hardware.machine_lock import holder
 from autospec.hardware.readings import Power as PowerReading
-from autospec.hardware.readings import Reading, descendants, read, read_power
+from autospec.hardware.readings import Reading, descendants, read, read_power, user_idle_s
 from autospec.hardware.state import between
 
 __all__ = ["ClientActivity", "Probes", "signals_of"]

@@ -19,8 +19,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from autospec.backends.optional import InProcess
 from autospec.backends.protocol import Backend, Completion, LaunchSettings, Request, Server
+from autospec.backends.registry import InProcess
 from autospec.drafting import Drafting
 from autospec.errors import RequestError
 from autospec.hardware.state import StateWatch, disturbed

@@ -19,8 +19,7 @@ from typing import Any, Final
 
 from autospec.cells import PromptType
 from autospec.prompts.features import ASK_CHARS, PromptFeatures, find_cues
-from autospec.prompts.keywords import keywords
-from autospec.prompts.request_text import RequestText, Text, fold, read_request
+from autospec.prompts.request_text import RequestText, Text, fold, keywords, read_request
 
 __all__ = ["Classification", "classify"]
 

@@ -9,8 +9,7 @@ from functools import cache, lru_cache
 from typing import Final
 
 from autospec.cells import PromptType
-from autospec.prompts.keywords import keywords
-from autospec.prompts.request_text import Text, fold
+from autospec.prompts.request_text import Text, fold, keywords
 
 __all__ = ["ASK_CHARS", "PromptFeatures", "find_cues"]
 

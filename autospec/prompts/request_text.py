@@ -2,20 +2,66 @@
 
 Supported are OpenAI's chat (``messages``), completions and llama.cpp's own (``prompt``, also with a chat template already
 applied), ``/infill``, Anthropic's ``/v1/messages`` and OpenAI's ``/v1/responses`` (``input``, ``instructions``). Malformed parts
-are ignored; the backend refuses such a request.
+are ignored; the backend refuses such a request. The word lists of `keywords.toml` are read when they are first needed.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Final
 
-from autospec.prompts.keywords import keywords
+from autospec.cells import PromptType
 
-__all__ = ["RequestText", "Text", "fold", "read_request"]
+__all__ = ["Cues", "Keywords", "RequestText", "Text", "fold", "keywords", "read_request"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cues:
+    """The cues of one prompt type, by strength."""
+
+    strong: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
+    weak: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Keywords:
+    """All word lists; `keywords.toml` says how each is written and matched."""
+
+    cues: Mapping[PromptType, Cues]
+    greetings: frozenset[str]
+    question_words: frozenset[str]
+    negations: frozenset[str]
+    source_marks: tuple[str, ...]
+    code_marks: tuple[str, ...]
+    fim_marks: tuple[str, ...]
+    tool_phrases: tuple[str, ...]
+
+
+@cache
+def keywords() -> Keywords:
+    """The word lists; the first call reads the file."""
+    data = tomllib.loads(Path(__file__).with_name("keywords.toml").read_text(encoding="utf-8"))
+    return Keywords(
+        cues={
+            PromptType(kind): Cues(**{strength: tuple(cues) for strength, cues in listed.items()})
+            for kind, listed in data["cues"].items()
+        },
+        greetings=frozenset(data["greetings"]),
+        question_words=frozenset(data["question_words"]),
+        negations=frozenset(data["negations"]),
+        source_marks=tuple(data["source_marks"]),
+        code_marks=tuple(data["code_marks"]),
+        fim_marks=tuple(data["fim_marks"]),
+        tool_phrases=tuple(data["tool_phrases"]),
+    )
+
 
 # Characters examined at either end of a text: an instruction comes before or after pasted material.
 HEAD_CHARS: Final = 1200

@@ -26,7 +26,7 @@ from autospec.cells import Hardware, PromptType
 from autospec.errors import AutospecError, UsageError
 from autospec.hardware import identify
 from autospec.prompts.classifier import classify
-from autospec.prompts.keywords import keywords
+from autospec.prompts.request_text import keywords
 from autospec.proxy.access import Access, check_bind
 from autospec.proxy.app import Proxy, Rules
 from autospec.proxy.errors import ProxyServer

@@ -16,8 +16,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from autospec.backends.optional import Idles
 from autospec.backends.protocol import Completion
+from autospec.backends.registry import Idles
 from autospec.drafting import Drafting
 from autospec.errors import BackendError, ServerDiedError
 from autospec.measure.asking import Asking

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Self
 
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
-from autospec.backends.optional import InProcess, Scores
 from autospec.backends.placement import Weights, Where, room_bytes
 from autospec.backends.protocol import Backend, Cycle, LaunchSettings, Server, Tokens
+from autospec.backends.registry import InProcess, Scores
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, BackendMissingError, LaunchError, UnsupportedError, UsageError
 from autospec.hardware.gpu import Device, usable

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from autospec.backends.optional import Placed
 from autospec.backends.placement import Placement
 from autospec.backends.protocol import Server
+from autospec.backends.registry import Placed
 from autospec.drafting import Drafting
 from autospec.hardware.state import MachineState, StateWatch
 from autospec.measure.asking import busy

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autospec.backends.optional import EncodesText
+from autospec.backends.registry import EncodesText
 from autospec.drafting import Drafting
 from autospec.errors import BackendError
 from autospec.measure.measurements import Measurement, Pair

@@ -9,9 +9,9 @@ from functools import partial
 
 import psutil
 
-from autospec.backends.optional import OnDevices
 from autospec.backends.placement import Weights, Where, room_bytes, weights_of
 from autospec.backends.protocol import Backend, LaunchSettings
+from autospec.backends.registry import OnDevices
 from autospec.catalog.candidates import Candidate, undraftable
 from autospec.cells import Hardware
 from autospec.drafting import OFF

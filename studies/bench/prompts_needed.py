@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from autospec.backends.optional import Scores
 from autospec.backends.protocol import Server
-from autospec.backends.registry import backend_for
+from autospec.backends.registry import Scores, backend_for
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import RequestShape
 from autospec.predict.costs import CostCurve, first_guess

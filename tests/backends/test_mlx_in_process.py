@@ -9,8 +9,8 @@ import signal
 import pytest
 
 from autospec.backends.mlx.backend import Mlx
-from autospec.backends.optional import InProcess
 from autospec.backends.protocol import Cycle, LaunchSettings, Request, Watched
+from autospec.backends.registry import InProcess
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import LaunchError, RequestError, ServerDiedError
 from autospec.predict.profile import Scorer, profile_answer, profile_scored

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autospec.cells import Hardware
 from autospec.hardware.identity import host_digest, likeness, most_alike, parse_platform_uuid
-from autospec.hardware.idle import parse_hid_idle, parse_mutter_idle, terminal_idle_s
+from autospec.hardware.readings import parse_hid_idle, parse_mutter_idle, terminal_idle_s
 
 ULTRA = Hardware(
     "apple-m2-ultra-64g-1", "Apple M2 Ultra", 64 << 30, 24, "macos 15.2", "Apple M2 Ultra 60-core GPU"

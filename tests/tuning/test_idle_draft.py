@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from autospec.backends.optional import Idles
 from autospec.backends.protocol import LaunchSettings
+from autospec.backends.registry import Idles
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.errors import RequestError, ServerDiedError

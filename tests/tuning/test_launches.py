@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.backends.optional import Scores
 from autospec.backends.protocol import LaunchSettings
+from autospec.backends.registry import Scores
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, RequestError
 from autospec.tuning.launches import Launches

@@ -105,7 +105,7 @@ class Attached:
         return server
 
     def devices(self) -> tuple[Device, ...]:
-        """See `autospec.backends.optional.OnDevices`: this backend launches nothing that must fit on a GPU."""
+        """See `autospec.backends.registry.OnDevices`: this backend launches nothing that must fit on a GPU."""
         return ()
 
     def as_it_runs(self) -> AsItRuns:

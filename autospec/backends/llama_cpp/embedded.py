@@ -302,14 +302,14 @@ class Embedded:
         )
 
     def devices(self) -> tuple[Device, ...] | None:
-        """See `autospec.backends.optional.OnDevices`."""
+        """See `autospec.backends.registry.OnDevices`."""
         try:
             return _probe(self._state_dir).devices
         except BackendMissingError:
             return None
 
     def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
-        """See `autospec.backends.optional.Scores`."""
+        """See `autospec.backends.registry.Scores`."""
         return LlamaCppScorer.launch(model_path, n_ctx=n_ctx, state_dir=self._state_dir)
 
     def _command(

@@ -109,7 +109,7 @@ class LlamaServer:
         )
 
     def devices(self) -> tuple[Device, ...] | None:
-        """See `autospec.backends.optional.OnDevices`."""
+        """See `autospec.backends.registry.OnDevices`."""
         program, probe = self._probed()
         return list_devices(program) if probe.help.has("--list-devices") else None
 
@@ -123,7 +123,7 @@ class LlamaServer:
         return self._has_devices
 
     def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
-        """See `autospec.backends.optional.Scores`."""
+        """See `autospec.backends.registry.Scores`."""
         return LlamaCppScorer.launch(model_path, n_ctx=n_ctx, state_dir=self._state_dir)
 
     def _probed(self) -> tuple[Path, binaries.Probe]:

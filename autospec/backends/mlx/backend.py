@@ -270,7 +270,7 @@ class Mlx:
         return {**models, "num_draft_tokens": 0 if drafting.is_off else drafting.n_max}
 
     def in_process(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxInProcess:
-        """See `autospec.backends.optional.InProcess`; the child answers with `mlx_lm.stream_generate`."""
+        """See `autospec.backends.registry.InProcess`; the child answers with `mlx_lm.stream_generate`."""
         self._arguments(model_path, drafting, settings)  # refuses what the server refuses
         _check_folders(model_path, drafting)
         drafted = () if drafting.is_off else ("--draft-model", str(drafting.draft))
@@ -288,7 +288,7 @@ class Mlx:
         )
 
     def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
-        """See `autospec.backends.optional.InProcess`: the settings of cache and prompt processing."""
+        """See `autospec.backends.registry.InProcess`: the settings of cache and prompt processing."""
         words = [word for argument in settings.args for word in argument.split("=", 1)]
         kept = tuple(w for pair in pairwise(words) if pair[0] in _OF_BOTH for w in pair)
         return LaunchSettings(args=kept, ready_timeout_s=settings.ready_timeout_s)

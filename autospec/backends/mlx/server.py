@@ -66,7 +66,7 @@ class MlxServer(LaunchedServer):
         return view
 
     def idle(self) -> Server:
-        """See `autospec.backends.optional.Idles`."""
+        """See `autospec.backends.registry.Idles`."""
         view = copy.copy(self)
         view.unused = True
         return view
