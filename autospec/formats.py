@@ -12,6 +12,7 @@ from autospec.recommendations import LIKELY, Recommendation, Verdict
 __all__ = [
     "age",
     "bounded",
+    "counted",
     "duration",
     "gibibytes",
     "gigabytes",
@@ -21,6 +22,11 @@ __all__ = [
     "plain_speed",
     "ruled_out_because",
 ]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 round``, ``2 rounds``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def percent(ratio: float) -> str:

@@ -84,6 +84,7 @@ def command(
     shell.override(proxy_host=host, backend=backend, server_args=args or None)
     settings = shell.settings
 
+    from autospec.formats import counted
     from autospec.proxy.serve import rules_for, run, run_on_best_loop
 
     if model and settings.backend != "attached":
@@ -101,7 +102,7 @@ def command(
 
     def ending(in_flight: int) -> None:
         if in_flight:
-            answers = "1 answer" if in_flight == 1 else f"{in_flight} answers"
+            answers = counted(in_flight, "answer")
             shell.say(f"Waiting for {answers} to finish. Press Ctrl-C again to stop at once.")
 
     run_on_best_loop(

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autospec.drafting import OFF, Drafting
+from autospec.formats import counted
 from autospec.measure.likely import likely_gain, seconds_to_proof
 from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, RequestShape
@@ -113,15 +114,17 @@ def _reason(cell: CellRun, search_pairs: int, proof_pairs: int, *, final: bool) 
     if cell.decision is None:
         if proof_pairs:
             # If everything was predicted, there are no search pairs.
-            pairs = "1 pair" if proof_pairs == 1 else f"{proof_pairs} pairs"
+            pairs = counted(proof_pairs, "pair")
             return f"The proof has only started ({pairs}, no complete round yet); run tune again to continue."
         if not search_pairs:
             return "Nothing has been measured for this prompt type yet; run tune again to continue."
-        return f"Only searched so far ({search_pairs} pairs), not proven; run tune again to continue."
+        return (
+            f"Only searched so far ({counted(search_pairs, 'pair')}), not proven; run tune again to continue."
+        )
     reason = cell.decision.reason[0].upper() + cell.decision.reason[1:]
     if final:
         return f"{reason}."
-    return f"{reason}; the budget ended after {cell.rounds} rounds of proof; run tune again to continue."
+    return f"{reason}; the budget ended after {counted(cell.rounds, 'round')} of the proof; run tune again to continue."
 
 
 def _evidence(

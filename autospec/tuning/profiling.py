@@ -22,6 +22,7 @@ from autospec.catalog.gguf_header import read_header
 from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError, ModelFileError, RequestError
+from autospec.formats import counted
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.predictor import Predictor
@@ -304,7 +305,7 @@ class Profiler:
         if not missing and times is not None:
             return replace(times, profiles=profiles)
         name = Path(draft).name
-        answers = "1 answer" if len(missing) == 1 else f"{len(missing)} answers"
+        answers = counted(len(missing), "answer")
         self._context.progress.tell(f"Running {name} alone on {answers}.")
         # One answer of every cell is read in any case: without it there is no prediction for the cell.
         lacking = {c.cell.key for c, _ in missing} - {
