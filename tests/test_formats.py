@@ -1,3 +1,25 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from autospec.formats import counted, duration, gigabytes
+
+
 def test_numbers_agree_with_their_noun():
     """One round, and several."""
     assert [counted(n, "round") for n in (0, 1, 2)] == ["0 rounds", "1 round", "2 rounds"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2.5, "2.5 s"), (90.0, "90 s"), (720.0, "12 min"), (12600.0, "3.5 h")]
+)
+def test_durations_have_one_unit(seconds, text):
+    """The largest one that keeps two digits."""
+    assert duration(seconds) == text
+
+
+def test_sizes_are_decimal():
+    """As model files are named on download pages."""
+    assert (gigabytes(4.7e9), gigabytes(638e6)) == ("4.7 GB", "638 MB")
