@@ -165,7 +165,7 @@ def test_traffic_that_comes_and_goes_and_a_draft_that_appears(service: Service, 
         draft = lab_models.tiny
         (service.home / "models" / draft.name).symlink_to(draft)
         service.ask()
-        until(lambda: "fits now as a draft" in service.events(), "the new draft", 90.0)
+        until(lambda: "now fits as a draft" in service.events(), "the new draft", 90.0)
         (entry,) = service.get("/autospec/v1/recommendations")["recommendations"]
         assert entry["status"] == "stale" or "renewing" in entry["evidence"]
         assert draft.stem in entry["evidence"]["stale_reason"]
@@ -196,7 +196,7 @@ def test_a_build_that_changes(service: Service, llama_server_binary: Path):
         (entry,) = service.get("/autospec/v1/recommendations")["recommendations"]
         assert (entry["status"], entry["verdict"]) == ("stale", "disable")
         words = " ".join(service.said("recommend", "--model", service.main).split())
-        assert "stale, as the backend's build changed" in words
+        assert "stale, because the backend's build changed" in words
         service.ask()
 
 
@@ -210,7 +210,7 @@ def test_a_machine_that_gets_busy(service: Service, lab_models, monkeypatch: pyt
         until(lambda: _load_check(service).get("state") == "no", "a look at the load")
         assert not _load_check(service)["allows"]
         words = service.said("daemon", "--status")
-        assert re.search(r"Why: other programs use \d+\.\d of \d+ cores\.", words), words
+        assert re.search(r"Reason: other programs use \d+\.\d of \d+ cores\.", words), words
         assert "is resting" in words
         service.ask()
 

@@ -91,5 +91,5 @@ def test_a_tune_on_an_mlx_folder_is_predicted_and_proven(arguments):
     assert servers(os.environ["AUTOSPEC_HOME"]) == []
     model = arguments[arguments.index("--model") + 1]
     words = json.dumps(autospec("explain", "--model", model))
-    assert "loaded and no token drafted" in words
+    assert "Keeping the draft model loaded but unused" in words
     assert "p_min" not in json.dumps(entry["drafting"])
