@@ -274,7 +274,8 @@ class Profiler:
             until_s = left_s * (1.0 - _PASSES_SHARE * number / len(drafts))
             try:
                 passes[draft] = self._pass(draft, recordings, partial(self._late, until_s))
-                self._note_fastest(draft, passes[draft], recordings)
+                if number < len(drafts):
+                    self._note_fastest(draft, passes[draft], recordings)
             except BackendError as error:
                 name = Path(draft).name
                 self._context.progress.tell(

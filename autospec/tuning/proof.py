@@ -372,9 +372,10 @@ class Proof:
             return {}
         # Predict if only unasked prompts are missing, or if the spread between prompts hides the gain.
         scatter = self._scatter()
-        if decide(values, cell.rounds, rule, complete=complete, scatter=scatter).final:
+        so_far = decide(values, cell.rounds, rule, complete=complete, scatter=scatter)
+        if so_far.final:
             return {}
-        would_be = decide(values, cell.rounds, rule, scatter=scatter)
+        would_be = so_far if complete else decide(values, cell.rounds, rule, scatter=scatter)
         if would_be.verdict is not Verdict.ENABLE and statistics.stdev(medians) < _LARGE_SPREAD:
             return {}
         # A later tune can use the answers of this one only if they are kept now.

@@ -223,7 +223,7 @@ class Tuning:
     def _keeping(
         self, cells: Sequence[CellRun], keep: Callable[[CellRun], None], store: Store
     ) -> Iterator[None]:
-        """Store what is known of every cell at the end, however the tune ends, and even if storing another cell fails.
+        """Store the result of every cell at the end, even if the tune fails or another cell cannot be stored.
 
         Raises:
             AutospecError: The first failure to store, if the tune itself succeeded.

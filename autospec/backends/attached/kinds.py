@@ -40,7 +40,7 @@ class Sets(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FoundServer:
-    """What is known of the attached server.
+    """The attached server, as its answers describe it.
 
     Attributes:
         kind: Its kind.
