@@ -173,7 +173,7 @@ class Proxy:
         if forced is not None:
             return forced
         try:
-            return self._classify(path, intake.document)
+            return self._classify(intake.document)
         except Exception:  # noqa: BLE001 - logged with its traceback; the prompt type is only a hint
             _LOG.exception("proxy: the classifier failed")
             return None

@@ -89,8 +89,8 @@ def _without(headers: Iterable[tuple[str, str]], dropped: frozenset[str]) -> CIM
     )
 
 
-# The prompt type of a path and a parsed body; None if the request generates nothing.
-Classify = Callable[[str, Mapping[str, Any]], PromptType | None]
+# The prompt type of a request's JSON body; None if it is not known.
+Classify = Callable[[Mapping[str, Any]], PromptType | None]
 
 _GENERATING = frozenset(
     {"/chat/completions", "/completions", "/completion", "/responses", "/messages", "/infill"}

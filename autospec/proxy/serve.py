@@ -34,9 +34,9 @@ from autospec.proxy.metrics import SampleWriter
 from autospec.proxy.request import Classify
 from autospec.recommendations import Recommendation
 from autospec.service.proxy_link import ProxyLink
-from autospec.serving.config import ProxyConfig, ProxyDependencies
 from autospec.serving.dispatch import Dispatch
 from autospec.serving.model_registry import ModelRegistry, engines_of, read_registry
+from autospec.serving.reconciler import ProxyDependencies
 from autospec.serving.supervisor import Supervisor
 from autospec.serving.threads import in_thread
 from autospec.settings import Settings
@@ -71,7 +71,6 @@ async def open_supervisor(
         AutospecError: A setting is invalid, the chosen backend is missing, or the database cannot be read.
     """
     hardware = await in_thread(identify)
-    config = ProxyConfig.of(settings, hardware)
 
     def registry() -> ModelRegistry:
         # Probes the backends each time: a build may be replaced while the proxy runs.
@@ -92,7 +91,7 @@ async def open_supervisor(
         save=save,
         machine_is_free=machine_is_free,
     )
-    return await Supervisor.start(config, dependencies)
+    return await Supervisor.start(settings, dependencies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class ListeningProxy:
     proxy: Proxy
 
 
-def prompt_type_of(_path: str, document: Mapping[str, Any]) -> PromptType:
+def prompt_type_of(document: Mapping[str, Any]) -> PromptType:
     """The prompt type of a request's JSON body."""
     return classify(document).prompt_type
 

@@ -6,21 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from autospec.catalog.model import Model, context_of
+from autospec.cells import Hardware
 from autospec.drafting import OFF, Drafting
 from autospec.serving.advice import ModelAdvice
 from autospec.serving.backoff import Backoff
-from autospec.serving.config import ProxyConfig
 from autospec.serving.model_registry import Engine, ModelRegistry
-from autospec.serving.plan_inputs import Launchable, MemoryEstimate
+from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 from autospec.serving.server_pool import ServerPool
+from autospec.settings import Settings
 
-__all__ = ["LaunchOptions", "footprint", "launch_seconds"]
+__all__ = ["LaunchOptions", "footprint", "launch_seconds", "memory_limit_bytes"]
 
+_GIB: Final = 1024**3
+# The rest is for the system, other programs, and what servers allocate beyond the estimate.
+_MEMORY_SHARE: Final = 0.75
+# If the memory size is unknown: estimates are clipped to the limit, so one server runs at a time.
+_UNKNOWN_MEMORY_BYTES: Final = 8 * _GIB
 # Compute buffers, the program and its libraries: 100 to 400 MB for llama-server with default batch sizes.
 _BUFFERS_BYTES: Final = 256 * 1024**2
 # For launches without a measured time: 0.9 GB took 1.6 to 2.2 s from a warm cache, a cold disk reads 1 GB/s.
 _START_S: Final = 1.5
 _BYTES_PER_S: Final = 1e9
+
+
+def memory_limit_bytes(settings: Settings, hardware: Hardware) -> int:
+    """Memory limit for all servers together: the user's, or a share of the machine's memory."""
+    own_bytes = settings.memory_limit * _GIB
+    return int(own_bytes or hardware.memory_bytes * _MEMORY_SHARE or _UNKNOWN_MEMORY_BYTES)
 
 
 def footprint(
@@ -63,11 +75,18 @@ class LaunchOptions:
     """Combines the models, their recommendations (`known`, by model name) and the failures of earlier launches."""
 
     def __init__(
-        self, config: ProxyConfig, registry: ModelRegistry, pool: ServerPool, backoff: Backoff
+        self,
+        settings: Settings,
+        hardware: Hardware,
+        registry: ModelRegistry,
+        pool: ServerPool,
+        backoff: Backoff,
     ) -> None:
         self.registry = registry
         self.known: Mapping[str, ModelAdvice] = {}
-        self._config = config
+        self._settings = settings
+        self._limit_bytes = memory_limit_bytes(settings, hardware)
+        self._maps_weights = not hardware.gpu
         self._pool = pool
         self._backoff = backoff
 
@@ -80,22 +99,22 @@ class LaunchOptions:
         model = self.registry.named(name)
         return model, self.registry.engine(model)
 
-    def launchable(self, model: Model, now_s: float) -> tuple[Launchable, ...]:
+    def possible(self, model: Model, now_s: float) -> tuple[LaunchEstimate, ...]:
         """Off, and every recommended drafting that may be launched now."""
         found = [d for d in self.of(model.name).draftings if self._backoff.allows(model.name, d, now_s)]
         return tuple(self.entry(model.name, drafting) for drafting in (OFF, *found))
 
-    def entry(self, name: str, drafting: Drafting) -> Launchable:
+    def entry(self, name: str, drafting: Drafting) -> LaunchEstimate:
         """One launch with its memory and start time."""
         model, draft = self.registry.named(name), draft_of(drafting, self.registry.catalog)
         own = model.context_length
         memory = footprint(
             model,
             draft,
-            context_of(self._config.args, own, own or self._config.context_tokens),
+            context_of(self._settings.server_args, own, own or self._settings.context_tokens),
             # MLX copies the weights.
-            maps_weights=self._config.maps_weights and model.format == "gguf",
-            limit_bytes=self._config.memory_bytes,
+            maps_weights=self._maps_weights and model.format == "gguf",
+            limit_bytes=self._limit_bytes,
         )
         took_s = self._pool.took_s(name, drafting)
-        return Launchable(drafting, memory, launch_seconds(model, draft) if took_s is None else took_s)
+        return LaunchEstimate(drafting, memory, launch_seconds(model, draft) if took_s is None else took_s)

@@ -32,7 +32,7 @@ from autospec.formats import duration, gigabytes
 from autospec.recommendations import SCHEMA_VERSION
 from autospec.serving.plan_inputs import (
     Capacity,
-    Launchable,
+    LaunchEstimate,
     MemoryEstimate,
     ModelDemand,
     Route,
@@ -133,11 +133,11 @@ def make_plan(models: Sequence[ModelDemand], capacity: Capacity) -> Plan:
     models = [_one_per_draft(demand) for demand in models]
     ranked = sorted((TrafficForecast.of(demand, capacity.horizon_s) for demand in models), key=_priority)
     reserved = _smallest(ranked, capacity)
-    kept: list[Launchable] = []
+    kept: list[LaunchEstimate] = []
     parts = []
     for position, forecast in enumerate(ranked):
         name = forecast.demand.model
-        chosen: tuple[Launchable, ...] = ()
+        chosen: tuple[LaunchEstimate, ...] = ()
         if name in reserved:
             # Later models keep at least their smallest server.
             later = [other.demand.model for other in ranked[position + 1 :]]
@@ -155,9 +155,9 @@ def _priority(forecast: TrafficForecast) -> tuple[float, bool, float, str]:
     return (-waited, not demand.in_use, -forecast.busy_s, demand.model)
 
 
-def _smallest(ranked: Sequence[TrafficForecast], capacity: Capacity) -> dict[str, Launchable]:
+def _smallest(ranked: Sequence[TrafficForecast], capacity: Capacity) -> dict[str, LaunchEstimate]:
     """The smallest server of each model that runs or has requests, as far as the memory suffices."""
-    reserved: dict[str, Launchable] = {}
+    reserved: dict[str, LaunchEstimate] = {}
     for forecast in ranked:
         least = _least(forecast.demand)
         if least is None or not _wanted(forecast.demand):
@@ -168,8 +168,8 @@ def _smallest(ranked: Sequence[TrafficForecast], capacity: Capacity) -> dict[str
 
 
 def _choose(
-    forecast: TrafficForecast, capacity: Capacity, others: Sequence[Launchable]
-) -> tuple[Launchable, ...]:
+    forecast: TrafficForecast, capacity: Capacity, others: Sequence[LaunchEstimate]
+) -> tuple[LaunchEstimate, ...]:
     """The servers of one model, at least one: the smallest is known to fit."""
     # If the memory is unknown, there is no second server.
     most = 1 if capacity.memory_bytes is None else capacity.twins
@@ -187,8 +187,8 @@ def _choose(
 
 
 def _best(
-    forecast: TrafficForecast, sets: Sequence[tuple[Launchable, ...]], running: AbstractSet[Drafting]
-) -> tuple[Launchable, ...]:
+    forecast: TrafficForecast, sets: Sequence[tuple[LaunchEstimate, ...]], running: AbstractSet[Drafting]
+) -> tuple[LaunchEstimate, ...]:
     """The set of the highest value; if equal, fewer servers, then off, then less memory, then the first."""
     return max(
         sets,
@@ -201,16 +201,18 @@ def _best(
     )
 
 
-def _value(forecast: TrafficForecast, chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> float:
+def _value(
+    forecast: TrafficForecast, chosen: Sequence[LaunchEstimate], running: AbstractSet[Drafting]
+) -> float:
     """value(S) of the module's docstring."""
     starting_s = sum(entry.launch_s for entry in chosen if entry.drafting not in running)
     rent_s = RENT * forecast.busy_s * (len(chosen) - 1)
     return forecast.saved_s(chosen) - PAYBACK * starting_s - rent_s
 
 
-def _sets(demand: ModelDemand, most: int) -> Iterator[tuple[Launchable, ...]]:
+def _sets(demand: ModelDemand, most: int) -> Iterator[tuple[LaunchEstimate, ...]]:
     """Every set of servers that may be kept, in a fixed order."""
-    entries = sorted(demand.launchable, key=lambda entry: entry.drafting.key)
+    entries = sorted(demand.possible, key=lambda entry: entry.drafting.key)
     for size in range(1, 1 + (1 if demand.per_request else most)):
         yield from combinations(entries, size)
 
@@ -220,14 +222,14 @@ def _one_per_draft(demand: ModelDemand) -> ModelDemand:
     if not demand.per_request:
         return demand
     running = {drafting.draft: drafting for drafting in reversed(demand.running)}
-    by_draft: dict[str | None, Launchable] = {}
-    for entry in demand.launchable:
+    by_draft: dict[str | None, LaunchEstimate] = {}
+    for entry in demand.possible:
         draft = entry.drafting.draft
         by_draft.setdefault(draft, replace(entry, drafting=running.get(draft, entry.drafting)))
-    return replace(demand, launchable=tuple(by_draft.values()))
+    return replace(demand, possible=tuple(by_draft.values()))
 
 
-def _part(forecast: TrafficForecast, capacity: Capacity, chosen: tuple[Launchable, ...]) -> ModelPlan:
+def _part(forecast: TrafficForecast, capacity: Capacity, chosen: tuple[LaunchEstimate, ...]) -> ModelPlan:
     demand = forecast.demand
     if chosen:
         ideal = max(_sets(demand, capacity.twins), key=lambda some: (forecast.saved_s(some), -len(some)))
@@ -254,29 +256,32 @@ def _wanted(demand: ModelDemand) -> bool:
     return demand.in_use or bool(demand.running)
 
 
-def _least(demand: ModelDemand) -> Launchable | None:
+def _least(demand: ModelDemand) -> LaunchEstimate | None:
     """The launch with the least memory."""
-    return min(demand.launchable, key=lambda entry: (_bytes([entry]), entry.drafting.key), default=None)
+    return min(demand.possible, key=lambda entry: (_bytes([entry]), entry.drafting.key), default=None)
 
 
-def _running(demand: ModelDemand) -> list[Launchable]:
-    return [entry for entry in demand.launchable if entry.drafting in demand.running]
+def _running(demand: ModelDemand) -> list[LaunchEstimate]:
+    return [entry for entry in demand.possible if entry.drafting in demand.running]
 
 
-def _runs(chosen: Sequence[Launchable], running: AbstractSet[Drafting]) -> bool:
+def _runs(chosen: Sequence[LaunchEstimate], running: AbstractSet[Drafting]) -> bool:
     return all(entry.drafting in running for entry in chosen)
 
 
-def _bytes(entries: Sequence[Launchable]) -> int:
+def _bytes(entries: Sequence[LaunchEstimate]) -> int:
     return MemoryEstimate.total_bytes(entry.footprint for entry in entries)
 
 
-def _fits(entries: Sequence[Launchable], capacity: Capacity) -> bool:
+def _fits(entries: Sequence[LaunchEstimate], capacity: Capacity) -> bool:
     return capacity.memory_bytes is None or _bytes(entries) <= capacity.memory_bytes
 
 
 def _explain(
-    forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
+    forecast: TrafficForecast,
+    capacity: Capacity,
+    chosen: Sequence[LaunchEstimate],
+    ideal: Sequence[LaunchEstimate],
 ) -> str:
     """Why the plan keeps these servers; `ideal` would save most if launches and memory cost nothing."""
     kept = " and ".join(_launch(forecast, entry.drafting, chosen) for entry in chosen)
@@ -309,7 +314,7 @@ def _explain_none(smallest_bytes: int | None, capacity: Capacity, *, wanted: boo
     return f"It needs {gigabytes(smallest_bytes)}; models that are used more take the memory limit of {gigabytes(limit)}."
 
 
-def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[Launchable]) -> str:
+def _launch(forecast: TrafficForecast, launch: Drafting, chosen: Sequence[LaunchEstimate]) -> str:
     """One server with its prompt types, the most used first."""
     here = defaultdict[str, list[tuple[float, str]]](list)
     for kind, share in forecast.shares.items():
@@ -333,7 +338,10 @@ def _kinds(kinds: list[tuple[float, str]]) -> str:
 
 
 def _not_taken(
-    forecast: TrafficForecast, capacity: Capacity, chosen: Sequence[Launchable], ideal: Sequence[Launchable]
+    forecast: TrafficForecast,
+    capacity: Capacity,
+    chosen: Sequence[LaunchEstimate],
+    ideal: Sequence[LaunchEstimate],
 ) -> str:
     """A set that would save more, and why the plan does not use it; empty if there is none."""
     more = forecast.saved_s(ideal) - forecast.saved_s(chosen)
@@ -341,7 +349,7 @@ def _not_taken(
         return ""
     new = [entry for entry in ideal if entry not in chosen and entry.drafting not in forecast.demand.running]
     names = " and ".join(entry.drafting.label for entry in ideal)
-    needed = MemoryEstimate.total_bytes(entry.footprint for entry in ideal)
+    needed = _bytes(ideal)
     if capacity.memory_bytes is None and len(ideal) > len(chosen):
         why = "the memory limit for another server is not known"
     elif capacity.memory_bytes is not None and needed > capacity.memory_bytes:

@@ -21,7 +21,7 @@ __all__ = [
     "UNMEASURED_RATIO",
     "Advice",
     "Capacity",
-    "Launchable",
+    "LaunchEstimate",
     "MemoryEstimate",
     "ModelDemand",
     "Route",
@@ -92,8 +92,8 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Launchable:
-    """A possible or running server; `launch_s` is the measured or estimated time from start to ready."""
+class LaunchEstimate:
+    """What a server with one drafting needs: memory, and the measured or estimated time from start to ready."""
 
     drafting: Drafting
     footprint: MemoryEstimate
@@ -105,7 +105,7 @@ class ModelDemand:
     """The demand for one model, its recommendations, and the servers that are possible for it."""
 
     model: str
-    launchable: tuple[Launchable, ...]  # off, and every drafting that may be tried now
+    possible: tuple[LaunchEstimate, ...]  # off, and every drafting that may be tried now
     advice: Mapping[PromptType, Advice] = field(default_factory=lambda: MappingProxyType({}))
     tokens_per_s: Mapping[PromptType, float] = field(default_factory=lambda: MappingProxyType({}))
     running: tuple[Drafting, ...] = ()  # of servers that are ready or starting
@@ -188,23 +188,19 @@ class TrafficForecast:
         total = sum(busy.values())
         ratios = {
             entry.drafting: tuple(best_route(demand, kind, [entry]).ratio for kind in busy)
-            for entry in demand.launchable
+            for entry in demand.possible
         }
         return cls(demand, busy_s, {kind: seconds / total for kind, seconds in busy.items()}, ratios)
 
-    def saved_share(self, launches: Sequence[Launchable]) -> float:
-        """Share of the busy time that some launches save compared with off; negative if they cost time."""
+    def saved_s(self, launches: Sequence[LaunchEstimate]) -> float:
+        """Busy time that some launches save compared with off; negative if they cost time."""
         best = map(max, zip(*(self.ratios[entry.drafting] for entry in launches), strict=True))
-        return math.fsum(
+        return self.busy_s * math.fsum(
             share * (1.0 - 1.0 / ratio) for share, ratio in zip(self.shares.values(), best, strict=True)
         )
 
-    def saved_s(self, launches: Sequence[Launchable]) -> float:
-        """The same in seconds."""
-        return self.busy_s * self.saved_share(launches)
 
-
-def best_route(demand: ModelDemand, prompt_type: PromptType, launches: Sequence[Launchable]) -> Route:
+def best_route(demand: ModelDemand, prompt_type: PromptType, launches: Sequence[LaunchEstimate]) -> Route:
     """The fastest route for a prompt type, over at least one launch; if equal, off, then the first."""
     advice = demand.advice.get(prompt_type, _UNTUNED)
     routes = [
@@ -215,7 +211,7 @@ def best_route(demand: ModelDemand, prompt_type: PromptType, launches: Sequence[
     return max(routes, key=lambda route: (route.ratio, route.drafting.is_off))
 
 
-def _in_force(demand: ModelDemand, advice: Advice, launch: Launchable) -> list[Drafting]:
+def _in_force(demand: ModelDemand, advice: Advice, launch: LaunchEstimate) -> list[Drafting]:
     if not demand.per_request:
         return [launch.drafting]
     measured = [advice.drafting, *advice.known]

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
+from autospec.cells import Hardware
 from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError
+from autospec.errors import LaunchError, SettingsError
+from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.serving.advice import ModelAdvice
 from autospec.serving.backoff import Backoff
-from autospec.serving.config import ProxyConfig
 from autospec.serving.dispatch import RouteRequest
 from autospec.serving.instance import InstanceState, ServerInstance
-from autospec.serving.launch_options import LaunchOptions
+from autospec.serving.launch_options import LaunchOptions, memory_limit_bytes
 from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan import Plan, make_plan
-from autospec.serving.plan_inputs import Capacity, Launchable, MemoryEstimate, ModelDemand, advice_from
+from autospec.serving.plan_inputs import Capacity, LaunchEstimate, MemoryEstimate, ModelDemand, advice_from
 from autospec.serving.request_queue import RequestQueue, WaitingRequest
-from autospec.serving.server_pool import LaunchLease, ServerPool, next_actions
+from autospec.serving.server_pool import ServerLease, ServerPool, next_actions
 from autospec.serving.traffic import Demand
+from autospec.settings import Settings, parse_duration
 
-__all__ = ["Reconciler"]
+__all__ = ["ProxyDependencies", "Reconciler"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,37 +43,60 @@ _REPLAN_S: Final = 30.0
 _BROKEN_S: Final = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class ProxyDependencies:
+    """What the supervisor reads and writes. The functions of the disk and the database block and are called in a thread.
+
+    Attributes:
+        hardware: This machine.
+        registry: Scans the disk for models.
+        newest: Returns a number that changes when there are new recommendations.
+        recommendations: Returns the newest recommendation of every cell.
+        save: Stores a recommendation under its cell's key.
+        machine_is_free: Awaited on the event loop before each launch, for a bounded time: a daemon that is measuring stops
+            its servers first. ``None`` without a daemon.
+        clock: Seconds that never go back.
+    """
+
+    hardware: Hardware
+    registry: Callable[[], ModelRegistry]
+    newest: Callable[[], int]
+    recommendations: Callable[[], Sequence[StoredRecommendation]]
+    save: Callable[[Recommendation, Hardware, str], None]
+    machine_is_free: Callable[[], Awaitable[object]] | None = None
+    clock: Callable[[], float] = time.monotonic
+
+
 class Reconciler:
     """Servers, queue and plan of all models; `gave_up` is told a model, a drafting and why it is not tried again."""
 
     def __init__(
         self,
-        config: ProxyConfig,
+        settings: Settings,
+        dependencies: ProxyDependencies,
         registry: ModelRegistry,
         gave_up: Callable[[str, Drafting, str], None],
-        *,
-        planner: Callable[[Sequence[ModelDemand], Capacity], Plan],
-        clock: Callable[[], float],
-        machine_is_free: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self.config = config
+        if not settings.queue_deadline:
+            raise SettingsError("queue_deadline must not be empty.", "Set e.g. 5m.")
+        self._clock = clock = dependencies.clock
         self.demand = Demand()
-        self.queue = RequestQueue(config.queue_limit, config.deadline_s)
-        self.pool = ServerPool(config.args, self._changed, clock, machine_is_free)
+        self.queue = RequestQueue(settings.queue_limit, parse_duration(settings.queue_deadline))
+        self.pool = ServerPool(settings.server_args, self._changed, clock, dependencies.machine_is_free)
         self.backoff = Backoff()
-        self.options = LaunchOptions(config, registry, self.pool, self.backoff)
-        self.capacity = Capacity(memory_bytes=config.memory_bytes)
-        self.plan = make_plan((), self.capacity)
+        self.memory_bytes = memory_limit_bytes(settings, dependencies.hardware)
+        self.options = LaunchOptions(settings, dependencies.hardware, registry, self.pool, self.backoff)
+        self.idle_unload_s = parse_duration(settings.idle_unload) if settings.idle_unload else None
+        self.plan = make_plan((), Capacity(self.memory_bytes))
         self.planned_at_s = clock()
         self._gave_up = gave_up
-        self._planner = planner
-        self._clock = clock
+        self._planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan
         self._kicked = asyncio.Event()
         self._plan_is_old = False
         self._restarting: set[str] = set()
         self._broken: dict[str, tuple[LaunchError, float]] = {}
 
-    async def lend(self, request: RouteRequest) -> LaunchLease:
+    async def lend(self, request: RouteRequest) -> ServerLease:
         """Lend a server to one request; waits in the queue while none is free.
 
         Raises:
@@ -141,8 +168,8 @@ class Reconciler:
         if self._plan_is_old or now - self.planned_at_s >= _REPLAN_S or self._waiting_unplanned():
             self._plan_is_old = False
             self.planned_at_s = now
-            self.plan = self._planner(self._demands(now), self.capacity)
-        actions = next_actions(self.pool.held(), self._kept(now), self.config.memory_bytes)
+            self.plan = self._planner(self._demands(now), Capacity(self.memory_bytes))
+        actions = next_actions(self.pool.held(), self._kept(now), self.memory_bytes)
         self.pool.drain(actions)
         for name, entry in actions.start:
             if self.backoff.not_before_s(name, entry.drafting) <= now:
@@ -159,7 +186,7 @@ class Reconciler:
             demands.append(
                 ModelDemand(
                     model=name,
-                    launchable=self.options.launchable(model, now_s),
+                    possible=self.options.possible(model, now_s),
                     advice=advice_from(self.options.of(name).recommendations),
                     tokens_per_s=self.demand.traffic.tokens_per_s(name, now_s),
                     running=self.pool.live(name),
@@ -170,7 +197,7 @@ class Reconciler:
             )
         return demands
 
-    def _kept(self, now_s: float) -> dict[str, tuple[Launchable, ...]]:
+    def _kept(self, now_s: float) -> dict[str, tuple[LaunchEstimate, ...]]:
         """The servers that should run: the plan's, and one without drafting if a client asked for it."""
         kept = {}
         for part in self.plan.models:
@@ -180,12 +207,12 @@ class Reconciler:
             if self.demand.wants_off(name, now_s) and all(not entry.drafting.is_off for entry in planned):
                 off = self.options.entry(name, OFF)
                 everything = [entry.footprint for entries in kept.values() for entry in entries]
-                fits = MemoryEstimate.total_bytes([*everything, off.footprint]) <= self.config.memory_bytes
+                fits = MemoryEstimate.total_bytes([*everything, off.footprint]) <= self.memory_bytes
                 # A server without drafting can serve every request, the others cannot.
                 kept[name] = (*planned, off) if fits else (off,)
         return kept
 
-    def _lend(self, request: RouteRequest) -> LaunchLease | None:
+    def _lend(self, request: RouteRequest) -> ServerLease | None:
         """The best ready launch for a request; ``None`` if it has to wait."""
         lendable = self.pool.lendable(request.model)
         if not lendable:
@@ -214,7 +241,7 @@ class Reconciler:
             self.demand.answered(request.model, request.prompt_type, tokens, now - begun, now)
 
         likely = self.options.of(request.model).likely(drafting)
-        return LaunchLease(launch, engine, drafting, likely=likely, returned=returned)
+        return ServerLease(launch, engine, drafting, likely=likely, returned=returned)
 
     def _is_planned(self, model: str) -> bool:
         """True if the plan keeps a launch for a model."""
@@ -255,11 +282,11 @@ class Reconciler:
             self.queue.refuse(error, launch.model)
 
     def _unload_unused(self, now_s: float) -> None:
-        if self.config.idle_s is None:
+        if self.idle_unload_s is None:
             return
         for model in self.demand.awake:
             busy = bool(self.queue.of(model)) or any(launch.leases for launch in self.pool.of(model))
-            if not busy and self.demand.unused_s(model, now_s) >= self.config.idle_s:
+            if not busy and self.demand.unused_s(model, now_s) >= self.idle_unload_s:
                 self.demand.sleep(model)
                 self._plan_is_old = True
 

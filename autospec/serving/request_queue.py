@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from autospec.errors import AutospecError, OverloadedError
 from autospec.serving.dispatch import RouteRequest
-from autospec.serving.server_pool import LaunchLease
+from autospec.serving.server_pool import ServerLease
 
 __all__ = ["RequestQueue", "WaitingRequest"]
 
@@ -19,7 +19,7 @@ class WaitingRequest:
 
     request: RouteRequest
     since_s: float
-    lease: asyncio.Future[LaunchLease] = field(
+    lease: asyncio.Future[ServerLease] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
@@ -56,7 +56,7 @@ class RequestQueue:
         if waiting in self._waiting:
             self._waiting.remove(waiting)
 
-    def serve(self, lend: Callable[[RouteRequest], LaunchLease | None]) -> None:
+    def serve(self, lend: Callable[[RouteRequest], ServerLease | None]) -> None:
         """Lend a server to every request that can have one now, in order."""
         for waiting in self:
             if waiting.lease.done():  # its client disconnected

@@ -14,21 +14,21 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
-from autospec.serving.plan_inputs import Launchable, MemoryEstimate
+from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 
-__all__ = ["LaunchLease", "PoolActions", "ServerPool", "next_actions"]
+__all__ = ["PoolActions", "ServerLease", "ServerPool", "next_actions"]
 
 
 @dataclass(frozen=True, slots=True)
 class PoolActions:
     """Servers to start, by model, and the numbers of those to drain."""
 
-    start: tuple[tuple[str, Launchable], ...] = ()
+    start: tuple[tuple[str, LaunchEstimate], ...] = ()
     drain: tuple[int, ...] = ()
 
 
 def next_actions(
-    servers: Sequence[ServerInstance], kept: Mapping[str, Sequence[Launchable]], limit_bytes: int
+    servers: Sequence[ServerInstance], kept: Mapping[str, Sequence[LaunchEstimate]], limit_bytes: int
 ) -> PoolActions:
     """What to do now so that `kept` runs (by model, the most important first). Pure, without memory of earlier calls.
 
@@ -38,7 +38,7 @@ def next_actions(
     """
     unwanted = [server for server in servers if server.state.live and not _is_kept(server, kept)]
     holding = _footprints(servers)
-    start: list[tuple[str, Launchable]] = []
+    start: list[tuple[str, LaunchEstimate]] = []
     drain: list[int] = []
     for model, wanted in kept.items():
         missing = [entry for entry in wanted if not _runs(model, entry.drafting, servers)]
@@ -58,7 +58,7 @@ def next_actions(
 def _make_room(
     servers: Sequence[ServerInstance],
     unwanted: Sequence[ServerInstance],
-    entry: Launchable,
+    entry: LaunchEstimate,
     limit_bytes: int,
 ) -> list[int]:
     """The fewest unwanted servers to drain, the least useful first; none if those that stop already are enough."""
@@ -72,7 +72,7 @@ def _make_room(
     return chosen
 
 
-def _is_kept(server: ServerInstance, kept: Mapping[str, Sequence[Launchable]]) -> bool:
+def _is_kept(server: ServerInstance, kept: Mapping[str, Sequence[LaunchEstimate]]) -> bool:
     return any(entry.drafting == server.drafting for entry in kept.get(server.model, ()))
 
 
@@ -101,7 +101,7 @@ _LEAST_TIMEOUT_S: Final = 120.0
 _MOST_TIMEOUT_S: Final = 600.0
 
 
-def _serve(engine: Engine, model: Model, entry: Launchable, args: tuple[str, ...]) -> Server:
+def _serve(engine: Engine, model: Model, entry: LaunchEstimate, args: tuple[str, ...]) -> Server:
     """Start a server whose answers carry the catalogue name; blocks until it is ready.
 
     Raises:
@@ -170,7 +170,7 @@ class ServerPool:
         """Memory that all servers together are expected to take."""
         return MemoryEstimate.total_bytes(_footprints(self.held()))
 
-    def start(self, model: Model, engine: Engine, entry: Launchable) -> ServerInstance:
+    def start(self, model: Model, engine: Engine, entry: LaunchEstimate) -> ServerInstance:
         """Add a server and start it."""
         args = self._args
         launch = ServerInstance(
@@ -219,7 +219,7 @@ class ServerPool:
         return [launch for launch in over if launch.state is InstanceState.FAILED]
 
 
-class LaunchLease:
+class ServerLease:
     """A `Lease` that holds a server from construction on; `returned` gets the reported tokens, or ``None``."""
 
     def __init__(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,16 +17,15 @@ from autospec.catalog.model import Model
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, OverloadedError, UnknownModelError
 from autospec.recommendations import SCHEMA_VERSION, Recommendation, StoredRecommendation, Verdict
-from autospec.serving.advice import AdviceKey, ModelAdvice, is_likely, known_of, marked_stale
-from autospec.serving.config import ProxyConfig, ProxyDependencies
+from autospec.serving.advice import AdviceKey, ModelAdvice, is_likely, known_of, marked_stale, trusted
 from autospec.serving.dispatch import Offered, RouteRequest
 from autospec.serving.instance import ServerInstance
 from autospec.serving.model_registry import ModelRegistry
-from autospec.serving.plan import Plan, make_plan
-from autospec.serving.plan_inputs import Capacity, ModelDemand
-from autospec.serving.reconciler import Reconciler
-from autospec.serving.server_pool import LaunchLease
+from autospec.serving.plan_inputs import MemoryEstimate
+from autospec.serving.reconciler import ProxyDependencies, Reconciler
+from autospec.serving.server_pool import ServerLease
 from autospec.serving.threads import in_thread
+from autospec.settings import Settings
 
 __all__ = ["Supervisor"]
 
@@ -46,52 +44,29 @@ _STOP_S: Final = 13.0
 class Supervisor:
     """See `Dispatch`. Create it with `Supervisor.start`, on the event loop that it will use."""
 
-    def __init__(
-        self,
-        config: ProxyConfig,
-        dependencies: ProxyDependencies,
-        registry: ModelRegistry,
-        *,
-        planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._config = config
+    def __init__(self, settings: Settings, dependencies: ProxyDependencies, registry: ModelRegistry) -> None:
+        self._settings = settings
+        self._trust = trusted(settings.serve_statuses)
         self._dependencies = dependencies
-        self._clock = clock
-        self._reconciler = Reconciler(
-            config,
-            registry,
-            self._gave_up,
-            planner=planner,
-            clock=clock,
-            machine_is_free=dependencies.machine_is_free,
-        )
+        self._clock = dependencies.clock
+        self._reconciler = Reconciler(settings, dependencies, registry, self._gave_up)
         self._stored: Sequence[StoredRecommendation] = ()
         self._newest = -1
         # Scans and reads must take effect in the order in which they were made.
         self._looking = asyncio.Lock()
-        self._scanned_at_s = clock()
+        self._scanned_at_s = self._clock()
         self._scan: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
     @classmethod
-    async def start(
-        cls,
-        config: ProxyConfig,
-        dependencies: ProxyDependencies,
-        *,
-        planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> Self:
+    async def start(cls, settings: Settings, dependencies: ProxyDependencies) -> Self:
         """Scan the disk, read the recommendations, and start the control loop. Starts no server yet.
 
         Raises:
-            AutospecError: The disk or the database cannot be read.
+            AutospecError: A setting is invalid, or the disk or the database cannot be read.
         """
-        supervisor = cls(
-            config, dependencies, await in_thread(dependencies.registry), planner=planner, clock=clock
-        )
+        supervisor = cls(settings, dependencies, await in_thread(dependencies.registry))
         await supervisor.refresh()
         supervisor._run(supervisor._reconciler.run())
         supervisor._run(supervisor._watch_recommendations())
@@ -103,7 +78,7 @@ class Supervisor:
     async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
-    async def lease(self, wanted: RouteRequest) -> LaunchLease:
+    async def lease(self, wanted: RouteRequest) -> ServerLease:
         """See `Dispatch.lease`; raises `OverloadedError` also while the proxy is ending."""
         if self._closing:
             raise _shutting_down()
@@ -111,16 +86,80 @@ class Supervisor:
         return await self._reconciler.lend(replace(wanted, model=model.name))
 
     def offered(self) -> Sequence[Offered]:
-        """All models that clients may request."""
-        return _offered_rows(self._reconciler)
+        """All models that clients may request, in the catalogue's order."""
+        registry, pool = self._reconciler.options.registry, self._reconciler.pool
+        return tuple(
+            Offered(
+                name=model.name,
+                aliases=model.aliases,
+                backend=registry.engine(model).capabilities.build.backend,
+                running=tuple(dict.fromkeys(la.drafting for la in pool.lendable(model.name))),
+                size_bytes=model.size_bytes,
+                fingerprint=model.fingerprint,
+            )
+            for model in registry.models
+        )
 
     def plan(self) -> dict[str, Any]:
-        """The document of ``GET /autospec/v1/plan``."""
-        return _plan_document(self._reconciler, self._clock())
+        """The plan, with the recommendations and launches that it was made from."""
+        reconciler, now_s = self._reconciler, self._clock()
+        document = reconciler.plan.to_json()
+        document["age_s"] = round(now_s - reconciler.planned_at_s, 1)
+        for part in document["models"]:
+            name = part["model"]
+            if not reconciler.options.registry.has(name):
+                continue  # removed since the plan was made
+            model, engine = reconciler.options.served(name)
+            build = engine.capabilities.build
+            advice = reconciler.options.of(name)
+            part |= {
+                "backend": build.backend,
+                "backend_build": build.version,
+                "drafting_per_request": engine.per_request,
+                "off_was_asked_for": reconciler.demand.wants_off(name, now_s),
+                "recommendations": [_advice(r) for r in advice.recommendations],
+                "notes": list(advice.notes),
+                "possible": [
+                    {
+                        "drafting": p.drafting.to_json(),
+                        **_bytes(p.footprint),
+                        "launch_s": round(p.launch_s, 2),
+                    }
+                    for p in reconciler.options.possible(model, now_s)
+                ],
+            }
+        document["setbacks"] = reconciler.backoff.to_json(now_s)
+        return document
 
     def status(self) -> dict[str, Any]:
-        """The document of ``GET /autospec/v1/status``."""
-        return _status_document(self._reconciler, self._clock(), closing=self._closing)
+        """Servers with state, use and memory; the queue; how busy the proxy is."""
+        reconciler, now_s = self._reconciler, self._clock()
+        launches = list(reconciler.pool)
+        leases = sum(launch.leases for launch in launches)
+        demand, waiting = reconciler.demand, reconciler.queue
+        return {
+            "schema": SCHEMA_VERSION,
+            "closing": self._closing,
+            "busy": {
+                "now": leases > 0 or len(waiting) > 0,
+                "leases": leases,
+                "waiting": len(waiting),
+                "requests": demand.requests,
+                "last_request_s_ago": None if demand.last_s is None else round(now_s - demand.last_s, 1),
+            },
+            "memory": {"limit_bytes": reconciler.memory_bytes, "launches_bytes": reconciler.pool.bytes()},
+            "queue": {
+                "waiting": len(waiting),
+                "limit": waiting.limit,
+                "deadline_s": waiting.deadline_s,
+                "oldest_s": round(max((now_s - t.since_s for t in waiting), default=0.0), 1),
+            },
+            "idle_unload_s": reconciler.idle_unload_s,
+            "launches": [_launch(launch, now_s) for launch in launches],
+            "setbacks": reconciler.backoff.to_json(now_s),
+            "not_served": list(reconciler.options.registry.refused),
+            "traffic": demand.traffic.to_json(now_s),
+        }
 
     async def close(self) -> None:
         """Let requests end for a bounded time, then stop every server; may be called twice."""
@@ -157,11 +196,9 @@ class Supervisor:
         registry, stored = self._reconciler.options.registry, self._stored
 
         def known() -> dict[str, ModelAdvice]:
-            config = self._config
+            likely = self._settings.trust == "likely"
             return {
-                model.name: known_of(
-                    model, self._place(registry, model), stored, config.trust, likely=config.likely
-                )
+                model.name: known_of(model, self._place(registry, model), stored, self._trust, likely=likely)
                 for model in registry.models
             }
 
@@ -170,7 +207,7 @@ class Supervisor:
 
     def _place(self, registry: ModelRegistry, model: Model) -> AdviceKey:
         build = registry.engine(model).capabilities.build
-        return AdviceKey(self._dependencies.hardware, build, self._config.args)
+        return AdviceKey(self._dependencies.hardware, build, self._settings.server_args)
 
     async def _watch_recommendations(self) -> None:
         logged, pause_s = False, _POLL_S
@@ -256,80 +293,6 @@ def _shutting_down() -> OverloadedError:
     return OverloadedError("The proxy is shutting down.", "Try again when it runs again.")
 
 
-def _offered_rows(reconciler: Reconciler) -> tuple[Offered, ...]:
-    """All models that clients may request, in the catalogue's order."""
-    registry, pool = reconciler.options.registry, reconciler.pool
-    return tuple(
-        Offered(
-            name=model.name,
-            aliases=model.aliases,
-            backend=registry.engine(model).capabilities.build.backend,
-            running=tuple(dict.fromkeys(la.drafting for la in pool.lendable(model.name))),
-            size_bytes=model.size_bytes,
-            fingerprint=model.fingerprint,
-        )
-        for model in registry.models
-    )
-
-
-def _plan_document(reconciler: Reconciler, now_s: float) -> dict[str, Any]:
-    """The plan, with the recommendations and launches that it was made from."""
-    document = reconciler.plan.to_json()
-    document["age_s"] = round(now_s - reconciler.planned_at_s, 1)
-    for part in document["models"]:
-        name = part["model"]
-        if not reconciler.options.registry.has(name):
-            continue  # removed since the plan was made
-        model, engine = reconciler.options.served(name)
-        build = engine.capabilities.build
-        possible = reconciler.options.launchable(model, now_s)
-        part |= {
-            "backend": build.backend,
-            "backend_build": build.version,
-            "drafting_per_request": engine.per_request,
-            "off_was_asked_for": reconciler.demand.wants_off(name, now_s),
-            "recommendations": [_advice(r) for r in reconciler.options.of(name).recommendations],
-            "notes": list(reconciler.options.of(name).notes),
-            "possible": [
-                {"drafting": p.drafting.to_json(), "own_bytes": p.footprint.own_bytes,
-                 "shared_bytes": sum(p.footprint.shared_bytes.values()), "launch_s": round(p.launch_s, 2)}
-                for p in possible
-            ],
-        }  # fmt: skip
-    document["setbacks"] = reconciler.backoff.to_json(now_s)
-    return document
-
-
-def _status_document(reconciler: Reconciler, now_s: float, *, closing: bool) -> dict[str, Any]:
-    """Servers with state, use and memory; the queue; how busy the proxy is."""
-    launches = list(reconciler.pool)
-    leases = sum(launch.leases for launch in launches)
-    demand, waiting = reconciler.demand, reconciler.queue
-    return {
-        "schema": SCHEMA_VERSION,
-        "closing": closing,
-        "busy": {
-            "now": leases > 0 or len(waiting) > 0,
-            "leases": leases,
-            "waiting": len(waiting),
-            "requests": demand.requests,
-            "last_request_s_ago": None if demand.last_s is None else round(now_s - demand.last_s, 1),
-        },
-        "memory": {"limit_bytes": reconciler.config.memory_bytes, "launches_bytes": reconciler.pool.bytes()},
-        "queue": {
-            "waiting": len(waiting),
-            "limit": waiting.limit,
-            "deadline_s": waiting.deadline_s,
-            "oldest_s": round(max((now_s - t.since_s for t in waiting), default=0.0), 1),
-        },
-        "idle_unload_s": reconciler.config.idle_s,
-        "launches": [_launch(launch, now_s) for launch in launches],
-        "setbacks": reconciler.backoff.to_json(now_s),
-        "not_served": list(reconciler.options.registry.refused),
-        "traffic": demand.traffic.to_json(now_s),
-    }
-
-
 def _launch(launch: ServerInstance, now_s: float) -> dict[str, Any]:
     server = launch.server
     return {
@@ -342,11 +305,14 @@ def _launch(launch: ServerInstance, now_s: float) -> dict[str, Any]:
         "served": launch.served,
         "unused_s": 0.0 if launch.leases else round(now_s - launch.used_at_s, 1),
         "launch_ms": None if server is None else round(server.launch_ms, 1),
-        "own_bytes": launch.footprint.own_bytes,
-        "shared_bytes": sum(launch.footprint.shared_bytes.values()),
+        **_bytes(launch.footprint),
         "pids": [] if server is None else sorted(server.pids),
         "error": None if launch.error is None else str(launch.error),
     }
+
+
+def _bytes(memory: MemoryEstimate) -> dict[str, int]:
+    return {"own_bytes": memory.own_bytes, "shared_bytes": sum(memory.shared_bytes.values())}
 
 
 def _advice(applied: Recommendation) -> dict[str, Any]:

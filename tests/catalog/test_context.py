@@ -7,14 +7,14 @@ import pytest
 from autospec.catalog.model import context_of, names_context, without_context
 from autospec.drafting import OFF
 from autospec.serving.backoff import Backoff
-from autospec.serving.config import ProxyConfig
 from autospec.serving.launch_options import LaunchOptions, footprint
 from autospec.serving.model_registry import Engine, ModelRegistry
 from autospec.serving.server_pool import ServerPool
+from autospec.settings import load_settings
 from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest
 from tests.catalog.making import make_model
-from tests.proxy.scene import FakeBackend
+from tests.proxy.scene import HERE, FakeBackend
 from tests.tuning.test_loop import suite
 
 OWN = 32768
@@ -82,8 +82,9 @@ def proxys(args: tuple[str, ...]) -> int:
     """What the proxy's planner counts memory with."""
     backend = FakeBackend()
     offers = ModelRegistry((MODEL,), {MODEL.format: Engine(backend, backend.capabilities())})
-    config = ProxyConfig(memory_bytes=2**40, args=args, context_tokens=UNSET)
-    options = LaunchOptions(config, offers, ServerPool(args, lambda: None, lambda: 0.0), Backoff())
+    overrides = {"memory_limit": 1024.0, "server_args": list(args), "context_tokens": UNSET}
+    settings, pool = load_settings(overrides=overrides), ServerPool(args, lambda: None, lambda: 0.0)
+    options = LaunchOptions(settings, HERE, offers, pool, Backoff())
     own_bytes = options.entry("main", OFF).footprint.own_bytes
     none = footprint(MODEL, None, 0, maps_weights=True, limit_bytes=2**40).own_bytes
     return (own_bytes - none) // MODEL.kv_bytes_per_token

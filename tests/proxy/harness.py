@@ -123,7 +123,7 @@ class Loop:
         self.loop.close()
 
 
-def no_type(_path: str, _document: Mapping[str, Any]) -> None:
+def no_type(_document: Mapping[str, Any]) -> None:
     """A classifier that knows nothing."""
 
 

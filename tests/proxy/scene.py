@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autospec.backends.protocol import Capabilities, LaunchSettings
@@ -18,10 +18,11 @@ from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
-from autospec.serving.config import ProxyConfig, ProxyDependencies
 from autospec.serving.dispatch import RouteRequest
 from autospec.serving.model_registry import Engine, ModelRegistry
+from autospec.serving.reconciler import ProxyDependencies
 from autospec.serving.supervisor import Supervisor
+from autospec.settings import Settings, load_settings
 from tests.catalog.making import make_model
 
 MIB = 1024**2
@@ -206,28 +207,37 @@ class Scene:
         clock: Set by hand.
         stored: What the database holds.
         models: What the disk holds.
-        config: Replaced before `opened`.
+        settings: Changed by `limit` before `opened`.
     """
 
     backend: FakeBackend = field(default_factory=FakeBackend)
     clock: Callable[[], float] = field(default_factory=Clock)
     stored: list[StoredRecommendation] = field(default_factory=list)
     models: tuple[Model, ...] = (ALPHA, BETA)
-    config: ProxyConfig = field(default_factory=lambda: ProxyConfig(memory_bytes=64 * 1024**3, args=ARGS))
+    settings: Settings = field(
+        default_factory=lambda: load_settings(overrides={"memory_limit": 64.0, "server_args": list(ARGS)})
+    )
     saved: list[Recommendation] = field(default_factory=list)
     scans: int = 0
     version: int = 1
 
     @asynccontextmanager
-    async def opened(self, **options: Any) -> AsyncIterator[Supervisor]:
+    async def opened(self) -> AsyncIterator[Supervisor]:
         """The supervisor, until the block ends."""
         dependencies = ProxyDependencies(
-            HERE, self._scan_models, lambda: self.version, lambda: list(self.stored), self._save
+            HERE,
+            self._scan_models,
+            lambda: self.version,
+            lambda: list(self.stored),
+            self._save,
+            clock=self.clock,
         )
-        async with await Supervisor.start(
-            self.config, dependencies, clock=self.clock, **options
-        ) as supervisor:
+        async with await Supervisor.start(self.settings, dependencies) as supervisor:
             yield supervisor
+
+    def limit(self, mib: int) -> None:
+        """Set the memory limit of the proxy."""
+        self.settings = replace(self.settings, memory_limit=mib / 1024)
 
     def learn(self, *stored: StoredRecommendation) -> None:
         """Replace what the database holds."""

@@ -52,7 +52,7 @@ def url(server, database) -> Iterator[str]:
     loop = Loop()
     lent = LentServer(server.base_url, model=MODEL, backend="embedded", build="x1")
     dispatch = OneModel([lent], aliases=("gpt-tiny",))
-    with proxy_over(loop, dispatch, database, classify=lambda _p, _d: PromptType.CHAT) as listening:
+    with proxy_over(loop, dispatch, database, classify=lambda _d: PromptType.CHAT) as listening:
         yield listening.base_url
     loop.close()
 

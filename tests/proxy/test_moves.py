@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from autospec.drafting import OFF, Drafting
 from autospec.serving.instance import InstanceState
-from autospec.serving.plan_inputs import Launchable, MemoryEstimate
+from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 from autospec.serving.server_pool import PoolActions, next_actions
 from tests.proxy.scene import LOOKUP, LOOKUP_2
 
 WEIGHTS, CACHE = 100, 10
 
 
-def launchable(model: str, drafting: Drafting) -> Launchable:
+def possible(model: str, drafting: Drafting) -> LaunchEstimate:
     """A launch of a model: weights that all its launches share, and a cache of its own."""
-    return Launchable(drafting, MemoryEstimate(CACHE, {model: WEIGHTS}), 1.0)
+    return LaunchEstimate(drafting, MemoryEstimate(CACHE, {model: WEIGHTS}), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Held:
 def held(number: int, model: str, drafting: Drafting = OFF, **changes) -> Held:
     """A ready launch that nobody uses, older ones used longer ago."""
     usual = Held(
-        number, model, drafting, InstanceState.READY, 0, float(number), launchable(model, drafting).footprint
+        number, model, drafting, InstanceState.READY, 0, float(number), possible(model, drafting).footprint
     )
     return dataclasses.replace(usual, **changes)
 
 
-def kept(**models: tuple[Drafting, ...]) -> dict[str, tuple[Launchable, ...]]:
+def kept(**models: tuple[Drafting, ...]) -> dict[str, tuple[LaunchEstimate, ...]]:
     """What should be."""
-    return {model: tuple(launchable(model, d) for d in draftings) for model, draftings in models.items()}
+    return {model: tuple(possible(model, d) for d in draftings) for model, draftings in models.items()}
 
 
 def started(actions: PoolActions) -> list[tuple[str, Drafting]]:

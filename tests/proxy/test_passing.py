@@ -138,7 +138,7 @@ def test_headers_tell_and_force_type_and_drafting(loop, storage, backend):
     """The classifier's word is in the answer; a header beats it; `off` reaches the dispatch."""
     lent = LentServer(backend.base_url, drafting=Drafting(Mode.DRAFT_MODEL, draft="/m/d.gguf", n_max=8))
     dispatch = OneModel([lent])
-    with proxy_over(loop, dispatch, storage, classify=lambda _p, _d: PromptType.CODING) as proxy:
+    with proxy_over(loop, dispatch, storage, classify=lambda _d: PromptType.CODING) as proxy:
         told = ask(proxy)
         assert told.headers["x-autospec-prompt-type"] == "coding"
         assert told.headers["x-autospec-drafting"] == "draft-model d n_max=8"
@@ -178,7 +178,7 @@ def test_headers_that_cannot_be_honoured_are_refused(proxy, backend, name, value
 def test_failing_classifier_costs_no_request(loop, dispatch, storage):
     """The kind of prompt is a hint."""
 
-    def classify(_path, _document):
+    def classify(_document):
         raise ZeroDivisionError
 
     with proxy_over(loop, dispatch, storage, classify=classify) as proxy:

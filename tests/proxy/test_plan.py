@@ -16,7 +16,7 @@ from autospec.serving.plan_inputs import (
     UNMEASURED_RATIO,
     Advice,
     Capacity,
-    Launchable,
+    LaunchEstimate,
     MemoryEstimate,
     ModelDemand,
 )
@@ -29,17 +29,17 @@ DRAFTINGS = (OFF, CODER, TALKER, LOOKUP)
 AMPLE = Capacity(memory_bytes=10_000)
 
 
-def launchable(drafting: Drafting, main: str = "main.gguf", launch_s: float = 5.0) -> Launchable:
+def possible(drafting: Drafting, main: str = "main.gguf", launch_s: float = 5.0) -> LaunchEstimate:
     """A launch that maps the main model, and its draft if it has one."""
     files = {main: MAIN_BYTES} | ({drafting.draft: DRAFT_BYTES} if drafting.draft else {})
-    return Launchable(drafting, MemoryEstimate(CACHE_BYTES, files), launch_s)
+    return LaunchEstimate(drafting, MemoryEstimate(CACHE_BYTES, files), launch_s)
 
 
 def needs(model: str = "main", **changes) -> ModelDemand:
     """A model that is asked for coding and chat alike; drafting helps coding and hurts chat."""
     usual = ModelDemand(
         model,
-        tuple(launchable(drafting, f"{model}.gguf") for drafting in DRAFTINGS),
+        tuple(possible(drafting, f"{model}.gguf") for drafting in DRAFTINGS),
         {
             PromptType.CODING: Advice(CODER, 1.8, 15.0),
             PromptType.CHAT: Advice(OFF, 1.0, 15.0, {CODER: 0.7}),
@@ -87,12 +87,12 @@ def test_no_twins_where_memory_is_unknown():
 def test_weights_that_are_copied_count_twice():
     """Where nothing is shared, twins need the room of two models."""
     copied = tuple(
-        Launchable(entry.drafting, MemoryEstimate(MemoryEstimate.total_bytes([entry.footprint])), 5.0)
-        for entry in needs().launchable
+        LaunchEstimate(entry.drafting, MemoryEstimate(MemoryEstimate.total_bytes([entry.footprint])), 5.0)
+        for entry in needs().possible
     )
     limit = MAIN_BYTES + DRAFT_BYTES + 2 * CACHE_BYTES
     assert len(make_plan([needs()], Capacity(memory_bytes=limit)).models[0].launches) == 2
-    assert len(make_plan([needs(launchable=copied)], Capacity(memory_bytes=limit)).models[0].launches) == 1
+    assert len(make_plan([needs(possible=copied)], Capacity(memory_bytes=limit)).models[0].launches) == 1
 
 
 def test_untuned_types_are_kept_away_from_drafting():
@@ -225,7 +225,7 @@ def mlx_needs(**changes) -> ModelDemand:
     )
     usual = ModelDemand(
         "mlx",
-        tuple(launchable(drafting) for drafting in (OFF, few, many, other)),
+        tuple(possible(drafting) for drafting in (OFF, few, many, other)),
         {
             PromptType.CHAT: Advice(few, 1.2, 15.0),
             PromptType.CODING: Advice(many, 1.6, 15.0),
@@ -305,7 +305,7 @@ def models(draw: st.DrawFn) -> list[ModelDemand]:
         ModelDemand(
             name,
             tuple(
-                launchable(drafting, name, draw(st.floats(0.1, 60.0)))
+                possible(drafting, name, draw(st.floats(0.1, 60.0)))
                 for drafting in (OFF, *draw(st.lists(st.sampled_from(DRAFTINGS[1:]), unique=True)))
             ),
             draw(st.dictionaries(st.sampled_from(PromptType), advices, max_size=5)),
@@ -366,7 +366,7 @@ def test_a_started_launch_is_worth_more_than_it_costs(asked: list[ModelDemand], 
     """Beside something that runs and may stay, only what pays for its start is started."""
     by_name = {m.model: m for m in asked}
     for part in make_plan(asked, room).models:
-        known = {entry.drafting for entry in by_name[part.model].launchable}
+        known = {entry.drafting for entry in by_name[part.model].possible}
         stays = [drafting for drafting in by_name[part.model].running if drafting in known]
         if not stays or not part.starts or by_name[part.model].per_request:
             continue
@@ -374,8 +374,8 @@ def test_a_started_launch_is_worth_more_than_it_costs(asked: list[ModelDemand], 
             [
                 replace(
                     by_name[part.model],
-                    launchable=tuple(
-                        entry for entry in by_name[part.model].launchable if entry.drafting in stays
+                    possible=tuple(
+                        entry for entry in by_name[part.model].possible if entry.drafting in stays
                     ),
                 )
             ],

@@ -164,7 +164,7 @@ def test_where_two_do_not_fit_requests_wait_for_the_switch():
 
     async def scenario():
         scene = Scene(stored=[recommend(LOOKUP)])
-        scene.config = dataclasses.replace(scene.config, memory_bytes=600 * MIB)
+        scene.limit(600)
         async with scene.opened() as supervisor:
             old = await supervisor.lease(wanted())
             scene.learn(recommend(LOOKUP_2, speedup=3.0))
@@ -345,7 +345,7 @@ def test_memory_goes_to_the_model_that_is_asked_for():
 
     async def scenario():
         scene = Scene(models=(ALPHA, BETA, model("gamma-1b")))
-        scene.config = dataclasses.replace(scene.config, memory_bytes=800 * MIB)
+        scene.limit(800)
         async with scene.opened() as supervisor:
             for name in ("alpha", "beta"):
                 async with await supervisor.lease(wanted(name)):
@@ -363,7 +363,7 @@ def test_a_model_in_use_gives_way_to_one_that_waits_but_not_in_the_middle_of_a_r
 
     async def scenario():
         scene = Scene()
-        scene.config = dataclasses.replace(scene.config, memory_bytes=600 * MIB)
+        scene.limit(600)
         async with scene.opened() as supervisor:
             alpha = await supervisor.lease(wanted("alpha"))
             beta = asyncio.create_task(supervisor.lease(wanted("beta")))
@@ -403,7 +403,7 @@ def test_who_wants_no_drafting_where_two_do_not_fit():
 
     async def scenario():
         scene = Scene(stored=[recommend(LOOKUP)])
-        scene.config = dataclasses.replace(scene.config, memory_bytes=500 * MIB)
+        scene.limit(500)
         async with scene.opened() as supervisor:
             async with await supervisor.lease(wanted()):
                 pass
@@ -420,7 +420,7 @@ def test_the_queue_has_a_limit_and_a_deadline():
 
     async def scenario():
         scene = Scene()
-        scene.config = dataclasses.replace(scene.config, queue_limit=2)
+        scene.settings = dataclasses.replace(scene.settings, queue_limit=2)
         scene.backend.hold.clear()
         async with scene.opened() as supervisor:
             waiting = [asyncio.create_task(supervisor.lease(wanted())) for _ in range(2)]
@@ -609,7 +609,7 @@ def test_fifty_switches_under_sixty_four_clients_lose_nothing():
 
     async def scenario():
         scene = Scene(stored=[recommend(LOOKUP)])
-        scene.config = dataclasses.replace(scene.config, memory_bytes=900 * MIB)
+        scene.limit(900)
         wrong: list[str] = []
         served = 0
         over = False
@@ -631,9 +631,7 @@ def test_fifty_switches_under_sixty_four_clients_lose_nothing():
                 drafting = (LOOKUP, LOOKUP_2)[number % 2]
                 scene.learn(recommend(drafting))
                 # Every third time there is no room for two.
-                supervisor._reconciler.config = dataclasses.replace(
-                    scene.config, memory_bytes=(900 if number % 3 else 500) * MIB
-                )
+                supervisor._reconciler.memory_bytes = (900 if number % 3 else 500) * MIB
                 await supervisor.refresh()
                 label = f"alpha-1b {drafting.label}"
                 await until(lambda label=label: states(supervisor) == {label: "ready"})

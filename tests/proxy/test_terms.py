@@ -2,63 +2,79 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 import pytest
 
+from autospec.drafting import OFF
 from autospec.errors import SettingsError
 from autospec.recommendations import Status
-from autospec.serving.config import ProxyConfig
-from autospec.serving.launch_options import footprint, launch_seconds
+from autospec.serving.backoff import Backoff
+from autospec.serving.launch_options import LaunchOptions, footprint, launch_seconds, memory_limit_bytes
 from autospec.serving.plan_inputs import MemoryEstimate
+from autospec.serving.server_pool import ServerPool
+from autospec.serving.supervisor import Supervisor
 from autospec.settings import load_settings
-from tests.proxy.scene import ALPHA, HERE, MIB, model
+from tests.proxy.scene import ALPHA, HERE, MIB, Scene, model
 
 GIB = 1024**3
 DRAFT = dataclasses.replace(model("draft"), size_bytes=10 * MIB)
 
 
+def test_memory_limit():
+    """Three quarters of the memory if the user set nothing; 8 GiB where the memory is unknown."""
+    unknown = dataclasses.replace(HERE, memory_bytes=0)
+    assert memory_limit_bytes(load_settings(), HERE) == 12 * GIB
+    assert memory_limit_bytes(load_settings(), unknown) == 8 * GIB
+    assert memory_limit_bytes(load_settings(overrides={"memory_limit": 2.5}), HERE) == 2.5 * GIB
+
+
+def opened(**changes: object) -> Supervisor:
+    """A supervisor with these settings."""
+    scene = Scene(settings=load_settings(overrides=changes))
+
+    async def scenario() -> Supervisor:
+        async with scene.opened() as supervisor:
+            return supervisor
+
+    return asyncio.run(scenario())
+
+
 def test_defaults():
-    """Three quarters of the memory, a quarter of an hour, and what was proven here or for another build."""
-    config = ProxyConfig.of(load_settings(), HERE)
-    assert config == ProxyConfig(
-        memory_bytes=12 * GIB,
-        idle_s=900.0,
-        queue_limit=256,
-        deadline_s=300.0,
-        trust=frozenset({Status.PROVEN, Status.STALE}),
-    )
+    """A quarter of an hour, 256 requests and five minutes; what was proven here or for another build."""
+    supervisor = opened()
+    status = supervisor.status()
+    assert (status["idle_unload_s"], status["memory"]["limit_bytes"]) == (900.0, 12 * GIB)
+    assert (status["queue"]["limit"], status["queue"]["deadline_s"]) == (256, 300.0)
+    assert supervisor._trust == {Status.PROVEN, Status.STALE}
 
 
 def test_what_the_user_set():
-    """Gigabytes, durations, words; an accelerator's launches share no weights."""
-    settings = load_settings(
-        overrides={
-            "memory_limit": 2.5,
-            "idle_unload": "",
-            "queue_limit": 3,
-            "queue_deadline": "10s",
-            "serve_statuses": ["proven"],
-            "trust": "likely",
-            "server_args": ["-ngl", "99"],
-        }
+    """Durations and words."""
+    supervisor = opened(
+        idle_unload="", queue_limit=3, queue_deadline="10s", serve_statuses=["proven"], memory_limit=2.5
     )
-    config = ProxyConfig.of(settings, dataclasses.replace(HERE, gpu="Test GPU"))
-    assert (config.memory_bytes, config.idle_s, config.queue_limit, config.deadline_s) == (
-        2.5 * GIB,
-        None,
-        3,
-        10.0,
-    )
-    assert (config.trust, config.args, config.maps_weights) == ({Status.PROVEN}, ("-ngl", "99"), False)
-    assert config.likely
+    status = supervisor.status()
+    assert (status["idle_unload_s"], status["memory"]["limit_bytes"]) == (None, 2.5 * GIB)
+    assert (status["queue"]["limit"], status["queue"]["deadline_s"]) == (3, 10.0)
+    assert supervisor._trust == {Status.PROVEN}
+
+
+@pytest.mark.parametrize("gpu", ["", "Test GPU"])
+def test_weights_are_shared_without_an_accelerator_only(gpu):
+    """What an accelerator does with a mapped file is not known."""
+    scene, here = Scene(), dataclasses.replace(HERE, gpu=gpu)
+    pool = ServerPool((), lambda: None, lambda: 0.0)
+    options = LaunchOptions(scene.settings, here, scene._scan_models(), pool, Backoff())
+    assert bool(options.entry(ALPHA.name, OFF).footprint.shared_bytes) is not bool(gpu)
 
 
 @pytest.mark.parametrize("wrong", [{"serve_statuses": ["good"]}, {"queue_deadline": ""}])
 def test_settings_that_cannot_be_meant(wrong):
     """They are told when the proxy starts."""
     with pytest.raises(SettingsError):
-        ProxyConfig.of(load_settings(overrides=wrong), HERE)
+        opened(**wrong)
 
 
 def test_mapped_weights_are_there_once():
