@@ -176,28 +176,16 @@ def load_settings(
     Raises:
         SettingsError: A key is unknown, a value has the wrong type, two values contradict each other, or the file cannot be read.
     """
-    found = _outside_the_file(config, os.environ if environ is None else environ, overrides or {})
-    home = found["home"][0] if "home" in found else None
-    assert home is None or isinstance(home, Path)
-    folders = _folders(home)
-    file = found["config_file"][0] if "config_file" in found else folders["config_file"]
-    assert isinstance(file, Path)
-    for name, value in _from_file(file, must_exist="config_file" in found).items():
-        found.setdefault(name, (value, "file"))
-
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for key in KEYS:
-        if key.name in found:
-            values[key.name], sources[key.name] = found[key.name]
-        elif key.name in folders:
-            values[key.name], sources[key.name] = folders[key.name], "home" if home else "default"
-        else:
-            values[key.name], sources[key.name] = key.default, "default"
+    outside, defaults = _outside_the_file(config, environ, overrides or {})
+    file, _ = (defaults | outside)["config_file"]
+    inside = _from_file(file, must_exist="config_file" in outside)
+    given = defaults | {name: (value, "file") for name, value in inside.items()} | outside
+    values = {name: value for name, (value, _) in given.items()}
+    sources = {name: source for name, (_, source) in given.items()}
     if values["storage"] is None:
-        file = str(values["state_dir"] / "autospec.db")
+        database = str(values["state_dir"] / "autospec.db")
         # The two characters that mean something in this part of a URL.
-        values["storage"] = "sqlite:///" + file.replace("%", "%25").replace("?", "%3F")
+        values["storage"] = "sqlite:///" + database.replace("%", "%25").replace("?", "%3F")
         sources["storage"] = "default" if sources["state_dir"] == "default" else "state_dir"
     settings = Settings(**values, sources=sources)
     _check_study_storage(settings)
@@ -210,10 +198,9 @@ def locate_config(config: Path | None = None, environ: Mapping[str, str] | None 
     Raises:
         SettingsError: The environment is wrong.
     """
-    found = _outside_the_file(config, os.environ if environ is None else environ, {})
-    home, file = found.get("home", (None, ""))[0], found.get("config_file", (None, ""))[0]
-    assert home is None or isinstance(home, Path)
-    return file if isinstance(file, Path) else _folders(home)["config_file"]
+    outside, defaults = _outside_the_file(config, environ, {})
+    file: Path = (defaults | outside)["config_file"][0]
+    return file
 
 
 def _check_study_storage(settings: Settings) -> None:
@@ -226,37 +213,37 @@ def _check_study_storage(settings: Settings) -> None:
         )
 
 
+# Name → value and its source. `Any`, because each kind has its own type.
+_Sourced = dict[str, tuple[Any, str]]
+
+
 def _outside_the_file(
-    config: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object]
-) -> dict[str, tuple[object, str]]:
-    """Values set by the environment and by flags, with their sources."""
+    config: Path | None, environ: Mapping[str, str] | None, overrides: Mapping[str, object]
+) -> tuple[_Sourced, _Sourced]:
+    """What environment and flags set, and the defaults that follow."""
     here = Path.cwd()
-    found = {name: (value, "environment") for name, value in _from_environment(environ, here).items()}
-    flags = {name: value for name, value in overrides.items() if value is not None}
-    if config is not None:
-        flags["config_file"] = config
-    for name, value in flags.items():
-        found[name] = (_checked(_BY_NAME[name], value, here, f"The value for {name}"), "flag")
-    return found
+    variables = _from_environment(os.environ if environ is None else environ, here)
+    found: _Sourced = {name: (value, "environment") for name, value in variables.items()}
+    for name, value in (*overrides.items(), ("config_file", config)):
+        if value is not None:
+            found[name] = (_checked(_BY_NAME[name], value, here, f"The value for {name}"), "flag")
+    home = found["home"][0] if "home" in found else None
+    defaults: _Sourced = {key.name: (key.default, "default") for key in KEYS}
+    for name, folder in _folders(home).items():
+        defaults[name] = (folder, "home" if home else "default")
+    return found, defaults
 
 
 def _folders(home: Path | None) -> dict[str, Path]:
     if home is not None:
-        return {
-            "config_file": home / "config.toml",
-            "state_dir": home / "state",
-            "cache_dir": home / "cache",
-            "log_dir": home / "logs",
-        }
-    import platformdirs  # noqa: PLC0415 - not needed where AUTOSPEC_HOME is set
+        config, state, cache, log = home, home / "state", home / "cache", home / "logs"
+    else:
+        import platformdirs  # noqa: PLC0415 - not needed where AUTOSPEC_HOME is set
 
-    dirs = platformdirs.PlatformDirs("autospec", appauthor=False)
-    return {
-        "config_file": dirs.user_config_path / "config.toml",
-        "state_dir": dirs.user_state_path,
-        "cache_dir": dirs.user_cache_path,
-        "log_dir": dirs.user_log_path,
-    }
+        dirs = platformdirs.PlatformDirs("autospec", appauthor=False)
+        config, state = dirs.user_config_path, dirs.user_state_path
+        cache, log = dirs.user_cache_path, dirs.user_log_path
+    return {"config_file": config / "config.toml", "state_dir": state, "cache_dir": cache, "log_dir": log}
 
 
 def _from_environment(environ: Mapping[str, str], here: Path) -> dict[str, object]:
@@ -306,9 +293,7 @@ def _from_file(file: Path, *, must_exist: bool) -> dict[str, object]:
 
 def _nearest(name: str, known: Mapping[str, Key]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean {close[0]}?"
-    return "`autospec config show --template` lists all settings."
+    return f"Did you mean {close[0]}?" if close else "`autospec config show --template` lists all settings."
 
 
 def parse_duration(text: str) -> float:
@@ -347,6 +332,10 @@ def parse_hours(text: str) -> tuple[tuple[int, int], ...]:
             raise UsageError(f"{part!r} is not a span of hours.", "Write e.g. 22:00-07:00.")
         spans.append((begin, end))
     return tuple(spans)
+
+
+_TRUE_WORDS: Final = ("1", "true", "yes", "on")
+_FALSE_WORDS: Final = ("0", "false", "no", "off")
 
 
 def _text(value: object, _base: Path) -> str:
@@ -437,16 +426,10 @@ def _trust(value: object, base: Path) -> str:
 
 
 def _env_flag(text: str) -> object:
-    return {
-        "1": True,
-        "true": True,
-        "yes": True,
-        "on": True,
-        "0": False,
-        "false": False,
-        "no": False,
-        "off": False,
-    }[text.strip().lower()]
+    word = text.strip().lower()
+    if word not in (*_TRUE_WORDS, *_FALSE_WORDS):
+        raise ValueError
+    return word in _TRUE_WORDS
 
 
 def _env_paths(text: str) -> object:
@@ -455,17 +438,11 @@ def _env_paths(text: str) -> object:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of values.
+    """A kind of values."""
 
-    Attributes:
-        expected: What an error says that a value must be.
-        form: Checks a value and resolves its paths against a folder.
-        parse: Reads a value from the environment, where everything is text.
-    """
-
-    expected: str
-    form: Callable[[object, Path], object]
-    parse: Callable[[str], object] = str
+    expected: str  # what an error says that a value must be
+    form: Callable[[object, Path], object]  # checks a value and resolves its paths against a folder
+    parse: Callable[[str], object] = str  # reads a value from the environment, where everything is text
 
 
 _KINDS: Final = {
@@ -496,7 +473,7 @@ def _checked(key: Key, value: object, base: Path, where: str) -> object:
 def _from_text(key: Key, text: str, base: Path, where: str) -> object:
     try:
         value = _KINDS[key.kind].parse(text)
-    except (ValueError, KeyError):
+    except ValueError:
         raise _wrong(key, where, text) from None
     return _checked(key, value, base, where)
 
