@@ -6,18 +6,16 @@ The daemon never measures at low priority instead: that would describe another m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autospec.formats import duration, gibibytes
+from autospec.hardware.readings import Power
 from autospec.settings import Settings, parse_duration, parse_hours
 
 __all__ = [
-    "Heat",
     "IdleCheck",
     "Policy",
-    "PowerState",
     "RunDecision",
     "Signals",
     "decide",
@@ -25,22 +23,6 @@ __all__ = [
     "minutes_until",
     "policy_of",
 ]
-
-
-class PowerState(StrEnum):
-    """The power source."""
-
-    MAINS = "mains"
-    BATTERY = "battery"
-    UNKNOWN = "unknown"
-
-
-class Heat(StrEnum):
-    """Whether heat slows the processor."""
-
-    NOMINAL = "nominal"
-    THROTTLED = "throttled"
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +35,7 @@ class Signals:
         in_flight: Requests that the proxies are answering; ``None`` while no proxy is connected.
         since_request_s: Seconds since the last request ended; ``None`` if there was none since the start.
         held_by: Which other autospec measures on this machine; empty if none.
-        low_power: True if the user chose to save power.
+        power: Power source, power saving and heat.
         user_idle_s: Seconds since the last keyboard or mouse input.
         other_load: Cores that other programs use; servers of the proxy and of a measurement do not count.
         cores: Logical cores.
@@ -65,17 +47,11 @@ class Signals:
     in_flight: int | None = None
     since_request_s: float | None = None
     held_by: str = ""
-    power: PowerState = PowerState.UNKNOWN
-    low_power: bool | None = None
-    heat: Heat = Heat.UNKNOWN
+    power: Power = field(default_factory=Power)
     user_idle_s: float | None = None
     other_load: float | None = None
     cores: int = 1
     memory_available_bytes: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
 
 
 # Load, heat and power are read again after this time; a reading takes some milliseconds.
@@ -237,19 +213,19 @@ def _budget(signals: Signals, policy: Policy) -> IdleCheck:
 
 
 def _power(signals: Signals) -> IdleCheck:
-    if signals.power is PowerState.BATTERY:
+    if signals.power.on_battery:
         return IdleCheck("power", "no", False, "the machine runs on battery")
-    if signals.low_power:
+    if signals.power.low_power:
         return IdleCheck("power", "no", False, "low power mode is on")
-    if signals.power is PowerState.UNKNOWN:
+    if signals.power.on_battery is None:
         return IdleCheck("power", "unknown", True, "the power source is unknown; mains power is assumed")
     return IdleCheck("power", "ok", True, "on mains power")
 
 
 def _heat(signals: Signals) -> IdleCheck:
-    if signals.heat is Heat.THROTTLED:
+    if signals.power.thermal == "throttled":
         return IdleCheck("heat", "no", False, "heat slows the processor")
-    if signals.heat is Heat.UNKNOWN:
+    if signals.power.thermal != "nominal":
         words = "it is unknown whether heat slows the processor; paired runs cancel a steady effect"
         return IdleCheck("heat", "unknown", True, words)
     return IdleCheck("heat", "ok", True, "heat does not slow the processor")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autospec.daemon.policy import Heat, PowerState, Signals
+from autospec.daemon.policy import Signals
 from autospec.daemon.work import Clock
 from autospec.hardware.machine_lock import holder
-from autospec.hardware.readings import Power as PowerReading
 from autospec.hardware.readings import Reading, descendants, read, read_power, user_idle_s
 from autospec.hardware.state import between
 
-__all__ = ["ClientActivity", "Probes", "signals_of"]
+__all__ = ["ClientActivity", "Probes"]
 
 # Over a shorter window the clock's ticks dominate the load.
 _WINDOW_S = 0.8
@@ -45,14 +44,17 @@ class Probes:
         if load is None and not measuring and self._is_same_moment(now):
             # Not while measuring: there each look needs a load of its own.
             load = self._last_load
-        return signals_of(
-            now,
-            load,
-            self._clock.minute_of_day(),
-            spent_today_s,
-            traffic,
-            user_idle_s=self._idle(),
+        return Signals(
+            minute_of_day=self._clock.minute_of_day(),
+            spent_today_s=spent_today_s,
+            in_flight=traffic.in_flight,
+            since_request_s=traffic.since_request_s,
             held_by="" if measuring else holder(),
+            power=power,
+            user_idle_s=self._idle(),
+            other_load=load,
+            cores=now.cores,
+            memory_available_bytes=now.memory_available_bytes or None,
         )
 
     def forget_load(self) -> None:
@@ -75,32 +77,3 @@ class Probes:
             return None
         self._last_load = between(first, now).other_load
         return self._last_load
-
-
-def signals_of(
-    reading: Reading,
-    other_load: float | None,
-    minute_of_day: int,
-    spent_today_s: float,
-    traffic: ClientActivity,
-    *,
-    user_idle_s: float | None,
-    held_by: str = "",
-) -> Signals:
-    """Combine the readings into signals. Pure."""
-    power: PowerReading = reading.power
-    source = {True: PowerState.BATTERY, False: PowerState.MAINS, None: PowerState.UNKNOWN}[power.on_battery]
-    return Signals(
-        minute_of_day=minute_of_day,
-        spent_today_s=spent_today_s,
-        in_flight=traffic.in_flight,
-        since_request_s=traffic.since_request_s,
-        held_by=held_by,
-        power=source,
-        low_power=power.low_power,
-        heat=Heat(power.thermal) if power.thermal in set(Heat) else Heat.UNKNOWN,
-        user_idle_s=user_idle_s,
-        other_load=other_load,
-        cores=reading.cores,
-        memory_available_bytes=reading.memory_available_bytes or None,
-    )

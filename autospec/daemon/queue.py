@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from autospec.cells import PromptType
-from autospec.daemon.work import Effort, Later, LaterReason, Tunable, Use, WorkItem, effort_key
+from autospec.daemon.work import Effort, Later, LaterReason, Tunable, WorkItem, effort_key
 from autospec.formats import duration
 from autospec.measure.measurements import Sample
 from autospec.recommendations import Recommendation, Status
@@ -25,6 +25,7 @@ __all__ = [
     "PRIOR_SD",
     "KnownCell",
     "Queue",
+    "Uses",
     "expected_gain",
     "order",
     "shares",
@@ -101,14 +102,16 @@ def uncertainty(recommendation: Recommendation | None) -> float:
             return max(_PROVISIONAL_AT_LEAST, 2.0 * min(pays, 1.0 - pays))
 
 
+# (model, prompt type) → recent seconds of answering a day; the prompt type is ``None`` if it is unknown.
+Uses = Mapping[tuple[str, PromptType | None], float]
 # Use of a week ago counts half.
 _HALF_LIFE_S = 7 * 86400.0
 # A prompt type that was never seen may still come: it counts as this many seconds a day.
 _SMOOTHING_S_PER_DAY = 60.0
 
 
-def uses(samples: Iterable[Sample], now: float) -> list[Use]:
-    """Seconds of answering a day, decayed.
+def uses(samples: Iterable[Sample], now: float) -> Uses:
+    """How much each model is used for each prompt type.
 
     A constant use of s seconds a day gives s: the sum of s exp(−λt) over all past days is s/λ.
 
@@ -122,18 +125,15 @@ def uses(samples: Iterable[Sample], now: float) -> list[Use]:
         age_s = max(0.0, now - sample.at)
         seconds = (sample.prompt_ms + sample.predicted_ms) / 1000.0
         totals[sample.model, sample.prompt_type] += seconds * math.exp(-decay_per_s * age_s)
-    return [
-        Use(model, prompt_type, total * decay_per_s * 86400.0)
-        for (model, prompt_type), total in totals.items()
-    ]
+    return {key: total * decay_per_s * 86400.0 for key, total in totals.items()}
 
 
-def shares(known: Sequence[Use], types: Sequence[PromptType]) -> Mapping[PromptType, float]:
+def shares(used: Uses, types: Sequence[PromptType]) -> Mapping[PromptType, float]:
     """How traffic spreads over the kinds of prompt, for models of which nothing is known; they sum to 1."""
     seconds = dict.fromkeys(types, _SMOOTHING_S_PER_DAY)
-    for use in known:
-        if use.prompt_type in seconds:
-            seconds[use.prompt_type] += use.seconds_per_day
+    for (_, prompt_type), seconds_per_day in used.items():
+        if prompt_type in seconds:
+            seconds[prompt_type] += seconds_per_day
     whole = sum(seconds.values())
     return {t: s / whole for t, s in seconds.items()}
 
@@ -178,7 +178,7 @@ def order(
     models: Sequence[Tunable],
     types: Sequence[PromptType],
     known: Mapping[str, KnownCell],
-    used: Sequence[Use],
+    used: Uses,
     efforts: Mapping[str, Effort],
     *,
     step_s: float,
@@ -201,7 +201,7 @@ def order(
     spread_over = shares(used, types)
     for model in models:
         digest = basis_digest(model.basis)
-        siblings = _siblings(model, types, known)
+        usual = _usual(model, types, known)
         for prompt_type in types:
             key = effort_key(model.name, model.backend, prompt_type)
             found = known.get(key)
@@ -212,14 +212,12 @@ def order(
                 later[key] = closed
                 continue
             if (until := _not_before(effort, now)) is not None:
-                words = (
-                    f"its last {effort.failures} steps failed ({effort.last}); autospec will try again later"
-                )
-                later[key] = Later(LaterReason.FAILED, words)
+                failed = f"its last {effort.failures} steps failed ({effort.last})"
+                later[key] = Later(LaterReason.FAILED, f"{failed}; autospec will try again later")
                 waits.append(until)
                 continue
             use = _use(model, prompt_type, used, spread_over, now)
-            item = _item(model, prompt_type, found, effort, use=use, siblings=siblings, step_s=step_s)
+            item = _item(model, prompt_type, found, effort, use=use, usual=usual, step_s=step_s)
             if item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
                 later[key] = Later(LaterReason.NOT_WORTH, _not_worth(item))
             else:
@@ -229,16 +227,14 @@ def order(
     return Queue(tuple(item for _, item in items), later, min(waits, default=None))
 
 
-def _siblings(
-    model: Tunable, types: Sequence[PromptType], known: Mapping[str, KnownCell]
-) -> tuple[float, float] | None:
-    """Mean and standard deviation from the model's other prompt types: the best guess for an unknown one."""
+def _usual(model: Tunable, types: Sequence[PromptType], known: Mapping[str, KnownCell]) -> float:
+    """Median ln(speed ratio) of the model's prompt types with a speedup: the best guess for the others; 0 without any."""
     means = [
         spread(found.recommendation)[0]
         for t in types
         if (found := known.get(effort_key(model.name, model.backend, t))) and found.recommendation.speedup
     ]
-    return (statistics.median(means), PRIOR_SD) if means else None
+    return statistics.median(means) if means else 0.0
 
 
 def _closed(model: Tunable, found: KnownCell | None, effort: Effort) -> Later | None:
@@ -270,52 +266,48 @@ def _item(
     effort: Effort,
     *,
     use: tuple[float, str],
-    siblings: tuple[float, float] | None,
+    usual: float,
     step_s: float,
 ) -> WorkItem:
-    served_s, use_why = use
-    recommendation = found.recommendation if found is not None else None
-    if recommendation is not None and recommendation.speedup:
-        gain = expected_gain(*spread(recommendation))
-    else:
-        gain = expected_gain(*(siblings or (0.0, PRIOR_SD)))
-    borrowed = found is not None and found.borrowed
-    doubt = 1.0 if borrowed else uncertainty(recommendation)
-    stale = recommendation is not None and not borrowed and recommendation.status is Status.STALE
+    use_s_per_day, use_why = use
+    stored = found.recommendation if found is not None else None
+    measured_here = None if found is None or found.borrowed else stored
+    expected = spread(stored) if stored is not None and stored.speedup else (usual, PRIOR_SD)
     return WorkItem(
         model=model.name,
         model_path=model.path,
         prompt_type=prompt_type,
         backend=model.backend,
         basis=basis_digest(model.basis),
-        use_s_per_day=served_s,
-        gain=gain,
-        uncertainty=doubt * _STEP_DECAY**effort.steps,
+        use_s_per_day=use_s_per_day,
+        gain=expected_gain(*expected),
+        uncertainty=uncertainty(measured_here) * _STEP_DECAY**effort.steps,
         cost_s=step_s,
         memory_bytes=model.memory_bytes,
         why=f"{_state(found)}; {use_why}",
         # A tune that has started to re-measure records that: starting it over would discard its pairs.
-        again=stale and recommendation is not None and not recommendation.evidence.get("renewing"),
+        again=measured_here is not None
+        and measured_here.status is Status.STALE
+        and not measured_here.evidence.get("renewing"),
     )
 
 
 def _use(
     model: Tunable,
     prompt_type: PromptType,
-    used: Sequence[Use],
+    used: Uses,
     spread_over: Mapping[PromptType, float],
     now: float,
 ) -> tuple[float, str]:
-    own = [u for u in used if u.model == model.name]
-    seconds = sum(u.seconds_per_day for u in own if u.prompt_type is prompt_type)
+    seconds = used.get((model.name, prompt_type), 0.0)
     # Traffic of an unknown type is distributed like the rest.
-    seconds += sum(u.seconds_per_day for u in own if u.prompt_type is None) * spread_over[prompt_type]
+    seconds += used.get((model.name, None), 0.0) * spread_over[prompt_type]
     age_s = now - model.found_at
     expected = 0.0
     if age_s < _NEW_FOR_S:
         part = _DRAFT_USE if model.is_draft else 1.0
         expected = _NEW_USE_S_PER_DAY * part * spread_over[prompt_type]
-    if not own:
+    if all(name != model.name for name, _ in used):
         new = "the model is new here and is assumed to be used a little"
         return expected, new if expected else "the model has not been used since it was found"
     expected /= 1.0 + max(0.0, age_s) / 86400.0

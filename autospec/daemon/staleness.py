@@ -26,13 +26,10 @@ import bisect
 import math
 import re
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autospec.cells import PromptType
-from autospec.drafting import Drafting
 from autospec.measure.measurements import Sample
 from autospec.recommendations import Recommendation, Status
 
@@ -43,7 +40,7 @@ __all__ = [
     "Drift",
     "RankCusum",
     "Stale",
-    "drifts",
+    "drift_of",
     "first_change",
     "mark",
     "why_stale",
@@ -128,7 +125,7 @@ def _system(name: Any) -> tuple[str, ...]:
 BLOCK = 4
 # The first blocks only fill the ranks: a rank among three says nothing.
 _WARM_UP = 8
-# In standard deviations of a rank, set by simulation (studies/bench/drift.py).
+# Ignored drift and limit of the chart, in standard deviations of a rank, set by simulation (studies/bench/drift.py).
 _REFERENCE = 0.35
 _LIMIT = 9.0
 # Standard errors added to the estimated correlation, also set by simulation.
@@ -156,25 +153,12 @@ class BasisChange:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A change in live traffic of one model, prompt type and drafting.
+    """A change in live traffic of one model, prompt type and drafting."""
 
-    Attributes:
-        model: Catalogue name.
-        prompt_type: The prompt type.
-        drafting: The drafting of these requests.
-        what: ``speed`` or ``acceptance``.
-        before: Tokens per second, or accepted ÷ drafted.
-        after: Likewise.
-        requests: Number of requests until the alarm.
-    """
-
-    model: str
-    prompt_type: PromptType
-    drafting: Drafting
-    what: str
-    before: float
+    what: str  # ``speed`` or ``acceptance``
+    before: float  # tokens per second, or accepted ÷ drafted
     after: float
-    requests: int
+    requests: int  # until the alarm
 
     @property
     def reason(self) -> str:
@@ -188,10 +172,9 @@ class Drift:
 
 
 class RankCusum:
-    """A chart for both directions; `reference` (ignored drift) and `limit` are in standard deviations of a rank."""
+    """A chart for both directions."""
 
-    def __init__(self, reference: float = _REFERENCE, limit: float = _LIMIT) -> None:
-        self._reference, self._limit = reference, limit
+    def __init__(self) -> None:
         self._sorted: list[float] = []
         # Running sums of squared scores and of products of neighbours; each prefix gives an estimate.
         self._last = 0.0
@@ -215,10 +198,10 @@ class RankCusum:
         self._squares.append(self._squares[-1] + score * score)
         self._products.append(self._products[-1] + score * self._last)
         self._last = score
-        self._up, self._up_since = self._step(self._up, score, self._up_since, n)
-        self._down, self._down_since = self._step(self._down, -score, self._down_since, n)
+        self._up, self._up_since = _climb(self._up, score, self._up_since, n)
+        self._down, self._down_since = _climb(self._down, -score, self._down_since, n)
         for height, since in ((self._up, self._up_since), (self._down, self._down_since)):
-            if height >= self._limit and height >= self._limit * self._inflation(since - _WARM_UP):
+            if height >= _LIMIT and height >= _LIMIT * self._inflation(since - _WARM_UP):
                 return since
         return None
 
@@ -236,9 +219,10 @@ class RankCusum:
         r = min(_CORRELATION_AT_MOST, max(0.0, allowed))
         return (1.0 + r) / (1.0 - r)
 
-    def _step(self, height: float, score: float, since: int, n: int) -> tuple[float, int]:
-        risen = height + score - self._reference
-        return (risen, since) if risen > 0 else (0.0, n)
+
+def _climb(height: float, score: float, since: int, n: int) -> tuple[float, int]:
+    risen = height + score - _REFERENCE
+    return (risen, since) if risen > 0 else (0.0, n)
 
 
 def first_change(
@@ -262,38 +246,19 @@ def first_change(
     return None
 
 
-def drifts(samples: Iterable[Sample]) -> list[Drift]:
-    """Every (model, prompt type, drafting) whose live speed or acceptance has changed, once each.
+def drift_of(samples: Iterable[Sample]) -> Drift | None:
+    """How the live speed or acceptance of one model, prompt type and drafting has changed; ``None`` if it has not.
 
     Args:
-        samples: In order of time, none older than the recommendations.
+        samples: In order of time, none older than the recommendation.
     """
-    series: dict[tuple[str, PromptType, Drafting], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        if (
-            sample.prompt_type is not None
-            and sample.predicted_tokens >= _MIN_TOKENS
-            and sample.predicted_ms > 0
-        ):
-            series[sample.model, sample.prompt_type, sample.drafting].append(sample)
-    found = []
-    for (model, prompt_type, drafting), own in series.items():
-        for what, values in (("speed", _speeds(own)), ("acceptance", _acceptances(own))):
-            if (change := first_change(_blocks(values))) is not None:
-                found.append(
-                    Drift(model, prompt_type, drafting, what, change.before, change.after,
-                          BLOCK * (change.seen_at + 1))
-                )  # fmt: skip
-                break
-    return found
-
-
-def _speeds(samples: Sequence[Sample]) -> list[float]:
-    return [1000.0 * s.predicted_tokens / s.predicted_ms for s in samples[-_NEWEST:]]
-
-
-def _acceptances(samples: Sequence[Sample]) -> list[float]:
-    return [s.accepted / s.drafted for s in samples[-_NEWEST:] if s.drafted and s.accepted is not None]
+    told = [s for s in samples if s.predicted_tokens >= _MIN_TOKENS and s.predicted_ms > 0][-_NEWEST:]
+    speeds = [1000.0 * s.predicted_tokens / s.predicted_ms for s in told]
+    acceptances = [s.accepted / s.drafted for s in told if s.drafted and s.accepted is not None]
+    for what, values in (("speed", speeds), ("acceptance", acceptances)):
+        if (change := first_change(_blocks(values))) is not None:
+            return Drift(what, change.before, change.after, BLOCK * (change.seen_at + 1))
+    return None
 
 
 def _blocks(values: Sequence[float]) -> list[float]:

@@ -18,7 +18,6 @@ __all__ = [
     "Later",
     "LaterReason",
     "Tunable",
-    "Use",
     "WorkItem",
     "effort_key",
     "effort_words",
@@ -52,21 +51,6 @@ class Tunable:
     found_at: float
     memory_bytes: int
     is_draft: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """How much a model is used for one prompt type.
-
-    Attributes:
-        model: Catalogue name.
-        prompt_type: ``None`` if it is unknown.
-        seconds_per_day: Recent time of answering.
-    """
-
-    model: str
-    prompt_type: PromptType | None
-    seconds_per_day: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,25 +16,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from autospec.backends.protocol import Backend, Capabilities
+from autospec.backends.protocol import Capabilities
 from autospec.backends.registry import backend_for
 from autospec.catalog.model import Model
 from autospec.catalog.scan import Catalog, scan
 from autospec.cells import Cell, Hardware, PromptType
-from autospec.daemon.queue import KnownCell, Queue, order, uses
-from autospec.daemon.staleness import Drift, Stale, drifts, mark, why_stale
+from autospec.daemon.queue import KnownCell, order, uses
+from autospec.daemon.staleness import Stale, drift_of, mark, why_stale
 from autospec.daemon.work import Effort, Tunable, effort_key
 from autospec.errors import AutospecError
 from autospec.files import replace_file
 from autospec.hardware.identity import host_digest, identify
 from autospec.measure.measurements import Sample
-from autospec.prompts.suite import Suite, load_suite
+from autospec.prompts.suite import load_suite
 from autospec.recommendations import Recommendation, Status, StoredRecommendation
 from autospec.report.changes import HookOutcome, changes, changes_document, run_hook
 from autospec.report.selection import borrowed, same_machine
 from autospec.settings import Settings, load_settings, parse_duration
 from autospec.store.database import Store, open_store
-from autospec.tuning.definition import StudyDefinition, load_definition
+from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest, judged_drafts
 from autospec.tuning.resume import basis_of, drafts_of
 
@@ -64,7 +64,7 @@ def announce(
     if told is not None and not found:
         return ""
     try:
-        replace_file(path, json.dumps([_entry(s) for s in stored]))
+        replace_file(path, json.dumps([_to_json(s) for s in stored]))
     except OSError as error:
         return f"{path} cannot be written, so on_change was not run: {error.strerror}."
     if not found:
@@ -72,7 +72,7 @@ def announce(
     return run(command, changes_document(found, datetime.now(UTC).isoformat(timespec="seconds"))).sentence
 
 
-def _entry(stored: StoredRecommendation) -> dict[str, Any]:
+def _to_json(stored: StoredRecommendation) -> dict[str, Any]:
     return {
         "cell_key": stored.cell_key,
         "hardware": stored.hardware.to_json(),
@@ -143,8 +143,21 @@ def survey(
     suite = load_suite(Path(settings.suite) if settings.suite else None)
     catalog = scan(settings)
     notes: list[str] = []
-    tools = _Tools(settings, definition, suite, hardware, notes)
-    models = _tunables(tools, catalog, found, now)
+
+    def request_for(model: Model) -> TuneRequest:
+        return TuneRequest(
+            model=model,
+            models=catalog.models,
+            definition=definition,
+            suite=suite,
+            storage=settings.storage,
+            args=settings.server_args,
+            temperature=settings.temperature,
+            context_tokens=settings.context_tokens,
+        )
+
+    whole = [request_for(model) for model in catalog.models if model.head is None]
+    models = _tunables(whole, settings, hardware, found=found, notes=notes, now=now)
     store = open_store(settings.storage, notes.append)
     try:
         samples = store.samples(since=now - _USES_S)
@@ -162,62 +175,55 @@ def survey(
         step_s=parse_duration(settings.daemon_step),
         now=now,
     )
-    return _result(queue, catalog, settings, marked=marked, notes=notes)
+    return Survey(
+        items=[item.to_json() for item in queue.items],
+        later={key: later.words for key, later in queue.later.items()},
+        later_reasons={key: str(later.reason) for key, later in queue.later.items()},
+        next_at=queue.next_at,
+        marked=marked,
+        fingerprints=[m.fingerprint for m in catalog.models],
+        watch=_watched(catalog, settings),
+        notes=notes,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Tools:
-    """What every model is examined with."""
-
-    settings: Settings
-    definition: StudyDefinition
-    suite: Suite
-    hardware: Hardware
-    notes: list[str]
-
-
-def _tunables(tools: _Tools, catalog: Catalog, found: Mapping[str, float], now: float) -> list[Tunable]:
-    settings, definition, hardware = tools.settings, tools.definition, tools.hardware
+def _tunables(
+    requests: Sequence[TuneRequest],
+    settings: Settings,
+    hardware: Hardware,
+    *,
+    found: Mapping[str, float],
+    notes: list[str],
+    now: float,
+) -> list[Tunable]:
+    """The models that can be tuned here; `notes` gets a sentence for each missing backend."""
     tunables = []
     drafting_models: set[str] = set()
-    backends: dict[str, tuple[Backend, Capabilities] | None] = {}
-    for model in catalog.models:
-        if model.head is not None:
-            continue
+    backends: dict[str, Capabilities | None] = {}
+    for request in requests:
+        model, space = request.model, request.definition.space
         name = settings.backend or ("mlx" if model.format == "mlx" else "")
         if name not in backends:
-            backends[name] = _backend(name, settings, tools.notes)
-        if (backend := backends[name]) is None or (model.format == "mlx") != (
-            backend[1].build.backend == "mlx"
-        ):
+            backends[name] = _capabilities(name, settings, notes)
+        able = backends[name]
+        if able is None or (model.format == "mlx") != (able.build.backend == "mlx"):
             continue
-        request = TuneRequest(
-            model=model,
-            models=catalog.models,
-            definition=definition,
-            suite=tools.suite,
-            storage=settings.storage,
-            args=settings.server_args,
-            temperature=settings.temperature,
-            context_tokens=settings.context_tokens,
-        )
         fitting = [c for c in judged_drafts(request, hardware) if c.fits]
         drafting_models |= {c.model.fingerprint for c in fitting if not c.own_layers}
         # The prompt type is not part of the basis.
-        cell = Cell(model.ref, PromptType.QA, backend[1].build, hardware, request.settings().args)
-        usable = [c for c in fitting if c.mode in backend[1].modes and c.mode in definition.space.modes]
-        modes = [m for m in definition.space.modes if m.draft_free and m in backend[1].modes]
+        cell = Cell(model.ref, PromptType.QA, able.build, hardware, request.settings().args)
+        usable = [c for c in fitting if c.mode in able.modes and c.mode in space.modes]
         context = request.context()
         largest = max((c.model.size_bytes + c.model.kv_bytes(context) for c in usable), default=0)
         tunables.append(
             Tunable(
                 name=model.name,
-                path=_handle(model, catalog),
-                backend=backend[1].build.backend,
+                path=_handle(model, request.models),
+                backend=able.build.backend,
                 fingerprint=model.fingerprint,
                 basis=basis_of(cell, drafts_of(fitting, named=False)),
                 drafts=len(usable),
-                modes=len(modes),
+                modes=sum(m.draft_free and m in able.modes for m in space.modes),
                 found_at=found.get(model.fingerprint, now),
                 memory_bytes=model.size_bytes + 2 * model.kv_bytes(context) + largest,
             )
@@ -225,22 +231,17 @@ def _tunables(tools: _Tools, catalog: Catalog, found: Mapping[str, float], now: 
     return [replace(t, is_draft=t.fingerprint in drafting_models) for t in tunables]
 
 
-def _backend(name: str, settings: Settings, notes: list[str]) -> tuple[Backend, Capabilities] | None:
+def _capabilities(name: str, settings: Settings, notes: list[str]) -> Capabilities | None:
     try:
-        backend = backend_for(name or None, settings)
-        return backend, backend.capabilities()
+        return backend_for(name or None, settings).capabilities()
     except AutospecError as error:
         notes.append(f"Models for {name or 'any backend'} are not measured: {error.message}")
         return None
 
 
-def _handle(model: Model, catalog: Catalog) -> str:
-    """What to give to ``tune --model``: the name if it is unique.
-
-    With a path, `tune` would also look for drafts beside the file, and find other drafts than this survey.
-    """
-    named = [m for m in catalog.models if m.name == model.name]
-    return model.name if len(named) == 1 else str(model.path)
+def _handle(model: Model, models: Sequence[Model]) -> str:
+    """What to give to ``tune --model``: the name if it is unique. With a path, `tune` would look for drafts beside the file."""
+    return model.name if sum(m.name == model.name for m in models) == 1 else str(model.path)
 
 
 def _mark_stale(
@@ -252,26 +253,20 @@ def _mark_stale(
 ) -> tuple[list[StoredRecommendation], list[str]]:
     """Mark served recommendations that no longer hold; the new list, and a sentence for each."""
     here = {(m.name, m.backend): m for m in models}
-    result, told = [], []
+    result, told = list(stored), []
     served = {s.cell_key for s in _newest_here(stored, hardware)}
-    for entry in stored:
+    for number, entry in enumerate(stored):
         recommendation = entry.recommendation
         model = here.get((recommendation.model, recommendation.backend))
-        stale = None
-        if entry.cell_key in served and model is not None and recommendation.status in _CAN_GO_STALE:
-            stale = _basis_changed(entry, model) or _drifted(entry, samples)
-        if stale is None:
-            result.append(entry)
+        # A provisional recommendation is measured anyway.
+        if entry.cell_key not in served or model is None or recommendation.status is not Status.PROVEN:
             continue
-        marked = mark(recommendation, stale)
-        store.save_recommendation(marked, entry.hardware, entry.cell_key)
-        result.append(replace(entry, recommendation=marked))
-        told.append(f"{recommendation.model}, {recommendation.prompt_type}: {stale.reason}.")
+        if (stale := _basis_changed(entry, model) or _drifted(recommendation, samples)) is not None:
+            marked = mark(recommendation, stale)
+            store.save_recommendation(marked, entry.hardware, entry.cell_key)
+            result[number] = replace(entry, recommendation=marked)
+            told.append(f"{recommendation.model}, {recommendation.prompt_type}: {stale.reason}.")
     return result, told
-
-
-# A provisional recommendation is measured anyway.
-_CAN_GO_STALE = frozenset({Status.PROVEN})
 
 
 def _newest_here(stored: Sequence[StoredRecommendation], hardware: Hardware) -> list[StoredRecommendation]:
@@ -279,15 +274,12 @@ def _newest_here(stored: Sequence[StoredRecommendation], hardware: Hardware) -> 
     newest: dict[tuple[str, str, str], StoredRecommendation] = {}
     for entry in stored:
         r = entry.recommendation
-        if same_machine(entry.hardware, hardware) or _host(entry) == host_digest():
+        host = r.evidence.get("basis", {}).get("host")
+        if same_machine(entry.hardware, hardware) or host == host_digest():
             key = (r.model, r.backend, str(r.prompt_type))
             if key not in newest or r.created_at >= newest[key].recommendation.created_at:
                 newest[key] = entry
     return list(newest.values())
-
-
-def _host(entry: StoredRecommendation) -> str:
-    return str(entry.recommendation.evidence.get("basis", {}).get("host", ""))
 
 
 def _basis_changed(entry: StoredRecommendation, model: Tunable) -> Stale | None:
@@ -303,10 +295,9 @@ def _basis_changed(entry: StoredRecommendation, model: Tunable) -> Stale | None:
     return why_stale(then, model.basis)
 
 
-def _drifted(entry: StoredRecommendation, samples: Sequence[Sample]) -> Stale | None:
-    recommendation = entry.recommendation
+def _drifted(recommendation: Recommendation, samples: Sequence[Sample]) -> Stale | None:
     since = _seconds(recommendation.created_at)
-    own = [
+    drift = drift_of(
         s
         for s in samples
         if s.at >= since
@@ -314,9 +305,8 @@ def _drifted(entry: StoredRecommendation, samples: Sequence[Sample]) -> Stale | 
         and s.backend == recommendation.backend
         and s.prompt_type is recommendation.prompt_type
         and s.drafting == recommendation.drafting
-    ]
-    found: list[Drift] = drifts(own)
-    return Stale("drift", found[0].reason) if found else None
+    )
+    return None if drift is None else Stale("drift", drift.reason)
 
 
 def _seconds(created_at: str) -> float:
@@ -348,24 +338,11 @@ def _known(
     return known
 
 
-def _result(
-    queue: Queue, catalog: Catalog, settings: Settings, *, marked: list[str], notes: list[str]
-) -> Survey:
-    watch = {str(folder) for folder in catalog.looked_in}
-    for model in catalog.models:
-        watch |= {str(path) for path in (model.path, *model.files)}
-        watch |= {str(path.parent) for path in (model.path, *model.files)}
-    watch |= {str(settings.config_file), *_programs(settings)}
-    return Survey(
-        items=[item.to_json() for item in queue.items],
-        later={key: later.words for key, later in queue.later.items()},
-        later_reasons={key: str(later.reason) for key, later in queue.later.items()},
-        next_at=queue.next_at,
-        marked=marked,
-        fingerprints=[m.fingerprint for m in catalog.models],
-        watch=sorted(watch),
-        notes=notes,
-    )
+def _watched(catalog: Catalog, settings: Settings) -> list[str]:
+    """Files and folders of models, of the config and of the backends' programs."""
+    files = [path for model in catalog.models for path in (model.path, *model.files)]
+    watched = {*catalog.looked_in, *files, *(path.parent for path in files), settings.config_file}
+    return sorted({str(path) for path in watched} | set(_programs(settings)))
 
 
 def _programs(settings: Settings) -> list[str]:
@@ -383,10 +360,9 @@ def _programs(settings: Settings) -> list[str]:
     return paths
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """The program: ``[--config FILE]``, JSON in and out; an error is ``{"error": SENTENCE}`` and status 1."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    config = Path(words[words.index("--config") + 1]) if "--config" in words else None
+    config = Path(sys.argv[sys.argv.index("--config") + 1]) if "--config" in sys.argv else None
     try:
         asked = json.load(sys.stdin)
         result = survey(

@@ -170,13 +170,9 @@ class Outlook:
 
     def look(self) -> None:
         """Start a survey."""
-        asked = {
-            "found": self._memory.found,
-            "efforts": {key: effort.to_json() for key, effort in self._memory.efforts.items()},
-        }
         self._traffic = False
         try:
-            self._survey = SurveyRun(asked, self._config, self._selector)
+            self._survey = SurveyRun(self._memory.to_json(), self._config, self._selector)
         except OSError as error:
             self._failed(f"The survey could not be started: {error.strerror or error}.")
 

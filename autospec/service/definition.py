@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -101,13 +101,7 @@ class ServiceStatus:
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""
-        return {
-            "state": str(self.state),
-            "loaded": self.loaded,
-            "enabled": self.enabled,
-            "pid": self.pid,
-            "last_exit": self.last_exit,
-        }
+        return asdict(self)
 
 
 class Runner(Protocol):

@@ -6,10 +6,14 @@ import math
 import random
 from dataclasses import replace
 
+import pytest
+
 from autospec.cells import PromptType
-from autospec.daemon.staleness import BLOCK, FALSE_ALARMS_PER_1000, RankCusum, drifts, first_change
+from autospec.daemon.staleness import BLOCK, FALSE_ALARMS_PER_1000, RankCusum, drift_of, first_change
+from autospec.daemon.work_finder import _drifted
 from autospec.drafting import OFF
 from autospec.measure.measurements import Sample
+from tests.report.samples import recommendation
 
 SAMPLE = Sample(0.0, "big", "llama-server", "b1", PromptType.CODING, 100, 100, 50.0, 2000.0)
 
@@ -27,7 +31,7 @@ def samples(values: list[float]) -> list[Sample]:
 def test_false_alarms_keep_the_stated_rate():
     """25000 requests without a change, a new chart each thousand; seeded."""
     rng = random.Random(3)
-    alarms = sum(len(drifts(samples(speeds(rng, 1000)))) for _ in range(25))
+    alarms = sum(drift_of(samples(speeds(rng, 1000))) is not None for _ in range(25))
     assert alarms <= 25 * FALSE_ALARMS_PER_1000
 
 
@@ -43,14 +47,14 @@ def test_false_alarms_keep_the_stated_rate_where_neighbours_resemble_each_other(
         return values
 
     # Speed alone: half of what is stated for speed and acceptance together.
-    alarms = sum(len(drifts(samples(wandering()))) for _ in range(20))
+    alarms = sum(drift_of(samples(wandering())) is not None for _ in range(20))
     assert alarms <= 20 * FALSE_ALARMS_PER_1000 / 2
 
 
 def test_a_change_is_not_taken_for_correlation():
     """It makes neighbours alike as well: what the chart knows of them is from before."""
     rng = random.Random(6)
-    (found,) = drifts(samples(speeds(rng, 400) + speeds(rng, 100, 40.0)))
+    found = drift_of(samples(speeds(rng, 400) + speeds(rng, 100, 40.0)))
     assert found.requests <= 480
 
 
@@ -68,7 +72,7 @@ def test_the_chart_does_not_care_for_the_distribution():
 def test_a_loss_of_ten_percent_is_seen_within_a_hundred_requests():
     """And the words say from what to what."""
     rng = random.Random(7)
-    (found,) = drifts(samples(speeds(rng, 200) + speeds(rng, 100, 45.0)))
+    found = drift_of(samples(speeds(rng, 200) + speeds(rng, 100, 45.0)))
     assert found.what == "speed"
     assert 48 < found.before < 52
     assert 43 < found.after < 47
@@ -102,18 +106,22 @@ def test_acceptance_drifts_as_well():
         replace(s, drafted=100, accepted=int(100 * min(1.0, (0.8 if n < 200 else 0.5) + rng.gauss(0, 0.05))))
         for n, s in enumerate(samples(speeds(rng, 300)))
     ]
-    assert [d.what for d in drifts(told)] == ["acceptance"]
+    assert drift_of(told).what == "acceptance"
 
 
-def test_draftings_and_kinds_are_charts_of_their_own():
-    """Two levels that alternate are two series, and no change."""
+@pytest.mark.parametrize(
+    "change", [{}, {"prompt_type": PromptType.CHAT}, {"drafting": OFF}, {"model": "small"}, {"at": 0.0}]
+)
+def test_only_requests_with_the_recommendation_s_drafting_count(change):
+    """Another prompt type, drafting or model, or a time before the recommendation: no drift of this one."""
     rng = random.Random(13)
-    fast = samples(speeds(rng, 200))
-    slow = [replace(s, prompt_type=PromptType.CHAT) for s in samples(speeds(rng, 200, 30.0))]
-    assert drifts([s for pair in zip(fast, slow, strict=True) for s in pair]) == []
-    assert all(s.drafting == OFF for s in fast)
+    made = recommendation(backend=SAMPLE.backend, created_at="1970-01-01T00:00:01+00:00")
+    own = {"model": made.model, "prompt_type": made.prompt_type, "drafting": made.drafting, "at": 2.0}
+    found = [replace(s, **own | change) for s in samples(speeds(rng, 200) + speeds(rng, 100, 30.0))]
+    stale = _drifted(made, found)
+    assert (stale is None) is bool(change)
 
 
 def test_few_requests_say_nothing():
     """Less than the chart needs to warm up."""
-    assert drifts(samples([50.0] * BLOCK + [5.0] * BLOCK)) == []
+    assert drift_of(samples([50.0] * BLOCK + [5.0] * BLOCK)) is None

@@ -10,10 +10,11 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.daemon.loop import Daemon
-from autospec.daemon.policy import PowerState, Signals
+from autospec.daemon.policy import Signals
 from autospec.daemon.probes import ClientActivity
 from autospec.daemon.state import Memory
 from autospec.daemon.work import Clock, WorkItem
+from autospec.hardware.readings import Power
 from autospec.settings import load_settings
 
 ITEM = WorkItem("m", "/m.gguf", PromptType.CODING, "llama-server", "b", 1.0, 0.1, 1.0, 600.0, 1, "it is used")
@@ -40,7 +41,12 @@ class Looks:
         assert measuring
         self.count += 1
         return Signals(
-            720, spent_today_s, traffic.in_flight, power=PowerState.MAINS, other_load=self.load, cores=4
+            720,
+            spent_today_s,
+            traffic.in_flight,
+            power=Power(on_battery=False),
+            other_load=self.load,
+            cores=4,
         )
 
     def forget_load(self) -> None:

@@ -113,5 +113,4 @@ def test_a_steady_use_comes_out_as_it_is():
     samples = [
         Sample(now - day * 86400, "big", "b", "1", PromptType.QA, 1, 1, 0.0, 1800e3) for day in range(60)
     ]
-    (use,) = uses(samples, now)
-    assert use.seconds_per_day == pytest.approx(1800, rel=0.06)
+    assert uses(samples, now) == {("big", PromptType.QA): pytest.approx(1800, rel=0.06)}

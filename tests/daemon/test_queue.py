@@ -8,7 +8,7 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.daemon.queue import KnownCell, order
-from autospec.daemon.work import Effort, Later, LaterReason, Tunable, Use, WorkItem, effort_key
+from autospec.daemon.work import Effort, Later, LaterReason, Tunable, WorkItem, effort_key
 from autospec.recommendations import Status, Verdict
 from autospec.tuning.resume import basis_digest
 from tests.report.samples import recommendation
@@ -19,7 +19,7 @@ BIG = Tunable(
     "big", "big", "llama-server", "f-big", {"model": "f-big", "drafts": {}}, 1, 2, NOW - 90 * 86400, 8 << 30
 )
 NEW = replace(BIG, name="new", path="new", fingerprint="f-new", basis={"model": "f-new"}, found_at=NOW)
-HEAVY_USE = [Use("big", PromptType.CODING, 3600.0), Use("big", PromptType.CHAT, 400.0)]
+HEAVY_USE = {("big", PromptType.CODING): 3600.0, ("big", PromptType.CHAT): 400.0}
 
 
 def queue(models=(BIG,), known=None, used=HEAVY_USE, efforts=None, now=NOW):
@@ -66,15 +66,15 @@ def test_borrowed_recommendations_are_proven_first():
 
 def test_a_new_model_is_taken_to_be_used_for_a_month():
     """Afterwards it waits until somebody uses it."""
-    assert queue((NEW,), used=[]).items
-    later = queue((NEW,), used=[], now=NOW + 31 * 86400)
+    assert queue((NEW,), used={}).items
+    later = queue((NEW,), used={}, now=NOW + 31 * 86400)
     assert not later.items
     assert "the model has not been used" in later.later[key(PromptType.CODING, NEW)].words
 
 
 def test_one_short_request_is_not_the_measure_of_a_new_models_use():
     """A second of use does not take it off the list; days in which nothing more came do, little by little."""
-    one = [Use("new", PromptType.CODING, 0.1)]
+    one = {("new", PromptType.CODING): 0.1}
     (first, *_) = queue((NEW,), used=one).items
     assert first.why.endswith("it is hardly used, and the model is new here")
     tomorrow = queue((NEW,), used=one, now=NOW + 86400).items[0]
@@ -84,7 +84,7 @@ def test_one_short_request_is_not_the_measure_of_a_new_models_use():
 
 def test_what_saves_less_than_it_takes_is_not_measured():
     """Ten seconds of use a day will never pay for ten minutes of measuring."""
-    found = queue(used=[Use("big", PromptType.CODING, 10.0)])
+    found = queue(used={("big", PromptType.CODING): 10.0})
     assert not found.items
     assert "not worth measuring" in found.later[key(PromptType.CODING)].words
 
@@ -130,7 +130,7 @@ def test_a_provisional_gain_beats_one_of_which_nothing_is_known():
     promising = KnownCell(
         recommendation(Verdict.UNDECIDED, status=Status.PROVISIONAL, speedup=2.0, speedup_ci=(0.9, 4.0))
     )
-    even = [Use("big", PromptType.CODING, 900.0), Use("big", PromptType.CHAT, 900.0)]
+    even = {("big", PromptType.CODING): 900.0, ("big", PromptType.CHAT): 900.0}
     items = queue(known={key(PromptType.CHAT): promising}, used=even).items
     assert {i.prompt_type: i.gain > 0.3 for i in items} == {PromptType.CHAT: True, PromptType.CODING: True}
 

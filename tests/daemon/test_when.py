@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from autospec.daemon.policy import Heat, Policy, PowerState, Signals, decide, minutes_until
+from autospec.daemon.policy import Policy, Signals, decide, minutes_until
+from autospec.hardware.readings import Power
 
+MAINS = Power(on_battery=False, low_power=False, thermal="nominal")
+BATTERY = replace(MAINS, on_battery=True)
 QUIET = Signals(
-    minute_of_day=12 * 60, spent_today_s=0.0, in_flight=0, since_request_s=None, power=PowerState.MAINS, low_power=False,
-    heat=Heat.NOMINAL, user_idle_s=3600.0, other_load=0.1, cores=4, memory_available_bytes=16 << 30,
+    minute_of_day=12 * 60, spent_today_s=0.0, in_flight=0, since_request_s=None, power=MAINS, user_idle_s=3600.0,
+    other_load=0.1, cores=4, memory_available_bytes=16 << 30,
 )  # fmt: skip
 POLICY = Policy(idle_s=300.0, hours=(), budget_s=7200.0)
 
@@ -27,9 +30,9 @@ def test_a_quiet_machine_is_measured():
         ({"since_request_s": 10.0}, "the last request ended 10 s ago"),
         ({"held_by": "process 7"}, "another autospec is measuring"),
         ({"spent_today_s": 7200.0}, "daemon_budget"),
-        ({"power": PowerState.BATTERY}, "battery"),
-        ({"low_power": True}, "low power mode"),
-        ({"heat": Heat.THROTTLED}, "heat slows"),
+        ({"power": BATTERY}, "battery"),
+        ({"power": replace(MAINS, low_power=True)}, "low power mode"),
+        ({"power": replace(MAINS, thermal="throttled")}, "heat slows"),
         ({"user_idle_s": 5.0}, "the last input was 5 s ago"),
         ({"other_load": 1.5}, "other programs use 1.5 of 4 cores"),
         ({"memory_available_bytes": 1 << 30}, "the next step needs"),
@@ -46,8 +49,8 @@ def test_each_signal_alone_keeps_it_from_measuring(change, words):
     ("change", "name", "allows"),
     [
         ({"in_flight": None}, "traffic", True),
-        ({"power": PowerState.UNKNOWN}, "power", True),
-        ({"heat": Heat.UNKNOWN}, "heat", True),
+        ({"power": replace(MAINS, on_battery=None)}, "power", True),
+        ({"power": replace(MAINS, thermal="unknown")}, "heat", True),
         ({"user_idle_s": None}, "idle", True),
         ({"other_load": None}, "load", False),
         ({"memory_available_bytes": None}, "memory", False),
@@ -92,4 +95,4 @@ def test_while_measuring_load_and_memory_are_the_tunes_to_judge():
     """Its own servers take both; it waits for others and repeats what they disturbed."""
     busy = replace(QUIET, other_load=3.0, memory_available_bytes=0)
     assert decide(busy, POLICY, needed_bytes=8 << 30, measuring=True).go
-    assert not decide(replace(busy, power=PowerState.BATTERY), POLICY, measuring=True).go
+    assert not decide(replace(busy, power=BATTERY), POLICY, measuring=True).go
