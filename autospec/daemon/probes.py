@@ -40,10 +40,11 @@ class Probes:
         """The signals now; `measuring` is True while a step of our own runs and holds the machine."""
         power = read_power()
         now = read(descendants(), power)
-        load = self._load(now)
-        if load is None and not measuring and self._is_same_moment(now):
-            # Not while measuring: there each look needs a load of its own.
-            load = self._last_load
+        if self._first is None or now.at_s - self._first.at_s >= _WINDOW_S:
+            load = self._load(now)
+        else:
+            # The last load still holds, but while measuring each look needs a load of its own.
+            load = None if measuring else self._last_load
         return Signals(
             minute_of_day=self._clock.minute_of_day(),
             spent_today_s=spent_today_s,
@@ -61,19 +62,14 @@ class Probes:
         """Start a new load window: the processes of a step that ended must not count as other programs."""
         self._first = self._last_load = None
 
-    def _is_same_moment(self, now: Reading) -> bool:
-        """True if the last load is so recent that it still holds."""
-        return self._first is not None and now.at_s - self._first.at_s < _WINDOW_S
-
     def _load(self, now: Reading) -> float | None:
-        first = self._first
-        if first is not None and now.at_s - first.at_s < _WINDOW_S:
-            return None
-        self._first = now
-        if first is None or now.at_s - first.at_s > _WINDOW_AT_MOST_S:
-            return None
-        if set(first.processes) - set(now.processes):
-            # The time of our own ended servers would look like that of other programs.
-            return None
-        self._last_load = between(first, now).other_load
+        """The load since the previous reading, which `now` replaces; ``None`` if that says nothing."""
+        first, self._first, self._last_load = self._first, now, None
+        # The time of our own ended servers would look like that of other programs.
+        if (
+            first is not None
+            and now.at_s - first.at_s <= _WINDOW_AT_MOST_S
+            and not set(first.processes) - set(now.processes)
+        ):
+            self._last_load = between(first, now).other_load
         return self._last_load

@@ -34,6 +34,22 @@ def test_who_asks_twice_gets_the_same_answer(monkeypatch: pytest.MonkeyPatch):
     assert probes.read(ClientActivity(), 0.0, measuring=True).other_load is None
 
 
+def test_a_load_of_an_hour_ago_is_not_told_as_the_load_now(monkeypatch: pytest.MonkeyPatch):
+    """After a long rest the load is unknown, also to who asks again at once, until a second reading."""
+    readings = iter(
+        [
+            reading(0.0, 100.0),
+            reading(5.0, 105.0),
+            reading(3605.0, 200.0),
+            reading(3605.5, 200.0),
+            reading(3607.0, 204.0),
+        ]
+    )
+    monkeypatch.setattr(module, "read", lambda *_: next(readings))
+    probes = Probes(Clock(), idle=lambda: None)
+    assert [probes.read(ClientActivity(), 0.0).other_load for _ in range(5)] == [None, 1.0, None, None, 2.0]
+
+
 def test_while_a_server_of_the_step_ends_the_load_is_unknown():
     """What it took last is in no process any more, and would look like somebody else's."""
     probes = Probes(Clock())
