@@ -12,8 +12,9 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from autospec.catalog.resolve import ambiguous, answering
-from autospec.cells import Hardware, PromptType
+from autospec.cells import PromptType
 from autospec.errors import ModelChoiceError, StoreError
+from autospec.hardware import identify
 from autospec.proxy.errors import ProxyProblem
 from autospec.proxy.metrics import CONTENT_TYPE, Metrics
 from autospec.proxy.request import Refused
@@ -34,7 +35,7 @@ _OWN = "/autospec/"
 _MODELS = ("/v1/models", "/models")
 # Each listener polls the database; more than this is a client's mistake.
 _MOST_LISTENERS = 32
-# Fields of a recommendation in an event.
+# Fields of a recommendation in an event: without the evidence, which ``/autospec/v1/recommendations`` has.
 _SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_path"}
 
 
@@ -51,7 +52,11 @@ async def _recommendation_events(
             if number != newest:
                 stored = await asyncio.to_thread(read_recommendations, storage)
                 now = {s.cell_key: s.recommendation.to_json() for s in stored}
-                changed = [_short(r) for key, r in now.items() if known.get(key) != r]
+                changed = [
+                    {name: value for name, value in r.items() if name in _SHORT}
+                    for key, r in now.items()
+                    if known.get(key) != r
+                ]
                 yield _event("recommendations", {"schema": 1, "changed": changed})
                 known, newest, silent_s = now, number, 0.0
         except StoreError as error:
@@ -69,11 +74,6 @@ async def _recommendation_events(
 
 def _event(name: str, data: Mapping[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
-
-
-def _short(document: dict[str, Any]) -> dict[str, Any]:
-    """Without the evidence, which ``/autospec/v1/recommendations`` has."""
-    return {key: value for key, value in document.items() if key in _SHORT}
 
 
 def _models_document(offered: Sequence[Offered]) -> dict[str, Any]:
@@ -159,13 +159,11 @@ class Endpoints:
         dispatch: Dispatch,
         metrics: Metrics,
         storage: str,
-        hardware: Callable[[], Hardware],
         about: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._dispatch = dispatch
         self._metrics = metrics
         self._storage = storage
-        self._hardware = hardware
         self._about = about
         self._closing = asyncio.Event()
         self._listeners = 0
@@ -238,7 +236,7 @@ class Endpoints:
 
         def work() -> dict[str, Any]:
             stored = read_recommendations(self._storage)
-            return select(stored, self._hardware(), question).document()
+            return select(stored, identify(), question).document()
 
         return _json(await asyncio.to_thread(work))
 

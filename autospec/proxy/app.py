@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 import autospec
-from autospec.cells import Hardware, PromptType
+from autospec.cells import PromptType
 from autospec.errors import AutospecError
 from autospec.proxy.access import OPEN_PATHS, Access
 from autospec.proxy.api import Endpoints, meant_model, running_model
@@ -64,8 +64,7 @@ class Proxy:
         *,
         classify: Classify,
         storage: str,
-        hardware: Callable[[], Hardware],
-        samples: SampleWriter | None = None,
+        samples: SampleWriter,
         serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         daemon: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
@@ -78,8 +77,8 @@ class Proxy:
         self._serving = serving
         self._started = time.time()
         self._upstream = Upstream()
-        self._metrics = Metrics(lambda: self.in_flight, lambda: samples.lost if samples else 0)
-        self._endpoints = Endpoints(dispatch, self._metrics, storage, hardware, self._about)
+        self._metrics = Metrics(lambda: self.in_flight, lambda: samples.lost)
+        self._endpoints = Endpoints(dispatch, self._metrics, storage, self._about)
         self._relay = Relay(
             self._upstream,
             dispatch,
@@ -181,7 +180,7 @@ class Proxy:
     def _seen(self, outcome: RequestOutcome) -> None:
         sample = sample_of(outcome)
         self._metrics.forwarded(outcome, sample)
-        if sample is not None and self._samples is not None:
+        if sample is not None:
             self._samples.put(sample)
         _LOG.debug(
             "proxy: %s %s %s %s -> %s%s in %.0f ms",
@@ -208,8 +207,8 @@ class Proxy:
             "uptime_s": round(time.time() - self._started, 1),
             "in_flight": self.in_flight,
             "default_model": self._rules.default_model or None,
-            "samples_written": self._samples.written if self._samples else 0,
-            "samples_lost": self._samples.lost if self._samples else 0,
+            "samples_written": self._samples.written,
+            "samples_lost": self._samples.lost,
             "daemon": dict(self._daemon()) or None,
         }
 

@@ -130,11 +130,10 @@ _CLOSE_TIMEOUT_S = 5.0
 class SampleWriter:
     """Queues samples, and writes them from a thread; closes the store with itself."""
 
-    def __init__(self, store: Store, *, gather_s: float = _GATHER_S) -> None:
+    def __init__(self, store: Store) -> None:
         self.written = 0
         self.lost = 0
         self._store = store
-        self._gather_s = gather_s
         self._waiting: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._since_prune = _PRUNE_EVERY  # the first batch prunes what earlier runs left
@@ -158,7 +157,7 @@ class SampleWriter:
     def _run(self) -> None:
         # Blocks until there is a sample, so that an idle proxy does not wake the CPU.
         while (first := self._waiting.get()) is not None:
-            self._closing.wait(self._gather_s)
+            self._closing.wait(_GATHER_S)
             batch = [first]
             last = False
             while not self._waiting.empty():

@@ -257,11 +257,9 @@ class _Passage:
         await response.write_eof(part)  # with the last bytes of the body, in one packet
 
     def _sink(self, events: WholeEvents | None, response: web.StreamResponse) -> Sink | None:
-        """Writes a token to the client's socket in the call that receives it, without a task in between.
-
-        Only for chunked streams: for others aiohttp counts the bytes, so it must write them.
-        """
+        """Writes a token to the client's socket in the call that receives it, without a task in between."""
         transport = self._request.transport
+        # Only for chunked streams: for others aiohttp counts the bytes, so it must write them.
         if (
             events is None
             or transport is None

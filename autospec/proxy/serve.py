@@ -151,7 +151,6 @@ async def listen(
         rules,
         classify=classify,
         storage=storage,
-        hardware=identify,
         samples=samples,
         serving=serving,
         daemon=daemon,

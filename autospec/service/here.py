@@ -98,10 +98,8 @@ def _supervisor(system: str, home: Path, environ: Mapping[str, str]) -> ServiceM
 
 
 def _program(python: Path) -> tuple[str, ...]:
-    """The installed program, whose name supervisors and activity monitors show, or else the module.
-
-    Links are not followed: a virtual environment's link leads to a Python without autospec.
-    """
+    """The installed program, whose name supervisors and activity monitors show, or else the module."""
+    # Links are not followed: a virtual environment's link leads to a Python without autospec.
     script = python.absolute().with_name("autospec")
     if os.access(script, os.X_OK):
         return (str(script),)

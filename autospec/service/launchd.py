@@ -115,7 +115,9 @@ class Launchd:
         # With a signal, the exit code may be an older one.
         last = fields.get("last terminating signal", "") or code
         state = _state(fields.get("state", ""), last)
-        return ServiceStatus(state, loaded=True, enabled=enabled, pid=_number(pid), last_exit=last)
+        return ServiceStatus(
+            state, loaded=True, enabled=enabled, pid=int(pid) if pid.isdecimal() else None, last_exit=last
+        )
 
     def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:
         """Bootstrap a new or stopped service; boot out a changed one first, because launchd reads a file once."""
@@ -194,7 +196,3 @@ def _filled(value: Any, values: dict[str, str]) -> Any:
             return re.sub(r"@([A-Z]+)@", lambda found: values.get(found[1], found[0]), value)
         case _:
             return value
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isdecimal() else None

@@ -165,7 +165,8 @@ class Reconciler:
         self._collect(now)
         self.queue.expire(now)
         self._unload_unused(now)
-        if self._plan_is_old or now - self.planned_at_s >= _REPLAN_S or self._waiting_unplanned():
+        unplanned = any(not self._is_planned(waiting.request.model) for waiting in self.queue)
+        if self._plan_is_old or unplanned or now - self.planned_at_s >= _REPLAN_S:
             self._plan_is_old = False
             self.planned_at_s = now
             self.plan = self._planner(self._demands(now), Capacity(self.memory_bytes))
@@ -247,9 +248,6 @@ class Reconciler:
         """True if the plan keeps a launch for a model."""
         part = self.plan.of(model)
         return part is not None and bool(part.launches)
-
-    def _waiting_unplanned(self) -> bool:
-        return any(not self._is_planned(waiting.request.model) for waiting in self.queue)
 
     def _collect(self, now_s: float) -> None:
         """Record servers that became ready or failed."""

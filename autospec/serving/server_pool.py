@@ -102,12 +102,7 @@ _MOST_TIMEOUT_S: Final = 600.0
 
 
 def _serve(engine: Engine, model: Model, entry: LaunchEstimate, args: tuple[str, ...]) -> Server:
-    """Start a server whose answers carry the catalogue name; blocks until it is ready.
-
-    Raises:
-        BackendError: As `Backend.launch`.
-        LaunchError: As `Backend.launch`, and if the text could be wrong, see `_NO_CACHE`.
-    """
+    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`."""
     # The settings for measuring switch the cache off: they are tried if those for serving leave a harmful cache on.
     timeout_s = min(max(_PATIENCE * entry.launch_s, _LEAST_TIMEOUT_S), _MOST_TIMEOUT_S)
     for serving in (True, False):
