@@ -85,7 +85,7 @@ class LaunchOptions:
         self.registry = registry
         self.known: Mapping[str, ModelAdvice] = {}
         self._settings = settings
-        self._limit_bytes = memory_limit_bytes(settings, hardware)
+        self.limit_bytes = memory_limit_bytes(settings, hardware)
         self._maps_weights = not hardware.gpu
         self._pool = pool
         self._backoff = backoff
@@ -102,10 +102,10 @@ class LaunchOptions:
     def possible(self, model: Model, now_s: float) -> tuple[LaunchEstimate, ...]:
         """Off, and every recommended drafting that may be launched now."""
         found = [d for d in self.of(model.name).draftings if self._backoff.allows(model.name, d, now_s)]
-        return tuple(self.entry(model.name, drafting) for drafting in (OFF, *found))
+        return tuple(self.estimate(model.name, drafting) for drafting in (OFF, *found))
 
-    def entry(self, name: str, drafting: Drafting) -> LaunchEstimate:
-        """One launch with its memory and start time."""
+    def estimate(self, name: str, drafting: Drafting) -> LaunchEstimate:
+        """Memory and start time of one launch."""
         model, draft = self.registry.named(name), draft_of(drafting, self.registry.catalog)
         own = model.context_length
         memory = footprint(
@@ -114,7 +114,7 @@ class LaunchOptions:
             context_of(self._settings.server_args, own, own or self._settings.context_tokens),
             # MLX copies the weights.
             maps_weights=self._maps_weights and model.format == "gguf",
-            limit_bytes=self._limit_bytes,
+            limit_bytes=self.limit_bytes,
         )
         took_s = self._pool.took_s(name, drafting)
         return LaunchEstimate(drafting, memory, launch_seconds(model, draft) if took_s is None else took_s)

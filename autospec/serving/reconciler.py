@@ -22,7 +22,7 @@ from autospec.serving.advice import ModelAdvice
 from autospec.serving.backoff import Backoff
 from autospec.serving.dispatch import RouteRequest
 from autospec.serving.instance import InstanceState, ServerInstance
-from autospec.serving.launch_options import LaunchOptions, memory_limit_bytes
+from autospec.serving.launch_options import LaunchOptions
 from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan import Plan, make_plan
 from autospec.serving.plan_inputs import Capacity, LaunchEstimate, MemoryEstimate, ModelDemand, advice_from
@@ -84,8 +84,8 @@ class Reconciler:
         self.queue = RequestQueue(settings.queue_limit, parse_duration(settings.queue_deadline))
         self.pool = ServerPool(settings.server_args, self._changed, clock, dependencies.machine_is_free)
         self.backoff = Backoff()
-        self.memory_bytes = memory_limit_bytes(settings, dependencies.hardware)
         self.options = LaunchOptions(settings, dependencies.hardware, registry, self.pool, self.backoff)
+        self.memory_bytes = self.options.limit_bytes  # of all servers together
         self.idle_unload_s = parse_duration(settings.idle_unload) if settings.idle_unload else None
         self.plan = make_plan((), Capacity(self.memory_bytes))
         self.planned_at_s = clock()
@@ -203,10 +203,10 @@ class Reconciler:
         kept = {}
         for part in self.plan.models:
             if part.launches:
-                kept[part.model] = tuple(self.options.entry(part.model, d) for d in part.launches)
+                kept[part.model] = tuple(self.options.estimate(part.model, d) for d in part.launches)
         for name, planned in list(kept.items()):
             if self.demand.wants_off(name, now_s) and all(not entry.drafting.is_off for entry in planned):
-                off = self.options.entry(name, OFF)
+                off = self.options.estimate(name, OFF)
                 everything = [entry.footprint for entries in kept.values() for entry in entries]
                 fits = MemoryEstimate.total_bytes([*everything, off.footprint]) <= self.memory_bytes
                 # A server without drafting can serve every request, the others cannot.

@@ -85,7 +85,7 @@ def proxys(args: tuple[str, ...]) -> int:
     overrides = {"memory_limit": 1024.0, "server_args": list(args), "context_tokens": UNSET}
     settings, pool = load_settings(overrides=overrides), ServerPool(args, lambda: None, lambda: 0.0)
     options = LaunchOptions(settings, HERE, offers, pool, Backoff())
-    own_bytes = options.entry("main", OFF).footprint.own_bytes
+    own_bytes = options.estimate("main", OFF).footprint.own_bytes
     none = footprint(MODEL, None, 0, maps_weights=True, limit_bytes=2**40).own_bytes
     return (own_bytes - none) // MODEL.kv_bytes_per_token
 

@@ -67,7 +67,7 @@ def test_weights_are_shared_without_an_accelerator_only(gpu):
     scene, here = Scene(), dataclasses.replace(HERE, gpu=gpu)
     pool = ServerPool((), lambda: None, lambda: 0.0)
     options = LaunchOptions(scene.settings, here, scene._scan_models(), pool, Backoff())
-    assert bool(options.entry(ALPHA.name, OFF).footprint.shared_bytes) is not bool(gpu)
+    assert bool(options.estimate(ALPHA.name, OFF).footprint.shared_bytes) is not bool(gpu)
 
 
 @pytest.mark.parametrize("wrong", [{"serve_statuses": ["good"]}, {"queue_deadline": ""}])
