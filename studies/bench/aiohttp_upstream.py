@@ -1,13 +1,16 @@
 """aiohttp's client in place of `autospec.proxy.upstream`, for the comparison in ``studies/bench/proxy.py``.
 
 It has the same methods, so the rest of the proxy is the same. It does not translate errors: the bench's stand-in makes none.
-It keeps every connection; the proxy's own client keeps two, and none while a request waits for its answer. At 64 streams this
-favours aiohttp: the proxy's own client then connects for most requests.
+It keeps connections by the rule of the proxy's own client: two, and none while a request waits for its answer. With
+``BENCH_KEEP_ALL=1`` it keeps every connection, which is aiohttp's own rule, and costs less; llama-server builds with a fixed
+number of threads do not allow it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -19,18 +22,31 @@ __all__ = ["AiohttpUpstream"]
 # As in the proxy's own client.
 _CONNECT_TIMEOUT_S = 10.0
 _IDLE_S = 3.0
+_MOST_IDLE = 2
 _BUFFERED_BYTES = 256 * 1024
 _HEAD_BYTES = 64 * 1024
 # The proxy passes the client's headers on and adds none.
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+_KEEP_ALL = os.environ.get("BENCH_KEEP_ALL") == "1"
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Keeps as few connections as `Upstream.keep`; aiohttp has no setting for it, so this changes a private method."""
+
+    waiting = 0  # requests whose answer has not begun
+
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+        full = self.waiting > 0 or len(self._conns.get(key, ())) >= _MOST_IDLE
+        super()._release(key, protocol, should_close=should_close or (full and not _KEEP_ALL))
 
 
 class AiohttpUpstream:
     """Sends requests to servers, as `Upstream`."""
 
     def __init__(self) -> None:
+        self._connector = _Connector(limit=0, keepalive_timeout=_IDLE_S)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
+            connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
             auto_decompress=False,
@@ -44,13 +60,17 @@ class AiohttpUpstream:
         self, base_url: str, method: str, target: str, headers: Iterable[tuple[str, str]], content: bytes
     ) -> AiohttpAnswer:
         """Send a request and wait for the headers of its answer."""
-        response = await self._session.request(
-            method,
-            URL(base_url + target, encoded=True),
-            headers=headers,
-            data=content or None,
-            allow_redirects=False,
-        )
+        self._connector.waiting += 1
+        try:
+            response = await self._session.request(
+                method,
+                URL(base_url + target, encoded=True),
+                headers=headers,
+                data=content or None,
+                allow_redirects=False,
+            )
+        finally:
+            self._connector.waiting -= 1
         return AiohttpAnswer(response)
 
     def close(self) -> None:
