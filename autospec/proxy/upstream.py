@@ -1,8 +1,10 @@
 """Connections to the servers: requests go out, and each part of an answer is passed on when it arrives.
 
-Hand-written instead of aiohttp's client, which took a third of the processor time of a request at 8 streams: each token went
-through the event loop twice, once to fill a buffer and once to wake its reader. Here the call that receives the bytes also
-sends them. The parser is llhttp (`httptools`), which Node and aiohttp use too.
+Hand-written instead of aiohttp's client, with which each token goes through the event loop twice, once to fill a buffer and
+once to wake its reader. Here the call that receives the bytes also sends them. At 8 streams on asyncio's loop the whole proxy
+took 119 µs of processor time per token of 25-token answers (153 µs with aiohttp's client), and 76 µs of 150-token answers
+(126 µs): one run of `studies/bench/proxy.py` on two busy cores. The parser is llhttp (`httptools`), which Node and aiohttp use
+too.
 
 A new connection costs as much processor time as the rest of a request, so a few are kept for a moment. llama-server
 (cpp-httplib) occupies a thread for each open connection, and builds before 2026 have a fixed number of threads: while any

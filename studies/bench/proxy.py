@@ -1,10 +1,14 @@
-"""The proxy's cost and gain: ``python studies/bench/proxy.py [--seconds 8] [--mixed MODEL]``.
+"""The proxy's cost and gain: ``python studies/bench/proxy.py [--seconds 8] [--repeats 5] [--mixed MODEL]``.
 
 **Overhead**, compared with direct requests to the same backend, in alternating blocks of one run. The backend is a stand-in that
 streams tokens at a fixed pace without computing, so that no model hides the proxy. The output is the time from sending a request
 to its first byte, direct and through the proxy, at 1, 8 and 64 streams, with the differences of the quantiles; and the proxy
 process's processor time per streamed token. A pipe that does not read the bytes shows the minimum of any proxy on this event
 loop and machine.
+
+The proxy is measured twice: with its own HTTP client, and with aiohttp's in its place (``--client`` chooses one). The second
+table has the ratios of the two. Every figure is the median of the repeats, with the smallest and the largest; only p99 is
+computed from the requests of all repeats together, because one block has too few.
 
 **Gain** (``--mixed``): tokens per second of the suite's prove prompts through the proxy, each with the drafting recommended for
 its type, compared with every single recommended drafting, and off, on servers asked directly. Needs a tuned model.
@@ -29,9 +33,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import psutil
@@ -57,10 +62,12 @@ from autospec.proxy.serve import (
 from autospec.report.selection import Question, select
 from autospec.settings import load_settings
 from autospec.store.reader import read_recommendations
+from studies.bench.aiohttp_upstream import AiohttpUpstream
 from studies.bench.pipe import pipe
 from tests.proxy.harness import LentServer, OneModel
 
 STREAMS = (1, 8, 64)
+CLIENTS = ("ours", "aiohttp")
 # 50 tokens per second and stream: at 64 streams more than any server on one machine.
 TOKEN_INTERVAL_S = 0.02
 TOKENS = int(os.environ.get("BENCH_TOKENS", "25"))
@@ -125,10 +132,12 @@ async def stand_in() -> None:
     await server.serve_forever()
 
 
-async def proxy(backend: str, folder: str) -> None:
+async def proxy(backend: str, folder: str, client: str) -> None:
     """The proxy over the stand-in; prints its port."""
     dispatch = OneModel([LentServer(backend)])
-    storage = f"sqlite:///{folder}/bench.db"
+    storage = f"sqlite:///{folder}/{client}.db"
+    if client == "aiohttp":
+        mock.patch("autospec.proxy.app.Upstream", AiohttpUpstream).start()
     async with listen(
         dispatch, Rules(), host="127.0.0.1", port=0, storage=storage, classify=prompt_type_of
     ) as listening:
@@ -187,7 +196,11 @@ def child(*args: str) -> Iterator[tuple[int, psutil.Process]]:
 
 
 def cpu_s(process: psutil.Process) -> float:
-    """Processor time so far."""
+    """Processor time of all threads so far."""
+    tasks = Path(f"/proc/{process.pid}/task")
+    if tasks.exists():
+        # Nanoseconds. psutil's times have steps of 10 ms: a quarter of what a block of one stream takes.
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
     times = process.cpu_times()
     return float(times.user + times.system)
 
@@ -197,65 +210,126 @@ def quantile(values: list[float], q: float) -> float:
     return statistics.quantiles(values, n=1000, method="inclusive")[round(q * 1000) - 1]
 
 
-@dataclass
-class Run:
-    """The results of one way's blocks."""
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the clients reach the backend."""
 
-    first_bytes_ms: list[float] = field(default_factory=list)
-    tokens: int = 0
-    spent_s: float = 0.0
-
-    def add(self, port: int, process: psutil.Process | None, streams: int, seconds: float) -> None:
-        """Add one block."""
-        before = cpu_s(process) if process else 0.0
-        values, count = asyncio.run(block(port, streams, seconds))
-        self.spent_s += cpu_s(process) - before if process else 0.0
-        self.first_bytes_ms += values
-        self.tokens += count
+    port: int
+    process: psutil.Process | None  # between clients and backend
 
 
-def overhead(seconds: float, rounds: int, loop: str, numbers: Sequence[int]) -> None:
-    """Print the first table."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The results of one way's requests in one repeat."""
+
+    first_bytes_ms: list[float]
+    cpu_per_token_us: float  # of the process in between, 0 without one
+
+    @property
+    def p50_ms(self) -> float:
+        """The median time to the first byte."""
+        return statistics.median(self.first_bytes_ms)
+
+
+def run_block(way: Way, streams: int, seconds: float) -> Block:
+    """Measure one way once."""
+    before_s = cpu_s(way.process) if way.process else 0.0
+    first_bytes_ms, tokens = asyncio.run(block(way.port, streams, seconds))
+    spent_s = cpu_s(way.process) - before_s if way.process else 0.0
+    return Block(first_bytes_ms, 1e6 * spent_s / tokens)
+
+
+# The blocks of each way, in the order of the repeats.
+Blocks = dict[str, list[Block]]
+
+
+def p99_ms(blocks: Sequence[Block]) -> float:
+    """Of the requests of all blocks."""
+    return quantile([value for one in blocks for value in one.first_bytes_ms], 0.99)
+
+
+def added_p50_ms(blocks: Blocks, way: str) -> list[float]:
+    """By repeat, compared with the direct requests of the same repeat."""
+    return [one.p50_ms - direct.p50_ms for one, direct in zip(blocks[way], blocks["direct"], strict=True)]
+
+
+def cpu_us(blocks: Blocks, way: str) -> list[float]:
+    """Processor time per token, by repeat."""
+    return [one.cpu_per_token_us for one in blocks[way]]
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> str:
+    """Of the values of the same repeats."""
+    return spread([a / b for a, b in zip(first, second, strict=True)], ".2f")
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median, smallest and largest."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+@contextlib.contextmanager
+def open_ways(loop: str, clients: Sequence[str]) -> Iterator[dict[str, Way]]:
+    """Start the backend, the pipe, and a proxy for each client."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        backend, _ = stack.enter_context(child("--stand-in"))
+        ways = {"direct": Way(backend, None)}
+        ways["pipe"] = Way(*stack.enter_context(child("--loop", loop, "--pipe", str(backend))))
+        for client in clients:
+            command = ("--loop", loop, "--proxy", f"http://127.0.0.1:{backend}", folder, client)
+            ways[client] = Way(*stack.enter_context(child(*command)))
+        for way in ways.values():
+            run_block(way, 2, 1.0)  # warm up
+        yield ways
+
+
+def overhead(seconds: float, repeats: int, loop: str, numbers: Sequence[int], clients: Sequence[str]) -> None:
+    """Print what the proxy adds, on one event loop."""
+    print(f"\n## {loop}\n")
     print(
-        f"The proxy and the pipe on {loop}; the server reads a prompt in {1000 * PROMPT_S:g} ms and gives {TOKENS} tokens.\n"
+        "| streams | way | requests | first byte p50, p99 | added p50 | added p99 | CPU per token | ÷ pipe |"
     )
-    print("| streams | way | requests | first byte p50, p99 | added p50 | added p99 | CPU per token |")
-    print("|---:|---|---:|---:|---:|---:|---:|")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        child("--stand-in") as (backend, _),
-        child("--loop", loop, "--pipe", str(backend)) as (pipe_port, pipe_process),
-        child("--loop", loop, "--proxy", f"http://127.0.0.1:{backend}", folder) as (port, process),
-    ):
-        ways: dict[str, tuple[int, psutil.Process | None]] = {
-            "direct": (backend, None),
-            "pipe": (pipe_port, pipe_process),
-            "**proxy**": (port, process),
-        }
-        for way_port, _ in ways.values():
-            asyncio.run(block(way_port, 2, 1.0))  # warm up
+    print("|---:|---|---:|---:|---:|---:|---:|---:|")
+    results: dict[int, Blocks] = {}
+    with open_ways(loop, clients) as ways:
         for streams in numbers:
-            runs = {way: Run() for way in ways}
-            for number in range(rounds):
+            blocks: Blocks = {name: [] for name in ways}
+            for number in range(repeats):
                 # Forward and back, so that drift affects all alike.
-                for way in ways if number % 2 == 0 else reversed(ways):
-                    runs[way].add(*ways[way], streams, seconds)
-            direct = runs["direct"].first_bytes_ms
-            for way, run_ in runs.items():
-                p50, p99 = (quantile(run_.first_bytes_ms, q) for q in (0.5, 0.99))
-                added = [quantile(run_.first_bytes_ms, q) - quantile(direct, q) for q in (0.5, 0.99)]
-                costs = (
-                    "– | – | –"
-                    if way == "direct"
-                    else "{:.2f} ms | {:.2f} ms | {:.0f} µs".format(*added, 1e6 * run_.spent_s / run_.tokens)
-                )
-                print(
-                    f"| {streams} | {way} | {len(run_.first_bytes_ms)} | {p50:.2f}, {p99:.2f} ms | {costs} |",
-                    flush=True,
-                )
-    print(
-        "\nCPU per token is all of the proxy's work, requests included, divided by the tokens streamed; the pipe reads nothing of what passes."
+                for name in ways if number % 2 == 0 else reversed(ways):
+                    blocks[name].append(run_block(ways[name], streams, seconds))
+            for name in ways:
+                print(f"| {streams} | {name} | {_figures(blocks, name)} |", flush=True)
+            results[streams] = blocks
+    if len(clients) > 1:
+        _compare(results)
+
+
+def _figures(blocks: Blocks, name: str) -> str:
+    first_bytes_ms = [value for one in blocks[name] for value in one.first_bytes_ms]
+    p50, p99 = statistics.median(first_bytes_ms), p99_ms(blocks[name])
+    figures = f"{len(first_bytes_ms)} | {p50:.2f}, {p99:.2f} ms"
+    if name == "direct":
+        return f"{figures} | – | – | – | –"
+    added_p99 = p99 - p99_ms(blocks["direct"])
+    spent, least = cpu_us(blocks, name), cpu_us(blocks, "pipe")
+    return (
+        f"{figures} | {spread(added_p50_ms(blocks, name), '.2f')} ms | {added_p99:.2f} ms "
+        f"| {spread(spent, '.0f')} µs | {ratio(spent, least)}"
     )
+
+
+def _compare(results: dict[int, Blocks]) -> None:
+    print("\nThe proxy's own client ÷ aiohttp's:\n")
+    print("| streams | CPU per token | added p50 | added p99 |")
+    print("|---:|---:|---:|---:|")
+    for streams, blocks in results.items():
+        direct = p99_ms(blocks["direct"])
+        ours, theirs = (p99_ms(blocks[client]) - direct for client in CLIENTS)
+        print(
+            f"| {streams} | {ratio(*(cpu_us(blocks, client) for client in CLIENTS))} "
+            f"| {ratio(*(added_p50_ms(blocks, client) for client in CLIENTS))} | {ours / theirs:.2f} |"
+        )
 
 
 def mixed(name: str, rounds: int, max_tokens: int, per_type: int) -> None:
@@ -340,7 +414,10 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=8.0, help="of each block")
-    parser.add_argument("--rounds", type=int, default=2, help="blocks of each kind")
+    parser.add_argument("--repeats", type=int, default=5, help="blocks of each kind")
+    parser.add_argument(
+        "--client", choices=[*CLIENTS, "both"], default="both", help="the proxy's HTTP client"
+    )
     parser.add_argument("--streams", type=int, action="append", help=f"at a time; {STREAMS} if left out")
     parser.add_argument("--mixed", metavar="MODEL", help="the gain instead, for a tuned model")
     parser.add_argument("--max-tokens", type=int, default=128, help="of each answer in --mixed")
@@ -348,10 +425,10 @@ def main() -> None:
         "--per-type", type=int, default=0, help="prompts of each type in --mixed; all if left out"
     )
     parser.add_argument(
-        "--loop", choices=["asyncio", "uvloop"], default=loop_name(), help="the proxy's event loop"
+        "--loop", choices=["asyncio", "uvloop"], help="the proxy's event loop; all installed if left out"
     )
     parser.add_argument("--stand-in", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--proxy", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--proxy", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--pipe", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -363,11 +440,18 @@ def main() -> None:
         elif args.pipe:
             run_on(args.loop, pipe(args.pipe))
         elif args.serve:
-            run_on(args.loop, serve_model(args.serve))
+            run_on_best_loop(serve_model(args.serve))
         elif args.mixed:
-            mixed(args.mixed, args.rounds, args.max_tokens, args.per_type)
+            mixed(args.mixed, args.repeats, args.max_tokens, args.per_type)
         else:
-            overhead(args.seconds, args.rounds, args.loop, args.streams or STREAMS)
+            clients = CLIENTS if args.client == "both" else (args.client,)
+            print(f"The server reads a prompt in {1000 * PROMPT_S:g} ms and gives {TOKENS} tokens.")
+            for loop in [args.loop] if args.loop else dict.fromkeys(["asyncio", loop_name()]):
+                overhead(args.seconds, args.repeats, loop, args.streams or STREAMS, clients)
+            print(
+                "\nCPU per token is all of the proxy's work, requests included, divided by the tokens streamed; "
+                "the pipe reads nothing of what passes."
+            )
 
 
 if __name__ == "__main__":
