@@ -77,6 +77,29 @@ def test_stream_passes_event_by_event(proxy, backend):
     assert received == events
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        b'"usage":{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":[1]}',
+        b'"usage":{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":"3"}}',
+        b'"timings":{"prompt_n":1e999,"predicted_n":1,"prompt_ms":1,"predicted_ms":1}',
+        b'"timings":{"prompt_n":' + b"[" * 9000,
+    ],
+)
+def test_an_answer_that_cannot_be_counted_is_whole(proxy, backend, end):
+    """It is in the requests that were answered, the connection stays, and the next answer passes on it."""
+    body = b'{"choices":[],' + end + b"}"
+
+    async def behave(asked):
+        await asked.answer(body)
+
+    backend.behaviour = behave
+    with httpx.Client(base_url=proxy.base_url, trust_env=False, timeout=20) as client:
+        assert [client.post(CHAT, content=ODD_BODY).content for _ in range(2)] == [body, body]
+        metrics = client.get("/autospec/metrics").text
+    assert 'autospec_requests_total{drafting="off",model="main",prompt_type="",status="200"} 2.0' in metrics
+
+
 def test_compressed_answer_stays_compressed(proxy, backend):
     """What the client and the backend agreed on is not the proxy's business."""
 
