@@ -112,10 +112,11 @@ class Relay:
             async with await self._dispatch.lease(wanted) as lease:
                 waited_ms = (time.perf_counter() - begun) * 1000
                 passage = _Passage(request, lease, wanted, waited_ms)
+                # A client's key is for the proxy, or a dummy.
+                sent = CIMultiDict(headers)
+                sent.update(lease.headers)
                 try:
-                    return await passage.run(
-                        self._upstream, headers.items(), intake.content_with(lease.fields)
-                    )
+                    return await passage.run(self._upstream, sent.items(), intake.content_with(lease.fields))
                 except _BrokeEarlyError as broke:
                     _LOG.warning(
                         "proxy: %s broke the connection before it answered: %s", lease.model, broke.__cause__

@@ -240,7 +240,8 @@ class LaunchLease:
         self.drafting = drafting
         self.likely = likely
         self.launch = launch
-        self.fields: Mapping[str, Any] = engine.request_fields(drafting)
+        self.fields: Mapping[str, Any] = {**launch.request_fields, **engine.request_fields(drafting)}
+        self.headers = launch.request_headers
         self._returned = returned
         self._tokens: float | None = None
         self._held = True

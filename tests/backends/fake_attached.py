@@ -6,6 +6,9 @@ Each answers the paths that autospec reads, and drafts, or does not, as its requ
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 # https://lmstudio.ai/docs/developer/rest/endpoints
@@ -125,6 +128,19 @@ class FakeAttached(ThreadingHTTPServer):
 
     def handle_error(self, *_args):
         """Quiet about connections that a test breaks."""
+
+
+@contextmanager
+def running(server: FakeAttached) -> Iterator[FakeAttached]:
+    """The server, while the block lasts."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -29,6 +29,7 @@ from tests.backends.fake_attached import (
     ROUTER,
     VLLM,
     FakeAttached,
+    running,
 )
 
 QUESTION = Request(messages=({"role": "user", "content": "Say something."},), max_tokens=16, timeout_s=60.0)
@@ -43,20 +44,8 @@ OLD_DRAFT = Drafting(Mode.DRAFT_MODEL, draft="/models/d.gguf", n_max=8, n_min=0,
 @pytest.fixture
 def stand_in():
     """Starts a stand-in; ends it after the test."""
-    started = []
-
-    def start(pages, *faults):
-        server = FakeAttached(pages, *faults)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        started.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in started:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with ExitStack() as started:
+        yield lambda pages, *faults: started.enter_context(running(FakeAttached(pages, *faults)))
 
 
 def test_lm_studio_takes_the_draft_with_the_request(stand_in):

@@ -42,6 +42,17 @@ def test_request_bytes_are_untouched(proxy, backend):
     assert asked.header(b"user-agent").startswith(b"python-httpx")
 
 
+def test_a_servers_own_key_replaces_the_clients(proxy, backend, lent):
+    """Clients send any key where they need none; other headers stay, and the key comes back to nobody."""
+    lent.headers = {"authorization": "Bearer secret"}
+    answer = ask(proxy, headers={"Authorization": "Bearer none", "X-Mine": "1"})
+    [asked] = backend.asked
+    assert asked.head.lower().count(b"authorization:") == 1
+    assert asked.header(b"authorization") == b"Bearer secret"
+    assert asked.header(b"x-mine") == b"1"
+    assert "secret" not in str(answer.headers)
+
+
 @pytest.mark.parametrize("status", [200, 400, 404, 418, 500, 503])
 def test_status_and_body_of_the_backend_pass(proxy, backend, status):
     """Errors are the backend's own, with its headers."""

@@ -7,10 +7,12 @@ import dataclasses
 import json
 import threading
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from autospec.backends.attached.backend import KEY_VARIABLE, Attached
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
@@ -22,6 +24,8 @@ from autospec.errors import (
 )
 from autospec.recommendations import Status
 from autospec.serving.advice import FAILED_LAUNCH
+from autospec.serving.config import ProxyConfig
+from tests.backends.fake_attached import ROUTER, FakeAttached, running
 from tests.proxy.scene import (
     ALPHA,
     BETA,
@@ -542,6 +546,25 @@ def test_drafting_that_goes_with_the_request(tmp_path):
         assert [settings.serving for *_, settings in scene.backend.asked] == [True, False]
 
     run(scenario())
+
+
+def test_what_an_attached_server_needs_goes_with_every_request(monkeypatch):
+    """The router's name for the model, and the key from the environment."""
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    pages = {page: value for page, value in ROUTER.items() if "model=main" not in page}
+    small = dataclasses.replace(model("small-1b"), path=Path("/models/small.gguf"))
+
+    async def scenario(url):
+        scene = Scene(Attached(url), models=(small,), config=ProxyConfig(memory_bytes=64 * 1024**3, args=()))
+        async with scene.opened() as supervisor, await supervisor.lease(wanted("small-1b")) as lease:
+            assert lease.base_url == url
+            assert lease.fields == {"model": "small"}
+            assert lease.headers == {"authorization": "Bearer secret"}
+            assert "secret" not in str(supervisor.status())
+
+    with running(FakeAttached(pages)) as server:
+        run(scenario(server.url))
+        assert {key for _, key, _ in server.bodies} == {"Bearer secret"}
 
 
 def test_a_cache_that_makes_wrong_text_is_never_served():

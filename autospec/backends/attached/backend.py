@@ -175,6 +175,16 @@ class AttachedServer:
         else:
             self._client = StreamedClient(url, name, self._gone, lambda _n: (), _headers(), path=found.chat)
 
+    @property
+    def request_fields(self) -> Mapping[str, Any]:
+        """See `autospec.backends.protocol.WithEveryRequest`: the name of the model, and the drafting."""
+        return self._fields
+
+    @property
+    def request_headers(self) -> Mapping[str, str]:
+        """See `autospec.backends.protocol.WithEveryRequest`: the key."""
+        return _headers()
+
     def complete(self, request: Request) -> Completion:
         """See `autospec.backends.protocol.Server`."""
         return self._client.complete(request, self._fields)
