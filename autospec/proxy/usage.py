@@ -57,12 +57,14 @@ def read_counts(tail: bytes) -> TokenCounts | None:
 
     Generated text cannot be mistaken for a field, because JSON escapes its quotation marks.
     """
-    for before, read in ((_TIMINGS, counts_in_timings), (_USAGE, counts_in_usage)):
-        # The last ones first: a stream may have timings in every event.
-        for found in _last_objects(before, tail):
-            if (counts := read(found)) is not None:
-                return counts
-    return None
+    # The last ones alone: a stream may have timings in every event.
+    if (counts := counts_in_timings(next(_last_objects(_TIMINGS, tail), None))) is not None:
+        return counts
+    usage: dict[str, Any] = {}
+    for earlier in _last_objects(_USAGE, tail):
+        # Anthropic's streams tell the prompt's tokens at their beginning only; what comes later wins.
+        usage = {name: value for name, value in earlier.items() if value is not None} | usage
+    return counts_in_usage(usage)
 
 
 def saw_the_end(tail: bytes) -> bool:
@@ -70,7 +72,8 @@ def saw_the_end(tail: bytes) -> bool:
     return _ENDS.search(tail) is not None
 
 
-def _last_objects(before: re.Pattern[bytes], tail: bytes) -> Iterator[Any]:
+def _last_objects(before: re.Pattern[bytes], tail: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects behind a name, the last one first."""
     for match in reversed(list(before.finditer(tail))):
         text = tail[match.end() :].decode(errors="replace")
         try:

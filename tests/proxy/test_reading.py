@@ -186,6 +186,23 @@ def test_any_document_is_read_without_an_error(timings, usage, metrics, lost):
     assert (counts.accepted or 0) <= (counts.drafted or 0)
 
 
+def test_usage_that_arrives_in_two_parts():
+    """Anthropic's stream tells the prompt at its beginning and the answer's tokens, which grow, at its end."""
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 25, "output_tokens": 1}}}
+    end = {"type": "message_delta", "usage": {"output_tokens": 15, "input_tokens": None}}
+    events = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in (start, end))
+    assert read_counts(events) == TokenCounts(25, 15)
+    assert read_counts(events[60:]) is None  # the beginning of a long answer is not kept
+    odd = json.dumps({"usage": {"output_tokens": "15"}}).encode()
+    assert read_counts(events + odd) is None
+
+
+def test_the_last_timings_count_or_none():
+    """Those of an earlier event are of a part of the answer."""
+    first, last = json.dumps({"timings": TIMINGS}), json.dumps({"timings": {**TIMINGS, "predicted_n": None}})
+    assert read_counts(f"data: {first}\n\ndata: {last}\n\n".encode()) is None
+
+
 def test_tail_keeps_the_end_and_not_the_whole():
     """A long stream costs 16 KiB and its last part."""
     tail = UsageReader()
