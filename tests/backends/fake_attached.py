@@ -97,6 +97,8 @@ ROUTER = {
             _behind("small", "/models/small.gguf", "unloaded"),
             _behind("twice", "/models/two.gguf", "unloaded"),
             _behind("twice-drafted", "/models/two.gguf", "unloaded", "--spec-type", "ngram-simple"),
+            _behind("same-a", "/models/same.gguf", "unloaded"),
+            _behind("same-b", "/models/same.gguf", "unloaded"),
         ],
     },
 }
@@ -104,7 +106,9 @@ for _query in ("model=main", "model=main&autoload=false"):
     ROUTER[f"/props?{_query}"] = {**OLD_LLAMA_SERVER["/props"], "model_alias": "the child's own name"}
     ROUTER[f"/slots?{_query}"] = [{"id": 0, "speculative": True}]
 ROUTER["/props?model=small"] = {**ROUTER["/props?model=main"], "model_path": "/models/small.gguf"}
-ROUTER["/slots?model=small"] = [{"id": 0, "speculative": False}]
+ROUTER["/props?model=twice"] = {**ROUTER["/props?model=main"], "model_path": "/models/two.gguf"}
+for _query in ("model=small", "model=twice"):
+    ROUTER[f"/slots?{_query}"] = [{"id": 0, "speculative": False}]
 
 
 class FakeAttached(ThreadingHTTPServer):

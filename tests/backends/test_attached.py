@@ -155,7 +155,7 @@ def test_a_router_says_that_it_is_one(stand_in):
     server = stand_in(ROUTER)
     abilities = Attached(server.url).capabilities()
     assert abilities.build.version == "llama-server router b7400-abc"
-    assert "It is llama.cpp's router. It has 4 models, 1 loaded." in abilities.notes
+    assert "It is llama.cpp's router. It has 6 models, 1 loaded." in abilities.notes
     loading = [path for path in server.looked if "model=" in path and "autoload=false" not in path]
     assert not loading
 
@@ -186,11 +186,17 @@ def test_a_model_that_the_router_loads_first(stand_in):
         attached.launch("/models/small.gguf", OLD_DRAFT, NOTHING)
 
 
+def test_of_several_presets_of_a_file_the_one_that_does_not_draft(stand_in):
+    """Their command lines tell, before any is loaded."""
+    server = Attached(stand_in(ROUTER).url).launch("/models/two.gguf", OFF, NOTHING)
+    assert server.command[1:] == ("model=twice",)
+
+
 @pytest.mark.parametrize(
     ("path", "error", "said"),
     [
         ("/m/nobody.gguf", UnsupportedError, r"router has no model that is nobody\.gguf; it has main, small"),
-        ("/models/two.gguf", UnsupportedError, "under several names: twice, twice-drafted"),
+        ("/models/same.gguf", UnsupportedError, "under several names: same-a, same-b"),
         ("/models/main.gguf", LaunchError, "router does not load main"),
     ],
 )

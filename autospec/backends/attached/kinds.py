@@ -60,6 +60,7 @@ class FoundServer:
         notes: Sentences for `doctor`.
         chat: Its route for chat completions.
         files: Of a router: the model file behind each name.
+        drafting: Of a router: the names whose presets name drafting.
     """
 
     kind: ServerKind
@@ -73,6 +74,7 @@ class FoundServer:
     notes: tuple[str, ...] = ()
     chat: str = "/v1/chat/completions"
     files: Mapping[str, str] = field(default_factory=dict)
+    drafting: frozenset[str] = frozenset()
 
 
 # LM Studio's defaults per engine (KVConfig schema of lmstudio-js: maxTokensToDraft 16, minContinueDraftingProbability 0.75;
@@ -176,12 +178,15 @@ def _name_behind_router(path: str, found: FoundServer) -> str:
     fitting = fitting or [
         n for n in found.models if n not in found.files and _letters(PurePath(path).stem) in _letters(n)
     ]
+    if len(fitting) > 1:
+        # Presets of one file often differ in their drafting alone; autospec compares with the one that does not draft.
+        fitting = [name for name in fitting if name not in found.drafting] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise UnsupportedError(
             f"The attached {found.kind} has {PurePath(path).name} under several names: {', '.join(fitting)}.",
-            "They may draft differently. Remove all but one from its presets to measure that one.",
+            "Remove all but one of them from its presets.",
         )
     raise UnsupportedError(
         f"The attached {found.kind} has no model that is {PurePath(path).name}; "
@@ -194,6 +199,7 @@ def _router(
     props: Mapping[str, Any], entries: list[Mapping[str, Any]], get: Callable[[str], Any]
 ) -> FoundServer:
     by_name = {str(entry["id"]): _mapping(entry.get("status")) for entry in entries if "id" in entry}
+    commands = {name: _command(status) for name, status in by_name.items()}
     loaded = [name for name, status in by_name.items() if status.get("value") == "loaded"]
     # All its servers are of one build; the first that has its limits in its requests tells for all. Nothing is loaded for that.
     known = [_behind_router(get, {"model": name, "autoload": "false"}) for name in loaded]
@@ -208,15 +214,22 @@ def _router(
             f"It is llama.cpp's router. It has {counted(len(by_name), 'model')}, {len(loaded)} loaded.",
             "A model's drafting is fixed in the router's presets. autospec measures a model as its preset says.",
         ),
-        files={name: file for name, status in by_name.items() if (file := _file_in(status.get("args")))},
+        files={name: file for name, args in commands.items() if (file := _file_in(args))},
+        drafting=frozenset(name for name, args in commands.items() if _names_drafting(args)),
     )
 
 
-def _file_in(args: Any) -> str:
-    """The model file in the command line of a router's server."""
-    if not _is_list(args):
-        return ""
-    return next((str(value) for flag, value in pairwise(args) if flag in ("-m", "--model")), "")
+def _command(status: Mapping[str, Any]) -> list[str]:
+    args = status.get("args")
+    return [str(arg) for arg in args] if isinstance(args, list) else []
+
+
+def _file_in(args: list[str]) -> str:
+    return next((value for flag, value in pairwise(args) if flag in ("-m", "--model")), "")
+
+
+def _names_drafting(args: list[str]) -> bool:
+    return any(arg.startswith("-") and ("draft" in arg or "--spec-" in arg) for arg in args)
 
 
 def _llama_server(props: Mapping[str, Any], slots: Any) -> FoundServer:
