@@ -130,6 +130,38 @@ def by_hand(llama_server_binary: Path, lab_models: LabModels) -> Iterator[ByHand
         process.wait()
 
 
+@pytest.fixture
+def router_by_hand(llama_server_binary: Path, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Starts the native llama-server as a router over presets, as a user would; ends it after the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(presets: str) -> str:
+        (tmp_path / "presets.ini").write_text(presets)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        command = [
+            str(llama_server_binary),
+            "--models-preset",
+            str(tmp_path / "presets.ini"),
+            "--models-max",
+            "1",
+        ]
+        quiet = subprocess.DEVNULL
+        own = {**os.environ, "HOME": str(tmp_path), "LLAMA_CACHE": str(tmp_path / "cache")}
+        started.append(
+            subprocess.Popen(
+                [*command, "-c", "2048", "-t", "1", "--port", str(port)], stdout=quiet, stderr=quiet, env=own
+            )
+        )
+        wait_until(lambda: _healthy(port), 120)
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in started:
+        process.terminate()  # a router that is killed leaves its servers to themselves
+        process.wait()
+
+
 def _healthy(port: int) -> bool:
     connection = HTTPConnection("127.0.0.1", port, timeout=5)
     try:

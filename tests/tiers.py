@@ -45,7 +45,9 @@ PROCESS = Tier("process", 180)
 REAL = Tier("real", 900)
 TIERS = {tier.name: tier for tier in (UNIT, PROCESS, REAL)}
 
-REAL_FIXTURES = frozenset({"by_hand", "lab_models", "llama_server_binary", "mlx", "postgres_url"})
+REAL_FIXTURES = frozenset(
+    {"by_hand", "lab_models", "llama_server_binary", "mlx", "postgres_url", "router_by_hand"}
+)
 PROCESS_FIXTURES = frozenset({"fake"})
 
 

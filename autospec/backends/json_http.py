@@ -16,7 +16,7 @@ import httpx
 from autospec.backends.process import Ended
 from autospec.errors import RequestError, ServerDiedError
 
-__all__ = ["STATUS_TIMEOUT_S", "JsonClient"]
+__all__ = ["STATUS_TIMEOUT_S", "JsonClient", "count_in", "milliseconds_in"]
 
 # A loopback connection is made at once or not at all; this allows for a machine under full load.
 _CONNECT_TIMEOUT_S = 10.0
@@ -26,6 +26,8 @@ STATUS_TIMEOUT_S = 30.0
 _DEATH_SETTLE_S = 3.0
 _LAST_LINES = 3
 _SHOWN_CHARACTERS = 200
+# PostgreSQL's INTEGER holds no more. No request has so many tokens, and none takes so many milliseconds (24 days).
+_MOST = 2**31 - 1
 
 
 class JsonClient:
@@ -158,6 +160,20 @@ class JsonClient:
         lines = " | ".join(self._log_tail(_LAST_LINES))
         log = f"; its log ends: {lines}" if lines else "."
         return ServerDiedError(f"{self._name} {ended} during a request{log}")
+
+
+def count_in(told: Any) -> int | None:
+    """A count in a server's JSON; ``None`` if it is not a whole number from 0 to 2^31 - 1."""
+    return int(told) if _is_sensible(told) and told == int(told) else None
+
+
+def milliseconds_in(told: Any) -> float | None:
+    """A time in a server's JSON; ``None`` if it is not a number from 0 to 2^31 - 1."""
+    return float(told) if _is_sensible(told) else None
+
+
+def _is_sensible(told: Any) -> bool:
+    return isinstance(told, int | float) and not isinstance(told, bool) and 0 <= told <= _MOST
 
 
 def _refusal(answer: Any) -> str:

@@ -2,21 +2,34 @@
 
 The API is llama-server's OpenAI-compatible one (tools/server/README.md of llama.cpp). The parts used here did not
 change from b4372 to b11434: every answer has `timings`, with ``draft_n`` if something was drafted.
+
+`TokenCounts` is what any server's answer says of its tokens. A part that is not what it should be is unknown, never an error: the
+answer itself is good.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from autospec.backends.json_http import STATUS_TIMEOUT_S, JsonClient
+from autospec.backends.json_http import STATUS_TIMEOUT_S, JsonClient, count_in, milliseconds_in
 from autospec.backends.protocol import Completion, Request
 from autospec.errors import RequestError
 
-__all__ = ["GREEDY", "ChatClient", "read_completion", "request_body"]
+__all__ = [
+    "GREEDY",
+    "ChatClient",
+    "TokenCounts",
+    "counts_in_timings",
+    "counts_in_usage",
+    "drafts_in",
+    "read_completion",
+    "request_body",
+]
 
 # A thread of its own answers /health. Short, so that a server's end is seen even if another program has its port.
 _HEALTH_TIMEOUT_S = 2.0
@@ -58,6 +71,58 @@ def request_body(request: Request) -> dict[str, Any]:
     return body
 
 
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Counts and times of an answer, by the server's clock; ``None`` if the answer lacks them."""
+
+    prompt_tokens: int  # without cached ones, if the server reports them
+    predicted_tokens: int
+    prompt_ms: float | None = None
+    predicted_ms: float | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+
+
+def counts_in_timings(timings: Any) -> TokenCounts | None:
+    """Read llama.cpp's ``timings``; ``None`` if a count or a time is missing. Draft counts may be missing, or null (mlx-vlm)."""
+    if not isinstance(timings, Mapping):
+        return None
+    prompt_tokens, predicted_tokens = count_in(timings.get("prompt_n")), count_in(timings.get("predicted_n"))
+    prompt_ms, predicted_ms = (milliseconds_in(timings.get(name)) for name in ("prompt_ms", "predicted_ms"))
+    if prompt_tokens is None or predicted_tokens is None or prompt_ms is None or predicted_ms is None:
+        return None
+    drafted, accepted = drafts_in(timings, "draft_n", "draft_n_accepted")
+    return TokenCounts(prompt_tokens, predicted_tokens, prompt_ms, predicted_ms, drafted, accepted)
+
+
+def counts_in_usage(usage: Any) -> TokenCounts | None:
+    """Read ``usage``, with OpenAI's or Anthropic's names; ``None`` if a count is missing."""
+    if not isinstance(usage, Mapping):
+        return None
+    prompt_tokens = _first_count(usage, "prompt_tokens", "input_tokens")
+    predicted_tokens = _first_count(usage, "completion_tokens", "output_tokens")
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    cached_tokens = count_in(details.get("cached_tokens") or 0) if isinstance(details, Mapping) else None
+    if prompt_tokens is None or predicted_tokens is None or cached_tokens is None:
+        return None
+    return TokenCounts(max(0, prompt_tokens - cached_tokens), predicted_tokens)
+
+
+def drafts_in(told: Any, drafted: str, accepted: str) -> tuple[int | None, int | None]:
+    """Read drafted and accepted tokens under these names. More accepted than drafted are no counts."""
+    if not isinstance(told, Mapping):
+        return None, None
+    drafted_tokens, accepted_tokens = count_in(told.get(drafted)), count_in(told.get(accepted))
+    if drafted_tokens is None or (accepted_tokens or 0) > drafted_tokens:
+        return None, None
+    return drafted_tokens, accepted_tokens
+
+
+def _first_count(found: Mapping[str, Any], *names: str) -> int | None:
+    counts = (count_in(found.get(name)) for name in names)
+    return next((count for count in counts if count is not None), None)
+
+
 def read_completion(answer: Any, wall_ms: float, *, tells_drafts: bool) -> Completion:
     """Read an answer's decoded JSON; `wall_ms` is from sending the request to the end of the answer.
 
@@ -66,23 +131,30 @@ def read_completion(answer: Any, wall_ms: float, *, tells_drafts: bool) -> Compl
     """
     try:
         choice = answer["choices"][0]
-        timings = answer["timings"]
-        return Completion(
-            text=_text(choice["message"]),
-            prompt_tokens=int(timings["prompt_n"]),
-            predicted_tokens=int(timings["predicted_n"]),
-            prompt_ms=float(timings["prompt_ms"]),
-            predicted_ms=float(timings["predicted_ms"]),
-            wall_ms=wall_ms,
-            drafted=int(timings.get("draft_n") or 0) if tells_drafts else None,
-            accepted=int(timings.get("draft_n_accepted") or 0) if tells_drafts else None,
-            finish_reason=str(choice.get("finish_reason") or ""),
-        )
+        text = _text(choice["message"])
+        finish_reason = str(choice.get("finish_reason") or "")
+        counts = counts_in_timings(answer["timings"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        missing = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise RequestError(
-            f"The server's answer cannot be read: {missing}.", "The server may not be a llama.cpp server."
-        ) from error
+        raise _unreadable(f"no {error}" if isinstance(error, KeyError) else str(error)) from error
+    if counts is None or counts.prompt_ms is None or counts.predicted_ms is None:
+        raise _unreadable("its timings lack a count or a time")
+    return Completion(
+        text=text,
+        prompt_tokens=counts.prompt_tokens,
+        predicted_tokens=counts.predicted_tokens,
+        prompt_ms=counts.prompt_ms,
+        predicted_ms=counts.predicted_ms,
+        wall_ms=wall_ms,
+        drafted=(counts.drafted or 0) if tells_drafts else None,
+        accepted=(counts.accepted or 0) if tells_drafts else None,
+        finish_reason=finish_reason,
+    )
+
+
+def _unreadable(what: str) -> RequestError:
+    return RequestError(
+        f"The server's answer cannot be read: {what}.", "The server may not be a llama.cpp server."
+    )
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -120,7 +192,7 @@ class ChatClient(JsonClient):
         body = {**request_body(request), **cached, **(extra or {})}
         if self.erases_slot:
             self._check_alive()
-            self._erase_slot()
+            self._erase_slot(body.get("model"))
         answer, wall_ms = self.post("/v1/chat/completions", body, request.timeout_s)
         return read_completion(answer, wall_ms, tells_drafts=self.tells_drafts)
 
@@ -139,7 +211,11 @@ class ChatClient(JsonClient):
         told = [value for value in told if isinstance(value, bool)]
         return any(told) if told else None
 
-    def _erase_slot(self) -> None:
+    def _erase_slot(self, model: str | None) -> None:
+        # A router finds the slot's server by the model in the body.
+        body = {"model": model} if model else {}
         with self._told("did not empty its slot in time"):
-            answer = self._http.post("/slots/0", params={"action": "erase"}, timeout=STATUS_TIMEOUT_S)
+            answer = self._http.post(
+                "/slots/0", params={"action": "erase"}, json=body, timeout=STATUS_TIMEOUT_S
+            )
         self._decode(answer.status_code, answer.content)

@@ -26,6 +26,7 @@ __all__ = [
     "TokenAnswer",
     "Tokens",
     "Watched",
+    "WithEveryRequest",
 ]
 
 
@@ -255,6 +256,19 @@ class Watched(Protocol):
 
     def ended(self) -> str | None:
         """How its process ended, as the end of a sentence (``was ended by SIGKILL``); ``None`` while it runs."""
+
+
+@runtime_checkable
+class WithEveryRequest(Protocol):
+    """A server that must be told something with every request, also with those that the proxy passes on."""
+
+    @property
+    def request_fields(self) -> Mapping[str, Any]:
+        """Fields of the request's JSON, e.g. the server's own name for the model."""
+
+    @property
+    def request_headers(self) -> Mapping[str, str]:
+        """Headers, e.g. the server's key. They are never shown."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """A client for any OpenAI-compatible server, which streams answers and times their tokens by their arrival.
 
 mlx_lm.server, llama-cpp-python's server, mlx-omni-server, LM Studio and others report no times, so the first token's time
-is when its chunk arrives. llama.cpp's ``timings`` and LM Studio's draft counts are used if an answer has them.
+is when its chunk arrives. llama.cpp's ``timings`` and the draft counts of LM Studio and vLLM are used if an answer has them.
 Protocol: https://platform.openai.com/docs/api-reference/chat-streaming.
 
 Server-sent events are cut at line feeds only. `httpx.Response.iter_lines` also cuts at U+2028 and similar characters,
@@ -19,7 +19,8 @@ from typing import Any
 
 import httpx
 
-from autospec.backends.json_http import JsonClient
+from autospec.backends.json_http import JsonClient, count_in
+from autospec.backends.openai_http import counts_in_timings, counts_in_usage, drafts_in
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Completion, Request
 from autospec.errors import RequestError
@@ -94,6 +95,12 @@ def streamed_body(request: Request, extra: Mapping[str, Any] | None = None) -> d
     return body
 
 
+# Parts of a chunk that tell of tokens and times. `metrics` is vLLM's, in the chunk of the usage, if it was started with
+# --per-request-spec-decode-metrics (https://github.com/vllm-project/vllm/pull/48915).
+_TELLING = ("usage", "stats", "timings", "metrics")
+_LM_STUDIOS_NAMES = ("total_draft_tokens_count", "accepted_draft_tokens_count")
+
+
 @dataclass(slots=True)
 class _Call:
     """A tool call that arrives in pieces."""
@@ -110,9 +117,7 @@ class AnswerReader:
     _reasoning: list[str] = field(default_factory=list)
     _content: list[str] = field(default_factory=list)
     _calls: dict[int, _Call] = field(default_factory=dict)
-    _usage: Mapping[str, Any] = field(default_factory=dict)
-    _stats: Mapping[str, Any] = field(default_factory=dict)
-    _timings: Mapping[str, Any] = field(default_factory=dict)
+    _told: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # the last of each of `_TELLING`
     _chunks: int = 0
     _first_ms: float | None = None
     _last_ms: float = 0.0
@@ -128,9 +133,9 @@ class AnswerReader:
             raise RequestError(
                 f"The server reported an error in its answer: {told.get('message') if isinstance(told, dict) else told}."
             )
-        self._usage = chunk.get("usage") or self._usage
-        self._stats = chunk.get("stats") or self._stats
-        self._timings = chunk.get("timings") or self._timings
+        for name in _TELLING:
+            if isinstance(told := chunk.get(name), Mapping) and told:
+                self._told[name] = told
         for choice in chunk.get("choices") or ():
             if self._take(choice.get("delta") or {}):
                 self._chunks += 1
@@ -140,30 +145,29 @@ class AnswerReader:
             self.finish_reason = str(choice.get("finish_reason") or self.finish_reason)
 
     def answer(self, wall_ms: float) -> Streamed:
-        """The answer, whose end came `wall_ms` after sending the request.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: A count is of the wrong kind.
-        """
+        """The answer, whose end came `wall_ms` after sending the request."""
         first_ms = wall_ms if self._first_ms is None else self._first_ms
-        cached = (self._usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        timings = counts_in_timings(self._told.get("timings"))
+        usage = counts_in_usage(self._told.get("usage"))
+        told = timings or usage
+        # A server may tell the tokens of its answer alone.
+        predicted = (
+            told.predicted_tokens if told else count_in(self._told.get("usage", {}).get("completion_tokens"))
+        )
+        prompt_ms, predicted_ms = (timings.prompt_ms, timings.predicted_ms) if timings else (None, None)
         drafted, accepted = self._drafts()
-        told = self._usage.get("completion_tokens")
-        timings = self._timings
         completion = Completion(
             text="".join([*self._reasoning, *self._content, self._tool_text()]),
-            prompt_tokens=int(
-                timings.get("prompt_n", int(self._usage.get("prompt_tokens") or 0) - int(cached))
-            ),
-            predicted_tokens=int(timings.get("predicted_n", self._chunks if told is None else told)),
-            prompt_ms=float(timings.get("prompt_ms", first_ms)),
-            predicted_ms=float(timings.get("predicted_ms", max(0.0, self._last_ms - first_ms))),
+            prompt_tokens=told.prompt_tokens if told else 0,
+            predicted_tokens=self._chunks if predicted is None else predicted,
+            prompt_ms=first_ms if prompt_ms is None else prompt_ms,
+            predicted_ms=max(0.0, self._last_ms - first_ms) if predicted_ms is None else predicted_ms,
             wall_ms=wall_ms,
             drafted=drafted,
             accepted=accepted,
             finish_reason=self.finish_reason,
         )
-        return Streamed(completion, counted=told is None and not timings, server_times=bool(timings))
+        return Streamed(completion, counted=predicted is None, server_times=timings is not None)
 
     def _take(self, delta: Mapping[str, Any]) -> bool:
         """Keep a delta's text; false if it holds nothing that was generated."""
@@ -187,14 +191,17 @@ class AnswerReader:
         return json.dumps(calls, ensure_ascii=False) if calls else ""
 
     def _drafts(self) -> tuple[int | None, int | None]:
-        """Drafted and accepted: llama.cpp's names, or LM Studio's, which moved from ``stats`` to ``usage``."""
-        for told, drafted, accepted in (
-            (self._timings, "draft_n", "draft_n_accepted"),
-            (self._stats, "total_draft_tokens_count", "accepted_draft_tokens_count"),
-            (self._usage, "total_draft_tokens_count", "accepted_draft_tokens_count"),
+        """Drafted and accepted: llama.cpp's names, LM Studio's, which moved from ``stats`` to ``usage``, or vLLM's."""
+        by_vllm = self._told.get("metrics", {}).get("speculative_decoding")
+        for told, names in (
+            (self._told.get("timings"), ("draft_n", "draft_n_accepted")),
+            (self._told.get("stats"), _LM_STUDIOS_NAMES),
+            (self._told.get("usage"), _LM_STUDIOS_NAMES),
+            (by_vllm, ("num_draft_tokens", "num_accepted_draft_tokens")),
         ):
-            if told.get(drafted) is not None:
-                return int(told[drafted]), int(told.get(accepted) or 0)
+            drafts = drafts_in(told, *names)
+            if drafts[0] is not None:
+                return drafts
         return None, None
 
 

@@ -11,7 +11,6 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from autospec.errors import StoreError
 from autospec.measure.measurements import Sample
 from autospec.proxy.usage import RequestOutcome
 from autospec.store.database import Store
@@ -172,11 +171,15 @@ class SampleWriter:
     def _write(self, batch: list[Sample]) -> None:
         try:
             self._store.add_samples(batch)
-            self.written += len(batch)
-            self._since_prune += len(batch)
-            if self._since_prune >= _PRUNE_EVERY:
-                self._store.prune_samples()
-                self._since_prune = 0
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001 - whatever one batch does, later ones must be written
             self.lost += len(batch)
             _LOG.warning("proxy: %d samples of live traffic were lost: %s", len(batch), error)
+            return
+        self.written += len(batch)
+        self._since_prune += len(batch)
+        if self._since_prune >= _PRUNE_EVERY:
+            try:
+                self._store.prune_samples()
+                self._since_prune = 0
+            except Exception as error:  # noqa: BLE001 - as above; the next batch prunes
+                _LOG.warning("proxy: old samples could not be removed: %s", error)

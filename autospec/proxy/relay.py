@@ -112,10 +112,11 @@ class Relay:
             async with await self._dispatch.lease(wanted) as lease:
                 waited_ms = (time.perf_counter() - begun) * 1000
                 passage = _Passage(request, lease, wanted, waited_ms)
+                # A client's key is for the proxy, or a dummy.
+                sent = CIMultiDict(headers)
+                sent.update(lease.headers)
                 try:
-                    return await passage.run(
-                        self._upstream, headers.items(), intake.content_with(lease.fields)
-                    )
+                    return await passage.run(self._upstream, sent.items(), intake.content_with(lease.fields))
                 except _BrokeEarlyError as broke:
                     _LOG.warning(
                         "proxy: %s broke the connection before it answered: %s", lease.model, broke.__cause__
@@ -124,12 +125,19 @@ class Relay:
                     if attempt < _ATTEMPTS:
                         self._retried(lease.model)
                 finally:
-                    outcome = passage.outcome()
-                    if outcome.counts is not None:
-                        lease.answered(outcome.counts.predicted_tokens)
-                    self._seen(outcome)
+                    self._tell(lease, passage)
         message = f"The server of {wanted.model} broke the connection before it answered, {_ATTEMPTS} times."
         return problem_response(ProxyProblem(502, message, "backend_failed"), shape_of(request.path))
+
+    def _tell(self, lease: Lease, passage: _Passage) -> None:
+        """Tell of an attempt. An answer that has passed must not fail because it could not be counted."""
+        try:
+            outcome = passage.outcome()
+            if outcome.counts is not None:
+                lease.answered(outcome.counts.predicted_tokens)
+            self._seen(outcome)
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            _LOG.exception("proxy: an answer of %s could not be counted", lease.model)
 
 
 class _Passage:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from autospec.backends.openai_http import TokenCounts, counts_in_timings, counts_in_usage
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Sample
@@ -51,45 +52,19 @@ class UsageReader:
         return b"".join(self._parts)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenCounts:
-    """Counts and times of an answer, by the server's clock; ``None`` if the answer lacks them."""
-
-    prompt_tokens: int  # without cached ones, if the server reports them
-    predicted_tokens: int
-    prompt_ms: float | None = None
-    predicted_ms: float | None = None
-    drafted: int | None = None
-    accepted: int | None = None
-
-
 def read_counts(tail: bytes) -> TokenCounts | None:
-    """The counts at the end of an answer; ``None`` if there are none.
+    """The counts at the end of an answer, whatever its bytes; ``None`` if there are none.
 
     Generated text cannot be mistaken for a field, because JSON escapes its quotation marks.
     """
-    # The last ones first: a stream may have timings in every event.
-    for found in _last_objects(_TIMINGS, tail):
-        try:
-            return TokenCounts(
-                prompt_tokens=int(found["prompt_n"]),
-                predicted_tokens=int(found["predicted_n"]),
-                prompt_ms=float(found["prompt_ms"]),
-                predicted_ms=float(found["predicted_ms"]),
-                drafted=_count(found, "draft_n"),
-                accepted=_count(found, "draft_n_accepted"),
-            )
-        except (KeyError, TypeError, ValueError):
-            continue
-    for found in _last_objects(_USAGE, tail):
-        prompt = _first_count(found, ("prompt_tokens", "input_tokens"))
-        predicted = _first_count(found, ("completion_tokens", "output_tokens"))
-        if prompt is not None and predicted is not None:
-            cached = (found.get("prompt_tokens_details") or found.get("input_tokens_details") or {}).get(
-                "cached_tokens"
-            )
-            return TokenCounts(max(0, prompt - (cached or 0)), predicted)
-    return None
+    # The last ones alone: a stream may have timings in every event.
+    if (counts := counts_in_timings(next(_last_objects(_TIMINGS, tail), None))) is not None:
+        return counts
+    usage: dict[str, Any] = {}
+    for earlier in _last_objects(_USAGE, tail):
+        # Anthropic's streams tell the prompt's tokens at their beginning only; what comes later wins.
+        usage = {name: value for name, value in earlier.items() if value is not None} | usage
+    return counts_in_usage(usage)
 
 
 def saw_the_end(tail: bytes) -> bool:
@@ -97,26 +72,15 @@ def saw_the_end(tail: bytes) -> bool:
     return _ENDS.search(tail) is not None
 
 
-def _last_objects(before: re.Pattern[bytes], tail: bytes) -> Iterable[dict[str, Any]]:
+def _last_objects(before: re.Pattern[bytes], tail: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects behind a name, the last one first."""
     for match in reversed(list(before.finditer(tail))):
         text = tail[match.end() :].decode(errors="replace")
         try:
             value, _ = json.JSONDecoder().raw_decode(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # cut off, or nested thousands deep
             continue
-        if isinstance(value, dict):
-            yield value
-
-
-def _count(found: dict[str, Any], name: str) -> int | None:
-    return int(found[name]) if name in found else None
-
-
-def _first_count(found: dict[str, Any], names: Iterable[str]) -> int | None:
-    for name in names:
-        if isinstance(value := found.get(name), int):
-            return value
-    return None
+        yield value
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ class Lease(Protocol):
         drafting: The drafting of this request.
         likely: Prompt types for which the drafting is likely but not proven; ``None`` stands for any type.
         fields: Fields to set in the request's JSON, for backends that choose the drafting per request; usually empty.
+        headers: Headers to set in the request, e.g. the key of an attached server; usually empty.
     """
 
     base_url: str
@@ -70,6 +71,7 @@ class Lease(Protocol):
     drafting: Drafting
     likely: frozenset[PromptType | None]
     fields: Mapping[str, Any]
+    headers: Mapping[str, str]
 
     def died(self) -> None:
         """Report a broken connection: the supervisor checks the process and replaces it if it has ended."""

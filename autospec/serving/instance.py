@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
-from autospec.backends.protocol import Server, Watched
+from autospec.backends.protocol import Server, Watched, WithEveryRequest
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError, ServerDiedError
 from autospec.serving.plan_inputs import MemoryEstimate
@@ -81,6 +81,8 @@ class ServerInstance:
         self.footprint = footprint
         self.state = InstanceState.STARTING
         self.server: Server | None = None
+        self.request_fields: Mapping[str, Any] = {}  # with every request to it
+        self.request_headers: Mapping[str, str] = {}
         self.error: LaunchError | ServerDiedError | None = None
         self.crashed = False  # failed after it had been ready
         self.leases = 0  # requests that hold it now
@@ -184,6 +186,9 @@ class ServerInstance:
                 self._enter(InstanceState.FAILED)
             return
         self.server = start.result()
+        if isinstance(self.server, WithEveryRequest):
+            self.request_fields = self.server.request_fields
+            self.request_headers = self.server.request_headers
         if self.state is InstanceState.STOPPING:
             self._stop_server()
             return

@@ -119,10 +119,13 @@ def _serve(engine: Engine, model: Model, entry: LaunchEstimate, args: tuple[str,
 
 
 def _text_is_right(engine: Engine, server: Server) -> bool:
-    """True if the cache is off, or if no request can draft, whatever draft model the client names."""
+    """True if the cache is off, or if no request can draft, whatever draft model the client names.
+
+    What a client makes an attached server draft is between the two: autospec did not start it and asks for nothing.
+    """
     if not engine.capabilities.drafting_per_request or _NO_CACHE in pairwise(server.command):
         return True
-    return server.drafting.is_off and "draft_model" in engine.request_fields(OFF)
+    return server.drafting.is_off and (not engine.per_request or "draft_model" in engine.request_fields(OFF))
 
 
 class ServerPool:
@@ -235,7 +238,8 @@ class ServerLease:
         self.drafting = drafting
         self.likely = likely
         self.launch = launch
-        self.fields: Mapping[str, Any] = engine.request_fields(drafting)
+        self.fields: Mapping[str, Any] = {**launch.request_fields, **engine.request_fields(drafting)}
+        self.headers = launch.request_headers
         self._returned = returned
         self._tokens: float | None = None
         self._held = True

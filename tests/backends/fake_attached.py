@@ -6,6 +6,9 @@ Each answers the paths that autospec reads, and drafts, or does not, as its requ
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 # https://lmstudio.ai/docs/developer/rest/endpoints
@@ -42,6 +45,70 @@ OLD_LLAMA_SERVER = {
     "/slots": [{"id": 0, "speculative": True}],
 }
 OTHER = {"/v1/models": {"data": [{"id": "gpt-oss-20b"}]}}
+# https://lmstudio.ai/docs/developer/rest/list, of an LM Studio without its older API
+LM_STUDIO_V1 = {
+    "/api/v1/models": {
+        "models": [
+            {
+                "type": "llm",
+                "publisher": "lmstudio-community",
+                "key": "qwen2.5-7b-instruct",
+                "loaded_instances": [{"id": "qwen2.5-7b-instruct", "config": {"context_length": 4096}}],
+                "format": "mlx",
+            },
+            {"type": "llm", "key": "qwen2.5-0.5b-instruct", "loaded_instances": [], "format": "gguf"},
+            {"type": "embedding", "key": "nomic-embed", "loaded_instances": [], "format": "gguf"},
+        ]
+    },
+    "/v1/models": {"data": [{"id": "qwen2.5-7b-instruct"}]},
+}
+# vllm/entrypoints/openai/models/protocol.py and serve/instrumentator/basic.py
+VLLM = {
+    "/v1/models": {"object": "list", "data": [{"id": "Qwen/Qwen3-8B", "owned_by": "vllm"}]},
+    "/version": {"version": "0.28.1"},
+}
+
+
+def _behind(name: str, file: str, value: str, *args: str) -> dict[str, object]:
+    command = ["llama-server", "--host", "127.0.0.1", "--port", "0", *args, "--alias", name, "--model", file]
+    return {
+        "id": name,
+        "object": "model",
+        "owned_by": "llamacpp",
+        "status": {"value": value, "args": command},
+    }
+
+
+# As a real b11434 answers; `/props` and `/slots` of a model load it. The parameters are those of an early router.
+ROUTER = {
+    "/props": {
+        "role": "router",
+        "max_instances": 2,
+        "models_autoload": True,
+        "model_alias": "llama-server",
+        "model_path": "none",
+        "default_generation_settings": {"params": None, "n_ctx": 0},
+        "build_info": "b7400-abc",
+    },
+    "/v1/models": {
+        "object": "list",
+        "data": [
+            _behind("main", "/models/main.gguf", "loaded", "--model-draft", "/models/d.gguf"),
+            _behind("small", "/models/small.gguf", "unloaded"),
+            _behind("twice", "/models/two.gguf", "unloaded"),
+            _behind("twice-drafted", "/models/two.gguf", "unloaded", "--spec-type", "ngram-simple"),
+            _behind("same-a", "/models/same.gguf", "unloaded"),
+            _behind("same-b", "/models/same.gguf", "unloaded"),
+        ],
+    },
+}
+for _query in ("model=main", "model=main&autoload=false"):
+    ROUTER[f"/props?{_query}"] = {**OLD_LLAMA_SERVER["/props"], "model_alias": "the child's own name"}
+    ROUTER[f"/slots?{_query}"] = [{"id": 0, "speculative": True}]
+ROUTER["/props?model=small"] = {**ROUTER["/props?model=main"], "model_path": "/models/small.gguf"}
+ROUTER["/props?model=twice"] = {**ROUTER["/props?model=main"], "model_path": "/models/two.gguf"}
+for _query in ("model=small", "model=twice"):
+    ROUTER[f"/slots?{_query}"] = [{"id": 0, "speculative": False}]
 
 
 class FakeAttached(ThreadingHTTPServer):
@@ -50,6 +117,8 @@ class FakeAttached(ThreadingHTTPServer):
     Attributes:
         pages: What its paths read.
         bodies: Requests that came, with their path and key.
+        erased: The models whose slots were emptied.
+        looked: Paths that were read.
         faults: ``dead-draft``: takes the field and drafts nothing; ``drafts-always``; ``refuses``.
     """
 
@@ -58,10 +127,24 @@ class FakeAttached(ThreadingHTTPServer):
     def __init__(self, pages, *faults):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.pages, self.faults, self.bodies = pages, set(faults), []
+        self.erased, self.looked = [], []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_args):
         """Quiet about connections that a test breaks."""
+
+
+@contextmanager
+def running(server: FakeAttached) -> Iterator[FakeAttached]:
+    """The server, while the block lasts."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -70,6 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         """A page, or nothing there."""
+        self.server.looked.append(self.path)
         page = self.server.pages.get(self.path)
         self._send(404 if page is None else 200, "application/json", json.dumps(page).encode())
 
@@ -77,6 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         """An answer of three tokens, streamed where it is asked for."""
         body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or b"{}")
         if self.path.startswith("/slots"):
+            self.server.erased.append(body.get("model"))
             self._send(200, "application/json", b"{}")
             return
         self.server.bodies.append((self.path, self.headers.get("authorization"), body))
@@ -94,14 +179,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _stream(self, body):
         told = {"prompt_tokens": 5, "completion_tokens": 3}
         stats = {}
-        if "/api/v0/models" in self.server.pages and self._drafts(body):
+        metrics = None
+        if {"/api/v0/models", "/api/v1/models"} & self.server.pages.keys() and self._drafts(body):
             stats = {"total_draft_tokens_count": 4, "accepted_draft_tokens_count": 2}
+        if "/version" in self.server.pages and self._drafts(body):
+            metrics = {"speculative_decoding": {"num_draft_tokens": 4, "num_accepted_draft_tokens": 2}}
         chunks = [{"choices": [{"index": 0, "delta": {"content": word}}]} for word in ("a", "b", "c")]
         chunks.append(
             {
                 "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
                 "usage": told,
                 "stats": stats,
+                "metrics": metrics,
             }
         )
         events = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]

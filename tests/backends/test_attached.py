@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import dataclasses
+from contextlib import ExitStack
 
 import pytest
 
 from autospec.backends.attached.backend import KEY_VARIABLE, Attached
+from autospec.backends.attached.kinds import find_out
 from autospec.backends.process import free_port
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
@@ -18,7 +20,17 @@ from autospec.errors import (
     UnsupportedError,
     UsageError,
 )
-from tests.backends.fake_attached import LM_STUDIO, MLX_OMNI, OLD_LLAMA_SERVER, OTHER, FakeAttached
+from tests.backends.fake_attached import (
+    LM_STUDIO,
+    LM_STUDIO_V1,
+    MLX_OMNI,
+    OLD_LLAMA_SERVER,
+    OTHER,
+    ROUTER,
+    VLLM,
+    FakeAttached,
+    running,
+)
 
 QUESTION = Request(messages=({"role": "user", "content": "Say something."},), max_tokens=16, timeout_s=60.0)
 NOTHING = LaunchSettings()
@@ -32,20 +44,8 @@ OLD_DRAFT = Drafting(Mode.DRAFT_MODEL, draft="/models/d.gguf", n_max=8, n_min=0,
 @pytest.fixture
 def stand_in():
     """Starts a stand-in; ends it after the test."""
-    started = []
-
-    def start(pages, *faults):
-        server = FakeAttached(pages, *faults)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        started.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in started:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with ExitStack() as started:
+        yield lambda pages, *faults: started.enter_context(running(FakeAttached(pages, *faults)))
 
 
 def test_lm_studio_takes_the_draft_with_the_request(stand_in):
@@ -123,6 +123,108 @@ def test_an_old_llama_server_takes_limits(stand_in):
     limits = ("speculative.n_max=8", "speculative.n_min=0", "speculative.p_min=0.4")
     assert attached.drafting_args("/disk/main.gguf", OLD_DRAFT, NOTHING) == limits
     assert attached.drafting_args("/disk/main.gguf", OFF, NOTHING) == ()
+
+
+def test_lm_studio_without_its_older_route(stand_in):
+    """Its models are found by `/api/v1`, whose chat takes no draft model: OpenAI's route is asked."""
+    server = stand_in(LM_STUDIO_V1)
+    attached = Attached(server.url)
+    assert attached.capabilities().build.version == "LM Studio unknown"
+    assert attached.capabilities().only == (2, None)
+    drafting = dataclasses.replace(LM_DRAFT, n_max=2, p_min=None)
+    done = attached.launch(MAIN, OFF, NOTHING).with_drafting(drafting).complete(QUESTION)
+    assert (done.drafted, done.accepted) == (4, 2)
+    path, _, body = server.bodies[-1]
+    assert path == "/v1/chat/completions"
+    assert (body["model"], body["draft_model"]) == ("qwen2.5-7b-instruct", "qwen2.5-0.5b-instruct")
+
+
+def test_vllm_is_measured_with_its_draft_counts(stand_in):
+    """By name and version; its drafting is fixed when it starts."""
+    attached = Attached(stand_in(VLLM, "drafts-always").url)
+    abilities = attached.capabilities()
+    assert abilities.build.version == "vLLM 0.28.1"
+    assert abilities.measures_only
+    assert any("--per-request-spec-decode-metrics" in note for note in abilities.notes)
+    done = attached.as_it_runs().launch("/m/Qwen3-8B", OFF, NOTHING).complete(QUESTION)
+    assert (done.drafted, done.accepted) == (4, 2)
+
+
+def test_a_router_says_that_it_is_one(stand_in):
+    """Nothing is loaded to find that out."""
+    server = stand_in(ROUTER)
+    abilities = Attached(server.url).capabilities()
+    assert abilities.build.version == "llama-server router b7400-abc"
+    assert "It is llama.cpp's router. It has 6 models, 1 loaded." in abilities.notes
+    loading = [path for path in server.looked if "model=" in path and "autoload=false" not in path]
+    assert not loading
+
+
+def test_a_model_behind_a_router(stand_in):
+    """It is asked for by the router's name; the limits are its own server's, and its slot is emptied."""
+    server = stand_in(ROUTER)
+    attached = Attached(server.url)
+    off = attached.launch("/disk/main.gguf", OFF, NOTHING)
+    drafted = off.with_drafting(dataclasses.replace(OLD_DRAFT, n_max=8))
+    server.bodies.clear()
+    assert (off.complete(QUESTION).drafted, drafted.complete(QUESTION).drafted) == (0, 4)
+    assert [(body["model"], body["speculative.n_max"]) for _, _, body in server.bodies] == [
+        ("main", 0),
+        ("main", 8),
+    ]
+    assert set(server.erased) == {"main"}
+    assert off.command == (server.url, "model=main", "speculative.n_max=0")
+
+
+def test_a_model_that_the_router_loads_first(stand_in):
+    """Its server has no draft, so a request cannot ask for one."""
+    attached = Attached(stand_in(ROUTER).url)
+    server = attached.launch("/models/small.gguf", OFF, NOTHING)
+    assert server.complete(QUESTION).drafted == 0
+    assert server.command[1:] == ("model=small",)
+    with pytest.raises(UnsupportedError, match="cannot ask for draft-model"):
+        attached.launch("/models/small.gguf", OLD_DRAFT, NOTHING)
+
+
+def test_of_several_presets_of_a_file_the_one_that_does_not_draft(stand_in):
+    """Their command lines tell, before any is loaded."""
+    server = Attached(stand_in(ROUTER).url).launch("/models/two.gguf", OFF, NOTHING)
+    assert server.command[1:] == ("model=twice",)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "said"),
+    [
+        ("/m/nobody.gguf", UnsupportedError, r"router has no model that is nobody\.gguf; it has main, small"),
+        ("/models/same.gguf", UnsupportedError, "under several names: same-a, same-b"),
+        ("/models/main.gguf", LaunchError, "router does not load main"),
+    ],
+)
+def test_a_model_that_the_router_cannot_give(stand_in, path, error, said):
+    """In one sentence, with what there is."""
+    pages = {page: value for page, value in ROUTER.items() if page != "/props?model=main"}
+    with pytest.raises(error, match=said):
+        Attached(stand_in(pages).url).launch(path, OFF, NOTHING)
+
+
+@pytest.mark.parametrize("odd", [None, [], "x", 3, {"data": 1}, {"data": [1, {"id": "m", "status": []}]}])
+@pytest.mark.parametrize(
+    "page", ["/props", "/v1/models", "/slots", "/api/v0/models", "/api/v1/models", "/version"]
+)
+@pytest.mark.parametrize(
+    ("pages", "kinds"),
+    [
+        (ROUTER, {"llama-server router", "OpenAI-compatible server", None}),
+        (VLLM, {"vLLM", "LM Studio", "OpenAI-compatible server", None}),
+        (LM_STUDIO, {"LM Studio", "OpenAI-compatible server"}),
+        (LM_STUDIO_V1, {"LM Studio", "OpenAI-compatible server"}),
+        (OLD_LLAMA_SERVER, {"llama-server", None}),
+    ],
+)
+def test_documents_of_another_shape(pages, kinds, page, odd):
+    """Whatever one page says, the server is of a kind that the others name, or nobody."""
+    found = find_out({**pages, page: odd}.get)
+    assert (found.kind if found else None) in kinds
 
 
 def test_any_other_server_is_measured_only(stand_in):
@@ -218,6 +320,31 @@ def test_a_real_server_that_is_gone(by_hand, lab_models):
     process.wait()
     with pytest.raises(ServerDiedError, match="stopped listening"):
         server.complete(QUESTION)
+
+
+def test_a_real_router(router_by_hand, lab_models):
+    """b11434: it names its models, and each is measured as its preset says; nothing of it is the router's own."""
+    tiny, drafted = lab_models.tiny, lab_models.fast_main
+    url = router_by_hand(
+        f"[plain]\nmodel = {tiny}\n\n[drafted]\nmodel = {drafted}\nspec-type = ngram-simple\n"
+    )
+    attached = Attached(url)
+    abilities = attached.capabilities()
+    assert abilities.build.version.startswith("llama-server router ")
+    assert abilities.measures_only
+    server = attached.launch(str(tiny), OFF, NOTHING)
+    done = server.complete(QUESTION)
+    assert done.predicted_ms > 0
+    assert done.drafted == 0
+    assert server.command == (url, "model=plain")
+    # The router's children do the work: their load is this server's own.
+    assert len(server.pids) > 1
+    with pytest.raises(SpeculationInactiveError, match="drafts although drafting is off"):
+        attached.launch(str(drafted), OFF, NOTHING)
+    running = attached.as_it_runs().launch(str(drafted), OFF, NOTHING)
+    assert running.complete(QUESTION).predicted_tokens > 0
+    with pytest.raises(UnsupportedError, match="router has no model that is other"):
+        attached.launch("/m/other.gguf", OFF, NOTHING)
 
 
 def test_a_first_request_that_fails(stand_in):

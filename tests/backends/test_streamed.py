@@ -9,6 +9,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Request
@@ -75,6 +77,69 @@ def test_lm_studios_draft_counts(place):
     counts = {"total_draft_tokens_count": 40, "accepted_draft_tokens_count": 30}
     done = answer([delta(content="a"), {**USAGE, place: {**USAGE["usage"], **counts}}]).completion
     assert (done.drafted, done.accepted) == (40, 30)
+
+
+def test_vllms_draft_counts():
+    """With --per-request-spec-decode-metrics, in the chunk of the usage (vllm-project/vllm#48915)."""
+    told = {
+        "mean_acceptance_length": 1.23,
+        "draft_acceptance_rate": 0.0775,
+        "acceptance_histogram": [39, 1, 0, 3],
+        "num_spec_steps": 43,
+        "num_accepted_draft_tokens": 10,
+        "num_draft_tokens": 129,
+        "num_spec_tokens": 3,
+    }
+    chunk = {**USAGE, "metrics": {"time_to_first_token_ms": 85.2, "speculative_decoding": told}}
+    done = answer([delta(content="a"), chunk]).completion
+    assert (done.drafted, done.accepted) == (129, 10)
+    assert answer([delta(content="a"), {**USAGE, "metrics": None}]).completion.drafted is None
+
+
+def test_mlx_vlms_timings():
+    """llama.cpp's names; the draft fields are null unless a drafter ran (Blaizzy/mlx-vlm#1788)."""
+    timings = {"prompt_n": 4, "cache_n": 0, "prompt_ms": 7.5, "predicted_n": 6, "predicted_ms": 31.0}
+    nothing = {"draft_kind": None, "draft_rounds": None, "draft_n": None, "draft_n_accepted": None}
+    ran = {"draft_kind": "mtp", "draft_rounds": 3, "draft_n": 9, "draft_n_accepted": 8}
+    for fields, drafts in ((nothing, (None, None)), (ran, (9, 8))):
+        done = answer([delta(content="a"), {**delta("stop"), "timings": timings | fields}]).completion
+        assert (done.predicted_tokens, done.predicted_ms) == (6, 31.0)
+        assert (done.drafted, done.accepted) == drafts
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *("prompt_n", "predicted_n", "prompt_ms", "predicted_ms", "draft_n", "draft_n_accepted"),
+                    *("prompt_tokens", "completion_tokens", "prompt_tokens_details", "cached_tokens"),
+                    *("total_draft_tokens_count", "accepted_draft_tokens_count", "speculative_decoding"),
+                    *("num_draft_tokens", "num_accepted_draft_tokens"),
+                ]
+            ),
+            inner,
+            max_size=8,
+        )
+    ),
+    max_leaves=15,
+)
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(["usage", "stats", "timings", "metrics"], ODD)))
+def test_whatever_is_told_of_an_answer_it_is_an_answer(told):
+    """Counts of another shape are unknown: then the chunks are counted and their arrival is timed."""
+    read = answer([delta(content="Hel"), delta(content="lo"), {**delta("stop"), **told}])
+    done = read.completion
+    assert done.text == "Hello"
+    assert 0 <= done.prompt_tokens < 2**31
+    assert 0 <= done.predicted_tokens < 2**31
+    assert 0 <= done.prompt_ms < 2**31
+    assert 0 <= done.predicted_ms < 2**31
+    assert not read.counted or done.predicted_tokens == 2
+    assert (done.accepted or 0) <= (done.drafted or 0)
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])

@@ -37,6 +37,7 @@ class LentServer:
     drafting: Drafting = OFF
     likely: frozenset[PromptType | None] = frozenset()
     fields: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     deaths: int = 0
     tokens: float = 0
     leases: int = 0

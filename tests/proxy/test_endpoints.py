@@ -11,7 +11,9 @@ import pytest
 from autospec.cells import PromptType
 from autospec.drafting import OFF
 from autospec.hardware import identify
+from autospec.measure.measurements import Sample
 from autospec.proxy.app import Rules
+from autospec.proxy.metrics import SampleWriter
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import open_store
 from tests.backends.waiting import wait_until
@@ -97,6 +99,33 @@ def test_metrics_and_samples_count_an_answer(proxy, backend, lent, storage):
     [sample] = store.samples(since=0)
     assert (sample.predicted_tokens, sample.predicted_ms, sample.prompt_tokens) == (7, 70.0, 5)
     store.close()
+
+
+def test_a_batch_that_cannot_be_stored_is_lost_alone():
+    """Whatever the error: the thread lives, and later samples are written."""
+
+    class Store:
+        def __init__(self):
+            self.errors = [OverflowError("Python int too large to convert to SQLite INTEGER")]
+
+        def add_samples(self, batch):
+            if self.errors:
+                raise self.errors.pop()
+
+        def prune_samples(self):
+            raise RuntimeError("no")
+
+        def close(self):
+            pass
+
+    writer = SampleWriter(Store(), gather_s=0.0)
+    sample = Sample(1.0, "main", "attached", "1", None, 5, 7, 10.0, 70.0)
+    writer.put(sample)
+    wait_until(lambda: writer.lost == 1)
+    writer.put(sample)
+    wait_until(lambda: writer.written == 1)
+    writer.close()
+    assert (writer.written, writer.lost) == (1, 1)
 
 
 def test_asking_for_health_starts_nothing(proxy, dispatch, backend):

@@ -42,6 +42,17 @@ def test_request_bytes_are_untouched(proxy, backend):
     assert asked.header(b"user-agent").startswith(b"python-httpx")
 
 
+def test_a_servers_own_key_replaces_the_clients(proxy, backend, lent):
+    """Clients send any key where they need none; other headers stay, and the key comes back to nobody."""
+    lent.headers = {"authorization": "Bearer secret"}
+    answer = ask(proxy, headers={"Authorization": "Bearer none", "X-Mine": "1"})
+    [asked] = backend.asked
+    assert asked.head.lower().count(b"authorization:") == 1
+    assert asked.header(b"authorization") == b"Bearer secret"
+    assert asked.header(b"x-mine") == b"1"
+    assert "secret" not in str(answer.headers)
+
+
 @pytest.mark.parametrize("status", [200, 400, 404, 418, 500, 503])
 def test_status_and_body_of_the_backend_pass(proxy, backend, status):
     """Errors are the backend's own, with its headers."""
@@ -75,6 +86,29 @@ def test_stream_passes_event_by_event(proxy, backend):
     with httpx.stream("POST", proxy.base_url + CHAT, content=ODD_BODY, trust_env=False, timeout=20) as answer:
         received.extend(answer.iter_raw())
     assert received == events
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b'"usage":{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":[1]}',
+        b'"usage":{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":"3"}}',
+        b'"timings":{"prompt_n":1e999,"predicted_n":1,"prompt_ms":1,"predicted_ms":1}',
+        b'"timings":{"prompt_n":' + b"[" * 9000,
+    ],
+)
+def test_an_answer_that_cannot_be_counted_is_whole(proxy, backend, end):
+    """It is in the requests that were answered, the connection stays, and the next answer passes on it."""
+    body = b'{"choices":[],' + end + b"}"
+
+    async def behave(asked):
+        await asked.answer(body)
+
+    backend.behaviour = behave
+    with httpx.Client(base_url=proxy.base_url, trust_env=False, timeout=20) as client:
+        assert [client.post(CHAT, content=ODD_BODY).content for _ in range(2)] == [body, body]
+        metrics = client.get("/autospec/metrics").text
+    assert 'autospec_requests_total{drafting="off",model="main",prompt_type="",status="200"} 2.0' in metrics
 
 
 def test_compressed_answer_stays_compressed(proxy, backend):

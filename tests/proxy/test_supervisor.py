@@ -7,10 +7,12 @@ import dataclasses
 import json
 import threading
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from autospec.backends.attached.backend import KEY_VARIABLE, Attached
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
@@ -22,6 +24,8 @@ from autospec.errors import (
 )
 from autospec.recommendations import Status
 from autospec.serving.advice import FAILED_LAUNCH
+from autospec.serving.config import ProxyConfig
+from tests.backends.fake_attached import LM_STUDIO, ROUTER, FakeAttached, running
 from tests.proxy.scene import (
     ALPHA,
     BETA,
@@ -38,6 +42,9 @@ from tests.proxy.scene import (
     until,
     wanted,
 )
+
+# None of its models is loaded, so that nothing is known of their limits.
+PLAIN_ROUTER = {page: value for page, value in ROUTER.items() if "model=main" not in page}
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
@@ -542,6 +549,34 @@ def test_drafting_that_goes_with_the_request(tmp_path):
         assert [settings.serving for *_, settings in scene.backend.asked] == [True, False]
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("pages", "name", "fields"),
+    [
+        (PLAIN_ROUTER, "small", {"model": "small"}),
+        # Off goes with the request here, so there is nothing that could draft.
+        (ROUTER, "main", {"model": "main", "speculative.n_max": 0}),
+        (LM_STUDIO, "qwen2.5-7b-instruct", {"model": "qwen2.5-7b-instruct"}),
+    ],
+)
+def test_what_an_attached_server_needs_goes_with_every_request(monkeypatch, pages, name, fields):
+    """The server's own name for the model, and the key from the environment."""
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    served = dataclasses.replace(model("served-1b"), path=Path(f"/models/{name}.gguf"))
+
+    async def scenario(url):
+        config = ProxyConfig(memory_bytes=64 * 1024**3, args=())
+        scene = Scene(Attached(url), models=(served,), config=config)
+        async with scene.opened() as supervisor, await supervisor.lease(wanted("served-1b")) as lease:
+            assert lease.base_url == url
+            assert lease.fields == fields
+            assert lease.headers == {"authorization": "Bearer secret"}
+            assert "secret" not in str(supervisor.status())
+
+    with running(FakeAttached(pages)) as server:
+        run(scenario(server.url))
+        assert {key for _, key, _ in server.bodies} == {"Bearer secret"}
 
 
 def test_a_cache_that_makes_wrong_text_is_never_served():

@@ -7,12 +7,21 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from autospec.backends.attached.kinds import FoundServer, ServerKind, Sets, find_out, model_name
-from autospec.backends.json_http import JsonClient
+from autospec.backends.attached.kinds import (
+    FoundServer,
+    ServerKind,
+    Sets,
+    behind_router,
+    find_out,
+    model_name,
+)
+from autospec.backends.json_http import STATUS_TIMEOUT_S, JsonClient
 from autospec.backends.openai_http import ChatClient
 from autospec.backends.process import listeners
 from autospec.backends.protocol import Capabilities, Completion, LaunchSettings, Request, Tokens
@@ -100,7 +109,8 @@ class Attached:
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
         """A view on the server; a request has shown that the drafting is in force. See `Backend`."""
         self.command(model_path, drafting, settings)
-        server = AttachedServer(self._url, self._probed(), model_path, drafting)
+        found = self._that_runs(model_path, settings.ready_timeout_s)
+        server = AttachedServer(self._url, found, model_path, drafting)
         server.verify()
         return server
 
@@ -115,17 +125,31 @@ class Attached:
     def _probed(self) -> FoundServer:
         if self._found is None:
             _check(self._url, remote=self._remote)
-            client = JsonClient(self._url, "the server", lambda _s: None, lambda _n: (), _headers())
-            try:
-                self._found = find_out(client.get)
-            finally:
-                client.close()
+            self._found = self._ask(find_out, STATUS_TIMEOUT_S)
         if self._found is None:
             raise BackendMissingError(
                 f"No OpenAI-compatible server answers at {self._url}.",
                 f"Start it, or correct attached_url. If it needs an API key, set {KEY_VARIABLE}.",
             )
         return self._found
+
+    def _that_runs(self, model_path: str, timeout_s: float) -> FoundServer:
+        """The server that runs the model: behind a router one of its servers, which may be loaded first."""
+        found = self._probed()
+        if found.kind is not ServerKind.LLAMA_ROUTER:
+            return found
+        name = model_name(model_path, found)
+        behind = self._ask(partial(behind_router, name=name), timeout_s)
+        if behind is None:
+            raise LaunchError(f"The attached {found.kind} does not load {name}.", "Its log may say why.")
+        return behind
+
+    def _ask(
+        self, question: Callable[[Callable[[str], Any]], FoundServer | None], timeout_s: float
+    ) -> FoundServer | None:
+        client = JsonClient(self._url, "the server", lambda _s: None, lambda _n: (), _headers())
+        with closing(client):
+            return question(partial(client.get, timeout_s=timeout_s))
 
 
 class AttachedServer:
@@ -149,11 +173,17 @@ class AttachedServer:
             self._client = ChatClient(url, name, self._gone, lambda _n: (), _headers())
             self._client.erases_slot = found.sets is Sets.LIMITS
         else:
-            # LM Studio reports drafted tokens on its own route only.
-            path = (
-                "/api/v0/chat/completions" if found.kind is ServerKind.LM_STUDIO else "/v1/chat/completions"
-            )
-            self._client = StreamedClient(url, name, self._gone, lambda _n: (), _headers(), path=path)
+            self._client = StreamedClient(url, name, self._gone, lambda _n: (), _headers(), path=found.chat)
+
+    @property
+    def request_fields(self) -> Mapping[str, Any]:
+        """See `autospec.backends.protocol.WithEveryRequest`: the name of the model, and the drafting."""
+        return self._fields
+
+    @property
+    def request_headers(self) -> Mapping[str, str]:
+        """See `autospec.backends.protocol.WithEveryRequest`: the key."""
+        return _headers()
 
     def complete(self, request: Request) -> Completion:
         """See `autospec.backends.protocol.Server`."""
@@ -216,7 +246,9 @@ class AsItRuns(Attached):
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> AttachedServer:
         """The server as it is."""
         self.command(model_path, drafting, settings)
-        return AttachedServer(self._url, self._probed(), model_path, OFF)
+        return AttachedServer(
+            self._url, self._that_runs(model_path, settings.ready_timeout_s), model_path, OFF
+        )
 
 
 def _address(url: str) -> tuple[str, int]:

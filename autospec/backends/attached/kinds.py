@@ -1,30 +1,36 @@
 """Find out by its API which kind of server is attached, and what its requests can set about drafting.
 
-Tried here: llama-server b11434. Only read: the llama-servers of 2025, LM Studio
-(https://lmstudio.ai/docs/developer/rest and the defaults in its SDK's KVConfig schema) and mlx-omni-server 0.5.3 (its
-source).
+Tried here: llama-server b11434, also as a router. Only read: the llama-servers of 2025, LM Studio
+(https://lmstudio.ai/docs/developer/rest and the defaults in its SDK's KVConfig schema), vLLM and mlx-omni-server 0.5.3
+(their sources).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Any
+from urllib.parse import urlencode
 
 from autospec.errors import UnsupportedError
+from autospec.formats import counted
 
-__all__ = ["FoundServer", "ServerKind", "Sets", "find_out", "model_name"]
+__all__ = ["FoundServer", "ServerKind", "Sets", "behind_router", "find_out", "model_name"]
 
 
 class ServerKind(StrEnum):
     """Kinds of servers that autospec can distinguish."""
 
     LLAMA_SERVER = "llama-server"
+    LLAMA_ROUTER = "llama-server router"
+    """A llama-server that starts one llama-server per model and passes requests on by their `model`."""
     LM_STUDIO = "LM Studio"
     MLX_OMNI = "mlx-omni-server"
+    VLLM = "vLLM"
     OTHER = "OpenAI-compatible server"
 
 
@@ -52,6 +58,9 @@ class FoundServer:
         speculates: True if it reports that it drafts without being asked; ``None`` if it does not report that.
         model_file: The model file that it reports.
         notes: Sentences for `doctor`.
+        chat: Its route for chat completions.
+        files: Of a router: the model file behind each name.
+        drafting: Of a router: the names whose presets name drafting.
     """
 
     kind: ServerKind
@@ -63,6 +72,9 @@ class FoundServer:
     speculates: bool | None = None
     model_file: str = ""
     notes: tuple[str, ...] = ()
+    chat: str = "/v1/chat/completions"
+    files: Mapping[str, str] = field(default_factory=dict)
+    drafting: frozenset[str] = frozenset()
 
 
 # LM Studio's defaults per engine (KVConfig schema of lmstudio-js: maxTokensToDraft 16, minContinueDraftingProbability 0.75;
@@ -83,18 +95,47 @@ def find_out(get: Callable[[str], Any]) -> FoundServer | None:
         ``None`` if it has no route of an OpenAI-compatible server.
     """
     props = _mapping(get("/props"))
+    if props.get("role") == "router":
+        return _router(props, _entries(get("/v1/models")), get)
     if "default_generation_settings" in props:
         return _llama_server(props, get("/slots"))
     if entries := _entries(get("/api/v0/models")):
         return _lm_studio(entries)
+    if entries := _entries(get("/api/v1/models"), "models"):
+        return _lm_studio_v1(entries)
     listed = get("/v1/models")
-    names = tuple(str(entry["id"]) for entry in _entries(listed) if "id" in entry)
+    entries = [entry for entry in _entries(listed) if "id" in entry]
+    names = tuple(str(entry["id"]) for entry in entries)
     if _mapping(_mapping(get("/openapi.json")).get("info")).get("title") == "MLX Omni Server":
         return _mlx_omni(names)
     if listed is None:
         return None
+    if any(entry.get("owned_by") == "vllm" for entry in entries):
+        return _vllm(names, _mapping(get("/version")))
     note = "As far as autospec knows, requests to this server cannot set drafting. It is measured as it is."
     return FoundServer(ServerKind.OTHER, models=names, notes=(note,))
+
+
+def behind_router(get: Callable[[str], Any], name: str) -> FoundServer | None:
+    """What the server is that a router runs for a model; the router loads the model first, if need be.
+
+    Args:
+        get: As for `find_out`.
+        name: The router's name for the model.
+
+    Returns:
+        ``None`` if the router does not answer for that model.
+    """
+    return _behind_router(get, {"model": name})
+
+
+def _behind_router(get: Callable[[str], Any], query: Mapping[str, str]) -> FoundServer | None:
+    props = _mapping(get(f"/props?{urlencode(query)}"))
+    if "default_generation_settings" not in props:
+        return None
+    found = _llama_server(props, get(f"/slots?{urlencode(query)}"))
+    # The router finds the server by this name, whatever that calls itself.
+    return replace(found, models=(query["model"],))
 
 
 def model_name(path: str, found: FoundServer) -> str:
@@ -112,6 +153,8 @@ def model_name(path: str, found: FoundServer) -> str:
                 "Choose that model with --model, or start the server with the other.",
             )
         return found.models[0] if found.models else ""
+    if found.kind is ServerKind.LLAMA_ROUTER:
+        return _name_behind_router(path, found)
     wanted = _letters(path)
     fitting = [name for name in found.models if name in (path, PurePath(path).name, PurePath(path).stem)]
     fitting = fitting or [name for name in found.models if _letters(PurePath(name).name) in wanted]
@@ -124,6 +167,69 @@ def model_name(path: str, found: FoundServer) -> str:
         f"The attached {found.kind} lists no model that is {PurePath(path).name}; it lists {names}.",
         "Load it there first, or choose another with --model.",
     )
+
+
+def _name_behind_router(path: str, found: FoundServer) -> str:
+    fitting = [name for name, file in found.files.items() if file == path]
+    fitting = fitting or [
+        name for name, file in found.files.items() if PurePath(file).name == PurePath(path).name
+    ]
+    # A router lists no file for a model that it has by the name of a repository.
+    fitting = fitting or [
+        n for n in found.models if n not in found.files and _letters(PurePath(path).stem) in _letters(n)
+    ]
+    if len(fitting) > 1:
+        # Presets of one file often differ in their drafting alone; autospec compares with the one that does not draft.
+        fitting = [name for name in fitting if name not in found.drafting] or fitting
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise UnsupportedError(
+            f"The attached {found.kind} has {PurePath(path).name} under several names: {', '.join(fitting)}.",
+            "Remove all but one of them from its presets.",
+        )
+    raise UnsupportedError(
+        f"The attached {found.kind} has no model that is {PurePath(path).name}; "
+        f"it has {', '.join(found.models) or 'none'}.",
+        "Add the model to its folder or its presets, or choose another with --model.",
+    )
+
+
+def _router(
+    props: Mapping[str, Any], entries: list[Mapping[str, Any]], get: Callable[[str], Any]
+) -> FoundServer:
+    by_name = {str(entry["id"]): _mapping(entry.get("status")) for entry in entries if "id" in entry}
+    commands = {name: _command(status) for name, status in by_name.items()}
+    loaded = [name for name, status in by_name.items() if status.get("value") == "loaded"]
+    # All its servers are of one build; the first that has its limits in its requests tells for all. Nothing is loaded for that.
+    known = [_behind_router(get, {"model": name, "autoload": "false"}) for name in loaded]
+    limits = any(found is not None and found.sets is Sets.LIMITS for found in known)
+    return FoundServer(
+        ServerKind.LLAMA_ROUTER,
+        version=str(props.get("build_info") or "unknown"),
+        models=tuple(by_name),
+        sets=Sets.LIMITS if limits else Sets.NOTHING,
+        tells_drafts=True,
+        notes=(
+            f"It is llama.cpp's router. It has {counted(len(by_name), 'model')}, {len(loaded)} loaded.",
+            "A model's drafting is fixed in the router's presets. autospec measures a model as its preset says.",
+        ),
+        files={name: file for name, args in commands.items() if (file := _file_in(args))},
+        drafting=frozenset(name for name, args in commands.items() if _names_drafting(args)),
+    )
+
+
+def _command(status: Mapping[str, Any]) -> list[str]:
+    args = status.get("args")
+    return [str(arg) for arg in args] if isinstance(args, list) else []
+
+
+def _file_in(args: list[str]) -> str:
+    return next((value for flag, value in pairwise(args) if flag in ("-m", "--model")), "")
+
+
+def _names_drafting(args: list[str]) -> bool:
+    return any(arg.startswith("-") and ("draft" in arg or "--spec-" in arg) for arg in args)
 
 
 def _llama_server(props: Mapping[str, Any], slots: Any) -> FoundServer:
@@ -158,14 +264,40 @@ def _lm_studio(entries: list[Mapping[str, Any]]) -> FoundServer:
     names = tuple(str(e["id"]) for e in entries if e.get("type") in (None, "llm", "vlm"))
     loaded = [e for e in entries if e.get("state") == "loaded"] or entries
     mlx = all(e.get("compatibility_type") == "mlx" for e in loaded)
+    # The first releases report drafted tokens on this route only.
+    return _lm_studio_with(names, mlx=mlx, chat="/api/v0/chat/completions")
+
+
+def _lm_studio_v1(entries: list[Mapping[str, Any]]) -> FoundServer:
+    """LM Studio 0.4 and later, without its older route. Its own `/api/v1/chat` takes no draft model: OpenAI's route is asked."""
+    names = tuple(str(e["key"]) for e in entries if "key" in e and e.get("type") in (None, "llm", "vlm"))
+    loaded = [e for e in entries if e.get("loaded_instances")] or entries
+    mlx = all(e.get("format") == "mlx" for e in loaded)
+    return _lm_studio_with(names, mlx=mlx, chat="/v1/chat/completions")
+
+
+def _lm_studio_with(names: tuple[str, ...], *, mlx: bool, chat: str) -> FoundServer:
     return FoundServer(
         ServerKind.LM_STUDIO,
         models=names,
         sets=Sets.DRAFT,
         only=_LM_STUDIO_MLX if mlx else _LM_STUDIO_GGUF,
         tells_drafts=True,
+        chat=chat,
         notes=(
             "LM Studio takes the draft model with the request; the number of drafted tokens is set in LM Studio.",
+        ),
+    )
+
+
+def _vllm(names: tuple[str, ...], version: Mapping[str, Any]) -> FoundServer:
+    return FoundServer(
+        ServerKind.VLLM,
+        version=str(version.get("version") or "unknown"),
+        models=names,
+        notes=(
+            "Drafting of vLLM is fixed when it starts. It is measured as it is.",
+            "Its answers tell drafted tokens if it was started with --per-request-spec-decode-metrics summary.",
         ),
     )
 
@@ -198,7 +330,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list)
 
 
-def _entries(answer: Any) -> list[Mapping[str, Any]]:
-    data = _mapping(answer).get("data")
+def _entries(answer: Any, name: str = "data") -> list[Mapping[str, Any]]:
+    data = _mapping(answer).get(name)
     found: Iterable[Any] = data if isinstance(data, list) else ()
     return [entry for entry in found if isinstance(entry, Mapping)]
