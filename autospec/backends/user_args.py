@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from autospec.backends.flags import HelpText, Option, normalise
+from autospec.cells import options_in
 from autospec.errors import UnsupportedError, UsageError
 
-__all__ = ["check", "refuse_owned"]
+__all__ = ["check", "check_count", "options_of", "refuse_owned"]
 
 _MODEL = "the model is chosen with --model"
 _DRAFTING = "autospec varies the drafting; limit it with --draft or a study"
@@ -73,6 +74,37 @@ def refuse_owned(name: str, text: str = "") -> None:
         raise UsageError(f"{name} cannot be passed to the server: {reason}.", f"Remove {name}.")
 
 
+def options_of(program: str, args: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """See `options_in`; raises UsageError for words before the first flag."""
+    for flag, values in options_in(args):
+        if not flag:
+            raise _stray(program, values[0])
+        yield flag, values
+
+
+def check_count(program: str, flag: str, values: Sequence[str], wanted: int, described: str = "") -> None:
+    """Refuse an option with too few or too many words after it.
+
+    Args:
+        program: The server's name, for error messages.
+        flag: The option as typed.
+        values: The words after it.
+        wanted: How many belong to it.
+        described: The values in the words of the help, or empty.
+
+    Raises:
+        UsageError: There are more or fewer.
+    """
+    if len(values) < wanted:
+        raise UsageError(f"{flag} needs a value ({described})." if described else f"{flag} needs a value.")
+    if len(values) > wanted:
+        raise _stray(program, values[wanted])
+
+
+def _stray(program: str, word: str) -> UsageError:
+    return UsageError(f"{word!r} is not an option of {program}.", "Quote a value that has spaces.")
+
+
 def check(text: HelpText, build: str, args: Sequence[str]) -> tuple[Option, ...]:
     """Check the user's arguments before anything starts.
 
@@ -89,18 +121,12 @@ def check(text: HelpText, build: str, args: Sequence[str]) -> tuple[Option, ...]
         UnsupportedError: The build does not know one.
     """
     given: list[Option] = []
-    rest = list(args)
-    while rest:
-        name = rest.pop(0)
-        if not name.startswith("-"):
-            raise UsageError(f"{name!r} is not an option of llama-server.", "Quote a value that has spaces.")
+    for name, values in options_of("llama-server", args):
         option = text.find(name)
         refuse_owned(name, "" if option is None else option.text)
         if option is None:
             raise _unknown(text, build, name)
-        if len(rest) < option.arity:
-            raise UsageError(f"{name} needs a value ({option.value}).")
-        del rest[: option.arity]
+        check_count("llama-server", name, values, option.arity, option.value)
         given.append(option)
     return tuple(given)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options, model_option, url_option
+from autospec.cli.shell import Shell, command_options, model_option, server_options
 
 if TYPE_CHECKING:
     from autospec.backends.protocol import Capabilities, Request
@@ -51,8 +51,7 @@ __all__ = ["command"]
 @click.option(
     "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Runs with each configuration."
 )
-@click.option("--backend", default=None, metavar="B", help="Backend; `autospec doctor` lists them.")
-@url_option
+@server_options
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
 def command(
@@ -86,9 +85,9 @@ def command(
     from autospec.drafting import OFF, Drafting, Mode
     from autospec.hardware import identify
     from autospec.hardware.machine_lock import machine_lock
-    from autospec.measure.bench import FOUNDING_PROMPT, group_runs, measure_runs
+    from autospec.measure.bench import REFERENCE_PROMPT, group_runs, measure_runs
 
-    shell.override(backend=backend or ("attached" if url else None), attached_url=url)
+    shell.choose_server(backend, url)
     settings = shell.settings
     catalog = scan(settings)
     main = catalog.find(model)
@@ -112,7 +111,7 @@ def command(
         draft_model = _draft(catalog, main, draft, here, settings.context_tokens)
         draftings = [OFF, *_draftings(draft_model, n_max, p_min, abilities)]
         notes = ()
-    question = prompt or FOUNDING_PROMPT
+    question = prompt or REFERENCE_PROMPT
     request = Request(messages=({"role": "user", "content": question},), max_tokens=max_tokens)
 
     def tell(number: int, drafting: Drafting) -> None:
@@ -141,19 +140,17 @@ def command(
     if shell.json:
         shell.emit(_document(groups, measured, main, here, request=request, today=today))
         return
-    from autospec.report.reference_benchmark import Benchmark, founding_markdown
+    from autospec.report.reference_benchmark import benchmark_markdown
 
     shell.out(
-        founding_markdown(
-            Benchmark(
-                title="Speculative Decoding Benchmark",
-                date=today,
-                hardware=f"{here.chip}, {round(here.memory_bytes / 2**30)} GB",
-                prompt=question,
-                max_tokens=max_tokens,
-                groups=tuple(groups),
-                methodology=(*_methodology(groups, measured, abilities, main, runs), *notes),
-            )
+        benchmark_markdown(
+            groups,
+            title="Speculative Decoding Benchmark",
+            date=today,
+            hardware=f"{here.chip}, {round(here.memory_bytes / 2**30)} GB",
+            prompt=question,
+            max_tokens=max_tokens,
+            methodology=(*_methodology(groups, measured, abilities, main, runs), *notes),
         )
     )
 
@@ -231,11 +228,14 @@ def _methodology(
 ) -> tuple[str, ...]:
     build = abilities.build
     p_min = [g.drafting.p_min for g in groups if g.drafting.p_min is not None]
+    clock = "the server's clock"
+    if groups[0].backend == "mlx":
+        clock = "the clock of `mlx_lm.stream_generate` (`generation_tps`)"
     kind = f"MoE, {main.active_experts} of {main.experts} experts active" if main.is_moe else "dense"
     sentences = [
         f"**Backend:** {build.backend} {build.version}",
         f"**Main Model:** {main.name} ({main.architecture}, {kind}, {main.quantization})",
-        f"Token generation speeds use {_whose_clock(groups[0].backend)}; whole requests use autospec's clock.",
+        f"Token generation speeds use {clock}; whole requests use autospec's clock.",
         _how_runs_went(abilities, runs),
     ]
     if groups[0].backend == "mlx":
@@ -259,12 +259,6 @@ def _methodology(
             f"Other programs disturbed {disturbed} of {len(measured)} runs; measure again on an idle machine."
         )
     return tuple(sentences)
-
-
-def _whose_clock(backend: str) -> str:
-    if backend == "mlx":
-        return "the clock of `mlx_lm.stream_generate` (`generation_tps`)"
-    return "the server's clock"
 
 
 def _how_runs_went(abilities: Capabilities, runs: int) -> str:

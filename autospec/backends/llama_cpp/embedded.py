@@ -22,7 +22,7 @@ from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST, ask_child
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
-from autospec.backends.user_args import refuse_owned
+from autospec.backends.user_args import check_count, options_of, refuse_owned
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
@@ -173,11 +173,7 @@ def user_fields(args: Sequence[str]) -> Fields:
         UnsupportedError: xllamacpp has no field for one.
     """
     fields: Fields = {}
-    rest = list(args)
-    while rest:
-        name = rest.pop(0)
-        if not name.startswith("-"):
-            raise UsageError(f"{name!r} is not an option of llama-server.", "Quote a value that has spaces.")
+    for name, values in options_of("llama-server", args):
         refuse_owned(name)
         argument = _BY_NAME.get(normalise(name))
         if argument is None:
@@ -185,23 +181,16 @@ def user_fields(args: Sequence[str]) -> Fields:
                 f"The embedded backend cannot set {name}.",
                 "Remove it, or install llama-server (brew install llama.cpp), which has all options.",
             )
-        value = argument.switched if argument.read is None else _value(argument, name, rest)
+        check_count("llama-server", name, values, 0 if argument.read is None else 1)
+        try:
+            value = argument.switched if argument.read is None else argument.read(values[0])
+        except ValueError as error:
+            raise UsageError(f"The value {values[0]!r} of {name} cannot be read: {error}.") from error
         fields |= dict.fromkeys(argument.fields, value)
     # llama-server uses the same number of threads for batches; xllamacpp does not.
     if "cpuparams.n_threads" in fields:
         fields.setdefault("cpuparams_batch.n_threads", fields["cpuparams.n_threads"])
     return fields
-
-
-def _value(argument: _Argument, name: str, rest: list[str]) -> Any:
-    if not rest:
-        raise UsageError(f"{name} needs a value.")
-    text = rest.pop(0)
-    assert argument.read is not None
-    try:
-        return argument.read(text)
-    except ValueError as error:
-        raise UsageError(f"The value {text!r} of {name} cannot be read: {error}.") from error
 
 
 def drafting_fields(drafting: Drafting) -> Fields:

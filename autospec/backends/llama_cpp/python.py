@@ -17,7 +17,7 @@ from autospec.backends import binaries
 from autospec.backends.process import ask_child
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
-from autospec.backends.user_args import refuse_owned
+from autospec.backends.user_args import check_count, options_of, refuse_owned
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
@@ -139,11 +139,7 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
     """
     own: dict[str, str] = {}
     translated: dict[str, str] = {}
-    rest = list(args)
-    while rest:
-        name = rest.pop(0)
-        if not name.startswith("-"):
-            raise UsageError(f"{name!r} is not an option.", "Quote a value that has spaces.")
+    for name, values in options_of("llama-cpp-python's server", args):
         refuse_owned(name)
         setting = _SPELLINGS.get(name, name.removeprefix("--"))
         if setting in _OWNED:
@@ -153,9 +149,8 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
                 f"llama-cpp-python's server does not know {name}.",
                 "python -m llama_cpp.server --help lists all.",
             )
-        if not rest:
-            raise UsageError(f"{name} needs a value.")
-        (translated if name in _SPELLINGS else own)[setting] = rest.pop(0)
+        check_count("llama-cpp-python's server", name, values, 1)
+        (translated if name in _SPELLINGS else own)[setting] = values[0]
     # The package's own spelling wins: autospec adds -c where the user gave none of llama-server's spellings.
     found = translated | own
     # As llama-server does; this server would use all cores for batches.

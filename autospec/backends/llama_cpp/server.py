@@ -13,6 +13,7 @@ from autospec.backends.process import HOST
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import check
+from autospec.cells import options_in
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError
 from autospec.hardware.gpu import Device
@@ -87,7 +88,9 @@ class LlamaServer:
             # Without a folder these builds refuse to empty a slot; nothing is ever saved to it.
             fixed += ["--slot-save-path", f"{self._state_dir}/"]
         drafted = drafting_args(probe.help, build, drafting)
-        return (str(program), "--model", model_path, *settings.args, *fixed, *drafted)
+        # llama-server does not know ``--flag=value``.
+        own = [word for flag, values in options_in(settings.args) for word in (flag, *values)]
+        return (str(program), "--model", model_path, *own, *fixed, *drafted)
 
     def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`."""

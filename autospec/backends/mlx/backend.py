@@ -8,7 +8,7 @@ Read in mlx-lm 0.32.2 (mlx_lm/server.py, generate.py). It holds for later versio
   (``num_draft_tokens: 0``) still computes every prompt and keeps its memory: it is not the baseline, which is launched
   without the draft.
 * Answers hold no times and no drafted tokens: the stream gives the times, `mlx.child` counts inside the server.
-* The prompt cache can give wrong text after a drafted request: `Mlx.prompt_cache`.
+* The prompt cache can give wrong text after a drafted request: `MlxPackage.cache_matches_key`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,13 @@ from autospec.backends.mlx.server import MlxServer
 from autospec.backends.process import HOST, ask_child
 from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
 from autospec.backends.server import start_child
-from autospec.cells import Build
+from autospec.backends.user_args import check_count, options_of
+from autospec.cells import Build, options_in
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, ModelFileError, UnsupportedError, UsageError
 from autospec.files import replace_file
 
-__all__ = ["CHILD", "Mlx", "PromptCache", "undraftable"]
+__all__ = ["CHILD", "Mlx", "undraftable"]
 
 CHILD = ("-m", "autospec.backends.mlx.child")
 _PACKAGES = ("mlx-lm", "mlx")
@@ -52,7 +52,7 @@ class MlxPackage:
         build: Backend, version of mlx-lm, and a hash over the files that pip installed of mlx-lm and MLX.
         options: Options of its server: name → whether a value follows.
         tells_drafts: True if `mlx.child` can make its server report drafted tokens.
-        cache_matches_key: True if the prompt cache after a drafted answer is right; see `mlx.child`.
+        cache_matches_key: True if drafted requests may use the prompt cache; see `mlx.child`.
     """
 
     build: Build
@@ -141,29 +141,6 @@ _OWNED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PromptCache:
-    """Whether drafted requests may use a build's prompt cache.
-
-    Attributes:
-        safe: True if they may.
-        flags: Server arguments that turn the prompt cache off; empty if it is safe.
-        reason: One sentence for the user; empty if it is safe.
-    """
-
-    safe: bool
-    flags: tuple[str, ...] = ()
-    reason: str = ""
-
-    def allows(self, command: Sequence[str]) -> bool:
-        """True if a server with this command line may draft for users."""
-        words = [word for argument in command for word in argument.split("=", 1)]
-        pairs = pairwise(words)
-        # argparse takes the last one.
-        sizes = [value for name, value in pairs if name == _CACHE_SIZE]
-        return self.safe or sizes[-1:] == ["0"]
-
-
 class Mlx:
     """The backend `mlx`; `state_dir` takes records, logs and the last probe."""
 
@@ -178,8 +155,11 @@ class Mlx:
         """See `autospec.backends.protocol.Backend`."""
         package = self._package()
         notes = []
-        if not (cache := self.prompt_cache()).safe:
-            notes.append(cache.reason)
+        if not package.cache_matches_key:
+            notes.append(
+                f"The prompt cache of {package.build.version} can give wrong text after a drafted request. So drafting "
+                f"needs {' '.join(_NO_CACHE)}, and every turn of a long chat is computed from its beginning."
+            )
         if not package.tells_drafts:
             notes.append("This mlx-lm does not report how many drafted tokens were accepted.")
         if sys.platform != "darwin":
@@ -192,22 +172,6 @@ class Mlx:
             takes_p_min=False,
             notes=tuple(notes),
             cycle=Cycle.MLX_LM,
-        )
-
-    def prompt_cache(self) -> PromptCache:
-        """Whether this build may draft for users with its prompt cache on, and if not, which flags a launch needs.
-
-        Raises:
-            BackendMissingError: As `capabilities`.
-        """
-        package = self._package()
-        if package.cache_matches_key:
-            return PromptCache(safe=True)
-        return PromptCache(
-            safe=False,
-            flags=_NO_CACHE,
-            reason=f"The prompt cache of {package.build.version} can give wrong text after a drafted request. So drafting "
-            f"needs {' '.join(_NO_CACHE)}, and every turn of a long chat is computed from its beginning.",
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
@@ -239,7 +203,7 @@ class Mlx:
                 f"mlx_lm cannot draft for {Path(model_path).name}: {why}.", "Run it without drafting."
             )
         drafted = ("--draft-model", str(drafting.draft), "--num-draft-tokens", str(drafting.n_max))
-        return (*self.prompt_cache().flags, *drafted)
+        return (*(() if self._package().cache_matches_key else _NO_CACHE), *drafted)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxServer:
         """See `autospec.backends.protocol.Backend`."""
@@ -289,8 +253,8 @@ class Mlx:
 
     def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
         """See `autospec.backends.registry.InProcess`: the settings of cache and prompt processing."""
-        words = [word for argument in settings.args for word in argument.split("=", 1)]
-        kept = tuple(w for pair in pairwise(words) if pair[0] in _OF_BOTH for w in pair)
+        options = options_in(settings.args)
+        kept = tuple(word for flag, values in options if flag in _OF_BOTH for word in (flag, *values))
         return LaunchSettings(args=kept, ready_timeout_s=settings.ready_timeout_s)
 
     def _arguments(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
@@ -321,11 +285,7 @@ def _check_folders(model_path: str, drafting: Drafting) -> None:
 
 def _check_arguments(package: MlxPackage, args: Sequence[str]) -> None:
     """Check the user's server arguments before anything starts."""
-    rest = list(args)
-    while rest:
-        name, given, _ = rest.pop(0).partition("=")
-        if not name.startswith("-"):
-            raise UsageError(f"{name!r} is not an option of mlx_lm.server.", "Quote a value that has spaces.")
+    for name, values in options_of("mlx_lm.server", args):
         if name in _OWNED:
             raise UsageError(
                 f"{name} cannot be passed to mlx_lm.server: autospec sets it.", f"Remove {name}."
@@ -335,7 +295,4 @@ def _check_arguments(package: MlxPackage, args: Sequence[str]) -> None:
                 f"mlx_lm.server of {package.build.version} does not know {name}.",
                 "See mlx_lm.server --help.",
             )
-        if package.options[name] and not given:
-            if not rest:
-                raise UsageError(f"{name} needs a value.")
-            rest.pop(0)
+        check_count("mlx_lm.server", name, values, int(package.options[name]))
