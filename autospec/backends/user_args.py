@@ -16,40 +16,18 @@ _ADDRESS = "autospec gives every launch its own port on the loopback address"
 _WATCH = "autospec reads the server's log and slots to check that a drafting is in force"
 _ENDS = "the server would print something and end"
 
-_OWNED: dict[str, str] = (
-    dict.fromkeys(
-        (
-            *("-m", "--model", "-mu", "--model-url", "-dr", "--docker-repo", "-hf", "-hfr", "--hf-repo"),
-            *("-hff", "--hf-file", "--models-dir", "--models-preset", "--models-max", "--models-autoload"),
-            "--no-models-autoload",
-        ),
-        _MODEL,
-    )
-    | dict.fromkeys(
-        (
-            *("-md", "--model-draft", "--spec-draft-model", "--spec-type", "--spec-default"),
-            *("-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-hf", "--spec-draft-sampling"),
-            *("--spec-draft-n-max", "--spec-draft-n-min", "--spec-draft-p-min", "--spec-draft-p-split"),
-            *("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"),
-        ),
-        _DRAFTING,
-    )
-    | dict.fromkeys(
-        (
-            *("--host", "--port", "--reuse-port", "--api-key", "--api-key-file", "--api-prefix"),
-            *("--ssl-key-file", "--ssl-cert-file"),
-        ),
-        _ADDRESS,
-    )
-    | dict.fromkeys(("--slots", "--no-slots", "--log-disable", "--log-file", "--log-jsonl"), _WATCH)
-    | dict.fromkeys(
-        (
-            *("-h", "--help", "--usage", "--version", "--license", "--list-devices", "--completion-bash"),
-            *("-cl", "--cache-list"),
-        ),
-        _ENDS,
-    )
-)
+_OWNED_BY_REASON = {
+    _MODEL: """-m --model -mu --model-url -dr --docker-repo -hf -hfr --hf-repo -hff --hf-file --models-dir
+        --models-preset --models-max --models-autoload --no-models-autoload""",
+    _DRAFTING: """-md --model-draft --spec-draft-model --spec-type --spec-default -hfd -hfrd --hf-repo-draft
+        --spec-draft-hf --spec-draft-sampling --spec-draft-n-max --spec-draft-n-min --spec-draft-p-min
+        --spec-draft-p-split -lcs --lookup-cache-static -lcd --lookup-cache-dynamic""",
+    _ADDRESS: """--host --port --reuse-port --api-key --api-key-file --api-prefix --ssl-key-file
+        --ssl-cert-file""",
+    _WATCH: "--slots --no-slots --log-disable --log-file --log-jsonl",
+    _ENDS: """-h --help --usage --version --license --list-devices --completion-bash -cl --cache-list""",
+}
+_OWNED = {name: reason for reason, names in _OWNED_BY_REASON.items() for name in names.split()}
 # The user may set the draft's placement (-ngld, -devd, -ctkd, --spec-draft-threads …): it is not part of the drafting.
 _OWNED_PREFIXES = ("--draft", "--spec-ngram-", "--spec-synth-")
 

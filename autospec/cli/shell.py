@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TextIO
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
@@ -357,16 +357,12 @@ def close_output() -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard(sys.stdout)
+        # To /dev/null, so that the interpreter does not report the closed pipe again at exit.
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
         return 1
     return 0
-
-
-def _discard(stream: TextIO) -> None:
-    """Redirect a closed pipe to /dev/null, so that the interpreter does not report it again at exit."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, stream.fileno())
-    os.close(devnull)
 
 
 def _log_dir(shell: Shell) -> Path | None:

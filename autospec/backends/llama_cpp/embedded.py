@@ -60,6 +60,10 @@ def _member(enum: str, prefix: str) -> Callable[[str], Any]:
     return lambda text: {"enum": enum, "name": f"{prefix}{text.upper()}"}
 
 
+def _enum(enum: str, prefix: str, members: dict[str, str]) -> dict[str, Any]:
+    return {text: _member(enum, prefix)(member) for text, member in members.items()}
+
+
 def _choice(values: dict[str, Any]) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
@@ -83,30 +87,17 @@ def _template_kwargs(text: str) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in kwargs.items()}
 
 
-def _enum(name: str, **members: str) -> dict[str, Any]:
-    return {text: {"enum": name, "name": member} for text, member in members.items()}
-
-
 _FLASH = _enum(
-    "llama_flash_attn_type",
-    on="LLAMA_FLASH_ATTN_TYPE_ENABLED",
-    off="LLAMA_FLASH_ATTN_TYPE_DISABLED",
-    auto="LLAMA_FLASH_ATTN_TYPE_AUTO",
+    "llama_flash_attn_type", "LLAMA_FLASH_ATTN_TYPE_", {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}
 )
 _LOADING = _enum(
     "llama_load_mode",
-    auto="LLAMA_LOAD_MODE_AUTO",
-    none="LLAMA_LOAD_MODE_NONE",
-    mmap="LLAMA_LOAD_MODE_MMAP",
-    mlock="LLAMA_LOAD_MODE_MLOCK",
-    dio="LLAMA_LOAD_MODE_DIRECT_IO",
-) | {"mmap+mlock": {"enum": "llama_load_mode", "name": "LLAMA_LOAD_MODE_MMAP_MLOCK"}}
-_CACHE_TYPE = _choice(
-    {
-        name: {"enum": "ggml_type", "name": f"GGML_TYPE_{name.upper()}"}
-        for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-    }
+    "LLAMA_LOAD_MODE_",
+    {name: name for name in ("auto", "none", "mmap", "mlock")}
+    | {"dio": "DIRECT_IO", "mmap+mlock": "MMAP_MLOCK"},
 )
+_TYPES_OF_CACHES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+_CACHE_TYPE = _choice(_enum("ggml_type", "GGML_TYPE_", {name: name for name in _TYPES_OF_CACHES}))
 _ON_OFF = _choice({"on": True, "off": False})
 
 _ARGUMENTS = (
@@ -273,7 +264,7 @@ class Embedded:
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`; the port is not part of it."""
-        return self._command(model_path, drafting, settings, {})
+        return self._command(self._fields(model_path, drafting, settings))
 
     def drafting_args(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`: the JSON of all fields."""
@@ -281,10 +272,10 @@ class Embedded:
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         """See `autospec.backends.protocol.Backend`."""
-        self.command(model_path, drafting, settings)  # refuses before anything starts
+        fields = self._fields(model_path, drafting, settings)
         return start_child(
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
-            lambda port: self._command(model_path, drafting, settings, {"hostnames": [HOST], "port": port}),
+            lambda port: self._command(fields | {"hostnames": [HOST], "port": port}),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
@@ -301,16 +292,18 @@ class Embedded:
         """See `autospec.backends.registry.Scores`."""
         return LlamaCppScorer.launch(model_path, n_ctx=n_ctx, state_dir=self._state_dir)
 
-    def _command(
-        self, model_path: str, drafting: Drafting, settings: LaunchSettings, address: dict[str, object]
-    ) -> tuple[str, ...]:
+    @staticmethod
+    def _command(fields: Fields) -> tuple[str, ...]:
+        return (sys.executable, *_CHILD, json.dumps(fields))
+
+    def _fields(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> Fields:
         wheel = self._probed()
         if drafting.mode not in wheel.modes:
             raise UnsupportedError(
                 f"The embedded backend {wheel.build.version} has no mode {drafting.mode}.",
                 f"It offers: {', '.join(sorted(wheel.modes))}.",
             )
-        fields = {
+        return {
             "model.path": model_path,
             **_FIXED,
             **(_SERVED_WITH if settings.serving else _MEASURED_WITH),
@@ -318,9 +311,7 @@ class Embedded:
             **({"model_alias": [settings.served_as]} if settings.served_as else {}),
             **user_fields(settings.args),
             **drafting_fields(drafting),
-            **address,
         }
-        return (sys.executable, *_CHILD, json.dumps(fields))
 
     def _probed(self) -> _Wheel:
         if self._wheel is None:

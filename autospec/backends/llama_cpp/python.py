@@ -31,19 +31,16 @@ _PROBE_TIMEOUT_S = 120.0
 _MODES = frozenset({Mode.OFF, Mode.PROMPT_LOOKUP})
 # llama-server's spelling → this server's, so that the same server arguments work for both.
 _SPELLINGS = {
-    "-c": "n_ctx",
-    "--ctx-size": "n_ctx",
-    "-t": "n_threads",
-    "--threads": "n_threads",
-    "-tb": "n_threads_batch",
-    "--threads-batch": "n_threads_batch",
-    "-ngl": "n_gpu_layers",
-    "--gpu-layers": "n_gpu_layers",
-    "--n-gpu-layers": "n_gpu_layers",
-    "-b": "n_batch",
-    "--batch-size": "n_batch",
-    "-ub": "n_ubatch",
-    "--ubatch-size": "n_ubatch",
+    spelling: setting
+    for setting, spellings in {
+        "n_ctx": ("-c", "--ctx-size"),
+        "n_threads": ("-t", "--threads"),
+        "n_threads_batch": ("-tb", "--threads-batch"),
+        "n_gpu_layers": ("-ngl", "--gpu-layers", "--n-gpu-layers"),
+        "n_batch": ("-b", "--batch-size"),
+        "n_ubatch": ("-ub", "--ubatch-size"),
+    }.items()
+    for spelling in spellings
 }
 _OWNED = {
     "model": "the model is chosen with --model",
@@ -82,7 +79,10 @@ class LlamaCppPython:
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`; the port is not part of it."""
-        return self._command(model_path, drafting, settings, port=None)
+        drafted = self.drafting_args(model_path, drafting, settings)
+        options = {"model": model_path, **user_settings(settings.args, self._probed().settings)}
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        return (sys.executable, *_CHILD, *words, *drafted)
 
     def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`."""
@@ -102,23 +102,14 @@ class LlamaCppPython:
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         """See `autospec.backends.protocol.Backend`."""
-        self.command(model_path, drafting, settings)  # refuses before anything starts
+        command = self.command(model_path, drafting, settings)
         return start_child(
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
-            lambda port: self._command(model_path, drafting, settings, port),
+            lambda port: (*command, "--port", str(port)),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )
-
-    def _command(
-        self, model_path: str, drafting: Drafting, settings: LaunchSettings, port: int | None
-    ) -> tuple[str, ...]:
-        drafted = self.drafting_args(model_path, drafting, settings)
-        options = {"model": model_path, **user_settings(settings.args, self._probed().settings)}
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        address = () if port is None else ("--port", str(port))
-        return (sys.executable, *_CHILD, *words, *drafted, *address)
 
     def _probed(self) -> _Package:
         if self._package is None:

@@ -85,21 +85,8 @@ class MlxPackage:
         return package
 
 
-def unrewindable(model_path: str) -> str:
-    """Why a model's cache cannot be rolled back after rejected tokens; empty if it can.
-
-    Raises:
-        ModelFileError: mlx_lm does not know the model, or the folder is damaged.
-    """
-    try:
-        told = ask_child(*CHILD, "--caches", model_path, timeout_s=_CHILD_TIMEOUT_S)
-    except ValueError as error:
-        raise ModelFileError(f"mlx_lm cannot load a model from {model_path}: {error}.") from error
-    return undraftable(told["stuck"], told["rotating"])
-
-
 def undraftable(stuck: list[str], rotating: list[str]) -> str:
-    """The end of `unrewindable`'s sentence for these kinds of cache."""
+    """Why these kinds of cache cannot be rolled back after rejected tokens; empty without any."""
     if stuck:
         return f"its layers keep a state that cannot be rolled back ({', '.join(stuck)})"
     if rotating:
@@ -121,23 +108,22 @@ def _build() -> Build:
     return Build("mlx", f"mlx-lm-{version}", digest.hexdigest()[:16])
 
 
-_CACHE_SIZE = "--prompt-cache-size"
-_NO_CACHE = (_CACHE_SIZE, "0")
+_NO_CACHE = ("--prompt-cache-size", "0")
 _LAUNCHED = "default_model"
 # Options that `speculative_generate_step` applies to both models; adapters and templates are the main model's alone.
 _OF_BOTH = frozenset({"--kv-bits", "--kv-group-size", "--quantized-kv-start", "--prefill-step-size"})
 # Options that autospec sets itself.
 _OWNED = frozenset(
-    {
+    (
         "--model",
         "--draft-model",
         "--num-draft-tokens",
         "--host",
         "--port",
-        _CACHE_SIZE,
         "--help",
         "--pipeline",
-    }
+        _NO_CACHE[0],
+    )
 )
 
 
@@ -237,13 +223,16 @@ class Mlx:
         """See `autospec.backends.registry.InProcess`; the child answers with `mlx_lm.stream_generate`."""
         self._arguments(model_path, drafting, settings)  # refuses what the server refuses
         _check_folders(model_path, drafting)
-        drafted = () if drafting.is_off else ("--draft-model", str(drafting.draft))
-        number = () if drafting.is_off else ("--num-draft-tokens", str(drafting.n_max))
-        by_hand = (sys.executable, "-m", "mlx_lm", "generate", "--model", model_path, *drafted, *number)
+        models: tuple[str, ...] = ("--model", model_path)
+        number: tuple[str, ...] = ()
+        if not drafting.is_off:
+            models = (*models, "--draft-model", str(drafting.draft))
+            number = ("--num-draft-tokens", str(drafting.n_max))
+        by_hand = (sys.executable, "-m", "mlx_lm", "generate", *models, *number)
         return start_child(
             lambda process, port: MlxInProcess(process, drafting, port, command=by_hand),
             lambda port: (
-                *(sys.executable, *IN_PROCESS, "--model", model_path, *drafted, *settings.args),
+                *(sys.executable, *IN_PROCESS, *models, *settings.args),
                 *("--host", HOST, "--port", str(port)),
             ),
             lambda server: server.verify(self.capabilities()),
@@ -262,8 +251,13 @@ class Mlx:
         return ("--model", model_path, *settings.args, *self.drafting_args(model_path, drafting, settings))
 
     def _cannot_rewind(self, model_path: str) -> str:
+        """Why a model's cache cannot be rolled back after rejected tokens; empty if it can."""
         if model_path not in self._unrewindable:
-            self._unrewindable[model_path] = unrewindable(model_path)
+            try:
+                told = ask_child(*CHILD, "--caches", model_path, timeout_s=_CHILD_TIMEOUT_S)
+            except ValueError as error:
+                raise ModelFileError(f"mlx_lm cannot load a model from {model_path}: {error}.") from error
+            self._unrewindable[model_path] = undraftable(told["stuck"], told["rotating"])
         return self._unrewindable[model_path]
 
     def _package(self) -> MlxPackage:
