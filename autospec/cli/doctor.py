@@ -23,7 +23,6 @@ from autospec.formats import gibibytes
 if TYPE_CHECKING:
     from autospec.cells import Hardware
     from autospec.hardware.state import MachineState
-    from autospec.measure.launch_scatter import LaunchScatter
     from autospec.settings import Settings
 
 __all__ = ["command"]
@@ -106,7 +105,15 @@ def command(shell: Shell) -> None:
     _examine_state(findings, watch.finish())
     findings.daemon = [check.to_json() for check in glance(settings, findings.state["other_load"]).checks]
     if shell.json:
-        shell.emit(_document(findings, settings))
+        document = {
+            "schema": 1,
+            "ok": not findings.problems,
+            "autospec": autospec.__version__,
+            "python": platform.python_version(),
+            "config_file": str(settings.config_file),
+            **asdict(findings),
+        }
+        shell.emit(document)
     else:
         _show(shell, findings, settings, hardware)
 
@@ -192,32 +199,26 @@ def _database_file(url: str) -> Path | None:
 
 def _examine_launches(findings: Findings, settings: Settings, hardware: Hardware) -> None:
     """How much launches of each backend differ, as tunes on this machine measured it."""
+    from autospec.cells import Build
     from autospec.measure.launch_scatter import LaunchScatter
+    from autospec.store.database import open_store
+    from autospec.tuning.launch_scatter import known_scatter
 
     # autospec does not launch attached servers.
     launched = {b["name"]: b for b in findings.backends if b["ok"] and b["name"] != "attached"}
     known: dict[str, LaunchScatter] = {}
     file = _database_file(settings.storage)
     if launched and findings.storage["ok"] and (file is None or file.exists()):
-        with findings.part("The measurements of launches cannot be read"):
-            known = _known_launches(settings.storage, hardware, launched)
+        with (
+            findings.part("The measurements of launches cannot be read"),
+            closing(open_store(settings.storage)) as store,
+        ):
+            for name, backend in launched.items():
+                build = Build(name, backend["build"], backend["fingerprint"])
+                known[name] = known_scatter(store, hardware.id, build)
     for name, backend in launched.items():
         scatter = known.get(name, LaunchScatter())
         backend["launch_scatter"] = {**scatter.to_json(), "words": scatter.words}
-
-
-def _known_launches(
-    url: str, hardware: Hardware, backends: dict[str, dict[str, Any]]
-) -> dict[str, LaunchScatter]:
-    from autospec.cells import Build
-    from autospec.store.database import open_store
-    from autospec.tuning.launch_scatter import known_scatter
-
-    with closing(open_store(url)) as store:
-        return {
-            name: known_scatter(store, hardware.id, Build(name, b["build"], b["fingerprint"]))
-            for name, b in backends.items()
-        }
 
 
 def _examine_state(findings: Findings, state: MachineState) -> None:
@@ -234,17 +235,6 @@ def _examine_state(findings: Findings, state: MachineState) -> None:
         findings.advise(
             reason, "Close other programs before a tune; autospec repeats disturbed measurements."
         )
-
-
-def _document(findings: Findings, settings: Settings) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "ok": not findings.problems,
-        "autospec": autospec.__version__,
-        "python": platform.python_version(),
-        "config_file": str(settings.config_file),
-        **asdict(findings),
-    }
 
 
 def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardware) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 from autospec.drafting import Drafting
@@ -51,7 +52,7 @@ def benchmark_markdown(
     for backend, groups in by_backend.items():
         blocks += [f"### {_heading(backend)}", results_table(groups)]
         if all(g.request_tps for g in groups):
-            whole = [_of_whole_requests(g) for g in groups]
+            whole = [replace(g, runs_tps=g.request_tps) for g in groups]
             blocks += ["Whole requests, prompt processing included:", results_table(whole)]
     blocks += ["## Conclusion", _conclusion(runs), "## Raw Data"]
     for backend, groups in by_backend.items():
@@ -163,10 +164,6 @@ def _wrapped(command: Sequence[str]) -> str:
             lines.append([])
         lines[-1].append(word)
     return " \\\n  ".join(shlex.join(line) for line in lines if line)
-
-
-def _of_whole_requests(group: RunGroup) -> RunGroup:
-    return RunGroup(group.backend, group.build, group.model, group.drafting, group.request_tps)
 
 
 def _draftings(groups: Sequence[RunGroup]) -> list[Drafting]:

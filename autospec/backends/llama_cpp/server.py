@@ -21,12 +21,12 @@ from autospec.hardware.gpu import Device
 __all__ = ["LlamaServer", "find_llama_server"]
 
 # Set on every launch for measuring unless the user sets it, with and without drafting: without it a repeated
-# measurement would be another experiment. Each is (option, arguments).
-_MEASURED_WITH: tuple[tuple[str, tuple[str, ...]], ...] = (
+# measurement would be another experiment.
+_MEASURED_WITH = (
     # One request at a time; more slots would share the context among them.
-    ("--parallel", ("--parallel", "1")),
+    ("--parallel", "1"),
     # Otherwise every new prompt first copies the previous prompt's cache to memory, and may reuse an old one.
-    ("--cache-ram", ("--cache-ram", "0")),
+    ("--cache-ram", "0"),
 )
 
 _VERBOSITY = frozenset({"-v", "--verbose", "-lv", "--verbosity", "--log-verbosity"})
@@ -71,12 +71,10 @@ class LlamaServer:
         program, probe = self._probed()
         build = probe.build.version
         given = {name for option in check(probe.help, build, settings.args) for name in option.names}
-        fixed = [
-            argument
-            for option, arguments in (() if settings.serving else _MEASURED_WITH)
-            if probe.help.has(option) and option not in given
-            for argument in arguments
-        ]
+        fixed: list[str] = []
+        for option, value in () if settings.serving else _MEASURED_WITH:
+            if probe.help.has(option) and option not in given:
+                fixed += [option, value]
         named = bool(settings.served_as) and "," not in settings.served_as  # commas part several names
         if named and probe.help.has("--alias") and "--alias" not in given:
             fixed += ["--alias", settings.served_as]
