@@ -342,7 +342,7 @@ def test_the_prompt_cache_after_a_drafted_request(mlx, off, lab_models, cache):
     The lossless check finds it, the probe knew it, and as autospec launches it the text stays right.
     """
     command = mlx.command(str(lab_models.mlx_tiny), drafting(lab_models.mlx_tiny, 2), SETTINGS)
-    safe = mlx._package().cache_matches_key
+    safe = mlx._package.cache_matches_key
     size = None if safe else command.index("--prompt-cache-size")
     if cache == "on" and size is not None:
         command = (*command[:size], *command[size + 2 :])
@@ -372,5 +372,5 @@ def test_the_trap_is_known_of_this_version(mlx):
     """Keyed to what was seen: 0.32.2 is not safe, and its launches say how they are made so."""
     if mlx.capabilities().build.version not in KNOWN_BAD:
         pytest.skip("another version: the probe alone speaks for it")
-    assert not mlx._package().cache_matches_key
+    assert not mlx._package.cache_matches_key
     assert any("wrong text" in note for note in mlx.capabilities().notes)

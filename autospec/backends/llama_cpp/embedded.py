@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -236,11 +237,8 @@ _SERVED_WITH = {"n_parallel": -1}
 
 @dataclass(frozen=True, slots=True)
 class _Wheel:
-    build: Build
-    modes: frozenset[Mode]
-    tells_drafts: bool
+    abilities: Capabilities
     devices: tuple[Device, ...]
-    notes: tuple[str, ...]
 
 
 class Embedded:
@@ -250,17 +248,10 @@ class Embedded:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._wheel: _Wheel | None = None
 
     def capabilities(self) -> Capabilities:
         """See `autospec.backends.protocol.Backend`."""
-        wheel = self._probed()
-        return Capabilities(
-            build=wheel.build,
-            modes=wheel.modes,
-            tells_drafts=wheel.tells_drafts,
-            notes=wheel.notes,
-        )
+        return self._wheel.abilities
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`; the port is not part of it."""
@@ -297,26 +288,25 @@ class Embedded:
         return (sys.executable, *_CHILD, json.dumps(fields))
 
     def _fields(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> Fields:
-        wheel = self._probed()
-        if drafting.mode not in wheel.modes:
+        abilities = self.capabilities()
+        if drafting.mode not in abilities.modes:
             raise UnsupportedError(
-                f"The embedded backend {wheel.build.version} has no mode {drafting.mode}.",
-                f"It offers: {', '.join(sorted(wheel.modes))}.",
+                f"The embedded backend {abilities.build.version} has no mode {drafting.mode}.",
+                f"It offers: {', '.join(sorted(abilities.modes))}.",
             )
         return {
             "model.path": model_path,
             **_FIXED,
             **(_SERVED_WITH if settings.serving else _MEASURED_WITH),
-            **(_TELLING_PLACEMENT if wheel.devices and not settings.serving else {}),
+            **(_TELLING_PLACEMENT if self._wheel.devices and not settings.serving else {}),
             **({"model_alias": [settings.served_as]} if settings.served_as else {}),
             **user_fields(settings.args),
             **drafting_fields(drafting),
         }
 
-    def _probed(self) -> _Wheel:
-        if self._wheel is None:
-            self._wheel = _probe(self._state_dir)
-        return self._wheel
+    @cached_property
+    def _wheel(self) -> _Wheel:
+        return _probe(self._state_dir)
 
 
 def _probe(state_dir: Path) -> _Wheel:
@@ -346,4 +336,5 @@ def _probe(state_dir: Path) -> _Wheel:
     )
     notes = (NGRAM_CACHE_NOTE,) if "COMMON_SPECULATIVE_TYPE_NGRAM_CACHE" in told["types"] else ()
     build = Build("embedded", version, fingerprint)
-    return _Wheel(build, frozenset(modes), facts.tells_drafts, devices, notes)
+    abilities = Capabilities(build, frozenset(modes), tells_drafts=facts.tells_drafts, notes=notes)
+    return _Wheel(abilities, devices)

@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from autospec.backends import binaries
@@ -64,12 +65,11 @@ class LlamaCppPython:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._package: _Package | None = None
 
     def capabilities(self) -> Capabilities:
         """See `autospec.backends.protocol.Backend`."""
         return Capabilities(
-            build=self._probed().build,
+            build=self._package.build,
             modes=_MODES,
             takes_p_min=False,
             notes=(
@@ -80,7 +80,7 @@ class LlamaCppPython:
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`; the port is not part of it."""
         drafted = self.drafting_args(model_path, drafting, settings)
-        options = {"model": model_path, **user_settings(settings.args, self._probed().settings)}
+        options = {"model": model_path, **user_settings(settings.args, self._package.settings)}
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         return (sys.executable, *_CHILD, *words, *drafted)
 
@@ -88,7 +88,7 @@ class LlamaCppPython:
         """See `autospec.backends.protocol.Backend`."""
         if drafting.mode not in _MODES:
             raise UnsupportedError(
-                f"llama-cpp-python {self._probed().build.version} has no mode {drafting.mode}.",
+                f"llama-cpp-python {self._package.build.version} has no mode {drafting.mode}.",
                 f"It offers: {', '.join(sorted(_MODES))}.",
             )
         if drafting.is_off:
@@ -111,10 +111,9 @@ class LlamaCppPython:
             state_dir=self._state_dir,
         )
 
-    def _probed(self) -> _Package:
-        if self._package is None:
-            self._package = _probe(self._state_dir)
-        return self._package
+    @cached_property
+    def _package(self) -> _Package:
+        return _probe(self._state_dir)
 
 
 def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -134,12 +135,11 @@ class Mlx:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._found: MlxPackage | None = None
         self._unrewindable: dict[str, str] = {}
 
     def capabilities(self) -> Capabilities:
         """See `autospec.backends.protocol.Backend`."""
-        package = self._package()
+        package = self._package
         notes = []
         if not package.cache_matches_key:
             notes.append(
@@ -189,7 +189,7 @@ class Mlx:
                 f"mlx_lm cannot draft for {Path(model_path).name}: {why}.", "Run it without drafting."
             )
         drafted = ("--draft-model", str(drafting.draft), "--num-draft-tokens", str(drafting.n_max))
-        return (*(() if self._package().cache_matches_key else _NO_CACHE), *drafted)
+        return (*(() if self._package.cache_matches_key else _NO_CACHE), *drafted)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxServer:
         """See `autospec.backends.protocol.Backend`."""
@@ -247,7 +247,18 @@ class Mlx:
         return LaunchSettings(args=kept, ready_timeout_s=settings.ready_timeout_s)
 
     def _arguments(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        _check_arguments(self._package(), settings.args)
+        package = self._package
+        for name, values in options_of("mlx_lm.server", settings.args):
+            if name in _OWNED:
+                raise UsageError(
+                    f"{name} cannot be passed to mlx_lm.server: autospec sets it.", f"Remove {name}."
+                )
+            if name not in package.options:
+                raise UnsupportedError(
+                    f"mlx_lm.server of {package.build.version} does not know {name}.",
+                    "See mlx_lm.server --help.",
+                )
+            check_count("mlx_lm.server", name, values, int(package.options[name]))
         return ("--model", model_path, *settings.args, *self.drafting_args(model_path, drafting, settings))
 
     def _cannot_rewind(self, model_path: str) -> str:
@@ -260,10 +271,9 @@ class Mlx:
             self._unrewindable[model_path] = undraftable(told["stuck"], told["rotating"])
         return self._unrewindable[model_path]
 
+    @cached_property
     def _package(self) -> MlxPackage:
-        if self._found is None:
-            self._found = MlxPackage.installed(self._state_dir)
-        return self._found
+        return MlxPackage.installed(self._state_dir)
 
 
 def _check_folders(model_path: str, drafting: Drafting) -> None:
@@ -275,18 +285,3 @@ def _check_folders(model_path: str, drafting: Drafting) -> None:
                 "autospec models lists the models that were found.",
                 permanent=True,
             )
-
-
-def _check_arguments(package: MlxPackage, args: Sequence[str]) -> None:
-    """Check the user's server arguments before anything starts."""
-    for name, values in options_of("mlx_lm.server", args):
-        if name in _OWNED:
-            raise UsageError(
-                f"{name} cannot be passed to mlx_lm.server: autospec sets it.", f"Remove {name}."
-            )
-        if name not in package.options:
-            raise UnsupportedError(
-                f"mlx_lm.server of {package.build.version} does not know {name}.",
-                "See mlx_lm.server --help.",
-            )
-        check_count("mlx_lm.server", name, values, int(package.options[name]))
