@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Build", "Cell", "Hardware", "ModelRef", "PromptType"]
+__all__ = ["Build", "Cell", "Hardware", "ModelRef", "PromptType", "options_in"]
+
+# A flag begins with a letter: -1 is a value.
+_FLAG = re.compile(r"--?[A-Za-z][\w.-]*")
 
 
 class PromptType(StrEnum):
@@ -126,3 +131,19 @@ class Cell:
             list(self.settings),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def options_in(args: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """The options in a server's arguments: each flag as typed, with the words up to the next flag.
+
+    ``--flag=value`` is the same as ``--flag value``. Words before the first flag have the flag "".
+    """
+    options: list[tuple[str, tuple[str, ...]]] = []
+    for word in args:
+        name, joined, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        if _FLAG.fullmatch(name):
+            options.append((name, (value,) if joined else ()))
+        else:
+            flag, values = options.pop() if options else ("", ())
+            options.append((flag, (*values, word)))
+    return options

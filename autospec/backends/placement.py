@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
 
 from autospec.backends.flags import normalise
+from autospec.cells import options_in
 from autospec.hardware.gpu import Device, is_integrated, usable
 
 __all__ = ["Placement", "Weights", "Where", "parse_device_list", "placement_of", "room_bytes", "weights_of"]
@@ -97,9 +97,8 @@ def weights_of(args: Sequence[str], layers: int) -> Weights:
     only: tuple[str, ...] = ()
     one, split = 0, True
     shares = remote = False
-    words = [w for arg in args for w in ([arg] if not arg.startswith("--") else arg.split("=", 1))]
-    for flag, value in pairwise((*words, "")):
-        name = normalise(flag)
+    for flag, values in options_in(args):
+        name, value = normalise(flag), "".join(values[:1])
         if name in ("-ngl", "--gpu-layers", "--n-gpu-layers"):
             where = _by_layers(value, layers)
         elif name in ("-dev", "--device"):

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -133,7 +133,8 @@ class ServerProcess:
             record = replace(record, processes=(ProcessRef.of(guard.pid), ProcessRef.of(server)))
             record.write(state_dir)
         except BaseException:
-            _close(guard)
+            _end_guard(guard)
+            _output(guard).close()
             record.remove(state_dir)
             raise
         return cls(record, state_dir, guard, server)
@@ -176,24 +177,16 @@ class ServerProcess:
     def stop(self) -> None:
         """End the server, wait until it has ended, and remove its record. Safe to call twice."""
         with self._lock:
-            if self._guard.stdin is not None and not self._guard.stdin.closed:
-                self._guard.stdin.close()
-            try:
-                self._guard.wait(STOP_GRACE_S + _GUARD_END_S)
-            except subprocess.TimeoutExpired:
-                self._guard.kill()
-                self._guard.wait()
+            _end_guard(self._guard)
             guard_reported = self.poll() is not None and self._guard.returncode == 0
             if not guard_reported:  # the guard was killed; on macOS its server may still run
                 end_processes(self.launch_id, self._record.processes)
-            if self._guard.stdout is not None:
-                self._guard.stdout.close()
+            _output(self._guard).close()
             self._record.remove(self._state_dir)
 
     def _read_report(self) -> Ended:
-        report = b""
-        if self._guard.stdout is not None and not self._guard.stdout.closed:
-            report = self._guard.stdout.read()
+        output = _output(self._guard)
+        report = b"" if output.closed else output.read()
         for line in report.decode().splitlines():
             kind, _, value = line.partition(" ")
             if kind == "exit":
@@ -220,15 +213,19 @@ def _start_guard(record: LaunchRecord, state_dir: Path) -> subprocess.Popen[byte
         )
 
 
+def _output(guard: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert guard.stdout is not None
+    return guard.stdout
+
+
 def _server_pid(guard: subprocess.Popen[bytes], command: Sequence[str]) -> int:
     """The first line of the guard's report."""
-    assert guard.stdout is not None
     line = b""
     deadline = time.monotonic() + _GUARD_START_S
     with selectors.DefaultSelector() as selector:
-        selector.register(guard.stdout, selectors.EVENT_READ)
+        selector.register(_output(guard), selectors.EVENT_READ)
         while not line.endswith(b"\n") and selector.select(max(0.0, deadline - time.monotonic())):
-            byte = os.read(guard.stdout.fileno(), 1)  # not past this line: the rest is read later
+            byte = os.read(_output(guard).fileno(), 1)  # not past this line: the rest is read later
             if not byte:
                 break
             line += byte
@@ -243,11 +240,10 @@ def _server_pid(guard: subprocess.Popen[bytes], command: Sequence[str]) -> int:
     )
 
 
-def _close(guard: subprocess.Popen[bytes]) -> None:
-    """End a guard whose launch failed half way."""
-    for pipe in (guard.stdin, guard.stdout):
-        if pipe is not None:
-            pipe.close()
+def _end_guard(guard: subprocess.Popen[bytes]) -> None:
+    """Ask the guard to end, and wait until it has ended."""
+    assert guard.stdin is not None
+    guard.stdin.close()  # closing twice does nothing
     try:
         guard.wait(STOP_GRACE_S + _GUARD_END_S)
     except subprocess.TimeoutExpired:
@@ -310,16 +306,7 @@ def family(pids: frozenset[int]) -> list[psutil.Process]:
 
 def listens(family: list[psutil.Process], port: int) -> bool:
     """True if one of these processes listens there, or if the system does not tell."""
-    for process in family:
-        try:
-            connections = process.net_connections(kind="tcp")
-        except psutil.AccessDenied:
-            return True
-        except psutil.Error:
-            continue
-        if any(_listens_on(c, port) for c in connections):
-            return True
-    return False
+    return any(_listens(process, port, untold=True) for process in family)
 
 
 def listeners(port: int) -> frozenset[int]:
@@ -329,16 +316,18 @@ def listeners(port: int) -> frozenset[int]:
             c.pid for c in psutil.net_connections(kind="tcp") if c.pid is not None and _listens_on(c, port)
         }
     except psutil.AccessDenied:  # macOS tells root only; our own user's processes can be asked one by one
-        found = {p.pid for p in psutil.process_iter() if _tells_listening(p, port)}
+        found = {p.pid for p in psutil.process_iter() if _listens(p, port, untold=False)}
     return frozenset(process.pid for process in family(frozenset(found)))
 
 
-def _tells_listening(process: psutil.Process, port: int) -> bool:
+def _listens(process: psutil.Process, port: int, *, untold: bool) -> bool:
+    """True if a process listens there; `untold` if the system does not tell."""
     try:
-        connections = process.net_connections(kind="tcp")
+        return any(_listens_on(c, port) for c in process.net_connections(kind="tcp"))
+    except psutil.AccessDenied:
+        return untold
     except psutil.Error:
         return False
-    return any(_listens_on(c, port) for c in connections)
 
 
 def _listens_on(connection: Any, port: int) -> bool:

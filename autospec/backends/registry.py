@@ -21,9 +21,9 @@ from autospec.catalog.model import Format, Model
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, BackendMissingError, UsageError
 from autospec.hardware.gpu import Device
+from autospec.settings import Settings
 
 __all__ = [
-    "BackendSettings",
     "EncodesText",
     "Idles",
     "InProcess",
@@ -35,28 +35,8 @@ __all__ = [
 ]
 
 
-class BackendSettings(Protocol):
-    """The settings that backends read; `autospec.settings.Settings` has them."""
-
-    @property
-    def state_dir(self) -> Path:
-        """Where launches are recorded."""
-
-    @property
-    def llama_server(self) -> str:
-        """The llama-server to run; empty takes the one on PATH."""
-
-    @property
-    def attached_url(self) -> str:
-        """The address of a server that runs already."""
-
-    @property
-    def attached_remote(self) -> bool:
-        """True if that server may be on another machine."""
-
-
 # In the order in which they are tried if the user names none.
-_BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {
+_BACKENDS: dict[str, Callable[[Settings], Backend]] = {
     "llama-server": lambda settings: LlamaServer(_binary(settings), settings.state_dir),
     "embedded": lambda settings: Embedded(settings.state_dir),
     "mlx": lambda settings: Mlx(settings.state_dir),
@@ -73,7 +53,7 @@ _FORMATS: dict[str, Format] = {
 _FORMAT_NAMES: dict[Format, str] = {"gguf": "a GGUF file", "mlx": "an MLX folder"}
 
 
-def backend_for(name: str | None, settings: BackendSettings, model: Model | None = None) -> Backend:
+def backend_for(name: str | None, settings: Settings, model: Model | None = None) -> Backend:
     """The backend of that name, or one that runs the model.
 
     `mlx` runs an MLX folder. `llama-server` runs a GGUF file; if it is not installed, `embedded` does.
@@ -104,7 +84,7 @@ def backend_for(name: str | None, settings: BackendSettings, model: Model | None
     return _BACKENDS["llama-server"](settings)
 
 
-def available(settings: BackendSettings) -> Iterator[tuple[str, Capabilities | AutospecError]]:
+def available(settings: Settings) -> Iterator[tuple[str, Capabilities | AutospecError]]:
     """Each backend with what it offers, or the error that says why it cannot be used and what to do."""
     for name, make in _BACKENDS.items():
         try:
@@ -123,7 +103,7 @@ def _check_format(name: str, model: Model) -> None:
         )
 
 
-def _binary(settings: BackendSettings) -> Path | None:
+def _binary(settings: Settings) -> Path | None:
     return Path(settings.llama_server) if settings.llama_server else None
 
 

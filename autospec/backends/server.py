@@ -263,7 +263,11 @@ def start_child(
     Raises:
         LaunchError: It did not get ready, and whatever `verify` raises.
     """
-    _sweep_once(state_dir)
+    # Servers of a killed autospec would take memory and processor time from ours.
+    if state_dir not in _swept:
+        _swept.add(state_dir)
+        for sentence in sweep_orphans(state_dir):
+            _log.warning(sentence)
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         port = free_port()
         server = make(ServerProcess.start(command(port), state_dir), port)
@@ -297,14 +301,6 @@ def canary(drafting: Drafting) -> Request:
 
 class _PortTakenError(LaunchError):
     """Another program has the port."""
-
-
-def _sweep_once(state_dir: Path) -> None:
-    """Before the first launch, end servers of a killed autospec: they would take memory and processor time from ours."""
-    if state_dir not in _swept:
-        _swept.add(state_dir)
-        for sentence in sweep_orphans(state_dir):
-            _log.warning(sentence)
 
 
 def _error(failure: Failure, process: ServerProcess) -> LaunchError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from autospec.cells import ModelRef
+from autospec.cells import ModelRef, options_in
 
 __all__ = [
     "BLOCK",
@@ -190,8 +190,8 @@ class Model:
         )
 
 
-# llama.cpp's two names of the setting. It accepts underscores for dashes, but not `--ctx-size=4096`.
-_FLAGS = ("-c", "--ctx-size")
+# llama.cpp's two names of the setting. It accepts underscores for dashes.
+_FLAGS = frozenset({"-c", "--ctx-size", "--ctx_size"})
 
 
 def context_of(args: Sequence[str], own: int, unset: int) -> int:
@@ -213,26 +213,10 @@ def names_context(args: Sequence[str]) -> bool:
 
 def without_context(args: Sequence[str]) -> list[str]:
     """Return the arguments without those that set the context length."""
-    left: list[str] = []
-    words = iter(args)
-    for word in words:
-        if _is_flag(word):
-            next(words, None)
-        else:
-            left.append(word)
-    return left
+    left = [(flag, *values) for flag, values in options_in(args) if flag not in _FLAGS]
+    return [word for option in left for word in option if word]
 
 
 def _given(args: Sequence[str]) -> int | None:
-    return next((int(value) for value in reversed(list(_values(args))) if value.isdecimal()), None)
-
-
-def _values(args: Sequence[str]) -> Iterator[str]:
-    words = iter(args)
-    for word in words:
-        if _is_flag(word):
-            yield next(words, "")
-
-
-def _is_flag(word: str) -> bool:
-    return (word.replace("_", "-") if word.startswith("--") else word) in _FLAGS
+    given = [values[0] for flag, values in options_in(args) if flag in _FLAGS and values]
+    return next((int(value) for value in reversed(given) if value.isdecimal()), None)

@@ -17,10 +17,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 # Name → module and the line in `--help`, so that listing the commands imports none.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "doctor": (
-        "autospec.cli.doctor",
-        "Check what is here, what is missing, and how to fix it.",
-    ),
+    "doctor": ("autospec.cli.doctor", "Check what is here, what is missing, and how to fix it."),
     "models": ("autospec.cli.models", "List the main models on this disk."),
     "drafts": ("autospec.cli.drafts", "Show which draft models fit a main model, and why others do not."),
     "tune": ("autospec.cli.tune", "Measure where speculative decoding pays."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options, model_option, url_option
+from autospec.cli.shell import Shell, command_options, model_option, server_options
 
 if TYPE_CHECKING:
     from autospec.backends.protocol import Capabilities, Request
@@ -38,9 +38,7 @@ __all__ = ["command"]
     show_default=True,
     help="Minimum probability of a draft token, if the backend has it.",
 )
-@click.option(
-    "--prompt", default="", metavar="TEXT", help="The prompt. [default: that of the reference benchmark]"
-)
+@click.option("--prompt", metavar="TEXT", help="The prompt. [default: that of the reference benchmark]")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=2),
@@ -51,8 +49,7 @@ __all__ = ["command"]
 @click.option(
     "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Runs with each configuration."
 )
-@click.option("--backend", default=None, metavar="B", help="Backend; `autospec doctor` lists them.")
-@url_option
+@server_options
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
 def command(
@@ -62,7 +59,7 @@ def command(
     draft: str,
     n_max: tuple[int, ...],
     p_min: float,
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     runs: int,
     backend: str | None,
@@ -84,35 +81,39 @@ def command(
     from autospec.backends.registry import backend_for
     from autospec.catalog.scan import scan
     from autospec.drafting import OFF, Drafting, Mode
+    from autospec.errors import ModelChoiceError
     from autospec.hardware import identify
     from autospec.hardware.machine_lock import machine_lock
-    from autospec.measure.bench import FOUNDING_PROMPT, group_runs, measure_runs
+    from autospec.measure.bench import REFERENCE_PROMPT, group_runs, measure_runs
 
-    shell.override(backend=backend or ("attached" if url else None), attached_url=url)
+    shell.choose_server(backend, url)
     settings = shell.settings
     catalog = scan(settings)
     main = catalog.find(model)
     here = identify()
-    if draft:
-        _named_draft(catalog, main, draft)  # report a mistake before looking for backends
+    # A mistake is reported before looking for backends.
+    named = _named_draft(catalog, main, draft) if draft else None
     server = backend_for(settings.backend or None, settings, main)
     abilities = server.capabilities()
     if isinstance(server, Attached) and abilities.measures_only:
         server = server.as_it_runs()
-        draftings = [OFF]
-        compare = _how_to_compare(
-            catalog, main, draft, here, n_max=n_max[0], p_min=p_min, context_tokens=settings.context_tokens
-        )
-        notes = (*abilities.notes, *compare)
+        draftings, notes = [OFF], abilities.notes
+        if fitting := named or _best_draft(catalog, main, here, settings.context_tokens):
+            notes = (*notes, _how_to_compare(fitting, n_max[0], p_min))
     elif Mode.DRAFT_MODEL not in abilities.modes:
         # llama-cpp-python drafts only from the text; matching two tokens is its own default.
         lookups = [Drafting(Mode.PROMPT_LOOKUP, n_max=n, ngram_n=2) for n in dict.fromkeys(n_max)]
         draftings, notes = [OFF, *lookups], abilities.notes
     else:
-        draft_model = _draft(catalog, main, draft, here, settings.context_tokens)
+        draft_model = named or _best_draft(catalog, main, here, settings.context_tokens)
+        if draft_model is None:
+            raise ModelChoiceError(
+                f"No draft model on this disk fits {main.name}.",
+                f"`autospec drafts --model {main.name}` shows why. Name one with --draft.",
+            )
         draftings = [OFF, *_draftings(draft_model, n_max, p_min, abilities)]
         notes = ()
-    question = prompt or FOUNDING_PROMPT
+    question = prompt or REFERENCE_PROMPT
     request = Request(messages=({"role": "user", "content": question},), max_tokens=max_tokens)
 
     def tell(number: int, drafting: Drafting) -> None:
@@ -141,43 +142,27 @@ def command(
     if shell.json:
         shell.emit(_document(groups, measured, main, here, request=request, today=today))
         return
-    from autospec.report.reference_benchmark import Benchmark, founding_markdown
+    from autospec.report.reference_benchmark import benchmark_markdown
 
     shell.out(
-        founding_markdown(
-            Benchmark(
-                title="Speculative Decoding Benchmark",
-                date=today,
-                hardware=f"{here.chip}, {round(here.memory_bytes / 2**30)} GB",
-                prompt=question,
-                max_tokens=max_tokens,
-                groups=tuple(groups),
-                methodology=(*_methodology(groups, measured, abilities, main, runs), *notes),
-            )
+        benchmark_markdown(
+            groups,
+            title="Speculative Decoding Benchmark",
+            date=today,
+            hardware=f"{here.chip}, {round(here.memory_bytes / 2**30)} GB",
+            prompt=question,
+            max_tokens=max_tokens,
+            methodology=(*_methodology(groups, measured, abilities, main, runs), *notes),
         )
     )
 
 
-def _draft(catalog: Catalog, main: Model, wanted: str, here: Hardware, context_tokens: int) -> Model:
+def _best_draft(catalog: Catalog, main: Model, here: Hardware, context_tokens: int) -> Model | None:
     from autospec.catalog.candidates import candidates
     from autospec.drafting import Mode
-    from autospec.errors import ModelChoiceError
 
-    if wanted:
-        return _named_draft(catalog, main, wanted)
-    fitting = [
-        c.model
-        for c in candidates(
-            main, catalog.models, memory_bytes=here.memory_bytes, context_tokens=context_tokens
-        )
-        if c.fits and c.mode is Mode.DRAFT_MODEL
-    ]
-    if not fitting:
-        raise ModelChoiceError(
-            f"No draft model on this disk fits {main.name}.",
-            f"`autospec drafts --model {main.name}` shows why. Name one with --draft.",
-        )
-    return fitting[0]
+    found = candidates(main, catalog.models, memory_bytes=here.memory_bytes, context_tokens=context_tokens)
+    return next((c.model for c in found if c.fits and c.mode is Mode.DRAFT_MODEL), None)
 
 
 def _named_draft(catalog: Catalog, main: Model, wanted: str) -> Model:
@@ -203,27 +188,13 @@ def _draftings(draft: Model, n_max: tuple[int, ...], p_min: float, abilities: Ca
     return [Drafting(mode, draft=path, n_max=n, n_min=least[0], p_min=least[1]) for n in dict.fromkeys(n_max)]
 
 
-def _how_to_compare(
-    catalog: Catalog,
-    main: Model,
-    draft: str,
-    here: Hardware,
-    *,
-    n_max: int,
-    p_min: float,
-    context_tokens: int,
-) -> tuple[str, ...]:
-    """How to start the user's server with drafting, if its drafting is fixed then; nothing if no draft fits."""
+def _how_to_compare(draft: Model, n_max: int, p_min: float) -> str:
+    """How to start the user's server with drafting, if its drafting is fixed then."""
     from autospec.drafting import Drafting, Mode
-    from autospec.errors import ModelChoiceError
     from autospec.report.server_config import newest_args
 
-    try:
-        chosen = _draft(catalog, main, draft, here, context_tokens)
-    except ModelChoiceError:
-        return ()
-    drafting = Drafting(Mode.DRAFT_MODEL, draft=str(chosen.path), n_max=n_max, n_min=0, p_min=p_min)
-    return (f"To start a current llama-server with drafting, add `{shlex.join(newest_args(drafting))}`.",)
+    drafting = Drafting(Mode.DRAFT_MODEL, draft=str(draft.path), n_max=n_max, n_min=0, p_min=p_min)
+    return f"To start a current llama-server with drafting, add `{shlex.join(newest_args(drafting))}`."
 
 
 def _methodology(
@@ -231,11 +202,14 @@ def _methodology(
 ) -> tuple[str, ...]:
     build = abilities.build
     p_min = [g.drafting.p_min for g in groups if g.drafting.p_min is not None]
+    clock = "the server's clock"
+    if groups[0].backend == "mlx":
+        clock = "the clock of `mlx_lm.stream_generate` (`generation_tps`)"
     kind = f"MoE, {main.active_experts} of {main.experts} experts active" if main.is_moe else "dense"
     sentences = [
         f"**Backend:** {build.backend} {build.version}",
         f"**Main Model:** {main.name} ({main.architecture}, {kind}, {main.quantization})",
-        f"Token generation speeds use {_whose_clock(groups[0].backend)}; whole requests use autospec's clock.",
+        f"Token generation speeds use {clock}; whole requests use autospec's clock.",
         _how_runs_went(abilities, runs),
     ]
     if groups[0].backend == "mlx":
@@ -259,12 +233,6 @@ def _methodology(
             f"Other programs disturbed {disturbed} of {len(measured)} runs; measure again on an idle machine."
         )
     return tuple(sentences)
-
-
-def _whose_clock(backend: str) -> str:
-    if backend == "mlx":
-        return "the clock of `mlx_lm.stream_generate` (`generation_tps`)"
-    return "the server's clock"
 
 
 def _how_runs_went(abilities: Capabilities, runs: int) -> str:

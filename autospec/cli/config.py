@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -54,7 +54,16 @@ def show(shell: Shell, *, template: bool) -> None:
         return
     settings = shell.settings
     if shell.json:
-        shell.emit(_document(settings))
+        document = {
+            key.name: {
+                "value": _json(_value(settings, key)),
+                "source": settings.sources[key.name],
+                "variable": key.variable,
+                "about": key.doc,
+            }
+            for key in KEYS
+        }
+        shell.emit({"schema": 1, "settings": document})
         return
     from rich.table import Table
 
@@ -77,23 +86,6 @@ def check(shell: Shell) -> None:
     if shell.json:
         shell.emit({"schema": 1, "ok": True, "path": str(file), "exists": file.is_file()})
     shell.out(f"ok: {file}" if file.is_file() else f"ok: there is no {file}, the defaults apply")
-
-
-def _document(settings: Settings) -> dict[str, Any]:
-    from autospec.settings import KEYS
-
-    return {
-        "schema": 1,
-        "settings": {
-            key.name: {
-                "value": _json(_value(settings, key)),
-                "source": settings.sources[key.name],
-                "variable": key.variable,
-                "about": key.doc,
-            }
-            for key in KEYS
-        },
-    }
 
 
 def _value(settings: Settings, key: Key) -> object:

@@ -36,10 +36,6 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
         else:
             shell.out("\n".join(status_lines(document)))
         return None
-    return _run(shell, proxy=proxy and not once, once=once)
-
-
-def _run(shell: Shell, *, proxy: bool, once: bool) -> int:
     import os
 
     from autospec.daemon.loop import Daemon
@@ -54,7 +50,7 @@ def _run(shell: Shell, *, proxy: bool, once: bool) -> int:
         os.environ.pop(name, None)
     clock = Clock()
     child = None
-    if proxy:
+    if proxy and not once:
         child = ProxyChild(
             proxy_command(shell.config), settings.state_dir, settings.log_dir / "proxy.log", clock
         )

@@ -6,6 +6,9 @@ import logging
 import os
 import platform
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,6 @@ from autospec.formats import gibibytes
 if TYPE_CHECKING:
     from autospec.cells import Hardware
     from autospec.hardware.state import MachineState
-    from autospec.measure.launch_scatter import LaunchScatter
     from autospec.settings import Settings
 
 __all__ = ["command"]
@@ -50,6 +52,26 @@ class Findings:
     problems: list[DoctorProblem] = field(default_factory=list)
     advice: list[DoctorProblem] = field(default_factory=list)
 
+    @contextmanager
+    def part(self, what: str) -> Iterator[None]:
+        """Keep an error of this part as a problem: one broken part must not hide the others."""
+        try:
+            yield
+        except AutospecError as error:
+            self.problem(error.message, error.hint)
+        except Exception as error:
+            logging.getLogger(__name__).debug("%s", what, exc_info=error)
+            hint = "Run `autospec doctor -v` and report its output to the project."
+            self.problem(f"{what}: {type(error).__name__}: {error}", hint)
+
+    def problem(self, problem: str, fix: str) -> None:
+        """Add what keeps a tune from running."""
+        self.problems.append(DoctorProblem(problem, fix))
+
+    def advise(self, problem: str, fix: str) -> None:
+        """Add what disturbs measurements."""
+        self.advice.append(DoctorProblem(problem, fix))
+
 
 @click.command()
 @command_options
@@ -60,6 +82,7 @@ def command(shell: Shell) -> None:
       autospec doctor
       autospec doctor --json | jq .problems
     """  # noqa: D301 - click needs the backspace itself
+    from autospec.daemon.status import glance
     from autospec.hardware import identify
     from autospec.hardware.state import StateWatch
 
@@ -69,30 +92,37 @@ def command(shell: Shell) -> None:
     watch.start()
     began_s = time.monotonic()
     findings = Findings(hardware=hardware.to_json())
-    _examine_backends(findings, settings)
-    _examine_models(findings, settings)
-    _examine_storage(findings, settings)
+    with findings.part("The backends cannot be checked"):
+        _examine_backends(findings, settings)
+    with findings.part("The models cannot be listed"):
+        _examine_models(findings, settings)
+    findings.storage = {"url": settings.storage_shown, "ok": False}
+    with findings.part("The database cannot be written"):
+        _try_storage(settings.storage)
+        findings.storage["ok"] = True
     _examine_launches(findings, settings, hardware)
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began_s)))
     _examine_state(findings, watch.finish())
-    _examine_signals(findings, settings)
+    findings.daemon = [check.to_json() for check in glance(settings, findings.state["other_load"]).checks]
     if shell.json:
-        shell.emit(_document(findings, settings))
+        document = {
+            "schema": 1,
+            "ok": not findings.problems,
+            "autospec": autospec.__version__,
+            "python": platform.python_version(),
+            "config_file": str(settings.config_file),
+            **asdict(findings),
+        }
+        shell.emit(document)
     else:
         _show(shell, findings, settings, hardware)
 
 
 def _examine_backends(findings: Findings, settings: Settings) -> None:
     from autospec.backends.protocol import Capabilities
+    from autospec.backends.registry import available
 
-    try:
-        from autospec.backends.registry import available
-
-        found = dict(available(settings))
-    except Exception as error:  # noqa: BLE001 - one broken part must not hide the others
-        findings.problems.append(_problem("The backends cannot be checked", error))
-        return
-    for name, answer in found.items():
+    for name, answer in dict(available(settings)).items():
         if isinstance(answer, Capabilities):
             findings.backends.append(
                 {
@@ -105,66 +135,44 @@ def _examine_backends(findings: Findings, settings: Settings) -> None:
                 }
             )
         else:
-            missing = _problem("", answer)
-            findings.backends.append({"name": name, "ok": False, "build": "", "modes": [], **asdict(missing)})
+            missing = {"problem": answer.message, "fix": answer.hint}
+            findings.backends.append({"name": name, "ok": False, "build": "", "modes": [], **missing})
     wanted = next((b for b in findings.backends if b["name"] == settings.backend), None)
     if settings.backend and wanted is None:
         names = ", ".join(b["name"] for b in findings.backends)
-        findings.problems.append(
-            DoctorProblem(
-                f"The settings name an unknown backend {settings.backend}.", f"Choose one of {names}."
-            )
+        findings.problem(
+            f"The settings name an unknown backend {settings.backend}.", f"Choose one of {names}."
         )
     elif wanted is not None and not wanted["ok"]:
-        findings.problems.append(DoctorProblem(wanted["problem"], wanted["fix"]))
+        findings.problem(wanted["problem"], wanted["fix"])
     elif not any(b["ok"] for b in findings.backends):
-        findings.problems.append(
-            DoctorProblem("No backend is installed.", "pip install xllamacpp, or brew install llama.cpp")
-        )
+        findings.problem("No backend is installed.", "pip install xllamacpp, or brew install llama.cpp")
 
 
 def _examine_models(findings: Findings, settings: Settings) -> None:
-    try:
-        from autospec.catalog.scan import scan
+    from autospec.catalog.scan import scan
 
-        catalog = scan(settings)
-    except Exception as error:  # noqa: BLE001 - as above
-        findings.problems.append(_problem("The models cannot be listed", error))
-        return
-    places: dict[tuple[str, str], int] = {}
+    catalog = scan(settings)
+    places: Counter[tuple[str, str]] = Counter()
     for model in catalog.models:
         # The deepest searched folder: folders may be nested.
         roots = [folder for folder in catalog.looked_in if model.path.is_relative_to(folder)]
         root = max(roots, key=lambda folder: len(folder.parts), default=model.path.parent)
-        place = (model.source, str(root))
-        places[place] = places.get(place, 0) + 1
+        places[model.source, str(root)] += 1
     findings.models = {
         "count": len(catalog.models),
         "places": [
-            {"source": source, "path": path, "count": count}
-            for (source, path), count in sorted(places.items(), key=lambda item: -item[1])
+            {"source": source, "path": path, "count": count} for (source, path), count in places.most_common()
         ],
         "looked_in": [str(folder) for folder in catalog.looked_in],
         "warnings": list(catalog.warnings),
     }
     if not catalog.models:
-        findings.problems.append(
-            DoctorProblem(
-                "No models were found.",
-                f"Download a GGUF file, e.g. with LM Studio, or add your folder to {settings.config_file}: "
-                'model_dirs = ["~/models"]',
-            )
+        findings.problem(
+            "No models were found.",
+            f"Download a GGUF file, e.g. with LM Studio, or add your folder to {settings.config_file}: "
+            'model_dirs = ["~/models"]',
         )
-
-
-def _examine_storage(findings: Findings, settings: Settings) -> None:
-    findings.storage = {"url": settings.storage_shown, "ok": True}
-    try:
-        _try_storage(settings.storage)
-    except Exception as error:  # noqa: BLE001 - as above
-        problem = _problem("The database cannot be written", error)
-        findings.storage["ok"] = False
-        findings.problems.append(problem)
 
 
 def _try_storage(url: str) -> None:
@@ -191,37 +199,26 @@ def _database_file(url: str) -> Path | None:
 
 def _examine_launches(findings: Findings, settings: Settings, hardware: Hardware) -> None:
     """How much launches of each backend differ, as tunes on this machine measured it."""
+    from autospec.cells import Build
     from autospec.measure.launch_scatter import LaunchScatter
+    from autospec.store.database import open_store
+    from autospec.tuning.launch_scatter import known_scatter
 
     # autospec does not launch attached servers.
     launched = {b["name"]: b for b in findings.backends if b["ok"] and b["name"] != "attached"}
     known: dict[str, LaunchScatter] = {}
     file = _database_file(settings.storage)
     if launched and findings.storage["ok"] and (file is None or file.exists()):
-        try:
-            known = _known_launches(settings.storage, hardware, launched)
-        except Exception as error:  # noqa: BLE001 - as above
-            findings.problems.append(_problem("The measurements of launches cannot be read", error))
+        with (
+            findings.part("The measurements of launches cannot be read"),
+            closing(open_store(settings.storage)) as store,
+        ):
+            for name, backend in launched.items():
+                build = Build(name, backend["build"], backend["fingerprint"])
+                known[name] = known_scatter(store, hardware.id, build)
     for name, backend in launched.items():
         scatter = known.get(name, LaunchScatter())
         backend["launch_scatter"] = {**scatter.to_json(), "words": scatter.words}
-
-
-def _known_launches(
-    url: str, hardware: Hardware, backends: dict[str, dict[str, Any]]
-) -> dict[str, LaunchScatter]:
-    from autospec.cells import Build
-    from autospec.store.database import open_store
-    from autospec.tuning.launch_scatter import known_scatter
-
-    store = open_store(url)
-    try:
-        return {
-            name: known_scatter(store, hardware.id, Build(name, b["build"], b["fingerprint"]))
-            for name, b in backends.items()
-        }
-    finally:
-        store.close()
 
 
 def _examine_state(findings: Findings, state: MachineState) -> None:
@@ -229,44 +226,15 @@ def _examine_state(findings: Findings, state: MachineState) -> None:
 
     findings.state = state.to_json()
     if state.on_battery:
-        findings.advice.append(DoctorProblem("The machine runs on battery.", "Plug it in before a tune."))
+        findings.advise("The machine runs on battery.", "Plug it in before a tune.")
     if state.low_power:
-        findings.advice.append(DoctorProblem("Low power mode is on.", "Turn it off before a tune."))
+        findings.advise("Low power mode is on.", "Turn it off before a tune.")
     if state.thermal == "throttled":
-        findings.advice.append(DoctorProblem("Heat slows the processor.", "Let it cool down before a tune."))
+        findings.advise("Heat slows the processor.", "Let it cool down before a tune.")
     if reason := disturbed(state):
-        findings.advice.append(
-            DoctorProblem(
-                reason, "Close other programs before a tune; autospec repeats disturbed measurements."
-            )
+        findings.advise(
+            reason, "Close other programs before a tune; autospec repeats disturbed measurements."
         )
-
-
-def _examine_signals(findings: Findings, settings: Settings) -> None:
-    from autospec.daemon.status import glance
-
-    findings.daemon = [check.to_json() for check in glance(settings, findings.state["other_load"]).checks]
-
-
-def _problem(what: str, error: BaseException) -> DoctorProblem:
-    if isinstance(error, AutospecError):
-        return DoctorProblem(error.message, error.hint)
-    logging.getLogger(__name__).debug("%s", what, exc_info=error)
-    text = f"{type(error).__name__}: {error}"
-    return DoctorProblem(
-        f"{what}: {text}" if what else text, "Run `autospec doctor -v` and report its output to the project."
-    )
-
-
-def _document(findings: Findings, settings: Settings) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "ok": not findings.problems,
-        "autospec": autospec.__version__,
-        "python": platform.python_version(),
-        "config_file": str(settings.config_file),
-        **asdict(findings),
-    }
 
 
 def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardware) -> None:
@@ -280,12 +248,10 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
     state = findings.state
     free = gibibytes(state["memory_available_bytes"])
     power = {True: "on battery", False: "on mains power", None: "power unknown"}[state["on_battery"]]
+    writable = "writable" if findings.storage["ok"] else "not writable"
     file = settings.config_file
     rows = [
-        (
-            "machine",
-            f"{hardware.chip}, {gibibytes(hardware.memory_bytes)}, {hardware.cores} cores{gpu}",
-        ),
+        ("machine", f"{hardware.chip}, {gibibytes(hardware.memory_bytes)}, {hardware.cores} cores{gpu}"),
         ("", f"{hardware.os}, id {hardware.id}"),
         (
             "now",
@@ -293,10 +259,7 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
         ),
         ("autospec", f"{autospec.__version__}, Python {platform.python_version()}"),
         ("config", f"{file}" if file.is_file() else f"{file} (does not exist, the defaults apply)"),
-        (
-            "storage",
-            f"{findings.storage['url']} ({'writable' if findings.storage['ok'] else 'not writable'})",
-        ),
+        ("storage", f"{findings.storage['url']} ({writable})"),
         *_backend_rows(findings.backends),
         *_model_rows(findings.models),
         *_signal_rows(findings.daemon),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options, model_option, prompt_type_option
+from autospec.cli.shell import Shell, command_options, model_option, result_options
 
 if TYPE_CHECKING:
     from autospec.catalog.model import Model
@@ -22,11 +22,9 @@ __all__ = ["command"]
 
 @click.command()
 @model_option()
-@prompt_type_option
-@click.option("--backend", default="", metavar="B", help="Only this backend.")
-@click.option("--hardware", default="", metavar="ID", help="Results of another machine.")
+@result_options
 @command_options
-def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, hardware: str) -> None:
+def command(shell: Shell, /, **question: Any) -> None:
     """Explain a recommendation: speeds, acceptance, the cost of proposals, and the break-even point.
 
     \b
@@ -39,18 +37,15 @@ def command(shell: Shell, *, model: str, prompt_type: str | None, backend: str, 
     from autospec.store.reader import read_recommendations
 
     settings = shell.settings
-    question = Question(model, PromptType(prompt_type) if prompt_type else None, backend, hardware)
-    selection = select(read_recommendations(settings.storage, shell.warn), identify(), question)
+    known = read_recommendations(settings.storage, shell.warn)
+    selection = select(known, identify(), Question(**question))
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store
 
     trials = {s.cell_key: s.trials for s in read_studies(settings.studies_url)}
     main = _model(shell, selection.stored[0].recommendation.model_path)
-    store = open_store(settings.storage, shell.warn)
-    try:
+    with closing(open_store(settings.storage, shell.warn)) as store:
         explained = [_explain(store, s, trials, main) for s in selection.stored]
-    finally:
-        store.close()
     if shell.json:
         shell.emit(
             {

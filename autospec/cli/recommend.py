@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options, model_option, prompt_type_option
+from autospec.cli.shell import Shell, command_options, model_option, result_options
 
 if TYPE_CHECKING:
     from autospec.report.selection import Selection
@@ -22,9 +21,7 @@ _FILES = ("preset", "llama-swap")
 
 @click.command()
 @model_option(required=False)
-@prompt_type_option
-@click.option("--backend", default="", metavar="B", help="Only this backend.")
-@click.option("--hardware", default="", metavar="ID", help="Results of another machine.")
+@result_options
 @click.option("--all-hardware", is_flag=True, help="Results of all machines.")
 @click.option(
     "-f",
@@ -44,17 +41,7 @@ _FILES = ("preset", "llama-swap")
     help="Write the preset or llama-swap entries into this file; its other content stays.",
 )
 @command_options
-def command(
-    shell: Shell,
-    *,
-    model: str,
-    prompt_type: str | None,
-    backend: str,
-    hardware: str,
-    all_hardware: bool,
-    form: str,
-    output: Path | None,
-) -> None:
+def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any) -> None:
     """Print what to run: a drafting configuration, or none.
 
     \b
@@ -78,10 +65,8 @@ def command(
             f"--output works with {' and '.join(_FILES)}, not with {form}.",
             "Redirect the output with > instead.",
         )
-    question = Question(
-        model, PromptType(prompt_type) if prompt_type else None, backend, hardware, all_hardware
-    )
-    selection = select(read_recommendations(shell.settings.storage, shell.warn), identify(), question)
+    known = read_recommendations(shell.settings.storage, shell.warn)
+    selection = select(known, identify(), Question(**question))
     if shell.json or form == "json":
         shell.emit(selection.document())
     elif form == "table":
@@ -98,7 +83,7 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
     import shlex
 
     from autospec.errors import NothingKnownError
-    from autospec.report.server_config import llama_swap_text, mlx_command, one_args, preset_text
+    from autospec.report.server_config import llama_swap_text, mlx_command, one_args, preset_text, update_file
 
     if selection.foreign and not all(r.drafting.is_off for r in selection.recommendations):
         # Do not pipe another machine's flags and paths into a server unless the user asks for them.
@@ -132,8 +117,6 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
     if output is None:
         shell.out(rendered.text)
         return
-    from autospec.report.server_config import update_file
-
     if update_file(output, rendered, form):
         entries = "1 entry" if len(rendered.names) == 1 else f"{len(rendered.names)} entries"
         shell.say(f"Wrote {entries} to {output}.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_UP = {True: "The service is running.", False: "The service is already running."}
+_UP = ("The service is running.", "The service is already running.")
 
 
 @click.group()
@@ -56,7 +56,7 @@ def install(shell: Shell, *, dry_run: bool) -> None:
         return
     with _log_shown(shell):
         changed = service.install()
-    _tell(shell, service, "install", changed, _UP[changed])
+    _tell(shell, service, "install", changed, _UP)
     _say_linger(shell, service)
 
 
@@ -65,14 +65,8 @@ def install(shell: Shell, *, dry_run: bool) -> None:
 def uninstall(shell: Shell) -> None:
     """Stop the service and remove its file and its log. Recommendations, studies and settings stay."""
     service = _service(shell)
-    changed = service.uninstall()
-    _tell(
-        shell,
-        service,
-        "uninstall",
-        changed,
-        "The service is removed." if changed else "The service was not installed.",
-    )
+    words = "The service is removed.", "The service was not installed."
+    _tell(shell, service, "uninstall", service.uninstall(), words)
 
 
 @command.command()
@@ -82,7 +76,7 @@ def start(shell: Shell) -> None:
     service = _service(shell)
     with _log_shown(shell):
         changed = service.start()
-    _tell(shell, service, "start", changed, _UP[changed])
+    _tell(shell, service, "start", changed, _UP)
 
 
 @command.command()
@@ -90,14 +84,8 @@ def start(shell: Shell) -> None:
 def stop(shell: Shell) -> None:
     """Stop the service until the next start or login."""
     service = _service(shell)
-    changed = service.stop()
-    _tell(
-        shell,
-        service,
-        "stop",
-        changed,
-        "The service is stopped." if changed else "The service was not running.",
-    )
+    words = "The service is stopped.", "The service was not running."
+    _tell(shell, service, "stop", service.stop(), words)
 
 
 @command.command()
@@ -193,10 +181,11 @@ def _show_plan(shell: Shell, service: Service) -> None:
         shell.out(f"  {shlex.join(argv)}")
 
 
-def _tell(shell: Shell, service: Service, action: str, changed: bool, sentence: str) -> None:
+def _tell(shell: Shell, service: Service, action: str, changed: bool, words: tuple[str, str]) -> None:
     if shell.json:
         shell.emit({"schema": 1, "action": action, "changed": changed, "file": str(service.supervisor.file)})
-    shell.out(sentence)
+    done, nothing = words
+    shell.out(done if changed else nothing)
 
 
 @contextmanager
@@ -214,18 +203,14 @@ def _log_shown(shell: Shell) -> Iterator[None]:
 
 def _say_linger(shell: Shell, service: Service) -> None:
     """Say that the user's systemd ends at logout, if it does."""
+    import getpass
+
     from autospec.service.lifecycle import run_command
 
     if service.supervisor.name != "systemd":
         return
-    said = run_command(["loginctl", "show-user", "--property=Linger", "--value", _user()])
+    said = run_command(["loginctl", "show-user", "--property=Linger", "--value", getpass.getuser()])
     if said.code == 0 and said.out.strip() == "no":
         shell.say(
             "It runs only while you are logged in. `loginctl enable-linger` keeps it running after logout."
         )
-
-
-def _user() -> str:
-    import getpass
-
-    return getpass.getuser()

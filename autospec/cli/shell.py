@@ -19,9 +19,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TextIO
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
@@ -42,8 +43,8 @@ __all__ = [
     "exit_code_of",
     "explain",
     "model_option",
-    "prompt_type_option",
-    "url_option",
+    "result_options",
+    "server_options",
 ]
 
 
@@ -164,19 +165,15 @@ def _crash(error: BaseException, *, verbose: bool, log_dir: Path | None) -> Repo
     now = dt.datetime.now(dt.UTC)
     name = f"crash-{now:%Y%m%dT%H%M%S}-{os.getpid()}.txt"
     head = f"{now.isoformat()}\n{' '.join(sys.argv)}\nPython {sys.version}\n\n"
-    kept = False
-    for folder in (log_dir, Path(tempfile.gettempdir())):
-        if folder is None:
-            continue
-        try:
+    for folder in filter(None, (log_dir, Path(tempfile.gettempdir()))):
+        with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(head + whole, "utf-8")
-        except OSError:
-            continue
-        lines.append(f"The full report is in {folder / name}; please send it to the project.")
-        kept = True
-        break
-    if verbose or not kept:
+            lines.append(f"The full report is in {folder / name}; please send it to the project.")
+            break
+    else:
+        verbose = True
+    if verbose:
         lines.append(whole.rstrip())
     return Report(1, tuple(lines))
 
@@ -220,6 +217,10 @@ class Shell:
         """Put a command's own flags, by setting name, above environment and file; ``None`` means not given."""
         self._flags.update(flags)
         self._settings = None
+
+    def choose_server(self, backend: str | None, url: str | None) -> None:
+        """Put the values of `server_options` above environment and file."""
+        self.override(backend=backend or ("attached" if url else None), attached_url=url)
 
     @functools.cached_property
     def console(self) -> Console:
@@ -291,16 +292,30 @@ def model_option(name: str = "model", *, required: bool = True) -> Callable[[Any
     return click.option("-m", "--model", name, required=required, metavar="M", help=text, **default)
 
 
-def prompt_type_option(function: Any) -> Any:
-    """The option for one prompt type."""
+def result_options(function: Any) -> Any:
+    """The options that choose among known results; `Question` has the same names."""
+
+    def read(_context: click.Context, _option: click.Parameter, word: str | None) -> PromptType | None:
+        return None if word is None else PromptType(word)
+
     types = click.Choice([str(t) for t in PromptType])
-    return click.option("-t", "--prompt-type", type=types, help="Only this prompt type.")(function)
+    for option in (
+        click.option(
+            "--hardware", "hardware_id", default="", metavar="ID", help="Results of another machine."
+        ),
+        click.option("--backend", default="", metavar="B", help="Only this backend."),
+        click.option("-t", "--prompt-type", type=types, callback=read, help="Only this prompt type."),
+    ):
+        function = option(function)
+    return function
 
 
-def url_option(function: Any) -> Any:
-    """The option for a server that autospec did not start."""
-    text = "Address of a running server; implies --backend attached."
-    return click.option("--url", metavar="URL", help=text)(function)
+def server_options(function: Any) -> Any:
+    """The options that choose what answers the requests; pass both to `Shell.choose_server`."""
+    backend = "Backend; `autospec doctor` lists them. [default: an installed one that runs the model]"
+    url = "Address of a running server; implies --backend attached."
+    function = click.option("--url", metavar="URL", help=url)(function)
+    return click.option("--backend", metavar="B", help=backend)(function)
 
 
 def command_options(
@@ -311,22 +326,14 @@ def command_options(
     Every exception ends as a plain sentence on stderr and the error's exit code.
     """
 
-    @click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."
-    )
+    @click.option("--json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
     @click.option("-v", "--verbose", is_flag=True, help="Show logs on stderr.")
     @click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors only.")
-    @click.option(
-        "--config",
-        "config",
-        type=click.Path(path_type=Path),
-        metavar="PATH",
-        help="Use this config file.",
-    )
+    @click.option("--config", type=click.Path(path_type=Path), metavar="PATH", help="Use this config file.")
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        common: dict[str, Any] = {name: kwargs.pop(name) for name in ("verbose", "quiet", "config")}
-        shell = Shell(json=bool(kwargs.pop("as_json")), **common)
+        common: dict[str, Any] = {name: kwargs.pop(name) for name in ("json", "verbose", "quiet", "config")}
+        shell = Shell(**common)
         _configure_logging(verbose=shell.verbose)
         try:
             code = function(shell, *args, **kwargs)
@@ -350,16 +357,12 @@ def close_output() -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard(sys.stdout)
+        # To /dev/null, so that the interpreter does not report the closed pipe again at exit.
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
         return 1
     return 0
-
-
-def _discard(stream: TextIO) -> None:
-    """Redirect a closed pipe to /dev/null, so that the interpreter does not report it again at exit."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, stream.fileno())
-    os.close(devnull)
 
 
 def _log_dir(shell: Shell) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +113,8 @@ def import_(shell: Shell, *, files: tuple[str, ...]) -> None:
     for export in exports:
         if export.unread:
             shell.warn(export.unread)
-    store = open_store(shell.settings.storage, shell.warn)
-    try:
+    with closing(open_store(shell.settings.storage, shell.warn)) as store:
         results = [import_into(store, export) for export in exports]
-    finally:
-        store.close()
     if shell.json:
         shell.emit(
             {
@@ -164,21 +162,15 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store
 
-    url = shell.settings.storage
     studies = read_studies(shell.settings.studies_url)
-    store = open_store(url, shell.warn)
-    try:
+    with closing(open_store(shell.settings.storage, shell.warn)) as store:
         stored = store.recommendations()
         if model:
             stored = match_model(stored, model)
             names = {s.recommendation.model for s in stored}
             studies = [s for s in studies if s.cell.get("model") in names]
-        keys = list(
-            dict.fromkeys([*(s.cell_key for s in stored), *(s.cell_key for s in studies if s.cell_key)])
-        )
+        keys = dict.fromkeys([*(s.cell_key for s in stored), *(s.cell_key for s in studies if s.cell_key)])
         measurements = [m for key in keys for m in store.measurements(key)]
-    finally:
-        store.close()
     if not stored and not studies:
         raise NothingKnownError(
             f"Nothing is known{f' about {model}' if model else ' yet'}.", "Run `autospec tune`."
@@ -213,22 +205,13 @@ def _brief(stored: StoredRecommendation | None) -> dict[str, Any] | None:
     if stored is None:
         return None
     data = stored.recommendation.to_json()
-    keys = (
-        "model",
-        "backend",
-        "backend_build",
-        "prompt_type",
-        "verdict",
-        "drafting",
-        "speedup",
-        "status",
-        "created_at",
-    )
-    return {"cell_key": stored.cell_key, **{k: data[k] for k in keys}}
+    which = ("model", "backend", "backend_build", "prompt_type")
+    result = ("verdict", "drafting", "speedup", "status", "created_at")
+    return {"cell_key": stored.cell_key, **{key: data[key] for key in (*which, *result)}}
 
 
 def _show_record(shell: Shell, record: Record) -> None:
-    from autospec.report.reference_benchmark import Benchmark, founding_markdown
+    from autospec.report.reference_benchmark import benchmark_markdown
 
     if shell.json:
         shell.emit(
@@ -253,15 +236,13 @@ def _show_record(shell: Shell, record: Record) -> None:
         return
     gib = record.hardware.memory_bytes // 2**30
     shell.out(
-        founding_markdown(
-            Benchmark(
-                title=record.title,
-                date=record.date.isoformat(),
-                hardware=f"{record.hardware.chip}, {gib} GB",
-                prompt=record.prompt,
-                max_tokens=record.max_tokens,
-                groups=record.groups,
-                methodology=record.notes,
-            )
+        benchmark_markdown(
+            record.groups,
+            title=record.title,
+            date=record.date.isoformat(),
+            hardware=f"{record.hardware.chip}, {gib} GB",
+            prompt=record.prompt,
+            max_tokens=record.max_tokens,
+            methodology=record.notes,
         )
     )

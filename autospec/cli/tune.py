@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options, model_option, url_option
+from autospec.cli.shell import Shell, command_options, model_option, server_options
 from autospec.tuning.cell import CellProgress, TuneStep
 
 __all__ = ["TuneDisplay", "command", "interruptible"]
@@ -210,12 +210,7 @@ def _clock(seconds: float) -> str:
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @model_option()
-@click.option(
-    "--backend",
-    metavar="B",
-    help="Backend; `autospec doctor` lists them. [default: an installed one that runs the model]",
-)
-@url_option
+@server_options
 @click.option(
     "-t",
     "--prompt-type",
@@ -255,13 +250,8 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
       autospec tune --model qwen3-coder-30b --prompt-type coding --budget 20m
       autospec tune --model ~/models/big.gguf --draft ~/models/small.gguf -- -ngl 99 -fa on
     """  # noqa: D301 - click needs the backspace itself
-    shell.override(
-        backend=options["backend"] or ("attached" if options["url"] else None),
-        attached_url=options["url"],
-        study=options["study"],
-        suite=options["suite"],
-        budget=options["budget"],
-    )
+    shell.choose_server(options["backend"], options["url"])
+    shell.override(study=options["study"], suite=options["suite"], budget=options["budget"])
     from autospec.backends.registry import backend_for
     from autospec.errors import UnsupportedError
     from autospec.hardware import identify

@@ -26,7 +26,7 @@ from autospec.errors import RequestError
 from autospec.hardware.state import StateWatch, disturbed
 
 __all__ = [
-    "FOUNDING_PROMPT",
+    "REFERENCE_PROMPT",
     "SINGLE_RUN_SD",
     "Comparison",
     "Noise",
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-FOUNDING_PROMPT = "Escreva um Palindromo em Kotlin"
+REFERENCE_PROMPT = "Escreva um Palindromo em Kotlin"
 # The first request loads pages into memory. Its text differs from every benchmark's, so that drafting learns nothing
 # of the answer from it.
 _WARM_UP = Request(messages=({"role": "user", "content": "Name three colours."},), max_tokens=8)

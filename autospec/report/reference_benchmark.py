@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import PurePath
 
 from autospec.drafting import Drafting
@@ -13,7 +13,7 @@ from autospec.formats import log_percent
 from autospec.measure.bench import RunGroup, compare_runs, pooled_noise
 from autospec.measure.verdict import DEFAULT_RULE
 
-__all__ = ["Benchmark", "founding_markdown", "results_table"]
+__all__ = ["benchmark_markdown", "results_table"]
 
 _BACKEND_HEADINGS = {
     "llama-server": "GGUF Backend (llama-server)",
@@ -26,59 +26,40 @@ _BACKEND_HEADINGS = {
 _TOO_WIDE = math.log(10)
 
 
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """The content of the report.
-
-    Attributes:
-        title: Heading.
-        date: ISO 8601 day.
-        hardware: The machine in words.
-        prompt: The prompt.
-        max_tokens: Most tokens to generate.
-        groups: The runs.
-        methodology: Sentences.
-    """
-
-    title: str
-    date: str
-    hardware: str
-    prompt: str
-    max_tokens: int
-    groups: tuple[RunGroup, ...]
-    methodology: tuple[str, ...] = ()
-
-
-def founding_markdown(bench: Benchmark) -> str:
-    """The whole document, without a final newline."""
-    drafts = dict.fromkeys(_draft_name(g.drafting) for g in bench.groups if not g.drafting.is_off)
+def benchmark_markdown(
+    runs: Sequence[RunGroup],
+    *,
+    title: str,
+    date: str,
+    hardware: str,
+    prompt: str,
+    max_tokens: int,
+    methodology: Sequence[str] = (),
+) -> str:
+    """The whole document, without a final newline. `methodology` are sentences; `date` is an ISO 8601 day."""
+    drafts = dict.fromkeys(_draft_name(g.drafting) for g in runs if not g.drafting.is_off)
     by_backend: dict[str, list[RunGroup]] = {}
-    for group in bench.groups:
+    for group in runs:
         by_backend.setdefault(group.backend, []).append(group)
-    blocks = [
-        f"# {bench.title}",
-        "\n".join(
-            [
-                f"**Date:** {bench.date}",
-                f"**Hardware:** {bench.hardware}",
-                f'**Prompt:** "{bench.prompt}"',
-                f"**Max Tokens:** {bench.max_tokens}",
-                f"**Draft Model:** {', '.join(drafts) or 'none'}",
-            ]
-        ),
-        "## Results",
-    ]
+    facts = (
+        f"**Date:** {date}",
+        f"**Hardware:** {hardware}",
+        f'**Prompt:** "{prompt}"',
+        f"**Max Tokens:** {max_tokens}",
+        f"**Draft Model:** {', '.join(drafts) or 'none'}",
+    )
+    blocks = [f"# {title}", "\n".join(facts), "## Results"]
     for backend, groups in by_backend.items():
         blocks += [f"### {_heading(backend)}", results_table(groups)]
         if all(g.request_tps for g in groups):
-            whole = [_of_whole_requests(g) for g in groups]
+            whole = [replace(g, runs_tps=g.request_tps) for g in groups]
             blocks += ["Whole requests, prompt processing included:", results_table(whole)]
-    blocks += ["## Conclusion", _conclusion(bench.groups), "## Raw Data"]
+    blocks += ["## Conclusion", _conclusion(runs), "## Raw Data"]
     for backend, groups in by_backend.items():
         blocks.append(f"### {_heading(backend)}")
         blocks += ["\n".join(_raw(g, _draftings(groups))) for g in groups]
-    if bench.methodology:
-        blocks += ["## Methodology", "\n".join(f"- {sentence}" for sentence in bench.methodology)]
+    if methodology:
+        blocks += ["## Methodology", "\n".join(f"- {sentence}" for sentence in methodology)]
     return "\n\n".join(blocks)
 
 
@@ -183,10 +164,6 @@ def _wrapped(command: Sequence[str]) -> str:
             lines.append([])
         lines[-1].append(word)
     return " \\\n  ".join(shlex.join(line) for line in lines if line)
-
-
-def _of_whole_requests(group: RunGroup) -> RunGroup:
-    return RunGroup(group.backend, group.build, group.model, group.drafting, group.request_tps)
 
 
 def _draftings(groups: Sequence[RunGroup]) -> list[Drafting]:

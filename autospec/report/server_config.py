@@ -20,6 +20,7 @@ from typing import Any
 
 from autospec.backends import flags as _flags
 from autospec.backends.flags import HelpText, Option
+from autospec.cells import options_in
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UsageError
 from autospec.files import replace_file
@@ -129,13 +130,9 @@ def one_args(recommendations: Sequence[Recommendation]) -> tuple[tuple[str, ...]
         choices.setdefault(drafting_args(r), []).append(r)
     if len(choices) == 1:
         return next(iter(choices)), recommendations[0]
-    by_backend = len({r.backend for r in recommendations}) > 1
-    by_type = any(
-        len({r.prompt_type for r in group}) > 1
-        for group in (
-            [r for r in recommendations if r.backend == b] for b in {r.backend for r in recommendations}
-        )
-    )
+    backends = {r.backend for r in recommendations}
+    by_backend = len(backends) > 1
+    by_type = len({(r.backend, r.prompt_type) for r in recommendations}) > len(backends)
     options = " and ".join(["--prompt-type"] * by_type + ["--backend"] * by_backend or ["--hardware"])
     what = "; ".join(
         f"{', '.join(_subject(r, with_backend=by_backend) for r in group)}: {group[0].drafting.label}"
@@ -150,11 +147,7 @@ def preset_text(recommendations: Sequence[Recommendation]) -> Rendered:
     Keys are flags without dashes (llama.cpp, ``common/preset.cpp``). That parser ends a value at the first ``;`` or
     ``#`` and has no quotes, so a path with one of them cannot be written.
     """
-    lines = [
-        "; Written by autospec. Start with: llama-server --models-preset THIS_FILE",
-        "version = 1",
-        "",
-    ]
+    head = ["; Written by autospec. Start with: llama-server --models-preset THIS_FILE", "version = 1", ""]
 
     def section(name: str, r: Recommendation) -> list[str]:
         options = {"model": r.model_path} | _options([*_settings(r), *drafting_args(r)])
@@ -163,7 +156,7 @@ def preset_text(recommendations: Sequence[Recommendation]) -> Rendered:
                 raise AutospecError(f"{value!r} cannot be written into a preset.", "Rename the file.")
         return [f"; {_why(r)}", f"[{name}]", *(f"{key} = {value}".rstrip() for key, value in options.items())]
 
-    return _render(recommendations, lines, section)
+    return _render(recommendations, head, section)
 
 
 def llama_swap_text(recommendations: Sequence[Recommendation], program: str = "llama-server") -> Rendered:
@@ -181,24 +174,21 @@ def llama_swap_text(recommendations: Sequence[Recommendation], program: str = "l
         server = str(command[0]) if r.backend == "llama-server" and command else program
         words = ["--model", r.model_path, *_settings(r), *drafting_args(r)]
         line = f"{shlex.quote(server)} --port ${{PORT}} {shlex.join(words)}"
-        return [f"  # {_why(r)}", f"  {_json(name)}:", f"    cmd: {_json(line)}"]
+        # YAML does not join the surrogate pairs of JSON's \u escapes, so do not escape.
+        key, cmd = (json.dumps(text, ensure_ascii=False) for text in (name, line))
+        return [f"  # {_why(r)}", f"  {key}:", f"    cmd: {cmd}"]
 
-    return _render(
-        recommendations,
-        ["# Written by autospec. Start with: llama-swap -config THIS_FILE", "models:"],
-        entry,
-        indent="  ",
-    )
+    head = ["# Written by autospec. Start with: llama-swap -config THIS_FILE", "models:"]
+    return _render(recommendations, head, entry, indent="  ")
 
 
-def mlx_command(recommendations: Sequence[Recommendation], program: str = "mlx_lm.server") -> tuple[str, ...]:
+def mlx_command(recommendations: Sequence[Recommendation]) -> tuple[str, ...]:
     """The command line of one ``mlx_lm.server`` that all recommendations for MLX agree on.
 
     It has one draft model for all requests; clients may still send ``num_draft_tokens`` with each.
 
     Args:
         recommendations: Those for other backends are ignored.
-        program: The server.
 
     Raises:
         UsageError: They are for several models, or disagree.
@@ -214,7 +204,7 @@ def mlx_command(recommendations: Sequence[Recommendation], program: str = "mlx_l
     args, chosen = one_args(ours)
     if not chosen.model_path:
         raise AutospecError(f"The folder of {chosen.model} on this machine is unknown.")
-    return program, "--model", chosen.model_path, *_settings(chosen), *args
+    return "mlx_lm.server", "--model", chosen.model_path, *_settings(chosen), *args
 
 
 def _render(
@@ -243,12 +233,10 @@ def _render(
 
 
 def _named(recommendations: Iterable[Recommendation]) -> Iterator[tuple[str, Recommendation]]:
-    """Each with a unique name: model and prompt type, then the backend, then a number.
-
-    Only letters, digits, dot, dash and underscore, because the router upper-cases the text after a colon.
-    """
+    """Each with a unique name: model and prompt type, then the backend, then a number."""
     taken: set[str] = set()
     for r in recommendations:
+        # No other characters: the router upper-cases the text after a colon.
         base = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{r.model}-{r.prompt_type or 'any'}").strip("-")
         names = [base, f"{base}-{r.backend}", *(f"{base}-{r.backend}-{n}" for n in range(2, 1000))]
         name = next(n for n in names if n not in taken)
@@ -259,27 +247,21 @@ def _named(recommendations: Iterable[Recommendation]) -> Iterator[tuple[str, Rec
 def _options(args: Sequence[str]) -> dict[str, str]:
     """Flags and values as keys and values; a flag without a value is ``true``."""
     options: dict[str, str] = {}
-    key = ""
-    for word in args:
-        # -1 is a value, -ngl is a flag.
-        if word.startswith("-") and not re.fullmatch(r"-[\d.]+", word):
-            key = word.lstrip("-")
-            options[key] = "true"
-        elif not key:
-            raise AutospecError(f"{word!r} cannot be written into a preset: it belongs to no flag.")
-        else:
-            options[key] = word
-            key = ""
+    for flag, values in options_in(args):
+        stray = values[1:] if flag else values
+        if stray:
+            raise AutospecError(f"{stray[0]!r} cannot be written into a preset: it belongs to no flag.")
+        options[flag.lstrip("-")] = values[0] if values else "true"
     return options
 
 
 def _settings(r: Recommendation) -> list[str]:
     """The user's own launch settings, without those that measuring adds."""
     own = r.evidence.get(USER_SETTINGS)
-    if isinstance(own, list):
-        return [str(word) for word in own]
-    settings = r.evidence.get("settings")
-    words = [str(word) for word in settings] if isinstance(settings, list) else []
+    settings = own if isinstance(own, list) else r.evidence.get("settings")
+    words = [word for flag, values in options_in(settings or ()) for word in (flag, *values)]
+    if settings is own:
+        return words
     # Older recommendations do not separate them. Measuring added its context last, and only if the user set none. A user who
     # set this same value gets a server with the model's whole context, which is larger.
     return words[:-2] if tuple(words[-2:]) == _MEASURED_CONTEXT else words
@@ -294,11 +276,6 @@ def _why(r: Recommendation) -> str:
 def _subject(r: Recommendation, *, with_backend: bool) -> str:
     kind = "any prompt" if r.prompt_type is None else str(r.prompt_type)
     return f"{kind} on {r.backend}" if with_backend else kind
-
-
-def _json(text: str) -> str:
-    # YAML does not join the surrogate pairs of JSON's \u escapes, so do not escape.
-    return json.dumps(text, ensure_ascii=False)
 
 
 # The wording inside the marks may change.
@@ -328,13 +305,12 @@ def update_file(path: Path, rendered: Rendered, form: str) -> bool:
         old = ""
     except UnicodeDecodeError as error:
         raise AutospecError(f"{path} is not UTF-8 text: {error}.", "Choose another file.") from None
-    # Both readers accept both line ends; keep those of the file.
-    windows = "\r\n" in old
     try:
         new = merged(old.replace("\r\n", "\n"), rendered)
     except AutospecError as error:
         raise AutospecError(f"{path} is unchanged: {error.message}", error.hint) from None
-    if windows:
+    # Both readers accept both line ends; keep those of the file.
+    if "\r\n" in old:
         new = new.replace("\n", "\r\n")
     if new == old:
         return False
@@ -367,7 +343,9 @@ def merged_llama_swap(old: str, rendered: Rendered) -> str:
         raise AutospecError("its `models` is not a mapping.", "Choose another file.")
     _refuse_taken(rendered, models)
     before, after = around or _below_models(old, others)
-    new = _joined(before, _indented(rendered, _indent_of(old, before, after)), after)
+    indent = _indent_of(old, before, after)
+    block = [indent + line[2:] if line else line for line in rendered.block]
+    new = _joined(before, block, after)
     expected = {**others, "models": {**models, **_yaml(rendered.text)["models"]}}
     try:
         # Check that the rest of the configuration means the same.
@@ -415,10 +393,6 @@ def _indent_of(old: str, before: list[str], after: list[str]) -> str:
     return found[0] if found else mark[1] if mark else "  "
 
 
-def _indented(rendered: Rendered, indent: str) -> list[str]:
-    return [indent + line[2:] if line else line for line in rendered.block]
-
-
 def _joined(*parts: list[str]) -> str:
     text = "\n".join(line for part in parts for line in part)
     return text if text.endswith("\n") else f"{text}\n"
@@ -427,9 +401,8 @@ def _joined(*parts: list[str]) -> str:
 def _refuse_taken(rendered: Rendered, taken: Any) -> None:
     both = [name for name in rendered.names if name in taken]
     if both:
-        raise AutospecError(
-            f"it already has its own entry {both[0]}.", "Rename or remove it, or choose another file."
-        )
+        hint = "Rename or remove it, or choose another file."
+        raise AutospecError(f"it already has its own entry {both[0]}.", hint)
 
 
 def _yaml(text: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def scorer(lab_models, tmp_path_factory):
     """SmolLM2 in a child."""
     pytest.importorskip("llama_cpp", reason="the extra llama-cpp is not installed")
     state_dir = tmp_path_factory.mktemp("scorer") / "state"
-    with LlamaCppScorer.launch(str(lab_models.smollm2), n_ctx=512, n_threads=1, state_dir=state_dir) as made:
+    with LlamaCppScorer.launch(str(lab_models.smollm2), n_ctx=512, state_dir=state_dir) as made:
         yield made
 
 

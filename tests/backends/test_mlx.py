@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from autospec.backends.mlx import backend as mlx_package
-from autospec.backends.mlx.backend import Mlx, PromptCache
+from autospec.backends.mlx.backend import Mlx
 from autospec.backends.process import ServerProcess, free_port
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.backends.streamed import StreamedClient
@@ -151,12 +152,17 @@ def test_without_a_draft_no_client_can_bring_one(mlx, off, lab_models):
     assert told.text == off.complete(QUESTION).text
 
 
+def cache_is_off(command):
+    """True if a server with this command line has no prompt cache."""
+    return ("--prompt-cache-size", "0") in itertools.pairwise(command)
+
+
 def test_chats_without_drafting_keep_their_prompt_cache(mlx, lab_models):
     """A launch for users has it where nothing drafts, and the text stays right; with a draft it has none."""
     serving = dataclasses.replace(SETTINGS, serving=True)
     server = mlx.launch(str(lab_models.mlx_tiny), OFF, serving)
     try:
-        assert not mlx.prompt_cache().allows(server.command) or mlx.prompt_cache().safe
+        assert not cache_is_off(server.command)
         first, second = server.complete(QUESTION), server.complete(QUESTION)
     finally:
         server.stop()
@@ -164,7 +170,7 @@ def test_chats_without_drafting_keep_their_prompt_cache(mlx, lab_models):
     assert second.prompt_tokens < first.prompt_tokens
     server = mlx.launch(str(lab_models.mlx_tiny), drafting(lab_models.mlx_tiny), serving)
     server.stop()
-    assert mlx.prompt_cache().allows(server.command)
+    assert cache_is_off(server.command)
 
 
 def test_a_bad_draft_changes_no_text(mlx, off, lab_models):
@@ -336,7 +342,8 @@ def test_the_prompt_cache_after_a_drafted_request(mlx, off, lab_models, cache):
     The lossless check finds it, the probe knew it, and as autospec launches it the text stays right.
     """
     command = mlx.command(str(lab_models.mlx_tiny), drafting(lab_models.mlx_tiny, 2), SETTINGS)
-    size = command.index("--prompt-cache-size") if not mlx.prompt_cache().safe else None
+    safe = mlx._package.cache_matches_key
+    size = None if safe else command.index("--prompt-cache-size")
     if cache == "on" and size is not None:
         command = (*command[:size], *command[size + 2 :])
     # A token that is missing from the prompt changes most answers, and not every one.
@@ -356,31 +363,14 @@ def test_the_prompt_cache_after_a_drafted_request(mlx, off, lab_models, cache):
         for true, texts in zip(right, told, strict=True)
         for text in texts
     ]
-    expected_wrong = cache == "on" and not mlx.prompt_cache().safe
+    expected_wrong = cache == "on" and not safe
     assert all(pair.same_text for pair in pairs) is not expected_wrong
-    assert mlx.prompt_cache().allows(command) is not expected_wrong
+    assert (safe or cache_is_off(command)) is not expected_wrong
 
 
 def test_the_trap_is_known_of_this_version(mlx):
     """Keyed to what was seen: 0.32.2 is not safe, and its launches say how they are made so."""
     if mlx.capabilities().build.version not in KNOWN_BAD:
         pytest.skip("another version: the probe alone speaks for it")
-    cache = mlx.prompt_cache()
-    assert not cache.safe
-    assert cache.flags == ("--prompt-cache-size", "0")
+    assert not mlx._package.cache_matches_key
     assert any("wrong text" in note for note in mlx.capabilities().notes)
-
-
-@pytest.mark.parametrize(
-    ("command", "allowed"),
-    [
-        ((), False),
-        (("--prompt-cache-size", "0"), True),
-        (("--prompt-cache-size=0",), True),
-        (("--prompt-cache-size", "0", "--prompt-cache-size", "9"), False),
-    ],
-)
-def test_which_servers_may_draft_for_users(command, allowed):
-    """A safe build always; an unsafe one only without its prompt cache."""
-    assert PromptCache(safe=False, flags=("--prompt-cache-size", "0")).allows(command) is allowed
-    assert PromptCache(safe=True).allows(command)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from autospec.backends.binaries import Probe
+from autospec.backends.llama_cpp.server import LlamaServer
+from autospec.backends.protocol import LaunchSettings
 from autospec.backends.user_args import check
+from autospec.cells import Build, options_in
+from autospec.drafting import OFF
 from autospec.errors import UnsupportedError, UsageError
 from tests.backends.conftest import read_help
 
@@ -15,6 +20,41 @@ def test_known_arguments_pass():
     """Values, negative ones and switches are told apart as the server does it."""
     given = check(B11434, "b1", ("-ngl", "-1", "-fa", "on", "--jinja", "-c", "8192", "-ot", "exps=CPU"))
     assert [option.names[0] for option in given] == ["-ngl", "-fa", "--jinja", "-c", "-ot"]
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        ("", []),
+        ("-ngl -1 --temp -.5", [("-ngl", ("-1",)), ("--temp", ("-.5",))]),
+        ("--jinja -c 8192 more", [("--jinja", ()), ("-c", ("8192", "more"))]),
+        ("--ctx_size=8192 --chat-template=", [("--ctx_size", ("8192",)), ("--chat-template", ("",))]),
+        ("--override-tensor=exps=CPU -ot=x", [("--override-tensor", ("exps=CPU", "-ot=x"))]),
+        ("some words -c 1", [("", ("some", "words")), ("-c", ("1",))]),
+    ],
+)
+def test_arguments_are_split_into_options(args, options):
+    """A flag begins with a letter, and only long flags take a sign."""
+    assert options_in(args.split()) == options
+
+
+def test_a_value_may_be_joined_to_its_flag():
+    """Only the first sign parts them; a switch takes none."""
+    given = check(B11434, "b1", ("--ctx-size=8192", "--override-tensor=exps=CPU", "--jinja"))
+    assert [option.names[0] for option in given] == ["-c", "-ot", "--jinja"]
+    with pytest.raises(UsageError, match="'on' is not an option"):
+        check(B11434, "b1", ("--jinja=on",))
+
+
+def test_llama_server_gets_flag_and_value_apart(tmp_path):
+    """It does not know a flag with its value joined to it."""
+    server = LlamaServer(None, tmp_path)
+    server._program = tmp_path / "llama-server"
+    server._probe = Probe(Build("llama-server", "b1", "f" * 16), B11434, tells_drafts=True)
+    command = server.command(
+        "/main.gguf", OFF, LaunchSettings(("--ctx-size=8192", "-ngl", "-1"), serving=True)
+    )
+    assert command[3:7] == ("--ctx-size", "8192", "-ngl", "-1")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_json_has_every_run(tiny):
     assert not psutil.Process().children(recursive=True)
 
 
-def test_the_tables_are_the_founding_records(tiny):
+def test_the_tables_are_the_reference_benchmarks(tiny):
     """Results, raw runs, command lines and methodology on stdout; progress on stderr."""
     result = run(
         "-m", tiny, "-d", tiny, "--n-max", "2", "--p-min", "0", "--runs", "1", "--max-tokens", "8",

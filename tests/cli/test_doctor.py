@@ -150,12 +150,9 @@ def test_no_backend_at_all_is_a_problem(monkeypatch: pytest.MonkeyPatch):
     assert any("pip install" in p["fix"] for p in examined()["problems"])
 
 
-@pytest.mark.parametrize("found", [RuntimeError("boom"), {"embedded": RuntimeError("boom")}])
-def test_a_probe_that_fails_does_not_end_the_examination(
-    monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | Exception
-):
+def test_a_probe_that_fails_does_not_end_the_examination(monkeypatch: pytest.MonkeyPatch):
     """The rest is examined all the same, and the failure is told."""
-    stand_in(monkeypatch, found)
+    stand_in(monkeypatch, RuntimeError("boom"))
     document = examined()
     assert document["ok"] is False
     assert "boom" in json.dumps(document)

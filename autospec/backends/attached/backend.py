@@ -28,7 +28,7 @@ from autospec.backends.protocol import Capabilities, Completion, LaunchSettings,
 from autospec.backends.records import new_launch_id
 from autospec.backends.server import canary
 from autospec.backends.streamed import StreamedClient
-from autospec.cells import Build
+from autospec.cells import Build, options_in
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
     BackendMissingError,
@@ -93,7 +93,9 @@ class Attached:
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """The address, and the fields of a request that set the drafting. See `autospec.backends.protocol.Backend`."""
         found = self._probed()
-        if extra := [a for a in settings.args[::2] if a.split("=")[0] not in _IGNORED_SETTINGS]:
+        if extra := [
+            flag or values[0] for flag, values in options_in(settings.args) if flag not in _IGNORED_SETTINGS
+        ]:
             raise UsageError(
                 f"{extra[0]} cannot be given to a server that runs already.",
                 "Remove the server arguments.",

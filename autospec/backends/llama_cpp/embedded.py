@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST, ask_child
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
-from autospec.backends.user_args import refuse_owned
+from autospec.backends.user_args import check_count, options_of, refuse_owned
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
@@ -60,6 +61,10 @@ def _member(enum: str, prefix: str) -> Callable[[str], Any]:
     return lambda text: {"enum": enum, "name": f"{prefix}{text.upper()}"}
 
 
+def _enum(enum: str, prefix: str, members: dict[str, str]) -> dict[str, Any]:
+    return {text: _member(enum, prefix)(member) for text, member in members.items()}
+
+
 def _choice(values: dict[str, Any]) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
@@ -83,30 +88,17 @@ def _template_kwargs(text: str) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in kwargs.items()}
 
 
-def _enum(name: str, **members: str) -> dict[str, Any]:
-    return {text: {"enum": name, "name": member} for text, member in members.items()}
-
-
 _FLASH = _enum(
-    "llama_flash_attn_type",
-    on="LLAMA_FLASH_ATTN_TYPE_ENABLED",
-    off="LLAMA_FLASH_ATTN_TYPE_DISABLED",
-    auto="LLAMA_FLASH_ATTN_TYPE_AUTO",
+    "llama_flash_attn_type", "LLAMA_FLASH_ATTN_TYPE_", {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}
 )
 _LOADING = _enum(
     "llama_load_mode",
-    auto="LLAMA_LOAD_MODE_AUTO",
-    none="LLAMA_LOAD_MODE_NONE",
-    mmap="LLAMA_LOAD_MODE_MMAP",
-    mlock="LLAMA_LOAD_MODE_MLOCK",
-    dio="LLAMA_LOAD_MODE_DIRECT_IO",
-) | {"mmap+mlock": {"enum": "llama_load_mode", "name": "LLAMA_LOAD_MODE_MMAP_MLOCK"}}
-_CACHE_TYPE = _choice(
-    {
-        name: {"enum": "ggml_type", "name": f"GGML_TYPE_{name.upper()}"}
-        for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-    }
+    "LLAMA_LOAD_MODE_",
+    {name: name for name in ("auto", "none", "mmap", "mlock")}
+    | {"dio": "DIRECT_IO", "mmap+mlock": "MMAP_MLOCK"},
 )
+_TYPES_OF_CACHES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+_CACHE_TYPE = _choice(_enum("ggml_type", "GGML_TYPE_", {name: name for name in _TYPES_OF_CACHES}))
 _ON_OFF = _choice({"on": True, "off": False})
 
 _ARGUMENTS = (
@@ -173,11 +165,7 @@ def user_fields(args: Sequence[str]) -> Fields:
         UnsupportedError: xllamacpp has no field for one.
     """
     fields: Fields = {}
-    rest = list(args)
-    while rest:
-        name = rest.pop(0)
-        if not name.startswith("-"):
-            raise UsageError(f"{name!r} is not an option of llama-server.", "Quote a value that has spaces.")
+    for name, values in options_of("llama-server", args):
         refuse_owned(name)
         argument = _BY_NAME.get(normalise(name))
         if argument is None:
@@ -185,23 +173,16 @@ def user_fields(args: Sequence[str]) -> Fields:
                 f"The embedded backend cannot set {name}.",
                 "Remove it, or install llama-server (brew install llama.cpp), which has all options.",
             )
-        value = argument.switched if argument.read is None else _value(argument, name, rest)
+        check_count("llama-server", name, values, 0 if argument.read is None else 1)
+        try:
+            value = argument.switched if argument.read is None else argument.read(values[0])
+        except ValueError as error:
+            raise UsageError(f"The value {values[0]!r} of {name} cannot be read: {error}.") from error
         fields |= dict.fromkeys(argument.fields, value)
     # llama-server uses the same number of threads for batches; xllamacpp does not.
     if "cpuparams.n_threads" in fields:
         fields.setdefault("cpuparams_batch.n_threads", fields["cpuparams.n_threads"])
     return fields
-
-
-def _value(argument: _Argument, name: str, rest: list[str]) -> Any:
-    if not rest:
-        raise UsageError(f"{name} needs a value.")
-    text = rest.pop(0)
-    assert argument.read is not None
-    try:
-        return argument.read(text)
-    except ValueError as error:
-        raise UsageError(f"The value {text!r} of {name} cannot be read: {error}.") from error
 
 
 def drafting_fields(drafting: Drafting) -> Fields:
@@ -256,11 +237,8 @@ _SERVED_WITH = {"n_parallel": -1}
 
 @dataclass(frozen=True, slots=True)
 class _Wheel:
-    build: Build
-    modes: frozenset[Mode]
-    tells_drafts: bool
+    abilities: Capabilities
     devices: tuple[Device, ...]
-    notes: tuple[str, ...]
 
 
 class Embedded:
@@ -270,21 +248,14 @@ class Embedded:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._wheel: _Wheel | None = None
 
     def capabilities(self) -> Capabilities:
         """See `autospec.backends.protocol.Backend`."""
-        wheel = self._probed()
-        return Capabilities(
-            build=wheel.build,
-            modes=wheel.modes,
-            tells_drafts=wheel.tells_drafts,
-            notes=wheel.notes,
-        )
+        return self._wheel.abilities
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`; the port is not part of it."""
-        return self._command(model_path, drafting, settings, {})
+        return self._command(self._fields(model_path, drafting, settings))
 
     def drafting_args(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`: the JSON of all fields."""
@@ -292,10 +263,10 @@ class Embedded:
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         """See `autospec.backends.protocol.Backend`."""
-        self.command(model_path, drafting, settings)  # refuses before anything starts
+        fields = self._fields(model_path, drafting, settings)
         return start_child(
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
-            lambda port: self._command(model_path, drafting, settings, {"hostnames": [HOST], "port": port}),
+            lambda port: self._command(fields | {"hostnames": [HOST], "port": port}),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
@@ -312,31 +283,30 @@ class Embedded:
         """See `autospec.backends.registry.Scores`."""
         return LlamaCppScorer.launch(model_path, n_ctx=n_ctx, state_dir=self._state_dir)
 
-    def _command(
-        self, model_path: str, drafting: Drafting, settings: LaunchSettings, address: dict[str, object]
-    ) -> tuple[str, ...]:
-        wheel = self._probed()
-        if drafting.mode not in wheel.modes:
+    @staticmethod
+    def _command(fields: Fields) -> tuple[str, ...]:
+        return (sys.executable, *_CHILD, json.dumps(fields))
+
+    def _fields(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> Fields:
+        abilities = self.capabilities()
+        if drafting.mode not in abilities.modes:
             raise UnsupportedError(
-                f"The embedded backend {wheel.build.version} has no mode {drafting.mode}.",
-                f"It offers: {', '.join(sorted(wheel.modes))}.",
+                f"The embedded backend {abilities.build.version} has no mode {drafting.mode}.",
+                f"It offers: {', '.join(sorted(abilities.modes))}.",
             )
-        fields = {
+        return {
             "model.path": model_path,
             **_FIXED,
             **(_SERVED_WITH if settings.serving else _MEASURED_WITH),
-            **(_TELLING_PLACEMENT if wheel.devices and not settings.serving else {}),
+            **(_TELLING_PLACEMENT if self._wheel.devices and not settings.serving else {}),
             **({"model_alias": [settings.served_as]} if settings.served_as else {}),
             **user_fields(settings.args),
             **drafting_fields(drafting),
-            **address,
         }
-        return (sys.executable, *_CHILD, json.dumps(fields))
 
-    def _probed(self) -> _Wheel:
-        if self._wheel is None:
-            self._wheel = _probe(self._state_dir)
-        return self._wheel
+    @cached_property
+    def _wheel(self) -> _Wheel:
+        return _probe(self._state_dir)
 
 
 def _probe(state_dir: Path) -> _Wheel:
@@ -366,4 +336,5 @@ def _probe(state_dir: Path) -> _Wheel:
     )
     notes = (NGRAM_CACHE_NOTE,) if "COMMON_SPECULATIVE_TYPE_NGRAM_CACHE" in told["types"] else ()
     build = Build("embedded", version, fingerprint)
-    return _Wheel(build, frozenset(modes), facts.tells_drafts, devices, notes)
+    abilities = Capabilities(build, frozenset(modes), tells_drafts=facts.tells_drafts, notes=notes)
+    return _Wheel(abilities, devices)

@@ -11,13 +11,14 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from autospec.backends import binaries
 from autospec.backends.process import ask_child
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
-from autospec.backends.user_args import refuse_owned
+from autospec.backends.user_args import check_count, options_of, refuse_owned
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
@@ -31,19 +32,16 @@ _PROBE_TIMEOUT_S = 120.0
 _MODES = frozenset({Mode.OFF, Mode.PROMPT_LOOKUP})
 # llama-server's spelling → this server's, so that the same server arguments work for both.
 _SPELLINGS = {
-    "-c": "n_ctx",
-    "--ctx-size": "n_ctx",
-    "-t": "n_threads",
-    "--threads": "n_threads",
-    "-tb": "n_threads_batch",
-    "--threads-batch": "n_threads_batch",
-    "-ngl": "n_gpu_layers",
-    "--gpu-layers": "n_gpu_layers",
-    "--n-gpu-layers": "n_gpu_layers",
-    "-b": "n_batch",
-    "--batch-size": "n_batch",
-    "-ub": "n_ubatch",
-    "--ubatch-size": "n_ubatch",
+    spelling: setting
+    for setting, spellings in {
+        "n_ctx": ("-c", "--ctx-size"),
+        "n_threads": ("-t", "--threads"),
+        "n_threads_batch": ("-tb", "--threads-batch"),
+        "n_gpu_layers": ("-ngl", "--gpu-layers", "--n-gpu-layers"),
+        "n_batch": ("-b", "--batch-size"),
+        "n_ubatch": ("-ub", "--ubatch-size"),
+    }.items()
+    for spelling in spellings
 }
 _OWNED = {
     "model": "the model is chosen with --model",
@@ -67,12 +65,11 @@ class LlamaCppPython:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._package: _Package | None = None
 
     def capabilities(self) -> Capabilities:
         """See `autospec.backends.protocol.Backend`."""
         return Capabilities(
-            build=self._probed().build,
+            build=self._package.build,
             modes=_MODES,
             takes_p_min=False,
             notes=(
@@ -82,13 +79,16 @@ class LlamaCppPython:
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`; the port is not part of it."""
-        return self._command(model_path, drafting, settings, port=None)
+        drafted = self.drafting_args(model_path, drafting, settings)
+        options = {"model": model_path, **user_settings(settings.args, self._package.settings)}
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        return (sys.executable, *_CHILD, *words, *drafted)
 
     def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`."""
         if drafting.mode not in _MODES:
             raise UnsupportedError(
-                f"llama-cpp-python {self._probed().build.version} has no mode {drafting.mode}.",
+                f"llama-cpp-python {self._package.build.version} has no mode {drafting.mode}.",
                 f"It offers: {', '.join(sorted(_MODES))}.",
             )
         if drafting.is_off:
@@ -102,28 +102,18 @@ class LlamaCppPython:
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         """See `autospec.backends.protocol.Backend`."""
-        self.command(model_path, drafting, settings)  # refuses before anything starts
+        command = self.command(model_path, drafting, settings)
         return start_child(
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
-            lambda port: self._command(model_path, drafting, settings, port),
+            lambda port: (*command, "--port", str(port)),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )
 
-    def _command(
-        self, model_path: str, drafting: Drafting, settings: LaunchSettings, port: int | None
-    ) -> tuple[str, ...]:
-        drafted = self.drafting_args(model_path, drafting, settings)
-        options = {"model": model_path, **user_settings(settings.args, self._probed().settings)}
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        address = () if port is None else ("--port", str(port))
-        return (sys.executable, *_CHILD, *words, *drafted, *address)
-
-    def _probed(self) -> _Package:
-        if self._package is None:
-            self._package = _probe(self._state_dir)
-        return self._package
+    @cached_property
+    def _package(self) -> _Package:
+        return _probe(self._state_dir)
 
 
 def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
@@ -139,11 +129,7 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
     """
     own: dict[str, str] = {}
     translated: dict[str, str] = {}
-    rest = list(args)
-    while rest:
-        name = rest.pop(0)
-        if not name.startswith("-"):
-            raise UsageError(f"{name!r} is not an option.", "Quote a value that has spaces.")
+    for name, values in options_of("llama-cpp-python's server", args):
         refuse_owned(name)
         setting = _SPELLINGS.get(name, name.removeprefix("--"))
         if setting in _OWNED:
@@ -153,9 +139,8 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
                 f"llama-cpp-python's server does not know {name}.",
                 "python -m llama_cpp.server --help lists all.",
             )
-        if not rest:
-            raise UsageError(f"{name} needs a value.")
-        (translated if name in _SPELLINGS else own)[setting] = rest.pop(0)
+        check_count("llama-cpp-python's server", name, values, 1)
+        (translated if name in _SPELLINGS else own)[setting] = values[0]
     # The package's own spelling wins: autospec adds -c where the user gave none of llama-server's spellings.
     found = translated | own
     # As llama-server does; this server would use all cores for batches.

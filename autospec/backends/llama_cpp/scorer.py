@@ -39,16 +39,13 @@ class LlamaCppScorer(ChildServer):
         self.propose = self._reader.propose
 
     @classmethod
-    def launch(
-        cls, model_path: str, *, n_ctx: int, state_dir: Path, n_threads: int | None = None
-    ) -> LlamaCppScorer:
+    def launch(cls, model_path: str, *, n_ctx: int, state_dir: Path) -> LlamaCppScorer:
         """Load a GGUF and evaluate a few tokens: some builds load and then die at their first matrix multiplication.
 
         Args:
             model_path: The GGUF file.
             n_ctx: Most tokens of a prompt with its answer.
             state_dir: Where the launch's record and log go.
-            n_threads: For batches and single tokens; ``None`` leaves it to the library.
 
         Raises:
             BackendMissingError: llama-cpp-python is not installed.
@@ -56,8 +53,7 @@ class LlamaCppScorer(ChildServer):
         """
         if importlib.util.find_spec("llama_cpp") is None:
             raise BackendMissingError(f"{_NAME} is not installed.", "pip install 'autospec[llama-cpp]'")
-        threads = () if n_threads is None else ("--n-threads", str(n_threads))
-        command = (sys.executable, *_CHILD, "--model", model_path, "--n-ctx", str(n_ctx), *threads)
+        command = (sys.executable, *_CHILD, "--model", model_path, "--n-ctx", str(n_ctx))
         return start_child(
             cls,
             lambda port: (*command, "--host", HOST, "--port", str(port)),

@@ -106,13 +106,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         llama = llama_cpp.Llama(
-            options.model,
-            n_ctx=options.n_ctx,
-            n_batch=_BATCH,
-            n_threads=options.n_threads,
-            n_threads_batch=options.n_threads,
-            n_gpu_layers=0,
-            verbose=False,
+            options.model, n_ctx=options.n_ctx, n_batch=_BATCH, n_gpu_layers=0, verbose=False
         )
     except ValueError:
         # In llama.cpp's words, which `failures.classify` knows.
@@ -127,7 +121,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--model", required=True)
     parser.add_argument("--n-ctx", type=int, required=True)
-    parser.add_argument("--n-threads", type=int)
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     return parser

@@ -13,6 +13,7 @@ from autospec.backends.process import HOST
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import check
+from autospec.cells import options_in
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError
 from autospec.hardware.gpu import Device
@@ -20,12 +21,12 @@ from autospec.hardware.gpu import Device
 __all__ = ["LlamaServer", "find_llama_server"]
 
 # Set on every launch for measuring unless the user sets it, with and without drafting: without it a repeated
-# measurement would be another experiment. Each is (option, arguments).
-_MEASURED_WITH: tuple[tuple[str, tuple[str, ...]], ...] = (
+# measurement would be another experiment.
+_MEASURED_WITH = (
     # One request at a time; more slots would share the context among them.
-    ("--parallel", ("--parallel", "1")),
+    ("--parallel", "1"),
     # Otherwise every new prompt first copies the previous prompt's cache to memory, and may reuse an old one.
-    ("--cache-ram", ("--cache-ram", "0")),
+    ("--cache-ram", "0"),
 )
 
 _VERBOSITY = frozenset({"-v", "--verbose", "-lv", "--verbosity", "--log-verbosity"})
@@ -70,12 +71,10 @@ class LlamaServer:
         program, probe = self._probed()
         build = probe.build.version
         given = {name for option in check(probe.help, build, settings.args) for name in option.names}
-        fixed = [
-            argument
-            for option, arguments in (() if settings.serving else _MEASURED_WITH)
-            if probe.help.has(option) and option not in given
-            for argument in arguments
-        ]
+        fixed: list[str] = []
+        for option, value in () if settings.serving else _MEASURED_WITH:
+            if probe.help.has(option) and option not in given:
+                fixed += [option, value]
         named = bool(settings.served_as) and "," not in settings.served_as  # commas part several names
         if named and probe.help.has("--alias") and "--alias" not in given:
             fixed += ["--alias", settings.served_as]
@@ -87,7 +86,9 @@ class LlamaServer:
             # Without a folder these builds refuse to empty a slot; nothing is ever saved to it.
             fixed += ["--slot-save-path", f"{self._state_dir}/"]
         drafted = drafting_args(probe.help, build, drafting)
-        return (str(program), "--model", model_path, *settings.args, *fixed, *drafted)
+        # llama-server does not know ``--flag=value``.
+        own = [word for flag, values in options_in(settings.args) for word in (flag, *values)]
+        return (str(program), "--model", model_path, *own, *fixed, *drafted)
 
     def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`."""

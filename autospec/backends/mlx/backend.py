@@ -8,7 +8,7 @@ Read in mlx-lm 0.32.2 (mlx_lm/server.py, generate.py). It holds for later versio
   (``num_draft_tokens: 0``) still computes every prompt and keeps its memory: it is not the baseline, which is launched
   without the draft.
 * Answers hold no times and no drafted tokens: the stream gives the times, `mlx.child` counts inside the server.
-* The prompt cache can give wrong text after a drafted request: `Mlx.prompt_cache`.
+* The prompt cache can give wrong text after a drafted request: `MlxPackage.cache_matches_key`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ from autospec.backends.mlx.server import MlxServer
 from autospec.backends.process import HOST, ask_child
 from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
 from autospec.backends.server import start_child
-from autospec.cells import Build
+from autospec.backends.user_args import check_count, options_of
+from autospec.cells import Build, options_in
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, ModelFileError, UnsupportedError, UsageError
 from autospec.files import replace_file
 
-__all__ = ["CHILD", "Mlx", "PromptCache", "undraftable"]
+__all__ = ["CHILD", "Mlx", "undraftable"]
 
 CHILD = ("-m", "autospec.backends.mlx.child")
 _PACKAGES = ("mlx-lm", "mlx")
@@ -52,7 +53,7 @@ class MlxPackage:
         build: Backend, version of mlx-lm, and a hash over the files that pip installed of mlx-lm and MLX.
         options: Options of its server: name → whether a value follows.
         tells_drafts: True if `mlx.child` can make its server report drafted tokens.
-        cache_matches_key: True if the prompt cache after a drafted answer is right; see `mlx.child`.
+        cache_matches_key: True if drafted requests may use the prompt cache; see `mlx.child`.
     """
 
     build: Build
@@ -85,21 +86,8 @@ class MlxPackage:
         return package
 
 
-def unrewindable(model_path: str) -> str:
-    """Why a model's cache cannot be rolled back after rejected tokens; empty if it can.
-
-    Raises:
-        ModelFileError: mlx_lm does not know the model, or the folder is damaged.
-    """
-    try:
-        told = ask_child(*CHILD, "--caches", model_path, timeout_s=_CHILD_TIMEOUT_S)
-    except ValueError as error:
-        raise ModelFileError(f"mlx_lm cannot load a model from {model_path}: {error}.") from error
-    return undraftable(told["stuck"], told["rotating"])
-
-
 def undraftable(stuck: list[str], rotating: list[str]) -> str:
-    """The end of `unrewindable`'s sentence for these kinds of cache."""
+    """Why these kinds of cache cannot be rolled back after rejected tokens; empty without any."""
     if stuck:
         return f"its layers keep a state that cannot be rolled back ({', '.join(stuck)})"
     if rotating:
@@ -121,47 +109,23 @@ def _build() -> Build:
     return Build("mlx", f"mlx-lm-{version}", digest.hexdigest()[:16])
 
 
-_CACHE_SIZE = "--prompt-cache-size"
-_NO_CACHE = (_CACHE_SIZE, "0")
+_NO_CACHE = ("--prompt-cache-size", "0")
 _LAUNCHED = "default_model"
 # Options that `speculative_generate_step` applies to both models; adapters and templates are the main model's alone.
 _OF_BOTH = frozenset({"--kv-bits", "--kv-group-size", "--quantized-kv-start", "--prefill-step-size"})
 # Options that autospec sets itself.
 _OWNED = frozenset(
-    {
+    (
         "--model",
         "--draft-model",
         "--num-draft-tokens",
         "--host",
         "--port",
-        _CACHE_SIZE,
         "--help",
         "--pipeline",
-    }
+        _NO_CACHE[0],
+    )
 )
-
-
-@dataclass(frozen=True, slots=True)
-class PromptCache:
-    """Whether drafted requests may use a build's prompt cache.
-
-    Attributes:
-        safe: True if they may.
-        flags: Server arguments that turn the prompt cache off; empty if it is safe.
-        reason: One sentence for the user; empty if it is safe.
-    """
-
-    safe: bool
-    flags: tuple[str, ...] = ()
-    reason: str = ""
-
-    def allows(self, command: Sequence[str]) -> bool:
-        """True if a server with this command line may draft for users."""
-        words = [word for argument in command for word in argument.split("=", 1)]
-        pairs = pairwise(words)
-        # argparse takes the last one.
-        sizes = [value for name, value in pairs if name == _CACHE_SIZE]
-        return self.safe or sizes[-1:] == ["0"]
 
 
 class Mlx:
@@ -171,15 +135,17 @@ class Mlx:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._found: MlxPackage | None = None
         self._unrewindable: dict[str, str] = {}
 
     def capabilities(self) -> Capabilities:
         """See `autospec.backends.protocol.Backend`."""
-        package = self._package()
+        package = self._package
         notes = []
-        if not (cache := self.prompt_cache()).safe:
-            notes.append(cache.reason)
+        if not package.cache_matches_key:
+            notes.append(
+                f"The prompt cache of {package.build.version} can give wrong text after a drafted request. So drafting "
+                f"needs {' '.join(_NO_CACHE)}, and every turn of a long chat is computed from its beginning."
+            )
         if not package.tells_drafts:
             notes.append("This mlx-lm does not report how many drafted tokens were accepted.")
         if sys.platform != "darwin":
@@ -192,22 +158,6 @@ class Mlx:
             takes_p_min=False,
             notes=tuple(notes),
             cycle=Cycle.MLX_LM,
-        )
-
-    def prompt_cache(self) -> PromptCache:
-        """Whether this build may draft for users with its prompt cache on, and if not, which flags a launch needs.
-
-        Raises:
-            BackendMissingError: As `capabilities`.
-        """
-        package = self._package()
-        if package.cache_matches_key:
-            return PromptCache(safe=True)
-        return PromptCache(
-            safe=False,
-            flags=_NO_CACHE,
-            reason=f"The prompt cache of {package.build.version} can give wrong text after a drafted request. So drafting "
-            f"needs {' '.join(_NO_CACHE)}, and every turn of a long chat is computed from its beginning.",
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
@@ -239,7 +189,7 @@ class Mlx:
                 f"mlx_lm cannot draft for {Path(model_path).name}: {why}.", "Run it without drafting."
             )
         drafted = ("--draft-model", str(drafting.draft), "--num-draft-tokens", str(drafting.n_max))
-        return (*self.prompt_cache().flags, *drafted)
+        return (*(() if self._package.cache_matches_key else _NO_CACHE), *drafted)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> MlxServer:
         """See `autospec.backends.protocol.Backend`."""
@@ -273,13 +223,16 @@ class Mlx:
         """See `autospec.backends.registry.InProcess`; the child answers with `mlx_lm.stream_generate`."""
         self._arguments(model_path, drafting, settings)  # refuses what the server refuses
         _check_folders(model_path, drafting)
-        drafted = () if drafting.is_off else ("--draft-model", str(drafting.draft))
-        number = () if drafting.is_off else ("--num-draft-tokens", str(drafting.n_max))
-        by_hand = (sys.executable, "-m", "mlx_lm", "generate", "--model", model_path, *drafted, *number)
+        models: tuple[str, ...] = ("--model", model_path)
+        number: tuple[str, ...] = ()
+        if not drafting.is_off:
+            models = (*models, "--draft-model", str(drafting.draft))
+            number = ("--num-draft-tokens", str(drafting.n_max))
+        by_hand = (sys.executable, "-m", "mlx_lm", "generate", *models, *number)
         return start_child(
             lambda process, port: MlxInProcess(process, drafting, port, command=by_hand),
             lambda port: (
-                *(sys.executable, *IN_PROCESS, "--model", model_path, *drafted, *settings.args),
+                *(sys.executable, *IN_PROCESS, *models, *settings.args),
                 *("--host", HOST, "--port", str(port)),
             ),
             lambda server: server.verify(self.capabilities()),
@@ -289,23 +242,38 @@ class Mlx:
 
     def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
         """See `autospec.backends.registry.InProcess`: the settings of cache and prompt processing."""
-        words = [word for argument in settings.args for word in argument.split("=", 1)]
-        kept = tuple(w for pair in pairwise(words) if pair[0] in _OF_BOTH for w in pair)
+        options = options_in(settings.args)
+        kept = tuple(word for flag, values in options if flag in _OF_BOTH for word in (flag, *values))
         return LaunchSettings(args=kept, ready_timeout_s=settings.ready_timeout_s)
 
     def _arguments(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        _check_arguments(self._package(), settings.args)
+        package = self._package
+        for name, values in options_of("mlx_lm.server", settings.args):
+            if name in _OWNED:
+                raise UsageError(
+                    f"{name} cannot be passed to mlx_lm.server: autospec sets it.", f"Remove {name}."
+                )
+            if name not in package.options:
+                raise UnsupportedError(
+                    f"mlx_lm.server of {package.build.version} does not know {name}.",
+                    "See mlx_lm.server --help.",
+                )
+            check_count("mlx_lm.server", name, values, int(package.options[name]))
         return ("--model", model_path, *settings.args, *self.drafting_args(model_path, drafting, settings))
 
     def _cannot_rewind(self, model_path: str) -> str:
+        """Why a model's cache cannot be rolled back after rejected tokens; empty if it can."""
         if model_path not in self._unrewindable:
-            self._unrewindable[model_path] = unrewindable(model_path)
+            try:
+                told = ask_child(*CHILD, "--caches", model_path, timeout_s=_CHILD_TIMEOUT_S)
+            except ValueError as error:
+                raise ModelFileError(f"mlx_lm cannot load a model from {model_path}: {error}.") from error
+            self._unrewindable[model_path] = undraftable(told["stuck"], told["rotating"])
         return self._unrewindable[model_path]
 
+    @cached_property
     def _package(self) -> MlxPackage:
-        if self._found is None:
-            self._found = MlxPackage.installed(self._state_dir)
-        return self._found
+        return MlxPackage.installed(self._state_dir)
 
 
 def _check_folders(model_path: str, drafting: Drafting) -> None:
@@ -317,25 +285,3 @@ def _check_folders(model_path: str, drafting: Drafting) -> None:
                 "autospec models lists the models that were found.",
                 permanent=True,
             )
-
-
-def _check_arguments(package: MlxPackage, args: Sequence[str]) -> None:
-    """Check the user's server arguments before anything starts."""
-    rest = list(args)
-    while rest:
-        name, given, _ = rest.pop(0).partition("=")
-        if not name.startswith("-"):
-            raise UsageError(f"{name!r} is not an option of mlx_lm.server.", "Quote a value that has spaces.")
-        if name in _OWNED:
-            raise UsageError(
-                f"{name} cannot be passed to mlx_lm.server: autospec sets it.", f"Remove {name}."
-            )
-        if name not in package.options:
-            raise UnsupportedError(
-                f"mlx_lm.server of {package.build.version} does not know {name}.",
-                "See mlx_lm.server --help.",
-            )
-        if package.options[name] and not given:
-            if not rest:
-                raise UsageError(f"{name} needs a value.")
-            rest.pop(0)

@@ -32,7 +32,7 @@ from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-__all__ = ["main"]
+__all__ = ["main", "tally"]
 
 DRAFTED, ACCEPTED = "total_draft_tokens_count", "accepted_draft_tokens_count"
 # argparse's layout: two spaces, the name, the value's name after one space.
@@ -159,7 +159,7 @@ def _count() -> None:
             if kwargs.get("draft_model") is None:
                 yield from responses
             else:
-                yield from _tally(responses, drafts, kwargs["max_tokens"], kwargs["num_draft_tokens"])
+                yield from tally(responses, drafts, kwargs["max_tokens"], kwargs["num_draft_tokens"])
 
     def remembered(self: Any, *args: Any, **kwargs: Any) -> Any:
         context, answer = respond(self, *args, **kwargs)
@@ -178,7 +178,7 @@ def _count() -> None:
     server.APIHandler.completion_usage_response = told
 
 
-def _tally(responses: Iterator[Any], drafts: list[int], left: int, most: int) -> Iterator[Any]:
+def tally(responses: Iterator[Any], drafts: list[int], left: int, most: int) -> Iterator[Any]:
     """Count while tokens pass: a cycle of `speculative_generate_step` proposes ``min(left, most)`` tokens, and its last
     token, unless the answer ends before, is the main model's own.
     """  # noqa: D205 - one sentence

@@ -37,6 +37,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.server import process_message_content
 
 from autospec.backends.json_child import Route, reading_routes, serve
+from autospec.backends.mlx.child import tally
 
 __all__ = ["MlxReader", "main"]
 
@@ -165,14 +166,13 @@ class Loaded:
         if asked["temperature"] > 0:
             mx.random.seed(asked["seed"])
         sampler = make_sampler(temp=max(0.0, asked["temperature"]))
-        told: list[tuple[int, str, bool]] = []
-        # A response holds probabilities of the whole vocabulary, so only these three values of each are kept.
-        for last in stream_generate(
-            self.model, self._tokenizer, ids, max_tokens=most, sampler=sampler, **how
-        ):
-            told.append((last.token, last.text, last.from_draft))
-        tokens, texts, from_draft = zip(*told, strict=True)
-        drafted, accepted = _drafts(from_draft, most, count)
+        told: list[tuple[int, str]] = []
+        # A response holds probabilities of the whole vocabulary, so only these two values of each are kept.
+        answers = stream_generate(self.model, self._tokenizer, ids, max_tokens=most, sampler=sampler, **how)
+        drafts = [0, 0]
+        for last in tally(answers, drafts, most, count):
+            told.append((last.token, last.text))
+        tokens, texts = zip(*told, strict=True)
         return {
             "ids": tokens,
             "text": "".join(texts),
@@ -180,8 +180,8 @@ class Loaded:
             "prompt_tokens": last.prompt_tokens,
             "prompt_tps": last.prompt_tps,
             "generation_tps": last.generation_tps,
-            "drafted": drafted,
-            "accepted": accepted,
+            "drafted": drafts[0],
+            "accepted": drafts[1],
         }
 
     def reading_routes(self) -> dict[str, Route]:
@@ -191,20 +191,6 @@ class Loaded:
     def batch(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The time of one batch."""
         return {"ms": self._reader.batch_ms(asked["ids"], asked["extra"])}
-
-
-def _drafts(from_draft: Sequence[bool], most: int, count: int) -> tuple[int, int]:
-    """Drafted and accepted tokens of one answer, from which of its tokens the draft had proposed.
-
-    A cycle of `speculative_generate_step` proposes ``min(left, count)`` tokens; its last token, unless the answer ends
-    before, is the main model's own.
-    """
-    drafted, begins = 0, True
-    for place, proposed in enumerate(from_draft):
-        if begins:
-            drafted += min(most - place, count)
-        begins = not proposed
-    return drafted, sum(from_draft)
 
 
 def main(arguments: list[str]) -> int:

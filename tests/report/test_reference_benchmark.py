@@ -1,4 +1,4 @@
-"""The founding record's Markdown, made again from its runs."""
+"""The reference benchmark's tables, made again from its recorded runs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import pytest
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.bench import RunGroup
 from autospec.report.records import find_record, read_record
-from autospec.report.reference_benchmark import Benchmark, founding_markdown, results_table
+from autospec.report.reference_benchmark import benchmark_markdown, results_table
+
+HEAD = {"title": "T", "date": "2026-11-23", "hardware": "here", "prompt": "p", "max_tokens": 16}
 
 
 @pytest.fixture
 def text():
-    """The founding record as Markdown."""
+    """The reference benchmark as Markdown."""
     record = read_record(find_record("m2-ultra-2025-12-13"))
-    return founding_markdown(
-        Benchmark(
-            record.title, str(record.date), "M2 Ultra Mac Studio 64GB", record.prompt, record.max_tokens,
-            record.groups, record.notes,
-        )
-    )  # fmt: skip
+    return benchmark_markdown(
+        record.groups,
+        title=record.title,
+        date=str(record.date),
+        hardware="M2 Ultra Mac Studio 64GB",
+        prompt=record.prompt,
+        max_tokens=record.max_tokens,
+        methodology=record.notes,
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,7 @@ def text():
         ),
     ],
 )
-def test_the_founding_record_comes_out_as_it_was_written(text, lines):
+def test_the_reference_benchmark_comes_out_as_it_was_written(text, lines):
     """Its tables, raw runs, averages and command lines, to the letter."""
     assert lines in text
 
@@ -83,7 +88,7 @@ def test_single_runs_without_any_repeat_claim_nothing():
         RunGroup("embedded", "b1", "M", OFF, (10.0,)),
         RunGroup("embedded", "b1", "M", Drafting(Mode.DRAFT_MODEL, draft="d", n_max=8), (12.0,)),
     )
-    text = founding_markdown(Benchmark("T", "2026-11-23", "here", "p", 16, groups))
+    text = benchmark_markdown(groups, **HEAD)
     assert "the noise is unknown" in text
 
 
@@ -100,7 +105,7 @@ def test_whole_requests_have_a_table_of_their_own():
             request_tps=(8.0, 8.0),
         ),
     )
-    text = founding_markdown(Benchmark("T", "2026-11-23", "here", "p", 16, groups))
+    text = benchmark_markdown(groups, **HEAD)
     assert "| M | 10.0 tok/s | 12.0 tok/s | +20% |" in text
     assert "| M | 9.0 tok/s | 8.0 tok/s | -11% |" in text
 
@@ -111,5 +116,5 @@ def test_an_interval_that_says_nothing_is_not_printed():
         RunGroup("embedded", "b1", "M", OFF, (2.0, 60.0)),
         RunGroup("embedded", "b1", "M", Drafting(Mode.DRAFT_MODEL, draft="d", n_max=8), (12.0, 12.0)),
     )
-    text = founding_markdown(Benchmark("T", "2026-11-23", "here", "p", 16, groups))
+    text = benchmark_markdown(groups, **HEAD)
     assert "too few or vary too much for a conclusion" in text
