@@ -121,6 +121,8 @@ class Profiler:
         self._asking = context.asking
         self._store = context.store
         self._protocol = context.asking.protocol
+        # Cell key and kind → the store's surveys, read once.
+        self._surveys: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._batch_ms: Mapping[int, float] = {}
         # Prompt id → the shortest time to generate its answer with a draft that was read, and that draft.
         self._fastest: dict[str, tuple[float, str]] = {}
@@ -188,7 +190,7 @@ class Profiler:
     def _record(self, main: _Main) -> dict[str, dict[str, Recording]]:
         found: dict[str, dict[str, Recording]] = {}
         for c in self._cells:
-            stored = self._store.surveys(c.cell.key, self._protocol, RECORDING)
+            stored = self._stored(c, RECORDING)
             # An earlier tune may have recorded prompts that are no longer used.
             wanted = [p.id for p in self._prompts(c)]
             read = {name: _read(Recording.from_json, stored.get(name)) for name in wanted}
@@ -211,8 +213,7 @@ class Profiler:
     def _first(self, main: _Main) -> Recording:
         """The request that every launch answers first, before it counts as launched."""
         cell = self._cells[0]
-        stored = self._store.surveys(cell.cell.key, self._protocol, _CANARY).get(_CANARY)
-        if (known := _read(Recording.from_json, stored)) is not None:
+        if (known := _read(Recording.from_json, self._stored(cell, _CANARY).get(_CANARY))) is not None:
             return known
         recorded = record(_asked(main), _CANARY, canary(OFF))
         for each in self._cells:
@@ -295,9 +296,8 @@ class Profiler:
         identity = self._context.space.draft_id(draft)
         profiles: dict[str, AnswerProfile] = {}
         missing: list[tuple[CellRun, Recording]] = []
-        stored = {c.cell.key: self._store.surveys(c.cell.key, self._protocol, "profile") for c in self._cells}
         for cell, recording in self._by_turns(recordings):
-            data = stored[cell.cell.key].get(f"{identity}/{recording.prompt_id}")
+            data = self._stored(cell, "profile").get(f"{identity}/{recording.prompt_id}")
             if (profile := _read(AnswerProfile.from_json, data)) is not None:
                 profiles[recording.prompt_id] = profile
             else:
@@ -426,14 +426,20 @@ class Profiler:
 
     def _stored_times(self, name: str) -> DraftPass | None:
         for cell in self._cells:
-            data = self._store.surveys(cell.cell.key, self._protocol, "times").get(name)
-            if (times := _read(DraftPass.from_json, data)) is not None:
+            if (times := _read(DraftPass.from_json, self._stored(cell, "times").get(name))) is not None:
                 return times
         return None
 
     def _keep_times(self, name: str, times: DraftPass) -> None:
         for cell in self._cells:
             self._keep(cell, "times", name, replace(times, profiles={}).to_json())
+
+    def _stored(self, cell: CellRun, kind: str) -> dict[str, dict[str, Any]]:
+        """What the store had of a cell when it was first asked: nothing that is kept here is read again."""
+        place = (cell.cell.key, kind)
+        if place not in self._surveys:
+            self._surveys[place] = self._store.surveys(cell.cell.key, self._protocol, kind)
+        return self._surveys[place]
 
     def _keep(self, cell: CellRun, kind: str, name: str, data: dict[str, object]) -> None:
         self._store.add_survey(cell.cell.key, self._protocol, kind, name, data)
