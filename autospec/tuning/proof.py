@@ -166,10 +166,7 @@ class Proof:
         return _CellPlan(cell, tuple(todo), len(tasks) * pair_s, max(rounds, unasked), log_gain, record_s)
 
     def _affordable(self, plans: Sequence[_CellPlan]) -> list[_CellPlan]:
-        """The cells of the next round: those that share the best one's launches, as many as the budget can decide.
-
-        If it can decide none, the best cell gets as many whole rounds as fit.
-        """
+        """The cells of the next round: those that share the best one's launches, as many as the budget can decide."""
         if not plans[0].todo:
             return [plans[0]]  # an earlier tune has measured it
         if self._context.budget.allows(self._expected_s(plans)):
@@ -183,6 +180,7 @@ class Proof:
                     chosen.append(plan)
             if chosen:
                 return chosen
+        # It can decide none: the best cell gets as many whole rounds as fit.
         for plan in plans:
             if self._context.budget.allows(self._context.pairing.expected_s(plan.todo, plan.cell.winner)):
                 return [plan]

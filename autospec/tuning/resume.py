@@ -32,7 +32,6 @@ __all__ = [
     "Remeasurement",
     "basis_digest",
     "basis_of",
-    "confirms",
     "drafts_of",
     "note_begin",
     "note_choice",
@@ -375,11 +374,6 @@ def renewing(served: Recommendation | None) -> Recommendation | None:
     if served is None or served.status is not Status.STALE or served.evidence.get("renewing"):
         return None
     return replace(served, evidence={**served.evidence, "renewing": True})
-
-
-def confirms(winner: Drafting, stands: Recommendation | None) -> bool:
-    """Whether a search for further drafts ended with what is proven already (or with nothing), so needs no proof."""
-    return stands is not None and (winner.is_off or winner == stands.tried)
 
 
 def _better(new: Recommendation, old: Recommendation) -> bool:

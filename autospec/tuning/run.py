@@ -41,7 +41,6 @@ from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_n
 from autospec.tuning.resume import (
     EPOCH,
     REQUESTS,
-    confirms,
     drafts_of,
     note_choice,
     save_recommendation,
@@ -120,13 +119,11 @@ class Tuning:
             self._tune(session, open_cells, space, budget, fitting)
 
     def _refusal(self, space: Space) -> str:
-        """Why no drafting can be used with this model at all, found out before any launch; empty if one can.
-
-        Raises:
-            UnsupportedError: The user's own settings cannot be used.
-        """
+        """Why no drafting can be used with this model at all, found out before any launch; empty if one can."""
         model, settings = self.request.model, self.request.settings()
-        self.backend.command(str(model.path), OFF, settings)
+        self.backend.command(
+            str(model.path), OFF, settings
+        )  # raises if the user's own settings cannot be used
         if why := undraftable(model):
             return f"{model.name} {why}."
         for drafting in space.leaders():
@@ -224,11 +221,7 @@ class Tuning:
     def _keeping(
         self, cells: Sequence[CellRun], keep: Callable[[CellRun], None], store: Store
     ) -> Iterator[None]:
-        """Store the result of every cell at the end, even if the tune fails or another cell cannot be stored.
-
-        Raises:
-            AutospecError: The first failure to store, if the tune itself succeeded.
-        """
+        """Store the result of every cell at the end, even if the tune fails or another cell cannot be stored."""
         failed: list[AutospecError] = []
 
         def attempt(step: Callable[[], None]) -> None:
@@ -240,8 +233,10 @@ class Tuning:
         try:
             yield
         finally:
-            _guess_winners(cells)
             for cell in cells:
+                if cell.winner.is_off and cell.best is not None:
+                    # After an interrupted search the best so far is recommended provisionally, but not noted as winner.
+                    cell.winner = cell.best[0]
                 if not cell.decided:
                     attempt(partial(keep, cell))
                 if self.request.forget_answers:
@@ -263,9 +258,10 @@ class Tuning:
 
     def _settle(self, store: Store, cell: CellRun) -> bool:
         """Whether the search for further drafts found the proven drafting again, which needs no second proof of the same pairs."""
-        if not cell.searched or cell.stands is None or not confirms(cell.winner, cell.stands):
+        proof = cell.stands
+        if not cell.searched or proof is None or not (cell.winner.is_off or cell.winner == proof.tried):
             return False
-        proof, cell.stands = cell.stands, None
+        cell.stands = None
         self._save(store, proof, cell)
         stays = "the baseline" if proof.tried.is_off else proof.tried.label
         self.progress.tell(
@@ -381,10 +377,3 @@ def _why_by_turns(devices: Sequence[Device] | None, weights: Weights) -> str:
             f"{by_turns}"
         )
     return f"Servers with and without drafting do not fit into the {room / 1024**3:.1f} GiB of GPU memory together; {by_turns}"
-
-
-def _guess_winners(cells: Sequence[CellRun]) -> None:
-    # After an interrupted search the best so far is recommended provisionally, but not noted as winner.
-    for cell in cells:
-        if cell.winner.is_off and cell.best is not None:
-            cell.winner = cell.best[0]
