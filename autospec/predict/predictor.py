@@ -391,9 +391,19 @@ class Predictor:
 
 
 def _log_ratio(pair: Pair, recording: Recording) -> float:
-    """ln(speed ÷ baseline), with the recorded baseline time if this one was disturbed."""
-    usual = math.log(recording.wall_ms / pair.off.wall_ms) if _stalled(pair, recording) else 0.0
-    return pair.log_ratio + usual
+    """ln(speed ÷ baseline) of the pair's request, from the recorded baseline's times if this one was disturbed."""
+    if not _stalled(pair, recording):
+        return pair.log_ratio
+    # A stall of the short measured request is longer or shorter in the pair's request, so the times are replaced.
+    off = replace(
+        pair.off,
+        prompt_tokens=len(recording.prompt_ids),
+        predicted_tokens=len(recording.answer_ids),
+        prompt_ms=recording.prompt_ms,
+        predicted_ms=recording.predicted_ms,
+        wall_ms=recording.wall_ms,
+    )
+    return replace(pair, off=off).log_ratio
 
 
 def _stalled(pair: Pair, recording: Recording) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting
-from autospec.formats import bounded, likely_words, percent, ruled_out_because
+from autospec.formats import bounded, counted, likely_words, percent, ruled_out_because
 from autospec.measure.log_ratios import by_prompt, of_pairs
 from autospec.measure.measurements import Measurement, Pair
 from autospec.recommendations import LIKELY, Recommendation, Verdict
@@ -62,10 +62,14 @@ def explain(
     """
     r = recommendation
     figures: dict[str, Any] = {}
-    sentences = [*_overall(r)]
+    sentences = _overall(r)
     sentences += _request(r, figures)
     if pairs:
-        sentences += _from_pairs(pairs, figures)
+        off, drafted = [p.off for p in pairs], [p.drafted for p in pairs]
+        sentences += _generation(off, drafted, figures)
+        sentences += _prompt_processing(off, drafted, figures)
+        sentences += _spread(pairs, figures)
+        sentences += _lossless(pairs, figures)
     sentences += _recorded_runs(r)
     sentences += _forecast(r, figures)
     sentences += _launch_scatter(r, figures)
@@ -102,16 +106,6 @@ def _overall(r: Recommendation) -> list[str]:
     if r.acceptance is not None:
         lines.append(f"The main model accepted {r.acceptance:.0%} of the proposed tokens.")
     return lines
-
-
-def _from_pairs(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
-    off, drafted = [p.off for p in pairs], [p.drafted for p in pairs]
-    return [
-        *_generation(off, drafted, figures),
-        *_prompt_processing(off, drafted, figures),
-        *_spread(pairs, figures),
-        *_lossless(pairs, figures),
-    ]
 
 
 _SOURCES = {
@@ -238,24 +232,23 @@ def _idle_draft(r: Recommendation, figures: dict[str, Any]) -> list[str]:
         return []
     figures["idle_draft"] = idle
     between = _between(idle["interval"])
-    pairs = f"{idle['pairs']} pair{'s' if idle['pairs'] != 1 else ''}"
     return [
         (
             f"Keeping the draft model loaded but unused changes the speed of whole requests by"
-            f" {percent(idle['ratio'])}{between} compared with no draft model, from {pairs}. Every verdict compares with"
-            " no draft model."
+            f" {percent(idle['ratio'])}{between} compared with no draft model, from {counted(idle['pairs'], 'pair')}."
+            " Every verdict compares with no draft model."
         )
     ]
 
 
 def _launch_scatter(r: Recommendation, figures: dict[str, Any]) -> list[str]:
     """How much launches of one server differ, according to the verdict."""
-    counted = r.evidence.get("launch_scatter")
-    if not isinstance(counted, dict) or "sd" not in counted:
+    scatter = r.evidence.get("launch_scatter")
+    if not isinstance(scatter, dict) or "sd" not in scatter:
         return []
-    figures["launch_scatter"] = counted
-    by = f"{100 * counted['sd']:.1f} %"
-    if counted.get("assumed"):
+    figures["launch_scatter"] = scatter
+    by = f"{100 * scatter['sd']:.1f} %"
+    if scatter.get("assumed"):
         return [
             (
                 f"The verdict assumes that launches of this server differ by {by}: too few have been compared on this"
@@ -264,7 +257,7 @@ def _launch_scatter(r: Recommendation, figures: dict[str, Any]) -> list[str]:
         ]
     return [
         (
-            f"Launches of this server differ by {by} (standard deviation, {counted['freedom']:.0f} degrees of freedom),"
+            f"Launches of this server differ by {by} (standard deviation, {scatter['freedom']:.0f} degrees of freedom),"
             " measured on this machine; the verdict allows for it."
         )
     ]

@@ -1,4 +1,4 @@
-"""Tables and queries of live samples and launch comparisons, and today's paths of stored drafts.
+"""Queries of live samples and launch comparisons, and today's paths of stored drafts.
 
 `Store` wraps the queries. A stored drafting names its draft by a path; `DraftFiles` finds the same contents today.
 """
@@ -16,7 +16,7 @@ from autospec.drafting import Drafting
 from autospec.measure.launch_scatter import LaunchComparison
 from autospec.measure.measurements import Sample
 from autospec.store.compatibility import Unread, understood
-from autospec.store.schema import METADATA, Json
+from autospec.store.schema import LAUNCH_COMPARISONS, LIVE_SAMPLES
 
 __all__ = [
     "ANY_DRAFTS",
@@ -33,26 +33,6 @@ __all__ = [
 
 # About 20 MB of SQLite: months of one person's use, a day of a busy team's. Drift detection needs only the newest.
 KEPT_SAMPLES = 100_000
-
-LIVE_SAMPLES = sa.Table(
-    "autospec_live_samples",
-    METADATA,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("model", sa.String(256), nullable=False),
-    sa.Column("backend", sa.String(32), nullable=False),
-    sa.Column("build", sa.String(128), nullable=False),
-    sa.Column("prompt_type", sa.String(32)),
-    sa.Column("drafting_key", sa.String(1024), nullable=False),
-    sa.Column("drafting", Json, nullable=False),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False),
-    sa.Column("predicted_tokens", sa.Integer, nullable=False),
-    sa.Column("prompt_ms", sa.Float, nullable=False),
-    sa.Column("predicted_ms", sa.Float, nullable=False),
-    sa.Column("drafted", sa.Integer),
-    sa.Column("accepted", sa.Integer),
-    sa.Index("autospec_live_samples_cell", "model", "backend", "build", "prompt_type", "at"),
-)
 
 
 def insert_samples(connection: sa.Connection, samples: Sequence[Sample]) -> None:
@@ -166,23 +146,6 @@ ANY_DRAFTS = DraftFiles()
 
 # Only the newest count: drivers and systems change without a new build.
 _KEPT = 40
-
-LAUNCH_COMPARISONS = sa.Table(
-    "autospec_launch_comparisons",
-    METADATA,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("hardware_id", sa.String(128), nullable=False),
-    sa.Column("backend", sa.String(32), nullable=False),
-    sa.Column("build", sa.String(128), nullable=False),
-    sa.Column("model", sa.String(256), nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("old", sa.String(128), nullable=False),
-    sa.Column("new", sa.String(128), nullable=False),
-    sa.Column("difference", sa.Float, nullable=False),
-    sa.Column("error", sa.Float, nullable=False),
-    sa.Column("pairs", sa.Integer, nullable=False),
-    sa.Index("autospec_launch_comparisons_server", "hardware_id", "backend", "build", "id"),
-)
 
 
 def insert_launch_comparison(

@@ -15,6 +15,8 @@ import sqlalchemy as sa
 from autospec.store.compatibility import SCHEMA, newer_than_this
 
 __all__ = [
+    "LAUNCH_COMPARISONS",
+    "LIVE_SAMPLES",
     "MEASUREMENTS",
     "METADATA",
     "MIGRATIONS",
@@ -114,6 +116,45 @@ SURVEYS = sa.Table(
     sa.Column("name", sa.String(256), nullable=False),
     sa.Column("data", Json, nullable=False),
     sa.Index("autospec_surveys_cell", "cell_key", "protocol", "kind"),
+)
+
+# Requests that the proxy answered: numbers only, no text.
+LIVE_SAMPLES = sa.Table(
+    "autospec_live_samples",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("model", sa.String(256), nullable=False),
+    sa.Column("backend", sa.String(32), nullable=False),
+    sa.Column("build", sa.String(128), nullable=False),
+    sa.Column("prompt_type", sa.String(32)),
+    sa.Column("drafting_key", sa.String(1024), nullable=False),
+    sa.Column("drafting", Json, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("predicted_tokens", sa.Integer, nullable=False),
+    sa.Column("prompt_ms", sa.Float, nullable=False),
+    sa.Column("predicted_ms", sa.Float, nullable=False),
+    sa.Column("drafted", sa.Integer),
+    sa.Column("accepted", sa.Integer),
+    sa.Index("autospec_live_samples_cell", "model", "backend", "build", "prompt_type", "at"),
+)
+
+# Differences between two launches of one server.
+LAUNCH_COMPARISONS = sa.Table(
+    "autospec_launch_comparisons",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("hardware_id", sa.String(128), nullable=False),
+    sa.Column("backend", sa.String(32), nullable=False),
+    sa.Column("build", sa.String(128), nullable=False),
+    sa.Column("model", sa.String(256), nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("old", sa.String(128), nullable=False),
+    sa.Column("new", sa.String(128), nullable=False),
+    sa.Column("difference", sa.Float, nullable=False),
+    sa.Column("error", sa.Float, nullable=False),
+    sa.Column("pairs", sa.Integer, nullable=False),
+    sa.Index("autospec_launch_comparisons_server", "hardware_id", "backend", "build", "id"),
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -153,10 +152,7 @@ def _evidence(
     }
     if not pairs:
         return evidence
-    by_prompt: dict[str, list[float]] = defaultdict(list)
-    for pair in pairs:
-        by_prompt[pair.off.prompt_id].append(pair.log_ratio)
-    ratios = [statistics.median(v) for v in by_prompt.values()]
+    ratios = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
     decode = [p.decode_log_ratio for p in pairs if p.off.predicted_ms > 0 and p.drafted.predicted_ms > 0]
     return evidence | {
         "phase": "prove" if proven else "search",
@@ -168,7 +164,7 @@ def _evidence(
         "request": _request(pairs),
         "prompt_ms_off": round(statistics.median(p.off.prompt_ms for p in pairs), 2),
         "prompt_ms_drafting": round(statistics.median(p.drafted.prompt_ms for p in pairs), 2),
-        "prompts": len(by_prompt),
+        "prompts": len(ratios),
         "prompts_faster": sum(r > 0 for r in ratios),
         "prompt_log_ratio_min": round(min(ratios), 4),
         "prompt_log_ratio_max": round(max(ratios), 4),

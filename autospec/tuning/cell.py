@@ -1,31 +1,43 @@
-"""One cell while it is being tuned, and what a tune reports of its progress."""
+"""The cells of one tune: which there are, the state of each while it is tuned, and what is reported of them."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from autospec.cells import Cell, PromptType
+from autospec.backends.protocol import Capabilities, Cycle
+from autospec.cells import Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.measure.measurements import AS_MEASURED, Pair, Shapes
+from autospec.errors import BusyError, SuiteError
+from autospec.measure.measurements import AS_MEASURED, CACHED_SHARE, Pair, Shapes, of_traffic
 from autospec.measure.verdict import Decision
-from autospec.prompts.suite import Prompt
+from autospec.prompts.suite import Half, Prompt
 from autospec.recommendations import Recommendation, Verdict
-from autospec.tuning.study import CellStudy
+from autospec.store.database import Store
+from autospec.store.locks import CellLocks
+from autospec.tuning.request import TuneRequest, draft_file
+from autospec.tuning.resume import DRAFT_ID, CellHistory, note_begin, note_look, renewing, to_restart
+from autospec.tuning.space import Space
+from autospec.tuning.study import CellStudy, open_storage
 
 __all__ = [
     "CellProgress",
     "CellRun",
     "Progress",
+    "TuneSession",
     "TuneStep",
     "Unwatched",
     "acceptance",
     "geometric_mean",
     "mean_log_ratio",
 ]
+
+# Live requests of the last 30 days show the usual requests.
+_TRAFFIC_S = 30 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +159,7 @@ class CellRun:
     stands: Recommendation | None = (
         None  # that proof, while it holds: it is served until there is a better one
     )
+    history: CellHistory = field(default_factory=CellHistory)
 
     @property
     def prompt_type(self) -> PromptType:
@@ -171,6 +184,26 @@ class CellRun:
         """True if the last look enables the winner."""
         return self.decision is not None and self.decision.verdict is Verdict.ENABLE
 
+    @property
+    def prediction(self) -> Any:
+        """The prediction for the drafting that the proof is for, as JSON values; ``None`` if there is none."""
+        return self.history.predictions[self.winner == self.runner_up]
+
+    def note_look(self) -> None:
+        """Note that the proof was looked at after its current rounds: no later tune may enable at this look."""
+        self.history = note_look(self.study, self.history, self.winner, self.rounds)
+
+    def recall(self, history: CellHistory, space: Space) -> None:
+        """Take over an earlier tune's choice, unless its draft is gone or was not named this time."""
+        self.history = history
+        winner, runner_up = history.winner, history.runner_up
+        if winner is None or not (winner.is_off or space.arm_of(winner) is not None):
+            return
+        self.winner, self.searched, self.shares_rate = winner, True, history.shares_rate
+        if space.arm_of(runner_up) not in (None, space.arm_of(winner)):
+            self.runner_up = runner_up
+        self.trial_values = dict(history.tried)
+
     def turn_to(self, drafting: Drafting, *, decision: Decision | None = None, rounds: int = 0) -> None:
         """Continue with the proof of another drafting; the state of this one's is kept in `other`."""
         self.other = None if self.decision is None else Proved(self.winner, self.decision, self.rounds)
@@ -188,6 +221,136 @@ class CellRun:
             )
         drafting, ratio = self.best or (OFF, None)
         return CellProgress(self.prompt_type, drafting, ratio, 0, "searching")
+
+
+@dataclass(frozen=True, slots=True)
+class TuneSession:
+    """The cells of one tune: which there are, which need measuring, and since when measurements count.
+
+    Cells that are locked stay locked while `locks` is open; `tell` gets what is left out, and why.
+    """
+
+    request: TuneRequest
+    hardware: Hardware
+    store: Store
+    locks: CellLocks
+    tell: Callable[[str], None]
+
+    def cells(self, capabilities: Capabilities, space: Space) -> list[CellRun]:
+        """The requested cells that no other machine is tuning, each with its study and its earlier results.
+
+        Raises:
+            SuiteError: The suite lacks prompts of a type.
+            BusyError: Other machines have all of the cells.
+            StoreError: The database cannot be used.
+        """
+        request = self.request
+        types = request.prompt_types or request.suite.types()
+        storage = open_storage(request.study_storage or request.storage)
+        settings = request.settings().args
+        cells = []
+        for prompt_type in [t for t in PromptType if t in types]:
+            tune, prove = (request.suite.of(prompt_type, half) for half in (Half.TUNE, Half.PROVE))
+            if not tune or not prove:
+                raise SuiteError(
+                    f"The suite {request.suite.name} lacks prompts of type {prompt_type} to search or prove with.",
+                    f"It has prompts of these types: {', '.join(request.suite.types())}.",
+                )
+            cell = Cell(request.model.ref, prompt_type, capabilities.build, self.hardware, settings)
+            if not self.locks.take(cell.key):
+                self.tell(f"{prompt_type}: another machine is measuring this prompt type.")
+                continue
+            study = CellStudy(cell, storage, request.definition, space, request.protocol)
+            tune_prompts = tune[: request.definition.prompts]
+            cells.append(CellRun(cell, study, tune_prompts, prove, shapes=self._shapes(cell, capabilities)))
+        if not cells:
+            raise BusyError(
+                "Another autospec is measuring these cells, from another machine like this one.",
+                "Wait for it to finish; its results are kept in the same database.",
+            )
+        self.store.drafts = space.drafts
+        histories = self._histories(cells)
+        for run in cells:
+            run.recall(histories[run.cell.key], space)
+            run.news = run.history.news(space.drafts.by_path, named=bool(request.drafts))
+            if run.news:
+                run.searched = False
+        return cells
+
+    def _histories(self, cells: Sequence[CellRun]) -> dict[str, CellHistory]:
+        """Cell key → history; cells that `--again` measures from the start begin again."""
+        found = self.store.recommendations(cell_keys=[c.cell.key for c in cells])
+        served = {s.cell_key: s.recommendation for s in found}
+        histories = {
+            c.cell.key: CellHistory.read(c.study, served.get(c.cell.key), self.request) for c in cells
+        }
+        if self.request.again:
+            restarted = to_restart({key: history.remeasurement() for key, history in histories.items()})
+            for cell in cells:
+                if cell.cell.key in restarted:
+                    cell.study.begin_again()
+                    histories[cell.cell.key] = histories[cell.cell.key].begun_again()
+        return histories
+
+    def to_measure(self, cells: Sequence[CellRun]) -> list[CellRun]:
+        """The cells without a proof, or with a current draft that the proof did not try; with `--again`, the unfinished ones."""
+        return [c for c in cells if not c.history.proven or self._reopens(c)]
+
+    def _reopens(self, cell: CellRun) -> bool:
+        """Whether a proven cell is measured again; tells the reason either way."""
+        history, drafts = cell.history, self.store.drafts
+        if self.request.again:
+            finished = history.remeasurement().finished
+            if finished:
+                self.tell(f"{cell.prompt_type}: already measured again; the interrupted rest continues.")
+            return not finished
+        names = history.opens_for(cell.news, drafts)
+        why = history.why_open(names, cell.news, drafts)
+        if not why:
+            self.tell(f"{cell.prompt_type}: already proven; use --again to measure it again.")
+            return False
+        if names:
+            cell.opened_for = names
+            proof = history.served
+            cell.stands = proof if proof is not None and self._draft_is_there(proof) else None
+        self.tell(f"{cell.prompt_type}: already proven, but {why}.")
+        return True
+
+    def _draft_is_there(self, proof: Recommendation) -> bool:
+        """Whether the draft of a proven drafting is still there, and the same file."""
+        draft = proof.drafting.draft
+        if draft is None:
+            return True
+        models = (*self.request.drafts, *self.request.models)
+        model = next((m for m in models if str(m.path) == draft), None)
+        return model is not None and proof.evidence.get(DRAFT_ID) in (None, draft_file(model).identity)
+
+    def begin(self, cells: Sequence[CellRun]) -> None:
+        """Note since when measurements count; `--again` moves that.
+
+        Every change of a restart is stored before the first measurement, so that the next tune continues after a kill.
+        """
+        now_s = time.time()
+        for cell in cells:
+            restarts, served = cell.history.restarts, cell.history.served
+            if restarts:
+                self.store.forget_surveys(cell.cell.key)
+            cell.history = note_begin(cell.study, cell.history, now_s, cell.shapes, cell.opened_for)
+            cell.shapes = cell.history.requests or cell.shapes
+            if restarts and (marked := renewing(served)):
+                self.store.save_recommendation(marked, self.hardware, cell.cell)
+
+    def _shapes(self, cell: Cell, capabilities: Capabilities) -> Shapes:
+        """The usual requests of this cell: from live traffic, else from the suite."""
+        since = time.time() - _TRAFFIC_S
+        samples = self.store.samples(since=since, model=cell.model.name, prompt_type=cell.prompt_type)
+        prompts = self.request.suite.prompts
+        return Shapes(
+            cached_share=CACHED_SHARE[cell.prompt_type],
+            max_tokens={p.id: p.max_tokens for p in prompts if p.prompt_type is cell.prompt_type},
+            traffic=of_traffic(samples),
+            first_cycle_in_prompt=capabilities.cycle is Cycle.MLX_LM or not capabilities.tells_drafts,
+        )
 
 
 def _finite(number: float) -> float | None:

@@ -63,7 +63,6 @@ class Launches:
         model_path: The main model.
         settings: The user's launch settings, the same for every launch.
         resident: How many run at once, see `resident_launches`; it falls to 1 if two do not fit after all.
-        on_launch: Told each drafting that is about to be launched.
         on_renewed: Gets the launch of off that is about to stop and the one that replaces it, both idle: the only moment at
             which two launches of one server can be compared. Not called where only one fits into memory.
         clock: Seconds, to time launches.
@@ -77,7 +76,6 @@ class Launches:
         settings: LaunchSettings,
         *,
         resident: int,
-        on_launch: Callable[[Drafting], None] = lambda _: None,
         on_renewed: Callable[[Server, Server], None] = lambda _old, _new: None,
         clock: Callable[[], float] = time.monotonic,
         tell: Callable[[str], None] = lambda _: None,
@@ -85,7 +83,6 @@ class Launches:
         self._backend = backend
         self._model_path = model_path
         self._settings = settings
-        self._on_launch = on_launch
         self._on_renewed = on_renewed
         self._clock = clock
         self._tell = tell
@@ -277,7 +274,7 @@ class Launches:
             yield server
 
     @contextmanager
-    def scoring(self, model_path: str, n_ctx: int, tell: Callable[[str], None]) -> Iterator[Scorer | None]:
+    def scoring(self, model_path: str, n_ctx: int) -> Iterator[Scorer | None]:
         """A scorer that reads a whole answer (at most `n_ctx` tokens with its prompt) at once with a draft; ``None`` without one."""
         with ExitStack() as stack:
             scorer = None
@@ -288,7 +285,7 @@ class Launches:
                     pass  # an optional extra, which only makes this faster
                 except LaunchError as error:
                     name = Path(model_path).name
-                    tell(
+                    self._tell(
                         f"{name} is read token by token, because llama-cpp-python cannot load it: {error.message}"
                     )
             try:
@@ -347,7 +344,6 @@ class Launches:
         return server
 
     def _launch(self, drafting: Drafting) -> Server:
-        self._on_launch(drafting)
         begun = self._clock()
         try:
             server = self._backend.launch(self._model_path, drafting, self._settings)

@@ -30,16 +30,6 @@ _DEATHS_ALLOWED = 1
 
 
 @dataclass(frozen=True, slots=True)
-class _PairHalf:
-    task: Task
-    side: Drafting
-    compared: Drafting
-    phase: Phase
-    round: int
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
 class Measured:
     """A task with its pair, measured now or from the store; `disturbed` says why it should not count, empty for a clean pair."""
 
@@ -265,11 +255,9 @@ class PairedRunner:
         return block.budget.allows(own * self.pace.pair_s(task.cell_key, block.drafting))
 
     def _by_turns(self, tasks: Sequence[Task], block: _Block, halves: _Halves) -> Iterator[Measured]:
-        """Stretches of some minutes: first one side of all pairs, then the other; the next stretch starts with that other side.
-
-        So a launch serves the end of one stretch and the start of the next, with other prompts, and there is one launch more
-        than stretches. In the proof each cell is asked in two stretches, half of its prompts in either order.
-        """
+        """Stretches of some minutes: first one side of all pairs, then the other; the next stretch starts with that other side."""
+        # So a launch serves the end of one stretch and the start of the next, with other prompts, and there is one launch more
+        # than stretches. In the proof each cell is asked in two stretches, half of its prompts in either order.
         left, begun = list(tasks), set[str]()
         while left:
             chosen = self._stretch(left, begun, block)
@@ -305,17 +293,14 @@ class PairedRunner:
     def _one_side(
         self, tasks: Sequence[Task], side: Drafting, block: _Block, halves: _Halves, limit_s: float
     ) -> list[Task]:
-        """Ask one side of a stretch within its time limit; returns the tasks that have this half.
-
-        The first task is always asked: otherwise a request longer than the limit would never be measured.
-        """
+        """Ask one side of a stretch within its time limit; returns the tasks that have this half."""
         done: list[Task] = []
         begun: float | None = None
         for task in tasks:
             if (task, side.is_off) not in halves:
                 if begun is None:
                     self._server(side)  # its launch is not part of the stretch
-                    begun = self._clock()
+                    begun = self._clock()  # no limit: a request longer than the limit would never be measured
                 else:
                     now, other = self._clock(), halves.get((task, not side.is_off))
                     if other is not None and now - other.started_at > MAX_PAIR_GAP_S:
@@ -331,8 +316,7 @@ class PairedRunner:
         """Measure a half that is missing."""
         if (task, side.is_off) not in halves:
             position = int((task, not side.is_off) in halves)
-            half = _PairHalf(task, side, block.drafting, block.phase, block.round, position)
-            halves[task, side.is_off] = self._half(half)
+            halves[task, side.is_off] = self._half(task, side, block, position)
 
     def _measured(self, task: Task, halves: _Halves) -> Measured:
         off = halves[task, True]
@@ -346,36 +330,33 @@ class PairedRunner:
             reason = disturbance(pair, lasts)
         return Measured(task, pair, reason)
 
-    def _half(self, half: _PairHalf) -> Measurement:
+    def _half(self, task: Task, side: Drafting, block: _Block, position: int) -> Measurement:
         deaths = 0
         while True:
-            server = self._server(half.side)
+            server = self._server(side)
             begun = self._clock()
             try:
                 measurement = measure(
                     self._asking,
                     server,
-                    half.task.prompt,
-                    cell_key=half.task.cell_key,
-                    phase=half.phase,
-                    round_=half.round,
-                    compared=half.compared,
-                    position=half.position,
+                    task.prompt,
+                    cell_key=task.cell_key,
+                    phase=block.phase,
+                    round_=block.round,
+                    compared=block.drafting,
+                    position=position,
                 )
-            except ServerDiedError as error:
-                self._launches.drop(server)
-                deaths += 1
-                if deaths <= _DEATHS_ALLOWED:
-                    continue
-                if half.side.is_off:
-                    raise _off_failed(half, error) from error
-                raise
             except RequestError as error:
-                if half.side.is_off:
-                    raise _off_failed(half, error) from error
+                if isinstance(error, ServerDiedError):
+                    self._launches.drop(server)
+                    deaths += 1
+                    if deaths <= _DEATHS_ALLOWED:
+                        continue
+                if side.is_off:
+                    raise _off_failed(task, error) from error
                 raise
             self._store.add_measurement(measurement)
-            self.pace.note(half.task.cell_key, half.side, self._clock() - begun)
+            self.pace.note(task.cell_key, side, self._clock() - begun)
             self.calm.after(MachineState.from_json(measurement.machine))
             return measurement
 
@@ -401,9 +382,9 @@ def _off_does_not_start(error: BackendError) -> AutospecError:
     )
 
 
-def _off_failed(half: _PairHalf, error: RequestError) -> AutospecError:
+def _off_failed(task: Task, error: RequestError) -> AutospecError:
     # Not a BackendError: no drafting is to blame, and without a baseline there is nothing to compare with.
     return AutospecError(
-        f"The prompt {half.task.prompt_id} failed without drafting: {error.message}",
+        f"The prompt {task.prompt_id} failed without drafting: {error.message}",
         error.hint or "All measurements so far are kept; correct the server settings and run tune again.",
     )

@@ -6,9 +6,9 @@ What these cost depends on the model's cache and output matrix, which its file d
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -91,12 +91,6 @@ _MAIN = "main"
 _CANARY = "canary"
 
 
-@dataclass(frozen=True, slots=True)
-class _AskedPrompt:
-    cell: CellRun
-    prompt: Prompt
-
-
 class Profiler:
     """Gathers the input of predictions, from servers or from the store.
 
@@ -121,6 +115,8 @@ class Profiler:
         self._asking = context.asking
         self._store = context.store
         self._protocol = context.asking.protocol
+        # Cell key and kind → the store's surveys, read once.
+        self._surveys: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._batch_ms: Mapping[int, float] = {}
         # Prompt id → the shortest time to generate its answer with a draft that was read, and that draft.
         self._fastest: dict[str, tuple[float, str]] = {}
@@ -150,7 +146,7 @@ class Profiler:
         self._batch_ms = batches
         passes = self._passes(recordings)
         by_cell = {key: list(own.values()) for key, own in recordings.items()}
-        stream = [(p.cell.cell.key, p.prompt.id) for p in self._places()]
+        stream = [(cell.cell.key, prompt.id) for cell, prompt in self._places()]
         return Predictor(
             by_cell,
             stream,
@@ -180,22 +176,21 @@ class Profiler:
         """Whether any arm of the space drafts from the text alone, and remembers earlier text."""
         return any(arm.mode.draft_free for arm in self._context.space.arms)
 
-    def _places(self) -> list[_AskedPrompt]:
-        """The prompts in the order in which a launch is asked: one of every cell, then the next of every cell."""
-        columns = ([_AskedPrompt(c, prompt) for prompt in self._prompts(c)] for c in self._cells)
-        return [place for row in zip_longest(*columns) for place in row if place is not None]
+    def _places(self) -> list[tuple[CellRun, Prompt]]:
+        """The prompts in the order in which a launch is asked."""
+        return _by_turns([(c, self._prompts(c)) for c in self._cells])
 
     def _record(self, main: _Main) -> dict[str, dict[str, Recording]]:
         found: dict[str, dict[str, Recording]] = {}
         for c in self._cells:
-            stored = self._store.surveys(c.cell.key, self._protocol, RECORDING)
+            stored = self._stored(c, RECORDING)
             # An earlier tune may have recorded prompts that are no longer used.
             wanted = [p.id for p in self._prompts(c)]
             read = {name: _read(Recording.from_json, stored.get(name)) for name in wanted}
             found[c.cell.key] = {name: r for name, r in read.items() if r is not None}
         enough_s = self._search_left_s() * (1.0 - _RECORDING_SHARE)
         places = self._places()
-        for number, (cell, prompt) in enumerate(((p.cell, p.prompt) for p in places), start=1):
+        for number, (cell, prompt) in enumerate(places, start=1):
             own = found[cell.cell.key]
             if prompt.id in own:
                 continue
@@ -211,8 +206,7 @@ class Profiler:
     def _first(self, main: _Main) -> Recording:
         """The request that every launch answers first, before it counts as launched."""
         cell = self._cells[0]
-        stored = self._store.surveys(cell.cell.key, self._protocol, _CANARY).get(_CANARY)
-        if (known := _read(Recording.from_json, stored)) is not None:
+        if (known := _read(Recording.from_json, self._stored(cell, _CANARY).get(_CANARY))) is not None:
             return known
         recorded = record(_asked(main), _CANARY, canary(OFF))
         for each in self._cells:
@@ -295,9 +289,8 @@ class Profiler:
         identity = self._context.space.draft_id(draft)
         profiles: dict[str, AnswerProfile] = {}
         missing: list[tuple[CellRun, Recording]] = []
-        stored = {c.cell.key: self._store.surveys(c.cell.key, self._protocol, "profile") for c in self._cells}
-        for cell, recording in self._by_turns(recordings):
-            data = stored[cell.cell.key].get(f"{identity}/{recording.prompt_id}")
+        for cell, recording in _by_turns([(c, recordings[c.cell.key].values()) for c in self._cells]):
+            data = self._stored(cell, "profile").get(f"{identity}/{recording.prompt_id}")
             if (profile := _read(AnswerProfile.from_json, data)) is not None:
                 profiles[recording.prompt_id] = profile
             else:
@@ -399,17 +392,9 @@ class Profiler:
             mine = shortest_ms(recording, counts, costs), draft
             self._fastest[recording.prompt_id] = min(self._fastest.get(recording.prompt_id, mine), mine)
 
-    def _by_turns(self, recordings: dict[str, dict[str, Recording]]) -> Iterator[tuple[CellRun, Recording]]:
-        """The first answer of every cell, then the second of every cell."""
-        columns = ([(cell, r) for r in recordings[cell.cell.key].values()] for cell in self._cells)
-        for row in zip_longest(*columns):
-            yield from (place for place in row if place is not None)
-
     def _undisturbed(self, work: Callable[[], _T]) -> _T:
-        """Do timed work; repeat it once if other programs disturbed it and have now finished.
-
-        A draft that is timed beside a busy program would look several times as expensive, and be ruled out.
-        """
+        """Do timed work; repeat it once if other programs disturbed it and have now finished."""
+        # A draft that is timed beside a busy program would look several times as expensive, and be ruled out.
         self._asking.watch.start()
         result = work()
         again = self._context.pairing.calm.after(self._asking.watch.finish())
@@ -422,12 +407,11 @@ class Profiler:
         if isinstance(tokens, Scorer):
             return nullcontext(tokens)
         longest = max(len(r.prompt_ids) + len(r.answer_ids) for r in recordings)
-        return self._context.launches.scoring(draft, longest + self._longest + 1, self._context.progress.tell)
+        return self._context.launches.scoring(draft, longest + self._longest + 1)
 
     def _stored_times(self, name: str) -> DraftPass | None:
         for cell in self._cells:
-            data = self._store.surveys(cell.cell.key, self._protocol, "times").get(name)
-            if (times := _read(DraftPass.from_json, data)) is not None:
+            if (times := _read(DraftPass.from_json, self._stored(cell, "times").get(name))) is not None:
                 return times
         return None
 
@@ -435,8 +419,21 @@ class Profiler:
         for cell in self._cells:
             self._keep(cell, "times", name, replace(times, profiles={}).to_json())
 
+    def _stored(self, cell: CellRun, kind: str) -> dict[str, dict[str, Any]]:
+        """What the store had of a cell when it was first asked: nothing that is kept here is read again."""
+        place = (cell.cell.key, kind)
+        if place not in self._surveys:
+            self._surveys[place] = self._store.surveys(cell.cell.key, self._protocol, kind)
+        return self._surveys[place]
+
     def _keep(self, cell: CellRun, kind: str, name: str, data: dict[str, object]) -> None:
         self._store.add_survey(cell.cell.key, self._protocol, kind, name, data)
+
+
+def _by_turns(columns: Iterable[tuple[CellRun, Iterable[_T]]]) -> list[tuple[CellRun, _T]]:
+    """The first of every cell, then the second of every cell."""
+    rows = zip_longest(*([(cell, own) for own in all_own] for cell, all_own in columns))
+    return [place for row in rows for place in row if place is not None]
 
 
 def _read(from_json: Callable[[dict[str, Any]], _T], data: dict[str, Any] | None) -> _T | None:

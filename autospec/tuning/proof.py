@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendError, StoreError
+from autospec.errors import BackendError
 from autospec.measure.disturbances import left_out_sentence
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
@@ -30,7 +30,6 @@ from autospec.tuning.budget import rounds_to_decide, worth
 from autospec.tuning.cell import CellRun, TuneStep
 from autospec.tuning.context import TuneContext
 from autospec.tuning.proof_predictions import ProofPredictions
-from autospec.tuning.resume import last_look, note_look, prediction_of
 from autospec.tuning.tasks import Task
 
 __all__ = ["Proof", "of_round"]
@@ -167,10 +166,7 @@ class Proof:
         return _CellPlan(cell, tuple(todo), len(tasks) * pair_s, max(rounds, unasked), log_gain, record_s)
 
     def _affordable(self, plans: Sequence[_CellPlan]) -> list[_CellPlan]:
-        """The cells of the next round: those that share the best one's launches, as many as the budget can decide.
-
-        If it can decide none, the best cell gets as many whole rounds as fit.
-        """
+        """The cells of the next round: those that share the best one's launches, as many as the budget can decide."""
         if not plans[0].todo:
             return [plans[0]]  # an earlier tune has measured it
         if self._context.budget.allows(self._expected_s(plans)):
@@ -184,6 +180,7 @@ class Proof:
                     chosen.append(plan)
             if chosen:
                 return chosen
+        # It can decide none: the best cell gets as many whole rounds as fit.
         for plan in plans:
             if self._context.budget.allows(self._context.pairing.expected_s(plan.todo, plan.cell.winner)):
                 return [plan]
@@ -212,11 +209,8 @@ class Proof:
         if cell.decision is not None and cell.decision.estimate is not None:
             return cell.decision.mean
         # A prediction rests on all recorded answers, a trial perhaps only on one.
-        ratio = None
-        with suppress(StoreError):
-            noted = prediction_of(cell) or {}
-            ratio = noted.get("cautious") or noted.get("expected")
-        ratio = ratio or cell.trial_values.get(cell.winner)
+        predicted = cell.prediction or {}
+        ratio = predicted.get("cautious") or predicted.get("expected") or cell.trial_values.get(cell.winner)
         return math.log(ratio) if ratio else _USUAL_GAIN
 
     def _wants(self, cell: CellRun) -> bool:
@@ -315,7 +309,7 @@ class Proof:
 
     def _look(self, cell: CellRun) -> None:
         rule = self._rule(cell)
-        seen = last_look(cell)
+        seen = cell.history.last_look(cell.winner)
         if cell.rounds not in rule.looks or cell.rounds < seen:
             # A conclusion between looks would break the error rate.
             return
@@ -344,7 +338,7 @@ class Proof:
             reason = f"{decision.reason}, at a look that was taken before"
             decision = replace(decision, verdict=Verdict.UNDECIDED, final=last, reason=reason)
         if seen < cell.rounds:
-            note_look(cell)
+            cell.note_look()
         cell.decision = decision
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
         second = cell.winner == cell.runner_up

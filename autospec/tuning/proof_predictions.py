@@ -33,6 +33,8 @@ class ProofPredictions:
         self._asking = context.asking
         self._store = context.store
         self._found: dict[tuple[str, Drafting], dict[str, float]] = {}
+        # Cell key → the store's recordings, read once until a `Profiler` adds some.
+        self._recorded: dict[str, set[str]] = {}
 
     def known(self, cell: CellRun) -> dict[str, float]:
         """Prompt id → predicted ln(drafting ÷ off), as far as it was predicted before; asks nothing."""
@@ -40,7 +42,7 @@ class ProofPredictions:
 
     def missing(self, cell: CellRun, pairs: Sequence[Pair]) -> list[Prompt]:
         """Prompts of a cell's proof whose answers are neither recorded nor measured; each costs a request."""
-        recorded = self._recorded(cell) | {p.off.prompt_id for p in pairs if self._has_text(p.off)}
+        recorded = self._recorded_of(cell) | {p.off.prompt_id for p in pairs if self._has_text(p.off)}
         return [p for p in cell.prove_prompts if p.id not in recorded]
 
     def predict(self, cell: CellRun, pairs: Sequence[Pair]) -> dict[str, float]:
@@ -59,24 +61,29 @@ class ProofPredictions:
                 drafts=drafts,
                 hurried=False,
             ).run()
+            self._recorded.pop(cell.cell.key, None)
             found = {} if predictor is None else predictor.log_ratios(*place)
             # All or none: every prompt must be asked or predicted.
             self._found[place] = found if found.keys() >= {p.id for p in cell.prove_prompts} else {}
         return self._found[place]
 
-    def _recorded(self, cell: CellRun) -> set[str]:
-        return set(self._store.surveys(cell.cell.key, self._asking.protocol, RECORDING))
+    def _recorded_of(self, cell: CellRun) -> set[str]:
+        """Prompts whose answers are recorded."""
+        key = cell.cell.key
+        if key not in self._recorded:
+            self._recorded[key] = set(self._store.surveys(key, self._asking.protocol, RECORDING))
+        return self._recorded[key]
 
     def _has_text(self, half: Measurement) -> bool:
         return half.prompt_id in self._asking.answers
 
     def keep_answers(self, cell: CellRun, pairs: Sequence[Pair]) -> None:
         """Keep measured answers as recordings, if their text can be turned into their tokens."""
-        recorded = self._recorded(cell)
         newest = {p.off.prompt_id: p.off for p in pairs if self._has_text(p.off)}
         tokens = self._context.launches.off().tokens
         if not isinstance(tokens, EncodesText):
             return
+        recorded = self._recorded_of(cell)
         for prompt in cell.prove_prompts:
             half = newest.get(prompt.id)
             if half is None or prompt.id in recorded:
@@ -102,3 +109,4 @@ class ProofPredictions:
             self._store.add_survey(
                 cell.cell.key, self._asking.protocol, RECORDING, prompt.id, recording.to_json()
             )
+            recorded.add(prompt.id)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import psutil
 
@@ -26,10 +27,10 @@ from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
 from autospec.tuning.budget import Budget
 from autospec.tuning.build_recommendation import Cost, conclude, likely_of, nothing_to_try
-from autospec.tuning.cell import CellRun, Progress
+from autospec.tuning.cell import CellRun, Progress, TuneSession
 from autospec.tuning.context import TuneContext
 from autospec.tuning.forecast import Forecast
-from autospec.tuning.idle_draft import compare_idle_drafts, idle_draft_of
+from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, resident_launches
 from autospec.tuning.paired_runner import PairedRunner
@@ -40,11 +41,8 @@ from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_n
 from autospec.tuning.resume import (
     EPOCH,
     REQUESTS,
-    TuneSession,
-    confirms,
     drafts_of,
     note_choice,
-    prediction_of,
     save_recommendation,
     with_basis,
 )
@@ -74,7 +72,6 @@ class Tuning:
     _cost: Cost = field(default_factory=Cost)
     _wanted: list[str] = field(default_factory=list)
     _drafts: dict[str, str] | None = None
-    _epochs: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> list[Recommendation]:
         """Search, prove, store.
@@ -122,13 +119,11 @@ class Tuning:
             self._tune(session, open_cells, space, budget, fitting)
 
     def _refusal(self, space: Space) -> str:
-        """Why no drafting can be used with this model at all, found out before any launch; empty if one can.
-
-        Raises:
-            UnsupportedError: The user's own settings cannot be used.
-        """
+        """Why no drafting can be used with this model at all, found out before any launch; empty if one can."""
         model, settings = self.request.model, self.request.settings()
-        self.backend.command(str(model.path), OFF, settings)
+        self.backend.command(
+            str(model.path), OFF, settings
+        )  # raises if the user's own settings cannot be used
         if why := undraftable(model):
             return f"{model.name} {why}."
         for drafting in space.leaders():
@@ -173,12 +168,15 @@ class Tuning:
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             asking = Asking(request.protocol, request.definition.max_tokens, request.temperature, watch)
-            self._epochs = session.begin(cells)
+            for cell in cells:
+                if cell.history.restarts:
+                    forget_idle_drafts(cell, store, request.protocol)
+            session.begin(cells)
             pairing = PairedRunner(
                 launches,
                 asking,
                 store,
-                since=self._epochs,
+                since={c.cell.key: c.history.epoch_s or 0.0 for c in cells},
                 tell=self.progress.tell,
                 budget_s=budget.total_s,
                 shapes={c.cell.key: c.shapes for c in cells},
@@ -223,11 +221,7 @@ class Tuning:
     def _keeping(
         self, cells: Sequence[CellRun], keep: Callable[[CellRun], None], store: Store
     ) -> Iterator[None]:
-        """Store the result of every cell at the end, even if the tune fails or another cell cannot be stored.
-
-        Raises:
-            AutospecError: The first failure to store, if the tune itself succeeded.
-        """
+        """Store the result of every cell at the end, even if the tune fails or another cell cannot be stored."""
         failed: list[AutospecError] = []
 
         def attempt(step: Callable[[], None]) -> None:
@@ -239,8 +233,10 @@ class Tuning:
         try:
             yield
         finally:
-            _guess_winners(cells)
             for cell in cells:
+                if cell.winner.is_off and cell.best is not None:
+                    # After an interrupted search the best so far is recommended provisionally, but not noted as winner.
+                    cell.winner = cell.best[0]
                 if not cell.decided:
                     attempt(partial(keep, cell))
                 if self.request.forget_answers:
@@ -262,9 +258,10 @@ class Tuning:
 
     def _settle(self, store: Store, cell: CellRun) -> bool:
         """Whether the search for further drafts found the proven drafting again, which needs no second proof of the same pairs."""
-        if not cell.searched or cell.stands is None or not confirms(cell.winner, cell.stands):
+        proof = cell.stands
+        if not cell.searched or proof is None or not (cell.winner.is_off or cell.winner == proof.tried):
             return False
-        proof, cell.stands = cell.stands, None
+        cell.stands = None
         self._save(store, proof, cell)
         stays = "the baseline" if proof.tried.is_off else proof.tried.label
         self.progress.tell(
@@ -284,7 +281,15 @@ class Tuning:
             # Without time for a single trial nothing was chosen: the next tune searches again.
             untried = cell.news - {d.draft for d in cell.trial_values}
             cell.searched = not (search.out_of_time and (cell.winner.is_off or untried))
-        note_choice([c for c in cells if c.searched], forecast)
+        searched = [c for c in cells if c.searched]
+        ruled_out = {"ruled_out": forecast.rule_out(searched)} if forecast is not None else {}
+        for cell in searched:
+            winner, runner_up = cell.winner, cell.runner_up
+            predictions: tuple[Any, Any] = (None, None)
+            if forecast is not None:
+                figures = (forecast.figures(cell, winner), forecast.figures(cell, runner_up))
+                predictions = (figures[0] | ruled_out, figures[1] | ruled_out)
+            cell.history = note_choice(cell.study, cell.history, winner, runner_up, predictions)
 
     def _conclusion(self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings) -> Recommendation:
         if cell.searched and cell.winner.is_off:
@@ -307,20 +312,24 @@ class Tuning:
             command=command,
             cost=self._cost,
         )
-        marks: dict[str, object] = {"protocol": self.request.protocol, "rule": self.request.rule_digest}
-        marks[REQUESTS] = cell.shapes.to_json()
+        marks: dict[str, object] = {
+            "protocol": self.request.protocol,
+            "rule": self.request.rule_digest,
+            REQUESTS: cell.shapes.to_json(),
+            EPOCH: cell.history.epoch_s,
+        }
         if cell.decision is not None:
             marks |= cell.decision.to_json()
         if left_out := pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE):
             marks["left_out"] = left_out
-        if cell.cell.key in self._epochs:
-            marks[EPOCH] = self._epochs[cell.cell.key]
         launch_s = self._cost.launch_seconds / max(1, self._cost.launches)
         if likely := likely_of(cell, proof, search, self.request.definition, launch_s):
             marks[LIKELY] = likely
+        if cell.prediction is not None:
+            marks["prediction"] = cell.prediction
         try:
-            noted = {"prediction": prediction_of(cell), "idle_draft": idle_draft_of(cell)}
-            marks |= {name: note for name, note in noted.items() if note is not None}
+            if (idle := idle_draft_of(cell)) is not None:
+                marks["idle_draft"] = idle
         except StoreError as error:
             # The studies' machine may no longer answer. The proof is in the local database, and continues.
             self.progress.tell(f"{cell.prompt_type}: stored without the notes of its study. {error.message}")
@@ -368,10 +377,3 @@ def _why_by_turns(devices: Sequence[Device] | None, weights: Weights) -> str:
             f"{by_turns}"
         )
     return f"Servers with and without drafting do not fit into the {room / 1024**3:.1f} GiB of GPU memory together; {by_turns}"
-
-
-def _guess_winners(cells: Sequence[CellRun]) -> None:
-    # After an interrupted search the best so far is recommended provisionally, but not noted as winner.
-    for cell in cells:
-        if cell.winner.is_off and cell.best is not None:
-            cell.winner = cell.best[0]

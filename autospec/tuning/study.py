@@ -186,6 +186,12 @@ class CellStudy:
         """The value that `note` kept, or ``None``."""
         return self._study.user_attrs.get(f"{key}:{self._protocol}")
 
+    def notes(self) -> dict[str, Any]:
+        """All notes under this protocol, read at once."""
+        ending = f":{self._protocol}"
+        attributes = self._study.user_attrs.items()
+        return {name.removesuffix(ending): value for name, value in attributes if name.endswith(ending)}
+
     def draft_id(self, drafting: Drafting) -> str:
         """The identity of a drafting's draft; empty if it has none, or one that is not of this space."""
         return self._space.drafts.identity(drafting)
@@ -195,20 +201,20 @@ class CellStudy:
         self.note(f"{key}_draft_id", self.draft_id(drafting) or None)
         self.note(key, drafting.to_json())
 
-    def noted_drafting(self, key: str, at: float) -> Drafting | None:
-        """The drafting that `note_drafting` kept, with its draft's current path.
+    def drafting_in(self, notes: Mapping[str, Any], key: str, at: float) -> Drafting | None:
+        """The drafting that `note_drafting` kept, from `notes`, with its draft's current path.
 
         ``None`` if there is none, another version wrote it, or its draft was replaced. `at` is the earliest time at which it was
         kept (seconds since the epoch), for notes without an identity.
         """
-        drafting = Drafting.understood(self.noted(key))
-        identity = str(self.noted(f"{key}_draft_id") or "")
+        drafting = Drafting.understood(notes.get(key))
+        identity = str(notes.get(f"{key}_draft_id") or "")
         return None if drafting is None else self._space.drafts.today(drafting, identity, at)
 
-    def note_searched(self) -> None:
-        """Keep the drafts of this space as those that a search could try."""
+    def note_searched(self, before: Iterable[str]) -> None:
+        """Keep the drafts of this space as those that a search could try, besides the identities `before`."""
         here = {file.identity for file in self._space.drafts.by_path.values()}
-        self.note(SEARCHED, sorted(here.union(self.noted(SEARCHED) or ())))
+        self.note(SEARCHED, sorted(here.union(before)))
 
     def drafts_tried(self) -> set[str]:
         """Paths of the drafts of all trials ever made."""

@@ -137,18 +137,18 @@ def trial_attributes(pairs: Sequence[Pair]) -> dict[str, object]:
 
 
 def _usual_tps(pairs: Mapping[Drafting, Sequence[Pair]]) -> dict[str, float]:
-    """Prompt → usual speed without drafting, where it was timed often enough to tell."""
+    """Prompt → usual speed without drafting of the pairs' request, where it was timed often enough to tell."""
     times: dict[str, list[float]] = {}
     for own in pairs.values():
         for pair in own:
-            times.setdefault(pair.off.prompt_id, []).append(pair.off.request_tps)
+            times.setdefault(pair.off.prompt_id, []).append(pair.speeds_tps[0])
     return {p: statistics.median(t) for p, t in times.items() if len(t) >= _ENOUGH_TIMES}
 
 
 def _log_ratios(pairs: Sequence[Pair], usual_tps: Mapping[str, float]) -> dict[str, float]:
     found = {}
     for pair in pairs:
-        usual, tps = usual_tps.get(pair.off.prompt_id), pair.off.request_tps
+        usual, tps = usual_tps.get(pair.off.prompt_id), pair.speeds_tps[0]
         stalled = usual is not None and tps * _STALLED < usual
         found[pair.off.prompt_id] = pair.log_ratio + (math.log(tps / usual) if stalled and usual else 0.0)
     return found

@@ -13,7 +13,7 @@ import pytest
 
 from autospec.backends.protocol import Cycle, LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.measure.measurements import Measurement, Pair, Phase
+from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes
 from autospec.predict.predictor import Predictor
 from autospec.predict.profile import AnswerProfile, Recording
 from autospec.predict.recording import DraftPass, pass_of, record, time_batches
@@ -42,6 +42,7 @@ def surveyed(
     read: int = len(WORDS),
     slow_prompt_ms: float = 0.0,
     draft_prompt_ms: float | None = None,
+    shapes: Shapes = AS_MEASURED,
 ) -> Predictor:
     """What a tune gathers before its search: so many answers read by the draft, the first one's prompt disturbed."""
     off = machine.launch("main", OFF, LaunchSettings()).tokens
@@ -57,7 +58,8 @@ def surveyed(
         profiles = {k: replace(v, draft_prompt_ms=draft_prompt_ms) for k, v in passed.profiles.items()}
         passed = replace(passed, profiles=profiles)
     stream = [(CELL, words) for words in WORDS]
-    return Predictor({CELL: recordings}, stream, batches, {"draft": passed}, 24, uncut=machine.uncut)
+    passes, requests = {"draft": passed}, {CELL: shapes}
+    return Predictor({CELL: recordings}, stream, batches, passes, 24, uncut=machine.uncut, shapes=requests)
 
 
 def measured(machine: Machine, chosen: Drafting) -> list[Pair]:
@@ -172,6 +174,25 @@ def test_one_disturbed_answer_neither_condemns_nor_flatters_a_draft():
         assert check.agrees
         if slow_off:
             assert predictor.deviation(CELL, chosen, pairs) == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_stalled_baseline_is_corrected_for_the_request_that_is_predicted():
+    """It generated three times as slowly, which the long answer of the request shows more than the measured one."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.0))
+    chosen, long = drafting(8), Shapes(cached_share=0.9, max_tokens=dict.fromkeys(WORDS, 20 * TOKENS))
+    predictor = surveyed(machine, shapes=long)
+    pairs = [replace(p, shape=long.of_half(p.off)) for p in measured(machine, chosen)]
+    slow = [
+        replace(
+            p.off,
+            predicted_ms=3 * p.off.predicted_ms,
+            wall_ms=p.off.wall_ms + 2 * p.off.predicted_ms,
+        )
+        for p in pairs
+    ]
+    stalled = [replace(p, off=off) for p, off in zip(pairs, slow, strict=True)]
+    calm = predictor.deviation(CELL, chosen, pairs)
+    assert predictor.deviation(CELL, chosen, stalled) == pytest.approx(calm, abs=0.005)
 
 
 def test_an_answer_of_another_length_corrects_nothing():

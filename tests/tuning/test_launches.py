@@ -39,8 +39,8 @@ class Reading(SimulatedBackend):
 
 def scoring(backend, told):
     """The context under test."""
-    launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=2)
-    return launches.scoring("/folder/draft.gguf", 64, told.append)
+    launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=2, tell=told.append)
+    return launches.scoring("/folder/draft.gguf", 64)
 
 
 def test_it_reads_as_long_as_it_is_needed():

@@ -451,7 +451,7 @@ def test_a_proof_is_kept_without_the_notes_of_studies_that_went_away(request_, m
     real = CellStudy.noted
 
     def gone(study: CellStudy, key: str) -> object:
-        if key == "prediction":
+        if key == "idle_draft":
             raise StoreError("Optuna's gRPC proxy at hub:13000 no longer answers.")
         return real(study, key)
 

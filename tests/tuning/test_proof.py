@@ -14,12 +14,13 @@ from autospec.recommendations import Verdict
 from autospec.tuning import proof
 from autospec.tuning.cell import CellRun
 from autospec.tuning.proof import Proof, of_round
+from autospec.tuning.resume import CellHistory
 from autospec.tuning.tasks import Task
 from tests.report.samples import DRAFTING, measurement
 from tests.tuning.proofs import lab, ngram
 
-# A study in which nothing was noted.
-NOTES = SimpleNamespace(noted=lambda _key: None, note=lambda _key, _value: None)
+# A study that keeps no notes.
+STUDY = SimpleNamespace(note=lambda _key, _value: None)
 
 
 def pair(prompt: str, round_: int) -> Pair:
@@ -36,7 +37,7 @@ def pair(prompt: str, round_: int) -> Pair:
     return Pair(off, drafted)
 
 
-def looked_at(rounds: int, study: SimpleNamespace) -> CellRun:
+def looked_at(rounds: int, history: CellHistory) -> CellRun:
     """A cell of eight prompts whose four rounds are stored, looked at after so many."""
     stored = [pair(f"p{k}", round_) for round_ in range(1, 5) for k in range(8)]
     pairing = SimpleNamespace(known=lambda *_: stored)
@@ -48,8 +49,9 @@ def looked_at(rounds: int, study: SimpleNamespace) -> CellRun:
     )
     prompts = tuple(SimpleNamespace(id=f"p{k}") for k in range(8))
     cell = CellRun(
-        SimpleNamespace(key="c", prompt_type="qa"), study, (), prompts, winner=DRAFTING, rounds=rounds
+        SimpleNamespace(key="c", prompt_type="qa"), STUDY, (), prompts, winner=DRAFTING, rounds=rounds
     )
+    cell.history = history
     Proof([cell], context, lambda _: None)._look(cell)
     return cell
 
@@ -57,23 +59,23 @@ def looked_at(rounds: int, study: SimpleNamespace) -> CellRun:
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_resumed_proof_looks_at_its_own_rounds_only(rounds):
     """Rounds of an earlier tune belong to later looks: each has its own share of the error rate."""
-    cell = looked_at(rounds, NOTES)
+    cell = looked_at(rounds, CellHistory())
     assert cell.decision.verdict is Verdict.ENABLE
     assert cell.decision.estimate.n == 8 * rounds
 
 
 def test_a_look_is_taken_once():
     """A later tune does not enable at a look that an earlier one has taken: its share of the error rate is spent."""
-    notes = {"epoch": 7.0}
-    study = SimpleNamespace(noted=notes.get, note=notes.__setitem__)
-    assert looked_at(1, study).decision.verdict is Verdict.ENABLE
-    again = looked_at(1, study).decision
-    assert (again.verdict, again.final) == (Verdict.UNDECIDED, False)
-    assert "taken before" in again.reason
-    assert looked_at(2, study).decision.verdict is Verdict.ENABLE
-    assert looked_at(1, study).decision is None
-    notes["epoch"] = 8.0  # measured again from the beginning
-    assert looked_at(1, study).decision.verdict is Verdict.ENABLE
+    first = looked_at(1, CellHistory(epoch_s=7.0))
+    assert first.decision.verdict is Verdict.ENABLE
+    again = looked_at(1, first.history)
+    assert (again.decision.verdict, again.decision.final) == (Verdict.UNDECIDED, False)
+    assert "taken before" in again.decision.reason
+    second = looked_at(2, again.history)
+    assert second.decision.verdict is Verdict.ENABLE
+    assert looked_at(1, second.history).decision is None
+    # Measured again from the beginning.
+    assert looked_at(1, second.history.begun_again()).decision.verdict is Verdict.ENABLE
 
 
 def by_launch(made):

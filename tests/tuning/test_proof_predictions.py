@@ -139,9 +139,14 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
         type(made.context.launches), "off", lambda _self: SimpleNamespace(tokens=Words(), pids=frozenset())
     )
     store = made.context.store
+    reads, read = [], store.surveys
+    monkeypatch.setattr(store, "surveys", lambda *place: reads.append(place) or read(*place))
     predictions = ProofPredictions(made.context)
+    assert len(predictions.missing(cell, pairs)) == len(cell.prove_prompts) - len(asked)
+    predictions.keep_answers(cell, pairs)
     assert predictions.known(cell) == {}
     assert predictions.predict(cell, pairs) == predictions.known(cell) == exact()
+    assert len(reads) == 1
     kept = store.surveys(cell.cell.key, asking.protocol, RECORDING)
     assert sorted(kept) == asked[1:]
     assert kept[asked[1]]["answer_ids"] == [4] * tokens

@@ -8,18 +8,27 @@ from pathlib import Path
 import pytest
 
 from autospec.cells import Build, Cell, ModelRef, PromptType
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.measure.measurements import Shapes
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.tuning.resume import (
+    CellHistory,
     Remeasurement,
     basis_digest,
     basis_of,
-    mark_remeasuring,
+    note_begin,
+    note_choice,
+    note_look,
+    renewing,
     save_recommendation,
     to_restart,
     with_basis,
 )
+from autospec.tuning.space import Arm, Space
+from autospec.tuning.study import CellStudy, open_storage
 from tests.report.samples import HERE, recommendation
+from tests.tuning.test_loop import request_with
 
 CELL = Cell(
     ModelRef("main", "/m/main.gguf", "f1"), PromptType.CODING, Build("llama-server", "b1", "p1"), HERE
@@ -59,17 +68,14 @@ class TestWhatIsServed:
         save(store, recommendation(Verdict.DISABLE))
         assert (served(store).status, served(store).verdict) == (Status.PROVEN, Verdict.DISABLE)
 
-    def test_only_a_stale_recommendation_is_marked(self, store: Store):
+    def test_only_a_stale_recommendation_is_marked(self):
         """Before the first measurement, as a kill -9 leaves no time at the end."""
-        mark_remeasuring(store, HERE, CELL)
-        assert store.recommendations(cell_keys=[CELL.key]) == []
-        save(store, recommendation(status=Status.STALE))
-        mark_remeasuring(store, HERE, CELL)
-        assert served(store).status is Status.STALE
-        assert served(store).evidence["renewing"]
-        save(store, recommendation(Verdict.DISABLE))
-        mark_remeasuring(store, HERE, CELL)
-        assert "renewing" not in served(store).evidence
+        assert renewing(None) is None
+        assert renewing(recommendation(Verdict.DISABLE)) is None
+        marked = renewing(recommendation(status=Status.STALE))
+        assert marked.status is Status.STALE
+        assert marked.evidence["renewing"]
+        assert renewing(marked) is None
 
     def test_the_next_recommendation_replaces_a_provisional_one(self, store: Store):
         """Without a proof, the newest counts."""
@@ -103,6 +109,95 @@ class TestWhatIsMeasuredAgain:
     def test_cells_to_restart(self, cells, restarted):
         """The others continue, or are finished."""
         assert to_restart(cells) == restarted
+
+
+DRAFTED = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)
+OTHER = Drafting(Mode.NGRAM_SIMPLE, ngram_n=8, ngram_m=8, min_hits=1)
+RENEWED = CellHistory(epoch_s=100.0, renewal_s=100.0)
+
+
+def proof(status: Status = Status.PROVEN, **evidence):
+    """A recommendation with this evidence."""
+    return replace(recommendation(status=status), evidence=evidence)
+
+
+class TestHistory:
+    """What a tune knows of a cell when it begins."""
+
+    @pytest.fixture
+    def request_(self, tmp_path: Path):
+        """A tune with an empty database."""
+        return request_with(tmp_path)
+
+    @pytest.fixture
+    def study(self, request_):
+        """An empty study of two draft-free modes."""
+        space = Space((Arm(Mode.NGRAM_SIMPLE),), request_.definition.space)
+        return CellStudy(CELL, open_storage(request_.storage), request_.definition, space, request_.protocol)
+
+    def test_a_later_tune_reads_what_an_earlier_one_noted(self, study, request_):
+        """The value that a tune works with is the one that the next tune reads."""
+        empty = CellHistory.read(study, None, request_)
+        assert empty == CellHistory()
+        begun = note_begin(study, empty, 7.0, Shapes(cached_share=0.5), ("new",))
+        chosen = note_choice(study, begun, DRAFTED, OTHER, ({"expected": 1.2}, None))
+        looked = note_look(study, chosen, DRAFTED, 2)
+        read = CellHistory.read(study, None, request_)
+        assert (read.epoch_s, read.requests, read.opened_for) == (7.0, Shapes(cached_share=0.5), {"new"})
+        assert (read.winner, read.runner_up, read.shares_rate) == (DRAFTED, OTHER, True)
+        assert (read.predictions, read.looks) == (looked.predictions, looked.looks)
+        assert (read.last_look(DRAFTED), read.last_look(OTHER), read.searched) == (2, 0, frozenset())
+
+    def test_what_the_next_tune_knows_after_a_restart(self, study, request_):
+        """The epoch moves; choice, predictions and looks of the earlier epoch no longer count."""
+        begun = note_begin(study, CellHistory(), 7.0, Shapes(cached_share=0.5), ())
+        note_look(study, note_choice(study, begun, DRAFTED, OTHER, ({"expected": 1.2}, None)), DRAFTED, 2)
+        read = CellHistory.read(study, None, request_)
+        study.begin_again()
+        again = note_begin(study, read.begun_again(), 8.0, Shapes(), ())
+        known = CellHistory.read(study, None, request_)
+        assert (known.epoch_s, known.renewal_s, known.requests) == (8.0, 8.0, Shapes())
+        assert known == replace(again, restarts=False)
+
+    def test_a_proof_stays_for_the_requests_that_it_began_with(self, study):
+        """The traffic has changed since; epoch and requests of the first tune stay."""
+        first = note_begin(study, CellHistory(), 7.0, Shapes(cached_share=0.5), ())
+        assert note_begin(study, first, 8.0, Shapes(cached_share=0.9), ()) == first
+
+    def test_only_a_proof_of_the_current_protocol_and_rule_holds(self, study, request_):
+        """Another rule or suite, or a stale one: it is measured again."""
+        current = {"protocol": request_.protocol, "rule": request_.rule_digest}
+        proven = [
+            CellHistory.read(study, served, request_).proven
+            for served in (
+                proof(**current),
+                proof(**current | {"rule": "another"}),
+                proof(**current | {"protocol": "another"}),
+                proof(Status.STALE, **current),
+            )
+        ]
+        assert proven == [True, False, False, False]
+
+    @pytest.mark.parametrize(
+        ("history", "state"),
+        [
+            pytest.param(CellHistory(), Remeasurement(), id="never-tuned"),
+            pytest.param(CellHistory(epoch_s=100.0), Remeasurement(), id="tuned-without-again"),
+            pytest.param(replace(RENEWED, renewal_s=90.0), Remeasurement(), id="killed-before-the-renewal"),
+            pytest.param(RENEWED, OPEN, id="interrupted"),
+            pytest.param(replace(RENEWED, winner=OFF), DONE, id="nothing-works"),
+            pytest.param(replace(RENEWED, served=proof(epoch=90.0), proven=True), OPEN, id="earlier-proof"),
+            pytest.param(replace(RENEWED, served=proof(epoch=100.0), proven=True), DONE, id="proven"),
+            pytest.param(
+                replace(RENEWED, served=proof(Status.STALE, epoch=100.0)),
+                Remeasurement(100.0, finished=True),
+                id="proof-became-stale",
+            ),
+        ],
+    )
+    def test_the_state_of_a_remeasurement(self, history: CellHistory, state: Remeasurement):
+        """From what is stored alone."""
+        assert history.remeasurement() == state
 
 
 def test_the_basis_identifies_drafts_by_their_files():

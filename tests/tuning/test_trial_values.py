@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.measure.measurements import Measurement, Pair, Phase
+from autospec.measure.measurements import Measurement, Pair, Phase, RequestShape
 from autospec.tuning.winners import trial_values
 
 FOUR, EIGHT, SIXTEEN = (
@@ -76,3 +78,20 @@ def test_nothing_measured_gives_nothing():
     """A trial that failed has no pair."""
     assert trial_values({}) == {}
     assert trial_values({FOUR: []}) == {}
+
+
+def test_a_stall_is_taken_away_as_the_request_shows_it():
+    """Off generated three times as slowly: in a request of long answers that is nearly all, measured only a half."""
+    shape = RequestShape(prompt_tokens=9.0, answer_tokens=1000.0)
+
+    def shaped(off_s: float, drafted_s: float) -> Pair:
+        """Four seconds of prompt on both sides, besides the generation."""
+        halves = (
+            replace(half, prompt_ms=4000.0, wall_ms=half.wall_ms + 4000.0)
+            for half in (pair("a", off_s, drafted_s).off, pair("a", off_s, drafted_s).drafted)
+        )
+        return Pair(*halves, shape)
+
+    calm = trial_values({FOUR: [shaped(4.0, 3.0)]})[FOUR]
+    pairs = {FOUR: [shaped(12.0, 3.0)], EIGHT: [shaped(4.0, 2.5)], SIXTEEN: [shaped(4.0, 2.0)]}
+    assert trial_values(pairs)[FOUR] == pytest.approx(calm, rel=0.01)
