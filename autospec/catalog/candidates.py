@@ -203,7 +203,7 @@ def _cache_mismatch(main: Model, draft: Model) -> str:
         # The text would be right, but rejected tokens in the draft's cache would spoil its later proposals.
         return f"cannot be used: it {why}"
     if main.format == "gguf" and draft.has_recurrent_state and not main.has_recurrent_state:
-        # llama-server restores a state from a checkpoint, and aborts where that fails: "failed to remove sequence".
+        # Seen with b11434: it tries to cut the state after rejected tokens, and aborts with "failed to remove sequence".
         return "keeps a recurrent state and the main model does not: llama-server b11434 crashes with such a pair"
     return ""
 
