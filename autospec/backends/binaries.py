@@ -27,8 +27,11 @@ __all__ = ["Facts", "Probe", "facts_of", "list_devices", "probe", "version_name"
 
 # Measured 39 ms; a binary that loads GPU drivers first may need seconds.
 _PROBE_TIMEOUT_S = 60.0
-# "version: 4372 (e34c5af4)" until 2026, "version: 0.6.0 (build 11434, commit e34c5af4)" since.
-_NUMBER = re.compile(r"version: (?:.*\(build )?(?P<number>\d+)\b")
+# "version: 4372 (e34c5af4)" until 2026, "version: 0.6.0 (build 11434, commit e34c5af4)" since. The first number of
+# "version: 2.0.0" is no build number.
+_NUMBER = re.compile(r"version: (?:.*\bbuild )?(?P<number>\d+)(?:,| \(|\)|$)", re.MULTILINE)
+# The number is a count of commits, and a shallow clone has only its last few. llama-server is older than a thousand commits.
+_FIRST_NUMBER = 1000
 # The key that answers carry since llama.cpp #12603 (March 2025). It stands in the binary as text.
 _TELLS_DRAFTS = b"draft_n_accepted"
 _TELLS_DRAFTS_SINCE = 4985
@@ -99,7 +102,8 @@ def version_name(version: str, fingerprint: str) -> str:
 def _number(version: str) -> int:
     """The build number, or 0 if the build does not know it."""
     found = _NUMBER.search(version)
-    return int(found["number"]) if found else 0
+    number = int(found["number"]) if found else 0
+    return number if number >= _FIRST_NUMBER else 0
 
 
 def facts_of(files: tuple[Path, ...], state_dir: Path) -> Facts:

@@ -120,7 +120,7 @@ def candidates(
     for draft in pool.values():
         refusal = _refusal(main, draft, memory_bytes, context_tokens)
         fits = refusal is None
-        reason = _praise(main, draft) if refusal is None else f"{draft.name} {refusal()}."
+        reason = _praise(main, draft, context_tokens) if refusal is None else f"{draft.name} {refusal()}."
         head = draft.head
         found.append(
             Candidate(
@@ -179,11 +179,8 @@ def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) 
         return lambda: "is the main model itself"
     if draft.format != main.format:
         return lambda: format_mismatch(main, draft)
-    if why := undraftable(main):
-        return lambda: f"cannot be used: the main model {why}"
-    if why := undraftable(draft):
-        # The text would be right, but rejected tokens in the draft's cache would spoil its later proposals.
-        return lambda: f"cannot be used: it {why}"
+    if stuck := _cache_mismatch(main, draft):
+        return lambda: stuck
     if draft.bytes_per_token > main.bytes_per_token * MAX_RELATIVE_COST:
         return lambda: _too_large(main, draft)
     if draft.head is not None and (why := _head_mismatch(main, draft)):
@@ -197,6 +194,18 @@ def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) 
     if memory_bytes and _needed(context_tokens, main, draft) > memory_bytes * _USABLE_MEMORY:
         return lambda: _does_not_fit(main, draft, memory_bytes, context_tokens)
     return None
+
+
+def _cache_mismatch(main: Model, draft: Model) -> str:
+    if why := undraftable(main):
+        return f"cannot be used: the main model {why}"
+    if why := undraftable(draft):
+        # The text would be right, but rejected tokens in the draft's cache would spoil its later proposals.
+        return f"cannot be used: it {why}"
+    if main.format == "gguf" and draft.has_recurrent_state and not main.has_recurrent_state:
+        # Seen with b11434: it tries to cut the state after rejected tokens, and aborts with "failed to remove sequence".
+        return "keeps a recurrent state and the main model does not: llama-server b11434 crashes with such a pair"
+    return ""
 
 
 def _too_large(main: Model, draft: Model) -> str:
@@ -268,16 +277,31 @@ def _own_mtp(main: Model) -> Candidate:
     )  # fmt: skip
 
 
-def _praise(main: Model, draft: Model) -> str:
+def _praise(main: Model, draft: Model, context_tokens: int) -> str:
     family = "same family" if _kinship(main, draft) else "another family"
     what = {"": "Same vocabulary"}.get(
         draft.draft_kind, f"{draft.draft_kind.upper()} head for this hidden size"
     )
     ratio = main.bytes_per_token / max(draft.bytes_per_token, 1)
-    note = bos_eos_note(main, draft)
+    notes = [n for n in (bos_eos_note(main, draft), _context_note(main, draft, context_tokens)) if n]
     return (
         f"{what}, reads {ratio:.1f} times less per token ({gigabytes(draft.bytes_per_token)} of {gigabytes(main.bytes_per_token)}), "
-        f"{family}{'; ' + note if note else ''}."
+        f"{'; '.join([family, *notes])}."
+    )
+
+
+def _context_note(main: Model, draft: Model, context_tokens: int) -> str:
+    """Say if the draft was trained for less context than the launch has.
+
+    llama.cpp b11434 gives the draft as many tokens as the main model, caps them by the main model's training alone, and only logs
+    "possible training context overflow"; mlx_lm does not look either.
+    """
+    used = min(context_tokens, main.context_length or context_tokens)
+    if not 0 < draft.context_length < used:
+        return ""
+    return (
+        f"it was trained for {draft.context_length} tokens of the {used}: behind more of them its proposals may get worse, "
+        "and the text stays the same"
     )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "model_name",
     "part_paths",
     "places",
+    "printable",
     "split_key",
     "walk",
 ]
@@ -109,7 +110,7 @@ def _first_line(path: Path) -> str:
 def _downloads_folder(settings: Path) -> str:
     try:
         document = json.loads(settings.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ""
     value = document.get("downloadsFolder") if isinstance(document, dict) else None
     return value if isinstance(value, str) and Path(value).is_absolute() else ""
@@ -120,9 +121,26 @@ _SPLIT: Final = re.compile(
 )
 
 
+def printable(text: str) -> str:
+    r"""Return a path or name with each byte that is no UTF-8 written as ``\xe9``.
+
+    Python holds such a byte of a file name as half of a surrogate pair, which JSON's readers, SQLite and terminals refuse.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair that came from JSON, not from a file name
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _split(name: str) -> re.Match[str] | None:
+    """The match of a name of a split model's part; a part 3 of 2, or of 0, is a whole file to llama.cpp too."""
+    match = _SPLIT.fullmatch(name)
+    return match if match and 1 <= int(match["part"]) <= int(match["parts"]) else None
+
+
 def part_paths(path: Path) -> tuple[Path, ...]:
     """Return the files that belong to a GGUF file by its name: itself, or every part of a split model."""
-    match = _SPLIT.fullmatch(path.name)
+    match = _split(path.name)
     if match is None:
         return (path,)
     stem, count, suffix = match["stem"], int(match["parts"]), match["suffix"]
@@ -131,24 +149,27 @@ def part_paths(path: Path) -> tuple[Path, ...]:
 
 def model_name(path: Path) -> str:
     """Return the catalogue name of a GGUF file: its stem, without the part number of a split."""
-    match = _SPLIT.fullmatch(path.name)
+    match = _split(path.name)
     return match["stem"] if match else path.stem
 
 
 def split_key(name: str) -> tuple[str, int] | None:
     """The stem and the number of parts that all parts of a split model share; ``None`` for a whole file."""
-    match = _SPLIT.fullmatch(name)
+    match = _split(name)
     return (match["stem"], int(match["parts"])) if match else None
 
 
 def is_first_or_whole(name: str) -> bool:
     """True for a file by which a model is loaded."""
-    match = _SPLIT.fullmatch(name)
+    match = _split(name)
     return match is None or int(match["part"]) == 1
 
 
 _DIGEST: Final = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
+# `MediaTypeImageDraft` of Ollama's manifest/layer.go: what `DRAFT` in a Modelfile adds. Ollama gives the blob of a GGUF draft to
+# its llama-server; the draft of a safetensors model is stored under the same type, in a blob that is no GGUF file.
+_OLLAMA_DRAFT: Final = "application/vnd.ollama.image.draft"
 _MANIFEST_LIMIT: Final = 1 << 20
 # Depth limit of the search, below Python's own recursion limit.
 _ENDLESS: Final = 200
@@ -206,9 +227,10 @@ def _gguf_files(folder: Path, names: list[str], warnings: list[str]) -> Iterator
             # The first part is missing: yield another part once, and the reader reports it.
             have_first.add(split_key(name))
         path = folder / name
-        if path.is_file():
+        # os.path, because Path.is_file raises in a folder that may be listed and not entered.
+        if os.path.isfile(path):  # noqa: PTH113
             yield FoundModel(path, "gguf")
-        elif path.is_symlink():
+        elif os.path.islink(path):  # noqa: PTH114
             warnings.append(f"{path} is a link to a missing file.")
 
 
@@ -247,29 +269,47 @@ def _ollama_store(folder: Path, warnings: list[str]) -> Iterator[FoundModel]:
                 continue
             path = Path(where, tag)
             try:
-                digest = _model_digest(path)
-            except (OSError, ValueError) as error:
+                layers = _manifest_layers(path)
+                digest, draft = _digest(layers, _OLLAMA_MODEL), _digest(layers, _OLLAMA_DRAFT)
+            except (OSError, ValueError, RecursionError) as error:
                 warnings.append(f"{path} is not a readable Ollama manifest: {error}.")
                 continue
             if not digest:
                 continue  # a cloud model, or one in another format
             name = _ollama_name(path.relative_to(manifests).parts)
-            blob = folder / "blobs" / f"sha256-{digest}"
-            if blob.is_file():
-                yield FoundModel(blob, "gguf", name)
-            else:
-                warnings.append(f"Ollama's {name} is incomplete: {blob} is missing.")
+            blobs = {f"{name}-draft": draft, name: digest} if draft else {name: digest}
+            for title, wanted in blobs.items():
+                blob = folder / "blobs" / f"sha256-{wanted}"
+                if not os.path.isfile(blob):  # noqa: PTH113 - Path.is_file raises if the folder may not be entered
+                    warnings.append(f"Ollama's {title} is incomplete: {blob} is missing.")
+                elif title == name or _is_gguf(blob):
+                    yield FoundModel(blob, "gguf", title)
 
 
-def _model_digest(path: Path) -> str:
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return True  # the reader says why it cannot be read
+
+
+def _manifest_layers(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise ValueError("it is no file")
     if path.stat().st_size > _MANIFEST_LIMIT:
         raise ValueError("it is too large")
     manifest: Any = json.loads(path.read_bytes())
     layers = manifest.get("layers") if isinstance(manifest, dict) else None
     if not isinstance(layers, list):
         raise ValueError("it has no layers")  # noqa: TRY004 - reported like invalid JSON
+    return layers
+
+
+def _digest(layers: list[Any], media_type: str) -> str:
+    """The digest of the first layer of this type; empty if there is none."""
     for layer in layers:
-        if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_MODEL:
+        if isinstance(layer, dict) and layer.get("mediaType") == media_type:
             match = _DIGEST.fullmatch(str(layer.get("digest", "")))
             if match is None:
                 raise ValueError("its digest is malformed")

@@ -18,7 +18,7 @@ from gguf.constants import MODEL_ARCH_NAMES, LlamaFileType
 
 from autospec.catalog.folders import model_name, part_paths
 from autospec.catalog.gguf_header import Header, TensorInfo, read_header
-from autospec.catalog.model import Head, Model, Role, Vocabulary
+from autospec.catalog.model import NO_TOKENS, Head, Model, Role, Vocabulary
 from autospec.errors import ModelFileError
 
 __all__ = ["read_gguf", "vocabulary_of"]
@@ -46,11 +46,17 @@ _BPE_WITHOUT_BOS: Final = frozenset({"chatglm-bpe", "glm4", "glm5"})
 
 
 def vocabulary_of(header: Header) -> Vocabulary | None:
-    """Return the vocabulary as llama.cpp would load it; ``None`` if the file has no tokens."""
-    if header.tokens is None:
-        return None
+    """Return the vocabulary as llama.cpp would load it; ``None`` if the file has none that llama.cpp loads.
+
+    With the tokenizer ``none`` it is of the kind `NO_TOKENS`: so many ids, without texts.
+    """
     values = header.values
     kind = str(values.get("tokenizer.ggml.model", ""))
+    if kind in ("none", "no_vocab"):
+        keys = _Keys(header)
+        return Vocabulary(NO_TOKENS, keys.of("vocab_size"), digest="")
+    if header.tokens is None:
+        return None
     pre = str(values.get("tokenizer.ggml.pre", ""))
     bos, eos, add_bos, add_eos = _DEFAULTS.get(kind, (_NONE, _NONE, False, False))
     if kind == "gpt2":
@@ -141,7 +147,7 @@ class _Keys:
 
     def number(self, key: str, default: int = 0) -> int:
         """A scalar, or the largest entry of a per-layer array."""
-        return max(self._entries(key), default=default)
+        return max(self.entries(key), default=default)
 
     def of(self, key: str, default: int = 0) -> int:
         return self.number(f"{self.architecture}.{key}", default)
@@ -151,12 +157,13 @@ class _Keys:
 
     def per_layer(self, key: str, layers: int, default: int) -> list[int]:
         """The array's entries, one per layer, or the scalar repeated."""
-        entries = self._entries(f"{self.architecture}.{key}") or [default]
+        entries = self.entries(f"{self.architecture}.{key}") or [default]
         if len(entries) == 1:
             return entries * layers
         return (entries + [entries[-1]] * layers)[:layers]
 
-    def _entries(self, key: str) -> list[int]:
+    def entries(self, key: str) -> list[int]:
+        """The counts under a key, one or several."""
         value = self.values.get(key)
         entries = value if isinstance(value, list) else [value]
         # All keys are counts: negative or infinite values and other types count as missing.
@@ -225,8 +232,7 @@ def _role(keys: _Keys, tensors: Sequence[TensorInfo], header: Header, head: Head
 
 def _head(keys: _Keys, tensors: Sequence[TensorInfo], blocks: int) -> Head | None:
     """The draft head, if the file is nothing but one."""
-    targets = keys.values.get(f"{keys.architecture}.target_layers")
-    layers = tuple(int(v) for v in targets) if isinstance(targets, list) else ()
+    layers = tuple(keys.entries(f"{keys.architecture}.target_layers"))
     names = {t.name for t in tensors}
     if keys.architecture == "eagle3":
         return Head("eagle3", keys.of("target_hidden_size"), layers)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from autospec.catalog.folders import printable
 from autospec.catalog.model import BLOCK, FIRST_CHECKED_ID, Model, Role, Vocabulary
 from autospec.errors import ModelFileError
 
@@ -27,19 +29,16 @@ _MAX_TOKENS: Final = 1 << 22
 
 
 def vocabulary_of(folder: Path, config: dict[str, Any]) -> Vocabulary | None:
-    """Return the vocabulary's digests; ``None`` without a ``tokenizer.json``. Raises `ModelFileError`."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
+    """Return the vocabulary's digests; ``None`` without a tokenizer that can be read. Raises `ModelFileError`."""
+    kind, tokens = _tokenizer(folder)
+    if not tokens:
         return None
-    document = read_json(path)
-    tokens = _texts(path, document)
     settings = _optional(folder / "tokenizer_config.json")
     ids = {text: i for i, text in enumerate(tokens)}
     encoded = [len(t).to_bytes(8, "little") + t for t in tokens]
     edges = [i for i in (FIRST_CHECKED_ID, *range(BLOCK, len(tokens) + 1, BLOCK)) if i <= len(tokens)]
-    model = document.get("model")
     return Vocabulary(
-        kind=str(model.get("type") or "") if isinstance(model, dict) else "",
+        kind=kind,
         size=len(tokens),
         digest=hashlib.sha256(b"".join(encoded)).hexdigest(),
         blocks=tuple(hashlib.sha256(b"".join(encoded[a:b])).hexdigest()[:16] for a, b in pairwise(edges)),
@@ -52,12 +51,63 @@ def vocabulary_of(folder: Path, config: dict[str, Any]) -> Vocabulary | None:
 
 def read_tokens(folder: Path) -> list[bytes]:
     """Read the text of every token, by id; an unused id has an empty text. Raises `ModelFileError`."""
+    return _tokenizer(folder)[1]
+
+
+def _tokenizer(folder: Path) -> tuple[str, list[bytes]]:
+    """The type of tokenizer and its tokens, from the first of the files that say them; nothing without one.
+
+    ``tokenizer.json`` has everything. Tokenizers in Python have ``vocab.json`` with ``merges.txt``, or a file of tiktoken; their
+    other tokens stand in ``added_tokens.json`` or ``tokenizer_config.json``. SentencePiece's ``tokenizer.model`` is not read.
+    """
     path = folder / "tokenizer.json"
-    return _texts(path, read_json(path))
+    if path.exists():
+        document = read_json(path)
+        model = document.get("model")
+        kind = printable(str(model.get("type") or "")) if isinstance(model, dict) else ""
+        return kind, _texts(path, document)
+    path = folder / "vocab.json"
+    if path.exists():
+        texts = {i: _bytes(text) for text, i in read_json(path).items() if isinstance(i, int)}
+        return "BPE", _in_order(path, texts | _added_tokens(folder))
+    for path in (*sorted(folder.glob("*.tiktoken")), folder / "tiktoken.model"):
+        if path.is_file():
+            return "tiktoken", _in_order(path, _tiktoken(path) | _added_tokens(folder))
+    return "", []
+
+
+def _added_tokens(folder: Path) -> dict[int, bytes]:
+    texts = {
+        i: _bytes(text) for text, i in _optional(folder / "added_tokens.json").items() if isinstance(i, int)
+    }
+    decoder = _optional(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    for number, entry in decoder.items() if isinstance(decoder, dict) else []:
+        if number.isdecimal() and isinstance(entry, dict):
+            texts[int(number)] = _bytes(str(entry.get("content", "")))
+    return texts
+
+
+def _tiktoken(path: Path) -> dict[int, bytes]:
+    """One token per line: its bytes in base64, a space, its id."""
+    try:
+        lines = [line.split() for line in path.read_bytes().splitlines() if line.strip()]
+        return {int(number): base64.b64decode(text, validate=True) for text, number in lines}
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise ModelFileError(
+            f"{path} is damaged: it is no file of tiktoken.", "Download it again."
+        ) from error
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a file that must hold one JSON object; raises `ModelFileError`."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise ModelFileError(f"{path} is no file.")
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
@@ -82,17 +132,21 @@ def _texts(path: Path, document: dict[str, Any]) -> list[bytes]:
     for entry in added if isinstance(added, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("id"), int):
             texts[entry["id"]] = str(entry.get("content", ""))
+    return _in_order(path, {i: _bytes(text) for i, text in texts.items()})
+
+
+def _in_order(path: Path, texts: dict[int, bytes]) -> list[bytes]:
     if not texts:
         raise ModelFileError(f"{path} is damaged: it has no tokens.", "Download it again.")
     if min(texts) < 0 or max(texts) >= _MAX_TOKENS:
         raise ModelFileError(f"{path} is damaged: it has impossible token ids.", "Download it again.")
-    return [texts.get(i, "").encode("utf-8", "surrogatepass") for i in range(max(texts) + 1)]
+    return [texts.get(i, b"") for i in range(max(texts) + 1)]
 
 
 def _special(name: str, settings: dict[str, Any], config: dict[str, Any], ids: dict[bytes, int]) -> int:
     token = settings.get(f"{name}_token")
     text = token.get("content") if isinstance(token, dict) else token
-    if isinstance(text, str) and (found := ids.get(text.encode("utf-8", "surrogatepass"))) is not None:
+    if isinstance(text, str) and (found := ids.get(_bytes(text))) is not None:
         return found
     number = config.get(f"{name}_token_id")
     number = number[0] if isinstance(number, list) and number else number
@@ -112,10 +166,35 @@ _MAX_HEADER: Final = 100_000_000  # the safetensors format's own limit
 
 _TEXT_CLASSES: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 _NOT_TEXT: Final = frozenset({"whisper", "bert", "clip", "siglip", "t5", "wav2vec2", "speecht5", "vits"})
-_RECURRENT_LAYERS: Final = frozenset({"linear_attention", "mamba", "recurrent", "conv", "ssm", "rglru"})
+_RECURRENT_LAYERS: Final = frozenset(
+    {"linear_attention", "mamba", "recurrent", "conv", "conv_mixer", "ssm", "rglru"}
+)
 _RECURRENT_TYPES: Final = re.compile(
     r"mamba|rwkv|recurrent|jamba|falcon_h1|nemotron_h|plamo2|lfm2|kimi_linear"
 )
+# The two tables are read off the `make_cache` methods in mlx_lm/models of mlx-lm 0.32.2. A model that is not in them has plain
+# caches there, or its config.json lists the kinds of its layers.
+# Types with an `ArraysCache`, or a cache of their own that is not trimmable (deepseek_v41), in some layers of every model.
+_STATE_TYPES: Final = frozenset(
+    {"baichuan_m1", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3", "deepseek_v41"}
+    | {"deepseek_v41_text", "falcon_h1", "falcon_mamba", "jamba", "kimi_k3", "kimi_linear", "lfm2", "lfm2-vl"}
+    | {"lfm2_moe", "longcat_flash_ngram", "mamba", "mamba2", "nemotron_h", "olmo_hybrid", "plamo2", "qwen3_5"}
+    | {"prism_hadamard_qwen35", "qwen3_5_moe", "qwen3_next", "recurrent_gemma", "rwkv7"}
+)
+# Types with a `RotatingKVCache` or a `ChunkedKVCache` where config.json has no list of layers: the key of the window, and a usual
+# window for a config.json without the key.
+_WINDOW_TYPES: Final = {
+    "afmoe": ("sliding_window", 2048), "cohere2": ("sliding_window", 4096), "gemma3": ("sliding_window", 512),
+    "gemma3_text": ("sliding_window", 512), "gemma3n": ("sliding_window", 512), "gemma3n_text": ("sliding_window", 512),
+    "gemma4": ("sliding_window", 512), "gemma4_text": ("sliding_window", 512),
+    "gemma4_unified": ("sliding_window", 512), "gpt_oss": ("sliding_window", 128),
+    "iquestloopcoder": ("loop_window_size", 64), "llama4": ("attention_chunk_size", 8192),
+    "mellum": ("sliding_window", 1024), "mimo_v2_flash": ("sliding_window_size", 128),
+    "muse_glimmer": ("sliding_window", 2048), "muse_spark": ("sliding_window", 2048), "olmo3": ("sliding_window", 4096),
+    "plamo3": ("window_size", 2048), "spark2_5": ("sliding_window", 4096), "step3p5": ("sliding_window", 512),
+}  # fmt: skip
+# These have such caches whatever config.json lists.
+_ALWAYS_WINDOWED: Final = frozenset({"iquestloopcoder", "llama4", "mimo_v2_flash", "plamo3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +207,7 @@ class _Tensor:
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of a folder, sorted by name, without adapters."""
-    files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))
+    files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(".") and p.is_file())
     return tuple(p for p in files if not p.name.startswith(("adapter", "adapters"))) or tuple(files)
 
 
@@ -153,18 +232,19 @@ def read_mlx(path: Path) -> Model:
     idle = 1 - active_experts / experts if experts else 0.0
     idle_parameters = idle * sum(n for t, n in sizes if _EXPERT.search(t.name))
     parameters = sum(n for _, n in sizes)
+    types = {str(c.get("model_type") or "") for c in (config, text)}
     kv, sliding, window = _kv(text, layers)
     return Model(
         name=path.name,
         path=path,
         format="mlx",
         source="folder",
-        architecture=str(config.get("model_type") or text.get("model_type") or ""),
+        architecture=printable(str(config.get("model_type") or text.get("model_type") or "")),
         parameters=parameters,
         active_parameters=parameters - round(idle_parameters),
         experts=experts,
         active_experts=active_experts,
-        quantization=_quantization(tensors, config),
+        quantization=printable(_quantization(tensors, config)),
         size_bytes=sum(f.stat().st_size for f in files),
         files=files,
         context_length=_count(
@@ -174,14 +254,14 @@ def read_mlx(path: Path) -> Model:
         embedding_length=_count(text, "hidden_size", "n_embd", "d_model"),
         kv_bytes_per_token=kv,
         kv_sliding_bytes_per_token=sliding,
-        sliding_window=window,
+        sliding_window=window or _hidden_window(text, types, layers),
         bytes_per_token=_bytes_per_token(tensors, idle),
         vocab=vocabulary_of(path, text | config),
         mtp_layers=_count(text, "num_nextn_predict_layers", "mtp_num_hidden_layers")
         if any(_MTP.search(t.name) or _beyond(t.name, layers) for t in tensors)
         else 0,
         head=None,
-        has_recurrent_state=_is_recurrent(text),
+        has_recurrent_state=bool(types & _STATE_TYPES) or _is_recurrent(text),
         role=_role(config),
         basename="",
         fingerprint=digest.hexdigest()[:32],
@@ -323,13 +403,32 @@ def _kv(text: dict[str, Any], layers: int) -> tuple[int, int, int]:
     return total, sliding, window if sliding else 0
 
 
+def _hidden_window(text: dict[str, Any], types: set[str], layers: int) -> int:
+    """The window of caches that the type of the model has, though its layers in config.json do not show it; else 0."""
+    listed = _listed_kinds(text, layers)
+    for kind in sorted(types & _WINDOW_TYPES.keys()):
+        if not listed or "sliding_attention" in listed or kind in _ALWAYS_WINDOWED:
+            key, default = _WINDOW_TYPES[kind]
+            return _count(text, key, "sliding_window") or default
+    return 0
+
+
+def _listed_kinds(text: dict[str, Any], layers: int) -> list[str]:
+    kinds = text.get("layer_types") or text.get("layers_block_type")
+    return [str(k) for k in kinds] if isinstance(kinds, list) and len(kinds) == layers else []
+
+
 def _layer_kinds(text: dict[str, Any], layers: int) -> list[str]:
     layers = min(layers, 1 << 16)
-    kinds = text.get("layer_types") or text.get("layers_block_type")
-    if isinstance(kinds, list) and len(kinds) == layers:
-        return [str(k) for k in kinds]
+    if kinds := _listed_kinds(text, layers):
+        return kinds
     interval = _count(text, "full_attention_interval")
     pattern = _count(text, "sliding_window_pattern")
+    letters = text.get("sliding_window_pattern")
+    if isinstance(letters, str) and letters:
+        # exaone4: "LLLG", L for a layer with a window, repeated over all layers.
+        kind = {"L": "sliding_attention"}
+        return [kind.get(letters[i % len(letters)], "full_attention") for i in range(layers)]
     if interval:
         return ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(layers)]
     if pattern:
@@ -347,8 +446,9 @@ def _is_recurrent(text: dict[str, Any]) -> bool:
 
 def _role(config: dict[str, Any]) -> Role:
     classes = config.get("architectures")
-    if config.get("model_type") in _NOT_TEXT:
-        return "embedding" if config.get("model_type") == "bert" else "other"
+    model_type = str(config.get("model_type"))
+    if model_type in _NOT_TEXT:
+        return "embedding" if model_type == "bert" else "other"
     if isinstance(classes, list) and classes and not str(classes[0]).endswith(_TEXT_CLASSES):
         return "embedding" if str(classes[0]).endswith("Model") else "other"
     return "text"

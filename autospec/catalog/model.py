@@ -12,6 +12,7 @@ from autospec.cells import ModelRef, options_in
 __all__ = [
     "BLOCK",
     "FIRST_CHECKED_ID",
+    "NO_TOKENS",
     "Format",
     "Head",
     "Model",
@@ -28,6 +29,8 @@ Role = Literal["text", "embedding", "projector", "adapter", "vocabulary", "other
 
 # llama.cpp compares vocabularies from this token id on (see autospec.catalog.vocabulary).
 FIRST_CHECKED_ID: Final = 5
+# `Vocabulary.kind` of a GGUF file with the tokenizer "none": llama.cpp knows how many ids there are, and no texts.
+NO_TOKENS: Final = "none"
 # Tokens per digest in `Vocabulary.blocks`.
 BLOCK: Final = 8192
 

@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import autospec
-from autospec.catalog.folders import FoundModel, ModelFolder, model_name, part_paths, places, walk
+from autospec.catalog.folders import (
+    FoundModel,
+    ModelFolder,
+    model_name,
+    part_paths,
+    places,
+    printable,
+    walk,
+)
 from autospec.catalog.model import Model
 from autospec.catalog.resolve import ambiguous_models, choose
 from autospec.errors import ModelChoiceError, ModelFileError
@@ -29,7 +38,7 @@ __all__ = ["Catalog", "MetadataCache", "scan", "signature"]
 Signature = list[list[int]]
 
 # Raise it when the readers give another result for the same file.
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 def signature(files: Iterable[Path]) -> Signature:
@@ -97,6 +106,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 CACHE_FILE: Final = "models.json"
+# Below the cache folder: links with a plain name to models whose path is no UTF-8.
+_LINKS: Final = "links"
 
 _NOT_A_MODEL: Final = {
     "embedding": "makes embeddings, not text",
@@ -109,11 +120,15 @@ _NOT_A_MODEL: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The models that were found, each file once, by name; a warning per unreadable file or folder; the searched folders."""
+    """The models that were found, each file once, by name; a warning per unreadable file or folder; the searched folders.
+
+    `links`: the folder for links to models whose path is no UTF-8; without one, such models are refused.
+    """
 
     models: tuple[Model, ...]
     warnings: tuple[str, ...] = ()
     looked_in: tuple[Path, ...] = ()
+    links: Path | None = field(default=None, compare=False)
 
     def find(self, name: str) -> Model:
         """Return the model for a path, also outside the catalogue, a name, or an unambiguous part of one.
@@ -142,17 +157,17 @@ class Catalog:
             if real in {_real(model.path), *map(_real, model.files)}:
                 return model
         if path.is_dir() and not (path / "config.json").exists():
-            inside = [m for m in self.models if m.path.is_relative_to(path.absolute())]
+            inside = [m for m in self.models if _is_below(m.path, path)]
             inside = inside or [m for f in walk(path.absolute(), []) if (m := _read(f)).role == "text"]
             if not inside:
                 raise ModelChoiceError(f"There is no model in {path}.", "Use the path of a .gguf file.")
             if len(inside) > 1:
                 raise ambiguous_models(str(path), inside)
-            return inside[0]
+            return _with_plain_path(inside[0], self.links)
         model = _read(FoundModel(path.absolute(), "mlx" if path.is_dir() else "gguf"))
         if model.role != "text":
             raise ModelChoiceError(f"{path} {_NOT_A_MODEL[model.role]}.", "Choose a language model.")
-        return model
+        return _with_plain_path(model, self.links)
 
 
 def scan(
@@ -178,6 +193,7 @@ def scan(
     )
     where += tuple(_beside(name) for name in beside if os.path.exists(_expanded(name)))  # noqa: PTH110
     cache = MetadataCache(settings.cache_dir / CACHE_FILE)
+    links = settings.cache_dir / _LINKS
     warnings: list[str] = []
     models: dict[Path, Model] = {}
     for place in where:
@@ -191,16 +207,17 @@ def scan(
                 continue
             try:
                 model = _cached(found, real, cache)
+                if model.role == "text":
+                    model = _with_plain_path(model, links)
+                    models[real] = dataclasses.replace(model, source=place.source)
             except ModelFileError as error:
                 warnings.append(str(error))
-                continue
-            if model.role == "text":
-                models[real] = dataclasses.replace(model, source=place.source)
     cache.save()
     return Catalog(
         models=tuple(sorted(models.values(), key=lambda m: (m.name.casefold(), str(m.path)))),
-        warnings=tuple(dict.fromkeys(warnings)),
+        warnings=tuple(dict.fromkeys(map(printable, warnings))),
         looked_in=tuple(p.path for p in where),
+        links=links,
     )
 
 
@@ -217,7 +234,12 @@ def _in(place: ModelFolder, warnings: list[str]) -> list[FoundModel]:
         return []
     if place.path.is_file():
         return [FoundModel(place.path, "gguf")]
-    return list(walk(place.path, warnings, place.depth))
+    found: list[FoundModel] = []
+    try:
+        found.extend(walk(place.path, warnings, place.depth))
+    except Exception as error:  # noqa: BLE001 - what was found before stays found
+        warnings.append(f"{place.path} could not be searched to its end: {_unexpected(error)}.")
+    return found
 
 
 def _cached(found: FoundModel, real: Path, cache: MetadataCache) -> Model:
@@ -231,7 +253,7 @@ def _cached(found: FoundModel, real: Path, cache: MetadataCache) -> Model:
             known = _read(found)
         except ModelFileError as error:
             # The system may allow the next read without a change of size and mtime.
-            if not isinstance(error.__cause__, OSError):
+            if not isinstance(error.__cause__, OSError | MemoryError):
                 cache.put(real, files, str(error))
             raise
         cache.put(real, files, known)
@@ -241,12 +263,55 @@ def _cached(found: FoundModel, real: Path, cache: MetadataCache) -> Model:
 def _read(found: FoundModel) -> Model:
     # A catalogue from the cache needs neither gguf nor NumPy.
     if found.format == "mlx":
-        from autospec.catalog.mlx import read_mlx  # noqa: PLC0415
+        from autospec.catalog.mlx import read_mlx as read  # noqa: PLC0415
+    else:
+        from autospec.catalog.gguf import read_gguf as read  # noqa: PLC0415
+    try:
+        return _as_found(read(found.path), found)
+    except ModelFileError:
+        raise
+    except Exception as error:
+        # A file of a kind that the reader does not foresee must not hide the other models.
+        raise ModelFileError(f"{found.path} cannot be read: {_unexpected(error)}.") from error
 
-        return _as_found(read_mlx(found.path), found)
-    from autospec.catalog.gguf import read_gguf  # noqa: PLC0415
 
-    return _as_found(read_gguf(found.path), found)
+def _unexpected(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+
+
+def _with_plain_path(model: Model, links: Path | None) -> Model:
+    """The model under a path that JSON, SQLite and every terminal can hold: its own, or a link to it.
+
+    Raises:
+        ModelFileError: Its path is no UTF-8, and there can be no link.
+    """
+    paths = (model.path, *model.files)
+    if all(str(path) == printable(str(path)) for path in paths):
+        return model
+    target = model.path.absolute()
+    refusal = f"{printable(str(target))} cannot be used: its path is no UTF-8"
+    if links is None or (model.format == "mlx" and any(f.name != printable(f.name) for f in model.files)):
+        raise ModelFileError(f"{refusal}.", "Rename the file or folder.")
+    folder = links / hashlib.sha256(os.fsencode(target)).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if model.format == "mlx":
+            path = _link(folder, target)
+            return dataclasses.replace(model, path=path, files=tuple(path / f.name for f in model.files))
+        files = tuple(_link(folder, file.absolute()) for file in model.files)
+    except OSError as error:
+        raise ModelFileError(
+            f"{refusal}, and {links} cannot hold a link to it ({error.strerror or error}).",
+            "Rename the file or folder.",
+        ) from error
+    return dataclasses.replace(model, path=files[0], files=files)
+
+
+def _link(folder: Path, target: Path) -> Path:
+    link = folder / printable(target.name)
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(target)
+    return link
 
 
 def _as_found(model: Model, found: FoundModel) -> Model:
@@ -260,6 +325,10 @@ def _as_found(model: Model, found: FoundModel) -> Model:
 
 
 def _name(found: FoundModel) -> str:
+    return printable(_raw_name(found))
+
+
+def _raw_name(found: FoundModel) -> str:
     if found.name or found.format == "gguf":
         return found.name or model_name(found.path)
     repository = found.path.parent.parent.name
@@ -285,6 +354,11 @@ def _expanded(name: str) -> Path:
         return Path(name).expanduser() if name.strip() else Path("/nonexistent")
     except RuntimeError:  # ~somebody who does not exist
         return Path(name)
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """True for a model in the folder, also if a link in the folder or to it leads to the model."""
+    return path.is_relative_to(folder.absolute()) or _real(path).is_relative_to(_real(folder))
 
 
 def _real(path: Path) -> Path:

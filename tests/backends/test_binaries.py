@@ -18,6 +18,13 @@ from tests.backends.conftest import FAKE, HELP
         ("version: 0.6.0 (build 11434, commit e34c5af4)", "b11434"),
         ("version: 0.6.0-dev (build 0, commit unknown)", "source-01234567"),
         ("version: 0 (unknown)", "source-01234567"),
+        # A shallow clone counts the commits that it has; a package has a version of its own.
+        ("version: 0.2.0-dev (build 1, commit ab)", "source-01234567"),
+        ("version: 1 (e34c5af)", "source-01234567"),
+        ("version: 2.0.0", "source-01234567"),
+        ("version: 11434.2.0", "source-01234567"),
+        ("version: 0.6.0-dev (build 11457, commit e34c5af4)", "b11457"),
+        ("warning: 3 devices\nversion: 5200 (abc)", "b5200"),
         ("", "source-01234567"),
     ],
 )

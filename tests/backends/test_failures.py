@@ -139,3 +139,21 @@ def test_the_reason_for_running_without_speculation():
     )
     assert speculation_refused(log) == "vocabs are not compatible"
     assert speculation_refused(log[1:]) == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "draft model vocab type must match target model to use speculation but vocab_type_dft = 1 while vocab_type_tgt = 2",
+        "Error: draft model vocab type must match target model to use speculation (speculative implementation 'draft-simple')",
+        "draft vocab special tokens must match target vocab to use speculation",
+        "draft model bos tokens must match target model to use speculation. add: 1 - 0, id: 1 - 2)",
+        "draft model vocab must closely match target model to use speculation but target vocab size 10",
+        "E spec common_specu: the target and draft vocabs are not compatible",
+    ],
+)
+def test_a_server_that_ends_for_the_vocabulary(line):
+    """b11434 logs it and goes on; koboldcpp and builds of 2024 end with it."""
+    failure = classify(FAILED, ("loading draft model", line, "exiting"))
+    assert (failure.kind, failure.permanent) == ("vocabulary", True)
+    assert "autospec drafts" in failure.hint

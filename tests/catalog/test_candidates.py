@@ -186,6 +186,37 @@ def test_other_format() -> None:
     )
 
 
+class TestStates:
+    """llama-server b11434 aborts with a draft that keeps a recurrent state beside a main model that keeps none."""
+
+    @pytest.mark.parametrize(
+        ("main_state", "draft_state", "fits"),
+        [(False, True, False), (True, True, True), (True, False, True), (False, False, True)],
+    )
+    def test_pairs(self, main_state: bool, draft_state: bool, fits: bool) -> None:
+        """Only that pair is left out, with the reason."""
+        main = dataclasses.replace(MAIN, has_recurrent_state=main_state)
+        candidate = only(small("mamba", has_recurrent_state=draft_state), main=main)
+        assert candidate.fits is fits
+        assert ("mamba keeps a recurrent state and the main model does not" in candidate.reason) is not fits
+
+
+class TestTrainedContext:
+    """llama.cpp gives a draft the main model's context, however little the draft was trained for."""
+
+    @pytest.mark.parametrize(
+        ("trained", "context", "main_trained", "told"),
+        [(2048, 4096, 32768, 4096), (2048, 2048, 32768, 0), (0, 4096, 32768, 0), (2048, 131072, 8192, 8192)],
+    )
+    def test_a_draft_that_knows_less(self, trained: int, context: int, main_trained: int, told: int) -> None:
+        """It is told against what the main model will use, and refuses nothing."""
+        main = dataclasses.replace(MAIN, context_length=main_trained, kv_bytes_per_token=1)
+        candidate = only(small(context_length=trained, kv_bytes_per_token=1), main=main, context=context)
+        assert candidate.fits
+        assert (f"it was trained for {trained} tokens of the {told}" in candidate.reason) is bool(told)
+        assert ("trained for" in candidate.reason) is bool(told)
+
+
 class TestHeads:
     """Draft heads have their own modes, and fit the model that they were trained for."""
 

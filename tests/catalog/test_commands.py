@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,17 @@ class TestModels:
         assert "model_dirs" in result.stdout
         assert result.stdout.count("\n") == 1
         assert json.loads(run(models, "--json").stdout) == {"schema": 1, "models": [], "warnings": []}
+
+    @pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are no UTF-8")
+    def test_a_name_that_is_no_utf8(self, run, models_dir: Path) -> None:
+        """Table and JSON have the escaped name, and `drafts` takes it."""
+        write_gguf(models_dir / os.fsdecode(b"mod\xe9le.gguf"))
+        assert r"mod\xe9le" in run(models).stdout
+        (model,) = json.loads(run(models, "--json").stdout)["models"]
+        assert model["name"] == r"mod\xe9le"
+        assert json.dumps(model, ensure_ascii=False).encode()
+        done = run(drafts, "--model", model["name"], "--json")
+        assert json.loads(done.stdout)["model_path"] == model["path"]
 
     def test_brackets_in_a_name_are_no_markup(self, run, models_dir: Path) -> None:
         """A file may be called anything."""

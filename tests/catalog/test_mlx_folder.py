@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from autospec.catalog import mlx
+from autospec.catalog.candidates import undraftable
 from autospec.catalog.mlx import read_mlx
+from autospec.catalog.model import Model
 from autospec.catalog.vocabulary import vocabulary_mismatch
 from autospec.errors import ModelFileError
 from tests.catalog.making import MLX_TENSORS, TOKENS, write_mlx
@@ -134,6 +140,69 @@ def test_role(tmp_path: Path, config: dict[str, object], role: str) -> None:
     assert read_mlx(write_mlx(tmp_path / "m", config=config)).role == role
 
 
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "bailing_moe_linear"}, "a recurrent state"),
+        ({"model_type": "longcat_flash_ngram"}, "a recurrent state"),
+        (
+            {"model_type": "baichuan_m1", "sliding_window": 64, "sliding_window_layers": [0]},
+            "a recurrent state",
+        ),
+        ({"model_type": "deepseek_v41", "sliding_window": 128}, "a recurrent state"),
+        ({"model_type": "qwen3_next"}, "a recurrent state"),
+        ({"model_type": "gear", "layer_types": ["conv_mixer", "full_attention"]}, "a recurrent state"),
+        ({"model_type": "mimo_v2_flash", "sliding_window_size": 96}, "a window of 96 tokens"),
+        ({"model_type": "iquestloopcoder", "loop_window_size": 32}, "a window of 32 tokens"),
+        ({"model_type": "iquestloopcoder"}, "a window of 64 tokens"),
+        (
+            {"model_type": "exaone4", "sliding_window_pattern": "LG", "sliding_window": 77},
+            "a window of 77 tokens",
+        ),
+        ({"model_type": "cohere2", "sliding_window": 50}, "a window of 50 tokens"),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "a window of 512 tokens"),
+        ({"model_type": "llama4", "text_config": {"attention_chunk_size": 40}}, "a window of 40 tokens"),
+        ({"model_type": "gpt_oss"}, "a window of 128 tokens"),
+        ({"model_type": "gpt_oss", "layer_types": ["full_attention"] * 2}, ""),
+        ({"model_type": "exaone4", "sliding_window_pattern": None, "sliding_window": 77}, ""),
+        ({"model_type": "iquestcoder"}, ""),
+        ({"model_type": "llama4_text", "attention_chunk_size": 40}, ""),
+        ({"model_type": "longcat_flash"}, ""),
+        ({"model_type": "qwen3"}, ""),
+    ],
+)
+def test_caches_that_config_json_hides(tmp_path: Path, config: dict[str, object], why: str) -> None:
+    """Some types have a cache that cannot be rolled back, and their layers do not show it."""
+    said = undraftable(read_mlx(write_mlx(tmp_path / "m", config=config)))
+    assert why in said
+    assert bool(said) is bool(why)
+
+
+def test_the_tables_of_caches_are_those_of_mlx_lm() -> None:
+    """Every type of the installed mlx_lm whose `make_cache` is not plain is in a table, or lists its layers; no other is."""
+    found = importlib.util.find_spec("mlx_lm")
+    if found is None or found.origin is None:
+        pytest.skip("mlx_lm is not installed")
+    listed = {"exaone4", "exaone_moe", "gear", "granitemoehybrid", "laguna", "llama", "ministral3"}
+    known = mlx._STATE_TYPES | mlx._WINDOW_TYPES.keys() | listed
+    models = {p.stem: p.read_text("utf-8") for p in (Path(found.origin).parent / "models").glob("*.py")}
+    special = re.compile(r"(?:Arrays|Rotating\w*|Chunked\w*|Layer)Cache\(|RotatingKVCache\(")
+    unlisted = {
+        name
+        for name, text in models.items()
+        if "def make_cache" in text and special.search(text) and name != "cache"
+    }
+    assert unlisted
+    assert unlisted <= known
+
+
+def test_a_model_type_that_is_no_text(tmp_path: Path) -> None:
+    """Anything may stand in config.json."""
+    for i, odd in enumerate((["llama"], {"a": 1}, 7, "\ud800")):
+        model = read_mlx(write_mlx(tmp_path / str(i), config={"model_type": odd}))
+        assert json.dumps(model.to_json(), ensure_ascii=False).encode()
+
+
 class TestVocabulary:
     """tokenizer.json, by llama.cpp's rule for texts."""
 
@@ -146,6 +215,46 @@ class TestVocabulary:
     def test_no_tokenizer(self, tmp_path: Path) -> None:
         """A folder without one has no vocabulary."""
         assert read_mlx(write_mlx(tmp_path / "m", tokens=None)).vocab is None
+
+    @pytest.mark.parametrize("file", ["vocab.json", "qwen.tiktoken", "tiktoken.model"])
+    def test_tokenizers_in_python(self, tmp_path: Path, file: str) -> None:
+        """Without tokenizer.json the tokens are read from the file of the tokenizer, and compared like any other."""
+
+        def make(name: str, tokens: list[str]) -> Model:
+            folder = write_mlx(tmp_path / name, tokens=None)
+            if file == "vocab.json":
+                content = json.dumps({t: i for i, t in enumerate(tokens)})
+            else:
+                lines = (f"{base64.b64encode(t.encode()).decode()} {i}" for i, t in enumerate(tokens))
+                content = "\n".join(lines) + "\n"
+            (folder / file).write_text(content)
+            settings = {"eos_token": "<end>", "added_tokens_decoder": {"301": {"content": "<end>"}}}
+            (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+            return read_mlx(folder)
+
+        one, same, other = make("a", TOKENS), make("b", TOKENS), make("c", [*TOKENS[:9], "x", *TOKENS[10:]])
+        assert one.vocab is not None
+        assert (one.vocab.size, one.vocab.eos) == (302, 301)
+        assert vocabulary_mismatch(one, same) == ""
+        assert "differ from id 9 on" in vocabulary_mismatch(one, other)
+        if file == "vocab.json":
+            whole = read_mlx(write_mlx(tmp_path / "d"))
+            assert vocabulary_mismatch(one, whole) == ""
+
+    def test_a_tokenizer_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        """The sentence says which files would do."""
+        one = read_mlx(write_mlx(tmp_path / "a"))
+        other = read_mlx(write_mlx(tmp_path / "b", tokens=None))
+        why = vocabulary_mismatch(one, other)
+        assert why.endswith("it has no vocabulary in its files (tokenizer.json, vocab.json or *.tiktoken)")
+
+    @pytest.mark.parametrize("content", ["noise", "!!! 1", "YQ== x", "YQ== 1 2", "YQ== -3"])
+    def test_a_damaged_file_of_tiktoken(self, tmp_path: Path, content: str) -> None:
+        """It is one sentence about that file."""
+        folder = write_mlx(tmp_path / "m", tokens=None)
+        (folder / "m.tiktoken").write_text(content)
+        with pytest.raises(ModelFileError, match=r"m\.tiktoken is damaged"):
+            read_mlx(folder)
 
     def test_added_tokens_count(self, tmp_path: Path) -> None:
         """Tokens added behind the vocabulary, with a gap, belong to it."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import pytest
 
 from autospec.catalog import gguf as gguf_file
 from autospec.catalog import mlx as mlx_folder
+from autospec.catalog.candidates import candidates
+from autospec.catalog.folders import printable
 from autospec.catalog.scan import Catalog
 from tests.catalog.making import write_gguf, write_mlx
 
@@ -224,6 +227,39 @@ class TestOllama:
         assert len(catalog.warnings) == 1
         assert "not a readable Ollama manifest" in catalog.warnings[0]
 
+    def test_a_draft_layer_is_a_draft_of_its_model(self, look: Look, home: Path) -> None:
+        """`DRAFT` in a Modelfile adds a layer, here beside weights and a projector; safetensors drafts are no GGUF files."""
+        root = home / ".ollama" / "models"
+        (root / "blobs").mkdir(parents=True)
+        layers = []
+        for kind in ("model", "projector", "draft"):
+            file = write_gguf(root / "blobs" / "new", layers=1 if kind == "draft" else 40, seed=len(kind))
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            file.rename(root / "blobs" / f"sha256-{digest}")
+            layers.append({"mediaType": f"application/vnd.ollama.image.{kind}", "digest": f"sha256:{digest}"})
+        manifest = root / "manifests" / "registry.ollama.ai" / "library" / "gem" / "4b"
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(json.dumps({"layers": layers}))
+        catalog = look()
+        assert names(catalog) == ["gem:4b", "gem:4b-draft"]
+        assert catalog.warnings == ()
+        main, draft = catalog.models
+        (candidate,) = candidates(main, catalog.models, memory_bytes=0, context_tokens=512)
+        assert (candidate.model, candidate.fits) == (draft, True)
+        draft.path.write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+        assert (names(look()), look().warnings) == (["gem:4b"], ())
+        draft.path.unlink()
+        assert names(look()) == ["gem:4b"]
+        assert ["gem:4b-draft is incomplete" in w for w in look().warnings] == [True]
+
+    def test_deep_manifest(self, look: Look, home: Path) -> None:
+        """Brackets without end are a manifest that makes no sense."""
+        self._add(home, "registry.ollama.ai/library/good/1b")
+        (home / ".ollama/models/manifests/registry.ollama.ai/bad").write_text("[" * 200_000)
+        catalog = look()
+        assert names(catalog) == ["good:1b"]
+        assert len(catalog.warnings) == 1
+
 
 class TestDamage:
     """A damaged or truncated file is one warning line and the rest is found."""
@@ -332,6 +368,153 @@ class TestDamage:
         catalog = look()
         assert names(catalog) == ["a"]
         assert catalog.find("b") == catalog.models[0]
+
+    @pytest.mark.parametrize(
+        "numbers", ["00001-of-00000", "00000-of-00000", "00000-of-00002", "00003-of-00002"]
+    )
+    def test_part_numbers_that_cannot_be(self, look: Look, models_dir: Path, numbers: str) -> None:
+        """Part 1 of 0, 0 of 2 and 3 of 2 are no split: noise is one warning, a whole file is a model."""
+        write_gguf(models_dir / "good.gguf")
+        (models_dir / f"x-{numbers}.gguf").write_bytes(b"any bytes")
+        catalog = look()
+        assert names(catalog) == ["good"]
+        assert catalog.warnings == (
+            f"{models_dir / f'x-{numbers}.gguf'} is not a GGUF file. Download it again.",
+        )
+        write_gguf(models_dir / f"x-{numbers}.gguf", seed=7)
+        assert names(look()) == ["good", f"x-{numbers}"]
+
+    @pytest.mark.parametrize(
+        "error", [IndexError("x"), RecursionError(), MemoryError(), UnicodeError("two\nlines")]
+    )
+    def test_what_the_reader_does_not_foresee(
+        self, look: Look, models_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        """Any exception of a reader is one warning for that file, and the rest is found."""
+        bad = write_gguf(models_dir / "bad.gguf", seed=1)
+        write_gguf(models_dir / "good.gguf", seed=2)
+        real = gguf_file.read_gguf
+
+        def read(path: Path) -> object:
+            if path == bad:
+                raise error
+            return real(path)
+
+        monkeypatch.setattr(gguf_file, "read_gguf", read)
+        catalog = look()
+        assert names(catalog) == ["good"]
+        assert len(catalog.warnings) == 1
+        assert f"{bad} cannot be read: {type(error).__name__}: " in catalog.warnings[0]
+        assert "\n" not in catalog.warnings[0]
+
+    def test_a_search_that_breaks_off_keeps_what_it_found(
+        self, look: Look, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An unexpected error between two folders is one warning."""
+        write_gguf(models_dir / "a.gguf")
+        (models_dir / "b").mkdir()
+        real = Path.stat
+
+        def refuse(self: Path, **kwargs: bool) -> object:
+            if self == models_dir / "b":
+                raise ValueError("odd")
+            return real(self, **kwargs)
+
+        monkeypatch.setattr(Path, "stat", refuse)
+        catalog = look()
+        assert names(catalog) == ["a"]
+        assert catalog.warnings == (f"{models_dir} could not be searched to its end: ValueError: odd.",)
+
+    def test_target_layers_that_are_no_numbers(self, look: Look, models_dir: Path) -> None:
+        """Infinite and negative layers of a draft head count as missing."""
+        layers = [float("inf"), float("nan"), -1.0, 2.0]
+        write_gguf(models_dir / "h.gguf", architecture="eagle3", keys={"eagle3.target_layers": layers})
+        (model,) = look().models
+        assert model.head is not None
+        assert model.head.target_layers == (2,)
+
+    def test_pipes_in_an_mlx_folder(self, look: Look, models_dir: Path) -> None:
+        """A pipe where a file is read would be waited for without end."""
+        for i, name in enumerate(("config.json", "tokenizer.json", "model.safetensors")):
+            (write_mlx(models_dir / str(i)) / name).unlink()
+            os.mkfifo(models_dir / str(i) / name)
+        catalog = look()
+        assert catalog.models == ()
+        assert [w.split(" ")[0] for w in catalog.warnings] == [
+            str(models_dir / "0" / "config.json"),
+            str(models_dir / "1" / "tokenizer.json"),
+            str(models_dir / "2"),
+        ]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses names that are no UTF-8")
+class TestNamesThatAreNoUtf8:
+    """Every name and path of the catalogue can be JSON in UTF-8, a text in SQLite, and printed."""
+
+    @pytest.mark.parametrize("kind", ["file", "parts", "folder", "mlx"])
+    def test_the_model_is_listed_and_can_be_opened(
+        self, look: Look, models_dir: Path, tmp_path: Path, kind: str
+    ) -> None:
+        """Under an escaped name, behind a link with a plain path."""
+        write_gguf(models_dir / "good.gguf", seed=3)
+        odd = models_dir / os.fsdecode(b"mod\xe9le")
+        if kind == "mlx":
+            write_mlx(odd)
+        elif kind == "folder":
+            odd.mkdir()
+            write_gguf(odd / "mod.gguf")
+        elif kind == "parts":
+            for i in (1, 2):
+                part = odd.with_name(f"{odd.name}-0000{i}-of-00002.gguf")
+                write_gguf(part, keys={"split.count": np.uint32(2)}, seed=i)
+        else:
+            write_gguf(odd.with_name(f"{odd.name}.gguf"))
+        catalog = look()
+        name = "mod" if kind == "folder" else r"mod\xe9le"
+        assert names(catalog) == ["good", name]
+        assert catalog.warnings == ()
+        model = catalog.models[1]
+        text = json.dumps(model.to_json(), ensure_ascii=False)
+        assert json.loads(text.encode())["name"] == name
+        with sqlite3.connect(":memory:") as database:
+            row = database.execute("SELECT ?, ?", (model.ref.name, model.ref.path)).fetchone()
+        assert row == (model.name, str(model.path))
+        assert model.path.is_relative_to(tmp_path / "autospec")
+        assert all(file.stat().st_size for file in model.files)
+        assert catalog.find(name) == catalog.find(str(model.path)) == model
+        assert catalog.find(next(str(p) for p in models_dir.iterdir() if "good" not in p.name)) == model
+        assert look().models == catalog.models
+
+    def test_a_path_outside_of_the_catalogue(self, look: Look, tmp_path: Path) -> None:
+        """A typed path is linked too."""
+        odd = write_gguf(tmp_path / os.fsdecode(b"\xff.gguf"))
+        assert str(look().find(str(odd)).path).encode()
+
+    def test_a_warning_is_escaped(self, look: Look, models_dir: Path) -> None:
+        """A damaged file with such a name is told by the escaped one."""
+        (models_dir / os.fsdecode(b"\xe9.gguf")).write_bytes(b"noise")
+        (warning,) = look().warnings
+        assert warning.startswith(rf"{models_dir}/\xe9.gguf is not a GGUF file".encode().decode())
+
+    def test_without_a_place_for_links(self, look: Look, models_dir: Path, tmp_path: Path) -> None:
+        """The model is left out with the reason, the others stay."""
+        write_gguf(models_dir / os.fsdecode(b"\xe9.gguf"))
+        write_gguf(models_dir / "good.gguf", seed=2)
+        (tmp_path / "autospec").mkdir()
+        (tmp_path / "autospec" / "cache").mkdir()
+        (tmp_path / "autospec" / "cache" / "links").write_text("in the way")
+        catalog = look()
+        assert names(catalog) == ["good"]
+        assert len(catalog.warnings) == 1
+        assert "its path is no UTF-8" in catalog.warnings[0]
+        assert "Rename" in catalog.warnings[0]
+
+    @pytest.mark.parametrize(
+        ("text", "shown"), [("a/é", "a/é"), (os.fsdecode(b"a\xe9"), r"a\xe9"), ("\ud800b", r"\ud800b")]
+    )
+    def test_printable(self, text: str, shown: str) -> None:
+        """Bytes of names, and halves of pairs that came from JSON."""
+        assert printable(text) == shown
 
 
 class TestMetadataIsReadOnce:

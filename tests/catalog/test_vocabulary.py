@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autospec.catalog.gguf import read_gguf
-from autospec.catalog.model import BLOCK, Model
+from autospec.catalog.model import BLOCK, Head, Model
 from autospec.catalog.vocabulary import bos_eos_note, vocabulary_mismatch
 from autospec.errors import ModelFileError
 from tests.catalog.making import TOKENS, make_model, write_gguf
@@ -114,6 +114,53 @@ def test_no_vocabulary_cannot_be_checked() -> None:
     assert "the main model has no vocabulary" in vocabulary_mismatch(
         dataclasses.replace(one, vocab=None), one
     )
+
+
+class TestHeads:
+    """llama.cpp compares the vocabulary of a draft model; of a draft head it needs that the file loads and the ids exist."""
+
+    def head(self, kind: str, model: Model) -> Model:
+        """The model as a draft head."""
+        return dataclasses.replace(model, head=Head(kind, 32))
+
+    @pytest.mark.parametrize("kind", ["eagle3", "dflash", "dspark", "mtp"])
+    def test_bos_and_eos_are_not_compared(self, model, kind: str) -> None:
+        """A head reads no text, so how it would begin one is no matter."""
+        main, other = model(), model(add_bos_token=True, bos_token_id=np.uint32(9))
+        assert vocabulary_mismatch(main, other)
+        assert vocabulary_mismatch(main, self.head(kind, other)) == ""
+        assert bos_eos_note(main, self.head(kind, other)) == ""
+
+    def test_other_texts_are_refused(self, model) -> None:
+        """Such a head was trained for another model."""
+        other = model([*TOKENS[:9], "x", *TOKENS[10:]])
+        assert "differ from id 9 on" in vocabulary_mismatch(model(), self.head("eagle3", other))
+
+    @pytest.mark.parametrize("kind", ["eagle3", "dflash", "dspark", "mtp"])
+    def test_a_file_without_tokens_does_not_load(self, model, kind: str) -> None:
+        """`llama_vocab::load` requires the tokenizer's keys of every file."""
+        why = vocabulary_mismatch(model(), self.head(kind, model(None)))
+        assert "no tokenizer in its file" in why
+
+    @pytest.mark.parametrize(
+        ("kind", "size", "says"),
+        [
+            ("eagle3", 300, ""),
+            ("mtp", 320, ""),
+            ("eagle3", 200, "below 200 only, and the main model has 300"),
+            ("dflash", 300, "no mask token"),
+            ("dspark", 300, "no mask token"),
+        ],
+    )
+    def test_the_tokenizer_none(self, tmp_path: Path, model, kind: str, size: int, says: str) -> None:
+        """llama.cpp then makes as many ids as ``vocab_size`` says, and no mask token."""
+        keys = {"tokenizer.ggml.model": "none", "llama.vocab_size": np.uint32(size)}
+        other = read_gguf(write_gguf(tmp_path / "none.gguf", tokens=None, keys=keys))
+        why = vocabulary_mismatch(model(), self.head(kind, other))
+        assert says in why
+        assert bool(why) is bool(says)
+        assert 'the tokenizer "none"' in vocabulary_mismatch(model(), other)
+        assert "the main model has no vocabulary" in vocabulary_mismatch(other, model())
 
 
 def test_a_file_that_vanished_is_a_model_file_error(model) -> None:

@@ -24,7 +24,7 @@ from autospec.errors import (
 )
 from autospec.recommendations import Status
 from autospec.serving.advice import FAILED_LAUNCH
-from autospec.serving.config import ProxyConfig
+from autospec.settings import load_settings
 from tests.backends.fake_attached import LM_STUDIO, ROUTER, FakeAttached, running
 from tests.proxy.scene import (
     ALPHA,
@@ -566,8 +566,8 @@ def test_what_an_attached_server_needs_goes_with_every_request(monkeypatch, page
     served = dataclasses.replace(model("served-1b"), path=Path(f"/models/{name}.gguf"))
 
     async def scenario(url):
-        config = ProxyConfig(memory_bytes=64 * 1024**3, args=())
-        scene = Scene(Attached(url), models=(served,), config=config)
+        settings = load_settings(overrides={"memory_limit": 64.0})
+        scene = Scene(Attached(url), models=(served,), settings=settings)
         async with scene.opened() as supervisor, await supervisor.lease(wanted("served-1b")) as lease:
             assert lease.base_url == url
             assert lease.fields == fields
