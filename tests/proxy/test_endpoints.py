@@ -101,7 +101,7 @@ def test_metrics_and_samples_count_an_answer(proxy, backend, lent, storage):
     store.close()
 
 
-def test_a_batch_that_cannot_be_stored_is_lost_alone():
+def test_a_batch_that_cannot_be_stored_is_lost_alone(monkeypatch):
     """Whatever the error: the thread lives, and later samples are written."""
 
     class Store:
@@ -118,7 +118,8 @@ def test_a_batch_that_cannot_be_stored_is_lost_alone():
         def close(self):
             pass
 
-    writer = SampleWriter(Store(), gather_s=0.0)
+    monkeypatch.setattr("autospec.proxy.metrics._GATHER_S", 0.0)
+    writer = SampleWriter(Store())
     sample = Sample(1.0, "main", "attached", "1", None, 5, 7, 10.0, 70.0)
     writer.put(sample)
     wait_until(lambda: writer.lost == 1)

@@ -113,11 +113,11 @@ def test_what_pays_most_is_proved_first(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_proof_looks_at_what_is_stored_without_time(tmp_path, monkeypatch):
-    """Its rounds cost nothing and are looked at, though the budget is spent."""
+    """Its rounds cost nothing and are looked at, though the budget is spent: the looks were not noted."""
     made = lab(tmp_path, monkeypatch, cells=twelve(3))
     decided = len(made.prove())
     for cell in made.cells:
-        cell.decision, cell.rounds = None, 0
+        cell.decision, cell.rounds, cell.history = None, 0, replace(cell.history, looks={})
     made.context.budget.total_s = 1.0
     asked = len(made.backend.asked)
     assert len(made.prove()) == decided
