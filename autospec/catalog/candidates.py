@@ -214,7 +214,7 @@ def _too_large(main: Model, draft: Model) -> str:
         return f"is no smaller than the main model: it reads {gigabytes(theirs)} per token, and that {gigabytes(ours)}"
     return (
         f"is not much smaller than the main model: it reads {gigabytes(theirs)} per token of that one's {gigabytes(ours)}, "
-        f"and {MAX_RELATIVE_COST:.0%} is the most that can pay"
+        f"and {MAX_RELATIVE_COST:.0%} is the most at which a draft can pay"
     )
 
 
@@ -247,7 +247,7 @@ def _does_not_fit(main: Model, draft: Model, memory_bytes: int, context_tokens: 
     alone = _needed(context_tokens, main)
     usable = memory_bytes * _USABLE_MEMORY
     both = _needed(context_tokens, main, draft)
-    room = f"of this machine's {gigabytes(memory_bytes)} of memory {gigabytes(usable)} can be used"
+    room = f"{gigabytes(usable)} of this machine's {gigabytes(memory_bytes)} of memory can be used"
     if alone > usable:
         return (
             f"does not fit in memory: the main model alone needs {gigabytes(alone)} with its KV cache for "
@@ -300,8 +300,8 @@ def _context_note(main: Model, draft: Model, context_tokens: int) -> str:
     if not 0 < draft.context_length < used:
         return ""
     return (
-        f"it was trained for {draft.context_length} tokens of the {used}: behind more of them its proposals may get worse, "
-        "and the text stays the same"
+        f"it was trained for {draft.context_length} tokens and the context has {used}: after {draft.context_length} tokens its "
+        "proposals may get worse; the text stays the same"
     )
 
 

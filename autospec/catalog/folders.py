@@ -122,7 +122,7 @@ _SPLIT: Final = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""Return a path or name with each byte that is no UTF-8 written as ``\xe9``.
+    r"""Return a path or name with each byte that is not UTF-8 written as ``\xe9``.
 
     Python holds such a byte of a file name as half of a surrogate pair, which JSON's readers, SQLite and terminals refuse.
     """
@@ -168,7 +168,7 @@ def is_first_or_whole(name: str) -> bool:
 _DIGEST: Final = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
 # `MediaTypeImageDraft` of Ollama's manifest/layer.go: what `DRAFT` in a Modelfile adds. Ollama gives the blob of a GGUF draft to
-# its llama-server; the draft of a safetensors model is stored under the same type, in a blob that is no GGUF file.
+# its llama-server; the draft of a safetensors model is stored under the same type, in a blob that is not a GGUF file.
 _OLLAMA_DRAFT: Final = "application/vnd.ollama.image.draft"
 _MANIFEST_LIMIT: Final = 1 << 20
 # Depth limit of the search, below Python's own recursion limit.
@@ -296,7 +296,7 @@ def _is_gguf(path: Path) -> bool:
 
 def _manifest_layers(path: Path) -> list[Any]:
     if not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     if path.stat().st_size > _MANIFEST_LIMIT:
         raise ValueError("it is too large")
     manifest: Any = json.loads(path.read_bytes())

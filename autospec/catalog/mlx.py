@@ -96,7 +96,7 @@ def _tiktoken(path: Path) -> dict[int, bytes]:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
         raise ModelFileError(
-            f"{path} is damaged: it is no file of tiktoken.", "Download it again."
+            f"{path} is damaged: it is not a tiktoken file.", "Download it again."
         ) from error
 
 
@@ -107,7 +107,7 @@ def _bytes(text: str) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a file that must hold one JSON object; raises `ModelFileError`."""
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
-        raise ModelFileError(f"{path} is no file.")
+        raise ModelFileError(f"{path} is not a file.")
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:

@@ -106,7 +106,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 CACHE_FILE: Final = "models.json"
-# Below the cache folder: links with a plain name to models whose path is no UTF-8.
+# Below the cache folder: links with a plain name to models whose path is not UTF-8.
 _LINKS: Final = "links"
 
 _NOT_A_MODEL: Final = {
@@ -122,7 +122,7 @@ _NOT_A_MODEL: Final = {
 class Catalog:
     """The models that were found, each file once, by name; a warning per unreadable file or folder; the searched folders.
 
-    `links`: the folder for links to models whose path is no UTF-8; without one, such models are refused.
+    `links`: the folder for links to models whose path is not UTF-8; without one, such models are refused.
     """
 
     models: tuple[Model, ...]
@@ -283,13 +283,13 @@ def _with_plain_path(model: Model, links: Path | None) -> Model:
     """The model under a path that JSON, SQLite and every terminal can hold: its own, or a link to it.
 
     Raises:
-        ModelFileError: Its path is no UTF-8, and there can be no link.
+        ModelFileError: Its path is not UTF-8, and there can be no link.
     """
     paths = (model.path, *model.files)
     if all(str(path) == printable(str(path)) for path in paths):
         return model
     target = model.path.absolute()
-    refusal = f"{printable(str(target))} cannot be used: its path is no UTF-8"
+    refusal = f"{printable(str(target))} cannot be used: its path is not UTF-8"
     if links is None or (model.format == "mlx" and any(f.name != printable(f.name) for f in model.files)):
         raise ModelFileError(f"{refusal}.", "Rename the file or folder.")
     folder = links / hashlib.sha256(os.fsencode(target)).hexdigest()[:16]

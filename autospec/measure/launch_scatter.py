@@ -149,7 +149,7 @@ class LaunchScatter:
     @property
     def words(self) -> str:
         """What is known, as a clause: ``launches differ by 0.4 % (8 comparisons)``."""
-        taken = f"they are taken to differ by up to {100 * self.counted_sd:.2g} %"
+        taken = f"autospec assumes up to {100 * self.counted_sd:.2g} %"
         counted = f"{self.comparisons} comparison{'s' if self.comparisons != 1 else ''}"
         if self.comparisons == 0:
             return f"launches have not been compared yet: {taken}"

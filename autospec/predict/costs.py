@@ -263,12 +263,12 @@ def _out_of_bounds(main: Floats, plain_ms: float, draft: float, *, drafts: bool)
     worst = int(np.argmax(np.abs(main / bounded - 1.0)))
     if abs(main[worst] / bounded[worst] - 1.0) > _SLACK:
         return (
-            f"By the launches the main model would take {main[worst]:.1f} ms for {worst + 1} tokens, and {plain_ms:.1f} ms"
+            f"According to the launches, the main model would take {main[worst]:.1f} ms for {worst + 1} tokens, and {plain_ms:.1f} ms"
             f" for one. That is impossible, so the directly timed costs are kept."
         )
     if drafts and not 1.0 / _DRAFT_FACTOR <= draft <= _DRAFT_FACTOR:
         return (
-            f"By the launches the draft would take {draft:.2f} times as long as alone. That is impossible, so the directly"
+            f"According to the launches, the draft would take {draft:.2f} times as long as alone. That is impossible, so the directly"
             " timed costs are kept."
         )
     return ""

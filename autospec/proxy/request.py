@@ -114,7 +114,7 @@ class ProxyRequest:
     model: str = ""  # empty if it names none
 
     def content_with(self, fields: Mapping[str, Any]) -> bytes:
-        """The body with some fields set; the client's own bytes if there are none, or if it is no JSON object."""
+        """The body with some fields set; the client's own bytes if there are none, or if it is not a JSON object."""
         if not fields or self.document is None:
             return self.content
         # Parsed again with `json`, which keeps integers beyond 64 bits.

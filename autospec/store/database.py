@@ -293,7 +293,7 @@ def _measurement(row: dict[str, Any]) -> tuple[Measurement, str]:
         "compared": Drafting.from_json(row["compared"]),
     }
     if not isinstance(row["machine"], dict):
-        raise TypeError("the machine's state is no JSON object")
+        raise TypeError("the machine's state is not a JSON object")
     return Measurement(**known), row["draft_id"] or ""
 
 

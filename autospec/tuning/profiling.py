@@ -62,7 +62,7 @@ def timed_apart(path: str) -> bool:
 
 
 def output_share(path: str) -> float:
-    """The output matrix ÷ the other bytes read to decode a token; 0 if the file is no GGUF file."""
+    """The output matrix ÷ the other bytes read to decode a token; 0 if the file is not a GGUF file."""
     model = _header(path)
     if model is None:
         return 0.0

@@ -130,7 +130,7 @@ class TestMemory:
         reason = only(self.DRAFT, main=self.MAIN, context=1000, memory=15 * GB).reason
         assert reason == (
             "draft does not fit in memory beside the main model: together they need 14.3 GB with KV caches "
-            "for 1000 tokens, and of this machine's 15.0 GB of memory 13.5 GB can be used."
+            "for 1000 tokens, and 13.5 GB of this machine's 15.0 GB of memory can be used."
         )
 
     def test_a_longer_context_refuses(self) -> None:
@@ -213,7 +213,7 @@ class TestTrainedContext:
         main = dataclasses.replace(MAIN, context_length=main_trained, kv_bytes_per_token=1)
         candidate = only(small(context_length=trained, kv_bytes_per_token=1), main=main, context=context)
         assert candidate.fits
-        assert (f"it was trained for {trained} tokens of the {told}" in candidate.reason) is bool(told)
+        assert (f"it was trained for {trained} tokens and the context has {told}" in candidate.reason) is bool(told)
         assert ("trained for" in candidate.reason) is bool(told)
 
 

@@ -506,7 +506,7 @@ class TestNamesThatAreNoUtf8:
         catalog = look()
         assert names(catalog) == ["good"]
         assert len(catalog.warnings) == 1
-        assert "its path is no UTF-8" in catalog.warnings[0]
+        assert "its path is not UTF-8" in catalog.warnings[0]
         assert "Rename" in catalog.warnings[0]
 
     @pytest.mark.parametrize(

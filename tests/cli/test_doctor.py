@@ -110,7 +110,7 @@ def test_how_much_launches_differ_is_shown_for_the_build_that_is_here(monkeypatc
     other = replace(GOOD, build=Build("llama-server", "b2", "def"))
     attached = replace(GOOD, build=Build("attached", "x"))
     stand_in(monkeypatch, {"embedded": GOOD, "llama-server": other, "attached": attached, "mlx": MISSING})
-    unknown = "launches have not been compared yet: they are taken to differ by up to 3 %"
+    unknown = "launches have not been compared yet: autospec assumes up to 3 %"
     assert [b.get("launch_scatter", {}).get("words") for b in examined()["backends"]] == [
         unknown, unknown, None, None,
     ]  # fmt: skip

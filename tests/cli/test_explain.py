@@ -144,7 +144,7 @@ def test_what_is_likely_is_said(tuned):
 
 
 def test_rows_of_another_version_are_left_out_with_a_warning(tuned):
-    """A machine's state that is no JSON object, and a drafting with a mode of its own among what was proved as well."""
+    """A machine's state that is not a JSON object, and a proven drafting with an unknown mode."""
     store = open_store(load_settings().storage)
     also = [
         {"drafting": {"mode": "mtp-adaptive"}, "speedup": 1.1, "speedup_ci": None, "verdict": "undecided"}

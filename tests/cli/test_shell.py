@@ -90,7 +90,7 @@ def test_quiet_keeps_warnings():
 
 
 def test_numbers_that_are_not_finite_never_reach_json():
-    """NaN is no JSON, so emitting it is a failure of the program."""
+    """NaN is not JSON, so emitting it is a failure of the program."""
     result = run(lambda shell: shell.emit({"x": float("nan")}), "--json")
     assert result.exit_code == 1
     assert result.stdout == ""

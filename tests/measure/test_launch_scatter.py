@@ -154,10 +154,10 @@ def test_what_is_not_known_is_assumed():
 @pytest.mark.parametrize(
     ("known", "words"),
     [
-        (LaunchScatter(), "launches have not been compared yet: they are taken to differ by up to 3 %"),
+        (LaunchScatter(), "launches have not been compared yet: autospec assumes up to 3 %"),
         (
             LaunchScatter(0.004, 1.0, 0.003, 1),
-            "too few launches have been compared yet (1 comparison): they are taken to differ by up to 3 %",
+            "too few launches have been compared yet (1 comparison): autospec assumes up to 3 %",
         ),
         (LaunchScatter(0.0042, 8.0, 0.003, 8), "launches differ by 0.4 % (8 comparisons)"),
         (LaunchScatter(0.0072, 6.2, 0.0072, 9), "launches differ by 0.7 % or less (9 comparisons)"),

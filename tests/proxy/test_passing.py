@@ -147,7 +147,7 @@ def test_chunked_and_large_requests_pass(proxy, backend):
 
 
 def test_form_passes_to_the_model_that_runs(proxy, backend):
-    """A body that is no JSON is nobody's to read."""
+    """The proxy does not read a body that is not JSON."""
     answer = httpx.post(proxy.base_url + "/v1/audio/transcriptions", files={"file": b"RIFF"}, trust_env=False)
     assert answer.status_code == 200
     assert b"RIFF" in backend.asked[0].body

@@ -150,7 +150,7 @@ def test_one_recommendation_that_is_not_understood_leaves_the_others(path, row):
 
 
 def test_measurements_that_are_not_understood_are_counted(path):
-    """A mode, and a machine's state that is no JSON."""
+    """A mode, and a machine's state that is not JSON."""
     change(
         path,
         f"UPDATE autospec_measurements SET compared = '{json.dumps(NEWER_MODE)}' WHERE prompt_id = 'a'",  # noqa: S608
