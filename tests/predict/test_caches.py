@@ -33,7 +33,7 @@ from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
 from autospec.tuning.profiling import Profiler, keeps_state, output_share, timed_apart
 from autospec.tuning.space import Arm, Space
-from tests.tuning.test_loop import MACHINE, Silent
+from tests.tuning.test_run import MACHINE, Silent
 
 KINDS = ("chain-sliding", "chain-recurrent", "chain-hybrid", "chain-latent", "chain-experts")
 # Their caches keep a state, which has no way back: a partly accepted draft is computed again.

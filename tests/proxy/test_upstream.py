@@ -17,8 +17,8 @@ from autospec.proxy.upstream import Upstream
 from tests.backends.waiting import wait_until
 from tests.proxy.harness import LentServer, OneModel, proxy_over
 from tests.proxy.raw import exchange, post
-from tests.proxy.scene import until
 from tests.proxy.stand_in import SSE
+from tests.serving.scene import until
 
 T = TypeVar("T")
 

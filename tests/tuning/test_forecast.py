@@ -20,7 +20,7 @@ from autospec.tuning.request import TuneRequest, draft_file
 from autospec.tuning.run import Tuning
 from autospec.tuning.space import Arm, Space
 from tests.predict.machine import Costs, Machine, MachineServer
-from tests.tuning.test_loop import MACHINE, TYPES, Silent, request_with
+from tests.tuning.test_run import MACHINE, TYPES, Silent, request_with
 
 # Verifying is nearly free: whatever is accepted is won.
 WAITS_FOR_MEMORY = Costs(main=lambda k: 50.0 + 0.4 * (k - 1), draft=lambda k: 5.0 + 0.1 * (k - 1))

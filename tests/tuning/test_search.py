@@ -11,7 +11,7 @@ from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Verdict
 from autospec.tuning.search import Search
 from tests.tuning.simulated import SimulatedBackend
-from tests.tuning.test_loop import (
+from tests.tuning.test_run import (
     Silent,
     interrupted_at,
     nobody_else_is_at_work,

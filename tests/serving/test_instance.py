@@ -11,7 +11,7 @@ from autospec.drafting import OFF
 from autospec.errors import LaunchError, UnsupportedError
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.plan_inputs import MemoryEstimate
-from tests.proxy.scene import Clock, FakeServer, until
+from tests.serving.scene import Clock, FakeServer, until
 
 
 class Watched:

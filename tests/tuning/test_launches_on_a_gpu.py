@@ -21,8 +21,8 @@ from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.run import Tuning
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
-from tests.tuning.test_loop import Silent
-from tests.tuning.test_pairing import DRAFTING, TASKS, Watch
+from tests.tuning.test_paired_runner import DRAFTING, TASKS, Watch
+from tests.tuning.test_run import Silent
 
 GIB = 1024**3
 FULL = Placement(33, 33, (("CPU_Mapped", 1000.0), ("CUDA0", 8000.0)))
@@ -186,7 +186,7 @@ def test_the_margin_of_fit_stays_free():
 
 def test_swapping_side_by_side_is_measured_again_by_turns(tmp_path):
     """Users have no such neighbour; swapping that remains by turns counts."""
-    from tests.tuning.test_pairing import CALM
+    from tests.tuning.test_paired_runner import CALM
 
     swapping = replace(CALM, swap_in_bytes=1 << 30)
     told: list[str] = []

@@ -11,7 +11,7 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import SettingsError
 from autospec.recommendations import Status, Verdict
 from autospec.serving.advice import FAILED_LAUNCH, AdviceKey, ModelAdvice, known_of, marked_stale, trusted
-from tests.proxy.scene import ALPHA, ARGS, BETA, BUILD, HERE, LOOKUP, LOOKUP_2, recommend
+from tests.serving.scene import ALPHA, ARGS, BETA, BUILD, HERE, LOOKUP, LOOKUP_2, recommend
 
 PLACE = AdviceKey(HERE, BUILD, ARGS)
 TRUST = frozenset({Status.PROVEN, Status.STALE})

@@ -11,7 +11,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.serving.instance import InstanceState
 from autospec.serving.plan_inputs import Launchable, MemoryEstimate
 from autospec.serving.server_pool import PoolActions, next_actions
-from tests.proxy.scene import LOOKUP, LOOKUP_2
+from tests.serving.scene import LOOKUP, LOOKUP_2
 
 WEIGHTS, CACHE = 100, 10
 

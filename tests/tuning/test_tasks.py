@@ -10,7 +10,7 @@ import pytest
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Phase
 from autospec.tuning.tasks import MOST_S, Task, next_stretch
 from tests.tuning.proofs import lab, ngram, prompts, sides
-from tests.tuning.test_pairing import CALM, Watch
+from tests.tuning.test_paired_runner import CALM, Watch
 
 TWELVE = tuple((f"type{n:02}", ngram(4), 1.0) for n in range(12))
 

@@ -18,7 +18,7 @@ from autospec.recommendations import Status, Verdict
 from autospec.store.database import open_store
 from autospec.tuning.request import TuneRequest
 from tests.tuning.simulated import SimulatedBackend
-from tests.tuning.test_loop import TYPES, Silent, draft_of, nobody_else_is_at_work, request_with, suite, tune
+from tests.tuning.test_run import TYPES, Silent, draft_of, nobody_else_is_at_work, request_with, suite, tune
 
 __all__ = ["nobody_else_is_at_work"]  # a fixture
 

@@ -12,7 +12,7 @@ from autospec.store.database import open_store
 from autospec.tuning import launch_scatter
 from autospec.tuning.launch_scatter import known_scatter
 from tests.tuning.simulated import SimulatedBackend
-from tests.tuning.test_loop import MACHINE, nobody_else_is_at_work, request_, tune
+from tests.tuning.test_run import MACHINE, nobody_else_is_at_work, request_, tune
 
 __all__ = ["nobody_else_is_at_work", "request_"]  # fixtures
 

@@ -7,7 +7,7 @@ import pytest
 from autospec.drafting import OFF
 from autospec.errors import LaunchError, ServerDiedError
 from autospec.serving.backoff import Backoff
-from tests.proxy.scene import LOOKUP
+from tests.serving.scene import LOOKUP
 
 DIED = ServerDiedError("The server was ended by SIGKILL.")
 PASSING, LASTING = LaunchError("The port was taken."), LaunchError("Unknown flag.", permanent=True)

@@ -22,7 +22,7 @@ from autospec.errors import (
 )
 from autospec.recommendations import Status
 from autospec.serving.advice import FAILED_LAUNCH
-from tests.proxy.scene import (
+from tests.serving.scene import (
     ALPHA,
     BETA,
     BUILD,

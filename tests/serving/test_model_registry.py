@@ -11,7 +11,7 @@ from autospec.catalog.model import Head
 from autospec.errors import BackendMissingError, UsageError
 from autospec.serving.model_registry import Engine, ModelRegistry, engines_of
 from autospec.settings import load_settings
-from tests.proxy.scene import ALPHA, BETA, FakeBackend, FakeMlx, model
+from tests.serving.scene import ALPHA, BETA, FakeBackend, FakeMlx, model
 
 BACKEND, MLX = FakeBackend(), FakeMlx()
 ENGINE = Engine(BACKEND, BACKEND.capabilities())

@@ -12,7 +12,7 @@ from autospec.serving.config import ProxyConfig
 from autospec.serving.launch_options import footprint, launch_seconds
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.settings import load_settings
-from tests.proxy.scene import ALPHA, HERE, MIB, model
+from tests.serving.scene import ALPHA, HERE, MIB, model
 
 GIB = 1024**3
 DRAFT = dataclasses.replace(model("draft"), size_bytes=10 * MIB)

@@ -19,7 +19,7 @@ from autospec.serving.dispatch import Lease, RouteRequest
 from autospec.settings import Settings, load_settings
 from autospec.store.database import open_store
 from tests.backends.installed import installed
-from tests.proxy.test_real_servers import opened
+from tests.serving.test_real_servers import opened
 
 DEADLINE_S = 240.0
 # What a client may write: a model by another name, a draft of its own, and what it knows of drafting.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autospec.tuning.load_guard import LoadGuard, patience_s
-from tests.tuning.test_pairing import CALM, Watch
+from tests.tuning.test_paired_runner import CALM, Watch
 
 BUSY = replace(CALM, other_load=2.0)
 

@@ -10,7 +10,7 @@ import pytest
 
 from autospec.serving import supervisor as supervisor_module
 from autospec.serving.model_registry import ModelRegistry
-from tests.proxy.scene import ALPHA, BETA, LOOKUP, Scene, recommend, until
+from tests.serving.scene import ALPHA, BETA, LOOKUP, Scene, recommend, until
 
 
 class FaultyScene(Scene):

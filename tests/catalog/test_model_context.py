@@ -14,8 +14,8 @@ from autospec.serving.server_pool import ServerPool
 from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest
 from tests.catalog.making import make_model
-from tests.proxy.scene import FakeBackend
-from tests.tuning.test_loop import suite
+from tests.serving.scene import FakeBackend
+from tests.tuning.test_run import suite
 
 OWN = 32768
 UNSET = 4096
