@@ -112,8 +112,6 @@ LISTED = (
         (
             "proxy/test_endpoints.py::test_events_tell_what_is_new",
             "serving/test_supervisor.py::test_a_drafting_that_keeps_dying_is_given_up",
-            "proxy/test_breaking.py::test_a_server_that_closes_under_a_request_at_work_is_not_asked_again_unseen",
-            "proxy/test_upstream.py::test_a_server_that_refuses_before_it_has_heard_everything",
         ),
     ),
     Listed(

@@ -243,6 +243,6 @@ def test_client_that_goes_away_frees_the_slot(scene, streaming, wait_s, soon_s):
                     assert time.perf_counter() - left < TIMEOUT_S
                 delays.append(time.perf_counter() - left)
     # To see it takes a question to a server with one thread; that the connection is closed within 10 ms is measured
-    # at a stand-in, in test_breaking.
+    # at a stand-in, in test_relay_faults.
     print(f"idle after {', '.join(f'{1000 * d:.0f}' for d in delays)} ms")  # noqa: T201 - shown with pytest -rP
     assert min(delays) < soon_s, delays

@@ -1,4 +1,4 @@
-"""Clients that go away, servers that die, readers that are slow."""
+"""The relay when a client goes away, a server dies, or a reader is slow."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
+import autospec.proxy.upstream as upstream_module
 from autospec.errors import LaunchError, OverloadedError
 from autospec.proxy.relay import _Passed
-from autospec.proxy.upstream import _STALE_S
 from tests.backends.waiting import wait_until
 from tests.proxy.harness import LentServer, OneModel, on_both_loops, proxy_over
 from tests.proxy.raw import connected, everything, exchange, post
@@ -101,26 +101,34 @@ def test_a_client_that_resets_in_mid_stream_hurts_nobody(loop, proxy, backend, l
     assert lent.deaths == 0
 
 
-@pytest.mark.parametrize("reused", [False, True])
-def test_server_that_dies_in_mid_stream_ends_with_an_error_event(proxy, backend, lent, warm_up, reused):
-    """What came is passed on, then an error, and never the end of a complete stream."""
+@on_both_loops
+@pytest.mark.parametrize(
+    ("whole", "reused"),
+    [(b"", False), (b'data: {"n":1}\n\n', False), (b'data: {"n":1}\n\n', True)],
+    ids=["in the first event", "later", "later on a kept connection"],
+)
+def test_server_that_dies_in_mid_stream_ends_with_an_error_event(  # noqa: PLR0917 - fixtures
+    proxy, backend, lent, warm_up, whole, reused
+):
+    """The whole events are passed on, then an error; half an event is not, nor the end of a complete stream."""
     if reused:
         warm_up()
 
     async def behave(asked):
         assert asked.earlier == int(reused)
         await asked.send(SSE)
-        await asked.chunk(b'data: {"n":1}\n\ndata: {"n"')
+        await asked.chunk(whole + b'data: {"half"')
         await asyncio.sleep(0.05)
         reset(asked)
 
     backend.behaviour = behave
-    answer = exchange(proxy.base_url, post(CHAT, BODY))
-    assert b'data: {"n":1}\n\n' in answer
-    assert b'{"n"\r\n' not in answer  # half an event would make the error unreadable
-    error = json.loads(answer.rpartition(b"data: ")[2].split(b"\n\n")[0])
+    head, _, body = exchange(proxy.base_url, post(CHAT, BODY)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert whole in body
+    assert b'{"half"' not in body  # it would make the error unreadable
+    error = json.loads(body.rpartition(b"data: ")[2].split(b"\n\n")[0])
     assert "answer is incomplete" in error["error"]["message"]
-    assert not answer.endswith(b"0\r\n\r\n")
+    assert not body.endswith(b"0\r\n\r\n")
     assert lent.deaths == 1
 
 
@@ -143,23 +151,6 @@ def test_a_first_event_in_two_pieces_comes_after_the_status_line(proxy, backend,
     head, _, body = exchange(proxy.base_url, post(CHAT, BODY)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert body == b'f\r\ndata: {"n":1}\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n'
-
-
-@on_both_loops
-def test_a_server_that_dies_in_the_first_event_leaves_a_readable_answer(proxy, backend):
-    """The headers, then the error, and nothing of the half event."""
-
-    async def behave(asked):
-        await asked.send(SSE)
-        await asked.chunk(b'data: {"n"')
-        await asyncio.sleep(0.05)
-        reset(asked)
-
-    backend.behaviour = behave
-    head, _, body = exchange(proxy.base_url, post(CHAT, BODY)).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert b'{"n"' not in body
-    assert b"answer is incomplete" in body
 
 
 def test_anthropic_streams_end_with_anthropics_error_event(proxy, backend):
@@ -186,24 +177,6 @@ def test_answer_that_is_no_stream_breaks_off(proxy, backend):
     backend.behaviour = behave
     with pytest.raises(httpx.TransportError):
         httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False)
-
-
-@pytest.mark.parametrize("reused", [False, True])
-def test_a_server_that_closes_under_a_request_at_work_is_not_asked_again_unseen(
-    proxy, backend, lent, warm_up, reused
-):
-    """On a kept connection too each try counts: two, and the client is told."""
-    if reused:
-        warm_up()
-
-    async def die(asked):
-        await asyncio.sleep(_STALE_S + 0.1)
-        reset(asked)
-
-    backend.behaviour = die
-    answer = httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False)
-    assert answer.status_code == 502
-    assert len(backend.asked) == lent.deaths == 2
 
 
 def test_a_refused_request_does_not_answer_the_next_one(proxy, backend):
@@ -272,10 +245,21 @@ def test_request_is_retried_on_another_server_if_nothing_was_sent(loop, storage,
     assert 'autospec_retries_total{model="main"} 1.0' in metrics
 
 
-def test_request_that_kills_every_server_is_given_up(proxy, backend, lent):
-    """Two servers are enough; then the client is told."""
+@pytest.mark.parametrize(
+    ("after_s", "reused"),
+    [(0.0, False), (0.3, False), (0.3, True)],
+    ids=["at once", "at work", "at work on a kept connection"],
+)
+def test_request_that_kills_every_server_is_given_up(  # noqa: PLR0917 - fixtures
+    proxy, backend, lent, warm_up, monkeypatch, after_s, reused
+):
+    """Each try counts, on a kept connection too: after two the client is told."""
+    monkeypatch.setattr(upstream_module, "_STALE_S", 0.1)
+    if reused:
+        warm_up()
 
     async def die(asked):
+        await asyncio.sleep(after_s)
         reset(asked)
 
     backend.behaviour = die
@@ -285,10 +269,9 @@ def test_request_that_kills_every_server_is_given_up(proxy, backend, lent):
     assert len(backend.asked) == lent.deaths == 2
 
 
-@pytest.mark.parametrize("base_url", ["http://127.0.0.1:9", "http://..:80", "http://127.0.0.1:99999"])
-def test_server_that_is_not_there_is_told(loop, storage, base_url):
-    """A refused connection is a death like any other."""
-    lent = LentServer(base_url)
+def test_server_that_is_not_there_is_told(loop, storage):
+    """A refused connection is a death like any other. Other addresses that cannot be reached: test_upstream."""
+    lent = LentServer("http://127.0.0.1:9")
     with proxy_over(loop, OneModel([lent]), storage) as proxy:
         answer = httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False)
     assert answer.status_code == 502

@@ -1,16 +1,21 @@
-"""What passes through: bytes, headers, status codes, in both directions."""
+"""The relay passes bytes, headers and status codes on, in both directions, and holds events until they are whole."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
+from autospec.proxy.relay import WholeEvents
 from tests.backends.waiting import wait_until
 from tests.proxy.harness import LentServer, OneModel, proxy_over
+from tests.proxy.raw import connected, everything, exchange, post
 from tests.proxy.stand_in import SSE
 
 CHAT = "/v1/chat/completions"
@@ -68,7 +73,7 @@ def test_stream_passes_event_by_event(proxy, backend):
             await asked.chunk(one)
             while len(received) <= number:
                 await asked.send()
-                await __import__("asyncio").sleep(0.001)
+                await asyncio.sleep(0.001)
         await asked.send(b"0\r\n\r\n")
 
     backend.behaviour = behave
@@ -89,12 +94,13 @@ def test_compressed_answer_stays_compressed(proxy, backend):
         assert b"".join(answer.iter_raw()) == b"\x1f\x8bnot really gzip"
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "PROPFIND"])
 def test_other_methods_pass(proxy, backend, method):
-    """Any path with any method reaches the server that runs."""
-    answer = httpx.request(method, proxy.base_url + "/slots/0?action=save", trust_env=False)
+    """The server gets any path with any method; an answer to HEAD has no body, whatever its length says."""
+    answer = httpx.request(method, proxy.base_url + "/slots/0?action=save", trust_env=False, timeout=20)
     assert answer.status_code == 200
     assert backend.asked[0].line == f"{method} /slots/0?action=save HTTP/1.1".encode()
+    assert (answer.content == b"") == (method == "HEAD")
 
 
 def test_chunked_and_large_requests_pass(proxy, backend):
@@ -195,19 +201,11 @@ def test_connections_are_reused_and_given_back(proxy, lent):
 
 def test_expect_continue_is_answered(proxy, backend):
     """A client like curl sends a large body only after 100 Continue."""
-    import socket
-
-    host, port = proxy.base_url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
-        raw.sendall(
-            b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nExpect: 100-continue\r\n"
-            b"Connection: close\r\n\r\n" % (CHAT.encode(), len(ODD_BODY))
-        )
+    with connected(proxy.base_url) as raw:
+        raw.sendall(post(CHAT, ODD_BODY, b"Expect: 100-continue").removesuffix(ODD_BODY))
         assert raw.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         raw.sendall(ODD_BODY)
-        answer = b""
-        while part := raw.recv(65536):
-            answer += part
+        answer = everything(raw)
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert backend.asked[0].body == ODD_BODY
 
@@ -221,17 +219,19 @@ def test_http_1_0_gets_its_answer(proxy, backend):
         await asked.send(b"0\r\n\r\n")
 
     backend.behaviour = behave
-    import socket
-
-    host, port = proxy.base_url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
-        raw.sendall(
-            b"POST %s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (CHAT.encode(), len(ODD_BODY), ODD_BODY)
-        )
-        answer = b""
-        while part := raw.recv(65536):
-            answer += part
-    head, _, body = answer.partition(b"\r\n\r\n")
+    request = b"POST %s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (CHAT.encode(), len(ODD_BODY), ODD_BODY)
+    head, _, body = exchange(proxy.base_url, request).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200")
     assert b"chunked" not in head.lower()
     assert body == b"data: [DONE]\n\n"
+
+
+@given(st.lists(st.binary(max_size=8) | st.sampled_from([b"\n\n", b"\r\n\r\n", b"data: x\n"]), max_size=20))
+def test_events_pass_whole_and_unchanged(parts):
+    """Whatever the cuts: the same bytes in all, and a break only between events."""
+    events = WholeEvents()
+    for part in parts:
+        passed = events.feed(part)
+        assert passed == b"" or passed.endswith((b"\n\n", b"\r\n\r\n"))
+    events = WholeEvents()
+    assert b"".join([*map(events.feed, parts), events.rest()]) == b"".join(parts)
