@@ -1,4 +1,4 @@
-"""What is gathered from real servers: answers in token ids, passes, times."""
+"""What predictions need of real servers: answers in token ids, passes over them, times of batches."""
 
 from __future__ import annotations
 
@@ -23,46 +23,53 @@ def asked() -> Request:
     return Request(messages=prompt.messages, max_tokens=48)
 
 
-@pytest.fixture(params=["embedded", "llama-server"])
-def backend(request, monkeypatch):
+@pytest.fixture(scope="module", params=["embedded", "llama-server"])
+def backend(request, tmp_path_factory):
     """Each backend that can be asked in tokens."""
+    chosen = {}
     if request.param == "llama-server":
-        binary = request.getfixturevalue("llama_server_binary")
-        monkeypatch.setenv("AUTOSPEC_LLAMA_SERVER", str(binary))
-    return backend_for(request.param, load_settings())
+        chosen["llama_server"] = str(request.getfixturevalue("llama_server_binary"))
+    home = {"AUTOSPEC_HOME": str(tmp_path_factory.mktemp("home"))}
+    return backend_for(request.param, load_settings(overrides=chosen, environ=home))
 
 
-@pytest.fixture
-def launched(backend):
-    """Launches, and stops them after the test."""
-    servers = []
+@pytest.fixture(scope="module")
+def main(backend, lab_models):
+    """A launch of the main model without drafting; no test changes it."""
+    server = backend.launch(str(lab_models.smollm2), OFF, SETTINGS)
+    yield server
+    server.stop()
 
-    def launch(model, drafting=OFF):
-        servers.append(backend.launch(str(model), drafting, SETTINGS))
-        return servers[-1]
 
-    yield launch
-    for server in servers:
+@pytest.fixture(scope="module")
+def recording(main, asked):
+    """The main model's answer."""
+    return record(main.tokens, "p", asked)
+
+
+@pytest.fixture(scope="module")
+def often_wrong(backend, lab_models, recording):
+    """The profile of a draft that is often wrong, read over that answer."""
+    server = backend.launch(str(lab_models.bad_draft), OFF, SETTINGS)
+    try:
+        return pass_of(server.tokens, [recording], longest=8).profiles["p"]
+    finally:
         server.stop()
 
 
-def test_recording_is_the_chat_answer_in_ids(launched, lab_models, asked):
+def test_recording_is_the_chat_answer_in_ids(main, recording, asked):
     """As many tokens as the chat endpoint generates for the same question, of the same prompt, again and again."""
-    server = launched(lab_models.smollm2)
-    recording = record(server.tokens, "p", asked)
-    completion = server.complete(asked)
+    completion = main.complete(asked)
     assert len(recording.prompt_ids) == completion.prompt_tokens
     assert len(recording.answer_ids) == completion.predicted_tokens
-    assert record(server.tokens, "p", asked).answer_ids == recording.answer_ids
+    assert record(main.tokens, "p", asked).answer_ids == recording.answer_ids
     assert recording.predicted_ms > 0
     assert recording.wall_ms >= recording.prompt_ms
 
 
-def test_pass_of_the_model_over_its_own_answer_agrees(launched, lab_models, asked):
-    """Teacher-forced on what it said itself, a model's top token is what it said, but for near-ties in batches."""
-    server = launched(lab_models.smollm2)
-    recording = record(server.tokens, "p", asked)
-    made = pass_of(server.tokens, [recording], longest=8)
+def test_pass_of_the_model_over_its_own_answer_agrees(main, recording):
+    """Teacher-forced on its own answer, a model's top token is the answer's token, but for near-ties in batches."""
+    made = pass_of(main.tokens, [recording], longest=8)
     assert made.profiles["p"].acceptance >= 0.95
     assert made.step_ms > 0
     assert ((made.profiles["p"].p > 0) & (made.profiles["p"].p <= 1)).all()
@@ -70,20 +77,23 @@ def test_pass_of_the_model_over_its_own_answer_agrees(launched, lab_models, aske
 
 
 @pytest.mark.parametrize(("n_max", "p_min"), [(1, 0.0), (8, 0.0), (8, 0.6)])
-def test_replayed_counts_are_near_the_servers(launched, lab_models, asked, n_max, p_min):
+def test_replayed_counts_are_near_the_servers(  # noqa: PLR0917 - fixtures
+    backend, lab_models, often_wrong, asked, n_max, p_min
+):
     """A draft that is often wrong: accepted and drafted within what a few near-ties and unsampled misses explain."""
-    recording = record(launched(lab_models.smollm2).tokens, "p", asked)
-    profile = pass_of(launched(lab_models.bad_draft).tokens, [recording], longest=8).profiles["p"]
     drafting = Drafting(Mode.DRAFT_MODEL, draft=str(lab_models.bad_draft), n_max=n_max, n_min=0, p_min=p_min)
-    served = launched(lab_models.smollm2, drafting).complete(asked)
-    counts = replay(profile, [n_max], [p_min], max_tokens=asked.max_tokens)
+    server = backend.launch(str(lab_models.smollm2), drafting, SETTINGS)
+    try:
+        served = server.complete(asked)
+    finally:
+        server.stop()
+    counts = replay(often_wrong, [n_max], [p_min], max_tokens=asked.max_tokens)
     assert abs(int(counts.accepted[0]) - served.accepted) <= 3
     assert abs(int(counts.drafted[0]) - served.drafted) <= max(6, 0.15 * served.drafted)
 
 
-def test_batches_are_timed_up_to_the_largest(launched, lab_models, asked):
+def test_batches_are_timed_up_to_the_largest(main, recording):
     """Every size that the curve is made of, in milliseconds."""
-    server = launched(lab_models.smollm2)
-    times = time_batches(server.tokens, record(server.tokens, "p", asked), 17)
+    times = time_batches(main.tokens, recording, 17)
     assert set(times) >= {1, 2, 17}
     assert all(ms > 0 for ms in times.values())
