@@ -1,9 +1,11 @@
-"""The tuning loop: search, proof, what is stored, and what continues after an interruption."""
+"""A whole tune on simulated servers: search, proof, what is stored, and what continues after an interruption."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,6 @@ from autospec.errors import (
     ServerDiedError,
     StoreError,
 )
-from autospec.hardware.machine_lock import machine_lock
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Prompt, Suite
 from autospec.recommendations import Recommendation, Status, Verdict
@@ -140,21 +141,6 @@ def test_finds_where_drafting_pays_and_where_not(request_):
     assert writing.verdict is Verdict.DISABLE
     assert writing.drafting == OFF
     assert writing.speedup < 1.0
-
-
-def test_the_second_round_asks_other_prompts(request_):
-    """Of sixteen prompts each round asks eight, and no pair is of a prompt again before all have been asked."""
-    request_ = replace(request_, suite=suite(prove=16))
-    result = tune(request_, SimulatedBackend(lambda _d, _t: 1.05, noise=0.08))
-    store = open_store(request_.storage)
-    for recommendation in result.values():
-        cell_key = recommendation.evidence["cell"]
-        rows = store.measurements(cell_key, protocol=request_.protocol, phase=Phase.PROVE, since=0.0)
-        asked = {round_: {m.prompt_id for m in rows if m.round == round_} for round_ in (1, 2, 3)}
-        assert [len(prompts) for prompts in asked.values()] == [8, 8, 8]
-        assert asked[1].isdisjoint(asked[2])
-        assert asked[1] == asked[3]
-    store.close()
 
 
 def test_search_and_proof_never_share_prompts(request_):
@@ -343,18 +329,6 @@ def test_interrupted_tune_keeps_a_provisional_recommendation(request_):
     assert all((r.status, r.drafting) == (Status.PROVISIONAL, OFF) for r in known)
 
 
-def test_what_is_proven_is_not_measured_again(request_):
-    """A second tune of the same cells launches nothing; with `again` it proves them again."""
-    tune(request_, SimulatedBackend(pays_for_coding))
-    second = SimulatedBackend(pays_for_coding)
-    result = tune(request_, second)
-    assert second.launched == []
-    assert result[PromptType.CODING].verdict is Verdict.ENABLE
-    third = SimulatedBackend(pays_for_coding)
-    tune(replace(request_, again=True), third)
-    assert len(third.launched) >= 2
-
-
 def test_a_remeasurement_continues_after_an_interruption(request_):
     """The second `again` uses what the first one measured; a third one starts over."""
     again = replace(request_, again=True)
@@ -511,12 +485,18 @@ def test_budget_that_is_spent_leaves_undecided(request_, monkeypatch):
 
 
 def test_second_tune_is_told_who_holds_the_machine(request_, tmp_path):
-    """The lock's holder is named with process, work and time."""
-    with (
-        machine_lock("tune some-other-model"),
-        pytest.raises(BusyError, match=r"process \d+ \(tune some-other-model\), since"),
-    ):
-        tune(request_, SimulatedBackend(pays_for_coding))
+    """While a tune measures, another one is refused; the error names process, work and time."""
+    refused: list[str] = []
+
+    def tune_too(_server: SimulatedServer, _text: str) -> None:
+        if not refused:
+            second = request_with(tmp_path / "second")
+            with pytest.raises(BusyError) as caught:
+                Tuning(second, SimulatedBackend(pays_for_coding), MACHINE, Silent()).run()
+            refused.append(str(caught.value))
+
+    tune(request_, SimulatedBackend(pays_for_coding, before_answer=tune_too))
+    assert re.search(rf"process {os.getpid()} \(tune main\), since \d{{4}}-", refused[0]), refused
 
 
 def test_json_of_the_result_holds_the_evidence(request_):
