@@ -1,4 +1,4 @@
-"""Settings: precedence, provenance, and errors that name what is wrong."""
+"""Settings: precedence, the source of each value, and errors that name the fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which drafts fit: each rule, and the sentence of each refusal."""
+"""Which drafts fit: each rule, and the reason given for each refusal."""
 
 from __future__ import annotations
 

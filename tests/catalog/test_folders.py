@@ -1,4 +1,4 @@
-"""Where models are looked for, by environment, home and platform."""
+"""The folders that are searched for models, by environment, home and platform."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GGUF files as models: what the metadata says, split files, draft heads, and what is no language model."""
+"""GGUF files as models: metadata, split files, draft heads, and files that are no language model."""
 
 from __future__ import annotations
 

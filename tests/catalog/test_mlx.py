@@ -1,4 +1,4 @@
-"""MLX folders: config.json, safetensors headers and tokenizer.json, and what is wrong with them."""
+"""MLX folders: config.json, safetensors headers, tokenizer.json, and damaged ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The context length in a launch's arguments."""
+"""The context length in a launch's arguments, as the catalogue, the proxy and a tune read it."""
 
 from __future__ import annotations
 

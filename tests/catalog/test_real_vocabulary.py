@@ -1,4 +1,4 @@
-"""The vocabulary rule, held against a real llama-server: does it speculate with the drafts that are said to fit?"""
+"""A real llama-server speculates with exactly the drafts that the vocabulary rule allows."""
 
 from __future__ import annotations
 

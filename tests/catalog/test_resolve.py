@@ -1,4 +1,4 @@
-"""What a person may type for a model: a path, a name, a part of one."""
+"""What a user may type for a model: a path, a name, a part of a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache file: damaged, foreign, written by two at once, or not to be written at all."""
+"""The cache file of the scan: damaged, of another version, written by two processes at once, or not writable."""
 
 from __future__ import annotations
 

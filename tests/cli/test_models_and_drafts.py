@@ -1,4 +1,4 @@
-"""`autospec models`, `autospec drafts`, and how `autospec tune` takes names: what stands on stdout, what on stderr, and the exit codes."""
+"""`autospec models`, `autospec drafts`, and model names in `autospec tune`: stdout, stderr, exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether to measure now: each signal, its unknown, and the time of the next look."""
+"""Whether to measure now: each signal, each unknown value, and the time of the next check."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_next_look_is_when_the_answer_may_change():
 
 
 def test_while_measuring_a_load_that_stays_ends_the_step_and_one_that_passes_does_not():
-    """Whoever asks is told that the step waits; after fifteen seconds it makes way."""
+    """The status says that the step waits; after fifteen seconds the step is stopped."""
     busy = replace(QUIET, other_load=1.5)
     first = decide(busy, POLICY, measuring=True, loaded_s=14.9)
     assert first.go

@@ -1,4 +1,4 @@
-"""The proxy as a child: restarted when it crashes, left alone when the daemon does."""
+"""The proxy as a child process: restarted when it crashes, left running when the daemon crashes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_wrong_usage_is_not_tried_every_second(tmp_path: Path):
 
 
 def test_the_next_daemon_adopts_the_proxy_of_one_that_crashed(tmp_path: Path):
-    """It goes on serving, and is ended by whoever ends on purpose."""
+    """The proxy keeps serving after a crash of the daemon; a daemon that stops on purpose stops it."""
     first = ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock())
     first.keep()
     second = ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock())

@@ -1,4 +1,4 @@
-"""The arithmetic of gain and uncertainty."""
+"""The expected gain of a measurement, and its uncertainty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The change-point test: silent without a change, quick with one. Rates are studies/bench/drift.py's."""
+"""The change-point test: no alarm without a change, a quick one with a change. studies/bench/drift.py measures its rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What survives a restart, and clocks that jump."""
+"""What survives a restart, and what a clock that jumps does."""
 
 from __future__ import annotations
 

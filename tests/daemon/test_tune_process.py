@@ -1,4 +1,4 @@
-"""How a step that has ended is understood."""
+"""How the end of a tune process is interpreted."""
 
 from __future__ import annotations
 

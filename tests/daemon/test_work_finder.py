@@ -1,4 +1,4 @@
-"""The survey on real models and a real backend's build: what it orders, what it marks, and that errors are sentences."""
+"""The work finder on real models and a real build: which cells it orders, which it marks, and its errors."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_drifting_traffic_makes_a_proof_stale(home: Path):
 
 
 def test_a_database_that_cannot_be_used_is_one_sentence(home: Path, monkeypatch: pytest.MonkeyPatch):
-    """The daemon tells it to whoever asks."""
+    """The daemon shows it in its status."""
     monkeypatch.setenv("AUTOSPEC_STORAGE", "sqlite:////proc/none/a.db")
     assert "database" in look()["error"]
 

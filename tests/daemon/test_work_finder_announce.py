@@ -1,4 +1,4 @@
-"""The hook is told each change once, also one that came while nobody looked."""
+"""The hook gets each change once, also a change that came while no daemon ran."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPU memory without a backend that tells it."""
+"""GPU memory without a backend that reports it."""
 
 from __future__ import annotations
 

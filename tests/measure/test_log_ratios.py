@@ -1,4 +1,4 @@
-"""Predictions as a control variate: right however wrong they are, and of use where they are right."""
+"""Predictions as a control variate: no bias if they are wrong, less variance if they are right."""
 
 from __future__ import annotations
 

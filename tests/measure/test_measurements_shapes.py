@@ -1,4 +1,4 @@
-"""Requests put together from the times of their parts."""
+"""The speed ratio of a request with another shape, from the times of its parts."""
 
 from __future__ import annotations
 

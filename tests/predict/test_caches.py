@@ -1,4 +1,4 @@
-"""Every kind of cache on a real llama-server: counts are replayed, batches timed, and nothing is refused."""
+"""Every kind of cache on a real llama-server: counts are replayed, batches timed, and no kind is refused."""
 
 from __future__ import annotations
 

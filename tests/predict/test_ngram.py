@@ -1,4 +1,4 @@
-"""The draft-free modes: by hand, and against the server's own counts."""
+"""The n-gram modes: by hand, and against the server's own counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the other prompt types know of a drafting completes what few prompts say."""
+"""A prediction from few prompts is completed by the other prompt types of the same drafting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real servers that are switched, killed and left while clients stream: nobody notices more than a pause."""
+"""Real servers are switched, killed and left while clients stream: clients see a pause at most."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_kill_9_before_the_first_byte(scene):
 
 
 # llama-server has nothing to write before the first byte, and looks once a second whether its client is still there. Any
-# other answer starts that second anew (`server_response::recv_with_timeout` in b11434), the one to /slots too: who asks
+# other answer restarts that second (`server_response::recv_with_timeout` in b11434), the one to /slots too: who asks
 # more often than that keeps the server from ever noticing.
 SECONDS_BETWEEN_LOOKS = 1.25
 

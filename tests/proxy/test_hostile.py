@@ -1,4 +1,4 @@
-"""Malformed and hostile requests: a clear 4xx or passed on, and never a traceback."""
+"""Malformed and hostile requests get a clear 4xx or are passed on, and never cause a traceback."""
 
 from __future__ import annotations
 

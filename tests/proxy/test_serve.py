@@ -1,4 +1,4 @@
-"""The proxy's event loop: uvloop where it is, asyncio's where it is not, and the same answers on both."""
+"""The proxy's event loop: uvloop if it is installed, else asyncio's, with the same answers on both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connections to backends: kept, renewed, and sceptical of what comes."""
+"""The connections to backends: which are kept, renewed or closed, and which answers are refused."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_connection_is_kept_for_the_next_request():
 
 
 def test_a_kept_connection_that_the_server_closed_is_renewed():
-    """Unseen by whoever asks: that an idle connection ends says nothing about the server."""
+    """The caller does not notice: the end of an idle connection says nothing about the server."""
     bodies, server = ask(PLAIN, b"", PLAIN, times=2)
     assert bodies == [b"ok"] * 2
     assert server.connections == 2
@@ -202,7 +202,7 @@ def test_no_connection_is_kept_while_a_request_waits():
 
 
 def test_a_few_connections_are_kept():
-    """Two of four: whoever asks the server past the proxy needs a thread too."""
+    """Two of four: clients that bypass the proxy need a thread of the server too."""
 
     async def scenario() -> int:
         async with Server(*[PLAIN] * 9) as server, contextlib.aclosing(Asking()) as asking:

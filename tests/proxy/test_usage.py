@@ -1,4 +1,4 @@
-"""What is read of an answer that passes: its counts, its end, and the sample made of it."""
+"""What is read of an answer that passes: token counts, its end, and the sample made of them."""
 
 from __future__ import annotations
 

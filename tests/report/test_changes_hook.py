@@ -1,4 +1,4 @@
-"""The user's hook, as real programs."""
+"""The user's hook, with real programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records: what they may hold, and what their numbers support."""
+"""Records: what they may contain, and what their numbers support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The founding record's Markdown, made again from its runs."""
+"""The Markdown of the reference benchmark, made again from its runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configuration files that are shared with others: only what is between the marks changes."""
+"""Configuration files that other tools share: only the text between the marks changes."""
 
 from __future__ import annotations
 

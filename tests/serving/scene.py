@@ -66,7 +66,7 @@ class FakeServer:
         raise NotImplementedError
 
     def kill(self) -> None:
-        """End as by SIGKILL, seen by whoever looks."""
+        """End as by SIGKILL; `ended` tells it."""
         self._how = "was ended by SIGKILL"
 
     def ended(self) -> str | None:

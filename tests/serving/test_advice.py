@@ -1,4 +1,4 @@
-"""Which recommendations speak for a model here, and which of them put a drafting to work."""
+"""Which recommendations apply to a model on this machine, and which of them are served."""
 
 from __future__ import annotations
 

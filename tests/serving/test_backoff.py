@@ -1,4 +1,4 @@
-"""When a launch is tried again, and when never."""
+"""When a failed launch is tried again, and when never."""
 
 from __future__ import annotations
 

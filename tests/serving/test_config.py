@@ -1,4 +1,4 @@
-"""The user's limits, and what a launch is taken to need of them."""
+"""The user's limits, and the memory and time that a launch is assumed to need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of one launch, and what its owner makes of requests that come at the wrong time."""
+"""The life of one launch, and requests to it that come at the wrong time."""
 
 from __future__ import annotations
 

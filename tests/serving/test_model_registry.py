@@ -1,4 +1,4 @@
-"""What clients may ask for, and what serves it."""
+"""The models that clients may ask for, and the backend that serves each."""
 
 from __future__ import annotations
 

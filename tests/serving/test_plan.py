@@ -1,4 +1,4 @@
-"""The plan as a pure function: what it keeps, where it sends, when it switches, what it says."""
+"""The plan as a pure function: which launches it keeps, where it routes, when it switches, and its words."""
 
 from __future__ import annotations
 

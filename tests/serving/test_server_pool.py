@@ -1,4 +1,4 @@
-"""What to start and what to drain next: with room, without, and always within the limit."""
+"""What to start and what to drain next: with room, without room, and never above the limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The supervisor on a backend with fault switches: who is lent what, and what is started and stopped when."""
+"""The supervisor on a backend with fault switches: which request gets which launch, and what starts and stops."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_new_recommendations_take_effect_without_a_restart():
 
 
 def test_where_two_do_not_fit_requests_wait_for_the_switch():
-    """The old server drains first; whoever comes meanwhile is served by the new one and never by a stopped one."""
+    """The old server drains first; the new one serves requests that come meanwhile, and no stopped server does."""
 
     async def scenario():
         scene = Scene(stored=[recommend(LOOKUP)])
@@ -558,7 +558,7 @@ def test_a_cache_that_makes_wrong_text_is_never_served():
 
 
 def test_closing_drains_and_refuses():
-    """Answers under way end, whoever waits is refused, and nothing is left."""
+    """Started answers end, waiting requests are refused, and nothing is left."""
 
     async def scenario():
         scene = Scene()

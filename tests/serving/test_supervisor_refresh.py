@@ -1,4 +1,4 @@
-"""The watch over recommendations and the disk: nothing is lost to a fault, and what was seen last counts."""
+"""The supervisor reads recommendations and disk again: a fault loses nothing, and the newest reading counts."""
 
 from __future__ import annotations
 

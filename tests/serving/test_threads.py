@@ -36,7 +36,7 @@ def test_work_that_hangs_keeps_nobody_waiting():
 
 
 def test_a_result_that_nobody_takes():
-    """It goes to whoever cleans up: after a cancellation, and after the end of the loop."""
+    """The clean-up gets the result: after a cancellation, and after the end of the loop."""
     hold, cleaned = threading.Event(), []
     seen = threading.Semaphore(0)
 

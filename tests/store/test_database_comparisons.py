@@ -1,4 +1,4 @@
-"""Compared launches: what is written comes back, for the same machine and build only."""
+"""Comparisons of launches come back as they were written, for the same machine and build only."""
 
 from __future__ import annotations
 

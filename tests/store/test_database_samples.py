@@ -1,4 +1,4 @@
-"""Samples of live traffic: what is written comes back, filtered, and old ones go."""
+"""Samples of live traffic come back as they were written, filtered, and old ones are deleted."""
 
 from __future__ import annotations
 

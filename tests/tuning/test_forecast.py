@@ -1,4 +1,4 @@
-"""Predictions in a tune: few launches, no hopeless ones, and measurements decide."""
+"""Predictions in a tune: few launches, no hopeless drafts, and the measurements decide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cost of a draft that is loaded and not used."""
+"""The cost of a draft model that is loaded but not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two launches of off, compared while both run: on simulated servers whose luck is known, and on real ones."""
+"""Two baseline launches, compared while both run: on simulated servers with known speeds, and on real ones."""
 
 from __future__ import annotations
 

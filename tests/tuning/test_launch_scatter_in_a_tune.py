@@ -1,4 +1,4 @@
-"""A tune compares the launches of off that it renews, and its verdict counts with what they say."""
+"""A tune compares the baseline launches that it renews, and its verdict uses the result."""
 
 from __future__ import annotations
 

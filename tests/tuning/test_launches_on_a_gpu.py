@@ -1,4 +1,4 @@
-"""Two servers on one GPU: whether they fit, what --fit takes from one of them, and what the draft takes by itself."""
+"""Two servers on one GPU: whether they fit, what --fit takes from one, and what the draft alone takes."""
 
 from __future__ import annotations
 

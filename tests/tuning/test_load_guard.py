@@ -1,4 +1,4 @@
-"""Waiting for other programs: until they finish, and only once if they never do."""
+"""Waiting for other programs: until they end, and only once if they never do."""
 
 from __future__ import annotations
 

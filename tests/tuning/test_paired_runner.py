@@ -1,4 +1,4 @@
-"""Pairs on a machine that is disturbed: measured again, waited for, or paired out."""
+"""Pairs on a disturbed machine are measured again, waited for, or compensated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which drafts are dropped early, and which are not."""
+"""Which drafts are dropped early, and which are kept."""
 
 from __future__ import annotations
 

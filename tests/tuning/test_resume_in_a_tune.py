@@ -1,4 +1,4 @@
-"""What a tune knows from earlier ones: new drafts reopen a proven cell, and a draft is identified by its contents."""
+"""What a tune uses of earlier ones: new drafts reopen a proven cell, and a draft is identified by its contents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search where nothing can be predicted: what is launched, and what is not launched twice."""
+"""The search without predictions: which drafts are launched, and that none is launched twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One cell's study: what a person sees of Optuna."""
+"""One cell's study as Optuna shows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies behind Optuna's gRPC proxy, when that goes away."""
+"""Studies behind Optuna's gRPC proxy when the proxy stops."""
 
 from __future__ import annotations
 

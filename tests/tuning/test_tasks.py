@@ -1,4 +1,4 @@
-"""By turns: if only one launch fits into memory, a round is cut into stretches, and no pair of it is lost."""
+"""By turns: if only one launch fits into memory, a round is cut into stretches, and no pair is lost."""
 
 from __future__ import annotations
 

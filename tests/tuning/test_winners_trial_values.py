@@ -1,4 +1,4 @@
-"""What trials of one cell say together."""
+"""The values of one cell's trials, compared across prompts."""
 
 from __future__ import annotations
 
