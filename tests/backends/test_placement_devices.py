@@ -1,4 +1,4 @@
-"""llama.cpp's list of devices in every form that is known, and what two servers may take of them."""
+"""llama.cpp's list of devices in every known form, and how much memory two servers may take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of launches, and the sweep of what a killed autospec left."""
+"""The records of launches, and the sweep of servers that a killed autospec left."""
 
 from __future__ import annotations
 

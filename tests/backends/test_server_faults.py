@@ -1,4 +1,4 @@
-"""A server that misbehaves: each fault is told at once, in a sentence, and nothing is left behind."""
+"""A server that misbehaves: an error reports each fault at once, and no process is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Launches for users: what measuring pins is left to the server, the drafting is not."""
+"""Launches for users set the drafting, but not what launches for measuring pin."""
 
 from __future__ import annotations
 
