@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterator
 from http import HTTPStatus
 from http.client import HTTPConnection
@@ -173,16 +174,35 @@ def _healthy(port: int) -> bool:
         connection.close()
 
 
+@pytest.fixture
+def only_model(tmp_path: Path, lab_models, monkeypatch) -> Path:
+    """A folder with one model, ``main``, of which there is nothing else in this home; skips where no server can run."""
+    if sys.platform == "win32":
+        pytest.skip("no servers on Windows")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "main.gguf").symlink_to(lab_models.tiny)
+    return models
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_wait_asleep() -> Iterator[None]:
+    """Two servers that wait by spinning on two cores become twenty times slower, and no test asks how fast a server is.
+
+    It holds for the whole session: a server that several tests share starts before the fixtures of a single test.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def autospec_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home for autospec under the test's own folder, and none of the developer's AUTOSPEC_ variables.
 
     No width of a terminal either: a pytest-xdist worker has one, and tables would be cut.
-
-    Servers wait for their threads asleep: two that spin against each other and against anything else on two cores
-    become twenty times slower, and no test asks how fast a server is.
     """
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     for name in [name for name in os.environ if name.startswith("AUTOSPEC_") or name in {"COLUMNS", "LINES"}]:
         monkeypatch.delenv(name)
     home = tmp_path / "autospec-home"

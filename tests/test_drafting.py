@@ -1,4 +1,4 @@
-"""Drafting: equal values have equal keys, JSON comes back, and nonsense cannot be made."""
+"""Drafting: equal values have equal keys, JSON comes back, and invalid values are refused."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from autospec.report.selection import Question, select
 from autospec.serving.dispatch import Offered
 from autospec.serving.model_registry import Engine, ModelRegistry
 from tests.catalog.making import make_model
-from tests.proxy.scene import FakeBackend
 from tests.report.samples import HERE, recommendation, stored
+from tests.serving.scene import FakeBackend
 
 MODELS = tuple(
     make_model(name, fingerprint=name)

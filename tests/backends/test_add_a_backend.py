@@ -1,4 +1,4 @@
-"""CONTRIBUTING's small backend works as it stands there: the page cannot rot."""
+"""The small backend that CONTRIBUTING.md prints works as it is printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that somebody else runs: a real llama-server, and stand-ins for those that cannot run here."""
+"""Servers that the user started: a real llama-server, and stand-ins for those that cannot run here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a binary is: its version's name, its hash, whether it tells drafts."""
+"""What autospec reads of a binary: the name of its version, its hash, and if it reports drafts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drafting to arguments, on the help texts of five eras."""
+"""Command-line arguments of a drafting, for the help texts of five eras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama-cpp-python: what of its launch can be known without it. What the server does, the contract tests show."""
+"""llama-cpp-python: what can be tested where it is not installed. test_contract.py tests its server."""
 
 from __future__ import annotations
 

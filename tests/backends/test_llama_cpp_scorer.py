@@ -1,4 +1,4 @@
-"""Scoring in a child of its own gives what a server's own probabilities give, and its death is a sentence."""
+"""A scorer in a child process gives the server's own probabilities; if the child dies, an error says so."""
 
 from __future__ import annotations
 

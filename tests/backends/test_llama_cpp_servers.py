@@ -1,4 +1,4 @@
-"""What llama.cpp's servers do besides the contract: their modes, their drafts that do not fit, their own words."""
+"""What only llama.cpp's servers do: their modes, drafts that do not fit, their own error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import LaunchError, SpeculationInactiveError, UnsupportedError, UsageError
+from autospec.errors import LaunchError, SpeculationInactiveError, UsageError
 from tests.backends.contract import FACTS, SETTINGS, itself
 
 QUESTION = Request(messages=({"role": "user", "content": "Say something."},), max_tokens=24, timeout_s=120.0)
@@ -104,7 +104,7 @@ def test_draftless_modes_draft(launched, backend, lab_models, drafting):
 
 @pytest.mark.parametrize(
     ("args", "error"),
-    [(("--no-such-flag",), UnsupportedError), (("--port", "1"), UsageError), (("-c",), UsageError)],
+    [(("--port", "1"), UsageError), (("-c",), UsageError)],
 )
 def test_wrong_arguments(backend, lab_models, state_dir, args, error):
     """Refused before anything starts, naming the argument."""

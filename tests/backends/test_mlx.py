@@ -1,4 +1,7 @@
-"""The backend `mlx` on the real `mlx_lm.server`, with models of two layers: a CPU takes seconds for a sentence."""
+"""The backend `mlx` with models of two layers: the real `mlx_lm.server`, and models in a process of their own.
+
+A CPU takes seconds for a sentence. What every backend must do, test_contract.py tests for this one too.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,31 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 
 import httpx
-import psutil
 import pytest
 
 from autospec.backends.mlx import backend as mlx_package
 from autospec.backends.mlx.backend import Mlx
 from autospec.backends.process import ServerProcess, free_port
-from autospec.backends.protocol import LaunchSettings, Request
+from autospec.backends.protocol import Cycle, LaunchSettings, Request, Watched
+from autospec.backends.registry import InProcess
 from autospec.backends.streamed import StreamedClient
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
     BackendMissingError,
     LaunchError,
+    RequestError,
     ServerDiedError,
     SpeculationInactiveError,
     UnsupportedError,
     UsageError,
 )
 from autospec.measure.measurements import Pair
+from autospec.predict.profile import Scorer, profile_answer, profile_scored
+from autospec.predict.recording import pass_of, record, time_batches
+from autospec.predict.replay import replay
 from tests.backends.installed import installed
 from tests.backends.waiting import gone, wait_until
 from tests.lab.mlx_folders import write_safetensors
@@ -38,6 +44,9 @@ from tests.store.test_database import MEASUREMENT
 
 SETTINGS = LaunchSettings(ready_timeout_s=240.0)
 QUESTION = Request(messages=({"role": "user", "content": "Hi"},), max_tokens=8, timeout_s=240.0)
+COLOURS = Request(
+    messages=({"role": "user", "content": "Name three colours."},), max_tokens=24, timeout_s=240.0
+)
 KNOWN_BAD = ("mlx-lm-0.32.2",)
 """Versions whose prompt cache was seen to give wrong text after a drafted request."""
 
@@ -96,18 +105,6 @@ def test_not_installed(tmp_path, monkeypatch):
     assert caught.value.hint == "pip install 'autospec[mlx]'"
 
 
-def test_off(off):
-    """Launched, asked, timed: nothing is drafted or cached, and greedy answers repeat."""
-    first, second = off.complete(QUESTION), off.complete(QUESTION)
-    assert off.launch_ms > 0
-    assert first.text == second.text != ""
-    assert first.prompt_tokens == second.prompt_tokens > 1
-    assert first.predicted_tokens == QUESTION.max_tokens
-    assert 0 < first.prompt_ms <= first.prompt_ms + first.predicted_ms <= first.wall_ms
-    assert (first.drafted, first.accepted) == (0, 0)
-    assert off.with_drafting(OFF) is off
-
-
 def test_the_number_of_tokens_goes_with_the_request(off, drafted, lab_models):
     """One process serves every n_max, and another draft is another launch."""
     text = off.complete(QUESTION).text
@@ -134,7 +131,7 @@ def test_a_loaded_draft_can_be_left_unused(off, drafted):
 
 @pytest.mark.parametrize("n_max", [2, None], ids=["two tokens", "off"])
 def test_a_request_names_the_launchs_own_models(mlx, off, drafted, lab_models, n_max):
-    """Whatever model and draft a client writes, nothing is loaded anew and the number of tokens is the proxy's."""
+    """Whatever model and draft a client writes, no model is loaded again and the number of tokens is the proxy's."""
     chosen = OFF if n_max is None else drafting(lab_models.mlx_tiny, n_max)
     client = {"model": "someone/else", "draft_model": str(lab_models.mlx_bad_draft), "num_draft_tokens": 7}
     told = drafted._client.complete(QUESTION, client | dict(mlx.request_fields(chosen)))
@@ -187,7 +184,6 @@ def test_a_bad_draft_changes_no_text(mlx, off, lab_models):
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (("--no-such-flag",), UnsupportedError),
         (("--port", "1"), UsageError),
         (("--prompt-cache-size", "20"), UsageError),
         (("--temp",), UsageError),
@@ -200,18 +196,11 @@ def test_wrong_arguments(mlx, lab_models, args, error):
         mlx.command(str(lab_models.mlx_tiny), OFF, LaunchSettings(args))
 
 
-@pytest.mark.parametrize(
-    "unknown",
-    [
-        Drafting(Mode.NGRAM_SIMPLE, ngram_n=2, ngram_m=8, min_hits=1),
-        Drafting(Mode.DRAFT_MODEL, draft="/d", n_max=4, p_min=0.5),
-    ],
-    ids=["mode", "p_min"],
-)
-def test_a_drafting_that_cannot_be(mlx, lab_models, unknown):
-    """No mode without a draft, no p-min."""
+def test_there_is_no_p_min(mlx, lab_models):
+    """Refused before anything starts."""
+    with_p_min = Drafting(Mode.DRAFT_MODEL, draft="/d", n_max=4, p_min=0.5)
     with pytest.raises(UnsupportedError, match=r"mlx_lm\.server does not offer"):
-        mlx.command(str(lab_models.mlx_tiny), unknown, SETTINGS)
+        mlx.command(str(lab_models.mlx_tiny), with_p_min, SETTINGS)
 
 
 def test_what_a_launchs_settings_do_to_its_draft(tmp_path):
@@ -262,13 +251,6 @@ def test_a_recurrent_state_refuses_drafting(mlx, lab_models, tmp_path):
         mlx.command(str(tmp_path), drafting(lab_models.mlx_tiny), SETTINGS)
 
 
-def test_a_missing_draft(mlx, lab_models):
-    """Never looked for on the Hugging Face hub."""
-    with pytest.raises(LaunchError, match=r"The draft /no/draft could not be loaded") as caught:
-        mlx.launch(str(lab_models.mlx_tiny), drafting("/no/draft"), SETTINGS)
-    assert caught.value.permanent
-
-
 def test_a_damaged_draft(mlx, lab_models, tmp_path):
     """The server lives on when its thread has died of it; told as a failed launch, and nothing is left running."""
     damaged = tmp_path / "damaged"
@@ -289,29 +271,6 @@ def test_a_draft_with_another_vocabulary(mlx, lab_models, tmp_path):
     (other / "tokenizer.json").write_text(larger, encoding="utf-8")
     with pytest.raises(SpeculationInactiveError, match="Draft model tokenizer does not match"):
         mlx.launch(str(lab_models.mlx_tiny), drafting(other), SETTINGS)
-
-
-def test_a_server_killed_in_mid_answer_and_stopped(mlx, lab_models):
-    """Told as a death as soon as it happens; nothing is left after stop, once or twice."""
-    server = mlx.launch(str(lab_models.mlx_tiny), OFF, SETTINGS)
-    pids = server.pids
-    endless = dataclasses.replace(QUESTION, max_tokens=100_000)
-    own = [pid for pid in pids if psutil.Process(pid).ppid() != os.getpid()]
-    before = sum(psutil.Process(pid).cpu_times().user for pid in own)
-
-    def kill():
-        wait_until(lambda: sum(psutil.Process(pid).cpu_times().user for pid in own) > before + 0.5)
-        for pid in own:
-            os.kill(pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    with pytest.raises(ServerDiedError, match="SIGKILL"):
-        server.complete(endless)
-    killer.join()
-    server.stop()
-    server.stop()
-    assert gone(pids)
 
 
 @contextmanager
@@ -374,3 +333,131 @@ def test_the_trap_is_known_of_this_version(mlx):
         pytest.skip("another version: the probe alone speaks for it")
     assert not mlx._package.cache_matches_key
     assert any("wrong text" in note for note in mlx.capabilities().notes)
+
+
+@pytest.fixture(scope="module")
+def main(mlx, lab_models):
+    """The main model, alone."""
+    server = mlx.in_process(str(lab_models.mlx_tiny), OFF, SETTINGS)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def half(mlx, lab_models):
+    """A draft that is right about half the time, alone."""
+    server = mlx.in_process(str(lab_models.mlx_noisy_draft), OFF, SETTINGS)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def recording(main):
+    """The main model's answer."""
+    return record(main.tokens, "p", COLOURS)
+
+
+def test_it_is_what_prediction_asks_for(mlx, main):
+    """A backend that runs models in process, a process that can be watched, a model that reads whole answers."""
+    assert isinstance(mlx, InProcess)
+    assert isinstance(main, Watched)
+    assert isinstance(main.tokens, Scorer)
+    assert mlx.capabilities().cycle is Cycle.MLX_LM
+
+
+def test_the_server_gives_the_same_text(off, main):
+    """Prompt and answer in process are those of `mlx_lm.server`."""
+    served = off.complete(COLOURS)
+    here = main.complete(COLOURS)
+    assert here.text == served.text != ""
+    assert here.prompt_tokens == served.prompt_tokens == len(main.tokens.encode(COLOURS))
+    assert here.predicted_tokens == served.predicted_tokens == COLOURS.max_tokens
+    assert (here.drafted, here.accepted) == (0, 0)
+
+
+def test_a_recording_has_tokens_and_times(recording):
+    """What `autospec tune` keeps of each answer."""
+    assert len(recording.answer_ids) == COLOURS.max_tokens
+    assert not recording.ended
+    assert 0 < recording.prompt_ms < recording.prompt_ms + recording.predicted_ms <= recording.wall_ms
+
+
+def test_a_model_reads_its_own_answer_without_a_miss(main, recording):
+    """One evaluation of the answer gives the tokens that were generated one by one."""
+    told = main.tokens.score(recording.prompt_ids, recording.answer_ids)
+    assert tuple(q.token for q in told) == recording.answer_ids
+    assert all(0 < q.p <= 1 for q in told)
+    assert main.tokens.score(recording.prompt_ids, ()) == []
+
+
+def test_one_evaluation_gives_what_a_continuation_gives(half, recording):
+    """The two ways to a profile agree, misses and probabilities."""
+    how = {"longest": 4, "sampled_misses": 0}
+    scored = profile_scored(half.tokens, recording, **how)
+    stepwise = profile_answer(half.tokens, recording, **how)
+    assert scored.hits.tolist() == stepwise.hits.tolist()
+    assert scored.p == pytest.approx(stepwise.p, abs=1e-3)
+    assert 0.2 < scored.acceptance < 0.9
+
+
+def test_replay_is_what_mlx_counts(mlx, half, recording, lab_models):
+    """Drafted and accepted tokens on paper against those of `stream_generate` (``from_draft``), for every number."""
+    numbers = (1, 2, 3, 4, 8, 16)
+    profile = pass_of(half.tokens, [recording], longest=16, scorer=half.tokens, p_min=False).profiles["p"]
+    paper = replay(profile, numbers, [0.0] * len(numbers), max_tokens=COLOURS.max_tokens, cycle=Cycle.MLX_LM)
+    drafted = mlx.in_process(str(lab_models.mlx_tiny), drafting(lab_models.mlx_noisy_draft, 1), SETTINGS)
+    told = []
+    try:
+        for n_max in numbers:
+            drafted.drafting = drafting(lab_models.mlx_noisy_draft, n_max)
+            answer = drafted.complete(COLOURS)
+            told.append((answer.drafted, answer.accepted))
+    finally:
+        drafted.stop()
+    assert [*zip(paper.drafted.tolist(), paper.accepted.tolist(), strict=True)] == told
+
+
+def test_a_quantized_cache_is_read_as_it_was_generated_with(mlx, main, lab_models):
+    """With two bits the answer is another one; only a reader that quantizes too finds no miss in it."""
+    args = ("--kv-bits", "2", "--kv-group-size", "32", "--quantized-kv-start", "0")
+    server = mlx.in_process(str(lab_models.mlx_tiny), OFF, dataclasses.replace(SETTINGS, args=args))
+    try:
+        answer = record(server.tokens, "p", COLOURS)
+        told = [q.token for q in server.tokens.score(answer.prompt_ids, answer.answer_ids)]
+    finally:
+        server.stop()
+    assert told == list(answer.answer_ids)
+    assert told != [q.token for q in main.tokens.score(answer.prompt_ids, answer.answer_ids)]
+
+
+def test_batches_are_timed(main, recording):
+    """A larger batch takes longer than a token, and less than its tokens one by one."""
+    times = time_batches(main.tokens, recording, 17)
+    assert times[1] > 0
+    assert times[1] < times[17] < 17 * times[1] * 4
+
+
+def test_what_fails_is_told(main):
+    """A question that cannot be computed is a failed request, and the process lives on."""
+    with pytest.raises(RequestError, match="refused"):
+        main.tokens.generate((), COLOURS)
+    assert main.ended() is None
+
+
+def test_a_missing_folder(mlx):
+    """mlx_lm would look for it on the Hugging Face hub."""
+    with pytest.raises(LaunchError, match="not a folder"):
+        mlx.in_process("/no/model", OFF, SETTINGS)
+
+
+def test_death_and_end(mlx, lab_models):
+    """Killed from outside it is told as a death; nothing is left after stop."""
+    server = mlx.in_process(str(lab_models.mlx_bad_draft), OFF, SETTINGS)
+    guard_and_child = server.pids
+    for pid in guard_and_child - {os.getpid()}:
+        if pid != server._process._guard.pid:
+            os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ServerDiedError, match="SIGKILL"):
+        server.tokens.encode(COLOURS)
+    server.stop()
+    assert gone(guard_and_child)

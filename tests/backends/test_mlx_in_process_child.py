@@ -1,4 +1,4 @@
-"""What the child of `mlx_in_process` keeps, seen from inside: where mlx-lm is installed."""
+"""The child process of `mlx.in_process` keeps no more than it needs. Needs mlx-lm."""
 
 from __future__ import annotations
 

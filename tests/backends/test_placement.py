@@ -1,4 +1,4 @@
-"""Where the main model is, from logs of three eras and several kinds of build."""
+"""Where the main model's weights are, read from logs of three eras and several kinds of build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process under a guard: started, watched, ended, and never left behind. Plain programs, no model."""
+"""One process under a guard is started, watched, ended, and never left behind. Plain programs, no model."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_llama_server_where_it_is_on_path(settings, install):
 
 
 def test_by_name(settings):
-    """Whoever asks for one gets it, found or not; probing tells."""
+    """A backend that is named is returned, found or not; probing it tells."""
     assert isinstance(backend_for("embedded", settings), Embedded)
     with pytest.raises(BackendMissingError, match="no llama-server on PATH"):
         backend_for("llama-server", settings).capabilities()

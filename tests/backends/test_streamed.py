@@ -1,4 +1,4 @@
-"""Streamed answers: what is read of them, and that nothing cut off passes for an answer."""
+"""Streamed answers: what is read of them, and that an answer that was cut off is an error."""
 
 from __future__ import annotations
 

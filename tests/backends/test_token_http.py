@@ -1,4 +1,4 @@
-"""Reading answers in token ids: what servers leave out, and what makes no sense."""
+"""Reading answers in token ids: missing fields and impossible values."""
 
 from __future__ import annotations
 

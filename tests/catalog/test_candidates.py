@@ -1,4 +1,4 @@
-"""Which drafts fit: each rule, and the sentence of each refusal."""
+"""Which drafts fit: each rule, and the reason given for each refusal."""
 
 from __future__ import annotations
 
@@ -213,7 +213,9 @@ class TestTrainedContext:
         main = dataclasses.replace(MAIN, context_length=main_trained, kv_bytes_per_token=1)
         candidate = only(small(context_length=trained, kv_bytes_per_token=1), main=main, context=context)
         assert candidate.fits
-        assert (f"it was trained for {trained} tokens and the context has {told}" in candidate.reason) is bool(told)
+        assert (
+            f"it was trained for {trained} tokens and the context has {told}" in candidate.reason
+        ) is bool(told)
         assert ("trained for" in candidate.reason) is bool(told)
 
 

@@ -1,4 +1,4 @@
-"""The check of the documents: each kind of mistake is found, and this repository has none."""
+"""The check of the documents finds each kind of mistake, and finds none in this repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A test's tier, and that a unit test which starts a process fails."""
+"""Each test has a tier, and a unit test that starts a process fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench` and `tune` on a server that somebody else runs: a real llama-server, started by hand."""
+"""`bench` and `tune` on a real llama-server that the user started."""
 
 from __future__ import annotations
 

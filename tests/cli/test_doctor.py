@@ -1,4 +1,4 @@
-"""`autospec doctor`: what is here, what is missing, and the line that fixes it."""
+"""`autospec doctor` reports what is present, what is missing, and how to fix it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`autospec proxy` as a program: the line it prints, its errors, its end."""
+"""`autospec proxy` as a program: the line it prints, its errors, how it ends."""
 
 from __future__ import annotations
 

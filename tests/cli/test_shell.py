@@ -1,4 +1,4 @@
-"""The shell: results go to stdout, all else to stderr, and every failure ends with a sentence and its exit code."""
+"""The shell: results go to stdout, messages to stderr, and every failure has a message and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown of a tune, and what a signal does to it, wherever Python stands when it arrives."""
+"""What a tune displays, and what a signal does to it at any moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The daemon's loop while a step runs: when it looks around, and for how long others must be at work."""
+"""The daemon's loop while a step runs: when it checks the machine, and when other programs stop the step."""
 
 from __future__ import annotations
 

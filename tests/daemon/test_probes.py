@@ -1,4 +1,4 @@
-"""The load of other programs between two readings, and when nothing can be said of it."""
+"""The load of other programs between two readings, and when it is unknown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proxy as a child: restarted when it crashes, left alone when the daemon does."""
+"""The proxy as a child process: restarted when it crashes, left running when the daemon crashes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from autospec.daemon.proxy_child import ProxyChild
-from tests.daemon.test_memory import SetClock
+from tests.daemon.test_state import SetClock
 
 LIVES = (sys.executable, "-c", "import time; time.sleep(60)")
 CRASHES = (sys.executable, "-c", "raise SystemExit(1)")
@@ -47,7 +47,7 @@ def test_wrong_usage_is_not_tried_every_second(tmp_path: Path):
 
 
 def test_the_next_daemon_adopts_the_proxy_of_one_that_crashed(tmp_path: Path):
-    """It goes on serving, and is ended by whoever ends on purpose."""
+    """The proxy keeps serving after a crash of the daemon; a daemon that stops on purpose stops it."""
     first = ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock())
     first.keep()
     second = ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock())

@@ -1,4 +1,4 @@
-"""What is tuned next, and why: order, worth, and what is left alone."""
+"""What is tuned next and why: order, worth, and what is not tuned."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def until(
 ) -> float:
     """Poll for something that must happen; how long it took.
 
-    Seldom by default: whoever asks fifty times a second is a busy neighbour, for whom the measuring waits.
+    Seldom by default: a process that polls fifty times a second is load, and the measuring waits for it.
     """
     began = time.monotonic()
     while not condition():

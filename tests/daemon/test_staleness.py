@@ -1,4 +1,4 @@
-"""When a recommendation has gone stale, and the words for it."""
+"""When a recommendation becomes stale, and the reason given for it."""
 
 from __future__ import annotations
 

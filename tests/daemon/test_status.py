@@ -1,4 +1,4 @@
-"""What the daemon says of itself, in words."""
+"""The daemon's status in words."""
 
 from __future__ import annotations
 

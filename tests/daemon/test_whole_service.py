@@ -1,7 +1,7 @@
 """`autospec daemon` with its proxy, real servers and a client: what happens on a machine that is left alone.
 
 Traffic that starts and stops, a draft that appears, a backend whose build changes, a machine that gets busy: no request
-fails, and whoever asks is told what is done and why.
+fails, and the daemon says what it does and why.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One export of each format: what `recommend --format` writes, what `studies export` hands on, the founding record."""
+"""One export of each format: `recommend --format`, `studies export`, the reference benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU's use by others, read through a stand-in for NVIDIA's library: this machine has none."""
+"""How much other programs use the GPU, read through a stand-in for NVIDIA's library."""
 
 from __future__ import annotations
 

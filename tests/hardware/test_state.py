@@ -1,4 +1,4 @@
-"""The machine over a window: from recorded figures, and with real load."""
+"""The machine's state over a window of time: from recorded figures, and with real load."""
 
 from __future__ import annotations
 

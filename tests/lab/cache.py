@@ -1,4 +1,4 @@
-"""Where lab models are kept: each is built once, whole or not at all, whoever else builds at the same time."""
+"""Where lab models are kept: each is built once, as a whole or not at all, even if two processes build at the same time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """``python -m tests.lab.llama_cpp``: install llama-cpp-python as it runs on this machine, and try it.
 
 It is compiled from PyPI's sources. Tuned to the processor it would die on another one, or by the compiler's mistake (see
-`native`), and pip keeps what it has compiled: so it is built for any processor with AVX2, and built anew where what pip
+`native`), and pip keeps what it has compiled: so it is built for any processor with AVX2, and built again where what pip
 had kept does not run.
 """
 

@@ -162,7 +162,7 @@ def main() -> int:
         if not (failure := what_fails(binary)):
             print(f"There is one already: {binary}")
             return 0
-        print(f"There is one that does not run here, it is built anew ({failure}).")
+        print(f"The existing one does not run here; building it again ({failure}).")
         binary.unlink(missing_ok=True)
     missing = missing_tools()
     if missing:

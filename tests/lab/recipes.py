@@ -38,7 +38,7 @@ class Recipe:
         name: What the command line and the fixture call it.
         file_name: Its file in the lab's folder, or its folder there.
         truth: What is known about it, one sentence.
-        version: Raise it when the recipe changes: files built by another version are built anew.
+        version: Raise it when the recipe changes: files built by another version are built again.
         build: Writes the file or folder, given SmolLM2's path (where it will stand, for SmolLM2's own recipe).
         from_smollm2: False for SmolLM2 itself, which is fetched.
     """

@@ -1,4 +1,4 @@
-"""The lab's folder: built once, whole or not at all, and anew when the recipe changes."""
+"""The lab's folder is built once, as a whole or not at all, and again when the recipe changes."""
 
 from __future__ import annotations
 

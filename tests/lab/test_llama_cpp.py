@@ -1,4 +1,4 @@
-"""llama-cpp-python in the lab: what does not run on this machine is not left to the tests."""
+"""llama-cpp-python in the lab: a build that does not run on this machine is not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lab's truths: what is claimed of each model holds."""
+"""The lab's models have the properties that the lab claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lab's own llama-server: built for this machine, and tried before anybody is given it."""
+"""The lab's own llama-server is built for this machine, and tried before a test gets it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The founding benchmark: order, launches, and that no server is left behind."""
+"""The reference benchmark: order, launches, and that no server is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts although it is no calm machine, what does not, and what is said of it."""
+"""Which disturbed measurements count, which do not, and what is reported about them."""
 
 from __future__ import annotations
 

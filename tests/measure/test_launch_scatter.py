@@ -1,4 +1,4 @@
-"""How much launches differ: the estimate on simulated machines whose truth is known."""
+"""How much launches differ: the estimate on simulated machines with known values."""
 
 from __future__ import annotations
 

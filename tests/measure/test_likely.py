@@ -1,4 +1,4 @@
-"""What is likely before it is proven."""
+"""The likely gain before it is proven."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The level of launches: its fit, its interval, and how often that is wrong."""
+"""The variance between launches: its fit, its interval, and the error rate of that interval."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A machine on paper: a backend whose servers answer in tokens and take computed times, with every truth known.
 
 For the logic that stands on prediction (search, benches), where a real server would need minutes for each run. What
-real servers do is tested in test_survey.py and test_ngrams.py.
+real servers do is tested in test_recording.py and test_ngram.py.
 """
 
 from __future__ import annotations

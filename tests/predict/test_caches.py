@@ -1,9 +1,10 @@
-"""Every kind of cache on a real llama-server: counts are replayed, batches timed, and nothing is refused."""
+"""Every kind of cache on a real llama-server: counts are replayed, batches timed, and no kind is refused."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.predict.ngram import pool_of, replay_tokens
 from autospec.predict.prediction import replay_drafts
+from autospec.predict.profile import AnswerProfile, Recording
 from autospec.predict.recording import pass_of, record, time_batches
 from autospec.prompts.suite import Half, load_suite
 from autospec.store.database import open_store
@@ -33,7 +35,7 @@ from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
 from autospec.tuning.profiling import Profiler, keeps_state, output_share, timed_apart
 from autospec.tuning.space import Arm, Space
-from tests.tuning.test_loop import MACHINE, Silent
+from tests.tuning.test_run import MACHINE, Silent
 
 KINDS = ("chain-sliding", "chain-recurrent", "chain-hybrid", "chain-latent", "chain-experts")
 # Their caches keep a state, which has no way back: a partly accepted draft is computed again.
@@ -93,14 +95,46 @@ def served(server, asked: list[Request]) -> list[tuple[int, int]]:
     return [(c.drafted, c.accepted) for c in map(server.complete, asked)]
 
 
+@pytest.fixture(scope="module")
+def recorded(lab_models, llama_server_binary, tmp_path_factory):
+    """What a main model of each kind answers without drafting: the canary first, then `requests`. Recorded once."""
+    native = LlamaServer(llama_server_binary, tmp_path_factory.mktemp("state"))
+
+    @cache
+    def of(kind: str) -> tuple[Recording, list[Recording]]:
+        server = native.launch(str(lab_models.path(kind)), OFF, LaunchSettings(ARGS))
+        try:
+            first = record(server.tokens, "first", canary(OFF))
+            return first, [record(server.tokens, str(n), r) for n, r in enumerate(requests())]
+        finally:
+            server.stop()
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def profiles_of(lab_models, llama_server_binary, tmp_path_factory, recorded):
+    """Profiles of the lab's draft over those answers. Read once."""
+    native = LlamaServer(llama_server_binary, tmp_path_factory.mktemp("state"))
+
+    @cache
+    def of(kind: str) -> dict[str, AnswerProfile]:
+        _, recordings = recorded(kind)
+        server = native.launch(str(lab_models.chain_draft), OFF, LaunchSettings(ARGS))
+        try:
+            return dict(pass_of(server.tokens, recordings, longest=8).profiles)
+        finally:
+            server.stop()
+
+    return of
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_replayed_counts_are_the_servers(launched, lab_models, kind):
+def test_replayed_counts_are_the_servers(launched, lab_models, recorded, profiles_of, kind):
     """Drafted and accepted of each answer, to the token, of a draft model and of an n-gram mode."""
     main, draft, asked = lab_models.path(kind), lab_models.chain_draft, requests()
-    off = launched(main)
-    first = record(off.tokens, "first", canary(OFF))
-    recordings = [record(off.tokens, str(n), r) for n, r in enumerate(asked)]
-    profiles = pass_of(launched(draft).tokens, recordings, longest=8).profiles
+    first, recordings = recorded(kind)
+    profiles = profiles_of(kind)
     uncut = kind in STATES
     for n_max, p_min in ((1, 0.0), (6, 0.0), (8, 0.9)):
         drafting = Drafting(Mode.DRAFT_MODEL, draft=str(draft), n_max=n_max, n_min=0, p_min=p_min)
@@ -125,11 +159,9 @@ def test_replayed_counts_are_the_servers(launched, lab_models, kind):
         ("chain-latent", "chain-sliding"),
     ],
 )
-def test_drafts_have_caches_too(launched, lab_models, kind, draft):
+def test_drafts_have_caches_too(launched, lab_models, recorded, kind, draft):
     """A draft that keeps a state, or a window, is read and replayed like any other."""
-    asked = requests()[:2]
-    off = launched(lab_models.path(kind))
-    recordings = [record(off.tokens, str(n), r) for n, r in enumerate(asked)]
+    asked, recordings = requests()[:2], recorded(kind)[1][:2]
     alone = launched(lab_models.path(draft))
     profiles = pass_of(alone.tokens, recordings, longest=4, timed=False).profiles
     drafting = Drafting(Mode.DRAFT_MODEL, draft=str(lab_models.path(draft)), n_max=4, n_min=0, p_min=0.0)
@@ -141,15 +173,12 @@ def test_drafts_have_caches_too(launched, lab_models, kind, draft):
 
 
 @pytest.mark.parametrize("kind", sorted(STATES))
-def test_what_is_computed_again_changes_the_counts(launched, lab_models, kind):
+def test_what_is_computed_again_changes_the_counts(recorded, profiles_of, kind):
     """Played without the second passes, the counts are others: the test above would see it."""
-    asked = requests()
-    off = launched(lab_models.path(kind))
-    recordings = [record(off.tokens, str(n), r) for n, r in enumerate(asked)]
-    passed = pass_of(launched(lab_models.chain_draft).tokens, recordings, longest=6)
+    (_, recordings), profiles = recorded(kind), profiles_of(kind)
     drafting = Drafting(Mode.DRAFT_MODEL, draft="draft", n_max=6, n_min=0, p_min=0.0)
     cut, uncut = (
-        [replay_drafts(passed.profiles[r.prompt_id], [drafting], TOKENS, uncut=u) for r in recordings]
+        [replay_drafts(profiles[r.prompt_id], [drafting], TOKENS, uncut=u) for r in recordings]
         for u in (False, True)
     )
     assert sum(c.drafted[0] for c in uncut) < sum(c.drafted[0] for c in cut)

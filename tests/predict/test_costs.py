@@ -173,7 +173,7 @@ STEEP = first_guess(20.0, {1: 20.0, 2: 38.0, 5: 92.0, 17: 310.0}, DRAFT, 2.0, 16
     ],
 )
 def test_what_costs_cannot_be_is_refused_and_said(curve, main_ms, draft_factor, says):
-    """Four tokens cheaper than one, or dearer than four alone; a draft four times as slow: the first guess stays."""
+    """If four tokens cost less than one or more than four alone, or a draft is four times slower, the first guess stays."""
     found = pulled(curve, main_ms, draft_factor)
     assert says in found.refused
     assert found.refused.endswith("the directly timed costs are kept.")

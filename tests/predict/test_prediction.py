@@ -1,4 +1,4 @@
-"""Expected speed ratios with their intervals: from counts and costs, by hand and against a machine on paper."""
+"""Expected speed ratios with their intervals: by hand, and against a simulated machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A main model's predictions, corrected by what launches show, on a machine on paper."""
+"""A main model's predictions, corrected by measured launches, on a simulated machine."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_what_is_computed_again_is_part_of_the_cost(chosen):
 
 
 def test_one_launch_corrects_the_others():
-    """A launch that is 15 % dearer than its batches: after one, the rest is predicted better."""
+    """A launch takes 15 % longer than its batches: after one launch, the others are predicted better."""
     machine = Machine(main_path="main", costs=Costs(noise=0.001))
     predictor = surveyed(machine)
     machine.costs = Costs(lambda k: 40.0 if k == 1 else 1.15 * (40.0 + 1.5 * (k - 1)), noise=0.001)
@@ -138,7 +138,7 @@ def test_what_contradicts_is_not_trusted():
 
 
 def test_wrong_costs_are_corrected_and_the_replay_is_still_trusted():
-    """A draft that takes twice as long as alone, and batches four times as dear: its cycles are as replayed."""
+    """A draft takes twice as long as alone, and batches four times as long: its cycles are as replayed."""
     machine = Machine(main_path="main", costs=Costs(noise=0.003))
     predictor = surveyed(machine)
     machine.costs = Costs(lambda k: 40.0 + 6.0 * (k - 1), lambda k: 8.0 + 0.2 * (k - 1), noise=0.003)
@@ -304,7 +304,7 @@ def test_counts_are_the_cycles_of_the_machine():
 
 
 def test_machine_keeps_its_word():
-    """The machine on paper answers the same text to the same question, whoever asks."""
+    """The simulated machine answers the same question with the same text on every launch."""
     machine = Machine(main_path="main")
     words = json.dumps([{"role": "user", "content": "x"}])
     assert machine.text(words, 10).answer == machine.text(words, 10, "draft").answer

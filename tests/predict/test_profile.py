@@ -62,7 +62,7 @@ def test_few_misses_are_sampled_of_many():
 
 
 def test_every_position_is_asked_with_the_recorded_text_before_it():
-    """Wherever the draft is wrong, the next position is asked afresh; hits and probabilities come out in order."""
+    """After each wrong token the next position is asked again; hits and probabilities come out in order."""
     draft = Scripted({0, 4, 5, 19})
     found = profile_answer(draft, recording(), longest=8, sampled_misses=4)
     assert np.flatnonzero(~found.hits).tolist() == [0, 4, 5, 19]

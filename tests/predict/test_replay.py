@@ -1,4 +1,4 @@
-"""The replay of drafting cycles, by hand and against cycles played one by one."""
+"""The replay of drafting cycles, by hand and against cycles that are played one by one."""
 
 from __future__ import annotations
 

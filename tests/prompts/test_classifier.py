@@ -1,4 +1,4 @@
-"""The classifier: structure first, in every API's form; words in several languages; bounded work; never an error."""
+"""The classifier: the structure of every API's form first, words in several languages, bounded work, no error."""
 
 from __future__ import annotations
 

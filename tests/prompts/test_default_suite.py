@@ -1,4 +1,4 @@
-"""What the shipped suite must have: every prompt type in both halves, no text in both, sensible lengths."""
+"""The shipped suite: every prompt type in both halves, no text in both, sensible lengths."""
 
 from __future__ import annotations
 

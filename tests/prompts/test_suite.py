@@ -1,4 +1,4 @@
-"""Reading suites: every malformed line is refused by number; the split is fair."""
+"""Reading suites: each malformed line is refused by its number; the split into halves is fair."""
 
 from __future__ import annotations
 

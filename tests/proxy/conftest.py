@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,18 +20,6 @@ def loop(request) -> Iterator[Loop]:
     running = Loop(pytest.importorskip(kind, reason=f"{kind} is not installed").new_event_loop)
     yield running
     running.close()
-
-
-@pytest.fixture
-def only_model(tmp_path: Path, lab_models, monkeypatch) -> Path:
-    """A folder with one model, ``main``, of which there is nothing else in this home; skips where no server can run."""
-    if sys.platform == "win32":
-        pytest.skip("no servers on Windows")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    models = tmp_path / "models"
-    models.mkdir()
-    (models / "main.gguf").symlink_to(lab_models.tiny)
-    return models
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a backend sends, in every shape: the first answer counts, and nothing that comes after it changes it."""
+"""A backend's answer in every form: bytes after the answer do not change it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real servers that are switched, killed and left while clients stream: nobody notices more than a pause."""
+"""Real servers are switched, killed and left while clients stream: clients see a pause at most."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_kill_9_before_the_first_byte(scene):
 
 
 # llama-server has nothing to write before the first byte, and looks once a second whether its client is still there. Any
-# other answer starts that second anew (`server_response::recv_with_timeout` in b11434), the one to /slots too: who asks
+# other answer restarts that second (`server_response::recv_with_timeout` in b11434), the one to /slots too: who asks
 # more often than that keeps the server from ever noticing.
 SECONDS_BETWEEN_LOOKS = 1.25
 
@@ -243,6 +243,6 @@ def test_client_that_goes_away_frees_the_slot(scene, streaming, wait_s, soon_s):
                     assert time.perf_counter() - left < TIMEOUT_S
                 delays.append(time.perf_counter() - left)
     # To see it takes a question to a server with one thread; that the connection is closed within 10 ms is measured
-    # at a stand-in, in test_breaking.
+    # at a stand-in, in test_relay_faults.
     print(f"idle after {', '.join(f'{1000 * d:.0f}' for d in delays)} ms")  # noqa: T201 - shown with pytest -rP
     assert min(delays) < soon_s, delays

@@ -1,4 +1,4 @@
-"""The real clients against a real server, through the proxy: they must not notice it."""
+"""Real clients get the same from a real server through the proxy as without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proxy's own endpoints, and which model is meant where none is named."""
+"""The proxy's own endpoints, and the model of a request that names none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why, in figures and words."""
+"""`explain`: the reasons in figures and words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference benchmark's tables, made again from its recorded runs."""
+"""The Markdown of the reference benchmark, made again from its runs."""
 
 from __future__ import annotations
 

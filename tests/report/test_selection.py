@@ -1,4 +1,4 @@
-"""Which recommendations answer."""
+"""Which recommendations answer a question."""
 
 from __future__ import annotations
 

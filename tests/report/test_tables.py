@@ -46,7 +46,7 @@ def test_a_disabled_row_says_run_off():
 
 
 def test_a_stale_row_says_why():
-    """It is run all the same; whoever reads "stale" is told what changed."""
+    """A stale recommendation is served all the same; the table says what changed."""
     changed = "the backend's build changed from b1 to b2"
     r = recommendation(Verdict.DISABLE, status=Status.STALE, evidence={"stale_reason": changed})
     assert f"drafting off: the best found is slower; stale, because {changed}" in shown(

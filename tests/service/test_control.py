@@ -1,4 +1,4 @@
-"""The control socket: where it is, what it says, and the proxy's end of it against a daemon's."""
+"""The control socket: its path, its messages, and the proxy's end against a daemon's."""
 
 from __future__ import annotations
 

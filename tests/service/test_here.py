@@ -1,4 +1,4 @@
-"""What this machine's service would run."""
+"""The program that this machine's service would run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launch agent: its file, its lifecycle in launchctl's verbs, and what launchctl's answers mean."""
+"""The launch agent: its file, its lifecycle in launchctl's verbs, and the meaning of launchctl's answers."""
 
 from __future__ import annotations
 

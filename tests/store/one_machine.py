@@ -22,7 +22,7 @@ from autospec.tuning.request import TuneRequest
 from autospec.tuning.run import Tuning
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend
-from tests.tuning.test_loop import MACHINE, Silent
+from tests.tuning.test_run import MACHINE, Silent
 
 TYPES = (PromptType.CODING, PromptType.WRITING, PromptType.QA)
 # Long enough that the machines meet, short enough for a test.

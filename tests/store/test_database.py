@@ -1,4 +1,4 @@
-"""The database: what is written comes back, also through the fast reader, and errors are sentences."""
+"""The database: rows come back as they were written, also through the fast reader, and errors have messages."""
 
 from __future__ import annotations
 

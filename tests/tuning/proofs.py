@@ -26,8 +26,8 @@ from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.proof import Proof
 from autospec.tuning.tasks import Task
 from tests.tuning.simulated import OFF_TPS, SimulatedBackend, SimulatedServer
-from tests.tuning.test_loop import Silent
-from tests.tuning.test_pairing import Watch
+from tests.tuning.test_paired_runner import Watch
+from tests.tuning.test_run import Silent
 
 # So that a request with drafting off takes one second for each of these.
 TOKENS_PER_S = round(OFF_TPS)

@@ -1,4 +1,4 @@
-"""The budget holds, and its time goes first to the cells whose decision is near and whose gain is large."""
+"""The budget is kept, and its time goes first to cells with a near decision and a large gain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Study definitions: the shipped ones are sound, and a wrong one names its key."""
+"""Study definitions: the shipped ones are valid, and a wrong one is refused by its key."""
 
 from __future__ import annotations
 

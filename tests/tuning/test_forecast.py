@@ -1,4 +1,4 @@
-"""Predictions in a tune: few launches, no hopeless ones, and measurements decide."""
+"""Predictions in a tune: few launches, no hopeless drafts, and the measurements decide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from autospec.tuning.request import TuneRequest, draft_file
 from autospec.tuning.run import Tuning
 from autospec.tuning.space import Arm, Space
 from tests.predict.machine import Costs, Machine, MachineServer
-from tests.tuning.test_loop import MACHINE, TYPES, Silent, request_with
+from tests.tuning.test_run import MACHINE, TYPES, Silent, request_with
 
 # Verifying is nearly free: whatever is accepted is won.
 WAITS_FOR_MEMORY = Costs(main=lambda k: 50.0 + 0.4 * (k - 1), draft=lambda k: 5.0 + 0.1 * (k - 1))

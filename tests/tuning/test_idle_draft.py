@@ -1,4 +1,4 @@
-"""The cost of a draft that is loaded and not used."""
+"""The cost of a draft model that is loaded but not used."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from autospec.tuning.idle_draft import idle_draft_figures
 from autospec.tuning.launches import Launches
 from tests.backends.waiting import wait_until
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
-from tests.tuning.test_loop import TYPES, Silent, pays_for_coding, request_, tune
-from tests.tuning.test_pairing import Watch
+from tests.tuning.test_paired_runner import Watch
+from tests.tuning.test_run import TYPES, Silent, pays_for_coding, request_, tune
 
 __all__ = ["request_"]
 

@@ -1,4 +1,4 @@
-"""Two launches of off, compared while both run: on simulated servers whose luck is known, and on real ones."""
+"""Two baseline launches, compared while both run: on simulated servers with known speeds, and on real ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from autospec.errors import ServerDiedError
 from autospec.store.database import open_store
 from autospec.tuning.launch_scatter import LaunchComparing, compare_launches, known_scatter, short_request
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
-from tests.tuning.test_pairing import CALM, Watch
+from tests.tuning.test_paired_runner import CALM, Watch
 
 BUILD = Build("simulated", "b1", "f" * 8)
 

@@ -15,8 +15,8 @@ from autospec.recommendations import Verdict
 from autospec.tuning.launches import Launches
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
-from tests.tuning.test_loop import TYPES, pays_for_coding, request_, tune
-from tests.tuning.test_pairing import TASKS, Watch, pairing
+from tests.tuning.test_paired_runner import TASKS, Watch, pairing
+from tests.tuning.test_run import TYPES, pays_for_coding, request_, tune
 
 __all__ = ["request_"]
 

@@ -91,7 +91,7 @@ def by_launch(made):
 
 @pytest.mark.parametrize("resident", [1, 2])
 def test_no_launch_serves_two_rounds_of_a_cell(tmp_path, monkeypatch, resident):
-    """Neither off nor the drafted one: a launch's luck is in one round only."""
+    """Neither off nor the drafted one: a launch's luck is in one round only. Each round asks eight of the sixteen prompts."""
     cells = [("a", ngram(4), 1.05), ("b", ngram(4), 1.05), ("c", ngram(8), 1.05)]
     made = lab(
         tmp_path, monkeypatch, resident=resident, cells=cells, speedup=lambda *_: 1.04, noise=0.04, prove=16
@@ -103,6 +103,15 @@ def test_no_launch_serves_two_rounds_of_a_cell(tmp_path, monkeypatch, resident):
         for cell, round_, launch in side:
             rounds[cell, launch].add(round_)
         assert all(len(numbers) == 1 for numbers in rounds.values())
+    for cell in made.cells:
+        asked = defaultdict(set)
+        for m in made.context.store.measurements(
+            cell.cell.key, protocol="protocol", phase=Phase.PROVE, since=0.0
+        ):
+            asked[m.round].add(m.prompt_id)
+        assert {len(prompts) for prompts in asked.values()} == {8}
+        assert asked[1].isdisjoint(asked[2])
+        assert asked.get(3, asked[1]) == asked[1]
 
 
 def test_winners_in_the_same_round_share_its_off(tmp_path, monkeypatch):

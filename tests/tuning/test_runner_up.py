@@ -18,7 +18,7 @@ from autospec.tuning import run as run_module
 from autospec.tuning.budget import Budget
 from tests.measure.rows import of_rows
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
-from tests.tuning.test_loop import TYPES, Silent, interrupted_at, nobody_else_is_at_work, request_, tune
+from tests.tuning.test_run import TYPES, Silent, interrupted_at, nobody_else_is_at_work, request_, tune
 
 __all__ = ["nobody_else_is_at_work", "request_"]
 

@@ -1,4 +1,4 @@
-"""The search where nothing can be predicted: what is launched, and what is not launched twice."""
+"""The search without predictions: which drafts are launched, and that none is launched twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Verdict
 from autospec.tuning.search import Search
 from tests.tuning.simulated import SimulatedBackend
-from tests.tuning.test_loop import (
+from tests.tuning.test_run import (
     Silent,
     interrupted_at,
     nobody_else_is_at_work,

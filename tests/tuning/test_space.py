@@ -1,4 +1,4 @@
-"""The space: what Optuna suggests becomes a drafting, and back."""
+"""The space: a suggestion of Optuna becomes a drafting, and a drafting a suggestion."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from autospec.tuning import run as run_module
 from autospec.tuning.request import TuneRequest
 from tests.hardware.test_state import FIRST, LAST
 from tests.tuning.simulated import SimulatedBackend
-from tests.tuning.test_loop import Silent, pays_for_coding, request_with, tune
+from tests.tuning.test_run import Silent, pays_for_coding, request_with, tune
 
 
 class Laptop:

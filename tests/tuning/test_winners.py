@@ -1,4 +1,4 @@
-"""Which drafting each cell's proof is for."""
+"""Which drafting each cell proves."""
 
 from __future__ import annotations
 

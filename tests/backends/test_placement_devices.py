@@ -1,0 +1,148 @@
+"""llama.cpp's list of devices in every known form, and how much memory two servers may take."""
+
+from __future__ import annotations
+
+import pytest
+
+from autospec.backends.placement import Weights, Where, parse_device_list, room_bytes, weights_of
+
+MIB = 1024**2
+
+
+# b11434, built for the processor (captured).
+CPU = "Available devices:\n  (none)\n"
+# Builds before that line printed nothing more.
+CPU_OLD = "Available devices:\n"
+# The form of ggml-org/llama.cpp #11424, with what the driver prints before it.
+CUDA_ONE = """\
+ggml_cuda_init: GGML_CUDA_FORCE_MMQ:    no
+ggml_cuda_init: found 1 CUDA devices:
+  Device 0: NVIDIA GeForce RTX 3090, compute capability 8.6, VMM: yes
+Available devices:
+  CUDA0: NVIDIA GeForce RTX 3090 (24124 MiB, 23862 MiB free)
+"""
+CUDA_TWO = """\
+Available devices:
+  CUDA0: NVIDIA GeForce RTX 4090 (24564 MiB, 24112 MiB free)
+  CUDA1: NVIDIA GeForce RTX 3060 (12036 MiB, 11906 MiB free)
+"""
+METAL = """\
+ggml_metal_device_init: recommendedMaxWorkingSetSize  = 22906.50 MB
+Available devices:
+  MTL0: Apple M2 Pro (21845 MiB, 21845 MiB free)
+  BLAS: Accelerate (0 MiB, 0 MiB free)
+"""
+METAL_2025 = "Available devices:\n  Metal: Apple M2 Pro (21845 MiB, 21838 MiB free)\n"
+VULKAN = """\
+ggml_vulkan: Found 2 Vulkan devices:
+ggml_vulkan: 0 = AMD Radeon RX 7900 XTX (RADV NAVI31) (radv) | uma: 0 | fp16: 1 | bf16: 0 | warp size: 64
+Available devices:
+  Vulkan0: AMD Radeon RX 7900 XTX (RADV NAVI31) (24560 MiB, 24012 MiB free)
+  Vulkan1: Intel(R) UHD Graphics 770 (ADL-S GT1) (47860 MiB, 43074 MiB free)
+"""
+ROCM = """\
+ggml_cuda_init: found 1 ROCm devices:
+  Device 0: AMD Radeon RX 6800, gfx1030 (0x1030), VMM: no, Wave Size: 32
+Available devices:
+  ROCm0: AMD Radeon RX 6800 (16368 MiB, 16342 MiB free)
+"""
+CUDA_AND_VULKAN = """\
+Available devices:
+  CUDA0: NVIDIA GeForce RTX 3090 (24124 MiB, 23862 MiB free)
+  Vulkan0: NVIDIA GeForce RTX 3090 (24576 MiB, 24322 MiB free)
+"""
+RPC = "Available devices:\n  RPC[10.0.0.2:50052]: RPC[10.0.0.2:50052] (24124 MiB, 23862 MiB free)\n"
+SILENT_GPU = "Available devices:\n  Vulkan0: Some GPU (0 MiB, 0 MiB free)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (CPU, []),
+        (CPU_OLD, []),
+        (CUDA_ONE, [("CUDA0", "NVIDIA GeForce RTX 3090", 24124, 23862, False)]),
+        (
+            CUDA_TWO,
+            [
+                ("CUDA0", "NVIDIA GeForce RTX 4090", 24564, 24112, False),
+                ("CUDA1", "NVIDIA GeForce RTX 3060", 12036, 11906, False),
+            ],
+        ),
+        (METAL, [("MTL0", "Apple M2 Pro", 21845, 21845, True)]),
+        (METAL_2025, [("Metal", "Apple M2 Pro", 21845, 21838, True)]),
+        (
+            VULKAN,
+            [
+                ("Vulkan0", "AMD Radeon RX 7900 XTX (RADV NAVI31)", 24560, 24012, False),
+                ("Vulkan1", "Intel(R) UHD Graphics 770 (ADL-S GT1)", 47860, 43074, True),
+            ],
+        ),
+        (ROCM, [("ROCm0", "AMD Radeon RX 6800", 16368, 16342, False)]),
+        (RPC, [("RPC[10.0.0.2:50052]", "RPC[10.0.0.2:50052]", 24124, 23862, False)]),
+    ],
+)
+def test_every_known_form_is_read(text, expected):
+    """Name, maker's name, MiB in all and free, and whether it shares the processor's memory."""
+    found = parse_device_list(text)
+    assert [
+        (d.name, d.description, d.total_bytes // MIB, d.free_bytes // MIB, d.unified) for d in found
+    ] == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "error: invalid argument: --list-devices\n", "devices\n\x00\xff", SILENT_GPU]
+)
+def test_what_is_no_list_is_unknown(text):
+    """A build without the flag, garbage, and a GPU that does not tell its memory."""
+    assert parse_device_list(text) is None
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ("", Weights()),
+        ("-c 4096 -fa on", Weights()),
+        ("-ngl 99", Weights()),
+        ("--gpu-layers auto", Weights()),
+        ("-ngl -1", Weights()),
+        ("-ngl 33", Weights()),
+        ("-ngl 32", Weights(Where.BOTH)),  # the output layer stays with the processor
+        ("--n-gpu-layers 10", Weights(Where.BOTH)),
+        ("-ngl 10 -ngl 0", Weights(Where.MEMORY)),
+        ("--device none -ngl 99", Weights(Where.MEMORY)),
+        ("-dev CUDA1", Weights(only=("CUDA1",))),
+        ("-sm none -mg 1", Weights(one=1)),
+        ("-mg 1", Weights()),
+        ("-ts 3,1", Weights(shares=True)),
+        ("-ngl 99 --n-cpu-moe 20", Weights(Where.BOTH)),
+        ("-ot exps=CPU", Weights(Where.BOTH)),
+        ("--rpc 10.0.0.2:50052", Weights(remote=True)),
+    ],
+)
+def test_the_users_arguments_say_where_the_weights_go(args, expected):
+    """For a model of 32 layers."""
+    assert weights_of(args.split(), 32) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "mib"),
+    [
+        # 1024 MiB stay free on each device, or --fit would move layers.
+        (CUDA_ONE, "", 22838),
+        (CUDA_TWO, "", 23088 + 10882),
+        (CUDA_TWO, "-dev CUDA1", 10882),
+        (CUDA_TWO, "-sm none", 23088),
+        (CUDA_TWO, "-sm none -mg 1", 10882),
+        (CUDA_TWO, "-ts 1,1", 2 * 10882),
+        (METAL, "", 20821),
+        (VULKAN, "", 22988),  # integrated graphics are left alone where there is a card
+        (VULKAN, "-dev Vulkan1", 42050),
+        (CUDA_AND_VULKAN, "", 22838),  # one card, shown twice
+        (CUDA_ONE, "-dev CUDA7", None),
+        (CUDA_ONE, "--rpc 10.0.0.2:50052", None),
+    ],
+)
+def test_the_room_of_two_servers(text, args, mib):
+    """Free memory of the devices that a model is spread over."""
+    room = room_bytes(parse_device_list(text), weights_of(args.split(), 32))
+    assert room == (None if mib is None else mib * MIB)

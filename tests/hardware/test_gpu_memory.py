@@ -1,0 +1,114 @@
+"""GPU memory without a backend that reports it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from autospec.cells import Hardware
+from autospec.hardware import gpu as device_memory
+from autospec.hardware.gpu import (
+    Device,
+    devices_here,
+    is_integrated,
+    metal_limit_bytes,
+    nvml_devices,
+    usable,
+)
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize(
+    ("printed", "installed_gib", "expected_gib"),
+    [
+        # Two thirds and three quarters: figures of llama.cpp #2011 and ollama #8331.
+        ("0\n", 16, 10.67),
+        ("0\n", 32, 21.33),
+        ("0\n", 64, 48.0),
+        ("", 64, 48.0),
+        ("sysctl: unknown oid", 64, 48.0),
+        ("28672\n", 32, 28.0),  # the user raised it
+    ],
+)
+def test_metals_limit(printed, installed_gib, expected_gib):
+    """All models together may have no more, however much memory is free."""
+    assert metal_limit_bytes(printed, installed_gib * GIB) / GIB == pytest.approx(expected_gib, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "integrated"),
+    [
+        ("NVIDIA GeForce RTX 4090", False),
+        ("AMD Radeon RX 7900 XTX", False),
+        ("AMD Radeon Graphics (RADV RAPHAEL_MENDOCINO)", True),
+        ("AMD Radeon 780M Graphics (RADV PHOENIX)", True),
+        ("Radeon 8060S Graphics", True),
+        ("Intel(R) UHD Graphics 770 (ADL-S GT1)", True),
+        ("Intel(R) Arc(tm) A770 Graphics (DG2)", False),
+        ("Intel(R) Arc(tm) Pro B60 Graphics (BMG G21)", False),
+        ("Intel(R) Arc(tm) Graphics (MTL)", True),
+        ("Apple M2 Pro", True),
+    ],
+)
+def test_integrated_graphics_are_known_by_name(name, integrated):
+    """They share the memory that the processor has."""
+    assert is_integrated(name) is integrated
+
+
+def hardware(os: str, gpu: str) -> Hardware:
+    """A machine of 64 GiB."""
+    return Hardware("id", "chip", 64 * GIB, 8, os, gpu)
+
+
+def test_a_gpu_whose_memory_nobody_tells_is_unknown(monkeypatch):
+    """So that two servers are not put on it. A machine without one, or with Intel's only, computes in its own memory."""
+    monkeypatch.setattr(device_memory, "library", lambda: None)
+    assert devices_here(hardware("linux 6.8", "")) == ()
+    assert devices_here(hardware("linux 6.8", "Intel GPU 0x46a6")) == ()
+    assert devices_here(hardware("linux 6.8", "NVIDIA GeForce RTX 3090")) is None
+    assert devices_here(hardware("linux 6.8", "AMD GPU 0x744c")) is None
+
+
+def test_a_mac_has_its_working_set(monkeypatch):
+    """Apple silicon; a Mac with an Intel processor has no GPU here."""
+    monkeypatch.setattr(device_memory, "output_of", lambda *_: "0\n")
+    assert devices_here(hardware("macos 26.1", "Apple M4 GPU")) == (
+        Device("MTL0", "Apple M4 GPU", 48 * GIB, 48 * GIB, unified=True),
+    )
+    assert devices_here(hardware("macos 15.1", "")) == ()
+
+
+def test_nvidias_library_tells_free_memory(monkeypatch):
+    """One card answers, the other one fell off the bus."""
+
+    class LostError(Exception):
+        """A device that is gone."""
+
+    def memory(handle):
+        if handle:
+            raise LostError
+        return SimpleNamespace(total=24 * GIB, free=20 * GIB)
+
+    nvml = SimpleNamespace(
+        NVMLError=LostError,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=memory,
+        nvmlDeviceGetName=lambda _: b"NVIDIA GeForce RTX 3090",
+    )
+    monkeypatch.setattr(device_memory, "library", lambda: nvml)
+    card = Device("CUDA0", "NVIDIA GeForce RTX 3090", 24 * GIB, 20 * GIB)
+    assert nvml_devices() == (card,)
+    assert devices_here(hardware("linux 6.8", "2 x NVIDIA GeForce RTX 3090")) == (card,)
+
+
+def test_a_model_is_spread_over_cards_of_one_library():
+    """Not over what draws on the processor, nor over integrated graphics beside a card."""
+    card = Device("Vulkan0", "AMD Radeon RX 6800", 16 * GIB, 16 * GIB)
+    small = Device("Vulkan1", "Intel(R) UHD Graphics 770", 40 * GIB, 40 * GIB, unified=True)
+    software = Device("Vulkan2", "llvmpipe (LLVM 20.1.2, 256 bits)", 60 * GIB, 60 * GIB)
+    assert usable([small, card, software]) == (card,)
+    assert usable([small, software]) == (small,)
+    assert usable([]) == ()

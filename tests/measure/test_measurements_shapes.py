@@ -1,0 +1,157 @@
+"""The speed ratio of a request with another shape, from the times of its parts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from autospec.cells import PromptType
+from autospec.measure.measurements import (
+    AS_MEASURED,
+    CACHED_SHARE,
+    Measurement,
+    Pair,
+    RequestShape,
+    Sample,
+    Shapes,
+    of_traffic,
+    pair_up,
+)
+from tests.report.samples import measurement
+
+
+def half(
+    *, drafted: bool, prompt_ms: float, token_ms: float, tokens: int, prompt_tokens: int = 227
+) -> Measurement:
+    """One answer of so many tokens, each of which takes so long."""
+    generation_ms = token_ms * (tokens - 1)
+    return replace(
+        measurement(with_drafting=drafted, prompt="p", round=1),
+        prompt_tokens=prompt_tokens,
+        predicted_tokens=tokens,
+        prompt_ms=prompt_ms,
+        predicted_ms=generation_ms,
+        wall_ms=prompt_ms + generation_ms + 5.0,
+        finish_reason="length",
+    )
+
+
+def prompt_heavy() -> tuple[Measurement, Measurement]:
+    """A coding request as a lab model measured it: prompt 1.46 times slower, generation 1.81 times faster, in all 1.30."""
+    off = half(drafted=False, prompt_ms=1000.0, token_ms=50.5, tokens=64)
+    return off, half(drafted=True, prompt_ms=1460.0, token_ms=50.5 / 1.81, tokens=64)
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "answer_tokens", "ratio"), [(227, 64, 1.30), (227, 300, 1.64), (22.7, 300, 1.79)]
+)
+def test_longer_answers_and_cached_prompts_gain_more(prompt_tokens, answer_tokens, ratio):
+    """The same pair: +30 % as measured, +64 % for an answer of 300 tokens, +79 % with nine tenths of its prompt cached."""
+    off, drafted = prompt_heavy()
+    pair = Pair(off, drafted, RequestShape(prompt_tokens, answer_tokens))
+    assert math.exp(pair.log_ratio) == pytest.approx(ratio, abs=0.01)
+    assert math.exp(pair.measured_log_ratio) == pytest.approx(1.30, abs=0.01)
+    off_tps, drafted_tps = pair.speeds_tps
+    assert drafted_tps / off_tps == pytest.approx(math.exp(pair.log_ratio))
+
+
+def test_answers_of_unequal_length_at_equal_speed_are_no_gain():
+    """With drafting the text ends after 40 tokens instead of 128: the request as measured is far off, the same one is not."""
+    off = half(drafted=False, prompt_ms=1000.0, token_ms=10.0, tokens=128)
+    drafted = half(drafted=True, prompt_ms=1000.0, token_ms=10.0, tokens=40)
+    pair = Pair(off, drafted, AS_MEASURED.of_half(off))
+    assert pair.log_ratio == pytest.approx(0.0, abs=1e-9)
+    assert math.exp(pair.measured_log_ratio) < 0.6
+
+
+def test_a_cached_prompt_still_takes_one_pass():
+    """One new token behind a cached prompt takes as long as a generated one, not a 227th of the prompt's time."""
+    shape = RequestShape(prompt_tokens=1.0, answer_tokens=64)
+    assert shape.prompt_ms(1000.0, 227, 50.0) == pytest.approx(50.0)
+    assert shape.prompt_ms(30.0, 227, 50.0) == 30.0
+    assert shape.prompt_ms(80.0, 1, 50.0) == 80.0
+
+
+def test_a_cached_prompt_costs_both_sides_a_pass_of_the_main_model():
+    """Drafting generates three times as fast, and processes the cached rest of a prompt no faster than off."""
+    off = half(drafted=False, prompt_ms=60.0, token_ms=40.0, tokens=64, prompt_tokens=60)
+    drafted = half(drafted=True, prompt_ms=66.0, token_ms=13.0, tokens=64, prompt_tokens=60)
+    pair = Pair(off, drafted, RequestShape(prompt_tokens=1.0, answer_tokens=1.0))
+    # Both take one pass and the same way there and back; nothing is generated after the first token.
+    assert pair.log_ratio == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_first_cycle_in_the_prompts_time_is_no_gain():
+    """Cycles of three tokens in 30 ms are as fast as a token in 10 ms, also where the first cycle's time is the prompt's."""
+    off = half(drafted=False, prompt_ms=110.0, token_ms=10.0, tokens=64, prompt_tokens=60)
+    drafted = replace(off, prompt_ms=130.0, predicted_ms=610.0, wall_ms=745.0)
+    for cached in (0.0, 0.5, 0.9):
+        shape = Shapes(cached, {"p": 512}, first_cycle_in_prompt=True).of_half(off)
+        assert Pair(off, drafted, shape).log_ratio == pytest.approx(0.0, abs=0.002)
+
+
+def test_an_answer_of_one_token_stays_as_it_was_measured():
+    """It has no generation that could be put together."""
+    off = half(drafted=False, prompt_ms=1000.0, token_ms=10.0, tokens=1)
+    drafted = half(drafted=True, prompt_ms=500.0, token_ms=10.0, tokens=1)
+    pair = Pair(off, drafted, RequestShape(227, 300))
+    assert pair.log_ratio == pair.measured_log_ratio
+
+
+def test_the_suite_states_how_long_answers_are():
+    """An answer that was cut is as long as its prompt allows; one that ended by itself is as long as it is."""
+    shapes = Shapes(cached_share=0.5, max_tokens={"p": 384})
+    off, _ = prompt_heavy()
+    assert shapes.of_half(off) == RequestShape(113.5, 384.0, 0.5, "suite")
+    assert shapes.of_half(replace(off, finish_reason="stop")).answer_tokens == 64
+    assert shapes.of_half(replace(off, finish_reason="tool_calls")).answer_tokens == 64
+
+
+def sample(prompt_tokens: int, predicted_tokens: int) -> Sample:
+    """One live request."""
+    return Sample(
+        at=0.0,
+        model="m",
+        backend="b",
+        build="1",
+        prompt_type=PromptType.CHAT,
+        prompt_tokens=prompt_tokens,
+        predicted_tokens=predicted_tokens,
+        prompt_ms=1.0,
+        predicted_ms=1.0,
+    )
+
+
+def test_traffic_tells_more_than_the_suite():
+    """From thirty live requests on, their median lengths count for every prompt."""
+    traffic = of_traffic([sample(40, 500)] * 30)
+    assert traffic == RequestShape(40.0, 500.0, source="traffic")
+    assert of_traffic([sample(40, 500)] * 29) is None
+    assert of_traffic([sample(40, 1)] * 60) is None
+    off, _ = prompt_heavy()
+    assert Shapes(0.5, {"p": 384}, traffic).of_half(off) == traffic
+
+
+def test_shapes_are_read_as_they_were_written():
+    """With the recommendation's evidence `explain` tells the ratios that decided."""
+    for traffic in (None, RequestShape(40.0, 500.0, source="traffic")):
+        shapes = Shapes(0.5, {"p": 384}, traffic)
+        assert Shapes.from_json(shapes.to_json()) == shapes
+
+
+def test_stored_pairs_get_the_shape_of_their_cell():
+    """Rows of before this rule are put together as well."""
+    off, drafted = prompt_heavy()
+    (pair,) = pair_up([off, drafted], {off.cell_key: Shapes(0.9, {"p": 300})})
+    assert math.exp(pair.log_ratio) == pytest.approx(1.79, abs=0.01)
+    (plain,) = pair_up([off, drafted])
+    assert plain.shape is None
+    assert math.exp(plain.log_ratio) == pytest.approx(1.30, abs=0.01)
+
+
+def test_every_prompt_type_has_a_stated_share():
+    """None is forgotten, none is all of the prompt."""
+    assert set(CACHED_SHARE) == set(PromptType)
+    assert all(0.0 <= share < 1.0 for share in CACHED_SHARE.values())

@@ -1,0 +1,105 @@
+"""The user's limits, and the memory and time that a launch is assumed to need."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import pytest
+
+from autospec.drafting import OFF
+from autospec.errors import SettingsError
+from autospec.recommendations import Status
+from autospec.serving.backoff import Backoff
+from autospec.serving.launch_options import LaunchOptions, footprint, launch_seconds, memory_limit_bytes
+from autospec.serving.plan_inputs import MemoryEstimate
+from autospec.serving.server_pool import ServerPool
+from autospec.serving.supervisor import Supervisor
+from autospec.settings import load_settings
+from tests.serving.scene import ALPHA, HERE, MIB, Scene, model
+
+GIB = 1024**3
+DRAFT = dataclasses.replace(model("draft"), size_bytes=10 * MIB)
+
+
+def test_memory_limit():
+    """Three quarters of the memory if the user set nothing; 8 GiB where the memory is unknown."""
+    unknown = dataclasses.replace(HERE, memory_bytes=0)
+    assert memory_limit_bytes(load_settings(), HERE) == 12 * GIB
+    assert memory_limit_bytes(load_settings(), unknown) == 8 * GIB
+    assert memory_limit_bytes(load_settings(overrides={"memory_limit": 2.5}), HERE) == 2.5 * GIB
+
+
+def opened(**changes: object) -> Supervisor:
+    """A supervisor with these settings."""
+    scene = Scene(settings=load_settings(overrides=changes))
+
+    async def scenario() -> Supervisor:
+        async with scene.opened() as supervisor:
+            return supervisor
+
+    return asyncio.run(scenario())
+
+
+def test_defaults():
+    """A quarter of an hour, 256 requests and five minutes; what was proven here or for another build."""
+    supervisor = opened()
+    status = supervisor.status()
+    assert (status["idle_unload_s"], status["memory"]["limit_bytes"]) == (900.0, 12 * GIB)
+    assert (status["queue"]["limit"], status["queue"]["deadline_s"]) == (256, 300.0)
+    assert supervisor._trust == {Status.PROVEN, Status.STALE}
+
+
+def test_what_the_user_set():
+    """Durations and words."""
+    supervisor = opened(
+        idle_unload="", queue_limit=3, queue_deadline="10s", serve_statuses=["proven"], memory_limit=2.5
+    )
+    status = supervisor.status()
+    assert (status["idle_unload_s"], status["memory"]["limit_bytes"]) == (None, 2.5 * GIB)
+    assert (status["queue"]["limit"], status["queue"]["deadline_s"]) == (3, 10.0)
+    assert supervisor._trust == {Status.PROVEN}
+
+
+@pytest.mark.parametrize("gpu", ["", "Test GPU"])
+def test_weights_are_shared_without_an_accelerator_only(gpu):
+    """What an accelerator does with a mapped file is not known."""
+    scene, here = Scene(), dataclasses.replace(HERE, gpu=gpu)
+    pool = ServerPool((), lambda: None, lambda: 0.0)
+    options = LaunchOptions(scene.settings, here, scene._scan_models(), pool, Backoff())
+    assert bool(options.estimate(ALPHA.name, OFF).footprint.shared_bytes) is not bool(gpu)
+
+
+@pytest.mark.parametrize("wrong", [{"serve_statuses": ["good"]}, {"queue_deadline": ""}])
+def test_settings_that_cannot_be_meant(wrong):
+    """They are told when the proxy starts."""
+    with pytest.raises(SettingsError):
+        opened(**wrong)
+
+
+def test_mapped_weights_are_there_once():
+    """Two launches of one file share them; their caches are their own."""
+    cached = dataclasses.replace(ALPHA, kv_bytes_per_token=1024)
+    off = footprint(cached, None, 1024, maps_weights=True, limit_bytes=GIB)
+    drafted = footprint(cached, DRAFT, 1024, maps_weights=True, limit_bytes=GIB)
+    assert off == MemoryEstimate(257 * MIB, {str(ALPHA.path): 100 * MIB})
+    assert drafted == MemoryEstimate(257 * MIB, {str(ALPHA.path): 100 * MIB, str(DRAFT.path): 10 * MIB})
+    assert MemoryEstimate.total_bytes([off, drafted]) == (2 * 257 + 110) * MIB
+
+
+def test_copied_weights_count_for_each_launch():
+    """What an accelerator does with a mapped file is not known."""
+    assert footprint(ALPHA, DRAFT, 1024, maps_weights=False, limit_bytes=GIB) == MemoryEstimate(366 * MIB)
+
+
+@pytest.mark.parametrize("maps_weights", [True, False])
+@pytest.mark.parametrize("limit", [50 * MIB, 150 * MIB])
+def test_no_launch_counts_for_more_than_the_limit(maps_weights, limit):
+    """A server fits its context to what it finds, so that a large model can still run alone."""
+    found = footprint(ALPHA, None, 1024, maps_weights=maps_weights, limit_bytes=limit)
+    assert MemoryEstimate.total_bytes([found]) == limit
+
+
+def test_launch_seconds():
+    """Longer for larger files."""
+    assert launch_seconds(ALPHA, None) < launch_seconds(ALPHA, DRAFT) < launch_seconds(model("x"), ALPHA)

@@ -1,0 +1,223 @@
+"""The life of one launch, and requests to it that come at the wrong time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from autospec.drafting import OFF
+from autospec.errors import LaunchError, UnsupportedError
+from autospec.serving.instance import InstanceState, ServerInstance
+from autospec.serving.plan_inputs import MemoryEstimate
+from tests.serving.scene import Clock, FakeServer, until
+
+
+class Watched:
+    """A launch with everything that it told."""
+
+    def __init__(self, start=None, first=None) -> None:
+        self.server = FakeServer("/models/a.gguf", OFF)
+        self.clock = Clock()
+        self.states: list[InstanceState] = []
+        self.launch = ServerInstance(
+            "a",
+            OFF,
+            MemoryEstimate(0),
+            start or (lambda: self.server),
+            changed=self._changed,
+            clock=self.clock,
+            first=first,
+        )
+
+    def _changed(self) -> None:
+        self.states.append(self.launch.state)
+
+    async def ready(self) -> ServerInstance:
+        """Start it and wait until it is ready, or failed."""
+        self.launch.start()
+        await until(lambda: self.launch.state is not InstanceState.STARTING)
+        return self.launch
+
+
+def run(scenario) -> None:
+    """Play a scenario to its end."""
+    asyncio.run(scenario)
+
+
+def test_a_whole_life():
+    """Starting, ready, draining until the last lease is back, stopping, stopped."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        launch.lend()
+        launch.lend()
+        launch.drain()
+        assert not launch.lendable
+        launch.give_back()
+        assert launch.state is InstanceState.DRAINING
+        assert not watched.server.stopped
+        launch.give_back()
+        await launch.wait_over()
+        assert watched.server.stopped
+        assert watched.states == [
+            InstanceState.READY,
+            InstanceState.DRAINING,
+            InstanceState.STOPPING,
+            InstanceState.STOPPED,
+        ]
+        assert (launch.served, launch.leases) == (2, 0)
+
+    run(scenario())
+
+
+def test_what_must_come_first_comes_first():
+    """A daemon that measures gives the machine back before anything is started; that it cannot holds nothing up."""
+
+    async def scenario():
+        free = asyncio.Event()
+        started = []
+        server = FakeServer("/models/a.gguf", OFF)
+
+        async def first() -> None:
+            await free.wait()
+            raise OSError("the daemon is gone")
+
+        watched = Watched(lambda: started.append(1) or server, first)
+        watched.launch.start()
+        watched.launch.start()
+        await asyncio.sleep(0)
+        assert not started
+        free.set()
+        await until(lambda: watched.launch.state is InstanceState.READY)
+        assert started == [1]
+
+    run(scenario())
+
+
+def test_let_go_while_the_machine_is_not_free():
+    """Nothing is started at all."""
+
+    async def scenario():
+        free = asyncio.Event()
+        started = []
+        watched = Watched(lambda: started.append(1), free.wait)
+        watched.launch.start()
+        watched.launch.stop()
+        free.set()
+        await watched.launch.wait_over()
+        assert not started
+        assert watched.states == [InstanceState.STOPPING, InstanceState.STOPPED]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("request_", [ServerInstance.drain, ServerInstance.stop])
+def test_let_go_before_it_was_ready(request_):
+    """It is stopped as soon as there is something to stop, and was never lent."""
+
+    async def scenario():
+        watched = Watched()
+        watched.launch.start()
+        request_(watched.launch)
+        await watched.launch.wait_over()
+        assert watched.server.stopped
+        assert watched.states == [InstanceState.STOPPING, InstanceState.STOPPED]
+
+    run(scenario())
+
+
+def test_stopped_with_somebody_on_it():
+    """The end of the proxy does not wait for ever."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        launch.lend()
+        launch.stop()
+        await launch.wait_over()
+        launch.give_back()
+        assert watched.states == [InstanceState.READY, InstanceState.STOPPING, InstanceState.STOPPED]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("raised", "permanent"),
+    [
+        (LaunchError("No memory."), False),
+        (UnsupportedError("No such mode."), True),
+        (OSError("Too many open files."), False),
+    ],
+)
+def test_it_does_not_start(raised, permanent):
+    """Whatever was raised becomes one kind of error."""
+
+    async def scenario():
+        def start():
+            raise raised
+
+        launch = await Watched(start).ready()
+        assert launch.state is InstanceState.FAILED
+        assert isinstance(launch.error, LaunchError)
+        assert (launch.error.permanent, launch.crashed) == (permanent, False)
+        assert str(raised) in str(launch.error)
+
+    run(scenario())
+
+
+def test_it_dies():
+    """Found when somebody looks, with what ended it."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        launch.check()
+        assert launch.lendable
+        watched.server.kill()
+        launch.check()
+        assert (launch.state, launch.crashed) == (InstanceState.FAILED, True)
+        assert "was ended by SIGKILL" in str(launch.error)
+        await until(lambda: watched.server.stopped)
+
+    run(scenario())
+
+
+def test_a_suspicion():
+    """It is not lent while it may be dead, is dead as soon as that can be seen, and lives again if it cannot."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        for _ in range(64):
+            launch.check(suspected=True)
+        assert not launch.lendable
+        watched.clock.now_s += 5.0
+        await until(lambda: launch.lendable)
+        launch.check(suspected=True)
+        watched.server.kill()
+        await until(lambda: launch.state is InstanceState.FAILED)
+
+    run(scenario())
+
+
+def test_requests_at_the_wrong_time_change_nothing():
+    """In every state that is over, and twice in a row."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        launch.start()
+        for first, second in itertools.product(
+            (launch.drain, launch.stop, launch.check, launch.start), repeat=2
+        ):
+            first()
+            second()
+        await launch.wait_over()
+        launch.drain()
+        launch.check(suspected=True)
+        assert launch.state is InstanceState.STOPPED
+
+    run(scenario())

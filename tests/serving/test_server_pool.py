@@ -1,0 +1,133 @@
+"""What to start and what to drain next: with room, without room, and never above the limit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autospec.drafting import OFF, Drafting
+from autospec.serving.instance import InstanceState
+from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
+from autospec.serving.server_pool import PoolActions, next_actions
+from tests.serving.scene import LOOKUP, LOOKUP_2
+
+WEIGHTS, CACHE = 100, 10
+
+
+def possible(model: str, drafting: Drafting) -> LaunchEstimate:
+    """A launch of a model: weights that all its launches share, and a cache of its own."""
+    return LaunchEstimate(drafting, MemoryEstimate(CACHE, {model: WEIGHTS}), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A `ServerInstance` as far as the actions depend on it."""
+
+    number: int
+    model: str
+    drafting: Drafting
+    state: InstanceState
+    leases: int
+    used_at_s: float
+    footprint: MemoryEstimate
+
+
+def held(number: int, model: str, drafting: Drafting = OFF, **changes) -> Held:
+    """A ready launch that nobody uses, older ones used longer ago."""
+    usual = Held(
+        number, model, drafting, InstanceState.READY, 0, float(number), possible(model, drafting).footprint
+    )
+    return dataclasses.replace(usual, **changes)
+
+
+def kept(**models: tuple[Drafting, ...]) -> dict[str, tuple[LaunchEstimate, ...]]:
+    """What should be."""
+    return {model: tuple(possible(model, d) for d in draftings) for model, draftings in models.items()}
+
+
+def started(actions: PoolActions) -> list[tuple[str, Drafting]]:
+    """What is started, without its footprint."""
+    return [(model, entry.drafting) for model, entry in actions.start]
+
+
+def test_what_is_missing_is_started():
+    """And what runs or starts already is not started again."""
+    actions = next_actions(
+        [held(1, "a", state=InstanceState.STARTING)], kept(a=(OFF, LOOKUP), b=(OFF,)), 10_000
+    )
+    assert started(actions) == [("a", LOOKUP), ("b", OFF)]
+    assert actions.drain == ()
+
+
+def test_the_new_one_is_ready_before_the_old_one_drains():
+    """Beside each other while the new one loads."""
+    wanted = kept(a=(LOOKUP,))
+    assert next_actions([held(1, "a")], wanted, 10_000) == PoolActions(start=(("a", wanted["a"][0]),))
+    loading = [held(1, "a"), held(2, "a", LOOKUP, state=InstanceState.STARTING)]
+    assert next_actions(loading, wanted, 10_000) == PoolActions()
+    ready = [held(1, "a"), held(2, "a", LOOKUP)]
+    assert next_actions(ready, wanted, 10_000) == PoolActions(drain=(1,))
+
+
+def test_without_room_the_old_one_goes_first():
+    """And nothing is started until it is gone, however long it drains."""
+    wanted = kept(a=(LOOKUP,))
+    assert next_actions([held(1, "a", leases=3)], wanted, 115) == PoolActions(drain=(1,))
+    assert next_actions([held(1, "a", state=InstanceState.DRAINING, leases=3)], wanted, 115) == PoolActions()
+    assert next_actions([held(1, "a", state=InstanceState.STOPPING)], wanted, 115) == PoolActions()
+    assert started(next_actions([], wanted, 115)) == [("a", LOOKUP)]
+
+
+def test_a_launch_larger_than_the_limit_runs_alone():
+    """The estimate may be wrong; nothing at all would be worse."""
+    assert started(next_actions([], kept(a=(OFF,)), 50)) == [("a", OFF)]
+    assert next_actions([held(1, "b")], kept(a=(OFF,)), 50) == PoolActions(drain=(1,))
+
+
+def test_the_least_useful_makes_room():
+    """What nobody uses goes before what is in use, and what was used longest ago before the rest."""
+    running = [held(1, "a", LOOKUP, leases=1), held(2, "b", LOOKUP), held(3, "c", LOOKUP)]
+    wanted = kept(d=(OFF,), a=(OFF,), b=(OFF,), c=(OFF,))
+    assert next_actions(running, wanted, 340) == PoolActions(drain=(2,))
+    gone = [running[0], held(2, "b", LOOKUP, state=InstanceState.DRAINING), running[2]]
+    assert next_actions(gone, wanted, 340) == PoolActions()  # that is enough; it has to be waited for
+
+
+def test_room_that_is_being_made_is_not_taken_by_the_next_model():
+    """The more important one waits for it, and the other one behind it."""
+    running = [held(1, "x", state=InstanceState.DRAINING, leases=1)]
+    assert next_actions(running, kept(a=(OFF,), b=(OFF,)), 115) == PoolActions()
+
+
+def test_what_nobody_wants_any_more_drains():
+    """Also where there is room for it."""
+    assert next_actions([held(1, "a"), held(2, "b")], kept(b=(OFF,)), 10_000) == PoolActions(drain=(1,))
+
+
+draftings = st.lists(st.sampled_from((OFF, LOOKUP, LOOKUP_2)), unique=True, min_size=1, max_size=3)
+fleets = st.dictionaries(st.sampled_from("abc"), draftings, max_size=3)
+
+
+@given(fleets, fleets, st.integers(110, 400))
+def test_step_by_step_everything_comes_to_what_should_be(before, after, limit):
+    """Within the limit at every step, and at rest exactly with what is kept, if that fits at all."""
+    wanted = kept(**{model: tuple(chosen) for model, chosen in after.items()})
+    total = MemoryEstimate.total_bytes(e.footprint for entries in wanted.values() for e in entries)
+    if total > limit:
+        return  # a plan keeps nothing that does not fit
+    numbers = iter(range(1000))
+    running = [held(next(numbers), model, d) for model, chosen in before.items() for d in chosen]
+    for _ in range(30):
+        actions = next_actions(running, wanted, limit)
+        if actions == PoolActions():
+            break
+        running = [h for h in running if h.number not in actions.drain]
+        size_before = MemoryEstimate.total_bytes(h.footprint for h in running)
+        running += [held(next(numbers), model, entry.drafting) for model, entry in actions.start]
+        size = MemoryEstimate.total_bytes(h.footprint for h in running)
+        assert size <= max(limit, size_before)
+    assert sorted((h.model, h.drafting.key) for h in running) == sorted(
+        (model, entry.drafting.key) for model, entries in wanted.items() for entry in entries
+    )

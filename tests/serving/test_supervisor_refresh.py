@@ -1,0 +1,92 @@
+"""The supervisor reads recommendations and disk again: a fault loses nothing, and the newest reading counts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import pytest
+
+from autospec.serving import supervisor as supervisor_module
+from autospec.serving.model_registry import ModelRegistry
+from tests.serving.scene import ALPHA, BETA, LOOKUP, Scene, recommend, until
+
+
+class FaultyScene(Scene):
+    """A disk that cannot be read while `fault` is set, and whose scan waits for `hold`."""
+
+    fault: Exception | None = None
+    hold: threading.Event | None = None
+
+    def _scan_models(self) -> ModelRegistry:
+        found = super()._scan_models()
+        if self.fault is not None:
+            raise self.fault
+        if self.hold is not None:
+            hold, self.hold = self.hold, None
+            hold.wait(20)
+        return found
+
+
+def test_what_could_not_be_learnt_is_tried_again():
+    """A fault between the reading and the learning leaves the recommendation new."""
+
+    async def scenario() -> None:
+        scene = FaultyScene()
+        async with scene.opened() as supervisor:
+            scene.learn(recommend(LOOKUP))
+            scene.fault = KeyError("layers")
+            with pytest.raises(KeyError):
+                await supervisor.refresh()
+            scene.fault = None
+            scans = scene.scans
+            await supervisor.refresh()
+            assert scene.scans == scans + 1
+            await supervisor.refresh()  # and then no more
+            assert scene.scans == scans + 1
+
+    asyncio.run(scenario())
+
+
+def test_no_fault_ends_the_watch(monkeypatch, caplog):
+    """Whatever it is, it is logged once, and the next look is made."""
+    monkeypatch.setattr(supervisor_module, "_POLL_S", 0.005)
+    monkeypatch.setattr(supervisor_module, "_RESCAN_S", 0.005)
+
+    async def scenario() -> None:
+        scene = FaultyScene()
+        async with scene.opened():
+            scene.fault = OSError("the disk is gone")
+            scene.learn(recommend(LOOKUP))
+            scans = scene.scans
+            await until(lambda: scene.scans > scans + 3)
+            scene.fault = None
+            scans = scene.scans
+            await until(lambda: scene.scans > scans)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scenario())
+    assert sum("not up to date" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_looks_end_in_the_order_they_began_in():
+    """A slow scan of what was must not undo a later one of what is."""
+
+    async def scenario() -> None:
+        scene = FaultyScene(models=(ALPHA,))
+        async with scene.opened() as supervisor:
+            hold = scene.hold = threading.Event()
+            scans = scene.scans
+            scene.learn(recommend(LOOKUP))
+            slow = asyncio.ensure_future(supervisor.refresh())
+            await until(lambda: scene.scans > scans and scene.hold is None)
+            scene.models = (ALPHA, BETA)
+            scene.learn(recommend(LOOKUP))
+            quick = asyncio.ensure_future(supervisor.refresh())
+            await asyncio.sleep(0.05)  # enough for a look that does not wait to end
+            hold.set()
+            await asyncio.gather(slow, quick)
+            assert len(supervisor.offered()) == 2
+
+    asyncio.run(scenario())
