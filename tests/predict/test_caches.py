@@ -24,6 +24,7 @@ from autospec.measure.asking import Asking
 from autospec.predict.ngram import pool_of, replay_tokens
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.recording import pass_of, record, time_batches
+from autospec.predict.replay import proposals
 from autospec.prompts.suite import Half, load_suite
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
@@ -115,6 +116,40 @@ def test_replayed_counts_are_the_servers(launched, lab_models, kind):
     replay_tokens(pool, first, uncut=uncut)
     counts = [replay_tokens(pool, r, uncut=uncut) for r in recordings]
     assert served(launched(main, simple), asked) == [(c.drafted[0], c.accepted[0]) for c in counts]
+
+
+BESIDE = [
+    (Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1),),
+    (Drafting(Mode.NGRAM_MOD, ngram_n=3, n_max=12, n_min=0),),
+    (Drafting(Mode.NGRAM_MAP_K4V, ngram_n=3, ngram_m=6, min_hits=1),),
+    (
+        Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=8, min_hits=1),
+        Drafting(Mode.NGRAM_MOD, ngram_n=4, n_max=16, n_min=2),
+    ),
+]
+
+
+@pytest.mark.parametrize("kind", ["chain-experts", "chain-sliding", "chain-hybrid"])
+def test_replayed_counts_of_several_modes_are_the_servers(launched, lab_models, kind):
+    """A draft model with n-gram modes beside it, to the token: who is asked first, and what each learns."""
+    main, draft, asked = lab_models.path(kind), lab_models.chain_draft, requests()
+    off = launched(main)
+    first = record(off.tokens, "first", canary(OFF))
+    recordings = [record(off.tokens, str(n), r) for n, r in enumerate(asked)]
+    profiles = pass_of(launched(draft).tokens, recordings, longest=8).profiles
+    uncut = kind in STATES
+    for beside in BESIDE:
+        drafting = Drafting(Mode.DRAFT_MODEL, draft=str(draft), n_max=3, n_min=0, p_min=0.0, beside=beside)
+        pool = pool_of(drafting)
+        replay_tokens(pool, first, uncut=uncut)
+        counts = [
+            replay_tokens(pool, r, uncut=uncut, model=proposals(profiles[r.prompt_id], 3, 0.0, 0))
+            for r in recordings
+        ]
+        told = served(launched(main, drafting), asked)
+        assert told == [(c.drafted[0], c.accepted[0]) for c in counts], drafting.label
+        # The draft was asked, but not for every proposal.
+        assert 0 < sum(c.steps[0] for c in counts) < sum(c.drafted[0] for c in counts)
 
 
 @pytest.mark.parametrize(

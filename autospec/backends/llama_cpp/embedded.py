@@ -212,33 +212,39 @@ def drafting_fields(drafting: Drafting) -> Fields:
     """
     if drafting.is_off:
         return {}
-    kind = TYPES.get(drafting.mode)
-    if kind is None:
-        raise UnsupportedError(f"The embedded backend has no mode {drafting.mode}.")
-    fields: Fields = {"speculative.types": [{"enum": "common_speculative_type", "name": kind}]}
+    types = []
+    fields: Fields = {}
+    for part in drafting.parts:
+        if part.mode not in TYPES:
+            raise UnsupportedError(f"The embedded backend has no mode {part.mode}.")
+        types.append({"enum": "common_speculative_type", "name": TYPES[part.mode]})
+        fields |= _parameter_fields(part)
+    return {"speculative.types": types, **fields}
+
+
+def _parameter_fields(drafting: Drafting) -> Fields:
     match drafting.mode:
         case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
             sizes = f"speculative.{str(drafting.mode).replace('-', '_')}"
-            fields |= {
+            return {
                 f"{sizes}.size_n": drafting.ngram_n,
                 f"{sizes}.size_m": drafting.ngram_m,
                 f"{sizes}.min_hits": drafting.min_hits,
             }
         case Mode.NGRAM_MOD:
-            fields |= {
+            return {
                 "speculative.ngram_mod.n_match": drafting.ngram_n,
                 "speculative.ngram_mod.n_max": drafting.n_max,
                 "speculative.ngram_mod.n_min": drafting.n_min or 0,
             }
         case _:
-            fields |= {
+            file = {} if drafting.draft is None else {"speculative.draft.mparams.path": drafting.draft}
+            return {
                 "speculative.draft.n_max": drafting.n_max,
                 "speculative.draft.n_min": drafting.n_min or 0,
                 "speculative.draft.p_min": drafting.p_min or 0.0,
+                **file,
             }
-            if drafting.draft is not None:
-                fields["speculative.draft.mparams.path"] = drafting.draft
-    return fields
 
 
 _CHILD = ("-m", "autospec.backends.llama_cpp.embedded_child")
@@ -280,6 +286,7 @@ class Embedded:
             modes=wheel.modes,
             tells_drafts=wheel.tells_drafts,
             notes=wheel.notes,
+            combines=True,
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
@@ -316,9 +323,10 @@ class Embedded:
         self, model_path: str, drafting: Drafting, settings: LaunchSettings, address: dict[str, object]
     ) -> tuple[str, ...]:
         wheel = self._probed()
-        if drafting.mode not in wheel.modes:
+        lacking = [part.mode for part in drafting.parts if part.mode not in wheel.modes]
+        if lacking:
             raise UnsupportedError(
-                f"The embedded backend {wheel.build.version} has no mode {drafting.mode}.",
+                f"The embedded backend {wheel.build.version} has no mode {lacking[0]}.",
                 f"It offers: {', '.join(sorted(wheel.modes))}.",
             )
         fields = {
