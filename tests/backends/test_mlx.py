@@ -199,11 +199,17 @@ def test_wrong_arguments(mlx, lab_models, args, error):
     [
         Drafting(Mode.NGRAM_SIMPLE, ngram_n=2, ngram_m=8, min_hits=1),
         Drafting(Mode.DRAFT_MODEL, draft="/d", n_max=4, p_min=0.5),
+        Drafting(
+            Mode.DRAFT_MODEL,
+            draft="/d",
+            n_max=4,
+            beside=(Drafting(Mode.NGRAM_SIMPLE, ngram_n=2, ngram_m=8, min_hits=1),),
+        ),
     ],
-    ids=["mode", "p_min"],
+    ids=["mode", "p_min", "beside"],
 )
 def test_a_drafting_that_cannot_be(mlx, lab_models, unknown):
-    """No mode without a draft, no p-min."""
+    """No mode without a draft, also not beside one; no p-min."""
     with pytest.raises(UnsupportedError, match=r"mlx_lm\.server does not offer"):
         mlx.command(str(lab_models.mlx_tiny), unknown, SETTINGS)
 
