@@ -71,6 +71,7 @@ LISTED = (
             "tuning/test_steady_heat.py",
             "tuning/test_forecast.py::test_a_clear_gain_takes_few_launches",
             "tuning/test_forecast.py::test_a_draft_that_is_never_right_is_dropped_on_its_first_answers",
+            "tuning/test_forecast.py::test_a_head_that_cannot_be_predicted_gets_an_n_gram_mode_beside_it",
             "tuning/test_forecast.py::test_a_hopeless_draft_is_never_launched",
             "tuning/test_forecast.py::test_a_server_that_tells_no_tokens_is_searched_by_trials",
             "tuning/test_forecast.py::test_disable_costs_one_launch_for_each_draft_and_a_round_of_proof",

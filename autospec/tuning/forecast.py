@@ -91,7 +91,7 @@ class Forecast:
         best = self._most_promising(single, cells) or self._most_instructive(single, cells)
         if best is not None or sum(bool(d.beside) for d in known) >= MOST_TOGETHER:
             return best
-        self._put_together(cells)
+        self._put_together(cells, dead_arms)
         return self._most_promising(self._open(self._together, known, dead_arms), cells)
 
     def _open(
@@ -142,7 +142,7 @@ class Forecast:
                 best = max(ends), drafting
         return best[1] if best is not None else None
 
-    def _put_together(self, cells: Sequence[CellRun]) -> None:
+    def _put_together(self, cells: Sequence[CellRun], dead_arms: set[str]) -> None:
         """Add the best draftings of single modes, of each cell, together: a draft model with one n-gram mode beside it."""
         if not self._space.combines:
             return
@@ -150,7 +150,7 @@ class Forecast:
         for cell in cells:
             values = {
                 d: v
-                for d in self._open(self._grid, set(), set())
+                for d in self._open(self._grid, set(), dead_arms)
                 if self._drafts(cell, d) and (v := self.expected(cell, d)) is not None
             }
             models = _best_few([d for d in values if not d.mode.draft_free], values, _half_as_long)
@@ -245,9 +245,10 @@ class Forecast:
         valued = [(v, d) for d in candidates if (v := self.expected(cell, d)) is not None]
         return max(valued, key=lambda item: item[0])[1] if valued else None
 
-    def draft_free(self, cell: CellRun) -> dict[Drafting, float]:
+    def draft_free(self, cell: CellRun, dead_arms: set[str]) -> dict[Drafting, float]:
         """The cautiously expected speed ratio of each draft-free drafting with a trusted prediction that drafts in a cell."""
-        free = [d for d in self._grid if d.mode.draft_free and self.trusts(d) and self._drafts(cell, d)]
+        open_ = self._open(self._grid, set(), dead_arms)
+        free = [d for d in open_ if d.mode.draft_free and self._drafts(cell, d)]
         return {d: v for d in free if (v := self.cautious(cell, d)) is not None}
 
     def figures(self, cell: CellRun, drafting: Drafting) -> dict[str, object]:

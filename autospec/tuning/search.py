@@ -97,8 +97,7 @@ class Search:
             if drafting is None:
                 break
             self._known.add(drafting)
-            arm = self._space.arm_of(drafting)
-            if arm is not None and arm.label in self._dead_arms:
+            if self._is_dead(drafting):
                 continue
             done += 1
             begun = self._now()
@@ -147,7 +146,7 @@ class Search:
             alone = {d: v for d, v in cell.trial_values.items() if v > 1.0 + _PROGRESS and not d.beside}
             models = {d: v for d, v in alone.items() if not d.mode.draft_free}
             free = {d: v for d, v in alone.items() if d.mode.draft_free}
-            free |= self._forecast.draft_free(cell) if self._forecast is not None else {}
+            free |= self._forecast.draft_free(cell, self._dead_arms) if self._forecast is not None else {}
             free = {d: v for d, v in free.items() if v > 1.0 + _PROGRESS and d.mode is not Mode.PROMPT_LOOKUP}
             if models and free:
                 model, beside = _best_of(models), _best_of(free)
@@ -155,7 +154,9 @@ class Search:
         wanted = [
             d
             for d in found
-            if d not in self._known and not (self._forecast is not None and self._forecast.trusts(d))
+            if d not in self._known
+            and not self._is_dead(d)
+            and not (self._forecast is not None and self._forecast.trusts(d))
         ]
         return max(wanted, key=lambda d: (found[d], d.key)) if wanted else None
 
@@ -429,6 +430,10 @@ class Search:
         if again:
             for measured in self._context.pairing.block(again, drafting, Phase.SEARCH, 0):
                 pairs[measured.task.cell_key][measured.task.prompt_id] = measured
+
+    def _is_dead(self, drafting: Drafting) -> bool:
+        arm = self._space.arm_of(drafting)
+        return arm is not None and arm.label in self._dead_arms
 
     def _bury(self, drafting: Drafting) -> None:
         # The mode in this build, or the draft model, failed permanently: other parameters would fail, too.

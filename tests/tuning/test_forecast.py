@@ -286,3 +286,20 @@ def test_several_modes_are_not_launched_for_nothing(request_, repeats, combines)
     recommendation, _ = tune(request_, backend)
     assert recommendation.verdict is Verdict.ENABLE
     assert not any(d.beside for d in backend.main_launches())
+
+
+def test_a_head_that_cannot_be_predicted_gets_an_n_gram_mode_beside_it(request_):
+    """MTP is measured, n-grams are predicted: if both gain, they are launched together."""
+    request_ = replace(request_, model=replace(request_.model, mtp_layers=1), models=())
+    backend = machine(
+        request_,
+        acceptance=lambda _: 0.8,
+        costs=WAITS_FOR_MEMORY,
+        repeats=0.6,
+        modes=frozenset({Mode.OFF, Mode.MTP, Mode.NGRAM_SIMPLE}),
+        combines=True,
+    )
+    recommendation, _ = tune(request_, backend)
+    assert [d.mode for d in recommendation.drafting.parts] == [Mode.MTP, Mode.NGRAM_SIMPLE]
+    together = [d for d in dict.fromkeys(backend.main_launches()) if d.beside]
+    assert 1 <= len(together) <= 3
