@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import PurePath
 from typing import Any
@@ -62,6 +62,7 @@ _PARAMETERS: dict[Mode, tuple[str, ...]] = {
 }
 # MLX has no p-min or n-min.
 _OPTIONAL = frozenset({"n_min", "p_min"})
+_PARTS = "parts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,11 @@ class Drafting:
         ngram_n: Tokens that must match before an n-gram mode proposes.
         ngram_m: Most tokens that an n-gram map proposes.
         min_hits: Occurrences of a key before an n-gram map proposes.
+        beside: Draft-free draftings that propose in the same launch, in the order of `Mode`. Only a mode with a model has them.
+            In each cycle the model is asked only if none of them has a proposal.
 
     Raises:
-        ValueError: A parameter is out of range, missing, or not one of this mode's.
+        ValueError: A parameter is out of range, missing, or not one of this mode's; or these modes cannot draft together.
     """
 
     mode: Mode = Mode.OFF
@@ -90,6 +93,7 @@ class Drafting:
     ngram_n: int | None = None
     ngram_m: int | None = None
     min_hits: int | None = None
+    beside: tuple[Drafting, ...] = ()
 
     def __post_init__(self) -> None:
         allowed = _PARAMETERS[self.mode]
@@ -108,14 +112,38 @@ class Drafting:
             raise ValueError(f"p_min must be between 0 and 1, not {self.p_min}")
         if self.n_min is not None and self.n_max is not None and self.n_min > self.n_max:
             raise ValueError(f"n_min {self.n_min} is above n_max {self.n_max}")
+        self._check_beside()
+
+    def _check_beside(self) -> None:
+        if not self.beside:
+            return
+        if self.mode is Mode.OFF or self.mode.draft_free:
+            raise ValueError(f"{self.mode} has no modes beside it; a mode with a draft model comes first")
+        found = [d.mode for d in self.beside]
+        if not all(d.mode.draft_free and not d.beside for d in self.beside) or len(set(found)) < len(found):
+            raise ValueError(
+                f"only different draft-free modes can be beside {self.mode}, not {', '.join(found)}"
+            )
+        # Servers have an order of their own, so the order is no difference between draftings.
+        object.__setattr__(self, "beside", tuple(sorted(self.beside, key=lambda d: _ORDER[d.mode])))
 
     def parameters(self) -> dict[str, str | int | float]:
-        """The parameters that are set, in a fixed order, without the mode."""
+        """The parameters that are set, in a fixed order, without the mode and without what is beside it."""
         return {
             f.name: value
             for f in fields(self)
-            if f.name != "mode" and (value := getattr(self, f.name)) is not None
+            if f.name not in ("mode", "beside") and (value := getattr(self, f.name)) is not None
         }
+
+    @property
+    def parts(self) -> tuple[Drafting, ...]:
+        """One drafting for each mode; a drafting of one mode is its only part."""
+        return (replace(self, beside=()), *self.beside) if self.beside else (self,)
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that it proposes in a cycle; 0 for off."""
+        return max(part.n_max or part.ngram_m or 0 for part in self.parts)
 
     @property
     def is_off(self) -> bool:
@@ -126,7 +154,8 @@ class Drafting:
     def key(self) -> str:
         """A string that is equal exactly if the draftings are; it contains the draft's whole path."""
         inner = ",".join(f"{k}={v}" for k, v in self.parameters().items())
-        return f"{self.mode}({inner})" if inner else str(self.mode)
+        own = f"{self.mode}({inner})" if inner else str(self.mode)
+        return "+".join([own, *(d.key for d in self.beside)])
 
     @property
     def label(self) -> str:
@@ -136,11 +165,15 @@ class Drafting:
             for k, v in self.parameters().items()
             if not (k == "n_min" and v == 0)
         ]
-        return " ".join([str(self.mode), *parts])
+        return " + ".join([" ".join([str(self.mode), *parts]), *(_short(d) for d in self.beside)])
 
     def to_json(self) -> dict[str, Any]:
-        """The form in every JSON document: the mode and the parameters that are set."""
-        return {"mode": str(self.mode), **self.parameters()}
+        """The form in every JSON document: the mode and the parameters that are set.
+
+        With several modes, these are the first one's, and ``parts`` lists all of them in the same form.
+        """
+        parts = {_PARTS: [part.to_json() for part in self.parts]} if self.beside else {}
+        return {"mode": str(self.mode), **self.parameters(), **parts}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Drafting:
@@ -149,11 +182,15 @@ class Drafting:
         Raises:
             ValueError: An unknown mode or parameter, or one out of range.
         """
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(data) - known)
+        own = {k: v for k, v in data.items() if k != _PARTS}
+        unknown = sorted(set(own) - ({f.name for f in fields(cls)} - {"beside"}))
         if unknown:
             raise ValueError(f"unknown drafting parameter {unknown[0]}")
-        return cls(**{**data, "mode": Mode(data["mode"])})
+        parts = data.get(_PARTS) or [own]
+        if parts[0]["mode"] != own["mode"]:
+            raise ValueError(f"the parts of a drafting with {own['mode']} begin with {parts[0]['mode']}")
+        beside = tuple(cls.from_json(part) for part in parts[1:])
+        return cls(**{**own, "mode": Mode(own["mode"]), "beside": beside})
 
     @classmethod
     def understood(cls, data: Any) -> Drafting | None:
@@ -162,6 +199,17 @@ class Drafting:
             return cls.from_json(data)
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+_ORDER = {mode: place for place, mode in enumerate(Mode)}
+
+
+def _short(drafting: Drafting) -> str:
+    """A draft-free drafting beside another one: ``ngram-mod 24/64``, tokens that match and tokens proposed."""
+    words = [f"{drafting.mode} {drafting.ngram_n}/{drafting.longest}"]
+    words += [f"n_min={drafting.n_min}"] if drafting.n_min else []
+    words += [f"min_hits={drafting.min_hits}"] if (drafting.min_hits or 1) > 1 else []
+    return " ".join(words)
 
 
 OFF = Drafting()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 
+MOD = Drafting(Mode.NGRAM_MOD, ngram_n=24, n_max=64, n_min=48)
+SIMPLE = Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)
+TOGETHER = Drafting(
+    Mode.DRAFT_MODEL, draft="/models/d.gguf", n_max=8, n_min=0, p_min=0.75, beside=(MOD, SIMPLE)
+)
 EXAMPLES = [
     OFF,
+    TOGETHER,
+    Drafting(Mode.MTP, n_max=3, beside=(MOD,)),
+    Drafting(Mode.MTP, n_max=3, beside=(SIMPLE,)),
     Drafting(Mode.DRAFT_MODEL, draft="/models/d.gguf", n_max=8, n_min=0, p_min=0.75),
     Drafting(Mode.DRAFT_MODEL, draft="/models/mlx", n_max=3),
     Drafting(Mode.MTP, n_max=3, n_min=0, p_min=0.0),
@@ -62,6 +72,65 @@ def test_unknown_parameter_in_json_is_refused():
     """A document from another version does not lose a parameter silently."""
     with pytest.raises(ValueError, match="unknown drafting parameter"):
         Drafting.from_json({"mode": "off", "depth": 3})
+
+
+def test_several_modes_are_read_by_old_readers_too():
+    """`mode` and the parameters are the first mode's, as before; a new key lists every mode with its own."""
+    assert Drafting(Mode.MTP, n_max=3, p_min=0.5, beside=(MOD,)).to_json() == {
+        "mode": "mtp",
+        "n_max": 3,
+        "p_min": 0.5,
+        "parts": [
+            {"mode": "mtp", "n_max": 3, "p_min": 0.5},
+            {"mode": "ngram-mod", "n_max": 64, "n_min": 48, "ngram_n": 24},
+        ],
+    }
+    assert "parts" not in SIMPLE.to_json()
+
+
+def test_order_of_the_modes_beside_makes_no_difference():
+    """Servers ask them in an order of their own."""
+    first, *others = TOGETHER.to_json()["parts"]
+    turned = Drafting.from_json({**TOGETHER.to_json(), "parts": [first, *others[::-1]]})
+    assert turned == TOGETHER
+    assert turned.key == TOGETHER.key
+    assert TOGETHER.beside == (SIMPLE, MOD)
+
+
+def test_label_of_several_modes_is_short():
+    """The first mode as ever, then matching and proposed tokens of the others."""
+    assert TOGETHER.label == "draft-model d n_max=8 p_min=0.75 + ngram-simple 6/24 + ngram-mod 24/64 n_min=48"
+    assert Drafting(Mode.MTP, n_max=3, beside=(MOD,)).longest == 64
+    assert [d.mode for d in TOGETHER.parts] == [Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE, Mode.NGRAM_MOD]
+    assert OFF.parts == (OFF,)
+    assert OFF.longest == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "beside", "words"),
+    [
+        (OFF, (MOD,), "off has no modes beside it"),
+        (SIMPLE, (MOD,), "ngram-simple has no modes beside it"),
+        (TOGETHER, (MOD, MOD), "only different draft-free modes"),
+        (
+            TOGETHER,
+            (Drafting(Mode.MTP, n_max=3),),
+            "only different draft-free modes can be beside draft-model, not mtp",
+        ),
+        (TOGETHER, (TOGETHER,), "only different draft-free modes"),
+    ],
+)
+def test_what_cannot_draft_together_cannot_be_made(first, beside, words):
+    """One mode with a model, and different draft-free ones."""
+    with pytest.raises(ValueError, match=words):
+        replace(first, beside=beside)
+
+
+def test_parts_that_contradict_the_mode_are_refused():
+    """A document that someone changed by hand is not half believed."""
+    with pytest.raises(ValueError, match="begin with draft-model"):
+        Drafting.from_json({"mode": "mtp", "n_max": 3, "parts": TOGETHER.to_json()["parts"]})
+    assert Drafting.understood({"mode": "mtp", "n_max": 3, "parts": [7]}) is None
 
 
 @pytest.mark.parametrize(

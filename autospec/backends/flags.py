@@ -8,6 +8,14 @@ whose rules were read in its documentation and in the forks that still have them
   ``--draft-max`` also limits their proposals.
 - about b9093: ``--spec-draft-n-max`` and the like, sizes per n-gram mode; ``-md`` alone still drafts.
 - since b9246: draft models are types as well (``draft-simple``); since b9496 they draft only if the type is named.
+- ``--spec-type`` is a comma-separated list where its text says so (b11434); b9093 takes one type, for launches without
+  a draft model.
+
+How b11434 combines types (``common_speculative_init``, ``_draft`` and ``_accept`` in ``common/speculative.cpp``): the order on
+the command line does not matter. In each cycle the types are asked in a fixed order, ngram-simple, ngram-map-k, ngram-map-k4v,
+ngram-mod, then draft models, until one proposes something; the rest is not asked. Each has its own most tokens; only what
+is left of the answer limits them all. An n-gram mode learns the outcome of its own proposals only. A draft model's cache
+follows every verified batch, whoever proposed it.
 
 Every parameter is pinned, because defaults change between builds. `off` has no flag at all: a
 ``--spec-draft-n-max 0`` ends b11434 with an assertion at the first request.
@@ -32,6 +40,7 @@ __all__ = [
     "HelpText",
     "Option",
     "drafting_args",
+    "lists_types",
     "modes",
     "normalise",
     "parse",
@@ -225,17 +234,34 @@ def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, 
     Raises:
         UnsupportedError: The build lacks the mode, or a flag to pin one of its parameters.
     """
-    flags = _Flags(text, build, drafting)
-    match drafting.mode:
-        case Mode.OFF:
-            return ()
-        case Mode.DRAFT_MODEL | Mode.EAGLE3 | Mode.DFLASH | Mode.DSPARK | Mode.MTP:
-            return _with_model(flags)
+    if drafting.is_off:
+        return ()
+    parts = [_Flags(text, build, part) for part in drafting.parts]
+    types = [name for flags in parts if (name := flags.type()) is not None]
+    if len(parts) > 1 and not lists_types(text):
+        raise UnsupportedError(
+            f"llama-server {build} drafts in one mode at a time, so not with"
+            f" {' and '.join(flags.drafting.mode for flags in parts)} together.",
+            "Choose one of them, or install a newer llama-server.",
+        )
+    chosen = ("--spec-type", ",".join(types)) if types else ()
+    return (*chosen, *(word for flags in parts for word in _parameters(flags)))
+
+
+def lists_types(text: HelpText) -> bool:
+    """True if one launch of the build can draft in several modes."""
+    option = text.find("--spec-type")
+    return option is not None and "comma-separated list" in option.text
+
+
+def _parameters(flags: _Flags) -> tuple[str, ...]:
+    match flags.drafting.mode:
         case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
             return _ngram_map(flags)
         case Mode.NGRAM_MOD:
             return _ngram_mod(flags)
-    raise flags.lacks_mode()
+        case _:
+            return _with_model(flags)
 
 
 class _Flags:
@@ -256,14 +282,12 @@ class _Flags:
             )
         return name, str(value)
 
-    def type(self) -> tuple[str, ...]:
-        """``--spec-type NAME``, or nothing for a draft model if ``-md`` alone drafts."""
+    def type(self) -> str | None:
+        """The mode's name in ``--spec-type``; ``None`` for a draft model if ``-md`` alone drafts."""
         name = _type_of(self.text, self.drafting.mode)
-        if name is not None:
-            return ("--spec-type", name)
-        if self.drafting.mode is Mode.DRAFT_MODEL and _drafts_without_type(self.text):
-            return ()
-        raise self.lacks_mode()
+        if name is None and not (self.drafting.mode is Mode.DRAFT_MODEL and _drafts_without_type(self.text)):
+            raise self.lacks_mode()
+        return name
 
     def lacks_mode(self) -> UnsupportedError:
         offered = ", ".join(sorted(modes(self.text)))
@@ -285,7 +309,6 @@ def _with_model(flags: _Flags) -> tuple[str, ...]:
     drafting = flags.drafting
     file = () if drafting.draft is None else flags.pin(drafting.draft, *_DRAFT_FILE)
     return (
-        *flags.type(),
         *file,
         *flags.pin(drafting.n_max, *_N_MAX),
         *flags.pin(drafting.n_min or 0, *_N_MIN),
@@ -297,7 +320,6 @@ def _ngram_map(flags: _Flags) -> tuple[str, ...]:
     drafting = flags.drafting
     own = f"--spec-{drafting.mode}"
     return (
-        *flags.type(),
         *flags.pin(drafting.ngram_n, f"{own}-size-n", _GENERIC_N),
         *flags.pin(drafting.ngram_m, f"{own}-size-m", _GENERIC_M),
         *flags.pin(drafting.min_hits, f"{own}-min-hits", _GENERIC_HITS),
@@ -308,7 +330,6 @@ def _ngram_map(flags: _Flags) -> tuple[str, ...]:
 def _ngram_mod(flags: _Flags) -> tuple[str, ...]:
     drafting = flags.drafting
     return (
-        *flags.type(),
         *flags.pin(drafting.ngram_n, "--spec-ngram-mod-n-match", _GENERIC_N),
         *flags.pin(drafting.n_max, "--spec-ngram-mod-n-max", _CUT_MAX),
         *flags.pin(drafting.n_min or 0, "--spec-ngram-mod-n-min", _CUT_MIN),

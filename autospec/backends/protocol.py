@@ -53,6 +53,7 @@ class Capabilities:
         measures_only: True if drafting cannot be chosen at all: the server can be measured, draftings cannot be compared.
         notes: Sentences for `doctor`, e.g. which modes this build lacks.
         cycle: How drafting and verifying take turns.
+        combines: True if one launch can draft with a model and in draft-free modes beside it.
     """
 
     build: Build
@@ -64,6 +65,7 @@ class Capabilities:
     measures_only: bool = False
     notes: tuple[str, ...] = ()
     cycle: Cycle = Cycle.LLAMA_CPP
+    combines: bool = False
 
 
 @dataclass(frozen=True, slots=True)

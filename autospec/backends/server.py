@@ -213,7 +213,9 @@ class LlamaHttpServer(LaunchedServer):
         drafting = self.drafting
         log = self._process.log_tail(LOG_SEARCHED)  # before the canary adds to it
         slots = self._client.speculative()
-        if slots is False and not drafting.is_off:
+        # In a launch with several modes the others hide that the draft model was refused.
+        refused = drafting.beside and speculation_refused(log)
+        if (slots is False or refused) and not drafting.is_off:
             raise self._inactive(build, log)
         drafted = self._client.complete(canary(drafting), _CANARY_EXTRA).drafted
         if drafting.is_off:

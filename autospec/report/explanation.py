@@ -345,6 +345,11 @@ def _forecast(r: Recommendation, figures: dict[str, Any]) -> list[str]:
     lines = []
     if "expected" in prediction:
         lines += [_expected(r, prediction), *_by_position(prediction), *_curve(prediction)]
+        if r.tried.beside:
+            others = " and ".join(d.mode for d in r.tried.beside)
+            lines.append(
+                f"In each pass {others} may propose first; {r.tried.mode} is asked where it has no proposal."
+            )
     lines += [*map(_checked, prediction.get("checks", ()))]
     lines += [*map(_ruled_out, prediction.get("ruled_out", ()))]
     return lines

@@ -251,7 +251,7 @@ def _ratio_json(c: Comparison) -> dict[str, Any]:
 
 
 def _short(drafting: Drafting) -> str:
-    return drafting.label if drafting.n_max is None else f"n_max {drafting.n_max}:"
+    return drafting.label if drafting.n_max is None or drafting.beside else f"n_max {drafting.n_max}:"
 
 
 def _group(data: Any, where: str) -> RunGroup:

@@ -179,7 +179,7 @@ def _column(drafting: Drafting, draftings: Sequence[Drafting]) -> str:
 
 def _told_by_n_max(draftings: Sequence[Drafting]) -> bool:
     numbers = {d.n_max for d in draftings}
-    return None not in numbers and len(numbers) == len(draftings)
+    return None not in numbers and len(numbers) == len(draftings) and not any(d.beside for d in draftings)
 
 
 def _draft_name(drafting: Drafting) -> str:

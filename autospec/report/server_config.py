@@ -51,7 +51,7 @@ _NEWEST_TYPES = (
 )
 _NEWEST = HelpText(
     (
-        Option(("--spec-type",), choices=_NEWEST_TYPES),
+        Option(("--spec-type",), text="comma-separated list", choices=_NEWEST_TYPES),
         *(Option((f"--spec-draft-{name}",), "N") for name in ("model", "n-max", "n-min", "p-min")),
         *(Option((f"--spec-ngram-mod-{name}",), "N") for name in ("n-match", "n-max", "n-min")),
         *(

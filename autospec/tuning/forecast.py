@@ -1,11 +1,16 @@
-"""How the search uses predictions: which drafting to launch next, which never, and when predictions are not trusted."""
+"""How the search uses predictions: which drafting to launch next, which never, and when predictions are not trusted.
+
+Modes beside a draft model are too many to predict all. Once no drafting of a single mode is worth a launch, the best of them
+are put together, and such a drafting is launched if it is expected to beat everything that was tried.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from autospec.drafting import Drafting
+from autospec.drafting import Drafting, Mode
 from autospec.formats import ruled_out_because
 from autospec.measure.measurements import Pair
 from autospec.predict.prediction import Prediction, less_luck
@@ -13,13 +18,17 @@ from autospec.predict.predictor import Check, Predictor
 from autospec.tuning.cell import CellRun
 from autospec.tuning.space import Space
 
-__all__ = ["Forecast"]
+__all__ = ["MOST_TOGETHER", "Forecast"]
 
 # A drafting with a smaller expected advantage is not launched: a few prompts cannot show the difference.
 _WORTH = math.log(1.01)
 # A draft whose costs were wrong is launched again with an n_max that differs by at least this factor: two such launches
 # separate the cost of a verified token from the cost of a cycle.
 _OTHER_N_MAX = 2.0
+# Launches of draftings with several modes. Beside a draft model an n-gram mode that proposes only behind a long match may be
+# better than the one that is best alone.
+MOST_TOGETHER = 3
+_LONG_MATCH = 12
 # A trial's deviation from its prediction is averaged with this number of prompts without a deviation.
 _SHRINK = 2.0
 
@@ -35,6 +44,7 @@ class Forecast:
         self._threshold = math.log1p(threshold)
         self._tell = tell
         self._grid = [d for d in space.grid() if predictor.covers(d)]
+        self._together: list[Drafting] = []
         self._found: dict[str, dict[Drafting, Prediction]] = {}
         self._tried: dict[tuple[str, Drafting], float] = {}
         # Label of an arm → most tokens in a cycle of its draftings that were launched.
@@ -75,19 +85,34 @@ class Forecast:
         First the drafting that is expected to beat the tried ones (and off) by most, summed over cells. If there is none: the
         draft that was never launched and whose optimistic end clears the threshold, as one launch measures its costs and
         makes the next prediction more certain. A draft whose costs were wrong gets a second such launch, with another n_max.
+        Last: several modes together that are expected to beat the tried draftings.
         """
-        open_ = [
+        single = self._open(self._grid, known, dead_arms)
+        best = self._most_promising(single, cells) or self._most_instructive(single, cells)
+        if best is not None or sum(bool(d.beside) for d in known) >= MOST_TOGETHER:
+            return best
+        self._put_together(cells, dead_arms)
+        return self._most_promising(self._open(self._together, known, dead_arms), cells)
+
+    def _open(
+        self, draftings: Sequence[Drafting], known: set[Drafting], dead_arms: set[str]
+    ) -> list[Drafting]:
+        """Those that may be launched, and have not been."""
+        return [
             d
-            for d in self._grid
+            for d in draftings
             if d not in known
             and self._arm(d) not in dead_arms
             and self.trusts(d)
             and not self._predictor.hopeless(d)
         ]
+
+    def _most_promising(self, draftings: Sequence[Drafting], cells: Sequence[CellRun]) -> Drafting | None:
+        """The drafting that is expected to beat the tried ones (and off) by most, summed over cells."""
         bars = {cell.cell.key: self._bar(cell) for cell in cells}
         near = {cell.cell.key: self._foreseen_of_tried(cell) for cell in cells}
         best: tuple[float, Drafting] | None = None
-        for drafting in open_:
+        for drafting in draftings:
             label = self._arm(drafting)
             gains = [
                 math.log(p.ratio) - max(bars[c.cell.key], near[c.cell.key].get(label, -math.inf))
@@ -99,9 +124,13 @@ class Forecast:
             total = sum(max(0.0, g) for g in gains)
             if best is None or total > best[0]:
                 best = total, drafting
-        if best is not None:
-            return best[1]
-        for drafting in open_:
+        return best[1] if best is not None else None
+
+    def _most_instructive(self, draftings: Sequence[Drafting], cells: Sequence[CellRun]) -> Drafting | None:
+        """The drafting whose launch measures unknown costs, and whose optimistic end is highest above the threshold."""
+        bars = {cell.cell.key: self._bar(cell) for cell in cells}
+        best: tuple[float, Drafting] | None = None
+        for drafting in draftings:
             if not self._would_teach(drafting):
                 continue
             ends = [
@@ -113,10 +142,39 @@ class Forecast:
                 best = max(ends), drafting
         return best[1] if best is not None else None
 
+    def _put_together(self, cells: Sequence[CellRun], dead_arms: set[str]) -> None:
+        """Add the best draftings of single modes, of each cell, together: a draft model with one n-gram mode beside it."""
+        if not self._space.combines:
+            return
+        found: list[Drafting] = []
+        for cell in cells:
+            values = {
+                d: v
+                for d in self._open(self._grid, set(), dead_arms)
+                if self._drafts(cell, d) and (v := self.expected(cell, d)) is not None
+            }
+            models = _best_few([d for d in values if not d.mode.draft_free], values, _half_as_long)
+            free = [d for d in values if d.mode.draft_free and d.mode is not Mode.PROMPT_LOOKUP]
+            beside = [
+                d
+                for mode in dict.fromkeys(d.mode for d in free)
+                for d in _best_few([d for d in free if d.mode is mode], values, _matches_more)
+            ]
+            found += [replace(m, beside=(d,)) for m in models for d in beside]
+        new = [d for d in dict.fromkeys(found) if d not in self._together and self._predictor.covers(d)]
+        if new:
+            self._together += new
+            self._found.clear()
+
+    def _drafts(self, cell: CellRun, drafting: Drafting) -> bool:
+        """Whether a drafting proposes anything in a cell's recorded answers."""
+        prediction = self._predictions(cell).get(drafting)
+        return prediction is not None and prediction.drafted > 0
+
     def observe(self, drafting: Drafting, pairs: Mapping[str, Sequence[Pair]]) -> None:
         """Take in the pairs of one launch, by cell key: correct the costs, and report where the prediction was wrong."""
         label = self._arm(drafting)
-        self._launched.setdefault(label, set()).add(_longest(drafting))
+        self._launched.setdefault(label, set()).add(drafting.longest)
         before = {
             key: p[drafting] for key in pairs if drafting in (p := self._predictor.predict(key, [drafting]))
         }
@@ -159,7 +217,7 @@ class Forecast:
             if math.log(best.high) > self._least(cell) and not self._predictor.hopeless(best.drafting):
                 continue  # the search ended before it could be launched
             costs = self._predictor.costs(best.drafting)
-            n_max = min(_longest(best.drafting), costs.verify_ms.size - 1)
+            n_max = min(best.drafting.longest, costs.verify_ms.size - 1)
             even = costs.break_even(n_max)
             # Generation alone may pay: then prompt processing, which the draft does too, takes the gain away.
             generation_pays = best.acceptance > even and math.log(best.high) <= self._threshold
@@ -183,9 +241,15 @@ class Forecast:
 
     def best(self, cell: CellRun) -> Drafting | None:
         """The drafting that is expected to be fastest in a cell, of all with a trusted prediction."""
-        candidates = [d for d in self._grid if self.trusts(d)]
+        candidates = [d for d in (*self._grid, *self._together) if self.trusts(d)]
         valued = [(v, d) for d in candidates if (v := self.expected(cell, d)) is not None]
         return max(valued, key=lambda item: item[0])[1] if valued else None
+
+    def draft_free(self, cell: CellRun, dead_arms: set[str]) -> dict[Drafting, float]:
+        """The cautiously expected speed ratio of each draft-free drafting with a trusted prediction that drafts in a cell."""
+        open_ = self._open(self._grid, set(), dead_arms)
+        free = [d for d in open_ if d.mode.draft_free and self._drafts(cell, d)]
+        return {d: v for d in free if (v := self.cautious(cell, d)) is not None}
 
     def figures(self, cell: CellRun, drafting: Drafting) -> dict[str, object]:
         """The prediction for a drafting and the costs it rests on, as evidence."""
@@ -194,7 +258,7 @@ class Forecast:
             return {}
         costs = self._predictor.costs(drafting)
         places = self._predictor.acceptance_by_position(cell.cell.key, drafting)
-        widest = min(costs.verify_ms.size - 1, _longest(drafting))
+        widest = min(costs.verify_ms.size - 1, drafting.longest)
         return {
             "expected": round(prediction.ratio, 4),
             "cautious": round(self.cautious(cell, drafting) or prediction.ratio, 4),
@@ -206,7 +270,8 @@ class Forecast:
             "main_ms": [round(float(v), 3) for v in costs.main_ms[: widest + 1]],
             "verify_ms": [round(float(v), 3) for v in costs.verify_ms[: widest + 1]],
             "step_ms": round(costs.step_ms, 3),
-            "break_even": round(costs.break_even(widest), 4),
+            # With several modes a proposal has no single price.
+            "break_even": None if drafting.beside else round(costs.break_even(widest), 4),
             "corrected_by": costs.observations,
             **({"not_corrected": costs.refused} if costs.refused else {}),
             "trusted": self.trusts(drafting),
@@ -226,7 +291,7 @@ class Forecast:
         launched = self._launched.get(self._arm(drafting))
         if launched is None:
             return True
-        own = _longest(drafting)
+        own = drafting.longest
         return self._arm(drafting) in self._unsure and all(
             max(own, other) >= _OTHER_N_MAX * min(own, other) for other in launched
         )
@@ -256,7 +321,7 @@ class Forecast:
 
     def _predictions(self, cell: CellRun) -> dict[Drafting, Prediction]:
         if not self._found:
-            self._found = self._predictor.compare(self._grid)
+            self._found = self._predictor.compare([*self._grid, *self._together])
         return self._found.get(cell.cell.key, {})
 
     def _arm(self, drafting: Drafting) -> str:
@@ -264,6 +329,19 @@ class Forecast:
         return arm.label if arm is not None else ""
 
 
-def _longest(drafting: Drafting) -> int:
-    """Most tokens that it proposes in a cycle."""
-    return drafting.n_max or drafting.ngram_m or 1
+def _best_few(
+    draftings: Sequence[Drafting],
+    values: Mapping[Drafting, float],
+    differs: Callable[[Drafting, Drafting], bool],
+) -> list[Drafting]:
+    """The best drafting, and the best of those that differ from it in this way."""
+    ranked = sorted(draftings, key=lambda d: (-values[d], d.key))
+    return ranked[:1] + [d for d in ranked[1:] if differs(d, ranked[0])][:1]
+
+
+def _half_as_long(drafting: Drafting, best: Drafting) -> bool:
+    return 2 * drafting.longest <= best.longest
+
+
+def _matches_more(drafting: Drafting, best: Drafting) -> bool:
+    return (drafting.ngram_n or 0) >= _LONG_MATCH > (best.ngram_n or 0)

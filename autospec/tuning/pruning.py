@@ -150,8 +150,11 @@ class Reach:
         cells: Sequence[CellRun],
         pairs: Mapping[str, Sequence[Pair]],
     ) -> bool:
-        """Take in one launch; True if it has ruled out a draft that might have won before."""
-        if arm is None:
+        """Take in one launch; True if it has ruled out a draft that might have won before.
+
+        A launch with several modes bounds nothing: few of them are ever launched.
+        """
+        if arm is None or arm.beside:
             return False
         before = self.may_win(arm, cells)
         best = self._best.setdefault(arm.label, {})

@@ -142,7 +142,7 @@ def space_for(definition: StudyDefinition, capabilities: Capabilities, fitting: 
             )
             for c in named
         ]
-    return Space(tuple(arms), definition.space)
+    return Space(tuple(arms), definition.space, combines=capabilities.combines)
 
 
 def why_nothing(model: Model, capabilities: Capabilities, fitting: Sequence[Candidate]) -> str:

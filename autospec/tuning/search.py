@@ -3,8 +3,9 @@
 Predictions come first: the search launches what is expected to beat everything so far, and drafts whose costs are too
 uncertain to rule them out. For draftings without a trusted prediction, one cell leads each trial, in turn: its Optuna study
 proposes a drafting, and all cells measure it. The space's leaders are the first such trials. A draft that was so slow that
-no other setting of it can win is not launched again. The search ends when nothing is worth a launch, when the trials or its
-share of the budget are spent, or when nothing has improved in any cell for a while.
+no other setting of it can win is not launched again. Several modes together are launched if the prediction expects a gain;
+or, where there is no prediction, if each of them gains alone in a cell. The search ends when nothing is worth a launch, when
+the trials or its share of the budget are spent, or when nothing has improved in any cell for a while.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from autospec.drafting import OFF, Drafting
+from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, UnsupportedError
 from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell import CellRun, TuneStep, geometric_mean, mean_log_ratio
 from autospec.tuning.context import TuneContext
-from autospec.tuning.forecast import Forecast
+from autospec.tuning.forecast import MOST_TOGETHER, Forecast
 from autospec.tuning.paired_runner import Measured
 from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
@@ -96,13 +97,13 @@ class Search:
             if drafting is None:
                 break
             self._known.add(drafting)
-            arm = self._space.arm_of(drafting)
-            if arm is not None and arm.label in self._dead_arms:
+            if self._is_dead(drafting):
                 continue
             done += 1
             begun = self._now()
             self._try(drafting, active, done)
             self._trial_s.append(self._now() - begun)
+        self._try_together(done)
         self._confirm()
         for cell in self._cells:
             cell.searched = True
@@ -114,13 +115,50 @@ class Search:
             if promising is not None:
                 return promising
         open_arms = {a for a in self._space.arms if self._is_open(a, active)}
-        if not open_arms:
-            return None
-        while leaders:
+        while leaders and open_arms:
             drafting = leaders.pop(0)
             if drafting not in self._known and self._space.arm_of(drafting) in open_arms:
                 return drafting
+        together = self._together(active)
+        if together is not None or not open_arms:
+            return together
         return leader.study.propose(self._known, lambda d: self._space.arm_of(d) in open_arms)
+
+    def _try_together(self, done: int) -> None:
+        """Once the trials or the patience are spent: several modes together, as long as time allows."""
+        active = [c for c in self._cells if not self._hopeless(c)]
+        while self._time_for_another() and (drafting := self._together(active)) is not None:
+            self._known.add(drafting)
+            done += 1
+            begun = self._now()
+            self._try(drafting, active, done)
+            self._trial_s.append(self._now() - begun)
+
+    def _together(self, active: Sequence[CellRun]) -> Drafting | None:
+        """The best drafting with a model and the best draft-free one of a cell together, without a trusted prediction for it.
+
+        Each gains alone there: it was launched, or is draft-free and predicted. Those that gain most come first.
+        """
+        if not self._space.combines or sum(bool(d.beside) for d in self._known) >= MOST_TOGETHER:
+            return None
+        found: dict[Drafting, float] = {}
+        for cell in active:
+            alone = {d: v for d, v in cell.trial_values.items() if v > 1.0 + _PROGRESS and not d.beside}
+            models = {d: v for d, v in alone.items() if not d.mode.draft_free}
+            free = {d: v for d, v in alone.items() if d.mode.draft_free}
+            free |= self._forecast.draft_free(cell, self._dead_arms) if self._forecast is not None else {}
+            free = {d: v for d, v in free.items() if v > 1.0 + _PROGRESS and d.mode is not Mode.PROMPT_LOOKUP}
+            if models and free:
+                model, beside = _best_of(models), _best_of(free)
+                found[replace(model, beside=(beside,))] = models[model] * free[beside]
+        wanted = [
+            d
+            for d in found
+            if d not in self._known
+            and not self._is_dead(d)
+            and not (self._forecast is not None and self._forecast.trusts(d))
+        ]
+        return max(wanted, key=lambda d: (found[d], d.key)) if wanted else None
 
     def _is_open(self, arm: Arm, active: Sequence[CellRun]) -> bool:
         """Whether an arm is searched by trials: it has no trusted prediction, and no launch has ruled it out."""
@@ -393,6 +431,10 @@ class Search:
             for measured in self._context.pairing.block(again, drafting, Phase.SEARCH, 0):
                 pairs[measured.task.cell_key][measured.task.prompt_id] = measured
 
+    def _is_dead(self, drafting: Drafting) -> bool:
+        arm = self._space.arm_of(drafting)
+        return arm is not None and arm.label in self._dead_arms
+
     def _bury(self, drafting: Drafting) -> None:
         # The mode in this build, or the draft model, failed permanently: other parameters would fail, too.
         arm = self._space.arm_of(drafting)
@@ -402,3 +444,7 @@ class Search:
     def _step(self, phase: str, drafting: Drafting, number: int, done: int, todo: int) -> None:
         left_s = self._context.budget.until_end_s
         self._progress.step(TuneStep(phase, drafting, number, self._definition.trials, done, todo, left_s))
+
+
+def _best_of(values: Mapping[Drafting, float]) -> Drafting:
+    return max(values, key=lambda d: (values[d], d.key))

@@ -1,15 +1,15 @@
 """The space of draftings: what may be tried, and how Optuna's parameters become a drafting.
 
-An *arm* is a mode, with its draft model if it has one. Optuna chooses the arm and then only that arm's own parameters, so a
+An *arm* is a mode, with its draft model if it has one, and the draft-free modes beside it. Optuna chooses the arm and then only that arm's own parameters, so a
 trial never has a p-min for an n-gram mode. All drafts of a mode share its parameters: a good n_max for one draft is a good
-guess for another.
+guess for another. Optuna proposes no modes beside a draft model: such draftings come from the best ones of single modes.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any, Protocol
@@ -52,7 +52,7 @@ class _Chooser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A mode, and the draft model if it has one."""
+    """A mode, the draft model if it has one, and the draft-free modes beside it."""
 
     mode: Mode
     draft: str | None = None  # path of the draft model
@@ -60,23 +60,29 @@ class Arm:
     takes_p_min: bool = True
     only: tuple[int, float | None] | None = None  # n_max and p_min, if the backend drafts with no others
     file: DraftFile | None = None  # the draft's identity, if known
+    beside: tuple[Mode, ...] = ()
 
     @property
     def label(self) -> str:
         """The value of the arm parameter: readable, and unique among a study's arms by the draft's identity."""
-        if self.draft is None:
-            return str(self.mode)
-        known_by = self.draft if self.file is None else self.file.identity
-        digest = hashlib.sha256(known_by.encode()).hexdigest()[:4]
-        return f"{self.mode} {PurePath(self.draft).name.removesuffix('.gguf')} #{digest}"
+        own = str(self.mode)
+        if self.draft is not None:
+            known_by = self.draft if self.file is None else self.file.identity
+            digest = hashlib.sha256(known_by.encode()).hexdigest()[:4]
+            own = f"{self.mode} {PurePath(self.draft).name.removesuffix('.gguf')} #{digest}"
+        return " + ".join([own, *self.beside])
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Everything that one study may try: the arms, in the order of their first trials, and the ranges."""
+    """Everything that one study may try: the arms of single modes, in the order of their first trials, and the ranges.
+
+    `combines` is True if a launch can draft with the mode of one arm and the draft-free modes of others beside it.
+    """
 
     arms: tuple[Arm, ...]
     definition: SpaceDefinition
+    combines: bool = False
 
     @property
     def drafts(self) -> DraftFiles:
@@ -139,7 +145,7 @@ class Space:
                 return self._with_model(arm, n_max, p_min, n_min)
 
     def parameters(self, drafting: Drafting) -> dict[str, Any]:
-        """Optuna's parameters for a drafting of this space: the reverse of `suggest`.
+        """Optuna's parameters for a drafting of this space: the reverse of `suggest`; none with modes beside a draft model.
 
         Raises:
             ValueError: The drafting has no arm here.
@@ -149,6 +155,8 @@ class Space:
         arm = self.arm_of(drafting)
         if arm is None:
             raise ValueError(f"{drafting.label} is not in this space")
+        if drafting.beside:
+            return {}
         searched = {"n_max", "p_min", "ngram_n", "ngram_m"} & set(drafting.parameters())
         if drafting.p_min:
             searched.add("n_min")
@@ -214,8 +222,16 @@ class Space:
         ]
 
     def arm_of(self, drafting: Drafting) -> Arm | None:
-        """The arm of a drafting; ``None`` for off."""
-        return next((a for a in self.arms if (a.mode, a.draft) == (drafting.mode, drafting.draft)), None)
+        """The arm of a drafting; ``None`` for off, and for what this space cannot try."""
+        arm = next((a for a in self.arms if (a.mode, a.draft) == (drafting.mode, drafting.draft)), None)
+        beside = tuple(d.mode for d in drafting.beside)
+        if arm is None or not beside:
+            return arm
+        return (
+            replace(arm, beside=beside)
+            if self.combines and {a.mode for a in self.arms}.issuperset(beside)
+            else None
+        )
 
     def _labels(self) -> list[str]:
         return [_OFF_ARM, *(a.label for a in self.arms)]

@@ -266,9 +266,11 @@ class CellStudy:
 
     def start(self, drafting: Drafting, predicted: Mapping[str, float] | None = None) -> Ask:
         """Ask the study for a trial with this drafting; `predicted` is kept as an attribute of the trial."""
-        self._study.enqueue_trial(self._space.parameters(drafting), skip_if_exists=False)
+        if parameters := self._space.parameters(drafting):
+            self._study.enqueue_trial(parameters, skip_if_exists=False)
         trial = self._study.ask()
-        self._space.suggest(trial)  # Optuna stores an enqueued parameter only once it is suggested
+        if parameters:
+            self._space.suggest(trial)  # Optuna stores an enqueued parameter only once it is suggested
         trial.set_user_attr("drafting", drafting.to_json())
         trial.set_user_attr("protocol", self._protocol)
         trial.set_user_attr("draft_id", self.draft_id(drafting))

@@ -122,6 +122,9 @@ def test_an_old_llama_server_takes_limits(stand_in):
     assert body["cache_prompt"]
     limits = ("speculative.n_max=8", "speculative.n_min=0", "speculative.p_min=0.4")
     assert attached.drafting_args("/disk/main.gguf", OLD_DRAFT, NOTHING) == limits
+    simple = Drafting(Mode.NGRAM_SIMPLE, ngram_n=2, ngram_m=8, min_hits=1)
+    with pytest.raises(UnsupportedError, match=r"cannot ask for draft-model .* \+ ngram-simple 2/8"):
+        off.with_drafting(dataclasses.replace(OLD_DRAFT, beside=(simple,)))
     assert attached.drafting_args("/disk/main.gguf", OFF, NOTHING) == ()
 
 

@@ -81,6 +81,15 @@ def test_ngram_map_has_its_own_struct():
     assert fields["speculative.ngram_map_k4v.size_m"] == 16
 
 
+def test_several_modes_are_a_list_of_types():
+    """Each mode's fields stand beside the others'."""
+    mod = Drafting(Mode.NGRAM_MOD, ngram_n=16, n_max=32, n_min=8)
+    fields = drafting_fields(Drafting(Mode.MTP, n_max=3, beside=(mod,)))
+    assert [t["name"] for t in fields["speculative.types"]] == [TYPES[Mode.MTP], TYPES[Mode.NGRAM_MOD]]
+    assert fields["speculative.draft.n_max"] == 3
+    assert fields["speculative.ngram_mod.n_max"] == 32
+
+
 def test_other_backends_modes_are_refused():
     """prompt-lookup is llama-cpp-python's."""
     with pytest.raises(UnsupportedError, match="prompt-lookup"):

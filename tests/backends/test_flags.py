@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from autospec.backends.flags import drafting_args, modes
+from autospec.backends.flags import drafting_args, lists_types, modes
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import UnsupportedError
 from tests.backends.conftest import read_help
@@ -109,6 +111,48 @@ def test_other_draft_models(mode, kind):
         f"--spec-type {kind} --spec-draft-model /d.gguf"
         " --spec-draft-n-max 5 --spec-draft-n-min 0 --spec-draft-p-min 0.0"
     )
+
+
+@pytest.mark.parametrize(
+    ("drafting", "expected"),
+    [
+        (
+            replace(MODEL, beside=(MOD,)),
+            (
+                "--spec-type draft-simple,ngram-mod --spec-draft-model /d.gguf"
+                " --spec-draft-n-max 8 --spec-draft-n-min 1 --spec-draft-p-min 0.75"
+                " --spec-ngram-mod-n-match 24 --spec-ngram-mod-n-max 64 --spec-ngram-mod-n-min 48"
+            ),
+        ),
+        (
+            Drafting(Mode.MTP, n_max=3, beside=(SIMPLE, MOD)),
+            (
+                "--spec-type draft-mtp,ngram-simple,ngram-mod"
+                " --spec-draft-n-max 3 --spec-draft-n-min 0 --spec-draft-p-min 0.0"
+                " --spec-ngram-simple-size-n 12 --spec-ngram-simple-size-m 48 --spec-ngram-simple-min-hits 1"
+                " --spec-ngram-mod-n-match 24 --spec-ngram-mod-n-max 64 --spec-ngram-mod-n-min 48"
+            ),
+        ),
+    ],
+)
+def test_several_modes_are_one_list(drafting, expected):
+    """One `--spec-type`, and each mode's limits under its own flags."""
+    assert args("b11434", drafting) == expected
+
+
+def test_only_a_list_of_types_takes_several(era):
+    """The help says so; other eras refuse with one sentence, before anything starts."""
+    name, text = era
+    together = replace(MODEL, beside=(SIMPLE,))
+    assert lists_types(text) is (name == "b11434")
+    if name == "b11434":
+        assert drafting_args(text, name, together)
+        return
+    with pytest.raises(UnsupportedError) as caught:
+        drafting_args(text, name, together)
+    both = "drafts in one mode at a time, so not with draft-model and ngram-simple together."
+    lacks = Mode.NGRAM_SIMPLE not in modes(text)
+    assert caught.value.message == f"llama-server {name} {'has no mode ngram-simple.' if lacks else both}"
 
 
 def test_mtp_has_no_file():

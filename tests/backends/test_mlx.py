@@ -196,11 +196,24 @@ def test_wrong_arguments(mlx, lab_models, args, error):
         mlx.command(str(lab_models.mlx_tiny), OFF, LaunchSettings(args))
 
 
-def test_there_is_no_p_min(mlx, lab_models):
-    """Refused before anything starts."""
-    with_p_min = Drafting(Mode.DRAFT_MODEL, draft="/d", n_max=4, p_min=0.5)
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        Drafting(Mode.NGRAM_SIMPLE, ngram_n=2, ngram_m=8, min_hits=1),
+        Drafting(Mode.DRAFT_MODEL, draft="/d", n_max=4, p_min=0.5),
+        Drafting(
+            Mode.DRAFT_MODEL,
+            draft="/d",
+            n_max=4,
+            beside=(Drafting(Mode.NGRAM_SIMPLE, ngram_n=2, ngram_m=8, min_hits=1),),
+        ),
+    ],
+    ids=["mode", "p_min", "beside"],
+)
+def test_a_drafting_that_cannot_be(mlx, lab_models, unknown):
+    """No mode without a draft, also not beside one; no p-min."""
     with pytest.raises(UnsupportedError, match=r"mlx_lm\.server does not offer"):
-        mlx.command(str(lab_models.mlx_tiny), with_p_min, SETTINGS)
+        mlx.command(str(lab_models.mlx_tiny), unknown, SETTINGS)
 
 
 def test_what_a_launchs_settings_do_to_its_draft(tmp_path):

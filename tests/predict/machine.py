@@ -86,6 +86,7 @@ class Machine:
         modes: What the build offers.
         main_path: Any other model that is launched is a draft.
         tells_tokens: False for a build that cannot be asked in tokens.
+        combines: True for a build that takes several modes in one launch.
         uncut: True for a main model whose cache cannot be cut: a partly accepted draft is computed again.
         launched: Model and drafting of every launch, in order.
     """
@@ -100,6 +101,7 @@ class Machine:
     modes: frozenset[Mode] = frozenset({Mode.OFF, Mode.DRAFT_MODEL})
     main_path: str = ""
     tells_tokens: bool = True
+    combines: bool = False
     uncut: bool = False
     seed: int = 0
     launched: list[tuple[str, Drafting]] = field(default_factory=list)
@@ -115,7 +117,7 @@ class Machine:
 
     def capabilities(self) -> Capabilities:
         """The modes."""
-        return Capabilities(Build(self.name, "b1", "f" * 8), self.modes)
+        return Capabilities(Build(self.name, "b1", "f" * 8), self.modes, combines=self.combines)
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """A command line that names all of it."""
@@ -249,9 +251,17 @@ class MachineServer:
         most, least = self.drafting.n_max or 1, self.drafting.p_min or 0.0
         fewest = self.drafting.n_min or 0
         total, drafted, accepted, position = 0.0, 0, 0, 1
+        if self.drafting.beside:
+            self._pool = self._pool or pool_of(self.drafting)
+            self._pool.begin(text.prompt_ids)
         while position < n:
-            proposed, right, on_path = 0, 0, True
             limit = min(most, n - position - 1)
+            copied, right = self._copied(text, position)
+            if copied:
+                total += costs.main(copied + 1) + costs.draft(copied + 1)
+                drafted, accepted, position = drafted + copied, accepted + right, position + right + 1
+                continue
+            proposed, right, on_path = 0, 0, True
             miss = position
             while proposed < limit:
                 total += costs.draft(1)
@@ -273,6 +283,19 @@ class MachineServer:
                 total += costs.main(right + 2) + costs.draft(right + 2)
                 position += 1
         return total, drafted, accepted
+
+    def _copied(self, text: Text, position: int) -> tuple[int, int]:
+        """Tokens that the modes beside a draft model propose, and how many of them are right."""
+        room = len(text.answer) - position - 1
+        if self._pool is None or room <= 0:
+            return 0, 0
+        tokens = (*text.prompt_ids, *text.answer)
+        copied = self._pool.draft(tokens, len(text.prompt_ids) + position - 1)[:room]
+        pairs = zip(copied, text.answer[position:], strict=False)
+        right = next((k for k, (own, said) in enumerate(pairs) if own != said), len(copied))
+        if copied:
+            self._pool.accept(right)
+        return len(copied), right
 
     def _tokens_alone(self, text: Text, max_tokens: int) -> tuple[float, int, int]:
         self._pool = self._pool or pool_of(self.drafting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from autospec.backends.flags import WHOLE_BATCHES
+from autospec.backends.llama_cpp.embedded import Embedded
 from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.backends.server import canary
@@ -26,6 +28,7 @@ from autospec.predict.ngram import pool_of, replay_tokens
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.profile import AnswerProfile, Recording
 from autospec.predict.recording import pass_of, record, time_batches
+from autospec.predict.replay import proposals
 from autospec.prompts.suite import Half, load_suite
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
@@ -149,6 +152,60 @@ def test_replayed_counts_are_the_servers(launched, lab_models, recorded, profile
     replay_tokens(pool, first, uncut=uncut)
     counts = [replay_tokens(pool, r, uncut=uncut) for r in recordings]
     assert served(launched(main, simple), asked) == [(c.drafted[0], c.accepted[0]) for c in counts]
+
+
+@contextmanager
+def serving(backend, model: Path, drafting: Drafting = OFF):
+    """One launch, stopped at the end."""
+    server = backend.launch(str(model), drafting, LaunchSettings(ARGS))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+BESIDE = [
+    (Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1),),
+    (Drafting(Mode.NGRAM_MOD, ngram_n=3, n_max=12, n_min=0),),
+    (Drafting(Mode.NGRAM_MAP_K4V, ngram_n=3, ngram_m=6, min_hits=1),),
+    (
+        Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=8, min_hits=1),
+        Drafting(Mode.NGRAM_MOD, ngram_n=4, n_max=16, n_min=2),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "embedded"),
+    [("chain-experts", False), ("chain-sliding", False), ("chain-hybrid", False), ("chain-experts", True)],
+)
+def test_replayed_counts_of_several_modes_are_the_servers(lab_models, request, tmp_path, kind, embedded):
+    """A draft model with n-gram modes beside it, to the token: who is asked first, and what each learns."""
+    backend = (
+        Embedded(tmp_path)
+        if embedded
+        else LlamaServer(request.getfixturevalue("llama_server_binary"), tmp_path)
+    )
+    main, draft, asked = lab_models.path(kind), lab_models.chain_draft, requests()
+    with serving(backend, main) as off:
+        first = record(off.tokens, "first", canary(OFF))
+        recordings = [record(off.tokens, str(n), r) for n, r in enumerate(asked)]
+    with serving(backend, draft) as alone:
+        profiles = pass_of(alone.tokens, recordings, longest=8).profiles
+    uncut = kind in STATES
+    for beside in BESIDE:
+        drafting = Drafting(Mode.DRAFT_MODEL, draft=str(draft), n_max=3, n_min=0, p_min=0.0, beside=beside)
+        pool = pool_of(drafting)
+        replay_tokens(pool, first, uncut=uncut)
+        counts = [
+            replay_tokens(pool, r, uncut=uncut, model=proposals(profiles[r.prompt_id], 3, 0.0, 0))
+            for r in recordings
+        ]
+        with serving(backend, main, drafting) as server:
+            told = served(server, asked)
+        assert told == [(c.drafted[0], c.accepted[0]) for c in counts], drafting.label
+        # The draft was asked, but not for every proposal.
+        assert 0 < sum(c.steps[0] for c in counts) < sum(c.drafted[0] for c in counts)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,46 @@ def test_what_is_computed_again_is_part_of_the_cost(chosen):
     assert hopeful > 1.03 * predicted
 
 
+SIMPLE = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=16, min_hits=1)
+MOD = Drafting(Mode.NGRAM_MOD, ngram_n=3, n_max=12, n_min=0)
+
+
+@pytest.mark.parametrize(
+    "beside", [(SIMPLE,), (MOD,), (MOD, SIMPLE)], ids=lambda own: "+".join(d.mode for d in own)
+)
+@pytest.mark.parametrize("model", [drafting(2), drafting(10)], ids=lambda d: d.label)
+def test_a_draft_is_paid_for_where_it_was_asked_only(model, beside):
+    """With modes beside it: the counts of the machine's own cycles, and the speed within two per cent."""
+    machine = Machine(main_path="main", acceptance=lambda _: 0.7, repeats=0.4, costs=Costs(noise=0.001))
+    predictor, together = surveyed(machine), replace(model, beside=beside)
+    pairs = measured(machine, together)
+    steps = []
+    for pair in pairs:
+        counts, alone = (predictor.counts(CELL, pair.off.prompt_id, d) for d in (together, model))
+        assert counts is not None
+        assert alone is not None
+        assert (counts.drafted[0], counts.accepted[0]) == (pair.drafted.drafted, pair.drafted.accepted)
+        steps.append((counts.steps[0], alone.steps[0]))
+    ours, alone = np.sum(steps, axis=0)
+    assert 0 < ours < alone
+    predicted = predictor.predict(CELL, [model, together])[together].ratio
+    measured_ratio = math.exp(statistics.fmean(p.log_ratio for p in pairs))
+    assert predicted == pytest.approx(measured_ratio, rel=0.02)
+
+
+def test_modes_beside_a_draft_that_was_not_read_are_not_predicted():
+    """Nor one whose own mode is not simulated."""
+    machine = Machine(main_path="main", repeats=0.4)
+    predictor = surveyed(machine)
+    assert predictor.trusts(replace(drafting(), beside=(MOD,)))
+    for unknown in (
+        replace(drafting(), draft="other", beside=(MOD,)),
+        Drafting(Mode.MTP, n_max=2, beside=(MOD,)),
+    ):
+        assert not predictor.covers(unknown)
+        assert predictor.predict(CELL, [unknown]) == {}
+
+
 def test_one_launch_corrects_the_others():
     """A launch takes 15 % longer than its batches: after one launch, the others are predicted better."""
     machine = Machine(main_path="main", costs=Costs(noise=0.001))

@@ -32,6 +32,7 @@ EACH_MODE = [
         for mode in (Mode.NGRAM_SIMPLE, Mode.NGRAM_MAP_K, Mode.NGRAM_MAP_K4V)
     ),
     Drafting(Mode.NGRAM_MOD, ngram_n=16, n_max=32, n_min=0),
+    Drafting(Mode.MTP, n_max=2, beside=(Drafting(Mode.NGRAM_MOD, ngram_n=16, n_max=32, n_min=0),)),
 ]
 
 
@@ -60,13 +61,23 @@ def test_flags_that_were_not_recorded_are_an_error():
     assert "autospec tune" in raised.value.hint
 
 
-@pytest.mark.parametrize("drafting", EACH_MODE, ids=lambda d: str(d.mode))
+@pytest.mark.parametrize("drafting", EACH_MODE, ids=lambda d: d.label)
 def test_the_embedded_backend_gets_the_flags_of_a_llama_server_of_its_era(drafting):
     """The same that the real help of b11434 gives; the embedded backend itself has fields and no flags."""
     text = (Path(__file__).parents[1] / "backends" / "help" / "b11434.txt").read_text(encoding="utf-8")
     expected = flags.drafting_args(parse(text), "b11434", drafting)
     r = recommendation(backend="embedded", drafting=drafting, evidence={"args": ['{"model.path": "x"}']})
     assert drafting_args(r) == expected
+
+
+def test_several_modes_are_one_key():
+    """A comma-separated list in a preset, and one word of a command."""
+    r = recommendation(backend="embedded", drafting=EACH_MODE[-1], evidence={})
+    section = parsed(preset_text([r]).text)["Main-7B-Q4_K_M-coding"]
+    assert section["spec-type"] == "draft-mtp,ngram-mod"
+    assert (section["spec-draft-n-max"], section["spec-ngram-mod-n-max"]) == ("2", "32")
+    command = yaml.safe_load(llama_swap_text([r]).text)["models"]["Main-7B-Q4_K_M-coding"]["cmd"]
+    assert shlex.split(command)[shlex.split(command).index("--spec-type") + 1] == "draft-mtp,ngram-mod"
 
 
 def test_prompt_types_that_agree_give_one_answer():

@@ -62,6 +62,20 @@ def test_one_kind_of_traffic_gets_its_drafting():
     assert part.saved_s == pytest.approx(2.0 * 1800 / 15.0 * (1 - 1 / 1.8))
 
 
+def test_modes_beside_a_draft_are_another_launch():
+    """The same draft with and without an n-gram mode beside it: two launches with two gains, and never mixed up."""
+    both = replace(CODER, beside=(LOOKUP,))
+    entries = tuple(possible(d, "alpha-1b.gguf") for d in (OFF, CODER, both))
+    advice = {PromptType.CODING: Advice(both, 2.4, 15.0, {CODER: 1.8})}
+    demand = needs(possible=entries, advice=advice, tokens_per_s={PromptType.CODING: 2.0})
+    part = make_plan([demand], AMPLE).models[0]
+    assert part.launches == (both,)
+    assert part.routes[PromptType.CODING].drafting == both
+    running = make_plan([replace(demand, running=(CODER,))], Capacity(MAIN_BYTES + DRAFT_BYTES + CACHE_BYTES))
+    assert running.models[0].starts == (both,)
+    assert running.models[0].stops == (CODER,)
+
+
 def test_twins_where_memory_allows_and_each_type_to_its_own():
     """Half wants drafting and half must not have it: two launches of one file."""
     part = make_plan([needs()], AMPLE).models[0]

@@ -101,6 +101,7 @@ class SimulatedBackend:
     noise: float = 0.005  # standard deviation of the log of a time
     modes: frozenset[Mode] = frozenset({Mode.OFF, Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE})
     per_request: bool = False
+    combines: bool = False
     before_launch: Callable[[Drafting], None] = lambda _: None
     before_answer: Callable[[SimulatedServer, str], None] = lambda _server, _text: None
     clock: FakeClock = field(default_factory=FakeClock)
@@ -119,7 +120,7 @@ class SimulatedBackend:
     def capabilities(self) -> Capabilities:
         """The modes."""
         build = Build(self.name, "b1", "f" * 8)
-        return Capabilities(build, self.modes, drafting_per_request=self.per_request)
+        return Capabilities(build, self.modes, drafting_per_request=self.per_request, combines=self.combines)
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """A command line with all of the drafting's values."""

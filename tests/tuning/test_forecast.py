@@ -242,3 +242,64 @@ def test_drafting_free_modes_are_predicted_too(request_):
     assert recommendation.verdict is Verdict.ENABLE
     assert recommendation.drafting.mode.draft_free
     assert recommendation.evidence["prediction"]["step_ms"] == 0
+
+
+REPEATS = {Mode.OFF, Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE}
+
+
+def test_several_modes_are_launched_where_they_are_expected_to_win(request_):
+    """Text that repeats itself and a draft that is often right: the n-gram mode copies, the draft does the rest."""
+    backend = machine(
+        request_,
+        acceptance=lambda _: 0.8,
+        costs=WAITS_FOR_MEMORY,
+        repeats=0.5,
+        modes=frozenset(REPEATS),
+        combines=True,
+    )
+    recommendation, _ = tune(request_, backend)
+    assert recommendation.verdict is Verdict.ENABLE
+    assert [d.mode for d in recommendation.drafting.parts] == [Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE]
+    prediction = recommendation.evidence["prediction"]
+    assert prediction["break_even"] is None
+    checks = [c for c in prediction["checks"] if "parts" in c["drafting"]]
+    assert checks
+    for check in checks:
+        assert check["measured"] == pytest.approx(check["predicted"], rel=0.1)
+    together = [d for d in dict.fromkeys(backend.main_launches()) if d.beside]
+    assert 1 <= len(together) <= 3
+    single = next(i for i, d in enumerate(backend.main_launches()) if d.beside)
+    assert single >= 1, "a single mode is launched first"
+
+
+@pytest.mark.parametrize(("repeats", "combines"), [(0.0, True), (0.5, False)])
+def test_several_modes_are_not_launched_for_nothing(request_, repeats, combines):
+    """Nothing repeats; or the build takes one mode at a time."""
+    backend = machine(
+        request_,
+        acceptance=lambda _: 0.8,
+        costs=WAITS_FOR_MEMORY,
+        repeats=repeats,
+        modes=frozenset(REPEATS),
+        combines=combines,
+    )
+    recommendation, _ = tune(request_, backend)
+    assert recommendation.verdict is Verdict.ENABLE
+    assert not any(d.beside for d in backend.main_launches())
+
+
+def test_a_head_that_cannot_be_predicted_gets_an_n_gram_mode_beside_it(request_):
+    """MTP is measured, n-grams are predicted: if both gain, they are launched together."""
+    request_ = replace(request_, model=replace(request_.model, mtp_layers=1), models=())
+    backend = machine(
+        request_,
+        acceptance=lambda _: 0.8,
+        costs=WAITS_FOR_MEMORY,
+        repeats=0.6,
+        modes=frozenset({Mode.OFF, Mode.MTP, Mode.NGRAM_SIMPLE}),
+        combines=True,
+    )
+    recommendation, _ = tune(request_, backend)
+    assert [d.mode for d in recommendation.drafting.parts] == [Mode.MTP, Mode.NGRAM_SIMPLE]
+    together = [d for d in dict.fromkeys(backend.main_launches()) if d.beside]
+    assert 1 <= len(together) <= 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -107,3 +108,50 @@ def test_the_leader_is_asked_the_prompts_that_it_was_not_asked(request_):
     for recommendation in result.values():
         assert recommendation.drafting.n_max != 4
         assert recommendation.speedup == pytest.approx(1.6, rel=0.02)
+
+
+def both_gain(drafting: Drafting, text: str) -> float:
+    """For coding a draft gains 40 %, n-grams 30 %, both together 70 %; for writing the draft alone is best."""
+    model = drafting.mode is Mode.DRAFT_MODEL
+    if "coding" in text:
+        return 1.7 if drafting.beside else 1.4 if model else 1.3
+    return 1.2 if drafting.beside else 1.5 if model else 0.9
+
+
+def test_several_modes_are_launched_where_each_gained_alone(request_):
+    """Without prediction: few launches after those of single modes, proven where they win, and not where they lose."""
+    backend = SimulatedBackend(both_gain, combines=True)
+    result = tune(request_, backend)
+    coding, writing = result[PromptType.CODING], result[PromptType.WRITING]
+    assert [d.mode for d in coding.drafting.parts] == [Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE]
+    assert coding.speedup == pytest.approx(1.7, rel=0.02)
+    assert writing.drafting.mode is Mode.DRAFT_MODEL
+    assert not writing.drafting.beside
+    order = [bool(d.beside) for d in dict.fromkeys(backend.launched) if not d.is_off]
+    assert 1 <= sum(order) <= 3
+    assert sum(not together for together in order[: order.index(True)]) >= 2
+
+
+def test_several_modes_stay_known_when_the_tune_goes_on(request_):
+    """Interrupted in its proof, the next run neither searches again nor launches another combination."""
+    backend = SimulatedBackend(both_gain, combines=True)
+    tune(request_, backend)
+    asked = len([1 for _, d, _ in backend.asked if d.beside])
+    stopped = interrupted_at(len(backend.asked) - asked // 4)
+    stopped.speedup, stopped.combines = both_gain, True
+    again = replace(request_, storage=f"{request_.storage}-again")
+    with pytest.raises(KeyboardInterrupt):
+        tune(again, stopped)
+    second = SimulatedBackend(both_gain, combines=True)
+    result = tune(again, second)
+    assert result[PromptType.CODING].drafting.beside
+    assert {d for d in second.launched if d.beside} <= {d for d in stopped.launched if d.beside}
+
+
+@pytest.mark.parametrize(("speedup", "combines"), [(both_gain, False), (one_is_hopeless, True)])
+def test_several_modes_are_not_launched_blindly(request_, speedup, combines):
+    """A build that takes one type, or modes of which one gains nothing."""
+    alone = speedup if not combines else lambda d, t: 0.95 if d.mode.draft_free else speedup(d, t)
+    backend = SimulatedBackend(alone, combines=combines)
+    tune(request_, backend)
+    assert not any(d.beside for d in backend.launched)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -186,3 +187,42 @@ def test_a_study_from_before_n_min_was_searched_goes_on(tmp_path: Path):
         study.start(proposed).complete(1.0, {})
         known.add(proposed)
     assert len(study.tried()) == 9
+
+
+MOD = Drafting(Mode.NGRAM_MOD, ngram_n=24, n_max=64, n_min=48)
+TOGETHER = Drafting(Mode.DRAFT_MODEL, draft="/a/draft.gguf", n_max=8, n_min=0, p_min=0.0, beside=(MOD,))
+
+
+def test_several_modes_are_an_arm_of_their_own():
+    """What happens to them says nothing about the arms of the single modes."""
+    space = replace(SPACE, combines=True)
+    arm = space.arm_of(TOGETHER)
+    assert arm is not None
+    assert arm.label == f"{SPACE.arms[0].label} + ngram-mod"
+    assert arm not in space.arms
+    assert space.arm_of(replace(TOGETHER, beside=())) == SPACE.arms[0]
+    assert SPACE.arm_of(TOGETHER) is None, "the build takes one mode"
+    assert replace(space, arms=SPACE.arms[:1]).arm_of(TOGETHER) is None, "the study has no ngram-mod"
+
+
+def test_a_trial_of_several_modes_is_kept_and_not_taught(tmp_path: Path):
+    """The sampler proposes none, so such a trial has no parameters; the study keeps its value all the same."""
+    space = replace(SPACE, combines=True)
+    cell = Cell(
+        ModelRef("m", "/m.gguf", "f"), PromptType.CODING, Build("simulated", "b1", "f" * 8),
+        Hardware(id="h", chip="Test", memory_bytes=1 << 30, cores=2, os="linux"),
+    )  # fmt: skip
+    study = CellStudy(
+        cell, open_storage(f"sqlite:///{tmp_path / 's.db'}"), load_definition("default"), space, "p"
+    )
+    study.start(MOD).complete(1.1, {})
+    study.start(TOGETHER).complete(1.4, {})
+    study.start(replace(TOGETHER, beside=())).complete(1.2, {})
+    assert [(t.drafting, t.value) for t in study.tried()] == [
+        (MOD, 1.1), (TOGETHER, 1.4), (replace(TOGETHER, beside=()), 1.2),
+    ]  # fmt: skip
+    proposed = study.propose({MOD, TOGETHER})
+    assert proposed is not None
+    assert not proposed.beside
+    study.note_drafting("winner", TOGETHER)
+    assert study.noted_drafting("winner", 0.0) == TOGETHER

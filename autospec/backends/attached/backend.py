@@ -267,7 +267,8 @@ def _drafting_fields(found: FoundServer, drafting: Drafting) -> Mapping[str, Any
     """The fields of a request that set a drafting; `UnsupportedError` if this kind of server has none."""
     if drafting.is_off:
         return _OFF_LIMITS if found.sets is Sets.LIMITS else {}
-    if drafting.mode is not Mode.DRAFT_MODEL or drafting.draft is None or found.sets is Sets.NOTHING:
+    settable = drafting.mode is Mode.DRAFT_MODEL and drafting.draft is not None and not drafting.beside
+    if not settable or found.sets is Sets.NOTHING:
         raise UnsupportedError(
             f"A request to the attached {found.kind} cannot ask for {drafting.label}.",
             "autospec tune with --backend llama-server or mlx finds the flags for starting a server. "
@@ -285,7 +286,7 @@ def _drafting_fields(found: FoundServer, drafting: Drafting) -> Mapping[str, Any
             + (f" and p_min {found.only[1]:g}." if found.only[1] is not None else "."),
             "A request cannot change that.",
         )
-    return {"draft_model": model_name(drafting.draft, found)}
+    return {"draft_model": model_name(str(drafting.draft), found)}
 
 
 def _headers() -> dict[str, str]:

@@ -193,33 +193,39 @@ def drafting_fields(drafting: Drafting) -> Fields:
     """
     if drafting.is_off:
         return {}
-    kind = TYPES.get(drafting.mode)
-    if kind is None:
-        raise UnsupportedError(f"The embedded backend has no mode {drafting.mode}.")
-    fields: Fields = {"speculative.types": [{"enum": "common_speculative_type", "name": kind}]}
+    types = []
+    fields: Fields = {}
+    for part in drafting.parts:
+        if part.mode not in TYPES:
+            raise UnsupportedError(f"The embedded backend has no mode {part.mode}.")
+        types.append({"enum": "common_speculative_type", "name": TYPES[part.mode]})
+        fields |= _parameter_fields(part)
+    return {"speculative.types": types, **fields}
+
+
+def _parameter_fields(drafting: Drafting) -> Fields:
     match drafting.mode:
         case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
             sizes = f"speculative.{str(drafting.mode).replace('-', '_')}"
-            fields |= {
+            return {
                 f"{sizes}.size_n": drafting.ngram_n,
                 f"{sizes}.size_m": drafting.ngram_m,
                 f"{sizes}.min_hits": drafting.min_hits,
             }
         case Mode.NGRAM_MOD:
-            fields |= {
+            return {
                 "speculative.ngram_mod.n_match": drafting.ngram_n,
                 "speculative.ngram_mod.n_max": drafting.n_max,
                 "speculative.ngram_mod.n_min": drafting.n_min or 0,
             }
         case _:
-            fields |= {
+            file = {} if drafting.draft is None else {"speculative.draft.mparams.path": drafting.draft}
+            return {
                 "speculative.draft.n_max": drafting.n_max,
                 "speculative.draft.n_min": drafting.n_min or 0,
                 "speculative.draft.p_min": drafting.p_min or 0.0,
+                **file,
             }
-            if drafting.draft is not None:
-                fields["speculative.draft.mparams.path"] = drafting.draft
-    return fields
 
 
 _CHILD = ("-m", "autospec.backends.llama_cpp.embedded_child")
@@ -289,9 +295,10 @@ class Embedded:
 
     def _fields(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> Fields:
         abilities = self.capabilities()
-        if drafting.mode not in abilities.modes:
+        lacking = [part.mode for part in drafting.parts if part.mode not in abilities.modes]
+        if lacking:
             raise UnsupportedError(
-                f"The embedded backend {abilities.build.version} has no mode {drafting.mode}.",
+                f"The embedded backend {abilities.build.version} has no mode {lacking[0]}.",
                 f"It offers: {', '.join(sorted(abilities.modes))}.",
             )
         return {
@@ -336,5 +343,7 @@ def _probe(state_dir: Path) -> _Wheel:
     )
     notes = (NGRAM_CACHE_NOTE,) if "COMMON_SPECULATIVE_TYPE_NGRAM_CACHE" in told["types"] else ()
     build = Build("embedded", version, fingerprint)
-    abilities = Capabilities(build, frozenset(modes), tells_drafts=facts.tells_drafts, notes=notes)
+    abilities = Capabilities(
+        build, frozenset(modes), tells_drafts=facts.tells_drafts, notes=notes, combines=True
+    )
     return _Wheel(abilities, devices)

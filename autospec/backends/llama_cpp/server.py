@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autospec.backends import binaries
 from autospec.backends.binaries import list_devices
-from autospec.backends.flags import NGRAM_CACHE_NOTE, HelpText, drafting_args, modes
+from autospec.backends.flags import NGRAM_CACHE_NOTE, HelpText, drafting_args, lists_types, modes
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST
 from autospec.backends.protocol import Capabilities, LaunchSettings
@@ -64,6 +64,7 @@ class LlamaServer:
             modes=modes(probe.help),
             tells_drafts=probe.tells_drafts,
             notes=tuple(notes),
+            combines=lists_types(probe.help),
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:

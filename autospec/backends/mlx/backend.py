@@ -179,10 +179,10 @@ class Mlx:
         """See `autospec.backends.protocol.Backend`."""
         if drafting.is_off:
             return ()
-        if drafting.mode is not Mode.DRAFT_MODEL or drafting.n_min or drafting.p_min:
+        if drafting.mode is not Mode.DRAFT_MODEL or drafting.n_min or drafting.p_min or drafting.beside:
             raise UnsupportedError(
                 f"mlx_lm.server does not offer {drafting.label}.",
-                "It drafts with a draft model and a number of tokens, and has no p-min and no n-min.",
+                "It drafts with a draft model and a number of tokens, and has no p-min, no n-min and no n-gram modes.",
             )
         if why := self._cannot_rewind(model_path):
             raise UnsupportedError(

@@ -55,9 +55,10 @@ class MlxServer(LaunchedServer):
         """A view on this process for another number of tokens. Another draft needs a launch: it reloads both models."""
         if drafting == self.drafting and not self.unused:
             return self
-        if self.drafting.is_off or (drafting.mode, drafting.draft) != (
+        if self.drafting.is_off or (drafting.mode, drafting.draft, drafting.beside) != (
             self.drafting.mode,
             self.drafting.draft,
+            (),
         ):
             return None
         view = copy.copy(self)
