@@ -1,4 +1,4 @@
-"""Runs surveys (`autospec.daemon.work_finder`) as child processes, keeps the last answer, and decides when to look again."""
+"""Runs `autospec.daemon.work_finder` as a child process, keeps its last answer, and decides when to run it again."""
 
 from __future__ import annotations
 
