@@ -28,7 +28,7 @@ from autospec.tuning.resume import (
 from autospec.tuning.space import Arm, Space
 from autospec.tuning.study import CellStudy, open_storage
 from tests.report.samples import HERE, recommendation
-from tests.tuning.test_loop import request_with
+from tests.tuning.test_run import request_with
 
 CELL = Cell(
     ModelRef("main", "/m/main.gguf", "f1"), PromptType.CODING, Build("llama-server", "b1", "p1"), HERE

@@ -144,7 +144,7 @@ class Mlx:
         if not package.cache_matches_key:
             notes.append(
                 f"The prompt cache of {package.build.version} can give wrong text after a drafted request. So drafting "
-                f"needs {' '.join(_NO_CACHE)}, and every turn of a long chat is computed from its beginning."
+                f"needs {' '.join(_NO_CACHE)}, and the server computes the whole chat again for every turn."
             )
         if not package.tells_drafts:
             notes.append("This mlx-lm does not report how many drafted tokens were accepted.")
