@@ -219,7 +219,7 @@ def _methodology(
         )
     if p_min:
         sentences.append(
-            f"The draft model stops proposing when a token's probability is below {p_min[0]:g} (p-min); n-min is 0."
+            f"The draft model stops proposing when a token's probability is below {p_min[0]:g} (p-min); draft-min is 0."
         )
     off_texts = {r.completion.text for r in measured if r.drafting.is_off}
     drafted = [r for r in measured if not r.drafting.is_off]

@@ -182,7 +182,7 @@ class Mlx:
         if drafting.mode is not Mode.DRAFT_MODEL or drafting.n_min or drafting.p_min:
             raise UnsupportedError(
                 f"mlx_lm.server does not offer {drafting.label}.",
-                "It drafts with a draft model and a number of tokens, and has no p-min and no n-min.",
+                "It drafts with a draft model and a number of tokens, and has no p-min and no draft-min.",
             )
         if why := self._cannot_rewind(model_path):
             raise UnsupportedError(
