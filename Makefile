@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 help:
 	@sed -n '2,5s/^# *//p' Makefile
 
-# Stamps say what the environment holds; each is made anew when pyproject.toml changes.
+# Stamps say what the environment holds; each is made again when pyproject.toml changes.
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "autospec needs Python 3.11 or newer, and none was found on PATH." \
 		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }

@@ -99,7 +99,7 @@ class Drafting:
         allowed = _PARAMETERS[self.mode]
         for name, value in self.parameters().items():
             if name not in allowed:
-                raise ValueError(f"{self.mode} takes no {name}")
+                raise ValueError(f"the mode {self.mode} has no {name}")
             if isinstance(value, int) and value < (0 if name == "n_min" else 1):
                 raise ValueError(f"{name} must be at least {0 if name == 'n_min' else 1}, not {value}")
         for name in allowed:
@@ -107,7 +107,7 @@ class Drafting:
             if name in _OPTIONAL or (self.mode is Mode.MTP and name == "draft"):
                 continue
             if getattr(self, name) is None:
-                raise ValueError(f"{self.mode} needs {name}")
+                raise ValueError(f"the mode {self.mode} needs {name}")
         if self.p_min is not None and not 0.0 <= self.p_min <= 1.0:
             raise ValueError(f"p_min must be between 0 and 1, not {self.p_min}")
         if self.n_min is not None and self.n_max is not None and self.n_min > self.n_max:

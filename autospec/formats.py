@@ -121,7 +121,7 @@ def ruled_out_because(found: Mapping[str, Any]) -> str:
     """
     accepted, even = found["acceptance"], found["break_even"]
     share = "it proposes nothing" if accepted is None else f"acceptance {accepted:.2f}"
-    needed = "no acceptance would pay" if even >= 1.0 else f"break-even {even:.2f}"
+    needed = "no acceptance rate would pay" if even >= 1.0 else f"break-even {even:.2f}"
     # Evidence of earlier versions lacks it.
     prompt = ", and prompts are slower" if found.get("by_prompt") else ""
     return f"{share}, {needed}{prompt}"

@@ -43,10 +43,10 @@ class Settings:
     # fmt: off
     home: Path | None = field(metadata=_key("path", "One folder for config, state, cache and logs.", in_file=False))
     config_file: Path = field(metadata=_key("path", "The config file.", in_file=False))
-    state_dir: Path = field(metadata=_key("path", "Folder for recommendations and studies."))
+    state_dir: Path = field(metadata=_key("path", "Folder for recommendations, studies and the logs of servers."))
     cache_dir: Path = field(metadata=_key(
-        "path", "Folder for data that can be rebuilt: model metadata, recorded texts."))
-    log_dir: Path = field(metadata=_key("path", "Folder for server logs and crash reports."))
+        "path", "Folder for data that can be rebuilt, such as model metadata."))
+    log_dir: Path = field(metadata=_key("path", "Folder for the logs of daemon and proxy, and for crash reports."))
     model_dirs: tuple[Path, ...] = field(default=(), metadata=_key(
         "paths", "More folders to search for models, besides the known caches."))
     storage: str = field(metadata=_key("text", "SQLAlchemy URL of the database."))

@@ -51,14 +51,14 @@ def test_off_is_the_contract_s_smallest_object():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"mode": Mode.OFF, "n_max": 3}, "takes no n_max"),
+        ({"mode": Mode.OFF, "n_max": 3}, "has no n_max"),
         ({"mode": Mode.DRAFT_MODEL, "n_max": 3}, "needs draft"),
         ({"mode": Mode.DRAFT_MODEL, "draft": "d", "n_max": 0}, "at least 1"),
         ({"mode": Mode.DRAFT_MODEL, "draft": "d", "n_max": 2, "n_min": 3}, "above n_max"),
         ({"mode": Mode.DRAFT_MODEL, "draft": "d", "n_max": 2, "p_min": 1.5}, "between 0 and 1"),
         (
             {"mode": Mode.NGRAM_SIMPLE, "ngram_n": 3, "ngram_m": 3, "min_hits": 1, "p_min": 0.5},
-            "takes no p_min",
+            "has no p_min",
         ),
     ],
 )

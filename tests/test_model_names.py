@@ -90,7 +90,7 @@ def test_an_ambiguous_name_is_refused_in_the_same_words(find: Callable[[str], st
     with pytest.raises(ModelChoiceError) as caught:
         find("qwen3-8b")
     assert caught.value.message == ("qwen3-8b could be any of 2 models:\n  Qwen3-8B-Q4_K_M\n  Qwen3-8B-Q8_0")
-    assert caught.value.hint == "Use more of the name, or the path."
+    assert caught.value.hint == "Give more of the name, or the path."
 
 
 @pytest.mark.parametrize("find", PATHS)

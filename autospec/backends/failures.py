@@ -159,7 +159,7 @@ def classify(ended: Ended, log: Sequence[str], *, out_of_memory_kills: int = 0) 
     if ended.signal == signal.SIGILL:
         return Failure(
             "crash",
-            "The server died of an instruction that this processor does not have: it was built for another processor, or "
+            "The server crashed on an instruction that this processor does not have: it was built for another processor, or "
             "its compiler made a mistake.",
             "Install a build for this machine. To build your own, use cmake with -DGGML_NATIVE=OFF; or, if the processor "
             "has AMX and the compiler is GCC, CXXFLAGS=-mno-amx-tile.",

@@ -120,8 +120,8 @@ def sweep_orphans(state_dir: Path) -> list[str]:
             record.remove(state_dir)
             if ended:
                 told.append(
-                    f"Ended {Path(record.command[0]).name} (process {', '.join(map(str, ended))}), "
-                    f"which an autospec that was killed left running since {record.started_at}."
+                    f"Ended {Path(record.command[0]).name} (process {', '.join(map(str, ended))}), running since "
+                    f"{record.started_at}: the autospec that started it was killed."
                 )
     _prune_logs(state_dir)
     return told

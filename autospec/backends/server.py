@@ -222,7 +222,7 @@ class LlamaHttpServer(LaunchedServer):
             if slots or drafted:
                 raise SpeculationInactiveError(
                     f"{build} drafts although drafting is off.",
-                    "Take the speculation flags out of the server arguments.",
+                    "Remove the drafting flags from the server arguments.",
                 )
             return
         if drafted or drafting.mode.draft_free:
@@ -234,7 +234,7 @@ class LlamaHttpServer(LaunchedServer):
     def _inactive(self, build: str, log: tuple[str, ...]) -> SpeculationInactiveError:
         reason = speculation_refused(log)
         return SpeculationInactiveError(
-            f"{build} runs without speculation although {self.drafting.label} was asked for"
+            f"{build} does not draft although {self.drafting.label} was asked for"
             + (f" ({reason})." if reason else "."),
             "autospec drafts --model … lists the drafts that fit."
             if self.drafting.draft
@@ -285,7 +285,7 @@ def start_child(
             raise
         else:
             return server
-    raise BackendError("No port could be taken.")  # unreachable: the last attempt returns or raises
+    raise BackendError("No free port was found.")  # unreachable: the last attempt returns or raises
 
 
 def canary(drafting: Drafting) -> Request:

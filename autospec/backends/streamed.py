@@ -273,4 +273,4 @@ class StreamedClient(JsonClient):
                 "The server may not be OpenAI-compatible.",
             ) from error
         # A server that dies closes its socket. For a stream without a length that looks like its end.
-        raise self._broken(f"{self._name} cut its answer off.")
+        raise self._broken(f"{self._name} ended its answer too early.")

@@ -105,7 +105,7 @@ class HttpTokens:
     def _ids(self, answer: Any) -> tuple[int, ...]:
         found = self._read(answer, "tokens", list)
         if not all(isinstance(i, int) for i in found):
-            raise RequestError("The server's tokens are not ids.")
+            raise RequestError("The server's token ids are not whole numbers.")
         return tuple(found)
 
     @staticmethod

@@ -211,10 +211,10 @@ def _cache_mismatch(main: Model, draft: Model) -> str:
 def _too_large(main: Model, draft: Model) -> str:
     ours, theirs = main.bytes_per_token, draft.bytes_per_token
     if theirs >= ours:
-        return f"is no smaller than the main model: it reads {gigabytes(theirs)} per token, and that {gigabytes(ours)}"
+        return f"is not smaller than the main model: it reads {gigabytes(theirs)} per token, the main model {gigabytes(ours)}"
     return (
-        f"is not much smaller than the main model: it reads {gigabytes(theirs)} per token of that one's {gigabytes(ours)}, "
-        f"and {MAX_RELATIVE_COST:.0%} is the most at which a draft can pay"
+        f"is not much smaller than the main model: it reads {gigabytes(theirs)} per token, the main model {gigabytes(ours)}, "
+        f"and a draft cannot pay if it reads more than {MAX_RELATIVE_COST:.0%} of that"
     )
 
 
@@ -222,16 +222,16 @@ def _head_mismatch(main: Model, draft: Model) -> str:
     head = draft.head
     assert head is not None
     if main.head is not None:
-        return "is a draft head, and so is the main model"
+        return "is a draft head, and the main model is a draft head too"
     if head.hidden_size and main.embedding_length and head.hidden_size != main.embedding_length:
         return (
             f"is a draft head for a main model with hidden size {head.hidden_size}, "
-            f"and this one has {main.embedding_length}"
+            f"and this main model has {main.embedding_length}"
         )
     if head.target_layers and main.layers and max(head.target_layers) > main.layers:
         return (
             f"is a draft head that reads layer {max(head.target_layers)}, "
-            f"and the main model has {main.layers}"
+            f"and the main model has {main.layers} layers"
         )
     same = draft.architecture.removesuffix("-assistant") == main.architecture
     if head.kind == "mtp" and not same:
@@ -267,7 +267,7 @@ def _own_mtp(main: Model) -> Candidate:
         )  # fmt: skip
     layers = f"{main.mtp_layers} MTP layer{'s' if main.mtp_layers > 1 else ''}"
     note = "" if main.architecture in _MTP_ARCHITECTURES else (
-        f"; llama.cpp up to b11434 is not known to run those of {main.architecture}"
+        f"; llama.cpp up to b11434 is not known to run the MTP layers of {main.architecture}"
     )  # fmt: skip
     return Candidate(
         main, Mode.MTP, fits=True, own_layers=True,

@@ -128,7 +128,7 @@ def read_gguf(path: Path) -> Model:
     declared = max(first.number("split.count"), 1)
     if declared != len(paths):
         raise ModelFileError(
-            f"{path} is one part of a model split in {declared}, and its name does not say so.",
+            f"{path} is one of the {declared} parts of a split model, and its file name does not say so.",
             "Rename the parts to NAME-00001-of-0000N.gguf.",
         )
     return _model(paths, headers, first)

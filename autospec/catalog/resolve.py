@@ -71,7 +71,7 @@ def ambiguous(name: str, labels: Iterable[str]) -> ModelChoiceError:
         lines.append(f"  and {more} more")
     return ModelChoiceError(
         f"{name} could be any of {len(labels)} models:\n" + "\n".join(lines),
-        "Use more of the name, or the path.",
+        "Give more of the name, or the path.",
     )
 
 

@@ -82,7 +82,7 @@ def _head_mismatch(main: Model, draft: Model, ours: Vocabulary, theirs: Vocabula
     if theirs.kind != NO_TOKENS:
         return _size_mismatch(ours, theirs) or _texts_mismatch(main, draft, ours, theirs)
     if draft.draft_kind in ("dflash", "dspark"):
-        return 'has the tokenizer "none", and with it no mask token, which llama.cpp puts into each block to be filled'
+        return 'has the tokenizer "none", and therefore no mask token, which llama.cpp puts into each block to be filled'
     if theirs.size < ours.size:
         return f"holds token ids below {theirs.size} only, and the main model has {ours.size} tokens"
     return ""

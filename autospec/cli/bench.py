@@ -29,7 +29,7 @@ __all__ = ["command"]
     multiple=True,
     default=(8, 4),
     show_default=True,
-    help="Most draft tokens per step; may be repeated.",
+    help="Most draft tokens per cycle; may be repeated.",
 )
 @click.option(
     "--p-min",
@@ -214,12 +214,12 @@ def _methodology(
     ]
     if groups[0].backend == "mlx":
         sentences.append(
-            "That clock starts with the first token, and with drafting the first step yields up to n more tokens: for "
+            "That clock starts with the first token, and with drafting the first cycle yields up to n more tokens: for "
             "short answers compare whole requests."
         )
     if p_min:
         sentences.append(
-            f"The draft model stops proposing when its probability falls below {p_min[0]:g} (p-min); n-min is 0."
+            f"The draft model stops proposing when a token's probability is below {p_min[0]:g} (p-min); draft-min is 0."
         )
     off_texts = {r.completion.text for r in measured if r.drafting.is_off}
     drafted = [r for r in measured if not r.drafting.is_off]

@@ -59,7 +59,7 @@ def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any)
     from autospec.store.reader import read_recommendations
 
     if shell.json and form in _CONFIGURATIONS:
-        raise UsageError(f"--json and --format {form} exclude each other.", "Leave one out.")
+        raise UsageError(f"--json and --format {form} cannot be used together.", "Leave one out.")
     if output is not None and form not in _FILES:
         raise UsageError(
             f"--output works with {' and '.join(_FILES)}, not with {form}.",
@@ -89,7 +89,7 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
         # Do not pipe another machine's flags and paths into a server unless the user asks for them.
         machines = sorted({s.hardware.id for s in selection.stored})
         raise NothingKnownError(
-            "Nothing was measured on this machine for this.",
+            "No results of this machine match.",
             f"Run `autospec tune`, or use the results of another machine with --hardware {machines[0]}.",
         )
     from autospec.formats import likely_words

@@ -141,7 +141,7 @@ def logs(shell: Shell, *, follow: bool, lines: int) -> int | None:
     service = _service(shell)
     if shell.json:
         if follow:
-            raise UsageError("--json and --follow exclude each other.", "Leave one out.")
+            raise UsageError("--json and --follow cannot be used together.", "Leave one out.")
         shell.emit({"schema": 1, "lines": list(service.tail(lines))})
         return None
     if service.supervisor.name == "launchd" and not service.definition.log.exists():

@@ -240,9 +240,9 @@ def _clock(seconds: float) -> str:
 def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     """Measure where speculative decoding pays, and write recommendations.
 
-    Searches over draft models, draft-max, p-min and the draft-free modes on one half of the prompts, then proves the
-    best on the other half, in pairs with a baseline without drafting. Ctrl-C keeps the results; run the command again to
-    continue. Arguments after -- go to every server, e.g. -- -ngl 99 -c 32768 --jinja.
+    Searches over draft models, draft-max, p-min and the n-gram modes on one half of the prompts, then proves the best
+    on the other half, in pairs with and without drafting. Ctrl-C keeps the results; run the command again to continue.
+    Arguments after -- go to every server, e.g. -- -ngl 99 -c 32768 --jinja.
 
     \b
     Examples:

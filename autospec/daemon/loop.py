@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autospec.daemon.finder_process import Outlook
 from autospec.daemon.listening import Listening, Peer
 from autospec.daemon.policy import RunDecision, decide, is_loaded, policy_of
 from autospec.daemon.probes import ClientActivity, Probes
@@ -24,7 +25,6 @@ from autospec.daemon.proxy_child import ProxyChild
 from autospec.daemon.state import Memory
 from autospec.daemon.tune_process import TuneOutcome, TuneProcess, tune_command
 from autospec.daemon.work import Clock, JumpWatch, WorkItem
-from autospec.daemon.work_queue import Outlook
 from autospec.errors import LaunchError
 from autospec.service.control import Notifier
 from autospec.settings import Settings

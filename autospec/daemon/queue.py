@@ -242,7 +242,7 @@ def _closed(model: Tunable, found: KnownCell | None, effort: Effort) -> Later | 
     if found is not None and not found.borrowed and found.recommendation.status is Status.PROVEN:
         return Later(LaterReason.PROVEN, "proven")
     if not model.drafts and not model.modes:
-        words = "no draft model fits, and this build has none of the study's draft-free modes"
+        words = "no draft model fits, and this build has none of the study's n-gram modes"
         return Later(LaterReason.NOTHING_TO_TRY, words)
     if effort.steps >= _MAX_STEPS:
         words = f"measured {effort.steps} times without a clear answer; it waits until something changes"

@@ -109,7 +109,7 @@ def disturbed(
     if state.changed:
         return f"During the measurement {state.changed}."
     if previous is not None and (change := _change(previous, state)):
-        return f"Since the measurement before, {change}."
+        return f"Since the previous measurement, {change}."
     slack = limits.slack_core_s / state.window_s if state.window_s > 0 else 0.0
     if state.other_load - slack > max(limits.other_load, limits.other_share * state.cores):
         return f"Other processes used {state.other_load:.1f} of {state.cores} cores."

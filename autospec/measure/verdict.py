@@ -200,12 +200,16 @@ def decide(
     if verdict is Verdict.ENABLE and not (
         evidence.representative or _outweighs(view, estimate, rule) or last
     ):
-        verdict, final, reason = Verdict.UNDECIDED, False, f"{reason}, with other prompts still to be asked"
+        verdict, final, reason = (
+            Verdict.UNDECIDED,
+            False,
+            f"{reason}, but other prompts have not been asked yet",
+        )
     if final and not (evidence.both_orders or last):
         verdict, final, reason = (
             Verdict.UNDECIDED,
             False,
-            f"{reason}, so far with one order of off and drafting",
+            f"{reason}, but so far one order of off and drafting only",
         )
     if not final and view.settled and evidence.both_orders and _hopeless(evidence, rounds, rule):
         final, reason = True, f"{reason}, and more rounds of these prompts would not decide it"

@@ -180,12 +180,12 @@ def _messages(value: Any, place: str) -> tuple[dict[str, Any], ...]:
         silent = content is None and role == "assistant" and message.get("tool_calls")
         if not silent and "content" not in message:
             raise SuiteError(
-                f'{where} has no "content".', "Only an assistant message with tool_calls may lack it."
+                f'{where} has no "content".', 'Only an assistant message with tool_calls may lack "content".'
             )
         if not silent and not isinstance(content, str):
             raise SuiteError(
                 f'{where}: "content" must be a string.',
-                "Only an assistant message with tool_calls may have null; lists of parts are not supported.",
+                "Only an assistant message with tool_calls may have null as content; lists of parts are not supported.",
             )
     return messages
 

@@ -85,11 +85,13 @@ def _overall(r: Recommendation) -> list[str]:
         f"{r.verdict.capitalize()}: {r.model} on {r.backend} {r.backend_build}, {kind}. {_sentence(r.reason)}"
     ]
     if r.verdict is Verdict.UNDECIDED:
-        lines.append("While undecided, drafting stays off: wrong drafting costs more than a missed gain.")
+        lines.append(
+            "While the verdict is undecided, drafting stays off: a wrong enable costs more than a missed gain."
+        )
     if likely := likely_words(r):
         chance = r.evidence[LIKELY].get("chance")
         known = (
-            f"; the probability of a sufficient gain is {chance:.1%}"
+            f"; the chance that its gain exceeds the threshold is {chance:.1%}"
             if isinstance(chance, int | float)
             else ""
         )
@@ -166,14 +168,14 @@ def _generation(
         "break_even_acceptance": round(break_even, 4),
     }
     lines.append(
-        f"A pass of the main model verified {proposals:.1f} proposals and yielded {per_pass:.2f} tokens instead of 1."
-        f" With its proposals it took as much time as {cost:.2f} tokens without drafting."
+        f"Each cycle verified {proposals:.1f} proposals and yielded {per_pass:.2f} tokens instead of 1."
+        f" A cycle took as much time as {cost:.2f} tokens without drafting."
     )
     if break_even > 1:
-        lines.append("At that cost it would be slower even if every proposal were accepted.")
+        lines.append("At that cost drafting would be slower even if every proposal were accepted.")
     elif break_even > 0:
         lines.append(
-            f"With this many proposals it breaks even at an acceptance rate of about {break_even:.0%};"
+            f"With this many proposals drafting breaks even at an acceptance rate of about {break_even:.0%};"
             f" {accepted / proposed:.0%} were accepted."
         )
     return lines
@@ -399,7 +401,7 @@ def _by_position(prediction: Mapping[str, Any]) -> list[str]:
     if not places:
         return []
     shown = ", ".join(f"{k}: {places[k - 1]:.0%}" for k in _PLACES if k <= len(places))
-    return [f"Share of passes that accepted the proposal at each position: {shown}."]
+    return [f"Share of cycles that accepted the proposal at each position: {shown}."]
 
 
 def _curve(prediction: Mapping[str, Any]) -> list[str]:
@@ -416,7 +418,7 @@ def _curve(prediction: Mapping[str, Any]) -> list[str]:
     bound = (
         "One more token in a batch is nearly free here: reading the weights limits the speed."
         if rise < _NEARLY_FREE
-        else f"The first proposal adds {rise:.0%} to a pass: computing limits the speed here, not only reading the weights."
+        else f"The first proposal adds {rise:.0%} to the time of a batch: computing limits the speed here, not only reading the weights."
     )
     even = prediction.get("break_even")
     lines = [f"{text}.", bound]
@@ -424,10 +426,12 @@ def _curve(prediction: Mapping[str, Any]) -> list[str]:
         lines.append(str(refused))
     if even is not None and even <= 1:
         lines.append(
-            f"With {len(verify) - 1} proposals per pass it breaks even at an acceptance rate of {even:.0%}."
+            f"With {len(verify) - 1} proposals per cycle drafting breaks even at an acceptance rate of {even:.0%}."
         )
     elif even is not None:
-        lines.append(f"With {len(verify) - 1} proposals per pass it would not pay even if all were accepted.")
+        lines.append(
+            f"With {len(verify) - 1} proposals per cycle drafting would not pay even if all were accepted."
+        )
     return lines
 
 

@@ -269,7 +269,7 @@ def _group(data: Any, where: str) -> RunGroup:
         raise StudyFileError(f"{where}: runs_tps must be speeds above 0, e.g. [75.5, 75.1], not {runs!r}.")
     command = data.get("command", [])
     if not all(isinstance(word, str) for word in command):
-        raise StudyFileError(f"{where}: command must be a list of texts, not {command!r}.")
+        raise StudyFileError(f"{where}: command must be a list of strings, not {command!r}.")
     return RunGroup(
         backend=data["backend"],
         build=data.get("build", ""),

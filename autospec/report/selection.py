@@ -73,9 +73,7 @@ class Selection:
     def foreign_note(self) -> str:
         """One sentence if other machines answer although they were not asked for; else empty."""
         machines = sorted({s.hardware.id for s in self.stored})
-        text = (
-            f"nothing was measured on this machine for this; these results come from {', '.join(machines)}."
-        )
+        text = f"no results of this machine match; these come from {', '.join(machines)}."
         return text if self.foreign else ""
 
     def document(self) -> dict[str, Any]:

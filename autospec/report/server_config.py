@@ -250,7 +250,9 @@ def _options(args: Sequence[str]) -> dict[str, str]:
     for flag, values in options_in(args):
         stray = values[1:] if flag else values
         if stray:
-            raise AutospecError(f"{stray[0]!r} cannot be written into a preset: it belongs to no flag.")
+            raise AutospecError(
+                f"{stray[0]!r} cannot be written into a preset: it does not belong to a flag."
+            )
         options[flag.lstrip("-")] = values[0] if values else "true"
     return options
 

@@ -130,9 +130,7 @@ def choose_study(studies: list[StudySummary], text: str) -> StudySummary:
     if not found:
         raise NothingKnownError(f"No study matches {text!r}.", "`autospec studies list` shows all.")
     names = "\n".join(f"  {s.name}" for s in found[:20])
-    raise UsageError(
-        f"{text!r} matches {len(found)} studies:\n{names}", "Give more of the name, or its last word."
-    )
+    raise UsageError(f"{text!r} matches {len(found)} studies:\n{names}", "Give more of the name.")
 
 
 def trial_from_json(data: dict[str, Any]) -> TrialSummary:

@@ -265,7 +265,7 @@ class TuneSession:
             cells.append(CellRun(cell, study, tune_prompts, prove, shapes=self._shapes(cell, capabilities)))
         if not cells:
             raise BusyError(
-                "Another autospec is measuring these cells, from another machine like this one.",
+                "An autospec on another machine of the same kind is measuring these cells.",
                 "Wait for it to finish; its results are kept in the same database.",
             )
         self.store.drafts = space.drafts
@@ -302,7 +302,9 @@ class TuneSession:
         if self.request.again:
             finished = history.remeasurement().finished
             if finished:
-                self.tell(f"{cell.prompt_type}: already measured again; the interrupted rest continues.")
+                self.tell(
+                    f"{cell.prompt_type}: already measured again before the interruption; the other prompt types continue."
+                )
             return not finished
         names = history.opens_for(cell.news, drafts)
         why = history.why_open(names, cell.news, drafts)

@@ -335,7 +335,7 @@ class Proof:
         if cell.rounds <= seen and decision.verdict is Verdict.ENABLE:
             # An earlier tune spent this look's share of the error rate. New pairs count at the next look.
             last = cell.rounds >= rule.looks[-1]
-            reason = f"{decision.reason}, at a look that was taken before"
+            reason = f"{decision.reason}, but an earlier tune already took this look"
             decision = replace(decision, verdict=Verdict.UNDECIDED, final=last, reason=reason)
         if seen < cell.rounds:
             cell.note_look()

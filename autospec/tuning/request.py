@@ -149,7 +149,7 @@ def why_nothing(model: Model, capabilities: Capabilities, fitting: Sequence[Cand
     """Why nothing can be tried for this model with this build."""
     build = f"{capabilities.build.backend} {capabilities.build.version}"
     if not fitting:
-        return f"No draft model fits {model.name} and {build} offers none of the study's draft-free modes."
+        return f"No draft model fits {model.name} and {build} offers none of the study's n-gram modes."
     return f"{build} offers none of the study's modes."
 
 

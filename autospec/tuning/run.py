@@ -263,9 +263,9 @@ class Tuning:
             return False
         cell.stands = None
         self._save(store, proof, cell)
-        stays = "the baseline" if proof.tried.is_off else proof.tried.label
+        stays = "off" if proof.tried.is_off else proof.tried.label
         self.progress.tell(
-            f"{cell.prompt_type}: {' and '.join(cell.opened_for)} did not beat {stays}; the earlier proof stays."
+            f"{cell.prompt_type}: no gain over {stays} with {' and '.join(cell.opened_for)}; the earlier proof stays."
         )
         return True
 

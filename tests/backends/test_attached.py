@@ -73,7 +73,7 @@ def test_lm_studio_takes_the_draft_with_the_request(stand_in):
 def test_a_draft_that_proposes_nothing_is_not_measured(stand_in):
     """LM Studio may ignore a draft that does not fit."""
     attached = Attached(stand_in(LM_STUDIO, "dead-draft").url)
-    with pytest.raises(SpeculationInactiveError, match="runs without speculation although"):
+    with pytest.raises(SpeculationInactiveError, match="does not draft although"):
         attached.launch(MAIN, LM_DRAFT, NOTHING)
 
 
@@ -93,7 +93,7 @@ def test_another_number_of_tokens_cannot_be_asked_for(stand_in):
 
 def test_a_model_that_it_does_not_list(stand_in):
     """Named, with those that it lists."""
-    with pytest.raises(UnsupportedError, match=r"no model that is Llama\.gguf; it lists qwen2\.5-7b"):
+    with pytest.raises(UnsupportedError, match=r"does not list Llama\.gguf; it lists qwen2\.5-7b"):
         Attached(stand_in(LM_STUDIO).url).command("/m/Llama.gguf", OFF, NOTHING)
 
 
@@ -198,7 +198,7 @@ def test_of_several_presets_of_a_file_the_one_that_does_not_draft(stand_in):
 @pytest.mark.parametrize(
     ("path", "error", "said"),
     [
-        ("/m/nobody.gguf", UnsupportedError, r"router has no model that is nobody\.gguf; it has main, small"),
+        ("/m/nobody.gguf", UnsupportedError, r"router does not have nobody\.gguf; it has main, small"),
         ("/models/same.gguf", UnsupportedError, "under several names: same-a, same-b"),
         ("/models/main.gguf", LaunchError, "router does not load main"),
     ],
@@ -276,7 +276,7 @@ def test_server_arguments_make_no_sense(stand_in):
     """It runs already; the context that tune adds by itself is passed over."""
     attached = Attached(stand_in(LM_STUDIO).url)
     attached.command(MAIN, OFF, LaunchSettings(("-c", "4096")))
-    with pytest.raises(UsageError, match="-ngl cannot be given to a server that runs already"):
+    with pytest.raises(UsageError, match="-ngl cannot be given to a server that is already running"):
         attached.command(MAIN, OFF, LaunchSettings(("-c", "4096", "-ngl", "99")))
 
 
@@ -346,7 +346,7 @@ def test_a_real_router(router_by_hand, lab_models):
         attached.launch(str(drafted), OFF, NOTHING)
     running = attached.as_it_runs().launch(str(drafted), OFF, NOTHING)
     assert running.complete(QUESTION).predicted_tokens > 0
-    with pytest.raises(UnsupportedError, match="router has no model that is other"):
+    with pytest.raises(UnsupportedError, match="router does not have other"):
         attached.launch("/m/other.gguf", OFF, NOTHING)
 
 

@@ -93,13 +93,13 @@ def test_dies_at_first_request(launched):
 @pytest.mark.parametrize("drafting", [MODEL, NGRAM])
 def test_runs_without_speculation(launched, drafting):
     """What the slots deny is not measured under its name."""
-    with pytest.raises(SpeculationInactiveError, match="runs without speculation although"):
+    with pytest.raises(SpeculationInactiveError, match="does not draft although"):
         launched("slots-say-no", drafting=drafting)
 
 
 def test_a_draft_model_that_never_proposes(launched):
     """Slots that say yes are not enough for a draft model without a least probability."""
-    with pytest.raises(SpeculationInactiveError, match="runs without speculation"):
+    with pytest.raises(SpeculationInactiveError, match="does not draft"):
         launched("never-drafts", drafting=MODEL)
 
 

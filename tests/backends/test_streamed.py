@@ -281,14 +281,14 @@ def test_a_refusal(server, client):
 def test_a_stream_that_ends_early_is_no_answer(server, client, kept):
     """Also where all the text has come: without its end nobody knows."""
     server.script.append((200, SSE, events(GOOD[:kept], done=False)))
-    with pytest.raises(RequestError, match="mlx cut its answer off"):
+    with pytest.raises(RequestError, match="mlx ended its answer too early"):
         client.complete(QUESTION)
 
 
 def test_an_end_without_a_reason_is_no_answer(server, client):
     """A server may send [DONE] from a ``finally``."""
     server.script.append((200, SSE, events(GOOD[:3])))
-    with pytest.raises(RequestError, match="mlx cut its answer off"):
+    with pytest.raises(RequestError, match="mlx ended its answer too early"):
         client.complete(QUESTION)
 
 

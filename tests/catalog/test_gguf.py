@@ -200,7 +200,7 @@ class TestSplit:
     def test_renamed_part(self, tmp_path: Path) -> None:
         """A part under another name cannot be loaded by llama.cpp either, and the sentence says why."""
         path = self._split(tmp_path)[0].rename(tmp_path / "renamed.gguf")
-        with pytest.raises(ModelFileError, match="split in 3"):
+        with pytest.raises(ModelFileError, match="one of the 3 parts of a split model"):
             read_gguf(path)
 
 

@@ -138,7 +138,7 @@ def test_what_is_likely_is_said(tuned):
     store.close()
     said = " ".join(run("--model", "main").stdout.split())
     assert (
-        "is likely, +72 %, about 4 more minutes would prove it; the probability of a sufficient gain is 98.7%."
+        "is likely, +72 %, about 4 more minutes would prove it; the chance that its gain exceeds the threshold is 98.7%."
         in said
     )
 

@@ -209,7 +209,7 @@ class TestDrafts:
         result = run(drafts, "--model", "tiny-draft")
         assert result.exit_code == 0
         assert result.stdout.startswith("No draft model fits Tiny-Draft-F16.")
-        assert "is no smaller than the main model" in result.stdout
+        assert "is not smaller than the main model" in result.stdout
 
     def test_nothing_else_there(self, run, models_dir: Path) -> None:
         """A single model on the machine."""

@@ -138,7 +138,7 @@ def test_a_change_of_power_or_heat_disturbs(after: Power, sentence: str):
     state = between(first, replace(last, power=after))
     assert disturbed(state) == f"During the measurement {sentence}."
     before = between(first, last)
-    assert disturbed(replace(state, changed=""), before) == f"Since the measurement before, {sentence}."
+    assert disturbed(replace(state, changed=""), before) == f"Since the previous measurement, {sentence}."
 
 
 def test_a_throttle_counter_that_moved_is_heat_and_no_change():
@@ -169,7 +169,7 @@ def test_rates_of_throttling_are_compared(first: int, second: int, changed: bool
     states = [replace(between(FIRST, LAST), throttles=n) for n in (first, second)]
     assert heat_changed(*states) is changed
     assert heat_changed(*reversed(states)) is changed
-    word = "Since the measurement before, heat slowed the processor." if changed else ""
+    word = "Since the previous measurement, heat slowed the processor." if changed else ""
     assert disturbed(states[1], states[0]) == word
 
 

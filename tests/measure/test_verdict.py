@@ -53,7 +53,7 @@ def test_nothing_is_enabled_before_all_prompts_have_been_asked():
     gain, loss = prompts(0.12, 0.02, 1), prompts(-0.20, 0.02, 1)
     decision = decide_rows(gain, 1, complete=False)
     assert (decision.verdict, decision.final) == (Verdict.UNDECIDED, False)
-    assert "other prompts still to be asked" in decision.reason
+    assert "other prompts have not been asked yet" in decision.reason
     assert decide_rows(loss, 1, complete=False).verdict is Verdict.DISABLE
     assert decide_rows(gain, 1, Rule(looks=(1,)), complete=False).verdict is Verdict.ENABLE
 

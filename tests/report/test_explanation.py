@@ -168,7 +168,7 @@ def test_a_steep_curve_is_called_so():
     """Where the first proposal already costs, the machine computes rather than waits."""
     steep = PREDICTION | {"verify_ms": [100.0, 150.0], "break_even": 1.2}
     text = said(explain(recommendation(evidence={"prediction": steep})))
-    assert "The first proposal adds 50% to a pass" in text
+    assert "The first proposal adds 50% to the time of a batch" in text
     assert "would not pay even if all were accepted" in text
 
 

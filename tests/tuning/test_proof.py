@@ -70,7 +70,7 @@ def test_a_look_is_taken_once():
     assert first.decision.verdict is Verdict.ENABLE
     again = looked_at(1, first.history)
     assert (again.decision.verdict, again.decision.final) == (Verdict.UNDECIDED, False)
-    assert "taken before" in again.decision.reason
+    assert "already took this look" in again.decision.reason
     second = looked_at(2, again.history)
     assert second.decision.verdict is Verdict.ENABLE
     assert looked_at(1, second.history).decision is None

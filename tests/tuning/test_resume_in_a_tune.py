@@ -111,7 +111,7 @@ def test_the_same_winner_needs_no_second_proof(request_):
         first.pairs,
         first.created_at,
     )
-    assert any("slow did not beat draft-model draft" in told for told in progress.told)
+    assert any("no gain over draft-model draft" in told and " with slow;" in told for told in progress.told)
     assert set(second.evidence["basis"]["drafts"].values()) == {"draft", "slow"}
     third, _ = again(request)
     assert not third.launched

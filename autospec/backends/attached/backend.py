@@ -97,7 +97,7 @@ class Attached:
             flag or values[0] for flag, values in options_in(settings.args) if flag not in _IGNORED_SETTINGS
         ]:
             raise UsageError(
-                f"{extra[0]} cannot be given to a server that runs already.",
+                f"{extra[0]} cannot be given to a server that is already running.",
                 "Remove the server arguments.",
             )
         fields = {**_model_field(found, model_path), **_drafting_fields(found, drafting)}
@@ -143,7 +143,9 @@ class Attached:
         name = model_name(model_path, found)
         behind = self._ask(partial(behind_router, name=name), timeout_s)
         if behind is None:
-            raise LaunchError(f"The attached {found.kind} does not load {name}.", "Its log may say why.")
+            raise LaunchError(
+                f"The attached {found.kind} does not load {name}.", "Look in the server's log for the reason."
+            )
         return behind
 
     def _ask(
@@ -219,8 +221,8 @@ class AttachedServer:
             )
         if not self.drafting.is_off and self._found.tells_drafts and not drafted:
             raise SpeculationInactiveError(
-                f"The attached {self._found.kind} runs without speculation although {self.drafting.label} was asked for.",
-                "Its log may say why. The draft's vocabulary must fit the main model.",
+                f"The attached {self._found.kind} does not draft although {self.drafting.label} was asked for.",
+                "Look in the server's log for the reason. The draft's vocabulary must fit the main model.",
             )
 
     def _unlimited(self) -> dict[str, Any]:

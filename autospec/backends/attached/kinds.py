@@ -150,7 +150,7 @@ def model_name(path: str, found: FoundServer) -> str:
         if PurePath(found.model_file).name != PurePath(path).name:
             raise UnsupportedError(
                 f"The attached llama-server runs {PurePath(found.model_file).name}, not {PurePath(path).name}.",
-                "Choose that model with --model, or start the server with the other.",
+                "Choose that model with --model, or start the server with the other model.",
             )
         return found.models[0] if found.models else ""
     if found.kind is ServerKind.LLAMA_ROUTER:
@@ -164,8 +164,8 @@ def model_name(path: str, found: FoundServer) -> str:
         return fitting[0]
     names = ", ".join(found.models) or "none"
     raise UnsupportedError(
-        f"The attached {found.kind} lists no model that is {PurePath(path).name}; it lists {names}.",
-        "Load it there first, or choose another with --model.",
+        f"The attached {found.kind} does not list {PurePath(path).name}; it lists {names}.",
+        "Load it there first, or choose another model with --model.",
     )
 
 
@@ -189,9 +189,9 @@ def _name_behind_router(path: str, found: FoundServer) -> str:
             "Remove all but one of them from its presets.",
         )
     raise UnsupportedError(
-        f"The attached {found.kind} has no model that is {PurePath(path).name}; "
+        f"The attached {found.kind} does not have {PurePath(path).name}; "
         f"it has {', '.join(found.models) or 'none'}.",
-        "Add the model to its folder or its presets, or choose another with --model.",
+        "Add the model to its folder or its presets, or choose another model with --model.",
     )
 
 
@@ -297,7 +297,7 @@ def _vllm(names: tuple[str, ...], version: Mapping[str, Any]) -> FoundServer:
         models=names,
         notes=(
             "Drafting of vLLM is fixed when it starts. It is measured as it is.",
-            "Its answers tell drafted tokens if it was started with --per-request-spec-decode-metrics summary.",
+            "Its answers report drafted tokens if vLLM was started with --per-request-spec-decode-metrics summary.",
         ),
     )
 

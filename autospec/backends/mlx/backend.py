@@ -144,7 +144,7 @@ class Mlx:
         if not package.cache_matches_key:
             notes.append(
                 f"The prompt cache of {package.build.version} can give wrong text after a drafted request. So drafting "
-                f"needs {' '.join(_NO_CACHE)}, and every turn of a long chat is computed from its beginning."
+                f"needs {' '.join(_NO_CACHE)}, and the server computes the whole chat again for every turn."
             )
         if not package.tells_drafts:
             notes.append("This mlx-lm does not report how many drafted tokens were accepted.")
@@ -182,7 +182,7 @@ class Mlx:
         if drafting.mode is not Mode.DRAFT_MODEL or drafting.n_min or drafting.p_min or drafting.beside:
             raise UnsupportedError(
                 f"mlx_lm.server does not offer {drafting.label}.",
-                "It drafts with a draft model and a number of tokens, and has no p-min, no n-min and no n-gram modes.",
+                "It drafts with a draft model and a number of tokens, and has no p-min, no draft-min and no n-gram modes.",
             )
         if why := self._cannot_rewind(model_path):
             raise UnsupportedError(

@@ -197,7 +197,7 @@ def main(arguments: list[str]) -> int:
     """Load, and answer until killed."""
     options, passed_over = _parser().parse_known_args(arguments)
     if passed_over:
-        print(f"options about serving, ignored: {' '.join(passed_over)}", file=sys.stderr)  # noqa: T201 - the log
+        print(f"ignored these options, which are for a server: {' '.join(passed_over)}", file=sys.stderr)  # noqa: T201 - the log
     loaded = Loaded(options)
     routes: dict[str, Route] = {
         "/encode": loaded.encode,

@@ -1,4 +1,4 @@
-"""Runs surveys (`autospec.daemon.work_finder`) as child processes, keeps the last answer, and decides when to look again."""
+"""Runs `autospec.daemon.work_finder` as a child process, keeps its last answer, and decides when to run it again."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SurveyRun:
         try:
             self.result = json.loads(self._answer)
         except ValueError:
-            self.result = {"error": f"The survey ended with exit code {code} and no output."}
+            self.result = {"error": f"The search for work ended with exit code {code} and no output."}
 
 
 class FileWatch:
@@ -174,7 +174,7 @@ class Outlook:
         try:
             self._survey = SurveyRun(self._memory.to_json(), self._config, self._selector)
         except OSError as error:
-            self._failed(f"The survey could not be started: {error.strerror or error}.")
+            self._failed(f"The search for work could not be started: {error.strerror or error}.")
 
     def take(self) -> Settings | None:
         """Take over a finished survey; returns the settings as they are now, ``None`` if it runs or they are wrong."""
@@ -213,6 +213,6 @@ class Outlook:
 
     def _failed(self, sentence: str) -> None:
         if sentence != self.trouble:
-            self._event(f"The survey failed: {sentence}")
+            self._event(f"The search for work failed: {sentence}")
         self.trouble, self.items, self._next_at = sentence, [], None
         self._look_at_s = self._clock.monotonic() + _AGAIN_S
