@@ -185,10 +185,9 @@ class Demand:
         return asked_s is not None and now_s - asked_s < _OFF_HELD_S
 
     def sleep(self, model: str) -> None:
-        """Remove a model that is no longer in use."""
+        """Remove a model that is no longer in use; what its traffic was like stays known."""
         self._asked_s.pop(model, None)
         self._off_asked_s.pop(model, None)
-        self._beyond_s.pop(model, None)
 
 
 # English text and code have 3 to 4.5 bytes per token with current vocabularies.

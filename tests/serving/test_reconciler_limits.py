@@ -14,6 +14,7 @@ from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.recommendations import LimitCheck, Limits, LimitVerdict
 from autospec.serving.dispatch import Limit, RouteRequest
+from autospec.serving.launch_options import default_temperature
 from autospec.serving.server_pool import ServerLease
 from autospec.serving.supervisor import Supervisor
 from tests.proxy.scene import ALPHA, LOOKUP, FakeMlx, Scene, model, recommend, states, until, wanted
@@ -278,6 +279,40 @@ def test_where_two_servers_do_not_fit_the_better_one_is_kept():
             assert await asked(supervisor, *2 * [wanted()]) == [(OFF, None), (OFF, Limit.CONCURRENT)]
 
     run(scenario())
+
+
+def test_a_model_that_was_unloaded_starts_with_what_its_traffic_needs():
+    """Most of it was beyond the limit, and what it was like is not forgotten: one launch, without drafting."""
+
+    async def scenario():
+        scene = limited(ALONE)
+        scene.limit(400)
+        async with scene.opened() as supervisor:
+            await traffic(scene, supervisor, 10, 8, 500)
+            await until(lambda: [s.drafting for s in scene.backend.running] == [OFF])
+            await later(scene, supervisor, 1000.0)
+            await until(lambda: not scene.backend.running)
+            assert await asked(supervisor, wanted()) == [(OFF, None)]
+            assert [d for _, d, _ in scene.backend.asked] == [LOOKUP, OFF, OFF]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("backend", "args", "temperature"),
+    [
+        ("llama-server", (), 0.8),
+        ("mlx", (), 0.0),
+        ("mlx", ("--temp=0.6",), 0.6),
+        ("llama-server", ("--temp", "0.2", "-t", "1", "--temp", "0.3"), 0.3),
+        ("llama-server", ("--temperature", "1"), 1.0),
+        ("llama-server", ("--temp", "warm"), 0.8),
+        ("llama-server", ("--temp",), 0.8),
+    ],
+)
+def test_the_temperature_of_requests_that_name_none(backend, args, temperature):
+    """The user's last flag, else the server's own default."""
+    assert default_temperature(backend, args) == temperature
 
 
 def test_where_off_does_not_fit_requests_stay():
