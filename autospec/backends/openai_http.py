@@ -81,6 +81,12 @@ class TokenCounts:
     predicted_ms: float | None = None
     drafted: int | None = None
     accepted: int | None = None
+    cached_tokens: int | None = None  # of the prompt
+
+    @property
+    def whole_prompt_tokens(self) -> int | None:
+        """All tokens of the prompt; ``None`` if it is unknown how many were cached."""
+        return None if self.cached_tokens is None else self.prompt_tokens + self.cached_tokens
 
 
 def counts_in_timings(timings: Any) -> TokenCounts | None:
@@ -92,7 +98,10 @@ def counts_in_timings(timings: Any) -> TokenCounts | None:
     if prompt_tokens is None or predicted_tokens is None or prompt_ms is None or predicted_ms is None:
         return None
     drafted, accepted = drafts_in(timings, "draft_n", "draft_n_accepted")
-    return TokenCounts(prompt_tokens, predicted_tokens, prompt_ms, predicted_ms, drafted, accepted)
+    cached_tokens = count_in(timings.get("cache_n"))
+    return TokenCounts(
+        prompt_tokens, predicted_tokens, prompt_ms, predicted_ms, drafted, accepted, cached_tokens
+    )
 
 
 def counts_in_usage(usage: Any) -> TokenCounts | None:
@@ -102,10 +111,17 @@ def counts_in_usage(usage: Any) -> TokenCounts | None:
     prompt_tokens = _first_count(usage, "prompt_tokens", "input_tokens")
     predicted_tokens = _first_count(usage, "completion_tokens", "output_tokens")
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-    cached_tokens = count_in(details.get("cached_tokens") or 0) if isinstance(details, Mapping) else None
+    told = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    cached_tokens = count_in(told or 0) if isinstance(details, Mapping) else None
     if prompt_tokens is None or predicted_tokens is None or cached_tokens is None:
         return None
-    return TokenCounts(max(0, prompt_tokens - cached_tokens), predicted_tokens)
+    cached_tokens = min(cached_tokens, prompt_tokens)
+    # Without details it is unknown how much of the prompt was cached.
+    return TokenCounts(
+        prompt_tokens - cached_tokens,
+        predicted_tokens,
+        cached_tokens=None if told is None else cached_tokens,
+    )
 
 
 def drafts_in(told: Any, drafted: str, accepted: str) -> tuple[int | None, int | None]:

@@ -102,7 +102,24 @@ def _explain(
         if t.drafting is not None
         if (drafting := store.drafts.today(t.drafting, str(t.attributes.get("draft_id") or ""), math.inf))
     ]
-    return explain(r, pairs, own, model=main)
+    return _with_traffic(store, stored, explain(r, pairs, own, model=main))
+
+
+def _with_traffic(store: Store, stored: StoredRecommendation, explained: Explanation) -> Explanation:
+    """The explanation, with how far live traffic falls short of the proof."""
+    from dataclasses import replace
+
+    from autospec.daemon.staleness import gap_of, samples_of
+
+    r = stored.recommendation
+    live = store.samples(
+        since=0.0, model=r.model, backend=r.backend, prompt_type=r.prompt_type, drafting=r.drafting
+    )
+    gap = gap_of(r, samples_of(r, live), store.former_recommendations(stored.cell_key))
+    if gap is None:
+        return explained
+    figures = explained.figures | {"traffic": gap.to_json()}
+    return replace(explained, figures=figures, sentences=(*explained.sentences, gap.sentence))
 
 
 def _counts(pair: Pair, lasts: frozenset[Cause]) -> bool:

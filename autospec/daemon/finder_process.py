@@ -112,6 +112,7 @@ class Outlook:
         items: Steps worth their time, best first.
         later: Cell → why it is not among them, in words.
         later_reasons: Cell → the same as a `LaterReason`.
+        gaps: One sentence for each proof of which live traffic falls short for a known reason.
         notes: One sentence for each missing backend and each database row that was not understood.
         trouble: Why the last survey failed; empty if it did not.
     """
@@ -127,6 +128,7 @@ class Outlook:
         self.items: list[WorkItem] = []
         self.later: dict[str, str] = {}
         self.later_reasons: dict[str, str] = {}
+        self.gaps: list[str] = []
         self.notes: list[str] = []
         self.trouble = ""
         self._memory, self._clock, self._config = memory, clock, config
@@ -202,6 +204,7 @@ class Outlook:
         self.items = [WorkItem.from_json(item) for item in result["items"]]
         self.later, self.later_reasons = result["later"], result["later_reasons"]
         self.notes, self._next_at = result["notes"], result["next_at"]
+        self.gaps = result["gaps"]
         self._looked_s = self._clock.monotonic()
         self._look_at_s = self._looked_s + _EVERY_S
         self._files.watch(result["watch"])

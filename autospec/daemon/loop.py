@@ -137,6 +137,7 @@ class Daemon:
             if self.proxy is None
             else {"pid": self.proxy.pid, "crashes": self.proxy.crashes, "last_end": self.proxy.last_end},
             "trouble": [text for text in (self.outlook.trouble, self.memory.trouble) if text],
+            "gaps": self.outlook.gaps,
             "notes": self.outlook.notes,
             "events": list(self.events),
         }

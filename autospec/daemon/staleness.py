@@ -18,6 +18,10 @@ the ranks *before* the climb, because a change also makes neighbours alike, with
 The stated rate holds for independent and skewed traffic and for an AR(1) of up to 0.8 between requests; `studies/bench/drift.py`
 prints it and the detection delays. It does not hold if conversations of ten or more requests each have their own level, 7 %
 or more apart: a chart of single requests sees those as changes.
+
+Live traffic is also held against the figures of the proof (`gap_of`). The same chart then takes signs instead of ranks: whether a
+block is below the least that the proof lets expect. A sign has a rank's mean and variance if half of the blocks are below, and
+lighter tails, so the same limit raises no more false alarms. Only a shortfall counts: faster than proven is no reason to measure.
 """
 
 from __future__ import annotations
@@ -26,33 +30,49 @@ import bisect
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
+from autospec.formats import counted
 from autospec.measure.measurements import Sample
-from autospec.recommendations import Recommendation, Status
+from autospec.recommendations import CONDITIONS, Recommendation, Status
 
 __all__ = [
     "BLOCK",
     "FALSE_ALARMS_PER_1000",
+    "GAP",
     "BasisChange",
     "Drift",
+    "Gap",
     "RankCusum",
+    "SignCusum",
     "Stale",
     "drift_of",
     "first_change",
+    "gap_of",
     "mark",
+    "samples_of",
     "why_stale",
 ]
+
+# Key of the evidence of a recommendation that is stale because of a gap: what `Gap.to_json` wrote.
+GAP = "gap"
 
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """Why: `cause` is a key of `queue._STALE`, `reason` a clause like "the backend's build changed from b11434 to b11500"."""
+    """Why: `cause` is a key of `queue._STALE`, `reason` a clause like "the backend's build changed from b11434 to b11500".
+
+    `evidence` is added to the recommendation's.
+    """
 
     cause: str
     reason: str
+    evidence: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def why_stale(then: Mapping[str, Any], now: Mapping[str, Any]) -> Stale | None:
@@ -82,6 +102,7 @@ def mark(recommendation: Recommendation, stale: Stale) -> Recommendation:
     evidence = {name: value for name, value in recommendation.evidence.items() if name != "renewing"} | {
         "stale_reason": stale.reason,
         "stale_cause": stale.cause,
+        **stale.evidence,
     }
     return replace(recommendation, status=Status.STALE, evidence=evidence)
 
@@ -172,7 +193,10 @@ class Drift:
 
 
 class RankCusum:
-    """A chart for both directions."""
+    """A chart for both directions.
+
+    Each value is scored by its rank among those before it. `SignCusum` scores it otherwise.
+    """
 
     def __init__(self) -> None:
         self._sorted: list[float] = []
@@ -184,7 +208,6 @@ class RankCusum:
 
     def add(self, value: float) -> int | None:
         """Take the next value; returns the index of the first value since the change at an alarm, else ``None``."""
-        # Ties get the mid-rank, which only makes the chart calmer.
         low = bisect.bisect_left(self._sorted, value)
         high = bisect.bisect_right(self._sorted, value)
         self._sorted[low:low] = [value]
@@ -192,9 +215,8 @@ class RankCusum:
         if n <= _WARM_UP:
             self._up_since = self._down_since = n
             return None
-        rank = (low + high) / 2.0 + 1.0
-        # A rank is uniform on 1…n: mean (n + 1)/2, variance (n² − 1)/12.
-        score = (rank - (n + 1) / 2.0) / math.sqrt((n * n - 1) / 12.0)
+        # Ties get the mid-rank, which only makes the chart calmer.
+        score = self._score(value, (low + high) / 2.0 + 1.0, n)
         self._squares.append(self._squares[-1] + score * score)
         self._products.append(self._products[-1] + score * self._last)
         self._last = score
@@ -204,6 +226,10 @@ class RankCusum:
             if height >= _LIMIT and height >= _LIMIT * self._inflation(since - _WARM_UP):
                 return since
         return None
+
+    def _score(self, _value: float, rank: float, n: int) -> float:
+        """A score of mean 0 and variance 1: a rank is uniform on 1…n, with mean (n + 1)/2 and variance (n² − 1)/12."""
+        return (rank - (n + 1) / 2.0) / math.sqrt((n * n - 1) / 12.0)
 
     def fall_back(self) -> None:
         """Set the chart to zero and keep its values: the coming ranks are as independent as before."""
@@ -220,13 +246,27 @@ class RankCusum:
         return (1.0 + r) / (1.0 - r)
 
 
+class SignCusum(RankCusum):
+    """The same chart of values that are above or below a `reference`, whatever came before."""
+
+    def __init__(self, reference: float) -> None:
+        super().__init__()
+        self._reference = reference
+
+    def _score(self, value: float, _rank: float, _n: int) -> float:
+        return -1.0 if value < self._reference else 1.0
+
+
 def _climb(height: float, score: float, since: int, n: int) -> tuple[float, int]:
     risen = height + score - _REFERENCE
     return (risen, since) if risen > 0 else (0.0, n)
 
 
 def first_change(
-    values: Sequence[float], *, matters: Callable[[float, float], bool] | None = None
+    values: Sequence[float],
+    *,
+    matters: Callable[[float, float], bool] | None = None,
+    chart: RankCusum | None = None,
 ) -> BasisChange | None:
     """The first change of a series in order of time that the chart sees and that matters; ``None`` if there is none.
 
@@ -234,7 +274,7 @@ def first_change(
     or was hidden by many calm values raises it again. `matters` compares two medians; by default 5 % apart.
     """
     matters = matters or (lambda before, after: abs(after - before) > _MATTERS * abs(before))
-    chart = RankCusum()
+    chart = chart or RankCusum()
     for index, value in enumerate(values):
         at = chart.add(value)
         if at is None:
@@ -252,15 +292,232 @@ def drift_of(samples: Iterable[Sample]) -> Drift | None:
     Args:
         samples: In order of time, none older than the recommendation.
     """
-    told = [s for s in samples if s.predicted_tokens >= _MIN_TOKENS and s.predicted_ms > 0][-_NEWEST:]
-    speeds = [1000.0 * s.predicted_tokens / s.predicted_ms for s in told]
-    acceptances = [s.accepted / s.drafted for s in told if s.drafted and s.accepted is not None]
-    for what, values in (("speed", speeds), ("acceptance", acceptances)):
-        if (change := first_change(_blocks(values))) is not None:
+    told = _telling(samples)
+    for what in ("speed", "acceptance"):
+        if (change := first_change(_blocks(_values(what, told)))) is not None:
             return Drift(what, change.before, change.after, BLOCK * (change.seen_at + 1))
     return None
+
+
+def _telling(samples: Iterable[Sample]) -> list[Sample]:
+    """The newest requests that give a speed."""
+    return [s for s in samples if s.predicted_tokens >= _MIN_TOKENS and s.predicted_ms > 0][-_NEWEST:]
+
+
+def _values(what: str, samples: Sequence[Sample]) -> list[float]:
+    """Generation speed in tokens per second, or accepted ÷ drafted tokens, of each request that tells it."""
+    if what == "speed":
+        return [1000.0 * s.predicted_tokens / s.predicted_ms for s in samples]
+    return [s.accepted / s.drafted for s in samples if s.drafted and s.accepted is not None]
 
 
 def _blocks(values: Sequence[float]) -> list[float]:
     whole = len(values) - len(values) % BLOCK
     return [statistics.median(values[i : i + BLOCK]) for i in range(0, whole, BLOCK)]
+
+
+def samples_of(recommendation: Recommendation, samples: Iterable[Sample]) -> list[Sample]:
+    """The requests that a recommendation was used for, none older than it."""
+    since = _seconds(recommendation.created_at)
+    return [
+        s
+        for s in samples
+        if s.at >= since
+        and s.model == recommendation.model
+        and s.backend == recommendation.backend
+        and s.prompt_type is recommendation.prompt_type
+        and s.drafting == recommendation.drafting
+    ]
+
+
+def _seconds(created_at: str) -> float:
+    try:
+        return datetime.fromisoformat(created_at).timestamp()
+    except ValueError:
+        return 0.0
+
+
+# Up to this length of prompt and answer together, attention takes a few percent of a token's time at most, so that requests
+# can be compared with shorter ones. Longer ones are under another condition than the proof's, unless that was as long.
+_SAME_CONTEXT_TOKENS = 1024
+# A condition is named if it is that of at least this share of the requests.
+_WORTH_NAMING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Live traffic falls short of its proof.
+
+    Attributes:
+        what: ``speed`` or ``acceptance``.
+        proven: Tokens per second of generation, or accepted ÷ drafted, in the proof.
+        live: The same, median of the live requests.
+        requests: Number of them.
+        conditions: Clauses on what differs from the proof, the most frequent first; empty if requests under the proof's own
+            conditions fall short, too.
+        compared: How many requests were under the proof's conditions.
+        compared_live: Their median; ``None`` if there were none.
+        baseline: Tokens per second of generation without drafting in the proof, if `what` is ``speed``.
+        known: True if the cell was measured again because of this gap, and the new proof has it too.
+    """
+
+    what: str
+    proven: float
+    live: float
+    requests: int
+    conditions: tuple[str, ...] = ()
+    compared: int = 0
+    compared_live: float | None = None
+    baseline: float | None = None
+    known: bool = False
+
+    @property
+    def reason(self) -> str:
+        """A clause: "live acceptance is 35 %, and 61 % in the proof, over 240 requests"."""
+        what = "generation speed" if self.what == "speed" else "acceptance"
+        live, proven = self._words(self.live), self._words(self.proven)
+        slower = (
+            f" ({self._words(self.baseline)} without drafting)"
+            if self.baseline is not None and self.live < self.baseline
+            else ""
+        )
+        return f"live {what} is {live} over {self.requests} requests, and was {proven} in the proof{slower}"
+
+    @property
+    def sentence(self) -> str:
+        """The gap and what explains it, for people."""
+        said = f"{self.reason[0].upper()}{self.reason[1:]}"
+        if self.known:
+            return f"{said}. It was measured again because of that, and the proof is the same: the traffic differs from the suite."
+        if not self.conditions:
+            return f"{said}. The conditions of the requests do not explain that."
+        alone = (
+            "no request was under the proof's conditions"
+            if self.compared_live is None
+            else f"{counted(self.compared, 'request')} under the proof's conditions: {self._words(self.compared_live)}"
+        )
+        return f"{said}. The conditions of the requests differ: {', '.join(self.conditions)}; {alone}."
+
+    def _words(self, value: float) -> str:
+        return f"{value:.1f} tok/s" if self.what == "speed" else f"{value:.0%}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As evidence, and for `autospec explain --json`."""
+        return {
+            "what": self.what,
+            "proven": round(self.proven, 4),
+            "live": round(self.live, 4),
+            "requests": self.requests,
+            "conditions": list(self.conditions),
+            "baseline": self.baseline,
+            "compared": self.compared,
+            "compared_live": None if self.compared_live is None else round(self.compared_live, 4),
+            "known": self.known,
+        }
+
+
+def gap_of(
+    recommendation: Recommendation, samples: Iterable[Sample], earlier: Iterable[Recommendation] = ()
+) -> Gap | None:
+    """How far the live requests fall short of the proof of their drafting; ``None`` if they do not.
+
+    Generation speed and acceptance are compared, which do not depend on the length of a prompt or of an answer, apart from the
+    depth of the context. A shortfall counts if it is more than 5 % and outside of the proof's own interval.
+
+    Args:
+        recommendation: With an enabled drafting; else there is nothing to compare.
+        samples: The requests that it was used for (`samples_of`), in order of time.
+        earlier: Former recommendations of the cell.
+    """
+    if recommendation.drafting.is_off:
+        return None
+    told = _telling(samples)
+    for what, proven in _proven(recommendation).items():
+        least = proven * (1.0 - _slack(recommendation))
+        same = [s for s in told if not _differences(s, recommendation, what)]
+        found = _shortfall(same, what, least)
+        conditions: tuple[str, ...] = ()
+        if found is None and (found := _shortfall(told, what, least)) is not None:
+            conditions = _named(told, recommendation, what)
+        if found is not None:
+            live, requests = found
+            alike = _values(what, same)
+            median = statistics.median(alike) if alike else None
+            baseline = (
+                _figure(recommendation.evidence.get("decode_baseline_tps")) if what == "speed" else None
+            )
+            gap = Gap(what, proven, live, requests, conditions, len(same), median, baseline)
+            return replace(gap, known=not conditions and _is_known(gap, recommendation, earlier))
+    return None
+
+
+def _proven(recommendation: Recommendation) -> dict[str, float]:
+    """What the proof lets expect of live requests."""
+    figures = {
+        "speed": _figure(recommendation.evidence.get("decode_drafting_tps")),
+        "acceptance": recommendation.acceptance,
+    }
+    return {what: figure for what, figure in figures.items() if figure}
+
+
+def _figure(told: Any) -> float | None:
+    """A number in the evidence; ``None`` for anything else, which imported records may hold."""
+    return float(told) if isinstance(told, int | float) else None
+
+
+def _slack(recommendation: Recommendation) -> float:
+    """The share of a figure by which live requests may be below it: what matters, or the proof's own uncertainty."""
+    speedup, interval = recommendation.speedup, recommendation.speedup_ci
+    unsure = 1.0 - interval[0] / speedup if speedup and interval is not None else 0.0
+    return min(max(_MATTERS, unsure), 1.0)
+
+
+def _shortfall(samples: Sequence[Sample], what: str, least: float) -> tuple[float, int] | None:
+    """The live median since the values are too low, and the number of requests; ``None`` if they are not."""
+    values = _blocks(_values(what, samples))
+    change = first_change(values, matters=lambda _, after: after < least, chart=SignCusum(least))
+    return None if change is None else (change.after, BLOCK * (change.seen_at + 1))
+
+
+def _differences(sample: Sample, recommendation: Recommendation, what: str) -> list[str]:
+    """In what a request's conditions differ from the proof's, as clauses without their number."""
+    proof = recommendation.evidence.get(CONDITIONS)
+    proof = proof if isinstance(proof, dict) else {}
+    temperature = _figure(proof.get("temperature")) or 0.0
+    longest = max(int(_figure(proof.get("context_tokens")) or 0), _SAME_CONTEXT_TOKENS)
+    if sample.concurrent is None or sample.temperature is None or sample.cached_tokens is None:
+        return ["of unknown conditions"]
+    found = []
+    if sample.temperature > temperature:
+        found.append(f"at a temperature above {temperature:g}")
+    if sample.cached_tokens + sample.prompt_tokens + sample.predicted_tokens > longest:
+        found.append(f"of more than {longest} tokens")
+    # The others take time, and change no text.
+    if sample.concurrent > 1 and what == "speed":
+        found.append("beside other requests")
+    return found
+
+
+def _named(samples: Sequence[Sample], recommendation: Recommendation, what: str) -> tuple[str, ...]:
+    """The differences that are frequent, with their share of the requests."""
+    counts = Counter(clause for s in samples for clause in _differences(s, recommendation, what))
+    shares = [(clause, count / len(samples)) for clause, count in counts.most_common()]
+    return tuple(f"{share:.0%} {clause}" for clause, share in shares if share >= _WORTH_NAMING)
+
+
+def _is_known(gap: Gap, recommendation: Recommendation, earlier: Iterable[Recommendation]) -> bool:
+    """True if the same drafting was measured again because of a gap as large as this one.
+
+    The suite is not the traffic: another proof with it would be the same, and so would the gap.
+    """
+    for former in earlier:
+        then = former.evidence.get(GAP)
+        if (
+            isinstance(then, dict)
+            and then.get("what") == gap.what
+            and former.drafting == recommendation.drafting
+            and former.created_at < recommendation.created_at
+            and gap.live >= (_figure(then.get("live")) or math.inf) * (1.0 - _MATTERS)
+        ):
+            return True
+    return False

@@ -53,6 +53,9 @@ def status_lines(document: dict[str, Any]) -> list[str]:
     lines += [f"    {effort_words(key)}: {why}" for key, why in sorted(open_cells.items())[:_QUEUE_SHOWN]]
     if len(open_cells) > _QUEUE_SHOWN:
         lines.append(f"    … and {len(open_cells) - _QUEUE_SHOWN} more (--json has them all)")
+    if gaps := document.get("gaps"):
+        lines.append("Slower than proven:")
+        lines += [f"  {text}" for text in gaps[:_QUEUE_SHOWN]]
     lines.append(
         f"Today it has measured for {duration(document.get('spent_today_s', 0))} of {document.get('budget')}."
     )

@@ -22,7 +22,7 @@ from autospec.catalog.model import Model
 from autospec.catalog.scan import Catalog, scan
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.daemon.queue import KnownCell, order, uses
-from autospec.daemon.staleness import Stale, drift_of, mark, why_stale
+from autospec.daemon.staleness import GAP, Gap, Stale, drift_of, gap_of, mark, samples_of, why_stale
 from autospec.daemon.work import Effort, Tunable, effort_key
 from autospec.errors import AutospecError
 from autospec.files import replace_file
@@ -109,6 +109,7 @@ class Survey:
         later_reasons: Cell → the same as a `LaterReason`.
         next_at: When the first failed cell may be tried again, seconds since the epoch.
         marked: One sentence for each recommendation that this survey marked stale.
+        gaps: One sentence for each proof of which live traffic falls short for a known reason.
         fingerprints: Of every model.
         watch: Files and folders whose change requires another survey.
         notes: One sentence for each backend that is missing and each database row that was not understood.
@@ -119,6 +120,7 @@ class Survey:
     later_reasons: dict[str, str]
     next_at: float | None
     marked: list[str]
+    gaps: list[str]
     fingerprints: list[str]
     watch: list[str]
     notes: list[str]
@@ -161,7 +163,7 @@ def survey(
     store = open_store(settings.storage, notes.append)
     try:
         samples = store.samples(since=now - _USES_S)
-        stored, marked = _mark_stale(store, store.recommendations(), models, samples, hardware)
+        stored, marked, gaps = _mark_stale(store, store.recommendations(), models, samples, hardware)
     finally:
         store.close()
     if said := announce(stored, settings.state_dir, settings.on_change):
@@ -181,6 +183,7 @@ def survey(
         later_reasons={key: str(later.reason) for key, later in queue.later.items()},
         next_at=queue.next_at,
         marked=marked,
+        gaps=gaps,
         fingerprints=[m.fingerprint for m in catalog.models],
         watch=_watched(catalog, settings),
         notes=notes,
@@ -250,10 +253,13 @@ def _mark_stale(
     models: Sequence[Tunable],
     samples: Sequence[Sample],
     hardware: Hardware,
-) -> tuple[list[StoredRecommendation], list[str]]:
-    """Mark served recommendations that no longer hold; the new list, and a sentence for each."""
+) -> tuple[list[StoredRecommendation], list[str], list[str]]:
+    """Mark served recommendations that no longer hold.
+
+    Returns the new list, a sentence for each marked one, and one for each other whose live traffic falls short.
+    """
     here = {(m.name, m.backend): m for m in models}
-    result, told = list(stored), []
+    result, told, gaps = list(stored), [], []
     served = {s.cell_key for s in _newest_here(stored, hardware)}
     for number, entry in enumerate(stored):
         recommendation = entry.recommendation
@@ -261,12 +267,22 @@ def _mark_stale(
         # A provisional recommendation is measured anyway.
         if entry.cell_key not in served or model is None or recommendation.status is not Status.PROVEN:
             continue
-        if (stale := _basis_changed(entry, model) or _drifted(recommendation, samples)) is not None:
+        own = samples_of(recommendation, samples)
+        stale = _basis_changed(entry, model) or _drifted(own)
+        if stale is None and (gap := gap_of(recommendation, own)) is not None:
+            if not gap.conditions:
+                # Read only now: a gap is rare.
+                gap = gap_of(recommendation, own, store.former_recommendations(entry.cell_key)) or gap
+            if gap.conditions or gap.known:
+                gaps.append(f"{recommendation.model}, {recommendation.prompt_type}: {gap.sentence}")
+            else:
+                stale = _falls_short(gap)
+        if stale is not None:
             marked = mark(recommendation, stale)
             store.save_recommendation(marked, entry.hardware, entry.cell_key)
             result[number] = replace(entry, recommendation=marked)
             told.append(f"{recommendation.model}, {recommendation.prompt_type}: {stale.reason}.")
-    return result, told
+    return result, told, gaps
 
 
 def _newest_here(stored: Sequence[StoredRecommendation], hardware: Hardware) -> list[StoredRecommendation]:
@@ -295,25 +311,13 @@ def _basis_changed(entry: StoredRecommendation, model: Tunable) -> Stale | None:
     return why_stale(then, model.basis)
 
 
-def _drifted(recommendation: Recommendation, samples: Sequence[Sample]) -> Stale | None:
-    since = _seconds(recommendation.created_at)
-    drift = drift_of(
-        s
-        for s in samples
-        if s.at >= since
-        and s.model == recommendation.model
-        and s.backend == recommendation.backend
-        and s.prompt_type is recommendation.prompt_type
-        and s.drafting == recommendation.drafting
-    )
+def _drifted(samples: Sequence[Sample]) -> Stale | None:
+    drift = drift_of(samples)
     return None if drift is None else Stale("drift", drift.reason)
 
 
-def _seconds(created_at: str) -> float:
-    try:
-        return datetime.fromisoformat(created_at).timestamp()
-    except ValueError:
-        return 0.0
+def _falls_short(gap: Gap) -> Stale:
+    return Stale("traffic", gap.reason, {GAP: gap.to_json()})
 
 
 def _known(

@@ -39,7 +39,9 @@ class Sample:
     """One request that the proxy answered: numbers only, no text.
 
     `at` is the end of the answer in seconds since the epoch. Times are by the server's clock, or by ours if the server does not
-    report them. `drafted` and `accepted` are ``None`` if unknown.
+    report them. `prompt_tokens` are without the `cached_tokens`. `concurrent` is the most requests that the model answered at once
+    meanwhile, this one included; `temperature` includes the server's default. What is unknown is ``None``, as in rows of older
+    versions.
     """
 
     at: float
@@ -54,6 +56,9 @@ class Sample:
     drafting: Drafting = field(default=OFF)
     drafted: int | None = None
     accepted: int | None = None
+    cached_tokens: int | None = None
+    concurrent: int | None = None
+    temperature: float | None = None
 
 
 CACHED_SHARE: Mapping[PromptType, float] = MappingProxyType(

@@ -28,7 +28,9 @@ from autospec.proxy.request import (
     forced_prompt_type,
     generates,
     parse,
+    prompt_size,
     read_body,
+    temperature_of,
     wants_off,
 )
 from autospec.proxy.upstream import Upstream
@@ -142,7 +144,7 @@ class Proxy:
         model = intake.model or (request.query.get("model", "") if request.query_string else "")
         if not model:
             model = self._meant(request.method)
-        wanted = RouteRequest(model, self._prompt_type(path, intake, forced), off)
+        wanted = self._wanted(path, model, intake, forced, drafting_off=off)
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         self.in_flight += 1
@@ -165,6 +167,22 @@ class Proxy:
         # GET (/props, /slots, the web page) goes to a running model, if there is one.
         looking = method in ("GET", "HEAD")
         return (running_model(offered, default) if looking else None) or meant_model(offered, default)
+
+    def _wanted(
+        self, path: str, model: str, intake: ProxyRequest, forced: PromptType | None, *, drafting_off: bool
+    ) -> RouteRequest:
+        prompt_type = self._prompt_type(path, intake, forced)
+        if prompt_type is None or intake.document is None:
+            return RouteRequest(model, prompt_type, drafting_off)
+        text_bytes, token_ids = prompt_size(intake.document)
+        return RouteRequest(
+            model,
+            prompt_type,
+            drafting_off,
+            text_bytes=text_bytes,
+            token_ids=token_ids,
+            temperature=temperature_of(intake.document),
+        )
 
     def _prompt_type(self, path: str, intake: ProxyRequest, forced: PromptType | None) -> PromptType | None:
         if not generates(path) or intake.document is None:

@@ -44,6 +44,12 @@ class Metrics:
             ("code",),
             registry=registry,
         )
+        self._beyond = Counter(
+            "autospec_beyond_limit_requests",
+            "Forwarded requests beyond a measured limit of their drafting: concurrent, context, temperature.",
+            (*_LABELS, "limit"),
+            registry=registry,
+        )
         self._retries = Counter(
             "autospec_retries", "Requests sent to a second server.", ("model",), registry=registry
         )
@@ -86,6 +92,8 @@ class Metrics:
         labels = (outcome.model, str(outcome.prompt_type or ""), outcome.drafting.label)
         status = str(outcome.status) if outcome.complete else "broken"
         self._requests.labels(*labels, status).inc()
+        if outcome.limit is not None:
+            self._beyond.labels(*labels, str(outcome.limit)).inc()
         self._wait.labels(outcome.model).observe(outcome.waited_ms / 1000)
         if outcome.first_byte_ms:
             self._first_byte.labels(*labels).observe(outcome.first_byte_ms / 1000)

@@ -15,7 +15,15 @@ from multidict import CIMultiDict
 
 from autospec.proxy.answer import Answer, BrokenError, NotHttpError, Sink
 from autospec.proxy.errors import ProxyProblem, event, problem_response, shape_of
-from autospec.proxy.request import DRAFTING, PROMPT_TYPE, ProxyRequest, Refused, for_backend, for_client
+from autospec.proxy.request import (
+    DRAFTING,
+    LIMIT,
+    PROMPT_TYPE,
+    ProxyRequest,
+    Refused,
+    for_backend,
+    for_client,
+)
 from autospec.proxy.upstream import LineBreakError, Upstream
 from autospec.proxy.usage import RequestOutcome, UsageReader, read_counts, saw_the_end
 from autospec.serving.dispatch import Dispatch, Lease, RouteRequest
@@ -134,7 +142,7 @@ class Relay:
         try:
             outcome = passage.outcome()
             if outcome.counts is not None:
-                lease.answered(outcome.counts.predicted_tokens)
+                lease.answered(outcome.counts.predicted_tokens, outcome.counts.whole_prompt_tokens)
             self._seen(outcome)
         except Exception:  # noqa: BLE001 - logged with its traceback
             _LOG.exception("proxy: an answer of %s could not be counted", lease.model)
@@ -175,6 +183,9 @@ class _Passage:
             total_ms=self._elapsed_ms(),
             streamed=self._streamed,
             counts=read_counts(self._tail.content()) if self._complete else None,
+            limit=lease.limit,
+            concurrent=lease.concurrent,
+            temperature=lease.temperature,
         )
 
     async def run(
@@ -221,6 +232,8 @@ class _Passage:
             headers[PROMPT_TYPE] = str(prompt_type)
         likely = " (likely)" if {prompt_type, None} & self._lease.likely else ""
         headers[DRAFTING] = f"{self._lease.drafting.label}{likely}".encode("ascii", "replace").decode()
+        if self._lease.limit is not None:
+            headers[LIMIT] = str(self._lease.limit)
         # The origin was checked before; backends often send no CORS header.
         if (origin := self._request.headers.get("Origin")) is not None:
             headers.setdefault("Access-Control-Allow-Origin", origin)

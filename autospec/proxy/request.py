@@ -19,6 +19,7 @@ from autospec.proxy.errors import ProxyProblem
 
 __all__ = [
     "DRAFTING",
+    "LIMIT",
     "PROMPT_TYPE",
     "Classify",
     "ProxyRequest",
@@ -28,12 +29,15 @@ __all__ = [
     "forced_prompt_type",
     "generates",
     "parse",
+    "prompt_size",
     "read_body",
+    "temperature_of",
     "wants_off",
 ]
 
 PROMPT_TYPE = "x-autospec-prompt-type"
 DRAFTING = "x-autospec-drafting"
+LIMIT = "x-autospec-limit"  # of answers only
 
 _HOP_BY_HOP = frozenset(
     {
@@ -212,6 +216,44 @@ def wants_off(headers: Mapping[str, str]) -> bool:
         return True
     message = f"{DRAFTING} on a request can only be `off`. All other drafting comes from the recommendations."
     raise Refused(ProxyProblem(400, message, "invalid_header", DRAFTING))
+
+
+# The fields of a request that become its prompt, of all APIs that `autospec.prompts.request_text` reads.
+_PROMPT_FIELDS = (
+    *("messages", "prompt", "input", "system", "instructions", "tools", "functions"),
+    *("input_prefix", "input_suffix", "input_extra", "suffix"),
+)
+# Images, sounds and files: their bytes are no text.
+_NOT_TEXT = frozenset(
+    {"audio", "file_data", "image", "image_url", "input_audio", "multimodal_data", "source", "video_url"}
+)
+# Deeper values are no prompt of any API; tool schemas are the deepest.
+_DEPTH = 24
+
+
+def prompt_size(document: Mapping[str, Any]) -> tuple[int, int]:
+    """The bytes of a prompt's text in UTF-8, and the number of its tokens that are given as ids."""
+    return _size([document[name] for name in _PROMPT_FIELDS if name in document], _DEPTH)
+
+
+def _size(value: Any, depth: int) -> tuple[int, int]:
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode(errors="surrogatepass")), 0
+    if not isinstance(value, list | dict) or depth == 0:
+        return 0, 0
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        return 0, len(value)  # thousands of ids need no look at each
+    parts = value if isinstance(value, list) else [v for key, v in value.items() if key not in _NOT_TEXT]
+    sizes = [_size(part, depth - 1) for part in parts]
+    return sum(text for text, _ in sizes), sum(ids for _, ids in sizes)
+
+
+def temperature_of(document: Mapping[str, Any]) -> float | None:
+    """The temperature that a request asks for, 0 for greedy; ``None`` for the server's default."""
+    if document.get("top_k") == 1:
+        return 0.0
+    asked = document.get("temperature")
+    return float(asked) if isinstance(asked, int | float) and not isinstance(asked, bool) else None
 
 
 def _loads(content: bytes) -> Any:

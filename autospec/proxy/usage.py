@@ -17,6 +17,7 @@ from autospec.backends.openai_http import TokenCounts, counts_in_timings, counts
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Sample
+from autospec.serving.dispatch import Limit
 
 __all__ = ["RequestOutcome", "TokenCounts", "UsageReader", "read_counts", "sample_of", "saw_the_end"]
 
@@ -101,6 +102,9 @@ class RequestOutcome:
     total_ms: float = 0.0  # likewise
     streamed: bool = False  # server-sent events
     counts: TokenCounts | None = None
+    limit: Limit | None = None  # that the request is beyond
+    concurrent: int = 1  # most requests that the model answered at once, this one included
+    temperature: float | None = None  # None if it generates nothing
 
 
 def sample_of(outcome: RequestOutcome) -> Sample | None:
@@ -130,4 +134,7 @@ def sample_of(outcome: RequestOutcome) -> Sample | None:
         drafting=outcome.drafting,
         drafted=0 if off else counts.drafted,
         accepted=0 if off else counts.accepted,
+        cached_tokens=counts.cached_tokens,
+        concurrent=outcome.concurrent,
+        temperature=outcome.temperature,
     )

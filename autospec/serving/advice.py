@@ -7,19 +7,40 @@ the setting ``serve_statuses`` enable drafting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from autospec.catalog.model import Model, without_context
 from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import SettingsError
-from autospec.recommendations import LIKELY, Recommendation, Status, StoredRecommendation, Verdict
+from autospec.recommendations import (
+    LIKELY,
+    LIMITS,
+    NO_LIMITS,
+    Limits,
+    Recommendation,
+    Status,
+    StoredRecommendation,
+    Verdict,
+)
 from autospec.report.selection import same_machine
+from autospec.serving.dispatch import Limit
 
-__all__ = ["FAILED_LAUNCH", "AdviceKey", "ModelAdvice", "is_likely", "known_of", "marked_stale", "trusted"]
+__all__ = [
+    "FAILED_LAUNCH",
+    "AdviceKey",
+    "ModelAdvice",
+    "beyond",
+    "is_likely",
+    "known_of",
+    "limits_of",
+    "marked_stale",
+    "trusted",
+]
 
 # Key in a recommendation's evidence: its drafting did not start, with the build that failed.
 FAILED_LAUNCH: Final = "failed_launch"
@@ -42,6 +63,8 @@ class ModelAdvice:
     recommendations: tuple[Recommendation, ...] = ()  # as applied: off or stale if they do not fit
     stored: tuple[StoredRecommendation, ...] = ()  # those behind them, in the same order
     notes: tuple[str, ...] = ()  # a sentence for each drafting that is not used, or used with a reservation
+    # Of the applied recommendations, by prompt type; of off there are none.
+    limits: Mapping[PromptType | None, Limits] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def draftings(self) -> tuple[Drafting, ...]:
@@ -53,6 +76,10 @@ class ModelAdvice:
         return frozenset(
             r.prompt_type for r in self.recommendations if r.drafting == drafting and is_likely(r)
         )
+
+    def limits_for(self, prompt_type: PromptType) -> Limits:
+        """The limits of the drafting that is recommended for a prompt type."""
+        return self.limits.get(prompt_type, self.limits.get(None, NO_LIMITS))
 
     def naming(self, drafting: Drafting) -> list[StoredRecommendation]:
         """The stored recommendations that recommend a drafting."""
@@ -103,7 +130,43 @@ def known_of(
         recommendation, note = _applied(entry, place, trust, exact=exact, exists=exists)
         applied.append(recommendation)
         notes += [note] if note else []
-    return ModelAdvice(tuple(applied), tuple(entry for _, entry in best.values()), tuple(notes))
+    limits = MappingProxyType({r.prompt_type: limits_of(r) for r in applied})
+    return ModelAdvice(tuple(applied), tuple(entry for _, entry in best.values()), tuple(notes), limits)
+
+
+def beyond(limits: Limits, *, at_once: int, prompt_tokens: float, temperature: float | None) -> Limit | None:
+    """The first limit that a request is beyond; ``None`` if it is within all that are known.
+
+    Args:
+        limits: Of the drafting recommended for its prompt type.
+        at_once: The model's requests at once, this one included.
+        prompt_tokens: Length of its prompt, cached or not.
+        temperature: ``None`` if it is unknown.
+    """
+    measured = (
+        (Limit.CONCURRENT, at_once, limits.most_concurrent),
+        (Limit.CONTEXT, prompt_tokens, limits.deepest_context),
+        (Limit.TEMPERATURE, temperature, limits.highest_temperature),
+    )
+    for limit, value, highest in measured:
+        if value is not None and highest is not None and value > highest:
+            return limit
+    return None
+
+
+def limits_of(applied: Recommendation) -> Limits:
+    """The limits of a recommendation, as applied; none for off, and none where an imported record's cannot be read."""
+    told = applied.evidence.get(LIMITS)
+    if applied.drafting.is_off or not isinstance(told, dict):
+        return NO_LIMITS
+    try:
+        limits = Limits.from_json(told)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return NO_LIMITS
+    checks = (*limits.concurrent, *limits.context, *limits.temperature)
+    bounds = [limits.most_concurrent, limits.deepest_context, limits.highest_temperature]
+    numbers = [n for n in (*bounds, *(c.at for c in checks), *(c.ratio for c in checks)) if n is not None]
+    return limits if all(isinstance(n, int | float) for n in numbers) else NO_LIMITS
 
 
 def marked_stale(entry: StoredRecommendation, build: Build, why: str) -> Recommendation:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol, Self
 
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
 
-__all__ = ["Dispatch", "Lease", "Offered", "RouteRequest"]
+__all__ = ["Dispatch", "Lease", "Limit", "Offered", "RouteRequest"]
+
+
+class Limit(StrEnum):
+    """The limit of a recommendation that a request is beyond, see `autospec.recommendations.Limits`."""
+
+    CONCURRENT = "concurrent"
+    CONTEXT = "context"
+    TEMPERATURE = "temperature"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +29,17 @@ class RouteRequest:
         model: The client's name for it: a catalogue name, an alias or an unambiguous part of one.
         prompt_type: By header or classifier; ``None`` where the request has no prompt (``/tokenize``).
         drafting_off: True if the client's header asks for no drafting.
+        text_bytes: Length of the prompt's text in UTF-8.
+        token_ids: Number of prompt tokens that the client gave as ids.
+        temperature: As the client asks for; ``None`` for the server's default.
     """
 
     model: str
     prompt_type: PromptType | None = None
     drafting_off: bool = False
+    text_bytes: int = 0
+    token_ids: int = 0
+    temperature: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,9 @@ class Lease(Protocol):
         likely: Prompt types for which the drafting is likely but not proven; ``None`` stands for any type.
         fields: Fields to set in the request's JSON, for backends that choose the drafting per request; usually empty.
         headers: Headers to set in the request, e.g. the key of an attached server; usually empty.
+        limit: The limit of the recommended drafting that the request is beyond; ``None`` if it is within all of them.
+        concurrent: Most requests that the model answered at once during the lease, this one included.
+        temperature: Of this request, the server's default included; ``None`` if it generates nothing.
     """
 
     base_url: str
@@ -72,12 +90,18 @@ class Lease(Protocol):
     likely: frozenset[PromptType | None]
     fields: Mapping[str, Any]
     headers: Mapping[str, str]
+    limit: Limit | None
+    concurrent: int
+    temperature: float | None
 
     def died(self) -> None:
         """Report a broken connection: the supervisor checks the process and replaces it if it has ended."""
 
-    def answered(self, tokens: float) -> None:
-        """Report the generated tokens, for planning. Without a report the duration of the lease is used."""
+    def answered(self, tokens: float, prompt_tokens: int | None = None) -> None:
+        """Report the generated tokens, for planning. Without a report the duration of the lease is used.
+
+        `prompt_tokens` are those of the whole prompt, cached or not; ``None`` if they are unknown.
+        """
 
     async def __aenter__(self) -> Self: ...
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from autospec.catalog.model import Model, context_of
-from autospec.cells import Hardware
+from autospec.cells import Hardware, options_in
 from autospec.drafting import OFF, Drafting
 from autospec.serving.advice import ModelAdvice
 from autospec.serving.backoff import Backoff
@@ -15,7 +16,7 @@ from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 from autospec.serving.server_pool import ServerPool
 from autospec.settings import Settings
 
-__all__ = ["LaunchOptions", "footprint", "launch_seconds", "memory_limit_bytes"]
+__all__ = ["LaunchOptions", "default_temperature", "footprint", "launch_seconds", "memory_limit_bytes"]
 
 _GIB: Final = 1024**3
 # The rest is for the system, other programs, and what servers allocate beyond the estimate.
@@ -63,6 +64,20 @@ def launch_seconds(model: Model, draft: Model | None) -> float:
     return _START_S + size / _BYTES_PER_S
 
 
+# What servers sample with if neither the request nor the launch says it.
+_SERVER_TEMPERATURE: Final = {"mlx": 0.0}
+_LLAMA_CPP_TEMPERATURE: Final = 0.8
+_TEMPERATURE_FLAGS: Final = frozenset({"--temp", "--temperature"})
+
+
+def default_temperature(backend: str, args: Sequence[str]) -> float:
+    """The temperature of requests that name none: of the user's server arguments, else the server's own default."""
+    given = [values[0] for flag, values in options_in(args) if flag in _TEMPERATURE_FLAGS and values]
+    with suppress(ValueError, IndexError):
+        return float(given[-1])
+    return _SERVER_TEMPERATURE.get(backend, _LLAMA_CPP_TEMPERATURE)
+
+
 def draft_of(drafting: Drafting, models: Sequence[Model]) -> Model | None:
     """The catalogue entry of a drafting's draft model; ``None`` if it has none or it is not in the catalogue."""
     return next((m for m in models if str(m.path) == drafting.draft), None) if drafting.draft else None
@@ -93,6 +108,11 @@ class LaunchOptions:
     def of(self, name: str) -> ModelAdvice:
         """The recommendations for a model."""
         return self.known.get(name, _NOTHING)
+
+    def temperature(self, name: str) -> float:
+        """The temperature of requests to a model that name none."""
+        backend = self.served(name)[1].capabilities.build.backend
+        return default_temperature(backend, self._settings.server_args)
 
     def served(self, name: str) -> tuple[Model, Engine]:
         """An offered model and the engine that serves it."""

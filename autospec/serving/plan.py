@@ -69,6 +69,7 @@ class ModelPlan:
     stops: tuple[Drafting, ...]
     routes: Mapping[PromptType, Route]
     shares: Mapping[PromptType, float]  # of the busy time
+    beyond_share: float  # of the busy time: requests beyond a limit of their drafting
     busy_s: float  # generation time without drafting, within the horizon
     saved_s: float  # expected saving
     memory_bytes: int
@@ -90,6 +91,7 @@ class ModelPlan:
             "stops": [drafting.to_json() for drafting in self.stops],
             "routes": {str(kind): route.to_json() for kind, route in self.routes.items()},
             "shares": {str(kind): round(share, 4) for kind, share in self.shares.items()},
+            "beyond_limits": round(self.beyond_share, 4),
             "busy_s": round(self.busy_s, 1),
             "saved_s": round(self.saved_s, 1),
             "memory_bytes": self.memory_bytes,
@@ -245,6 +247,7 @@ def _part(forecast: TrafficForecast, capacity: Capacity, chosen: tuple[LaunchEst
         stops=tuple(drafting for drafting in demand.running if drafting not in launches),
         routes={kind: best_route(demand, kind, chosen) for kind in PromptType} if chosen else {},
         shares=forecast.shares,
+        beyond_share=forecast.beyond_share,
         busy_s=forecast.busy_s,
         saved_s=forecast.saved_s(chosen) if chosen else 0.0,
         memory_bytes=_bytes(chosen),
@@ -299,6 +302,12 @@ def _explain(
             if tuned
             else "drafting was not measured for this model yet (the daemon will do that, or run `autospec tune`)"
         )
+    beyond = forecast.beyond_share
+    if beyond > _WORTH_SAYING:
+        where = "go to off" if any(entry.drafting.is_off for entry in chosen) else "stay"
+        if forecast.demand.per_request:
+            where = "are served without drafting"
+        worth = f"{worth}; requests beyond the measured limits ({beyond:.0%} of the time) {where}"
     return f"{kept}: {worth}{_not_taken(forecast, capacity, chosen, ideal)}."
 
 

@@ -3,6 +3,9 @@
 A speed is a ratio of whole requests, drafting ÷ off, as in the recommendations. If the drafting is chosen per request (MLX),
 a server uses a prompt type's own drafting if that has the server's draft model, and none otherwise: the number of draft
 tokens may differ from request to request.
+
+Requests beyond a limit of their drafting (`autospec.recommendations.Limits`) are a part of the traffic of their own, in which
+the drafting has the ratio that was measured there, at most 1.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from typing import Any, Final
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.recommendations import LIKELY, Recommendation
+from autospec.recommendations import LIKELY, LimitCheck, Limits, LimitVerdict, Recommendation
+from autospec.serving.advice import limits_of
+from autospec.serving.dispatch import Limit
 
 __all__ = [
     "UNMEASURED_RATIO",
@@ -26,9 +31,13 @@ __all__ = [
     "ModelDemand",
     "Route",
     "TrafficForecast",
+    "TrafficPart",
     "advice_from",
     "best_route",
 ]
+
+# A prompt type, and the limit that requests are beyond, if any.
+TrafficPart = tuple[PromptType, Limit | None]
 
 # Assumed speed ratio of a drafting on a prompt type without a measurement: the worst measured loss (75.5 to 59.0 tok/s with
 # draft-max 8). Below 1, so that missing data never favours drafting.
@@ -46,9 +55,11 @@ class Advice:
         default_factory=lambda: MappingProxyType({})
     )  # of other draftings
     likely: bool = False  # not proven
+    # Speed ratio of `drafting` for requests beyond a limit; `UNMEASURED_RATIO` where nothing is known.
+    beyond: Mapping[Limit, float] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        speeds = [self.speedup, *self.known.values()]
+        speeds = [self.speedup, *self.known.values(), *self.beyond.values()]
         if self.baseline_tps is not None:
             speeds.append(self.baseline_tps)
         if not all(speed > 0.0 for speed in speeds):
@@ -56,13 +67,15 @@ class Advice:
         if self.drafting.is_off and self.speedup != 1.0:
             raise ValueError("the speedup of off must be 1")
 
-    def ratio(self, drafting: Drafting) -> float:
-        """Speed ratio that a plan assumes for a drafting.
+    def ratio(self, drafting: Drafting, limit: Limit | None = None) -> float:
+        """Speed ratio that a plan assumes for a drafting, of requests beyond `limit` if there is one.
 
         If the recommendation is off, no drafting counts as a gain: ratios above 1 were measured but not proven.
         """
         if drafting.is_off:
             return 1.0
+        if limit is not None:
+            return min(self.ratio(drafting), self.beyond.get(limit, UNMEASURED_RATIO), 1.0)
         if drafting == self.drafting:
             return self.speedup
         known = self.known.get(drafting, UNMEASURED_RATIO)
@@ -108,6 +121,10 @@ class ModelDemand:
     possible: tuple[LaunchEstimate, ...]  # off, and every drafting that may be tried now
     advice: Mapping[PromptType, Advice] = field(default_factory=lambda: MappingProxyType({}))
     tokens_per_s: Mapping[PromptType, float] = field(default_factory=lambda: MappingProxyType({}))
+    # The part of `tokens_per_s` that is beyond a limit.
+    beyond_per_s: Mapping[tuple[PromptType, Limit], float] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
     running: tuple[Drafting, ...] = ()  # of servers that are ready or starting
     in_use: bool = False  # requests are being answered or wait
     waiting_s: float = 0.0  # of the oldest waiting request
@@ -135,10 +152,31 @@ def advice_from(recommendations: Iterable[Recommendation]) -> dict[PromptType, A
             baseline_tps=found.baseline_tps or None,
             known=MappingProxyType(known),
             likely=enabled and LIKELY in found.evidence,
+            beyond=MappingProxyType(_beyond(limits_of(found))),
         )
     general = by_type.get(None)
     found_types = {kind: by_type.get(kind, general) for kind in PromptType}
     return {kind: advice for kind, advice in found_types.items() if advice is not None}
+
+
+def _beyond(limits: Limits) -> dict[Limit, float]:
+    """The speed ratio to assume beyond each known limit: of the first check there that was not shown to be faster."""
+    bounds: dict[Limit, tuple[float | None, tuple[LimitCheck, ...]]] = {
+        Limit.CONCURRENT: (limits.most_concurrent, limits.concurrent),
+        Limit.CONTEXT: (limits.deepest_context, limits.context),
+        Limit.TEMPERATURE: (limits.highest_temperature, limits.temperature),
+    }
+    ratios = {}
+    for limit, (bound, checks) in bounds.items():
+        if bound is not None:
+            failed = [
+                (c.at, c.ratio)
+                for c in checks
+                if c.at > bound and c.verdict is not LimitVerdict.FASTER and c.ratio and c.ratio > 0.0
+            ]
+            _, ratio = min(failed, default=(bound, UNMEASURED_RATIO))
+            ratios[limit] = min(ratio, 1.0)
+    return ratios
 
 
 # Used while no speed is known: only the proportions between prompt types matter.
@@ -169,8 +207,8 @@ class TrafficForecast:
 
     demand: ModelDemand
     busy_s: float  # generation time without drafting
-    shares: dict[PromptType, float]  # of the busy time; equal for the tuned types before any traffic
-    ratios: dict[Drafting, tuple[float, ...]]  # by launch, in the order of `shares`
+    parts: dict[TrafficPart, float]  # of the busy time; equal for the tuned types before any traffic
+    ratios: dict[Drafting, tuple[float, ...]]  # by launch, in the order of `parts`
 
     @classmethod
     def of(cls, demand: ModelDemand, horizon_s: float) -> TrafficForecast:
@@ -178,33 +216,63 @@ class TrafficForecast:
         speeds = [a.baseline_tps for a in demand.advice.values() if a.baseline_tps is not None]
         usual_tps = sum(speeds) / len(speeds) if speeds else _ANY_TPS
         busy = {
-            kind: tokens * horizon_s / (demand.advice.get(kind, _UNTUNED).baseline_tps or usual_tps)
-            for kind, tokens in demand.tokens_per_s.items()
+            (kind, limit): tokens * horizon_s / (demand.advice.get(kind, _UNTUNED).baseline_tps or usual_tps)
+            for (kind, limit), tokens in _tokens_by_part(demand).items()
             if tokens > 0.0
         }
         busy_s = sum(busy.values())
         if busy_s <= 0.0:
-            busy = dict.fromkeys(demand.advice, 1.0)
+            busy = {(kind, None): 1.0 for kind in demand.advice}
         total = sum(busy.values())
         ratios = {
-            entry.drafting: tuple(best_route(demand, kind, [entry]).ratio for kind in busy)
+            entry.drafting: tuple(best_route(demand, kind, [entry], limit).ratio for kind, limit in busy)
             for entry in demand.possible
         }
-        return cls(demand, busy_s, {kind: seconds / total for kind, seconds in busy.items()}, ratios)
+        return cls(demand, busy_s, {part: seconds / total for part, seconds in busy.items()}, ratios)
+
+    @property
+    def shares(self) -> dict[PromptType, float]:
+        """The busy time's share of each prompt type."""
+        shares: dict[PromptType, float] = {}
+        for (kind, _), share in self.parts.items():
+            shares[kind] = shares.get(kind, 0.0) + share
+        return shares
+
+    @property
+    def beyond_share(self) -> float:
+        """The busy time's share of requests beyond a limit."""
+        return math.fsum(share for (_, limit), share in self.parts.items() if limit is not None)
 
     def saved_s(self, launches: Sequence[LaunchEstimate]) -> float:
         """Busy time that some launches save compared with off; negative if they cost time."""
         best = map(max, zip(*(self.ratios[entry.drafting] for entry in launches), strict=True))
         return self.busy_s * math.fsum(
-            share * (1.0 - 1.0 / ratio) for share, ratio in zip(self.shares.values(), best, strict=True)
+            share * (1.0 - 1.0 / ratio) for share, ratio in zip(self.parts.values(), best, strict=True)
         )
 
 
-def best_route(demand: ModelDemand, prompt_type: PromptType, launches: Sequence[LaunchEstimate]) -> Route:
-    """The fastest route for a prompt type, over at least one launch; if equal, off, then the first."""
+def _tokens_by_part(demand: ModelDemand) -> dict[TrafficPart, float]:
+    """Tokens per second of each part of the traffic."""
+    parts: dict[TrafficPart, float] = {(kind, None): n for kind, n in demand.tokens_per_s.items()}
+    for (kind, limit), tokens in demand.beyond_per_s.items():
+        parts[(kind, None)] = max(0.0, parts.get((kind, None), 0.0) - tokens)
+        parts[(kind, limit)] = tokens
+    return parts
+
+
+def best_route(
+    demand: ModelDemand,
+    prompt_type: PromptType,
+    launches: Sequence[LaunchEstimate],
+    limit: Limit | None = None,
+) -> Route:
+    """The fastest route for a prompt type, over at least one launch; if equal, off, then the first.
+
+    `limit` is what the requests are beyond.
+    """
     advice = demand.advice.get(prompt_type, _UNTUNED)
     routes = [
-        Route(entry.drafting, drafting, advice.ratio(drafting))
+        Route(entry.drafting, drafting, advice.ratio(drafting, limit))
         for entry in launches
         for drafting in _in_force(demand, advice, entry)
     ]

@@ -18,9 +18,9 @@ from autospec.cells import Hardware
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError, SettingsError
 from autospec.recommendations import Recommendation, StoredRecommendation
-from autospec.serving.advice import ModelAdvice
+from autospec.serving.advice import ModelAdvice, beyond
 from autospec.serving.backoff import Backoff
-from autospec.serving.dispatch import RouteRequest
+from autospec.serving.dispatch import Limit, RouteRequest
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.launch_options import LaunchOptions
 from autospec.serving.model_registry import ModelRegistry
@@ -28,7 +28,7 @@ from autospec.serving.plan import Plan, make_plan
 from autospec.serving.plan_inputs import Capacity, LaunchEstimate, MemoryEstimate, ModelDemand, advice_from
 from autospec.serving.request_queue import RequestQueue, WaitingRequest
 from autospec.serving.server_pool import ServerLease, ServerPool, next_actions
-from autospec.serving.traffic import Demand
+from autospec.serving.traffic import Demand, PromptLengths
 from autospec.settings import Settings, parse_duration
 
 __all__ = ["ProxyDependencies", "Reconciler"]
@@ -81,6 +81,7 @@ class Reconciler:
             raise SettingsError("queue_deadline must not be empty.", "Set e.g. 5m.")
         self._clock = clock = dependencies.clock
         self.demand = Demand()
+        self.prompt_lengths = PromptLengths()
         self.queue = RequestQueue(settings.queue_limit, parse_duration(settings.queue_deadline))
         self.pool = ServerPool(settings.server_args, self._changed, clock, dependencies.machine_is_free)
         self.backoff = Backoff()
@@ -93,6 +94,7 @@ class Reconciler:
         self._planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan
         self._kicked = asyncio.Event()
         self._plan_is_old = False
+        self._answering: dict[str, set[ServerLease]] = {}  # requests that generate, by model
         self._restarting: set[str] = set()
         self._broken: dict[str, tuple[LaunchError, float]] = {}
 
@@ -190,6 +192,7 @@ class Reconciler:
                     possible=self.options.possible(model, now_s),
                     advice=advice_from(self.options.of(name).recommendations),
                     tokens_per_s=self.demand.traffic.tokens_per_s(name, now_s),
+                    beyond_per_s=self.demand.beyond_per_s(name, now_s),
                     running=self.pool.live(name),
                     in_use=bool(waiting) or leases > 0 or name in self._restarting,
                     waiting_s=max((now_s - w.since_s for w in waiting), default=0.0),
@@ -223,26 +226,75 @@ class Reconciler:
         part = self.plan.of(request.model)
         route = part.route(request.prompt_type) if part is not None else None
         launch, drafting = lendable[0], lendable[0].drafting
+        limit = self._beyond(request)
+        off = next((la for la in lendable if la.drafting.is_off), None)
         if request.drafting_off and not per_request:
-            chosen = next((la for la in lendable if la.drafting.is_off), None)
-            if chosen is None:
+            if off is None:
                 return None
-            launch, drafting = chosen, OFF
+            launch, drafting = off, OFF
+        elif limit is not None and off is not None and not per_request:
+            launch, drafting = off, OFF
         elif route and (planned := next((la for la in lendable if la.drafting == route.launch), None)):
             launch, drafting = planned, route.drafting
-        elif off := next((la for la in lendable if la.drafting.is_off), None):
+        elif off is not None:
             # The planned server is not ready yet; off is always correct.
             launch, drafting = off, OFF
-        if per_request and (request.drafting_off or drafting.draft != launch.drafting.draft):
+        if per_request and (
+            request.drafting_off or limit is not None or drafting.draft != launch.drafting.draft
+        ):
             drafting = OFF
-        begun = self._clock()
+        return self._lease(request, launch, drafting, limit)
 
-        def returned(tokens: float | None) -> None:
+    def _lease(
+        self, request: RouteRequest, launch: ServerInstance, drafting: Drafting, limit: Limit | None
+    ) -> ServerLease:
+        """Lend a server, and count the request while it is answered."""
+        model, begun = request.model, self._clock()
+        answering = self._answering.setdefault(model, set())
+
+        def returned(lease: ServerLease) -> None:
             now = self._clock()
-            self.demand.answered(request.model, request.prompt_type, tokens, now - begun, now)
+            answering.discard(lease)
+            if lease.prompt_tokens is not None:
+                self.prompt_lengths.learn(model, request, lease.prompt_tokens)
+            self.demand.answered(model, request.prompt_type, lease.tokens, now - begun, now, limit=limit)
 
-        likely = self.options.of(request.model).likely(drafting)
-        return ServerLease(launch, engine, drafting, likely=likely, returned=returned)
+        lease = ServerLease(
+            launch,
+            self.options.served(model)[1],
+            drafting,
+            likely=self.options.of(model).likely(drafting),
+            limit=limit,
+            temperature=self._temperature(request),
+            returned=returned,
+        )
+        if request.prompt_type is not None:
+            answering.add(lease)
+            for other in answering:
+                other.concurrent = max(other.concurrent, len(answering))
+        if limit is not None:
+            self.demand.went_beyond(model, limit, begun)
+        return lease
+
+    def _beyond(self, request: RouteRequest) -> Limit | None:
+        """The limit that a request is beyond: of the drafting recommended for it, whatever servers run.
+
+        All requests of the model count, also those on a server without drafting: they take the same machine.
+        """
+        if request.prompt_type is None or request.drafting_off:
+            return None
+        return beyond(
+            self.options.of(request.model).limits_for(request.prompt_type),
+            at_once=len(self._answering.get(request.model, ())) + 1,
+            prompt_tokens=self.prompt_lengths.estimate(request.model, request),
+            temperature=self._temperature(request),
+        )
+
+    def _temperature(self, request: RouteRequest) -> float | None:
+        """The temperature of a request; ``None`` if it generates nothing."""
+        if request.prompt_type is None:
+            return None
+        return self.options.temperature(request.model) if request.temperature is None else request.temperature
 
     def _is_planned(self, model: str) -> bool:
         """True if the plan keeps a launch for a model."""

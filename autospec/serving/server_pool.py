@@ -12,6 +12,7 @@ from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError
+from autospec.serving.dispatch import Limit
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
@@ -218,7 +219,12 @@ class ServerPool:
 
 
 class ServerLease:
-    """A `Lease` that holds a server from construction on; `returned` gets the reported tokens, or ``None``."""
+    """A `Lease` that holds a server from construction on; `returned` gets the lease when it ends.
+
+    Attributes:
+        tokens: The reported generated tokens; ``None`` if nothing was reported.
+        prompt_tokens: Likewise those of the whole prompt.
+    """
 
     def __init__(
         self,
@@ -227,7 +233,9 @@ class ServerLease:
         drafting: Drafting,
         *,
         likely: frozenset[PromptType | None] = frozenset(),
-        returned: Callable[[float | None], None] = lambda _: None,
+        limit: Limit | None = None,
+        temperature: float | None = None,
+        returned: Callable[[ServerLease], None] = lambda _: None,
     ) -> None:
         launch.lend()
         assert launch.server is not None
@@ -240,24 +248,29 @@ class ServerLease:
         self.launch = launch
         self.fields: Mapping[str, Any] = {**launch.request_fields, **engine.request_fields(drafting)}
         self.headers = launch.request_headers
+        self.limit = limit
+        self.temperature = temperature
+        self.concurrent = 1
+        self.tokens: float | None = None
+        self.prompt_tokens: int | None = None
         self._returned = returned
-        self._tokens: float | None = None
         self._held = True
 
     def died(self) -> None:
         """Report a broken connection: the server takes no requests until its process has been checked."""
         self.launch.check(suspected=True)
 
-    def answered(self, tokens: float) -> None:
-        """Report the number of generated tokens."""
-        self._tokens = tokens
+    def answered(self, tokens: float, prompt_tokens: int | None = None) -> None:
+        """Report the number of generated tokens, and of the whole prompt's if it is known."""
+        self.tokens = tokens
+        self.prompt_tokens = prompt_tokens
 
     def give_back(self) -> None:
         """End the lease; may be called twice."""
         if self._held:
             self._held = False
             self.launch.give_back()
-            self._returned(self._tokens)
+            self._returned(self)
 
     async def __aenter__(self) -> Self:
         return self

@@ -159,6 +159,10 @@ class Supervisor:
             "setbacks": reconciler.backoff.to_json(now_s),
             "not_served": list(reconciler.options.registry.refused),
             "traffic": demand.traffic.to_json(now_s),
+            "beyond_limits": {
+                model: {str(limit): count for limit, count in sorted(counts.items())}
+                for model, counts in sorted(demand.beyond_requests.items())
+            },
         }
 
     async def close(self) -> None:

@@ -14,8 +14,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from autospec.cells import PromptType
+from autospec.serving.dispatch import Limit, RouteRequest
 
-__all__ = ["Demand", "Traffic"]
+__all__ = ["Demand", "PromptLengths", "Traffic"]
 
 # A short break does not clear the counts, and the morning's work does not decide for the evening.
 _HALF_LIFE_S: Final = 1200.0
@@ -89,6 +90,10 @@ class Traffic:
 # After a request without drafting, a server without it is kept this long, so that two clients with different headers do not
 # make the proxy switch servers for each request.
 _OFF_HELD_S: Final = 600.0
+# Requests beyond a limit count in plans once they have come for this long, so that a burst starts no server. Two bursts with
+# a pause of more than `_BEYOND_PAUSE_S` between them are two beginnings.
+_BEYOND_STEADY_S: Final = 60.0
+_BEYOND_PAUSE_S: Final = 600.0
 # Assumed speed of requests whose tokens were not reported; only proportions between prompt types matter.
 _USUAL_TPS: Final = 20.0
 
@@ -98,10 +103,13 @@ class Demand:
 
     def __init__(self) -> None:
         self.traffic = Traffic()
+        self.beyond: dict[Limit, Traffic] = {}  # the part of `traffic` that is beyond a limit
+        self.beyond_requests: dict[str, dict[Limit, int]] = {}  # by model, since the start
         self.requests = 0
         self.last_s: float | None = None
         self._asked_s: dict[str, float] = {}
         self._off_asked_s: dict[str, float] = {}
+        self._beyond_s: dict[str, tuple[float, float]] = {}  # model → first and last request beyond a limit
 
     def asked(self, model: str, now_s: float, *, drafting_off: bool) -> None:
         """Count a request."""
@@ -116,8 +124,34 @@ class Demand:
         if prompt_type is not None:
             self.traffic = self.traffic.arrived(model, prompt_type, now_s)
 
+    def went_beyond(self, model: str, limit: Limit, now_s: float) -> None:
+        """Count a request beyond a limit."""
+        counts = self.beyond_requests.setdefault(model, {})
+        counts[limit] = counts.get(limit, 0) + 1
+        first_s, last_s = self._beyond_s.get(model, (now_s, now_s))
+        began_again = now_s - last_s > _BEYOND_PAUSE_S and last_s - first_s < _BEYOND_STEADY_S
+        self._beyond_s[model] = (now_s if began_again else first_s, now_s)
+
+    def beyond_per_s(self, model: str, now_s: float) -> dict[tuple[PromptType, Limit], float]:
+        """Expected tokens per second beyond each limit; nothing before such requests have come for a while."""
+        first_s, last_s = self._beyond_s.get(model, (now_s, now_s))
+        if last_s - first_s < _BEYOND_STEADY_S:
+            return {}
+        return {
+            (kind, limit): tokens
+            for limit, traffic in self.beyond.items()
+            for kind, tokens in traffic.tokens_per_s(model, now_s).items()
+        }
+
     def answered(
-        self, model: str, prompt_type: PromptType | None, tokens: float | None, held_s: float, now_s: float
+        self,
+        model: str,
+        prompt_type: PromptType | None,
+        tokens: float | None,
+        held_s: float,
+        now_s: float,
+        *,
+        limit: Limit | None = None,
     ) -> None:
         """Add an answer; without reported `tokens` the time `held_s` on the server replaces them."""
         if model not in self._asked_s:
@@ -126,6 +160,11 @@ class Demand:
         if prompt_type is not None:
             generated = held_s * _USUAL_TPS if tokens is None else tokens
             self.traffic = self.traffic.answered(model, prompt_type, generated, now_s)
+            if limit is not None:
+                beyond = self.beyond.get(limit, Traffic())
+                self.beyond[limit] = beyond.arrived(model, prompt_type, now_s).answered(
+                    model, prompt_type, generated, now_s
+                )
 
     @property
     def awake(self) -> tuple[str, ...]:
@@ -146,6 +185,36 @@ class Demand:
         return asked_s is not None and now_s - asked_s < _OFF_HELD_S
 
     def sleep(self, model: str) -> None:
-        """Remove a model that is no longer in use."""
+        """Remove a model that is no longer in use; what its traffic was like stays known."""
         self._asked_s.pop(model, None)
         self._off_asked_s.pop(model, None)
+
+
+# English text and code have 3 to 4.5 bytes per token with current vocabularies.
+_BYTES_PER_TOKEN: Final = 3.5
+# The figure above counts as this many tokens of live prompts: short prompts are mostly template.
+_ASSUMED_TOKENS: Final = 1000
+
+
+class PromptLengths:
+    """Estimates the tokens of a prompt from its bytes; learns each model's bytes per token from answered requests."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, float]] = {}  # model → bytes, tokens
+
+    def estimate(self, model: str, request: RouteRequest) -> float:
+        """Tokens of a request's prompt, cached or not."""
+        text_bytes, tokens = self._of(model)
+        return request.text_bytes * tokens / text_bytes + request.token_ids
+
+    def learn(self, model: str, request: RouteRequest, prompt_tokens: int) -> None:
+        """Take the number of tokens that a server reported for a whole prompt."""
+        if request.text_bytes > 0 and prompt_tokens > request.token_ids:
+            text_bytes, tokens = self._of(model)
+            self._seen[model] = (
+                text_bytes + request.text_bytes,
+                tokens + prompt_tokens - request.token_ids,
+            )
+
+    def _of(self, model: str) -> tuple[float, float]:
+        return self._seen.get(model, (_BYTES_PER_TOKEN * _ASSUMED_TOKENS, float(_ASSUMED_TOKENS)))

@@ -60,7 +60,7 @@ def understood(
 
 
 # The number of steps in `autospec.store.schema.MIGRATIONS`.
-SCHEMA = 1
+SCHEMA = 2
 # The newest recommendation of each cell, for sqlite3 and SQLAlchemy alike.
 NEWEST_RECOMMENDATIONS = "SELECT max(id) FROM autospec_recommendations GROUP BY cell_key"
 NEWEST_RECOMMENDATION = "SELECT max(id) FROM autospec_recommendations"

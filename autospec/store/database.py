@@ -179,6 +179,17 @@ class Store:
             rows = connection.execute(query.order_by(table.c.id)).mappings().all()
         return understood(((row["id"], row) for row in rows), _recommendation, self._unread, "recommendation")
 
+    def former_recommendations(self, cell_key: str) -> list[Recommendation]:
+        """Return all recommendations of a cell but the newest, oldest first."""
+        table = RECOMMENDATIONS
+        query = sa.select(table).where(table.c.cell_key == cell_key).order_by(table.c.id)
+        with plain_errors(self._engine), self._engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()[:-1]
+        found = understood(
+            ((row["id"], row) for row in rows), _recommendation, self._unread, "recommendation"
+        )
+        return [stored.recommendation for stored in found]
+
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Store samples of live traffic, in one transaction."""
         with plain_errors(self._engine), self._engine.begin() as connection:

@@ -98,6 +98,9 @@ def _sample(row: sa.RowMapping) -> Sample:
         drafting=Drafting.from_json(row["drafting"]),
         drafted=row["drafted"],
         accepted=row["accepted"],
+        cached_tokens=row["cached_tokens"],
+        concurrent=row["concurrent"],
+        temperature=row["temperature"],
     )
 
 

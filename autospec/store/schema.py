@@ -136,6 +136,10 @@ LIVE_SAMPLES = sa.Table(
     sa.Column("predicted_ms", sa.Float, nullable=False),
     sa.Column("drafted", sa.Integer),
     sa.Column("accepted", sa.Integer),
+    # The conditions of the request. Unknown in rows of older versions.
+    sa.Column("cached_tokens", sa.Integer),
+    sa.Column("concurrent", sa.Integer),
+    sa.Column("temperature", sa.Float),
     sa.Index("autospec_live_samples_cell", "model", "backend", "build", "prompt_type", "at"),
 )
 
@@ -166,8 +170,14 @@ def m001_draft_of_a_measurement(connection: sa.Connection) -> None:
     _add_column(connection, MEASUREMENTS, "draft_id")
 
 
+def m002_conditions_of_a_sample(connection: sa.Connection) -> None:
+    """Add the conditions of a live request; older rows have none."""
+    for name in ("cached_tokens", "concurrent", "temperature"):
+        _add_column(connection, LIVE_SAMPLES, name)
+
+
 # The step at index i leads from version i to version i + 1. Append steps, never change one, and raise `SCHEMA` too.
-MIGRATIONS: tuple[Migration, ...] = (m001_draft_of_a_measurement,)
+MIGRATIONS: tuple[Migration, ...] = (m001_draft_of_a_measurement, m002_conditions_of_a_sample)
 assert len(MIGRATIONS) == SCHEMA
 # The oldest version that can use the tables of `SCHEMA`. Raise it with a step that does more than add.
 _NEEDS = 0

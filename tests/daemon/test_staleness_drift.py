@@ -9,7 +9,14 @@ from dataclasses import replace
 import pytest
 
 from autospec.cells import PromptType
-from autospec.daemon.staleness import BLOCK, FALSE_ALARMS_PER_1000, RankCusum, drift_of, first_change
+from autospec.daemon.staleness import (
+    BLOCK,
+    FALSE_ALARMS_PER_1000,
+    RankCusum,
+    drift_of,
+    first_change,
+    samples_of,
+)
 from autospec.daemon.work_finder import _drifted
 from autospec.drafting import OFF
 from autospec.measure.measurements import Sample
@@ -118,7 +125,7 @@ def test_only_requests_with_the_recommendation_s_drafting_count(change):
     made = recommendation(backend=SAMPLE.backend, created_at="1970-01-01T00:00:01+00:00")
     own = {"model": made.model, "prompt_type": made.prompt_type, "drafting": made.drafting, "at": 2.0}
     found = [replace(s, **own | change) for s in samples(speeds(rng, 200) + speeds(rng, 100, 30.0))]
-    stale = _drifted(made, found)
+    stale = _drifted(samples_of(made, found))
     assert (stale is None) is bool(change)
 
 

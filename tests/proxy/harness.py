@@ -18,7 +18,7 @@ from autospec.errors import AutospecError, UnknownModelError
 from autospec.proxy.app import Rules
 from autospec.proxy.request import Classify
 from autospec.proxy.serve import ListeningProxy, listen
-from autospec.serving.dispatch import Offered, RouteRequest
+from autospec.serving.dispatch import Limit, Offered, RouteRequest
 
 START_TIMEOUT_S = 30.0
 
@@ -38,8 +38,12 @@ class LentServer:
     likely: frozenset[PromptType | None] = frozenset()
     fields: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    limit: Limit | None = None
+    concurrent: int = 1
+    temperature: float | None = None
     deaths: int = 0
     tokens: float = 0
+    prompt_tokens: int = 0
     leases: int = 0
     returned: int = 0
 
@@ -47,9 +51,10 @@ class LentServer:
         """Counted."""
         self.deaths += 1
 
-    def answered(self, tokens: float) -> None:
+    def answered(self, tokens: float, prompt_tokens: int | None = None) -> None:
         """Counted."""
         self.tokens += tokens
+        self.prompt_tokens += prompt_tokens or 0
 
     async def __aenter__(self) -> Self:
         self.leases += 1

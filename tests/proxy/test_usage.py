@@ -36,7 +36,7 @@ def test_timings_are_found_at_the_end_and_text_cannot_pretend():
 def test_usage_counts_where_there_are_no_timings():
     """OpenAI's and Anthropic's names; cached tokens were not processed."""
     usage = {"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 8}}
-    assert read_counts(json.dumps({"usage": usage}).encode()) == TokenCounts(2, 4)
+    assert read_counts(json.dumps({"usage": usage}).encode()) == TokenCounts(2, 4, cached_tokens=8)
     assert read_counts(b'{"usage": {"input_tokens": 5, "output_tokens": 6}}') == TokenCounts(5, 6)
 
 
