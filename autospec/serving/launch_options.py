@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from autospec.catalog.model import Model, context_of
-from autospec.cells import Hardware
+from autospec.cells import Hardware, options_in
 from autospec.drafting import OFF, Drafting
 from autospec.serving.advice import ModelAdvice
 from autospec.serving.backoff import Backoff
@@ -15,7 +15,7 @@ from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 from autospec.serving.server_pool import ServerPool
 from autospec.settings import Settings
 
-__all__ = ["LaunchOptions", "footprint", "launch_seconds", "memory_limit_bytes"]
+__all__ = ["LaunchOptions", "footprint", "launch_seconds", "maps_files", "memory_limit_bytes"]
 
 _GIB: Final = 1024**3
 # The rest is for the system, other programs, and what servers allocate beyond the estimate.
@@ -42,7 +42,8 @@ def footprint(
 
     With `maps_weights` (memory-mapped, on the CPU) servers of the same file share its weights. Accelerators differ in what they
     do with a mapped file, so there each server counts in full. The estimate never exceeds the limit: a server fits its
-    context to the free memory, so a model that fills the memory can still run alone.
+    context to the free memory, so a model that fills the memory can still run alone. Such a model shares nothing in the
+    estimate, so that no second server fits beside it.
     """
     models = [model] if draft is None else [model, draft]
     own = _BUFFERS_BYTES + sum(m.kv_bytes(min(tokens, m.context_length or tokens)) for m in models)
@@ -50,11 +51,20 @@ def footprint(
     if not maps_weights:
         return MemoryEstimate(min(own + sum(weights.values()), limit_bytes))
     room = limit_bytes - sum(weights.values())
-    return (
-        MemoryEstimate(min(own, room), weights)
-        if room > 0
-        else MemoryEstimate(0, {str(model.path): limit_bytes})
-    )
+    return MemoryEstimate(min(own, room), weights) if room > 0 else MemoryEstimate(limit_bytes)
+
+
+def maps_files(args: Sequence[str]) -> bool:
+    """True if llama.cpp memory-maps the weights with these arguments of the user; it does by default."""
+    mapped = True
+    for flag, values in options_in(args):
+        if flag in ("--mmap", "--no-mmap"):
+            mapped = flag == "--mmap"
+        elif flag in ("-dio", "--direct-io"):
+            mapped = False
+        elif flag in ("-lm", "--load-mode") and values:
+            mapped = values[0] == "auto" or "mmap" in values[0]
+    return mapped
 
 
 def launch_seconds(model: Model, draft: Model | None) -> float:
@@ -86,7 +96,7 @@ class LaunchOptions:
         self.known: Mapping[str, ModelAdvice] = {}
         self._settings = settings
         self.limit_bytes = memory_limit_bytes(settings, hardware)
-        self._maps_weights = not hardware.gpu
+        self._maps_weights = not hardware.gpu and maps_files(settings.server_args)
         self._pool = pool
         self._backoff = backoff
 
