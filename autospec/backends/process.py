@@ -39,6 +39,7 @@ __all__ = [
     "is_free",
     "listeners",
     "listens",
+    "open_private_log",
 ]
 
 HOST = "127.0.0.1"
@@ -202,7 +203,7 @@ def _start_guard(record: LaunchRecord, state_dir: Path) -> subprocess.Popen[byte
     guard = [sys.executable, "-I", "-S", str(guard_script.__file__), "--log", str(log)]
     # Without a debugger's backtrace, which takes seconds and buries the assertion that it follows.
     environment = child_environment(os.environ) | {MARK: record.launch_id, "GGML_NO_BACKTRACE": "1"}
-    with log.open("ab") as output:
+    with open_private_log(log) as output:
         return subprocess.Popen(
             [*guard, "--grace", str(STOP_GRACE_S), "--", *record.command],
             stdin=subprocess.PIPE,
@@ -211,6 +212,13 @@ def _start_guard(record: LaunchRecord, state_dir: Path) -> subprocess.Popen[byte
             env=environment,
             start_new_session=True,  # Ctrl-C in the terminal reaches autospec only, which then stops its servers
         )
+
+
+def open_private_log(path: Path) -> IO[bytes]:
+    """Open a log to append to. Only its owner may read it: what a server prints may hold prompts."""
+    log = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+    os.fchmod(log.fileno(), 0o600)  # also one that an earlier autospec made
+    return log
 
 
 def _output(guard: subprocess.Popen[bytes]) -> IO[bytes]:
