@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from autospec.cells import PromptType
@@ -20,11 +21,13 @@ class RouteRequest:
         model: The client's name for it: a catalogue name, an alias or an unambiguous part of one.
         prompt_type: By header or classifier; ``None`` where the request has no prompt (``/tokenize``).
         drafting_off: True if the client's header asks for no drafting.
+        number: The same for all attempts at one request.
     """
 
     model: str
     prompt_type: PromptType | None = None
     drafting_off: bool = False
+    number: int = field(default_factory=itertools.count(1).__next__, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Offered:
         running: The draftings of its running servers.
         size_bytes: Size of its files.
         fingerprint: Of its file's metadata, so that copies of one file count as one model. May be empty.
+        last_used: True for the model of the last request, whether or not it runs still.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Offered:
     running: tuple[Drafting, ...] = ()
     size_bytes: int = 0
     fingerprint: str = ""
+    last_used: bool = False
 
 
 class Lease(Protocol):
@@ -75,6 +80,9 @@ class Lease(Protocol):
 
     def died(self) -> None:
         """Report a broken connection: the supervisor checks the process and replaces it if it has ended."""
+
+    def follow(self, received_bytes: Callable[[], int]) -> None:
+        """Say how much of the answer has arrived, from its headers on. A server that is silent for minutes is looked at."""
 
     def answered(self, tokens: float) -> None:
         """Report the generated tokens, for planning. Without a report the duration of the lease is used."""

@@ -109,6 +109,17 @@ class LaunchOptions:
         model = self.registry.named(name)
         return model, self.registry.engine(model)
 
+    def identity(self, name: str, drafting: Drafting) -> tuple[object, ...]:
+        """What a server is started from: the build, and the files of its models. It is replaced when that changes."""
+        model, engine = self.served(name)
+        draft = draft_of(drafting, self.registry.catalog)
+        return (
+            engine.capabilities.build,
+            str(model.path),
+            model.fingerprint,
+            draft.fingerprint if draft else "",
+        )
+
     def possible(self, model: Model, now_s: float) -> tuple[LaunchEstimate, ...]:
         """Off, and every recommended drafting that may be launched now."""
         found = [d for d in self.of(model.name).draftings if self._backoff.allows(model.name, d, now_s)]
