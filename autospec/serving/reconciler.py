@@ -154,6 +154,8 @@ class Reconciler:
         for launch in self.pool:
             if registry.has(launch.model):
                 launch.outdated = launch.identity != self.options.identity(launch.model, launch.drafting)
+                if launch.outdated and launch.state.live:
+                    self._restarting.add(launch.model)
         for name in self.demand.awake:
             if not registry.has(name):
                 self.demand.sleep(name)
@@ -284,7 +286,7 @@ class Reconciler:
     def _collect(self, now_s: float) -> None:
         """Record servers that became ready or failed."""
         for launch in self.pool:
-            if launch.state is InstanceState.READY:
+            if launch.state is InstanceState.READY and not launch.outdated:
                 self._restarting.discard(launch.model)
                 if launch.drafting.is_off:
                     self._broken.pop(launch.model, None)
