@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ __all__ = [
     "family",
     "free_port",
     "is_free",
+    "is_shared",
     "listeners",
     "listens",
     "open_private_log",
@@ -49,6 +51,8 @@ STOP_GRACE_S = 8.0
 _GUARD_START_S = 30.0
 # The guard needs this on top of the grace, to kill, reap and report.
 _GUARD_END_S = 4.0
+# The server takes its port a moment later than it is chosen, and another launch may start in that moment.
+_ports_given: deque[int] = deque(maxlen=64)
 _LOG_TAIL_BYTES = 64 * 1024
 # With every message shown, a start prints some hundred kilobytes.
 _LOG_HEAD_BYTES = 8 * 1024 * 1024
@@ -284,10 +288,14 @@ def ask_child(*arguments: str, timeout_s: float) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A port that is free now, chosen by the kernel."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now, chosen by the kernel, and that this process did not get for one of its last launches."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((HOST, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _ports_given:
+            _ports_given.append(port)
+            return port
 
 
 def is_free(port: int) -> bool:
@@ -315,6 +323,11 @@ def family(pids: frozenset[int]) -> list[psutil.Process]:
 def listens(family: list[psutil.Process], port: int) -> bool:
     """True if one of these processes listens there, or if the system does not tell."""
     return any(_listens(process, port, untold=True) for process in family)
+
+
+def is_shared(family: list[psutil.Process], port: int) -> bool:
+    """True if another process listens there, too: llama-server's sockets allow that on Linux (``SO_REUSEPORT``)."""
+    return sys.platform == "linux" and bool(listeners(port) - {process.pid for process in family})
 
 
 def listeners(port: int) -> frozenset[int]:
