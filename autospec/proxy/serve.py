@@ -64,9 +64,7 @@ _GRACE_S = 15.0
 _BACKLOG = 512
 
 
-async def open_supervisor(
-    settings: Settings, daemon: MeasuringDaemon | None = None
-) -> Supervisor:
+async def open_supervisor(settings: Settings, daemon: MeasuringDaemon | None = None) -> Supervisor:
     """Probe the backends, scan the disk, read the recommendations. Starts no server yet.
 
     Raises:

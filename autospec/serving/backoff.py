@@ -86,9 +86,7 @@ class Backoff:
         strikes = 0 if before is None else before.strikes
         if not killed and not (before is not None and before.requests & requests):
             strikes += 1
-        setback = _Setback(
-            times, strikes, error.message, now_s, now_s + _backoff_s(times), requests=requests
-        )
+        setback = _Setback(times, strikes, error.message, now_s, now_s + _backoff_s(times), requests=requests)
         return self._add(model, drafting, setback)
 
     def lives(self, model: str, drafting: Drafting, for_s: float) -> None:

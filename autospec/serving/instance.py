@@ -214,15 +214,17 @@ class ServerInstance:
         self._stop_unused()
 
     def _look_for_silence(self) -> None:
-        """Ask a server for its health if it sends nothing, whether its clients still wait or have gone."""
+        """Ask a server for its health if it is silent; the server of `attached` is not ours to replace."""
+        if self._asking is None and isinstance(self.server, Watched) and self._is_silent():
+            self._asking = asyncio.get_running_loop().create_task(self._ask_health(self.server))
+
+    def _is_silent(self) -> bool:
+        """True if no byte has come for long although a request has, whether its client still waits or has gone."""
         received = self._earlier_bytes + sum(received_bytes() for received_bytes in self._followed)
         if received != self._received_bytes:
             self._received_bytes = received
             self._heard()
-        since_s = self._silent_since_s
-        if since_s is not None and self._clock() - since_s >= _SILENCE_S and self._asking is None:
-            if isinstance(self.server, Watched):  # the server of `attached` is not ours to replace
-                self._asking = asyncio.get_running_loop().create_task(self._ask_health(self.server))
+        return self._silent_since_s is not None and self._clock() - self._silent_since_s >= _SILENCE_S
 
     def _heard(self) -> None:
         self._silent_since_s = self._clock() if self.leases else None
@@ -233,7 +235,7 @@ class ServerInstance:
                 if await in_thread(partial(_answers_health, server.base_url)):
                     self._heard()
                     return
-            if self.state in (InstanceState.READY, InstanceState.DRAINING) and self._silent_since_s is not None:
+            if self.state in (InstanceState.READY, InstanceState.DRAINING) and self._is_silent():
                 self.error = ServerDiedError(
                     f"The server sent nothing for {_SILENCE_S / 60:g} minutes and does not answer /health.",
                     "The proxy restarts it.",

@@ -74,7 +74,9 @@ def _make_room(
 
 
 def _is_kept(server: ServerInstance, kept: Mapping[str, Sequence[LaunchEstimate]]) -> bool:
-    return not server.outdated and any(entry.drafting == server.drafting for entry in kept.get(server.model, ()))
+    return not server.outdated and any(
+        entry.drafting == server.drafting for entry in kept.get(server.model, ())
+    )
 
 
 def _runs(model: str, drafting: Drafting, servers: Iterable[ServerInstance], *, ready: bool = False) -> bool:

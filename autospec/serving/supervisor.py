@@ -219,7 +219,7 @@ class Supervisor:
             try:
                 await self.refresh()
                 if self._scan_is_due():
-                    await self._rescan()
+                    await self._rescanned()
                 logged, pause_s = False, _POLL_S
             except Exception as error:  # noqa: BLE001 - polling must go on
                 expected = isinstance(error, AutospecError)
@@ -231,23 +231,19 @@ class Supervisor:
                 logged, pause_s = True, _POLL_S if expected else _RESCAN_S
 
     def _scan_is_due(self) -> bool:
-        """True if builds and files may have been replaced: servers run, and the last scan was a while ago."""
+        """True if builds and files may have been replaced since the last scan, and that matters now."""
         age_s = self._clock() - self._scanned_at_s
-        runs = bool(self._reconciler.pool.held())
-        return age_s >= (MISSED_S if self._reconciler.is_unsettled else _SCAN_S) and (
-            runs or self._reconciler.is_unsettled
-        )
+        if self._reconciler.is_unsettled:
+            return age_s >= MISSED_S
+        return age_s >= _SCAN_S and bool(self._reconciler.pool.held())
 
     async def _find(self, name: str) -> Model:
         """The model with a client's name for it; without a name, the model of the last request or the only one."""
         registry = self._reconciler.options.registry
         if not name.strip():
+            only = registry.models[0].name if len(registry.models) == 1 else ""
             latest = self._reconciler.demand.latest()
-            name = (
-                latest
-                if registry.has(latest)
-                else (registry.models[0].name if len(registry.models) == 1 else "")
-            )
+            name = latest if registry.has(latest) else only
         try:
             return registry.find(name)
         except UnknownModelError:
@@ -293,7 +289,9 @@ class Supervisor:
         if not reconciler.options.registry.has(name):
             return
         model, engine = reconciler.options.served(name)
-        if reconciler.is_missed(model.format) or launch.identity != reconciler.options.identity(name, drafting):
+        if reconciler.is_missed(model.format) or launch.identity != reconciler.options.identity(
+            name, drafting
+        ):
             reconciler.backoff.forgive(name)
             return
         assert launch.error is not None

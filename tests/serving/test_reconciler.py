@@ -524,6 +524,24 @@ def test_a_server_that_sends_is_not_asked(health):
     run(scenario())
 
 
+def test_a_server_that_sends_while_it_is_asked_is_not_ended(health):
+    """proxy.md 22: both health checks timed out, and tokens came meanwhile."""
+
+    async def scenario():
+        scene = Scene()
+
+        async with scene.opened() as supervisor:
+            held = await supervisor.lease(wanted())
+            held.follow(lambda: len(health.asked))  # a token comes with each question
+            health.silent.add(held.base_url)
+            await pass_time(supervisor, scene, 360)
+            assert len(health.asked) == 2
+            assert not scene.backend.servers[0].stopped
+            held.give_back()
+
+    run(scenario())
+
+
 def test_a_server_that_no_client_is_patient_enough_for_is_found(health):
     """proxy.md 22: each gives up after a minute, so no single request is silent for long."""
 
