@@ -301,7 +301,7 @@ def test_a_server_that_dies_unseen_is_found():
     run(scenario())
 
 
-def test_a_drafting_that_keeps_dying_is_set_aside():
+def test_a_drafting_that_keeps_dying_is_given_up():
     """Three deaths in a row: off for an hour. It did start, so the recommendation stays as it was measured."""
 
     async def scenario():

@@ -6,13 +6,13 @@ import asyncio
 from pathlib import Path
 
 from autospec.service.proxy_link import ProxyLink
-from tests.service.test_control import ear
+from tests.service.test_control import Ear, ear
 
 
 def test_a_launch_without_a_request_makes_the_daemon_yield(tmp_path: Path):
-    """proxy.md 8: the machine counted as free at once, and the daemon heard nothing."""
+    """proxy review 8: the machine counted as free at once, and the daemon heard nothing."""
 
-    async def launch() -> None:
+    async def launch(listens: Ear) -> None:
         link = ProxyLink(tmp_path, reconnect_s=0.05)
         await link.start()
         async with asyncio.timeout(10):
@@ -24,10 +24,13 @@ def test_a_launch_without_a_request_makes_the_daemon_yield(tmp_path: Path):
             assert link.daemon["event"] == "yielded"
         await link.close()
         assert not link.measuring
+        async with asyncio.timeout(10):
+            while listens.events()[-1] != "left":  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
 
     with ear(tmp_path) as listens:
-        asyncio.run(launch())
-        assert [event for event in listens.events() if event != "left"] == ["hello", "busy", "idle"]
+        asyncio.run(launch(listens))
+        assert listens.events() == ["hello", "busy", "idle", "left"]
 
 
 def test_a_daemon_that_rests_does_not_measure(tmp_path: Path):
