@@ -20,7 +20,7 @@ def usual_umask():
 
 @pytest.mark.process
 def test_only_the_owner_reads_a_servers_log(state_dir, usual_umask):
-    """proxy review 15: the log was 0644 and its folder 0755, although the guard asks for 0600."""
+    """Proxy review 15: the log was 0644 and its folder 0755, although the guard asks for 0600."""
     process = ServerProcess.start(("echo", "a prompt"), state_dir)
     process.wait_ended(20)
     process.stop()
@@ -30,7 +30,7 @@ def test_only_the_owner_reads_a_servers_log(state_dir, usual_umask):
 
 
 def test_what_an_earlier_autospec_left_open_is_closed(state_dir, usual_umask):
-    """proxy review 15: fifty old logs stay in a folder that an update must not leave readable."""
+    """Proxy review 15: fifty old logs stay in a folder that an update must not leave readable."""
     (state_dir / "launches").mkdir(parents=True, mode=0o755)
     record = LaunchRecord("x", "", ("llama-server", "--api-key", "secret"), ProcessRef(1, 1.0))
     record.write(state_dir)

@@ -23,7 +23,7 @@ with socket.socket() as server:
 
 
 def test_a_port_is_given_out_once(monkeypatch):
-    """proxy review 26: two launches that start together could get the same free port."""
+    """Proxy review 26: two launches that start together could get the same free port."""
 
     class Probe(socket.socket):
         ports = iter([5001, 5001, 5002])
@@ -41,7 +41,7 @@ def test_a_port_is_given_out_once(monkeypatch):
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port has one listener")
 def test_a_port_that_another_program_listens_on_too_is_taken():
-    """proxy review 26: both listen, and the kernel gives each some of the connections."""
+    """Proxy review 26: both listen, and the kernel gives each some of the connections."""
     with socket.socket() as mine:
         mine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         mine.bind((HOST, 0))

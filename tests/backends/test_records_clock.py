@@ -29,7 +29,7 @@ def set_clock(monkeypatch):
 
 @pytest.mark.parametrize("step_s", [-86400.0, -5.0, 5.0, 120.0])
 def test_a_process_is_found_after_a_step_of_the_clock(set_clock, step_s):
-    """proxy review 10: a restarted daemon did not see its proxy after a step of more than a second."""
+    """Proxy review 10: a restarted daemon did not see its proxy after a step of more than a second."""
     me = ProcessRef.of(os.getpid())
     set_clock(step_s)
     found = me.find()
@@ -39,7 +39,7 @@ def test_a_process_is_found_after_a_step_of_the_clock(set_clock, step_s):
 
 @pytest.mark.process
 def test_a_step_of_the_clock_ends_no_server_of_a_living_autospec(state_dir, set_clock):
-    """proxy review 10: after a step of two minutes the next autospec ended the servers of a proxy that was serving."""
+    """Proxy review 10: after a step of two minutes the next autospec ended the servers of a proxy that was serving."""
     process = ServerProcess.start(("sleep", "300"), state_dir)
     try:
         set_clock(120.0)

@@ -18,7 +18,7 @@ WRITES = (sys.executable, "-u", "-c", "import time\nwhile True: print('x' * 99);
 
 @pytest.mark.process
 def test_a_long_log_is_moved_while_the_proxy_writes_on(tmp_path: Path, monkeypatch):
-    """proxy review 26: it was appended to for ever; with `--log-prompts` it holds prompts, and everybody could read it."""
+    """Proxy review 26: it was appended to for ever; with `--log-prompts` it holds prompts, and everybody could read it."""
     monkeypatch.setattr(proxy_child, "_LOG_BYTES", 2000)
     log, older = tmp_path / "proxy.log", tmp_path / "proxy.log.1"
     proxy = ProxyChild(WRITES, tmp_path, log, Clock())

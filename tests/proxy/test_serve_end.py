@@ -17,7 +17,7 @@ from tests.proxy.harness import proxy_over
 
 
 def test_an_endless_answer_is_given_the_grace_once(loop, dispatch, backend, storage, monkeypatch):
-    """proxy review 5: aiohttp waits twice for the time that it is given, so the end took twice as long as was set."""
+    """Proxy review 5: aiohttp waits twice for the time that it is given, so the end took twice as long as was set."""
     waits: list[float | None] = []
     wait = web_protocol.ceil_timeout
 
@@ -44,6 +44,6 @@ def test_an_endless_answer_is_given_the_grace_once(loop, dispatch, backend, stor
 
 
 def test_the_whole_end_fits_into_the_time_that_the_daemon_gives():
-    """proxy review 5: answers, samples and servers one after the other; after that comes SIGKILL, and records stay behind."""
+    """Proxy review 5: answers, samples and servers one after the other; after that comes SIGKILL, and records stay behind."""
     steps_s = (serve._GRACE_S, metrics._CLOSE_TIMEOUT_S, supervisor._DRAIN_S, supervisor._STOP_S)
     assert sum(steps_s) < STOP_WITHIN_S

@@ -10,7 +10,7 @@ from tests.service.test_control import Ear, ear
 
 
 def test_a_launch_without_a_request_makes_the_daemon_yield(tmp_path: Path):
-    """proxy review 8: the machine counted as free at once, and the daemon heard nothing."""
+    """Proxy review 8: the machine counted as free at once, and the daemon heard nothing."""
 
     async def launch(listens: Ear) -> None:
         link = ProxyLink(tmp_path, reconnect_s=0.05)

@@ -12,7 +12,7 @@ WEEK_S = 7 * 86400.0
 
 
 def test_failures_weeks_apart_are_not_in_a_row():
-    """proxy review 16: where models are unloaded after 5 minutes, nothing ever ended a row."""
+    """Proxy review 16: where models are unloaded after 5 minutes, nothing ever ended a row."""
     backoff = Backoff()
     for week in range(5):
         crash = backoff.crashed("a", LOOKUP, DIED, week * WEEK_S)
@@ -22,7 +22,7 @@ def test_failures_weeks_apart_are_not_in_a_row():
 
 
 def test_a_failure_without_drafting_clears_the_drafting():
-    """proxy review 2: off died of the very same request, and the drafting was blamed."""
+    """Proxy review 2: off died of the very same request, and the drafting was blamed."""
     backoff = Backoff()
     for _ in range(3):
         backoff.crashed("a", LOOKUP, DIED, 0.0)
@@ -44,7 +44,7 @@ def test_a_drafting_that_never_starts_is_not_cleared():
 
 
 def test_one_request_is_one_strike():
-    """proxy review 2: the proxy tries a request twice, so two bad requests were three deaths."""
+    """Proxy review 2: the proxy tries a request twice, so two bad requests were three deaths."""
     backoff = Backoff()
     for number in (1, 1, 2, 2):
         setback = backoff.crashed("a", LOOKUP, DIED, 0.0, requests=frozenset({number, 7 + number}))
@@ -54,7 +54,7 @@ def test_one_request_is_one_strike():
 
 
 def test_a_kill_is_no_strike():
-    """proxy review 2: the kernel was short of memory. The waits grow all the same."""
+    """Proxy review 2: the kernel was short of memory. The waits grow all the same."""
     backoff = Backoff()
     kills = [backoff.crashed("a", LOOKUP, DIED, 0.0, killed=True) for _ in range(9)]
     assert [kill.not_before_s for kill in kills] == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]

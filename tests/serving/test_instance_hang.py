@@ -31,7 +31,7 @@ def backend(tmp_path: Path) -> LlamaServer:
 
 @pytest.mark.process
 def test_a_process_that_hangs_is_ended_and_replaced(backend, monkeypatch):
-    """proxy review 22: SIGTERM does not end it, and /health connects but says nothing."""
+    """Proxy review 22: SIGTERM does not end it, and /health connects but says nothing."""
     monkeypatch.setattr(instance, "_SILENCE_S", 0.2)
     monkeypatch.setattr(instance, "_HEALTH_WAIT_S", 0.3)
     monkeypatch.setattr("autospec.backends.process.STOP_GRACE_S", 0.3)

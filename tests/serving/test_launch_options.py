@@ -26,7 +26,7 @@ LIMIT = 64 * GIB
     kv_bytes=st.integers(0, MIB),
 )
 def test_no_second_server_fits_beside_one_that_fills_the_limit(size, draft_size, kv_bytes):
-    """proxy review 3: two servers of a model of 70 GiB counted as 64 GiB together."""
+    """Proxy review 3: two servers of a model of 70 GiB counted as 64 GiB together."""
     main = dataclasses.replace(ALPHA, size_bytes=size, kv_bytes_per_token=kv_bytes)
     draft = dataclasses.replace(main, path=main.path / "draft", size_bytes=draft_size) if draft_size else None
     off = footprint(main, None, 4096, maps_weights=True, limit_bytes=LIMIT)
@@ -53,7 +53,7 @@ def test_no_second_server_fits_beside_one_that_fills_the_limit(size, draft_size,
     ],
 )
 def test_arguments_that_copy_the_weights(args, mapped):
-    """proxy review 13: with --no-mmap each server has a copy of the weights, and the plan took them as shared."""
+    """Proxy review 13: with --no-mmap each server has a copy of the weights, and the plan took them as shared."""
     assert maps_files(args) is mapped
     scene = Scene(settings=load_settings(overrides={"memory_limit": 64.0, "server_args": list(args)}))
     pool = ServerPool(args, lambda: None, lambda: 0.0)

@@ -55,7 +55,7 @@ async def crash(supervisor, scene: Scene, request: RouteRequest, by: str = "SIGA
 
 @pytest.mark.parametrize(("requests", "attempts", "by"), [(2, 2, "SIGABRT"), (5, 1, "SIGKILL")])
 def test_a_death_that_has_another_cause_does_not_cost_the_drafting(requests, attempts, by):
-    """proxy review 2: a request that no server survives, and the kernel that is short of memory, marked the drafting for good."""
+    """Proxy review 2: a request that no server survives, and the kernel that is short of memory, marked the drafting for good."""
 
     async def scenario():
         scene = Scene(stored=[recommend(LOOKUP)])
@@ -74,7 +74,7 @@ def test_a_death_that_has_another_cause_does_not_cost_the_drafting(requests, att
 
 
 def test_a_flag_that_a_replaced_build_refuses_is_no_failure_of_the_drafting():
-    """proxy review 26: it was launched with the flags of the old build, and its recommendation marked as stale."""
+    """Proxy review 26: it was launched with the flags of the old build, and its recommendation marked as stale."""
 
     async def scenario():
         scene = Scene(stored=[recommend(LOOKUP)])
@@ -104,7 +104,7 @@ class FailsAtOnce(FakeBackend):
 
 
 def test_a_request_waits_for_a_drafting_that_starts_while_off_does_not():
-    """proxy review 11: older requests were served, and new ones got 502."""
+    """Proxy review 11: older requests were served, and new ones got 502."""
 
     async def scenario():
         scene = Scene(FailsAtOnce(), stored=[recommend(LOOKUP)])
@@ -127,7 +127,7 @@ def test_a_request_waits_for_a_drafting_that_starts_while_off_does_not():
 
 
 def test_who_needs_a_server_that_does_not_start_is_told_at_once():
-    """proxy review 20: with `x-autospec-drafting: off` a request waited five minutes while off was launched again and again."""
+    """Proxy review 20: with `x-autospec-drafting: off` a request waited five minutes while off was launched again and again."""
 
     async def scenario():
         scene = Scene(stored=[recommend(LOOKUP)])
@@ -162,7 +162,7 @@ async def rescan(supervisor, scene: Scene) -> None:
 
 
 def test_a_lease_names_the_build_that_its_server_was_started_from():
-    """proxy review 9: after an upgrade the old process's figures were filed under the new build."""
+    """Proxy review 9: after an upgrade the old process's figures were filed under the new build."""
 
     async def scenario():
         scene = Scene()
@@ -192,7 +192,7 @@ def test_a_lease_names_the_build_that_its_server_was_started_from():
 @pytest.mark.parametrize("changes", [{"fingerprint": "another"}, {"path": ALPHA.path.with_name("new.gguf")}])
 @pytest.mark.parametrize("limit_mib", [65536, 500])
 def test_a_file_that_was_replaced_is_not_served_on(changes, limit_mib):
-    """proxy review 9: the same name means the new file from the next scan on, also where two servers do not fit."""
+    """Proxy review 9: the same name means the new file from the next scan on, also where two servers do not fit."""
 
     async def scenario():
         scene = Scene()
@@ -214,7 +214,7 @@ def test_a_file_that_was_replaced_is_not_served_on(changes, limit_mib):
 
 
 def test_a_draft_model_that_was_replaced_is_not_served_on(tmp_path):
-    """proxy review 9: the draft is a part of the server, too."""
+    """Proxy review 9: the draft is a part of the server, too."""
 
     async def scenario():
         draft = dataclasses.replace(model("draft"), path=tmp_path)
@@ -233,7 +233,7 @@ def test_a_draft_model_that_was_replaced_is_not_served_on(tmp_path):
 
 
 def test_what_was_replaced_is_found_without_a_reason_to_look(monkeypatch):
-    """proxy review 9: only an unknown name or a new recommendation made the proxy scan."""
+    """Proxy review 9: only an unknown name or a new recommendation made the proxy scan."""
     monkeypatch.setattr("autospec.serving.supervisor._POLL_S", 0.005)
 
     async def scenario():
@@ -271,7 +271,7 @@ class UpgradedScene(Scene):
 
 
 def test_a_moment_without_the_backend_withdraws_nothing():
-    """proxy review 14: during an upgrade all models vanished, and their servers were drained."""
+    """Proxy review 14: during an upgrade all models vanished, and their servers were drained."""
 
     async def scenario():
         scene = UpgradedScene()
@@ -292,7 +292,7 @@ def test_a_moment_without_the_backend_withdraws_nothing():
 
 
 def test_a_backend_that_stays_away_is_believed(monkeypatch):
-    """proxy review 14: it was uninstalled. The scan that says so needs no request."""
+    """Proxy review 14: it was uninstalled. The scan that says so needs no request."""
     monkeypatch.setattr("autospec.serving.supervisor._POLL_S", 0.005)
 
     async def scenario():
@@ -309,7 +309,7 @@ def test_a_backend_that_stays_away_is_believed(monkeypatch):
 
 
 def test_a_moment_with_another_backend_starts_nothing_on_it():
-    """proxy review 14: while one build was replaced, the other one would have taken over all servers."""
+    """Proxy review 14: while one build was replaced, the other one would have taken over all servers."""
 
     async def scenario():
         scene = UpgradedScene()
@@ -357,7 +357,7 @@ class Daemon:
 
 
 def test_the_daemon_is_told_of_a_launch_until_it_is_over():
-    """proxy review 8: only requests were told, so a restart loaded gigabytes beside a measurement."""
+    """Proxy review 8: only requests were told, so a restart loaded gigabytes beside a measurement."""
 
     async def scenario():
         scene = Scene(daemon=Daemon())
@@ -381,7 +381,7 @@ def test_the_daemon_is_told_of_a_launch_until_it_is_over():
 
 @pytest.mark.parametrize("limit_mib", [65536, 600])
 def test_a_switch_that_nobody_waits_for_waits_for_the_daemon(limit_mib):
-    """proxy review 8: a new recommendation comes exactly when a tune goes on with its next cell."""
+    """Proxy review 8: a new recommendation comes exactly when a tune goes on with its next cell."""
 
     async def scenario():
         scene = Scene(daemon=Daemon())
@@ -402,7 +402,7 @@ def test_a_switch_that_nobody_waits_for_waits_for_the_daemon(limit_mib):
 
 
 def test_a_model_that_is_unloaded_is_stopped_while_the_daemon_measures():
-    """proxy review 8: what frees memory need not wait."""
+    """Proxy review 8: what frees memory need not wait."""
 
     async def scenario():
         scene = Scene(daemon=Daemon())
@@ -417,7 +417,7 @@ def test_a_model_that_is_unloaded_is_stopped_while_the_daemon_measures():
 
 
 def test_a_request_that_names_no_model_means_the_one_used_last():
-    """proxy review 12: after the unload it meant none, and with two running models the first by name."""
+    """Proxy review 12: after the unload it meant none, and with two running models the first by name."""
 
     async def scenario():
         scene = Scene()
@@ -466,7 +466,7 @@ async def pass_time(supervisor, scene: Scene, seconds: float) -> None:
 
 
 def test_a_server_that_hangs_is_replaced_and_others_go_on(health):
-    """proxy review 22, issue 17 item 2: every request waited for ever."""
+    """Proxy review 22, issue 17 item 2: every request waited for ever."""
 
     async def scenario():
         scene = Scene(settings=dataclasses.replace(Scene().settings, idle_unload=""))
@@ -491,7 +491,7 @@ def test_a_server_that_hangs_is_replaced_and_others_go_on(health):
 
 
 def test_a_server_that_answers_its_health_check_is_only_slow(health):
-    """proxy review 22: a long prompt on a slow machine."""
+    """Proxy review 22: a long prompt on a slow machine."""
 
     async def scenario():
         scene = Scene()
@@ -506,7 +506,7 @@ def test_a_server_that_answers_its_health_check_is_only_slow(health):
 
 
 def test_a_server_that_sends_is_not_asked(health):
-    """proxy review 22: with more streams than threads llama-server's health check waits, too."""
+    """Proxy review 22: with more streams than threads llama-server's health check waits, too."""
 
     async def scenario():
         scene = Scene()
@@ -525,7 +525,7 @@ def test_a_server_that_sends_is_not_asked(health):
 
 
 def test_a_server_that_sends_while_it_is_asked_is_not_ended(health):
-    """proxy review 22: both health checks timed out, and tokens came meanwhile."""
+    """Proxy review 22: both health checks timed out, and tokens came meanwhile."""
 
     async def scenario():
         scene = Scene()
@@ -543,7 +543,7 @@ def test_a_server_that_sends_while_it_is_asked_is_not_ended(health):
 
 
 def test_a_server_that_no_client_is_patient_enough_for_is_found(health):
-    """proxy review 22: each gives up after a minute, so no single request is silent for long."""
+    """Proxy review 22: each gives up after a minute, so no single request is silent for long."""
 
     async def scenario():
         scene = Scene()
@@ -559,7 +559,7 @@ def test_a_server_that_no_client_is_patient_enough_for_is_found(health):
 
 
 def test_a_model_that_waits_for_the_memory_of_a_hung_server_gets_it_after_its_end(health):
-    """proxy review 22: until its process has ended it holds its memory."""
+    """Proxy review 22: until its process has ended it holds its memory."""
 
     async def scenario():
         scene = Scene()
@@ -577,7 +577,7 @@ def test_a_model_that_waits_for_the_memory_of_a_hung_server_gets_it_after_its_en
 
 
 def test_a_dead_server_is_not_lent_before_the_next_look():
-    """proxy review 26: its port may be another program's by then."""
+    """Proxy review 26: its port may be another program's by then."""
 
     async def scenario():
         scene = Scene()
