@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -37,8 +38,10 @@ __all__ = [
     "family",
     "free_port",
     "is_free",
+    "is_shared",
     "listeners",
     "listens",
+    "open_private_log",
 ]
 
 HOST = "127.0.0.1"
@@ -48,6 +51,8 @@ STOP_GRACE_S = 8.0
 _GUARD_START_S = 30.0
 # The guard needs this on top of the grace, to kill, reap and report.
 _GUARD_END_S = 4.0
+# The server takes its port a moment later than it is chosen, and another launch may start in that moment.
+_ports_given: deque[int] = deque(maxlen=64)
 _LOG_TAIL_BYTES = 64 * 1024
 # With every message shown, a start prints some hundred kilobytes.
 _LOG_HEAD_BYTES = 8 * 1024 * 1024
@@ -202,7 +207,7 @@ def _start_guard(record: LaunchRecord, state_dir: Path) -> subprocess.Popen[byte
     guard = [sys.executable, "-I", "-S", str(guard_script.__file__), "--log", str(log)]
     # Without a debugger's backtrace, which takes seconds and buries the assertion that it follows.
     environment = child_environment(os.environ) | {MARK: record.launch_id, "GGML_NO_BACKTRACE": "1"}
-    with log.open("ab") as output:
+    with open_private_log(log) as output:
         return subprocess.Popen(
             [*guard, "--grace", str(STOP_GRACE_S), "--", *record.command],
             stdin=subprocess.PIPE,
@@ -211,6 +216,13 @@ def _start_guard(record: LaunchRecord, state_dir: Path) -> subprocess.Popen[byte
             env=environment,
             start_new_session=True,  # Ctrl-C in the terminal reaches autospec only, which then stops its servers
         )
+
+
+def open_private_log(path: Path) -> IO[bytes]:
+    """Open a log to append to. Only its owner may read it: what a server prints may hold prompts."""
+    log = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+    os.fchmod(log.fileno(), 0o600)  # also one that an earlier autospec made
+    return log
 
 
 def _output(guard: subprocess.Popen[bytes]) -> IO[bytes]:
@@ -276,10 +288,14 @@ def ask_child(*arguments: str, timeout_s: float) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A port that is free now, chosen by the kernel."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now, chosen by the kernel, and that this process did not get for one of its last launches."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((HOST, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _ports_given:
+            _ports_given.append(port)
+            return port
 
 
 def is_free(port: int) -> bool:
@@ -307,6 +323,11 @@ def family(pids: frozenset[int]) -> list[psutil.Process]:
 def listens(family: list[psutil.Process], port: int) -> bool:
     """True if one of these processes listens there, or if the system does not tell."""
     return any(_listens(process, port, untold=True) for process in family)
+
+
+def is_shared(family: list[psutil.Process], port: int) -> bool:
+    """True if another process listens there, too: llama-server's sockets allow that on Linux (``SO_REUSEPORT``)."""
+    return sys.platform == "linux" and bool(listeners(port) - {process.pid for process in family})
 
 
 def listeners(port: int) -> frozenset[int]:

@@ -2,7 +2,8 @@
 
 ``<state_dir>/launches/<launch_id>.json`` exists from just before a server is started until it has been stopped;
 ``<launch_id>.log`` beside it holds what the server printed. Every process of a launch also has the launch id in its
-environment (`MARK`), so another program's process that reuses the process number is never taken for ours.
+environment (`MARK`), so another program's process that reuses the process number is never taken for ours. Command lines and
+logs may hold a key or a prompt, so only their owner can read them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from typing import Any, Self
 
 import psutil
 
@@ -31,10 +34,11 @@ __all__ = [
 ]
 
 MARK = "AUTOSPEC_LAUNCH_ID"
-# Linux derives a process's start from the boot time, which moves a little when the clock is set.
+# Only where the kernel does not count the start from the boot: macOS stores the time of day at which a process started.
 _SAME_START_S = 1.0
 # For an owner the costly mistake would be to end the servers of a living autospec, so the limit is wide.
 _OWNER_START_S = 60.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TERM_WAIT_S = 5.0
 _KILL_WAIT_S = 5.0
 _LOGS_KEPT = 50
@@ -42,28 +46,65 @@ _LOGS_KEPT = 50
 
 @dataclass(frozen=True, slots=True)
 class ProcessRef:
-    """A process: its number and its start (seconds since 1970), which together are unique."""
+    """A process: its number and its start, which together are unique.
+
+    Attributes:
+        pid: The process number.
+        create_time: Its start in seconds since 1970. On Linux it moves when the clock is set, because it is derived from the
+            boot time.
+        since_boot: Its start as the kernel counts it, with the id of the boot; empty where the kernel does not tell. No
+            change of the clock moves it.
+    """
 
     pid: int
     create_time: float
+    since_boot: str = ""
 
     @classmethod
-    def of(cls, pid: int) -> ProcessRef:
+    def of(cls, pid: int) -> Self:
         """The process with this number now; its start is 0 if it has already ended."""
         try:
-            return cls(pid, psutil.Process(pid).create_time())
+            return cls(pid, psutil.Process(pid).create_time(), _since_boot(pid))
         except psutil.Error:
             return cls(pid, 0.0)
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` made; raises KeyError, TypeError or ValueError if it is damaged."""
+        return cls(int(data["pid"]), float(data["create_time"]), str(data.get("since_boot", "")))
+
     def find(self, tolerance_s: float = _SAME_START_S) -> psutil.Process | None:
-        """The living process; ``None`` if it ended or another process has its number."""
+        """The living process; ``None`` if it ended or another process has its number.
+
+        Args:
+            tolerance_s: How far `create_time` may differ where `since_boot` is not known.
+        """
         try:
             process = psutil.Process(self.pid)
             alive = process.status() != psutil.STATUS_ZOMBIE
-            same = abs(process.create_time() - self.create_time) <= tolerance_s
+            now = _since_boot(self.pid) if self.since_boot else ""
+            if now:
+                same = now == self.since_boot
+            else:
+                same = abs(process.create_time() - self.create_time) <= tolerance_s
         except psutil.Error:
             return None
         return process if alive and same else None
+
+
+def _since_boot(pid: int) -> str:
+    """Boot id and start in clock ticks since the boot; empty where there is no ``/proc``."""
+    try:
+        # The name of the program, in parentheses, may hold spaces and parentheses itself.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return f"{_boot_id()} {int(fields[19])}"
+    except (OSError, IndexError, ValueError):
+        return ""
+
+
+@cache
+def _boot_id() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +127,11 @@ class LaunchRecord:
 
     def write(self, state_dir: Path) -> None:
         """Write the record atomically. After a reboot it means nothing, so it need not survive one."""
+        folder = state_dir / "launches"
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # also one that an earlier autospec made
         text = json.dumps(asdict(self), indent=1)
-        replace_file(_record_path(state_dir, self.launch_id), text, durable=False)
+        replace_file(_record_path(state_dir, self.launch_id), text, mode=0o600, durable=False)
 
     def remove(self, state_dir: Path) -> None:
         """Delete it when all processes of the launch have ended; the log stays."""
@@ -169,8 +213,8 @@ def _read(path: Path) -> LaunchRecord | None:
             launch_id=data["launch_id"],
             started_at=data["started_at"],
             command=tuple(data["command"]),
-            owner=ProcessRef(**data["owner"]),
-            processes=tuple(ProcessRef(**p) for p in data["processes"]),
+            owner=ProcessRef.from_json(data["owner"]),
+            processes=tuple(ProcessRef.from_json(p) for p in data["processes"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

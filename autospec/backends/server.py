@@ -20,7 +20,16 @@ from autospec.backends.failures import Failure, classify, speculation_refused
 from autospec.backends.json_http import JsonClient
 from autospec.backends.openai_http import ChatClient
 from autospec.backends.placement import Placement, placement_of
-from autospec.backends.process import HOST, Ended, ServerProcess, family, free_port, is_free, listens
+from autospec.backends.process import (
+    HOST,
+    Ended,
+    ServerProcess,
+    family,
+    free_port,
+    is_free,
+    is_shared,
+    listens,
+)
 from autospec.backends.protocol import Capabilities, Completion, Request, Server, Tokens
 from autospec.backends.records import sweep_orphans
 from autospec.backends.token_http import HttpTokens
@@ -116,7 +125,7 @@ class ChildServer:
             self._process.wait_ended(_POLL_S)
         self.launch_ms = 1000.0 * (time.monotonic() - begun)
         relatives = family(self.pids)
-        if not listens(relatives, port):
+        if not listens(relatives, port) or is_shared(relatives, port):
             raise _error(_port_taken(port), self._process)
         self.pids = self.pids | {process.pid for process in relatives}
 

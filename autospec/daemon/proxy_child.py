@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from autospec.backends.process import open_private_log
 from autospec.backends.records import ProcessRef
 from autospec.daemon.work import Clock
 from autospec.files import replace_file
@@ -28,6 +30,8 @@ __all__ = ["ProxyChild", "proxy_command"]
 # After this long a proxy counts as healthy: its next crash is the first of a new row.
 _WELL_S = 60.0
 _PAUSE_S, _PAUSE_AT_MOST_S = 1.0, 60.0
+# A larger log becomes ``proxy.log.1``, so the two together hold at most twice this, and what was printed between two looks.
+_LOG_BYTES = 8 * 1024 * 1024
 # Wrong usage: a restart does not help until the configuration changes.
 _USAGE_EXIT = 2
 
@@ -46,7 +50,7 @@ class ProxyChild:
     Args:
         command: Its command line.
         state_dir: The folder of its record.
-        log: Its output is appended to this file.
+        log: Its output is appended to this file, which is kept short.
         clock: For pauses between restarts.
 
     Attributes:
@@ -75,6 +79,7 @@ class ProxyChild:
 
     def keep(self) -> float | None:
         """Start it if it does not run and its pause is over; returns the rest of the pause in seconds, ``None`` if none."""
+        self._bound_log()
         if self.pid is not None:
             return None
         if self._child is not None or self._adopted is not None:
@@ -100,11 +105,21 @@ class ProxyChild:
             self._child.wait()
         self._record.unlink(missing_ok=True)
 
+    def _bound_log(self) -> None:
+        """Move a long log's content to ``….1``. The proxy keeps the file open, so the file is emptied and not renamed."""
+        with suppress(OSError):
+            if self._log.stat().st_size > _LOG_BYTES:
+                older = self._log.with_name(f"{self._log.name}.1")
+                with open_private_log(older) as copy, self._log.open("rb") as log:
+                    copy.truncate(0)
+                    shutil.copyfileobj(log, copy)
+                os.truncate(self._log, 0)
+
     def _start(self) -> None:
         with suppress(OSError):
             self._log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self._log.open("ab") as output:
+            with open_private_log(self._log) as output:
                 self._child = subprocess.Popen(
                     self._command,
                     stdin=subprocess.DEVNULL,
@@ -136,7 +151,7 @@ class ProxyChild:
 
     def _read_record(self) -> ProcessRef | None:
         try:
-            ref = ProcessRef(**json.loads(self._record.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            ref = ProcessRef.from_json(json.loads(self._record.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return ref if ref.find() is not None else None

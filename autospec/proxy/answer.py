@@ -67,7 +67,7 @@ class Answer:
         self.headers: list[tuple[str, str]] = []
         self.by_closing = False  # the body ends with the connection: a break looks the same
         self.ended = False  # the whole body has arrived; `read` may still have a part of it
-        self.heard = False  # any byte has arrived
+        self.received_bytes = 0
         self._connection: BackendLine | None = connection
         self._method = method
         self._with_body = with_body
@@ -152,7 +152,7 @@ class Answer:
 
     def feed(self, data: bytes) -> None:
         """Bytes from the server."""
-        self.heard = True
+        self.received_bytes += len(data)
         try:
             self._parser.feed_data(data)
             # llhttp reports a header when it is complete; an endless one is counted here.

@@ -121,8 +121,8 @@ def find_offered(offered: Sequence[Offered], name: str) -> Offered | None:
 
 
 def running_model(offered: Sequence[Offered], default: str) -> str | None:
-    """A running model: the default one, else the first; ``None`` if none runs."""
-    running = [o for o in offered if o.running]
+    """A running model: the default one, else the one that was used last, else the first; ``None`` if none runs."""
+    running = sorted((o for o in offered if o.running), key=lambda o: not o.last_used)
     preferred = None
     if default:
         with suppress(ModelChoiceError):  # requests for the default get this error
@@ -132,13 +132,15 @@ def running_model(offered: Sequence[Offered], default: str) -> str | None:
 
 
 def meant_model(offered: Sequence[Offered], default: str) -> str:
-    """The model for a request that names none: the default, a running one, or the only one.
+    """The model for a request that names none: the default, the one that was used last, a running one, or the only one.
 
     Raises:
         Refused: There are several models, or none.
     """
     if default:
         return default
+    if (latest := next((o for o in offered if o.last_used), None)) is not None:
+        return latest.name
     if (running := running_model(offered, "")) is not None:
         return running
     if len(offered) == 1:

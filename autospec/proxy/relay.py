@@ -193,6 +193,7 @@ class _Passage:
     ) -> web.StreamResponse:
         """Send the request, and pass the answer on as it arrives."""
         answer = await self._ask(upstream, headers, content)
+        self._lease.follow(lambda: answer.received_bytes)
         try:
             try:
                 part = await answer.read()

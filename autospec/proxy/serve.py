@@ -37,6 +37,7 @@ from autospec.service.proxy_link import ProxyLink
 from autospec.serving.dispatch import Dispatch
 from autospec.serving.model_registry import ModelRegistry, engines_of, read_registry
 from autospec.serving.reconciler import ProxyDependencies
+from autospec.serving.server_pool import MeasuringDaemon
 from autospec.serving.supervisor import Supervisor
 from autospec.serving.threads import in_thread
 from autospec.settings import Settings
@@ -56,15 +57,14 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# How long answers in progress may continue at shutdown; a second signal ends the wait.
-_GRACE_S = 20.0
+# How long answers in progress may continue at shutdown; a second signal ends the wait. With the time for the samples and the
+# servers it stays below what the daemon gives its proxy (`autospec.service.definition.STOP_WITHIN_S`).
+_GRACE_S = 15.0
 # All clients reconnect at once when the proxy restarts: 64 streams and their pages.
 _BACKLOG = 512
 
 
-async def open_supervisor(
-    settings: Settings, machine_is_free: Callable[[], Awaitable[object]] | None = None
-) -> Supervisor:
+async def open_supervisor(settings: Settings, daemon: MeasuringDaemon | None = None) -> Supervisor:
     """Probe the backends, scan the disk, read the recommendations. Starts no server yet.
 
     Raises:
@@ -89,7 +89,7 @@ async def open_supervisor(
         newest=lambda: newest_recommendation(settings.storage),
         recommendations=lambda: read_recommendations(settings.storage, _log.warning),
         save=save,
-        machine_is_free=machine_is_free,
+        daemon=daemon,
     )
     return await Supervisor.start(settings, dependencies)
 
@@ -155,7 +155,8 @@ async def listen(
         serving=serving,
         daemon=daemon,
     )
-    runner = web.ServerRunner(ProxyServer(proxy.handle), shutdown_timeout=grace_s)
+    # aiohttp waits this long for an answer, and then as long again before it cancels the answer (`RequestHandler.shutdown`).
+    runner = web.ServerRunner(ProxyServer(proxy.handle), shutdown_timeout=grace_s / 2)
     try:
         await runner.setup()
         site = web.TCPSite(runner, host, port, backlog=_BACKLOG)
@@ -199,7 +200,7 @@ async def run(
     # A measuring daemon is told of every request and frees the machine within a second.
     link = ProxyLink(settings.state_dir)
     keywords()  # read the word lists now and not in the first request
-    dispatch = await open_supervisor(settings, link.machine_is_free)
+    dispatch = await open_supervisor(settings, link)
     try:
         await link.start()
         with _signals(task) as asked:
@@ -217,7 +218,8 @@ async def run(
                 await asked.wait()
                 ending(listening.proxy.in_flight)
     finally:
-        await _close(link.close, dispatch.close)
+        # The link last: without it a daemon takes the machine while servers are still ending.
+        await _close(dispatch.close, link.close)
 
 
 async def _close(*closers: Callable[[], Awaitable[object]]) -> None:

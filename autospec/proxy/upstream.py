@@ -89,7 +89,7 @@ class Upstream:
                 return await self._exchange(kept, answer, head, content)
             except BrokenError:
                 # The server may just have closed the kept connection, which is no failure.
-                if answer.heard or self._loop.time() - begun_s > _STALE_S:
+                if answer.received_bytes or self._loop.time() - begun_s > _STALE_S:
                     raise
         connection = await self._connected(place)
         answer = Answer(connection, method, self._loop, with_body=bool(content))

@@ -6,8 +6,8 @@ The daemon listens. A proxy connects and stays connected; `autospec daemon --sta
 from a client                                  meaning
 =============================================  ==========================================================
 ``{"event": "hello", "role": "proxy", "pid"}``  this connection is a proxy's; no request is being served
-``{"event": "busy"}``                           a request began and none was being served
-``{"event": "idle"}``                           the last request ended
+``{"event": "busy"}``                           a request or a launch began, the first one at this time
+``{"event": "idle"}``                           the last one ended
 ``{"ask": "status"}``                           answered with the status document
 =============================================  ==========================================================
 

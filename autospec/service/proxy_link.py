@@ -21,7 +21,7 @@ _RECONNECT_S = 2.0
 
 
 class ProxyLink:
-    """Counts requests in flight and tells the daemon when there are some and when there are none.
+    """Counts requests and launches in flight and tells the daemon when there are some and when there are none.
 
     Args:
         state_dir: The state folder of the settings; daemon and proxy share it.
@@ -55,7 +55,7 @@ class ProxyLink:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Around one request, from its first byte to its last."""
+        """Around one request, from its first byte to its last, or around the launch of a server."""
         self.begin()
         try:
             yield
@@ -63,7 +63,7 @@ class ProxyLink:
             self.end()
 
     def begin(self) -> None:
-        """A request began."""
+        """A request or a launch began."""
         self._in_flight += 1
         if self._in_flight == 1:
             if self.daemon.get("event") == "tuning":
@@ -71,10 +71,15 @@ class ProxyLink:
             self._send({"event": "busy"})
 
     def end(self) -> None:
-        """A request ended."""
+        """A request or a launch ended."""
         self._in_flight -= 1
         if self._in_flight == 0:
             self._send({"event": "idle"})
+
+    @property
+    def measuring(self) -> bool:
+        """True if the daemon measures and no request is being served here, so that it will go on."""
+        return self._in_flight == 0 and self.daemon.get("event") == "tuning"
 
     async def machine_is_free(self, timeout_s: float = 1.0) -> bool:
         """Wait until the daemon has freed the memory of its measurement; False after `timeout_s`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
@@ -32,6 +33,7 @@ class RouteRequest:
         text_bytes: Length of the prompt's text in UTF-8.
         token_ids: Number of prompt tokens that the client gave as ids.
         temperature: As the client asks for; ``None`` for the server's default.
+        number: The same for all attempts at one request.
     """
 
     model: str
@@ -40,6 +42,7 @@ class RouteRequest:
     text_bytes: int = 0
     token_ids: int = 0
     temperature: float | None = None
+    number: int = field(default_factory=itertools.count(1).__next__, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Offered:
         running: The draftings of its running servers.
         size_bytes: Size of its files.
         fingerprint: Of its file's metadata, so that copies of one file count as one model. May be empty.
+        last_used: True for the model of the last request, whether or not it runs still.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Offered:
     running: tuple[Drafting, ...] = ()
     size_bytes: int = 0
     fingerprint: str = ""
+    last_used: bool = False
 
 
 class Lease(Protocol):
@@ -96,6 +101,9 @@ class Lease(Protocol):
 
     def died(self) -> None:
         """Report a broken connection: the supervisor checks the process and replaces it if it has ended."""
+
+    def follow(self, received_bytes: Callable[[], int]) -> None:
+        """Say how much of the answer has arrived, from its headers on. A server that is silent for minutes is looked at."""
 
     def answered(self, tokens: float, prompt_tokens: int | None = None) -> None:
         """Report the generated tokens, for planning. Without a report the duration of the lease is used.

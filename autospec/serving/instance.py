@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from enum import StrEnum
+from functools import partial
+from http.client import HTTPConnection, HTTPException
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from autospec.backends.protocol import Server, Watched, WithEveryRequest
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError, ServerDiedError
+from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.threads import in_thread
 
@@ -24,6 +28,12 @@ __all__ = ["InstanceState", "ServerInstance"]
 # A connection breaks before the end of the process is visible: its guard reports it within 0.1 s, under full load within 1 s.
 _SETTLE_S: Final = 1.0
 _SETTLE_POLL_S: Final = 0.05
+# Without a byte for this long a server is asked for its health. A slow machine may read a long prompt for many minutes, and
+# llama-server answers /health from a thread of its own meanwhile.
+_SILENCE_S: Final = 300.0
+# Two answers that do not come within this time, one after the other, mean that it hangs.
+_HEALTH_WAIT_S: Final = 10.0
+_HEALTH_TRIES: Final = 2
 
 
 class InstanceState(StrEnum):
@@ -51,14 +61,18 @@ _NEXT: Final[dict[InstanceState, frozenset[InstanceState]]] = {
     InstanceState.STARTING: frozenset({InstanceState.READY, InstanceState.STOPPING, InstanceState.FAILED}),
     InstanceState.READY: frozenset({InstanceState.DRAINING, InstanceState.STOPPING, InstanceState.FAILED}),
     InstanceState.DRAINING: frozenset({InstanceState.STOPPING, InstanceState.FAILED}),
-    InstanceState.STOPPING: frozenset({InstanceState.STOPPED}),
+    InstanceState.STOPPING: frozenset({InstanceState.STOPPED, InstanceState.FAILED}),
     InstanceState.STOPPED: frozenset(),
     InstanceState.FAILED: frozenset(),
 }
 
 
 class ServerInstance:
-    """One server; `start` blocks until it is ready, `first` is awaited before and must end within a bounded time."""
+    """One server; `start` blocks until it is ready, `first` is awaited before and must end within a bounded time.
+
+    The context `around` is held from before `first` until the server is ready or has ended. `engine` is what it is
+    started by, and `identity` from what: the build, and the files of its models.
+    """
 
     _numbers = itertools.count(1)
 
@@ -72,7 +86,15 @@ class ServerInstance:
         changed: Callable[[], None],
         clock: Callable[[], float],
         first: Callable[[], Awaitable[object]] | None = None,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
+        engine: Engine | None = None,
+        identity: tuple[object, ...] = (),
     ) -> None:
+        self._around = around
+        self._starting = ExitStack()
+        self.engine = engine
+        self.identity = identity
+        self.outdated = False  # its build or a file was replaced since its start
         self._first = first
         self._preparing: asyncio.Task[None] | None = None
         self.number = next(self._numbers)
@@ -85,6 +107,8 @@ class ServerInstance:
         self.request_headers: Mapping[str, str] = {}
         self.error: LaunchError | ServerDiedError | None = None
         self.crashed = False  # failed after it had been ready
+        self.killed = False  # by SIGKILL
+        self.requests: set[int] = set()  # numbers of those on it, and of those whose connection broke
         self.leases = 0  # requests that hold it now
         self.served = 0  # requests that have held it in total
         self.made_at_s = self.used_at_s = clock()
@@ -95,6 +119,11 @@ class ServerInstance:
         self._over = asyncio.Event()
         self._suspected_until: float | None = None
         self._next_look: asyncio.TimerHandle | None = None
+        self._followed: list[Callable[[], int]] = []
+        self._earlier_bytes = 0  # of the answers that are not followed any more
+        self._received_bytes = 0  # of all answers, when it was looked at last
+        self._silent_since_s: float | None = None  # no byte since then, although a request came
+        self._asking: asyncio.Task[None] | None = None
 
     @property
     def lendable(self) -> bool:
@@ -105,6 +134,7 @@ class ServerInstance:
         """Start the server; called once, after construction."""
         if self.state is not InstanceState.STARTING:
             return
+        self._starting.enter_context(self._around())
         if self._first is None:
             self._begin()
         elif self._preparing is None:
@@ -136,6 +166,7 @@ class ServerInstance:
         if how is not None:
             self.error = ServerDiedError(f"The server {how} while it was in use.", "The proxy restarts it.")
             self.crashed = True
+            self.killed = "SIGKILL" in how
             self._enter(InstanceState.FAILED)
             assert self.server is not None
             in_thread(self.server.stop).add_done_callback(_ignore)  # removes its record
@@ -148,6 +179,21 @@ class ServerInstance:
                 self._suspected_until = None  # it is alive: the connection broke for another reason
                 self._changed()
 
+    def look(self) -> None:
+        """Check the process, and whether it still answers."""
+        self.check()
+        if self.state in (InstanceState.READY, InstanceState.DRAINING):
+            self._look_for_silence()
+
+    def follow(self, received_bytes: Callable[[], int]) -> None:
+        """Watch an answer of this server; `received_bytes` tells how much of it has arrived."""
+        self._followed.append(received_bytes)
+
+    def unfollow(self, received_bytes: Callable[[], int]) -> None:
+        """Stop to watch an answer."""
+        self._followed.remove(received_bytes)
+        self._earlier_bytes += received_bytes()
+
     async def wait_over(self) -> None:
         """Wait until its process has ended."""
         await self._over.wait()
@@ -158,12 +204,46 @@ class ServerInstance:
         self.leases += 1
         self.served += 1
         self.used_at_s = self._clock()
+        if self._silent_since_s is None:
+            self._silent_since_s = self.used_at_s
 
     def give_back(self) -> None:
         """Count one request less."""
         self.leases -= 1
         self.used_at_s = self._clock()
         self._stop_unused()
+
+    def _look_for_silence(self) -> None:
+        """Ask a server for its health if it is silent; the server of `attached` is not ours to replace."""
+        if self._asking is None and isinstance(self.server, Watched) and self._is_silent():
+            self._asking = asyncio.get_running_loop().create_task(self._ask_health(self.server))
+
+    def _is_silent(self) -> bool:
+        """True if no byte has come for long although a request has, whether its client still waits or has gone."""
+        received = self._earlier_bytes + sum(received_bytes() for received_bytes in self._followed)
+        if received != self._received_bytes:
+            self._received_bytes = received
+            self._heard()
+        return self._silent_since_s is not None and self._clock() - self._silent_since_s >= _SILENCE_S
+
+    def _heard(self) -> None:
+        self._silent_since_s = self._clock() if self.leases else None
+
+    async def _ask_health(self, server: Server) -> None:
+        try:
+            for _ in range(_HEALTH_TRIES):
+                if await in_thread(partial(_answers_health, server.base_url)):
+                    self._heard()
+                    return
+            if self.state in (InstanceState.READY, InstanceState.DRAINING) and self._is_silent():
+                self.error = ServerDiedError(
+                    f"The server sent nothing for {_SILENCE_S / 60:g} minutes and does not answer /health.",
+                    "The proxy restarts it.",
+                )
+                self.crashed = True
+                self._end()  # it holds its memory until it has ended
+        finally:
+            self._asking = None
 
     async def _prepare(self, first: Callable[[], Awaitable[object]]) -> None:
         with suppress(Exception):  # must not keep a server from starting
@@ -209,11 +289,13 @@ class ServerInstance:
 
     def _stopped(self, stop: asyncio.Future[None]) -> None:
         _ignore(stop)  # a failed stop has closed the guard's pipe too, and that ends the server
-        self._enter(InstanceState.STOPPED)
+        self._enter(InstanceState.FAILED if self.crashed else InstanceState.STOPPED)
 
     def _enter(self, state: InstanceState) -> None:
         assert state in _NEXT[self.state], f"{self.state} → {state}"
         self.state = state
+        if state is InstanceState.READY or state.over:
+            self._starting.close()
         if state.over:
             self._over.set()
         self._changed()
@@ -228,6 +310,20 @@ def _as_launch_error(error: BaseException) -> LaunchError:
     return LaunchError(
         f"The server could not be started: {str(error) or type(error).__name__}.", "Try again."
     )
+
+
+def _answers_health(base_url: str) -> bool:
+    """True if any answer to ``/health`` comes in time; blocks."""
+    address = urlsplit(base_url)
+    connection = HTTPConnection(address.hostname or "", address.port, timeout=_HEALTH_WAIT_S)
+    try:
+        connection.request("GET", "/health")
+        connection.getresponse()
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 def _ended(server: object) -> str | None:

@@ -16,7 +16,14 @@ from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 from autospec.serving.server_pool import ServerPool
 from autospec.settings import Settings
 
-__all__ = ["LaunchOptions", "default_temperature", "footprint", "launch_seconds", "memory_limit_bytes"]
+__all__ = [
+    "LaunchOptions",
+    "default_temperature",
+    "footprint",
+    "launch_seconds",
+    "maps_files",
+    "memory_limit_bytes",
+]
 
 _GIB: Final = 1024**3
 # The rest is for the system, other programs, and what servers allocate beyond the estimate.
@@ -43,7 +50,8 @@ def footprint(
 
     With `maps_weights` (memory-mapped, on the CPU) servers of the same file share its weights. Accelerators differ in what they
     do with a mapped file, so there each server counts in full. The estimate never exceeds the limit: a server fits its
-    context to the free memory, so a model that fills the memory can still run alone.
+    context to the free memory, so a model that fills the memory can still run alone. Such a model shares nothing in the
+    estimate, so that no second server fits beside it.
     """
     models = [model] if draft is None else [model, draft]
     own = _BUFFERS_BYTES + sum(m.kv_bytes(min(tokens, m.context_length or tokens)) for m in models)
@@ -51,11 +59,20 @@ def footprint(
     if not maps_weights:
         return MemoryEstimate(min(own + sum(weights.values()), limit_bytes))
     room = limit_bytes - sum(weights.values())
-    return (
-        MemoryEstimate(min(own, room), weights)
-        if room > 0
-        else MemoryEstimate(0, {str(model.path): limit_bytes})
-    )
+    return MemoryEstimate(min(own, room), weights) if room > 0 else MemoryEstimate(limit_bytes)
+
+
+def maps_files(args: Sequence[str]) -> bool:
+    """True if llama.cpp memory-maps the weights with these arguments of the user; it does by default."""
+    mapped = True
+    for flag, values in options_in(args):
+        if flag in ("--mmap", "--no-mmap"):
+            mapped = flag == "--mmap"
+        elif flag in ("-dio", "--direct-io"):
+            mapped = False
+        elif flag in ("-lm", "--load-mode") and values:
+            mapped = values[0] == "auto" or "mmap" in values[0]
+    return mapped
 
 
 def launch_seconds(model: Model, draft: Model | None) -> float:
@@ -101,7 +118,7 @@ class LaunchOptions:
         self.known: Mapping[str, ModelAdvice] = {}
         self._settings = settings
         self.limit_bytes = memory_limit_bytes(settings, hardware)
-        self._maps_weights = not hardware.gpu
+        self._maps_weights = not hardware.gpu and maps_files(settings.server_args)
         self._pool = pool
         self._backoff = backoff
 
@@ -118,6 +135,17 @@ class LaunchOptions:
         """An offered model and the engine that serves it."""
         model = self.registry.named(name)
         return model, self.registry.engine(model)
+
+    def identity(self, name: str, drafting: Drafting) -> tuple[object, ...]:
+        """What a server is started from: the build, and the files of its models. It is replaced when that changes."""
+        model, engine = self.served(name)
+        draft = draft_of(drafting, self.registry.catalog)
+        return (
+            engine.capabilities.build,
+            str(model.path),
+            model.fingerprint,
+            draft.fingerprint if draft else "",
+        )
 
     def possible(self, model: Model, now_s: float) -> tuple[LaunchEstimate, ...]:
         """Off, and every recommended drafting that may be launched now."""

@@ -61,9 +61,10 @@ class ModelRegistry:
         whole = {m.name: m for m in reversed(models) if m.head is None and m.format in engines}
         self.models = tuple(m for m in models if whole.get(m.name) is m)
         formats = {m.format for m in models}
+        self.engines = engines
+        self._reasons = refused
         # Only for formats of which there are models.
         self.refused = tuple(sentence for kind, sentence in refused.items() if kind in formats)
-        self._engines = engines
         self._meant: dict[str, Model] = {}
         self._named = whole
 
@@ -77,7 +78,19 @@ class ModelRegistry:
 
     def engine(self, model: Model) -> Engine:
         """The engine that serves an offered model."""
-        return self._engines[model.format]
+        return self.engines[model.format]
+
+    def still_has(self, kind: Format, engine: Engine) -> bool:
+        """True if the engine of a format is of the same backend as before, of whatever build."""
+        found = self.engines.get(kind)
+        return found is not None and found.backend.name == engine.backend.name
+
+    def with_engines(self, engines: Mapping[Format, Engine]) -> ModelRegistry:
+        """The same models with some other engines."""
+        if not engines:
+            return self
+        refused = {kind: why for kind, why in self._reasons.items() if kind not in engines}
+        return ModelRegistry(self.catalog, {**self.engines, **engines}, refused)
 
     def find(self, name: str) -> Model:
         """Find the model with a client's name for it, or with the path of an offered model; other paths are refused.

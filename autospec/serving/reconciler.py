@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from autospec.catalog.model import Format
 from autospec.cells import Hardware
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError, SettingsError
@@ -27,11 +28,11 @@ from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan import Plan, make_plan
 from autospec.serving.plan_inputs import Capacity, LaunchEstimate, MemoryEstimate, ModelDemand, advice_from
 from autospec.serving.request_queue import RequestQueue, WaitingRequest
-from autospec.serving.server_pool import ServerLease, ServerPool, next_actions
+from autospec.serving.server_pool import MeasuringDaemon, ServerLease, ServerPool, next_actions
 from autospec.serving.traffic import Demand, PromptLengths
 from autospec.settings import Settings, parse_duration
 
-__all__ = ["ProxyDependencies", "Reconciler"]
+__all__ = ["MISSED_S", "ProxyDependencies", "Reconciler"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 _TICK_S: Final = 1.0
 # How often the plan follows the mix of prompt types; other changes make a new plan at once.
 _REPLAN_S: Final = 30.0
+# How long an engine is used that a scan did not find. An upgrade of a backend takes some seconds.
+MISSED_S: Final = 60.0
 # A model that does not start at all refuses requests this long before the next attempt.
 _BROKEN_S: Final = 1.0
 
@@ -53,8 +56,8 @@ class ProxyDependencies:
         newest: Returns a number that changes when there are new recommendations.
         recommendations: Returns the newest recommendation of every cell.
         save: Stores a recommendation under its cell's key.
-        machine_is_free: Awaited on the event loop before each launch, for a bounded time: a daemon that is measuring stops
-            its servers first. ``None`` without a daemon.
+        daemon: Told of each launch; if it is measuring, it stops its servers first, for which the launch waits a bounded time.
+            ``None`` without a daemon.
         clock: Seconds that never go back.
     """
 
@@ -63,19 +66,19 @@ class ProxyDependencies:
     newest: Callable[[], int]
     recommendations: Callable[[], Sequence[StoredRecommendation]]
     save: Callable[[Recommendation, Hardware, str], None]
-    machine_is_free: Callable[[], Awaitable[object]] | None = None
+    daemon: MeasuringDaemon | None = None
     clock: Callable[[], float] = time.monotonic
 
 
 class Reconciler:
-    """Servers, queue and plan of all models; `gave_up` is told a model, a drafting and why it is not tried again."""
+    """Servers, queue and plan of all models; `gave_up` is told a server that would not start again either."""
 
     def __init__(
         self,
         settings: Settings,
         dependencies: ProxyDependencies,
         registry: ModelRegistry,
-        gave_up: Callable[[str, Drafting, str], None],
+        gave_up: Callable[[ServerInstance], None],
     ) -> None:
         if not settings.queue_deadline:
             raise SettingsError("queue_deadline must not be empty.", "Set e.g. 5m.")
@@ -83,7 +86,7 @@ class Reconciler:
         self.demand = Demand()
         self.prompt_lengths = PromptLengths()
         self.queue = RequestQueue(settings.queue_limit, parse_duration(settings.queue_deadline))
-        self.pool = ServerPool(settings.server_args, self._changed, clock, dependencies.machine_is_free)
+        self.pool = ServerPool(settings.server_args, self._changed, clock, dependencies.daemon)
         self.backoff = Backoff()
         self.options = LaunchOptions(settings, dependencies.hardware, registry, self.pool, self.backoff)
         self.memory_bytes = self.options.limit_bytes  # of all servers together
@@ -91,12 +94,14 @@ class Reconciler:
         self.plan = make_plan((), Capacity(self.memory_bytes))
         self.planned_at_s = clock()
         self._gave_up = gave_up
+        self._daemon = dependencies.daemon
         self._planner: Callable[[Sequence[ModelDemand], Capacity], Plan] = make_plan
         self._kicked = asyncio.Event()
         self._plan_is_old = False
         self._answering: dict[str, set[ServerLease]] = {}  # requests that generate, by model
         self._restarting: set[str] = set()
         self._broken: dict[str, tuple[LaunchError, float]] = {}
+        self._missed_since_s: dict[Format, float] = {}  # engines that the last scan did not find
 
     async def lend(self, request: RouteRequest) -> ServerLease:
         """Lend a server to one request; waits in the queue while none is free.
@@ -106,12 +111,14 @@ class Reconciler:
             LaunchError: The model does not start, not even without drafting.
         """
         now, model = self._clock(), request.model
-        self.demand.asked(model, now, drafting_off=request.drafting_off)
+        error, until_s = self._broken.get(model, (None, now))
+        hopeless = error is not None and now < until_s and self._needs_off(request)
+        # A request that is refused must not make the servers start one for it.
+        self.demand.asked(model, now, drafting_off=request.drafting_off and not hopeless)
         if (lease := self._lend(request)) is not None:
             self.demand.arrived(model, request.prompt_type, now)
             return lease
-        error, until_s = self._broken.get(model, (None, now))
-        if error is not None and now < until_s:
+        if error is not None and hopeless:
             raise error
         waiting = WaitingRequest(request, now)
         self.queue.add(waiting)
@@ -136,13 +143,35 @@ class Reconciler:
         self._changed()
 
     def offer(self, registry: ModelRegistry) -> None:
-        """Take the result of a new scan of the disk; models that are gone are unloaded."""
-        self.options.registry = registry
+        """Take the result of a new scan of the disk.
+
+        Models that are gone are unloaded, and servers whose build or file was replaced are replaced. An upgrade takes a program
+        away for a moment: an engine that is missing, or is another backend's, counts only when a scan `MISSED_S` later says so.
+        """
+        now, before = self._clock(), self.options.registry.engines
+        missed = [kind for kind, engine in before.items() if not registry.still_has(kind, engine)]
+        self._missed_since_s = {kind: self._missed_since_s.get(kind, now) for kind in missed}
+        kept = {kind: before[kind] for kind in missed if now - self._missed_since_s[kind] < MISSED_S}
+        self.options.registry = registry = registry.with_engines(kept)
+        for launch in self.pool:
+            if registry.has(launch.model):
+                launch.outdated = launch.identity != self.options.identity(launch.model, launch.drafting)
+                if launch.outdated and launch.state.live:
+                    self._restarting.add(launch.model)
         for name in self.demand.awake:
             if not registry.has(name):
                 self.demand.sleep(name)
                 self.queue.refuse(LaunchError(f"The file of {name} no longer exists."), name)
         self._changed()
+
+    def is_missed(self, kind: Format) -> bool:
+        """True if the last scan did not find the engine of a format, which is used until another scan says the same."""
+        return kind in self._missed_since_s
+
+    @property
+    def is_unsettled(self) -> bool:
+        """True if another scan has to say whether an engine is gone."""
+        return bool(self._missed_since_s)
 
     async def run(self) -> None:
         """Reconcile after every change and once a second, for ever."""
@@ -172,12 +201,16 @@ class Reconciler:
             self._plan_is_old = False
             self.planned_at_s = now
             self.plan = self._planner(self._demands(now), Capacity(self.memory_bytes))
-        actions = next_actions(self.pool.held(), self._kept(now), self.memory_bytes)
+        held, kept = self.pool.held(), self._kept(now)
+        if self._daemon is not None and self._daemon.measuring and not len(self.queue):
+            # Nobody waits for a switch, which would disturb the measurement; what is kept by no plan is stopped.
+            held, kept = [launch for launch in held if launch.model not in kept], {}
+        actions = next_actions(held, kept, self.memory_bytes)
         self.pool.drain(actions)
         for name, entry in actions.start:
             if self.backoff.not_before_s(name, entry.drafting) <= now:
                 model, engine = self.options.served(name)
-                self.pool.start(model, engine, entry)
+                self.pool.start(model, engine, entry, self.options.identity(name, entry.drafting))
         self.queue.serve(self._lend)
 
     def _demands(self, now_s: float) -> list[ModelDemand]:
@@ -221,8 +254,7 @@ class Reconciler:
         lendable = self.pool.lendable(request.model)
         if not lendable:
             return None
-        _, engine = self.options.served(request.model)
-        per_request = engine.per_request
+        per_request = self.options.served(request.model)[1].per_request
         part = self.plan.of(request.model)
         route = part.route(request.prompt_type) if part is not None else None
         launch, drafting = lendable[0], lendable[0].drafting
@@ -261,11 +293,13 @@ class Reconciler:
 
         lease = ServerLease(
             launch,
-            self.options.served(model)[1],
+            # What was measured on the server belongs to the build that it was started from.
+            launch.engine or self.options.served(model)[1],
             drafting,
             likely=self.options.of(model).likely(drafting),
             limit=limit,
             temperature=self._temperature(request),
+            number=request.number,
             returned=returned,
         )
         if request.prompt_type is not None:
@@ -304,9 +338,10 @@ class Reconciler:
     def _collect(self, now_s: float) -> None:
         """Record servers that became ready or failed."""
         for launch in self.pool:
-            if launch.state is InstanceState.READY:
+            if launch.state is InstanceState.READY and not launch.outdated:
                 self._restarting.discard(launch.model)
-                self._broken.pop(launch.model, None)
+                if launch.drafting.is_off:
+                    self._broken.pop(launch.model, None)
                 assert launch.ready_at_s is not None
                 self.backoff.lives(launch.model, launch.drafting, now_s - launch.ready_at_s)
         for launch in self.pool.collect():
@@ -315,21 +350,35 @@ class Reconciler:
             self._plan_is_old = True
             if launch.crashed:
                 self._restarting.add(launch.model)
-                setback = self.backoff.crashed(launch.model, launch.drafting, launch.error, now_s)
+                requests = frozenset(launch.requests)
+                setback = self.backoff.crashed(
+                    launch.model,
+                    launch.drafting,
+                    launch.error,
+                    now_s,
+                    requests=requests,
+                    killed=launch.killed,
+                )
             else:
                 assert isinstance(launch.error, LaunchError)
                 setback = self.backoff.failed(launch.model, launch.drafting, launch.error, now_s)
                 if launch.drafting.is_off:
                     self._give_up_model(launch, launch.error, max(setback.not_before_s, now_s + _BROKEN_S))
             if setback.given_up:
-                self._gave_up(launch.model, launch.drafting, setback.sentence)
+                self._gave_up(launch)
 
     def _give_up_model(self, launch: ServerInstance, error: LaunchError, until_s: float) -> None:
-        """A model does not start even without drafting: refuse its waiting requests, and new ones for a moment."""
+        """A model does not start without drafting: refuse the requests that need that, and new ones for a moment."""
         self._restarting.discard(launch.model)
         self._broken[launch.model] = (error, until_s)
-        if not self.pool.live(launch.model):
-            self.queue.refuse(error, launch.model)
+        self.demand.forget_off(launch.model)
+        self.queue.refuse(error, launch.model, only=self._needs_off)
+
+    def _needs_off(self, request: RouteRequest) -> bool:
+        """True if only a server without drafting could answer: the client asks for it, or no other one runs or starts."""
+        if request.drafting_off and not self.options.served(request.model)[1].per_request:
+            return True
+        return not any(launch.state.live for launch in self.pool.of(request.model))
 
     def _unload_unused(self, now_s: float) -> None:
         if self.idle_unload_s is None:

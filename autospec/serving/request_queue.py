@@ -77,10 +77,16 @@ class RequestQueue:
                     ),
                 )
 
-    def refuse(self, error: AutospecError, model: str | None = None) -> None:
-        """Refuse all requests, or those for one model."""
+    def refuse(
+        self,
+        error: AutospecError,
+        model: str | None = None,
+        *,
+        only: Callable[[RouteRequest], bool] = lambda _: True,
+    ) -> None:
+        """Refuse all requests, or those for one model, or some of them."""
         for waiting in self:
-            if model in (None, waiting.request.model):
+            if model in (None, waiting.request.model) and only(waiting.request):
                 self._refuse(waiting, error)
 
     def _refuse(self, waiting: WaitingRequest, error: AutospecError) -> None:

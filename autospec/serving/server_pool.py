@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from autospec.backends.protocol import LaunchSettings, Server
 from autospec.catalog.model import Model
@@ -17,7 +18,7 @@ from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 
-__all__ = ["PoolActions", "ServerLease", "ServerPool", "next_actions"]
+__all__ = ["MeasuringDaemon", "PoolActions", "ServerLease", "ServerPool", "next_actions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def next_actions(
     """What to do now so that `kept` runs (by model, the most important first). Pure, without memory of earlier calls.
 
     A new server starts as soon as it fits beside everything that holds memory. What it replaces is drained when all of its
-    model's servers are ready. If it does not fit, unwanted servers are drained first, and requests wait. A server larger than
+    model's servers are ready; a server whose build or file was replaced is replaced like that, too. If it does not fit, unwanted servers are drained first, and requests wait. A server larger than
     the limit still starts, alone.
     """
     unwanted = [server for server in servers if server.state.live and not _is_kept(server, kept)]
@@ -74,13 +75,16 @@ def _make_room(
 
 
 def _is_kept(server: ServerInstance, kept: Mapping[str, Sequence[LaunchEstimate]]) -> bool:
-    return any(entry.drafting == server.drafting for entry in kept.get(server.model, ()))
+    return not server.outdated and any(
+        entry.drafting == server.drafting for entry in kept.get(server.model, ())
+    )
 
 
 def _runs(model: str, drafting: Drafting, servers: Iterable[ServerInstance], *, ready: bool = False) -> bool:
     return any(
         server.model == model
         and server.drafting == drafting
+        and not server.outdated
         and (server.state is InstanceState.READY if ready else server.state.live)
         for server in servers
     )
@@ -129,17 +133,31 @@ def _text_is_right(engine: Engine, server: Server) -> bool:
     return server.drafting.is_off and (not engine.per_request or "draft_model" in engine.request_fields(OFF))
 
 
+class MeasuringDaemon(Protocol):
+    """A daemon that shares the machine, see `autospec.service.proxy_link.ProxyLink`."""
+
+    @property
+    def measuring(self) -> bool:
+        """True if it measures now, and nothing here keeps it from that."""
+
+    def serving(self) -> AbstractContextManager[object]:
+        """Held around everything that a measurement must make room for."""
+
+    async def machine_is_free(self) -> bool:
+        """Wait, for a bounded time, until it has stopped its servers."""
+
+
 class ServerPool:
-    """All servers of the proxy; `machine_is_free` is awaited before each launch, for a bounded time."""
+    """All servers of the proxy; a daemon that measures is told of each launch, and frees the machine for it."""
 
     def __init__(
         self,
         args: tuple[str, ...],
         changed: Callable[[], None],
         clock: Callable[[], float],
-        machine_is_free: Callable[[], Awaitable[object]] | None = None,
+        daemon: MeasuringDaemon | None = None,
     ) -> None:
-        self._machine_is_free = machine_is_free
+        self._daemon = daemon
         self._args = args
         self._changed = changed
         self._clock = clock
@@ -154,12 +172,15 @@ class ServerPool:
         return [launch for launch in self._launches if launch.model == model]
 
     def live(self, model: str) -> tuple[Drafting, ...]:
-        """Draftings of one model's servers that are ready or starting, each once."""
-        return tuple(dict.fromkeys(launch.drafting for launch in self.of(model) if launch.state.live))
+        """Draftings of one model's servers that are ready or starting and up to date, each once."""
+        current = (la for la in self.of(model) if la.state.live and not la.outdated)
+        return tuple(dict.fromkeys(launch.drafting for launch in current))
 
     def lendable(self, model: str) -> list[ServerInstance]:
-        """One model's servers that can take a request now, the least busy first."""
-        return sorted((la for la in self.of(model) if la.lendable), key=lambda la: la.leases)
+        """One model's servers that can take a request now: up to date before outdated, then the least busy first."""
+        for launch in self.of(model):
+            launch.check()  # after its end its port may be another program's
+        return sorted((la for la in self.of(model) if la.lendable), key=lambda la: (la.outdated, la.leases))
 
     def held(self) -> list[ServerInstance]:
         """All servers that hold memory."""
@@ -169,9 +190,11 @@ class ServerPool:
         """Memory that all servers together are expected to take."""
         return MemoryEstimate.total_bytes(_footprints(self.held()))
 
-    def start(self, model: Model, engine: Engine, entry: LaunchEstimate) -> ServerInstance:
+    def start(
+        self, model: Model, engine: Engine, entry: LaunchEstimate, identity: tuple[object, ...] = ()
+    ) -> ServerInstance:
         """Add a server and start it."""
-        args = self._args
+        args, daemon = self._args, self._daemon
         launch = ServerInstance(
             model.name,
             entry.drafting,
@@ -179,7 +202,10 @@ class ServerPool:
             lambda: _serve(engine, model, entry, args),
             changed=self._changed,
             clock=self._clock,
-            first=self._machine_is_free,
+            first=None if daemon is None else daemon.machine_is_free,
+            around=nullcontext if daemon is None else daemon.serving,
+            engine=engine,
+            identity=identity,
         )
         self._launches.append(launch)
         launch.start()
@@ -194,7 +220,7 @@ class ServerPool:
     def look(self) -> None:
         """Check every process."""
         for launch in self:
-            launch.check()
+            launch.look()
 
     def end(self, *, drain: bool) -> None:
         """Drain all servers, or stop them at once."""
@@ -235,6 +261,7 @@ class ServerLease:
         likely: frozenset[PromptType | None] = frozenset(),
         limit: Limit | None = None,
         temperature: float | None = None,
+        number: int = 0,
         returned: Callable[[ServerLease], None] = lambda _: None,
     ) -> None:
         launch.lend()
@@ -255,10 +282,20 @@ class ServerLease:
         self.prompt_tokens: int | None = None
         self._returned = returned
         self._held = True
+        self._number = number
+        self._died = False
+        self._received_bytes: Callable[[], int] | None = None
+        launch.requests.add(number)
 
     def died(self) -> None:
         """Report a broken connection: the server takes no requests until its process has been checked."""
+        self._died = True
         self.launch.check(suspected=True)
+
+    def follow(self, received_bytes: Callable[[], int]) -> None:
+        """Say how much of the answer has arrived."""
+        self._received_bytes = received_bytes
+        self.launch.follow(received_bytes)
 
     def answered(self, tokens: float, prompt_tokens: int | None = None) -> None:
         """Report the number of generated tokens, and of the whole prompt's if it is known."""
@@ -269,6 +306,10 @@ class ServerLease:
         """End the lease; may be called twice."""
         if self._held:
             self._held = False
+            if self._received_bytes is not None:
+                self.launch.unfollow(self._received_bytes)
+            if not self._died:
+                self.launch.requests.discard(self._number)
             self.launch.give_back()
             self._returned(self)
 

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Final, Self
 
 from autospec.catalog.model import Model
-from autospec.drafting import Drafting
 from autospec.errors import AutospecError, OverloadedError, UnknownModelError
 from autospec.recommendations import SCHEMA_VERSION, Recommendation, StoredRecommendation, Verdict
 from autospec.serving.advice import AdviceKey, ModelAdvice, is_likely, known_of, marked_stale, trusted
@@ -22,7 +21,7 @@ from autospec.serving.dispatch import Offered, RouteRequest
 from autospec.serving.instance import ServerInstance
 from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan_inputs import MemoryEstimate
-from autospec.serving.reconciler import ProxyDependencies, Reconciler
+from autospec.serving.reconciler import MISSED_S, ProxyDependencies, Reconciler
 from autospec.serving.server_pool import ServerLease
 from autospec.serving.threads import in_thread
 from autospec.settings import Settings
@@ -35,6 +34,8 @@ _log = logging.getLogger(__name__)
 _POLL_S: Final = 2.0
 # Minimum time between two scans of the disk because of unknown model names.
 _RESCAN_S: Final = 30.0
+# Time between two scans while servers run: builds are upgraded and files replaced.
+_SCAN_S: Final = 300.0
 # launchd and systemd give a service at least 20 s to end; answers in progress get half of it.
 _DRAIN_S: Final = 10.0
 # A server has 8 s to end and its guard 4 more (`autospec.backends.process`); servers end in parallel.
@@ -88,6 +89,7 @@ class Supervisor:
     def offered(self) -> Sequence[Offered]:
         """All models that clients may request, in the catalogue's order."""
         registry, pool = self._reconciler.options.registry, self._reconciler.pool
+        latest = self._reconciler.demand.latest()
         return tuple(
             Offered(
                 name=model.name,
@@ -96,6 +98,7 @@ class Supervisor:
                 running=tuple(dict.fromkeys(la.drafting for la in pool.lendable(model.name))),
                 size_bytes=model.size_bytes,
                 fingerprint=model.fingerprint,
+                last_used=model.name == latest,
             )
             for model in registry.models
         )
@@ -219,6 +222,8 @@ class Supervisor:
             await asyncio.sleep(pause_s)
             try:
                 await self.refresh()
+                if self._scan_is_due():
+                    await self._rescanned()
                 logged, pause_s = False, _POLL_S
             except Exception as error:  # noqa: BLE001 - polling must go on
                 expected = isinstance(error, AutospecError)
@@ -229,13 +234,20 @@ class Supervisor:
                 # An unexpected error is likely to last, and each attempt may scan the disk.
                 logged, pause_s = True, _POLL_S if expected else _RESCAN_S
 
+    def _scan_is_due(self) -> bool:
+        """True if builds and files may have been replaced since the last scan, and that matters now."""
+        age_s = self._clock() - self._scanned_at_s
+        if self._reconciler.is_unsettled:
+            return age_s >= MISSED_S
+        return age_s >= _SCAN_S and bool(self._reconciler.pool.held())
+
     async def _find(self, name: str) -> Model:
         """The model with a client's name for it; without a name, the model of the last request or the only one."""
         registry = self._reconciler.options.registry
         if not name.strip():
-            name = self._reconciler.demand.latest() or (
-                registry.models[0].name if len(registry.models) == 1 else ""
-            )
+            only = registry.models[0].name if len(registry.models) == 1 else ""
+            latest = self._reconciler.demand.latest()
+            name = latest if registry.has(latest) else only
         try:
             return registry.find(name)
         except UnknownModelError:
@@ -269,16 +281,28 @@ class Supervisor:
         finally:
             self._scanned_at_s = self._clock()
 
-    def _gave_up(self, model: str, drafting: Drafting, why: str) -> None:
-        """Mark the recommendations of a drafting that does not start."""
-        known = self._reconciler.options.of(model)
-        build = self._place(
-            self._reconciler.options.registry, self._reconciler.options.served(model)[0]
-        ).build
-        for entry in known.naming(drafting):
-            recommendation = marked_stale(entry, build, why)
+    def _gave_up(self, launch: ServerInstance) -> None:
+        self._run(self._mark(launch))
+
+    async def _mark(self, launch: ServerInstance) -> None:
+        """Mark the recommendations of a drafting that does not start, unless its build or file was replaced meanwhile."""
+        async with self._looking:
+            await self._look()
+            await self._learn()
+        reconciler, name, drafting = self._reconciler, launch.model, launch.drafting
+        if not reconciler.options.registry.has(name):
+            return
+        model, engine = reconciler.options.served(name)
+        if reconciler.is_missed(model.format) or launch.identity != reconciler.options.identity(
+            name, drafting
+        ):
+            reconciler.backoff.forgive(name)
+            return
+        assert launch.error is not None
+        for entry in reconciler.options.of(name).naming(drafting):
+            recommendation = marked_stale(entry, engine.capabilities.build, launch.error.message)
             save = partial(self._dependencies.save, recommendation, entry.hardware, entry.cell_key)
-            self._run(self._save(save, model))
+            self._run(self._save(save, name))
 
     async def _save(self, save: Callable[[], None], model: str) -> None:
         try:

@@ -107,6 +107,7 @@ class Demand:
         self.beyond_requests: dict[str, dict[Limit, int]] = {}  # by model, since the start
         self.requests = 0
         self.last_s: float | None = None
+        self._latest = ""
         self._asked_s: dict[str, float] = {}
         self._off_asked_s: dict[str, float] = {}
         self._beyond_s: dict[str, tuple[float, float]] = {}  # model → first and last request beyond a limit
@@ -115,6 +116,7 @@ class Demand:
         """Count a request."""
         self.requests += 1
         self.last_s = now_s
+        self._latest = model
         self._asked_s[model] = now_s
         if drafting_off:
             self._off_asked_s[model] = now_s
@@ -172,8 +174,8 @@ class Demand:
         return tuple(self._asked_s)
 
     def latest(self) -> str:
-        """The model of the last request; empty if none is in use."""
-        return max(self._asked_s, key=lambda model: self._asked_s[model], default="")
+        """The model of the last request, also if it was unloaded since; empty before the first request."""
+        return self._latest
 
     def unused_s(self, model: str, now_s: float) -> float:
         """Time since the last request or answer of a model."""
@@ -183,6 +185,10 @@ class Demand:
         """True if a recent request asked for no drafting."""
         asked_s = self._off_asked_s.get(model)
         return asked_s is not None and now_s - asked_s < _OFF_HELD_S
+
+    def forget_off(self, model: str) -> None:
+        """Keep no server for the requests without drafting: it does not start."""
+        self._off_asked_s.pop(model, None)
 
     def sleep(self, model: str) -> None:
         """Remove a model that is no longer in use; what its traffic was like stays known."""

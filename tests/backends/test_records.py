@@ -87,7 +87,7 @@ def test_the_record_names_owner_and_processes(state_dir):
     try:
         data = json.loads((state_dir / "launches" / f"{process.launch_id}.json").read_text())
         assert data["command"] == ["sleep", "300"]
-        assert data["owner"] == {"pid": os.getpid(), "create_time": psutil.Process().create_time()}
+        assert ProcessRef.from_json(data["owner"]) == ProcessRef.of(os.getpid())
         assert {p["pid"] for p in data["processes"]} == process.pids
         assert all(p["create_time"] == psutil.Process(p["pid"]).create_time() for p in data["processes"])
     finally:

@@ -51,6 +51,9 @@ class LentServer:
         """Counted."""
         self.deaths += 1
 
+    def follow(self, received_bytes: Callable[[], int]) -> None:
+        """Nobody looks."""
+
     def answered(self, tokens: float, prompt_tokens: int | None = None) -> None:
         """Counted."""
         self.tokens += tokens

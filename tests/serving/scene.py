@@ -66,9 +66,9 @@ class FakeServer:
         """Nobody asks."""
         raise NotImplementedError
 
-    def kill(self) -> None:
-        """End as by SIGKILL; `ended` tells it."""
-        self._how = "was ended by SIGKILL"
+    def kill(self, by: str = "SIGKILL") -> None:
+        """End as by a signal, seen by whoever looks."""
+        self._how = f"was ended by {by}"
 
     def ended(self) -> str | None:
         """How it ended."""
@@ -220,6 +220,7 @@ class Scene:
     saved: list[Recommendation] = field(default_factory=list)
     scans: int = 0
     version: int = 1
+    daemon: Any = None
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Supervisor]:
@@ -230,6 +231,7 @@ class Scene:
             lambda: self.version,
             lambda: list(self.stored),
             self._save,
+            daemon=self.daemon,
             clock=self.clock,
         )
         async with await Supervisor.start(self.settings, dependencies) as supervisor:

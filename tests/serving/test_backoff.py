@@ -30,10 +30,11 @@ def test_crashes_wait_longer_each_time():
 
 
 def test_a_drafting_has_three_chances():
-    """Then it is given up, until something new is known of the model."""
+    """Then it is not tried for an hour, or until something new is known of the model."""
     setbacks = Backoff()
-    assert [setbacks.crashed("a", LOOKUP, DIED, 0.0).given_up for _ in range(3)] == [False, False, True]
-    assert not setbacks.allows("a", LOOKUP, 1e9)
+    assert [setbacks.crashed("a", LOOKUP, DIED, 0.0).not_before_s for _ in range(3)] == [0.0, 1.0, 3600.0]
+    assert not setbacks.allows("a", LOOKUP, 3599.0)
+    assert setbacks.allows("a", LOOKUP, 3600.0)
     assert setbacks.allows("b", LOOKUP, 0.0)
     setbacks.forgive("a")
     assert setbacks.allows("a", LOOKUP, 0.0)

@@ -32,6 +32,7 @@ class Held:
     leases: int
     used_at_s: float
     footprint: MemoryEstimate
+    outdated: bool = False
 
 
 def held(number: int, model: str, drafting: Drafting = OFF, **changes) -> Held:

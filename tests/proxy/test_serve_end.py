@@ -1,0 +1,49 @@
+"""The end of the proxy: how long it takes at most, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import httpx
+import pytest
+from aiohttp import web_protocol
+
+from autospec.proxy import metrics, serve
+from autospec.service.definition import STOP_WITHIN_S
+from autospec.serving import supervisor
+from tests.backends.waiting import wait_until
+from tests.proxy.harness import proxy_over
+
+
+def test_an_endless_answer_is_given_the_grace_once(loop, dispatch, backend, storage, monkeypatch):
+    """Proxy review 5: aiohttp waits twice for the time that it is given, so the end took twice as long as was set."""
+    waits: list[float | None] = []
+    wait = web_protocol.ceil_timeout
+
+    def counted(delay, *args, **kwargs):
+        waits.append(delay)
+        return wait(delay, *args, **kwargs)
+
+    async def never(_asked):
+        await asyncio.sleep(60)
+
+    backend.behaviour = never
+
+    def ask(base_url):
+        with pytest.raises(httpx.HTTPError):
+            httpx.post(f"{base_url}/v1/completions", json={"model": "main"}, trust_env=False, timeout=30)
+
+    with proxy_over(loop, dispatch, storage) as proxy:  # its grace is one second
+        client = threading.Thread(target=ask, args=(proxy.base_url,))
+        client.start()
+        wait_until(lambda: backend.asked)
+        monkeypatch.setattr(web_protocol, "ceil_timeout", counted)
+    client.join(30)
+    assert sum(waits) == 1.0
+
+
+def test_the_whole_end_fits_into_the_time_that_the_daemon_gives():
+    """Proxy review 5: answers, samples and servers one after the other; after that comes SIGKILL, and records stay behind."""
+    steps_s = (serve._GRACE_S, metrics._CLOSE_TIMEOUT_S, supervisor._DRAIN_S, supervisor._STOP_S)
+    assert sum(steps_s) < STOP_WITHIN_S

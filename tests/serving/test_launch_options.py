@@ -1,0 +1,61 @@
+"""The memory that the plan assumes for a launch: weights are shared only where servers do share them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autospec.drafting import OFF
+from autospec.serving.backoff import Backoff
+from autospec.serving.launch_options import LaunchOptions, footprint, maps_files
+from autospec.serving.plan_inputs import MemoryEstimate
+from autospec.serving.server_pool import ServerPool
+from autospec.settings import load_settings
+from tests.serving.scene import ALPHA, HERE, MIB, Scene
+
+GIB = 1024**3
+LIMIT = 64 * GIB
+
+
+@given(
+    size=st.integers(1, 200).map(lambda gib: gib * GIB),
+    draft_size=st.integers(0, 40).map(lambda gib: gib * GIB),
+    kv_bytes=st.integers(0, MIB),
+)
+def test_no_second_server_fits_beside_one_that_fills_the_limit(size, draft_size, kv_bytes):
+    """Proxy review 3: two servers of a model of 70 GiB counted as 64 GiB together."""
+    main = dataclasses.replace(ALPHA, size_bytes=size, kv_bytes_per_token=kv_bytes)
+    draft = dataclasses.replace(main, path=main.path / "draft", size_bytes=draft_size) if draft_size else None
+    off = footprint(main, None, 4096, maps_weights=True, limit_bytes=LIMIT)
+    drafted = footprint(main, draft, 4096, maps_weights=True, limit_bytes=LIMIT)
+    for estimate in (off, drafted):
+        alone = MemoryEstimate.total_bytes([estimate])
+        assert alone <= LIMIT
+        if alone == LIMIT:
+            assert MemoryEstimate.total_bytes([off, estimate]) > LIMIT
+
+
+@pytest.mark.parametrize(
+    ("args", "mapped"),
+    [
+        ((), True),
+        (("--mlock",), True),
+        (("--no-mmap",), False),
+        (("--no-mmap", "--mmap"), True),
+        (("-dio",), False),
+        (("--load-mode", "none"), False),
+        (("--load-mode=dio",), False),
+        (("-lm", "mmap+mlock"), True),
+        (("-lm", "auto"), True),
+    ],
+)
+def test_arguments_that_copy_the_weights(args, mapped):
+    """Proxy review 13: with --no-mmap each server has a copy of the weights, and the plan took them as shared."""
+    assert maps_files(args) is mapped
+    scene = Scene(settings=load_settings(overrides={"memory_limit": 64.0, "server_args": list(args)}))
+    pool = ServerPool(args, lambda: None, lambda: 0.0)
+    options = LaunchOptions(scene.settings, HERE, scene._scan_models(), pool, Backoff())
+    assert bool(options.estimate(ALPHA.name, OFF).footprint.shared_bytes) is mapped

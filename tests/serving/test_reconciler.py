@@ -1,0 +1,591 @@
+"""Servers that die, hang, are replaced or do not start: what the control loop makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Coroutine
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from autospec.backends.protocol import LaunchSettings
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import LaunchError, UnknownModelError
+from autospec.serving import instance
+from autospec.serving.dispatch import RouteRequest
+from autospec.serving.model_registry import ModelRegistry
+from tests.serving.scene import (
+    ALPHA,
+    BETA,
+    BUILD,
+    LOOKUP,
+    FakeBackend,
+    FakeServer,
+    Scene,
+    model,
+    recommend,
+    states,
+    until,
+    wanted,
+)
+
+NEXT_BUILD = dataclasses.replace(BUILD, version="fake-2", fingerprint="other")
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    """Play a scenario to its end."""
+    asyncio.run(scenario)
+
+
+async def crash(supervisor, scene: Scene, request: RouteRequest, by: str = "SIGABRT") -> str:
+    """Send a request that its server dies of; returns the drafting of the server."""
+    lease = await supervisor.lease(request)
+    server = next(s for s in scene.backend.servers if s.base_url == lease.base_url)
+    server.kill(by)
+    lease.died()
+    lease.give_back()
+    await until(lambda: lease.launch.state.over)
+    await asyncio.sleep(0)
+    scene.clock.now_s += 5.0  # the pause before the next start
+    return lease.drafting.label
+
+
+@pytest.mark.parametrize(("requests", "attempts", "by"), [(2, 2, "SIGABRT"), (5, 1, "SIGKILL")])
+def test_a_death_that_has_another_cause_does_not_cost_the_drafting(requests, attempts, by):
+    """Proxy review 2: a request that no server survives, and the kernel that is short of memory, marked the drafting for good."""
+
+    async def scenario():
+        scene = Scene(stored=[recommend(LOOKUP)])
+        async with scene.opened() as supervisor:
+            for _ in range(requests):
+                request = wanted()
+                for _ in range(attempts):
+                    await crash(supervisor, scene, request, by)
+            async with await supervisor.lease(wanted()) as lease:
+                lease.answered(1e6)
+            scene.clock.now_s += 100.0
+            await until(lambda: states(supervisor).get(f"alpha-1b {LOOKUP.label}") == "ready")
+        assert not scene.saved
+
+    run(scenario())
+
+
+def test_a_flag_that_a_replaced_build_refuses_is_no_failure_of_the_drafting():
+    """Proxy review 26: it was launched with the flags of the old build, and its recommendation marked as stale."""
+
+    async def scenario():
+        scene = Scene(stored=[recommend(LOOKUP)])
+        scene.backend.refuses[LOOKUP] = LaunchError("Unknown flag.", permanent=True)
+        async with scene.opened() as supervisor:
+            scene.backend.build = NEXT_BUILD
+            scans = scene.scans
+            async with await supervisor.lease(wanted()) as lease:
+                lease.answered(1e6)
+            await until(lambda: scene.scans > scans)
+            scene.backend.refuses.clear()
+            await until(lambda: states(supervisor).get(f"alpha-1b {LOOKUP.label}") == "ready")
+        assert not scene.saved
+
+    run(scenario())
+
+
+class FailsAtOnce(FakeBackend):
+    """What it refuses fails at once; everything else waits for `hold`."""
+
+    def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> FakeServer:
+        """A server, or the error that is switched on."""
+        if drafting in self.refuses:
+            self.asked.append((model_path, drafting, settings))
+            raise self.refuses[drafting]
+        return super().launch(model_path, drafting, settings)
+
+
+def test_a_request_waits_for_a_drafting_that_starts_while_off_does_not():
+    """Proxy review 11: older requests were served, and new ones got 502."""
+
+    async def scenario():
+        scene = Scene(FailsAtOnce(), stored=[recommend(LOOKUP)])
+        async with scene.opened() as supervisor:
+            scene.backend.hold.clear()
+            first = asyncio.create_task(supervisor.lease(wanted()))
+            await until(lambda: "starting" in states(supervisor).values())
+            scene.backend.refuses[OFF] = LaunchError("Out of memory.")
+            with pytest.raises(LaunchError, match="Out of memory"):
+                await supervisor.lease(wanted(off=True))
+            second = asyncio.create_task(supervisor.lease(wanted()))
+            await asyncio.sleep(0.01)
+            assert not second.done()
+            scene.backend.hold.set()
+            for waiting in (first, second):
+                async with await waiting as lease:
+                    assert lease.drafting == LOOKUP
+
+    run(scenario())
+
+
+def test_who_needs_a_server_that_does_not_start_is_told_at_once():
+    """Proxy review 20: with `x-autospec-drafting: off` a request waited five minutes while off was launched again and again."""
+
+    async def scenario():
+        scene = Scene(stored=[recommend(LOOKUP)])
+        scene.backend.refuses[OFF] = LaunchError("Out of memory.")
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()) as lease:
+                assert lease.drafting == LOOKUP
+            for _ in range(2):
+                with pytest.raises(LaunchError, match="Out of memory"):
+                    await supervisor.lease(wanted(off=True))
+            launches = len(scene.backend.asked)
+            for _ in range(50):
+                scene.clock.now_s += 1.0
+                supervisor._reconciler.reconcile()
+            assert len(scene.backend.asked) == launches == 2
+            async with await supervisor.lease(wanted()) as lease:
+                assert lease.drafting == LOOKUP
+            with pytest.raises(
+                LaunchError, match="Out of memory"
+            ):  # it is tried again when it is asked for again
+                await supervisor.lease(wanted(off=True))
+            assert len(scene.backend.asked) == launches + 1
+
+    run(scenario())
+
+
+async def rescan(supervisor, scene: Scene) -> None:
+    """Scan the disk, as for a name that nobody knows."""
+    scene.clock.now_s += 31.0
+    with pytest.raises(UnknownModelError):
+        await supervisor.lease(wanted("nobody"))
+
+
+def test_a_lease_names_the_build_that_its_server_was_started_from():
+    """Proxy review 9: after an upgrade the old process's figures were filed under the new build."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            held = await supervisor.lease(wanted())
+            scene.backend.build = NEXT_BUILD
+            scene.backend.hold.clear()
+            await rescan(supervisor, scene)
+            async with await supervisor.lease(wanted()) as meanwhile:
+                assert (meanwhile.base_url, meanwhile.build) == (held.base_url, "fake-1")
+            scene.backend.hold.set()
+            await until(
+                lambda: (
+                    sorted(row["state"] for row in supervisor.status()["launches"]) == ["draining", "ready"]
+                )
+            )
+            async with await supervisor.lease(wanted()) as after:
+                assert after.base_url != held.base_url
+                assert after.build == "fake-2"
+            assert not scene.backend.servers[0].stopped
+            held.give_back()
+            await until(lambda: scene.backend.servers[0].stopped)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("changes", [{"fingerprint": "another"}, {"path": ALPHA.path.with_name("new.gguf")}])
+@pytest.mark.parametrize("limit_mib", [65536, 500])
+def test_a_file_that_was_replaced_is_not_served_on(changes, limit_mib):
+    """Proxy review 9: the same name means the new file from the next scan on, also where two servers do not fit."""
+
+    async def scenario():
+        scene = Scene()
+        scene.limit(limit_mib)
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()) as before:
+                pass
+            scene.models = (dataclasses.replace(ALPHA, **changes), BETA)
+            await rescan(supervisor, scene)
+            await until(
+                lambda: scene.backend.servers[0].stopped and states(supervisor) == {"alpha-1b off": "ready"}
+            )
+            async with await supervisor.lease(wanted()) as after:
+                assert after.base_url != before.base_url
+        assert scene.backend.asked[-1][0] == str(scene.models[0].path)
+        assert len(scene.backend.servers) == 2
+
+    run(scenario())
+
+
+def test_a_draft_model_that_was_replaced_is_not_served_on(tmp_path):
+    """Proxy review 9: the draft is a part of the server, too."""
+
+    async def scenario():
+        draft = dataclasses.replace(model("draft"), path=tmp_path)
+        drafting = Drafting(Mode.DRAFT_MODEL, draft=str(draft.path), n_max=4)
+        scene = Scene(models=(ALPHA, draft), stored=[recommend(drafting)])
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted("alpha-1b")) as lease:
+                assert lease.drafting == drafting
+            await rescan(supervisor, scene)
+            assert len(scene.backend.asked) == 1
+            scene.models = (ALPHA, dataclasses.replace(draft, fingerprint="another"))
+            await rescan(supervisor, scene)
+            await until(lambda: len(scene.backend.servers) == 2 and scene.backend.servers[0].stopped)
+
+    run(scenario())
+
+
+def test_what_was_replaced_is_found_without_a_reason_to_look(monkeypatch):
+    """Proxy review 9: only an unknown name or a new recommendation made the proxy scan."""
+    monkeypatch.setattr("autospec.serving.supervisor._POLL_S", 0.005)
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()):
+                pass
+            scene.backend.build = NEXT_BUILD
+            await asyncio.sleep(0.05)
+            assert scene.scans == 1
+            scene.clock.now_s += 300.0
+            await until(lambda: len(scene.backend.servers) == 2)
+            assert scene.scans == 2
+
+    run(scenario())
+
+
+class UpgradedScene(Scene):
+    """A backend that is away while `missing` is set, or another one while `other` is."""
+
+    missing = False
+    other: FakeBackend | None = None
+
+    def _scan_models(self) -> ModelRegistry:
+        if self.missing:
+            self.scans += 1
+            return ModelRegistry(
+                self.models, {}, {"gguf": "GGUF models are not served: nothing is installed."}
+            )
+        found, self.backend = self.backend, self.other or self.backend
+        try:
+            return super()._scan_models()
+        finally:
+            self.backend = found
+
+
+def test_a_moment_without_the_backend_withdraws_nothing():
+    """Proxy review 14: during an upgrade all models vanished, and their servers were drained."""
+
+    async def scenario():
+        scene = UpgradedScene()
+        async with scene.opened() as supervisor:
+            held = await supervisor.lease(wanted())
+            scene.missing = True
+            await rescan(supervisor, scene)
+            assert len(supervisor.offered()) == 2
+            assert states(supervisor) == {"alpha-1b off": "ready"}
+            assert supervisor.status()["not_served"] == []
+            scene.missing = False
+            await rescan(supervisor, scene)
+            held.give_back()
+            async with await supervisor.lease(wanted()) as lease:
+                assert lease.base_url == held.base_url
+
+    run(scenario())
+
+
+def test_a_backend_that_stays_away_is_believed(monkeypatch):
+    """Proxy review 14: it was uninstalled. The scan that says so needs no request."""
+    monkeypatch.setattr("autospec.serving.supervisor._POLL_S", 0.005)
+
+    async def scenario():
+        scene = UpgradedScene()
+        async with scene.opened() as supervisor:
+            scene.missing = True
+            await rescan(supervisor, scene)
+            assert supervisor.offered()
+            scene.clock.now_s += 61.0
+            await until(lambda: not supervisor.offered())
+            assert supervisor.status()["not_served"]
+
+    run(scenario())
+
+
+def test_a_moment_with_another_backend_starts_nothing_on_it():
+    """Proxy review 14: while one build was replaced, the other one would have taken over all servers."""
+
+    async def scenario():
+        scene = UpgradedScene()
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()):
+                pass
+            scene.other = FakeBackend("llama-server", build=NEXT_BUILD)
+            await rescan(supervisor, scene)
+            async with await supervisor.lease(wanted()) as lease:
+                assert lease.build == "fake-1"
+            assert not scene.other.asked
+            scene.clock.now_s += 31.0
+            await rescan(supervisor, scene)
+            await until(lambda: scene.other.running and not scene.backend.running)
+
+    run(scenario())
+
+
+class Daemon:
+    """A daemon that measures, or rests."""
+
+    def __init__(self) -> None:
+        self.measuring = False
+        self.held = self.most = self.asked = 0
+
+    def serving(self) -> Any:
+        """Counted."""
+        daemon = self
+
+        class Held(nullcontext):
+            def __enter__(self) -> None:
+                daemon.held += 1
+                daemon.most = max(daemon.most, daemon.held)
+
+            def __exit__(self, *_error: object) -> None:
+                daemon.held -= 1
+
+        return Held()
+
+    async def machine_is_free(self) -> bool:
+        """Asked while the daemon has been told."""
+        assert self.held
+        self.asked += 1
+        return True
+
+
+def test_the_daemon_is_told_of_a_launch_until_it_is_over():
+    """Proxy review 8: only requests were told, so a restart loaded gigabytes beside a measurement."""
+
+    async def scenario():
+        scene = Scene(daemon=Daemon())
+        scene.backend.refuses[OFF] = LaunchError("Out of memory.")
+        async with scene.opened() as supervisor:
+            with pytest.raises(LaunchError):
+                await supervisor.lease(wanted())
+            assert (scene.daemon.held, scene.daemon.asked) == (0, 1)
+            scene.backend.refuses.clear()
+            scene.clock.now_s += 5.0
+            scene.backend.hold.clear()
+            waiting = asyncio.create_task(supervisor.lease(wanted()))
+            await until(lambda: len(scene.backend.asked) == 2)
+            assert scene.daemon.held == 1
+            scene.backend.hold.set()
+            (await waiting).give_back()
+            assert scene.daemon.held == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("limit_mib", [65536, 600])
+def test_a_switch_that_nobody_waits_for_waits_for_the_daemon(limit_mib):
+    """Proxy review 8: a new recommendation comes exactly when a tune goes on with its next cell."""
+
+    async def scenario():
+        scene = Scene(daemon=Daemon())
+        scene.limit(limit_mib)
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()) as lease:
+                lease.answered(1e6)
+            scene.daemon.measuring = True
+            scene.learn(recommend(LOOKUP))
+            await supervisor.refresh()
+            for _ in range(5):
+                supervisor._reconciler.reconcile()
+            assert states(supervisor) == {"alpha-1b off": "ready"}
+            scene.daemon.measuring = False
+            await until(lambda: "alpha-1b off" not in states(supervisor))
+
+    run(scenario())
+
+
+def test_a_model_that_is_unloaded_is_stopped_while_the_daemon_measures():
+    """Proxy review 8: what frees memory need not wait."""
+
+    async def scenario():
+        scene = Scene(daemon=Daemon())
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()):
+                pass
+            scene.daemon.measuring = True
+            scene.clock.now_s += 901.0
+            await until(lambda: not scene.backend.running)
+
+    run(scenario())
+
+
+def test_a_request_that_names_no_model_means_the_one_used_last():
+    """Proxy review 12: after the unload it meant none, and with two running models the first by name."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            assert not any(o.last_used for o in supervisor.offered())
+            for name in ("alpha", "beta"):
+                async with await supervisor.lease(wanted(name)):
+                    scene.clock.now_s += 1.0
+            async with await supervisor.lease(wanted("")) as lease:
+                assert lease.model == "beta-1b"
+            scene.clock.now_s += 10_000.0
+            await until(lambda: not scene.backend.running)
+            assert [o.name for o in supervisor.offered() if o.last_used] == ["beta-1b"]
+            async with await supervisor.lease(wanted("")) as lease:
+                assert lease.model == "beta-1b"
+
+    run(scenario())
+
+
+class Health:
+    """What servers say to ``/health``: by base URL, else the last word."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.silent: set[str] = set()
+        self.asked: list[str] = []
+        monkeypatch.setattr(instance, "_answers_health", self._answers)
+
+    def _answers(self, base_url: str) -> bool:
+        self.asked.append(base_url)
+        return base_url not in self.silent
+
+
+@pytest.fixture
+def health(monkeypatch) -> Health:
+    """Servers that answer."""
+    return Health(monkeypatch)
+
+
+async def pass_time(supervisor, scene: Scene, seconds: float) -> None:
+    """Let time pass, with a look each minute as the loop would have."""
+    for _ in range(int(seconds // 60)):
+        supervisor._reconciler.pool.look()
+        scene.clock.now_s += 60.0
+    supervisor._reconciler.pool.look()
+    await until(lambda: all(launch._asking is None for launch in supervisor._reconciler.pool))
+
+
+def test_a_server_that_hangs_is_replaced_and_others_go_on(health):
+    """Proxy review 22, issue 17 item 2: every request waited for ever."""
+
+    async def scenario():
+        scene = Scene(settings=dataclasses.replace(Scene().settings, idle_unload=""))
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted("beta")) as other:
+                other.follow(lambda: 100)
+            stuck = await supervisor.lease(wanted())
+            health.silent.add(stuck.base_url)
+            await pass_time(supervisor, scene, 360)
+            assert health.asked == [stuck.base_url] * 2
+            await until(lambda: scene.backend.servers[1].stopped)
+            stuck.died()
+            stuck.give_back()
+            async with await supervisor.lease(wanted()) as again:
+                assert again.base_url != stuck.base_url
+            async with await supervisor.lease(wanted("beta")) as other:
+                assert other.base_url == scene.backend.servers[0].base_url
+            (row,) = supervisor.status()["setbacks"]
+            assert "sent nothing for 5 minutes" in row["error"]
+
+    run(scenario())
+
+
+def test_a_server_that_answers_its_health_check_is_only_slow(health):
+    """Proxy review 22: a long prompt on a slow machine."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            held = await supervisor.lease(wanted())
+            await pass_time(supervisor, scene, 900)
+            assert health.asked
+            assert not scene.backend.servers[0].stopped
+            held.give_back()
+
+    run(scenario())
+
+
+def test_a_server_that_sends_is_not_asked(health):
+    """Proxy review 22: with more streams than threads llama-server's health check waits, too."""
+
+    async def scenario():
+        scene = Scene()
+        received = 0
+        async with scene.opened() as supervisor:
+            held = await supervisor.lease(wanted())
+            held.follow(lambda: received)
+            health.silent.add(held.base_url)
+            for _ in range(20):
+                await pass_time(supervisor, scene, 120)
+                received += 1
+            held.give_back()
+            assert not health.asked
+
+    run(scenario())
+
+
+def test_a_server_that_sends_while_it_is_asked_is_not_ended(health):
+    """Proxy review 22: both health checks timed out, and tokens came meanwhile."""
+
+    async def scenario():
+        scene = Scene()
+
+        async with scene.opened() as supervisor:
+            held = await supervisor.lease(wanted())
+            held.follow(lambda: len(health.asked))  # a token comes with each question
+            health.silent.add(held.base_url)
+            await pass_time(supervisor, scene, 360)
+            assert len(health.asked) == 2
+            assert not scene.backend.servers[0].stopped
+            held.give_back()
+
+    run(scenario())
+
+
+def test_a_server_that_no_client_is_patient_enough_for_is_found(health):
+    """Proxy review 22: each gives up after a minute, so no single request is silent for long."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            for _ in range(8):
+                lease = await supervisor.lease(wanted(kind=PromptType.CHAT))
+                health.silent.add(scene.backend.servers[0].base_url)
+                await pass_time(supervisor, scene, 60)
+                lease.give_back()
+            await until(lambda: scene.backend.servers[0].stopped)
+
+    run(scenario())
+
+
+def test_a_model_that_waits_for_the_memory_of_a_hung_server_gets_it_after_its_end(health):
+    """Proxy review 22: until its process has ended it holds its memory."""
+
+    async def scenario():
+        scene = Scene()
+        scene.limit(600)
+        async with scene.opened() as supervisor:
+            stuck = await supervisor.lease(wanted())
+            health.silent.add(stuck.base_url)
+            await pass_time(supervisor, scene, 360)
+            stuck.give_back()
+            async with await supervisor.lease(wanted("beta")) as lease:
+                assert lease.model == "beta-1b"
+        assert scene.backend.most == 1
+
+    run(scenario())
+
+
+def test_a_dead_server_is_not_lent_before_the_next_look():
+    """Proxy review 26: its port may be another program's by then."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()) as first:
+                pass
+            scene.backend.servers[0].kill()
+            async with await supervisor.lease(wanted()) as second:
+                assert second.base_url != first.base_url
+
+    run(scenario())
