@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,14 +105,16 @@ class Reconciler:
             LaunchError: The model does not start, not even without drafting.
         """
         now, model = self._clock(), request.model
+        if request.is_look and (lease := self._lend(request)) is not None:
+            return lease
         self.demand.asked(model, now, drafting_off=request.drafting_off)
         if (lease := self._lend(request)) is not None:
             self.demand.arrived(model, request.prompt_type, now)
             return lease
         error, until_s = self._broken.get(model, (None, now))
         if error is not None and now < until_s:
-            raise error
-        waiting = WaitingRequest(request, now)
+            raise _fresh(error, until_s - now)
+        waiting = WaitingRequest(request, now - request.waited_s)
         self.queue.add(waiting)
         self.demand.arrived(model, request.prompt_type, now)
         # If the plan already keeps a launch for this model, one more waiting request does not change the plan.
@@ -238,6 +241,8 @@ class Reconciler:
         begun = self._clock()
 
         def returned(tokens: float | None) -> None:
+            if request.is_look:
+                return
             now = self._clock()
             self.demand.answered(request.model, request.prompt_type, tokens, now - begun, now)
 
@@ -277,7 +282,7 @@ class Reconciler:
         self._restarting.discard(launch.model)
         self._broken[launch.model] = (error, until_s)
         if not self.pool.live(launch.model):
-            self.queue.refuse(error, launch.model)
+            self.queue.refuse(_fresh(error, until_s - self._clock()), launch.model)
 
     def _unload_unused(self, now_s: float) -> None:
         if self.idle_unload_s is None:
@@ -291,3 +296,10 @@ class Reconciler:
     def _changed(self) -> None:
         self._plan_is_old = True
         self._kicked.set()
+
+
+def _fresh(error: LaunchError, retry_after_s: float) -> LaunchError:
+    """A copy without a traceback. One that is raised again and again holds the frames, and the body, of every request."""
+    again = copy(error)
+    again.retry_after_s = max(0.0, retry_after_s)
+    return again

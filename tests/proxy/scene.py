@@ -256,10 +256,15 @@ class Scene:
 
 
 def wanted(
-    name: str = "alpha", kind: PromptType | None = PromptType.CODING, *, off: bool = False
+    name: str = "alpha",
+    kind: PromptType | None = PromptType.CODING,
+    *,
+    off: bool = False,
+    look: bool = False,
+    waited_s: float = 0.0,
 ) -> RouteRequest:
     """What a request for code on the first model wants."""
-    return RouteRequest(name, kind, off)
+    return RouteRequest(name, kind, off, look, waited_s)
 
 
 async def until(true: Callable[[], object]) -> None:
