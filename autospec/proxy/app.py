@@ -154,8 +154,8 @@ class Proxy:
         wanted, body = await self._read(request, path)
         self.in_flight += 1
         try:
-            # A look does not keep a daemon from measuring.
-            with contextlib.nullcontext() if wanted.is_look else self._serving():
+            # A probe does not keep a daemon from measuring.
+            with contextlib.nullcontext() if wanted.is_probe else self._serving():
                 return await self._relay.answer(request, wanted, body)
         finally:
             self.in_flight -= 1
@@ -173,8 +173,8 @@ class Proxy:
         model = named or self._meant(path, is_get=is_get)
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
-        is_look = is_get and self._runs(model)
-        wanted = RouteRequest(model, self._prompt_type(path, intake, forced), off, is_look=is_look)
+        is_probe = is_get and self._runs(model)
+        wanted = RouteRequest(model, self._prompt_type(path, intake, forced), off, is_probe=is_probe)
         return wanted, intake.body(path)
 
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -182,7 +182,7 @@ class Proxy:
         running = running_model(self._dispatch.offered(), self._rules.default_model)
         if running is None or request.method not in ("GET", "HEAD"):
             return web.json_response({"status": "ok"})
-        return await self._relay.answer(request, RouteRequest(running, is_look=True), RequestBody())
+        return await self._relay.answer(request, RouteRequest(running, is_probe=True), RequestBody())
 
     def _meant(self, path: str, *, is_get: bool) -> str:
         """The model for a request that names none; a GET (/props, /slots, the web page) means a running one, if there is one."""

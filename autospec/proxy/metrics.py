@@ -90,7 +90,7 @@ class Metrics:
     def forwarded(self, outcome: RequestOutcome, sample: Sample | None) -> None:
         """Record a request that reached a backend."""
         status = _status(outcome)
-        if outcome.is_look:
+        if outcome.is_probe:
             self._probes.labels(outcome.model, status).inc()
             return
         labels = (outcome.model, str(outcome.prompt_type or ""), outcome.drafting.label)

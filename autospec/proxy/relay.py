@@ -289,7 +289,7 @@ class _Passage:
             complete=self._complete,
             client_gone=self._client_gone,
             retried=self.retried,
-            is_look=self._wanted.is_look,
+            is_probe=self._wanted.is_probe,
             waited_ms=self._waited_ms,
             first_byte_ms=self._first_byte_ms,
             total_ms=self._elapsed_ms(),

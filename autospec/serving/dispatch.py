@@ -20,14 +20,14 @@ class RouteRequest:
         model: The client's name for it: a catalogue name, an alias or an unambiguous part of one.
         prompt_type: By header or classifier; ``None`` where the request has no prompt (``/tokenize``).
         drafting_off: True if the client's header asks for no drafting.
-        is_look: True for a look at a running server (`/health`, `/props`, a dashboard), which is no use of the model.
+        is_probe: True for a health check, a dashboard or a page of a running server, which is no use of its model.
         waited_s: How long the request has already waited for a server that then broke.
     """
 
     model: str
     prompt_type: PromptType | None = None
     drafting_off: bool = False
-    is_look: bool = False
+    is_probe: bool = False
     waited_s: float = 0.0
 
 

@@ -105,7 +105,7 @@ class Reconciler:
             LaunchError: The model does not start, not even without drafting.
         """
         now, model = self._clock(), request.model
-        if request.is_look and (lease := self._lend(request)) is not None:
+        if request.is_probe and (lease := self._lend(request)) is not None:
             return lease
         self.demand.asked(model, now, drafting_off=request.drafting_off)
         if (lease := self._lend(request)) is not None:
@@ -241,7 +241,7 @@ class Reconciler:
         begun = self._clock()
 
         def returned(tokens: float | None) -> None:
-            if request.is_look:
+            if request.is_probe:
                 return
             now = self._clock()
             self.demand.answered(request.model, request.prompt_type, tokens, now - begun, now)

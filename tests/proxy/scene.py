@@ -260,11 +260,11 @@ def wanted(
     kind: PromptType | None = PromptType.CODING,
     *,
     off: bool = False,
-    look: bool = False,
+    probe: bool = False,
     waited_s: float = 0.0,
 ) -> RouteRequest:
     """What a request for code on the first model wants."""
-    return RouteRequest(name, kind, off, look, waited_s)
+    return RouteRequest(name, kind, off, probe, waited_s)
 
 
 async def until(true: Callable[[], object]) -> None:

@@ -1,8 +1,10 @@
-"""`autospec.proxy.app` and `autospec.proxy.api`: looks that are no use of a model, and endpoints that start none."""
+"""`autospec.proxy.app` and `autospec.proxy.api`: probes, which are no use of a model, and endpoints that start none."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 
 import httpx
 import pytest
@@ -28,7 +30,7 @@ def metrics(proxy) -> str:
     return ask(proxy, "GET", "/autospec/metrics").text
 
 
-def test_looks_do_not_keep_a_model_loaded():
+def test_probes_do_not_keep_a_model_loaded():
     """Health checks once a minute, for 40 minutes: the model is unloaded after 15 all the same (proxy.md 1)."""
 
     async def scenario():
@@ -40,9 +42,9 @@ def test_looks_do_not_keep_a_model_loaded():
                 scene.clock.now_s += 60.0
                 if not any(offered.running for offered in supervisor.offered()):
                     break
-                look = await supervisor.lease(wanted(kind=None, look=True))
-                assert look.model == "alpha-1b"
-                look.give_back()
+                probe = await supervisor.lease(wanted(kind=None, probe=True))
+                assert probe.model == "alpha-1b"
+                probe.give_back()
                 polls += 1
                 supervisor._reconciler.reconcile()
             assert 13 <= polls <= 15
@@ -54,7 +56,7 @@ def test_looks_do_not_keep_a_model_loaded():
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "is_look"),
+    ("method", "path", "is_probe"),
     [
         ("GET", "/health", True),
         ("HEAD", "/v1/health", True),
@@ -66,14 +68,31 @@ def test_looks_do_not_keep_a_model_loaded():
         ("POST", CHAT, False),
     ],
 )
-def test_what_is_a_look(proxy, dispatch, method, path, is_look):
+def test_what_is_a_probe(proxy, dispatch, method, path, is_probe):
     """Whoever reads a running server's pages does not use its model (proxy.md 1); probes are counted apart (proxy.md 19)."""
     assert ask(proxy, method, path).status_code == 200
     told = metrics(proxy)
-    assert [w.is_look for w in dispatch.wanted] == [is_look]
-    assert ('autospec_probes_total{model="main",status="200"} 1.0' in told) is is_look
-    assert ("autospec_requests_total{" in told) is not is_look
-    assert ("autospec_wait_seconds_count{" in told) is not is_look
+    assert [w.is_probe for w in dispatch.wanted] == [is_probe]
+    assert ('autospec_probes_total{model="main",status="200"} 1.0' in told) is is_probe
+    assert ("autospec_requests_total{" in told) is not is_probe
+    assert ("autospec_wait_seconds_count{" in told) is not is_probe
+
+
+def test_probes_do_not_stop_a_measurement(proxy):
+    """A daemon that measures is told of requests, and a dashboard polls for ever (proxy.md 1)."""
+    told = []
+
+    @contextlib.contextmanager
+    def serving():
+        told.append("a request")
+        yield
+
+    proxy.proxy._serving = serving
+    for path in ("/health", "/slots", "/props"):
+        ask(proxy, "GET", path)
+    assert not told
+    ask(proxy, "POST", CHAT, json={"model": "main"})
+    assert told == ["a request"]
 
 
 def test_dashboards_start_no_model(loop, dispatch, storage, backend):
@@ -86,7 +105,7 @@ def test_dashboards_start_no_model(loop, dispatch, storage, backend):
         assert not dispatch.wanted
         # A page that a person opens does, and that counts.
         assert ask(proxy, "GET", "/props").status_code == 200
-    assert [w.is_look for w in dispatch.wanted] == [False]
+    assert [w.is_probe for w in dispatch.wanted] == [False]
 
 
 @pytest.mark.parametrize("path", ["/models/unload", "/models/load", "/v1/models", "/v1/models/main"])
@@ -157,6 +176,21 @@ def test_long_names_are_refused_wherever_they_stand(proxy, dispatch):
     assert ask(proxy, "POST", CHAT, json={"model": "-" * 2000}).status_code == 404
     assert ask(proxy, "GET", "/props?model=" + "-" * 2000).status_code == 404
     assert not dispatch.wanted
+
+
+def test_a_parsed_document_is_dropped_before_the_answer(proxy, backend):
+    """It takes several times the memory of its body, and answers take minutes (proxy.md 26)."""
+    mark, found = "only in this test", []
+
+    async def behave(asked):
+        found.extend(o for o in gc.get_objects() if type(o) is dict and mark in o)
+        await asked.answer(b"{}")
+
+    backend.behaviour = behave
+    content = b'{"model": "main", "only in this test": [1]}'
+    assert ask(proxy, "POST", CHAT, content=content).status_code == 200
+    assert backend.asked[0].body == content
+    assert not found
 
 
 def test_refused_requests_are_not_kept_in_memory():
