@@ -149,8 +149,10 @@ class LaunchError(BackendError):
     """A server was started and did not become ready.
 
     `log_tail` has the last lines of its log. `permanent`: the same launch would fail again (a bad draft, an unknown flag), so a study
-    does not repeat it.
+    does not repeat it. `retry_after_s`: when the next launch may be tried; 0 if that is not known.
     """
+
+    retry_after_s: float = 0.0
 
     def __init__(
         self, message: str, hint: str = "", *, log_tail: tuple[str, ...] = (), permanent: bool = False

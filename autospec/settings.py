@@ -85,6 +85,8 @@ class Settings:
         "count", "How many requests may wait for a server of the proxy."))
     queue_deadline: str = field(default="5m", metadata=_key(
         "duration", "How long a request may wait for a server, including the time to load the model."))
+    stream_comments: bool = field(default=True, metadata=_key(
+        "flag", "Send comments to streaming clients while their request waits for a server, so that they do not give up."))
     serve_statuses: tuple[str, ...] = field(default=("proven", "stale"), metadata=_key(
         "words", "Statuses of recommendations that the proxy applies (proven, stale, provisional, imported); for others it does not draft."))
     trust: str = field(default="proven", metadata=_key(

@@ -3,26 +3,29 @@
 A page in the user's browser can send requests to 127.0.0.1. Two checks stop it:
 
 * Origin: browsers send the page's origin with every cross-site request beyond a plain GET. Local pages and installed apps
-  pass, the same list as Ollama's (``OLLAMA_ORIGINS`` in envconfig/config.go), and the origins in the settings. A plain GET
-  (an image, a script) has no Origin, but Sec-Fetch-Site.
+  pass, the same list as Ollama's (``OLLAMA_ORIGINS`` in envconfig/config.go), the origins in the settings, and pages that came
+  from the proxy's own address. A plain GET (an image, a script) has no Origin, but Sec-Fetch-Site.
 * Host: with *DNS rebinding* the page's own name points to 127.0.0.1, so its requests count as same-site. That name is in
-  Host. Only names of this machine pass; an IP address cannot be rebound.
+  Host. Only names of this machine pass; an IP address cannot be rebound, and nobody can register a name in ``.internal``.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
+from multidict import CIMultiDict
+
 from autospec.errors import UsageError
 from autospec.proxy.errors import ProxyProblem
 
-__all__ = ["OPEN_PATHS", "Access", "check_bind"]
+__all__ = ["OPEN_PATHS", "Access", "allow_page", "check_bind", "refuse_slot_files"]
 
 # Origins of installed programs; a web site cannot have them.
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file", "capacitor"})
@@ -30,6 +33,8 @@ _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file
 OPEN_PATHS = frozenset({"/health", "/v1/health"})
 # Values of Sec-Fetch-Site for pages of other sites; they include links that a person followed.
 _FROM_ELSEWHERE = frozenset({"cross-site", "same-site"})
+# The names that containers have for this machine: host.docker.internal, host.containers.internal (Podman), Lima's, OrbStack's.
+_HOST_OF_CONTAINERS = re.compile(r"host\.[a-z0-9-]+\.internal")
 # Most requests have the same few names; parsing one costs 0.1 ms.
 _REMEMBERED = 64
 
@@ -54,14 +59,14 @@ class Access:
                 "host_not_allowed",
             )
         origin = headers.get("Origin")
-        if origin is not None and not self.allows_origin(origin):
+        if origin is not None and not (self.allows_origin(origin) or _is_same_origin(origin, host)):
             return ProxyProblem(
                 403,
                 f"Pages of the origin {origin[:100]!r} may not use this proxy. "
                 "To allow them, add the origin to the setting proxy_origins.",
                 "origin_not_allowed",
             )
-        if origin is None and headers.get("Sec-Fetch-Site") in _FROM_ELSEWHERE:
+        if origin is None and _is_from_elsewhere(headers.get("Sec-Fetch-Site"), host):
             return ProxyProblem(403, "Pages of other sites may not use this proxy.", "origin_not_allowed")
         # By the standard a preflight has no key; it reveals nothing and does nothing.
         preflight = method == "OPTIONS" and "Access-Control-Request-Method" in headers
@@ -92,6 +97,7 @@ class Access:
         return (
             _is_local_name(name)
             or _is_address(name)
+            or _HOST_OF_CONTAINERS.fullmatch(name) is not None
             or name in self.hosts
             or name in (_own_names() if self.machine is None else self.machine)
         )
@@ -105,6 +111,59 @@ class Access:
         return any(matches)
 
 
+def allow_page(
+    asked: Mapping[str, str], answered: CIMultiDict[str], *, exposed: tuple[str, ...] = ()
+) -> None:
+    """Let a page read an answer (CORS), after `Access.refuse` has let its request pass.
+
+    Args:
+        asked: The headers of the request; without an Origin nothing changes.
+        answered: The headers of the answer. A backend's own choice of origins stays.
+        exposed: The names of further headers that the page may read.
+    """
+    origin = asked.get("Origin")
+    if origin is None:
+        return
+    answered.setdefault("Access-Control-Allow-Origin", origin)
+    _add_names(answered, "Vary", ("Origin",))
+    _add_names(answered, "Access-Control-Expose-Headers", exposed)
+
+
+def _add_names(headers: CIMultiDict[str], header: str, names: tuple[str, ...]) -> None:
+    """Add names to a header that lists names, perhaps on several lines."""
+    listed = {word.strip().lower() for line in headers.getall(header, []) for word in line.split(",")}
+    missing = [name for name in names if name.lower() not in listed]
+    if missing and "*" not in listed:
+        headers.add(header, ", ".join(missing))
+
+
+# cpp-httplib, the HTTP server of llama.cpp, also decodes this form, in paths and in names and values of the query.
+_PERCENT_U = re.compile(r"%u[0-9a-f]{4}", re.IGNORECASE)
+
+
+def refuse_slot_files(path: str, raw_path: str, query: Mapping[str, str]) -> ProxyProblem | None:
+    """Why a POST is refused that makes llama-server write or read a file; ``None`` if it may pass.
+
+    ``/slots/N?action=save`` writes to the folder of ``--slot-save-path``. Only ``action=erase`` passes, and only with a query
+    that every parser reads in the same way.
+
+    Args:
+        path: Decoded, without the query.
+        raw_path: As the client wrote it, with the query.
+        query: Decoded.
+    """
+    is_slot = "/slots/" in path or _PERCENT_U.search(raw_path.partition("?")[0]) is not None
+    if not is_slot or (
+        query.get("action") == "erase" and set(query) <= {"action", "model"} and len(query) == len(set(query))
+    ):
+        return None
+    return ProxyProblem(
+        403,
+        "The proxy only passes POST /slots/N?action=erase, because the other actions read and write files.",
+        "not_allowed",
+    )
+
+
 def check_bind(host: str, api_key: str) -> None:
     """Refuse an address that other machines can reach without a key.
 
@@ -116,6 +175,20 @@ def check_bind(host: str, api_key: str) -> None:
             f"Everyone on the network could use your models at {host}.",
             "Set a key (AUTOSPEC_PROXY_API_KEY, or proxy_api_key in the config), or omit --host.",
         )
+
+
+def _is_same_origin(origin: str, host: str | None) -> bool:
+    """True if the page came from the address that it asks now, whose name has passed `Access.refuse`."""
+    scheme, separator, authority = origin.partition("://")
+    return bool(separator) and scheme in ("http", "https") and authority.lower() == (host or "").lower()
+
+
+def _is_from_elsewhere(site: str | None, host: str | None) -> bool:
+    """True for a plain GET of another site's page. With a loopback name, "same site" means another page of this machine."""
+    if site == "same-site":
+        parts = _split(f"http://{host}")
+        return parts is None or not _is_local_name(parts[1])
+    return site in _FROM_ELSEWHERE
 
 
 def _is_loopback(host: str) -> bool:

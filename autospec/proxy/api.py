@@ -7,14 +7,15 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from autospec.catalog.resolve import ambiguous, answering
 from autospec.cells import PromptType
 from autospec.errors import ModelChoiceError, StoreError
 from autospec.hardware import identify
+from autospec.proxy.access import allow_page
 from autospec.proxy.errors import ProxyProblem
 from autospec.proxy.metrics import CONTENT_TYPE, Metrics
 from autospec.proxy.request import Refused
@@ -182,14 +183,14 @@ class Endpoints:
             Refused: An unknown path, method or parameter.
         """
         is_models = path in _MODELS or path.startswith(tuple(f"{p}/" for p in _MODELS))
+        if not is_models and not path.startswith(_OWN):
+            return None
         if request.method not in ("GET", "HEAD"):
-            if path.startswith(_OWN):
-                raise Refused(ProxyProblem(405, f"{path} is read-only: use GET.", "method_not_allowed"))
-            return None  # e.g. POST /models/load of llama-server's router
+            # Also /models/load and /models/unload of llama.cpp's router, which would be reasons to start the model.
+            about = " Its first request starts a model." if is_models else ""
+            raise Refused(ProxyProblem(405, f"{path} is read-only: use GET.{about}", "method_not_allowed"))
         if is_models:
             return self._models(path)
-        if not path.startswith(_OWN):
-            return None
         match path.removeprefix(_OWN).rstrip("/"):
             case "metrics":
                 return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
@@ -213,9 +214,9 @@ class Endpoints:
 
     def _models(self, path: str) -> web.Response:
         offered = self._dispatch.offered()
-        if path in _MODELS:
+        name = path.removeprefix("/v1").removeprefix("/models").removeprefix("/")
+        if not name:
             return _json(_models_document(offered))
-        name = unquote(path.removeprefix("/v1").removeprefix("/models/"))
         found = find_offered(offered, name)
         if found is None:
             names = ", ".join(o.name for o in offered) or "none"
@@ -243,12 +244,14 @@ class Endpoints:
         return _json(await asyncio.to_thread(work))
 
     async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
+        headers = CIMultiDict({"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        allow_page(request.headers, headers)  # now, because the stream begins here
+        if request.method == "HEAD":
+            return web.Response(headers=headers)
         if self._listeners >= _MOST_LISTENERS:
             message = f"{_MOST_LISTENERS} listeners are connected already. Close one."
             raise Refused(ProxyProblem(503, message, "too_many_listeners"))
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-        )
+        response = web.StreamResponse(headers=headers)
         self._listeners += 1
         try:
             await response.prepare(request)

@@ -16,8 +16,8 @@ from aiohttp import web
 import autospec
 from autospec.cells import PromptType
 from autospec.errors import AutospecError
-from autospec.proxy.access import OPEN_PATHS, Access
-from autospec.proxy.api import Endpoints, meant_model, running_model
+from autospec.proxy.access import OPEN_PATHS, Access, allow_page, refuse_slot_files
+from autospec.proxy.api import Endpoints, find_offered, meant_model, running_model
 from autospec.proxy.errors import ProxyProblem, problem_of, problem_response, shape_of
 from autospec.proxy.metrics import Metrics, SampleWriter
 from autospec.proxy.relay import Relay
@@ -25,6 +25,8 @@ from autospec.proxy.request import (
     Classify,
     ProxyRequest,
     Refused,
+    RequestBody,
+    check_name,
     forced_prompt_type,
     generates,
     parse,
@@ -50,6 +52,11 @@ class Rules:
     default_model: str = ""  # for requests that name no model; empty uses a running one
     request_limit_bytes: int = 64 << 20
     log_prompts: bool = False  # write prompts into the log
+    comments: bool = True  # to streaming clients whose request waits for a server
+
+
+# A dashboard asks for these for ever, which must not start a model that was unloaded.
+_POLLED = frozenset({"/metrics", "/slots"})
 
 
 class Proxy:
@@ -86,13 +93,19 @@ class Proxy:
             dispatch,
             seen=self._seen,
             retried=self._metrics.retried,
+            refused=self._metrics.refused,
             keep_credentials=not rules.access.api_key,
+            comments=rules.comments,
         )
 
     async def close(self) -> None:
         """Close all connections, after the last request."""
         self._endpoints.close()
         self._upstream.close()
+
+    def count_refused(self, code: str) -> None:
+        """Count an error that the HTTP server answered by itself."""
+        self._metrics.refused(code)
 
     def stop_events(self) -> None:
         """End the event streams, which never end by themselves."""
@@ -121,8 +134,8 @@ class Proxy:
             response = self._refuse(
                 ProxyProblem(500, "The proxy failed; see its log.", "internal_error"), path
             )
-        if not response.prepared:
-            _allow_origin(request, response)
+        if not response.prepared and response.status != 403:
+            allow_page(request.headers, response.headers)
         return response
 
     async def _answer(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
@@ -136,44 +149,70 @@ class Proxy:
             return own
         if path in OPEN_PATHS:
             return await self._health(request)
+        if request.method == "POST":
+            problem = refuse_slot_files(path, request.raw_path, request.query)
+            if problem is not None:
+                raise Refused(problem)
+        wanted, body = await self._read(request, path)
+        self.in_flight += 1
+        try:
+            # A probe does not keep a daemon from measuring.
+            with contextlib.nullcontext() if wanted.is_probe else self._serving():
+                return await self._relay.answer(request, wanted, body)
+        finally:
+            self.in_flight -= 1
+
+    async def _read(self, request: web.BaseRequest, path: str) -> tuple[RouteRequest, RequestBody]:
+        """What a request wants, and its body. The parsed document ends here."""
         forced, off = forced_prompt_type(request.headers), wants_off(request.headers)
         intake = ProxyRequest()
         if request.body_exists:
             content = await read_body(request, self._rules.request_limit_bytes)
             intake = parse(content, request.headers)
-        model = intake.model or (request.query.get("model", "") if request.query_string else "")
-        if not model:
-            model = self._meant(request.method)
-        wanted = self._wanted(path, model, intake, forced, drafting_off=off)
+        named = intake.model or (request.query.get("model", "") if request.query_string else "")
+        check_name(named)
+        is_get = request.method in ("GET", "HEAD")
+        model = named or self._meant(path, is_get=is_get)
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
-        self.in_flight += 1
-        try:
-            with self._serving():
-                return await self._relay.answer(request, wanted, intake)
-        finally:
-            self.in_flight -= 1
+        is_probe = is_get and self._runs(model)
+        wanted = self._wanted(path, model, intake, forced, drafting_off=off, is_probe=is_probe)
+        return wanted, intake.body(path)
 
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
         """Health check without a key: forward it to a running server, never start one, ignore the body."""
         running = running_model(self._dispatch.offered(), self._rules.default_model)
         if running is None or request.method not in ("GET", "HEAD"):
             return web.json_response({"status": "ok"})
-        return await self._relay.answer(request, RouteRequest(running), ProxyRequest())
+        return await self._relay.answer(request, RouteRequest(running, is_probe=True), RequestBody())
 
-    def _meant(self, method: str) -> str:
+    def _meant(self, path: str, *, is_get: bool) -> str:
+        """The model for a request that names none; a GET (/props, /slots, the web page) means a running one, if there is one."""
         offered = self._dispatch.offered()
         default = self._rules.default_model
-        # GET (/props, /slots, the web page) goes to a running model, if there is one.
-        looking = method in ("GET", "HEAD")
-        return (running_model(offered, default) if looking else None) or meant_model(offered, default)
+        running = running_model(offered, default) if is_get else None
+        if running is None and is_get and path.removeprefix("/v1") in _POLLED:
+            message = "No model is running. The first request to a model starts it."
+            raise Refused(ProxyProblem(503, message, "no_model_running"))
+        return running or meant_model(offered, default)
+
+    def _runs(self, model: str) -> bool:
+        found = find_offered(self._dispatch.offered(), model)
+        return found is not None and bool(found.running)
 
     def _wanted(
-        self, path: str, model: str, intake: ProxyRequest, forced: PromptType | None, *, drafting_off: bool
+        self,
+        path: str,
+        model: str,
+        intake: ProxyRequest,
+        forced: PromptType | None,
+        *,
+        drafting_off: bool,
+        is_probe: bool,
     ) -> RouteRequest:
         prompt_type = self._prompt_type(path, intake, forced)
         if prompt_type is None or intake.document is None:
-            return RouteRequest(model, prompt_type, drafting_off)
+            return RouteRequest(model, prompt_type, drafting_off, is_probe=is_probe)
         text_bytes, token_ids = prompt_size(intake.document)
         return RouteRequest(
             model,
@@ -182,6 +221,7 @@ class Proxy:
             text_bytes=text_bytes,
             token_ids=token_ids,
             temperature=temperature_of(intake.document),
+            is_probe=is_probe,
         )
 
     def _prompt_type(self, path: str, intake: ProxyRequest, forced: PromptType | None) -> PromptType | None:
@@ -241,13 +281,5 @@ def _preflight(request: web.BaseRequest) -> web.Response:
             "Access-Control-Max-Age": "600",
         },
     )
-    _allow_origin(request, response)
+    allow_page(request.headers, response.headers)
     return response
-
-
-def _allow_origin(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Let the page read the answer; `Access.refuse` has checked its origin."""
-    origin = request.headers.get("Origin")
-    if origin is not None and response.status != 403:
-        response.headers["Access-Control-Allow-Origin"] = origin
-        response.headers["Vary"] = "Origin"

@@ -6,6 +6,7 @@ The formats: https://platform.openai.com/docs/guides/error-codes and https://doc
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -24,7 +25,15 @@ from autospec.errors import (
     UsageError,
 )
 
-__all__ = ["ProxyProblem", "ProxyServer", "event", "problem_of", "problem_response", "shape_of"]
+__all__ = [
+    "ProxyProblem",
+    "ProxyServer",
+    "error_event",
+    "event",
+    "problem_of",
+    "problem_response",
+    "shape_of",
+]
 
 # SDKs wait this long before they retry; the queue moves within seconds.
 _RETRY_AFTER_S = 2
@@ -90,7 +99,7 @@ def problem_of(error: AutospecError) -> ProxyProblem:
         case UsageError():
             return ProxyProblem(400, message, "invalid_request")
         case LaunchError():
-            return ProxyProblem(502, message, "launch_failed")
+            return ProxyProblem(502, message, "launch_failed", retry_after_s=math.ceil(error.retry_after_s))
         case _:
             return ProxyProblem(502, message, "backend_failed")
 
@@ -115,10 +124,23 @@ def problem_response(problem: ProxyProblem, shape: Shape) -> web.Response:
 
 def event(problem: ProxyProblem, shape: Shape) -> bytes:
     """The server-sent event that ends a broken stream; SDKs raise it as an error."""
-    data = _body(problem, shape)
-    return (
-        b"event: error\ndata: " + data + b"\n\n" if shape is Shape.ANTHROPIC else b"data: " + data + b"\n\n"
-    )
+    return _event(_body(problem, shape), shape)
+
+
+def error_event(answer: bytes, shape: Shape) -> bytes | None:
+    """A backend's JSON error as an event; ``None`` if the answer is none."""
+    try:
+        document = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or "error" not in document:
+        return None
+    return _event(json.dumps(document).encode(), shape)
+
+
+def _event(data: bytes, shape: Shape) -> bytes:
+    name = b"event: error\n" if shape is Shape.ANTHROPIC else b""
+    return name + b"data: " + data + b"\n\n"
 
 
 def _document(problem: ProxyProblem, shape: Shape) -> dict[str, Any]:
@@ -132,9 +154,17 @@ def _document(problem: ProxyProblem, shape: Shape) -> dict[str, Any]:
 
 
 class ProxyServer(web.Server):
-    """aiohttp's low-level server with autospec's error bodies; a disconnect cancels the handler, which must not raise."""
+    """aiohttp's low-level server with autospec's error bodies; a disconnect cancels the handler, which must not raise.
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
+    `refused` gets the code of each error of a request that is not valid HTTP, which the handler never sees.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        refused: Callable[[str], None],
+    ) -> None:
+        self.refused = refused
         super().__init__(
             handler,
             handler_cancellation=True,
@@ -147,11 +177,14 @@ class ProxyServer(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         """The protocol of a new connection."""
-        return _ClientConnection(self, loop=self._loop, **self._kwargs)
+        connection = _ClientConnection(self, loop=self._loop, **self._kwargs)
+        connection.refused = self.refused
+        return connection
 
 
 class _ClientConnection(web.RequestHandler):
-    __slots__ = ()
+    __slots__ = ("refused",)
+    refused: Callable[[str], None]
 
     def handle_error(
         self,
@@ -172,6 +205,7 @@ class _ClientConnection(web.RequestHandler):
         else:
             problem = ProxyProblem(500, "The proxy failed; see its log.", "internal_error")
             self.logger.error("proxy: unexpected failure", exc_info=exc)
+        self.refused(problem.code)
         response = problem_response(problem, Shape.OPENAI)
         response.force_close()
         return response

@@ -34,8 +34,14 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "autospec_requests",
-            "Forwarded requests by HTTP status, or `broken`.",
+            "Forwarded requests by HTTP status, or `client_gone`, `retried` on another server, or `broken` by the server.",
             (*_LABELS, "status"),
+            registry=registry,
+        )
+        self._probes = Counter(
+            "autospec_probes",
+            "Health checks, pages and dashboards that were forwarded; they are no requests.",
+            ("model", "status"),
             registry=registry,
         )
         self._refused = Counter(
@@ -89,8 +95,11 @@ class Metrics:
 
     def forwarded(self, outcome: RequestOutcome, sample: Sample | None) -> None:
         """Record a request that reached a backend."""
+        status = _status(outcome)
+        if outcome.is_probe:
+            self._probes.labels(outcome.model, status).inc()
+            return
         labels = (outcome.model, str(outcome.prompt_type or ""), outcome.drafting.label)
-        status = str(outcome.status) if outcome.complete else "broken"
         self._requests.labels(*labels, status).inc()
         if outcome.limit is not None:
             self._beyond.labels(*labels, str(outcome.limit)).inc()
@@ -122,6 +131,15 @@ class Metrics:
     def exposition(self) -> bytes:
         """The metrics in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+def _status(outcome: RequestOutcome) -> str:
+    """How an attempt ended, so that an alert can tell a user who pressed Stop from a server that died."""
+    if outcome.complete:
+        return str(outcome.status)
+    if outcome.client_gone:
+        return "client_gone"
+    return "retried" if outcome.retried else "broken"
 
 
 # Samples that arrive within this time are one transaction.

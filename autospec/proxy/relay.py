@@ -5,22 +5,26 @@ Server-sent events are passed on whole, so that an error event can follow if the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from aiohttp import web
 from multidict import CIMultiDict
 
+from autospec.errors import AutospecError
+from autospec.proxy.access import allow_page
 from autospec.proxy.answer import Answer, BrokenError, NotHttpError, Sink
-from autospec.proxy.errors import ProxyProblem, event, problem_response, shape_of
+from autospec.proxy.errors import ProxyProblem, error_event, event, problem_of, shape_of
 from autospec.proxy.request import (
     DRAFTING,
     LIMIT,
     PROMPT_TYPE,
-    ProxyRequest,
     Refused,
+    RequestBody,
     for_backend,
     for_client,
 )
@@ -39,6 +43,13 @@ _LAG_BYTES = 64 * 1024
 # A longer event is passed on in parts, to bound the memory.
 _HELD_BYTES = 256 * 1024
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n")
+# A wait that is over sooner keeps its status code and its headers; no client gives up within this time.
+_FIRST_COMMENT_S = 1.0
+# llama-server's own comments come every 30 s (``--sse-ping-interval``); some clients give up after 10 s.
+_COMMENT_S = 5.0
+_COMMENT = b": waiting for a server\n\n"
+# A longer error of a backend is told without its text.
+_ERROR_BYTES = 64 * 1024
 
 
 class WholeEvents:
@@ -84,8 +95,71 @@ class _EndsByClosing(_Passed):
     _length_check = False  # as in aiohttp's WebSocketResponse: no chunks
 
 
+class _WaitingStream:
+    """Comments to a streaming client while its request waits for a server, as server-sent events; clients skip them.
+
+    The first one sends status 200 and the headers, so everything after it is an event, too: also an error.
+    """
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self._response: web.StreamResponse | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def begun(self) -> web.StreamResponse | None:
+        """The client's answer, if its headers are sent."""
+        return self._response
+
+    def start(self) -> None:
+        """Send comments from now on, unless that has begun. A timer, because most requests need not wait."""
+        if self._timer is None and self._response is None:
+            self._timer = asyncio.get_running_loop().call_later(_FIRST_COMMENT_S, self._begin)
+
+    def leased(self) -> None:
+        """The wait for a server is over: do not begin any more. A stream that has begun goes on until `stop`."""
+        if self._response is None:
+            for pending in (self._timer, self._task):
+                if pending is not None:
+                    pending.cancel()
+            self._timer = self._task = None
+
+    async def stop(self) -> None:
+        """Send no further comment."""
+        self.leased()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def fail(self, told: bytes) -> web.StreamResponse:
+        """End the stream with an error event; only if it has begun."""
+        assert self._response is not None
+        with contextlib.suppress(ConnectionError):  # the client disconnected
+            await self._response.write(told)
+            await self._response.write_eof()
+        return self._response
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._comment())
+
+    async def _comment(self) -> None:
+        headers = CIMultiDict({"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        allow_page(self._request.headers, headers)
+        response = self._response = _Passed(headers=headers)
+        with contextlib.suppress(ConnectionError):  # the client disconnected
+            await response.prepare(self._request)
+            while True:
+                await response.write(_COMMENT)
+                await asyncio.sleep(_COMMENT_S)
+
+
 class Relay:
-    """Forwards requests to leased servers; `seen` gets the outcome of each attempt, `retried` the model of each second one."""
+    """Forwards requests to leased servers.
+
+    `seen` gets the outcome of each attempt, `retried` the model of each second one, and `refused` the code of an error that is
+    told as an event. `comments` go to streaming clients whose request waits.
+    """
 
     def __init__(
         self,
@@ -94,16 +168,20 @@ class Relay:
         *,
         seen: Callable[[RequestOutcome], None],
         retried: Callable[[str], None],
+        refused: Callable[[str], None],
         keep_credentials: bool,
+        comments: bool,
     ) -> None:
         self._upstream = upstream
         self._dispatch = dispatch
         self._seen = seen
         self._retried = retried
+        self._refused = refused
         self._keep_credentials = keep_credentials
+        self._comments = comments
 
     async def answer(
-        self, request: web.BaseRequest, wanted: RouteRequest, intake: ProxyRequest
+        self, request: web.BaseRequest, wanted: RouteRequest, body: RequestBody
     ) -> web.StreamResponse:
         """Forward a request; use a second server if the first breaks before any byte was sent.
 
@@ -111,31 +189,61 @@ class Relay:
             AutospecError: No server is available.
             Refused: The request cannot be forwarded.
         """
+        if not (body.is_streamed and self._comments):
+            return await self._attempts(request, wanted, body, None)
+        waiting = _WaitingStream(request)
+        try:
+            return await self._attempts(request, wanted, body, waiting)
+        except (AutospecError, Refused) as error:
+            await waiting.stop()
+            if waiting.begun is None:
+                raise
+            problem = problem_of(error) if isinstance(error, AutospecError) else error.problem
+            self._refused(problem.code)
+            return await waiting.fail(event(problem, shape_of(request.path)))
+        finally:
+            await waiting.stop()
+
+    async def _attempts(
+        self,
+        request: web.BaseRequest,
+        wanted: RouteRequest,
+        body: RequestBody,
+        waiting: _WaitingStream | None,
+    ) -> web.StreamResponse:
         try:
             headers = for_backend(request.headers.items(), keep_credentials=self._keep_credentials)
         except UnicodeEncodeError:
             raise Refused(ProxyProblem(400, "A header is not UTF-8.", "invalid_header")) from None
         for attempt in range(1, _ATTEMPTS + 1):
             begun = time.perf_counter()
+            if waiting is not None:
+                waiting.start()
             async with await self._dispatch.lease(wanted) as lease:
-                waited_ms = (time.perf_counter() - begun) * 1000
-                passage = _Passage(request, lease, wanted, waited_ms)
+                if waiting is not None:
+                    waiting.leased()
+                waited_s = time.perf_counter() - begun
+                content = body.content_with(lease.fields)
+                passage = _Passage(request, lease, wanted, waited_s * 1000, waiting)
                 # A client's key is for the proxy, or a dummy.
                 sent = CIMultiDict(headers)
                 sent.update(lease.headers)
                 try:
-                    return await passage.run(self._upstream, sent.items(), intake.content_with(lease.fields))
+                    return await passage.run(self._upstream, sent, content)
                 except _BrokeEarlyError as broke:
                     _LOG.warning(
                         "proxy: %s broke the connection before it answered: %s", lease.model, broke.__cause__
                     )
                     lease.died()
                     if attempt < _ATTEMPTS:
+                        passage.retried = True
                         self._retried(lease.model)
                 finally:
                     self._tell(lease, passage)
+            # One deadline for all attempts.
+            wanted = replace(wanted, waited_s=wanted.waited_s + waited_s)
         message = f"The server of {wanted.model} broke the connection before it answered, {_ATTEMPTS} times."
-        return problem_response(ProxyProblem(502, message, "backend_failed"), shape_of(request.path))
+        raise Refused(ProxyProblem(502, message, "backend_failed"))
 
     def _tell(self, lease: Lease, passage: _Passage) -> None:
         """Tell of an attempt. An answer that has passed must not fail because it could not be counted."""
@@ -152,18 +260,27 @@ class _Passage:
     """One attempt at one server."""
 
     def __init__(
-        self, request: web.BaseRequest, lease: Lease, wanted: RouteRequest, waited_ms: float
+        self,
+        request: web.BaseRequest,
+        lease: Lease,
+        wanted: RouteRequest,
+        waited_ms: float,
+        waiting: _WaitingStream | None,
     ) -> None:
+        self.retried = False  # another server is asked after this one
         self._request = request
         self._lease = lease
         self._tail = UsageReader()
         self._wanted = wanted
         self._waited_ms = waited_ms
+        self._waiting = waiting
         self._begun = time.perf_counter()
         self._first_byte_ms = 0.0
         self._status = 0
         self._streamed = False
+        self._has_events = False  # events that can be read, so that one can be added
         self._complete = False
+        self._client_gone = False
 
     def outcome(self) -> RequestOutcome:
         """The result of the attempt."""
@@ -178,6 +295,9 @@ class _Passage:
             drafting=lease.drafting,
             status=self._status,
             complete=self._complete,
+            client_gone=self._client_gone,
+            retried=self.retried,
+            is_probe=self._wanted.is_probe,
             waited_ms=self._waited_ms,
             first_byte_ms=self._first_byte_ms,
             total_ms=self._elapsed_ms(),
@@ -188,11 +308,19 @@ class _Passage:
             temperature=lease.temperature,
         )
 
-    async def run(
-        self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes
-    ) -> web.StreamResponse:
+    async def run(self, upstream: Upstream, headers: CIMultiDict[str], content: bytes) -> web.StreamResponse:
         """Send the request, and pass the answer on as it arrives."""
-        answer = await self._ask(upstream, headers, content)
+        try:
+            return await self._run(upstream, headers, content)
+        except asyncio.CancelledError:  # aiohttp cancels the request of a client that disconnected
+            self._client_gone = not self._complete
+            raise
+
+    async def _run(self, upstream: Upstream, headers: CIMultiDict[str], content: bytes) -> web.StreamResponse:
+        begun = None if self._waiting is None else self._waiting.begun
+        if begun is not None:
+            headers.popall("Accept-Encoding", None)  # the client's headers are sent and name no coding
+        answer = await self._ask(upstream, headers.items(), content)
         self._lease.follow(lambda: answer.received_bytes)
         try:
             try:
@@ -204,15 +332,40 @@ class _Passage:
             headers_back = for_client(answer.headers)
             kind = headers_back.get("Content-Type", "").partition(";")[0].strip().lower()
             self._streamed = kind == "text/event-stream"
+            coding = headers_back.get("Content-Encoding", "identity").strip().lower()
+            self._has_events = self._streamed and coding == "identity"
+            if self._waiting is not None:
+                await self._waiting.stop()
+            if begun is not None and not (self._has_events and answer.status == 200):
+                return await self._pass_no_stream(answer, part)
             # Nothing was sent to the client so far, so until here another server could take over.
-            response = self._response(answer, headers_back)
-            with contextlib.suppress(ConnectionError):  # the client disconnected
+            response = begun or self._response(answer, headers_back)
+            try:
                 await response.prepare(self._request)
                 await self._pump(answer, response, part)
+            except ConnectionError:  # the client disconnected
+                self._client_gone = not self._complete
             return response
         finally:
             # Also if the client disconnected: the server notices and stops.
             answer.close()
+
+    async def _pass_no_stream(self, answer: Answer, part: bytes) -> web.StreamResponse:
+        """Tell a client whose stream has begun what the backend answered instead of a stream, usually an error."""
+        assert self._waiting is not None
+        received = b""
+        while part and len(received) <= _ERROR_BYTES:
+            received += part
+            try:
+                part = await answer.read()
+            except BrokenError:
+                break
+        self._complete = True
+        told = error_event(received, shape_of(self._request.path))
+        if told is None:
+            message = f"The server of {self._lease.model} answered {answer.status} and no stream."
+            raise Refused(ProxyProblem(502, message, "backend_failed"))
+        return await self._waiting.fail(told)
 
     async def _ask(self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes) -> Answer:
         lease, request = self._lease, self._request
@@ -235,10 +388,8 @@ class _Passage:
         headers[DRAFTING] = f"{self._lease.drafting.label}{likely}".encode("ascii", "replace").decode()
         if self._lease.limit is not None:
             headers[LIMIT] = str(self._lease.limit)
-        # The origin was checked before; backends often send no CORS header.
-        if (origin := self._request.headers.get("Origin")) is not None:
-            headers.setdefault("Access-Control-Allow-Origin", origin)
-        ends_by_closing = answer.by_closing and not self._streamed
+        allow_page(self._request.headers, headers, exposed=(DRAFTING, LIMIT, PROMPT_TYPE))
+        ends_by_closing = answer.by_closing and not self._has_events
         kind = _EndsByClosing if ends_by_closing else _Passed
         response = kind(status=answer.status, reason=answer.reason, headers=headers)
         if ends_by_closing:
@@ -246,7 +397,7 @@ class _Passage:
         return response
 
     async def _pump(self, answer: Answer, response: web.StreamResponse, part: bytes) -> None:
-        events = WholeEvents() if self._streamed else None
+        events = WholeEvents() if self._has_events else None
         sink = self._sink(events, response)
         headers_sent = False
         while part:
@@ -308,7 +459,7 @@ class _Passage:
         transport = self._request.transport
         if transport is None:
             return
-        if self._streamed:
+        if self._has_events:
             message = f"The server of {self._lease.model} died; this answer is incomplete."
             problem = ProxyProblem(502, message, "backend_failed")
             await response.write(event(problem, shape_of(self._request.path)))

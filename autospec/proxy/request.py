@@ -6,6 +6,7 @@ Hop-by-hop headers, and the headers that ``Connection`` names, belong to one con
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ __all__ = [
     "Classify",
     "ProxyRequest",
     "Refused",
+    "RequestBody",
+    "check_name",
     "for_backend",
     "for_client",
     "forced_prompt_type",
@@ -96,6 +99,11 @@ def _without(headers: Iterable[tuple[str, str]], dropped: frozenset[str]) -> CIM
 # The prompt type of a request's JSON body; None if it is not known.
 Classify = Callable[[Mapping[str, Any]], PromptType | None]
 
+# Longer names are refused: each is compared with every model's name on the event loop, and remembered.
+_NAME_CHARACTERS = 512
+# What a JSON parser passes over before the first character: a byte-order mark, and any number of blanks.
+_BEFORE_JSON = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*")
+
 _GENERATING = frozenset(
     {"/chat/completions", "/completions", "/completion", "/responses", "/messages", "/infill"}
 )
@@ -110,20 +118,43 @@ class Refused(Exception):  # noqa: N818 - the request is at fault, not the proxy
 
 
 @dataclass(frozen=True, slots=True)
-class ProxyRequest:
-    """A request's body."""
+class RequestBody:
+    """What is kept of a body while its request is answered: not its document, which takes several times the memory."""
 
     content: bytes = b""  # forwarded unchanged
-    document: dict[str, Any] | None = None  # its JSON object; integers beyond 64 bits are floats
-    model: str = ""  # empty if it names none
+    is_object: bool = False  # it is a JSON object
+    is_streamed: bool = False  # its client asked for server-sent events
 
     def content_with(self, fields: Mapping[str, Any]) -> bytes:
-        """The body with some fields set; the client's own bytes if there are none, or if it is not a JSON object."""
-        if not fields or self.document is None:
+        """The body with some fields set; the client's own bytes if there are none.
+
+        Raises:
+            Refused: The fields cannot be set, because the body is not a JSON object. It may be one to the server (mlx_lm.server
+                reads UTF-16, and ignores Content-Type), whose fields would then choose the model. A form with parts is none.
+        """
+        if not fields or not self.content or (not self.is_object and self.content.startswith(b"--")):
             return self.content
+        if not self.is_object:
+            message = "The server of this model takes JSON objects only: send one, in UTF-8."
+            raise Refused(ProxyProblem(400, message, "invalid_json"))
         # Parsed again with `json`, which keeps integers beyond 64 bits.
         document = {**json.loads(self.content), **fields}
         return json.dumps(document, ensure_ascii=False).encode(errors="surrogatepass")
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyRequest:
+    """A request's body, parsed."""
+
+    content: bytes = b""
+    document: dict[str, Any] | None = None  # its JSON object; integers beyond 64 bits are floats
+    model: str = ""  # empty if it names none
+
+    def body(self, path: str) -> RequestBody:
+        """What is forwarded to this path."""
+        document = self.document
+        streamed = document is not None and document.get("stream") is True and generates(path)
+        return RequestBody(self.content, document is not None, streamed)
 
 
 def generates(path: str) -> bool:
@@ -157,17 +188,17 @@ async def read_body(request: web.BaseRequest, limit_bytes: int) -> bytes:
 def parse(content: bytes, headers: Mapping[str, str]) -> ProxyRequest:
     """Find the model and the prompt in a body.
 
-    A body that is not a JSON object (a form, an array, an empty body) passes without a model. Invalid JSON is refused,
-    because it does not say which model it is for.
+    A body that is not a JSON object (a form, an array, an empty body) passes without a model. Invalid JSON and compressed
+    bodies are refused, because they do not say which model they are for.
 
     Raises:
-        Refused: The JSON is invalid, nested too deeply or compressed, or its model is not a string.
+        Refused: The body is compressed, or its JSON is invalid, nested too deeply, or its model is no string or too long.
     """
-    if not _looks_like_json(content, headers.get("Content-Type", "")):
-        return ProxyRequest(content)
-    if headers.get("Content-Encoding", "identity").lower() != "identity":
+    if content and not _is_plain(headers):
         message = "The proxy does not read compressed requests. Send the request without Content-Encoding."
         raise Refused(ProxyProblem(415, message, "unsupported_encoding"))
+    if not _looks_like_json(content, headers.get("Content-Type", "")):
+        return ProxyRequest(content)
     try:
         document = _loads(content)
     except RecursionError:
@@ -184,7 +215,15 @@ def parse(content: bytes, headers: Mapping[str, str]) -> ProxyRequest:
     if model is not None and not isinstance(model, str):
         message = f"`model` must be a string, not {_kind(model)}."
         raise Refused(ProxyProblem(400, message, "invalid_type", "model"))
+    check_name(model or "")
     return ProxyRequest(content, document, model or "")
+
+
+def check_name(model: str) -> None:
+    """Raise `Refused` for a name that is too long to be looked for."""
+    if len(model) > _NAME_CHARACTERS:
+        message = f"No model has a name of more than {_NAME_CHARACTERS} characters."
+        raise Refused(ProxyProblem(404, message, "model_not_found", "model"))
 
 
 def forced_prompt_type(headers: Mapping[str, str]) -> PromptType | None:
@@ -270,15 +309,22 @@ def _loads(content: bytes) -> Any:
         return json.loads(content)
 
 
+def _is_plain(headers: Mapping[str, str]) -> bool:
+    """False if any Content-Encoding line names a coding."""
+    codings = (value for name, value in headers.items() if name.lower() == "content-encoding")
+    return all(word.strip().lower() in ("", "identity") for value in codings for word in value.split(","))
+
+
 def _looks_like_json(content: bytes, content_type: str) -> bool:
-    start = content[:64].lstrip()
-    if not start:
+    before = _BEFORE_JSON.match(content)
+    start = before.end() if before else 0
+    if start == len(content):
         return False
     kind = content_type.partition(";")[0].strip().lower()
     if kind.startswith("multipart/"):
         return False
     # curl declares JSON as a form by default, and llama-server reads it as JSON.
-    return kind.endswith("json") or start[:1] == b"{"
+    return kind.endswith("json") or content.startswith(b"{", start)
 
 
 def _malformed(reason: str) -> ProxyProblem:

@@ -124,7 +124,8 @@ def rules_for(settings: Settings, *, default_model: str = "", log_prompts: bool 
         hosts=frozenset(name.lower() for name in settings.proxy_hosts),
         origins=frozenset(settings.proxy_origins),
     )
-    return Rules(access, default_model, int(settings.request_limit_mib * 2**20), log_prompts)
+    limit_bytes = int(settings.request_limit_mib * 2**20)
+    return Rules(access, default_model, limit_bytes, log_prompts, settings.stream_comments)
 
 
 @asynccontextmanager
@@ -156,7 +157,7 @@ async def listen(
         daemon=daemon,
     )
     # aiohttp waits this long for an answer, and then as long again before it cancels the answer (`RequestHandler.shutdown`).
-    runner = web.ServerRunner(ProxyServer(proxy.handle), shutdown_timeout=grace_s / 2)
+    runner = web.ServerRunner(ProxyServer(proxy.handle, proxy.count_refused), shutdown_timeout=grace_s / 2)
     try:
         await runner.setup()
         site = web.TCPSite(runner, host, port, backlog=_BACKLOG)

@@ -97,6 +97,9 @@ class RequestOutcome:
     drafting: Drafting
     status: int = 0  # 0 if the backend broke the connection before it
     complete: bool = False  # false if the server died or the client disconnected
+    client_gone: bool = False  # the client disconnected
+    retried: bool = False  # the server died before it answered, and another one was asked
+    is_probe: bool = False  # health checks, pages and dashboards: no use of the model
     waited_ms: float = 0.0  # for a server: queue, launch, switch
     first_byte_ms: float = 0.0  # since the request was sent to the backend
     total_ms: float = 0.0  # likewise

@@ -33,6 +33,8 @@ class RouteRequest:
         text_bytes: Length of the prompt's text in UTF-8.
         token_ids: Number of prompt tokens that the client gave as ids.
         temperature: As the client asks for; ``None`` for the server's default.
+        is_probe: True for a health check, a dashboard or a page of a running server, which is no use of its model.
+        waited_s: How long the request has already waited for a server that then broke.
         number: The same for all attempts at one request.
     """
 
@@ -42,6 +44,8 @@ class RouteRequest:
     text_bytes: int = 0
     token_ids: int = 0
     temperature: float | None = None
+    is_probe: bool = False
+    waited_s: float = 0.0
     number: int = field(default_factory=itertools.count(1).__next__, compare=False, kw_only=True)
 
 

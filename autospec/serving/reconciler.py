@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,6 +112,8 @@ class Reconciler:
             LaunchError: The model does not start, not even without drafting.
         """
         now, model = self._clock(), request.model
+        if request.is_probe and (lease := self._lend(request)) is not None:
+            return lease
         error, until_s = self._broken.get(model, (None, now))
         hopeless = error is not None and now < until_s and self._needs_off(request)
         # A request that is refused must not make the servers start one for it.
@@ -119,8 +122,8 @@ class Reconciler:
             self.demand.arrived(model, request.prompt_type, now)
             return lease
         if error is not None and hopeless:
-            raise error
-        waiting = WaitingRequest(request, now)
+            raise _fresh(error, until_s - now)
+        waiting = WaitingRequest(request, now - request.waited_s)
         self.queue.add(waiting)
         self.demand.arrived(model, request.prompt_type, now)
         # If the plan already keeps a launch for this model, one more waiting request does not change the plan.
@@ -285,6 +288,8 @@ class Reconciler:
         answering = self._answering.setdefault(model, set())
 
         def returned(lease: ServerLease) -> None:
+            if request.is_probe:
+                return
             now = self._clock()
             answering.discard(lease)
             if lease.prompt_tokens is not None:
@@ -372,7 +377,7 @@ class Reconciler:
         self._restarting.discard(launch.model)
         self._broken[launch.model] = (error, until_s)
         self.demand.forget_off(launch.model)
-        self.queue.refuse(error, launch.model, only=self._needs_off)
+        self.queue.refuse(_fresh(error, until_s - self._clock()), launch.model, only=self._needs_off)
 
     def _needs_off(self, request: RouteRequest) -> bool:
         """True if only a server without drafting could answer: the client asks for it, or no other one runs or starts."""
@@ -392,3 +397,10 @@ class Reconciler:
     def _changed(self) -> None:
         self._plan_is_old = True
         self._kicked.set()
+
+
+def _fresh(error: LaunchError, retry_after_s: float) -> LaunchError:
+    """A copy without a traceback. One that is raised again and again holds the frames, and the body, of every request."""
+    again = copy(error)
+    again.retry_after_s = max(0.0, retry_after_s)
+    return again

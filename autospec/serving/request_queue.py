@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 
 from autospec.errors import AutospecError, OverloadedError
@@ -92,4 +93,4 @@ class RequestQueue:
     def _refuse(self, waiting: WaitingRequest, error: AutospecError) -> None:
         self.discard(waiting)
         if not waiting.lease.done():
-            waiting.lease.set_exception(error)
+            waiting.lease.set_exception(copy(error))  # each raise would add its frames to a shared one

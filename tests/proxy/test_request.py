@@ -63,6 +63,6 @@ def test_fields_are_set_and_all_others_keep_their_value(value):
     """Also integers that fit into no machine word."""
     content = json.dumps({**value, "model": "m"}).encode()
     fields = {"model": "other", "num_draft_tokens": 4}
-    request = parse(content, {})
+    request = parse(content, {}).body("/v1/chat/completions")
     assert request.content_with({}) is content
     assert json.loads(request.content_with(fields)) == {**json.loads(content), **fields}

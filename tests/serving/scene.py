@@ -258,10 +258,15 @@ class Scene:
 
 
 def wanted(
-    name: str = "alpha", kind: PromptType | None = PromptType.CODING, *, off: bool = False
+    name: str = "alpha",
+    kind: PromptType | None = PromptType.CODING,
+    *,
+    off: bool = False,
+    probe: bool = False,
+    waited_s: float = 0.0,
 ) -> RouteRequest:
     """What a request for code on the first model wants."""
-    return RouteRequest(name, kind, off)
+    return RouteRequest(name, kind, off, is_probe=probe, waited_s=waited_s)
 
 
 async def until(true: Callable[[], object]) -> None:

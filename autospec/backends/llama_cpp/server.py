@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
+import tempfile
 from pathlib import Path
 
 from autospec.backends import binaries
 from autospec.backends.binaries import list_devices
 from autospec.backends.flags import NGRAM_CACHE_NOTE, HelpText, drafting_args, lists_types, modes
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
-from autospec.backends.process import HOST
+from autospec.backends.process import HOST, ServerProcess
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import check
@@ -68,7 +70,7 @@ class LlamaServer:
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
-        """See `autospec.backends.protocol.Backend`; the port is not part of it."""
+        """See `autospec.backends.protocol.Backend`; the port is not part of it, nor is the folder for slots."""
         program, probe = self._probed()
         build = probe.build.version
         given = {name for option in check(probe.help, build, settings.args) for name in option.names}
@@ -83,9 +85,6 @@ class LlamaServer:
             fixed.append("--slots")
         if not settings.serving and not given & _VERBOSITY and self._tells_placement_as_trace():
             fixed += ["--log-verbosity", "4"]
-        if _drafts_only_with_cache(probe.help) and "--slot-save-path" not in given:
-            # Without a folder these builds refuse to empty a slot; nothing is ever saved to it.
-            fixed += ["--slot-save-path", f"{self._state_dir}/"]
         drafted = drafting_args(probe.help, build, drafting)
         # llama-server does not know ``--flag=value``.
         own = [word for flag, values in options_in(settings.args) for word in (flag, *values)]
@@ -100,15 +99,28 @@ class LlamaServer:
         """See `autospec.backends.protocol.Backend`."""
         command = self.command(model_path, drafting, settings)
         erases_slot = _drafts_only_with_cache(self._probed()[1].help)
-        return start_child(
-            lambda process, port: LlamaHttpServer(
-                process, drafting, port, self.name, erases_slot=erases_slot
-            ),
-            lambda port: (*command, "--host", HOST, "--port", str(port)),
-            lambda server: server.verify(self.capabilities()),
-            ready_timeout_s=settings.ready_timeout_s,
-            state_dir=self._state_dir,
-        )
+        slots = _SlotFolder() if erases_slot and "--slot-save-path" not in command else None
+        try:
+            return start_child(
+                lambda process, port: _Launched(
+                    process, drafting, port, self.name, slots=slots, erases_slot=erases_slot
+                ),
+                lambda port: (
+                    *command,
+                    *(slots.args() if slots else ()),
+                    "--host",
+                    HOST,
+                    "--port",
+                    str(port),
+                ),
+                lambda server: server.verify(self.capabilities()),
+                ready_timeout_s=settings.ready_timeout_s,
+                state_dir=self._state_dir,
+            )
+        except BaseException:
+            if slots is not None:
+                slots.remove()
+            raise
 
     def devices(self) -> tuple[Device, ...] | None:
         """See `autospec.backends.registry.OnDevices`."""
@@ -134,6 +146,49 @@ class LlamaServer:
         if self._probe is None:
             self._probe = binaries.probe(self._program, self._state_dir)
         return self._program, self._probe
+
+
+class _SlotFolder:
+    """An empty folder of a launch's own, removed with it.
+
+    Builds of 2025 refuse to empty a slot without a folder for slots. Nothing is ever saved to it, but whoever reaches the server
+    can ask it to write a file there, so it holds nothing of autospec's.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.gettempdir()) / f"autospec-slots-{secrets.token_hex(8)}"
+
+    def args(self) -> tuple[str, ...]:
+        """The flag, for a folder that exists now."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        return ("--slot-save-path", f"{self._folder}/")
+
+    def remove(self) -> None:
+        """Remove the folder and whatever is in it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _Launched(LlamaHttpServer):
+    """A launch, with its folder for slots if it has one."""
+
+    def __init__(
+        self,
+        process: ServerProcess,
+        drafting: Drafting,
+        port: int,
+        name: str,
+        *,
+        slots: _SlotFolder | None,
+        erases_slot: bool,
+    ) -> None:
+        super().__init__(process, drafting, port, name, erases_slot=erases_slot)
+        self._slots = slots
+
+    def stop(self) -> None:
+        """See `ChildServer.stop`."""
+        super().stop()
+        if self._slots is not None:
+            self._slots.remove()
 
 
 def _drafts_only_with_cache(text: HelpText) -> bool:

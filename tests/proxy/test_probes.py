@@ -1,0 +1,261 @@
+"""`autospec.proxy.app` and `autospec.proxy.api`: probes, which are no use of a model, and endpoints that start none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+
+import httpx
+import pytest
+
+from autospec.drafting import OFF
+from autospec.errors import LaunchError
+from autospec.proxy.app import Rules
+from tests.proxy.harness import proxy_over
+from tests.proxy.raw import exchange
+from tests.serving.scene import Scene, until, wanted
+
+CHAT = "/v1/chat/completions"
+PAGE = {"Origin": "http://localhost:3000"}
+
+
+def ask(proxy, method: str, path: str, **more) -> httpx.Response:
+    """One request."""
+    return httpx.request(method, proxy.base_url + path, trust_env=False, timeout=20, **more)
+
+
+def metrics(proxy) -> str:
+    """What Prometheus reads."""
+    return ask(proxy, "GET", "/autospec/metrics").text
+
+
+def test_probes_do_not_keep_a_model_loaded():
+    """Health checks once a minute, for 40 minutes: the model is unloaded after 15 all the same (Proxy review 1)."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            (await supervisor.lease(wanted())).give_back()
+            polls = 0
+            for _ in range(40):
+                scene.clock.now_s += 60.0
+                if not any(offered.running for offered in supervisor.offered()):
+                    break
+                probe = await supervisor.lease(wanted(kind=None, probe=True))
+                assert probe.model == "alpha-1b"
+                probe.give_back()
+                polls += 1
+                supervisor._reconciler.reconcile()
+            assert 13 <= polls <= 15
+            await until(lambda: not scene.backend.running)
+            busy = supervisor.status()["busy"]
+            assert (busy["requests"], busy["last_request_s_ago"]) == (1, 60.0 * (polls + 1))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_probe"),
+    [
+        ("GET", "/health", True),
+        ("HEAD", "/v1/health", True),
+        ("GET", "/props", True),
+        ("GET", "/slots", True),
+        ("GET", "/metrics", True),
+        ("GET", "/props?model=main", True),
+        ("POST", "/tokenize", False),
+        ("POST", CHAT, False),
+    ],
+)
+def test_what_is_a_probe(proxy, dispatch, method, path, is_probe):
+    """Whoever reads a running server's pages does not use its model (Proxy review 1); probes are counted apart (Proxy review 19)."""
+    assert ask(proxy, method, path).status_code == 200
+    told = metrics(proxy)
+    assert [w.is_probe for w in dispatch.wanted] == [is_probe]
+    assert ('autospec_probes_total{model="main",status="200"} 1.0' in told) is is_probe
+    assert ("autospec_requests_total{" in told) is not is_probe
+    assert ("autospec_wait_seconds_count{" in told) is not is_probe
+
+
+def test_probes_do_not_stop_a_measurement(proxy):
+    """A daemon that measures is told of requests, and a dashboard polls for ever (Proxy review 1)."""
+    told = []
+
+    @contextlib.contextmanager
+    def serving():
+        told.append("a request")
+        yield
+
+    proxy.proxy._serving = serving
+    for path in ("/health", "/slots", "/props"):
+        ask(proxy, "GET", path)
+    assert not told
+    ask(proxy, "POST", CHAT, json={"model": "main"})
+    assert told == ["a request"]
+
+
+def test_dashboards_start_no_model(loop, dispatch, storage, backend):
+    """After an idle unload, the next poll of a dashboard must not load the model again (Proxy review 1)."""
+    dispatch.running = False
+    with proxy_over(loop, dispatch, storage, rules=Rules(default_model="main")) as proxy:
+        for path in ("/metrics", "/slots", "/v1/slots"):
+            answer = ask(proxy, "GET", path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_model_running")
+        assert not dispatch.wanted
+        # A page that a person opens does, and that counts.
+        assert ask(proxy, "GET", "/props").status_code == 200
+    assert [w.is_probe for w in dispatch.wanted] == [False]
+
+
+@pytest.mark.parametrize("path", ["/models/unload", "/models/load", "/v1/models", "/v1/models/main"])
+def test_router_endpoints_start_nothing(proxy, dispatch, path):
+    """`POST /models/unload` started the model that it was to end (Proxy review 25)."""
+    answer = ask(proxy, "POST", path, json={"model": "main"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert not dispatch.wanted
+
+
+def test_names_in_paths_are_decoded_once(loop, dispatch, storage):
+    """`a%2525b` is `a%25b`; the list has no name, whatever slash ends its path (Proxy review 25)."""
+    dispatch.servers[0].model = "a%25b"
+    with proxy_over(loop, dispatch, storage) as proxy:
+        assert ask(proxy, "GET", "/v1/models/a%2525b").json()["id"] == "a%25b"
+        for path in ("/v1/models/", "/models/"):
+            assert [m["id"] for m in ask(proxy, "GET", path).json()["data"]] == ["a%25b"]
+
+
+def test_pages_may_read_events(proxy):
+    """EventSource reads only what names its origin (Proxy review 23)."""
+    url = proxy.base_url + "/autospec/v1/events"
+    with httpx.stream("GET", url, headers=PAGE, trust_env=False, timeout=20) as answer:
+        assert answer.headers["access-control-allow-origin"] == PAGE["Origin"]
+        assert answer.headers["vary"] == "Origin"
+
+
+def test_head_of_events_ends(proxy):
+    """It has no body, so the connection's next request is answered (Proxy review 23)."""
+    head = b"HEAD /autospec/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    received = exchange(
+        proxy.base_url, head + b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+    assert b'"object": "list"' in received
+
+
+def test_pages_may_read_the_proxys_headers(proxy):
+    """Answers of backends name the origin in Vary, and the proxy's headers for scripts (Proxy review 23, 26)."""
+    answer = ask(proxy, "POST", CHAT, json={"model": "main"}, headers=PAGE)
+    assert answer.headers["access-control-allow-origin"] == PAGE["Origin"]
+    assert answer.headers["vary"] == "Origin"
+    assert "x-autospec-drafting" in answer.headers["access-control-expose-headers"]
+    assert "vary" not in ask(proxy, "POST", CHAT, json={"model": "main"}).headers
+
+
+def test_slots_are_neither_saved_nor_restored(proxy, backend):
+    """The server would write a file (Proxy review 4)."""
+    for action in ("save", "restore"):
+        answer = ask(proxy, "POST", f"/slots/0?action={action}", json={"filename": "autospec.db"})
+        assert answer.status_code == 403
+    assert not backend.asked
+    assert ask(proxy, "POST", "/slots/0?action=erase").status_code == 200
+
+
+def test_a_known_back_off_is_told(loop, dispatch, storage):
+    """Clients that read Retry-After need not ask in vain (Proxy review 26)."""
+    error = LaunchError("Out of memory.")
+    error.retry_after_s = 30.2
+    dispatch.refusal = error
+    with proxy_over(loop, dispatch, storage) as proxy:
+        answer = ask(proxy, "POST", CHAT, json={"model": "main"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (502, "31")
+
+
+def test_long_names_are_refused_wherever_they_stand(proxy, dispatch):
+    """In a body, and in a query (Proxy review 26)."""
+    assert ask(proxy, "POST", CHAT, json={"model": "-" * 2000}).status_code == 404
+    assert ask(proxy, "GET", "/props?model=" + "-" * 2000).status_code == 404
+    assert not dispatch.wanted
+
+
+def test_a_parsed_document_is_dropped_before_the_answer(proxy, backend):
+    """It takes several times the memory of its body, and answers take minutes (Proxy review 26)."""
+    mark, found = "only in this test", []
+
+    async def behave(asked):
+        found.extend(o for o in gc.get_objects() if type(o) is dict and mark in o)
+        await asked.answer(b"{}")
+
+    backend.behaviour = behave
+    content = b'{"model": "main", "only in this test": [1]}'
+    assert ask(proxy, "POST", CHAT, content=content).status_code == 200
+    assert backend.asked[0].body == content
+    assert not found
+
+
+def test_refused_requests_are_not_kept_in_memory():
+    """One stored error, raised for each request, held the frames and so the bodies of all of them (Proxy review 7)."""
+
+    async def scenario():
+        scene = Scene()
+        scene.backend.refuses[OFF] = LaunchError("Out of memory.")
+        async with scene.opened() as supervisor:
+            errors = []
+            for _ in range(20):
+                with pytest.raises(LaunchError) as raised:
+                    await supervisor.lease(wanted())
+                errors.append(raised.value)
+            stored, _ = supervisor._reconciler._broken["alpha-1b"]
+        assert stored.__traceback__ is None or not _frames(stored)
+        assert len({id(error) for error in errors}) == len(errors)
+        assert errors[-1].message == "Out of memory."
+        assert errors[-1].retry_after_s > 0
+
+    asyncio.run(scenario())
+
+
+def _frames(error: BaseException) -> list[str]:
+    """The functions in an error's traceback that are a request's."""
+    names, step = [], error.__traceback__
+    while step is not None:
+        names.append(step.tb_frame.f_code.co_name)
+        step = step.tb_next
+    return [name for name in names if name in ("lease", "lend", "scenario")]
+
+
+def test_waiters_get_errors_of_their_own():
+    """The error of a launch is one, those who wait for it are many (Proxy review 7)."""
+
+    async def scenario():
+        scene = Scene()
+        scene.backend.refuses[OFF] = LaunchError("Out of memory.")
+        scene.backend.hold.clear()
+        async with scene.opened() as supervisor:
+            waiting = [asyncio.create_task(supervisor.lease(wanted())) for _ in range(5)]
+            await until(lambda: supervisor.status()["busy"]["waiting"] == 5)
+            scene.backend.hold.set()
+            errors = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [str(error) for error in errors] == ["Out of memory."] * 5
+        assert len({id(error) for error in errors}) == 5
+
+    asyncio.run(scenario())
+
+
+def test_both_attempts_have_one_deadline():
+    """A request that waited for a server that broke waits for the next one only for the rest (Proxy review 26)."""
+
+    async def scenario():
+        scene = Scene()
+        scene.backend.hold.clear()
+        async with scene.opened() as supervisor:
+            first = asyncio.create_task(supervisor.lease(wanted()))
+            second = asyncio.create_task(supervisor.lease(wanted(waited_s=299.0)))
+            await until(lambda: supervisor.status()["busy"]["waiting"] == 2)
+            scene.clock.now_s += 2.0
+            supervisor._reconciler.reconcile()
+            [error] = await asyncio.gather(second, return_exceptions=True)
+            assert "within 300 s" in str(error)
+            scene.backend.hold.set()
+            (await first).give_back()
+
+    asyncio.run(scenario())

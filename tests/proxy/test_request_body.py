@@ -1,0 +1,94 @@
+"""`autospec.proxy.request`: which bodies are read, which model they name, and what a backend gets of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from multidict import CIMultiDict
+
+from autospec.proxy.request import Refused, RequestBody, parse
+
+BOM = b"\xef\xbb\xbf"
+NAMED = b'{"model": "nobody", "messages": []}'
+
+
+@pytest.mark.parametrize("before", [b"", b" " * 63, b" " * 64, b"\r\n\t " * 5000, BOM, BOM + b" " * 100])
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain", ""])
+def test_a_models_name_is_read_whatever_precedes_the_json(before, kind):
+    """llama.cpp's parser passes over blanks and a byte-order mark, so the proxy must, too (Proxy review 6)."""
+    read = parse(before + NAMED, {"Content-Type": kind} if kind else {})
+    assert (read.model, read.content) == ("nobody", before + NAMED)
+
+
+@pytest.mark.parametrize("content", [b" " * 100_000, BOM, b"\n", b""])
+def test_a_body_of_blanks_names_nothing(content):
+    """There is no JSON that could be damaged."""
+    assert parse(content, {"Content-Type": "application/json"}).model == ""
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize("codings", [["gzip"], ["identity", "gzip"], ["identity, br"], ["x"]])
+def test_compressed_bodies_are_refused_whatever_their_type(kind, codings):
+    """The proxy cannot read their model; a server that can would answer with another one (Proxy review 6)."""
+    headers = CIMultiDict([("content-type", kind), *(("content-encoding", coding) for coding in codings)])
+    with pytest.raises(Refused) as refused:
+        parse(b"\x1f\x8b\x08whatever", headers)
+    assert refused.value.problem.status == 415
+    assert parse(b"", headers).model == ""
+
+
+def test_identity_is_no_compression():
+    """It says that nothing was done to the body."""
+    assert parse(NAMED, {"content-encoding": "Identity"}).model == "nobody"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        NAMED.decode().encode("utf-16"),
+        NAMED.decode().encode("utf-32-be"),
+        b"[1]",
+        b"\x00" + NAMED,
+        b"model=x",
+    ],
+)
+def test_fields_that_cannot_be_set_refuse_the_request(content):
+    """mlx_lm.server would read the client's own model from such a body (Proxy review 6)."""
+    body = parse(content, {"Content-Type": "multipart/form-data"}).body("/v1/chat/completions")
+    assert body.content_with({}) == content
+    with pytest.raises(Refused) as refused:
+        body.content_with({"model": "default_model"})
+    assert refused.value.problem.status == 400
+
+
+def test_fields_are_set_in_objects_and_left_out_of_forms():
+    """A file that is sent to an attached server goes in parts, which no JSON parser reads."""
+    body = parse(BOM + NAMED, {}).body("/v1/chat/completions")
+    assert json.loads(body.content_with({"model": "pinned"})) == {"model": "pinned", "messages": []}
+    assert RequestBody(b"--boundary\r\n").content_with({"model": "pinned"}) == b"--boundary\r\n"
+    assert RequestBody().content_with({"model": "pinned"}) == b""
+
+
+def test_names_have_a_longest_length():
+    """A name of megabytes held the event loop for tenths of a second, and stayed in memory (Proxy review 26)."""
+    assert parse(json.dumps({"model": "n" * 512}).encode(), {}).model == "n" * 512
+    with pytest.raises(Refused) as refused:
+        parse(json.dumps({"model": "-" * 513}).encode(), {})
+    assert refused.value.problem.status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "streamed"),
+    [
+        ("/v1/chat/completions", {"stream": True}, True),
+        ("/v1/messages", {"stream": True}, True),
+        ("/v1/chat/completions", {"stream": False}, False),
+        ("/v1/chat/completions", {"stream": 1}, False),
+        ("/v1/chat/completions", {}, False),
+        ("/tokenize", {"stream": True}, False),
+    ],
+)
+def test_who_asked_for_a_stream(path, document, streamed):
+    """Only whoever generates text, and says so."""
+    assert parse(json.dumps(document).encode(), {}).body(path).is_streamed is streamed
