@@ -66,6 +66,7 @@ def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any)
             "Redirect the output with > instead.",
         )
     known = read_recommendations(shell.settings.storage, shell.warn)
+    question["model"] = shell.settings.named_by(question["model"])
     selection = select(known, identify(), Question(**question))
     if shell.json or form == "json":
         shell.emit(selection.document())

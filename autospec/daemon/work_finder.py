@@ -151,9 +151,9 @@ def survey(
             definition=definition,
             suite=suite,
             storage=settings.storage,
-            args=settings.server_args,
+            args=catalog.own.args(model, settings),
             temperature=settings.temperature,
-            context_tokens=settings.context_tokens,
+            context_tokens=catalog.own.context_tokens(model, settings),
         )
 
     whole = [request_for(model) for model in catalog.models if model.head is None]

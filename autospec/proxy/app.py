@@ -27,6 +27,7 @@ from autospec.proxy.request import (
     Refused,
     forced_prompt_type,
     generates,
+    has_images,
     parse,
     read_body,
     wants_off,
@@ -142,7 +143,8 @@ class Proxy:
         model = intake.model or (request.query.get("model", "") if request.query_string else "")
         if not model:
             model = self._meant(request.method)
-        wanted = RouteRequest(model, self._prompt_type(path, intake, forced), off)
+        images = intake.document is not None and generates(path) and has_images(intake.document)
+        wanted = RouteRequest(model, self._prompt_type(path, intake, forced), off, images=images)
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         self.in_flight += 1

@@ -20,11 +20,13 @@ class RouteRequest:
         model: The client's name for it: a catalogue name, an alias or an unambiguous part of one.
         prompt_type: By header or classifier; ``None`` where the request has no prompt (``/tokenize``).
         drafting_off: True if the client's header asks for no drafting.
+        images: True if the prompt has an image, a sound or a video, which takes a server with a projector.
     """
 
     model: str
     prompt_type: PromptType | None = None
     drafting_off: bool = False
+    images: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from autospec.backends.protocol import Server, Watched, WithEveryRequest
+from autospec.catalog.model import loads_projector
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError, ServerDiedError
 from autospec.serving.plan_inputs import MemoryEstimate
@@ -100,6 +101,11 @@ class ServerInstance:
     def lendable(self) -> bool:
         """True if it can take a request."""
         return self.state is InstanceState.READY and self._suspected_until is None
+
+    @property
+    def takes_images(self) -> bool:
+        """True if its server has loaded a projector."""
+        return self.server is not None and loads_projector(self.server.command)
 
     def start(self) -> None:
         """Start the server; called once, after construction."""

@@ -82,7 +82,7 @@ class Reconciler:
         self._clock = clock = dependencies.clock
         self.demand = Demand()
         self.queue = RequestQueue(settings.queue_limit, parse_duration(settings.queue_deadline))
-        self.pool = ServerPool(settings.server_args, self._changed, clock, dependencies.machine_is_free)
+        self.pool = ServerPool(self._changed, clock, dependencies.machine_is_free)
         self.backoff = Backoff()
         self.options = LaunchOptions(settings, dependencies.hardware, registry, self.pool, self.backoff)
         self.memory_bytes = self.options.limit_bytes  # of all servers together
@@ -175,7 +175,7 @@ class Reconciler:
         for name, entry in actions.start:
             if self.backoff.not_before_s(name, entry.drafting) <= now:
                 model, engine = self.options.served(name)
-                self.pool.start(model, engine, entry)
+                self.pool.start(model, engine, entry, self.options.args(model), self.options.projector(model))
         self.queue.serve(self._lend)
 
     def _demands(self, now_s: float) -> list[ModelDemand]:
@@ -218,6 +218,15 @@ class Reconciler:
         lendable = self.pool.lendable(request.model)
         if not lendable:
             return None
+        if request.images and self.options.takes_images(request.model):
+            lendable = [launch for launch in lendable if launch.takes_images]
+            if not lendable:
+                # This build drafts without a projector only: the server without drafting has it.
+                now = self._clock()
+                if not self.demand.wants_off(request.model, now):
+                    self._kicked.set()  # once, because this is also called while reconciling
+                self.demand.needs_off(request.model, now)
+                return None
         _, engine = self.options.served(request.model)
         per_request = engine.per_request
         part = self.plan.of(request.model)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final, Self
 
 from autospec.backends.protocol import LaunchSettings, Server
 from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError
+from autospec.errors import LaunchError, UnsupportedError, UsageError
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 
 __all__ = ["PoolActions", "ServerLease", "ServerPool", "next_actions"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,10 @@ def _footprints(servers: Iterable[ServerInstance]) -> list[MemoryEstimate]:
 _NO_CACHE: Final = ("--prompt-cache-size", "0")
 
 
+# What llama-server's log says of a projector that it cannot use.
+_PROJECTOR: Final = re.compile(r"mmproj|mtmd|multimodal|clip_", re.IGNORECASE)
+
+
 # A start that takes this many times its estimate counts as hung: users wait, and the server may start without drafting. A
 # hard disk is ten times slower than the disk that the estimates assume.
 _PATIENCE: Final = 20.0
@@ -101,8 +110,27 @@ _LEAST_TIMEOUT_S: Final = 120.0
 _MOST_TIMEOUT_S: Final = 600.0
 
 
-def _serve(engine: Engine, model: Model, entry: LaunchEstimate, args: tuple[str, ...]) -> Server:
-    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`."""
+def _serve(
+    engine: Engine, model: Model, entry: LaunchEstimate, args: tuple[str, ...], projector: Path | None
+) -> Server:
+    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`.
+
+    A projector that nobody named must not keep a model from answering: if the server does not start with it, it starts without.
+    """
+    if projector is not None:
+        try:
+            return _serve(engine, model, entry, (*args, "--mmproj", str(projector)), None)
+        except (LaunchError, UsageError, UnsupportedError) as error:
+            if isinstance(error, LaunchError) and not _PROJECTOR.search(
+                "\n".join((error.message, *error.log_tail))
+            ):
+                raise
+            _log.warning(
+                "%s is served without %s, with which its server does not start: %s",
+                model.name,
+                projector,
+                error,
+            )
     # The settings for measuring switch the cache off: they are tried if those for serving leave a harmful cache on.
     timeout_s = min(max(_PATIENCE * entry.launch_s, _LEAST_TIMEOUT_S), _MOST_TIMEOUT_S)
     for serving in (True, False):
@@ -133,13 +161,11 @@ class ServerPool:
 
     def __init__(
         self,
-        args: tuple[str, ...],
         changed: Callable[[], None],
         clock: Callable[[], float],
         machine_is_free: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._machine_is_free = machine_is_free
-        self._args = args
         self._changed = changed
         self._clock = clock
         self._launches: list[ServerInstance] = []
@@ -168,14 +194,20 @@ class ServerPool:
         """Memory that all servers together are expected to take."""
         return MemoryEstimate.total_bytes(_footprints(self.held()))
 
-    def start(self, model: Model, engine: Engine, entry: LaunchEstimate) -> ServerInstance:
-        """Add a server and start it."""
-        args = self._args
+    def start(
+        self,
+        model: Model,
+        engine: Engine,
+        entry: LaunchEstimate,
+        args: tuple[str, ...] = (),
+        projector: Path | None = None,
+    ) -> ServerInstance:
+        """Add a server and start it, with the user's arguments, and with a projector if the server can load it."""
         launch = ServerInstance(
             model.name,
             entry.drafting,
             entry.footprint,
-            lambda: _serve(engine, model, entry, args),
+            lambda: _serve(engine, model, entry, args, projector),
             changed=self._changed,
             clock=self._clock,
             first=self._machine_is_free,
