@@ -215,18 +215,9 @@ class Reconciler:
 
     def _lend(self, request: RouteRequest) -> ServerLease | None:
         """The best ready launch for a request; ``None`` if it has to wait."""
-        lendable = self.pool.lendable(request.model)
+        lendable = self._able(request)
         if not lendable:
             return None
-        if request.images and self.options.takes_images(request.model):
-            lendable = [launch for launch in lendable if launch.takes_images]
-            if not lendable:
-                # This build drafts without a projector only: the server without drafting has it.
-                now = self._clock()
-                if not self.demand.wants_off(request.model, now):
-                    self._kicked.set()  # once, because this is also called while reconciling
-                self.demand.needs_off(request.model, now)
-                return None
         _, engine = self.options.served(request.model)
         per_request = engine.per_request
         part = self.plan.of(request.model)
@@ -252,6 +243,20 @@ class Reconciler:
 
         likely = self.options.of(request.model).likely(drafting)
         return ServerLease(launch, engine, drafting, likely=likely, returned=returned)
+
+    def _able(self, request: RouteRequest) -> list[ServerInstance]:
+        """The servers that can answer a request now, the least busy first."""
+        lendable = self.pool.lendable(request.model)
+        if not (request.images and self.options.takes_images(request.model)):
+            return lendable
+        seeing = [launch for launch in lendable if launch.takes_images]
+        if lendable and not seeing:
+            # This build drafts without a projector only: the server without drafting has it.
+            now = self._clock()
+            if not self.demand.wants_off(request.model, now):
+                self._kicked.set()  # once, because this is also called while reconciling
+            self.demand.needs_off(request.model, now)
+        return seeing
 
     def _is_planned(self, model: str) -> bool:
         """True if the plan keeps a launch for a model."""
