@@ -13,6 +13,7 @@ from autospec.drafting import OFF, Drafting
 
 __all__ = [
     "LIKELY",
+    "MODEL_SETTINGS",
     "SCHEMA",
     "SCHEMA_VERSION",
     "USER_SETTINGS",
@@ -25,8 +26,10 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-# Keys of the evidence: the user's launch settings, and what is likely before the proof is finished (`autospec.measure.likely`).
+# Keys of the evidence: the user's launch settings, those of them that the config gives this model alone, and what is likely
+# before the proof is finished (`autospec.measure.likely`).
 USER_SETTINGS = "user_settings"
+MODEL_SETTINGS = "model_settings"
 LIKELY = "likely"
 
 

@@ -87,11 +87,13 @@ class LlamaServer:
         named = bool(settings.served_as) and "," not in settings.served_as  # commas part several names
         if named and probe.help.has("--alias") and "--alias" not in given:
             fixed += ["--alias", settings.served_as]
-        if probe.help.has("--slots"):
+        # The slots tell whether a drafting is in force. Users' servers show them only where the build does so by itself, or
+        # does not count drafted tokens, which tell it too.
+        if probe.help.has("--slots") and not (settings.serving and probe.tells_drafts):
             fixed.append("--slots")
         if not settings.serving and not given & _VERBOSITY and self._tells_placement_as_trace():
             fixed += ["--log-verbosity", "4"]
-        if _drafts_only_with_cache(probe.help) and "--slot-save-path" not in given:
+        if self._erases_slot(settings) and "--slot-save-path" not in given:
             # Without a folder these builds refuse to empty a slot; nothing is ever saved to it.
             fixed += ["--slot-save-path", f"{self._state_dir}/"]
         drafted = drafting_args(probe.help, build, drafting)
@@ -114,7 +116,7 @@ class LlamaServer:
 
     def _launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         command = self.command(model_path, drafting, settings)
-        erases_slot = _drafts_only_with_cache(self._probed()[1].help)
+        erases_slot = self._erases_slot(settings)
         return start_child(
             lambda process, port: LlamaHttpServer(
                 process, drafting, port, self.name, erases_slot=erases_slot
@@ -124,6 +126,10 @@ class LlamaServer:
             ready_timeout_s=settings.ready_timeout_s,
             state_dir=self._state_dir,
         )
+
+    def _erases_slot(self, settings: LaunchSettings) -> bool:
+        """Only for measuring: whoever can empty a user's slot can also write its prompt to the disk."""
+        return not settings.serving and _drafts_only_with_cache(self._probed()[1].help)
 
     def devices(self) -> tuple[Device, ...] | None:
         """See `autospec.backends.registry.OnDevices`."""
