@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_CONFIGURATIONS = ("args", "preset", "llama-swap", "mlx")
+# Words for a command line.
+_WORDS = ("args", "mlx")
 # Formats of files that other tools read; `-o` keeps the rest of the file.
 _FILES = ("preset", "llama-swap")
 
@@ -31,7 +32,7 @@ _FILES = ("preset", "llama-swap")
     "-f",
     "--format",
     "form",
-    type=click.Choice(["table", "json", *_CONFIGURATIONS]),
+    type=click.Choice(["table", "json", "args", "preset", "llama-swap", "mlx"]),
     default="table",
     show_default=True,
     help="args: flags for llama-server; preset: file for llama-server's --models-preset; llama-swap: its YAML file; "
@@ -62,6 +63,8 @@ def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any)
     from autospec.report.selection import Question, select
     from autospec.store.reader import read_recommendations
 
+    if shell.json and form in _WORDS:
+        raise UsageError(f"--json and --format {form} exclude each other.", "Leave one out.")
     if output is not None and form not in _FILES:
         raise UsageError(
             f"--output works with {' and '.join(_FILES)}, not with {form}.",
@@ -99,7 +102,7 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
     for r in recommendations:
         if words := likely_words(r):
             shell.say(f"{r.prompt_type}: off, because nothing is proven yet; {r.tried.label} is {words}.")
-    if form not in _FILES:
+    if form in _WORDS:
         _print_words(shell, recommendations, form)
         return
     aliases = _aliases(shell.settings, [r.model for r in recommendations])
@@ -111,7 +114,8 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
     for sentence in rendered.left_out:
         shell.warn(sentence)
     if shell.json:
-        shell.emit({**_exported(form, rendered.text), "left_out": list(rendered.left_out)})
+        left_out = list(rendered.left_out)
+        shell.emit({"schema": 1, "format": form, "text": rendered.text, "left_out": left_out})
     if output is None:
         shell.out(rendered.text)
         return
@@ -135,16 +139,7 @@ def _print_words(shell: Shell, recommendations: Sequence[Recommendation], form: 
         words = [*own_settings(chosen), *args]
         if not args:
             shell.say(f"Drafting off: start the server without drafting flags ({chosen.reason.rstrip('.')}).")
-    text = shlex.join(words)
-    if shell.json:
-        shell.emit(_exported(form, text))
-    else:
-        shell.out(text)
-
-
-def _exported(form: str, text: str) -> dict[str, Any]:
-    """What `--json` says of a configuration; `left_out` has a sentence for each thing that the format cannot say."""
-    return {"schema": 1, "format": form, "text": text, "left_out": []}
+    shell.out(shlex.join(words))
 
 
 def _aliases(settings: Settings, models: Iterable[str]) -> dict[str, tuple[str, ...]]:

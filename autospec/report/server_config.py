@@ -194,6 +194,10 @@ def llama_swap_text(
         command = r.evidence.get("command")
         server = str(command[0]) if r.backend == "llama-server" and command else program
         words = ["--model", r.model_path, *_settings(r), *drafting_args(r)]
+        if macro := next((word for word in (server, *words) if "${" in word), None):
+            raise AutospecError(
+                f"{macro!r} cannot be written for llama-swap, which reads ${{…}} as a macro.", "Rename it."
+            )
         line = f"{shlex.quote(server)} --port ${{PORT}} {shlex.join(words)}"
         # YAML does not join the surrogate pairs of JSON's \u escapes, so do not escape.
         key, cmd = (json.dumps(text, ensure_ascii=False) for text in (name, line))

@@ -86,10 +86,10 @@ def test_an_ambiguous_model_exits_with_2(remember):
 
 
 @pytest.mark.parametrize(
-    "args", [("--prompt-type", "poems"), ("--format", "xml"), ("--output", "x", "--format", "args")]
+    "args", [("--prompt-type", "poems"), ("--format", "xml"), ("--json", "--format", "args")]
 )
 def test_wrong_usage_exits_with_2(remember, args):
-    """Prompt types and formats that do not exist, and a file for what is no file."""
+    """Prompt types and formats that do not exist, and two formats at once."""
     remember(recommendation())
     assert run(*args).exit_code == 2
 
