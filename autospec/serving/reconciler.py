@@ -250,6 +250,8 @@ class Reconciler:
         if not (request.images and self.options.takes_images(request.model)):
             return lendable
         seeing = [launch for launch in lendable if launch.takes_images]
+        if not seeing and any(launch.drafting.is_off for launch in lendable):
+            return lendable  # no server of this model can see, and each says so itself
         if lendable and not seeing:
             # This build drafts without a projector only: the server without drafting has it.
             now = self._clock()

@@ -176,6 +176,15 @@ async def test_a_projector_that_nobody_named_does_not_keep_a_model_from_answerin
 
 
 @played
+async def test_where_no_server_can_see_an_image_does_not_wait():
+    """The server answers that it has no projector."""
+    scene = SceneWithEyes(backend=RefusesProjector(), stored=[recommend(DRAFTED)])
+    async with scene.opened() as supervisor, await supervisor.lease(IMAGES) as lease:
+        assert "--mmproj" not in lease.launch.server.command
+        assert {server.drafting for server in scene.backend.servers} == {OFF, DRAFTED}
+
+
+@played
 async def test_another_failure_is_not_blamed_on_the_projector():
     """A model that does not load is not loaded twice."""
     scene = SceneWithEyes(backend=RefusesProjector(error=LaunchError("Out of memory.", permanent=True)))
