@@ -339,8 +339,9 @@ def _known(
 
 
 def _watched(catalog: Catalog, settings: Settings) -> list[str]:
-    """Files and folders of models, of the config and of the backends' programs."""
+    """Files and folders of models, adapters, the config and the backends' programs."""
     files = [path for model in catalog.models for path in (model.path, *model.files)]
+    files += [adapter.path for section in settings.models for adapter in section.lora]
     watched = {*catalog.looked_in, *files, *(path.parent for path in files), settings.config_file}
     return sorted({str(path) for path in watched} | set(_programs(settings)))
 
