@@ -99,6 +99,6 @@ def recommend(
     from autospec.store.reader import read_recommendations
 
     settings = load_settings(config)
-    question = Question(model=model, prompt_type=prompt_type)
+    question = Question(model=settings.named_by(model), prompt_type=prompt_type)
     chosen = select(read_recommendations(settings.storage), identify(), question)
     return [s.recommendation for s in chosen.stored]

@@ -15,6 +15,7 @@ __all__ = [
     "CONDITIONS",
     "LIKELY",
     "LIMITS",
+    "MODEL_SETTINGS",
     "NO_LIMITS",
     "SCHEMA",
     "SCHEMA_VERSION",
@@ -31,9 +32,11 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-# Keys of the evidence: the user's launch settings, what is likely before the proof is finished (`autospec.measure.likely`),
-# where a proven drafting was checked besides (`Limits`), and under which conditions it was proven.
+# Keys of the evidence: the user's launch settings, those of them that the config gives this model alone, what is likely before
+# the proof is finished (`autospec.measure.likely`), where a proven drafting was checked besides (`Limits`), and under which
+# conditions it was proven.
 USER_SETTINGS = "user_settings"
+MODEL_SETTINGS = "model_settings"
 LIKELY = "likely"
 LIMITS = "limits"
 CONDITIONS = "conditions"

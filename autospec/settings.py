@@ -1,6 +1,7 @@
 """All settings in one list: `Settings` names each with its type, default, kind and description.
 
-`load_settings` reads them: a flag beats the environment, which beats the config file, which beats the default.
+`load_settings` reads them: a flag beats the environment, which beats the config file, which beats the default. The sections
+``[models."NAME"]`` of the config file are `ModelSettings`; only the file has them.
 """
 
 from __future__ import annotations
@@ -11,14 +12,25 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from autospec.errors import SettingsError, UsageError
 
-__all__ = ["KEYS", "Key", "Settings", "load_settings", "locate_config", "parse_duration", "parse_hours"]
+__all__ = [
+    "KEYS",
+    "MODEL_KEYS",
+    "Adapter",
+    "Key",
+    "ModelSettings",
+    "Settings",
+    "load_settings",
+    "locate_config",
+    "parse_duration",
+    "parse_hours",
+]
 
 _PREFIX: Final = "AUTOSPEC_"
 
@@ -26,6 +38,40 @@ _PREFIX: Final = "AUTOSPEC_"
 def _key(kind: str, doc: str, *, in_file: bool = True) -> dict[str, Any]:
     """Metadata of a field of `Settings` that makes it a setting."""
     return {"kind": kind, "doc": doc, "in_file": in_file}
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter, and how much of it is added to the model."""
+
+    path: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """A section ``[models."NAME"]`` of the config file.
+
+    Attributes:
+        name: NAME as typed: a model's name, a part of it, or a path (`autospec.catalog.resolve`).
+        server_args: Arguments after those of the setting ``server_args``; the last of repeated flags counts.
+        context_tokens: Context of every launch of this model, measured or served; 0 leaves it to the arguments.
+        mmproj: Projector of the model; ``None`` if the section does not say, empty for none.
+        lora: Adapters, in their order.
+        aliases: More names of the model, for clients and for commands.
+    """
+
+    name: str
+    server_args: tuple[str, ...] = ()
+    context_tokens: int = 0
+    mmproj: str | None = None
+    lora: tuple[Adapter, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The section's heading, for messages."""
+        return f'[models."{self.name}"]'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +84,7 @@ class Settings:
     Attributes:
         sources: For each setting the source of its value: ``flag``, ``environment``, ``file``, ``home`` (follows from
             AUTOSPEC_HOME), ``state_dir`` (follows from that setting) or ``default``.
+        models: The sections ``[models."NAME"]`` of the config file.
     """
 
     # fmt: off
@@ -64,6 +111,8 @@ class Settings:
         "number", "Sampling temperature of measured requests; 0 is greedy."))
     context_tokens: int = field(default=4096, metadata=_key(
         "count", "Context length of measured servers if server_args sets none; memory estimates use it too."))
+    mmproj_auto: bool = field(default=True, metadata=_key(
+        "flag", "The proxy passes --mmproj where exactly one projector lies beside a model and its section in [models] names none."))
     forget_answers: bool = field(default=False, metadata=_key(
         "flag", "Delete the recorded answers (token ids) when a tune ends."))
     proxy_host: str = field(default="127.0.0.1", metadata=_key(
@@ -107,7 +156,14 @@ class Settings:
     study_storage: str = field(default="", metadata=_key(
         "text", "Address of Optuna's gRPC proxy for studies of several machines, e.g. grpc://hub:13000; storage must be PostgreSQL. Empty keeps the studies in storage."))
     # fmt: on
+    models: tuple[ModelSettings, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def named_by(self, name: str) -> str:
+        """The name for which a section has this alias, for commands that do not search the disk; the name itself if none has."""
+        wanted = name.casefold()
+        owners = (s.name for s in self.models if wanted in map(str.casefold, s.aliases))
+        return next(owners, name)
 
     @property
     def studies_url(self) -> str:
@@ -180,7 +236,7 @@ def load_settings(
     """
     outside, defaults = _outside_the_file(config, environ, overrides or {})
     file, _ = (defaults | outside)["config_file"]
-    inside = _from_file(file, must_exist="config_file" in outside)
+    inside, models = _from_file(file, must_exist="config_file" in outside)
     given = defaults | {name: (value, "file") for name, value in inside.items()} | outside
     values = {name: value for name, (value, _) in given.items()}
     sources = {name: source for name, (_, source) in given.items()}
@@ -189,7 +245,7 @@ def load_settings(
         # The two characters that mean something in this part of a URL.
         values["storage"] = "sqlite:///" + database.replace("%", "%25").replace("?", "%3F")
         sources["storage"] = "default" if sources["state_dir"] == "default" else "state_dir"
-    settings = Settings(**values, sources=sources)
+    settings = Settings(**values, models=models, sources=sources)
     _check_study_storage(settings)
     return settings
 
@@ -257,7 +313,7 @@ def _from_environment(environ: Mapping[str, str], here: Path) -> dict[str, objec
         if variable not in known:
             raise SettingsError(
                 f"The environment variable {variable} is not a setting of autospec.",
-                _nearest(variable, known),
+                _nearest(variable, list(known)),
             )
         if text := environ[variable]:
             key = known[variable]
@@ -265,7 +321,7 @@ def _from_environment(environ: Mapping[str, str], here: Path) -> dict[str, objec
     return values
 
 
-def _from_file(file: Path, *, must_exist: bool) -> dict[str, object]:
+def _from_file(file: Path, *, must_exist: bool) -> tuple[dict[str, object], tuple[ModelSettings, ...]]:
     try:
         document = tomllib.loads(file.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -274,13 +330,14 @@ def _from_file(file: Path, *, must_exist: bool) -> dict[str, object]:
                 f"There is no config file {file}.",
                 f"Write one with `autospec config show --template > {shlex.quote(str(file))}`.",
             ) from None
-        return {}
+        return {}, ()
     except OSError as error:
         raise SettingsError(f"The config file {file} cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"The config file {file} is not valid TOML: {error}.") from None
     settable = {key.name: key for key in KEYS if key.in_file}
     values: dict[str, object] = {}
+    models = _model_sections(document.pop(_MODELS, {}), file)
     for name, value in document.items():
         if name not in settable:
             if name in _BY_NAME:
@@ -288,12 +345,59 @@ def _from_file(file: Path, *, must_exist: bool) -> dict[str, object]:
                     f"{name} cannot be set in {file}, because it determines where that file is.",
                     f"Set {_BY_NAME[name].variable} in the environment.",
                 )
-            raise SettingsError(f"{file} has an unknown key {name}.", _nearest(name, settable))
+            raise SettingsError(f"{file} has an unknown key {name}.", _nearest(name, [*settable, _MODELS]))
         values[name] = _checked(settable[name], value, file.parent, f"{name} in {file}")
-    return values
+    return values, models
 
 
-def _nearest(name: str, known: Mapping[str, Key]) -> str:
+def _model_sections(sections: object, file: Path) -> tuple[ModelSettings, ...]:
+    """The sections ``[models."NAME"]`` of the file.
+
+    Raises:
+        SettingsError: A key is unknown, a value has the wrong type, or two sections have the same alias.
+    """
+    if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
+        raise SettingsError(
+            f"{_MODELS} in {file} must hold a section for each model.",
+            f"Write {_EXAMPLE} and the keys below it.",
+        )
+    found = tuple(_model_section(name, section, file) for name, section in sections.items())
+    owner: dict[str, ModelSettings] = {}
+    for section in found:
+        for alias in section.aliases:
+            rival = owner.setdefault(alias, section)
+            if rival is not section:
+                raise SettingsError(
+                    f"The alias {alias} stands in two sections of {file}: {rival.title} and {section.title}.",
+                    "Remove one of the two.",
+                )
+    return found
+
+
+def _model_section(name: str, section: Mapping[str, object], file: Path) -> ModelSettings:
+    title = f'[models."{name}"]'
+    for key, value in section.items():
+        if key not in _MODEL_KINDS:
+            if isinstance(value, dict):
+                # A name with a dot and without quotes is a path of sections to TOML.
+                hint = f"A model's name needs quotes if it has other characters than letters, digits, - and _: {_EXAMPLE}."
+            else:
+                close = difflib.get_close_matches(key, _MODEL_KINDS, n=1, cutoff=0.5)
+                hint = f"Did you mean {close[0]}?" if close else f"The keys are {', '.join(MODEL_KEYS)}."
+            raise SettingsError(f"{file} has an unknown key {key} in {title}.", hint)
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        kind = _MODEL_KINDS[key]
+        try:
+            values[key] = kind.form(value, file.parent)
+        except (TypeError, ValueError):
+            raise SettingsError(
+                f"{key} of {title} in {file} must be {kind.expected}, not {value!r}.", MODEL_KEYS[key]
+            ) from None
+    return ModelSettings(name, **values)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean {close[0]}?" if close else "`autospec config show --template` lists all settings."
 
@@ -461,6 +565,66 @@ _KINDS: Final = {
     "flag": _Kind("true or false", _flag, _env_flag),
     "hours": _Kind('hours of the day such as "22:00-07:00"; separate several with commas', _hours),
     "trust": _Kind('"proven" or "likely"', _trust),
+}
+
+
+_MODELS: Final = "models"
+_EXAMPLE: Final = '[models."qwen3-8b-q4_k_m"]'
+# What each key of a section means, for the template and for errors.
+MODEL_KEYS: Final = {
+    "server_args": "Command-line arguments for every server of this model, after those of server_args.",
+    "context_tokens": "Context length of every server of this model.",
+    "mmproj": "The projector (mmproj) for images; empty loads none.",
+    "lora": "LoRA adapters, each a path or {path = PATH, scale = NUMBER}.",
+    "aliases": "More names under which clients and commands find this model.",
+}
+
+
+def _adapters(value: object, base: Path) -> tuple[Adapter, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(_adapter(item, base) for item in value)
+
+
+def _adapter(value: object, base: Path) -> Adapter:
+    scale = 1.0
+    if isinstance(value, dict):
+        if not {"path"} <= set(value) <= {"path", "scale"}:
+            raise ValueError
+        scale, value = _scale(value.get("scale", 1.0)), value["path"]
+    path = _path(value, base)
+    # llama-server parts adapters at commas, and the scale from the path at a colon.
+    if "," in str(path) or (scale != 1.0 and ":" in str(path)):
+        raise ValueError
+    return Adapter(path, scale)
+
+
+def _scale(value: object) -> float:
+    # A negative scale takes the adapter's effect away from the model.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    if not math.isfinite(value):
+        raise ValueError
+    return float(value)
+
+
+def _aliases(value: object, base: Path) -> tuple[str, ...]:
+    names = _words(value, base)
+    # llama-server parts aliases at commas.
+    if not all(name.strip() == name and name and "," not in name for name in names):
+        raise ValueError
+    return names
+
+
+_MODEL_KINDS: Final = {
+    "server_args": _KINDS["words"],
+    "context_tokens": _KINDS["count"],
+    "mmproj": _Kind("a path, or empty for none", _file),
+    "lora": _Kind(
+        'a list of paths without commas, each "a.gguf" or {path = "a.gguf", scale = 0.5} (no colon in that path)',
+        _adapters,
+    ),
+    "aliases": _Kind('a list of names without commas, e.g. ["fast"]', _aliases),
 }
 
 

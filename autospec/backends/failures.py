@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from autospec.backends.process import Ended
 from autospec.errors import LaunchError
 
-__all__ = ["Failure", "classify", "speculation_refused"]
+__all__ = ["Failure", "classify", "projector_refused", "speculation_refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,9 @@ _REFUSED = re.compile(
     r"|speculative decoding not supported.*|requires a draft context)",
     re.IGNORECASE,
 )
+_NO_PROJECTOR_WITH_DRAFT = re.compile(
+    r"speculative decod\w+ (is )?not supported (by|with) multimodal", re.IGNORECASE
+)
 _PREFIX = re.compile(r"^[\d.]+ [A-Z] ")
 
 
@@ -183,6 +186,14 @@ def speculation_refused(log: Sequence[str]) -> str:
     """The reason in the log of a server that runs without speculation, or empty."""
     reasons = [found[0] for line in log if (found := _REFUSED.search(line)) is not None]
     return reasons[0] if reasons else ""
+
+
+def projector_refused(log: Sequence[str]) -> bool:
+    """True if the log says that this build does not draft with a projector: all of 2025 and early 2026 end with it.
+
+    The texts are those of May 2025 (and of ik_llama.cpp) and of February 2026; b11434 drafts with a projector.
+    """
+    return any(_NO_PROJECTOR_WITH_DRAFT.search(line) for line in log)
 
 
 def _why(kind: str, text: str) -> str:

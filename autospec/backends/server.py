@@ -65,8 +65,8 @@ _CANARY_TIMEOUT_S = 300.0
 # learns nothing useful from it; but some pools count positions from it, and prediction begins with it too.
 _CANARY_TEXT = "Continue counting: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"
 # Builds up to early 2026 take these with a request, and then draft for the canary whatever the launch's limits are;
-# later builds ignore them.
-_CANARY_EXTRA = {"speculative.p_min": 0.0, "speculative.n_min": 0}
+# later builds ignore them. Those of 2025 draft only for a request that may use the prompt cache, which is empty still.
+_CANARY_EXTRA = {"speculative.p_min": 0.0, "speculative.n_min": 0, "cache_prompt": True}
 
 
 class ChildServer:

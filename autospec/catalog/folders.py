@@ -24,6 +24,7 @@ __all__ = [
     "part_paths",
     "places",
     "printable",
+    "projectors_beside",
     "split_key",
     "walk",
 ]
@@ -171,17 +172,22 @@ _OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
 # its llama-server; the draft of a safetensors model is stored under the same type, in a blob that is not a GGUF file.
 _OLLAMA_DRAFT: Final = "application/vnd.ollama.image.draft"
 _MANIFEST_LIMIT: Final = 1 << 20
+_OLLAMA_PROJECTOR: Final = "application/vnd.ollama.image.projector"
 # Depth limit of the search, below Python's own recursion limit.
 _ENDLESS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A model before it is read. `path`: GGUF file (of a split one the first part if it exists) or MLX folder."""
+    """A model before it is read. `path`: GGUF file (of a split one the first part if it exists) or MLX folder.
+
+    `projector`: the file with the model's image part, where the place itself names it (Ollama).
+    """
 
     path: Path
     format: Format
     name: str = ""
+    projector: Path | None = None
 
 
 def walk(root: Path, warnings: list[str], depth: int | None = None) -> Iterator[FoundModel]:
@@ -234,6 +240,43 @@ def _gguf_files(folder: Path, names: list[str], warnings: list[str]) -> Iterator
             warnings.append(f"{path} is a link to a missing file.")
 
 
+# The quantization in a file's name, with what the name has before it.
+_QUANTIZATION: Final = re.compile(
+    r"(?:^|[-._])(?:ud[-_])?(?:i?q\d\w*|tq\d\w*|bf16|fp?16|fp?32|mxfp4\w*|nvfp4\w*)(?=$|[-.])"
+)
+_SAYS_NOTHING: Final = frozenset({"mmproj", "model", "gguf"})
+
+
+def _words_of(path: Path) -> tuple[str, ...]:
+    """The words of a file's name that say which model it is, without its quantization."""
+    name = _QUANTIZATION.sub("", model_name(path).casefold())
+    return tuple(word for word in re.split(r"[-_.\s]+", name) if word and word not in _SAYS_NOTHING)
+
+
+def projectors_beside(model: Path, models: Iterable[Path], projectors: Iterable[Path]) -> tuple[Path, ...]:
+    """The projectors (mmproj) in a folder that belong to a model in it.
+
+    A projector whose name says nothing (``mmproj-F16.gguf``) belongs to the folder's model if all models in the folder are
+    the same one in different quantizations, as in a repository on Hugging Face and in a folder of llama.cpp's
+    ``--models-dir``. Another belongs to the model with its name, or to the only one whose name begins with its name.
+
+    Args:
+        model: The model's file.
+        models: All main models of its folder.
+        projectors: All projectors of its folder.
+    """
+    names = {_words_of(path) for path in models}
+    mine = _words_of(model)
+
+    def belongs(projector: Path) -> bool:
+        words = _words_of(projector)
+        if words in names:
+            return words == mine
+        return {name for name in names if name[: len(words)] == words} == {mine}
+
+    return tuple(projector for projector in sorted(projectors) if belongs(projector))
+
+
 def _hub_repository(folder: Path, warnings: list[str], seen: set[tuple[int, int]]) -> Iterator[FoundModel]:
     """``models--ORG--NAME/snapshots/REVISION/…``: links into ``blobs``, newest revision first."""
     repo = folder.name.removeprefix("models--").replace("--", "/")
@@ -271,6 +314,7 @@ def _ollama_store(folder: Path, warnings: list[str]) -> Iterator[FoundModel]:
             try:
                 layers = _manifest_layers(path)
                 digest, draft = _digest(layers, _OLLAMA_MODEL), _digest(layers, _OLLAMA_DRAFT)
+                projector = _digest(layers, _OLLAMA_PROJECTOR)
             except (OSError, ValueError, RecursionError) as error:
                 warnings.append(f"{path} is not a readable Ollama manifest: {error}.")
                 continue
@@ -283,7 +327,8 @@ def _ollama_store(folder: Path, warnings: list[str]) -> Iterator[FoundModel]:
                 if not os.path.isfile(blob):  # noqa: PTH113 - Path.is_file raises if the folder may not be entered
                     warnings.append(f"Ollama's {title} is incomplete: {blob} is missing.")
                 elif title == name or _is_gguf(blob):
-                    yield FoundModel(blob, "gguf", title)
+                    beside = folder / "blobs" / f"sha256-{projector}" if projector and title == name else None
+                    yield FoundModel(blob, "gguf", title, beside)
 
 
 def _is_gguf(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A model on this disk as its metadata describes it, and the context length in a server's arguments."""
+"""A model on this disk as its metadata describes it, and the context length and projector in a server's arguments."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ __all__ = [
     "Role",
     "Vocabulary",
     "context_of",
+    "loads_projector",
     "names_context",
+    "names_projector",
     "without_context",
+    "without_projector",
 ]
 
 Format = Literal["gguf", "mlx"]
@@ -111,7 +114,8 @@ class Model:
         role: ``text``, or what it is instead of a language model.
         basename: ``general.basename``, or empty.
         fingerprint: Hash of metadata, tensor infos, sizes and a few bytes of some tensors; not of the path.
-        aliases: Other names under which the same file was found.
+        aliases: Other names under which the same file was found, and those of the config.
+        adapters: Digest of the LoRA adapters that the config gives it, see `autospec.catalog.resolve`; empty without any.
     """
 
     name: str
@@ -141,6 +145,7 @@ class Model:
     basename: str
     fingerprint: str
     aliases: tuple[str, ...] = field(default=())
+    adapters: str = ""
 
     @property
     def is_moe(self) -> bool:
@@ -154,8 +159,9 @@ class Model:
 
     @property
     def ref(self) -> ModelRef:
-        """The model as part of a cell."""
-        return ModelRef(self.name, str(self.path), self.fingerprint)
+        """The model as part of a cell. With other adapters it writes other texts, so its cells are others."""
+        fingerprint = f"{self.fingerprint}+{self.adapters}" if self.adapters else self.fingerprint
+        return ModelRef(self.name, str(self.path), fingerprint)
 
     def kv_bytes(self, context_tokens: int) -> int:
         """Return the size of an f16 KV cache for this many tokens."""
@@ -164,8 +170,9 @@ class Model:
         return everywhere * context_tokens + self.kv_sliding_bytes_per_token * kept
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, for the cache and for ``autospec models --json``."""
+        """All fields that the files say, for the cache and for ``autospec models --json``."""
         data = asdict(self)
+        del data["adapters"]
         data["path"] = str(self.path)
         data["files"] = [str(f) for f in self.files]
         data["aliases"] = list(self.aliases)
@@ -195,6 +202,8 @@ class Model:
 
 # llama.cpp's two names of the setting. It accepts underscores for dashes.
 _FLAGS = frozenset({"-c", "--ctx-size", "--ctx_size"})
+_PROJECTOR_FLAGS = frozenset({"-mm", "--mmproj", "-mmu", "--mmproj-url", "--mmproj_url"})
+_NO_PROJECTOR_FLAGS = frozenset({"--no-mmproj", "--no-mmproj-auto"})
 
 
 def context_of(args: Sequence[str], own: int, unset: int) -> int:
@@ -216,7 +225,26 @@ def names_context(args: Sequence[str]) -> bool:
 
 def without_context(args: Sequence[str]) -> list[str]:
     """Return the arguments without those that set the context length."""
-    left = [(flag, *values) for flag, values in options_in(args) if flag not in _FLAGS]
+    return _without(args, _FLAGS)
+
+
+def loads_projector(args: Sequence[str]) -> bool:
+    """Return True if llama-server gets a projector (mmproj) with these arguments."""
+    return any(flag in _PROJECTOR_FLAGS for flag, _ in options_in(args))
+
+
+def names_projector(args: Sequence[str]) -> bool:
+    """Return True if the arguments say which projector to load, or that there is none."""
+    return any(flag in (_PROJECTOR_FLAGS | _NO_PROJECTOR_FLAGS) for flag, _ in options_in(args))
+
+
+def without_projector(args: Sequence[str]) -> list[str]:
+    """Return the arguments without the projector."""
+    return _without(args, _PROJECTOR_FLAGS)
+
+
+def _without(args: Sequence[str], flags: frozenset[str]) -> list[str]:
+    left = [(flag, *values) for flag, values in options_in(args) if flag not in flags]
     return [word for option in left for word in option if word]
 
 

@@ -1,16 +1,22 @@
-"""Find the model that a name means, for every command and the proxy."""
+"""Find the model that a name means, for every command and the proxy, and what the config says of single models."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
-from autospec.catalog.model import Model
-from autospec.errors import ModelChoiceError, UnknownModelError
+from autospec.catalog.model import Model, names_context, names_projector, without_context
+from autospec.errors import ModelChoiceError, ModelFileError, SettingsError, UnknownModelError
+from autospec.settings import Adapter, ModelSettings, Settings
 
-__all__ = ["ambiguous", "ambiguous_models", "answering", "choose"]
+__all__ = ["OwnSettings", "ambiguous", "ambiguous_models", "answering", "apply_sections", "choose"]
 
 _SEPARATORS = re.compile(r"[-_.\s:/\\]+")
 _LISTED = 12
@@ -103,3 +109,154 @@ def _unknown(name: str, models: Sequence[Model]) -> UnknownModelError:
         "`autospec models` lists the models. A path works too.",
         known=tuple(m.name for m in models),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSettings:
+    """What is set for single models: sections of the config by the model's fingerprint, and the projectors beside each path.
+
+    `notes`: a sentence for each section that applies to no model, or whose files are not as they should be.
+    """
+
+    sections: Mapping[str, ModelSettings] = field(default_factory=lambda: MappingProxyType({}))
+    projectors: Mapping[Path, tuple[Path, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    notes: tuple[str, ...] = ()
+
+    def of(self, model: Model) -> ModelSettings | None:
+        """The model's section."""
+        return self.sections.get(model.fingerprint)
+
+    def own_args(self, model: Model) -> tuple[str, ...]:
+        """Server arguments from the model's section alone."""
+        section = self.of(model)
+        if section is None:
+            return ()
+        if model.format == "mlx":
+            adapters = [word for adapter in section.lora for word in ("--adapter-path", str(adapter.path))]
+            return (*section.server_args, *adapters)
+        context = ("-c", str(section.context_tokens)) if section.context_tokens else ()
+        projector = ("--mmproj", section.mmproj) if section.mmproj else ()
+        adapters = [word for adapter in section.lora for word in _lora_args(adapter)]
+        return (*section.server_args, *context, *projector, *adapters)
+
+    def args(self, model: Model, settings: Settings, extra: Sequence[str] = ()) -> tuple[str, ...]:
+        """The user's server arguments for every launch of a model: part of its cells.
+
+        Args:
+            model: The model.
+            settings: Whose ``server_args`` come first.
+            extra: Arguments of the command line, which come last.
+        """
+        own = self.own_args(model)
+        common = settings.server_args
+        if names_context(own) and names_context(common):
+            common = tuple(without_context(common))
+        return (*common, *own, *extra)
+
+    def context_tokens(self, model: Model, settings: Settings) -> int:
+        """The context of a model's measured launches if its arguments set none."""
+        section = self.of(model)
+        return (section.context_tokens if section else 0) or settings.context_tokens
+
+    def projector(self, model: Model, settings: Settings) -> Path | None:
+        """The projector that a server for users loads although the section does not name it: the only one beside the model.
+
+        As llama.cpp does with -hf, and with a folder of --models-dir. Measured launches leave it out: no prompt of a suite
+        has an image, and a file that appears beside a model must not make its recommendations stale.
+        """
+        section = self.of(model)
+        beside = self.projectors.get(model.path, ())
+        said = (section is not None and section.mmproj is not None) or names_projector(
+            self.args(model, settings)
+        )
+        return beside[0] if settings.mmproj_auto and len(beside) == 1 and not said else None
+
+
+def apply_sections(
+    models: Sequence[Model],
+    sections: Iterable[ModelSettings],
+    *,
+    find: Callable[[str], Model],
+    adapter_digest: Callable[[Path], str],
+) -> tuple[tuple[Model, ...], OwnSettings]:
+    """The models as the config's sections describe them: with their aliases, and with the digest of their adapters.
+
+    Args:
+        models: The catalogue.
+        sections: The config's sections.
+        find: Finds the model that a section's name means, as for every other name.
+        adapter_digest: Digest of an adapter's contents; raises `ModelFileError` if it cannot be read.
+
+    Raises:
+        SettingsError: Two sections are for one model, an alias is another model's name, or a section contradicts itself or
+            asks for what the model's server does not have.
+    """
+    found = list(models)
+    applied: dict[str, ModelSettings] = {}
+    notes: list[str] = []
+    for section in sections:
+        try:
+            wanted = find(section.name).fingerprint
+        except (ModelChoiceError, ModelFileError) as error:
+            notes.append(f"{section.title} in the config applies to no model. {error.message}")
+            continue
+        if rival := applied.get(wanted):
+            raise SettingsError(
+                f"{rival.title} and {section.title} are for the same model.", "Merge the two sections."
+            )
+        applied[wanted] = section
+        if section.mmproj and not Path(section.mmproj).is_file():
+            notes.append(f"The projector of {section.title} does not exist: {section.mmproj}.")
+    for number, model in enumerate(models):
+        own = applied.get(model.fingerprint)
+        if own is None:
+            continue
+        _refuse_taken(own, model, models)
+        if model.format == "mlx":
+            _check_for_mlx(own)
+        if own.context_tokens and names_context(own.server_args):
+            raise SettingsError(
+                f"{own.title} sets the context twice.", "Remove context_tokens, or -c in server_args."
+            )
+        found[number] = dataclasses.replace(
+            model,
+            aliases=tuple(dict.fromkeys((*model.aliases, *own.aliases))),
+            adapters=_digest_of_adapters(own, adapter_digest, notes),
+        )
+    return tuple(found), OwnSettings(applied, notes=tuple(dict.fromkeys(notes)))
+
+
+def _refuse_taken(section: ModelSettings, model: Model, models: Sequence[Model]) -> None:
+    others = {name: m for m in models if m.fingerprint != model.fingerprint for name in _names(m)}
+    for alias in section.aliases:
+        if alias in others:
+            raise SettingsError(
+                f"The alias {alias} of {section.title} is the name of another model ({others[alias].path}).",
+                "Choose another alias.",
+            )
+
+
+def _digest_of_adapters(section: ModelSettings, digest: Callable[[Path], str], notes: list[str]) -> str:
+    """Of the adapters' contents and scales, so that an adapter that is trained again makes another cell; empty without any."""
+    parts = []
+    for adapter in section.lora:
+        try:
+            parts += [digest(adapter.path), f"{adapter.scale:g}"]
+        except ModelFileError as error:
+            notes.append(f"An adapter of {section.title} cannot be used. {error.message}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16] if parts else ""
+
+
+def _lora_args(adapter: Adapter) -> tuple[str, str]:
+    if adapter.scale == 1.0:
+        return "--lora", str(adapter.path)
+    return "--lora-scaled", f"{adapter.path}:{adapter.scale:g}"
+
+
+def _check_for_mlx(section: ModelSettings) -> None:
+    """mlx_lm.server loads one adapter, as it is, and no projector."""
+    if section.mmproj or len(section.lora) > 1 or any(adapter.scale != 1.0 for adapter in section.lora):
+        raise SettingsError(
+            f"{section.title} asks for what mlx_lm.server does not have: it takes one adapter without a scale, and no mmproj.",
+            "Take it out of the section, or use a GGUF file of the model.",
+        )

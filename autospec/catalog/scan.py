@@ -24,10 +24,11 @@ from autospec.catalog.folders import (
     part_paths,
     places,
     printable,
+    projectors_beside,
     walk,
 )
 from autospec.catalog.model import Model
-from autospec.catalog.resolve import ambiguous_models, choose
+from autospec.catalog.resolve import OwnSettings, ambiguous_models, apply_sections, choose
 from autospec.errors import ModelChoiceError, ModelFileError
 from autospec.files import replace_file
 from autospec.settings import Settings
@@ -122,12 +123,14 @@ _NOT_A_MODEL: Final = {
 class Catalog:
     """The models that were found, each file once, by name; a warning per unreadable file or folder; the searched folders.
 
-    `links`: the folder for links to models whose path is not UTF-8; without one, such models are refused.
+    `own`: what the config says of single models. `links`: the folder for links to models whose path is not UTF-8; without one,
+    such models are refused.
     """
 
     models: tuple[Model, ...]
     warnings: tuple[str, ...] = ()
     looked_in: tuple[Path, ...] = ()
+    own: OwnSettings = field(default_factory=OwnSettings, compare=False)
     links: Path | None = field(default=None, compare=False)
 
     def find(self, name: str) -> Model:
@@ -184,6 +187,9 @@ def scan(
         environ: The environment; the process's own by default.
         home: The home folder; the user's by default.
         beside: Models that the user typed. Folders of paths are searched too: a draft often lies beside its main model.
+
+    Raises:
+        SettingsError: The config's sections for models contradict each other.
     """
     where = places(
         os.environ if environ is None else environ,
@@ -196,9 +202,12 @@ def scan(
     links = settings.cache_dir / _LINKS
     warnings: list[str] = []
     models: dict[Path, Model] = {}
+    projectors: dict[Path, Path] = {}
     for place in where:
         for found in _in(place, warnings):
             real = _real(found.path)
+            if found.projector is not None:
+                projectors.setdefault(found.path, found.projector)
             known = models.get(real)
             if known is not None:
                 name = _name(found)
@@ -212,13 +221,52 @@ def scan(
                     models[real] = dataclasses.replace(model, source=place.source)
             except ModelFileError as error:
                 warnings.append(str(error))
+    ordered = tuple(sorted(models.values(), key=lambda m: (m.name.casefold(), str(m.path))))
+    described, own = apply_sections(
+        ordered,
+        settings.models,
+        find=Catalog(ordered, links=links).find,
+        adapter_digest=lambda path: _adapter_digest(path, cache),
+    )
     cache.save()
     return Catalog(
-        models=tuple(sorted(models.values(), key=lambda m: (m.name.casefold(), str(m.path)))),
+        models=described,
         warnings=tuple(dict.fromkeys(map(printable, warnings))),
         looked_in=tuple(p.path for p in where),
+        own=dataclasses.replace(own, projectors=_projectors(described, projectors)),
         links=links,
     )
+
+
+def _projectors(models: Iterable[Model], known: Mapping[Path, Path]) -> dict[Path, tuple[Path, ...]]:
+    """The projectors of each model: what its place names (`known`), else files beside it."""
+    by_folder: dict[Path, list[Path]] = {}
+    for model in models:
+        if model.format == "gguf" and model.head is None:
+            by_folder.setdefault(model.path.parent, []).append(model.path)
+    found: dict[Path, tuple[Path, ...]] = {}
+    for folder, paths in by_folder.items():
+        try:
+            names = os.listdir(folder)  # noqa: PTH208 - names alone
+        except OSError:
+            names = []
+        wanted = (name for name in names if "mmproj" in name.lower() and name.lower().endswith(".gguf"))
+        files = [folder / name for name in wanted if os.path.isfile(folder / name)]  # noqa: PTH113 - as in `walk`
+        for path in paths:
+            beside = (known[path],) if path in known else projectors_beside(path, paths, files)
+            found |= {path: beside} if beside else {}
+    return found
+
+
+def _adapter_digest(path: Path, cache: MetadataCache) -> str:
+    """Of the adapter's contents. Raises `ModelFileError`."""
+    if path.is_dir():  # of mlx_lm
+        sizes = signature(sorted(path.glob("adapter*")))
+        return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+    adapter = _cached(FoundModel(path, "gguf"), _real(path), cache)
+    if adapter.role != "adapter":
+        raise ModelFileError(f"{path} is no LoRA adapter: it {_NOT_A_MODEL.get(adapter.role, 'is a model')}.")
+    return adapter.fingerprint
 
 
 def _beside(name: str) -> ModelFolder:

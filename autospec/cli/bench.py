@@ -91,6 +91,7 @@ def command(
     catalog = scan(settings)
     main = catalog.find(model)
     here = identify()
+    context = catalog.own.context_tokens(main, settings)
     # A mistake is reported before looking for backends.
     named = _named_draft(catalog, main, draft) if draft else None
     server = backend_for(settings.backend or None, settings, main)
@@ -98,14 +99,14 @@ def command(
     if isinstance(server, Attached) and abilities.measures_only:
         server = server.as_it_runs()
         draftings, notes = [OFF], abilities.notes
-        if fitting := named or _best_draft(catalog, main, here, settings.context_tokens):
+        if fitting := named or _best_draft(catalog, main, here, context):
             notes = (*notes, _how_to_compare(fitting, n_max[0], p_min))
     elif Mode.DRAFT_MODEL not in abilities.modes:
         # llama-cpp-python drafts only from the text; matching two tokens is its own default.
         lookups = [Drafting(Mode.PROMPT_LOOKUP, n_max=n, ngram_n=2) for n in dict.fromkeys(n_max)]
         draftings, notes = [OFF, *lookups], abilities.notes
     else:
-        draft_model = named or _best_draft(catalog, main, here, settings.context_tokens)
+        draft_model = named or _best_draft(catalog, main, here, context)
         if draft_model is None:
             raise ModelChoiceError(
                 f"No draft model on this disk fits {main.name}.",
@@ -125,7 +126,7 @@ def command(
             str(main.path),
             draftings,
             request,
-            LaunchSettings(args=(*settings.server_args, *server_args)),
+            LaunchSettings(args=catalog.own.args(main, settings, server_args)),
             runs=runs,
             on_start=tell,
         )

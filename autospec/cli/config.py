@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
-    from autospec.settings import Key, Settings
+    from autospec.settings import Key, ModelSettings, Settings
 
 __all__ = ["command"]
 
@@ -63,7 +63,10 @@ def show(shell: Shell, *, template: bool) -> None:
             }
             for key in KEYS
         }
-        shell.emit({"schema": 1, "settings": document})
+        models = {section.name: _section(section) for section in settings.models}
+        shell.emit({"schema": 1, "settings": document, "models": models})
+    _warn_of_sections(shell)
+    if shell.json:
         return
     from rich.table import Table
 
@@ -75,6 +78,9 @@ def show(shell: Shell, *, template: bool) -> None:
         table.add_row(
             key.name, _shown(_value(settings, key)), key.variable if source == "environment" else source
         )
+    for section in settings.models:
+        for name, value in _section(section).items():
+            table.add_row(_shown(f'models."{section.name}".{name}'), _shown(value), "file")
     shell.out(table)
 
 
@@ -83,9 +89,36 @@ def show(shell: Shell, *, template: bool) -> None:
 def check(shell: Shell) -> None:
     """Check config file and environment; exit with 2 and the reason if they are wrong."""
     file = shell.settings.config_file
+    _warn_of_sections(shell)
     if shell.json:
         shell.emit({"schema": 1, "ok": True, "path": str(file), "exists": file.is_file()})
     shell.out(f"ok: {file}" if file.is_file() else f"ok: there is no {file}, the defaults apply")
+
+
+def _warn_of_sections(shell: Shell) -> None:
+    """Warn of sections that apply to no model; the disk is searched only if there are sections.
+
+    Raises:
+        SettingsError: Sections contradict each other.
+    """
+    if not shell.settings.models:
+        return
+    from autospec.catalog.scan import scan
+
+    for note in scan(shell.settings).own.notes:
+        shell.warn(note)
+
+
+def _section(section: ModelSettings) -> dict[str, Any]:
+    """The keys that a section sets."""
+    values = {
+        "server_args": list(section.server_args),
+        "context_tokens": section.context_tokens,
+        "mmproj": section.mmproj,
+        "lora": [{"path": str(adapter.path), "scale": adapter.scale} for adapter in section.lora],
+        "aliases": list(section.aliases),
+    }
+    return {key: value for key, value in values.items() if value or (key == "mmproj" and value is not None)}
 
 
 def _value(settings: Settings, key: Key) -> object:
@@ -109,8 +142,8 @@ def _shown(value: object) -> str:
     from rich.markup import escape
 
     match value:
-        case tuple():
-            return escape(shlex.join(str(item) for item in value)) or "-"
+        case tuple() | list():
+            return escape(shlex.join(map(_item, value))) or "-"
         case bool():
             return "true" if value else "false"
         case None | "":
@@ -119,8 +152,19 @@ def _shown(value: object) -> str:
             return escape(str(value))
 
 
+def _item(value: object) -> str:
+    """A value of a list; an adapter as llama-server writes it."""
+    match value:
+        case {"path": path, "scale": scale}:
+            return str(path) if scale == 1.0 else f"{path}:{scale:g}"
+        case _:
+            return str(value)
+
+
 def _template_lines(keys: tuple[Key, ...]) -> list[str]:
     """A TOML file with every setting of the config file, commented out, with its default or an example."""
+    from autospec.settings import MODEL_KEYS
+
     examples = {
         "state_dir": '"~/autospec/state"',
         "cache_dir": '"~/autospec/cache"',
@@ -143,4 +187,18 @@ def _template_lines(keys: tuple[Key, ...]) -> list[str]:
             default = list(key.default) if isinstance(key.default, tuple) else key.default
             value = examples.get(key.name) or json.dumps(default)
             lines += [f"# {key.doc} ({key.variable})", f"#{key.name} = {value}", ""]
+    lines += [
+        "# Settings of one model. The name is a model's name, a part of it, or a path; `autospec models` lists the names.",
+        '#[models."qwen3-8b-q4_k_m"]',
+        "",
+    ]
+    of_models = {
+        "server_args": '["--override-tensor", "exps=CPU"]',
+        "context_tokens": "32768",
+        "mmproj": '"~/models/mmproj-F16.gguf"',
+        "lora": '["~/loras/style.gguf", {path = "~/loras/tone.gguf", scale = 0.5}]',
+        "aliases": '["fast", "my-coder"]',
+    }
+    for name, about in MODEL_KEYS.items():
+        lines += [f"# {about}", f"#{name} = {of_models[name]}", ""]
     return lines[:-1]

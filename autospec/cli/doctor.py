@@ -165,7 +165,7 @@ def _examine_models(findings: Findings, settings: Settings) -> None:
             {"source": source, "path": path, "count": count} for (source, path), count in places.most_common()
         ],
         "looked_in": [str(folder) for folder in catalog.looked_in],
-        "warnings": list(catalog.warnings),
+        "warnings": [*catalog.warnings, *catalog.own.notes],
     }
     if not catalog.models:
         findings.problem(

@@ -53,7 +53,9 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
             "Name the model that it drafts for.",
         )
     context = context or context_of(
-        shell.settings.server_args, main.context_length, shell.settings.context_tokens
+        catalog.own.args(main, shell.settings),
+        main.context_length,
+        catalog.own.context_tokens(main, shell.settings),
     )
     found = candidates(
         main,

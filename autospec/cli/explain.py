@@ -38,6 +38,7 @@ def command(shell: Shell, /, **question: Any) -> None:
 
     settings = shell.settings
     known = read_recommendations(settings.storage, shell.warn)
+    question["model"] = shell.settings.named_by(question["model"])
     selection = select(known, identify(), Question(**question))
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store

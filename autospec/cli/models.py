@@ -10,10 +10,14 @@ from autospec.cli.shell import Shell, command_options
 from autospec.formats import gigabytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from rich.table import Table
 
     from autospec.catalog.model import Model
     from autospec.catalog.scan import Catalog
+    from autospec.settings import Settings
 
 __all__ = ["command", "nothing_found"]
 
@@ -38,13 +42,17 @@ def command(shell: Shell) -> None:
 
     catalog = scan(shell.settings)
     memory_bytes = identify().memory_bytes
-    args, unset = shell.settings.server_args, shell.settings.context_tokens
+    own = catalog.own
     fits = {
         model.path: count_fits(
             model,
             catalog.models,
             memory_bytes=memory_bytes,
-            context_tokens=context_of(args, model.context_length, unset),
+            context_tokens=context_of(
+                own.args(model, shell.settings),
+                model.context_length,
+                own.context_tokens(model, shell.settings),
+            ),
         )
         for model in catalog.models
         if model.head is None
@@ -53,15 +61,20 @@ def command(shell: Shell) -> None:
         shell.emit(
             {
                 "schema": 1,
-                "models": [_document(m, fits.get(m.path)) for m in catalog.models],
+                "models": [
+                    _document(m, fits.get(m.path), catalog.own.projectors.get(m.path, ()))
+                    for m in catalog.models
+                ],
                 "warnings": list(catalog.warnings),
             }
         )
     elif catalog.models:
         shell.out(_table(catalog, fits))
+        for line in _projector_lines(catalog, shell.settings):
+            shell.say(line)
     else:
         shell.out(nothing_found(catalog))
-    for warning in catalog.warnings:
+    for warning in (*catalog.warnings, *catalog.own.notes):
         shell.warn(warning)
 
 
@@ -76,12 +89,36 @@ def nothing_found(catalog: Catalog) -> str:
     )
 
 
-def _document(model: Model, fits: int | None) -> dict[str, Any]:
+def _document(model: Model, fits: int | None, projectors: Sequence[Path]) -> dict[str, Any]:
     data = model.to_json()
     vocab = data["vocab"]
     if vocab is not None:
         del vocab["blocks"]
-    return {**data, "is_moe": model.is_moe, "draft_kind": model.draft_kind, "fitting_drafts": fits}
+    return {
+        **data,
+        "is_moe": model.is_moe,
+        "draft_kind": model.draft_kind,
+        "fitting_drafts": fits,
+        "projectors": [str(path) for path in projectors],
+    }
+
+
+def _projector_lines(catalog: Catalog, settings: Settings) -> list[str]:
+    """A sentence for each model with projectors (mmproj): which one the proxy loads, or how to choose one."""
+    lines = []
+    for model in catalog.models:
+        beside, section = catalog.own.projectors.get(model.path, ()), catalog.own.of(model)
+        names = ", ".join(path.name for path in beside)
+        if section is not None and section.mmproj:
+            lines.append(f"{model.name}: every server loads the projector {section.mmproj} for images.")
+        elif catalog.own.projector(model, settings):
+            lines.append(f"{model.name}: the proxy loads the projector {names} for images.")
+        elif beside:
+            example = f'[models."{model.name}"] mmproj = "{beside[0]}"'
+            lines.append(
+                f"{model.name}: no projector is loaded; beside it: {names}. To load one, set {example} in the config."
+            )
+    return lines
 
 
 def _table(catalog: Catalog, fits: dict[Any, int]) -> Table:

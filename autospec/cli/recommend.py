@@ -10,11 +10,16 @@ import click
 from autospec.cli.shell import Shell, command_options, model_option, result_options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from autospec.recommendations import Recommendation
     from autospec.report.selection import Selection
+    from autospec.settings import Settings
 
 __all__ = ["command"]
 
-_CONFIGURATIONS = ("args", "preset", "llama-swap", "mlx")
+# Words for a command line.
+_WORDS = ("args", "mlx")
 # Formats of files that other tools read; `-o` keeps the rest of the file.
 _FILES = ("preset", "llama-swap")
 
@@ -27,7 +32,7 @@ _FILES = ("preset", "llama-swap")
     "-f",
     "--format",
     "form",
-    type=click.Choice(["table", "json", *_CONFIGURATIONS]),
+    type=click.Choice(["table", "json", "args", "preset", "llama-swap", "mlx"]),
     default="table",
     show_default=True,
     help="args: flags for llama-server; preset: file for llama-server's --models-preset; llama-swap: its YAML file; "
@@ -58,7 +63,7 @@ def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any)
     from autospec.report.selection import Question, select
     from autospec.store.reader import read_recommendations
 
-    if shell.json and form in _CONFIGURATIONS:
+    if shell.json and form in _WORDS:
         raise UsageError(f"--json and --format {form} cannot be used together.", "Leave one out.")
     if output is not None and form not in _FILES:
         raise UsageError(
@@ -66,8 +71,9 @@ def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any)
             "Redirect the output with > instead.",
         )
     known = read_recommendations(shell.settings.storage, shell.warn)
+    question["model"] = shell.settings.named_by(question["model"])
     selection = select(known, identify(), Question(**question))
-    if shell.json or form == "json":
+    if form == "json" or (shell.json and form == "table"):
         shell.emit(selection.document())
     elif form == "table":
         from autospec.report.tables import recommendation_table
@@ -80,10 +86,8 @@ def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any)
 
 
 def _configure(shell: Shell, selection: Selection, form: str, output: Path | None) -> None:
-    import shlex
-
     from autospec.errors import NothingKnownError
-    from autospec.report.server_config import llama_swap_text, mlx_command, one_args, preset_text, update_file
+    from autospec.report.server_config import llama_swap_text, preset_text, update_file
 
     if selection.foreign and not all(r.drafting.is_off for r in selection.recommendations):
         # Do not pipe another machine's flags and paths into a server unless the user asks for them.
@@ -98,22 +102,20 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
     for r in recommendations:
         if words := likely_words(r):
             shell.say(f"{r.prompt_type}: off, because nothing is proven yet; {r.tried.label} is {words}.")
-    if form == "mlx":
-        shell.out(shlex.join(mlx_command(recommendations)))
+    if form in _WORDS:
+        _print_words(shell, recommendations, form)
         return
-    if form == "args":
-        args, chosen = one_args(recommendations)
-        shell.out(shlex.join(args))
-        if not args:
-            shell.say(f"Drafting off: start the server without drafting flags ({chosen.reason.rstrip('.')}).")
-        return
+    aliases = _aliases(shell.settings, [r.model for r in recommendations])
     rendered = (
-        preset_text(recommendations)
+        preset_text(recommendations, aliases)
         if form == "preset"
-        else llama_swap_text(recommendations, shell.settings.llama_server or "llama-server")
+        else llama_swap_text(recommendations, shell.settings.llama_server or "llama-server", aliases)
     )
     for sentence in rendered.left_out:
         shell.warn(sentence)
+    if shell.json:
+        left_out = list(rendered.left_out)
+        shell.emit({"schema": 1, "format": form, "text": rendered.text, "left_out": left_out})
     if output is None:
         shell.out(rendered.text)
         return
@@ -122,3 +124,34 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
         shell.say(f"Wrote {entries} to {output}.")
     else:
         shell.say(f"{output} is up to date.")
+
+
+def _print_words(shell: Shell, recommendations: Sequence[Recommendation], form: str) -> None:
+    """Words for a command line."""
+    import shlex
+
+    from autospec.report.server_config import mlx_command, one_args, own_settings
+
+    if form == "mlx":
+        words = list(mlx_command(recommendations))
+    else:
+        args, chosen = one_args(recommendations)
+        words = [*own_settings(chosen), *args]
+        if not args:
+            shell.say(f"Drafting off: start the server without drafting flags ({chosen.reason.rstrip('.')}).")
+    shell.out(shlex.join(words))
+
+
+def _aliases(settings: Settings, models: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The config's aliases of each model, by the name under which it was measured."""
+    from autospec.catalog.resolve import answering
+
+    names = sorted(set(models))
+    found: dict[str, tuple[str, ...]] = {}
+    for section in settings.models:
+        named = answering(
+            names, Path(section.name).stem if "/" in section.name else section.name, lambda n: (n,)
+        )
+        if len(named) == 1 and section.aliases:
+            found[named[0]] = section.aliases
+    return found

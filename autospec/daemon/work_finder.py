@@ -153,9 +153,9 @@ def survey(
             definition=definition,
             suite=suite,
             storage=settings.storage,
-            args=settings.server_args,
+            args=catalog.own.args(model, settings),
             temperature=settings.temperature,
-            context_tokens=settings.context_tokens,
+            context_tokens=catalog.own.context_tokens(model, settings),
         )
 
     whole = [request_for(model) for model in catalog.models if model.head is None]
@@ -343,8 +343,9 @@ def _known(
 
 
 def _watched(catalog: Catalog, settings: Settings) -> list[str]:
-    """Files and folders of models, of the config and of the backends' programs."""
+    """Files and folders of models, adapters, the config and the backends' programs."""
     files = [path for model in catalog.models for path in (model.path, *model.files)]
+    files += [adapter.path for section in settings.models for adapter in section.lora]
     watched = {*catalog.looked_in, *files, *(path.parent for path in files), settings.config_file}
     return sorted({str(path) for path in watched} | set(_programs(settings)))
 

@@ -235,7 +235,9 @@ class Endpoints:
         except ValueError:
             message = f"prompt_type must be one of {', '.join(PromptType)}, not {text[:100]!r}."
             raise Refused(ProxyProblem(400, message, "invalid_parameter", "prompt_type")) from None
-        question = Question(query.get("model", ""), prompt_type, query.get("backend", ""))
+        model = query.get("model", "")
+        model = next((o.name for o in self._dispatch.offered() if model in o.aliases), model)
+        question = Question(model, prompt_type, query.get("backend", ""))
 
         def work() -> dict[str, Any]:
             stored = read_recommendations(self._storage)

@@ -31,6 +31,7 @@ __all__ = [
     "for_client",
     "forced_prompt_type",
     "generates",
+    "has_images",
     "parse",
     "prompt_size",
     "read_body",
@@ -160,6 +161,34 @@ class ProxyRequest:
 def generates(path: str) -> bool:
     """True if a POST to this path generates text, so that drafting matters."""
     return path.removeprefix("/v1") in _GENERATING
+
+
+# Content parts with something else than text: OpenAI's chat, its responses, Anthropic's messages.
+_MEDIA_PARTS = frozenset({"image_url", "input_audio", "video_url", "input_video", "input_image", "image"})
+
+
+def has_images(document: Mapping[str, Any]) -> bool:
+    """True if the prompt has an image, a sound or a video, for which a server needs a projector."""
+    messages = document.get("messages") or document.get("input")
+    if isinstance(messages, list):
+        for message in messages:
+            content = message.get("content") if isinstance(message, dict) else None
+            if isinstance(content, list) and any(map(_is_media, content)):
+                return True
+    prompts = document.get("prompt")
+    # llama.cpp's own: {"prompt_string": …, "multimodal_data": […]}, alone or in a list.
+    return any(
+        isinstance(prompt, dict) and bool(prompt.get("multimodal_data"))
+        for prompt in (prompts if isinstance(prompts, list) else [prompts])
+    )
+
+
+def _is_media(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    inner = part.get("content")
+    # A tool of Anthropic's API answers with content parts of its own.
+    return part.get("type") in _MEDIA_PARTS or (isinstance(inner, list) and any(map(_is_media, inner)))
 
 
 async def read_body(request: web.BaseRequest, limit_bytes: int) -> bytes:

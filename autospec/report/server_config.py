@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from autospec.backends import flags as _flags
 from autospec.backends.flags import HelpText, Option
@@ -24,7 +26,7 @@ from autospec.cells import options_in
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UsageError
 from autospec.files import replace_file
-from autospec.recommendations import USER_SETTINGS, Recommendation, Status
+from autospec.recommendations import MODEL_SETTINGS, USER_SETTINGS, Recommendation, Status
 
 __all__ = [
     "BEGIN",
@@ -37,6 +39,7 @@ __all__ = [
     "mlx_command",
     "newest_args",
     "one_args",
+    "own_settings",
     "preset_text",
     "update_file",
 ]
@@ -141,25 +144,42 @@ def one_args(recommendations: Sequence[Recommendation]) -> tuple[tuple[str, ...]
     raise UsageError(f"The recommendations for {models[0]} differ: {what}.", f"Choose one with {options}.")
 
 
-def preset_text(recommendations: Sequence[Recommendation]) -> Rendered:
+def own_settings(recommendation: Recommendation) -> tuple[str, ...]:
+    """The server arguments that the user's config gave this model alone when it was measured, adapters for example."""
+    own = recommendation.evidence.get(MODEL_SETTINGS)
+    return tuple(map(str, own)) if isinstance(own, list) else ()
+
+
+# Model → more names for it.
+_Aliases = Mapping[str, Sequence[str]]
+_NO_ALIASES: Final[_Aliases] = MappingProxyType({})
+
+
+def preset_text(recommendations: Sequence[Recommendation], aliases: _Aliases = _NO_ALIASES) -> Rendered:
     """An INI file for llama-server's router (``--models-preset``): a section for each model and prompt type.
 
     Keys are flags without dashes (llama.cpp, ``common/preset.cpp``). That parser ends a value at the first ``;`` or
-    ``#`` and has no quotes, so a path with one of them cannot be written.
+    ``#`` and has no quotes, so a path with one of them cannot be written. It has one value for each key, and sorts the keys, so
+    an option stands under one spelling. The whole file is refused if two sections have one alias.
     """
     head = ["; Written by autospec. Start with: llama-server --models-preset THIS_FILE", "version = 1", ""]
 
-    def section(name: str, r: Recommendation) -> list[str]:
-        options = {"model": r.model_path} | _options([*_settings(r), *drafting_args(r)])
+    def section(name: str, r: Recommendation, more_names: Sequence[str]) -> list[str]:
+        options = {"model": r.model_path} | _options([*_without_alias(r), *drafting_args(r)])
+        if more_names:
+            options["alias"] = ",".join(more_names)
         for key, value in options.items():
             if not _PRESET_KEY.fullmatch(key) or re.search(r"[;#\r\n]", value) or value != value.strip():
                 raise AutospecError(f"{value!r} cannot be written into a preset.", "Rename the file.")
         return [f"; {_why(r)}", f"[{name}]", *(f"{key} = {value}".rstrip() for key, value in options.items())]
 
-    return _render(recommendations, head, section)
+    named = {r.model: (*_alias_of(r), *aliases.get(r.model, ())) for r in recommendations}
+    return _render(recommendations, head, section, named)
 
 
-def llama_swap_text(recommendations: Sequence[Recommendation], program: str = "llama-server") -> Rendered:
+def llama_swap_text(
+    recommendations: Sequence[Recommendation], program: str = "llama-server", aliases: _Aliases = _NO_ALIASES
+) -> Rendered:
     """A YAML file for llama-swap: a model with its command for each model and prompt type.
 
     Strings are written as JSON, which is YAML. llama-swap splits ``cmd`` like a POSIX shell and replaces ``${PORT}``.
@@ -167,19 +187,25 @@ def llama_swap_text(recommendations: Sequence[Recommendation], program: str = "l
     Args:
         recommendations: What to write.
         program: The server if a recommendation's own was not recorded.
+        aliases: More names of each model.
     """
 
-    def entry(name: str, r: Recommendation) -> list[str]:
+    def entry(name: str, r: Recommendation, more_names: Sequence[str]) -> list[str]:
         command = r.evidence.get("command")
         server = str(command[0]) if r.backend == "llama-server" and command else program
         words = ["--model", r.model_path, *_settings(r), *drafting_args(r)]
+        if macro := next((word for word in (server, *words) if "${" in word), None):
+            raise AutospecError(
+                f"{macro!r} cannot be written for llama-swap, which reads ${{…}} as a macro.", "Rename it."
+            )
         line = f"{shlex.quote(server)} --port ${{PORT}} {shlex.join(words)}"
         # YAML does not join the surrogate pairs of JSON's \u escapes, so do not escape.
         key, cmd = (json.dumps(text, ensure_ascii=False) for text in (name, line))
-        return [f"  # {_why(r)}", f"  {key}:", f"    cmd: {cmd}"]
+        names = [f"    aliases: {json.dumps(list(more_names), ensure_ascii=False)}"] if more_names else []
+        return [f"  # {_why(r)}", f"  {key}:", f"    cmd: {cmd}", *names]
 
     head = ["# Written by autospec. Start with: llama-swap -config THIS_FILE", "models:"]
-    return _render(recommendations, head, entry, indent="  ")
+    return _render(recommendations, head, entry, aliases, indent="  ")
 
 
 def mlx_command(recommendations: Sequence[Recommendation]) -> tuple[str, ...]:
@@ -210,11 +236,21 @@ def mlx_command(recommendations: Sequence[Recommendation]) -> tuple[str, ...]:
 def _render(
     recommendations: Iterable[Recommendation],
     head: list[str],
-    part: Callable[[str, Recommendation], list[str]],
+    part: Callable[[str, Recommendation, Sequence[str]], list[str]],
+    aliases: _Aliases,
     indent: str = "",
 ) -> Rendered:
     lines, names, left_out = [f"{indent}{BEGIN}"], [], []
-    for name, r in _named(recommendations):
+    entries = list(_named(recommendations))
+    # An alias means one entry.
+    wanted = Counter(alias for _, r in entries for alias in dict.fromkeys(aliases.get(r.model, ())))
+    taken = {name for name, _ in entries} | {alias for alias, count in wanted.items() if count > 1}
+    left_out += [
+        f"The alias {alias} is left out: {wanted[alias]} entries could have it, or one has it as its name."
+        for alias in wanted
+        if alias in taken
+    ]
+    for name, r in entries:
         subject = f"{r.model} ({_subject(r, with_backend=True)})"
         if r.backend not in _LLAMA_SERVERS:
             left_out.append(f"{subject} is left out: this format cannot configure {r.backend}.")
@@ -222,7 +258,8 @@ def _render(
             left_out.append(f"{subject} is left out: the path of the model on this machine is unknown.")
         else:
             try:
-                lines += [*part(name, r), ""]
+                free = [alias for alias in dict.fromkeys(aliases.get(r.model, ())) if alias not in taken]
+                lines += [*part(name, r, free), ""]
                 names.append(name)
             except AutospecError as error:
                 left_out.append(f"{subject} is left out: {error}")
@@ -244,17 +281,50 @@ def _named(recommendations: Iterable[Recommendation]) -> Iterator[tuple[str, Rec
         yield name, r
 
 
+# llama-server adds up what these are given; of any other option the last value counts. Each takes a list with commas.
+_LISTS: Final = frozenset(
+    {"lora", "lora-scaled", "control-vector", "control-vector-scaled", "override-tensor", "override-kv"}
+)
+# Short spellings, and others, of the options that people set most (b11434).
+_LONG: Final = {
+    "c": "ctx-size", "ngl": "n-gpu-layers", "gpu-layers": "n-gpu-layers", "t": "threads", "tb": "threads-batch",
+    "b": "batch-size", "ub": "ubatch-size", "np": "parallel", "fa": "flash-attn", "ctk": "cache-type-k",
+    "ctv": "cache-type-v", "ot": "override-tensor", "cram": "cache-ram", "mm": "mmproj", "dev": "device",
+    "sm": "split-mode", "ts": "tensor-split", "mg": "main-gpu", "fit": "fit", "temp": "temperature",
+    "cmoe": "cpu-moe", "ncmoe": "n-cpu-moe", "kvu": "kv-unified",
+}  # fmt: skip
+
+
 def _options(args: Sequence[str]) -> dict[str, str]:
-    """Flags and values as keys and values; a flag without a value is ``true``."""
+    """Flags and values as keys and values; a flag without a value is ``true``. Spellings stay, unless two are of one option."""
     options: dict[str, str] = {}
+    spelled: dict[str, str] = {}
     for flag, values in options_in(args):
         stray = values[1:] if flag else values
         if stray:
             raise AutospecError(
                 f"{stray[0]!r} cannot be written into a preset: it does not belong to a flag."
             )
-        options[flag.lstrip("-")] = values[0] if values else "true"
+        key, value = flag.lstrip("-"), values[0] if values else "true"
+        option = _LONG.get(key, key)
+        before = options.pop(spelled[option]) if option in spelled else None
+        options[key] = f"{before},{value}" if before is not None and option in _LISTS else value
+        spelled[option] = key
     return options
+
+
+_ALIAS: Final = ("-a", "--alias")
+
+
+def _alias_of(r: Recommendation) -> tuple[str, ...]:
+    """The names that the user's own arguments give the model."""
+    given = [values[0] for flag, values in options_in(_settings(r)) if flag in _ALIAS and values]
+    return tuple(name.strip() for name in given[-1].split(",")) if given else ()
+
+
+def _without_alias(r: Recommendation) -> list[str]:
+    options = options_in(_settings(r))
+    return [word for flag, values in options if flag not in _ALIAS for word in (flag, *values) if word]
 
 
 def _settings(r: Recommendation) -> list[str]:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from autospec.catalog.model import Model, without_context
-from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
+from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import SettingsError
 from autospec.recommendations import (
@@ -243,7 +243,7 @@ def _why_stale(entry: StoredRecommendation, place: AdviceKey, *, exact: bool) ->
     settings = found.evidence.get("settings")
     if isinstance(settings, list) and without_context(settings) != without_context(place.args):
         return f"it was proven with the server arguments {' '.join(settings)}"
-    return "it was proven with another file of the model"
+    return "it was proven with another file of the model or of its adapters"
 
 
 def _is_cell(entry: StoredRecommendation, model: Model, place: AdviceKey) -> bool:
@@ -258,8 +258,7 @@ def _is_cell(entry: StoredRecommendation, model: Model, place: AdviceKey) -> boo
     if without_context(settings) != without_context(place.args):
         return False
     # The name is not part of the key.
-    ref = ModelRef(model.name, str(model.path), model.fingerprint)
-    cell = Cell(ref, found.prompt_type, place.build, place.hardware, tuple(settings))
+    cell = Cell(model.ref, found.prompt_type, place.build, place.hardware, tuple(settings))
     return cell.key == entry.cell_key
 
 

@@ -35,6 +35,7 @@ class RouteRequest:
         temperature: As the client asks for; ``None`` for the server's default.
         is_probe: True for a health check, a dashboard or a page of a running server, which is no use of its model.
         waited_s: How long the request has already waited for a server that then broke.
+        images: True if the prompt has an image, a sound or a video, which takes a server with a projector.
         number: The same for all attempts at one request.
     """
 
@@ -46,6 +47,7 @@ class RouteRequest:
     temperature: float | None = None
     is_probe: bool = False
     waited_s: float = 0.0
+    images: bool = False
     number: int = field(default_factory=itertools.count(1).__next__, compare=False, kw_only=True)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from autospec.backends.protocol import Server, Watched, WithEveryRequest
+from autospec.catalog.model import loads_projector
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError, ServerDiedError
 from autospec.serving.model_registry import Engine
@@ -129,6 +130,11 @@ class ServerInstance:
     def lendable(self) -> bool:
         """True if it can take a request."""
         return self.state is InstanceState.READY and self._suspected_until is None
+
+    @property
+    def takes_images(self) -> bool:
+        """True if its server has loaded a projector."""
+        return self.server is not None and loads_projector(self.server.command)
 
     def start(self) -> None:
         """Start the server; called once, after construction."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
-from autospec.catalog.model import Model, context_of
+from autospec.catalog.model import Model, context_of, loads_projector
 from autospec.cells import Hardware, options_in
 from autospec.drafting import OFF, Drafting
 from autospec.serving.advice import ModelAdvice
@@ -44,9 +45,15 @@ def memory_limit_bytes(settings: Settings, hardware: Hardware) -> int:
 
 
 def footprint(
-    model: Model, draft: Model | None, tokens: int, *, maps_weights: bool, limit_bytes: int
+    model: Model,
+    draft: Model | None,
+    tokens: int,
+    *,
+    maps_weights: bool,
+    limit_bytes: int,
+    more_bytes: int = 0,
 ) -> MemoryEstimate:
-    """Estimate the memory of one server.
+    """Estimate the memory of one server; `more_bytes` is what it loads besides both models (projector, adapters).
 
     With `maps_weights` (memory-mapped, on the CPU) servers of the same file share its weights. Accelerators differ in what they
     do with a mapped file, so there each server counts in full. The estimate never exceeds the limit: a server fits its
@@ -54,7 +61,9 @@ def footprint(
     estimate, so that no second server fits beside it.
     """
     models = [model] if draft is None else [model, draft]
-    own = _BUFFERS_BYTES + sum(m.kv_bytes(min(tokens, m.context_length or tokens)) for m in models)
+    own = (
+        _BUFFERS_BYTES + more_bytes + sum(m.kv_bytes(min(tokens, m.context_length or tokens)) for m in models)
+    )
     weights = {str(m.path): m.size_bytes for m in models}
     if not maps_weights:
         return MemoryEstimate(min(own + sum(weights.values()), limit_bytes))
@@ -73,6 +82,15 @@ def maps_files(args: Sequence[str]) -> bool:
         elif flag in ("-lm", "--load-mode") and values:
             mapped = values[0] == "auto" or "mmap" in values[0]
     return mapped
+
+
+def _bytes_of(files: Iterable[Path]) -> int:
+    """Size of the files that exist."""
+    size = 0
+    for file in files:
+        with suppress(OSError):
+            size += file.stat().st_size
+    return size
 
 
 def launch_seconds(model: Model, draft: Model | None) -> float:
@@ -118,7 +136,7 @@ class LaunchOptions:
         self.known: Mapping[str, ModelAdvice] = {}
         self._settings = settings
         self.limit_bytes = memory_limit_bytes(settings, hardware)
-        self._maps_weights = not hardware.gpu and maps_files(settings.server_args)
+        self._on_cpu = not hardware.gpu
         self._pool = pool
         self._backoff = backoff
 
@@ -128,8 +146,8 @@ class LaunchOptions:
 
     def temperature(self, name: str) -> float:
         """The temperature of requests to a model that name none."""
-        backend = self.served(name)[1].capabilities.build.backend
-        return default_temperature(backend, self._settings.server_args)
+        model, engine = self.served(name)
+        return default_temperature(engine.capabilities.build.backend, self.args(model))
 
     def served(self, name: str) -> tuple[Model, Engine]:
         """An offered model and the engine that serves it."""
@@ -145,7 +163,21 @@ class LaunchOptions:
             str(model.path),
             model.fingerprint,
             draft.fingerprint if draft else "",
+            self.projector(model),
         )
+
+    def args(self, model: Model) -> tuple[str, ...]:
+        """The user's server arguments for a model."""
+        return self.registry.own.args(model, self._settings)
+
+    def projector(self, model: Model) -> Path | None:
+        """The projector beside a model that its servers load although the user's arguments do not name it."""
+        return self.registry.own.projector(model, self._settings)
+
+    def takes_images(self, name: str) -> bool:
+        """True if a server of the model loads a projector, where its build can load one with its drafting."""
+        model = self.registry.named(name)
+        return self.projector(model) is not None or loads_projector(self.args(model))
 
     def possible(self, model: Model, now_s: float) -> tuple[LaunchEstimate, ...]:
         """Off, and every recommended drafting that may be launched now."""
@@ -156,13 +188,17 @@ class LaunchOptions:
         """Memory and start time of one launch."""
         model, draft = self.registry.named(name), draft_of(drafting, self.registry.catalog)
         own = model.context_length
+        section, projector = self.registry.own.of(model), self.projector(model)
+        extra = [adapter.path for adapter in section.lora] if section else []
+        extra += [Path(section.mmproj)] if section and section.mmproj else []
         memory = footprint(
             model,
             draft,
-            context_of(self._settings.server_args, own, own or self._settings.context_tokens),
+            context_of(self.args(model), own, own or self._settings.context_tokens),
             # MLX copies the weights.
-            maps_weights=self._maps_weights and model.format == "gguf",
+            maps_weights=self._on_cpu and model.format == "gguf" and maps_files(self.args(model)),
             limit_bytes=self.limit_bytes,
+            more_bytes=_bytes_of([*extra, projector] if projector else extra),
         )
         took_s = self._pool.took_s(name, drafting)
         return LaunchEstimate(drafting, memory, launch_seconds(model, draft) if took_s is None else took_s)

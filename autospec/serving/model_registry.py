@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from autospec.backends.protocol import Backend, Capabilities, DraftsPerRequest
 from autospec.catalog.model import Format, Model
-from autospec.catalog.resolve import choose
+from autospec.catalog.resolve import OwnSettings, choose
 from autospec.catalog.scan import scan
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UnknownModelError
@@ -47,7 +47,8 @@ class ModelRegistry:
     """The catalogue as clients see it.
 
     Every complete language model is offered, including small ones that also serve as draft models. Draft heads are not:
-    they cannot answer alone. Nor are models of a format without an engine; `refused` says why, by format.
+    they cannot answer alone. Nor are models of a format without an engine; `refused` says why, by format. `own` is what the
+    config says of single models.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class ModelRegistry:
         models: tuple[Model, ...],
         engines: Mapping[Format, Engine],
         refused: Mapping[Format, str] = MappingProxyType({}),
+        own: OwnSettings | None = None,
     ) -> None:
         self.catalog = models
+        self.own = own or OwnSettings()
         # Of several files with one name only the first is offered.
         whole = {m.name: m for m in reversed(models) if m.head is None and m.format in engines}
         self.models = tuple(m for m in models if whole.get(m.name) is m)
@@ -152,4 +155,5 @@ def read_registry(
     settings: Settings, engines: Mapping[Format, Engine], refused: Mapping[Format, str]
 ) -> ModelRegistry:
     """Scan the disk for models; blocks."""
-    return ModelRegistry(scan(settings).models, engines, refused)
+    catalog = scan(settings)
+    return ModelRegistry(catalog.models, engines, refused, catalog.own)

@@ -87,7 +87,7 @@ class Reconciler:
         self.demand = Demand()
         self.prompt_lengths = PromptLengths()
         self.queue = RequestQueue(settings.queue_limit, parse_duration(settings.queue_deadline))
-        self.pool = ServerPool(settings.server_args, self._changed, clock, dependencies.daemon)
+        self.pool = ServerPool(self._changed, clock, dependencies.daemon)
         self.backoff = Backoff()
         self.options = LaunchOptions(settings, dependencies.hardware, registry, self.pool, self.backoff)
         self.memory_bytes = self.options.limit_bytes  # of all servers together
@@ -213,7 +213,14 @@ class Reconciler:
         for name, entry in actions.start:
             if self.backoff.not_before_s(name, entry.drafting) <= now:
                 model, engine = self.options.served(name)
-                self.pool.start(model, engine, entry, self.options.identity(name, entry.drafting))
+                self.pool.start(
+                    model,
+                    engine,
+                    entry,
+                    self.options.args(model),
+                    self.options.projector(model),
+                    identity=self.options.identity(name, entry.drafting),
+                )
         self.queue.serve(self._lend)
 
     def _demands(self, now_s: float) -> list[ModelDemand]:
@@ -254,7 +261,7 @@ class Reconciler:
 
     def _lend(self, request: RouteRequest) -> ServerLease | None:
         """The best ready launch for a request; ``None`` if it has to wait."""
-        lendable = self.pool.lendable(request.model)
+        lendable = self._able(request)
         if not lendable:
             return None
         per_request = self.options.served(request.model)[1].per_request
@@ -334,6 +341,22 @@ class Reconciler:
         if request.prompt_type is None:
             return None
         return self.options.temperature(request.model) if request.temperature is None else request.temperature
+
+    def _able(self, request: RouteRequest) -> list[ServerInstance]:
+        """The servers that can answer a request now, the least busy first."""
+        lendable = self.pool.lendable(request.model)
+        if not (request.images and self.options.takes_images(request.model)):
+            return lendable
+        seeing = [launch for launch in lendable if launch.takes_images]
+        if not seeing and any(launch.drafting.is_off for launch in lendable):
+            return lendable  # no server of this model can see, and each says so itself
+        if lendable and not seeing:
+            # This build drafts without a projector only: the server without drafting has it.
+            now = self._clock()
+            if not self.demand.wants_off(request.model, now):
+                self._kicked.set()  # once, because this is also called while reconciling
+            self.demand.needs_off(request.model, now)
+        return seeing
 
     def _is_planned(self, model: str) -> bool:
         """True if the plan keeps a launch for a model."""

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
 from autospec.backends.protocol import LaunchSettings, Server
 from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError
+from autospec.errors import LaunchError, UnsupportedError, UsageError
 from autospec.serving.dispatch import Limit
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 
 __all__ = ["MeasuringDaemon", "PoolActions", "ServerLease", "ServerPool", "next_actions"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,10 @@ def _footprints(servers: Iterable[ServerInstance]) -> list[MemoryEstimate]:
 _NO_CACHE: Final = ("--prompt-cache-size", "0")
 
 
+# What llama-server's log says of a projector that it cannot use.
+_PROJECTOR: Final = re.compile(r"mmproj|mtmd|multimodal|clip_", re.IGNORECASE)
+
+
 # A start that takes this many times its estimate counts as hung: users wait, and the server may start without drafting. A
 # hard disk is ten times slower than the disk that the estimates assume.
 _PATIENCE: Final = 20.0
@@ -106,8 +115,27 @@ _LEAST_TIMEOUT_S: Final = 120.0
 _MOST_TIMEOUT_S: Final = 600.0
 
 
-def _serve(engine: Engine, model: Model, entry: LaunchEstimate, args: tuple[str, ...]) -> Server:
-    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`."""
+def _serve(
+    engine: Engine, model: Model, entry: LaunchEstimate, args: tuple[str, ...], projector: Path | None
+) -> Server:
+    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`.
+
+    A projector that nobody named must not keep a model from answering: if the server does not start with it, it starts without.
+    """
+    if projector is not None:
+        try:
+            return _serve(engine, model, entry, (*args, "--mmproj", str(projector)), None)
+        except (LaunchError, UsageError, UnsupportedError) as error:
+            if isinstance(error, LaunchError) and not _PROJECTOR.search(
+                "\n".join((error.message, *error.log_tail))
+            ):
+                raise
+            _log.warning(
+                "%s is served without %s, with which its server does not start: %s",
+                model.name,
+                projector,
+                error,
+            )
     # The settings for measuring switch the cache off: they are tried if those for serving leave a harmful cache on.
     timeout_s = min(max(_PATIENCE * entry.launch_s, _LEAST_TIMEOUT_S), _MOST_TIMEOUT_S)
     for serving in (True, False):
@@ -152,13 +180,11 @@ class ServerPool:
 
     def __init__(
         self,
-        args: tuple[str, ...],
         changed: Callable[[], None],
         clock: Callable[[], float],
         daemon: MeasuringDaemon | None = None,
     ) -> None:
         self._daemon = daemon
-        self._args = args
         self._changed = changed
         self._clock = clock
         self._launches: list[ServerInstance] = []
@@ -191,15 +217,22 @@ class ServerPool:
         return MemoryEstimate.total_bytes(_footprints(self.held()))
 
     def start(
-        self, model: Model, engine: Engine, entry: LaunchEstimate, identity: tuple[object, ...] = ()
+        self,
+        model: Model,
+        engine: Engine,
+        entry: LaunchEstimate,
+        args: tuple[str, ...] = (),
+        projector: Path | None = None,
+        *,
+        identity: tuple[object, ...] = (),
     ) -> ServerInstance:
-        """Add a server and start it."""
-        args, daemon = self._args, self._daemon
+        """Add a server and start it, with the user's arguments, and with a projector if the server can load it."""
+        daemon = self._daemon
         launch = ServerInstance(
             model.name,
             entry.drafting,
             entry.footprint,
-            lambda: _serve(engine, model, entry, args),
+            lambda: _serve(engine, model, entry, args, projector),
             changed=self._changed,
             clock=self._clock,
             first=None if daemon is None else daemon.machine_is_free,

@@ -214,7 +214,7 @@ class Supervisor:
 
     def _place(self, registry: ModelRegistry, model: Model) -> AdviceKey:
         build = registry.engine(model).capabilities.build
-        return AdviceKey(self._dependencies.hardware, build, self._settings.server_args)
+        return AdviceKey(self._dependencies.hardware, build, registry.own.args(model, self._settings))
 
     async def _watch_recommendations(self) -> None:
         logged, pause_s = False, _POLL_S

@@ -119,7 +119,11 @@ class Demand:
         self._latest = model
         self._asked_s[model] = now_s
         if drafting_off:
-            self._off_asked_s[model] = now_s
+            self.needs_off(model, now_s)
+
+    def needs_off(self, model: str, now_s: float) -> None:
+        """Note that a request can be answered by a server without drafting only."""
+        self._off_asked_s[model] = now_s
 
     def arrived(self, model: str, prompt_type: PromptType | None, now_s: float) -> None:
         """Add a request to the traffic before its answer, so that plans include it."""

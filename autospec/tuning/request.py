@@ -63,6 +63,7 @@ class TuneRequest:
         drafts: Draft models that the user named; if any, no others are tried.
         prompt_types: Prompt types; empty for all of the suite.
         args: The user's launch settings as server arguments.
+        model_args: Those of them that the config gives this model alone.
         temperature: 0 is greedy.
         context_tokens: Context of measured launches if `args` set none; no export contains it.
         budget_s: Overrides the definition's.
@@ -79,6 +80,7 @@ class TuneRequest:
     drafts: tuple[Model, ...] = ()
     prompt_types: tuple[PromptType, ...] = ()
     args: tuple[str, ...] = ()
+    model_args: tuple[str, ...] = ()
     temperature: float = 0.0
     context_tokens: int = 4096
     budget_s: float | None = None
@@ -176,7 +178,7 @@ def prepare(
 
     Raises:
         UsageError: A name that matches no model or several, a draft that is the main model, or a malformed study, suite or
-            duration.
+            duration; or settings of the model that its server does not have.
         ModelFileError: A requested file cannot be read.
     """
     # Cheap mistakes first: reading every model's metadata may take seconds on a cold cache.
@@ -206,9 +208,10 @@ def prepare(
         study_storage=settings.study_storage,
         drafts=chosen,
         prompt_types=tuple(prompt_types),
-        args=(*settings.server_args, *args),
+        args=catalog.own.args(main, settings, args),
+        model_args=catalog.own.own_args(main),
         temperature=settings.temperature,
-        context_tokens=settings.context_tokens,
+        context_tokens=catalog.own.context_tokens(main, settings),
         budget_s=budget_s,
         again=again,
         forget_answers=settings.forget_answers,

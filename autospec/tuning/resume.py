@@ -18,7 +18,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import StoreError
 from autospec.hardware.identity import host_digest
 from autospec.measure.measurements import Shapes
-from autospec.recommendations import USER_SETTINGS, Recommendation, Status, Verdict
+from autospec.recommendations import MODEL_SETTINGS, USER_SETTINGS, Recommendation, Status, Verdict
 from autospec.store.database import Store
 from autospec.store.queries import DraftFile, DraftFiles
 from autospec.tuning.request import TuneRequest
@@ -324,17 +324,20 @@ def with_basis(
     *,
     draft_id: str = "",
     user_settings: Sequence[str] | None = None,
+    model_settings: Sequence[str] = (),
 ) -> Recommendation:
     """The recommendation with its basis in the evidence.
 
     `draft_id` identifies the tried drafting's draft. `user_settings` are the user's own launch settings; the cell's settings
-    include those that measuring adds.
+    include those that measuring adds. `model_settings` are those of them that the config gives this model alone.
     """
     evidence = {**recommendation.evidence, "basis": basis_of(cell, drafts)}
     if draft_id:
         evidence[DRAFT_ID] = draft_id
     if user_settings is not None:
         evidence[USER_SETTINGS] = list(user_settings)
+    if model_settings:
+        evidence[MODEL_SETTINGS] = list(model_settings)
     return replace(recommendation, evidence=evidence)
 
 

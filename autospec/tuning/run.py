@@ -251,6 +251,7 @@ class Tuning:
             self._drafts,
             draft_id=cell.study.draft_id(recommendation.tried),
             user_settings=self.request.args,
+            model_settings=self.request.model_args,
         )
         save_recommendation(store, based, self.hardware, cell.cell, cell.stands)
         if cell.opened_for and recommendation.status is Status.PROVEN:

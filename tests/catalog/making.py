@@ -156,3 +156,73 @@ def make_model(name: str = "main", **changes: Any) -> Model:
         "has_recurrent_state": False, "role": "text", "basename": "", "fingerprint": f"print of {name}",
     }  # fmt: skip
     return Model(**{**values, **changes})
+
+
+def write_projector(path: Path, width: int, *, inner: int = 32) -> Path:
+    """Write a projector (mmproj) that llama.cpp loads and runs: a LLaVA of random weights, 16 tokens for an image.
+
+    Args:
+        path: Where to.
+        width: ``embedding_length`` of the model that it is for.
+        inner: Its own.
+    """
+    random = np.random.default_rng(0)
+    vision = {"image_size": 56, "patch_size": 14, "embedding_length": inner, "feed_forward_length": 2 * inner}
+    vision |= {"block_count": 2, "projection_dim": width, "attention.head_count": 4}
+    shapes: dict[str, tuple[int, ...]] = {
+        "v.patch_embd.weight": (inner, 3, 14, 14),
+        "v.position_embd.weight": (16, inner),
+        "mm.0.weight": (width, inner),
+        "mm.0.bias": (width,),
+        "mm.2.weight": (width, width),
+        "mm.2.bias": (width,),
+    }
+    for block in ("v.blk.0", "v.blk.1"):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            shapes |= {f"{block}.{name}.weight": (inner, inner), f"{block}.{name}.bias": (inner,)}
+        for name in ("ln1", "ln2"):
+            shapes |= {f"{block}.{name}.weight": (inner,), f"{block}.{name}.bias": (inner,)}
+        shapes |= {f"{block}.ffn_up.weight": (2 * inner, inner), f"{block}.ffn_up.bias": (2 * inner,)}
+        shapes |= {f"{block}.ffn_down.weight": (inner, 2 * inner), f"{block}.ffn_down.bias": (inner,)}
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_string("general.type", "mmproj")
+    writer.add_string("clip.projector_type", "mlp")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_bool("clip.use_gelu", True)
+    for key, number in vision.items():
+        writer.add_uint32(f"clip.vision.{key}", number)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-6)
+    for key in ("image_mean", "image_std"):
+        writer.add_array(f"clip.vision.{key}", [0.5, 0.5, 0.5])
+    for name, shape in shapes.items():
+        writer.add_tensor(name, (0.05 * random.standard_normal(shape)).astype(np.float32))
+    _finish(writer)
+    return path
+
+
+def write_adapter(path: Path, width: int, *, strength: float = 0.3) -> Path:
+    """Write a LoRA adapter for the queries of a llama model's first blocks.
+
+    Args:
+        path: Where to.
+        width: ``embedding_length`` of the model that it is for.
+        strength: Of its random weights.
+    """
+    random = np.random.default_rng(1)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    for block in range(2):
+        for part, shape in (("lora_a", (4, width)), ("lora_b", (width, 4))):
+            weights = strength * random.standard_normal(shape)
+            writer.add_tensor(f"blk.{block}.attn_q.weight.{part}", weights.astype(np.float32))
+    _finish(writer)
+    return path
+
+
+def _finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

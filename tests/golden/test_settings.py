@@ -37,7 +37,7 @@ def test_the_settings_in_a_file_are_read(place):
     """Each key of the copy, written into a file, is still a key."""
     place.home.mkdir(exist_ok=True)
     template = (DATA / "settings" / "template.toml").read_text("utf-8")
-    lines = [line.removeprefix("#") for line in template.splitlines() if re.match(r"#\w+ = ", line)]
+    lines = [line.removeprefix("#") for line in template.splitlines() if re.match(r"#(\w+ = |\[)", line)]
     assert lines
     (place.home / "config.toml").write_text(
         "\n".join(line for line in lines if not line.startswith("study_storage"))

@@ -225,4 +225,4 @@ def test_a_trial_of_several_modes_is_kept_and_not_taught(tmp_path: Path):
     assert proposed is not None
     assert not proposed.beside
     study.note_drafting("winner", TOGETHER)
-    assert study.noted_drafting("winner", 0.0) == TOGETHER
+    assert study.drafting_in(study.notes(), "winner", 0.0) == TOGETHER

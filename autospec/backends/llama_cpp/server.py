@@ -5,19 +5,23 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autospec.backends import binaries
 from autospec.backends.binaries import list_devices
+from autospec.backends.failures import projector_refused
 from autospec.backends.flags import NGRAM_CACHE_NOTE, HelpText, drafting_args, lists_types, modes
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST, ServerProcess
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import check
+from autospec.catalog.model import loads_projector, without_projector
 from autospec.cells import options_in
 from autospec.drafting import Drafting, Mode
-from autospec.errors import BackendMissingError
+from autospec.errors import BackendMissingError, LaunchError
 from autospec.hardware.gpu import Device
 
 __all__ = ["LlamaServer", "find_llama_server"]
@@ -73,7 +77,12 @@ class LlamaServer:
         """See `autospec.backends.protocol.Backend`; the port is not part of it, nor is the folder for slots."""
         program, probe = self._probed()
         build = probe.build.version
-        given = {name for option in check(probe.help, build, settings.args) for name in option.names}
+        # llama-server does not know ``--flag=value``.
+        own = [word for flag, values in options_in(settings.args) for word in (flag, *values)]
+        scaled = probe.help.find("--lora-scaled")
+        if scaled is not None and scaled.arity == 2:
+            own = _scales_apart(own)
+        given = {name for option in check(probe.help, build, own) for name in option.names}
         fixed: list[str] = []
         for option, value in () if settings.serving else _MEASURED_WITH:
             if probe.help.has(option) and option not in given:
@@ -81,13 +90,13 @@ class LlamaServer:
         named = bool(settings.served_as) and "," not in settings.served_as  # commas part several names
         if named and probe.help.has("--alias") and "--alias" not in given:
             fixed += ["--alias", settings.served_as]
-        if probe.help.has("--slots"):
+        # The slots tell whether a drafting is in force. Users' servers show them only where the build does so by itself, or
+        # does not count drafted tokens, which tell it too.
+        if probe.help.has("--slots") and not (settings.serving and probe.tells_drafts):
             fixed.append("--slots")
         if not settings.serving and not given & _VERBOSITY and self._tells_placement_as_trace():
             fixed += ["--log-verbosity", "4"]
         drafted = drafting_args(probe.help, build, drafting)
-        # llama-server does not know ``--flag=value``.
-        own = [word for flag, values in options_in(settings.args) for word in (flag, *values)]
         return (str(program), "--model", model_path, *own, *fixed, *drafted)
 
     def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
@@ -96,9 +105,18 @@ class LlamaServer:
         return drafting_args(probe.help, probe.build.version, drafting)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
-        """See `autospec.backends.protocol.Backend`."""
+        """See `autospec.backends.protocol.Backend`; where a build does not draft with a projector, it drafts without."""
+        try:
+            return self._launch(model_path, drafting, settings)
+        except LaunchError as error:
+            args = tuple(without_projector(settings.args))
+            if drafting.is_off or not loads_projector(settings.args) or not projector_refused(error.log_tail):
+                raise
+        return self._launch(model_path, drafting, replace(settings, args=args))
+
+    def _launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         command = self.command(model_path, drafting, settings)
-        erases_slot = _drafts_only_with_cache(self._probed()[1].help)
+        erases_slot = self._erases_slot(settings)
         slots = _SlotFolder() if erases_slot and "--slot-save-path" not in command else None
         try:
             return start_child(
@@ -121,6 +139,10 @@ class LlamaServer:
             if slots is not None:
                 slots.remove()
             raise
+
+    def _erases_slot(self, settings: LaunchSettings) -> bool:
+        """Only for measuring: whoever can empty a user's slot can also write its prompt to the disk."""
+        return not settings.serving and _drafts_only_with_cache(self._probed()[1].help)
 
     def devices(self) -> tuple[Device, ...] | None:
         """See `autospec.backends.registry.OnDevices`."""
@@ -198,6 +220,17 @@ def _drafts_only_with_cache(text: HelpText) -> bool:
     were not tried; emptying the slot does no harm there.
     """
     return text.has("--slot-save-path") and not text.has("--spec-draft-n-max")
+
+
+def _scales_apart(args: Sequence[str]) -> list[str]:
+    """The arguments for builds of 2025, which take ``--lora-scaled PATH SCALE``; later ones take ``PATH:SCALE``."""
+    words: list[str] = []
+    for flag, values in options_in(args):
+        if flag == "--lora-scaled" and len(values) == 1:
+            words += [flag, *values[0].rsplit(":", 1)]
+        else:
+            words += [flag, *values]
+    return words
 
 
 def find_llama_server(binary: Path | None) -> Path:
