@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 
 __all__ = [
+    "CONDITIONS",
     "LIKELY",
+    "LIMITS",
+    "NO_LIMITS",
     "SCHEMA",
     "SCHEMA_VERSION",
     "USER_SETTINGS",
+    "LimitCheck",
+    "LimitVerdict",
+    "Limits",
     "Recommendation",
     "Status",
     "StoredRecommendation",
@@ -25,9 +31,12 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-# Keys of the evidence: the user's launch settings, and what is likely before the proof is finished (`autospec.measure.likely`).
+# Keys of the evidence: the user's launch settings, what is likely before the proof is finished (`autospec.measure.likely`),
+# where a proven drafting was checked besides (`Limits`), and under which conditions it was proven.
 USER_SETTINGS = "user_settings"
 LIKELY = "likely"
+LIMITS = "limits"
+CONDITIONS = "conditions"
 
 
 class Verdict(StrEnum):
@@ -152,6 +161,116 @@ class Recommendation:
             created_at=data["created_at"],
             evidence=data.get("evidence", {}),
         )
+
+
+class LimitVerdict(StrEnum):
+    """What a check shows: the interval of the ratio is above 1, below 1, or includes 1 (or nothing was measured)."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitCheck:
+    """A proven drafting, compared with off under one other condition.
+
+    Attributes:
+        at: Requests at once, cached tokens, temperature, or the turn of a chat.
+        ratio: drafting ÷ off of the speed; ``None`` if nothing was measured.
+        interval: Of `ratio`, at the study's confidence; ``None`` if nothing was measured.
+        pairs: Number of paired measurements.
+        verdict: See `LimitVerdict`.
+        note: Why nothing was measured, or what was found besides; often empty.
+    """
+
+    at: float
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+    pairs: int = 0
+    verdict: LimitVerdict = LimitVerdict.OPEN
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in the evidence."""
+        return {
+            "at": int(self.at) if self.at == int(self.at) and self.at >= 1 else self.at,
+            "ratio": _number(self.ratio, 4),
+            "interval": None if self.interval is None else [_number(v, 4) for v in self.interval],
+            "pairs": self.pairs,
+            "verdict": str(self.verdict),
+            "note": self.note,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote; a missing key is what nothing measured leaves."""
+        interval = data.get("interval")
+        verdict = data.get("verdict")
+        return cls(
+            at=data.get("at", 0),
+            ratio=data.get("ratio"),
+            interval=None if interval is None else _interval(*interval),
+            pairs=data.get("pairs", 0),
+            verdict=LimitVerdict(verdict) if verdict in set(LimitVerdict) else LimitVerdict.OPEN,
+            note=data.get("note", ""),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a proven drafting was shown to be faster than off.
+
+    Attributes:
+        concurrent: Checks at several requests at once.
+        context: Checks behind cached tokens.
+        temperature: Checks at other temperatures than the proof's.
+        second_turn: Checks in the second turn of a chat.
+        most_concurrent: Most requests at once; ``None`` if no number was measured. 1 is what the proof itself shows.
+        deepest_context: Most tokens of context; ``None`` if no depth was measured.
+        highest_temperature: Highest temperature; ``None`` if no other than the proof's was measured.
+    """
+
+    concurrent: tuple[LimitCheck, ...] = ()
+    context: tuple[LimitCheck, ...] = ()
+    temperature: tuple[LimitCheck, ...] = ()
+    second_turn: tuple[LimitCheck, ...] = ()
+    most_concurrent: int | None = None
+    deepest_context: int | None = None
+    highest_temperature: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in the evidence."""
+        return {
+            "concurrent": [c.to_json() for c in self.concurrent],
+            "context": [c.to_json() for c in self.context],
+            "temperature": [c.to_json() for c in self.temperature],
+            "second_turn": [c.to_json() for c in self.second_turn],
+            "most_concurrent": self.most_concurrent,
+            "deepest_context": self.deepest_context,
+            "highest_temperature": self.highest_temperature,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | None) -> Self:
+        """Read the evidence's `LIMITS`; a missing key, or ``None`` for all of them, is no limit."""
+        data = data or {}
+
+        def checks(key: str) -> tuple[LimitCheck, ...]:
+            return tuple(LimitCheck.from_json(c) for c in data.get(key) or ())
+
+        return cls(
+            concurrent=checks("concurrent"),
+            context=checks("context"),
+            temperature=checks("temperature"),
+            second_turn=checks("second_turn"),
+            most_concurrent=data.get("most_concurrent"),
+            deepest_context=data.get("deepest_context"),
+            highest_temperature=data.get("highest_temperature"),
+        )
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
