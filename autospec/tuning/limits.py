@@ -37,7 +37,6 @@ from autospec.tuning.cell import Progress, TuneStep
 from autospec.tuning.definition import LimitsDefinition
 from autospec.tuning.launches import Launches, Memory
 from autospec.tuning.load_guard import LoadGuard, patience_s
-from autospec.tuning.proof import of_round
 
 __all__ = [
     "USUAL_TEMPERATURE",
@@ -381,21 +380,23 @@ class LimitChecks:
 class _Item:
     """One pair to be measured: its prompts, more than one if they are asked at once."""
 
-    name: str
+    number: int
     prompts: tuple[Prompt, ...]
 
 
 def _items(condition: Condition, prompts: Sequence[Prompt], turn: int) -> list[_Item]:
     """Four items for one pair of launches; the other pair gets other prompts as far as there are any."""
     size = int(condition.at) if condition.kind is Kind.CONCURRENT else 1
-    in_turns = of_round(prompts, 1, len(prompts))
-    begin = turn * _PAIRS * size
-    chosen = [in_turns[(begin + k) % len(in_turns)] for k in range(_PAIRS * size)]
-    groups = [tuple(chosen[k : k + size]) for k in range(0, len(chosen), size)]
-    return [_Item(" ".join(p.id for p in group), group) for group in groups]
+    count = len(prompts)
+    places = range(turn * _PAIRS * size, (turn + 1) * _PAIRS * size)
+    # Each time all prompts were asked, the next groups begin one later: other prompts are asked together then.
+    step = max(1, count // (_LAUNCHES * _PAIRS * size))  # from all over the file
+    chosen = [prompts[(place * step + place * step // count) % count] for place in places]
+    return [_Item(k, tuple(chosen[k * size : (k + 1) * size])) for k in range(_PAIRS)]
 
 
-_Halves = dict[tuple[str, bool], Measurement]
+# Number of the item, and whether it is the half without drafting.
+_Halves = dict[tuple[int, bool], Measurement]
 
 
 class _DraftingChecks:
@@ -513,7 +514,7 @@ class _DraftingChecks:
         if self._launches.resident == 2:
             self._launches.off()
             self._launches.drafted(self._drafting)  # now it is known whether two fit
-        pairs: dict[str, Pair] = {}
+        pairs: dict[int, Pair] = {}
         items = _items(condition, subject.prompts, turn)
         for again in range(_REPEATS + 1):
             try:
@@ -522,7 +523,7 @@ class _DraftingChecks:
                 self._notes[condition, subject.key] = f"A request failed: {error.message}"
                 self._pairs.pop((condition, subject.key), None)
                 return
-            items = [item for item in items if disturbance(pairs[item.name])]
+            items = [item for item in items if disturbance(pairs[item.number])]
             # A second exposure would flatter a mode that remembers; by turns each repeat takes two launches.
             if not items or self._drafting.mode.draft_free or self._launches.resident == 1:
                 break
@@ -530,7 +531,7 @@ class _DraftingChecks:
 
     def _pairs_of(
         self, condition: Condition, subject: Subject, items: Sequence[_Item], turn: int
-    ) -> dict[str, Pair]:
+    ) -> dict[int, Pair]:
         """A pair for each item: side by side the order of the halves alternates, else one side follows the other."""
         halves: _Halves = {}
         sides = (self._drafting, OFF)
@@ -542,7 +543,7 @@ class _DraftingChecks:
             for side in sides[:: -1 if turn % 2 else 1]:
                 for item in items:
                     self._half(condition, subject, item, side, halves)
-        return {item.name: self._pair(condition, item, halves) for item in items}
+        return {item.number: self._pair(condition, item, halves) for item in items}
 
     def _half(
         self, condition: Condition, subject: Subject, item: _Item, side: Drafting, halves: _Halves
@@ -552,7 +553,7 @@ class _DraftingChecks:
         server = launches.off() if side.is_off else launches.drafted(side)
         if condition.kind is not Kind.CONTEXT:
             self._in_cache.pop(server.launch_id, None)
-        position = int((item.name, not side.is_off) in halves)
+        position = int((item.number, not side.is_off) in halves)
         try:
             asking, prompt = self._prepared(condition, first, server)
             if isinstance(server, Slotted) and more:
@@ -585,7 +586,7 @@ class _DraftingChecks:
                 self._half(condition, subject, item, OFF, halves)
                 self._broken.add((condition, subject.key))
             raise
-        halves[item.name, side.is_off] = measured
+        halves[item.number, side.is_off] = measured
         self._calm.after(MachineState.from_json(measured.machine))
 
     def _prepared(self, condition: Condition, prompt: Prompt, server: Server) -> tuple[Asking, Prompt]:
@@ -621,7 +622,7 @@ class _DraftingChecks:
         return long_text(round(tokens / self._tokens_per_character))
 
     def _pair(self, condition: Condition, item: _Item, halves: _Halves) -> Pair:
-        off, drafted = halves[item.name, True], halves[item.name, False]
+        off, drafted = halves[item.number, True], halves[item.number, False]
         deep = condition.kind is Kind.CONTEXT
         computed_again = deep and max(off.prompt_tokens, drafted.prompt_tokens) > condition.at / 2
         # Answers differ in length: both halves count for off's length. What is computed again is a cost, and stays in.
