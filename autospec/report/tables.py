@@ -126,9 +126,11 @@ def _conditions(shown: Sequence[Recommendation]) -> list[Text]:
         )
         for words, kinds in told.items()
     ]
-    for r in shown:
-        if checks := limits_words(r):
-            lines.append(Text.assemble((f"{_kind(r)}, checked", "dim"), f": {'; '.join(checks)}"))
+    lines += [
+        Text.assemble((f"{_kind(r)}, checked", "dim"), f": {'; '.join(checks)}")
+        for r in shown
+        if (checks := limits_words(r))
+    ]
     return lines
 
 
