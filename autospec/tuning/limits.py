@@ -28,7 +28,7 @@ from autospec.measure.asking import Asking, disturbance, measure, measure_at_onc
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import of_pairs
 from autospec.measure.long_text import after_text, heading, long_text
-from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase
+from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes
 from autospec.measure.verdict import Rule, decide
 from autospec.prompts.suite import Half, Prompt
 from autospec.recommendations import LimitCheck, Limits, LimitVerdict
@@ -110,6 +110,7 @@ class Subject:
         prompts: The proof's prompts.
         context_tokens: The longest of them with its answer.
         prompt_token_ms: Time for one token of a prompt, for the expected time.
+        shapes: The requests that the proof is for. What is cached is measured here, and not assumed.
     """
 
     name: str
@@ -118,17 +119,26 @@ class Subject:
     prompts: tuple[Prompt, ...]
     context_tokens: int
     prompt_token_ms: float = 0.0
+    shapes: Shapes = AS_MEASURED
 
     @classmethod
     def of(
-        cls, name: str, key: str, drafting: Drafting, prompts: Sequence[Prompt], pairs: Sequence[Pair]
+        cls,
+        name: str,
+        key: str,
+        drafting: Drafting,
+        prompts: Sequence[Prompt],
+        pairs: Sequence[Pair],
+        *,
+        shapes: Shapes = AS_MEASURED,
     ) -> Subject:
-        """The subject from its proof's pairs."""
+        """The subject from its proof's pairs and requests."""
         halves = [half for pair in pairs for half in (pair.off, pair.drafted)]
         longest = max((half.prompt_tokens + half.predicted_tokens for half in halves), default=0)
         per_token = [half.prompt_ms / half.prompt_tokens for half in halves if half.prompt_tokens]
         token_ms = statistics.median(per_token) if per_token else 0.0
-        return cls(name, key, drafting, tuple(prompts), longest, token_ms)
+        uncached = replace(shapes, cached_share=0.0)
+        return cls(name, key, drafting, tuple(prompts), longest, token_ms, uncached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -543,7 +553,7 @@ class _DraftingChecks:
             for side in sides[:: -1 if turn % 2 else 1]:
                 for item in items:
                     self._half(condition, subject, item, side, halves)
-        return {item.number: self._pair(condition, item, halves) for item in items}
+        return {item.number: self._pair(condition, subject, item, halves) for item in items}
 
     def _half(
         self, condition: Condition, subject: Subject, item: _Item, side: Drafting, halves: _Halves
@@ -621,13 +631,13 @@ class _DraftingChecks:
             self._tokens_per_character = max(1, count) / len(sample)
         return long_text(round(tokens / self._tokens_per_character))
 
-    def _pair(self, condition: Condition, item: _Item, halves: _Halves) -> Pair:
+    def _pair(self, condition: Condition, subject: Subject, item: _Item, halves: _Halves) -> Pair:
         off, drafted = halves[item.number, True], halves[item.number, False]
         deep = condition.kind is Kind.CONTEXT
         computed_again = deep and max(off.prompt_tokens, drafted.prompt_tokens) > condition.at / 2
-        # Answers differ in length: both halves count for off's length. What is computed again is a cost, and stays in.
+        # Both halves count for the proof's request. What is computed again is a cost, and stays in.
         as_measured = condition.kind is Kind.CONCURRENT or computed_again or self._per_request
-        return Pair(off, drafted, None if as_measured else AS_MEASURED.of_half(off))
+        return Pair(off, drafted, None if as_measured else subject.shapes.of_half(off))
 
     def _conclude(self, condition: Condition, subject: Subject) -> None:
         tools = self._tools

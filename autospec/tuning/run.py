@@ -255,7 +255,14 @@ class Tuning:
             progress=self.progress,
         ).run(
             [
-                Subject.of(str(c.prompt_type), c.cell.key, c.winner, c.prove_prompts, known[c.cell.key])
+                Subject.of(
+                    str(c.prompt_type),
+                    c.cell.key,
+                    c.winner,
+                    c.prove_prompts,
+                    known[c.cell.key],
+                    shapes=c.shapes,
+                )
                 for c in cells
             ]
         )
