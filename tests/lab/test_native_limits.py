@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.catalog.gguf import read_gguf
 from autospec.cells import PromptType
@@ -27,6 +29,7 @@ DEPTH = 2048
 TOKENS = 8
 
 
+@pytest.mark.slow
 def test_two_slots_and_a_cached_prefix(lab_models, llama_server_binary: Path, tmp_path: Path, monkeypatch):
     """Every check is measured: both slots draft, and behind the text only the prompt is computed."""
     halves: list[Measurement] = []
