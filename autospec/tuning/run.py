@@ -122,6 +122,44 @@ class Tuning:
                 self._save(session.store, nothing_to_try(cell, why, verdict), cell)
         elif open_cells:
             self._tune(session, open_cells, space, budget, fitting)
+        if limits.check:
+            self._check_proven([c for c in cells if c not in open_cells], session, space, budget)
+
+    def _check_proven(
+        self, cells: Sequence[CellRun], session: TuneSession, space: Space, budget: Budget
+    ) -> None:
+        """Check cells that an earlier tune enabled and had no time to check."""
+        store, proofs = session.store, {c.cell.key: c.history.served for c in cells}
+        unchecked = []
+        for cell in cells:
+            proof = proofs[cell.cell.key]
+            if proof is not None and proof.verdict is Verdict.ENABLE and LIMITS not in proof.evidence:
+                cell.winner, cell.shapes = proof.drafting, cell.history.requests or cell.shapes
+                unchecked.append(cell)
+        if not unchecked:
+            return
+
+        def keep(cell: CellRun) -> None:
+            proof = proofs[cell.cell.key]
+            if proof is None or cell.limits is None:
+                return
+            evidence = {**proof.evidence, LIMITS: cell.limits.to_json()}
+            store.save_recommendation(replace(proof, evidence=evidence), self.hardware, cell.cell)
+
+        request = self.request
+        with Launches(self.backend, str(request.model.path), request.settings(), resident=1) as launches:
+            asking = Asking(
+                request.protocol, request.definition.max_tokens, request.temperature, StateWatch()
+            )
+            since = {c.cell.key: c.history.epoch_s or 0.0 for c in unchecked}
+            shapes = {c.cell.key: c.shapes for c in unchecked}
+            pairing = PairedRunner(launches, asking, store, since=since, shapes=shapes)
+            for cell in unchecked:
+                pairing.note_stored(cell.cell.key, cell.winner)
+            context = TuneContext(
+                request.definition, space, launches, pairing, budget, self.progress, asking, store
+            )
+            self._check_limits(unchecked, context, keep)
 
     def _refusal(self, space: Space) -> str:
         """Why no drafting can be used with this model at all, found out before any launch; empty if one can."""

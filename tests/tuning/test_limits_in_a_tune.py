@@ -185,6 +185,19 @@ def test_nothing_is_checked_unless_it_is_asked_for(tmp_path):
     }
 
 
+def test_what_was_proven_before_is_checked_later(tmp_path):
+    """The next tune has time for the checks: the proof stays as it is, and gets its limits."""
+    first = tune(request_for(tmp_path, LimitsDefinition()), SimulatedBackend(wins))[PromptType.CODING]
+    backend = SimulatedBackend(wins)
+    second = tune(request_for(tmp_path), backend)[PromptType.CODING]
+    limits = Limits.from_json(second.evidence.pop(LIMITS))
+    assert limits.most_concurrent == 4
+    assert second == first
+    launches = len(backend.launched)
+    tune(request_for(tmp_path), backend)
+    assert len(backend.launched) == launches, "what was checked is not checked again"
+
+
 def test_without_time_nothing_is_checked(tmp_path):
     """The proof comes first; the tune says what was left out."""
     progress = Silent()
