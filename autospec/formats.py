@@ -1,4 +1,4 @@
-"""Percent, sizes, durations and ages as people read them, and two clauses that several rooms print."""
+"""Percent, sizes, durations and ages as people read them, and clauses that several rooms print."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from autospec.recommendations import LIKELY, Recommendation, Verdict
+from autospec.recommendations import (
+    CONDITIONS,
+    LIKELY,
+    LIMITS,
+    LimitCheck,
+    Limits,
+    LimitVerdict,
+    Recommendation,
+    Verdict,
+)
 
 __all__ = [
     "age",
     "bounded",
+    "conditions_words",
     "counted",
     "duration",
     "gibibytes",
     "gigabytes",
     "likely_words",
+    "limits_words",
     "log_percent",
     "percent",
     "plain_speed",
@@ -85,6 +96,48 @@ def likely_words(r: Recommendation) -> str:
         return f"{gain}, not proven"
     minutes = max(1, round(about_s / 60.0))
     return f"{gain}, about {minutes} more minute{'' if minutes == 1 else 's'} would prove it"
+
+
+def conditions_words(r: Recommendation) -> str:
+    """Under which conditions it was measured: ``greedy, 64 tokens, one request at a time, nothing cached; …``; or nothing."""
+    told = r.evidence.get(CONDITIONS)
+    if not isinstance(told, dict):
+        return ""
+    temperature = told.get("temperature", 0.0)
+    sampling = "greedy" if temperature <= 0 else f"temperature {temperature:g}"
+    at_once = told.get("slots", 1)
+    several = "one request at a time" if at_once == 1 else f"{at_once} requests at once"
+    cached = told.get("cached_tokens", 0)
+    words = (
+        f"{sampling}, {told.get('max_tokens', '?')} tokens, {several}, "
+        f"{f'{cached} tokens' if cached else 'nothing'} cached"
+    )
+    answer = told.get("answer_tokens")
+    if answer is None:
+        return words
+    share = told.get("cached_share") or 0.0
+    of_prompt = f" with {share:.0%} of the prompt cached" if share else ""
+    return f"{words}; composed for {answer}-token answers{of_prompt}"
+
+
+def limits_words(r: Recommendation) -> tuple[str, ...]:
+    """One clause for each check of where a proven drafting may fail: ``4 requests at once: -18.0 % (slower)``."""
+    limits = Limits.from_json(r.evidence.get(LIMITS))
+    checks = (
+        *((f"{c.at:g} requests at once", c) for c in limits.concurrent),
+        *((f"{c.at:g} tokens of context", c) for c in limits.context),
+        *((f"temperature {c.at:g}", c) for c in limits.temperature),
+        *(("second turn of a chat", c) for c in limits.second_turn),
+    )
+    return tuple(f"{where}: {_checked(check)}" for where, check in checks)
+
+
+def _checked(check: LimitCheck) -> str:
+    """The result of one check, without its note."""
+    if check.ratio is None:
+        return "fails" if check.verdict is LimitVerdict.SLOWER else "not measured"
+    found = check.verdict if check.verdict is not LimitVerdict.OPEN else "faster or slower"
+    return f"{percent(check.ratio)} ({found})"
 
 
 def age(created_at: str, now: dt.datetime) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from autospec.backends.json_http import STATUS_TIMEOUT_S, JsonClient, count_in, milliseconds_in
-from autospec.backends.protocol import Completion, Request
+from autospec.backends.protocol import Completion, Request, Slots
 from autospec.errors import RequestError
 
 __all__ = [
@@ -53,15 +53,16 @@ GREEDY = {
 
 
 def request_body(request: Request) -> dict[str, Any]:
-    """The JSON of one request: without the prompt cache, and with every default that matters set."""
+    """The JSON of one request, with every default that matters set."""
     sampling = GREEDY if request.temperature <= 0 else {"temperature": request.temperature}
     body: dict[str, Any] = {
         "messages": list(request.messages),
         "max_tokens": request.max_tokens,
         "seed": request.seed,
         "stream": False,
-        "cache_prompt": False,
-        "id_slot": 0,  # n-gram pools belong to a slot in some modes: always the same one
+        "cache_prompt": request.cached,
+        # N-gram pools belong to a slot in some modes: the same one unless the request says otherwise.
+        "id_slot": request.slot,
         **sampling,
     }
     if request.tools:
@@ -206,9 +207,9 @@ class ChatClient(JsonClient):
         """
         cached = {"cache_prompt": True} if self.erases_slot else {}
         body = {**request_body(request), **cached, **(extra or {})}
-        if self.erases_slot:
+        if self.erases_slot and not request.cached:
             self._check_alive()
-            self._erase_slot(body.get("model"))
+            self._erase_slot(request.slot, body.get("model"))
         answer, wall_ms = self.post("/v1/chat/completions", body, request.timeout_s)
         return read_completion(answer, wall_ms, tells_drafts=self.tells_drafts)
 
@@ -227,11 +228,26 @@ class ChatClient(JsonClient):
         told = [value for value in told if isinstance(value, bool)]
         return any(told) if told else None
 
-    def _erase_slot(self, model: str | None) -> None:
+    def slots(self) -> Slots:
+        """How many slots the server has, and the context of one.
+
+        Raises:
+            RequestError: It tells neither in /props nor in /slots.
+        """
+        props, slots = self.get("/props"), self.get("/slots")
+        told = [s for s in slots if isinstance(s, dict)] if isinstance(slots, list) else []
+        count = count_in(props.get("total_slots")) if isinstance(props, dict) else None
+        count = count or len(told)
+        if not count:
+            raise RequestError("The server does not report its slots.")
+        contexts = [n for s in told if (n := count_in(s.get("n_ctx")))]
+        return Slots(count, min(contexts, default=None))
+
+    def _erase_slot(self, slot: int, model: str | None) -> None:
         # A router finds the slot's server by the model in the body.
         body = {"model": model} if model else {}
         with self._told("did not empty its slot in time"):
             answer = self._http.post(
-                "/slots/0", params={"action": "erase"}, json=body, timeout=STATUS_TIMEOUT_S
+                f"/slots/{slot}", params={"action": "erase"}, json=body, timeout=STATUS_TIMEOUT_S
             )
         self._decode(answer.status_code, answer.content)

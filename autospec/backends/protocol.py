@@ -23,6 +23,8 @@ __all__ = [
     "Proposal",
     "Request",
     "Server",
+    "Slots",
+    "Slotted",
     "TokenAnswer",
     "Tokens",
     "Watched",
@@ -99,6 +101,8 @@ class Request:
         tools: Tool definitions in OpenAI's form, or none.
         timeout_s: Limit for the whole request.
         ignore_eos: Generate until `max_tokens`, even where the model would end.
+        slot: The server's slot that answers, where it has several and lets a request choose.
+        cached: Use and fill the server's prompt cache; measurements of whole prompts do not.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -108,6 +112,8 @@ class Request:
     tools: Sequence[dict[str, Any]] = ()
     timeout_s: float = 600.0
     ignore_eos: bool = False
+    slot: int = 0
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +264,41 @@ class Watched(Protocol):
 
     def ended(self) -> str | None:
         """How its process ended, as the end of a sentence (``was ended by SIGKILL``); ``None`` while it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """How many requests a running server answers at once, and the most tokens of one of them; ``None`` if it does not tell."""
+
+    count: int
+    context_tokens: int | None = None
+
+
+@runtime_checkable
+class Slotted(Protocol):
+    """A server that answers several requests at once, each in its own slot."""
+
+    @property
+    def launch_id(self) -> str:
+        """See `Server`."""
+
+    @property
+    def drafting(self) -> Drafting:
+        """See `Server`."""
+
+    def slots(self) -> Slots:
+        """Its slots.
+
+        Raises:
+            RequestError: It does not tell.
+        """
+
+    def complete_all(self, requests: Sequence[Request]) -> list[Completion]:
+        """Ask all of them at once, the first in slot 0, and wait for all answers.
+
+        Raises:
+            ServerDiedError, RequestError: As `Server.complete`, once all answers or errors are there.
+        """
 
 
 @runtime_checkable

@@ -11,8 +11,10 @@ import logging
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +32,7 @@ from autospec.backends.process import (
     is_shared,
     listens,
 )
-from autospec.backends.protocol import Capabilities, Completion, Request, Server, Tokens
+from autospec.backends.protocol import Capabilities, Completion, Request, Server, Slots, Tokens
 from autospec.backends.records import sweep_orphans
 from autospec.backends.token_http import HttpTokens
 from autospec.drafting import Drafting
@@ -206,6 +208,17 @@ class LlamaHttpServer(LaunchedServer):
     def complete(self, request: Request) -> Completion:
         """See `LaunchedServer`."""
         return self._client.complete(request)
+
+    def slots(self) -> Slots:
+        """See `autospec.backends.protocol.Slotted`."""
+        return self._client.slots()
+
+    def complete_all(self, requests: Sequence[Request]) -> list[Completion]:
+        """See `autospec.backends.protocol.Slotted`."""
+        placed = [replace(request, slot=slot) for slot, request in enumerate(requests)]
+        with ThreadPoolExecutor(max_workers=len(placed)) as threads:
+            answers = [threads.submit(self._client.complete, request) for request in placed]
+        return [answer.result() for answer in answers]
 
     def ready(self) -> str:
         """See `LaunchedServer`."""

@@ -188,6 +188,9 @@ def _sentence(step: TuneStep) -> str:
             return f"reading the answers with draft {step.number} of {step.of}"
         case "launch":
             return f"trial {step.number} of at most {step.of}: launching {step.drafting.label}"
+        case "limits":
+            what = f"check {step.number} of {step.of} of its limits"
+            return f"{what}: {step.drafting.label}, prompt type {step.done + 1} of {step.todo}"
         case "search":
             what = f"trial {step.number} of at most {step.of}"
         case _:
@@ -234,6 +237,20 @@ def _clock(seconds: float) -> str:
 )
 @click.option("--study", metavar="NAME|FILE", help="quick, default, thorough, or your own TOML file.")
 @click.option("--suite", metavar="FILE", help="Your own prompts (JSONL).")
+@click.option("--temperature", type=float, metavar="T", help="Sampling temperature; 0 is greedy.")
+@click.option("--max-tokens", type=int, metavar="N", help="Longest measured answer. [default: the study's]")
+@click.option(
+    "--slots",
+    type=int,
+    metavar="N",
+    help="After the proof, check the winner at 2, 4 … up to N requests at once. [default: the server's slots]",
+)
+@click.option(
+    "--depth",
+    type=int,
+    metavar="N",
+    help="After the proof, check the winner behind up to N tokens of cached context. [default: 32768]",
+)
 @click.option("--again", is_flag=True, help="Measure again even if the result is proven.")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
@@ -251,7 +268,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
       autospec tune --model ~/models/big.gguf --draft ~/models/small.gguf -- -ngl 99 -fa on
     """  # noqa: D301 - click needs the backspace itself
     shell.choose_server(options["backend"], options["url"])
-    shell.override(study=options["study"], suite=options["suite"], budget=options["budget"])
+    shell.override(**{name: options[name] for name in ("study", "suite", "budget", "temperature")})
     from autospec.backends.registry import backend_for
     from autospec.errors import UnsupportedError
     from autospec.hardware import identify
@@ -267,6 +284,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         prompt_types=[PromptType(t) for t in options["prompt_types"]],
         args=options["args"],
         again=options["again"],
+        **{name: options[name] for name in ("max_tokens", "slots", "depth")},
         warn=shell.warn,
     )
     hardware = identify()

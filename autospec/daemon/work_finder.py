@@ -35,7 +35,7 @@ from autospec.report.selection import borrowed, same_machine
 from autospec.settings import Settings, load_settings, parse_duration
 from autospec.store.database import Store, open_store
 from autospec.tuning.definition import load_definition
-from autospec.tuning.request import TuneRequest, judged_drafts
+from autospec.tuning.request import TuneRequest, judged_drafts, temperature_of
 from autospec.tuning.resume import basis_of, drafts_of
 
 __all__ = ["Survey", "announce", "main", "survey"]
@@ -154,7 +154,7 @@ def survey(
             suite=suite,
             storage=settings.storage,
             args=catalog.own.args(model, settings),
-            temperature=settings.temperature,
+            temperature=temperature_of(settings, definition),
             context_tokens=catalog.own.context_tokens(model, settings),
         )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from autospec.backends.protocol import Completion, Request, Server
+from autospec.backends.protocol import Completion, Request, Server, Slotted
 from autospec.drafting import Drafting
 from autospec.errors import RequestError
 from autospec.hardware.state import MachineState, StateWatch
@@ -14,7 +15,7 @@ from autospec.measure.disturbances import LIMITS, Cause, cause_of, load_limit
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.prompts.suite import Prompt
 
-__all__ = ["Asking", "busy", "disturbance", "measure"]
+__all__ = ["Asking", "busy", "disturbance", "measure", "measure_at_once"]
 
 
 class Asking:
@@ -25,13 +26,17 @@ class Asking:
         max_tokens: Upper limit on each prompt's own `max_tokens`.
         temperature: 0 is greedy.
         watch: Records the state of the machine around each request.
+        cached: Whether requests use and fill the server's prompt cache.
     """
 
-    def __init__(self, protocol: str, max_tokens: int, temperature: float, watch: StateWatch) -> None:
+    def __init__(
+        self, protocol: str, max_tokens: int, temperature: float, watch: StateWatch, *, cached: bool = False
+    ) -> None:
         self.protocol = protocol
         self.max_tokens = max_tokens
         self.temperature = temperature
         self.watch = watch
+        self.cached = cached
         # Prompt id → text of the newest answer without drafting.
         self.answers: dict[str, str] = {}
 
@@ -42,6 +47,7 @@ class Asking:
             max_tokens=min(prompt.max_tokens, self.max_tokens),
             temperature=self.temperature,
             tools=prompt.tools,
+            cached=self.cached,
         )
 
 
@@ -85,6 +91,53 @@ def measure(
         started_at=started_at,
         machine=state.to_json(),
         **_figures(completion),
+    )
+
+
+def measure_at_once(
+    asking: Asking,
+    server: Slotted,
+    prompts: Sequence[Prompt],
+    *,
+    cell_key: str,
+    phase: Phase,
+    round_: int,
+    compared: Drafting,
+    position: int,
+) -> Measurement:
+    """Send several prompts at once and time all answers together: their tokens, and the time until the last one is complete.
+
+    Raises:
+        RequestError: A request failed, or an answer has no tokens.
+    """
+    started_at = time.time()
+    asking.watch.start()
+    answers = server.complete_all([asking.request(prompt) for prompt in prompts])
+    state = asking.watch.finish()
+    if any(answer.predicted_tokens < 1 or answer.wall_ms <= 0 for answer in answers):
+        raise RequestError(f"One of {len(prompts)} answers that were asked for at once has no tokens.")
+    told = [(a.drafted, a.accepted) for a in answers if a.drafted is not None and a.accepted is not None]
+    all_told = len(told) == len(answers)
+    return Measurement(
+        cell_key=cell_key,
+        protocol=asking.protocol,
+        phase=phase,
+        round=round_,
+        drafting=server.drafting,
+        compared=compared,
+        prompt_id=" ".join(prompt.id for prompt in prompts),
+        launch_id=server.launch_id,
+        position=position,
+        started_at=started_at,
+        prompt_tokens=sum(a.prompt_tokens for a in answers),
+        predicted_tokens=sum(a.predicted_tokens for a in answers),
+        prompt_ms=max(a.prompt_ms for a in answers),
+        predicted_ms=max(a.predicted_ms for a in answers),
+        wall_ms=max(a.wall_ms for a in answers),
+        drafted=sum(drafted for drafted, _ in told) if all_told else None,
+        accepted=sum(accepted for _, accepted in told) if all_told else None,
+        text_digest=hashlib.sha256("\n".join(a.text for a in answers).encode()).hexdigest(),
+        machine=state.to_json(),
     )
 
 

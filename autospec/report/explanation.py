@@ -17,10 +17,18 @@ from typing import Any
 
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting
-from autospec.formats import bounded, counted, likely_words, percent, ruled_out_because
+from autospec.formats import (
+    bounded,
+    conditions_words,
+    counted,
+    likely_words,
+    limits_words,
+    percent,
+    ruled_out_because,
+)
 from autospec.measure.log_ratios import by_prompt, of_pairs
 from autospec.measure.measurements import Measurement, Pair
-from autospec.recommendations import LIKELY, Recommendation, Verdict
+from autospec.recommendations import CONDITIONS, LIKELY, LIMITS, Limits, Recommendation, Verdict
 from autospec.report.studies import TrialSummary
 
 __all__ = ["Explanation", "explain"]
@@ -64,6 +72,8 @@ def explain(
     figures: dict[str, Any] = {}
     sentences = _overall(r)
     sentences += _request(r, figures)
+    sentences += _conditions(r, figures)
+    sentences += _limits(r, figures)
     if pairs:
         off, drafted = [p.off for p in pairs], [p.drafted for p in pairs]
         sentences += _generation(off, drafted, figures)
@@ -139,6 +149,32 @@ def _request(r: Recommendation, figures: dict[str, Any]) -> list[str]:
     if min(ratios) < 1.0 < max(ratios):
         lines.append("Whether drafting is faster depends on the lengths of the prompt and the answer.")
     return lines
+
+
+def _conditions(r: Recommendation, figures: dict[str, Any]) -> list[str]:
+    """What the measured requests were like."""
+    if not (words := conditions_words(r)):
+        return []
+    figures[CONDITIONS] = r.evidence[CONDITIONS]
+    return [f"Measured: {words}."]
+
+
+def _limits(r: Recommendation, figures: dict[str, Any]) -> list[str]:
+    """Where the proven drafting was checked besides, and up to where it is faster."""
+    limits = Limits.from_json(r.evidence.get(LIMITS))
+    if not (checks := limits_words(r)):
+        return []
+    figures[LIMITS] = limits.to_json()
+    lines = [f"Checked besides the proof: {'; '.join(checks)}."]
+    shown = [
+        f"up to {counted(limits.most_concurrent, 'request')} at once" if limits.most_concurrent else "",
+        f"up to {limits.deepest_context} tokens of context" if limits.deepest_context else "",
+        "" if limits.highest_temperature is None else f"up to temperature {limits.highest_temperature:g}",
+    ]
+    if told := [words for words in shown if words]:
+        lines.append(f"Shown to be faster {', '.join(told)}.")
+    every = (*limits.concurrent, *limits.context, *limits.temperature, *limits.second_turn)
+    return [*lines, *dict.fromkeys(_sentence(check.note) for check in every if check.note)]
 
 
 def _generation(

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autospec.formats import age, bounded, likely_words, percent, plain_speed
+from autospec.formats import age, bounded, conditions_words, likely_words, limits_words, percent, plain_speed
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
 from autospec.report.studies import StudySummary
 
@@ -43,7 +43,7 @@ def recommendation_table(recommendations: Iterable[Recommendation], now: dt.date
         parts += [
             Text.assemble((model, "bold"), where, ", tok/s"),
             _Recommended(shown, moment),
-            *(Padding(t, (0, 1)) for t in _reasons(shown)),
+            *(Padding(t, (0, 1)) for t in (*_reasons(shown), *_conditions(shown))),
             Text(),
         ]
     return Group(*parts[:-1])
@@ -112,6 +112,26 @@ def _reasons(shown: Sequence[Recommendation]) -> list[Text]:
     for r in shown:
         kinds.setdefault(_sentence(r), []).append(_kind(r))
     return [Text.assemble((", ".join(names), "dim"), sentence) for sentence, names in kinds.items()]
+
+
+def _conditions(shown: Sequence[Recommendation]) -> list[Text]:
+    """How it was measured, once for all prompt types that agree, and what the checks of limits found."""
+    told: dict[str, list[str]] = {}
+    for r in shown:
+        if words := conditions_words(r):
+            told.setdefault(words, []).append(_kind(r))
+    lines = [
+        Text.assemble(
+            ("measured" if len(told) == 1 else f"measured ({', '.join(kinds)})", "dim"), f": {words}"
+        )
+        for words, kinds in told.items()
+    ]
+    lines += [
+        Text.assemble((f"{_kind(r)}, checked", "dim"), f": {'; '.join(checks)}")
+        for r in shown
+        if (checks := limits_words(r))
+    ]
+    return lines
 
 
 def studies_table(

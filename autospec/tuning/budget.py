@@ -25,12 +25,25 @@ _LEAST_SPREAD = 0.02
 
 
 class Budget:
-    """A time budget that starts when it is created; the clock's seconds are monotonic."""
+    """A time budget that starts when it is created; the clock's seconds are monotonic.
 
-    def __init__(self, total_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total_s = total_s
+    A share of it may be kept for a last step, which uses `whole`; `total_s` is without it.
+    """
+
+    def __init__(
+        self, total_s: float, clock: Callable[[], float] = time.monotonic, *, kept: float = 0.0
+    ) -> None:
+        self.total_s = total_s * (1.0 - kept)
+        self._whole_s = total_s
         self._clock = clock
         self._begun = clock()
+
+    @property
+    def whole(self) -> Budget:
+        """The budget with the kept share, since the same start."""
+        whole = Budget(self._whole_s, self._clock)
+        whole._begun = self._begun
+        return whole
 
     @property
     def spent_s(self) -> float:

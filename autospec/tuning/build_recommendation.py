@@ -18,8 +18,9 @@ from autospec.measure.verdict import Rule, decide
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.tuning.cell import CellRun, acceptance, geometric_mean
 from autospec.tuning.definition import StudyDefinition
+from autospec.tuning.request import TuneRequest
 
-__all__ = ["Cost", "conclude", "likely_of", "nothing_to_try"]
+__all__ = ["Cost", "conclude", "conditions_of", "likely_of", "nothing_to_try"]
 
 
 @dataclass(slots=True)
@@ -81,6 +82,23 @@ def conclude(
             cell, pairs=pairs, rule=rule, arguments=arguments, command=command, cost=cost, proven=bool(proof)
         ),
     )
+
+
+def conditions_of(request: TuneRequest, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Under which conditions the pairs of a proof were measured, as evidence."""
+    longest = max(p.off.prompt_tokens + p.off.predicted_tokens for p in pairs)
+    shapes = [p.shape for p in pairs if p.shape is not None]
+    return {
+        "temperature": request.temperature,
+        "samplers": "greedy" if request.temperature <= 0 else "the server's own",
+        "max_tokens": request.definition.max_tokens,
+        "slots": 1,  # requests at once
+        "context_tokens": longest,
+        "cached_tokens": 0,
+        # Of the request that the figures are composed for.
+        "answer_tokens": round(statistics.median(s.answer_tokens for s in shapes)) if shapes else None,
+        "cached_share": round(shapes[0].cached_share, 3) if shapes else 0.0,
+    }
 
 
 def nothing_to_try(cell: CellRun, why: str, verdict: Verdict = Verdict.UNDECIDED) -> Recommendation:

@@ -16,7 +16,7 @@ from autospec.errors import BusyError, SuiteError
 from autospec.measure.measurements import AS_MEASURED, CACHED_SHARE, Pair, Shapes, of_traffic
 from autospec.measure.verdict import Decision
 from autospec.prompts.suite import Half, Prompt
-from autospec.recommendations import Recommendation, Verdict
+from autospec.recommendations import Limits, Recommendation, Verdict
 from autospec.store.database import Store
 from autospec.store.locks import CellLocks
 from autospec.tuning.request import TuneRequest, draft_file
@@ -64,10 +64,10 @@ class TuneStep:
     """The step that a tune is at.
 
     Attributes:
-        phase: ``record`` (answers without drafting), ``read`` (those answers, with a draft alone), ``launch``, ``search`` or
-            ``prove``.
+        phase: ``record`` (answers without drafting), ``read`` (those answers, with a draft alone), ``launch``, ``search``,
+            ``prove`` or ``limits``.
         drafting: The drafting that is measured; off in the first two phases.
-        number: Number of the trial, round or draft.
+        number: Number of the trial, round, draft or check.
         of: The highest number that is possible.
         done: Pairs or answers of this step that are done.
         todo: Pairs or answers of this step in all.
@@ -160,6 +160,7 @@ class CellRun:
         None  # that proof, while it holds: it is served until there is a better one
     )
     history: CellHistory = field(default_factory=CellHistory)
+    limits: Limits | None = None  # how far the winner was shown to be faster; ``None`` before that is checked
 
     @property
     def prompt_type(self) -> PromptType:

@@ -15,7 +15,14 @@ from autospec.files import studies_dir
 from autospec.measure.verdict import Rule
 from autospec.settings import parse_duration
 
-__all__ = ["SpaceDefinition", "StudyDefinition", "load_definition", "shipped_definitions"]
+__all__ = [
+    "LimitsDefinition",
+    "SpaceDefinition",
+    "StudyDefinition",
+    "is_temperature",
+    "load_definition",
+    "shipped_definitions",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,23 @@ class SpaceDefinition:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitsDefinition:
+    """Where a proven drafting is checked besides.
+
+    Attributes:
+        check: Whether it is checked at all.
+        slots: Most requests at once; ``None`` for as many as the server answers when it serves users.
+        depth: Deepest cached context in tokens; ``None`` for 32768.
+        share: Part of the budget that is kept for the checks, 0…1; 0 leaves them the time that the proof does not need.
+    """
+
+    check: bool = False
+    slots: int | None = None
+    depth: int | None = None
+    share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class StudyDefinition:
     """One validated study definition.
 
@@ -47,6 +71,7 @@ class StudyDefinition:
         name: Its name.
         summary: One sentence.
         max_tokens: Cap on every prompt's own max_tokens.
+        temperature: Of measured requests; ``None`` leaves it to the settings.
         space: What may be tried.
         predict: Launch what predictions suggest; false searches by the sampler alone.
         sampler: ``tpe`` or ``random``.
@@ -58,6 +83,7 @@ class StudyDefinition:
         rule: The rule of the proof's verdict.
         budget_s: Longest time of the whole tune, in seconds.
         search_share: Part of the budget that the search may use, 0…1.
+        limits: Where a proven drafting is checked besides.
     """
 
     name: str
@@ -74,12 +100,14 @@ class StudyDefinition:
     rule: Rule
     budget_s: float
     search_share: float
+    temperature: float | None = None
+    limits: LimitsDefinition = LimitsDefinition()
 
 
 # Section → key → the type it must have. Every definition has every key.
 _KEYS: dict[str, dict[str, str]] = {
     "": {"name": "text", "summary": "text"},
-    "measure": {"max_tokens": "count"},
+    "measure": {"max_tokens": "count", "temperature": "temperature"},
     "space": {
         "modes": "modes",
         "drafts": "count",
@@ -103,17 +131,29 @@ _KEYS: dict[str, dict[str, str]] = {
         "error_rate": "fraction",
         "looks": "looks",
     },
+    "limits": {"check": "flag", "slots": "count", "depth": "count", "share": "fraction"},
     "budget": {"time": "duration", "search_share": "fraction"},
 }
-# Keys that definitions of earlier versions lack.
-_DEFAULTS: dict[str, Any] = {"search.predict": True, "prove.prompts": 8}
+# Keys that may be left out: they are new, or their absence leaves the choice to autospec.
+_DEFAULTS: dict[str, Any] = {
+    "measure.temperature": None,
+    "search.predict": True,
+    "prove.prompts": 8,
+    "limits.check": False,
+    "limits.slots": None,
+    "limits.depth": None,
+    "limits.share": 0.0,
+}
 _SAMPLERS = ("tpe", "random")
+# Servers take higher temperatures; their text is noise.
+_HOTTEST = 2.0
 _EXPECTED = {
     "text": "a text",
     "flag": "true or false",
     "whole": "a whole number",
     "count": "a whole number of at least 1",
     "fraction": "a number between 0 and 1",
+    "temperature": "a number from 0 to 2",
     "counts": "two whole numbers, [low, high]",
     "fractions": "two numbers between 0 and 1, [low, high]",
     "looks": "increasing whole numbers, e.g. [1, 2, 4]",
@@ -202,6 +242,8 @@ def _definition(data: Mapping[str, Any], where: str) -> StudyDefinition:
         rule=Rule(**{key: values[f"prove.{key}"] for key in _KEYS["prove"] if key != "prompts"}),
         budget_s=values["budget.time"],
         search_share=values["budget.search_share"],
+        temperature=values["measure.temperature"],
+        limits=LimitsDefinition(**{key: values[f"limits.{key}"] for key in _KEYS["limits"]}),
     )
 
 
@@ -220,8 +262,8 @@ def _checked(value: Any, kind: str) -> Any:
             return _require(value, _whole(value))
         case "count":
             return _require(value, _whole(value) and value >= 1)
-        case "fraction":
-            return float(_require(value, _fraction(value)))
+        case "fraction" | "temperature":
+            return float(_require(value, _fraction(value) if kind == "fraction" else is_temperature(value)))
         case "counts":
             low, high = value
             return _require((low, high), _whole(low) and _whole(high) and 1 <= low <= high)
@@ -232,6 +274,11 @@ def _checked(value: Any, kind: str) -> Any:
             looks = tuple(value)
             increasing = all(_whole(v) for v in looks) and list(looks) == sorted(set(looks))
             return _require(looks, bool(looks) and increasing and looks[0] >= 1)
+
+
+def is_temperature(value: object) -> bool:
+    """Whether a value can be a sampling temperature."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _HOTTEST
 
 
 def _require(value: Any, holds: bool) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,7 +20,7 @@ from autospec.hardware.gpu import Device, usable
 from autospec.predict.profile import Scorer
 from autospec.tuning.load_guard import Neighbours, placement_of
 
-__all__ = ["Launches", "resident_launches"]
+__all__ = ["Launches", "Memory", "resident_launches"]
 
 # Share of the available memory; the rest is for the user's other programs and for a server's other allocations.
 _MEMORY_SHARE = 0.8
@@ -53,6 +53,35 @@ def resident_launches(
     # If the model is split, the size of its parts is unknown, so GPU and system memory must each have room for all of it.
     shared = weights.where is Where.BOTH or any(d.unified for d in usable(devices))
     return 2 if in_memory or not shared else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The memory that launches may use; see `resident_launches`."""
+
+    available_bytes: int
+    devices: Sequence[Device] | None = ()
+    weights: Weights = _ON_DEVICES
+
+    def launches(self, off_bytes: int, drafted_bytes: int) -> int:
+        """How many launches that serve users fit at once: 0, 1, or 2 if they leave the GPU alone.
+
+        Such a launch does not report where it put the model, so a neighbour that displaces it from the GPU would not be seen.
+        """
+        one = resident_launches(
+            available_bytes=self.available_bytes,
+            off_bytes=0,
+            drafted_bytes=max(off_bytes, drafted_bytes),
+            devices=self.devices or (),  # of a GPU of unknown memory the launch itself shows whether it fits
+            weights=self.weights,
+        )
+        if one == 1:
+            return 0
+        if self.weights.where is not Where.MEMORY and (self.devices is None or self.devices):
+            return 1
+        return resident_launches(
+            available_bytes=self.available_bytes, off_bytes=off_bytes, drafted_bytes=drafted_bytes
+        )
 
 
 class Launches:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from autospec.backends.protocol import Capabilities, LaunchSettings
@@ -19,10 +19,18 @@ from autospec.measure.verdict import METHOD
 from autospec.prompts.suite import Suite, load_suite
 from autospec.settings import Settings, parse_duration
 from autospec.store.queries import DraftFile
-from autospec.tuning.definition import StudyDefinition, load_definition
+from autospec.tuning.definition import StudyDefinition, is_temperature, load_definition
 from autospec.tuning.space import Arm, Space
 
-__all__ = ["TuneRequest", "draft_file", "judged_drafts", "prepare", "space_for", "why_nothing"]
+__all__ = [
+    "TuneRequest",
+    "draft_file",
+    "judged_drafts",
+    "prepare",
+    "space_for",
+    "temperature_of",
+    "why_nothing",
+]
 
 
 # A fingerprint has a few bytes of some tensors only, and an interrupted download may have the right metadata and size. So
@@ -163,6 +171,9 @@ def prepare(
     prompt_types: Sequence[PromptType] = (),
     args: Sequence[str] = (),
     again: bool = False,
+    max_tokens: int | None = None,
+    slots: int | None = None,
+    depth: int | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> TuneRequest:
     """Find the models and read study and suite.
@@ -174,6 +185,9 @@ def prepare(
         prompt_types: Prompt types; empty for all of the suite.
         args: Server arguments besides those of the settings.
         again: Measure again what is already proven.
+        max_tokens: Longest answer, instead of the study's.
+        slots: Check what is proven at up to this many requests at once.
+        depth: Check what is proven behind up to this many tokens of context.
         warn: Told each warning of the catalogue.
 
     Raises:
@@ -182,7 +196,8 @@ def prepare(
         ModelFileError: A requested file cannot be read.
     """
     # Cheap mistakes first: reading every model's metadata may take seconds on a cold cache.
-    definition = load_definition(settings.study)
+    definition = _changed(load_definition(settings.study), max_tokens, slots, depth)
+    temperature = temperature_of(settings, definition)
     suite = load_suite(Path(settings.suite) if settings.suite else None)
     budget_s = parse_duration(settings.budget) if settings.budget else None
     catalog = scan(settings, beside=[model, *drafts])
@@ -210,12 +225,41 @@ def prepare(
         prompt_types=tuple(prompt_types),
         args=catalog.own.args(main, settings, args),
         model_args=catalog.own.own_args(main),
-        temperature=settings.temperature,
+        temperature=temperature,
         context_tokens=catalog.own.context_tokens(main, settings),
         budget_s=budget_s,
         again=again,
         forget_answers=settings.forget_answers,
     )
+
+
+def _changed(
+    definition: StudyDefinition, max_tokens: int | None, slots: int | None, depth: int | None
+) -> StudyDefinition:
+    """The definition with what the command line names; a number of slots or a depth asks for the checks."""
+    for name, value in (("--max-tokens", max_tokens), ("--slots", slots), ("--depth", depth)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}.")
+    if max_tokens is not None:
+        definition = replace(definition, max_tokens=max_tokens)
+    if slots is None and depth is None:
+        return definition
+    limits = definition.limits
+    limits = replace(limits, check=True, slots=slots or limits.slots, depth=depth or limits.depth)
+    return replace(definition, limits=limits)
+
+
+def temperature_of(settings: Settings, definition: StudyDefinition) -> float:
+    """Of measured requests: the flag's or the environment's, else the study's, else the config's.
+
+    Raises:
+        UsageError: It is no temperature.
+    """
+    named = settings.sources.get("temperature") in ("flag", "environment")
+    value = settings.temperature if named or definition.temperature is None else definition.temperature
+    if not is_temperature(value):
+        raise UsageError(f"The temperature must be a number from 0 to 2, not {value:g}.", "0 is greedy.")
+    return value
 
 
 def _tell(catalog: Catalog, warn: Callable[[str], None]) -> None:

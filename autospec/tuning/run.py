@@ -22,17 +22,18 @@ from autospec.hardware.machine_lock import machine_lock
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
-from autospec.recommendations import LIKELY, Recommendation, Status, Verdict
+from autospec.recommendations import CONDITIONS, LIKELY, LIMITS, Limits, Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
 from autospec.tuning.budget import Budget
-from autospec.tuning.build_recommendation import Cost, conclude, likely_of, nothing_to_try
+from autospec.tuning.build_recommendation import Cost, conclude, conditions_of, likely_of, nothing_to_try
 from autospec.tuning.cell import CellRun, Progress, TuneSession
 from autospec.tuning.context import TuneContext
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
-from autospec.tuning.launches import Launches, resident_launches
+from autospec.tuning.launches import Launches, Memory, resident_launches
+from autospec.tuning.limits import LimitChecks, Subject
 from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof
@@ -101,7 +102,11 @@ class Tuning:
         return [stored[key] for key in self._wanted if key in stored]
 
     def _run(self, session: TuneSession) -> None:
-        budget = Budget(self.request.budget_s or self.request.definition.budget_s)
+        limits = self.request.definition.limits
+        budget = Budget(
+            self.request.budget_s or self.request.definition.budget_s,
+            kept=limits.share if limits.check else 0.0,
+        )
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
@@ -117,6 +122,44 @@ class Tuning:
                 self._save(session.store, nothing_to_try(cell, why, verdict), cell)
         elif open_cells:
             self._tune(session, open_cells, space, budget, fitting)
+        if limits.check:
+            self._check_proven([c for c in cells if c not in open_cells], session, space, budget)
+
+    def _check_proven(
+        self, cells: Sequence[CellRun], session: TuneSession, space: Space, budget: Budget
+    ) -> None:
+        """Check cells that an earlier tune enabled and had no time to check."""
+        store, proofs = session.store, {c.cell.key: c.history.served for c in cells}
+        unchecked = []
+        for cell in cells:
+            proof = proofs[cell.cell.key]
+            if proof is not None and proof.verdict is Verdict.ENABLE and LIMITS not in proof.evidence:
+                cell.winner, cell.shapes = proof.drafting, cell.history.requests or cell.shapes
+                unchecked.append(cell)
+        if not unchecked:
+            return
+
+        def keep(cell: CellRun) -> None:
+            proof = proofs[cell.cell.key]
+            if proof is None or cell.limits is None:
+                return
+            evidence = {**proof.evidence, LIMITS: cell.limits.to_json()}
+            store.save_recommendation(replace(proof, evidence=evidence), self.hardware, cell.cell)
+
+        request = self.request
+        with Launches(self.backend, str(request.model.path), request.settings(), resident=1) as launches:
+            asking = Asking(
+                request.protocol, request.definition.max_tokens, request.temperature, StateWatch()
+            )
+            since = {c.cell.key: c.history.epoch_s or 0.0 for c in unchecked}
+            shapes = {c.cell.key: c.shapes for c in unchecked}
+            pairing = PairedRunner(launches, asking, store, since=since, shapes=shapes)
+            for cell in unchecked:
+                pairing.note_stored(cell.cell.key, cell.winner)
+            context = TuneContext(
+                request.definition, space, launches, pairing, budget, self.progress, asking, store
+            )
+            self._check_limits(unchecked, context, keep)
 
     def _refusal(self, space: Space) -> str:
         """Why no drafting can be used with this model at all, found out before any launch; empty if one can."""
@@ -147,13 +190,11 @@ class Tuning:
         settings = request.settings()
         capabilities = self.backend.capabilities()
         build = capabilities.build
-        # Launches of another model, or with other settings, may differ more or less.
-        compared = " ".join((request.model.name, *request.args))
         comparing = LaunchComparing(
             store,
             self.hardware.id,
             build,
-            model=compared,
+            model=self._compared,
             max_tokens=request.definition.max_tokens,
             left_s=lambda: budget.left_s,
             tell=self.progress.tell,
@@ -208,7 +249,7 @@ class Tuning:
                     context,
                     keep,
                     predictions=ProofPredictions(context) if request.definition.predict else None,
-                    scatter=lambda: known_scatter(store, self.hardware.id, build, compared),
+                    scatter=lambda: known_scatter(store, self.hardware.id, build, self._compared),
                 ).run()
                 turned = [c for c in cells if c.enabled and c.winner == c.runner_up]
                 if capabilities.drafting_per_request and turned:
@@ -216,6 +257,53 @@ class Tuning:
                     compare_idle_drafts(turned, context)
                     for cell in turned:
                         keep(cell)
+                self._check_limits([c for c in cells if c.decided and c.enabled], context, keep)
+
+    def _check_limits(
+        self, cells: Sequence[CellRun], context: TuneContext, keep: Callable[[CellRun], None]
+    ) -> None:
+        """Check what was proven where it may fail, if the study says so."""
+        if not cells or not self.request.definition.limits.check:
+            return
+        context.launches.close()  # the checks need the memory
+        by_key = {cell.cell.key: cell for cell in cells}
+
+        def keep_limits(subject: Subject, limits: Limits) -> None:
+            cell = by_key[subject.key]
+            cell.limits = limits
+            keep(cell)
+
+        known = {c.cell.key: context.pairing.known(c.cell.key, c.winner, Phase.PROVE) for c in cells}
+        build = self.backend.capabilities().build
+        models = {str(m.path): m for m in (*self.request.models, *self.request.drafts)}
+        LimitChecks(
+            backend=self.backend,
+            model=self.request.model,
+            draft_of=lambda drafting: models.get(drafting.draft or ""),
+            wanted=self.request.definition.limits,
+            args=self.request.args,
+            memory=self._memory,
+            asking=context.asking,
+            rule=self.request.definition.rule,
+            scatter=lambda: known_scatter(context.store, self.hardware.id, build, self._compared),
+            budget=context.budget.whole,
+            pace=context.pairing.pace,
+            launch_s=context.launches.launch_s,
+            keep=keep_limits,
+            progress=self.progress,
+        ).run(
+            [
+                Subject.of(
+                    str(c.prompt_type),
+                    c.cell.key,
+                    c.winner,
+                    c.prove_prompts,
+                    known[c.cell.key],
+                    shapes=c.shapes,
+                )
+                for c in cells
+            ]
+        )
 
     @contextmanager
     def _keeping(
@@ -321,13 +409,16 @@ class Tuning:
         }
         if cell.decision is not None:
             marks |= cell.decision.to_json()
-        if left_out := pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE):
-            marks["left_out"] = left_out
+        if proof:
+            marks[CONDITIONS] = conditions_of(self.request, proof)
         launch_s = self._cost.launch_seconds / max(1, self._cost.launches)
-        if likely := likely_of(cell, proof, search, self.request.definition, launch_s):
-            marks[LIKELY] = likely
-        if cell.prediction is not None:
-            marks["prediction"] = cell.prediction
+        optional = {
+            "left_out": pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE) or None,
+            LIKELY: likely_of(cell, proof, search, self.request.definition, launch_s) or None,
+            "prediction": cell.prediction,
+            LIMITS: None if cell.limits is None else cell.limits.to_json(),
+        }
+        marks |= {key: value for key, value in optional.items() if value is not None}
         try:
             if (idle := idle_draft_of(cell)) is not None:
                 marks["idle_draft"] = idle
@@ -347,22 +438,31 @@ class Tuning:
         model, context = self.request.model, self.request.context()
         off = model.size_bytes + model.kv_bytes(context)
         drafts = [c.model.size_bytes + c.model.kv_bytes(context) for c in fitting if not c.own_layers]
+        memory = self._memory()
+        count = resident_launches(
+            available_bytes=memory.available_bytes,
+            off_bytes=off,
+            drafted_bytes=off + max(drafts, default=0),
+            devices=memory.devices,
+            weights=memory.weights,
+        )
+        if count == 1:
+            self.progress.tell(_why_by_turns(memory.devices, memory.weights))
+        return count
+
+    def _memory(self) -> Memory:
+        """What launches may use now."""
         available = psutil.virtual_memory().available
         backend, hardware = self.backend, self.hardware
         devices = backend.devices() if isinstance(backend, OnDevices) else None
         if devices is None:
             devices = devices_here(hardware)
-        weights = weights_of(self.request.args, model.layers)
-        count = resident_launches(
-            available_bytes=available,
-            off_bytes=off,
-            drafted_bytes=off + max(drafts, default=0),
-            devices=devices,
-            weights=weights,
-        )
-        if count == 1:
-            self.progress.tell(_why_by_turns(devices, weights))
-        return count
+        return Memory(available, devices, weights_of(self.request.args, self.request.model.layers))
+
+    @property
+    def _compared(self) -> str:
+        """Whose launches are compared: those of another model, or with other settings, may differ more or less."""
+        return " ".join((self.request.model.name, *self.request.args))
 
 
 def _why_by_turns(devices: Sequence[Device] | None, weights: Weights) -> str:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from autospec.backends.protocol import Capabilities, Completion, LaunchSettings, Request
-from autospec.cells import Build
+from autospec.backends.protocol import Capabilities, Completion, LaunchSettings, Request, Slots
+from autospec.cells import Build, options_in
 from autospec.drafting import Drafting, Mode
 
 Speed = Callable[[Drafting, str], float]
 OFF_TPS = 50.0
+# Shorter prompts all have this many tokens; longer ones one for every four characters.
+SHORT_TOKENS = 20
+_SHORT_CHARACTERS = 4000
 
 
 @dataclass
@@ -55,21 +58,49 @@ class SimulatedServer:
     pids: frozenset[int] = frozenset()
     tokens: None = None
     luck: float = 0.0
+    settings: LaunchSettings = LaunchSettings()  # noqa: RUF009 - a frozen value
+    in_cache: str = ""
 
     def complete(self, request: Request) -> Completion:
         """Answer with a time drawn around the true speed."""
+        answer = self._answer(request, 1)
+        self.backend.clock.pass_by(answer.wall_ms / 1000.0)
+        return answer
+
+    def slots(self) -> Slots:
+        """As many as the launch was given, else the backend's own."""
+        named = dict(options_in(self.settings.args)).get("--parallel")
+        return Slots(int(named[0]) if named else self.backend.slots)
+
+    def complete_all(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer all at once: the time passes once."""
+        answers = [self._answer(replace(r, slot=k), len(requests)) for k, r in enumerate(requests)]
+        self.backend.clock.pass_by(max(a.wall_ms for a in answers) / 1000.0)
+        return answers
+
+    def _computed(self, request: Request, text: str) -> int:
+        """Tokens of the prompt that are not in the cache."""
+        cached = self.in_cache if request.cached and self.backend.caches else ""
+        self.in_cache = text if request.cached else ""
+        if len(text) < _SHORT_CHARACTERS or cached[: len(text) // 2] == text[: len(text) // 2]:
+            return SHORT_TOKENS
+        return len(text) // 4
+
+    def _answer(self, request: Request, together: int) -> Completion:
         assert not self.stopped, "a stopped server was asked"
         text = json.dumps(list(request.messages))
         self.backend.asked.append((self.launch_id, self.drafting, text))
         self.backend.before_answer(self, text)
-        ratio = 1.0 if self.drafting.is_off else self.backend.speedup(self.drafting, text)
+        ratio = 1.0
+        if not self.drafting.is_off:
+            ratio = self.backend.speedup(self.drafting, text) * self.backend.together(together)
         noise = float(np.exp(self.backend.random.normal(0.0, self.backend.noise) + self.luck))
         wall_ms = 1000.0 * request.max_tokens / (OFF_TPS * ratio) * noise
-        self.backend.clock.pass_by(wall_ms / 1000.0)
-        drafted = 0 if self.drafting.is_off else request.max_tokens
+        silent = self.drafting.is_off or request.slot == self.backend.silent_slot
+        drafted = 0 if silent else request.max_tokens
         return Completion(
             text=hashlib.sha256(text.encode()).hexdigest(),
-            prompt_tokens=20,
+            prompt_tokens=self._computed(request, text),
             predicted_tokens=request.max_tokens,
             prompt_ms=wall_ms * 0.1,
             predicted_ms=wall_ms * 0.9,
@@ -107,6 +138,12 @@ class SimulatedBackend:
     clock: FakeClock = field(default_factory=FakeClock)
     launch_s: float = 1.0
     launch_scatter: float = 0.0  # standard deviation of a launch's own factor, as a log
+    slots: int = 4  # of a launch that does not name a number
+    silent_slot: int | None = None  # a slot that never drafts
+    caches: bool = True  # whether requests that may use the prompt cache find it
+    together: Callable[[int], float] = lambda _: (
+        1.0
+    )  # factor of a drafting's speed with so many requests at once
     launched: list[Drafting] = field(default_factory=list)
     asked: list[tuple[str, Drafting, str]] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
@@ -135,13 +172,13 @@ class SimulatedBackend:
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> SimulatedServer:
         """Start a server."""
-        del model_path, settings
+        del model_path
         self.launched.append(drafting)
         self.before_launch(drafting)
         self.clock.pass_by(self.launch_s)
         luck = float(self.random.normal(0.0, self.launch_scatter)) if self.launch_scatter else 0.0
         number = next(self._numbers)
-        server = SimulatedServer(self, f"launch-{number}", drafting, luck=luck)
+        server = SimulatedServer(self, f"launch-{number}", drafting, luck=luck, settings=settings)
         server.base_url = f"http://127.0.0.1:{number + 1}"
         self.running.add(server.launch_id)
         self.most_running = max(self.most_running, len(self.running))

@@ -1,0 +1,56 @@
+"""Conditions and limits, in the explanation and under the table."""
+
+from __future__ import annotations
+
+from autospec.formats import conditions_words
+from autospec.recommendations import CONDITIONS, LIMITS
+from autospec.report.explanation import explain
+from autospec.report.tables import recommendation_table
+from tests.report.samples import recommendation
+from tests.report.test_tables import shown
+
+EVIDENCE = {
+    CONDITIONS: {
+        "temperature": 0.0, "samplers": "greedy", "max_tokens": 64, "slots": 1, "context_tokens": 300,
+        "cached_tokens": 0, "answer_tokens": 300, "cached_share": 0.0,
+    },
+    LIMITS: {
+        "concurrent": [
+            {"at": 2, "ratio": 1.31, "interval": [1.12, 1.5], "pairs": 8, "verdict": "faster", "note": ""},
+            {"at": 4, "ratio": 0.82, "interval": [0.7, 0.9], "pairs": 8, "verdict": "slower", "note": ""},
+        ],
+        "context": [{"at": 8192, "ratio": None, "interval": None, "pairs": 0, "verdict": "open", "note": "No memory."}],
+        "most_concurrent": 2,
+    },
+}  # fmt: skip
+WORDS = "greedy, 64 tokens, one request at a time, nothing cached; composed for 300-token answers"
+
+
+def test_conditions_are_one_line():
+    """What was measured, and for which answer it is composed."""
+    assert conditions_words(recommendation(evidence=EVIDENCE)) == WORDS
+    assert conditions_words(recommendation(evidence={})) == ""
+
+
+def test_the_table_tells_both_below():
+    """Conditions once, limits for each prompt type."""
+    text = shown(recommendation_table([recommendation(evidence=EVIDENCE)]), width=200)
+    assert f"measured: {WORDS}" in text
+    assert "2 requests at once: +31.0 % (faster); 4 requests at once: -18.0 % (slower)" in text
+    assert "8192 tokens of context: not measured" in text
+
+
+def test_the_explanation_tells_the_limit_and_why_something_is_missing():
+    """Figures for programs, sentences for people."""
+    explained = explain(recommendation(evidence=EVIDENCE))
+    assert explained.figures[LIMITS]["most_concurrent"] == 2
+    assert explained.figures[CONDITIONS]["max_tokens"] == 64
+    assert f"Measured: {WORDS}." in explained.sentences
+    assert "Shown to be faster up to 2 requests at once." in explained.sentences
+    assert "No memory." in explained.sentences
+
+
+def test_evidence_of_earlier_versions_tells_neither():
+    """There is nothing to say."""
+    explained = explain(recommendation(evidence={}))
+    assert not {LIMITS, CONDITIONS} & explained.figures.keys()

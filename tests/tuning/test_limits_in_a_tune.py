@@ -1,0 +1,206 @@
+"""The checks after a proof, on simulated servers: what a draft that wins alone and loses elsewhere is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autospec.backends.protocol import Completion
+from autospec.cells import PromptType
+from autospec.drafting import Drafting, Mode
+from autospec.errors import LaunchError, RequestError
+from autospec.recommendations import CONDITIONS, LIMITS, Limits, LimitVerdict, Verdict
+from autospec.tuning.definition import LimitsDefinition, load_definition
+from autospec.tuning.request import TuneRequest
+from tests.tuning.simulated import SHORT_TOKENS, SimulatedBackend, SimulatedServer
+from tests.tuning.test_loop import Silent, nobody_else_is_at_work, request_with, tune  # noqa: F401 - a fixture
+
+CHECKED = LimitsDefinition(check=True, depth=8192)
+LONG_CHARACTERS = 20000
+
+
+def request_for(folder: Path, limits: LimitsDefinition = CHECKED, **changes: Any) -> TuneRequest:
+    """A tune of coding prompts with one draft of a small model, and these checks."""
+    request = request_with(folder, "draft", prompt_types=(PromptType.CODING,), **changes)
+    small = {"size_bytes": 10**6, "kv_bytes_per_token": 10, "context_length": 65536}
+    definition = replace(load_definition("quick"), limits=limits)
+    return replace(request, definition=definition, model=replace(request.model, **small))
+
+
+def wins(drafting: Drafting, text: str) -> float:
+    """The draft model is faster by half, whatever is asked; n-grams are slower."""
+    del text
+    return 1.5 if drafting.mode is Mode.DRAFT_MODEL else 0.9
+
+
+def found(request: TuneRequest, backend: SimulatedBackend, progress: Silent | None = None) -> Limits:
+    """The limits that a tune writes."""
+    recommendation = tune(request, backend, progress)[PromptType.CODING]
+    assert recommendation.verdict is Verdict.ENABLE
+    return Limits.from_json(recommendation.evidence[LIMITS])
+
+
+def test_a_draft_that_wins_everywhere_has_the_limits_that_were_checked(tmp_path):
+    """Every check is faster, and its ratio is the true one."""
+    limits = found(request_for(tmp_path), SimulatedBackend(wins))
+    assert (limits.most_concurrent, limits.deepest_context, limits.highest_temperature) == (4, 8192, 0.8)
+    checks = (*limits.concurrent, *limits.context, *limits.temperature, *limits.second_turn)
+    assert [c.at for c in checks] == [2, 4, 8192, 0.8, 2]
+    for check in checks:
+        assert check.ratio == pytest.approx(1.5, rel=0.02)
+        assert check.pairs == 8
+        assert check.verdict is LimitVerdict.FASTER
+
+
+def test_a_draft_that_wins_alone_and_loses_at_four_at_once(tmp_path):
+    """The limit is two requests."""
+    limits = found(request_for(tmp_path), SimulatedBackend(wins, together=lambda n: 0.5 if n == 4 else 1.0))
+    assert limits.most_concurrent == 2
+    assert [c.verdict for c in limits.concurrent] == [LimitVerdict.FASTER, LimitVerdict.SLOWER]
+    assert limits.concurrent[1].interval[1] < 1.0
+
+
+def test_a_draft_that_wins_short_and_loses_behind_8k(tmp_path):
+    """The limit is the length that the proof itself has shown."""
+    backend = SimulatedBackend(lambda d, text: 0.7 if len(text) > LONG_CHARACTERS else wins(d, text))
+    limits = found(request_for(tmp_path), backend)
+    assert limits.context[0].verdict is LimitVerdict.SLOWER
+    assert limits.deepest_context == SHORT_TOKENS + 64
+    assert limits.most_concurrent == 4
+
+
+def test_a_draft_that_loses_when_sampled(tmp_path):
+    """The limit is the proof's own temperature."""
+    backend = SimulatedBackend(wins)
+    complete = SimulatedServer.complete
+    backend.before_answer = lambda _server, _text: None
+
+    def sampled(server: SimulatedServer, request: Any) -> Completion:
+        server.backend.speedup = (lambda _d, _t: 0.7) if request.temperature else wins
+        return complete(server, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimulatedServer, "complete", sampled)
+        limits = found(request_for(tmp_path), backend)
+    assert limits.highest_temperature == 0.0
+    assert limits.temperature[0].verdict is LimitVerdict.SLOWER
+
+
+def test_a_slot_that_does_not_draft_is_told(tmp_path):
+    """Two requests use slots 0 and 1; four would use the slot that does not draft."""
+    progress = Silent()
+    limits = found(request_for(tmp_path), SimulatedBackend(wins, silent_slot=2), progress)
+    assert limits.most_concurrent == 2
+    assert "Slot 2 of the server does not draft" in limits.concurrent[1].note
+    assert any("Slot 2" in sentence for sentence in progress.told)
+
+
+def test_a_server_with_one_slot_is_not_asked_for_several(tmp_path):
+    """Nothing is measured, so nothing is known."""
+    limits = found(request_for(tmp_path), SimulatedBackend(wins, slots=1))
+    assert limits.most_concurrent is None
+    assert [c.note for c in limits.concurrent] == ["The server answers 1 request at once."] * 2
+
+
+def test_the_launches_are_those_that_serve(tmp_path):
+    """Two of each side, with the server's own slots and cache, and enough context."""
+    backend = SimulatedBackend(wins)
+    launched: list[Any] = []
+    launch = backend.launch
+    backend.launch = lambda model, drafting, settings: (launched.append((drafting.is_off, settings)), launch(model, drafting, settings))[1]  # fmt: skip
+    found(request_for(tmp_path), backend)
+    serving = [(is_off, settings.args) for is_off, settings in launched if settings.serving]
+    need = ("-c", str(8192 + SHORT_TOKENS + 64 + 512))
+    assert sorted(serving) == sorted([(True, need)] * 2 + [(False, need)] * 2)
+
+
+def test_a_cache_that_cannot_be_used_is_told_and_counted(tmp_path):
+    """What both sides compute again stays in the figure."""
+    limits = found(request_for(tmp_path), SimulatedBackend(wins, caches=False))
+    assert "computed again for each request, with and without drafting" in limits.context[0].note
+
+
+def failing(error: Exception, when: Callable[[SimulatedServer, str], bool]) -> Callable[..., None]:
+    """Raises for some requests."""
+
+    def before(server: SimulatedServer, text: str) -> None:
+        if when(server, text):
+            raise error
+
+    return before
+
+
+def test_requests_that_fail_with_drafting_alone_are_a_limit(tmp_path):
+    """Off answers behind 8k, the drafting does not."""
+    fails = failing(RequestError("broken"), lambda s, t: len(t) > LONG_CHARACTERS and not s.drafting.is_off)
+    limits = found(request_for(tmp_path), SimulatedBackend(wins, before_answer=fails))
+    assert limits.deepest_context == SHORT_TOKENS + 64
+    assert "broken" in limits.context[0].note
+    assert limits.most_concurrent == 4
+
+
+def test_requests_that_fail_on_both_sides_are_none(tmp_path):
+    """They say nothing about the drafting."""
+    fails = failing(RequestError("too long"), lambda _s, t: len(t) > LONG_CHARACTERS)
+    limits = found(request_for(tmp_path), SimulatedBackend(wins, before_answer=fails))
+    assert limits.deepest_context is None
+    assert "too long" in limits.context[0].note
+
+
+def test_a_launch_that_fails_leaves_the_proof_as_it_is(tmp_path):
+    """The recommendation stays, and its limits say why nothing was measured."""
+    backend = SimulatedBackend(wins)
+    launch = backend.launch
+
+    def refusing(model: str, drafting: Drafting, settings: Any) -> SimulatedServer:
+        if settings.serving:
+            raise LaunchError("no memory", permanent=True)
+        return launch(model, drafting, settings)
+
+    backend.launch = refusing
+    limits = found(request_for(tmp_path), backend)
+    assert limits.most_concurrent is None
+    assert {c.note for c in limits.concurrent} == {"no memory"}
+
+
+def test_nothing_is_checked_unless_it_is_asked_for(tmp_path):
+    """The study `quick` does not; what was proven, and under which conditions, is told all the same."""
+    recommendation = tune(request_for(tmp_path, LimitsDefinition()), SimulatedBackend(wins))[
+        PromptType.CODING
+    ]
+    assert LIMITS not in recommendation.evidence
+    assert recommendation.evidence[CONDITIONS] == {
+        "temperature": 0.0,
+        "samplers": "greedy",
+        "max_tokens": 64,
+        "slots": 1,
+        "context_tokens": SHORT_TOKENS + 64,
+        "cached_tokens": 0,
+        "answer_tokens": 64,
+        "cached_share": 0.5,
+    }
+
+
+def test_what_was_proven_before_is_checked_later(tmp_path):
+    """The next tune has time for the checks: the proof stays as it is, and gets its limits."""
+    first = tune(request_for(tmp_path, LimitsDefinition()), SimulatedBackend(wins))[PromptType.CODING]
+    backend = SimulatedBackend(wins)
+    second = tune(request_for(tmp_path), backend)[PromptType.CODING]
+    limits = Limits.from_json(second.evidence.pop(LIMITS))
+    assert limits.most_concurrent == 4
+    assert second == first
+    launches = len(backend.launched)
+    tune(request_for(tmp_path), backend)
+    assert len(backend.launched) == launches, "what was checked is not checked again"
+
+
+def test_without_time_nothing_is_checked(tmp_path):
+    """The proof comes first; the tune says what was left out."""
+    progress = Silent()
+    request = replace(request_for(tmp_path), budget_s=1e-3)
+    recommendation = tune(request, SimulatedBackend(wins), progress).get(PromptType.CODING)
+    assert LIMITS not in recommendation.evidence
