@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from autospec.cli.shell import Shell, command_options, model_option, result_options
 
 if TYPE_CHECKING:
+    from autospec.recommendations import Recommendation
     from autospec.report.selection import Selection
 
 __all__ = ["command"]
@@ -34,6 +36,11 @@ _FILES = ("preset", "llama-swap")
     "mlx: an mlx_lm.server command line.",
 )
 @click.option(
+    "--mix",
+    metavar="MIX",
+    help="Weights of prompt types for the overall answer, e.g. coding=3,chat=1. [default: the traffic's, else equal]",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -41,13 +48,17 @@ _FILES = ("preset", "llama-swap")
     help="Write the preset or llama-swap entries into this file; its other content stays.",
 )
 @command_options
-def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any) -> None:
+def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None, **question: Any) -> None:
     """Print what to run: a drafting configuration, or none.
+
+    Without --prompt-type, args and mlx give the overall answer: the one drafting that is best for all prompt types together.
+    A preset and llama-swap's file get an entry for it with the model's name, and one for each prompt type.
 
     \b
       autospec recommend
       autospec recommend --model qwen3-coder-30b --prompt-type coding
-      llama-server -m MODEL $(autospec recommend -m MODEL -t coding -f args)
+      llama-server -m MODEL $(autospec recommend -m MODEL -f args)
+      autospec recommend --model qwen3-coder-30b --mix coding=3,chat=1
       autospec recommend --format preset -o models.ini
       $(autospec recommend -m MODEL -t coding -f mlx) --port 8080
 
@@ -56,7 +67,7 @@ def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any)
     from autospec.errors import UsageError
     from autospec.hardware import identify
     from autospec.report.selection import Question, select
-    from autospec.store.reader import read_recommendations
+    from autospec.store.reader import read_overall, read_recommendations
 
     if shell.json and form in _CONFIGURATIONS:
         raise UsageError(f"--json and --format {form} exclude each other.", "Leave one out.")
@@ -65,18 +76,37 @@ def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any)
             f"--output works with {' and '.join(_FILES)}, not with {form}.",
             "Redirect the output with > instead.",
         )
+    if mix and question["prompt_type"] is not None:
+        raise UsageError("--mix and --prompt-type exclude each other.", "Leave one out.")
     known = read_recommendations(shell.settings.storage, shell.warn)
-    selection = select(known, identify(), Question(**question))
+    overall = read_overall(shell.settings.storage, shell.warn)
+    selection = select(known, identify(), Question(**question), overall)
+    if mix:
+        selection = _mixed(shell, selection, mix)
     if shell.json or form == "json":
         shell.emit(selection.document())
     elif form == "table":
         from autospec.report.tables import recommendation_table
 
-        shell.out(recommendation_table(selection.recommendations))
+        shell.out(recommendation_table([*selection.recommendations, *(selection.overall or ())]))
     else:
         _configure(shell, selection, form, output)
     if selection.foreign_note:
         shell.warn(selection.foreign_note)
+
+
+def _mixed(shell: Shell, selection: Selection, text: str) -> Selection:
+    """The selection with the overall answers for a mix of the user's, found from the stored pairs."""
+    from contextlib import closing
+    from dataclasses import replace
+
+    from autospec.store.database import open_store
+    from autospec.tuning.overall import for_mix, parse_mix
+
+    weights = parse_mix(text)
+    with closing(open_store(shell.settings.storage, shell.warn)) as store:
+        found: list[Recommendation] = for_mix(store, selection.stored, selection.overall or (), weights)
+    return replace(selection, overall=tuple(found))
 
 
 def _configure(shell: Shell, selection: Selection, form: str, output: Path | None) -> None:
@@ -92,12 +122,13 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
             "Nothing was measured on this machine for this.",
             f"Run `autospec tune`, or use the results of another machine with --hardware {machines[0]}.",
         )
-    from autospec.formats import likely_words
-
-    recommendations = selection.recommendations
-    for r in recommendations:
-        if words := likely_words(r):
-            shell.say(f"{r.prompt_type}: off, because nothing is proven yet; {r.tried.label} is {words}.")
+    # A file has a place for every prompt type, a command line for one drafting.
+    recommendations = (
+        [*(selection.overall or ()), *selection.recommendations]
+        if form in _FILES
+        else selection.for_one_server
+    )
+    _tell_why_off(shell, selection, recommendations)
     if form == "mlx":
         shell.out(shlex.join(mlx_command(recommendations)))
         return
@@ -122,3 +153,17 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
         shell.say(f"Wrote {entries} to {output}.")
     else:
         shell.say(f"{output} is up to date.")
+
+
+def _tell_why_off(shell: Shell, selection: Selection, recommendations: Sequence[Recommendation]) -> None:
+    """On stderr: why drafting is off, and what may be better soon."""
+    from autospec.formats import likely_words
+    from autospec.recommendations import Status, Verdict
+
+    for r in selection.overall or ():
+        if r.verdict is not Verdict.ENABLE or r.status is Status.STALE:
+            stale = f" (stale: {r.evidence.get('stale_reason')})" if r.status is Status.STALE else ""
+            shell.say(f"{r.model}, all prompt types together{stale}: {r.verdict}. {r.reason}")
+    for r in recommendations:
+        if words := likely_words(r):
+            shell.say(f"{r.prompt_type}: off, because nothing is proven yet; {r.tried.label} is {words}.")

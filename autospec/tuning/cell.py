@@ -64,8 +64,8 @@ class TuneStep:
     """The step that a tune is at.
 
     Attributes:
-        phase: ``record`` (answers without drafting), ``read`` (those answers, with a draft alone), ``launch``, ``search`` or
-            ``prove``.
+        phase: ``record`` (answers without drafting), ``read`` (those answers, with a draft alone), ``launch``, ``search``,
+            ``prove`` or ``overall`` (pairs that the answer for all prompt types together lacks).
         drafting: The drafting that is measured; off in the first two phases.
         number: Number of the trial, round or draft.
         of: The highest number that is possible.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from autospec.backends.protocol import Capabilities, LaunchSettings
@@ -68,6 +68,7 @@ class TuneRequest:
         budget_s: Overrides the definition's.
         again: Measure again what is already proven; an interrupted re-measurement continues.
         forget_answers: Delete recorded answers when the tune ends.
+        mix: Prompt type → weight, for the overall answer; empty for the traffic's mix, or equal weights.
         study_storage: Address of Optuna's gRPC proxy for the studies; empty keeps them in `storage`.
     """
 
@@ -84,6 +85,7 @@ class TuneRequest:
     budget_s: float | None = None
     again: bool = False
     forget_answers: bool = False
+    mix: Mapping[PromptType, float] = field(default_factory=dict)
     study_storage: str = ""
 
     @property
@@ -161,6 +163,7 @@ def prepare(
     prompt_types: Sequence[PromptType] = (),
     args: Sequence[str] = (),
     again: bool = False,
+    mix: Mapping[PromptType, float] | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> TuneRequest:
     """Find the models and read study and suite.
@@ -172,6 +175,7 @@ def prepare(
         prompt_types: Prompt types; empty for all of the suite.
         args: Server arguments besides those of the settings.
         again: Measure again what is already proven.
+        mix: Prompt type → weight, for the overall answer; the traffic's mix or equal weights if left out.
         warn: Told each warning of the catalogue.
 
     Raises:
@@ -211,6 +215,7 @@ def prepare(
         context_tokens=settings.context_tokens,
         budget_s=budget_s,
         again=again,
+        mix=mix or {},
         forget_answers=settings.forget_answers,
     )
 
