@@ -42,11 +42,15 @@ def pairs(
         wall_ms = 10_000.0 / (ratio * math.exp(0.01 * (-1) ** n))
         both = {"prompt": f"{kind}-{n}", "round": round_, "compared": drafting}
         turn = (n + round_) % 2
+        off_times, times = (
+            {"wall_ms": wall, "prompt_ms": 0.02 * wall, "predicted_ms": 0.98 * wall}
+            for wall in (10_000.0, wall_ms)
+        )
         off = measurement(
-            with_drafting=False, **both, wall_ms=10_000.0, launch_id=f"{kind} off {round_}", position=turn
+            with_drafting=False, **both, **off_times, launch_id=f"{kind} off {round_}", position=turn
         )
         on = measurement(
-            with_drafting=True, **both, drafting=drafting, wall_ms=wall_ms, launch_id=f"{kind} on {round_}", position=1 - turn
+            with_drafting=True, **both, drafting=drafting, **times, launch_id=f"{kind} on {round_}", position=1 - turn
         )  # fmt: skip
         found.append(Pair(off, on))
     return found
