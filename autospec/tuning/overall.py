@@ -580,15 +580,18 @@ def for_mix(
         answers: Their overall answers: they know how many prompts a proof has.
         weights: Prompt type → weight.
     """
-    groups: dict[tuple[str, str], list[StoredRecommendation]] = {}
+    groups: dict[tuple[str, str, str], list[StoredRecommendation]] = {}
     for s in stored:
-        if s.recommendation.prompt_type is not None:
-            groups.setdefault((s.recommendation.model, s.recommendation.backend), []).append(s)
+        r = s.recommendation
+        if r.prompt_type is not None:
+            groups.setdefault((r.model, r.backend, s.hardware.id), []).append(s)
     before = {(r.model, r.backend): r.evidence.get("types", ()) for r in answers}
     found = []
     for name, own in groups.items():
         prompts = {
-            PromptType(e["prompt_type"]): int(e["prompts"]) for e in before.get(name, ()) if e.get("prompts")
+            PromptType(e["prompt_type"]): int(e["prompts"])
+            for e in before.get(name[:2], ())
+            if e.get("prompts")
         }
         known = known_types(store, own, prompts)
         rule = rule_of(k.recommendation for k in known.values())
