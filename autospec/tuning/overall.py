@@ -294,7 +294,8 @@ def choose(
     verdict, final, reason = _judged(best, mix, here, rule)
     pursued = next((c for c in found if c.decision is None or not c.decision.final), None)
     wanted = OFF
-    if pursued is not None and pursued.ratio > 1.0 + rule.threshold:
+    # A smaller gain is not worth more measuring, as in the cells' proofs.
+    if pursued is not None and pursued.ratio > 1.0 + rule.worth_proving:
         enabled = best is not None and verdict is Verdict.ENABLE
         if best is None or not enabled or pursued.ratio > _WORTH * best.ratio:
             wanted = pursued.drafting
@@ -386,7 +387,7 @@ def _judged(
         what = f" for {_names(never)} prompts" if never else ""
         return Verdict.UNDECIDED, False, f"no drafting was measured{what}"
     lacking = _names(best.lacking)
-    if best.ratio <= 1.0 + rule.threshold:
+    if best.ratio <= 1.0 + rule.worth_proving:
         reason = (
             f"the best single drafting is expected to change the speed of the mix by {percent(best.ratio)},"
             f" too little to measure it for {lacking} prompts"
