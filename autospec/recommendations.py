@@ -17,6 +17,7 @@ __all__ = [
     "LIMITS",
     "MODEL_SETTINGS",
     "NO_LIMITS",
+    "OVERALL_MIX",
     "SCHEMA",
     "SCHEMA_VERSION",
     "USER_SETTINGS",
@@ -40,6 +41,8 @@ MODEL_SETTINGS = "model_settings"
 LIKELY = "likely"
 LIMITS = "limits"
 CONDITIONS = "conditions"
+# The mix of prompt types that an overall answer is for (`autospec.tuning.overall`); other recommendations lack it.
+OVERALL_MIX = "mix"
 
 
 class Verdict(StrEnum):
@@ -110,6 +113,11 @@ class Recommendation:
     def __post_init__(self) -> None:
         if self.verdict is not Verdict.ENABLE and self.drafting != OFF:
             raise ValueError(f"a verdict of {self.verdict} configures as off")
+
+    @property
+    def is_overall(self) -> bool:
+        """True for the answer for a mix of prompt types: one drafting for one server."""
+        return self.prompt_type is None and OVERALL_MIX in self.evidence
 
     def to_json(self) -> dict[str, Any]:
         """One entry of ``recommendations`` in the document; numbers that are not finite become null."""
@@ -285,13 +293,23 @@ class StoredRecommendation:
     recommendation: Recommendation
 
 
-def document(hardware: Hardware, recommendations: Iterable[Recommendation]) -> dict[str, Any]:
-    """Build the document of `recommend --json`, `tune --json` and the proxy's endpoint."""
-    return {
+def document(
+    hardware: Hardware,
+    recommendations: Iterable[Recommendation],
+    overall: Iterable[Recommendation] | None = None,
+) -> dict[str, Any]:
+    """Build the document of `recommend --json`, `tune --json` and the proxy's endpoint.
+
+    `overall` are the answers for all prompt types together; the proxy, which serves each type by itself, leaves them out.
+    """
+    found: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "hardware": hardware.to_json(),
         "recommendations": [r.to_json() for r in recommendations],
     }
+    if overall is not None:
+        found["overall"] = [r.to_json() for r in overall]
+    return found
 
 
 def _interval(low: float | None, high: float | None) -> tuple[float, float]:
@@ -312,6 +330,35 @@ _DRAFTING = {
     "properties": {"mode": {"type": "string"}},
 }
 
+_RECOMMENDATION: dict[str, Any] = {
+    "type": "object",
+    "required": [
+        "model", "model_path", "backend", "backend_build", "prompt_type", "verdict", "drafting",
+        "baseline_tps", "drafting_tps", "speedup", "speedup_ci", "pairs", "acceptance", "reason",
+        "status", "created_at",
+    ],
+    "properties": {
+        "prompt_type": {"enum": [*[str(t) for t in PromptType], None]},
+        "verdict": {"enum": [str(v) for v in Verdict]},
+        "status": {"enum": [str(s) for s in Status]},
+        "drafting": _DRAFTING,
+        "tried": _DRAFTING,
+        "baseline_tps": _NUMBER,
+        "drafting_tps": _NUMBER,
+        "speedup": _NUMBER,
+        "speedup_ci": {
+            "oneOf": [
+                {"type": "null"},
+                {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2},
+            ]
+        },
+        "acceptance": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+        "pairs": {"type": "integer", "minimum": 0},
+        "reason": {"type": "string", "minLength": 1},
+        "created_at": {"type": "string"},
+    },
+}  # fmt: skip
+
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "autospec recommendations",
@@ -328,36 +375,8 @@ SCHEMA: dict[str, Any] = {
                 "memory_bytes": {"type": "integer", "minimum": 0},
             },
         },
-        "recommendations": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": [
-                    "model", "model_path", "backend", "backend_build", "prompt_type", "verdict", "drafting",
-                    "baseline_tps", "drafting_tps", "speedup", "speedup_ci", "pairs", "acceptance", "reason",
-                    "status", "created_at",
-                ],
-                "properties": {
-                    "prompt_type": {"enum": [*[str(t) for t in PromptType], None]},
-                    "verdict": {"enum": [str(v) for v in Verdict]},
-                    "status": {"enum": [str(s) for s in Status]},
-                    "drafting": _DRAFTING,
-                    "tried": _DRAFTING,
-                    "baseline_tps": _NUMBER,
-                    "drafting_tps": _NUMBER,
-                    "speedup": _NUMBER,
-                    "speedup_ci": {
-                        "oneOf": [
-                            {"type": "null"},
-                            {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2},
-                        ]
-                    },
-                    "acceptance": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
-                    "pairs": {"type": "integer", "minimum": 0},
-                    "reason": {"type": "string", "minLength": 1},
-                    "created_at": {"type": "string"},
-                },
-            },
-        },
+        "recommendations": {"type": "array", "items": _RECOMMENDATION},
+        # Answers for a mix of prompt types, with `prompt_type` null.
+        "overall": {"type": "array", "items": _RECOMMENDATION},
     },
 }  # fmt: skip

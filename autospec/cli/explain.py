@@ -34,12 +34,14 @@ def command(shell: Shell, /, **question: Any) -> None:
     """  # noqa: D301 - click needs the backspace itself
     from autospec.hardware import identify
     from autospec.report.selection import Question, select
-    from autospec.store.reader import read_recommendations
+    from autospec.store.reader import read_overall, read_recommendations
 
     settings = shell.settings
     known = read_recommendations(settings.storage, shell.warn)
     question["model"] = shell.settings.named_by(question["model"])
-    selection = select(known, identify(), Question(**question))
+    overall = read_overall(settings.storage, shell.warn)
+    selection = select(known, identify(), Question(**question), overall)
+    from autospec.report.explanation import explain_overall
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store
 
@@ -47,6 +49,7 @@ def command(shell: Shell, /, **question: Any) -> None:
     main = _model(shell, selection.stored[0].recommendation.model_path)
     with closing(open_store(settings.storage, shell.warn)) as store:
         explained = [_explain(store, s, trials, main) for s in selection.stored]
+    together = [explain_overall(r) for r in selection.overall or ()]
     if shell.json:
         shell.emit(
             {
@@ -56,10 +59,18 @@ def command(shell: Shell, /, **question: Any) -> None:
                     {"recommendation": r.to_json(), "figures": e.figures, "sentences": list(e.sentences)}
                     for r, e in zip(selection.recommendations, explained, strict=True)
                 ],
+                "overall": [
+                    {
+                        "recommendation": e.recommendation.to_json(),
+                        "figures": e.figures,
+                        "sentences": list(e.sentences),
+                    }
+                    for e in together
+                ],
             }
         )
         return
-    shell.out("\n\n".join(_text(e) for e in explained))
+    shell.out("\n\n".join(_text(e) for e in (*explained, *together)))
     if selection.foreign_note:
         shell.warn(selection.foreign_note)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,11 @@ _FILES = ("preset", "llama-swap")
     "mlx: an mlx_lm.server command line.",
 )
 @click.option(
+    "--mix",
+    metavar="MIX",
+    help="Weights of prompt types for the overall answer, e.g. coding=3,chat=1. [default: the traffic's, else equal]",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -46,13 +52,17 @@ _FILES = ("preset", "llama-swap")
     help="Write the preset or llama-swap entries into this file; its other content stays.",
 )
 @command_options
-def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any) -> None:
+def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None, **question: Any) -> None:
     """Print what to run: a drafting configuration, or none.
+
+    Without --prompt-type, args and mlx give the overall answer: the one drafting that is best for all prompt types together.
+    A preset and llama-swap's file get an entry for it with the model's name, and one for each prompt type.
 
     \b
       autospec recommend
       autospec recommend --model qwen3-coder-30b --prompt-type coding
-      llama-server -m MODEL $(autospec recommend -m MODEL -t coding -f args)
+      llama-server -m MODEL $(autospec recommend -m MODEL -f args)
+      autospec recommend --model qwen3-coder-30b --mix coding=3,chat=1
       autospec recommend --format preset -o models.ini
       $(autospec recommend -m MODEL -t coding -f mlx) --port 8080
 
@@ -61,7 +71,7 @@ def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any)
     from autospec.errors import UsageError
     from autospec.hardware import identify
     from autospec.report.selection import Question, select
-    from autospec.store.reader import read_recommendations
+    from autospec.store.reader import read_overall, read_recommendations
 
     if shell.json and form in _WORDS:
         raise UsageError(f"--json and --format {form} cannot be used together.", "Leave one out.")
@@ -70,19 +80,38 @@ def command(shell: Shell, /, *, form: str, output: Path | None, **question: Any)
             f"--output works with {' and '.join(_FILES)}, not with {form}.",
             "Redirect the output with > instead.",
         )
+    if mix and question["prompt_type"] is not None:
+        raise UsageError("--mix and --prompt-type cannot be used together.", "Leave one out.")
     known = read_recommendations(shell.settings.storage, shell.warn)
     question["model"] = shell.settings.named_by(question["model"])
-    selection = select(known, identify(), Question(**question))
+    overall = read_overall(shell.settings.storage, shell.warn)
+    selection = select(known, identify(), Question(**question), overall)
+    if mix:
+        selection = _mixed(shell, selection, mix)
     if form == "json" or (shell.json and form == "table"):
         shell.emit(selection.document())
     elif form == "table":
         from autospec.report.tables import recommendation_table
 
-        shell.out(recommendation_table(selection.recommendations))
+        shell.out(recommendation_table([*selection.recommendations, *(selection.overall or ())]))
     else:
         _configure(shell, selection, form, output)
     if selection.foreign_note:
         shell.warn(selection.foreign_note)
+
+
+def _mixed(shell: Shell, selection: Selection, text: str) -> Selection:
+    """The selection with the overall answers for a mix of the user's, found from the stored pairs."""
+    from contextlib import closing
+    from dataclasses import replace
+
+    from autospec.store.database import open_store
+    from autospec.tuning.overall import for_mix, parse_mix
+
+    weights = parse_mix(text)
+    with closing(open_store(shell.settings.storage, shell.warn)) as store:
+        found: list[Recommendation] = for_mix(store, selection.stored, selection.overall or (), weights)
+    return replace(selection, overall=tuple(found))
 
 
 def _configure(shell: Shell, selection: Selection, form: str, output: Path | None) -> None:
@@ -96,12 +125,13 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
             "No results of this machine match.",
             f"Run `autospec tune`, or use the results of another machine with --hardware {machines[0]}.",
         )
-    from autospec.formats import likely_words
-
-    recommendations = selection.recommendations
-    for r in recommendations:
-        if words := likely_words(r):
-            shell.say(f"{r.prompt_type}: off, because nothing is proven yet; {r.tried.label} is {words}.")
+    # A file has a place for every prompt type, a command line for one drafting.
+    recommendations = (
+        [*(selection.overall or ()), *selection.recommendations]
+        if form in _FILES
+        else selection.for_one_server
+    )
+    _tell_why_off(shell, selection, recommendations)
     if form in _WORDS:
         _print_words(shell, recommendations, form)
         return
@@ -155,3 +185,17 @@ def _aliases(settings: Settings, models: Iterable[str]) -> dict[str, tuple[str, 
         if len(named) == 1 and section.aliases:
             found[named[0]] = section.aliases
     return found
+
+
+def _tell_why_off(shell: Shell, selection: Selection, recommendations: Sequence[Recommendation]) -> None:
+    """On stderr: why drafting is off, and what may be better soon."""
+    from autospec.formats import likely_words
+    from autospec.recommendations import Status, Verdict
+
+    for r in selection.overall or ():
+        if r.verdict is not Verdict.ENABLE or r.status is Status.STALE:
+            stale = f" (stale: {r.evidence.get('stale_reason')})" if r.status is Status.STALE else ""
+            shell.say(f"{r.model}, all prompt types together{stale}: {r.verdict}. {r.reason}")
+    for r in recommendations:
+        if words := likely_words(r):
+            shell.say(f"{r.prompt_type}: off, because nothing is proven yet; {r.tried.label} is {words}.")

@@ -191,6 +191,8 @@ def _sentence(step: TuneStep) -> str:
         case "limits":
             what = f"check {step.number} of {step.of} of its limits"
             return f"{what}: {step.drafting.label}, prompt type {step.done + 1} of {step.todo}"
+        case "overall":
+            what = f"all prompt types together, round {step.number}"
         case "search":
             what = f"trial {step.number} of at most {step.of}"
         case _:
@@ -251,6 +253,11 @@ def _clock(seconds: float) -> str:
     metavar="N",
     help="After the proof, check the winner behind up to N tokens of cached context. [default: 32768]",
 )
+@click.option(
+    "--mix",
+    metavar="MIX",
+    help="Weights of prompt types for the overall answer, e.g. coding=3,chat=1. [default: the traffic's, else equal]",
+)
 @click.option("--again", is_flag=True, help="Measure again even if the result is proven.")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
@@ -274,6 +281,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     from autospec.hardware import identify
     from autospec.recommendations import document
     from autospec.report.tables import recommendation_table
+    from autospec.tuning.overall import parse_mix
     from autospec.tuning.request import prepare
     from autospec.tuning.run import Tuning
 
@@ -285,6 +293,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         args=options["args"],
         again=options["again"],
         **{name: options[name] for name in ("max_tokens", "slots", "depth")},
+        mix=parse_mix(options["mix"]) if options["mix"] else None,
         warn=shell.warn,
     )
     hardware = identify()
@@ -304,11 +313,17 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         except KeyboardInterrupt:
             interrupted = True
             recommendations = tuning.known()
+    overall = tuning.overall()
+    together = [] if overall is None else [overall]
     if shell.json:
-        shell.emit(document(hardware, recommendations))
+        shell.emit(document(hardware, recommendations, together))
     elif recommendations:
-        shell.out(recommendation_table(recommendations))
+        shell.out(recommendation_table([*recommendations, *together]))
     if interrupted:
         shell.warn("Interrupted. The results are kept; run the same command again to continue.")
         return 130
+    if overall is not None:
+        from autospec.report.server_config import what_to_run
+
+        shell.out(what_to_run(overall))
     return None

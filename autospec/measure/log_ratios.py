@@ -9,16 +9,18 @@ a useless prediction gets the weight 0, which leaves the plain estimate.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
 from autospec.measure.measurements import Pair
 
-__all__ = ["Control", "LogRatio", "by_prompt", "control", "of_pairs", "prompt_medians"]
+__all__ = ["Control", "LogRatio", "by_prompt", "control", "of_mix", "of_pairs", "prompt_medians"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,60 @@ def of_pairs(pairs: Iterable[Pair], ratio: Callable[[Pair], float]) -> list[LogR
         )
         for pair in pairs
     ]
+
+
+def of_mix(
+    pairs: Mapping[str, Sequence[Pair]], time_shares: Mapping[str, float]
+) -> tuple[list[LogRatio], int]:
+    """Return the log-ratios of a mix of prompt types, and the number of rounds that every type has.
+
+    One value stands for a set of requests with one or more prompts of every type, asked in the same round: ln(time of the mix
+    without drafting ÷ its time with drafting). The sets are independent, because no two of a round share a prompt. If a type
+    has more rounds than another, several of its rounds count as one.
+
+    Args:
+        pairs: Name of a prompt type → all pairs of one drafting, at least one.
+        time_shares: Name of a prompt type → its part of the mix's time without drafting; they add up to 1.
+    """
+    rounds = min(len({pair.off.round for pair in own}) for own in pairs.values())
+    by_type = {name: _by_slot(own, rounds) for name, own in pairs.items()}
+    launches = _launches([[p for own in by_type.values() for p in chain(*own[k])] for k in range(rounds)])
+    # The sets are named after a prompt of the type with the fewest: the values have no more prompts than that type.
+    scarcest = min(pairs, key=lambda name: (len({pair.off.prompt_id for pair in pairs[name]}), name))
+    values = []
+    for slot, launch in enumerate(launches):
+        sets = min(len(own[slot]) for own in by_type.values())
+        for k in range(sets):
+            members = {name: list(chain(*own[slot][k::sets])) for name, own in by_type.items()}
+            time = math.fsum(
+                time_shares[name] * statistics.fmean(math.exp(-pair.log_ratio) for pair in own)
+                for name, own in members.items()
+            )
+            first = members[scarcest][0].off
+            launched = f"off {launch}", f"drafted {launch}"
+            values.append(LogRatio(first.prompt_id, *launched, -math.log(time), first.position == 0))
+    return values, rounds
+
+
+def _by_slot(pairs: Sequence[Pair], slots: int) -> list[list[list[Pair]]]:
+    """The pairs of a type in as many groups of whole rounds; a group has a list of pairs for each prompt."""
+    numbers = {round_: k % slots for k, round_ in enumerate(sorted({pair.off.round for pair in pairs}))}
+    groups: list[dict[str, list[Pair]]] = [{} for _ in range(slots)]
+    for pair in sorted(pairs, key=lambda pair: (pair.off.round, pair.off.prompt_id)):
+        groups[numbers[pair.off.round]].setdefault(pair.off.prompt_id, []).append(pair)
+    return [list(group.values()) for group in groups]
+
+
+def _launches(slots: Sequence[Sequence[Pair]]) -> list[int]:
+    """A number for each slot; slots with a launch in common have the same, as if all their requests were of that launch."""
+    numbers = list(range(len(slots)))
+    owner: dict[str, int] = {}
+    for slot, pairs in enumerate(slots):
+        for launch in {half.launch_id for pair in pairs for half in (pair.off, pair.drafted)}:
+            earlier = numbers[owner.setdefault(launch, slot)]
+            joined = numbers[slot]
+            numbers = [earlier if number == joined else number for number in numbers]
+    return numbers
 
 
 def by_prompt(values: Sequence[LogRatio]) -> Mapping[str, list[float]]:

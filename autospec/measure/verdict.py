@@ -98,16 +98,18 @@ class Rule:
         weights[-1] += len(weights) > 1
         return self.error_rate * (1.0 - self.first_share) * weights[look - 1] / sum(weights)
 
-    def shared(self) -> Rule:
-        """Return the rule for each of two draftings of one cell: half of both error rates.
+    def shared(self, parts: int = 2) -> Rule:
+        """Return the rule for each of several draftings, of which one may be enabled: its part of both error rates.
 
-        The first look keeps its level as far as possible: with less, a round of eight prompts could not decide.
+        Of two, the first look keeps its level as far as possible: with less, a round of eight prompts could not decide.
         """
+        if parts == 1:
+            return self
         return replace(
             self,
-            error_rate=self.error_rate / 2.0,
-            first_share=min(1.0, 2.0 * self.first_share),
-            across_prompts=self.across_prompts / 2.0,
+            error_rate=self.error_rate / parts,
+            first_share=min(1.0, 2.0 * self.first_share) if parts == 2 else self.first_share,
+            across_prompts=self.across_prompts / parts,
         )
 
     @property

@@ -31,7 +31,7 @@ from autospec.measure.measurements import Measurement, Pair
 from autospec.recommendations import CONDITIONS, LIKELY, LIMITS, Limits, Recommendation, Verdict
 from autospec.report.studies import TrialSummary
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "explain", "explain_overall"]
 
 # Rule of thumb of the reference benchmark: a faster main model leaves little to gain.
 _FAST_TPS = 30.0
@@ -482,3 +482,59 @@ def _ruled_out(found: Mapping[str, Any]) -> str:
     name = PurePath(str(found["arm"])).name
     best_case = f"best case {percent(found['best_case'])} ({found['prompt_type']})"
     return f"Never launched: {name}; {best_case}, {ruled_out_because(found)}."
+
+
+_MIXES = {
+    "traffic": "the mix of the proxy's traffic",
+    "equal": "equal numbers of requests of every prompt type",
+    "asked": "the mix that was asked for",
+}
+
+
+def explain_overall(r: Recommendation) -> Explanation:
+    """Explain an overall answer: its mix, each prompt type's part, and what one drafting for each type would gain."""
+    e = r.evidence
+    mix, types = e["mix"], e["types"]
+    figures = {
+        name: e[name] for name in ("mix", "types", "one_per_type", "loses", "slows", "lacks", "expected")
+    }
+    shares = ", ".join(f"{t['prompt_type']} {t['share']:.0%}" for t in types)
+    of = f", {mix['requests']} requests" if mix["requests"] else ""
+    lines = [
+        (
+            f"{r.verdict.capitalize()}: {r.model} on {r.backend} {r.backend_build}, one server for all prompt types."
+            f" {_sentence(r.reason)}"
+        ),
+        f"The mix is {_MIXES[mix['source']]}{of}: {shares}.",
+    ]
+    if r.tried.is_off:
+        return Explanation(r, figures, tuple(lines))
+    lines.append(f"The best single drafting is {r.tried.label}, {percent(e['expected'])} over the mix.")
+    parts = "; ".join(f"{t['prompt_type']} {_part(t)}" for t in types)
+    lines.append(f"By prompt type: {parts}.")
+    if e["slows"]:
+        slower = "It slows down" if not r.drafting.is_off else "It would slow down"
+        lines.append(f"{slower} {' and '.join(e['slows'])} prompts.")
+    if e["one_per_type"] > 1.0:
+        lines.append(
+            f"One drafting for each prompt type, as `autospec proxy` serves them, is {percent(e['one_per_type'])} over the mix:"
+            f" one server with {'this drafting' if not r.drafting.is_off else 'drafting off'} is {e['loses']:.1%} slower."
+        )
+    if e["lacks"]:
+        lines.append(
+            f"Too few pairs of it with {' and '.join(e['lacks'])} prompts: `autospec tune --model {r.model}` measures them."
+        )
+    others = [
+        f"{d.label} {percent(c['ratio'])}"
+        for c in e["candidates"]
+        if (d := Drafting.understood(c["drafting"])) is not None and d != r.tried
+    ]
+    if others:
+        lines.append(f"Other candidates, where unknown prompt types count as unchanged: {'; '.join(others)}.")
+    return Explanation(r, figures, tuple(lines))
+
+
+def _part(entry: Mapping[str, Any]) -> str:
+    if entry["ratio"] is None:
+        return "unknown"
+    return percent(entry["ratio"]) + (" (predicted)" if entry["source"] == "prediction" else "")

@@ -3,6 +3,8 @@
 * Of one main model, backend and prompt type the newest counts, whatever build and launch settings it was made with.
   `autospec studies list` shows all.
 * Recommendations measured on this machine come before imported ones.
+* The overall answer of a model and backend, the one drafting for all prompt types, comes with the types' own, unless one type is
+  asked for. It is stale if a recommendation that it rests on is stale or was measured again since.
 * Other machines answer only if this one cannot (a model is asked for by name and nothing is known of it here, or nothing was
   ever tuned here), or if they are asked for.
 """
@@ -50,11 +52,14 @@ class Selection:
         hardware: The machine of the recommendations; this one if there are several.
         stored: The recommendations, sorted by model, backend and prompt type; at least one.
         foreign: True if other machines answer although they were not asked for.
+        overall: The answers for all prompt types together, at most one for each model and backend; ``None`` if the caller did
+            not ask for them.
     """
 
     hardware: Hardware
     stored: tuple[StoredRecommendation, ...]
     foreign: bool = False
+    overall: tuple[Recommendation, ...] | None = None
 
     @property
     def recommendations(self) -> list[Recommendation]:
@@ -78,16 +83,29 @@ class Selection:
 
     def document(self) -> dict[str, Any]:
         """The document of the JSON contract."""
-        return document(self.hardware, self.recommendations)
+        return document(self.hardware, self.recommendations, self.overall)
+
+    @property
+    def for_one_server(self) -> list[Recommendation]:
+        """The overall answers, and the recommendations of models and backends that have none."""
+        together = self.overall or ()
+        answered = {(r.model, r.backend) for r in together}
+        return [*together, *(r for r in self.recommendations if (r.model, r.backend) not in answered)]
 
 
-def select(stored: Sequence[StoredRecommendation], here: Hardware, question: Question) -> Selection:
+def select(
+    stored: Sequence[StoredRecommendation],
+    here: Hardware,
+    question: Question,
+    overall: Sequence[StoredRecommendation] | None = None,
+) -> Selection:
     """The recommendations that answer a question.
 
     Args:
         stored: Everything known.
         here: This machine.
         question: What is asked for.
+        overall: All overall answers; ``None`` to leave them out.
 
     Raises:
         NothingKnownError: Nothing answers.
@@ -113,7 +131,50 @@ def select(stored: Sequence[StoredRecommendation], here: Hardware, question: Que
         hardware = here
     else:
         hardware = next(iter(machines.values()))
-    return Selection(hardware, tuple(sorted(found, key=_order)), foreign)
+    together = None
+    if overall is not None:
+        # Another machine's answer is shown if that machine is asked for.
+        asked_for = not foreign and question.prompt_type is None
+        together = tuple(_overall(overall, found)) if asked_for else ()
+    return Selection(hardware, tuple(sorted(found, key=_order)), foreign, together)
+
+
+def _overall(
+    answers: Sequence[StoredRecommendation], found: Sequence[StoredRecommendation]
+) -> list[Recommendation]:
+    """The newest overall answer of each machine, model and backend that was found, as it stands today."""
+    groups: dict[tuple[str, str, str], list[StoredRecommendation]] = {}
+    for s in found:
+        groups.setdefault(_group(s), []).append(s)
+    newest_of = {
+        _group(s): s.recommendation for s in sorted(answers, key=lambda s: s.recommendation.created_at)
+    }
+    return [
+        _as_it_stands(newest_of[group], own) for group, own in sorted(groups.items()) if group in newest_of
+    ]
+
+
+def _group(s: StoredRecommendation) -> tuple[str, str, str]:
+    return s.hardware.id, s.recommendation.model, s.recommendation.backend
+
+
+def _as_it_stands(answer: Recommendation, found: Sequence[StoredRecommendation]) -> Recommendation:
+    """The answer, stale if what it rests on is no longer what is recommended for a prompt type."""
+    entries = {entry["prompt_type"]: entry for entry in answer.evidence.get("types", ())}
+    why = ""
+    for s in found:
+        kind, r = str(s.recommendation.prompt_type), s.recommendation
+        entry = entries.get(kind)
+        if entry is None:
+            continue  # not in the mix
+        if (entry.get("cell"), entry.get("created_at")) != (r.evidence.get("cell"), r.created_at):
+            why = f"{kind} was measured again since"
+        elif r.status is Status.STALE:
+            why = str(r.evidence.get("stale_reason") or f"{kind} is stale")
+        if why:
+            evidence = {**answer.evidence, "stale_reason": why}
+            return replace(answer, status=Status.STALE, evidence=evidence)
+    return answer
 
 
 def same_machine(stored: Hardware, here: Hardware) -> bool:

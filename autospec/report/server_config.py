@@ -26,7 +26,8 @@ from autospec.cells import options_in
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UsageError
 from autospec.files import replace_file
-from autospec.recommendations import MODEL_SETTINGS, USER_SETTINGS, Recommendation, Status
+from autospec.formats import percent
+from autospec.recommendations import MODEL_SETTINGS, USER_SETTINGS, Recommendation, Status, Verdict
 
 __all__ = [
     "BEGIN",
@@ -42,6 +43,7 @@ __all__ = [
     "own_settings",
     "preset_text",
     "update_file",
+    "what_to_run",
 ]
 
 
@@ -141,7 +143,10 @@ def one_args(recommendations: Sequence[Recommendation]) -> tuple[tuple[str, ...]
         f"{', '.join(_subject(r, with_backend=by_backend) for r in group)}: {group[0].drafting.label}"
         for group in choices.values()
     )
-    raise UsageError(f"The recommendations for {models[0]} differ: {what}.", f"Choose one with {options}.")
+    hint = f"Choose one with {options}."
+    if by_type:
+        hint += f" `autospec tune --model {models[0]}` finds one for all prompt types together."
+    raise UsageError(f"The recommendations for {models[0]} differ: {what}.", hint)
 
 
 def own_settings(recommendation: Recommendation) -> tuple[str, ...]:
@@ -233,6 +238,30 @@ def mlx_command(recommendations: Sequence[Recommendation]) -> tuple[str, ...]:
     return "mlx_lm.server", "--model", chosen.model_path, *_settings(chosen), *args
 
 
+def what_to_run(r: Recommendation) -> str:
+    """One line that says how to run one server for all prompt types, as an overall answer recommends."""
+    what = r.drafting.label if r.verdict is Verdict.ENABLE else "off"
+    if r.verdict is Verdict.UNDECIDED:
+        what += " (undecided)"
+    gain = f" ({percent(r.speedup)})" if r.speedup is not None and not r.drafting.is_off else ""
+    try:
+        command = _command_line(r)
+    except AutospecError as error:
+        return f"One server for all prompt types: {what}{gain}. {error}"
+    return f"One server for all prompt types: {what}{gain}. Run: {command}"
+
+
+def _command_line(r: Recommendation) -> str:
+    """The command that starts a server as recommended. Raises `AutospecError` if none can be written."""
+    if r.backend == "mlx":
+        return shlex.join(mlx_command([r]))
+    if r.backend not in _LLAMA_SERVERS or not r.model_path:
+        raise AutospecError(f"`autospec explain --model {r.model}` says more.")
+    recorded = r.evidence.get("command")
+    program = str(recorded[0]) if r.backend == "llama-server" and recorded else "llama-server"
+    return shlex.join((program, "--model", r.model_path, *_settings(r), *drafting_args(r)))
+
+
 def _render(
     recommendations: Iterable[Recommendation],
     head: list[str],
@@ -274,7 +303,9 @@ def _named(recommendations: Iterable[Recommendation]) -> Iterator[tuple[str, Rec
     taken: set[str] = set()
     for r in recommendations:
         # No other characters: the router upper-cases the text after a colon.
-        base = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{r.model}-{r.prompt_type or 'any'}").strip("-")
+        # The answer for all prompt types together has the model's own name.
+        name = r.model if r.is_overall else f"{r.model}-{r.prompt_type or 'any'}"
+        base = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
         names = [base, f"{base}-{r.backend}", *(f"{base}-{r.backend}-{n}" for n in range(2, 1000))]
         name = next(n for n in names if n not in taken)
         taken.add(name)
@@ -346,7 +377,7 @@ def _why(r: Recommendation) -> str:
 
 
 def _subject(r: Recommendation, *, with_backend: bool) -> str:
-    kind = "any prompt" if r.prompt_type is None else str(r.prompt_type)
+    kind = "all prompts" if r.is_overall else "any prompt" if r.prompt_type is None else str(r.prompt_type)
     return f"{kind} on {r.backend}" if with_backend else kind
 
 

@@ -218,6 +218,8 @@ def _subject(model: str, build: str, machine: str) -> str:
 
 
 def _kind(r: Recommendation) -> str:
+    if r.is_overall:
+        return "overall"
     return "any" if r.prompt_type is None else str(r.prompt_type)
 
 

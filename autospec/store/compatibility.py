@@ -9,6 +9,7 @@ from typing import TypeVar
 from autospec.errors import StoreError
 
 __all__ = [
+    "NEWEST_OVERALL",
     "NEWEST_RECOMMENDATION",
     "NEWEST_RECOMMENDATIONS",
     "SCHEMA",
@@ -63,6 +64,7 @@ def understood(
 SCHEMA = 2
 # The newest recommendation of each cell, for sqlite3 and SQLAlchemy alike.
 NEWEST_RECOMMENDATIONS = "SELECT max(id) FROM autospec_recommendations GROUP BY cell_key"
+NEWEST_OVERALL = "SELECT max(id) FROM autospec_overall GROUP BY cell_key"
 NEWEST_RECOMMENDATION = "SELECT max(id) FROM autospec_recommendations"
 
 

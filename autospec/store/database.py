@@ -21,6 +21,7 @@ from autospec.measure.launch_scatter import LaunchComparison
 from autospec.measure.measurements import Measurement, Phase, Sample
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.store.compatibility import (
+    NEWEST_OVERALL,
     NEWEST_RECOMMENDATION,
     NEWEST_RECOMMENDATIONS,
     Unread,
@@ -37,7 +38,7 @@ from autospec.store.queries import (
     select_launch_comparisons,
     select_samples,
 )
-from autospec.store.schema import MEASUREMENTS, RECOMMENDATIONS, SURVEYS, bring_up_to_date
+from autospec.store.schema import MEASUREMENTS, OVERALL, RECOMMENDATIONS, SURVEYS, bring_up_to_date
 
 __all__ = ["Store", "durable", "open_store"]
 
@@ -189,6 +190,28 @@ class Store:
             ((row["id"], row) for row in rows), _recommendation, self._unread, "recommendation"
         )
         return [stored.recommendation for stored in found]
+
+    def save_overall(self, answer: Recommendation, hardware: Hardware, launch_key: str) -> None:
+        """Store the answer for a mix of prompt types; readers see the newest of each `Cell.launch_key`."""
+        row = {
+            "cell_key": launch_key,
+            "model": answer.model,
+            "hardware_id": hardware.id,
+            "hardware": hardware.to_json(),
+            "recommendation": answer.to_json(),
+            "created_at": answer.created_at,
+        }
+        with plain_errors(self._engine), self._engine.begin() as connection:
+            connection.execute(sa.insert(OVERALL), [row])
+
+    def overall_answers(self, launch_keys: Sequence[str] | None = None) -> list[StoredRecommendation]:
+        """Return the newest answer of every launch key, or of these, in the order they were made."""
+        query = sa.select(OVERALL).where(OVERALL.c.id.in_(sa.text(NEWEST_OVERALL)))
+        if launch_keys is not None:
+            query = query.where(OVERALL.c.cell_key.in_(list(launch_keys)))
+        with plain_errors(self._engine), self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(OVERALL.c.id)).mappings().all()
+        return understood(((row["id"], row) for row in rows), _recommendation, self._unread, "overall answer")
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Store samples of live traffic, in one transaction."""

@@ -14,6 +14,7 @@ from autospec.cells import Hardware
 from autospec.errors import StoreError
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.store.compatibility import (
+    NEWEST_OVERALL,
     NEWEST_RECOMMENDATION,
     NEWEST_RECOMMENDATIONS,
     SCHEMA,
@@ -22,13 +23,14 @@ from autospec.store.compatibility import (
     understood,
 )
 
-__all__ = ["newest_recommendation", "read_recommendations"]
+__all__ = ["newest_recommendation", "read_overall", "read_recommendations"]
 
 _SQLITE_PREFIX = "sqlite:///"
 _COLUMNS = "id, cell_key, hardware, recommendation"
 _NEWEST = (
     f"SELECT {_COLUMNS} FROM autospec_recommendations WHERE id IN ({NEWEST_RECOMMENDATIONS}) ORDER BY id"  # noqa: S608
 )
+_NEWEST_OVERALL = f"SELECT {_COLUMNS} FROM autospec_overall WHERE id IN ({NEWEST_OVERALL}) ORDER BY id"  # noqa: S608
 _HAS_META = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'autospec_meta'"
 # The oldest version that can use the tables, see `autospec.store.schema`.
 _NEEDS = "SELECT value FROM autospec_meta WHERE name = 'needs'"
@@ -53,12 +55,20 @@ def read_recommendations(
             return store.recommendations()
         finally:
             store.close()
-    unread = Unread()
-    rows = ((number, row) for number, *row in _read(url, _NEWEST))
-    found = understood(rows, _stored, unread, "recommendation")
-    if unread.sentence:
-        tell(unread.sentence)
-    return found
+    return _understood(url, _NEWEST, "recommendation", tell)
+
+
+def read_overall(url: str, tell: Callable[[str], None] = lambda _: None) -> list[StoredRecommendation]:
+    """Return the newest answers for a mix of prompt types, like `read_recommendations`."""
+    if not _is_plain_sqlite(url):
+        from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
+
+        store = open_store(url, tell)
+        try:
+            return store.overall_answers()
+        finally:
+            store.close()
+    return _understood(url, _NEWEST_OVERALL, "overall answer", tell)
 
 
 def newest_recommendation(url: str) -> int:
@@ -72,6 +82,14 @@ def newest_recommendation(url: str) -> int:
         finally:
             store.close()
     return next((number or 0 for (number,) in _read(url, NEWEST_RECOMMENDATION)), 0)
+
+
+def _understood(url: str, query: str, kind: str, tell: Callable[[str], None]) -> list[StoredRecommendation]:
+    unread = Unread()
+    found = understood(((number, row) for number, *row in _read(url, query)), _stored, unread, kind)
+    if unread.sentence:
+        tell(unread.sentence)
+    return found
 
 
 def _stored(row: list[Any]) -> StoredRecommendation:

@@ -20,6 +20,7 @@ __all__ = [
     "MEASUREMENTS",
     "METADATA",
     "MIGRATIONS",
+    "OVERALL",
     "RECOMMENDATIONS",
     "SURVEYS",
     "Json",
@@ -102,6 +103,21 @@ RECOMMENDATIONS = sa.Table(
     sa.Column("recommendation", Json, nullable=False),
     sa.Column("created_at", sa.String(40), nullable=False),
     sa.Index("autospec_recommendations_cell", "cell_key", "id"),
+)
+
+# Answers for a mix of prompt types, under `Cell.launch_key`. They have a table of their own: an older autospec would take one among
+# the recommendations for a record of any prompt type.
+OVERALL = sa.Table(
+    "autospec_overall",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("cell_key", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(256), nullable=False),
+    sa.Column("hardware_id", sa.String(128), nullable=False),
+    sa.Column("hardware", Json, nullable=False),
+    sa.Column("recommendation", Json, nullable=False),
+    sa.Column("created_at", sa.String(40), nullable=False),
+    sa.Index("autospec_overall_cell", "cell_key", "id"),
 )
 
 # Inputs of prediction: recorded token ids, profiles of drafts, times of batches. They can be measured again, and are deleted

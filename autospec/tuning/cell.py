@@ -13,12 +13,17 @@ from autospec.backends.protocol import Capabilities, Cycle
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BusyError, SuiteError
+from autospec.measure.asking import Asking
 from autospec.measure.measurements import AS_MEASURED, CACHED_SHARE, Pair, Shapes, of_traffic
 from autospec.measure.verdict import Decision
 from autospec.prompts.suite import Half, Prompt
 from autospec.recommendations import Limits, Recommendation, Verdict
 from autospec.store.database import Store
 from autospec.store.locks import CellLocks
+from autospec.tuning.budget import Budget
+from autospec.tuning.definition import StudyDefinition
+from autospec.tuning.launches import Launches
+from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.request import TuneRequest, draft_file
 from autospec.tuning.resume import DRAFT_ID, CellHistory, note_begin, note_look, renewing, to_restart
 from autospec.tuning.space import Space
@@ -28,6 +33,7 @@ __all__ = [
     "CellProgress",
     "CellRun",
     "Progress",
+    "TuneContext",
     "TuneSession",
     "TuneStep",
     "Unwatched",
@@ -65,7 +71,7 @@ class TuneStep:
 
     Attributes:
         phase: ``record`` (answers without drafting), ``read`` (those answers, with a draft alone), ``launch``, ``search``,
-            ``prove`` or ``limits``.
+            ``prove``, ``limits`` or ``overall`` (pairs that the answer for all prompt types together lacks).
         drafting: The drafting that is measured; off in the first two phases.
         number: Number of the trial, round, draft or check.
         of: The highest number that is possible.
@@ -375,3 +381,17 @@ def acceptance(pairs: Sequence[Pair]) -> float | None:
     drafted = sum(p.drafted.drafted or 0 for p in pairs)
     accepted = sum(p.drafted.accepted or 0 for p in pairs)
     return accepted / drafted if drafted else None
+
+
+@dataclass(frozen=True, slots=True)
+class TuneContext:
+    """The tools that the phases of one tune share."""
+
+    definition: StudyDefinition
+    space: Space
+    launches: Launches
+    pairing: PairedRunner
+    budget: Budget
+    progress: Progress
+    asking: Asking
+    store: Store

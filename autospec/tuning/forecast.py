@@ -7,7 +7,8 @@ are put together, and such a drafting is launched if it is expected to beat ever
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from autospec.drafting import Drafting, Mode
@@ -250,6 +251,24 @@ class Forecast:
         open_ = self._open(self._grid, set(), dead_arms)
         free = [d for d in open_ if d.mode.draft_free and self._drafts(cell, d)]
         return {d: v for d in free if (v := self.cautious(cell, d)) is not None}
+
+    def best_for_all(self, cells: Sequence[CellRun]) -> Drafting | None:
+        """The drafting with a trusted prediction that is expected to be fastest if all cells have it, in equal parts of time."""
+        best: tuple[float, str, Drafting] | None = None
+        for drafting in filter(self.trusts, self._grid):
+            ratios = [v for cell in cells if (v := self.expected(cell, drafting)) is not None]
+            if ratios and len(ratios) == len(cells):
+                ranked = statistics.harmonic_mean(ratios), drafting.key, drafting
+                best = max(best, ranked) if best is not None else ranked
+        return best[2] if best is not None else None
+
+    def expectations(self, cell: CellRun, draftings: Iterable[Drafting]) -> list[dict[str, object]]:
+        """What is expected of these draftings in a cell, as JSON objects; without those whose prediction is not trusted."""
+        return [
+            {"drafting": drafting.to_json(), "expected": round(expected, 4)}
+            for drafting in sorted(draftings, key=lambda d: d.key)
+            if self.trusts(drafting) and (expected := self.expected(cell, drafting)) is not None
+        ]
 
     def figures(self, cell: CellRun, drafting: Drafting) -> dict[str, object]:
         """The prediction for a drafting and the costs it rests on, as evidence."""

@@ -25,8 +25,7 @@ from autospec.measure.statistics import signed_rank_estimate
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell import CellRun
-from autospec.tuning.context import TuneContext
+from autospec.tuning.cell import CellRun, TuneContext
 from autospec.tuning.launches import Launches
 from autospec.tuning.tasks import Task
 

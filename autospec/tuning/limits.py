@@ -468,7 +468,7 @@ class _DraftingChecks:
         for condition, subject in self._jobs:
             by_condition.setdefault(condition, []).append(subject)
         for number, (condition, subjects) in enumerate(by_condition.items()):
-            if self._drafting.mode.draft_free and number:
+            if self._remembers and number:
                 self._launches.expire()  # only the first exposure to a prompt counts
             for done, subject in enumerate(subjects):
                 self._step(
@@ -503,6 +503,11 @@ class _DraftingChecks:
             self._tools.progress.tell(f"{self._drafting.label}: {why}")
             self._rule_out([job for job in several if job[0].at > self._silent], why)
 
+    @property
+    def _remembers(self) -> bool:
+        """True if an n-gram mode takes part, which proposes what it has seen before."""
+        return any(part.mode.draft_free for part in self._drafting.parts)
+
     def _silent_slot(self, server: Server, count: int) -> int | None:
         """The first slot that proposes nothing for a request for which slot 0 proposes something."""
         if self._drafting.mode.draft_free:
@@ -535,7 +540,7 @@ class _DraftingChecks:
                 return
             items = [item for item in items if disturbance(pairs[item.number])]
             # A second exposure would flatter a mode that remembers; by turns each repeat takes two launches.
-            if not items or self._drafting.mode.draft_free or self._launches.resident == 1:
+            if not items or self._remembers or self._launches.resident == 1:
                 break
         self._pairs.setdefault((condition, subject.key), []).extend(pairs.values())
 

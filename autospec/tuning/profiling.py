@@ -30,8 +30,7 @@ from autospec.predict.profile import AnswerProfile, Recording, Scorer
 from autospec.predict.recording import DraftPass, batch_sizes, pass_of, record, time_batches, typical_of
 from autospec.predict.replay import Counts
 from autospec.prompts.suite import Prompt
-from autospec.tuning.cell import CellRun, TuneStep
-from autospec.tuning.context import TuneContext
+from autospec.tuning.cell import CellRun, TuneContext, TuneStep
 from autospec.tuning.pruning import beaten, nothing_pays, shortest_ms
 
 __all__ = ["RECORDING", "Profiler", "keeps_state", "output_share", "timed_apart"]

@@ -27,8 +27,7 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Decision, Rule, decide
 from autospec.recommendations import Verdict
 from autospec.tuning.budget import rounds_to_decide, worth
-from autospec.tuning.cell import CellRun, TuneStep
-from autospec.tuning.context import TuneContext
+from autospec.tuning.cell import CellRun, TuneContext, TuneStep
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.tasks import Task
 

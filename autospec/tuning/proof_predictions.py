@@ -15,8 +15,7 @@ from autospec.errors import BackendError
 from autospec.measure.measurements import Measurement, Pair
 from autospec.predict.profile import Recording
 from autospec.prompts.suite import Prompt
-from autospec.tuning.cell import CellRun
-from autospec.tuning.context import TuneContext
+from autospec.tuning.cell import CellRun, TuneContext
 from autospec.tuning.profiling import RECORDING, Profiler
 
 __all__ = ["ProofPredictions"]

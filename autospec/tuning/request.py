@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from autospec.backends.protocol import Capabilities, LaunchSettings
@@ -77,6 +77,7 @@ class TuneRequest:
         budget_s: Overrides the definition's.
         again: Measure again what is already proven; an interrupted re-measurement continues.
         forget_answers: Delete recorded answers when the tune ends.
+        mix: Prompt type → weight, for the overall answer; empty for the traffic's mix, or equal weights.
         study_storage: Address of Optuna's gRPC proxy for the studies; empty keeps them in `storage`.
     """
 
@@ -94,6 +95,7 @@ class TuneRequest:
     budget_s: float | None = None
     again: bool = False
     forget_answers: bool = False
+    mix: Mapping[PromptType, float] = field(default_factory=dict)
     study_storage: str = ""
 
     @property
@@ -174,6 +176,7 @@ def prepare(
     max_tokens: int | None = None,
     slots: int | None = None,
     depth: int | None = None,
+    mix: Mapping[PromptType, float] | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> TuneRequest:
     """Find the models and read study and suite.
@@ -188,6 +191,7 @@ def prepare(
         max_tokens: Longest answer, instead of the study's.
         slots: Check what is proven at up to this many requests at once.
         depth: Check what is proven behind up to this many tokens of context.
+        mix: Prompt type → weight, for the overall answer; the traffic's mix or equal weights if left out.
         warn: Told each warning of the catalogue.
 
     Raises:
@@ -229,6 +233,7 @@ def prepare(
         context_tokens=catalog.own.context_tokens(main, settings),
         budget_s=budget_s,
         again=again,
+        mix=mix or {},
         forget_answers=settings.forget_answers,
     )
 

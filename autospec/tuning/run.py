@@ -27,13 +27,13 @@ from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
 from autospec.tuning.budget import Budget
 from autospec.tuning.build_recommendation import Cost, conclude, conditions_of, likely_of, nothing_to_try
-from autospec.tuning.cell import CellRun, Progress, TuneSession
-from autospec.tuning.context import TuneContext
+from autospec.tuning.cell import CellRun, Progress, TuneContext, TuneSession
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, Memory, resident_launches
 from autospec.tuning.limits import LimitChecks, Subject
+from autospec.tuning.overall import OverallProof
 from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof
@@ -73,6 +73,7 @@ class Tuning:
     _cost: Cost = field(default_factory=Cost)
     _wanted: list[str] = field(default_factory=list)
     _drafts: dict[str, str] | None = None
+    _launch_key: str = ""
 
     def run(self) -> list[Recommendation]:
         """Search, prove, store.
@@ -101,6 +102,17 @@ class Tuning:
             store.close()
         return [stored[key] for key in self._wanted if key in stored]
 
+    def overall(self) -> Recommendation | None:
+        """The stored answer for all prompt types together; ``None`` if this tune did not come so far."""
+        if not self._launch_key:
+            return None
+        store = open_store(self.request.storage)
+        try:
+            found = store.overall_answers([self._launch_key])
+        finally:
+            store.close()
+        return found[0].recommendation if found else None
+
     def _run(self, session: TuneSession) -> None:
         limits = self.request.definition.limits
         budget = Budget(
@@ -124,6 +136,15 @@ class Tuning:
             self._tune(session, open_cells, space, budget, fitting)
         if limits.check:
             self._check_proven([c for c in cells if c not in open_cells], session, space, budget)
+        self._launch_key = cells[0].cell.launch_key
+        OverallProof(
+            session,
+            cells,
+            self.backend,
+            budget,
+            resident=lambda: self._resident(fitting),
+            step=self.progress.step,
+        ).run()
 
     def _check_proven(
         self, cells: Sequence[CellRun], session: TuneSession, space: Space, budget: Budget
@@ -372,12 +393,17 @@ class Tuning:
             cell.searched = not (search.out_of_time and (cell.winner.is_off or untried))
         searched = [c for c in cells if c.searched]
         ruled_out = {"ruled_out": forecast.rule_out(searched)} if forecast is not None else {}
+        # One server may run any of these for all prompt types.
+        candidates = {d for c in searched for d in (c.winner, c.runner_up) if not d.is_off}
+        if forecast is not None and (best := forecast.best_for_all(searched)) is not None:
+            candidates.add(best)
         for cell in searched:
             winner, runner_up = cell.winner, cell.runner_up
             predictions: tuple[Any, Any] = (None, None)
             if forecast is not None:
                 figures = (forecast.figures(cell, winner), forecast.figures(cell, runner_up))
-                predictions = (figures[0] | ruled_out, figures[1] | ruled_out)
+                more = ruled_out | {"candidates": forecast.expectations(cell, candidates)}
+                predictions = (figures[0] | more, figures[1] | more)
             cell.history = note_choice(cell.study, cell.history, winner, runner_up, predictions)
 
     def _conclusion(self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings) -> Recommendation:

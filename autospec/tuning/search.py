@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, UnsupportedError
 from autospec.measure.measurements import Pair, Phase
-from autospec.tuning.cell import CellRun, TuneStep, geometric_mean, mean_log_ratio
-from autospec.tuning.context import TuneContext
+from autospec.tuning.cell import CellRun, TuneContext, TuneStep, geometric_mean, mean_log_ratio
 from autospec.tuning.forecast import MOST_TOGETHER, Forecast
 from autospec.tuning.paired_runner import Measured
 from autospec.tuning.pruning import Reach, gives_up

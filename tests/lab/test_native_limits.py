@@ -23,7 +23,7 @@ from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.definition import LimitsDefinition
 from autospec.tuning.launches import Memory
 from autospec.tuning.limits import LimitChecks, Subject
-from tests.tuning.test_loop import Silent
+from tests.tuning.test_run import Silent
 
 DEPTH = 2048
 TOKENS = 8

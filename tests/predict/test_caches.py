@@ -32,8 +32,7 @@ from autospec.predict.replay import proposals
 from autospec.prompts.suite import Half, load_suite
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell import CellRun
-from autospec.tuning.context import TuneContext
+from autospec.tuning.cell import CellRun, TuneContext
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
 from autospec.tuning.profiling import Profiler, keeps_state, output_share, timed_apart

@@ -91,7 +91,9 @@ def test_prompt_types_that_differ_must_be_chosen():
     both = [recommendation(), recommendation(Verdict.DISABLE, prompt_type=PromptType.WRITING)]
     with pytest.raises(UsageError, match="writing: off") as raised:
         one_args(both)
-    assert raised.value.hint == "Choose one with --prompt-type."
+    assert raised.value.hint == (
+        "Choose one with --prompt-type. `autospec tune --model Main-7B-Q4_K_M` finds one for all prompt types together."
+    )
 
 
 def test_backends_that_differ_must_be_chosen():

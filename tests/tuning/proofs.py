@@ -18,8 +18,7 @@ from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell import CellRun
-from autospec.tuning.context import TuneContext
+from autospec.tuning.cell import CellRun, TuneContext
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
 from autospec.tuning.paired_runner import PairedRunner

@@ -12,7 +12,7 @@ from autospec.files import studies_dir
 from autospec.settings import Settings, load_settings
 from autospec.tuning.definition import LimitsDefinition, load_definition
 from autospec.tuning.request import prepare, temperature_of
-from tests.tuning.test_loop import request_with
+from tests.tuning.test_run import request_with
 
 
 def study(folder: Path, old: str = "", new: str = "") -> str:

@@ -17,7 +17,7 @@ from autospec.recommendations import CONDITIONS, LIMITS, Limits, LimitVerdict, V
 from autospec.tuning.definition import LimitsDefinition, load_definition
 from autospec.tuning.request import TuneRequest
 from tests.tuning.simulated import SHORT_TOKENS, SimulatedBackend, SimulatedServer
-from tests.tuning.test_loop import Silent, nobody_else_is_at_work, request_with, tune  # noqa: F401 - a fixture
+from tests.tuning.test_run import Silent, nobody_else_is_at_work, request_with, tune  # noqa: F401 - a fixture
 
 CHECKED = LimitsDefinition(check=True, depth=8192)
 LONG_CHARACTERS = 20000

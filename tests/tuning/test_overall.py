@@ -1,0 +1,346 @@
+"""The overall answer: one drafting for all prompt types, chosen from made-up cells, and found by a simulated tune."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import UsageError
+from autospec.measure.log_ratios import of_mix
+from autospec.measure.measurements import Pair, Sample
+from autospec.measure.verdict import DEFAULT_RULE
+from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.store.database import open_store
+from autospec.tuning.overall import Known, Mix, choose, mix_of, parse_mix, to_recommendation
+from autospec.tuning.run import Tuning
+from tests.report.samples import DRAFTING, measurement, recommendation
+from tests.tuning.simulated import SimulatedBackend
+from tests.tuning.test_run import (  # noqa: F401 - the fixtures are used by name
+    MACHINE,
+    Silent,
+    nobody_else_is_at_work,
+    pays_for_coding,
+    request_,
+)
+
+CODING, WRITING, CHAT = PromptType.CODING, PromptType.WRITING, PromptType.CHAT
+NGRAM = Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)
+
+
+def pairs(
+    kind: PromptType, ratio: float, *, prompts: int = 8, rounds: int = 1, drafting: Drafting = DRAFTING
+) -> list[Pair]:
+    """Pairs of a drafting: each prompt in each round, every prompt 1 % faster or slower than the ratio."""
+    found = []
+    for round_, n in itertools.product(range(1, rounds + 1), range(prompts)):
+        wall_ms = 10_000.0 / (ratio * math.exp(0.01 * (-1) ** n))
+        both = {"prompt": f"{kind}-{n}", "round": round_, "compared": drafting}
+        turn = (n + round_) % 2
+        off_times, times = (
+            {"wall_ms": wall, "prompt_ms": 0.02 * wall, "predicted_ms": 0.98 * wall}
+            for wall in (10_000.0, wall_ms)
+        )
+        off = measurement(
+            with_drafting=False, **both, **off_times, launch_id=f"{kind} off {round_}", position=turn
+        )
+        on = measurement(
+            with_drafting=True, **both, drafting=drafting, **times, launch_id=f"{kind} on {round_}", position=1 - turn
+        )  # fmt: skip
+        found.append(Pair(off, on))
+    return found
+
+
+def known(
+    kind: PromptType,
+    own: Drafting,
+    verdict: Verdict = Verdict.ENABLE,
+    measured: Mapping[Drafting, float] = {},
+    *,
+    predicted: Mapping[Drafting, float] = {},
+    rounds: int = 1,
+    answer_tokens: float = 100.0,
+    tps: float = 10.0,
+) -> Known:
+    """A cell that proved `own` with this verdict; `measured` are the ratios of the draftings with pairs."""
+    r = recommendation(
+        verdict,
+        prompt_type=kind,
+        drafting=own if verdict is Verdict.ENABLE else OFF,
+        tried=own,
+        baseline_tps=tps,
+        evidence={"request": {"answer_tokens": answer_tokens}, "cell": f"cell of {kind}"},
+    )
+    found = {d: pairs(kind, ratio, rounds=rounds, drafting=d) for d, ratio in measured.items()}
+    return Known(r, found, predicted, prompts=8)
+
+
+def equal(*kinds: PromptType) -> Mix:
+    """Equal shares."""
+    return mix_of(kinds, ())
+
+
+def test_one_drafting_that_is_best_for_all_is_enabled():
+    """Each type's own proof enables it, so nothing is lost against one drafting for each type."""
+    cells = {k: known(k, DRAFTING, measured={DRAFTING: 1.5}) for k in (CODING, WRITING)}
+    answer = choose(cells, equal(CODING, WRITING))
+    assert (answer.verdict, answer.tried, answer.final) == (Verdict.ENABLE, DRAFTING, True)
+    r = to_recommendation(answer, DEFAULT_RULE, args=["--flag"])
+    assert r.drafting == DRAFTING
+    assert r.speedup == pytest.approx(1.5, rel=0.01)
+    assert r.evidence["loses"] == pytest.approx(0.0, abs=1e-3)
+    assert (r.evidence["slows"], r.evidence["lacks"]) == ([], [])
+    assert r.prompt_type is None
+    assert r.is_overall
+    assert Recommendation.from_json(r.to_json()).is_overall
+
+
+def test_types_that_disagree_are_judged_by_all_pairs_together():
+    """The gain is that of the time of the mix: 2 ÷ (1 ÷ 1.8 + 1 ÷ 1.1), and not the mean of the ratios."""
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.8}),
+        WRITING: known(WRITING, NGRAM, measured={DRAFTING: 1.1, NGRAM: 1.2}),
+    }
+    answer = choose(cells, equal(CODING, WRITING))
+    assert (answer.verdict, answer.tried) == (Verdict.ENABLE, DRAFTING)
+    expected = 2.0 / (1 / 1.8 + 1 / 1.1)
+    assert answer.ratio == pytest.approx(expected, rel=0.002)
+    assert answer.decision is not None
+    assert answer.decision.estimate is not None
+    assert answer.decision.estimate.ratio == pytest.approx(expected, rel=0.002)
+    r = to_recommendation(answer, DEFAULT_RULE)
+    # With one drafting for each type writing would have the n-gram mode.
+    best = 2.0 / (1 / 1.8 + 1 / 1.2)
+    assert r.evidence["one_per_type"] == pytest.approx(best, rel=0.002)
+    assert r.evidence["loses"] == pytest.approx(1.0 - expected / best, abs=0.002)
+    assert r.pairs == 16
+
+
+def test_a_type_that_is_slowed_is_named():
+    """Writing loses 30 %, coding gains so much that the mix is faster all the same."""
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 4.0}, rounds=2),
+        WRITING: known(WRITING, DRAFTING, Verdict.DISABLE, measured={DRAFTING: 0.7}, rounds=2),
+    }
+    r = to_recommendation(choose(cells, equal(CODING, WRITING)), DEFAULT_RULE)
+    assert r.verdict is Verdict.ENABLE
+    assert r.evidence["slows"] == ["writing"]
+    assert r.evidence["one_per_type"] == pytest.approx(2.0 / (1 / 4.0 + 1.0), rel=0.01)
+
+
+def test_off_where_it_takes_more_than_it_gives():
+    """+30 % and −30 % of equal times is a loss: 2 ÷ (1 ÷ 1.3 + 1 ÷ 0.7) is 0.91."""
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.3}),
+        WRITING: known(WRITING, DRAFTING, Verdict.DISABLE, measured={DRAFTING: 0.7}),
+    }
+    answer = choose(cells, equal(CODING, WRITING))
+    assert (answer.verdict, answer.final) == (Verdict.DISABLE, True)
+    r = to_recommendation(answer, DEFAULT_RULE)
+    assert (r.drafting, r.tried, r.status) == (OFF, DRAFTING, Status.PROVEN)
+    # Off, and coding could have had its drafting.
+    assert r.evidence["loses"] == pytest.approx(1.0 - (1 / 1.3 + 1.0) / 2.0, abs=0.01)
+
+
+def test_predictions_enable_nothing():
+    """A type without pairs is named, and its prediction counts for the choice alone."""
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.8}),
+        WRITING: known(WRITING, NGRAM, measured={NGRAM: 1.2}, predicted={DRAFTING: 1.5}),
+    }
+    answer = choose(cells, equal(CODING, WRITING))
+    assert (answer.verdict, answer.tried, answer.final) == (Verdict.UNDECIDED, DRAFTING, False)
+    assert (answer.lacks, answer.next) == ((WRITING,), DRAFTING)
+    r = to_recommendation(answer, DEFAULT_RULE)
+    assert (r.drafting, r.speedup, r.status) == (OFF, None, Status.PROVISIONAL)
+    assert "writing" in r.reason
+    assert {t["prompt_type"]: t["source"] for t in r.evidence["types"]} == {
+        "coding": "proof",
+        "writing": "prediction",
+    }
+
+
+def test_an_unknown_type_counts_as_unchanged():
+    """Neither measured nor predicted: no gain is assumed, and no loss."""
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.5}),
+        WRITING: known(WRITING, NGRAM, Verdict.DISABLE, measured={NGRAM: 0.9}),
+    }
+    answer = choose(cells, equal(CODING, WRITING))
+    assert answer.ratio == pytest.approx(2.0 / (1 / 1.5 + 1.0), rel=0.002)
+    assert answer.ratio_of(WRITING, DRAFTING) is None
+    assert (answer.verdict, answer.lacks) == (Verdict.UNDECIDED, (WRITING,))
+
+
+def test_a_type_of_the_traffic_that_was_never_tuned_keeps_it_undecided():
+    """It is named as one that lacks measurements."""
+    cells = {CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.5})}
+    answer = choose(cells, mix_of(cells, (), {CODING: 1.0, CHAT: 1.0}))
+    assert (answer.verdict, answer.lacks) == (Verdict.UNDECIDED, (CHAT,))
+    assert answer.time_shares == pytest.approx({CODING: 0.5, CHAT: 0.5})
+
+
+def test_weights_change_the_answer():
+    """Three requests of coding for one of writing pay; one for three do not."""
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.5}),
+        WRITING: known(WRITING, DRAFTING, Verdict.DISABLE, measured={DRAFTING: 0.75}),
+    }
+    verdicts = [
+        choose(cells, mix_of(cells, (), {CODING: coding, WRITING: writing})).verdict
+        for coding, writing in ((9.0, 1.0), (1.0, 3.0))
+    ]
+    assert verdicts == [Verdict.ENABLE, Verdict.DISABLE]
+
+
+def test_long_answers_weigh_more():
+    """Weights are shares of requests: a request of a type with answers three times as long takes three times the time."""
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.5}, answer_tokens=300.0),
+        WRITING: known(WRITING, DRAFTING, measured={DRAFTING: 1.5}, answer_tokens=100.0),
+    }
+    assert choose(cells, equal(CODING, WRITING)).time_shares == pytest.approx({CODING: 0.75, WRITING: 0.25})
+
+
+def test_no_type_gains():
+    """All proofs say that drafting does not pay: so does the answer, whatever was not measured."""
+    cells = {
+        CODING: known(CODING, DRAFTING, Verdict.DISABLE, measured={DRAFTING: 0.9}),
+        WRITING: known(WRITING, NGRAM, Verdict.DISABLE, measured={NGRAM: 0.95}),
+    }
+    answer = choose(cells, equal(CODING, WRITING))
+    assert (answer.verdict, answer.final, answer.next) == (Verdict.DISABLE, True, OFF)
+
+
+def test_a_proven_drafting_is_served_until_a_better_one_is_measured():
+    """The better one is what should be measured next."""
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 2.0, NGRAM: 1.4}),
+        WRITING: known(WRITING, NGRAM, measured={NGRAM: 1.4}, predicted={DRAFTING: 1.9}),
+    }
+    answer = choose(cells, equal(CODING, WRITING))
+    assert (answer.verdict, answer.tried, answer.next) == (Verdict.ENABLE, NGRAM, DRAFTING)
+
+
+def test_draftings_that_could_be_chosen_share_the_error_rate():
+    """Of two that are measured everywhere, each has half; a look that was taken before enables nothing."""
+    cells = {
+        kind: known(kind, DRAFTING, Verdict.UNDECIDED, measured={DRAFTING: 1.3, NGRAM: 1.2}, rounds=2)
+        for kind in (CODING, WRITING)
+    }
+    alone = {kind: replace(k, pairs={DRAFTING: k.pairs[DRAFTING]}) for kind, k in cells.items()}
+    both, one = (choose(c, equal(CODING, WRITING)).decision for c in (cells, alone))
+    assert both is not None
+    assert one is not None
+    assert both.estimate is not None
+    assert one.estimate is not None
+    assert both.estimate.interval[0] < one.estimate.interval[0]
+    assert one.verdict is Verdict.ENABLE
+    again = choose(alone, equal(CODING, WRITING), looked={DRAFTING.key: 2})
+    assert (again.verdict, again.final) == (Verdict.UNDECIDED, False)
+
+
+def test_a_mix_is_read_and_refused():
+    """Weights above 0, each type once."""
+    assert parse_mix("coding=3, chat=1") == {CODING: 3.0, CHAT: 1.0}
+    for text in ("poems=1", "coding", "coding=0", "coding=nan", "coding=1,coding=2", ""):
+        with pytest.raises(UsageError):
+            parse_mix(text)
+
+
+def test_the_traffic_is_the_mix_from_30_requests_on():
+    """Below, all tuned types have equal shares; a type with fewer than one request in a hundred does not count."""
+
+    def asked(count: int, kind: PromptType | None) -> list[Sample]:
+        return [Sample(0.0, "m", "b", "1", kind, 10, 10, 1.0, 1.0)] * count
+
+    few = mix_of((CODING, WRITING), asked(29, CHAT))
+    assert (few.source, few.shares) == ("equal", {CODING: 0.5, WRITING: 0.5})
+    many = mix_of(
+        (CODING, WRITING), [*asked(150, CHAT), *asked(50, CODING), *asked(1, WRITING), *asked(9, None)]
+    )
+    assert (many.source, many.requests) == ("traffic", 201)
+    assert many.shares == pytest.approx({CODING: 0.25, CHAT: 0.75})
+
+
+def test_a_value_of_the_mix_has_prompts_of_every_type():
+    """As many values as the type with the fewest prompts has, and launches that rounds share count as one."""
+    by_type = {"a": pairs(CODING, 1.5, prompts=8, rounds=2), "b": pairs(WRITING, 1.0, prompts=4, rounds=3)}
+    values, rounds = of_mix(by_type, {"a": 0.5, "b": 0.5})
+    assert rounds == 2
+    assert len(values) == 8
+    assert {v.prompt for v in values} == {f"writing-{n}" for n in range(4)}
+    assert {v.off_launch for v in values} == {"off 0", "off 1"}
+    assert {v.off_first for v in values} == {True, False}
+    for v in values:
+        assert v.value == pytest.approx(math.log(2.0 / (1 / 1.5 + 1.0)), abs=0.02)
+    one = [replace(p, off=replace(p.off, launch_id="the same")) for p in by_type["a"]]
+    values, _ = of_mix(by_type | {"a": one}, {"a": 0.5, "b": 0.5})
+    assert len({v.off_launch for v in values}) == 1
+
+
+def gains_little(drafting: Drafting, text: str) -> float:
+    """The draft model gains much for coding and a little for writing, n-grams gain more for writing."""
+    if drafting.mode is Mode.DRAFT_MODEL:
+        return 1.6 if "coding" in text else 1.15
+    return 1.05 if "coding" in text else 1.4
+
+
+def test_a_tune_measures_what_the_answer_lacks(request_):  # noqa: F811
+    """The best single drafting is asked the prompts of the type that another one won, and is then enabled for both."""
+    backend, progress = SimulatedBackend(gains_little), Silent()
+    tuning = Tuning(request_, backend, MACHINE, progress)
+    own = {r.prompt_type: r for r in tuning.run()}
+    assert [own[t].drafting.mode for t in (CODING, WRITING)] == [Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE]
+    assert any(s.phase == "overall" for s in progress.steps)
+    answer = tuning.overall()
+    assert answer is not None
+    assert (answer.verdict, answer.drafting) == (Verdict.ENABLE, own[CODING].drafting)
+    assert answer.speedup == pytest.approx(2.0 / (1 / 1.6 + 1 / 1.15), rel=0.03)
+    assert answer.evidence["loses"] > 0.05
+    assert answer.evidence["args"] == list(backend.drafting_args("", answer.drafting, request_.settings()))
+    # The next tune finds everything in the store.
+    again = SimulatedBackend(gains_little)
+    Tuning(request_, again, MACHINE, Silent()).run()
+    assert again.launched == []
+
+
+def test_without_time_the_answer_says_what_it_lacks(request_):  # noqa: F811
+    """The proofs take the budget; the next tune, in which all types are proven, asks the rest."""
+    tuning = Tuning(request_, SimulatedBackend(gains_little), MACHINE, Silent())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autospec.tuning.overall.OverallProof._measure", lambda *_: False)
+        tuning.run()
+    answer = tuning.overall()
+    assert answer is not None
+    assert (answer.verdict, answer.drafting, answer.evidence["lacks"]) == (
+        Verdict.UNDECIDED,
+        OFF,
+        ["writing"],
+    )
+    backend = SimulatedBackend(gains_little)
+    later = Tuning(request_, backend, MACHINE, Silent())
+    later.run()
+    answer = later.overall()
+    assert answer is not None
+    assert answer.verdict is Verdict.ENABLE
+    store = open_store(request_.storage)
+    assert len(store.overall_answers()) == 1
+    store.close()
+
+
+def test_a_type_that_was_not_asked_for_is_not_measured(request_):  # noqa: F811
+    """`tune --prompt-type coding` asks no writing prompts; the answer is for what was tuned."""
+    backend = SimulatedBackend(pays_for_coding)
+    tuning = Tuning(replace(request_, prompt_types=(CODING,)), backend, MACHINE, Silent())
+    [own] = tuning.run()
+    answer = tuning.overall()
+    assert answer is not None
+    assert (answer.verdict, answer.drafting) == (own.verdict, own.drafting)
+    assert list(answer.evidence["mix"]["shares"]) == ["coding"]
+    assert not [text for _, _, text in backend.asked if "writing" in text]
