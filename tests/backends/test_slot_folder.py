@@ -31,10 +31,16 @@ def old(fake, tmp_path, monkeypatch):
     return backend
 
 
-@pytest.mark.parametrize("serving", [True, False])
-def test_each_launch_has_an_empty_folder_of_its_own(old, state_dir, serving):
+def test_a_server_for_users_has_no_folder(old):
+    """With one, any client could write its slot to the disk (Proxy review 4)."""
+    server = old.launch("/m.gguf", OFF, LaunchSettings((), 60.0, serving=True))
+    server.stop()
+    assert NAME not in server.command
+
+
+def test_each_launch_for_measuring_has_an_empty_folder_of_its_own(old, state_dir):
     """It was the state folder, so that any client could overwrite the database (Proxy review 4)."""
-    settings = LaunchSettings(("-ngl", "0"), 60.0, serving=serving)
+    settings = LaunchSettings(("-ngl", "0"), 60.0)
     assert NAME not in old.command("/m.gguf", OFF, settings)
     first, second = (old.launch("/m.gguf", OFF, settings) for _ in range(2))
     try:
@@ -71,5 +77,5 @@ def test_nothing_is_left_of_a_launch_that_failed(fake, tmp_path, monkeypatch):
     _, probe = backend._probed()
     backend._probe = replace(probe, help=read_help("pydist012"))
     with pytest.raises(LaunchError):
-        backend.launch("/m.gguf", OFF, LaunchSettings((), 60.0, serving=True))
+        backend.launch("/m.gguf", OFF, LaunchSettings((), 60.0))
     assert not list(tmp_path.glob("autospec-slots-*"))

@@ -135,7 +135,7 @@ def test_without_time_for_the_runner_up_the_cell_stays_open(request_, monkeypatc
             spent_s = 10.0 * next(proved_requests)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "Budget", lambda total_s: Budget(total_s, lambda: spent_s))
+        patched.setattr(run_module, "Budget", lambda total_s, **how: Budget(total_s, lambda: spent_s, **how))
         first = tune(replace(request_, budget_s=170.0), SimulatedBackend(speedup, before_answer=spend))
     assert all(found.status is Status.PROVISIONAL for found in first.values())
     assert all("run tune again" in found.reason for found in first.values())
