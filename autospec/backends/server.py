@@ -8,6 +8,7 @@ slots, and by a canary request whose answer must, or must not, name drafted toke
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -24,6 +25,7 @@ from autospec.backends.process import (
     HOST,
     Ended,
     ServerProcess,
+    drafting_variables,
     family,
     free_port,
     is_free,
@@ -55,7 +57,7 @@ _POLL_S = 0.1
 _HEALTH_TIMEOUT_S = 2.0
 # Another program may take a free port before the server does.
 _PORT_ATTEMPTS = 2
-# State folders that this process has searched for orphans.
+# State folders that this process has searched for orphans, and warned about variables.
 _swept: set[Path] = set()
 
 # Long enough for several cycles; short enough for 2 s on a model of 10 tokens per second.
@@ -279,6 +281,10 @@ def start_child(
         _swept.add(state_dir)
         for sentence in sweep_orphans(state_dir):
             _log.warning(sentence)
+        if names := drafting_variables(os.environ):
+            _log.warning(
+                f"Not passed on to servers: {', '.join(names)}. autospec alone decides how a server drafts."
+            )
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         port = free_port()
         server = make(ServerProcess.start(command(port), state_dir), port)

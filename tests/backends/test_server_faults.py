@@ -127,6 +127,15 @@ def test_drafts_although_off(launched):
         launched("drafts-although-off")
 
 
+def test_a_variable_that_drafts_is_told_once(launched, monkeypatch, caplog):
+    """It does not reach the server, and one sentence says so."""
+    monkeypatch.setenv("LLAMA_SPEC_CHAIN", "8")
+    launched()
+    launched()
+    told = [r.getMessage() for r in caplog.records if "LLAMA_SPEC_CHAIN" in r.getMessage()]
+    assert told == ["Not passed on to servers: LLAMA_SPEC_CHAIN. autospec alone decides how a server drafts."]
+
+
 def test_hangs(launched):
     """The request's own time is kept."""
     server = launched("hangs")

@@ -71,7 +71,8 @@ class LlamaServer:
         """See `autospec.backends.protocol.Backend`; the port is not part of it."""
         program, probe = self._probed()
         build = probe.build.version
-        given = {name for option in check(probe.help, build, settings.args) for name in option.names}
+        checked = check(probe.help, build, settings.args, serving=settings.serving)
+        given = {name for option in checked for name in option.names}
         fixed: list[str] = []
         for option, value in () if settings.serving else _MEASURED_WITH:
             if probe.help.has(option) and option not in given:
