@@ -12,7 +12,8 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -63,6 +64,8 @@ _swept: set[Path] = set()
 # Long enough for several cycles; short enough for 2 s on a model of 10 tokens per second.
 _CANARY_TOKENS = 20
 _CANARY_TIMEOUT_S = 300.0
+# Slots that are asked; users' requests go to any of them, and a fork drafts in the first one only (buun-llama-cpp #110).
+_CANARY_SLOTS = 4
 # The first request also warms up what a server allocates lazily. No prompt of a suite holds this text, so an n-gram pool
 # learns nothing useful from it; but some pools count positions from it, and prediction begins with it too.
 _CANARY_TEXT = "Continue counting: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"
@@ -223,24 +226,48 @@ class LlamaHttpServer(LaunchedServer):
     def _check_speculation(self, build: str) -> None:
         drafting = self.drafting
         log = self._process.log_tail(LOG_SEARCHED)  # before the canary adds to it
-        slots = self._client.speculative()
+        slots = self._client.slots()
+        told = [tells for tells in slots.values() if tells is not None]
         # In a launch with several modes the others hide that the draft model was refused.
         refused = drafting.beside and speculation_refused(log)
-        if (slots is False or refused) and not drafting.is_off:
+        if ((told and not any(told)) or refused) and not drafting.is_off:
             raise self._inactive(build, log)
         drafted = self._client.complete(canary(drafting), _CANARY_EXTRA).drafted
         if drafting.is_off:
-            if slots or drafted:
+            if any(told) or drafted:
                 raise SpeculationInactiveError(
                     f"{build} drafts although drafting is off.",
                     "Remove the drafting flags from the server arguments.",
                 )
             return
-        if drafted or drafting.mode.draft_free:
-            # An n-gram mode proposes only where text repeats, so a canary without drafts says nothing: the slots did.
+        if silent := [number for number, tells in slots.items() if tells is False]:
+            raise self._silent_slot(build, silent[0])
+        # An n-gram mode proposes only where text repeats, so a canary without drafts says nothing: the slots did.
+        if drafting.mode.draft_free:
             return
-        if (slots is None) or (drafted == 0 and not drafting.p_min):
-            raise self._inactive(build, log)
+        if not drafted:
+            if not told or (drafted == 0 and not drafting.p_min):
+                raise self._inactive(build, log)
+            return
+        others = [number for number in sorted(slots) if number][: _CANARY_SLOTS - 1]
+        for number, count in zip(others, self._drafted_in(others), strict=True):
+            if not count:
+                raise self._silent_slot(build, number)
+
+    def _drafted_in(self, slots: Sequence[int]) -> list[int | None]:
+        """Drafted tokens of a canary in each of these slots, all asked at once."""
+
+        def ask(slot: int) -> int | None:
+            return self._client.complete(canary(self.drafting), {**_CANARY_EXTRA, "id_slot": slot}).drafted
+
+        with ThreadPoolExecutor(_CANARY_SLOTS) as pool:
+            return list(pool.map(ask, slots))
+
+    def _silent_slot(self, build: str, slot: int) -> SpeculationInactiveError:
+        return SpeculationInactiveError(
+            f"{build} does not draft in slot {slot} although {self.drafting.label} was asked for.",
+            "Serve one request at a time with --parallel 1, or use another build.",
+        )
 
     def _inactive(self, build: str, log: tuple[str, ...]) -> SpeculationInactiveError:
         reason = speculation_refused(log)
