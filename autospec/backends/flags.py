@@ -23,18 +23,25 @@ Every parameter is pinned, because defaults change between builds. `off` has no 
 The help's layout is llama.cpp's own (``common_arg::to_string`` in ``common/arg.cpp``), the same from 2024 to b11434:
 names from the first column, the value's name after one space, the text from column 40, or on the following lines if the
 names are too long.
+
+ik_llama.cpp prints another layout (``gpt_params_print_usage`` in ``common/common.cpp``): names from the third column, the text from
+column 34. Many of its options take a value that the help does not name. Each ``--spec-type`` adds a stage with its
+numbers, ``--spec-type mtp:n_max=4,p_min=0.0``; an n-gram stage may come before one of MTP or a draft model, and is asked first
+(``common_speculative_validate_chain``). Read at commit 8337e4c, August 2026; never run.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autospec.drafting import Drafting, Mode
 from autospec.errors import UnsupportedError
 
 __all__ = [
+    "IK_NOTE",
     "NGRAM_CACHE_NOTE",
     "WHOLE_BATCHES",
     "HelpText",
@@ -52,6 +59,11 @@ _HEADER = re.compile(
     rf"^(?P<names>{_NAME}(?:,\s+{_NAME})*)(?: (?P<value>\S+(?: \S+)*))?(?:\s{{2,}}(?P<text>\S.*))?\s*$"
 )
 _TEXT_COLUMN = 40
+# "  %-32s", and the names alone on their line where they have more than 30 characters.
+_IK_NAMES_WIDTH = 32
+_IK_TEXT_COLUMN = 34
+_IK_LINE = re.compile(r"^ {2,9}-\S", re.MULTILINE)
+_IK_TYPES = re.compile(r"\btypes: (?P<values>none(?:, [\w-]+)*)")
 _DEFAULT = re.compile(r"default:\s*(?P<value>\"[^\"]*\"|'[^']*'|[^,;)]*)")
 _ENV = re.compile(r"\(env: (?P<name>\w+)\)")
 _ALLOWED = re.compile(r"allowed values: (?P<values>[\w-]+(?:,\s*[\w-]+)*)")
@@ -101,6 +113,18 @@ class HelpText:
     options: tuple[Option, ...]
     gone: tuple[Option, ...] = ()
 
+    @property
+    def of_ik(self) -> bool:
+        """True for ik_llama.cpp, whose ``--spec-type`` takes a mode with its numbers."""
+        option = self.find("--spec-type")
+        return option is not None and option.value.startswith("SPEC[:")
+
+    def arity(self, option: Option, given: int) -> int:
+        """Number of arguments that belong to an option with `given` words behind it."""
+        if self.of_ik and not option.value:
+            return min(given, 1)  # its help names few values
+        return option.arity
+
     def find(self, name: str) -> Option | None:
         """The option with this spelling, or ``None`` if the build lacks it."""
         wanted = normalise(name)
@@ -139,26 +163,49 @@ def normalise(name: str) -> str:
 
 def parse(text: str) -> HelpText:
     """Read the output of ``llama-server --help``; lines that make no sense are skipped."""
-    entries: list[tuple[re.Match[str], list[str]]] = []
-    for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header is not None:
-            entries.append((header, [header["text"] or ""]))
-        elif entries and line.startswith(" " * _TEXT_COLUMN):
-            entries[-1][1].append(line.strip())
-    options = [_option(header, " ".join(" ".join(lines).split())) for header, lines in entries]
+    entries = _entries(text) or _ik_entries(text)
+    options = [_option(names, value, " ".join(" ".join(lines).split())) for names, value, lines in entries]
     return HelpText(
         options=tuple(o for o in options if not o.removed),
         gone=tuple(o for o in options if o.removed),
     )
 
 
-def _option(header: re.Match[str], text: str) -> Option:
-    value = header["value"] or ""
+# The names of an option, its value's name, and the lines of its text.
+_Entry = tuple[tuple[str, ...], str, list[str]]
+
+
+def _entries(text: str) -> list[_Entry]:
+    entries: list[_Entry] = []
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header is not None:
+            names = tuple(re.split(r",\s+", header["names"]))
+            entries.append((names, header["value"] or "", [header["text"] or ""]))
+        elif entries and line.startswith(" " * _TEXT_COLUMN):
+            entries[-1][2].append(line.strip())
+    return entries
+
+
+def _ik_entries(text: str) -> list[_Entry]:
+    entries: list[_Entry] = []
+    for line in text.splitlines():
+        if _IK_LINE.match(line):
+            alone = line[_IK_NAMES_WIDTH:_IK_TEXT_COLUMN].strip()
+            header, words = (line, "") if alone else (line[:_IK_NAMES_WIDTH], line[_IK_TEXT_COLUMN:])
+            # A value may stand behind each name: "-ctx-ckpt N, --ctx-checkpoints N".
+            spellings = [part.partition(" ") for part in re.split(r",\s+(?=-)", header.strip())]
+            entries.append((tuple(name for name, _, _ in spellings), spellings[-1][2].strip(), [words]))
+        elif entries and line.startswith(" " * _IK_TEXT_COLUMN):
+            entries[-1][2].append(line.strip())
+    return entries
+
+
+def _option(names: tuple[str, ...], value: str, text: str) -> Option:
     default = _DEFAULT.search(text)
     env = _ENV.search(text)
     return Option(
-        names=tuple(re.split(r",\s+", header["names"])),
+        names=names,
         value=value,
         text=text,
         default=None if default is None else default["value"].strip().strip("\"'"),
@@ -168,11 +215,11 @@ def _option(header: re.Match[str], text: str) -> Option:
 
 
 def _choices(value: str, text: str) -> tuple[str, ...]:
-    """Values listed as ``{a,b}``, ``[a|b]``, ``<a|b>``, ``a,b,c`` or after ``allowed values:``."""
-    allowed = _ALLOWED.search(text)
+    """Values listed as ``{a,b}``, ``[a|b]``, ``<a|b>``, ``a,b,c``, after ``allowed values:``, or as ik_llama.cpp's ``types: none, …``."""
+    allowed = _ALLOWED.search(text) or _IK_TYPES.search(text)
     if allowed is not None:
         return tuple(re.split(r",\s*", allowed["values"]))
-    bare = value.strip("[]{}<>")
+    bare = value.strip("[]{}<>()")
     # ``N0,N1,N2,...`` and ``KEY=TYPE:VALUE,...`` describe a format; a list of words is a list of choices.
     if " " in value or "..." in bare or not re.search(r"[|,]", bare) or bare.isupper():
         return ()
@@ -182,10 +229,10 @@ def _choices(value: str, text: str) -> tuple[str, ...]:
 # Each mode's names in `--spec-type`, newest first.
 _TYPES: dict[Mode, tuple[str, ...]] = {
     Mode.DRAFT_MODEL: ("draft-simple", "draft"),
-    Mode.MTP: ("draft-mtp",),
+    Mode.MTP: ("draft-mtp", "mtp"),
     Mode.EAGLE3: ("draft-eagle3",),
-    Mode.DFLASH: ("draft-dflash",),
-    Mode.DSPARK: ("draft-dspark",),
+    Mode.DFLASH: ("draft-dflash", "dflash"),
+    Mode.DSPARK: ("draft-dspark", "dspark"),
     Mode.NGRAM_SIMPLE: ("ngram-simple",),
     Mode.NGRAM_MAP_K: ("ngram-map-k",),
     Mode.NGRAM_MAP_K4V: ("ngram-map-k4v",),
@@ -205,6 +252,9 @@ prompt is split for a checkpoint four tokens before its end (b11434, `checkpoint
 # none as the second. `begin` is a no-op there and `cache_size` only grows, so a later request is read only from
 # where the longest one so far ended.
 NGRAM_CACHE_NOTE = "ngram-cache is left out: these servers never empty its cache, so it drafts from the first request's text only."
+
+
+IK_NOTE = "ik_llama.cpp: its modes ngram-cache and suffix are left out; answers are not predicted, every drafting is measured."
 
 
 def modes(text: HelpText) -> frozenset[Mode]:
@@ -244,6 +294,8 @@ def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, 
             f" {' and '.join(flags.drafting.mode for flags in parts)} together.",
             "Choose one of them, or install a newer llama-server.",
         )
+    if text.of_ik:
+        return _ik_args(parts)
     chosen = ("--spec-type", ",".join(types)) if types else ()
     return (*chosen, *(word for flags in parts for word in _parameters(flags)))
 
@@ -251,7 +303,51 @@ def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, 
 def lists_types(text: HelpText) -> bool:
     """True if one launch of the build can draft in several modes."""
     option = text.find("--spec-type")
-    return option is not None and "comma-separated list" in option.text
+    return option is not None and ("comma-separated list" in option.text or text.of_ik)
+
+
+_IK_BESIDE_NGRAMS = (Mode.MTP, Mode.DRAFT_MODEL)
+
+
+def _ik_args(parts: Sequence[_Flags]) -> tuple[str, ...]:
+    """The stages of ik_llama.cpp: the n-gram mode comes first, as it is asked first."""
+    first = parts[0]
+    if len(parts) > 2 or (len(parts) > 1 and first.drafting.mode not in _IK_BESIDE_NGRAMS):
+        raise UnsupportedError(
+            f"llama-server {first.build} drafts in one n-gram mode beside {' or '.join(_IK_BESIDE_NGRAMS)}, not in"
+            f" {' and '.join(flags.drafting.mode for flags in parts)} together.",
+            "Choose fewer modes.",
+        )
+    stages = [word for flags in (*parts[1:], first) for word in ("--spec-type", _ik_stage(flags))]
+    file = () if first.drafting.draft is None else first.pin(first.drafting.draft, *_DRAFT_FILE)
+    return (*stages, *file)
+
+
+def _ik_stage(flags: _Flags) -> str:
+    drafting = flags.drafting
+    numbers: dict[str, object]
+    match drafting.mode:
+        case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
+            numbers = {
+                "ngram_size_n": drafting.ngram_n,
+                "ngram_size_m": drafting.ngram_m,
+                "ngram_min_hits": drafting.min_hits,
+                "n_max": drafting.ngram_m,  # a stage without it is cut to the build's own n_max
+                "n_min": 0,
+            }
+        case Mode.NGRAM_MOD:
+            numbers = {
+                "ngram_size_n": drafting.ngram_n,
+                "n_max": drafting.n_max,
+                "n_min": drafting.n_min or 0,
+            }
+        case _:
+            numbers = {
+                "n_max": drafting.n_max,
+                "n_min": drafting.n_min or 0,
+                "p_min": drafting.p_min or 0.0,
+            }
+    return f"{flags.type()}:{','.join(f'{key}={value}' for key, value in numbers.items())}"
 
 
 def _parameters(flags: _Flags) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ def check(text: HelpText, build: str, args: Sequence[str], *, serving: bool = Fa
             )
         if option is None:
             raise _unknown(text, build, name)
-        check_count("llama-server", name, values, option.arity, option.value)
+        check_count("llama-server", name, values, text.arity(option, len(values)), option.value)
         given.append(option)
     return tuple(given)
 

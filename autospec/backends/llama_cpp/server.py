@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from autospec.backends import binaries
 from autospec.backends.binaries import list_devices
-from autospec.backends.flags import NGRAM_CACHE_NOTE, HelpText, drafting_args, lists_types, modes
+from autospec.backends.flags import IK_NOTE, NGRAM_CACHE_NOTE, HelpText, drafting_args, lists_types, modes
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
-from autospec.backends.process import HOST
+from autospec.backends.process import HOST, ServerProcess
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import check
 from autospec.cells import options_in
 from autospec.drafting import Drafting, Mode
-from autospec.errors import BackendMissingError
+from autospec.errors import BackendMissingError, UnsupportedError
 from autospec.hardware.gpu import Device
 
 __all__ = ["LlamaServer", "find_llama_server"]
@@ -53,7 +54,9 @@ class LlamaServer:
         """See `autospec.backends.protocol.Backend`."""
         _, probe = self._probed()
         notes = []
-        if Mode.NGRAM_CACHE in probe.help.spec_types:
+        if probe.help.of_ik:
+            notes.append(IK_NOTE)
+        elif Mode.NGRAM_CACHE in probe.help.spec_types:
             notes.append(NGRAM_CACHE_NOTE)
         if not probe.tells_drafts:
             notes.append(
@@ -88,6 +91,11 @@ class LlamaServer:
             # Without a folder these builds refuse to empty a slot; nothing is ever saved to it.
             fixed += ["--slot-save-path", f"{self._state_dir}/"]
         drafted = drafting_args(probe.help, build, drafting)
+        if probe.help.of_ik and drafted and _slots_of(settings.args) != "1":
+            # "Speculative decoding is currently limited to a single server slot" (server-context.cpp), and the server ends.
+            raise UnsupportedError(
+                f"llama-server {build} drafts with one slot only.", "Remove --parallel, or set it to 1."
+            )
         # llama-server does not know ``--flag=value``.
         own = [word for flag, values in options_in(settings.args) for word in (flag, *values)]
         return (str(program), "--model", model_path, *own, *fixed, *drafted)
@@ -100,11 +108,17 @@ class LlamaServer:
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         """See `autospec.backends.protocol.Backend`."""
         command = self.command(model_path, drafting, settings)
-        erases_slot = _drafts_only_with_cache(self._probed()[1].help)
+        text = self._probed()[1].help
+        erases_slot = _drafts_only_with_cache(text)
+
+        def make(process: ServerProcess, port: int) -> LlamaHttpServer:
+            server = LlamaHttpServer(process, drafting, port, self.name, erases_slot=erases_slot)
+            if text.of_ik:
+                server.tokens = None  # its /completion gives no token ids
+            return server
+
         return start_child(
-            lambda process, port: LlamaHttpServer(
-                process, drafting, port, self.name, erases_slot=erases_slot
-            ),
+            make,
             lambda port: (*command, "--host", HOST, "--port", str(port)),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
@@ -137,13 +151,19 @@ class LlamaServer:
         return self._program, self._probe
 
 
+def _slots_of(args: Sequence[str]) -> str:
+    """The user's number of slots; 1 without one, as ik_llama.cpp has it."""
+    given = [values[0] for flag, values in options_in(args) if flag in ("-np", "--parallel")]
+    return given[-1] if given else "1"
+
+
 def _drafts_only_with_cache(text: HelpText) -> bool:
     """True for the builds of 2025, which silently do not draft for a request with ``cache_prompt: false``.
 
     Tried: b4372 and May 2025 do this; b9093, the first here with ``--spec-draft-n-max``, does not. Builds in between
-    were not tried; emptying the slot does no harm there.
+    were not tried; emptying the slot does no harm there. ik_llama.cpp drafts without the cache (`server_slot::can_speculate`).
     """
-    return text.has("--slot-save-path") and not text.has("--spec-draft-n-max")
+    return text.has("--slot-save-path") and not text.has("--spec-draft-n-max") and not text.of_ik
 
 
 def find_llama_server(binary: Path | None) -> Path:
