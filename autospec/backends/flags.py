@@ -37,7 +37,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autospec.drafting import Drafting, Mode
+from autospec.drafting import Drafting, Engine, Mode
 from autospec.errors import UnsupportedError
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "HelpText",
     "Option",
     "drafting_args",
+    "engines",
     "lists_types",
     "modes",
     "normalise",
@@ -270,6 +271,29 @@ def modes(text: HelpText) -> frozenset[Mode]:
     return frozenset(found)
 
 
+_MTP_ADAPTIVE = "draft-mtp-adaptive"
+_WITH_MODEL = (Mode.DRAFT_MODEL, Mode.MTP, Mode.EAGLE3, Mode.DFLASH, Mode.DSPARK)
+# ik_llama.cpp switches its tuner off for the others, and only logs that (common/speculative.cpp).
+_AUTOTUNED = (Mode.DRAFT_MODEL, Mode.MTP, Mode.DFLASH)
+_REJECTION_SAMPLED = (Mode.DRAFT_MODEL, Mode.MTP)
+
+
+def engines(text: HelpText) -> frozenset[tuple[Mode, Engine]]:
+    """What a build's flags can let it adapt by itself, and in which modes."""
+    sampling = text.find("--spec-draft-sampling")
+    found: list[tuple[Mode, Engine]] = []
+    if _MTP_ADAPTIVE in text.spec_types:
+        found.append((Mode.MTP, Engine.MTP_ADAPTIVE))
+    if text.has("--spec-draft-adaptive"):
+        found += [(mode, Engine.ADAPTIVE) for mode in _WITH_MODEL]
+    if sampling is not None and "probabilistic" in sampling.choices:
+        found += [(mode, Engine.PROBABILISTIC) for mode in _REJECTION_SAMPLED]
+    if text.has("--spec-autotune"):
+        found += [(mode, Engine.AUTOTUNE) for mode in _AUTOTUNED]
+    able = modes(text)
+    return frozenset((mode, engine) for mode, engine in found if mode in able)
+
+
 def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, ...]:
     """The arguments for one drafting, every parameter pinned.
 
@@ -287,6 +311,11 @@ def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, 
     if drafting.is_off:
         return ()
     parts = [_Flags(text, build, part) for part in drafting.parts]
+    if drafting.engine is not None and (drafting.mode, drafting.engine) not in engines(text):
+        raise UnsupportedError(
+            f"llama-server {build} has no {drafting.engine} drafting with {drafting.mode}.",
+            "Choose a drafting without it, or another build.",
+        )
     types = [name for flags in parts if (name := flags.type()) is not None]
     if len(parts) > 1 and not lists_types(text):
         raise UnsupportedError(
@@ -320,7 +349,12 @@ def _ik_args(parts: Sequence[_Flags]) -> tuple[str, ...]:
         )
     stages = [word for flags in (*parts[1:], first) for word in ("--spec-type", _ik_stage(flags))]
     file = () if first.drafting.draft is None else first.pin(first.drafting.draft, *_DRAFT_FILE)
-    return (*stages, *file)
+    tuner = ("--spec-autotune",) if first.drafting.engine is Engine.AUTOTUNE else ()
+    if tuner and len(parts) > 1:  # it would only log that the tuner is off
+        raise UnsupportedError(
+            f"llama-server {first.build} has no autotune drafting in several modes.", "Choose one mode."
+        )
+    return (*stages, *file, *tuner)
 
 
 def _ik_stage(flags: _Flags) -> str:
@@ -380,6 +414,8 @@ class _Flags:
 
     def type(self) -> str | None:
         """The mode's name in ``--spec-type``; ``None`` for a draft model if ``-md`` alone drafts."""
+        if self.drafting.engine is Engine.MTP_ADAPTIVE:
+            return _MTP_ADAPTIVE
         name = _type_of(self.text, self.drafting.mode)
         if name is None and not (self.drafting.mode is Mode.DRAFT_MODEL and _drafts_without_type(self.text)):
             raise self.lacks_mode()
@@ -404,11 +440,24 @@ def _drafts_without_type(text: HelpText) -> bool:
 def _with_model(flags: _Flags) -> tuple[str, ...]:
     drafting = flags.drafting
     file = () if drafting.draft is None else flags.pin(drafting.draft, *_DRAFT_FILE)
+    least = drafting.n_min or 0
+    adapted: tuple[str, ...] = ()
+    match drafting.engine:
+        case Engine.MTP_ADAPTIVE:
+            # The floor of the depth; a build ends at its start unless it is from 1 to n_max.
+            adapted, least = flags.pin(max(least, 1), "--spec-draft-n-min-adaptive"), 0
+        case Engine.ADAPTIVE:
+            adapted = ("--spec-draft-adaptive",)
+        case Engine.PROBABILISTIC:
+            adapted = ("--spec-draft-sampling", "probabilistic")
+        case _:
+            pass
     return (
         *file,
         *flags.pin(drafting.n_max, *_N_MAX),
-        *flags.pin(drafting.n_min or 0, *_N_MIN),
+        *flags.pin(least, *_N_MIN),
         *flags.pin(drafting.p_min or 0.0, *_P_MIN),
+        *adapted,
     )
 
 

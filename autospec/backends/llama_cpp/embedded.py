@@ -193,6 +193,8 @@ def drafting_fields(drafting: Drafting) -> Fields:
     """
     if drafting.is_off:
         return {}
+    if drafting.engine is not None:
+        raise UnsupportedError(f"The embedded backend has no {drafting.engine} drafting.")
     types = []
     fields: Fields = {}
     for part in drafting.parts:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from autospec.backends import binaries
 from autospec.backends.binaries import list_devices
-from autospec.backends.flags import IK_NOTE, NGRAM_CACHE_NOTE, HelpText, drafting_args, lists_types, modes
+from autospec.backends.flags import (
+    IK_NOTE,
+    NGRAM_CACHE_NOTE,
+    HelpText,
+    drafting_args,
+    engines,
+    lists_types,
+    modes,
+)
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST, ServerProcess
 from autospec.backends.protocol import Capabilities, LaunchSettings
@@ -68,6 +76,7 @@ class LlamaServer:
             tells_drafts=probe.tells_drafts,
             notes=tuple(notes),
             combines=lists_types(probe.help),
+            engines=engines(probe.help),
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
