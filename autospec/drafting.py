@@ -91,9 +91,9 @@ class Drafting:
         ngram_n: Tokens that must match before an n-gram mode proposes.
         ngram_m: Most tokens that an n-gram map proposes.
         min_hits: Occurrences of a key before an n-gram map proposes.
-        engine: What the server itself adapts; ``None`` if it drafts as the numbers say.
         beside: Draft-free draftings that propose in the same launch, in the order of `Mode`. Only a mode with a model has them.
             In each cycle the model is asked only if none of them has a proposal.
+        engine: What the server itself adapts; ``None`` if it drafts as the numbers say.
 
     Raises:
         ValueError: A parameter is out of range, missing, or not one of this mode's; or these modes cannot draft together.
@@ -107,8 +107,8 @@ class Drafting:
     ngram_n: int | None = None
     ngram_m: int | None = None
     min_hits: int | None = None
-    engine: Engine | None = None
     beside: tuple[Drafting, ...] = ()
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         allowed = _PARAMETERS[self.mode]

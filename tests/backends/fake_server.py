@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         canary = "ignore_eos" in body
         if not canary:
             self._misbehave()
-        silent = body["id_slot"] == 2 and "slot-2-never-drafts" in FAULTS
+        silent = body.get("id_slot") == 2 and "slot-2-never-drafts" in FAULTS
         drafted = {"draft_n": 8, "draft_n_accepted": 6} if self._drafts() and not silent else {}
         timings = {"prompt_n": 5, "prompt_ms": 10.0, "predicted_n": 7, "predicted_ms": 70.0, **drafted}
         answer = {
