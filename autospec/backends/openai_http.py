@@ -220,7 +220,7 @@ class ChatClient(JsonClient):
             return "absent"
         return "ready" if status == httpx.codes.OK else "loading"
 
-    def slots(self) -> dict[int, bool | None]:
+    def speculative(self) -> dict[int, bool | None]:
         """The server's slots by number: True if one reports that it speculates, ``None`` if the build does not report that."""
         slots = self.get("/slots")
         found = [s for s in slots if isinstance(s, dict)] if isinstance(slots, list) else []

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,6 +67,8 @@ _CANARY_TOKENS = 20
 _CANARY_TIMEOUT_S = 300.0
 # Slots that are asked; users' requests go to any of them, and a fork drafts in the first one only (buun-llama-cpp #110).
 _CANARY_SLOTS = 4
+# The first slot has drafted for the same text, so a few tokens are enough for the others.
+_SLOT_TOKENS = 8
 # The first request also warms up what a server allocates lazily. No prompt of a suite holds this text, so an n-gram pool
 # learns nothing useful from it; but some pools count positions from it, and prediction begins with it too.
 _CANARY_TEXT = "Continue counting: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"
@@ -226,7 +229,7 @@ class LlamaHttpServer(LaunchedServer):
     def _check_speculation(self, build: str) -> None:
         drafting = self.drafting
         log = self._process.log_tail(LOG_SEARCHED)  # before the canary adds to it
-        slots = self._client.slots()
+        slots = self._client.speculative()
         told = [tells for tells in slots.values() if tells is not None]
         # In a launch with several modes the others hide that the draft model was refused.
         refused = drafting.beside and speculation_refused(log)
@@ -256,9 +259,10 @@ class LlamaHttpServer(LaunchedServer):
 
     def _drafted_in(self, slots: Sequence[int]) -> list[int | None]:
         """Drafted tokens of a canary in each of these slots, all asked at once."""
+        request = replace(canary(self.drafting), max_tokens=_SLOT_TOKENS + (self.drafting.n_min or 0))
 
         def ask(slot: int) -> int | None:
-            return self._client.complete(canary(self.drafting), {**_CANARY_EXTRA, "id_slot": slot}).drafted
+            return self._client.complete(request, {**_CANARY_EXTRA, "id_slot": slot}).drafted
 
         with ThreadPoolExecutor(_CANARY_SLOTS) as pool:
             return list(pool.map(ask, slots))
