@@ -30,7 +30,7 @@ _OWNED_BY_REASON = {
 }
 _OWNED = {name: reason for reason, names in _OWNED_BY_REASON.items() for name in names.split()}
 # Whatever has such a name drafts, or changes how it drafts, unless it says where the draft runs.
-_DRAFTS = re.compile(r"--?(no-)?(spec|draft)(-|$)")
+_DRAFTS = re.compile(r"--?(no-)?(spec(ulative)?|draft)(-|$)")
 _PLACES_DRAFT = re.compile(
     r"""--(no-)?spec-(
         draft-(ngl|device|type-[kv]|threads|cpu-mask|cpu-range|cpu-strict|prio|poll|backend-sampling

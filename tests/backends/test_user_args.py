@@ -110,12 +110,45 @@ FORKS = parse(
 )
 
 
+@pytest.mark.parametrize(
+    "name", ["pydist012", "b9093", "b11434", "ik-8337e4c", "llama-27210", "adaptive-2a9d1e4"]
+)
+def test_of_every_help_only_the_drafts_place_is_the_users(name):
+    """No option of speculation passes because nobody has listed it."""
+    passed = set()
+    text = read_help(name)
+    for option in text.options:
+        if any("spec-" in spelling or spelling.strip("-").startswith("draft") for spelling in option.names):
+            try:
+                check(text, "b1", (option.names[0], *["1"] * option.arity))
+            except UsageError:
+                continue
+            passed.add(option.names[0])
+    place = (
+        "threads",
+        "cpu",
+        "prio",
+        "poll",
+        "type-",
+        "device",
+        "ngl",
+        "override-tensor",
+        "backend-sampling",
+    )
+    assert all(
+        word.startswith("--spec-draft-") and word[13:].startswith((*place, "n-cpu-moe"))
+        for word in passed - {"--spec-ckpt-mode"}
+    )
+    assert ("--spec-draft-type-k" in passed) is (name in ("b9093", "b11434"))
+
+
 @pytest.mark.parametrize("serving", [False, True])
 @pytest.mark.parametrize(
     "name",
     [
         *("--spec-draft-adaptive", "--spec-draft-n-min-adaptive", "--spec-chain", "-sc", "--spec-autotune"),
         *("--spec-from-the-future", "--no-spec-fallback", "-draft", "--spec-not-in-the-help", "--draft-not"),
+        "--speculative-anything",
     ],
 )
 def test_what_drafts_is_refused_known_or_not(name, serving):
