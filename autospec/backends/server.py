@@ -197,15 +197,24 @@ class LlamaHttpServer(LaunchedServer):
         port: Where it listens.
         name: The backend's name, for error messages.
         erases_slot: True for builds that draft only with the prompt cache, see `ChatClient`.
+        serves: True if users' requests go to it, and so to any of its slots. Measuring asks slot 0.
 
     Attributes:
         placement: Where the main model is, once the server is verified; ``None`` where its log does not say.
     """
 
     def __init__(
-        self, process: ServerProcess, drafting: Drafting, port: int, name: str, *, erases_slot: bool = False
+        self,
+        process: ServerProcess,
+        drafting: Drafting,
+        port: int,
+        name: str,
+        *,
+        erases_slot: bool = False,
+        serves: bool = False,
     ) -> None:
         super().__init__(process, drafting, port)
+        self._serves = serves
         self._client: ChatClient = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
         self._client.erases_slot = erases_slot
         self.tokens = HttpTokens(self._client)
@@ -243,7 +252,8 @@ class LlamaHttpServer(LaunchedServer):
                     "Remove the drafting flags from the server arguments.",
                 )
             return
-        if silent := [number for number, tells in slots.items() if tells is False]:
+        silent = [number for number, tells in slots.items() if tells is False]
+        if silent and self._serves:
             raise self._silent_slot(build, silent[0])
         # An n-gram mode proposes only where text repeats, so a canary without drafts says nothing: the slots did.
         if drafting.mode.draft_free:
@@ -252,7 +262,7 @@ class LlamaHttpServer(LaunchedServer):
             if not told or (drafted == 0 and not drafting.p_min):
                 raise self._inactive(build, log)
             return
-        others = [number for number in sorted(slots) if number][: _CANARY_SLOTS - 1]
+        others = [number for number in sorted(slots) if number][: _CANARY_SLOTS - 1] if self._serves else []
         for number, count in zip(others, self._drafted_in(others), strict=True):
             if not count:
                 raise self._silent_slot(build, number)

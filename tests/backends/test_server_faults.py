@@ -141,6 +141,12 @@ def test_a_silent_slot_is_found_where_slots_tell_nothing(launched):
         launched("four-slots", "slots-tell-nothing", "slot-2-never-drafts", drafting=MODEL, settings=SERVED)
 
 
+def test_measuring_asks_slot_0_only(launched):
+    """Its slots are of no account for a pair; how many requests a drafting holds for is measured apart."""
+    server = launched("four-slots", "slot-2-never-drafts", drafting=MODEL)
+    assert server.complete(QUESTION).drafted == 8
+
+
 @pytest.mark.parametrize("drafting", [MODEL, NGRAM, OFF])
 def test_four_slots_that_draft_are_served(launched, drafting):
     """And off is asked in one slot; an n-gram mode may be silent in any."""

@@ -273,7 +273,9 @@ class Embedded:
         """See `autospec.backends.protocol.Backend`."""
         fields = self._fields(model_path, drafting, settings)
         return start_child(
-            lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
+            lambda process, port: LlamaHttpServer(
+                process, drafting, port, self.name, serves=settings.serving
+            ),
             lambda port: self._command(fields | {"hostnames": [HOST], "port": port}),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,

@@ -121,7 +121,9 @@ class LlamaServer:
         erases_slot = _drafts_only_with_cache(text)
 
         def make(process: ServerProcess, port: int) -> LlamaHttpServer:
-            server = LlamaHttpServer(process, drafting, port, self.name, erases_slot=erases_slot)
+            server = LlamaHttpServer(
+                process, drafting, port, self.name, erases_slot=erases_slot, serves=settings.serving
+            )
             if text.of_ik:
                 server.tokens = None  # its /completion gives no token ids
             return server
