@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["OFF", "Drafting", "Mode"]
+__all__ = ["OFF", "Drafting", "Engine", "Mode"]
 
 
 class Mode(StrEnum):
@@ -33,6 +33,19 @@ class Mode(StrEnum):
         return self in _DRAFT_FREE
 
 
+class Engine(StrEnum):
+    """What a server itself adapts while it drafts with a model, where its build has that. It is measured, never predicted."""
+
+    MTP_ADAPTIVE = "mtp-adaptive"
+    """llama.cpp #27210, ``draft-mtp-adaptive``: the depth follows acceptance between n_min and n_max."""
+    ADAPTIVE = "adaptive"
+    """Forks of llama.cpp, ``--spec-draft-adaptive``: as above, for every draft."""
+    PROBABILISTIC = "probabilistic"
+    """llama.cpp #27694, ``--spec-draft-sampling probabilistic``: rejection sampling. At temperature 0 it changes nothing."""
+    AUTOTUNE = "autotune"
+    """ik_llama.cpp, ``--spec-autotune``: it tries other numbers at every step; ours are where it begins."""
+
+
 _DRAFT_FREE = frozenset(
     {
         Mode.NGRAM_SIMPLE,
@@ -45,7 +58,7 @@ _DRAFT_FREE = frozenset(
 )
 
 # The parameters of each mode. A launch sets all of them, because servers' defaults change between builds.
-_MODEL_PARAMETERS = ("draft", "n_max", "n_min", "p_min")
+_MODEL_PARAMETERS = ("draft", "n_max", "n_min", "p_min", "engine")
 _PARAMETERS: dict[Mode, tuple[str, ...]] = {
     Mode.OFF: (),
     Mode.DRAFT_MODEL: _MODEL_PARAMETERS,
@@ -61,7 +74,7 @@ _PARAMETERS: dict[Mode, tuple[str, ...]] = {
     Mode.PROMPT_LOOKUP: ("n_max", "ngram_n"),
 }
 # MLX has no p-min or n-min.
-_OPTIONAL = frozenset({"n_min", "p_min"})
+_OPTIONAL = frozenset({"n_min", "p_min", "engine"})
 _PARTS = "parts"
 
 
@@ -80,6 +93,7 @@ class Drafting:
         min_hits: Occurrences of a key before an n-gram map proposes.
         beside: Draft-free draftings that propose in the same launch, in the order of `Mode`. Only a mode with a model has them.
             In each cycle the model is asked only if none of them has a proposal.
+        engine: What the server itself adapts; ``None`` if it drafts as the numbers say.
 
     Raises:
         ValueError: A parameter is out of range, missing, or not one of this mode's; or these modes cannot draft together.
@@ -94,6 +108,7 @@ class Drafting:
     ngram_m: int | None = None
     min_hits: int | None = None
     beside: tuple[Drafting, ...] = ()
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         allowed = _PARAMETERS[self.mode]
@@ -112,7 +127,15 @@ class Drafting:
             raise ValueError(f"p_min must be between 0 and 1, not {self.p_min}")
         if self.n_min is not None and self.n_max is not None and self.n_min > self.n_max:
             raise ValueError(f"n_min {self.n_min} is above n_max {self.n_max}")
+        self._check_engine()
         self._check_beside()
+
+    def _check_engine(self) -> None:
+        if self.engine is None:
+            return
+        object.__setattr__(self, "engine", Engine(self.engine))  # JSON has a text
+        if self.engine is Engine.MTP_ADAPTIVE and self.mode is not Mode.MTP:
+            raise ValueError(f"the mode {self.mode} has no engine {self.engine}")
 
     def _check_beside(self) -> None:
         if not self.beside:

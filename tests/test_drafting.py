@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
-from autospec.drafting import OFF, Drafting, Mode
+from autospec.drafting import OFF, Drafting, Engine, Mode
 
 MOD = Drafting(Mode.NGRAM_MOD, ngram_n=24, n_max=64, n_min=48)
 SIMPLE = Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)
@@ -124,6 +125,28 @@ def test_what_cannot_draft_together_cannot_be_made(first, beside, words):
     """One mode with a model, and different draft-free ones."""
     with pytest.raises(ValueError, match=words):
         replace(first, beside=beside)
+
+
+def test_what_the_server_adapts_is_a_part_of_the_drafting():
+    """In key, label and JSON; without it, all of them are as they ever were."""
+    plain = Drafting(Mode.MTP, n_max=12, n_min=3, p_min=0.0)
+    adaptive = replace(plain, engine=Engine.MTP_ADAPTIVE)
+    assert adaptive.to_json() == {**plain.to_json(), "engine": "mtp-adaptive"}
+    assert "engine" not in plain.to_json()
+    assert Drafting.from_json(json.loads(json.dumps(adaptive.to_json()))) == adaptive
+    assert adaptive.label == "mtp n_max=12 n_min=3 p_min=0.0 engine=mtp-adaptive"
+    assert adaptive.key == "mtp(n_max=12,n_min=3,p_min=0.0,engine=mtp-adaptive)"
+    # A reader of another version takes it for an unknown drafting, not for the plain one.
+    assert Drafting.understood({**plain.to_json(), "engine": "of-tomorrow"}) is None
+
+
+@pytest.mark.parametrize(
+    ("drafting", "engine"), [(SIMPLE, "autotune"), (OFF, "adaptive"), (TOGETHER, "mtp-adaptive")]
+)
+def test_an_engine_needs_a_mode_with_a_model(drafting, engine):
+    """And the one of MTP needs MTP."""
+    with pytest.raises(ValueError, match="has no engine"):
+        replace(drafting, engine=Engine(engine))
 
 
 def test_parts_that_contradict_the_mode_are_refused():

@@ -78,8 +78,10 @@ def probe(binary: Path, state_dir: Path) -> Probe:
     fingerprint = hashlib.sha256(f"{line}\n{facts.sha256}".encode()).hexdigest()[:16]
     # A program's files show it; for a wrapper script only the flags and the build number do.
     tells_drafts = facts.tells_drafts or text.has("--spec-type") or _number(version) >= _TELLS_DRAFTS_SINCE
+    name = version_name(version, fingerprint)
     return Probe(
-        build=Build("llama-server", version_name(version, fingerprint), fingerprint),
+        # ik_llama.cpp counts its own commits.
+        build=Build("llama-server", f"ik-{name}" if text.of_ik else name, fingerprint),
         help=text,
         tells_drafts=tells_drafts,
     )

@@ -23,23 +23,31 @@ Every parameter is pinned, because defaults change between builds. `off` has no 
 The help's layout is llama.cpp's own (``common_arg::to_string`` in ``common/arg.cpp``), the same from 2024 to b11434:
 names from the first column, the value's name after one space, the text from column 40, or on the following lines if the
 names are too long.
+
+ik_llama.cpp prints another layout (``gpt_params_print_usage`` in ``common/common.cpp``): names from the third column, the text from
+column 34. Many of its options take a value that the help does not name. Each ``--spec-type`` adds a stage with its
+numbers, ``--spec-type mtp:n_max=4,p_min=0.0``; an n-gram stage may come before one of MTP or a draft model, and is asked first
+(``common_speculative_validate_chain``). Read at commit 8337e4c, August 2026; never run.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autospec.drafting import Drafting, Mode
+from autospec.drafting import Drafting, Engine, Mode
 from autospec.errors import UnsupportedError
 
 __all__ = [
+    "IK_NOTE",
     "NGRAM_CACHE_NOTE",
     "WHOLE_BATCHES",
     "HelpText",
     "Option",
     "drafting_args",
+    "engines",
     "lists_types",
     "modes",
     "normalise",
@@ -52,6 +60,11 @@ _HEADER = re.compile(
     rf"^(?P<names>{_NAME}(?:,\s+{_NAME})*)(?: (?P<value>\S+(?: \S+)*))?(?:\s{{2,}}(?P<text>\S.*))?\s*$"
 )
 _TEXT_COLUMN = 40
+# "  %-32s", and the names alone on their line where they have more than 30 characters.
+_IK_NAMES_WIDTH = 32
+_IK_TEXT_COLUMN = 34
+_IK_LINE = re.compile(r"^ {2,9}-\S", re.MULTILINE)
+_IK_TYPES = re.compile(r"\btypes: (?P<values>none(?:, [\w-]+)*)")
 _DEFAULT = re.compile(r"default:\s*(?P<value>\"[^\"]*\"|'[^']*'|[^,;)]*)")
 _ENV = re.compile(r"\(env: (?P<name>\w+)\)")
 _ALLOWED = re.compile(r"allowed values: (?P<values>[\w-]+(?:,\s*[\w-]+)*)")
@@ -101,6 +114,18 @@ class HelpText:
     options: tuple[Option, ...]
     gone: tuple[Option, ...] = ()
 
+    @property
+    def of_ik(self) -> bool:
+        """True for ik_llama.cpp, whose ``--spec-type`` takes a mode with its numbers."""
+        option = self.find("--spec-type")
+        return option is not None and option.value.startswith("SPEC[:")
+
+    def arity(self, option: Option, given: int) -> int:
+        """Number of arguments that belong to an option with `given` words behind it."""
+        if self.of_ik and not option.value:
+            return min(given, 1)  # its help names few values
+        return option.arity
+
     def find(self, name: str) -> Option | None:
         """The option with this spelling, or ``None`` if the build lacks it."""
         wanted = normalise(name)
@@ -139,26 +164,49 @@ def normalise(name: str) -> str:
 
 def parse(text: str) -> HelpText:
     """Read the output of ``llama-server --help``; lines that make no sense are skipped."""
-    entries: list[tuple[re.Match[str], list[str]]] = []
-    for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header is not None:
-            entries.append((header, [header["text"] or ""]))
-        elif entries and line.startswith(" " * _TEXT_COLUMN):
-            entries[-1][1].append(line.strip())
-    options = [_option(header, " ".join(" ".join(lines).split())) for header, lines in entries]
+    entries = _entries(text) or _ik_entries(text)
+    options = [_option(names, value, " ".join(" ".join(lines).split())) for names, value, lines in entries]
     return HelpText(
         options=tuple(o for o in options if not o.removed),
         gone=tuple(o for o in options if o.removed),
     )
 
 
-def _option(header: re.Match[str], text: str) -> Option:
-    value = header["value"] or ""
+# The names of an option, its value's name, and the lines of its text.
+_Entry = tuple[tuple[str, ...], str, list[str]]
+
+
+def _entries(text: str) -> list[_Entry]:
+    entries: list[_Entry] = []
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header is not None:
+            names = tuple(re.split(r",\s+", header["names"]))
+            entries.append((names, header["value"] or "", [header["text"] or ""]))
+        elif entries and line.startswith(" " * _TEXT_COLUMN):
+            entries[-1][2].append(line.strip())
+    return entries
+
+
+def _ik_entries(text: str) -> list[_Entry]:
+    entries: list[_Entry] = []
+    for line in text.splitlines():
+        if _IK_LINE.match(line):
+            alone = line[_IK_NAMES_WIDTH:_IK_TEXT_COLUMN].strip()
+            header, words = (line, "") if alone else (line[:_IK_NAMES_WIDTH], line[_IK_TEXT_COLUMN:])
+            # A value may stand behind each name: "-ctx-ckpt N, --ctx-checkpoints N".
+            spellings = [part.partition(" ") for part in re.split(r",\s+(?=-)", header.strip())]
+            entries.append((tuple(name for name, _, _ in spellings), spellings[-1][2].strip(), [words]))
+        elif entries and line.startswith(" " * _IK_TEXT_COLUMN):
+            entries[-1][2].append(line.strip())
+    return entries
+
+
+def _option(names: tuple[str, ...], value: str, text: str) -> Option:
     default = _DEFAULT.search(text)
     env = _ENV.search(text)
     return Option(
-        names=tuple(re.split(r",\s+", header["names"])),
+        names=names,
         value=value,
         text=text,
         default=None if default is None else default["value"].strip().strip("\"'"),
@@ -168,11 +216,11 @@ def _option(header: re.Match[str], text: str) -> Option:
 
 
 def _choices(value: str, text: str) -> tuple[str, ...]:
-    """Values listed as ``{a,b}``, ``[a|b]``, ``<a|b>``, ``a,b,c`` or after ``allowed values:``."""
-    allowed = _ALLOWED.search(text)
+    """Values listed as ``{a,b}``, ``[a|b]``, ``<a|b>``, ``a,b,c``, after ``allowed values:``, or as ik_llama.cpp's ``types: none, …``."""
+    allowed = _ALLOWED.search(text) or _IK_TYPES.search(text)
     if allowed is not None:
         return tuple(re.split(r",\s*", allowed["values"]))
-    bare = value.strip("[]{}<>")
+    bare = value.strip("[]{}<>()")
     # ``N0,N1,N2,...`` and ``KEY=TYPE:VALUE,...`` describe a format; a list of words is a list of choices.
     if " " in value or "..." in bare or not re.search(r"[|,]", bare) or bare.isupper():
         return ()
@@ -182,10 +230,10 @@ def _choices(value: str, text: str) -> tuple[str, ...]:
 # Each mode's names in `--spec-type`, newest first.
 _TYPES: dict[Mode, tuple[str, ...]] = {
     Mode.DRAFT_MODEL: ("draft-simple", "draft"),
-    Mode.MTP: ("draft-mtp",),
+    Mode.MTP: ("draft-mtp", "mtp"),
     Mode.EAGLE3: ("draft-eagle3",),
-    Mode.DFLASH: ("draft-dflash",),
-    Mode.DSPARK: ("draft-dspark",),
+    Mode.DFLASH: ("draft-dflash", "dflash"),
+    Mode.DSPARK: ("draft-dspark", "dspark"),
     Mode.NGRAM_SIMPLE: ("ngram-simple",),
     Mode.NGRAM_MAP_K: ("ngram-map-k",),
     Mode.NGRAM_MAP_K4V: ("ngram-map-k4v",),
@@ -207,6 +255,9 @@ prompt is split for a checkpoint four tokens before its end (b11434, `checkpoint
 NGRAM_CACHE_NOTE = "ngram-cache is left out: these servers never empty its cache, so it drafts from the first request's text only."
 
 
+IK_NOTE = "ik_llama.cpp: its modes ngram-cache and suffix are left out; answers are not predicted, every drafting is measured."
+
+
 def modes(text: HelpText) -> frozenset[Mode]:
     """The modes that a build's flags can express, `off` among them; ngram-cache is left out, see `NGRAM_CACHE_NOTE`.
 
@@ -218,6 +269,29 @@ def modes(text: HelpText) -> frozenset[Mode]:
         found.add(Mode.DRAFT_MODEL)
     found |= {mode for mode, names in _TYPES.items() if set(names) & set(listed)}
     return frozenset(found)
+
+
+_MTP_ADAPTIVE = "draft-mtp-adaptive"
+_WITH_MODEL = (Mode.DRAFT_MODEL, Mode.MTP, Mode.EAGLE3, Mode.DFLASH, Mode.DSPARK)
+# ik_llama.cpp switches its tuner off for the others, and only logs that (common/speculative.cpp).
+_AUTOTUNED = (Mode.DRAFT_MODEL, Mode.MTP, Mode.DFLASH)
+_REJECTION_SAMPLED = (Mode.DRAFT_MODEL, Mode.MTP)
+
+
+def engines(text: HelpText) -> frozenset[tuple[Mode, Engine]]:
+    """What a build's flags can let it adapt by itself, and in which modes."""
+    sampling = text.find("--spec-draft-sampling")
+    found: list[tuple[Mode, Engine]] = []
+    if _MTP_ADAPTIVE in text.spec_types:
+        found.append((Mode.MTP, Engine.MTP_ADAPTIVE))
+    if text.has("--spec-draft-adaptive"):
+        found += [(mode, Engine.ADAPTIVE) for mode in _WITH_MODEL]
+    if sampling is not None and "probabilistic" in sampling.choices:
+        found += [(mode, Engine.PROBABILISTIC) for mode in _REJECTION_SAMPLED]
+    if text.has("--spec-autotune"):
+        found += [(mode, Engine.AUTOTUNE) for mode in _AUTOTUNED]
+    able = modes(text)
+    return frozenset((mode, engine) for mode, engine in found if mode in able)
 
 
 def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, ...]:
@@ -237,6 +311,11 @@ def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, 
     if drafting.is_off:
         return ()
     parts = [_Flags(text, build, part) for part in drafting.parts]
+    if drafting.engine is not None and (drafting.mode, drafting.engine) not in engines(text):
+        raise UnsupportedError(
+            f"llama-server {build} has no {drafting.engine} drafting with {drafting.mode}.",
+            "Choose a drafting without it, or another build.",
+        )
     types = [name for flags in parts if (name := flags.type()) is not None]
     if len(parts) > 1 and not lists_types(text):
         raise UnsupportedError(
@@ -244,6 +323,8 @@ def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, 
             f" {' and '.join(flags.drafting.mode for flags in parts)} together.",
             "Choose one of them, or install a newer llama-server.",
         )
+    if text.of_ik:
+        return _ik_args(parts)
     chosen = ("--spec-type", ",".join(types)) if types else ()
     return (*chosen, *(word for flags in parts for word in _parameters(flags)))
 
@@ -251,7 +332,56 @@ def drafting_args(text: HelpText, build: str, drafting: Drafting) -> tuple[str, 
 def lists_types(text: HelpText) -> bool:
     """True if one launch of the build can draft in several modes."""
     option = text.find("--spec-type")
-    return option is not None and "comma-separated list" in option.text
+    return option is not None and ("comma-separated list" in option.text or text.of_ik)
+
+
+_IK_BESIDE_NGRAMS = (Mode.MTP, Mode.DRAFT_MODEL)
+
+
+def _ik_args(parts: Sequence[_Flags]) -> tuple[str, ...]:
+    """The stages of ik_llama.cpp: the n-gram mode comes first, as it is asked first."""
+    first = parts[0]
+    if len(parts) > 2 or (len(parts) > 1 and first.drafting.mode not in _IK_BESIDE_NGRAMS):
+        raise UnsupportedError(
+            f"llama-server {first.build} drafts in one n-gram mode beside {' or '.join(_IK_BESIDE_NGRAMS)}, not in"
+            f" {' and '.join(flags.drafting.mode for flags in parts)} together.",
+            "Choose fewer modes.",
+        )
+    stages = [word for flags in (*parts[1:], first) for word in ("--spec-type", _ik_stage(flags))]
+    file = () if first.drafting.draft is None else first.pin(first.drafting.draft, *_DRAFT_FILE)
+    tuner = ("--spec-autotune",) if first.drafting.engine is Engine.AUTOTUNE else ()
+    if tuner and len(parts) > 1:  # it would only log that the tuner is off
+        raise UnsupportedError(
+            f"llama-server {first.build} has no autotune drafting in several modes.", "Choose one mode."
+        )
+    return (*stages, *file, *tuner)
+
+
+def _ik_stage(flags: _Flags) -> str:
+    drafting = flags.drafting
+    numbers: dict[str, object]
+    match drafting.mode:
+        case Mode.NGRAM_SIMPLE | Mode.NGRAM_MAP_K | Mode.NGRAM_MAP_K4V:
+            numbers = {
+                "ngram_size_n": drafting.ngram_n,
+                "ngram_size_m": drafting.ngram_m,
+                "ngram_min_hits": drafting.min_hits,
+                "n_max": drafting.ngram_m,  # a stage without it is cut to the build's own n_max
+                "n_min": 0,
+            }
+        case Mode.NGRAM_MOD:
+            numbers = {
+                "ngram_size_n": drafting.ngram_n,
+                "n_max": drafting.n_max,
+                "n_min": drafting.n_min or 0,
+            }
+        case _:
+            numbers = {
+                "n_max": drafting.n_max,
+                "n_min": drafting.n_min or 0,
+                "p_min": drafting.p_min or 0.0,
+            }
+    return f"{flags.type()}:{','.join(f'{key}={value}' for key, value in numbers.items())}"
 
 
 def _parameters(flags: _Flags) -> tuple[str, ...]:
@@ -284,6 +414,8 @@ class _Flags:
 
     def type(self) -> str | None:
         """The mode's name in ``--spec-type``; ``None`` for a draft model if ``-md`` alone drafts."""
+        if self.drafting.engine is Engine.MTP_ADAPTIVE:
+            return _MTP_ADAPTIVE
         name = _type_of(self.text, self.drafting.mode)
         if name is None and not (self.drafting.mode is Mode.DRAFT_MODEL and _drafts_without_type(self.text)):
             raise self.lacks_mode()
@@ -308,11 +440,24 @@ def _drafts_without_type(text: HelpText) -> bool:
 def _with_model(flags: _Flags) -> tuple[str, ...]:
     drafting = flags.drafting
     file = () if drafting.draft is None else flags.pin(drafting.draft, *_DRAFT_FILE)
+    least = drafting.n_min or 0
+    adapted: tuple[str, ...] = ()
+    match drafting.engine:
+        case Engine.MTP_ADAPTIVE:
+            # The floor of the depth; a build ends at its start unless it is from 1 to n_max.
+            adapted, least = flags.pin(max(least, 1), "--spec-draft-n-min-adaptive"), 0
+        case Engine.ADAPTIVE:
+            adapted = ("--spec-draft-adaptive",)
+        case Engine.PROBABILISTIC:
+            adapted = ("--spec-draft-sampling", "probabilistic")
+        case _:
+            pass
     return (
         *file,
         *flags.pin(drafting.n_max, *_N_MAX),
-        *flags.pin(drafting.n_min or 0, *_N_MIN),
+        *flags.pin(least, *_N_MIN),
         *flags.pin(drafting.p_min or 0.0, *_P_MIN),
+        *adapted,
     )
 
 

@@ -221,12 +221,15 @@ class ChatClient(JsonClient):
             return "absent"
         return "ready" if status == httpx.codes.OK else "loading"
 
-    def speculative(self) -> bool | None:
-        """True if a slot reports that it speculates; ``None`` if the build does not report that."""
+    def speculative(self) -> dict[int, bool | None]:
+        """The server's slots by number: True if one reports that it speculates, ``None`` if the build does not report that."""
         slots = self.get("/slots")
-        told = [s.get("speculative") for s in slots if isinstance(s, dict)] if isinstance(slots, list) else []
-        told = [value for value in told if isinstance(value, bool)]
-        return any(told) if told else None
+        found = [s for s in slots if isinstance(s, dict)] if isinstance(slots, list) else []
+        return {
+            number: told if isinstance(told := s.get("speculative"), bool) else None
+            for s in found
+            if isinstance(number := s.get("id"), int)
+        }
 
     def slots(self) -> Slots:
         """How many slots the server has, and the context of one.

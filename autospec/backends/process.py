@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import signal
 import socket
@@ -35,6 +36,7 @@ __all__ = [
     "ServerProcess",
     "ask_child",
     "child_environment",
+    "drafting_variables",
     "family",
     "free_port",
     "is_free",
@@ -60,8 +62,10 @@ _LOG_HEAD_BYTES = 8 * 1024 * 1024
 # The environment can hold old settings: an old LLAMA_ARG_DRAFT_MAX is fatal to b11434, another is ignored
 # (llama.cpp #26100), an API key would lock autospec out, and Vertex AI's AIP_… moves the port. So a server gets its
 # settings from its command line only.
-_STRIPPED_PREFIXES = ("LLAMA_ARG_", "LLAMA_LOG_", "LLAMA_SERVER_", "AIP_")
+_STRIPPED_PREFIXES = ("LLAMA_ARG_", "LLAMA_LOG_", "LLAMA_SERVER_", "LLAMA_SPEC_", "AIP_")
 _STRIPPED = frozenset({"LLAMA_API_KEY", "LLAMA_OFFLINE"})
+# Those of them that would draft, or change how a launch drafts. LLAMA_SPEC_… are of forks.
+_DRAFTS = re.compile(r"LLAMA_SPEC_|LLAMA_ARG_(SPEC_|DRAFT|MODEL_DRAFT|HFD_)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,11 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name not in _STRIPPED and not name.startswith(_STRIPPED_PREFIXES)
     }
+
+
+def drafting_variables(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The variables that drafting would depend on, if `child_environment` did not leave them out."""
+    return tuple(sorted(name for name in environment if _DRAFTS.match(name)))
 
 
 class ServerProcess:

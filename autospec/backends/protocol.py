@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 from autospec.cells import Build
-from autospec.drafting import Drafting, Mode
+from autospec.drafting import Drafting, Engine, Mode
 
 __all__ = [
     "Backend",
@@ -56,6 +56,7 @@ class Capabilities:
         notes: Sentences for `doctor`, e.g. which modes this build lacks.
         cycle: How drafting and verifying take turns.
         combines: True if one launch can draft with a model and in draft-free modes beside it.
+        engines: What the server itself can adapt, with the modes in which it does.
     """
 
     build: Build
@@ -68,6 +69,7 @@ class Capabilities:
     notes: tuple[str, ...] = ()
     cycle: Cycle = Cycle.LLAMA_CPP
     combines: bool = False
+    engines: frozenset[tuple[Mode, Engine]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ slots, and by a canary request whose answer must, or must not, name drafted toke
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -26,6 +27,7 @@ from autospec.backends.process import (
     HOST,
     Ended,
     ServerProcess,
+    drafting_variables,
     family,
     free_port,
     is_free,
@@ -57,12 +59,16 @@ _POLL_S = 0.1
 _HEALTH_TIMEOUT_S = 2.0
 # Another program may take a free port before the server does.
 _PORT_ATTEMPTS = 2
-# State folders that this process has searched for orphans.
+# State folders that this process has searched for orphans, and warned about variables.
 _swept: set[Path] = set()
 
 # Long enough for several cycles; short enough for 2 s on a model of 10 tokens per second.
 _CANARY_TOKENS = 20
 _CANARY_TIMEOUT_S = 300.0
+# Slots that are asked; users' requests go to any of them, and a fork drafts in the first one only (buun-llama-cpp #110).
+_CANARY_SLOTS = 4
+# The first slot has drafted for the same text, so a few tokens are enough for the others.
+_SLOT_TOKENS = 8
 # The first request also warms up what a server allocates lazily. No prompt of a suite holds this text, so an n-gram pool
 # learns nothing useful from it; but some pools count positions from it, and prediction begins with it too.
 _CANARY_TEXT = "Continue counting: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"
@@ -191,15 +197,24 @@ class LlamaHttpServer(LaunchedServer):
         port: Where it listens.
         name: The backend's name, for error messages.
         erases_slot: True for builds that draft only with the prompt cache, see `ChatClient`.
+        serves: True if users' requests go to it, and so to any of its slots. Measuring asks slot 0.
 
     Attributes:
         placement: Where the main model is, once the server is verified; ``None`` where its log does not say.
     """
 
     def __init__(
-        self, process: ServerProcess, drafting: Drafting, port: int, name: str, *, erases_slot: bool = False
+        self,
+        process: ServerProcess,
+        drafting: Drafting,
+        port: int,
+        name: str,
+        *,
+        erases_slot: bool = False,
+        serves: bool = False,
     ) -> None:
         super().__init__(process, drafting, port)
+        self._serves = serves
         self._client: ChatClient = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
         self._client.erases_slot = erases_slot
         self.tokens = HttpTokens(self._client)
@@ -235,23 +250,49 @@ class LlamaHttpServer(LaunchedServer):
         drafting = self.drafting
         log = self._process.log_tail(LOG_SEARCHED)  # before the canary adds to it
         slots = self._client.speculative()
+        told = [tells for tells in slots.values() if tells is not None]
         # In a launch with several modes the others hide that the draft model was refused.
         refused = drafting.beside and speculation_refused(log)
-        if (slots is False or refused) and not drafting.is_off:
+        if ((told and not any(told)) or refused) and not drafting.is_off:
             raise self._inactive(build, log)
         drafted = self._client.complete(canary(drafting), _CANARY_EXTRA).drafted
         if drafting.is_off:
-            if slots or drafted:
+            if any(told) or drafted:
                 raise SpeculationInactiveError(
                     f"{build} drafts although drafting is off.",
                     "Remove the drafting flags from the server arguments.",
                 )
             return
-        if drafted or drafting.mode.draft_free:
-            # An n-gram mode proposes only where text repeats, so a canary without drafts says nothing: the slots did.
+        silent = [number for number, tells in slots.items() if tells is False]
+        if silent and self._serves:
+            raise self._silent_slot(build, silent[0])
+        # An n-gram mode proposes only where text repeats, so a canary without drafts says nothing: the slots did.
+        if drafting.mode.draft_free:
             return
-        if (slots is None) or (drafted == 0 and not drafting.p_min):
-            raise self._inactive(build, log)
+        if not drafted:
+            if not told or (drafted == 0 and not drafting.p_min):
+                raise self._inactive(build, log)
+            return
+        others = [number for number in sorted(slots) if number][: _CANARY_SLOTS - 1] if self._serves else []
+        for number, count in zip(others, self._drafted_in(others), strict=True):
+            if not count:
+                raise self._silent_slot(build, number)
+
+    def _drafted_in(self, slots: Sequence[int]) -> list[int | None]:
+        """Drafted tokens of a canary in each of these slots, all asked at once."""
+        request = replace(canary(self.drafting), max_tokens=_SLOT_TOKENS + (self.drafting.n_min or 0))
+
+        def ask(slot: int) -> int | None:
+            return self._client.complete(request, {**_CANARY_EXTRA, "id_slot": slot}).drafted
+
+        with ThreadPoolExecutor(_CANARY_SLOTS) as pool:
+            return list(pool.map(ask, slots))
+
+    def _silent_slot(self, build: str, slot: int) -> SpeculationInactiveError:
+        return SpeculationInactiveError(
+            f"{build} does not draft in slot {slot} although {self.drafting.label} was asked for.",
+            "Serve one request at a time with --parallel 1, or use another build.",
+        )
 
     def _inactive(self, build: str, log: tuple[str, ...]) -> SpeculationInactiveError:
         reason = speculation_refused(log)
@@ -292,6 +333,10 @@ def start_child(
         _swept.add(state_dir)
         for sentence in sweep_orphans(state_dir):
             _log.warning(sentence)
+        if names := drafting_variables(os.environ):
+            _log.warning(
+                f"Not passed on to servers: {', '.join(names)}. autospec alone decides how a server drafts."
+            )
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         port = free_port()
         server = make(ServerProcess.start(command(port), state_dir), port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from autospec.backends.flags import HelpText, Option, normalise
@@ -28,25 +29,34 @@ _OWNED_BY_REASON = {
     _ENDS: """-h --help --usage --version --license --list-devices --completion-bash -cl --cache-list""",
 }
 _OWNED = {name: reason for reason, names in _OWNED_BY_REASON.items() for name in names.split()}
-# The user may set the draft's placement (-ngld, -devd, -ctkd, --spec-draft-threads …): it is not part of the drafting.
-_OWNED_PREFIXES = ("--draft", "--spec-ngram-", "--spec-synth-")
+# Whatever has such a name drafts, or changes how it drafts, unless it says where the draft runs.
+_DRAFTS = re.compile(r"--?(no-)?(spec(ulative)?|draft)(-|$)")
+_PLACES_DRAFT = re.compile(
+    r"""--(no-)?spec-(
+        draft-(ngl|device|type-[kv]|threads|cpu-mask|cpu-range|cpu-strict|prio|poll|backend-sampling
+               |override-tensor|cpu-moe|n-cpu-moe|ncmoe)(-batch)?
+        |ckpt-mode  # ik_llama.cpp: the memory that keeps a recurrent state
+    )$""",
+    re.VERBOSE,
+)
+_SLEEPS = "--sleep-idle-seconds"
 
 
-def refuse_owned(name: str, text: str = "") -> None:
-    """Refuse an argument that autospec sets itself.
+def refuse_owned(name: str, option: Option | None = None) -> None:
+    """Refuse an argument that autospec sets itself, or that drafts.
 
     Args:
         name: The spelling that the user typed.
-        text: Its description in the help, or empty.
+        option: The build's option with this spelling, or ``None`` if its help has none.
 
     Raises:
-        UsageError: autospec sets it; the message says why.
+        UsageError: It is refused; the message says why.
     """
-    spelling = normalise(name)
-    reason = _OWNED.get(spelling)
-    if reason is None and spelling.startswith(_OWNED_PREFIXES):
+    spellings = {normalise(name), *(option.names if option is not None else ())}
+    reason = next((_OWNED[spelling] for spelling in sorted(spellings) if spelling in _OWNED), None)
+    if reason is None and any(_DRAFTS.match(s) and not _PLACES_DRAFT.match(s) for s in spellings):
         reason = _DRAFTING
-    if reason is None and "can download weights" in text:
+    if reason is None and option is not None and "can download weights" in option.text:
         reason = _MODEL
     if reason is not None:
         raise UsageError(f"{name} cannot be passed to the server: {reason}.", f"Remove {name}.")
@@ -83,28 +93,34 @@ def _stray(program: str, word: str) -> UsageError:
     return UsageError(f"{word!r} is not an option of {program}.", "Quote a value that has spaces.")
 
 
-def check(text: HelpText, build: str, args: Sequence[str]) -> tuple[Option, ...]:
+def check(text: HelpText, build: str, args: Sequence[str], *, serving: bool = False) -> tuple[Option, ...]:
     """Check the user's arguments before anything starts.
 
     Args:
         text: The build's help.
         build: The build's name, for error messages.
         args: Arguments as typed.
+        serving: True for a launch that serves users.
 
     Returns:
         The options that were given, in order.
 
     Raises:
-        UsageError: autospec sets one of them itself, its value is missing, or it is not an option.
+        UsageError: One of them is refused, its value is missing, or it is not an option.
         UnsupportedError: The build does not know one.
     """
     given: list[Option] = []
     for name, values in options_of("llama-server", args):
         option = text.find(name)
-        refuse_owned(name, "" if option is None else option.text)
+        refuse_owned(name, option)
+        if normalise(name) == _SLEEPS and not serving:
+            raise UsageError(
+                f"{name} cannot be passed to a server that is measured: a request after a pause would load the model again.",
+                f"Remove {name} while you measure; servers for users may have it.",
+            )
         if option is None:
             raise _unknown(text, build, name)
-        check_count("llama-server", name, values, option.arity, option.value)
+        check_count("llama-server", name, values, text.arity(option, len(values)), option.value)
         given.append(option)
     return tuple(given)
 

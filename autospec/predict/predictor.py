@@ -124,6 +124,8 @@ class Predictor:
     def covers(self, drafting: Drafting) -> bool:
         """True if the drafting can be predicted: its draft was read over the answers, or it needs none."""
         model, *beside = drafting.parts
+        if drafting.engine is not None:
+            return False
         if model.mode is Mode.DRAFT_MODEL:
             return (model.draft or "") in self._passes and all(d.mode in SIMULATED for d in beside)
         return model.mode in SIMULATED and not beside

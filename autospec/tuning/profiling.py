@@ -253,9 +253,8 @@ class Profiler:
 
     def _passes(self, recordings: dict[str, dict[str, Recording]]) -> dict[str, DraftPass]:
         passes: dict[str, DraftPass] = {}
-        drafts = [
-            a.draft for a in self._context.space.arms if a.mode is Mode.DRAFT_MODEL and a.draft is not None
-        ]
+        arms = [a for a in self._context.space.arms if a.mode is Mode.DRAFT_MODEL and a.engine is None]
+        drafts = [a.draft for a in arms if a.draft is not None]
         if self._drafts is not None:
             drafts = [d for d in drafts if d in self._drafts]
         left_s = self._search_left_s()

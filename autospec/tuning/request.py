@@ -14,6 +14,7 @@ from autospec.catalog.candidates import Candidate, candidates
 from autospec.catalog.model import Model, context_of, names_context
 from autospec.catalog.scan import Catalog, scan
 from autospec.cells import Hardware, PromptType
+from autospec.drafting import Engine
 from autospec.errors import UsageError
 from autospec.measure.verdict import METHOD
 from autospec.prompts.suite import Suite, load_suite
@@ -133,8 +134,16 @@ def judged_drafts(request: TuneRequest, hardware: Hardware) -> list[Candidate]:
     )
 
 
-def space_for(definition: StudyDefinition, capabilities: Capabilities, fitting: Sequence[Candidate]) -> Space:
-    """The arms that this build and these drafts allow, in the definition's order of modes."""
+def space_for(
+    definition: StudyDefinition,
+    capabilities: Capabilities,
+    fitting: Sequence[Candidate],
+    temperature: float = 0.0,
+) -> Space:
+    """The arms that this build and these drafts allow, in the definition's order of modes, and what the build adapts itself.
+
+    An engine is tried with the first draft of each mode only: it changes how a draft is used, not which draft is good.
+    """
     arms: list[Arm] = []
     for mode in definition.space.modes:
         if mode not in capabilities.modes:
@@ -154,6 +163,12 @@ def space_for(definition: StudyDefinition, capabilities: Capabilities, fitting: 
             )
             for c in named
         ]
+    first_of = {arm.mode: arm for arm in reversed(arms)}
+    arms += [
+        replace(first_of[mode], engine=engine)
+        for mode, engine in sorted(capabilities.engines)
+        if mode in first_of and (engine is not Engine.PROBABILISTIC or temperature > 0)
+    ]
     return Space(tuple(arms), definition.space, combines=capabilities.combines)
 
 

@@ -122,7 +122,7 @@ class Tuning:
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
-        space = space_for(self.request.definition, capabilities, fitting)
+        space = space_for(self.request.definition, capabilities, fitting, self.request.temperature)
         cells = session.cells(capabilities, space)
         self._wanted = [c.cell.key for c in cells]
         open_cells = session.to_measure(cells)

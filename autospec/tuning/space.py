@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any, Protocol
 
-from autospec.drafting import OFF, Drafting, Mode
+from autospec.drafting import OFF, Drafting, Engine, Mode
 from autospec.store.queries import DraftFile, DraftFiles
 from autospec.tuning.definition import SpaceDefinition
 
@@ -38,6 +38,11 @@ _MOD_N_MIN_N_MAX = (16, 32)
 # Leaders of each kind of arm, in the order in which they are tried. They include llama.cpp's own defaults (b11434):
 # n_max 3; n 12 and m 48; match 24, n_max 64 and n_min 48.
 _MODEL_LEADERS = ((4, 0.0), (16, 0.15), (8, 0.4), (2, 0.0), (16, 0.6), (3, 0.0))
+# n_max and n_min of drafts whose depth the server adapts between them. 12 and 3 are recommended in llama.cpp #27210.
+_ADAPTED_LEADERS = ((12, 3), (8, 1))
+_ADAPTED_FLOORS = (1, 4)
+# n_max where a server that changes all numbers begins.
+_TUNED_LEADERS = (4, 8)
 _MAP_LEADERS = ((6, 24), (4, 16), (12, 48))
 _MOD_LEADERS = ((16, 32, 0), (8, 16, 0), (24, 64, 48))
 
@@ -61,6 +66,21 @@ class Arm:
     only: tuple[int, float | None] | None = None  # n_max and p_min, if the backend drafts with no others
     file: DraftFile | None = None  # the draft's identity, if known
     beside: tuple[Mode, ...] = ()
+    engine: Engine | None = None  # what the server itself adapts
+
+    @property
+    def parameter(self) -> str:
+        """The first part of the names of its parameters in Optuna: an n_max that is a ceiling is another one."""
+        return f"{self.mode}-{self.engine}" if self.engine else str(self.mode)
+
+    def drafts_as(self, drafting: Drafting) -> bool:
+        """True for a drafting of this arm, whatever is beside it."""
+        return (self.mode, self.draft, self.engine) == (drafting.mode, drafting.draft, drafting.engine)
+
+    @property
+    def follows_acceptance(self) -> bool:
+        """True if the server adapts the depth between n_min and n_max."""
+        return self.engine in (Engine.MTP_ADAPTIVE, Engine.ADAPTIVE)
 
     @property
     def label(self) -> str:
@@ -70,6 +90,7 @@ class Arm:
             known_by = self.draft if self.file is None else self.file.identity
             digest = hashlib.sha256(known_by.encode()).hexdigest()[:4]
             own = f"{self.mode} {PurePath(self.draft).name.removesuffix('.gguf')} #{digest}"
+        own += f" {self.engine}" if self.engine else ""
         return " + ".join([own, *self.beside])
 
 
@@ -134,14 +155,19 @@ class Space:
                     ngram_n=trial.suggest_int(f"{mode}.ngram_n", 1, 4),
                 )
             case _:
-                n_max = trial.suggest_int(f"{mode}.n_max", *d.n_max, log=True)
+                name = arm.parameter
+                n_max = trial.suggest_int(f"{name}.n_max", *d.n_max, log=True)
+                if arm.follows_acceptance:
+                    return self._adapted(arm, n_max, trial.suggest_int(f"{name}.n_min", *_ADAPTED_FLOORS))
+                if arm.engine is Engine.AUTOTUNE:
+                    return self._adapted(arm, n_max, 0)
                 p_min = (
-                    round(trial.suggest_float(f"{mode}.p_min", *d.p_min, step=_P_MIN_STEP), 2)
+                    round(trial.suggest_float(f"{name}.p_min", *d.p_min, step=_P_MIN_STEP), 2)
                     if arm.takes_p_min
                     else None
                 )
                 # Without a p-min every draft has n_max tokens, and n_min has nothing to drop.
-                n_min = trial.suggest_int(f"{mode}.n_min", 0, max(_N_MIN)) if p_min else 0
+                n_min = trial.suggest_int(f"{name}.n_min", 0, max(_N_MIN)) if p_min else 0
                 return self._with_model(arm, n_max, p_min, n_min)
 
     def parameters(self, drafting: Drafting) -> dict[str, Any]:
@@ -158,10 +184,12 @@ class Space:
         if drafting.beside:
             return {}
         searched = {"n_max", "p_min", "ngram_n", "ngram_m"} & set(drafting.parameters())
-        if drafting.p_min:
+        if arm.engine in (Engine.MTP_ADAPTIVE, Engine.ADAPTIVE, Engine.AUTOTUNE):
+            searched.discard("p_min")
+        if drafting.p_min or arm.follows_acceptance:
             searched.add("n_min")
         numbers: dict[str, Any] = {
-            f"{drafting.mode}.{k}": v for k, v in drafting.parameters().items() if k in searched
+            f"{arm.parameter}.{k}": v for k, v in drafting.parameters().items() if k in searched
         }
         if drafting.mode is Mode.NGRAM_MOD:
             share = (drafting.n_min or 0) / (drafting.n_max or 1)
@@ -178,7 +206,8 @@ class Space:
 
     def grid(self) -> list[Drafting]:
         """Every drafting that is predicted: all n_max with p_min in steps; n_min and n-gram sizes from the lists above."""
-        return list(dict.fromkeys(d for arm in self.arms for d in self._arm_grid(arm)))
+        predicted = [arm for arm in self.arms if arm.engine is None]
+        return list(dict.fromkeys(d for arm in predicted for d in self._arm_grid(arm)))
 
     def _arm_grid(self, arm: Arm) -> list[Drafting]:
         d = self.definition
@@ -223,7 +252,7 @@ class Space:
 
     def arm_of(self, drafting: Drafting) -> Arm | None:
         """The arm of a drafting; ``None`` for off, and for what this space cannot try."""
-        arm = next((a for a in self.arms if (a.mode, a.draft) == (drafting.mode, drafting.draft)), None)
+        arm = next((a for a in self.arms if a.drafts_as(drafting)), None)
         beside = tuple(d.mode for d in drafting.beside)
         if arm is None or not beside:
             return arm
@@ -252,6 +281,10 @@ class Space:
                 ]
             case Mode.PROMPT_LOOKUP:
                 return [Drafting(arm.mode, n_max=_within(10, d.n_max), ngram_n=2)]
+            case _ if arm.follows_acceptance:
+                return [self._adapted(arm, _within(k, d.n_max), least) for k, least in _ADAPTED_LEADERS]
+            case _ if arm.engine is Engine.AUTOTUNE:
+                return [self._adapted(arm, _within(k, d.n_max), 0) for k in _TUNED_LEADERS]
             case _:
                 low, high = d.p_min
                 return [
@@ -263,13 +296,19 @@ class Space:
 
     @staticmethod
     def _with_model(arm: Arm, n_max: int, p_min: float | None, n_min: int = 0) -> Drafting:
+        own = Drafting(arm.mode, draft=arm.draft, n_max=1, engine=arm.engine)
         if arm.only is not None:
-            return Drafting(arm.mode, draft=arm.draft, n_max=arm.only[0], n_min=0, p_min=arm.only[1])
+            return replace(own, n_max=arm.only[0], n_min=0, p_min=arm.only[1])
         limited = min(n_max, arm.n_max_limit) if arm.n_max_limit else n_max
         least = min(n_min, limited)
-        return Drafting(
-            arm.mode, draft=arm.draft, n_max=limited, n_min=least if least > 1 and p_min else 0, p_min=p_min
-        )
+        return replace(own, n_max=limited, n_min=least if least > 1 and p_min else 0, p_min=p_min)
+
+    @staticmethod
+    def _adapted(arm: Arm, n_max: int, n_min: int) -> Drafting:
+        """A drafting whose numbers the server changes: no p-min ends a draft before it does."""
+        limited = min(n_max, arm.n_max_limit) if arm.n_max_limit else n_max
+        least = min(n_min, limited)
+        return Drafting(arm.mode, draft=arm.draft, n_max=limited, n_min=least, p_min=0.0, engine=arm.engine)
 
 
 def _within(value: int, bounds: tuple[int, int]) -> int:

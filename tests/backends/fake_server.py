@@ -3,7 +3,8 @@
 ``fake_server.py --fault NAME … [llama-server's arguments]``. It answers ``--help`` and ``--version`` with b11434's.
 Faults: ``never-listens``, ``never-ready``, ``dies-at-start``, ``dies-at-first-request``, ``hangs``, ``garbage``,
 ``no-timings``, ``refuses``, ``dies-in-mid-answer``, ``cuts-answer``, ``drips``, ``slots-say-no``, ``no-slots``,
-``drafts-although-off``, ``never-drafts``, ``ignores-sigterm``. All but the first three and ``dies-at-first-request`` spare
+``drafts-although-off``, ``never-drafts``, ``ignores-sigterm``, ``four-slots``, ``slot-2-never-drafts``,
+``slot-2-says-no``, ``slots-tell-nothing``. All but the first three and ``dies-at-first-request`` spare
 the canary, so that they strike in the middle of the work.
 """
 
@@ -35,7 +36,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/health":
             self._answer(503 if "never-ready" in FAULTS else 200, {"status": "ok"})
         elif self.path == "/slots" and "no-slots" not in FAULTS:
-            self._answer(200, [{"id": 0, "speculative": SPECULATIVE}])
+            self._answer(
+                200, [{"id": slot, **_told(slot)} for slot in range(4 if "four-slots" in FAULTS else 1)]
+            )
         else:
             self._answer(501, {"error": {"message": "not here"}})
 
@@ -48,7 +51,8 @@ class Handler(BaseHTTPRequestHandler):
         canary = "ignore_eos" in body
         if not canary:
             self._misbehave()
-        drafted = {"draft_n": 8, "draft_n_accepted": 6} if self._drafts() else {}
+        silent = body.get("id_slot") == 2 and "slot-2-never-drafts" in FAULTS
+        drafted = {"draft_n": 8, "draft_n_accepted": 6} if self._drafts() and not silent else {}
         timings = {"prompt_n": 5, "prompt_ms": 10.0, "predicted_n": 7, "predicted_ms": 70.0, **drafted}
         answer = {
             "choices": [{"message": {"content": "text", "seen": body}, "finish_reason": "stop"}],
@@ -95,6 +99,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+def _told(slot: int) -> dict[str, bool]:
+    """What a slot says of its drafting."""
+    if "slots-tell-nothing" in FAULTS:
+        return {}
+    return {"speculative": SPECULATIVE and not (slot == 2 and "slot-2-says-no" in FAULTS)}
 
 
 class Server(ThreadingHTTPServer):

@@ -165,3 +165,19 @@ def test_measured_launches_on_a_gpu_are_told_to_say_it(tmp_path, era, devices, s
         command = server.command("/main.gguf", drafting, settings)
         assert ("--log-verbosity" in command) is told
         assert not told or command[command.index("--log-verbosity") + 1] == "4"
+
+
+@pytest.mark.parametrize("given", [(), ("--fit", "off"), ("-fit", "on", "-ngl", "20")])
+def test_fit_is_the_same_with_and_without_drafting(tmp_path, given):
+    """Nothing is pinned: what --fit did is read from both logs, and a pair in two places is not measured (`Neighbours`)."""
+    server = LlamaServer(None, tmp_path)
+    server._program = tmp_path / "llama-server"
+    server._probe = Probe(Build("llama-server", "b11434", "f" * 16), read_help("b11434"), tells_drafts=True)
+    server._has_devices = True
+    drafting = Drafting(Mode.DRAFT_MODEL, draft="/draft.gguf", n_max=4, n_min=0, p_min=0.0)
+    settings = LaunchSettings((*given, "-c", "4096"))
+    off = server.command("/main.gguf", OFF, settings)
+    assert server.command("/main.gguf", drafting, settings)[: len(off)] == off
+    assert tuple(off[3 : 3 + len(given)]) == given
+    assert sum(word in ("-fit", "--fit") for word in off) == len(given[:1])
+    assert "--log-verbosity" in off  # else the log does not tell where --fit has put the weights

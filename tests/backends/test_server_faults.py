@@ -121,10 +121,52 @@ def test_without_slots_the_canary_decides(launched):
         launched("no-slots", "never-drafts", drafting=MODEL)
 
 
+SERVED = LaunchSettings(ready_timeout_s=60.0, serving=True)
+
+
+@pytest.mark.parametrize("silence", ["slot-2-never-drafts", "slot-2-says-no"])
+def test_a_slot_that_does_not_draft_is_found_before_users_meet_it(launched, silence):
+    """A request goes to any slot; slot 0 alone says nothing of the others."""
+    with pytest.raises(SpeculationInactiveError) as caught:
+        launched("four-slots", silence, drafting=MODEL, settings=SERVED)
+    assert caught.value.message == (
+        f"llama-server b11434 does not draft in slot 2 although {MODEL.label} was asked for."
+    )
+    assert caught.value.hint == "Serve one request at a time with --parallel 1, or use another build."
+
+
+def test_a_silent_slot_is_found_where_slots_tell_nothing(launched):
+    """As ik_llama.cpp's, whose slots do not name speculation."""
+    with pytest.raises(SpeculationInactiveError, match="does not draft in slot 2"):
+        launched("four-slots", "slots-tell-nothing", "slot-2-never-drafts", drafting=MODEL, settings=SERVED)
+
+
+def test_measuring_asks_slot_0_only(launched):
+    """Its slots are of no account for a pair; how many requests a drafting holds for is measured apart."""
+    server = launched("four-slots", "slot-2-never-drafts", drafting=MODEL)
+    assert server.complete(QUESTION).drafted == 8
+
+
+@pytest.mark.parametrize("drafting", [MODEL, NGRAM, OFF])
+def test_four_slots_that_draft_are_served(launched, drafting):
+    """And off is asked in one slot; an n-gram mode may be silent in any."""
+    server = launched("four-slots", drafting=drafting, settings=SERVED)
+    assert server.complete(QUESTION).drafted == (0 if drafting.is_off else 8)
+
+
 def test_drafts_although_off(launched):
     """Off must be off."""
     with pytest.raises(SpeculationInactiveError, match="drafts although drafting is off"):
         launched("drafts-although-off")
+
+
+def test_a_variable_that_drafts_is_told_once(launched, monkeypatch, caplog):
+    """It does not reach the server, and one sentence says so."""
+    monkeypatch.setenv("LLAMA_SPEC_CHAIN", "8")
+    launched()
+    launched()
+    told = [r.getMessage() for r in caplog.records if "LLAMA_SPEC_CHAIN" in r.getMessage()]
+    assert told == ["Not passed on to servers: LLAMA_SPEC_CHAIN. autospec alone decides how a server drafts."]
 
 
 def test_hangs(launched):

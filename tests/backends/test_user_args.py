@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autospec.backends.binaries import Probe
+from autospec.backends.flags import parse
 from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import LaunchSettings
 from autospec.backends.user_args import check
@@ -80,10 +81,93 @@ def test_what_autospec_sets_is_refused(name):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["-ngld", "-devd", "-ctkd", "--spec-draft-threads"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("-ngld", "-devd", "-ctkd", "-ctvd", "-td", "-tbd", "--spec-draft-threads", "--spec-draft-ngl"),
+        *("--spec-draft-type-k", "--spec_draft_device", "--spec-draft-cpu-mask", "--spec-draft-poll-batch"),
+        *("--spec-draft-override-tensor", "--spec-draft-n-cpu-moe", "--spec-draft-prio"),
+    ],
+)
 def test_where_the_draft_runs_stays_the_users(name):
     """Placement of the draft is a launch setting, not a drafting."""
     assert check(B11434, "b1", (name, "1"))
+    assert check(B11434, "b1", (name, "1"), serving=True)
+
+
+# Options of forks and of pull requests, as their help prints them; `-sc` is a short name that autospec has never seen.
+FORKS = parse(
+    """
+--model FNAME                           model path
+--spec-draft-adaptive                   adapt the number of drafted tokens
+--spec-draft-n-min-adaptive N           floor of the adaptive depth (default: 3)
+-sc,   --spec-chain N                   chain drafts
+--spec-autotune                         automatically tune speculative params to maximize tokens/sec
+--spec-from-the-future X                unknown to everybody
+--no-spec-fallback                      do not fall back
+-draft, --draft-params X                parameters of the draft
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["pydist012", "b9093", "b11434", "ik-8337e4c", "llama-27210", "adaptive-2a9d1e4"]
+)
+def test_of_every_help_only_the_drafts_place_is_the_users(name):
+    """No option of speculation passes because nobody has listed it."""
+    passed = set()
+    text = read_help(name)
+    for option in text.options:
+        if any("spec-" in spelling or spelling.strip("-").startswith("draft") for spelling in option.names):
+            try:
+                check(text, "b1", (option.names[0], *["1"] * option.arity))
+            except UsageError:
+                continue
+            passed.add(option.names[0])
+    place = (
+        "threads",
+        "cpu",
+        "prio",
+        "poll",
+        "type-",
+        "device",
+        "ngl",
+        "override-tensor",
+        "backend-sampling",
+    )
+    assert all(
+        word.startswith("--spec-draft-") and word[13:].startswith((*place, "n-cpu-moe"))
+        for word in passed - {"--spec-ckpt-mode"}
+    )
+    assert ("--spec-draft-type-k" in passed) is (name in ("b9093", "b11434"))
+
+
+@pytest.mark.parametrize("serving", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("--spec-draft-adaptive", "--spec-draft-n-min-adaptive", "--spec-chain", "-sc", "--spec-autotune"),
+        *("--spec-from-the-future", "--no-spec-fallback", "-draft", "--spec-not-in-the-help", "--draft-not"),
+        "--speculative-anything",
+    ],
+)
+def test_what_drafts_is_refused_known_or_not(name, serving):
+    """Every option of speculation that is not the draft's place, under every name that the help gives it."""
+    with pytest.raises(
+        UsageError, match=f"^{name} cannot be passed to the server: autospec varies"
+    ) as caught:
+        check(FORKS, "b1", (name, "1"), serving=serving)
+    assert caught.value.hint == f"Remove {name}."
+
+
+def test_a_server_that_sleeps_is_not_measured():
+    """A request after a pause would load the model again, in one half of a pair."""
+    args = ("--sleep-idle-seconds", "5")
+    with pytest.raises(
+        UsageError, match="--sleep-idle-seconds cannot be passed to a server that is measured"
+    ):
+        check(B11434, "b1", args)
+    assert check(B11434, "b1", args, serving=True)
 
 
 def test_an_unknown_argument_names_the_nearest():

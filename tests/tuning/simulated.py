@@ -15,7 +15,7 @@ import numpy as np
 
 from autospec.backends.protocol import Capabilities, Completion, LaunchSettings, Request, Slots
 from autospec.cells import Build, options_in
-from autospec.drafting import Drafting, Mode
+from autospec.drafting import Drafting, Engine, Mode
 
 Speed = Callable[[Drafting, str], float]
 OFF_TPS = 50.0
@@ -133,6 +133,7 @@ class SimulatedBackend:
     modes: frozenset[Mode] = frozenset({Mode.OFF, Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE})
     per_request: bool = False
     combines: bool = False
+    engines: frozenset[tuple[Mode, Engine]] = frozenset()
     before_launch: Callable[[Drafting], None] = lambda _: None
     before_answer: Callable[[SimulatedServer, str], None] = lambda _server, _text: None
     clock: FakeClock = field(default_factory=FakeClock)
@@ -157,7 +158,13 @@ class SimulatedBackend:
     def capabilities(self) -> Capabilities:
         """The modes."""
         build = Build(self.name, "b1", "f" * 8)
-        return Capabilities(build, self.modes, drafting_per_request=self.per_request, combines=self.combines)
+        return Capabilities(
+            build,
+            self.modes,
+            drafting_per_request=self.per_request,
+            combines=self.combines,
+            engines=self.engines,
+        )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """A command line with all of the drafting's values."""

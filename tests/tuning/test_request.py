@@ -8,10 +8,14 @@ from dataclasses import replace
 
 import pytest
 
+from autospec.backends.protocol import Capabilities
+from autospec.catalog.candidates import Candidate
 from autospec.catalog.model import Model
-from autospec.drafting import OFF, Drafting, Mode
+from autospec.cells import Build
+from autospec.drafting import OFF, Drafting, Engine, Mode
 from autospec.store.queries import DraftFile, DraftFiles
-from autospec.tuning.request import draft_file
+from autospec.tuning.definition import load_definition
+from autospec.tuning.request import draft_file, space_for
 from tests.catalog.making import make_model
 
 MIB = 1024 * 1024
@@ -80,6 +84,31 @@ def test_the_newest_file_tells_when_it_was_changed(draft):
 def test_a_stored_drafting_is_found_by_what_its_draft_was(files, identity, today):
     """The same file, moved, replaced, both; older rows by their time; drafts outside the current space stay as they are."""
     assert DraftFiles(files).today(OLD, identity, AT) == today
+
+
+@pytest.mark.parametrize(
+    ("temperature", "engines"),
+    [(0.0, [None, None, Engine.AUTOTUNE]), (0.8, [None, None, Engine.AUTOTUNE, Engine.PROBABILISTIC])],
+)
+def test_what_a_build_adapts_is_an_arm_of_the_first_draft(temperature, engines):
+    """Rejection sampling changes nothing at temperature 0, so it is not tried there; modes without a draft have no engine."""
+    drafts = [
+        Candidate(make_model(name=name), Mode.DRAFT_MODEL, fits=True, reason="") for name in ("best", "other")
+    ]
+    able = Capabilities(
+        Build("llama-server", "b1", "f" * 8),
+        frozenset({Mode.OFF, Mode.DRAFT_MODEL, Mode.MTP}),
+        engines=frozenset(
+            {
+                (Mode.DRAFT_MODEL, Engine.AUTOTUNE),
+                (Mode.DRAFT_MODEL, Engine.PROBABILISTIC),
+                (Mode.MTP, Engine.MTP_ADAPTIVE),
+            }
+        ),
+    )
+    arms = space_for(load_definition("thorough"), able, drafts, temperature).arms
+    assert [arm.engine for arm in arms] == engines
+    assert {arm.draft for arm in arms if arm.engine} == {"/models/best.gguf"}
 
 
 def test_what_has_no_draft_is_always_the_same():

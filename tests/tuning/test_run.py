@@ -14,7 +14,7 @@ import pytest
 
 from autospec.catalog.model import Model
 from autospec.cells import Hardware, PromptType
-from autospec.drafting import OFF, Drafting, Mode
+from autospec.drafting import OFF, Drafting, Engine, Mode
 from autospec.errors import (
     AutospecError,
     BusyError,
@@ -141,6 +141,23 @@ def test_finds_where_drafting_pays_and_where_not(request_):
     assert writing.verdict is Verdict.DISABLE
     assert writing.drafting == OFF
     assert writing.speedup < 1.0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_what_the_server_adapts_is_measured_like_any_drafting(request_, temperature):
+    """An engine that pays is found, proven and stored by its name; sampled drafts are an arm above temperature 0 only."""
+    engines = (Engine.ADAPTIVE, Engine.PROBABILISTIC)
+    backend = SimulatedBackend(
+        lambda drafting, _text: 1.6 if drafting.engine is Engine.ADAPTIVE else 1.1,
+        engines=frozenset((Mode.DRAFT_MODEL, engine) for engine in engines),
+    )
+    result = tune(replace(request_, temperature=temperature), backend)
+    coding = result[PromptType.CODING]
+    assert coding.verdict is Verdict.ENABLE
+    assert coding.drafting.engine is Engine.ADAPTIVE
+    assert coding.to_json()["drafting"]["engine"] == "adaptive"
+    tried = {d.engine for d in backend.launched}
+    assert tried == {None, Engine.ADAPTIVE} | ({Engine.PROBABILISTIC} if temperature else set())
 
 
 def test_search_and_proof_never_share_prompts(request_):

@@ -10,7 +10,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
-from autospec.drafting import OFF, Drafting, Mode
+from autospec.drafting import OFF, Drafting, Engine, Mode
 from autospec.tuning.definition import load_definition
 from autospec.tuning.space import Arm, Space
 from autospec.tuning.study import CellStudy, open_storage
@@ -46,6 +46,40 @@ def test_every_suggestion_is_a_valid_drafting_within_the_ranges():
             low, high = DEFINITION.n_max
             assert low <= drafting.n_max <= high
     assert len(seen) == 1 + len(SPACE.arms)
+
+
+ENGINES = Space(
+    (
+        Arm(Mode.MTP),
+        Arm(Mode.DRAFT_MODEL, "/a/draft.gguf"),
+        Arm(Mode.MTP, engine=Engine.MTP_ADAPTIVE, n_max_limit=9),
+        Arm(Mode.DRAFT_MODEL, "/a/draft.gguf", engine=Engine.ADAPTIVE),
+        Arm(Mode.DRAFT_MODEL, "/a/draft.gguf", engine=Engine.PROBABILISTIC),
+        Arm(Mode.DRAFT_MODEL, "/a/draft.gguf", engine=Engine.AUTOTUNE),
+    ),
+    DEFINITION,
+)
+
+
+def test_what_a_server_adapts_is_an_arm_of_its_own():
+    """It is tried, goes through Optuna unchanged, and is never predicted."""
+    leaders = ENGINES.leaders()
+    assert {(d.mode, d.engine) for d in leaders[:6]} == {(a.mode, a.engine) for a in ENGINES.arms}
+    assert [d.label for d in leaders if d.engine is Engine.MTP_ADAPTIVE] == [
+        "mtp n_max=9 n_min=3 p_min=0.0 engine=mtp-adaptive",
+        "mtp n_max=8 n_min=1 p_min=0.0 engine=mtp-adaptive",
+    ]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for leader in leaders:
+        study.enqueue_trial(ENGINES.parameters(leader))
+        assert ENGINES.suggest(study.ask()) == leader
+    seen = {ENGINES.suggest(study.ask()) for _ in range(200)}
+    assert {(d.mode, d.engine) for d in seen} == {(a.mode, a.engine) for a in ENGINES.arms} | {
+        (Mode.OFF, None)
+    }
+    assert all(ENGINES.arm_of(d).engine == d.engine for d in seen if not d.is_off)
+    assert {d.engine for d in ENGINES.grid()} == {None}
+    assert len({arm.label for arm in ENGINES.arms}) == len(ENGINES.arms)
 
 
 def test_leaders_go_through_optuna_unchanged():

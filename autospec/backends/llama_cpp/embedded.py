@@ -193,6 +193,8 @@ def drafting_fields(drafting: Drafting) -> Fields:
     """
     if drafting.is_off:
         return {}
+    if drafting.engine is not None:
+        raise UnsupportedError(f"The embedded backend has no {drafting.engine} drafting.")
     types = []
     fields: Fields = {}
     for part in drafting.parts:
@@ -271,7 +273,9 @@ class Embedded:
         """See `autospec.backends.protocol.Backend`."""
         fields = self._fields(model_path, drafting, settings)
         return start_child(
-            lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
+            lambda process, port: LlamaHttpServer(
+                process, drafting, port, self.name, serves=settings.serving
+            ),
             lambda port: self._command(fields | {"hostnames": [HOST], "port": port}),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,

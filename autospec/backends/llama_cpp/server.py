@@ -12,7 +12,15 @@ from pathlib import Path
 from autospec.backends import binaries
 from autospec.backends.binaries import list_devices
 from autospec.backends.failures import projector_refused
-from autospec.backends.flags import NGRAM_CACHE_NOTE, HelpText, drafting_args, lists_types, modes
+from autospec.backends.flags import (
+    IK_NOTE,
+    NGRAM_CACHE_NOTE,
+    HelpText,
+    drafting_args,
+    engines,
+    lists_types,
+    modes,
+)
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST, ServerProcess
 from autospec.backends.protocol import Capabilities, LaunchSettings
@@ -21,7 +29,7 @@ from autospec.backends.user_args import check
 from autospec.catalog.model import loads_projector, without_projector
 from autospec.cells import options_in
 from autospec.drafting import Drafting, Mode
-from autospec.errors import BackendMissingError, LaunchError
+from autospec.errors import BackendMissingError, LaunchError, UnsupportedError
 from autospec.hardware.gpu import Device
 
 __all__ = ["LlamaServer", "find_llama_server"]
@@ -59,7 +67,9 @@ class LlamaServer:
         """See `autospec.backends.protocol.Backend`."""
         _, probe = self._probed()
         notes = []
-        if Mode.NGRAM_CACHE in probe.help.spec_types:
+        if probe.help.of_ik:
+            notes.append(IK_NOTE)
+        elif Mode.NGRAM_CACHE in probe.help.spec_types:
             notes.append(NGRAM_CACHE_NOTE)
         if not probe.tells_drafts:
             notes.append(
@@ -71,6 +81,7 @@ class LlamaServer:
             tells_drafts=probe.tells_drafts,
             notes=tuple(notes),
             combines=lists_types(probe.help),
+            engines=engines(probe.help),
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
@@ -82,7 +93,11 @@ class LlamaServer:
         scaled = probe.help.find("--lora-scaled")
         if scaled is not None and scaled.arity == 2:
             own = _scales_apart(own)
-        given = {name for option in check(probe.help, build, own) for name in option.names}
+        given = {
+            name
+            for option in check(probe.help, build, own, serving=settings.serving)
+            for name in option.names
+        }
         fixed: list[str] = []
         for option, value in () if settings.serving else _MEASURED_WITH:
             if probe.help.has(option) and option not in given:
@@ -97,6 +112,11 @@ class LlamaServer:
         if not settings.serving and not given & _VERBOSITY and self._tells_placement_as_trace():
             fixed += ["--log-verbosity", "4"]
         drafted = drafting_args(probe.help, build, drafting)
+        if probe.help.of_ik and drafted and _slots_of(settings.args) != "1":
+            # "Speculative decoding is currently limited to a single server slot" (server-context.cpp), and the server ends.
+            raise UnsupportedError(
+                f"llama-server {build} drafts with one slot only.", "Remove --parallel, or set it to 1."
+            )
         return (str(program), "--model", model_path, *own, *fixed, *drafted)
 
     def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
@@ -116,13 +136,27 @@ class LlamaServer:
 
     def _launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         command = self.command(model_path, drafting, settings)
+        text = self._probed()[1].help
         erases_slot = self._erases_slot(settings)
         slots = _SlotFolder() if erases_slot and "--slot-save-path" not in command else None
+
+        def make(process: ServerProcess, port: int) -> LlamaHttpServer:
+            server = _Launched(
+                process,
+                drafting,
+                port,
+                self.name,
+                slots=slots,
+                erases_slot=erases_slot,
+                serves=settings.serving,
+            )
+            if text.of_ik:
+                server.tokens = None  # its /completion gives no token ids
+            return server
+
         try:
             return start_child(
-                lambda process, port: _Launched(
-                    process, drafting, port, self.name, slots=slots, erases_slot=erases_slot
-                ),
+                make,
                 lambda port: (
                     *command,
                     *(slots.args() if slots else ()),
@@ -202,8 +236,9 @@ class _Launched(LlamaHttpServer):
         *,
         slots: _SlotFolder | None,
         erases_slot: bool,
+        serves: bool,
     ) -> None:
-        super().__init__(process, drafting, port, name, erases_slot=erases_slot)
+        super().__init__(process, drafting, port, name, erases_slot=erases_slot, serves=serves)
         self._slots = slots
 
     def stop(self) -> None:
@@ -213,13 +248,19 @@ class _Launched(LlamaHttpServer):
             self._slots.remove()
 
 
+def _slots_of(args: Sequence[str]) -> str:
+    """The user's number of slots; 1 without one, as ik_llama.cpp has it."""
+    given = [values[0] for flag, values in options_in(args) if flag in ("-np", "--parallel")]
+    return given[-1] if given else "1"
+
+
 def _drafts_only_with_cache(text: HelpText) -> bool:
     """True for the builds of 2025, which silently do not draft for a request with ``cache_prompt: false``.
 
     Tried: b4372 and May 2025 do this; b9093, the first here with ``--spec-draft-n-max``, does not. Builds in between
-    were not tried; emptying the slot does no harm there.
+    were not tried; emptying the slot does no harm there. ik_llama.cpp drafts without the cache (`server_slot::can_speculate`).
     """
-    return text.has("--slot-save-path") and not text.has("--spec-draft-n-max")
+    return text.has("--slot-save-path") and not text.has("--spec-draft-n-max") and not text.of_ik
 
 
 def _scales_apart(args: Sequence[str]) -> list[str]:
