@@ -83,6 +83,7 @@ def command(
     from autospec.drafting import OFF, Drafting, Mode
     from autospec.errors import ModelChoiceError
     from autospec.hardware import identify
+    from autospec.hardware.awake import kept_awake
     from autospec.hardware.machine_lock import machine_lock
     from autospec.measure.bench import REFERENCE_PROMPT, group_runs, measure_runs
 
@@ -119,7 +120,7 @@ def command(
     def tell(number: int, drafting: Drafting) -> None:
         shell.say(f"run {number + 1} of {runs}: {drafting.label}")
 
-    with machine_lock(f"bench {main.name}"):
+    with machine_lock(f"bench {main.name}"), kept_awake():
         measured = measure_runs(
             server,
             str(main.path),

@@ -17,6 +17,7 @@ from autospec.catalog.candidates import Candidate, undraftable
 from autospec.cells import Hardware
 from autospec.drafting import OFF
 from autospec.errors import AutospecError, StoreError, UnsupportedError
+from autospec.hardware.awake import kept_awake
 from autospec.hardware.gpu import Device, devices_here
 from autospec.hardware.machine_lock import machine_lock
 from autospec.hardware.state import StateWatch
@@ -84,7 +85,7 @@ class Tuning:
             AutospecError: The server does not start even without drafting, or the database cannot be used.
             KeyboardInterrupt: Raised again after everything known has been stored.
         """
-        with machine_lock(f"tune {self.request.model.name}"), ExitStack() as stack:
+        with machine_lock(f"tune {self.request.model.name}"), kept_awake(), ExitStack() as stack:
             store = open_store(self.request.storage, self.progress.tell)
             stack.callback(store.close)
             locks = stack.enter_context(CellLocks(self.request.storage))

@@ -168,3 +168,9 @@ def test_a_terminal_is_as_idle_as_its_last_reading(tmp_path: Path):
     assert terminal_idle_s(terminals, 200.0) == 40.0
     assert terminal_idle_s(terminals, 50.0) == 0.0
     assert terminal_idle_s([], 200.0) is None
+
+
+@pytest.mark.parametrize(("text", "short"), [("1\n", False), ("2\n", True), ("4\n", True), ("", None)])
+def test_memory_pressure_is_the_systems_own_word(text, short):
+    """1 normal, 2 warning, 4 critical: free and inactive pages say nothing, for inactive ones belong to other programs."""
+    assert readings.parse_memory_pressure(text) is short
