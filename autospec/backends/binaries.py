@@ -74,7 +74,7 @@ def probe(binary: Path, state_dir: Path) -> Probe:
             "Set llama_server in the config to the right program.",
         )
     facts = facts_of(_files(binary), state_dir)
-    line = version.splitlines()[0].strip() if version else ""
+    line = _version_line(version)
     fingerprint = hashlib.sha256(f"{line}\n{facts.sha256}".encode()).hexdigest()[:16]
     # A program's files show it; for a wrapper script only the flags and the build number do.
     tells_drafts = facts.tells_drafts or text.has("--spec-type") or _number(version) >= _TELLS_DRAFTS_SINCE
@@ -97,6 +97,12 @@ def version_name(version: str, fingerprint: str) -> str:
     """``b11434``, or the fingerprint for a source build, which calls itself build 0."""
     number = _number(version)
     return f"b{number}" if number else f"source-{fingerprint[:8]}"
+
+
+def _version_line(version: str) -> str:
+    """The line with the version, or else the first one: GPU builds print what their drivers say before it."""
+    lines = [line.strip() for line in version.splitlines()]
+    return next((line for line in lines if line.startswith("version:")), lines[0] if lines else "")
 
 
 def _number(version: str) -> int:
@@ -127,9 +133,15 @@ def facts_of(files: tuple[Path, ...], state_dir: Path) -> Facts:
 
 
 def _files(binary: Path) -> tuple[Path, ...]:
-    """The program, and llama.cpp's shared libraries where package managers and release archives put them."""
+    """The program, and llama.cpp's shared libraries where package managers and release archives put them.
+
+    Homebrew has the kernels in a formula of their own, ``ggml``: its backends are loaded from ``libexec``.
+    """
     real = binary.resolve()
     folders = {real.parent, real.parent.parent / "lib"}
+    cellar = next((folder for folder in real.parents if folder.name == "Cellar"), None)
+    if cellar is not None:
+        folders |= {cellar.parent / "opt" / "ggml" / name for name in ("lib", "libexec")}
     found = {
         path.resolve()
         for folder in folders

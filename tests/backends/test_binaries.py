@@ -71,6 +71,61 @@ def test_shared_libraries_count(tmp_path, state_dir):
     assert probe(program, state_dir).build.fingerprint != first
 
 
+@pytest.mark.parametrize("library", ["lib/libggml-base.0.dylib", "libexec/libggml-metal.so"])
+def test_homebrews_kernels_count(tmp_path, state_dir, library):
+    """They are in the formula ggml, which `brew upgrade` moves without llama.cpp."""
+    cellar = tmp_path / "homebrew" / "Cellar"
+    program = cellar / "llama.cpp" / "8770" / "bin" / "llama-server"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{FAKE}" "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    link = tmp_path / "homebrew" / "bin" / "llama-server"
+    opt = tmp_path / "homebrew" / "opt" / "ggml"
+    link.parent.mkdir()
+    link.symlink_to(program)
+    opt.parent.mkdir()
+    prints = []
+    for version in ("0.23.0", "0.24.0"):
+        file = cellar / "ggml" / version / library
+        file.parent.mkdir(parents=True)
+        file.write_text(version, encoding="utf-8")
+        opt.unlink(missing_ok=True)
+        opt.symlink_to(cellar / "ggml" / version)
+        prints.append(probe(link, state_dir).build.fingerprint)
+    assert prints[0] != prints[1]
+
+
+# stderr of a Metal build on an M4 Pro, then what --version prints.
+METAL_LOG = """\
+ggml_metal_device_init: tensor API disabled for pre-M5 and pre-A19 devices
+ggml_metal_library_init: using embedded metal library
+ggml_metal_library_init: loaded in {seconds} sec
+version: 8770 (e34c5af4)
+built with AppleClang 17.0.0.17000013 for Darwin arm64
+"""
+
+
+def test_the_drivers_log_is_no_version(tmp_path, state_dir):
+    """It has a duration that differs each time, and comes first; the build number is that of the version's line."""
+    said = tmp_path / "said"
+    program = tmp_path / "llama-server"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exec cat "{said}" >&2\nexec "{sys.executable}" -I -S "{FAKE}" "$@"\n',
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+
+    def build(text: str):
+        said.write_text(text, encoding="utf-8")
+        return probe(program, state_dir).build
+
+    slow, quick = (build(METAL_LOG.format(seconds=seconds)) for seconds in ("31.201", "0.009"))
+    m5 = build(METAL_LOG.format(seconds="0.009").replace("disabled for pre-M5 and pre-A19", "enabled for M5"))
+    assert slow == quick == m5
+    assert slow.version == "b8770"
+    assert build(METAL_LOG.format(seconds="0.009").replace("e34c5af4", "0badcafe")) != slow
+
+
 def test_drafts_are_told_if_the_binary_can(tmp_path, state_dir):
     """The answer's key stands in the program."""
     program = tmp_path / "llama-server"
