@@ -161,8 +161,15 @@ def command(
 def _best_draft(catalog: Catalog, main: Model, here: Hardware, context_tokens: int) -> Model | None:
     from autospec.catalog.candidates import candidates
     from autospec.drafting import Mode
+    from autospec.hardware.gpu import shared_limit_bytes
 
-    found = candidates(main, catalog.models, memory_bytes=here.memory_bytes, context_tokens=context_tokens)
+    found = candidates(
+        main,
+        catalog.models,
+        memory_bytes=here.memory_bytes,
+        gpu_limit_bytes=shared_limit_bytes(here),
+        context_tokens=context_tokens,
+    )
     return next((c.model for c in found if c.fits and c.mode is Mode.DRAFT_MODEL), None)
 
 

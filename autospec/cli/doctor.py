@@ -84,6 +84,7 @@ def command(shell: Shell) -> None:
     """  # noqa: D301 - click needs the backspace itself
     from autospec.daemon.status import glance
     from autospec.hardware import identify
+    from autospec.hardware.gpu import shared_limit_bytes
     from autospec.hardware.state import StateWatch
 
     settings = shell.settings
@@ -115,7 +116,7 @@ def command(shell: Shell) -> None:
         }
         shell.emit(document)
     else:
-        _show(shell, findings, settings, hardware)
+        _show(shell, findings, settings, hardware, shared_limit_bytes(hardware))
 
 
 def _examine_backends(findings: Findings, settings: Settings) -> None:
@@ -237,7 +238,9 @@ def _examine_state(findings: Findings, state: MachineState) -> None:
         )
 
 
-def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardware) -> None:
+def _show(
+    shell: Shell, findings: Findings, settings: Settings, hardware: Hardware, gpu_limit_bytes: int
+) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -253,6 +256,7 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
     rows = [
         ("machine", f"{hardware.chip}, {gibibytes(hardware.memory_bytes)}, {hardware.cores} cores{gpu}"),
         ("", f"{hardware.os}, id {hardware.id}"),
+        *_gpu_limit_rows(gpu_limit_bytes, hardware.memory_bytes),
         (
             "now",
             f"other programs use {state['other_load']:.1f} of {state['cores']} cores, {free} free, {power}",
@@ -274,6 +278,13 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
                 shell.out(f"  {entry.problem}\n    {entry.fix}" if entry.fix else f"  {entry.problem}")
     if not findings.problems:
         shell.out("\nReady. Run `autospec models`, then `autospec tune --model NAME`.")
+
+
+def _gpu_limit_rows(limit_bytes: int, memory_bytes: int) -> list[tuple[str, str]]:
+    if not limit_bytes:
+        return []
+    words = f"the GPU may use {gibibytes(limit_bytes)} of {gibibytes(memory_bytes)}"
+    return [("", f"{words} (`sudo sysctl iogpu.wired_limit_mb=MIB` changes it until the next boot)")]
 
 
 def _backend_rows(backends: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -35,15 +35,18 @@ def command(shell: Shell) -> None:
     from autospec.catalog.model import context_of
     from autospec.catalog.scan import scan
     from autospec.hardware import identify
+    from autospec.hardware.gpu import shared_limit_bytes
 
     catalog = scan(shell.settings)
-    memory_bytes = identify().memory_bytes
+    hardware = identify()
+    gpu_limit_bytes = shared_limit_bytes(hardware)
     args, unset = shell.settings.server_args, shell.settings.context_tokens
     fits = {
         model.path: count_fits(
             model,
             catalog.models,
-            memory_bytes=memory_bytes,
+            memory_bytes=hardware.memory_bytes,
+            gpu_limit_bytes=gpu_limit_bytes,
             context_tokens=context_of(args, model.context_length, unset),
         )
         for model in catalog.models
