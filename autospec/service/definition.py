@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 __all__ = [
     "DAEMON_ARGUMENTS",
     "KILL_AFTER_S",
+    "PRIVACY_HINT",
     "STOP_WITHIN_S",
     "Definition",
     "Runner",
@@ -26,6 +27,11 @@ DAEMON_ARGUMENTS: Final = ("daemon", "--proxy")
 # Time for a graceful stop: the daemon finishes requests, discards the running measurement, ends servers (about 2 s each
 # for 1 GB, measured) and writes its state.
 STOP_WITHIN_S: Final = 45
+# For what macOS keeps from a background service that has no window.
+PRIVACY_HINT: Final = (
+    "macOS keeps Documents, Desktop, Downloads, iCloud and other disks from background services. Move it elsewhere, e.g. below "
+    "~/src or ~/models, or allow Python in System Settings, Privacy & Security, Full Disk Access."
+)
 # When the supervisor kills the daemon; both templates contain it.
 KILL_AFTER_S: Final = 60
 
@@ -139,6 +145,9 @@ class ServiceManager(Protocol):
 
     def render(self, definition: Definition) -> str:
         """The content of the service's file."""
+
+    def variables(self, text: str) -> dict[str, str]:
+        """The environment variables in such a file, without PATH; empty if it cannot be read."""
 
     @property
     def questions(self) -> tuple[tuple[str, ...], ...]:
