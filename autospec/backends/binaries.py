@@ -10,11 +10,15 @@ import json
 import mmap
 import os
 import re
+import shlex
+import signal
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from autospec.backends.failures import MISSING_LIBRARY, QUARANTINE_HINT, REINSTALL_HINT
 from autospec.backends.flags import HelpText, parse
 from autospec.backends.placement import parse_device_list
 from autospec.backends.process import child_environment
@@ -35,6 +39,8 @@ _FIRST_NUMBER = 1000
 # The key that answers carry since llama.cpp #12603 (March 2025). It stands in the binary as text.
 _TELLS_DRAFTS = b"draft_n_accepted"
 _TELLS_DRAFTS_SINCE = 4985
+# What the output of a working llama-server contains: that of --version, --help, --list-devices.
+_ANSWERS = ("version:", "--model", "Available devices:")
 _LIBRARIES = ("libllama*", "libggml*", "libmtmd*")
 
 
@@ -170,12 +176,32 @@ def _output(binary: Path, flag: str) -> str:
             "Install llama-server again, or set llama_server in the config.",
         ) from error
     output = (done.stdout + done.stderr).decode(errors="replace")
-    if done.returncode != 0 and not output.strip():
-        raise BackendMissingError(
-            f"{binary} {flag} ended with status {done.returncode} and printed nothing.",
-            "Install llama-server again, or set llama_server in the config.",
-        )
+    if done.returncode != 0:
+        _check_output(binary, flag, done.returncode, output)
     return output
+
+
+def _check_output(binary: Path, flag: str, code: int, output: str, platform: str = sys.platform) -> None:
+    """Refuse what a program printed that ended with an error.
+
+    Raises:
+        BackendMissingError: It printed nothing, or only why it could not start.
+    """
+    if (missing := MISSING_LIBRARY.search(output)) is not None:
+        raise BackendMissingError(
+            f"{binary} cannot find {missing['what']}: its installation is incomplete.", REINSTALL_HINT
+        )
+    # Some builds crash at their end, after they have printed everything.
+    answered = output.strip() if code > 0 else any(word in output for word in _ANSWERS)
+    if answered:
+        return
+    said = output.strip().splitlines()
+    words = f"printed only: {said[-1].strip().rstrip('.')}" if said else "printed nothing"
+    how = f"ended with status {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+    hint = "Install llama-server again, or set llama_server in the config."
+    if platform == "darwin" and code == -signal.SIGKILL:
+        hint = f"{QUARANTINE_HINT} {shlex.quote(str(binary))}"
+    raise BackendMissingError(f"{binary} {flag} {how} and {words}.", hint)
 
 
 def _known(memory: Path) -> dict[str, dict[str, object]]:

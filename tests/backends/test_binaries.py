@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
-from autospec.backends.binaries import facts_of, probe, version_name
+from autospec.backends.binaries import _check_output, facts_of, probe, version_name
+from autospec.errors import BackendMissingError
 from tests.backends.conftest import FAKE, HELP
 
 
@@ -124,6 +127,47 @@ def test_the_drivers_log_is_no_version(tmp_path, state_dir):
     assert slow == quick == m5
     assert slow.version == "b8770"
     assert build(METAL_LOG.format(seconds="0.009").replace("e34c5af4", "0badcafe")) != slow
+
+
+DYLD = """\
+dyld[4711]: Symbol not found: _ggml_backend_dev_memory
+  Referenced from: <0A1B2C3D-0000-3000-8000-000000000000> /opt/homebrew/Cellar/llama.cpp/8770/bin/llama-server
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "platform", "said", "hint"),
+    [
+        (-6, DYLD, "darwin", "cannot find _ggml_backend_dev_memory", "brew reinstall ggml llama.cpp"),
+        (
+            -9,
+            "",
+            "darwin",
+            "was ended by SIGKILL and printed nothing",
+            "xattr -d com.apple.quarantine '/my builds/x'",
+        ),
+        (-9, "", "linux", "was ended by SIGKILL and printed nothing", "Install llama-server again"),
+        (
+            -11,
+            "loading\nCUDA error.\n",
+            "linux",
+            "was ended by SIGSEGV and printed only: CUDA error.",
+            "Install",
+        ),
+        (1, "", "linux", "ended with status 1 and printed nothing", "Install"),
+    ],
+)
+def test_a_program_that_cannot_start_is_told_as_that(code, output, platform, said, hint):
+    """And not as a program of another kind."""
+    with pytest.raises(BackendMissingError, match=re.escape(said)) as raised:
+        _check_output(Path("/my builds/x"), "--help", code, output, platform)
+    assert hint in raised.value.hint
+
+
+def test_a_crash_after_the_answer_does_no_harm():
+    """Drivers are unloaded at the end."""
+    _check_output(Path("/x"), "--version", -11, "version: 8770 (e34c5af4)\n", "linux")
+    _check_output(Path("/x"), "--help", 1, "usage\n", "linux")
 
 
 def test_drafts_are_told_if_the_binary_can(tmp_path, state_dir):
