@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -102,6 +103,7 @@ def command(shell: Shell) -> None:
         _try_storage(settings.storage)
         findings.storage["ok"] = True
     _examine_launches(findings, settings, hardware)
+    _examine_translation(findings, settings)
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began_s)))
     _examine_state(findings, watch.finish())
     findings.daemon = [check.to_json() for check in glance(settings, findings.state["other_load"]).checks]
@@ -220,6 +222,23 @@ def _examine_launches(findings: Findings, settings: Settings, hardware: Hardware
     for name, backend in launched.items():
         scatter = known.get(name, LaunchScatter())
         backend["launch_scatter"] = {**scatter.to_json(), "words": scatter.words}
+
+
+def _examine_translation(findings: Findings, settings: Settings) -> None:
+    """Whether Python or llama-server are Intel programs on Apple silicon."""
+    from autospec.hardware.identity import ROSETTA, ROSETTA_HINT, built_for, is_translated
+
+    if platform.system() != "Darwin":
+        return
+    translated = is_translated()
+    if translated:
+        findings.problem(ROSETTA, ROSETTA_HINT)
+    program = shutil.which(Path(settings.llama_server or "llama-server").expanduser())
+    if program and (translated or platform.machine() == "arm64") and built_for(Path(program)) == {"x86_64"}:
+        findings.problem(
+            f"{program} is an Intel program on Apple silicon (Rosetta): it computes without Metal.",
+            "Install one for arm64: brew install llama.cpp, with Homebrew in /opt/homebrew.",
+        )
 
 
 def _examine_state(findings: Findings, state: MachineState) -> None:

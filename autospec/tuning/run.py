@@ -19,6 +19,7 @@ from autospec.drafting import OFF
 from autospec.errors import AutospecError, StoreError, UnsupportedError
 from autospec.hardware.awake import kept_awake
 from autospec.hardware.gpu import Device, devices_here
+from autospec.hardware.identity import ROSETTA, ROSETTA_HINT, is_translated
 from autospec.hardware.machine_lock import machine_lock
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
@@ -103,6 +104,8 @@ class Tuning:
 
     def _run(self, session: TuneSession) -> None:
         budget = Budget(self.request.budget_s or self.request.definition.budget_s)
+        if is_translated():
+            self.progress.tell(f"{ROSETTA} {ROSETTA_HINT}")
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
