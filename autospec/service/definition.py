@@ -11,7 +11,6 @@ from typing import Any, Final, Protocol
 __all__ = [
     "DAEMON_ARGUMENTS",
     "KILL_AFTER_S",
-    "PRIVACY_HINT",
     "STOP_WITHIN_S",
     "Definition",
     "Runner",
@@ -27,11 +26,6 @@ DAEMON_ARGUMENTS: Final = ("daemon", "--proxy")
 # Time for a graceful stop: the daemon finishes requests, discards the running measurement, ends servers (about 2 s each
 # for 1 GB, measured) and writes its state.
 STOP_WITHIN_S: Final = 45
-# For what macOS keeps from a background service that has no window.
-PRIVACY_HINT: Final = (
-    "macOS keeps Documents, Desktop, Downloads, iCloud and other disks from background services. Move it elsewhere, e.g. below "
-    "~/src or ~/models, or allow Python in System Settings, Privacy & Security, Full Disk Access."
-)
 # When the supervisor kills the daemon; both templates contain it.
 KILL_AFTER_S: Final = 60
 

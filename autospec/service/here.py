@@ -12,8 +12,8 @@ from typing import Final
 import autospec
 from autospec.catalog.folders import places
 from autospec.errors import ServiceError
-from autospec.files import launchd_dir
-from autospec.service.definition import DAEMON_ARGUMENTS, PRIVACY_HINT, Definition, ServiceManager
+from autospec.files import PRIVACY_HINT, launchd_dir
+from autospec.service.definition import DAEMON_ARGUMENTS, Definition, ServiceManager
 from autospec.service.launchd import LABEL, Launchd
 from autospec.service.lifecycle import Service
 from autospec.service.systemd import UNIT, Systemd

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from autospec.errors import ServiceError
-from autospec.files import replace_file
+from autospec.files import PRIVACY_HINT, replace_file
 from autospec.service.definition import (
     KILL_AFTER_S,
-    PRIVACY_HINT,
     Definition,
     Runner,
     ServiceManager,
