@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from autospec.errors import BackendMissingError
 from autospec.files import replace_file
 from autospec.hardware.gpu import Device
 
-__all__ = ["Facts", "Probe", "facts_of", "list_devices", "probe", "version_name"]
+__all__ = ["Facts", "Probe", "facts_of", "first_look", "list_devices", "probe", "version_name"]
 
 # Measured 39 ms; a binary that loads GPU drivers first may need seconds.
 _PROBE_TIMEOUT_S = 60.0
@@ -41,6 +42,8 @@ _TELLS_DRAFTS = b"draft_n_accepted"
 _TELLS_DRAFTS_SINCE = 4985
 # What the output of a working llama-server contains: that of --version, --help, --list-devices.
 _ANSWERS = ("version:", "--model", "Available devices:")
+# The file in the state folder that keeps what is known of programs.
+_MEMORY = "binaries.json"
 _LIBRARIES = ("libllama*", "libggml*", "libmtmd*")
 
 
@@ -91,6 +94,14 @@ def probe(binary: Path, state_dir: Path) -> Probe:
     )
 
 
+def first_look(configured: str, state_dir: Path, platform: str = sys.platform) -> str:
+    """Why the first look at a llama-server takes long on a Mac, as one sentence; empty elsewhere and for a known one."""
+    found = shutil.which(Path(configured or "llama-server").expanduser()) if platform == "darwin" else None
+    if found is None or _key(_files(Path(found))) in _known(state_dir / _MEMORY):
+        return ""
+    return f"Looking at {found} for the first time: macOS compiles its Metal kernels, which takes up to half a minute."
+
+
 def list_devices(binary: Path) -> tuple[Device, ...] | None:
     """Run ``--list-devices``, which loads GPU drivers and no model; ``None`` if it prints no list."""
     try:
@@ -120,9 +131,8 @@ def _number(version: str) -> int:
 
 def facts_of(files: tuple[Path, ...], state_dir: Path) -> Facts:
     """Read the files of a program, or their facts from ``binaries.json`` in `state_dir` if no file has changed."""
-    stats = [(str(file), file.stat()) for file in files]
-    key = json.dumps([[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats])
-    memory = state_dir / "binaries.json"
+    key = _key(files)
+    memory = state_dir / _MEMORY
     known = _known(memory)
     with suppress(KeyError, TypeError):
         return Facts(str(known[key]["sha256"]), bool(known[key]["tells_drafts"]))
@@ -136,6 +146,12 @@ def facts_of(files: tuple[Path, ...], state_dir: Path) -> Facts:
     with suppress(OSError):  # without a writable state folder the files are read again
         replace_file(memory, json.dumps({**known, key: asdict(facts)}), durable=False)
     return facts
+
+
+def _key(files: tuple[Path, ...]) -> str:
+    """Paths, sizes and times of the files."""
+    stats = [(str(file), file.stat()) for file in files]
+    return json.dumps([[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats])
 
 
 def _files(binary: Path) -> tuple[Path, ...]:

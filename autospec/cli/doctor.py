@@ -83,6 +83,7 @@ def command(shell: Shell) -> None:
       autospec doctor
       autospec doctor --json | jq .problems
     """  # noqa: D301 - click needs the backspace itself
+    from autospec.backends.binaries import first_look
     from autospec.daemon.status import glance
     from autospec.hardware import identify
     from autospec.hardware.gpu import shared_limit_bytes
@@ -94,6 +95,8 @@ def command(shell: Shell) -> None:
     watch.start()
     began_s = time.monotonic()
     findings = Findings(hardware=hardware.to_json())
+    if note := first_look(settings.llama_server, settings.state_dir):
+        shell.say(note)
     with findings.part("The backends cannot be checked"):
         _examine_backends(findings, settings)
     with findings.part("The models cannot be listed"):

@@ -62,6 +62,10 @@ def install(shell: Shell, *, dry_run: bool) -> None:
         changed = service.install()
     _tell(shell, service, "install", changed, _UP)
     _say_linger(shell, service)
+    if changed and service.supervisor.name == "launchd":
+        shell.say(
+            "macOS shows it under Background Items; it must stay allowed in System Settings, General, Login Items."
+        )
 
 
 @command.command()

@@ -28,7 +28,6 @@ import click
 
 from autospec.cells import PromptType
 from autospec.errors import AutospecError
-from autospec.files import privacy_hint
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -123,6 +122,8 @@ def _takes_server_args(command: click.Command) -> bool:
 
 
 def _sentence(exit_code: int, message: str, hint: str) -> Report:
+    from autospec.files import privacy_hint
+
     lines = (f"autospec: {message}", hint, privacy_hint(message))
     return Report(exit_code, tuple(line for line in dict.fromkeys(lines) if line))
 
@@ -130,6 +131,8 @@ def _sentence(exit_code: int, message: str, hint: str) -> Report:
 def _system_trouble(error: BaseException) -> tuple[str, str] | None:
     if not isinstance(error, OSError) or error.errno is None:
         return None
+    from autospec.files import privacy_hint
+
     reason = os.strerror(error.errno)
     hint = _SYSTEM_HINTS.get(error.errno) or privacy_hint(reason)
     return (f"{reason}: {error.filename}." if error.filename else f"{reason}.", hint) if hint else None

@@ -144,11 +144,11 @@ def parse_thermal(notifyutil: str, pmset: str) -> str:
     The pressure level is 0 nominal, 1 moderate, 2 heavy and more; powermetrics reads the same, and clocks fall from heavy on.
     CPU_Speed_Limit exists on Intel only.
     """
-    if level := re.search(r"thermalpressurelevel\s+(\d+)\s*$", notifyutil, re.MULTILINE):
-        return "throttled" if int(level[1]) >= 2 else "nominal"
-    if limit := re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", pmset):
-        return "throttled" if int(limit[1]) < 100 else "nominal"
-    return "unknown"
+    level = re.search(r"thermalpressurelevel\s+(\d+)\s*$", notifyutil, re.MULTILINE)
+    limit = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", pmset)
+    if (level and int(level[1]) >= 2) or (limit and int(limit[1]) < 100):
+        return "throttled"
+    return "nominal" if level or limit else "unknown"
 
 
 def parse_memory_pressure(text: str) -> bool | None:

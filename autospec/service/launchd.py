@@ -129,7 +129,7 @@ class Launchd:
         pid = fields.get("pid", "")
         code = fields.get("last exit code", "").removeprefix("(never exited)")
         # With a signal, the exit code may be an older one.
-        last = fields.get("last terminating signal", "") or code
+        last = fields.get("last terminating signal", "") or _explained(code)
         state = _state(fields.get("state", ""), last)
         return ServiceStatus(
             state, loaded=True, enabled=enabled, pid=int(pid) if pid.isdecimal() else None, last_exit=last
@@ -208,6 +208,13 @@ def fields_of(text: str) -> dict[str, str]:
             name, _, value = line.partition(" = ")
             fields.setdefault(name, value)
     return fields
+
+
+def _explained(code: str) -> str:
+    """The exit code with what it means: launchd ends with 78 what it cannot start."""
+    return (
+        f"{code}, its program cannot be started; was its Python removed?" if code.startswith("78:") else code
+    )
 
 
 def _state(state: str, last: str) -> ServiceState:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autospec.backends.binaries import _check_output, facts_of, probe, version_name
+from autospec.backends.binaries import _check_output, facts_of, first_look, probe, version_name
 from autospec.errors import BackendMissingError
 from tests.backends.conftest import FAKE, HELP
 
@@ -177,6 +177,22 @@ def test_drafts_are_told_if_the_binary_can(tmp_path, state_dir):
     assert facts_of((program,), state_dir).tells_drafts
     program.write_bytes(b"\x00prompt_n\x00")
     assert not facts_of((program,), state_dir).tells_drafts
+
+
+def test_the_first_look_at_a_program_on_a_mac_is_announced(tmp_path, state_dir):
+    """Once for each build; its Metal kernels are compiled then."""
+    program = tmp_path / "llama-server"
+    program.write_bytes(b"one")
+    program.chmod(0o755)
+    assert first_look(str(program), state_dir, "darwin").startswith(
+        f"Looking at {program} for the first time"
+    )
+    assert first_look(str(program), state_dir, "linux") == ""
+    facts_of((program,), state_dir)
+    assert first_look(str(program), state_dir, "darwin") == ""
+    program.write_bytes(b"another")
+    assert first_look(str(program), state_dir, "darwin")
+    assert first_look(str(tmp_path / "nothing"), state_dir, "darwin") == ""
 
 
 def test_hashes_are_remembered_by_size_and_time(tmp_path, state_dir):

@@ -344,7 +344,7 @@ def test_a_real_interrupt_ends_with_130(tmp_path: Path):
 
 def test_what_macos_refuses_is_no_bug(monkeypatch: pytest.MonkeyPatch):
     """A folder below Documents gives EPERM to a background service; the sentence names the setting."""
-    monkeypatch.setattr("autospec.cli.shell.privacy_hint", partial(privacy_hint, platform="darwin"))
+    monkeypatch.setattr("autospec.files.privacy_hint", partial(privacy_hint, platform="darwin"))
     result = run(raising(PermissionError(errno.EPERM, "Operation not permitted", "/Users/me/Documents/x")))
     assert "autospec: Operation not permitted: /Users/me/Documents/x." in result.stderr
     assert result.stderr.count("Full Disk Access") == 1

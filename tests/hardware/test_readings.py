@@ -76,6 +76,13 @@ def test_intel_macs_tell_a_speed_limit(limit: int, expected: str):
     assert readings.parse_thermal("", PMSET_THERM_INTEL.format(limit=limit)) == expected
 
 
+def test_the_worse_of_two_sources_counts():
+    """On an Intel Mac, notifyutil may answer 0 while pmset limits the speed."""
+    nominal = "com.apple.system.thermalpressurelevel 0\n"
+    assert readings.parse_thermal(nominal, PMSET_THERM_INTEL.format(limit=46)) == "throttled"
+    assert readings.parse_thermal(nominal, PMSET_THERM_INTEL.format(limit=100)) == "nominal"
+
+
 def test_a_silent_pmset_means_nothing():
     """On Apple silicon it is silent while the machine throttles, so silence is not `nominal`."""
     assert readings.parse_thermal("", PMSET_THERM_SILENT) == "unknown"

@@ -276,7 +276,12 @@ def test_fields_are_those_of_the_job_and_not_of_its_blocks():
         # Loaded and never started: launchd may leave it so (openbase #15).
         ("not running", "\tlast exit code = (never exited)", ServiceState.STOPPED, ""),
         ("xpcproxy", "\tlast exit code = (never exited)", ServiceState.STARTING, ""),
-        ("spawn scheduled", "\tlast exit code = 78: EX_CONFIG", ServiceState.FAILED, "78: EX_CONFIG"),
+        (
+            "spawn scheduled",
+            "\tlast exit code = 78: EX_CONFIG",
+            ServiceState.FAILED,
+            "78: EX_CONFIG, its program cannot be started; was its Python removed?",
+        ),
         (
             "not running",
             "\tlast exit code = 0\n\tlast terminating signal = Killed: 9",
