@@ -1,15 +1,51 @@
-"""Replace a file atomically, and find the data folders that autospec ships."""
+"""Replace a file atomically, find the data folders that autospec ships, and the user's folder for temporary files."""
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from autospec.errors import AutospecError
 
-__all__ = ["launchd_dir", "replace_file", "studies_dir"]
+__all__ = [
+    "PRIVACY_HINT",
+    "launchd_dir",
+    "privacy_hint",
+    "replace_file",
+    "studies_dir",
+    "user_temp_dir",
+]
+
+# For what macOS keeps from a program until the user allows it. A background service has no window to ask in.
+PRIVACY_HINT = (
+    "macOS keeps Documents, Desktop, Downloads, iCloud and other disks from background services. Move it elsewhere, e.g. below "
+    "~/src or ~/models, or allow Python in System Settings, Privacy & Security, Full Disk Access."
+)
+_NETWORK_HINT = "macOS may keep the local network from this program: allow Python in System Settings, Privacy & Security, Local Network."
+# _CS_DARWIN_USER_TEMP_DIR of macOS's unistd.h.
+_DARWIN_USER_TEMP_DIR = 65537
+
+
+def privacy_hint(text: str, platform: str = sys.platform) -> str:
+    """What to allow on a Mac after an error with this text; empty if its privacy settings are not the cause."""
+    if platform != "darwin":
+        return ""
+    if "Operation not permitted" in text:
+        return PRIVACY_HINT
+    return _NETWORK_HINT if "No route to host" in text else ""
+
+
+def user_temp_dir(platform: str = sys.platform) -> Path:
+    """The user's folder for temporary files. On a Mac it is the same in every shell and service, whatever $TMPDIR says."""
+    if platform == "darwin":
+        with suppress(OSError, ValueError):
+            if folder := os.confstr(_DARWIN_USER_TEMP_DIR):
+                return Path(folder)
+    return Path(tempfile.gettempdir())
 
 
 def replace_file(path: Path, text: str, *, mode: int = 0o644, durable: bool = True) -> None:

@@ -214,3 +214,9 @@ def autospec_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def machine_lock_of_its_own(autospec_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests may tune while somebody else does on this machine: what they assert is not a speed."""
     monkeypatch.setenv("AUTOSPEC_TEST_LOCK_DIR", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def machine_may_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test starts no process, also none that keeps this machine awake."""
+    monkeypatch.setattr("autospec.hardware.awake.awake_command", lambda *_: ())

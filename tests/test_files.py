@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autospec.files import replace_file
+from autospec.files import privacy_hint, replace_file, user_temp_dir
 
 
 def test_folders_that_are_missing_are_made(tmp_path: Path):
@@ -52,3 +52,31 @@ def test_only_a_durable_file_waits_for_the_disk(tmp_path: Path, monkeypatch: pyt
     assert not synced
     replace_file(tmp_path / "kept", "{}")
     assert len(synced) == 1
+
+
+def test_a_macs_temporary_folder_does_not_depend_on_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A nix shell has a TMPDIR of its own, and the daemon under launchd has not: both must find the same lock."""
+    monkeypatch.setattr(os, "confstr", {65537: "/var/folders/zz/abc/T/"}.get)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert user_temp_dir("darwin") == Path("/var/folders/zz/abc/T")
+    assert user_temp_dir("linux") == tmp_path
+    monkeypatch.setattr(os, "confstr", {}.get)
+    assert user_temp_dir("darwin") == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "platform", "said"),
+    [
+        ("/Volumes/x cannot be read: Operation not permitted.", "darwin", "Full Disk Access"),
+        ("connection to nas.local failed: No route to host", "darwin", "Local Network"),
+        ("/x cannot be read: Permission denied.", "darwin", ""),
+        ("/x cannot be read: Operation not permitted.", "linux", ""),
+    ],
+)
+def test_the_privacy_settings_of_macos_are_named_where_they_may_be_the_cause(text, platform, said):
+    """EPERM, where file permissions give EACCES; EHOSTUNREACH for a machine that answers the shell."""
+    hint = privacy_hint(text, platform)
+    assert (said in hint) is True
+    assert bool(hint) is bool(said)

@@ -10,11 +10,16 @@ import json
 import mmap
 import os
 import re
+import shlex
+import shutil
+import signal
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from autospec.backends.failures import MISSING_LIBRARY, QUARANTINE_HINT, REINSTALL_HINT
 from autospec.backends.flags import HelpText, parse
 from autospec.backends.placement import parse_device_list
 from autospec.backends.process import child_environment
@@ -23,7 +28,7 @@ from autospec.errors import BackendMissingError
 from autospec.files import replace_file
 from autospec.hardware.gpu import Device
 
-__all__ = ["Facts", "Probe", "facts_of", "list_devices", "probe", "version_name"]
+__all__ = ["Facts", "Probe", "facts_of", "first_look", "list_devices", "probe", "version_name"]
 
 # Measured 39 ms; a binary that loads GPU drivers first may need seconds.
 _PROBE_TIMEOUT_S = 60.0
@@ -35,6 +40,10 @@ _FIRST_NUMBER = 1000
 # The key that answers carry since llama.cpp #12603 (March 2025). It stands in the binary as text.
 _TELLS_DRAFTS = b"draft_n_accepted"
 _TELLS_DRAFTS_SINCE = 4985
+# What the output of a working llama-server contains: that of --version, --help, --list-devices.
+_ANSWERS = ("version:", "--model", "Available devices:")
+# The file in the state folder that keeps what is known of programs.
+_MEMORY = "binaries.json"
 _LIBRARIES = ("libllama*", "libggml*", "libmtmd*")
 
 
@@ -74,7 +83,7 @@ def probe(binary: Path, state_dir: Path) -> Probe:
             "Set llama_server in the config to the right program.",
         )
     facts = facts_of(_files(binary), state_dir)
-    line = version.splitlines()[0].strip() if version else ""
+    line = _version_line(version)
     fingerprint = hashlib.sha256(f"{line}\n{facts.sha256}".encode()).hexdigest()[:16]
     # A program's files show it; for a wrapper script only the flags and the build number do.
     tells_drafts = facts.tells_drafts or text.has("--spec-type") or _number(version) >= _TELLS_DRAFTS_SINCE
@@ -85,6 +94,14 @@ def probe(binary: Path, state_dir: Path) -> Probe:
         help=text,
         tells_drafts=tells_drafts,
     )
+
+
+def first_look(configured: str, state_dir: Path, platform: str = sys.platform) -> str:
+    """Why the first look at a llama-server takes long on a Mac, as one sentence; empty elsewhere and for a known one."""
+    found = shutil.which(Path(configured or "llama-server").expanduser()) if platform == "darwin" else None
+    if found is None or _key(_files(Path(found))) in _known(state_dir / _MEMORY):
+        return ""
+    return f"Looking at {found} for the first time: macOS compiles its Metal kernels, which takes up to half a minute."
 
 
 def list_devices(binary: Path) -> tuple[Device, ...] | None:
@@ -101,6 +118,12 @@ def version_name(version: str, fingerprint: str) -> str:
     return f"b{number}" if number else f"source-{fingerprint[:8]}"
 
 
+def _version_line(version: str) -> str:
+    """The line with the version, or else the first one: GPU builds print what their drivers say before it."""
+    lines = [line.strip() for line in version.splitlines()]
+    return next((line for line in lines if line.startswith("version:")), lines[0] if lines else "")
+
+
 def _number(version: str) -> int:
     """The build number, or 0 if the build does not know it."""
     found = _NUMBER.search(version)
@@ -110,9 +133,8 @@ def _number(version: str) -> int:
 
 def facts_of(files: tuple[Path, ...], state_dir: Path) -> Facts:
     """Read the files of a program, or their facts from ``binaries.json`` in `state_dir` if no file has changed."""
-    stats = [(str(file), file.stat()) for file in files]
-    key = json.dumps([[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats])
-    memory = state_dir / "binaries.json"
+    key = _key(files)
+    memory = state_dir / _MEMORY
     known = _known(memory)
     with suppress(KeyError, TypeError):
         return Facts(str(known[key]["sha256"]), bool(known[key]["tells_drafts"]))
@@ -128,10 +150,22 @@ def facts_of(files: tuple[Path, ...], state_dir: Path) -> Facts:
     return facts
 
 
+def _key(files: tuple[Path, ...]) -> str:
+    """Paths, sizes and times of the files."""
+    stats = [(str(file), file.stat()) for file in files]
+    return json.dumps([[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats])
+
+
 def _files(binary: Path) -> tuple[Path, ...]:
-    """The program, and llama.cpp's shared libraries where package managers and release archives put them."""
+    """The program, and llama.cpp's shared libraries where package managers and release archives put them.
+
+    Homebrew has the kernels in a formula of their own, ``ggml``: its backends are loaded from ``libexec``.
+    """
     real = binary.resolve()
     folders = {real.parent, real.parent.parent / "lib"}
+    cellar = next((folder for folder in real.parents if folder.name == "Cellar"), None)
+    if cellar is not None:
+        folders |= {cellar.parent / "opt" / "ggml" / name for name in ("lib", "libexec")}
     found = {
         path.resolve()
         for folder in folders
@@ -160,12 +194,32 @@ def _output(binary: Path, flag: str) -> str:
             "Install llama-server again, or set llama_server in the config.",
         ) from error
     output = (done.stdout + done.stderr).decode(errors="replace")
-    if done.returncode != 0 and not output.strip():
-        raise BackendMissingError(
-            f"{binary} {flag} ended with status {done.returncode} and printed nothing.",
-            "Install llama-server again, or set llama_server in the config.",
-        )
+    if done.returncode != 0:
+        _check_output(binary, flag, done.returncode, output)
     return output
+
+
+def _check_output(binary: Path, flag: str, code: int, output: str, platform: str = sys.platform) -> None:
+    """Refuse what a program printed that ended with an error.
+
+    Raises:
+        BackendMissingError: It printed nothing, or only why it could not start.
+    """
+    if (missing := MISSING_LIBRARY.search(output)) is not None:
+        raise BackendMissingError(
+            f"{binary} cannot find {missing['what']}: its installation is incomplete.", REINSTALL_HINT
+        )
+    # Some builds crash at their end, after they have printed everything.
+    answered = output.strip() if code > 0 else any(word in output for word in _ANSWERS)
+    if answered:
+        return
+    said = output.strip().splitlines()
+    words = f"printed only: {said[-1].strip().rstrip('.')}" if said else "printed nothing"
+    how = f"ended with status {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+    hint = "Install llama-server again, or set llama_server in the config."
+    if platform == "darwin" and code == -signal.SIGKILL:
+        hint = f"{QUARANTINE_HINT} {shlex.quote(str(binary))}"
+    raise BackendMissingError(f"{binary} {flag} {how} and {words}.", hint)
 
 
 def _known(memory: Path) -> dict[str, dict[str, object]]:

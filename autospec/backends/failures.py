@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autospec.backends.process import Ended
 from autospec.errors import LaunchError
 
-__all__ = ["Failure", "classify", "projector_refused", "speculation_refused"]
+__all__ = [
+    "MISSING_LIBRARY",
+    "QUARANTINE_HINT",
+    "REINSTALL_HINT",
+    "Failure",
+    "classify",
+    "projector_refused",
+    "speculation_refused",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +51,25 @@ def _rule(
     return re.compile(pattern, re.IGNORECASE), Failure(kind, message, hint, permanent)
 
 
+# macOS's and Linux's words for a program whose libraries are gone, e.g. after half an upgrade.
+MISSING_LIBRARY = re.compile(
+    r"(?:dyld(?:\[\d+\])?: (?:Library not loaded|Symbol not found):|error while loading shared libraries:) (?P<what>[^\s:]+)"
+)
+REINSTALL_HINT = "Install llama-server again, with Homebrew: brew reinstall ggml llama.cpp. Or set llama_server in the config."
+# macOS kills a downloaded program that it has not checked, without a word.
+QUARANTINE_HINT = "If it was downloaded, macOS may have it in quarantine: xattr -d com.apple.quarantine"
+
 # The order matters: an earlier rule names the cause of a later one (llama.cpp also reports a draft that did not fit in
 # memory as a draft that could not be loaded). The texts are those of b4372, May 2025, b9093 and b11434.
 _RULES = (
+    _rule(
+        "other",
+        MISSING_LIBRARY.pattern,
+        "The server cannot find {what}: its installation is incomplete.",
+        REINSTALL_HINT,
+        # No drafting is to blame, and after an installation the same launch works.
+        permanent=False,
+    ),
     _rule(
         "port",
         r"couldn't bind HTTP server socket.*?port: (?P<what>\d+)",
@@ -131,13 +156,16 @@ _NO_PROJECTOR_WITH_DRAFT = re.compile(
 _PREFIX = re.compile(r"^[\d.]+ [A-Z] ")
 
 
-def classify(ended: Ended, log: Sequence[str], *, out_of_memory_kills: int = 0) -> Failure:
+def classify(
+    ended: Ended, log: Sequence[str], *, out_of_memory_kills: int = 0, platform: str = sys.platform
+) -> Failure:
     """Find the cause of a launch that ended before it was ready, or at its first request.
 
     Args:
         ended: How the process ended.
         log: Its last lines, oldest first.
         out_of_memory_kills: Processes that the kernel killed for memory while it ran, if known.
+        platform: As in `sys.platform`.
     """
     text = "\n".join(log)
     for pattern, failure in _RULES:
@@ -150,6 +178,13 @@ def classify(ended: Ended, log: Sequence[str], *, out_of_memory_kills: int = 0) 
             "memory",
             "The kernel killed the server because memory ran out.",
             "Close other programs, or lower the context (-c).",
+            permanent=False,
+        )
+    if platform == "darwin" and ended.signal == signal.SIGKILL and not log:
+        return Failure(
+            "killed",
+            "The server was ended by SIGKILL before it printed anything: by macOS, or by another program.",
+            f"{QUARANTINE_HINT} PROGRAM.",
             permanent=False,
         )
     if ended.signal in (signal.SIGKILL, signal.SIGTERM):

@@ -98,6 +98,7 @@ def candidates(
     memory_bytes: int,
     context_tokens: int,
     extra: Iterable[Model] = (),
+    gpu_limit_bytes: int = 0,
 ) -> list[Candidate]:
     """Judge every model as a draft for a main model; `extra` are models that the user named, the main model included.
 
@@ -107,18 +108,20 @@ def candidates(
         memory_bytes: Installed memory; 0 if unknown, and then every size fits.
         context_tokens: Context length for the size of the KV caches.
         extra: Judged like the others.
+        gpu_limit_bytes: What a GPU that shares this memory may use of it; 0 without a limit.
 
     Returns:
         Fitting drafts first. Among them: same family first; further quantizations of the same draft after other drafts; then
         by distance of the cost from a twelfth of the main model's. A study with little time takes the first ones.
     """
     found: list[Candidate] = []
+    memory = _Memory(memory_bytes, gpu_limit_bytes)
     if main.mtp_layers and main.head is None:
         found.append(_own_mtp(main))
     pool = {m.fingerprint: m for m in reversed([m for m in models if m.fingerprint != main.fingerprint])}
     pool |= {m.fingerprint: m for m in extra}
     for draft in pool.values():
-        refusal = _refusal(main, draft, memory_bytes, context_tokens)
+        refusal = _refusal(main, draft, memory, context_tokens)
         fits = refusal is None
         reason = _praise(main, draft, context_tokens) if refusal is None else f"{draft.name} {refusal()}."
         head = draft.head
@@ -158,8 +161,11 @@ def format_mismatch(main: Model, draft: Model) -> str:
     return f"is {names[draft.format]} and the main model {names[main.format]}: no backend runs both together"
 
 
-def count_fits(main: Model, models: Iterable[Model], *, memory_bytes: int, context_tokens: int) -> int:
+def count_fits(
+    main: Model, models: Iterable[Model], *, memory_bytes: int, context_tokens: int, gpu_limit_bytes: int = 0
+) -> int:
     """Count the fitting `candidates` without building a sentence for each of the others."""
+    memory = _Memory(memory_bytes, gpu_limit_bytes)
     seen = {main.fingerprint}
     count = 1 if main.mtp_layers and main.head is None and main.format == "gguf" else 0
     for draft in models:
@@ -169,11 +175,25 @@ def count_fits(main: Model, models: Iterable[Model], *, memory_bytes: int, conte
             and draft.fingerprint not in seen
         ):
             seen.add(draft.fingerprint)
-            count += _refusal(main, draft, memory_bytes, context_tokens) is None
+            count += _refusal(main, draft, memory, context_tokens) is None
     return count
 
 
-def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) -> Callable[[], str] | None:
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """The installed memory (0 if unknown), and the limit of a GPU that shares it (0 without one)."""
+
+    installed_bytes: int
+    gpu_limit_bytes: int
+
+    @property
+    def usable_bytes(self) -> float:
+        """What models may take together."""
+        usable = self.installed_bytes * _USABLE_MEMORY
+        return min(usable, self.gpu_limit_bytes) if self.gpu_limit_bytes else usable
+
+
+def _refusal(main: Model, draft: Model, memory: _Memory, context_tokens: int) -> Callable[[], str] | None:
     """A function that words the end of the refusal, or ``None``; most refusals are never shown."""
     if draft.fingerprint == main.fingerprint:
         return lambda: "is the main model itself"
@@ -191,8 +211,8 @@ def _refusal(main: Model, draft: Model, memory_bytes: int, context_tokens: int) 
         mismatch = f"cannot be checked: {error.message.rstrip('.')}"
     if mismatch:
         return lambda: mismatch
-    if memory_bytes and _needed(context_tokens, main, draft) > memory_bytes * _USABLE_MEMORY:
-        return lambda: _does_not_fit(main, draft, memory_bytes, context_tokens)
+    if memory.installed_bytes and _needed(context_tokens, main, draft) > memory.usable_bytes:
+        return lambda: _does_not_fit(main, draft, memory, context_tokens)
     return None
 
 
@@ -243,11 +263,11 @@ def _needed(context_tokens: int, *models: Model) -> float:
     return _OVERHEAD * sum(m.size_bytes + m.kv_bytes(context_tokens) for m in models)
 
 
-def _does_not_fit(main: Model, draft: Model, memory_bytes: int, context_tokens: int) -> str:
+def _does_not_fit(main: Model, draft: Model, memory: _Memory, context_tokens: int) -> str:
     alone = _needed(context_tokens, main)
-    usable = memory_bytes * _USABLE_MEMORY
+    usable = memory.usable_bytes
     both = _needed(context_tokens, main, draft)
-    room = f"{gigabytes(usable)} of this machine's {gigabytes(memory_bytes)} of memory can be used"
+    room = f"{gigabytes(usable)} of this machine's {gigabytes(memory.installed_bytes)} of memory can be used"
     if alone > usable:
         return (
             f"does not fit in memory: the main model alone needs {gigabytes(alone)} with its KV cache for "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from autospec.catalog.model import Format
+from autospec.files import privacy_hint
 
 __all__ = [
     "FoundModel",
@@ -206,7 +207,7 @@ def _walk_folder(
         with os.scandir(folder) as listing:
             entries = {e.name: e for e in listing if not e.name.startswith(".")}
     except OSError as error:
-        warnings.append(f"{folder} cannot be read: {error.strerror or error}.")
+        warnings.append(_unreadable(folder, error))
         return
     if folder.name.startswith("models--") and "snapshots" in entries:
         yield from _hub_repository(folder, warnings, seen)
@@ -284,7 +285,7 @@ def _hub_repository(folder: Path, warnings: list[str], seen: set[tuple[int, int]
     try:
         revisions = sorted(p for p in snapshots.iterdir() if p.is_dir())
     except OSError as error:
-        warnings.append(f"{snapshots} cannot be read: {error.strerror or error}.")
+        warnings.append(_unreadable(snapshots, error))
         return
     current = _small_text(folder / "refs" / "main").strip()
     revisions.sort(key=lambda p: (p.name != current, -_mtime(p)))
@@ -298,12 +299,17 @@ def _hub_repository(folder: Path, warnings: list[str], seen: set[tuple[int, int]
             yield found
 
 
+def _unreadable(folder: Path | str, error: OSError) -> str:
+    reason = f"{error.strerror or error}."
+    return f"{folder} cannot be read: {reason} {privacy_hint(reason)}".rstrip()
+
+
 def _ollama_store(folder: Path, warnings: list[str]) -> Iterator[FoundModel]:
     """``manifests/HOST/NAMESPACE/NAME/TAG``: JSON that names the blob with the weights."""
     manifests = folder / "manifests"
 
     def report(error: OSError) -> None:
-        warnings.append(f"{error.filename} cannot be read: {error.strerror or error}.")
+        warnings.append(_unreadable(error.filename, error))
 
     for where, folders, files in os.walk(manifests, onerror=report):
         folders.sort()

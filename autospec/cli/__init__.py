@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
@@ -73,7 +74,7 @@ class _Commands(click.Group):
             code = result if isinstance(result, int) else 0
         except Exception as error:  # noqa: BLE001 - the outermost edge; exit_code_of reports each
             code = exit_code_of(error)
-        sys.exit(close_output() or code)
+        sys.exit(_for_supervisor(close_output() or code))
 
 
 @click.group(
@@ -91,6 +92,15 @@ def cli() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing known yet, 4 another autospec is
     running, 130 interrupted.
     """  # noqa: D301 - click needs the backspace itself
+
+
+def _for_supervisor(code: int) -> int:
+    """The exit code; launchd must not restart an agent with a wrong setting."""
+    if not code or "XPC_SERVICE_NAME" not in os.environ:
+        return code
+    from autospec.service.launchd import exit_code_for
+
+    return exit_code_for(code, os.environ, os.getppid())
 
 
 def main() -> NoReturn:

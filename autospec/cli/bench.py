@@ -83,6 +83,7 @@ def command(
     from autospec.drafting import OFF, Drafting, Mode
     from autospec.errors import ModelChoiceError
     from autospec.hardware import identify
+    from autospec.hardware.awake import kept_awake
     from autospec.hardware.machine_lock import machine_lock
     from autospec.measure.bench import REFERENCE_PROMPT, group_runs, measure_runs
 
@@ -120,7 +121,7 @@ def command(
     def tell(number: int, drafting: Drafting) -> None:
         shell.say(f"run {number + 1} of {runs}: {drafting.label}")
 
-    with machine_lock(f"bench {main.name}"):
+    with machine_lock(f"bench {main.name}"), kept_awake():
         measured = measure_runs(
             server,
             str(main.path),
@@ -161,8 +162,15 @@ def command(
 def _best_draft(catalog: Catalog, main: Model, here: Hardware, context_tokens: int) -> Model | None:
     from autospec.catalog.candidates import candidates
     from autospec.drafting import Mode
+    from autospec.hardware.gpu import shared_limit_bytes
 
-    found = candidates(main, catalog.models, memory_bytes=here.memory_bytes, context_tokens=context_tokens)
+    found = candidates(
+        main,
+        catalog.models,
+        memory_bytes=here.memory_bytes,
+        gpu_limit_bytes=shared_limit_bytes(here),
+        context_tokens=context_tokens,
+    )
     return next((c.model for c in found if c.fits and c.mode is Mode.DRAFT_MODEL), None)
 
 

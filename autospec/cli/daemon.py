@@ -37,6 +37,7 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
             shell.out("\n".join(status_lines(document)))
         return None
     import os
+    import sys
 
     from autospec.daemon.loop import Daemon
     from autospec.daemon.proxy_child import ProxyChild, proxy_command
@@ -44,6 +45,10 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
     from autospec.service.control import notifier_from
 
     settings = shell.settings
+    if sys.platform == "darwin":
+        from autospec.service.launchd import shorten_log
+
+        shorten_log(settings.log_dir / "daemon.log")
     notifier = notifier_from()
     # Processes that the daemon starts must not report to its supervisor.
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):

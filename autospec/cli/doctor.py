@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -82,8 +83,10 @@ def command(shell: Shell) -> None:
       autospec doctor
       autospec doctor --json | jq .problems
     """  # noqa: D301 - click needs the backspace itself
+    from autospec.backends.binaries import first_look
     from autospec.daemon.status import glance
     from autospec.hardware import identify
+    from autospec.hardware.gpu import shared_limit_bytes
     from autospec.hardware.state import StateWatch
 
     settings = shell.settings
@@ -92,6 +95,8 @@ def command(shell: Shell) -> None:
     watch.start()
     began_s = time.monotonic()
     findings = Findings(hardware=hardware.to_json())
+    if note := first_look(settings.llama_server, settings.state_dir):
+        shell.say(note)
     with findings.part("The backends cannot be checked"):
         _examine_backends(findings, settings)
     with findings.part("The models cannot be listed"):
@@ -101,6 +106,7 @@ def command(shell: Shell) -> None:
         _try_storage(settings.storage)
         findings.storage["ok"] = True
     _examine_launches(findings, settings, hardware)
+    _examine_translation(findings, settings)
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began_s)))
     _examine_state(findings, watch.finish())
     findings.daemon = [check.to_json() for check in glance(settings, findings.state["other_load"]).checks]
@@ -115,7 +121,7 @@ def command(shell: Shell) -> None:
         }
         shell.emit(document)
     else:
-        _show(shell, findings, settings, hardware)
+        _show(shell, findings, settings, hardware, shared_limit_bytes(hardware))
 
 
 def _examine_backends(findings: Findings, settings: Settings) -> None:
@@ -221,6 +227,23 @@ def _examine_launches(findings: Findings, settings: Settings, hardware: Hardware
         backend["launch_scatter"] = {**scatter.to_json(), "words": scatter.words}
 
 
+def _examine_translation(findings: Findings, settings: Settings) -> None:
+    """Whether Python or llama-server are Intel programs on Apple silicon."""
+    from autospec.hardware.identity import ROSETTA, ROSETTA_HINT, built_for, is_translated
+
+    if platform.system() != "Darwin":
+        return
+    translated = is_translated()
+    if translated:
+        findings.problem(ROSETTA, ROSETTA_HINT)
+    program = shutil.which(Path(settings.llama_server or "llama-server").expanduser())
+    if program and (translated or platform.machine() == "arm64") and built_for(Path(program)) == {"x86_64"}:
+        findings.problem(
+            f"{program} is an Intel program on Apple silicon (Rosetta): it computes without Metal.",
+            "Install one for arm64: brew install llama.cpp, with Homebrew in /opt/homebrew.",
+        )
+
+
 def _examine_state(findings: Findings, state: MachineState) -> None:
     from autospec.hardware.state import disturbed
 
@@ -237,7 +260,9 @@ def _examine_state(findings: Findings, state: MachineState) -> None:
         )
 
 
-def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardware) -> None:
+def _show(
+    shell: Shell, findings: Findings, settings: Settings, hardware: Hardware, gpu_limit_bytes: int
+) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -253,6 +278,7 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
     rows = [
         ("machine", f"{hardware.chip}, {gibibytes(hardware.memory_bytes)}, {hardware.cores} cores{gpu}"),
         ("", f"{hardware.os}, id {hardware.id}"),
+        *_gpu_limit_rows(gpu_limit_bytes, hardware.memory_bytes),
         (
             "now",
             f"other programs use {state['other_load']:.1f} of {state['cores']} cores, {free} free, {power}",
@@ -274,6 +300,13 @@ def _show(shell: Shell, findings: Findings, settings: Settings, hardware: Hardwa
                 shell.out(f"  {entry.problem}\n    {entry.fix}" if entry.fix else f"  {entry.problem}")
     if not findings.problems:
         shell.out("\nReady. Run `autospec models`, then `autospec tune --model NAME`.")
+
+
+def _gpu_limit_rows(limit_bytes: int, memory_bytes: int) -> list[tuple[str, str]]:
+    if not limit_bytes:
+        return []
+    words = f"the GPU may use {gibibytes(limit_bytes)} of {gibibytes(memory_bytes)}"
+    return [("", f"{words} (`sudo sysctl iogpu.wired_limit_mb=MIB` changes it until the next boot)")]
 
 
 def _backend_rows(backends: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -44,6 +44,7 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
     from autospec.cli.models import nothing_found
     from autospec.errors import ModelChoiceError
     from autospec.hardware import identify
+    from autospec.hardware.gpu import shared_limit_bytes
 
     catalog = scan(shell.settings, beside=[model_name])
     main = catalog.find(model_name)
@@ -61,6 +62,7 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
         main,
         catalog.models,
         memory_bytes=identify().memory_bytes,
+        gpu_limit_bytes=shared_limit_bytes(identify()),
         context_tokens=context,
     )
     if shell.json:

@@ -39,15 +39,18 @@ def command(shell: Shell) -> None:
     from autospec.catalog.model import context_of
     from autospec.catalog.scan import scan
     from autospec.hardware import identify
+    from autospec.hardware.gpu import shared_limit_bytes
 
     catalog = scan(shell.settings)
-    memory_bytes = identify().memory_bytes
+    hardware = identify()
+    gpu_limit_bytes = shared_limit_bytes(hardware)
     own = catalog.own
     fits = {
         model.path: count_fits(
             model,
             catalog.models,
-            memory_bytes=memory_bytes,
+            memory_bytes=hardware.memory_bytes,
+            gpu_limit_bytes=gpu_limit_bytes,
             context_tokens=context_of(
                 own.args(model, shell.settings),
                 model.context_length,

@@ -12,10 +12,12 @@ from autospec.cli.shell import Shell, command_options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from autospec.service.definition import ServiceStatus
     from autospec.service.lifecycle import Service
 
 __all__ = ["command"]
 
+_LAST_LINES = 5
 _UP = ("The service is running.", "The service is already running.")
 
 
@@ -42,7 +44,7 @@ def install(shell: Shell, *, dry_run: bool) -> None:
     """
     import os
 
-    from autospec.service.here import refuse_root, unseen_variables
+    from autospec.service.here import privacy_warnings, refuse_root, unseen_variables
 
     if not dry_run:
         refuse_root(os.geteuid(), os.environ)
@@ -51,6 +53,8 @@ def install(shell: Shell, *, dry_run: bool) -> None:
         shell.warn(
             f"the service does not get {', '.join(unseen)} from this shell; put them into {shell.settings.config_file}."
         )
+    for sentence in privacy_warnings(shell.settings, service.definition):
+        shell.warn(sentence)
     if dry_run:
         _show_plan(shell, service)
         return
@@ -58,6 +62,10 @@ def install(shell: Shell, *, dry_run: bool) -> None:
         changed = service.install()
     _tell(shell, service, "install", changed, _UP)
     _say_linger(shell, service)
+    if changed and service.supervisor.name == "launchd":
+        shell.say(
+            "macOS shows it under Background Items; it must stay allowed in System Settings, General, Login Items."
+        )
 
 
 @command.command()
@@ -122,8 +130,12 @@ def status(shell: Shell) -> None:
     shell.out(
         f"{', '.join(words)} ({service.supervisor.name}: {file if installed else 'its file is missing'})"
     )
-    if installed and not current:
-        shell.out("Another version of autospec installed it; `autospec service install` upgrades it.")
+    if installed:
+        _show_differences(shell, service)
+    if _has_given_up(service, now):
+        shell.out("The last lines of its log:")
+        for line in service.tail(_LAST_LINES):
+            shell.out(f"  {line}")
 
 
 @command.command()
@@ -155,6 +167,25 @@ def logs(shell: Shell, *, follow: bool, lines: int) -> int | None:
         raise ServiceError(
             f"{argv[0]} is not installed.", "Look where your supervisor keeps its logs."
         ) from None
+
+
+def _show_differences(shell: Shell, service: Service) -> None:
+    """Show the environment of the installed service, and whether an installation would change something."""
+    carried = service.variables()
+    for name, value in carried.items():
+        shell.out(f"  {name}={value}")
+    if carried != dict(service.definition.variables):
+        shell.out(
+            "This shell names other folders than the service has; `autospec service install` updates it."
+        )
+    elif not service.current():
+        shell.out("Another version of autospec installed it; `autospec service install` upgrades it.")
+
+
+def _has_given_up(service: Service, now: ServiceStatus) -> bool:
+    """True if the daemon ended by itself; launchd keeps a job loaded that ended with a wrong setting."""
+    ended = now.loaded and now.state == "stopped" and bool(now.last_exit)
+    return now.state == "failed" or (service.supervisor.name == "launchd" and ended)
 
 
 def _service(shell: Shell) -> Service:

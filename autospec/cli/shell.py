@@ -122,14 +122,20 @@ def _takes_server_args(command: click.Command) -> bool:
 
 
 def _sentence(exit_code: int, message: str, hint: str) -> Report:
-    return Report(exit_code, (f"autospec: {message}", hint) if hint else (f"autospec: {message}",))
+    from autospec.files import privacy_hint
+
+    lines = (f"autospec: {message}", hint, privacy_hint(message))
+    return Report(exit_code, tuple(line for line in dict.fromkeys(lines) if line))
 
 
 def _system_trouble(error: BaseException) -> tuple[str, str] | None:
-    if not isinstance(error, OSError) or error.errno not in _SYSTEM_HINTS:
+    if not isinstance(error, OSError) or error.errno is None:
         return None
+    from autospec.files import privacy_hint
+
     reason = os.strerror(error.errno)
-    return f"{reason}: {error.filename}." if error.filename else f"{reason}.", _SYSTEM_HINTS[error.errno]
+    hint = _SYSTEM_HINTS.get(error.errno) or privacy_hint(reason)
+    return (f"{reason}: {error.filename}." if error.filename else f"{reason}.", hint) if hint else None
 
 
 def _database_trouble(error: BaseException) -> tuple[str, str] | None:

@@ -276,6 +276,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     """  # noqa: D301 - click needs the backspace itself
     shell.choose_server(options["backend"], options["url"])
     shell.override(**{name: options[name] for name in ("study", "suite", "budget", "temperature")})
+    from autospec.backends.binaries import first_look
     from autospec.backends.registry import backend_for
     from autospec.errors import UnsupportedError
     from autospec.hardware import identify
@@ -298,6 +299,10 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     )
     hardware = identify()
     backend = backend_for(shell.settings.backend or None, shell.settings, request.model)
+    if backend.name == "llama-server" and (
+        note := first_look(shell.settings.llama_server, shell.settings.state_dir)
+    ):
+        shell.say(note)
     if (abilities := backend.capabilities()).measures_only:
         raise UnsupportedError(
             f"A request to {abilities.build.version} cannot change its drafting, so there is nothing to tune.",

@@ -217,6 +217,9 @@ def _power(signals: Signals) -> IdleCheck:
         return IdleCheck("power", "no", False, "the machine runs on battery")
     if signals.power.low_power:
         return IdleCheck("power", "no", False, "low power mode is on")
+    if signals.power.dark_wake:
+        words = "the machine woke up for background work (a dark wake) and will sleep again within a minute"
+        return IdleCheck("power", "no", False, words)
     if signals.power.on_battery is None:
         return IdleCheck("power", "unknown", True, "the power source is unknown; mains power is assumed")
     return IdleCheck("power", "ok", True, "on mains power")
@@ -267,6 +270,8 @@ def _load_beside(signals: Signals, loaded_s: float) -> IdleCheck:
 def _memory(signals: Signals, needed_bytes: int) -> IdleCheck:
     if signals.memory_available_bytes is None:
         return IdleCheck("memory", "unknown", False, "the free memory is unknown, and the machine might swap")
+    if signals.power.memory_short:
+        return IdleCheck("memory", "no", False, "the system reports that memory is short (memory pressure)")
     free, needed = signals.memory_available_bytes, needed_bytes * _SPARE_MEMORY
     if free < needed:
         words = f"the next step needs {gibibytes(needed)} of memory and {gibibytes(free)} are free"

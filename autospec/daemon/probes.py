@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from autospec.daemon.policy import Signals
 from autospec.daemon.work import Clock
+from autospec.hardware import identify
+from autospec.hardware.gpu import shared_limit_bytes
 from autospec.hardware.machine_lock import holder
 from autospec.hardware.readings import Reading, descendants, read, read_power, user_idle_s
 from autospec.hardware.state import between
@@ -55,7 +57,7 @@ class Probes:
             user_idle_s=self._idle(),
             other_load=load,
             cores=now.cores,
-            memory_available_bytes=now.memory_available_bytes or None,
+            memory_available_bytes=_usable_bytes(now.memory_available_bytes) or None,
         )
 
     def forget_load(self) -> None:
@@ -73,3 +75,9 @@ class Probes:
         ):
             self._last_load = between(first, now).other_load
         return self._last_load
+
+
+def _usable_bytes(available_bytes: int) -> int:
+    """The part of the available memory that models may use: the GPU of a Mac has a limit."""
+    limit_bytes = shared_limit_bytes(identify())
+    return min(available_bytes, limit_bytes) if limit_bytes else available_bytes

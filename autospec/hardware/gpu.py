@@ -25,6 +25,7 @@ __all__ = [
     "library",
     "metal_limit_bytes",
     "nvml_devices",
+    "shared_limit_bytes",
     "usable",
 ]
 
@@ -106,6 +107,12 @@ def devices_here(hardware: Hardware) -> tuple[Device, ...] | None:
     if found := nvml_devices():
         return found
     return () if not hardware.gpu or is_integrated(hardware.gpu) else None
+
+
+def shared_limit_bytes(hardware: Hardware) -> int:
+    """Memory that models may use together where the GPU shares it and the system limits the GPU (a Mac); 0 without a limit."""
+    is_mac = hardware.os.startswith("macos") and hardware.gpu
+    return metal_device(hardware).total_bytes if is_mac else 0
 
 
 def metal_device(hardware: Hardware) -> Device:

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import struct
 import sys
 import uuid
 from collections import Counter
@@ -21,15 +22,20 @@ from pathlib import Path
 from autospec.cells import Hardware
 
 __all__ = [
+    "ROSETTA",
+    "ROSETTA_HINT",
+    "built_for",
     "describe",
     "host_digest",
     "identify",
     "installed_gib",
+    "is_translated",
     "likeness",
     "most_alike",
     "output_of",
     "parse_cpuinfo",
     "parse_ioreg",
+    "parse_mach_o",
     "parse_nvidia_smi",
     "parse_platform_uuid",
     "text_of",
@@ -64,7 +70,19 @@ def text_of(path: Path | str) -> str:
 
 
 _GIB = 1024**3
+# mach-o/loader.h, mach-o/fat.h, mach/machine.h.
+_MACH_O_64_SWAPPED = 0xCFFAEDFE
+_MACH_O_UNIVERSAL = 0xCAFEBABE
+_MOST_PROCESSORS = 20
+_CPU_X86_64 = 0x01000007
+_CPU_ARM64 = 0x0100000C
 _MAC_SYSCTLS = ("machdep.cpu.brand_string", "hw.memsize")
+
+
+ROSETTA = "This Python is an Intel program on Apple silicon (Rosetta): it has no Metal, and its speeds are not this Mac's."
+ROSETTA_HINT = (
+    "Install one for arm64 (brew install python, with Homebrew in /opt/homebrew), and autospec with it."
+)
 
 
 @functools.cache
@@ -119,6 +137,39 @@ def parse_ioreg(text: str) -> int:
     """GPU cores in the output of ``ioreg -rc AGXAccelerator -d 1``; 0 if missing."""
     found = re.search(r'"gpu-core-count" = (\d+)', text)
     return int(found[1]) if found else 0
+
+
+def is_translated() -> bool:
+    """True if this Python is an Intel program on Apple silicon (Rosetta): no Metal, and speeds of another machine."""
+    if sys.platform != "darwin" or platform.machine() == "arm64":
+        return False
+    return output_of("sysctl", "-n", "sysctl.proc_translated").strip() == "1"
+
+
+def parse_mach_o(head: bytes) -> frozenset[str]:
+    """The processors that a macOS program was built for, from its first bytes: ``arm64``, ``x86_64``; empty if it is none."""
+    names = {_CPU_X86_64: "x86_64", _CPU_ARM64: "arm64"}
+    if len(head) < 8:
+        return frozenset()
+    magic, second = struct.unpack(">II", head[:8])
+    if magic == _MACH_O_64_SWAPPED:
+        (cpu,) = struct.unpack("<I", head[4:8])
+        return frozenset({names[cpu]} if cpu in names else ())
+    # Java's classes begin like universal programs; their second word is a version, above any number of processors.
+    if magic != _MACH_O_UNIVERSAL or second > _MOST_PROCESSORS:
+        return frozenset()
+    entries = (head[8 + 20 * index : 12 + 20 * index] for index in range(second))
+    cpus = [struct.unpack(">I", entry)[0] for entry in entries if len(entry) == 4]
+    return frozenset(names[cpu] for cpu in cpus if cpu in names)
+
+
+def built_for(program: Path) -> frozenset[str]:
+    """The processors that a macOS program was built for; empty if unknown."""
+    try:
+        with program.open("rb") as opened:
+            return parse_mach_o(opened.read(512))
+    except OSError:
+        return frozenset()
 
 
 def _macos() -> Hardware:

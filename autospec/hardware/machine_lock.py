@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from autospec.errors import BusyError
+from autospec.files import user_temp_dir
 
 __all__ = ["holder", "lock_path", "machine_lock"]
 
@@ -22,7 +22,7 @@ def lock_path() -> Path:
 
     Two installations share the same processor. Tests move the file with ``AUTOSPEC_TEST_LOCK_DIR``.
     """
-    folder = os.environ.get("AUTOSPEC_TEST_LOCK_DIR") or tempfile.gettempdir()
+    folder = os.environ.get("AUTOSPEC_TEST_LOCK_DIR") or user_temp_dir()
     return Path(folder) / f"autospec-{os.getuid()}.lock"
 
 

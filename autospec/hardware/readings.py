@@ -14,6 +14,7 @@ from typing import cast
 
 import psutil
 
+from autospec.hardware.awake import parse_dark_wake
 from autospec.hardware.identity import output_of, text_of
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "descendants",
     "parse_hid_idle",
     "parse_low_power",
+    "parse_memory_pressure",
     "parse_mutter_idle",
     "parse_swap_ins",
     "parse_thermal",
@@ -34,6 +36,7 @@ __all__ = [
 
 
 _MACOS = sys.platform == "darwin"
+_MEMORY_PRESSURE = "kern.memorystatus_vm_pressure_level"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,19 @@ class ProcessTime:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """Power source, low-power mode and heat, ``None`` or ``unknown`` if not known; bytes read back from swap (macOS only)."""
+    """Power source, low-power mode and heat, ``None`` or ``unknown`` if not known.
+
+    macOS only: bytes read back from swap; `dark_wake`: awake for background work, soon asleep again; `memory_short`: the system
+    reports memory pressure.
+    """
 
     on_battery: bool | None = None
     battery_percent: float | None = None
     low_power: bool | None = None
     thermal: str = "unknown"
     swap_in_bytes: int = 0
+    dark_wake: bool | None = None
+    memory_short: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,8 @@ def read_power() -> Power:
         low_power=_low_power(),
         thermal=_thermal(),
         swap_in_bytes=parse_swap_ins(output_of("vm_stat")) if _MACOS else 0,
+        dark_wake=parse_dark_wake(output_of("pmset", "-g", "systemstate")) if _MACOS else None,
+        memory_short=parse_memory_pressure(output_of("sysctl", "-n", _MEMORY_PRESSURE)) if _MACOS else None,
     )
 
 
@@ -133,11 +144,16 @@ def parse_thermal(notifyutil: str, pmset: str) -> str:
     The pressure level is 0 nominal, 1 moderate, 2 heavy and more; powermetrics reads the same, and clocks fall from heavy on.
     CPU_Speed_Limit exists on Intel only.
     """
-    if level := re.search(r"thermalpressurelevel\s+(\d+)\s*$", notifyutil, re.MULTILINE):
-        return "throttled" if int(level[1]) >= 2 else "nominal"
-    if limit := re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", pmset):
-        return "throttled" if int(limit[1]) < 100 else "nominal"
-    return "unknown"
+    level = re.search(r"thermalpressurelevel\s+(\d+)\s*$", notifyutil, re.MULTILINE)
+    limit = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", pmset)
+    if (level and int(level[1]) >= 2) or (limit and int(limit[1]) < 100):
+        return "throttled"
+    return "nominal" if level or limit else "unknown"
+
+
+def parse_memory_pressure(text: str) -> bool | None:
+    """Whether macOS reports that memory is short: the level is 1 normal, 2 warning, 4 critical; ``None`` if unknown."""
+    return int(text) >= 2 if text.strip().isdecimal() else None
 
 
 def parse_swap_ins(text: str) -> int:

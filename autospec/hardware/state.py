@@ -95,6 +95,8 @@ class Limits:
 _DEFAULT_LIMITS = Limits()
 # Significance level for a difference in throttling between two windows.
 _HEAT_CHANCE = 0.01
+# Clocks are slewed by less than this; a sleep takes longer.
+_JUMP_S = 2.0
 # Above this number of events the normal approximation suffices.
 _EXACT_TRIALS = 500
 
@@ -159,7 +161,7 @@ def between(first: Reading, last: Reading) -> MachineState:
         memory_available_bytes=last.memory_available_bytes,
         swap_in_bytes=max(0, _swap_in_bytes(last) - _swap_in_bytes(first)),
     )
-    state = replace(state, changed=_change(first.power, state))
+    state = replace(state, changed=_slept(first, last) or _change(first.power, state))
     if first.throttles is None or last.throttles is None:
         return state
     # A rising count is not a change of state: under full load, laptops raise it all the time.
@@ -218,6 +220,15 @@ def _change(before: Power | MachineState, after: MachineState) -> str:
             else "the processor recovered from heat"
         )
     return ""
+
+
+def _slept(first: Reading, last: Reading) -> str:
+    """What happened if the time of day advanced further than the monotonic clock, which stands still while the system sleeps.
+
+    A server's own times contain the sleep on macOS, and those of Python do not.
+    """
+    jump_s = (last.wall_s - first.wall_s) - (last.at_s - first.at_s)
+    return "the machine slept, or its clock was set" if jump_s > _JUMP_S else ""
 
 
 class StateWatch:

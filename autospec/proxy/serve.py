@@ -12,9 +12,10 @@ import contextlib
 import errno
 import gc
 import logging
+import resource
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,6 +57,9 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+# OPEN_MAX of macOS, which refuses more.
+_OPEN_FILES = 10240
 
 # How long answers in progress may continue at shutdown; a second signal ends the wait. With the time for the samples and the
 # servers it stays below what the daemon gives its proxy (`autospec.service.definition.STOP_WITHIN_S`).
@@ -271,9 +275,19 @@ def loop_name() -> str:
 
 def run_on_best_loop(work: Coroutine[Any, Any, None]) -> None:
     """Like `asyncio.run`."""
+    _allow_open_files()
     found = _uvloop()
     with asyncio.Runner(loop_factory=None if found is None else found.new_event_loop) as runner:
         runner.run(work)
+
+
+def _allow_open_files() -> None:
+    """Raise the limit of open files: a request in flight takes two, and macOS gives a process 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _uvloop() -> Any:

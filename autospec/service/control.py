@@ -33,13 +33,13 @@ import hashlib
 import json
 import os
 import socket
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autospec.errors import NothingKnownError
+from autospec.files import user_temp_dir
 
 __all__ = ["LINE_LIMIT_BYTES", "Notifier", "ask_status", "control_path", "decode", "encode", "notifier_from"]
 
@@ -58,7 +58,7 @@ def control_path(state_dir: Path) -> Path:
     if len(os.fsencode(path)) <= _PATH_LIMIT_BYTES:
         return path
     digest = hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"autospec-{os.getuid()}-{digest}" / "daemon.sock"
+    return user_temp_dir() / f"autospec-{os.getuid()}-{digest}" / "daemon.sock"
 
 
 def encode(message: dict[str, Any]) -> bytes:

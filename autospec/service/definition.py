@@ -140,6 +140,9 @@ class ServiceManager(Protocol):
     def render(self, definition: Definition) -> str:
         """The content of the service's file."""
 
+    def variables(self, text: str) -> dict[str, str]:
+        """The environment variables in such a file, without PATH; empty if it cannot be read."""
+
     @property
     def questions(self) -> tuple[tuple[str, ...], ...]:
         """The commands whose answers `read` understands."""

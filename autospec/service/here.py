@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 import autospec
+from autospec.catalog.folders import places
 from autospec.errors import ServiceError
-from autospec.files import launchd_dir
+from autospec.files import PRIVACY_HINT, launchd_dir
 from autospec.service.definition import DAEMON_ARGUMENTS, Definition, ServiceManager
 from autospec.service.launchd import LABEL, Launchd
 from autospec.service.lifecycle import Service
 from autospec.service.systemd import UNIT, Systemd
 from autospec.settings import KEYS, Settings
 
-__all__ = ["refuse_root", "service_here", "service_path", "unseen_variables"]
+__all__ = [
+    "folder_variables",
+    "privacy_warnings",
+    "private_paths",
+    "refuse_root",
+    "service_here",
+    "service_path",
+    "unseen_variables",
+]
 
 # Where Homebrew on Apple silicon, Homebrew on Intel and MacPorts install a llama-server.
 _PLACES: Final = {
@@ -28,6 +37,13 @@ _PLACES: Final = {
 _SYSTEM: Final = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 # These determine where everything else is, so the service gets them.
 _CARRIED: Final = ("AUTOSPEC_HOME", "AUTOSPEC_CONFIG_FILE")
+# Where settings, state and models are. The service does not read the shell's profile, so it gets these too.
+_FOLDERS: Final = (
+    *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"),
+    *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "LLAMA_CACHE", "OLLAMA_MODELS"),
+)
+# macOS asks the user before a program may read these, and a background service has no window to ask in.
+_PRIVATE: Final = ("Documents", "Desktop", "Downloads", "Library/Mobile Documents", "Library/CloudStorage")
 
 
 def service_here(settings: Settings) -> Service:
@@ -38,17 +54,18 @@ def service_here(settings: Settings) -> Service:
     """
     home = Path.home()
     supervisor = _supervisor(sys.platform, home, os.environ)
-    found = shutil.which(settings.llama_server or "llama-server")
+    found = shutil.which(Path(settings.llama_server or "llama-server").expanduser())
     chosen = settings.sources.get("config_file") in ("flag", "environment")
     # Only a config file that the user chose is passed on.
     config = ("--config", str(settings.config_file.absolute())) if chosen else ()
     home_variable = (("AUTOSPEC_HOME", str(settings.home.absolute())),) if settings.home else ()
+    variables = (*home_variable, *folder_variables(os.environ))
     definition = Definition(
         program=(*_program(Path(sys.executable)), *DAEMON_ARGUMENTS, *config),
         home=home,
         log=settings.log_dir / "daemon.log",
         path=service_path(sys.platform, home, found),
-        variables=home_variable,
+        variables=variables,
         version=autospec.__version__,
     )
     return Service(supervisor, definition)
@@ -74,6 +91,42 @@ def refuse_root(uid: int, environ: Mapping[str, str]) -> None:
 def unseen_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Settings in this shell's environment that the service will not get."""
     return tuple(key.variable for key in KEYS if environ.get(key.variable) and key.variable not in _CARRIED)
+
+
+def folder_variables(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The variables of this shell that name folders, with absolute paths: supervisors do not expand ``~``."""
+    return tuple(
+        (name, str(Path(environ[name]).expanduser().absolute())) for name in _FOLDERS if environ.get(name)
+    )
+
+
+def private_paths(paths: Iterable[Path], home: Path) -> tuple[Path, ...]:
+    """Those of the paths, with links followed, that macOS keeps from a background service until the user allows it."""
+    private = [home.resolve() / name for name in _PRIVATE] + [Path("/Volumes")]
+    return tuple(path for path in paths if any(path.resolve().is_relative_to(folder) for folder in private))
+
+
+def privacy_warnings(
+    settings: Settings, definition: Definition, system: str = sys.platform
+) -> tuple[str, ...]:
+    """What the service could not read on a Mac, one sentence each: its program, its files, folders of models."""
+    if system != "darwin":
+        return ()
+    program = Path(definition.program[0])
+    needed = {
+        "the program": (program, Path(sys.prefix), Path(autospec.__file__)),
+        "autospec's files": (settings.config_file, settings.state_dir),
+        "models": tuple(
+            place.path
+            for place in places(os.environ, definition.home, system, settings.model_dirs)
+            if place.path.exists()
+        ),
+    }
+    return tuple(
+        f"the service may not be allowed to read {what} in {path}. {PRIVACY_HINT}"
+        for what, paths in needed.items()
+        for path in private_paths(paths, definition.home)[:1]
+    )
 
 
 def service_path(system: str, home: Path, llama_server: str | None) -> str:

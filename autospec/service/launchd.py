@@ -7,13 +7,17 @@ out is still being removed; 3 boot-out of an unknown service; 36 boot-out in pro
 
 from __future__ import annotations
 
+import os
 import plistlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
+from xml.parsers.expat import ExpatError
 
+from autospec.errors import UsageError
 from autospec.service.definition import (
     KILL_AFTER_S,
     Definition,
@@ -23,9 +27,12 @@ from autospec.service.definition import (
     ServiceStep,
 )
 
-__all__ = ["LABEL", "Launchd", "fields_of"]
+__all__ = ["LABEL", "Launchd", "exit_code_for", "fields_of", "shorten_log"]
 
 LABEL: Final = "com.autospec.daemon"
+_WRONG_SETTING: Final = UsageError.exit_code
+# launchd only appends to the log; nothing on a Mac rotates it.
+_LOG_LIMIT_BYTES: Final = 1 << 20
 _LAUNCHCTL: Final = "/bin/launchctl"
 _TAIL: Final = "/usr/bin/tail"
 
@@ -97,6 +104,15 @@ class Launchd:
         head, rest = plistlib.dumps(job, sort_keys=False).decode().split("<plist", 1)
         return f"{head}<!-- Written by autospec {definition.version}: `autospec service` -->\n<plist{rest}"
 
+    def variables(self, text: str) -> dict[str, str]:
+        """The environment in the file's text, without PATH."""
+        try:
+            job = plistlib.loads(text.encode())
+        except (plistlib.InvalidFileException, ExpatError, ValueError):
+            return {}
+        found = job.get("EnvironmentVariables", {})
+        return {name: str(value) for name, value in found.items() if name != "PATH"}
+
     @property
     def questions(self) -> tuple[tuple[str, ...], ...]:
         """The job, and whether it was disabled."""
@@ -113,7 +129,7 @@ class Launchd:
         pid = fields.get("pid", "")
         code = fields.get("last exit code", "").removeprefix("(never exited)")
         # With a signal, the exit code may be an older one.
-        last = fields.get("last terminating signal", "") or code
+        last = fields.get("last terminating signal", "") or _explained(code)
         state = _state(fields.get("state", ""), last)
         return ServiceStatus(
             state, loaded=True, enabled=enabled, pid=int(pid) if pid.isdecimal() else None, last_exit=last
@@ -159,6 +175,23 @@ class Launchd:
         return (_TAIL, "-n", str(lines), *(("-F",) if follow else ()), str(definition.log))
 
 
+def exit_code_for(code: int, environ: Mapping[str, str], parent_pid: int) -> int:
+    """The exit code for launchd: 0 after a wrong setting, because launchd restarts whatever ends with another code.
+
+    launchd has nothing like systemd's RestartPreventExitStatus. Only the agent itself is meant, not the processes that it
+    starts and that inherit its environment.
+    """
+    is_agent = environ.get("XPC_SERVICE_NAME") == LABEL and parent_pid == 1
+    return 0 if is_agent and code == _WRONG_SETTING else code
+
+
+def shorten_log(log: Path) -> None:
+    """Empty a log that has grown too long. launchd appends, so it goes on in the emptied file."""
+    with suppress(OSError):
+        if log.stat().st_size > _LOG_LIMIT_BYTES:
+            os.truncate(log, 0)
+
+
 def fields_of(text: str) -> dict[str, str]:
     """The job's own fields in the output of ``launchctl print``, without those of nested blocks.
 
@@ -177,13 +210,21 @@ def fields_of(text: str) -> dict[str, str]:
     return fields
 
 
+def _explained(code: str) -> str:
+    """The exit code with what it means: launchd ends with 78 what it cannot start."""
+    return (
+        f"{code}, its program cannot be started; was its Python removed?" if code.startswith("78:") else code
+    )
+
+
 def _state(state: str, last: str) -> ServiceState:
     # "running"; "not running"; "spawn scheduled" while launchd waits for ThrottleInterval.
     if state == "running":
         return ServiceState.RUNNING
     if last and not re.match(r"0\b", last):
         return ServiceState.FAILED
-    return ServiceState.STOPPED if state == "not running" and last else ServiceState.STARTING
+    # "(never exited)" and "not running": loaded and never started, which launchd may leave so. Kickstart starts it.
+    return ServiceState.STOPPED if state == "not running" else ServiceState.STARTING
 
 
 def _filled(value: Any, values: dict[str, str]) -> Any:

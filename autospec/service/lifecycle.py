@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from autospec.errors import ServiceError
-from autospec.files import replace_file
+from autospec.files import PRIVACY_HINT, replace_file
 from autospec.service.definition import (
     KILL_AFTER_S,
     Definition,
@@ -109,6 +109,10 @@ class Service:
     def current(self) -> bool:
         """True if the installed file is what an installation would write now."""
         return self._installed_text() == self.supervisor.render(self.definition)
+
+    def variables(self) -> dict[str, str]:
+        """The environment variables of the installed service, without PATH."""
+        return self.supervisor.variables(self._installed_text() or "")
 
     def plan(self) -> ServicePlan:
         """What `install` would do; raises ServiceError without a supervisor. Changes nothing."""
@@ -207,17 +211,24 @@ class Service:
                     return
             else:
                 up_since = None
-            failures = failures + 1 if status.state is ServiceState.FAILED else 0
+            failures = failures + 1 if self._has_ended(status) else 0
             if failures >= _FAILED_POLLS or self._now() > deadline:
                 raise self._not_up(status)
             self._sleep(_POLL_S)
 
+    def _has_ended(self, status: ServiceStatus) -> bool:
+        """With launchd, a daemon with a wrong setting ends with 0 and stays stopped."""
+        ended_well = status.state is ServiceState.STOPPED and bool(status.last_exit)
+        return status.state is ServiceState.FAILED or (self.supervisor.name == "launchd" and ended_well)
+
     def _not_up(self, status: ServiceStatus) -> ServiceError:
         how = f"ended ({status.last_exit})" if status.last_exit else f"is {status.state}"
+        tail = self.tail()
+        hint = f"See `autospec service logs`, or run it by hand: {shlex.join(self.definition.program)}"
+        if self.supervisor.name == "launchd" and any("Operation not permitted" in line for line in tail):
+            hint = PRIVACY_HINT
         return ServiceError(
-            f"The service is installed, but the daemon did not come up: it {how}.",
-            f"See `autospec service logs`, or run it by hand: {shlex.join(self.definition.program)}",
-            log_tail=self.tail(),
+            f"The service is installed, but the daemon did not come up: it {how}.", hint, log_tail=tail
         )
 
     def _do(self, steps: tuple[ServiceStep, ...]) -> None:

@@ -81,6 +81,15 @@ class Systemd:
         }
         return re.sub(r"@([A-Z]+)@", lambda found: values.get(found[1], found[0]), self.template)
 
+    def variables(self, text: str) -> dict[str, str]:
+        """The environment in the file's text, without PATH."""
+        found = {}
+        for line in re.findall(r"^Environment=(.*)$", text, re.MULTILINE):
+            name, _, value = _unquoted(line).partition("=")
+            found[name] = value
+        found.pop("PATH", None)
+        return found
+
     def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
         """The status from the answers."""
         (shown,) = answers
@@ -145,3 +154,12 @@ def _quoted(word: str, *, argument: bool = False) -> str:
     if argument:
         escaped = escaped.replace("$", "$$")
     return escaped if re.fullmatch(r"[A-Za-z0-9_./+:@%=,-]+", escaped) else f'"{escaped}"'
+
+
+def _unquoted(text: str) -> str:
+    """What `_quoted` was given."""
+    if text.startswith('"') and text.endswith('"'):
+        text = text[1:-1]
+    characters = {"n": "\n"}
+    text = re.sub(r"\\(.)", lambda found: characters.get(found[1], found[1]), text)
+    return text.replace("%%", "%")

@@ -10,6 +10,7 @@ from typing import Final
 from autospec.catalog.model import Model, context_of, loads_projector
 from autospec.cells import Hardware, options_in
 from autospec.drafting import OFF, Drafting
+from autospec.hardware.gpu import shared_limit_bytes
 from autospec.serving.advice import ModelAdvice
 from autospec.serving.backoff import Backoff
 from autospec.serving.model_registry import Engine, ModelRegistry
@@ -39,9 +40,12 @@ _BYTES_PER_S: Final = 1e9
 
 
 def memory_limit_bytes(settings: Settings, hardware: Hardware) -> int:
-    """Memory limit for all servers together: the user's, or a share of the machine's memory."""
+    """Memory limit for all servers together: the user's, or a share of the machine's memory that a Mac's GPU may use."""
     own_bytes = settings.memory_limit * _GIB
-    return int(own_bytes or hardware.memory_bytes * _MEMORY_SHARE or _UNKNOWN_MEMORY_BYTES)
+    share_bytes = hardware.memory_bytes * _MEMORY_SHARE
+    if gpu_bytes := shared_limit_bytes(hardware):
+        share_bytes = min(share_bytes, gpu_bytes)
+    return int(own_bytes or share_bytes or _UNKNOWN_MEMORY_BYTES)
 
 
 def footprint(

@@ -17,7 +17,9 @@ from autospec.catalog.candidates import Candidate, undraftable
 from autospec.cells import Hardware
 from autospec.drafting import OFF
 from autospec.errors import AutospecError, StoreError, UnsupportedError
+from autospec.hardware.awake import kept_awake
 from autospec.hardware.gpu import Device, devices_here
+from autospec.hardware.identity import ROSETTA, ROSETTA_HINT, is_translated
 from autospec.hardware.machine_lock import machine_lock
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
@@ -86,7 +88,7 @@ class Tuning:
             AutospecError: The server does not start even without drafting, or the database cannot be used.
             KeyboardInterrupt: Raised again after everything known has been stored.
         """
-        with machine_lock(f"tune {self.request.model.name}"), ExitStack() as stack:
+        with machine_lock(f"tune {self.request.model.name}"), kept_awake(), ExitStack() as stack:
             store = open_store(self.request.storage, self.progress.tell)
             stack.callback(store.close)
             locks = stack.enter_context(CellLocks(self.request.storage))
@@ -119,6 +121,8 @@ class Tuning:
             self.request.budget_s or self.request.definition.budget_s,
             kept=limits.share if limits.check else 0.0,
         )
+        if is_translated():
+            self.progress.tell(f"{ROSETTA} {ROSETTA_HINT}")
         capabilities = self.backend.capabilities()
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))

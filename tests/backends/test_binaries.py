@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
-from autospec.backends.binaries import facts_of, probe, version_name
+from autospec.backends.binaries import _check_output, facts_of, first_look, probe, version_name
+from autospec.errors import BackendMissingError
 from tests.backends.conftest import FAKE, HELP
 
 
@@ -71,6 +74,102 @@ def test_shared_libraries_count(tmp_path, state_dir):
     assert probe(program, state_dir).build.fingerprint != first
 
 
+@pytest.mark.parametrize("library", ["lib/libggml-base.0.dylib", "libexec/libggml-metal.so"])
+def test_homebrews_kernels_count(tmp_path, state_dir, library):
+    """They are in the formula ggml, which `brew upgrade` moves without llama.cpp."""
+    cellar = tmp_path / "homebrew" / "Cellar"
+    program = cellar / "llama.cpp" / "8770" / "bin" / "llama-server"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{FAKE}" "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    link = tmp_path / "homebrew" / "bin" / "llama-server"
+    opt = tmp_path / "homebrew" / "opt" / "ggml"
+    link.parent.mkdir()
+    link.symlink_to(program)
+    opt.parent.mkdir()
+    prints = []
+    for version in ("0.23.0", "0.24.0"):
+        file = cellar / "ggml" / version / library
+        file.parent.mkdir(parents=True)
+        file.write_text(version, encoding="utf-8")
+        opt.unlink(missing_ok=True)
+        opt.symlink_to(cellar / "ggml" / version)
+        prints.append(probe(link, state_dir).build.fingerprint)
+    assert prints[0] != prints[1]
+
+
+# stderr of a Metal build on an M4 Pro, then what --version prints.
+METAL_LOG = """\
+ggml_metal_device_init: tensor API disabled for pre-M5 and pre-A19 devices
+ggml_metal_library_init: using embedded metal library
+ggml_metal_library_init: loaded in {seconds} sec
+version: 8770 (e34c5af4)
+built with AppleClang 17.0.0.17000013 for Darwin arm64
+"""
+
+
+def test_the_drivers_log_is_no_version(tmp_path, state_dir):
+    """It has a duration that differs each time, and comes first; the build number is that of the version's line."""
+    said = tmp_path / "said"
+    program = tmp_path / "llama-server"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exec cat "{said}" >&2\nexec "{sys.executable}" -I -S "{FAKE}" "$@"\n',
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+
+    def build(text: str):
+        said.write_text(text, encoding="utf-8")
+        return probe(program, state_dir).build
+
+    slow, quick = (build(METAL_LOG.format(seconds=seconds)) for seconds in ("31.201", "0.009"))
+    m5 = build(METAL_LOG.format(seconds="0.009").replace("disabled for pre-M5 and pre-A19", "enabled for M5"))
+    assert slow == quick == m5
+    assert slow.version == "b8770"
+    assert build(METAL_LOG.format(seconds="0.009").replace("e34c5af4", "0badcafe")) != slow
+
+
+DYLD = """\
+dyld[4711]: Symbol not found: _ggml_backend_dev_memory
+  Referenced from: <0A1B2C3D-0000-3000-8000-000000000000> /opt/homebrew/Cellar/llama.cpp/8770/bin/llama-server
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "platform", "said", "hint"),
+    [
+        (-6, DYLD, "darwin", "cannot find _ggml_backend_dev_memory", "brew reinstall ggml llama.cpp"),
+        (
+            -9,
+            "",
+            "darwin",
+            "was ended by SIGKILL and printed nothing",
+            "xattr -d com.apple.quarantine '/my builds/x'",
+        ),
+        (-9, "", "linux", "was ended by SIGKILL and printed nothing", "Install llama-server again"),
+        (
+            -11,
+            "loading\nCUDA error.\n",
+            "linux",
+            "was ended by SIGSEGV and printed only: CUDA error.",
+            "Install",
+        ),
+        (1, "", "linux", "ended with status 1 and printed nothing", "Install"),
+    ],
+)
+def test_a_program_that_cannot_start_is_told_as_that(code, output, platform, said, hint):
+    """And not as a program of another kind."""
+    with pytest.raises(BackendMissingError, match=re.escape(said)) as raised:
+        _check_output(Path("/my builds/x"), "--help", code, output, platform)
+    assert hint in raised.value.hint
+
+
+def test_a_crash_after_the_answer_does_no_harm():
+    """Drivers are unloaded at the end."""
+    _check_output(Path("/x"), "--version", -11, "version: 8770 (e34c5af4)\n", "linux")
+    _check_output(Path("/x"), "--help", 1, "usage\n", "linux")
+
+
 def test_drafts_are_told_if_the_binary_can(tmp_path, state_dir):
     """The answer's key stands in the program."""
     program = tmp_path / "llama-server"
@@ -78,6 +177,22 @@ def test_drafts_are_told_if_the_binary_can(tmp_path, state_dir):
     assert facts_of((program,), state_dir).tells_drafts
     program.write_bytes(b"\x00prompt_n\x00")
     assert not facts_of((program,), state_dir).tells_drafts
+
+
+def test_the_first_look_at_a_program_on_a_mac_is_announced(tmp_path, state_dir):
+    """Once for each build; its Metal kernels are compiled then."""
+    program = tmp_path / "llama-server"
+    program.write_bytes(b"one")
+    program.chmod(0o755)
+    assert first_look(str(program), state_dir, "darwin").startswith(
+        f"Looking at {program} for the first time"
+    )
+    assert first_look(str(program), state_dir, "linux") == ""
+    facts_of((program,), state_dir)
+    assert first_look(str(program), state_dir, "darwin") == ""
+    program.write_bytes(b"another")
+    assert first_look(str(program), state_dir, "darwin")
+    assert first_look(str(tmp_path / "nothing"), state_dir, "darwin") == ""
 
 
 def test_hashes_are_remembered_by_size_and_time(tmp_path, state_dir):

@@ -13,6 +13,21 @@ from autospec.backends.process import Ended
 FAILED = Ended(code=1)
 # Each from a real server of the era in its comment, on the lab's models.
 LOGS = {
+    # After half an upgrade of Homebrew's ggml: the form of llama.cpp #11321.
+    "library, macOS": (
+        "other",
+        "cannot find @rpath/libllama.dylib: its installation is incomplete",
+        False,
+        """dyld[4711]: Library not loaded: @rpath/libllama.dylib
+  Referenced from: <0A1B2C3D-0000-3000-8000-000000000000> /opt/homebrew/Cellar/llama.cpp/8770/bin/llama-server
+  Reason: tried: '/opt/homebrew/lib/libllama.dylib' (no such file)""",
+    ),
+    "library, Linux": (
+        "other",
+        "cannot find libllama.so.0: its installation",
+        False,
+        "llama-server: error while loading shared libraries: libllama.so.0: cannot open shared object file: No such file",
+    ),
     "draft, b11434": (
         "draft",
         "could not be loaded",
@@ -96,6 +111,21 @@ def test_killed_by_the_kernel_for_memory():
     killed = Ended(signal=signal.SIGKILL)
     assert classify(killed, ("loading",), out_of_memory_kills=1).kind == "memory"
     assert classify(killed, ("loading",)).kind == "killed"
+
+
+def test_a_silent_kill_on_a_mac_may_be_quarantine():
+    """Gatekeeper prints nothing; a server that had begun to load was not in quarantine."""
+    killed = Ended(signal=signal.SIGKILL)
+    assert "com.apple.quarantine" in classify(killed, (), platform="darwin").hint
+    assert "quarantine" not in classify(killed, ("loading",), platform="darwin").hint
+    assert "quarantine" not in classify(killed, (), platform="linux").hint
+
+
+def test_a_missing_library_blames_no_drafting():
+    """It ends by SIGABRT, which looks like a crash."""
+    failure = classify(Ended(signal=signal.SIGABRT), LOGS["library, macOS"][3].splitlines())
+    assert "brew reinstall ggml llama.cpp" in failure.hint
+    assert not failure.permanent
 
 
 def test_a_crash_tells_its_assertion():

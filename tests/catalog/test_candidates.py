@@ -133,6 +133,18 @@ class TestMemory:
             "for 1000 tokens, and 13.5 GB of this machine's 15.0 GB of memory can be used."
         )
 
+    def test_a_gpu_that_shares_the_memory_has_less(self) -> None:
+        """A Mac of 16 GiB: Metal gives 11.5 GB, where nine tenths would be 15.5."""
+        found = candidates(
+            self.MAIN,
+            [self.DRAFT],
+            memory_bytes=16 << 30,
+            gpu_limit_bytes=(16 << 30) * 2 // 3,
+            context_tokens=1000,
+        )
+        assert [c.fits for c in found] == [False]
+        assert "11.5 GB of this machine's 17.2 GB of memory can be used" in found[0].reason
+
     def test_a_longer_context_refuses(self) -> None:
         """The KV caches of both count at the configured context."""
         assert only(self.DRAFT, main=self.MAIN, context=1000, memory=32 * GB).fits

@@ -251,3 +251,24 @@ def test_the_daemons_signals_are_shown_with_their_word(own_home: Path):
     assert {c["state"] for c in checks} <= {"ok", "no", "unknown"}
     assert all(c["words"] for c in checks)
     assert "  traffic: unknown, no proxy is connected" in doctor().stdout
+
+
+def test_intel_programs_on_apple_silicon_are_a_problem(own_home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Python under Rosetta, and a llama-server of an old Homebrew."""
+    stand_in(monkeypatch, {"embedded": GOOD})
+    server = own_home / "llama-server"
+    server.write_bytes(bytes.fromhex("cffaedfe 07000001 03000000 02000000"))
+    server.chmod(0o755)
+    monkeypatch.setenv("AUTOSPEC_LLAMA_SERVER", str(server))
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("autospec.hardware.identity.is_translated", lambda: True)
+    problems = [problem["problem"] for problem in examined()["problems"]]
+    assert any("This Python is an Intel program" in problem for problem in problems)
+    assert any(problem.startswith(f"{server} is an Intel program") for problem in problems)
+
+
+def test_the_limit_of_a_macs_gpu_is_shown(monkeypatch: pytest.MonkeyPatch):
+    """With the command that changes it."""
+    stand_in(monkeypatch, {"embedded": GOOD})
+    monkeypatch.setattr("autospec.hardware.gpu.shared_limit_bytes", lambda _: 10 << 30)
+    assert "the GPU may use 10.0 GiB of" in " ".join(doctor().stdout.split())

@@ -91,6 +91,20 @@ def test_install_status_stop_uninstall(linux):
     assert not unit_of(linux).exists()
 
 
+def test_status_shows_the_folders_of_the_service(linux, monkeypatch):
+    """The shell's folders may be others than those that the service was installed with."""
+    monkeypatch.setenv("HF_HOME", "/data/hf")
+    assert "HF_HOME=/data/hf" in run("install", "--dry-run").stdout
+    run("install")
+    same = run("status").stdout
+    assert "  HF_HOME=/data/hf\n" in same
+    assert "other folders" not in same
+    monkeypatch.setenv("HF_HOME", "/elsewhere")
+    other = run("status").stdout
+    assert "  HF_HOME=/data/hf\n" in other
+    assert "This shell names other folders than the service has" in other
+
+
 def test_status_as_json(linux):
     """Before and after, and whether an upgrade is due."""
     before = json.loads(run("status", "--json").stdout)

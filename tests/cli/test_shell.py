@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ from click.testing import CliRunner, Result
 from autospec.cli import COMMANDS, cli
 from autospec.cli.shell import Shell, command_options
 from autospec.errors import AutospecError, BackendMissingError, BusyError, NothingKnownError, UsageError
+from autospec.files import privacy_hint
 
 ROOT = Path(__file__).parents[2]
 
@@ -338,3 +340,15 @@ def test_a_real_interrupt_ends_with_130(tmp_path: Path):
         child.send_signal(signal.SIGINT)
         assert child.stderr.read() == "Interrupted.\n"
     assert child.returncode == 130
+
+
+def test_what_macos_refuses_is_no_bug(monkeypatch: pytest.MonkeyPatch):
+    """A folder below Documents gives EPERM to a background service; the sentence names the setting."""
+    monkeypatch.setattr("autospec.files.privacy_hint", partial(privacy_hint, platform="darwin"))
+    result = run(raising(PermissionError(errno.EPERM, "Operation not permitted", "/Users/me/Documents/x")))
+    assert "autospec: Operation not permitted: /Users/me/Documents/x." in result.stderr
+    assert result.stderr.count("Full Disk Access") == 1
+    lan = run(
+        raising(AutospecError("The study's database cannot be reached: No route to host.", "Try again."))
+    )
+    assert "Try again.\nmacOS may keep the local network" in lan.stderr

@@ -32,6 +32,8 @@ def test_a_quiet_machine_is_measured():
         ({"spent_today_s": 7200.0}, "daemon_budget"),
         ({"power": BATTERY}, "battery"),
         ({"power": replace(MAINS, low_power=True)}, "low power mode"),
+        ({"power": replace(MAINS, dark_wake=True)}, "a dark wake"),
+        ({"power": replace(MAINS, memory_short=True)}, "memory is short"),
         ({"power": replace(MAINS, thermal="throttled")}, "heat slows"),
         ({"user_idle_s": 5.0}, "the last input was 5 s ago"),
         ({"other_load": 1.5}, "other programs use 1.5 of 4 cores"),

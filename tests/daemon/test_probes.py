@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autospec.daemon import probes as module
@@ -56,3 +58,11 @@ def test_while_a_server_of_the_step_ends_the_load_is_unknown():
     probes._load(reading(0.0, 100.0, p7=10.0, p8=3.0))
     assert probes._load(reading(5.0, 110.0, p7=15.0)) is None
     assert probes._load(reading(10.0, 112.0, p7=17.0)) == 0.0
+
+
+def test_free_memory_counts_up_to_the_limit_of_a_macs_gpu(monkeypatch: pytest.MonkeyPatch):
+    """20 GiB are free, and Metal gives 10 of them."""
+    free = replace(reading(0.0, 100.0), memory_available_bytes=20 << 30)
+    monkeypatch.setattr(module, "read", lambda *_: free)
+    monkeypatch.setattr(module, "shared_limit_bytes", lambda _: 10 << 30)
+    assert Probes(Clock(), idle=lambda: None).read(ClientActivity(), 0.0).memory_available_bytes == 10 << 30

@@ -14,6 +14,7 @@ from autospec.hardware.gpu import (
     is_integrated,
     metal_limit_bytes,
     nvml_devices,
+    shared_limit_bytes,
     usable,
 )
 
@@ -78,6 +79,14 @@ def test_a_mac_has_its_working_set(monkeypatch):
         Device("MTL0", "Apple M4 GPU", 48 * GIB, 48 * GIB, unified=True),
     )
     assert devices_here(hardware("macos 15.1", "")) == ()
+
+
+def test_only_a_macs_gpu_limits_the_machines_memory(monkeypatch):
+    """Other GPUs have memory of their own, or take what the system gives."""
+    monkeypatch.setattr(device_memory, "output_of", lambda *_: "28672\n")
+    assert shared_limit_bytes(hardware("macos 26.1", "Apple M4 GPU")) == 28 * GIB
+    assert shared_limit_bytes(hardware("macos 15.1", "")) == 0
+    assert shared_limit_bytes(hardware("linux 6.8", "NVIDIA GeForce RTX 3090")) == 0
 
 
 def test_nvidias_library_tells_free_memory(monkeypatch):

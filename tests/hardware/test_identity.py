@@ -198,3 +198,41 @@ def test_a_program_that_is_missing_fails_or_hangs_says_nothing():
     assert output_of(sys.executable, "-c", "print('half'); raise SystemExit(1)") == ""
     assert output_of(sys.executable, "-c", "import signal; signal.pause()", timeout_s=0.2) == ""
     assert output_of(sys.executable, "-c", "print('yes')") == "yes\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("cffaedfe 0c000001 00000000 02000000", {"arm64"}),
+        ("cffaedfe 07000001 03000000 02000000", {"x86_64"}),
+        # A universal program: two entries of 20 bytes.
+        (f"cafebabe 00000002 01000007 {'00' * 16} 0100000c {'00' * 16}", {"x86_64", "arm64"}),
+        # Cut off in the first entry; a class of Java 8; a program of Linux; a script; nothing.
+        ("cafebabe 00000002 0100", set()),
+        ("cafebabe 00000034 01000007", set()),
+        ("7f454c46 02010100", set()),
+        ("23212f62 696e2f73 680a", set()),
+        ("", set()),
+    ],
+)
+def test_the_processor_of_a_macos_program_is_read_from_its_first_bytes(head, expected):
+    """The layout of mach-o/loader.h and mach-o/fat.h."""
+    assert identity.parse_mach_o(bytes.fromhex(head)) == expected
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "printed", "expected"),
+    [
+        ("darwin", "x86_64", "1\n", True),
+        ("darwin", "x86_64", "0\n", False),  # a Mac with an Intel processor, macOS 11 and later
+        ("darwin", "x86_64", "", False),  # before
+        ("darwin", "arm64", "0\n", False),
+        ("linux", "x86_64", "1\n", False),
+    ],
+)
+def test_rosetta_is_noticed(monkeypatch, system, machine, printed, expected):
+    """`sysctl.proc_translated` is of the process that asks, and its children's are the same."""
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(identity.platform, "machine", lambda: machine)
+    monkeypatch.setattr(identity, "output_of", lambda *_: printed)
+    assert identity.is_translated() is expected

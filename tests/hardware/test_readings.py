@@ -76,6 +76,13 @@ def test_intel_macs_tell_a_speed_limit(limit: int, expected: str):
     assert readings.parse_thermal("", PMSET_THERM_INTEL.format(limit=limit)) == expected
 
 
+def test_the_worse_of_two_sources_counts():
+    """On an Intel Mac, notifyutil may answer 0 while pmset limits the speed."""
+    nominal = "com.apple.system.thermalpressurelevel 0\n"
+    assert readings.parse_thermal(nominal, PMSET_THERM_INTEL.format(limit=46)) == "throttled"
+    assert readings.parse_thermal(nominal, PMSET_THERM_INTEL.format(limit=100)) == "nominal"
+
+
 def test_a_silent_pmset_means_nothing():
     """On Apple silicon it is silent while the machine throttles, so silence is not `nominal`."""
     assert readings.parse_thermal("", PMSET_THERM_SILENT) == "unknown"
@@ -168,3 +175,9 @@ def test_a_terminal_is_as_idle_as_its_last_reading(tmp_path: Path):
     assert terminal_idle_s(terminals, 200.0) == 40.0
     assert terminal_idle_s(terminals, 50.0) == 0.0
     assert terminal_idle_s([], 200.0) is None
+
+
+@pytest.mark.parametrize(("text", "short"), [("1\n", False), ("2\n", True), ("4\n", True), ("", None)])
+def test_memory_pressure_is_the_systems_own_word(text, short):
+    """1 normal, 2 warning, 4 critical: free and inactive pages say nothing, for inactive ones belong to other programs."""
+    assert readings.parse_memory_pressure(text) is short

@@ -36,6 +36,17 @@ def test_load_is_the_systems_less_ours():
     assert disturbed(state) == ""
 
 
+@pytest.mark.parametrize(
+    ("wall_s", "slept"), [(5001.0, False), (5002.9, False), (5003.1, True), (4000.0, False)]
+)
+def test_a_sleep_within_the_window_disturbs_it(wall_s, slept):
+    """The monotonic clock says one second; a clock that was set back says nothing."""
+    state = between(FIRST, replace(LAST, wall_s=wall_s))
+    assert disturbed(state) == (
+        "During the measurement the machine slept, or its clock was set." if slept else ""
+    )
+
+
 def test_a_server_that_ended_in_the_window_stays_ours():
     """Its whole time moves to the ended children's, of which only the window's part counts."""
     last = replace(LAST, processes={}, reaped_s=142.0)

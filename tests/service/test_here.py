@@ -9,8 +9,16 @@ import pytest
 
 from autospec.errors import ServiceError
 from autospec.service import here
-from autospec.service.here import refuse_root, service_here, service_path, unseen_variables
+from autospec.service.here import (
+    privacy_warnings,
+    private_paths,
+    refuse_root,
+    service_here,
+    service_path,
+    unseen_variables,
+)
 from autospec.settings import load_settings
+from tests.service.fakes import definition
 
 
 @pytest.mark.parametrize("system", ["darwin", "linux"])
@@ -51,6 +59,60 @@ def test_the_folder_of_the_llama_server_in_use_comes_first(tmp_path):
     assert folders[0] == "/opt/homebrew/bin"
     assert folders.count("/opt/homebrew/bin") == 1
     assert {"/usr/bin", "/bin", "/usr/local/bin"} <= set(folders)
+
+
+@pytest.mark.parametrize("system", ["darwin", "linux"])
+def test_the_service_gets_the_folders_of_the_shell(monkeypatch, system):
+    """What a profile exports does not reach a supervisor: the service would see other models and another database."""
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setenv("HOME", "/Users/me")
+    monkeypatch.setenv("XDG_STATE_HOME", "~/.local/state")
+    monkeypatch.setenv("HF_HOME", "/Volumes/fast/hf")
+    monkeypatch.setenv("LLAMA_CACHE", "")
+    variables = dict(service_here(load_settings()).definition.variables)
+    assert variables["XDG_STATE_HOME"] == "/Users/me/.local/state"
+    assert variables["HF_HOME"] == "/Volumes/fast/hf"
+    assert "LLAMA_CACHE" not in variables
+
+
+def test_folders_that_macos_keeps_private_are_known(tmp_path):
+    """With links followed, and no other folder that merely begins alike."""
+    (tmp_path / "Documents" / "autospec").mkdir(parents=True)
+    (tmp_path / "src").symlink_to(tmp_path / "Documents")
+    asked = [
+        tmp_path / "Documents/autospec/.venv/bin/autospec",
+        tmp_path / "src/autospec",
+        tmp_path / "Documents2/autospec",
+        tmp_path / "Library/Mobile Documents/x",
+        tmp_path / ".local/bin/autospec",
+        Path("/Volumes/SSD/models"),
+    ]
+    assert private_paths(asked, tmp_path) == (asked[0], asked[1], asked[3], asked[5])
+
+
+def test_what_the_service_cannot_read_is_said_before_it_is_installed(monkeypatch, tmp_path):
+    """A clone in Documents and models on another disk; on Linux nothing is private."""
+    models = tmp_path / "Downloads" / "models"
+    models.mkdir(parents=True)
+    settings = load_settings(overrides={"model_dirs": [str(models)]})
+    program = str(tmp_path / "Documents" / "autospec" / ".venv" / "bin" / "autospec")
+    made = definition(tmp_path, program=(program, "daemon"))
+    first, second = privacy_warnings(settings, made, "darwin")
+    assert program in first
+    assert str(models) in second
+    assert "Full Disk Access" in second
+    assert privacy_warnings(settings, made, "linux") == ()
+    assert privacy_warnings(load_settings(), definition(tmp_path), "darwin") == ()
+
+
+def test_a_llama_server_below_home_is_found(monkeypatch, tmp_path):
+    """The setting may begin with a tilde."""
+    program = tmp_path / "builds" / "llama-server"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = load_settings(overrides={"llama_server": "~/builds/llama-server"})
+    assert service_here(settings).definition.path.split(":")[0] == str(program.parent)
 
 
 def test_other_systems_are_refused(monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from autospec.errors import ServiceError
 from autospec.files import launchd_dir
 from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, ServiceOutcome, ServiceState
-from autospec.service.launchd import Launchd, fields_of
+from autospec.service.launchd import Launchd, exit_code_for, fields_of, shorten_log
 from autospec.service.lifecycle import Service
 from tests.service.fakes import PRINTED, Clock, FakeLaunchctl, definition
 from tests.service.launchd_keys import LAUNCHD_SCHEMA
@@ -273,8 +273,15 @@ def test_fields_are_those_of_the_job_and_not_of_its_blocks():
     [
         ("running", "\tpid = 7\n\tlast exit code = 1", ServiceState.RUNNING, "1"),
         ("not running", "\tlast exit code = 0", ServiceState.STOPPED, "0"),
-        ("not running", "\tlast exit code = (never exited)", ServiceState.STARTING, ""),
-        ("spawn scheduled", "\tlast exit code = 78: EX_CONFIG", ServiceState.FAILED, "78: EX_CONFIG"),
+        # Loaded and never started: launchd may leave it so (openbase #15).
+        ("not running", "\tlast exit code = (never exited)", ServiceState.STOPPED, ""),
+        ("xpcproxy", "\tlast exit code = (never exited)", ServiceState.STARTING, ""),
+        (
+            "spawn scheduled",
+            "\tlast exit code = 78: EX_CONFIG",
+            ServiceState.FAILED,
+            "78: EX_CONFIG, its program cannot be started; was its Python removed?",
+        ),
         (
             "not running",
             "\tlast exit code = 0\n\tlast terminating signal = Killed: 9",
@@ -288,6 +295,84 @@ def test_what_print_says_is_understood(tmp_path, state, lines, expected, last):
     answers = [ServiceOutcome(0, PRINTED.format(state=state, lines=lines)), ServiceOutcome(0)]
     status = Launchd(501, tmp_path, TEMPLATE).read(answers)
     assert (status.state, status.last_exit) == (expected, last)
+
+
+def test_a_job_that_was_never_started_is_started(service, launchctl):
+    """It is loaded, `not running` and has `(never exited)`: bootstrap would be refused, kickstart starts it."""
+    service().install()
+    launchctl.calls.clear()
+    dormant = PRINTED.format(state="not running", lines="\tlast exit code = (never exited)")
+    printed, launchctl._print = (
+        launchctl._print,
+        lambda target: (
+            ServiceOutcome(0, dormant) if target == TARGET and not launchctl.changes else printed(target)
+        ),
+    )
+    assert service().start()
+    assert [call[0] for call in launchctl.changes] == ["kickstart"]
+
+
+@pytest.mark.parametrize(
+    ("code", "environ", "parent", "expected"),
+    [
+        (2, {"XPC_SERVICE_NAME": "com.autospec.daemon"}, 1, 0),
+        (1, {"XPC_SERVICE_NAME": "com.autospec.daemon"}, 1, 1),
+        # A tune of the daemon, which inherits the variable.
+        (2, {"XPC_SERVICE_NAME": "com.autospec.daemon"}, 4711, 2),
+        # A shell in Terminal.
+        (2, {"XPC_SERVICE_NAME": "application.com.apple.Terminal.1152921500311879701"}, 900, 2),
+        (2, {}, 1, 2),
+    ],
+)
+def test_launchd_does_not_restart_a_wrong_setting(code, environ, parent, expected):
+    """It would, twice a minute, for ever: KeepAlive knows success and nothing else."""
+    assert exit_code_for(code, environ, parent) == expected
+
+
+def test_a_wrong_setting_is_told_at_once(service, launchctl):
+    """The agent ended with 0 and stays stopped; its log says why."""
+    stopped = PRINTED.format(state="not running", lines="\tlast exit code = 0")
+    printed = launchctl._print
+    launchctl._print = lambda target: (
+        ServiceOutcome(0, stopped) if target == TARGET and launchctl.loaded else printed(target)
+    )
+    launchctl.log = "autospec: The setting daemon_idle is wrong.\n"
+    failing = service()
+    with pytest.raises(ServiceError, match=r"did not come up: it ended \(0\)") as raised:
+        failing.install()
+    assert raised.value.log_tail == ("autospec: The setting daemon_idle is wrong.",)
+    assert failing._now() < 5
+
+
+def test_a_program_that_macos_keeps_from_services_is_told_so(service, launchctl):
+    """What Python prints when its virtual environment is in Documents."""
+    launchctl.healthy = False
+    launchctl.log = "PermissionError: [Errno 1] Operation not permitted: '/Users/me/Documents/autospec/.venv/pyvenv.cfg'\n"
+    with pytest.raises(ServiceError, match="did not come up") as raised:
+        service().install()
+    assert "Full Disk Access" in raised.value.hint
+
+
+def test_a_long_log_is_emptied_and_a_short_one_is_kept(tmp_path):
+    """Nothing on a Mac rotates it."""
+    log = tmp_path / "daemon.log"
+    shorten_log(log)
+    log.write_bytes(b"x" * (1 << 20))
+    shorten_log(log)
+    assert log.stat().st_size == 1 << 20
+    log.write_bytes(b"x" * ((1 << 20) + 1))
+    shorten_log(log)
+    assert log.stat().st_size == 0
+
+
+def test_the_environment_in_the_file_can_be_read_again(tmp_path):
+    """For `status`; a file that is no plist has none."""
+    supervisor = Launchd(501, tmp_path, TEMPLATE)
+    variables = (("HF_HOME", "/Volumes/x & y/<hf>"), ("OLLAMA_MODELS", "/m"))
+    assert supervisor.variables(supervisor.render(definition(tmp_path, variables=variables))) == dict(
+        variables
+    )
+    assert supervisor.variables("") == supervisor.variables("<plist") == {}
 
 
 def test_logs_are_the_end_of_the_file(tmp_path):

@@ -265,3 +265,13 @@ def test_logs_are_the_units_journal(tmp_path):
         "--lines=7",
         "--follow",
     )
+
+
+def test_the_environment_in_the_unit_can_be_read_again(tmp_path):
+    """For `status`, with whatever characters a folder's name has."""
+    supervisor = Systemd(tmp_path, (launchd_dir() / UNIT).read_text("utf-8"))
+    variables = (("HF_HOME", '/data/50%/"my models"\\x'), ("OLLAMA_MODELS", "/m"))
+    assert supervisor.variables(supervisor.render(definition(tmp_path, variables=variables))) == dict(
+        variables
+    )
+    assert supervisor.variables("") == {}

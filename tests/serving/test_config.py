@@ -30,6 +30,14 @@ def test_memory_limit():
     assert memory_limit_bytes(load_settings(overrides={"memory_limit": 2.5}), HERE) == 2.5 * GIB
 
 
+def test_a_macs_gpu_limits_its_servers(monkeypatch):
+    """Of 16 GiB Metal gives two thirds to all servers together, which is less than three quarters."""
+    monkeypatch.setattr("autospec.hardware.gpu.output_of", lambda *_: "0\n")
+    mac = dataclasses.replace(HERE, os="macos 15.5", gpu="Apple M2 8-core GPU", memory_bytes=16 * GIB)
+    assert memory_limit_bytes(load_settings(), mac) == 16 * GIB * 2 // 3
+    assert memory_limit_bytes(load_settings(overrides={"memory_limit": 14}), mac) == 14 * GIB
+
+
 def opened(**changes: object) -> Supervisor:
     """A supervisor with these settings."""
     scene = Scene(settings=load_settings(overrides=changes))

@@ -1,0 +1,85 @@
+"""Keep the machine awake while it measures, and notice a wake-up of the system without its user.
+
+Systems go to sleep for lack of user input, whatever the processor does. macOS: caffeinate(8) holds the assertion against idle sleep;
+a closed lid still sleeps. Linux: systemd-inhibit(1).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+__all__ = ["awake_command", "kept_awake", "parse_dark_wake"]
+
+_CAFFEINATE = "/usr/bin/caffeinate"
+# The helper ends within milliseconds after its signal.
+_END_WITHIN_S = 2.0
+
+
+def awake_command(
+    platform: str, pid: int, which: Callable[[str], str | None] = shutil.which
+) -> tuple[str, ...]:
+    """The program that keeps the system awake while it runs; empty if this system has none.
+
+    Args:
+        platform: As in `sys.platform`.
+        pid: The process that measures; caffeinate ends with it.
+        which: Finds a program on PATH.
+    """
+    if platform == "darwin" and which(_CAFFEINATE):
+        # -i: no idle sleep; -m: no sleep of the disks; -w: until that process ends.
+        return _CAFFEINATE, "-i", "-m", "-w", str(pid)
+    if platform == "linux" and (inhibit := which("systemd-inhibit")) and (cat := which("cat")):
+        # cat ends when its input does, i.e. with this process, however that ends.
+        return inhibit, "--what=sleep", "--who=autospec", "--why=It measures", "--mode=block", cat
+    return ()
+
+
+@contextmanager
+def kept_awake(platform: str = sys.platform) -> Iterator[None]:
+    """Keep the system awake within the block. Without a suitable program, or if it fails, nothing happens."""
+    helper: subprocess.Popen[bytes] | None = None
+    if command := awake_command(platform, os.getpid()):
+        with suppress(OSError):
+            helper = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # Ctrl-C is for the measurement, and systemd-inhibit must not ask for a password at the terminal.
+                start_new_session=True,
+            )
+    try:
+        yield
+    finally:
+        if helper is not None:
+            _end(helper)
+
+
+def parse_dark_wake(text: str) -> bool | None:
+    """Return whether the output of ``pmset -g systemstate`` shows a dark wake.
+
+    In a dark wake, the system runs for up to a minute with its display off (Power Nap), then sleeps again. ``None`` if unknown.
+    """
+    found = re.search(r"^Current System Capabilities are:(.*)$", text, re.MULTILINE)
+    if found is None:
+        return None
+    capabilities = found[1].split()
+    return "CPU" in capabilities and "Graphics" not in capabilities
+
+
+def _end(helper: subprocess.Popen[bytes]) -> None:
+    if helper.stdin is not None:
+        with suppress(OSError):
+            helper.stdin.close()
+    helper.terminate()
+    try:
+        helper.wait(_END_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        helper.kill()
+        helper.wait()
