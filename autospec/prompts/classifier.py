@@ -91,6 +91,13 @@ def _tools_of_system(prompt: Text) -> str:
     return ""
 
 
+@lru_cache(_REMEMBERED)
+def _has_sources(prompt: Text) -> bool:
+    """True for a system prompt with material to cite."""
+    system = fold(prompt.head)
+    return any(mark in system for mark in keywords().source_marks)
+
+
 def _by_words(request: RequestText) -> Classification:
     scores: dict[PromptType, float] = defaultdict(float)
     reasons: dict[PromptType, tuple[float, str]] = {}
@@ -155,8 +162,7 @@ def _material(
         yield PromptType.RAG, weight, "long-context-and-question"
     if look.sourced and worked_over < 3.0:
         yield PromptType.RAG, 3.0, "sources"
-    system = fold(request.system.head)
-    if any(mark in system for mark in keywords().source_marks):
+    if _has_sources(request.system):
         yield PromptType.RAG, 3.0, "sources-in-system-prompt"
     if long and scores.get(PromptType.WRITING, 0.0) > 0.0:
         yield PromptType.WRITING, -2.0, "long-context"

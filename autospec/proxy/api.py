@@ -17,7 +17,7 @@ from autospec.errors import ModelChoiceError, StoreError
 from autospec.hardware import identify
 from autospec.proxy.access import allow_page
 from autospec.proxy.errors import ProxyProblem
-from autospec.proxy.metrics import CONTENT_TYPE, Metrics
+from autospec.proxy.metrics import CONTENT_TYPE, Metrics, dashboard
 from autospec.proxy.request import Refused
 from autospec.recommendations import Recommendation
 from autospec.report.selection import Question, select
@@ -192,8 +192,8 @@ class Endpoints:
         if is_models:
             return self._models(path)
         match path.removeprefix(_OWN).rstrip("/"):
-            case "metrics":
-                return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+            case "metrics" | "dashboard" as what:
+                return self._monitoring(what)
             case "v1/recommendations":
                 return await self._recommendations(request.query)
             case "v1/status":
@@ -206,11 +206,16 @@ class Endpoints:
                 raise Refused(
                     ProxyProblem(
                         404,
-                        f"There is no {path}. The paths are /autospec/v1/status, plan, recommendations, events "
-                        "and /autospec/metrics.",
+                        f"There is no {path}. The paths are /autospec/v1/status, plan, recommendations, events, "
+                        "/autospec/metrics and /autospec/dashboard.",
                         "not_found",
                     )
                 )
+
+    def _monitoring(self, what: str) -> web.Response:
+        if what == "dashboard":
+            return web.Response(text=dashboard(), content_type="application/json")
+        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
     def _models(self, path: str) -> web.Response:
         offered = self._dispatch.offered()

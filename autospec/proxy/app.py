@@ -87,7 +87,7 @@ class Proxy:
         self._serving = serving
         self._started = time.time()
         self._upstream = Upstream()
-        self._metrics = Metrics(lambda: self.in_flight, lambda: samples.lost)
+        self._metrics = Metrics(lambda: self.in_flight, lambda: samples.lost, dispatch.status)
         self._endpoints = Endpoints(dispatch, self._metrics, storage, self._about)
         self._relay = Relay(
             self._upstream,

@@ -1,21 +1,31 @@
-"""What is recorded of live traffic: Prometheus metrics, and samples that a thread writes into the store in batches."""
+"""What is recorded of live traffic: Prometheus metrics, and samples that a thread writes into the store in batches.
+
+`dashboard.json` beside this module shows every metric in Grafana.
+"""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from typing import Final
+import time
+from collections import Counter as Counts
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+from autospec.drafting import Drafting
 from autospec.measure.measurements import Sample
 from autospec.proxy.usage import RequestOutcome
 from autospec.store.database import Store
 
-__all__ = ["CONTENT_TYPE", "Metrics", "SampleWriter"]
+__all__ = ["CONTENT_TYPE", "Metrics", "SampleWriter", "dashboard"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,9 +38,14 @@ _TPS_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
 
 
 class Metrics:
-    """Metrics of forwarded requests by model, prompt type and drafting."""
+    """Metrics of forwarded requests by model, prompt type and drafting, and of the servers; `status` is `Dispatch.status`."""
 
-    def __init__(self, in_flight: Callable[[], float], lost_samples: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        in_flight: Callable[[], float],
+        lost_samples: Callable[[], float],
+        status: Callable[[], Mapping[str, Any]],
+    ) -> None:
         registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "autospec_requests",
@@ -92,6 +107,10 @@ class Metrics:
         Gauge("autospec_lost_samples", "Samples that could not be stored.", registry=registry).set_function(
             lost_samples
         )
+        Gauge("autospec_start_time_seconds", "Unix time of the proxy's start.", registry=registry).set(
+            time.time()
+        )
+        registry.register(_Servers(status))
 
     def forwarded(self, outcome: RequestOutcome, sample: Sample | None) -> None:
         """Record a request that reached a backend."""
@@ -140,6 +159,80 @@ def _status(outcome: RequestOutcome) -> str:
     if outcome.client_gone:
         return "client_gone"
     return "retried" if outcome.retried else "broken"
+
+
+class _Servers(Collector):
+    """The queue and the servers, read from the status document when Prometheus asks."""
+
+    def __init__(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector`."""
+        told = self._status()
+        yield from _queue_metrics(told.get("queue", {}))
+        yield from _server_metrics(told.get("launches", ()), told.get("memory", {}))
+        yield from _server_totals(told.get("totals", ()))
+
+
+def _queue_metrics(queue: Mapping[str, Any]) -> Iterator[Metric]:
+    waiting = "Requests that wait for a server."
+    yield GaugeMetricFamily("autospec_waiting_requests", waiting, queue.get("waiting", 0))
+    limit = "Most requests that may wait; further ones are refused."
+    yield GaugeMetricFamily("autospec_waiting_requests_limit", limit, queue.get("limit", 0))
+    oldest = "How long the oldest waiting request has waited."
+    yield GaugeMetricFamily("autospec_waiting_oldest_seconds", oldest, queue.get("oldest_s", 0))
+
+
+def _server_metrics(launches: Sequence[Mapping[str, Any]], memory: Mapping[str, Any]) -> Iterator[Metric]:
+    servers: Counts[tuple[str, ...]] = Counts((la["model"], _label(la), la["state"]) for la in launches)
+    now = GaugeMetricFamily("autospec_servers", "Servers now.", labels=("model", "drafting", "state"))
+    for labels, count in servers.items():
+        now.add_metric(labels, count)
+    yield now
+    leases: Counts[tuple[str, ...]] = Counts()
+    for launch in launches:
+        leases[launch["model"], _label(launch)] += launch["leases"]
+    busy = GaugeMetricFamily(
+        "autospec_server_requests_in_flight",
+        "Requests that servers answer now.",
+        labels=("model", "drafting"),
+    )
+    for labels, count in leases.items():
+        busy.add_metric(labels, count)
+    yield busy
+    expected = "Memory that all servers together are expected to take."
+    yield GaugeMetricFamily("autospec_server_memory_bytes", expected, memory.get("launches_bytes", 0))
+    limit = "Most memory that servers may take."
+    yield GaugeMetricFamily("autospec_server_memory_limit_bytes", limit, memory.get("limit_bytes", 0))
+
+
+def _server_totals(totals: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    starts = CounterMetricFamily(
+        "autospec_server_starts", "Servers started, restarts included.", labels=("model", "drafting")
+    )
+    failures = CounterMetricFamily(
+        "autospec_server_failures",
+        "Servers that did not start, died, or were killed by a SIGKILL from elsewhere.",
+        labels=("model", "drafting", "cause"),
+    )
+    for row in totals:
+        labels = (row["model"], _label(row))
+        starts.add_metric(labels, row["started"])
+        for cause in ("did_not_start", "died", "killed"):
+            # Also the zeros: `increase` does not see the first event of a series that begins with it.
+            failures.add_metric((*labels, cause), row[cause])
+    yield starts
+    yield failures
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return Drafting.from_json(row["drafting"]).label
+
+
+def dashboard() -> str:
+    """The Grafana dashboard, as JSON."""
+    return Path(__file__).with_name("dashboard.json").read_text(encoding="utf-8")
 
 
 # Samples that arrive within this time are one transaction.

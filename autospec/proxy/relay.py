@@ -28,7 +28,7 @@ from autospec.proxy.request import (
     for_backend,
     for_client,
 )
-from autospec.proxy.upstream import LineBreakError, Upstream
+from autospec.proxy.upstream import LineBreakError, Upstream, has_growing_pool
 from autospec.proxy.usage import RequestOutcome, UsageReader, read_counts, saw_the_end
 from autospec.serving.dispatch import Dispatch, Lease, RouteRequest
 
@@ -370,7 +370,14 @@ class _Passage:
     async def _ask(self, upstream: Upstream, headers: Iterable[tuple[str, str]], content: bytes) -> Answer:
         lease, request = self._lease, self._request
         try:
-            return await upstream.ask(lease.base_url, request.method, _target(request), headers, content)
+            return await upstream.ask(
+                lease.base_url,
+                request.method,
+                _target(request),
+                headers,
+                content,
+                growing_pool=has_growing_pool(lease.backend, lease.build),
+            )
         except NotHttpError as error:  # another server would answer the same
             message = f"The server of {lease.model} sent an answer that is not HTTP: {error}."
             raise Refused(ProxyProblem(502, message, "backend_failed")) from error

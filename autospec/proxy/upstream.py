@@ -6,14 +6,16 @@ took 119 µs of processor time per token of 25-token answers (153 µs with aioht
 (126 µs): one run of `studies/bench/proxy.py` on two busy cores. The parser is llhttp (`httptools`), which Node and aiohttp use
 too.
 
-A new connection costs as much processor time as the rest of a request, so a few are kept for a moment. llama-server
-(cpp-httplib) occupies a thread for each open connection, and builds before 2026 have a fixed number of threads: while any
-request waits for its answer, and so perhaps for a thread, no connection is kept.
+A new connection costs as much processor time as the rest of a request, so connections are kept for a moment. llama-server
+(cpp-httplib) occupies a thread for each open connection. New builds start more threads when they need them, and each
+connection to them is kept. Older ones have a fixed number of threads: only a few connections to them are kept, and none while
+any request waits for its answer, and so perhaps for a thread. Servers of other kinds are treated like the older builds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from urllib.parse import urlsplit
 
 from autospec.proxy.answer import Answer, BrokenError
 
-__all__ = ["LineBreakError", "Upstream"]
+__all__ = ["LineBreakError", "Upstream", "has_growing_pool"]
 
 # A loopback connection is made at once or not at all, except under full load.
 _CONNECT_TIMEOUT_S = 10.0
@@ -33,6 +35,10 @@ _SENT_AT_ONCE_BYTES = 256 * 1024
 _IDLE_S = 3.0
 # The smallest number of threads of any build is 3 (slots + 2, later + 4): one stays free for clients that bypass the proxy.
 _MOST_IDLE = 2
+# With a growing pool: enough for any number of slots. The threads of such a pool end at 1024 more than `--threads-http`.
+_MOST_IDLE_OF_GROWING_POOL = 128
+# The first build known to have a growing pool (`server_http_context::start` in server-http.cpp, pull request 20817 of March 2026).
+_GROWING_POOL_BUILD = 9093
 # A kept connection that the server has closed breaks within the first round trip. If it breaks later, the request may have
 # been processed, and a silent second attempt would process it twice.
 _STALE_S = 0.5
@@ -69,8 +75,18 @@ class Upstream:
         target: str,
         headers: Iterable[tuple[str, str]],
         content: bytes,
+        *,
+        growing_pool: bool = False,
     ) -> Answer:
         """Send a request and wait for the headers of its answer.
+
+        Args:
+            base_url: Of the server.
+            method: Of the request.
+            target: Path and query.
+            headers: Without Host and Content-Length.
+            content: The body.
+            growing_pool: See `has_growing_pool`.
 
         Raises:
             BrokenError: The server cannot be reached, or closed before it answered.
@@ -91,7 +107,7 @@ class Upstream:
                 # The server may just have closed the kept connection, which is no failure.
                 if answer.received_bytes or self._loop.time() - begun_s > _STALE_S:
                     raise
-        connection = await self._connected(place)
+        connection = await self._connected(place, growing_pool=growing_pool)
         answer = Answer(connection, method, self._loop, with_body=bool(content))
         return await self._exchange(connection, answer, head, content)
 
@@ -101,8 +117,8 @@ class Upstream:
         for kept in [connection for idle in self._idle.values() for connection in idle]:
             kept.drop()
 
-    async def _connected(self, place: _Origin) -> _BackendConnection:
-        connection = _BackendConnection(self, place)
+    async def _connected(self, place: _Origin, *, growing_pool: bool) -> _BackendConnection:
+        connection = _BackendConnection(self, place, growing_pool=growing_pool)
         # Counted from now on: a pending connection needs one of the server's threads too.
         self._open[place].add(connection)
         try:
@@ -150,16 +166,18 @@ class Upstream:
     def keep(self, connection: _BackendConnection) -> None:
         """Take a connection back after a complete answer."""
         place = connection.place
-        if (
-            self._closed
-            or connection.closing
-            or len(self._idle.get(place, ())) >= _MOST_IDLE
-            or any(other.waits for other in self._open[place])
-        ):
+        if self._closed or connection.closing or not self._has_room_for(connection):
             connection.drop()
             return
         self._idle.setdefault(place, []).append(connection)
         connection.rest(self._loop.call_later(_IDLE_S, connection.drop))
+
+    def _has_room_for(self, connection: _BackendConnection) -> bool:
+        """True if the server can spare the thread of one more idle connection."""
+        idle = len(self._idle.get(connection.place, ()))
+        if connection.growing_pool:
+            return idle < _MOST_IDLE_OF_GROWING_POOL
+        return idle < _MOST_IDLE and not any(other.waits for other in self._open[connection.place])
 
     def forget(self, connection: _BackendConnection) -> None:
         """Remove a connection."""
@@ -176,8 +194,9 @@ class Upstream:
 class _BackendConnection(asyncio.Protocol):
     """One socket."""
 
-    def __init__(self, upstream: Upstream, place: _Origin) -> None:
+    def __init__(self, upstream: Upstream, place: _Origin, *, growing_pool: bool) -> None:
         self.place = place
+        self.growing_pool = growing_pool
         self.answer: Answer | None = None
         self._upstream = upstream
         self._transport: asyncio.Transport | None = None
@@ -266,6 +285,13 @@ class _BackendConnection(asyncio.Protocol):
 
     def give_back(self) -> None:
         self._upstream.keep(self)
+
+
+@lru_cache(64)
+def has_growing_pool(backend: str, build: str) -> bool:
+    """True if the server starts a thread for each connection that needs one. A build without a number counts as old."""
+    number = re.fullmatch(r"b(\d+)", build)
+    return backend == "llama-server" and number is not None and int(number[1]) >= _GROWING_POOL_BUILD
 
 
 @lru_cache(256)

@@ -189,6 +189,7 @@ class ServerPool:
         self._clock = clock
         self._launches: list[ServerInstance] = []
         self._took_s: dict[tuple[str, Drafting], float] = {}
+        self._totals: dict[tuple[str, Drafting], dict[str, int]] = {}
 
     def __iter__(self) -> Iterator[ServerInstance]:
         return iter(tuple(self._launches))
@@ -241,6 +242,7 @@ class ServerPool:
             identity=identity,
         )
         self._launches.append(launch)
+        self._count(launch, "started")
         launch.start()
         return launch
 
@@ -274,7 +276,21 @@ class ServerPool:
         for launch in self._launches:
             if launch.ready_at_s is not None:
                 self._took_s[(launch.model, launch.drafting)] = launch.ready_at_s - launch.made_at_s
-        return [launch for launch in over if launch.state is InstanceState.FAILED]
+        failed = [launch for launch in over if launch.state is InstanceState.FAILED]
+        for launch in failed:
+            self._count(launch, "killed" if launch.killed else "died" if launch.crashed else "did_not_start")
+        return failed
+
+    def totals(self) -> list[dict[str, Any]]:
+        """How many servers have started and failed so far, by model and drafting."""
+        return [
+            {"model": model, "drafting": drafting.to_json(), **counts}
+            for (model, drafting), counts in self._totals.items()
+        ]
+
+    def _count(self, launch: ServerInstance, what: str) -> None:
+        none = {"started": 0, "did_not_start": 0, "died": 0, "killed": 0}
+        self._totals.setdefault((launch.model, launch.drafting), none)[what] += 1
 
 
 class ServerLease:

@@ -159,6 +159,7 @@ class Supervisor:
             },
             "idle_unload_s": reconciler.idle_unload_s,
             "launches": [_launch(launch, now_s) for launch in launches],
+            "totals": reconciler.pool.totals(),
             "setbacks": reconciler.backoff.to_json(now_s),
             "not_served": list(reconciler.options.registry.refused),
             "traffic": demand.traffic.to_json(now_s),

@@ -57,7 +57,14 @@ class AiohttpUpstream:
         )
 
     async def ask(
-        self, base_url: str, method: str, target: str, headers: Iterable[tuple[str, str]], content: bytes
+        self,
+        base_url: str,
+        method: str,
+        target: str,
+        headers: Iterable[tuple[str, str]],
+        content: bytes,
+        *,
+        growing_pool: bool = False,  # noqa: ARG002 - keeps as many as for an older build
     ) -> AiohttpAnswer:
         """Send a request and wait for the headers of its answer."""
         self._connector.waiting += 1

@@ -134,7 +134,7 @@ async def stand_in() -> None:
 
 async def proxy(backend: str, folder: str, client: str) -> None:
     """The proxy over the stand-in; prints its port."""
-    dispatch = OneModel([LentServer(backend)])
+    dispatch = OneModel([LentServer(backend, build="b11434")])
     storage = f"sqlite:///{folder}/{client}.db"
     if client == "aiohttp":
         mock.patch("autospec.proxy.app.Upstream", AiohttpUpstream).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autospec.cells import PromptType
+from autospec.prompts import features
 from autospec.prompts.classifier import classify
-from autospec.prompts.request_text import HEAD_CHARS, TAIL_CHARS
+from autospec.prompts.request_text import HEAD_CHARS, TAIL_CHARS, fold, keywords, read_request
 
 LABELLED = Path(__file__).parents[2] / "studies" / "bench" / "prompt_types.jsonl"
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
@@ -181,3 +183,34 @@ json_values = st.recursive(
 def test_whatever_a_body_holds_a_type_is_returned(body: dict[str, Any]):
     """Malformed requests are for the backend to refuse."""
     assert classify(body).prompt_type in PromptType
+
+
+# All signs of a formula as one expression, and texts out of the pieces that the quick searches look for.
+FORMULA = re.compile(
+    r"\d\s*[-+*/^=×·]\s*\(?[\dxyz]|[xyz]\s*[\^²³=]|\b[fg]\(x\)|\d\s*% (?:of|de|von|di) \d|\\(?:frac|int|sum|sqrt)|[²³√∫∑≤≥]"
+)
+PIECES = ["3", " ", "+", "(", "x", "^", "=", "f(x)", "of(x)", "% of ", "%", "\\frac", "√", "def ", "();", "[1]", "资料", "c#", "ü", "_", "\n"]  # fmt: skip
+
+
+def same_features(text: str) -> None:
+    """The quick searches find what the plain ones find."""
+    assert features._has_formula(text) is (FORMULA.search(text) is not None)
+    assert features._words(text) == tuple(features.WORD.findall(text))
+    for marks in (keywords().code_marks, keywords().source_marks):
+        assert features._found(marks, text, frozenset(text)) == sum(mark in text for mark in marks)
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_quick_searches_find_the_same(text):
+    """In texts that are nearly formulas, code or sources."""
+    same_features(fold(text))
+
+
+def test_quick_searches_find_the_same_in_the_labelled_set():
+    """In texts as people write them."""
+    asks = [read_request(json.loads(line)["body"]).ask for line in LABELLED.read_text("utf-8").splitlines()]
+    formulas = 0
+    for ask in asks:
+        same_features(fold(ask.head))
+        formulas += features._has_formula(fold(ask.head))
+    assert 10 < formulas < len(asks) / 2

@@ -12,7 +12,7 @@ import pytest
 
 import autospec.proxy.upstream as upstream_module
 from autospec.proxy.answer import Answer, BrokenError, NotHttpError
-from autospec.proxy.upstream import Upstream
+from autospec.proxy.upstream import Upstream, has_growing_pool
 from tests.proxy.raw import exchange, post
 from tests.proxy.stand_in import SSE
 from tests.serving.scene import until
@@ -75,9 +75,9 @@ class Asking:
     def __init__(self) -> None:
         self._upstream = Upstream()
 
-    async def __call__(self, server: Server, method: str = "GET") -> Answer:
+    async def __call__(self, server: Server, method: str = "GET", *, growing_pool: bool = False) -> Answer:
         """The answer, once its headers are there."""
-        return await self._upstream.ask(server.base_url, method, "/x", [], b"")
+        return await self._upstream.ask(server.base_url, method, "/x", [], b"", growing_pool=growing_pool)
 
     async def aclose(self) -> None:
         """End it."""
@@ -213,6 +213,45 @@ def test_a_few_connections_are_kept():
             return server.connections
 
     assert run(scenario()) == 4 + 2
+
+
+def test_every_connection_to_a_growing_pool_is_kept():
+    """Also while a request waits: the server starts a thread for each one that needs it."""
+
+    async def scenario() -> int:
+        async with Server(*[PLAIN] * 16) as server, contextlib.aclosing(Asking()) as asking:
+            for _ in range(3):
+                tasks = [asyncio.create_task(asking(server, growing_pool=True)) for _ in range(4)]
+                first, *later = [await task for task in tasks]
+                await whole(first)
+                server.delay_s = 0.1
+                waiting = asyncio.create_task(asking(server, growing_pool=True))
+                for answer in later:
+                    await whole(answer)
+                await whole(await waiting)
+                server.delay_s = 0
+            return server.connections
+
+    # The fifth request of each round takes the connection of the first.
+    assert run(scenario()) == 4
+
+
+@pytest.mark.parametrize(
+    ("backend", "build", "grows"),
+    [
+        ("llama-server", "b11434", True),
+        ("llama-server", "b9093", True),
+        ("llama-server", "b9092", False),
+        ("llama-server", "b4372", False),  # ik_llama.cpp
+        ("llama-server", "0f3c9a12be77", False),  # built from source without a number
+        ("llama-server", "", False),
+        ("mlx", "0.32.2", False),
+        ("attached", "b11434", False),
+    ],
+)
+def test_which_builds_have_a_growing_pool(backend, build, grows):
+    """Only llama-server's, from a number on that is known to have one."""
+    assert has_growing_pool(backend, build) is grows
 
 
 @pytest.mark.parametrize(

@@ -589,3 +589,25 @@ def test_a_dead_server_is_not_lent_before_the_next_look():
                 assert second.base_url != first.base_url
 
     run(scenario())
+
+
+def test_starts_and_failures_are_counted_by_cause():
+    """What an alert needs; servers that are stopped are no failures."""
+
+    async def scenario():
+        scene = Scene(stored=[recommend(LOOKUP)])
+        scene.backend.refuses[LOOKUP] = LaunchError("Unknown flag.", permanent=True)
+        async with scene.opened() as supervisor:
+            assert supervisor.status()["totals"] == []
+            for by in ("SIGABRT", "SIGKILL", "SIGKILL"):
+                assert await crash(supervisor, scene, wanted(), by) == OFF.label
+            async with await supervisor.lease(wanted()):
+                totals = {row["drafting"]["mode"]: row for row in supervisor.status()["totals"]}
+        no_start = {"model": "alpha-1b", "started": 1, "did_not_start": 1, "died": 0, "killed": 0}
+        off = {"model": "alpha-1b", "started": 4, "did_not_start": 0, "died": 1, "killed": 2}
+        assert totals == {
+            LOOKUP.mode: {"drafting": LOOKUP.to_json(), **no_start},
+            OFF.mode: {"drafting": OFF.to_json(), **off},
+        }
+
+    run(scenario())
