@@ -37,7 +37,8 @@ _IDLE_S = 3.0
 _MOST_IDLE = 2
 # With a growing pool: enough for any number of slots. The threads of such a pool end at 1024 more than `--threads-http`.
 _MOST_IDLE_OF_GROWING_POOL = 128
-# The first build known to have a growing pool (`server_http_context::start` in server-http.cpp, pull request 20817 of March 2026).
+# A growing pool (`server_http_context::start` in server-http.cpp) came with pull request 20817 of March 2026, after b8487. This later
+# build, whose help is captured in tests/backends/help, is taken as the first with it; b11434's source was read.
 _GROWING_POOL_BUILD = 9093
 # A kept connection that the server has closed breaks within the first round trip. If it breaks later, the request may have
 # been processed, and a silent second attempt would process it twice.

@@ -36,7 +36,7 @@ STATUS: dict[str, Any] = {
 }
 # Families of the metrics that no panel shows.
 NOT_SHOWN: frozenset[str] = frozenset()
-ALERTS = Path(__file__).parents[2] / "docs" / "serving.md"
+ALERTS = Path(__file__).parents[2].joinpath("docs/serving.md")
 _WORD = re.compile(r"\bautospec_\w+")
 
 
