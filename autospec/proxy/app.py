@@ -22,6 +22,7 @@ from autospec.proxy.errors import ProxyProblem, problem_of, problem_response, sh
 from autospec.proxy.metrics import Metrics, SampleWriter
 from autospec.proxy.relay import Relay
 from autospec.proxy.request import (
+    BodiesInFlight,
     Classify,
     ProxyRequest,
     Refused,
@@ -73,6 +74,7 @@ class Proxy:
         self.in_flight = 0
         self._dispatch = dispatch
         self._rules = rules
+        self._bodies = BodiesInFlight(rules.request_limit_bytes)
         self._daemon = daemon
         self._classify = classify
         self._samples = samples
@@ -136,15 +138,28 @@ class Proxy:
             return own
         if path in OPEN_PATHS:
             return await self._health(request)
+        # A wrong header is refused before the body is read.
         forced, off = forced_prompt_type(request.headers), wants_off(request.headers)
-        intake = ProxyRequest()
-        if request.body_exists:
-            content = await read_body(request, self._rules.request_limit_bytes)
-            intake = parse(content, request.headers)
+        content = await read_body(request, self._bodies) if request.body_exists else b""
+        try:
+            return await self._forward(request, path, content, forced, drafting_off=off)
+        finally:
+            self._bodies.give_back(len(content))
+
+    async def _forward(
+        self,
+        request: web.BaseRequest,
+        path: str,
+        content: bytes,
+        forced: PromptType | None,
+        *,
+        drafting_off: bool,
+    ) -> web.StreamResponse:
+        intake = parse(content, request.headers)
         model = intake.model or (request.query.get("model", "") if request.query_string else "")
         if not model:
             model = self._meant(request.method)
-        wanted = self._wanted(path, model, intake, forced, drafting_off=off)
+        wanted = self._wanted(path, model, intake, forced, drafting_off=drafting_off)
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         self.in_flight += 1
