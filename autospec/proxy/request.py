@@ -6,6 +6,7 @@ Hop-by-hop headers, and the headers that ``Connection`` names, belong to one con
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -297,7 +298,12 @@ def temperature_of(document: Mapping[str, Any]) -> float | None:
     if document.get("top_k") == 1:
         return 0.0
     asked = document.get("temperature")
-    return float(asked) if isinstance(asked, int | float) and not isinstance(asked, bool) else None
+    if not isinstance(asked, int | float) or isinstance(asked, bool):
+        return None
+    try:
+        return float(asked) if math.isfinite(asked) else None
+    except OverflowError:  # an integer with hundreds of digits
+        return None
 
 
 def _loads(content: bytes) -> Any:
