@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting
@@ -148,8 +149,18 @@ class Recommendation:
 
         Raises:
             ValueError: A value is out of range or a name is unknown.
+            TypeError: A value has the wrong type.
             KeyError: A required field is missing.
         """
+        evidence = data.get("evidence", {})
+        for name, kind in _TYPES.items():
+            if not isinstance(data[name], kind):
+                raise TypeError(f"{name} has the wrong type")
+        if not isinstance(evidence, dict):
+            raise TypeError("evidence has the wrong type")
+        Limits.from_json(
+            evidence.get(LIMITS)
+        )  # readers take it from the evidence, without a check of their own
         drafting = Drafting.from_json(data["drafting"])
         interval = data["speedup_ci"]
         return cls(
@@ -170,8 +181,16 @@ class Recommendation:
             reason=data["reason"],
             status=Status(data["status"]),
             created_at=data["created_at"],
-            evidence=data.get("evidence", {}),
+            evidence=evidence,
         )
+
+
+# Types of the fields that are taken from JSON as they are.
+_TYPES: Final[dict[str, Any]] = {
+    **dict.fromkeys(("model", "model_path", "backend", "backend_build", "reason", "created_at"), str),
+    **dict.fromkeys(("baseline_tps", "drafting_tps", "speedup", "acceptance"), int | float | None),
+    "pairs": int,
+}
 
 
 class LimitVerdict(StrEnum):
@@ -314,11 +333,14 @@ def document(
 
 def _interval(low: float | None, high: float | None) -> tuple[float, float]:
     # JSON has no infinity: an unbounded end is null.
-    return 0.0 if low is None else low, math.inf if high is None else high
+    ends = 0.0 if low is None else low, math.inf if high is None else high
+    if not all(isinstance(end, int | float) for end in ends):
+        raise TypeError("the ends of an interval must be numbers")
+    return ends
 
 
 def _number(value: float | None, digits: int = 2) -> float | None:
-    if value is None or not math.isfinite(value):
+    if value is None or not abs(value) <= sys.float_info.max:  # also an integer beyond all floats
         return None
     return round(value, digits)
 

@@ -333,7 +333,7 @@ def _from_file(file: Path, *, must_exist: bool) -> tuple[dict[str, object], tupl
         return {}, ()
     except OSError as error:
         raise SettingsError(f"The config file {file} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of the text, of a number's digits, of nesting
         raise SettingsError(f"The config file {file} is not valid TOML: {error}.") from None
     settable = {key.name: key for key in KEYS if key.in_file}
     values: dict[str, object] = {}
@@ -440,6 +440,8 @@ def parse_hours(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(spans)
 
 
+# Of numbers: far beyond what any setting means, and still a whole number of bytes in GiB.
+_MOST: Final = 1e12
 _TRUE_WORDS: Final = ("1", "true", "yes", "on")
 _FALSE_WORDS: Final = ("0", "false", "no", "off")
 
@@ -505,7 +507,7 @@ def _hours(value: object, base: Path) -> str:
 def _number(value: object, _base: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= _MOST:
         raise ValueError
     return float(value)
 
@@ -560,7 +562,7 @@ _KINDS: Final = {
     "words": _Kind('a list of strings, e.g. ["-ngl", "99"]', _words, shlex.split),
     "command": _Kind("a command line or a list of words", _command),
     "duration": _Kind('a duration such as "90s", "20m" or "1h30m"', _duration),
-    "number": _Kind("a number of at least 0", _number, float),
+    "number": _Kind(f"a number from 0 to {_MOST:g}", _number, float),
     "count": _Kind("a whole number of at least 1", _count, int),
     "flag": _Kind("true or false", _flag, _env_flag),
     "hours": _Kind('hours of the day such as "22:00-07:00"; separate several with commas', _hours),

@@ -83,7 +83,7 @@ def _token_id(value: object, size: int, default: int) -> int:
     return value if isinstance(value, int) and 0 <= value < size else default
 
 
-_BLOCK_TENSOR: Final = re.compile(r"blk\.(\d+)\.")
+_BLOCK_TENSOR: Final = re.compile(r"blk\.(\d{1,9})\.")
 # Stacked experts (ffn_up_exps, ffn_gate_chexps), and one tensor per expert in files of 2023.
 _EXPERT_TENSOR: Final = re.compile(r"_(?:ch)?exps\.|\.ffn_(?:gate|up|down)\.\d+\.")
 # One row of these is looked up per token.

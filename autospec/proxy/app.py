@@ -22,6 +22,7 @@ from autospec.proxy.errors import ProxyProblem, problem_of, problem_response, sh
 from autospec.proxy.metrics import Metrics, SampleWriter
 from autospec.proxy.relay import Relay
 from autospec.proxy.request import (
+    BodiesInFlight,
     Classify,
     ProxyRequest,
     Refused,
@@ -81,6 +82,7 @@ class Proxy:
         self.in_flight = 0
         self._dispatch = dispatch
         self._rules = rules
+        self._bodies = BodiesInFlight(rules.request_limit_bytes)
         self._daemon = daemon
         self._classify = classify
         self._samples = samples
@@ -154,7 +156,18 @@ class Proxy:
             problem = refuse_slot_files(path, request.raw_path, request.query)
             if problem is not None:
                 raise Refused(problem)
-        wanted, body = await self._read(request, path)
+        # A wrong header is refused before the body is read.
+        forced, off = forced_prompt_type(request.headers), wants_off(request.headers)
+        content = await read_body(request, self._bodies) if request.body_exists else b""
+        try:
+            wanted, body = self._read(request, path, content, forced, drafting_off=off)
+            return await self._forward(request, wanted, body)
+        finally:
+            self._bodies.give_back(len(content))
+
+    async def _forward(
+        self, request: web.BaseRequest, wanted: RouteRequest, body: RequestBody
+    ) -> web.StreamResponse:
         self.in_flight += 1
         try:
             # A probe does not keep a daemon from measuring.
@@ -163,13 +176,17 @@ class Proxy:
         finally:
             self.in_flight -= 1
 
-    async def _read(self, request: web.BaseRequest, path: str) -> tuple[RouteRequest, RequestBody]:
+    def _read(
+        self,
+        request: web.BaseRequest,
+        path: str,
+        content: bytes,
+        forced: PromptType | None,
+        *,
+        drafting_off: bool,
+    ) -> tuple[RouteRequest, RequestBody]:
         """What a request wants, and its body. The parsed document ends here."""
-        forced, off = forced_prompt_type(request.headers), wants_off(request.headers)
-        intake = ProxyRequest()
-        if request.body_exists:
-            content = await read_body(request, self._rules.request_limit_bytes)
-            intake = parse(content, request.headers)
+        intake = parse(content, request.headers) if request.body_exists else ProxyRequest()
         named = intake.model or (request.query.get("model", "") if request.query_string else "")
         check_name(named)
         is_get = request.method in ("GET", "HEAD")
@@ -177,7 +194,7 @@ class Proxy:
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         is_probe = is_get and self._runs(model)
-        wanted = self._wanted(path, model, intake, forced, drafting_off=off, is_probe=is_probe)
+        wanted = self._wanted(path, model, intake, forced, drafting_off=drafting_off, is_probe=is_probe)
         return wanted, intake.body(path)
 
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -6,6 +6,7 @@ Hop-by-hop headers, and the headers that ``Connection`` names, belong to one con
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ __all__ = [
     "DRAFTING",
     "LIMIT",
     "PROMPT_TYPE",
+    "BodiesInFlight",
     "Classify",
     "ProxyRequest",
     "Refused",
@@ -191,26 +193,69 @@ def _is_media(part: Any) -> bool:
     return part.get("type") in _MEDIA_PARTS or (isinstance(inner, list) and any(map(_is_media, inner)))
 
 
-async def read_body(request: web.BaseRequest, limit_bytes: int) -> bytes:
-    """Read the whole body.
+# The proxy holds at most this many bodies of the largest size, or more smaller ones.
+_LARGEST_BODIES = 4
+_RETRY_AFTER_S = 2
+
+
+class BodiesInFlight:
+    """Counts the bytes of the bodies that the proxy holds: each from its first byte until its request is answered."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Bound each body by `limit_bytes`, and all together by four times as much."""
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+
+    def take(self, part_bytes: int, body_bytes: int) -> None:
+        """Count a part that has arrived, of a body that is `body_bytes` long with it.
+
+        Raises:
+            Refused: The body is too large, or all bodies together would be.
+        """
+        self.check(part_bytes, body_bytes)
+        self.held_bytes += part_bytes
+
+    def check(self, part_bytes: int, body_bytes: int) -> None:
+        """As `take`, without counting the part."""
+        if body_bytes > self.limit_bytes:
+            raise Refused(_too_large(self.limit_bytes))
+        if self.held_bytes + part_bytes > _LARGEST_BODIES * self.limit_bytes:
+            total = f"{_LARGEST_BODIES * self.limit_bytes / 2**20:g} MiB"
+            message = (
+                f"This request and those in progress are larger than {total} together. "
+                "Try again in a moment, or raise the setting request_limit_mib."
+            )
+            raise Refused(ProxyProblem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S))
+
+    def give_back(self, body_bytes: int) -> None:
+        """Count a body no longer."""
+        self.held_bytes -= body_bytes
+
+
+async def read_body(request: web.BaseRequest, bodies: BodiesInFlight) -> bytes:
+    """Read the whole body; the caller gives its length back to `bodies` when the request is answered.
 
     Raises:
-        Refused: It is longer than the limit; nothing is read if Content-Length already says so.
+        Refused: It is longer than the limit, or too long beside the other bodies; nothing is read if Content-Length already
+            says so.
     """
     length = request.content_length
-    if length is not None and length > limit_bytes:
-        raise Refused(_too_large(limit_bytes))
+    if length is not None:
+        bodies.check(length, length)
     if request.headers.get("Expect", "").lower() == "100-continue":
         # aiohttp's router does the same; its low-level server leaves it to the handler.
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
     parts: list[bytes] = []
     size = 0
-    while part := await request.content.readany():
-        size += len(part)
-        if size > limit_bytes:
-            raise Refused(_too_large(limit_bytes))
-        parts.append(part)
+    try:
+        while part := await request.content.readany():
+            bodies.take(len(part), size + len(part))
+            size += len(part)
+            parts.append(part)
+    except BaseException:
+        bodies.give_back(size)
+        raise
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -321,7 +366,12 @@ def temperature_of(document: Mapping[str, Any]) -> float | None:
     if document.get("top_k") == 1:
         return 0.0
     asked = document.get("temperature")
-    return float(asked) if isinstance(asked, int | float) and not isinstance(asked, bool) else None
+    if not isinstance(asked, int | float) or isinstance(asked, bool):
+        return None
+    try:
+        return float(asked) if math.isfinite(asked) else None
+    except OverflowError:  # an integer with hundreds of digits
+        return None
 
 
 def _loads(content: bytes) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -19,6 +20,7 @@ __all__ = [
     "ServiceState",
     "ServiceStatus",
     "ServiceStep",
+    "pid_in",
 ]
 
 # The arguments of autospec in the service.
@@ -49,6 +51,11 @@ class Definition:
     path: str
     variables: tuple[tuple[str, str], ...] = ()
     version: str = ""
+
+
+def pid_in(text: str) -> int | None:
+    """The process id in a supervisor's output; ``None`` for 0, nothing, or another word."""
+    return (int(text) or None) if re.fullmatch("[0-9]{1,10}", text) else None
 
 
 @dataclass(frozen=True, slots=True)

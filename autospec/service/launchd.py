@@ -25,6 +25,7 @@ from autospec.service.definition import (
     ServiceState,
     ServiceStatus,
     ServiceStep,
+    pid_in,
 )
 
 __all__ = ["LABEL", "Launchd", "exit_code_for", "fields_of", "shorten_log"]
@@ -126,13 +127,12 @@ class Launchd:
         if job.code:
             return ServiceStatus(ServiceState.ABSENT, enabled=enabled)
         fields = fields_of(job.out)
-        pid = fields.get("pid", "")
         code = fields.get("last exit code", "").removeprefix("(never exited)")
         # With a signal, the exit code may be an older one.
         last = fields.get("last terminating signal", "") or _explained(code)
         state = _state(fields.get("state", ""), last)
         return ServiceStatus(
-            state, loaded=True, enabled=enabled, pid=int(pid) if pid.isdecimal() else None, last_exit=last
+            state, loaded=True, enabled=enabled, pid=pid_in(fields.get("pid", "")), last_exit=last
         )
 
     def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
-from autospec.service.definition import Definition, ServiceOutcome, ServiceState, ServiceStatus, ServiceStep
+from autospec.service.definition import (
+    Definition,
+    ServiceOutcome,
+    ServiceState,
+    ServiceStatus,
+    ServiceStep,
+    pid_in,
+)
 
 __all__ = ["UNIT", "Systemd"]
 
@@ -100,12 +107,11 @@ class Systemd:
         last = f"{ended} {fields.get('ExecMainStatus', '')}".strip() if ended else ""
         if (result := fields.get("Result", "success")) not in ("success", "exit-code", "signal", "core-dump"):
             last = f"{last} ({result})".strip()  # timeout, watchdog, oom-kill, start-limit-hit
-        pid = int(fields.get("MainPID", "0"))
         return ServiceStatus(
             _STATES.get(fields.get("ActiveState", ""), ServiceState.STOPPED),
             loaded=True,
             enabled=fields.get("UnitFileState") == "enabled",
-            pid=pid or None,
+            pid=pid_in(fields.get("MainPID", "")),
             last_exit=last,
         )
 

@@ -55,7 +55,7 @@ def understood(
     for number, row in rows:
         try:
             values.append(read(row))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             unread.add(kind, number)
     return values
 

@@ -46,7 +46,7 @@ class Json(sa.TypeDecorator[Any]):
         def process(value: Any) -> Any:
             try:
                 return inner(value)
-            except ValueError:
+            except (ValueError, RecursionError):  # no JSON, or nested thousands deep
                 return None
 
         return process

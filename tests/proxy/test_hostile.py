@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 
 import httpx
 import pytest
 
 from autospec.proxy.access import Access
 from autospec.proxy.app import Rules
+from tests.backends.waiting import wait_until
 from tests.proxy.harness import proxy_over
 from tests.proxy.raw import connected, everything, exchange, post
 
@@ -298,6 +300,48 @@ def test_body_at_the_limit(loop, dispatch, storage, backend, extra, status):  # 
         answer = httpx.post(proxy.base_url + CHAT, content=body, trust_env=False, timeout=20)
     assert answer.status_code == status
     assert [asked.body for asked in backend.asked] == ([body] if status == 200 else [])
+
+
+def _opened(base_url: str, body: bytes) -> socket.socket:
+    """A client that has sent all but the last byte of a chunked body, so that its length is not known."""
+    host, port = base_url.removeprefix("http://").split(":")
+    raw = socket.create_connection((host, int(port)), timeout=20)
+    head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
+    raw.sendall(head + b"%x\r\n%s" % (len(body), body[:-1]))
+    return raw
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_all_bodies_together_have_a_bound(loop, dispatch, storage, backend, told):
+    """Beside four bodies of the largest size a fifth gets 503; when they have gone, by whatever end, it passes."""
+    frame = b'{"model": "main", "x": ""}'
+    body = frame[:-2] + b"y" * (10_000 - len(frame)) + frame[-2:]
+    with proxy_over(loop, dispatch, storage, rules=Rules(request_limit_bytes=10_000)) as proxy:
+
+        def ask(content: bytes) -> httpx.Response:
+            sent = content if told else iter([content])
+            return httpx.post(proxy.base_url + CHAT, content=sent, trust_env=False, timeout=20)
+
+        clients = [_opened(proxy.base_url, body) for _ in range(4)]
+        wait_until(lambda: proxy.proxy._bodies.held_bytes == 4 * (len(body) - 1))
+        refused = ask(body)
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"]
+        assert refused.json()["error"]["code"] == "overloaded"
+        assert "request_limit_mib" in refused.json()["error"]["message"]
+        for client in clients[:2]:
+            client.close()  # in the middle of their bodies
+        for client in clients[2:]:
+            client.sendall(body[-1:] + b"\r\n0\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+            client.close()
+        wait_until(lambda: proxy.proxy._bodies.held_bytes == 0)
+        assert ask(body).status_code == 200
+        assert ask(body + b" ").status_code == 413
+        assert ask(b"{").status_code == 400
+        assert ask(b'{"model": "nobody"}').status_code == 404
+        assert proxy.proxy._bodies.held_bytes == 0
+    assert len(backend.asked) == 3
 
 
 def test_many_headers(proxy, backend):

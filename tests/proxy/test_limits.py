@@ -66,6 +66,8 @@ def test_a_prompt_nested_without_end_has_a_size():
         ({"temperature": None}, None),
         ({"temperature": "hot"}, None),
         ({"temperature": True}, None),
+        ({"temperature": 10**400}, None),
+        ({"temperature": float("inf")}, None),
         ({"temperature": 0}, 0.0),
         ({"temperature": 0.7}, 0.7),
         ({"temperature": 0.7, "top_k": 1}, 0.0),
