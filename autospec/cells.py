@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Build", "Cell", "Hardware", "ModelRef", "PromptType", "options_in"]
+__all__ = ["Build", "Cell", "Hardware", "ModelRef", "PromptType", "options_in", "values_of"]
 
 # A flag begins with a letter: -1 is a value.
 _FLAG = re.compile(r"--?[A-Za-z][\w.-]*")
@@ -147,3 +147,8 @@ def options_in(args: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
             flag, values = options.pop() if options else ("", ())
             options.append((flag, (*values, word)))
     return options
+
+
+def values_of(args: Sequence[str], flags: Collection[str]) -> list[str]:
+    """The value of each option that has one of these flags, in their order; options without a value are left out."""
+    return [values[0] for flag, values in options_in(args) if flag in flags and values]

@@ -197,6 +197,22 @@ def servers_wait_asleep() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty home folder."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def models_dir(tmp_path: Path) -> Path:
+    """An empty folder for models; the test's settings name it."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def autospec_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home for autospec under the test's own folder, and none of the developer's AUTOSPEC_ variables.

@@ -42,7 +42,7 @@ _TELLS_DRAFTS = b"draft_n_accepted"
 _TELLS_DRAFTS_SINCE = 4985
 # What the output of a working llama-server contains: that of --version, --help, --list-devices.
 _ANSWERS = ("version:", "--model", "Available devices:")
-# The file in the state folder that keeps what is known of programs.
+# The file in the state folder with the facts about each program.
 _MEMORY = "binaries.json"
 _LIBRARIES = ("libllama*", "libggml*", "libmtmd*")
 

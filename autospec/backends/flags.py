@@ -15,7 +15,7 @@ How b11434 combines types (``common_speculative_init``, ``_draft`` and ``_accept
 the command line does not matter. In each cycle the types are asked in a fixed order, ngram-simple, ngram-map-k, ngram-map-k4v,
 ngram-mod, then draft models, until one proposes something; the rest is not asked. Each has its own most tokens; only what
 is left of the answer limits them all. An n-gram mode learns the outcome of its own proposals only. A draft model's cache
-follows every verified batch, whoever proposed it.
+follows every verified batch, and does not depend on the mode that proposed it.
 
 Every parameter is pinned, because defaults change between builds. `off` has no flag at all: a
 ``--spec-draft-n-max 0`` ends b11434 with an assertion at the first request.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from autospec.cells import ModelRef, options_in
+from autospec.cells import ModelRef, options_in, values_of
 
 __all__ = [
     "BLOCK",
@@ -249,5 +249,4 @@ def _without(args: Sequence[str], flags: frozenset[str]) -> list[str]:
 
 
 def _given(args: Sequence[str]) -> int | None:
-    given = [values[0] for flag, values in options_in(args) if flag in _FLAGS and values]
-    return next((int(value) for value in reversed(given) if value.isdecimal()), None)
+    return next((int(value) for value in reversed(values_of(args, _FLAGS)) if value.isdecimal()), None)

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from autospec.backends import flags as _flags
 from autospec.backends.flags import HelpText, Option
-from autospec.cells import options_in
+from autospec.cells import options_in, values_of
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UsageError
 from autospec.files import replace_file
@@ -349,7 +349,7 @@ _ALIAS: Final = ("-a", "--alias")
 
 def _alias_of(r: Recommendation) -> tuple[str, ...]:
     """The names that the user's own arguments give the model."""
-    given = [values[0] for flag, values in options_in(_settings(r)) if flag in _ALIAS and values]
+    given = values_of(_settings(r), _ALIAS)
     return tuple(name.strip() for name in given[-1].split(",")) if given else ()
 
 

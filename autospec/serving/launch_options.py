@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from autospec.catalog.model import Model, context_of, loads_projector
-from autospec.cells import Hardware, options_in
+from autospec.cells import Hardware, options_in, values_of
 from autospec.drafting import OFF, Drafting
 from autospec.hardware.gpu import shared_limit_bytes
 from autospec.serving.advice import ModelAdvice
@@ -111,9 +111,8 @@ _TEMPERATURE_FLAGS: Final = frozenset({"--temp", "--temperature"})
 
 def default_temperature(backend: str, args: Sequence[str]) -> float:
     """The temperature of requests that name none: of the user's server arguments, else the server's own default."""
-    given = [values[0] for flag, values in options_in(args) if flag in _TEMPERATURE_FLAGS and values]
     with suppress(ValueError, IndexError):
-        return float(given[-1])
+        return float(values_of(args, _TEMPERATURE_FLAGS)[-1])
     return _SERVER_TEMPERATURE.get(backend, _LLAMA_CPP_TEMPERATURE)
 
 

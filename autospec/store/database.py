@@ -176,9 +176,7 @@ class Store:
             )
         if cell_keys is not None:
             query = query.where(table.c.cell_key.in_(list(cell_keys)))
-        with plain_errors(self._engine), self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(table.c.id)).mappings().all()
-        return understood(((row["id"], row) for row in rows), _recommendation, self._unread, "recommendation")
+        return self._stored(query.order_by(table.c.id), "recommendation")
 
     def former_recommendations(self, cell_key: str) -> list[Recommendation]:
         """Return all recommendations of a cell but the newest, oldest first."""
@@ -209,9 +207,12 @@ class Store:
         query = sa.select(OVERALL).where(OVERALL.c.id.in_(sa.text(NEWEST_OVERALL)))
         if launch_keys is not None:
             query = query.where(OVERALL.c.cell_key.in_(list(launch_keys)))
+        return self._stored(query.order_by(OVERALL.c.id), "overall answer")
+
+    def _stored(self, query: sa.Select[Any], kind: str) -> list[StoredRecommendation]:
         with plain_errors(self._engine), self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(OVERALL.c.id)).mappings().all()
-        return understood(((row["id"], row) for row in rows), _recommendation, self._unread, "overall answer")
+            rows = connection.execute(query).mappings().all()
+        return understood(((row["id"], row) for row in rows), _recommendation, self._unread, kind)
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Store samples of live traffic, in one transaction."""

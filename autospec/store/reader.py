@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from autospec.cells import Hardware
@@ -23,7 +23,12 @@ from autospec.store.compatibility import (
     understood,
 )
 
+if TYPE_CHECKING:
+    from autospec.store.database import Store
+
 __all__ = ["newest_recommendation", "read_overall", "read_recommendations"]
+
+T = TypeVar("T")
 
 _SQLITE_PREFIX = "sqlite:///"
 _COLUMNS = "id, cell_key, hardware, recommendation"
@@ -48,40 +53,30 @@ def read_recommendations(
         StoreError: The database exists and cannot be read.
     """
     if not _is_plain_sqlite(url):
-        from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
-
-        store = open_store(url, tell)
-        try:
-            return store.recommendations()
-        finally:
-            store.close()
+        return _ask_store(url, tell, lambda store: store.recommendations())
     return _understood(url, _NEWEST, "recommendation", tell)
 
 
 def read_overall(url: str, tell: Callable[[str], None] = lambda _: None) -> list[StoredRecommendation]:
     """Return the newest answers for a mix of prompt types, like `read_recommendations`."""
     if not _is_plain_sqlite(url):
-        from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
-
-        store = open_store(url, tell)
-        try:
-            return store.overall_answers()
-        finally:
-            store.close()
+        return _ask_store(url, tell, lambda store: store.overall_answers())
     return _understood(url, _NEWEST_OVERALL, "overall answer", tell)
 
 
 def newest_recommendation(url: str) -> int:
     """Return the number of the newest recommendation; 0 without any. Raises `StoreError` like `read_recommendations`."""
     if not _is_plain_sqlite(url):
-        from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
-
-        store = open_store(url)
-        try:
-            return store.newest_recommendation()
-        finally:
-            store.close()
+        return _ask_store(url, lambda _: None, lambda store: store.newest_recommendation())
     return next((number or 0 for (number,) in _read(url, NEWEST_RECOMMENDATION)), 0)
+
+
+def _ask_store(url: str, tell: Callable[[str], None], ask: Callable[[Store], T]) -> T:
+    """The answer of a database that the standard library cannot read."""
+    from autospec.store.database import open_store  # noqa: PLC0415  (slow to import, rarely needed)
+
+    with closing(open_store(url, tell)) as store:
+        return ask(store)
 
 
 def _understood(url: str, query: str, kind: str, tell: Callable[[str], None]) -> list[StoredRecommendation]:

@@ -14,12 +14,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 from autospec.backends.protocol import Backend, LaunchSettings, Server, Slotted
 from autospec.backends.registry import EncodesText
 from autospec.backends.server import canary
 from autospec.catalog.model import Model, context_of, names_context
-from autospec.cells import PromptType, options_in
+from autospec.cells import PromptType, options_in, values_of
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, RequestError, ServerDiedError
 from autospec.formats import counted
@@ -180,14 +181,14 @@ def plan(
         at_once.append(wanted.slots)
     depths = [d for d in _DEPTHS if d < (wanted.depth or d + 1)] + ([wanted.depth] if wanted.depth else [])
     one = context_tokens + _SPARE_TOKENS
-    options = _options(args, wanted.slots)
+    words = _with_slots(args, wanted.slots)
     own_context = model.format == "mlx" or names_context(args)
 
     def total(depth: int) -> int:
         """The context of a launch: its own slots share it, a number of slots that is named divides it."""
         if own_context:
             return context_of(args, model.context_length, depth + one)
-        parts = _named_slots(options)
+        parts = _named_slots(words)
         return parts * (depth + one) if parts else max(depth + one, max(at_once, default=1) * one)
 
     def resident(depth: int) -> int:
@@ -213,23 +214,21 @@ def plan(
     deep = [Condition(Kind.CONTEXT, d) for d in depths if d <= deepest]
     sampled = [Condition(Kind.TEMPERATURE, USUAL_TEMPERATURE)] if temperature <= 0 else []
     first = [*several[:1], *deep[:1], *sampled, Condition(Kind.SECOND_TURN, 2)]
-    words = [word for flag, values in options for word in (flag, *values)]
     if not own_context:
         words += ["-c", str(total(deepest))]
     return Plan((*first, *several[1:], *deep[1:]), refused, tuple(words), max(1, resident(deepest)))
 
 
-def _options(args: Sequence[str], slots: int | None) -> list[tuple[str, tuple[str, ...]]]:
+def _with_slots(args: Sequence[str], slots: int | None) -> list[str]:
     """The user's arguments, with the number of slots that the checks are asked for."""
-    options = options_in(args)
-    if slots is None:
-        return options
-    return [*(o for o in options if o[0] not in _PARALLEL), ("--parallel", (str(slots),))]
+    kept = [(flag, *values) for flag, values in options_in(args) if slots is None or flag not in _PARALLEL]
+    named = [] if slots is None else ["--parallel", str(slots)]
+    return [*(word for option in kept for word in option), *named]
 
 
-def _named_slots(options: Sequence[tuple[str, tuple[str, ...]]]) -> int:
+def _named_slots(args: Sequence[str]) -> int:
     """How many slots the arguments name; 0 leaves the number to the server."""
-    named = [values[0] for flag, values in options if flag in _PARALLEL and values]
+    named = values_of(args, _PARALLEL)
     return int(named[-1]) if named and named[-1].isdigit() else 0
 
 
@@ -572,27 +571,16 @@ class _DraftingChecks:
         try:
             asking, prompt = self._prepared(condition, first, server)
             if isinstance(server, Slotted) and more:
-                measured = measure_at_once(
-                    asking,
-                    server,
-                    (prompt, *more),
-                    cell_key=subject.key,
-                    phase=Phase.PROVE,
-                    round_=0,
-                    compared=self._drafting,
-                    position=position,
-                )
+                ask = partial(measure_at_once, asking, server, (prompt, *more))
             else:
-                measured = measure(
-                    asking,
-                    server,
-                    prompt,
-                    cell_key=subject.key,
-                    phase=Phase.PROVE,
-                    round_=0,
-                    compared=self._drafting,
-                    position=position,
-                )
+                ask = partial(measure, asking, server, prompt)
+            measured = ask(
+                cell_key=subject.key,
+                phase=Phase.PROVE,
+                round_=0,
+                compared=self._drafting,
+                position=position,
+            )
         except RequestError as error:
             if isinstance(error, ServerDiedError):
                 launches.drop(server)

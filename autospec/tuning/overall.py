@@ -137,7 +137,7 @@ def _shares(weights: Mapping[PromptType, float]) -> dict[PromptType, float]:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of one prompt type.
+    """The figures of one prompt type.
 
     Attributes:
         recommendation: The cell's own.
@@ -198,7 +198,7 @@ class Overall:
 
     Attributes:
         mix: What it is for.
-        known: What is known of each type of the mix; types that were never tuned are missing.
+        known: The figures of each type of the mix; types that were never tuned are missing.
         time_shares: Type → its part of the mix's time without drafting.
         verdict: As in a recommendation.
         tried: The candidate that the verdict is about; off if there is none.
@@ -265,7 +265,7 @@ def choose(
     """Choose the best single drafting for a mix, and judge it by the pairs of all types. Pure.
 
     Args:
-        known: What is known of each tuned type; types outside the mix do not count.
+        known: The figures of each tuned type; types outside the mix do not count.
         mix: The mix.
         rule: The verdict's rule. Draftings that are measured in all types share its error rate.
         scatter: How much launches on this machine differ.
@@ -411,7 +411,7 @@ def _names(kinds: Iterable[PromptType]) -> str:
 def known_types(
     store: Store, found: Iterable[StoredRecommendation], prompts: Mapping[PromptType, int]
 ) -> dict[PromptType, Known]:
-    """What is known of each type, from its recommendation and the pairs of its proofs.
+    """The figures of each type, from its recommendation and the pairs of its proofs.
 
     Args:
         store: The database.

@@ -12,22 +12,6 @@ from autospec.settings import Settings, load_settings
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """An empty home folder."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def models_dir(tmp_path: Path) -> Path:
-    """An empty folder that the config names."""
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def settings(tmp_path: Path, models_dir: Path) -> Settings:
     """Settings with that folder."""
     environ = {"AUTOSPEC_HOME": str(tmp_path / "autospec"), "AUTOSPEC_MODEL_DIRS": str(models_dir)}

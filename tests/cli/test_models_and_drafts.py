@@ -19,22 +19,6 @@ from tests.catalog.making import TOKENS, write_gguf
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """An empty home folder."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def models_dir(tmp_path: Path) -> Path:
-    """An empty folder that the settings name."""
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def run(tmp_path: Path, models_dir: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs a command on a machine of the test's own."""
     for name in (

@@ -27,7 +27,7 @@ from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import check
 from autospec.catalog.model import loads_projector, without_projector
-from autospec.cells import options_in
+from autospec.cells import options_in, values_of
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, UnsupportedError
 from autospec.hardware.gpu import Device
@@ -175,7 +175,7 @@ class LlamaServer:
             raise
 
     def _erases_slot(self, settings: LaunchSettings) -> bool:
-        """Only for measuring: whoever can empty a user's slot can also write its prompt to the disk."""
+        """Only for measuring: who can empty a user's slot can also write its prompt to the disk."""
         return not settings.serving and _drafts_only_with_cache(self._probed()[1].help)
 
     def devices(self) -> tuple[Device, ...] | None:
@@ -207,7 +207,7 @@ class LlamaServer:
 class _SlotFolder:
     """An empty folder of a launch's own, removed with it.
 
-    Builds of 2025 refuse to empty a slot without a folder for slots. Nothing is ever saved to it, but whoever reaches the server
+    Builds of 2025 refuse to empty a slot without a folder for slots. Nothing is ever saved to it, but every client of the server
     can ask it to write a file there, so it holds nothing of autospec's.
     """
 
@@ -220,7 +220,7 @@ class _SlotFolder:
         return ("--slot-save-path", f"{self._folder}/")
 
     def remove(self) -> None:
-        """Remove the folder and whatever is in it."""
+        """Remove the folder with its contents."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -250,7 +250,7 @@ class _Launched(LlamaHttpServer):
 
 def _slots_of(args: Sequence[str]) -> str:
     """The user's number of slots; 1 without one, as ik_llama.cpp has it."""
-    given = [values[0] for flag, values in options_in(args) if flag in ("-np", "--parallel")]
+    given = values_of(args, ("-np", "--parallel"))
     return given[-1] if given else "1"
 
 
