@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from autospec.recommendations import (
@@ -21,6 +21,7 @@ from autospec.recommendations import (
 __all__ = [
     "age",
     "bounded",
+    "caution_words",
     "conditions_words",
     "counted",
     "duration",
@@ -130,6 +131,28 @@ def limits_words(r: Recommendation) -> tuple[str, ...]:
         *(("second turn of a chat", c) for c in limits.second_turn),
     )
     return tuple(f"{where}: {_checked(check)}" for where, check in checks)
+
+
+def caution_words(r: Recommendation, known: Iterable[Recommendation] = ()) -> str:
+    """For which requests a drafting was measured, and where it was not faster; empty if drafting is off.
+
+    Args:
+        r: The recommendation that a server is started with.
+        known: Recommendations of prompt types. An overall answer has the conditions and limits of those with its drafting.
+    """
+    if r.drafting.is_off:
+        return ""
+    same = [k for k in known if (k.model, k.backend, k.drafting) == (r.model, r.backend, r.drafting)]
+    speakers = [(f"{k.prompt_type}, ", k) for k in same if not k.is_overall] if r.is_overall else [("", r)]
+    # The second clause says for which answers the ratio is composed, and differs between prompt types.
+    measured = dict.fromkeys(conditions_words(k).partition("; ")[0] for _, k in speakers)
+    slower = [
+        f"{kind}{words}" for kind, k in speakers for words in limits_words(k) if "(faster)" not in words
+    ]
+    sentences = [f"Measured: {words}." for words in measured if words]
+    if slower:
+        sentences.append(f"Not shown to be faster: {'; '.join(slower)}.")
+    return " ".join(sentences)
 
 
 def _checked(check: LimitCheck) -> str:

@@ -133,7 +133,7 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
     )
     _tell_why_off(shell, selection, recommendations)
     if form in _WORDS:
-        _print_words(shell, recommendations, form)
+        _print_words(shell, recommendations, form, selection.recommendations)
         return
     aliases = _aliases(shell.settings, [r.model for r in recommendations])
     rendered = (
@@ -156,10 +156,13 @@ def _configure(shell: Shell, selection: Selection, form: str, output: Path | Non
         shell.say(f"{output} is up to date.")
 
 
-def _print_words(shell: Shell, recommendations: Sequence[Recommendation], form: str) -> None:
-    """Words for a command line."""
+def _print_words(
+    shell: Shell, recommendations: Sequence[Recommendation], form: str, known: Sequence[Recommendation]
+) -> None:
+    """Words for a command line; on stderr, for which requests they are and where they were not faster."""
     import shlex
 
+    from autospec.formats import caution_words
     from autospec.report.server_config import mlx_command, one_args, own_settings
 
     if form == "mlx":
@@ -169,6 +172,8 @@ def _print_words(shell: Shell, recommendations: Sequence[Recommendation], form: 
         words = [*own_settings(chosen), *args]
         if not args:
             shell.say(f"Drafting off: start the server without drafting flags ({chosen.reason.rstrip('.')}).")
+    for caution in dict.fromkeys(filter(None, (caution_words(r, known) for r in recommendations))):
+        shell.say(caution)
     shell.out(shlex.join(words))
 
 

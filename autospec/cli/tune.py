@@ -330,5 +330,5 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     if overall is not None:
         from autospec.report.server_config import what_to_run
 
-        shell.out(what_to_run(overall))
+        shell.out(what_to_run(overall, recommendations))
     return None

@@ -26,7 +26,7 @@ from autospec.cells import options_in, values_of
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UsageError
 from autospec.files import replace_file
-from autospec.formats import percent
+from autospec.formats import caution_words, percent
 from autospec.recommendations import MODEL_SETTINGS, USER_SETTINGS, Recommendation, Status, Verdict
 
 __all__ = [
@@ -176,7 +176,8 @@ def preset_text(recommendations: Sequence[Recommendation], aliases: _Aliases = _
         for key, value in options.items():
             if not _PRESET_KEY.fullmatch(key) or re.search(r"[;#\r\n]", value) or value != value.strip():
                 raise AutospecError(f"{value!r} cannot be written into a preset.", "Rename the file.")
-        return [f"; {_why(r)}", f"[{name}]", *(f"{key} = {value}".rstrip() for key, value in options.items())]
+        comments = [f"; {line}" for line in _why(r, recommendations)]
+        return [*comments, f"[{name}]", *(f"{key} = {value}".rstrip() for key, value in options.items())]
 
     named = {r.model: (*_alias_of(r), *aliases.get(r.model, ())) for r in recommendations}
     return _render(recommendations, head, section, named)
@@ -207,7 +208,8 @@ def llama_swap_text(
         # YAML does not join the surrogate pairs of JSON's \u escapes, so do not escape.
         key, cmd = (json.dumps(text, ensure_ascii=False) for text in (name, line))
         names = [f"    aliases: {json.dumps(list(more_names), ensure_ascii=False)}"] if more_names else []
-        return [f"  # {_why(r)}", f"  {key}:", f"    cmd: {cmd}", *names]
+        comments = [f"  # {line}" for line in _why(r, recommendations)]
+        return [*comments, f"  {key}:", f"    cmd: {cmd}", *names]
 
     head = ["# Written by autospec. Start with: llama-swap -config THIS_FILE", "models:"]
     return _render(recommendations, head, entry, aliases, indent="  ")
@@ -238,8 +240,11 @@ def mlx_command(recommendations: Sequence[Recommendation]) -> tuple[str, ...]:
     return "mlx_lm.server", "--model", chosen.model_path, *_settings(chosen), *args
 
 
-def what_to_run(r: Recommendation) -> str:
-    """One line that says how to run one server for all prompt types, as an overall answer recommends."""
+def what_to_run(r: Recommendation, known: Sequence[Recommendation] = ()) -> str:
+    """How to run one server for all prompt types, as an overall answer recommends: a line with the command, then its limits.
+
+    `known` are the recommendations of the prompt types, which hold the limits.
+    """
     what = r.drafting.label if r.verdict is Verdict.ENABLE else "off"
     if r.verdict is Verdict.UNDECIDED:
         what += " (undecided)"
@@ -248,7 +253,8 @@ def what_to_run(r: Recommendation) -> str:
         command = _command_line(r)
     except AutospecError as error:
         return f"One server for all prompt types: {what}{gain}. {error}"
-    return f"One server for all prompt types: {what}{gain}. Run: {command}"
+    lines = f"One server for all prompt types: {what}{gain}. Run: {command}", caution_words(r, known)
+    return "\n".join(filter(None, lines))
 
 
 def _command_line(r: Recommendation) -> str:
@@ -370,10 +376,12 @@ def _settings(r: Recommendation) -> list[str]:
     return words[:-2] if tuple(words[-2:]) == _MEASURED_CONTEXT else words
 
 
-def _why(r: Recommendation) -> str:
+def _why(r: Recommendation, known: Sequence[Recommendation]) -> list[str]:
+    """Comment lines: the verdict with its reason, then the conditions and limits."""
     stale = "" if r.status is Status.PROVEN else f", {r.status}"
     # With the build, because another build's flags may have other names.
-    return " ".join(f"{r.backend} {r.backend_build}, {r.verdict}{stale}: {r.reason}".split())
+    verdict = f"{r.backend} {r.backend_build}, {r.verdict}{stale}: {r.reason}"
+    return [" ".join(line.split()) for line in (verdict, caution_words(r, known)) if line]
 
 
 def _subject(r: Recommendation, *, with_backend: bool) -> str:

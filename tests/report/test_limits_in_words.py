@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from autospec.formats import conditions_words
-from autospec.recommendations import CONDITIONS, LIMITS
+from dataclasses import replace
+
+from autospec.cells import PromptType
+from autospec.drafting import OFF
+from autospec.formats import caution_words, conditions_words
+from autospec.recommendations import CONDITIONS, LIMITS, OVERALL_MIX
 from autospec.report.explanation import explain
 from autospec.report.tables import recommendation_table
 from tests.report.samples import recommendation
@@ -54,3 +58,24 @@ def test_evidence_of_earlier_versions_tells_neither():
     """There is nothing to say."""
     explained = explain(recommendation(evidence={}))
     assert not {LIMITS, CONDITIONS} & explained.figures.keys()
+
+
+def test_a_caution_names_the_conditions_and_where_it_was_not_faster():
+    """A person who copies the flags of a server sees for which requests they are."""
+    assert caution_words(recommendation(evidence=EVIDENCE)) == (
+        "Measured: greedy, 64 tokens, one request at a time, nothing cached. Not shown to be faster: "
+        "4 requests at once: -18.0 % (slower); 8192 tokens of context: not measured."
+    )
+    assert caution_words(replace(recommendation(evidence=EVIDENCE), drafting=OFF)) == ""
+
+
+def test_an_overall_answer_has_the_limits_of_the_types_with_its_drafting():
+    """It is measured over all types together; the limits are checked in each type."""
+    coding = replace(recommendation(evidence=EVIDENCE), prompt_type=PromptType.CODING)
+    chat = replace(coding, prompt_type=PromptType.CHAT, drafting=OFF)
+    overall = replace(recommendation(evidence={OVERALL_MIX: {}}), prompt_type=None)
+    assert overall.is_overall
+    words = caution_words(overall, [overall, coding, chat])
+    assert "coding, 4 requests at once: -18.0 % (slower)" in words
+    assert "chat" not in words
+    assert caution_words(overall) == ""
