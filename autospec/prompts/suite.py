@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from autospec.cells import PromptType
 from autospec.errors import SuiteError
 from autospec.files import studies_dir
@@ -42,6 +44,11 @@ class Prompt:
     max_tokens: int
     half: Half
     tools: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the messages and tools as JSON. Its number of tokens depends on the model."""
+        return len(orjson.dumps((self.messages, self.tools)))
 
 
 @dataclass(frozen=True, slots=True)

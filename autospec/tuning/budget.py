@@ -7,6 +7,7 @@ import statistics
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from autospec.drafting import OFF, Drafting
 from autospec.measure.verdict import Rule
@@ -18,6 +19,10 @@ _GRACE_SHARE = 0.05
 _GRACE_S = 60.0
 # The next request is expected to take the mean of the last 16 of its kind.
 _RECENT = 16
+# A line through fewer requests says little about what a longer prompt costs.
+_FEW_REQUESTS = 4
+# A short prompt never takes less than this share of the usual time: its answer has to be generated, too.
+_LEAST_SHARE = 0.25
 # To know that there is no gain, or a loss, is worth little: without a verdict, drafting stays off anyway.
 _LEAST_GAIN = 0.01
 # Prompts of one type never differ by less than this (standard deviation of the log ratio).
@@ -74,36 +79,66 @@ class Budget:
         return seconds <= self.until_end_s + (self.grace_s if to_finish else 0.0)
 
 
+class _Took(NamedTuple):
+    seconds: float
+    size: int | None
+
+
 class Pace:
-    """The time that requests take, by cell and side."""
+    """The time that requests take, by cell and side, and with the size of the prompt.
+
+    A prompt of 1,900 tokens may take five times as long as one of 300, so the mean alone misplans a round of long prompts.
+    """
 
     def __init__(self) -> None:
-        self._took: dict[tuple[str, Drafting], deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
+        self._took: dict[tuple[str, Drafting], deque[_Took]] = defaultdict(lambda: deque(maxlen=_RECENT))
 
-    def note(self, cell_key: str, side: Drafting, seconds: float) -> None:
-        """Record the time of one request."""
-        self._took[cell_key, side].append(seconds)
+    def note(self, cell_key: str, side: Drafting, seconds: float, size: int | None = None) -> None:
+        """Record the time of one request; `size` is that of its prompt in bytes, if known."""
+        self._took[cell_key, side].append(_Took(seconds, size))
 
     def knows(self, cell_key: str) -> bool:
         """Whether requests of this cell have been recorded."""
         return any(key == cell_key for key, _ in self._took)
 
-    def request_s(self, cell_key: str, side: Drafting) -> float:
-        """Expected seconds of the next request: from this cell and side, else from the most similar requests; 0 without any."""
+    def request_s(self, cell_key: str, side: Drafting, size: int | None = None) -> float:
+        """Expected seconds of the next request: from this cell and side, else from the most similar requests; 0 without any.
+
+        With the size of its prompt in bytes, the seconds per byte of all requests with the same side count, too.
+        """
         for alike in (
             lambda key, drafting: (key, drafting) == (cell_key, side),
             lambda key, _: key == cell_key,
             lambda _, drafting: drafting == side,
             lambda _key, _drafting: True,
         ):
-            found = [s for (key, drafting), took in self._took.items() if alike(key, drafting) for s in took]
+            found = [t for (key, drafting), took in self._took.items() if alike(key, drafting) for t in took]
             if found:
-                return statistics.fmean(found)
+                usual_s = statistics.fmean(t.seconds for t in found)
+                sizes = [t.size for t in found if t.size is not None]
+                if size is None or not sizes:
+                    return usual_s
+                more_s = self._seconds_per_byte(side) * (size - statistics.fmean(sizes))
+                return max(usual_s + more_s, _LEAST_SHARE * usual_s)
         return 0.0
 
-    def pair_s(self, cell_key: str, drafting: Drafting) -> float:
+    def pair_s(self, cell_key: str, drafting: Drafting, size: int | None = None) -> float:
         """Expected seconds of both halves of a pair."""
-        return self.request_s(cell_key, OFF) + self.request_s(cell_key, drafting)
+        return self.request_s(cell_key, OFF, size) + self.request_s(cell_key, drafting, size)
+
+    def _seconds_per_byte(self, side: Drafting) -> float:
+        """The slope of a line through the requests of this side, or of all if they are too few; never below 0."""
+        for alike in (lambda drafting: drafting == side, lambda _: True):
+            sized = [
+                (t.size, t.seconds)
+                for (_, drafting), took in self._took.items()
+                if alike(drafting)
+                for t in took
+                if t.size is not None
+            ]
+            if len(sized) >= _FEW_REQUESTS and len({size for size, _ in sized}) > 1:
+                return max(0.0, statistics.linear_regression(*zip(*sized, strict=True)).slope)
+        return 0.0
 
 
 # See `rounds_to_decide`.

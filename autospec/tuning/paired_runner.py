@@ -114,8 +114,12 @@ class PairedRunner:
 
     def expected_s(self, tasks: Sequence[Task], drafting: Drafting) -> float:
         """Expected seconds of a block of these tasks, with its launches; 0 for no tasks."""
-        pairs_s = sum(self.pace.pair_s(task.cell_key, drafting) for task in tasks)
+        pairs_s = sum(self.pair_s(task, drafting) for task in tasks)
         return pairs_s + self.launching_s(pairs_s) if tasks else 0.0
+
+    def pair_s(self, task: Task, drafting: Drafting) -> float:
+        """Expected seconds of one pair."""
+        return self.pace.pair_s(task.cell_key, drafting, task.prompt.size_bytes)
 
     def launching_s(self, pairs_s: float) -> float:
         """Expected seconds of the launches of a proof round whose pairs take `pairs_s`."""
@@ -249,10 +253,9 @@ class PairedRunner:
         """Whether the budget leaves time for a task, or for its whole cell if that has not started."""
         assert block.budget is not None
         if not block.whole_cells or task.cell_key in begun:
-            pair_s = self.pace.pair_s(task.cell_key, block.drafting)
-            return block.budget.allows(pair_s, to_finish=block.whole_cells)
-        own = sum(t.cell_key == task.cell_key for t in tasks)
-        return block.budget.allows(own * self.pace.pair_s(task.cell_key, block.drafting))
+            return block.budget.allows(self.pair_s(task, block.drafting), to_finish=block.whole_cells)
+        own = [t for t in tasks if t.cell_key == task.cell_key]
+        return block.budget.allows(sum(self.pair_s(t, block.drafting) for t in own))
 
     def _by_turns(self, tasks: Sequence[Task], block: _Block, halves: _Halves) -> Iterator[Measured]:
         """Stretches of some minutes: first one side of all pairs, then the other; the next stretch starts with that other side."""
@@ -282,8 +285,8 @@ class PairedRunner:
             left,
             begun,
             lambda task: (
-                self.pace.request_s(task.cell_key, OFF),
-                self.pace.request_s(task.cell_key, block.drafting),
+                self.pace.request_s(task.cell_key, OFF, task.prompt.size_bytes),
+                self.pace.request_s(task.cell_key, block.drafting, task.prompt.size_bytes),
             ),
             budget_s,
             both_orders=block.phase is Phase.PROVE,
@@ -306,7 +309,8 @@ class PairedRunner:
                     if other is not None and now - other.started_at > MAX_PAIR_GAP_S:
                         del halves[task, not side.is_off]  # too old to be completed: both are measured later
                         continue
-                    if now - begun + self.pace.request_s(task.cell_key, side) > limit_s:
+                    next_s = self.pace.request_s(task.cell_key, side, task.prompt.size_bytes)
+                    if now - begun + next_s > limit_s:
                         break
                 self._fill(halves, task, side, block)
             done.append(task)
@@ -356,7 +360,7 @@ class PairedRunner:
                     raise _off_failed(task, error) from error
                 raise
             self._store.add_measurement(measurement)
-            self.pace.note(task.cell_key, side, self._clock() - begun)
+            self.pace.note(task.cell_key, side, self._clock() - begun, task.prompt.size_bytes)
             self.calm.after(MachineState.from_json(measurement.machine))
             return measurement
 

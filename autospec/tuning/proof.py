@@ -148,7 +148,7 @@ class Proof:
         log_gain = self._log_gain(cell)
         spread = self._spread.get((cell.cell.key, cell.winner), _USUAL_SPREAD)
         rounds = rounds_to_decide(log_gain, spread, rule, done=cell.rounds, per_round=len(tasks))
-        pair_s = self._context.pairing.pace.pair_s(cell.cell.key, cell.winner)
+        round_s = sum(self._context.pairing.pair_s(task, cell.winner) for task in tasks)
         # Only a large gain is enabled before all prompts were asked, or predicted if that takes less than a round.
         unasked = math.ceil(len(cell.prove_prompts) / per_round) - cell.rounds if log_gain > 0.0 else 0
         if log_gain > rule.large_gain:
@@ -162,7 +162,7 @@ class Proof:
             predicting_s = self._predicting_s(cell, left)
             if predicting_s <= self._context.pairing.expected_s(tasks, cell.winner):
                 record_s, unasked = predicting_s, 0
-        return _CellPlan(cell, tuple(todo), len(tasks) * pair_s, max(rounds, unasked), log_gain, record_s)
+        return _CellPlan(cell, tuple(todo), round_s, max(rounds, unasked), log_gain, record_s)
 
     def _affordable(self, plans: Sequence[_CellPlan]) -> list[_CellPlan]:
         """The cells of the next round: those that share the best one's launches, as many as the budget can decide."""

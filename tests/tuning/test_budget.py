@@ -183,3 +183,38 @@ def test_what_finishes_something_has_a_minute_or_a_twentieth():
         clock.pass_by(11.0)
         assert (budget.left_s, budget.until_end_s) == (0.0, -10.0)
         assert not budget.allows(grace_s, to_finish=True)
+
+
+def test_a_long_prompt_is_expected_to_take_longer():
+    """Seen on two cores: prompts of 500 tokens took 8 s, of 1,900 tokens 28 s, and a round of long ones overran its budget."""
+    pace = Pace()
+    for size, seconds in ((400, 5.0), (800, 6.0), (1200, 7.0), (1600, 8.0)):
+        pace.note("coding", OFF, seconds, size)
+    assert pace.request_s("coding", OFF, 1000) == pytest.approx(6.5)
+    assert pace.request_s("coding", OFF, 6000) == pytest.approx(19.0)
+    assert pace.request_s("editing", OFF, 6000) == pytest.approx(19.0)  # another type, the same server
+    assert pace.request_s("coding", OFF, 1) == pytest.approx(4.0025)
+    assert pace.request_s("coding", OFF) == 6.5  # an unknown size: the mean
+    # A drafting that has not been measured has the times of off.
+    assert pace.request_s("coding", ngram(4), 6000) == pytest.approx(19.0)
+
+
+def test_a_size_changes_nothing_where_it_explains_nothing():
+    """Too few requests, one size only, or a cached prompt whose length costs nothing."""
+    few, one_size, falling = Pace(), Pace(), Pace()
+    for size in (100, 200, 300):
+        few.note("a", OFF, size / 10, size)
+    assert few.request_s("a", OFF, 900) == 20.0
+    for seconds in (1.0, 2.0, 3.0, 4.0):
+        one_size.note("a", OFF, seconds, 100)
+        falling.note("a", OFF, seconds, 500 - round(seconds * 100))
+    assert one_size.request_s("a", OFF, 900) == 2.5
+    assert falling.request_s("a", OFF, 900) == 2.5
+
+
+def test_a_short_prompt_still_takes_a_part_of_the_usual_time():
+    """A steep line through two groups of prompts would give a short one less than nothing."""
+    pace = Pace()
+    for size, seconds in ((4000, 10.0), (4100, 12.0), (4200, 14.0), (4300, 16.0)):
+        pace.note("a", OFF, seconds, size)
+    assert pace.request_s("a", OFF, 100) == 0.25 * 13.0
