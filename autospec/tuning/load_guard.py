@@ -9,7 +9,7 @@ from autospec.backends.placement import Placement
 from autospec.backends.protocol import Server
 from autospec.backends.registry import Placed
 from autospec.drafting import Drafting
-from autospec.hardware.state import MachineState, StateWatch
+from autospec.hardware.state import MachineState, StateWatch, others_words
 from autospec.measure.asking import busy
 
 __all__ = ["LoadGuard", "Neighbours", "patience_s", "placement_of"]
@@ -102,8 +102,7 @@ class LoadGuard:
             if not busy(state):
                 return True
             if not waited_s:
-                load = state.other_load + state.steal
-                self._tell(f"Waiting for other programs, which use {load:.1f} of {state.cores} cores.")
+                self._tell(f"Waiting for other programs, which use {others_words(state)}.")
             waited_s += _WINDOW_S
         self._steady = True
         self._tell(
