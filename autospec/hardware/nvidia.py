@@ -22,7 +22,8 @@ _HARDWARE = 0x08
 _UNAVAILABLE = 1 << 63
 _TEMPERATURE_GPU = 0
 _CLOCK_SM = 1
-_NOT_FOUND = 6
+# What the binding raises where no process was active: "not found", or "success" with nothing in it.
+_NO_SAMPLES = (0, 6)
 
 
 @functools.cache
@@ -162,8 +163,7 @@ class Nvidia:
         except AttributeError:
             return None
         except self._nvml.NVMLError as error:
-            # "Not found" means that no process was active since then.
-            return [] if getattr(error, "value", None) == _NOT_FOUND else None
+            return [] if getattr(error, "value", None) in _NO_SAMPLES else None
         return samples
 
     def _newest(self, card: Any) -> int:

@@ -87,11 +87,14 @@ class LoadGuard:
         self._steady = False
 
     def after(self, state: MachineState) -> bool:
-        """Wait if the machine was busy in `state`; True if the load has ended, and what was timed is worth timing again."""
+        """Wait if the machine was busy in `state`; True if what was timed is worth timing again.
+
+        So it is if the load has ended, or if the machine slept meanwhile or its power changed.
+        """
         if not busy(state):
             self._steady = False
-            return False
-        return not self._steady and self._wait()
+            return bool(state.changed)
+        return (not self._steady and self._wait()) or bool(state.changed)
 
     def _wait(self) -> bool:
         waited_s = 0.0

@@ -41,6 +41,7 @@ class Card:
     limit_mw: int = 450_000
     instances: list[Card | None] | None = None
     errors: dict[str, int] = field(default_factory=dict)
+    no_samples: int = NOT_FOUND
 
 
 class FakeNvml:
@@ -93,7 +94,7 @@ class FakeNvml:
     def nvmlDeviceGetProcessUtilization(self, card: Card, since: int) -> list[Any]:
         found = [sample for sample in card.samples if sample[1] > since]
         if not found:
-            raise NVMLError(NOT_FOUND)
+            raise NVMLError(card.no_samples)
         return [SimpleNamespace(pid=pid, timeStamp=at, smUtil=used) for pid, at, used in found]
 
     def nvmlDeviceGetTemperature(self, _card: Card, sensor: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from autospec.hardware.gpu_reading import GpuUse
 from autospec.hardware.gpu_watch import GpuWatch
 from autospec.hardware.metal import Metal, parse_gpu_clients
@@ -31,9 +33,10 @@ def test_what_others_use_is_told_apart_from_ours():
     assert watch.finish(OURS) == GpuUse(0.3, 2 * GIB)
 
 
-def test_nobody_else_is_nothing_and_not_unknown():
-    """No sample since the window began."""
-    watch, _ = watched(compute=[(10, 1)])
+@pytest.mark.parametrize("value", [6, 0])
+def test_nobody_else_is_nothing_and_not_unknown(value):
+    """No sample since the window began: the binding raises "not found", or an error with the value of success."""
+    watch, _ = watched(compute=[(10, 1)], no_samples=value)
     watch.start()
     assert watch.finish(OURS) == GpuUse(0.0, 0)
 

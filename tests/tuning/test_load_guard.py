@@ -70,3 +70,13 @@ def test_a_game_on_the_gpu_is_waited_for():
     assert waits.after(gaming)
     assert slept == [1.0, 1.0]
     assert told == ["Waiting for other programs, which use 0.0 of 4 cores and 60 % of the GPU."]
+
+
+def test_what_was_timed_over_a_sleep_is_worth_timing_again():
+    """llama-server's own times hold the sleep of a Mac."""
+    slept = replace(CALM, changed="the machine slept, or its clock was set")
+    waits, waited, _ = calm()
+    assert waits.after(slept)
+    assert not waited
+    busy_too, _, _ = calm(*[BUSY] * 60)
+    assert busy_too.after(replace(slept, other_load=2.0))
