@@ -21,7 +21,7 @@ help:
 # Stamps say what the environment holds; each is made again when pyproject.toml changes.
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "autospec needs Python 3.11 or newer, and none was found on PATH." \
-		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+		"Install one (on a Mac: brew install python), or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) could not create a virtual environment." \
 		"On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }

@@ -14,6 +14,7 @@ from autospec.drafting import OFF, Drafting
 
 __all__ = [
     "CONDITIONS",
+    "ENERGY",
     "LIKELY",
     "LIMITS",
     "MODEL_SETTINGS",
@@ -35,13 +36,14 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 # Keys of the evidence: the user's launch settings, those of them that the config gives this model alone, what is likely before
-# the proof is finished (`autospec.measure.likely`), where a proven drafting was checked besides (`Limits`), and under which
-# conditions it was proven.
+# the proof is finished (`autospec.measure.likely`), where a proven drafting was checked besides (`Limits`), under which
+# conditions it was proven, and the energy per token where it is known (`autospec.measure.energy`).
 USER_SETTINGS = "user_settings"
 MODEL_SETTINGS = "model_settings"
 LIKELY = "likely"
 LIMITS = "limits"
 CONDITIONS = "conditions"
+ENERGY = "energy"
 # The mix of prompt types that an overall answer is for (`autospec.tuning.overall`); other recommendations lack it.
 OVERALL_MIX = "mix"
 

@@ -155,9 +155,8 @@ class Catalog:
         return choose(self.models, name)
 
     def _at(self, path: Path) -> Model:
-        real = _real(path)
         for model in self.models:
-            if real in {_real(model.path), *map(_real, model.files)}:
+            if any(_is_same(path, file) for file in (model.path, *model.files)):
                 return model
         if path.is_dir() and not (path / "config.json").exists():
             inside = [m for m in self.models if _is_below(m.path, path)]
@@ -203,9 +202,10 @@ def scan(
     warnings: list[str] = []
     models: dict[Path, Model] = {}
     projectors: dict[Path, Path] = {}
+    spellings: dict[tuple[int, int], Path] = {}
     for place in where:
         for found in _in(place, warnings):
-            real = _real(found.path)
+            real = _first_spelling(_real(found.path), spellings)
             if found.projector is not None:
                 projectors.setdefault(found.path, found.projector)
             known = models.get(real)
@@ -411,3 +411,22 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
+
+
+def _first_spelling(path: Path, spellings: dict[tuple[int, int], Path]) -> Path:
+    """The path under which this file or folder was found first.
+
+    macOS and its like ignore case: ``~/models`` and ``~/Models`` are one folder, which `os.path.realpath` does not know.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return path
+    return spellings.setdefault((status.st_dev, status.st_ino), path)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False

@@ -22,7 +22,10 @@ from autospec.errors import AutospecError
 from autospec.formats import gibibytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from autospec.cells import Hardware
+    from autospec.hardware.gpu_reading import GpuReading
     from autospec.hardware.state import MachineState
     from autospec.settings import Settings
 
@@ -46,6 +49,7 @@ class Findings:
 
     hardware: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    gpus: list[dict[str, Any]] = field(default_factory=list)
     backends: list[dict[str, Any]] = field(default_factory=list)
     models: dict[str, Any] = field(default_factory=dict)
     storage: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +91,7 @@ def command(shell: Shell) -> None:
     from autospec.daemon.status import glance
     from autospec.hardware import identify
     from autospec.hardware.gpu import shared_limit_bytes
+    from autospec.hardware.gpu_watch import read_gpus
     from autospec.hardware.state import StateWatch
 
     settings = shell.settings
@@ -108,7 +113,9 @@ def command(shell: Shell) -> None:
     _examine_launches(findings, settings, hardware)
     _examine_translation(findings, settings)
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began_s)))
-    _examine_state(findings, watch.finish())
+    _examine_state(findings, watch.finish(at_rest=True))
+    with findings.part("The GPUs cannot be read"):
+        _examine_gpus(findings, read_gpus())
     findings.daemon = [check.to_json() for check in glance(settings, findings.state["other_load"]).checks]
     if shell.json:
         document = {
@@ -260,6 +267,58 @@ def _examine_state(findings: Findings, state: MachineState) -> None:
         )
 
 
+# A desktop and its programs; with more, a model that would fit may not.
+_DESKTOP_BYTES = 2 * 1024**3
+_DESKTOP_SHARE = 0.1
+
+
+def _examine_gpus(findings: Findings, readings: Sequence[GpuReading]) -> None:
+    """What keeps a model off a GPU, or slows the GPU."""
+    from autospec.hardware.gpu_reading import HEAT
+
+    findings.gpus = [reading.to_json() for reading in readings]
+    for reading in readings:
+        held, total = reading.held_bytes(), reading.total_bytes
+        if held and total and held > max(_DESKTOP_BYTES, _DESKTOP_SHARE * total):
+            findings.advise(
+                f"Other processes hold {_of_gib(held, total)} of the memory of {reading.name}.",
+                "Close them before a tune: a model that does not fit beside them is placed differently, or not at all.",
+            )
+        if reading.slowed:
+            reasons = ", ".join("thermal" if reason == HEAT else reason for reason in reading.slowed)
+            hint = "Let it cool down before a tune." if HEAT in reading.slowed else "Check its power supply."
+            findings.advise(f"{reading.name} is throttled: {reasons}.", hint)
+
+
+def _of_gib(part_bytes: int, total_bytes: int) -> str:
+    return f"{part_bytes / 2**30:.1f} of {gibibytes(total_bytes)}"
+
+
+def _gpu_rows(gpus: list[dict[str, Any]], name: str) -> list[tuple[str, str]]:
+    """One row for each GPU, with what is known of it; `name` is what the system calls them all."""
+    if not gpus and ("NVIDIA" in name or "AMD" in name or "Radeon" in name):
+        words = "memory, heat and use by other programs are unknown: no library of its driver answers"
+        return [("gpu", words)]
+    rows: list[tuple[str, str]] = []
+    for gpu in gpus:
+        total, free = gpu["total_bytes"], gpu["free_bytes"]
+        limit, default = gpu["power_limit_w"], gpu["power_limit_default_w"]
+        lowered = (
+            f" (its default is {default:.0f} W)"
+            if limit and default and round(limit) != round(default)
+            else ""
+        )
+        known = [
+            f"{_of_gib(free, total)} free" if total is not None and free is not None else "",
+            "" if gpu["temperature_c"] is None else f"{gpu['temperature_c']:.0f} °C",
+            "" if gpu["power_w"] is None else f"{gpu['power_w']:.0f} W",
+            f"limit {limit:.0f} W{lowered}" if limit else "",
+        ]
+        words = ", ".join(word for word in known if word) or "nothing more is known"
+        rows.append(("gpu" if not rows else "", f"{gpu['name']}: {words}"))
+    return rows
+
+
 def _show(
     shell: Shell, findings: Findings, settings: Settings, hardware: Hardware, gpu_limit_bytes: int
 ) -> None:
@@ -283,6 +342,7 @@ def _show(
             "now",
             f"other programs use {state['other_load']:.1f} of {state['cores']} cores, {free} free, {power}",
         ),
+        *_gpu_rows(findings.gpus, hardware.gpu),
         ("autospec", f"{autospec.__version__}, Python {platform.python_version()}"),
         ("config", f"{file}" if file.is_file() else f"{file} (does not exist, the defaults apply)"),
         ("storage", f"{findings.storage['url']} ({writable})"),

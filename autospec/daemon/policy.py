@@ -11,6 +11,7 @@ from typing import Any
 
 from autospec.formats import duration, gibibytes
 from autospec.hardware.readings import Power
+from autospec.hardware.state import Limits, tolerated_cores
 from autospec.settings import Settings, parse_duration, parse_hours
 
 __all__ = [
@@ -38,6 +39,8 @@ class Signals:
         power: Power source, power saving and heat.
         user_idle_s: Seconds since the last keyboard or mouse input.
         other_load: Cores that other programs use; servers of the proxy and of a measurement do not count.
+        gpu_other_load: Share of the busiest GPU that other programs use.
+        on_metal: Models compute on a Mac's GPU.
         cores: Logical cores.
         memory_available_bytes: Memory available without swapping.
     """
@@ -50,6 +53,8 @@ class Signals:
     power: Power = field(default_factory=Power)
     user_idle_s: float | None = None
     other_load: float | None = None
+    gpu_other_load: float | None = None
+    on_metal: bool = False
     cores: int = 1
     memory_available_bytes: int | None = None
 
@@ -60,9 +65,6 @@ RECHECK_S = 30.0
 RECHECK_AT_MOST_S = 3600.0
 _RECHECK_AT_LEAST_S = 1.0
 _DAY_MINUTES = 24 * 60
-# What a measurement tolerates, as in `autospec.hardware.state.Limits`.
-_OTHER_LOAD = 0.25
-_OTHER_SHARE = 0.05
 # While measuring, the step stops only if every look finds other programs at work for this long. The tune pauses meanwhile,
 # and a short load, such as opening a file, is over by then.
 _LOADED_S = 15.0
@@ -159,7 +161,9 @@ def is_loaded(signals: Signals) -> bool | None:
     """True if other programs use more than a measurement tolerates; ``None`` if that is unknown."""
     if signals.other_load is None:
         return None
-    return signals.other_load > max(_OTHER_LOAD, _OTHER_SHARE * signals.cores)
+    if (signals.gpu_other_load or 0.0) > Limits().gpu_load:
+        return True
+    return signals.other_load > tolerated_cores(signals.cores, on_metal=signals.on_metal)
 
 
 def minutes_until(hours: Sequence[tuple[int, int]], minute: int) -> int:
@@ -250,8 +254,14 @@ def _load(signals: Signals) -> IdleCheck:
         # A load needs two readings; the second is taken a second later.
         return IdleCheck("load", "unknown", False, "the load is not known yet", _RECHECK_AT_LEAST_S)
     loaded = bool(is_loaded(signals))
-    words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
+    words = _others_words(signals)
     return IdleCheck("load", "no" if loaded else "ok", not loaded, words)
+
+
+def _others_words(signals: Signals) -> str:
+    words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
+    gpu = signals.gpu_other_load or 0.0
+    return f"{words} and {100 * gpu:.0f} % of the GPU" if gpu > Limits().gpu_load else words
 
 
 def _load_beside(signals: Signals, loaded_s: float) -> IdleCheck:
@@ -259,7 +269,7 @@ def _load_beside(signals: Signals, loaded_s: float) -> IdleCheck:
     loaded = is_loaded(signals)
     if loaded is None:
         return IdleCheck("load", "unknown", True, "the load of other programs is not known at this moment")
-    words = f"other programs use {signals.other_load:.1f} of {signals.cores} cores"
+    words = _others_words(signals)
     if loaded and loaded_s >= _LOADED_S:
         return IdleCheck("load", "no", False, words)
     return IdleCheck(

@@ -9,7 +9,9 @@ from autospec.daemon.policy import Signals
 from autospec.daemon.work import Clock
 from autospec.hardware import identify
 from autospec.hardware.gpu import shared_limit_bytes
+from autospec.hardware.gpu_watch import GpuWatch
 from autospec.hardware.machine_lock import holder
+from autospec.hardware.metal import on_metal
 from autospec.hardware.readings import Reading, descendants, read, read_power, user_idle_s
 from autospec.hardware.state import between
 
@@ -32,18 +34,28 @@ class ClientActivity:
 class Probes:
     """Reads the machine. The load is that of the time between two readings."""
 
-    def __init__(self, clock: Clock, idle: Callable[[], float | None] = user_idle_s) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        idle: Callable[[], float | None] = user_idle_s,
+        gpu: Callable[[], GpuWatch] = GpuWatch,
+    ) -> None:
         self._clock = clock
         self._idle = idle
+        self._new_gpu = gpu
+        self._gpu: GpuWatch | None = None
+        self._gpu_load: float | None = None
         self._first: Reading | None = None
         self._last_load: float | None = None
 
     def read(self, traffic: ClientActivity, spent_today_s: float, *, measuring: bool = False) -> Signals:
         """The signals now; `measuring` is True while a step of our own runs and holds the machine."""
         power = read_power()
-        now = read(descendants(), power)
+        own = descendants()
+        now = read(own, power)
         if self._first is None or now.at_s - self._first.at_s >= _WINDOW_S:
             load = self._load(now)
+            self._gpu_load = self._load_of_gpu(own, bool(power.on_battery), at_rest=not measuring)
         else:
             # The last load still holds, but while measuring each look needs a load of its own.
             load = None if measuring else self._last_load
@@ -56,6 +68,8 @@ class Probes:
             power=power,
             user_idle_s=self._idle(),
             other_load=load,
+            gpu_other_load=self._gpu_load,
+            on_metal=on_metal(),
             cores=now.cores,
             memory_available_bytes=_usable_bytes(now.memory_available_bytes) or None,
         )
@@ -63,6 +77,20 @@ class Probes:
     def forget_load(self) -> None:
         """Start a new load window: the processes of a step that ended must not count as other programs."""
         self._first = self._last_load = None
+        self._gpu = self._gpu_load = None
+
+    def _load_of_gpu(self, own: frozenset[int], on_battery: bool, *, at_rest: bool) -> float | None:
+        """The share that others used since the last look; nothing computes for us if `at_rest`: requests are a signal of their own.
+
+        On battery nothing is measured anyway, and each look keeps a laptop's second GPU awake.
+        """
+        watch, self._gpu = self._gpu, None
+        if on_battery:
+            return None
+        use = None if watch is None else watch.finish(own, at_rest=at_rest)
+        self._gpu = watch or self._new_gpu()
+        self._gpu.start()
+        return None if use is None else use.other_load
 
     def _load(self, now: Reading) -> float | None:
         """The load since the previous reading, which `now` replaces; ``None`` if that says nothing."""

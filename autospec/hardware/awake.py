@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["awake_command", "kept_awake", "parse_dark_wake"]
+__all__ = ["awake_command", "end_helper", "kept_awake", "parse_dark_wake", "start_helper"]
 
 _CAFFEINATE = "/usr/bin/caffeinate"
 # The helper ends within milliseconds after its signal.
@@ -43,22 +43,12 @@ def awake_command(
 @contextmanager
 def kept_awake(platform: str = sys.platform) -> Iterator[None]:
     """Keep the system awake within the block. Without a suitable program, or if it fails, nothing happens."""
-    helper: subprocess.Popen[bytes] | None = None
-    if command := awake_command(platform, os.getpid()):
-        with suppress(OSError):
-            helper = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                # Ctrl-C is for the measurement, and systemd-inhibit must not ask for a password at the terminal.
-                start_new_session=True,
-            )
+    helper = start_helper(awake_command(platform, os.getpid()))
     try:
         yield
     finally:
         if helper is not None:
-            _end(helper)
+            end_helper(helper)
 
 
 def parse_dark_wake(text: str) -> bool | None:
@@ -73,7 +63,23 @@ def parse_dark_wake(text: str) -> bool | None:
     return "CPU" in capabilities and "Graphics" not in capabilities
 
 
-def _end(helper: subprocess.Popen[bytes]) -> None:
+def start_helper(command: tuple[str, ...]) -> subprocess.Popen[bytes] | None:
+    """Start what `awake_command` returned; ``None`` if that is nothing, or it fails."""
+    if command:
+        with suppress(OSError):
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # Ctrl-C is for the measurement, and systemd-inhibit must not ask for a password at the terminal.
+                start_new_session=True,
+            )
+    return None
+
+
+def end_helper(helper: subprocess.Popen[bytes]) -> None:
+    """End it, and wait until it has ended."""
     if helper.stdin is not None:
         with suppress(OSError):
             helper.stdin.close()

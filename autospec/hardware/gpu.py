@@ -1,55 +1,28 @@
-"""The machine's accelerators: their memory, and their use by other processes.
+"""The machine's accelerators as places for models: how much memory they have.
 
-NVIDIA's data comes from `nvidia-ml-py`, if it is installed and a driver answers.
+What a backend lists goes first; this is for those that list nothing, and for Macs.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from autospec.cells import Hardware
+from autospec.hardware import amd, nvidia
+from autospec.hardware.gpu_reading import GpuReading
 from autospec.hardware.identity import output_of
 
 __all__ = [
     "Device",
-    "GpuUse",
-    "GpuWatch",
     "devices_here",
+    "driver_devices",
     "is_integrated",
-    "library",
     "metal_limit_bytes",
-    "nvml_devices",
     "shared_limit_bytes",
     "usable",
 ]
-
-
-@functools.cache
-def library() -> Any:
-    """The initialised module `pynvml`; ``None`` if it is not installed or finds no driver."""
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        return None
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None
-    return nvml
-
-
-def handles(nvml: Any) -> list[Any]:
-    """One handle per GPU; empty if the driver reports an error."""
-    try:
-        return [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-    except nvml.NVMLError:
-        return []
 
 
 _MIB = 1024**2
@@ -104,7 +77,7 @@ def devices_here(hardware: Hardware) -> tuple[Device, ...] | None:
     """
     if hardware.os.startswith("macos"):
         return (metal_device(hardware),) if hardware.gpu else ()
-    if found := nvml_devices():
+    if found := driver_devices():
         return found
     return () if not hardware.gpu or is_integrated(hardware.gpu) else None
 
@@ -129,90 +102,26 @@ def metal_limit_bytes(wired_limit_mb: str, memory_bytes: int) -> int:
     return memory_bytes * 2 // 3 if memory_bytes <= _SMALL_MAC_BYTES else memory_bytes * 3 // 4
 
 
-def nvml_devices() -> tuple[Device, ...]:
-    """NVIDIA's GPUs from its own library; empty if that is not installed."""
-    nvml = library()
-    if nvml is None:
-        return ()
-    found = []
-    for index, handle in enumerate(handles(nvml)):
-        try:
-            memory, name = nvml.nvmlDeviceGetMemoryInfo(handle), nvml.nvmlDeviceGetName(handle)
-        except nvml.NVMLError:
-            continue
-        text = name.decode() if isinstance(name, bytes) else str(name)
-        found.append(Device(f"CUDA{index}", text, int(memory.total), int(memory.free)))
-    return tuple(found)
+def driver_devices() -> tuple[Device, ...]:
+    """GPUs with memory of their own, from the library of NVIDIA's or AMD's driver; empty without one.
+
+    If a GPU is divided (MIG), CUDA uses one instance and no other GPU: the first, unless CUDA_VISIBLE_DEVICES names another.
+    """
+    if (nvml := nvidia.library()) is not None:
+        readings = nvidia.Nvidia(nvml).readings()
+        instances = [reading for reading in readings if reading.is_instance]
+        if found := _devices("CUDA", instances[:1] or readings):
+            return found
+    return _devices("ROCm", amd.Amd(smi).readings()) if (smi := amd.library()) is not None else ()
+
+
+def _devices(library: str, readings: Sequence[GpuReading]) -> tuple[Device, ...]:
+    return tuple(
+        Device(f"{library}{index}", r.name, r.total_bytes, r.free_bytes, unified=is_integrated(r.name))
+        for index, r in enumerate(readings)
+        if r.total_bytes is not None and r.free_bytes is not None
+    )
 
 
 def _library(device: Device) -> str:
     return device.name.rstrip("0123456789")
-
-
-@dataclass(frozen=True, slots=True)
-class GpuUse:
-    """Use of the GPUs by other processes: share of the busiest one (``None`` if unknown), and memory on all."""
-
-    other_load: float | None
-    other_memory_bytes: int
-
-
-class GpuWatch:
-    """Measures the use by other processes over a window. It takes well below a millisecond, outside the timed part."""
-
-    def __init__(self, nvml: Any = None) -> None:
-        self._nvml = library() if nvml is None else nvml
-        self._handles = [] if self._nvml is None else handles(self._nvml)
-        self._since: list[int] = []
-
-    def start(self) -> None:
-        """Start a window."""
-        self._since = [self._newest(handle) for handle in self._handles]
-
-    def finish(self, own_pids: frozenset[int]) -> GpuUse | None:
-        """End the window.
-
-        Returns ``None`` if no GPU lists any of our processes: they do not compute there, or this is a container, where the driver
-        reports other process numbers.
-        """
-        seen = False
-        memory = 0
-        loads: list[float] = []
-        for handle, since in zip(self._handles, self._since or [0] * len(self._handles), strict=True):
-            processes = self._processes(handle)
-            seen = seen or any(p.pid in own_pids for p in processes)
-            memory += sum(p.usedGpuMemory or 0 for p in processes if p.pid not in own_pids)
-            load = self._load(handle, since, own_pids)
-            if load is not None:
-                loads.append(load)
-        return GpuUse(max(loads, default=None), memory) if seen else None
-
-    def _processes(self, handle: Any) -> list[Any]:
-        found: dict[int, Any] = {}
-        for kind in ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses"):
-            with suppress(self._nvml.NVMLError):
-                found |= {process.pid: process for process in getattr(self._nvml, kind)(handle)}
-        return list(found.values())
-
-    def _samples(self, handle: Any, since: int) -> list[Any] | None:
-        try:
-            samples: list[Any] = self._nvml.nvmlDeviceGetProcessUtilization(handle, since)
-        except self._nvml.NVMLError as error:
-            # "Not found" means that no process was active since then.
-            not_found = getattr(self._nvml, "NVML_ERROR_NOT_FOUND", None)
-            told = getattr(error, "value", None)
-            return [] if told is not None and told == not_found else None
-        return samples
-
-    def _newest(self, handle: Any) -> int:
-        return max((s.timeStamp for s in self._samples(handle, 0) or ()), default=0)
-
-    def _load(self, handle: Any, since: int, own_pids: frozenset[int]) -> float | None:
-        samples = self._samples(handle, since)
-        if samples is None:
-            return None
-        used: dict[int, list[int]] = {}
-        for sample in samples:
-            if sample.pid not in own_pids and sample.timeStamp > since:
-                used.setdefault(sample.pid, []).append(sample.smUtil)
-        return min(1.0, sum(sum(v) / len(v) for v in used.values()) / 100.0)

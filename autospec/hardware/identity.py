@@ -76,6 +76,7 @@ _MACH_O_UNIVERSAL = 0xCAFEBABE
 _MOST_PROCESSORS = 20
 _CPU_X86_64 = 0x01000007
 _CPU_ARM64 = 0x0100000C
+_PATIENCE_S = 30.0
 _MAC_SYSCTLS = ("machdep.cpu.brand_string", "hw.memsize")
 
 
@@ -174,12 +175,13 @@ def built_for(program: Path) -> frozenset[str]:
 
 def _macos() -> Hardware:
     # One call; one answer per line, in the same order.
-    lines = output_of("sysctl", "-n", *_MAC_SYSCTLS).splitlines()
+    lines = output_of("sysctl", "-n", *_MAC_SYSCTLS, timeout_s=_PATIENCE_S).splitlines()
     chip, memory = lines if len(lines) == len(_MAC_SYSCTLS) else ("Mac", "0")
     gpu = ""
     if platform.machine() == "arm64":
         # The same chip is sold with different GPUs.
-        cores = parse_ioreg(output_of("ioreg", "-rc", "AGXAccelerator", "-d", "1"))
+        # Without an answer the machine would get another id, and nothing would be known of it: a Mac that swaps takes long.
+        cores = parse_ioreg(output_of("ioreg", "-rc", "AGXAccelerator", "-d", "1", timeout_s=_PATIENCE_S))
         gpu = f"{chip} {cores}-core GPU" if cores else f"{chip} GPU"
     return describe(
         chip=chip.strip(),

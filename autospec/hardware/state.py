@@ -9,10 +9,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
-from autospec.hardware.gpu import GpuUse, GpuWatch
+from autospec.hardware.energy import Energy, EnergyMeter
+from autospec.hardware.gpu_reading import GpuUse
+from autospec.hardware.gpu_watch import GpuWatch
+from autospec.hardware.metal import on_metal
 from autospec.hardware.readings import Power, Reading, descendants, read, read_power
 
-__all__ = ["Limits", "MachineState", "StateWatch", "between", "disturbed", "heat_changed"]
+__all__ = [
+    "Limits",
+    "MachineState",
+    "StateWatch",
+    "between",
+    "disturbed",
+    "heat_changed",
+    "others_words",
+    "tolerated_cores",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,11 @@ class MachineState:
         throttles: How often heat slowed a processor within the window; ``None`` if the system does not count it.
         gpu_other_load: Share of the busiest GPU that other processes used; ``None`` if unknown.
         gpu_other_memory_bytes: GPU memory of other processes; ``None`` if unknown.
+        gpu_heat: True if heat slowed a GPU at the end of the window; ``None`` if unknown.
+        gpu_power_limit_w: The power limits set, all GPUs together; ``None`` if unknown.
+        on_metal: Models compute on a Mac's GPU.
+        cpu_energy_j: Energy of all processor packages in the window, and `gpu_energy_j` of all GPUs: of everything that ran there,
+            idle power included; ``None`` if unknown.
     """
 
     window_s: float = 0.0
@@ -50,6 +67,11 @@ class MachineState:
     throttles: int | None = None
     gpu_other_load: float | None = None
     gpu_other_memory_bytes: int | None = None
+    gpu_heat: bool | None = None
+    gpu_power_limit_w: float | None = None
+    on_metal: bool = False
+    cpu_energy_j: float | None = None
+    gpu_energy_j: float | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -62,7 +84,9 @@ class MachineState:
             "window_s": round(self.window_s, 3),
             "other_load": round(self.other_load, 3),
             "steal": round(self.steal, 3),
-            "gpu_other_load": None if self.gpu_other_load is None else round(self.gpu_other_load, 3),
+            "gpu_other_load": _rounded(self.gpu_other_load),
+            "cpu_energy_j": _rounded(self.cpu_energy_j),
+            "gpu_energy_j": _rounded(self.gpu_energy_j),
         }
 
 
@@ -72,11 +96,12 @@ class Limits:
 
     llama.cpp's threads wait for the slowest one at every layer. A foreign process that takes a quarter of one of their cores can
     cost up to a quarter of the speed; pairs cancel only what is steady. Large machines always have some cores' worth of
-    desktop in the background, and idle cores to run it: hence the share.
+    desktop in the background, and idle cores to run it: hence the share. On a Mac models compute on the GPU, and what the system and
+    open programs do on some cores costs them little; that share is a guess that has not been checked on a Mac.
 
     Attributes:
         other_load: Cores that others may use on a small machine.
-        other_share: Share of all cores that others may use, if that is more.
+        other_share: Share of all cores that others may use, if that is more; `metal_share` on a Mac's GPU.
         steal_share: Share of all cores that the hypervisor may withhold.
         swap_in_bytes: What may be read back from swap: some 10 ms on an SSD.
         slack_core_s: Processor time within the counters' resolution: ticks of 10 ms on each side of every counter, which
@@ -86,6 +111,7 @@ class Limits:
 
     other_load: float = 0.25
     other_share: float = 0.05
+    metal_share: float = 0.15
     steal_share: float = 0.05
     swap_in_bytes: int = 32 * 1024**2
     slack_core_s: float = 0.05
@@ -101,6 +127,17 @@ _JUMP_S = 2.0
 _EXACT_TRIALS = 500
 
 
+def tolerated_cores(cores: int, *, on_metal: bool, limits: Limits = _DEFAULT_LIMITS) -> float:
+    """Cores that other processes may use during a measurement."""
+    return max(limits.other_load, (limits.metal_share if on_metal else limits.other_share) * cores)
+
+
+def others_words(state: MachineState) -> str:
+    """What other programs, and the hypervisor, use: ``1.5 of 4 cores and 30 % of the GPU``."""
+    words = f"{state.other_load + state.steal:.1f} of {state.cores} cores"
+    return words if not state.gpu_other_load else f"{words} and {100 * state.gpu_other_load:.0f} % of the GPU"
+
+
 def disturbed(
     state: MachineState, previous: MachineState | None = None, limits: Limits = _DEFAULT_LIMITS
 ) -> str:
@@ -113,7 +150,7 @@ def disturbed(
     if previous is not None and (change := _change(previous, state)):
         return f"Since the previous measurement, {change}."
     slack = limits.slack_core_s / state.window_s if state.window_s > 0 else 0.0
-    if state.other_load - slack > max(limits.other_load, limits.other_share * state.cores):
+    if state.other_load - slack > tolerated_cores(state.cores, on_metal=state.on_metal, limits=limits):
         return f"Other processes used {state.other_load:.1f} of {state.cores} cores."
     if state.steal - slack > limits.steal_share * state.cores:
         return f"The hypervisor withheld {state.steal:.1f} of {state.cores} cores."
@@ -160,6 +197,7 @@ def between(first: Reading, last: Reading) -> MachineState:
         thermal=power.thermal,
         memory_available_bytes=last.memory_available_bytes,
         swap_in_bytes=max(0, _swap_in_bytes(last) - _swap_in_bytes(first)),
+        on_metal=on_metal(),
     )
     state = replace(state, changed=_slept(first, last) or _change(first.power, state))
     if first.throttles is None or last.throttles is None:
@@ -167,6 +205,10 @@ def between(first: Reading, last: Reading) -> MachineState:
     # A rising count is not a change of state: under full load, laptops raise it all the time.
     throttles = max(0, last.throttles - first.throttles)
     return replace(state, throttles=throttles, thermal="throttled" if throttles else state.thermal)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def _binomial_tail(count: int, trials: int, share: float) -> float:
@@ -208,6 +250,9 @@ def _change(before: Power | MachineState, after: MachineState) -> str:
         return "the machine went on battery" if after.on_battery else "the machine went off battery"
     if None not in (before.low_power, after.low_power) and before.low_power != after.low_power:
         return f"low power mode was switched {'on' if after.low_power else 'off'}"
+    limits = before.gpu_power_limit_w if isinstance(before, MachineState) else None, after.gpu_power_limit_w
+    if None not in limits and limits[0] != limits[1]:
+        return "the GPU's power limit was changed"
     if isinstance(before, MachineState) and None not in (before.throttles, after.throttles):
         if not heat_changed(before, after):
             return ""
@@ -238,7 +283,8 @@ class StateWatch:
         own_pids: Returns processes that are ours, e.g. a server's; descendants of this process are found automatically.
         refresh_s: Least time between two readings of slow values (battery, heat, list of descendants). They are read
             before the window or after it, never within.
-        gpu: Reads the use of the GPU; by default with NVIDIA's library if it is installed.
+        gpu: Reads the GPUs; by default those of this machine.
+        energy: Reads the energy counters; by default those of this machine.
     """
 
     def __init__(
@@ -247,6 +293,7 @@ class StateWatch:
         *,
         refresh_s: float = 5.0,
         gpu: GpuWatch | None = None,
+        energy: EnergyMeter | None = None,
     ) -> None:
         self._own_pids = own_pids
         self._refresh_s = refresh_s
@@ -255,26 +302,37 @@ class StateWatch:
         self._descendants: frozenset[int] = frozenset()
         self._first: Reading | None = None
         self._gpu = GpuWatch() if gpu is None else gpu
+        self._energy = EnergyMeter(self._gpu.energy_j) if energy is None else energy
 
     def start(self) -> None:
         """Start a window; an unfinished window is discarded."""
         self._refresh()
         self._gpu.start()
+        self._energy.start()
         self._first = self._read()
 
-    def finish(self) -> MachineState:
-        """End the window and return its state; `start` must come first."""
+    def finish(self, *, at_rest: bool = False) -> MachineState:
+        """End the window and return its state; `start` must come first. `at_rest` is for a window in which we computed nothing."""
         if self._first is None:
             raise RuntimeError("finish() without start()")
         first, self._first = self._first, None
         last = self._read()
-        used: GpuUse | None = self._gpu.finish(self._own_pids() | self._descendants | {os.getpid()})
+        energy: Energy = self._energy.finish(last.at_s - first.at_s)
+        used: GpuUse | None = self._gpu.finish(
+            self._own_pids() | self._descendants | {os.getpid()}, at_rest=at_rest
+        )
         if self._refresh():
             last = replace(last, power=self._power)
-        state = between(first, last)
+        state = replace(between(first, last), cpu_energy_j=energy.cpu_j, gpu_energy_j=energy.gpu_j)
         if used is None:
             return state
-        return replace(state, gpu_other_load=used.other_load, gpu_other_memory_bytes=used.other_memory_bytes)
+        return replace(
+            state,
+            gpu_other_load=used.other_load,
+            gpu_other_memory_bytes=used.other_memory_bytes,
+            gpu_heat=used.heat,
+            gpu_power_limit_w=used.power_limit_w,
+        )
 
     def _read(self) -> Reading:
         return read((self._own_pids() | self._descendants) - {os.getpid()}, self._power)

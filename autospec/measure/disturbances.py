@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from autospec.hardware.state import Limits, MachineState, disturbed, heat_changed
+from autospec.hardware.state import Limits, MachineState, disturbed, heat_changed, tolerated_cores
 from autospec.measure.measurements import Measurement, Pair, pair_up
 
 __all__ = [
@@ -60,9 +60,9 @@ def cause_of(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> Disturbance
     """
     off, drafted = (MachineState.from_json(half.machine) for half in (pair.off, pair.drafted))
     first, second = (off, drafted) if pair.off.position == 0 else (drafted, off)
-    heat = _heat(off, drafted)
-    if heat is not None and heat.cause not in lasting:
-        return heat
+    for heat in _heat(off, drafted):
+        if heat.cause not in lasting:
+            return heat
     reason = disturbed(_without_rates(first)) or disturbed(_without_rates(second), _without_rates(first))
     if reason:
         return Disturbance(Cause.CHANGE, reason)
@@ -104,8 +104,7 @@ def lasting(rows: Iterable[Measurement]) -> frozenset[Cause]:
             continue
         off, drafted = (other, row) if other.drafting.is_off else (row, other)
         found = _heat(MachineState.from_json(off.machine), MachineState.from_json(drafted.machine))
-        if found is not None:
-            heat[found.cause] += 1
+        heat.update({disturbance.cause for disturbance in found})
     found_causes = set()
     for against, in_favour, counts in (
         (Cause.SWAP_DRAFTED, Cause.SWAP_OFF, (swaps[False], swaps[True])),
@@ -142,7 +141,7 @@ def swaps(pair: Pair) -> bool:
 
 def load_limit(state: MachineState) -> float:
     """Cores that other processes may use."""
-    return max(LIMITS.other_load, LIMITS.other_share * state.cores)
+    return tolerated_cores(state.cores, on_metal=state.on_metal, limits=LIMITS)
 
 
 def _without_rates(state: MachineState) -> MachineState:
@@ -159,16 +158,23 @@ def _without_rates(state: MachineState) -> MachineState:
     )
 
 
-def _heat(off: MachineState, drafted: MachineState) -> Disturbance | None:
-    if not heat_changed(off, drafted):
-        return None
-    hotter_off = (off.throttles or 0) / off.window_s > (drafted.throttles or 0) / drafted.window_s
-    word = "without" if hotter_off else "with"
-    return Disturbance(
-        Cause.HEAT_OFF if hotter_off else Cause.HEAT_DRAFTED,
-        f"Heat slowed the processor more often {word} drafting "
-        f"({off.throttles} times in {off.window_s:.0f} s without, {drafted.throttles} in {drafted.window_s:.0f} s with it).",
-    )
+def _heat(off: MachineState, drafted: MachineState) -> list[Disturbance]:
+    """More heat in one half than in the other: of the processor by its count, of a GPU by its state at the half's end."""
+    found = []
+    if heat_changed(off, drafted):
+        hotter_off = (off.throttles or 0) / off.window_s > (drafted.throttles or 0) / drafted.window_s
+        word = "without" if hotter_off else "with"
+        found.append(
+            Disturbance(
+                Cause.HEAT_OFF if hotter_off else Cause.HEAT_DRAFTED,
+                f"Heat slowed the processor more often {word} drafting "
+                f"({off.throttles} times in {off.window_s:.0f} s without, {drafted.throttles} in {drafted.window_s:.0f} s with it).",
+            )
+        )
+    if None not in (off.gpu_heat, drafted.gpu_heat) and off.gpu_heat != drafted.gpu_heat:
+        cause, word = (Cause.HEAT_OFF, "without") if off.gpu_heat else (Cause.HEAT_DRAFTED, "with")
+        found.append(Disturbance(cause, f"Heat slowed the GPU {word} drafting only."))
+    return found
 
 
 def _swapping(off: MachineState, drafted: MachineState) -> Disturbance | None:

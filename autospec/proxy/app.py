@@ -16,6 +16,7 @@ from aiohttp import web
 import autospec
 from autospec.cells import PromptType
 from autospec.errors import AutospecError
+from autospec.hardware.awake_for_requests import AwakeForRequests
 from autospec.proxy.access import OPEN_PATHS, Access, allow_page, refuse_slot_files
 from autospec.proxy.api import Endpoints, find_offered, meant_model, running_model
 from autospec.proxy.errors import ProxyProblem, problem_of, problem_response, shape_of
@@ -80,6 +81,7 @@ class Proxy:
         daemon: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.in_flight = 0
+        self._awake = AwakeForRequests()
         self._dispatch = dispatch
         self._rules = rules
         self._bodies = BodiesInFlight(rules.request_limit_bytes)
@@ -169,12 +171,15 @@ class Proxy:
         self, request: web.BaseRequest, wanted: RouteRequest, body: RequestBody
     ) -> web.StreamResponse:
         self.in_flight += 1
+        self._awake.begin()
         try:
             # A probe does not keep a daemon from measuring.
             with contextlib.nullcontext() if wanted.is_probe else self._serving():
                 return await self._relay.answer(request, wanted, body)
         finally:
             self.in_flight -= 1
+            if not self.in_flight:
+                self._awake.end()
 
     def _read(
         self,

@@ -28,7 +28,7 @@ from autospec.formats import (
 )
 from autospec.measure.log_ratios import by_prompt, of_pairs
 from autospec.measure.measurements import Measurement, Pair
-from autospec.recommendations import CONDITIONS, LIKELY, LIMITS, Limits, Recommendation, Verdict
+from autospec.recommendations import CONDITIONS, ENERGY, LIKELY, LIMITS, Limits, Recommendation, Verdict
 from autospec.report.studies import TrialSummary
 
 __all__ = ["Explanation", "explain", "explain_overall"]
@@ -80,6 +80,7 @@ def explain(
         sentences += _prompt_processing(off, drafted, figures)
         sentences += _spread(pairs, figures)
         sentences += _lossless(pairs, figures)
+    sentences += _energy(r, figures)
     sentences += _recorded_runs(r)
     sentences += _forecast(r, figures)
     sentences += _launch_scatter(r, figures)
@@ -259,6 +260,25 @@ def _lossless(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
         (
             f"{len(pairs) - same} of {len(pairs)} answers differed with and without drafting: verifying in batches"
             " rounds differently, which can change a greedy choice between nearly equal tokens."
+        )
+    ]
+
+
+_ENERGY_OF = {"cpu": "the processor", "gpu": "the GPU"}
+
+
+def _energy(r: Recommendation, figures: dict[str, Any]) -> list[str]:
+    """Joules per token without and with drafting, where the machine tells them."""
+    energy = r.evidence.get(ENERGY)
+    if not isinstance(energy, Mapping):
+        return []
+    figures[ENERGY] = dict(energy)
+    of = " and ".join(_ENERGY_OF.get(part, part) for part in energy["parts"])
+    return [
+        (
+            f"A token took {energy['off_j_per_token']:.3g} J without drafting and {energy['drafting_j_per_token']:.3g} J with it:"
+            f" {percent(energy['ratio'])}{_between(energy['interval'])} energy, from {counted(energy['pairs'], 'pair')}."
+            f" These are joules of {of}, with idle power, for the short measured requests."
         )
     ]
 

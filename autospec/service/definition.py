@@ -150,6 +150,9 @@ class ServiceManager(Protocol):
     def variables(self, text: str) -> dict[str, str]:
         """The environment variables in such a file, without PATH; empty if it cannot be read."""
 
+    def path(self, text: str) -> str:
+        """PATH in such a file; empty if it cannot be read."""
+
     @property
     def questions(self) -> tuple[tuple[str, ...], ...]:
         """The commands whose answers `read` understands."""

@@ -114,6 +114,14 @@ class Launchd:
         found = job.get("EnvironmentVariables", {})
         return {name: str(value) for name, value in found.items() if name != "PATH"}
 
+    def path(self, text: str) -> str:
+        """PATH in the file's text; empty if it cannot be read."""
+        try:
+            job = plistlib.loads(text.encode())
+        except (plistlib.InvalidFileException, ExpatError, ValueError):
+            return ""
+        return str(job.get("EnvironmentVariables", {}).get("PATH", ""))
+
     @property
     def questions(self) -> tuple[tuple[str, ...], ...]:
         """The job, and whether it was disabled."""

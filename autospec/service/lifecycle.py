@@ -107,8 +107,15 @@ class Service:
         return status
 
     def current(self) -> bool:
-        """True if the installed file is what an installation would write now."""
-        return self._installed_text() == self.supervisor.render(self.definition)
+        """True if the installed file is what an installation would write now, but for PATH.
+
+        That comes from the shell in which the service was installed, and another shell may find another llama-server.
+        """
+        text = self._installed_text()
+        if text is None:
+            return False
+        path = self.supervisor.path(text) or self.definition.path
+        return text == self.supervisor.render(replace(self.definition, path=path))
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the installed service, without PATH."""

@@ -90,12 +90,11 @@ class Systemd:
 
     def variables(self, text: str) -> dict[str, str]:
         """The environment in the file's text, without PATH."""
-        found = {}
-        for line in re.findall(r"^Environment=(.*)$", text, re.MULTILINE):
-            name, _, value = _unquoted(line).partition("=")
-            found[name] = value
-        found.pop("PATH", None)
-        return found
+        return {name: value for name, value in _environment(text).items() if name != "PATH"}
+
+    def path(self, text: str) -> str:
+        """PATH in the file's text; empty without one."""
+        return _environment(text).get("PATH", "")
 
     def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
         """The status from the answers."""
@@ -160,6 +159,14 @@ def _quoted(word: str, *, argument: bool = False) -> str:
     if argument:
         escaped = escaped.replace("$", "$$")
     return escaped if re.fullmatch(r"[A-Za-z0-9_./+:@%=,-]+", escaped) else f'"{escaped}"'
+
+
+def _environment(text: str) -> dict[str, str]:
+    found = {}
+    for line in re.findall(r"^Environment=(.*)$", text, re.MULTILINE):
+        name, _, value = _unquoted(line).partition("=")
+        found[name] = value
+    return found
 
 
 def _unquoted(text: str) -> str:

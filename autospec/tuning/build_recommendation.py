@@ -11,11 +11,12 @@ from typing import Any
 
 from autospec.drafting import OFF, Drafting
 from autospec.formats import counted
+from autospec.measure.energy import compare_energy
 from autospec.measure.likely import likely_gain, seconds_to_proof
 from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, RequestShape
 from autospec.measure.verdict import Rule, decide
-from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.recommendations import ENERGY, Recommendation, Status, Verdict
 from autospec.tuning.cell import CellRun, acceptance, geometric_mean
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.request import TuneRequest
@@ -172,27 +173,32 @@ def _evidence(
         return evidence
     ratios = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
     decode = [p.decode_log_ratio for p in pairs if p.off.predicted_ms > 0 and p.drafted.predicted_ms > 0]
-    return evidence | {
-        "phase": "prove" if proven else "search",
-        "decode_baseline_tps": round(geometric_mean([p.off.decode_tps for p in pairs]), 2),
-        "decode_drafting_tps": round(geometric_mean([p.drafted.decode_tps for p in pairs]), 2),
-        "decode_speedup": round(math.exp(statistics.fmean(decode)), 4) if decode else None,
-        # Of the request as it was measured: short, with nothing of its prompt in the cache.
-        "measured_speedup": round(math.exp(statistics.fmean(p.measured_log_ratio for p in pairs)), 4),
-        "request": _request(pairs),
-        "prompt_ms_off": round(statistics.median(p.off.prompt_ms for p in pairs), 2),
-        "prompt_ms_drafting": round(statistics.median(p.drafted.prompt_ms for p in pairs), 2),
-        "prompts": len(ratios),
-        "prompts_faster": sum(r > 0 for r in ratios),
-        "prompt_log_ratio_min": round(min(ratios), 4),
-        "prompt_log_ratio_max": round(max(ratios), 4),
-        "drafted_tokens": sum(p.drafted.drafted or 0 for p in pairs),
-        "accepted_tokens": sum(p.drafted.accepted or 0 for p in pairs),
-        "predicted_tokens": sum(p.drafted.predicted_tokens for p in pairs),
-        # The lossless check: how many pairs gave the same text with drafting as without.
-        "same_text": sum(p.same_text for p in pairs),
-        "compared_texts": len(pairs),
-    }
+    energy = compare_energy(pairs)
+    return (
+        evidence
+        | ({} if energy is None else {ENERGY: energy.to_json()})
+        | {
+            "phase": "prove" if proven else "search",
+            "decode_baseline_tps": round(geometric_mean([p.off.decode_tps for p in pairs]), 2),
+            "decode_drafting_tps": round(geometric_mean([p.drafted.decode_tps for p in pairs]), 2),
+            "decode_speedup": round(math.exp(statistics.fmean(decode)), 4) if decode else None,
+            # Of the request as it was measured: short, with nothing of its prompt in the cache.
+            "measured_speedup": round(math.exp(statistics.fmean(p.measured_log_ratio for p in pairs)), 4),
+            "request": _request(pairs),
+            "prompt_ms_off": round(statistics.median(p.off.prompt_ms for p in pairs), 2),
+            "prompt_ms_drafting": round(statistics.median(p.drafted.prompt_ms for p in pairs), 2),
+            "prompts": len(ratios),
+            "prompts_faster": sum(r > 0 for r in ratios),
+            "prompt_log_ratio_min": round(min(ratios), 4),
+            "prompt_log_ratio_max": round(max(ratios), 4),
+            "drafted_tokens": sum(p.drafted.drafted or 0 for p in pairs),
+            "accepted_tokens": sum(p.drafted.accepted or 0 for p in pairs),
+            "predicted_tokens": sum(p.drafted.predicted_tokens for p in pairs),
+            # The lossless check: how many pairs gave the same text with drafting as without.
+            "same_text": sum(p.same_text for p in pairs),
+            "compared_texts": len(pairs),
+        }
+    )
 
 
 def _request(pairs: Sequence[Pair]) -> dict[str, Any] | None:

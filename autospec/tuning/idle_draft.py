@@ -140,10 +140,13 @@ class _Sides:
         server = self.launches.drafted(self.drafting) if idle else self.launches.off()
         try:
             asked = server.idle() if idle and isinstance(server, Idles) else server
-            return asked.complete(self.asking.request(prompt))
+            self.asking.wake(server.launch_id, asked.complete)
+            answer = asked.complete(self.asking.request(prompt))
         except ServerDiedError:
             self.launches.drop(server)
             raise
+        self.asking.worked(server.launch_id)
+        return answer
 
 
 def _side_by_side(

@@ -125,7 +125,7 @@ def compare_launches(
     difference uncertain by more than 1 %, more follow, up to `most_pairs` or about the time of six requests of `max_tokens`.
 
     Returns:
-        The comparison; ``None`` if it would take longer than `affordable_s`, the machine was on battery or busy (by `watch`),
+        The comparison; ``None`` if it would take longer than `affordable_s`, the machine was on battery or busy or slept (by `watch`),
         the standard error exceeds `most_error`, or the answers cannot be compared.
 
     Raises:
@@ -153,8 +153,8 @@ def compare_launches(
             comparison = LaunchComparison.of(log_ratios, at=time.time(), old=old.launch_id, new=new.launch_id)
     if watch is not None:
         state = watch.finish()
-        if state.on_battery or busy(state):
-            _LOG.info("two launches were not compared: the machine was on battery or busy")
+        if state.on_battery or state.changed or busy(state):
+            _LOG.info("two launches were not compared: the machine was on battery or busy, or slept")
             return None
     if comparison.error > most_error:
         _LOG.info(

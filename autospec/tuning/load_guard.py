@@ -9,7 +9,7 @@ from autospec.backends.placement import Placement
 from autospec.backends.protocol import Server
 from autospec.backends.registry import Placed
 from autospec.drafting import Drafting
-from autospec.hardware.state import MachineState, StateWatch
+from autospec.hardware.state import MachineState, StateWatch, others_words
 from autospec.measure.asking import busy
 
 __all__ = ["LoadGuard", "Neighbours", "patience_s", "placement_of"]
@@ -87,11 +87,14 @@ class LoadGuard:
         self._steady = False
 
     def after(self, state: MachineState) -> bool:
-        """Wait if the machine was busy in `state`; True if the load has ended, and what was timed is worth timing again."""
+        """Wait if the machine was busy in `state`; True if what was timed is worth timing again.
+
+        So it is if the load has ended, or if the machine slept meanwhile or its power changed.
+        """
         if not busy(state):
             self._steady = False
-            return False
-        return not self._steady and self._wait()
+            return bool(state.changed)
+        return (not self._steady and self._wait()) or bool(state.changed)
 
     def _wait(self) -> bool:
         waited_s = 0.0
@@ -102,8 +105,7 @@ class LoadGuard:
             if not busy(state):
                 return True
             if not waited_s:
-                load = state.other_load + state.steal
-                self._tell(f"Waiting for other programs, which use {load:.1f} of {state.cores} cores.")
+                self._tell(f"Waiting for other programs, which use {others_words(state)}.")
             waited_s += _WINDOW_S
         self._steady = True
         self._tell(

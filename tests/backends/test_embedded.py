@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.backends.llama_cpp.embedded import TYPES, drafting_fields, user_fields
+from autospec.backends.llama_cpp import embedded
+from autospec.backends.llama_cpp.embedded import TYPES, Embedded, drafting_fields, user_fields
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import UnsupportedError, UsageError
 
@@ -94,3 +95,23 @@ def test_other_backends_modes_are_refused():
     """prompt-lookup is llama-cpp-python's."""
     with pytest.raises(UnsupportedError, match="prompt-lookup"):
         drafting_fields(Drafting(Mode.PROMPT_LOOKUP, n_max=10, ngram_n=2))
+
+
+@pytest.mark.parametrize(
+    ("metal", "library", "told"),
+    [
+        (True, b"\0ggml_metal_init\0", True),
+        (True, b"\0MTLResidencySetDescriptor\0", False),
+        (False, b"\0ggml_metal_init\0", False),
+    ],
+)
+def test_a_wheel_that_lets_go_of_the_model_on_a_mac_says_so(monkeypatch, tmp_path, metal, library, told):
+    """Wheels that are built with an older SDK lack Metal's residency sets; a later wheel may have them."""
+    file = tmp_path / "xllamacpp.abi3.so"
+    file.write_bytes(library)
+    answer = {"library": str(file), "version": "2026.10.11549", "types": [], "devices": []}
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(embedded, "ask_child", lambda *_, **__: answer)
+    monkeypatch.setattr(embedded, "on_metal", lambda: metal)
+    notes = Embedded(tmp_path).capabilities().notes
+    assert any("residency" in note for note in notes) is told

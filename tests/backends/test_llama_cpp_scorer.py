@@ -13,6 +13,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from autospec.backends.llama_cpp import scorer_child
 from autospec.backends.llama_cpp.embedded import Embedded
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.llama_cpp.scorer_child import most_likely
@@ -132,3 +133,14 @@ def test_a_child_that_is_killed(lab_models, state_dir):
                 os.kill(pid, signal.SIGKILL)
         with pytest.raises(ServerDiedError, match="llama-cpp-python was ended by SIGKILL"):
             scorer.propose(COUNTING, 1)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "layers"),
+    [("darwin", "arm64", -1), ("darwin", "x86_64", 0), ("linux", "x86_64", 0), ("linux", "aarch64", 0)],
+)
+def test_only_a_macs_gpu_reads_drafts(monkeypatch, system, machine, layers):
+    """It shares the memory; elsewhere the GPU's memory is the measured servers'."""
+    monkeypatch.setattr(scorer_child.sys, "platform", system)
+    monkeypatch.setattr(scorer_child.platform, "machine", lambda: machine)
+    assert scorer_child._gpu_layers() == layers

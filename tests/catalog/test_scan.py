@@ -369,6 +369,19 @@ class TestDamage:
         assert names(catalog) == ["a"]
         assert catalog.find("b") == catalog.models[0]
 
+    def test_one_file_in_two_spellings_is_one_model(
+        self, look: Look, models_dir: Path, tmp_path: Path
+    ) -> None:
+        """As ~/models and ~/Models on a Mac. Linux has them as two names of one file."""
+        write_gguf(models_dir / "a.gguf")
+        other = tmp_path / "Models"
+        other.mkdir()
+        os.link(models_dir / "a.gguf", other / "a.gguf")
+        catalog = look(beside=[str(other / "a.gguf")])
+        assert names(catalog) == ["a"]
+        assert catalog.find(str(other / "a.gguf")) == catalog.models[0]
+        assert look().find(str(other / "a.gguf")) == catalog.models[0]
+
     @pytest.mark.parametrize(
         "numbers", ["00001-of-00000", "00000-of-00000", "00000-of-00002", "00003-of-00002"]
     )

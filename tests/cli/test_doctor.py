@@ -16,17 +16,18 @@ from click.testing import CliRunner, Result
 from autospec.backends.protocol import Capabilities
 from autospec.cells import Build
 from autospec.cli import cli
-from autospec.cli.doctor import Findings, _examine_state
+from autospec.cli.doctor import Findings, _examine_gpus, _examine_state, _gpu_rows
 from autospec.drafting import Mode
 from autospec.errors import BackendMissingError
 from autospec.hardware import identify
+from autospec.hardware.gpu_reading import GpuReading
 from autospec.hardware.state import MachineState
 from autospec.measure.launch_scatter import LaunchComparison
 from autospec.settings import load_settings
 from autospec.store.database import open_store
 
 KEYS = {
-    "schema", "ok", "autospec", "python", "config_file", "hardware", "state", "backends", "models", "storage", "daemon",
+    "schema", "ok", "autospec", "python", "config_file", "hardware", "state", "gpus", "backends", "models", "storage", "daemon",
     "problems", "advice",
 }  # fmt: skip
 
@@ -240,6 +241,80 @@ def test_the_state_of_the_machine_is_advised_on(changes: dict[str, Any], fix: st
     (advice,) = findings.advice
     assert fix in advice.fix
     assert findings.problems == []
+
+
+CARD = GpuReading("NVIDIA GeForce RTX 4090", 24 << 30, 23 << 30, {}, 45.0, 30.0, 450.0, 450.0, slowed=())
+
+
+@pytest.mark.parametrize(
+    ("reading", "advice"),
+    [
+        (CARD, []),
+        (replace(CARD, processes={9: 1 << 30}), []),  # a desktop
+        (
+            replace(CARD, free_bytes=17 << 30, processes={9: 6 << 30}),
+            ["Other processes hold 6.0 of 24.0 GiB of the memory of NVIDIA GeForce RTX 4090."],
+        ),
+        # Who may not see others' processes sees the memory in use.
+        (
+            replace(CARD, free_bytes=17 << 30, processes=None),
+            ["Other processes hold 7.0 of 24.0 GiB of the memory of NVIDIA GeForce RTX 4090."],
+        ),
+        (replace(CARD, slowed=("heat",)), ["NVIDIA GeForce RTX 4090 is throttled: thermal."]),
+        (
+            replace(CARD, slowed=("heat", "power brake")),
+            ["NVIDIA GeForce RTX 4090 is throttled: thermal, power brake."],
+        ),
+        (replace(CARD, slowed=None), []),
+        (GpuReading("NVIDIA GPU"), []),
+    ],
+)
+def test_what_matters_of_a_gpu_is_advised_on(reading: GpuReading, advice: list[str]):
+    """Memory that others hold, and clocks that are kept low."""
+    findings = Findings()
+    _examine_gpus(findings, [reading])
+    assert [entry.problem for entry in findings.advice] == advice
+    assert all(entry.fix for entry in findings.advice)
+    assert [gpu["name"] for gpu in findings.gpus] == [reading.name]
+
+
+def test_a_gpu_is_one_row():
+    """With what is known of it, and a limit that is not the maker's."""
+    findings = Findings()
+    _examine_gpus(findings, [CARD, replace(CARD, power_limit_w=250.0), GpuReading("NVIDIA GPU")])
+    assert _gpu_rows(findings.gpus, "NVIDIA GeForce RTX 4090") == [
+        ("gpu", "NVIDIA GeForce RTX 4090: 23.0 of 24.0 GiB free, 45 °C, 30 W, limit 450 W"),
+        (
+            "",
+            "NVIDIA GeForce RTX 4090: 23.0 of 24.0 GiB free, 45 °C, 30 W, limit 250 W (its default is 450 W)",
+        ),
+        ("", "NVIDIA GPU: nothing more is known"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("2 x NVIDIA GeForce RTX 3090", True), ("AMD GPU 0x744c", True), ("Apple M4 GPU", False), ("", False)],
+)
+def test_a_gpu_that_nobody_can_ask_is_said_to_be_unknown(name: str, said: bool):
+    """A driver without its library; a Mac has a row of its own, and some machines have no GPU."""
+    assert bool(_gpu_rows([], name)) is said
+
+
+def test_the_gpus_are_in_the_report(monkeypatch: pytest.MonkeyPatch):
+    """In words and as JSON; a library that breaks hides nothing else."""
+    stand_in(monkeypatch, {"embedded": GOOD})
+    monkeypatch.setattr("autospec.hardware.gpu_watch.read_gpus", lambda: (CARD,))
+    assert [gpu["temperature_c"] for gpu in examined()["gpus"]] == [45.0]
+    assert "NVIDIA GeForce RTX 4090: 23.0 of 24.0 GiB free" in " ".join(doctor().stdout.split())
+
+    def broken():
+        raise RuntimeError("the driver was updated")
+
+    monkeypatch.setattr("autospec.hardware.gpu_watch.read_gpus", broken)
+    document = examined()
+    assert document["gpus"] == []
+    assert any("The GPUs cannot be read" in entry["problem"] for entry in document["problems"])
 
 
 def test_the_daemons_signals_are_shown_with_their_word(own_home: Path):

@@ -37,6 +37,8 @@ def test_a_quiet_machine_is_measured():
         ({"power": replace(MAINS, thermal="throttled")}, "heat slows"),
         ({"user_idle_s": 5.0}, "the last input was 5 s ago"),
         ({"other_load": 1.5}, "other programs use 1.5 of 4 cores"),
+        ({"gpu_other_load": 0.29}, "other programs use 0.1 of 4 cores and 29 % of the GPU"),
+        ({"other_load": 1.3, "cores": 8, "on_metal": True}, "other programs use 1.3 of 8 cores"),
         ({"memory_available_bytes": 1 << 30}, "the next step needs"),
     ],
 )
@@ -98,3 +100,11 @@ def test_while_measuring_load_and_memory_are_the_tunes_to_judge():
     busy = replace(QUIET, other_load=3.0, memory_available_bytes=0)
     assert decide(busy, POLICY, needed_bytes=8 << 30, measuring=True).go
     assert not decide(replace(busy, power=BATTERY), POLICY, measuring=True).go
+
+
+@pytest.mark.parametrize(
+    "change", [{"gpu_other_load": 0.05}, {"other_load": 1.0, "cores": 8, "on_metal": True}]
+)
+def test_a_desktop_that_draws_does_not_keep_it_from_measuring(change):
+    """A few per cent of the GPU; on a Mac, also some of the processor."""
+    assert decide(replace(QUIET, **change), POLICY, needed_bytes=8 << 30).go

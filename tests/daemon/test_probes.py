@@ -9,7 +9,8 @@ import pytest
 from autospec.daemon import probes as module
 from autospec.daemon.probes import ClientActivity, Probes
 from autospec.daemon.work import Clock
-from autospec.hardware.readings import ProcessTime, Reading
+from autospec.hardware.gpu_reading import GpuUse
+from autospec.hardware.readings import Power, ProcessTime, Reading
 
 
 def reading(at_s: float, busy_s: float, **processes: float) -> Reading:
@@ -66,3 +67,42 @@ def test_free_memory_counts_up_to_the_limit_of_a_macs_gpu(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "read", lambda *_: free)
     monkeypatch.setattr(module, "shared_limit_bytes", lambda _: 10 << 30)
     assert Probes(Clock(), idle=lambda: None).read(ClientActivity(), 0.0).memory_available_bytes == 10 << 30
+
+
+class Gpu:
+    """A GPU of which others use half; notes whether ours were at rest."""
+
+    looks: list[bool]
+
+    def __init__(self) -> None:
+        self.looks = []
+
+    def start(self) -> None:
+        """A window begins."""
+
+    def finish(self, _own_pids, *, at_rest: bool) -> GpuUse:
+        """It ends."""
+        self.looks.append(at_rest)
+        return GpuUse(0.5)
+
+
+def test_the_use_of_the_gpu_is_that_between_two_looks(monkeypatch: pytest.MonkeyPatch):
+    """At rest every process counts, beside a step only those that are not ours. The end of a step begins a new window."""
+    gpu = Gpu()
+    times = iter(range(0, 100, 5))
+    monkeypatch.setattr(module, "read", lambda *_: reading(float(next(times)), 100.0))
+    monkeypatch.setattr(module, "read_power", lambda: Power(on_battery=False))
+    probes = Probes(Clock(), idle=lambda: None, gpu=lambda: gpu)
+    loads = [probes.read(ClientActivity(), 0.0, measuring=m).gpu_other_load for m in (False, False, True)]
+    probes.forget_load()
+    loads.append(probes.read(ClientActivity(), 0.0).gpu_other_load)
+    assert loads == [None, 0.5, 0.5, None]
+    assert gpu.looks == [True, False]
+
+
+def test_on_battery_the_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    """Each look would keep a laptop's second GPU awake, and nothing is measured then."""
+    monkeypatch.setattr(module, "read", lambda *_: reading(0.0, 100.0))
+    monkeypatch.setattr(module, "read_power", lambda: Power(on_battery=True))
+    probes = Probes(Clock(), idle=lambda: None, gpu=lambda: pytest.fail("the GPU was looked at"))
+    assert probes.read(ClientActivity(), 0.0).gpu_other_load is None

@@ -74,8 +74,12 @@ search_share = 0.5
 # Of the machine's state.
 MAY_BE_NULL = (
     "battery_percent",
+    "cpu_energy_j",
+    "gpu_energy_j",
+    "gpu_heat",
     "gpu_other_load",
     "gpu_other_memory_bytes",
+    "gpu_power_limit_w",
     "low_power",
     "on_battery",
     "throttles",
@@ -115,6 +119,7 @@ def test_doctor(known, monkeypatch):
         },
         "daemon": _checks(document["daemon"]),
         "advice": "<as problems>",
+        "gpus": "<one entry per GPU, whose keys tests/hardware/test_gpu_reading.py holds>",
     }
     held["backends"]["attached"].pop("notes")
     held["models"]["warnings"] = "<texts>"

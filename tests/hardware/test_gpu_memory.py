@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -11,14 +12,24 @@ from autospec.hardware import gpu as device_memory
 from autospec.hardware.gpu import (
     Device,
     devices_here,
+    driver_devices,
     is_integrated,
     metal_limit_bytes,
-    nvml_devices,
     shared_limit_bytes,
     usable,
 )
+from tests.hardware.fake_gpus import GIB, GPU_IS_LOST, Card, FakeAmdSmi, FakeNvml
 
-GIB = 1024**3
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put stand-ins in the place of the makers' libraries; without arguments none is there."""
+
+    def put(nvml: Any = None, smi: Any = None) -> None:
+        monkeypatch.setattr(device_memory.nvidia, "library", lambda: nvml)
+        monkeypatch.setattr(device_memory.amd, "library", lambda: smi)
+
+    return put
 
 
 @pytest.mark.parametrize(
@@ -63,9 +74,9 @@ def hardware(os: str, gpu: str) -> Hardware:
     return Hardware("id", "chip", 64 * GIB, 8, os, gpu)
 
 
-def test_a_gpu_whose_memory_nobody_tells_is_unknown(monkeypatch):
+def test_a_gpu_whose_memory_nobody_tells_is_unknown(libraries):
     """So that two servers are not put on it. A machine without one, or with Intel's only, computes in its own memory."""
-    monkeypatch.setattr(device_memory, "library", lambda: None)
+    libraries()
     assert devices_here(hardware("linux 6.8", "")) == ()
     assert devices_here(hardware("linux 6.8", "Intel GPU 0x46a6")) == ()
     assert devices_here(hardware("linux 6.8", "NVIDIA GeForce RTX 3090")) is None
@@ -89,28 +100,26 @@ def test_only_a_macs_gpu_limits_the_machines_memory(monkeypatch):
     assert shared_limit_bytes(hardware("linux 6.8", "NVIDIA GeForce RTX 3090")) == 0
 
 
-def test_nvidias_library_tells_free_memory(monkeypatch):
+def test_a_drivers_library_tells_free_memory(libraries):
     """One card answers, the other one fell off the bus."""
-
-    class LostError(Exception):
-        """A device that is gone."""
-
-    def memory(handle):
-        if handle:
-            raise LostError
-        return SimpleNamespace(total=24 * GIB, free=20 * GIB)
-
-    nvml = SimpleNamespace(
-        NVMLError=LostError,
-        nvmlDeviceGetCount=lambda: 2,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetMemoryInfo=memory,
-        nvmlDeviceGetName=lambda _: b"NVIDIA GeForce RTX 3090",
-    )
-    monkeypatch.setattr(device_memory, "library", lambda: nvml)
+    lost = Card(errors={"nvmlDeviceGetMemoryInfo": GPU_IS_LOST})
+    libraries(nvml=FakeNvml(Card(name=b"NVIDIA GeForce RTX 3090", free=20 * GIB), lost))
     card = Device("CUDA0", "NVIDIA GeForce RTX 3090", 24 * GIB, 20 * GIB)
-    assert nvml_devices() == (card,)
+    assert driver_devices() == (card,)
     assert devices_here(hardware("linux 6.8", "2 x NVIDIA GeForce RTX 3090")) == (card,)
+
+
+def test_of_a_divided_gpu_one_instance_counts(libraries):
+    """CUDA uses one MIG instance, and no GPU beside it."""
+    instance = Card(name="NVIDIA A100 MIG 1g.5gb", total=5 * GIB, free=4 * GIB)
+    libraries(nvml=FakeNvml(Card(instances=[None, instance, Card()]), Card()))
+    assert driver_devices() == (Device("CUDA0", "NVIDIA A100 MIG 1g.5gb", 5 * GIB, 4 * GIB),)
+
+
+def test_amds_library_tells_free_memory_too(libraries):
+    """Where no GPU of NVIDIA's answers."""
+    libraries(nvml=FakeNvml(), smi=FakeAmdSmi())
+    assert driver_devices() == (Device("ROCm0", "AMD Radeon RX 7900 XTX", 24560 << 20, 18416 << 20),)
 
 
 def test_a_model_is_spread_over_cards_of_one_library():

@@ -166,7 +166,7 @@ def test_an_empty_tree_is_no_crash(tmp_path: Path):
 def test_macos_asks_sysctl_and_ioreg(monkeypatch: pytest.MonkeyPatch):
     """Answers in the form of an M2 Ultra give chip, memory and GPU."""
     answers = {"sysctl": "Apple M2 Ultra\n68719476736\n", "ioreg": IOREG}
-    monkeypatch.setattr(identity, "output_of", lambda *command: answers[command[0]])
+    monkeypatch.setattr(identity, "output_of", lambda *command, **_: answers[command[0]])
     monkeypatch.setattr(identity.platform, "machine", lambda: "arm64")
     hardware = identity._macos()
     assert hardware.id.startswith("apple-m2-ultra-64g-")
@@ -174,9 +174,22 @@ def test_macos_asks_sysctl_and_ioreg(monkeypatch: pytest.MonkeyPatch):
     assert hardware.gpu == "Apple M2 Ultra 76-core GPU"
 
 
+def test_a_mac_that_swaps_keeps_its_id(monkeypatch: pytest.MonkeyPatch):
+    """Without the answer of ioreg, which takes long then, it would be another machine, of which nothing is known."""
+
+    def slow(*command: str, timeout_s: float = 5.0) -> str:
+        return (
+            {"sysctl": "Apple M2 Ultra\n68719476736\n", "ioreg": IOREG}[command[0]] if timeout_s > 12 else ""
+        )
+
+    monkeypatch.setattr(identity, "output_of", slow)
+    monkeypatch.setattr(identity.platform, "machine", lambda: "arm64")
+    assert identity._macos().gpu == "Apple M2 Ultra 76-core GPU"
+
+
 def test_macos_without_answers_is_no_crash(monkeypatch: pytest.MonkeyPatch):
     """In a sandbox sysctl may be forbidden."""
-    monkeypatch.setattr(identity, "output_of", lambda *command: "")
+    monkeypatch.setattr(identity, "output_of", lambda *command, **_: "")
     assert identity._macos().memory_bytes == 0
 
 

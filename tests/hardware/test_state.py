@@ -13,8 +13,19 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from autospec.hardware.gpu_watch import GpuWatch
+from autospec.hardware.nvidia import Nvidia
 from autospec.hardware.readings import Power, ProcessTime, Reading
-from autospec.hardware.state import Limits, MachineState, StateWatch, between, disturbed, heat_changed
+from autospec.hardware.state import (
+    Limits,
+    MachineState,
+    StateWatch,
+    between,
+    disturbed,
+    heat_changed,
+    others_words,
+)
+from tests.hardware.fake_gpus import Card, FakeNvml
 
 # A quiet second on four cores: a server (pid 7) used two of them, this process a little.
 FIRST = Reading(
@@ -212,6 +223,42 @@ def test_load_of_others_on_the_gpu_disturbs():
         disturbed(replace(state, gpu_other_load=0.3, gpu_other_memory_bytes=1 << 30))
         == "Other processes used 30 % of the GPU."
     )
+
+
+def test_the_limit_is_wider_where_models_compute_on_a_macs_gpu():
+    """What the desktop does on some cores costs them little; two of eight cores are too much there as well."""
+    state = replace(between(FIRST, LAST), cores=8, other_load=1.0)
+    assert disturbed(state) == "Other processes used 1.0 of 8 cores."
+    assert disturbed(replace(state, on_metal=True)) == ""
+    assert disturbed(replace(state, on_metal=True, other_load=2.0)) != ""
+
+
+def test_a_power_limit_that_was_changed_disturbs():
+    """From one half to the other; unknown in one of them is no change."""
+    state = replace(between(FIRST, LAST), gpu_power_limit_w=450.0)
+    lowered = replace(state, gpu_power_limit_w=250.0)
+    assert disturbed(lowered, state) == "Since the previous measurement, the GPU's power limit was changed."
+    assert disturbed(state, state) == ""
+    assert disturbed(lowered, between(FIRST, LAST)) == ""
+
+
+def test_the_words_for_what_others_use():
+    """The GPU only where it is used."""
+    state = replace(between(FIRST, LAST), other_load=1.0, steal=0.5)
+    assert others_words(state) == "1.5 of 4 cores"
+    assert others_words(replace(state, gpu_other_load=0.31)) == "1.5 of 4 cores and 31 % of the GPU"
+
+
+def test_a_watch_keeps_what_gpus_and_counters_tell():
+    """Heat, limit, use by others and joules, of stand-ins for both."""
+    card = Card(compute=[(os.getpid(), 1), (1, 5)], reasons=0x20, energy_mj=1_000)
+    watch = StateWatch(gpu=GpuWatch([Nvidia(FakeNvml(card))]))
+    watch.start()
+    card.energy_mj = 43_000
+    state = watch.finish()
+    assert (state.gpu_heat, state.gpu_power_limit_w, state.gpu_other_memory_bytes) == (True, 450.0, 5)
+    assert state.gpu_energy_j == 42.0
+    assert MachineState.from_json(state.to_json()).gpu_energy_j == 42.0
 
 
 def test_what_is_unknown_does_not_disturb():

@@ -66,6 +66,14 @@ def pair(off: MachineState, drafted: MachineState) -> Pair:
         (replace(CALM, gpu_other_load=0.5), replace(CALM, gpu_other_load=0.55), None),
         (replace(CALM, gpu_other_load=0.0), replace(CALM, gpu_other_load=0.5), Cause.GPU_LOAD),
         (CALM, replace(CALM, gpu_other_load=0.5), None),
+        (replace(CALM, gpu_heat=True), replace(CALM, gpu_heat=True), None),
+        (replace(CALM, gpu_heat=False), replace(CALM, gpu_heat=True), Cause.HEAT_DRAFTED),
+        (replace(CALM, gpu_heat=True), replace(CALM, gpu_heat=False), Cause.HEAT_OFF),
+        (CALM, replace(CALM, gpu_heat=True), None),
+        (replace(CALM, gpu_power_limit_w=450.0), replace(CALM, gpu_power_limit_w=300.0), Cause.CHANGE),
+        # A Mac's GPU computes: more of the processor may be taken.
+        (replace(CALM, cores=8, on_metal=True), replace(CALM, cores=8, on_metal=True, other_load=1.0), None),
+        (replace(CALM, cores=8), replace(CALM, cores=8, other_load=1.0), Cause.LOAD),
     ],
 )
 def test_the_cause_of_a_disturbed_pair(off, drafted, cause):
@@ -128,3 +136,16 @@ def test_what_was_left_out_is_counted_and_said():
     )
     assert left_out_sentence({"swapping": 1}) == "1 pair does not count: swapping (1)."
     assert left_out_sentence({}) == ""
+
+
+def test_heat_of_a_gpu_that_comes_back_belongs_to_the_drafting():
+    """As heat of the processor does; both in one pair are one sign of it. A GPU at its limit of heat goes on and off: both sides count."""
+    cool, hot = replace(CALM, gpu_heat=False), replace(HOT, gpu_heat=True)
+    assert lasting(rows(*[(cool, hot)] * 2)) == frozenset()
+    lasts = lasting(rows(*[(cool, hot)] * 3))
+    assert lasts == {Cause.HEAT_DRAFTED}
+    assert cause_of(pair(cool, hot), lasts) is None
+    warm = replace(CALM, gpu_heat=True)
+    both = lasting(rows(*[(cool, warm), (warm, cool)] * 3))
+    assert both == {Cause.HEAT_OFF, Cause.HEAT_DRAFTED}
+    assert cause_of(pair(warm, cool), both) is None

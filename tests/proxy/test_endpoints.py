@@ -152,3 +152,24 @@ def test_one_model_is_found_by_its_name(proxy, path):
     unknown = get(proxy, "/v1/models/other%2Fone")
     assert unknown.status_code == 404
     assert "main" in unknown.json()["error"]["message"]
+
+
+def test_a_mac_is_kept_awake_from_the_first_request_to_the_last(loop, dispatch, storage, monkeypatch):
+    """Two one after the other; the proxy's own pages are no requests."""
+    calls: list[str] = []
+
+    class Awake:
+        def begin(self) -> None:
+            calls.append("begin")
+
+        def end(self) -> None:
+            calls.append("end")
+
+    monkeypatch.setattr("autospec.proxy.app.AwakeForRequests", Awake)
+    body = {"model": "main", "messages": [{"role": "user", "content": "Hello"}]}
+    with proxy_over(loop, dispatch, storage) as proxy:
+        for count in (2, 4):
+            httpx.post(f"{proxy.base_url}/v1/chat/completions", json=body, trust_env=False, timeout=20)
+            wait_until(lambda count=count: len(calls) == count)
+        get(proxy, "/autospec/v1/status")
+    assert calls == ["begin", "end"] * 2

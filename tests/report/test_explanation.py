@@ -253,3 +253,23 @@ def test_the_request_that_the_speeds_are_of_is_told():
     assert told.figures["request"] == request
     same_sign = explain(recommendation(speedup=1.62, evidence=evidence | {"measured_speedup": 1.3}))
     assert "depends on the lengths" not in " ".join(same_sign.sentences)
+
+
+def test_energy_is_told_where_it_is_known():
+    """Beside the speed, with what the joules are of."""
+    known = {
+        "parts": ["gpu"], "pairs": 12, "off_j_per_token": 2.034, "drafting_j_per_token": 1.5, "ratio": 0.7375,
+        "interval": [0.7, 0.78],
+    }  # fmt: skip
+    explained = explain(recommendation(evidence={"energy": known}))
+    assert explained.figures["energy"] == known
+    assert (
+        "A token took 2.03 J without drafting and 1.5 J with it: -26.2 % (-30.0 % to -22.0 %) energy, from 12 pairs."
+        " These are joules of the GPU, with idle power, for the short measured requests."
+    ) in explained.sentences
+    both = known | {"parts": ["cpu", "gpu"], "interval": None}
+    text = said(explain(recommendation(evidence={"energy": both})))
+    assert (
+        "1.5 J with it: -26.2 % energy, from 12 pairs. These are joules of the processor and the GPU" in text
+    )
+    assert "J without" not in said(explain(recommendation()))

@@ -380,3 +380,10 @@ def test_logs_are_the_end_of_the_file(tmp_path):
     made = definition(tmp_path)
     argv = Launchd(501, tmp_path, TEMPLATE).logs(made, lines=7, follow=True)
     assert argv == ("/usr/bin/tail", "-n", "7", "-F", str(made.log))
+
+
+def test_another_shells_path_is_no_other_version(service):
+    """A shell with a llama-server of its own asks for the status; its PATH is not the service's."""
+    service().install()
+    assert service(path="/opt/conda/bin:/usr/bin:/bin").current()
+    assert not service(version="2.0").current()

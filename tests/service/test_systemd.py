@@ -275,3 +275,10 @@ def test_the_environment_in_the_unit_can_be_read_again(tmp_path):
         variables
     )
     assert supervisor.variables("") == {}
+
+
+def test_another_shells_path_is_no_other_version(service):
+    """A shell with a llama-server of its own asks for the status; its PATH is not the service's."""
+    service().install()
+    assert service(path="/opt/conda/bin:/usr/bin:/bin").current()
+    assert not service(version="2.0").current()

@@ -104,7 +104,14 @@ def test_where_time_is_short_nothing_is_compared(store):
 
 
 @pytest.mark.parametrize(
-    "state", [replace(CALM, other_load=2.0), replace(CALM, steal=1.0), replace(CALM, on_battery=True)]
+    "state",
+    [
+        replace(CALM, other_load=2.0),
+        replace(CALM, steal=1.0),
+        replace(CALM, gpu_other_load=0.5),
+        replace(CALM, on_battery=True),
+        replace(CALM, changed="the machine slept, or its clock was set"),
+    ],
 )
 def test_a_machine_that_is_busy_or_on_battery_gives_no_comparison(store, state):
     """What a neighbour does to one launch would be taken for its luck."""

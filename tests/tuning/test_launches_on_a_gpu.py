@@ -242,7 +242,7 @@ def test_swapping_side_by_side_is_measured_again_by_turns(tmp_path):
 def test_a_tune_asks_the_backend_for_its_devices(tmp_path, monkeypatch, case):
     """And says why launches take turns; two models of 1.2 GiB, much system memory."""
     devices, gpu, args, count, words = case
-    monkeypatch.setattr("autospec.hardware.gpu.library", lambda: None)
+    monkeypatch.setattr("autospec.hardware.gpu.driver_devices", lambda: ())
     monkeypatch.setattr(
         "autospec.tuning.run.psutil.virtual_memory", lambda: SimpleNamespace(available=64 * GIB)
     )

@@ -61,3 +61,22 @@ def test_the_wait_ends_with_its_limit():
     waits = LoadGuard(Watch(*[BUSY] * 9), lambda _: None, slept.append, patience_s(90))
     assert not waits.after(BUSY)
     assert sum(slept) == 9.0
+
+
+def test_a_game_on_the_gpu_is_waited_for():
+    """It takes little of the processor."""
+    gaming = replace(CALM, gpu_other_load=0.6)
+    waits, slept, told = calm(gaming, CALM)
+    assert waits.after(gaming)
+    assert slept == [1.0, 1.0]
+    assert told == ["Waiting for other programs, which use 0.0 of 4 cores and 60 % of the GPU."]
+
+
+def test_what_was_timed_over_a_sleep_is_worth_timing_again():
+    """llama-server's own times hold the sleep of a Mac."""
+    slept = replace(CALM, changed="the machine slept, or its clock was set")
+    waits, waited, _ = calm()
+    assert waits.after(slept)
+    assert not waited
+    busy_too, _, _ = calm(*[BUSY] * 60)
+    assert busy_too.after(replace(slept, other_load=2.0))

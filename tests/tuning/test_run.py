@@ -23,6 +23,7 @@ from autospec.errors import (
     ServerDiedError,
     StoreError,
 )
+from autospec.hardware.state import StateWatch
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half, Prompt, Suite
 from autospec.recommendations import Recommendation, Status, Verdict
@@ -527,6 +528,22 @@ def test_json_of_the_result_holds_the_evidence(request_):
     assert document["evidence"]["same_text"] == document["evidence"]["compared_texts"] == document["pairs"]
     assert document["evidence"]["cost"]["launches"] > 2
     assert document["acceptance"] == 0.5
+
+
+def test_energy_is_in_the_evidence_only_where_it_is_known(request_, tmp_path, monkeypatch):
+    """A GPU that takes 40 J for each request; this machine's own counters are left out."""
+    finish = StateWatch.finish
+
+    def known(watch):
+        return replace(finish(watch), window_s=1.0, cpu_energy_j=None, gpu_energy_j=40.0)
+
+    monkeypatch.setattr(StateWatch, "finish", known)
+    energy = tune(request_, SimulatedBackend(pays_for_coding))[PromptType.CODING].evidence["energy"]
+    assert energy["parts"] == ["gpu"]
+    assert energy["ratio"] == 1.0
+    monkeypatch.setattr(StateWatch, "finish", lambda w: replace(known(w), gpu_energy_j=None))
+    other = tune(request_with(tmp_path / "other"), SimulatedBackend(pays_for_coding))[PromptType.CODING]
+    assert "energy" not in other.evidence
 
 
 def _exposure(asked: tuple[str, Drafting, str]) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import mmap
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
 from autospec.hardware.gpu import Device, is_integrated
+from autospec.hardware.metal import on_metal
 
 __all__ = ["TYPES", "Embedded", "drafting_fields", "user_fields"]
 
@@ -243,6 +245,14 @@ _TELLING_PLACEMENT = {"verbosity": 4}
 _SERVED_WITH = {"n_parallel": -1}
 
 
+# A wheel that was built with a macOS SDK before 15 lacks this class of Metal, whatever its log says.
+_RESIDENCY_SETS = b"MTLResidencySetDescriptor"
+_NO_RESIDENCY_NOTE = (
+    "This wheel does not hold a model in the GPU's reach while it rests (no Metal residency sets): the first request after a pause "
+    "of a second is slower than with Homebrew's llama-server (brew install llama.cpp)."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Wheel:
     abilities: Capabilities
@@ -345,9 +355,18 @@ def _probe(state_dir: Path) -> _Wheel:
         for d in told.get("devices", ())
         if d["type"].endswith("GPU")
     )
-    notes = (NGRAM_CACHE_NOTE,) if "COMMON_SPECULATIVE_TYPE_NGRAM_CACHE" in told["types"] else ()
+    notes: tuple[str, ...] = (
+        (NGRAM_CACHE_NOTE,) if "COMMON_SPECULATIVE_TYPE_NGRAM_CACHE" in told["types"] else ()
+    )
+    if on_metal() and _lacks_residency_sets(Path(told["library"])):
+        notes += (_NO_RESIDENCY_NOTE,)
     build = Build("embedded", version, fingerprint)
     abilities = Capabilities(
         build, frozenset(modes), tells_drafts=facts.tells_drafts, notes=notes, combines=True
     )
     return _Wheel(abilities, devices)
+
+
+def _lacks_residency_sets(library: Path) -> bool:
+    with library.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(_RESIDENCY_SETS) < 0

@@ -7,6 +7,7 @@ processor does not have (a package compiled for another one). `scorer` is the cl
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -106,7 +107,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         llama = llama_cpp.Llama(
-            options.model, n_ctx=options.n_ctx, n_batch=_BATCH, n_gpu_layers=0, verbose=False
+            options.model, n_ctx=options.n_ctx, n_batch=_BATCH, n_gpu_layers=_gpu_layers(), verbose=False
         )
     except ValueError:
         # In llama.cpp's words, which `failures.classify` knows.
@@ -115,6 +116,11 @@ def main(arguments: list[str]) -> int:
     reader = LogitsReader(llama_cpp, llama)
     serve(options.host, options.port, reading_routes(reader.evaluate, reader.ends))
     return 0
+
+
+def _gpu_layers() -> int:
+    """All on a Mac's GPU, which shares the memory; else none: the servers that are measured need the GPU's memory."""
+    return -1 if sys.platform == "darwin" and platform.machine() == "arm64" else 0
 
 
 def _parser() -> argparse.ArgumentParser:

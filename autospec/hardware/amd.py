@@ -1,0 +1,154 @@
+"""AMD's GPUs through `amdsmi`, which comes with ROCm.
+
+Written from its documentation (https://rocm.docs.amd.com/projects/amdsmi/) and from py-interface/amdsmi_interface.py; it has not
+run on such a GPU. A figure that a GPU lacks is the text ``N/A`` there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+from autospec.hardware.gpu_reading import HEAT, GpuReading, GpuUse
+
+__all__ = ["Amd", "library"]
+
+_MIB = 1024**2
+# drivers/gpu/drm/amd/pm/swsmu/inc/amdgpu_smu.h: bits 32 to 47 of the throttle status are temperatures.
+_THERMAL = 0xFFFF << 32
+# Limits were watts until ROCm 6.0 and are microwatts since; no GPU has a limit of 100 kW.
+_MICROWATTS_FROM = 1e5
+
+
+@functools.cache
+def library() -> Any:
+    """The initialised module `amdsmi`; ``None`` if it is not installed or finds no driver."""
+    try:
+        smi = importlib.import_module("amdsmi")
+        smi.amdsmi_init()
+    except Exception:  # noqa: BLE001 - with a missing driver its import and its start fail in many ways
+        return None
+    return smi
+
+
+class Amd:
+    """All GPUs of this machine; see `autospec.hardware.gpu_reading.GpuSource`. Args: `smi` is the initialised module."""
+
+    def __init__(self, smi: Any) -> None:
+        self._smi = smi
+        self._cards = list(self._ask("amdsmi_get_processor_handles") or ())
+
+    def readings(self) -> tuple[GpuReading, ...]:
+        """See `GpuSource`."""
+        return tuple(self._of_card(card) for card in self._cards)
+
+    def energies_j(self) -> tuple[float | None, ...]:
+        """See `GpuSource`. A counter with the size of its unit in microjoules."""
+        return tuple(self._energy_j(card) for card in self._cards)
+
+    def start(self) -> None:
+        """See `GpuSource`. Nothing to note: the load of other processes is unknown."""
+
+    def finish(self, own_pids: frozenset[int], *, at_rest: bool = False) -> GpuUse | None:
+        """See `GpuSource`. The time that a process computed is not told, only the time that it drew."""
+        found = self.readings()
+        known = [reading.processes for reading in found if reading.processes is not None]
+        if not found or not (at_rest or any(not own_pids.isdisjoint(listed) for listed in known)):
+            return None
+        slowed = [reading.slowed for reading in found if reading.slowed is not None]
+        limits = [reading.power_limit_w for reading in found if reading.power_limit_w is not None]
+        others = [held or 0 for listed in known for pid, held in listed.items() if pid not in own_pids]
+        return GpuUse(
+            None,
+            sum(others) if known else None,
+            heat=any(HEAT in reasons for reasons in slowed) if slowed else None,
+            power_limit_w=sum(limits) if limits else None,
+        )
+
+    def _of_card(self, card: Any) -> GpuReading:
+        asic = self._told("amdsmi_get_gpu_asic_info", card)
+        memory = self._told("amdsmi_get_gpu_vram_usage", card)
+        power = self._told("amdsmi_get_power_info", card)
+        caps = self._told("amdsmi_get_power_cap_info", card)
+        clock = self._told("amdsmi_get_clock_info", card, self._member("AmdSmiClkType", "GFX"))
+        total, used = _number(memory.get("vram_total")), _number(memory.get("vram_used"))
+        drawn = (power.get(key) for key in ("socket_power", "current_socket_power", "average_socket_power"))
+        return GpuReading(
+            str(asic.get("market_name") or "AMD GPU"),
+            None if total is None else int(total * _MIB),
+            None if total is None or used is None else int((total - used) * _MIB),
+            self._processes(card),
+            self._temperature_c(card),
+            next((watts for value in drawn if (watts := _number(value)) is not None), None),
+            _watts(caps.get("power_cap")),
+            _watts(caps.get("default_power_cap")),
+            _number(clock.get("clk", clock.get("cur_clk"))),
+            _number(clock.get("max_clk")),
+            self._slowed(card),
+        )
+
+    def _processes(self, card: Any) -> dict[int, int | None] | None:
+        """Memory by pid. Before ROCm 6 the list has handles in place of dictionaries: unknown."""
+        listed = self._ask("amdsmi_get_gpu_process_list", card)
+        if listed is None or not all(isinstance(process, dict) for process in listed):
+            return None
+        found: dict[int, int | None] = {}
+        for process in listed:
+            held = _number(process.get("memory_usage", {}).get("vram_mem"))
+            found[int(process["pid"])] = None if held is None else int(held)
+        return found
+
+    def _temperature_c(self, card: Any) -> float | None:
+        current = self._member("AmdSmiTemperatureMetric", "CURRENT")
+        for sensor in ("HOTSPOT", "JUNCTION", "EDGE"):
+            kind = self._member("AmdSmiTemperatureType", sensor)
+            if (
+                kind is not None
+                and (told := _number(self._ask("amdsmi_get_temp_metric", card, kind, current))) is not None
+            ):
+                return told
+        return None
+
+    def _slowed(self, card: Any) -> tuple[str, ...] | None:
+        bits = self._told("amdsmi_get_gpu_metrics_info", card).get("indep_throttle_status")
+        # All bits set is the driver's "unknown".
+        if not isinstance(bits, int) or bits == (1 << 64) - 1:
+            return None
+        return (HEAT,) if bits & _THERMAL else ()
+
+    def _energy_j(self, card: Any) -> float | None:
+        told = self._told("amdsmi_get_energy_count", card)
+        # "power" until ROCm 6.
+        count = _number(told.get("energy_accumulator", told.get("power")))
+        unit = _number(told.get("counter_resolution"))
+        return None if count is None or not unit else count * unit / 1e6
+
+    def _member(self, enum: str, name: str) -> Any:
+        return getattr(getattr(self._smi, enum, None), name, None)
+
+    def _told(self, name: str, *args: Any) -> dict[str, Any]:
+        told = self._ask(name, *args)
+        return told if isinstance(told, dict) else {}
+
+    def _ask(self, name: str, *args: Any) -> Any:
+        """What a function of the library returns; ``None`` if it is missing or fails."""
+        function = getattr(self._smi, name, None)
+        if function is None:
+            return None
+        try:
+            return function(*args)
+        except self._smi.AmdSmiException:
+            return None
+
+
+def _number(told: Any) -> float | None:
+    return float(told) if isinstance(told, int | float) and not isinstance(told, bool) else None
+
+
+def _watts(told: Any) -> float | None:
+    watts = _number(told)
+    # No limit is reported as 0.
+    if not watts:
+        return None
+    return watts / 1e6 if watts >= _MICROWATTS_FROM else watts
