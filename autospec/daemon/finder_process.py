@@ -115,6 +115,7 @@ class Outlook:
         gaps: One sentence for each proof of which live traffic falls short for a known reason.
         notes: One sentence for each missing backend and each database row that was not understood.
         trouble: Why the last survey failed; empty if it did not.
+        asked: Models that a person wants measured next → keys of their cells that have had a step since.
     """
 
     def __init__(
@@ -131,6 +132,8 @@ class Outlook:
         self.gaps: list[str] = []
         self.notes: list[str] = []
         self.trouble = ""
+        self.asked: dict[str, set[str]] = {}
+        self._again = False
         self._memory, self._clock, self._config = memory, clock, config
         self._selector, self._event = selector, event
         self._files = FileWatch()
@@ -154,6 +157,28 @@ class Outlook:
         self.items = []
         self._look_at_s = self._clock.monotonic()
 
+    def ask_for(self, model: str) -> None:
+        """A person wants this model measured next: survey again, also after the one that runs."""
+        self.asked[model] = set()
+        self._again = self.looking
+        self.expire()
+
+    def had_its_step(self, item: WorkItem) -> None:
+        """A cell was measured, or its step failed."""
+        self.asked.get(item.model, set()).add(item.key)
+
+    def settle(self) -> None:
+        """Forget what was asked for where every cell has had its step, or nothing can be measured."""
+        if self.trouble or self.looking or self._again:
+            return
+        left = {item.model for item in self.items if item.key not in self.asked.get(item.model, ())}
+        for model in [model for model in self.asked if model not in left]:
+            del self.asked[model]
+            why = next((words for key, words in self.later.items() if key.startswith(f"{model}|")), "")
+            self._event(
+                f"Nothing is left to measure of {model}, which was asked for{': ' if why else ''}{why}."
+            )
+
     def next_in_s(self) -> float:
         """Seconds until a failed cell may be tried again."""
         return 1e9 if self._next_at is None else max(1.0, self._next_at - self._clock.wall())
@@ -174,7 +199,8 @@ class Outlook:
         """Start a survey."""
         self._traffic = False
         try:
-            self._survey = SurveyRun(self._memory.to_json(), self._config, self._selector)
+            asked = {model: sorted(done) for model, done in self.asked.items()}
+            self._survey = SurveyRun({**self._memory.to_json(), "asked": asked}, self._config, self._selector)
         except OSError as error:
             self._failed(f"The search for work could not be started: {error.strerror or error}.")
 
@@ -187,6 +213,9 @@ class Outlook:
             self._failed(str(sentence))
         else:
             self._known(result)
+        if self._again:
+            self._again = False
+            self.expire()
         try:
             return load_settings(self._config)
         except AutospecError as error:
