@@ -207,19 +207,29 @@ class Endpoints:
             raise Refused(ProxyProblem(405, f"{path} is read-only: use GET.{about}", "method_not_allowed"))
         if is_models:
             return self._models(path)
-        if (file := page(path)) is not None:
-            return file
+        found = page(path)
+        found = self._known(what) if found is None else found
+        return await self._looked_up(request, path, what) if found is None else found
+
+    def _known(self, what: str) -> web.Response | None:
+        """A document from memory; ``None`` if it is none of those."""
         match what:
             case "metrics" | "dashboard":
                 return self._monitoring(what)
-            case "v1/recommendations":
-                return await self._recommendations(request.query)
             case "v1/status":
                 return _json({"schema": 1, "proxy": dict(self._about()), **self._dispatch.status()})
             case "v1/plan":
                 return _json(self._dispatch.plan())
             case "v1/live":
                 return _json(self._live.to_json())
+            case _:
+                return None
+
+    async def _looked_up(self, request: web.BaseRequest, path: str, what: str) -> web.StreamResponse:
+        """A document from the database or from the daemon."""
+        match what:
+            case "v1/recommendations":
+                return await self._recommendations(request.query)
             case "v1/daemon":
                 return _json(await self._daemon())
             case "v1/events":
@@ -228,14 +238,11 @@ class Endpoints:
                 message = f"{path} changes something: use POST with a JSON body."
                 raise Refused(ProxyProblem(405, message, "method_not_allowed"))
             case _:
-                raise Refused(
-                    ProxyProblem(
-                        404,
-                        f"There is no {path}. The paths are /autospec/ (a page), /autospec/v1/status, plan, live, daemon, "
-                        "recommendations, events, /autospec/metrics and /autospec/dashboard.",
-                        "not_found",
-                    )
+                message = (
+                    f"There is no {path}. The paths are /autospec/ (a page), /autospec/v1/status, plan, live, daemon, "
+                    "recommendations, events, /autospec/metrics and /autospec/dashboard."
                 )
+                raise Refused(ProxyProblem(404, message, "not_found"))
 
     def _monitoring(self, what: str) -> web.Response:
         if what == "dashboard":

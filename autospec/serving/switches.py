@@ -77,10 +77,14 @@ class DraftingSwitches:
 
     def _content(self) -> Mapping[str, str]:
         try:
-            data = json.loads(self._path.read_text(encoding="utf-8"))
-            if data["schema"] != _SCHEMA:
-                raise ValueError(f"schema {data['schema']!r}")
-            return MappingProxyType({str(name): str(since) for name, since in data["models"].items()})
+            return _parsed(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             _log.warning("%s is ignored, so no drafting is switched off by it: %r", self._path, error)
             return _NONE
+
+
+def _parsed(text: str) -> Mapping[str, str]:
+    data = json.loads(text)
+    if data["schema"] != _SCHEMA:
+        raise ValueError(f"schema {data['schema']!r}")
+    return MappingProxyType({str(name): str(since) for name, since in data["models"].items()})

@@ -147,7 +147,7 @@ def set_up(folder: Path, rules: Rules) -> Iterator[Stage]:
     storage = f"sqlite:///{folder / 'autospec.db'}"
     proxy: Any = listen(
         supervisor, rules, host="127.0.0.1", port=0, storage=storage, classify=no_type, grace_s=1.0,
-        ask_daemon=lambda message: made[0].answer(message),
+        ask_daemon=lambda message: made[0].answer(message),  # noqa: PLW0108 - it is made below
     )  # fmt: skip
     listening = loop.run(proxy.__aenter__())
     made.append(Stage(loop, scene, supervisor, listening, storage, dict(RESTING)))

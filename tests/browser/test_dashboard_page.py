@@ -145,9 +145,10 @@ def test_drafting_is_switched_off_and_on_with_the_keyboard(stage, page):
     page.open(stage.url)
     page.wait_for("ready", "#models")
     toggle = "[aria-label='Drafting for alpha-1b']"
-    checked = lambda: page.script(
-        "return document.querySelector(arguments[0]).getAttribute('aria-checked')", toggle
-    )
+
+    def checked() -> str:
+        return page.script("return document.querySelector(arguments[0]).getAttribute('aria-checked')", toggle)
+
     assert checked() == "true"
     page.press(toggle, " ")
     page.wait_for("Drafting is off for alpha-1b until it is switched on again.", "#models")

@@ -156,28 +156,28 @@ def test_unloading(proxy, dispatch):
 
 
 @pytest.mark.parametrize(
-    ("action", "body", "status", "words"),
+    ("action", "body", "said"),
     [
-        ("drafting", {"model": "main", "drafting": "on"}, 400, "off or recommended"),
-        ("drafting", {"model": "main"}, 400, "`drafting`"),
-        ("unload", {}, 400, "`model`"),
-        ("unload", {"model": " "}, 400, "`model`"),
-        ("unload", {"model": 5}, 400, "`model`"),
-        ("unload", ["main"], 400, "object"),
-        ("unload", b"{", 400, "object"),
-        ("unload", b"", 400, "object"),
-        ("unload", b"[" * 9000, 400, "object"),
-        ("unload", b"\xff\xfe", 400, "object"),
-        ("unload", b" " * 20_000, 413, "16384 bytes"),
-        ("unload", {"model": "x" * 5000}, 404, "characters"),
-        ("tune", {"model": "other"}, 404, "no model"),
+        ("drafting", {"model": "main", "drafting": "on"}, (400, "off or recommended")),
+        ("drafting", {"model": "main"}, (400, "`drafting`")),
+        ("unload", {}, (400, "`model`")),
+        ("unload", {"model": " "}, (400, "`model`")),
+        ("unload", {"model": 5}, (400, "`model`")),
+        ("unload", ["main"], (400, "object")),
+        ("unload", b"{", (400, "object")),
+        ("unload", b"", (400, "object")),
+        ("unload", b"[" * 9000, (400, "object")),
+        ("unload", b"\xff\xfe", (400, "object")),
+        ("unload", b" " * 20_000, (413, "16384 bytes")),
+        ("unload", {"model": "x" * 5000}, (404, "characters")),
+        ("tune", {"model": "other"}, (404, "no model")),
     ],
 )
-def test_what_is_no_action(proxy, dispatch, action, body, status, words):
+def test_what_is_no_action(proxy, dispatch, action, body, said):
     """A sentence for each mistake, and nothing was told."""
     answer = post(proxy, action, body)
-    assert answer.status_code == status
-    assert words in answer.json()["error"]["message"]
+    assert answer.status_code == said[0]
+    assert said[1] in answer.json()["error"]["message"]
     assert dispatch.told == []
 
 
