@@ -133,7 +133,9 @@ class Outlook:
         self.notes: list[str] = []
         self.trouble = ""
         self.asked: dict[str, set[str]] = {}
-        self._again = False
+        self._again = False  # somebody asked while a survey ran
+        self._surveying: frozenset[str] = frozenset()  # what was asked for when the running survey began
+        self._surveyed: frozenset[str] = frozenset()  # of those, what `items` knows of
         self._memory, self._clock, self._config = memory, clock, config
         self._selector, self._event = selector, event
         self._files = FileWatch()
@@ -154,7 +156,7 @@ class Outlook:
 
     def expire(self) -> None:
         """A step has ended: the items may not be worth measuring any more."""
-        self.items = []
+        self.items, self._surveyed = [], frozenset()
         self._look_at_s = self._clock.monotonic()
 
     def ask_for(self, model: str) -> None:
@@ -169,10 +171,8 @@ class Outlook:
 
     def settle(self) -> None:
         """Forget what was asked for where every cell has had its step, or nothing can be measured."""
-        if self.trouble or self.looking or self._again:
-            return
         left = {item.model for item in self.items if item.key not in self.asked.get(item.model, ())}
-        for model in [model for model in self.asked if model not in left]:
+        for model in sorted((self._surveyed & self.asked.keys()) - left):
             del self.asked[model]
             why = next((words for key, words in self.later.items() if key.startswith(f"{model}|")), "")
             self._event(
@@ -199,6 +199,7 @@ class Outlook:
         """Start a survey."""
         self._traffic = False
         try:
+            self._surveying = frozenset(self.asked)
             asked = {model: sorted(done) for model, done in self.asked.items()}
             self._survey = SurveyRun({**self._memory.to_json(), "asked": asked}, self._config, self._selector)
         except OSError as error:
@@ -229,7 +230,7 @@ class Outlook:
             self._survey = None
 
     def _known(self, result: dict[str, Any]) -> None:
-        self.trouble = ""
+        self.trouble, self._surveyed = "", self._surveying
         self.items = [WorkItem.from_json(item) for item in result["items"]]
         self.later, self.later_reasons = result["later"], result["later_reasons"]
         self.notes, self._next_at = result["notes"], result["next_at"]
@@ -247,4 +248,5 @@ class Outlook:
         if sentence != self.trouble:
             self._event(f"The search for work failed: {sentence}")
         self.trouble, self.items, self._next_at = sentence, [], None
+        self._surveyed = frozenset()
         self._look_at_s = self._clock.monotonic() + _AGAIN_S

@@ -176,7 +176,7 @@ class Reconciler:
         """
         if waiting := len(self.queue.of(model)):
             raise OverloadedError(
-                f"{counted(waiting, 'request')} for {model} wait for a server.",
+                f"{model} has {counted(waiting, 'request')} waiting for a server.",
                 "Try again when they are answered.",
             )
         self.demand.sleep(model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -395,15 +396,15 @@ def _advice(applied: Recommendation) -> dict[str, Any]:
         "status": str(applied.status),
         "likely": likely,
         "served_with": applied.drafting.to_json(),
-        "speedup": applied.speedup,
+        "speedup": _number(applied.speedup),
         "proof": {
             "generation_tps": _number(applied.evidence.get("decode_drafting_tps")),
             "generation_off_tps": _number(applied.evidence.get("decode_baseline_tps")),
-            "acceptance": applied.acceptance,
+            "acceptance": _number(applied.acceptance),
         },
     }
 
 
 def _number(told: Any) -> float | None:
-    """A figure of the evidence, which may be anything in an imported record."""
-    return float(told) if isinstance(told, int | float) else None
+    """A figure, which may be anything in an imported record; JSON has no infinity."""
+    return float(told) if isinstance(told, int | float) and math.isfinite(told) else None

@@ -219,7 +219,7 @@ def test_a_model_that_somebody_waits_for_is_not_unloaded():
         async with scene.opened() as supervisor:
             waiting = asyncio.create_task(supervisor.lease(wanted()))
             await until(lambda: supervisor.status()["queue"]["waiting"] == 1)
-            with pytest.raises(OverloadedError, match="1 request for alpha-1b"):
+            with pytest.raises(OverloadedError, match="alpha-1b has 1 request waiting"):
                 await supervisor.unload("alpha")
             scene.backend.hold.set()
             (await waiting).give_back()
