@@ -117,4 +117,4 @@ class Page:
             and not any(word in entry["message"] for word in self.expected_errors)
         ]
         self.driver.get("about:blank")
-        assert errors == []
+        assert not errors, errors

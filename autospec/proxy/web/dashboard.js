@@ -193,7 +193,7 @@ function compareFailures(before, now) {
 
 function drawNow() {
   const {status} = state, figures = [
-    ["Answered now", many(status.proxy.in_flight, "request")],
+    ["Answered now", many(status.busy.leases, "request")],
     ["Waiting", `${status.queue.waiting} of at most ${status.queue.limit}`],
     ["Oldest waits for", status.queue.waiting ? duration(status.queue.oldest_s) : "–"],
     ["Memory of servers", `${bytes(status.memory.launches_bytes)} of ${bytes(status.memory.limit_bytes)}`],
@@ -222,10 +222,10 @@ function makeModel(model) {
     button.focus();
     poll.soon();
   };
-  const toggle = node("button", {type: "button", role: "switch", class: "switch", "aria-label": `Drafting for ${name}`, text: "Drafting", onclick: () =>
+  const toggle = node("button", {type: "button", role: "switch", class: "switch", "aria-label": `Drafting: ${name}`, text: "Drafting", onclick: () =>
     pressed(toggle, "drafting", {model: name, drafting: toggle.getAttribute("aria-checked") === "true" ? "off" : "recommended"})});
-  const tune = node("button", {type: "button", class: "tune", "aria-label": `Tune ${name} now`, text: "Tune now", onclick: () => pressed(tune, "tune", {model: name})});
-  const unload = node("button", {type: "button", class: "unload", "aria-label": `Unload ${name}`, text: "Unload", onclick: () => pressed(unload, "unload", {model: name})});
+  const tune = node("button", {type: "button", class: "tune", "aria-label": `Tune now: ${name}`, text: "Tune now", onclick: () => pressed(tune, "tune", {model: name})});
+  const unload = node("button", {type: "button", class: "unload", "aria-label": `Unload: ${name}`, text: "Unload", onclick: () => pressed(unload, "unload", {model: name})});
   return node("li", {}, node("h3", {text: name}), node("p", {class: "about quiet small"}), node("ul", {class: "servers"}), node("p", {class: "why small"}),
     node("ul", {class: "notes small"}), node("div", {class: "buttons"}, toggle, tune, unload), node("p", {class: "said small", role: "status"}));
 }
@@ -251,7 +251,6 @@ function updateModel(li, model) {
   list(li.querySelector(".notes"), [...(part ? part.notes : []), ...switched, ...setbacks]);
   const toggle = li.querySelector(".switch");
   set(toggle, "aria-checked", off ? "false" : "true");
-  say(toggle, off ? "Drafting is off" : "Drafting");
   show(li.querySelector(".unload"), servers.some((s) => ["ready", "starting"].includes(s.state)));
 }
 
@@ -311,8 +310,8 @@ function drawDaemon() {
   const card = byId("daemon"), {daemon} = state;
   if (!card.firstElementChild) {
     card.append(node("p", {class: "state"}), node("progress", {"aria-label": "Time of this step", max: "1", value: "0"}), node("p", {class: "why small"}), node("ul", {class: "trouble bad"}),
-      node("h4", {text: "May it measure?", class: "for-checks"}), node("ul", {class: "checks small"}), node("h4", {text: "Next", class: "for-queue"}), node("ol", {class: "queue small"}),
-      node("h4", {text: "Slower than proven", class: "for-gaps"}), node("ul", {class: "gaps small"}), node("h4", {text: "Its last events", class: "for-events"}), node("ul", {class: "events small"}));
+      node("h3", {text: "May it measure?", class: "for-checks"}), node("ul", {class: "checks small"}), node("h3", {text: "Next", class: "for-queue"}), node("ol", {class: "queue small"}),
+      node("h3", {text: "Slower than proven", class: "for-gaps"}), node("ul", {class: "gaps small"}), node("h3", {text: "Its last events", class: "for-events"}), node("ul", {class: "events small"}));
   }
   const part = (name) => card.querySelector(`.${name}`);
   const step = daemon && daemon.tuning;
