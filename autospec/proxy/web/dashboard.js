@@ -193,7 +193,7 @@ function compareFailures(before, now) {
 
 function drawNow() {
   const {status} = state, figures = [
-    ["Answered now", many(status.busy.leases, "request")],
+    ["Being answered", many(status.busy.leases, "request")],
     ["Waiting", `${status.queue.waiting} of at most ${status.queue.limit}`],
     ["Oldest waits for", status.queue.waiting ? duration(status.queue.oldest_s) : "–"],
     ["Memory of servers", `${bytes(status.memory.launches_bytes)} of ${bytes(status.memory.limit_bytes)}`],
