@@ -17,6 +17,7 @@ from autospec.daemon.state import Memory
 from autospec.daemon.work import Clock, Effort, LaterReason, WorkItem
 from autospec.hardware.readings import Power
 from autospec.tuning.resume import basis_digest
+from tests.daemon.test_loop import Watched
 from tests.daemon.test_queue import BIG, NEW, NOW, key, queue, recommendation
 
 CODING, CHAT = PromptType.CODING, PromptType.CHAT
@@ -190,3 +191,48 @@ def test_a_survey_that_fails_forgets_nobody(outlook, monkeypatch):
     outlook.take()
     outlook.settle()
     assert outlook.asked == {"m": set()}
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    """A daemon whose step has just begun."""
+    return Watched(tmp_path)
+
+
+class Client:
+    """Someone at the control socket."""
+
+    role = ""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def tell(self, message: dict[str, Any]) -> bool:
+        """Kept."""
+        self.told.append(message)
+        return True
+
+
+def test_the_daemon_is_asked_over_its_socket(watched: Watched):
+    """It answers with what it does first; its status names the model; nonsense is ignored."""
+    daemon, client = watched.daemon, Client()
+    with selectors.DefaultSelector() as selector:
+        daemon.outlook = Outlook(daemon.memory, daemon.clock, None, selector, daemon._event)
+        for nonsense in ({"ask": "tune"}, {"ask": "tune", "model": 5}, {"ask": "dance"}):
+            daemon._hear(client, nonsense)  # type: ignore[arg-type]
+        assert client.told == []
+        daemon._hear(client, {"ask": "tune", "model": "other"})  # type: ignore[arg-type]
+    assert client.told == [
+        {"event": "asked", "model": "other", "why": "it first ends its step for m, coding"}
+    ]
+    assert daemon.status()["asked"] == ["other"]
+    assert daemon.events[-1]["what"] == "Asked to tune other next."
+
+
+@pytest.mark.parametrize("asked", [{}, {"m": set()}])
+def test_a_running_step_that_was_asked_for_is_not_ended_by_the_budget(watched: Watched, asked):
+    """Today's measuring time is used up in the middle of it."""
+    watched.daemon.outlook.asked = asked
+    watched.daemon.memory.spend(watched.clock.today(), 3 * 3600.0)
+    watched.wake(5.0, 0.0)
+    assert watched.step.stopped is not bool(asked)
