@@ -15,7 +15,7 @@ from autospec.proxy.metrics import dashboard
 from tests.proxy.harness import proxy_over
 from tests.proxy.test_metrics import STATUS, exposed, expressions
 
-MANUAL = Path(__file__).parents[2] / "docs" / "serving.md"
+MANUAL = Path(__file__).parents[2].joinpath("docs/serving.md")
 # What Grafana puts in before it asks.
 VARIABLES = {"$__rate_interval": "5m", "$model": "a|b"}
 

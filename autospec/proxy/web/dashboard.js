@@ -1,7 +1,7 @@
 // The dashboard: reads the proxy's documents every few seconds while it is visible, and draws them.
 // Data becomes text by textContent alone. Nodes are kept between two readings, so that focus and selection stay.
 
-const POLL_MS = 2000, DAEMON_MS = 5000, MODELS_MS = 10000, MOST_PAUSE_MS = 30000, LOGGED = 50;
+const POLL_MS = 2000, DAEMON_MS = 5000, MODELS_MS = 10000, MOST_PAUSE_MS = 30000, ANSWER_MS = 15000, SILENT_MS = 60000, LOGGED = 50;
 const state = {key: "", models: [], status: null, plan: null, live: [], daemon: null, daemonWhy: "", found: new Map()};
 const byId = (id) => document.getElementById(id);
 
@@ -140,7 +140,7 @@ async function ask(path, options = {}) {
 }
 
 async function read(path) {
-  const answer = await ask(path);
+  const answer = await ask(path, {signal: AbortSignal.timeout(ANSWER_MS)});
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
   return answer.json();
 }
@@ -409,7 +409,7 @@ const poll = {
       else {
         poll.pause_ms = Math.min(MOST_PAUSE_MS, 2 * poll.pause_ms);
         connection(`The proxy does not answer. Next try in ${duration(poll.pause_ms / 1000)}.`, "bad");
-        if (!(error instanceof TypeError)) console.error(error);
+        if (!(error instanceof TypeError || error.name === "TimeoutError")) console.error(error);
       }
     }
     poll.running = false;
@@ -424,10 +424,13 @@ const poll = {
 
 // Recommendations as they change. EventSource cannot send a key, so the stream is read with fetch.
 const events = {
-  controller: null, seen: false, notBefore: 0,
+  controller: null, seen: false, notBefore: 0, heardAt: 0,
   async open() {
+    // The proxy says something every 15 s: a silent stream is a connection that was lost while the machine slept.
+    if (events.controller && performance.now() - events.heardAt > SILENT_MS) events.close();
     if (events.controller || document.hidden || performance.now() < events.notBefore) return;
     const controller = events.controller = new AbortController();
+    events.heardAt = performance.now();
     try {
       const answer = await ask("v1/events", {signal: controller.signal});
       if (!answer.ok) throw new Error(String(answer.status));
@@ -436,6 +439,7 @@ const events = {
       for (;;) {
         const {done, value} = await reader.read();
         if (done) break;
+        events.heardAt = performance.now();
         const parts = (left + value).split("\n\n");
         left = parts.pop();
         for (const part of parts) {
