@@ -35,8 +35,6 @@ def _program(*names: str) -> str:
 def driver(tmp_path_factory) -> Iterator[Any]:
     """Chromium without a window; skips where it or Selenium is not installed."""
     pytest.importorskip("selenium", reason="selenium is not installed (extra: browser)")
-    # Before Selenium's trio, whose plug-in hypothesis loads: it asks the garbage collector for a module that a proxy has frozen.
-    import hypothesis  # noqa: F401
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
