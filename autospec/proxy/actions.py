@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from aiohttp import web
 
-from autospec.errors import NothingKnownError
+from autospec.errors import NothingKnownError, OverloadedError
 from autospec.proxy.access import Access, refuse_action
 from autospec.proxy.errors import ProxyProblem
 from autospec.proxy.request import Refused, check_name
-from autospec.serving.dispatch import Offered
+from autospec.serving.dispatch import Dispatch, Offered
 
-__all__ = ["ACTIONS", "Actions", "AskDaemon", "Controls", "no_daemon"]
+__all__ = ["ACTIONS", "Actions", "AskDaemon", "no_daemon"]
 
 ACTIONS: Final = frozenset({"v1/drafting", "v1/tune", "v1/unload"})
 # A model's name and a word.
@@ -35,27 +35,17 @@ def no_daemon(_message: dict[str, Any]) -> dict[str, Any]:
     raise NothingKnownError("No daemon is running.", "Start it with `autospec daemon`.")
 
 
-class Controls(Protocol):
-    """What the supervisor does for a person, see `autospec.serving.supervisor.Supervisor`."""
-
-    async def switch_drafting(self, name: str, *, off: bool) -> str:
-        """Switch drafting off for a model until it is switched on again; returns the model's name."""
-
-    async def unload(self, name: str) -> tuple[str, int]:
-        """Stop a model's servers as soon as their answers have ended; returns its name and the number of servers."""
-
-
 class Actions:
     """Answers POST requests to `ACTIONS`; `find` returns the offered model with a name."""
 
     def __init__(
         self,
-        controls: Controls,
+        dispatch: Dispatch,
         access: Access,
         ask_daemon: AskDaemon,
         find: Callable[[str], Offered | None],
     ) -> None:
-        self._controls = controls
+        self._dispatch = dispatch
         self._access = access
         self._ask_daemon = ask_daemon
         self._find = find
@@ -84,7 +74,7 @@ class Actions:
         if word not in _WORDS:
             message = f"drafting must be {' or '.join(_WORDS)}, not {word[:100]!r}."
             raise Refused(ProxyProblem(400, message, "invalid_parameter", "drafting"))
-        name = await self._controls.switch_drafting(model, off=_WORDS[word])
+        name = await self._dispatch.switch_drafting(model, off=_WORDS[word])
         said = (
             f"Drafting is off for {name} until it is switched on again."
             if _WORDS[word]
@@ -93,7 +83,11 @@ class Actions:
         return {"model": name, "drafting": word, "said": said}
 
     async def _unload(self, model: str) -> dict[str, Any]:
-        name, servers = await self._controls.unload(model)
+        try:
+            name, servers = await self._dispatch.unload(model)
+        except OverloadedError as error:
+            # Not the code of a request that found no server: alerts are made of that.
+            raise Refused(ProxyProblem(409, str(error), "in_use")) from None
         said = (
             f"{name} is being unloaded. Its next request starts it again."
             if servers
