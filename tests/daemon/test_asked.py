@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.daemon.finder_process import Outlook
+from autospec.daemon.listening import Listening
 from autospec.daemon.policy import Policy, Signals, decide
 from autospec.daemon.queue import KnownCell
 from autospec.daemon.state import Memory
 from autospec.daemon.work import Clock, Effort, LaterReason, WorkItem
 from autospec.hardware.readings import Power
+from autospec.service.control import ask_daemon, ask_status
 from autospec.tuning.resume import basis_digest
 from tests.daemon.test_loop import Watched
 from tests.daemon.test_queue import BIG, NEW, NOW, key, queue, recommendation
@@ -236,3 +239,29 @@ def test_a_running_step_that_was_asked_for_is_not_ended_by_the_budget(watched: W
     watched.daemon.memory.spend(watched.clock.today(), 3 * 3600.0)
     watched.wake(5.0, 0.0)
     assert watched.step.stopped is not bool(asked)
+
+
+def test_the_answer_comes_over_the_socket(watched: Watched):
+    """As the proxy asks: a connection, a question, a line, and the status knows of it."""
+    daemon, state_dir, ended = watched.daemon, watched.daemon.settings.state_dir, threading.Event()
+    with selectors.DefaultSelector() as selector:
+        daemon.outlook = Outlook(daemon.memory, daemon.clock, None, selector, daemon._event)
+        listening = daemon._listening = Listening(state_dir, selector, daemon._hear)
+
+        def serve() -> None:
+            while not ended.is_set():
+                for key, _ in selector.select(0.02):
+                    key.data()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            answer = ask_daemon(state_dir, {"ask": "tune", "model": "ü/other"})
+            status = ask_status(state_dir)
+        finally:
+            ended.set()
+            thread.join()
+            listening.close()
+    assert (answer["event"], answer["model"]) == ("asked", "ü/other")
+    assert status["asked"] == ["ü/other"]
+    assert status["events"][-1]["what"] == "Asked to tune ü/other next."
