@@ -1,7 +1,7 @@
 // The dashboard: reads the proxy's documents every few seconds while it is visible, and draws them.
 // Data becomes text by textContent alone. Nodes are kept between two readings, so that focus and selection stay.
 
-const POLL_MS = 2000, DAEMON_MS = 5000, MODELS_MS = 10000, MOST_PAUSE_MS = 30000, ANSWER_MS = 15000, SILENT_MS = 60000, LOGGED = 50;
+const POLL_MS = 2000, CHANGING_MS = 1000, DAEMON_MS = 5000, MODELS_MS = 10000, MOST_PAUSE_MS = 30000, ANSWER_MS = 15000, SILENT_MS = 60000, LOGGED = 50;
 const state = {key: "", models: [], status: null, plan: null, live: [], daemon: null, daemonWhy: "", found: new Map()};
 const byId = (id) => document.getElementById(id);
 
@@ -283,6 +283,8 @@ function requestRow(model, kind, count, total) {
   const served = live ? live.drafting : route ? route.drafting : null;
   const proven = served && isOff(served) ? proof.generation_off_tps : advice && served && sameDrafting(served, advice.served_with) ? proof.generation_tps : null;
   const speeds = against(live && live.generation_tps, proven, speed);
+  // A switch, a limit or a client may have had them answered otherwise than the plan says now.
+  if (live && route && !sameDrafting(live.drafting, route.drafting)) speeds.text += ` (with ${live.label})`;
   speeds.chart = live ? spark(live.recent_tps, proven) : null;
   return {key: `${model}|${kind}`, cells: [
     {text: `${model}, ${kind}`},
@@ -402,12 +404,12 @@ const poll = {
       announce();
       show(byId("key"), false);
       connection(status.closing ? "The proxy is ending." : "Connected", status.closing ? "wait" : "good");
-      poll.pause_ms = POLL_MS;
+      poll.pause_ms = status.launches.every((server) => server.state === "ready") ? POLL_MS : CHANGING_MS;
       events.open();
     } catch (error) {
       if (error instanceof Unauthorized) askForKey();
       else {
-        poll.pause_ms = Math.min(MOST_PAUSE_MS, 2 * poll.pause_ms);
+        poll.pause_ms = Math.min(MOST_PAUSE_MS, 2 * Math.max(POLL_MS, poll.pause_ms));
         connection(`The proxy does not answer. Next try in ${duration(poll.pause_ms / 1000)}.`, "bad");
         if (!(error instanceof TypeError || error.name === "TimeoutError")) console.error(error);
       }
