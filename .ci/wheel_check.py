@@ -19,6 +19,8 @@ import json, sys, sysconfig
 import autospec.files as data
 from autospec.prompts.request_text import keywords
 keywords()  # the word lists are a file of the package
+from autospec.proxy.page import PAGE_PATHS, page
+pages = [page(path) for path in PAGE_PATHS]  # so are those of the dashboard
 folders = [data.studies_dir(), data.launchd_dir()]
 json.dump({
     "site": sysconfig.get_path("purelib"),

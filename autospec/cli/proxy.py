@@ -70,6 +70,7 @@ def command(
 
     \b
     Watch it:
+      http://127.0.0.1:8686/autospec/                    a page for a browser
       curl http://127.0.0.1:8686/autospec/v1/status      servers, memory, waiting requests
       curl http://127.0.0.1:8686/autospec/v1/plan        which servers are kept, and why
       curl http://127.0.0.1:8686/autospec/metrics        for Prometheus

@@ -115,6 +115,7 @@ class Outlook:
         gaps: One sentence for each proof of which live traffic falls short for a known reason.
         notes: One sentence for each missing backend and each database row that was not understood.
         trouble: Why the last survey failed; empty if it did not.
+        asked: Models that a person wants measured next → keys of their cells that have had a step since.
     """
 
     def __init__(
@@ -131,6 +132,10 @@ class Outlook:
         self.gaps: list[str] = []
         self.notes: list[str] = []
         self.trouble = ""
+        self.asked: dict[str, set[str]] = {}
+        self._again = False  # somebody asked while a survey ran
+        self._surveying: frozenset[str] = frozenset()  # what was asked for when the running survey began
+        self._surveyed: frozenset[str] = frozenset()  # of those, what `items` knows of
         self._memory, self._clock, self._config = memory, clock, config
         self._selector, self._event = selector, event
         self._files = FileWatch()
@@ -151,8 +156,28 @@ class Outlook:
 
     def expire(self) -> None:
         """A step has ended: the items may not be worth measuring any more."""
-        self.items = []
+        self.items, self._surveyed = [], frozenset()
         self._look_at_s = self._clock.monotonic()
+
+    def ask_for(self, model: str) -> None:
+        """A person wants this model measured next: survey again, also after the one that runs."""
+        self.asked[model] = set()
+        self._again = self.looking
+        self.expire()
+
+    def had_its_step(self, item: WorkItem) -> None:
+        """A cell was measured, or its step failed."""
+        self.asked.get(item.model, set()).add(item.key)
+
+    def settle(self) -> None:
+        """Forget what was asked for where every cell has had its step, or nothing can be measured."""
+        left = {item.model for item in self.items if item.key not in self.asked.get(item.model, ())}
+        for model in sorted((self._surveyed & self.asked.keys()) - left):
+            del self.asked[model]
+            why = next((words for key, words in self.later.items() if key.startswith(f"{model}|")), "")
+            self._event(
+                f"Nothing is left to measure of {model}, which was asked for{': ' if why else ''}{why}."
+            )
 
     def next_in_s(self) -> float:
         """Seconds until a failed cell may be tried again."""
@@ -174,7 +199,9 @@ class Outlook:
         """Start a survey."""
         self._traffic = False
         try:
-            self._survey = SurveyRun(self._memory.to_json(), self._config, self._selector)
+            self._surveying = frozenset(self.asked)
+            asked = {model: sorted(done) for model, done in self.asked.items()}
+            self._survey = SurveyRun({**self._memory.to_json(), "asked": asked}, self._config, self._selector)
         except OSError as error:
             self._failed(f"The search for work could not be started: {error.strerror or error}.")
 
@@ -187,6 +214,9 @@ class Outlook:
             self._failed(str(sentence))
         else:
             self._known(result)
+        if self._again:
+            self._again = False
+            self.expire()
         try:
             return load_settings(self._config)
         except AutospecError as error:
@@ -200,7 +230,7 @@ class Outlook:
             self._survey = None
 
     def _known(self, result: dict[str, Any]) -> None:
-        self.trouble = ""
+        self.trouble, self._surveyed = "", self._surveying
         self.items = [WorkItem.from_json(item) for item in result["items"]]
         self.later, self.later_reasons = result["later"], result["later_reasons"]
         self.notes, self._next_at = result["notes"], result["next_at"]
@@ -218,4 +248,5 @@ class Outlook:
         if sentence != self.trouble:
             self._event(f"The search for work failed: {sentence}")
         self.trouble, self.items, self._next_at = sentence, [], None
+        self._surveyed = frozenset()
         self._look_at_s = self._clock.monotonic() + _AGAIN_S

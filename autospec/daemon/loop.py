@@ -127,6 +127,7 @@ class Daemon:
             "why": self.why,
             "tuning": None if running is None else {**running[0].to_json(), "for_s": round(running[1], 1)},
             "queue": [item.to_json() for item in self.outlook.items],
+            "asked": sorted(self.outlook.asked),
             "later": self.outlook.later,
             "later_reasons": self.outlook.later_reasons,
             "checks": [check.to_json() for check in self.decision.checks] if self.decision else [],
@@ -168,6 +169,7 @@ class Daemon:
                 self.outlook.look()
                 self.why = "it is looking for work"
             return _REST_S
+        self.outlook.settle()
         now_s = self.clock.monotonic()
         free = [item for item in self.outlook.items if now_s >= self._held_until_s.get(item.key, 0.0)]
         if free:
@@ -180,7 +182,12 @@ class Daemon:
 
     def _consider(self, item: WorkItem) -> float:
         signals = self.probes.read(self._traffic(), self.memory.spent_today_s(self.clock.today()))
-        self.decision = decide(signals, policy_of(self.settings), needed_bytes=item.memory_bytes)
+        self.decision = decide(
+            signals,
+            policy_of(self.settings),
+            needed_bytes=item.memory_bytes,
+            asked=item.model in self.outlook.asked,
+        )
         if not self.decision.go:
             # A load needs two readings; before that no reason is final.
             self._rest(self.decision.why, final=signals.other_load is not None)
@@ -217,14 +224,15 @@ class Daemon:
             self.memory.ended(
                 item, seconds=0.0, at=self.clock.wall(), failure="it took far longer than its budget"
             )
+            self.outlook.had_its_step(item)
             return "it took far longer than its budget"
         now_s = self.clock.monotonic()
         if now_s - self._looked_s < _WATCH_S:
             # A message or the end of a child woke the loop; the next look is not due yet.
             return ""
-        return self._look_around(now_s, self.memory.spent_today_s(self.clock.today()) + took_s)
+        return self._look_around(item, now_s, self.memory.spent_today_s(self.clock.today()) + took_s)
 
-    def _look_around(self, now_s: float, spent_s: float) -> str:
+    def _look_around(self, item: WorkItem, now_s: float, spent_s: float) -> str:
         """Why the state of the machine requires the step to stop; empty if it does not."""
         before_s, self._looked_s = self._looked_s, now_s
         signals = self.probes.read(self._traffic(), spent_s, measuring=True)
@@ -234,7 +242,13 @@ class Daemon:
             # The load covers the time since the previous look.
             self._loaded_since_s = before_s
         loaded_s = 0.0 if self._loaded_since_s is None else now_s - self._loaded_since_s
-        self.decision = decide(signals, policy_of(self.settings), measuring=True, loaded_s=loaded_s)
+        self.decision = decide(
+            signals,
+            policy_of(self.settings),
+            measuring=True,
+            loaded_s=loaded_s,
+            asked=item.model in self.outlook.asked,
+        )
         return self.decision.why
 
     def _preempt(self, step: TuneProcess, why: str) -> None:
@@ -257,11 +271,13 @@ class Daemon:
         else:
             self._event(f"Tuned {item.label} for {seconds:.0f} s.")
             self.memory.ended(item, seconds=seconds, at=self.clock.wall())
+            self.outlook.had_its_step(item)
             self._after_step(seconds)
         self._rest("a step has ended", final=True)
 
     def _failed(self, item: WorkItem, seconds: float, words: str) -> None:
         self.memory.ended(item, seconds=seconds, at=self.clock.wall(), failure=words)
+        self.outlook.had_its_step(item)
         self._event(f"Tuning {item.label} failed: {words}")
         self._after_step(seconds)
 
@@ -286,6 +302,17 @@ class Daemon:
                 peer.busy = False
             case {"ask": "status"}:
                 peer.tell(self.status())
+            case {"ask": "tune", "model": str(model)}:
+                peer.tell(self._asked_to_tune(model))
+
+    def _asked_to_tune(self, model: str) -> dict[str, Any]:
+        """A person wants a model measured next; what is measured already goes on to the end of its step."""
+        self._event(f"Asked to tune {model} next.")
+        self.outlook.ask_for(model)
+        why = "it looks for what there is to measure"
+        if self.running is not None:
+            why = f"it first ends its step for {self.running[0].label}"
+        return {"event": "asked", "model": model, "why": why}
 
     def _self_description(self) -> dict[str, Any]:
         if self._step is not None:

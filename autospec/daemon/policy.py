@@ -6,7 +6,7 @@ The daemon never measures at low priority instead: that would describe another m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from autospec.formats import duration, gibibytes
@@ -135,11 +135,13 @@ def decide(
     needed_bytes: int = 0,
     measuring: bool = False,
     loaded_s: float = 0.0,
+    asked: bool = False,
 ) -> RunDecision:
     """Judge every signal.
 
     While a step runs (`measuring`), its own memory is taken already, and the tune itself waits for a short load to pass.
-    `loaded_s` is for how many seconds every look has found other programs at work.
+    `loaded_s` is for how many seconds every look has found other programs at work. If a person asked for the step, it waits neither
+    for an idle machine nor for the hours, and the budget does not end it.
     """
     checks = [
         _traffic(signals, policy),
@@ -154,6 +156,8 @@ def decide(
         checks.append(_load_beside(signals, loaded_s))
     else:
         checks += [_load(signals), _memory(signals, needed_bytes)]
+    if asked:
+        checks = [_as_asked(check, signals) for check in checks]
     return RunDecision(tuple(checks))
 
 
@@ -175,6 +179,14 @@ def minutes_until(hours: Sequence[tuple[int, int]], minute: int) -> int:
 
 def _within(minute: int, begin: int, end: int) -> bool:
     return begin <= minute < end if begin < end else minute >= begin or minute < end
+
+
+def _as_asked(check: IdleCheck, signals: Signals) -> IdleCheck:
+    """The check of a step that a person asked for: whoever asks is at the machine, and means now."""
+    waits = check.name in ("hours", "budget", "idle") or (check.name == "traffic" and not signals.in_flight)
+    if check.allows or not waits:
+        return check
+    return replace(check, allows=True, words=f"{check.words}; it was asked for all the same")
 
 
 def _traffic(signals: Signals, policy: Policy) -> IdleCheck:

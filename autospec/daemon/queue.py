@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
+from types import MappingProxyType
 
 from autospec.cells import PromptType
 from autospec.daemon.work import Effort, Later, LaterReason, Tunable, WorkItem, effort_key
@@ -185,6 +186,7 @@ def order(
     *,
     step_s: float,
     now: float,
+    asked: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Queue:
     """Order everything that could be tuned.
 
@@ -196,8 +198,10 @@ def order(
         efforts: `effort_key` → what was spent without a proof.
         step_s: Longest time of one step.
         now: Seconds since the epoch.
+        asked: Models that a person wants measured next → `effort_key` of their cells that have had a step since. The other cells
+            of such a model come first, whatever they are worth, unless they are proven or there is nothing to try.
     """
-    items: list[tuple[bool, WorkItem]] = []
+    items: list[tuple[tuple[bool, bool], WorkItem]] = []
     later: dict[str, Later] = {}
     waits: list[float] = []
     spread_over = shares(used, types)
@@ -208,7 +212,8 @@ def order(
             key = effort_key(model.name, model.backend, prompt_type)
             found = known.get(key)
             effort = efforts.get(key, Effort())
-            if effort.basis != digest:
+            wanted = model.name in asked and key not in asked[model.name]
+            if effort.basis != digest or wanted:
                 effort = Effort()
             if (closed := _closed(model, found, effort)) is not None:
                 later[key] = closed
@@ -220,12 +225,14 @@ def order(
                 continue
             use = _use(model, prompt_type, used, spread_over, now)
             item = _item(model, prompt_type, found, effort, use=use, usual=usual, step_s=step_s)
-            if item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
+            if wanted:
+                items.append(((True, False), replace(item, why=f"it was asked for; {item.why}")))
+            elif item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
                 later[key] = Later(LaterReason.NOT_WORTH, _not_worth(item))
             else:
-                items.append((found is not None and found.borrowed, item))
+                items.append(((False, found is not None and found.borrowed), item))
     # The sort is stable: equal values stay in the catalogue's order.
-    items.sort(key=lambda entry: (not entry[0], -entry[1].value_s_per_day))
+    items.sort(key=lambda entry: (*(not first for first in entry[0]), -entry[1].value_s_per_day))
     return Queue(tuple(item for _, item in items), later, min(waits, default=None))
 
 

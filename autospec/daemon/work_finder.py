@@ -2,7 +2,7 @@
 
 A program of its own (``python -m autospec.daemon.work_finder``), because it needs the catalogue, the backends and the
 database, and the resting daemon should load none of them. It runs for a second whenever something may have changed.
-stdin: one JSON object with ``found`` and ``efforts`` of `autospec.daemon.state`; stdout: one JSON object, see `Survey`.
+stdin: one JSON object with ``found`` and ``efforts`` of `autospec.daemon.state`, and ``asked``; stdout: one JSON object, see `Survey`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from autospec.backends.protocol import Capabilities
@@ -127,7 +128,11 @@ class Survey:
 
 
 def survey(
-    settings: Settings, found: Mapping[str, float], efforts: Mapping[str, Effort], now: float
+    settings: Settings,
+    found: Mapping[str, float],
+    efforts: Mapping[str, Effort],
+    now: float,
+    asked: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Survey:
     """Read everything, mark what is stale, order the rest.
 
@@ -136,6 +141,7 @@ def survey(
         found: Fingerprint of a model → when it was first seen.
         efforts: What was spent without a proof.
         now: Seconds since the epoch.
+        asked: What a person wants measured next, see `autospec.daemon.queue.order`.
 
     Raises:
         AutospecError: The database, the study or the suite cannot be used.
@@ -176,6 +182,7 @@ def survey(
         efforts,
         step_s=parse_duration(settings.daemon_step),
         now=now,
+        asked=asked,
     )
     return Survey(
         items=[item.to_json() for item in queue.items],
@@ -375,6 +382,7 @@ def main() -> int:
             {str(k): float(v) for k, v in asked.get("found", {}).items()},
             {str(k): Effort.from_json(v) for k, v in asked.get("efforts", {}).items()},
             time.time(),
+            {str(model): frozenset(keys) for model, keys in asked.get("asked", {}).items()},
         )
     except AutospecError as error:
         print(json.dumps({"error": error.message}))  # noqa: T201 - stdout is this program's way to answer

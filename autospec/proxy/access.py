@@ -24,13 +24,15 @@ from multidict import CIMultiDict
 
 from autospec.errors import UsageError
 from autospec.proxy.errors import ProxyProblem
+from autospec.proxy.page import PAGE_PATHS
 
-__all__ = ["OPEN_PATHS", "Access", "allow_page", "check_bind", "refuse_slot_files"]
+__all__ = ["OPEN_PATHS", "Access", "allow_page", "check_bind", "refuse_action", "refuse_slot_files"]
 
 # Origins of installed programs; a web site cannot have them.
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file", "capacitor"})
 # Load balancers and health checks cannot send a key; these paths reveal nothing.
 OPEN_PATHS = frozenset({"/health", "/v1/health"})
+_WITHOUT_KEY = OPEN_PATHS | PAGE_PATHS
 # Values of Sec-Fetch-Site for pages of other sites; they include links that a person followed.
 _FROM_ELSEWHERE = frozenset({"cross-site", "same-site"})
 # The names that containers have for this machine: host.docker.internal, host.containers.internal (Podman), Lima's, OrbStack's.
@@ -70,7 +72,7 @@ class Access:
             return ProxyProblem(403, "Pages of other sites may not use this proxy.", "origin_not_allowed")
         # By the standard a preflight has no key; it reveals nothing and does nothing.
         preflight = method == "OPTIONS" and "Access-Control-Request-Method" in headers
-        is_open = preflight or (path in OPEN_PATHS and method in ("GET", "HEAD"))
+        is_open = preflight or (path in _WITHOUT_KEY and method in ("GET", "HEAD"))
         if self.api_key and not is_open and not self._has_key(headers):
             return ProxyProblem(
                 401,
@@ -109,6 +111,25 @@ class Access:
         # Always compare both, in constant time.
         matches = [hmac.compare_digest(s.encode(errors="surrogateescape"), wanted) for s in sent]
         return any(matches)
+
+
+def refuse_action(access: Access, headers: Mapping[str, str]) -> ProxyProblem | None:
+    """Why a POST to one of the proxy's own actions is refused, after `Access.refuse`; ``None`` if it may pass.
+
+    The API is open to every page of this machine. An action is for the proxy's own page, for origins that the settings name,
+    and for programs that are no browser. Each of two checks alone stops another page: a browser says where a request comes from
+    (Origin; Sec-Fetch-Site in all browsers since 2023), and a form cannot send JSON.
+    """
+    if headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
+        message = "Send the body as JSON, with the header Content-Type: application/json."
+        return ProxyProblem(415, message, "unsupported_media_type")
+    origin = headers.get("Origin")
+    named = origin is not None and (origin in access.origins or _is_same_origin(origin, headers.get("Host")))
+    elsewhere = headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
+    if named or (origin is None and not elsewhere):
+        return None
+    message = "Only the proxy's own page, or one whose origin is in the setting proxy_origins, may do this."
+    return ProxyProblem(403, message, "origin_not_allowed")
 
 
 def allow_page(

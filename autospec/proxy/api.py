@@ -13,11 +13,14 @@ from multidict import CIMultiDict
 
 from autospec.catalog.resolve import ambiguous, answering
 from autospec.cells import PromptType
-from autospec.errors import ModelChoiceError, StoreError
+from autospec.errors import ModelChoiceError, NothingKnownError, StoreError
 from autospec.hardware import identify
 from autospec.proxy.access import allow_page
+from autospec.proxy.actions import ACTIONS, Actions, AskDaemon
 from autospec.proxy.errors import ProxyProblem
+from autospec.proxy.live import LiveFigures
 from autospec.proxy.metrics import CONTENT_TYPE, Metrics, dashboard
+from autospec.proxy.page import PAGE_PATHS, page
 from autospec.proxy.request import Refused
 from autospec.recommendations import Recommendation
 from autospec.report.selection import Question, select
@@ -155,7 +158,10 @@ def meant_model(offered: Sequence[Offered], default: str) -> str:
 
 
 class Endpoints:
-    """Answers the requests that are not for a backend; `about` returns the proxy's part of the status."""
+    """Answers the requests that are not for a backend; `about` returns the proxy's part of the status.
+
+    None of them counts as traffic: a page that asks for these documents for ever keeps no model loaded and stops no measurement.
+    """
 
     def __init__(
         self,
@@ -163,11 +169,18 @@ class Endpoints:
         metrics: Metrics,
         storage: str,
         about: Callable[[], Mapping[str, Any]],
+        *,
+        live: LiveFigures,
+        actions: Actions,
+        ask_daemon: AskDaemon,
     ) -> None:
         self._dispatch = dispatch
         self._metrics = metrics
         self._storage = storage
         self._about = about
+        self._live = live
+        self._actions = actions
+        self._ask_daemon = ask_daemon
         self._closing = asyncio.Event()
         self._listeners = 0
 
@@ -183,34 +196,53 @@ class Endpoints:
             Refused: An unknown path, method or parameter.
         """
         is_models = path in _MODELS or path.startswith(tuple(f"{p}/" for p in _MODELS))
-        if not is_models and not path.startswith(_OWN):
+        if not is_models and not path.startswith(_OWN) and path not in PAGE_PATHS:
             return None
+        what = path.removeprefix(_OWN).rstrip("/")
+        if request.method == "POST" and what in ACTIONS:
+            return _json(await self._actions.answer(request, what))
         if request.method not in ("GET", "HEAD"):
             # Also /models/load and /models/unload of llama.cpp's router, which would be reasons to start the model.
             about = " Its first request starts a model." if is_models else ""
             raise Refused(ProxyProblem(405, f"{path} is read-only: use GET.{about}", "method_not_allowed"))
         if is_models:
             return self._models(path)
-        match path.removeprefix(_OWN).rstrip("/"):
-            case "metrics" | "dashboard" as what:
+        found = page(path)
+        found = self._known(what) if found is None else found
+        return await self._looked_up(request, path, what) if found is None else found
+
+    def _known(self, what: str) -> web.Response | None:
+        """A document from memory; ``None`` if it is none of those."""
+        match what:
+            case "metrics" | "dashboard":
                 return self._monitoring(what)
-            case "v1/recommendations":
-                return await self._recommendations(request.query)
             case "v1/status":
                 return _json({"schema": 1, "proxy": dict(self._about()), **self._dispatch.status()})
             case "v1/plan":
                 return _json(self._dispatch.plan())
+            case "v1/live":
+                return _json(self._live.to_json())
+            case _:
+                return None
+
+    async def _looked_up(self, request: web.BaseRequest, path: str, what: str) -> web.StreamResponse:
+        """A document from the database or from the daemon."""
+        match what:
+            case "v1/recommendations":
+                return await self._recommendations(request.query)
+            case "v1/daemon":
+                return _json(await self._daemon())
             case "v1/events":
                 return await self._events(request)
+            case _ if what in ACTIONS:
+                message = f"{path} changes something: use POST with a JSON body."
+                raise Refused(ProxyProblem(405, message, "method_not_allowed"))
             case _:
-                raise Refused(
-                    ProxyProblem(
-                        404,
-                        f"There is no {path}. The paths are /autospec/v1/status, plan, recommendations, events, "
-                        "/autospec/metrics and /autospec/dashboard.",
-                        "not_found",
-                    )
+                message = (
+                    f"There is no {path}. The paths are /autospec/ (a page), /autospec/v1/status, plan, live, daemon, "
+                    "recommendations, events, /autospec/metrics and /autospec/dashboard."
                 )
+                raise Refused(ProxyProblem(404, message, "not_found"))
 
     def _monitoring(self, what: str) -> web.Response:
         if what == "dashboard":
@@ -228,6 +260,14 @@ class Endpoints:
             message = f"There is no model {name[:200]!r}. The models here are: {names}."
             raise Refused(ProxyProblem(404, message, "model_not_found", "model"))
         return _json(_model_document(found))
+
+    async def _daemon(self) -> dict[str, Any]:
+        """That no daemon runs is an answer and no error: a page asks for ever, and errors are counted."""
+        try:
+            status = await asyncio.to_thread(self._ask_daemon, {"ask": "status"})
+        except NothingKnownError as error:
+            return {"schema": 1, "daemon": None, "why": str(error)}
+        return {"schema": 1, "daemon": status, "why": None}
 
     async def _recommendations(self, query: Mapping[str, str]) -> web.Response:
         unknown = sorted(set(query) - {"model", "prompt_type", "backend"})

@@ -18,8 +18,10 @@ from autospec.cells import PromptType
 from autospec.errors import AutospecError
 from autospec.hardware.awake_for_requests import AwakeForRequests
 from autospec.proxy.access import OPEN_PATHS, Access, allow_page, refuse_slot_files
+from autospec.proxy.actions import Actions, AskDaemon, no_daemon
 from autospec.proxy.api import Endpoints, find_offered, meant_model, running_model
 from autospec.proxy.errors import ProxyProblem, problem_of, problem_response, shape_of
+from autospec.proxy.live import LiveFigures
 from autospec.proxy.metrics import Metrics, SampleWriter
 from autospec.proxy.relay import Relay
 from autospec.proxy.request import (
@@ -59,14 +61,20 @@ class Rules:
 
 
 # A dashboard asks for these for ever, which must not start a model that was unloaded.
-_POLLED = frozenset({"/metrics", "/slots"})
+# Browsers ask for the others by themselves, whatever page they show.
+_POLLED = frozenset(
+    {
+        *("/metrics", "/slots", "/favicon.ico", "/robots.txt"),
+        *("/apple-touch-icon.png", "/apple-touch-icon-precomposed.png"),
+    }
+)
 
 
 class Proxy:
     """Answers requests. Create it in a running event loop, and `close` it.
 
-    `serving` makes a context around every forwarded request, and `daemon` returns the daemon's last status (empty without
-    one), see `autospec.service.control`.
+    `serving` makes a context around every forwarded request, `daemon` returns the daemon's last message (empty without one), and
+    `ask_daemon` asks it something, see `autospec.service.control`.
     """
 
     def __init__(
@@ -79,6 +87,7 @@ class Proxy:
         samples: SampleWriter,
         serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         daemon: Callable[[], Mapping[str, Any]] = dict,
+        ask_daemon: AskDaemon = no_daemon,
     ) -> None:
         self.in_flight = 0
         self._awake = AwakeForRequests()
@@ -92,7 +101,18 @@ class Proxy:
         self._started = time.time()
         self._upstream = Upstream()
         self._metrics = Metrics(lambda: self.in_flight, lambda: samples.lost, dispatch.status)
-        self._endpoints = Endpoints(dispatch, self._metrics, storage, self._about)
+        self._live = LiveFigures()
+        self._endpoints = Endpoints(
+            dispatch,
+            self._metrics,
+            storage,
+            self._about,
+            live=self._live,
+            actions=Actions(
+                dispatch, rules.access, ask_daemon, lambda name: find_offered(dispatch.offered(), name)
+            ),
+            ask_daemon=ask_daemon,
+        )
         self._relay = Relay(
             self._upstream,
             dispatch,
@@ -264,6 +284,7 @@ class Proxy:
         self._metrics.forwarded(outcome, sample)
         if sample is not None:
             self._samples.put(sample)
+            self._live.add(sample)
         _LOG.debug(
             "proxy: %s %s %s %s -> %s%s in %.0f ms",
             outcome.path,

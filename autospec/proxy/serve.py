@@ -29,11 +29,13 @@ from autospec.hardware import identify
 from autospec.prompts.classifier import classify
 from autospec.prompts.request_text import keywords
 from autospec.proxy.access import Access, check_bind
+from autospec.proxy.actions import AskDaemon, no_daemon
 from autospec.proxy.app import Proxy, Rules
 from autospec.proxy.errors import ProxyServer
 from autospec.proxy.metrics import SampleWriter
 from autospec.proxy.request import Classify
 from autospec.recommendations import Recommendation
+from autospec.service.control import ask_daemon
 from autospec.service.proxy_link import ProxyLink
 from autospec.serving.dispatch import Dispatch
 from autospec.serving.model_registry import ModelRegistry, engines_of, read_registry
@@ -143,6 +145,7 @@ async def listen(
     classify: Classify,
     serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     daemon: Callable[[], Mapping[str, Any]] = dict,
+    ask_daemon: AskDaemon = no_daemon,
     grace_s: float = _GRACE_S,
 ) -> AsyncIterator[ListeningProxy]:
     """Run a `Proxy` on a socket while the context lasts; leaving it lets requests in progress end within `grace_s`.
@@ -159,6 +162,7 @@ async def listen(
         samples=samples,
         serving=serving,
         daemon=daemon,
+        ask_daemon=ask_daemon,
     )
     # aiohttp waits this long for an answer, and then as long again before it cancels the answer (`RequestHandler.shutdown`).
     runner = web.ServerRunner(ProxyServer(proxy.handle, proxy.count_refused), shutdown_timeout=grace_s / 2)
@@ -218,6 +222,7 @@ async def run(
                 classify=prompt_type_of,
                 serving=link.serving,
                 daemon=lambda: link.daemon,
+                ask_daemon=partial(ask_daemon, settings.state_dir),
             ) as listening:
                 ready(listening.base_url)
                 await asked.wait()

@@ -9,6 +9,8 @@ from a client                                  meaning
 ``{"event": "busy"}``                           a request or a launch began, the first one at this time
 ``{"event": "idle"}``                           the last one ended
 ``{"ask": "status"}``                           answered with the status document
+``{"ask": "tune", "model"}``                    a person wants this model measured next; answered with
+                                               ``{"event": "asked", "model", "why"}``
 =============================================  ==========================================================
 
 =============================================  ==========================================================
@@ -41,7 +43,16 @@ from typing import Any
 from autospec.errors import NothingKnownError
 from autospec.files import user_temp_dir
 
-__all__ = ["LINE_LIMIT_BYTES", "Notifier", "ask_status", "control_path", "decode", "encode", "notifier_from"]
+__all__ = [
+    "LINE_LIMIT_BYTES",
+    "Notifier",
+    "ask_daemon",
+    "ask_status",
+    "control_path",
+    "decode",
+    "encode",
+    "notifier_from",
+]
 
 
 # sun_path holds 104 bytes on macOS and 108 on Linux, the final zero among them.
@@ -76,7 +87,12 @@ def decode(line: bytes) -> dict[str, Any]:
 
 
 def ask_status(state_dir: Path) -> dict[str, Any]:
-    """Ask the running daemon for its status document.
+    """Ask the running daemon for its status document; raises like `ask_daemon`."""
+    return ask_daemon(state_dir, {"ask": "status"})
+
+
+def ask_daemon(state_dir: Path, question: dict[str, Any]) -> dict[str, Any]:
+    """Ask the running daemon something, and return its answer; blocks for some seconds at most.
 
     Raises:
         NothingKnownError: No daemon listens there, or it does not answer.
@@ -87,7 +103,7 @@ def ask_status(state_dir: Path) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(_ANSWER_TIMEOUT_S)
             client.connect(str(path))
-            client.sendall(encode({"ask": "status"}))
+            client.sendall(encode(question))
             while not answer.endswith(b"\n") and (part := client.recv(65536)):
                 answer += part
     except OSError as error:

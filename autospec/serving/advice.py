@@ -40,6 +40,7 @@ __all__ = [
     "limits_of",
     "marked_stale",
     "trusted",
+    "without_drafting",
 ]
 
 # Key in a recommendation's evidence: its drafting did not start, with the build that failed.
@@ -65,6 +66,7 @@ class ModelAdvice:
     notes: tuple[str, ...] = ()  # a sentence for each drafting that is not used, or used with a reservation
     # Of the applied recommendations, by prompt type; of off there are none.
     limits: Mapping[PromptType | None, Limits] = field(default_factory=lambda: MappingProxyType({}))
+    switched_off: str = ""  # since when a person has switched drafting off for the model; empty if nobody has
 
     @property
     def draftings(self) -> tuple[Drafting, ...]:
@@ -132,6 +134,15 @@ def known_of(
         notes += [note] if note else []
     limits = MappingProxyType({r.prompt_type: limits_of(r) for r in applied})
     return ModelAdvice(tuple(applied), tuple(entry for _, entry in best.values()), tuple(notes), limits)
+
+
+def without_drafting(advice: ModelAdvice, since: str) -> ModelAdvice:
+    """The recommendations of a model whose drafting a person has switched off: all of them are served as off."""
+    applied = tuple(replace(found, drafting=OFF) for found in advice.recommendations)
+    note = (
+        f"Drafting is switched off for this model since {since}, by hand. What was measured has not changed."
+    )
+    return ModelAdvice(applied, advice.stored, (note,), switched_off=since)
 
 
 def beyond(limits: Limits, *, at_once: int, prompt_tokens: float, temperature: float | None) -> Limit | None:

@@ -144,5 +144,11 @@ class Dispatch(Protocol):
     def status(self) -> dict[str, Any]:
         """The document of ``GET /autospec/v1/status``: servers with state, use and memory; the queue."""
 
+    async def switch_drafting(self, name: str, *, off: bool) -> str:
+        """Switch drafting off for a model until it is switched on again; returns the model's name."""
+
+    async def unload(self, name: str) -> tuple[str, int]:
+        """Stop a model's servers as soon as their answers have ended; returns its name and the number of servers."""
+
     async def close(self) -> None:
         """Let requests end for a bounded time, then stop every server."""

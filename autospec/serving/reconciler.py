@@ -18,7 +18,8 @@ from typing import Final
 from autospec.catalog.model import Format
 from autospec.cells import Hardware
 from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError, SettingsError
+from autospec.errors import LaunchError, OverloadedError, SettingsError
+from autospec.formats import counted
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.serving.advice import ModelAdvice, beyond
 from autospec.serving.backoff import Backoff
@@ -167,6 +168,22 @@ class Reconciler:
                 self.queue.refuse(LaunchError(f"The file of {name} no longer exists."), name)
         self._changed()
 
+    def unload(self, model: str) -> int:
+        """Stop a model's servers as soon as their answers have ended; returns their number. Its next request starts it again.
+
+        Raises:
+            OverloadedError: Requests wait for it.
+        """
+        if waiting := len(self.queue.of(model)):
+            raise OverloadedError(
+                f"{model} has {counted(waiting, 'request')} waiting for a server.",
+                "Try again when they are answered.",
+            )
+        self.demand.sleep(model)
+        self._restarting.discard(model)
+        self._changed()
+        return sum(launch.state.live for launch in self.pool.of(model))
+
     def is_missed(self, kind: Format) -> bool:
         """True if the last scan did not find the engine of a format, which is used until another scan says the same."""
         return kind in self._missed_since_s
@@ -282,7 +299,10 @@ class Reconciler:
             # The planned server is not ready yet; off is always correct.
             launch, drafting = off, OFF
         if per_request and (
-            request.drafting_off or limit is not None or drafting.draft != launch.drafting.draft
+            request.drafting_off
+            or limit is not None
+            or drafting.draft != launch.drafting.draft
+            or self.options.of(request.model).switched_off
         ):
             drafting = OFF
         return self._lease(request, launch, drafting, limit)

@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+import math
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Self
 
 from autospec.catalog.model import Model
 from autospec.errors import AutospecError, OverloadedError, UnknownModelError
 from autospec.recommendations import SCHEMA_VERSION, Recommendation, StoredRecommendation, Verdict
-from autospec.serving.advice import AdviceKey, ModelAdvice, is_likely, known_of, marked_stale, trusted
+from autospec.serving.advice import (
+    AdviceKey,
+    ModelAdvice,
+    is_likely,
+    known_of,
+    marked_stale,
+    trusted,
+    without_drafting,
+)
 from autospec.serving.dispatch import Offered, RouteRequest
 from autospec.serving.instance import ServerInstance
 from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.reconciler import MISSED_S, ProxyDependencies, Reconciler
 from autospec.serving.server_pool import ServerLease
+from autospec.serving.switches import DraftingSwitches, switches_path
 from autospec.serving.threads import in_thread
 from autospec.settings import Settings
 
@@ -53,6 +64,8 @@ class Supervisor:
         self._reconciler = Reconciler(settings, dependencies, registry, self._gave_up)
         self._stored: Sequence[StoredRecommendation] = ()
         self._newest = -1
+        self._switches = DraftingSwitches(switches_path(settings.state_dir))
+        self._switched_off: Mapping[str, str] = {}  # as far as it is applied
         # Scans and reads must take effect in the order in which they were made.
         self._looking = asyncio.Lock()
         self._scanned_at_s = self._clock()
@@ -161,6 +174,7 @@ class Supervisor:
             "launches": [_launch(launch, now_s) for launch in launches],
             "totals": reconciler.pool.totals(),
             "setbacks": reconciler.backoff.to_json(now_s),
+            "drafting_off": dict(self._switched_off),
             "not_served": list(reconciler.options.registry.refused),
             "traffic": demand.traffic.to_json(now_s),
             "beyond_limits": {
@@ -168,6 +182,31 @@ class Supervisor:
                 for model, counts in sorted(demand.beyond_requests.items())
             },
         }
+
+    async def switch_drafting(self, name: str, *, off: bool) -> str:
+        """Switch drafting off for a model until it is switched on again; returns the model's name.
+
+        Raises:
+            UnknownModelError: No model has the name.
+            ModelChoiceError: Several models match the name.
+            AutospecError: It cannot be kept.
+        """
+        model = await self._find(name)
+        async with self._looking:
+            await in_thread(partial(self._switches.switch, model.name, off=off, now=datetime.now(UTC)))
+            await self._learn()
+        return model.name
+
+    async def unload(self, name: str) -> tuple[str, int]:
+        """Stop a model's servers as soon as their answers have ended; returns its name and the number of servers.
+
+        Raises:
+            UnknownModelError: No model has the name.
+            ModelChoiceError: Several models match the name.
+            OverloadedError: Requests wait for it.
+        """
+        model = await self._find(name)
+        return model.name, self._reconciler.unload(model.name)
 
     async def close(self) -> None:
         """Let requests end for a bounded time, then stop every server; may be called twice."""
@@ -184,14 +223,17 @@ class Supervisor:
                         await launch.wait_over()
 
     async def refresh(self) -> None:
-        """Read and apply the recommendations if there are new ones.
+        """Read and apply the recommendations if there are new ones, and what is switched off by hand.
 
         Raises:
             StoreError: The database cannot be read.
         """
         async with self._looking:
+            switched_off = await in_thread(self._switches.read)
             newest = await in_thread(self._dependencies.newest)
             if newest == self._newest:
+                if switched_off != self._switched_off:
+                    await self._learn()
                 return
             self._stored = await in_thread(self._dependencies.recommendations)
             if self._newest >= 0:
@@ -202,16 +244,18 @@ class Supervisor:
 
     async def _learn(self) -> None:
         registry, stored = self._reconciler.options.registry, self._stored
+        switched_off = self._switches.since
 
-        def known() -> dict[str, ModelAdvice]:
-            likely = self._settings.trust == "likely"
-            return {
-                model.name: known_of(model, self._place(registry, model), stored, self._trust, likely=likely)
-                for model in registry.models
-            }
+        def known_now(model: Model) -> ModelAdvice:
+            since = switched_off.get(model.name, "")
+            likely = self._settings.trust == "likely" and not since
+            found = known_of(model, self._place(registry, model), stored, self._trust, likely=likely)
+            return without_drafting(found, since) if since else found
 
         # In a thread: it checks for draft files and hashes a cell per recommendation and model.
-        self._reconciler.learn(await in_thread(known))
+        known = await in_thread(lambda: {model.name: known_now(model) for model in registry.models})
+        self._reconciler.learn(known)
+        self._switched_off = switched_off
 
     def _place(self, registry: ModelRegistry, model: Model) -> AdviceKey:
         build = registry.engine(model).capabilities.build
@@ -352,4 +396,15 @@ def _advice(applied: Recommendation) -> dict[str, Any]:
         "status": str(applied.status),
         "likely": likely,
         "served_with": applied.drafting.to_json(),
+        "speedup": _number(applied.speedup),
+        "proof": {
+            "generation_tps": _number(applied.evidence.get("decode_drafting_tps")),
+            "generation_off_tps": _number(applied.evidence.get("decode_baseline_tps")),
+            "acceptance": _number(applied.acceptance),
+        },
     }
+
+
+def _number(told: Any) -> float | None:
+    """A figure, which may be anything in an imported record; JSON has no infinity."""
+    return float(told) if isinstance(told, int | float) and math.isfinite(told) else None

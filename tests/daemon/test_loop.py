@@ -81,7 +81,7 @@ class Watched:
         )
         self.daemon.memory = Memory(home / "daemon.json")
         self.daemon._listening = SimpleNamespace(proxies=[], tell_proxies=lambda _: None)  # type: ignore[assignment]
-        self.daemon.outlook = SimpleNamespace(expire=lambda: None)  # type: ignore[assignment]
+        self.daemon.outlook = SimpleNamespace(expire=lambda: None, asked={})  # type: ignore[assignment]
         self.daemon._step = self.step  # type: ignore[assignment]
         self.daemon._step_began_s = self.daemon._looked_s = self.clock.now_s
 

@@ -22,9 +22,9 @@ NEW = replace(BIG, name="new", path="new", fingerprint="f-new", basis={"model": 
 HEAVY_USE = {("big", PromptType.CODING): 3600.0, ("big", PromptType.CHAT): 400.0}
 
 
-def queue(models=(BIG,), known=None, used=HEAVY_USE, efforts=None, now=NOW):
+def queue(models=(BIG,), known=None, used=HEAVY_USE, efforts=None, now=NOW, *, asked=None):
     """The order of these."""
-    return order(models, TYPES, known or {}, used, efforts or {}, step_s=600.0, now=now)
+    return order(models, TYPES, known or {}, used, efforts or {}, step_s=600.0, now=now, asked=asked or {})
 
 
 def key(prompt_type: PromptType, model: Tunable = BIG) -> str:

@@ -37,11 +37,11 @@ def home(autospec_home: Path, lab_models) -> Path:
     return autospec_home
 
 
-def look() -> dict[str, Any]:
-    """Run the program as the daemon does."""
+def look(**asked: list[str]) -> dict[str, Any]:
+    """Run the program as the daemon does; `asked` is what a person wants measured next."""
     done = subprocess.run(
         [sys.executable, "-m", "autospec.daemon.work_finder"],
-        input="{}",
+        input=json.dumps({"asked": asked}),
         capture_output=True,
         text=True,
         check=False,
@@ -64,6 +64,21 @@ def test_new_models_are_ordered_and_watched(home: Path):
     assert found["items"][0]["model"].startswith("SmolLM2-135M")
     assert "new here" in found["items"][0]["why"]
     assert str(home / "models") in found["watch"]
+
+
+def test_what_was_asked_for_comes_first(home: Path):
+    """The draft's own cells before the main model's, apart from the one that had its step."""
+    plain = look()
+    main = plain["items"][0]["model"]
+    cells = [*(f"{i['model']}|" for i in plain["items"]), *plain["later"]]
+    small = next(name for cell in cells if (name := cell.partition("|")[0]) != main)
+    done = f"{small}|embedded|coding"
+    items = look(**{small: [done]})["items"]
+    first = [i["prompt_type"] for i in items if i["why"].startswith("it was asked for")]
+    assert len(first) == 11
+    assert "coding" not in first
+    assert {i["model"] for i in items[:11]} == {small}
+    assert items[11]["model"] == main
 
 
 def test_another_build_makes_a_proof_stale_and_it_is_measured_afresh(home: Path):

@@ -30,7 +30,19 @@ _HOW = f"If the change is meant, write the copy again: {_VARIABLE}=1 python -m p
 # Sentences for people. A list of them becomes one placeholder: there may be more or fewer.
 _PROSE = frozenset(
     {
-        *("about", "error", "fix", "hint", "message", "notes", "problem", "reason", "sentence", "sentences"),
+        *(
+            "about",
+            "error",
+            "fix",
+            "hint",
+            "message",
+            "notes",
+            "problem",
+            "reason",
+            "said",
+            "sentence",
+            "sentences",
+        ),
         *("stale_reason", "template", "trouble", "warnings", "why", "words"),
     }
 )
@@ -40,6 +52,7 @@ _VOLATILE = frozenset(
         *("age_s", "at", "autospec", "created_at", "date", "exported_at", "oldest_s", "started_at", "uptime_s", "unused_s"),
         *("launch_id", "launch_ms", "pid", "pids", "version", "fingerprint", "last_request_s_ago"),
         *("busy_s", "launch_s", "launches_bytes", "overlap_bytes", "samples_written", "saved_s"),
+        *("generation_tps", "latest_at", "recent_tps"),
     }
 )  # fmt: skip
 # Their keys are held, their values are this machine's or the moment's.

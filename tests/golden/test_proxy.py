@@ -64,6 +64,11 @@ REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "error-parameter": ("GET", "/autospec/v1/recommendations?modell=main", {}),
     "error-prompt-type": ("GET", "/autospec/v1/recommendations?prompt_type=poem", {}),
     "error-unknown": ("GET", "/autospec/v1/recommendations?model=nosuch", {}),
+    "live": ("GET", "/autospec/v1/live", {}),
+    "daemon": ("GET", "/autospec/v1/daemon", {}),
+    "error-tune": ("POST", "/autospec/v1/tune", {"json": {"model": "main"}}),
+    "error-action": ("POST", "/autospec/v1/unload", {"content": b"model=main", "headers": {"content-type": "text/plain"}}),
+    "drafting": ("POST", "/autospec/v1/drafting", {"json": {"model": "main", "drafting": "off"}}),
     "error-header": ("POST", "/v1/chat/completions", {"json": CHAT, "headers": {"x-autospec-prompt-type": "poem"}}),
 }  # fmt: skip
 # Headers whose value is said by the machine or by aiohttp.

@@ -1,0 +1,77 @@
+"""Speed and acceptance of the last answers by model, prompt type and drafting, in memory since the proxy's start.
+
+``autospec.proxy.metrics`` counts for ever and the store keeps samples; this is what a page shows of now.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import OrderedDict, deque
+from typing import Any, Final
+
+from autospec.cells import PromptType
+from autospec.drafting import Drafting
+from autospec.measure.measurements import Sample
+
+__all__ = ["LiveFigures"]
+
+# The last answers of one kind: enough for a steady median, few enough to follow a change.
+_KEPT: Final = 50
+# Ten models with every prompt type and two draftings; the kinds that were used least recently are forgotten.
+_MOST_KINDS: Final = 240
+# Single answers of less than this many tokens say nothing about speed.
+_LEAST_TOKENS: Final = 8
+_SHOWN: Final = 30
+
+_Kind = tuple[str, PromptType | None, Drafting]
+
+
+class LiveFigures:
+    """The last samples of each kind of request."""
+
+    def __init__(self) -> None:
+        self._samples: OrderedDict[_Kind, deque[Sample]] = OrderedDict()
+        self._answers: dict[_Kind, int] = {}
+
+    def add(self, sample: Sample) -> None:
+        """Take an answer."""
+        kind = (sample.model, sample.prompt_type, sample.drafting)
+        self._samples.setdefault(kind, deque(maxlen=_KEPT)).append(sample)
+        self._samples.move_to_end(kind)
+        self._answers[kind] = self._answers.get(kind, 0) + 1
+        if len(self._samples) > _MOST_KINDS:
+            oldest, _ = self._samples.popitem(last=False)
+            del self._answers[oldest]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``GET /autospec/v1/live``, the latest kind first."""
+        return {
+            "schema": 1,
+            "kept": _KEPT,
+            "live": [
+                _row(kind, tuple(samples), self._answers[kind])
+                for kind, samples in reversed(self._samples.items())
+            ],
+        }
+
+
+def _row(kind: _Kind, samples: tuple[Sample, ...], answers: int) -> dict[str, Any]:
+    model, prompt_type, drafting = kind
+    speeds = [
+        1000.0 * s.predicted_tokens / s.predicted_ms
+        for s in samples
+        if s.predicted_ms > 0 and s.predicted_tokens >= _LEAST_TOKENS
+    ]
+    drafted = sum(s.drafted or 0 for s in samples)
+    accepted = sum(s.accepted or 0 for s in samples)
+    return {
+        "model": model,
+        "prompt_type": None if prompt_type is None else str(prompt_type),
+        "drafting": drafting.to_json(),
+        "label": drafting.label,
+        "answers": answers,
+        "latest_at": samples[-1].at,
+        "generation_tps": round(statistics.median(speeds), 2) if speeds else None,
+        "acceptance": round(accepted / drafted, 4) if drafted else None,
+        "recent_tps": [round(speed, 1) for speed in speeds[-_SHOWN:]],
+    }
