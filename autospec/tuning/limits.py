@@ -10,13 +10,14 @@ The interval of a ratio is that of a proof with a single look (`autospec.measure
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 
-from autospec.backends.protocol import Backend, LaunchSettings, Server, Slotted
+from autospec.backends.protocol import Backend, LaunchSettings, Server, Slots, Slotted
 from autospec.backends.registry import EncodesText
 from autospec.backends.server import canary
 from autospec.catalog.model import Model, context_of, names_context
@@ -29,10 +30,10 @@ from autospec.measure.asking import Asking, disturbance, measure, measure_at_onc
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import of_pairs
 from autospec.measure.long_text import after_text, heading, long_text
-from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes
-from autospec.measure.verdict import Rule, decide
+from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Sample, Shapes
+from autospec.measure.verdict import DEFAULT_RULE, Rule, decide
 from autospec.prompts.suite import Half, Prompt
-from autospec.recommendations import LimitCheck, Limits, LimitVerdict
+from autospec.recommendations import NO_LIMITS, LimitCheck, Limits, LimitVerdict
 from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.cell import Progress, TuneStep
 from autospec.tuning.definition import LimitsDefinition
@@ -47,12 +48,20 @@ __all__ = [
     "Plan",
     "Subject",
     "check_of",
+    "holds",
     "limits_of",
     "plan",
+    "served_temperature",
+    "unknown_conditions",
 ]
 
-# What users sample with, where their traffic does not say it: the default of llama-server and of most clients.
+# What users sample with, where nothing says it: the default of llama-server and of most clients.
 USUAL_TEMPERATURE = 0.8
+_TEMPERATURE_FLAGS = frozenset({"--temp", "--temperature"})
+# So many requests of the traffic tell its temperature, and so many of them are not above it.
+_LEAST_REQUESTS = 30
+_MOST_REQUESTS = 0.9
+_HOTTEST = 2.0
 _AT_ONCE = (2, 4)
 _DEPTHS = (8192, 32768)
 # Two launches of each side and four pairs on each: with fewer than seven pairs a signed-rank interval of 99 % has no ends.
@@ -62,6 +71,10 @@ _PAIRS = 4
 _REPEATS = 2
 # Besides the longest prompt and its answer: chat template, the second question, and the error of the text's length.
 _SPARE_TOKENS = 512
+# More slots are asked only if more requests at once are checked.
+_ASKED_SLOTS = 4
+# Begins the note of a check that the next tune measures again.
+_OUT_OF_TIME = "The budget ended"
 # Characters of the long text that show how many tokens it has, where a server does not tokenize.
 _SAMPLE_CHARACTERS = 4000
 # Behind a long text a request is slower, and two turns take two requests: for the expected time only.
@@ -112,6 +125,7 @@ class Subject:
         context_tokens: The longest of them with its answer.
         prompt_token_ms: Time for one token of a prompt, for the expected time.
         shapes: The requests that the proof is for. What is cached is measured here, and not assumed.
+        known: What an earlier tune has checked; it is not checked again.
     """
 
     name: str
@@ -121,6 +135,7 @@ class Subject:
     context_tokens: int
     prompt_token_ms: float = 0.0
     shapes: Shapes = AS_MEASURED
+    known: Limits = NO_LIMITS
 
     @classmethod
     def of(
@@ -132,6 +147,7 @@ class Subject:
         pairs: Sequence[Pair],
         *,
         shapes: Shapes = AS_MEASURED,
+        known: Limits = NO_LIMITS,
     ) -> Subject:
         """The subject from its proof's pairs and requests."""
         halves = [half for pair in pairs for half in (pair.off, pair.drafted)]
@@ -139,7 +155,7 @@ class Subject:
         per_token = [half.prompt_ms / half.prompt_tokens for half in halves if half.prompt_tokens]
         token_ms = statistics.median(per_token) if per_token else 0.0
         uncached = replace(shapes, cached_share=0.0)
-        return cls(name, key, drafting, tuple(prompts), longest, token_ms, uncached)
+        return cls(name, key, drafting, tuple(prompts), longest, token_ms, uncached, known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +180,7 @@ def plan(
     args: Sequence[str],
     temperature: float,
     context_tokens: int,
+    served: float = USUAL_TEMPERATURE,
 ) -> Plan:
     """Plan the checks: one of each kind first, so that a short budget shows something of each.
 
@@ -175,11 +192,11 @@ def plan(
         args: The user's launch settings.
         temperature: Of the proof.
         context_tokens: The longest prompt of the proof with its answer.
+        served: The temperature that users sample with, see `served_temperature`.
     """
-    at_once = [n for n in _AT_ONCE if n <= (wanted.slots or n)]
-    if wanted.slots and wanted.slots > 1 and wanted.slots not in at_once:
-        at_once.append(wanted.slots)
-    depths = [d for d in _DEPTHS if d < (wanted.depth or d + 1)] + ([wanted.depth] if wanted.depth else [])
+    conditions = _wanted_conditions(wanted, temperature, served)
+    at_once = [int(c.at) for c in conditions if c.kind is Kind.CONCURRENT]
+    depths = [int(c.at) for c in conditions if c.kind is Kind.CONTEXT]
     one = context_tokens + _SPARE_TOKENS
     words = _with_slots(args, wanted.slots)
     own_context = model.format == "mlx" or names_context(args)
@@ -210,13 +227,84 @@ def plan(
             deepest = depth
             continue
         refused[Condition(Kind.CONTEXT, depth)] = why
-    several = [Condition(Kind.CONCURRENT, n) for n in at_once]
-    deep = [Condition(Kind.CONTEXT, d) for d in depths if d <= deepest]
-    sampled = [Condition(Kind.TEMPERATURE, USUAL_TEMPERATURE)] if temperature <= 0 else []
-    first = [*several[:1], *deep[:1], *sampled, Condition(Kind.SECOND_TURN, 2)]
     if not own_context:
         words += ["-c", str(total(deepest))]
-    return Plan((*first, *several[1:], *deep[1:]), refused, tuple(words), max(1, resident(deepest)))
+    possible = tuple(c for c in conditions if c not in refused)
+    return Plan(possible, refused, tuple(words), max(1, resident(deepest)))
+
+
+def _wanted_conditions(wanted: LimitsDefinition, temperature: float, served: float) -> list[Condition]:
+    """What is checked where nothing hinders it; the arguments are those of `plan`."""
+    at_once = [n for n in _AT_ONCE if n <= (wanted.slots or n)]
+    if wanted.slots and wanted.slots > 1 and wanted.slots not in at_once:
+        at_once.append(wanted.slots)
+    depths = [d for d in _DEPTHS if d < (wanted.depth or d + 1)] + ([wanted.depth] if wanted.depth else [])
+    several = [Condition(Kind.CONCURRENT, n) for n in at_once]
+    deep = [Condition(Kind.CONTEXT, d) for d in depths]
+    sampled = [Condition(Kind.TEMPERATURE, served)] if served > temperature else []
+    first = [*several[:1], *deep[:1], *sampled, Condition(Kind.SECOND_TURN, 2)]
+    return [*first, *several[1:], *deep[1:]]
+
+
+def served_temperature(
+    samples: Iterable[Sample], args: Sequence[str], model: Model, *, proven: float = 0.0
+) -> float:
+    """The temperature that users sample with: what nine of ten requests of the traffic do not exceed, in tenths.
+
+    Without enough traffic, or if that is no more than the proof's (`proven`): `--temp` of the user's arguments, else what the
+    model's file names, else the servers' default where the proof was greedy.
+    """
+    known = sorted(s.temperature for s in samples if s.temperature is not None)
+    if len(known) >= _LEAST_REQUESTS:
+        usual = min(
+            _HOTTEST, math.ceil(10.0 * known[math.ceil(_MOST_REQUESTS * len(known)) - 1] - 1e-6) / 10.0
+        )
+        if usual > proven:
+            return usual
+    named = values_of(args, _TEMPERATURE_FLAGS)
+    for told in (named[-1] if named else None, model.temperature):
+        try:
+            value = math.nan if told is None else float(told)
+        except ValueError:
+            continue
+        if proven < value <= _HOTTEST:
+            return value
+    return USUAL_TEMPERATURE if proven <= 0.0 else proven
+
+
+def unknown_conditions(
+    wanted: LimitsDefinition, known: Limits, *, temperature: float, served: float
+) -> list[Condition]:
+    """What is wanted and not known yet; the arguments are those of `plan`."""
+    conditions = _wanted_conditions(wanted, temperature, served)
+    return [c for c in conditions if not _is_known(c, known, wanted)]
+
+
+def _is_known(condition: Condition, known: Limits, wanted: LimitsDefinition) -> bool:
+    """Whether an earlier tune's checks answer a condition, or say why it cannot be checked."""
+    checks = _checks_in(known)
+    if condition.kind is Kind.TEMPERATURE and any(
+        c.kind is Kind.TEMPERATURE and c.at >= condition.at and holds(check) for c, check in checks.items()
+    ):
+        return True
+    check = checks.get(condition)
+    if check is None or _OUT_OF_TIME in check.note:
+        return False
+    if _is_measured(check):
+        return True
+    # It could not be checked with the user's own slots and context; with a number that the user names it may be.
+    named = {Kind.CONCURRENT: wanted.slots, Kind.CONTEXT: wanted.depth}
+    return named.get(condition.kind) is None
+
+
+def _checks_in(limits: Limits) -> dict[Condition, LimitCheck]:
+    by_kind = {
+        Kind.CONCURRENT: limits.concurrent,
+        Kind.CONTEXT: limits.context,
+        Kind.TEMPERATURE: limits.temperature,
+        Kind.SECOND_TURN: limits.second_turn,
+    }
+    return {Condition(kind, check.at): check for kind, checks in by_kind.items() for check in checks}
 
 
 def _with_slots(args: Sequence[str], slots: int | None) -> list[str]:
@@ -246,7 +334,27 @@ def check_of(
         verdict = LimitVerdict.FASTER
     elif estimate.high < 0.0:
         verdict = LimitVerdict.SLOWER
-    return LimitCheck(condition.at, estimate.ratio, estimate.interval, len(pairs), verdict, note)
+    together = condition.at if condition.kind is Kind.CONCURRENT else 1
+    answers = [h.predicted_tokens / together for pair in pairs for h in (pair.off, pair.drafted)]
+    return LimitCheck(
+        condition.at,
+        estimate.ratio,
+        estimate.interval,
+        len(pairs),
+        verdict,
+        note,
+        answer_tokens=round(statistics.median(answers)),
+    )
+
+
+def holds(check: LimitCheck, most_lost: float = DEFAULT_RULE.threshold) -> bool:
+    """Whether a drafting may be used under a check's condition.
+
+    It may where it is faster. Where that is open, it must seem faster, and a loss above `most_lost` must be ruled out.
+    """
+    if check.verdict is not LimitVerdict.OPEN or check.ratio is None or check.interval is None:
+        return check.verdict is LimitVerdict.FASTER
+    return check.ratio > 1.0 and check.interval[0] >= 1.0 - most_lost
 
 
 def limits_of(
@@ -254,7 +362,8 @@ def limits_of(
     *,
     context_tokens: int,
     temperature: float,
-    silent_slot: int | None = None,
+    one_at_a_time: bool = False,
+    most_lost: float = DEFAULT_RULE.threshold,
 ) -> Limits:
     """The limits that the checks show.
 
@@ -262,16 +371,15 @@ def limits_of(
         checks: The checks of one cell.
         context_tokens: The longest request of the proof: what it shows without any check.
         temperature: Likewise, the proof's.
-        silent_slot: The first slot that does not draft.
+        one_at_a_time: Whether some slot does not draft although the first one does.
+        most_lost: See `holds`.
     """
     by_kind = {
         kind: tuple(sorted((v for k, v in checks.items() if k.kind is kind), key=lambda c: c.at))
         for kind in Kind
     }
-    most = _shown(by_kind[Kind.CONCURRENT], 1)
-    if silent_slot is not None:
-        most = min(most or silent_slot, silent_slot)
-    deepest = _shown(by_kind[Kind.CONTEXT], context_tokens)
+    most = 1 if one_at_a_time else _shown(by_kind[Kind.CONCURRENT], 1, most_lost)
+    deepest = _shown(by_kind[Kind.CONTEXT], context_tokens, most_lost)
     return Limits(
         concurrent=by_kind[Kind.CONCURRENT],
         context=by_kind[Kind.CONTEXT],
@@ -279,17 +387,29 @@ def limits_of(
         second_turn=by_kind[Kind.SECOND_TURN],
         most_concurrent=None if most is None else int(most),
         deepest_context=None if deepest is None else int(deepest),
-        highest_temperature=_shown(by_kind[Kind.TEMPERATURE], temperature),
+        highest_temperature=_shown(by_kind[Kind.TEMPERATURE], temperature, most_lost),
     )
 
 
-def _shown(checks: Iterable[LimitCheck], own: float) -> float | None:
-    """The greatest value up to which every check is faster; at least the proof's own. ``None`` if nothing was measured."""
-    checks = list(checks)
-    if all(check.pairs == 0 and check.verdict is LimitVerdict.OPEN for check in checks):
+def drafts_alone(limits: Limits) -> bool:
+    """Whether the limit of one request at a time comes from a slot that does not draft, and not from a measurement."""
+    return limits.most_concurrent == 1 and not any(_is_measured(check) for check in limits.concurrent)
+
+
+def _is_measured(check: LimitCheck) -> bool:
+    return check.pairs > 0 or check.verdict is not LimitVerdict.OPEN
+
+
+def _shown(checks: Iterable[LimitCheck], own: float, most_lost: float) -> float | None:
+    """The greatest value up to which every measured check holds; at least the proof's own. ``None`` if none was measured.
+
+    Between two values the greater one decides, because what is between them may be like it.
+    """
+    measured = [check for check in checks if _is_measured(check)]
+    if not measured:
         return None
-    for check in checks:
-        if check.verdict is not LimitVerdict.FASTER:
+    for check in measured:
+        if not holds(check, most_lost):
             break
         own = max(own, check.at)
     return own
@@ -314,6 +434,7 @@ class LimitChecks:
         launch_s: The time of one launch.
         keep: Stores a subject's limits whenever they are new.
         progress: Receives what is reported.
+        served: The temperature that users sample with.
         watch: Makes a watch for the servers with these processes; tests have their own.
     """
 
@@ -331,6 +452,7 @@ class LimitChecks:
     launch_s: float
     keep: Callable[[Subject, Limits], None]
     progress: Progress
+    served: float = USUAL_TEMPERATURE
     watch: Callable[[Callable[[], frozenset[int]]], StateWatch] = StateWatch
 
     def run(self, subjects: Sequence[Subject]) -> None:
@@ -346,6 +468,7 @@ class LimitChecks:
                 args=self.args,
                 temperature=self.asking.temperature,
                 context_tokens=longest,
+                served=self.served,
             )
             jobs = self._affordable(own, planned)
             if jobs:
@@ -358,6 +481,8 @@ class LimitChecks:
         left_out = 0
         for condition in planned.conditions:
             for subject in subjects:
+                if _is_known(condition, subject.known, self.wanted):
+                    continue
                 check_s = self.expected_s(condition, subject)
                 if self.budget.allows(expected_s + check_s):
                     expected_s += check_s
@@ -434,7 +559,7 @@ class _DraftingChecks:
         asking = tools.asking
         self._asking = Asking(asking.protocol, asking.max_tokens, asking.temperature, watch)
         self._cached = Asking(asking.protocol, asking.max_tokens, asking.temperature, watch, cached=True)
-        self._hot = Asking(asking.protocol, asking.max_tokens, USUAL_TEMPERATURE, watch)
+        self._hot = Asking(asking.protocol, asking.max_tokens, tools.served, watch)
         self._calm = LoadGuard(watch, tools.progress.tell, limit_s=patience_s(tools.budget.total_s))
         self._pairs: dict[tuple[Condition, str], list[Pair]] = {}
         self._notes: dict[tuple[Condition, str], str] = {}
@@ -442,7 +567,7 @@ class _DraftingChecks:
         self._done: dict[str, dict[Condition, LimitCheck]] = {}
         self._in_cache: dict[str, float] = {}  # launch → tokens of the long text in its cache
         self._tokens_per_character = 0.0
-        self._silent: int | None = None
+        self._silent = ""  # why it drafts for one request at a time only
 
     def run(self) -> None:
         """Measure on two launches of each side; a launch that fails ends the checks of this drafting."""
@@ -495,23 +620,30 @@ class _DraftingChecks:
             if condition.kind is Kind.CONTEXT and slots.context_tokens and needed > slots.context_tokens:
                 why = f"The server's context for one request is {slots.context_tokens} tokens."
                 self._rule_out([(condition, subject)], why)
-        most = int(max((c.at for c, _ in several if c.at <= slots.count), default=1))
-        self._silent = self._silent_slot(server, most)
-        if self._silent is not None:
-            why = f"Slot {self._silent} of the server does not draft, although slot 0 does."
-            self._tools.progress.tell(f"{self._drafting.label}: {why}")
-            self._rule_out([job for job in several if job[0].at > self._silent], why)
+        silent = self._silent_slot(server, slots, int(max((c.at for c, _ in several), default=1)))
+        if silent is not None:
+            self._silent = f"Slot {silent} of the server does not draft, although slot 0 does."
+            self._tools.progress.tell(
+                f"{self._drafting.label}: {self._silent} It holds for one request at a time."
+            )
+            self._notes |= {(condition, subject.key): self._silent for condition, subject in several}
 
     @property
     def _remembers(self) -> bool:
         """True if an n-gram mode takes part, which proposes what it has seen before."""
         return any(part.mode.draft_free for part in self._drafting.parts)
 
-    def _silent_slot(self, server: Server, count: int) -> int | None:
-        """The first slot that proposes nothing for a request for which slot 0 proposes something."""
+    def _silent_slot(self, server: Server, slots: Slots, at_once: int) -> int | None:
+        """The first slot that does not draft although slot 0 does: it says so, or proposes nothing for the same request.
+
+        A fork drafts in the first slot only (buun-llama-cpp #110). The launch itself has looked at slot 0 (`backends.server`).
+        """
+        if told := [slot for slot in slots.silent if slot]:
+            return min(told)
         if self._drafting.mode.draft_free:
             return None  # it proposes only where text repeats, and some of these modes remember the slot's last request
         asked = canary(self._drafting)
+        count = min(slots.count, max(at_once, _ASKED_SLOTS))
         drafted = [server.complete(replace(asked, slot=slot)).drafted for slot in range(count)]
         return next((k for k, n in enumerate(drafted) if n == 0), None) if drafted[0] else None
 
@@ -523,7 +655,7 @@ class _DraftingChecks:
         """Measure one condition's pairs on the present launches."""
         budget, tools = self._tools.budget, self._tools
         if turn and not budget.allows(tools.expected_s(condition, subject) / _LAUNCHES, to_finish=True):
-            self._notes[condition, subject.key] = "The budget ended before the second launch."
+            self._notes[condition, subject.key] = f"{_OUT_OF_TIME} before the second launch."
             return
         if self._launches.resident == 2:
             self._launches.off()
@@ -645,10 +777,7 @@ class _DraftingChecks:
         check = check_of(condition, clean, tools.rule, tools.scatter(), note)
         if (condition, subject.key) in self._broken:
             check = replace(check, verdict=LimitVerdict.SLOWER)
-        done = self._done.setdefault(
-            subject.key,
-            {c: LimitCheck(c.at, note=why) for c, why in self._plan.refused.items()},
-        )
+        done = self._done.setdefault(subject.key, self._known(subject))
         done[condition] = check
         tools.keep(
             subject,
@@ -656,11 +785,21 @@ class _DraftingChecks:
                 done,
                 context_tokens=subject.context_tokens,
                 temperature=tools.asking.temperature,
-                silent_slot=self._silent,
+                one_at_a_time=bool(self._silent) or drafts_alone(subject.known),
+                most_lost=tools.rule.threshold,
             ),
         )
         ratio = "" if check.ratio is None else f"{check.ratio:.2f}×, {check.verdict}. "
         tools.progress.tell(f"{subject.name} {condition.words}: {ratio}{note}".rstrip())
+
+    def _known(self, subject: Subject) -> dict[Condition, LimitCheck]:
+        """What is known of a subject before its first check here."""
+        known = {c: LimitCheck(c.at, note=why) for c, why in self._plan.refused.items()}
+        known |= _checks_in(subject.known)
+        if self._silent:  # it is told even where there is no time to ask two at once
+            two = Condition(Kind.CONCURRENT, _AT_ONCE[0])
+            known[two] = LimitCheck(two.at, note=self._silent)
+        return known
 
     def _step(self, number: int, of: int, done: int, todo: int) -> None:
         budget = self._tools.budget
