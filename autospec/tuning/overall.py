@@ -32,6 +32,8 @@ from autospec.measure.measurements import Pair, Phase, Sample, Shapes
 from autospec.measure.verdict import DEFAULT_RULE, Decision, Rule, decide
 from autospec.prompts.suite import Half, Prompt
 from autospec.recommendations import (
+    CONDITIONS,
+    LIMITS,
     OVERALL_MIX,
     USER_SETTINGS,
     Recommendation,
@@ -168,9 +170,11 @@ class Known:
         return self.prompts is not None and asked >= self.prompts
 
     def proves(self, drafting: Drafting) -> bool:
-        """Whether the cell's own proof enables this drafting."""
+        """Whether the cell's own proof enables this drafting; off where it says that drafting does not pay."""
         r = self.recommendation
-        return r.verdict is Verdict.ENABLE and r.status is Status.PROVEN and r.drafting == drafting
+        if r.status is not Status.PROVEN or r.verdict is Verdict.UNDECIDED:
+            return False
+        return r.drafting == drafting
 
     def ratio(self, drafting: Drafting) -> tuple[float, str] | None:
         """Speed ratio of a drafting and its source, ``proof`` or ``prediction``; ``None`` if it is unknown."""
@@ -273,6 +277,8 @@ def choose(
     """
     here = {kind: known[kind] for kind in mix.shares if kind in known}
     times = _time_shares(mix, here)
+    if len(here) == len(mix.shares) == 1:
+        return _of_one_type(here, mix, rule, scatter)
     draftings = {d for own in here.values() for d in (own.recommendation.tried, *own.pairs, *own.predicted)}
     draftings.discard(OFF)
     judged = [d for d in draftings if not _lacking(mix, here, d)]
@@ -294,8 +300,11 @@ def choose(
     verdict, final, reason = _judged(best, mix, here, rule)
     pursued = next((c for c in found if c.decision is None or not c.decision.final), None)
     wanted = OFF
-    # A smaller gain is not worth more measuring, as in the cells' proofs.
-    if pursued is not None and pursued.ratio > 1.0 + rule.worth_proving:
+    # A smaller gain is not worth more measuring, as in the cells' proofs. What every type's own proof says is not measured again.
+    served = best.drafting if best is not None and verdict is Verdict.ENABLE else OFF
+    agreed = verdict is not Verdict.UNDECIDED and len(here) == len(mix.shares)
+    agreed = agreed and all(own.proves(served) for own in here.values())
+    if pursued is not None and not agreed and pursued.ratio > 1.0 + rule.worth_proving:
         enabled = best is not None and verdict is Verdict.ENABLE
         if best is None or not enabled or pursued.ratio > _WORTH * best.ratio:
             wanted = pursued.drafting
@@ -313,6 +322,34 @@ def choose(
         next=wanted,
         candidates=tuple(found[:_MOST_CANDIDATES]),
         rounds=0 if best is None else best.rounds,
+    )
+
+
+def _of_one_type(known: Mapping[PromptType, Known], mix: Mix, rule: Rule, scatter: LaunchScatter) -> Overall:
+    """The answer for a mix of one prompt type: the type's own, with its own figures; nothing is measured for it."""
+    own, times = next(iter(known.values())), dict.fromkeys(mix.shares, 1.0)
+    r, final = own.recommendation, own.recommendation.status is Status.PROVEN
+    found = own.ratio(r.tried)
+    best = _Candidate(r.tried, found[0] if found else r.speedup or 1.0, _lacking(mix, known, r.tried))
+    if not best.lacking:
+        decision, rounds, look = _look(r.tried, known, times, rule, scatter=scatter, looked=0)
+        # The type's proof has decided, with the looks and the predictions that it had.
+        decision = dataclasses.replace(decision, verdict=r.verdict, final=final)
+        best = best._replace(decision=decision, rounds=rounds, look=look)
+    return Overall(
+        mix=mix,
+        known=known,
+        time_shares=times,
+        verdict=r.verdict,
+        tried=r.tried,
+        decision=best.decision,
+        final=final,
+        reason=r.reason.rstrip("."),
+        ratio=best.ratio,
+        lacks=best.lacking,
+        next=OFF,
+        candidates=() if r.tried.is_off else (best,),
+        rounds=best.rounds,
     )
 
 
@@ -480,6 +517,13 @@ def to_recommendation(
     pairs = [p for known in answer.known.values() for p in known.pairs.get(answer.tried, ())]
     baseline_tps = _baseline_tps(answer)
     speedup = None if estimate is None else estimate.ratio
+    interval = None if estimate is None else estimate.interval
+    status = Status.PROVEN if answer.final else Status.PROVISIONAL
+    kept: tuple[str, ...] = ("settings", USER_SETTINGS, "basis")
+    decided = {} if answer.decision is None else answer.decision.to_json()
+    if len(answer.mix.shares) == 1:  # the answer is that type's own
+        baseline_tps, speedup, interval = like.baseline_tps, like.speedup, like.speedup_ci
+        status, kept = like.status, (*kept, *decided, CONDITIONS, LIMITS)
     served = answer.ratio if enabled else 1.0
     slows = [
         str(kind)
@@ -509,11 +553,7 @@ def to_recommendation(
         "error_rate": rule.error_rate,
         "rounds": answer.rounds,
     }
-    for name in ("settings", USER_SETTINGS, "basis"):
-        if name in like.evidence:
-            evidence[name] = like.evidence[name]
-    if answer.decision is not None:
-        evidence |= answer.decision.to_json()
+    evidence |= decided | {name: like.evidence[name] for name in kept if name in like.evidence}
     return Recommendation(
         model=like.model,
         model_path=like.model_path,
@@ -526,11 +566,11 @@ def to_recommendation(
         baseline_tps=baseline_tps,
         drafting_tps=None if baseline_tps is None or speedup is None else baseline_tps * speedup,
         speedup=speedup,
-        speedup_ci=None if estimate is None else estimate.interval,
+        speedup_ci=interval,
         pairs=len(pairs),
         acceptance=acceptance(pairs),
         reason=f"{answer.reason[0].upper()}{answer.reason[1:]}.",
-        status=Status.PROVEN if answer.final else Status.PROVISIONAL,
+        status=status,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         evidence=evidence,
     )
