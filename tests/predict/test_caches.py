@@ -208,6 +208,28 @@ def test_replayed_counts_of_several_modes_are_the_servers(lab_models, request, t
 
 
 @pytest.mark.parametrize(
+    "beside", [(), *BESIDE[:2]], ids=lambda beside: "+".join(d.mode for d in beside) or "alone"
+)
+def test_replayed_counts_of_an_mtp_layer_are_the_servers(launched, lab_models, recorded, profiles_of, beside):
+    """`draft-mtp,ngram-…` to the token: the lab's MTP layer proposes what `chain-draft` does, so that draft's profile is its own."""
+    (first, recordings), profiles = recorded("chain-mtp"), profiles_of("chain-mtp")
+    drafting = Drafting(Mode.MTP, n_max=3, n_min=0, p_min=0.0, beside=beside)
+    pool = pool_of(drafting) if beside else None
+    if pool is not None:
+        replay_tokens(pool, first, uncut=False)
+    plain = Drafting(Mode.DRAFT_MODEL, draft=str(lab_models.chain_draft), n_max=3, n_min=0, p_min=0.0)
+    counts = [
+        replay_drafts(profiles[r.prompt_id], [plain], TOKENS)
+        if pool is None
+        else replay_tokens(pool, r, uncut=False, model=proposals(profiles[r.prompt_id], 3, 0.0, 0))
+        for r in recordings
+    ]
+    told = served(launched(lab_models.path("chain-mtp"), drafting), requests())
+    assert told == [(c.drafted[0], c.accepted[0]) for c in counts]
+    assert any(0 < accepted < drafted for drafted, accepted in told)
+
+
+@pytest.mark.parametrize(
     ("kind", "draft"),
     [
         ("chain-hybrid", "chain-recurrent"),
