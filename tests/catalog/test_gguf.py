@@ -42,10 +42,10 @@ def test_dense_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("told", "temperature"),
     [
-        (np.float32(0.6), 0.6),
-        (np.float32(0.0), 0.0),
-        (np.float32(-1.0), 0.0),
-        (np.float32("nan"), None),
+        (0.6, 0.6),
+        (0.0, 0.0),
+        (-1.0, 0.0),
+        (float("nan"), None),
         ("warm", None),
         (None, None),
     ],
