@@ -44,7 +44,8 @@ from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, Memory, resident_launches
-from autospec.tuning.limits import LimitChecks, Subject, served_temperature, unknown_conditions
+from autospec.tuning.limit_checks import LimitChecks, Subject
+from autospec.tuning.limits import served_temperature, unknown_conditions
 from autospec.tuning.overall import TRAFFIC_S, OverallProof
 from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.profiling import Profiler
