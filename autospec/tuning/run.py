@@ -46,7 +46,7 @@ from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, Memory, resident_launches
 from autospec.tuning.limit_checks import LimitChecks, Subject
 from autospec.tuning.limits import served_temperature, unknown_conditions
-from autospec.tuning.overall import TRAFFIC_S, OverallProof
+from autospec.tuning.overall_proof import TRAFFIC_S, OverallProof
 from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof

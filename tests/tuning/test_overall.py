@@ -17,7 +17,8 @@ from autospec.measure.measurements import Pair, Sample
 from autospec.measure.verdict import DEFAULT_RULE
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import open_store
-from autospec.tuning.overall import Known, Mix, choose, mix_of, parse_mix, to_recommendation
+from autospec.tuning.overall import Known, Mix, choose, mix_of, parse_mix
+from autospec.tuning.overall_answer import to_recommendation
 from autospec.tuning.run import Tuning
 from tests.report.samples import DRAFTING, measurement, recommendation
 from tests.tuning.simulated import SimulatedBackend
@@ -314,7 +315,7 @@ def test_without_time_the_answer_says_what_it_lacks(request_):  # noqa: F811
     """The proofs take the budget; the next tune, in which all types are proven, asks the rest."""
     tuning = Tuning(request_, SimulatedBackend(gains_little), MACHINE, Silent())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autospec.tuning.overall.OverallProof._measure", lambda *_: False)
+        patch.setattr("autospec.tuning.overall_proof.OverallProof._measure", lambda *_: False)
         tuning.run()
     answer = tuning.overall()
     assert answer is not None
