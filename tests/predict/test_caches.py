@@ -228,9 +228,7 @@ def test_replayed_counts_of_an_mtp_layer_are_the_servers(launched, lab_models, f
     if beside:
         pool = pool_of(drafting)
         replay_tokens(pool, first)
-        counts = [
-            replay_tokens(pool, r, model=proposals(profiles[r.prompt_id], 3, 0.0, 0)) for r in answers
-        ]
+        counts = [replay_tokens(pool, r, model=proposals(profiles[r.prompt_id], 3, 0.0, 0)) for r in answers]
     else:
         counts = [replay_drafts(profiles[r.prompt_id], [drafting], TOKENS) for r in answers]
     told = served(launched(lab_models.path("chain-mtp"), drafting), requests()[:2])
