@@ -214,6 +214,7 @@ class LimitCheck:
         pairs: Number of paired measurements.
         verdict: See `LimitVerdict`.
         note: Why nothing was measured, or what was found besides; often empty.
+        answer_tokens: Length of the usual answer; ``None`` if nothing was measured, or by an earlier version.
     """
 
     at: float
@@ -222,6 +223,7 @@ class LimitCheck:
     pairs: int = 0
     verdict: LimitVerdict = LimitVerdict.OPEN
     note: str = ""
+    answer_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""
@@ -232,6 +234,7 @@ class LimitCheck:
             "pairs": self.pairs,
             "verdict": str(self.verdict),
             "note": self.note,
+            "answer_tokens": self.answer_tokens,
         }
 
     @classmethod
@@ -246,12 +249,13 @@ class LimitCheck:
             pairs=data.get("pairs", 0),
             verdict=LimitVerdict(verdict) if verdict in set(LimitVerdict) else LimitVerdict.OPEN,
             note=data.get("note", ""),
+            answer_tokens=data.get("answer_tokens"),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far a proven drafting was shown to be faster than off.
+    """How far a proven drafting holds: it is faster than off, or a loss of more than 2 % is ruled out (`autospec.tuning.limits`).
 
     Attributes:
         concurrent: Checks at several requests at once.
@@ -321,7 +325,7 @@ def document(
 ) -> dict[str, Any]:
     """Build the document of `recommend --json`, `tune --json` and the proxy's endpoint.
 
-    `overall` are the answers for all prompt types together; the proxy, which serves each type by itself, leaves them out.
+    `overall` are the answers for all prompt types together; the proxy tells them, and serves each type by itself.
     """
     found: dict[str, Any] = {
         "schema": SCHEMA_VERSION,

@@ -28,6 +28,7 @@ def test_limits_come_back_from_json():
     assert Limits.from_json(written) == _LIMITS
     assert written["concurrent"][0] == {
         "at": 2, "ratio": 1.31, "interval": [1.12, 1.5], "pairs": 8, "verdict": "faster", "note": "",
+        "answer_tokens": None,
     }  # fmt: skip
     assert written["temperature"][0]["interval"] == [0.0, None]
     assert (written["most_concurrent"], written["deepest_context"], written["highest_temperature"]) == (

@@ -232,7 +232,7 @@ class ChatClient(JsonClient):
         }
 
     def slots(self) -> Slots:
-        """How many slots the server has, and the context of one.
+        """How many slots the server has, the context of one, and which of them say that they do not draft.
 
         Raises:
             RequestError: It tells neither in /props nor in /slots.
@@ -244,7 +244,10 @@ class ChatClient(JsonClient):
         if not count:
             raise RequestError("The server does not report its slots.")
         contexts = [n for s in told if (n := count_in(s.get("n_ctx")))]
-        return Slots(count, min(contexts, default=None))
+        silent = tuple(
+            s["id"] for s in told if s.get("speculative") is False and isinstance(s.get("id"), int)
+        )
+        return Slots(count, min(contexts, default=None), silent)
 
     def _erase_slot(self, slot: int, model: str | None) -> None:
         # A router finds the slot's server by the model in the body.

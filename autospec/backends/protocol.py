@@ -270,10 +270,17 @@ class Watched(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """How many requests a running server answers at once, and the most tokens of one of them; ``None`` if it does not tell."""
+    """The slots of a running server: it answers as many requests at once.
+
+    Attributes:
+        count: How many.
+        context_tokens: The most tokens of one request; ``None`` if it does not tell.
+        silent: Slots that say that they do not draft.
+    """
 
     count: int
     context_tokens: int | None = None
+    silent: tuple[int, ...] = ()
 
 
 @runtime_checkable

@@ -65,10 +65,6 @@ _swept: set[Path] = set()
 # Long enough for several cycles; short enough for 2 s on a model of 10 tokens per second.
 _CANARY_TOKENS = 20
 _CANARY_TIMEOUT_S = 300.0
-# Slots that are asked; users' requests go to any of them, and a fork drafts in the first one only (buun-llama-cpp #110).
-_CANARY_SLOTS = 4
-# The first slot has drafted for the same text, so a few tokens are enough for the others.
-_SLOT_TOKENS = 8
 # The first request also warms up what a server allocates lazily. No prompt of a suite holds this text, so an n-gram pool
 # learns nothing useful from it; but some pools count positions from it, and prediction begins with it too.
 _CANARY_TEXT = "Continue counting: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"
@@ -197,7 +193,6 @@ class LlamaHttpServer(LaunchedServer):
         port: Where it listens.
         name: The backend's name, for error messages.
         erases_slot: True for builds that draft only with the prompt cache, see `ChatClient`.
-        serves: True if users' requests go to it, and so to any of its slots. Measuring asks slot 0.
 
     Attributes:
         placement: Where the main model is, once the server is verified; ``None`` where its log does not say.
@@ -211,10 +206,8 @@ class LlamaHttpServer(LaunchedServer):
         name: str,
         *,
         erases_slot: bool = False,
-        serves: bool = False,
     ) -> None:
         super().__init__(process, drafting, port)
-        self._serves = serves
         self._client: ChatClient = ChatClient(self.base_url, name, process.wait_ended, process.log_tail)
         self._client.erases_slot = erases_slot
         self.tokens = HttpTokens(self._client)
@@ -253,7 +246,9 @@ class LlamaHttpServer(LaunchedServer):
         told = [tells for tells in slots.values() if tells is not None]
         # In a launch with several modes the others hide that the draft model was refused.
         refused = drafting.beside and speculation_refused(log)
-        if ((told and not any(told)) or refused) and not drafting.is_off:
+        # A build may draft in slot 0 and not in others: that is a limit of what it serves (`autospec.tuning.limits`).
+        silent = slots.get(0) is False or bool(told and not any(told))
+        if (silent or refused) and not drafting.is_off:
             raise self._inactive(build, log)
         drafted = self._client.complete(canary(drafting), _CANARY_EXTRA).drafted
         if drafting.is_off:
@@ -263,36 +258,11 @@ class LlamaHttpServer(LaunchedServer):
                     "Remove the drafting flags from the server arguments.",
                 )
             return
-        silent = [number for number, tells in slots.items() if tells is False]
-        if silent and self._serves:
-            raise self._silent_slot(build, silent[0])
         # An n-gram mode proposes only where text repeats, so a canary without drafts says nothing: the slots did.
-        if drafting.mode.draft_free:
+        if drafting.mode.draft_free or drafted:
             return
-        if not drafted:
-            if not told or (drafted == 0 and not drafting.p_min):
-                raise self._inactive(build, log)
-            return
-        others = [number for number in sorted(slots) if number][: _CANARY_SLOTS - 1] if self._serves else []
-        for number, count in zip(others, self._drafted_in(others), strict=True):
-            if not count:
-                raise self._silent_slot(build, number)
-
-    def _drafted_in(self, slots: Sequence[int]) -> list[int | None]:
-        """Drafted tokens of a canary in each of these slots, all asked at once."""
-        request = replace(canary(self.drafting), max_tokens=_SLOT_TOKENS + (self.drafting.n_min or 0))
-
-        def ask(slot: int) -> int | None:
-            return self._client.complete(request, {**_CANARY_EXTRA, "id_slot": slot}).drafted
-
-        with ThreadPoolExecutor(_CANARY_SLOTS) as pool:
-            return list(pool.map(ask, slots))
-
-    def _silent_slot(self, build: str, slot: int) -> SpeculationInactiveError:
-        return SpeculationInactiveError(
-            f"{build} does not draft in slot {slot} although {self.drafting.label} was asked for.",
-            "Serve one request at a time with --parallel 1, or use another build.",
-        )
+        if not told or (drafted == 0 and not drafting.p_min):
+            raise self._inactive(build, log)
 
     def _inactive(self, build: str, log: tuple[str, ...]) -> SpeculationInactiveError:
         reason = speculation_refused(log)

@@ -8,13 +8,14 @@ of ``llama_vocab::impl::load`` in ``src/llama-vocab.cpp``. Draft heads are recog
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from gguf.constants import MODEL_ARCH_NAMES, LlamaFileType
+from gguf.constants import MODEL_ARCH_NAMES, Keys, LlamaFileType
 
 from autospec.catalog.folders import model_name, part_paths
 from autospec.catalog.gguf_header import Header, TensorInfo, read_header
@@ -210,7 +211,16 @@ def _model(paths: tuple[Path, ...], headers: list[Header], keys: _Keys) -> Model
         role=_role(keys, tensors, headers[0], head),
         basename=keys.text("general.basename"),
         fingerprint=_fingerprint(paths, headers),
+        temperature=_temperature(headers[0]),
     )
+
+
+def _temperature(header: Header) -> float | None:
+    """The temperature of requests that name none: llama-server takes it from the file where no `--temp` is given."""
+    told = header.values.get(Keys.General.SAMPLING_TEMP)
+    if not isinstance(told, int | float) or isinstance(told, bool) or not math.isfinite(told):
+        return None
+    return round(max(0.0, float(told)), 4)  # it is stored in 32 bits; llama.cpp takes one below 0 for greedy
 
 
 def _role(keys: _Keys, tensors: Sequence[TensorInfo], header: Header, head: Head | None) -> Role:

@@ -116,6 +116,7 @@ class Model:
         fingerprint: Hash of metadata, tensor infos, sizes and a few bytes of some tensors; not of the path.
         aliases: Other names under which the same file was found, and those of the config.
         adapters: Digest of the LoRA adapters that the config gives it, see `autospec.catalog.resolve`; empty without any.
+        temperature: Of requests that name none, as the file says (``general.sampling.temp``); ``None`` if it does not.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Model:
     fingerprint: str
     aliases: tuple[str, ...] = field(default=())
     adapters: str = ""
+    temperature: float | None = None
 
     @property
     def is_moe(self) -> bool:

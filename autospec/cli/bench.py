@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from autospec.cli.shell import Shell, command_options, model_option, server_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from autospec.backends.protocol import Capabilities, Request
     from autospec.catalog.model import Model
     from autospec.catalog.scan import Catalog
     from autospec.cells import Hardware
-    from autospec.drafting import Drafting
+    from autospec.drafting import Drafting, Mode
     from autospec.measure.bench import Run, RunGroup
 
 __all__ = ["command"]
@@ -38,6 +41,13 @@ __all__ = ["command"]
     show_default=True,
     help="Minimum probability of a draft token, if the backend has it.",
 )
+@click.option(
+    "--drafting",
+    "texts",
+    multiple=True,
+    metavar="D",
+    help="A drafting as tables name it, e.g. draft-model+ngram-simple; may be repeated. Replaces --n-max where it names n_max.",
+)
 @click.option("--prompt", metavar="TEXT", help="The prompt. [default: that of the reference benchmark]")
 @click.option(
     "--max-tokens",
@@ -59,6 +69,7 @@ def command(
     draft: str,
     n_max: tuple[int, ...],
     p_min: float,
+    texts: tuple[str, ...],
     prompt: str | None,
     max_tokens: int,
     runs: int,
@@ -72,6 +83,7 @@ def command(
       autospec bench --model qwen3-coder-30b
       autospec bench -m qwen3-coder-30b -d qwen3-0.6b --n-max 8 --n-max 4 -- -ngl 99 -c 32768
       autospec bench -m qwen3-coder-30b --runs 5 > record.md
+      autospec bench -m qwen3-coder-30b --drafting draft-model --drafting "draft-model + ngram-mod 24/64"
       autospec bench -m qwen3-coder-30b --url http://127.0.0.1:8080
     """  # noqa: D301 - click needs the backspace itself
     import datetime as dt
@@ -81,39 +93,39 @@ def command(
     from autospec.backends.registry import backend_for
     from autospec.catalog.scan import scan
     from autospec.drafting import OFF, Drafting, Mode
-    from autospec.errors import ModelChoiceError
+    from autospec.errors import UsageError
     from autospec.hardware import identify
     from autospec.hardware.awake import kept_awake
     from autospec.hardware.machine_lock import machine_lock
     from autospec.measure.bench import REFERENCE_PROMPT, group_runs, measure_runs
 
     shell.choose_server(backend, url)
-    settings = shell.settings
+    settings, here = shell.settings, identify()
     catalog = scan(settings)
     main = catalog.find(model)
-    here = identify()
     context = catalog.own.context_tokens(main, settings)
     # A mistake is reported before looking for backends.
     named = _named_draft(catalog, main, draft) if draft else None
     server = backend_for(settings.backend or None, settings, main)
     abilities = server.capabilities()
+    launch = LaunchSettings(args=catalog.own.args(main, settings, server_args))
+    best = partial(_best_draft, catalog, main, here, context) if named is None else lambda _mode=None: named
+    draftings, notes = [OFF], abilities.notes
     if isinstance(server, Attached) and abilities.measures_only:
+        if texts:
+            raise UsageError("This server drafts as it was started; --drafting changes nothing.")
         server = server.as_it_runs()
-        draftings, notes = [OFF], abilities.notes
-        if fitting := named or _best_draft(catalog, main, here, context):
+        if fitting := best():
             notes = (*notes, _how_to_compare(fitting, n_max[0], p_min))
+    elif texts:
+        draftings += _read(texts, n_max, p_min, abilities, partial(_draft_of, catalog, main, best))
+        for drafting in draftings:
+            server.command(str(main.path), drafting, launch)  # raises if the build cannot draft so
     elif Mode.DRAFT_MODEL not in abilities.modes:
         # llama-cpp-python drafts only from the text; matching two tokens is its own default.
-        lookups = [Drafting(Mode.PROMPT_LOOKUP, n_max=n, ngram_n=2) for n in dict.fromkeys(n_max)]
-        draftings, notes = [OFF, *lookups], abilities.notes
+        draftings += [Drafting(Mode.PROMPT_LOOKUP, n_max=n, ngram_n=2) for n in dict.fromkeys(n_max)]
     else:
-        draft_model = named or _best_draft(catalog, main, here, context)
-        if draft_model is None:
-            raise ModelChoiceError(
-                f"No draft model on this disk fits {main.name}.",
-                f"`autospec drafts --model {main.name}` shows why. Name one with --draft.",
-            )
-        draftings = [OFF, *_draftings(draft_model, n_max, p_min, abilities)]
+        draftings += _draftings(best() or _no_draft(main), n_max, p_min, abilities)
         notes = ()
     question = prompt or REFERENCE_PROMPT
     request = Request(messages=({"role": "user", "content": question},), max_tokens=max_tokens)
@@ -127,7 +139,7 @@ def command(
             str(main.path),
             draftings,
             request,
-            LaunchSettings(args=catalog.own.args(main, settings, server_args)),
+            launch,
             runs=runs,
             on_start=tell,
         )
@@ -159,7 +171,31 @@ def command(
     )
 
 
-def _best_draft(catalog: Catalog, main: Model, here: Hardware, context_tokens: int) -> Model | None:
+def _no_draft(main: Model) -> NoReturn:
+    from autospec.errors import ModelChoiceError
+
+    raise ModelChoiceError(
+        f"No draft model on this disk fits {main.name}.",
+        f"`autospec drafts --model {main.name}` shows why. Name one with --draft.",
+    )
+
+
+def _draft_of(
+    catalog: Catalog, main: Model, best: Callable[[Mode], Model | None], mode: Mode, name: str
+) -> str | None:
+    """The path of the draft that a text names, else of that of `--draft` or the best one (`best`)."""
+    from autospec.drafting import Mode
+
+    if mode is Mode.MTP and not name:
+        return None
+    model = _named_draft(catalog, main, name) if name else best(mode)
+    return str((model or _no_draft(main)).path)
+
+
+def _best_draft(
+    catalog: Catalog, main: Model, here: Hardware, context_tokens: int, mode: Mode | None = None
+) -> Model | None:
+    """The best draft model that fits; for another `mode`, the best head of that kind."""
     from autospec.catalog.candidates import candidates
     from autospec.drafting import Mode
     from autospec.hardware.gpu import shared_limit_bytes
@@ -171,7 +207,7 @@ def _best_draft(catalog: Catalog, main: Model, here: Hardware, context_tokens: i
         gpu_limit_bytes=shared_limit_bytes(here),
         context_tokens=context_tokens,
     )
-    return next((c.model for c in found if c.fits and c.mode is Mode.DRAFT_MODEL), None)
+    return next((c.model for c in found if c.fits and c.mode is (mode or Mode.DRAFT_MODEL)), None)
 
 
 def _named_draft(catalog: Catalog, main: Model, wanted: str) -> Model:
@@ -195,6 +231,27 @@ def _draftings(draft: Model, n_max: tuple[int, ...], p_min: float, abilities: Ca
         return [Drafting(mode, draft=path, n_max=abilities.only[0], n_min=0, p_min=abilities.only[1])]
     least = (0, p_min) if abilities.takes_p_min else (None, None)
     return [Drafting(mode, draft=path, n_max=n, n_min=least[0], p_min=least[1]) for n in dict.fromkeys(n_max)]
+
+
+def _read(
+    texts: tuple[str, ...],
+    n_max: tuple[int, ...],
+    p_min: float,
+    abilities: Capabilities,
+    draft_of: Callable[[Mode, str], str | None],
+) -> list[Drafting]:
+    """The draftings that the user named, each once; one without an n_max of its own is read with each `n_max`."""
+    from autospec.measure.named_drafting import read_drafting
+
+    if abilities.only is not None:
+        n_max, p_min = (abilities.only[0],), abilities.only[1] or 0.0
+    least = {"n_min": 0, "p_min": p_min} if abilities.takes_p_min else {}
+    found = [
+        read_drafting(text, draft=draft_of, model_defaults={"n_max": n, **least})
+        for text in texts
+        for n in n_max
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _how_to_compare(draft: Model, n_max: int, p_min: float) -> str:

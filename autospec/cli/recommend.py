@@ -106,7 +106,8 @@ def _mixed(shell: Shell, selection: Selection, text: str) -> Selection:
     from dataclasses import replace
 
     from autospec.store.database import open_store
-    from autospec.tuning.overall import for_mix, parse_mix
+    from autospec.tuning.overall import parse_mix
+    from autospec.tuning.overall_answer import for_mix
 
     weights = parse_mix(text)
     with closing(open_store(shell.settings.storage, shell.warn)) as store:

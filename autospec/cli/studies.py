@@ -171,11 +171,13 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
             studies = [s for s in studies if s.cell.get("model") in names]
         keys = dict.fromkeys([*(s.cell_key for s in stored), *(s.cell_key for s in studies if s.cell_key)])
         measurements = [m for key in keys for m in store.measurements(key)]
+        known = {s.recommendation.model for s in stored}
+        overall = [s for s in store.overall_answers() if s.recommendation.model in known]
     if not stored and not studies:
         raise NothingKnownError(
             f"Nothing is known{f' about {model}' if model else ' yet'}.", "Run `autospec tune`."
         )
-    document = export_document(stored, measurements, studies)
+    document = export_document(stored, measurements, studies, overall=overall)
     if output is None:
         shell.emit(document)
         return

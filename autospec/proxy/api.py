@@ -25,7 +25,7 @@ from autospec.proxy.request import Refused
 from autospec.recommendations import Recommendation
 from autospec.report.selection import Question, select
 from autospec.serving.dispatch import Dispatch, Offered
-from autospec.store.reader import newest_recommendation, read_recommendations
+from autospec.store.reader import newest_recommendation, read_overall, read_recommendations
 
 __all__ = ["Endpoints", "find_offered", "meant_model", "running_model"]
 
@@ -285,8 +285,8 @@ class Endpoints:
         question = Question(model, prompt_type, query.get("backend", ""))
 
         def work() -> dict[str, Any]:
-            stored = read_recommendations(self._storage)
-            return select(stored, identify(), question).document()
+            stored, overall = read_recommendations(self._storage), read_overall(self._storage)
+            return select(stored, identify(), question, overall).document()
 
         return _json(await asyncio.to_thread(work))
 

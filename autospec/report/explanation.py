@@ -173,7 +173,7 @@ def _limits(r: Recommendation, figures: dict[str, Any]) -> list[str]:
         "" if limits.highest_temperature is None else f"up to temperature {limits.highest_temperature:g}",
     ]
     if told := [words for words in shown if words]:
-        lines.append(f"Shown to be faster {', '.join(told)}.")
+        lines.append(f"It holds {', '.join(told)}.")
     every = (*limits.concurrent, *limits.context, *limits.temperature, *limits.second_turn)
     return [*lines, *dict.fromkeys(_sentence(check.note) for check in every if check.note)]
 

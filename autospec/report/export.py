@@ -53,26 +53,33 @@ def export_document(
     measurements: Sequence[Measurement],
     studies: Sequence[StudySummary],
     now: dt.datetime | None = None,
+    *,
+    overall: Sequence[StoredRecommendation] = (),
 ) -> dict[str, Any]:
-    """The document. Paths below the home folder begin with ``~``."""
+    """The document. Paths below the home folder begin with ``~``.
+
+    `overall` are the answers for all prompt types together. They are for readers: an import takes the types' own recommendations.
+    """
     document = {
         "schema": _SCHEMA,
         "kind": _KIND,
         "autospec": autospec.__version__,
         "exported_at": (now or dt.datetime.now(dt.UTC)).isoformat(timespec="seconds"),
-        "recommendations": [
-            {
-                "cell_key": s.cell_key,
-                "hardware": s.hardware.to_json(),
-                "recommendation": s.recommendation.to_json(),
-            }
-            for s in recommendations
-        ],
+        "recommendations": [_stored_json(s) for s in recommendations],
+        "overall": [_stored_json(s) for s in overall],
         "measurements": [_measurement_json(m) for m in measurements],
         "studies": [{**s.to_json(), "trials": [t.to_json() for t in s.trials]} for s in studies],
     }
     shown: dict[str, Any] = _without_home(document, str(Path.home()))
     return shown
+
+
+def _stored_json(s: StoredRecommendation) -> dict[str, Any]:
+    return {
+        "cell_key": s.cell_key,
+        "hardware": s.hardware.to_json(),
+        "recommendation": s.recommendation.to_json(),
+    }
 
 
 def read_export(path: Path) -> Export:

@@ -109,10 +109,12 @@ _LLAMA_CPP_TEMPERATURE: Final = 0.8
 _TEMPERATURE_FLAGS: Final = frozenset({"--temp", "--temperature"})
 
 
-def default_temperature(backend: str, args: Sequence[str]) -> float:
-    """The temperature of requests that name none: of the user's server arguments, else the server's own default."""
+def default_temperature(backend: str, args: Sequence[str], own: float | None = None) -> float:
+    """The temperature of requests that name none: of the user's server arguments, else the model's `own`, else the server's."""
     with suppress(ValueError, IndexError):
         return float(values_of(args, _TEMPERATURE_FLAGS)[-1])
+    if own is not None:
+        return own
     return _SERVER_TEMPERATURE.get(backend, _LLAMA_CPP_TEMPERATURE)
 
 
@@ -150,7 +152,7 @@ class LaunchOptions:
     def temperature(self, name: str) -> float:
         """The temperature of requests to a model that name none."""
         model, engine = self.served(name)
-        return default_temperature(engine.capabilities.build.backend, self.args(model))
+        return default_temperature(engine.capabilities.build.backend, self.args(model), model.temperature)
 
     def served(self, name: str) -> tuple[Model, Engine]:
         """An offered model and the engine that serves it."""

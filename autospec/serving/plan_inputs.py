@@ -160,7 +160,7 @@ def advice_from(recommendations: Iterable[Recommendation]) -> dict[PromptType, A
 
 
 def _beyond(limits: Limits) -> dict[Limit, float]:
-    """The speed ratio to assume beyond each known limit: of the first check there that was not shown to be faster."""
+    """The speed ratio to assume beyond each known limit: of the first check there that does not hold."""
     bounds: dict[Limit, tuple[float | None, tuple[LimitCheck, ...]]] = {
         Limit.CONCURRENT: (limits.most_concurrent, limits.concurrent),
         Limit.CONTEXT: (limits.deepest_context, limits.context),

@@ -85,12 +85,13 @@ def conclude(
     )
 
 
-def conditions_of(request: TuneRequest, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Under which conditions the pairs of a proof were measured, as evidence."""
+def conditions_of(request: TuneRequest, pairs: Sequence[Pair], served_temperature: float) -> dict[str, Any]:
+    """Under which conditions the pairs of a proof were measured, as evidence, and the temperature that users sample with."""
     longest = max(p.off.prompt_tokens + p.off.predicted_tokens for p in pairs)
     shapes = [p.shape for p in pairs if p.shape is not None]
     return {
         "temperature": request.temperature,
+        "served_temperature": served_temperature,
         "samplers": "greedy" if request.temperature <= 0 else "the server's own",
         "max_tokens": request.definition.max_tokens,
         "slots": 1,  # requests at once

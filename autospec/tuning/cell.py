@@ -166,7 +166,7 @@ class CellRun:
         None  # that proof, while it holds: it is served until there is a better one
     )
     history: CellHistory = field(default_factory=CellHistory)
-    limits: Limits | None = None  # how far the winner was shown to be faster; ``None`` before that is checked
+    limits: Limits | None = None  # how far the winner holds; ``None`` before that is checked
 
     @property
     def prompt_type(self) -> PromptType:

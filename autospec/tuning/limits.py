@@ -1,73 +1,62 @@
-"""After the proof: does a drafting also win where it may fail?
+"""After the proof: does a drafting also win where it may fail? What is checked, and which limits follow. Pure.
 
-A proof asks one request at a time, short, with nothing in the prompt cache, usually greedy. Here off and the proven drafting are
+A proof asks one request at a time, short, with nothing in the prompt cache, usually greedy. Off and the proven drafting are
 compared under other conditions: several requests at once, behind thousands of cached tokens, at a sampling temperature, in the
-second turn of a chat. Both sides are launched as they serve users: with the server's slots and its prompt cache. All checks
-of one drafting share its launches. Each side is launched twice, and the order of the sides alternates.
+second turn of a chat. `autospec.tuning.limit_checks` measures them.
 
 The interval of a ratio is that of a proof with a single look (`autospec.measure.verdict.decide`), launches' scatter included.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
 
-from autospec.backends.protocol import Backend, LaunchSettings, Server, Slotted
-from autospec.backends.registry import EncodesText
-from autospec.backends.server import canary
 from autospec.catalog.model import Model, context_of, names_context
-from autospec.cells import PromptType, options_in, values_of
-from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendError, RequestError, ServerDiedError
-from autospec.formats import counted
-from autospec.hardware.state import MachineState, StateWatch
-from autospec.measure.asking import Asking, disturbance, measure, measure_at_once
+from autospec.cells import options_in, values_of
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import of_pairs
-from autospec.measure.long_text import after_text, heading, long_text
-from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes
-from autospec.measure.verdict import Rule, decide
-from autospec.prompts.suite import Half, Prompt
+from autospec.measure.measurements import Pair, Sample
+from autospec.measure.verdict import DEFAULT_RULE, Rule, decide
 from autospec.recommendations import LimitCheck, Limits, LimitVerdict
-from autospec.tuning.budget import Budget, Pace
-from autospec.tuning.cell import Progress, TuneStep
 from autospec.tuning.definition import LimitsDefinition
-from autospec.tuning.launches import Launches, Memory
-from autospec.tuning.load_guard import LoadGuard, patience_s
+from autospec.tuning.launches import Memory
 
 __all__ = [
+    "OUT_OF_TIME",
+    "SPARE_TOKENS",
     "USUAL_TEMPERATURE",
     "Condition",
     "Kind",
-    "LimitChecks",
     "Plan",
-    "Subject",
     "check_of",
+    "checks_in",
+    "drafts_alone",
+    "holds",
+    "is_known",
     "limits_of",
     "plan",
+    "served_temperature",
+    "unknown_conditions",
 ]
 
-# What users sample with, where their traffic does not say it: the default of llama-server and of most clients.
+# What users sample with, where nothing says it: the default of llama-server and of most clients.
 USUAL_TEMPERATURE = 0.8
+_TEMPERATURE_FLAGS = frozenset({"--temp", "--temperature"})
+# So many requests of the traffic tell its temperature, and so many of them are not above it.
+_LEAST_REQUESTS = 30
+_MOST_REQUESTS = 0.9
+_HOTTEST = 2.0
 _AT_ONCE = (2, 4)
 _DEPTHS = (8192, 32768)
-# Two launches of each side and four pairs on each: with fewer than seven pairs a signed-rank interval of 99 % has no ends.
-_LAUNCHES = 2
-_PAIRS = 4
-# How often a disturbed pair is measured again.
-_REPEATS = 2
 # Besides the longest prompt and its answer: chat template, the second question, and the error of the text's length.
-_SPARE_TOKENS = 512
-# Characters of the long text that show how many tokens it has, where a server does not tokenize.
-_SAMPLE_CHARACTERS = 4000
-# Behind a long text a request is slower, and two turns take two requests: for the expected time only.
-_DEEP = 1.5
+SPARE_TOKENS = 512
+# Begins the note of a check that the next tune measures again.
+OUT_OF_TIME = "The budget ended"
 _PARALLEL = frozenset({"-np", "--parallel"})
-_QUESTION = "Thank you. Please give one more example of that, and explain it briefly."
 
 
 class Kind(StrEnum):
@@ -101,48 +90,6 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """A proven drafting of one cell.
-
-    Attributes:
-        name: Its prompt type, to be told.
-        key: `Cell.key`.
-        drafting: The drafting.
-        prompts: The proof's prompts.
-        context_tokens: The longest of them with its answer.
-        prompt_token_ms: Time for one token of a prompt, for the expected time.
-        shapes: The requests that the proof is for. What is cached is measured here, and not assumed.
-    """
-
-    name: str
-    key: str
-    drafting: Drafting
-    prompts: tuple[Prompt, ...]
-    context_tokens: int
-    prompt_token_ms: float = 0.0
-    shapes: Shapes = AS_MEASURED
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        key: str,
-        drafting: Drafting,
-        prompts: Sequence[Prompt],
-        pairs: Sequence[Pair],
-        *,
-        shapes: Shapes = AS_MEASURED,
-    ) -> Subject:
-        """The subject from its proof's pairs and requests."""
-        halves = [half for pair in pairs for half in (pair.off, pair.drafted)]
-        longest = max((half.prompt_tokens + half.predicted_tokens for half in halves), default=0)
-        per_token = [half.prompt_ms / half.prompt_tokens for half in halves if half.prompt_tokens]
-        token_ms = statistics.median(per_token) if per_token else 0.0
-        uncached = replace(shapes, cached_share=0.0)
-        return cls(name, key, drafting, tuple(prompts), longest, token_ms, uncached)
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What is checked for one drafting, in this order; `refused` has the reasons of what cannot be.
 
@@ -164,6 +111,7 @@ def plan(
     args: Sequence[str],
     temperature: float,
     context_tokens: int,
+    served: float = USUAL_TEMPERATURE,
 ) -> Plan:
     """Plan the checks: one of each kind first, so that a short budget shows something of each.
 
@@ -175,12 +123,12 @@ def plan(
         args: The user's launch settings.
         temperature: Of the proof.
         context_tokens: The longest prompt of the proof with its answer.
+        served: The temperature that users sample with, see `served_temperature`.
     """
-    at_once = [n for n in _AT_ONCE if n <= (wanted.slots or n)]
-    if wanted.slots and wanted.slots > 1 and wanted.slots not in at_once:
-        at_once.append(wanted.slots)
-    depths = [d for d in _DEPTHS if d < (wanted.depth or d + 1)] + ([wanted.depth] if wanted.depth else [])
-    one = context_tokens + _SPARE_TOKENS
+    conditions = _wanted_conditions(wanted, temperature, served)
+    at_once = [int(c.at) for c in conditions if c.kind is Kind.CONCURRENT]
+    depths = [int(c.at) for c in conditions if c.kind is Kind.CONTEXT]
+    one = context_tokens + SPARE_TOKENS
     words = _with_slots(args, wanted.slots)
     own_context = model.format == "mlx" or names_context(args)
 
@@ -210,13 +158,85 @@ def plan(
             deepest = depth
             continue
         refused[Condition(Kind.CONTEXT, depth)] = why
-    several = [Condition(Kind.CONCURRENT, n) for n in at_once]
-    deep = [Condition(Kind.CONTEXT, d) for d in depths if d <= deepest]
-    sampled = [Condition(Kind.TEMPERATURE, USUAL_TEMPERATURE)] if temperature <= 0 else []
-    first = [*several[:1], *deep[:1], *sampled, Condition(Kind.SECOND_TURN, 2)]
     if not own_context:
         words += ["-c", str(total(deepest))]
-    return Plan((*first, *several[1:], *deep[1:]), refused, tuple(words), max(1, resident(deepest)))
+    possible = tuple(c for c in conditions if c not in refused)
+    return Plan(possible, refused, tuple(words), max(1, resident(deepest)))
+
+
+def _wanted_conditions(wanted: LimitsDefinition, temperature: float, served: float) -> list[Condition]:
+    """What is checked where nothing hinders it; the arguments are those of `plan`."""
+    at_once = [n for n in _AT_ONCE if n <= (wanted.slots or n)]
+    if wanted.slots and wanted.slots > 1 and wanted.slots not in at_once:
+        at_once.append(wanted.slots)
+    depths = [d for d in _DEPTHS if d < (wanted.depth or d + 1)] + ([wanted.depth] if wanted.depth else [])
+    several = [Condition(Kind.CONCURRENT, n) for n in at_once]
+    deep = [Condition(Kind.CONTEXT, d) for d in depths]
+    sampled = [Condition(Kind.TEMPERATURE, served)] if served > temperature else []
+    first = [*several[:1], *deep[:1], *sampled, Condition(Kind.SECOND_TURN, 2)]
+    return [*first, *several[1:], *deep[1:]]
+
+
+def served_temperature(
+    samples: Iterable[Sample], args: Sequence[str], model: Model, *, proven: float = 0.0
+) -> float:
+    """The temperature that users sample with: what nine of ten requests of the traffic do not exceed, in tenths.
+
+    Without enough traffic, or if that is no more than the proof's (`proven`): `--temp` of the user's arguments, else what the
+    model's file names, else the servers' default where the proof was greedy.
+    """
+    known = sorted(s.temperature for s in samples if s.temperature is not None)
+    if len(known) >= _LEAST_REQUESTS:
+        usual = min(
+            _HOTTEST, math.ceil(10.0 * known[math.ceil(_MOST_REQUESTS * len(known)) - 1] - 1e-6) / 10.0
+        )
+        if usual > proven:
+            return usual
+    named = values_of(args, _TEMPERATURE_FLAGS)
+    for told in (named[-1] if named else None, model.temperature):
+        try:
+            value = math.nan if told is None else float(told)
+        except ValueError:
+            continue
+        if proven < value <= _HOTTEST:
+            return value
+    return USUAL_TEMPERATURE if proven <= 0.0 else proven
+
+
+def unknown_conditions(
+    wanted: LimitsDefinition, known: Limits, *, temperature: float, served: float
+) -> list[Condition]:
+    """What is wanted and not known yet; the arguments are those of `plan`."""
+    conditions = _wanted_conditions(wanted, temperature, served)
+    return [c for c in conditions if not is_known(c, known, wanted)]
+
+
+def is_known(condition: Condition, known: Limits, wanted: LimitsDefinition) -> bool:
+    """Whether an earlier tune's checks answer a condition, or say why it cannot be checked."""
+    checks = checks_in(known)
+    if condition.kind is Kind.TEMPERATURE and any(
+        c.kind is Kind.TEMPERATURE and c.at >= condition.at and holds(check) for c, check in checks.items()
+    ):
+        return True
+    check = checks.get(condition)
+    if check is None or OUT_OF_TIME in check.note:
+        return False
+    if _is_measured(check):
+        return True
+    # It could not be checked with the user's own slots and context; with a number that the user names it may be.
+    named = {Kind.CONCURRENT: wanted.slots, Kind.CONTEXT: wanted.depth}
+    return named.get(condition.kind) is None
+
+
+def checks_in(limits: Limits) -> dict[Condition, LimitCheck]:
+    """The checks behind the limits."""
+    by_kind = {
+        Kind.CONCURRENT: limits.concurrent,
+        Kind.CONTEXT: limits.context,
+        Kind.TEMPERATURE: limits.temperature,
+        Kind.SECOND_TURN: limits.second_turn,
+    }
+    return {Condition(kind, check.at): check for kind, checks in by_kind.items() for check in checks}
 
 
 def _with_slots(args: Sequence[str], slots: int | None) -> list[str]:
@@ -246,7 +266,27 @@ def check_of(
         verdict = LimitVerdict.FASTER
     elif estimate.high < 0.0:
         verdict = LimitVerdict.SLOWER
-    return LimitCheck(condition.at, estimate.ratio, estimate.interval, len(pairs), verdict, note)
+    together = condition.at if condition.kind is Kind.CONCURRENT else 1
+    answers = [h.predicted_tokens / together for pair in pairs for h in (pair.off, pair.drafted)]
+    return LimitCheck(
+        condition.at,
+        estimate.ratio,
+        estimate.interval,
+        len(pairs),
+        verdict,
+        note,
+        answer_tokens=round(statistics.median(answers)),
+    )
+
+
+def holds(check: LimitCheck, most_lost: float = DEFAULT_RULE.threshold) -> bool:
+    """Whether a drafting may be used under a check's condition.
+
+    It may where it is faster. Where that is open, it must seem faster, and a loss above `most_lost` must be ruled out.
+    """
+    if check.verdict is not LimitVerdict.OPEN or check.ratio is None or check.interval is None:
+        return check.verdict is LimitVerdict.FASTER
+    return check.ratio > 1.0 and check.interval[0] >= 1.0 - most_lost
 
 
 def limits_of(
@@ -254,7 +294,8 @@ def limits_of(
     *,
     context_tokens: int,
     temperature: float,
-    silent_slot: int | None = None,
+    one_at_a_time: bool = False,
+    most_lost: float = DEFAULT_RULE.threshold,
 ) -> Limits:
     """The limits that the checks show.
 
@@ -262,16 +303,15 @@ def limits_of(
         checks: The checks of one cell.
         context_tokens: The longest request of the proof: what it shows without any check.
         temperature: Likewise, the proof's.
-        silent_slot: The first slot that does not draft.
+        one_at_a_time: Whether some slot does not draft although the first one does.
+        most_lost: See `holds`.
     """
     by_kind = {
         kind: tuple(sorted((v for k, v in checks.items() if k.kind is kind), key=lambda c: c.at))
         for kind in Kind
     }
-    most = _shown(by_kind[Kind.CONCURRENT], 1)
-    if silent_slot is not None:
-        most = min(most or silent_slot, silent_slot)
-    deepest = _shown(by_kind[Kind.CONTEXT], context_tokens)
+    most = 1 if one_at_a_time else _shown(by_kind[Kind.CONCURRENT], 1, most_lost)
+    deepest = _shown(by_kind[Kind.CONTEXT], context_tokens, most_lost)
     return Limits(
         concurrent=by_kind[Kind.CONCURRENT],
         context=by_kind[Kind.CONTEXT],
@@ -279,403 +319,29 @@ def limits_of(
         second_turn=by_kind[Kind.SECOND_TURN],
         most_concurrent=None if most is None else int(most),
         deepest_context=None if deepest is None else int(deepest),
-        highest_temperature=_shown(by_kind[Kind.TEMPERATURE], temperature),
+        highest_temperature=_shown(by_kind[Kind.TEMPERATURE], temperature, most_lost),
     )
 
 
-def _shown(checks: Iterable[LimitCheck], own: float) -> float | None:
-    """The greatest value up to which every check is faster; at least the proof's own. ``None`` if nothing was measured."""
-    checks = list(checks)
-    if all(check.pairs == 0 and check.verdict is LimitVerdict.OPEN for check in checks):
+def drafts_alone(limits: Limits) -> bool:
+    """Whether the limit of one request at a time comes from a slot that does not draft, and not from a measurement."""
+    return limits.most_concurrent == 1 and not any(_is_measured(check) for check in limits.concurrent)
+
+
+def _is_measured(check: LimitCheck) -> bool:
+    return check.pairs > 0 or check.verdict is not LimitVerdict.OPEN
+
+
+def _shown(checks: Iterable[LimitCheck], own: float, most_lost: float) -> float | None:
+    """The greatest value up to which every measured check holds; at least the proof's own. ``None`` if none was measured.
+
+    Between two values the greater one decides, because what is between them may be like it.
+    """
+    measured = [check for check in checks if _is_measured(check)]
+    if not measured:
         return None
-    for check in checks:
-        if check.verdict is not LimitVerdict.FASTER:
+    for check in measured:
+        if not holds(check, most_lost):
             break
         own = max(own, check.at)
     return own
-
-
-@dataclass(slots=True)
-class LimitChecks:
-    """Checks proven draftings, one after another, while the budget lasts.
-
-    Attributes:
-        backend: Launches the servers.
-        model: The main model.
-        draft_of: The draft model of a drafting.
-        wanted: The study's checks.
-        args: The user's launch settings.
-        memory: Returns what launches may use now; no other server of the tune may run then.
-        asking: How the proof asked its prompts.
-        rule: The proof's.
-        scatter: Returns how much launches on this machine differ.
-        budget: What is left is used.
-        pace: The time that the proof's requests took.
-        launch_s: The time of one launch.
-        keep: Stores a subject's limits whenever they are new.
-        progress: Receives what is reported.
-        watch: Makes a watch for the servers with these processes; tests have their own.
-    """
-
-    backend: Backend
-    model: Model
-    draft_of: Callable[[Drafting], Model | None]
-    wanted: LimitsDefinition
-    args: Sequence[str]
-    memory: Callable[[], Memory]
-    asking: Asking
-    rule: Rule
-    scatter: Callable[[], LaunchScatter]
-    budget: Budget
-    pace: Pace
-    launch_s: float
-    keep: Callable[[Subject, Limits], None]
-    progress: Progress
-    watch: Callable[[Callable[[], frozenset[int]]], StateWatch] = StateWatch
-
-    def run(self, subjects: Sequence[Subject]) -> None:
-        """Check all of them; those with one drafting share its launches."""
-        for drafting in dict.fromkeys(s.drafting for s in subjects):
-            own = [s for s in subjects if s.drafting == drafting]
-            longest = max(s.context_tokens for s in own)
-            planned = plan(
-                self.wanted,
-                self.model,
-                self.draft_of(drafting),
-                self.memory(),
-                args=self.args,
-                temperature=self.asking.temperature,
-                context_tokens=longest,
-            )
-            jobs = self._affordable(own, planned)
-            if jobs:
-                _DraftingChecks(self, drafting, planned, jobs).run()
-
-    def _affordable(self, subjects: Sequence[Subject], planned: Plan) -> list[tuple[Condition, Subject]]:
-        """The checks for which there is time, condition by condition."""
-        jobs: list[tuple[Condition, Subject]] = []
-        expected_s = 2 * _LAUNCHES * self.launch_s
-        left_out = 0
-        for condition in planned.conditions:
-            for subject in subjects:
-                check_s = self.expected_s(condition, subject)
-                if self.budget.allows(expected_s + check_s):
-                    expected_s += check_s
-                    jobs.append((condition, subject))
-                else:
-                    left_out += 1
-        if left_out:
-            checks = counted(left_out, "check")
-            self.progress.tell(f"{subjects[0].drafting.label}: no time for {checks} of its limits.")
-        return jobs
-
-    def expected_s(self, condition: Condition, subject: Subject) -> float:
-        """Expected seconds of a check on all launches, requests one after another."""
-        pair_s = self.pace.pair_s(subject.key, subject.drafting)
-        pairs_s = _LAUNCHES * _PAIRS * pair_s
-        match condition.kind:
-            case Kind.CONCURRENT:
-                return condition.at * pairs_s
-            case Kind.CONTEXT:
-                text_s = condition.at * subject.prompt_token_ms / 1000.0
-                return _DEEP * (pairs_s + 2 * _LAUNCHES * text_s)
-            case Kind.SECOND_TURN:
-                return 2.0 * pairs_s
-            case Kind.TEMPERATURE:
-                return pairs_s
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One pair to be measured: its prompts, more than one if they are asked at once."""
-
-    number: int
-    prompts: tuple[Prompt, ...]
-
-
-def _items(condition: Condition, prompts: Sequence[Prompt], turn: int) -> list[_Item]:
-    """Four items for one pair of launches; the other pair gets other prompts as far as there are any."""
-    size = int(condition.at) if condition.kind is Kind.CONCURRENT else 1
-    count = len(prompts)
-    places = range(turn * _PAIRS * size, (turn + 1) * _PAIRS * size)
-    # Each time all prompts were asked, the next groups begin one later: other prompts are asked together then.
-    step = max(1, count // (_LAUNCHES * _PAIRS * size))  # from all over the file
-    chosen = [prompts[(place * step + place * step // count) % count] for place in places]
-    return [_Item(k, tuple(chosen[k * size : (k + 1) * size])) for k in range(_PAIRS)]
-
-
-# Number of the item, and whether it is the half without drafting.
-_Halves = dict[tuple[int, bool], Measurement]
-
-
-class _DraftingChecks:
-    """All checks of one drafting, on its own launches."""
-
-    def __init__(
-        self,
-        tools: LimitChecks,
-        drafting: Drafting,
-        planned: Plan,
-        jobs: Sequence[tuple[Condition, Subject]],
-    ) -> None:
-        self._tools = tools
-        self._drafting = drafting
-        self._plan = planned
-        self._jobs = jobs
-        self._per_request = tools.backend.capabilities().drafting_per_request
-        self._launches = Launches(
-            tools.backend,
-            str(tools.model.path),
-            LaunchSettings(args=planned.args, serving=True),
-            resident=planned.resident,
-            tell=tools.progress.tell,
-        )
-        watch = tools.watch(lambda: self._launches.pids)
-        asking = tools.asking
-        self._asking = Asking(asking.protocol, asking.max_tokens, asking.temperature, watch)
-        self._cached = Asking(asking.protocol, asking.max_tokens, asking.temperature, watch, cached=True)
-        self._hot = Asking(asking.protocol, asking.max_tokens, USUAL_TEMPERATURE, watch)
-        self._calm = LoadGuard(watch, tools.progress.tell, limit_s=patience_s(tools.budget.total_s))
-        self._pairs: dict[tuple[Condition, str], list[Pair]] = {}
-        self._notes: dict[tuple[Condition, str], str] = {}
-        self._broken: set[tuple[Condition, str]] = set()  # requests fail with drafting alone
-        self._done: dict[str, dict[Condition, LimitCheck]] = {}
-        self._in_cache: dict[str, float] = {}  # launch → tokens of the long text in its cache
-        self._tokens_per_character = 0.0
-        self._silent: int | None = None
-
-    def run(self) -> None:
-        """Measure on two launches of each side; a launch that fails ends the checks of this drafting."""
-        label = self._drafting.label
-        self._tools.progress.tell(f"{label}: checking where it may fail, with the server's slots and cache.")
-        try:
-            with self._launches:
-                self._look_at_server()
-                for turn in range(_LAUNCHES):
-                    if turn:
-                        self._launches.renew()
-                    self._turn(turn)
-        except BackendError as error:
-            self._tools.progress.tell(f"{label}: its limits were not checked. {error.message}")
-            for condition, subject in self._jobs:
-                if condition not in self._done.get(subject.key, {}):
-                    self._notes.setdefault((condition, subject.key), error.message)
-                    self._conclude(condition, subject)
-
-    def _turn(self, turn: int) -> None:
-        by_condition: dict[Condition, list[Subject]] = {}
-        for condition, subject in self._jobs:
-            by_condition.setdefault(condition, []).append(subject)
-        for number, (condition, subjects) in enumerate(by_condition.items()):
-            if self._remembers and number:
-                self._launches.expire()  # only the first exposure to a prompt counts
-            for done, subject in enumerate(subjects):
-                self._step(
-                    turn * len(by_condition) + number + 1, _LAUNCHES * len(by_condition), done, len(subjects)
-                )
-                if (condition, subject.key) not in self._notes:
-                    self._measure(condition, subject, turn, number)
-                if turn == _LAUNCHES - 1:
-                    self._conclude(condition, subject)
-
-    def _look_at_server(self) -> None:
-        """Rule out what this launch cannot be asked: more requests than it has slots, more context than a slot has."""
-        server = self._launches.drafted(self._drafting)
-        several = [job for job in self._jobs if job[0].kind is Kind.CONCURRENT]
-        if self._per_request or not isinstance(server, Slotted):
-            why = "This server answers several requests together only without drafting; nothing was measured."
-            self._rule_out(several, why)
-            return
-        slots = server.slots()
-        for condition, subject in self._jobs:
-            if condition.kind is Kind.CONCURRENT and condition.at > slots.count:
-                why = f"The server answers {counted(slots.count, 'request')} at once."
-                self._rule_out([(condition, subject)], why)
-            needed = condition.at + subject.context_tokens + _SPARE_TOKENS
-            if condition.kind is Kind.CONTEXT and slots.context_tokens and needed > slots.context_tokens:
-                why = f"The server's context for one request is {slots.context_tokens} tokens."
-                self._rule_out([(condition, subject)], why)
-        most = int(max((c.at for c, _ in several if c.at <= slots.count), default=1))
-        self._silent = self._silent_slot(server, most)
-        if self._silent is not None:
-            why = f"Slot {self._silent} of the server does not draft, although slot 0 does."
-            self._tools.progress.tell(f"{self._drafting.label}: {why}")
-            self._rule_out([job for job in several if job[0].at > self._silent], why)
-
-    @property
-    def _remembers(self) -> bool:
-        """True if an n-gram mode takes part, which proposes what it has seen before."""
-        return any(part.mode.draft_free for part in self._drafting.parts)
-
-    def _silent_slot(self, server: Server, count: int) -> int | None:
-        """The first slot that proposes nothing for a request for which slot 0 proposes something."""
-        if self._drafting.mode.draft_free:
-            return None  # it proposes only where text repeats, and some of these modes remember the slot's last request
-        asked = canary(self._drafting)
-        drafted = [server.complete(replace(asked, slot=slot)).drafted for slot in range(count)]
-        return next((k for k, n in enumerate(drafted) if n == 0), None) if drafted[0] else None
-
-    def _rule_out(self, jobs: Iterable[tuple[Condition, Subject]], why: str) -> None:
-        for condition, subject in jobs:
-            self._notes.setdefault((condition, subject.key), why)
-
-    def _measure(self, condition: Condition, subject: Subject, turn: int, number: int) -> None:
-        """Measure one condition's pairs on the present launches."""
-        budget, tools = self._tools.budget, self._tools
-        if turn and not budget.allows(tools.expected_s(condition, subject) / _LAUNCHES, to_finish=True):
-            self._notes[condition, subject.key] = "The budget ended before the second launch."
-            return
-        if self._launches.resident == 2:
-            self._launches.off()
-            self._launches.drafted(self._drafting)  # now it is known whether two fit
-        pairs: dict[int, Pair] = {}
-        items = _items(condition, subject.prompts, turn)
-        for again in range(_REPEATS + 1):
-            try:
-                pairs |= self._pairs_of(condition, subject, items, turn + number + again)
-            except RequestError as error:
-                self._notes[condition, subject.key] = f"A request failed: {error.message}"
-                self._pairs.pop((condition, subject.key), None)
-                return
-            items = [item for item in items if disturbance(pairs[item.number])]
-            # A second exposure would flatter a mode that remembers; by turns each repeat takes two launches.
-            if not items or self._remembers or self._launches.resident == 1:
-                break
-        self._pairs.setdefault((condition, subject.key), []).extend(pairs.values())
-
-    def _pairs_of(
-        self, condition: Condition, subject: Subject, items: Sequence[_Item], turn: int
-    ) -> dict[int, Pair]:
-        """A pair for each item: side by side the order of the halves alternates, else one side follows the other."""
-        halves: _Halves = {}
-        sides = (self._drafting, OFF)
-        if self._launches.resident == 2:
-            for k, item in enumerate(items):
-                for side in sides[:: 1 if (k + turn) % 2 else -1]:
-                    self._half(condition, subject, item, side, halves)
-        else:
-            for side in sides[:: -1 if turn % 2 else 1]:
-                for item in items:
-                    self._half(condition, subject, item, side, halves)
-        return {item.number: self._pair(condition, subject, item, halves) for item in items}
-
-    def _half(
-        self, condition: Condition, subject: Subject, item: _Item, side: Drafting, halves: _Halves
-    ) -> None:
-        """Ask one side, and keep its half."""
-        launches, (first, *more) = self._launches, item.prompts
-        server = launches.off() if side.is_off else launches.drafted(side)
-        if condition.kind is not Kind.CONTEXT:
-            self._in_cache.pop(server.launch_id, None)
-        position = int((item.number, not side.is_off) in halves)
-        try:
-            asking, prompt = self._prepared(condition, first, server)
-            if isinstance(server, Slotted) and more:
-                ask = partial(measure_at_once, asking, server, (prompt, *more))
-            else:
-                ask = partial(measure, asking, server, prompt)
-            measured = ask(
-                cell_key=subject.key,
-                phase=Phase.PROVE,
-                round_=0,
-                compared=self._drafting,
-                position=position,
-            )
-        except RequestError as error:
-            if isinstance(error, ServerDiedError):
-                launches.drop(server)
-            if not side.is_off:
-                # It fails because of the drafting, unless the other side fails too.
-                self._half(condition, subject, item, OFF, halves)
-                self._broken.add((condition, subject.key))
-            raise
-        halves[item.number, side.is_off] = measured
-        self._calm.after(MachineState.from_json(measured.machine))
-
-    def _prepared(self, condition: Condition, prompt: Prompt, server: Server) -> tuple[Asking, Prompt]:
-        """Bring the server's prompt cache into the state of the condition; returns what is to be timed then."""
-        match condition.kind:
-            case Kind.CONTEXT:
-                text = self._text(server, int(condition.at))
-                if self._in_cache.get(server.launch_id) != condition.at:
-                    head = replace(prompt, messages=heading(text), max_tokens=1)
-                    server.complete(self._cached.request(head))
-                    self._in_cache[server.launch_id] = condition.at
-                return self._cached, after_text(prompt, text)
-            case Kind.SECOND_TURN:
-                answer = server.complete(self._cached.request(prompt)).text
-                turn = ({"role": "assistant", "content": answer}, {"role": "user", "content": _QUESTION})
-                return self._cached, replace(prompt, messages=(*prompt.messages, *turn))
-            case Kind.TEMPERATURE:
-                return self._hot, prompt
-            case Kind.CONCURRENT:
-                return self._asking, prompt
-
-    def _text(self, server: Server, tokens: int) -> str:
-        """The long text with about this many tokens, by the server's tokenizer."""
-        if not self._tokens_per_character:
-            sample = long_text(_SAMPLE_CHARACTERS)
-            if isinstance(server.tokens, EncodesText):
-                count = len(server.tokens.encode_text(sample))
-            else:
-                message = {"role": "user", "content": sample}
-                prompt = Prompt("long text", PromptType.QA, (message,), 1, Half.PROVE)
-                count = server.complete(self._asking.request(prompt)).prompt_tokens
-            self._tokens_per_character = max(1, count) / len(sample)
-        return long_text(round(tokens / self._tokens_per_character))
-
-    def _pair(self, condition: Condition, subject: Subject, item: _Item, halves: _Halves) -> Pair:
-        off, drafted = halves[item.number, True], halves[item.number, False]
-        deep = condition.kind is Kind.CONTEXT
-        computed_again = deep and max(off.prompt_tokens, drafted.prompt_tokens) > condition.at / 2
-        # Both halves count for the proof's request. What is computed again is a cost, and stays in.
-        as_measured = condition.kind is Kind.CONCURRENT or computed_again or self._per_request
-        return Pair(off, drafted, None if as_measured else subject.shapes.of_half(off))
-
-    def _conclude(self, condition: Condition, subject: Subject) -> None:
-        tools = self._tools
-        measured = self._pairs.get((condition, subject.key), [])
-        clean = [pair for pair in measured if not disturbance(pair)]
-        notes = [self._notes.get((condition, subject.key), "")]
-        if len(clean) < len(measured):
-            notes.append(f"{len(measured) - len(clean)} of {counted(len(measured), 'pair')} were disturbed.")
-        if condition.kind is Kind.CONTEXT:
-            notes.append(_computed_again(condition, clean))
-        note = " ".join(n for n in notes if n)
-        check = check_of(condition, clean, tools.rule, tools.scatter(), note)
-        if (condition, subject.key) in self._broken:
-            check = replace(check, verdict=LimitVerdict.SLOWER)
-        done = self._done.setdefault(
-            subject.key,
-            {c: LimitCheck(c.at, note=why) for c, why in self._plan.refused.items()},
-        )
-        done[condition] = check
-        tools.keep(
-            subject,
-            limits_of(
-                done,
-                context_tokens=subject.context_tokens,
-                temperature=tools.asking.temperature,
-                silent_slot=self._silent,
-            ),
-        )
-        ratio = "" if check.ratio is None else f"{check.ratio:.2f}×, {check.verdict}. "
-        tools.progress.tell(f"{subject.name} {condition.words}: {ratio}{note}".rstrip())
-
-    def _step(self, number: int, of: int, done: int, todo: int) -> None:
-        budget = self._tools.budget
-        self._tools.progress.step(
-            TuneStep("limits", self._drafting, number, of, done, todo, budget.until_end_s)
-        )
-
-
-def _computed_again(condition: Condition, pairs: Sequence[Pair]) -> str:
-    """What a server without a usable prompt cache did: it computed the long text for each request."""
-    half = condition.at / 2
-    off = any(pair.off.prompt_tokens > half for pair in pairs)
-    drafted = any(pair.drafted.prompt_tokens > half for pair in pairs)
-    if off and drafted:
-        return "The text was computed again for each request, with and without drafting."
-    if drafted:
-        return "With drafting the text was computed again for each request."
-    return "Without drafting the text was computed again for each request." if off else ""

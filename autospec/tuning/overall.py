@@ -1,9 +1,9 @@
-"""The overall answer: the single drafting that is best for a mix of prompt types, for people who run one server.
+"""The overall answer: the single drafting that is best for a mix of prompt types, for people who run one server. Pure.
 
 Candidates are all draftings that were proven, tried or predicted for any prompt type. Each has a figure for each type: from the
 pairs of a proof, else from the replay, else none. The overall gain is the time of the mix without drafting divided by its time
-with drafting. Only pairs prove it: where a type has none of the best candidate, `OverallProof` asks them after the proofs of
-the cells. docs/method.md, "One server for all prompt types", describes the statistics.
+with drafting. Only pairs prove it: where a type has none of the best candidate, `autospec.tuning.overall_proof` asks them after
+the proofs of the cells. docs/method.md, "One server for all prompt types", describes the statistics.
 """
 
 from __future__ import annotations
@@ -11,61 +11,39 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from autospec.backends.protocol import Backend
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendError, UnsupportedError, UsageError
+from autospec.errors import UsageError
 from autospec.formats import log_percent, percent
-from autospec.hardware.state import StateWatch
-from autospec.measure.asking import Asking
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import of_mix, of_pairs, prompt_medians
-from autospec.measure.measurements import Pair, Phase, Sample, Shapes
+from autospec.measure.measurements import Pair, Sample
 from autospec.measure.verdict import DEFAULT_RULE, Decision, Rule, decide
-from autospec.prompts.suite import Half, Prompt
 from autospec.recommendations import (
-    OVERALL_MIX,
-    USER_SETTINGS,
     Recommendation,
     Status,
-    StoredRecommendation,
     Verdict,
 )
-from autospec.store.database import Store
-from autospec.tuning.budget import Budget
-from autospec.tuning.cell import CellRun, TuneSession, TuneStep, acceptance
-from autospec.tuning.launch_scatter import known_scatter
-from autospec.tuning.launches import Launches
-from autospec.tuning.paired_runner import PairedRunner
-from autospec.tuning.proof import of_round
-from autospec.tuning.resume import EPOCH, REQUESTS
-from autospec.tuning.tasks import StoredPairs, Task
 
 __all__ = [
+    "Candidate",
     "Known",
     "Mix",
     "Overall",
-    "OverallProof",
     "choose",
-    "for_mix",
-    "known_types",
     "mix_of",
+    "names_of",
+    "own_ratio",
     "parse_mix",
-    "rule_of",
-    "to_recommendation",
 ]
 
-# Live requests that are needed to know the mix, and their age at most.
+# Live requests that are needed to know the mix.
 _LEAST_REQUESTS = 30
-TRAFFIC_S = 30 * 86400.0
 # A prompt type with a smaller share of the traffic does not count: it would need a proof of its own.
 _LEAST_SHARE = 0.01
 # A round of the proof. With fewer prompts of a type, it counts as not measured.
@@ -73,8 +51,6 @@ _LEAST_PROMPTS = 8
 # A candidate that is not measured everywhere is pursued only if it is better than a proven one by this much.
 _WORTH = 1.01
 _MOST_CANDIDATES = 5
-# A disturbed pair is measured again at most so often, as in the cells' proofs.
-_REPEATS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +144,11 @@ class Known:
         return self.prompts is not None and asked >= self.prompts
 
     def proves(self, drafting: Drafting) -> bool:
-        """Whether the cell's own proof enables this drafting."""
+        """Whether the cell's own proof enables this drafting; off where it says that drafting does not pay."""
         r = self.recommendation
-        return r.verdict is Verdict.ENABLE and r.status is Status.PROVEN and r.drafting == drafting
+        if r.status is not Status.PROVEN or r.verdict is Verdict.UNDECIDED:
+            return False
+        return r.drafting == drafting
 
     def ratio(self, drafting: Drafting) -> tuple[float, str] | None:
         """Speed ratio of a drafting and its source, ``proof`` or ``prediction``; ``None`` if it is unknown."""
@@ -183,7 +161,9 @@ class Known:
         return None
 
 
-class _Candidate(NamedTuple):
+class Candidate(NamedTuple):
+    """A drafting that could serve the whole mix."""
+
     drafting: Drafting
     ratio: float  # of the mix; an unknown prompt type counts as neither faster nor slower
     lacking: tuple[PromptType, ...]  # types without enough pairs
@@ -223,7 +203,7 @@ class Overall:
     ratio: float
     lacks: tuple[PromptType, ...]
     next: Drafting
-    candidates: tuple[_Candidate, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
     rounds: int = 0
 
     def ratio_of(self, kind: PromptType, drafting: Drafting) -> tuple[float, str] | None:
@@ -235,14 +215,15 @@ class Overall:
     def by_type(self) -> float:
         """Speed ratio of the mix with one drafting for each type, as the cells' recommendations enable them."""
         return self._mixed(
-            {kind: found[0] for kind, known in self.known.items() if (found := _own(known)) is not None}
+            {kind: found[0] for kind, known in self.known.items() if (found := own_ratio(known)) is not None}
         )
 
     def _mixed(self, ratios: Mapping[PromptType, float]) -> float:
         return _mixed(self.time_shares, ratios)
 
 
-def _own(known: Known) -> tuple[float, str] | None:
+def own_ratio(known: Known) -> tuple[float, str] | None:
+    """Speed ratio and source of what the type's own recommendation enables; ``None`` for off."""
     r = known.recommendation
     if r.drafting.is_off:
         return None
@@ -273,6 +254,8 @@ def choose(
     """
     here = {kind: known[kind] for kind in mix.shares if kind in known}
     times = _time_shares(mix, here)
+    if len(here) == len(mix.shares) == 1:
+        return _of_one_type(here, mix, rule, scatter)
     draftings = {d for own in here.values() for d in (own.recommendation.tried, *own.pairs, *own.predicted)}
     draftings.discard(OFF)
     judged = [d for d in draftings if not _lacking(mix, here, d)]
@@ -280,7 +263,7 @@ def choose(
     found = []
     for drafting in draftings:
         figures = {kind: figure[0] for kind, own in here.items() if (figure := own.ratio(drafting))}
-        candidate = _Candidate(drafting, _mixed(times, figures), _lacking(mix, here, drafting))
+        candidate = Candidate(drafting, _mixed(times, figures), _lacking(mix, here, drafting))
         if drafting in judged:
             last = (looked or {}).get(drafting.key, 0)
             decision, rounds, look = _look(drafting, here, times, shared, scatter=scatter, looked=last)
@@ -294,8 +277,11 @@ def choose(
     verdict, final, reason = _judged(best, mix, here, rule)
     pursued = next((c for c in found if c.decision is None or not c.decision.final), None)
     wanted = OFF
-    # A smaller gain is not worth more measuring, as in the cells' proofs.
-    if pursued is not None and pursued.ratio > 1.0 + rule.worth_proving:
+    # A smaller gain is not worth more measuring, as in the cells' proofs. What every type's own proof says is not measured again.
+    served = best.drafting if best is not None and verdict is Verdict.ENABLE else OFF
+    agreed = verdict is not Verdict.UNDECIDED and len(here) == len(mix.shares)
+    agreed = agreed and all(own.proves(served) for own in here.values())
+    if pursued is not None and not agreed and pursued.ratio > 1.0 + rule.worth_proving:
         enabled = best is not None and verdict is Verdict.ENABLE
         if best is None or not enabled or pursued.ratio > _WORTH * best.ratio:
             wanted = pursued.drafting
@@ -313,6 +299,34 @@ def choose(
         next=wanted,
         candidates=tuple(found[:_MOST_CANDIDATES]),
         rounds=0 if best is None else best.rounds,
+    )
+
+
+def _of_one_type(known: Mapping[PromptType, Known], mix: Mix, rule: Rule, scatter: LaunchScatter) -> Overall:
+    """The answer for a mix of one prompt type: the type's own, with its own figures; nothing is measured for it."""
+    own, times = next(iter(known.values())), dict.fromkeys(mix.shares, 1.0)
+    r, final = own.recommendation, own.recommendation.status is Status.PROVEN
+    found = own.ratio(r.tried)
+    best = Candidate(r.tried, found[0] if found else r.speedup or 1.0, _lacking(mix, known, r.tried))
+    if not best.lacking:
+        decision, rounds, look = _look(r.tried, known, times, rule, scatter=scatter, looked=0)
+        # The type's proof has decided, with the looks and the predictions that it had.
+        decision = dataclasses.replace(decision, verdict=r.verdict, final=final)
+        best = best._replace(decision=decision, rounds=rounds, look=look)
+    return Overall(
+        mix=mix,
+        known=known,
+        time_shares=times,
+        verdict=r.verdict,
+        tried=r.tried,
+        decision=best.decision,
+        final=final,
+        reason=r.reason.rstrip("."),
+        ratio=best.ratio,
+        lacks=best.lacking,
+        next=OFF,
+        candidates=() if r.tried.is_off else (best,),
+        rounds=best.rounds,
     )
 
 
@@ -370,7 +384,7 @@ def _look(
 
 
 def _judged(
-    best: _Candidate | None, mix: Mix, known: Mapping[PromptType, Known], rule: Rule
+    best: Candidate | None, mix: Mix, known: Mapping[PromptType, Known], rule: Rule
 ) -> tuple[Verdict, bool, str]:
     """Verdict, whether it is final, and the reason without its full stop."""
     never = [kind for kind in mix.shares if kind not in known]
@@ -384,9 +398,9 @@ def _judged(
     if nothing_gains:
         return Verdict.DISABLE, True, "no prompt type gains by drafting"
     if best is None:
-        what = f" for {_names(never)} prompts" if never else ""
+        what = f" for {names_of(never)} prompts" if never else ""
         return Verdict.UNDECIDED, False, f"no drafting was measured{what}"
-    lacking = _names(best.lacking)
+    lacking = names_of(best.lacking)
     if best.ratio <= 1.0 + rule.worth_proving:
         reason = (
             f"the best single drafting is expected to change the speed of the mix by {percent(best.ratio)},"
@@ -400,425 +414,7 @@ def _judged(
     return Verdict.UNDECIDED, False, reason
 
 
-def _names(kinds: Iterable[PromptType]) -> str:
+def names_of(kinds: Iterable[PromptType]) -> str:
+    """As part of a sentence: ``coding, chat and qa``."""
     names = [str(kind) for kind in kinds]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-# What the store knows, and how the answer is stored.
-
-
-def known_types(
-    store: Store, found: Iterable[StoredRecommendation], prompts: Mapping[PromptType, int]
-) -> dict[PromptType, Known]:
-    """The figures of each type, from its recommendation and the pairs of its proofs.
-
-    Args:
-        store: The database.
-        found: The recommendations of one model's cells with the same build, machine and settings.
-        prompts: Type → number of prompts that a whole proof asks, where it is known.
-    """
-    return {
-        s.recommendation.prompt_type: Known(
-            recommendation=s.recommendation,
-            pairs=_pairs(store, s.cell_key, s.recommendation.evidence),
-            predicted=_predicted(s.recommendation),
-            prompts=prompts.get(s.recommendation.prompt_type),
-        )
-        for s in found
-        if s.recommendation.prompt_type is not None
-    }
-
-
-def _pairs(store: Store, cell_key: str, evidence: Mapping[str, Any]) -> dict[Drafting, list[Pair]]:
-    protocol, requests = evidence.get("protocol"), evidence.get(REQUESTS)
-    if not protocol or requests is None:
-        return {}
-    since_s = float(evidence.get(EPOCH) or 0.0)
-    stored = StoredPairs(store, protocol, {cell_key: since_s}, {cell_key: Shapes.from_json(requests)})
-    rows = store.measurements(cell_key, protocol=protocol, phase=Phase.PROVE, since=since_s)
-    found = {d: stored.known(cell_key, d, Phase.PROVE) for d in dict.fromkeys(m.compared for m in rows)}
-    return {drafting: pairs for drafting, pairs in found.items() if pairs}
-
-
-def _predicted(r: Recommendation) -> dict[Drafting, float]:
-    prediction = r.evidence.get("prediction")
-    if not isinstance(prediction, Mapping):
-        return {}
-    found = {
-        drafting: float(entry["expected"])
-        for entry in prediction.get("candidates") or ()
-        if (drafting := Drafting.understood(entry["drafting"])) is not None
-    }
-    if prediction.get("expected") and prediction.get("trusted") and not r.tried.is_off:
-        found[r.tried] = float(prediction["expected"])
-    return found
-
-
-def rule_of(found: Iterable[Recommendation]) -> Rule:
-    """The rule that the cells' verdicts used, as far as their evidence tells it."""
-    told = [r.evidence for r in found if "threshold" in r.evidence and "error_rate" in r.evidence]
-    if not told:
-        return DEFAULT_RULE
-    return dataclasses.replace(
-        DEFAULT_RULE,
-        threshold=max(float(e["threshold"]) for e in told),
-        error_rate=min(float(e["error_rate"]) for e in told),
-    )
-
-
-def to_recommendation(
-    answer: Overall, rule: Rule, *, args: Sequence[str] = (), command: Sequence[str] = ()
-) -> Recommendation:
-    """The answer as a recommendation for any prompt type; some type must be known.
-
-    `args` are the server arguments of `tried` in this build, `command` the whole command.
-    """
-    like = next(iter(answer.known.values())).recommendation
-    enabled = answer.verdict is Verdict.ENABLE
-    estimate = None if answer.decision is None else answer.decision.estimate
-    pairs = [p for known in answer.known.values() for p in known.pairs.get(answer.tried, ())]
-    baseline_tps = _baseline_tps(answer)
-    speedup = None if estimate is None else estimate.ratio
-    served = answer.ratio if enabled else 1.0
-    slows = [
-        str(kind)
-        for kind in answer.mix.shares
-        if (found := answer.ratio_of(kind, answer.tried)) is not None and found[0] < 1.0
-    ]
-    evidence: dict[str, Any] = {
-        OVERALL_MIX: answer.mix.to_json(),
-        "types": [_type_json(answer, kind) for kind in answer.mix.shares],
-        "expected": round(answer.ratio, 4),
-        "one_per_type": round(answer.by_type, 4),
-        "loses": round(max(0.0, 1.0 - served / answer.by_type), 4),
-        "slows": slows,
-        "lacks": [str(kind) for kind in answer.lacks],
-        "candidates": [
-            {
-                "drafting": c.drafting.to_json(),
-                "ratio": round(c.ratio, 4),
-                "lacks": [str(kind) for kind in c.lacking],
-                "verdict": str(Verdict.UNDECIDED if c.decision is None else c.decision.verdict),
-            }
-            for c in answer.candidates
-        ],
-        "args": list(args),
-        "command": list(command),
-        "threshold": rule.threshold,
-        "error_rate": rule.error_rate,
-        "rounds": answer.rounds,
-    }
-    for name in ("settings", USER_SETTINGS, "basis"):
-        if name in like.evidence:
-            evidence[name] = like.evidence[name]
-    if answer.decision is not None:
-        evidence |= answer.decision.to_json()
-    return Recommendation(
-        model=like.model,
-        model_path=like.model_path,
-        backend=like.backend,
-        backend_build=like.backend_build,
-        prompt_type=None,
-        verdict=answer.verdict,
-        drafting=answer.tried if enabled else OFF,
-        tried=answer.tried,
-        baseline_tps=baseline_tps,
-        drafting_tps=None if baseline_tps is None or speedup is None else baseline_tps * speedup,
-        speedup=speedup,
-        speedup_ci=None if estimate is None else estimate.interval,
-        pairs=len(pairs),
-        acceptance=acceptance(pairs),
-        reason=f"{answer.reason[0].upper()}{answer.reason[1:]}.",
-        status=Status.PROVEN if answer.final else Status.PROVISIONAL,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        evidence=evidence,
-    )
-
-
-def _type_json(answer: Overall, kind: PromptType) -> dict[str, Any]:
-    found, known = answer.ratio_of(kind, answer.tried), answer.known.get(kind)
-    own = None if known is None else _own(known)
-    return {
-        "prompt_type": str(kind),
-        "share": round(answer.mix.shares[kind], 4),
-        "time_share": round(answer.time_shares[kind], 4),
-        "ratio": None if found is None else round(found[0], 4),
-        "source": None if found is None else found[1],
-        "pairs": 0 if known is None else len(known.pairs.get(answer.tried, ())),
-        "prompts": None if known is None else known.prompts,
-        "cell": None if known is None else known.recommendation.evidence.get("cell"),
-        "created_at": None if known is None else known.recommendation.created_at,
-        "own": None
-        if known is None or own is None
-        else {"drafting": known.recommendation.drafting.to_json(), "ratio": round(own[0], 4)},
-    }
-
-
-def _baseline_tps(answer: Overall) -> float | None:
-    """Tokens per second of the mix without drafting; ``None`` if the request of some type is unknown."""
-    told = [
-        (share * known.answer_tokens, known.recommendation.baseline_tps or 0.0)
-        for kind, share in answer.mix.shares.items()
-        if (known := answer.known.get(kind)) is not None
-    ]
-    if len(told) < len(answer.mix.shares) or not all(tokens > 0.0 < tps for tokens, tps in told):
-        return None
-    return math.fsum(tokens for tokens, _ in told) / math.fsum(tokens / tps for tokens, tps in told)
-
-
-def for_mix(
-    store: Store,
-    stored: Iterable[StoredRecommendation],
-    answers: Iterable[Recommendation],
-    weights: Mapping[PromptType, float],
-) -> list[Recommendation]:
-    """Overall answers for a mix that the user asks for, from what is stored; nothing is measured.
-
-    Args:
-        store: The database.
-        stored: The recommendations, of any models and backends.
-        answers: Their overall answers: they know how many prompts a proof has.
-        weights: Prompt type → weight.
-    """
-    groups: dict[tuple[str, str, str], list[StoredRecommendation]] = {}
-    for s in stored:
-        r = s.recommendation
-        if r.prompt_type is not None:
-            groups.setdefault((r.model, r.backend, s.hardware.id), []).append(s)
-    before = {(r.model, r.backend): r.evidence.get("types", ()) for r in answers}
-    found = []
-    for name, own in groups.items():
-        prompts = {
-            PromptType(e["prompt_type"]): int(e["prompts"])
-            for e in before.get(name[:2], ())
-            if e.get("prompts")
-        }
-        known = known_types(store, own, prompts)
-        rule = rule_of(k.recommendation for k in known.values())
-        answer = choose(known, mix_of(known, (), weights), rule, _scatter_of(known))
-        if answer.known:
-            found.append(to_recommendation(answer, rule, **_commands(answer)))
-    return found
-
-
-def _scatter_of(known: Mapping[PromptType, Known]) -> LaunchScatter:
-    """The scatter of launches that the newest verdict knew."""
-    newest = sorted(known.values(), key=lambda k: k.recommendation.created_at)
-    told = [e for k in newest if isinstance(e := k.recommendation.evidence.get("launch_scatter"), Mapping)]
-    if not told:
-        return LaunchScatter()
-    return LaunchScatter(*(told[-1][name] for name in ("sd", "freedom", "resolution", "comparisons")))
-
-
-def _commands(answer: Overall) -> dict[str, Sequence[str]]:
-    """The server arguments of the answer's drafting, as some prompt type's recommendation has them."""
-    for known in answer.known.values():
-        r = known.recommendation
-        if r.tried == answer.tried and r.evidence.get("args"):
-            return {"args": r.evidence["args"], "command": r.evidence.get("command", ())}
-    return {}
-
-
-class OverallProof:
-    """Finds the overall answer at the end of a tune, asks the pairs that it lacks, and stores it.
-
-    Args:
-        session: The tune.
-        cells: Its cells: only they can be asked.
-        backend: Launches the servers.
-        budget: Its budget; what is left of it may be spent.
-        resident: How many launches fit into memory; asked only before one is made.
-        step: Shown what is measured.
-    """
-
-    def __init__(
-        self,
-        session: TuneSession,
-        cells: Sequence[CellRun],
-        backend: Backend,
-        budget: Budget,
-        *,
-        resident: Callable[[], int],
-        step: Callable[[TuneStep], None],
-    ) -> None:
-        self._session = session
-        self._cells = {c.prompt_type: c for c in cells}
-        self._cell = cells[0].cell
-        self._backend = backend
-        self._budget = budget
-        self._resident = resident
-        self._step = step
-        self._rule = session.request.definition.rule
-        # Draftings and rounds of a type that were asked here, even if some pairs did not count.
-        self._asked: set[tuple[Drafting, PromptType, int]] = set()
-        self._looked: dict[str, int] | None = None
-
-    def run(self) -> None:
-        """Choose, measure what is missing while the budget lasts, and store the answer."""
-        answer = self._choose()
-        if not answer.known:
-            return
-        if self._can_measure(answer):
-            with self._pairing() as pairing:
-                while self._can_measure(answer) and self._measure(answer, pairing):
-                    answer = self._choose()
-        self._save(answer)
-
-    def _choose(self) -> Overall:
-        request, store = self._session.request, self._session.store
-        keys = [self._key(kind) for kind in PromptType]
-        found = [
-            s
-            for s in store.recommendations(cell_keys=keys)
-            if s.recommendation.evidence.get("protocol") in (None, request.protocol)
-        ]
-        prompts = {
-            kind: len(own) for kind in request.suite.types() if (own := request.suite.of(kind, Half.PROVE))
-        }
-        known = known_types(store, found, prompts)
-        samples = store.samples(
-            since=time.time() - TRAFFIC_S, model=request.model.name, backend=self._cell.build.backend
-        )
-        mix = mix_of(known, samples, request.mix)
-        compared = " ".join((request.model.name, *request.args))
-        scatter = known_scatter(store, self._session.hardware.id, self._cell.build, compared)
-        if self._looked is None:
-            self._looked = self._earlier_looks(known)
-        answer = choose(known, mix, self._rule, scatter, looked=self._looked)
-        for c in answer.candidates:
-            if c.decision is not None and c.decision.verdict is not Verdict.ENABLE:
-                self._looked[c.drafting.key] = max(c.look, self._looked.get(c.drafting.key, 0))
-        return answer
-
-    def _key(self, kind: PromptType) -> str:
-        return dataclasses.replace(self._cell, prompt_type=kind).key
-
-    def _earlier_looks(self, known: Mapping[PromptType, Known]) -> dict[str, int]:
-        """Looks of earlier tunes at the same pairs, unless a type was measured from the start since."""
-        found = self._session.store.overall_answers([self._cell.launch_key])
-        looks = found[0].recommendation.evidence.get("looks") if found else None
-        return {
-            drafting.key: int(entry["rounds"])
-            for entry in looks or ()
-            if (drafting := Drafting.understood(entry["drafting"])) is not None
-            and entry["since"] >= _since_s(known)
-        }
-
-    def _can_measure(self, answer: Overall) -> bool:
-        """Whether this tune may ask every type that lacks pairs of the drafting that is to be measured."""
-        if answer.next.is_off:
-            return False
-        done = self._rounds(answer)
-        target = min(done.values()) + 1
-        asked = [kind for kind, rounds in done.items() if rounds < target]
-        return target <= self._rule.looks[-1] and all(kind in self._cells for kind in asked)
-
-    def _rounds(self, answer: Overall) -> dict[PromptType, int]:
-        """The complete rounds that each type of the mix has of the drafting that is to be measured."""
-        return {kind: self._rounds_of(answer, kind) for kind in answer.mix.shares}
-
-    def _rounds_of(self, answer: Overall, kind: PromptType) -> int:
-        known = answer.known.get(kind)
-        pairs = () if known is None else known.pairs.get(answer.next, ())
-        seen = {(p.off.round, p.off.prompt_id) for p in pairs}
-        if kind not in self._cells:
-            return len({round_ for round_, _ in seen})
-        done = 0
-        while done < self._rule.looks[-1]:
-            wanted = {(done + 1, prompt.id) for prompt in self._prompts(kind, done + 1)}
-            if not (wanted <= seen or (answer.next, kind, done + 1) in self._asked):
-                break
-            done += 1
-        return done
-
-    def _prompts(self, kind: PromptType, round_: int) -> Sequence[Prompt]:
-        per_round = self._session.request.definition.prompts_per_round
-        return of_round(self._cells[kind].prove_prompts, round_, per_round)
-
-    def _measure(self, answer: Overall, pairing: PairedRunner) -> bool:
-        """One round of the types that have the fewest. Returns whether it found anything new."""
-        drafting, done = answer.next, self._rounds(answer)
-        round_ = min(done.values()) + 1
-        # The types that take most of the time come first, if the budget is not enough for all.
-        kinds = sorted((k for k in done if done[k] < round_), key=lambda k: -answer.time_shares[k])
-        tasks = []
-        for kind in kinds:
-            key = self._cells[kind].cell.key
-            pairing.note_stored(key, drafting)
-            pairing.note_stored(key, answer.known[kind].recommendation.tried)
-            tasks.append([Task.of(key, prompt) for prompt in self._prompts(kind, round_)])
-        first = pairing.missing(tasks[0], drafting, Phase.PROVE, round_)
-        if not self._budget.allows(pairing.expected_s(first, drafting)):
-            return False
-        self._session.tell(
-            f"All prompt types together: measuring {drafting.label} for {_names(kinds)} prompts."
-        )
-        everything = [task for own in tasks for task in own]
-        moved, last = False, self._rule.looks[-1]
-        try:
-            block = pairing.block(
-                everything, drafting, Phase.PROVE, round_, repeats=_REPEATS, budget=self._budget
-            )
-            for number, measured in enumerate(block, start=1):
-                moved = moved or not measured.disturbed
-                left_s = self._budget.until_end_s
-                self._step(TuneStep("overall", drafting, round_, last, number, len(everything), left_s))
-        except BackendError as error:
-            self._session.tell(
-                f"{drafting.label}: it could not be measured for all prompt types. {error.message}"
-            )
-            return False
-        self._asked |= {(drafting, kind, round_) for kind in kinds}
-        return moved
-
-    @contextmanager
-    def _pairing(self) -> Iterator[PairedRunner]:
-        """Servers of their own, on which the pairs are measured."""
-        request, store = self._session.request, self._session.store
-        found = store.recommendations(cell_keys=[c.cell.key for c in self._cells.values()])
-        evidence = {s.cell_key: s.recommendation.evidence for s in found}
-        with Launches(
-            self._backend,
-            str(request.model.path),
-            request.settings(),
-            resident=self._resident(),
-            tell=self._session.tell,
-        ) as launches:
-            watch = StateWatch(lambda: launches.pids)
-            yield PairedRunner(
-                launches,
-                Asking(request.protocol, request.definition.max_tokens, request.temperature, watch),
-                store,
-                since={key: float(e.get(EPOCH) or 0.0) for key, e in evidence.items()},
-                tell=self._session.tell,
-                budget_s=self._budget.total_s,
-                shapes={key: Shapes.from_json(e[REQUESTS]) for key, e in evidence.items() if e.get(REQUESTS)},
-            )
-
-    def _save(self, answer: Overall) -> None:
-        request = self._session.request
-        args: Sequence[str] = ()
-        command: Sequence[str] = ()
-        try:
-            command = self._backend.command(str(request.model.path), answer.tried, request.settings())
-            args = self._backend.drafting_args(str(request.model.path), answer.tried, request.settings())
-        except UnsupportedError:
-            pass  # the model has no drafting at all
-        r = to_recommendation(answer, self._rule, args=args, command=command)
-        looks = [
-            {
-                "drafting": c.drafting.to_json(),
-                "rounds": self._looked[c.drafting.key],
-                "since": _since_s(answer.known),
-            }
-            for c in answer.candidates
-            if self._looked and c.drafting.key in self._looked
-        ]
-        r = dataclasses.replace(r, evidence={**r.evidence, "study": request.definition.name, "looks": looks})
-        self._session.store.save_overall(r, self._session.hardware, self._cell.launch_key)
-
-
-def _since_s(known: Mapping[PromptType, Known]) -> float:
-    """When the newest of the types' measurements began to count, in seconds since the epoch."""
-    return max((float(k.recommendation.evidence.get(EPOCH) or 0.0) for k in known.values()), default=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from autospec.backends.placement import Weights, Where, room_bytes, weights_of
 from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.backends.registry import OnDevices
 from autospec.catalog.candidates import Candidate, undraftable
-from autospec.cells import Hardware
+from autospec.cells import Build, Hardware
 from autospec.drafting import OFF
 from autospec.errors import AutospecError, StoreError, UnsupportedError
 from autospec.hardware.awake import kept_awake
@@ -24,7 +25,16 @@ from autospec.hardware.machine_lock import machine_lock
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
-from autospec.recommendations import CONDITIONS, LIKELY, LIMITS, Limits, Recommendation, Status, Verdict
+from autospec.recommendations import (
+    CONDITIONS,
+    LIKELY,
+    LIMITS,
+    NO_LIMITS,
+    Limits,
+    Recommendation,
+    Status,
+    Verdict,
+)
 from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
 from autospec.tuning.budget import Budget
@@ -34,8 +44,9 @@ from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, Memory, resident_launches
-from autospec.tuning.limits import LimitChecks, Subject
-from autospec.tuning.overall import OverallProof
+from autospec.tuning.limit_checks import LimitChecks, Subject
+from autospec.tuning.limits import served_temperature, unknown_conditions
+from autospec.tuning.overall_proof import TRAFFIC_S, OverallProof
 from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof
@@ -76,6 +87,7 @@ class Tuning:
     _wanted: list[str] = field(default_factory=list)
     _drafts: dict[str, str] | None = None
     _launch_key: str = ""
+    _served: float = 0.0  # the temperature that users sample with
 
     def run(self) -> list[Recommendation]:
         """Search, prove, store.
@@ -127,6 +139,7 @@ class Tuning:
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
         space = space_for(self.request.definition, capabilities, fitting, self.request.temperature)
+        self._served = self._served_temperature(session.store, capabilities.build)
         cells = session.cells(capabilities, space)
         self._wanted = [c.cell.key for c in cells]
         open_cells = session.to_measure(cells)
@@ -153,13 +166,18 @@ class Tuning:
     def _check_proven(
         self, cells: Sequence[CellRun], session: TuneSession, space: Space, budget: Budget
     ) -> None:
-        """Check cells that an earlier tune enabled and had no time to check."""
+        """Check cells that an earlier tune enabled: what it had no time to check, or was not asked to."""
         store, proofs = session.store, {c.cell.key: c.history.served for c in cells}
         unchecked = []
         for cell in cells:
             proof = proofs[cell.cell.key]
-            if proof is not None and proof.verdict is Verdict.ENABLE and LIMITS not in proof.evidence:
+            if proof is None or proof.verdict is not Verdict.ENABLE:
+                continue
+            known = Limits.from_json(proof.evidence.get(LIMITS))
+            wanted, proven = self.request.definition.limits, self.request.temperature
+            if unknown_conditions(wanted, known, temperature=proven, served=self._served):
                 cell.winner, cell.shapes = proof.drafting, cell.history.requests or cell.shapes
+                cell.limits = known
                 unchecked.append(cell)
         if not unchecked:
             return
@@ -284,6 +302,12 @@ class Tuning:
                         keep(cell)
                 self._check_limits([c for c in cells if c.decided and c.enabled], context, keep)
 
+    def _served_temperature(self, store: Store, build: Build) -> float:
+        request = self.request
+        since_s = time.time() - TRAFFIC_S
+        samples = store.samples(since=since_s, model=request.model.name, backend=build.backend)
+        return served_temperature(samples, request.args, request.model, proven=request.temperature)
+
     def _check_limits(
         self, cells: Sequence[CellRun], context: TuneContext, keep: Callable[[CellRun], None]
     ) -> None:
@@ -316,6 +340,7 @@ class Tuning:
             launch_s=context.launches.launch_s,
             keep=keep_limits,
             progress=self.progress,
+            served=self._served,
         ).run(
             [
                 Subject.of(
@@ -325,6 +350,7 @@ class Tuning:
                     c.prove_prompts,
                     known[c.cell.key],
                     shapes=c.shapes,
+                    known=c.limits or NO_LIMITS,
                 )
                 for c in cells
             ]
@@ -440,7 +466,7 @@ class Tuning:
         if cell.decision is not None:
             marks |= cell.decision.to_json()
         if proof:
-            marks[CONDITIONS] = conditions_of(self.request, proof)
+            marks[CONDITIONS] = conditions_of(self.request, proof, self._served)
         launch_s = self._cost.launch_seconds / max(1, self._cost.launches)
         optional = {
             "left_out": pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE) or None,

@@ -4,7 +4,7 @@
 Faults: ``never-listens``, ``never-ready``, ``dies-at-start``, ``dies-at-first-request``, ``hangs``, ``garbage``,
 ``no-timings``, ``refuses``, ``dies-in-mid-answer``, ``cuts-answer``, ``drips``, ``slots-say-no``, ``no-slots``,
 ``drafts-although-off``, ``never-drafts``, ``ignores-sigterm``, ``four-slots``, ``slot-2-never-drafts``,
-``slot-2-says-no``, ``slots-tell-nothing``. All but the first three and ``dies-at-first-request`` spare
+``slot-2-says-no``, ``slot-0-says-no``, ``slots-tell-nothing``. All but the first three and ``dies-at-first-request`` spare
 the canary, so that they strike in the middle of the work.
 """
 
@@ -105,7 +105,7 @@ def _told(slot: int) -> dict[str, bool]:
     """What a slot says of its drafting."""
     if "slots-tell-nothing" in FAULTS:
         return {}
-    return {"speculative": SPECULATIVE and not (slot == 2 and "slot-2-says-no" in FAULTS)}
+    return {"speculative": SPECULATIVE and f"slot-{slot}-says-no" not in FAULTS}
 
 
 class Server(ThreadingHTTPServer):

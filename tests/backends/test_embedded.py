@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import httpx
 import pytest
 
 from autospec.backends.llama_cpp import embedded
 from autospec.backends.llama_cpp.embedded import TYPES, Embedded, drafting_fields, user_fields
+from autospec.backends.protocol import LaunchSettings
+from autospec.catalog.gguf import read_gguf
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import UnsupportedError, UsageError
+from tests.backends.installed import installed
+from tests.catalog.making import write_adapter, write_projector
+
+# A red square of one pixel, as PNG.
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="
 
 
 def test_user_arguments_become_fields():
@@ -37,9 +47,36 @@ def test_template_kwargs_are_kept_as_json():
 
 def test_what_cannot_be_set_is_named():
     """With the way out."""
-    with pytest.raises(UnsupportedError, match="cannot set --lora") as caught:
-        user_fields(("--lora", "x.gguf"))
+    with pytest.raises(UnsupportedError, match="cannot set --grammar") as caught:
+        user_fields(("--grammar", "root ::= 1"))
     assert "install llama-server" in caught.value.hint
+
+
+def adapter(path, scale=1.0):
+    """An adapter as the child reads it."""
+    return {"object": "CommonAdapterLoraInfo", "path": path, "scale": scale}
+
+
+def test_adapters_add_up():
+    """In the order of the flags, as the config gives them; a path may have a colon."""
+    fields = user_fields(
+        ("--lora", "a.gguf,b.gguf", "-t", "1", "--lora-scaled", "C:/c.gguf:0.5", "--lora", "d")
+    )
+    assert fields["lora_adapters"] == [
+        adapter("a.gguf"),
+        adapter("b.gguf"),
+        adapter("C:/c.gguf", 0.5),
+        adapter("d"),
+    ]
+
+
+def test_a_projector_is_loaded():
+    """Or none, where the user says so."""
+    assert user_fields(("-mm", "eyes.gguf", "--no-mmproj-offload")) == {
+        "mmproj.path": "eyes.gguf",
+        "mmproj_use_gpu": False,
+    }
+    assert user_fields(("--no-mmproj",)) == {"no_mmproj": True}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +84,8 @@ def test_what_cannot_be_set_is_named():
     [
         (("-c",), "-c needs a value"),
         (("-c", "many"), "'many' of -c cannot be read"),
+        (("--lora-scaled", "a.gguf"), "must be PATH:SCALE"),
+        (("--lora-scaled", "a.gguf:loud"), "cannot be read"),
         (("-ctk", "q9"), "one of f32, f16"),
         (("--chat-template-kwargs", "[]"), "must be a JSON object"),
         (("--port", "1"), "--port cannot be passed"),
@@ -115,3 +154,36 @@ def test_a_wheel_that_lets_go_of_the_model_on_a_mac_says_so(monkeypatch, tmp_pat
     monkeypatch.setattr(embedded, "on_metal", lambda: metal)
     notes = Embedded(tmp_path).capabilities().notes
     assert any("residency" in note for note in notes) is told
+
+
+def test_an_adapter_and_a_projector_are_loaded(lab_models, tmp_path):
+    """By the real server: it lists the adapter with its scale, answers behind an image, and drafts with both."""
+    model = read_gguf(lab_models.tiny)
+    write_adapter(tmp_path / "a.gguf", model.embedding_length)
+    write_projector(tmp_path / "eyes.gguf", model.embedding_length)
+    args = (
+        "-t",
+        "1",
+        "-c",
+        "512",
+        "--lora-scaled",
+        f"{tmp_path}/a.gguf:0.5",
+        "--mmproj",
+        f"{tmp_path}/eyes.gguf",
+    )
+    drafting = Drafting(Mode.DRAFT_MODEL, draft=str(lab_models.tiny), n_max=2, n_min=0, p_min=0.0)
+    server = installed(Embedded(tmp_path)).launch(str(model.path), drafting, LaunchSettings(args))
+    try:
+        [adapter] = httpx.get(f"{server.base_url}/lora-adapters", trust_env=False, timeout=20).json()
+        assert (Path(adapter["path"]).name, adapter["scale"]) == ("a.gguf", 0.5)
+        question = {"type": "text", "text": "What is it?"}
+        image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
+        answer = httpx.post(
+            f"{server.base_url}/v1/chat/completions",
+            json={"messages": [{"role": "user", "content": [question, image]}], "max_tokens": 8},
+            trust_env=False,
+            timeout=60,
+        ).raise_for_status()
+        assert answer.json()["timings"]["draft_n"] > 0
+    finally:
+        server.stop()

@@ -51,6 +51,8 @@ def test_settings_in_both_spellings(installed):
     ("args", "error"),
     [
         (("--mlock",), UnsupportedError),
+        (("--lora-scaled", "a:0.5"), UnsupportedError),
+        (("--mmproj", "eyes.gguf"), UnsupportedError),
         (("--draft_model", "x"), UsageError),
         (("--port", "1"), UsageError),
         (("-c",), UsageError),
@@ -61,6 +63,14 @@ def test_settings_that_cannot_be(args, error):
     """Named, and refused before anything starts."""
     with pytest.raises(error, match=args[0]):
         backend.user_settings(args, SETTINGS)
+
+
+def test_one_adapter():
+    """Its own name for it; a second one would replace the first without a word."""
+    known = SETTINGS | {"lora_path"}
+    assert backend.user_settings(("--lora", "a.gguf"), known) == {"lora_path": "a.gguf"}
+    with pytest.raises(UnsupportedError, match="takes one LoRA adapter"):
+        backend.user_settings(("--lora", "a.gguf", "--lora", "b.gguf"), known)
 
 
 def test_a_mode_that_it_has_not(installed):

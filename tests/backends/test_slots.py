@@ -38,6 +38,16 @@ def test_a_request_names_its_slot_and_the_cache():
         ({"/props": {"total_slots": 4}, "/slots": [{"n_ctx": 8192}] * 4}, Slots(4, 8192)),
         ({"/props": {"total_slots": 2}}, Slots(2)),
         ({"/slots": [{"n_ctx": 4096}, {"n_ctx": "?"}]}, Slots(2, 4096)),
+        (
+            {
+                "/slots": [
+                    {"id": 0, "speculative": True},
+                    {"id": 1, "speculative": False},
+                    {"speculative": False},
+                ]
+            },
+            Slots(3, silent=(1,)),
+        ),
     ],
 )
 def test_slots_are_read_where_they_are_told(told, slots):

@@ -39,6 +39,23 @@ def test_dense_model(tmp_path: Path) -> None:
     assert (model.layers, model.context_length) == (2, 2048)
 
 
+@pytest.mark.parametrize(
+    ("told", "temperature"),
+    [
+        (0.6, 0.6),
+        (0.0, 0.0),
+        (-1.0, 0.0),
+        (float("nan"), None),
+        ("warm", None),
+        (None, None),
+    ],
+)
+def test_the_temperature_that_the_file_names(tmp_path: Path, told, temperature) -> None:
+    """llama-server samples with it where neither the request nor a flag says another; nonsense counts as none."""
+    keys = {"general.sampling.temp": told, "general.sampling.top_k": np.uint32(20)}
+    assert read_gguf(write_gguf(tmp_path / "m.gguf", keys=keys)).temperature == temperature
+
+
 def moe_tensors(experts: int, *, stacked: bool = True) -> dict[str, np.ndarray]:
     """One block with experts, a shared expert, and the two tables."""
     shape = (64, 32)

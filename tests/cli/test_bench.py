@@ -79,6 +79,42 @@ def test_the_tables_are_the_reference_benchmarks(tiny):
     assert "run 1 of 1: off" in result.stderr
 
 
+def test_several_modes_in_one_launch_are_measured(tiny):
+    """As a table names them; what the text leaves out is that of the other options, and equal draftings run once."""
+    result = run(
+        "-m", tiny, "-d", tiny, "--p-min", "0", "--runs", "1", "--max-tokens", "8", "--json",
+        "--drafting", "draft-model n_max=2 + ngram-simple 4/8", "--drafting", "ngram-mod 4/8",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    off, several, single = json.loads(result.stdout)["results"]
+    assert off["drafting"] == {"mode": "off"}
+    assert several["drafting"] == {
+        "mode": "draft-model", "draft": tiny, "n_max": 2, "n_min": 0, "p_min": 0.0,
+        "parts": [
+            {"mode": "draft-model", "draft": tiny, "n_max": 2, "n_min": 0, "p_min": 0.0},
+            {"mode": "ngram-simple", "ngram_n": 4, "ngram_m": 8, "min_hits": 1},
+        ],
+    }  # fmt: skip
+    assert several["runs"][0]["drafted"] > 0
+    assert single["drafting"] == {"mode": "ngram-mod", "ngram_n": 4, "n_max": 8, "n_min": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ngram", "is no mode of drafting"),
+        ("ngram-simple + draft-model", "has no modes beside it"),
+        ("prompt-lookup", "has no mode prompt-lookup"),
+    ],
+)
+def test_a_drafting_that_cannot_be_is_told_before_anything_starts(tiny, text, words):
+    """Neither by a mistake in its words nor by what the build has."""
+    result = run("-m", tiny, "-d", tiny, "--drafting", text, "--runs", "1")
+    assert result.exit_code in (1, 2)
+    assert words in result.stderr
+    assert "run 1 of 1" not in result.stderr
+
+
 def test_a_draft_that_cannot_work_is_told(smollm2, lab_models):
     """A vocabulary of another kind: one sentence, exit 1, no table."""
     result = run("-m", smollm2, "-d", str(lab_models.other_tokenizer), "--runs", "1", "--max-tokens", "8")

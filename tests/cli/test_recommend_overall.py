@@ -19,7 +19,8 @@ from autospec.recommendations import SCHEMA, Recommendation, Status, Verdict
 from autospec.report.server_config import what_to_run
 from autospec.settings import load_settings
 from autospec.store.database import Store, open_store
-from autospec.tuning.overall import choose, known_types, mix_of, rule_of, to_recommendation
+from autospec.tuning.overall import choose, mix_of
+from autospec.tuning.overall_answer import known_types, rule_of, to_recommendation
 from tests.report.samples import ARGS, DRAFTING, recommendation
 from tests.tuning.test_overall import pairs
 

@@ -27,7 +27,7 @@ COMMANDS = {
 # Where what is said today differs on purpose: the copy's name, the path in the document, why.
 DIFFERENCES: dict[tuple[str, str], str] = {
     (name, "overall"): "the answer for all prompt types together is new"
-    for name in ("recommend", "recommend-foreign", "explain")
+    for name in ("recommend", "recommend-foreign", "explain", "studies-export")
 }
 
 

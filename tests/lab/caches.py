@@ -40,6 +40,8 @@ _HEADS = 2
 _HEAD = _WIDTH // _HEADS
 _FFN = 128
 _LAYERS = 4
+# Of MLA: the short vector, and the parts of a head with and without positions.
+_LORA, _ROPE, _PLAIN = 32, 16, 16
 # Tokens that the models write, and how many of them stand in each round.
 _ACTIVE = range(1000, 1048)
 _ROUND = 12
@@ -148,32 +150,65 @@ def _hybrid(net: _Net, metadata: Metadata, scale: float) -> None:
 
 def _latent(net: _Net, metadata: Metadata, scale: float) -> None:
     """DeepSeek 2's form: keys and values of all heads are kept as one short vector (MLA)."""
-    lora, rope, plain = 32, 16, 16
     numbers = {
         "attention.head_count_kv": 1,
-        "attention.q_lora_rank": lora,
-        "attention.kv_lora_rank": lora,
-        "attention.key_length": lora + rope,
-        "attention.value_length": lora,
-        "attention.key_length_mla": plain + rope,
+        "attention.q_lora_rank": _LORA,
+        "attention.kv_lora_rank": _LORA,
+        "attention.key_length": _LORA + _ROPE,
+        "attention.value_length": _LORA,
+        "attention.key_length_mla": _PLAIN + _ROPE,
         "attention.value_length_mla": _HEAD,
-        "rope.dimension_count": rope,
+        "rope.dimension_count": _ROPE,
         "leading_dense_block_count": _LAYERS,
         "expert_feed_forward_length": _FFN,
         "expert_shared_count": 0,
     }
     metadata.update({key: (value, _UINT) for key, value in numbers.items()})
     for _, layer in _layers():
-        net.same(f"{layer}.attn_norm.weight", _WIDTH)
-        net.matrix(f"{layer}.attn_q_a.weight", lora, _WIDTH)
-        net.same(f"{layer}.attn_q_a_norm.weight", lora)
-        net.matrix(f"{layer}.attn_q_b.weight", _HEADS * (plain + rope), lora)
-        net.matrix(f"{layer}.attn_kv_a_mqa.weight", lora + rope, _WIDTH)
-        net.same(f"{layer}.attn_kv_a_norm.weight", lora)
-        net.matrix(f"{layer}.attn_k_b.weight", _HEADS, lora, plain)
-        net.matrix(f"{layer}.attn_v_b.weight", _HEADS, _HEAD, lora)
-        net.matrix(f"{layer}.attn_output.weight", _WIDTH, _HEADS * _HEAD, scale=scale)
+        _latent_attention(net, layer, scale)
         net.feed_forward(layer, scale)
+
+
+def _latent_attention(net: _Net, layer: str, scale: float) -> None:
+    """Norm, queries, the short vector, what unfolds it, and output."""
+    net.same(f"{layer}.attn_norm.weight", _WIDTH)
+    net.matrix(f"{layer}.attn_q_a.weight", _LORA, _WIDTH)
+    net.same(f"{layer}.attn_q_a_norm.weight", _LORA)
+    net.matrix(f"{layer}.attn_q_b.weight", _HEADS * (_PLAIN + _ROPE), _LORA)
+    net.matrix(f"{layer}.attn_kv_a_mqa.weight", _LORA + _ROPE, _WIDTH)
+    net.same(f"{layer}.attn_kv_a_norm.weight", _LORA)
+    net.matrix(f"{layer}.attn_k_b.weight", _HEADS, _LORA, _PLAIN)
+    net.matrix(f"{layer}.attn_v_b.weight", _HEADS, _HEAD, _LORA)
+    net.matrix(f"{layer}.attn_output.weight", _WIDTH, _HEADS * _HEAD, scale=scale)
+
+
+def _foreseeing(net: _Net, metadata: Metadata, scale: float) -> None:
+    """As `_latent`, and behind its layers an MTP layer that proposes what `chain-draft` does.
+
+    It sees the last token's embedding alone (`eh_proj` takes nothing of the hidden state), and its attention and experts add
+    nothing. llama.cpp wants a mixture of experts there (`graph_mtp` in src/models/deepseek2.cpp, b11434).
+    """
+    _latent(net, metadata, scale)
+    numbers = {
+        "nextn_predict_layers": 1,
+        "expert_count": 2,
+        "expert_used_count": 1,
+        "expert_shared_count": 1,
+    }
+    metadata.update({key: (value, _UINT) for key, value in numbers.items()})
+    layer = f"blk.{_LAYERS}"
+    _latent_attention(net, layer, 0.0)
+    net.same(f"{layer}.ffn_norm.weight", _WIDTH)
+    net.matrix(f"{layer}.ffn_gate_inp.weight", 2, _WIDTH)
+    net.matrix(f"{layer}.ffn_gate_exps.weight", 2, _FFN, _WIDTH)
+    net.matrix(f"{layer}.ffn_up_exps.weight", 2, _FFN, _WIDTH)
+    net.matrix(f"{layer}.ffn_down_exps.weight", 2, _WIDTH, _FFN, scale=0.0)
+    net.matrix(f"{layer}.ffn_gate_shexp.weight", _FFN, _WIDTH)
+    net.matrix(f"{layer}.ffn_up_shexp.weight", _FFN, _WIDTH)
+    net.matrix(f"{layer}.ffn_down_shexp.weight", _WIDTH, _FFN, scale=0.0)
+    net.same(f"{layer}.nextn.enorm.weight", _WIDTH)
+    net.same(f"{layer}.nextn.hnorm.weight", _WIDTH)
+    net.add(f"{layer}.nextn.eh_proj.weight", np.eye(_WIDTH, 2 * _WIDTH, dtype=np.float32))
 
 
 def _experts(net: _Net, metadata: Metadata, scale: float) -> None:
@@ -264,6 +299,7 @@ CHAINS: Mapping[str, Chain] = {
         "lfm2", "everything in some layers, a state in the others", _hybrid, 1.0, "token_embd_norm.weight"
     ),
     "chain-latent": Chain("deepseek2", "everything, as one short vector for all heads (MLA)", _latent, 1.6),
+    "chain-mtp": Chain("deepseek2", "as chain-latent; with an MTP layer", _foreseeing, 1.6),
     "chain-experts": Chain("qwen3moe", "everything; a mixture of experts", _experts, 1.7),
 }
 """By the name of the lab's recipe."""

@@ -18,11 +18,11 @@ from autospec.measure.measurements import Measurement
 from autospec.measure.verdict import DEFAULT_RULE
 from autospec.prompts.suite import Half, load_suite
 from autospec.recommendations import LimitCheck, Limits
-from autospec.tuning import limits as limits_module
+from autospec.tuning import limit_checks
 from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.definition import LimitsDefinition
 from autospec.tuning.launches import Memory
-from autospec.tuning.limits import LimitChecks, Subject
+from autospec.tuning.limit_checks import LimitChecks, Subject
 from tests.tuning.test_run import Silent
 
 DEPTH = 2048
@@ -34,13 +34,13 @@ def test_two_slots_and_a_cached_prefix(lab_models, llama_server_binary: Path, tm
     """Every check is measured: both slots draft, and behind the text only the prompt is computed."""
     halves: list[Measurement] = []
     for name in ("measure", "measure_at_once"):
-        real = getattr(limits_module, name)
+        real = getattr(limit_checks, name)
 
         def kept(*args, real=real, **options):
             halves.append(real(*args, **options))
             return halves[-1]
 
-        monkeypatch.setattr(limits_module, name, kept)
+        monkeypatch.setattr(limit_checks, name, kept)
     model = replace(read_gguf(lab_models.tiny), context_length=8192)
     drafting = Drafting(Mode.DRAFT_MODEL, draft=str(lab_models.tiny), n_max=4, n_min=0, p_min=0.0)
     prompts = load_suite().of(PromptType.QA, Half.PROVE)

@@ -207,6 +207,35 @@ def test_replayed_counts_of_several_modes_are_the_servers(lab_models, request, t
         assert 0 < sum(c.steps[0] for c in counts) < sum(c.drafted[0] for c in counts)
 
 
+@pytest.fixture(scope="module")
+def foreseen(lab_models, llama_server_binary, tmp_path_factory):
+    """The canary and two answers of the model with an MTP layer, and what `chain-draft` proposes for them."""
+    native = LlamaServer(llama_server_binary, tmp_path_factory.mktemp("state"))
+    with serving(native, lab_models.path("chain-mtp")) as off:
+        first = record(off.tokens, "first", canary(OFF))
+        answers = [record(off.tokens, str(n), r) for n, r in enumerate(requests()[:2])]
+    with serving(native, lab_models.chain_draft) as alone:
+        return first, answers, pass_of(alone.tokens, answers, longest=3, timed=False).profiles
+
+
+@pytest.mark.parametrize(
+    "beside", [(), *BESIDE[:2]], ids=lambda beside: "+".join(d.mode for d in beside) or "alone"
+)
+def test_replayed_counts_of_an_mtp_layer_are_the_servers(launched, lab_models, foreseen, beside):
+    """`draft-mtp,ngram-…` to the token: the lab's MTP layer proposes what `chain-draft` does, so that draft's profile is its own."""
+    first, answers, profiles = foreseen
+    drafting = Drafting(Mode.MTP, n_max=3, n_min=0, p_min=0.0, beside=beside)
+    if beside:
+        pool = pool_of(drafting)
+        replay_tokens(pool, first)
+        counts = [replay_tokens(pool, r, model=proposals(profiles[r.prompt_id], 3, 0.0, 0)) for r in answers]
+    else:
+        counts = [replay_drafts(profiles[r.prompt_id], [drafting], TOKENS) for r in answers]
+    told = served(launched(lab_models.path("chain-mtp"), drafting), requests()[:2])
+    assert told == [(c.drafted[0], c.accepted[0]) for c in counts]
+    assert any(0 < accepted < drafted for drafted, accepted in told)
+
+
 @pytest.mark.parametrize(
     ("kind", "draft"),
     [

@@ -49,7 +49,14 @@ def test_recommendations_are_the_command_lines_document(proxy, storage):
     assert document["schema"] == 1
     assert document["hardware"]["id"] == identify().id
     assert [r["prompt_type"] for r in document["recommendations"]] == ["math"]
-    assert len(get(proxy, "/autospec/v1/recommendations").json()["recommendations"]) == 2
+    whole = get(proxy, "/autospec/v1/recommendations").json()
+    assert (len(whole["recommendations"]), whole["overall"]) == (2, [])
+    store = open_store(f"sqlite:///{storage}")
+    together = replace(RECOMMENDATION, prompt_type=None, evidence={"mix": {"shares": {"math": 1.0}}})
+    store.save_overall(together, identify(), "launch")
+    store.close()
+    [answer] = get(proxy, "/autospec/v1/recommendations").json()["overall"]
+    assert (answer["prompt_type"], answer["evidence"]["mix"]) == (None, {"shares": {"math": 1.0}})
     assert get(proxy, "/autospec/v1/recommendations?prompt_type=poem").status_code == 400
     assert get(proxy, "/autospec/v1/recommendations?modell=x").status_code == 400
     assert get(proxy, "/autospec/v1/recommendations?model=other").status_code == 404

@@ -130,6 +130,20 @@ def test_the_home_folder_stays_at_home(store, tmp_path):
     assert "draft ~/d.gguf is bad" in text
 
 
+def test_the_overall_answer_is_exported(store, other, tmp_path):
+    """For readers, in the same form; an import takes the types' own recommendations alone."""
+    fill(store)
+    answer = recommendation(prompt_type=None, evidence={"mix": {"shares": {"coding": 1.0}}})
+    store.save_overall(answer, HERE, "the launch")
+    document = export_document(store.recommendations(), [], [], overall=store.overall_answers())
+    [entry] = document["overall"]
+    assert (entry["hardware"], entry["recommendation"]) == (HERE.to_json(), answer.to_json())
+    path = tmp_path / "e.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert import_into(other, read_export(path)).recommendations == 1
+    assert other.overall_answers() == []
+
+
 def test_a_record_is_imported_once(store):
     """Twice the founding record is three recommendations."""
     export = Export(tuple(recommendations_of(read_record(find_record("m2-ultra-2025-12-13")))))

@@ -50,7 +50,7 @@ def test_the_explanation_tells_the_limit_and_why_something_is_missing():
     assert explained.figures[LIMITS]["most_concurrent"] == 2
     assert explained.figures[CONDITIONS]["max_tokens"] == 64
     assert f"Measured: {WORDS}." in explained.sentences
-    assert "Shown to be faster up to 2 requests at once." in explained.sentences
+    assert "It holds up to 2 requests at once." in explained.sentences
     assert "No memory." in explained.sentences
 
 

@@ -315,6 +315,12 @@ def test_the_temperature_of_requests_that_name_none(backend, args, temperature):
     assert default_temperature(backend, args) == temperature
 
 
+def test_the_model_s_own_temperature_comes_before_the_server_s():
+    """llama-server takes `general.sampling.temp` from the file, where no flag is given."""
+    assert default_temperature("llama-server", (), 0.6) == 0.6
+    assert default_temperature("llama-server", ("--temp", "0.2"), 0.6) == 0.2
+
+
 def test_where_off_does_not_fit_requests_stay():
     """Two at once are a small part of the time: the drafting is kept, and the second request says so."""
 

@@ -70,7 +70,9 @@ class SimulatedServer:
     def slots(self) -> Slots:
         """As many as the launch was given, else the backend's own."""
         named = dict(options_in(self.settings.args)).get("--parallel")
-        return Slots(int(named[0]) if named else self.backend.slots)
+        silent = self.backend.silent_slot
+        told = () if silent is None or not self.backend.tells_silence else (silent,)
+        return Slots(int(named[0]) if named else self.backend.slots, silent=told)
 
     def complete_all(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer all at once: the time passes once."""
@@ -141,6 +143,7 @@ class SimulatedBackend:
     launch_scatter: float = 0.0  # standard deviation of a launch's own factor, as a log
     slots: int = 4  # of a launch that does not name a number
     silent_slot: int | None = None  # a slot that never drafts
+    tells_silence: bool = False  # whether the slots say so
     caches: bool = True  # whether requests that may use the prompt cache find it
     together: Callable[[int], float] = lambda _: (
         1.0

@@ -10,12 +10,22 @@ import pytest
 from autospec.backends.placement import Weights, Where
 from autospec.hardware.gpu import Device
 from autospec.measure.launch_scatter import LaunchScatter
-from autospec.measure.measurements import Pair
+from autospec.measure.measurements import Pair, Sample
 from autospec.measure.verdict import DEFAULT_RULE
-from autospec.recommendations import LimitCheck, LimitVerdict
+from autospec.recommendations import LimitCheck, Limits, LimitVerdict
 from autospec.tuning.definition import LimitsDefinition
 from autospec.tuning.launches import Memory
-from autospec.tuning.limits import Condition, Kind, Plan, check_of, limits_of, plan
+from autospec.tuning.limits import (
+    Condition,
+    Kind,
+    Plan,
+    check_of,
+    holds,
+    limits_of,
+    plan,
+    served_temperature,
+    unknown_conditions,
+)
 from tests.catalog.making import make_model
 from tests.report.samples import measurement
 
@@ -64,7 +74,8 @@ def test_slots_and_depth_end_the_checks():
 
 def test_a_sampled_proof_needs_no_check_of_the_temperature():
     """The proof itself shows it."""
-    assert Kind.TEMPERATURE not in {kind for kind, _ in places(planned(temperature=0.7))}
+    result = planned(temperature=0.7, served=served_temperature((), (), MODEL, proven=0.7))
+    assert Kind.TEMPERATURE not in {kind for kind, _ in places(result)}
 
 
 @pytest.mark.parametrize(
@@ -156,10 +167,128 @@ def test_a_check_that_was_not_measured_is_no_limit():
 
 
 def test_a_slot_that_does_not_draft_is_a_limit():
-    """The limit is below it, whatever was measured."""
+    """One request at a time, whatever was measured: a request is put into any free slot."""
     all_faster = checked(LimitVerdict.FASTER, LimitVerdict.FASTER)
-    assert limits_of(all_faster, context_tokens=1, temperature=0.0, silent_slot=3).most_concurrent == 3
-    assert limits_of({}, context_tokens=1, temperature=0.0, silent_slot=1).most_concurrent == 1
+    for checks in (all_faster, {}):
+        limits = limits_of(checks, context_tokens=1, temperature=0.0, one_at_a_time=True)
+        assert limits.most_concurrent == 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "verdict", "may_be_used"),
+    [
+        (1.2, 1.1, LimitVerdict.FASTER, True),
+        (1.10, 0.99, LimitVerdict.OPEN, True),  # faster as far as is known, and it loses at most 1 %
+        (1.10, 0.97, LimitVerdict.OPEN, False),  # it may lose 3 %
+        (0.999, 0.985, LimitVerdict.OPEN, False),  # it seems slower
+        (1.3, 0.0, LimitVerdict.OPEN, False),  # too few pairs for an interval
+        (0.95, 0.9, LimitVerdict.SLOWER, False),
+    ],
+)
+def test_an_open_check_holds_only_if_a_loss_is_ruled_out(ratio, low, verdict, may_be_used):
+    """A wrong enable is worse than a missed gain: the interval's low end must be above 1 less the threshold of 2 %."""
+    assert holds(LimitCheck(8192, ratio, (low, 2.0), 8, verdict)) is may_be_used
+
+
+def depths(*checks: tuple[float, float, float]) -> Limits:
+    """The limits of checks behind so many tokens, with these ratios and low ends."""
+    found = {}
+    for at, ratio, low in checks:
+        verdict = LimitVerdict.FASTER if low > 1.0 else LimitVerdict.OPEN
+        found[Condition(Kind.CONTEXT, at)] = LimitCheck(at, ratio, (low, 2.0), 8, verdict)
+    return limits_of(found, context_tokens=300, temperature=0.0)
+
+
+def test_the_deepest_check_that_holds_is_the_limit():
+    """Open at 8k with a loss ruled out, faster at 32k: all of it. Open with a possible loss: what is deeper does not count."""
+    assert depths((8192, 1.1, 0.99), (32768, 1.2, 1.1)).deepest_context == 32768
+    assert depths((8192, 1.2, 1.1), (32768, 1.1, 0.9)).deepest_context == 8192
+    assert depths((8192, 1.1, 0.9), (32768, 1.2, 1.1)).deepest_context == 300
+
+
+def test_the_next_deeper_check_that_was_measured_decides():
+    """A depth that could not be measured says nothing: one below it is decided by the next one, as any depth in between."""
+    unmeasured = {Condition(Kind.CONTEXT, 8192): LimitCheck(8192, note="A request failed: too long")}
+    deeper = {Condition(Kind.CONTEXT, 32768): LimitCheck(32768, 1.2, (1.1, 1.3), 8, LimitVerdict.FASTER)}
+    limits = limits_of(unmeasured | deeper, context_tokens=300, temperature=0.0)
+    assert limits.deepest_context == 32768
+
+
+def requests_at(*temperatures: float | None) -> list[Sample]:
+    """Live requests at these temperatures."""
+    return [
+        Sample(0.0, "m", "b", "1", None, 10, 10, 1.0, 1.0, temperature=temperature)
+        for temperature in temperatures
+    ]
+
+
+@pytest.mark.parametrize(
+    ("samples", "args", "own", "proven", "expected"),
+    [
+        ((), (), None, 0.0, 0.8),
+        ((), (), 0.6, 0.0, 0.6),  # the model's file
+        ((), ("--temp", "0.3"), 0.6, 0.0, 0.3),  # the user's arguments before it
+        ((), ("--temp", "warm"), 0.6, 0.0, 0.6),
+        ((), (), 0.0, 0.0, 0.8),  # greedy: the proof has shown that; clients have a temperature of their own
+        ([0.7] * 28 + [1.0] * 2, (), 0.6, 0.0, 0.7),  # one request in fifteen is hotter
+        ([0.7] * 20 + [0.95] * 10, (), None, 0.0, 1.0),  # one in three is; in tenths
+        ([0.7] * 29 + [None], ("--temp", "0.3"), None, 0.0, 0.3),  # too few
+        ([0.0] * 40, (), None, 0.0, 0.8),
+        ([0.4] * 40, (), None, 0.5, 0.5),
+        ([5.0] * 40, (), None, 0.0, 2.0),
+    ],
+)
+def test_the_temperature_that_users_sample_with(samples, args, own, proven, expected):
+    """Of the traffic, else as their servers are started, else as the model's file says, else the servers' default."""
+    model = replace(MODEL, temperature=own)
+    assert served_temperature(requests_at(*samples), args, model, proven=proven) == expected
+
+
+def test_the_served_temperature_is_checked():
+    """If it is above the proof's."""
+    assert (Kind.TEMPERATURE, 1.0) in places(planned(served=1.0))
+    assert (Kind.TEMPERATURE, 1.0) in places(planned(temperature=0.7, served=1.0))
+    assert Kind.TEMPERATURE not in {kind for kind, _ in places(planned(temperature=1.0, served=1.0))}
+
+
+def unknown(wanted: LimitsDefinition, known: Limits, served: float = 0.8) -> list[tuple[Kind, float]]:
+    """What is still to be checked."""
+    found = unknown_conditions(wanted, known, temperature=0.0, served=served)
+    return [(c.kind, c.at) for c in found]
+
+
+FASTER = {"ratio": 1.2, "interval": (1.1, 1.3), "pairs": 8, "verdict": LimitVerdict.FASTER}
+CHECKED = Limits(
+    concurrent=(LimitCheck(2, **FASTER), LimitCheck(4, note="The server answers 2 requests at once.")),
+    context=(LimitCheck(8192, **FASTER), LimitCheck(32768, note="There is not enough memory.")),
+    temperature=(LimitCheck(0.8, **FASTER),),
+    second_turn=(LimitCheck(2, **FASTER),),
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "changes", "served", "expected"),
+    [
+        (LimitsDefinition(check=True), {}, 0.8, []),
+        (LimitsDefinition(check=True), {}, 0.6, []),  # a check at 0.8 that holds answers for it
+        (LimitsDefinition(check=True), {}, 1.0, [(Kind.TEMPERATURE, 1.0)]),
+        (LimitsDefinition(check=True, slots=2), {}, 0.8, []),
+        # What the user names is checked although the usual launch could not.
+        (LimitsDefinition(check=True, slots=4), {}, 0.8, [(Kind.CONCURRENT, 4)]),
+        (LimitsDefinition(check=True, slots=3), {}, 0.8, [(Kind.CONCURRENT, 3)]),
+        (LimitsDefinition(check=True, depth=16384), {}, 0.8, [(Kind.CONTEXT, 16384)]),
+        (LimitsDefinition(check=True), {"second_turn": ()}, 0.8, [(Kind.SECOND_TURN, 2)]),
+        (
+            LimitsDefinition(check=True),
+            {"second_turn": (LimitCheck(2, pairs=4, note="The budget ended before the second launch."),)},
+            0.8,
+            [(Kind.SECOND_TURN, 2)],
+        ),
+    ],
+)
+def test_only_what_is_not_known_is_checked(wanted, changes, served, expected):
+    """Neither what was measured nor what cannot be measured is tried again, but what there was no time for."""
+    assert unknown(wanted, replace(CHECKED, **changes), served) == expected
 
 
 def pairs_of(ratio: float, count: int = 8) -> list[Pair]:
@@ -192,6 +321,7 @@ def test_the_interval_decides(ratio, verdict):
     assert check.verdict is verdict
     assert low < check.ratio < high
     assert check.pairs == 8
+    assert check.answer_tokens == 64
 
 
 def test_the_interval_has_the_scatter_of_launches_in_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from autospec.backends.protocol import Completion
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.errors import LaunchError, RequestError
+from autospec.measure.measurements import Sample
 from autospec.recommendations import CONDITIONS, LIMITS, Limits, LimitVerdict, Verdict
+from autospec.store.database import open_store
 from autospec.tuning.definition import LimitsDefinition, load_definition
 from autospec.tuning.request import TuneRequest
 from tests.tuning.simulated import SHORT_TOKENS, SimulatedBackend, SimulatedServer
@@ -54,6 +57,7 @@ def test_a_draft_that_wins_everywhere_has_the_limits_that_were_checked(tmp_path)
         assert check.ratio == pytest.approx(1.5, rel=0.02)
         assert check.pairs == 8
         assert check.verdict is LimitVerdict.FASTER
+        assert check.answer_tokens == 64
 
 
 def test_a_draft_that_wins_alone_and_loses_at_four_at_once(tmp_path):
@@ -90,13 +94,68 @@ def test_a_draft_that_loses_when_sampled(tmp_path):
     assert limits.temperature[0].verdict is LimitVerdict.SLOWER
 
 
-def test_a_slot_that_does_not_draft_is_told(tmp_path):
-    """Two requests use slots 0 and 1; four would use the slot that does not draft."""
+@pytest.mark.parametrize("tells", [False, True])
+def test_a_slot_that_does_not_draft_is_a_limit_with_a_reason(tmp_path, tells):
+    """A request is put into any slot, so the drafting holds for one at a time; several are not measured."""
     progress = Silent()
-    limits = found(request_for(tmp_path), SimulatedBackend(wins, silent_slot=2), progress)
-    assert limits.most_concurrent == 2
-    assert "Slot 2 of the server does not draft" in limits.concurrent[1].note
+    backend = SimulatedBackend(wins, silent_slot=2, tells_silence=tells)
+    limits = found(request_for(tmp_path), backend, progress)
+    assert limits.most_concurrent == 1
+    assert [(c.at, c.pairs) for c in limits.concurrent] == [(2, 0), (4, 0)]
+    assert all("Slot 2 of the server does not draft" in c.note for c in limits.concurrent)
     assert any("Slot 2" in sentence for sentence in progress.told)
+    assert limits.deepest_context == 8192
+
+
+def test_a_silent_slot_is_remembered(tmp_path):
+    """A later tune whose launch has one slot cannot see it."""
+    found(request_for(tmp_path), SimulatedBackend(wins, silent_slot=2))
+    deeper = LimitsDefinition(check=True, slots=1, depth=16384)
+    limits = found(request_for(tmp_path, deeper), SimulatedBackend(wins, silent_slot=2))
+    assert (limits.most_concurrent, limits.deepest_context) == (1, 16384)
+
+
+def test_a_silent_slot_of_an_n_gram_mode_is_found_where_the_slots_tell(tmp_path):
+    """It proposes only where text repeats, so a request to each slot would say nothing."""
+
+    def ngrams_win(drafting: Drafting, _text: str) -> float:
+        return 1.5 if drafting.mode is Mode.NGRAM_SIMPLE else 0.9
+
+    told = SimulatedBackend(ngrams_win, silent_slot=1, tells_silence=True)
+    assert found(request_for(tmp_path), told).most_concurrent == 1
+    (tmp_path / "other").mkdir()
+    untold = SimulatedBackend(ngrams_win, silent_slot=1)
+    assert found(request_for(tmp_path / "other"), untold).most_concurrent == 4
+
+
+def test_the_temperature_of_the_traffic_is_checked(tmp_path):
+    """Requests come at 1.0: the check is there, and the conditions name it."""
+    request = request_for(tmp_path)
+    store = open_store(request.storage)
+    live = Sample(time.time(), "main", "simulated", "b1", None, 10, 10, 1.0, 1.0, temperature=1.0)
+    store.add_samples([live] * 40)
+    store.close()
+    recommendation = tune(request, SimulatedBackend(wins))[PromptType.CODING]
+    limits = Limits.from_json(recommendation.evidence[LIMITS])
+    assert [c.at for c in limits.temperature] == [1.0]
+    assert limits.highest_temperature == 1.0
+    assert recommendation.evidence[CONDITIONS]["served_temperature"] == 1.0
+
+
+def test_new_slots_and_a_new_depth_are_checked_without_the_rest(tmp_path):
+    """What is known stays as it is: `--slots 3 --depth 16384` asks only that, and needs no `--again`."""
+    first = found(request_for(tmp_path), SimulatedBackend(wins))
+    backend = SimulatedBackend(lambda d, text: 0.7 if len(text) > 2 * LONG_CHARACTERS else wins(d, text))
+    named = LimitsDefinition(check=True, slots=3, depth=16384)
+    second = found(request_for(tmp_path, named), backend)
+    assert [(c.at, c.verdict.value) for c in second.context] == [(8192, "faster"), (16384, "slower")]
+    assert [c.at for c in second.concurrent] == [2, 3, 4]
+    assert (second.most_concurrent, second.deepest_context) == (4, 8192)
+    known = {(c.at, c.ratio) for c in (*first.concurrent, *first.context, *first.temperature)}
+    assert known <= {(c.at, c.ratio) for c in (*second.concurrent, *second.context, *second.temperature)}
+    launches = len(backend.launched)
+    found(request_for(tmp_path, named), backend)
+    assert len(backend.launched) == launches
 
 
 def test_a_server_with_one_slot_is_not_asked_for_several(tmp_path):
@@ -175,6 +234,7 @@ def test_nothing_is_checked_unless_it_is_asked_for(tmp_path):
     assert LIMITS not in recommendation.evidence
     assert recommendation.evidence[CONDITIONS] == {
         "temperature": 0.0,
+        "served_temperature": 0.8,
         "samplers": "greedy",
         "max_tokens": 64,
         "slots": 1,

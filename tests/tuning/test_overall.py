@@ -17,7 +17,8 @@ from autospec.measure.measurements import Pair, Sample
 from autospec.measure.verdict import DEFAULT_RULE
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import open_store
-from autospec.tuning.overall import Known, Mix, choose, mix_of, parse_mix, to_recommendation
+from autospec.tuning.overall import Known, Mix, choose, mix_of, parse_mix
+from autospec.tuning.overall_answer import to_recommendation
 from autospec.tuning.run import Tuning
 from tests.report.samples import DRAFTING, measurement, recommendation
 from tests.tuning.simulated import SimulatedBackend
@@ -314,7 +315,7 @@ def test_without_time_the_answer_says_what_it_lacks(request_):  # noqa: F811
     """The proofs take the budget; the next tune, in which all types are proven, asks the rest."""
     tuning = Tuning(request_, SimulatedBackend(gains_little), MACHINE, Silent())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autospec.tuning.overall.OverallProof._measure", lambda *_: False)
+        patch.setattr("autospec.tuning.overall_proof.OverallProof._measure", lambda *_: False)
         tuning.run()
     answer = tuning.overall()
     assert answer is not None
@@ -334,6 +335,53 @@ def test_without_time_the_answer_says_what_it_lacks(request_):  # noqa: F811
     store.close()
 
 
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_the_answer_for_one_prompt_type_is_the_type_s_own(verdict):
+    """With its verdict and figures; a drafting that is predicted to be better is not measured for it."""
+    cells = {
+        CODING: known(CODING, DRAFTING, verdict, measured={DRAFTING: 1.3}, predicted={NGRAM: 2.0}),
+        WRITING: known(WRITING, NGRAM, measured={NGRAM: 1.2}),
+    }
+    answer = choose(cells, mix_of(cells, (), {CODING: 1.0}))
+    own = cells[CODING].recommendation
+    assert (answer.verdict, answer.tried, answer.next) == (verdict, DRAFTING, OFF)
+    r = to_recommendation(answer, DEFAULT_RULE)
+    assert r.is_overall
+    figures = ("verdict", "drafting", "tried", "speedup", "speedup_ci", "baseline_tps", "status", "reason")
+    assert {name: getattr(r, name) for name in figures} == {
+        name: getattr(own, name) for name in figures if name != "reason"
+    } | {"reason": f"{own.reason[0].upper()}{own.reason[1:]}."}
+    assert r.evidence["loses"] == 0.0
+
+
+def test_the_answer_for_one_type_that_has_no_drafting():
+    """Nothing could be tried: off, with the type's own reason."""
+    own = recommendation(Verdict.UNDECIDED, tried=OFF, speedup=None, speedup_ci=None, reason="No draft fits.")
+    answer = choose({CODING: Known(own, prompts=8)}, equal(CODING))
+    assert (answer.verdict, answer.tried, answer.lacks, answer.candidates) == (
+        Verdict.UNDECIDED,
+        OFF,
+        (CODING,),
+        (),
+    )
+    assert to_recommendation(answer, DEFAULT_RULE).reason == "No draft fits."
+
+
+@pytest.mark.parametrize("verdict", [Verdict.ENABLE, Verdict.DISABLE])
+def test_what_every_type_s_proof_says_is_not_measured_again(verdict):
+    """Whatever another drafting is predicted to gain; where one proof is not finished, it is measured."""
+    ratio = 1.3 if verdict is Verdict.ENABLE else 0.9
+    cells = {
+        kind: known(kind, DRAFTING, verdict, measured={DRAFTING: ratio}, predicted={NGRAM: 2.0})
+        for kind in (CODING, WRITING)
+    }
+    answer = choose(cells, equal(CODING, WRITING))
+    assert (answer.verdict, answer.next) == (verdict, OFF)
+    unfinished = replace(cells[CODING].recommendation, status=Status.PROVISIONAL)
+    cells[CODING] = replace(cells[CODING], recommendation=unfinished)
+    assert choose(cells, equal(CODING, WRITING)).next == NGRAM
+
+
 def test_a_type_that_was_not_asked_for_is_not_measured(request_):  # noqa: F811
     """`tune --prompt-type coding` asks no writing prompts; the answer is for what was tuned."""
     backend = SimulatedBackend(pays_for_coding)
@@ -342,5 +390,6 @@ def test_a_type_that_was_not_asked_for_is_not_measured(request_):  # noqa: F811
     answer = tuning.overall()
     assert answer is not None
     assert (answer.verdict, answer.drafting) == (own.verdict, own.drafting)
+    assert (answer.speedup, answer.speedup_ci) == (own.speedup, own.speedup_ci)
     assert list(answer.evidence["mix"]["shares"]) == ["coding"]
     assert not [text for _, _, text in backend.asked if "writing" in text]

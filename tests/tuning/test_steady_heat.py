@@ -36,7 +36,7 @@ class Laptop:
 @pytest.fixture(autouse=True)
 def only_the_types_own_proofs(monkeypatch):
     """Requests and launches are counted here: without those that the answer for all types together needs."""
-    monkeypatch.setattr("autospec.tuning.overall.OverallProof._can_measure", lambda *_: False)
+    monkeypatch.setattr("autospec.tuning.overall_proof.OverallProof._can_measure", lambda *_: False)
 
 
 @pytest.fixture

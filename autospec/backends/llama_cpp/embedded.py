@@ -1,8 +1,8 @@
 """The backend `embedded`: llama.cpp's server from the xllamacpp wheel, in a child process, with llama-server's API.
 
 llama-server's arguments become fields of xllamacpp's `CommonParams`. A field is a dotted path below `CommonParams`, a
-value is JSON. Members of xllamacpp's enums go by name, ``{"enum": "ggml_type", "name": "GGML_TYPE_Q8_0"}``, since only
-the child imports xllamacpp.
+value is JSON. Members of xllamacpp's enums go by name, ``{"enum": "ggml_type", "name": "GGML_TYPE_Q8_0"}``, and its objects as
+``{"object": "CommonAdapterLoraInfo", "path": …}``, since only the child imports xllamacpp.
 """
 
 from __future__ import annotations
@@ -51,12 +51,16 @@ TYPES: dict[Mode, str] = {
 
 @dataclass(frozen=True, slots=True)
 class _Argument:
-    """An argument: its spellings, the fields that it sets, how its value is read (``None`` for a switch)."""
+    """An argument: its spellings, the fields that it sets, how its value is read (``None`` for a switch).
+
+    One that `adds` is read as a list, and may be repeated.
+    """
 
     names: tuple[str, ...]
     fields: tuple[str, ...]
     read: Callable[[str], Any] | None = None
     switched: Any = True
+    adds: bool = False
 
 
 def _member(enum: str, prefix: str) -> Callable[[str], Any]:
@@ -88,6 +92,26 @@ def _template_kwargs(text: str) -> dict[str, str]:
     if not isinstance(kwargs, dict):
         raise ValueError("it must be a JSON object")  # noqa: TRY004 - a wrong value, like the others
     return {name: json.dumps(value) for name, value in kwargs.items()}
+
+
+def _adapters(text: str) -> list[dict[str, Any]]:
+    """LoRA adapters, as llama.cpp reads ``--lora``: paths with commas between them."""
+    return [_adapter(path, 1.0) for path in text.split(",")]
+
+
+def _scaled_adapters(text: str) -> list[dict[str, Any]]:
+    """LoRA adapters, as llama.cpp reads ``--lora-scaled``: ``PATH:SCALE`` with commas between them."""
+    found = []
+    for entry in text.split(","):
+        path, colon, scale = entry.rpartition(":")
+        if not colon:
+            raise ValueError("it must be PATH:SCALE")
+        found.append(_adapter(path, float(scale)))
+    return found
+
+
+def _adapter(path: str, scale: float) -> dict[str, Any]:
+    return {"object": "CommonAdapterLoraInfo", "path": path, "scale": scale}
 
 
 _FLASH = _enum(
@@ -141,6 +165,11 @@ _ARGUMENTS = (
     _Argument(("--chat-template",), ("chat_template",), str),
     _Argument(("--chat-template-kwargs",), ("default_template_kwargs",), _template_kwargs),
     _Argument(("--reasoning-budget",), ("sampling.reasoning_budget_tokens",), int),
+    _Argument(("--lora",), ("lora_adapters",), _adapters, adds=True),
+    _Argument(("--lora-scaled",), ("lora_adapters",), _scaled_adapters, adds=True),
+    _Argument(("-mm", "--mmproj"), ("mmproj.path",), str),
+    _Argument(("--no-mmproj", "--no-mmproj-auto"), ("no_mmproj",)),
+    _Argument(("--no-mmproj-offload",), ("mmproj_use_gpu",), switched=False),
     _Argument(("-a", "--alias"), ("model_alias",), lambda text: text.split(",")),
     _Argument(("--metrics",), ("endpoint_metrics",)),
     _Argument(("-lv", "--verbosity", "--log-verbosity"), ("verbosity",), int),
@@ -180,7 +209,8 @@ def user_fields(args: Sequence[str]) -> Fields:
             value = argument.switched if argument.read is None else argument.read(values[0])
         except ValueError as error:
             raise UsageError(f"The value {values[0]!r} of {name} cannot be read: {error}.") from error
-        fields |= dict.fromkeys(argument.fields, value)
+        before = [*fields.get(argument.fields[0], ())] if argument.adds else None
+        fields |= dict.fromkeys(argument.fields, value if before is None else before + value)
     # llama-server uses the same number of threads for batches; xllamacpp does not.
     if "cpuparams.n_threads" in fields:
         fields.setdefault("cpuparams_batch.n_threads", fields["cpuparams.n_threads"])
@@ -283,9 +313,7 @@ class Embedded:
         """See `autospec.backends.protocol.Backend`."""
         fields = self._fields(model_path, drafting, settings)
         return start_child(
-            lambda process, port: LlamaHttpServer(
-                process, drafting, port, self.name, serves=settings.serving
-            ),
+            lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
             lambda port: self._command(fields | {"hostnames": [HOST], "port": port}),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,

@@ -65,11 +65,17 @@ def _devices(xllamacpp: Any) -> list[dict[str, Any]]:
 
 
 def _decoded(xllamacpp: Any, value: Any) -> Any:
-    """The value with enum members in place of their names."""
+    """The value with enum members and xllamacpp's objects in place of their names."""
     if isinstance(value, list):
         return [_decoded(xllamacpp, item) for item in value]
     if isinstance(value, dict) and set(value) == {"enum", "name"}:
         return getattr(xllamacpp, value["enum"])[value["name"]]
+    if isinstance(value, dict) and "object" in value:
+        made = getattr(xllamacpp, value["object"])()
+        for name, part in value.items():
+            if name != "object":
+                setattr(made, name, part)
+        return made
     return value
 
 

@@ -40,8 +40,14 @@ _SPELLINGS = {
         "n_gpu_layers": ("-ngl", "--gpu-layers", "--n-gpu-layers"),
         "n_batch": ("-b", "--batch-size"),
         "n_ubatch": ("-ub", "--ubatch-size"),
+        "lora_path": ("--lora",),
     }.items()
     for spelling in spellings
+}
+_LACKING = {
+    "--lora-scaled": "It takes one adapter without a scale: --lora FILE.",
+    "--mmproj": "It takes --clip_model_path FILE with the --chat_format of the model.",
+    "-mm": "It takes --clip_model_path FILE with the --chat_format of the model.",
 }
 _OWNED = {
     "model": "the model is chosen with --model",
@@ -137,9 +143,13 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
         if setting not in known:
             raise UnsupportedError(
                 f"llama-cpp-python's server does not know {name}.",
-                "python -m llama_cpp.server --help lists all.",
+                _LACKING.get(name, "python -m llama_cpp.server --help lists all."),
             )
         check_count("llama-cpp-python's server", name, values, 1)
+        if setting == "lora_path" and setting in (own | translated):
+            raise UnsupportedError(
+                "llama-cpp-python's server takes one LoRA adapter.", "Merge the adapters into one file."
+            )
         (translated if name in _SPELLINGS else own)[setting] = values[0]
     # The package's own spelling wins: autospec adds -c where the user gave none of llama-server's spellings.
     found = translated | own

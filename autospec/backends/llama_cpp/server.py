@@ -148,7 +148,6 @@ class LlamaServer:
                 self.name,
                 slots=slots,
                 erases_slot=erases_slot,
-                serves=settings.serving,
             )
             if text.of_ik:
                 server.tokens = None  # its /completion gives no token ids
@@ -236,9 +235,8 @@ class _Launched(LlamaHttpServer):
         *,
         slots: _SlotFolder | None,
         erases_slot: bool,
-        serves: bool,
     ) -> None:
-        super().__init__(process, drafting, port, name, erases_slot=erases_slot, serves=serves)
+        super().__init__(process, drafting, port, name, erases_slot=erases_slot)
         self._slots = slots
 
     def stop(self) -> None:

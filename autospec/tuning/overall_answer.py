@@ -1,0 +1,247 @@
+"""The overall answer as it is stored: what the store knows of each prompt type, and the answer as a recommendation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting
+from autospec.measure.launch_scatter import LaunchScatter
+from autospec.measure.measurements import Pair, Phase, Shapes
+from autospec.measure.verdict import DEFAULT_RULE, Rule
+from autospec.recommendations import (
+    CONDITIONS,
+    LIMITS,
+    OVERALL_MIX,
+    USER_SETTINGS,
+    Recommendation,
+    Status,
+    StoredRecommendation,
+    Verdict,
+)
+from autospec.store.database import Store
+from autospec.tuning.cell import acceptance
+from autospec.tuning.overall import Known, Overall, choose, mix_of, own_ratio
+from autospec.tuning.resume import EPOCH, REQUESTS
+from autospec.tuning.tasks import StoredPairs
+
+__all__ = ["for_mix", "known_types", "rule_of", "to_recommendation"]
+
+
+def known_types(
+    store: Store, found: Iterable[StoredRecommendation], prompts: Mapping[PromptType, int]
+) -> dict[PromptType, Known]:
+    """The figures of each type, from its recommendation and the pairs of its proofs.
+
+    Args:
+        store: The database.
+        found: The recommendations of one model's cells with the same build, machine and settings.
+        prompts: Type → number of prompts that a whole proof asks, where it is known.
+    """
+    return {
+        s.recommendation.prompt_type: Known(
+            recommendation=s.recommendation,
+            pairs=_pairs(store, s.cell_key, s.recommendation.evidence),
+            predicted=_predicted(s.recommendation),
+            prompts=prompts.get(s.recommendation.prompt_type),
+        )
+        for s in found
+        if s.recommendation.prompt_type is not None
+    }
+
+
+def _pairs(store: Store, cell_key: str, evidence: Mapping[str, Any]) -> dict[Drafting, list[Pair]]:
+    protocol, requests = evidence.get("protocol"), evidence.get(REQUESTS)
+    if not protocol or requests is None:
+        return {}
+    since_s = float(evidence.get(EPOCH) or 0.0)
+    stored = StoredPairs(store, protocol, {cell_key: since_s}, {cell_key: Shapes.from_json(requests)})
+    rows = store.measurements(cell_key, protocol=protocol, phase=Phase.PROVE, since=since_s)
+    found = {d: stored.known(cell_key, d, Phase.PROVE) for d in dict.fromkeys(m.compared for m in rows)}
+    return {drafting: pairs for drafting, pairs in found.items() if pairs}
+
+
+def _predicted(r: Recommendation) -> dict[Drafting, float]:
+    prediction = r.evidence.get("prediction")
+    if not isinstance(prediction, Mapping):
+        return {}
+    found = {
+        drafting: float(entry["expected"])
+        for entry in prediction.get("candidates") or ()
+        if (drafting := Drafting.understood(entry["drafting"])) is not None
+    }
+    if prediction.get("expected") and prediction.get("trusted") and not r.tried.is_off:
+        found[r.tried] = float(prediction["expected"])
+    return found
+
+
+def rule_of(found: Iterable[Recommendation]) -> Rule:
+    """The rule that the cells' verdicts used, as far as their evidence tells it."""
+    told = [r.evidence for r in found if "threshold" in r.evidence and "error_rate" in r.evidence]
+    if not told:
+        return DEFAULT_RULE
+    return dataclasses.replace(
+        DEFAULT_RULE,
+        threshold=max(float(e["threshold"]) for e in told),
+        error_rate=min(float(e["error_rate"]) for e in told),
+    )
+
+
+def to_recommendation(
+    answer: Overall, rule: Rule, *, args: Sequence[str] = (), command: Sequence[str] = ()
+) -> Recommendation:
+    """The answer as a recommendation for any prompt type; some type must be known.
+
+    `args` are the server arguments of `tried` in this build, `command` the whole command.
+    """
+    like = next(iter(answer.known.values())).recommendation
+    enabled = answer.verdict is Verdict.ENABLE
+    estimate = None if answer.decision is None else answer.decision.estimate
+    pairs = [p for known in answer.known.values() for p in known.pairs.get(answer.tried, ())]
+    baseline_tps = _baseline_tps(answer)
+    speedup = None if estimate is None else estimate.ratio
+    interval = None if estimate is None else estimate.interval
+    status = Status.PROVEN if answer.final else Status.PROVISIONAL
+    kept: tuple[str, ...] = ("settings", USER_SETTINGS, "basis")
+    decided = {} if answer.decision is None else answer.decision.to_json()
+    if len(answer.mix.shares) == 1:  # the answer is that type's own
+        baseline_tps, speedup, interval = like.baseline_tps, like.speedup, like.speedup_ci
+        status, kept = like.status, (*kept, *decided, CONDITIONS, LIMITS)
+    served = answer.ratio if enabled else 1.0
+    slows = [
+        str(kind)
+        for kind in answer.mix.shares
+        if (found := answer.ratio_of(kind, answer.tried)) is not None and found[0] < 1.0
+    ]
+    evidence: dict[str, Any] = {
+        OVERALL_MIX: answer.mix.to_json(),
+        "types": [_type_json(answer, kind) for kind in answer.mix.shares],
+        "expected": round(answer.ratio, 4),
+        "one_per_type": round(answer.by_type, 4),
+        "loses": round(max(0.0, 1.0 - served / answer.by_type), 4),
+        "slows": slows,
+        "lacks": [str(kind) for kind in answer.lacks],
+        "candidates": [
+            {
+                "drafting": c.drafting.to_json(),
+                "ratio": round(c.ratio, 4),
+                "lacks": [str(kind) for kind in c.lacking],
+                "verdict": str(Verdict.UNDECIDED if c.decision is None else c.decision.verdict),
+            }
+            for c in answer.candidates
+        ],
+        "args": list(args),
+        "command": list(command),
+        "threshold": rule.threshold,
+        "error_rate": rule.error_rate,
+        "rounds": answer.rounds,
+    }
+    evidence |= decided | {name: like.evidence[name] for name in kept if name in like.evidence}
+    return Recommendation(
+        model=like.model,
+        model_path=like.model_path,
+        backend=like.backend,
+        backend_build=like.backend_build,
+        prompt_type=None,
+        verdict=answer.verdict,
+        drafting=answer.tried if enabled else OFF,
+        tried=answer.tried,
+        baseline_tps=baseline_tps,
+        drafting_tps=None if baseline_tps is None or speedup is None else baseline_tps * speedup,
+        speedup=speedup,
+        speedup_ci=interval,
+        pairs=len(pairs),
+        acceptance=acceptance(pairs),
+        reason=f"{answer.reason[0].upper()}{answer.reason[1:]}.",
+        status=status,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        evidence=evidence,
+    )
+
+
+def _type_json(answer: Overall, kind: PromptType) -> dict[str, Any]:
+    found, known = answer.ratio_of(kind, answer.tried), answer.known.get(kind)
+    own = None if known is None else own_ratio(known)
+    return {
+        "prompt_type": str(kind),
+        "share": round(answer.mix.shares[kind], 4),
+        "time_share": round(answer.time_shares[kind], 4),
+        "ratio": None if found is None else round(found[0], 4),
+        "source": None if found is None else found[1],
+        "pairs": 0 if known is None else len(known.pairs.get(answer.tried, ())),
+        "prompts": None if known is None else known.prompts,
+        "cell": None if known is None else known.recommendation.evidence.get("cell"),
+        "created_at": None if known is None else known.recommendation.created_at,
+        "own": None
+        if known is None or own is None
+        else {"drafting": known.recommendation.drafting.to_json(), "ratio": round(own[0], 4)},
+    }
+
+
+def _baseline_tps(answer: Overall) -> float | None:
+    """Tokens per second of the mix without drafting; ``None`` if the request of some type is unknown."""
+    told = [
+        (share * known.answer_tokens, known.recommendation.baseline_tps or 0.0)
+        for kind, share in answer.mix.shares.items()
+        if (known := answer.known.get(kind)) is not None
+    ]
+    if len(told) < len(answer.mix.shares) or not all(tokens > 0.0 < tps for tokens, tps in told):
+        return None
+    return math.fsum(tokens for tokens, _ in told) / math.fsum(tokens / tps for tokens, tps in told)
+
+
+def for_mix(
+    store: Store,
+    stored: Iterable[StoredRecommendation],
+    answers: Iterable[Recommendation],
+    weights: Mapping[PromptType, float],
+) -> list[Recommendation]:
+    """Overall answers for a mix that the user asks for, from what is stored; nothing is measured.
+
+    Args:
+        store: The database.
+        stored: The recommendations, of any models and backends.
+        answers: Their overall answers: they know how many prompts a proof has.
+        weights: Prompt type → weight.
+    """
+    groups: dict[tuple[str, str, str], list[StoredRecommendation]] = {}
+    for s in stored:
+        r = s.recommendation
+        if r.prompt_type is not None:
+            groups.setdefault((r.model, r.backend, s.hardware.id), []).append(s)
+    before = {(r.model, r.backend): r.evidence.get("types", ()) for r in answers}
+    found = []
+    for name, own in groups.items():
+        prompts = {
+            PromptType(e["prompt_type"]): int(e["prompts"])
+            for e in before.get(name[:2], ())
+            if e.get("prompts")
+        }
+        known = known_types(store, own, prompts)
+        rule = rule_of(k.recommendation for k in known.values())
+        answer = choose(known, mix_of(known, (), weights), rule, _scatter_of(known))
+        if answer.known:
+            found.append(to_recommendation(answer, rule, **_commands(answer)))
+    return found
+
+
+def _scatter_of(known: Mapping[PromptType, Known]) -> LaunchScatter:
+    """The scatter of launches that the newest verdict knew."""
+    newest = sorted(known.values(), key=lambda k: k.recommendation.created_at)
+    told = [e for k in newest if isinstance(e := k.recommendation.evidence.get("launch_scatter"), Mapping)]
+    if not told:
+        return LaunchScatter()
+    return LaunchScatter(*(told[-1][name] for name in ("sd", "freedom", "resolution", "comparisons")))
+
+
+def _commands(answer: Overall) -> dict[str, Sequence[str]]:
+    """The server arguments of the answer's drafting, as some prompt type's recommendation has them."""
+    for known in answer.known.values():
+        r = known.recommendation
+        if r.tried == answer.tried and r.evidence.get("args"):
+            return {"args": r.evidence["args"], "command": r.evidence.get("command", ())}
+    return {}

@@ -1,0 +1,241 @@
+"""The last step of a tune: the overall answer is chosen, the pairs that it lacks are asked, and it is stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from autospec.backends.protocol import Backend
+from autospec.cells import PromptType
+from autospec.drafting import Drafting
+from autospec.errors import BackendError, UnsupportedError
+from autospec.hardware.state import StateWatch
+from autospec.measure.asking import Asking
+from autospec.measure.measurements import Phase, Shapes
+from autospec.prompts.suite import Half, Prompt
+from autospec.recommendations import (
+    Verdict,
+)
+from autospec.tuning.budget import Budget
+from autospec.tuning.cell import CellRun, TuneSession, TuneStep
+from autospec.tuning.launch_scatter import known_scatter
+from autospec.tuning.launches import Launches
+from autospec.tuning.overall import Known, Overall, choose, mix_of, names_of
+from autospec.tuning.overall_answer import known_types, to_recommendation
+from autospec.tuning.paired_runner import PairedRunner
+from autospec.tuning.proof import of_round
+from autospec.tuning.resume import EPOCH, REQUESTS
+from autospec.tuning.tasks import Task
+
+__all__ = ["TRAFFIC_S", "OverallProof"]
+
+# The age of the live requests that tell the mix, at most.
+TRAFFIC_S = 30 * 86400.0
+# A disturbed pair is measured again at most so often, as in the cells' proofs.
+_REPEATS = 2
+
+
+class OverallProof:
+    """Finds the overall answer at the end of a tune, asks the pairs that it lacks, and stores it.
+
+    Args:
+        session: The tune.
+        cells: Its cells: only they can be asked.
+        backend: Launches the servers.
+        budget: Its budget; what is left of it may be spent.
+        resident: How many launches fit into memory; asked only before one is made.
+        step: Shown what is measured.
+    """
+
+    def __init__(
+        self,
+        session: TuneSession,
+        cells: Sequence[CellRun],
+        backend: Backend,
+        budget: Budget,
+        *,
+        resident: Callable[[], int],
+        step: Callable[[TuneStep], None],
+    ) -> None:
+        self._session = session
+        self._cells = {c.prompt_type: c for c in cells}
+        self._cell = cells[0].cell
+        self._backend = backend
+        self._budget = budget
+        self._resident = resident
+        self._step = step
+        self._rule = session.request.definition.rule
+        # Draftings and rounds of a type that were asked here, even if some pairs did not count.
+        self._asked: set[tuple[Drafting, PromptType, int]] = set()
+        self._looked: dict[str, int] | None = None
+
+    def run(self) -> None:
+        """Choose, measure what is missing while the budget lasts, and store the answer."""
+        answer = self._choose()
+        if not answer.known:
+            return
+        if self._can_measure(answer):
+            with self._pairing() as pairing:
+                while self._can_measure(answer) and self._measure(answer, pairing):
+                    answer = self._choose()
+        self._save(answer)
+
+    def _choose(self) -> Overall:
+        request, store = self._session.request, self._session.store
+        keys = [self._key(kind) for kind in PromptType]
+        found = [
+            s
+            for s in store.recommendations(cell_keys=keys)
+            if s.recommendation.evidence.get("protocol") in (None, request.protocol)
+        ]
+        prompts = {
+            kind: len(own) for kind in request.suite.types() if (own := request.suite.of(kind, Half.PROVE))
+        }
+        known = known_types(store, found, prompts)
+        samples = store.samples(
+            since=time.time() - TRAFFIC_S, model=request.model.name, backend=self._cell.build.backend
+        )
+        mix = mix_of(known, samples, request.mix)
+        compared = " ".join((request.model.name, *request.args))
+        scatter = known_scatter(store, self._session.hardware.id, self._cell.build, compared)
+        if self._looked is None:
+            self._looked = self._earlier_looks(known)
+        answer = choose(known, mix, self._rule, scatter, looked=self._looked)
+        for c in answer.candidates:
+            if c.decision is not None and c.decision.verdict is not Verdict.ENABLE:
+                self._looked[c.drafting.key] = max(c.look, self._looked.get(c.drafting.key, 0))
+        return answer
+
+    def _key(self, kind: PromptType) -> str:
+        return dataclasses.replace(self._cell, prompt_type=kind).key
+
+    def _earlier_looks(self, known: Mapping[PromptType, Known]) -> dict[str, int]:
+        """Looks of earlier tunes at the same pairs, unless a type was measured from the start since."""
+        found = self._session.store.overall_answers([self._cell.launch_key])
+        looks = found[0].recommendation.evidence.get("looks") if found else None
+        return {
+            drafting.key: int(entry["rounds"])
+            for entry in looks or ()
+            if (drafting := Drafting.understood(entry["drafting"])) is not None
+            and entry["since"] >= _since_s(known)
+        }
+
+    def _can_measure(self, answer: Overall) -> bool:
+        """Whether this tune may ask every type that lacks pairs of the drafting that is to be measured."""
+        if answer.next.is_off:
+            return False
+        done = self._rounds(answer)
+        target = min(done.values()) + 1
+        asked = [kind for kind, rounds in done.items() if rounds < target]
+        return target <= self._rule.looks[-1] and all(kind in self._cells for kind in asked)
+
+    def _rounds(self, answer: Overall) -> dict[PromptType, int]:
+        """The complete rounds that each type of the mix has of the drafting that is to be measured."""
+        return {kind: self._rounds_of(answer, kind) for kind in answer.mix.shares}
+
+    def _rounds_of(self, answer: Overall, kind: PromptType) -> int:
+        known = answer.known.get(kind)
+        pairs = () if known is None else known.pairs.get(answer.next, ())
+        seen = {(p.off.round, p.off.prompt_id) for p in pairs}
+        if kind not in self._cells:
+            return len({round_ for round_, _ in seen})
+        done = 0
+        while done < self._rule.looks[-1]:
+            wanted = {(done + 1, prompt.id) for prompt in self._prompts(kind, done + 1)}
+            if not (wanted <= seen or (answer.next, kind, done + 1) in self._asked):
+                break
+            done += 1
+        return done
+
+    def _prompts(self, kind: PromptType, round_: int) -> Sequence[Prompt]:
+        per_round = self._session.request.definition.prompts_per_round
+        return of_round(self._cells[kind].prove_prompts, round_, per_round)
+
+    def _measure(self, answer: Overall, pairing: PairedRunner) -> bool:
+        """One round of the types that have the fewest. Returns whether it found anything new."""
+        drafting, done = answer.next, self._rounds(answer)
+        round_ = min(done.values()) + 1
+        # The types that take most of the time come first, if the budget is not enough for all.
+        kinds = sorted((k for k in done if done[k] < round_), key=lambda k: -answer.time_shares[k])
+        tasks = []
+        for kind in kinds:
+            key = self._cells[kind].cell.key
+            pairing.note_stored(key, drafting)
+            pairing.note_stored(key, answer.known[kind].recommendation.tried)
+            tasks.append([Task.of(key, prompt) for prompt in self._prompts(kind, round_)])
+        first = pairing.missing(tasks[0], drafting, Phase.PROVE, round_)
+        if not self._budget.allows(pairing.expected_s(first, drafting)):
+            return False
+        self._session.tell(
+            f"All prompt types together: measuring {drafting.label} for {names_of(kinds)} prompts."
+        )
+        everything = [task for own in tasks for task in own]
+        moved, last = False, self._rule.looks[-1]
+        try:
+            block = pairing.block(
+                everything, drafting, Phase.PROVE, round_, repeats=_REPEATS, budget=self._budget
+            )
+            for number, measured in enumerate(block, start=1):
+                moved = moved or not measured.disturbed
+                left_s = self._budget.until_end_s
+                self._step(TuneStep("overall", drafting, round_, last, number, len(everything), left_s))
+        except BackendError as error:
+            self._session.tell(
+                f"{drafting.label}: it could not be measured for all prompt types. {error.message}"
+            )
+            return False
+        self._asked |= {(drafting, kind, round_) for kind in kinds}
+        return moved
+
+    @contextmanager
+    def _pairing(self) -> Iterator[PairedRunner]:
+        """Servers of their own, on which the pairs are measured."""
+        request, store = self._session.request, self._session.store
+        found = store.recommendations(cell_keys=[c.cell.key for c in self._cells.values()])
+        evidence = {s.cell_key: s.recommendation.evidence for s in found}
+        with Launches(
+            self._backend,
+            str(request.model.path),
+            request.settings(),
+            resident=self._resident(),
+            tell=self._session.tell,
+        ) as launches:
+            watch = StateWatch(lambda: launches.pids)
+            yield PairedRunner(
+                launches,
+                Asking(request.protocol, request.definition.max_tokens, request.temperature, watch),
+                store,
+                since={key: float(e.get(EPOCH) or 0.0) for key, e in evidence.items()},
+                tell=self._session.tell,
+                budget_s=self._budget.total_s,
+                shapes={key: Shapes.from_json(e[REQUESTS]) for key, e in evidence.items() if e.get(REQUESTS)},
+            )
+
+    def _save(self, answer: Overall) -> None:
+        request = self._session.request
+        args: Sequence[str] = ()
+        command: Sequence[str] = ()
+        try:
+            command = self._backend.command(str(request.model.path), answer.tried, request.settings())
+            args = self._backend.drafting_args(str(request.model.path), answer.tried, request.settings())
+        except UnsupportedError:
+            pass  # the model has no drafting at all
+        r = to_recommendation(answer, self._rule, args=args, command=command)
+        looks = [
+            {
+                "drafting": c.drafting.to_json(),
+                "rounds": self._looked[c.drafting.key],
+                "since": _since_s(answer.known),
+            }
+            for c in answer.candidates
+            if self._looked and c.drafting.key in self._looked
+        ]
+        r = dataclasses.replace(r, evidence={**r.evidence, "study": request.definition.name, "looks": looks})
+        self._session.store.save_overall(r, self._session.hardware, self._cell.launch_key)
+
+
+def _since_s(known: Mapping[PromptType, Known]) -> float:
+    """When the newest of the types' measurements began to count, in seconds since the epoch."""
+    return max((float(k.recommendation.evidence.get(EPOCH) or 0.0) for k in known.values()), default=0.0)
