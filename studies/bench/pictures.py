@@ -29,7 +29,9 @@ WIDTH, HEIGHT, COLOURS = 1000, 1150, 48
 
 def main() -> None:
     """Write the pictures, and print each with its size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
     parser.add_argument("--all", action="store_true", help="whole pages at three widths, to look at")
     parser.add_argument("--page", type=Path, help="a report that exists, instead of a new one")

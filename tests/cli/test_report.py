@@ -99,7 +99,7 @@ def test_an_earlier_report_is_replaced(tuned):
     assert "Old-7B" not in Path("autospec-report.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize("text", ["my notes", '<html><body>autospec report</body></html>'])
+@pytest.mark.parametrize("text", ["my notes", "<html><body>autospec report</body></html>"])
 def test_a_file_that_is_not_ours_stays(tuned, text):
     """Unless the user says so."""
     Path("notes.html").write_text(text, "utf-8")
@@ -142,7 +142,9 @@ def test_what_an_older_version_measured():
     result = run("--all-hardware")
     assert result.exit_code == 0, (result.stderr, result.exception)
     text = Path("autospec-report.html").read_text("utf-8")
-    known = json.loads(CliRunner().invoke(cli, ["recommend", "--json", "--all-hardware"]).stdout)["recommendations"]
+    known = json.loads(CliRunner().invoke(cli, ["recommend", "--json", "--all-hardware"]).stdout)[
+        "recommendations"
+    ]
     shown = Seen.of(text).text
     assert known
     for r in known:

@@ -36,7 +36,11 @@ def pairs(rounds: int = 2, prompts: int = 4) -> tuple[Pair, ...]:
             off = measurement(with_drafting=False, launch_id=f"off-{round_}", **own)
             wall_ms = 6300.0 * (1.0 + 0.07 * k)
             drafted = measurement(
-                with_drafting=True, launch_id=f"drafted-{round_}", wall_ms=wall_ms, predicted_ms=wall_ms - 300, **own
+                with_drafting=True,
+                launch_id=f"drafted-{round_}",
+                wall_ms=wall_ms,
+                predicted_ms=wall_ms - 300,
+                **own,
             )
             found.append(Pair(off, drafted))
     return tuple(found)
@@ -99,6 +103,7 @@ class Seen(HTMLParser):
         return seen
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """An element begins."""
         self.elements.append((tag, dict(attrs)))
         if own := dict(attrs).get("id"):
             self.ids[own] += 1
@@ -109,11 +114,13 @@ class Seen(HTMLParser):
             self.tables[-1].append(tag)
 
     def handle_endtag(self, tag: str) -> None:
+        """An element ends, and with it those that were left open."""
         if tag in self._open:
             while self._open.pop() != tag:
                 pass
 
     def handle_data(self, data: str) -> None:
+        """A text."""
         if "style" not in self._open:
             self.texts.append(data)
 

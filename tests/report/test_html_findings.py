@@ -27,7 +27,13 @@ KEY = "aaaabbbbcccc"
 
 def look(rounds, speedup=1.3, **changes):
     """A recommendation as a tune stores it at a look."""
-    evidence = {"rounds": rounds, "phase": "prove", "protocol": "proto", "epoch": 1.0, **changes.pop("evidence", {})}
+    evidence = {
+        "rounds": rounds,
+        "phase": "prove",
+        "protocol": "proto",
+        "epoch": 1.0,
+        **changes.pop("evidence", {}),
+    }
     return recommendation(speedup=speedup, pairs=8 * rounds, evidence=evidence, **changes)
 
 
@@ -39,7 +45,9 @@ def profile(prompt="p1", tokens=9):
 
 def recording(prompt="p1", tokens=9):
     """The answer to it."""
-    return Recording(prompt, (1, 2), tuple(range(tokens)), 64, ended=True, prompt_ms=1.0, predicted_ms=8.0, wall_ms=9.0)
+    return Recording(
+        prompt, (1, 2), tuple(range(tokens)), 64, ended=True, prompt_ms=1.0, predicted_ms=8.0, wall_ms=9.0
+    )
 
 
 class TestLooks:
@@ -79,7 +87,11 @@ class TestAcceptance:
         assert found is not None
         assert found.answers == 1
         assert found.chosen == (8, 0.6)
-        at = {(n, p): cell for p, row in zip(found.p_min, found.cells, strict=True) for n, cell in zip(found.n_max, row, strict=True)}
+        at = {
+            (n, p): cell
+            for p, row in zip(found.p_min, found.cells, strict=True)
+            for n, cell in zip(found.n_max, row, strict=True)
+        }
         # Eight tokens after the first: cycles of 4 and 4.
         assert at[3, 0.0].per_cycle == pytest.approx(3.0)
         assert at[3, 0.0].rate == pytest.approx(1.0)
@@ -109,7 +121,9 @@ class TestAcceptance:
         trials = [
             TrialSummary(0, "complete", DRAFTING, 1.3, "", {"acceptance": 0.6}),
             TrialSummary(1, "complete", replace(DRAFTING, n_max=4, p_min=0.0), 1.2, "", {"acceptance": 0.5}),
-            TrialSummary(2, "complete", replace(DRAFTING, draft="/models/other.gguf"), 1.2, "", {"acceptance": 0.9}),
+            TrialSummary(
+                2, "complete", replace(DRAFTING, draft="/models/other.gguf"), 1.2, "", {"acceptance": 0.9}
+            ),
             TrialSummary(3, "fail", None, None, "it broke"),
         ]
         found = of_trials(DRAFTING, trials)

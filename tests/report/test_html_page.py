@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -57,10 +58,31 @@ def test_every_verdict_is_told_in_words(whole):
     assert "autospec tune --model Main-7B-Q4_K_M" in text
 
 
+def test_imported_results_are_no_gains_of_this_machine():
+    """They are told apart, also where they enable."""
+    types = (
+        type_findings(),
+        type_findings(recommendation(prompt_type=PromptType.CHAT, status=Status.IMPORTED)),
+        type_findings(recommendation(prompt_type=PromptType.QA, status=Status.STALE)),
+    )
+    text = Seen.of(page(findings(*types))).text
+    assert "Drafting pays for coding (+30.6 %) and qa (+30.6 %)." in text
+    assert "Imported, not measured here: chat (enable)." in text
+    assert "Measured under other conditions than today's: qa." in text
+
+
 def test_it_loads_nothing(whole):
     """No script, no address outside of the page, no import of a style; the only references are to its own parts."""
     seen = Seen.of(whole)
-    assert not {tag for tag, _ in seen.elements} & {"script", "link", "iframe", "img", "object", "embed", "base"}
+    assert not {tag for tag, _ in seen.elements} & {
+        "script",
+        "link",
+        "iframe",
+        "img",
+        "object",
+        "embed",
+        "base",
+    }
     for tag, attributes in seen.elements:
         assert "src" not in attributes, tag
         for name in ("href", "xlink:href"):
@@ -74,7 +96,10 @@ def test_names_of_models_and_prompts_are_texts():
     draft = Drafting(Mode.DRAFT_MODEL, draft=f"/models/{HOSTILE.replace('/', '')}.gguf", n_max=4)
     r = recommendation(model=HOSTILE, drafting=draft, tried=draft, reason=HOSTILE, status=Status.STALE)
     r.evidence["stale_reason"] = HOSTILE
-    own = [replace(p, off=replace(p.off, prompt_id=HOSTILE), drafted=replace(p.drafted, prompt_id=HOSTILE)) for p in pairs()]
+    own = [
+        replace(p, off=replace(p.off, prompt_id=HOSTILE), drafted=replace(p.drafted, prompt_id=HOSTILE))
+        for p in pairs()
+    ]
     one = TypeFindings(explain(r, own), tuple(own))
     machine = replace(HERE, chip=HOSTILE, gpu=HOSTILE)
     found = ModelFindings(HOSTILE, HOSTILE, machine, (one,))
@@ -92,18 +117,21 @@ def test_a_screen_reader_finds_its_way(whole):
     assert seen.tags("html")[0]["lang"] == "en"
     levels = [int(tag[1]) for tag, _ in seen.elements if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
-    assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False)), levels
+    assert all(b <= a + 1 for a, b in pairwise(levels)), levels
     assert len(seen.tables) > 10
     assert all(tags[0] == "caption" for tags in seen.tables)
     assert all(th.get("scope") in ("row", "col") for th in seen.tags("th"))
     for svg in seen.tags("svg"):
         assert svg["role"] == "img"
         assert svg["aria-labelledby"]
-    assert len(seen.tags("svg")) == len(seen.tags("title")) - 1 == len(seen.tags("desc")) == len(seen.tags("figcaption"))
+    assert (
+        len(seen.tags("svg"))
+        == len(seen.tags("title")) - 1
+        == len(seen.tags("desc"))
+        == len(seen.tags("figcaption"))
+    )
     wanted = [
-        name
-        for _, attributes in seen.elements
-        for name in (attributes.get("aria-labelledby") or "").split()
+        name for _, attributes in seen.elements for name in (attributes.get("aria-labelledby") or "").split()
     ] + [href[1:] for _, a in seen.elements if (href := a.get("href") or "").startswith("#")]
     assert set(wanted) <= set(seen.ids)
     assert [name for name, times in seen.ids.items() if times > 1] == []
@@ -129,7 +157,15 @@ def test_with_nothing_measured_it_says_what_to_do():
 def test_the_founding_record_is_whole():
     """Every run and every command line of it, and both losses of llama-server."""
     text = Seen.of(page(Findings(HERE, record=founding()))).text
-    for words in ("144.3, 144.4, 144.3", "86.8", "59.0", "63.2", "−21.9 %", "--draft-max 8", "Apple M2 Ultra, 64 GB"):
+    for words in (
+        "144.3, 144.4, 144.3",
+        "86.8",
+        "59.0",
+        "63.2",
+        "−21.9 %",
+        "--draft-max 8",
+        "Apple M2 Ultra, 64 GB",
+    ):
         assert words in text
 
 
@@ -147,7 +183,10 @@ def test_a_likely_gain_is_told():
     """An unfinished proof: off, with what is likely and how long it takes."""
     likely = {"speedup": 1.72, "interval": [1.3, 2.2], "chance": 0.98, "about_s": 240}
     r = recommendation(Verdict.UNDECIDED, status=Status.PROVISIONAL, evidence={LIKELY: likely})
-    assert "likely, +72 %, about 4 more minutes would prove it" in Seen.of(page(findings(TypeFindings(explain(r))))).text
+    assert (
+        "likely, +72 %, about 4 more minutes would prove it"
+        in Seen.of(page(findings(TypeFindings(explain(r))))).text
+    )
 
 
 def test_an_unbounded_interval_is_no_number():
@@ -180,12 +219,12 @@ def test_twelve_prompt_types_stay_small():
 @pytest.mark.process
 def test_a_page_that_would_be_too_large_says_what_it_left_out(monkeypatch):
     """First the tables of pairs go, then the figures of single types; each says where the rest is."""
-    found = findings(*twelve(rounds=4))
+    found = findings(*twelve(rounds=2)[:2])
     whole = len(page(found).encode())
     monkeypatch.setattr("autospec.report.html.page.MOST_BYTES", whole)
     without_pairs = page(found)
     assert "pairs are left out to keep this page small" in without_pairs
-    assert "aria-labelledby=\"m1-t1-proof-title" in without_pairs
+    assert 'aria-labelledby="m1-t1-proof-title' in without_pairs
     monkeypatch.setattr("autospec.report.html.page.MOST_BYTES", 1000)
     least = page(found)
     assert "The figure of its pairs is left out" in least
@@ -206,12 +245,17 @@ def test_a_loss_elsewhere_is_told_first():
     """Enabled, but slower under another condition: the reader learns it beside the gain."""
     slower = LimitCheck(0.8, 0.575, (0.5, 0.66), 8, LimitVerdict.SLOWER)
     r = recommendation(evidence={LIMITS: Limits(temperature=(slower,)).to_json()})
-    assert "Beware: coding at temperature 0.8: -42.5 % (slower)." in Seen.of(page(findings(type_findings(r)))).text
+    assert (
+        "Beware: coding at temperature 0.8: -42.5 % (slower)."
+        in Seen.of(page(findings(type_findings(r)))).text
+    )
 
 
 def test_a_map_beside_n_grams_says_what_it_is_of():
     """The replay of the map is of the draft model alone."""
-    found = AcceptanceMap((4, 8), (0.0,), ((AcceptanceCell(2.0, 0.9), AcceptanceCell()),), (8, 0.0), answers=3)
+    found = AcceptanceMap(
+        (4, 8), (0.0,), ((AcceptanceCell(2.0, 0.9), AcceptanceCell()),), (8, 0.0), answers=3
+    )
     beside = replace(DRAFTING, beside=(Drafting(Mode.NGRAM_SIMPLE, ngram_n=3, ngram_m=8, min_hits=1),))
     for tried, told in ((DRAFTING, False), (beside, True)):
         one = TypeFindings(explain(recommendation(drafting=tried, tried=tried)), accepted=found)

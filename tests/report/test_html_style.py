@@ -24,7 +24,11 @@ def variables(theme):
     assert len(blocks) == 3
     found = {}
     for condition, body in blocks:
-        if not condition or ("dark" in condition and theme == "dark") or ("print" in condition and theme == "print"):
+        if (
+            not condition
+            or ("dark" in condition and theme == "dark")
+            or ("print" in condition and theme == "print")
+        ):
             found |= dict(re.findall(r"--([\w-]+):\s*([^;]+);", body))
 
     def resolved(value):
@@ -77,7 +81,9 @@ def test_every_colour_of_a_figure_is_defined(theme):
 
 def test_levels_grow_in_one_direction():
     """A heat map is read by lightness, which every eye sees: darker with each level in light, lighter in dark."""
-    light, dark = ([luminance(variables(theme)[f"h{level}"]) for level in range(7)] for theme in ("light", "dark"))
+    light, dark = (
+        [luminance(variables(theme)[f"h{level}"]) for level in range(7)] for theme in ("light", "dark")
+    )
     assert light == sorted(light, reverse=True)
     assert dark == sorted(dark)
 

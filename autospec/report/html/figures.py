@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,8 +38,9 @@ _VERDICT_SHAPES = {Verdict.ENABLE: "^", Verdict.DISABLE: "v", Verdict.UNDECIDED:
 _FAR_BELOW, _FAR_ABOVE = 0.2, 8.0
 # An interval's end is drawn up to this factor from its ratio at least; beyond, it may end in an arrow.
 _REACH = 2.2
-_MOST_TICKS = 8
+_MOST_TICKS = 6
 _TICKS_WIDE = (0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+_TICKS_FEW = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _STEPS_PERCENT = (1, 2, 5, 10, 20, 25, 50)
 _LONGEST_LABEL = 34
 
@@ -56,28 +58,28 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Predicted and measured speed ratio of one drafting, each with an interval where one is known."""
+    """Predicted and measured speed ratio of one prompt type, each with an interval where one is known.
+
+    `place` chooses shape and colour, so that a prompt type looks the same in the figures of its model.
+    """
 
     label: str
     predicted: float
     measured: float
     predicted_interval: tuple[float, float] | None = None
     measured_interval: tuple[float, float] | None = None
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CostPoint:
-    """What an average cycle of one prompt type proposed, yielded and took; times in tokens without drafting."""
+    """What an average cycle of one prompt type proposed, yielded and took, in tokens without drafting; `place` as above."""
 
     label: str
     proposals: float
     tokens: float
     cost: float
-
-    @property
-    def pays(self) -> bool:
-        """True if a cycle yields more tokens than it takes the time of."""
-        return self.tokens > self.cost
+    place: int = 0
 
 
 @contextmanager
@@ -133,21 +135,18 @@ def forecast_figure(forecasts: Sequence[Forecast]) -> Figure:
         low, high = _range([1.0, *_near(known)])
         axes.plot([low, high], [low, high], color=INK["muted"], linewidth=1.2)
         axes.text(high, high, "as predicted ", ha="right", va="bottom", color=INK["muted"])
-        for place, f in enumerate(forecasts):
-            colour = INK[SERIES[place % len(SERIES)]]
-            for (x, y), interval, along in (
-                ((f.predicted, f.measured), f.predicted_interval, 0),
-                ((f.predicted, f.measured), f.measured_interval, 1),
+        for f in forecasts:
+            colour, shape = _look_of(f.place)
+            for x, y, interval, across in (
+                (f.predicted, f.measured, f.predicted_interval, True),
+                (f.predicted, f.measured, f.measured_interval, False),
             ):
                 if interval is not None:
                     ends = [min(max(end, low), high) for end in interval]
-                    across = [y, y] if along == 0 else [x, x]
-                    line = (ends, across) if along == 0 else (across, ends)
+                    line = (ends, [y, y]) if across else ([x, x], ends)
                     axes.plot(*line, color=colour, linewidth=1.2, alpha=0.8)
-            axes.plot(
-                [f.predicted], [f.measured], linestyle="none", marker=_SHAPES[place % len(_SHAPES)],
-                color=colour, markersize=7, label=_short(f.label),
-            )  # fmt: skip
+            axes.plot([f.predicted], [f.measured], linestyle="none", marker=shape, color=colour, markersize=7,
+                      label=_short(f.label))  # fmt: skip
         for axis in ("x", "y"):
             _ratio_axis(axes, axis, low, high)
         axes.grid(linewidth=0.6)
@@ -170,15 +169,15 @@ def cost_figure(cost_tokens: Sequence[float], points: Sequence[CostPoint]) -> Fi
         # Beyond the curve only the break-even line would be seen.
         highest = 1.15 * max([*cost_tokens, *(max(p.tokens, p.cost) for p in points), 2.0])
         axes.plot(range(widest + 1), [k + 1 for k in range(widest + 1)], color=INK["muted"], linestyle="--",
-                  linewidth=1.4, label="break-even if every proposal is accepted")  # fmt: skip
+                  linewidth=1.4, label="break-even, all accepted")  # fmt: skip
         axes.plot(range(len(cost_tokens)), list(cost_tokens), color=INK["ink"], linewidth=1.8,
-                  label="what a cycle costs")  # fmt: skip
+                  label="cost of a cycle")  # fmt: skip
         for p in points:
-            colour = INK["enable" if p.pays else "disable"]
-            axes.plot([p.proposals, p.proposals], [p.cost, p.tokens], color=colour, linewidth=1.6)
-            axes.plot([p.proposals], [p.cost], marker="_", color=colour, markersize=10, markeredgewidth=2)
-            axes.plot([p.proposals], [p.tokens], marker="^" if p.pays else "v", color=colour, markersize=8)
-        _label(axes, points, highest)
+            colour, shape = _look_of(p.place)
+            axes.plot([p.proposals, p.proposals], [p.cost, p.tokens], color=colour, linewidth=1.4)
+            axes.plot([p.proposals], [p.cost], marker="_", color=colour, markersize=11, markeredgewidth=2)
+            axes.plot([p.proposals], [p.tokens], marker=shape, linestyle="none", color=colour, markersize=7,
+                      label=_short(p.label))  # fmt: skip
         axes.set_xlim(-0.3, widest + 0.8)
         axes.set_ylim(0.0, highest)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -186,9 +185,7 @@ def cost_figure(cost_tokens: Sequence[float], points: Sequence[CostPoint]) -> Fi
         axes.set_axisbelow(True)
         axes.set_xlabel("proposals that a cycle verifies")
         axes.set_ylabel("tokens; costs in tokens without drafting")
-        axes.plot([], [], marker="^", linestyle="none", color=INK["enable"], label="tokens it yielded, more than it cost")
-        axes.plot([], [], marker="v", linestyle="none", color=INK["disable"], label="tokens it yielded, fewer than it cost")
-        axes.legend(loc="upper left", fontsize=9)
+        figure.legend(loc="outside right upper", fontsize=9)
         return figure
 
 
@@ -200,17 +197,20 @@ def proof_figure(pairs: Sequence[Pair], looks: Sequence[Look], threshold: float)
         ratios = [math.exp(p.log_ratio) for p in pairs]
         low, high = _range([1.0, 1.0 + threshold, *ratios])
         _reference_lines(axes[0].axhline, threshold)
-        order: dict[int, int] = {}
-        sizes = {r: sum(p.off.round == r for p in pairs) for r in {p.off.round for p in pairs}}
+        dots: dict[int, list[tuple[float, float]]] = {}
+        sizes = Counter(p.off.round for p in pairs)
+        drawn: Counter[int] = Counter()
         for pair, ratio in zip(pairs, ratios, strict=True):
-            round_, launch = pair.off.round, launches[pair.drafted.launch_id] - 1
-            place = order[round_] = order.get(round_, -1) + 1
+            round_ = pair.off.round
             # Spread within the round, so that dots do not cover each other.
-            x = round_ + 0.7 * ((place + 0.5) / sizes[round_] - 0.5)
-            axes[0].plot(
-                [x], [min(max(ratio, low), high)], marker=_SHAPES[launch % len(_SHAPES)], markersize=5,
-                color=INK[SERIES[launch % len(SERIES)]], linestyle="none",
-            )  # fmt: skip
+            x = round_ + 0.7 * ((drawn[round_] + 0.5) / sizes[round_] - 0.5)
+            drawn[round_] += 1
+            own = dots.setdefault(launches[pair.drafted.launch_id] - 1, [])
+            own.append((x, min(max(ratio, low), high)))
+        for launch, own in dots.items():
+            colour, shape = _look_of(launch)
+            xs, ys = zip(*own, strict=True)
+            axes[0].plot(xs, ys, marker=shape, markersize=5, color=colour, linestyle="none")
         _ratio_axis(axes[0], "y", low, high)
         axes[0].set_ylabel("each pair")
         if looks:
@@ -234,17 +234,26 @@ def launch_names(pairs: Iterable[Pair]) -> dict[str, int]:
     return found
 
 
+def _look_of(place: int) -> tuple[str, str]:
+    """Colour and shape of the launch or prompt type at this place: thirty differ before they come again."""
+    return INK[SERIES[place % len(SERIES)]], _SHAPES[place % len(_SHAPES)]
+
+
 def _look_panel(axes: Axes, looks: Sequence[Look], threshold: float) -> None:
     low, high = _range([1.0, 1.0 + threshold, *_near((look.ratio, look.interval) for look in looks)])
     _reference_lines(axes.axhline, threshold)
-    axes.plot([look.rounds for look in looks], [look.ratio for look in looks], color=INK["grid"], linewidth=1.2)
+    axes.plot(
+        [look.rounds for look in looks], [look.ratio for look in looks], color=INK["grid"], linewidth=1.2
+    )
     for look in looks:
         colour = INK[str(look.verdict)]
         if look.interval is not None:
             clipped = [min(max(end, low), high) for end in look.interval]
             axes.plot([look.rounds, look.rounds], clipped, color=colour, linewidth=2.2)
-        axes.plot([look.rounds], [look.ratio], marker=_VERDICT_SHAPES[look.verdict], color=colour, markersize=8)
-    _ratio_axis(axes, "y", low, high)
+        axes.plot(
+            [look.rounds], [look.ratio], marker=_VERDICT_SHAPES[look.verdict], color=colour, markersize=8
+        )
+    _ratio_axis(axes, "y", low, high, most=4)
     axes.set_ylabel("each look")
 
 
@@ -270,25 +279,26 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
     return math.exp(low - edge), math.exp(high + edge)
 
 
-def _ratio_axis(axes: Axes, axis: str, low: float, high: float) -> None:
-    """A logarithmic axis of speed ratios, labelled as gains."""
+def _ratio_axis(axes: Axes, axis: str, low: float, high: float, most: int = _MOST_TICKS) -> None:
+    """A logarithmic axis of speed ratios, labelled as gains at so many places at most."""
     (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
     (axes.set_xlim if axis == "x" else axes.set_ylim)(low, high)
-    ticks = _ticks(low, high)
+    ticks = _ticks(low, high, most)
     of_axis = axes.xaxis if axis == "x" else axes.yaxis
     of_axis.set_major_locator(FixedLocator(ticks))
     of_axis.set_major_formatter(FixedFormatter([_percent(t) for t in ticks]))
     of_axis.set_minor_locator(NullLocator())
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round ratios within a range, eight at most, with 1 among them if it lies within."""
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Round ratios within a range, `most` at most, with 1 among them if it lies within."""
     for step in _STEPS_PERCENT:
         first, last = math.ceil(100.0 * low / step), math.floor(100.0 * high / step)
         # On a logarithmic axis equal steps crowd at its upper end.
-        if last - first + 1 <= _MOST_TICKS and high < 2.5 * low:
+        if last - first + 1 <= most and high < 3.2 * low:
             return [k * step / 100.0 for k in range(first, last + 1)]
-    return [t for t in _TICKS_WIDE if low <= t <= high]
+    within = [t for t in _TICKS_WIDE if low <= t <= high]
+    return within if len(within) <= most + 2 else [t for t in within if t in _TICKS_FEW]
 
 
 def _percent(ratio: float) -> str:
@@ -299,16 +309,3 @@ def _percent(ratio: float) -> str:
 def _short(label: str) -> str:
     text = plain_text(label)
     return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
-
-
-def _label(axes: Axes, points: Sequence[CostPoint], highest: float) -> None:
-    """The points' names to their right, moved apart where they would cover each other."""
-    line = 0.055 * highest
-    placed: list[tuple[float, float]] = []
-    for p in sorted(points, key=lambda p: (p.tokens, p.label)):
-        y = p.tokens
-        while any(abs(y - other_y) < line and abs(p.proposals - x) < 2.5 for x, other_y in placed):
-            y += line / 4
-        placed.append((p.proposals, y))
-        axes.annotate(_short(p.label), (p.proposals, y), xytext=(7, 0), textcoords="offset points",
-                      va="center", fontsize=9)  # fmt: skip

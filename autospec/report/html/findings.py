@@ -198,4 +198,3 @@ def threshold_of(evidence: Mapping[str, Any]) -> float:
     """The gain that an `enable` had to exceed, as a fraction."""
     threshold = evidence.get("threshold")
     return float(threshold) if isinstance(threshold, int | float) else DEFAULT_RULE.threshold
-

@@ -53,6 +53,8 @@ MOST_BYTES: Final = 2_000_000
 
 _FOLDER = Path(__file__).parent
 _HEAT_LEVELS = 7
+# Parts what `what_to_run` says from the command line in it.
+_RUN = " Run: "
 _SYMBOLS = {Verdict.ENABLE: "▲", Verdict.DISABLE: "▼", Verdict.UNDECIDED: "◆"}
 
 
@@ -132,6 +134,7 @@ def _model(m: ModelFindings, name: str, now: dt.datetime) -> dict[str, Any]:
         "subject": f"on {m.backend} {', '.join(m.builds)}",
         "machine": m.hardware.id,
         "short": list(_in_short(m)),
+        "run": "" if m.overall is None else what_to_run(m.overall.recommendation).partition(_RUN)[2],
         "overall": None if m.overall is None else m.overall.sentences,
         "rows": rows,
         "gains": _gains(m, name),
@@ -145,21 +148,22 @@ def _model(m: ModelFindings, name: str, now: dt.datetime) -> dict[str, Any]:
 
 def _in_short(m: ModelFindings) -> Iterator[str]:
     """Which types pay, and how to run it: the first thing that a reader looks for."""
-    by_verdict: dict[Verdict, list[Recommendation]] = {}
-    for t in m.types:
-        by_verdict.setdefault(t.recommendation.verdict, []).append(t.recommendation)
-    pays = by_verdict.get(Verdict.ENABLE, [])
-    if pays:
+    answers = [t.recommendation for t in m.types]
+    here = [r for r in answers if r.status is not Status.IMPORTED]
+    by_verdict = {verdict: [r for r in here if r.verdict is verdict] for verdict in Verdict}
+    if pays := by_verdict[Verdict.ENABLE]:
         yield f"Drafting pays for {_listed([f'{_kind(r)} ({_gain(r.speedup)})' for r in pays])}."
     else:
-        yield "Drafting is enabled for no prompt type."
-    if lost := by_verdict.get(Verdict.DISABLE):
+        yield "Drafting is enabled for no prompt type here."
+    if lost := by_verdict[Verdict.DISABLE]:
         yield f"It does not pay for {_listed([_kind(r) for r in lost])}: there it stays off."
-    if still_open := by_verdict.get(Verdict.UNDECIDED):
+    if still_open := by_verdict[Verdict.UNDECIDED]:
         told = [_kind(r) + (f" ({words})" if (words := likely_words(r)) else "") for r in still_open]
         yield (
             f"Undecided, and therefore off: {_listed(told)}. `autospec tune --model {m.model}` goes on measuring."
         )
+    if imported := [f"{_kind(r)} ({r.verdict})" for r in answers if r.status is Status.IMPORTED]:
+        yield f"Imported, not measured here: {_listed(imported)}."
     slower = [
         f"{_kind(t.recommendation)} at {words}"
         for t in m.types
@@ -168,14 +172,12 @@ def _in_short(m: ModelFindings) -> Iterator[str]:
     ]
     if slower:
         yield f"Beware: {'; '.join(slower)}. `autospec proxy` turns drafting off there where it can."
-    if stale := [r for t in m.types if (r := t.recommendation).status is Status.STALE]:
-        yield f"Measured under other conditions than today's: {_listed([_kind(r) for r in stale])}."
-    if any(r.status is Status.IMPORTED for t in m.types for r in (t.recommendation,)):
-        yield "Imported results: nothing of them was measured here."
-    elif pays:
+    if stale := [_kind(r) for r in answers if r.status is Status.STALE]:
+        yield f"Measured under other conditions than today's: {_listed(stale)}."
+    if pays:
         yield "`autospec proxy` gives each request the drafting of its prompt type."
     if m.overall is not None:
-        yield what_to_run(m.overall.recommendation)
+        yield what_to_run(m.overall.recommendation).partition(_RUN)[0].removesuffix(".") + "."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -255,11 +257,13 @@ def _gain_plot(gains: Sequence[Gain], threshold: float, name: str, title: str) -
 
 def _forecasts(m: ModelFindings, name: str) -> dict[str, Any] | None:
     """The predicted and measured gains of the types that have both."""
-    found = [f for t in m.types if (f := _forecast(t.recommendation)) is not None]
+    found = [f for place, t in enumerate(m.types) if (f := _forecast(t.recommendation, place)) is not None]
     if not found:
         return None
     title = "Predicted against measured"
-    told = "; ".join(f"{f.label}: predicted {_gain(f.predicted)}, measured {_gain(f.measured)}" for f in found)
+    told = "; ".join(
+        f"{f.label}: predicted {_gain(f.predicted)}, measured {_gain(f.measured)}" for f in found
+    )
     svg = inline_svg(forecast_figure(found), name=f"{name}-forecasts", title=title, description=f"{told}.")
     note = "Bars: the interval of each side. A prediction chooses what is launched; it never enables."
     rows = [
@@ -280,20 +284,25 @@ def _interval(ends: tuple[float, float] | None) -> str:
     return "–" if ends is None else f"{_gain(ends[0])} to {_gain(ends[1])}"
 
 
-def _forecast(r: Recommendation) -> Forecast | None:
+def _forecast(r: Recommendation, place: int) -> Forecast | None:
     prediction = r.evidence.get("prediction")
     if not isinstance(prediction, Mapping) or r.speedup is None or r.tried.is_off:
         return None
     expected, interval = prediction.get("expected"), prediction.get("interval")
     if not isinstance(expected, int | float) or expected <= 0.0:
         return None
-    ends = (float(interval[0]), float(interval[1])) if isinstance(interval, list) and len(interval) == 2 else None
-    return Forecast(_kind(r), float(expected), r.speedup, ends, _finite(r.speedup_ci))
+    ends = (
+        (float(interval[0]), float(interval[1]))
+        if isinstance(interval, list) and len(interval) == 2
+        else None
+    )
+    return Forecast(_kind(r), float(expected), r.speedup, ends, _finite(r.speedup_ci), place)
 
 
 def _costs(m: ModelFindings, name: str) -> Iterator[dict[str, Any]]:
     """A figure for each draft, or kind of draft-free mode, whose costs are known."""
     groups: dict[tuple[str, ...], list[TypeFindings]] = {}
+    places = {id(t): place for place, t in enumerate(m.types)}
     for t in m.types:
         if _curve(t.recommendation):
             d = t.recommendation.tried
@@ -301,10 +310,12 @@ def _costs(m: ModelFindings, name: str) -> Iterator[dict[str, Any]]:
             groups.setdefault((str(d.mode), d.draft or "", *beside), []).append(t)
     for place, ((mode, draft, *beside), own) in enumerate(groups.items(), start=1):
         curve = max((_curve(t.recommendation) for t in own), key=len)
-        points = [p for t in own if (p := _cost_point(t.explanation)) is not None]
+        points = [p for t in own if (p := _cost_point(t.explanation, places[id(t)])) is not None]
         subject = " + ".join([f"{mode} {PurePath(draft).name}".strip(), *beside])
         title = f"What verifying costs: {subject}"
-        told = ", ".join(f"{k} proposals: {cost:.2f}" for k, cost in enumerate(curve) if k in (0, 1, 2, 4, 8, 16))
+        told = ", ".join(
+            f"{k} proposals: {cost:.2f}" for k, cost in enumerate(curve) if k in (0, 1, 2, 4, 8, 16)
+        )
         paid = "".join(
             f"; {p.label}: {p.proposals:.1f} proposals, {p.tokens:.2f} tokens for the time of {p.cost:.2f}"
             for p in points
@@ -316,7 +327,7 @@ def _costs(m: ModelFindings, name: str) -> Iterator[dict[str, Any]]:
             description=f"Time of a cycle in tokens without drafting, {told}{paid}.",
         )
         note = (
-            "Drafting pays where a cycle yields more tokens than it takes the time of: where the marker lies above its bar."
+            "Drafting pays where a cycle yields more tokens than it takes the time of: where a marker lies above the bar of its colour."
             " Above the dashed line drafting could not pay even if every proposal were accepted."
         )
         yield {
@@ -337,12 +348,13 @@ def _curve(r: Recommendation) -> list[float]:
     return [(float(v) + k * float(step_ms or 0.0)) / float(token_ms) for k, v in enumerate(verify)]
 
 
-def _cost_point(explained: Explanation) -> CostPoint | None:
+def _cost_point(explained: Explanation, place: int) -> CostPoint | None:
     figures = explained.figures
     names = ("proposals_per_pass", "tokens_per_pass", "pass_cost_tokens")
     if not all(isinstance(figures.get(name), int | float) for name in names):
         return None
-    return CostPoint(_kind(explained.recommendation), *(float(figures[name]) for name in names))
+    proposals, tokens, cost = (float(figures[name]) for name in names)
+    return CostPoint(_kind(explained.recommendation), proposals, tokens, cost, place)
 
 
 def _conditions(m: ModelFindings) -> list[dict[str, Any]]:
@@ -435,7 +447,9 @@ def _pair_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
                 "off_tps": plain_speed(off_tps),
                 "drafted_tps": plain_speed(drafted_tps),
                 "gain": _gain(math.exp(p.log_ratio)),
-                "accepted": "–" if p.drafted.drafted is None else f"{p.drafted.accepted or 0} of {p.drafted.drafted}",
+                "accepted": "–"
+                if p.drafted.drafted is None
+                else f"{p.drafted.accepted or 0} of {p.drafted.drafted}",
                 "same": "same" if p.same_text else "differs",
             }
         )
