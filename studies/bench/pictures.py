@@ -23,6 +23,8 @@ from PIL import Image
 
 SCHEMES = ("light", "dark")
 WIDTHS = (360, 800, 1280)
+# Chromium draws no larger pictures.
+MOST_HEIGHT = 16_000
 # Of a picture in a document.
 WIDTH, HEIGHT, COLOURS = 1000, 1150, 48
 
@@ -63,7 +65,9 @@ def _taken(page: Path, *, everything: bool) -> list[tuple[str, bytes]]:
                 )
                 tab = context.new_page()
                 tab.goto(page.as_uri())
-                taken = tab.screenshot(full_page=everything)
+                height = min(MOST_HEIGHT, tab.evaluate("document.documentElement.scrollHeight"))
+                clip = {"x": 0, "y": 0, "width": width, "height": height if everything else HEIGHT}
+                taken = tab.screenshot(full_page=everything, clip=clip)
                 name = f"report-{scheme}-{width}" if everything else f"report-{scheme}"
                 found.append((name, taken if everything else _small(taken)))
                 context.close()

@@ -18,18 +18,25 @@ from autospec.report.html.page import MOST_BYTES
 from autospec.settings import load_settings
 from autospec.store.database import open_store
 from tests.golden.conftest import OLD
-from tests.report.html_samples import Seen
+from tests.report.html_samples import Seen, undrawn
 from tests.report.samples import measurement, recommendation
 
 KEY = "aaaabbbbcccc"
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    """The page goes into the current folder."""
+def _here(tmp_path, monkeypatch, request):
+    """The page goes into the current folder. Its figures are drawn in the tests that look at them."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("autospec.report.html.page.inline_svg", undrawn)
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
+
+
+@pytest.fixture
+def drawn():
+    """With figures."""
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def run(*args):
     return CliRunner().invoke(cli, ["report", *args])
 
 
-def test_it_writes_the_page(tuned):
+def test_it_writes_the_page(tuned, drawn):
     """Into the default file, and says so; with the founding record, and without a study in Optuna's tables."""
     result = run()
     assert result.exit_code == 0, (result.stderr, result.exception)
@@ -134,7 +141,7 @@ def test_open_shows_it(tuned, monkeypatch, works):
     assert ("no browser could be started" in result.stderr) is not works
 
 
-def test_what_an_older_version_measured():
+def test_what_an_older_version_measured(drawn):
     """The database of 31c5bcf: its verdicts, its trials, and no figure without data."""
     database = Path(load_settings().storage.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from autospec.report.html.acceptance import AcceptanceCell, AcceptanceMap
 from autospec.report.html.findings import Findings, ModelFindings, TypeFindings, record_findings
 from autospec.report.html.page import MOST_BYTES, page
 from autospec.report.records import find_record, read_record
-from tests.report.html_samples import Seen, findings, pairs, twelve, type_findings
+from tests.report.html_samples import Seen, findings, pairs, twelve, type_findings, undrawn
 from tests.report.samples import DRAFTING, HERE, recommendation
 
 SCRIPT = "<script>alert('x')</script>"
@@ -27,6 +27,12 @@ HOSTILE = f'{SCRIPT}"><img src=http://evil.example/ onerror=alert(1)>&$x$\x07{{{
 def founding():
     """The founding record's part of the page."""
     return record_findings(read_record(find_record("m2-ultra-2025-12-13")))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Pages without drawing their figures."""
+    monkeypatch.setattr("autospec.report.html.page.inline_svg", undrawn)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def whole():
     return page(findings(*types, record=founding()))
 
 
-def test_it_says_what_explain_says():
+def test_it_says_what_explain_says(quick):
     """The same sentences, and in short which types pay."""
     one = type_findings()
     text = Seen.of(page(findings(one))).text
@@ -58,7 +64,7 @@ def test_every_verdict_is_told_in_words(whole):
     assert "autospec tune --model Main-7B-Q4_K_M" in text
 
 
-def test_imported_results_are_no_gains_of_this_machine():
+def test_imported_results_are_no_gains_of_this_machine(quick):
     """They are told apart, also where they enable."""
     types = (
         type_findings(),
@@ -146,7 +152,7 @@ def test_what_scrolls_can_be_reached_by_keyboard(whole):
     assert seen.tags("a")[0] == {"class": "skip", "href": "#main"}
 
 
-def test_with_nothing_measured_it_says_what_to_do():
+def test_with_nothing_measured_it_says_what_to_do(quick):
     """A newcomer sees the next commands, and the founding record."""
     text = Seen.of(page(Findings(HERE, record=founding()))).text
     assert "Nothing has been measured on this machine yet" in text
@@ -154,7 +160,7 @@ def test_with_nothing_measured_it_says_what_to_do():
     assert "Escreva um Palindromo em Kotlin" in text
 
 
-def test_the_founding_record_is_whole():
+def test_the_founding_record_is_whole(quick):
     """Every run and every command line of it, and both losses of llama-server."""
     text = Seen.of(page(Findings(HERE, record=founding()))).text
     for words in (
@@ -170,7 +176,7 @@ def test_the_founding_record_is_whole():
 
 
 @pytest.mark.parametrize("status", list(Status))
-def test_every_status_has_a_row(status):
+def test_every_status_has_a_row(quick, status):
     """Stale and imported rows, and rows that nothing was tried for, are shown as what they are."""
     r = recommendation(Verdict.UNDECIDED, status=status, tried=OFF, speedup=None, speedup_ci=None, baseline_tps=None,
                        drafting_tps=None, acceptance=None, pairs=0, evidence={"stale_reason": "another build"})  # fmt: skip
@@ -179,7 +185,7 @@ def test_every_status_has_a_row(status):
     assert ("another build" in text) == (status is Status.STALE)
 
 
-def test_a_likely_gain_is_told():
+def test_a_likely_gain_is_told(quick):
     """An unfinished proof: off, with what is likely and how long it takes."""
     likely = {"speedup": 1.72, "interval": [1.3, 2.2], "chance": 0.98, "about_s": 240}
     r = recommendation(Verdict.UNDECIDED, status=Status.PROVISIONAL, evidence={LIKELY: likely})
@@ -189,7 +195,7 @@ def test_a_likely_gain_is_told():
     )
 
 
-def test_an_unbounded_interval_is_no_number():
+def test_an_unbounded_interval_is_no_number(quick):
     """A few pairs have no interval: neither the table nor the figure invents one."""
     r = recommendation(Verdict.UNDECIDED, speedup_ci=(0.0, float("inf")))
     text = Seen.of(page(findings(type_findings(r)))).text
@@ -197,7 +203,7 @@ def test_an_unbounded_interval_is_no_number():
     assert "inf" not in text.lower().split()
 
 
-def test_paths_below_the_home_folder_are_short(monkeypatch):
+def test_paths_below_the_home_folder_are_short(quick, monkeypatch):
     """The page may be shown to others; it does not tell the user's name."""
     monkeypatch.setattr(Path, "home", lambda: Path("/home/some&body"))
     r = recommendation(evidence={"command": ["/home/some&body/llama-server", "-m", "/home/some&body/m.gguf"]})
@@ -231,7 +237,7 @@ def test_a_page_that_would_be_too_large_says_what_it_left_out(monkeypatch):
     assert len(least) < len(without_pairs) < whole
 
 
-def test_flags_are_shown_where_drafting_is_enabled():
+def test_flags_are_shown_where_drafting_is_enabled(quick):
     """What to type; not for a drafting that stays off, and not where the flags were not recorded."""
     assert "Flags for coding prompts:" in page(findings(type_findings()))
     assert "--spec-draft-n-max 8" in page(findings(type_findings()))
@@ -241,7 +247,7 @@ def test_flags_are_shown_where_drafting_is_enabled():
     assert "Flags for" not in page(findings(type_findings(recommendation(evidence={}))))
 
 
-def test_a_loss_elsewhere_is_told_first():
+def test_a_loss_elsewhere_is_told_first(quick):
     """Enabled, but slower under another condition: the reader learns it beside the gain."""
     slower = LimitCheck(0.8, 0.575, (0.5, 0.66), 8, LimitVerdict.SLOWER)
     r = recommendation(evidence={LIMITS: Limits(temperature=(slower,)).to_json()})
@@ -251,7 +257,7 @@ def test_a_loss_elsewhere_is_told_first():
     )
 
 
-def test_a_map_beside_n_grams_says_what_it_is_of():
+def test_a_map_beside_n_grams_says_what_it_is_of(quick):
     """The replay of the map is of the draft model alone."""
     found = AcceptanceMap(
         (4, 8), (0.0,), ((AcceptanceCell(2.0, 0.9), AcceptanceCell()),), (8, 0.0), answers=3

@@ -306,8 +306,8 @@ def _costs(m: ModelFindings, name: str) -> Iterator[dict[str, Any]]:
     for t in m.types:
         if _curve(t.recommendation):
             d = t.recommendation.tried
-            beside = [part.mode for part in d.beside]
-            groups.setdefault((str(d.mode), d.draft or "", *beside), []).append(t)
+            modes = (str(part.mode) for part in d.beside)
+            groups.setdefault((str(d.mode), d.draft or "", *modes), []).append(t)
     for place, ((mode, draft, *beside), own) in enumerate(groups.items(), start=1):
         curve = max((_curve(t.recommendation) for t in own), key=len)
         points = [p for t in own if (p := _cost_point(t.explanation, places[id(t)])) is not None]
