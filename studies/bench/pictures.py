@@ -26,7 +26,7 @@ WIDTHS = (360, 800, 1280)
 # Chromium draws no larger pictures.
 MOST_HEIGHT = 16_000
 # Of a picture in a document.
-WIDTH, HEIGHT, COLOURS = 1000, 1150, 48
+WIDTH, HEIGHT, COLOURS = 1000, 1000, 48
 
 
 def main() -> None:

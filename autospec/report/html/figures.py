@@ -42,7 +42,7 @@ _MOST_TICKS = 6
 _TICKS_WIDE = (0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 _TICKS_FEW = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _STEPS_PERCENT = (1, 2, 5, 10, 20, 25, 50)
-_LONGEST_LABEL = 34
+_LONGEST_LABEL = 40
 
 
 @dataclass(frozen=True, slots=True)
