@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from autospec.cells import PromptType
 from autospec.cli import cli
 from autospec.hardware import identify
 from autospec.recommendations import Verdict
 from autospec.report.html.page import MOST_BYTES
 from autospec.settings import load_settings
 from autospec.store.database import open_store
+from tests.cli.test_recommend_overall import cell, remember
 from tests.golden.conftest import OLD
 from tests.report.html_samples import Seen, undrawn
-from tests.report.samples import measurement, recommendation
+from tests.report.samples import DRAFTING, measurement, recommendation
 
 KEY = "aaaabbbbcccc"
 
@@ -75,6 +77,37 @@ def test_one_model_alone(tuned):
     assert unknown.exit_code == 3
     assert "autospec tune --model nosuch" in unknown.stderr
     assert not Path("autospec-report.html").exists()
+
+
+def test_one_server_for_all_prompt_types():
+    """The overall answer: its row, its words, and the command to run."""
+    store = open_store(load_settings().storage)
+    remember(
+        store,
+        (cell(PromptType.CODING, DRAFTING), {DRAFTING: 2.4}),
+        (cell(PromptType.WRITING, DRAFTING), {DRAFTING: 1.5}),
+    )
+    store.close()
+    assert run().exit_code == 0
+    seen = Seen.of(Path("autospec-report.html").read_text("utf-8"))
+    assert "all together" in seen.text
+    assert "The mix is equal numbers of requests of every prompt type" in seen.text
+    assert "llama-server --model /models/Main-7B-Q4_K_M.gguf" in seen.text
+    assert run("--prompt-type", "coding").exit_code == 0
+    assert "all together" not in Path("autospec-report.html").read_text("utf-8")
+
+
+def test_imported_results_of_another_machine_say_so():
+    """Where nothing was measured here: the note on the page and on the terminal."""
+    imported = CliRunner().invoke(cli, ["studies", "import", "m2-ultra-2025-12-13"])
+    assert imported.exit_code == 0
+    result = run()
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert "no results of this machine match; these come from apple-m2-ultra-64g." in result.stderr
+    text = Seen.of(Path("autospec-report.html").read_text("utf-8")).text
+    assert "no results of this machine match" in text
+    assert "none (3 and 3 runs)" in text
+    assert "Imported, not measured here: coding (undecided)." in text
 
 
 def test_with_an_empty_database_it_says_what_to_do():

@@ -17,7 +17,7 @@ from autospec.report.html.acceptance import AcceptanceCell, AcceptanceMap
 from autospec.report.html.findings import Findings, ModelFindings, TypeFindings, record_findings
 from autospec.report.html.page import MOST_BYTES, page
 from autospec.report.records import find_record, read_record
-from tests.report.html_samples import Seen, findings, pairs, twelve, type_findings, undrawn
+from tests.report.html_samples import PREDICTION, Seen, findings, pairs, twelve, type_findings, undrawn
 from tests.report.samples import DRAFTING, HERE, recommendation
 
 SCRIPT = "<script>alert('x')</script>"
@@ -268,3 +268,34 @@ def test_a_map_beside_n_grams_says_what_it_is_of(quick):
         text = Seen.of(page(findings(one))).text
         assert "3 recorded answers, replayed for each setting" in text
         assert ("without the modes beside it" in text) is told
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        {},
+        {**PREDICTION, "interval": None},
+        {**PREDICTION, "interval": [None, 1.2]},
+        {**PREDICTION, "token_ms": 0.0},
+        {**PREDICTION, "step_ms": None},
+        {**PREDICTION, "verify_ms": [100.0]},
+    ],
+)
+def test_a_prediction_of_another_version_is_left_out_as_far_as_it_is_not_understood(prediction):
+    """No figure is drawn of what is missing, and the others are."""
+    own = pairs()
+    r = recommendation(evidence={"prediction": prediction} if prediction else {})
+    explained = explain(replace(r, evidence={}), own)
+    text = page(findings(TypeFindings(replace(explained, recommendation=r), own)))
+    assert ("m1-forecasts" in text) == ("expected" in prediction)
+    curve = bool(prediction) and prediction["token_ms"] > 0 and len(prediction["verify_ms"]) > 1
+    assert ("m1-cost1" in text) == curve
+    assert "m1-t1-proof" in text
+
+
+@pytest.mark.parametrize("backend", ["attached", "mlx", "llama-cpp-python"])
+def test_other_backends_have_a_page(quick, backend):
+    """Without flags, where the server is somebody else's and takes none."""
+    text = Seen.of(page(findings(type_findings(recommendation(backend=backend, evidence={"args": []}))))).text
+    assert "Drafting pays for coding" in text
+    assert "Flags for" not in text

@@ -288,15 +288,12 @@ def _forecast(r: Recommendation, place: int) -> Forecast | None:
     prediction = r.evidence.get("prediction")
     if not isinstance(prediction, Mapping) or r.speedup is None or r.tried.is_off:
         return None
-    expected, interval = prediction.get("expected"), prediction.get("interval")
-    if not isinstance(expected, int | float) or expected <= 0.0:
+    expected = _numbers([prediction.get("expected")])
+    if not expected or expected[0] <= 0.0:
         return None
-    ends = (
-        (float(interval[0]), float(interval[1]))
-        if isinstance(interval, list) and len(interval) == 2
-        else None
-    )
-    return Forecast(_kind(r), float(expected), r.speedup, ends, _finite(r.speedup_ci), place)
+    ends = _numbers(prediction.get("interval"))
+    interval = (ends[0], ends[1]) if len(ends) == 2 else None
+    return Forecast(_kind(r), expected[0], r.speedup, interval, _finite(r.speedup_ci), place)
 
 
 def _costs(m: ModelFindings, name: str) -> Iterator[dict[str, Any]]:
@@ -342,10 +339,20 @@ def _curve(r: Recommendation) -> list[float]:
     prediction = r.evidence.get("prediction")
     if not isinstance(prediction, Mapping):
         return []
-    verify, token_ms, step_ms = (prediction.get(key) for key in ("verify_ms", "token_ms", "step_ms"))
-    if not isinstance(verify, list) or len(verify) < 2 or not token_ms:
+    verify = _numbers(prediction.get("verify_ms"))
+    times = _numbers([prediction.get("token_ms"), prediction.get("step_ms") or 0.0])
+    if len(verify) < 2 or not times or times[0] <= 0.0:
         return []
-    return [(float(v) + k * float(step_ms or 0.0)) / float(token_ms) for k, v in enumerate(verify)]
+    token_ms, step_ms = times
+    return [(v + k * step_ms) / token_ms for k, v in enumerate(verify)]
+
+
+def _numbers(values: object) -> list[float]:
+    """A list of finite numbers as evidence has it; empty if it is anything else, as in a damaged import."""
+    if not isinstance(values, list | tuple):
+        return []
+    numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    return numbers if len(numbers) == len(values) else []
 
 
 def _cost_point(explained: Explanation, place: int) -> CostPoint | None:
