@@ -124,6 +124,12 @@ def test_doctor(known, monkeypatch):
     check_json("cli/doctor.json", held)
 
 
+def test_report(known):
+    """Where the page is, and what it is of; its size depends on the versions of what draws it."""
+    document = known.document(run("report", "--json", "-o", f"{known.folder}/report.html"))
+    check_json("cli/report.json", document | {"bytes": shape(document["bytes"])})
+
+
 @pytest.mark.process
 def test_bench(place):
     """Keys and kinds of values; the command lines as they are."""
@@ -315,7 +321,7 @@ def test_every_command_with_a_document_is_held():
         " ".join(words.split()[:2]).removesuffix(" --json").removesuffix(" --model")
         for words in DOCUMENTS.values()
     }
-    held |= {"doctor", "bench", "tune", "daemon"} | {
+    held |= {"doctor", "report", "bench", "tune", "daemon"} | {
         f"service {action}" for action in ("install", "uninstall", "start", "stop", "status", "logs")
     }
     with_json = {
