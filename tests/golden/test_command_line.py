@@ -124,6 +124,7 @@ def test_doctor(known, monkeypatch):
     check_json("cli/doctor.json", held)
 
 
+@pytest.mark.process  # in a home of its own, Matplotlib asks fontconfig for fonts once
 def test_report(known):
     """Where the page is, and what it is of; its size depends on the versions of what draws it."""
     document = known.document(run("report", "--json", "-o", f"{known.folder}/report.html"))

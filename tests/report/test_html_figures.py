@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from xml.etree import ElementTree as ET
 
+import matplotlib as mpl
 import pytest
 
 from autospec.recommendations import Verdict
@@ -75,6 +76,17 @@ def test_the_same_figure_is_the_same_text():
     """So that a report that is written again does not differ by chance."""
     one, other = (inline_svg(FIGURES["proof"](), name="f1", title="t", description="d") for _ in range(2))
     assert one == other
+
+
+def test_the_users_own_style_of_matplotlib_changes_nothing():
+    """People who draw with it have a matplotlibrc; it belongs to their figures."""
+    usual = inline_svg(FIGURES["gains"](), name="f1", title="t", description="d")
+    with mpl.rc_context(
+        {"axes.grid": True, "font.size": 30, "figure.dpi": 40, "text.color": "red", "svg.fonttype": "path"}
+    ):
+        own = inline_svg(FIGURES["gains"](), name="f1", title="t", description="d")
+        assert mpl.rcParams["font.size"] == 30
+    assert own == usual
 
 
 @pytest.mark.parametrize("label", NAMES)

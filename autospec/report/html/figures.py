@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
@@ -17,7 +16,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 from autospec.measure.measurements import Pair, Phase
 from autospec.recommendations import Verdict
 from autospec.report.html.findings import Look
-from autospec.report.html.svg import INK, SERIES, STYLE, plain_text
+from autospec.report.html.svg import INK, SERIES, plain_text, styled
 
 __all__ = [
     "CostPoint",
@@ -84,7 +83,7 @@ class CostPoint:
 
 @contextmanager
 def _drawn(height_in: float, rows: Sequence[float] = (1.0,)) -> Iterator[tuple[Figure, list[Axes]]]:
-    with mpl.rc_context(dict(STYLE)):
+    with styled():
         figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
         axes = figure.subplots(len(rows), 1, squeeze=False, sharex=True, height_ratios=list(rows))
         yield figure, [row[0] for row in axes]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Final
 from xml.etree import ElementTree as ET
@@ -18,7 +19,7 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-__all__ = ["INK", "SERIES", "STYLE", "inline_svg", "plain_text"]
+__all__ = ["INK", "SERIES", "inline_svg", "plain_text", "styled"]
 
 # Names of the CSS variables of the page's style.
 _ROLES = ("ink", "muted", "grid", "paper", "enable", "disable", "undecided")
@@ -27,7 +28,7 @@ SERIES: Final = tuple(f"series{i}" for i in range(6))
 INK: Final[Mapping[str, str]] = MappingProxyType(
     {role: f"#0102{place:02x}" for place, role in enumerate((*_ROLES, *SERIES), start=1)}
 )
-STYLE: Final[Mapping[str, object]] = MappingProxyType(
+_STYLE: Final[Mapping[str, object]] = MappingProxyType(
     {
         "svg.fonttype": "none",
         "svg.hashsalt": "autospec",
@@ -59,6 +60,15 @@ _FRAGMENT = re.compile(r"url\(#")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in the page's style, whatever the user's own matplotlibrc says."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        yield
+
+
 def plain_text(text: str) -> str:
     """The text with a question mark in place of control characters and lone surrogates, which names of files may have."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
@@ -68,7 +78,7 @@ def inline_svg(figure: Figure, *, name: str, title: str, description: str) -> st
     """The figure as one `<svg>` element.
 
     Args:
-        figure: Drawn under `STYLE`, in colours of `INK`.
+        figure: Drawn within `styled`, in colours of `INK`.
         name: Prefix of its ids; unique on the page.
         title: Its text alternative, one line.
         description: What it shows, for people who do not see it.
@@ -76,7 +86,7 @@ def inline_svg(figure: Figure, *, name: str, title: str, description: str) -> st
     written = io.StringIO()
     # Matplotlib's own title and date would be metadata with addresses in it.
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with mpl.rc_context(dict(STYLE)), warnings.catch_warnings():
+    with styled(), warnings.catch_warnings():
         # The browser has glyphs that Matplotlib's font lacks, for a name in Japanese for instance.
         warnings.simplefilter("ignore", UserWarning)
         figure.savefig(written, format="svg", metadata=nothing)
