@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-short test test-process test-real test-all check lint types imports links wheel native llama-cpp format clean
+.PHONY: help demo demo-short test test-process test-real test-all check lint types imports links wheel native llama-cpp pictures format clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
@@ -91,6 +91,11 @@ wheel: $(VENV)/.has-dev
 format: $(VENV)/.has-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documents' pictures, from the results of AUTOSPEC_HOME or of this user; needs a Chromium.
+pictures: $(VENV)/.has-test
+	@$(PIP) playwright
+	@$(BIN)/python -m studies.bench.pictures
 
 native: $(VENV)/.has-runtime
 	@$(BIN)/python -m tests.lab.native

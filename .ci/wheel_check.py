@@ -20,7 +20,11 @@ import autospec.files as data
 from autospec.prompts.request_text import keywords
 keywords()  # the word lists are a file of the package
 from autospec.proxy.page import PAGE_PATHS, page
-pages = [page(path) for path in PAGE_PATHS]  # so are those of the dashboard
+pages = [page(path) for path in PAGE_PATHS]  # so are those of the dashboard, and of the report
+from pathlib import Path
+from autospec.report import html
+for name in ("page.html.j2", "page.css"):
+    Path(html.__file__).with_name(name).read_text("utf-8")
 folders = [data.studies_dir(), data.launchd_dir()]
 json.dump({
     "site": sysconfig.get_path("purelib"),

@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tune": ("autospec.cli.tune", "Measure where speculative decoding pays."),
     "recommend": ("autospec.cli.recommend", "Print the recommended configuration."),
     "explain": ("autospec.cli.explain", "Explain a recommendation in words and numbers."),
+    "report": ("autospec.cli.report", "Write what is known as one HTML page with figures."),
     "bench": ("autospec.cli.bench", "Compare one model with and without drafting on one prompt."),
     "studies": ("autospec.cli.studies", "List, show, import and export studies."),
     "proxy": ("autospec.cli.proxy", "Serve your models, with the best drafting for each request."),

@@ -11,13 +11,11 @@ from autospec.cli.shell import Shell, command_options, model_option, result_opti
 
 if TYPE_CHECKING:
     from autospec.catalog.model import Model
-    from autospec.measure.disturbances import Cause
-    from autospec.measure.measurements import Pair
     from autospec.recommendations import StoredRecommendation
     from autospec.report.explanation import Explanation
     from autospec.store.database import Store
 
-__all__ = ["command"]
+__all__ = ["command", "with_traffic"]
 
 
 @click.command()
@@ -81,43 +79,15 @@ def _explain(
     trials: dict[str, tuple[Any, ...]],
     main: Model | None,
 ) -> Explanation:
-    import math
-    from dataclasses import replace
-
-    from autospec.measure.disturbances import lasting
-    from autospec.measure.measurements import Phase, Shapes, pair_up
+    from autospec.report.evidence import evidence_of
     from autospec.report.explanation import explain
-    from autospec.report.studies import trial_from_json
-    from autospec.store.queries import DraftFile, DraftFiles
 
-    r = stored.recommendation
-    identity = r.evidence.get("draft_id")
-    # If the draft file was replaced or moved since, use the measurements of the file that was recommended.
-    store.drafts = DraftFiles({r.tried.draft: DraftFile(identity)} if r.tried.draft and identity else {})
-    # The proof's measurements, or those of the search if there is no proof.
-    halves = [m for m in store.measurements(stored.cell_key) if m.compared == r.tried]
-    proof = [m for m in halves if m.phase is Phase.PROVE]
-    chosen = proof or [m for m in halves if m.phase is Phase.SEARCH]
-    # Other suites, lengths or temperatures are other experiments; the verdict comes from the newest.
-    protocol = r.evidence.get("protocol") or (chosen[-1].protocol if chosen else None)
-    # The verdict ignores disturbed pairs, so this does too.
-    requests = r.evidence.get("requests")
-    shapes = {} if requests is None else {stored.cell_key: Shapes.from_json(requests)}
-    chosen = [m for m in chosen if m.protocol == protocol]
-    lasts = lasting(m for m in chosen if m.machine)
-    pairs = [p for p in pair_up(chosen, shapes) if _counts(p, lasts)]
-    own = trials.get(stored.cell_key) or [trial_from_json(t) for t in r.evidence.get("trial_list", ())]
-    own = [
-        replace(t, drafting=drafting)
-        for t in own
-        if protocol is None or t.attributes.get("protocol") in (None, protocol)
-        if t.drafting is not None
-        if (drafting := store.drafts.today(t.drafting, str(t.attributes.get("draft_id") or ""), math.inf))
-    ]
-    return _with_traffic(store, stored, explain(r, pairs, own, model=main))
+    found = evidence_of(store, stored, trials.get(stored.cell_key, ()))
+    explained = explain(stored.recommendation, found.pairs, found.trials, model=main)
+    return with_traffic(store, stored, explained)
 
 
-def _with_traffic(store: Store, stored: StoredRecommendation, explained: Explanation) -> Explanation:
+def with_traffic(store: Store, stored: StoredRecommendation, explained: Explanation) -> Explanation:
     """The explanation, with how far live traffic falls short of the proof."""
     from dataclasses import replace
 
@@ -132,13 +102,6 @@ def _with_traffic(store: Store, stored: StoredRecommendation, explained: Explana
         return explained
     figures = explained.figures | {"traffic": gap.to_json()}
     return replace(explained, figures=figures, sentences=(*explained.sentences, gap.sentence))
-
-
-def _counts(pair: Pair, lasts: frozenset[Cause]) -> bool:
-    from autospec.measure.asking import disturbance
-
-    # Imported measurements may not record the state of the machine.
-    return not (pair.off.machine and pair.drafted.machine and disturbance(pair, lasts))
 
 
 def _model(shell: Shell, model_path: str) -> Model | None:

@@ -129,6 +129,13 @@ def test_doctor(known, monkeypatch):
     check_json("cli/doctor.json", held)
 
 
+@pytest.mark.process  # in a home of its own, Matplotlib asks fontconfig for fonts once
+def test_report(known):
+    """Where the page is, and what it is of; its size depends on the versions of what draws it."""
+    document = known.document(run("report", "--json", "-o", f"{known.folder}/report.html"))
+    check_json("cli/report.json", document | {"bytes": shape(document["bytes"])})
+
+
 @pytest.mark.process
 def test_bench(place):
     """Keys and kinds of values; the command lines as they are."""
@@ -320,7 +327,7 @@ def test_every_command_with_a_document_is_held():
         " ".join(words.split()[:2]).removesuffix(" --json").removesuffix(" --model")
         for words in DOCUMENTS.values()
     }
-    held |= {"doctor", "bench", "tune", "daemon"} | {
+    held |= {"doctor", "report", "bench", "tune", "daemon"} | {
         f"service {action}" for action in ("install", "uninstall", "start", "stop", "status", "logs")
     }
     with_json = {

@@ -1,0 +1,178 @@
+"""`autospec report`: everything that is known as one HTML page that opens offline."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autospec.cli.shell import Shell, command_options, model_option, result_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from autospec.catalog.model import Model
+    from autospec.report.html.findings import Findings, RecordFindings
+
+__all__ = ["command"]
+
+_FOUNDING_RECORD = "m2-ultra-2025-12-13"
+# Of a file, what has to tell that autospec wrote it.
+_HEAD_BYTES = 2048
+
+
+@click.command()
+@model_option(required=False)
+@result_options
+@click.option("--all-hardware", is_flag=True, help="Results of all machines.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="autospec-report.html",
+    show_default=True,
+    metavar="FILE",
+    help="Write the page here. An earlier report is replaced.",
+)
+@click.option("--force", is_flag=True, help="Replace FILE even if it is no report of autospec.")
+@click.option("--open", "show", is_flag=True, help="Show the page in the browser.")
+@command_options
+def command(
+    shell: Shell, /, *, output: Path, force: bool, show: bool, all_hardware: bool, **question: Any
+) -> None:
+    """Write a page with everything that is known: verdicts, figures, reasons, and the raw numbers.
+
+    The page is one file and loads nothing from a network. It contains no prompts and no answers. Without --model, the founding
+    record is part of it.
+
+    \b
+      autospec report
+      autospec report --model qwen3-coder-30b -o qwen.html --open
+
+    It needs Matplotlib and Jinja2: pip install 'autospec[report]'. Exits with 3 if nothing is known of the model that is named.
+    """  # noqa: D301 - click needs the backspace itself
+    from autospec.files import replace_file
+
+    _require_extra()
+    _refuse_foreign(output, force=force)
+    from autospec.report.html.page import page
+
+    question["model"] = shell.settings.named_by(question["model"])
+    findings = _findings(shell, {**question, "all_hardware": all_hardware})
+    text = page(findings)
+    # A rename would replace a special file such as /dev/stdout.
+    if output.exists() and not output.is_file():
+        output.write_text(text, encoding="utf-8")
+    else:
+        replace_file(output, text, durable=False)
+    if shell.json:
+        models = [m.model for m in findings.models]
+        shell.emit({"schema": 1, "file": str(output), "bytes": len(text.encode()), "models": models})
+    if findings.models:
+        shell.say(f"Wrote {output}.")
+    else:
+        shell.say(f"Wrote {output}. Nothing is known of this machine yet: run `autospec tune --model MODEL`.")
+    if findings.note:
+        shell.warn(findings.note)
+    if show:
+        _show(shell, output)
+
+
+def _findings(shell: Shell, question: dict[str, Any]) -> Findings:
+    from autospec.cli.explain import with_traffic
+    from autospec.errors import NothingKnownError
+    from autospec.hardware import identify
+    from autospec.recommendations import StoredRecommendation
+    from autospec.report.evidence import Evidence
+    from autospec.report.explanation import Explanation, explain
+    from autospec.report.html.findings import Findings, gather
+    from autospec.report.selection import Question, select
+    from autospec.report.studies import read_studies
+    from autospec.store.database import open_store
+    from autospec.store.reader import read_overall, read_recommendations
+    from autospec.tuning.profiling import keeps_state
+
+    settings, here = shell.settings, identify()
+    asked = Question(**question)
+    known = read_recommendations(settings.storage, shell.warn)
+    overall = read_overall(settings.storage, shell.warn)
+    try:
+        selection = select(known, here, asked, overall)
+    except NothingKnownError:
+        # Without a choice there is a page all the same, which says what to do.
+        if asked != Question():
+            raise
+        return Findings(here, record=_record())
+    trials = {s.cell_key: s.trials for s in read_studies(settings.studies_url)}
+    models = _catalogue(shell)
+    with closing(open_store(settings.storage, shell.warn)) as store:
+
+        def explained(stored: StoredRecommendation, found: Evidence) -> Explanation:
+            r = stored.recommendation
+            return with_traffic(
+                store, stored, explain(r, found.pairs, found.trials, model=models(r.model_path))
+            )
+
+        measured = gather(store, selection, trials, explained, uncut=keeps_state)
+    record = None if asked.model else _record()
+    return Findings(selection.hardware, measured, record, selection.foreign_note)
+
+
+def _record() -> RecordFindings:
+    from autospec.report.html.findings import record_findings
+    from autospec.report.records import find_record, read_record
+
+    return record_findings(read_record(find_record(_FOUNDING_RECORD)))
+
+
+def _catalogue(shell: Shell) -> Callable[[str], Model | None]:
+    """Finds main models by their paths; ``None`` for one that is not on this machine."""
+    from autospec.catalog.scan import scan
+    from autospec.errors import AutospecError
+
+    catalogue = scan(shell.settings)
+
+    def find(path: str) -> Model | None:
+        try:
+            return catalogue.find(path) if path else None
+        except AutospecError:
+            return None
+
+    return find
+
+
+def _require_extra() -> None:
+    from importlib.util import find_spec
+
+    from autospec.errors import AutospecError
+
+    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
+    if missing:
+        raise AutospecError(
+            f"The report needs packages that are not installed: {' and '.join(missing)}.",
+            "pip install 'autospec[report]'",
+        )
+
+
+def _refuse_foreign(output: Path, *, force: bool) -> None:
+    """Keep a file that somebody else wrote."""
+    from autospec.errors import UsageError
+    from autospec.report.html import GENERATOR
+
+    if force or not output.is_file():
+        return
+    with output.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if head.strip() and f'name="generator" content="{GENERATOR}'.encode() not in head:
+        raise UsageError(
+            f"{output} exists and is no report of autospec.", "Choose another file with -o, or add --force."
+        )
+
+
+def _show(shell: Shell, output: Path) -> None:
+    import webbrowser
+
+    if not webbrowser.open(output.resolve().as_uri()):
+        shell.warn(f"no browser could be started; open {output} yourself.")
