@@ -161,25 +161,29 @@ def _one(
 
 
 def _document(main: Model, figures: Speeds | None, what: Estimated | str, depth: int) -> dict[str, Any]:
-    known = not isinstance(what, str)
-    return {
+    document: dict[str, Any] = {
         "model": main.name,
         "model_path": str(main.path),
         "machine": None if figures is None else figures.to_json(),
-        "without_drafting": what.own.to_json() if known else None,
-        "weights": {
-            "shared_bytes": what.weights.shared_bytes,
-            "expert_bytes": what.weights.expert_bytes,
-            "row_bytes": what.weights.row_bytes,
-            "experts": main.experts,
-            "active_experts": main.active_experts,
-            "cache_bytes": main.kv_bytes(depth),
-        }
-        if known
-        else None,
-        "drafts": [d.to_json() for d in what.drafts] if known else [],
-        "unknown": "" if known else what,
+        "without_drafting": None,
+        "weights": None,
+        "drafts": [],
+        "unknown": what if isinstance(what, str) else "",
     }
+    if not isinstance(what, str):
+        document |= {
+            "without_drafting": what.own.to_json(),
+            "weights": {
+                "shared_bytes": what.weights.shared_bytes,
+                "expert_bytes": what.weights.expert_bytes,
+                "row_bytes": what.weights.row_bytes,
+                "experts": main.experts,
+                "active_experts": main.active_experts,
+                "cache_bytes": main.kv_bytes(depth),
+            },
+            "drafts": [d.to_json() for d in what.drafts],
+        }
+    return document
 
 
 def _show(shell: Shell, main: Model, figures: Speeds | None, what: Estimated | str, depth: int) -> None:

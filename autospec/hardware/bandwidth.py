@@ -1,7 +1,7 @@
 """How fast this machine reads weights and computes small batches: measured on the processor, known for chips with a GPU.
 
-A pass of a model takes the longer of reading its weights and computing its tokens, and a fixed time for each layer. What a GPU
-reaches of its maker's figures is taken from public measurements:
+On a GPU, a pass of a model takes the longer of reading its weights and computing its tokens, on a processor the sum of both; and a
+fixed time for each layer besides. What a GPU reaches of its maker's figures is taken from public measurements:
 
 - *Reading.* 7B models on an M2 Ultra in Q8_0 and Q4_0 (llama.cpp pull request 2917) give 87 % of the peak and 180 µs for each
   layer, a 1.1B model on an M1 Ultra in 2026 145 µs (geerlingguy/ai-benchmarks issue 48), an 8B model on an RTX 3090 87 % and
@@ -16,9 +16,7 @@ No figure of this module was measured by autospec on a GPU or a Mac. On a proces
 from __future__ import annotations
 
 import json
-import math
 import re
-import threading
 import time
 import tomllib
 from collections.abc import Callable
@@ -50,6 +48,7 @@ class Speeds:
         flops_per_s: Operations a second that batches of a few tokens reach; ``None`` if unknown.
         layer_s: Seconds that each layer takes besides: starting kernels, threads that wait for each other.
         expert_layer_s: The same for a layer with experts.
+        overlaps: True if reading and computing go on at the same time, so that the longer of the two counts and not their sum.
         source: ``measured`` here, or ``known`` of the chip.
         words: Where the figures come from, one sentence.
     """
@@ -58,6 +57,7 @@ class Speeds:
     flops_per_s: float | None
     layer_s: float
     expert_layer_s: float
+    overlaps: bool
     source: Literal["measured", "known"]
     words: str
 
@@ -124,6 +124,7 @@ def known(gpu: str) -> Speeds | None:
         flops_per_s=flops,
         layer_s=reached.layer_s,
         expert_layer_s=reached.expert_layer_s,
+        overlaps=True,
         source="known",
         words=(
             f"The chip's known figures, not measured here: {chip.name} reads {chip.gigabytes_per_s:g} GB/s at best, of which"
@@ -147,94 +148,86 @@ def _words(name: str) -> frozenset[str]:
     return frozenset(re.findall(r"\d+-core|[a-z0-9]+", name.lower()))
 
 
-# What llama.cpp's kernels reach on a processor of what NumPy's matrix product reaches there, and the time of a layer: seen in
-# the lab, on two cores (`python -m studies.bench.estimate`).
-_CPU_COMPUTE: Final = 0.5
-_CPU_LAYER_S: Final = 20e-6
-_CPU_EXPERT_LAYER_S: Final = 60e-6
-# Larger than the caches, and small enough for any machine.
+# What llama.cpp reaches on a processor of what NumPy does, and the time of a layer: from a tune of the lab's 90-layer F32 model and
+# its Q4_1 draft on two cores (`python -m studies.bench.estimate`). Threads compute what they have read, and hardly at the same time.
+_CPU_BANDWIDTH: Final = 0.75
+_CPU_COMPUTE: Final = 0.19
+_CPU_LAYER_S: Final = 50e-6
+_CPU_EXPERT_LAYER_S: Final = 75e-6
+# Larger than most caches, and small enough for any machine.
 _READ_BYTES: Final = 512 * 1024**2
-_BLOCK: Final = 512
+# So small a product is computed by one thread.
+_BLOCK: Final = 64
+_PRODUCTS: Final = 200
 
 
 def measure(
     hardware: Hardware,
     limit_s: float = 2.0,
+    *,
     clock: Callable[[], float] = time.perf_counter,
+    busy: Callable[[], float] = time.thread_time,
     read_bytes: int = _READ_BYTES,
 ) -> Speeds:
     """Measure reading and computing on this machine's processor, all cores at the same time.
+
+    A thread's own processor time counts, so that other programs disturb little: they only share the memory.
 
     Args:
         hardware: This machine.
         limit_s: Longest time, of which reading takes two thirds; at least one measurement of each is made.
         clock: Seconds.
+        busy: Seconds that the calling thread has computed.
         read_bytes: Bytes that all threads together read in one go; at most an eighth of the memory.
     """
     begun = clock()
     cores = max(hardware.cores, 1)
     if hardware.memory_bytes:
         read_bytes = min(read_bytes, hardware.memory_bytes // 8)
-    bandwidth = _read(cores, begun + limit_s * 2 / 3, clock, read_bytes)
-    flops = _multiply(begun + limit_s, clock)
+    # Written, since pages that were never touched are no memory.
+    parts = [np.full(max(read_bytes // cores // 8, 1), 1, dtype=np.int64) for _ in range(cores)]
+    with ThreadPoolExecutor(cores) as pool:
+        bandwidth = _best(
+            lambda: sum(pool.map(lambda part: _read(part, busy), parts)), begun + limit_s * 2 / 3, clock
+        )
+    flops = cores * _best(lambda: _multiply(busy), begun + limit_s, clock)
     return Speeds(
-        bytes_per_s=bandwidth,
+        bytes_per_s=bandwidth * _CPU_BANDWIDTH,
         flops_per_s=flops * _CPU_COMPUTE,
         layer_s=_CPU_LAYER_S,
         expert_layer_s=_CPU_EXPERT_LAYER_S,
+        overlaps=False,
         source="measured",
         words=(
             f"Measured here on {cores} core{'' if cores == 1 else 's'}: memory is read at {bandwidth / 1e9:.1f} GB/s, and matrices"
-            f" are multiplied at {flops / 1e9:.0f} GFLOPS."
+            f" are multiplied at {flops / 1e9:.0f} GFLOPS; llama.cpp is taken to reach {_CPU_BANDWIDTH:.0%} and {_CPU_COMPUTE:.0%}."
         ),
     )
 
 
-def _read(threads: int, until: float, clock: Callable[[], float], read_bytes: int) -> float:
-    """Bytes a second, the fastest of several goes: other programs only slow it down."""
-    count = max(read_bytes // threads // 8, 1)
-    barrier = threading.Barrier(threads + 1)
-    # Written, since pages that were never touched are no memory.
-    parts = [np.full(count, 1, dtype=np.int64) for _ in range(threads)]
-    stop = threading.Event()
-
-    def work(part: np.ndarray[Any, np.dtype[np.int64]]) -> None:
-        while True:
-            barrier.wait()
-            if stop.is_set():
-                return
-            np.maximum.reduce(part)
-            barrier.wait()
-
-    best = math.inf
-    with ThreadPoolExecutor(threads) as pool:
-        for part in parts:
-            pool.submit(work, part)
-        while True:
-            start = clock()
-            barrier.wait()
-            barrier.wait()
-            end = clock()
-            best = min(best, max(end - start, 1e-9))
-            if end >= until:
-                break
-        stop.set()
-        barrier.wait()
-    return count * 8 * threads / best
+def _best(once: Callable[[], float], until: float, clock: Callable[[], float]) -> float:
+    """The highest of several results: what disturbs only slows down."""
+    best = once()
+    while clock() < until:
+        best = max(best, once())
+    return best
 
 
-def _multiply(until: float, clock: Callable[[], float]) -> float:
-    """Operations a second of a matrix product in float32, the fastest of several."""
+def _read(part: np.ndarray[Any, np.dtype[np.int64]], busy: Callable[[], float]) -> float:
+    """Bytes a second that this thread reads."""
+    begun = busy()
+    np.maximum.reduce(part)
+    return part.nbytes / max(busy() - begun, 1e-9)
+
+
+def _multiply(busy: Callable[[], float]) -> float:
+    """Operations a second of matrix products in float32 on one core."""
     one = np.full((_BLOCK, _BLOCK), 0.5, dtype=np.float32)
     out = np.empty_like(one)
-    best = math.inf
-    while True:
-        start = clock()
+    begun = busy()
+    for _ in range(_PRODUCTS):
         np.matmul(one, one, out=out)
-        end = clock()
-        best = min(best, max(end - start, 1e-9))
-        if end >= until:
-            return 2.0 * _BLOCK**3 / best
+    return 2.0 * _BLOCK**3 * _PRODUCTS / max(busy() - begun, 1e-9)
 
 
 def keep(speeds: Speeds, hardware: Hardware, state_dir: Path) -> None:

@@ -4,7 +4,7 @@ A roofline (Williams, Waterman and Patterson, *Roofline*, 2009): a pass over k t
 
     max(bytes(k) ÷ bandwidth, k · operations per token ÷ compute) + layers · time per layer
 
-It reads the shared weights and the KV cache once, and of a layer with E experts, of which a token chooses a, those that k tokens
+on a GPU, and the sum of the two instead of the longer one on a processor. It reads the shared weights and the KV cache once, and of a layer with E experts, of which a token chooses a, those that k tokens
 choose: E · (1 - (1 - a/E)^k) if each chooses independently. The batches of a cycle, the steps of the draft and the break-even
 acceptance follow as in `autospec.predict.costs`, whose curve this is, with nothing measured in it.
 
@@ -110,7 +110,8 @@ def pass_s(reads: Reads, speeds: Speeds, tokens: int) -> float | None:
     reading = pass_bytes(reads, tokens) / speeds.bytes_per_s
     if speeds.flops_per_s is None:
         return reading + fixed if tokens == 1 else None
-    return max(reading, tokens * reads.flops_per_token / speeds.flops_per_s) + fixed
+    computing = tokens * reads.flops_per_token / speeds.flops_per_s
+    return (max(reading, computing) if speeds.overlaps else reading + computing) + fixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ def estimate(main: Reads, speeds: Speeds) -> ModelEstimate:
     times = {k: pass_s(main, speeds, k) for k in _SHOWN_BATCHES}
     reading = pass_bytes(main, 1) / speeds.bytes_per_s
     computing = main.flops_per_token / speeds.flops_per_s if speeds.flops_per_s else 0.0
-    fixed = one - max(reading, computing)
+    fixed = one - (max(reading, computing) if speeds.overlaps else reading + computing)
     parts = {"memory": reading, "compute": computing, "overhead": fixed}
     return ModelEstimate(
         bytes_per_token=pass_bytes(main, 1),

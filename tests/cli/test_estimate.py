@@ -16,7 +16,7 @@ from autospec.hardware.bandwidth import KEPT_FILE, Speeds
 from autospec.hardware.gpu import Device
 from tests.catalog.making import TOKENS, write_gguf
 
-SPEEDS = Speeds(10e9, 1e11, 1e-6, 2e-6, "measured", "Measured in a test.")
+SPEEDS = Speeds(10e9, 1e11, 1e-6, 2e-6, overlaps=False, source="measured", words="Measured in a test.")
 
 
 @pytest.fixture

@@ -75,6 +75,7 @@ looks = [1]
 time = "30s"
 search_share = 0.5
 """
+GIVEN = Speeds(1e10, 1e11, 1e-5, 2e-5, overlaps=False, source="measured", words="In a test.")
 # Of the machine's state.
 MAY_BE_NULL = (
     "battery_percent",
@@ -131,9 +132,7 @@ def test_doctor(known, monkeypatch):
 @pytest.mark.process
 def test_estimate(place, monkeypatch):
     """Keys and kinds of values: all of them are this machine's. Nothing is measured for it."""
-    monkeypatch.setattr(
-        bandwidth, "measure", lambda _: Speeds(1e10, 1e11, 1e-5, 2e-5, "measured", "In a test.")
-    )
+    monkeypatch.setattr(bandwidth, "measure", lambda _: GIVEN)
     monkeypatch.setattr("autospec.hardware.gpu.devices_here", lambda _: ())
     document = place.document(run("estimate", "--json", "--model", "main"))
     [model] = document["models"]

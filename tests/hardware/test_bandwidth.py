@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from dataclasses import replace
 from itertools import count
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from autospec.cells import Hardware
 from autospec.hardware import bandwidth
-from autospec.hardware.bandwidth import chips, keep, kept, known, measure
+from autospec.hardware.bandwidth import Speeds, chips, keep, kept, known, measure
 from autospec.hardware.identity import describe
 
 HERE = describe(chip="Test", memory_bytes=1 << 30, cores=2, os_name="linux 6", gpu="")
@@ -88,30 +88,47 @@ def test_every_chip_has_a_source() -> None:
         assert known(chip.name) is not None, chip.name
 
 
+def measured(hardware: Hardware = HERE, limit_s: float = 0.0, read_bytes: int = 1 << 16) -> Speeds:
+    """A measurement by clocks of which each look takes a second."""
+    wall, busy = count(), count()
+    return measure(
+        hardware,
+        limit_s,
+        clock=lambda: float(next(wall)),
+        busy=lambda: float(next(busy)),
+        read_bytes=read_bytes,
+    )
+
+
 def test_the_processor_is_measured() -> None:
-    """Threads really read: the result is positive and finite, and ends in time by the clock that is given."""
-    ticks = count()
-    speeds = measure(HERE, limit_s=3.0, clock=lambda: float(next(ticks)), read_bytes=1 << 20)
-    assert 0 < speeds.bytes_per_s < math.inf
-    assert speeds.flops_per_s is not None
-    assert 0 < speeds.flops_per_s < math.inf
-    assert (speeds.source, "2 cores" in speeds.words) == ("measured", True)
-    # Reading ends after two of the three seconds, and each go takes one by this clock.
-    assert next(ticks) < 12
+    """By the clock that is given: what all threads read in their time, and what each core multiplies."""
+    speeds = measured()
+    assert speeds.source == "measured"
+    assert "on 2 cores" in speeds.words
+    assert not speeds.overlaps
+    # Each thread reads its half in one or more of these seconds.
+    assert 0.25 * (1 << 16) < speeds.bytes_per_s <= 1 << 16
+    products = 2.0 * bandwidth._BLOCK**3 * bandwidth._PRODUCTS
+    assert speeds.flops_per_s == pytest.approx(2 * products * bandwidth._CPU_COMPUTE)
+
+
+def test_it_ends_in_time() -> None:
+    """Goes are repeated until the time is over, and no longer."""
+    looks = count()
+    speeds = measure(HERE, 9.0, clock=lambda: float(next(looks)), read_bytes=1 << 16)
+    assert next(looks) <= 12
+    assert 0 < speeds.bytes_per_s < float("inf")
 
 
 def test_at_most_an_eighth_of_the_memory_is_read() -> None:
     """A small machine must not swap for an estimate."""
-    ticks = count()
-    small = replace(HERE, memory_bytes=1 << 20)
-    speeds = measure(small, limit_s=0.0, clock=lambda: float(next(ticks)))
-    assert speeds.bytes_per_s <= 1 << 17
+    small = measured(replace(HERE, memory_bytes=1 << 20), read_bytes=1 << 30)
+    assert small.bytes_per_s <= 1 << 17
 
 
 def test_the_daemon_gets_the_last_measurement_of_this_machine(tmp_path: Path) -> None:
     """And none of another machine, of a damaged file, or of no file."""
-    ticks = count()
-    speeds = measure(HERE, limit_s=0.0, clock=lambda: float(next(ticks)), read_bytes=1 << 16)
+    speeds = measured()
     assert kept(HERE, tmp_path) is None
     keep(speeds, HERE, tmp_path / "state")
     assert kept(HERE, tmp_path / "state") == speeds

@@ -29,7 +29,7 @@ from studies.bench.estimate import REPORTS
 from tests.catalog.making import make_model
 
 # 100 GB/s, 10 TFLOPS, 1 ms a layer and 2 ms with experts.
-SPEEDS = Speeds(100e9, 10e12, 1e-3, 2e-3, "measured", "For a test.")
+SPEEDS = Speeds(100e9, 10e12, 1e-3, 2e-3, overlaps=True, source="known", words="For a test.")
 DENSE = Reads(shared_bytes=5e9, flops_per_token=1e10, layers=10)
 SPARSE = Reads(
     shared_bytes=1e9, expert_bytes=16e9, experts=8, active_experts=2, flops_per_token=1e10, layers=10
@@ -70,6 +70,13 @@ class TestPasses:
         assert pass_s(DENSE, SPEEDS, 50) == pytest.approx(0.060)
         assert pass_s(DENSE, SPEEDS, 100) == pytest.approx(0.110)
         assert pass_s(SPARSE, SPEEDS, 1) == pytest.approx(0.050 + 0.020)
+
+    def test_a_processor_computes_after_it_has_read(self) -> None:
+        """50 ms, 1 ms for each token, and 10 ms for the layers."""
+        processor = replace(SPEEDS, overlaps=False)
+        assert pass_s(DENSE, processor, 1) == pytest.approx(0.061)
+        assert pass_s(DENSE, processor, 5) == pytest.approx(0.065)
+        assert estimate(DENSE, processor).bound == "memory"
 
     def test_without_a_compute_limit_only_one_token_is_known(self) -> None:
         """Nothing is made up for a batch."""

@@ -16,7 +16,7 @@ from autospec.hardware.identity import describe
 from autospec.predict.estimate_here import estimate_here, least_acceptance, speeds_for
 from tests.catalog.making import make_model, write_gguf
 
-SPEEDS = Speeds(10e9, 1e11, 1e-5, 2e-5, "measured", "For a test.")
+SPEEDS = Speeds(10e9, 1e11, 1e-5, 2e-5, overlaps=False, source="measured", words="For a test.")
 PC = describe(chip="Test", memory_bytes=64 << 30, cores=8, os_name="linux 6", gpu="NVIDIA GeForce RTX 4090")
 MAC = describe(
     chip="Apple M2 Ultra",
