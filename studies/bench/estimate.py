@@ -28,6 +28,7 @@ from autospec.drafting import OFF
 from autospec.errors import AutospecError
 from autospec.hardware import identify
 from autospec.hardware.bandwidth import Speeds, known, measure
+from autospec.predict.costs import break_even_of
 from autospec.predict.estimate import Reads, Steps, cycle_ms, pass_s, reads_of
 from autospec.predict.recording import record, time_batches
 from autospec.settings import Settings, load_settings
@@ -126,15 +127,18 @@ def _timed(path: str, settings: Settings) -> tuple[float, dict[int, float]]:
 
 def _databases(paths: Sequence[str], settings: Settings, speeds: Speeds) -> list[Errors]:
     print("\n## What tunes measured: ms for a token, a cycle's cost in tokens, break-even\n")
-    print("| model | draft | type | token ms | ÷ | n | cost of a cycle | ÷ | break-even |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| model | draft | token ms | ÷ | n | cost of a cycle | ÷ | break-even |")
+    print("|---|---|---|---|---|---|---|---|")
     ones, costs, evens = [], [], []
+    printed: set[str] = set()
     for path in paths:
         for stored in read_recommendations(f"sqlite:///{path}"):
             row = _cell(stored.recommendation, settings, speeds)
-            if row is None:
+            # Prompt types of one tune have one cost curve.
+            if row is None or row[3] in printed:
                 continue
             one, cost, even, text = row
+            printed.add(text)
             print(text)
             ones.append(one)
             costs.append(cost)
@@ -163,9 +167,9 @@ def _cell(r: Any, settings: Settings, speeds: Speeds) -> tuple[float, float, flo
     curve = cycle_ms(steps, reads, speeds, n)
     predicted = float(curve.verify_ms[n] + n * curve.step_ms) / curve.plain_ms
     measured = (verify[n] + n * (found.get("step_ms") or 0.0)) / token_ms
-    even, was = curve.break_even(n), float(found.get("break_even") or math.nan)
+    even, was = curve.break_even(n), break_even_of(measured, n)
     text = (
-        f"| {main_model.name} | {name} | {r.prompt_type} | {one:.1f} / {token_ms:.1f} | {one / token_ms:.2f} | {n} |"
+        f"| {main_model.name} | {name} | {one:.1f} / {token_ms:.1f} | {one / token_ms:.2f} | {n} |"
         f" {predicted:.2f} / {measured:.2f} | {predicted / measured:.2f} | {even:.0%} / {was:.0%} |"
     )
     return one / token_ms, predicted / measured, abs(even - was), text
