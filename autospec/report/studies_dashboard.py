@@ -7,6 +7,7 @@ changed there is gone when it ends, and trials that are made meanwhile are not i
 from __future__ import annotations
 
 import importlib
+import warnings
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -43,7 +44,9 @@ def copy_of_studies(url: str) -> tuple[Any, int]:
     for study in known:
         optuna.copy_study(from_study_name=study.name, from_storage=storage, to_storage=copies)
         copy = optuna.load_study(study_name=study.name, storage=copies)
-        copy.set_metric_names([_VALUE])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            copy.set_metric_names([_VALUE])
         for part in _CELL:
             if study.cell.get(part):
                 copy.set_user_attr(part, study.cell[part])
