@@ -2,7 +2,8 @@
 
 Run: ``python -m studies.bench.estimate [--model PATH]… [--database PATH]… [--no-reports]``
 
-`--model` launches a model of this disk without drafting and times its tokens and its batches. `--database` takes what tunes have
+`--model` launches a model of this disk without drafting, on one core, and takes the processor time of its tokens and batches: other
+programs disturb that little. `--database` takes what tunes have
 measured: the cost curves of the recommendations whose model and draft are still on the disk. Both are compared with an estimate
 for this machine's processor. Public reports come from ``studies/bench/estimate_reports.toml``, for the GPU that each names.
 
@@ -15,13 +16,17 @@ import argparse
 import math
 import statistics
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from autospec.backends.protocol import LaunchSettings, Request
+import psutil
+
+from autospec.backends.protocol import LaunchSettings, Request, Server
 from autospec.backends.registry import backend_for
+from autospec.catalog.model import Model
 from autospec.catalog.scan import scan
 from autospec.catalog.weights import weights_of
 from autospec.drafting import OFF
@@ -30,13 +35,13 @@ from autospec.hardware import identify
 from autospec.hardware.bandwidth import Speeds, known, measure
 from autospec.predict.costs import break_even_of
 from autospec.predict.estimate import Reads, Steps, cycle_ms, pass_s, reads_of
-from autospec.predict.recording import record, time_batches
 from autospec.settings import Settings, load_settings
 from autospec.store.reader import read_recommendations
 
 REPORTS = Path(__file__).with_name("estimate_reports.toml")
 PROMPT = "Write a function that sorts a list of numbers, and explain each of its steps in a sentence."
-LARGEST = 9
+BATCHES = (2, 4, 8, 12)
+REPEATS = 4
 DEPTH = 128
 
 
@@ -70,11 +75,14 @@ def main() -> None:
     args = parser.parse_args()
     settings = load_settings()
     errors = []
-    if args.model or args.database:
+    if args.model:
+        one_core = measure(replace(identify(), cores=1))
+        print(one_core.words)
+        errors += _models(args.model, settings, one_core)
+    if args.database:
         speeds = measure(identify())
         print(speeds.words)
-        errors += _models(args.model, settings, speeds) if args.model else []
-        errors += _databases(args.database, settings, speeds) if args.database else []
+        errors += _databases(args.database, settings, speeds)
     errors += [] if args.no_reports else _reports()
     print()
     for line in errors:
@@ -83,10 +91,10 @@ def main() -> None:
 
 def _models(paths: Sequence[str], settings: Settings, speeds: Speeds) -> list[Errors]:
     print(
-        f"\n## Models, timed now: predicted and measured ms for one token and for batches of 2 to {LARGEST}\n"
+        "\n## Models on one core: predicted and measured ms for one token, and predicted ÷ measured of batches\n"
     )
-    print("| model | one token | ÷ | " + " | ".join(f"{k} ÷" for k in range(2, LARGEST + 1)) + " |")
-    print("|---|---|---|" + "---|" * (LARGEST - 1))
+    print("| model | one token | ÷ | " + " | ".join(f"{k} tokens ÷" for k in BATCHES) + " |")
+    print("|---|---|---|" + "---|" * len(BATCHES))
     ones, rises = [], []
     for path in paths:
         model = scan(settings, beside=[path]).find(path)
@@ -96,33 +104,66 @@ def _models(paths: Sequence[str], settings: Settings, speeds: Speeds) -> list[Er
             print(f"| {model.name} | {error.message} |")
             continue
         reads = reads_of(model, weights_of(model), DEPTH)
-        predicted = {k: 1000.0 * (pass_s(reads, speeds, k) or math.nan) for k in range(1, LARGEST + 1)}
-        # Timed batches start cold, so that their rise counts, and not their level.
+        # A timed batch multiplies only its last token with the output matrix.
+        inner = replace(reads, flops_per_token=reads.flops_per_token - _output_flops(model))
+        predicted = {k: 1000.0 * (pass_s(inner, speeds, k) or math.nan) for k in (1, *BATCHES)}
+        # A request costs something besides: the rise over one token is compared.
         measured = {k: ms - batches[1] + one_ms for k, ms in batches.items()}
-        ones.append(predicted[1] / one_ms)
-        rises += [predicted[k] / measured[k] for k in measured if k > 1]
-        cells = [f"{predicted[k] / measured[k]:.2f}" if k in measured else "" for k in range(2, LARGEST + 1)]
-        print(
-            f"| {model.name} | {predicted[1]:.1f} / {one_ms:.1f} | {predicted[1] / one_ms:.2f} | {' | '.join(cells)} |"
-        )
+        one = 1000.0 * (pass_s(reads, speeds, 1) or math.nan)
+        ratios = {k: (predicted[k] - predicted[1] + one) / measured[k] for k in BATCHES}
+        ones.append(one / one_ms)
+        rises += ratios.values()
+        cells = " | ".join(f"{ratios[k]:.2f}" for k in BATCHES)
+        print(f"| {model.name} | {one:.1f} / {one_ms:.1f} | {one / one_ms:.2f} | {cells} |")
     return [
         Errors("Lab models, one token", tuple(ones)),
         Errors("Lab models, batches of several tokens", tuple(rises)),
     ]
 
 
+def _output_flops(model: Model) -> float:
+    """Operations of the output matrix for one token, by its share of the bytes that are read."""
+    weights = weights_of(model)
+    return 2.0 * weights.multiplied * weights.output_bytes / max(model.bytes_per_token, 1)
+
+
 def _timed(path: str, settings: Settings) -> tuple[float, dict[int, float]]:
-    """Milliseconds for one token and for batches, by the server's clock."""
+    """Milliseconds of processor time for one token and for batches, on one core."""
     backend = backend_for(None, settings)
-    server = backend.launch(path, OFF, LaunchSettings(args=("-c", "1024")))
+    server = backend.launch(path, OFF, LaunchSettings(args=("-c", "1024", "-t", "1", "-tb", "1")))
     try:
         assert server.tokens is not None, "this backend cannot be asked in tokens"
-        request = Request(messages=({"role": "user", "content": PROMPT},), max_tokens=64, ignore_eos=True)
-        recording = record(server.tokens, "estimate", request)
-        one_ms = recording.predicted_ms / max(len(recording.answer_ids) - 1, 1)
-        return one_ms, time_batches(server.tokens, recording, LARGEST)
+        asked = Request(messages=({"role": "user", "content": PROMPT},), max_tokens=1, ignore_eos=True)
+        ids = server.tokens.encode(asked)
+        text = server.tokens.generate(ids, replace(asked, max_tokens=64)).ids
+        tokens = server.tokens
+        # What 33 tokens cost more than one is the time of 32.
+        first = _least(server, lambda: tokens.generate(ids, asked))
+        more = _least(server, lambda: tokens.generate(ids, replace(asked, max_tokens=33)))
+        # Starts differ, or the cache would answer the second time.
+        starts = cycle(range(8))
+        batches = {
+            k: _least(server, lambda k=k: tokens.batch_ms(ids, text[next(starts) :][:k]))
+            for k in (1, *BATCHES)
+        }
+        return (more - first) / 32, batches
     finally:
         server.stop()
+
+
+def _least(server: Server, ask: Callable[[], object]) -> float:
+    """The least of several: milliseconds of processor time that the server took for a request."""
+    found = []
+    for _ in range(REPEATS):
+        before = _busy_ms(server)
+        ask()
+        found.append(_busy_ms(server) - before)
+    return min(found)
+
+
+def _busy_ms(server: Server) -> float:
+    """Processor time of the server's processes so far."""
+    return 1000.0 * sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in server.pids)
 
 
 def _databases(paths: Sequence[str], settings: Settings, speeds: Speeds) -> list[Errors]:
