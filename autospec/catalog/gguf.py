@@ -19,10 +19,10 @@ from gguf.constants import MODEL_ARCH_NAMES, Keys, LlamaFileType
 
 from autospec.catalog.folders import model_name, part_paths
 from autospec.catalog.gguf_header import Header, TensorInfo, read_header
-from autospec.catalog.model import NO_TOKENS, Head, Model, Role, Vocabulary
+from autospec.catalog.model import NO_TOKENS, Head, Model, Role, Vocabulary, Weights
 from autospec.errors import ModelFileError
 
-__all__ = ["read_gguf", "vocabulary_of"]
+__all__ = ["read_gguf", "vocabulary_of", "weights_of"]
 
 
 _NONE = -1
@@ -87,6 +87,8 @@ def _token_id(value: object, size: int, default: int) -> int:
 _BLOCK_TENSOR: Final = re.compile(r"blk\.(\d{1,9})\.")
 # Stacked experts (ffn_up_exps, ffn_gate_chexps), and one tensor per expert in files of 2023.
 _EXPERT_TENSOR: Final = re.compile(r"_(?:ch)?exps\.|\.ffn_(?:gate|up|down)\.\d+\.")
+_OUTPUT: Final = "output.weight"
+_EMBEDDING: Final = "token_embd.weight"
 # One row of these is looked up per token.
 _LOOKED_UP: Final = frozenset({"per_layer_token_embd.weight", "position_embd.weight", "token_types.weight"})
 
@@ -303,10 +305,7 @@ def _sliding_layers(keys: _Keys, layers: int) -> list[bool]:
 
 def _bytes_per_token(tensors: Sequence[TensorInfo], idle: float, end: int) -> int:
     """Weights that decoding reads: experts by their share, without looked-up tables and MTP layers."""
-    looked_up = set(_LOOKED_UP)
-    if any(t.name == "output.weight" for t in tensors):
-        # Without it, the embedding is also the output matrix and is read whole.
-        looked_up.add("token_embd.weight")
+    looked_up = _looked_up(tensors)
     total = 0.0
     for tensor in tensors:
         block = _BLOCK_TENSOR.match(tensor.name)
@@ -315,6 +314,52 @@ def _bytes_per_token(tensors: Sequence[TensorInfo], idle: float, end: int) -> in
         share = 1 - idle if _EXPERT_TENSOR.search(tensor.name) else 1.0
         total += share * _size(tensor)
     return round(total)
+
+
+def _looked_up(tensors: Sequence[TensorInfo]) -> set[str]:
+    """The tables of which a token reads one row."""
+    # Without an output matrix, the embedding is also that and is read whole.
+    has_output = any(t.name == _OUTPUT for t in tensors)
+    return set(_LOOKED_UP) | ({_EMBEDDING} if has_output else set())
+
+
+def weights_of(model: Model) -> Weights:
+    """Read the headers of a model's files again, and add up its tensors by how a pass reads them.
+
+    Raises:
+        ModelFileError: A file cannot be read any more.
+    """
+    tensors = [t for path in model.files for t in read_header(path).tensors]
+    looked_up = _looked_up(tensors)
+    share = model.active_experts / model.experts if model.experts else 1.0
+    # The blocks after the trunk are MTP layers; a head consists of nothing else.
+    end = 0 if model.head else model.layers
+    parts = dict.fromkeys(("shared", "experts", "row", "tables", "output", "mtp"), 0.0)
+    multiplied = 0.0
+    for tensor in tensors:
+        size, block = _size(tensor), _BLOCK_TENSOR.match(tensor.name)
+        routed = bool(_EXPERT_TENSOR.search(tensor.name))
+        if tensor.name in looked_up:
+            parts["tables"] += size
+            parts["row"] += size / max(tensor.elements // tensor.shape[0], 1)
+            continue
+        if end and block and int(block[1]) >= end:
+            parts["mtp"] += size * (share if routed else 1.0)
+            continue
+        parts["experts" if routed else "shared"] += size
+        multiplied += tensor.elements * (share if routed else 1.0)
+        if tensor.name == _OUTPUT or (tensor.name == _EMBEDDING and _EMBEDDING not in looked_up):
+            parts["output"] += size
+    total = {name: round(size) for name, size in parts.items()}
+    return Weights(
+        shared_bytes=total["shared"],
+        expert_bytes=total["experts"],
+        row_bytes=total["row"],
+        table_bytes=total["tables"],
+        output_bytes=total["output"],
+        mtp_bytes=total["mtp"],
+        multiplied=round(multiplied),
+    )
 
 
 def _size(tensor: TensorInfo) -> int:

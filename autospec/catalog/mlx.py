@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from autospec.catalog.folders import printable
-from autospec.catalog.model import BLOCK, FIRST_CHECKED_ID, Model, Role, Vocabulary
+from autospec.catalog.model import BLOCK, FIRST_CHECKED_ID, Model, Role, Vocabulary, Weights
 from autospec.errors import ModelFileError
 
-__all__ = ["read_mlx", "read_tokens", "vocabulary_of"]
+__all__ = ["read_mlx", "read_tokens", "vocabulary_of", "weights_of"]
 
 
 # Larger than any vocabulary; limits a damaged id.
@@ -385,6 +385,46 @@ def _bytes_per_token(tensors: Sequence[_Tensor], idle: float) -> int:
             continue
         total += tensor.n_bytes * (1 - idle if _EXPERT.search(tensor.name) else 1.0)
     return round(total)
+
+
+def weights_of(model: Model) -> Weights:
+    """Read the headers of a folder's files again, and add up its tensors by how a pass reads them.
+
+    mlx_lm does not draft with MTP layers, so that they are left out.
+
+    Raises:
+        ModelFileError: A file cannot be read any more.
+    """
+    config = read_json(model.path / "config.json")
+    tensors = [t for file in model.files for t in _header(file, hashlib.sha256())]
+    has_head = any("lm_head." in t.name for t in tensors)
+    share = model.active_experts / model.experts if model.experts else 1.0
+    shared = experts = row = tables = output = 0.0
+    for tensor in tensors:
+        embeds = "embed_tokens." in tensor.name
+        if _MTP.search(tensor.name):
+            continue
+        if has_head and embeds:
+            tables += tensor.n_bytes
+            row += tensor.n_bytes / max(tensor.shape[0], 1) if tensor.shape else 0.0
+        elif _EXPERT.search(tensor.name):
+            experts += tensor.n_bytes
+        else:
+            shared += tensor.n_bytes
+            output += tensor.n_bytes if embeds or "lm_head." in tensor.name else 0
+    multiplied = sum(
+        n * (share if _EXPERT.search(t.name) else 1.0)
+        for t, n in _parameters(tensors, config)
+        if not _MTP.search(t.name) and not (has_head and "embed_tokens." in t.name)
+    )
+    return Weights(
+        shared_bytes=round(shared),
+        expert_bytes=round(experts),
+        row_bytes=round(row),
+        table_bytes=round(tables),
+        output_bytes=round(output),
+        multiplied=round(multiplied),
+    )
 
 
 def _kv(text: dict[str, Any], layers: int) -> tuple[int, int, int]:

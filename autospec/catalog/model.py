@@ -18,6 +18,7 @@ __all__ = [
     "Model",
     "Role",
     "Vocabulary",
+    "Weights",
     "context_of",
     "loads_projector",
     "names_context",
@@ -80,6 +81,29 @@ class Head:
     target_layers: tuple[int, ...] = ()
     n_max: int = 0
     takes_p_min: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model's weights by how a pass reads them, added up tensor by tensor.
+
+    Attributes:
+        shared_bytes: Read once in every pass, however many tokens it computes; the output matrix is among them.
+        expert_bytes: All routed experts of all layers. A token reads `active_experts` of `experts` of them.
+        row_bytes: What one token reads of the tables in which it looks up one row, such as the embedding.
+        table_bytes: Those tables as a whole.
+        output_bytes: The output matrix, which is the embedding where the file has no other; 0 if the file has none.
+        mtp_bytes: What one proposal of the model's own MTP layers reads, without the output matrix.
+        multiplied: Numbers that a token is multiplied with: shared weights and the chosen experts.
+    """
+
+    shared_bytes: int
+    expert_bytes: int = 0
+    row_bytes: int = 0
+    table_bytes: int = 0
+    output_bytes: int = 0
+    mtp_bytes: int = 0
+    multiplied: int = 0
 
 
 @dataclass(frozen=True, slots=True)

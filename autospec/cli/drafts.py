@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from autospec.catalog.candidates import Candidate
+    from autospec.catalog.model import Model
+    from autospec.catalog.suggestions import Suggestion
 
 __all__ = ["command"]
 
@@ -21,13 +23,19 @@ __all__ = ["command"]
 @click.command()
 @model_option("model_name")
 @click.option(
+    "--suggest",
+    "suggests",
+    is_flag=True,
+    help="Name public drafts for this model, from a table with sources. Nothing is downloaded.",
+)
+@click.option(
     "--context",
     type=click.IntRange(min=1),
     metavar="N",
     help="Context length for the memory estimate, in tokens. [default: the configured one]",
 )
 @command_options
-def command(shell: Shell, model_name: str, context: int | None) -> None:
+def command(shell: Shell, model_name: str, *, suggests: bool, context: int | None) -> None:
     """Show which draft models fit a main model, and why others do not.
 
     A draft model must have the same vocabulary (by llama.cpp's rule), be much cheaper per token than the main
@@ -37,6 +45,7 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
     Examples:
       autospec drafts --model qwen3-coder-30b
       autospec drafts --model ~/models/big.gguf --context 32768
+      autospec drafts --model qwen3-32b --suggest
     """  # noqa: D301 - click needs the backspace itself
     from autospec.catalog.candidates import candidates
     from autospec.catalog.model import context_of
@@ -65,6 +74,9 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
         gpu_limit_bytes=shared_limit_bytes(identify()),
         context_tokens=context,
     )
+    if suggests:
+        _suggest(shell, main, found, catalog.warnings)
+        return
     if shell.json:
         shell.emit(
             {
@@ -87,6 +99,58 @@ def command(shell: Shell, model_name: str, context: int | None) -> None:
         shell.out(nothing_found(catalog))
     for warning in catalog.warnings:
         shell.warn(warning)
+
+
+def _suggest(shell: Shell, main: Model, found: Sequence[Candidate], warnings: Sequence[str]) -> None:
+    """Name public drafts for a main model, and the commands that download them."""
+    from autospec.catalog.candidates import undraftable
+    from autospec.catalog.suggestions import suggest
+
+    stuck = undraftable(main)
+    suggestions = [] if stuck else suggest(main, found)
+    if shell.json:
+        shell.emit(
+            {
+                "schema": 1,
+                "model": main.name,
+                "model_path": str(main.path),
+                "suggestions": [s.to_json() for s in suggestions],
+                "reason": f"No draft works with {main.name}: it {stuck}." if stuck else None,
+                "warnings": list(warnings),
+            }
+        )
+    elif stuck:
+        shell.out(f"No draft works with {main.name}: it {stuck}.")
+    elif not suggestions:
+        shell.out(
+            f"The table of public drafts has none for {main.name} ({main.architecture}). A smaller model of the same family with"
+            " the same tokenizer may do; `autospec drafts` checks any that is on the disk."
+        )
+    else:
+        shell.out("\n\n".join([f"Public drafts for {main.name}", *(_suggestion(s) for s in suggestions)]))
+        shell.say(
+            "Nothing was downloaded. `autospec drafts` checks a downloaded file, `autospec estimate` says what it would need, and"
+            " `autospec tune` measures."
+        )
+    for warning in warnings:
+        shell.warn(warning)
+
+
+def _suggestion(suggestion: Suggestion) -> str:
+    from autospec.catalog.suggestions import size_words
+
+    row = suggestion.row
+    where = f"{row.repository}, {row.file}" if row.file else row.repository
+    lines = [
+        f"{where} ({row.mode}, size {size_words(row)})",
+        f"  {row.why}",
+        f"  {suggestion.fit}",
+    ]
+    if suggestion.here is None:
+        lines.append(f"  {suggestion.command}")
+        if suggestion.server_command:
+            lines.append(f"  or, beside -m: {suggestion.server_command}")
+    return "\n".join(lines)
 
 
 def _show(shell: Shell, name: str, found: Sequence[Candidate]) -> None:

@@ -1,8 +1,8 @@
-"""`autospec studies`: list, show, import and export studies."""
+"""`autospec studies`: list, show, import and export studies, and Optuna's dashboard."""
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,14 @@ __all__ = ["command"]
 
 @click.group()
 def command() -> None:
-    """List, show, import and export studies.
+    """List, show, import and export studies, and look at them in Optuna's dashboard.
 
     \b
       autospec studies list
       autospec studies show "qwen3-coder coding"
       autospec studies import m2-ultra-2025-12-13
       autospec studies export -o mine.json
+      autospec studies dashboard
     """  # noqa: D301 - click needs the backspace itself
 
 
@@ -191,6 +192,37 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
     if shell.json:
         shell.emit({"schema": 1, "file": str(output), **counts})
     shell.say(f"{output}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+@command.command()
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8123,
+    show_default=True,
+    metavar="N",
+    help="Port to listen on; 0 for a free one.",
+)
+@command_options
+def dashboard(shell: Shell, *, host: str, port: int) -> None:
+    """Open Optuna's dashboard on a copy of the studies.
+
+    The dashboard can rename and delete studies, so it gets a copy in memory: nothing that is done there changes
+    autospec's studies. Start it again to see newer trials. Needs the extra: pip install 'autospec[dashboard]'.
+    """
+    from autospec.report.studies_dashboard import copy_of_studies, server_for
+
+    copies, count = copy_of_studies(shell.settings.studies_url)
+    with server_for(copies, host, port) as server:
+        url = f"http://{host}:{server.server_port}/"
+        if shell.json:
+            shell.emit({"schema": 1, "url": url, "studies": count})
+        else:
+            shell.out(f"Optuna's dashboard on a copy of {count} studies: {url}")
+            shell.say("Ctrl-C ends it. What is changed there is not kept.")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _read(name: str) -> Export:

@@ -152,6 +152,8 @@ _DRAFT_USE = 0.25
 # Each further step without a proof is worth less; after this many the cell waits until something changes.
 _MAX_STEPS = 4
 _STEP_DECAY = 0.5
+# Half of the proposals are often accepted: a model of which no estimate is known stands there.
+_USUAL_ACCEPTANCE = 0.5
 # Pause after failures: 10, 20, 40 … minutes, at most a day.
 _BACKOFF_S = 600.0
 _BACKOFF_MAX_S = 86400.0
@@ -201,7 +203,7 @@ def order(
         asked: Models that a person wants measured next → `effort_key` of their cells that have had a step since. The other cells
             of such a model come first, whatever they are worth, unless they are proven or there is nothing to try.
     """
-    items: list[tuple[tuple[bool, bool], WorkItem]] = []
+    items: list[tuple[tuple[bool, bool], float, WorkItem]] = []
     later: dict[str, Later] = {}
     waits: list[float] = []
     spread_over = shares(used, types)
@@ -226,14 +228,20 @@ def order(
             use = _use(model, prompt_type, used, spread_over, now)
             item = _item(model, prompt_type, found, effort, use=use, usual=usual, step_s=step_s)
             if wanted:
-                items.append(((True, False), replace(item, why=f"it was asked for; {item.why}")))
+                items.append(((True, False), _promise(model), replace(item, why=f"it was asked for; {item.why}")))
             elif item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
                 later[key] = Later(LaterReason.NOT_WORTH, _not_worth(item))
             else:
-                items.append(((False, found is not None and found.borrowed), item))
-    # The sort is stable: equal values stay in the catalogue's order.
-    items.sort(key=lambda entry: (*(not first for first in entry[0]), -entry[1].value_s_per_day))
-    return Queue(tuple(item for _, item in items), later, min(waits, default=None))
+                items.append(((False, found is not None and found.borrowed), _promise(model), item))
+    # Among equal values, as of models that are new, the estimate orders. The sort is stable: the rest stays in the
+    # catalogue's order.
+    items.sort(key=lambda entry: (*(not first for first in entry[0]), -entry[2].value_s_per_day, entry[1]))
+    return Queue(tuple(item for _, _, item in items), later, min(waits, default=None))
+
+
+def _promise(model: Tunable) -> float:
+    """The acceptance that its drafts would need, by the estimate; what is unknown counts as a draft of which nothing is known."""
+    return _USUAL_ACCEPTANCE if model.break_even is None else model.break_even
 
 
 def _usual(model: Tunable, types: Sequence[PromptType], known: Mapping[str, KnownCell]) -> float:

@@ -39,6 +39,7 @@ class Tunable:
         found_at: When it was first seen, seconds since the epoch.
         memory_bytes: What the baseline and the largest draft need side by side.
         is_draft: True if it fits as a draft of another model here.
+        break_even: The acceptance that its drafts would need by an estimate, see `autospec.predict.estimate`; ``None`` if unknown.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Tunable:
     found_at: float
     memory_bytes: int
     is_draft: bool = False
+    break_even: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

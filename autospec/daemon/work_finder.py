@@ -19,6 +19,7 @@ from typing import Any
 
 from autospec.backends.protocol import Capabilities
 from autospec.backends.registry import backend_for
+from autospec.catalog.candidates import Candidate
 from autospec.catalog.model import Model
 from autospec.catalog.scan import Catalog, scan
 from autospec.cells import Cell, Hardware, PromptType
@@ -27,8 +28,11 @@ from autospec.daemon.staleness import GAP, Gap, Stale, drift_of, gap_of, mark, s
 from autospec.daemon.work import Effort, Tunable, effort_key
 from autospec.errors import AutospecError
 from autospec.files import replace_file
+from autospec.hardware.bandwidth import kept
+from autospec.hardware.gpu import devices_here
 from autospec.hardware.identity import host_digest, identify
 from autospec.measure.measurements import Sample
+from autospec.predict.estimate_here import least_acceptance, speeds_for
 from autospec.prompts.suite import load_suite
 from autospec.recommendations import Recommendation, Status, StoredRecommendation
 from autospec.report.changes import HookOutcome, changes, changes_document, run_hook
@@ -236,9 +240,28 @@ def _tunables(
                 modes=sum(m.draft_free and m in able.modes for m in space.modes),
                 found_at=found.get(model.fingerprint, now),
                 memory_bytes=model.size_bytes + 2 * model.kv_bytes(context) + largest,
+                break_even=_needed(request, usable[: space.drafts], hardware, settings),
             )
         )
     return [replace(t, is_draft=t.fingerprint in drafting_models) for t in tunables]
+
+
+# Tokens in the cache that the estimate is for.
+_ESTIMATE_DEPTH = 1024
+
+
+def _needed(
+    request: TuneRequest, drafts: Sequence[Candidate], hardware: Hardware, settings: Settings
+) -> float | None:
+    """The acceptance that these drafts would need, by an estimate without a measurement; ``None`` if unknown."""
+    speeds = speeds_for(
+        request.model,
+        request.args,
+        devices_here(hardware),
+        hardware,
+        lambda: kept(hardware, settings.state_dir),
+    )
+    return least_acceptance(request.model, drafts, speeds, _ESTIMATE_DEPTH)
 
 
 def _capabilities(name: str, settings: Settings, notes: list[str]) -> Capabilities | None:

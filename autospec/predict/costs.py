@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LAUNCH_NOISE", "CostCurve", "Observation", "first_guess", "refit"]
+__all__ = ["LAUNCH_NOISE", "CostCurve", "Observation", "break_even_of", "first_guess", "refit"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -122,20 +122,24 @@ class CostCurve:
         return np.concatenate([main, draft[..., None]], axis=-1)
 
     def break_even(self, n_max: int) -> float:
-        """The acceptance rate at which drafting n_max tokens costs as much as it gains.
+        """The acceptance rate at which drafting n_max tokens costs as much as it gains, see `break_even_of`."""
+        return break_even_of(float(self.verify_ms[n_max] + n_max * self.step_ms) / self.plain_ms, n_max)
 
-        If each token is accepted independently with the chance a, a cycle yields (1 - a^(n+1)) / (1 - a) tokens
-        (Leviathan, Kalman and Matias, *Fast Inference from Transformers via Speculative Decoding*, 2023, eq. 1).
 
-        Returns:
-            0 … 1, or above 1 if no acceptance rate pays: even a fully accepted cycle costs more.
-        """
-        cost = (self.verify_ms[n_max] + n_max * self.step_ms) / self.plain_ms
-        if cost >= n_max + 1:
-            return float(cost / (n_max + 1))
-        chances = np.linspace(0.0, 1.0, 1001)
-        tokens = np.polynomial.polynomial.polyval(chances, np.ones(n_max + 1))
-        return float(chances[np.searchsorted(tokens, cost)])
+def break_even_of(cost: float, n_max: int) -> float:
+    """The acceptance rate at which cycles of n_max proposals that cost as much as `cost` tokens gain nothing.
+
+    If each token is accepted independently with the chance a, a cycle yields (1 - a^(n+1)) / (1 - a) tokens
+    (Leviathan, Kalman and Matias, *Fast Inference from Transformers via Speculative Decoding*, 2023, eq. 1).
+
+    Returns:
+        0 … 1, or above 1 if no acceptance rate pays: even a fully accepted cycle costs more.
+    """
+    if cost >= n_max + 1:
+        return cost / (n_max + 1)
+    chances = np.linspace(0.0, 1.0, 1001)
+    tokens = np.polynomial.polynomial.polyval(chances, np.ones(n_max + 1))
+    return float(chances[np.searchsorted(tokens, cost)])
 
 
 def first_guess(

@@ -28,6 +28,7 @@ from autospec.formats import (
 )
 from autospec.measure.log_ratios import by_prompt, of_pairs
 from autospec.measure.measurements import Measurement, Pair
+from autospec.predict.costs import break_even_of
 from autospec.recommendations import CONDITIONS, ENERGY, LIKELY, LIMITS, Limits, Recommendation, Verdict
 from autospec.report.studies import TrialSummary
 
@@ -488,7 +489,25 @@ def _curve(prediction: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"With {len(verify) - 1} proposals per cycle drafting would not pay even if all were accepted."
         )
-    return lines
+    return [*lines, _another_draft(token_ms, verify, prediction.get("step_ms"))]
+
+
+# What another draft may cost for each proposal, in tokens of the main model: nothing, or as much as a usual draft model.
+_OTHER_DRAFTS = ((0.0, "an n-gram mode"), (1 / 12, "a draft model of a twelfth of the main model's cost"))
+
+
+def _another_draft(token_ms: float, verify: Sequence[float], step_ms: float | None) -> str:
+    """What acceptance another draft would need, by the measured times of the main model's batches.
+
+    With a draft model, verifying includes its own pass over the same tokens, which takes at least as long as a step.
+    """
+    n = len(verify) - 1
+    main = max(verify[n] - (step_ms or 0.0), token_ms) / token_ms
+    needs = [(what, break_even_of(main + (n + 1) * share, n)) for share, what in _OTHER_DRAFTS]
+    words = " and ".join(
+        f"{what} {even:.0%}" if even < 1 else f"{what} more than all" for what, even in needs
+    )
+    return f"Of {n} proposals per cycle, by these times, {words} would have to be accepted to break even."
 
 
 def _checked(check: Mapping[str, Any]) -> str:

@@ -139,3 +139,22 @@ def test_items_travel_as_json():
     """What a survey prints is what the daemon reads."""
     (first, _) = queue().items
     assert WorkItem.from_json(first.to_json()) == first
+
+
+def test_among_equals_the_estimate_orders():
+    """Two new models are worth the same; the one whose draft needs less acceptance is first, the unknown one between."""
+    hard = replace(NEW, name="hard", path="hard", break_even=0.9)
+    easy = replace(NEW, name="easy", path="easy", break_even=0.2)
+    unknown = replace(NEW, name="unknown", path="unknown")
+    found = queue((hard, unknown, easy), used={})
+    assert [i.model for i in found.items if i.prompt_type is PromptType.CODING] == ["easy", "unknown", "hard"]
+
+
+def test_the_estimate_never_outweighs_use():
+    """It orders within what use, gain and uncertainty say, and rules nothing out."""
+    used = replace(BIG, break_even=1.5)
+    idle = replace(NEW, break_even=0.1)
+    found = queue((idle, used))
+    assert found.items[0].model == "big"
+    assert {i.model for i in found.items} == {"big", "new"}
+    assert queue((used,)).items == queue((BIG,)).items

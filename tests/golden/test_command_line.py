@@ -16,6 +16,9 @@ import click
 import pytest
 
 from autospec.cli import cli
+from autospec.hardware import bandwidth
+from autospec.hardware.bandwidth import Speeds
+from tests.catalog.making import write_gguf
 from tests.golden.conftest import RECORD, SYSTEM_PATH, run
 from tests.golden.golden import check_json, normalized, shape
 from tests.small_suite import questions, write_suite
@@ -41,6 +44,7 @@ ELSEWHERE = {
     "config show": "test_settings.py",
     "studies export": "test_exports.py",
     "proxy": "test_proxy.py, program.json",
+    "studies dashboard": "tests/report/test_studies_dashboard.py: it serves until Ctrl-C",
 }
 STUDY = """
 name = "golden"
@@ -71,6 +75,7 @@ looks = [1]
 time = "30s"
 search_share = 0.5
 """
+GIVEN = Speeds(1e10, 1e11, 1e-5, 2e-5, overlaps=False, source="measured", words="In a test.")
 # Of the machine's state.
 MAY_BE_NULL = (
     "battery_percent",
@@ -134,6 +139,26 @@ def test_report(known):
     """Where the page is, and what it is of; its size depends on the versions of what draws it."""
     document = known.document(run("report", "--json", "-o", f"{known.folder}/report.html"))
     check_json("cli/report.json", document | {"bytes": shape(document["bytes"])})
+
+
+@pytest.mark.process
+def test_estimate(place, monkeypatch):
+    """Keys and kinds of values: all of them are this machine's. Nothing is measured for it."""
+    monkeypatch.setattr(bandwidth, "measure", lambda _: GIVEN)
+    monkeypatch.setattr("autospec.hardware.gpu.devices_here", lambda _: ())
+    document = place.document(run("estimate", "--json", "--model", "main"))
+    [model] = document["models"]
+    assert [d["mode"] for d in model["drafts"]] == ["ngram-simple", "draft-model"]
+    check_json("cli/estimate.json", shape(document))
+
+
+@pytest.mark.process
+def test_drafts_suggest(place, monkeypatch):
+    """Keys of a suggestion; the table itself grows and is no part of the copy."""
+    write_gguf(place.folder / "Qwen3-32B-F16.gguf", architecture="qwen3", layers=60, width=64)
+    monkeypatch.setenv("AUTOSPEC_MODEL_DIRS", str(place.folder))
+    document = place.document(run("drafts", "--suggest", "--json", "--model", "qwen3-32b"))
+    check_json("cli/drafts-suggest.json", shape(document))
 
 
 @pytest.mark.process
@@ -327,7 +352,7 @@ def test_every_command_with_a_document_is_held():
         " ".join(words.split()[:2]).removesuffix(" --json").removesuffix(" --model")
         for words in DOCUMENTS.values()
     }
-    held |= {"doctor", "report", "bench", "tune", "daemon"} | {
+    held |= {"doctor", "report", "bench", "tune", "daemon", "estimate"} | {
         f"service {action}" for action in ("install", "uninstall", "start", "stop", "status", "logs")
     }
     with_json = {
