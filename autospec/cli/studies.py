@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, complete_model
 
 if TYPE_CHECKING:
     from autospec.recommendations import StoredRecommendation
@@ -147,7 +147,9 @@ def import_(shell: Shell, *, files: tuple[str, ...]) -> None:
     metavar="FILE",
     help="Write to this file instead of stdout.",
 )
-@click.option("-m", "--model", default="", metavar="M", help="Only this main model.")
+@click.option(
+    "-m", "--model", default="", metavar="M", help="Only this main model.", shell_complete=complete_model
+)
 @command_options
 def export(shell: Shell, *, output: Path | None, model: str) -> None:
     """Write recommendations, measurements and trials as JSON.

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options, model_option, server_options
+from autospec.cli.shell import Shell, command_options, complete_model, model_option, server_options
 from autospec.tuning.cell import CellProgress, TuneStep
 
 __all__ = ["TuneDisplay", "command", "interruptible"]
@@ -230,6 +230,7 @@ def _clock(seconds: float) -> str:
     "drafts",
     multiple=True,
     metavar="D",
+    shell_complete=complete_model,
     help="Try only this draft model (path or name); may be repeated.",
 )
 @click.option(

@@ -41,6 +41,7 @@ ELSEWHERE = {
     "config show": "test_settings.py",
     "studies export": "test_exports.py",
     "proxy": "test_proxy.py, program.json",
+    "completion": "tests/cli/test_completion.py: the script is click's",
 }
 STUDY = """
 name = "golden"
