@@ -17,7 +17,7 @@ FORMULA = Path(__file__).with_name("autospec.rb")
 ROOT = FORMULA.parents[2]
 BEGIN, END = "  # resources begin\n", "  # resources end\n"
 # From Homebrew's own formulae; llama.cpp's server in place of the one in the wheel.
-NOT_BUILT = frozenset({"numpy", "scipy", "xllamacpp"})
+NOT_BUILT = frozenset({"certifi", "numpy", "scipy", "xllamacpp"})
 INDEX_FILES = "https://files.pythonhosted.org"
 COMPILE = (
     *("uv", "pip", "compile", "pyproject.toml", "--format", "pylock.toml", "--quiet", "--no-header"),
