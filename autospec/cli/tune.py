@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 from rich.console import Group
@@ -21,7 +21,10 @@ from rich.text import Text
 
 from autospec.cells import PromptType
 from autospec.cli.shell import Shell, command_options, complete_model, model_option, server_options
-from autospec.tuning.cell import CellProgress, TuneStep
+
+if TYPE_CHECKING:
+    # Not at run time: it imports Optuna and SQLAlchemy, which `--help` and Tab need not wait for.
+    from autospec.tuning.cell import CellProgress, TuneStep
 
 __all__ = ["TuneDisplay", "command", "interruptible"]
 

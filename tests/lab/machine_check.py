@@ -338,7 +338,9 @@ def main() -> int:
     identity = here([(folder, "<check>"), (ROOT, "<clone>")])
     # A number that stands for this one machine in autospec's records.
     identity = replace(identity, hosts=(*identity.hosts, host_digest()))
-    output.write_text(report(f"{platform.platform()}, Python {platform.python_version()}", done, identity), encoding="utf-8")
+    output.write_text(
+        report(f"{platform.platform()}, Python {platform.python_version()}", done, identity), encoding="utf-8"
+    )
     print(
         f"\nThe report is {output}. Names of people and machines were replaced in it; read it, then attach it to an issue.",
         file=sys.stderr,
