@@ -14,6 +14,7 @@ import os
 import platform
 import select
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -41,8 +42,8 @@ STUDY = Path(__file__).with_name("demo.toml")
 TUNE_S = 100
 # Main model and draft of each backend: their truth is known (python -m tests.lab --list).
 MODELS = {
-    "llama-server": ("demo-main", "smollm2"),
-    "embedded": ("demo-main", "smollm2"),
+    "llama-server": ("fast-main", "smollm2"),
+    "embedded": ("fast-main", "smollm2"),
     "mlx": ("mlx-slow-tiny", "mlx-tiny"),
 }
 NVIDIA = ",".join(
@@ -83,6 +84,8 @@ LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("llama-server", "--list-devices"),
     ),
 }  # fmt: skip
+# Until the daemon has started its proxy, or found it again after a sleep.
+_SETTLE_S = 10.0
 GPU_PROGRAMS = ("nvidia-smi", "rocm-smi")
 
 
@@ -99,7 +102,7 @@ class MachineCheck:
     @property
     def home(self) -> Path:
         """AUTOSPEC_HOME: nothing of the user's own autospec is read or written."""
-        return self.folder / "home"
+        return self.folder / "own"
 
     @property
     def steps(self) -> list[tuple[str, Callable[[StepLog], str]]]:
@@ -176,7 +179,7 @@ class MachineCheck:
             log.run(
                 *(self.autospec, "tune", "--model", main_model, "--draft", draft, "--backend", backend),
                 *("--study", STUDY, "--budget", f"{TUNE_S}s", "--prompt-type", "qa"),
-                limit_s=TUNE_S + 90,
+                limit_s=TUNE_S + 140,
             )
             known = log.run(
                 *(self.autospec, "recommend", "--json", "--model", main_model, "--backend", backend),
@@ -208,6 +211,7 @@ class MachineCheck:
     def service_status(self, log: StepLog) -> str:
         """What the supervisor and the daemon say."""
         self._need_service()
+        time.sleep(_SETTLE_S)
         status = json.loads(log.run(self.autospec, "service", "status", "--json", limit_s=60))
         if platform.system() == "Darwin":
             log.run("launchctl", "print", f"gui/{os.getuid()}/com.autospec.daemon", limit_s=30, fine=(0, 113))
@@ -235,7 +239,7 @@ class MachineCheck:
         log.say(f"slept {slept_s:.0f} s, by the difference of two clocks")
         if slept_s < 5:
             raise StepError("the machine did not sleep")
-        time.sleep(10)
+        time.sleep(_SETTLE_S)
         status = json.loads(log.run(self.autospec, "service", "status", "--json", limit_s=60))
         log.run(self.autospec, "daemon", "--status", limit_s=60)
         log.run(self.autospec, "service", "logs", "-n", "20", limit_s=60)
@@ -330,6 +334,9 @@ def main() -> int:
     # The service's proxy must not take the port of the user's own.
     (check.home / "config.toml").write_text(f"proxy_port = {free_port()}\n", encoding="utf-8")
     env = environment(check.home)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started with `&`: a tune would inherit that, and not end when it is interrupted.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     print("This takes about ten minutes. Leave the machine alone meanwhile. Ctrl-C ends it.", file=sys.stderr)
     try:
         done = run_steps(check.steps, env=env, cwd=ROOT, tell=tell_on_stderr)

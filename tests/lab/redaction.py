@@ -35,7 +35,7 @@ _KEY = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_)[\w-]{8,}|(?i:(?<=bearer )[\w.
 _SERIAL = re.compile(r"(?i)(serial(?:[ _-]?(?:number|no))?(?: \(\w+\))?\W{1,6})[A-Z0-9]{6,}")
 # Folders whose next part is somebody's name, or a name that somebody chose.
 _NAMED_FOLDERS = (
-    (re.compile(r"(/Users/|/home/)(?!<)(?!Shared\b)[^/\s:'\"]+"), r"\1<user>"),
+    (re.compile(r"(?<![>~])(/Users/|/home/)(?!<)(?!Shared\b)[^/\s:'\"]+"), r"\1<user>"),
     (re.compile(r"(/Volumes/|/media/<user>/|/media/|/run/media/<user>/|/mnt/)(?!<)[^/\n:'\"]+"), r"\1<disk>"),
     (re.compile(r"(/var/folders/)[^/\s]+/[^/\s]+"), r"\1<folder>"),
 )

@@ -213,6 +213,7 @@ def test_an_installed_service_is_removed(tmp_path, monkeypatch):
     """Status, and a check that nothing is left."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("tests.lab.machine_check._SETTLE_S", 0.0)
     check = MachineCheck(tmp_path, may_sleep=False)
     gone = '{"installed": false, "loaded": false}'
     check.service_install(Answers(gone, "ok"))

@@ -32,6 +32,7 @@ BO = Identity(
         ("/Users/anna.berg/src/autospec/tests", "<clone>/tests"),
         ("/Users/anna.berg/models/x.gguf", "~/models/x.gguf"),
         ("file:///Users/anna.berg/models", "file://~/models"),
+        ("/Users/anna.berg/.cache/autospec-check-x1/home/config.toml", "<check>/home/config.toml"),
         # Neither is this the home folder, nor may its name stay.
         ("/Users/anna.berg-old/x", "/Users/<user>-old/x"),
         ("/Users/carl/x and /home/carl/y", "/Users/<user>/x and /home/<user>/y"),
