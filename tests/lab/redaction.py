@@ -32,6 +32,10 @@ _ADDRESSES = (
     re.compile(r"(?<![\w.:])[0-9A-Fa-f]*(?::[0-9A-Fa-f]*){2,}(?![\w:])"),
 )
 _KEY = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_)[\w-]{8,}|(?i:(?<=bearer )[\w.~+/=-]{4,})")
+# A variable of an environment, as shells, `env` and launchctl write it.
+_SECRET = re.compile(r"\b([A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD)[A-Z0-9_]*\"?\s*(?:=>|=|:)\s*)[^\s,}]+")
+# Of pmset: programs that somebody runs.
+_AWAKE = re.compile(r"(sleep prevented by )[^)\n]+")
 _SERIAL = re.compile(r"(?i)(serial(?:[ _-]?(?:number|no))?(?: \(\w+\))?\W{1,6})[A-Z0-9]{6,}")
 # Folders whose next part is somebody's name, or a name that somebody chose.
 _NAMED_FOLDERS = (
@@ -62,6 +66,8 @@ def redact(text: str, identity: Identity) -> str:
         text = re.sub(rf"(?<![\w.~-]){re.escape(path)}(?![\w-])", label, text)
     text = _EMAIL.sub("<e-mail>", text)
     text = _KEY.sub("<key>", text)
+    text = _SECRET.sub(r"\1<key>", text)
+    text = _AWAKE.sub(r"\1<programs>", text)
     text = _UUID.sub("<uuid>", text)
     text = _SERIAL.sub(r"\1<serial>", text)
     text = _HARDWARE_ADDRESS.sub("<hardware address>", text)

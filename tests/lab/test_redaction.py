@@ -86,6 +86,13 @@ def test_short_names(text, expected):
         ("2001:db8:0:0:0:0:0:1", "<address>"),
         ("Authorization: Bearer abcd1234efgh", "Authorization: Bearer <key>"),
         ("HF_TOKEN=hf_abcdefghijklmnop", "HF_TOKEN=<key>"),
+        ("use sk-abcdefgh1234 for it", "use <key> for it"),
+        ("\tOPENAI_API_KEY => abc", "\tOPENAI_API_KEY => <key>"),
+        ('{"AUTOSPEC_PROXY_API_KEY": "abc"}', '{"AUTOSPEC_PROXY_API_KEY": <key>}'),
+        (
+            " sleep                1 (sleep prevented by Music, caffeinate)",
+            " sleep                1 (sleep prevented by <programs>)",
+        ),
     ],
 )
 def test_numbers_and_keys(text, expected):
@@ -101,6 +108,7 @@ def test_numbers_and_keys(text, expected):
         "llama-server b11434, xllamacpp 2026.10.11549, driver 570.133.20, macOS 15.5",
         "std::runtime_error: ggml_metal_device_init",
         "recommendedMaxWorkingSetSize = 22906.50 MB",
+        '"max_tokens": 96, "accepted_tokens": 256, "key": "value"',
         "gpu-core-count = 38, Apple M2 Max, id apple-m2-max-32g-38c",
         "SmolLM2-Slow-90L.F32.gguf sha256 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ],
