@@ -87,6 +87,8 @@ LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
 # Until the daemon has started its proxy, or found it again after a sleep.
 _SETTLE_S = 10.0
 GPU_PROGRAMS = ("nvidia-smi", "rocm-smi")
+# PCI's numbers of those who make GPUs.
+GPU_MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 
 
 @dataclass(slots=True)
@@ -131,7 +133,7 @@ class MachineCheck:
                 log.run(*words, limit_s=60)
             except StepError as failed:
                 log.say(str(failed))
-        return f"{asked} programs asked; {gpu_sentence(platform.system(), shutil.which)}"
+        return f"{asked} programs asked; {gpu_sentence(platform.system(), shutil.which, cards())}"
 
     def install(self, log: StepLog) -> str:
         """``pip install .`` in an environment of its own, with the extra that this machine can use."""
@@ -268,11 +270,19 @@ class MachineCheck:
             raise StepSkipped("the service was not installed")
 
 
-def gpu_sentence(system: str, find: Callable[[str], str | None]) -> str:
-    """Whether there is a GPU to check, as far as programs tell."""
+def cards(drm: Path = Path("/sys/class/drm")) -> tuple[str, ...]:
+    """Who made the graphics cards that Linux has a driver for."""
+    vendors = (file.read_text().strip() for file in sorted(drm.glob("card*/device/vendor")))
+    return tuple(dict.fromkeys(GPU_MAKERS[vendor] for vendor in vendors if vendor in GPU_MAKERS))
+
+
+def gpu_sentence(system: str, find: Callable[[str], str | None], makers: tuple[str, ...] = ()) -> str:
+    """Whether there is a GPU to check, as far as programs and Linux tell."""
     if system == "Darwin":
         return "Metal is part of macOS"
     found = [name for name in GPU_PROGRAMS if find(name)]
+    if not found and makers:
+        return f"a GPU of {' and '.join(makers)} is here, {' and '.join(GPU_PROGRAMS)} are not installed"
     if not found:
         return f"no GPU was found ({' and '.join(GPU_PROGRAMS)} are not installed): the CPU is checked"
     if find("llama-server") is None:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.lab.check_steps import Checked, StepError, StepLog, StepSkipped, report, run_steps, run_within
-from tests.lab.machine_check import MachineCheck, extra_for, gpu_sentence, verdict_sentence
+from tests.lab.machine_check import MachineCheck, cards, extra_for, gpu_sentence, verdict_sentence
 from tests.lab.redaction import Identity
 
 STUBBORN = """
@@ -146,9 +146,19 @@ def only(*names):
         ("Darwin", (), "Metal"),
     ],
 )
-def test_gpus(system, programs, words):
+def test_gpus_by_programs(system, programs, words):
     """The report says on what it computed."""
     assert words in gpu_sentence(system, only(*programs))
+
+
+def test_gpus_by_their_driver(tmp_path):
+    """Of a desktop with Mesa alone; a virtual card is none."""
+    for name, vendor in {"card0": "0x1002", "card1": "0x8086", "card2": "0x1234", "card3": "0x1002"}.items():
+        (tmp_path / name / "device").mkdir(parents=True)
+        (tmp_path / name / "device" / "vendor").write_text(f"{vendor}\n")
+    assert cards(tmp_path) == ("AMD", "Intel")
+    assert "a GPU of AMD and Intel is here" in gpu_sentence("Linux", only(), cards(tmp_path))
+    assert cards(tmp_path / "nosuch") == ()
 
 
 @pytest.mark.parametrize(
