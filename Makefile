@@ -2,7 +2,8 @@
 #   make demo    a real study on two small models, ending with the table of recommendations
 #   make test    the unit tests: minutes with the set-up, about one without it
 # Further tests: make test-process (other programs are started), make test-real (real servers and models), make test-all.
-# The others: make check (what CI asks of the code), make native (a llama-server of your own), make format, make clean.
+# The others: make check (what CI asks of the code), make native (a llama-server of your own), make mac-check and
+# make linux-gpu-check (ten minutes on your machine, one report to attach to an issue), make format, make clean.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,10 +14,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-short test test-process test-real test-all check lint types imports links wheel native llama-cpp pictures format clean
+.PHONY: help demo demo-short test test-process test-real test-all check lint types imports links wheel native llama-cpp mac-check linux-gpu-check pictures format clean
 
 help:
-	@sed -n '2,5s/^# *//p' Makefile
+	@sed -n '2,6s/^# *//p' Makefile
 
 # Stamps say what the environment holds; each is made again when pyproject.toml changes.
 $(BIN)/python:
@@ -50,6 +51,13 @@ demo: $(VENV)/.has-runtime
 # The demo's path on small models in a minute or two, the result checked instead of shown: CI's one real tune.
 demo-short: $(VENV)/.has-test
 	@$(BIN)/python -m tests.lab.demo --short
+
+# Ten minutes on a real machine, for people who have one: CHECK_ARGS=--no-sleep leaves out the sleep.
+mac-check: $(VENV)/.has-runtime
+	@$(BIN)/python -m tests.lab.machine_check --of mac $(CHECK_ARGS)
+
+linux-gpu-check: $(VENV)/.has-runtime
+	@$(BIN)/python -m tests.lab.machine_check --of gpu $(CHECK_ARGS)
 
 # A tier each (tests/tiers.py says what gives a test its tier). PYTEST_ARGS comes last, so that `-n 0` or another `--timeout` wins.
 PYTEST := $(BIN)/python -m pytest

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Where documents stand. Not the whole tree: a virtual environment in it holds other projects' documents.
-FOLDERS = ("autospec", "docs", "launchd", "studies", "tests")
+FOLDERS = ("autospec", "docs", "launchd", "packaging", "studies", "tests")
 # Files that a document tells the reader to write.
 TO_BE_WRITTEN = frozenset({"autospec/backends/toy_server.py"})
 
@@ -24,7 +24,7 @@ _CODE = re.compile(r"`[^`\n]+`")
 _LINK = re.compile(r"\]\(\s*([^()\s]+)\s*\)")
 _HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
 # Not within an address, an absolute path or a longer name. Documents are linked; docs/ may be another project's.
-_PATH = re.compile(r"(?<![\w/.~}>-])(?:autospec|launchd|studies|tests|\.ci)/[\w.*/-]*[\w*]")
+_PATH = re.compile(r"(?<![\w/.~}>-])(?:autospec|launchd|packaging|studies|tests|\.ci)/[\w.*/-]*[\w*]")
 _MODULE = re.compile(r"python3? -m ((?:autospec|studies|tests)(?:\.\w+)*)")
 _BARE_FILE = re.compile(r"`(\w+\.py)`")
 

@@ -37,6 +37,19 @@ WANTED = {
     *("com.autospec.daemon.plist", "autospec.service"),
 }
 
+# Of the installed wheel, by the name that autospec itself has for its distribution.
+METADATA = """
+from importlib import metadata
+from autospec.distribution import DISTRIBUTION
+found = metadata.metadata(DISTRIBUTION)
+print(*(f"{key}: {value}" for key, value in found.items()), sep="\\n")
+print(*(f"Script: {e.name}" for e in metadata.distribution(DISTRIBUTION).entry_points), sep="\\n")
+"""
+WANTED_METADATA = {
+    *("Requires-Python: >=3.11", "License-Expression: MIT", "License-File: LICENSE", "Script: autospec"),
+    *(f"Classifier: Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13, 14)),
+}
+
 
 class CheckError(Exception):
     """The wheel is not fit to be shipped; one sentence."""
@@ -80,10 +93,15 @@ def check(folder: Path) -> None:
     # Neither the checkout nor the developer's own settings may help.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("AUTOSPEC_", "PYTHON", "VIRTUAL_ENV"))}
     env["AUTOSPEC_HOME"] = str(folder / "home")
+    metadata = run(binaries / "python", "-c", METADATA, cwd=folder, env=env)
+    if missing_lines := sorted(WANTED_METADATA - set(metadata.splitlines())):
+        raise CheckError(f"the wheel's metadata lacks {', '.join(missing_lines)}")
     version = run(binaries / "autospec", "--version", cwd=folder, env=env)
     if wheels[0].name.split("-")[1] not in version:
         raise CheckError(f"`autospec --version` says {version.strip()!r}, the wheel is {wheels[0].name}")
     doctor = run(binaries / "autospec", "doctor", "--json", cwd=folder, env=env)
+    if "_AUTOSPEC_COMPLETE" not in run(binaries / "autospec", "completion", "zsh", cwd=folder, env=env):
+        raise CheckError("`autospec completion zsh` prints no completion script")
     try:
         json.loads(doctor)
     except ValueError:

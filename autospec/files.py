@@ -9,6 +9,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from autospec.distribution import DISTRIBUTION
 from autospec.errors import AutospecError
 
 __all__ = [
@@ -112,5 +113,5 @@ def _find(name: str, package: Path) -> Path:
         return beside
     raise AutospecError(
         f"The folder {name} that autospec ships is missing: neither {shipped} nor {beside} exists.",
-        "Install autospec again: pip install --force-reinstall autospec, or run pip install -e . in a complete checkout.",
+        f"Install autospec again: pip install --force-reinstall {DISTRIBUTION}, or run pip install -e . in a complete checkout.",
     )

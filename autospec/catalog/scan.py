@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -80,6 +80,12 @@ class MetadataCache:
         """Store a model, or the sentence why it cannot be read, with the signature from before the reading."""
         known = {"error": what} if isinstance(what, str) else {"model": what.to_json()}
         self._new[str(path)] = self._entries[str(path)] = {"files": files, **known}
+
+    def models(self) -> Iterator[Model]:
+        """The models as they were last read, without a look at their files: cheap, and perhaps out of date."""
+        for entry in self._entries.values():
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                yield Model.from_json(entry["model"])
 
     def save(self) -> None:
         """Write new entries. If the disk is full or read-only, the next scan is slower."""

@@ -7,12 +7,15 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
 import autospec
 from autospec.cli.shell import close_output, exit_code_of
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -35,6 +38,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "service": ("autospec.cli.service", "Run the daemon as a service (launchd, systemd)."),
     "daemon": ("autospec.cli.daemon", "Tune the models that you use while the machine is idle."),
     "config": ("autospec.cli.config", "Show and check the settings."),
+    "completion": ("autospec.cli.completion", "Print the script that completes commands in your shell."),
 }
 
 
@@ -55,7 +59,7 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             close = difflib.get_close_matches(name, COMMANDS, n=1)
             ctx.fail(f"There is no command {name}." + (f" Did you mean {close[0]}?" if close else ""))
         return super().resolve_command(ctx, args)
@@ -63,6 +67,15 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        # The names come from the table: click would import every command for its line of help.
+        from click.shell_completion import CompletionItem
+
+        names = [
+            CompletionItem(n, help=line) for n, (_, line) in COMMANDS.items() if n.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def main(
         self,

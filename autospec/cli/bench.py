@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from autospec.cli.shell import Shell, command_options, model_option, server_options
+from autospec.cli.shell import Shell, command_options, complete_model, model_option, server_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,14 @@ __all__ = ["command"]
 
 @click.command()
 @model_option()
-@click.option("-d", "--draft", default="", metavar="D", help="Draft model. [default: the best one that fits]")
+@click.option(
+    "-d",
+    "--draft",
+    default="",
+    metavar="D",
+    help="Draft model. [default: the best one that fits]",
+    shell_complete=complete_model,
+)
 @click.option(
     "--n-max",
     type=click.IntRange(min=1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, complete_model
 
 __all__ = ["command"]
 
@@ -25,6 +25,7 @@ __all__ = ["command"]
     "--model",
     default="",
     metavar="M",
+    shell_complete=complete_model,
     help="Model for requests that name none: a name from `autospec models`, or an unambiguous part of one.",
 )
 @click.option(

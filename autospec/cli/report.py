@@ -51,7 +51,7 @@ def command(
       autospec report
       autospec report --model qwen3-coder-30b -o qwen.html --open
 
-    It needs Matplotlib and Jinja2: pip install 'autospec[report]'. Exits with 3 if nothing is known of the model that is named.
+    It needs Matplotlib and Jinja2: pip install 'autospec-llm[report]'. Exits with 3 if nothing is known of the model that is named.
     """  # noqa: D301 - click needs the backspace itself
     from autospec.files import replace_file
 
@@ -146,13 +146,14 @@ def _catalogue(shell: Shell) -> Callable[[str], Model | None]:
 def _require_extra() -> None:
     from importlib.util import find_spec
 
+    from autospec.distribution import install_line
     from autospec.errors import AutospecError
 
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:
         raise AutospecError(
             f"The report needs packages that are not installed: {' and '.join(missing)}.",
-            "pip install 'autospec[report]'",
+            install_line("report"),
         )
 
 

@@ -30,6 +30,7 @@ from autospec.cells import PromptType
 from autospec.errors import AutospecError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
     from rich.console import Console, RenderableType
 
     from autospec.settings import Settings
@@ -40,6 +41,7 @@ __all__ = [
     "Shell",
     "close_output",
     "command_options",
+    "complete_model",
     "exit_code_of",
     "explain",
     "model_option",
@@ -295,7 +297,25 @@ def model_option(name: str = "model", *, required: bool = True) -> Callable[[Any
     text = "Main model: its path, its name or a part of the name."
     # With an explicit default of None, click 8.3 would not ask for a required option.
     default: dict[str, Any] = {} if required else {"default": ""}
-    return click.option("-m", "--model", name, required=required, metavar="M", help=text, **default)
+    return click.option(
+        "-m",
+        "--model",
+        name,
+        required=required,
+        metavar="M",
+        help=text,
+        shell_complete=complete_model,
+        **default,
+    )
+
+
+def complete_model(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """What Tab offers for a main model or a draft."""
+    from autospec.cli.known_models import model_names
+
+    return model_names(context, parameter, incomplete)
 
 
 def result_options(function: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, complete_model
 
 if TYPE_CHECKING:
     from autospec.recommendations import StoredRecommendation
@@ -148,7 +148,9 @@ def import_(shell: Shell, *, files: tuple[str, ...]) -> None:
     metavar="FILE",
     help="Write to this file instead of stdout.",
 )
-@click.option("-m", "--model", default="", metavar="M", help="Only this main model.")
+@click.option(
+    "-m", "--model", default="", metavar="M", help="Only this main model.", shell_complete=complete_model
+)
 @command_options
 def export(shell: Shell, *, output: Path | None, model: str) -> None:
     """Write recommendations, measurements and trials as JSON.
@@ -209,7 +211,7 @@ def dashboard(shell: Shell, *, host: str, port: int) -> None:
     """Open Optuna's dashboard on a copy of the studies.
 
     The dashboard can rename and delete studies, so it gets a copy in memory: nothing that is done there changes
-    autospec's studies. Start it again to see newer trials. Needs the extra: pip install 'autospec[dashboard]'.
+    autospec's studies. Start it again to see newer trials. Needs the extra: pip install 'autospec-llm[dashboard]'.
     """
     from autospec.report.studies_dashboard import copy_of_studies, server_for
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 from rich.console import Group
@@ -20,8 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 from autospec.cells import PromptType
-from autospec.cli.shell import Shell, command_options, model_option, server_options
-from autospec.tuning.cell import CellProgress, TuneStep
+from autospec.cli.shell import Shell, command_options, complete_model, model_option, server_options
+
+if TYPE_CHECKING:
+    # Not at run time: it imports Optuna and SQLAlchemy, which `--help` and Tab need not wait for.
+    from autospec.tuning.cell import CellProgress, TuneStep
 
 __all__ = ["TuneDisplay", "command", "interruptible"]
 
@@ -230,6 +233,7 @@ def _clock(seconds: float) -> str:
     "drafts",
     multiple=True,
     metavar="D",
+    shell_complete=complete_model,
     help="Try only this draft model (path or name); may be repeated.",
 )
 @click.option(

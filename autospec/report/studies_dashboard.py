@@ -12,6 +12,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from autospec.distribution import install_line
 from autospec.errors import AutospecError, NothingKnownError
 
 __all__ = ["copy_of_studies", "server_for"]
@@ -79,7 +80,7 @@ def server_for(storage: Any, host: str, port: int) -> WSGIServer:
         dashboard = importlib.import_module("optuna_dashboard")
     except ImportError as error:
         raise AutospecError(
-            f"Optuna's dashboard is not installed ({error.name}).", "pip install 'autospec[dashboard]'"
+            f"Optuna's dashboard is not installed ({error.name}).", install_line("dashboard")
         ) from error
     try:
         return make_server(host, port, dashboard.wsgi(storage), server_class=_Threads, handler_class=_Quiet)

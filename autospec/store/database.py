@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from autospec.cells import Build, Cell, Hardware, PromptType
+from autospec.distribution import install_line
 from autospec.drafting import Drafting
 from autospec.errors import StoreError
 from autospec.measure.launch_scatter import LaunchComparison
@@ -299,7 +300,7 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
     except (ImportError, sa.exc.ArgumentError) as error:
         raise StoreError(
             f"The storage {parsed.get_backend_name()} needs a driver that is not installed: {error}.",
-            "pip install 'autospec[postgres]' for PostgreSQL, or use SQLite.",
+            f"{install_line('postgres')} for PostgreSQL, or use SQLite.",
         ) from error
     durable(engine)
     with plain_errors(engine):

@@ -22,6 +22,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autospec.cells import Cell
+from autospec.distribution import install_line
 from autospec.drafting import OFF, Drafting
 from autospec.errors import StoreError
 from autospec.store.locks import first_use
@@ -60,7 +61,7 @@ def _open_grpc(url: str, ready_s: float) -> BaseStorage:
     except ImportError as error:
         raise StoreError(
             f"Optuna's gRPC proxy needs a package that is not installed: {error}.",
-            "pip install 'autospec[grpc]'.",
+            install_line("grpc"),
         ) from error
     except ValueError as error:
         raise StoreError(

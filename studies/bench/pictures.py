@@ -4,7 +4,7 @@ Run: ``AUTOSPEC_HOME=HOME python -m studies.bench.pictures [--out docs/pictures]
 
 It writes the report of that home (of this user without AUTOSPEC_HOME), opens it in Chromium without a window, and keeps the upper part of it, in
 light and in dark, with few colours so that the files stay small. ``--all`` instead keeps the whole page at three widths, to look at.
-It needs ``pip install playwright 'autospec[report]'`` and a Chromium: Debian's (``apt install chromium``), or Playwright's own
+It needs ``pip install playwright 'autospec-llm[report]'`` and a Chromium: Debian's (``apt install chromium``), or Playwright's own
 (``playwright install chromium``).
 """
 

@@ -13,6 +13,7 @@ from autospec.backends.llama_cpp import python as backend
 from autospec.backends.llama_cpp import python_child as child
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import Build
+from autospec.distribution import install_line
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
 
@@ -85,7 +86,7 @@ def test_not_installed(state_dir, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(BackendMissingError, match="not installed") as caught:
         backend.LlamaCppPython(state_dir).capabilities()
-    assert "pip install 'autospec[llama-cpp]'" in caught.value.hint
+    assert install_line("llama-cpp") in caught.value.hint
 
 
 class Lookup:

@@ -23,6 +23,7 @@ from autospec.backends.process import ServerProcess, free_port
 from autospec.backends.protocol import Cycle, LaunchSettings, Request, Watched
 from autospec.backends.registry import InProcess
 from autospec.backends.streamed import StreamedClient
+from autospec.distribution import install_line
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
     BackendMissingError,
@@ -102,7 +103,7 @@ def test_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(mlx_package, "_PACKAGES", ("no-such-package",))
     with pytest.raises(BackendMissingError, match="no-such-package is not installed") as caught:
         Mlx(tmp_path).capabilities()
-    assert caught.value.hint == "pip install 'autospec[mlx]'"
+    assert caught.value.hint == install_line("mlx")
 
 
 def test_the_number_of_tokens_goes_with_the_request(off, drafted, lab_models):

@@ -35,7 +35,13 @@ def root(tmp_path: Path) -> Path:
 def test_this_repository(check: ModuleType) -> None:
     """Every link and path in it exists."""
     names = {str(file.relative_to(check.ROOT)) for file in check.documents(check.ROOT)}
-    assert {"README.md", "CONTRIBUTING.md", "docs/glossary.md", "studies/suites/README.md"} <= names
+    assert {
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/glossary.md",
+        "packaging/README.md",
+        "studies/suites/README.md",
+    } <= names
     assert check.problems() == []
 
 

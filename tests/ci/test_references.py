@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-READ = ("autospec", "tests", "studies", "launchd", ".ci")
+READ = ("autospec", "tests", "studies", "launchd", "packaging", ".ci")
 NAMES = ("Makefile", ".importlinter")
 # Links and paths of documents themselves: `.ci/check_docs.py`.
 SUFFIXES = (".py", ".toml", ".service", ".plist", ".sh")

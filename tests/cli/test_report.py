@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from autospec.cells import PromptType
 from autospec.cli import cli
+from autospec.distribution import install_line
 from autospec.hardware import identify
 from autospec.recommendations import Verdict
 from autospec.report.html.page import MOST_BYTES
@@ -159,7 +160,7 @@ def test_without_the_extra_it_says_what_to_install(tuned, monkeypatch, name):
     result = run()
     assert result.exit_code == 1
     assert f"not installed: {name}." in result.stderr
-    assert "pip install 'autospec[report]'" in result.stderr
+    assert install_line("report") in result.stderr
     assert not Path("autospec-report.html").exists()
 
 

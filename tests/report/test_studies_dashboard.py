@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from autospec.cli import cli
+from autospec.distribution import install_line
 from autospec.errors import AutospecError, NothingKnownError
 from autospec.report.studies_dashboard import copy_of_studies, server_for
 from autospec.settings import load_settings
@@ -97,7 +98,7 @@ def test_without_the_extra_it_says_what_to_install(url, monkeypatch):
     result = CliRunner().invoke(cli, ["studies", "dashboard"])
     assert result.exit_code == 1
     assert "Optuna's dashboard is not installed" in result.stderr
-    assert "pip install 'autospec[dashboard]'" in result.stderr
+    assert install_line("dashboard") in result.stderr
 
 
 def test_the_command_ends_with_ctrl_c(url, stand_in, monkeypatch):

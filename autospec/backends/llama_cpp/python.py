@@ -20,13 +20,13 @@ from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import check_count, options_of, refuse_owned
 from autospec.cells import Build
+from autospec.distribution import install_line
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
 
 __all__ = ["LlamaCppPython"]
 
 _CHILD = ("-m", "autospec.backends.llama_cpp.python_child")
-_INSTALL = "pip install 'autospec[llama-cpp]' (it compiles for some minutes)"
 # Importing FastAPI and the library takes 2 s; from a cold disk, several.
 _PROBE_TIMEOUT_S = 120.0
 _MODES = frozenset({Mode.OFF, Mode.PROMPT_LOOKUP})
@@ -159,14 +159,18 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
     return found
 
 
+def _install_hint() -> str:
+    return f"{install_line('llama-cpp')} (it compiles for some minutes)"
+
+
 def _probe(state_dir: Path) -> _Package:
     if importlib.util.find_spec("llama_cpp") is None:
-        raise BackendMissingError("llama-cpp-python is not installed.", _INSTALL)
+        raise BackendMissingError("llama-cpp-python is not installed.", _install_hint())
     try:
         told = ask_child(*_CHILD, "--probe", timeout_s=_PROBE_TIMEOUT_S)
     except ValueError as error:
         raise BackendMissingError(
-            f"llama-cpp-python is installed but its server cannot be loaded: {error}.", _INSTALL
+            f"llama-cpp-python is installed but its server cannot be loaded: {error}.", _install_hint()
         ) from error
     files = tuple(Path(file) for file in told["libraries"])
     version = str(told["version"])

@@ -1,7 +1,7 @@
 """Score a draft model through llama-cpp-python in a child process: a whole recorded answer in one evaluation.
 
 `token_http.HttpTokens.propose` needs one request for each miss. Here the draft gets the recorded tokens at once
-(*teacher forcing*) and its logits are read at each of them. Needs the extra ``autospec[llama-cpp]``.
+(*teacher forcing*) and its logits are read at each of them. Needs the extra ``llama-cpp``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from autospec.backends.json_http import JsonClient
 from autospec.backends.process import HOST, ServerProcess
 from autospec.backends.server import ChildServer, start_child
 from autospec.backends.token_http import TokenReader
+from autospec.distribution import install_line
 from autospec.errors import BackendMissingError
 
 __all__ = ["LlamaCppScorer"]
@@ -52,7 +53,7 @@ class LlamaCppScorer(ChildServer):
             LaunchError: It cannot load the model, or does not run here.
         """
         if importlib.util.find_spec("llama_cpp") is None:
-            raise BackendMissingError(f"{_NAME} is not installed.", "pip install 'autospec[llama-cpp]'")
+            raise BackendMissingError(f"{_NAME} is not installed.", install_line("llama-cpp"))
         command = (sys.executable, *_CHILD, "--model", model_path, "--n-ctx", str(n_ctx))
         return start_child(
             cls,

@@ -32,6 +32,7 @@ from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
 from autospec.backends.server import start_child
 from autospec.backends.user_args import check_count, options_of
 from autospec.cells import Build, options_in
+from autospec.distribution import install_line
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, ModelFileError, UnsupportedError, UsageError
 from autospec.files import replace_file
@@ -42,7 +43,6 @@ CHILD = ("-m", "autospec.backends.mlx.child")
 _PACKAGES = ("mlx-lm", "mlx")
 # Importing MLX and mlx_lm takes 2 s from a warm disk and 10 s on a busy machine.
 _CHILD_TIMEOUT_S = 120.0
-_INSTALL = "pip install 'autospec[mlx]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class MlxPackage:
             told = ask_child(*CHILD, "--probe", timeout_s=_CHILD_TIMEOUT_S)
         except ValueError as error:
             raise BackendMissingError(
-                f"mlx-lm is installed but cannot be loaded: {error}.", _INSTALL
+                f"mlx-lm is installed but cannot be loaded: {error}.", install_line("mlx")
             ) from error
         package = cls(build=build, **told)
         with suppress(OSError):  # the next process probes again
@@ -105,7 +105,7 @@ def _build() -> Build:
             digest.update(f"{name} {found.version}\n{found.read_text('RECORD')}\n".encode())
         version = metadata.version(_PACKAGES[0])
     except metadata.PackageNotFoundError as error:
-        raise BackendMissingError(f"{error.name} is not installed.", _INSTALL) from error
+        raise BackendMissingError(f"{error.name} is not installed.", install_line("mlx")) from error
     return Build("mlx", f"mlx-lm-{version}", digest.hexdigest()[:16])
 
 
