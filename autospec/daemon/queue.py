@@ -228,7 +228,9 @@ def order(
             use = _use(model, prompt_type, used, spread_over, now)
             item = _item(model, prompt_type, found, effort, use=use, usual=usual, step_s=step_s)
             if wanted:
-                items.append(((True, False), _promise(model), replace(item, why=f"it was asked for; {item.why}")))
+                items.append(
+                    ((True, False), _promise(model), replace(item, why=f"it was asked for; {item.why}"))
+                )
             elif item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
                 later[key] = Later(LaterReason.NOT_WORTH, _not_worth(item))
             else:
