@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +28,8 @@ _LINE_EVERY_S = 30.0
 # Widest bar, and the narrowest that may share its line with words.
 _BAR_WIDTH = 40
 _BAR_LEAST = 12
+# Lines of the table besides its rows.
+_FRAME = 4
 # On a narrower terminal a prompt type has one line instead of a row.
 _TABLE_COLUMNS = 60
 # Largest share shown before the end.
@@ -121,6 +123,8 @@ class TuneDisplay:
     def step(self, step: TuneStep) -> None:
         """Show the current step."""
         before, at = self._step, self._at
+        if before is not None:
+            self._share(before)  # where its bar ended
         self._step, self._stepped = step, self._clock()
         if (phase := _PHASES.get(step.phase)) in self._phases:
             # The proof may record and read more answers, and is still the proof.
@@ -149,41 +153,57 @@ class TuneDisplay:
         self._shell.say(f"{_clock(self._clock() - self._begun)}  {text}")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # The table comes last: a low terminal shows the first lines.
         width, ascii_only = options.max_width, options.ascii_only
-        cut = "crop" if ascii_only else "ellipsis"
-        yield Text(f"autospec tune: {self._model}", style="bold", no_wrap=True, overflow=cut)
+        head = self._head(width, ascii_only=ascii_only)
+        yield from head
+        room = console.height - sum(len(text.wrap(console, width)) for text in head) - 1
+        if self._standings and width >= _TABLE_COLUMNS:
+            shown, more = self._fitting(room - _FRAME)
+            yield self._table(shown, ascii_only=ascii_only)
+        else:
+            shown, more = self._fitting(room)
+            for s in shown:
+                words = self._line(s, ascii_only=ascii_only)
+                yield Text(words, no_wrap=True, overflow=_cut(ascii_only=ascii_only))
+        if more:
+            yield Text(f"and {more} more, for which this terminal is too low")
+
+    def _head(self, width: int, *, ascii_only: bool) -> list[Text]:
+        """The lines above the table."""
+        title = Text(f"autospec tune: {self._model}", "bold", no_wrap=True)
+        title.truncate(width, overflow=_cut(ascii_only=ascii_only))
+        lines = [title]
         elapsed = _clock(self._clock() - self._begun)
         if self._step is None:
-            yield Text(f"{elapsed}  getting ready")
+            lines.append(Text(f"{elapsed}  getting ready"))
         else:
-            yield from self._bar(self._step, width, ascii_only=ascii_only)
+            lines += self._bar(self._step, width, ascii_only=ascii_only)
             if self._at >= 0:
-                yield Text(self._phase_words())
-            yield Text(f"{elapsed}  {_sentence(self._step)}")
-        yield Text("Ctrl-C stops and keeps the results.", style="dim")
-        if self._standings and width >= _TABLE_COLUMNS:
-            yield self._table(ascii_only=ascii_only)
-        elif self._standings:
-            for s in self._standings:
-                yield Text(self._line(s, ascii_only=ascii_only), no_wrap=True, overflow=cut)
+                lines.append(Text(self._phase_words()))
+            lines.append(Text(f"{elapsed}  {_sentence(self._step)}"))
+        return [*lines, Text("Ctrl-C stops and keeps the results.", style="dim")]
 
-    def _table(self, *, ascii_only: bool) -> Table:
-        table = Table(expand=False)
-        for heading in ("prompt type", "state"):
-            table.add_column(heading, no_wrap=True)
-        table.add_column("best so far", no_wrap=True, overflow="crop" if ascii_only else "ellipsis")
+    def _fitting(self, rows: int) -> tuple[list[CellProgress], int]:
+        """The prompt types that have room, and how many have none; those that are not decided come first then."""
+        if len(self._standings) <= rows:
+            return list(self._standings), 0
+        ordered = sorted(self._standings, key=lambda s: s.word not in ("searching", "proving"))
+        shown = ordered[: max(0, rows - 1)]
+        return shown, len(ordered) - len(shown)
+
+    def _table(self, shown: Sequence[CellProgress], *, ascii_only: bool) -> Table:
+        table = Table()
+        words = [self._word(s) for s in shown]
+        # A column without a least width would be cut before the long names are.
+        for heading, cells in (("prompt type", [str(s.prompt_type) for s in shown]), ("state", words)):
+            table.add_column(heading, no_wrap=True, min_width=max(map(len, (heading, *cells))))
+        table.add_column("best so far", no_wrap=True, overflow=_cut(ascii_only=ascii_only))
         for heading in ("speed", "pairs"):
-            table.add_column(heading, no_wrap=True, justify="right")
-        for s in self._standings:
-            label = s.best.label if s.ratio else ""
-            table.add_row(
-                str(s.prompt_type),
-                self._word(s),
-                Text(label),
-                _times(s, ascii_only=ascii_only),
-                str(s.pairs or ""),
-            )
+            table.add_column(heading, no_wrap=True, justify="right", min_width=len(heading))
+        for s, word in zip(shown, words, strict=True):
+            label = Text(s.best.label if s.ratio else "")
+            times = _times(s, ascii_only=ascii_only)
+            table.add_row(str(s.prompt_type), word, label, times, str(s.pairs or ""))
         return table
 
     def _line(self, s: CellProgress, *, ascii_only: bool) -> str:
@@ -195,7 +215,7 @@ class TuneDisplay:
         phase = "" if self._step is None else self._step.phase
         return _EARLY.get(phase, s.word) if s.word == "searching" else s.word
 
-    def _bar(self, step: TuneStep, width: int, *, ascii_only: bool) -> list[RenderableType]:
+    def _bar(self, step: TuneStep, width: int, *, ascii_only: bool) -> list[Text]:
         """The bar and its words; on two lines where one is too narrow."""
         share = self._share(step)
         words = f"{100 * share:.0f} %, {self._left(step)}"
@@ -242,6 +262,11 @@ class TuneDisplay:
         if left_s <= kept_s:  # the proof takes longer than expected
             return f"at most {_minutes(left_s)} left"
         return f"about {_minutes(left_s - kept_s)} left, and at most {_minutes(kept_s)} for limits"
+
+
+def _cut(*, ascii_only: bool) -> Literal["crop", "ellipsis"]:
+    """How a name that is too long ends."""
+    return "crop" if ascii_only else "ellipsis"
 
 
 def _times(s: CellProgress, *, ascii_only: bool) -> str:

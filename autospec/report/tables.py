@@ -139,13 +139,11 @@ class _Recommended:
             status = _status(r, self._now).replace("\n", ", ")
             lines = [] if r.tried.is_off else [escape(r.tried.label)]
             if r.speedup is not None:
-                gain = _plain(_gain(r), ascii_only=ascii_only).replace("\n[dim]", " ([dim]")
-                gain += ")" if "([dim]" in gain else ""
+                gain, _, interval = _plain(_gain(r), ascii_only=ascii_only).partition("\n")
+                lines.append(f"{_plain(_speeds(r), ascii_only=ascii_only)} tok/s, {gain}")
+                lines += [f"interval {interval} %"] if interval else []
                 accepted = "" if r.acceptance is None else f", {_accepted(r)} accepted"
-                lines += [
-                    f"{_plain(_speeds(r), ascii_only=ascii_only)} tok/s, {gain}",
-                    f"{counted(r.pairs, 'pair')}{accepted}",
-                ]
+                lines.append(f"{counted(r.pairs, 'pair')}{accepted}")
             if bars is not None and (bar := bars.bar(r)):
                 lines.append(bar)
             yield Text.from_markup(f"{_kind(r)}: {_verdict(r).replace(chr(10), ', ')}, {status}")

@@ -92,13 +92,21 @@ class Encoded(io.StringIO):
 
 
 def seen(
-    *steps, at_s=300.0, later_s=0.0, width=100, standings=(PROVING,), encoding="utf-8", env=(), **display
+    *steps,
+    at_s=300.0,
+    later_s=0.0,
+    width=100,
+    height=50,
+    standings=(PROVING,),
+    encoding="utf-8",
+    env=(),
+    **display,
 ):
     """What a terminal shows after these steps, five minutes after the beginning, or later."""
     now = [0.0]
     shell = Shell()
     shell.console = Console(
-        width=width, height=50, force_terminal=True, file=Encoded(encoding), _environ=dict(env)
+        width=width, height=height, force_terminal=True, file=Encoded(encoding), _environ=dict(env)
     )
     with TuneDisplay(shell, "Main-7B", clock=lambda: now[0], now=lambda: NOON, **display) as shown:
         now[0] = at_s
@@ -216,7 +224,13 @@ def test_a_narrow_terminal_cuts_no_word_and_no_figure(width):
 
 
 def test_a_low_terminal_keeps_the_bar_and_the_clock():
-    """Only rows of the table are cut where twelve of them do not fit."""
+    """Only rows of the table are left out where twelve of them do not fit; what is decided goes first."""
+    decided = CellProgress(PromptType.CODING, NGRAM, 1.5, 8, "enable")
+    others = tuple(CellProgress(kind, NGRAM, 1.5, 8, "proving") for kind in list(PromptType)[1:])
+    fits = seen(PROOF, height=20, standings=(decided, *others))
+    assert "coding" not in fits
+    assert "and 3 more" in fits
+    assert len(fits.splitlines()) <= 20
     shell = Shell()
     shell.console = Console(width=80, height=10, force_terminal=True, file=io.StringIO(), _environ={})
     with TuneDisplay(shell, "Main-7B", clock=lambda: 0.0, now=lambda: NOON) as display:
@@ -226,6 +240,7 @@ def test_a_low_terminal_keeps_the_bar_and_the_clock():
     assert "min left" in last
     assert "Ctrl-C stops" in last
     assert str(list(PromptType)[-1]) not in last
+    assert "and 12 more, for which this terminal is too low" in last
 
 
 def test_without_colours_the_bar_says_the_same():

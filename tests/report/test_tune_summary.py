@@ -111,8 +111,8 @@ def test_a_likely_gain_has_an_estimate_of_its_own():
 
 def test_no_estimate_is_longer_than_a_tune():
     """The same command ends at its budget; a type without any pair takes the others' pace, or the whole budget."""
-    _, _, still_open = tune_summary([unfinished(QA)], None, rest(budget_s=300.0))
-    assert "at most 5 min" in still_open
+    _, _, still_open = tune_summary([unfinished(QA)], None, rest(budget_s=180.0))
+    assert "at most 3 min" in still_open
     nothing = recommendation(
         Verdict.UNDECIDED,
         prompt_type=QA,
