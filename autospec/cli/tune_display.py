@@ -28,8 +28,10 @@ _LINE_EVERY_S = 30.0
 # Widest bar, and the narrowest that may share its line with words.
 _BAR_WIDTH = 40
 _BAR_LEAST = 12
-# Lines of the table besides its rows.
+# Lines of the table besides its rows, its columns besides their texts, and the least of a drafting's name.
 _FRAME = 4
+_LINES_AND_PADDING = 16
+_NAME_LEAST = 11
 # On a narrower terminal a prompt type has one line instead of a row.
 _TABLE_COLUMNS = 60
 # Largest share shown before the end.
@@ -159,7 +161,7 @@ class TuneDisplay:
         room = console.height - sum(len(text.wrap(console, width)) for text in head) - 1
         if self._standings and width >= _TABLE_COLUMNS:
             shown, more = self._fitting(room - _FRAME)
-            yield self._table(shown, ascii_only=ascii_only)
+            yield self._table(shown, width, ascii_only=ascii_only)
         else:
             shown, more = self._fitting(room)
             for s in shown:
@@ -191,19 +193,22 @@ class TuneDisplay:
         shown = ordered[: max(0, rows - 1)]
         return shown, len(ordered) - len(shown)
 
-    def _table(self, shown: Sequence[CellProgress], *, ascii_only: bool) -> Table:
-        table = Table()
+    def _table(self, shown: Sequence[CellProgress], width: int, *, ascii_only: bool) -> Table:
         words = [self._word(s) for s in shown]
-        # A column without a least width would be cut before the long names are.
-        for heading, cells in (("prompt type", [str(s.prompt_type) for s in shown]), ("state", words)):
-            table.add_column(heading, no_wrap=True, min_width=max(map(len, (heading, *cells))))
-        table.add_column("best so far", no_wrap=True, overflow=_cut(ascii_only=ascii_only))
+        types = [str(s.prompt_type) for s in shown]
+        columns = {"prompt type": types, "state": words, "speed": [], "pairs": []}
+        least = {heading: max(map(len, (heading, *cells))) for heading, cells in columns.items()}
+        # rich would cut figures before it has cut the long names.
+        room = max(_NAME_LEAST, width - sum(least.values()) - _LINES_AND_PADDING)
+        table = Table()
+        for heading in ("prompt type", "state"):
+            table.add_column(heading, no_wrap=True, min_width=least[heading])
+        table.add_column("best so far", no_wrap=True, max_width=room, overflow=_cut(ascii_only=ascii_only))
         for heading in ("speed", "pairs"):
-            table.add_column(heading, no_wrap=True, justify="right", min_width=len(heading))
-        for s, word in zip(shown, words, strict=True):
+            table.add_column(heading, no_wrap=True, justify="right", min_width=least[heading])
+        for s, kind, word in zip(shown, types, words, strict=True):
             label = Text(s.best.label if s.ratio else "")
-            times = _times(s, ascii_only=ascii_only)
-            table.add_row(str(s.prompt_type), word, label, times, str(s.pairs or ""))
+            table.add_row(kind, word, label, _times(s, ascii_only=ascii_only), str(s.pairs or ""))
         return table
 
     def _line(self, s: CellProgress, *, ascii_only: bool) -> str:

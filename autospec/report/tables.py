@@ -37,7 +37,7 @@ _ROOMY_COLUMNS = 100
 # On a narrower one there is no table.
 _LEAST_COLUMNS = 78
 # With this width, the bar of a ratio has a column of its own; else it stands below the interval.
-_BAR_COLUMNS = 116
+_BAR_COLUMNS = 132
 _BAR_WIDTH = 23
 _BAR_WIDTH_BELOW = 13
 # Where the output cannot have these.

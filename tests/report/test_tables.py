@@ -150,7 +150,7 @@ def test_a_very_narrow_terminal_has_a_list(width):
     assert sum(line.count("█") for line in lines) == 2  # the bar and its legend
 
 
-@pytest.mark.parametrize("width", [80, 100, 116, 160])
+@pytest.mark.parametrize("width", [80, 100, 132, 160])
 def test_the_ratio_has_a_bar_beside_its_figures(width):
     """In a column of its own, or below the interval; the threshold is marked and told."""
     text = shown(recommendation_table([recommendation(evidence={"threshold": 0.02}), LONGEST], NOW), width)
