@@ -45,8 +45,6 @@ def choose_model(shell: Shell) -> str:
         named = [m.name for m in models[:_NAMES]]
         more = f" and {len(models) - _NAMES} more" if len(models) > _NAMES else ""
         raise UsageError(f"No model is named: give --model one of {', '.join(named)}{more}.")
-    for warning in catalog.warnings:
-        shell.warn(warning)
     for line in _lines(shell, catalog, models):
         click.echo(line, err=True)
     return str(_ask(catalog, models).path)

@@ -145,7 +145,7 @@ def _next(found: Found) -> list[str]:
         steps.append("pip install xllamacpp (or: brew install llama.cpp)")
     if not found.models:
         steps.append("export AUTOSPEC_MODEL_DIRS=/your/models (or download a model, e.g. with LM Studio)")
-        steps.append(f'model_dirs = ["/your/models"] in {found.config_file} (the same for good)')
+        steps.append(f'put model_dirs = ["/your/models"] into {found.config_file} (the same for good)')
     if found.backends and found.models:
         if found.proven:
             steps.append("autospec recommend (what to run)")

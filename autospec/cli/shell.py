@@ -16,6 +16,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -262,14 +263,20 @@ class Shell:
             text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
         self._write(text)
 
-    def prose(self, text: str) -> None:
-        """Print sentences for people on stdout: wrapped at words on a terminal, unchanged elsewhere."""
-        if self.json or not sys.stdout.isatty():
-            self.out(text)
+    def prose(self, text: str, command: str = "") -> None:
+        """Print sentences for people on stdout, wrapped at words on a terminal and unchanged elsewhere.
+
+        A command at their end stays whole, so that it can be copied: in the same line if that has room for it.
+        """
+        whole = f"{text} {command}".rstrip()
+        if self.json or not sys.stdout.isatty() or len(whole) <= shutil.get_terminal_size().columns:
+            self.out(whole)
             return
         from rich.text import Text
 
         self.out(Text(text))
+        if command:
+            self.out(command)
 
     def say(self, text: str) -> None:
         """Print a message on stderr; not with -q."""

@@ -209,5 +209,6 @@ def _show(
     what, how, still_open = tune_summary(recommendations, overall, rest, interrupted=interrupted)
     shell.out("")
     shell.prose(what)
-    shell.out(how)  # its command must not be broken into lines
+    words, run, command = how.partition(" Run: ")
+    shell.prose(f"{words}{run}".rstrip(), command)
     shell.prose(still_open)
