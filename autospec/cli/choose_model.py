@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from autospec.cli.models import count_drafts, nothing_found
+from autospec.cli.proven import known_here, proven_words
 from autospec.errors import AutospecError, UsageError
 from autospec.formats import counted, gigabytes
-from autospec.recommendations import Status, StoredRecommendation, Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from autospec.catalog.scan import Catalog
     from autospec.cli.shell import Shell
 
-__all__ = ["choose_model", "proven_words"]
+__all__ = ["choose_model"]
 
-# Names in the sentence, and prompt types in a line.
+# Names in the sentence.
 _NAMES = 12
-_TYPES = 3
 
 
 def choose_model(shell: Shell) -> str:
@@ -50,29 +49,8 @@ def choose_model(shell: Shell) -> str:
     return str(_ask(catalog, models).path)
 
 
-def proven_words(known: Sequence[StoredRecommendation], model: str) -> str:
-    """What is proven of a model: ``proven: drafting pays for coding, not for chat``; empty if nothing is."""
-    own = [s.recommendation for s in known if s.recommendation.model == model]
-    proven = [r for r in own if r.status is Status.PROVEN and r.prompt_type is not None]
-    pays = [str(r.prompt_type) for r in proven if r.verdict is Verdict.ENABLE]
-    others = [str(r.prompt_type) for r in proven if r.verdict is not Verdict.ENABLE]
-    if not proven:
-        return ""
-    clauses = [f"drafting pays for {_few(pays)}"] if pays else []
-    if others:
-        clauses.append(f"not for {_few(others)}" if pays else f"drafting pays for none of {_few(others)}")
-    return f"proven: {', '.join(clauses)}"
-
-
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - _TYPES
-    return ", ".join(names) if more <= 1 else f"{', '.join(names[:_TYPES])} and {more} more"
-
-
 def _lines(shell: Shell, catalog: Catalog, models: Sequence[Model]) -> list[str]:
     """A line for each model, wrapped at words with its number standing out."""
-    from autospec.cli.first_steps import known_here
-
     drafts = count_drafts(catalog, shell.settings)
     known = known_here(shell)
     digits = len(str(len(models)))

@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autospec.cli.proven import known_here, proven_words
 from autospec.formats import counted
-from autospec.recommendations import StoredRecommendation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from autospec.cli.shell import Shell
+    from autospec.recommendations import StoredRecommendation
     from autospec.settings import Settings
 
-__all__ = ["Found", "first_steps", "known_here", "lines_of", "look"]
+__all__ = ["Found", "first_steps", "lines_of", "look"]
 
 # The package of each backend that is one; llama-server is a program.
 _PACKAGES = {"embedded": "xllamacpp", "mlx": "mlx_lm", "llama-cpp-python": "llama_cpp"}
@@ -103,22 +104,6 @@ def look(shell: Shell) -> Found:
     )
 
 
-def known_here(shell: Shell) -> list[StoredRecommendation]:
-    """The newest recommendations of this machine; empty, with a warning, if the database cannot be read."""
-    from autospec.errors import StoreError
-    from autospec.hardware import identify
-    from autospec.report.selection import newest, same_machine
-    from autospec.store.reader import read_recommendations
-
-    try:
-        stored = read_recommendations(shell.settings.storage, shell.warn)
-    except StoreError as error:
-        shell.warn(str(error))
-        return []
-    here = identify()
-    return newest(s for s in stored if same_machine(s.hardware, here))
-
-
 def _models(found: Found) -> str:
     if not found.models:
         folders = ", ".join(map(str, found.looked_in))
@@ -187,8 +172,6 @@ def _backends(settings: Settings) -> tuple[str, ...]:
 
 
 def _proven(known: Sequence[StoredRecommendation]) -> tuple[str, ...]:
-    from autospec.cli.choose_model import proven_words
-
     names = dict.fromkeys(s.recommendation.model for s in known)
     told = [
         f"{name}: {words.removeprefix('proven: ')}" for name in names if (words := proven_words(known, name))
