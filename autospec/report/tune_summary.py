@@ -117,13 +117,8 @@ def _open(
         parts.append("one drafting for all prompt types")
     text = "the tune was interrupted; " if interrupted else ""
     if parts:
-        known_s = _seconds(unfinished, recommendations, rest)
-        time_s = min(rest.budget_s, known_s if known_s is not None and not unchecked else rest.budget_s)
-        exact = known_s is not None and not unchecked and all(_likely_s(r) is not None for r in unfinished)
-        about = "about" if exact and unfinished else "at most"
-        text += (
-            f"{' and '.join(parts)}, {about} {duration(max(60.0, time_s))}; the same command goes on with it."
-        )
+        time = _time_words(unfinished, recommendations, rest, exact=bool(unfinished) and not unchecked)
+        text += f"{' and '.join(parts)}: {time}; the same command goes on with it."
     elif not impossible:
         return f"{text}nothing." if not interrupted else f"{text}nothing is missing."
     if impossible:
@@ -132,9 +127,24 @@ def _open(
     return text
 
 
+def _time_words(
+    unfinished: Sequence[Recommendation],
+    recommendations: Sequence[Recommendation],
+    rest: StudyRest,
+    *,
+    exact: bool,
+) -> str:
+    """About how long it takes; the longest time of a run where nothing better is known (`exact` is False), or it takes longer."""
+    known_s = _seconds(unfinished, recommendations, rest) if exact else None
+    if known_s is None or known_s > rest.budget_s:
+        return f"another run of at most {duration(rest.budget_s)}"
+    about = "about" if all(_likely_s(r) is not None for r in unfinished) else "up to about"
+    return f"{about} {duration(max(60.0, known_s))}"
+
+
 def _goes_on(r: Recommendation) -> bool:
     """Whether the same tune would measure more of it: its proof is not over."""
-    return r.verdict is Verdict.UNDECIDED and r.status is Status.PROVISIONAL and "trials" in r.evidence
+    return r.status is Status.PROVISIONAL and "trials" in r.evidence
 
 
 def _nothing_tried(r: Recommendation) -> bool:

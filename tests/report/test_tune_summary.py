@@ -90,29 +90,29 @@ def test_nothing_pays():
 
 
 def test_an_unfinished_proof_says_how_long_it_may_take():
-    """At most the rounds that are left, at the pace of its own pairs, with the launches."""
+    """The rounds that are left, at the pace of its own pairs, with the launches: it may be over sooner."""
     _, _, still_open = tune_summary([proven(CODING), unfinished(QA)], None, rest())
     minutes = round(1.3 * 3 * 4 * PAIR_S / 60)
     assert (
         still_open
-        == f"Still open: the proof for qa, at most {minutes} min; the same command goes on with it."
+        == f"Still open: the proof for qa: up to about {minutes} min; the same command goes on with it."
     )
 
 
 def test_a_likely_gain_has_an_estimate_of_its_own():
-    """About, not at most: it is when the proof would be over if the rest is like what was seen."""
+    """About, and not up to about: it is when the proof would be over if the rest is like what was seen."""
     likely = {"likely": {"speedup": 1.7, "interval": [1.5, 1.9], "chance": 0.99, "about_s": 600}}
     what, _, still_open = tune_summary([unfinished(CODING, **likely)], None, rest())
     assert what == "What to run: no drafting, for coding (undecided)."
-    assert "the proof for coding, about 10 min;" in still_open
+    assert "the proof for coding: about 10 min;" in still_open
     _, _, mixed = tune_summary([unfinished(CODING, **likely), unfinished(QA)], None, rest())
-    assert "the proof for coding and qa, at most 14 min;" in mixed
+    assert "the proof for coding and qa: up to about 14 min;" in mixed
 
 
 def test_no_estimate_is_longer_than_a_tune():
     """The same command ends at its budget; a type without any pair takes the others' pace, or the whole budget."""
     _, _, still_open = tune_summary([unfinished(QA)], None, rest(budget_s=180.0))
-    assert "at most 3 min" in still_open
+    assert "the proof for qa: another run of at most 3 min;" in still_open
     nothing = recommendation(
         Verdict.UNDECIDED,
         prompt_type=QA,
@@ -122,9 +122,9 @@ def test_no_estimate_is_longer_than_a_tune():
         evidence={"trials": 0},
     )
     _, _, still_open = tune_summary([nothing], None, rest(budget_s=900.0))
-    assert "the proof for qa, at most 15 min" in still_open
+    assert "the proof for qa: another run of at most 15 min" in still_open
     _, _, still_open = tune_summary([nothing, unfinished(CODING)], None, rest())
-    assert f"at most {round(1.3 * 7 * 4 * PAIR_S / 60)} min" in still_open
+    assert f"up to about {round(1.3 * 7 * 4 * PAIR_S / 60)} min" in still_open
 
 
 def test_what_is_decided_is_not_open():
@@ -140,7 +140,7 @@ def test_limits_that_were_not_checked_are_open():
     types = [unchecked, proven(QA, Verdict.DISABLE)]
     assert tune_summary(types, None, rest())[2] == "Still open: nothing."
     _, _, still_open = tune_summary(types, None, rest(checks_limits=True))
-    assert "Still open: the limits of coding, at most 60 min;" in still_open
+    assert "Still open: the limits of coding: another run of at most 60 min;" in still_open
 
 
 def test_nothing_to_try_needs_a_draft_and_no_more_time():
