@@ -117,7 +117,7 @@ class _Answers(BaseHTTPRequestHandler):
 def _answering(status):
     handler = type("Answers", (_Answers,), {"status": status})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield server.server_port
