@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autospec.recommendations import (
@@ -22,6 +22,7 @@ __all__ = [
     "age",
     "bounded",
     "caution_words",
+    "cautions_of",
     "conditions_words",
     "counted",
     "duration",
@@ -142,8 +143,18 @@ def caution_words(r: Recommendation, known: Iterable[Recommendation] = ()) -> st
     """
     if r.drafting.is_off:
         return ""
+    if not r.is_overall:
+        return _cautions([("", r)])
     same = [k for k in known if (k.model, k.backend, k.drafting) == (r.model, r.backend, r.drafting)]
-    speakers = [(f"{k.prompt_type}, ", k) for k in same if not k.is_overall] if r.is_overall else [("", r)]
+    return cautions_of([k for k in same if not k.is_overall])
+
+
+def cautions_of(of_types: Iterable[Recommendation]) -> str:
+    """As `caution_words`, for several prompt types at once, each named where a check was not faster."""
+    return _cautions([(f"{r.prompt_type}, ", r) for r in of_types if not r.drafting.is_off])
+
+
+def _cautions(speakers: Sequence[tuple[str, Recommendation]]) -> str:
     # The second clause says for which answers the ratio is composed, and differs between prompt types.
     measured = dict.fromkeys(conditions_words(k).partition("; ")[0] for _, k in speakers)
     slower = [

@@ -33,7 +33,7 @@ from autospec.errors import ModelChoiceError, ModelFileError
 from autospec.files import replace_file
 from autospec.settings import Settings
 
-__all__ = ["Catalog", "MetadataCache", "scan", "signature"]
+__all__ = ["Catalog", "MetadataCache", "model_files", "scan", "signature"]
 
 
 Signature = list[list[int]]
@@ -242,6 +242,13 @@ def scan(
         own=dataclasses.replace(own, projectors=_projectors(described, projectors)),
         links=links,
     )
+
+
+def model_files(settings: Settings) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """The names of the model files in the folders that `scan` searches, without reading any, and those folders."""
+    where = places(os.environ, Path.home(), sys.platform, settings.model_dirs)
+    names = {_real(found.path): _name(found) for place in where for found in _in(place, [])}
+    return tuple(sorted(names.values(), key=str.casefold)), tuple(place.path for place in where)
 
 
 def _projectors(models: Iterable[Model], known: Mapping[Path, Path]) -> dict[Path, tuple[Path, ...]]:

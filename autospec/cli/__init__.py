@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 import autospec
-from autospec.cli.shell import close_output, exit_code_of
+from autospec.cli.shell import Shell, close_output, exit_code_of
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -96,10 +96,14 @@ class _Commands(click.Group):
 
 
 @click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=_Commands,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(autospec.__version__, prog_name="autospec", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Find out on this machine whether speculative decoding pays.
 
     \b
@@ -110,6 +114,10 @@ def cli() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing known yet, 4 another autospec is
     running, 130 interrupted.
     """  # noqa: D301 - click needs the backspace itself
+    if context.invoked_subcommand is None:
+        from autospec.cli.first_steps import first_steps
+
+        first_steps(Shell())
 
 
 def _for_supervisor(code: int) -> int:

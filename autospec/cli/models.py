@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from autospec.catalog.scan import Catalog
     from autospec.settings import Settings
 
-__all__ = ["command", "nothing_found"]
+__all__ = ["command", "count_drafts", "nothing_found"]
 
 
 @click.command()
@@ -35,31 +35,10 @@ def command(shell: Shell) -> None:
       autospec models
       autospec models --json
     """  # noqa: D301 - click needs the backspace itself
-    from autospec.catalog.candidates import count_fits
-    from autospec.catalog.model import context_of
     from autospec.catalog.scan import scan
-    from autospec.hardware import identify
-    from autospec.hardware.gpu import shared_limit_bytes
 
     catalog = scan(shell.settings)
-    hardware = identify()
-    gpu_limit_bytes = shared_limit_bytes(hardware)
-    own = catalog.own
-    fits = {
-        model.path: count_fits(
-            model,
-            catalog.models,
-            memory_bytes=hardware.memory_bytes,
-            gpu_limit_bytes=gpu_limit_bytes,
-            context_tokens=context_of(
-                own.args(model, shell.settings),
-                model.context_length,
-                own.context_tokens(model, shell.settings),
-            ),
-        )
-        for model in catalog.models
-        if model.head is None
-    }
+    fits = count_drafts(catalog, shell.settings)
     if shell.json:
         shell.emit(
             {
@@ -79,6 +58,31 @@ def command(shell: Shell) -> None:
         shell.out(nothing_found(catalog))
     for warning in (*catalog.warnings, *catalog.own.notes):
         shell.warn(warning)
+
+
+def count_drafts(catalog: Catalog, settings: Settings) -> dict[Path, int]:
+    """How many drafts fit each main model of a catalogue, by its path."""
+    from autospec.catalog.candidates import count_fits
+    from autospec.catalog.model import context_of
+    from autospec.hardware import identify
+    from autospec.hardware.gpu import shared_limit_bytes
+
+    hardware = identify()
+    gpu_limit_bytes = shared_limit_bytes(hardware)
+    own = catalog.own
+    return {
+        model.path: count_fits(
+            model,
+            catalog.models,
+            memory_bytes=hardware.memory_bytes,
+            gpu_limit_bytes=gpu_limit_bytes,
+            context_tokens=context_of(
+                own.args(model, settings), model.context_length, own.context_tokens(model, settings)
+            ),
+        )
+        for model in catalog.models
+        if model.head is None
+    }
 
 
 def nothing_found(catalog: Catalog) -> str:
@@ -124,7 +128,7 @@ def _projector_lines(catalog: Catalog, settings: Settings) -> list[str]:
     return lines
 
 
-def _table(catalog: Catalog, fits: dict[Any, int]) -> Table:
+def _table(catalog: Catalog, fits: dict[Path, int]) -> Table:
     from rich.table import Table
     from rich.text import Text
 

@@ -16,6 +16,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -232,10 +233,15 @@ class Shell:
 
     @functools.cached_property
     def console(self) -> Console:
-        """Rich's console on stderr for live progress; silent with -q, and with --json if stderr is not a terminal."""
+        """Rich's console on stderr for live progress; silent with -q, and with --json if stderr is not a terminal.
+
+        It draws nothing twice where that would fill a log: in a pipe (also if colours are forced), in CI, with ``TERM=dumb``.
+        """
         from rich.console import Console
 
-        return Console(stderr=True, quiet=self.quiet or (self.json and not sys.stderr.isatty()))
+        redraws = sys.stderr.isatty() and not os.environ.get("CI")
+        quiet = self.quiet or (self.json and not sys.stderr.isatty())
+        return Console(stderr=True, quiet=quiet, force_interactive=None if redraws else False)
 
     def emit(self, document: dict[str, Any]) -> None:
         """Print the JSON document of this call; raises ValueError for a number that is not finite."""
@@ -259,6 +265,21 @@ class Shell:
             text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
         self._write(text)
 
+    def prose(self, text: str, command: str = "") -> None:
+        """Print sentences for people on stdout, wrapped at words on a terminal and unchanged elsewhere.
+
+        A command at their end stays whole, so that it can be copied: in the same line if that has room for it.
+        """
+        whole = f"{text} {command}".rstrip()
+        if self.json or not sys.stdout.isatty() or len(whole) <= shutil.get_terminal_size().columns:
+            self.out(whole)
+            return
+        from rich.text import Text
+
+        self.out(Text(text))
+        if command:
+            self.out(command)
+
     def say(self, text: str) -> None:
         """Print a message on stderr; not with -q."""
         if not self.quiet:
@@ -277,8 +298,8 @@ class Shell:
     def _tell(self, text: str) -> None:
         console = self.__dict__.get("console")
         if console is not None and not console.quiet:
-            # Through rich, so that a live display stays intact.
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            # Through rich, so that a live display stays intact. A log's reader wraps lines as it likes.
+            console.print(text, markup=False, highlight=False, soft_wrap=not console.is_interactive)
         else:
             click.echo(text, err=True)
 

@@ -1,153 +1,29 @@
-"""`autospec tune`: measures and writes recommendations. It shows a live table on a terminal, else a line per event."""
+"""`autospec tune`: measures and writes recommendations. `autospec.cli.tune_display` shows the progress."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from autospec.cells import PromptType
 from autospec.cli.shell import Shell, command_options, complete_model, model_option, server_options
 
 if TYPE_CHECKING:
-    # Not at run time: it imports Optuna and SQLAlchemy, which `--help` and Tab need not wait for.
-    from autospec.tuning.cell import CellProgress, TuneStep
+    from autospec.recommendations import Recommendation
+    from autospec.tuning.request import TuneRequest
 
-__all__ = ["TuneDisplay", "command", "interruptible"]
+__all__ = ["command", "interruptible"]
 
 
-# Without a live table, a line at least this often shows progress.
-_LINE_EVERY_S = 30.0
-# Widest bar; on a narrow terminal it takes a third.
-_BAR_WIDTH = 40
-# Largest share shown before the end.
-_MOST_DONE = 0.99
 # Pause before a swallowed interruption is sent again: longer than any finalizer runs.
 _AGAIN_S = 0.05
-
-
-class TuneDisplay:
-    """Shows a tune's progress on stderr. A context manager: the live table exists inside it."""
-
-    def __init__(
-        self,
-        shell: Shell,
-        model: str,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], datetime] = datetime.now,
-    ) -> None:
-        self._shell = shell
-        self._model = model
-        self._console = shell.console
-        self._standings: tuple[CellProgress, ...] = ()
-        self._step: TuneStep | None = None
-        self._clock = clock
-        self._now = now
-        self._begun = self._stepped = clock()
-        self._lined_at = float("-inf")
-        self._live: Live | None = None
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._console.quiet:
-            # Rendered at each refresh, so the clock also moves between events.
-            self._live = Live(
-                get_renderable=self._render, console=self._console, refresh_per_second=2, transient=True
-            )
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def step(self, step: TuneStep) -> None:
-        """Show the current step."""
-        changed = self._step is None or (self._step.phase, self._step.number, self._step.drafting) != (
-            step.phase,
-            step.number,
-            step.drafting,
-        )
-        self._step, self._stepped = step, self._clock()
-        if self._live is not None:
-            return
-        now = self._clock()
-        if changed or now - self._lined_at >= _LINE_EVERY_S:
-            self._lined_at = now
-            self._shell.say(f"{_sentence(step)} ({100 * self._share(step):.0f} %, {self._left(step)})")
-
-    def standing(self, standings: tuple[CellProgress, ...]) -> None:
-        """Show the progress of every prompt type."""
-        known = {s.prompt_type: s for s in self._standings} | {s.prompt_type: s for s in standings}
-        self._standings = tuple(known.values())
-
-    def tell(self, text: str) -> None:
-        """Print one sentence that stays."""
-        self._shell.say(f"{_clock(self._clock() - self._begun)}  {text}")
-
-    def _render(self) -> Group:
-        line = _sentence(self._step) if self._step else "launching the model without drafting"
-        elapsed = _clock(self._clock() - self._begun)
-        words = Text(f"{elapsed}  {line}"), Text("Ctrl-C stops and keeps the results.", style="dim")
-        bar = () if self._step is None else (self._bar(self._step),)
-        if not self._standings:
-            return Group(Text(f"autospec tune: {self._model}", style="bold"), *bar, *words)
-        table = Table(title=f"autospec tune: {self._model}", title_justify="left")
-        for heading in ("prompt type", "", "best so far", "speed", "pairs"):
-            table.add_column(heading)
-        for s in self._standings:
-            ratio = "" if s.ratio is None else f"{s.ratio:.2f}×"
-            table.add_row(
-                str(s.prompt_type), s.word, s.best.label if s.ratio else "", ratio, str(s.pairs or "")
-            )
-        return Group(table, *bar, *words)
-
-    def _bar(self, step: TuneStep) -> Table:
-        share = self._share(step)
-        left = self._left(step)
-        if (left_s := self._left_s(step)) > 0.0:
-            left += f", until {self._now() + timedelta(seconds=left_s):%H:%M}"
-        line = Table.grid(padding=(0, 1))
-        width = max(1, min(_BAR_WIDTH, self._console.width // 3))
-        line.add_column(width=width)
-        line.add_column()
-        line.add_row(ProgressBar(total=1.0, completed=share, width=width), f"{100 * share:.0f} %, {left}")
-        return line
-
-    def _left_s(self, step: TuneStep) -> float:
-        """Seconds until the tune is expected to end, or until its budget does."""
-        ends_in_s = step.left_s if step.ends_in_s is None else step.ends_in_s
-        return ends_in_s - (self._clock() - self._stepped)
-
-    def _share(self, step: TuneStep) -> float:
-        """Share of the whole tune's time that has passed."""
-        elapsed_s = self._clock() - self._begun
-        return min(_MOST_DONE, elapsed_s / max(1e-9, elapsed_s + max(0.0, self._left_s(step))))
-
-    def _left(self, step: TuneStep) -> str:
-        left_s = self._left_s(step)
-        over_s = (self._clock() - self._stepped) - step.left_s
-        if over_s > 0.0:
-            return f"{_clock(over_s)} over the budget, finishing the current step"
-        if left_s <= 0.0:
-            return "longer than expected"
-        about = "at most" if step.ends_in_s is None else "about"
-        return f"{about} {_minutes(left_s)} left"
 
 
 @contextmanager
@@ -183,41 +59,8 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _sentence(step: TuneStep) -> str:
-    match step.phase:
-        case "record":
-            return f"recording answers without drafting: {step.done} of {step.todo}"
-        case "read":
-            return f"reading the answers with draft {step.number} of {step.of}"
-        case "launch":
-            return f"trial {step.number} of at most {step.of}: launching {step.drafting.label}"
-        case "limits":
-            what = f"check {step.number} of {step.of} of its limits"
-            return f"{what}: {step.drafting.label}, prompt type {step.done + 1} of {step.todo}"
-        case "overall":
-            what = f"all prompt types together, round {step.number}"
-        case "search":
-            what = f"trial {step.number} of at most {step.of}"
-        case _:
-            what = f"proof round {step.number} of at most {step.of}"
-    return f"{what}: {step.drafting.label}, pair {step.done} of {step.todo}"
-
-
-def _minutes(seconds: float) -> str:
-    minutes = round(seconds / 60.0)
-    if minutes < 1:
-        return "1 min"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 @click.command(context_settings={"ignore_unknown_options": False})
-@model_option()
+@model_option(required=False)
 @server_options
 @click.option(
     "-t",
@@ -270,6 +113,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
 
     Searches over draft models, draft-max, p-min and the n-gram modes on one half of the prompts, then proves the best
     on the other half, in pairs with and without drafting. Ctrl-C keeps the results; run the command again to continue.
+    Without --model, a terminal shows the models with numbers to choose from.
     Arguments after -- go to every server, e.g. -- -ngl 99 -c 32768 --jinja.
 
     \b
@@ -282,17 +126,18 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     shell.override(**{name: options[name] for name in ("study", "suite", "budget", "temperature")})
     from autospec.backends.binaries import first_look
     from autospec.backends.registry import backend_for
+    from autospec.cli.choose_model import choose_model
+    from autospec.cli.tune_display import TuneDisplay, phases_of
     from autospec.errors import UnsupportedError
     from autospec.hardware import identify
     from autospec.recommendations import document
-    from autospec.report.tables import recommendation_table
     from autospec.tuning.overall import parse_mix
     from autospec.tuning.request import prepare
     from autospec.tuning.run import Tuning
 
     request = prepare(
         shell.settings,
-        model,
+        model or choose_model(shell),
         drafts=options["drafts"],
         prompt_types=[PromptType(t) for t in options["prompt_types"]],
         args=options["args"],
@@ -313,7 +158,14 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
             "Tune with --backend llama-server or mlx and start your server with the flags that `autospec recommend "
             "--format args` prints. `autospec bench --url` measures the server as it is.",
         )
-    display = TuneDisplay(shell, request.model.name)
+    definition = request.definition
+    budget_s = request.budget_s or definition.budget_s
+    display = TuneDisplay(
+        shell,
+        request.model.name,
+        phases=phases_of(definition),
+        limits_s=budget_s * definition.limits.share if definition.limits.check else 0.0,
+    )
     interrupted = False
     with interruptible(), display:
         tuning = Tuning(request, backend, hardware, display)
@@ -327,12 +179,37 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     if shell.json:
         shell.emit(document(hardware, recommendations, together))
     elif recommendations:
-        shell.out(recommendation_table([*recommendations, *together]))
+        _show(shell, request, recommendations, together, interrupted=interrupted)
     if interrupted:
         shell.warn("Interrupted. The results are kept; run the same command again to continue.")
         return 130
-    if overall is not None:
-        from autospec.report.server_config import what_to_run
-
-        shell.out(what_to_run(overall, recommendations))
     return None
+
+
+def _show(
+    shell: Shell,
+    request: TuneRequest,
+    recommendations: Sequence[Recommendation],
+    together: Sequence[Recommendation],
+    *,
+    interrupted: bool,
+) -> None:
+    """The table, and three lines that say what to do with it."""
+    from autospec.report.tables import recommendation_table
+    from autospec.report.tune_summary import StudyRest, tune_summary
+
+    shell.out(recommendation_table([*recommendations, *together]))
+    definition = request.definition
+    rest = StudyRest(
+        definition.rule,
+        definition.prompts_per_round,
+        request.budget_s or definition.budget_s,
+        checks_limits=definition.limits.check,
+    )
+    overall = together[0] if together else None
+    what, how, still_open = tune_summary(recommendations, overall, rest, interrupted=interrupted)
+    shell.out("")
+    shell.prose(what)
+    words, run, command = how.partition(" Run: ")
+    shell.prose(f"{words}{run}".rstrip(), command)
+    shell.prose(still_open)

@@ -240,11 +240,8 @@ def mlx_command(recommendations: Sequence[Recommendation]) -> tuple[str, ...]:
     return "mlx_lm.server", "--model", chosen.model_path, *_settings(chosen), *args
 
 
-def what_to_run(r: Recommendation, known: Sequence[Recommendation] = ()) -> str:
-    """How to run one server for all prompt types, as an overall answer recommends: a line with the command, then its limits.
-
-    `known` are the recommendations of the prompt types, which hold the limits.
-    """
+def what_to_run(r: Recommendation) -> str:
+    """One line that says how to run one server for all prompt types, as an overall answer recommends."""
     what = r.drafting.label if r.verdict is Verdict.ENABLE else "off"
     if r.verdict is Verdict.UNDECIDED:
         what += " (undecided)"
@@ -253,8 +250,7 @@ def what_to_run(r: Recommendation, known: Sequence[Recommendation] = ()) -> str:
         command = _command_line(r)
     except AutospecError as error:
         return f"One server for all prompt types: {what}{gain}. {error}"
-    lines = f"One server for all prompt types: {what}{gain}. Run: {command}", caution_words(r, known)
-    return "\n".join(filter(None, lines))
+    return f"One server for all prompt types: {what}{gain}. Run: {command}"
 
 
 def _command_line(r: Recommendation) -> str:

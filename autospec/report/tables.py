@@ -1,9 +1,12 @@
-"""Tables for people. A terminal of 80 columns shows everything; sentences are below the table."""
+"""Tables for people. A terminal of 80 columns shows everything; sentences are below the table.
+
+On a narrower terminal the recommendations are a list. Verdicts are words, so that no meaning is in a colour alone.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -12,8 +15,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autospec.formats import age, bounded, conditions_words, likely_words, limits_words, percent, plain_speed
+from autospec.formats import (
+    age,
+    bounded,
+    conditions_words,
+    counted,
+    likely_words,
+    limits_words,
+    percent,
+    plain_speed,
+)
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
+from autospec.report.ratio_bar import RatioBars
 from autospec.report.studies import StudySummary
 
 __all__ = ["recommendation_table", "studies_table", "trials_table"]
@@ -21,6 +34,14 @@ __all__ = ["recommendation_table", "studies_table", "trials_table"]
 _STYLES = {Verdict.ENABLE: "green", Verdict.DISABLE: "red", Verdict.UNDECIDED: "yellow"}
 # On a narrower terminal the status has no column of its own.
 _ROOMY_COLUMNS = 100
+# On a narrower one there is no table.
+_LEAST_COLUMNS = 78
+# With this width, the bar of a ratio has a column of its own; else it stands below the interval.
+_BAR_COLUMNS = 132
+_BAR_WIDTH = 23
+_BAR_WIDTH_BELOW = 13
+# Where the output cannot have these.
+_ASCII = str.maketrans({"→": ">", "–": "-", "…": "~"})
 # The longest status; an age may take two lines.
 _STATUS_COLUMNS = len(Status.PROVISIONAL)
 
@@ -50,46 +71,88 @@ def recommendation_table(recommendations: Iterable[Recommendation], now: dt.date
 
 
 class _Recommended:
-    """The rows of one main model and backend; on a narrow terminal, two pairs of columns share one each."""
+    """The rows of one main model and backend.
+
+    On a narrow terminal two pairs of columns share one each, and on a very narrow one each row is a few lines. A gain has a bar,
+    but not on a terminal that can only write lines (``TERM=dumb``): a screen reader would spell it out.
+    """
 
     def __init__(self, shown: Sequence[Recommendation], now: dt.datetime) -> None:
         self._shown = shown
         self._now = now
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self._roomy() if options.max_width >= _ROOMY_COLUMNS else self._narrow()
+        width, ascii_only = options.max_width, options.ascii_only
+        beside = width >= _BAR_COLUMNS
+        bars = None
+        if not console.is_dumb_terminal:
+            bar_width = _BAR_WIDTH if beside or width < _LEAST_COLUMNS else _BAR_WIDTH_BELOW
+            bars = RatioBars.of(self._shown, width=bar_width, ascii_only=ascii_only)
+        if width < _LEAST_COLUMNS:
+            yield from self._listed(bars, ascii_only=ascii_only)
+        elif width < _ROOMY_COLUMNS:
+            yield self._narrow(bars, ascii_only=ascii_only)
+        else:
+            yield self._roomy(bars, beside=beside, ascii_only=ascii_only)
+        if bars is not None:
+            yield Padding(Text(bars.legend, style="dim"), (0, 1))
 
-    def _roomy(self) -> Table:
+    def _roomy(self, bars: RatioBars | None, *, beside: bool, ascii_only: bool) -> Table:
         table = _table("prompts", "verdict", wide="best tried")
-        for heading in ("off → with", "gain", "pairs", "accepted"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        own = ["ratio"] if bars is not None and beside else []
+        below = None if own else bars
+        headings = ["off → with", "gain", *own, "pairs", "accepted"]
+        for heading in headings:
+            heading = _plain(heading, ascii_only=ascii_only)  # noqa: PLW2901
+            table.add_column(heading, justify="left" if heading in own else "right", no_wrap=True)
         table.add_column("status", width=_STATUS_COLUMNS)
         for r in self._shown:
             table.add_row(
                 _kind(r),
                 _verdict(r),
-                *_measured(r),
-                _pairs(r),
-                _accepted(r),
+                *_measured(r, below, ascii_only=ascii_only),
+                *([bars.bar(r)] if own and bars is not None else []),
+                _plain(_pairs(r), ascii_only=ascii_only),
+                _plain(_accepted(r), ascii_only=ascii_only),
                 _status(r, self._now),
             )
         return table
 
-    def _narrow(self) -> Table:
+    def _narrow(self, bars: RatioBars | None, *, ascii_only: bool) -> Table:
         table = _table("prompts")
         table.show_edge = False
         table.add_column("verdict", width=_STATUS_COLUMNS)
         table.add_column("best tried", overflow="fold", min_width=12)
         for heading in ("off → with", "gain", "pairs,\naccepted"):
-            table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column(_plain(heading, ascii_only=ascii_only), justify="right", no_wrap=True)
         for r in self._shown:
             table.add_row(
                 _kind(r),
                 f"{_verdict(r)}\n{_status(r, self._now)}",
-                *_measured(r),
-                f"{_pairs(r)}\n{_accepted(r)}",
+                *_measured(r, bars, ascii_only=ascii_only),
+                _plain(f"{_pairs(r)}\n{_accepted(r)}", ascii_only=ascii_only),
             )
         return table
+
+    def _listed(self, bars: RatioBars | None, *, ascii_only: bool) -> Iterator[RenderableType]:
+        for r in self._shown:
+            status = _status(r, self._now).replace("\n", ", ")
+            lines = [] if r.tried.is_off else [escape(r.tried.label)]
+            if r.speedup is not None:
+                gain, _, interval = _plain(_gain(r), ascii_only=ascii_only).partition("\n")
+                lines.append(f"{_plain(_speeds(r), ascii_only=ascii_only)} tok/s, {gain}")
+                lines += [f"interval {interval} %"] if interval else []
+                accepted = "" if r.acceptance is None else f", {_accepted(r)} accepted"
+                lines.append(f"{counted(r.pairs, 'pair')}{accepted}")
+            if bars is not None and (bar := bars.bar(r)):
+                lines.append(bar)
+            yield Text.from_markup(f"{_kind(r)}: {_verdict(r).replace(chr(10), ', ')}, {status}")
+            yield from (Padding(Text.from_markup(line), (0, 0, 0, 2)) for line in lines)
+
+
+def _plain(text: str, *, ascii_only: bool) -> str:
+    """The text of a cell that holds no name, as the output can have it."""
+    return text.translate(_ASCII) if ascii_only else text
 
 
 def _verdict(r: Recommendation) -> str:
@@ -97,9 +160,16 @@ def _verdict(r: Recommendation) -> str:
     return f"[{_STYLES[r.verdict]}]{r.verdict}[/]{likely}"
 
 
-def _measured(r: Recommendation) -> tuple[str, str, str]:
-    tried = escape("–" if r.tried.is_off else r.tried.label)
-    return tried, f"{plain_speed(r.baseline_tps)} → {plain_speed(r.drafting_tps)}", _gain(r)
+def _measured(r: Recommendation, bars: RatioBars | None, *, ascii_only: bool) -> tuple[str, str, str]:
+    """The best tried, the speeds, and the gain with its bar below, if it has one."""
+    tried = _plain("–", ascii_only=ascii_only) if r.tried.is_off else escape(r.tried.label)
+    bar = "" if bars is None else bars.bar(r)
+    gain = _plain(_gain(r), ascii_only=ascii_only)
+    return tried, _plain(_speeds(r), ascii_only=ascii_only), f"{gain}\n{bar}" if bar else gain
+
+
+def _speeds(r: Recommendation) -> str:
+    return f"{plain_speed(r.baseline_tps)} → {plain_speed(r.drafting_tps)}"
 
 
 def _accepted(r: Recommendation) -> str:

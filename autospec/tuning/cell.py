@@ -70,9 +70,10 @@ class TuneStep:
     """The step that a tune is at.
 
     Attributes:
-        phase: ``record`` (answers without drafting), ``read`` (those answers, with a draft alone), ``launch``, ``search``,
-            ``prove``, ``limits`` or ``overall`` (pairs that the answer for all prompt types together lacks).
-        drafting: The drafting that is measured; off in the first two phases.
+        phase: ``start`` (the first launch, without drafting), ``record`` (answers without drafting), ``read`` (those answers, with
+            a draft alone), ``launch``, ``search``, ``idle`` (a loaded draft that does not draft), ``prove``, ``limits`` or
+            ``overall`` (pairs that the answer for all prompt types together lacks).
+        drafting: The drafting that is measured; off in the first three phases.
         number: Number of the trial, round, draft or check.
         of: The highest number that is possible.
         done: Pairs or answers of this step that are done.

@@ -25,7 +25,7 @@ from autospec.measure.statistics import signed_rank_estimate
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget
-from autospec.tuning.cell import CellRun, TuneContext
+from autospec.tuning.cell import CellRun, TuneContext, TuneStep
 from autospec.tuning.launches import Launches
 from autospec.tuning.tasks import Task
 
@@ -64,6 +64,7 @@ def compare_idle_drafts(cells: Sequence[CellRun], context: TuneContext) -> None:
                 f"The cost of keeping {name} loaded but unused was not measured: no time is left for it."
             )
             continue
+        context.progress.step(TuneStep("idle", cell.winner, 1, 1, 0, 1, context.budget.until_end_s))
         try:
             figures = idle_draft_figures(context.launches, asking, cell.winner, prompts, context.budget)
         except BackendError as error:

@@ -189,18 +189,24 @@ class Profiler:
             found[c.cell.key] = {name: r for name, r in read.items() if r is not None}
         enough_s = self._search_left_s() * (1.0 - _RECORDING_SHARE)
         places = self._places()
-        for number, (cell, prompt) in enumerate(places, start=1):
+        for cell, prompt in places:
             own = found[cell.cell.key]
             if prompt.id in own:
                 continue
             if own and self._late(enough_s):
                 continue
-            left_s = self._context.budget.until_end_s
-            self._context.progress.step(TuneStep("record", OFF, 1, 1, number - 1, len(places), left_s))
+            self._recorded(found, len(places))
             request = self._asking.request(prompt)
             own[prompt.id] = self._undisturbed(partial(record, _asked(main), prompt.id, request))
             self._keep(cell, RECORDING, prompt.id, own[prompt.id].to_json())
+        self._recorded(found, len(places))
         return found
+
+    def _recorded(self, found: Mapping[str, Mapping[str, Recording]], of: int) -> None:
+        """Report how many answers are recorded."""
+        left_s = self._context.budget.until_end_s
+        done = sum(map(len, found.values()))
+        self._context.progress.step(TuneStep("record", OFF, 1, 1, done, of, left_s))
 
     def _first(self, main: _Main) -> Recording:
         """The request that every launch answers first, before it counts as launched."""

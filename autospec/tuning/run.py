@@ -39,7 +39,7 @@ from autospec.store.database import Store, open_store
 from autospec.store.locks import CellLocks
 from autospec.tuning.budget import Budget
 from autospec.tuning.build_recommendation import Cost, conclude, conditions_of, likely_of, nothing_to_try
-from autospec.tuning.cell import CellRun, Progress, TuneContext, TuneSession
+from autospec.tuning.cell import CellRun, Progress, TuneContext, TuneSession, TuneStep
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
@@ -277,6 +277,8 @@ class Tuning:
 
             with self._keeping(cells, keep, store):
                 # Without a baseline there is nothing to compare with: its failure ends the tune before any trial.
+                self.progress.standing(tuple(c.standing() for c in cells))
+                self.progress.step(TuneStep("start", OFF, 1, 1, 0, 1, budget.until_end_s))
                 launches.off()
                 unsearched = [c for c in cells if not c.searched]
                 if unsearched:

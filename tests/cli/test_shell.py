@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -352,3 +353,22 @@ def test_what_macos_refuses_is_no_bug(monkeypatch: pytest.MonkeyPatch):
         raising(AutospecError("The study's database cannot be reached: No route to host.", "Try again."))
     )
     assert "Try again.\nmacOS may keep the local network" in lan.stderr
+
+
+@pytest.mark.parametrize(
+    ("tty", "columns", "lines"),
+    [
+        (False, 20, ["a sentence of several words: run --it now"]),
+        (True, 60, ["a sentence of several words: run --it now"]),
+        (True, 20, ["a sentence of", "several words:", "run --it now"]),
+        (True, 10, ["a sentence", "of several", "words:", "run --it now"]),
+    ],
+)
+def test_a_sentence_wraps_at_words_and_its_command_stays_whole(monkeypatch, tty, columns, lines):
+    """On a terminal alone; a command that is broken into lines could not be copied."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: tty, raising=False)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    Shell().prose("a sentence of several words:", "run --it now")
+    assert [line.rstrip() for line in stream.getvalue().splitlines()] == lines

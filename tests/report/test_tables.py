@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 from dataclasses import replace
 
 import pytest
@@ -128,6 +129,78 @@ def test_the_table_fits_a_terminal(width):
         assert words in text
     assert "+0.79" not in text
     assert max(map(len, text.splitlines())) <= width
+
+
+LONGEST = recommendation(
+    Verdict.UNDECIDED, prompt_type=PromptType.SUMMARIZATION, status=Status.PROVISIONAL,
+    baseline_tps=114.7, drafting_tps=119.2, evidence={"threshold": 0.02},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 60, 77])
+def test_a_very_narrow_terminal_has_a_list(width):
+    """Nothing is cut, and no line breaks within a figure."""
+    text = shown(recommendation_table([LONGEST], NOW), width)
+    lines = [line.strip() for line in text.splitlines()]
+    assert max(map(len, text.splitlines())) <= width
+    assert "summarization: undecided, provisional, 3 days ago" in " ".join(lines)
+    assert any("114.7 → 119.2 tok/s, -18.4 %" in line for line in lines)
+    assert any("-21.0 … -16.0" in line for line in lines)
+    assert "12 pairs, 61% accepted" in lines
+    assert sum(line.count("█") for line in lines) == 2  # the bar and its legend
+
+
+@pytest.mark.parametrize("width", [80, 100, 132, 160])
+def test_the_ratio_has_a_bar_beside_its_figures(width):
+    """In a column of its own, or below the interval; the threshold is marked and told."""
+    text = shown(recommendation_table([recommendation(evidence={"threshold": 0.02}), LONGEST], NOW), width)
+    bars = [word for word in text.split() if "│" in word and "█" in word]
+    assert len(bars) == 2
+    assert len(set(map(len, bars))) == 1
+    gain, loss = (bar.split("│") for bar in bars)
+    assert "█" in gain[1]
+    assert "█" in loss[0]
+    assert "│ +2 %, the least that enables" in text
+    # All bars begin in the same column.
+    assert len({line.index(bar) for bar in bars for line in text.splitlines() if bar in line}) == 1
+
+
+def test_without_a_threshold_there_is_no_bar_and_no_legend():
+    """Imported records have none."""
+    text = shown(recommendation_table([recommendation()], NOW), 160)
+    assert "│" not in text
+    assert "gain:" not in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_an_output_without_block_characters(width):
+    """LANG=C: signs of ASCII alone, and names stay as they are."""
+    stream = Ascii()
+    r = recommendation(model="Main", evidence={"threshold": 0.02})
+    Console(file=stream, width=width).print(
+        recommendation_table([r, replace(r, tried=OFF, speedup=None)], NOW)
+    )
+    text = stream.getvalue()
+    assert text.isascii()
+    assert "14.7 > 19.2" in text
+    assert "|" in text
+    assert "#" in text
+
+
+class Ascii(io.StringIO):
+    """A stream of an old terminal."""
+
+    encoding = "ascii"
+
+
+def test_a_terminal_that_only_writes_lines_has_no_bar():
+    """TERM=dumb, as screen readers use it: signs would be spelt out, and the figures say the same."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=120, force_terminal=True, _environ={"TERM": "dumb"})
+    console.print(recommendation_table([recommendation(evidence={"threshold": 0.02})], NOW))
+    assert "+30.6 %" in stream.getvalue()
+    assert "█" not in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
 
 
 def test_kinds_with_the_same_reason_share_a_sentence():

@@ -108,6 +108,10 @@ def test_a_draft_that_is_never_right_is_dropped_on_its_first_answers(request_):
     recommendations = {r.prompt_type: r for r in Tuning(request_, backend, MACHINE, progress).run()}
     assert any("second.gguf is dropped" in line for line in progress.told)
     assert not any("draft.gguf is dropped" in line for line in progress.told)
+    # Each phase is reported, and recording up to its last answer: what follows it must not look like recording.
+    assert list(dict.fromkeys(s.phase for s in progress.steps))[:4] == ["start", "record", "read", "launch"]
+    recorded = [s.done for s in progress.steps if s.phase == "record" and s.todo == 6]
+    assert recorded == list(range(7))
     assert drafts_launched(backend) == {"draft"}
     assert {r.verdict for r in recommendations.values()} == {Verdict.ENABLE}
     store = open_store(request_.storage)

@@ -95,7 +95,9 @@ def test_a_server_that_cannot_idle_is_not_compared(request_):
 
 def test_a_tune_keeps_it_in_the_evidence_and_launches_nothing_for_it(request_, backend):
     """Once for the draft, in every cell's evidence; the third launch is the proof's first round."""
-    result = tune(request_, backend)
+    progress = Silent()
+    result = tune(request_, backend, progress)
+    assert "idle" in {s.phase for s in progress.steps}
     assert len(backend.launched) == 3
     for recommendation in result.values():
         assert recommendation.evidence["idle_draft"]["ratio"] == pytest.approx(SLOWER, rel=0.02)
@@ -126,6 +128,7 @@ def test_without_time_it_is_left_out_and_said(request_, backend, monkeypatch):
     result = tune(request_, backend, progress)
     assert backend.idle_asked == []
     assert "idle_draft" not in result[PromptType.CODING].evidence
+    assert "idle" not in {s.phase for s in progress.steps}
     assert (
         "The cost of keeping draft.gguf loaded but unused was not measured: no time is left for it."
         in progress.told
