@@ -65,6 +65,7 @@ class Answer:
         self.status = 0  # 0 before the headers
         self.reason = ""
         self.headers: list[tuple[str, str]] = []
+        self.is_utf8 = True  # all of the above; other bytes are lone surrogates (``surrogateescape``)
         self.by_closing = False  # the body ends with the connection: a break looks the same
         self.ended = False  # the whole body has arrived; `read` may still have a part of it
         self.received_bytes = 0
@@ -102,7 +103,7 @@ class Answer:
         if self.status:
             return
         self._count_head(len(name) + len(value))
-        self.headers.append((_text(name), _text(value)))
+        self.headers.append((self._text(name), self._text(value)))
 
     def on_headers_complete(self) -> None:
         """End of the headers; those of an interim answer are dropped (RFC 9110 §15.2)."""
@@ -110,14 +111,14 @@ class Answer:
             return
         status = self._parser.get_status_code()
         if status < 200:
-            self.headers, self._reason = [], b""
+            self.headers, self._reason, self.is_utf8 = [], b"", True
             return
         names = [name.lower() for name, _ in self.headers]
         codings = [value for name, value in self.headers if name.lower() == "transfer-encoding"]
         if len(codings) > 1:  # llhttp and the server may disagree about their meaning
             raise ValueError("several Transfer-Encoding lines")
         self.status = status
-        self.reason = _text(self._reason)
+        self.reason = self._text(self._reason)
         if self._method == "HEAD":
             self.ended = True  # whatever Content-Length says
             return
@@ -287,10 +288,10 @@ class Answer:
         self._waiter = self._loop.create_future()
         await self._waiter
 
-
-def _text(raw: bytes) -> str:
-    """Decode a header: UTF-8 from most servers, but any bytes are allowed (RFC 9110 §5.5)."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
+    def _text(self, raw: bytes) -> str:
+        """Decode a header: UTF-8 from most servers, but any bytes are allowed (RFC 9110 §5.5)."""
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            self.is_utf8 = False
+            return raw.decode(errors="surrogateescape")

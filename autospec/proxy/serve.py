@@ -30,7 +30,7 @@ from autospec.prompts.classifier import classify
 from autospec.prompts.request_text import keywords
 from autospec.proxy.access import Access, check_bind
 from autospec.proxy.app import Proxy, Rules
-from autospec.proxy.errors import ProxyServer
+from autospec.proxy.http_server import ProxyServer
 from autospec.proxy.metrics import SampleWriter
 from autospec.proxy.request import Classify
 from autospec.recommendations import Recommendation
