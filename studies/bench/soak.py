@@ -3,7 +3,7 @@
 Run: ``python -m studies.bench.soak --model M.gguf [--llama-server PATH] [--minutes 30] [--streams 64]``
 
 It starts `autospec proxy` in a temporary home. Each stream sends one request after another: streamed and whole answers, bodies
-of 20 MB, clients that disconnect at every stage, and one that never reads. Meanwhile recommendations change, so that servers
+of 20 MB, clients that disconnect at every stage or only end their own side, and one that never reads. Meanwhile recommendations change, so that servers
 are replaced, and servers are killed with SIGKILL. A grammar forces each answer to repeat its request's own number, so that an
 answer of another request is seen. The exit status is 1 if anything failed.
 """
@@ -170,6 +170,7 @@ class Traffic:
             "leaves in its body": (self._leaves_in_body, 6),
             "leaves before the first byte": (self._leaves_before_first_byte, 10),
             "leaves in mid-stream": (self._leaves_in_stream, 12),
+            "ends its own side": (self._ends_its_side, 6),
             "never reads": (self._never_reads, 2),
         }
 
@@ -248,6 +249,26 @@ class Traffic:
         self._result.first_lost.append(f"request {number} got {text[:100]!r}")
         return MIXED
 
+    async def _ends_its_side(self, number: int, rng: random.Random) -> str:
+        words = rng.randint(2, 20)
+        try:
+            async with self._connected(_post(_body(number, words)), half_closed=True) as reader:
+                head = await reader.readuntil(b"\r\n\r\n")
+                while head.startswith(b"HTTP/1.1 100 "):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+                told = await reader.readexactly(int(length[1]) if length else 0)
+                if await reader.read(1):
+                    self._result.first_lost.append(f"request {number}: something came after the answer")
+                    return LOST
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # As long as no server dies, this may not be.
+            return BROKEN_OFF
+        status = int(head.split()[1])
+        if status != 200:
+            return _refusal(status, told)
+        return self._compared(number, words, json.loads(told)["choices"][0]["message"]["content"])
+
     async def _leaves_in_headers(self, number: int, rng: random.Random) -> str:
         sent = _post(_body(number, 5))
         return await self._leave(sent[: rng.randint(1, sent.index(b"\r\n\r\n"))], rng.random() / 10)
@@ -281,8 +302,10 @@ class Traffic:
         return LEFT
 
     @contextlib.asynccontextmanager
-    async def _connected(self, sent: bytes) -> AsyncIterator[asyncio.StreamReader]:
-        """A connection on which these bytes were sent; it is reset at the end."""
+    async def _connected(
+        self, sent: bytes, *, half_closed: bool = False
+    ) -> AsyncIterator[asyncio.StreamReader]:
+        """A connection on which these bytes were sent, and no more if it is `half_closed`; it is reset at the end."""
         host, _, port = self._base_url.removeprefix("http://").partition(":")
         # Small buffers, so that what is not read soon holds up the sender.
         raw = socket.socket()
@@ -293,6 +316,8 @@ class Traffic:
         try:
             writer.write(sent)
             await writer.drain()
+            if half_closed:
+                writer.write_eof()
             yield reader
         finally:
             writer.transport.abort()
