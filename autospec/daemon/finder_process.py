@@ -78,9 +78,15 @@ class FileWatch:
         self._seen: dict[str, tuple[int, ...]] = {}
 
     def watch(self, paths: Iterable[str]) -> None:
-        """Watch these paths instead, from now on."""
+        """Watch these paths instead.
+
+        Of those that were watched before, the state at the last call of `changed` stays: a survey reads them after that, and a
+        file that appears while it runs may have come too late for it.
+        """
+        known, before = set(self._paths), self._seen
         self._paths = tuple(paths)
-        self._seen = self._look()
+        new = {path: state for path, state in self._look().items() if path not in known}
+        self._seen = new | {path: before[path] for path in self._paths if path in before}
 
     def changed(self) -> list[str]:
         """The paths that changed, appeared or disappeared since the last call."""

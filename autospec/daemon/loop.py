@@ -149,8 +149,11 @@ class Daemon:
     def _turn(self) -> float:
         """Do what is due; returns the seconds until something may be due again."""
         waits = [_REST_S]
-        if self.proxy is not None and (pause_s := self.proxy.keep()) is not None:
-            waits.append(pause_s)
+        if self.proxy is not None:
+            if (pause_s := self.proxy.keep()) is not None:
+                waits.append(pause_s)
+            if news := self.proxy.news():
+                self._event(news)
         jump_s = self._jumps.jumped_s()
         if (settings := self.outlook.take()) is not None:
             self.settings = settings

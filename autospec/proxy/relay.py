@@ -30,7 +30,7 @@ from autospec.proxy.request import (
     for_client,
 )
 from autospec.proxy.upstream import LineBreakError, Upstream, has_growing_pool
-from autospec.proxy.usage import RequestOutcome, UsageReader, read_counts, saw_the_end
+from autospec.proxy.usage import RequestOutcome, UsageReader, label_of, read_counts, saw_the_end
 from autospec.serving.dispatch import Dispatch, Lease, RouteRequest
 
 __all__ = ["Relay", "WholeEvents"]
@@ -418,7 +418,7 @@ class _Passage:
         if (prompt_type := self._wanted.prompt_type) is not None:
             headers[PROMPT_TYPE] = str(prompt_type)
         likely = " (likely)" if {prompt_type, None} & self._lease.likely else ""
-        headers[DRAFTING] = f"{self._lease.drafting.label}{likely}".encode("ascii", "replace").decode()
+        headers[DRAFTING] = f"{label_of(self._lease.drafting)}{likely}".encode("ascii", "replace").decode()
         if self._lease.limit is not None:
             headers[LIMIT] = str(self._lease.limit)
         allow_page(self._request.headers, headers, exposed=(DRAFTING, LIMIT, PROMPT_TYPE))

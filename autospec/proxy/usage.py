@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from autospec.backends.openai_http import TokenCounts, counts_in_timings, counts_in_usage
@@ -19,13 +20,22 @@ from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Sample
 from autospec.serving.dispatch import Limit
 
-__all__ = ["RequestOutcome", "TokenCounts", "UsageReader", "read_counts", "sample_of", "saw_the_end"]
+__all__ = [
+    "RequestOutcome",
+    "TokenCounts",
+    "UsageReader",
+    "label_of",
+    "read_counts",
+    "sample_of",
+    "saw_the_end",
+]
 
 # The last event of /v1/responses repeats the whole answer, but the counts come after it.
 _KEPT_BYTES = 16 * 1024
 
 _TIMINGS = re.compile(rb'"timings":\s*(?=\{)')
 _USAGE = re.compile(rb'"usage":\s*(?=\{)')
+_DECODER = json.JSONDecoder()
 # The ends of streams: OpenAI, Anthropic, Responses API, llama.cpp, an error.
 _ENDS = re.compile(
     rb'data: ?\[DONE\]|"message_stop"|"response\.(?:completed|incomplete|failed)"|"stop":\s*true|"error":\s*[{"]'
@@ -78,10 +88,16 @@ def _last_objects(before: re.Pattern[bytes], tail: bytes) -> Iterator[dict[str, 
     for match in reversed(list(before.finditer(tail))):
         text = tail[match.end() :].decode(errors="replace")
         try:
-            value, _ = json.JSONDecoder().raw_decode(text)
+            value, _ = _DECODER.raw_decode(text)
         except (ValueError, RecursionError):  # cut off, or nested thousands deep
             continue
         yield value
+
+
+@lru_cache(256)
+def label_of(drafting: Drafting) -> str:
+    """The label of a drafting, which every request needs several times."""
+    return drafting.label
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,9 @@ class Traffic:
             ) as answer:
                 if answer.status != 200:
                     return _refusal(answer.status, await answer.read())
-                self._result.draftings[answer.headers["x-autospec-drafting"]] += 1
+                # A stream whose comments began while it waited has no headers of the proxy.
+                drafting = answer.headers.get("x-autospec-drafting", "not told, after comments")
+                self._result.draftings[drafting] += 1
                 async for line in answer.content:
                     if not line.startswith(b"data: "):
                         continue

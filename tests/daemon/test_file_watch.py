@@ -1,0 +1,69 @@
+"""`autospec.daemon.finder_process.FileWatch`: which changes cause another look for work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from autospec.daemon.finder_process import FileWatch
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A folder with one model, whose time of change is not now."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "main.gguf").write_bytes(b"1")
+    os.utime(folder, (1.0, 1.0))
+    return folder
+
+
+def watching(*paths: Path) -> FileWatch:
+    """A watch that has seen these paths."""
+    files = FileWatch()
+    files.watch(map(str, paths))
+    assert files.changed() == []
+    return files
+
+
+def test_a_file_that_appears_is_a_change_of_its_folder_once(models: Path):
+    """A model that is copied into it."""
+    files = watching(models)
+    (models / "draft.gguf").write_bytes(b"1")
+    assert files.changed() == [str(models)]
+    assert files.changed() == []
+
+
+def test_a_file_that_appears_while_a_survey_runs_is_not_missed(models: Path):
+    """Issue 17, item 9: the survey had read the folder before, and the daemon took the new state for what it had read."""
+    files = watching(models)
+    (models / "draft.gguf").write_bytes(b"1")  # after the survey has read the folder
+    files.watch([str(models), str(models / "main.gguf")])  # its answer
+    assert files.changed() == [str(models)]
+    assert files.changed() == []
+
+
+def test_a_file_that_disappears_or_comes_back_while_a_survey_runs(models: Path):
+    """A build that is replaced."""
+    main = models / "main.gguf"
+    files = watching(main)
+    main.unlink()
+    files.watch([str(main)])
+    assert files.changed() == [str(main)]
+    main.write_bytes(b"1")
+    files.watch([str(main)])
+    assert files.changed() == [str(main)]
+    assert files.changed() == []
+
+
+def test_what_is_newly_watched_counts_from_now(models: Path):
+    """The survey that names it has just read it. What is watched no longer is forgotten."""
+    files = watching(models)
+    files.watch([str(models / "main.gguf")])
+    assert files.changed() == []
+    (models / "draft.gguf").write_bytes(b"1")
+    assert files.changed() == []
+    (models / "main.gguf").write_bytes(b"22")
+    assert files.changed() == [str(models / "main.gguf")]
