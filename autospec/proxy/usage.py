@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +20,8 @@ from autospec.measure.measurements import Sample
 from autospec.serving.dispatch import Limit
 
 __all__ = [
+    "MOST_PARTS",
+    "SMALL_BYTES",
     "RequestOutcome",
     "TokenCounts",
     "UsageReader",
@@ -32,6 +33,9 @@ __all__ = [
 
 # The last event of /v1/responses repeats the whole answer, but the counts come after it.
 _KEPT_BYTES = 16 * 1024
+# What came before is dropped after so many small parts, or after a large one: not with every token.
+SMALL_BYTES = 4096
+MOST_PARTS = 256
 
 _TIMINGS = re.compile(rb'"timings":\s*(?=\{)')
 _USAGE = re.compile(rb'"usage":\s*(?=\{)')
@@ -43,24 +47,31 @@ _ENDS = re.compile(
 
 
 class UsageReader:
-    """Keeps the last bytes of a stream; `feed` runs for every token and copies nothing."""
+    """Keeps the last bytes of a stream.
 
-    __slots__ = ("_parts", "_size")
+    Attributes:
+        parts: What is kept, and some of what came before it. The relay appends to it without a call, and calls `trim` under the
+            conditions of `feed`.
+    """
+
+    __slots__ = ("parts",)
 
     def __init__(self) -> None:
-        self._parts: deque[bytes] = deque()
-        self._size = 0
+        self.parts: list[bytes] = []
 
     def feed(self, part: bytes) -> None:
         """Keep a part that passes."""
-        self._parts.append(part)
-        self._size += len(part)
-        while self._size - len(self._parts[0]) >= _KEPT_BYTES:
-            self._size -= len(self._parts.popleft())
+        self.parts.append(part)
+        if len(part) > SMALL_BYTES or len(self.parts) > MOST_PARTS:
+            self.trim()
+
+    def trim(self) -> None:
+        """Drop what came before the last 16 KiB."""
+        self.parts[:] = [self.content()]
 
     def content(self) -> bytes:
-        """At least the last 16 KiB, or the whole stream if it is shorter."""
-        return b"".join(self._parts)
+        """The last 16 KiB, or the whole stream if it is shorter."""
+        return b"".join(self.parts)[-_KEPT_BYTES:]
 
 
 def read_counts(tail: bytes) -> TokenCounts | None:

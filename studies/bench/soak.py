@@ -170,8 +170,8 @@ class Traffic:
             "leaves in its body": (self._leaves_in_body, 6),
             "leaves before the first byte": (self._leaves_before_first_byte, 10),
             "leaves in mid-stream": (self._leaves_in_stream, 12),
-            "ends its own side": (self._ends_its_side, 6),
             "never reads": (self._never_reads, 2),
+            "ends its own side": (self._ends_its_side, 6),
         }
 
     async def stream(self, number: int, over: asyncio.Event) -> None:
