@@ -83,6 +83,10 @@ class Result:
     draftings: Counter[str] = field(default_factory=Counter)  # of answers
     first_lost: list[str] = field(default_factory=list)
     rss_mib: list[float] = field(default_factory=list)
+    # The proxy holds each body until its request is answered, so memory is compared without them.
+    bodies_mib: list[float] = field(default_factory=list)
+    large_in_flight: int = 0
+    rest_mib: list[float] = field(default_factory=list)  # with no request: before and after the traffic
     kills: int = 0
     recommendations: int = 0
     files_before: int = 0
@@ -100,8 +104,9 @@ class Result:
         return sum(count for (_, found), count in self.outcomes.items() if found == outcome)
 
     def rss_thirds_mib(self) -> tuple[float, float]:
-        """Median of the first and of the last third, after the warm-up."""
-        warm = self.rss_mib[int(len(self.rss_mib) * WARM_UP_SHARE) :]
+        """Median of the first and of the last third, after the warm-up, without the large bodies in flight."""
+        own = [rss - bodies for rss, bodies in zip(self.rss_mib, self.bodies_mib, strict=True)]
+        warm = own[int(len(own) * WARM_UP_SHARE) :]
         third = max(1, len(warm) // 3)
         return statistics.median(warm[:third]), statistics.median(warm[-third:])
 
@@ -144,7 +149,8 @@ class Result:
         yield f"recommendations written: {self.recommendations}; servers killed: {self.kills}; servers seen: {self.servers}"
         yield f"answers by drafting: {', '.join(f'{k} {n}' for k, n in sorted(self.draftings.items()))}"
         yield f"memory of the proxy: {first:.1f} MiB in the first third, {last:.1f} in the last ({100 * (last / first - 1):+.1f} %), "
-        yield f"  at most {max(self.rss_mib):.1f}"
+        yield f"  without large bodies in flight (at most {max(self.bodies_mib):.0f} MiB); with them at most {max(self.rss_mib):.1f}"
+        yield f"  with no request: {', then '.join(f'{rss:.1f}' for rss in self.rest_mib)} MiB"
         yield f"file descriptors: {self.files_before} before, {self.files_after} after"
         yield f"child processes: {self.children_before} before, {self.children_after} after"
         yield f"after the end: exit status {self.exit_status}, {self.processes_left} processes, {self.records_left} records"
@@ -200,8 +206,13 @@ class Traffic:
 
     async def _large(self, number: int, rng: random.Random) -> str:
         words = rng.randint(2, 20)
-        # llama-server ignores unknown fields.
-        return await self._post_whole(number, _body(number, words) | {"padding": "x" * LARGE_BYTES}, words)
+        self._result.large_in_flight += 1
+        try:
+            # llama-server ignores unknown fields.
+            body = _body(number, words) | {"padding": "x" * LARGE_BYTES}
+            return await self._post_whole(number, body, words)
+        finally:
+            self._result.large_in_flight -= 1
 
     async def _post_whole(self, number: int, body: dict[str, Any], words: int) -> str:
         try:
@@ -436,6 +447,7 @@ class Home:
         while True:
             files, children = self.look()
             if (children == 0 and files <= most_files) or time.monotonic() > end:
+                self._result.rest_mib.append(self._rss_mib())
                 return files, children
             await asyncio.sleep(0.5)
 
@@ -443,7 +455,12 @@ class Home:
         """Note the proxy's memory."""
         assert self.proxy is not None
         self.look()
-        self._result.rss_mib.append(self.proxy.memory_info().rss / 2**20)
+        self._result.rss_mib.append(self._rss_mib())
+        self._result.bodies_mib.append(self._result.large_in_flight * LARGE_BYTES / 2**20)
+
+    def _rss_mib(self) -> float:
+        assert self.proxy is not None
+        return float(self.proxy.memory_info().rss / 2**20)
 
     async def kill(self) -> None:
         """Kill one server."""
