@@ -145,6 +145,12 @@ class Outlook:
         self._look_at_s = clock.monotonic()
         self._next_at: float | None = None
         self._traffic = False
+        self._told_change = False
+
+    @property
+    def waits(self) -> bool:
+        """True if a cell that failed will be tried again."""
+        return self._next_at is not None
 
     @property
     def looking(self) -> bool:
@@ -168,8 +174,11 @@ class Outlook:
         """True if it is time for a survey."""
         now_s = self._clock.monotonic()
         if changed := self._files.changed():
-            more = f", and {len(changed) - 1} more" if changed[1:] else ""
-            self._event(f"{changed[0]} changed{more}.")
+            if not self._told_change:
+                more = f", and {len(changed) - 1} more" if changed[1:] else ""
+                self._event(f"{changed[0]} changed{more}.")
+            # Files that are being copied or installed change all the time.
+            self._told_change = True
             # Stays due until a survey ran: the daemon may have to wait.
             self._look_at_s = now_s
         after_traffic = self._traffic and now_s - self._looked_s > _AFTER_TRAFFIC_S
@@ -178,7 +187,7 @@ class Outlook:
 
     def look(self) -> None:
         """Start a survey."""
-        self._traffic = False
+        self._traffic = self._told_change = False
         try:
             self._survey = SurveyRun(self._memory.to_json(), self._config, self._selector)
         except OSError as error:

@@ -178,7 +178,10 @@ class Daemon:
         if self.outlook.items:
             self._rest("other autospec processes hold every cell that is worth measuring", final=True)
             return _HELD_PAUSE_S
-        self._rest(self.outlook.trouble or "nothing is worth measuring now", final=True)
+        idle = "nothing is worth measuring now"
+        if self.outlook.waits:
+            idle = "nothing else is worth measuring now; what failed is tried again later"
+        self._rest(self.outlook.trouble or idle, final=True)
         return min(_REST_S, self.outlook.next_in_s())
 
     def _consider(self, item: WorkItem) -> float:

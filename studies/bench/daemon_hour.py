@@ -218,16 +218,16 @@ class Home:
             proxy = self.proxy_pid()
             if kind == "the proxy":
                 return None if proxy is None else psutil.Process(proxy)
-            tunes = [
-                p for p in psutil.Process(self.daemon.pid).children(recursive=True) if "tune" in p.cmdline()
-            ]
-            # The guard's command line has the tune's in it.
-            tune = next((p for p in tunes if "autospec" in p.cmdline()[2:3]), None)
+            below = psutil.Process(self.daemon.pid).children(recursive=True)
+            # The guard's command line has the tune's in it, but not at this place.
+            tune = next((p for p in below if _words(p)[2:4] == ["autospec", "tune"]), None)
             if kind == "a running tune":
                 return tune
             above = tune if kind == "a measured server" else None if proxy is None else psutil.Process(proxy)
             if above is not None:
-                servers = [p for p in above.children(recursive=True) if p.name() == "llama-server"]
+                servers = [
+                    p for p in above.children(recursive=True) if _words(p)[:1] == [str(self._llama_server)]
+                ]
                 return servers[0] if servers else None
         return None
 
@@ -246,6 +246,13 @@ class Home:
                 process.kill()
         self.get_calm()
         return status, len(left), len(records)
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """Its command line; empty if it has ended, also if nobody has reaped it."""
+    with contextlib.suppress(psutil.Error):
+        return list(process.cmdline())
+    return []
 
 
 class Client:
@@ -323,6 +330,10 @@ KILLS = {
 }
 
 
+# After traffic it measures, unless it says that everything is known.
+AFTER_TRAFFIC = r"^Tuning \S+, qa|^is tuning|is worth measuring now"
+
+
 class Script:
     """The events, one after the other."""
 
@@ -333,17 +344,19 @@ class Script:
         rng.shuffle(kills)
         self.steps = [
             Step(0.02, "traffic starts", lambda: client.turn(on=True)),
-            Step(0.08, "traffic stops", lambda: client.turn(on=False), r"^Tuning \S+, qa"),
+            Step(0.08, "traffic stops", lambda: client.turn(on=False), AFTER_TRAFFIC),
             Step(0.18, "traffic starts", lambda: client.turn(on=True)),
-            Step(0.22, "traffic stops", lambda: client.turn(on=False), r"^Tuning \S+, qa"),
-            Step(0.32, "the machine gets busy", home.get_busy, r"other programs use \d"),
-            Step(0.40, "the machine is calm again", home.get_calm),
-            Step(0.44, "a draft appears", home.add_draft, r"changed|draft"),
-            Step(0.54, "traffic starts", lambda: client.turn(on=True)),
-            Step(0.57, "traffic stops", lambda: client.turn(on=False)),
-            Step(0.60, "the build changes to b12000", lambda: home.set_build(12000), r"llama-server changed"),
+            Step(0.22, "traffic stops", lambda: client.turn(on=False), AFTER_TRAFFIC),
+            # It brings work, which the load of others then interrupts.
+            Step(0.30, "a draft appears", home.add_draft, r"models changed"),
+            Step(0.35, "the machine gets busy", home.get_busy, r"other programs use \d"),
+            Step(0.45, "the machine is calm again", home.get_calm),
+            Step(0.50, "traffic starts", lambda: client.turn(on=True)),
+            Step(0.53, "traffic stops", lambda: client.turn(on=False), AFTER_TRAFFIC),
+            # It is seen when a step of at most a minute has ended.
+            Step(0.57, "the build changes to b12000", lambda: home.set_build(12000), r"llama-server changed"),
             *(
-                Step(0.68 + 0.05 * n, f"{kind} is killed", self._kill(kind), KILLS[kind])
+                Step(0.71 + 0.045 * n, f"{kind} is killed", self._kill(kind), KILLS[kind])
                 for n, kind in enumerate(kills)
             ),
             Step(0.94, "traffic starts", lambda: client.turn(on=True)),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import selectors
 from pathlib import Path
 
 import pytest
 
-from autospec.daemon.finder_process import FileWatch
+from autospec.daemon.finder_process import FileWatch, Outlook
+from autospec.daemon.state import Memory
+from tests.daemon.test_state import SetClock
 
 
 @pytest.fixture
@@ -67,3 +70,20 @@ def test_what_is_newly_watched_counts_from_now(models: Path):
     assert files.changed() == []
     (models / "main.gguf").write_bytes(b"22")
     assert files.changed() == [str(models / "main.gguf")]
+
+
+def test_a_change_is_told_once_until_a_survey(models: Path, monkeypatch: pytest.MonkeyPatch):
+    """Issue 17, item 9: while pip installed packages, or a model is copied, each look told the same again."""
+    told: list[str] = []
+    outlook = Outlook(Memory(models / "memory"), SetClock(), None, selectors.DefaultSelector(), told.append)
+    outlook._files.watch([str(models)])
+    for number in range(3):
+        (models / f"part-{number}.gguf").write_bytes(b"1")
+        os.utime(models, (number + 2.0, number + 2.0))
+        assert outlook.due()
+    assert told == [f"{models} changed."]
+    monkeypatch.setattr("autospec.daemon.finder_process.SurveyRun", lambda *_: None)
+    outlook.look()
+    os.utime(models, (9.0, 9.0))
+    assert outlook.due()
+    assert told == [f"{models} changed."] * 2
