@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from copy import copy
 from typing import Protocol
 
 import httptools
@@ -209,14 +210,14 @@ class Answer:
         """Wait for the headers; raises `BrokenError` or `NotHttpError`."""
         while not self.status:
             if self._failed is not None:
-                raise self._failed
+                raise copy(self._failed)  # a raise adds its frames, which hold the body of the request
             await self._wait()
 
     async def read(self) -> bytes:
         """The next part of the body, empty at its end; raises `BrokenError`."""
         while not self._parts:
             if self._failed is not None:
-                raise self._failed
+                raise copy(self._failed)
             if self.ended:
                 return b""
             self._resume()

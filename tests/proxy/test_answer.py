@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from autospec.proxy.answer import Answer, NotHttpError
+from autospec.proxy.answer import Answer, BrokenError, NotHttpError
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"
@@ -156,3 +159,33 @@ def test_a_sink_that_fails_is_no_fault_of_the_server():
             await pumping
 
     assert with_answer(work)[1] == "closed"
+
+
+class Marker:
+    """Stands for the body of a request."""
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_an_answer_that_broke_holds_nothing_of_its_request(begins):
+    """A raised error holds the frames that it passed, and the answer holds its error: 20 MB stayed until a garbage collection."""
+    held: list[weakref.ref[Marker]] = []
+
+    async def ask(answer: Answer) -> None:
+        body = Marker()
+        held.append(weakref.ref(body))
+        await (answer.read() if begins else answer.begun())
+
+    async def work(answer: Answer) -> None:
+        if begins:
+            answer.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+        answer.lost(None)
+        with contextlib.suppress(BrokenError):
+            await ask(answer)
+        assert [reference() for reference in held] == [None]
+
+    gc.disable()
+    try:
+        with_answer(work)
+    finally:
+        gc.enable()
+    assert held
