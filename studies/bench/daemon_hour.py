@@ -71,6 +71,8 @@ BROKEN_WITHIN_S = 20.0
 # How long a kill waits for a process of its kind.
 TARGET_WITHIN_S = 60.0
 OTHERS_USE = 1.8
+# What the daemon says of an event, it says within this time, unless it measures.
+AFTER_EACH_S = 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +332,8 @@ KILLS = {
 }
 
 
+# A new build makes work, so that there is something to kill.
+NEED_WORK = ("a running tune", "a measured server")
 # After traffic it measures, unless it says that everything is known.
 AFTER_TRAFFIC = r"^Tuning \S+, qa|^is tuning|is worth measuring now"
 
@@ -340,6 +344,7 @@ class Script:
     def __init__(self, home: Home, client: Client, rng: random.Random) -> None:
         self._home, self._client = home, client
         self._last = ""
+        self._builds = itertools.count(12001)
         kills = list(KILLS)
         rng.shuffle(kills)
         self.steps = [
@@ -369,9 +374,10 @@ class Script:
         for step, after in itertools.pairwise([*self.steps, Step(1.0, "the end", lambda: None)]):
             self._look_until(step.share * seconds)
             journal.note("script", step.what)
-            at_s = journal.now_s()
+            at_s, self._last = journal.now_s(), ""
             step.act()
-            self._look_until(after.share * seconds)
+            # A kill may have waited for its process.
+            self._look_until(max(after.share * seconds, journal.now_s() + AFTER_EACH_S))
             if step.expects and not journal.said_since(at_s, step.expects):
                 missing.append(f"after {step.what!r} the daemon did not say /{step.expects}/")
         return missing
@@ -381,11 +387,14 @@ class Script:
             home = self._home
             # A tune needs a machine at rest, and a proxy has a server while it serves.
             self._client.turn(on=kind == "a server of the proxy")
+            if kind in NEED_WORK:
+                home.set_build(next(self._builds))
             until = time.monotonic() + TARGET_WITHIN_S
             while (target := home.target(kind)) is None:
                 if time.monotonic() > until:
                     home.journal.note("script", f"there was no {kind.partition(' ')[2]} to kill")
                     return
+                home.below()  # asks the daemon, which wakes it
                 time.sleep(0.2)
             home.below()
             self._client.killed_at_s.append(home.journal.now_s())
