@@ -78,9 +78,15 @@ class FileWatch:
         self._seen: dict[str, tuple[int, ...]] = {}
 
     def watch(self, paths: Iterable[str]) -> None:
-        """Watch these paths instead, from now on."""
+        """Watch these paths instead.
+
+        Of those that were watched before, the state at the last call of `changed` stays: a survey reads them after that, and a
+        file that appears while it runs may have come too late for it.
+        """
+        known, before = set(self._paths), self._seen
         self._paths = tuple(paths)
-        self._seen = self._look()
+        new = {path: state for path, state in self._look().items() if path not in known}
+        self._seen = new | {path: before[path] for path in self._paths if path in before}
 
     def changed(self) -> list[str]:
         """The paths that changed, appeared or disappeared since the last call."""
@@ -144,6 +150,12 @@ class Outlook:
         self._look_at_s = clock.monotonic()
         self._next_at: float | None = None
         self._traffic = False
+        self._told_change = False
+
+    @property
+    def waits(self) -> bool:
+        """True if a cell that failed will be tried again."""
+        return self._next_at is not None
 
     @property
     def looking(self) -> bool:
@@ -187,8 +199,11 @@ class Outlook:
         """True if it is time for a survey."""
         now_s = self._clock.monotonic()
         if changed := self._files.changed():
-            more = f", and {len(changed) - 1} more" if changed[1:] else ""
-            self._event(f"{changed[0]} changed{more}.")
+            if not self._told_change:
+                more = f", and {len(changed) - 1} more" if changed[1:] else ""
+                self._event(f"{changed[0]} changed{more}.")
+            # Files that are being copied or installed change all the time.
+            self._told_change = True
             # Stays due until a survey ran: the daemon may have to wait.
             self._look_at_s = now_s
         after_traffic = self._traffic and now_s - self._looked_s > _AFTER_TRAFFIC_S
@@ -197,7 +212,7 @@ class Outlook:
 
     def look(self) -> None:
         """Start a survey."""
-        self._traffic = False
+        self._traffic = self._told_change = False
         try:
             self._surveying = frozenset(self.asked)
             asked = {model: sorted(done) for model, done in self.asked.items()}

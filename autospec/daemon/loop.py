@@ -150,8 +150,11 @@ class Daemon:
     def _turn(self) -> float:
         """Do what is due; returns the seconds until something may be due again."""
         waits = [_REST_S]
-        if self.proxy is not None and (pause_s := self.proxy.keep()) is not None:
-            waits.append(pause_s)
+        if self.proxy is not None:
+            if (pause_s := self.proxy.keep()) is not None:
+                waits.append(pause_s)
+            if news := self.proxy.news():
+                self._event(news)
         jump_s = self._jumps.jumped_s()
         if (settings := self.outlook.take()) is not None:
             self.settings = settings
@@ -177,7 +180,10 @@ class Daemon:
         if self.outlook.items:
             self._rest("other autospec processes hold every cell that is worth measuring", final=True)
             return _HELD_PAUSE_S
-        self._rest(self.outlook.trouble or "nothing is worth measuring now", final=True)
+        idle = "nothing is worth measuring now"
+        if self.outlook.waits:
+            idle = "nothing else is worth measuring now; what failed is tried again later"
+        self._rest(self.outlook.trouble or idle, final=True)
         return min(_REST_S, self.outlook.next_in_s())
 
     def _consider(self, item: WorkItem) -> float:

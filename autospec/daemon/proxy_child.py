@@ -23,6 +23,7 @@ from autospec.backends.process import open_private_log
 from autospec.backends.records import ProcessRef
 from autospec.daemon.work import Clock
 from autospec.files import replace_file
+from autospec.formats import duration
 from autospec.service.definition import STOP_WITHIN_S
 
 __all__ = ["ProxyChild", "proxy_command"]
@@ -30,6 +31,8 @@ __all__ = ["ProxyChild", "proxy_command"]
 # After this long a proxy counts as healthy: its next crash is the first of a new row.
 _WELL_S = 60.0
 _PAUSE_S, _PAUSE_AT_MOST_S = 1.0, 60.0
+# Crashes of a row that are told; later ones would hide every other event.
+_TOLD_CRASHES = 3
 # A larger log becomes ``proxy.log.1``, so the two together hold at most twice this, and what was printed between two looks.
 _LOG_BYTES = 8 * 1024 * 1024
 # Wrong usage: a restart does not help until the configuration changes.
@@ -61,12 +64,15 @@ class ProxyChild:
     def __init__(self, command: Sequence[str], state_dir: Path, log: Path, clock: Clock) -> None:
         self.crashes = 0
         self.last_end = ""
+        self._news = ""
         self._command = tuple(command)
         self._record = state_dir / "daemon-proxy.json"
         self._log = log
         self._clock = clock
         self._child: subprocess.Popen[bytes] | None = None
         self._adopted: ProcessRef | None = self._read_record()
+        if self._adopted is not None:
+            self._news = f"The proxy that an earlier daemon started goes on (process {self._adopted.pid})."
         self._started_s = clock.monotonic()
         self._next_s = self._started_s
 
@@ -89,6 +95,11 @@ class ProxyChild:
             return wait_s
         self._start()
         return None
+
+    def news(self) -> str:
+        """One sentence if something happened to it since the last call, else empty."""
+        said, self._news = self._news, ""
+        return said
 
     def stop(self) -> None:
         """End it after it has finished its current answers."""
@@ -130,6 +141,7 @@ class ProxyChild:
         except OSError as error:
             self.crashes += 1
             self.last_end = f"it could not be started: {error.strerror or error}"
+            self._news = f"The proxy could not be started: {error.strerror or error}."
             self._next_s = self._clock.monotonic() + self._pause_s()
             return
         self._started_s = self._clock.monotonic()
@@ -140,7 +152,10 @@ class ProxyChild:
         code = self._child.returncode if self._child is not None else None
         lived_s = self._clock.monotonic() - self._started_s
         self.crashes = 1 if lived_s > _WELL_S else self.crashes + 1
-        self.last_end = "it ended" if code is None else f"it ended with exit code {code}"
+        self.last_end = _how(code)
+        if self.crashes <= _TOLD_CRASHES:
+            how = self.last_end.removeprefix("it ")
+            self._news = f"The proxy {how} after {duration(lived_s)}; it will be started again."
         self._next_s = self._clock.monotonic() + (
             _PAUSE_AT_MOST_S if code == _USAGE_EXIT else self._pause_s()
         )
@@ -155,3 +170,15 @@ class ProxyChild:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return ref if ref.find() is not None else None
+
+
+def _how(code: int | None) -> str:
+    """How a process ended, whose exit code is ``None`` if it was not our child."""
+    if code is None:
+        return "it ended"
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    try:
+        return f"it was ended by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"it was ended by signal {-code}"

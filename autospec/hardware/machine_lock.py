@@ -6,13 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from autospec.errors import BusyError
 from autospec.files import user_temp_dir
+from autospec.hardware.process_ref import ProcessRef
 
 __all__ = ["holder", "lock_path", "machine_lock"]
 
@@ -48,8 +51,10 @@ def machine_lock(what: str) -> Iterator[None]:
             "Wait until it ends, or stop it. Two at once would disturb each other's measurements.",
         ) from None
     try:
+        # `since` is for people. The process is found again by its start, which no change of the clock moves.
         since = datetime.now().astimezone().isoformat(timespec="seconds")
-        note.write_text(json.dumps({"pid": os.getpid(), "what": what, "since": since}), encoding="utf-8")
+        me = asdict(ProcessRef.of(os.getpid()))
+        note.write_text(json.dumps({**me, "what": what, "since": since}), encoding="utf-8")
         yield
     finally:
         note.unlink(missing_ok=True)
@@ -60,13 +65,19 @@ def holder() -> str:
     """Return who measures on this machine now, in words; empty if nobody does. Does not touch the lock."""
     note = lock_path().with_suffix(".json")
     try:
-        held = json.loads(note.read_text(encoding="utf-8"))
-        since = datetime.fromisoformat(held["since"]).timestamp()
-        # A process that started later only reuses the number.
-        alive = psutil.Process(int(held["pid"])).create_time() <= since + 1.0
+        alive = _is_alive(json.loads(note.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return ""
     return _holder(note) if alive else ""
+
+
+def _is_alive(held: dict[str, Any]) -> bool:
+    """True if the process of a note runs still, and no other process has its number."""
+    if "create_time" in held:
+        return ProcessRef.from_json(held).find() is not None
+    # Written by an autospec that noted the time only: a process that started later reuses the number.
+    since = datetime.fromisoformat(held["since"]).timestamp()
+    return psutil.Process(int(held["pid"])).create_time() <= since + 1.0
 
 
 def _holder(note: Path) -> str:

@@ -21,6 +21,8 @@ _OPENING_CHARS: Final = 45
 _OPENING_BONUS: Final = 1.5
 # Cached texts, of a few hundred characters each.
 _REMEMBERED: Final = 256
+# Cached words: those that people use again and again.
+_REMEMBERED_WORDS: Final = 4096
 WORD: Final = re.compile(r"[^\W\d_]+")
 # The same in a folded ASCII text, in half the time.
 _ASCII_WORD: Final = re.compile(r"[a-z]+")
@@ -46,12 +48,12 @@ def _cues(text: str) -> Iterator[tuple[PromptType, float, str]]:
     spoken = f" {' '.join(words)} "
     opening = spoken[:_OPENING_CHARS]
     for word in dict.fromkeys(words):
-        for kind, weight in index.words.get(word, ()):
-            yield kind, weight * _bonus(f" {word} ", opening), word
-        for stem, kind, weight in index.stems.get(word[:_STEM_KEY], ()):
-            if word.startswith(stem):
-                yield kind, weight * _bonus(f" {word} ", opening), f"{stem}*"
-        for phrase, kind, weight in index.phrases.get(word, ()):
+        if (found := _cues_of(word)) is None:
+            continue
+        alone, phrases = found
+        for kind, weight, cue in alone:
+            yield kind, weight * _bonus(f" {word} ", opening), cue
+        for phrase, kind, weight in phrases:
             if phrase in spoken:
                 yield kind, weight * _bonus(phrase, opening), phrase.strip()
     # In the text's order, as the words are: of two cues with the same weight the first is the reason.
@@ -61,6 +63,17 @@ def _cues(text: str) -> Iterator[tuple[PromptType, float, str]]:
                 yield kind, weight * _bonus(mark, text[:_OPENING_CHARS]), mark
 
 
+@lru_cache(_REMEMBERED_WORDS)
+def _cues_of(word: str) -> tuple[list[tuple[PromptType, float, str]], list[_Phrase]] | None:
+    """The cues that a word is, and those that it begins; ``None`` for most words, which the cache answers at once."""
+    index = _index()
+    alone = [(kind, weight, word) for kind, weight in index.words.get(word, ())]
+    stems = index.stems.get(word[:_STEM_KEY], ())
+    alone += [(kind, weight, f"{stem}*") for stem, kind, weight in stems if word.startswith(stem)]
+    phrases = index.phrases.get(word, [])
+    return (alone, phrases) if alone or phrases else None
+
+
 def _bonus(cue: str, opening: str) -> float:
     return _OPENING_BONUS if cue in opening else 1.0
 
@@ -68,7 +81,8 @@ def _bonus(cue: str, opening: str) -> float:
 # Length of the shortest stem.
 _STEM_KEY: Final = 4
 _Words = dict[str, list[tuple[PromptType, float]]]
-_Phrases = dict[str, list[tuple[str, PromptType, float]]]
+_Phrase = tuple[str, PromptType, float]
+_Phrases = dict[str, list[_Phrase]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +122,12 @@ _MATERIAL: Final = 0.25
 _SHORT_CHARS: Final = 1500
 # Greatest length of a last paragraph that adds to an instruction in the first.
 _ASIDE_CHARS: Final = 200
-# Signs of a formula. Each of these searches skips fast to the places where it can begin; one expression for all is three times as
-# slow.
+# Signs of a formula: a text is searched for an expression only if it has one of the signs beside it, which few texts have.
 _FORMULAS: Final = (
-    re.compile(r"[²³√∫∑≤≥]"),
-    re.compile(r"[xyz]\s*[\^²³=]"),
-    re.compile(r"\d\s*(?:[-+*/^=×·]\s*\(?[\dxyz]|% (?:of|de|von|di) \d)"),
-    re.compile(r"\\(?:frac|int|sum|sqrt)"),
+    (frozenset("²³√∫∑≤≥"), re.compile(r"[²³√∫∑≤≥]")),
+    (frozenset("^²³="), re.compile(r"[xyz]\s*[\^²³=]")),
+    (frozenset("-+*/^=×·%"), re.compile(r"\d\s*(?:[-+*/^=×·]\s*\(?[\dxyz]|% (?:of|de|von|di) \d)")),
+    (frozenset("\\"), re.compile(r"\\(?:frac|int|sum|sqrt)")),
 )
 _FUNCTION: Final = re.compile(r"\b[fg]\(x\)")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:]\d+)?")
@@ -164,7 +177,7 @@ class PromptFeatures:
             fenced=_FENCE in whole,
             code=_found(lists.code_marks, folded, signs) >= (2 if _FENCE in whole else 3),
             sourced=_found(lists.source_marks, folded, signs) > 0,
-            formula=_has_formula(folded),
+            formula=_has_formula(folded, signs),
             question=any(
                 part.rstrip('" ').endswith(("?", _WIDE_QUESTION)) for part, weight in ask if weight == 1.0
             )
@@ -172,7 +185,7 @@ class PromptFeatures:
             skeleton=_SKELETON.search(folded) is not None,
             greeting=bool(words and words[0] in lists.greetings)
             or said.startswith(("こん", "你好", "您好", "おは")),
-            negations=sum(word in lists.negations for word in words) + said.count("不"),
+            negations=sum(map(lists.negations.__contains__, words)) + said.count("不"),
             numbers=len(_NUMBER.findall(said)),
             words=len(words),
         )
@@ -188,8 +201,8 @@ def _found(marks: tuple[str, ...], text: str, signs: frozenset[str]) -> int:
     return sum([mark in text for mark, needed in _with_signs(marks) if needed <= signs])
 
 
-def _has_formula(text: str) -> bool:
-    return any(pattern.search(text) for pattern in _FORMULAS) or (
+def _has_formula(text: str, signs: frozenset[str]) -> bool:
+    return any(not needed.isdisjoint(signs) and pattern.search(text) for needed, pattern in _FORMULAS) or (
         "(x)" in text and _FUNCTION.search(text) is not None
     )
 

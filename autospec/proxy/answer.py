@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from copy import copy
 from typing import Protocol
 
 import httptools
@@ -65,6 +66,7 @@ class Answer:
         self.status = 0  # 0 before the headers
         self.reason = ""
         self.headers: list[tuple[str, str]] = []
+        self.is_utf8 = True  # all of the above; other bytes are lone surrogates (``surrogateescape``)
         self.by_closing = False  # the body ends with the connection: a break looks the same
         self.ended = False  # the whole body has arrived; `read` may still have a part of it
         self.received_bytes = 0
@@ -102,7 +104,7 @@ class Answer:
         if self.status:
             return
         self._count_head(len(name) + len(value))
-        self.headers.append((_text(name), _text(value)))
+        self.headers.append((self._text(name), self._text(value)))
 
     def on_headers_complete(self) -> None:
         """End of the headers; those of an interim answer are dropped (RFC 9110 §15.2)."""
@@ -110,14 +112,14 @@ class Answer:
             return
         status = self._parser.get_status_code()
         if status < 200:
-            self.headers, self._reason = [], b""
+            self.headers, self._reason, self.is_utf8 = [], b"", True
             return
         names = [name.lower() for name, _ in self.headers]
         codings = [value for name, value in self.headers if name.lower() == "transfer-encoding"]
         if len(codings) > 1:  # llhttp and the server may disagree about their meaning
             raise ValueError("several Transfer-Encoding lines")
         self.status = status
-        self.reason = _text(self._reason)
+        self.reason = self._text(self._reason)
         if self._method == "HEAD":
             self.ended = True  # whatever Content-Length says
             return
@@ -155,18 +157,24 @@ class Answer:
         self.received_bytes += len(data)
         try:
             self._parser.feed_data(data)
-            # llhttp reports a header when it is complete; an endless one is counted here.
             if not self.status:
-                self._waited_bytes += len(data)
-                if self._waited_bytes > _HEAD_BYTES:
-                    self._fail("the headers are too long")
+                self._count_waited(len(data))
         except httptools.HttpParserError as error:
             self._fail(str(error.__context__ or error))
         except httptools.HttpParserUpgrade:  # is no HttpParserError
             self._fail("a change of protocol that was not requested")
-        if self._sink is not None and not self.ended:
-            if self._parts:
-                self._hand_on(self._sink)
+        sink, parts = self._sink, self._parts
+        if sink is not None and not self.ended:
+            if parts:
+                part = parts[0] if len(parts) == 1 else b"".join(parts)
+                parts.clear()
+                self._size = 0
+                try:
+                    if not sink(part):
+                        self._lags = True
+                except (OSError, RuntimeError) as error:
+                    # An error on the reader's side must not count as the server's.
+                    self._sink_error, self._lags = error, True
             if self._lags or self._failed is not None:
                 self._wake()
             return
@@ -202,14 +210,14 @@ class Answer:
         """Wait for the headers; raises `BrokenError` or `NotHttpError`."""
         while not self.status:
             if self._failed is not None:
-                raise self._failed
+                raise copy(self._failed)  # a raise adds its frames, which hold the body of the request
             await self._wait()
 
     async def read(self) -> bytes:
         """The next part of the body, empty at its end; raises `BrokenError`."""
         while not self._parts:
             if self._failed is not None:
-                raise self._failed
+                raise copy(self._failed)
             if self.ended:
                 return b""
             self._resume()
@@ -234,13 +242,6 @@ class Answer:
         if self._sink_error is not None:
             raise ConnectionResetError("the reader is gone") from self._sink_error
 
-    def _hand_on(self, sink: Sink) -> None:
-        try:
-            self._lags |= not sink(self._take())
-        except (OSError, RuntimeError) as error:
-            # An error on the reader's side must not count as the server's.
-            self._sink_error, self._lags = error, True
-
     def _pumped(self) -> bool:
         return self._lags or self.ended or self._failed is not None
 
@@ -257,6 +258,12 @@ class Answer:
             connection.give_back()
         else:
             connection.drop()
+
+    def _count_waited(self, size: int) -> None:
+        """Llhttp reports a header when it is complete; an endless one is counted here."""
+        self._waited_bytes += size
+        if self._waited_bytes > _HEAD_BYTES:
+            self._fail("the headers are too long")
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
@@ -287,10 +294,10 @@ class Answer:
         self._waiter = self._loop.create_future()
         await self._waiter
 
-
-def _text(raw: bytes) -> str:
-    """Decode a header: UTF-8 from most servers, but any bytes are allowed (RFC 9110 §5.5)."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
+    def _text(self, raw: bytes) -> str:
+        """Decode a header: UTF-8 from most servers, but any bytes are allowed (RFC 9110 §5.5)."""
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            self.is_utf8 = False
+            return raw.decode(errors="surrogateescape")

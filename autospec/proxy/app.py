@@ -41,7 +41,7 @@ from autospec.proxy.request import (
     wants_off,
 )
 from autospec.proxy.upstream import Upstream
-from autospec.proxy.usage import RequestOutcome, sample_of
+from autospec.proxy.usage import RequestOutcome, label_of, sample_of
 from autospec.serving.dispatch import Dispatch, RouteRequest
 
 __all__ = ["Proxy", "Rules"]
@@ -290,7 +290,7 @@ class Proxy:
             outcome.path,
             outcome.model,
             outcome.prompt_type or "-",
-            outcome.drafting.label,
+            label_of(outcome.drafting),
             outcome.status,
             "" if outcome.complete else " (broken off)",
             outcome.total_ms,

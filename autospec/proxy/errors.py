@@ -1,4 +1,4 @@
-"""Errors in the format of the client's SDK (OpenAI's, or Anthropic's on ``/v1/messages``), and the HTTP server that sends them.
+"""Errors in the format of the client's SDK: OpenAI's, or Anthropic's on ``/v1/messages``.
 
 The formats: https://platform.openai.com/docs/guides/error-codes and https://docs.anthropic.com/en/api/errors.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
 
 from autospec.errors import (
     AutospecError,
@@ -27,7 +25,7 @@ from autospec.errors import (
 
 __all__ = [
     "ProxyProblem",
-    "ProxyServer",
+    "Shape",
     "error_event",
     "event",
     "problem_of",
@@ -39,10 +37,6 @@ __all__ = [
 _RETRY_AFTER_S = 2
 # Most model names in an error.
 _NAMES_SHOWN = 20
-# Clients keep connections open between requests.
-_KEEPALIVE_S = 120.0
-# A refused upload is read this much longer, so that the client sees the refusal and not a reset.
-_LINGER_S = 2.0
 _MESSAGE_CHARACTERS = 2000
 
 _ANTHROPIC_TYPES = {
@@ -151,61 +145,3 @@ def _document(problem: ProxyProblem, shape: Shape) -> dict[str, Any]:
         return {"type": "error", "error": {"type": kind, "message": problem.message}}
     kind = "invalid_request_error" if problem.status < 500 else "server_error"
     return {"error": {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}}
-
-
-class ProxyServer(web.Server):
-    """aiohttp's low-level server with autospec's error bodies; a disconnect cancels the handler, which must not raise.
-
-    `refused` gets the code of each error of a request that is not valid HTTP, which the handler never sees.
-    """
-
-    def __init__(
-        self,
-        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        refused: Callable[[str], None],
-    ) -> None:
-        self.refused = refused
-        super().__init__(
-            handler,
-            handler_cancellation=True,
-            # Bodies pass unchanged.
-            auto_decompress=False,
-            keepalive_timeout=_KEEPALIVE_S,
-            lingering_time=_LINGER_S,
-            access_log=None,
-        )
-
-    def __call__(self) -> web.RequestHandler:
-        """The protocol of a new connection."""
-        connection = _ClientConnection(self, loop=self._loop, **self._kwargs)
-        connection.refused = self.refused
-        return connection
-
-
-class _ClientConnection(web.RequestHandler):
-    __slots__ = ("refused",)
-    refused: Callable[[str], None]
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - may contain what the client sent
-    ) -> web.StreamResponse:
-        """Answer requests that are not valid HTTP, which no handler gets."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun")
-        if isinstance(exc, LineTooLong):
-            problem = ProxyProblem(
-                431, "The request line or a header is longer than 8 KiB.", "headers_too_large"
-            )
-        elif status < 500:
-            problem = ProxyProblem(status, "This is not a valid HTTP request.", "invalid_http")
-        else:
-            problem = ProxyProblem(500, "The proxy failed; see its log.", "internal_error")
-            self.logger.error("proxy: unexpected failure", exc_info=exc)
-        self.refused(problem.code)
-        response = problem_response(problem, Shape.OPENAI)
-        response.force_close()
-        return response

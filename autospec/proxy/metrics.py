@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from autospec.drafting import Drafting
 from autospec.measure.measurements import Sample
-from autospec.proxy.usage import RequestOutcome
+from autospec.proxy.usage import RequestOutcome, label_of
 from autospec.store.database import Store
 
 __all__ = ["CONTENT_TYPE", "Metrics", "SampleWriter", "dashboard"]
@@ -118,13 +119,13 @@ class Metrics:
         if outcome.is_probe:
             self._probes.labels(outcome.model, status).inc()
             return
-        labels = (outcome.model, str(outcome.prompt_type or ""), outcome.drafting.label)
-        self._requests.labels(*labels, status).inc()
+        labels = (outcome.model, str(outcome.prompt_type or ""), label_of(outcome.drafting))
+        _counter(self._requests, *labels, status).inc()
         if outcome.limit is not None:
-            self._beyond.labels(*labels, str(outcome.limit)).inc()
-        self._wait.labels(outcome.model).observe(outcome.waited_ms / 1000)
+            _counter(self._beyond, *labels, str(outcome.limit)).inc()
+        _histogram(self._wait, outcome.model).observe(outcome.waited_ms / 1000)
         if outcome.first_byte_ms:
-            self._first_byte.labels(*labels).observe(outcome.first_byte_ms / 1000)
+            _histogram(self._first_byte, *labels).observe(outcome.first_byte_ms / 1000)
         if sample is None:
             return
         counts = {
@@ -135,9 +136,9 @@ class Metrics:
         }
         for kind, count in counts.items():
             if count:
-                self._tokens.labels(*labels, kind).inc(count)
+                _counter(self._tokens, *labels, kind).inc(count)
         if sample.predicted_ms > 0:
-            self._speed.labels(*labels).observe(1000 * sample.predicted_tokens / sample.predicted_ms)
+            _histogram(self._speed, *labels).observe(1000 * sample.predicted_tokens / sample.predicted_ms)
 
     def refused(self, code: str) -> None:
         """Record a request that the proxy itself answered with an error."""
@@ -150,6 +151,20 @@ class Metrics:
     def exposition(self) -> bytes:
         """The metrics in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+# `labels` checks and locks each time; a request needs nine of them.
+_SERIES = 4096
+
+
+@lru_cache(_SERIES)
+def _counter(of: Counter, *labels: str) -> Counter:
+    return of.labels(*labels)
+
+
+@lru_cache(_SERIES)
+def _histogram(of: Histogram, *labels: str) -> Histogram:
+    return of.labels(*labels)
 
 
 def _status(outcome: RequestOutcome) -> str:

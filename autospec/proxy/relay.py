@@ -19,6 +19,7 @@ from autospec.errors import AutospecError
 from autospec.proxy.access import allow_page
 from autospec.proxy.answer import Answer, BrokenError, NotHttpError, Sink
 from autospec.proxy.errors import ProxyProblem, error_event, event, problem_of, shape_of
+from autospec.proxy.http_server import ClientConnection
 from autospec.proxy.request import (
     DRAFTING,
     LIMIT,
@@ -29,7 +30,15 @@ from autospec.proxy.request import (
     for_client,
 )
 from autospec.proxy.upstream import LineBreakError, Upstream, has_growing_pool
-from autospec.proxy.usage import RequestOutcome, UsageReader, read_counts, saw_the_end
+from autospec.proxy.usage import (
+    MOST_PARTS,
+    SMALL_BYTES,
+    RequestOutcome,
+    UsageReader,
+    label_of,
+    read_counts,
+    saw_the_end,
+)
 from autospec.serving.dispatch import Dispatch, Lease, RouteRequest
 
 __all__ = ["Relay", "WholeEvents"]
@@ -48,6 +57,8 @@ _FIRST_COMMENT_S = 1.0
 # llama-server's own comments come every 30 s (``--sse-ping-interval``); some clients give up after 10 s.
 _COMMENT_S = 5.0
 _COMMENT = b": waiting for a server\n\n"
+# A comment to a client that has ended its own side, see `autospec.proxy.http_server`.
+_FILLER = b":\n\n"
 # A longer error of a backend is told without its text.
 _ERROR_BYTES = 64 * 1024
 
@@ -55,27 +66,29 @@ _ERROR_BYTES = 64 * 1024
 class WholeEvents:
     """Holds back an incomplete event. Servers write an event at once, so usually nothing is held back."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("held", "split")
 
     def __init__(self) -> None:
-        self._held = b""
+        self.held = b""  # the beginning of an event
+        self.split = False  # a part of an event was passed on
 
     def feed(self, part: bytes) -> bytes:
         """Take the next bytes; return those that may pass."""
-        if self._held:
-            part = self._held + part
-            self._held = b""
+        if self.held:
+            part = self.held + part
+            self.held = b""
         if part.endswith(_BLANK_LINES):
             return part
         end = max(part.rfind(blank) + len(blank) if blank in part else 0 for blank in _BLANK_LINES)
         if len(part) - end > _HELD_BYTES:
+            self.split = True
             return part
-        self._held = part[end:]
+        self.held = part[end:]
         return part[:end]
 
     def rest(self) -> bytes:
         """The bytes still held back at the end of the stream."""
-        held, self._held = self._held, b""
+        held, self.held = self.held, b""
         return held
 
 
@@ -87,6 +100,25 @@ class _Passed(web.StreamResponse):
     """Sends its headers with the first bytes of the body, in one packet."""
 
     _send_headers_immediately = False  # saves a packet; also correct without it
+    is_utf8 = True  # its headers; see `Answer.is_utf8`
+
+    async def _write_headers(self) -> None:
+        """Write headers with other bytes than UTF-8 as they came. aiohttp leaves out what it cannot encode."""
+        if self.is_utf8:
+            await super()._write_headers()
+            return
+        assert self._req is not None
+        version, transport = self._req.version, self._req.transport
+        lines = [f"HTTP/{version.major}.{version.minor} {self.status} {self.reason}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        head = "\r\n".join([*lines, "", ""])
+        if head.count("\n") != len(lines) + 1 or head.count("\r") != len(lines) + 1:
+            raise ValueError("a line break inside a header")  # llhttp lets none pass
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        content = head.encode(errors="surrogateescape")
+        transport.write(content)
+        self._req.writer.output_size += len(content)
 
 
 class _EndsByClosing(_Passed):
@@ -128,6 +160,7 @@ class _WaitingStream:
     async def stop(self) -> None:
         """Send no further comment."""
         self.leased()
+        _allow_no_filler(self._request)
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -151,6 +184,7 @@ class _WaitingStream:
             await response.prepare(self._request)
             while True:
                 await response.write(_COMMENT)
+                _allow_filler(self._request, response, lambda: True)
                 await asyncio.sleep(_COMMENT_S)
 
 
@@ -392,13 +426,14 @@ class _Passage:
         if (prompt_type := self._wanted.prompt_type) is not None:
             headers[PROMPT_TYPE] = str(prompt_type)
         likely = " (likely)" if {prompt_type, None} & self._lease.likely else ""
-        headers[DRAFTING] = f"{self._lease.drafting.label}{likely}".encode("ascii", "replace").decode()
+        headers[DRAFTING] = f"{label_of(self._lease.drafting)}{likely}".encode("ascii", "replace").decode()
         if self._lease.limit is not None:
             headers[LIMIT] = str(self._lease.limit)
         allow_page(self._request.headers, headers, exposed=(DRAFTING, LIMIT, PROMPT_TYPE))
         ends_by_closing = answer.by_closing and not self._has_events
         kind = _EndsByClosing if ends_by_closing else _Passed
         response = kind(status=answer.status, reason=answer.reason, headers=headers)
+        response.is_utf8 = answer.is_utf8
         if ends_by_closing:
             response.force_close()
         return response
@@ -406,6 +441,32 @@ class _Passage:
     async def _pump(self, answer: Answer, response: web.StreamResponse, part: bytes) -> None:
         events = WholeEvents() if self._has_events else None
         sink = self._sink(events, response)
+        if events is not None:
+            _allow_filler(self._request, response, lambda: not events.split)
+        try:
+            if (last := await self._pass_on(answer, response, part, events, sink)) is None:
+                return
+        finally:
+            _allow_no_filler(self._request)
+        if events is not None:
+            if answer.by_closing and not saw_the_end(self._tail.content()):
+                if last:
+                    await response.write(last)
+                await self._break_off(response, None)
+                return
+            last += events.rest()
+        self._complete = True
+        await response.write_eof(last)  # with the last bytes of the body, in one packet
+
+    async def _pass_on(
+        self,
+        answer: Answer,
+        response: web.StreamResponse,
+        part: bytes,
+        events: WholeEvents | None,
+        sink: Sink | None,
+    ) -> bytes | None:
+        """Pass on a body from its first part to its last, which is returned; ``None`` if the server broke it off."""
         headers_sent = False
         while part:
             self._tail.feed(part)
@@ -425,16 +486,8 @@ class _Passage:
                 part = await answer.read()
             except BrokenError as error:
                 await self._break_off(response, error)
-                return
-        if events is not None:
-            if answer.by_closing and not saw_the_end(self._tail.content()):
-                if part:
-                    await response.write(part)
-                await self._break_off(response, None)
-                return
-            part += events.rest()
-        self._complete = True
-        await response.write_eof(part)  # with the last bytes of the body, in one packet
+                return None
+        return part
 
     def _sink(self, events: WholeEvents | None, response: web.StreamResponse) -> Sink | None:
         """Writes a token to the client's socket in the call that receives it, without a task in between."""
@@ -447,10 +500,15 @@ class _Passage:
         ):
             return None
         tail = self._tail
+        kept = tail.parts
 
+        # Runs for every token of every stream, so the usual cases of `UsageReader.feed` and `WholeEvents.feed` are written out.
         def sink(part: bytes) -> bool:
-            tail.feed(part)
-            part = events.feed(part)
+            kept.append(part)
+            if len(part) > SMALL_BYTES or len(kept) > MOST_PARTS:
+                tail.trim()
+            if events.held or not part.endswith(_BLANK_LINES):
+                part = events.feed(part)
             if transport.is_closing():
                 return False  # the client disconnected; uvloop's transport would raise
             if part:
@@ -482,3 +540,19 @@ def _target(request: web.BaseRequest) -> str:
     """Path and query as the client wrote them; of an absolute URL (RFC 9112 §3.2.2) the host is dropped."""
     raw = request.raw_path
     return raw if raw.startswith("/") else request.rel_url.raw_path_qs
+
+
+def _allow_filler(
+    request: web.BaseRequest, response: web.StreamResponse, between: Callable[[], bool]
+) -> None:
+    """Allow comments in a stream while `between` says that no event is in the middle."""
+    connection = request.protocol
+    if isinstance(connection, ClientConnection) and "Content-Length" not in response.headers:
+        chunked = "chunked" in response.headers.get("Transfer-Encoding", "")
+        filler = b"%x\r\n%b\r\n" % (len(_FILLER), _FILLER) if chunked else _FILLER
+        connection.filler = lambda: filler if between() else b""
+
+
+def _allow_no_filler(request: web.BaseRequest) -> None:
+    if isinstance(request.protocol, ClientConnection):
+        request.protocol.filler = None

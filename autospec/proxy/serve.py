@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import gc
 import logging
@@ -31,7 +32,7 @@ from autospec.prompts.request_text import keywords
 from autospec.proxy.access import Access, check_bind
 from autospec.proxy.actions import AskDaemon, no_daemon
 from autospec.proxy.app import Proxy, Rules
-from autospec.proxy.errors import ProxyServer
+from autospec.proxy.http_server import ProxyServer
 from autospec.proxy.metrics import SampleWriter
 from autospec.proxy.request import Classify
 from autospec.recommendations import Recommendation
@@ -62,6 +63,10 @@ _log = logging.getLogger(__name__)
 
 # OPEN_MAX of macOS, which refuses more.
 _OPEN_FILES = 10240
+
+# From glibc's malloc.h.
+_M_MMAP_THRESHOLD = -3
+_LARGE_BLOCK_BYTES = 1 << 20
 
 # How long answers in progress may continue at shutdown; a second signal ends the wait. With the time for the samples and the
 # servers it stays below what the daemon gives its proxy (`autospec.service.definition.STOP_WITHIN_S`).
@@ -281,6 +286,7 @@ def loop_name() -> str:
 def run_on_best_loop(work: Coroutine[Any, Any, None]) -> None:
     """Like `asyncio.run`."""
     _allow_open_files()
+    _give_back_memory()
     found = _uvloop()
     with asyncio.Runner(loop_factory=None if found is None else found.new_event_loop) as runner:
         runner.run(work)
@@ -293,6 +299,15 @@ def _allow_open_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _give_back_memory() -> None:
+    """Make glibc take large blocks from the system and give them back: bodies of requests of many MB come and go.
+
+    By itself it raises the limit with the first such block that is freed, and keeps later ones in its heap, in pieces.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # another C library, or none to be found
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def _uvloop() -> Any:

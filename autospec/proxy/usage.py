@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from autospec.backends.openai_http import TokenCounts, counts_in_timings, counts_in_usage
@@ -19,13 +19,27 @@ from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Sample
 from autospec.serving.dispatch import Limit
 
-__all__ = ["RequestOutcome", "TokenCounts", "UsageReader", "read_counts", "sample_of", "saw_the_end"]
+__all__ = [
+    "MOST_PARTS",
+    "SMALL_BYTES",
+    "RequestOutcome",
+    "TokenCounts",
+    "UsageReader",
+    "label_of",
+    "read_counts",
+    "sample_of",
+    "saw_the_end",
+]
 
 # The last event of /v1/responses repeats the whole answer, but the counts come after it.
 _KEPT_BYTES = 16 * 1024
+# What came before is dropped after so many small parts, or after a large one: not with every token.
+SMALL_BYTES = 4096
+MOST_PARTS = 256
 
 _TIMINGS = re.compile(rb'"timings":\s*(?=\{)')
 _USAGE = re.compile(rb'"usage":\s*(?=\{)')
+_DECODER = json.JSONDecoder()
 # The ends of streams: OpenAI, Anthropic, Responses API, llama.cpp, an error.
 _ENDS = re.compile(
     rb'data: ?\[DONE\]|"message_stop"|"response\.(?:completed|incomplete|failed)"|"stop":\s*true|"error":\s*[{"]'
@@ -33,24 +47,31 @@ _ENDS = re.compile(
 
 
 class UsageReader:
-    """Keeps the last bytes of a stream; `feed` runs for every token and copies nothing."""
+    """Keeps the last bytes of a stream.
 
-    __slots__ = ("_parts", "_size")
+    Attributes:
+        parts: What is kept, and some of what came before it. The relay appends to it without a call, and calls `trim` under the
+            conditions of `feed`.
+    """
+
+    __slots__ = ("parts",)
 
     def __init__(self) -> None:
-        self._parts: deque[bytes] = deque()
-        self._size = 0
+        self.parts: list[bytes] = []
 
     def feed(self, part: bytes) -> None:
         """Keep a part that passes."""
-        self._parts.append(part)
-        self._size += len(part)
-        while self._size - len(self._parts[0]) >= _KEPT_BYTES:
-            self._size -= len(self._parts.popleft())
+        self.parts.append(part)
+        if len(part) > SMALL_BYTES or len(self.parts) > MOST_PARTS:
+            self.trim()
+
+    def trim(self) -> None:
+        """Drop what came before the last 16 KiB."""
+        self.parts[:] = [self.content()]
 
     def content(self) -> bytes:
-        """At least the last 16 KiB, or the whole stream if it is shorter."""
-        return b"".join(self._parts)
+        """The last 16 KiB, or the whole stream if it is shorter."""
+        return b"".join(self.parts)[-_KEPT_BYTES:]
 
 
 def read_counts(tail: bytes) -> TokenCounts | None:
@@ -78,10 +99,16 @@ def _last_objects(before: re.Pattern[bytes], tail: bytes) -> Iterator[dict[str, 
     for match in reversed(list(before.finditer(tail))):
         text = tail[match.end() :].decode(errors="replace")
         try:
-            value, _ = json.JSONDecoder().raw_decode(text)
+            value, _ = _DECODER.raw_decode(text)
         except (ValueError, RecursionError):  # cut off, or nested thousands deep
             continue
         yield value
+
+
+@lru_cache(256)
+def label_of(drafting: Drafting) -> str:
+    """The label of a drafting, which every request needs several times."""
+    return drafting.label
 
 
 @dataclass(frozen=True, slots=True)

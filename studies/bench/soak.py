@@ -3,7 +3,7 @@
 Run: ``python -m studies.bench.soak --model M.gguf [--llama-server PATH] [--minutes 30] [--streams 64]``
 
 It starts `autospec proxy` in a temporary home. Each stream sends one request after another: streamed and whole answers, bodies
-of 20 MB, clients that disconnect at every stage, and one that never reads. Meanwhile recommendations change, so that servers
+of 20 MB, clients that disconnect at every stage or only end their own side, and one that never reads. Meanwhile recommendations change, so that servers
 are replaced, and servers are killed with SIGKILL. A grammar forces each answer to repeat its request's own number, so that an
 answer of another request is seen. The exit status is 1 if anything failed.
 """
@@ -83,6 +83,10 @@ class Result:
     draftings: Counter[str] = field(default_factory=Counter)  # of answers
     first_lost: list[str] = field(default_factory=list)
     rss_mib: list[float] = field(default_factory=list)
+    # The proxy holds each body until its request is answered, so memory is compared without them.
+    bodies_mib: list[float] = field(default_factory=list)
+    large_in_flight: int = 0
+    rest_mib: list[float] = field(default_factory=list)  # with no request: before and after the traffic
     kills: int = 0
     recommendations: int = 0
     files_before: int = 0
@@ -100,8 +104,9 @@ class Result:
         return sum(count for (_, found), count in self.outcomes.items() if found == outcome)
 
     def rss_thirds_mib(self) -> tuple[float, float]:
-        """Median of the first and of the last third, after the warm-up."""
-        warm = self.rss_mib[int(len(self.rss_mib) * WARM_UP_SHARE) :]
+        """Median of the first and of the last third, after the warm-up, without the large bodies in flight."""
+        own = [rss - bodies for rss, bodies in zip(self.rss_mib, self.bodies_mib, strict=True)]
+        warm = own[int(len(own) * WARM_UP_SHARE) :]
         third = max(1, len(warm) // 3)
         return statistics.median(warm[:third]), statistics.median(warm[-third:])
 
@@ -144,7 +149,8 @@ class Result:
         yield f"recommendations written: {self.recommendations}; servers killed: {self.kills}; servers seen: {self.servers}"
         yield f"answers by drafting: {', '.join(f'{k} {n}' for k, n in sorted(self.draftings.items()))}"
         yield f"memory of the proxy: {first:.1f} MiB in the first third, {last:.1f} in the last ({100 * (last / first - 1):+.1f} %), "
-        yield f"  at most {max(self.rss_mib):.1f}"
+        yield f"  without large bodies in flight (at most {max(self.bodies_mib):.0f} MiB); with them at most {max(self.rss_mib):.1f}"
+        yield f"  with no request: {', then '.join(f'{rss:.1f}' for rss in self.rest_mib)} MiB"
         yield f"file descriptors: {self.files_before} before, {self.files_after} after"
         yield f"child processes: {self.children_before} before, {self.children_after} after"
         yield f"after the end: exit status {self.exit_status}, {self.processes_left} processes, {self.records_left} records"
@@ -171,6 +177,7 @@ class Traffic:
             "leaves before the first byte": (self._leaves_before_first_byte, 10),
             "leaves in mid-stream": (self._leaves_in_stream, 12),
             "never reads": (self._never_reads, 2),
+            "ends its own side": (self._ends_its_side, 6),
         }
 
     async def stream(self, number: int, over: asyncio.Event) -> None:
@@ -199,8 +206,13 @@ class Traffic:
 
     async def _large(self, number: int, rng: random.Random) -> str:
         words = rng.randint(2, 20)
-        # llama-server ignores unknown fields.
-        return await self._post_whole(number, _body(number, words) | {"padding": "x" * LARGE_BYTES}, words)
+        self._result.large_in_flight += 1
+        try:
+            # llama-server ignores unknown fields.
+            body = _body(number, words) | {"padding": "x" * LARGE_BYTES}
+            return await self._post_whole(number, body, words)
+        finally:
+            self._result.large_in_flight -= 1
 
     async def _post_whole(self, number: int, body: dict[str, Any], words: int) -> str:
         try:
@@ -224,7 +236,9 @@ class Traffic:
             ) as answer:
                 if answer.status != 200:
                     return _refusal(answer.status, await answer.read())
-                self._result.draftings[answer.headers["x-autospec-drafting"]] += 1
+                # A stream whose comments began while it waited has no headers of the proxy.
+                drafting = answer.headers.get("x-autospec-drafting", "not told, after comments")
+                self._result.draftings[drafting] += 1
                 async for line in answer.content:
                     if not line.startswith(b"data: "):
                         continue
@@ -247,6 +261,26 @@ class Traffic:
             return ANSWERED
         self._result.first_lost.append(f"request {number} got {text[:100]!r}")
         return MIXED
+
+    async def _ends_its_side(self, number: int, rng: random.Random) -> str:
+        words = rng.randint(2, 20)
+        try:
+            async with self._connected(_post(_body(number, words)), half_closed=True) as reader:
+                head = await reader.readuntil(b"\r\n\r\n")
+                while head.startswith(b"HTTP/1.1 100 "):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+                told = await reader.readexactly(int(length[1]) if length else 0)
+                if await reader.read(1):
+                    self._result.first_lost.append(f"request {number}: something came after the answer")
+                    return LOST
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # As long as no server dies, this may not be.
+            return BROKEN_OFF
+        status = int(head.split()[1])
+        if status != 200:
+            return _refusal(status, told)
+        return self._compared(number, words, json.loads(told)["choices"][0]["message"]["content"])
 
     async def _leaves_in_headers(self, number: int, rng: random.Random) -> str:
         sent = _post(_body(number, 5))
@@ -281,8 +315,10 @@ class Traffic:
         return LEFT
 
     @contextlib.asynccontextmanager
-    async def _connected(self, sent: bytes) -> AsyncIterator[asyncio.StreamReader]:
-        """A connection on which these bytes were sent; it is reset at the end."""
+    async def _connected(
+        self, sent: bytes, *, half_closed: bool = False
+    ) -> AsyncIterator[asyncio.StreamReader]:
+        """A connection on which these bytes were sent, and no more if it is `half_closed`; it is reset at the end."""
         host, _, port = self._base_url.removeprefix("http://").partition(":")
         # Small buffers, so that what is not read soon holds up the sender.
         raw = socket.socket()
@@ -293,6 +329,8 @@ class Traffic:
         try:
             writer.write(sent)
             await writer.drain()
+            if half_closed:
+                writer.write_eof()
             yield reader
         finally:
             writer.transport.abort()
@@ -409,6 +447,7 @@ class Home:
         while True:
             files, children = self.look()
             if (children == 0 and files <= most_files) or time.monotonic() > end:
+                self._result.rest_mib.append(self._rss_mib())
                 return files, children
             await asyncio.sleep(0.5)
 
@@ -416,7 +455,12 @@ class Home:
         """Note the proxy's memory."""
         assert self.proxy is not None
         self.look()
-        self._result.rss_mib.append(self.proxy.memory_info().rss / 2**20)
+        self._result.rss_mib.append(self._rss_mib())
+        self._result.bodies_mib.append(self._result.large_in_flight * LARGE_BYTES / 2**20)
+
+    def _rss_mib(self) -> float:
+        assert self.proxy is not None
+        return float(self.proxy.memory_info().rss / 2**20)
 
     async def kill(self) -> None:
         """Kill one server."""

@@ -1,13 +1,15 @@
 """`autospec daemon` as it is, on a machine that is taken to be idle: tests share theirs with whatever runs beside them.
 
 ``python -m tests.daemon.quiet_daemon [OPTIONS OF autospec daemon]``: only the readings of other programs' load and of
-somebody's typing are replaced, here and in the tunes that it starts; and tests may set the clock.
+somebody's typing are replaced, here and in the tunes that it starts; and tests may set the clock, and say how many cores other
+programs use.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,11 @@ def _quiet(
     self: Probes, traffic: ClientActivity, spent_today_s: float, *, measuring: bool = False
 ) -> Signals:
     signals = _read(self, traffic, spent_today_s, measuring=measuring)
-    return replace(signals, other_load=0.0, user_idle_s=None)
+    # A file in the home says how busy the others are.
+    load = 0.0
+    with suppress(OSError, ValueError):
+        load = float(Path(os.environ["AUTOSPEC_HOME"], "others-use").read_text("ascii"))
+    return replace(signals, other_load=load, user_idle_s=None)
 
 
 _wall = Clock.wall

@@ -38,6 +38,24 @@ def test_a_crashed_proxy_is_started_again_after_longer_and_longer_pauses(tmp_pat
     proxy.stop()
 
 
+def test_what_happens_to_it_is_told_once(tmp_path: Path):
+    """Issue 17, item 9: the daemon said nothing of a proxy that was killed. A row of crashes hides no other event."""
+    clock = SetClock()
+    proxy = ProxyChild(LIVES, tmp_path, tmp_path / "log", clock)
+    told = []
+    for _ in range(5):
+        proxy.keep()
+        assert not proxy.news()
+        assert proxy.pid is not None
+        psutil.Process(proxy.pid).kill()
+        ended(proxy)
+        clock.now_s += 5.0
+        clock.now_s += proxy.keep() or 0.0
+        told.append(proxy.news())
+    assert told == ["The proxy was ended by SIGKILL after 5 s; it will be started again."] * 3 + [""] * 2
+    proxy.stop()
+
+
 def test_wrong_usage_is_not_tried_every_second(tmp_path: Path):
     """Exit code 2: its configuration has to change first."""
     proxy = ProxyChild((sys.executable, "-c", "raise SystemExit(2)"), tmp_path, tmp_path / "log", SetClock())
@@ -52,6 +70,8 @@ def test_the_next_daemon_adopts_the_proxy_of_one_that_crashed(tmp_path: Path):
     first.keep()
     second = ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock())
     assert second.keep() is None
+    assert f"goes on (process {first.pid})" in second.news()
+    assert not second.news()
     assert second.pid == first.pid is not None
     child = psutil.Process(second.pid)
     second.stop()

@@ -194,7 +194,7 @@ PIECES = ["3", " ", "+", "(", "x", "^", "=", "f(x)", "of(x)", "% of ", "%", "\\f
 
 def same_features(text: str) -> None:
     """The quick searches find what the plain ones find."""
-    assert features._has_formula(text) is (FORMULA.search(text) is not None)
+    assert features._has_formula(text, frozenset(text)) is (FORMULA.search(text) is not None)
     assert features._words(text) == tuple(features.WORD.findall(text))
     for marks in (keywords().code_marks, keywords().source_marks):
         assert features._found(marks, text, frozenset(text)) == sum(mark in text for mark in marks)
@@ -212,5 +212,5 @@ def test_quick_searches_find_the_same_in_the_labelled_set():
     formulas = 0
     for ask in asks:
         same_features(fold(ask.head))
-        formulas += features._has_formula(fold(ask.head))
+        formulas += features._has_formula(fold(ask.head), frozenset(fold(ask.head)))
     assert 10 < formulas < len(asks) / 2

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from autospec.proxy.answer import Answer, NotHttpError
+from autospec.proxy.answer import Answer, BrokenError, NotHttpError
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"
@@ -120,11 +123,24 @@ def test_several_transfer_encodings_are_refused():
         fed(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n2\r\nok\r\n0\r\n\r\n")
 
 
-@pytest.mark.parametrize("coding", ["utf-8", "latin-1"])
-def test_header_text_is_read_in_either_coding(coding):
-    """And the words behind the code too."""
-    answer, _, _ = fed("HTTP/1.1 200 Très\r\nX: é\r\nContent-Length: 0\r\n\r\n".encode(coding))
-    assert (answer.reason, answer.headers[0]) == ("Très", ("X", "é"))
+@pytest.mark.parametrize("coding", ["utf-8", "latin-1", "shift-jis"])
+def test_header_text_is_read_in_any_coding(coding):
+    """And the words behind the code too: what is not UTF-8 is kept byte for byte."""
+    word = "名前" if coding == "shift-jis" else "Très"
+    answer, _, _ = fed(f"HTTP/1.1 200 {word}\r\nX: {word}\r\nContent-Length: 0\r\n\r\n".encode(coding))
+    assert answer.is_utf8 == (coding == "utf-8")
+    raw = word.encode(coding)
+    assert [text.encode(errors="surrogateescape") for text in (answer.reason, answer.headers[0][1])] == [
+        raw,
+        raw,
+    ]
+
+
+def test_an_interim_answers_bytes_say_nothing_of_the_answer():
+    """The headers of a 103 are dropped."""
+    answer, _, _ = fed(b"HTTP/1.1 103 \xe9\r\nX: \xe9\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert answer.is_utf8
+    assert answer.headers == [("Content-Length", "0")]
 
 
 def test_a_sink_that_fails_is_no_fault_of_the_server():
@@ -143,3 +159,33 @@ def test_a_sink_that_fails_is_no_fault_of_the_server():
             await pumping
 
     assert with_answer(work)[1] == "closed"
+
+
+class Marker:
+    """Stands for the body of a request."""
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_an_answer_that_broke_holds_nothing_of_its_request(begins):
+    """A raised error holds the frames that it passed, and the answer holds its error: 20 MB stayed until a garbage collection."""
+    held: list[weakref.ref[Marker]] = []
+
+    async def ask(answer: Answer) -> None:
+        body = Marker()
+        held.append(weakref.ref(body))
+        await (answer.read() if begins else answer.begun())
+
+    async def work(answer: Answer) -> None:
+        if begins:
+            answer.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+        answer.lost(None)
+        with contextlib.suppress(BrokenError):
+            await ask(answer)
+        assert [reference() for reference in held] == [None]
+
+    gc.disable()
+    try:
+        with_answer(work)
+    finally:
+        gc.enable()
+    assert held

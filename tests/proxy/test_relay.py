@@ -14,7 +14,7 @@ from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.proxy.relay import WholeEvents
 from tests.backends.waiting import wait_until
-from tests.proxy.harness import LentServer, OneModel, proxy_over
+from tests.proxy.harness import LentServer, OneModel, on_both_loops, proxy_over
 from tests.proxy.raw import connected, everything, exchange, post
 from tests.proxy.stand_in import SSE
 
@@ -126,6 +126,35 @@ def test_compressed_answer_stays_compressed(proxy, backend):
     with httpx.stream("GET", proxy.base_url + "/props", trust_env=False) as answer:
         assert answer.headers["content-encoding"] == "gzip"
         assert b"".join(answer.iter_raw()) == b"\x1f\x8bnot really gzip"
+
+
+@on_both_loops
+@pytest.mark.parametrize("streamed", [True, False])
+def test_header_bytes_of_an_answer_are_untouched(proxy, backend, streamed):
+    """Whatever their coding: the reason, too. aiohttp wrote them again as UTF-8 (Proxy review 26)."""
+    name = "n\u00e9\u540d".encode()
+    lines = [b"X-Latin: caf\xe9 \xff\x80", b"X-Utf-8: " + name, b"X-Latin: two"]
+
+    async def behave(asked):
+        kind = (
+            b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked"
+            if streamed
+            else b"Content-Length: 2"
+        )
+        await asked.send(b"HTTP/1.1 200 D\xe9j\xe0\r\n" + b"\r\n".join([*lines, kind]) + b"\r\n\r\n")
+        if streamed:
+            await asked.chunk(b"data: 1\n\n")
+            await asked.end()
+        else:
+            await asked.send(b"{}")
+
+    backend.behaviour = behave
+    head, _, body = exchange(proxy.base_url, post("/v1/chat/completions", ODD_BODY)).partition(b"\r\n\r\n")
+    received = head.split(b"\r\n")
+    assert received[0] == b"HTTP/1.1 200 D\xe9j\xe0"
+    assert [line for line in received if line.startswith(b"X-")] == lines
+    assert any(line.startswith(b"x-autospec-drafting: off") for line in received)
+    assert body == (b"9\r\ndata: 1\n\n\r\n0\r\n\r\n" if streamed else b"{}")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "PROPFIND"])

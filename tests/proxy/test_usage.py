@@ -145,12 +145,15 @@ def test_the_last_timings_count_or_none():
 
 
 def test_tail_keeps_the_end_and_not_the_whole():
-    """A long stream costs 16 KiB and its last part."""
-    tail = UsageReader()
-    for number in range(10_000):
-        tail.feed(b"%09d\n" % number)
-    assert tail.content().endswith(b"000009999\n")
-    assert 16 * 1024 <= len(tail.content()) < 17 * 1024
+    """Of a long stream 16 KiB, whatever the size of its parts; in between at most 1 MiB and one part more is held."""
+    for size in (1, 10, 250, 4000, 5000, 20_000, 300_000):
+        tail, whole = UsageReader(), b""
+        for number in range(2_000 if size < 1000 else 60):
+            part = (b"%d," % number * size)[-size:]
+            whole = (whole + part)[-16 * 1024 :]
+            tail.feed(part)
+            assert sum(map(len, tail.parts)) <= 16 * 1024 + 256 * 4096
+        assert tail.content() == whole
 
 
 @pytest.mark.parametrize(
