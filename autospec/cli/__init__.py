@@ -26,7 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "drafts": ("autospec.cli.drafts", "Show which draft models fit a main model, and why others do not."),
     "estimate": (
         "autospec.cli.estimate",
-        "Estimate what drafting would need to pay, before anything is measured.",
+        "Estimate what drafting would need to pay, without measuring it.",
     ),
     "tune": ("autospec.cli.tune", "Measure where speculative decoding pays."),
     "recommend": ("autospec.cli.recommend", "Print the recommended configuration."),

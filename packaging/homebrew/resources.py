@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 FORMULA = Path(__file__).with_name("autospec.rb")
 ROOT = FORMULA.parents[2]
 BEGIN, END = "  # resources begin\n", "  # resources end\n"
-# From Homebrew's own formulae; llama.cpp's server in place of the one in the wheel.
-NOT_BUILT = frozenset({"certifi", "numpy", "scipy", "xllamacpp"})
+# From Homebrew's own formulae; llama.cpp's server in place of the one in the wheel; NVIDIA's library for Linux only.
+NOT_BUILT = frozenset({"certifi", "numpy", "nvidia-ml-py", "scipy", "xllamacpp"})
 INDEX_FILES = "https://files.pythonhosted.org"
 COMPILE = (
     *("uv", "pip", "compile", "pyproject.toml", "--format", "pylock.toml", "--quiet", "--no-header"),

@@ -107,7 +107,7 @@ def test_help_says_how_to_install_it():
 def test_commands():
     """From the table; options where a dash was typed."""
     assert offered("") == list(COMMANDS)
-    assert offered("re") == ["recommend"]
+    assert offered("rec") == ["recommend"]
     assert "--help" in offered("--h")
     assert offered("service", "un") == ["uninstall"]
 
