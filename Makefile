@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-short test test-process test-real test-all check lint types imports links wheel native llama-cpp mac-check linux-gpu-check pictures format clean
+.PHONY: help demo demo-short test test-process test-real test-real-shared test-real-alone test-all check lint types imports links wheel native llama-cpp mac-check linux-gpu-check pictures format clean
 
 help:
 	@sed -n '2,6s/^# *//p' Makefile
@@ -71,9 +71,15 @@ test: $(VENV)/.has-test
 test-process: $(VENV)/.has-test
 	@$(PYTEST) -m process -n 2 --dist worksteal $(PYTEST_ARGS)
 
-# One after the other: two servers that compute at the same time disturb each other.
+# Tests that compare speeds run one after the other: two servers that compute at the same time disturb each other.
 test-real: $(VENV)/.has-test
-	@$(PYTEST) -m real $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory --keep-going -j1 test-real-shared test-real-alone
+
+test-real-shared: $(VENV)/.has-test
+	@$(PYTEST) -m "real and not alone" -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-real-alone: $(VENV)/.has-test
+	@$(PYTEST) -m "real and alone" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.has-test
 	@$(MAKE) --no-print-directory --keep-going -j1 test test-process test-real

@@ -12,6 +12,8 @@ The first of these that says something decides:
 4. its code: the test, or what it names of its own module, uses ``subprocess``, ``multiprocessing`` or ``sys.executable``,
    or writes a program;
 5. else it is *unit*.
+
+Real tests run two at a time, except those that judge speeds: `ALONE`, marked ``alone``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,18 @@ from typing import Any
 
 import pytest
 
-__all__ = ["LISTED", "PROCESS", "REAL", "TESTS", "UNIT", "SpawnWatch", "Tier", "assign", "spawning_names"]
+__all__ = [
+    "ALONE",
+    "LISTED",
+    "PROCESS",
+    "REAL",
+    "TESTS",
+    "UNIT",
+    "SpawnWatch",
+    "Tier",
+    "assign",
+    "spawning_names",
+]
 
 TESTS = Path(__file__).parent
 
@@ -151,6 +164,21 @@ LISTED = (
     ),
 )
 
+ALONE = (
+    "cli/test_attached.py",
+    "cli/test_bench.py",
+    "cli/test_recommend.py",
+    "daemon/test_real_daemon.py",
+    "daemon/test_three_daemons.py",
+    "daemon/test_whole_service.py",
+    "lab/test_native_limits.py",
+    "proxy/test_chaos.py",
+    "proxy/test_soak.py",
+    "tuning/test_launch_scatter.py",
+    "tuning/test_real_tune.py",
+)
+"""Files whose real tests compare speeds, or wait for a machine that is not busy: another test beside them would disturb them."""
+
 _SPAWNING: frozenset[object] = frozenset({"subprocess", "multiprocessing", "executable", 0o755})
 """What means another process: two modules, `sys.executable`, and the mode of a program that the test writes."""
 
@@ -171,6 +199,12 @@ def assign(items: Iterable[pytest.Item], *, with_timeouts: bool) -> None:
         if tier is None:
             tier = _tier_of(item)
             item.add_marker(tier.name)
+        if (
+            tier is REAL
+            and item.path.is_relative_to(TESTS)
+            and item.path.relative_to(TESTS).as_posix() in ALONE
+        ):
+            item.add_marker("alone")
         if with_timeouts and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(tier.timeout_s))
 
