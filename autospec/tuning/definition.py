@@ -54,12 +54,14 @@ class LimitsDefinition:
         check: Whether it is checked at all.
         slots: Most requests at once; ``None`` for as many as the server answers when it serves users.
         depth: Deepest cached context in tokens; ``None`` for 32768.
+        only_temperature: Whether only the temperature that users sample with is checked.
         share: Part of the budget that is kept for the checks, 0…1; 0 leaves them the time that the proof does not need.
     """
 
     check: bool = False
     slots: int | None = None
     depth: int | None = None
+    only_temperature: bool = False
     share: float = 0.0
 
 
@@ -131,7 +133,13 @@ _KEYS: dict[str, dict[str, str]] = {
         "error_rate": "fraction",
         "looks": "looks",
     },
-    "limits": {"check": "flag", "slots": "count", "depth": "count", "share": "fraction"},
+    "limits": {
+        "check": "flag",
+        "slots": "count",
+        "depth": "count",
+        "only_temperature": "flag",
+        "share": "fraction",
+    },
     "budget": {"time": "duration", "search_share": "fraction"},
 }
 # Keys that may be left out: they are new, or their absence leaves the choice to autospec.
@@ -142,6 +150,7 @@ _DEFAULTS: dict[str, Any] = {
     "limits.check": False,
     "limits.slots": None,
     "limits.depth": None,
+    "limits.only_temperature": False,
     "limits.share": 0.0,
 }
 _SAMPLERS = ("tpe", "random")

@@ -173,6 +173,8 @@ def _wanted_conditions(wanted: LimitsDefinition, temperature: float, served: flo
     several = [Condition(Kind.CONCURRENT, n) for n in at_once]
     deep = [Condition(Kind.CONTEXT, d) for d in depths]
     sampled = [Condition(Kind.TEMPERATURE, served)] if served > temperature else []
+    if wanted.only_temperature:
+        return sampled
     first = [*several[:1], *deep[:1], *sampled, Condition(Kind.SECOND_TURN, 2)]
     return [*first, *several[1:], *deep[1:]]
 

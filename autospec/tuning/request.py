@@ -267,7 +267,8 @@ def _changed(
     if slots is None and depth is None:
         return definition
     limits = definition.limits
-    limits = replace(limits, check=True, slots=slots or limits.slots, depth=depth or limits.depth)
+    slots, depth = slots or limits.slots, depth or limits.depth
+    limits = replace(limits, check=True, slots=slots, depth=depth, only_temperature=False)
     return replace(definition, limits=limits)
 
 

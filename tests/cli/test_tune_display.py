@@ -19,7 +19,7 @@ from autospec.cli.tune import interruptible
 from autospec.cli.tune_display import TuneDisplay, phases_of
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.tuning.cell import CellProgress, TuneStep
-from autospec.tuning.definition import load_definition
+from autospec.tuning.definition import LimitsDefinition, load_definition
 
 NGRAM = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -297,9 +297,9 @@ def test_where_the_shell_redraws(monkeypatch, tty, env, redraws):
 def test_the_phases_are_those_of_the_study():
     """Trials without prediction record and read nothing; only some studies check limits."""
     assert phases_of(load_definition("default"))[-2:] == ("limits", "overall answer")
-    quick = load_definition("quick")
-    assert "limits" not in phases_of(quick)
-    assert phases_of(replace(quick, predict=False)) == ("search", "proof", "overall answer")
+    unchecked = replace(load_definition("quick"), limits=LimitsDefinition())
+    assert "limits" not in phases_of(unchecked)
+    assert phases_of(replace(unchecked, predict=False)) == ("search", "proof", "overall answer")
 
 
 def test_a_phase_is_named_once_and_never_goes_back():

@@ -9,9 +9,11 @@ import pytest
 
 from autospec.errors import StudyFileError, UsageError
 from autospec.files import studies_dir
+from autospec.recommendations import NO_LIMITS
 from autospec.settings import Settings, load_settings
 from autospec.tuning.definition import LimitsDefinition, load_definition
-from autospec.tuning.request import prepare, temperature_of
+from autospec.tuning.limits import Kind, unknown_conditions
+from autospec.tuning.request import _changed, prepare, temperature_of
 from tests.tuning.test_run import request_with
 
 
@@ -27,19 +29,19 @@ def study(folder: Path, old: str = "", new: str = "") -> str:
 @pytest.mark.parametrize(
     ("name", "limits"),
     [
-        ("quick", LimitsDefinition()),
+        ("quick", LimitsDefinition(check=True, only_temperature=True, share=0.1)),
         ("default", LimitsDefinition(check=True)),
         ("thorough", LimitsDefinition(check=True, share=0.15)),
     ],
 )
 def test_which_shipped_study_checks(name, limits):
-    """The first look does not."""
+    """The first look: only the temperature that most clients sample with."""
     assert load_definition(name).limits == limits
 
 
 def test_a_study_file_names_conditions(tmp_path):
     """Every key is optional."""
-    file = study(tmp_path, "check = false", "check = true\nslots = 3\ndepth = 5000\nshare = 0.1 #")
+    file = study(tmp_path, "only_temperature = true", "slots = 3\ndepth = 5000 #")
     assert load_definition(file).limits == LimitsDefinition(check=True, slots=3, depth=5000, share=0.1)
     assert load_definition(file).temperature is None
     assert load_definition(study(tmp_path, "[measure]", "[measure]\ntemperature = 0.6")).temperature == 0.6
@@ -49,9 +51,9 @@ def test_a_study_file_names_conditions(tmp_path):
     ("old", "new", "named"),
     [
         ("[measure]", "[measure]\ntemperature = 3", "measure.temperature must be a number from 0 to 2"),
-        ("check = false", "check = 1", "limits.check must be true or false"),
-        ("check = false", "slots = 0", "limits.slots must be a whole number of at least 1"),
-        ("check = false", "depth = '8k'", "limits.depth must be a whole number of at least 1"),
+        ("check = true ", "check = 1 ", "limits.check must be true or false"),
+        ("check = true ", "slots = 0 ", "limits.slots must be a whole number of at least 1"),
+        ("check = true ", "depth = '8k' ", "limits.depth must be a whole number of at least 1"),
     ],
 )
 def test_a_wrong_value_in_a_study_names_its_key(tmp_path, old, new, named):
@@ -97,3 +99,12 @@ def test_only_what_changes_the_measurement_changes_the_protocol(tmp_path):
 def settings(tmp_path: Path) -> Settings:
     """Settings of an empty home."""
     return load_settings(overrides={"study": "quick"}, environ={"AUTOSPEC_HOME": str(tmp_path)})
+
+
+def test_slots_and_depth_ask_for_all_checks():
+    """`quick` checks the temperature alone; a number on the command line means the rest, too."""
+    conditions = unknown_conditions(load_definition("quick").limits, NO_LIMITS, temperature=0.0, served=0.8)
+    assert [(c.kind, c.at) for c in conditions] == [(Kind.TEMPERATURE, 0.8)]
+    changed = _changed(load_definition("quick"), None, 2, None).limits
+    kinds = {c.kind for c in unknown_conditions(changed, NO_LIMITS, temperature=0.0, served=0.8)}
+    assert kinds == set(Kind)
