@@ -31,7 +31,7 @@ from autospec.store.database import Store, open_store
 from autospec.tuning import load_guard as calm
 from autospec.tuning import run as run_module
 from autospec.tuning.cell import CellProgress, TuneStep
-from autospec.tuning.definition import load_definition
+from autospec.tuning.definition import LimitsDefinition, load_definition
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.run import Tuning
 from autospec.tuning.study import CellStudy, open_storage
@@ -91,7 +91,9 @@ def request_with(folder: Path, *drafts: str, **changes) -> TuneRequest:
     main = make_model(name="main", path=folder / "main.gguf")
     models = (main, *(draft_of(main, name) for name in drafts))
     storage = f"sqlite:///{folder / 'autospec.db'}"
-    return TuneRequest(main, models, load_definition("quick"), suite(), storage, **changes)
+    # What is checked after a proof has tests of its own, and takes launches.
+    definition = replace(load_definition("quick"), limits=LimitsDefinition())
+    return TuneRequest(main, models, definition, suite(), storage, **changes)
 
 
 @pytest.fixture
