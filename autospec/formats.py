@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from autospec.recommendations import (
@@ -30,6 +30,7 @@ __all__ = [
     "gigabytes",
     "likely_words",
     "limits_words",
+    "listed",
     "log_percent",
     "percent",
     "plain_speed",
@@ -122,8 +123,13 @@ def conditions_words(r: Recommendation) -> str:
     return f"{words}; composed for {answer}-token answers{of_prompt}"
 
 
-def limits_words(r: Recommendation) -> tuple[str, ...]:
-    """One clause for each check of where a proven drafting may fail: ``4 requests at once: -18.0 % (slower)``."""
+def limits_words(
+    r: Recommendation, verdicts: Collection[LimitVerdict] = frozenset(LimitVerdict)
+) -> tuple[str, ...]:
+    """One clause for each check of where a proven drafting may fail: ``4 requests at once: -18.0 % (slower)``.
+
+    `verdicts` are those of the checks that are wanted.
+    """
     limits = Limits.from_json(r.evidence.get(LIMITS))
     checks = (
         *((f"{c.at:g} requests at once", c) for c in limits.concurrent),
@@ -131,7 +137,14 @@ def limits_words(r: Recommendation) -> tuple[str, ...]:
         *((f"temperature {c.at:g}", c) for c in limits.temperature),
         *(("second turn of a chat", c) for c in limits.second_turn),
     )
-    return tuple(f"{where}: {_checked(check)}" for where, check in checks)
+    return tuple(f"{where}: {_checked(check)}" for where, check in checks if check.verdict in verdicts)
+
+
+def listed(words: Sequence[str], most: int | None = None) -> str:
+    """A list in a sentence: ``a, b and c``; of more than ``most + 1`` words the first `most`: ``a, b and 3 more``."""
+    if most is not None and len(words) > most + 1:
+        return f"{', '.join(words[:most])} and {len(words) - most} more"
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def caution_words(r: Recommendation, known: Iterable[Recommendation] = ()) -> str:
@@ -157,12 +170,11 @@ def cautions_of(of_types: Iterable[Recommendation]) -> str:
 def _cautions(speakers: Sequence[tuple[str, Recommendation]]) -> str:
     # The second clause says for which answers the ratio is composed, and differs between prompt types.
     measured = dict.fromkeys(conditions_words(k).partition("; ")[0] for _, k in speakers)
-    slower = [
-        f"{kind}{words}" for kind, k in speakers for words in limits_words(k) if "(faster)" not in words
-    ]
+    not_faster = frozenset(LimitVerdict) - {LimitVerdict.FASTER}
+    checks = [f"{kind}{words}" for kind, k in speakers for words in limits_words(k, not_faster)]
     sentences = [f"Measured: {words}." for words in measured if words]
-    if slower:
-        sentences.append(f"Not shown to be faster: {'; '.join(slower)}.")
+    if checks:
+        sentences.append(f"Not shown to be faster: {'; '.join(checks)}.")
     return " ".join(sentences)
 
 

@@ -195,6 +195,7 @@ def _show(
     interrupted: bool,
 ) -> None:
     """The table, and three lines that say what to do with it."""
+    from autospec.report.server_config import to_run
     from autospec.report.tables import recommendation_table
     from autospec.report.tune_summary import StudyRest, tune_summary
 
@@ -210,6 +211,6 @@ def _show(
     what, how, still_open = tune_summary(recommendations, overall, rest, interrupted=interrupted)
     shell.out("")
     shell.prose(what)
-    words, run, command = how.partition(" Run: ")
-    shell.prose(f"{words}{run}".rstrip(), command)
+    command = "" if overall is None else to_run(overall).command
+    shell.prose(how.removesuffix(command).rstrip(), command)
     shell.prose(still_open)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from autospec.backends import flags as _flags
 from autospec.backends.flags import HelpText, Option
@@ -33,6 +33,7 @@ __all__ = [
     "BEGIN",
     "END",
     "Rendered",
+    "ToRun",
     "drafting_args",
     "llama_swap_text",
     "merged_llama_swap",
@@ -42,6 +43,7 @@ __all__ = [
     "one_args",
     "own_settings",
     "preset_text",
+    "to_run",
     "update_file",
     "what_to_run",
 ]
@@ -240,8 +242,21 @@ def mlx_command(recommendations: Sequence[Recommendation]) -> tuple[str, ...]:
     return "mlx_lm.server", "--model", chosen.model_path, *_settings(chosen), *args
 
 
+class ToRun(NamedTuple):
+    """How to run one server: a sentence, and the command; empty if none can be written, and then the sentence says why."""
+
+    words: str
+    command: str
+
+
 def what_to_run(r: Recommendation) -> str:
-    """One line that says how to run one server for all prompt types, as an overall answer recommends."""
+    """`to_run` in one line."""
+    words, command = to_run(r)
+    return f"{words} Run: {command}" if command else words
+
+
+def to_run(r: Recommendation) -> ToRun:
+    """How to run one server for all prompt types, as an overall answer recommends."""
     what = r.drafting.label if r.verdict is Verdict.ENABLE else "off"
     if r.verdict is Verdict.UNDECIDED:
         what += " (undecided)"
@@ -249,8 +264,8 @@ def what_to_run(r: Recommendation) -> str:
     try:
         command = _command_line(r)
     except AutospecError as error:
-        return f"One server for all prompt types: {what}{gain}. {error}"
-    return f"One server for all prompt types: {what}{gain}. Run: {command}"
+        return ToRun(f"One server for all prompt types: {what}{gain}. {error}", "")
+    return ToRun(f"One server for all prompt types: {what}{gain}.", command)
 
 
 def _command_line(r: Recommendation) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autospec.formats import cautions_of, duration, percent
+from autospec.formats import cautions_of, duration, listed, percent
 from autospec.measure.verdict import Rule
 from autospec.recommendations import LIKELY, LIMITS, Recommendation, Status, Verdict
 from autospec.report.server_config import what_to_run
@@ -72,7 +72,7 @@ def _what(recommendations: Sequence[Recommendation], enabled: Sequence[Recommend
     if not enabled:
         return f"no drafting, for {' and '.join(off)}"
     gains = [_kind(r) if r.speedup is None else f"{_kind(r)} ({percent(r.speedup)})" for r in enabled]
-    text = f"drafting for {_listed(gains)}"
+    text = f"drafting for {listed(gains, _NAMED)}"
     return f"{text}; no drafting for {' and '.join(off)}" if off else text
 
 
@@ -195,15 +195,8 @@ def _pair_s(r: Recommendation) -> float | None:
 
 
 def _names(recommendations: Sequence[Recommendation]) -> str:
-    return _listed([_kind(r) for r in recommendations])
+    return listed([_kind(r) for r in recommendations], _NAMED)
 
 
 def _kind(r: Recommendation) -> str:
     return "any prompt" if r.prompt_type is None else str(r.prompt_type)
-
-
-def _listed(words: Sequence[str]) -> str:
-    """The first of them, and how many more there are: ``a, b and 3 more``."""
-    if len(words) > _NAMED + 1:
-        return f"{', '.join(words[:_NAMED])} and {len(words) - _NAMED} more"
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -24,11 +24,12 @@ from autospec.formats import (
     gibibytes,
     likely_words,
     limits_words,
+    listed,
     percent,
     plain_speed,
 )
 from autospec.measure.measurements import Pair
-from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.recommendations import LimitVerdict, Recommendation, Status, Verdict
 from autospec.report.explanation import Explanation
 from autospec.report.html import GENERATOR
 from autospec.report.html.acceptance import AcceptanceMap
@@ -44,7 +45,7 @@ from autospec.report.html.figures import (
 )
 from autospec.report.html.findings import Findings, ModelFindings, RecordFindings, TypeFindings, threshold_of
 from autospec.report.html.svg import inline_svg, plain_text
-from autospec.report.server_config import drafting_args, what_to_run
+from autospec.report.server_config import drafting_args, to_run
 
 __all__ = ["MOST_BYTES", "page"]
 
@@ -53,8 +54,6 @@ MOST_BYTES: Final = 2_000_000
 
 _FOLDER = Path(__file__).parent
 _HEAT_LEVELS = 7
-# Parts what `what_to_run` says from the command line in it.
-_RUN = " Run: "
 _SYMBOLS = {Verdict.ENABLE: "▲", Verdict.DISABLE: "▼", Verdict.UNDECIDED: "◆"}
 
 
@@ -134,7 +133,7 @@ def _model(m: ModelFindings, name: str, now: dt.datetime) -> dict[str, Any]:
         "subject": f"on {m.backend} {', '.join(m.builds)}",
         "machine": m.hardware.id,
         "short": list(_in_short(m)),
-        "run": "" if m.overall is None else what_to_run(m.overall.recommendation).partition(_RUN)[2],
+        "run": "" if m.overall is None else to_run(m.overall.recommendation).command,
         "overall": None if m.overall is None else m.overall.sentences,
         "rows": rows,
         "gains": _gains(m, name),
@@ -152,36 +151,31 @@ def _in_short(m: ModelFindings) -> Iterator[str]:
     here = [r for r in answers if r.status is not Status.IMPORTED]
     by_verdict = {verdict: [r for r in here if r.verdict is verdict] for verdict in Verdict}
     if pays := by_verdict[Verdict.ENABLE]:
-        yield f"Drafting pays for {_listed([f'{_kind(r)} ({_gain(r.speedup)})' for r in pays])}."
+        yield f"Drafting pays for {listed([f'{_kind(r)} ({_gain(r.speedup)})' for r in pays])}."
     else:
         yield "Drafting is enabled for no prompt type here."
     if lost := by_verdict[Verdict.DISABLE]:
-        yield f"It does not pay for {_listed([_kind(r) for r in lost])}: there it stays off."
+        yield f"It does not pay for {listed([_kind(r) for r in lost])}: there it stays off."
     if still_open := by_verdict[Verdict.UNDECIDED]:
         told = [_kind(r) + (f" ({words})" if (words := likely_words(r)) else "") for r in still_open]
         yield (
-            f"Undecided, and therefore off: {_listed(told)}. `autospec tune --model {m.model}` goes on measuring."
+            f"Undecided, and therefore off: {listed(told)}. `autospec tune --model {m.model}` goes on measuring."
         )
     if imported := [f"{_kind(r)} ({r.verdict})" for r in answers if r.status is Status.IMPORTED]:
-        yield f"Imported, not measured here: {_listed(imported)}."
+        yield f"Imported, not measured here: {listed(imported)}."
     slower = [
         f"{_kind(t.recommendation)} at {words}"
         for t in m.types
-        for words in limits_words(t.recommendation)
-        if words.endswith(("(slower)", ": fails"))
+        for words in limits_words(t.recommendation, {LimitVerdict.SLOWER})
     ]
     if slower:
         yield f"Beware: {'; '.join(slower)}. `autospec proxy` turns drafting off there where it can."
     if stale := [_kind(r) for r in answers if r.status is Status.STALE]:
-        yield f"Measured under other conditions than today's: {_listed(stale)}."
+        yield f"Measured under other conditions than today's: {listed(stale)}."
     if pays:
         yield "`autospec proxy` gives each request the drafting of its prompt type."
     if m.overall is not None:
-        yield what_to_run(m.overall.recommendation).partition(_RUN)[0].removesuffix(".") + "."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        yield to_run(m.overall.recommendation).words
 
 
 def _kind(r: Recommendation) -> str:
@@ -370,7 +364,7 @@ def _conditions(m: ModelFindings) -> list[dict[str, Any]]:
     for t in m.types:
         if words := conditions_words(t.recommendation):
             told.setdefault(words, []).append(_kind(t.recommendation))
-    rows = [{"kind": _listed(kinds), "words": f"Measured {words}."} for words, kinds in told.items()]
+    rows = [{"kind": listed(kinds), "words": f"Measured {words}."} for words, kinds in told.items()]
     return rows + [
         {"kind": _kind(t.recommendation), "words": f"Checked: {'; '.join(checks)}."}
         for t in m.types
