@@ -157,24 +157,18 @@ class Answer:
         self.received_bytes += len(data)
         try:
             self._parser.feed_data(data)
+            # llhttp reports a header when it is complete; an endless one is counted here.
             if not self.status:
-                self._count_waited(len(data))
+                self._waited_bytes += len(data)
+                if self._waited_bytes > _HEAD_BYTES:
+                    self._fail("the headers are too long")
         except httptools.HttpParserError as error:
             self._fail(str(error.__context__ or error))
         except httptools.HttpParserUpgrade:  # is no HttpParserError
             self._fail("a change of protocol that was not requested")
-        sink, parts = self._sink, self._parts
-        if sink is not None and not self.ended:
-            if parts:
-                part = parts[0] if len(parts) == 1 else b"".join(parts)
-                parts.clear()
-                self._size = 0
-                try:
-                    if not sink(part):
-                        self._lags = True
-                except (OSError, RuntimeError) as error:
-                    # An error on the reader's side must not count as the server's.
-                    self._sink_error, self._lags = error, True
+        if self._sink is not None and not self.ended:
+            if self._parts:
+                self._hand_on(self._sink)
             if self._lags or self._failed is not None:
                 self._wake()
             return
@@ -242,6 +236,13 @@ class Answer:
         if self._sink_error is not None:
             raise ConnectionResetError("the reader is gone") from self._sink_error
 
+    def _hand_on(self, sink: Sink) -> None:
+        try:
+            self._lags |= not sink(self._take())
+        except (OSError, RuntimeError) as error:
+            # An error on the reader's side must not count as the server's.
+            self._sink_error, self._lags = error, True
+
     def _pumped(self) -> bool:
         return self._lags or self.ended or self._failed is not None
 
@@ -258,12 +259,6 @@ class Answer:
             connection.give_back()
         else:
             connection.drop()
-
-    def _count_waited(self, size: int) -> None:
-        """Llhttp reports a header when it is complete; an endless one is counted here."""
-        self._waited_bytes += size
-        if self._waited_bytes > _HEAD_BYTES:
-            self._fail("the headers are too long")
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size

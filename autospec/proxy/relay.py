@@ -30,15 +30,7 @@ from autospec.proxy.request import (
     for_client,
 )
 from autospec.proxy.upstream import LineBreakError, Upstream, has_growing_pool
-from autospec.proxy.usage import (
-    MOST_PARTS,
-    SMALL_BYTES,
-    RequestOutcome,
-    UsageReader,
-    label_of,
-    read_counts,
-    saw_the_end,
-)
+from autospec.proxy.usage import RequestOutcome, UsageReader, label_of, read_counts, saw_the_end
 from autospec.serving.dispatch import Dispatch, Lease, RouteRequest
 
 __all__ = ["Relay", "WholeEvents"]
@@ -66,29 +58,29 @@ _ERROR_BYTES = 64 * 1024
 class WholeEvents:
     """Holds back an incomplete event. Servers write an event at once, so usually nothing is held back."""
 
-    __slots__ = ("held", "split")
+    __slots__ = ("_held", "split")
 
     def __init__(self) -> None:
-        self.held = b""  # the beginning of an event
+        self._held = b""  # the beginning of an event
         self.split = False  # a part of an event was passed on
 
     def feed(self, part: bytes) -> bytes:
         """Take the next bytes; return those that may pass."""
-        if self.held:
-            part = self.held + part
-            self.held = b""
+        if self._held:
+            part = self._held + part
+            self._held = b""
         if part.endswith(_BLANK_LINES):
             return part
         end = max(part.rfind(blank) + len(blank) if blank in part else 0 for blank in _BLANK_LINES)
         if len(part) - end > _HELD_BYTES:
             self.split = True
             return part
-        self.held = part[end:]
+        self._held = part[end:]
         return part[:end]
 
     def rest(self) -> bytes:
         """The bytes still held back at the end of the stream."""
-        held, self.held = self.held, b""
+        held, self._held = self._held, b""
         return held
 
 
@@ -500,15 +492,10 @@ class _Passage:
         ):
             return None
         tail = self._tail
-        kept = tail.parts
 
-        # Runs for every token of every stream, so the usual cases of `UsageReader.feed` and `WholeEvents.feed` are written out.
         def sink(part: bytes) -> bool:
-            kept.append(part)
-            if len(part) > SMALL_BYTES or len(kept) > MOST_PARTS:
-                tail.trim()
-            if events.held or not part.endswith(_BLANK_LINES):
-                part = events.feed(part)
+            tail.feed(part)
+            part = events.feed(part)
             if transport.is_closing():
                 return False  # the client disconnected; uvloop's transport would raise
             if part:

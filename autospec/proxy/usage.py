@@ -20,8 +20,6 @@ from autospec.measure.measurements import Sample
 from autospec.serving.dispatch import Limit
 
 __all__ = [
-    "MOST_PARTS",
-    "SMALL_BYTES",
     "RequestOutcome",
     "TokenCounts",
     "UsageReader",
@@ -34,8 +32,8 @@ __all__ = [
 # The last event of /v1/responses repeats the whole answer, but the counts come after it.
 _KEPT_BYTES = 16 * 1024
 # What came before is dropped after so many small parts, or after a large one: not with every token.
-SMALL_BYTES = 4096
-MOST_PARTS = 256
+_SMALL_BYTES = 4096
+_MOST_PARTS = 256
 
 _TIMINGS = re.compile(rb'"timings":\s*(?=\{)')
 _USAGE = re.compile(rb'"usage":\s*(?=\{)')
@@ -50,8 +48,7 @@ class UsageReader:
     """Keeps the last bytes of a stream.
 
     Attributes:
-        parts: What is kept, and some of what came before it. The relay appends to it without a call, and calls `trim` under the
-            conditions of `feed`.
+        parts: What is kept, and some of what came before it.
     """
 
     __slots__ = ("parts",)
@@ -62,10 +59,10 @@ class UsageReader:
     def feed(self, part: bytes) -> None:
         """Keep a part that passes."""
         self.parts.append(part)
-        if len(part) > SMALL_BYTES or len(self.parts) > MOST_PARTS:
-            self.trim()
+        if len(part) > _SMALL_BYTES or len(self.parts) > _MOST_PARTS:
+            self._trim()
 
-    def trim(self) -> None:
+    def _trim(self) -> None:
         """Drop what came before the last 16 KiB."""
         self.parts[:] = [self.content()]
 
