@@ -203,7 +203,7 @@ def order(
         asked: Models that a person wants measured next → `effort_key` of their cells that have had a step since. The other cells
             of such a model come first, whatever they are worth, unless they are proven or there is nothing to try.
     """
-    items: list[tuple[tuple[bool, bool], float, WorkItem]] = []
+    items: list[tuple[tuple[bool, bool, float, float], WorkItem]] = []
     later: dict[str, Later] = {}
     waits: list[float] = []
     spread_over = shares(used, types)
@@ -228,17 +228,16 @@ def order(
             use = _use(model, prompt_type, used, spread_over, now)
             item = _item(model, prompt_type, found, effort, use=use, usual=usual, step_s=step_s)
             if wanted:
-                items.append(
-                    ((True, False), _promise(model), replace(item, why=f"it was asked for; {item.why}"))
-                )
+                item = replace(item, why=f"it was asked for; {item.why}")
             elif item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
                 later[key] = Later(LaterReason.NOT_WORTH, _not_worth(item))
-            else:
-                items.append(((False, found is not None and found.borrowed), _promise(model), item))
-    # Among equal values, as of models that are new, the estimate orders. The sort is stable: the rest stays in the
-    # catalogue's order.
-    items.sort(key=lambda entry: (*(not first for first in entry[0]), -entry[2].value_s_per_day, entry[1]))
-    return Queue(tuple(item for _, _, item in items), later, min(waits, default=None))
+                continue
+            borrowed = not wanted and found is not None and found.borrowed
+            items.append(((not wanted, not borrowed, -item.value_s_per_day, _promise(model)), item))
+    # Asked for, then borrowed, then by value; among equal values, as of models that are new, by the estimate. The sort is
+    # stable: the rest stays in the catalogue's order.
+    items.sort(key=lambda entry: entry[0])
+    return Queue(tuple(item for _, item in items), later, min(waits, default=None))
 
 
 def _promise(model: Tunable) -> float:

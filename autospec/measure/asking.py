@@ -186,9 +186,9 @@ def measure_at_once(
 def busy(state: MachineState) -> bool:
     """Return True if other programs, or the hypervisor, use too much of the processor or the GPU for a measurement."""
     slack = LIMITS.slack_core_s / max(state.window_s, 1e-3)
-    return (state.gpu_other_load or 0.0) > LIMITS.gpu_load or state.other_load + state.steal > load_limit(
-        state
-    ) + slack
+    if (state.gpu_other_load or 0.0) > LIMITS.gpu_load:
+        return True
+    return state.other_load + state.steal > load_limit(state) + slack
 
 
 def disturbance(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> str:
