@@ -14,10 +14,12 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import TypeAlias
 
+import psutil
 import pytest
 
 from tests import tiers
 from tests.backends.waiting import wait_until
+from tests.catalog.making import TOKENS, write_gguf
 from tests.lab import RECIPES, Lab, LabError, Recipe, lab_folder
 
 # Read before any test's home is set apart: the fixtures below take every AUTOSPEC_ variable away.
@@ -211,6 +213,48 @@ def models_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "models"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def no_model_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of another program names a folder with models. With a HOME of its own, a test finds only its own models."""
+    for name in (
+        "LLAMA_CACHE",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "HF_HOME",
+        "XDG_CACHE_HOME",
+        "OLLAMA_MODELS",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def own_models(models_dir: Path, home: Path, no_model_stores: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder with models on this machine; empty."""
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("AUTOSPEC_MODEL_DIRS", str(models_dir))
+    return models_dir
+
+
+@pytest.fixture
+def two_models(models_dir: Path) -> Path:
+    """A main model, a draft that fits, and one that does not."""
+    write_gguf(models_dir / "Tiny-Main-F16.gguf", layers=40, width=64)
+    write_gguf(models_dir / "Tiny-Draft-F16.gguf", layers=1)
+    write_gguf(models_dir / "Stranger.gguf", layers=1, tokens=[*TOKENS[:9], "x", *TOKENS[10:]])
+    return models_dir
+
+
+@pytest.fixture
+def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves the wall clock, and with it the boot time from which psutil derives every start."""
+    true = psutil.Process.create_time
+
+    def set_by(seconds: float) -> None:
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: true(self) + seconds)
+
+    return set_by
 
 
 @pytest.fixture(autouse=True)

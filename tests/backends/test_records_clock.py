@@ -16,17 +16,6 @@ from tests.backends.waiting import gone
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the clock does not move a start")
 
 
-@pytest.fixture
-def set_clock(monkeypatch):
-    """Moves the wall clock, and with it the boot time from which psutil derives every start."""
-    true = psutil.Process.create_time
-
-    def set_by(seconds):
-        monkeypatch.setattr(psutil.Process, "create_time", lambda self: true(self) + seconds)
-
-    return set_by
-
-
 @pytest.mark.parametrize("step_s", [-86400.0, -5.0, 5.0, 120.0])
 def test_a_process_is_found_after_a_step_of_the_clock(set_clock, step_s):
     """Proxy review 10: a restarted daemon did not see its proxy after a step of more than a second."""

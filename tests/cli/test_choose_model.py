@@ -18,7 +18,7 @@ from autospec.hardware import identify
 from autospec.recommendations import Status, Verdict
 from autospec.settings import load_settings
 from autospec.store.database import open_store
-from tests.catalog.making import TOKENS, write_gguf
+from tests.catalog.making import write_gguf
 from tests.report.samples import recommendation, stored
 
 
@@ -31,24 +31,10 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def three_models(models_dir, home, monkeypatch):
+def three_models(own_models, two_models, monkeypatch):
     """A main model, a draft that fits it, and a stranger."""
-    for name in (
-        "LLAMA_CACHE",
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-        "HF_HOME",
-        "XDG_CACHE_HOME",
-        "OLLAMA_MODELS",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("AUTOSPEC_MODEL_DIRS", str(models_dir))
     monkeypatch.setenv("COLUMNS", "100")
-    write_gguf(models_dir / "Tiny-Main-F16.gguf", layers=40, width=64)
-    write_gguf(models_dir / "Tiny-Draft-F16.gguf", layers=1)
-    write_gguf(models_dir / "Stranger.gguf", layers=1, tokens=[*TOKENS[:9], "x", *TOKENS[10:]])
-    return models_dir
+    return two_models
 
 
 @pytest.fixture

@@ -30,19 +30,10 @@ CALLS = {
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_home(tmp_path: Path, no_model_stores: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing of this machine's models is known."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AUTOSPEC_HOME", str(tmp_path / "autospec"))
-    for name in (
-        "LLAMA_CACHE",
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-        "HF_HOME",
-        "XDG_CACHE_HOME",
-        "OLLAMA_MODELS",
-    ):
-        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 

@@ -14,26 +14,15 @@ from autospec.cli import cli
 from autospec.hardware import bandwidth
 from autospec.hardware.bandwidth import KEPT_FILE, Speeds
 from autospec.hardware.gpu import Device
-from tests.catalog.making import TOKENS, write_gguf
+from tests.catalog.making import write_gguf
 
 SPEEDS = Speeds(10e9, 1e11, 1e-6, 2e-6, overlaps=False, source="measured", words="Measured in a test.")
 
 
 @pytest.fixture
-def run(tmp_path: Path, models_dir: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
+def run(tmp_path: Path, own_models: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs a command on a machine of the test's own, without an accelerator, whose speeds are given."""
-    for name in (
-        "LLAMA_CACHE",
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-        "HF_HOME",
-        "XDG_CACHE_HOME",
-        "OLLAMA_MODELS",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("AUTOSPEC_HOME", str(tmp_path / "autospec"))
-    monkeypatch.setenv("AUTOSPEC_MODEL_DIRS", str(models_dir))
     monkeypatch.setenv("COLUMNS", "200")
     # No backend is asked, and none is needed.
     monkeypatch.setenv("AUTOSPEC_BACKEND", "nosuch")
@@ -44,15 +33,6 @@ def run(tmp_path: Path, models_dir: Path, home: Path, monkeypatch: pytest.Monkey
         return CliRunner().invoke(cli, args)
 
     return run
-
-
-@pytest.fixture
-def two_models(models_dir: Path) -> Path:
-    """A main model, a draft that fits, and one that does not."""
-    write_gguf(models_dir / "Tiny-Main-F16.gguf", layers=40, width=64)
-    write_gguf(models_dir / "Tiny-Draft-F16.gguf", layers=1)
-    write_gguf(models_dir / "Stranger.gguf", layers=1, tokens=[*TOKENS[:9], "x", *TOKENS[10:]])
-    return models_dir
 
 
 class TestEstimate:

@@ -22,19 +22,8 @@ from tests.report.samples import recommendation
 
 
 @pytest.fixture(autouse=True)
-def machine(home, models_dir, monkeypatch):
+def machine(home, own_models, monkeypatch):
     """A machine without models, programs and servers."""
-    for name in (
-        "LLAMA_CACHE",
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-        "HF_HOME",
-        "XDG_CACHE_HOME",
-        "OLLAMA_MODELS",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("AUTOSPEC_MODEL_DIRS", str(models_dir))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("PATH", str(home))
     monkeypatch.setenv("AUTOSPEC_PROXY_PORT", str(_free_port()))

@@ -15,39 +15,19 @@ from click.testing import CliRunner, Result
 from autospec.cli.drafts import command as drafts
 from autospec.cli.models import command as models
 from autospec.cli.tune import command as tune
-from tests.catalog.making import TOKENS, write_gguf
+from tests.catalog.making import write_gguf
 
 
 @pytest.fixture
-def run(tmp_path: Path, models_dir: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
+def run(tmp_path: Path, own_models: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs a command on a machine of the test's own."""
-    for name in (
-        "LLAMA_CACHE",
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-        "HF_HOME",
-        "XDG_CACHE_HOME",
-        "OLLAMA_MODELS",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("AUTOSPEC_HOME", str(tmp_path / "autospec"))
-    monkeypatch.setenv("AUTOSPEC_MODEL_DIRS", str(models_dir))
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(command: Any, *args: str) -> Result:
         return CliRunner().invoke(command, args)
 
     return run
-
-
-@pytest.fixture
-def two_models(models_dir: Path) -> Path:
-    """A main model, a draft that fits, and one that does not."""
-    write_gguf(models_dir / "Tiny-Main-F16.gguf", layers=40, width=64)
-    write_gguf(models_dir / "Tiny-Draft-F16.gguf", layers=1)
-    write_gguf(models_dir / "Stranger.gguf", layers=1, tokens=[*TOKENS[:9], "x", *TOKENS[10:]])
-    return models_dir
 
 
 class TestModels:

@@ -7,24 +7,12 @@ import os
 import sys
 from datetime import datetime, timedelta
 
-import psutil
 import pytest
 
 from autospec.errors import BusyError
 from autospec.hardware.machine_lock import holder, lock_path, machine_lock
 
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the clock does not move a start")
-
-
-@pytest.fixture
-def set_clock(monkeypatch):
-    """Moves the wall clock, and with it the boot time from which psutil derives every start."""
-    true = psutil.Process.create_time
-
-    def set_by(seconds):
-        monkeypatch.setattr(psutil.Process, "create_time", lambda self: true(self) + seconds)
-
-    return set_by
 
 
 @pytest.fixture

@@ -107,6 +107,24 @@ class OneModel:
         self.closed = True
 
 
+@dataclass
+class LoadingModel(OneModel):
+    """A model that loads until the test says so; then it is lent, or refused by `refusal`."""
+
+    loaded: threading.Event = field(default_factory=threading.Event)
+    given_up: int = 0
+
+    async def lease(self, wanted: RouteRequest) -> LentServer:
+        """Wait, then as `OneModel`."""
+        try:
+            while not self.loaded.is_set():  # noqa: ASYNC110 - set by another thread
+                await asyncio.sleep(0.005)
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        return await super().lease(wanted)
+
+
 class Loop:
     """An event loop in a thread, for what must run while the test's thread waits.
 

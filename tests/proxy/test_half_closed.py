@@ -7,13 +7,11 @@ import contextlib
 import socket
 import struct
 import threading
-from dataclasses import dataclass, field
 
 import pytest
 
-from autospec.serving.dispatch import RouteRequest
 from tests.backends.waiting import wait_until
-from tests.proxy.harness import LentServer, OneModel, on_both_loops, proxy_over
+from tests.proxy.harness import LoadingModel, on_both_loops, proxy_over
 from tests.proxy.raw import connected, everything
 from tests.proxy.stand_in import SSE
 
@@ -213,24 +211,6 @@ def test_http_1_0_has_no_interim_answers(proxy, backend):
         raw.shutdown(socket.SHUT_WR)
         received += everything(raw)
     assert received.replace(b":\n\n", b"").endswith(b"\r\n\r\n" + b"".join(EVENTS))
-
-
-@dataclass
-class LoadingModel(OneModel):
-    """A model that loads until the test says so."""
-
-    loaded: threading.Event = field(default_factory=threading.Event)
-    given_up: int = 0
-
-    async def lease(self, wanted: RouteRequest) -> LentServer:
-        """Wait, then as `OneModel`."""
-        try:
-            while not self.loaded.is_set():  # noqa: ASYNC110 - set by another thread
-                await asyncio.sleep(0.005)
-        except asyncio.CancelledError:
-            self.given_up += 1
-            raise
-        return await super().lease(wanted)
 
 
 @pytest.mark.parametrize("body", [BODY, STREAM])

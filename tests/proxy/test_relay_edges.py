@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
 import zlib
-from dataclasses import dataclass, field
 
 import httpx
 import pytest
 
 from autospec.errors import LaunchError
 from autospec.proxy.app import Rules
-from autospec.serving.dispatch import RouteRequest
 from tests.backends.waiting import wait_until
-from tests.proxy.harness import LentServer, OneModel, on_both_loops, proxy_over
+from tests.proxy.harness import LentServer, LoadingModel, on_both_loops, proxy_over
 from tests.proxy.raw import connected, everything, exchange, post
 from tests.proxy.stand_in import SSE, StandIn, reset
 
@@ -138,24 +135,6 @@ def test_clients_fields_are_refused_where_they_cannot_be_replaced(proxy, backend
     assert lent.leases == lent.returned
     assert b" 200 " in exchange(proxy.base_url, post(CHAT, b"\xef\xbb\xbf" + BODY))
     assert json.loads(backend.asked[0].body)["model"] == "default_model"
-
-
-@dataclass
-class LoadingModel(OneModel):
-    """A model that loads until the test says so; then it is lent, or refused by `refusal`."""
-
-    loaded: threading.Event = field(default_factory=threading.Event)
-    given_up: int = 0
-
-    async def lease(self, wanted: RouteRequest) -> LentServer:
-        """Wait, then as `OneModel`."""
-        try:
-            while not self.loaded.is_set():  # noqa: ASYNC110 - set by another thread
-                await asyncio.sleep(0.005)
-        except asyncio.CancelledError:
-            self.given_up += 1
-            raise
-        return await super().lease(wanted)
 
 
 @pytest.fixture
