@@ -295,7 +295,7 @@ def _of_gib(part_bytes: int, total_bytes: int) -> str:
 
 
 def _gpu_rows(gpus: list[dict[str, Any]], name: str) -> list[tuple[str, str]]:
-    """One row for each GPU, with what is known of it; `name` is what the system calls them all."""
+    """One row for each GPU with its figures. `name` is the system's name of all GPUs."""
     if not gpus and ("NVIDIA" in name or "AMD" in name or "Radeon" in name):
         words = "memory, heat and use by other programs are unknown: no library of its driver answers"
         return [("gpu", words)]

@@ -182,7 +182,7 @@ class Outlook:
         self.asked.get(item.model, set()).add(item.key)
 
     def settle(self) -> None:
-        """Forget what was asked for where every cell has had its step, or nothing can be measured."""
+        """Forget each model that was asked for once all of its cells have had a step, or none can be measured."""
         left = {item.model for item in self.items if item.key not in self.asked.get(item.model, ())}
         for model in sorted((self._surveyed & self.asked.keys()) - left):
             del self.asked[model]

@@ -182,7 +182,7 @@ def _within(minute: int, begin: int, end: int) -> bool:
 
 
 def _as_asked(check: IdleCheck, signals: Signals) -> IdleCheck:
-    """The check of a step that a person asked for: whoever asks is at the machine, and means now."""
+    """The check of a step that a person asked for. That person is at the machine and wants the step now."""
     waits = check.name in ("hours", "budget", "idle") or (check.name == "traffic" and not signals.in_flight)
     if check.allows or not waits:
         return check

@@ -1,4 +1,4 @@
-"""What is known of GPUs at one moment and over a window, whoever reports it. What nobody reports is ``None``."""
+"""What drivers and their libraries tell of GPUs, at one moment and over a window. What none of them tells is ``None``."""
 
 from __future__ import annotations
 

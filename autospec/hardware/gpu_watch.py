@@ -1,4 +1,4 @@
-"""The GPUs of this machine, whoever makes them: every one now, and their use by other processes over a window."""
+"""The GPUs of this machine, of all makers: a reading of each one, and their use by other processes over a window."""
 
 from __future__ import annotations
 

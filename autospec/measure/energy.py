@@ -89,7 +89,7 @@ def compare_energy(pairs: Sequence[Pair]) -> EnergyComparison | None:
 
 
 def _joules(half: Measurement) -> dict[str, float]:
-    """What is known of a half's energy, by part."""
+    """The energy of one half of a pair, for each part of the machine that tells it."""
     state = MachineState.from_json(half.machine)
     if state.window_s < _LEAST_WINDOW_S or half.predicted_tokens < 1:
         return {}
