@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import tiers
 from tests.backends.waiting import wait_until
@@ -25,6 +26,10 @@ from tests.lab import RECIPES, Lab, LabError, Recipe, lab_folder
 # Read before any test's home is set apart: the fixtures below take every AUTOSPEC_ variable away.
 _LAB_FOLDER = lab_folder()
 _LLAMA_SERVER = os.environ.get("AUTOSPEC_TEST_LLAMA_SERVER")
+
+# No test judges a time: a machine may be busy, and the first run of a clone builds Hypothesis's tables of characters for a second.
+settings.register_profile("autospec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("autospec")
 
 # A shell without job control has what it starts with `&` ignore Ctrl-C, and every child inherits that: the tests that press
 # it would wait for ever.

@@ -74,21 +74,21 @@ def _load(content: bytes) -> None:
             parse_hours(found.daemon_hours)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(document)
 def test_any_document(document):
     """Values of every type under every key."""
     _load("\n".join(f"{_toml(key)} = {_toml(value)}" for key, value in document.items()).encode())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(st.binary(max_size=40), st.text("[]{}=\"'\\#.,_-+\n a0e:TZ", max_size=40).map(str.encode)))
 def test_any_bytes(content):
     """Mostly no TOML."""
     _load(content)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         st.one_of(st.sampled_from([key.variable for key in KEYS]), text.map("AUTOSPEC_{}".format)),

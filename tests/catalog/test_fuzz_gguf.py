@@ -97,7 +97,7 @@ LLAMA = {"general.architecture": (_STRING, _string("llama"))}
 def test_any_metadata(tmp_path):
     """Wrong types, wrong numbers, layers that are not there."""
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(st.sampled_from(({}, LLAMA)), pairs, st.lists(tensor, max_size=3))
     def read(known, others, tensors):
         _read(tmp_path / "m.gguf", _file(known | others, tensors))

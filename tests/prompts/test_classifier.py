@@ -178,7 +178,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from(KEYS), json_values, max_size=5))
 def test_whatever_a_body_holds_a_type_is_returned(body: dict[str, Any]):
     """Malformed requests are for the backend to refuse."""

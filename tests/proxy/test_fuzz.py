@@ -169,7 +169,7 @@ def no_tracebacks(caplog):
 def test_any_request(proxy):
     """Any method, path, headers and body are answered, and the proxy stays."""
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.sampled_from(METHODS), path, st.lists(header, max_size=4), st.binary(max_size=40))
     def ask(method, target, headers, body):
         lines = [b"%s %s HTTP/1.1" % (method, target), b"Host: localhost", b"Connection: close"]
@@ -187,7 +187,7 @@ def test_any_json(loop, dispatch, storage):
     """A body of any shape gets a prompt type, or none, and reaches the server."""
     with proxy_over(loop, dispatch, storage, classify=prompt_type_of) as proxy:
 
-        @settings(max_examples=60, deadline=None)
+        @settings(max_examples=60)
         @given(st.sampled_from(GENERATING), st.dictionaries(st.sampled_from(FIELDS), document, max_size=5))
         def ask(target, body):
             answer = exchange(proxy.base_url, post(target, json.dumps(body).encode()))
@@ -204,7 +204,7 @@ STARTS = (
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.one_of(st.sampled_from(STARTS), st.binary(max_size=6)), max_size=10),
     st.integers(1, 30),
@@ -261,7 +261,7 @@ def test_any_usage(tmp_path):
         1.0, "/v1/completions", "m", "b", "1", PromptType.QA, OFF, 200, complete=True, streamed=True
     )
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         st.sampled_from(("timings", "usage")),
         st.one_of(told, complete),

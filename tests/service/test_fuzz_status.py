@@ -66,14 +66,14 @@ def _check(service: Launchd | Systemd, status: ServiceStatus) -> None:
     assert isinstance(service.to_stop(status) + service.to_unload(status), tuple)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(outcome, outcome)
 def test_any_output_of_launchctl(job, disabled):
     """Also without its blocks, and with numbers that are none."""
     _check(LAUNCHD, LAUNCHD.read([job, disabled]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.one_of(outcome, loaded))
 def test_any_output_of_systemctl(shown):
     """Also with properties that are empty, as of a unit that is not loaded."""

@@ -296,7 +296,7 @@ def test_the_document_says_what_and_why():
 
 
 # Drawing several models takes longer than planning for them.
-SEARCH = settings(max_examples=40, deadline=None)
+SEARCH = settings(max_examples=40)
 ratios = st.floats(0.4, 3.0)
 advices = st.one_of(
     st.builds(

@@ -77,7 +77,7 @@ def _read_both(file: Path, row: tuple[object, ...]) -> None:
 def test_any_recommendation(file):
     """Both readers, with SQLAlchemy and without, agree, and read the good row."""
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(
         st.one_of(st.just(json.dumps(HERE.to_json())), cell),
         cell,
@@ -120,7 +120,7 @@ def _read_samples(file: Path, column: str, value: object) -> None:
 def test_any_sample(file):
     """One value of a row is anything that SQLite holds."""
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.sampled_from([*SAMPLE, "prompt_type", "drafted", "cached_tokens", "temperature"]), cell)
     def read(column, value):
         _read_samples(file, column, value)
