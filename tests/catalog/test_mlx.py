@@ -182,7 +182,7 @@ def test_the_tables_of_caches_are_those_of_mlx_lm() -> None:
     """Every type of the installed mlx_lm whose `make_cache` is not plain is in a table, or lists its layers; no other is."""
     found = importlib.util.find_spec("mlx_lm")
     if found is None or found.origin is None:
-        pytest.skip("mlx_lm is not installed")
+        pytest.skip("mlx-lm is not installed")
     listed = {"exaone4", "exaone_moe", "gear", "granitemoehybrid", "laguna", "llama", "ministral3"}
     known = mlx._STATE_TYPES | mlx._WINDOW_TYPES.keys() | listed
     models = {p.stem: p.read_text("utf-8") for p in (Path(found.origin).parent / "models").glob("*.py")}
