@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
+from autospec.measure.depth_costs import DepthCosts
 
 __all__ = [
     "AS_MEASURED",
@@ -98,6 +99,8 @@ class RequestShape:
         source: ``traffic``, ``suite``, or ``measured`` for the measured lengths.
         first_cycle_in_prompt: True if the first token comes with a whole drafting cycle whose time counts as prompt time:
             mlx_lm, and servers whose tokens are timed by arrival.
+        context_tokens: Tokens before the answer, cached ones included; ``None`` for those of the measured prompt.
+        depth: What a longer context costs; ``None`` if unknown: then a token takes as long as measured.
     """
 
     prompt_tokens: float
@@ -105,6 +108,8 @@ class RequestShape:
     cached_share: float = 0.0
     source: str = "suite"
     first_cycle_in_prompt: bool = False
+    context_tokens: float | None = None
+    depth: DepthCosts | None = None
 
     def prompt_ms(self, measured_ms: float, measured_tokens: float, pass_ms: float) -> float:
         """Return the milliseconds to process the prompt, by linear interpolation between one pass and the measured prompt.
@@ -129,19 +134,43 @@ class RequestShape:
             prompt_ms = self.prompt_ms(max(0.0, off.prompt_ms - pass_ms), off.prompt_tokens, pass_ms)
             cycles_ms = half.predicted_ms + max(0.0, half.prompt_ms - off.prompt_ms) + pass_ms
             timed = half.predicted_tokens > 1 and half.predicted_ms > 0.0
+            cycles_ms += self._deeper_ms(half, pass_ms)
             token_ms = cycles_ms / half.predicted_tokens if timed else math.nan
             return prompt_ms + token_ms * self.answer_tokens + overhead_ms
         prompt_ms = self.prompt_ms(half.prompt_ms, half.prompt_tokens, pass_ms)
-        return prompt_ms + token_ms_of(half) * max(0.0, self.answer_tokens - 1.0) + overhead_ms
+        token_ms = token_ms_of(half)
+        if half.predicted_tokens > 1:
+            token_ms += self._deeper_ms(half, pass_ms) / (half.predicted_tokens - 1)
+        return prompt_ms + token_ms * max(0.0, self.answer_tokens - 1.0) + overhead_ms
+
+    def _deeper_ms(self, half: Measurement, pass_ms: float) -> float:
+        """Milliseconds that the passes of a measured answer would take longer in the middle of this request's answer."""
+        if self.depth is None or math.isnan(pass_ms):
+            return 0.0
+        rise = self.depth.moved(
+            half.drafting.draft,
+            from_tokens=half.prompt_tokens + half.predicted_tokens / 2.0,
+            to_tokens=self.middle_tokens(half.prompt_tokens),
+            plain_ms=pass_ms,
+        )
+        # Where a server reports no counts, one pass for each token: drafting then looks slower, never faster.
+        passes = max(0, half.predicted_tokens - 1 - (half.accepted or 0))
+        return rise.pass_ms * passes + rise.token_ms * (half.drafted or 0)
+
+    def middle_tokens(self, prompt_tokens: float) -> float:
+        """Return the context in the middle of this request's answer; `prompt_tokens` are those of the measured prompt."""
+        before = prompt_tokens if self.context_tokens is None else self.context_tokens
+        return before + self.answer_tokens / 2.0
 
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""
-        return {
+        told = {
             "prompt_tokens": round(self.prompt_tokens, 1),
             "answer_tokens": round(self.answer_tokens, 1),
             "cached_share": round(self.cached_share, 3),
             "source": self.source,
         }
+        return told if self.context_tokens is None else {**told, "context_tokens": self.context_tokens}
 
 
 def token_ms_of(half: Measurement) -> float:
@@ -156,13 +185,14 @@ class Shapes:
     """The requests that one cell's verdict is for.
 
     `max_tokens` maps prompt ids to the length of the answer in use; other prompts stay as measured. `traffic` is the shape of the
-    cell's live requests; ``None`` if there are too few.
+    cell's live requests; ``None`` if there are too few. `depth` is what a longer context costs; ``None`` until it is timed.
     """
 
     cached_share: float = 0.0
     max_tokens: Mapping[str, int] = field(default_factory=dict)
     traffic: RequestShape | None = None
     first_cycle_in_prompt: bool = False
+    depth: DepthCosts | None = None
 
     def of(self, prompt_id: str, *, prompt_tokens: int, answer_tokens: int, ended: bool) -> RequestShape:
         """Return the request that a measured answer stands for.
@@ -170,7 +200,7 @@ class Shapes:
         `prompt_tokens` are those of the whole prompt. An answer that `ended` by itself keeps its length.
         """
         if self.traffic is not None:
-            return replace(self.traffic, first_cycle_in_prompt=self.first_cycle_in_prompt)
+            return replace(self.traffic, first_cycle_in_prompt=self.first_cycle_in_prompt, depth=self.depth)
         longest = self.max_tokens.get(prompt_id, answer_tokens)
         return RequestShape(
             prompt_tokens=max(1.0, prompt_tokens * (1.0 - self.cached_share)),
@@ -178,6 +208,7 @@ class Shapes:
             cached_share=self.cached_share,
             source="suite" if self.max_tokens else "measured",
             first_cycle_in_prompt=self.first_cycle_in_prompt,
+            depth=self.depth,
         )
 
     def of_half(self, off: Measurement) -> RequestShape:
@@ -196,21 +227,26 @@ class Shapes:
             "max_tokens": dict(self.max_tokens),
             "traffic": None if self.traffic is None else self.traffic.to_json(),
             "first_cycle_in_prompt": self.first_cycle_in_prompt,
+            "depth": None if self.depth is None else self.depth.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote."""
-        traffic = data.get("traffic")
+        traffic, depth = data.get("traffic"), data.get("depth")
         return cls(
             cached_share=float(data["cached_share"]),
             max_tokens={str(k): int(v) for k, v in data["max_tokens"].items()},
             traffic=None
             if traffic is None
             else RequestShape(
-                float(traffic["prompt_tokens"]), float(traffic["answer_tokens"]), source="traffic"
+                float(traffic["prompt_tokens"]),
+                float(traffic["answer_tokens"]),
+                source="traffic",
+                context_tokens=traffic.get("context_tokens"),
             ),
             first_cycle_in_prompt=bool(data.get("first_cycle_in_prompt", False)),
+            depth=None if depth is None else DepthCosts.from_json(depth),
         )
 
 
@@ -223,10 +259,12 @@ def of_traffic(samples: Sequence[Sample]) -> RequestShape | None:
     told = [s for s in samples if s.predicted_tokens > 1]
     if len(told) < _LEAST_SAMPLES:
         return None
+    whole = [s.prompt_tokens + s.cached_tokens for s in told if s.cached_tokens is not None]
     return RequestShape(
         prompt_tokens=max(1.0, statistics.median(s.prompt_tokens for s in told)),
         answer_tokens=float(statistics.median(s.predicted_tokens for s in told)),
         source="traffic",
+        context_tokens=float(statistics.median(whole)) if len(whole) >= _LEAST_SAMPLES else None,
     )
 
 

@@ -279,7 +279,7 @@ class Predictor:
             answer_tokens=len(recording.answer_ids),
             ended=recording.ended,
         )
-        return PredictedAnswer(recording, counts, self._draft_prompt_ms(path, recording), shape)
+        return PredictedAnswer(recording, counts, self._draft_prompt_ms(path, recording), shape, path)
 
     def _expected(
         self, cell_key: str, drafting: Drafting, recording: Recording, counts: Counts

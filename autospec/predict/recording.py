@@ -10,16 +10,28 @@ from typing import Any, Self
 
 from autospec.backends.protocol import Request, Tokens
 from autospec.errors import RequestError
+from autospec.measure.depth_costs import DepthRise, rise_of
 from autospec.predict.profile import AnswerProfile, Recording, Scorer, profile_answer, profile_scored
 
-__all__ = ["DraftPass", "batch_sizes", "pass_of", "record", "time_batches", "typical_of"]
+__all__ = [
+    "LEAD_TOKENS",
+    "DraftPass",
+    "batch_sizes",
+    "pass_of",
+    "record",
+    "time_batches",
+    "time_depth",
+    "typical_of",
+]
 
 # Sizes of the timed batches, up to the space's largest; the cost curve is linear in between.
 _BATCHES = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
+# Sizes that are timed behind a longer context too: what it adds is a line over them.
+_DEEP_BATCHES = (1, 2, 5, 9, 17)
 # The median of this many times counts: some requests may be disturbed.
 _REPEATS = 5
 # Answer tokens before a timed batch, so that batches follow a text and not only a prompt.
-_LEAD = 4
+LEAD_TOKENS = 4
 # Misses of an answer whose whole continuation is kept.
 _SAMPLED_MISSES = 8
 # Tokens that the draft generates to time its steps.
@@ -112,10 +124,35 @@ def time_batches(
         RequestError: The server computes other tokens than the batch, or refuses.
     """
     text = _text(recording)
-    lead = (*recording.prompt_ids, *text[:_LEAD]) if behind else ()
+    lead = (*recording.prompt_ids, *text[:LEAD_TOKENS]) if behind else ()
     sizes = batch_sizes(recording, largest)
-    if not sizes:
-        return {}
+    return _timed(tokens, lead, text, sizes) if sizes else {}
+
+
+def time_depth(
+    tokens: Tokens, recording: Recording, near_ms: Mapping[int, float], more: Sequence[int]
+) -> DepthRise:
+    """What context adds to a batch: the times of `time_batches` against those behind a longer context.
+
+    Args:
+        tokens: The same model as for `near_ms`.
+        recording: The same recording.
+        near_ms: The result of `time_batches`, with at least two sizes.
+        more: Token ids that lengthen the context.
+
+    Raises:
+        RequestError: The server computes other tokens than the batch, or refuses, for example because its context is too short.
+    """
+    text = _text(recording)
+    sizes = [size for size in _DEEP_BATCHES if size in near_ms]
+    lead = (*recording.prompt_ids, *text[:LEAD_TOKENS], *more)
+    return rise_of(near_ms, _timed(tokens, lead, text, sizes), len(more))
+
+
+def _timed(
+    tokens: Tokens, lead: Sequence[int], text: Sequence[int], sizes: Sequence[int]
+) -> dict[int, float]:
+    """Tokens in a batch → milliseconds behind `lead`, medians."""
     # Each batch begins with another token than the previous batch, so that only the lead comes from the cache.
     starts = cycle(_different_starts(text, sizes[-1]))
     before = -1
@@ -202,7 +239,7 @@ def _text(recording: Recording) -> tuple[int, ...]:
 def _different_starts(text: Sequence[int], size: int) -> list[int]:
     """Places for a batch of `size` tokens, each beginning with another token than the previous place."""
     places: list[int] = []
-    for k in range(_LEAD, len(text) - size + 1):
+    for k in range(LEAD_TOKENS, len(text) - size + 1):
         if not places or text[k] != text[places[-1]]:
             places.append(k)
     return places

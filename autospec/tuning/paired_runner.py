@@ -84,7 +84,7 @@ class PairedRunner:
         self._launches = launches
         self._asking = asking
         self._store = store
-        self._shapes = shapes or {}
+        self._shapes = dict(shapes or {})
         self._stored = StoredPairs(store, asking.protocol, since, self._shapes)
         self._tell = tell
         self._clock = clock
@@ -96,6 +96,10 @@ class PairedRunner:
         # Cell and drafting → round that the proof has measured on the current launches; ``None`` before the proof.
         self._rounds: dict[tuple[str, Drafting], int] | None = None
         self._renewal_s = 0.0
+
+    def stand_for(self, cell_key: str, shapes: Shapes) -> None:
+        """Let the pairs of a cell stand for these requests from now on, those in the store too."""
+        self._shapes[cell_key] = shapes
 
     def known(self, cell_key: str, drafting: Drafting, phase: Phase, round_: int | None = None) -> list[Pair]:
         """Clean pairs in the store, of one round or of all."""

@@ -5,6 +5,7 @@ What these cost depends on the model's cache and output matrix, which its file d
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +32,7 @@ from autospec.predict.recording import DraftPass, batch_sizes, pass_of, record, 
 from autospec.predict.replay import Counts
 from autospec.prompts.suite import Prompt
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep
+from autospec.tuning.depth_timing import DepthTiming
 from autospec.tuning.pruning import beaten, nothing_pays, shortest_ms
 
 __all__ = ["RECORDING", "Profiler", "keeps_state", "output_share", "timed_apart"]
@@ -117,6 +119,13 @@ class Profiler:
         # Cell key and kind → the store's surveys, read once.
         self._surveys: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._batch_ms: Mapping[int, float] = {}
+        self._depth = DepthTiming(
+            self._cells,
+            context,
+            self._stored_depth,
+            self._keep_depth,
+            self._search_left_s if hurried else lambda: math.inf,
+        )
         # Prompt id → the shortest time to generate its answer with a draft that was read, and that draft.
         self._fastest: dict[str, tuple[float, str]] = {}
 
@@ -144,6 +153,7 @@ class Profiler:
             return None
         self._batch_ms = batches
         passes = self._passes(recordings)
+        self._depth.note(found)
         by_cell = {key: list(own.values()) for key, own in recordings.items()}
         stream = [(cell.cell.key, prompt.id) for cell, prompt in self._places()]
         return Predictor(
@@ -227,6 +237,10 @@ class Profiler:
         if stored is None or max(stored.batch_ms, default=0) < max(batch_sizes(typical, largest)):
             stored = DraftPass({}, 0.0, self._timed(main, path, typical, largest))
             self._keep_times(name, stored)
+        if not timed_apart(path):
+            read_ms = typical.prompt_ms / len(typical.prompt_ids)
+            if time_it := self._depth.time("", name, recordings, stored.batch_ms, read_ms):
+                self._undisturbed(lambda: time_it(_asked(main)))
         return dict(stored.batch_ms)
 
     def _timed(self, main: _Main, path: str, recording: Recording, largest: int) -> dict[int, float]:
@@ -301,6 +315,7 @@ class Profiler:
                 missing.append((cell, recording))
         times = self._stored_times(identity)
         if not missing and times is not None:
+            self._depth.known(draft, identity)
             return replace(times, profiles=profiles)
         name = Path(draft).name
         answers = counted(len(missing), "answer")
@@ -340,6 +355,11 @@ class Profiler:
                         hopeless=partial(self._hopeless, draft, recordings, profiles),
                     )
                 )
+            if not made.hopeless and not timed_apart(draft):
+                read = next(r for r in todo if r.prompt_id in made.profiles)
+                read_ms = made.profiles[read.prompt_id].draft_prompt_ms / len(read.prompt_ids)
+                if time_it := self._depth.time(draft, identity, todo, made.batch_ms, read_ms):
+                    self._undisturbed(partial(time_it, server.tokens))
         if state:
             batches = self._timed_whole(draft, typical_of(todo), self._longest + 1)
             made = replace(made, batch_ms=batches)
@@ -422,6 +442,13 @@ class Profiler:
     def _keep_times(self, name: str, times: DraftPass) -> None:
         for cell in self._cells:
             self._keep(cell, "times", name, replace(times, profiles={}).to_json())
+
+    def _stored_depth(self, name: str) -> dict[str, Any] | None:
+        return next((data for c in self._cells if (data := self._stored(c, "times").get(name))), None)
+
+    def _keep_depth(self, name: str, data: dict[str, Any]) -> None:
+        for cell in self._cells:
+            self._keep(cell, "times", name, data)
 
     def _stored(self, cell: CellRun, kind: str) -> dict[str, dict[str, Any]]:
         """What the store had of a cell when it was first asked: nothing that is kept here is read again."""

@@ -36,6 +36,7 @@ __all__ = [
     "note_begin",
     "note_choice",
     "note_look",
+    "note_requests",
     "renewing",
     "save_recommendation",
     "to_restart",
@@ -256,6 +257,14 @@ def note_begin(
     if history.restarts:
         study.note(_RENEWAL, now_s)
     return begun
+
+
+def note_requests(study: CellStudy, history: CellHistory, requests: Shapes) -> CellHistory:
+    """Note what else became known of the requests of the proof: what a longer context costs."""
+    if history.requests == requests:
+        return history
+    study.note(REQUESTS, requests.to_json())
+    return replace(history, requests=requests)
 
 
 def note_choice(

@@ -4,8 +4,9 @@ Run: ``python -m studies.bench.composition --model M [--draft D] [--prompt-type 
 
 Each prompt gets a short answer, like in `autospec tune`, with drafting off and with one drafting, pair by pair. The time of a long
 answer is computed from these (`autospec.measure.measurements`), and then the same servers give the long answer. One line per
-prompt: computed ÷ measured time for off and drafting, and the two ratios. The goal is 3 %. Two causes of an error are told apart:
-a token costs more in a longer answer, and a draft is right less often, or more, further on.
+prompt: computed ÷ measured time for off and drafting, and the two ratios. The goal is 3 %. What a longer context costs is timed
+as in a tune; ``--flat`` leaves it out. Two causes of an error are told apart: a token costs more in a longer answer, and a draft
+is right less often, or more, further on.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from __future__ import annotations
 import math
 import statistics
 
-from autospec.backends.protocol import Completion, LaunchSettings, Request, Server
+from autospec.backends.protocol import Backend, Completion, LaunchSettings, Request, Server, Tokens
 from autospec.backends.registry import backend_for
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
+from autospec.measure.depth_costs import DepthCosts, DepthRise
 from autospec.measure.measurements import Measurement, Phase, RequestShape, token_ms_of
+from autospec.predict.profile import Recording
+from autospec.predict.recording import record, time_batches, time_depth, typical_of
 from autospec.prompts.suite import Half, Prompt, load_suite
 from autospec.settings import load_settings
 from studies.bench.real_grid import bench_parser
 
 LAUNCH = LaunchSettings(args=("-c", "4096"))
+_LARGEST = 17
+_MORE_TOKENS = 512
 
 
 def main() -> None:
@@ -32,6 +38,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--long", type=int, default=300, help="tokens of the long answer")
     parser.add_argument("--n-max", type=int, default=8)
+    parser.add_argument("--flat", action="store_true", help="a token costs the same behind any context")
     args = parser.parse_args()
     backend = backend_for(args.backend or None, load_settings())
     drafting = (
@@ -50,19 +57,55 @@ def main() -> None:
     errors = []
     off = backend.launch(args.model, OFF, LAUNCH)
     try:
+        depth = None if args.flat else _depth(backend, off, drafting.draft, prompts, args.max_tokens)
         drafted = backend.launch(args.model, drafting, LAUNCH)
         try:
             for number, prompt in enumerate(prompts):
                 order = (off, drafted) if number % 2 == 0 else (drafted, off)
                 short = {s.launch_id: _ask(s, prompt, args.max_tokens) for s in order}
                 long = {s.launch_id: _ask(s, prompt, args.long) for s in order}
-                errors.append(_line(prompt, short, long, off, drafted))
+                errors.append(_line(prompt, short, long, (off, drafted), depth))
         finally:
             drafted.stop()
     finally:
         off.stop()
     print(f"\nerror of the ratio, median of its size: {100 * statistics.median(map(abs, errors)):.1f} %,")
     print(f"mean with its sign: {100 * statistics.fmean(errors):+.1f} %")
+
+
+def _depth(
+    backend: Backend, off: Server, draft: str | None, prompts: list[Prompt], max_tokens: int
+) -> DepthCosts | None:
+    """What context adds to the passes, timed as a tune does; ``None`` if the server cannot be asked in tokens."""
+    if off.tokens is None:
+        return None
+    requests = [Request(messages=p.messages, tools=p.tools, max_tokens=max_tokens) for p in prompts]
+    recordings = [record(off.tokens, p.id, r) for p, r in zip(prompts, requests, strict=True)]
+    main = rise = _rise(off.tokens, recordings)
+    rises = {"": main}
+    if draft is not None:
+        alone = backend.launch(draft, OFF, LAUNCH)
+        try:
+            if alone.tokens is not None:
+                rise = main.with_draft(_rise(alone.tokens, recordings), verifies=True)
+                rises[draft] = rise
+        finally:
+            alone.stop()
+    plain_ms = statistics.median(r.token_ms for r in recordings)
+    per_mille = [1000.0 * value / plain_ms for value in (main.pass_ms, rise.pass_ms, rise.token_ms)]
+    print(
+        "Each 1000 tokens of context add, in times of one token: {:.2f} to a token, {:.2f} to a cycle,"
+        " {:.2f} to each proposal.\n".format(*per_mille)
+    )
+    reach = len(typical_of(recordings).prompt_ids) + _MORE_TOKENS
+    return DepthCosts(plain_ms, reach, rises)
+
+
+def _rise(tokens: Tokens, recordings: list[Recording]) -> DepthRise:
+    typical = typical_of(recordings)
+    text = [i for r in recordings for i in (*r.prompt_ids[1:], *r.answer_ids)]
+    near_ms = time_batches(tokens, typical, _LARGEST)
+    return time_depth(tokens, typical, near_ms, text[:_MORE_TOKENS])
 
 
 def _ask(server: Server, prompt: Prompt, tokens: int) -> Measurement:
@@ -91,12 +134,16 @@ def _line(
     prompt: Prompt,
     short: dict[str, Measurement],
     long: dict[str, Measurement],
-    off: Server,
-    drafted: Server,
+    servers: tuple[Server, Server],
+    depth: DepthCosts | None,
 ) -> float:
-    """Print one prompt; return the error of its ratio, in logs."""
+    """Print one prompt; return the error of its ratio, in logs. `servers` are off's and the drafting's."""
+    off, drafted = servers
     shape = RequestShape(
-        long[off.launch_id].prompt_tokens, long[off.launch_id].predicted_tokens, source="measured"
+        long[off.launch_id].prompt_tokens,
+        long[off.launch_id].predicted_tokens,
+        source="measured",
+        depth=depth,
     )
     put = {s.launch_id: shape.request_ms(short[s.launch_id], short[off.launch_id]) for s in (off, drafted)}
     real = {s.launch_id: shape.request_ms(long[s.launch_id], long[off.launch_id]) for s in (off, drafted)}

@@ -187,14 +187,27 @@ def test_suspended_with_all_that_it_runs_and_continued_it_goes_on_measuring(work
         assert servers(str(work)) == []
 
 
+def _set_clock(home: Path, seconds: int) -> None:
+    """Move the daemon's wall clock forward; it never reads a file that is half written."""
+    new = home / "clock-moved-by.new"
+    new.write_text(str(seconds), "ascii")
+    new.replace(home / "clock-moved-by")
+
+
 @pytest.mark.slow
 def test_a_clock_that_jumps_voids_the_measurement_and_no_more(work: Path):
     """An hour forward, as after a sleep: the step is stopped with its reason, what was measured stays, it goes on."""
     with daemon():
         until(lambda: is_measuring(work), "the first measurement")
         kept = rows(str(work))
-        (work / "clock-moved-by").write_text("3600", "ascii")
-        until(lambda: "the clock jumped by 3600 s" in events(work), "the end of the step", 30.0)
+        # A step may end just before the clock jumps; then the next one has to be stopped.
+        for hours in range(1, 6):
+            until(lambda: is_measuring(work), "a step")
+            _set_clock(work, 3600 * hours)
+            with contextlib.suppress(AssertionError):
+                until(lambda: "the clock jumped by 3600 s" in events(work), "the end of the step", 15.0)
+                break
+        assert "the clock jumped by 3600 s" in events(work), events(work)
         assert rows(str(work)) >= kept
         until(lambda: status(work).get("state") == "tuning" or "Tuned" in events(work), "the next step")
 
