@@ -40,7 +40,7 @@ class DepthRise:
 
     def to_json(self) -> dict[str, float]:
         """For the store."""
-        return {"pass_ms": round(self.pass_ms, 7), "token_ms": round(self.token_ms, 7)}
+        return {"pass_ms": self.pass_ms, "token_ms": self.token_ms}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -80,7 +80,7 @@ class DepthCosts:
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""
         return {
-            "plain_ms": round(self.plain_ms, 5),
+            "plain_ms": self.plain_ms,
             "reach_tokens": self.reach_tokens,
             "rises": {path: rise.to_json() for path, rise in self.rises.items()},
         }

@@ -48,6 +48,8 @@ class Costs:
         stalls: Part of the requests that take 1.3 to 3 times as long, because something else woke up.
         luck: Of the log of a launch's speed, the same for all its requests.
         drift: The log of the machine's speed wanders by so much over a hundred requests.
+        deep_ms: Per token of a batch and token before it, of the main model: attention.
+        draft_deep_ms: Of the draft.
     """
 
     main: Callable[[int], float] = lambda k: 40.0 + 1.5 * (k - 1)
@@ -58,6 +60,18 @@ class Costs:
     stalls: float = 0.0
     luck: float = 0.0
     drift: float = 0.0
+    deep_ms: float = 0.0
+    draft_deep_ms: float = 0.0
+
+    def cycle_ms(self, proposed: int, before: int) -> float:
+        """Both models' time to verify so many tokens behind so many."""
+        n = proposed + 1
+        deep_ms = (self.deep_ms + self.draft_deep_ms) * n * before
+        return self.main(n) + self.draft(n) + deep_ms
+
+    def plain_ms(self, tokens: int, before: int) -> float:
+        """The main model's time for so many tokens one by one, the first behind so many."""
+        return tokens * self.main(1) + self.deep_ms * sum(range(before, before + tokens))
 
 
 @dataclass(frozen=True)
@@ -233,7 +247,7 @@ class MachineServer:
         costs = self.machine.costs
         prompt_ms = costs.prompt_ms * len(text.prompt_ids)
         if self.drafting.is_off:
-            return prompt_ms, (len(text.answer) - 1) * costs.main(1), 0, 0
+            return prompt_ms, costs.plain_ms(len(text.answer) - 1, len(text.prompt_ids)), 0, 0
         if self.drafting.mode.draft_free:
             return prompt_ms, *self._tokens_alone(text, max_tokens)
         return prompt_ms + costs.draft_prompt_ms * len(text.prompt_ids), *self._drafting(text)
@@ -264,8 +278,8 @@ class MachineServer:
             proposed, right, on_path = 0, 0, True
             miss = position
             while proposed < limit:
-                total += costs.draft(1)
                 place = position + proposed
+                total += costs.draft(1) + costs.draft_deep_ms * (len(text.prompt_ids) + place)
                 p = text.p[place] if on_path else text.after_miss[miss][place - miss - 1]
                 if p < least:
                     break
@@ -276,7 +290,7 @@ class MachineServer:
                     on_path, miss = False, place
             if proposed < fewest:
                 proposed = right = 0
-            total += costs.main(proposed + 1) + costs.draft(proposed + 1)
+            total += costs.cycle_ms(proposed, len(text.prompt_ids) + position)
             drafted, accepted, position = drafted + proposed, accepted + right, position + right + 1
             if self.machine.uncut and right < proposed:
                 # What was accepted, and the main model's own token, once more; that gives the token behind them.
@@ -322,10 +336,11 @@ class MachineTokens:
         text, _ = machine.find(ids)
         answer = text.answer[: request.max_tokens]
         costs = machine.costs
-        per_token, per_prompt = (
-            (costs.draft(1), costs.draft_prompt_ms) if self.server.alone else (costs.main(1), costs.prompt_ms)
-        )
-        prompt_ms, generate_ms = per_prompt * len(ids), (len(answer) - 1) * per_token
+        prompt_ms, generate_ms = costs.prompt_ms * len(ids), costs.plain_ms(len(answer) - 1, len(ids))
+        if self.server.alone:
+            prompt_ms = costs.draft_prompt_ms * len(ids)
+            steps = range(len(ids), len(ids) + len(answer) - 1)
+            generate_ms = len(steps) * costs.draft(1) + costs.draft_deep_ms * sum(steps)
         took = machine.took(prompt_ms + generate_ms, self.server.luck) / (prompt_ms + generate_ms)
         return TokenAnswer(
             answer,
@@ -357,7 +372,9 @@ class MachineTokens:
 
     def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
         """One batch."""
-        del ids
         costs = self.server.machine.costs
-        batch = costs.draft if self.server.alone else costs.main
-        return self.server.machine.took(batch(len(extra)), self.server.luck)
+        batch, deep_ms = (
+            (costs.draft, costs.draft_deep_ms) if self.server.alone else (costs.main, costs.deep_ms)
+        )
+        took_ms = batch(len(extra)) + deep_ms * len(extra) * len(ids)
+        return self.server.machine.took(took_ms, self.server.luck)

@@ -1,0 +1,94 @@
+"""A tune times what context costs, and its verdict counts it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autospec.cells import PromptType
+from autospec.errors import RequestError
+from autospec.measure.depth_costs import DepthCosts
+from autospec.measure.measurements import Shapes
+from autospec.tuning.request import TuneRequest
+from tests.predict.machine import MachineTokens
+from tests.tuning.test_forecast import WAITS_FOR_MEMORY, calm, machine, tune
+from tests.tuning.test_run import request_with
+
+__all__ = ["calm"]  # a fixture
+
+# A token takes 53 ms behind 60 tokens of prompt, and 0.05 ms more for each token before it.
+DEEP = replace(WAITS_FOR_MEMORY, deep_ms=0.05, draft_deep_ms=0.005, noise=0.002)
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> TuneRequest:
+    """A main model and a draft."""
+    made = request_with(tmp_path, "draft", prompt_types=(PromptType.CODING,))
+    for model in made.models:
+        model.path.touch()
+    return made
+
+
+def depth_of(recommendation) -> DepthCosts | None:
+    """What its evidence says that context costs."""
+    return Shapes.from_json(recommendation.evidence["requests"]).depth
+
+
+def test_the_evidence_says_what_context_costs(request_):
+    """The rise of the main model, and that of a cycle with the draft."""
+    recommendation, _ = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=DEEP))
+    depth = depth_of(recommendation)
+    assert depth is not None
+    alone, cycle = depth.rises[""], depth.rises[str(request_.models[1].path)]
+    # Both rise by as much for each token of a batch.
+    assert (alone.pass_ms, alone.token_ms) == pytest.approx((0.05, 0.05), rel=0.1)
+    assert (cycle.pass_ms, cycle.token_ms) == pytest.approx((0.055, 0.06), rel=0.1)
+
+
+def test_where_context_costs_nothing_the_verdict_is_as_before(request_):
+    """No rise, no change, and the predictions still agree with the measurements."""
+    exact = replace(WAITS_FOR_MEMORY, noise=0.0)
+    recommendation, _ = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=exact))
+    depth = depth_of(recommendation)
+    assert depth is not None
+    assert [r.pass_ms for r in depth.rises.values()] == pytest.approx([0.0, 0.0], abs=1e-9)
+    expected = recommendation.evidence["prediction"]["expected"]
+    assert expected == pytest.approx(recommendation.speedup, rel=0.15)
+
+
+def test_a_second_tune_does_not_time_it_again(request_, monkeypatch):
+    """It stands in the store, and in the notes of the cell's requests."""
+    backend = machine(request_, acceptance=lambda _: 0.85, costs=DEEP)
+    first, _ = tune(request_, backend)
+    told, batch_ms = [], MachineTokens.batch_ms
+    monkeypatch.setattr(
+        MachineTokens, "batch_ms", lambda *args: (told.append(len(args[1])), batch_ms(*args))[1]
+    )
+    second, _ = tune(replace(request_, budget_s=1e6), backend)
+    assert depth_of(second) == depth_of(first)
+    assert max(told, default=0) < 512
+
+
+def test_a_context_that_is_too_short_leaves_it_out(request_, monkeypatch):
+    """The server refuses 512 more tokens: the tune goes on, and a token costs what was measured."""
+    batch_ms = MachineTokens.batch_ms
+
+    def refuse(self, ids, extra):
+        if len(ids) + len(extra) > 400:
+            raise RequestError("the request exceeds the available context size")
+        return batch_ms(self, ids, extra)
+
+    monkeypatch.setattr(MachineTokens, "batch_ms", refuse)
+    recommendation, _ = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=DEEP))
+    assert depth_of(recommendation) is None
+    assert recommendation.speedup > 2.0
+
+
+def test_slow_prompts_are_not_read_for_it(request_):
+    """A machine that reads a token of a prompt in a second: 512 of them would take nine minutes of a short budget."""
+    slow = replace(DEEP, prompt_ms=1000.0)
+    backend = machine(request_, acceptance=lambda _: 0.85, costs=slow)
+    recommendation, _ = tune(replace(request_, budget_s=600.0), backend)
+    assert depth_of(recommendation) is None
