@@ -238,12 +238,12 @@ def test_a_stalled_baseline_is_corrected_for_the_request_that_is_predicted():
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_a_long_answer_costs_what_its_depth_costs(timed):
-    """Attention takes 0.05 ms for each token before: parts without it promise 6 % too much for answers twenty times as long."""
+    """Attention takes 0.02 ms for each token before: parts without it promise too much for answers twenty times as long."""
     machine = Machine(
         main_path="main",
         acceptance=lambda _: 1.0,
         spread=0.0,
-        costs=Costs(noise=0.0, deep_ms=0.05, draft_deep_ms=0.01),
+        costs=Costs(noise=0.0, deep_ms=0.02, draft_deep_ms=0.004),
     )
     chosen, length = drafting(8), 20 * TOKENS
     off, draft = (machine.launch(name, OFF, LaunchSettings()).tokens for name in ("main", "draft"))
@@ -270,9 +270,11 @@ def test_a_long_answer_costs_what_its_depth_costs(timed):
     )
     found = surveyed(machine, shapes=long).predict(CELL, [chosen])[chosen].ratio
     if timed:
-        assert (composed, math.log(found)) == pytest.approx((exact, exact), abs=0.02)
+        assert composed == pytest.approx(exact, abs=0.005)
+        # Batches were timed at the beginning of an answer, which leaves out a little of its depth until a launch corrects it.
+        assert math.log(found) == pytest.approx(exact, abs=0.03)
     else:
-        assert min(composed, math.log(found)) > exact + 0.06
+        assert min(composed, math.log(found)) > exact + 0.1
 
 
 def test_an_answer_of_another_length_corrects_nothing():
