@@ -5,14 +5,15 @@ Run: ``python -m studies.bench.composition --model M [--draft D] [--prompt-type 
 Each prompt gets a short answer, like in `autospec tune`, with drafting off and with one drafting, pair by pair. The time of a long
 answer is computed from these (`autospec.measure.measurements`), and then the same servers give the long answer. One line per
 prompt: computed ÷ measured time for off and drafting, and the two ratios. The goal is 3 %. What a longer context costs is timed
-as in a tune; ``--flat`` leaves it out. Two causes of an error are told apart: a token costs more in a longer answer, and a draft
-is right less often, or more, further on.
+as in a tune; the column "flat" leaves it out. Two causes of an error are told apart: a token costs more in a longer answer, and a
+draft is right less often, or more, further on.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 
 from autospec.backends.protocol import Backend, Completion, LaunchSettings, Request, Server, Tokens
 from autospec.backends.registry import backend_for
@@ -38,7 +39,6 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--long", type=int, default=300, help="tokens of the long answer")
     parser.add_argument("--n-max", type=int, default=8)
-    parser.add_argument("--flat", action="store_true", help="a token costs the same behind any context")
     args = parser.parse_args()
     backend = backend_for(args.backend or None, load_settings())
     drafting = (
@@ -50,14 +50,14 @@ def main() -> None:
     types = [PromptType(t) for t in args.prompt_type] or [PromptType.CODING, PromptType.CHAT]
     prompts = [p for t in types for p in suite.of(t, Half.PROVE)[: args.prompts]]
     print(
-        "| prompt | tokens | off, ÷ measured | drafting | ratio put together | measured | generation alone"
+        "| prompt | tokens | off, ÷ measured | drafting | ratio put together | flat | measured | generation alone"
         " | ms a token, off: short, long | tokens a cycle: short, long |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
-    errors = []
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    errors: list[tuple[float, float]] = []
     off = backend.launch(args.model, OFF, LAUNCH)
     try:
-        depth = None if args.flat else _depth(backend, off, drafting.draft, prompts, args.max_tokens)
+        depth = _depth(backend, off, drafting.draft, prompts, args.max_tokens)
         drafted = backend.launch(args.model, drafting, LAUNCH)
         try:
             for number, prompt in enumerate(prompts):
@@ -69,8 +69,11 @@ def main() -> None:
             drafted.stop()
     finally:
         off.stop()
-    print(f"\nerror of the ratio, median of its size: {100 * statistics.median(map(abs, errors)):.1f} %,")
-    print(f"mean with its sign: {100 * statistics.fmean(errors):+.1f} %")
+    for name, found in zip(("with what context costs", "flat"), zip(*errors, strict=True), strict=True):
+        print(
+            f"\nerror of the ratio {name}, median of its size: {100 * statistics.median(map(abs, found)):.1f} %,"
+        )
+        print(f"mean with its sign: {100 * statistics.fmean(found):+.1f} %")
 
 
 def _depth(
@@ -136,8 +139,8 @@ def _line(
     long: dict[str, Measurement],
     servers: tuple[Server, Server],
     depth: DepthCosts | None,
-) -> float:
-    """Print one prompt; return the error of its ratio, in logs. `servers` are off's and the drafting's."""
+) -> tuple[float, float]:
+    """Print one prompt; return the errors of its ratio in logs, with `depth` and without. `servers`: off, the drafting."""
     off, drafted = servers
     shape = RequestShape(
         long[off.launch_id].prompt_tokens,
@@ -145,20 +148,24 @@ def _line(
         source="measured",
         depth=depth,
     )
-    put = {s.launch_id: shape.request_ms(short[s.launch_id], short[off.launch_id]) for s in (off, drafted)}
-    real = {s.launch_id: shape.request_ms(long[s.launch_id], long[off.launch_id]) for s in (off, drafted)}
-    of_parts = put[off.launch_id] / put[drafted.launch_id]
-    measured = real[off.launch_id] / real[drafted.launch_id]
+
+    def times(of: RequestShape, found: dict[str, Measurement]) -> tuple[float, float]:
+        put, by_drafting = (of.request_ms(found[s.launch_id], found[off.launch_id]) for s in servers)
+        return put, by_drafting
+
+    (put_ms, put_drafted_ms), real_ms = times(shape, short), times(shape, long)
+    flat_ms = times(replace(shape, depth=None), short)
+    of_parts, flat, measured = put_ms / put_drafted_ms, flat_ms[0] / flat_ms[1], real_ms[0] / real_ms[1]
     generation = token_ms_of(long[off.launch_id]) / token_ms_of(long[drafted.launch_id])
     off_ms = [token_ms_of(found[off.launch_id]) for found in (short, long)]
     cycle = [_tokens_a_cycle(found[drafted.launch_id]) for found in (short, long)]
     print(
-        f"| {prompt.id} | {shape.answer_tokens:.0f} | {put[off.launch_id] / real[off.launch_id]:.3f}"
-        f" | {put[drafted.launch_id] / real[drafted.launch_id]:.3f} | {of_parts:.3f} | {measured:.3f} | {generation:.3f} |"
+        f"| {prompt.id} | {shape.answer_tokens:.0f} | {put_ms / real_ms[0]:.3f} | {put_drafted_ms / real_ms[1]:.3f}"
+        f" | {of_parts:.3f} | {flat:.3f} | {measured:.3f} | {generation:.3f} |"
         f" {off_ms[0]:.1f}, {off_ms[1]:.1f} | {cycle[0]:.2f}, {cycle[1]:.2f} |",
         flush=True,
     )
-    return math.log(of_parts / measured)
+    return math.log(of_parts / measured), math.log(flat / measured)
 
 
 if __name__ == "__main__":
