@@ -118,7 +118,7 @@ class Reconciler:
         error, until_s = self._broken.get(model, (None, now))
         hopeless = error is not None and now < until_s and self._needs_off(request)
         # A request that is refused must not make the servers start one for it.
-        self.demand.asked(model, now, drafting_off=request.drafting_off and not hopeless)
+        self.demand.asked(model, now, drafting_off=not hopeless and self._takes_off_server(request))
         if (lease := self._lend(request)) is not None:
             self.demand.arrived(model, request.prompt_type, now)
             return lease
@@ -298,6 +298,9 @@ class Reconciler:
         elif off is not None:
             # The planned server is not ready yet; off is always correct.
             launch, drafting = off, OFF
+        elif per_request:
+            # This server's own drafting may be another prompt type's.
+            drafting = self.options.of(request.model).drafting_for(request.prompt_type)
         if per_request and (
             request.drafting_off
             or limit is not None
@@ -424,9 +427,13 @@ class Reconciler:
 
     def _needs_off(self, request: RouteRequest) -> bool:
         """True if only a server without drafting could answer: the client asks for it, or no other one runs or starts."""
-        if request.drafting_off and not self.options.served(request.model)[1].per_request:
+        if self._takes_off_server(request):
             return True
         return not any(launch.state.live for launch in self.pool.of(request.model))
+
+    def _takes_off_server(self, request: RouteRequest) -> bool:
+        """True if the client asks for no drafting, and the backend cannot leave it out for one request."""
+        return request.drafting_off and not self.options.served(request.model)[1].per_request
 
     def _unload_unused(self, now_s: float) -> None:
         if self.idle_unload_s is None:
