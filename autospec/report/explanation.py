@@ -80,7 +80,7 @@ def explain(
         sentences += _generation(off, drafted, figures)
         sentences += _prompt_processing(off, drafted, figures)
         sentences += _spread(pairs, figures)
-        sentences += _lossless(pairs, figures)
+        sentences += _lossless(r, pairs, figures)
     sentences += _energy(r, figures)
     sentences += _recorded_runs(r)
     sentences += _forecast(r, figures)
@@ -252,17 +252,19 @@ def _spread(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _lossless(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
+def _lossless(r: Recommendation, pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
     same = sum(p.same_text for p in pairs)
     figures |= {"pairs": len(pairs), "same_text": same}
     if same == len(pairs):
         return [f"All {same} answers were identical with and without drafting."]
-    return [
-        (
-            f"{len(pairs) - same} of {len(pairs)} answers differed with and without drafting: verifying in batches"
-            " rounds differently, which can change a greedy choice between nearly equal tokens."
-        )
-    ]
+    told = r.evidence.get(CONDITIONS)
+    sampled = isinstance(told, Mapping) and told.get("temperature", 0.0) > 0
+    why = (
+        "they were sampled, and drafting may draw in another order."
+        if sampled
+        else "verifying in batches rounds differently, which can change a greedy choice between nearly equal tokens."
+    )
+    return [f"{len(pairs) - same} of {len(pairs)} answers differed with and without drafting: {why}"]
 
 
 _ENERGY_OF = {"cpu": "the processor", "gpu": "the GPU"}
