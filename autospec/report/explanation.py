@@ -37,6 +37,7 @@ __all__ = ["Explanation", "explain", "explain_overall"]
 # Rule of thumb of the reference benchmark: a faster main model leaves little to gain.
 _FAST_TPS = 30.0
 _RUNNERS_UP = 3
+_NEARLY_CERTAIN = 0.9995
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,11 @@ def _overall(r: Recommendation) -> list[str]:
         )
     if likely := likely_words(r):
         chance = r.evidence[LIKELY].get("chance")
-        known = (
-            f"; the chance that its gain exceeds the threshold is {chance:.1%}"
-            if isinstance(chance, int | float)
-            else ""
-        )
+        known = ""
+        if isinstance(chance, int | float):
+            # Rounded it would be certain.
+            words = f"{chance:.1%}" if chance < _NEARLY_CERTAIN else "above 99.9%"
+            known = f"; the chance that its gain exceeds the threshold is {words}"
         lines.append(f"{r.tried.label} is {likely}{known}.")
     # The reason of a record's verdict already contains the speeds.
     if r.baseline_tps and r.drafting_tps and r.speedup and "unpaired" not in r.evidence:
