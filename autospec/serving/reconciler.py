@@ -101,7 +101,7 @@ class Reconciler:
         self._kicked = asyncio.Event()
         self._plan_is_old = False
         self._answering: dict[str, set[ServerLease]] = {}  # requests that generate, by model
-        self._restarting: set[str] = set()
+        self._restarting: set[str] = set()  # models without a server for a moment: they count as in use
         self._broken: dict[str, tuple[LaunchError, float]] = {}
         self._missed_since_s: dict[Format, float] = {}  # engines that the last scan did not find
 
@@ -221,12 +221,17 @@ class Reconciler:
             self._plan_is_old = False
             self.planned_at_s = now
             self.plan = self._planner(self._demands(now), Capacity(self.memory_bytes))
+            # What others took the memory of does not come back by itself.
+            self._restarting = {model for model in self._restarting if self._is_planned(model)}
         held, kept = self.pool.held(), self._kept(now)
         if self._daemon is not None and self._daemon.measuring and not len(self.queue):
             # Nobody waits for a switch, which would disturb the measurement; what is kept by no plan is stopped.
             held, kept = [launch for launch in held if launch.model not in kept], {}
         actions = next_actions(held, kept, self.memory_bytes)
         self.pool.drain(actions)
+        # Where two servers do not fit, none runs between the old one and the new one.
+        drained = {launch.model for launch in held if launch.number in actions.drain}
+        self._restarting |= {model for model in drained if model in kept and not self.pool.live(model)}
         for name, entry in actions.start:
             if self.backoff.not_before_s(name, entry.drafting) <= now:
                 model, engine = self.options.served(name)
