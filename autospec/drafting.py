@@ -204,11 +204,15 @@ class Drafting:
 
         Raises:
             ValueError: An unknown mode or parameter, or one out of range.
+            TypeError: A parameter of another type.
         """
         own = {k: v for k, v in data.items() if k != _PARTS}
         unknown = sorted(set(own) - ({f.name for f in fields(cls)} - {"beside"}))
         if unknown:
             raise ValueError(f"unknown drafting parameter {unknown[0]}")
+        for name, value in own.items():
+            if not isinstance(value, str if name in ("mode", "draft", "engine") else int | float):
+                raise TypeError(f"{name} cannot be {value!r}")
         parts = data.get(_PARTS) or [own]
         if parts[0]["mode"] != own["mode"]:
             raise ValueError(f"the parts of a drafting with {own['mode']} begin with {parts[0]['mode']}")

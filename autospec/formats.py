@@ -106,7 +106,9 @@ def conditions_words(r: Recommendation) -> str:
     told = r.evidence.get(CONDITIONS)
     if not isinstance(told, dict):
         return ""
-    temperature = told.get("temperature", 0.0)
+    temperature, share = told.get("temperature", 0.0), told.get("cached_share") or 0.0
+    if not all(isinstance(number, int | float) for number in (temperature, share)):
+        return ""  # a damaged import
     sampling = "greedy" if temperature <= 0 else f"temperature {temperature:g}"
     at_once = told.get("slots", 1)
     several = "one request at a time" if at_once == 1 else f"{at_once} requests at once"
@@ -118,7 +120,6 @@ def conditions_words(r: Recommendation) -> str:
     answer = told.get("answer_tokens")
     if answer is None:
         return words
-    share = told.get("cached_share") or 0.0
     of_prompt = f" with {share:.0%} of the prompt cached" if share else ""
     return f"{words}; composed for {answer}-token answers{of_prompt}"
 

@@ -160,6 +160,9 @@ class Recommendation:
                 raise TypeError(f"{name} has the wrong type")
         if not isinstance(evidence, dict):
             raise TypeError("evidence has the wrong type")
+        # A plan divides by them.
+        if any(not (data[name] is None or data[name] > 0.0) for name in ("baseline_tps", "speedup")):
+            raise ValueError("speeds and ratios must be above 0")
         Limits.from_json(
             evidence.get(LIMITS)
         )  # readers take it from the evidence, without a check of their own
@@ -239,11 +242,19 @@ class LimitCheck:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote; a missing key is what nothing measured leaves."""
+        """Read what `to_json` wrote; a missing key is what nothing measured leaves.
+
+        Raises:
+            TypeError: A value has the wrong type.
+        """
+        for name in ("at", "ratio", "pairs", "answer_tokens"):
+            _check_number(name, data.get(name))
+        if not isinstance(data.get("note", ""), str):
+            raise TypeError("note has the wrong type")
         interval = data.get("interval")
         verdict = data.get("verdict")
         return cls(
-            at=data.get("at", 0),
+            at=data.get("at") or 0,
             ratio=data.get("ratio"),
             interval=None if interval is None else _interval(*interval),
             pairs=data.get("pairs", 0),
@@ -289,8 +300,15 @@ class Limits:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | None) -> Self:
-        """Read the evidence's `LIMITS`; a missing key, or ``None`` for all of them, is no limit."""
+        """Read the evidence's `LIMITS`; a missing key, or ``None`` for all of them, is no limit.
+
+        Raises:
+            TypeError: A value has the wrong type.
+            AttributeError: Likewise.
+        """
         data = data or {}
+        for name in ("most_concurrent", "deepest_context", "highest_temperature"):
+            _check_number(name, data.get(name))
 
         def checks(key: str) -> tuple[LimitCheck, ...]:
             return tuple(LimitCheck.from_json(c) for c in data.get(key) or ())
@@ -343,6 +361,11 @@ def _interval(low: float | None, high: float | None) -> tuple[float, float]:
     if not all(isinstance(end, int | float) for end in ends):
         raise TypeError("the ends of an interval must be numbers")
     return ends
+
+
+def _check_number(name: str, value: object) -> None:
+    if not (value is None or (isinstance(value, int | float) and math.isfinite(value))):
+        raise TypeError(f"{name} has the wrong type")
 
 
 def _number(value: float | None, digits: int = 2) -> float | None:

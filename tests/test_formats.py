@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.formats import counted, duration, gigabytes
+from autospec.formats import conditions_words, counted, duration, gigabytes
+from tests.report.samples import recommendation
 
 
 def test_numbers_agree_with_their_noun():
@@ -23,3 +24,11 @@ def test_durations_have_one_unit(seconds, text):
 def test_sizes_are_decimal():
     """As model files are named on download pages."""
     assert (gigabytes(4.7e9), gigabytes(638e6)) == ("4.7 GB", "638 MB")
+
+
+@pytest.mark.parametrize("damage", [{"temperature": "0.8"}, {"cached_share": [1]}])
+def test_conditions_that_cannot_be_read_are_not_told(damage):
+    """Of an import that somebody edited; `recommend` goes on with the rest."""
+    told = {"temperature": 0.0, "max_tokens": 64, "answer_tokens": 300, "cached_share": 0.5}
+    assert conditions_words(recommendation(evidence={"conditions": told})).startswith("greedy, 64 tokens")
+    assert conditions_words(recommendation(evidence={"conditions": told | damage})) == ""

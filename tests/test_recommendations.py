@@ -34,3 +34,23 @@ def test_only_enable_may_configure_a_drafting(verdict):
     """A verdict other than enable with a drafting is a mistake that cannot be made."""
     with pytest.raises(ValueError, match="configures as off"):
         replace(RECOMMENDATION, verdict=verdict)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"speedup": 0.0},
+        {"speedup": -1.2},
+        {"baseline_tps": -3.0},
+        {"tried": {"mode": "draft-model", "draft": ["/models/draft.gguf"], "n_max": 8}},
+        {"evidence": {"limits": {"concurrent": [{"at": "2"}]}}},
+        {"evidence": {"limits": {"context": [{"at": 8192, "ratio": "0.9"}]}}},
+        {"evidence": {"limits": {"temperature": [{"at": 0.8, "note": 1}]}}},
+        {"evidence": {"limits": {"highest_temperature": "0.8"}}},
+        {"evidence": {"limits": {"concurrent": [{"at": math.inf}]}}},
+    ],
+)
+def test_a_damaged_row_is_refused_where_it_is_read(damage):
+    """A file from elsewhere may hold anything. Such a row kept the proxy from planning for any model, and `recommend` from answering."""
+    with pytest.raises((ValueError, TypeError)):
+        Recommendation.from_json({**RECOMMENDATION.to_json(), **damage})

@@ -15,6 +15,7 @@ from autospec.hardware.gpu_reading import HEAT, GpuReading, GpuUse
 __all__ = ["Amd", "library"]
 
 _MIB = 1024**2
+_LACKING = "N/A"
 # drivers/gpu/drm/amd/pm/swsmu/inc/amdgpu_smu.h: bits 32 to 47 of the throttle status are temperatures.
 _THERMAL = 0xFFFF << 32
 # Limits were watts until ROCm 6.0 and are microwatts since; no GPU has a limit of 100 kW.
@@ -73,9 +74,10 @@ class Amd:
         caps = self._told("amdsmi_get_power_cap_info", card)
         clock = self._told("amdsmi_get_clock_info", card, self._member("AmdSmiClkType", "GFX"))
         total, used = _number(memory.get("vram_total")), _number(memory.get("vram_used"))
+        name = asic.get("market_name")
         drawn = (power.get(key) for key in ("socket_power", "current_socket_power", "average_socket_power"))
         return GpuReading(
-            str(asic.get("market_name") or "AMD GPU"),
+            str(name) if name and name != _LACKING else "AMD GPU",
             None if total is None else int(total * _MIB),
             None if total is None or used is None else int((total - used) * _MIB),
             self._processes(card),
@@ -95,7 +97,8 @@ class Amd:
             return None
         found: dict[int, int | None] = {}
         for process in listed:
-            held = _number(process.get("memory_usage", {}).get("vram_mem"))
+            usage = process.get("memory_usage")
+            held = _number(usage.get("vram_mem")) if isinstance(usage, dict) else None
             found[int(process["pid"])] = None if held is None else int(held)
         return found
 

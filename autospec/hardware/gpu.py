@@ -29,9 +29,11 @@ _MIB = 1024**2
 _GIB = 1024**3
 # Apple allows the GPU two thirds of up to 32 GB and three quarters of more; macOS 26 allows more of large memories.
 _SMALL_MAC_BYTES = 36 * _GIB
-# Graphics that share the processor's memory: Intel's except Arc cards, and AMD's processors, whose names have no number.
+# Graphics that share the processor's memory: Intel's except Arc cards, and AMD's processors, whose names have no number. Cards
+# that only have an id (`autospec.hardware.identity`): Linux, include/drm/intel/pciids.h, DG1, DG2 and BMG.
 _INTEGRATED = re.compile(
-    r"\bApple\b|\bIntel\b(?!.*\bArc\b.*\b[AB]\d{2,3}\b)|\bRadeon(?: \d+M| 8\d{3}S)?(?: \(TM\))? Graphics\b"
+    r"\bApple\b|\bIntel\b(?!.*(?:\bArc\b.*\b[AB]\d{2,3}\b|\bGPU 0x(?:490|56|e2)))"
+    r"|\bRadeon(?: \d+M| 8\d{3}S)?(?: \(TM\))? Graphics\b"
 )
 # Software renderers on the processor.
 _SOFTWARE = re.compile(r"llvmpipe|SwiftShader", re.IGNORECASE)
@@ -79,7 +81,9 @@ def devices_here(hardware: Hardware) -> tuple[Device, ...] | None:
         return (metal_device(hardware),) if hardware.gpu else ()
     if found := driver_devices():
         return found
-    return () if not hardware.gpu or is_integrated(hardware.gpu) else None
+    # A card beside integrated graphics has memory that nobody tells.
+    names = hardware.gpu.split(", ") if hardware.gpu else []
+    return () if all(map(is_integrated, names)) else None
 
 
 def shared_limit_bytes(hardware: Hardware) -> int:

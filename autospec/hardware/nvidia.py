@@ -140,7 +140,12 @@ class Nvidia:
         ]
         if not lists:
             return None
-        return {process.pid: _size(process.usedGpuMemory) for listed in lists for process in listed}
+        found: dict[int, int | None] = {}
+        for process in (process for listed in lists for process in listed):
+            # One that computes and draws is in both lists, perhaps with its memory in one of them only.
+            held, before = _size(process.usedGpuMemory), found.get(process.pid)
+            found[process.pid] = held if before is None else max(before, held or 0)
+        return found
 
     def _slowed(self, card: Any) -> tuple[str, ...] | None:
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons", card)

@@ -107,7 +107,8 @@ def stratified_estimate(by_prompt: Sequence[Sequence[float]], level: float) -> E
 
     Student's t on the residuals within prompts. Some prompts are noisier than others, so each has its own variance, and
     the degrees of freedom are Satterthwaite's (*Biometrics Bulletin* 2, 1946, 110-114); a prompt that was asked once gets
-    the pooled variance. The interval is not about other prompts, and one stall widens it much.
+    the pooled variance of the others and adds no degrees of freedom. The interval is not about other prompts, and one stall
+    widens it much.
     """
     from scipy.stats import t  # noqa: PLC0415  (half a second that most commands need not spend)
 
@@ -115,10 +116,13 @@ def stratified_estimate(by_prompt: Sequence[Sequence[float]], level: float) -> E
     residuals = sum(p.size - 1 for p in prompts)
     if residuals < _LEAST_RESIDUALS:
         return None
-    pooled = sum(float(((p - p.mean()) ** 2).sum()) for p in prompts) / residuals
-    # For each prompt's mean: its variance and degrees of freedom.
+    repeated = [p for p in prompts if p.size > 1]
+    once = len(prompts) - len(repeated)
+    # The variance of the sum of the prompts' means, as each repeated prompt's own part and its degrees of freedom. The pooled
+    # variance consists of theirs.
     parts = [
-        (float(p.var(ddof=1)) / p.size, p.size - 1) if p.size > 1 else (pooled, residuals) for p in prompts
+        (float(p.var(ddof=1)) * (1.0 / p.size + once * (p.size - 1) / residuals), p.size - 1)
+        for p in repeated
     ]
     variance = sum(part for part, _ in parts)
     uncertainty = sum(part**2 / freedom for part, freedom in parts)

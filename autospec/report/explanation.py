@@ -37,6 +37,7 @@ __all__ = ["Explanation", "explain", "explain_overall"]
 # Rule of thumb of the reference benchmark: a faster main model leaves little to gain.
 _FAST_TPS = 30.0
 _RUNNERS_UP = 3
+_NEARLY_CERTAIN = 0.9995
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def explain(
         sentences += _generation(off, drafted, figures)
         sentences += _prompt_processing(off, drafted, figures)
         sentences += _spread(pairs, figures)
-        sentences += _lossless(pairs, figures)
+        sentences += _lossless(r, pairs, figures)
     sentences += _energy(r, figures)
     sentences += _recorded_runs(r)
     sentences += _forecast(r, figures)
@@ -102,11 +103,11 @@ def _overall(r: Recommendation) -> list[str]:
         )
     if likely := likely_words(r):
         chance = r.evidence[LIKELY].get("chance")
-        known = (
-            f"; the chance that its gain exceeds the threshold is {chance:.1%}"
-            if isinstance(chance, int | float)
-            else ""
-        )
+        known = ""
+        if isinstance(chance, int | float):
+            # Rounded it would be certain.
+            words = f"{chance:.1%}" if chance < _NEARLY_CERTAIN else "above 99.9%"
+            known = f"; the chance that its gain exceeds the threshold is {words}"
         lines.append(f"{r.tried.label} is {likely}{known}.")
     # The reason of a record's verdict already contains the speeds.
     if r.baseline_tps and r.drafting_tps and r.speedup and "unpaired" not in r.evidence:
@@ -252,17 +253,19 @@ def _spread(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _lossless(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
+def _lossless(r: Recommendation, pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
     same = sum(p.same_text for p in pairs)
     figures |= {"pairs": len(pairs), "same_text": same}
     if same == len(pairs):
         return [f"All {same} answers were identical with and without drafting."]
-    return [
-        (
-            f"{len(pairs) - same} of {len(pairs)} answers differed with and without drafting: verifying in batches"
-            " rounds differently, which can change a greedy choice between nearly equal tokens."
-        )
-    ]
+    told = r.evidence.get(CONDITIONS)
+    sampled = isinstance(told, Mapping) and told.get("temperature", 0.0) > 0
+    why = (
+        "they were sampled, and drafting may draw in another order."
+        if sampled
+        else "verifying in batches rounds differently, which can change a greedy choice between nearly equal tokens."
+    )
+    return [f"{len(pairs) - same} of {len(pairs)} answers differed with and without drafting: {why}"]
 
 
 _ENERGY_OF = {"cpu": "the processor", "gpu": "the GPU"}

@@ -79,6 +79,11 @@ class ModelAdvice:
             r.prompt_type for r in self.recommendations if r.drafting == drafting and is_likely(r)
         )
 
+    def drafting_for(self, prompt_type: PromptType | None) -> Drafting:
+        """The drafting that is recommended for a prompt type; off without a recommendation."""
+        known = {r.prompt_type: r.drafting for r in self.recommendations}
+        return known.get(prompt_type, known.get(None, OFF))
+
     def limits_for(self, prompt_type: PromptType) -> Limits:
         """The limits of the drafting that is recommended for a prompt type."""
         return self.limits.get(prompt_type, self.limits.get(None, NO_LIMITS))

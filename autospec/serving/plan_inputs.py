@@ -121,7 +121,7 @@ class ModelDemand:
     possible: tuple[LaunchEstimate, ...]  # off, and every drafting that may be tried now
     advice: Mapping[PromptType, Advice] = field(default_factory=lambda: MappingProxyType({}))
     tokens_per_s: Mapping[PromptType, float] = field(default_factory=lambda: MappingProxyType({}))
-    # The part of `tokens_per_s` that is beyond a limit.
+    # The part of `tokens_per_s` that was beyond a limit, which may be of an earlier recommendation.
     beyond_per_s: Mapping[tuple[PromptType, Limit], float] = field(
         default_factory=lambda: MappingProxyType({})
     )
@@ -255,6 +255,8 @@ def _tokens_by_part(demand: ModelDemand) -> dict[TrafficPart, float]:
     """Tokens per second of each part of the traffic."""
     parts: dict[TrafficPart, float] = {(kind, None): n for kind, n in demand.tokens_per_s.items()}
     for (kind, limit), tokens in demand.beyond_per_s.items():
+        if limit not in demand.advice.get(kind, _UNTUNED).beyond:
+            continue  # beyond a limit of an earlier recommendation
         parts[(kind, None)] = max(0.0, parts.get((kind, None), 0.0) - tokens)
         parts[(kind, limit)] = tokens
     return parts

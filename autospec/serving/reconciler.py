@@ -101,7 +101,7 @@ class Reconciler:
         self._kicked = asyncio.Event()
         self._plan_is_old = False
         self._answering: dict[str, set[ServerLease]] = {}  # requests that generate, by model
-        self._restarting: set[str] = set()
+        self._restarting: set[str] = set()  # models without a server for a moment: they count as in use
         self._broken: dict[str, tuple[LaunchError, float]] = {}
         self._missed_since_s: dict[Format, float] = {}  # engines that the last scan did not find
 
@@ -118,7 +118,7 @@ class Reconciler:
         error, until_s = self._broken.get(model, (None, now))
         hopeless = error is not None and now < until_s and self._needs_off(request)
         # A request that is refused must not make the servers start one for it.
-        self.demand.asked(model, now, drafting_off=request.drafting_off and not hopeless)
+        self.demand.asked(model, now, drafting_off=not hopeless and self._takes_off_server(request))
         if (lease := self._lend(request)) is not None:
             self.demand.arrived(model, request.prompt_type, now)
             return lease
@@ -221,12 +221,17 @@ class Reconciler:
             self._plan_is_old = False
             self.planned_at_s = now
             self.plan = self._planner(self._demands(now), Capacity(self.memory_bytes))
+            # What others took the memory of does not come back by itself.
+            self._restarting = {model for model in self._restarting if self._is_planned(model)}
         held, kept = self.pool.held(), self._kept(now)
         if self._daemon is not None and self._daemon.measuring and not len(self.queue):
             # Nobody waits for a switch, which would disturb the measurement; what is kept by no plan is stopped.
             held, kept = [launch for launch in held if launch.model not in kept], {}
         actions = next_actions(held, kept, self.memory_bytes)
         self.pool.drain(actions)
+        # Where two servers do not fit, none runs between the old one and the new one.
+        drained = {launch.model for launch in held if launch.number in actions.drain}
+        self._restarting |= {model for model in drained if model in kept and not self.pool.live(model)}
         for name, entry in actions.start:
             if self.backoff.not_before_s(name, entry.drafting) <= now:
                 model, engine = self.options.served(name)
@@ -298,6 +303,9 @@ class Reconciler:
         elif off is not None:
             # The planned server is not ready yet; off is always correct.
             launch, drafting = off, OFF
+        elif per_request:
+            # This server's own drafting may be another prompt type's.
+            drafting = self.options.of(request.model).drafting_for(request.prompt_type)
         if per_request and (
             request.drafting_off
             or limit is not None
@@ -424,9 +432,13 @@ class Reconciler:
 
     def _needs_off(self, request: RouteRequest) -> bool:
         """True if only a server without drafting could answer: the client asks for it, or no other one runs or starts."""
-        if request.drafting_off and not self.options.served(request.model)[1].per_request:
+        if self._takes_off_server(request):
             return True
         return not any(launch.state.live for launch in self.pool.of(request.model))
+
+    def _takes_off_server(self, request: RouteRequest) -> bool:
+        """True if the client asks for no drafting, and the backend cannot leave it out for one request."""
+        return request.drafting_off and not self.options.served(request.model)[1].per_request
 
     def _unload_unused(self, now_s: float) -> None:
         if self.idle_unload_s is None:

@@ -41,27 +41,38 @@ class DraftingSwitches:
         self.since: Mapping[str, str] = _NONE
         self._path = path
         self._seen: tuple[int, ...] | None = None
+        self._unread = ""  # why the file could not be read; empty if it could
 
     def read(self) -> Mapping[str, str]:
-        """Read the file if it has changed. One that is missing, damaged or of a newer version switches nothing off."""
+        """Read the file if it has changed. One that is missing, damaged or of a newer version switches nothing off.
+
+        One that cannot be read now (too many open files) leaves everything as it was, and is read at the next call.
+        """
         try:
             status = self._path.stat()
             seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-        except OSError:
-            self.since, self._seen = _NONE, None
-            return self.since
-        if seen != self._seen:
-            self._seen = seen
-            self.since = self._content()
+            if seen != self._seen:
+                self.since = self._understood(self._path.read_bytes())
+                self._seen = seen
+            self._unread = ""
+        except (FileNotFoundError, NotADirectoryError):
+            self.since, self._seen, self._unread = _NONE, None, ""
+        except OSError as error:
+            why = error.strerror or str(error)
+            if why != self._unread:  # once, not at every poll
+                _log.warning("%s cannot be read, so nothing is switched by it now: %s", self._path, why)
+            self._unread = why
         return self.since
 
     def switch(self, model: str, *, off: bool, now: datetime) -> None:
         """Switch drafting off for a model, or on again; a model that is off already keeps its time.
 
         Raises:
-            AutospecError: The file cannot be written; nothing has changed.
+            AutospecError: The file cannot be read or written; nothing has changed.
         """
         since = dict(self.read())
+        if self._unread:  # what it says of other models would be lost
+            raise AutospecError(f"{self._path} cannot be read: {self._unread}.", "Check the state folder.")
         if off:
             since.setdefault(model, now.isoformat(timespec="seconds"))
         else:
@@ -75,15 +86,15 @@ class DraftingSwitches:
             ) from error
         self.read()
 
-    def _content(self) -> Mapping[str, str]:
+    def _understood(self, content: bytes) -> Mapping[str, str]:
         try:
-            return _parsed(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return _parsed(content)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             _log.warning("%s is ignored, so no drafting is switched off by it: %r", self._path, error)
             return _NONE
 
 
-def _parsed(text: str) -> Mapping[str, str]:
+def _parsed(text: bytes) -> Mapping[str, str]:
     data = json.loads(text)
     if data["schema"] != _SCHEMA:
         raise ValueError(f"schema {data['schema']!r}")

@@ -61,6 +61,10 @@ def test_metals_limit(printed, installed_gib, expected_gib):
         ("Intel(R) Arc(tm) A770 Graphics (DG2)", False),
         ("Intel(R) Arc(tm) Pro B60 Graphics (BMG G21)", False),
         ("Intel(R) Arc(tm) Graphics (MTL)", True),
+        ("Intel GPU 0x46a6", True),
+        ("Intel GPU 0x7d55", True),
+        ("Intel GPU 0x56a0", False),  # A770
+        ("Intel GPU 0xe20b", False),  # B580
         ("Apple M2 Pro", True),
     ],
 )
@@ -81,6 +85,21 @@ def test_a_gpu_whose_memory_nobody_tells_is_unknown(libraries):
     assert devices_here(hardware("linux 6.8", "Intel GPU 0x46a6")) == ()
     assert devices_here(hardware("linux 6.8", "NVIDIA GeForce RTX 3090")) is None
     assert devices_here(hardware("linux 6.8", "AMD GPU 0x744c")) is None
+
+
+@pytest.mark.parametrize(
+    "gpus",
+    [
+        "AMD GPU 0x744c, Intel GPU 0x4680",
+        "Intel GPU 0x4680, NVIDIA GeForce RTX 4090",
+        "2 x NVIDIA GeForce RTX 3090, Intel GPU 0x4680",
+        "Intel GPU 0x56a0",
+    ],
+)
+def test_a_card_beside_integrated_graphics_is_unknown_too(gpus, libraries):
+    """A desktop's processor has graphics of its own; that says nothing about the card's memory."""
+    libraries()
+    assert devices_here(hardware("linux 6.8", gpus)) is None
 
 
 def test_a_mac_has_its_working_set(monkeypatch):

@@ -119,6 +119,14 @@ def test_memory_that_is_not_told_counts_as_all_memory_in_use(untold):
     assert GpuReading("?").held_bytes() is None
 
 
+@pytest.mark.parametrize(("computing", "drawing"), [(3 * GIB, None), (None, 3 * GIB), (3 * GIB, 3 * GIB)])
+def test_a_process_that_computes_and_draws_counts_once(computing, drawing):
+    """It is in both lists, and may be told with its memory in one of them."""
+    card = Card(compute=[(77, computing)], graphics=[(77, drawing)])
+    [reading] = Nvidia(FakeNvml(card)).readings()
+    assert reading.processes == {77: 3 * GIB}
+
+
 def test_a_divided_gpu_has_a_reading_for_each_instance():
     """MIG: memory and processes are the instance's, heat and power the card's; the numbers have gaps."""
     small = Card(name="NVIDIA A100-SXM4-40GB MIG 1g.5gb", total=5 * GIB, free=4 * GIB, compute=[(5, GIB)])
@@ -175,6 +183,8 @@ def test_amds_card():
         ({"amdsmi_get_gpu_process_list": [object()]}, "processes", None),  # handles, before ROCm 6
         ({"amdsmi_get_gpu_process_list": None}, "processes", None),
         ({"amdsmi_get_temp_metric": "N/A"}, "temperature_c", None),
+        ({"amdsmi_get_gpu_asic_info": {"market_name": "N/A"}}, "name", "AMD GPU"),
+        ({"amdsmi_get_gpu_process_list": [{"pid": 77, "memory_usage": "N/A"}]}, "processes", {77: None}),
         ({"amdsmi_get_clock_info": {"cur_clk": 900}}, "clock_mhz", 900.0),
     ],
 )

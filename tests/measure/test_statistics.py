@@ -111,6 +111,16 @@ def test_stratified_weighs_prompts_alike():
     assert estimate.center == pytest.approx(1 / 3)
 
 
+def test_stratified_takes_no_freedom_from_prompts_that_were_asked_once():
+    """Eight prompts with one residual each know the noise with eight degrees of freedom, however many others share it."""
+    repeated, once = [[-0.01, 0.01]] * 8, [[0.0]] * 24
+    estimate = stratified_estimate([*repeated, *once], 0.001)
+    variance = 0.01**2 * 2.0
+    assert estimate.high == pytest.approx(
+        stats.t.isf(0.001, 8) * math.sqrt(8 * variance / 2 + 24 * variance) / 32
+    )
+
+
 def test_stratified_needs_repeats():
     """Sixteen prompts that were asked once tell nothing of noise."""
     assert stratified_estimate([[0.1 * k] for k in range(16)], 0.05) is None

@@ -58,6 +58,25 @@ def test_prompt_processing_and_texts_are_compared():
     text = said(explain(recommendation(), [pair(), pair("p2", text_digest="other")]))
     assert "200 ms without drafting and 300 ms with it" in text
     assert "1 of 2 answers differed" in text
+    assert "a greedy choice" in text
+
+
+def test_sampled_answers_are_not_called_greedy():
+    """With a temperature they may differ without any rounding."""
+    sampled = recommendation(evidence={"conditions": {"temperature": 0.8, "max_tokens": 64}})
+    text = said(explain(sampled, [pair(text_digest="other")]))
+    assert "1 of 1 answers differed with and without drafting: they were sampled" in text
+    assert "greedy" not in text
+
+
+@pytest.mark.parametrize(
+    ("chance", "words"), [(0.987, "is 98.7%."), (0.9994, "is 99.9%."), (0.9999, "is above 99.9%.")]
+)
+def test_what_is_likely_is_never_told_as_certain(chance, words):
+    """The evidence has four digits, the sentence three."""
+    likely = {"speedup": 1.72, "interval": [1.5, 1.9], "chance": chance, "about_s": 240}
+    undecided = recommendation(Verdict.UNDECIDED, evidence={"likely": likely})
+    assert f"the chance that its gain exceeds the threshold {words}" in said(explain(undecided))
 
 
 def test_the_spread_names_the_best_and_the_worst_prompt():

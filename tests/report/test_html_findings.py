@@ -58,6 +58,11 @@ class TestLooks:
         found = looks_of([look(1), look(2, 1.2), look(2, 1.25)], look(4))
         assert [(one.rounds, one.ratio) for one in found] == [(1, 1.3), (2, 1.25), (4, 1.3)]
 
+    def test_the_end_of_a_budget_is_no_look(self):
+        """The third round was asked and not looked at: the figures are those of the second look, which had 16 pairs."""
+        found = looks_of([look(1), look(2, 1.2)], look(3, 1.2))
+        assert [(one.rounds, one.pairs, one.ratio) for one in found] == [(1, 8, 1.3), (2, 16, 1.2)]
+
     def test_other_proofs_are_left_out(self):
         """Of the runner-up, of another suite, and from before `--again`; rows of the search are no looks."""
         others = [
@@ -137,8 +142,8 @@ class TestAcceptance:
 def store():
     """A database with one cell: a proof of two prompts, a look before it, and what prediction recorded."""
     with closing(open_store(load_settings().storage)) as opened:
-        for rounds in (1, 2):
-            opened.save_recommendation(look(rounds, evidence={"draft_id": "digest"}), HERE, KEY)
+        for rounds, speedup in ((1, 1.4), (2, 1.3)):
+            opened.save_recommendation(look(rounds, speedup, evidence={"draft_id": "digest"}), HERE, KEY)
         for prompt in ("p1", "p2"):
             for half in (False, True):
                 opened.add_measurement(measurement(with_drafting=half, prompt=prompt))

@@ -611,3 +611,49 @@ def test_starts_and_failures_are_counted_by_cause():
         }
 
     run(scenario())
+
+
+def test_a_switch_that_has_room_for_one_server_only_ends_with_the_new_one():
+    """Nobody asks meanwhile. Between the old server and the new one the model is in use as before."""
+
+    async def scenario():
+        scene = Scene(stored=[recommend(OFF)])
+        scene.limit(400)
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()) as lease:
+                lease.answered(10_000)
+                assert lease.drafting == OFF
+            scene.learn(recommend(LOOKUP))
+            await supervisor.refresh()
+            await until(lambda: states(supervisor) == {f"alpha-1b {LOOKUP.label}": "ready"})
+            assert [d for _, d, _ in scene.backend.asked] == [OFF, LOOKUP]
+
+    run(scenario())
+
+
+def test_a_model_that_lost_its_memory_during_a_switch_waits_for_a_request():
+    """Another model's request came first and has waited: nobody asks for the one that was being switched."""
+
+    async def scenario():
+        scene = Scene(stored=[recommend(OFF)])
+        scene.limit(400)
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()) as lease:
+                lease.answered(10_000)
+            scene.backend.hold.clear()
+            scene.learn(recommend(LOOKUP))
+            await supervisor.refresh()
+            await until(lambda: states(supervisor) == {f"alpha-1b {LOOKUP.label}": "starting"})
+            waiting = asyncio.ensure_future(supervisor.lease(wanted("beta")))
+            await until(lambda: len(supervisor._reconciler.queue))
+            scene.clock.now_s += 40.0
+            supervisor._reconciler.reconcile()
+            scene.backend.hold.set()
+            (await waiting).give_back()
+            for _ in range(3):
+                scene.clock.now_s += 40.0
+                supervisor._reconciler.reconcile()
+                await asyncio.sleep(0.05)
+            assert states(supervisor) == {"beta-1b off": "ready"}
+
+    run(scenario())

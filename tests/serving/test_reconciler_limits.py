@@ -281,6 +281,26 @@ def test_where_two_servers_do_not_fit_the_better_one_is_kept():
     run(scenario())
 
 
+def test_a_limit_that_no_longer_holds_is_forgotten_with_it():
+    """A new proof has no such limit: what came before is traffic like any other, and the drafting is served at once."""
+
+    async def scenario():
+        scene = limited(GREEDY)
+        scene.limit(400)
+        async with scene.opened() as supervisor:
+            await traffic(scene, supervisor, 20, 2, 2000)
+            await until(lambda: [s.drafting for s in scene.backend.running] == [OFF])
+            scene.learn(recommend(LOOKUP, speedup=1.5))
+            await supervisor.refresh()
+            await traffic(scene, supervisor, 1, 1, 10)
+            await until(lambda: [s.drafting for s in scene.backend.running] == [LOOKUP])
+            (part,) = supervisor.plan()["models"]
+            assert part["beyond_limits"] == 0.0
+            assert "beyond the measured limits" not in part["reason"]
+
+    run(scenario())
+
+
 def test_a_model_that_was_unloaded_starts_with_what_its_traffic_needs():
     """Most of it was beyond the limit, and what it was like is not forgotten: one launch, without drafting."""
 

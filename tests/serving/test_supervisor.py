@@ -557,6 +557,56 @@ def test_drafting_that_goes_with_the_request(tmp_path):
     run(scenario())
 
 
+def test_no_drafting_for_one_request_starts_no_second_server(tmp_path):
+    """MLX: the running server leaves it out. Another one would hold the model's weights twice, or take this one's place."""
+
+    async def scenario():
+        draft = dataclasses.replace(model("draft"), path=tmp_path)
+        drafting = Drafting(Mode.DRAFT_MODEL, draft=str(draft.path), n_max=4)
+        scene = Scene(FakeMlx(), models=(ALPHA, draft), stored=[recommend(drafting)])
+        async with scene.opened() as supervisor:
+            for off in (False, True):
+                async with await supervisor.lease(wanted(off=off)) as lease:
+                    assert lease.drafting.is_off == off
+            supervisor._reconciler.reconcile()
+            assert list(states(supervisor)) == [f"alpha-1b {drafting.label}"]
+
+    run(scenario())
+
+
+def test_until_another_draft_is_loaded_each_type_keeps_to_its_own_recommendation(tmp_path):
+    """MLX: the server that still runs is the old draft's, which is recommended for one of the types only."""
+    drafts = [dataclasses.replace(model(name), path=tmp_path / name) for name in ("old", "new")]
+    for draft in drafts:
+        draft.path.mkdir()
+    old, new = (Drafting(Mode.DRAFT_MODEL, draft=str(draft.path), n_max=4) for draft in drafts)
+
+    async def scenario():
+        off = recommend(OFF, PromptType.CHAT)
+        scene = Scene(FakeMlx(), models=(ALPHA, *drafts), stored=[recommend(old), off])
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()) as lease:
+                lease.answered(10_000)
+                assert lease.drafting == old
+            scene.backend.hold.clear()  # the new server does not get ready
+            scene.learn(recommend(new), recommend(old, PromptType.QA, speedup=1.1), off)
+            await supervisor.refresh()
+            await until(lambda: states(supervisor).get(f"alpha-1b {new.label}") == "starting")
+            used = {}
+            for kind in (PromptType.CODING, PromptType.CHAT, PromptType.QA, PromptType.MATH):
+                async with await supervisor.lease(wanted(kind=kind)) as lease:
+                    used[kind] = lease.drafting
+            scene.backend.hold.set()
+        assert used == {
+            PromptType.CODING: OFF,
+            PromptType.CHAT: OFF,
+            PromptType.QA: old,
+            PromptType.MATH: OFF,
+        }
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("pages", "name", "fields"),
     [

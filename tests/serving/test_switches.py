@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import Coroutine
 from datetime import UTC, datetime
@@ -57,6 +58,26 @@ def test_a_damaged_file_switches_nothing_off(tmp_path: Path, content: str, caplo
     assert "is ignored" in caplog.text
     switches.switch("a", off=True, now=NOW)
     assert list(switches.read()) == ["a"]
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_switches_nothing(tmp_path: Path, monkeypatch, caplog):
+    """The proxy has too many open files: drafting that a person switched off stays off, and the next look reads the file."""
+    mine, other = (DraftingSwitches(tmp_path / "x.json") for _ in range(2))
+    mine.switch("a", off=True, now=NOW)
+    assert list(other.read()) == ["a"]
+    mine.switch("b", off=True, now=NOW)
+
+    def refused(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refused)
+        assert list(other.read()) == ["a"]
+        assert list(other.read()) == ["a"]
+        assert caplog.text.count("Too many open files") == 1
+        with pytest.raises(AutospecError, match="cannot be read: Too many open files"):
+            other.switch("c", off=True, now=NOW)
+    assert list(other.read()) == ["a", "b"]
 
 
 def test_what_cannot_be_kept_is_not_done(tmp_path: Path):

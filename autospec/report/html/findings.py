@@ -148,7 +148,8 @@ def _type(
 def looks_of(former: Sequence[Recommendation], newest: Recommendation) -> tuple[Look, ...]:
     """The looks of the newest recommendation's proof, in order: a tune stores a recommendation at each of them.
 
-    Rows of other draftings, protocols and earlier proofs (`tune --again`) are left out.
+    Rows of other draftings, protocols and earlier proofs (`tune --again`) are left out. So is what a tune stored when its budget ended
+    between two looks: the figures of the last one, with more rounds.
     """
     found: dict[int, Look] = {}
     for r in (*former, newest):
@@ -158,7 +159,12 @@ def looks_of(former: Sequence[Recommendation], newest: Recommendation) -> tuple[
         )
         if same and r.evidence.get("phase") == "prove" and isinstance(rounds, int) and rounds and r.speedup:
             found[rounds] = Look(rounds, r.pairs, r.speedup, bounded(r.speedup_ci), r.verdict)
-    return tuple(found[rounds] for rounds in sorted(found))
+    looks: list[Look] = []
+    for rounds in sorted(found):
+        look = found[rounds]
+        if not looks or (look.ratio, look.interval) != (looks[-1].ratio, looks[-1].interval):
+            looks.append(look)
+    return tuple(looks)
 
 
 def _accepted(
