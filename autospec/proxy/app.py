@@ -42,7 +42,7 @@ from autospec.proxy.request import (
 )
 from autospec.proxy.upstream import Upstream
 from autospec.proxy.usage import RequestOutcome, label_of, sample_of
-from autospec.serving.dispatch import Dispatch, RouteRequest
+from autospec.serving.dispatch import Dispatch, Prompt, PromptFacts, RouteRequest
 
 __all__ = ["Proxy", "Rules"]
 
@@ -210,7 +210,7 @@ class Proxy:
         *,
         drafting_off: bool,
     ) -> tuple[RouteRequest, RequestBody]:
-        """What a request wants, and its body. The parsed document ends here."""
+        """What a request wants, and its body. Only an unread prompt still holds the parsed document."""
         intake = parse(content, request.headers) if request.body_exists else ProxyRequest()
         named = intake.model or (request.query.get("model", "") if request.query_string else "")
         check_name(named)
@@ -219,7 +219,18 @@ class Proxy:
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         is_probe = is_get and self._runs(model)
-        wanted = self._wanted(path, model, intake, forced, drafting_off=drafting_off, is_probe=is_probe)
+        document = intake.document
+        if document is None or not generates(path):
+            wanted = RouteRequest(model, drafting_off=drafting_off, is_probe=is_probe)
+        else:
+            wanted = RouteRequest(
+                model,
+                Prompt(lambda: self._facts(document, forced)),
+                drafting_off,
+                images=has_images(document),
+                temperature=temperature_of(document),
+                is_probe=is_probe,
+            )
         return wanted, intake.body(path)
 
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -243,38 +254,13 @@ class Proxy:
         found = find_offered(self._dispatch.offered(), model)
         return found is not None and bool(found.running)
 
-    def _wanted(
-        self,
-        path: str,
-        model: str,
-        intake: ProxyRequest,
-        forced: PromptType | None,
-        *,
-        drafting_off: bool,
-        is_probe: bool,
-    ) -> RouteRequest:
-        prompt_type = self._prompt_type(path, intake, forced)
-        if prompt_type is None or intake.document is None:
-            return RouteRequest(model, prompt_type, drafting_off, is_probe=is_probe)
-        text_bytes, token_ids = prompt_size(intake.document)
-        return RouteRequest(
-            model,
-            prompt_type,
-            drafting_off,
-            images=has_images(intake.document),
-            text_bytes=text_bytes,
-            token_ids=token_ids,
-            temperature=temperature_of(intake.document),
-            is_probe=is_probe,
-        )
+    def _facts(self, document: Mapping[str, Any], forced: PromptType | None) -> PromptFacts:
+        text_bytes, token_ids = prompt_size(document)
+        return PromptFacts(forced or self._prompt_type(document), text_bytes, token_ids)
 
-    def _prompt_type(self, path: str, intake: ProxyRequest, forced: PromptType | None) -> PromptType | None:
-        if not generates(path) or intake.document is None:
-            return None
-        if forced is not None:
-            return forced
+    def _prompt_type(self, document: Mapping[str, Any]) -> PromptType | None:
         try:
-            return self._classify(intake.document)
+            return self._classify(document)
         except Exception:  # noqa: BLE001 - logged with its traceback; the prompt type is only a hint
             _LOG.exception("proxy: the classifier failed")
             return None

@@ -317,7 +317,7 @@ class _Passage:
             model=lease.model,
             backend=lease.backend,
             build=lease.build,
-            prompt_type=self._wanted.prompt_type,
+            prompt_type=self._wanted.facts.prompt_type,
             drafting=lease.drafting,
             status=self._status,
             complete=self._complete,
@@ -403,6 +403,7 @@ class _Passage:
                 headers,
                 content,
                 growing_pool=has_growing_pool(lease.backend, lease.build),
+                sent=lambda: self._wanted.facts,  # read them while the server works
             )
         except NotHttpError as error:  # another server would answer the same
             message = f"The server of {lease.model} sent an answer that is not HTTP: {error}."
@@ -415,7 +416,7 @@ class _Passage:
             ) from None
 
     def _response(self, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
-        if (prompt_type := self._wanted.prompt_type) is not None:
+        if (prompt_type := self._wanted.facts.prompt_type) is not None:
             headers[PROMPT_TYPE] = str(prompt_type)
         likely = " (likely)" if {prompt_type, None} & self._lease.likely else ""
         headers[DRAFTING] = f"{label_of(self._lease.drafting)}{likely}".encode("ascii", "replace").decode()

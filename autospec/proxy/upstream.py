@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -78,6 +78,7 @@ class Upstream:
         content: bytes,
         *,
         growing_pool: bool = False,
+        sent: Callable[[], object] = lambda: None,
     ) -> Answer:
         """Send a request and wait for the headers of its answer.
 
@@ -88,6 +89,7 @@ class Upstream:
             headers: Without Host and Content-Length.
             content: The body.
             growing_pool: See `has_growing_pool`.
+            sent: Called when the request is on its way, before the wait for its answer.
 
         Raises:
             BrokenError: The server cannot be reached, or closed before it answered.
@@ -103,14 +105,14 @@ class Upstream:
             answer = Answer(kept, method, self._loop, with_body=bool(content))
             begun_s = self._loop.time()
             try:
-                return await self._exchange(kept, answer, head, content)
+                return await self._exchange(kept, answer, head, content, sent)
             except BrokenError:
                 # The server may just have closed the kept connection, which is no failure.
                 if answer.received_bytes or self._loop.time() - begun_s > _STALE_S:
                     raise
         connection = await self._connected(place, growing_pool=growing_pool)
         answer = Answer(connection, method, self._loop, with_body=bool(content))
-        return await self._exchange(connection, answer, head, content)
+        return await self._exchange(connection, answer, head, content, sent)
 
     def close(self) -> None:
         """Close the kept connections."""
@@ -136,7 +138,12 @@ class Upstream:
         return connection
 
     async def _exchange(
-        self, connection: _BackendConnection, answer: Answer, head: bytes, content: bytes
+        self,
+        connection: _BackendConnection,
+        answer: Answer,
+        head: bytes,
+        content: bytes,
+        sent: Callable[[], object],
     ) -> Answer:
         connection.answer = answer
         try:
@@ -150,6 +157,7 @@ class Upstream:
                         break
                     connection.write(content[start : start + _SENT_AT_ONCE_BYTES])
                     await connection.room()
+            sent()
             await answer.begun()
         except BaseException:
             answer.close()

@@ -84,7 +84,12 @@ class ModelAdvice:
         known = {r.prompt_type: r.drafting for r in self.recommendations}
         return known.get(prompt_type, known.get(None, OFF))
 
-    def limits_for(self, prompt_type: PromptType) -> Limits:
+    @property
+    def has_limits(self) -> bool:
+        """True if a request of some prompt type can be beyond a limit."""
+        return any(limits is not NO_LIMITS for limits in self.limits.values())
+
+    def limits_for(self, prompt_type: PromptType | None) -> Limits:
         """The limits of the drafting that is recommended for a prompt type."""
         return self.limits.get(prompt_type, self.limits.get(None, NO_LIMITS))
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
 
-__all__ = ["Dispatch", "Lease", "Limit", "Offered", "RouteRequest"]
+__all__ = ["Dispatch", "Lease", "Limit", "Offered", "Prompt", "PromptFacts", "RouteRequest"]
 
 
 class Limit(StrEnum):
@@ -23,15 +23,56 @@ class Limit(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PromptFacts:
+    """What a prompt is like.
+
+    Attributes:
+        prompt_type: By header or classifier; ``None`` if the classifier failed.
+        text_bytes: Length of its text in UTF-8.
+        token_ids: Number of its tokens that the client gave as ids.
+    """
+
+    prompt_type: PromptType | None = None
+    text_bytes: int = 0
+    token_ids: int = 0
+
+
+class Prompt:
+    """A prompt whose facts are read when they are first asked for.
+
+    Reading takes longer than all else on the way to a server. Where every prompt gets the same server and drafting, a request is
+    sent first, and its prompt is read while the server works.
+    """
+
+    __slots__ = ("_facts", "_read")
+
+    def __init__(self, read: Callable[[], PromptFacts]) -> None:
+        """Call `read` at most once."""
+        self._read: Callable[[], PromptFacts] | None = read
+        self._facts = PromptFacts()
+
+    @property
+    def facts(self) -> PromptFacts:
+        """Its facts. After the first time the request's document is no longer held."""
+        if self._read is not None:
+            self._facts, self._read = self._read(), None
+        return self._facts
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prompt) and self.facts == other.facts
+
+    def __hash__(self) -> int:
+        return hash(self.facts)
+
+
+@dataclass(frozen=True, slots=True)
 class RouteRequest:
     """What the data path asks a server for.
 
     Attributes:
         model: The client's name for it: a catalogue name, an alias or an unambiguous part of one.
-        prompt_type: By header or classifier; ``None`` where the request has no prompt (``/tokenize``).
+        prompt: ``None`` where the request has none (``/tokenize``).
         drafting_off: True if the client's header asks for no drafting.
-        text_bytes: Length of the prompt's text in UTF-8.
-        token_ids: Number of prompt tokens that the client gave as ids.
         temperature: As the client asks for; ``None`` for the server's default.
         is_probe: True for a health check, a dashboard or a page of a running server, which is no use of its model.
         waited_s: How long the request has already waited for a server that then broke.
@@ -40,15 +81,18 @@ class RouteRequest:
     """
 
     model: str
-    prompt_type: PromptType | None = None
+    prompt: Prompt | None = None
     drafting_off: bool = False
-    text_bytes: int = 0
-    token_ids: int = 0
     temperature: float | None = None
     is_probe: bool = False
     waited_s: float = 0.0
     images: bool = False
     number: int = field(default_factory=itertools.count(1).__next__, compare=False, kw_only=True)
+
+    @property
+    def facts(self) -> PromptFacts:
+        """The facts of its prompt, which this reads; empty ones without a prompt."""
+        return PromptFacts() if self.prompt is None else self.prompt.facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -109,7 +110,8 @@ _LLAMA_CPP_TEMPERATURE: Final = 0.8
 _TEMPERATURE_FLAGS: Final = frozenset({"--temp", "--temperature"})
 
 
-def default_temperature(backend: str, args: Sequence[str], own: float | None = None) -> float:
+@lru_cache(64)
+def default_temperature(backend: str, args: tuple[str, ...], own: float | None = None) -> float:
     """The temperature of requests that name none: of the user's server arguments, else the model's `own`, else the server's."""
     with suppress(ValueError, IndexError):
         return float(values_of(args, _TEMPERATURE_FLAGS)[-1])

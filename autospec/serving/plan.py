@@ -68,6 +68,7 @@ class ModelPlan:
     starts: tuple[Drafting, ...]
     stops: tuple[Drafting, ...]
     routes: Mapping[PromptType, Route]
+    only_route: Route | None  # of every prompt type; ``None`` if the type matters, or no server is kept
     shares: Mapping[PromptType, float]  # of the busy time
     beyond_share: float  # of the busy time: requests beyond a limit of their drafting
     busy_s: float  # generation time without drafting, within the horizon
@@ -240,12 +241,15 @@ def _part(forecast: TrafficForecast, capacity: Capacity, chosen: tuple[LaunchEst
         least = _least(demand)
         reason = _explain_none(_bytes([least]) if least else None, capacity, wanted=_wanted(demand))
     launches = tuple(entry.drafting for entry in chosen)
+    routes = {kind: best_route(demand, kind, chosen) for kind in PromptType} if chosen else {}
+    ways = {(route.launch, route.drafting): route for route in routes.values()}
     return ModelPlan(
         model=demand.model,
         launches=launches,
         starts=tuple(drafting for drafting in launches if drafting not in demand.running),
         stops=tuple(drafting for drafting in demand.running if drafting not in launches),
-        routes={kind: best_route(demand, kind, chosen) for kind in PromptType} if chosen else {},
+        routes=routes,
+        only_route=next(iter(ways.values())) if len(ways) == 1 else None,
         shares=forecast.shares,
         beyond_share=forecast.beyond_share,
         busy_s=forecast.busy_s,

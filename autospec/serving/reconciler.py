@@ -28,7 +28,14 @@ from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.launch_options import LaunchOptions
 from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan import Plan, make_plan
-from autospec.serving.plan_inputs import Capacity, LaunchEstimate, MemoryEstimate, ModelDemand, advice_from
+from autospec.serving.plan_inputs import (
+    Capacity,
+    LaunchEstimate,
+    MemoryEstimate,
+    ModelDemand,
+    Route,
+    advice_from,
+)
 from autospec.serving.request_queue import RequestQueue, WaitingRequest
 from autospec.serving.server_pool import MeasuringDaemon, ServerLease, ServerPool, next_actions
 from autospec.serving.traffic import Demand, PromptLengths
@@ -120,13 +127,14 @@ class Reconciler:
         # A request that is refused must not make the servers start one for it.
         self.demand.asked(model, now, drafting_off=not hopeless and self._takes_off_server(request))
         if (lease := self._lend(request)) is not None:
-            self.demand.arrived(model, request.prompt_type, now)
+            self.demand.arrived(request, now)
             return lease
         if error is not None and hopeless:
             raise _fresh(error, until_s - now)
         waiting = WaitingRequest(request, now - request.waited_s)
         self.queue.add(waiting)
-        self.demand.arrived(model, request.prompt_type, now)
+        _ = request.facts  # now that there is time, and so that its document is not held while it waits
+        self.demand.arrived(request, now)
         # If the plan already keeps a launch for this model, one more waiting request does not change the plan.
         self._plan_is_old |= not self._is_planned(model)
         self._kicked.set()
@@ -287,8 +295,7 @@ class Reconciler:
         if not lendable:
             return None
         per_request = self.options.served(request.model)[1].per_request
-        part = self.plan.of(request.model)
-        route = part.route(request.prompt_type) if part is not None else None
+        route = self._route(request)
         launch, drafting = lendable[0], lendable[0].drafting
         limit = self._beyond(request)
         off = next((la for la in lendable if la.drafting.is_off), None)
@@ -305,7 +312,7 @@ class Reconciler:
             launch, drafting = off, OFF
         elif per_request:
             # This server's own drafting may be another prompt type's.
-            drafting = self.options.of(request.model).drafting_for(request.prompt_type)
+            drafting = self.options.of(request.model).drafting_for(request.facts.prompt_type)
         if per_request and (
             request.drafting_off
             or limit is not None
@@ -314,6 +321,15 @@ class Reconciler:
         ):
             drafting = OFF
         return self._lease(request, launch, drafting, limit)
+
+    def _route(self, request: RouteRequest) -> Route | None:
+        """Where the plan sends a request. Its prompt is read only if that depends on it."""
+        part = self.plan.of(request.model)
+        if part is None:
+            return None
+        if request.prompt is not None and part.only_route is not None:
+            return part.only_route
+        return part.route(request.facts.prompt_type)
 
     def _lease(
         self, request: RouteRequest, launch: ServerInstance, drafting: Drafting, limit: Limit | None
@@ -329,7 +345,9 @@ class Reconciler:
             answering.discard(lease)
             if lease.prompt_tokens is not None:
                 self.prompt_lengths.learn(model, request, lease.prompt_tokens)
-            self.demand.answered(model, request.prompt_type, lease.tokens, now - begun, now, limit=limit)
+            self.demand.answered(
+                model, request.facts.prompt_type, lease.tokens, now - begun, now, limit=limit
+            )
 
         lease = ServerLease(
             launch,
@@ -342,7 +360,7 @@ class Reconciler:
             number=request.number,
             returned=returned,
         )
-        if request.prompt_type is not None:
+        if request.prompt is not None:
             answering.add(lease)
             for other in answering:
                 other.concurrent = max(other.concurrent, len(answering))
@@ -355,10 +373,11 @@ class Reconciler:
 
         All requests of the model count, also those on a server without drafting: they take the same machine.
         """
-        if request.prompt_type is None or request.drafting_off:
+        advice = self.options.of(request.model)
+        if request.prompt is None or request.drafting_off or not advice.has_limits:
             return None
         return beyond(
-            self.options.of(request.model).limits_for(request.prompt_type),
+            advice.limits_for(request.facts.prompt_type),
             at_once=len(self._answering.get(request.model, ())) + 1,
             prompt_tokens=self.prompt_lengths.estimate(request.model, request),
             temperature=self._temperature(request),
@@ -366,7 +385,7 @@ class Reconciler:
 
     def _temperature(self, request: RouteRequest) -> float | None:
         """The temperature of a request; ``None`` if it generates nothing."""
-        if request.prompt_type is None:
+        if request.prompt is None:
             return None
         return self.options.temperature(request.model) if request.temperature is None else request.temperature
 

@@ -102,7 +102,8 @@ class Demand:
     """The models in use: requested, and not yet unloaded because of disuse."""
 
     def __init__(self) -> None:
-        self.traffic = Traffic()
+        self._traffic = Traffic()
+        self._arrived: list[tuple[RouteRequest, float]] = []  # not yet in `_traffic`
         self.beyond: dict[Limit, Traffic] = {}  # the part of `traffic` that is beyond a limit
         self.beyond_requests: dict[str, dict[Limit, int]] = {}  # by model, since the start
         self.requests = 0
@@ -125,10 +126,18 @@ class Demand:
         """Note that a request can be answered by a server without drafting only."""
         self._off_asked_s[model] = now_s
 
-    def arrived(self, model: str, prompt_type: PromptType | None, now_s: float) -> None:
-        """Add a request to the traffic before its answer, so that plans include it."""
-        if prompt_type is not None:
-            self.traffic = self.traffic.arrived(model, prompt_type, now_s)
+    def arrived(self, request: RouteRequest, now_s: float) -> None:
+        """Add a request to the traffic before its answer, so that plans include it; its prompt need not be read yet."""
+        self._arrived.append((request, now_s))
+
+    @property
+    def traffic(self) -> Traffic:
+        """The traffic so far."""
+        for request, at_s in self._arrived:
+            if (prompt_type := request.facts.prompt_type) is not None:
+                self._traffic = self._traffic.arrived(request.model, prompt_type, at_s)
+        self._arrived.clear()
+        return self._traffic
 
     def went_beyond(self, model: str, limit: Limit, now_s: float) -> None:
         """Count a request beyond a limit."""
@@ -165,7 +174,7 @@ class Demand:
         self._asked_s[model] = now_s
         if prompt_type is not None:
             generated = held_s * _USUAL_TPS if tokens is None else tokens
-            self.traffic = self.traffic.answered(model, prompt_type, generated, now_s)
+            self._traffic = self.traffic.answered(model, prompt_type, generated, now_s)
             if limit is not None:
                 beyond = self.beyond.get(limit, Traffic())
                 self.beyond[limit] = beyond.arrived(model, prompt_type, now_s).answered(
@@ -215,15 +224,16 @@ class PromptLengths:
     def estimate(self, model: str, request: RouteRequest) -> float:
         """Tokens of a request's prompt, cached or not."""
         text_bytes, tokens = self._of(model)
-        return request.text_bytes * tokens / text_bytes + request.token_ids
+        return request.facts.text_bytes * tokens / text_bytes + request.facts.token_ids
 
     def learn(self, model: str, request: RouteRequest, prompt_tokens: int) -> None:
         """Take the number of tokens that a server reported for a whole prompt."""
-        if request.text_bytes > 0 and prompt_tokens > request.token_ids:
+        prompt = request.facts
+        if prompt.text_bytes > 0 and prompt_tokens > prompt.token_ids:
             text_bytes, tokens = self._of(model)
             self._seen[model] = (
-                text_bytes + request.text_bytes,
-                tokens + prompt_tokens - request.token_ids,
+                text_bytes + prompt.text_bytes,
+                tokens + prompt_tokens - prompt.token_ids,
             )
 
     def _of(self, model: str) -> tuple[float, float]:

@@ -9,7 +9,7 @@ number of threads do not allow it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import aiohttp
@@ -65,6 +65,7 @@ class AiohttpUpstream:
         content: bytes,
         *,
         growing_pool: bool = False,  # noqa: ARG002 - keeps as many as for an older build
+        sent: Callable[[], object] = lambda: None,  # noqa: ARG002 - aiohttp does not tell when that is
     ) -> AiohttpAnswer:
         """Send a request and wait for the headers of its answer."""
         self._connector.waiting += 1

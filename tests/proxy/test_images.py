@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from autospec.catalog.resolve import OwnSettings
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError, UnsupportedError
 from autospec.proxy.request import has_images
-from autospec.serving.dispatch import RouteRequest
 from autospec.serving.model_registry import Engine, ModelRegistry
 from autospec.settings import Adapter, ModelSettings
 from tests.serving.scene import (
@@ -35,7 +34,7 @@ from tests.serving.scene import (
 
 DRAFTED = LOOKUP
 EYES = Path("/models/mmproj-F16.gguf")
-IMAGES = RouteRequest("alpha", wanted().prompt_type, images=True)
+IMAGES = replace(wanted(), images=True)
 REFUSAL = LaunchError(
     "The server ended.",
     log_tail=("srv load: speculative decoding is not supported with multimodal",),
@@ -204,7 +203,7 @@ async def test_a_section_is_in_force_and_part_of_the_cell():
     )
     async with (
         scene.opened() as supervisor,
-        await supervisor.lease(RouteRequest("fast", wanted().prompt_type)),
+        await supervisor.lease(replace(wanted(), model="fast")),
     ):
         (server,) = scene.backend.servers
         assert server.command == ("fake-server", *ARGS, "--jinja", "-c", "2048", "--lora", "/a.gguf")

@@ -20,6 +20,7 @@ from autospec.proxy.usage import RequestOutcome, sample_of
 from autospec.serving.dispatch import Limit, RouteRequest
 from tests.proxy.harness import LentServer, Loop, OneModel, proxy_over
 from tests.proxy.stand_in import Asked, StandIn
+from tests.serving.scene import prompt_of
 
 TIMINGS = {"prompt_n": 3, "cache_n": 20, "predicted_n": 9, "prompt_ms": 1.5, "predicted_ms": 90.0}
 OUTCOME = RequestOutcome(
@@ -122,8 +123,8 @@ def test_what_a_request_is_sent_with_reaches_the_dispatch(loop, tmp_path):
     with serving(loop, tmp_path) as (proxy, dispatch):
         httpx.post(proxy.base_url + "/v1/completions", json=body, trust_env=False)
         httpx.post(proxy.base_url + "/tokenize", json={"content": TEN}, trust_env=False)
-    assert [request for request in dispatch.wanted if request.prompt_type] == [
-        RouteRequest("main", PromptType.QA, text_bytes=10, temperature=0.5)
+    assert [request for request in dispatch.wanted if request.prompt] == [
+        RouteRequest("main", prompt_of(PromptType.QA, text_bytes=10), temperature=0.5)
     ]
     assert dispatch.servers[0].prompt_tokens >= 23
 

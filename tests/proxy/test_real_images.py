@@ -29,8 +29,9 @@ from autospec.store.database import open_store
 from autospec.tuning.request import prepare
 from autospec.tuning.resume import with_basis
 from tests.catalog.making import write_adapter, write_projector
+from tests.serving.scene import prompt_of
 
-WANTED = RouteRequest("fast", PromptType.CODING, images=True)
+WANTED = RouteRequest("fast", prompt_of(PromptType.CODING), images=True)
 
 
 def png(side: int = 56) -> bytes:

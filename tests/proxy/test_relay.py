@@ -215,7 +215,7 @@ def test_headers_tell_and_force_type_and_drafting(loop, storage, backend):
         assert forced.headers["x-autospec-prompt-type"] == "math"
         tokenized = ask(proxy, "/tokenize", b'{"content": "x"}')
         assert "x-autospec-prompt-type" not in tokenized.headers
-    assert [(w.prompt_type, w.drafting_off) for w in dispatch.wanted] == [
+    assert [(w.facts.prompt_type, w.drafting_off) for w in dispatch.wanted] == [
         (PromptType.CODING, False),
         (PromptType.MATH, True),
         (None, False),

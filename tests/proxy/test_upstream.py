@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
@@ -112,6 +113,27 @@ def test_a_connection_is_kept_for_the_next_request():
     bodies, server = ask(PLAIN, PLAIN, PLAIN, times=3)
     assert bodies == [b"ok"] * 3
     assert server.connections == 1
+
+
+def test_what_is_called_after_sending_finds_the_request_with_the_server():
+    """It is called before the answer; what it does delays nothing, because the bytes have left this process."""
+    got: list[bytes] = []
+
+    async def scenario(listening: socket.socket) -> bytes:
+        def sent() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.settimeout(5)
+                got.append(connection.recv(4096))
+                connection.sendall(PLAIN)
+
+        base_url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        return await whole(await Upstream().ask(base_url, "POST", "/x", [], BODY, sent=sent))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        assert run(scenario(listening)) == b"ok"
+    assert got[0].startswith(b"POST /x HTTP/1.1\r\n")
+    assert got[0].endswith(BODY)
 
 
 def test_a_kept_connection_that_the_server_closed_is_renewed():

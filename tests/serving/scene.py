@@ -18,7 +18,7 @@ from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
-from autospec.serving.dispatch import RouteRequest
+from autospec.serving.dispatch import Prompt, PromptFacts, RouteRequest
 from autospec.serving.model_registry import Engine, ModelRegistry
 from autospec.serving.reconciler import ProxyDependencies
 from autospec.serving.supervisor import Supervisor
@@ -266,7 +266,12 @@ def wanted(
     waited_s: float = 0.0,
 ) -> RouteRequest:
     """What a request for code on the first model wants."""
-    return RouteRequest(name, kind, off, is_probe=probe, waited_s=waited_s)
+    return RouteRequest(name, kind and prompt_of(kind), off, is_probe=probe, waited_s=waited_s)
+
+
+def prompt_of(kind: PromptType = PromptType.CODING, *, text_bytes: int = 0, token_ids: int = 0) -> Prompt:
+    """A prompt of this type."""
+    return Prompt(lambda: PromptFacts(kind, text_bytes, token_ids))
 
 
 async def until(true: Callable[[], object]) -> None:

@@ -19,6 +19,7 @@ from autospec.serving.dispatch import Lease, RouteRequest
 from autospec.settings import Settings, load_settings
 from autospec.store.database import open_store
 from tests.backends.installed import installed
+from tests.serving.scene import prompt_of
 from tests.serving.test_real_servers import opened
 
 DEADLINE_S = 240.0
@@ -85,7 +86,7 @@ def test_one_launch_serves_every_prompt_type_with_its_own_drafting(settings):
             for kind in (PromptType.CODING, PromptType.MATH, PromptType.CHAT, PromptType.CODING):
                 async with (
                     asyncio.timeout(DEADLINE_S),
-                    await supervisor.lease(RouteRequest("main", kind)) as lease,
+                    await supervisor.lease(RouteRequest("main", prompt_of(kind))) as lease,
                 ):
                     answer = await ask(lease)
                 told[kind] = (lease.drafting, drafts(answer))
@@ -107,7 +108,7 @@ def test_without_drafting_a_client_brings_no_draft(settings):
         async with opened(settings) as supervisor:
             async with (
                 asyncio.timeout(DEADLINE_S),
-                await supervisor.lease(RouteRequest("main", PromptType.CODING)) as lease,
+                await supervisor.lease(RouteRequest("main", prompt_of(PromptType.CODING))) as lease,
             ):
                 first, second = await ask(lease), await ask(lease)
             assert lease.drafting == OFF

@@ -25,10 +25,11 @@ from autospec.serving.supervisor import Supervisor
 from autospec.settings import Settings, load_settings
 from autospec.store.database import open_store
 from tests.backends.waiting import gone
+from tests.serving.scene import prompt_of
 
 LOOKUP = Drafting(Mode.NGRAM_MOD, ngram_n=4, n_max=8, n_min=0)
 DEADLINE_S = 90.0
-WANTED = RouteRequest("main", PromptType.CODING)
+WANTED = RouteRequest("main", prompt_of(PromptType.CODING))
 BODY = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 200, "temperature": 0}
 
 

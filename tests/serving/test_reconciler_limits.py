@@ -17,7 +17,18 @@ from autospec.serving.dispatch import Limit, RouteRequest
 from autospec.serving.launch_options import default_temperature
 from autospec.serving.server_pool import ServerLease
 from autospec.serving.supervisor import Supervisor
-from tests.serving.scene import ALPHA, LOOKUP, FakeMlx, Scene, model, recommend, states, until, wanted
+from tests.serving.scene import (
+    ALPHA,
+    LOOKUP,
+    FakeMlx,
+    Scene,
+    model,
+    prompt_of,
+    recommend,
+    states,
+    until,
+    wanted,
+)
 
 SLOWER = LimitVerdict.SLOWER
 FASTER = LimitVerdict.FASTER
@@ -26,7 +37,7 @@ IN_PAIRS = Limits(concurrent=(LimitCheck(2, 1.3, (1.2, 1.4), 8, FASTER),), most_
 SHORT = Limits(context=(LimitCheck(8192, 0.7, (0.6, 0.8), 8, SLOWER),), deepest_context=4096)
 GREEDY = Limits(temperature=(LimitCheck(0.8, 0.7, (0.6, 0.8), 8, SLOWER),), highest_temperature=0.0)
 GREEDY_REQUEST = replace(wanted(), temperature=0.0)
-LONG = replace(wanted(), text_bytes=30_000)
+LONG = replace(wanted(), prompt=prompt_of(text_bytes=30_000))
 HOT = replace(wanted(), temperature=0.9)
 
 
@@ -362,7 +373,7 @@ def test_the_length_of_prompts_is_learned():
 
     async def scenario():
         scene = limited(SHORT)
-        request = replace(GREEDY_REQUEST, text_bytes=12_000)
+        request = replace(GREEDY_REQUEST, prompt=prompt_of(text_bytes=12_000))
         async with scene.opened() as supervisor:
             assert await asked(supervisor, request) == [(LOOKUP, None)]
             for _ in range(3):
@@ -370,7 +381,7 @@ def test_the_length_of_prompts_is_learned():
                 lease.answered(10, 6000)
                 lease.give_back()
             assert await asked(supervisor, request) == [(LOOKUP, Limit.CONTEXT)]
-            ids = replace(GREEDY_REQUEST, token_ids=5000)
+            ids = replace(GREEDY_REQUEST, prompt=prompt_of(token_ids=5000))
             assert await asked(supervisor, ids) == [(LOOKUP, Limit.CONTEXT)]
 
     run(scenario())
