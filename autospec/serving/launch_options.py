@@ -168,7 +168,7 @@ class LaunchOptions:
         return (
             engine.capabilities.build,
             str(model.path),
-            model.fingerprint,
+            model.ref.fingerprint,  # its adapters are part of it
             draft.fingerprint if draft else "",
             self.projector(model),
         )

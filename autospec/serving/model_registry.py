@@ -93,7 +93,7 @@ class ModelRegistry:
         if not engines:
             return self
         refused = {kind: why for kind, why in self._reasons.items() if kind not in engines}
-        return ModelRegistry(self.catalog, {**self.engines, **engines}, refused)
+        return ModelRegistry(self.catalog, {**self.engines, **engines}, refused, self.own)
 
     def find(self, name: str) -> Model:
         """Find the model with a client's name for it, or with the path of an offered model; other paths are refused.

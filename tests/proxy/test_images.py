@@ -156,6 +156,23 @@ async def test_an_image_that_comes_first():
 
 
 @played
+async def test_a_backend_that_is_missing_for_a_moment_takes_no_setting_of_a_model_away():
+    """An upgrade: the scan finds no MLX, and the server of the other format keeps its projector and its recommendation."""
+    folder = dataclasses.replace(BETA, format="mlx")
+    scene = SceneWithEyes(models=(ALPHA, folder), stored=[recommend(DRAFTED)])
+    async with scene.opened() as supervisor:
+        async with await supervisor.lease(IMAGES):
+            pass
+        whole = supervisor._reconciler.options.registry
+        gguf = {kind: engine for kind, engine in whole.engines.items() if kind == "gguf"}
+        supervisor._reconciler.offer(ModelRegistry(scene.models, gguf, own=scene.own))
+        assert supervisor._reconciler.is_missed("mlx")
+        assert supervisor._reconciler.options.registry.own == scene.own
+        async with await supervisor.lease(IMAGES) as lease:
+            assert (lease.drafting, lease.launch.outdated) == (DRAFTED, False)
+
+
+@played
 async def test_without_a_projector_an_image_goes_where_text_goes():
     """The server says that it cannot see."""
     scene = SceneWithEyes(own=OwnSettings(), stored=[recommend(DRAFTED)])

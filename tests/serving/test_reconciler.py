@@ -189,7 +189,14 @@ def test_a_lease_names_the_build_that_its_server_was_started_from():
     run(scenario())
 
 
-@pytest.mark.parametrize("changes", [{"fingerprint": "another"}, {"path": ALPHA.path.with_name("new.gguf")}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fingerprint": "another"},
+        {"path": ALPHA.path.with_name("new.gguf")},
+        {"adapters": "of a LoRA adapter that was trained again"},
+    ],
+)
 @pytest.mark.parametrize("limit_mib", [65536, 500])
 def test_a_file_that_was_replaced_is_not_served_on(changes, limit_mib):
     """Proxy review 9: the same name means the new file from the next scan on, also where two servers do not fit."""
