@@ -84,6 +84,7 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
         raise UsageError("--mix and --prompt-type cannot be used together.", "Leave one out.")
     known = read_recommendations(shell.settings.storage, shell.warn)
     question["model"] = shell.settings.named_by(question["model"])
+    question["aim"] = shell.aim_for(question["aim"])
     overall = read_overall(shell.settings.storage, shell.warn)
     selection = select(known, identify(), Question(**question), overall)
     if mix:

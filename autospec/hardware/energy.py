@@ -141,8 +141,10 @@ def energy_refusal(needed: Collection[str], meter: EnergyMeter | None = None) ->
             f"NVIDIA tells it from Volta on, AMD to members of the groups render and video; give that right, {_SPEED_INSTEAD}.",
         )
     return (
-        "The aim energy needs the energy of the processor, and this user cannot read it: Linux shows RAPL's counters to root only, "
-        "and most containers and virtual machines have none.",
+        (
+            "The aim energy needs the energy of the processor, and this user cannot read it: Linux shows RAPL's counters to root only,"
+            " and most containers and virtual machines have none."
+        ),
         f"Let this user read /sys/class/powercap/intel-rapl:*/energy_uj, {_SPEED_INSTEAD}.",
     )
 

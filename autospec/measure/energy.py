@@ -85,14 +85,16 @@ def compare_energy(pairs: Sequence[Pair], decided: Estimate | None = None) -> En
         sum(_sum(half, parts) for half in halves) / sum(half.predicted_tokens for half in halves)
         for halves in ([p.off for p in known], [p.drafted for p in known])
     )
-    return EnergyComparison(parts, len(known), off_j, drafted_j, decided.ratio, bounded(decided.interval))
+    both_ends = math.isfinite(decided.low) and math.isfinite(decided.high)
+    interval = bounded(decided.interval) if both_ends else None
+    return EnergyComparison(parts, len(known), off_j, drafted_j, decided.ratio, interval)
 
 
 def energy_ratios(pairs: Sequence[Pair]) -> list[LogRatio]:
     """Return ln(off ÷ drafting) of the joules per token, of the pairs with a valid reading in both halves.
 
-    Above 0 the drafting takes less. A GPU's counter may be late; the value is then what it would be if the end of each request
-    was missing, unless that is better for the drafting.
+    Above 0 the drafting takes less. A GPU's counter may be late and lack the end of each request; where that would favour the
+    drafting, the missing part is added to both.
     """
     parts, known = _with_energy(pairs)
 
@@ -100,8 +102,10 @@ def energy_ratios(pairs: Sequence[Pair]) -> list[LogRatio]:
         value = _log_ratio(pair, parts)
         if "gpu" not in parts:
             return value
-        off_s, drafted_s = (MachineState.from_json(half.machine).window_s for half in (pair.off, pair.drafted))
-        return value + min(0.0, math.log1p(_GPU_LATE_S / off_s) - math.log1p(_GPU_LATE_S / drafted_s))
+        off_s, drafted_s = (
+            MachineState.from_json(half.machine).window_s for half in (pair.off, pair.drafted)
+        )
+        return value + min(0.0, math.log1p(-_GPU_LATE_S / drafted_s) - math.log1p(-_GPU_LATE_S / off_s))
 
     return of_pairs(known, cautious)
 

@@ -419,7 +419,12 @@ def _judge(
         return Verdict.UNDECIDED, last or view.settled, above, reason
     if below is not None:
         changed = "tokens per joule" if energy else "speed"
-        return Verdict.DISABLE, True, below, f"the best drafting found changes the {changed} by {_gain(below)}"
+        return (
+            Verdict.DISABLE,
+            True,
+            below,
+            f"the best drafting found changes the {changed} by {_gain(below)}",
+        )
     small = next((e for e in view.estimates if e.high < math.log1p(rule.worth_proving)), None)
     if view.looks_done >= _LOOKS_BEFORE_GIVING_UP and small is not None:
         limit = f"{100 * rule.worth_proving:.0f} %"

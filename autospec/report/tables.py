@@ -15,6 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from autospec.cells import Aim
 from autospec.formats import (
     age,
     bounded,
@@ -64,6 +65,7 @@ def recommendation_table(recommendations: Iterable[Recommendation], now: dt.date
         parts += [
             Text.assemble((model, "bold"), where, ", tok/s"),
             _Recommended(shown, moment),
+            *(Padding(t, (0, 1)) for t in _aims(shown)),
             *(Padding(t, (0, 1)) for t in (*_reasons(shown), *_conditions(shown))),
             Text(),
         ]
@@ -182,6 +184,18 @@ def _reasons(shown: Sequence[Recommendation]) -> list[Text]:
     for r in shown:
         kinds.setdefault(_sentence(r), []).append(_kind(r))
     return [Text.assemble((", ".join(names), "dim"), sentence) for sentence, names in kinds.items()]
+
+
+def _aims(shown: Sequence[Recommendation]) -> list[Text]:
+    """What the verdicts are about, where that is not the speed in the table."""
+    if all(r.aim is Aim.SPEED for r in shown):
+        return []
+    return [
+        Text.assemble(
+            ("aim", "dim"),
+            ": energy; the verdicts compare joules, the speeds and gains above are not what decided",
+        )
+    ]
 
 
 def _conditions(shown: Sequence[Recommendation]) -> list[Text]:
