@@ -267,11 +267,11 @@ def _of_machine(stored: Sequence[StoredRecommendation], text: str) -> list[Store
 
 
 def newest(stored: Iterable[StoredRecommendation]) -> list[StoredRecommendation]:
-    """The recommendation that counts of each machine, model, backend and prompt type."""
+    """The recommendation that counts of each machine, model, backend, prompt type and aim."""
     best: dict[tuple[str, ...], StoredRecommendation] = {}
     for s in stored:
         r = s.recommendation
-        key = (s.hardware.id, r.model, r.backend, str(r.prompt_type))
+        key = (s.hardware.id, r.model, r.backend, str(r.prompt_type), str(r.aim))
         rival = best.get(key)
         if rival is None or _weight(r) >= _weight(rival.recommendation):
             best[key] = s

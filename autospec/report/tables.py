@@ -242,7 +242,7 @@ def studies_table(
                 f"{cell.get('backend', '')} {cell.get('build', '')}",
                 str(cell.get("hardware", "")),
             ),
-            str(cell.get("prompt_type", "")),
+            _with_aim(str(cell.get("prompt_type", "")), str(cell.get("aim", Aim.SPEED))),
             "\n".join(f"{n} {state}" for state, n in study.states.items()) or "none",
             "–"
             if best is None or best.drafting is None
@@ -254,7 +254,7 @@ def studies_table(
         r = stored.recommendation
         table.add_row(
             _subject(r.model, f"{r.backend} {r.backend_build}", stored.hardware.id),
-            _kind(r),
+            _with_aim(_kind(r), r.aim),
             "–",
             f"{escape(r.tried.label)} {percent(r.speedup)}" if r.speedup else "–",
             _result(r),
@@ -299,6 +299,10 @@ def _table(*narrow: str, wide: str = "", first: str = "") -> Table:
 
 def _subject(model: str, build: str, machine: str) -> str:
     return f"{escape(model)}\n[dim]{escape(build.strip())}\n{escape(machine)}[/dim]"
+
+
+def _with_aim(prompts: str, aim: str) -> str:
+    return prompts if aim == Aim.SPEED else f"{prompts}\n[dim]{escape(aim)}[/dim]"
 
 
 def _kind(r: Recommendation) -> str:

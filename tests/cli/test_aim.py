@@ -109,3 +109,10 @@ def test_nothing_known_names_the_aim():
     assert result.exit_code == 3
     assert "with the aim energy" in result.stderr
     assert "--aim energy" in result.stderr
+
+
+def test_a_mix_has_no_answer_of_energy(backend):
+    """It weighs times; the refusal comes before any work."""
+    known = CliRunner().invoke(cli, ["recommend", "--mix", "coding=1", "--aim", "energy"])
+    assert known.exit_code == 2
+    assert "--mix weighs times" in known.stderr
