@@ -156,7 +156,8 @@ def aim_in_force(configured: str, hardware: Hardware, meter: EnergyMeter | None 
     """
     if Aim(configured) is Aim.SPEED:
         return Aim.SPEED, ""
-    on_gpu = bool(hardware.gpu) and not is_integrated(hardware.gpu)
+    # Integrated graphics are a part of the processor's package.
+    on_gpu = not all(map(is_integrated, hardware.gpu.split(", "))) if hardware.gpu else False
     refusal = energy_refusal(("gpu",) if on_gpu else ("cpu",), meter)
     if refusal is None:
         return Aim.ENERGY, ""

@@ -13,7 +13,7 @@ With the aim `energy`, `energy_ratios` are what the verdict looks at, as it look
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,13 +90,18 @@ def compare_energy(pairs: Sequence[Pair], decided: Estimate | None = None) -> En
     return EnergyComparison(parts, len(known), off_j, drafted_j, decided.ratio, interval)
 
 
-def energy_ratios(pairs: Sequence[Pair]) -> list[LogRatio]:
+def energy_ratios(pairs: Sequence[Pair], computing: Collection[str] = ()) -> list[LogRatio]:
     """Return ln(off ÷ drafting) of the joules per token, of the pairs with a valid reading in both halves.
 
     Above 0 the drafting takes less. A GPU's counter may be late and lack the end of each request; where that would favour the
     drafting, the missing part is added to both.
+
+    Args:
+        pairs: The pairs of one drafting in one cell.
+        computing: The parts of the machine that compute, ``cpu`` or ``gpu``. A reading without them is not valid: the joules of a GPU
+            that rests say nothing about a model on the processor.
     """
-    parts, known = _with_energy(pairs)
+    parts, known = _with_energy(pairs, computing)
 
     def cautious(pair: Pair) -> float:
         value = _log_ratio(pair, parts)
@@ -110,7 +115,9 @@ def energy_ratios(pairs: Sequence[Pair]) -> list[LogRatio]:
     return of_pairs(known, cautious)
 
 
-def _with_energy(pairs: Sequence[Pair]) -> tuple[tuple[str, ...], list[Pair]]:
+def _with_energy(
+    pairs: Sequence[Pair], computing: Collection[str] = ()
+) -> tuple[tuple[str, ...], list[Pair]]:
     """The pairs that can be compared, and the parts of the machine whose joules they know.
 
     The parts are those that most pairs know in both halves; the other pairs are left out, because a sum of processor and GPU says
@@ -119,7 +126,7 @@ def _with_energy(pairs: Sequence[Pair]) -> tuple[tuple[str, ...], list[Pair]]:
     by_parts: dict[tuple[str, ...], list[Pair]] = {}
     for pair in pairs:
         both = tuple(part for part in _joules(pair.off) if part in _joules(pair.drafted))
-        if both:
+        if both and set(both) >= set(computing):
             by_parts.setdefault(both, []).append(pair)
     return max(by_parts.items(), key=lambda item: len(item[1]), default=((), []))
 

@@ -397,3 +397,4 @@ class TuneContext:
     progress: Progress
     asking: Asking
     store: Store
+    computing: tuple[str, ...] = ()  # parts of the machine that compute, whose energy every reading must have

@@ -331,7 +331,11 @@ class Proof:
         # Not rounds × prompts: a prompt whose pair was left out in every round counts as not asked.
         complete = {p.off.prompt_id for p in pairs} >= {prompt.id for prompt in cell.prove_prompts}
         aim = cell.cell.aim
-        values = energy_ratios(pairs) if aim is Aim.ENERGY else of_pairs(pairs, lambda pair: pair.log_ratio)
+        values = (
+            energy_ratios(pairs, self._context.computing)
+            if aim is Aim.ENERGY
+            else of_pairs(pairs, lambda pair: pair.log_ratio)
+        )
         # Nor does one without any reading of energy count as asked.
         complete = complete and {v.prompt for v in values} >= {prompt.id for prompt in cell.prove_prompts}
         if len(values) >= _FEW_PAIRS:

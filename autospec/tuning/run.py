@@ -88,6 +88,7 @@ class Tuning:
     _wanted: list[str] = field(default_factory=list)
     _drafts: dict[str, str] | None = None
     _launch_key: str = ""
+    _computing: tuple[str, ...] = ()  # parts of the machine; found only with the aim energy
     _served: float = 0.0  # the temperature that users sample with
 
     def run(self) -> list[Recommendation]:
@@ -174,8 +175,8 @@ class Tuning:
         memory = self._memory()
         on_device = memory.devices is None or bool(memory.devices)
         parts = {Where.DEVICE: ("gpu",), Where.MEMORY: ("cpu",), Where.BOTH: ("cpu", "gpu")}
-        where = memory.weights.where if on_device else Where.MEMORY
-        if refusal := energy_refusal(parts[where]):
+        self._computing = parts[memory.weights.where if on_device else Where.MEMORY]
+        if refusal := energy_refusal(self._computing):
             raise UnsupportedError(*refusal)
 
     def _check_proven(
@@ -281,7 +282,15 @@ class Tuning:
                 shapes={c.cell.key: c.shapes for c in cells},
             )
             context = TuneContext(
-                request.definition, space, launches, pairing, budget, self.progress, asking, store
+                request.definition,
+                space,
+                launches,
+                pairing,
+                budget,
+                self.progress,
+                asking,
+                store,
+                self._computing,
             )
 
             def keep(cell: CellRun) -> None:

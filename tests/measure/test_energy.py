@@ -166,6 +166,15 @@ def test_swapping_and_heat_are_the_draftings_own():
     assert energy_ratios([pair("p", cpu(100.0), cpu(300.0, swap_in_bytes=1 << 30, thermal="throttled"))])
 
 
+def test_a_reading_without_what_computes_is_not_valid():
+    """The model is on the processor, whose counter was not told: the GPU that rests decides nothing."""
+    resting = pair("gpu", gpu(100.0), gpu(50.0))
+    both = {"gpu_energy_j": 10.0, "cpu_energy_j": 90.0}
+    assert energy_ratios([resting], ("cpu",)) == []
+    assert [v.prompt for v in energy_ratios([resting, pair("both", both, both)], ("cpu",))] == ["both"]
+    assert len(energy_ratios([resting], ("gpu",))) == 1
+
+
 def test_the_verdicts_own_estimate_is_told():
     """With the aim energy: one ratio and one interval, turned round."""
     pairs = [pair(f"p{k}", cpu(200.0), cpu(100.0)) for k in range(4)]

