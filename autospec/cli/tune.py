@@ -108,7 +108,7 @@ def interruptible() -> Iterator[None]:
 @click.option(
     "--aim",
     type=click.Choice([str(a) for a in Aim]),
-    help="What drafting must improve: speed, or energy, where this user may read its counters. [default: speed]",
+    help="What drafting must improve: speed, or energy, where this user may read its counters. [default: the setting aim]",
 )
 @click.option("--again", is_flag=True, help="Measure again even if the result is proven.")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
