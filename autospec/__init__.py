@@ -65,8 +65,11 @@ def tune(
         AutospecError: One sentence says what is wrong; see `autospec.errors` for the classes.
         KeyboardInterrupt: Passed on after the results so far are stored.
     """
+    from dataclasses import replace
+
     from autospec.backends.registry import backend_for
     from autospec.hardware import identify
+    from autospec.hardware.energy import aim_in_force
     from autospec.settings import load_settings
     from autospec.tuning.cell import Unwatched
     from autospec.tuning.request import prepare
@@ -74,15 +77,17 @@ def tune(
 
     flags = {"backend": backend, "study": study, "suite": suite, "budget": budget}
     settings = load_settings(config, overrides=flags)
+    hardware = identify()
     request = prepare(settings, model, drafts=drafts, prompt_types=prompt_types, args=args, again=again)
+    aim, _ = aim_in_force(settings.aim, hardware)
     backend_ = backend_for(settings.backend or None, settings, request.model)
-    return Tuning(request, backend_, identify(), Unwatched()).run()
+    return Tuning(replace(request, aim=aim), backend_, hardware, Unwatched()).run()
 
 
 def recommend(
     model: str = "", prompt_type: PromptType | None = None, *, config: Path | None = None
 ) -> list[Recommendation]:
-    """Return stored recommendations, like ``autospec recommend``.
+    """Return stored recommendations with the aim of the config, like ``autospec recommend``.
 
     Args:
         model: Name, unambiguous part of one, or path; empty for all.
@@ -94,11 +99,13 @@ def recommend(
         AutospecError: The store cannot be read, or the name is ambiguous.
     """
     from autospec.hardware import identify
+    from autospec.hardware.energy import aim_in_force
     from autospec.report.selection import Question, select
     from autospec.settings import load_settings
     from autospec.store.reader import read_recommendations
 
-    settings = load_settings(config)
-    question = Question(model=settings.named_by(model), prompt_type=prompt_type)
-    chosen = select(read_recommendations(settings.storage), identify(), question)
+    settings, here = load_settings(config), identify()
+    aim, _ = aim_in_force(settings.aim, here)
+    question = Question(model=settings.named_by(model), prompt_type=prompt_type, aim=aim)
+    chosen = select(read_recommendations(settings.storage), here, question)
     return [s.recommendation for s in chosen.stored]

@@ -1,6 +1,6 @@
 """The cell: what a recommendation is for.
 
-A cell is (main model, prompt type, backend and build, hardware, launch settings). Every measurement belongs to one cell, and
+A cell is (main model, prompt type, backend and build, hardware, launch settings, aim). Every measurement belongs to one cell, and
 says nothing about others.
 """
 
@@ -14,10 +14,17 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Build", "Cell", "Hardware", "ModelRef", "PromptType", "options_in", "values_of"]
+__all__ = ["Aim", "Build", "Cell", "Hardware", "ModelRef", "PromptType", "options_in", "values_of"]
 
 # A flag begins with a letter: -1 is a value.
 _FLAG = re.compile(r"--?[A-Za-z][\w.-]*")
+
+
+class Aim(StrEnum):
+    """What a verdict compares: the time of requests, or the joules that they take."""
+
+    SPEED = "speed"
+    ENERGY = "energy"
 
 
 class PromptType(StrEnum):
@@ -96,6 +103,7 @@ class Cell:
         build: Backend and build.
         hardware: The machine.
         settings: The user's launch settings as server arguments, in their order.
+        aim: What its verdict compares. Measurements, looks and verdicts of two aims are kept apart.
     """
 
     model: ModelRef
@@ -103,6 +111,7 @@ class Cell:
     build: Build
     hardware: Hardware
     settings: tuple[str, ...] = ()
+    aim: Aim = Aim.SPEED
 
     @property
     def key(self) -> str:
@@ -118,7 +127,8 @@ class Cell:
     def study_name(self) -> str:
         """The Optuna study's name: readable, and unique by the key at its end."""
         build = f"{self.build.backend} {self.build.version}"
-        return f"{self.model.name} | {self.prompt_type} | {build} | {self.hardware.id} | {self.key}"
+        aim = "" if self.aim is Aim.SPEED else f" | {self.aim}"
+        return f"{self.model.name} | {self.prompt_type} | {build} | {self.hardware.id}{aim} | {self.key}"
 
     def _digest(self, prompt_type: str) -> str:
         parts = [
@@ -130,6 +140,8 @@ class Cell:
             self.hardware.id,
             list(self.settings),
         ]
+        if self.aim is not Aim.SPEED:
+            parts.append(str(self.aim))  # keys from before there were aims stay
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

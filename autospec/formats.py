@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from autospec.cells import Aim
 from autospec.recommendations import (
     CONDITIONS,
     LIKELY,
@@ -117,6 +118,8 @@ def conditions_words(r: Recommendation) -> str:
         f"{sampling}, {told.get('max_tokens', '?')} tokens, {several}, "
         f"{f'{cached} tokens' if cached else 'nothing'} cached"
     )
+    if r.aim is Aim.ENERGY:
+        words += ", judged by energy, not by speed"
     answer = told.get("answer_tokens")
     if answer is None:
         return words

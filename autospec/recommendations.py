@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Self
 
-from autospec.cells import Hardware, PromptType
+from autospec.cells import Aim, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 
 __all__ = [
@@ -90,6 +90,7 @@ class Recommendation:
         acceptance: accepted ÷ drafted tokens, 0…1.
         reason: One sentence.
         status: See `Status`.
+        aim: What the verdict compared. Speeds are told with either aim; of energy the verdict's figures are `ENERGY` in the evidence.
         created_at: ISO 8601, UTC.
         evidence: More figures (decode speed, prompts, identical texts, seconds spent …), JSON values only.
     """
@@ -112,6 +113,7 @@ class Recommendation:
     status: Status
     created_at: str
     evidence: dict[str, Any] = field(default_factory=dict)
+    aim: Aim = Aim.SPEED
 
     def __post_init__(self) -> None:
         if self.verdict is not Verdict.ENABLE and self.drafting != OFF:
@@ -121,6 +123,15 @@ class Recommendation:
     def is_overall(self) -> bool:
         """True for the answer for a mix of prompt types: one drafting for one server."""
         return self.prompt_type is None and OVERALL_MIX in self.evidence
+
+    @property
+    def gain(self) -> float | None:
+        """What the aim compares, off ÷ drafting: times, or joules; ``None`` if it is unknown. Above 1 the drafting is better."""
+        if self.aim is Aim.SPEED:
+            return self.speedup
+        energy = self.evidence.get(ENERGY)
+        ratio = energy.get("ratio") if isinstance(energy, dict) else None
+        return 1.0 / ratio if isinstance(ratio, int | float) and ratio > 0.0 else None
 
     def to_json(self) -> dict[str, Any]:
         """One entry of ``recommendations`` in the document; numbers that are not finite become null."""
@@ -141,6 +152,7 @@ class Recommendation:
             "acceptance": _number(self.acceptance, 4),
             "reason": self.reason,
             "status": str(self.status),
+            "aim": str(self.aim),
             "created_at": self.created_at,
             "evidence": self.evidence,
         }
@@ -187,6 +199,7 @@ class Recommendation:
             status=Status(data["status"]),
             created_at=data["created_at"],
             evidence=evidence,
+            aim=Aim(data.get("aim", Aim.SPEED)),  # rows from before there were aims
         )
 
 
@@ -392,6 +405,7 @@ _RECOMMENDATION: dict[str, Any] = {
         "prompt_type": {"enum": [*[str(t) for t in PromptType], None]},
         "verdict": {"enum": [str(v) for v in Verdict]},
         "status": {"enum": [str(s) for s in Status]},
+        "aim": {"enum": [str(a) for a in Aim]},
         "drafting": _DRAFTING,
         "tried": _DRAFTING,
         "baseline_tps": _NUMBER,

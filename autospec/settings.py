@@ -17,6 +17,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from autospec.cells import Aim
 from autospec.errors import SettingsError, UsageError
 
 __all__ = [
@@ -102,6 +103,8 @@ class Settings:
         "name", "The llama-server program; empty uses the one on PATH."))
     server_args: tuple[str, ...] = field(default=(), metadata=_key(
         "words", "Extra command-line arguments for every server."))
+    aim: str = field(default="speed", metadata=_key(
+        "aim", "What drafting must improve: speed, or energy (joules per request). Energy needs a counter that this user may read."))
     study: str = field(default="default", metadata=_key(
         "name", "Study definition: quick, default, thorough, or a TOML file."))
     suite: str = field(default="", metadata=_key("file", "Prompt suite (JSONL); empty uses the built-in one."))
@@ -526,6 +529,13 @@ def _flag(value: object, _base: Path) -> bool:
     return value
 
 
+def _aim(value: object, base: Path) -> str:
+    word = _text(value, base)
+    if word not in set(Aim):
+        raise ValueError
+    return word
+
+
 def _trust(value: object, base: Path) -> str:
     word = _text(value, base)
     if word not in ("proven", "likely"):
@@ -566,6 +576,7 @@ _KINDS: Final = {
     "count": _Kind("a whole number of at least 1", _count, int),
     "flag": _Kind("true or false", _flag, _env_flag),
     "hours": _Kind('hours of the day such as "22:00-07:00"; separate several with commas', _hours),
+    "aim": _Kind('"speed" or "energy"', _aim),
     "trust": _Kind('"proven" or "likely"', _trust),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
+from autospec.cells import Aim, Build, Cell, Hardware, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting, Engine, Mode
 
 MOD = Drafting(Mode.NGRAM_MOD, ngram_n=24, n_max=64, n_min=48)
@@ -164,10 +164,11 @@ def test_parts_that_contradict_the_mode_are_refused():
         {"build": Build("llama-server", "b1", "other")},
         {"hardware": Hardware("other", "chip", 1)},
         {"settings": ("-ngl", "99")},
+        {"aim": Aim.ENERGY},
     ],
 )
 def test_cell_differs_with_each_of_its_parts(change):
-    """Model, prompt type, build, hardware and launch settings each make another cell; the path does not."""
+    """Model, prompt type, build, hardware, launch settings and aim each make another cell; the path does not."""
     parts = {
         "model": ModelRef("main", "/m", "print"),
         "prompt_type": PromptType.CODING,
@@ -178,3 +179,13 @@ def test_cell_differs_with_each_of_its_parts(change):
     assert Cell(**{**parts, **change}).key != cell.key
     assert Cell(**{**parts, "model": ModelRef("main", "/elsewhere", "print")}).key == cell.key
     assert "main | coding | llama-server b1 | machine" in cell.study_name
+
+
+def test_cells_for_speed_keep_the_keys_from_before_there_were_aims():
+    """What is stored stays what it is for. The keys are those that 5a936b0b computed."""
+    build, machine = Build("llama-server", "b1", "f"), Hardware("hw", "c", 1)
+    cell = Cell(ModelRef("main", "/m", "print"), PromptType.CODING, build, machine, ("-ngl", "99"))
+    assert (cell.key, cell.launch_key) == ("75f53290a1d3", "34f563a376da")
+    frugal = replace(cell, aim=Aim.ENERGY)
+    assert frugal.launch_key != cell.launch_key
+    assert frugal.study_name == f"main | coding | llama-server b1 | hw | energy | {frugal.key}"

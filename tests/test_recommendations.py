@@ -9,6 +9,7 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
+from autospec.cells import Aim
 from autospec.recommendations import SCHEMA, Recommendation, Verdict, document
 from tests.store.test_database import MACHINE, RECOMMENDATION
 
@@ -54,3 +55,21 @@ def test_a_damaged_row_is_refused_where_it_is_read(damage):
     """A file from elsewhere may hold anything. Such a row kept the proxy from planning for any model, and `recommend` from answering."""
     with pytest.raises((ValueError, TypeError)):
         Recommendation.from_json({**RECOMMENDATION.to_json(), **damage})
+
+
+def test_rows_from_before_there_were_aims_are_about_speed():
+    """And an aim of a later version is not understood, instead of being taken for one of these."""
+    written = RECOMMENDATION.to_json()
+    assert written.pop("aim") == "speed"
+    assert Recommendation.from_json(written).aim is Aim.SPEED
+    with pytest.raises(ValueError, match="money"):
+        Recommendation.from_json({**written, "aim": "money"})
+
+
+def test_the_gain_is_of_what_the_aim_compares():
+    """Speed, or off ÷ drafting of the joules; nothing else stands in for them."""
+    assert RECOMMENDATION.gain == RECOMMENDATION.speedup
+    frugal = replace(RECOMMENDATION, aim=Aim.ENERGY, evidence={"energy": {"ratio": 0.8}})
+    assert frugal.gain == pytest.approx(1.25)
+    assert replace(frugal, evidence={}).gain is None
+    assert replace(frugal, evidence={"energy": {"ratio": "less"}}).gain is None

@@ -37,6 +37,7 @@ def command(shell: Shell, /, **question: Any) -> None:
     settings = shell.settings
     known = read_recommendations(settings.storage, shell.warn)
     question["model"] = shell.settings.named_by(question["model"])
+    question["aim"] = shell.aim_for(question["aim"])
     overall = read_overall(settings.storage, shell.warn)
     selection = select(known, identify(), Question(**question), overall)
     from autospec.report.explanation import explain_overall

@@ -28,8 +28,8 @@ def known_here(shell: Shell) -> list[StoredRecommendation]:
     except StoreError as error:
         shell.warn(str(error))
         return []
-    here = identify()
-    return newest(s for s in stored if same_machine(s.hardware, here))
+    here, aim = identify(), shell.aim_for(None)
+    return newest(s for s in stored if s.recommendation.aim is aim and same_machine(s.hardware, here))
 
 
 def proven_words(known: Sequence[StoredRecommendation], model: str) -> str:

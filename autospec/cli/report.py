@@ -60,6 +60,7 @@ def command(
     from autospec.report.html.page import page
 
     question["model"] = shell.settings.named_by(question["model"])
+    question["aim"] = shell.aim_for(question["aim"])
     findings = _findings(shell, {**question, "all_hardware": all_hardware})
     text = page(findings)
     # A rename would replace a special file such as /dev/stdout.
@@ -102,7 +103,7 @@ def _findings(shell: Shell, question: dict[str, Any]) -> Findings:
         selection = select(known, here, asked, overall)
     except NothingKnownError:
         # Without a choice there is a page all the same, which says what to do.
-        if asked != Question():
+        if asked != Question(aim=asked.aim):
             raise
         return Findings(here, record=_record())
     trials = {s.cell_key: s.trials for s in read_studies(settings.studies_url)}

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.errors import AutospecError
 
 if TYPE_CHECKING:
@@ -227,6 +227,13 @@ class Shell:
         self._flags.update(flags)
         self._settings = None
 
+    def aim_for(self, named: str | None) -> Aim:
+        """The aim that a command's results are of: the one named, else the configured one if this machine can pursue it."""
+        from autospec.hardware import identify
+        from autospec.hardware.energy import aim_in_force
+
+        return Aim(named) if named else aim_in_force(self.settings.aim, identify())[0]
+
     def choose_server(self, backend: str | None, url: str | None) -> None:
         """Put the values of `server_options` above environment and file."""
         self.override(backend=backend or ("attached" if url else None), attached_url=url)
@@ -351,6 +358,11 @@ def result_options(function: Any) -> Any:
             "--hardware", "hardware_id", default="", metavar="ID", help="Results of another machine."
         ),
         click.option("--backend", default="", metavar="B", help="Only this backend."),
+        click.option(
+            "--aim",
+            type=click.Choice([str(a) for a in Aim]),
+            help="Results with this aim. [default: the setting aim]",
+        ),
         click.option("-t", "--prompt-type", type=types, callback=read, help="Only this prompt type."),
     ):
         function = option(function)

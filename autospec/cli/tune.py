@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.cli.shell import Shell, command_options, complete_model, model_option, server_options
 
 if TYPE_CHECKING:
@@ -105,6 +105,11 @@ def interruptible() -> Iterator[None]:
     metavar="MIX",
     help="Weights of prompt types for the overall answer, e.g. coding=3,chat=1. [default: the traffic's, else equal]",
 )
+@click.option(
+    "--aim",
+    type=click.Choice([str(a) for a in Aim]),
+    help="What drafting must improve: speed, or energy, where this user may read its counters. [default: the setting aim]",
+)
 @click.option("--again", is_flag=True, help="Measure again even if the result is proven.")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
@@ -123,13 +128,16 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
       autospec tune --model ~/models/big.gguf --draft ~/models/small.gguf -- -ngl 99 -fa on
     """  # noqa: D301 - click needs the backspace itself
     shell.choose_server(options["backend"], options["url"])
-    shell.override(**{name: options[name] for name in ("study", "suite", "budget", "temperature")})
+    shell.override(**{name: options[name] for name in ("study", "suite", "budget", "temperature", "aim")})
+    from dataclasses import replace
+
     from autospec.backends.binaries import first_look
     from autospec.backends.registry import backend_for
     from autospec.cli.choose_model import choose_model
     from autospec.cli.tune_display import TuneDisplay, phases_of
-    from autospec.errors import UnsupportedError
+    from autospec.errors import UnsupportedError, UsageError
     from autospec.hardware import identify
+    from autospec.hardware.energy import aim_in_force
     from autospec.recommendations import document
     from autospec.tuning.overall import parse_mix
     from autospec.tuning.request import prepare
@@ -147,6 +155,18 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         warn=shell.warn,
     )
     hardware = identify()
+    if (
+        shell.settings.sources.get("aim") != "flag"
+    ):  # what a person types is refused by the tune where it cannot be pursued
+        aim, note = aim_in_force(request.aim, hardware)
+        request = replace(request, aim=aim)
+        if note:
+            shell.warn(note)
+    if request.aim is Aim.ENERGY and request.mix:
+        raise UsageError(
+            "--mix weighs times, so there is no answer for a mix with the aim energy.",
+            "Leave --mix out, or use the aim speed.",
+        )
     backend = backend_for(shell.settings.backend or None, shell.settings, request.model)
     if backend.name == "llama-server" and (
         note := first_look(shell.settings.llama_server, shell.settings.state_dir)

@@ -34,6 +34,7 @@ def status_lines(document: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"  Reason: {document.get('why')}.")
     lines += [f"  Problem: {text}" for text in document.get("trouble", [])]
+    lines += [f"  Note: {text}" for text in document.get("notes", [])]
     if checks := document.get("checks"):
         lines.append("May it measure?")
         lines += [f"  {'yes' if c['allows'] else 'no ':3}  {c['name']:8} {c['words']}" for c in checks]

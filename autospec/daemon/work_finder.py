@@ -29,6 +29,7 @@ from autospec.daemon.work import Effort, Tunable, effort_key
 from autospec.errors import AutospecError
 from autospec.files import replace_file
 from autospec.hardware.bandwidth import kept
+from autospec.hardware.energy import aim_in_force
 from autospec.hardware.gpu import devices_here
 from autospec.hardware.identity import host_digest, identify
 from autospec.measure.measurements import Sample
@@ -154,7 +155,8 @@ def survey(
     definition = load_definition(settings.study)
     suite = load_suite(Path(settings.suite) if settings.suite else None)
     catalog = scan(settings)
-    notes: list[str] = []
+    aim, note = aim_in_force(settings.aim, hardware)
+    notes = [note] if note else []
 
     def request_for(model: Model) -> TuneRequest:
         return TuneRequest(
@@ -166,6 +168,7 @@ def survey(
             args=catalog.own.args(model, settings),
             temperature=temperature_of(settings, definition),
             context_tokens=catalog.own.context_tokens(model, settings),
+            aim=aim,
         )
 
     whole = [request_for(model) for model in catalog.models if model.head is None]
@@ -173,7 +176,8 @@ def survey(
     store = open_store(settings.storage, notes.append)
     try:
         samples = store.samples(since=now - _USES_S)
-        stored, marked, gaps = _mark_stale(store, store.recommendations(), models, samples, hardware)
+        ours = [s for s in store.recommendations() if s.recommendation.aim is aim]
+        stored, marked, gaps = _mark_stale(store, ours, models, samples, hardware)
     finally:
         store.close()
     if said := announce(stored, settings.state_dir, settings.on_change):
@@ -225,7 +229,8 @@ def _tunables(
         fitting = [c for c in judged_drafts(request, hardware) if c.fits]
         drafting_models |= {c.model.fingerprint for c in fitting if not c.own_layers}
         # The prompt type is not part of the basis.
-        cell = Cell(model.ref, PromptType.QA, able.build, hardware, request.settings().args)
+        args = request.settings().args
+        cell = Cell(model.ref, PromptType.QA, able.build, hardware, args, request.aim)
         usable = [c for c in fitting if c.mode in able.modes and c.mode in space.modes]
         context = request.context()
         largest = max((c.model.size_bytes + c.model.kv_bytes(context) for c in usable), default=0)

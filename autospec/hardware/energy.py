@@ -3,18 +3,24 @@
 Processors: RAPL, through Linux's powercap files; since Linux 5.10 only root may read them, unless the machine's
 owner allows it. GPUs: their drivers' counters. macOS tells energy to root only (``powermetrics``). A counter is of a whole package: it contains idle
 power, and what other processes use.
+
+Where the counters of what computes cannot be read, the aim ``energy`` cannot be pursued: `energy_refusal` says why.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autospec.cells import Aim, Hardware
+from autospec.hardware.gpu import is_integrated
+from autospec.hardware.gpu_watch import GpuWatch
 from autospec.hardware.identity import text_of
 
-__all__ = ["Energy", "EnergyMeter", "RaplZone", "rapl_zones"]
+__all__ = ["Energy", "EnergyMeter", "RaplZone", "aim_in_force", "energy_refusal", "rapl_zones"]
 
 _POWERCAP = Path("/sys/class/powercap")
 # More than any package draws. A counter is used over a window only if it cannot pass its end twice at this power.
@@ -76,6 +82,13 @@ class EnergyMeter:
         self._zones = rapl_zones() if zones is None else tuple(zones)
         self._first: tuple[list[int | None], float | None] = [], None
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """The parts of the machine that tell their energy now: ``cpu``, ``gpu``."""
+        cpu = bool(self._zones) and all(zone.read_uj() is not None for zone in self._zones)
+        gpu = self._gpu_j() is not None
+        return frozenset(part for part, told in (("cpu", cpu), ("gpu", gpu)) if told)
+
     def start(self) -> None:
         """Start a window."""
         self._first = [zone.read_uj() for zone in self._zones], self._gpu_j()
@@ -102,3 +115,50 @@ def _used_uj(zone: RaplZone, before: int | None, after: int | None, window_s: fl
     if before is None or after is None or window_s * _MOST_W * 1e6 >= zone.range_uj:
         return None
     return after - before if after >= before else after + zone.range_uj - before
+
+
+_SPEED_INSTEAD = "or use the aim speed (`--aim speed`, or `aim` in the config)"
+
+
+def energy_refusal(needed: Collection[str], meter: EnergyMeter | None = None) -> tuple[str, str] | None:
+    """Why the energy of what computes cannot be read here, and what to do; ``None`` if it can.
+
+    Args:
+        needed: The parts that compute: ``cpu``, ``gpu``.
+        meter: Reads the counters; by default those of this machine.
+    """
+    told = (EnergyMeter(GpuWatch().energy_j) if meter is None else meter).parts
+    if told >= frozenset(needed):
+        return None
+    if sys.platform == "darwin":
+        return (
+            "The aim energy needs a reading of energy, which macOS gives to root only.",
+            "Use the aim speed (`--aim speed`, or `aim` in the config).",
+        )
+    if "gpu" in needed and "gpu" not in told:
+        return (
+            "The aim energy needs the energy of every GPU here, and their driver does not tell it.",
+            f"NVIDIA tells it from Volta on, AMD to members of the groups render and video; give that right, {_SPEED_INSTEAD}.",
+        )
+    return (
+        (
+            "The aim energy needs the energy of the processor, and this user cannot read it: Linux shows RAPL's counters to root only,"
+            " and most containers and virtual machines have none."
+        ),
+        f"Let this user read /sys/class/powercap/intel-rapl:*/energy_uj, {_SPEED_INSTEAD}.",
+    )
+
+
+def aim_in_force(configured: str, hardware: Hardware, meter: EnergyMeter | None = None) -> tuple[Aim, str]:
+    """The aim that this machine can pursue, and a sentence if that is not the configured one.
+
+    The models are taken to run on the GPU if there is one; a tune, which knows where they are, is stricter.
+    """
+    if Aim(configured) is Aim.SPEED:
+        return Aim.SPEED, ""
+    # Integrated graphics are a part of the processor's package.
+    on_gpu = not all(map(is_integrated, hardware.gpu.split(", "))) if hardware.gpu else False
+    refusal = energy_refusal(("gpu",) if on_gpu else ("cpu",), meter)
+    if refusal is None:
+        return Aim.ENERGY, ""
+    return Aim.SPEED, f"{refusal[0]} The aim is speed instead. {refusal[1]}"

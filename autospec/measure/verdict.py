@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autospec.cells import Aim
 from autospec.formats import log_percent
 from autospec.measure.launch_scatter import ASSUMED_SD, LaunchScatter
 from autospec.measure.log_ratios import Control, LogRatio, by_prompt, control, prompt_medians
@@ -179,6 +180,7 @@ def decide(
     complete: bool = True,
     predicted: Mapping[str, float] | None = None,
     scatter: LaunchScatter = LaunchScatter(),  # noqa: B008 - a frozen value
+    aim: Aim = Aim.SPEED,
 ) -> Decision:
     """Evaluate the pairs of the proof so far.
 
@@ -189,6 +191,7 @@ def decide(
         complete: False while some prompts have no pair yet.
         predicted: Prompt id → predicted ln(drafting ÷ off), of every prompt of the proof, asked or not; or nothing.
         scatter: How much launches on this machine differ, as far as it was measured.
+        aim: What the ratios are of: it changes the words, and nothing else.
     """
     if not values:
         return Decision(Verdict.UNDECIDED, final=False, estimate=None, prompts=0, prompts_faster=0,
@@ -198,7 +201,7 @@ def decide(
     last = rounds >= rule.looks[-1]
     evidence = _Evidence.of(values, rule, scatter, complete=complete, predicted=predicted or {})
     view = evidence.view(rule.level(look), len(reached))
-    verdict, final, estimate, reason = _judge(view, rule, last=last)
+    verdict, final, estimate, reason = _judge(view, rule, last=last, aim=aim)
     if verdict is Verdict.ENABLE and not (
         evidence.representative or _outweighs(view, estimate, rule) or last
     ):
@@ -383,8 +386,12 @@ def _hopeless(evidence: _Evidence, rounds: int, rule: Rule) -> bool:
     return True
 
 
-def _judge(view: _View, rule: Rule, *, last: bool) -> tuple[Verdict, bool, Estimate, str]:
+def _judge(
+    view: _View, rule: Rule, *, last: bool, aim: Aim = Aim.SPEED
+) -> tuple[Verdict, bool, Estimate, str]:
     """Verdict, whether it is final, the estimate behind it, and the reason."""
+    energy = aim is Aim.ENERGY
+    of = " tokens per joule" if energy else ""
     threshold = math.log1p(rule.threshold)
     first = view.estimates[0]
     if view.looks_done == 0:
@@ -392,7 +399,7 @@ def _judge(view: _View, rule: Rule, *, last: bool) -> tuple[Verdict, bool, Estim
             Verdict.UNDECIDED,
             False,
             first,
-            f"first round not complete; so far {log_percent(first.center)}",
+            f"first round not complete; so far {log_percent(first.center)}{of}",
         )
     above = next((e for e in view.estimates if e.low > threshold), None)
     below = next((e for e in view.estimates if e.high < threshold), None)
@@ -400,16 +407,24 @@ def _judge(view: _View, rule: Rule, *, last: bool) -> tuple[Verdict, bool, Estim
     if above is not None and (below is None or above is not first):
         if view.across > 0.0:
             on_average = "" if above is first else " on average"
-            return Verdict.ENABLE, True, above, f"drafting makes requests faster{on_average}: {_gain(above)}"
-        faster = sum(m > 0.0 for m in view.medians)
+            effect = "takes less energy" if energy else "makes requests faster"
+            return Verdict.ENABLE, True, above, f"drafting {effect}{on_average}: {_gain(above)}{of}"
+        better = sum(m > 0.0 for m in view.medians)
         reason = (
-            f"{_gain(above)} over all, but it rests on few prompts: {faster} of {len(view.medians)} are faster, "
+            f"{_gain(above)}{of} over all, but it rests on few prompts: {better} of {len(view.medians)} "
+            f"{'take less energy' if energy else 'are faster'}, "
             f"the prompts gain {log_percent(min(view.medians))} to {log_percent(max(view.medians))}"
         )
         # Further rounds would repeat the same prompts and add none.
         return Verdict.UNDECIDED, last or view.settled, above, reason
     if below is not None:
-        return Verdict.DISABLE, True, below, f"the best drafting found changes the speed by {_gain(below)}"
+        changed = "tokens per joule" if energy else "speed"
+        return (
+            Verdict.DISABLE,
+            True,
+            below,
+            f"the best drafting found changes the {changed} by {_gain(below)}",
+        )
     small = next((e for e in view.estimates if e.high < math.log1p(rule.worth_proving)), None)
     if view.looks_done >= _LOOKS_BEFORE_GIVING_UP and small is not None:
         limit = f"{100 * rule.worth_proving:.0f} %"
@@ -417,11 +432,11 @@ def _judge(view: _View, rule: Rule, *, last: bool) -> tuple[Verdict, bool, Estim
             Verdict.UNDECIDED,
             True,
             small,
-            f"{_gain(small)}: less than {limit}, not worth more measuring",
+            f"{_gain(small)}{of}: less than {limit}, not worth more measuring",
         )
     # If prompts differ, the ranks know little of their mean, and another interval is narrower.
     told = min(view.estimates, key=lambda e: e.high - e.low)
-    reason = f"{_gain(told)}: neither clearly above {_plain(rule.threshold)} nor below"
+    reason = f"{_gain(told)}{of}: neither clearly above {_plain(rule.threshold)} nor below"
     return Verdict.UNDECIDED, last, told, reason
 
 

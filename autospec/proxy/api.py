@@ -12,7 +12,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from autospec.catalog.resolve import ambiguous, answering
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.errors import ModelChoiceError, NothingKnownError, StoreError
 from autospec.hardware import identify
 from autospec.proxy.access import allow_page
@@ -44,9 +44,9 @@ _SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_pa
 
 
 async def _recommendation_events(
-    storage: str, closing: asyncio.Event, *, poll_s: float = _POLL_S
+    storage: str, aim: Aim, closing: asyncio.Event, *, poll_s: float = _POLL_S
 ) -> AsyncIterator[bytes]:
-    """Server-sent events until `closing` is set: first all recommendations, then every change."""
+    """Server-sent events until `closing` is set: first all recommendations of an aim, then every change."""
     known: dict[str, dict[str, Any]] = {}
     newest = -1
     silent_s = 0.0
@@ -55,7 +55,7 @@ async def _recommendation_events(
             number = await asyncio.to_thread(newest_recommendation, storage)
             if number != newest:
                 stored = await asyncio.to_thread(read_recommendations, storage)
-                now = {s.cell_key: s.recommendation.to_json() for s in stored}
+                now = {s.cell_key: s.recommendation.to_json() for s in stored if s.recommendation.aim is aim}
                 changed = [
                     {name: value for name, value in r.items() if name in _SHORT}
                     for key, r in now.items()
@@ -173,10 +173,12 @@ class Endpoints:
         live: LiveFigures,
         actions: Actions,
         ask_daemon: AskDaemon,
+        aim: Aim = Aim.SPEED,
     ) -> None:
         self._dispatch = dispatch
         self._metrics = metrics
         self._storage = storage
+        self._aim = aim
         self._about = about
         self._live = live
         self._actions = actions
@@ -282,7 +284,7 @@ class Endpoints:
             raise Refused(ProxyProblem(400, message, "invalid_parameter", "prompt_type")) from None
         model = query.get("model", "")
         model = next((o.name for o in self._dispatch.offered() if model in o.aliases), model)
-        question = Question(model, prompt_type, query.get("backend", ""))
+        question = Question(model, prompt_type, query.get("backend", ""), aim=self._aim)
 
         def work() -> dict[str, Any]:
             stored, overall = read_recommendations(self._storage), read_overall(self._storage)
@@ -302,7 +304,7 @@ class Endpoints:
         self._listeners += 1
         try:
             await response.prepare(request)
-            async for part in _recommendation_events(self._storage, self._closing):
+            async for part in _recommendation_events(self._storage, self._aim, self._closing):
                 await response.write(part)
         finally:
             self._listeners -= 1

@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 import autospec
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.errors import AutospecError
 from autospec.hardware.awake_for_requests import AwakeForRequests
 from autospec.proxy.access import OPEN_PATHS, Access, allow_page, refuse_slot_files
@@ -88,6 +88,7 @@ class Proxy:
         serving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         daemon: Callable[[], Mapping[str, Any]] = dict,
         ask_daemon: AskDaemon = no_daemon,
+        aim: Aim = Aim.SPEED,
     ) -> None:
         self.in_flight = 0
         self._awake = AwakeForRequests()
@@ -112,6 +113,7 @@ class Proxy:
                 dispatch, rules.access, ask_daemon, lambda name: find_offered(dispatch.offered(), name)
             ),
             ask_daemon=ask_daemon,
+            aim=aim,
         )
         self._relay = Relay(
             self._upstream,

@@ -24,7 +24,7 @@ from typing import Any
 from aiohttp import web
 
 from autospec.backends.registry import backend_for
-from autospec.cells import Hardware, PromptType
+from autospec.cells import Aim, Hardware, PromptType
 from autospec.errors import AutospecError, UsageError
 from autospec.hardware import identify
 from autospec.prompts.classifier import classify
@@ -152,6 +152,7 @@ async def listen(
     daemon: Callable[[], Mapping[str, Any]] = dict,
     ask_daemon: AskDaemon = no_daemon,
     grace_s: float = _GRACE_S,
+    aim: Aim = Aim.SPEED,
 ) -> AsyncIterator[ListeningProxy]:
     """Run a `Proxy` on a socket while the context lasts; leaving it lets requests in progress end within `grace_s`.
 
@@ -168,6 +169,7 @@ async def listen(
         serving=serving,
         daemon=daemon,
         ask_daemon=ask_daemon,
+        aim=aim,
     )
     # aiohttp waits this long for an answer, and then as long again before it cancels the answer (`RequestHandler.shutdown`).
     runner = web.ServerRunner(ProxyServer(proxy.handle, proxy.count_refused), shutdown_timeout=grace_s / 2)
@@ -228,6 +230,7 @@ async def run(
                 serving=link.serving,
                 daemon=lambda: link.daemon,
                 ask_daemon=partial(ask_daemon, settings.state_dir),
+                aim=dispatch.aim,
             ) as listening:
                 ready(listening.base_url)
                 await asked.wait()

@@ -16,6 +16,7 @@ from pathlib import PurePath
 from typing import Any
 
 from autospec.catalog.model import Model
+from autospec.cells import Aim
 from autospec.drafting import Drafting
 from autospec.formats import (
     bounded,
@@ -283,7 +284,12 @@ def _energy(r: Recommendation, figures: dict[str, Any]) -> list[str]:
             f"A token took {energy['off_j_per_token']:.3g} J without drafting and {energy['drafting_j_per_token']:.3g} J with it:"
             f" {percent(energy['ratio'])}{_between(energy['interval'])} energy, from {counted(energy['pairs'], 'pair')}."
             f" These are joules of {of}, with idle power, for the short measured requests."
-        )
+        ),
+        *(
+            ["The aim is energy: the verdict compares these joules, and not the speeds."]
+            if r.aim is Aim.ENERGY
+            else []
+        ),
     ]
 
 

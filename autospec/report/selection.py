@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from autospec.catalog.resolve import ambiguous, answering
-from autospec.cells import Hardware, PromptType
+from autospec.cells import Aim, Hardware, PromptType
 from autospec.errors import NothingKnownError, UsageError
 from autospec.hardware.identity import most_alike
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, document
@@ -35,6 +35,7 @@ class Question:
         backend: Only this backend.
         hardware_id: Only the machine whose id begins like this, instead of this one.
         all_hardware: Every machine.
+        aim: Recommendations of this aim; those of the other one never answer.
     """
 
     model: str = ""
@@ -42,6 +43,7 @@ class Question:
     backend: str = ""
     hardware_id: str = ""
     all_hardware: bool = False
+    aim: Aim = Aim.SPEED
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ def select(
         ModelChoiceError: The model's name could mean several.
         UsageError: The hardware id could mean several machines.
     """
+    of_aims, stored = stored, [s for s in stored if s.recommendation.aim is question.aim]
+    overall = overall and [s for s in overall if s.recommendation.aim is question.aim]
     local = [s for s in stored if same_machine(s.hardware, here)]
     foreign = False
     if question.all_hardware:
@@ -125,7 +129,7 @@ def select(
             asked, foreign = _lent([s for s in stored if s not in local], here, question), True
     found = newest(_answers(asked, question))
     if not found:
-        raise _nothing(question, stored, local)
+        raise _nothing(question, stored, local, others=len(of_aims) - len(stored))
     machines = {s.hardware.id: s.hardware for s in found}
     if all(same_machine(m, here) for m in machines.values()) or len(machines) > 1:
         hardware = here
@@ -263,11 +267,11 @@ def _of_machine(stored: Sequence[StoredRecommendation], text: str) -> list[Store
 
 
 def newest(stored: Iterable[StoredRecommendation]) -> list[StoredRecommendation]:
-    """The recommendation that counts of each machine, model, backend and prompt type."""
+    """The recommendation that counts of each machine, model, backend, prompt type and aim."""
     best: dict[tuple[str, ...], StoredRecommendation] = {}
     for s in stored:
         r = s.recommendation
-        key = (s.hardware.id, r.model, r.backend, str(r.prompt_type))
+        key = (s.hardware.id, r.model, r.backend, str(r.prompt_type), str(r.aim))
         rival = best.get(key)
         if rival is None or _weight(r) >= _weight(rival.recommendation):
             best[key] = s
@@ -287,13 +291,18 @@ def _order(s: StoredRecommendation) -> tuple[str, str, str, int]:
 
 
 def _nothing(
-    question: Question, stored: Sequence[StoredRecommendation], local: Sequence[StoredRecommendation]
+    question: Question,
+    stored: Sequence[StoredRecommendation],
+    local: Sequence[StoredRecommendation],
+    *,
+    others: int,
 ) -> NothingKnownError:
     wanted = question.model or "MODEL"
     subject = f"about {question.model}" if question.model else "yet"
     kind = f" for {question.prompt_type} prompts" if question.prompt_type else ""
     backend = f" on {question.backend}" if question.backend else ""
-    message = f"Nothing is known {subject}{kind}{backend}."
+    aim = f" with the aim {question.aim}" if others or question.aim is not Aim.SPEED else ""
+    message = f"Nothing is known {subject}{kind}{backend}{aim}."
     if question.hardware_id:
         machines = sorted({s.hardware.id for s in stored})
         return NothingKnownError(
@@ -304,6 +313,8 @@ def _nothing(
     also = f" Known models: {', '.join(known)}." if known and question.model else ""
     backend_option = f" --backend {question.backend}" if question.backend else ""
     type_option = f" --prompt-type {question.prompt_type}" if question.prompt_type else ""
+    if aim:
+        type_option += f" --aim {question.aim}"
     return NothingKnownError(
         message, f"Measure it with `autospec tune --model {wanted}{backend_option}{type_option}`.{also}"
     )

@@ -15,6 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from autospec.cells import Aim
 from autospec.formats import (
     age,
     bounded,
@@ -64,6 +65,7 @@ def recommendation_table(recommendations: Iterable[Recommendation], now: dt.date
         parts += [
             Text.assemble((model, "bold"), where, ", tok/s"),
             _Recommended(shown, moment),
+            *(Padding(t, (0, 1)) for t in _aims(shown)),
             *(Padding(t, (0, 1)) for t in (*_reasons(shown), *_conditions(shown))),
             Text(),
         ]
@@ -184,6 +186,18 @@ def _reasons(shown: Sequence[Recommendation]) -> list[Text]:
     return [Text.assemble((", ".join(names), "dim"), sentence) for sentence, names in kinds.items()]
 
 
+def _aims(shown: Sequence[Recommendation]) -> list[Text]:
+    """What the verdicts are about, where that is not the speed in the table."""
+    if all(r.aim is Aim.SPEED for r in shown):
+        return []
+    return [
+        Text.assemble(
+            ("aim", "dim"),
+            ": energy; the verdicts compare joules, the speeds and gains above are not what decided",
+        )
+    ]
+
+
 def _conditions(shown: Sequence[Recommendation]) -> list[Text]:
     """How it was measured, once for all prompt types that agree, and what the checks of limits found."""
     told: dict[str, list[str]] = {}
@@ -228,7 +242,7 @@ def studies_table(
                 f"{cell.get('backend', '')} {cell.get('build', '')}",
                 str(cell.get("hardware", "")),
             ),
-            str(cell.get("prompt_type", "")),
+            _with_aim(str(cell.get("prompt_type", "")), str(cell.get("aim", Aim.SPEED))),
             "\n".join(f"{n} {state}" for state, n in study.states.items()) or "none",
             "–"
             if best is None or best.drafting is None
@@ -240,7 +254,7 @@ def studies_table(
         r = stored.recommendation
         table.add_row(
             _subject(r.model, f"{r.backend} {r.backend_build}", stored.hardware.id),
-            _kind(r),
+            _with_aim(_kind(r), r.aim),
             "–",
             f"{escape(r.tried.label)} {percent(r.speedup)}" if r.speedup else "–",
             _result(r),
@@ -285,6 +299,10 @@ def _table(*narrow: str, wide: str = "", first: str = "") -> Table:
 
 def _subject(model: str, build: str, machine: str) -> str:
     return f"{escape(model)}\n[dim]{escape(build.strip())}\n{escape(machine)}[/dim]"
+
+
+def _with_aim(prompts: str, aim: str) -> str:
+    return prompts if aim == Aim.SPEED else f"{prompts}\n[dim]{escape(aim)}[/dim]"
 
 
 def _kind(r: Recommendation) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autospec.cells import Aim
 from autospec.formats import cautions_of, duration, listed, percent
 from autospec.measure.verdict import Rule
 from autospec.recommendations import LIKELY, LIMITS, Recommendation, Status, Verdict
@@ -71,14 +72,16 @@ def _what(recommendations: Sequence[Recommendation], enabled: Sequence[Recommend
         off.append(f"{_names(undecided)} (undecided)")
     if not enabled:
         return f"no drafting, for {' and '.join(off)}"
-    gains = [_kind(r) if r.speedup is None else f"{_kind(r)} ({percent(r.speedup)})" for r in enabled]
+    gains = [f"{_kind(r)}{_gain(r)}" for r in enabled]
     text = f"drafting for {listed(gains, _NAMED)}"
     return f"{text}; no drafting for {' and '.join(off)}" if off else text
 
 
 def _how(one: Recommendation, overall: Recommendation | None, *, drafts: bool) -> str:
+    energy = one.aim is Aim.ENERGY
+    first = 'with the setting aim = "energy", ' if energy else ""
     proxy = (
-        "`autospec proxy` does this for each request."
+        f"{first}`autospec proxy` does this for each request."
         if drafts
         else "start your server as before, without drafting flags."
     )
@@ -86,7 +89,8 @@ def _how(one: Recommendation, overall: Recommendation | None, *, drafts: bool) -
         return f"{proxy} {what_to_run(overall)}"
     if not drafts:
         return proxy
-    return f"{proxy} The flags for one prompt type: `autospec recommend --model {one.model} --format args -t TYPE`."
+    aim = " --aim energy" if energy else ""
+    return f"{proxy} The flags for one prompt type: `autospec recommend --model {one.model}{aim} --format args -t TYPE`."
 
 
 def _open(
@@ -196,6 +200,13 @@ def _pair_s(r: Recommendation) -> float | None:
 
 def _names(recommendations: Sequence[Recommendation]) -> str:
     return listed([_kind(r) for r in recommendations], _NAMED)
+
+
+def _gain(r: Recommendation) -> str:
+    """What is gained, in brackets; empty if it is unknown."""
+    if r.gain is None:
+        return ""
+    return f" ({percent(r.gain)}{' tokens per joule' if r.aim is Aim.ENERGY else ''})"
 
 
 def _kind(r: Recommendation) -> str:

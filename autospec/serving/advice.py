@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from autospec.catalog.model import Model, without_context
-from autospec.cells import Build, Cell, Hardware, PromptType
+from autospec.cells import Aim, Build, Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import SettingsError
 from autospec.recommendations import (
@@ -50,11 +50,12 @@ _TRUST: Final = {Status.IMPORTED: 0, Status.STALE: 1}
 
 @dataclass(frozen=True, slots=True)
 class AdviceKey:
-    """Where a model is served: this machine, the backend's build and the user's server arguments."""
+    """Where a model is served, and to which end: this machine, the backend's build, the user's server arguments, and the aim."""
 
     hardware: Hardware
     build: Build
     args: tuple[str, ...] = ()
+    aim: Aim = Aim.SPEED
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,8 @@ def known_of(
     best: dict[PromptType | None, tuple[tuple[bool, int, str], StoredRecommendation]] = {}
     for entry in stored:
         found = entry.recommendation
+        if found.aim is not place.aim:
+            continue  # a drafting that saves time may take more energy, and the other way round
         if found.backend != place.build.backend or not same_machine(entry.hardware, place.hardware):
             continue
         exact = _is_cell(entry, model, place)
@@ -279,7 +282,7 @@ def _is_cell(entry: StoredRecommendation, model: Model, place: AdviceKey) -> boo
     if without_context(settings) != without_context(place.args):
         return False
     # The name is not part of the key.
-    cell = Cell(model.ref, found.prompt_type, place.build, place.hardware, tuple(settings))
+    cell = Cell(model.ref, found.prompt_type, place.build, place.hardware, tuple(settings), place.aim)
     return cell.key == entry.cell_key
 
 

@@ -144,11 +144,13 @@ def advice_from(recommendations: Iterable[Recommendation]) -> dict[PromptType, A
     """One model's recommendations by prompt type; one for any type fills the gaps."""
     by_type: dict[PromptType | None, Advice] = {}
     for found in recommendations:
-        enabled = not found.drafting.is_off and found.speedup is not None
-        known = {} if found.tried.is_off or found.speedup is None else {found.tried: found.speedup}
+        # With the aim energy, gains of energy stand for those of time: they choose the server, and weigh one type against another.
+        gain = found.gain
+        enabled = not found.drafting.is_off and gain is not None
+        known = {} if found.tried.is_off or gain is None else {found.tried: gain}
         by_type[found.prompt_type] = Advice(
             drafting=found.drafting if enabled else OFF,
-            speedup=found.speedup if enabled and found.speedup is not None else 1.0,
+            speedup=gain if enabled and gain is not None else 1.0,
             baseline_tps=found.baseline_tps or None,
             known=MappingProxyType(known),
             likely=enabled and LIKELY in found.evidence,

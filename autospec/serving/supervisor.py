@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 from autospec.catalog.model import Model
 from autospec.errors import AutospecError, OverloadedError, UnknownModelError
+from autospec.hardware.energy import aim_in_force
 from autospec.recommendations import SCHEMA_VERSION, Recommendation, StoredRecommendation, Verdict
 from autospec.serving.advice import (
     AdviceKey,
@@ -59,6 +60,9 @@ class Supervisor:
     def __init__(self, settings: Settings, dependencies: ProxyDependencies, registry: ModelRegistry) -> None:
         self._settings = settings
         self._trust = trusted(settings.serve_statuses)
+        self.aim, self._aim_note = aim_in_force(settings.aim, dependencies.hardware)
+        if self._aim_note:
+            _log.warning("%s", self._aim_note)
         self._dependencies = dependencies
         self._clock = dependencies.clock
         self._reconciler = Reconciler(settings, dependencies, registry, self._gave_up)
@@ -134,7 +138,7 @@ class Supervisor:
                 "drafting_per_request": engine.per_request,
                 "off_was_asked_for": reconciler.demand.wants_off(name, now_s),
                 "recommendations": [_advice(r) for r in advice.recommendations],
-                "notes": list(advice.notes),
+                "notes": [*advice.notes, *filter(None, (self._aim_note,))],
                 "possible": [
                     {
                         "drafting": p.drafting.to_json(),
@@ -259,7 +263,8 @@ class Supervisor:
 
     def _place(self, registry: ModelRegistry, model: Model) -> AdviceKey:
         build = registry.engine(model).capabilities.build
-        return AdviceKey(self._dependencies.hardware, build, registry.own.args(model, self._settings))
+        args = registry.own.args(model, self._settings)
+        return AdviceKey(self._dependencies.hardware, build, args, self.aim)
 
     async def _watch_recommendations(self) -> None:
         logged, pause_s = False, _POLL_S
@@ -394,6 +399,7 @@ def _advice(applied: Recommendation) -> dict[str, Any]:
         "prompt_type": None if applied.prompt_type is None else str(applied.prompt_type),
         "verdict": str(Verdict.UNDECIDED if likely else applied.verdict),
         "status": str(applied.status),
+        "aim": str(applied.aim),
         "likely": likely,
         "served_with": applied.drafting.to_json(),
         "speedup": _number(applied.speedup),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from autospec.cells import Aim
 from autospec.drafting import OFF, Drafting
 from autospec.formats import counted
 from autospec.measure.energy import compare_energy
@@ -64,7 +65,7 @@ def conclude(
     off_tps = geometric_mean([p.speeds_tps[0] for p in pairs]) if pairs else None
     drafting_tps = geometric_mean([p.speeds_tps[1] for p in pairs]) if pairs else None
     speedup: float | None
-    if estimate is not None:
+    if estimate is not None and cell.cell.aim is Aim.SPEED:
         speedup, interval = estimate.ratio, estimate.interval
     else:
         speedup, interval = (drafting_tps / off_tps if off_tps and drafting_tps else None), None
@@ -126,6 +127,7 @@ def nothing_to_try(cell: CellRun, why: str, verdict: Verdict = Verdict.UNDECIDED
         reason=why,
         status=Status.PROVISIONAL,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        aim=cell.cell.aim,
     )
 
 
@@ -174,7 +176,8 @@ def _evidence(
         return evidence
     ratios = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
     decode = [p.decode_log_ratio for p in pairs if p.off.predicted_ms > 0 and p.drafted.predicted_ms > 0]
-    energy = compare_energy(pairs)
+    decided = None if cell.decision is None or cell.cell.aim is Aim.SPEED else cell.decision.estimate
+    energy = compare_energy(pairs, decided)
     return (
         evidence
         | ({} if energy is None else {ENERGY: energy.to_json()})
@@ -234,6 +237,8 @@ def likely_of(
     """
     if cell.winner.is_off or (cell.decision is not None and cell.decision.final):
         return None
+    if cell.cell.aim is Aim.ENERGY:
+        return None  # what is likely is worked out of times
     threshold = definition.rule.threshold
     pairs = proof
     found = likely_gain(proof, threshold)

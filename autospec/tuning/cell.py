@@ -264,7 +264,8 @@ class TuneSession:
                     f"The suite {request.suite.name} lacks prompts of type {prompt_type} to search or prove with.",
                     f"It has prompts of these types: {', '.join(request.suite.types())}.",
                 )
-            cell = Cell(request.model.ref, prompt_type, capabilities.build, self.hardware, settings)
+            build, hardware = capabilities.build, self.hardware
+            cell = Cell(request.model.ref, prompt_type, build, hardware, settings, request.aim)
             if not self.locks.take(cell.key):
                 self.tell(f"{prompt_type}: another machine is measuring this prompt type.")
                 continue
@@ -396,3 +397,4 @@ class TuneContext:
     progress: Progress
     asking: Asking
     store: Store
+    computing: tuple[str, ...] = ()  # parts of the machine that compute, whose energy every reading must have

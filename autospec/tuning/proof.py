@@ -18,9 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from autospec.cells import Aim
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError
+from autospec.formats import counted
 from autospec.measure.disturbances import left_out_sentence
+from autospec.measure.energy import energy_ratios
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, Phase
@@ -46,6 +49,9 @@ _LARGE_SPREAD = 0.08
 _READING = 0.5
 # Fewer pairs do not show the spread.
 _FEW_PAIRS = 4
+# With the aim energy, a proof in which fewer of the pairs have a reading ends without a verdict: more rounds would not have it either,
+# and the few may be of one kind.
+_LEAST_READ = 0.75
 
 
 def of_round(prompts: Sequence[_T], round_: int, per_round: int) -> Sequence[_T]:
@@ -157,7 +163,7 @@ class Proof:
             )
             unasked = min(unasked, large)
         record_s = 0.0
-        if self._predictions is not None and rounds < unasked:
+        if self._predictions is not None and cell.cell.aim is Aim.SPEED and rounds < unasked:
             left = len(cell.prove_prompts) - (cell.rounds + rounds) * per_round
             predicting_s = self._predicting_s(cell, left)
             if predicting_s <= self._context.pairing.expected_s(tasks, cell.winner):
@@ -324,13 +330,28 @@ class Proof:
         pairs = [p for p in known if (p.off.round, p.off.prompt_id) in asked]
         # Not rounds × prompts: a prompt whose pair was left out in every round counts as not asked.
         complete = {p.off.prompt_id for p in pairs} >= {prompt.id for prompt in cell.prove_prompts}
-        if len(pairs) >= _FEW_PAIRS:
-            self._spread[cell.cell.key, cell.winner] = statistics.stdev(p.log_ratio for p in pairs)
-        values = of_pairs(pairs, lambda pair: pair.log_ratio)
+        aim = cell.cell.aim
+        values = (
+            energy_ratios(pairs, self._context.computing)
+            if aim is Aim.ENERGY
+            else of_pairs(pairs, lambda pair: pair.log_ratio)
+        )
+        # Nor does one without any reading of energy count as asked.
+        complete = complete and {v.prompt for v in values} >= {prompt.id for prompt in cell.prove_prompts}
+        if len(values) >= _FEW_PAIRS:
+            self._spread[cell.cell.key, cell.winner] = statistics.stdev(v.value for v in values)
         predicted = self._predicted(cell, pairs, values, complete=complete)
         decision = decide(
-            values, cell.rounds, rule, complete=complete, predicted=predicted, scatter=self._scatter()
+            values,
+            cell.rounds,
+            rule,
+            complete=complete,
+            predicted=predicted,
+            scatter=_scatter_of(self._scatter(), aim),
+            aim=aim,
         )
+        if len(values) < _LEAST_READ * len(pairs):
+            decision = _unread(decision, len(values), len(pairs))
         if cell.rounds <= seen and decision.verdict is Verdict.ENABLE:
             # An earlier tune spent this look's share of the error rate. New pairs count at the next look.
             last = cell.rounds >= rule.looks[-1]
@@ -355,7 +376,7 @@ class Proof:
     ) -> Mapping[str, float]:
         """Predictions for the proof's prompts; missing ones are recorded if that spares a round and there is time."""
         predictions = self._predictions
-        if predictions is None:
+        if predictions is None or cell.cell.aim is Aim.ENERGY:  # they are of times
             return {}
         if known := predictions.known(cell):
             return known
@@ -404,3 +425,17 @@ class Proof:
 
 def _mean(decision: Decision | None) -> float:
     return -math.inf if decision is None or decision.estimate is None else decision.mean
+
+
+def _scatter_of(times: LaunchScatter, aim: Aim) -> LaunchScatter:
+    """How much launches differ in what is compared. Of energy that was not measured: it is assumed, and at least that of times."""
+    return times if aim is Aim.SPEED else LaunchScatter(sd=times.counted_sd)
+
+
+def _unread(decision: Decision, read: int, pairs: int) -> Decision:
+    """The decision where too few pairs have a reading of energy."""
+    reason = (
+        f"only {read} of {counted(pairs, 'pair')} have a valid reading of energy: requests take less than half a second, other "
+        "programs worked beside them, or the counter was not told"
+    )
+    return replace(decision, verdict=Verdict.UNDECIDED, final=True, reason=reason)

@@ -13,7 +13,7 @@ from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.catalog.candidates import Candidate, candidates
 from autospec.catalog.model import Model, context_of, names_context
 from autospec.catalog.scan import Catalog, scan
-from autospec.cells import Hardware, PromptType
+from autospec.cells import Aim, Hardware, PromptType
 from autospec.drafting import Engine
 from autospec.errors import UsageError
 from autospec.hardware.gpu import shared_limit_bytes
@@ -81,6 +81,7 @@ class TuneRequest:
         forget_answers: Delete recorded answers when the tune ends.
         mix: Prompt type → weight, for the overall answer; empty for the traffic's mix, or equal weights.
         study_storage: Address of Optuna's gRPC proxy for the studies; empty keeps them in `storage`.
+        aim: What the proof compares; the search compares times with either aim.
     """
 
     model: Model
@@ -99,6 +100,7 @@ class TuneRequest:
     forget_answers: bool = False
     mix: Mapping[PromptType, float] = field(default_factory=dict)
     study_storage: str = ""
+    aim: Aim = Aim.SPEED
 
     @property
     def protocol(self) -> str:
@@ -252,6 +254,7 @@ def prepare(
         again=again,
         mix=mix or {},
         forget_answers=settings.forget_answers,
+        aim=Aim(settings.aim),
     )
 
 

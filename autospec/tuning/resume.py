@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from autospec.catalog.candidates import Candidate
-from autospec.cells import Cell, Hardware
+from autospec.cells import Aim, Cell, Hardware
 from autospec.drafting import OFF, Drafting
 from autospec.errors import StoreError
 from autospec.hardware.identity import host_digest
@@ -307,7 +307,9 @@ def drafts_of(fitting: Iterable[Candidate], *, named: bool) -> dict[str, str] | 
 
 def basis_of(cell: Cell, drafts: Mapping[str, str] | None) -> dict[str, Any]:
     """Everything besides the measurements that a verdict of this cell rests on, as JSON values; `drafts` as from `drafts_of`."""
-    return {
+    # The key is missing with the aim speed, so that bases from before there were aims stay equal.
+    aim = {} if cell.aim is Aim.SPEED else {"aim": str(cell.aim)}
+    return aim | {
         "host": host_digest(),
         "hardware": cell.hardware.id,
         "os": cell.hardware.os,
@@ -391,7 +393,7 @@ def renewing(served: Recommendation | None) -> Recommendation | None:
 def _better(new: Recommendation, old: Recommendation) -> bool:
     if old.verdict is not Verdict.ENABLE:
         return True
-    return new.verdict is Verdict.ENABLE and (new.speedup or 0.0) > (old.speedup or 0.0)
+    return new.verdict is Verdict.ENABLE and (new.gain or 0.0) > (old.gain or 0.0)
 
 
 def _with_comparison(old: Recommendation, new: Recommendation) -> Recommendation:

@@ -15,10 +15,11 @@ from autospec.backends.placement import Weights, Where, room_bytes, weights_of
 from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.backends.registry import OnDevices
 from autospec.catalog.candidates import Candidate, undraftable
-from autospec.cells import Build, Hardware
+from autospec.cells import Aim, Build, Hardware
 from autospec.drafting import OFF
 from autospec.errors import AutospecError, StoreError, UnsupportedError
 from autospec.hardware.awake import kept_awake
+from autospec.hardware.energy import energy_refusal
 from autospec.hardware.gpu import Device, devices_here
 from autospec.hardware.identity import ROSETTA, ROSETTA_HINT, is_translated
 from autospec.hardware.machine_lock import machine_lock
@@ -87,6 +88,7 @@ class Tuning:
     _wanted: list[str] = field(default_factory=list)
     _drafts: dict[str, str] | None = None
     _launch_key: str = ""
+    _computing: tuple[str, ...] = ()  # parts of the machine; found only with the aim energy
     _served: float = 0.0  # the temperature that users sample with
 
     def run(self) -> list[Recommendation]:
@@ -136,6 +138,7 @@ class Tuning:
         if is_translated():
             self.progress.tell(f"{ROSETTA} {ROSETTA_HINT}")
         capabilities = self.backend.capabilities()
+        self._refuse_without_energy()
         fitting = self._fitting()
         self._drafts = drafts_of(fitting, named=bool(self.request.drafts))
         space = space_for(self.request.definition, capabilities, fitting, self.request.temperature)
@@ -154,6 +157,8 @@ class Tuning:
         if limits.check:
             self._check_proven([c for c in cells if c not in open_cells], session, space, budget)
         self._launch_key = cells[0].cell.launch_key
+        if self.request.aim is Aim.ENERGY:
+            return  # an answer for all prompt types together adds times
         OverallProof(
             session,
             cells,
@@ -162,6 +167,17 @@ class Tuning:
             resident=lambda: self._resident(fitting),
             step=self.progress.step,
         ).run()
+
+    def _refuse_without_energy(self) -> None:
+        """Raise if the aim is energy and what computes does not tell it; nothing has been measured yet."""
+        if self.request.aim is not Aim.ENERGY:
+            return
+        memory = self._memory()
+        on_device = memory.devices is None or bool(memory.devices)
+        parts = {Where.DEVICE: ("gpu",), Where.MEMORY: ("cpu",), Where.BOTH: ("cpu", "gpu")}
+        self._computing = parts[memory.weights.where if on_device else Where.MEMORY]
+        if refusal := energy_refusal(self._computing):
+            raise UnsupportedError(*refusal)
 
     def _check_proven(
         self, cells: Sequence[CellRun], session: TuneSession, space: Space, budget: Budget
@@ -266,7 +282,15 @@ class Tuning:
                 shapes={c.cell.key: c.shapes for c in cells},
             )
             context = TuneContext(
-                request.definition, space, launches, pairing, budget, self.progress, asking, store
+                request.definition,
+                space,
+                launches,
+                pairing,
+                budget,
+                self.progress,
+                asking,
+                store,
+                self._computing,
             )
 
             def keep(cell: CellRun) -> None:

@@ -374,4 +374,5 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
         "build": cell.build.version,
         "hardware": cell.hardware.id,
         "settings": list(cell.settings),
+        "aim": str(cell.aim),
     }

@@ -1,6 +1,6 @@
 """False enables, power and cost of the verdict, by simulation with realistic noise.
 
-Run: ``python -m studies.bench.verdict_simulation [--repeats 1000] [--table errors|power|hard|kinds|two]``
+Run: ``python -m studies.bench.verdict_simulation [--repeats 1000] [--table errors|power|hard|kinds|two|energy]``
 
 Every repeat is one proof: 16 prompts, of which each round asks eight in turn, one pair each, on two new launches; `decide` (the
 code of ``autospec tune``) looks after rounds 1, 2, 4, 8, 16, 24. The noise of `Machine`:
@@ -16,6 +16,11 @@ Prompts differ: the gain of a prompt is normal around the true gain, shifted so 
 (tables `errors`, `power`, `hard`), or drawn from a kind of prompts with the stated mean (`kinds`). Predictions, if a row has
 them, cover all 16 prompts: the truth times 1.2 with 5 % of noise, or unrelated to it.
 
+With the aim energy (table `energy`) a pair's ratio is `autospec.measure.energy.energy_ratios` of what a GPU's counter shows: it is
+renewed every 0.1 s, so that a reading lacks up to 0.1 s at the end of a request and has up to 0.1 s of idle power (a fifth of off's) at
+its begin; 3 % of all readings are missing. Power has the noise and the launch scatter that times have in the other tables. The time of
+a request is shortened by the stated factor, whatever that does to its energy.
+
 Costs are requests (two per pair, one per prompt that is recorded and not asked) and launches (two per round).
 """
 
@@ -30,8 +35,12 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from autospec.drafting import OFF, Drafting, Mode
+from autospec.hardware.state import MachineState
+from autospec.measure.energy import energy_ratios
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio
+from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.measure.verdict import DEFAULT_RULE, Decision, Rule, decide
 from autospec.recommendations import Verdict
 from autospec.tuning.proof import of_round
@@ -137,8 +146,15 @@ def skewed(rng: np.random.Generator, base: float, scale: float, part: float) -> 
     return np.asarray(base + gains + rng.normal(0.0, 0.01, 16))
 
 
-def one_proof(rng: np.random.Generator, truth: Floats, machine: Machine, rule: Rule = DEFAULT_RULE) -> Played:
-    """Play one proof."""
+def one_proof(
+    rng: np.random.Generator,
+    truth: Floats,
+    machine: Machine,
+    rule: Rule = DEFAULT_RULE,
+    *,
+    faster: float | None = None,
+) -> Played:
+    """Play one proof; of energy, if `faster` says how much faster the drafting is."""
     gave_way = 0
     prompts = range(truth.size)
     foreseen = machine.foresight(rng, truth)
@@ -147,7 +163,10 @@ def one_proof(rng: np.random.Generator, truth: Floats, machine: Machine, rule: R
     values: list[LogRatio] = []
     for round_ in range(1, rule.looks[-1] + 1):
         asked_now = of_round(prompts, round_, PER_ROUND)
-        values += one_round(clock, asked_now, truth, round_=round_, first_turn=len(values))
+        if faster is None:
+            values += one_round(clock, asked_now, truth, round_=round_, first_turn=len(values))
+        else:
+            values += energy_ratios(metered_round(clock, asked_now, truth, round_=round_, faster=faster))
         if round_ in rule.looks:
             asked = {v.prompt for v in values}
             complete = len(asked) == truth.size
@@ -187,6 +206,47 @@ def one_round(
         order = (0, 1) if turn % 2 else (1, 0)
         halves = {side: log_time(p, side) for side in order}
         yield LogRatio(str(p), f"off {round_}", f"drafted {round_}", halves[0] - halves[1], order[0] == 0)
+
+
+# Of the meter: watts of off, of these without work, seconds between two renewals, share of readings that are missing.
+_OFF_W, _IDLE_W, _TICK_S, _MISSING = 200.0, 40.0, 0.1, 0.03
+
+
+def metered_round(
+    clock: Clock, asked: Sequence[int], truth: Floats, *, round_: int, faster: float
+) -> list[Pair]:
+    """The pairs of one round on two new launches, with what a GPU's counter shows of each half."""
+    rng, machine = clock.rng, clock.machine
+    luck = rng.normal(0.0, machine.launch_sd, 2)
+
+    def half(prompt: int, side: int, position: int) -> Measurement:
+        stall = math.log(rng.uniform(1.2, 3.0)) if rng.random() < STALL_RATE else 0.0
+        window_s = machine.request_s / (faster if side else 1.0) * math.exp(stall)
+        gain = (
+            truth[prompt] - math.log(faster) if side else 0.0
+        )  # of watts: those of energy, less the shorter time
+        power_w = _OFF_W * math.exp(clock.slowness() + rng.normal(0.0, machine.noise) + luck[side] - gain)
+        before_s, after_s = rng.uniform(0.0, _TICK_S, 2)
+        joules = power_w * (window_s - after_s) + _IDLE_W * before_s
+        told = None if rng.random() < _MISSING else joules
+        state = MachineState(window_s=window_s, cores=16, gpu_energy_j=told)
+        return Measurement(
+            cell_key="cell", protocol="protocol", phase=Phase.PROVE, round=round_,
+            drafting=_DRAFTING if side else OFF, compared=_DRAFTING, prompt_id=str(prompt),
+            launch_id=f"{'drafted' if side else 'off'} {round_}", position=position, started_at=0.0,
+            prompt_tokens=20, predicted_tokens=64, prompt_ms=1.0, predicted_ms=1.0, wall_ms=1.0,
+            drafted=None, accepted=None, text_digest="", machine=state.to_json(),
+        )  # fmt: skip
+
+    pairs = []
+    for turn, prompt in enumerate(asked, start=round_ * len(asked)):
+        order = (0, 1) if turn % 2 else (1, 0)
+        halves = {side: half(prompt, side, position) for position, side in enumerate(order)}
+        pairs.append(Pair(halves[0], halves[1]))
+    return pairs
+
+
+_DRAFTING = Drafting(Mode.DRAFT_MODEL, draft="draft.gguf", n_max=8)
 
 
 def two_draftings(
@@ -325,7 +385,20 @@ def two(rng: np.random.Generator, repeats: int) -> None:
             )
 
 
-TABLES = {"errors": errors, "power": power, "hard": hard, "kinds": kinds, "two": two}
+def energy(rng: np.random.Generator, repeats: int) -> None:
+    """Verdicts about energy: what the meter does to short requests, and a speed that says nothing about joules."""
+    print(f"\n| true gain, tokens per joule | faster by | request | launch scatter | {_HEAD}")
+    for gain in (0.0, 0.02, 0.10, 0.30):
+        for faster in (1.0, 1.5, 2.5):
+            for request_s in (1.5, 5.0):
+                machine = Machine(0.03, 0.02, request_s=request_s)
+                played = [
+                    one_proof(rng, centred(rng, gain, 0.05), machine, faster=faster) for _ in range(repeats)
+                ]
+                print(f"| {gain:+.0%} | {faster:g} | {request_s:g} s | 2% {row(played)}", flush=True)
+
+
+TABLES = {"errors": errors, "power": power, "hard": hard, "kinds": kinds, "two": two, "energy": energy}
 
 
 def main() -> None:

@@ -33,3 +33,10 @@ def test_what_is_proven_does_not_depend_on_the_words():
 def test_a_daemon_of_an_older_version_does_not_tell_how_many_are_proven():
     """Its cells are listed all the same."""
     assert "  8 not measured for now." in status_lines(DOCUMENT)
+
+
+def test_notes_are_told():
+    """A missing backend, or an aim that this machine cannot pursue."""
+    assert "  Note: The aim is speed instead." in status_lines(
+        DOCUMENT | {"notes": ["The aim is speed instead."]}
+    )

@@ -17,6 +17,7 @@ import pytest
 from autospec.cells import PromptType
 from autospec.drafting import OFF
 from autospec.hardware import identify
+from autospec.hardware.energy import aim_in_force
 from autospec.measure.measurements import Sample
 from autospec.recommendations import Status
 from autospec.settings import load_settings
@@ -64,6 +65,14 @@ def test_new_models_are_ordered_and_watched(home: Path):
     assert found["items"][0]["model"].startswith("SmolLM2-135M")
     assert "new here" in found["items"][0]["why"]
     assert str(home / "models") in found["watch"]
+
+
+def test_an_aim_that_cannot_be_pursued_is_noted(home: Path, monkeypatch):
+    """The daemon measures for speed then, and its status says so."""
+    _, note = aim_in_force("energy", identify())
+    assert look()["notes"] == []
+    monkeypatch.setenv("AUTOSPEC_AIM", "energy")
+    assert look()["notes"] == ([note] if note else [])
 
 
 def test_what_was_asked_for_comes_first(home: Path):

@@ -28,6 +28,15 @@ COMMANDS = {
 DIFFERENCES: dict[tuple[str, str], str] = {
     (name, "overall"): "the answer for all prompt types together is new"
     for name in ("recommend", "recommend-foreign", "explain", "studies-export")
+} | {
+    (name, f"{entries}.{number}.{inner}aim"): "each recommendation says what its verdict is about"
+    for name, entries, count, inner in (
+        ("recommend", "recommendations", 4, ""),
+        ("recommend-foreign", "recommendations", 4, ""),
+        ("explain", "explanations", 3, "recommendation."),
+        ("studies-export", "recommendations", 4, "recommendation."),
+    )
+    for number in range(count)
 }
 
 

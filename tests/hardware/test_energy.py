@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from autospec.hardware.energy import Energy, EnergyMeter, RaplZone, rapl_zones
+from autospec.cells import Aim, Hardware
+from autospec.hardware.energy import (
+    Energy,
+    EnergyMeter,
+    RaplZone,
+    aim_in_force,
+    energy_refusal,
+    rapl_zones,
+)
 
 # Of an Intel package: 262 144 J.
 RANGE_UJ = 262_143_328_850
@@ -111,3 +120,65 @@ def test_a_window_without_a_start_is_unknown(tmp_path: Path):
     made, _ = meter(tmp_path, "5", 1.0, 2.0, 3.0, 4.0)
     assert made.finish(1.0) == Energy(0.0, 1.0)
     assert made.finish(1.0) == Energy()
+
+
+def told(cpu: bool, gpu: bool, tmp_path: Path) -> EnergyMeter:
+    """A meter of a machine that tells these parts."""
+    folder = zone(tmp_path, "intel-rapl:0", "package-0")
+    return EnergyMeter(lambda: 5.0 if gpu else None, [RaplZone(folder, RANGE_UJ)] if cpu else [])
+
+
+PLAIN = Hardware("plain", "Chip", 1, os="linux 6.1")
+WITH_GPU = Hardware("gpu", "Chip", 1, os="linux 6.1", gpu="NVIDIA H200")
+
+
+def test_the_parts_that_tell_their_energy(tmp_path: Path):
+    """Now: a counter may have become unreadable since the meter was made."""
+    meter = told(True, True, tmp_path)
+    assert meter.parts == {"cpu", "gpu"}
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    assert meter.parts == {"gpu"}
+    assert EnergyMeter(lambda: None, []).parts == set()
+
+
+@pytest.mark.parametrize(
+    ("needed", "parts", "words"),
+    [
+        (("cpu",), (True, False), ""),
+        (("gpu",), (False, True), ""),
+        (("cpu", "gpu"), (True, True), ""),
+        # The energy of what rests says nothing about a model that computes elsewhere.
+        (("cpu",), (False, True), "the energy of the processor"),
+        (("gpu",), (True, False), "the energy of every GPU"),
+        (("cpu", "gpu"), (False, True), "the energy of the processor"),
+    ],
+)
+def test_the_aim_energy_is_refused_where_what_computes_tells_none(
+    tmp_path, monkeypatch, needed, parts, words
+):
+    """In one sentence, with what to do."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    refusal = energy_refusal(needed, told(*parts, tmp_path))
+    assert (refusal is None) == (not words)
+    if refusal is not None:
+        assert words in refusal[0]
+        assert "aim speed" in refusal[1]
+
+
+def test_macs_give_energy_to_root_only(monkeypatch):
+    """There is nothing to allow."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    refusal = energy_refusal(("gpu",), EnergyMeter(lambda: None, []))
+    assert refusal is not None
+    assert "macOS gives to root only" in refusal[0]
+
+
+def test_the_aim_falls_back_to_speed_and_says_so(tmp_path: Path):
+    """With a GPU its energy decides, and without one the processor's."""
+    assert aim_in_force("speed", PLAIN) == (Aim.SPEED, "")
+    assert aim_in_force("energy", PLAIN, told(True, False, tmp_path / "a")) == (Aim.ENERGY, "")
+    assert aim_in_force("energy", WITH_GPU, told(False, True, tmp_path / "b")) == (Aim.ENERGY, "")
+    aim, note = aim_in_force("energy", PLAIN, told(False, False, tmp_path / "c"))
+    assert aim is Aim.SPEED
+    assert "The aim is speed instead." in note
+    assert aim_in_force("energy", WITH_GPU, told(True, False, tmp_path / "d"))[0] is Aim.SPEED

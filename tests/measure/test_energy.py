@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from autospec.drafting import OFF
 from autospec.hardware.state import MachineState
-from autospec.measure.energy import compare_energy
+from autospec.measure.energy import compare_energy, energy_ratios
 from autospec.measure.measurements import Pair
+from autospec.measure.statistics import Estimate
 from tests.store.test_database import MEASUREMENT
 
 STATE = MachineState(window_s=4.0, cores=4)
@@ -107,3 +110,78 @@ def test_measurements_of_earlier_versions_know_no_energy():
     """Their state has no such key."""
     old = replace(MEASUREMENT, machine={"other_load": 0.1})
     assert compare_energy([Pair(replace(old, drafting=OFF), old)] * 9) is None
+
+
+def cpu(joules: float, **state: object) -> dict[str, Any]:
+    """A half of which the processor's energy is known."""
+    return {"cpu_energy_j": joules, **state}
+
+
+def test_a_verdict_looks_at_off_by_drafting():
+    """Above 0 the drafting takes less; a longer answer counts by its tokens."""
+    (value,) = energy_ratios([pair("p", cpu(200.0), cpu(100.0))])
+    assert value.value == pytest.approx(math.log(2.0))
+    assert (value.prompt, value.off_launch) == ("p", MEASUREMENT.launch_id)
+    (longer,) = energy_ratios([pair("p", cpu(200.0), cpu(200.0), (50, 100))])
+    assert longer.value == pytest.approx(math.log(2.0))
+    assert energy_ratios([]) == []
+
+
+def test_a_late_counter_does_not_favour_the_shorter_request():
+    """Two requests at 20 W, one twice as long; the counter lacks the last 0.1 s of each. It never looks better than it is."""
+    late = [
+        pair(
+            "p",
+            gpu(20.0 * (off_s - 0.1)) | {"window_s": off_s},
+            gpu(20.0 * (drafted_s - 0.1)) | {"window_s": drafted_s},
+        )
+        for off_s, drafted_s in ((2.0, 1.0), (1.0, 2.0))
+    ]
+    shorter, longer = energy_ratios(late)
+    assert math.log(1.9 / 0.9) > math.log(2.0)
+    assert shorter.value == pytest.approx(math.log(2.0))
+    assert longer.value == pytest.approx(-math.log(1.9 / 0.9))
+    # RAPL is renewed every millisecond.
+    processor = energy_ratios([pair("p", cpu(200.0), cpu(100.0, window_s=2.0))])
+    assert processor[0].value == pytest.approx(math.log(2.0))
+
+
+@pytest.mark.parametrize(
+    "neighbour",
+    [{"other_load": 1.0}, {"steal": 1.0}, {"gpu_other_load": 0.5}],
+    ids=["a program", "another guest", "a program on the GPU"],
+)
+def test_a_reading_beside_others_is_not_valid(neighbour):
+    """A counter is of the whole package, so what others take would be in it. One busy half spoils its pair."""
+    quiet = [pair(f"p{k}", cpu(100.0), cpu(80.0)) for k in range(4)]
+    beside = [pair("busy", cpu(100.0), cpu(20.0, **neighbour))]
+    assert [v.prompt for v in energy_ratios([*beside, *quiet])] == ["p0", "p1", "p2", "p3"]
+    found = compare_energy([*quiet, *beside])
+    assert found is not None
+    assert found.pairs == 4
+
+
+def test_swapping_and_heat_are_the_draftings_own():
+    """A draft that makes memory short costs energy, too: such pairs are not left out."""
+    assert energy_ratios([pair("p", cpu(100.0), cpu(300.0, swap_in_bytes=1 << 30, thermal="throttled"))])
+
+
+def test_a_reading_without_what_computes_is_not_valid():
+    """The model is on the processor, whose counter was not told: the GPU that rests decides nothing."""
+    resting = pair("gpu", gpu(100.0), gpu(50.0))
+    both = {"gpu_energy_j": 10.0, "cpu_energy_j": 90.0}
+    assert energy_ratios([resting], ("cpu",)) == []
+    assert [v.prompt for v in energy_ratios([resting, pair("both", both, both)], ("cpu",))] == ["both"]
+    assert len(energy_ratios([resting], ("gpu",))) == 1
+
+
+def test_the_verdicts_own_estimate_is_told():
+    """With the aim energy: one ratio and one interval, turned round."""
+    pairs = [pair(f"p{k}", cpu(200.0), cpu(100.0)) for k in range(4)]
+    found = compare_energy(pairs, Estimate(4, math.log(1.9), math.log(1.5), math.inf, 0.01))
+    assert found is not None
+    assert found.ratio == pytest.approx(1 / 1.9)
+    assert found.interval is None
+    found = compare_energy(pairs, Estimate(4, math.log(1.9), math.log(1.5), math.log(2.5), 0.01))
+    assert found is not None
+    assert found.interval == (pytest.approx(0.4), pytest.approx(1 / 1.5))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.recommendations import LIKELY, LIMITS, LimitCheck, Limits, LimitVerdict, Status, Verdict
 from autospec.report.explanation import explain
@@ -299,3 +299,13 @@ def test_other_backends_have_a_page(quick, backend):
     text = Seen.of(page(findings(type_findings(recommendation(backend=backend, evidence={"args": []}))))).text
     assert "Drafting pays for coding" in text
     assert "Flags for" not in text
+
+
+def test_the_page_says_what_verdicts_about_energy_compare(quick):
+    """Before their gains, which are of joules; the tables are of speed."""
+    frugal = recommendation(aim=Aim.ENERGY, evidence={"energy": {"ratio": 0.8, "parts": ["gpu"], "pairs": 9,
+        "off_j_per_token": 2.0, "drafting_j_per_token": 1.6, "interval": None}})  # fmt: skip
+    text = Seen.of(page(findings(type_findings(frugal)))).text
+    assert "The aim is energy: verdicts compare tokens per joule" in text
+    assert "Drafting pays for coding (+25.0 %)." in text
+    assert "The aim is energy" not in Seen.of(page(findings(type_findings()))).text

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF
 from autospec.formats import age, likely_words, percent
 from autospec.recommendations import Status, Verdict
@@ -224,6 +224,13 @@ def test_studies_and_lonely_recommendations_are_listed():
     text = shown(studies_table([study], [stored(recommendation(model="Lone"), key="k2")], {}), 140)
     for words in ("Main", "1 complete", "1 fail", "+20.0 %", "not finished", "Lone", "k2"):
         assert words in text
+
+
+def test_studies_of_another_aim_are_marked():
+    """Both a study and a lonely recommendation."""
+    cell = {"key": "k1", "model": "Main", "prompt_type": "coding", "aim": "energy"}
+    lone = stored(recommendation(model="Lone", aim=Aim.ENERGY), key="k2")
+    assert shown(studies_table([StudySummary("s", cell, ())], [lone], {}), 140).count("energy") == 2
 
 
 def test_trials_show_their_reasons():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF
 from autospec.measure.verdict import Rule
 from autospec.recommendations import OVERALL_MIX, Status, Verdict
@@ -179,3 +179,13 @@ def test_figures_of_another_version_give_no_time():
     odd = unfinished(QA, predicted_tokens=None, rounds=None, likely={"about_s": "soon"})
     _, _, still_open = tune_summary([odd], None, rest(budget_s=1800.0))
     assert "at most 30 min" in still_open
+
+
+def test_a_gain_of_energy_is_told_as_such_and_how_to_use_it():
+    """The proxy and `recommend` go by the setting, which may be another aim than this tune's."""
+    frugal = proven(CODING, aim=Aim.ENERGY, speedup=0.95, evidence={"energy": {"ratio": 0.8}})
+    what, how, _ = tune_summary([frugal], None, rest())
+    assert "drafting for coding (+25.0 % tokens per joule)" in what
+    assert how.startswith('How: with the setting aim = "energy", `autospec proxy`')
+    assert "--aim energy --format args" in how
+    assert "aim" not in tune_summary([proven(CODING)], None, rest())[1]

@@ -6,11 +6,12 @@ import dataclasses
 
 import pytest
 
-from autospec.cells import Build, Hardware, PromptType
+from autospec.cells import Aim, Build, Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import SettingsError
-from autospec.recommendations import Status, Verdict
+from autospec.recommendations import Status, StoredRecommendation, Verdict
 from autospec.serving.advice import FAILED_LAUNCH, AdviceKey, ModelAdvice, known_of, marked_stale, trusted
+from autospec.serving.plan_inputs import advice_from
 from tests.serving.scene import ALPHA, ARGS, BETA, BUILD, HERE, LOOKUP, LOOKUP_2, recommend
 
 PLACE = AdviceKey(HERE, BUILD, ARGS)
@@ -190,3 +191,32 @@ def test_a_build_without_version_is_told_by_its_hash():
     assert known(entry, place=AdviceKey(HERE, build, ARGS)).draftings == ()
     rebuilt = dataclasses.replace(build, fingerprint="b" * 16)
     assert known(entry, place=AdviceKey(HERE, rebuilt, ARGS)).draftings == (LOOKUP,)
+
+
+def test_only_verdicts_of_the_aim_are_served():
+    """The newer one of the other aim does not speak, and the cell of an aim is its own."""
+    fast = recommend(LOOKUP)
+    cell = Cell(ALPHA.ref, PromptType.CODING, BUILD, HERE, (*ARGS, "-c", "4096"), Aim.ENERGY)
+    found = dataclasses.replace(
+        recommend(LOOKUP_2).recommendation, aim=Aim.ENERGY, created_at="2026-11-25T10:00:00+00:00"
+    )
+    frugal = StoredRecommendation(cell.key, HERE, found)
+    assert known(fast, frugal).draftings == (LOOKUP,)
+    saving = dataclasses.replace(PLACE, aim=Aim.ENERGY)
+    assert known(fast, frugal, place=saving).draftings == (LOOKUP_2,)
+    assert known(fast, frugal, place=saving).notes == ()
+    assert known(fast, place=saving) == ModelAdvice()
+
+
+def test_an_enabled_drafting_is_served_for_its_energy_even_if_it_is_slower():
+    """The plan weighs what the aim compares."""
+    slower = dataclasses.replace(
+        recommend(LOOKUP, speedup=0.9).recommendation,
+        aim=Aim.ENERGY,
+        evidence={"energy": {"ratio": 0.8}},
+    )
+    advice = advice_from([slower])[PromptType.CODING]
+    assert advice.speedup == pytest.approx(1.25)
+    assert advice.ratio(LOOKUP) > 1.0
+    unknown = advice_from([dataclasses.replace(slower, evidence={})])[PromptType.CODING]
+    assert unknown.drafting.is_off

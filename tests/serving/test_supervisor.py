@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from autospec.backends.attached.backend import KEY_VARIABLE, Attached
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
     LaunchError,
@@ -22,7 +22,8 @@ from autospec.errors import (
     SpeculationInactiveError,
     UnknownModelError,
 )
-from autospec.recommendations import Status
+from autospec.recommendations import Status, StoredRecommendation
+from autospec.serving import supervisor as supervisor_module
 from autospec.serving.advice import FAILED_LAUNCH
 from autospec.settings import load_settings
 from tests.backends.fake_attached import LM_STUDIO, ROUTER, FakeAttached, running
@@ -31,6 +32,7 @@ from tests.serving.scene import (
     BETA,
     BUILD,
     DEADLINE_S,
+    HERE,
     LOOKUP,
     LOOKUP_2,
     MIB,
@@ -121,6 +123,32 @@ def test_the_recommended_drafting_is_served():
                 assert coding.drafting == LOOKUP
             async with await supervisor.lease(wanted(kind=PromptType.CHAT)) as chat:
                 assert chat.drafting == OFF
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("aim", "served"), [(Aim.ENERGY, LOOKUP), (Aim.SPEED, OFF)])
+def test_the_verdict_of_the_configured_aim_is_served(monkeypatch, aim, served):
+    """Where this machine cannot pursue it, that of speed; the plan says so."""
+    note = "" if aim is Aim.ENERGY else "The aim is speed instead."
+    monkeypatch.setattr(supervisor_module, "aim_in_force", lambda _configured, _hardware: (aim, note))
+    found = dataclasses.replace(
+        recommend(LOOKUP).recommendation, aim=Aim.ENERGY, evidence={"energy": {"ratio": 0.5}}
+    )
+    frugal = StoredRecommendation("energy", HERE, dataclasses.replace(found, status=Status.STALE))
+
+    async def scenario():
+        scene = Scene(stored=[recommend(OFF), frugal])
+        async with scene.opened() as supervisor:
+            async with await supervisor.lease(wanted()) as lease:
+                assert lease.drafting == served
+                lease.answered(10_000)
+            scene.learn(*scene.stored)  # planned again
+            await supervisor.refresh()
+            await until(lambda: supervisor.plan()["models"])
+            (part,) = supervisor.plan()["models"]
+            assert [r["aim"] for r in part["recommendations"]] == [aim]
+            assert (note in part["notes"]) == bool(note)
 
     run(scenario())
 

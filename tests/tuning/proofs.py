@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from autospec.backends.protocol import LaunchSettings
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure import asking as asking_module
 from autospec.measure.asking import Asking
@@ -111,7 +111,7 @@ def lab(
     context = TuneContext(given, None, launches, pairing, budget, watcher, asking, store)
     runs = [
         CellRun(
-            SimpleNamespace(key=name, prompt_type=name),
+            SimpleNamespace(key=name, prompt_type=name, aim=Aim.SPEED),
             SimpleNamespace(noted=lambda _: None, note=lambda _key, _value: None),
             prompts(name, 1, request_s, Half.TUNE),
             prompts(name, prove, request_s),

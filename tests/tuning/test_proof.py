@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from autospec.cells import Aim
 from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Rule, decide
 from autospec.recommendations import Verdict
@@ -49,7 +50,12 @@ def looked_at(rounds: int, history: CellHistory) -> CellRun:
     )
     prompts = tuple(SimpleNamespace(id=f"p{k}") for k in range(8))
     cell = CellRun(
-        SimpleNamespace(key="c", prompt_type="qa"), STUDY, (), prompts, winner=DRAFTING, rounds=rounds
+        SimpleNamespace(key="c", prompt_type="qa", aim=Aim.SPEED),
+        STUDY,
+        (),
+        prompts,
+        winner=DRAFTING,
+        rounds=rounds,
     )
     cell.history = history
     Proof([cell], context, lambda _: None)._look(cell)

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import autospec
+from autospec.cells import Aim
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError
 from autospec.formats import (
@@ -149,9 +150,11 @@ def _in_short(m: ModelFindings) -> Iterator[str]:
     """Which types pay, and how to run it: the first thing that a reader looks for."""
     answers = [t.recommendation for t in m.types]
     here = [r for r in answers if r.status is not Status.IMPORTED]
+    if any(r.aim is Aim.ENERGY for r in answers):
+        yield "The aim is energy: verdicts compare tokens per joule; the tables and figures show speed."
     by_verdict = {verdict: [r for r in here if r.verdict is verdict] for verdict in Verdict}
     if pays := by_verdict[Verdict.ENABLE]:
-        yield f"Drafting pays for {listed([f'{_kind(r)} ({_gain(r.speedup)})' for r in pays])}."
+        yield f"Drafting pays for {listed([f'{_kind(r)} ({_gain(r.gain)})' for r in pays])}."
     else:
         yield "Drafting is enabled for no prompt type here."
     if lost := by_verdict[Verdict.DISABLE]:
