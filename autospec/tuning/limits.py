@@ -26,7 +26,6 @@ from autospec.tuning.definition import LimitsDefinition
 from autospec.tuning.launches import Memory
 
 __all__ = [
-    "OUT_OF_TIME",
     "SPARE_TOKENS",
     "USUAL_TEMPERATURE",
     "Condition",
@@ -54,8 +53,6 @@ _AT_ONCE = (2, 4)
 _DEPTHS = (8192, 32768)
 # Besides the longest prompt and its answer: chat template, the second question, and the error of the text's length.
 SPARE_TOKENS = 512
-# Begins the note of a check that the next tune measures again.
-OUT_OF_TIME = "The budget ended"
 _PARALLEL = frozenset({"-np", "--parallel"})
 
 
@@ -221,7 +218,7 @@ def is_known(condition: Condition, known: Limits, wanted: LimitsDefinition) -> b
     ):
         return True
     check = checks.get(condition)
-    if check is None or OUT_OF_TIME in check.note:
+    if check is None or check.out_of_time:
         return False
     if _is_measured(check):
         return True

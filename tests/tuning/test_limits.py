@@ -280,9 +280,16 @@ CHECKED = Limits(
         (LimitsDefinition(check=True), {"second_turn": ()}, 0.8, [(Kind.SECOND_TURN, 2)]),
         (
             LimitsDefinition(check=True),
-            {"second_turn": (LimitCheck(2, pairs=4, note="The budget ended before the second launch."),)},
+            {"second_turn": (LimitCheck(2, pairs=4, out_of_time=True),)},
             0.8,
             [(Kind.SECOND_TURN, 2)],
+        ),
+        # What a note says is for people.
+        (
+            LimitsDefinition(check=True),
+            {"second_turn": (LimitCheck(2, pairs=4, note="The budget ended before the second launch."),)},
+            0.8,
+            [],
         ),
     ],
 )

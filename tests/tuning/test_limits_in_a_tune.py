@@ -258,6 +258,20 @@ def test_what_was_proven_before_is_checked_later(tmp_path):
     assert len(backend.launched) == launches, "what was checked is not checked again"
 
 
+def test_what_the_budget_cut_short_is_checked_by_the_next_tune(tmp_path):
+    """After the first launch there is no time for the second one: the pairs are kept, and the checks are marked."""
+    tune(request_for(tmp_path, LimitsDefinition()), SimulatedBackend(wins))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autospec.tuning.budget.Budget.allows", lambda *_, to_finish=False: not to_finish)
+        cut = found(request_for(tmp_path), SimulatedBackend(wins))
+    checks = (*cut.concurrent, *cut.context, *cut.temperature, *cut.second_turn)
+    assert [(c.pairs, c.out_of_time) for c in checks] == [(4, True)] * 5
+    backend = SimulatedBackend(wins)
+    whole = found(request_for(tmp_path), backend)
+    checks = (*whole.concurrent, *whole.context, *whole.temperature, *whole.second_turn)
+    assert [(c.pairs, c.out_of_time) for c in checks] == [(8, False)] * 5
+
+
 def test_without_time_nothing_is_checked(tmp_path):
     """The proof comes first; the tune says what was left out."""
     progress = Silent()
