@@ -174,6 +174,7 @@ def survey(
     try:
         samples = store.samples(since=now - _USES_S)
         stored, marked, gaps = _mark_stale(store, store.recommendations(), models, samples, hardware)
+        answers = _answers(models, store.overall_answers(), hardware)
     finally:
         store.close()
     if said := announce(stored, settings.state_dir, settings.on_change):
@@ -187,6 +188,7 @@ def survey(
         step_s=parse_duration(settings.daemon_step),
         now=now,
         asked=asked,
+        answers=answers,
     )
     return Survey(
         items=[item.to_json() for item in queue.items],
@@ -370,6 +372,19 @@ def _known(
             ):
                 known[key] = KnownCell(lent.recommendation, borrowed=True)
     return known
+
+
+def _answers(
+    models: Sequence[Tunable], stored: Sequence[StoredRecommendation], hardware: Hardware
+) -> dict[str, Recommendation]:
+    """The overall answers that a tune now would continue: of this machine, build, files and settings."""
+    newest = {(s.recommendation.model, s.recommendation.backend): s for s in _newest_here(stored, hardware)}
+    return {
+        effort_key(model.name, model.backend, None): entry.recommendation
+        for model in models
+        if (entry := newest.get((model.name, model.backend))) is not None
+        and _basis_changed(entry, model) is None
+    }
 
 
 def _watched(catalog: Catalog, settings: Settings) -> list[str]:

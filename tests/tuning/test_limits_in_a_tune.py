@@ -258,6 +258,7 @@ def test_what_was_proven_before_is_checked_later(tmp_path):
     assert len(backend.launched) == launches, "what was checked is not checked again"
 
 
+@pytest.mark.process
 def test_what_the_budget_cut_short_is_checked_by_the_next_tune(tmp_path):
     """After the first launch there is no time for the second one: the pairs are kept, and the checks are marked."""
     tune(request_for(tmp_path, LimitsDefinition()), SimulatedBackend(wins))

@@ -396,6 +396,7 @@ def test_without_time_the_answer_says_what_it_lacks(request_):  # noqa: F811
     store.close()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("predicted", "first"), [(1.02, Mode.DRAFT_MODEL), (1.2, Mode.NGRAM_SIMPLE)])
 def test_a_tune_first_asks_what_is_nearly_proven(request_, predicted, first):  # noqa: F811
     """The drafting that coding has proven, unless one without any pair is predicted to be faster by more than 5 %."""
