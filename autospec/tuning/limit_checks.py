@@ -364,8 +364,9 @@ class _DraftingChecks:
                 self._pairs.pop((condition, subject.key), None)
                 return
             items = [item for item in items if disturbance(pairs[item.number])]
-            # A second exposure would flatter a mode that remembers; by turns each repeat takes two launches.
-            if not items or self._remembers or self._launches.resident == 1:
+            # A second exposure would flatter a mode that remembers; by turns each repeat takes two launches. MLX's server finds
+            # every prompt that it has seen in its cache, whatever the request says, but not for a request that is drafted.
+            if not items or self._remembers or self._per_request or self._launches.resident == 1:
                 break
         self._pairs.setdefault((condition, subject.key), []).extend(pairs.values())
 

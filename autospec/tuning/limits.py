@@ -126,8 +126,10 @@ def plan(
     at_once = [int(c.at) for c in conditions if c.kind is Kind.CONCURRENT]
     depths = [int(c.at) for c in conditions if c.kind is Kind.CONTEXT]
     one = context_tokens + SPARE_TOKENS
-    words = _with_slots(args, wanted.slots)
-    own_context = model.format == "mlx" or names_context(args)
+    is_mlx = model.format == "mlx"
+    # MLX's servers take neither a number of slots nor a context.
+    words = list(args) if is_mlx else _with_slots(args, wanted.slots)
+    own_context = is_mlx or names_context(args)
 
     def total(depth: int) -> int:
         """The context of a launch: its own slots share it, a number of slots that is named divides it."""
