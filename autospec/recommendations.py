@@ -211,6 +211,10 @@ _TYPES: Final[dict[str, Any]] = {
 }
 
 
+# How earlier versions, which had no field for it, noted a check that the budget cut short.
+_OUT_OF_TIME = "The budget ended"
+
+
 class LimitVerdict(StrEnum):
     """What a check shows: the interval of the ratio is above 1, below 1, or includes 1 (or nothing was measured)."""
 
@@ -231,6 +235,7 @@ class LimitCheck:
         verdict: See `LimitVerdict`.
         note: Why nothing was measured, or what was found besides; often empty.
         answer_tokens: Length of the usual answer; ``None`` if nothing was measured, or by an earlier version.
+        out_of_time: Whether the budget ended before the check was complete: the next tune measures it again.
     """
 
     at: float
@@ -240,6 +245,7 @@ class LimitCheck:
     verdict: LimitVerdict = LimitVerdict.OPEN
     note: str = ""
     answer_tokens: int | None = None
+    out_of_time: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""
@@ -251,6 +257,7 @@ class LimitCheck:
             "verdict": str(self.verdict),
             "note": self.note,
             "answer_tokens": self.answer_tokens,
+            "out_of_time": self.out_of_time,
         }
 
     @classmethod
@@ -266,14 +273,16 @@ class LimitCheck:
             raise TypeError("note has the wrong type")
         interval = data.get("interval")
         verdict = data.get("verdict")
+        note = data.get("note", "")
         return cls(
             at=data.get("at") or 0,
             ratio=data.get("ratio"),
             interval=None if interval is None else _interval(*interval),
             pairs=data.get("pairs", 0),
             verdict=LimitVerdict(verdict) if verdict in set(LimitVerdict) else LimitVerdict.OPEN,
-            note=data.get("note", ""),
+            note=note,
             answer_tokens=data.get("answer_tokens"),
+            out_of_time=data.get("out_of_time", _OUT_OF_TIME in note),
         )
 
 

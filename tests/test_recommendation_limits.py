@@ -16,7 +16,7 @@ _LIMITS = Limits(
     ),
     context=(LimitCheck(8192, note="The model was trained with 4096 tokens of context."),),
     temperature=(LimitCheck(0.8, 1.02, (0.0, math.inf), 2, LimitVerdict.OPEN),),
-    second_turn=(LimitCheck(2, 1.2, (1.1, 1.3), 4, LimitVerdict.FASTER),),
+    second_turn=(LimitCheck(2, 1.2, (1.1, 1.3), 4, LimitVerdict.FASTER, out_of_time=True),),
     most_concurrent=2,
     highest_temperature=0.0,
 )
@@ -28,7 +28,7 @@ def test_limits_come_back_from_json():
     assert Limits.from_json(written) == _LIMITS
     assert written["concurrent"][0] == {
         "at": 2, "ratio": 1.31, "interval": [1.12, 1.5], "pairs": 8, "verdict": "faster", "note": "",
-        "answer_tokens": None,
+        "answer_tokens": None, "out_of_time": False,
     }  # fmt: skip
     assert written["temperature"][0]["interval"] == [0.0, None]
     assert (written["most_concurrent"], written["deepest_context"], written["highest_temperature"]) == (
@@ -42,6 +42,23 @@ def test_limits_come_back_from_json():
 def test_evidence_without_limits_limits_nothing(missing):
     """Old evidence has no such key, and newer evidence may have others."""
     assert Limits.from_json(missing) == NO_LIMITS
+
+
+@pytest.mark.parametrize(
+    ("told", "out_of_time"),
+    [
+        ({"note": "The budget ended before the second launch."}, True),
+        ({"note": "1 of 8 pairs was disturbed. The budget ended before the second launch."}, True),
+        ({"note": "4 slots"}, False),
+        ({}, False),
+        ({"note": "The budget ended before the second launch.", "out_of_time": False}, False),
+        ({"out_of_time": True}, True),
+    ],
+)
+def test_an_old_check_that_was_cut_short_is_recognised(told, out_of_time):
+    """Before there was a field for it, only the note said so; where the field is there, it alone counts."""
+    [read] = Limits.from_json({"second_turn": [{"at": 2, "pairs": 4, **told}]}).second_turn
+    assert read.out_of_time is out_of_time
 
 
 def test_check_of_a_newer_version_is_open():

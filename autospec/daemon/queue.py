@@ -2,7 +2,8 @@
 
 A step's value is *use × expected gain × uncertainty*: the seconds a day that better knowledge is expected to save. A step is
 worth its time if it saves more than it costs before its answer is outdated. Recommendations borrowed from another
-machine come first: they are served already and were never measured here.
+machine come first: they are served already and were never measured here. Pairs that only the overall answer lacks come after
+all cells: the proxy serves each prompt type by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from autospec.cells import PromptType
 from autospec.daemon.work import Effort, Later, LaterReason, Tunable, WorkItem, effort_key
 from autospec.formats import duration
 from autospec.measure.measurements import Sample
-from autospec.recommendations import Recommendation, Status
+from autospec.recommendations import OVERALL_MIX, Recommendation, Status
+from autospec.tuning.overall_answer import wanted_pairs
 from autospec.tuning.resume import basis_digest
 
 __all__ = [
@@ -189,6 +191,7 @@ def order(
     step_s: float,
     now: float,
     asked: Mapping[str, Collection[str]] = MappingProxyType({}),
+    answers: Mapping[str, Recommendation] = MappingProxyType({}),
 ) -> Queue:
     """Order everything that could be tuned.
 
@@ -202,40 +205,49 @@ def order(
         now: Seconds since the epoch.
         asked: Models that a person wants measured next → `effort_key` of their cells that have had a step since. The other cells
             of such a model come first, whatever they are worth, unless they are proven or there is nothing to try.
+        answers: `effort_key` without a prompt type → the stored overall answer, where its basis is the present one.
     """
-    items: list[tuple[tuple[bool, bool, float, float], WorkItem]] = []
+    items: list[tuple[tuple[bool, bool, bool, float, float], WorkItem]] = []
     later: dict[str, Later] = {}
     waits: list[float] = []
     spread_over = shares(used, types)
+
+    def consider(model: Tunable, item: WorkItem, found: KnownCell | None) -> None:
+        """Take a step for which nothing was spent yet into the list, or note why not."""
+        key, effort = item.key, efforts.get(item.key, Effort())
+        wanted = model.name in asked and key not in asked[model.name]
+        if effort.basis != item.basis or wanted:
+            effort = Effort()
+        if (closed := _closed(model, found, effort)) is not None:
+            later[key] = closed
+            return
+        if (until := _not_before(effort, now)) is not None:
+            failed = f"its last {effort.failures} steps failed ({effort.last})"
+            later[key] = Later(LaterReason.FAILED, f"{failed}; autospec will try again later")
+            waits.append(until)
+            return
+        item = replace(item, uncertainty=item.uncertainty * _STEP_DECAY**effort.steps)
+        if wanted:
+            item = replace(item, why=f"it was asked for; {item.why}")
+        elif item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
+            later[key] = Later(LaterReason.NOT_WORTH, _not_worth(item))
+            return
+        borrowed = not wanted and found is not None and found.borrowed
+        for_all = item.prompt_type is None
+        items.append(((not wanted, for_all, not borrowed, -item.value_s_per_day, _promise(model)), item))
+
     for model in models:
-        digest = basis_digest(model.basis)
         usual = _usual(model, types, known)
+        uses_of = {t: _use(model, t, used, spread_over, now) for t in types}
         for prompt_type in types:
-            key = effort_key(model.name, model.backend, prompt_type)
-            found = known.get(key)
-            effort = efforts.get(key, Effort())
-            wanted = model.name in asked and key not in asked[model.name]
-            if effort.basis != digest or wanted:
-                effort = Effort()
-            if (closed := _closed(model, found, effort)) is not None:
-                later[key] = closed
-                continue
-            if (until := _not_before(effort, now)) is not None:
-                failed = f"its last {effort.failures} steps failed ({effort.last})"
-                later[key] = Later(LaterReason.FAILED, f"{failed}; autospec will try again later")
-                waits.append(until)
-                continue
-            use = _use(model, prompt_type, used, spread_over, now)
-            item = _item(model, prompt_type, found, effort, use=use, usual=usual, step_s=step_s)
-            if wanted:
-                item = replace(item, why=f"it was asked for; {item.why}")
-            elif item.value_s_per_day * _HORIZON_DAYS < item.cost_s:
-                later[key] = Later(LaterReason.NOT_WORTH, _not_worth(item))
-                continue
-            borrowed = not wanted and found is not None and found.borrowed
-            items.append(((not wanted, not borrowed, -item.value_s_per_day, _promise(model)), item))
-    # Asked for, then borrowed, then by value; among equal values, as of models that are new, by the estimate. The sort is
-    # stable: the rest stays in the catalogue's order.
+            found = known.get(effort_key(model.name, model.backend, prompt_type))
+            item = _item(model, prompt_type, found, use=uses_of[prompt_type], usual=usual, step_s=step_s)
+            consider(model, item, found)
+        answer = answers.get(effort_key(model.name, model.backend, None))
+        if (for_all := _overall_item(model, known, answer, uses_of, step_s)) is not None:
+            consider(model, for_all, None)
+    # Asked for, then cells before overall answers, then borrowed, then by value; among equal values, as of models that are new,
+    # by the estimate. The sort is stable: the rest stays in the catalogue's order.
     items.sort(key=lambda entry: entry[0])
     return Queue(tuple(item for _, item in items), later, min(waits, default=None))
 
@@ -281,7 +293,6 @@ def _item(
     model: Tunable,
     prompt_type: PromptType,
     found: KnownCell | None,
-    effort: Effort,
     *,
     use: tuple[float, str],
     usual: float,
@@ -299,7 +310,7 @@ def _item(
         basis=basis_digest(model.basis),
         use_s_per_day=use_s_per_day,
         gain=expected_gain(*expected),
-        uncertainty=uncertainty(measured_here) * _STEP_DECAY**effort.steps,
+        uncertainty=uncertainty(measured_here),
         cost_s=step_s,
         memory_bytes=model.memory_bytes,
         why=f"{_state(found)}; {use_why}",
@@ -307,6 +318,47 @@ def _item(
         again=measured_here is not None
         and measured_here.status is Status.STALE
         and not measured_here.evidence.get("renewing"),
+    )
+
+
+def _overall_item(
+    model: Tunable,
+    known: Mapping[str, KnownCell],
+    answer: Recommendation | None,
+    uses_of: Mapping[PromptType, tuple[float, str]],
+    step_s: float,
+) -> WorkItem | None:
+    """The step that asks what only the overall answer lacks; ``None`` if a tune of the types of its mix would ask nothing.
+
+    Each of them must be proven here. One that is not is measured by itself first: a tune of it would spend its time on the
+    type's own proof.
+    """
+    if answer is None or (wanted := wanted_pairs(answer)) is None:
+        return None
+    drafting, faster = wanted
+    kinds = tuple(kind for kind in uses_of if kind in answer.evidence[OVERALL_MIX]["shares"])
+    found = [known.get(effort_key(model.name, model.backend, kind)) for kind in kinds]
+    proven = [k for k in found if k and not k.borrowed and k.recommendation.status is Status.PROVEN]
+    if len(proven) < len(answer.evidence[OVERALL_MIX]["shares"]):
+        return None
+    use_s_per_day = math.fsum(uses_of[kind][0] for kind in kinds)
+    return WorkItem(
+        model=model.name,
+        model_path=model.path,
+        prompt_type=None,
+        backend=model.backend,
+        # Another drafting is another question.
+        basis=basis_digest({**model.basis, "overall": drafting.key}),
+        use_s_per_day=use_s_per_day,
+        gain=expected_gain(math.log(faster), _SEARCHED_SD),
+        uncertainty=1.0,
+        cost_s=step_s,
+        memory_bytes=model.memory_bytes,
+        why=(
+            f"each prompt type is proven, but {drafting.label} was not measured enough to be the one drafting for all;"
+            f" the model's use is taken to be {duration(use_s_per_day)} a day"
+        ),
+        types=kinds,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from autospec.daemon.policy import RunDecision, decide, policy_of
 from autospec.daemon.probes import ClientActivity, Probes
 from autospec.daemon.state import Memory
-from autospec.daemon.work import Clock, LaterReason, effort_words
+from autospec.daemon.work import ALL_TYPES, Clock, LaterReason, effort_words
 from autospec.errors import NothingKnownError
 from autospec.formats import duration
 from autospec.service.control import ask_status
@@ -26,7 +26,7 @@ def status_lines(document: dict[str, Any]) -> list[str]:
     lines = [f"The daemon (process {document.get('pid')}) is {state}."]
     if tuning := document.get("tuning"):
         lines += [
-            f"  It measures {tuning['model']} on {tuning['prompt_type']} prompts.",
+            f"  It measures {tuning['model']} on {_prompts(tuning)}.",
             f"  It has taken {tuning['for_s']:.0f} of at most {tuning['cost_s']:.0f} s.",
             f"  Reason: {tuning['why']}.",
             "  A request to the proxy stops it within a second.",
@@ -44,7 +44,10 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         if queue
         else "Next: nothing is worth measuring."
     )
-    lines += [f"  {item['model']}, {item['prompt_type']}: {item['why']}" for item in queue[:_QUEUE_SHOWN]]
+    lines += [
+        f"  {item['model']}, {item['prompt_type'] or ALL_TYPES}: {item['why']}"
+        for item in queue[:_QUEUE_SHOWN]
+    ]
     later = document.get("later", {})
     reasons = document.get("later_reasons", {})
     open_cells = {key: why for key, why in later.items() if reasons.get(key) != LaterReason.PROVEN}
@@ -76,6 +79,10 @@ def status_lines(document: dict[str, Any]) -> list[str]:
             for e in events[-_QUEUE_SHOWN:]
         ]
     return lines
+
+
+def _prompts(item: dict[str, Any]) -> str:
+    return f"{item['prompt_type']} prompts" if item["prompt_type"] else f"prompts of {ALL_TYPES} together"
 
 
 def glance(settings: Settings, other_load: float | None) -> RunDecision:

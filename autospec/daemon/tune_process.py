@@ -36,9 +36,10 @@ class TuneOutcome:
 
 def tune_command(item: WorkItem, config: Path | None) -> tuple[str, ...]:
     """The command line of a step; `config` is the file given by ``--config``."""
+    types = item.types or (item.prompt_type,)
     return (
         *(sys.executable, "-m", "autospec", "tune", "--json", "--quiet"),
-        *("--model", item.model_path, "--prompt-type", str(item.prompt_type)),
+        *("--model", item.model_path, *(word for kind in types for word in ("--prompt-type", str(kind)))),
         *("--backend", item.backend, "--budget", f"{item.cost_s:.0f}s"),
         *(("--again",) if item.again else ()),
         *(("--config", str(config)) if config is not None else ()),

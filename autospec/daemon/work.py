@@ -12,6 +12,7 @@ from typing import Any
 from autospec.cells import PromptType
 
 __all__ = [
+    "ALL_TYPES",
     "Clock",
     "Effort",
     "JumpWatch",
@@ -22,6 +23,10 @@ __all__ = [
     "effort_key",
     "effort_words",
 ]
+
+
+# In place of a prompt type, where a step is for the overall answer.
+ALL_TYPES = "all prompt types"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ class WorkItem:
     Attributes:
         model: Catalogue name.
         model_path: What to give to ``--model``.
-        prompt_type: The cell's.
+        prompt_type: The cell's; ``None`` for the pairs that only the overall answer lacks.
         backend: The cell's.
         basis: Digest of the step's basis.
         use_s_per_day: Seconds a day that answers of this cell take.
@@ -103,11 +108,12 @@ class WorkItem:
         memory_bytes: What it needs.
         why: The reason in words.
         again: True if the stored measurements of this cell must be repeated.
+        types: For the overall answer, the prompt types of its mix; empty for a cell.
     """
 
     model: str
     model_path: str
-    prompt_type: PromptType
+    prompt_type: PromptType | None
     backend: str
     basis: str
     use_s_per_day: float
@@ -117,6 +123,7 @@ class WorkItem:
     memory_bytes: int
     why: str
     again: bool = False
+    types: tuple[PromptType, ...] = ()
 
     @property
     def value_s_per_day(self) -> float:
@@ -131,7 +138,7 @@ class WorkItem:
     @property
     def label(self) -> str:
         """For people: ``qwen3-8b, coding``."""
-        return f"{self.model}, {self.prompt_type}"
+        return f"{self.model}, {self.prompt_type or ALL_TYPES}"
 
     def to_json(self) -> dict[str, Any]:
         """All fields, and the value."""
@@ -142,7 +149,9 @@ class WorkItem:
         """Read what `to_json` wrote."""
         names = {f.name for f in fields(cls)}
         known = {k: v for k, v in data.items() if k in names}
-        return cls(**known | {"prompt_type": PromptType(known["prompt_type"])})
+        told = known["prompt_type"]
+        types = tuple(PromptType(t) for t in known.get("types", ()))
+        return cls(**known | {"prompt_type": None if told is None else PromptType(told), "types": types})
 
 
 class LaterReason(StrEnum):
@@ -163,9 +172,12 @@ class Later:
     words: str
 
 
-def effort_key(model: str, backend: str, prompt_type: PromptType) -> str:
-    """Key of a cell over all builds: a new build continues the count of an old one, unless its basis differs."""
-    return f"{model}|{backend}|{prompt_type}"
+def effort_key(model: str, backend: str, prompt_type: PromptType | None) -> str:
+    """Key of a cell over all builds: a new build continues the count of an old one, unless its basis differs.
+
+    Without a prompt type it is that of the model's overall answer.
+    """
+    return f"{model}|{backend}|{prompt_type or ALL_TYPES}"
 
 
 def effort_words(key: str) -> str:

@@ -22,7 +22,7 @@ from autospec.backends.registry import backend_for
 from autospec.catalog.candidates import Candidate
 from autospec.catalog.model import Model
 from autospec.catalog.scan import Catalog, scan
-from autospec.cells import Cell, Hardware, PromptType
+from autospec.cells import Aim, Cell, Hardware, PromptType
 from autospec.daemon.queue import KnownCell, order, uses
 from autospec.daemon.staleness import GAP, Gap, Stale, drift_of, gap_of, mark, samples_of, why_stale
 from autospec.daemon.work import Effort, Tunable, effort_key
@@ -178,6 +178,8 @@ def survey(
         samples = store.samples(since=now - _USES_S)
         ours = [s for s in store.recommendations() if s.recommendation.aim is aim]
         stored, marked, gaps = _mark_stale(store, ours, models, samples, hardware)
+        # An overall answer is about speed alone.
+        answers = _answers(models, store.overall_answers(), hardware) if aim is Aim.SPEED else {}
     finally:
         store.close()
     if said := announce(stored, settings.state_dir, settings.on_change):
@@ -191,6 +193,7 @@ def survey(
         step_s=parse_duration(settings.daemon_step),
         now=now,
         asked=asked,
+        answers=answers,
     )
     return Survey(
         items=[item.to_json() for item in queue.items],
@@ -375,6 +378,19 @@ def _known(
             ):
                 known[key] = KnownCell(lent.recommendation, borrowed=True)
     return known
+
+
+def _answers(
+    models: Sequence[Tunable], stored: Sequence[StoredRecommendation], hardware: Hardware
+) -> dict[str, Recommendation]:
+    """The overall answers that a tune now would continue: of this machine, build, files and settings."""
+    newest = {(s.recommendation.model, s.recommendation.backend): s for s in _newest_here(stored, hardware)}
+    return {
+        effort_key(model.name, model.backend, None): entry.recommendation
+        for model in models
+        if (entry := newest.get((model.name, model.backend))) is not None
+        and _basis_changed(entry, model) is None
+    }
 
 
 def _watched(catalog: Catalog, settings: Settings) -> list[str]:

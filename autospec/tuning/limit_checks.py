@@ -32,7 +32,6 @@ from autospec.tuning.cell import Progress, TuneStep
 from autospec.tuning.definition import LimitsDefinition
 from autospec.tuning.launches import Launches, Memory
 from autospec.tuning.limits import (
-    OUT_OF_TIME,
     SPARE_TOKENS,
     USUAL_TEMPERATURE,
     Condition,
@@ -257,6 +256,7 @@ class _DraftingChecks:
         self._pairs: dict[tuple[Condition, str], list[Pair]] = {}
         self._notes: dict[tuple[Condition, str], str] = {}
         self._broken: set[tuple[Condition, str]] = set()  # requests fail with drafting alone
+        self._out_of_time: set[tuple[Condition, str]] = set()
         self._done: dict[str, dict[Condition, LimitCheck]] = {}
         self._in_cache: dict[str, float] = {}  # launch → tokens of the long text in its cache
         self._tokens_per_character = 0.0
@@ -348,7 +348,8 @@ class _DraftingChecks:
         """Measure one condition's pairs on the present launches."""
         budget, tools = self._tools.budget, self._tools
         if turn and not budget.allows(tools.expected_s(condition, subject) / _LAUNCHES, to_finish=True):
-            self._notes[condition, subject.key] = f"{OUT_OF_TIME} before the second launch."
+            self._out_of_time.add((condition, subject.key))
+            self._notes[condition, subject.key] = "The budget ended before the second launch."
             return
         if self._launches.resident == 2:
             self._launches.off()
@@ -363,8 +364,9 @@ class _DraftingChecks:
                 self._pairs.pop((condition, subject.key), None)
                 return
             items = [item for item in items if disturbance(pairs[item.number])]
-            # A second exposure would flatter a mode that remembers; by turns each repeat takes two launches.
-            if not items or self._remembers or self._launches.resident == 1:
+            # A second exposure would flatter a mode that remembers; by turns each repeat takes two launches. MLX's server finds
+            # every prompt that it has seen in its cache, whatever the request says, but not for a request that is drafted.
+            if not items or self._remembers or self._per_request or self._launches.resident == 1:
                 break
         self._pairs.setdefault((condition, subject.key), []).extend(pairs.values())
 
@@ -470,6 +472,7 @@ class _DraftingChecks:
         check = check_of(condition, clean, tools.rule, tools.scatter(), note)
         if (condition, subject.key) in self._broken:
             check = replace(check, verdict=LimitVerdict.SLOWER)
+        check = replace(check, out_of_time=(condition, subject.key) in self._out_of_time)
         done = self._done.setdefault(subject.key, self._known(subject))
         done[condition] = check
         tools.keep(

@@ -26,7 +26,6 @@ from autospec.tuning.definition import LimitsDefinition
 from autospec.tuning.launches import Memory
 
 __all__ = [
-    "OUT_OF_TIME",
     "SPARE_TOKENS",
     "USUAL_TEMPERATURE",
     "Condition",
@@ -54,8 +53,6 @@ _AT_ONCE = (2, 4)
 _DEPTHS = (8192, 32768)
 # Besides the longest prompt and its answer: chat template, the second question, and the error of the text's length.
 SPARE_TOKENS = 512
-# Begins the note of a check that the next tune measures again.
-OUT_OF_TIME = "The budget ended"
 _PARALLEL = frozenset({"-np", "--parallel"})
 
 
@@ -129,8 +126,10 @@ def plan(
     at_once = [int(c.at) for c in conditions if c.kind is Kind.CONCURRENT]
     depths = [int(c.at) for c in conditions if c.kind is Kind.CONTEXT]
     one = context_tokens + SPARE_TOKENS
-    words = _with_slots(args, wanted.slots)
-    own_context = model.format == "mlx" or names_context(args)
+    is_mlx = model.format == "mlx"
+    # MLX's servers take neither a number of slots nor a context.
+    words = list(args) if is_mlx else _with_slots(args, wanted.slots)
+    own_context = is_mlx or names_context(args)
 
     def total(depth: int) -> int:
         """The context of a launch: its own slots share it, a number of slots that is named divides it."""
@@ -221,7 +220,7 @@ def is_known(condition: Condition, known: Limits, wanted: LimitsDefinition) -> b
     ):
         return True
     check = checks.get(condition)
-    if check is None or OUT_OF_TIME in check.note:
+    if check is None or check.out_of_time:
         return False
     if _is_measured(check):
         return True

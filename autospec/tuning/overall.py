@@ -48,8 +48,6 @@ _LEAST_REQUESTS = 30
 _LEAST_SHARE = 0.01
 # A round of the proof. With fewer prompts of a type, it counts as not measured.
 _LEAST_PROMPTS = 8
-# A candidate that is not measured everywhere is pursued only if it is better than a proven one by this much.
-_WORTH = 1.01
 _MOST_CANDIDATES = 5
 
 
@@ -188,7 +186,7 @@ class Overall:
         ratio: Expected speed ratio of `tried` on the mix.
         lacks: Types that have too few pairs of `tried`.
         next: The drafting whose pairs would help most; off if none would.
-        candidates: The best of them, best first.
+        candidates: The best of them, best first, and among them `tried` and `next`.
         rounds: Rounds that every type has of `tried`.
     """
 
@@ -270,21 +268,18 @@ def choose(
             candidate = candidate._replace(decision=decision, rounds=rounds, look=look)
         found.append(candidate)
     found.sort(key=lambda c: (-c.ratio, c.drafting.key))
-    best = next(
-        (c for c in found if c.decision is not None and c.decision.verdict is Verdict.ENABLE),
-        found[0] if found else None,
+    enabled = next(
+        (c for c in found if c.decision is not None and c.decision.verdict is Verdict.ENABLE), None
     )
+    pursued = _pursued(found, rule, 1.0 if enabled is None else enabled.ratio)
+    # As long as it is open whether the one with the greatest gain pays, the answer is about the one that is measured next.
+    leading = pursued if pursued is not None and _is_open(found[0]) else next(iter(found), None)
+    best = enabled or leading
     verdict, final, reason = _judged(best, mix, here, rule)
-    pursued = next((c for c in found if c.decision is None or not c.decision.final), None)
-    wanted = OFF
-    # A smaller gain is not worth more measuring, as in the cells' proofs. What every type's own proof says is not measured again.
-    served = best.drafting if best is not None and verdict is Verdict.ENABLE else OFF
+    # What every type's own proof says is not measured again.
+    served = OFF if enabled is None else enabled.drafting
     agreed = verdict is not Verdict.UNDECIDED and len(here) == len(mix.shares)
     agreed = agreed and all(own.proves(served) for own in here.values())
-    if pursued is not None and not agreed and pursued.ratio > 1.0 + rule.worth_proving:
-        enabled = best is not None and verdict is Verdict.ENABLE
-        if best is None or not enabled or pursued.ratio > _WORTH * best.ratio:
-            wanted = pursued.drafting
     return Overall(
         mix=mix,
         known=here,
@@ -296,10 +291,32 @@ def choose(
         reason=reason,
         ratio=1.0 if best is None else best.ratio,
         lacks=() if best is None else best.lacking,
-        next=wanted,
-        candidates=tuple(found[:_MOST_CANDIDATES]),
+        next=OFF if pursued is None or agreed else pursued.drafting,
+        candidates=tuple(c for k, c in enumerate(found) if k < _MOST_CANDIDATES or c in (best, pursued)),
         rounds=0 if best is None else best.rounds,
     )
+
+
+def _is_open(candidate: Candidate) -> bool:
+    """Whether more pairs of it could change what is known."""
+    return candidate.decision is None or not candidate.decision.final
+
+
+def _pursued(found: Sequence[Candidate], rule: Rule, served: float) -> Candidate | None:
+    """The open candidate whose pairs should be asked next; ``None`` if none is worth it.
+
+    It is the one with the greatest gain. Where others gain as much, as far as pairs could show, it is the one that lacks pairs
+    of the fewest types, and of those again the one with the greatest gain.
+
+    Args:
+        found: All candidates, the greatest gain first.
+        rule: The verdict's. A gain over off that is not worth proving is not over another drafting, either.
+        served: Speed ratio of what is enabled already; 1 if nothing is.
+    """
+    visible = 1.0 + rule.worth_proving
+    better = [c for c in found if _is_open(c) and c.ratio > visible * served]
+    alike = [c for c in better if c.ratio * visible > better[0].ratio]
+    return min(alike, key=lambda c: len(c.lacking), default=None)
 
 
 def _of_one_type(known: Mapping[PromptType, Known], mix: Mix, rule: Rule, scatter: LaunchScatter) -> Overall:

@@ -29,7 +29,10 @@ from autospec.tuning.overall import Known, Overall, choose, mix_of, own_ratio
 from autospec.tuning.resume import EPOCH, REQUESTS
 from autospec.tuning.tasks import StoredPairs
 
-__all__ = ["for_mix", "known_types", "rule_of", "to_recommendation"]
+__all__ = ["for_mix", "known_types", "rule_of", "to_recommendation", "wanted_pairs"]
+
+# Key of an overall answer's evidence: the drafting whose pairs the next tune of its prompt types asks, or null.
+_NEXT = "next"
 
 
 def known_types(
@@ -134,6 +137,7 @@ def to_recommendation(
             }
             for c in answer.candidates
         ],
+        _NEXT: None if answer.next.is_off else answer.next.to_json(),
         "args": list(args),
         "command": list(command),
         "threshold": rule.threshold,
@@ -161,6 +165,28 @@ def to_recommendation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         evidence=evidence,
     )
+
+
+def wanted_pairs(answer: Recommendation) -> tuple[Drafting, float] | None:
+    """The drafting whose pairs a tune of all prompt types of a stored answer would ask; ``None`` if it would ask nothing.
+
+    With it comes the expected speed of the mix ÷ that with what the answer enables.
+    """
+    evidence = answer.evidence
+    expected = {
+        drafting: float(c["ratio"])
+        for c in evidence.get("candidates") or ()
+        if (drafting := Drafting.understood(c["drafting"])) is not None
+    }
+    if _NEXT in evidence:
+        told = evidence[_NEXT]
+        wanted = OFF if told is None else Drafting.understood(told)
+    else:  # written by an earlier version
+        pays = expected.get(answer.tried, 1.0) > 1.0 + DEFAULT_RULE.worth_proving
+        wanted = answer.tried if evidence.get("lacks") and pays else OFF
+    if wanted not in expected:
+        return None
+    return wanted, expected[wanted] / expected.get(answer.drafting, 1.0)
 
 
 def _type_json(answer: Overall, kind: PromptType) -> dict[str, Any]:

@@ -91,6 +91,7 @@ class Search:
                 break
             if not self._time_for_another():
                 self.out_of_time = True
+                self._tell_untried(active)
                 break
             drafting = self._choose(active, active[done % len(active)], leaders)
             if drafting is None:
@@ -106,6 +107,16 @@ class Search:
         self._confirm()
         for cell in self._cells:
             cell.searched = True
+
+    def _tell_untried(self, active: Sequence[CellRun]) -> None:
+        """Name what trials would have searched next: a head, for example, that cannot be predicted."""
+        tried = {self._space.arm_of(d) for d in self._known}
+        untried = [a.label for a in self._space.arms if a not in tried and self._is_open(a, active)]
+        if untried:
+            self._progress.tell(
+                f"Not tried, because the time for the search is spent: {', '.join(untried)}. A longer budget or fewer prompt types "
+                "leave time for it."
+            )
 
     def _choose(self, active: Sequence[CellRun], leader: CellRun, leaders: list[Drafting]) -> Drafting | None:
         """The next drafting to launch; ``None`` if none is worth it."""

@@ -19,11 +19,11 @@ from autospec.drafting import OFF
 from autospec.hardware import identify
 from autospec.hardware.energy import aim_in_force
 from autospec.measure.measurements import Sample
-from autospec.recommendations import Status
+from autospec.recommendations import OVERALL_MIX, Status, Verdict
 from autospec.settings import load_settings
 from autospec.store.database import open_store
 from autospec.store.reader import read_recommendations
-from tests.report.samples import recommendation
+from tests.report.samples import DRAFTING, recommendation
 
 
 @pytest.fixture
@@ -125,6 +125,38 @@ def test_drifting_traffic_makes_a_proof_stale(home: Path):
     store.close()
     assert "live speed fell" in look()["marked"][0]
     assert made.drafting != OFF
+
+
+def test_pairs_that_only_the_overall_answer_lacks_are_the_last_step(home: Path):
+    """Every prompt type of the main model is proven here; an answer for another build is not continued."""
+    name = look()["items"][0]["model"]
+    types = list(PromptType)
+    candidate = {"drafting": DRAFTING.to_json(), "ratio": 1.4}
+    evidence = {
+        OVERALL_MIX: {"source": "equal", "requests": 0, "shares": {str(t): 1 / len(types) for t in types}},
+        "candidates": [candidate],
+        "lacks": ["chat"],
+        "next": DRAFTING.to_json(),
+    }
+
+    def keep(basis: dict[str, str]) -> None:
+        store = open_store(load_settings().storage)
+        for number, kind in enumerate(types):
+            made = recommendation(model=name, backend="embedded", prompt_type=kind, evidence={"basis": {}})
+            store.save_recommendation(made, identify(), f"{number:012x}")
+        made = recommendation(
+            Verdict.UNDECIDED, model=name, backend="embedded", prompt_type=None, evidence={**evidence, "basis": basis}
+        )  # fmt: skip
+        store.save_overall(made, identify(), "0123456789ab")
+        store.close()
+
+    keep({})
+    *cells, last = look()["items"]
+    assert name not in {item["model"] for item in cells}
+    assert (last["model"], last["prompt_type"]) == (name, None)
+    assert sorted(last["types"]) == sorted(types)
+    keep({"build": "b1"})
+    assert name not in {item["model"] for item in look()["items"]}
 
 
 def test_a_database_that_cannot_be_used_is_one_sentence(home: Path, monkeypatch: pytest.MonkeyPatch):

@@ -94,8 +94,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lab_models, llama_
     return load_settings()
 
 
-def remember(settings: Settings, drafting: Drafting) -> None:
-    """Store a recommendation as a tune of this model would."""
+def remember(settings: Settings, drafting: Drafting, **more: Any) -> None:
+    """Store a recommendation as a tune of this model would, with more evidence."""
     request, hardware = prepare(settings, "main"), identify()
     backend = LlamaServer(Path(settings.llama_server), settings.state_dir)
     build = backend.capabilities().build
@@ -106,6 +106,7 @@ def remember(settings: Settings, drafting: Drafting) -> None:
         "args": list(backend.drafting_args(path, drafting, measured)),
         "command": list(backend.command(path, drafting, measured)),
         "settings": list(measured.args),
+        **more,
     }
     found = Recommendation(
         "main", path, "llama-server", build.version, PromptType.CODING, Verdict.ENABLE, drafting, drafting,

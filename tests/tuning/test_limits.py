@@ -111,6 +111,14 @@ def test_a_launch_has_the_context_that_its_checks_need(args, slots, expected):
     assert planned(LimitsDefinition(check=True, slots=slots), args=args).args == expected
 
 
+def test_an_mlx_server_is_told_neither_slots_nor_context():
+    """It knows no such argument, and would refuse the launch; several requests at once stay planned, and the launch says why not."""
+    asked = LimitsDefinition(check=True, slots=2, depth=1024)
+    result = planned(asked, model=replace(MODEL, format="mlx"), args=("--temp", "0"))
+    assert result.args == ("--temp", "0")
+    assert (Kind.CONCURRENT, 2) in places(result)
+
+
 def test_two_launches_run_side_by_side_only_on_the_processor():
     """On a GPU a launch that serves users does not say where it is, so a neighbour might displace it unseen."""
     gpu = (Device("CUDA0", "GPU", 64 * GIB, 64 * GIB),)
@@ -280,9 +288,16 @@ CHECKED = Limits(
         (LimitsDefinition(check=True), {"second_turn": ()}, 0.8, [(Kind.SECOND_TURN, 2)]),
         (
             LimitsDefinition(check=True),
-            {"second_turn": (LimitCheck(2, pairs=4, note="The budget ended before the second launch."),)},
+            {"second_turn": (LimitCheck(2, pairs=4, out_of_time=True),)},
             0.8,
             [(Kind.SECOND_TURN, 2)],
+        ),
+        # What a note says is for people.
+        (
+            LimitsDefinition(check=True),
+            {"second_turn": (LimitCheck(2, pairs=4, note="The budget ended before the second launch."),)},
+            0.8,
+            [],
         ),
     ],
 )

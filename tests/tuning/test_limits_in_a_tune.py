@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +257,41 @@ def test_what_was_proven_before_is_checked_later(tmp_path):
     launches = len(backend.launched)
     tune(request_for(tmp_path), backend)
     assert len(backend.launched) == launches, "what was checked is not checked again"
+
+
+@pytest.mark.process
+def test_what_the_budget_cut_short_is_checked_by_the_next_tune(tmp_path):
+    """After the first launch there is no time for the second one: the pairs are kept, and the checks are marked."""
+    tune(request_for(tmp_path, LimitsDefinition()), SimulatedBackend(wins))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autospec.tuning.budget.Budget.allows", lambda *_, to_finish=False: not to_finish)
+        cut = found(request_for(tmp_path), SimulatedBackend(wins))
+    checks = (*cut.concurrent, *cut.context, *cut.temperature, *cut.second_turn)
+    assert [(c.pairs, c.out_of_time) for c in checks] == [(4, True)] * 5
+    backend = SimulatedBackend(wins)
+    whole = found(request_for(tmp_path), backend)
+    checks = (*whole.concurrent, *whole.context, *whole.temperature, *whole.second_turn)
+    assert [(c.pairs, c.out_of_time) for c in checks] == [(8, False)] * 5
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("per_request", "times"), [(False, 3), (True, 1)])
+def test_a_disturbed_pair_is_asked_again_unless_its_server_keeps_every_prompt(tmp_path, per_request, times):
+    """MLX's server has the prompt of a repeat in its cache without drafting only, whatever the request says of the cache."""
+    hot: Counter[str] = Counter()
+    complete = SimulatedServer.complete
+
+    def sampled(server: SimulatedServer, request: Any) -> Completion:
+        if request.temperature and server.drafting.is_off:
+            hot[request.messages[-1]["content"]] += 1
+        return complete(server, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimulatedServer, "complete", sampled)
+        patch.setattr("autospec.tuning.limit_checks.disturbance", lambda _pair: "another program")
+        limits = found(request_for(tmp_path), SimulatedBackend(wins, per_request=per_request))
+    assert set(hot.values()) == {times}
+    assert limits.temperature[0].note == "8 of 8 pairs were disturbed."
 
 
 def test_without_time_nothing_is_checked(tmp_path):

@@ -228,6 +228,67 @@ def test_a_proven_drafting_is_served_until_a_better_one_is_measured():
     assert (answer.verdict, answer.tried, answer.next) == (Verdict.ENABLE, NGRAM, DRAFTING)
 
 
+@pytest.mark.parametrize(
+    ("predicted", "pursued"),
+    [(1.40, DRAFTING), (1.414, DRAFTING), (1.46, DRAFTING), (1.48, NGRAM), (1.80, NGRAM)],
+)
+def test_a_drafting_with_pairs_is_measured_first_unless_another_gains_visibly_more(predicted, pursued):
+    """Of a drafting with pairs for two of three types, 5 % more would have to be expected to be left for one with none."""
+    measured = {kind: known(kind, DRAFTING, measured={DRAFTING: 1.4}) for kind in (CODING, CHAT)}
+    cells = measured | {WRITING: known(WRITING, NGRAM, Verdict.DISABLE, predicted={DRAFTING: 1.4})}
+    cells = {kind: replace(k, predicted={**k.predicted, NGRAM: predicted}) for kind, k in cells.items()}
+    answer = choose(cells, equal(CODING, CHAT, WRITING))
+    assert (answer.next, answer.tried, answer.verdict) == (pursued, pursued, Verdict.UNDECIDED)
+    assert answer.lacks == ((WRITING,) if pursued == DRAFTING else (CODING, WRITING, CHAT))
+
+
+def test_what_is_measured_next_is_among_the_candidates():
+    """Five others are predicted to gain a little more, and only what is among the candidates keeps its looks."""
+    others = {replace(NGRAM, ngram_n=n): 1.41 for n in range(8, 13)}
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.4}, predicted=others),
+        WRITING: known(WRITING, DRAFTING, Verdict.UNDECIDED, predicted={DRAFTING: 1.4, **others}),
+    }
+    answer = choose(cells, equal(CODING, WRITING))
+    assert answer.next == DRAFTING
+    assert [c.drafting for c in answer.candidates] == [*sorted(others, key=lambda d: d.key), DRAFTING]
+
+
+def test_of_draftings_that_lack_as_many_types_the_one_with_the_greatest_gain_is_measured_first():
+    """Each has pairs for one of the two types, however long their requests are."""
+    for coding_tokens in (50.0, 400.0):
+        cells = {
+            CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.4}, predicted={NGRAM: 1.4}, answer_tokens=coding_tokens),
+            WRITING: known(WRITING, NGRAM, measured={NGRAM: 1.4}, predicted={DRAFTING: 1.43}),
+        }  # fmt: skip
+        assert choose(cells, equal(CODING, WRITING)).next == DRAFTING
+
+
+@pytest.mark.parametrize(("predicted", "pursued"), [(1.32, OFF), (1.36, OFF), (1.38, NGRAM)])
+def test_what_is_enabled_is_left_only_for_a_visible_gain(predicted, pursued):
+    """The pairs of all types enable the drafting, although writing's own proof is for none."""
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.3}),
+        WRITING: known(WRITING, NGRAM, Verdict.DISABLE, measured={DRAFTING: 1.3}),
+    }
+    cells = {kind: replace(k, predicted={NGRAM: predicted}) for kind, k in cells.items()}
+    answer = choose(cells, equal(CODING, WRITING))
+    assert (answer.verdict, answer.tried, answer.next) == (Verdict.ENABLE, DRAFTING, pursued)
+
+
+def test_a_visible_gain_over_what_is_enabled_is_not_hidden_by_a_smaller_one():
+    """Enabled +30 %; +35 % lacks fewer pairs than +40 %, but only the latter is more than 5 % above what is enabled."""
+    third = replace(NGRAM, ngram_n=12)
+    cells = {
+        CODING: known(CODING, DRAFTING, measured={DRAFTING: 1.3, third: 1.35}, predicted={NGRAM: 1.4}),
+        WRITING: known(
+            WRITING, NGRAM, Verdict.DISABLE, measured={DRAFTING: 1.3}, predicted={third: 1.35, NGRAM: 1.4}
+        ),
+    }
+    answer = choose(cells, equal(CODING, WRITING))
+    assert (answer.tried, answer.next) == (DRAFTING, NGRAM)
+
+
 def test_draftings_that_could_be_chosen_share_the_error_rate():
     """Of two that are measured everywhere, each has half; a look that was taken before enables nothing."""
     cells = {
@@ -333,6 +394,39 @@ def test_without_time_the_answer_says_what_it_lacks(request_):  # noqa: F811
     store = open_store(request_.storage)
     assert len(store.overall_answers()) == 1
     store.close()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("predicted", "first"), [(1.02, Mode.DRAFT_MODEL), (1.2, Mode.NGRAM_SIMPLE)])
+def test_a_tune_first_asks_what_is_nearly_proven(request_, predicted, first):  # noqa: F811
+    """The drafting that coding has proven, unless one without any pair is predicted to be faster by more than 5 %."""
+
+    def without_time() -> Tuning:
+        tuning = Tuning(request_, SimulatedBackend(gains_little), MACHINE, Silent())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("autospec.tuning.overall_proof.OverallProof._measure", lambda *_: False)
+            tuning.run()
+        return tuning
+
+    answer = without_time().overall()
+    assert answer is not None
+    assert answer.tried.mode is Mode.DRAFT_MODEL
+    never_tried = replace(NGRAM, ngram_n=20)
+    store = open_store(request_.storage)
+    for stored in store.recommendations():
+        prediction = {
+            "candidates": [
+                {"drafting": never_tried.to_json(), "expected": predicted * answer.evidence["expected"]}
+            ]
+        }
+        told = replace(
+            stored.recommendation, evidence={**stored.recommendation.evidence, "prediction": prediction}
+        )
+        store.save_recommendation(told, stored.hardware, stored.cell_key)
+    store.close()
+    progress = Silent()
+    Tuning(request_, SimulatedBackend(gains_little), MACHINE, progress).run()
+    assert next(s.drafting.mode for s in progress.steps if s.phase == "overall") is first
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from unittest import mock
 
@@ -49,6 +50,21 @@ def test_a_hopeless_draft_is_launched_once(two_drafts):
     asked = [text for _, drafting, text in backend.asked if drafting == hopeless[0]]
     assert len(asked) == len(result) == 2
     assert any("hopeless" in line and "no other setting is tried" in line for line in progress.told)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("trials", "untried"), [(1, ["hopeless", "ngram-simple"]), (3, [])])
+def test_what_the_search_has_no_time_for_is_told(two_drafts, trials, untried):
+    """A draft that was neither launched nor ruled out is named, and only that."""
+    backend, progress = SimulatedBackend(one_is_hopeless), Silent()
+    times = itertools.chain([True] * trials, itertools.repeat(False))
+    with mock.patch.object(Search, "_time_for_another", side_effect=times):
+        tune(two_drafts, backend, progress)
+    told = [line for line in progress.told if line.startswith("Not tried")]
+    names = ("draft #", "hopeless #", "ngram-simple")
+    named = [name.removesuffix(" #") for line in told for name in names if name in line]
+    assert named == untried
+    assert len(told) == bool(untried)
 
 
 def test_the_best_setting_of_a_draft_is_found_without_prediction(two_drafts):

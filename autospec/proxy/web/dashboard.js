@@ -317,7 +317,7 @@ function drawDaemon() {
   }
   const part = (name) => card.querySelector(`.${name}`);
   const step = daemon && daemon.tuning;
-  say(part("state"), !daemon ? state.daemonWhy : step ? `It measures ${step.model} on ${step.prompt_type} prompts: ${duration(step.for_s)} of at most ${duration(step.cost_s)}.`
+  say(part("state"), !daemon ? state.daemonWhy : step ? `It measures ${step.model} on ${step.prompt_type ? `${step.prompt_type} prompts` : "prompts of all types together"}: ${duration(step.for_s)} of at most ${duration(step.cost_s)}.`
     : daemon.state === "looking" ? "It looks for work." : "It rests.");
   show(card.querySelector("progress"), Boolean(step));
   if (step) set(card.querySelector("progress"), "value", String(Math.min(1, step.for_s / step.cost_s).toFixed(3)));
@@ -325,7 +325,7 @@ function drawDaemon() {
   list(part("trouble"), daemon ? daemon.trouble : []);
   const lists = {
     checks: daemon ? daemon.checks.map((c) => `${c.allows ? "yes" : "no"}: ${c.words}`) : [],
-    queue: daemon ? daemon.queue.slice(0, 5).map((i) => `${i.model}, ${i.prompt_type}: ${i.why}`).concat(daemon.queue.length > 5 ? [`and ${daemon.queue.length - 5} more`] : []) : [],
+    queue: daemon ? daemon.queue.slice(0, 5).map((i) => `${i.model}, ${i.prompt_type || "all prompt types"}: ${i.why}`).concat(daemon.queue.length > 5 ? [`and ${daemon.queue.length - 5} more`] : []) : [],
     gaps: daemon ? daemon.gaps || [] : [],
     events: daemon ? daemon.events.slice(-8).reverse().map((e) => `${clock(e.at)} ${e.what}`) : [],
   };
