@@ -37,6 +37,7 @@ _COMMENT_S = 15.0
 _EPOCH = "1970-01-01T00:00:00Z"
 _OWN = "/autospec/"
 _MODELS = ("/v1/models", "/models")
+_MODELS_BELOW = ("/v1/models/", "/models/")
 # Each listener polls the database; more than this is a client's mistake.
 _MOST_LISTENERS = 32
 # Fields of a recommendation in an event: without the evidence, which ``/autospec/v1/recommendations`` has.
@@ -197,7 +198,7 @@ class Endpoints:
             AutospecError: E.g. the database cannot be read, or holds nothing.
             Refused: An unknown path, method or parameter.
         """
-        is_models = path in _MODELS or path.startswith(tuple(f"{p}/" for p in _MODELS))
+        is_models = path in _MODELS or path.startswith(_MODELS_BELOW)
         if not is_models and not path.startswith(_OWN) and path not in PAGE_PATHS:
             return None
         what = path.removeprefix(_OWN).rstrip("/")

@@ -360,7 +360,7 @@ class _Passage:
             self._streamed = kind == "text/event-stream"
             coding = headers_back.get("Content-Encoding", "identity").strip().lower()
             self._has_events = self._streamed and coding == "identity"
-            if self._waiting is not None:
+            if self._waiting is not None and begun is not None:
                 await self._waiting.stop()
             if begun is not None and not (self._has_events and answer.status == 200):
                 return await self._pass_no_stream(answer, part)

@@ -101,7 +101,9 @@ class Supervisor:
         if self._closing:
             raise _shutting_down()
         model = await self._find(wanted.model)
-        return await self._reconciler.lend(replace(wanted, model=model.name))
+        return await self._reconciler.lend(
+            wanted if wanted.model == model.name else replace(wanted, model=model.name)
+        )
 
     def offered(self) -> Sequence[Offered]:
         """All models that clients may request, in the catalogue's order."""
