@@ -64,6 +64,25 @@ def test_every_verdict_is_told_in_words(whole):
     assert "autospec tune --model Main-7B-Q4_K_M" in text
 
 
+def test_thresholds_of_different_studies_are_all_told(quick):
+    """+3 % was enabled by a study that asks for 2 %; the first prompt type's study asks for 5 %."""
+    types = (
+        type_findings(recommendation(evidence={"threshold": 0.05})),
+        type_findings(
+            recommendation(
+                prompt_type=PromptType.CHAT,
+                speedup=1.03,
+                speedup_ci=(1.025, 1.04),
+                evidence={"threshold": 0.02},
+            )
+        ),
+    )
+    text = Seen.of(page(findings(*types))).text
+    assert "an enable needs its whole interval above +2 % or +5 %." in text
+    assert "Dashed line: the +2 % or +5 % that an enable must exceed" in text
+    assert "above +5 %." in Seen.of(page(findings(types[0]))).text
+
+
 def test_imported_results_are_no_gains_of_this_machine(quick):
     """They are told apart, also where they enable."""
     types = (
