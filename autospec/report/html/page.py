@@ -21,6 +21,7 @@ from autospec.formats import (
     bounded,
     conditions_words,
     counted,
+    disabled_so_far,
     gibibytes,
     likely_words,
     limits_words,
@@ -155,8 +156,11 @@ def _in_short(m: ModelFindings) -> Iterator[str]:
         yield f"Drafting pays for {listed([f'{_kind(r)} ({_gain(r.speedup)})' for r in pays])}."
     else:
         yield "Drafting is enabled for no prompt type here."
-    if lost := by_verdict[Verdict.DISABLE]:
-        yield f"It does not pay for {listed([_kind(r) for r in lost])}: there it stays off."
+    disabled = by_verdict[Verdict.DISABLE]
+    if lost := [_kind(r) for r in disabled if not disabled_so_far(r)]:
+        yield f"It does not pay for {listed(lost)}: there it stays off."
+    if lost_so_far := [_kind(r) for r in disabled if disabled_so_far(r)]:
+        yield f"So far it does not pay for {listed(lost_so_far)}. `autospec tune --model {m.model}` goes on measuring."
     if still_open := by_verdict[Verdict.UNDECIDED]:
         told = [_kind(r) + (f" ({words})" if (words := likely_words(r)) else "") for r in still_open]
         yield (
