@@ -70,9 +70,7 @@ def test_a_disable_whose_proof_goes_on_is_no_end(quick):
     never = replace(disabled, prompt_type=PromptType.QA, tried=OFF, speedup=None, speedup_ci=None, pairs=0)
     text = Seen.of(page(findings(*map(type_findings, (disabled, never))))).text
     assert "It does not pay for qa: there it stays off." in text
-    assert (
-        "So far it does not pay for chat. autospec tune --model Main-7B-Q4_K_M goes on measuring." in text
-    )
+    assert "So far it does not pay for chat. autospec tune --model Main-7B-Q4_K_M goes on measuring." in text
     assert "Disable so far: Main-7B-Q4_K_M on llama-server b11434, chat prompts." in text
     assert "Disable: Main-7B-Q4_K_M on llama-server b11434, qa prompts." in text
 
