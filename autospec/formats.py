@@ -16,6 +16,7 @@ from autospec.recommendations import (
     Limits,
     LimitVerdict,
     Recommendation,
+    Status,
     Verdict,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "cautions_of",
     "conditions_words",
     "counted",
+    "disabled_so_far",
     "duration",
     "gibibytes",
     "gigabytes",
@@ -100,6 +102,14 @@ def likely_words(r: Recommendation) -> str:
         return f"{gain}, not proven"
     minutes = max(1, round(about_s / 60.0))
     return f"{gain}, about {minutes} more minute{'' if minutes == 1 else 's'} would prove it"
+
+
+def disabled_so_far(r: Recommendation) -> bool:
+    """Whether a tune may still find what pays: the winner does not, and its runner-up was not proved yet.
+
+    Where no drafting can ever be used, the `disable` rests on no proof that could go on.
+    """
+    return r.verdict is Verdict.DISABLE and r.status is Status.PROVISIONAL and not r.tried.is_off
 
 
 def conditions_words(r: Recommendation) -> str:

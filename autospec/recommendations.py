@@ -86,7 +86,7 @@ class Recommendation:
         drafting_tps: The same with `tried`.
         speedup: drafting ÷ off, paired; below 1 is slower. ``None`` without pairs.
         speedup_ci: Interval of `speedup` at the study's error rate.
-        pairs: Number of paired measurements.
+        pairs: Number of paired measurements that the figures are of: those of the last look, if the budget ended after it.
         acceptance: accepted ÷ drafted tokens, 0…1.
         reason: One sentence.
         status: See `Status`.

@@ -38,7 +38,8 @@ from autospec.recommendations import Verdict
 
 __all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide"]
 
-# Increases when the same pairs may get another verdict: earlier proofs are then evaluated again from their pairs.
+# Increases when the same pairs may get another verdict: earlier proofs are then evaluated again from their pairs, at the look
+# that they were evaluated at.
 METHOD = 5
 # A gain is large if it outweighs this share of prompts, each slower by this much. Eight prompts drawn from sixteen miss
 # all of five slower ones once in 78 draws.

@@ -22,6 +22,7 @@ from autospec.formats import (
     bounded,
     conditions_words,
     counted,
+    disabled_so_far,
     likely_words,
     limits_words,
     percent,
@@ -95,8 +96,9 @@ def explain(
 
 def _overall(r: Recommendation) -> list[str]:
     kind = "any prompt" if r.prompt_type is None else f"{r.prompt_type} prompts"
+    so_far = " so far" if disabled_so_far(r) else ""
     lines = [
-        f"{r.verdict.capitalize()}: {r.model} on {r.backend} {r.backend_build}, {kind}. {_sentence(r.reason)}"
+        f"{r.verdict.capitalize()}{so_far}: {r.model} on {r.backend} {r.backend_build}, {kind}. {_sentence(r.reason)}"
     ]
     if r.verdict is Verdict.UNDECIDED:
         lines.append(

@@ -57,7 +57,10 @@ def conclude(
     `arguments` are the server arguments for the winner's drafting in this build, `command` the whole recommended command.
     """
     decision = cell.decision
-    pairs = list(proof) or list(search)
+    # Rounds since the last look have no part in its interval, so none in the figures beside it.
+    looked_rounds = max((at for at in rule.looks if at <= cell.rounds), default=0)
+    looked = [p for p in proof if decision is None or p.off.round <= looked_rounds]
+    pairs = looked or list(search)
     verdict = decision.verdict if decision is not None else Verdict.UNDECIDED
     final = cell.decided
     estimate = decision.estimate if decision is not None else None
@@ -77,11 +80,11 @@ def conclude(
         drafting_tps=drafting_tps,
         speedup=speedup,
         speedup_ci=interval,
-        pairs=len(proof),
+        pairs=len(looked) if estimate is None else estimate.n,
         acceptance=acceptance(pairs),
         status=Status.PROVEN if final else Status.PROVISIONAL,
         evidence=_evidence(
-            cell, pairs=pairs, rule=rule, arguments=arguments, command=command, cost=cost, proven=bool(proof)
+            cell, pairs=pairs, rule=rule, arguments=arguments, command=command, cost=cost, proven=bool(looked)
         ),
     )
 

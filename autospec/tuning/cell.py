@@ -197,9 +197,9 @@ class CellRun:
         """The prediction for the drafting that the proof is for, as JSON values; ``None`` if there is none."""
         return self.history.predictions[self.winner == self.runner_up]
 
-    def note_look(self) -> None:
-        """Note that the proof was looked at after its current rounds: no later tune may enable at this look."""
-        self.history = note_look(self.study, self.history, self.winner, self.rounds)
+    def note_look(self, pairs: Sequence[Pair]) -> None:
+        """Note that these pairs were looked at after the current rounds: by this rule, no later tune may enable at this look."""
+        self.history = note_look(self.study, self.history, self.winner, self.rounds, pairs)
 
     def recall(self, history: CellHistory, space: Space) -> None:
         """Take over an earlier tune's choice, unless its draft is gone or was not named this time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -228,24 +229,42 @@ def for_mix(
 ) -> list[Recommendation]:
     """Overall answers for a mix that the user asks for, from what is stored; nothing is measured.
 
+    One server can only run what was measured with the same build, file and settings: of each model on a machine and backend, the
+    newest such group counts, and types that it lacks are told as lacking.
+
     Args:
         store: The database.
         stored: The recommendations, of any models and backends.
         answers: Their overall answers: they know how many prompts a proof has.
         weights: Prompt type → weight.
     """
-    groups: dict[tuple[str, str, str], list[StoredRecommendation]] = {}
+    groups: dict[tuple[str, str, str], dict[str, list[StoredRecommendation]]] = {}
     for s in stored:
         r = s.recommendation
         if r.prompt_type is not None:
-            groups.setdefault((r.model, r.backend, s.hardware.id), []).append(s)
-    before = {(r.model, r.backend): r.evidence.get("types", ()) for r in answers}
+            launches = groups.setdefault((r.model, r.backend, s.hardware.id), {})
+            launches.setdefault(_launch_of(r), []).append(s)
+    asked = {
+        e["cell"]: int(e["prompts"])
+        for r in answers
+        for e in r.evidence.get("types", ())
+        if e.get("cell") and e.get("prompts")
+    }
     found = []
-    for name, own in groups.items():
+    for launches in groups.values():
+        newest = {
+            max(told): own
+            for own in launches.values()
+            if (told := [r.created_at for s in own if (r := s.recommendation).prompt_type in weights])
+        }
+        if not newest:
+            continue
+        own = newest[max(newest)]
         prompts = {
-            PromptType(e["prompt_type"]): int(e["prompts"])
-            for e in before.get(name[:2], ())
-            if e.get("prompts")
+            kind: asked[cell]
+            for s in own
+            if (cell := s.recommendation.evidence.get("cell")) in asked
+            and (kind := s.recommendation.prompt_type) is not None
         }
         known = known_types(store, own, prompts)
         rule = rule_of(k.recommendation for k in known.values())
@@ -253,6 +272,19 @@ def for_mix(
         if answer.known:
             found.append(to_recommendation(answer, rule, **_commands(answer)))
     return found
+
+
+def _launch_of(r: Recommendation) -> str:
+    """What `Cell.launch_key` is made of, as far as a recommendation of a model, backend and machine tells it."""
+    basis = r.evidence.get("basis")
+    told = basis if isinstance(basis, Mapping) else {}
+    parts = [
+        told.get("model", r.model_path),
+        told.get("build", r.backend_build),
+        told.get("build_fingerprint"),
+        told.get("settings", r.evidence.get("settings")),
+    ]
+    return json.dumps(parts, sort_keys=True)
 
 
 def _scatter_of(known: Mapping[PromptType, Known]) -> LaunchScatter:

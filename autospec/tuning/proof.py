@@ -352,13 +352,14 @@ class Proof:
         )
         if len(values) < _LEAST_READ * len(pairs):
             decision = _unread(decision, len(values), len(pairs))
-        if cell.rounds <= seen and decision.verdict is Verdict.ENABLE:
+        spent = cell.history.spent(cell.winner, cell.rounds, pairs)
+        if spent and decision.verdict is Verdict.ENABLE:
             # An earlier tune spent this look's share of the error rate. New pairs count at the next look.
             last = cell.rounds >= rule.looks[-1]
             reason = f"{decision.reason}, but an earlier tune already took this look"
             decision = replace(decision, verdict=Verdict.UNDECIDED, final=last, reason=reason)
-        if seen < cell.rounds:
-            cell.note_look()
+        if not spent:
+            cell.note_look(pairs)
         cell.decision = decision
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
         second = cell.winner == cell.runner_up

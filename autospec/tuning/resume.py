@@ -17,7 +17,7 @@ from autospec.cells import Aim, Cell, Hardware
 from autospec.drafting import OFF, Drafting
 from autospec.errors import StoreError
 from autospec.hardware.identity import host_digest
-from autospec.measure.measurements import Shapes
+from autospec.measure.measurements import Pair, Shapes
 from autospec.recommendations import MODEL_SETTINGS, USER_SETTINGS, Recommendation, Status, Verdict
 from autospec.store.database import Store
 from autospec.store.queries import DraftFile, DraftFiles
@@ -50,6 +50,8 @@ _RENEWAL = "renewal"  # the epoch that `--again` set
 _PREDICTION = "prediction"
 _RUNNER_UP_PREDICTION = "prediction_of_runner_up"
 _LOOK = "look "  # and a digest of the drafting → epoch, and rounds of the last look
+# And the same digest → `Look`. A note of its own, because earlier versions read the other.
+_LOOKED = "looked "
 DRAFT_ID = "draft_id"  # key of the evidence: the identity of the draft of `tried`
 
 
@@ -60,6 +62,15 @@ class Remeasurement:
     epoch_s: float | None = None  # None if the cell has none
     finished: bool = False  # it ended, with a proof or because nothing could be measured
     holds: bool = False  # False if a finished one must be repeated, because its proof has become stale
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The last look at a drafting's proof: after how many rounds, at which pairs, and by which rules (`TuneRequest.rule_digest`)."""
+
+    rounds: int
+    pairs: str
+    rules: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +92,8 @@ class CellHistory:
         drafts_tried: Paths of the drafts of all trials ever made.
         searched: Identities of the drafts that searches could try; ``None`` if they did not note them.
         opened_for: Names of the drafts for which the proven cell is measured again.
-        looks: Digest of a drafting → rounds of the last look at its proof in this epoch.
+        looks: Digest of a drafting → the last look at its proof in this epoch; of an earlier version's, only the rounds are known.
+        rule: The digest of this tune's rule.
     """
 
     served: Recommendation | None = None
@@ -98,7 +110,8 @@ class CellHistory:
     drafts_tried: frozenset[str] = frozenset()
     searched: frozenset[str] | None = None
     opened_for: frozenset[str] = frozenset()
-    looks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    looks: Mapping[str, Look] = field(default_factory=lambda: MappingProxyType({}))
+    rule: str = ""
 
     @classmethod
     def read(cls, study: CellStudy, served: Recommendation | None, request: TuneRequest) -> Self:
@@ -111,7 +124,6 @@ class CellHistory:
         epoch_s = notes.get(EPOCH)
         chosen_at = float(epoch_s or 0.0)
         requests, searched = notes.get(REQUESTS), notes.get(SEARCHED)
-        looks = {name: look for name, look in notes.items() if name.startswith(_LOOK) and look}
         winner = study.drafting_in(notes, WINNER, chosen_at)
         # Predictions are for the choice: without it they are those of an earlier search.
         predictions = (notes.get(_PREDICTION), notes.get(_RUNNER_UP_PREDICTION))
@@ -131,7 +143,8 @@ class CellHistory:
             drafts_tried=frozenset(study.drafts_tried()),
             searched=None if searched is None else frozenset(searched),
             opened_for=frozenset(notes.get(OPENED) or ()),
-            looks={name: int(rounds) for name, (epoch, rounds) in looks.items() if epoch == epoch_s},
+            looks=_looks(notes, epoch_s),
+            rule=request.rule_digest,
         )
 
     def begun_again(self) -> CellHistory:
@@ -141,11 +154,24 @@ class CellHistory:
             proven=self.proven,
             restarts=True,
             drafts_tried=self.drafts_tried,
+            rule=self.rule,
         )
 
     def last_look(self, drafting: Drafting) -> int:
         """Rounds of the last look at a drafting's proof in this epoch; 0 for none."""
-        return self.looks.get(_look_name(drafting), 0)
+        look = self.looks.get(_digest(drafting))
+        return 0 if look is None else look.rounds
+
+    def spent(self, drafting: Drafting, rounds: int, pairs: Sequence[Pair]) -> bool:
+        """Whether the error rate of a look at these pairs is spent.
+
+        Another rule's look at the same pairs is no second look: each rule has an error rate of its own.
+        """
+        look = self.looks.get(_digest(drafting))
+        if look is None or rounds > look.rounds:
+            return False
+        same = (rounds, _pairs_digest(pairs)) == (look.rounds, look.pairs)
+        return not same or self.rule in look.rules
 
     def remeasurement(self) -> Remeasurement:
         """The state of the re-measurement by `--again`.
@@ -210,8 +236,27 @@ def _is_proven(served: Recommendation, request: TuneRequest) -> bool:
     )
 
 
-def _look_name(drafting: Drafting) -> str:
-    return f"{_LOOK}{hashlib.sha256(drafting.key.encode()).hexdigest()[:8]}"
+def _digest(drafting: Drafting) -> str:
+    return hashlib.sha256(drafting.key.encode()).hexdigest()[:8]
+
+
+def _pairs_digest(pairs: Sequence[Pair]) -> str:
+    """Twelve hex digits of what was measured, however it is composed and judged."""
+    told = sorted((p.off.round, p.off.prompt_id, p.off.launch_id, p.drafted.launch_id) for p in pairs)
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+
+
+def _looks(notes: Mapping[str, Any], epoch_s: float | None) -> dict[str, Look]:
+    found = {}
+    for name, note in notes.items():
+        if not name.startswith(_LOOK) or not note or note[0] != epoch_s:
+            continue
+        digest, rounds = name.removeprefix(_LOOK), int(note[1])
+        epoch, looked_rounds, pairs, rules = notes.get(_LOOKED + digest) or (None, 0, "", ())
+        # A kill between the two notes, or an earlier version since, leaves one of another look.
+        same = (epoch, looked_rounds) == (epoch_s, rounds)
+        found[digest] = Look(rounds, pairs, tuple(rules)) if same else Look(rounds, "", ())
+    return found
 
 
 def to_restart(states: Mapping[str, Remeasurement]) -> set[str]:
@@ -289,12 +334,19 @@ def note_choice(
     )
 
 
-def note_look(study: CellStudy, history: CellHistory, drafting: Drafting, rounds: int) -> CellHistory:
-    """Note that a drafting's proof was looked at after these rounds: no later tune may enable at this look."""
-    name = _look_name(drafting)
+def note_look(
+    study: CellStudy, history: CellHistory, drafting: Drafting, rounds: int, pairs: Sequence[Pair]
+) -> CellHistory:
+    """Note that a drafting's proof was looked at after these rounds: by this rule, no later tune may enable at this look."""
+    digest = _digest(drafting)
+    look = Look(rounds, _pairs_digest(pairs), (history.rule,))
+    before = history.looks.get(digest)
+    if before is not None and (before.rounds, before.pairs) == (look.rounds, look.pairs):
+        look = replace(look, rules=tuple(dict.fromkeys((*before.rules, history.rule))))
     with suppress(StoreError):  # if the studies' machine no longer answers, the proof continues
-        study.note(name, [history.epoch_s, rounds])
-    return replace(history, looks={**history.looks, name: rounds})
+        study.note(_LOOKED + digest, [history.epoch_s, rounds, look.pairs, list(look.rules)])
+        study.note(_LOOK + digest, [history.epoch_s, rounds])
+    return replace(history, looks={**history.looks, digest: look})
 
 
 # What a verdict rests on.

@@ -20,7 +20,7 @@ from autospec.report.server_config import what_to_run
 from autospec.settings import load_settings
 from autospec.store.database import Store, open_store
 from autospec.tuning.overall import choose, mix_of
-from autospec.tuning.overall_answer import known_types, rule_of, to_recommendation
+from autospec.tuning.overall_answer import for_mix, known_types, rule_of, to_recommendation
 from tests.report.samples import ARGS, DRAFTING, recommendation
 from tests.tuning.test_overall import pairs
 
@@ -140,6 +140,46 @@ def test_another_mix_has_another_answer(tuned):
     assert (answer["verdict"], answer["drafting"]) == ("enable", DRAFTING.to_json())
     assert run("recommend", "--mix", "coding=1", "-t", "coding").exit_code == 2
     assert run("recommend", "--mix", "poems=1").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"build": "b200"},
+        {"build_fingerprint": "another"},
+        {"model": "another"},
+        {"settings": ["-ngl", "99", "--threads", "4"]},
+    ],
+)
+def test_a_mix_is_of_one_server(tuned, changed):
+    """Writing was tuned later with another build, file or settings: its pairs and coding's are of no one server."""
+    basis = {"model": "file", "build": "b11434", "build_fingerprint": "fp", "settings": ["-ngl", "99"]}
+    for kind, own, day in ((CODING, basis, 20), (WRITING, {**basis, **changed}, 21)):
+        r = cell(kind, DRAFTING)
+        r = replace(
+            r,
+            backend_build=own["build"],
+            evidence={**r.evidence, "basis": own},
+            created_at=f"2026-11-{day}T10:00:00+00:00",
+        )
+        tuned.save_recommendation(r, identify(), f"cell-{kind}")
+    [answer] = json.loads(run("recommend", "--json", "--mix", "coding=9,writing=1").stdout)["overall"]
+    assert (answer["verdict"], answer["evidence"]["lacks"]) == ("undecided", ["coding"])
+    assert answer["evidence"]["basis"] == {**basis, **changed}
+    assert answer["evidence"]["types"][0]["cell"] is None
+    [alone] = json.loads(run("recommend", "--json", "--mix", "coding=1").stdout)["overall"]
+    assert (alone["verdict"], alone["evidence"]["basis"]) == ("enable", basis)
+
+
+def test_a_mix_takes_the_number_of_prompts_from_the_cells_own_answer(tuned):
+    """An answer for another machine's cells of the same model asked 16."""
+    [answer] = [s.recommendation for s in tuned.overall_answers()]
+    types = [{**e, "cell": f"elsewhere-{e['prompt_type']}", "prompts": 16} for e in answer.evidence["types"]]
+    other = replace(answer, evidence={**answer.evidence, "types": types})
+    weights = {CODING: 9.0, WRITING: 1.0}
+    for answers in ([answer, other], [other, answer]):
+        [found] = for_mix(tuned, tuned.recommendations(), answers, weights)
+        assert [e["prompts"] for e in found.evidence["types"]] == [8, 8]
 
 
 def test_it_is_stale_where_a_type_is(tuned):

@@ -39,7 +39,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + 10
         ({"prompt": "\ud800"}, (3, 0)),
         ({"prompt": [1, 2, 3]}, (0, 3)),
         ({"prompt": [[1, 2], [3]]}, (0, 3)),
-        ({"prompt": [TEN, 1, TEN]}, (20, 0)),
+        ({"prompt": [TEN, 1, TEN]}, (20, 1)),
+        ({"prompt": [1, TEN]}, (10, 1)),
+        ({"prompt": [TEN, *[5] * 30_000]}, (10, 30_000)),
+        ({"prompt": [[1, TEN, 2], TEN, [3]]}, (20, 3)),
         ({"messages": [{"content": TEN}, {"content": [{"text": TEN}, IMAGE]}]}, (29, 0)),
         ({"system": TEN, "messages": [{"content": [{"type": "image", "source": {"data": TEN}}]}]}, (15, 0)),
         ({"instructions": TEN, "input": TEN, "tools": [{"function": {"description": TEN}}]}, (30, 0)),
@@ -48,7 +51,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + 10
     ],
 )
 def test_the_size_of_a_prompt(document, size):
-    """Text of every API in bytes, token ids by their number; no images, no other fields."""
+    """Text of every API in bytes, token ids by their number, also both in one list; no images, no other fields."""
     assert prompt_size(document) == size
 
 

@@ -42,7 +42,7 @@ def texts(root):
 
 
 FIGURES = {
-    "gains": lambda: gain_figure([Gain("coding", Verdict.ENABLE, 1.3, (1.2, 1.4)), Gain("qa", Verdict.DISABLE, 0.8, None)], 0.02),
+    "gains": lambda: gain_figure([Gain("coding", Verdict.ENABLE, 1.3, (1.2, 1.4), 0.02), Gain("qa", Verdict.DISABLE, 0.8, None, 0.02)]),
     "forecasts": lambda: forecast_figure([Forecast("coding", 1.3, 1.2, (1.1, 1.5), (1.1, 1.3))]),
     "costs": lambda: cost_figure([1.0, 1.2, 1.5, 1.9], [CostPoint("coding", 2.5, 2.4, 1.7), CostPoint("qa", 1.0, 1.1, 1.2)]),
     "proof": lambda: proof_figure(pairs(), looks(), 0.02),
@@ -93,7 +93,7 @@ def test_the_users_own_style_of_matplotlib_changes_nothing():
 def test_any_name_can_be_drawn(label):
     """Names are texts: no formula, no markup, no control character, and not longer than the figure allows."""
     figures = (
-        gain_figure([Gain(label, Verdict.ENABLE, 1.3, (1.2, 1.4))], 0.02),
+        gain_figure([Gain(label, Verdict.ENABLE, 1.3, (1.2, 1.4), 0.02)]),
         forecast_figure([Forecast(label, 1.3, 1.2)]),
         cost_figure([1.0, 1.2], [CostPoint(label, 1.0, 1.5, 1.2)]),
     )
@@ -106,7 +106,7 @@ def test_any_name_can_be_drawn(label):
 @pytest.mark.parametrize("interval", [None, (1e-9, 1e9), (0.9, 1.1), (1.0, 1.0)])
 def test_any_gain_can_be_drawn(ratio, interval):
     """Also what lies far outside, and what was not measured."""
-    assert texts(drawn(gain_figure([Gain("coding", Verdict.UNDECIDED, ratio, interval)], 0.02)))
+    assert texts(drawn(gain_figure([Gain("coding", Verdict.UNDECIDED, ratio, interval, 0.02)])))
 
 
 def test_gains_are_labelled_as_gains():
@@ -114,13 +114,27 @@ def test_gains_are_labelled_as_gains():
     shown = texts(
         drawn(
             gain_figure(
-                [Gain("a", Verdict.DISABLE, 0.85, (0.8, 0.9)), Gain("b", Verdict.ENABLE, 1.2, None)], 0.02
+                [
+                    Gain("a", Verdict.DISABLE, 0.85, (0.8, 0.9), 0.02),
+                    Gain("b", Verdict.ENABLE, 1.2, None, 0.02),
+                ]
             )
         )
     )
     assert "off" in shown
     assert "−10 %" in shown
     assert "+10 %" in shown
+
+
+def test_each_gain_has_the_line_of_its_own_threshold():
+    """Neighbours with the same threshold share one dashed line, which crosses no other row."""
+    least = {"a": 0.05, "b": 0.02, "c": 0.02}
+    [axes] = gain_figure([Gain(name, Verdict.ENABLE, 1.1, None, t) for name, t in least.items()]).axes
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in dashed] == [
+        ([1.05, 1.05], [-0.5, 0.5]),
+        ([1.02, 1.02], [0.5, 2.5]),
+    ]
 
 
 def test_launches_differ_in_shape_and_colour():

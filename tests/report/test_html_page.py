@@ -64,6 +64,36 @@ def test_every_verdict_is_told_in_words(whole):
     assert "autospec tune --model Main-7B-Q4_K_M" in text
 
 
+def test_a_disable_whose_proof_goes_on_is_no_end(quick):
+    """The winner is slower, its runner-up is not proved yet; where nothing can be tried, there is nothing to go on with."""
+    disabled = recommendation(Verdict.DISABLE, prompt_type=PromptType.CHAT, status=Status.PROVISIONAL)
+    never = replace(disabled, prompt_type=PromptType.QA, tried=OFF, speedup=None, speedup_ci=None, pairs=0)
+    text = Seen.of(page(findings(*map(type_findings, (disabled, never))))).text
+    assert "It does not pay for qa: there it stays off." in text
+    assert "So far it does not pay for chat. autospec tune --model Main-7B-Q4_K_M goes on measuring." in text
+    assert "Disable so far: Main-7B-Q4_K_M on llama-server b11434, chat prompts." in text
+    assert "Disable: Main-7B-Q4_K_M on llama-server b11434, qa prompts." in text
+
+
+def test_thresholds_of_different_studies_are_all_told(quick):
+    """+3 % was enabled by a study that asks for 2 %; the first prompt type's study asks for 5 %."""
+    types = (
+        type_findings(recommendation(evidence={"threshold": 0.05})),
+        type_findings(
+            recommendation(
+                prompt_type=PromptType.CHAT,
+                speedup=1.03,
+                speedup_ci=(1.025, 1.04),
+                evidence={"threshold": 0.02},
+            )
+        ),
+    )
+    text = Seen.of(page(findings(*types))).text
+    assert "an enable needs its whole interval above +2 % or +5 %." in text
+    assert "Dashed line: the +2 % or +5 % that an enable must exceed" in text
+    assert "above +5 %." in Seen.of(page(findings(types[0]))).text
+
+
 def test_imported_results_are_no_gains_of_this_machine(quick):
     """They are told apart, also where they enable."""
     types = (

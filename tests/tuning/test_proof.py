@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -38,9 +39,9 @@ def pair(prompt: str, round_: int) -> Pair:
     return Pair(off, drafted)
 
 
-def looked_at(rounds: int, history: CellHistory) -> CellRun:
+def looked_at(rounds: int, history: CellHistory, stored: Sequence[Pair] = ()) -> CellRun:
     """A cell of eight prompts whose four rounds are stored, looked at after so many."""
-    stored = [pair(f"p{k}", round_) for round_ in range(1, 5) for k in range(8)]
+    stored = stored or [pair(f"p{k}", round_) for round_ in range(1, 5) for k in range(8)]
     pairing = SimpleNamespace(known=lambda *_: stored)
     definition = SimpleNamespace(rule=Rule(looks=(1, 2, 4)), prompts_per_round=8)
     context = SimpleNamespace(
@@ -82,6 +83,30 @@ def test_a_look_is_taken_once():
     assert looked_at(1, second.history).decision is None
     # Measured again from the beginning.
     assert looked_at(1, second.history.begun_again()).decision.verdict is Verdict.ENABLE
+
+
+def test_another_rule_judges_the_same_pairs_at_the_same_look():
+    """A proof that is evaluated again keeps its verdict where its pairs give it; each rule spends its error rate once."""
+    first = looked_at(2, CellHistory(epoch_s=7.0, rule="old"))
+    by_new_rule = looked_at(2, replace(first.history, rule="new"))
+    assert (by_new_rule.decision.verdict, by_new_rule.decision.final) == (Verdict.ENABLE, True)
+    for rule in ("new", "old"):
+        again = looked_at(2, replace(by_new_rule.history, rule=rule))
+        assert (again.decision.verdict, again.decision.final) == (Verdict.UNDECIDED, False)
+        assert looked_at(4, again.history).decision.verdict is Verdict.ENABLE
+    # An earlier look is none of the last one's pairs.
+    assert looked_at(1, replace(first.history, rule="new")).decision is None
+
+
+def test_another_rule_takes_no_look_again_at_other_pairs():
+    """One pair was left out and measured again since: which pairs there are depends on what was seen."""
+    first = looked_at(1, CellHistory(epoch_s=7.0, rule="old"))
+    stored = [pair(f"p{k}", 1) for k in range(8)]
+    last = stored[-1]
+    changed = [*stored[:-1], replace(last, drafted=replace(last.drafted, launch_id="drafted-later"))]
+    for pairs, verdict in ((stored, Verdict.ENABLE), (changed, Verdict.UNDECIDED)):
+        again = looked_at(1, replace(first.history, rule="new"), pairs)
+        assert again.decision.verdict is verdict
 
 
 def by_launch(made):

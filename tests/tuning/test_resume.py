@@ -9,7 +9,7 @@ import pytest
 
 from autospec.cells import Build, Cell, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.measure.measurements import Shapes
+from autospec.measure.measurements import Pair, Shapes
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.tuning.resume import (
@@ -27,12 +27,13 @@ from autospec.tuning.resume import (
 )
 from autospec.tuning.space import Arm, Space
 from autospec.tuning.study import CellStudy, open_storage
-from tests.report.samples import HERE, recommendation
+from tests.report.samples import HERE, measurement, recommendation
 from tests.tuning.test_run import request_with
 
 CELL = Cell(
     ModelRef("main", "/m/main.gguf", "f1"), PromptType.CODING, Build("llama-server", "b1", "p1"), HERE
 )
+PAIRS = (Pair(*(measurement(with_drafting=d) for d in (False, True))),)
 OPEN = Remeasurement(100.0)
 DONE = Remeasurement(100.0, finished=True, holds=True)
 
@@ -138,10 +139,10 @@ class TestHistory:
     def test_a_later_tune_reads_what_an_earlier_one_noted(self, study, request_):
         """The value that a tune works with is the one that the next tune reads."""
         empty = CellHistory.read(study, None, request_)
-        assert empty == CellHistory()
+        assert empty == CellHistory(rule=request_.rule_digest)
         begun = note_begin(study, empty, 7.0, Shapes(cached_share=0.5), ("new",))
         chosen = note_choice(study, begun, DRAFTED, OTHER, ({"expected": 1.2}, None))
-        looked = note_look(study, chosen, DRAFTED, 2)
+        looked = note_look(study, chosen, DRAFTED, 2, PAIRS)
         read = CellHistory.read(study, None, request_)
         assert (read.epoch_s, read.requests, read.opened_for) == (7.0, Shapes(cached_share=0.5), {"new"})
         assert (read.winner, read.runner_up, read.shares_rate) == (DRAFTED, OTHER, True)
@@ -151,13 +152,26 @@ class TestHistory:
     def test_what_the_next_tune_knows_after_a_restart(self, study, request_):
         """The epoch moves; choice, predictions and looks of the earlier epoch no longer count."""
         begun = note_begin(study, CellHistory(), 7.0, Shapes(cached_share=0.5), ())
-        note_look(study, note_choice(study, begun, DRAFTED, OTHER, ({"expected": 1.2}, None)), DRAFTED, 2)
+        chosen = note_choice(study, begun, DRAFTED, OTHER, ({"expected": 1.2}, None))
+        note_look(study, chosen, DRAFTED, 2, PAIRS)
         read = CellHistory.read(study, None, request_)
         study.begin_again()
         again = note_begin(study, read.begun_again(), 8.0, Shapes(), ())
         known = CellHistory.read(study, None, request_)
         assert (known.epoch_s, known.renewal_s, known.requests) == (8.0, 8.0, Shapes())
         assert known == replace(again, restarts=False)
+
+    def test_a_look_that_an_earlier_version_noted_is_spent(self, study, request_):
+        """It notes epoch and rounds alone: by which rule it looked, and at which pairs, is not known."""
+        begun = note_begin(study, CellHistory(rule="old"), 7.0, Shapes(), ())
+        note_look(study, begun, DRAFTED, 2, PAIRS)
+        assert not CellHistory.read(study, None, request_).spent(DRAFTED, 2, PAIRS)
+        [name] = [name for name in study.notes() if name.startswith("look ")]
+        assert study.notes()[name] == [7.0, 2], "earlier versions read it so"
+        study.note(name, [7.0, 4])
+        later = CellHistory.read(study, None, request_)
+        assert (later.last_look(DRAFTED), later.spent(DRAFTED, 4, PAIRS)) == (4, True)
+        assert not later.spent(DRAFTED, 8, PAIRS)
 
     def test_a_proof_stays_for_the_requests_that_it_began_with(self, study):
         """The traffic has changed since; epoch and requests of the first tune stay."""

@@ -303,6 +303,20 @@ def test_rows_without_an_identity_count_where_the_file_is_older(request_, age_s,
     assert len([text for text in of_draft(simulated) if "prove" in text]) == asked
 
 
+def test_another_method_evaluates_a_proof_again_without_measuring(request_, monkeypatch):
+    """It takes its look at the same pairs: the proof keeps its verdict. A third tune finds it proven."""
+    _, first = again(request_)
+    assert (first.verdict, first.status) == (Verdict.ENABLE, Status.PROVEN)
+    monkeypatch.setattr("autospec.tuning.request.METHOD", 1000)
+    simulated, second = again(request_)
+    assert (second.verdict, second.status, second.pairs) == (Verdict.ENABLE, Status.PROVEN, first.pairs)
+    assert second.evidence["rule"] != first.evidence["rule"]
+    assert not [text for text in of_draft(simulated) if "prove" in text]
+    progress = Silent()
+    again(request_, progress)
+    assert f"{CODING}: already proven; use --again to measure it again." in progress.told
+
+
 @pytest.mark.parametrize("args", [(), ("-ngl", "99"), ("-c", "512")])
 def test_the_users_settings_are_kept_apart_from_the_cells(request_, args):
     """Measuring adds a context if the user sets none; the cell's key has it, an export must not."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -42,16 +43,22 @@ _TICKS_WIDE = (0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 _TICKS_FEW = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _STEPS_PERCENT = (1, 2, 5, 10, 20, 25, 50)
 _LONGEST_LABEL = 40
+_OFF_LINE: dict[str, Any] = {"color": INK["muted"], "linewidth": 1.2}
+_THRESHOLD_LINE: dict[str, Any] = {"color": INK["ink"], "linewidth": 1.2, "linestyle": "--"}
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """One row of the gains: a speed ratio with its interval; `sure` is False for what is not proven on this machine."""
+    """One row of the gains: a speed ratio with its interval, and the gain that an `enable` has to exceed, as a fraction.
+
+    `sure` is False for what is not proven on this machine.
+    """
 
     label: str
     verdict: Verdict
     ratio: float | None
     interval: tuple[float, float] | None
+    threshold: float
     sure: bool = True
 
 
@@ -89,12 +96,15 @@ def _drawn(height_in: float, rows: Sequence[float] = (1.0,)) -> Iterator[tuple[F
         yield figure, [row[0] for row in axes]
 
 
-def gain_figure(gains: Sequence[Gain], threshold: float) -> Figure:
-    """A row for each prompt type: the ratio as a marker, its interval as a bar, off and the threshold as lines."""
+def gain_figure(gains: Sequence[Gain]) -> Figure:
+    """A row for each prompt type: the ratio as a marker, its interval as a bar, off and the row's threshold as lines."""
     with _drawn(1.0 + 0.3 * len(gains)) as (figure, [axes]):
         known = [(g.ratio, g.interval) for g in gains if g.ratio]
-        low, high = _range([1.0, 1.0 + threshold, *_near(known)])
-        _reference_lines(axes.axvline, threshold)
+        low, high = _range([1.0, *(1.0 + g.threshold for g in gains), *_near(known)])
+        axes.axvline(1.0, **_OFF_LINE)
+        for threshold, own in groupby(range(len(gains)), lambda row: gains[row].threshold):
+            rows = list(own)
+            axes.plot([1.0 + threshold] * 2, [rows[0] - 0.5, rows[-1] + 0.5], **_THRESHOLD_LINE)
         for row, gain in enumerate(gains):
             if gain.ratio is None:
                 axes.text(1.0, row, "  not measured", va="center", color=INK["muted"])
@@ -258,8 +268,8 @@ def _look_panel(axes: Axes, looks: Sequence[Look], threshold: float) -> None:
 
 def _reference_lines(line: Callable[..., Any], threshold: float) -> None:
     """Off as a full line, the threshold as a dashed one; `line` is `axvline` or `axhline`."""
-    line(1.0, color=INK["muted"], linewidth=1.2)
-    line(1.0 + threshold, color=INK["ink"], linewidth=1.2, linestyle="--")
+    line(1.0, **_OFF_LINE)
+    line(1.0 + threshold, **_THRESHOLD_LINE)
 
 
 def _near(known: Iterable[tuple[float, tuple[float, float] | None]]) -> Iterator[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Final
@@ -22,6 +22,7 @@ from autospec.formats import (
     bounded,
     conditions_words,
     counted,
+    disabled_so_far,
     gibibytes,
     likely_words,
     limits_words,
@@ -128,6 +129,7 @@ def _share(value: float | None) -> str:
 def _model(m: ModelFindings, name: str, now: dt.datetime) -> dict[str, Any]:
     types = [_type(t, f"{name}-t{place}", now) for place, t in enumerate(m.types, start=1)]
     rows = [*types, *([] if m.overall is None else [_row(m.overall.recommendation, now)])]
+    gains = _gains(m)
     return {
         "id": name,
         "name": m.model,
@@ -137,8 +139,8 @@ def _model(m: ModelFindings, name: str, now: dt.datetime) -> dict[str, Any]:
         "run": "" if m.overall is None else to_run(m.overall.recommendation).command,
         "overall": None if m.overall is None else m.overall.sentences,
         "rows": rows,
-        "gains": _gains(m, name),
-        "threshold": f"+{100 * _threshold(m.types):g} %",
+        "gains": _gain_plot(gains, name, f"Speed with drafting against off: {m.model}"),
+        "threshold": _least(g.threshold for g in gains),
         "forecasts": _forecasts(m, name),
         "costs": list(_costs(m, name)),
         "conditions": _conditions(m),
@@ -157,8 +159,11 @@ def _in_short(m: ModelFindings) -> Iterator[str]:
         yield f"Drafting pays for {listed([f'{_kind(r)} ({_gain(r.gain)})' for r in pays])}."
     else:
         yield "Drafting is enabled for no prompt type here."
-    if lost := by_verdict[Verdict.DISABLE]:
-        yield f"It does not pay for {listed([_kind(r) for r in lost])}: there it stays off."
+    disabled = by_verdict[Verdict.DISABLE]
+    if lost := [_kind(r) for r in disabled if not disabled_so_far(r)]:
+        yield f"It does not pay for {listed(lost)}: there it stays off."
+    if lost_so_far := [_kind(r) for r in disabled if disabled_so_far(r)]:
+        yield f"So far it does not pay for {listed(lost_so_far)}. `autospec tune --model {m.model}` goes on measuring."
     if still_open := by_verdict[Verdict.UNDECIDED]:
         told = [_kind(r) + (f" ({words})" if (words := likely_words(r)) else "") for r in still_open]
         yield (
@@ -212,21 +217,21 @@ def _row(r: Recommendation, now: dt.datetime) -> dict[str, Any]:
     }
 
 
-def _threshold(types: Sequence[TypeFindings]) -> float:
-    return threshold_of(types[0].recommendation.evidence if types else {})
-
-
-def _gains(m: ModelFindings, name: str) -> _Figure:
+def _gains(m: ModelFindings) -> list[Gain]:
     answers = [t.recommendation for t in m.types]
     answers += [] if m.overall is None else [m.overall.recommendation]
-    gains = [_gain_of(r, _kind(r)) for r in answers]
-    threshold = _threshold(m.types)
-    return _gain_plot(gains, threshold, name, f"Speed with drafting against off: {m.model}")
+    return [_gain_of(r, _kind(r)) for r in answers]
+
+
+def _least(thresholds: Iterable[float]) -> str:
+    """What an enable has to exceed, in words: studies may differ."""
+    return " or ".join(f"+{100 * t:g} %" for t in sorted(set(thresholds)))
 
 
 def _gain_of(r: Recommendation, label: str) -> Gain:
     ratio = None if r.tried.is_off else r.speedup
-    return Gain(label, r.verdict, ratio, _finite(r.speedup_ci), sure=r.status is Status.PROVEN)
+    sure = r.status is Status.PROVEN
+    return Gain(label, r.verdict, ratio, _finite(r.speedup_ci), threshold_of(r.evidence), sure=sure)
 
 
 def _finite(interval: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -237,16 +242,14 @@ def _finite(interval: tuple[float, float] | None) -> tuple[float, float] | None:
     return (low if low > 0.0 else 1e-9), (high if math.isfinite(high) else 1e9)
 
 
-def _gain_plot(gains: Sequence[Gain], threshold: float, name: str, title: str) -> _Figure:
+def _gain_plot(gains: Sequence[Gain], name: str, title: str) -> _Figure:
     told = [
         f"{g.label}: {_gain(g.ratio)}, {g.verdict}" if g.ratio is not None else f"{g.label}: not measured"
         for g in gains
     ]
-    svg = inline_svg(
-        gain_figure(gains, threshold), name=f"{name}-gains", title=title, description="; ".join(told) + "."
-    )
+    svg = inline_svg(gain_figure(gains), name=f"{name}-gains", title=title, description="; ".join(told) + ".")
     note = (
-        f"Full line: off. Dashed line: the +{100 * threshold:g} % that an enable must exceed with its whole interval."
+        f"Full line: off. Dashed line: the {_least(g.threshold for g in gains)} that an enable must exceed with its whole interval."
         " ▲ enable, ▼ disable, ◆ undecided; hollow: not proven on this machine as it is today."
     )
     return _Figure(Markup(svg), title, note)  # noqa: S704 - Matplotlib escapes its texts
@@ -521,11 +524,11 @@ def _record(found: RecordFindings) -> dict[str, Any]:
             if "speedup" in run and drafting is not None:
                 # The verdict is about the best drafting; what is slower is not paid for either.
                 label = f"{r.model}, {r.backend}" + (f", n={drafting.n_max}" if len(runs) > 2 else "")
-                gains.append(Gain(label, r.verdict, float(run["speedup"]), ends, sure=False))
+                least = threshold_of(r.evidence)
+                gains.append(Gain(label, r.verdict, float(run["speedup"]), ends, least, sure=False))
         title = f"{r.model} on {r.backend}"
         tables.append({"title": title, "rows": rows, "sentences": answer.sentences[:1], "verdict": str(r.verdict),
                        "symbol": _SYMBOLS[r.verdict]})  # fmt: skip
-    threshold = threshold_of(found.answers[0].recommendation.evidence if found.answers else {})
     return {
         "title": record.title,
         "date": record.date.strftime("%d %B %Y"),
@@ -534,5 +537,5 @@ def _record(found: RecordFindings) -> dict[str, Any]:
         "max_tokens": record.max_tokens,
         "notes": record.notes,
         "tables": tables,
-        "gains": _gain_plot(gains, threshold, "record", f"The founding record: {record.hardware.chip}"),
+        "gains": _gain_plot(gains, "record", f"The founding record: {record.hardware.chip}"),
     }

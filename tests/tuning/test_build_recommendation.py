@@ -1,0 +1,64 @@
+"""What a recommendation says of a proof."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from autospec.measure.log_ratios import of_pairs
+from autospec.measure.measurements import Pair
+from autospec.measure.verdict import Rule, decide
+from autospec.tuning.build_recommendation import Cost, conclude
+from autospec.tuning.cell import CellRun
+from tests.report.samples import DRAFTING, measurement
+
+RULE = Rule(looks=(1, 2, 4))
+
+
+def round_of(number: int) -> list[Pair]:
+    """Eight pairs; a request takes 10 200 ms without drafting."""
+    return [
+        Pair(
+            *(
+                replace(measurement(with_drafting=d, prompt=f"p{k}", round=number), position=(k + d) % 2)
+                for d in (False, True)
+            )
+        )
+        for k in range(8)
+    ]
+
+
+def looked_at(rounds: int, proof: list[Pair]) -> CellRun:
+    """A cell whose proof was last looked at after two rounds."""
+    model = SimpleNamespace(name="Main", path="/models/main.gguf")
+    build = SimpleNamespace(backend="llama-server", version="b1")
+    cell = SimpleNamespace(key="c", prompt_type="qa", model=model, build=build, settings=())
+    run = CellRun(cell, SimpleNamespace(name="study"), (), (), winner=DRAFTING, rounds=rounds)
+    values = of_pairs([p for p in proof if p.off.round <= 2], lambda pair: pair.log_ratio)
+    run.decision = decide(values, 2, RULE)
+    return run
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_all_figures_are_of_the_pairs_that_were_looked_at(rounds):
+    """The budget ends in the third round, or after it: its pairs, four times slower, are in no interval yet."""
+    seen = [*round_of(1), *round_of(2)]
+    later = [
+        replace(p, drafted=replace(p.drafted, wall_ms=40_800.0, predicted_ms=40_500.0)) for p in round_of(3)
+    ]
+    r = conclude(
+        looked_at(rounds, seen), [*seen, *later], [], rule=RULE, arguments=(), command=(), cost=Cost()
+    )
+    assert r.pairs == r.evidence["compared_texts"] == 16
+    assert r.drafting_tps / r.baseline_tps == pytest.approx(r.speedup) == pytest.approx(10_200 / 6_300)
+
+
+def test_before_the_first_look_they_are_of_all_pairs():
+    """An incomplete first round has no interval."""
+    pairs = round_of(1)[:5]
+    cell = looked_at(2, round_of(1))
+    cell.decision, cell.rounds = None, 0
+    r = conclude(cell, pairs, [], rule=RULE, arguments=(), command=(), cost=Cost())
+    assert (r.pairs, r.evidence["phase"], r.speedup_ci) == (5, "prove", None)
