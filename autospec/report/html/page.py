@@ -154,21 +154,7 @@ def _in_short(m: ModelFindings) -> Iterator[str]:
     here = [r for r in answers if r.status is not Status.IMPORTED]
     if any(r.aim is Aim.ENERGY for r in answers):
         yield "The aim is energy: verdicts compare tokens per joule; the tables and figures show speed."
-    by_verdict = {verdict: [r for r in here if r.verdict is verdict] for verdict in Verdict}
-    if pays := by_verdict[Verdict.ENABLE]:
-        yield f"Drafting pays for {listed([f'{_kind(r)} ({_gain(r.gain)})' for r in pays])}."
-    else:
-        yield "Drafting is enabled for no prompt type here."
-    disabled = by_verdict[Verdict.DISABLE]
-    if lost := [_kind(r) for r in disabled if not disabled_so_far(r)]:
-        yield f"It does not pay for {listed(lost)}: there it stays off."
-    if lost_so_far := [_kind(r) for r in disabled if disabled_so_far(r)]:
-        yield f"So far it does not pay for {listed(lost_so_far)}. `autospec tune --model {m.model}` goes on measuring."
-    if still_open := by_verdict[Verdict.UNDECIDED]:
-        told = [_kind(r) + (f" ({words})" if (words := likely_words(r)) else "") for r in still_open]
-        yield (
-            f"Undecided, and therefore off: {listed(told)}. `autospec tune --model {m.model}` goes on measuring."
-        )
+    yield from _verdicts(here, m.model)
     if imported := [f"{_kind(r)} ({r.verdict})" for r in answers if r.status is Status.IMPORTED]:
         yield f"Imported, not measured here: {listed(imported)}."
     slower = [
@@ -180,10 +166,29 @@ def _in_short(m: ModelFindings) -> Iterator[str]:
         yield f"Beware: {'; '.join(slower)}. `autospec proxy` turns drafting off there where it can."
     if stale := [_kind(r) for r in answers if r.status is Status.STALE]:
         yield f"Measured under other conditions than today's: {listed(stale)}."
-    if pays:
+    if any(r.verdict is Verdict.ENABLE for r in here):
         yield "`autospec proxy` gives each request the drafting of its prompt type."
     if m.overall is not None:
         yield to_run(m.overall.recommendation).words
+
+
+def _verdicts(here: Sequence[Recommendation], model: str) -> Iterator[str]:
+    """Which prompt types gain, lose and are open, of those that were measured here."""
+    by_verdict = {verdict: [r for r in here if r.verdict is verdict] for verdict in Verdict}
+    if pays := by_verdict[Verdict.ENABLE]:
+        yield f"Drafting pays for {listed([f'{_kind(r)} ({_gain(r.gain)})' for r in pays])}."
+    else:
+        yield "Drafting is enabled for no prompt type here."
+    disabled = by_verdict[Verdict.DISABLE]
+    if lost := [_kind(r) for r in disabled if not disabled_so_far(r)]:
+        yield f"It does not pay for {listed(lost)}: there it stays off."
+    if lost_so_far := [_kind(r) for r in disabled if disabled_so_far(r)]:
+        yield f"So far it does not pay for {listed(lost_so_far)}. `autospec tune --model {model}` goes on measuring."
+    if still_open := by_verdict[Verdict.UNDECIDED]:
+        told = [_kind(r) + (f" ({words})" if (words := likely_words(r)) else "") for r in still_open]
+        yield (
+            f"Undecided, and therefore off: {listed(told)}. `autospec tune --model {model}` goes on measuring."
+        )
 
 
 def _kind(r: Recommendation) -> str:
