@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
-from autospec.formats import duration, gigabytes
+from autospec.formats import duration, gigabytes, listed
 from autospec.recommendations import SCHEMA_VERSION
 from autospec.serving.plan_inputs import (
     Capacity,
@@ -301,11 +301,14 @@ def _explain(
         worth = f"expected to cost {duration(-saved)} of {duration(busy)} of generation in {duration(capacity.horizon_s)}"
     else:
         tuned = any(forecast.demand.advice.get(kind) for kind in forecast.shares)
-        worth = (
-            "no drafting pays for this traffic"
-            if tuned
-            else "drafting was not measured for this model yet (the daemon will do that, or run `autospec tune`)"
-        )
+        if not tuned:
+            worth = "drafting was not measured for this model yet (the daemon will do that, or run `autospec tune`)"
+        elif forecast.saved_s(ideal) > 0.0:
+            worth = "drafting saves too little for this traffic so far"
+        else:
+            worth = "no drafting pays for this traffic"
+        if tuned and (unknown := _not_measured(forecast)):
+            worth = f"{worth}; not measured yet, so served without drafting: {unknown}"
     beyond = forecast.beyond_share
     if beyond > _WORTH_SAYING:
         where = "go to off" if any(entry.drafting.is_off for entry in chosen) else "stay"
@@ -350,6 +353,13 @@ def _kinds(kinds: list[tuple[float, str]]) -> str:
     return f"{named} and {more} more" if more > 0 else named
 
 
+def _not_measured(forecast: TrafficForecast) -> str:
+    """The prompt types of the traffic without a recommendation, the most used first."""
+    known = forecast.demand.advice
+    kinds = [str(kind) for kind, share in forecast.shares.items() if share > 0.0 and not known.get(kind)]
+    return listed(kinds[:_MOST_NAMED]) if kinds else ""
+
+
 def _not_taken(
     forecast: TrafficForecast,
     capacity: Capacity,
@@ -368,7 +378,10 @@ def _not_taken(
     elif capacity.memory_bytes is not None and needed > capacity.memory_bytes:
         why = f"that needs {gigabytes(needed)} of memory"
     elif new:
-        why = f"that takes {duration(sum(entry.launch_s for entry in new))} to start"
+        start_s = sum(entry.launch_s for entry in new)
+        rent_s = RENT * forecast.busy_s * max(0, len(ideal) - len(chosen))
+        least_s = PAYBACK * start_s + rent_s + MARGIN * forecast.busy_s
+        why = f"a change must save {duration(least_s)} ({duration(start_s)} to start, twice, and a part of the busy time)"
     else:
         why = "other models need the memory"
     return f"; {names} would save {duration(more)} more, but {why}"

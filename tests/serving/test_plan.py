@@ -144,7 +144,21 @@ def test_little_traffic_does_not_pay_for_a_switch():
     little = {PromptType.CODING: 10 * 15.0 / 1800}
     part = make_plan([needs(tokens_per_s=little, running=(OFF,))], AMPLE).models[0]
     assert part.launches == (OFF,)
-    assert "to start" in part.reason
+    # Twice the start of 5 s, and 2 % of the ten seconds.
+    assert "drafting saves too little for this traffic so far" in part.reason
+    assert "a change must save 10 s (5 s to start, twice, and a part of the busy time)" in part.reason
+
+
+def test_the_plan_names_the_types_that_were_not_measured():
+    """A chatty question is of another type than the two that were tuned: the reason says why it is served without drafting."""
+    traffic = {PromptType.QA: 2.0, PromptType.CHAT: 0.5}
+    part = make_plan([needs(tokens_per_s=traffic, running=(OFF,))], AMPLE).models[0]
+    assert part.launches == (OFF,)
+    assert (
+        "no drafting pays for this traffic; not measured yet, so served without drafting: qa" in part.reason
+    )
+    known = make_plan([needs(tokens_per_s={PromptType.CHAT: 0.5}, running=(OFF,))], AMPLE).models[0]
+    assert "not measured" not in known.reason
 
 
 def test_much_traffic_pays_for_a_switch():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from autospec.cells import Aim
 from autospec.measure.log_ratios import of_pairs
 from autospec.measure.measurements import Pair
 from autospec.measure.verdict import Rule, decide
@@ -34,7 +35,7 @@ def looked_at(rounds: int, proof: list[Pair]) -> CellRun:
     """A cell whose proof was last looked at after two rounds."""
     model = SimpleNamespace(name="Main", path="/models/main.gguf")
     build = SimpleNamespace(backend="llama-server", version="b1")
-    cell = SimpleNamespace(key="c", prompt_type="qa", model=model, build=build, settings=())
+    cell = SimpleNamespace(key="c", prompt_type="qa", model=model, build=build, settings=(), aim=Aim.SPEED)
     run = CellRun(cell, SimpleNamespace(name="study"), (), (), winner=DRAFTING, rounds=rounds)
     values = of_pairs([p for p in proof if p.off.round <= 2], lambda pair: pair.log_ratio)
     run.decision = decide(values, 2, RULE)
