@@ -37,7 +37,7 @@ __all__ = [
     "beyond",
     "is_likely",
     "known_of",
-    "limits_of",
+    "limits_by_type",
     "marked_stale",
     "trusted",
     "without_drafting",
@@ -145,7 +145,7 @@ def known_of(
         recommendation, note = _applied(entry, place, trust, exact=exact, exists=exists)
         applied.append(recommendation)
         notes += [note] if note else []
-    limits = MappingProxyType({r.prompt_type: limits_of(r) for r in applied})
+    limits = MappingProxyType(limits_by_type(applied))
     return ModelAdvice(tuple(applied), tuple(entry for _, entry in best.values()), tuple(notes), limits)
 
 
@@ -191,6 +191,33 @@ def limits_of(applied: Recommendation) -> Limits:
     bounds = [limits.most_concurrent, limits.deepest_context, limits.highest_temperature]
     numbers = [n for n in (*bounds, *(c.at for c in checks), *(c.ratio for c in checks)) if n is not None]
     return limits if all(isinstance(n, int | float) for n in numbers) else NO_LIMITS
+
+
+# The bounds of `Limits`, and the checks behind each.
+_BOUNDS: Final = {
+    "most_concurrent": "concurrent",
+    "deepest_context": "context",
+    "highest_temperature": "temperature",
+}
+
+
+def limits_by_type(applied: Sequence[Recommendation]) -> dict[PromptType | None, Limits]:
+    """The limits of one model's recommendations. A bound that a type lacks is the lowest one of its drafting's other types.
+
+    A tune may end between the checks of two types. Where a drafting was slower for one of them, it is not trusted for the other.
+    """
+    own = {r.prompt_type: limits_of(r) for r in applied}
+    found = {}
+    for r in applied:
+        limits = own[r.prompt_type]
+        others = [own[o.prompt_type] for o in applied if o.drafting == r.drafting and not r.drafting.is_off]
+        for bound, checks in _BOUNDS.items():
+            known = [other for other in others if getattr(other, bound) is not None]
+            if known and getattr(limits, bound) is None:
+                lowest = min(known, key=lambda other: getattr(other, bound))
+                limits = replace(limits, **{name: getattr(lowest, name) for name in (bound, checks)})
+        found[r.prompt_type] = limits
+    return found
 
 
 def marked_stale(entry: StoredRecommendation, build: Build, why: str) -> Recommendation:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.recommendations import LIKELY, LimitCheck, Limits, LimitVerdict, Recommendation
-from autospec.serving.advice import limits_of
+from autospec.serving.advice import limits_by_type
 from autospec.serving.dispatch import Limit
 
 __all__ = [
@@ -140,9 +140,10 @@ class Capacity:
     twins: int = 3  # maximum servers of one model
 
 
-def advice_from(recommendations: Iterable[Recommendation]) -> dict[PromptType, Advice]:
+def advice_from(recommendations: Sequence[Recommendation]) -> dict[PromptType, Advice]:
     """One model's recommendations by prompt type; one for any type fills the gaps."""
     by_type: dict[PromptType | None, Advice] = {}
+    limits = limits_by_type(recommendations)
     for found in recommendations:
         # With the aim energy, gains of energy stand for those of time: they choose the server, and weigh one type against another.
         gain = found.gain
@@ -154,7 +155,7 @@ def advice_from(recommendations: Iterable[Recommendation]) -> dict[PromptType, A
             baseline_tps=found.baseline_tps or None,
             known=MappingProxyType(known),
             likely=enabled and LIKELY in found.evidence,
-            beyond=MappingProxyType(_beyond(limits_of(found))),
+            beyond=MappingProxyType(_beyond(limits[found.prompt_type])),
         )
     general = by_type.get(None)
     found_types = {kind: by_type.get(kind, general) for kind in PromptType}

@@ -9,8 +9,17 @@ import pytest
 from autospec.cells import Aim, Build, Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import SettingsError
-from autospec.recommendations import Status, StoredRecommendation, Verdict
+from autospec.recommendations import (
+    LIMITS,
+    LimitCheck,
+    Limits,
+    LimitVerdict,
+    Status,
+    StoredRecommendation,
+    Verdict,
+)
 from autospec.serving.advice import FAILED_LAUNCH, AdviceKey, ModelAdvice, known_of, marked_stale, trusted
+from autospec.serving.dispatch import Limit
 from autospec.serving.plan_inputs import advice_from
 from tests.serving.scene import ALPHA, ARGS, BETA, BUILD, HERE, LOOKUP, LOOKUP_2, recommend
 
@@ -191,6 +200,41 @@ def test_a_build_without_version_is_told_by_its_hash():
     assert known(entry, place=AdviceKey(HERE, build, ARGS)).draftings == ()
     rebuilt = dataclasses.replace(build, fingerprint="b" * 16)
     assert known(entry, place=AdviceKey(HERE, rebuilt, ARGS)).draftings == (LOOKUP,)
+
+
+SLOWER = LimitCheck(0.8, 0.71, (0.6, 0.8), 8, LimitVerdict.SLOWER)
+GREEDY = Limits(temperature=(SLOWER,), highest_temperature=0.0)
+
+
+def limited(entry: StoredRecommendation, limits: Limits) -> StoredRecommendation:
+    """The same with these limits in its evidence."""
+    evidence = {**entry.recommendation.evidence, LIMITS: limits.to_json()}
+    return dataclasses.replace(
+        entry, recommendation=dataclasses.replace(entry.recommendation, evidence=evidence)
+    )
+
+
+def test_a_check_that_one_type_lacks_is_that_of_the_draftings_other_types():
+    """The budget ended after coding was slower at 0.8; chat, with the same drafting, is not trusted there either."""
+    coding = limited(recommend(LOOKUP, PromptType.CODING), GREEDY)
+    chat = recommend(LOOKUP, PromptType.CHAT)
+    found = known(coding, chat)
+    assert found.limits_for(PromptType.CHAT).highest_temperature == 0.0
+    advice = advice_from(found.recommendations)[PromptType.CHAT]
+    assert advice.beyond == {Limit.TEMPERATURE: 0.71}
+
+
+def test_a_types_own_check_and_another_drafting_count_more():
+    """Chat was faster at 0.8 itself; editing has a drafting of which nothing is known."""
+    holds = Limits(
+        temperature=(dataclasses.replace(SLOWER, ratio=1.4, verdict=LimitVerdict.FASTER),),
+        highest_temperature=0.8,
+    )
+    coding = limited(recommend(LOOKUP, PromptType.CODING), GREEDY)
+    chat = limited(recommend(LOOKUP, PromptType.CHAT), holds)
+    found = known(coding, chat, recommend(LOOKUP_2, PromptType.EDITING))
+    assert found.limits_for(PromptType.CHAT).highest_temperature == 0.8
+    assert found.limits_for(PromptType.EDITING).highest_temperature is None
 
 
 def test_only_verdicts_of_the_aim_are_served():
