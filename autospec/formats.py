@@ -142,16 +142,30 @@ def limits_words(
 ) -> tuple[str, ...]:
     """One clause for each check of where a proven drafting may fail: ``4 requests at once: -18.0 % (slower)``.
 
-    `verdicts` are those of the checks that are wanted.
+    `verdicts` are those of the checks that are wanted; a temperature that clients use, and that was not checked, is open.
     """
     limits = Limits.from_json(r.evidence.get(LIMITS))
+    missing = _unchecked_temperature(r, limits) if LimitVerdict.OPEN in verdicts else None
     checks = (
         *((f"{c.at:g} requests at once", c) for c in limits.concurrent),
         *((f"{c.at:g} tokens of context", c) for c in limits.context),
         *((f"temperature {c.at:g}", c) for c in limits.temperature),
         *(("second turn of a chat", c) for c in limits.second_turn),
     )
-    return tuple(f"{where}: {_checked(check)}" for where, check in checks if check.verdict in verdicts)
+    told = tuple(f"{where}: {_checked(check)}" for where, check in checks if check.verdict in verdicts)
+    return (
+        told if missing is None else (*told, f"temperature {missing:g}, at which clients sample: not checked")
+    )
+
+
+def _unchecked_temperature(r: Recommendation, limits: Limits) -> float | None:
+    """The temperature at which clients sample, if drafting is on, was proven below it, and was not checked there."""
+    conditions = r.evidence.get(CONDITIONS)
+    if r.drafting.is_off or r.is_overall or limits.temperature or not isinstance(conditions, dict):
+        return None
+    proven, served = conditions.get("temperature", 0.0), conditions.get("served_temperature")
+    known = isinstance(proven, int | float) and isinstance(served, int | float)
+    return served if known and served > proven else None
 
 
 def listed(words: Sequence[str], most: int | None = None) -> str:
@@ -184,11 +198,10 @@ def cautions_of(of_types: Iterable[Recommendation]) -> str:
 def _cautions(speakers: Sequence[tuple[str, Recommendation]]) -> str:
     # The second clause says for which answers the ratio is composed, and differs between prompt types.
     measured = dict.fromkeys(conditions_words(k).partition("; ")[0] for _, k in speakers)
-    not_faster = frozenset(LimitVerdict) - {LimitVerdict.FASTER}
-    checks = [f"{kind}{words}" for kind, k in speakers for words in limits_words(k, not_faster)]
     sentences = [f"Measured: {words}." for words in measured if words]
-    if checks:
-        sentences.append(f"Not shown to be faster: {'; '.join(checks)}.")
+    for verdict, begin in ((LimitVerdict.SLOWER, "Slower"), (LimitVerdict.OPEN, "Not shown to be faster")):
+        if checks := [f"{kind}{words}" for kind, k in speakers for words in limits_words(k, {verdict})]:
+            sentences.append(f"{begin}: {'; '.join(c.removesuffix(' (slower)') for c in checks)}.")
     return " ".join(sentences)
 
 

@@ -170,7 +170,8 @@ def _limits(r: Recommendation, figures: dict[str, Any]) -> list[str]:
     limits = Limits.from_json(r.evidence.get(LIMITS))
     if not (checks := limits_words(r)):
         return []
-    figures[LIMITS] = limits.to_json()
+    if r.evidence.get(LIMITS):
+        figures[LIMITS] = limits.to_json()
     lines = [f"Checked besides the proof: {'; '.join(checks)}."]
     shown = [
         f"up to {counted(limits.most_concurrent, 'request')} at once" if limits.most_concurrent else "",

@@ -63,10 +63,26 @@ def test_evidence_of_earlier_versions_tells_neither():
 def test_a_caution_names_the_conditions_and_where_it_was_not_faster():
     """A person who copies the flags of a server sees for which requests they are."""
     assert caution_words(recommendation(evidence=EVIDENCE)) == (
-        "Measured: greedy, 64 tokens, one request at a time, nothing cached. Not shown to be faster: "
-        "4 requests at once: -18.0 % (slower); 8192 tokens of context: not measured."
+        "Measured: greedy, 64 tokens, one request at a time, nothing cached. "
+        "Slower: 4 requests at once: -18.0 %. "
+        "Not shown to be faster: 8192 tokens of context: not measured."
     )
     assert caution_words(replace(recommendation(evidence=EVIDENCE), drafting=OFF)) == ""
+
+
+def test_the_temperature_of_clients_is_named_where_it_was_not_checked():
+    """The budget ended before chat was checked at 0.8, llama-server's default: an enable must not hide that."""
+    conditions = {**EVIDENCE[CONDITIONS], "temperature": 0.0, "served_temperature": 0.8}
+    greedy = recommendation(evidence={CONDITIONS: conditions})
+    words = "temperature 0.8, at which clients sample: not checked"
+    assert caution_words(greedy).endswith(f"Not shown to be faster: {words}.")
+    assert words in shown(recommendation_table([greedy]), width=200)
+    assert any(words in sentence for sentence in explain(greedy).sentences)
+    asked_so = recommendation(evidence={CONDITIONS: {**conditions, "served_temperature": 0.0}})
+    at = {"at": 0.8, "ratio": 1.4, "interval": [1.2, 1.6], "pairs": 8, "verdict": "faster", "note": ""}
+    checked = recommendation(evidence={**EVIDENCE, CONDITIONS: conditions, LIMITS: {"temperature": [at]}})
+    for quiet in (asked_so, checked, replace(greedy, drafting=OFF)):
+        assert words not in caution_words(quiet)
 
 
 def test_an_overall_answer_has_the_limits_of_the_types_with_its_drafting():
@@ -76,6 +92,6 @@ def test_an_overall_answer_has_the_limits_of_the_types_with_its_drafting():
     overall = replace(recommendation(evidence={OVERALL_MIX: {}}), prompt_type=None)
     assert overall.is_overall
     words = caution_words(overall, [overall, coding, chat])
-    assert "coding, 4 requests at once: -18.0 % (slower)" in words
+    assert "coding, 4 requests at once: -18.0 %" in words
     assert "chat" not in words
     assert caution_words(overall) == ""
