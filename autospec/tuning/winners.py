@@ -28,7 +28,7 @@ def choose_winners(
     """Set each cell's winner (its best drafting, or one nearly as good that more cells can share) and its runner-up.
 
     The choice is greedy: it takes the drafting that is within 1 % of the best for most of the remaining cells, and was not
-    measured to be more than 5 % behind there. A cell in which nothing was worth a launch gets the drafting with the best
+    measured to be more than 5 % behind there; of those, one with fewer modes. A cell in which nothing was worth a launch gets the drafting with the best
     expectation; its proof is then its only launch. A forecast values tried draftings over all recorded prompts, which are more
     than the trials asked. `threshold` is the least gain that may be enabled, as a fraction.
     """
@@ -38,9 +38,10 @@ def choose_winners(
         good = {id(c): _good(values[id(c)], c.trial_values) for c in left}
         draftings = {d for found in good.values() for d in found}
 
-        def rank(drafting: Drafting, good: dict[int, set[Drafting]] = good) -> tuple[int, float, str]:
+        def rank(drafting: Drafting, good: dict[int, set[Drafting]] = good) -> tuple[int, int, float, str]:
             sharers = [c for c in left if drafting in good[id(c)]]
-            return len(sharers), geometric_mean([values[id(c)][drafting] for c in sharers]), drafting.key
+            value = geometric_mean([values[id(c)][drafting] for c in sharers])
+            return len(sharers), -len(drafting.beside), value, drafting.key
 
         chosen = max(draftings, key=rank)
         for cell in [c for c in left if chosen in good[id(c)]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +44,16 @@ def test_cells_share_what_is_nearly_as_good():
     cells = [cell(four=1.500, sixteen=1.495), cell(four=1.2, sixteen=1.3)]
     choose_winners(cells, SPACE, 0.02)
     assert [c.winner for c in cells] == [SIXTEEN, SIXTEEN]
+
+
+def test_a_mode_that_adds_nearly_nothing_is_left_out():
+    """Half a per cent more with an n-gram mode beside the draft: one mode less is simpler; with 3 % more it stays."""
+    both = replace(FOUR, beside=(Drafting(Mode.NGRAM_MOD, n_max=12, n_min=0, ngram_n=16),))
+    for ratio, chosen in ((1.507, FOUR), (1.545, both)):
+        [own] = cells = [cell(four=1.500)]
+        own.trial_values[both] = ratio
+        choose_winners(cells, SPACE, 0.02)
+        assert own.winner == chosen
 
 
 def test_no_cell_gives_up_more_than_a_per_cent_for_the_others():
