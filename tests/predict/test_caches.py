@@ -97,6 +97,27 @@ def served(server, asked: list[Request]) -> list[tuple[int, int]]:
     return [(c.drafted, c.accepted) for c in map(server.complete, asked)]
 
 
+def texts_of(server, asked: list[Request]) -> list[str]:
+    """What a server answers."""
+    return [server.complete(r).text for r in asked]
+
+
+def compare(
+    server, asked: list[Request], texts: list[str], counts: list, label: str
+) -> list[tuple[int, int]]:
+    """Replayed counts are the server's, to the token, up to the first answer that has another text with drafting.
+
+    A batch rounds otherwise than a token alone. On an AMD EPYC that turns a near tie of the sliding model in one answer of four.
+    """
+    answers = [server.complete(r) for r in asked]
+    pairs = enumerate(zip(answers, texts, strict=True))
+    alike = next((k for k, (answer, text) in pairs if answer.text != text), len(asked))
+    assert alike >= len(asked) // 2, label
+    told = [(answer.drafted, answer.accepted) for answer in answers[:alike]]
+    assert told == [(c.drafted[0], c.accepted[0]) for c in counts[:alike]], label
+    return told
+
+
 @pytest.fixture(scope="module")
 def recorded(lab_models, llama_server_binary, tmp_path_factory):
     """What a main model of each kind answers without drafting: the canary first, then `requests`. Recorded once."""
@@ -138,19 +159,19 @@ def test_replayed_counts_are_the_servers(launched, lab_models, recorded, profile
     first, recordings = recorded(kind)
     profiles = profiles_of(kind)
     uncut = kind in STATES
+    texts = texts_of(launched(main), asked)
     for n_max, p_min in ((1, 0.0), (6, 0.0), (8, 0.9)):
         drafting = Drafting(Mode.DRAFT_MODEL, draft=str(draft), n_max=n_max, n_min=0, p_min=p_min)
         counts = [
             replay_drafts(profiles[r.prompt_id], [drafting], r.max_tokens, uncut=uncut) for r in recordings
         ]
-        told = served(launched(main, drafting), asked)
-        assert told == [(c.drafted[0], c.accepted[0]) for c in counts], drafting.label
+        told = compare(launched(main, drafting), asked, texts, counts, drafting.label)
         assert any(0 < accepted < drafted for drafted, accepted in told)
     simple = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)
     pool = pool_of(simple)
     replay_tokens(pool, first, uncut=uncut)
     counts = [replay_tokens(pool, r, uncut=uncut) for r in recordings]
-    assert served(launched(main, simple), asked) == [(c.drafted[0], c.accepted[0]) for c in counts]
+    compare(launched(main, simple), asked, texts, counts, simple.label)
 
 
 @contextmanager
@@ -189,6 +210,7 @@ def test_replayed_counts_of_several_modes_are_the_servers(lab_models, request, t
     with serving(backend, main) as off:
         first = record(off.tokens, "first", canary(OFF))
         recordings = [record(off.tokens, str(n), r) for n, r in enumerate(asked)]
+        texts = texts_of(off, asked)
     with serving(backend, draft) as alone:
         profiles = pass_of(alone.tokens, recordings, longest=8).profiles
     uncut = kind in STATES
@@ -201,8 +223,7 @@ def test_replayed_counts_of_several_modes_are_the_servers(lab_models, request, t
             for r in recordings
         ]
         with serving(backend, main, drafting) as server:
-            told = served(server, asked)
-        assert told == [(c.drafted[0], c.accepted[0]) for c in counts], drafting.label
+            compare(server, asked, texts, counts, drafting.label)
         # The draft was asked, but not for every proposal.
         assert 0 < sum(c.steps[0] for c in counts) < sum(c.drafted[0] for c in counts)
 
@@ -323,9 +344,10 @@ def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
     main = lab_models.path(kind)
     model = read_gguf(main).ref
     prompts = tuple(suite.of(PromptType.CODING, Half.TUNE)[:2])
-    cell = CellRun(Cell(model, PromptType.CODING, backend.capabilities().build, MACHINE), None, prompts, ())
+    study = SimpleNamespace(note=lambda *_: None)
+    cell = CellRun(Cell(model, PromptType.CODING, backend.capabilities().build, MACHINE), study, prompts, ())
     with Launches(backend, str(main), LaunchSettings(ARGS), resident=resident) as launches:
-        pairing = SimpleNamespace(calm=SimpleNamespace(after=lambda _: False))
+        pairing = SimpleNamespace(calm=SimpleNamespace(after=lambda _: False), stand_for=lambda *_: None)
         asking = Asking("p", 48, 0.0, StateWatch(lambda: launches.pids))
         store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
         space = Space(arms, definition.space)
