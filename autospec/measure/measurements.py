@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.measure.depth_costs import DepthCosts
+from autospec.measure.depth_costs import DepthCosts, DepthRise
 
 __all__ = [
     "AS_MEASURED",
@@ -145,22 +145,31 @@ class RequestShape:
 
     def _deeper_ms(self, half: Measurement, pass_ms: float) -> float:
         """Milliseconds that the passes of a measured answer would take longer in the middle of this request's answer."""
-        if self.depth is None or math.isnan(pass_ms):
-            return 0.0
-        rise = self.depth.moved(
-            half.drafting.draft,
-            from_tokens=half.prompt_tokens + half.predicted_tokens / 2.0,
-            to_tokens=self.middle_tokens(half.prompt_tokens),
-            plain_ms=pass_ms,
-        )
+        rise = self.deeper(half.drafting.draft, half.prompt_tokens, half.predicted_tokens, pass_ms)
         # Where a server reports no counts, one pass for each token: drafting then looks slower, never faster.
         passes = max(0, half.predicted_tokens - 1 - (half.accepted or 0))
         return rise.pass_ms * passes + rise.token_ms * (half.drafted or 0)
 
-    def middle_tokens(self, prompt_tokens: float) -> float:
-        """Return the context in the middle of this request's answer; `prompt_tokens` are those of the measured prompt."""
+    def deeper(
+        self, draft: str | None, prompt_tokens: float, answer_tokens: float, pass_ms: float
+    ) -> DepthRise:
+        """Return what a pass, and each proposal in it, takes longer in the middle of this request's answer; zeros if unknown.
+
+        Args:
+            draft: Path of the draft model, if one proposes.
+            prompt_tokens: Tokens of the measured prompt, and `answer_tokens` of its answer.
+            answer_tokens: See above.
+            pass_ms: Time of one pass of the main model: one generated token without drafting.
+        """
+        if self.depth is None or math.isnan(pass_ms):
+            return DepthRise(0.0, 0.0)
         before = prompt_tokens if self.context_tokens is None else self.context_tokens
-        return before + self.answer_tokens / 2.0
+        return self.depth.moved(
+            draft,
+            from_tokens=prompt_tokens + answer_tokens / 2.0,
+            to_tokens=before + self.answer_tokens / 2.0,
+            plain_ms=pass_ms,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""

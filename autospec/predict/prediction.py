@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -127,22 +126,16 @@ def expected(answer: PredictedAnswer, costs: CostCurve) -> tuple[Floats, Floats]
     # saves the step that this token takes without drafting.
     opening = counts.opening is not None
     answers = shape.answer_tokens / tokens if opening else (shape.answer_tokens - 1.0) / (tokens - 1.0)
-    off_deeper_ms, deeper_ms = 0.0, np.zeros(features.shape[0])
-    if shape.depth is not None:
-        moved = partial(
-            shape.depth.moved,
-            from_tokens=len(recording.prompt_ids) + tokens / 2.0,
-            to_tokens=shape.middle_tokens(len(recording.prompt_ids)),
-            plain_ms=token_ms,
-        )
-        off_deeper_ms = moved(None).pass_ms * (shape.answer_tokens - 1.0)
-        rise, proposals = moved(answer.draft), counts.verified @ np.arange(counts.verified.shape[1])
-        deeper_ms = answers * (rise.pass_ms * counts.cycles + rise.token_ms * proposals)
+    off_rise, rise = (
+        shape.deeper(draft, len(recording.prompt_ids), tokens, token_ms) for draft in ("", answer.draft)
+    )
+    proposals = counts.verified @ np.arange(counts.verified.shape[1])
+    deeper_ms = answers * (rise.pass_ms * counts.cycles + rise.token_ms * proposals)
     features = features * (answers * token_ms / costs.plain_ms)
     overhead_ms = max(0.0, recording.wall_ms - recording.prompt_ms - recording.predicted_ms)
     prompt_ms = shape.prompt_ms(recording.prompt_ms, len(recording.prompt_ids), token_ms)
     computed = shape.prompt_tokens / len(recording.prompt_ids)
-    off_ms = prompt_ms + token_ms * (shape.answer_tokens - 1.0) + off_deeper_ms + overhead_ms
+    off_ms = prompt_ms + (token_ms + off_rise.pass_ms) * (shape.answer_tokens - 1.0) + overhead_ms
     before_ms = max(0.0, prompt_ms - token_ms) if opening else prompt_ms
     with_ms = before_ms + overhead_ms + answer.draft_prompt_ms * computed + features.sum(axis=1) + deeper_ms
     return np.log(off_ms / with_ms), -features / with_ms[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any, Self
 
 from autospec.backends.protocol import Request, Tokens
@@ -14,7 +14,6 @@ from autospec.measure.depth_costs import DepthRise, rise_of
 from autospec.predict.profile import AnswerProfile, Recording, Scorer, profile_answer, profile_scored
 
 __all__ = [
-    "LEAD_TOKENS",
     "DraftPass",
     "batch_sizes",
     "pass_of",
@@ -31,7 +30,7 @@ _DEEP_BATCHES = (1, 2, 5, 9, 17)
 # The median of this many times counts: some requests may be disturbed.
 _REPEATS = 5
 # Answer tokens before a timed batch, so that batches follow a text and not only a prompt.
-LEAD_TOKENS = 4
+_LEAD = 4
 # Misses of an answer whose whole continuation is kept.
 _SAMPLED_MISSES = 8
 # Tokens that the draft generates to time its steps.
@@ -124,29 +123,31 @@ def time_batches(
         RequestError: The server computes other tokens than the batch, or refuses.
     """
     text = _text(recording)
-    lead = (*recording.prompt_ids, *text[:LEAD_TOKENS]) if behind else ()
+    lead = (*recording.prompt_ids, *text[:_LEAD]) if behind else ()
     sizes = batch_sizes(recording, largest)
     return _timed(tokens, lead, text, sizes) if sizes else {}
 
 
 def time_depth(
-    tokens: Tokens, recording: Recording, near_ms: Mapping[int, float], more: Sequence[int]
+    tokens: Tokens, recordings: Sequence[Recording], near_ms: Mapping[int, float], more_tokens: int
 ) -> DepthRise:
     """What context adds to a batch: the times of `time_batches` against those behind a longer context.
 
     Args:
         tokens: The same model as for `near_ms`.
-        recording: The same recording.
-        near_ms: The result of `time_batches`, with at least two sizes.
-        more: Token ids that lengthen the context.
+        recordings: Their prompts and answers, again and again if they are short, lengthen the context.
+        near_ms: The result of `time_batches` for the typical one, with at least two sizes.
+        more_tokens: By how many tokens the context is longer.
 
     Raises:
         RequestError: The server computes other tokens than the batch, or refuses, for example because its context is too short.
     """
-    text = _text(recording)
+    typical = typical_of(recordings)
+    text = _text(typical)
+    more = islice(cycle([i for r in recordings for i in (*r.prompt_ids[1:], *r.answer_ids)]), more_tokens)
     sizes = [size for size in _DEEP_BATCHES if size in near_ms]
-    lead = (*recording.prompt_ids, *text[:LEAD_TOKENS], *more)
-    return rise_of(near_ms, _timed(tokens, lead, text, sizes), len(more))
+    lead = (*typical.prompt_ids, *text[:_LEAD], *more)
+    return rise_of(near_ms, _timed(tokens, lead, text, sizes), more_tokens)
 
 
 def _timed(
@@ -239,7 +240,7 @@ def _text(recording: Recording) -> tuple[int, ...]:
 def _different_starts(text: Sequence[int], size: int) -> list[int]:
     """Places for a batch of `size` tokens, each beginning with another token than the previous place."""
     places: list[int] = []
-    for k in range(LEAD_TOKENS, len(text) - size + 1):
+    for k in range(_LEAD, len(text) - size + 1):
         if not places or text[k] != text[places[-1]]:
             places.append(k)
     return places

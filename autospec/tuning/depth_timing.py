@@ -10,14 +10,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
 from typing import Any
 
 from autospec.backends.protocol import Cycle, Tokens
 from autospec.errors import RequestError
 from autospec.measure.depth_costs import DepthCosts, DepthRise
 from autospec.predict.profile import Recording
-from autospec.predict.recording import LEAD_TOKENS, time_depth, typical_of
+from autospec.predict.recording import time_depth, typical_of
 from autospec.tuning.cell import CellRun, TuneContext
 from autospec.tuning.resume import note_requests
 
@@ -28,6 +27,8 @@ _DEEPER_TOKENS = 512
 _LEAST_DEEPER_TOKENS = 128
 # Reading them may take this share of the search's time, for each model.
 _SHARE = 0.03
+# In the store, beside the rise.
+_MORE = "more_tokens"
 
 
 @dataclass(slots=True)
@@ -47,15 +48,15 @@ class DepthTiming:
     stored: Callable[[str], Mapping[str, Any] | None]
     keep: Callable[[str, dict[str, Any]], None]
     left_s: Callable[[], float]
-    # By path of a draft; the empty path for the main model.
-    _rises: dict[str, DepthRise] = field(default_factory=dict)
+    # By path of a draft; the empty path for the main model. With each the tokens by which the longer context was longer.
+    _rises: dict[str, tuple[DepthRise, int]] = field(default_factory=dict)
 
     def known(self, draft: str, name: str) -> bool:
         """Whether the store has what a model's context costs. `draft` is its path, empty for the main model."""
         if (data := self.stored(_under(name))) is None:
             return False
         try:
-            self._rises[draft] = DepthRise.from_json(data)
+            self._rises[draft] = DepthRise.from_json(data), int(data[_MORE])
         except (KeyError, TypeError, ValueError):
             return False  # of another version
         return True
@@ -81,15 +82,14 @@ class DepthTiming:
         tokens = int(min(affordable, _DEEPER_TOKENS))
         if len(near_ms) < 2 or tokens < _LEAST_DEEPER_TOKENS or self.known(draft, name):
             return None
-        typical, more = typical_of(recordings), _text(recordings, tokens)
 
         def work(asked: Tokens) -> None:
             try:
-                rise = time_depth(asked, typical, near_ms, more)
+                rise = time_depth(asked, recordings, near_ms, tokens)
             except RequestError:
                 return  # the servers' context is too short for it: the answers in use are short, too
-            self._rises[draft] = rise
-            self.keep(_under(name), rise.to_json())
+            self._rises[draft] = rise, tokens
+            self.keep(_under(name), {**rise.to_json(), _MORE: tokens})
 
         return work
 
@@ -97,13 +97,13 @@ class DepthTiming:
         """Give it to the requests of the cells; what an earlier tune gave them stays."""
         if "" not in self._rises:
             return
-        main = self._rises[""]
+        main, _ = self._rises[""]
         verifies = self.context.launches.cycle is Cycle.LLAMA_CPP
         rises = {
             path: main.with_draft(rise, verifies=verifies) if path else main
-            for path, rise in self._rises.items()
+            for path, (rise, _) in self._rises.items()
         }
-        reach = len(typical_of(recordings).prompt_ids) + LEAD_TOKENS + _DEEPER_TOKENS
+        reach = len(typical_of(recordings).prompt_ids) + min(more for _, more in self._rises.values())
         timed = DepthCosts(statistics.median(r.token_ms for r in recordings), reach, rises)
         for cell in self.cells:
             earlier = cell.shapes.depth
@@ -115,9 +115,3 @@ class DepthTiming:
 
 def _under(name: str) -> str:
     return f"{name}/depth"
-
-
-def _text(recordings: Sequence[Recording], count: int) -> tuple[int, ...]:
-    """So many token ids: recorded prompts and answers one after the other, from the start again if they are short."""
-    text = [i for r in recordings for i in (*r.prompt_ids[1:], *r.answer_ids)]
-    return tuple(islice(cycle(text), count))

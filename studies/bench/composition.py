@@ -105,10 +105,8 @@ def _depth(
 
 
 def _rise(tokens: Tokens, recordings: list[Recording]) -> DepthRise:
-    typical = typical_of(recordings)
-    text = [i for r in recordings for i in (*r.prompt_ids[1:], *r.answer_ids)]
-    near_ms = time_batches(tokens, typical, _LARGEST)
-    return time_depth(tokens, typical, near_ms, text[:_MORE_TOKENS])
+    near_ms = time_batches(tokens, typical_of(recordings), _LARGEST)
+    return time_depth(tokens, recordings, near_ms, _MORE_TOKENS)
 
 
 def _ask(server: Server, prompt: Prompt, tokens: int) -> Measurement:

@@ -248,9 +248,10 @@ def test_a_long_answer_costs_what_its_depth_costs(timed):
     chosen, length = drafting(8), 20 * TOKENS
     off, draft = (machine.launch(name, OFF, LaunchSettings()).tokens for name in ("main", "draft"))
     recordings = [record(off, words, request(words)) for words in WORDS]
-    typical, more = typical_of(recordings), recordings[0].answer_ids * 20
+    typical = typical_of(recordings)
     main, own = (
-        time_depth(tokens, typical, time_batches(tokens, typical, 25), more) for tokens in (off, draft)
+        time_depth(tokens, recordings, time_batches(tokens, typical, 25), 20 * TOKENS)
+        for tokens in (off, draft)
     )
     rises = {"": main, "draft": main.with_draft(own, verifies=True)}
     plain_ms = statistics.median(r.token_ms for r in recordings)

@@ -11,6 +11,7 @@ from autospec.cells import PromptType
 from autospec.errors import RequestError
 from autospec.measure.depth_costs import DepthCosts
 from autospec.measure.measurements import Shapes
+from autospec.store.database import open_store
 from autospec.tuning.request import TuneRequest
 from tests.predict.machine import MachineTokens
 from tests.tuning.test_forecast import WAITS_FOR_MEMORY, calm, machine, tune
@@ -84,6 +85,22 @@ def test_a_context_that_is_too_short_leaves_it_out(request_, monkeypatch):
     recommendation, _ = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=DEEP))
     assert depth_of(recommendation) is None
     assert recommendation.speedup > 2.0
+
+
+def test_it_reaches_no_further_than_was_timed(request_):
+    """A third of the time for it is a third of the tokens: beyond those nothing is added."""
+    backend = machine(request_, acceptance=lambda _: 0.85, costs=replace(DEEP, prompt_ms=30.0))
+    recommendation, _ = tune(replace(request_, budget_s=600.0), backend)
+    depth = depth_of(recommendation)
+    assert depth is not None
+    store = open_store(request_.storage)
+    try:
+        surveys = store.surveys(recommendation.evidence["cell"], request_.protocol, "times")
+    finally:
+        store.close()
+    told = [data["more_tokens"] for name, data in surveys.items() if name.endswith("/depth")]
+    assert 128 <= min(told) < 512
+    assert depth.reach_tokens == 60 + min(told)
 
 
 def test_slow_prompts_are_not_read_for_it(request_):
