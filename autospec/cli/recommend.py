@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_NO_MIX = "Leave --mix out, or use the aim speed."
 # Words for a command line.
 _WORDS = ("args", "mlx")
 # Formats of files that other tools read; `-o` keeps the rest of the file.
@@ -69,7 +68,6 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
 
     Exits with 3 if nothing is known yet.
     """  # noqa: D301 - click needs the backspace itself
-    from autospec.cells import Aim
     from autospec.errors import UsageError
     from autospec.hardware import identify
     from autospec.report.selection import Question, select
@@ -87,8 +85,10 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
     known = read_recommendations(shell.settings.storage, shell.warn)
     question["model"] = shell.settings.named_by(question["model"])
     question["aim"] = shell.aim_for(question["aim"])
-    if mix and question["aim"] is Aim.ENERGY:
-        raise UsageError("--mix weighs times, so there is no answer for a mix with the aim energy.", _NO_MIX)
+    if mix:
+        from autospec.tuning.overall import refuse_mix
+
+        refuse_mix(question["aim"])
     overall = read_overall(shell.settings.storage, shell.warn)
     selection = select(known, identify(), Question(**question), overall)
     if mix:

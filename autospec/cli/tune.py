@@ -135,11 +135,11 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     from autospec.backends.registry import backend_for
     from autospec.cli.choose_model import choose_model
     from autospec.cli.tune_display import TuneDisplay, phases_of
-    from autospec.errors import UnsupportedError, UsageError
+    from autospec.errors import UnsupportedError
     from autospec.hardware import identify
     from autospec.hardware.energy import aim_in_force
     from autospec.recommendations import document
-    from autospec.tuning.overall import parse_mix
+    from autospec.tuning.overall import parse_mix, refuse_mix
     from autospec.tuning.request import prepare
     from autospec.tuning.run import Tuning
 
@@ -162,11 +162,8 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         request = replace(request, aim=aim)
         if note:
             shell.warn(note)
-    if request.aim is Aim.ENERGY and request.mix:
-        raise UsageError(
-            "--mix weighs times, so there is no answer for a mix with the aim energy.",
-            "Leave --mix out, or use the aim speed.",
-        )
+    if request.mix:
+        refuse_mix(request.aim)
     backend = backend_for(shell.settings.backend or None, shell.settings, request.model)
     if backend.name == "llama-server" and (
         note := first_look(shell.settings.llama_server, shell.settings.state_dir)

@@ -184,13 +184,9 @@ def limits_of(applied: Recommendation) -> Limits:
     if applied.drafting.is_off or not isinstance(told, dict):
         return NO_LIMITS
     try:
-        limits = Limits.from_json(told)
+        return Limits.from_json(told)
     except (ValueError, KeyError, TypeError, AttributeError):
         return NO_LIMITS
-    checks = (*limits.concurrent, *limits.context, *limits.temperature)
-    bounds = [limits.most_concurrent, limits.deepest_context, limits.highest_temperature]
-    numbers = [n for n in (*bounds, *(c.at for c in checks), *(c.ratio for c in checks)) if n is not None]
-    return limits if all(isinstance(n, int | float) for n in numbers) else NO_LIMITS
 
 
 # The bounds of `Limits`, and the checks behind each.

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import UsageError
 from autospec.formats import log_percent, percent
@@ -40,6 +40,7 @@ __all__ = [
     "names_of",
     "own_ratio",
     "parse_mix",
+    "refuse_mix",
 ]
 
 # Live requests that are needed to know the mix.
@@ -88,6 +89,19 @@ def parse_mix(text: str) -> dict[PromptType, float]:
             )
         weights[kind] = weight
     return weights
+
+
+def refuse_mix(aim: Aim) -> None:
+    """Refuse weights of prompt types where there is no answer for a mix.
+
+    Raises:
+        UsageError: The aim is energy.
+    """
+    if aim is Aim.ENERGY:
+        raise UsageError(
+            "--mix weighs times, so there is no answer for a mix with the aim energy.",
+            "Leave --mix out, or use the aim speed.",
+        )
 
 
 def mix_of(

@@ -123,7 +123,7 @@ class Profiler:
             self._cells,
             context,
             self._stored_depth,
-            self._keep_depth,
+            self._keep_in_all,
             self._search_left_s if hurried else lambda: math.inf,
         )
         # Prompt id → the shortest time to generate its answer with a draft that was read, and that draft.
@@ -440,13 +440,12 @@ class Profiler:
         return None
 
     def _keep_times(self, name: str, times: DraftPass) -> None:
-        for cell in self._cells:
-            self._keep(cell, "times", name, replace(times, profiles={}).to_json())
+        self._keep_in_all(name, replace(times, profiles={}).to_json())
 
     def _stored_depth(self, name: str) -> dict[str, Any] | None:
         return next((data for c in self._cells if (data := self._stored(c, "times").get(name))), None)
 
-    def _keep_depth(self, name: str, data: dict[str, Any]) -> None:
+    def _keep_in_all(self, name: str, data: dict[str, Any]) -> None:
         for cell in self._cells:
             self._keep(cell, "times", name, data)
 

@@ -28,9 +28,9 @@ def choose_winners(
     """Set each cell's winner (its best drafting, or one nearly as good that more cells can share) and its runner-up.
 
     The choice is greedy: it takes the drafting that is within 1 % of the best for most of the remaining cells, and was not
-    measured to be more than 5 % behind there; of those, one with fewer modes. A cell in which nothing was worth a launch gets the drafting with the best
-    expectation; its proof is then its only launch. A forecast values tried draftings over all recorded prompts, which are more
-    than the trials asked. `threshold` is the least gain that may be enabled, as a fraction.
+    measured to be more than 5 % behind there; of those, one with fewer modes. A cell in which nothing was worth a launch gets
+    the drafting with the best expectation; its proof is then its only launch. A forecast values tried draftings over all recorded
+    prompts, which are more than the trials asked. `threshold` is the least gain that may be enabled, as a fraction.
     """
     values = {id(c): _values(c, forecast) for c in cells}
     left = [c for c in cells if values[id(c)]]
