@@ -16,6 +16,7 @@ BARE = {
     "nvmlDeviceGetCurrentClocksEventReasons": NOT_SUPPORTED,
     "nvmlDeviceGetCurrentClocksThrottleReasons": NOT_SUPPORTED,
     "nvmlDeviceGetPowerManagementLimit": NOT_SUPPORTED,
+    "nvmlDeviceGetTotalEnergyConsumption": NOT_SUPPORTED,
 }
 
 
@@ -27,10 +28,11 @@ def watched(**card) -> tuple[GpuWatch, Card]:
 
 def test_what_others_use_is_told_apart_from_ours():
     """Only samples within the window count; a process is worth the mean of its own."""
-    watch, card = watched(compute=[(10, 8 * GIB), (77, 2 * GIB), (78, None)], samples=[(77, 100, 90)])
+    processes = [(10, 8 * GIB), (77, 2 * GIB), (78, None)]
+    watch, card = watched(compute=processes, samples=[(77, 100, 90)], free=13 * GIB)
     watch.start()
     card.samples += [(10, 200, 95), (77, 200, 20), (77, 300, 40)]
-    assert watch.finish(OURS) == GpuUse(0.3, 2 * GIB)
+    assert watch.finish(OURS) == GpuUse(0.3, 3 * GIB)
 
 
 @pytest.mark.parametrize("value", [6, 0])
