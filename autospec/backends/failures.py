@@ -51,9 +51,12 @@ def _rule(
     return re.compile(pattern, re.IGNORECASE), Failure(kind, message, hint, permanent)
 
 
-# macOS's and Linux's words for a program whose libraries are gone, e.g. after half an upgrade.
+# macOS's and Linux's words for a program whose libraries are gone or of another version, e.g. after half an upgrade, or for a
+# newer system.
 MISSING_LIBRARY = re.compile(
-    r"(?:dyld(?:\[\d+\])?: (?:Library not loaded|Symbol not found):|error while loading shared libraries:) (?P<what>[^\s:]+)"
+    r"(?:dyld(?:\[\d+\])?: (?:Library not loaded|Symbol not found): \(?|error while loading shared libraries: "
+    r"|symbol lookup error: .*?undefined symbol: |: version [`'](?=[\w.]+' not found))"
+    r"(?P<what>[^\s:'()]+)"
 )
 REINSTALL_HINT = "Install llama-server again, with Homebrew: brew reinstall ggml llama.cpp. Or set llama_server in the config."
 # macOS kills a downloaded program that it has not checked, without a word.
@@ -68,6 +71,13 @@ _RULES = (
         "The server cannot find {what}: its installation is incomplete.",
         REINSTALL_HINT,
         # No drafting is to blame, and after an installation the same launch works.
+        permanent=False,
+    ),
+    _rule(
+        "other",
+        r"no backends are loaded",
+        "The server finds no library of kernels (ggml) to compute with: its installation is incomplete.",
+        REINSTALL_HINT,
         permanent=False,
     ),
     _rule(

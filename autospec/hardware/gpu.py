@@ -33,7 +33,7 @@ _SMALL_MAC_BYTES = 36 * _GIB
 # Graphics that share the processor's memory: Intel's except Arc cards, and AMD's processors, whose names have no number. Cards
 # that only have an id (`autospec.hardware.identity`): Linux, include/drm/intel/pciids.h, DG1, DG2 and BMG.
 _INTEGRATED = re.compile(
-    r"\bApple\b|\bIntel\b(?!.*(?:\bArc\b.*\b[AB]\d{2,3}\b|(?:\bGPU |\[)0x(?:490|56|e2)|\bData Center GPU\b|\bXe MAX\b))"
+    r"\bApple\b|\bIntel\b(?!.*(?:\bArc\b.*\b[AB]\d{2,3}M?\b|(?:\bGPU |\[)0x(?:490|56|e2)|\bData Center GPU\b|\bXe MAX\b))"
     r"|\bRadeon(?: ?\(TM\))?(?:(?: RX)? Vega \d{1,2}| \d+M| 8\d{3}S)?(?: ?\(TM\))? Graphics\b"
     r"|\bRadeon(?: ?\(TM\))? (?:\d{3}M|8\d{3}S)\b|\bAMD Custom GPU 0(?:405|932)\b"
 )

@@ -95,6 +95,33 @@ def test_gpu_time_of_each_process_on_a_mac():
     assert parse_gpu_clients("+-o AGXDeviceUserClient\n  {\n  }\n") == {}
 
 
+# The accelerator's own entry before its clients, as `-d 2` and M5s (AGXAcceleratorG17X) have it; wine, a name with a space.
+UNDER_THE_ACCELERATOR = """\
++-o AGXAcceleratorG17X  <class AGXAcceleratorG17X, id 0x100000485, registered, matched, active, busy 0, retain 99>
+  | {
+  |   "AGCInfo" = {"fLastSubmissionPID"=4242,"fSubmissionsSinceLastCheck"=3}
+  |   "PerformanceStatistics" = {"Device Utilization %"=12,"Renderer Utilization %"=9}
+  | }
+  |
+  +-o AGXDeviceUserClient  <class AGXDeviceUserClient, id 0x100000a01, !registered, !matched, active, busy 0, retain 5>
+  |   {
+  |     "AppUsage" = ({"API"="Metal","lastSubmittedTime"=1000,"accumulatedGPUTime"=250000000},{"API"="Metal","accumulatedGPUTime"=5})
+  |     "IOUserClientCreator" = "pid 4242, wine64-preloader"
+  |   }
+  |
+  +-o AGXDeviceUserClient  <class AGXDeviceUserClient, id 0x100000a02, !registered, !matched, active, busy 0, retain 5>
+      {
+        "AppUsage" = ({"API"="Metal","lastSubmittedTime"=800,"accumulatedGPUTime"=125000000})
+        "IOUserClientCreator" = "pid 808, Brave Browser"
+      }
+"""
+
+
+def test_gpu_time_below_the_accelerator():
+    """The process that it names as the last one has used nothing by that."""
+    assert parse_gpu_clients(UNDER_THE_ACCELERATOR) == {4242: 250_000_005, 808: 125_000_000}
+
+
 def mac(*looks: dict[int, int], times: tuple[float, ...] = (0.0, 2.0)) -> GpuWatch:
     """A watch over a Mac whose driver answers these, two seconds apart."""
     answers, clock = iter(looks), iter(times)
