@@ -314,6 +314,8 @@ def _gpu_rows(gpus: list[dict[str, Any]], name: str) -> list[tuple[str, str]]:
             "" if gpu["power_w"] is None else f"{gpu['power_w']:.0f} W",
             f"limit {limit:.0f} W{lowered}" if limit else "",
         ]
+        if any(known) and gpu["processes"] is None:
+            known.append("which programs use it is not told")
         words = ", ".join(word for word in known if word) or "nothing more is known"
         rows.append(("gpu" if not rows else "", f"{gpu['name']}: {words}"))
     return rows

@@ -290,6 +290,9 @@ def test_a_gpu_is_one_row():
         ),
         ("", "NVIDIA GPU: nothing more is known"),
     ]
+    alone = Findings()
+    _examine_gpus(alone, [replace(CARD, processes=None)])
+    assert _gpu_rows(alone.gpus, "")[0][1].endswith(", limit 450 W, which programs use it is not told")
 
 
 @pytest.mark.parametrize(
