@@ -88,6 +88,13 @@ _RULES = (
         permanent=False,
     ),
     _rule(
+        "other",
+        r"no kernel image is available|invalid device function|PTX was compiled with an unsupported toolchain",
+        "This build of the server has no kernels for this GPU.",
+        "Install a build for this GPU, or leave the GPU out (--device none).",
+        permanent=False,  # no drafting is to blame
+    ),
+    _rule(
         "flag",
         r"error: (?:invalid argument: |unknown argument: )(?P<what>\S+)",
         "The server does not know {what}.",
@@ -107,7 +114,7 @@ _RULES = (
     ),
     _rule(
         "memory",
-        r"out of memory|insufficient memory|failed to allocate|unable to allocate|bad_alloc|OutOfMemory"
+        r"out of memory|insufficient memory|failed to allocate|unable to allocate|bad_alloc|OutOf(?:Device|Host)?Memory"
         r"|cannot allocate memory|MemoryError",
         "There was not enough memory for the models and their caches.",
         "Close other programs, or lower the context (-c) or the layers on the GPU (-ngl).",

@@ -112,6 +112,7 @@ def command(shell: Shell) -> None:
         findings.storage["ok"] = True
     _examine_launches(findings, settings, hardware)
     _examine_translation(findings, settings)
+    _examine_devices(findings, settings, hardware)
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began_s)))
     _examine_state(findings, watch.finish(at_rest=True))
     with findings.part("The GPUs cannot be read"):
@@ -248,6 +249,23 @@ def _examine_translation(findings: Findings, settings: Settings) -> None:
         findings.problem(
             f"{program} is an Intel program on Apple silicon (Rosetta): it computes without Metal.",
             "Install one for arm64: brew install llama.cpp, with Homebrew in /opt/homebrew.",
+        )
+
+
+def _examine_devices(findings: Findings, settings: Settings, hardware: Hardware) -> None:
+    """Whether llama-server uses the GPU at all: after a driver that does not fit, it computes on the processor without an error."""
+    from autospec.backends.binaries import list_devices
+    from autospec.hardware.gpu import is_integrated
+
+    program = shutil.which(Path(settings.llama_server or "llama-server").expanduser())
+    names = hardware.gpu.split(", ") if hardware.gpu else []
+    on_mac = hardware.os.startswith("macos")
+    if program is None or not names or (all(map(is_integrated, names)) and not on_mac):
+        return
+    if list_devices(Path(program)) == ():
+        findings.advise(
+            f"{program} finds no GPU, although this machine has {hardware.gpu}: models run on the processor.",
+            "Install a build for this GPU and its driver; `llama-server --list-devices` says what it finds, and why nothing.",
         )
 
 

@@ -110,6 +110,41 @@ srv    load_model: the draft model '/m/o.gguf' is not compatible with the target
         """0.54.863.214 E ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 138240196608
 0.55.804.251 E srv    load_model: failed to create_context with model '/m/t.gguf'""",
     ),
+    # llama.cpp #15256; before, the model was called damaged.
+    "memory, Vulkan": (
+        "memory",
+        "not enough memory",
+        False,
+        """ggml_vulkan: Device memory allocation of size 118497280 failed.
+ggml_vulkan: vk::Device::allocateMemory: ErrorOutOfDeviceMemory
+srv    load_model: failed to load model, '/m/t.gguf'""",
+    ),
+    # llama.cpp #17869, a Mac: the crash before the reason.
+    "memory, Metal": (
+        "memory",
+        "not enough memory",
+        False,
+        """ggml_metal_synchronize: error: command buffer 0 failed with status 5
+/tmp/llama.cpp/ggml/src/ggml-metal/ggml-metal-context.m:235: fatal error
+error: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)""",
+    ),
+    # A DGX Spark, an AMD card (llama.cpp #8504) and a Jetson with a build for others.
+    "kernels, CUDA": (
+        "other",
+        "no kernels for this GPU",
+        False,
+        """ggml_cuda_compute_forward: SCALE failed
+CUDA error: no kernel image is available for execution on the device
+  current device: 0, in function ggml_cuda_compute_forward at /opt/llama.cpp/ggml/src/ggml-cuda/ggml-cuda.cu:2761
+/opt/llama.cpp/ggml/src/ggml-cuda/ggml-cuda.cu:97: CUDA error""",
+    ),
+    "kernels, ROCm": ("other", "no kernels for this GPU", False, "ROCm error: invalid device function"),
+    "kernels, Jetson": (
+        "other",
+        "no kernels for this GPU",
+        False,
+        "CUDA error: the provided PTX was compiled with an unsupported toolchain",
+    ),
     "mtp, b11434": (
         "mtp",
         "no MTP layers",
