@@ -37,8 +37,8 @@ _INTEGRATED = re.compile(
     r"|\bRadeon(?: ?\(TM\))?(?:(?: RX)? Vega \d{1,2}| \d+M| 8\d{3}S)?(?: ?\(TM\))? Graphics\b"
     r"|\bRadeon(?: ?\(TM\))? (?:\d{3}M|8\d{3}S)\b|\bAMD Custom GPU 0(?:405|932)\b"
 )
-# NVIDIA's systems on a chip: DGX Spark, Jetson. Their driver tells no memory of the GPU's own.
-_SYSTEM_ON_CHIP = re.compile(r"\bGB10\b|\b(?:Orin|Xavier|Thor|Tegra)\b")
+# Systems on a chip: NVIDIA's DGX Spark and Jetson, Qualcomm's, small boards. Their GPUs have no memory of their own.
+_SYSTEM_ON_CHIP = re.compile(r"\b(?:GB10|Orin|Xavier|Thor|Tegra|Adreno|Mali|V3D|BC-250)\b")
 # Software renderers on the processor.
 _SOFTWARE = re.compile(r"llvmpipe|SwiftShader", re.IGNORECASE)
 
