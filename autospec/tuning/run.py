@@ -464,7 +464,9 @@ class Tuning:
                 figures = (forecast.figures(cell, winner), forecast.figures(cell, runner_up))
                 more = ruled_out | {"candidates": forecast.expectations(cell, candidates)}
                 predictions = (figures[0] | more, figures[1] | more)
-            cell.history = note_choice(cell.study, cell.history, winner, runner_up, predictions)
+            cell.history = note_choice(
+                cell.study, cell.history, winner, runner_up, predictions, untried=cell.untried
+            )
 
     def _conclusion(self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings) -> Recommendation:
         if cell.searched and cell.winner.is_off:
