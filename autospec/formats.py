@@ -258,6 +258,8 @@ def ruled_out_because(found: Mapping[str, Any]) -> str:
     """
     accepted, even = found["acceptance"], found["break_even"]
     share = "it proposes nothing" if accepted is None else f"acceptance {accepted:.2f}"
+    if found.get("beaten"):  # earlier versions did not tell it
+        return f"{share}, and another drafting is faster than its best case"
     needed = "no acceptance rate would pay" if even >= 1.0 else f"break-even {even:.2f}"
     # Evidence of earlier versions lacks it.
     prompt = ", and prompts are slower" if found.get("by_prompt") else ""

@@ -232,6 +232,7 @@ class Forecast:
                 "acceptance": None if math.isnan(best.acceptance) else round(best.acceptance, 3),
                 "break_even": round(even, 3),
                 "by_prompt": by_prompt,
+                "beaten": self._threshold < math.log(best.high) <= self._bar(cell),
             }
             found.append(why)
             self._tell(

@@ -207,6 +207,16 @@ def test_a_draft_that_reads_prompts_too_slowly_is_called_so():
     assert "acceptance 0.90, break-even 0.58, and prompts are slower." in text
 
 
+def test_a_draft_that_another_one_beats_is_called_so():
+    """It would pay, so its break-even is no reason; acceptance 0.9 above 0.58 with "never launched" looked like a mistake."""
+    ruled_out = PREDICTION["ruled_out"][0] | {"acceptance": 0.9, "best_case": 1.3, "beaten": True}
+    text = said(explain(recommendation(evidence={"prediction": PREDICTION | {"ruled_out": [ruled_out]}})))
+    assert (
+        "best case +30.0 % (coding), acceptance 0.90, and another drafting is faster than its best case."
+        in text
+    )
+
+
 @pytest.mark.parametrize(
     ("interval", "pairs", "words"),
     [

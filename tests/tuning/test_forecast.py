@@ -86,6 +86,8 @@ def test_a_hopeless_draft_is_never_launched(request_):
     assert (
         ruled_out["acceptance"] < ruled_out["break_even"] or ruled_out["best_case"] < recommendation.speedup
     )
+    # 2 % is the least gain that may be enabled.
+    assert ruled_out["beaten"] == (ruled_out["best_case"] > 1.02)
     assert any("second" in line and "is not launched: best case" in line for line in told)
 
 
