@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from autospec.backends.placement import Where, weights_of
 from autospec.catalog.candidates import Candidate
 from autospec.catalog.model import Model, Weights
-from autospec.catalog.weights import weights_of as read_weights
 from autospec.cells import Hardware
 from autospec.errors import ModelFileError
 from autospec.hardware.bandwidth import Speeds, known
@@ -27,7 +26,23 @@ from autospec.predict.estimate import (
     reads_of,
 )
 
-__all__ = ["Estimated", "estimate_here", "least_acceptance", "speeds_for"]
+__all__ = ["Estimated", "estimate_here", "least_acceptance", "read_weights", "speeds_for"]
+
+
+def read_weights(model: Model) -> Weights:
+    """Add up a model's tensors by how a pass reads them.
+
+    Raises:
+        ModelFileError: A file cannot be read any more.
+    """
+    # Only the reader that is needed: `gguf` takes a while to import.
+    if model.format == "mlx":
+        from autospec.catalog import mlx  # noqa: PLC0415
+
+        return mlx.weights_of(model)
+    from autospec.catalog import gguf  # noqa: PLC0415
+
+    return gguf.weights_of(model)
 
 
 @dataclass(frozen=True, slots=True)

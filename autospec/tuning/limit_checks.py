@@ -22,10 +22,9 @@ from autospec.formats import counted
 from autospec.hardware.state import MachineState, StateWatch
 from autospec.measure.asking import Asking, disturbance, measure, measure_at_once
 from autospec.measure.launch_scatter import LaunchScatter
-from autospec.measure.long_text import after_text, heading, long_text
 from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes
 from autospec.measure.verdict import Rule
-from autospec.prompts.suite import Half, Prompt
+from autospec.prompts.suite import Half, Prompt, after_text, heading, long_text
 from autospec.recommendations import NO_LIMITS, LimitCheck, Limits, LimitVerdict
 from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.cell import Progress, TuneStep

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.drafting import Drafting, Engine, Mode
+from autospec.drafting import Drafting, Engine, Mode, read_drafting
 from autospec.errors import UsageError
-from autospec.measure.named_drafting import read_drafting
 
 MOD = Drafting(Mode.NGRAM_MOD, ngram_n=24, n_max=64, n_min=48)
 SIMPLE = Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autospec.measure.statistics import (
+from autospec.measure.log_ratios import (
     chance_by_signs,
     critical_rank,
     signed_rank_estimate,

@@ -10,8 +10,8 @@ import pytest
 from autospec.catalog.gguf import read_gguf
 from autospec.catalog.mlx import read_mlx
 from autospec.catalog.model import Model
-from autospec.catalog.weights import weights_of
 from autospec.errors import ModelFileError
+from autospec.predict.estimate_here import read_weights
 from tests.catalog.making import write_gguf, write_mlx
 from tests.catalog.test_gguf import moe_tensors
 
@@ -20,7 +20,7 @@ TABLE = 300 * 32
 
 def per_token(model: Model) -> float:
     """What a token reads, by the parts."""
-    weights = weights_of(model)
+    weights = read_weights(model)
     share = model.active_experts / model.experts if model.experts else 0.0
     return weights.shared_bytes + share * weights.expert_bytes
 
@@ -28,7 +28,7 @@ def per_token(model: Model) -> float:
 def test_a_dense_model_reads_all_but_its_embedding(tmp_path: Path) -> None:
     """One row of the embedding is looked up; the output matrix is read whole."""
     model = read_gguf(write_gguf(tmp_path / "m.gguf"))
-    weights = weights_of(model)
+    weights = read_weights(model)
     layers = 2 * (32 * 32 + 64 * 32)
     assert weights.shared_bytes == 2 * (TABLE + layers)
     assert (weights.expert_bytes, weights.mtp_bytes) == (0, 0)
@@ -42,7 +42,7 @@ def test_an_embedding_that_is_the_output_matrix_is_read_whole(tmp_path: Path) ->
     """Small models have one table for both."""
     tensors = {n: np.ones((300, 32), np.float16) for n in ("token_embd.weight", "blk.0.attn_q.weight")}
     model = read_gguf(write_gguf(tmp_path / "m.gguf", tensors=tensors, layers=1))
-    weights = weights_of(model)
+    weights = read_weights(model)
     assert (weights.table_bytes, weights.row_bytes) == (0, 0)
     assert weights.output_bytes == 2 * TABLE
     assert weights.shared_bytes == model.bytes_per_token == 4 * TABLE
@@ -54,7 +54,7 @@ def test_experts_are_told_apart_from_what_all_tokens_share(tmp_path: Path, *, st
     keys = {"llama.expert_count": np.uint32(8), "llama.expert_used_count": np.uint32(2)}
     tensors = moe_tensors(8, stacked=stacked)
     model = read_gguf(write_gguf(tmp_path / "m.gguf", keys=keys, tensors=tensors, layers=1))
-    weights = weights_of(model)
+    weights = read_weights(model)
     one, kinds = 64 * 32, 2 if stacked else 1
     assert weights.expert_bytes == 2 * 8 * kinds * one
     assert weights.shared_bytes == 2 * (TABLE + one)
@@ -70,7 +70,7 @@ def test_mtp_layers_are_no_part_of_the_trunk(tmp_path: Path) -> None:
     model = read_gguf(
         write_gguf(tmp_path / "m.gguf", architecture="qwen35", keys=keys, tensors=tensors, layers=2)
     )
-    weights = weights_of(model)
+    weights = read_weights(model)
     assert model.mtp_layers == 1
     assert weights.mtp_bytes == 2 * TABLE
     assert weights.shared_bytes == model.bytes_per_token == 4 * TABLE
@@ -83,7 +83,7 @@ def test_a_head_without_an_output_matrix_says_so(tmp_path: Path) -> None:
     model = read_gguf(
         write_gguf(tmp_path / "h.gguf", architecture="dflash", keys=keys, tensors=tensors, layers=1)
     )
-    weights = weights_of(model)
+    weights = read_weights(model)
     assert model.draft_kind == "dflash"
     assert (weights.output_bytes, weights.shared_bytes) == (0, 2 * 32 * 32)
 
@@ -100,7 +100,7 @@ def test_an_mlx_folder(tmp_path: Path) -> None:
     }
     config = {"num_experts": 4, "num_experts_per_tok": 1, "quantization": {"bits": 4, "group_size": 32}}
     model = read_mlx(write_mlx(tmp_path / "m", config=config, tensors=tensors))
-    weights = weights_of(model)
+    weights = read_weights(model)
     assert weights.expert_bytes == 4 * 64 * 4 * 4 + 4 * 64 * 2
     assert weights.shared_bytes == 2 * (TABLE + 32 * 32)
     assert (weights.row_bytes, weights.output_bytes) == (2 * 32, 2 * TABLE)
@@ -114,4 +114,4 @@ def test_a_file_that_has_gone_is_an_error(tmp_path: Path) -> None:
     model = read_gguf(path)
     path.unlink()
     with pytest.raises(ModelFileError, match="cannot be read"):
-        weights_of(model)
+        read_weights(model)

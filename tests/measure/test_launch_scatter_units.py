@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autospec.measure.launch_scatter import LaunchScatter
+from autospec.measure.launch_scatter import (
+    LaunchScatter,
+    fit_units,
+    launch_half_width,
+    launch_variance,
+    unit_estimate,
+)
 from autospec.measure.log_ratios import LogRatio
-from autospec.measure.variance import fit_units, launch_half_width, launch_variance, unit_estimate
 from tests.measure.rows import of_rows
 
 

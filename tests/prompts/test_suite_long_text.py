@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from autospec.cells import PromptType
-from autospec.measure.long_text import after_text, heading, long_text
-from autospec.prompts.suite import Half, Prompt
+from autospec.prompts.suite import Half, Prompt, after_text, heading, long_text
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "What is snow?"}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autospec.measure.likely import likely_gain, seconds_to_proof
 from autospec.measure.measurements import Pair
+from autospec.tuning.build_recommendation import likely_gain, seconds_to_proof
 from tests.report.samples import measurement
 
 THRESHOLD = 0.02

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from autospec.hardware import awake_for_requests
-from autospec.hardware.awake_for_requests import AwakeForRequests
+from autospec.hardware import awake
+from autospec.hardware.awake import AwakeForRequests
 
 
 class Helper:
@@ -32,7 +32,7 @@ class Helper:
 @pytest.fixture
 def helpers(monkeypatch: pytest.MonkeyPatch) -> list[Helper]:
     """Those that were started, on a system that has caffeinate."""
-    monkeypatch.setattr(awake_for_requests, "awake_command", lambda *_: ("caffeinate",))
+    monkeypatch.setattr(awake, "awake_command", lambda *_: ("caffeinate",))
     return []
 
 
