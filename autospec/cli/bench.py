@@ -103,7 +103,7 @@ def command(
     from autospec.errors import UsageError
     from autospec.hardware import identify
     from autospec.hardware.awake import kept_awake
-    from autospec.hardware.machine_lock import machine_lock
+    from autospec.hardware.processes import machine_lock
     from autospec.measure.bench import REFERENCE_PROMPT, group_runs, measure_runs
 
     shell.choose_server(backend, url)

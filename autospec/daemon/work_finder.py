@@ -2,7 +2,7 @@
 
 A program of its own (``python -m autospec.daemon.work_finder``), because it needs the catalogue, the backends and the
 database, and the resting daemon should load none of them. It runs for a second whenever something may have changed.
-stdin: one JSON object with ``found`` and ``efforts`` of `autospec.daemon.state`, and ``asked``; stdout: one JSON object, see `Survey`.
+stdin: one JSON object with ``found`` and ``efforts`` of `autospec.daemon.work`, and ``asked``; stdout: one JSON object, see `Survey`.
 """
 
 from __future__ import annotations

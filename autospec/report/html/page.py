@@ -34,7 +34,6 @@ from autospec.measure.measurements import Pair
 from autospec.recommendations import LimitVerdict, Recommendation, Status, Verdict
 from autospec.report.explanation import Explanation
 from autospec.report.html import GENERATOR
-from autospec.report.html.acceptance import AcceptanceMap
 from autospec.report.html.figures import (
     CostPoint,
     Forecast,
@@ -42,11 +41,19 @@ from autospec.report.html.figures import (
     cost_figure,
     forecast_figure,
     gain_figure,
+    inline_svg,
     launch_names,
+    plain_text,
     proof_figure,
 )
-from autospec.report.html.findings import Findings, ModelFindings, RecordFindings, TypeFindings, threshold_of
-from autospec.report.html.svg import inline_svg, plain_text
+from autospec.report.html.findings import (
+    AcceptanceMap,
+    Findings,
+    ModelFindings,
+    RecordFindings,
+    TypeFindings,
+    threshold_of,
+)
 from autospec.report.server_config import drafting_args, to_run
 
 __all__ = ["MOST_BYTES", "page"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from autospec.daemon.proxy_child import ProxyChild
-from tests.daemon.test_state import SetClock
+from autospec.daemon.children import ProxyChild
+from tests.daemon.test_work import SetClock
 
 LIVES = (sys.executable, "-c", "import time; time.sleep(60)")
 CRASHES = (sys.executable, "-c", "raise SystemExit(1)")

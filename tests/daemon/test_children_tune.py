@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from autospec.cells import PromptType
-from autospec.daemon.tune_process import TuneOutcome, TuneProcess
+from autospec.daemon.children import TuneOutcome, TuneProcess
 from autospec.daemon.work import WorkItem
 
 ITEM = WorkItem("m", "/m.gguf", PromptType.CODING, "embedded", "basis", 1.0, 0.1, 1.0, 60.0, 1, "because")

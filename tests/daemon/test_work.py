@@ -9,8 +9,7 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.daemon.queue import uses
-from autospec.daemon.state import Memory
-from autospec.daemon.work import Clock, JumpWatch, WorkItem
+from autospec.daemon.work import Clock, JumpWatch, Memory, WorkItem
 from autospec.measure.measurements import Sample
 
 ITEM = WorkItem("big", "big", PromptType.QA, "llama-server", "basis1", 60.0, 0.1, 1.0, 600.0, 0, "why")

@@ -15,7 +15,7 @@ import pytest
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import AutospecError, OverloadedError, UnknownModelError
-from autospec.serving.switches import DraftingSwitches, switches_path
+from autospec.serving.model_registry import DraftingSwitches, switches_path
 from tests.serving.scene import ALPHA, LOOKUP, FakeMlx, Scene, recommend, states, until, wanted
 
 NOW = datetime(2026, 11, 29, 3, 0, 0, tzinfo=UTC)

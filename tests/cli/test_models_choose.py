@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 from autospec.cells import PromptType
 from autospec.cli import cli
-from autospec.cli.choose_model import choose_model
-from autospec.cli.proven import proven_words
+from autospec.cli.models import choose_model, proven_words
 from autospec.cli.shell import Shell
 from autospec.errors import UsageError
 from autospec.hardware import identify

@@ -1,4 +1,4 @@
-"""`autospec.hardware.machine_lock`: who measures on this machine, also after the clock was set."""
+"""`autospec.hardware.processes`: who measures on this machine, also after the clock was set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from autospec.errors import BusyError
-from autospec.hardware.machine_lock import holder, lock_path, machine_lock
+from autospec.hardware.processes import holder, lock_path, machine_lock
 
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the clock does not move a start")
 

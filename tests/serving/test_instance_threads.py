@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from autospec.serving.threads import in_thread
+from autospec.serving.instance import in_thread
 
 
 def test_results_and_errors():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autospec.cells import PromptType
-from autospec.daemon.status import status_lines
+from autospec.cli.daemon import status_lines
 from autospec.daemon.work import LaterReason, effort_key
 
 CELLS = [effort_key("big|model", "embedded", kind) for kind in list(PromptType)[:7]]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autospec.daemon import proxy_child
-from autospec.daemon.proxy_child import ProxyChild
+from autospec.daemon import children
+from autospec.daemon.children import ProxyChild
 from autospec.daemon.work import Clock
 
 WRITES = (sys.executable, "-u", "-c", "import time\nwhile True: print('x' * 99); time.sleep(0.005)")
@@ -19,7 +19,7 @@ WRITES = (sys.executable, "-u", "-c", "import time\nwhile True: print('x' * 99);
 @pytest.mark.process
 def test_a_long_log_is_moved_while_the_proxy_writes_on(tmp_path: Path, monkeypatch):
     """Proxy review 26: it was appended to for ever; with `--log-prompts` it holds prompts, and everybody could read it."""
-    monkeypatch.setattr(proxy_child, "_LOG_BYTES", 2000)
+    monkeypatch.setattr(children, "_LOG_BYTES", 2000)
     log, older = tmp_path / "proxy.log", tmp_path / "proxy.log.1"
     proxy = ProxyChild(WRITES, tmp_path, log, Clock())
     umask = os.umask(0o022)

@@ -6,7 +6,7 @@ import pytest
 
 from autospec.drafting import OFF
 from autospec.errors import LaunchError, ServerDiedError
-from autospec.serving.backoff import Backoff
+from autospec.serving.launch_options import Backoff
 from tests.serving.scene import LOOKUP
 
 DIED = ServerDiedError("The server was ended by SIGKILL.")

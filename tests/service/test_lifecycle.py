@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from autospec.errors import ServiceError
-from autospec.service import here
-from autospec.service.here import (
+from autospec.service import lifecycle
+from autospec.service.lifecycle import (
     privacy_warnings,
     private_paths,
     refuse_root,
@@ -41,7 +41,7 @@ def test_a_config_file_that_was_named_goes_with_it(tmp_path):
 
 def test_without_an_installed_program_the_module_is_run(tmp_path):
     """Not from the working folder, where a file of that name may be."""
-    assert here._program(tmp_path / "python3") == (str(tmp_path / "python3"), "-P", "-m", "autospec")
+    assert lifecycle._program(tmp_path / "python3") == (str(tmp_path / "python3"), "-P", "-m", "autospec")
 
 
 def test_an_installed_program_is_run_by_its_name(tmp_path):
@@ -50,7 +50,7 @@ def test_an_installed_program_is_run_by_its_name(tmp_path):
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
     (tmp_path / "python").symlink_to(sys.executable)
-    assert here._program(tmp_path / "python") == (str(script),)
+    assert lifecycle._program(tmp_path / "python") == (str(script),)
 
 
 def test_the_folder_of_the_llama_server_in_use_comes_first(tmp_path):
