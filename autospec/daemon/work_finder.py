@@ -33,7 +33,7 @@ from autospec.hardware.energy import aim_in_force
 from autospec.hardware.gpu import devices_here
 from autospec.hardware.identity import host_digest, identify
 from autospec.measure.measurements import Sample
-from autospec.predict.estimate_here import least_acceptance, speeds_for
+from autospec.predict.estimate import least_acceptance, speeds_for
 from autospec.prompts.suite import load_suite
 from autospec.recommendations import Recommendation, Status, StoredRecommendation
 from autospec.report.changes import HookOutcome, changes, changes_document, run_hook

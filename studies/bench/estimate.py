@@ -33,8 +33,7 @@ from autospec.errors import AutospecError
 from autospec.hardware import identify
 from autospec.hardware.bandwidth import Speeds, known, measure
 from autospec.predict.costs import break_even_of
-from autospec.predict.estimate import Reads, Steps, cycle_ms, pass_s, reads_of
-from autospec.predict.estimate_here import read_weights
+from autospec.predict.estimate import Reads, Steps, cycle_ms, pass_s, read_weights, reads_of
 from autospec.settings import Settings, load_settings
 from autospec.store.reader import read_recommendations
 

@@ -11,7 +11,7 @@ from autospec.catalog.gguf import read_gguf
 from autospec.catalog.mlx import read_mlx
 from autospec.catalog.model import Model
 from autospec.errors import ModelFileError
-from autospec.predict.estimate_here import read_weights
+from autospec.predict.estimate import read_weights
 from tests.catalog.making import write_gguf, write_mlx
 from tests.catalog.test_gguf import moe_tensors
 
