@@ -233,7 +233,7 @@ class TuneProcess:
         words = said[-1] if said else f"it {ended}"
         return TuneOutcome(ok=False, busy=ended.code == BusyError.exit_code, words=words)
 
-    def preempt(self, grace_s: float = _PREEMPT_GRACE_S) -> None:
+    def preempt(self) -> None:
         """Stop it and free its memory within a second. The pair in progress is lost, the study is kept.
 
         The tune first gets SIGTERM, so that it can store its results. After the grace period it and its servers are killed,
@@ -242,7 +242,7 @@ class TuneProcess:
         for tune in self._children(recursive=False):
             with suppress(psutil.Error):
                 tune.send_signal(signal.SIGTERM)
-        self._process.wait_ended(grace_s)
+        self._process.wait_ended(_PREEMPT_GRACE_S)
         # The tune first: it must not record the end of its servers as a failure of the drafting.
         left = [*self._children(recursive=False), *self._children(recursive=True)]
         for process in left:

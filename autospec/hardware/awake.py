@@ -45,9 +45,9 @@ def awake_command(
 
 
 @contextmanager
-def kept_awake(platform: str = sys.platform) -> Iterator[None]:
+def kept_awake() -> Iterator[None]:
     """Keep the system awake within the block. Without a suitable program, or if it fails, nothing happens."""
-    helper = start_helper(awake_command(platform, os.getpid()))
+    helper = start_helper(awake_command(sys.platform, os.getpid()))
     try:
         yield
     finally:
