@@ -397,13 +397,6 @@ def estimate_here(
 ) -> Estimated:
     """The estimate of a main model with these drafts.
 
-    Args:
-        main: The main model.
-        candidates: Drafts that fit.
-        speeds: Of this machine, by `speeds_for`.
-        depth_tokens: Tokens in the cache.
-        free: True to add the n-gram modes.
-
     Raises:
         ModelFileError: A file of the main model cannot be read any more.
     """

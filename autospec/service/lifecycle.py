@@ -94,15 +94,7 @@ class ServicePlan:
 
 
 class Service:
-    """The daemon as a service.
-
-    Args:
-        supervisor: The kind of supervisor.
-        definition: What it runs.
-        run: Runs commands.
-        now: A clock in seconds.
-        sleep: Waits for a number of seconds.
-    """
+    """The daemon as a service."""
 
     def __init__(
         self,

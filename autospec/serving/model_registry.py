@@ -132,10 +132,6 @@ def engines_of(
 ) -> tuple[dict[Format, Engine], dict[Format, str]]:
     """Probe the backend for each format; blocks. The chosen backend serves GGUF files, unless it is MLX.
 
-    Args:
-        settings: Names the backend and its program.
-        backend_for: As in `autospec.backends.registry`.
-
     Returns:
         The engines, and a sentence for each format without one.
 

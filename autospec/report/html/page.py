@@ -76,12 +76,7 @@ class _Figure:
 
 
 def page(findings: Findings, now: dt.datetime | None = None) -> str:
-    """The whole page.
-
-    Args:
-        findings: What it shows.
-        now: For ages and the date; by default the present.
-    """
+    """The whole page."""
     moment = now or dt.datetime.now(dt.UTC)
     models = [_model(m, f"m{place}", moment) for place, m in enumerate(findings.models, start=1)]
     record = None if findings.record is None else _record(findings.record)
