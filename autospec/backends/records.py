@@ -25,7 +25,6 @@ from autospec.hardware.processes import ProcessRef
 __all__ = [
     "MARK",
     "LaunchRecord",
-    "ProcessRef",
     "end_processes",
     "log_path",
     "new_launch_id",

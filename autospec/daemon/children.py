@@ -20,11 +20,11 @@ from pathlib import Path
 import psutil
 
 from autospec.backends.process import ServerProcess, open_private_log
-from autospec.backends.records import ProcessRef
 from autospec.daemon.work import Clock, WorkItem
 from autospec.errors import BusyError
 from autospec.files import replace_file
 from autospec.formats import duration
+from autospec.hardware.processes import ProcessRef
 from autospec.service.definition import STOP_WITHIN_S
 
 __all__ = ["ProxyChild", "TuneOutcome", "TuneProcess", "proxy_command", "tune_command"]

@@ -3,7 +3,7 @@
 Offered tools or tool results are `agentic`, fill-in-the-middle is `coding`, a required answer format is `extraction`. Otherwise
 the *ask*, which is the first and last paragraph of the user's last message, is scored by the cues in `keywords.toml`, by the
 material between (code, sources, length), and with less weight by the system prompt and earlier turns. Without any evidence a
-question is `qa`, anything else `chat`. The search for cues takes time that grows with the text, not with the number of cues.
+question is `qa`, anything else `chat`.
 
 `studies/bench/classifier.py` prints the accuracy on a labelled set and microseconds per request.
 """
@@ -215,7 +215,10 @@ _WIDE: Final = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 
 @lru_cache(_REMEMBERED_TEXTS)
 def find_cues(text: str) -> tuple[tuple[PromptType, float, str], ...]:
-    """Every cue in a folded text once, with type and weight; cached, because system prompts and earlier turns repeat."""
+    """Every cue in a folded text once, with type and weight, in a time that grows with the text and not with the number of cues.
+
+    Cached, because system prompts and earlier turns repeat.
+    """
     return tuple(_cues(text))
 
 

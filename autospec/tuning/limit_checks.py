@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from autospec.backends.protocol import Backend, LaunchSettings, Server, Slots, Slotted
 from autospec.backends.registry import EncodesText
@@ -20,7 +19,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, RequestError, ServerDiedError
 from autospec.formats import counted
 from autospec.hardware.state import MachineState, StateWatch
-from autospec.measure.asking import Asking, disturbance, measure, measure_at_once
+from autospec.measure.asking import Asking, disturbance, measure
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes
 from autospec.measure.verdict import Rule
@@ -396,11 +395,11 @@ class _DraftingChecks:
         position = int((item.number, not side.is_off) in halves)
         try:
             asking, prompt = self._prepared(condition, first, server)
-            if isinstance(server, Slotted) and more:
-                ask = partial(measure_at_once, asking, server, (prompt, *more))
-            else:
-                ask = partial(measure, asking, server, prompt)
-            measured = ask(
+            measured = measure(
+                asking,
+                server,
+                prompt,
+                more if isinstance(server, Slotted) else (),
                 cell_key=subject.key,
                 phase=Phase.PROVE,
                 round_=0,
