@@ -25,6 +25,7 @@ __all__ = [
     "bounded",
     "caution_words",
     "cautions_of",
+    "checked_words",
     "conditions_words",
     "counted",
     "disabled_so_far",
@@ -152,7 +153,9 @@ def limits_words(
         *((f"temperature {c.at:g}", c) for c in limits.temperature),
         *(("second turn of a chat", c) for c in limits.second_turn),
     )
-    told = tuple(f"{where}: {_checked(check)}" for where, check in checks if check.verdict in verdicts)
+    told = tuple(
+        f"{where}: {checked_words(check, r.aim)}" for where, check in checks if check.verdict in verdicts
+    )
     return (
         told if missing is None else (*told, f"temperature {missing:g}, at which clients sample: not checked")
     )
@@ -199,16 +202,24 @@ def _cautions(speakers: Sequence[tuple[str, Recommendation]]) -> str:
     # The second clause says for which answers the ratio is composed, and differs between prompt types.
     measured = dict.fromkeys(conditions_words(k).partition("; ")[0] for _, k in speakers)
     sentences = [f"Measured: {words}." for words in measured if words]
-    for verdict, begin in ((LimitVerdict.SLOWER, "Slower"), (LimitVerdict.OPEN, "Not shown to be faster")):
+    energy = any(k.aim is Aim.ENERGY for _, k in speakers)  # all have the aim that is in force
+    slower, faster = ("Takes more energy", "take less energy") if energy else ("Slower", "be faster")
+    for verdict, begin in ((LimitVerdict.SLOWER, slower), (LimitVerdict.OPEN, f"Not shown to {faster}")):
         if checks := [f"{kind}{words}" for kind, k in speakers for words in limits_words(k, {verdict})]:
-            sentences.append(f"{begin}: {'; '.join(c.removesuffix(' (slower)') for c in checks)}.")
+            without = (c.removesuffix(" (slower)").removesuffix(" (more energy)") for c in checks)
+            sentences.append(f"{begin}: {'; '.join(without)}.")
     return " ".join(sentences)
 
 
-def _checked(check: LimitCheck) -> str:
+def checked_words(check: LimitCheck, aim: Aim) -> str:
     """The result of one check, without its note."""
     if check.ratio is None:
         return "fails" if check.verdict is LimitVerdict.SLOWER else "not measured"
+    if aim is Aim.ENERGY:
+        found = {LimitVerdict.FASTER: "less energy", LimitVerdict.SLOWER: "more energy"}.get(
+            check.verdict, "less or more energy"
+        )
+        return f"{percent(check.ratio)} tokens per joule ({found})"
     found = check.verdict if check.verdict is not LimitVerdict.OPEN else "faster or slower"
     return f"{percent(check.ratio)} ({found})"
 

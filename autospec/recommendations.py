@@ -229,7 +229,7 @@ class LimitCheck:
 
     Attributes:
         at: Requests at once, cached tokens, temperature, or the turn of a chat.
-        ratio: drafting ÷ off of the speed; ``None`` if nothing was measured.
+        ratio: drafting ÷ off of the speed, or with the aim energy of the tokens per joule; ``None`` if nothing was measured.
         interval: Of `ratio`, at the study's confidence; ``None`` if nothing was measured.
         pairs: Number of paired measurements.
         verdict: See `LimitVerdict`.

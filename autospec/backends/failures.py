@@ -51,9 +51,12 @@ def _rule(
     return re.compile(pattern, re.IGNORECASE), Failure(kind, message, hint, permanent)
 
 
-# macOS's and Linux's words for a program whose libraries are gone, e.g. after half an upgrade.
+# macOS's and Linux's words for a program whose libraries are gone or of another version, e.g. after half an upgrade, or for a
+# newer system.
 MISSING_LIBRARY = re.compile(
-    r"(?:dyld(?:\[\d+\])?: (?:Library not loaded|Symbol not found):|error while loading shared libraries:) (?P<what>[^\s:]+)"
+    r"(?:dyld(?:\[\d+\])?: (?:Library not loaded|Symbol not found): \(?|error while loading shared libraries: "
+    r"|symbol lookup error: .*?undefined symbol: |: version [`'](?=[\w.]+' not found))"
+    r"(?P<what>[^\s:'()]+)"
 )
 REINSTALL_HINT = "Install llama-server again, with Homebrew: brew reinstall ggml llama.cpp. Or set llama_server in the config."
 # macOS kills a downloaded program that it has not checked, without a word.
@@ -71,11 +74,25 @@ _RULES = (
         permanent=False,
     ),
     _rule(
+        "other",
+        r"no backends are loaded",
+        "The server finds no library of kernels (ggml) to compute with: its installation is incomplete.",
+        REINSTALL_HINT,
+        permanent=False,
+    ),
+    _rule(
         "port",
         r"couldn't bind HTTP server socket.*?port: (?P<what>\d+)",
         "Port {what} was taken by another program.",
         "Try again.",
         permanent=False,
+    ),
+    _rule(
+        "other",
+        r"no kernel image is available|invalid device function|PTX was compiled with an unsupported toolchain",
+        "This build of the server has no kernels for this GPU.",
+        "Install a build for this GPU, or leave the GPU out (--device none).",
+        permanent=False,  # no drafting is to blame
     ),
     _rule(
         "flag",
@@ -97,7 +114,7 @@ _RULES = (
     ),
     _rule(
         "memory",
-        r"out of memory|insufficient memory|failed to allocate|unable to allocate|bad_alloc|OutOfMemory"
+        r"out of memory|insufficient memory|failed to allocate|unable to allocate|bad_alloc|OutOf(?:Device|Host)?Memory"
         r"|cannot allocate memory|MemoryError",
         "There was not enough memory for the models and their caches.",
         "Close other programs, or lower the context (-c) or the layers on the GPU (-ngl).",

@@ -80,9 +80,10 @@ def parse_device_list(text: str) -> tuple[Device, ...] | None:
         )
         for m in found
     ]
+    # The list also holds BLAS libraries, and some forks' the processor.
+    devices = [d for d in devices if not d.name.startswith(("BLAS", "CPU"))]
     known = tuple(d for d in devices if d.total_bytes)
-    # The list also holds BLAS libraries, which have no memory of their own.
-    silent = [d for d in devices if not d.total_bytes and not d.name.startswith("BLAS")]
+    silent = [d for d in devices if not d.total_bytes]
     return None if silent and not known else known
 
 
@@ -140,7 +141,7 @@ def _by_layers(value: str, layers: int) -> Where:
 # src/llama-model.cpp of b11434; ``llm_load_tensors`` until January 2025.
 _BEGINS = re.compile(r"load_tensors: loading model tensors")
 _LAYERS = re.compile(r"load_tensors: offloaded (?P<layers>\d+)/(?P<total>\d+) layers to GPU")
-_BUFFER = re.compile(r"load_tensors:\s+(?P<name>\S+)\s+(?:model )?buffer size\s*=\s*(?P<size>[\d.]+) MiB")
+_BUFFER = re.compile(r"load_tensors:\s+(?P<name>\S+)\s+(?:model )?buffer size\s*=\s*(?P<size>[\d.,]+) MiB")
 # Every era loads the draft after the main model, and logs that.
 _DRAFT = re.compile(r"loading draft model '")
 # Weights of the main model are the same bytes in every launch; buffers are padded.
@@ -231,7 +232,7 @@ def _read(lines: Iterable[str]) -> Placement | None:
         if found := _LAYERS.search(line):
             layers, total = int(found["layers"]), int(found["total"])
         elif found := _BUFFER.search(line):
-            buffers[found["name"]] += float(found["size"])
+            buffers[found["name"]] += float(found["size"].replace(",", "."))  # as the locale has it
     if layers is None and not buffers:
         return None
     return Placement(layers, total, tuple(sorted(buffers.items())))

@@ -112,6 +112,7 @@ def command(shell: Shell) -> None:
         findings.storage["ok"] = True
     _examine_launches(findings, settings, hardware)
     _examine_translation(findings, settings)
+    _examine_devices(findings, settings, hardware)
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began_s)))
     _examine_state(findings, watch.finish(at_rest=True))
     with findings.part("The GPUs cannot be read"):
@@ -251,6 +252,23 @@ def _examine_translation(findings: Findings, settings: Settings) -> None:
         )
 
 
+def _examine_devices(findings: Findings, settings: Settings, hardware: Hardware) -> None:
+    """Whether llama-server uses the GPU at all: after a driver that does not fit, it computes on the processor without an error."""
+    from autospec.backends.binaries import list_devices
+    from autospec.hardware.gpu import is_integrated
+
+    program = shutil.which(Path(settings.llama_server or "llama-server").expanduser())
+    names = hardware.gpu.split(", ") if hardware.gpu else []
+    on_mac = hardware.os.startswith("macos")
+    if program is None or not names or (all(map(is_integrated, names)) and not on_mac):
+        return
+    if list_devices(Path(program)) == ():
+        findings.advise(
+            f"{program} finds no GPU, although this machine has {hardware.gpu}: models run on the processor.",
+            "Install a build for this GPU and its driver; `llama-server --list-devices` says what it finds, and why nothing.",
+        )
+
+
 def _examine_state(findings: Findings, state: MachineState) -> None:
     from autospec.hardware.state import disturbed
 
@@ -314,6 +332,8 @@ def _gpu_rows(gpus: list[dict[str, Any]], name: str) -> list[tuple[str, str]]:
             "" if gpu["power_w"] is None else f"{gpu['power_w']:.0f} W",
             f"limit {limit:.0f} W{lowered}" if limit else "",
         ]
+        if any(known) and gpu["processes"] is None:
+            known.append("which programs use it is not told")
         words = ", ".join(word for word in known if word) or "nothing more is known"
         rows.append(("gpu" if not rows else "", f"{gpu['name']}: {words}"))
     return rows

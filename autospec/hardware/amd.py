@@ -10,7 +10,7 @@ import functools
 import importlib
 from typing import Any
 
-from autospec.hardware.gpu_reading import HEAT, GpuReading, GpuUse
+from autospec.hardware.gpu_reading import HEAT, GpuReading, GpuUse, computing_on, energy_between, use_of
 
 __all__ = ["Amd", "library"]
 
@@ -39,6 +39,7 @@ class Amd:
     def __init__(self, smi: Any) -> None:
         self._smi = smi
         self._cards = list(self._ask("amdsmi_get_processor_handles") or ())
+        self._energies_j: tuple[float | None, ...] = ()
 
     def readings(self) -> tuple[GpuReading, ...]:
         """See `GpuSource`."""
@@ -49,22 +50,27 @@ class Amd:
         return tuple(self._energy_j(card) for card in self._cards)
 
     def start(self) -> None:
-        """See `GpuSource`. Nothing to note: the load of other processes is unknown."""
+        """See `GpuSource`. The load of other processes is unknown."""
+        self._energies_j = self.energies_j()
 
     def finish(self, own_pids: frozenset[int], *, at_rest: bool = False) -> GpuUse | None:
         """See `GpuSource`. The time that a process computed is not told, only the time that it drew."""
-        found = self.readings()
-        known = [reading.processes for reading in found if reading.processes is not None]
-        if not found or not (at_rest or any(not own_pids.isdisjoint(listed) for listed in known)):
+        energies_j = self.energies_j()
+        readings = self.readings()
+        counted = list(range(len(readings)))
+        if not at_rest:
+            counted = computing_on([reading.processes for reading in readings], own_pids)
+        if not counted:
             return None
-        slowed = [reading.slowed for reading in found if reading.slowed is not None]
-        limits = [reading.power_limit_w for reading in found if reading.power_limit_w is not None]
-        others = [held or 0 for listed in known for pid, held in listed.items() if pid not in own_pids]
-        return GpuUse(
-            None,
-            sum(others) if known else None,
-            heat=any(HEAT in reasons for reasons in slowed) if slowed else None,
-            power_limit_w=sum(limits) if limits else None,
+        return use_of(
+            [readings[index] for index in counted],
+            (),
+            own_pids,
+            limits_w=[reading.power_limit_w for reading in readings],
+            energy_j=energy_between(
+                [self._energies_j[index] for index in counted] if self._energies_j else (),
+                [energies_j[index] for index in counted],
+            ),
         )
 
     def _of_card(self, card: Any) -> GpuReading:

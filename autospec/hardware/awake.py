@@ -58,13 +58,14 @@ def kept_awake() -> Iterator[None]:
 def parse_dark_wake(text: str) -> bool | None:
     """Return whether the output of ``pmset -g systemstate`` shows a dark wake.
 
-    In a dark wake, the system runs for up to a minute with its display off (Power Nap), then sleeps again. ``None`` if unknown.
+    In a dark wake, the system runs for up to a minute with its display off and without sound (Power Nap), then sleeps again. A Mac
+    whose display alone sleeps keeps ``Audio``. ``None`` if unknown.
     """
     found = re.search(r"^Current System Capabilities are:(.*)$", text, re.MULTILINE)
     if found is None:
         return None
     capabilities = found[1].split()
-    return "CPU" in capabilities and "Graphics" not in capabilities
+    return "CPU" in capabilities and not {"Graphics", "Audio"} & set(capabilities)
 
 
 def start_helper(command: tuple[str, ...]) -> subprocess.Popen[bytes] | None:

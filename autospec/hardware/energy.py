@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autospec.cells import Aim, Hardware
-from autospec.hardware.gpu import is_integrated
+from autospec.hardware.gpu import in_package
 from autospec.hardware.gpu_watch import GpuWatch
 from autospec.hardware.identity import text_of
 
@@ -157,7 +157,7 @@ def aim_in_force(configured: str, hardware: Hardware, meter: EnergyMeter | None 
     if Aim(configured) is Aim.SPEED:
         return Aim.SPEED, ""
     # Integrated graphics are a part of the processor's package.
-    on_gpu = not all(map(is_integrated, hardware.gpu.split(", "))) if hardware.gpu else False
+    on_gpu = not all(map(in_package, hardware.gpu.split(", "))) if hardware.gpu else False
     refusal = energy_refusal(("gpu",) if on_gpu else ("cpu",), meter)
     if refusal is None:
         return Aim.ENERGY, ""

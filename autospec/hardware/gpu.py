@@ -18,6 +18,7 @@ __all__ = [
     "Device",
     "devices_here",
     "driver_devices",
+    "in_package",
     "is_integrated",
     "metal_limit_bytes",
     "shared_limit_bytes",
@@ -32,9 +33,12 @@ _SMALL_MAC_BYTES = 36 * _GIB
 # Graphics that share the processor's memory: Intel's except Arc cards, and AMD's processors, whose names have no number. Cards
 # that only have an id (`autospec.hardware.identity`): Linux, include/drm/intel/pciids.h, DG1, DG2 and BMG.
 _INTEGRATED = re.compile(
-    r"\bApple\b|\bIntel\b(?!.*(?:\bArc\b.*\b[AB]\d{2,3}\b|\bGPU 0x(?:490|56|e2)))"
-    r"|\bRadeon(?: \d+M| 8\d{3}S)?(?: \(TM\))? Graphics\b"
+    r"\bApple\b|\bIntel\b(?!.*(?:\bArc\b.*\b[AB]\d{2,3}M?\b|(?:\bGPU |\[)0x(?:490|56|e2)|\bData Center GPU\b|\bXe MAX\b))"
+    r"|\bRadeon(?: ?\(TM\))?(?:(?: RX)? Vega \d{1,2}| \d+M| 8\d{3}S)?(?: ?\(TM\))? Graphics\b"
+    r"|\bRadeon(?: ?\(TM\))? (?:\d{3}M|8\d{3}S)\b|\bAMD Custom GPU 0(?:405|932)\b"
 )
+# Systems on a chip: NVIDIA's DGX Spark and Jetson, Qualcomm's, small boards. Their GPUs have no memory of their own.
+_SYSTEM_ON_CHIP = re.compile(r"\b(?:GB10|Orin|Xavier|Thor|Tegra|Adreno|Mali|V3D|BC-250)\b")
 # Software renderers on the processor.
 _SOFTWARE = re.compile(r"llvmpipe|SwiftShader", re.IGNORECASE)
 
@@ -56,6 +60,11 @@ class Device:
 
 def is_integrated(description: str) -> bool:
     """True for the name of a GPU that shares the processor's memory."""
+    return in_package(description) or bool(_SYSTEM_ON_CHIP.search(description))
+
+
+def in_package(description: str) -> bool:
+    """True for the name of integrated graphics whose energy is in the processor's counter (Intel, AMD; Apple has none)."""
     return bool(_INTEGRATED.search(description))
 
 
@@ -109,21 +118,27 @@ def metal_limit_bytes(wired_limit_mb: str, memory_bytes: int) -> int:
 def driver_devices() -> tuple[Device, ...]:
     """GPUs with memory of their own, from the library of NVIDIA's or AMD's driver; empty without one.
 
-    If a GPU is divided (MIG), CUDA uses one instance and no other GPU: the first, unless CUDA_VISIBLE_DEVICES names another.
+    If a GPU is divided (MIG), CUDA uses one instance and no other GPU: the first, unless CUDA_VISIBLE_DEVICES names another. Graphics
+    that share the processor's memory are left out: drivers tell a part that is kept for them, or nothing.
     """
     if (nvml := nvidia.library()) is not None:
-        readings = nvidia.Nvidia(nvml).readings()
-        instances = [reading for reading in readings if reading.is_instance]
-        if found := _devices("CUDA", instances[:1] or readings):
+        source = nvidia.Nvidia(nvml)
+        visible = source.visible()
+        if visible is None:
+            return ()
+        readings = source.readings()
+        seen = [readings[index] for index in visible]
+        instances = [reading for reading in seen if reading.is_instance]
+        if found := _devices("CUDA", instances[:1] or seen):
             return found
     return _devices("ROCm", amd.Amd(smi).readings()) if (smi := amd.library()) is not None else ()
 
 
 def _devices(library: str, readings: Sequence[GpuReading]) -> tuple[Device, ...]:
     return tuple(
-        Device(f"{library}{index}", r.name, r.total_bytes, r.free_bytes, unified=is_integrated(r.name))
+        Device(f"{library}{index}", r.name, r.total_bytes, r.free_bytes)
         for index, r in enumerate(readings)
-        if r.total_bytes is not None and r.free_bytes is not None
+        if r.total_bytes is not None and r.free_bytes is not None and not is_integrated(r.name)
     )
 
 

@@ -55,12 +55,16 @@ class GpuWatch:
             None if memory_bytes is None else int(memory_bytes),
             heat=None if all(use.heat is None for use in found) else any(use.heat for use in found),
             power_limit_w=_sum([use.power_limit_w for use in found]),
+            energy_j=None
+            if any(use.energy_j is None for use in found)
+            else _sum([use.energy_j for use in found]),
         )
 
     def energy_j(self) -> float | None:
         """The energy counters of all GPUs together, in joules from an arbitrary zero.
 
-        ``None`` without a GPU, or if one of them has no counter: it may be the one that computes.
+        ``None`` without a GPU, or if one of them has no counter: it may be the one that computes. Where it is known which GPUs compute,
+        `GpuUse.energy_j` is of those alone.
         """
         counters = [counter for source in self._sources for counter in source.energies_j()]
         known = [counter for counter in counters if counter is not None]

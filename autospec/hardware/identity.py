@@ -124,8 +124,8 @@ def installed_gib(memory_bytes: int) -> int:
 
 
 def parse_cpuinfo(text: str) -> str:
-    """The processor's name in /proc/cpuinfo; empty if it has none (most ARM kernels)."""
-    found = re.search(r"^(?:model name|cpu model|cpu)\s*:\s*(\S.*)$", text, re.MULTILINE)
+    """The processor's name in /proc/cpuinfo; empty if it has none (most ARM kernels), or only its architecture's (Jetson's)."""
+    found = re.search(r"^(?:model name|cpu model|cpu)\s*:\s*(?!ARMv\d+ Processor)(\S.*)$", text, re.MULTILINE)
     return " ".join(found[1].split()) if found else ""
 
 

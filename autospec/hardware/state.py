@@ -49,8 +49,8 @@ class MachineState:
         gpu_heat: True if heat slowed a GPU at the end of the window; ``None`` if unknown.
         gpu_power_limit_w: The power limits set, all GPUs together; ``None`` if unknown.
         on_metal: Models compute on a Mac's GPU.
-        cpu_energy_j: Energy of all processor packages in the window, and `gpu_energy_j` of all GPUs: of everything that ran there,
-            idle power included; ``None`` if unknown.
+        cpu_energy_j: Energy of all processor packages in the window, and `gpu_energy_j` of the GPUs that computed (of all if that is
+            not known): of everything that ran there, idle power included; ``None`` if unknown.
     """
 
     window_s: float = 0.0
@@ -328,6 +328,8 @@ class StateWatch:
             return state
         return replace(
             state,
+            # All GPUs together only where it is not known which of them compute.
+            gpu_energy_j=state.gpu_energy_j if used.energy_j is None else used.energy_j,
             gpu_other_load=used.other_load,
             gpu_other_memory_bytes=used.other_memory_bytes,
             gpu_heat=used.heat,

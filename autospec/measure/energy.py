@@ -39,7 +39,7 @@ class EnergyComparison:
     """Energy per generated token, off and drafting.
 
     Attributes:
-        parts: What the joules are of: ``cpu`` (all packages), ``gpu`` (all GPUs), or both.
+        parts: What the joules are of: ``cpu`` (all packages), ``gpu`` (those that computed, all if unknown), or both.
         pairs: Number of pairs with both readings.
         off_j_per_token: Joules ÷ generated tokens without drafting, over all pairs; `drafting_j_per_token` with it.
         ratio: drafting ÷ off, from the pairs' ratios; below 1 the drafting takes less. With the aim `energy` it is the verdict's.

@@ -166,7 +166,7 @@ def _conditions(r: Recommendation, figures: dict[str, Any]) -> list[str]:
 
 
 def _limits(r: Recommendation, figures: dict[str, Any]) -> list[str]:
-    """Where the proven drafting was checked besides, and up to where it is faster."""
+    """Where the proven drafting was checked besides, and up to where it holds."""
     limits = Limits.from_json(r.evidence.get(LIMITS))
     if not (checks := limits_words(r)):
         return []

@@ -137,7 +137,11 @@ class Launchd:
         fields = fields_of(job.out)
         code = fields.get("last exit code", "").removeprefix("(never exited)")
         # With a signal, the exit code may be an older one.
-        last = fields.get("last terminating signal", "") or _explained(code)
+        last = (
+            fields.get("last terminating signal", "")
+            or fields.get("last exit reason", "")
+            or _explained(code)
+        )
         state = _state(fields.get("state", ""), last)
         return ServiceStatus(
             state, loaded=True, enabled=enabled, pid=pid_in(fields.get("pid", "")), last_exit=last
@@ -221,7 +225,7 @@ def fields_of(text: str) -> dict[str, str]:
 def _explained(code: str) -> str:
     """The exit code with what it means: launchd ends with 78 what it cannot start."""
     return (
-        f"{code}, its program cannot be started; was its Python removed?" if code.startswith("78:") else code
+        f"{code}, its program cannot be started; was its Python removed?" if re.match(r"78\b", code) else code
     )
 
 
@@ -229,6 +233,10 @@ def _state(state: str, last: str) -> ServiceState:
     # "running"; "not running"; "spawn scheduled" while launchd waits for ThrottleInterval.
     if state == "running":
         return ServiceState.RUNNING
+    if (
+        state == "xpcproxy"
+    ):  # launchd's helper is turning into the program: how the last one ended says nothing of this one
+        return ServiceState.STARTING
     if last and not re.match(r"0\b", last):
         return ServiceState.FAILED
     # "(never exited)" and "not running": loaded and never started, which launchd may leave so. Kickstart starts it.

@@ -160,6 +160,7 @@ class Supervisor:
         return {
             "schema": SCHEMA_VERSION,
             "closing": self._closing,
+            "aim": str(self.aim),
             "busy": {
                 "now": leases > 0 or len(waiting) > 0,
                 "leases": leases,

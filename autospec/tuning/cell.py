@@ -162,7 +162,8 @@ class CellRun:
     off_recorded: bool = False  # True once the study has its trial of off
     shapes: Shapes = AS_MEASURED  # the requests that the measured answers stand for
     news: frozenset[str] = frozenset()  # paths of drafts that no search of this cell could try yet
-    opened_for: tuple[str, ...] = ()  # names of the drafts for which a proven cell is measured again
+    untried: frozenset[str] = frozenset()  # labels of the arms that the search had no time to try
+    opened_for: tuple[str, ...] = ()  # names of the drafts and arms for which a proven cell is measured again
     stands: Recommendation | None = (
         None  # that proof, while it holds: it is served until there is a better one
     )
@@ -282,7 +283,8 @@ class TuneSession:
         for run in cells:
             run.recall(histories[run.cell.key], space)
             run.news = run.history.news(space.drafts.by_path, named=bool(request.drafts))
-            if run.news:
+            run.untried = run.history.untried & {a.label for a in space.arms}
+            if run.news or run.untried:
                 run.searched = False
         return cells
 
@@ -302,7 +304,7 @@ class TuneSession:
         return histories
 
     def to_measure(self, cells: Sequence[CellRun]) -> list[CellRun]:
-        """The cells without a proof, or with a current draft that the proof did not try; with `--again`, the unfinished ones."""
+        """The cells without a proof, or with a draft or an arm that no search tried; with `--again`, the unfinished ones."""
         return [c for c in cells if not c.history.proven or self._reopens(c)]
 
     def _reopens(self, cell: CellRun) -> bool:
@@ -315,8 +317,8 @@ class TuneSession:
                     f"{cell.prompt_type}: already measured again before the interruption; the other prompt types continue."
                 )
             return not finished
-        names = history.opens_for(cell.news, drafts)
-        why = history.why_open(names, cell.news, drafts)
+        names = history.opens_for(cell.news, cell.untried, drafts)
+        why = history.why_open(names, cell.news, cell.untried, drafts)
         if not why:
             self.tell(f"{cell.prompt_type}: already proven; use --again to measure it again.")
             return False

@@ -9,17 +9,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from autospec.backends.protocol import Backend, LaunchSettings, Server, Slots, Slotted
 from autospec.backends.registry import EncodesText
 from autospec.backends.server import canary
 from autospec.catalog.model import Model
-from autospec.cells import PromptType
+from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, RequestError, ServerDiedError
-from autospec.formats import counted
+from autospec.formats import checked_words, counted
 from autospec.hardware.state import MachineState, StateWatch
 from autospec.measure.asking import Asking, disturbance, measure
+from autospec.measure.energy import energy_ratios
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes
 from autospec.measure.verdict import Rule
@@ -41,6 +43,7 @@ from autospec.tuning.limits import (
     is_known,
     limits_of,
     plan,
+    times_of,
 )
 from autospec.tuning.load_guard import LoadGuard, patience_s
 
@@ -125,6 +128,8 @@ class LimitChecks:
         keep: Stores a subject's limits whenever they are new.
         progress: Receives what is reported.
         served: The temperature that users sample with.
+        aim: What is compared: times, or joules per token.
+        computing: See `autospec.measure.energy.energy_ratios`.
         watch: Makes a watch for the servers with these processes; tests have their own.
     """
 
@@ -143,6 +148,8 @@ class LimitChecks:
     keep: Callable[[Subject, Limits], None]
     progress: Progress
     served: float = USUAL_TEMPERATURE
+    aim: Aim = Aim.SPEED
+    computing: tuple[str, ...] = ()
     watch: Callable[[Callable[[], frozenset[int]]], StateWatch] = StateWatch
 
     def run(self, subjects: Sequence[Subject]) -> None:
@@ -467,7 +474,9 @@ class _DraftingChecks:
         if condition.kind is Kind.CONTEXT:
             notes.append(_computed_again(condition, clean))
         note = " ".join(n for n in notes if n)
-        check = check_of(condition, clean, tools.rule, tools.scatter(), note)
+        energy = tools.aim is Aim.ENERGY
+        compared = partial(energy_ratios, computing=tools.computing) if energy else times_of
+        check = check_of(condition, clean, tools.rule, tools.scatter(), note, compared=compared)
         if (condition, subject.key) in self._broken:
             check = replace(check, verdict=LimitVerdict.SLOWER)
         check = replace(check, out_of_time=(condition, subject.key) in self._out_of_time)
@@ -484,7 +493,9 @@ class _DraftingChecks:
             ),
         )
         ratio = "" if check.ratio is None else f"{check.ratio:.2f}×, {check.verdict}. "
-        tools.progress.tell(f"{subject.name} {condition.words}: {ratio}{note}".rstrip())
+        if check.ratio is not None and energy:
+            ratio = f"{checked_words(check, tools.aim)}. "
+        tools.progress.tell(f"{subject.name} {condition.words}: {ratio}{check.note}".rstrip())
 
     def _known(self, subject: Subject) -> dict[Condition, LimitCheck]:
         """What is known of a subject before its first check here."""

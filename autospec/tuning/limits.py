@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from autospec.catalog.model import Model, context_of, names_context
 from autospec.cells import options_in, values_of
+from autospec.formats import counted
 from autospec.measure.launch_scatter import LaunchScatter
-from autospec.measure.log_ratios import of_pairs
+from autospec.measure.log_ratios import LogRatio, of_pairs
 from autospec.measure.measurements import Pair, Sample
 from autospec.measure.verdict import DEFAULT_RULE, Rule, decide
 from autospec.recommendations import LimitCheck, Limits, LimitVerdict
@@ -39,6 +40,7 @@ __all__ = [
     "limits_of",
     "plan",
     "served_temperature",
+    "times_of",
     "unknown_conditions",
 ]
 
@@ -245,14 +247,31 @@ def _named_slots(args: Sequence[str]) -> int:
     return int(named[-1]) if named and named[-1].isdigit() else 0
 
 
+def times_of(pairs: Sequence[Pair]) -> list[LogRatio]:
+    """What the aim speed compares; the aim energy compares `autospec.measure.energy.energy_ratios`."""
+    return of_pairs(pairs, lambda pair: pair.log_ratio)
+
+
 def check_of(
-    condition: Condition, pairs: Sequence[Pair], rule: Rule, scatter: LaunchScatter, note: str = ""
+    condition: Condition,
+    pairs: Sequence[Pair],
+    rule: Rule,
+    scatter: LaunchScatter,
+    note: str = "",
+    *,
+    compared: Callable[[Sequence[Pair]], list[LogRatio]] = times_of,
 ) -> LimitCheck:
-    """The result of one check: the proof's interval for a single look at the study's confidence, compared with 1."""
-    if not pairs:
+    """The result of one check: the proof's interval for a single look at the study's confidence, compared with 1.
+
+    `compared` is what the aim compares; pairs that it leaves out do not count.
+    """
+    values = compared(pairs)
+    if pairs and not values:
+        note = f"{note} None of {counted(len(pairs), 'pair')} has a valid reading of energy.".lstrip()
+    if not values:
         return LimitCheck(condition.at, note=note)
     one_look = replace(rule, looks=(1,), threshold=0.0)
-    estimate = decide(of_pairs(pairs, lambda pair: pair.log_ratio), 1, one_look, scatter=scatter).estimate
+    estimate = decide(values, 1, one_look, scatter=scatter).estimate
     assert estimate is not None  # there are pairs
     verdict = LimitVerdict.OPEN
     if estimate.low > 0.0:
@@ -265,7 +284,7 @@ def check_of(
         condition.at,
         estimate.ratio,
         estimate.interval,
-        len(pairs),
+        len(values),
         verdict,
         note,
         answer_tokens=round(statistics.median(answers)),

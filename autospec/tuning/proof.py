@@ -34,7 +34,7 @@ from autospec.tuning.cell import CellRun, TuneContext, TuneStep
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.tasks import Task
 
-__all__ = ["Proof", "of_round"]
+__all__ = ["Proof", "of_round", "scatter_of"]
 
 _T = TypeVar("_T")
 
@@ -347,7 +347,7 @@ class Proof:
             rule,
             complete=complete,
             predicted=predicted,
-            scatter=_scatter_of(self._scatter(), aim),
+            scatter=scatter_of(self._scatter(), aim),
             aim=aim,
         )
         if len(values) < _LEAST_READ * len(pairs):
@@ -428,7 +428,7 @@ def _mean(decision: Decision | None) -> float:
     return -math.inf if decision is None or decision.estimate is None else decision.mean
 
 
-def _scatter_of(times: LaunchScatter, aim: Aim) -> LaunchScatter:
+def scatter_of(times: LaunchScatter, aim: Aim) -> LaunchScatter:
     """How much launches differ in what is compared. Of energy that was not measured: it is assumed, and at least that of times."""
     return times if aim is Aim.SPEED else LaunchScatter(sd=times.counted_sd)
 

@@ -22,7 +22,7 @@ from autospec.recommendations import MODEL_SETTINGS, USER_SETTINGS, Recommendati
 from autospec.store.database import Store
 from autospec.store.queries import DraftFile, DraftFiles
 from autospec.tuning.request import TuneRequest
-from autospec.tuning.study import OPENED, RUNNER_UP, SEARCHED, WINNER, CellStudy
+from autospec.tuning.study import OPENED, RUNNER_UP, SEARCHED, UNTRIED, WINNER, CellStudy
 
 __all__ = [
     "DRAFT_ID",
@@ -91,7 +91,8 @@ class CellHistory:
         tried: Drafting → speed ratio to off of its trial.
         drafts_tried: Paths of the drafts of all trials ever made.
         searched: Identities of the drafts that searches could try; ``None`` if they did not note them.
-        opened_for: Names of the drafts for which the proven cell is measured again.
+        untried: Labels of the arms that the search had no time to try, and that could not be predicted.
+        opened_for: Names of the drafts and arms for which the proven cell is measured again.
         looks: Digest of a drafting → the last look at its proof in this epoch; of an earlier version's, only the rounds are known.
         rule: The digest of this tune's rule.
     """
@@ -109,6 +110,7 @@ class CellHistory:
     tried: Mapping[Drafting, float] = field(default_factory=lambda: MappingProxyType({}))
     drafts_tried: frozenset[str] = frozenset()
     searched: frozenset[str] | None = None
+    untried: frozenset[str] = frozenset()
     opened_for: frozenset[str] = frozenset()
     looks: Mapping[str, Look] = field(default_factory=lambda: MappingProxyType({}))
     rule: str = ""
@@ -142,6 +144,7 @@ class CellHistory:
             },
             drafts_tried=frozenset(study.drafts_tried()),
             searched=None if searched is None else frozenset(searched),
+            untried=frozenset(notes.get(UNTRIED) or ()),
             opened_for=frozenset(notes.get(OPENED) or ()),
             looks=_looks(notes, epoch_s),
             rule=request.rule_digest,
@@ -204,15 +207,19 @@ class CellHistory:
             return frozenset(path for path, file in drafts.items() if file.fingerprint not in known)
         return frozenset(drafts.keys() - self.drafts_tried) if basis and named else frozenset()
 
-    def opens_for(self, news: Iterable[str], drafts: DraftFiles) -> tuple[str, ...]:
-        """Names of the drafts for which a proven cell is measured again: the new ones, and those of an interrupted tune."""
-        return tuple(sorted({_name(draft, drafts) for draft in news} | self.opened_for))
+    def opens_for(self, news: Iterable[str], untried: Iterable[str], drafts: DraftFiles) -> tuple[str, ...]:
+        """Names of what a proven cell is measured again for: new drafts, untried arms, and those of an interrupted tune."""
+        return tuple(sorted({_name(draft, drafts) for draft in news} | {*untried} | self.opened_for))
 
-    def why_open(self, names: Iterable[str], news: Iterable[str], drafts: DraftFiles) -> str:
+    def why_open(
+        self, names: Iterable[str], news: Iterable[str], untried: Iterable[str], drafts: DraftFiles
+    ) -> str:
         """Why the proven cell is measured again (`names` as from `opens_for`); empty if it is not."""
         replaced = {_name(draft, drafts) for draft in news if draft in self.drafts_tried}
         reasons = [f"{name} was replaced by another file" for name in sorted(replaced)]
-        if new := sorted(set(names) - replaced):
+        if left := sorted(untried):
+            reasons.insert(0, f"there was no time to try {' and '.join(left)}")
+        if new := sorted(set(names) - replaced - {*left}):
             were = "was" if len(new) == 1 else "were"
             reasons.insert(0, f"{' and '.join(new)} {were} not among the drafts tried")
         if not reasons and self.served is not None:
@@ -318,11 +325,14 @@ def note_choice(
     winner: Drafting,
     runner_up: Drafting,
     predictions: tuple[Any, Any],
+    *,
+    untried: Iterable[str] = (),
 ) -> CellHistory:
-    """Note winner and runner-up of a searched cell, and the predictions for both, ``None`` where there are none."""
+    """Note winner and runner-up of a searched cell, the predictions for both (``None`` for none), and the untried arms."""
     for name, figures in zip((_PREDICTION, _RUNNER_UP_PREDICTION), predictions, strict=True):
         study.note(name, figures)
     study.note_searched(history.searched or ())
+    study.note(UNTRIED, sorted(untried))
     study.note_drafting(RUNNER_UP, runner_up)
     study.note_drafting(WINNER, winner)  # last: if it is there, all of them are
     return replace(
@@ -331,6 +341,7 @@ def note_choice(
         runner_up=runner_up,
         shares_rate=not runner_up.is_off,
         predictions=predictions,
+        untried=frozenset(untried),
     )
 
 

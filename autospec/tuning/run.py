@@ -50,7 +50,7 @@ from autospec.tuning.limits import served_temperature, unknown_conditions
 from autospec.tuning.overall_proof import TRAFFIC_S, OverallProof
 from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.profiling import Profiler
-from autospec.tuning.proof import Proof
+from autospec.tuning.proof import Proof, scatter_of
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_nothing
 from autospec.tuning.resume import (
@@ -360,13 +360,17 @@ class Tuning:
             memory=self._memory,
             asking=context.asking,
             rule=self.request.definition.rule,
-            scatter=lambda: known_scatter(context.store, self.hardware.id, build, self._compared),
+            scatter=lambda: scatter_of(
+                known_scatter(context.store, self.hardware.id, build, self._compared), self.request.aim
+            ),
             budget=context.budget.whole,
             pace=context.pairing.pace,
             launch_s=context.launches.launch_s,
             keep=keep_limits,
             progress=self.progress,
             served=self._served,
+            aim=self.request.aim,
+            computing=self._computing,
         ).run(
             [
                 Subject.of(
@@ -460,7 +464,9 @@ class Tuning:
                 figures = (forecast.figures(cell, winner), forecast.figures(cell, runner_up))
                 more = ruled_out | {"candidates": forecast.expectations(cell, candidates)}
                 predictions = (figures[0] | more, figures[1] | more)
-            cell.history = note_choice(cell.study, cell.history, winner, runner_up, predictions)
+            cell.history = note_choice(
+                cell.study, cell.history, winner, runner_up, predictions, untried=cell.untried
+            )
 
     def _conclusion(self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings) -> Recommendation:
         if cell.searched and cell.winner.is_off:

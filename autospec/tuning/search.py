@@ -50,7 +50,7 @@ class _TrialOutcome:
 class Search:
     """The ask/tell loop over all cells of one tune that are not searched yet, within the definition's share of the budget.
 
-    `out_of_time` is True if the search ended because that share was spent.
+    `out_of_time` is True if the search ended because that share was spent; each cell notes the arms that were left untried.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class Search:
     def run(self) -> None:
         """Search until done. Every trial is in the studies when this returns or raises."""
         done = self._recall()
+        for cell in self._cells:
+            cell.untried = frozenset()
         leaders = [d for d in self._space.leaders() if d not in self._known]
         if news := {draft for cell in self._cells for draft in cell.news}:
             # Trials from before these drafts use up neither their trials nor their patience.
@@ -91,7 +93,7 @@ class Search:
                 break
             if not self._time_for_another():
                 self.out_of_time = True
-                self._tell_untried(active)
+                self._note_untried(active)
                 break
             drafting = self._choose(active, active[done % len(active)], leaders)
             if drafting is None:
@@ -108,14 +110,16 @@ class Search:
         for cell in self._cells:
             cell.searched = True
 
-    def _tell_untried(self, active: Sequence[CellRun]) -> None:
-        """Name what trials would have searched next: a head, for example, that cannot be predicted."""
+    def _note_untried(self, active: Sequence[CellRun]) -> None:
+        """Name what trials would have searched next: a head, for example, that cannot be predicted. The next tune tries it."""
         tried = {self._space.arm_of(d) for d in self._known}
         untried = [a.label for a in self._space.arms if a not in tried and self._is_open(a, active)]
+        for cell in active:
+            cell.untried = frozenset(untried)
         if untried:
             self._progress.tell(
-                f"Not tried, because the time for the search is spent: {', '.join(untried)}. A longer budget or fewer prompt types "
-                "leave time for it."
+                f"Not tried, because the time for the search is spent: {', '.join(untried)}. The next tune tries it; a longer "
+                "budget or fewer prompt types leave time for it now."
             )
 
     def _choose(self, active: Sequence[CellRun], leader: CellRun, leaders: list[Drafting]) -> Drafting | None:

@@ -33,6 +33,7 @@ __all__ = [
     "OPENED",
     "RUNNER_UP",
     "SEARCHED",
+    "UNTRIED",
     "WINNER",
     "CellStudy",
     "Tried",
@@ -99,6 +100,8 @@ RUNNER_UP = "runner_up"
 # Identities of the drafts that the searches so far could try, and names of those for which a proven cell is measured again.
 SEARCHED = "searched_drafts"
 OPENED = "opened_for"
+# Labels of the arms that the search had no time to try.
+UNTRIED = "untried"
 
 # Known draftings are not launched again. After 20 known proposals in a row the sampler's part of the space is explored; then
 # 20 random ones are considered.
@@ -225,7 +228,7 @@ class CellStudy:
     def begin_again(self) -> None:
         """Start a new search: earlier trials stay in the study and no longer count."""
         self.note("trials_from", len(self._study.get_trials(deepcopy=False)))
-        for key in (WINNER, RUNNER_UP, SEARCHED, OPENED):
+        for key in (WINNER, RUNNER_UP, SEARCHED, OPENED, UNTRIED):
             self.note(key, None)
 
     def tried(self) -> list[Tried]:

@@ -28,6 +28,35 @@ LOGS = {
         False,
         "llama-server: error while loading shared libraries: libllama.so.0: cannot open shared object file: No such file",
     ),
+    # llama.cpp #28684: the program of one release, a library of another.
+    "symbol, Linux": (
+        "other",
+        "cannot find ggml_flash_attn_ext_set_n_kv_max: its installation is incomplete",
+        False,
+        """0.00.039.417 I srv    load_model: loading model 'MiniCPM5-2B-Q4_K_M.gguf'
+llama-server: symbol lookup error: /opt/llama/bin/libllama.so.0: undefined symbol: ggml_flash_attn_ext_set_n_kv_max""",
+    ),
+    # llama.cpp #9794, QwenPaw #3211: built for a newer system.
+    "glibc, Linux": (
+        "other",
+        "cannot find GLIBC_2.38: its installation is incomplete",
+        False,
+        "/opt/bin/llama-server: /lib/aarch64-linux-gnu/libm.so.6: version `GLIBC_2.38' not found (required by /opt/bin/llama-server)",
+    ),
+    "symbol, macOS 13": (
+        "other",
+        "cannot find _ggml_backend_dev_memory: its installation is incomplete",
+        False,
+        "dyld[4711]: Symbol not found: (_ggml_backend_dev_memory)\n  Referenced from: '/opt/homebrew/bin/llama-server'",
+    ),
+    # nanobrew #360: the kernels of another formula are missing; the model was called damaged before.
+    "no kernels": (
+        "other",
+        "finds no library of kernels",
+        False,
+        """7.34.114.075 E llama_model_load_from_file_impl: no backends are loaded. hint: use ggml_backend_load() or ggml_backend_load_all()
+7.34.114.824 E srv    load_model: failed to load model, '/m/t.gguf'""",
+    ),
     "draft, b11434": (
         "draft",
         "could not be loaded",
@@ -80,6 +109,41 @@ srv    load_model: the draft model '/m/o.gguf' is not compatible with the target
         False,
         """0.54.863.214 E ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 138240196608
 0.55.804.251 E srv    load_model: failed to create_context with model '/m/t.gguf'""",
+    ),
+    # llama.cpp #15256; before, the model was called damaged.
+    "memory, Vulkan": (
+        "memory",
+        "not enough memory",
+        False,
+        """ggml_vulkan: Device memory allocation of size 118497280 failed.
+ggml_vulkan: vk::Device::allocateMemory: ErrorOutOfDeviceMemory
+srv    load_model: failed to load model, '/m/t.gguf'""",
+    ),
+    # llama.cpp #17869, a Mac: the crash before the reason.
+    "memory, Metal": (
+        "memory",
+        "not enough memory",
+        False,
+        """ggml_metal_synchronize: error: command buffer 0 failed with status 5
+/tmp/llama.cpp/ggml/src/ggml-metal/ggml-metal-context.m:235: fatal error
+error: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)""",
+    ),
+    # A DGX Spark, an AMD card (llama.cpp #8504) and a Jetson with a build for others.
+    "kernels, CUDA": (
+        "other",
+        "no kernels for this GPU",
+        False,
+        """ggml_cuda_compute_forward: SCALE failed
+CUDA error: no kernel image is available for execution on the device
+  current device: 0, in function ggml_cuda_compute_forward at /opt/llama.cpp/ggml/src/ggml-cuda/ggml-cuda.cu:2761
+/opt/llama.cpp/ggml/src/ggml-cuda/ggml-cuda.cu:97: CUDA error""",
+    ),
+    "kernels, ROCm": ("other", "no kernels for this GPU", False, "ROCm error: invalid device function"),
+    "kernels, Jetson": (
+        "other",
+        "no kernels for this GPU",
+        False,
+        "CUDA error: the provided PTX was compiled with an unsupported toolchain",
     ),
     "mtp, b11434": (
         "mtp",

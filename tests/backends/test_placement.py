@@ -78,11 +78,39 @@ load_tensors: Metal_Mapped model buffer size =    40.73 MiB
 load_tensors: Metal_Mapped model buffer size =    10.00 MiB
 load_tensors:   CPU_Mapped model buffer size =    23.11 MiB
 """
+# A SYCL build on a system with a decimal comma, 2025.
+DECIMAL_COMMA = """\
+load_tensors: loading model tensors, this can take a while... (mmap = true)
+load_tensors: offloaded 29/29 layers to GPU
+load_tensors:   CPU_Mapped model buffer size =  1039,50 MiB
+load_tensors:        SYCL0 model buffer size = 13486,77 MiB
+"""
+# journald before each line; AMD, 2026.
+ROCM_JOURNAL = """\
+Jun 05 12:00:03 strix llama-server[1234]: load_tensors: offloaded 65/65 layers to GPU
+Jun 05 12:00:03 strix llama-server[1234]: load_tensors:        CPU model buffer size =   315.32 MiB
+Jun 05 12:00:03 strix llama-server[1234]: load_tensors:  ROCm_Host model buffer size =   512.00 MiB
+Jun 05 12:00:03 strix llama-server[1234]: load_tensors:      ROCm0 model buffer size = 21504.49 MiB
+"""
+# A tensor that is read lazily has a message of its own between the buffers (2026).
+LAZY = """\
+load_tensors: loading model tensors, this can take a while... (load_mode = mmap)
+add: tensor per_layer_token_embd.weight (size = 27465 MiB) lazy read enabled
+load_tensors:   CPU_Mapped model buffer size = 19240.51 MiB
+load_tensors:        SYCL0 model buffer size = 26916.16 MiB
+load_tensors:   CPU_Mapped model buffer size = 27465.95 MiB
+"""
 
 
 @pytest.mark.parametrize(
     ("log", "expected"),
     [
+        (DECIMAL_COMMA, Placement(29, 29, (("CPU_Mapped", 1039.5), ("SYCL0", 13486.77)))),
+        (
+            ROCM_JOURNAL,
+            Placement(65, 65, (("CPU", 315.32), ("ROCm0", 21504.49), ("ROCm_Host", 512.0))),
+        ),
+        (LAZY, Placement(None, None, (("CPU_Mapped", 46706.46), ("SYCL0", 26916.16)))),
         (B11434_CPU, Placement(None, None, (("CPU_Mapped", 92.10),))),
         (CUDA_FULL, Placement(33, 33, (("CPU_Mapped", 1030.62), ("CUDA0", 8045.05)))),
         (CUDA_FITTED, Placement(25, 33, (("CPU_Mapped", 2980.12), ("CUDA0", 6095.55)))),

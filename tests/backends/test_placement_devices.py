@@ -52,6 +52,54 @@ Available devices:
   Vulkan0: NVIDIA GeForce RTX 3090 (24576 MiB, 24322 MiB free)
 """
 RPC = "Available devices:\n  RPC[10.0.0.2:50052]: RPC[10.0.0.2:50052] (24124 MiB, 23862 MiB free)\n"
+# In the form of lists that users and projects published in 2025 and 2026, each of another kind of machine. The first five had a
+# GPU in the processor that was taken for a card, or the reverse.
+STRIX_HALO = """\
+ggml_cuda_init: found 1 ROCm devices:
+  Device 0: AMD Radeon(TM) Graphics, gfx1151 (0x1151), VMM: no, Wave Size: 32
+Available devices:
+  ROCm0: AMD Radeon(TM) Graphics (110511 MiB, 110357 MiB free)
+"""
+CARD_AND_RYZEN = """\
+Available devices:
+  Vulkan0: AMD Radeon RX 7900 XTX (24560 MiB, 22532 MiB free)
+  Vulkan1: AMD Radeon(TM) Graphics (48532 MiB, 46105 MiB free)
+"""
+ARC_LAPTOP = "Available devices:\n  SYCL0: Intel(R) Arc(TM) A770M Graphics (15473 MiB, 15473 MiB free)\n"
+ARC_UNNAMED = "Available devices:\n  SYCL0: Intel(R) Graphics [0xe223] (32657 MiB, 32145 MiB free)\n"
+ORIN = "Available devices:\n  CUDA0: Orin (15655 MiB, 12229 MiB free)\n"
+SPARK = "Available devices:\n  CUDA0: NVIDIA GB10 (124610 MiB, 106520 MiB free)\n"
+LUNAR_LAKE = "Available devices:\n  SYCL0: Intel(R) Graphics [0x64a0] (16823 MiB, 16823 MiB free)\n"
+ARC_AND_PROCESSOR = """\
+Available devices:
+  SYCL0: Intel(R) Arc(TM) Pro B70 Graphics (32656 MiB, 31665 MiB free)
+  SYCL1: Intel(R) Graphics (29115 MiB, 11642 MiB free)
+"""
+M5_PRO = "Available devices:\n  MTL0: Apple M5 Pro (18186 MiB, 18185 MiB free)\n  BLAS: Accelerate (0 MiB, 0 MiB free)\n"
+# Forks: ik_llama.cpp's and others' lists have the processor, a Mac's the Neural Engine.
+WITH_PROCESSOR = """\
+Available devices:
+  Vulkan0: AMD Radeon RX 9070 XT (16304 MiB, 13737 MiB free)
+  CPU: AMD Ryzen 7 7800X3D 8-Core Processor (192857 MiB, 192857 MiB free)
+"""
+ONLY_PROCESSOR = "Available devices:\n  CPU: AMD Ryzen 7 7800X3D (192857 MiB, 192857 MiB free)\n"
+NEURAL_ENGINE = """\
+Available devices:
+  MTL0: Apple M3 Max (110100 MiB, 110100 MiB free)
+  COREML0: Apple Silicon NPU (CoreML backend) (110100 MiB, 110100 MiB free)
+  BLAS: Accelerate (0 MiB, 0 MiB free)
+"""
+OPENVINO = """\
+Available devices:
+  OPENVINO0: GGML_OPENVINO_DEVICE=CPU (selected) - 12th Gen Intel(R) Core(TM) i5-12500H (16076 MiB, 7834 MiB free)
+  OPENVINO1: GGML_OPENVINO_DEVICE=GPU - Intel(R) Iris(R) Xe Graphics (iGPU) (7105 MiB, 7105 MiB free)
+"""
+# GGML_CUDA_DEVICES=2 (llama.cpp #25228).
+VIRTUAL = """\
+Available devices:
+  CUDA0: RTX 5090 (physical device 0, virtual device 0) (16054 MiB, 10763 MiB free)
+  CUDA1: RTX 5090 (physical device 0, virtual device 1) (16054 MiB, 10763 MiB free)
+"""
 SILENT_GPU = "Available devices:\n  Vulkan0: Some GPU (0 MiB, 0 MiB free)\n"
 
 
@@ -87,6 +135,38 @@ def test_every_known_form_is_read(text, expected):
     assert [
         (d.name, d.description, d.total_bytes // MIB, d.free_bytes // MIB, d.unified) for d in found
     ] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (STRIX_HALO, [("ROCm0", 110511, True)]),
+        (CARD_AND_RYZEN, [("Vulkan0", 24560, False), ("Vulkan1", 48532, True)]),
+        (ARC_LAPTOP, [("SYCL0", 15473, False)]),
+        (ARC_UNNAMED, [("SYCL0", 32657, False)]),
+        (ORIN, [("CUDA0", 15655, True)]),
+        (SPARK, [("CUDA0", 124610, True)]),
+        (LUNAR_LAKE, [("SYCL0", 16823, True)]),
+        (ARC_AND_PROCESSOR, [("SYCL0", 32656, False), ("SYCL1", 29115, True)]),
+        (M5_PRO, [("MTL0", 18186, True)]),
+        (WITH_PROCESSOR, [("Vulkan0", 16304, False)]),
+        (ONLY_PROCESSOR, []),
+        (OPENVINO, [("OPENVINO0", 16076, True), ("OPENVINO1", 7105, True)]),
+        (VIRTUAL, [("CUDA0", 16054, False), ("CUDA1", 16054, False)]),
+    ],
+)
+def test_whose_memory_a_device_has(text, expected):
+    """Its own, or the processor's: a model is spread over a card and not over the graphics beside it."""
+    found = parse_device_list(text)
+    assert found is not None
+    assert [(d.name, d.total_bytes // MIB, d.unified) for d in found] == expected
+
+
+def test_of_two_views_of_one_chip_the_first_counts():
+    """A Mac's GPU, and its Neural Engine with the same memory."""
+    devices = parse_device_list(NEURAL_ENGINE)
+    assert devices is not None
+    assert room_bytes(devices, weights_of([], 32)) == (110100 - 1024) * MIB
 
 
 @pytest.mark.parametrize(
@@ -137,6 +217,7 @@ def test_the_users_arguments_say_where_the_weights_go(args, expected):
         (METAL, "", 20821),
         (VULKAN, "", 22988),  # integrated graphics are left alone where there is a card
         (VULKAN, "-dev Vulkan1", 42050),
+        (CARD_AND_RYZEN, "", 21508),  # before, the model would have been spread over both
         (CUDA_AND_VULKAN, "", 22838),  # one card, shown twice
         (CUDA_ONE, "-dev CUDA7", None),
         (CUDA_ONE, "--rpc 10.0.0.2:50052", None),

@@ -54,6 +54,7 @@ def test_it_can_be_read_at_every_width(stage, page, axe, dark):
             "beta-1b",
             EVIL.name,
             "1 request",
+            "Aim of drafting\nspeed",
             "52.0 tok/s in the proof",
             "62 %, 70 % in the proof",
         ),

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from autospec.backends import binaries
 from autospec.backends.protocol import Capabilities
-from autospec.cells import Build
+from autospec.cells import Build, Hardware
 from autospec.cli import cli
-from autospec.cli.doctor import Findings, _examine_gpus, _examine_state, _gpu_rows
+from autospec.cli.doctor import Findings, _examine_devices, _examine_gpus, _examine_state, _gpu_rows
 from autospec.drafting import Mode
 from autospec.errors import BackendMissingError
 from autospec.hardware import identify
@@ -278,6 +279,34 @@ def test_what_matters_of_a_gpu_is_advised_on(reading: GpuReading, advice: list[s
     assert [gpu["name"] for gpu in findings.gpus] == [reading.name]
 
 
+RTX = "linux 6.17", "NVIDIA GeForce RTX 3090"
+M4 = "macos 26.5", "Apple M4 10-core GPU"
+
+
+@pytest.mark.parametrize(
+    ("here", "printed", "advised"),
+    [
+        (RTX, "Available devices:\n  (none)\n", True),  # its driver is too old
+        (RTX, "Available devices:\n  CUDA0: NVIDIA (9 MiB, 9 MiB free)\n", False),
+        (RTX, "error: invalid argument: --list-devices\n", False),
+        (("linux 6.17", "Intel GPU 0x46a6"), "Available devices:\n  (none)\n", False),
+        (("linux 6.17", ""), "Available devices:\n  (none)\n", False),
+        (M4, "Available devices:\n  BLAS: Accelerate (0 MiB, 0 MiB free)\n", True),
+        (M4, "Available devices:\n  MTL0: Apple M4 (9 MiB, 9 MiB free)\n", False),
+    ],
+)
+def test_a_server_that_leaves_the_gpu_alone_is_said(monkeypatch, own_home, here, printed, advised):
+    """Without an error it computes on the processor: an old driver, or kernels that are missing."""
+    monkeypatch.setattr(binaries, "_output", lambda _binary, _flag: printed)
+    program = own_home / "llama-server"
+    program.touch(mode=0o755)
+    findings = Findings()
+    settings = SimpleNamespace(llama_server=str(program))
+    _examine_devices(findings, settings, Hardware("id", "chip", 64 << 30, 8, *here))
+    found = [entry.problem.split(", although")[0] for entry in findings.advice]
+    assert found == ([f"{program} finds no GPU"] if advised else [])
+
+
 def test_a_gpu_is_one_row():
     """With what is known of it, and a limit that is not the maker's."""
     findings = Findings()
@@ -290,6 +319,9 @@ def test_a_gpu_is_one_row():
         ),
         ("", "NVIDIA GPU: nothing more is known"),
     ]
+    alone = Findings()
+    _examine_gpus(alone, [replace(CARD, processes=None)])
+    assert _gpu_rows(alone.gpus, "")[0][1].endswith(", limit 450 W, which programs use it is not told")
 
 
 @pytest.mark.parametrize(

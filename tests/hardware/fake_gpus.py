@@ -40,6 +40,7 @@ class Card:
     energy_mj: int = 1_000_000
     limit_mw: int = 450_000
     instances: list[Card | None] | None = None
+    uuid: str = ""
     errors: dict[str, int] = field(default_factory=dict)
     no_samples: int = NOT_FOUND
 
@@ -81,6 +82,9 @@ class FakeNvml:
 
     def nvmlDeviceGetName(self, card: Card) -> str | bytes:
         return card.name
+
+    def nvmlDeviceGetUUID(self, card: Card) -> str:
+        return card.uuid
 
     def nvmlDeviceGetMemoryInfo(self, card: Card) -> Any:
         return SimpleNamespace(total=card.total, free=card.free, used=card.total - card.free)

@@ -96,9 +96,17 @@ Current Power State: 3
 """
 
 
+# macOS 26.5 while its display sleeps and the Mac works. It counted as a dark wake before, so that no daemon began at night.
+DISPLAY_ASLEEP = """\
+Current System Capabilities are: CPU Audio Network
+Current Power State: 4
+"""
+
+
 @pytest.mark.parametrize(
-    ("text", "dark"), [(FULL, False), (DARK, True), ("", None), ("pmset: usage\n", None)]
+    ("text", "dark"),
+    [(FULL, False), (DARK, True), (DISPLAY_ASLEEP, False), ("", None), ("pmset: usage\n", None)],
 )
-def test_dark_wakes_have_no_graphics(text, dark):
+def test_dark_wakes_have_neither_graphics_nor_audio(text, dark):
     """Unknown stays unknown."""
     assert parse_dark_wake(text) is dark

@@ -66,6 +66,24 @@ def test_metals_limit(printed, installed_gib, expected_gib):
         ("Intel GPU 0x56a0", False),  # A770
         ("Intel GPU 0xe20b", False),  # B580
         ("Apple M2 Pro", True),
+        # Names that users' lists of devices have (2025, 2026); the marks in brackets depend on driver and library.
+        ("AMD Radeon(TM) 8060S Graphics", True),
+        ("AMD Radeon 8060S (gfx1151)", True),
+        ("AMD Radeon(TM) RX Vega 11 Graphics", True),
+        ("AMD Radeon Vega 8 Graphics", True),
+        ("AMD Custom GPU 0405 (RADV VANGOGH)", True),
+        ("Radeon 780M", True),
+        ("Radeon RX Vega 64", False),
+        ("AMD Radeon RX 6600M", False),
+        ("AMD Radeon AI PRO R9700", False),
+        ("AMD Instinct MI300X", False),
+        ("Intel(R) Arc(TM) 140V GPU (16GB)", True),
+        ("Intel(R) Data Center GPU Max 1100", False),
+        ("Intel(R) Iris(R) Xe MAX Graphics (DG1)", False),
+        ("NVIDIA GH200 480GB", False),
+        ("Qualcomm(R) Adreno(TM) X1-85 GPU", True),
+        ("Mali-G610", True),
+        ("V3D 7.1.7", True),
     ],
 )
 def test_integrated_graphics_are_known_by_name(name, integrated):

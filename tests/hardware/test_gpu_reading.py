@@ -147,12 +147,14 @@ def test_a_divided_gpu_has_a_reading_for_each_instance():
 
 def test_use_over_a_window_tells_heat_and_the_limit_that_is_set():
     """Of the cards where ours compute; in a container, none of them is known to be."""
-    hot = Card(compute=[(10, GIB)], reasons=0x40, limit_mw=250_000)
-    watch = GpuWatch([Nvidia(FakeNvml(hot, Card()))])
+    hot, cool = Card(compute=[(10, GIB)], reasons=0x40, limit_mw=250_000), Card()
+    watch = GpuWatch([Nvidia(FakeNvml(hot, cool))])
     watch.start()
-    assert watch.finish(frozenset({10})) == GpuUse(0.0, 0, heat=True, power_limit_w=700.0)
+    hot.energy_mj, cool.energy_mj = 1_040_000, 1_002_000
+    assert watch.finish(frozenset({10})) == GpuUse(0.0, 0, heat=True, power_limit_w=700.0, energy_j=40.0)
     assert watch.finish(frozenset({4711})) is None
-    assert watch.finish(frozenset({4711}), at_rest=True) == GpuUse(0.0, GIB, heat=True, power_limit_w=700.0)
+    at_rest = watch.finish(frozenset({4711}), at_rest=True)
+    assert at_rest == GpuUse(0.0, GIB, heat=True, power_limit_w=700.0, energy_j=42.0)
 
 
 def test_amds_card():
@@ -164,10 +166,10 @@ def test_amds_card():
     assert Amd(FakeAmdSmi()).energies_j() == (pytest.approx(15.3),)
     watch = GpuWatch([Amd(FakeAmdSmi())])
     watch.start()
-    assert watch.finish(frozenset({77})) == GpuUse(None, 0, heat=False, power_limit_w=327.0)
-    assert watch.finish(frozenset({10}), at_rest=True) == GpuUse(
-        None, 6 * GIB, heat=False, power_limit_w=327.0
-    )
+    ours = watch.finish(frozenset({77}))
+    assert ours == GpuUse(None, 0, heat=False, power_limit_w=327.0, energy_j=0.0)
+    at_rest = watch.finish(frozenset({10}), at_rest=True)
+    assert at_rest == GpuUse(None, 6 * GIB, heat=False, power_limit_w=327.0, energy_j=0.0)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,8 @@ def test_two_makers_in_one_machine_are_told_together():
     watch = GpuWatch([Nvidia(FakeNvml(card)), Amd(FakeAmdSmi())])
     watch.start()
     card.samples.append((5, 200, 40))
-    assert watch.finish(frozenset({10, 77})) == GpuUse(0.4, 2 * GIB, heat=False, power_limit_w=777.0)
+    both = watch.finish(frozenset({10, 77}))
+    assert both == GpuUse(0.4, 2 * GIB, heat=False, power_limit_w=777.0, energy_j=0.0)
     assert len(read_gpus([Nvidia(FakeNvml(card)), Amd(FakeAmdSmi())])) == 2
 
 

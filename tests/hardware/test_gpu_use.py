@@ -16,6 +16,7 @@ BARE = {
     "nvmlDeviceGetCurrentClocksEventReasons": NOT_SUPPORTED,
     "nvmlDeviceGetCurrentClocksThrottleReasons": NOT_SUPPORTED,
     "nvmlDeviceGetPowerManagementLimit": NOT_SUPPORTED,
+    "nvmlDeviceGetTotalEnergyConsumption": NOT_SUPPORTED,
 }
 
 
@@ -27,10 +28,11 @@ def watched(**card) -> tuple[GpuWatch, Card]:
 
 def test_what_others_use_is_told_apart_from_ours():
     """Only samples within the window count; a process is worth the mean of its own."""
-    watch, card = watched(compute=[(10, 8 * GIB), (77, 2 * GIB), (78, None)], samples=[(77, 100, 90)])
+    processes = [(10, 8 * GIB), (77, 2 * GIB), (78, None)]
+    watch, card = watched(compute=processes, samples=[(77, 100, 90)], free=13 * GIB)
     watch.start()
     card.samples += [(10, 200, 95), (77, 200, 20), (77, 300, 40)]
-    assert watch.finish(OURS) == GpuUse(0.3, 2 * GIB)
+    assert watch.finish(OURS) == GpuUse(0.3, 3 * GIB)
 
 
 @pytest.mark.parametrize("value", [6, 0])
@@ -91,6 +93,33 @@ def test_gpu_time_of_each_process_on_a_mac():
     assert parse_gpu_clients(CLIENTS) == {412: 425_000_000, 415: 0, 10: 7_000_000_000}
     assert parse_gpu_clients("") == {}
     assert parse_gpu_clients("+-o AGXDeviceUserClient\n  {\n  }\n") == {}
+
+
+# The accelerator's own entry before its clients, as `-d 2` and M5s (AGXAcceleratorG17X) have it; wine, a name with a space.
+UNDER_THE_ACCELERATOR = """\
++-o AGXAcceleratorG17X  <class AGXAcceleratorG17X, id 0x100000485, registered, matched, active, busy 0, retain 99>
+  | {
+  |   "AGCInfo" = {"fLastSubmissionPID"=4242,"fSubmissionsSinceLastCheck"=3}
+  |   "PerformanceStatistics" = {"Device Utilization %"=12,"Renderer Utilization %"=9}
+  | }
+  |
+  +-o AGXDeviceUserClient  <class AGXDeviceUserClient, id 0x100000a01, !registered, !matched, active, busy 0, retain 5>
+  |   {
+  |     "AppUsage" = ({"API"="Metal","lastSubmittedTime"=1000,"accumulatedGPUTime"=250000000},{"API"="Metal","accumulatedGPUTime"=5})
+  |     "IOUserClientCreator" = "pid 4242, wine64-preloader"
+  |   }
+  |
+  +-o AGXDeviceUserClient  <class AGXDeviceUserClient, id 0x100000a02, !registered, !matched, active, busy 0, retain 5>
+      {
+        "AppUsage" = ({"API"="Metal","lastSubmittedTime"=800,"accumulatedGPUTime"=125000000})
+        "IOUserClientCreator" = "pid 808, Brave Browser"
+      }
+"""
+
+
+def test_gpu_time_below_the_accelerator():
+    """The process that it names as the last one has used nothing by that."""
+    assert parse_gpu_clients(UNDER_THE_ACCELERATOR) == {4242: 250_000_005, 808: 125_000_000}
 
 
 def mac(*looks: dict[int, int], times: tuple[float, ...] = (0.0, 2.0)) -> GpuWatch:

@@ -113,6 +113,64 @@ def test_cpuinfo_of_arm_has_no_name():
     assert identity.parse_cpuinfo(CPUINFO_ARM) == ""
 
 
+def test_jetsons_kernel_names_an_architecture_and_no_processor(tmp_path: Path):
+    """Every Jetson was one machine with any ARMv8 board before (arm-socs-table #63); the device tree tells them apart."""
+    cpuinfo = "processor\t: 0\nmodel name\t: ARMv8 Processor rev 0 (v8l)\nBogoMIPS\t: 62.50\n"
+    assert identity.parse_cpuinfo(cpuinfo) == ""
+    for name, text in {
+        "proc/cpuinfo": cpuinfo,
+        "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, "utf-8")
+    assert identity._linux(tmp_path).chip == "NVIDIA Jetson AGX Orin Developer Kit"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        # datadog-agent #33120: the instances are no GPUs of their own.
+        (
+            """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-00000000-1111-2222-3333-444444444444)
+  MIG 1g.10gb     Device  0: (UUID: MIG-00000000-1111-2222-3333-444444444444)
+  MIG 1g.10gb     Device  1: (UUID: MIG-00000000-1111-2222-3333-555555555555)
+""",
+            ("NVIDIA A100-SXM4-80GB",),
+        ),
+        ("GPU 0: Orin (nvgpu) (UUID: 00000000-1111-2222-3333-444444444444)\n", ("Orin (nvgpu)",)),
+        ("No devices found.\n", ()),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", ()),
+    ],
+)
+def test_other_lists_of_nvidia_smi(text, names):
+    """Divided GPUs, Jetson, and a driver that does not answer."""
+    assert identity.parse_nvidia_smi(text) == names
+
+
+# Trimmed listings of ``ioreg -rc AGXAccelerator -d 1`` of M1, M3 and M5: the order differs, and some have the tree's bars.
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [
+        (
+            '+-o AGXAcceleratorG13X <class AGXAcceleratorG13X>\n    "model" = "Apple M2 Pro"\n    "gpu-core-count" = 19\n',
+            19,
+        ),
+        (
+            '+-o AGXAcceleratorG15X  <class AGXAcceleratorG15X>\n  | {\n  |   "gpu-core-count" = 60\n  | }\n',
+            60,
+        ),
+        (
+            '+-o AGXAcceleratorG17X  <class AGXAcceleratorG17X>\n  {\n    "gpu-core-count" = 40\n    "model" = "Apple M5 Max"\n  }\n',
+            40,
+        ),
+        ("+-o AppleParavirtGPU  <class AppleParavirtGPU>\n  {\n  }\n", 0),  # a Mac in a virtual machine
+    ],
+)
+def test_ioreg_of_other_macs(text, cores):
+    """A virtual machine has no such count."""
+    assert identity.parse_ioreg(text) == cores
+
+
 def test_nvidia_smi_lists_names():
     """UUIDs are left out, so that equal machines stay equal."""
     assert identity.parse_nvidia_smi(NVIDIA_SMI) == ("NVIDIA GeForce RTX 4090",) * 2

@@ -95,6 +95,62 @@ def test_swap_ins_are_not_page_ins():
     assert readings.parse_swap_ins("") == 0
 
 
+# M5 with macOS 26: memory tagging has added lines. In the form of a report that such a Mac's user published; an Intel Mac's pages
+# have 4 KiB.
+VM_STAT_M5 = """\
+Mach Virtual Memory Statistics: (page size of 16384 bytes)
+Pages free:                                4518.
+"Translation faults":               13732694832.
+Pageins:                             5704911813.
+Pageouts:                              10616553.
+Swapins:                               41697979.
+Swapouts:                              69922789.
+Pages tagged:                            176314.
+Pages tag-storage:                        98304.
+Bytes of compressed tags:               6616064.
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "swapped"),
+    [
+        (VM_STAT_M5, 41697979 * 16384),
+        (VM_STAT_M5.replace("16384 bytes", "4096 bytes"), 41697979 * 4096),
+        (VM_STAT_M5.replace("41697979", "0"), 0),
+    ],
+)
+def test_swap_ins_of_other_macs(text, swapped):
+    """Lines are added; the page's size is the system's."""
+    assert readings.parse_swap_ins(text) == swapped
+
+
+# Of `pmset -g`: a MacBook Pro, a Mac Studio with macOS 26, an Intel Mac whose sleep is off. The notes in brackets and tabs are theirs.
+@pytest.mark.parametrize(
+    ("text", "low"),
+    [
+        (
+            "System-wide power settings:\nCurrently in use:\n standby              1\n powermode            2\n sleep 1\n",
+            False,
+        ),
+        (
+            "Currently in use:\n powermode            1\n sleep                1 (sleep prevented by powerd, caffeinate)\n",
+            True,
+        ),
+        (
+            "Currently in use:\n standby              0\n tcpkeepalive         1\n lowpowermode         0\n womp                 1\n",
+            False,
+        ),
+        (
+            "System-wide power settings:\n SleepDisabled\t\t1\nCurrently in use:\n Sleep On Power Button 1\n hibernatemode\t\t3\n",
+            None,
+        ),
+    ],
+)
+def test_low_power_mode_of_other_macs(text, low):
+    """Another name with a high power mode; none on old Macs."""
+    assert readings.parse_low_power(text) is low
+
+
 def test_a_reading_is_cheap():
     """It brackets every measurement: below 3 ms of processor time, own processes included."""
     own = frozenset({os.getppid(), os.getpid()})

@@ -276,6 +276,29 @@ def test_fields_are_those_of_the_job_and_not_of_its_blocks():
         # Loaded and never started: launchd may leave it so (openbase #15).
         ("not running", "\tlast exit code = (never exited)", ServiceState.STOPPED, ""),
         ("xpcproxy", "\tlast exit code = (never exited)", ServiceState.STARTING, ""),
+        # macOS 15 and 26: how the last program ended stays told while the next one starts.
+        ("xpcproxy", "\tlast terminating signal = Hangup: 1", ServiceState.STARTING, "Hangup: 1"),
+        ("xpcproxy", "\tlast exit code = 1", ServiceState.STARTING, "1"),
+        ("running", "\tlast terminating signal = Terminated: 15", ServiceState.RUNNING, "Terminated: 15"),
+        (
+            "not running",
+            "\tlast exit code = 1: Operation not permitted",
+            ServiceState.FAILED,
+            "1: Operation not permitted",
+        ),
+        # Killed for memory: no exit code, no signal.
+        (
+            "spawn scheduled",
+            "\tlast exit reason = JETSAM_REASON_MEMORY_HIGHWATER",
+            ServiceState.FAILED,
+            "JETSAM_REASON_MEMORY_HIGHWATER",
+        ),
+        (
+            "spawn scheduled",
+            "\tlast exit code = 78",
+            ServiceState.FAILED,
+            "78, its program cannot be started; was its Python removed?",
+        ),
         (
             "spawn scheduled",
             "\tlast exit code = 78: EX_CONFIG",

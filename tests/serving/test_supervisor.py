@@ -148,6 +148,7 @@ def test_the_verdict_of_the_configured_aim_is_served(monkeypatch, aim, served):
             await until(lambda: supervisor.plan()["models"])
             (part,) = supervisor.plan()["models"]
             assert [r["aim"] for r in part["recommendations"]] == [aim]
+            assert supervisor.status()["aim"] == aim  # the dashboard shows it
             assert (note in part["notes"]) == bool(note)
 
     run(scenario())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,14 +13,20 @@ import pytest
 from autospec.cells import Aim, PromptType
 from autospec.drafting import Drafting
 from autospec.errors import UnsupportedError
+from autospec.formats import caution_words
 from autospec.hardware.state import StateWatch
-from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.measure.energy import energy_ratios
+from autospec.measure.verdict import DEFAULT_RULE
+from autospec.recommendations import LIMITS, Limits, LimitVerdict, Recommendation, Status, Verdict
 from autospec.report.explanation import explain
 from autospec.store.database import open_store
 from autospec.tuning import load_guard, proof
 from autospec.tuning import run as run_module
+from autospec.tuning.limits import check_of
 from autospec.tuning.run import Tuning
 from tests.tuning.simulated import SimulatedBackend
+from tests.tuning.test_limits import DEEP, KNOWN, pairs_of
+from tests.tuning.test_limits_in_a_tune import request_for
 from tests.tuning.test_run import MACHINE, Silent, request_with
 
 Joules = Callable[[Drafting], float | None]
@@ -181,12 +188,44 @@ def test_without_a_meter_nothing_is_measured(tmp_path, monkeypatch):
     assert needed[1:] == [("gpu",), ("cpu",)]
 
 
+def test_the_limits_of_a_frugal_drafting_compare_joules(tmp_path, monkeypatch):
+    """A tenth slower everywhere, for half of the joules: by its times it held nowhere before, and the proxy used it nowhere."""
+    request = request_for(tmp_path)
+    metered(monkeypatch, backend := SimulatedBackend(lambda _d, _t: 0.9), by(50.0, 25.0))
+    frugal = coding(request, backend, Aim.ENERGY)
+    limits = Limits.from_json(frugal.evidence[LIMITS])
+    assert (limits.most_concurrent, limits.deepest_context, limits.highest_temperature) == (4, 8192, 0.8)
+    for check in (*limits.concurrent, *limits.context, *limits.temperature, *limits.second_turn):
+        assert check.verdict is LimitVerdict.FASTER
+        assert check.ratio == pytest.approx(2.0, rel=0.03)
+    assert "temperature 0.8: +" in " ".join(said := explain(frugal).sentences)
+    assert " tokens per joule (less energy)" in " ".join(said)
+    assert "faster" not in caution_words(frugal)
+
+
+def test_a_limit_without_a_reading_is_not_measured():
+    """Half of the pairs have one: they alone count. None has: that is said, and the limit is not known."""
+    read = [
+        replace(pair, **{
+            side: replace(half, machine={"window_s": 2.0, "cores": 4, "cpu_energy_j": joules})
+            for side, half, joules in (("off", pair.off, 50.0), ("drafted", pair.drafted, 30.0))
+        })
+        for pair in pairs_of(0.9)
+    ]  # fmt: skip
+    energy = partial(energy_ratios, computing=("cpu",))
+    check = check_of(DEEP, [*read, *pairs_of(0.9)], DEFAULT_RULE, KNOWN, compared=energy)
+    assert (check.pairs, check.verdict) == (8, LimitVerdict.FASTER)
+    assert check.ratio == pytest.approx(50 / 30)
+    unread = check_of(DEEP, pairs_of(0.9), DEFAULT_RULE, KNOWN, compared=energy)
+    assert (unread.ratio, unread.note) == (None, "None of 8 pairs has a valid reading of energy.")
+
+
 def test_the_scatter_of_energy_is_assumed():
     """What was measured of times is at most made larger."""
     from autospec.measure.launch_scatter import LaunchScatter
 
     steady, wild = LaunchScatter(0.002, 30.0, 0.001, 20), LaunchScatter(0.05, 30.0, 0.001, 20)
-    assert proof._scatter_of(steady, Aim.SPEED) is steady
-    assert proof._scatter_of(steady, Aim.ENERGY).assumed
-    assert proof._scatter_of(steady, Aim.ENERGY).counted_sd == 0.03
-    assert proof._scatter_of(wild, Aim.ENERGY).counted_sd == 0.05
+    assert proof.scatter_of(steady, Aim.SPEED) is steady
+    assert proof.scatter_of(steady, Aim.ENERGY).assumed
+    assert proof.scatter_of(steady, Aim.ENERGY).counted_sd == 0.03
+    assert proof.scatter_of(wild, Aim.ENERGY).counted_sd == 0.05

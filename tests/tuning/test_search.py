@@ -14,6 +14,7 @@ from autospec.recommendations import Verdict
 from autospec.tuning.search import Search
 from tests.tuning.simulated import SimulatedBackend
 from tests.tuning.test_run import (
+    TYPES,
     Silent,
     interrupted_at,
     nobody_else_is_at_work,
@@ -65,6 +66,17 @@ def test_what_the_search_has_no_time_for_is_told(two_drafts, trials, untried):
     named = [name.removesuffix(" #") for line in told for name in names if name in line]
     assert named == untried
     assert len(told) == bool(untried)
+
+    # A proof of what was tried does not keep the next tune from trying the rest.
+    backend, progress = SimulatedBackend(one_is_hopeless), Silent()
+    tune(two_drafts, backend, progress)
+    launched = {n for d in backend.launched for n in untried if n in f"{d.draft} {d.mode}"}
+    assert launched == set(untried)
+    why = [line for line in progress.told if "there was no time to try" in line]
+    assert len(why) == (len(TYPES) if untried else 0)
+    backend = SimulatedBackend(one_is_hopeless)
+    tune(two_drafts, backend)
+    assert not backend.launched
 
 
 def test_the_best_setting_of_a_draft_is_found_without_prediction(two_drafts):

@@ -198,6 +198,7 @@ function drawNow() {
     ["Oldest waits for", status.queue.waiting ? duration(status.queue.oldest_s) : "–"],
     ["Memory of servers", `${bytes(status.memory.launches_bytes)} of ${bytes(status.memory.limit_bytes)}`],
     ["Requests so far", String(status.busy.requests)],
+    ["Aim of drafting", status.aim === "energy" ? "less energy" : "speed"],
     ["Last request", status.busy.last_request_s_ago === null ? "none yet" : `${duration(status.busy.last_request_s_ago)} ago`],
     ["Proxy", `autospec ${status.proxy.version}, up for ${duration(status.proxy.uptime_s)}`],
   ];
