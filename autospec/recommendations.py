@@ -36,7 +36,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 # Keys of the evidence: the user's launch settings, those of them that the config gives this model alone, what is likely before
-# the proof is finished (`autospec.measure.likely`), where a proven drafting was checked besides (`Limits`), under which
+# the proof is finished (`autospec.tuning.build_recommendation`), where a proven drafting was checked besides (`Limits`), under which
 # conditions it was proven, and the energy per token where it is known (`autospec.measure.energy`).
 USER_SETTINGS = "user_settings"
 MODEL_SETTINGS = "model_settings"

@@ -502,8 +502,7 @@ def _duration(value: object, base: Path) -> str:
 
 
 def _hours(value: object, base: Path) -> str:
-    text = _text(value, base)
-    parse_hours(text)
+    parse_hours(text := _text(value, base))
     return text
 
 
@@ -529,18 +528,13 @@ def _flag(value: object, _base: Path) -> bool:
     return value
 
 
-def _aim(value: object, base: Path) -> str:
-    word = _text(value, base)
-    if word not in set(Aim):
-        raise ValueError
-    return word
+def _one_of(*words: str) -> Callable[[object, Path], str]:
+    def form(value: object, base: Path) -> str:
+        if (word := _text(value, base)) not in words:
+            raise ValueError
+        return word
 
-
-def _trust(value: object, base: Path) -> str:
-    word = _text(value, base)
-    if word not in ("proven", "likely"):
-        raise ValueError
-    return word
+    return form
 
 
 def _env_flag(text: str) -> object:
@@ -576,8 +570,8 @@ _KINDS: Final = {
     "count": _Kind("a whole number of at least 1", _count, int),
     "flag": _Kind("true or false", _flag, _env_flag),
     "hours": _Kind('hours of the day such as "22:00-07:00"; separate several with commas', _hours),
-    "aim": _Kind('"speed" or "energy"', _aim),
-    "trust": _Kind('"proven" or "likely"', _trust),
+    "aim": _Kind('"speed" or "energy"', _one_of(*Aim)),
+    "trust": _Kind('"proven" or "likely"', _one_of("proven", "likely")),
 }
 
 

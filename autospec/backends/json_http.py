@@ -65,11 +65,6 @@ class JsonClient:
     def post(self, path: str, body: Mapping[str, Any], timeout_s: float) -> tuple[Any, float]:
         """Post JSON to a path.
 
-        Args:
-            path: From the server's root.
-            body: Sent as JSON.
-            timeout_s: Limit for the whole request.
-
         Returns:
             The decoded answer, and the milliseconds from sending the request to the end of the answer.
 

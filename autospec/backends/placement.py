@@ -88,12 +88,7 @@ def parse_device_list(text: str) -> tuple[Device, ...] | None:
 
 
 def weights_of(args: Sequence[str], layers: int) -> Weights:
-    """The main model's place with these arguments.
-
-    Args:
-        args: The user's, for llama-server.
-        layers: The main model's layers without the output layer.
-    """
+    """The main model's place with these arguments."""
     where, moved = Where.DEVICE, False
     only: tuple[str, ...] = ()
     one, split = 0, True
@@ -121,12 +116,7 @@ def weights_of(args: Sequence[str], layers: int) -> Weights:
 
 
 def room_bytes(devices: Sequence[Device], weights: Weights) -> int | None:
-    """Bytes that two servers may take together on the devices; ``None`` if unknown.
-
-    Args:
-        devices: All devices of the build.
-        weights: The arguments' choice of them.
-    """
+    """Bytes that two servers may take together on the devices; ``None`` if unknown."""
     names = {n.lower() for n in weights.only}
     chosen = [d for d in devices if d.name.lower() in names] if names else list(usable(devices))
     if weights.remote or not chosen:

@@ -26,8 +26,9 @@ from typing import IO, Any
 import psutil
 
 from autospec.backends import guard as guard_script
-from autospec.backends.records import MARK, LaunchRecord, ProcessRef, end_processes, log_path, new_launch_id
+from autospec.backends.records import MARK, LaunchRecord, end_processes, log_path, new_launch_id
 from autospec.errors import LaunchError
+from autospec.hardware.processes import ProcessRef
 
 __all__ = [
     "HOST",

@@ -20,12 +20,11 @@ from pathlib import Path
 import psutil
 
 from autospec.files import replace_file
-from autospec.hardware.process_ref import ProcessRef
+from autospec.hardware.processes import ProcessRef
 
 __all__ = [
     "MARK",
     "LaunchRecord",
-    "ProcessRef",
     "end_processes",
     "log_path",
     "new_launch_id",

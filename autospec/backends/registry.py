@@ -58,11 +58,6 @@ def backend_for(name: str | None, settings: Settings, model: Model | None = None
 
     `mlx` runs an MLX folder. `llama-server` runs a GGUF file; if it is not installed, `embedded` does.
 
-    Args:
-        name: A backend's name; ``None`` or empty for automatic.
-        settings: Where the program is and where records go.
-        model: The main model.
-
     Raises:
         UsageError: No backend has that name, or it does not run such a model.
         BackendMissingError: The config names a llama-server that does not exist.

@@ -205,10 +205,14 @@ class AnswerReader:
         return None, None
 
 
+def _now_ms() -> float:
+    return time.perf_counter_ns() / 1e6
+
+
 class StreamedClient(JsonClient):
     """One server's OpenAI-compatible API.
 
-    Arguments are those of `JsonClient`, besides the chat route `path` and a test's own `clock` in milliseconds.
+    Arguments are those of `JsonClient`, besides the chat route `path`.
     """
 
     def __init__(
@@ -220,11 +224,9 @@ class StreamedClient(JsonClient):
         headers: Mapping[str, str] | None = None,
         *,
         path: str = _CHAT,
-        clock: Callable[[], float] = lambda: time.perf_counter_ns() / 1e6,
     ) -> None:
         super().__init__(base_url, name, ended, log_tail, headers)
         self._path = path
-        self._clock = clock
         self._asks_usage = True
 
     def complete(self, request: Request, extra: Mapping[str, Any] | None = None) -> Completion:
@@ -241,7 +243,7 @@ class StreamedClient(JsonClient):
         body = streamed_body(request, extra)
         if not self._asks_usage:
             del body["stream_options"]
-        begun_ms = self._clock()
+        begun_ms = _now_ms()
         with self._streamed(self._path, body, request.timeout_s) as (answer, parts):
             if answer.status_code == httpx.codes.OK:
                 return self._read(parts, begun_ms, answer.headers.get("content-type", ""))
@@ -263,10 +265,10 @@ class StreamedClient(JsonClient):
         try:
             for data in data_of(parts):
                 if data == DONE and reader.finish_reason:
-                    return reader.answer(self._clock() - begun_ms)
+                    return reader.answer(_now_ms() - begun_ms)
                 if data == DONE:
                     break
-                reader.read(json.loads(data), self._clock() - begun_ms)
+                reader.read(json.loads(data), _now_ms() - begun_ms)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(
                 f"The answer of {self._name} cannot be read: {error!r}.",

@@ -141,12 +141,7 @@ _READ_TIMEOUT_S = 600.0
 
 
 class TokenReader:
-    """A client for the routes of `json_child.reading_routes`; implements `autospec.predict.profile.Scorer`.
-
-    Args:
-        client: The child's API.
-        name: The child's name in error messages.
-    """
+    """A client for the routes of `json_child.reading_routes`; implements `autospec.predict.profile.Scorer`."""
 
     def __init__(self, client: JsonClient, name: str) -> None:
         self._client = client
@@ -154,10 +149,6 @@ class TokenReader:
 
     def score(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[Proposal]:
         """The model's proposal at each token of a recorded answer, in one evaluation.
-
-        Args:
-            prompt_ids: At least one token.
-            answer_ids: The answer of the main model.
 
         Returns:
             One proposal for each token of the answer, in order.

@@ -260,11 +260,6 @@ def projectors_beside(model: Path, models: Iterable[Path], projectors: Iterable[
     A projector whose name says nothing (``mmproj-F16.gguf``) belongs to the folder's model if all models in the folder are
     the same one in different quantizations, as in a repository on Hugging Face and in a folder of llama.cpp's
     ``--models-dir``. Another belongs to the model with its name, or to the only one whose name begins with its name.
-
-    Args:
-        model: The model's file.
-        models: All main models of its folder.
-        projectors: All projectors of its folder.
     """
     names = {_words_of(path) for path in models}
     mine = _words_of(model)

@@ -103,7 +103,7 @@ def command(
     from autospec.errors import UsageError
     from autospec.hardware import identify
     from autospec.hardware.awake import kept_awake
-    from autospec.hardware.machine_lock import machine_lock
+    from autospec.hardware.processes import machine_lock
     from autospec.measure.bench import REFERENCE_PROMPT, group_runs, measure_runs
 
     shell.choose_server(backend, url)
@@ -248,7 +248,7 @@ def _read(
     draft_of: Callable[[Mode, str], str | None],
 ) -> list[Drafting]:
     """The draftings that the user named, each once; one without an n_max of its own is read with each `n_max`."""
-    from autospec.measure.named_drafting import read_drafting
+    from autospec.drafting import read_drafting
 
     if abilities.only is not None:
         n_max, p_min = (abilities.only[0],), abilities.only[1] or 0.0

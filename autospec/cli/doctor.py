@@ -88,7 +88,7 @@ def command(shell: Shell) -> None:
       autospec doctor --json | jq .problems
     """  # noqa: D301 - click needs the backspace itself
     from autospec.backends.binaries import first_look
-    from autospec.daemon.status import glance
+    from autospec.cli.daemon import glance
     from autospec.hardware import identify
     from autospec.hardware.gpu import shared_limit_bytes
     from autospec.hardware.gpu_watch import read_gpus

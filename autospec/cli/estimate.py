@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from autospec.cells import Hardware
     from autospec.hardware.bandwidth import Speeds
     from autospec.hardware.gpu import Device
-    from autospec.predict.estimate import DraftEstimate
-    from autospec.predict.estimate_here import Estimated
+    from autospec.predict.estimate import DraftEstimate, Estimated
 
 __all__ = ["command"]
 
@@ -99,7 +98,7 @@ class _Speeds:
 
     def of(self, model: Model) -> Speeds | str:
         """The figures for this model, or why there are none."""
-        from autospec.predict.estimate_here import speeds_for
+        from autospec.predict.estimate import speeds_for
 
         args = self._catalog.own.args(model, self._shell.settings)
         return speeds_for(model, args, self._on(model), self._hardware, self._processor)
@@ -138,7 +137,7 @@ def _one(
     from autospec.errors import ModelFileError
     from autospec.hardware import identify
     from autospec.hardware.gpu import shared_limit_bytes
-    from autospec.predict.estimate_here import estimate_here
+    from autospec.predict.estimate import estimate_here
 
     figures = speeds.of(main)
     if isinstance(figures, str):

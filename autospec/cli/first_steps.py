@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autospec.cli.proven import known_here, proven_words
+from autospec.cli.models import known_here, proven_words
 from autospec.formats import counted
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _daemon(settings: Settings) -> bool:
 
 def _service(settings: Settings) -> bool:
     from autospec.errors import ServiceError
-    from autospec.service.here import service_here
+    from autospec.service.lifecycle import service_here
 
     try:
         return service_here(settings).supervisor.file.exists()

@@ -1,13 +1,28 @@
-"""`autospec models`: the main models on this disk."""
+"""`autospec models`: the main models on this disk, what is proven of them, and the choice of one where a command got none."""
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from autospec.cli.shell import Shell, command_options
-from autospec.formats import gigabytes
+from autospec.errors import AutospecError, UsageError
+from autospec.formats import counted, gigabytes
+from autospec.recommendations import Status, StoredRecommendation, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from autospec.catalog.model import Model
+    from autospec.catalog.scan import Catalog
+    from autospec.cli.shell import Shell
+if TYPE_CHECKING:
+    from autospec.cli.shell import Shell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +34,7 @@ if TYPE_CHECKING:
     from autospec.catalog.scan import Catalog
     from autospec.settings import Settings
 
-__all__ = ["command", "count_drafts", "nothing_found"]
+__all__ = ["choose_model", "command", "count_drafts", "known_here", "nothing_found", "proven_words"]
 
 
 @click.command()
@@ -168,3 +183,122 @@ def _count(number: int) -> str:
         if number >= 0.9995 * size:
             return f"{number / size:.3g}{unit}"
     return f"{number / 1e3:.3g}K"
+
+
+# Prompt types named in a clause; the others are counted.
+_TYPES = 3
+
+
+def known_here(shell: Shell) -> list[StoredRecommendation]:
+    """The newest recommendations of this machine; empty, with a warning, if the database cannot be read."""
+    from autospec.errors import StoreError
+    from autospec.hardware import identify
+    from autospec.report.selection import newest, same_machine
+    from autospec.store.reader import read_recommendations
+
+    try:
+        stored = read_recommendations(shell.settings.storage, shell.warn)
+    except StoreError as error:
+        shell.warn(str(error))
+        return []
+    here, aim = identify(), shell.aim_for(None)
+    return newest(s for s in stored if s.recommendation.aim is aim and same_machine(s.hardware, here))
+
+
+def proven_words(known: Sequence[StoredRecommendation], model: str) -> str:
+    """What is proven of a model: ``proven: drafting pays for coding, not for chat``; empty if nothing is."""
+    own = [s.recommendation for s in known if s.recommendation.model == model]
+    proven = [r for r in own if r.status is Status.PROVEN and r.prompt_type is not None]
+    pays = [str(r.prompt_type) for r in proven if r.verdict is Verdict.ENABLE]
+    others = [str(r.prompt_type) for r in proven if r.verdict is not Verdict.ENABLE]
+    if not proven:
+        return ""
+    clauses = [f"drafting pays for {_few(pays)}"] if pays else []
+    if others:
+        clauses.append(f"not for {_few(others)}" if pays else f"drafting pays for none of {_few(others)}")
+    return f"proven: {', '.join(clauses)}"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - _TYPES
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:_TYPES])} and {more} more"
+
+
+# Names in the sentence.
+_NAMES = 12
+
+
+def choose_model(shell: Shell) -> str:
+    """The path of the main model that the user chooses.
+
+    Raises:
+        UsageError: There is nobody to ask, no model to choose from, or the input has ended.
+    """
+    from autospec.catalog.scan import scan
+
+    catalog = scan(shell.settings)
+    models = [m for m in catalog.models if m.head is None]
+    if not models:
+        raise UsageError(nothing_found(catalog))
+    if shell.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        named = [m.name for m in models[:_NAMES]]
+        more = f" and {len(models) - _NAMES} more" if len(models) > _NAMES else ""
+        raise UsageError(f"No model is named: give --model one of {', '.join(named)}{more}.")
+    for line in _lines(shell, catalog, models):
+        click.echo(line, err=True)
+    return str(_ask(catalog, models).path)
+
+
+def _lines(shell: Shell, catalog: Catalog, models: Sequence[Model]) -> list[str]:
+    """A line for each model, wrapped at words with its number standing out."""
+    drafts = count_drafts(catalog, shell.settings)
+    known = known_here(shell)
+    digits = len(str(len(models)))
+    width = max(20, shutil.get_terminal_size().columns - 1)
+    lines = ["Which model?"]
+    for number, model in enumerate(models, start=1):
+        words = f"{_label(model, models)} ({gigabytes(model.size_bytes)}): {_drafts(drafts, model.path)}"
+        if proven := proven_words(known, model.name):
+            words += f"; {proven}"
+        head = f"{number:>{digits + 2}}  "
+        lines += textwrap.wrap(
+            words,
+            width,
+            initial_indent=head,
+            subsequent_indent=" " * len(head),
+            break_on_hyphens=False,
+        )
+    return lines
+
+
+def _label(model: Model, models: Sequence[Model]) -> str:
+    """Its name; with the path if another model has the same."""
+    return model.name if sum(m.name == model.name for m in models) == 1 else f"{model.name}, {model.path}"
+
+
+def _drafts(drafts: Mapping[Path, int], path: Path) -> str:
+    count = drafts.get(path, 0)
+    return f"{counted(count, 'draft')} fit{'s' if count == 1 else ''}" if count else "no draft fits"
+
+
+def _ask(catalog: Catalog, models: Sequence[Model]) -> Model:
+    """Ask until the answer is a number of the list or a name. Ctrl-C ends the command like everywhere."""
+    while True:
+        click.echo("Number or name: ", err=True, nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            click.echo("", err=True)
+            raise UsageError("No model was chosen.", "Name it with --model.")
+        answer = line.strip()
+        if not answer:
+            continue
+        exact = any(answer == m.name for m in models)
+        if answer.isdecimal() and not exact:
+            if 1 <= int(answer) <= len(models):
+                return models[int(answer) - 1]
+            click.echo(f"There is no number {answer}; the last one is {len(models)}.", err=True)
+            continue
+        try:
+            return catalog.find(answer)
+        except AutospecError as error:
+            click.echo(str(error), err=True)

@@ -44,7 +44,7 @@ def install(shell: Shell, *, dry_run: bool) -> None:
     """
     import os
 
-    from autospec.service.here import privacy_warnings, refuse_root, unseen_variables
+    from autospec.service.lifecycle import privacy_warnings, refuse_root, unseen_variables
 
     if not dry_run:
         refuse_root(os.geteuid(), os.environ)
@@ -189,7 +189,7 @@ def _has_given_up(service: Service, now: ServiceStatus) -> bool:
 
 
 def _service(shell: Shell) -> Service:
-    from autospec.service.here import service_here
+    from autospec.service.lifecycle import service_here
 
     return service_here(shell.settings)
 

@@ -133,7 +133,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
 
     from autospec.backends.binaries import first_look
     from autospec.backends.registry import backend_for
-    from autospec.cli.choose_model import choose_model
+    from autospec.cli.models import choose_model
     from autospec.cli.tune_display import TuneDisplay, phases_of
     from autospec.errors import UnsupportedError
     from autospec.hardware import identify

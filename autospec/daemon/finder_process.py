@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from autospec.daemon.state import Memory
-from autospec.daemon.work import Clock, WorkItem
+from autospec.daemon.work import Clock, Memory, WorkItem
 from autospec.errors import AutospecError
 from autospec.settings import Settings, load_settings
 

@@ -1,7 +1,7 @@
 """The daemon's loop: one thread that sleeps in a selector until a message arrives, a child ends or a time has come.
 
 The daemon itself holds no model, database or catalogue. A survey (`daemon.work_finder`) tells it what is worth measuring
-and a step (`daemon.tune_process`) measures one cell; each is a process of its own. At rest the daemon wakes up for proxies,
+and a step (`daemon.children`) measures one cell; each is a process of its own. At rest the daemon wakes up for proxies,
 children and signals, and once a minute to check the watched files.
 """
 
@@ -17,16 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autospec.daemon.children import ProxyChild, TuneOutcome, TuneProcess, tune_command
 from autospec.daemon.finder_process import Outlook
-from autospec.daemon.listening import Listening, Peer
 from autospec.daemon.policy import RunDecision, decide, is_loaded, policy_of
 from autospec.daemon.probes import ClientActivity, Probes
-from autospec.daemon.proxy_child import ProxyChild
-from autospec.daemon.state import Memory
-from autospec.daemon.tune_process import TuneOutcome, TuneProcess, tune_command
-from autospec.daemon.work import Clock, JumpWatch, WorkItem
+from autospec.daemon.work import Clock, JumpWatch, Memory, WorkItem
 from autospec.errors import LaunchError
-from autospec.service.control import Notifier
+from autospec.service.control import Listening, Notifier, Peer
 from autospec.settings import Settings
 
 __all__ = ["Daemon"]

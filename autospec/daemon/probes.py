@@ -10,8 +10,8 @@ from autospec.daemon.work import Clock
 from autospec.hardware import identify
 from autospec.hardware.gpu import shared_limit_bytes
 from autospec.hardware.gpu_watch import GpuWatch
-from autospec.hardware.machine_lock import holder
 from autospec.hardware.metal import on_metal
+from autospec.hardware.processes import holder
 from autospec.hardware.readings import Reading, descendants, read, read_power, user_idle_s
 from autospec.hardware.state import between
 

@@ -2,7 +2,7 @@
 
 A program of its own (``python -m autospec.daemon.work_finder``), because it needs the catalogue, the backends and the
 database, and the resting daemon should load none of them. It runs for a second whenever something may have changed.
-stdin: one JSON object with ``found`` and ``efforts`` of `autospec.daemon.state`, and ``asked``; stdout: one JSON object, see `Survey`.
+stdin: one JSON object with ``found`` and ``efforts`` of `autospec.daemon.work`, and ``asked``; stdout: one JSON object, see `Survey`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from autospec.hardware.energy import aim_in_force
 from autospec.hardware.gpu import devices_here
 from autospec.hardware.identity import host_digest, identify
 from autospec.measure.measurements import Sample
-from autospec.predict.estimate_here import least_acceptance, speeds_for
+from autospec.predict.estimate import least_acceptance, speeds_for
 from autospec.prompts.suite import load_suite
 from autospec.recommendations import Recommendation, Status, StoredRecommendation
 from autospec.report.changes import HookOutcome, changes, changes_document, run_hook

@@ -1,4 +1,4 @@
-"""Keep the machine awake while it measures, and notice a wake-up of the system without its user.
+"""Keep the machine awake while it measures and a Mac while its proxy answers, and notice a wake-up of the system without its user.
 
 Systems go to sleep for lack of user input, whatever the processor does. macOS: caffeinate(8) holds the assertion against idle sleep;
 a closed lid still sleeps. Linux: systemd-inhibit(1).
@@ -13,8 +13,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-__all__ = ["awake_command", "end_helper", "kept_awake", "parse_dark_wake", "start_helper"]
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["AwakeForRequests", "awake_command", "end_helper", "kept_awake", "parse_dark_wake", "start_helper"]
 
 _CAFFEINATE = "/usr/bin/caffeinate"
 # The helper ends within milliseconds after its signal.
@@ -41,9 +45,9 @@ def awake_command(
 
 
 @contextmanager
-def kept_awake(platform: str = sys.platform) -> Iterator[None]:
+def kept_awake() -> Iterator[None]:
     """Keep the system awake within the block. Without a suitable program, or if it fails, nothing happens."""
-    helper = start_helper(awake_command(platform, os.getpid()))
+    helper = start_helper(awake_command(sys.platform, os.getpid()))
     try:
         yield
     finally:
@@ -90,3 +94,55 @@ def end_helper(helper: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         helper.kill()
         helper.wait()
+
+
+# Macs go to sleep after a minute at the earliest, so short requests need nothing.
+_LONG_REQUESTS_S = 20.0
+
+
+class AwakeForRequests:
+    """Keeps a Mac awake while requests are answered: an answer may take longer than the Mac waits for its user.
+
+    Nothing happens on other systems, whose users choose in their settings when a server may sleep. Call `begin` when requests begin
+    and `end` when none is left, in an event loop.
+
+    Args:
+        platform: As in `sys.platform`.
+        start: Starts the helper; returns ``None`` if it cannot.
+        after_s: Seconds of continued requests after which it is started.
+    """
+
+    def __init__(
+        self,
+        platform: str = sys.platform,
+        start: Callable[[tuple[str, ...]], subprocess.Popen[bytes] | None] = start_helper,
+        after_s: float = _LONG_REQUESTS_S,
+    ) -> None:
+        # The helper also ends with this process.
+        self._command = awake_command(platform, os.getpid()) if platform == "darwin" else ()
+        self._start = start
+        self._after_s = after_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._helper: subprocess.Popen[bytes] | None = None
+
+    def begin(self) -> None:
+        """Requests begin."""
+        from asyncio import get_running_loop  # noqa: PLC0415  (the daemon at rest does not load it)
+
+        if self._command and self._timer is None:
+            self._timer = get_running_loop().call_later(self._after_s, self._hold)
+
+    def end(self) -> None:
+        """No request is left."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._helper is not None:
+            from asyncio import get_running_loop  # noqa: PLC0415
+
+            # Not in the event loop: it waits for the helper's end, which takes milliseconds.
+            get_running_loop().run_in_executor(None, end_helper, self._helper)
+            self._helper = None
+
+    def _hold(self) -> None:
+        self._helper = self._start(self._command)

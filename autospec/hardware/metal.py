@@ -46,12 +46,7 @@ def _read() -> dict[int, int]:
 
 
 class Metal:
-    """The GPU of this Mac; see `autospec.hardware.gpu_reading.GpuSource`. A look takes some 20 ms, outside the timed part.
-
-    Args:
-        read: Returns nanoseconds by process.
-        clock: Seconds.
-    """
+    """The GPU of this Mac; see `autospec.hardware.gpu_reading.GpuSource`. A look takes some 20 ms, outside the timed part."""
 
     def __init__(
         self, read: Callable[[], Mapping[int, int]] = _read, clock: Callable[[], float] = time.monotonic

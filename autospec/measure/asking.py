@@ -1,4 +1,4 @@
-"""Send one prompt to one server, and record its times and the state of the machine."""
+"""Send a prompt to a server, or several at once, and record its times and the state of the machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from autospec.backends.protocol import Completion, Request, Server, Slotted
 from autospec.drafting import Drafting
@@ -17,7 +16,7 @@ from autospec.measure.disturbances import LIMITS, Cause, cause_of, load_limit
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.prompts.suite import Prompt
 
-__all__ = ["Asking", "busy", "disturbance", "measure", "measure_at_once"]
+__all__ = ["Asking", "busy", "disturbance", "measure"]
 
 
 # About a second after its last work, macOS takes a model's memory from the GPU's reach, unless the build holds it there (residency sets).
@@ -93,6 +92,7 @@ def measure(
     asking: Asking,
     server: Server,
     prompt: Prompt,
+    more: Sequence[Prompt] = (),
     *,
     cell_key: str,
     phase: Phase,
@@ -100,20 +100,32 @@ def measure(
     compared: Drafting,
     position: int,
 ) -> Measurement:
-    """Send one prompt and time the answer.
+    """Send one prompt and time the answer; with `more` prompts, send all at once to a `Slotted` server.
+
+    All answers are timed together then: their tokens, and the time until the last one is complete.
 
     Raises:
-        RequestError: The request failed, or the answer has no tokens.
+        RequestError: A request failed, or an answer has no tokens.
     """
-    asking.wake(server.launch_id, server.complete)
+    prompts = (prompt, *more)
+
+    def ask(requests: Sequence[Request]) -> Sequence[Completion]:
+        if not more:
+            return [server.complete(request) for request in requests]
+        assert isinstance(server, Slotted)
+        return server.complete_all(requests)
+
+    asking.wake(server.launch_id, lambda request: ask([request]))
     started_at = time.time()
     asking.watch.start()
-    completion = server.complete(asking.request(prompt))
+    answers = ask([asking.request(each) for each in prompts])
     asking.worked(server.launch_id)
     state = asking.watch.finish()
-    if server.drafting.is_off:
-        asking.answers[prompt.id] = completion.text
-    if completion.predicted_tokens < 1 or completion.wall_ms <= 0:
+    if server.drafting.is_off and not more:
+        asking.answers[prompt.id] = answers[0].text
+    if any(answer.predicted_tokens < 1 or answer.wall_ms <= 0 for answer in answers):
+        if more:
+            raise RequestError(f"One of {len(prompts)} answers that were asked for at once has no tokens.")
         raise RequestError(
             f"The answer to the prompt {prompt.id} has no tokens.",
             "Send the prompt by hand. The server may need --jinja for its chat template.",
@@ -125,49 +137,7 @@ def measure(
         round=round_,
         drafting=server.drafting,
         compared=compared,
-        prompt_id=prompt.id,
-        launch_id=server.launch_id,
-        position=position,
-        started_at=started_at,
-        machine=state.to_json(),
-        **_figures(completion),
-    )
-
-
-def measure_at_once(
-    asking: Asking,
-    server: Slotted,
-    prompts: Sequence[Prompt],
-    *,
-    cell_key: str,
-    phase: Phase,
-    round_: int,
-    compared: Drafting,
-    position: int,
-) -> Measurement:
-    """Send several prompts at once and time all answers together: their tokens, and the time until the last one is complete.
-
-    Raises:
-        RequestError: A request failed, or an answer has no tokens.
-    """
-    asking.wake(server.launch_id, lambda request: server.complete_all([request]))
-    started_at = time.time()
-    asking.watch.start()
-    answers = server.complete_all([asking.request(prompt) for prompt in prompts])
-    asking.worked(server.launch_id)
-    state = asking.watch.finish()
-    if any(answer.predicted_tokens < 1 or answer.wall_ms <= 0 for answer in answers):
-        raise RequestError(f"One of {len(prompts)} answers that were asked for at once has no tokens.")
-    told = [(a.drafted, a.accepted) for a in answers if a.drafted is not None and a.accepted is not None]
-    all_told = len(told) == len(answers)
-    return Measurement(
-        cell_key=cell_key,
-        protocol=asking.protocol,
-        phase=phase,
-        round=round_,
-        drafting=server.drafting,
-        compared=compared,
-        prompt_id=" ".join(prompt.id for prompt in prompts),
+        prompt_id=" ".join(each.id for each in prompts),
         launch_id=server.launch_id,
         position=position,
         started_at=started_at,
@@ -176,11 +146,18 @@ def measure_at_once(
         prompt_ms=max(a.prompt_ms for a in answers),
         predicted_ms=max(a.predicted_ms for a in answers),
         wall_ms=max(a.wall_ms for a in answers),
-        drafted=sum(drafted for drafted, _ in told) if all_told else None,
-        accepted=sum(accepted for _, accepted in told) if all_told else None,
+        drafted=_sum([a.drafted for a in answers]),
+        accepted=_sum([a.accepted for a in answers]),
         text_digest=hashlib.sha256("\n".join(a.text for a in answers).encode()).hexdigest(),
+        finish_reason="" if more else answers[0].finish_reason,
         machine=state.to_json(),
     )
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    """The sum; ``None`` if one of them is unknown."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def busy(state: MachineState) -> bool:
@@ -195,17 +172,3 @@ def disturbance(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> str:
     """Say why a pair should be measured again; empty if nothing disturbed it. See `cause_of`."""
     found = cause_of(pair, lasting)
     return "" if found is None else found.sentence
-
-
-def _figures(completion: Completion) -> dict[str, Any]:
-    return {
-        "prompt_tokens": completion.prompt_tokens,
-        "predicted_tokens": completion.predicted_tokens,
-        "prompt_ms": completion.prompt_ms,
-        "predicted_ms": completion.predicted_ms,
-        "wall_ms": completion.wall_ms,
-        "drafted": completion.drafted,
-        "accepted": completion.accepted,
-        "text_digest": hashlib.sha256(completion.text.encode()).hexdigest(),
-        "finish_reason": completion.finish_reason,
-    }

@@ -20,9 +20,8 @@ from typing import Any
 from autospec.formats import bounded
 from autospec.hardware.state import MachineState
 from autospec.measure.asking import busy
-from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
+from autospec.measure.log_ratios import Estimate, LogRatio, of_pairs, prompt_medians, signed_rank_estimate
 from autospec.measure.measurements import Measurement, Pair
-from autospec.measure.statistics import Estimate, signed_rank_estimate
 
 __all__ = ["EnergyComparison", "compare_energy", "energy_ratios"]
 

@@ -25,15 +25,25 @@ from typing import Any
 
 from autospec.cells import Aim
 from autospec.formats import log_percent
-from autospec.measure.launch_scatter import ASSUMED_SD, LaunchScatter
-from autospec.measure.log_ratios import Control, LogRatio, by_prompt, control, prompt_medians
-from autospec.measure.statistics import (
+from autospec.measure.launch_scatter import (
+    ASSUMED_SD,
+    LaunchScatter,
+    UnitFit,
+    fit_units,
+    launch_half_width,
+    unit_estimate,
+)
+from autospec.measure.log_ratios import (
+    Control,
     Estimate,
+    LogRatio,
+    by_prompt,
     chance_by_signs,
+    control,
+    prompt_medians,
     signed_rank_estimate,
     stratified_estimate,
 )
-from autospec.measure.variance import UnitFit, fit_units, launch_half_width, unit_estimate
 from autospec.recommendations import Verdict
 
 __all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide"]

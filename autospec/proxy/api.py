@@ -44,9 +44,7 @@ _MOST_LISTENERS = 32
 _SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_path"}
 
 
-async def _recommendation_events(
-    storage: str, aim: Aim, closing: asyncio.Event, *, poll_s: float = _POLL_S
-) -> AsyncIterator[bytes]:
+async def _recommendation_events(storage: str, aim: Aim, closing: asyncio.Event) -> AsyncIterator[bytes]:
     """Server-sent events until `closing` is set: first all recommendations of an aim, then every change."""
     known: dict[str, dict[str, Any]] = {}
     newest = -1
@@ -70,9 +68,9 @@ async def _recommendation_events(
             yield b": nothing new\n\n"
             silent_s = 0.0
         try:
-            await asyncio.wait_for(closing.wait(), poll_s)
+            await asyncio.wait_for(closing.wait(), _POLL_S)
         except TimeoutError:
-            silent_s += poll_s
+            silent_s += _POLL_S
         else:
             return
 

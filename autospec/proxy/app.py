@@ -16,7 +16,7 @@ from aiohttp import web
 import autospec
 from autospec.cells import Aim, PromptType
 from autospec.errors import AutospecError
-from autospec.hardware.awake_for_requests import AwakeForRequests
+from autospec.hardware.awake import AwakeForRequests
 from autospec.proxy.access import OPEN_PATHS, Access, allow_page, refuse_slot_files
 from autospec.proxy.actions import Actions, AskDaemon, no_daemon
 from autospec.proxy.api import Endpoints, find_offered, meant_model, running_model

@@ -39,11 +39,11 @@ from autospec.recommendations import Recommendation
 from autospec.service.control import ask_daemon
 from autospec.service.proxy_link import ProxyLink
 from autospec.serving.dispatch import Dispatch
+from autospec.serving.instance import in_thread
 from autospec.serving.model_registry import ModelRegistry, engines_of, read_registry
 from autospec.serving.reconciler import ProxyDependencies
 from autospec.serving.server_pool import MeasuringDaemon
 from autospec.serving.supervisor import Supervisor
-from autospec.serving.threads import in_thread
 from autospec.settings import Settings
 from autospec.store.database import open_store
 from autospec.store.reader import newest_recommendation, read_recommendations

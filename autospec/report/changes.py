@@ -106,12 +106,7 @@ def changes(old: Iterable[StoredRecommendation], new: Iterable[StoredRecommendat
 
 
 def changes_document(found: Sequence[Change], at: str) -> dict[str, Any]:
-    """What a hook reads and the event stream sends.
-
-    Args:
-        found: At least one change.
-        at: Time, ISO 8601, UTC.
-    """
+    """What a hook reads and the event stream sends; `found` is not empty, `at` is ISO 8601, UTC."""
     return {
         "schema": _SCHEMA,
         "event": "recommendations",

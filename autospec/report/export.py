@@ -52,7 +52,6 @@ def export_document(
     recommendations: Sequence[StoredRecommendation],
     measurements: Sequence[Measurement],
     studies: Sequence[StudySummary],
-    now: dt.datetime | None = None,
     *,
     overall: Sequence[StoredRecommendation] = (),
 ) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def export_document(
         "schema": _SCHEMA,
         "kind": _KIND,
         "autospec": autospec.__version__,
-        "exported_at": (now or dt.datetime.now(dt.UTC)).isoformat(timespec="seconds"),
+        "exported_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "recommendations": [_stored_json(s) for s in recommendations],
         "overall": [_stored_json(s) for s in overall],
         "measurements": [_measurement_json(m) for m in measurements],

@@ -103,12 +103,6 @@ def select(
 ) -> Selection:
     """The recommendations that answer a question.
 
-    Args:
-        stored: Everything known.
-        here: This machine.
-        question: What is asked for.
-        overall: All overall answers; ``None`` to leave them out.
-
     Raises:
         NothingKnownError: Nothing answers.
         ModelChoiceError: The model's name could mean several.

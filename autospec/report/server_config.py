@@ -117,10 +117,7 @@ def newest_args(drafting: Drafting) -> tuple[str, ...]:
 
 
 def one_args(recommendations: Sequence[Recommendation]) -> tuple[tuple[str, ...], Recommendation]:
-    """The flags that all recommendations agree on, and one of these recommendations.
-
-    Args:
-        recommendations: At least one.
+    """The flags that all recommendations (at least one) agree on, and one of these recommendations.
 
     Raises:
         UsageError: They are for several models, or disagree.

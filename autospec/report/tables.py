@@ -48,12 +48,7 @@ _STATUS_COLUMNS = len(Status.PROVISIONAL)
 
 
 def recommendation_table(recommendations: Iterable[Recommendation], now: dt.datetime | None = None) -> Group:
-    """A table for each main model and backend, a row for each prompt type, and the reasons below.
-
-    Args:
-        recommendations: In the order to show.
-        now: For ages; by default the present.
-    """
+    """A table for each main model and backend, a row for each prompt type, and the reasons below."""
     moment = now or dt.datetime.now(dt.UTC)
     groups: dict[tuple[str, str], list[Recommendation]] = {}
     for r in recommendations:
@@ -223,13 +218,7 @@ def studies_table(
     alone: Iterable[StoredRecommendation],
     by_cell: Mapping[str, StoredRecommendation],
 ) -> Table:
-    """One row for each study, then one for each recommendation without a study.
-
-    Args:
-        studies: Optuna's studies.
-        alone: Recommendations without a study, i.e. imported ones.
-        by_cell: Recommendations by cell key.
-    """
+    """One row for each study, then one for each recommendation without a study."""
     table = _table("prompts", "trials", wide="best tried", first="model")
     table.add_column("result", no_wrap=True)
     table.add_column("cell", no_wrap=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from enum import StrEnum
 from functools import partial
 from http.client import HTTPConnection, HTTPException
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from autospec.backends.protocol import Server, Watched, WithEveryRequest
@@ -22,9 +23,8 @@ from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError, ServerDiedError
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import MemoryEstimate
-from autospec.serving.threads import in_thread
 
-__all__ = ["InstanceState", "ServerInstance"]
+__all__ = ["InstanceState", "ServerInstance", "in_thread"]
 
 # A connection breaks before the end of the process is visible: its guard reports it within 0.1 s, under full load within 1 s.
 _SETTLE_S: Final = 1.0
@@ -339,3 +339,50 @@ def _ignore(done: asyncio.Future[None]) -> None:
     """Retrieve a result that is not needed, so that asyncio does not warn about it."""
     if not done.cancelled():
         done.exception()
+
+
+T = TypeVar("T")
+
+
+def in_thread(
+    work: Callable[[], T], *, orphaned: Callable[[T], object] = lambda _: None
+) -> asyncio.Future[T]:
+    """Run a blocking function in a daemon thread of its own.
+
+    `asyncio.to_thread` shares a few threads (six on two cores), which the interpreter joins at exit: servers that hang while they
+    start would occupy all of them and keep the proxy from ending. A new thread costs 0.1 ms, a launch seconds.
+
+    Args:
+        work: The function.
+        orphaned: Called in a thread with the result if the future was cancelled or the event loop has ended.
+
+    Returns:
+        A future of the result or the exception.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(fail, error)
+            return
+        try:
+            loop.call_soon_threadsafe(deliver, result)
+        except RuntimeError:
+            orphaned(result)
+
+    def fail(error: BaseException) -> None:
+        if not future.done():
+            future.set_exception(error)
+
+    def deliver(result: T) -> None:
+        if future.done():
+            threading.Thread(target=orphaned, args=(result,), daemon=True).start()
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name="autospec-proxy", daemon=True).start()
+    return future

@@ -22,10 +22,9 @@ from autospec.errors import LaunchError, OverloadedError, SettingsError
 from autospec.formats import counted
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.serving.advice import ModelAdvice, beyond
-from autospec.serving.backoff import Backoff
 from autospec.serving.dispatch import Limit, RouteRequest
 from autospec.serving.instance import InstanceState, ServerInstance
-from autospec.serving.launch_options import LaunchOptions
+from autospec.serving.launch_options import Backoff, LaunchOptions
 from autospec.serving.model_registry import ModelRegistry
 from autospec.serving.plan import Plan, make_plan
 from autospec.serving.plan_inputs import (
@@ -37,7 +36,12 @@ from autospec.serving.plan_inputs import (
     advice_from,
 )
 from autospec.serving.request_queue import RequestQueue, WaitingRequest
-from autospec.serving.server_pool import MeasuringDaemon, ServerLease, ServerPool, next_actions
+from autospec.serving.server_pool import (
+    MeasuringDaemon,
+    ServerLease,
+    ServerPool,
+    next_actions,
+)
 from autospec.serving.traffic import Demand, PromptLengths
 from autospec.settings import Settings, parse_duration
 

@@ -29,13 +29,11 @@ from autospec.serving.advice import (
     without_drafting,
 )
 from autospec.serving.dispatch import Offered, RouteRequest
-from autospec.serving.instance import ServerInstance
-from autospec.serving.model_registry import ModelRegistry
+from autospec.serving.instance import ServerInstance, in_thread
+from autospec.serving.model_registry import DraftingSwitches, ModelRegistry, switches_path
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.reconciler import MISSED_S, ProxyDependencies, Reconciler
 from autospec.serving.server_pool import ServerLease
-from autospec.serving.switches import DraftingSwitches, switches_path
-from autospec.serving.threads import in_thread
 from autospec.settings import Settings
 
 __all__ = ["Supervisor"]

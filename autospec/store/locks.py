@@ -5,7 +5,7 @@ cell's lock during a tune, and the server frees it however the session ends: no 
 measurement could outlive. TCP keepalives detect a machine without power after about two minutes. Optuna's own heartbeat
 covers only single trials and trusts every machine's clock.
 
-A SQLite file belongs to one machine, where `autospec.hardware.machine_lock` allows one tune at a time.
+A SQLite file belongs to one machine, where `autospec.hardware.processes` allows one tune at a time.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from autospec.backends.registry import Idles
 from autospec.drafting import Drafting
 from autospec.errors import BackendError, ServerDiedError
 from autospec.measure.asking import Asking
-from autospec.measure.statistics import signed_rank_estimate
+from autospec.measure.log_ratios import signed_rank_estimate
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget

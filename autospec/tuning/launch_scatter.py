@@ -115,14 +115,12 @@ def compare_launches(
     max_tokens: int,
     affordable_s: float = math.inf,
     watch: StateWatch | None = None,
-    least_pairs: int = _LEAST_PAIRS,
-    most_pairs: int = _MOST_PAIRS,
     most_error: float = _USELESS,
 ) -> LaunchComparison | None:
     """Ask two launches of one server the same short request by turns: old, new, new, old, and so on.
 
-    Only token generation is timed, by the server's clock: the prompt is too short to time. If `least_pairs` leave the
-    difference uncertain by more than 1 %, more follow, up to `most_pairs` or about the time of six requests of `max_tokens`.
+    Only token generation is timed, by the server's clock: the prompt is too short to time. If `_LEAST_PAIRS` leave the
+    difference uncertain by more than 1 %, more follow, up to `_MOST_PAIRS` or about the time of six requests of `max_tokens`.
 
     Returns:
         The comparison; ``None`` if it would take longer than `affordable_s`, the machine was on battery or busy or slept (by `watch`),
@@ -135,10 +133,10 @@ def compare_launches(
     request = short_request(tokens)
     # The first request of a launch also loads what was not loaded before.
     slowest_ms = max(server.complete(request).wall_ms for server in (old, new))
-    if 2 * least_pairs * slowest_ms / 1000.0 > affordable_s:
+    if 2 * _LEAST_PAIRS * slowest_ms / 1000.0 > affordable_s:
         _LOG.debug("no time to compare two launches: %.0f ms a request", slowest_ms)
         return None
-    affordable_pairs = min(most_pairs, _USUAL_REQUESTS * max_tokens // (2 * tokens))
+    affordable_pairs = min(_MOST_PAIRS, _USUAL_REQUESTS * max_tokens // (2 * tokens))
     if watch is not None:
         watch.start()
     log_ratios: list[float] = []
@@ -149,7 +147,7 @@ def compare_launches(
                 _LOG.info("two launches were not compared: an answer has no tokens, or no time")
                 return None
             log_ratios.append(math.log(answers[1].decode_tps / answers[0].decode_tps))
-        if len(log_ratios) >= least_pairs:
+        if len(log_ratios) >= _LEAST_PAIRS:
             comparison = LaunchComparison.of(log_ratios, at=time.time(), old=old.launch_id, new=new.launch_id)
     if watch is not None:
         state = watch.finish()

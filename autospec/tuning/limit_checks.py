@@ -20,13 +20,12 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, RequestError, ServerDiedError
 from autospec.formats import checked_words, counted
 from autospec.hardware.state import MachineState, StateWatch
-from autospec.measure.asking import Asking, disturbance, measure, measure_at_once
+from autospec.measure.asking import Asking, disturbance, measure
 from autospec.measure.energy import energy_ratios
 from autospec.measure.launch_scatter import LaunchScatter
-from autospec.measure.long_text import after_text, heading, long_text
 from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes
 from autospec.measure.verdict import Rule
-from autospec.prompts.suite import Half, Prompt
+from autospec.prompts.suite import Half, Prompt, after_text, heading, long_text
 from autospec.recommendations import NO_LIMITS, LimitCheck, Limits, LimitVerdict
 from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.cell import Progress, TuneStep
@@ -403,11 +402,11 @@ class _DraftingChecks:
         position = int((item.number, not side.is_off) in halves)
         try:
             asking, prompt = self._prepared(condition, first, server)
-            if isinstance(server, Slotted) and more:
-                ask = partial(measure_at_once, asking, server, (prompt, *more))
-            else:
-                ask = partial(measure, asking, server, prompt)
-            measured = ask(
+            measured = measure(
+                asking,
+                server,
+                prompt,
+                more if isinstance(server, Slotted) else (),
                 cell_key=subject.key,
                 phase=Phase.PROVE,
                 round_=0,

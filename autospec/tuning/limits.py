@@ -114,15 +114,7 @@ def plan(
 ) -> Plan:
     """Plan the checks: one of each kind first, so that a short budget shows something of each.
 
-    Args:
-        wanted: The study's.
-        model: The main model.
-        draft: The draft model; ``None`` if the drafting needs none.
-        memory: What launches may use.
-        args: The user's launch settings.
-        temperature: Of the proof.
-        context_tokens: The longest prompt of the proof with its answer.
-        served: The temperature that users sample with, see `served_temperature`.
+    `temperature` and `context_tokens` are the proof's; `served` is the users', see `served_temperature`.
     """
     conditions = _wanted_conditions(wanted, temperature, served)
     at_once = [int(c.at) for c in conditions if c.kind is Kind.CONCURRENT]

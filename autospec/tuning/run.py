@@ -22,7 +22,7 @@ from autospec.hardware.awake import kept_awake
 from autospec.hardware.energy import energy_refusal
 from autospec.hardware.gpu import Device, devices_here
 from autospec.hardware.identity import ROSETTA, ROSETTA_HINT, is_translated
-from autospec.hardware.machine_lock import machine_lock
+from autospec.hardware.processes import machine_lock
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase

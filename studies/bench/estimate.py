@@ -28,13 +28,12 @@ from autospec.backends.protocol import LaunchSettings, Request, Server
 from autospec.backends.registry import backend_for
 from autospec.catalog.model import Model
 from autospec.catalog.scan import scan
-from autospec.catalog.weights import weights_of
 from autospec.drafting import OFF
 from autospec.errors import AutospecError
 from autospec.hardware import identify
 from autospec.hardware.bandwidth import Speeds, known, measure
 from autospec.predict.costs import break_even_of
-from autospec.predict.estimate import Reads, Steps, cycle_ms, pass_s, reads_of
+from autospec.predict.estimate import Reads, Steps, cycle_ms, pass_s, read_weights, reads_of
 from autospec.settings import Settings, load_settings
 from autospec.store.reader import read_recommendations
 
@@ -103,7 +102,7 @@ def _models(paths: Sequence[str], settings: Settings, speeds: Speeds) -> list[Er
         except AutospecError as error:
             print(f"| {model.name} | {error.message} |")
             continue
-        reads = reads_of(model, weights_of(model), DEPTH)
+        reads = reads_of(model, read_weights(model), DEPTH)
         # A timed batch multiplies only its last token with the output matrix.
         inner = replace(reads, flops_per_token=reads.flops_per_token - _output_flops(model))
         predicted = {k: 1000.0 * (pass_s(inner, speeds, k) or math.nan) for k in (1, *BATCHES)}
@@ -123,7 +122,7 @@ def _models(paths: Sequence[str], settings: Settings, speeds: Speeds) -> list[Er
 
 def _output_flops(model: Model) -> float:
     """Operations of the output matrix for one token, by its share of the bytes that are read."""
-    weights = weights_of(model)
+    weights = read_weights(model)
     return 2.0 * weights.multiplied * weights.output_bytes / max(model.bytes_per_token, 1)
 
 
@@ -196,13 +195,13 @@ def _cell(r: Any, settings: Settings, speeds: Speeds) -> tuple[float, float, flo
     if not verify or not token_ms or not Path(r.model_path).exists():
         return None
     main_model = scan(settings, beside=[r.model_path]).find(r.model_path)
-    reads = reads_of(main_model, weights_of(main_model), DEPTH)
+    reads = reads_of(main_model, read_weights(main_model), DEPTH)
     steps, name = None, "n-gram"
     if r.tried.draft:
         if not Path(r.tried.draft).exists():
             return None
         draft = scan(settings, beside=[r.tried.draft]).find(r.tried.draft)
-        steps, name = Steps(reads_of(draft, weights_of(draft), DEPTH)), draft.name
+        steps, name = Steps(reads_of(draft, read_weights(draft), DEPTH)), draft.name
     n = len(verify) - 1
     one = 1000.0 * (pass_s(reads, speeds, 1) or math.nan)
     curve = cycle_ms(steps, reads, speeds, n)

@@ -29,8 +29,8 @@ from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
+from autospec.measure.log_ratios import signed_rank_estimate
 from autospec.measure.measurements import Pair, Phase
-from autospec.measure.statistics import signed_rank_estimate
 from autospec.prompts.suite import Half, Prompt, load_suite
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from autospec.backends.process import ServerProcess, open_private_log
-from autospec.backends.records import LaunchRecord, ProcessRef
+from autospec.backends.records import LaunchRecord
+from autospec.hardware.processes import ProcessRef
 
 
 @pytest.fixture

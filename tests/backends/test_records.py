@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from autospec.backends.process import ServerProcess
-from autospec.backends.records import MARK, LaunchRecord, ProcessRef, log_path, new_launch_id, sweep_orphans
+from autospec.backends.records import MARK, LaunchRecord, log_path, new_launch_id, sweep_orphans
+from autospec.hardware.processes import ProcessRef
 from tests.backends.waiting import gone
 
 DEAD_OWNER = ProcessRef(pid=2**22 + 1, create_time=1.0)

@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from autospec.backends.process import ServerProcess
-from autospec.backends.records import LaunchRecord, ProcessRef, sweep_orphans
+from autospec.backends.records import LaunchRecord, sweep_orphans
+from autospec.hardware.processes import ProcessRef
 from tests.backends.waiting import gone
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the clock does not move a start")

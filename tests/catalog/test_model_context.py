@@ -6,8 +6,7 @@ import pytest
 
 from autospec.catalog.model import context_of, names_context, without_context
 from autospec.drafting import OFF
-from autospec.serving.backoff import Backoff
-from autospec.serving.launch_options import LaunchOptions, footprint
+from autospec.serving.launch_options import Backoff, LaunchOptions, footprint
 from autospec.serving.model_registry import Engine, ModelRegistry
 from autospec.serving.server_pool import ServerPool
 from autospec.settings import load_settings

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from autospec.cli import cli
-from autospec.hardware.machine_lock import machine_lock
+from autospec.hardware.processes import machine_lock
 from tests.backends.installed import installed
 
 pytest.importorskip("xllamacpp")

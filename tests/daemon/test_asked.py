@@ -12,13 +12,11 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.daemon.finder_process import Outlook
-from autospec.daemon.listening import Listening
 from autospec.daemon.policy import Policy, Signals, decide
 from autospec.daemon.queue import KnownCell
-from autospec.daemon.state import Memory
-from autospec.daemon.work import Clock, Effort, LaterReason, WorkItem
+from autospec.daemon.work import Clock, Effort, LaterReason, Memory, WorkItem
 from autospec.hardware.readings import Power
-from autospec.service.control import ask_daemon, ask_status
+from autospec.service.control import Listening, ask_daemon, ask_status
 from autospec.tuning.resume import basis_digest
 from tests.daemon.test_loop import Watched
 from tests.daemon.test_queue import BIG, NEW, NOW, key, queue, recommendation

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from autospec.daemon.finder_process import FileWatch, Outlook
-from autospec.daemon.state import Memory
-from tests.daemon.test_state import SetClock
+from autospec.daemon.work import Memory
+from tests.daemon.test_work import SetClock
 
 
 @pytest.fixture

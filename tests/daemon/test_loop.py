@@ -12,8 +12,7 @@ from autospec.cells import PromptType
 from autospec.daemon.loop import Daemon
 from autospec.daemon.policy import Signals
 from autospec.daemon.probes import ClientActivity
-from autospec.daemon.state import Memory
-from autospec.daemon.work import Clock, WorkItem
+from autospec.daemon.work import Clock, Memory, WorkItem
 from autospec.hardware.readings import Power
 from autospec.settings import load_settings
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from autospec.cells import PromptType
+from autospec.cli.daemon import status_lines
+from autospec.daemon.children import tune_command
 from autospec.daemon.queue import KnownCell, Queue, order
-from autospec.daemon.status import status_lines
-from autospec.daemon.tune_process import tune_command
 from autospec.daemon.work import Effort, LaterReason, Tunable, WorkItem, effort_key
 from autospec.drafting import OFF
 from autospec.recommendations import OVERALL_MIX, Recommendation, Status, Verdict

@@ -252,7 +252,7 @@ def test_without_anything_to_measure_it_rests_and_says_so(home: Path):
 def test_at_rest_it_holds_nothing_heavy(home: Path):
     """Not one of the libraries that a tune needs is loaded by the modules of the loop."""
     program = (
-        "import autospec.cli.daemon, autospec.daemon.loop, autospec.daemon.status, autospec.daemon.proxy_child, sys\n"
+        "import autospec.cli.daemon, autospec.daemon.loop, autospec.daemon.children, sys\n"
         "print(*sorted({n.split('.')[0] for n in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

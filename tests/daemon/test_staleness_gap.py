@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from autospec.cells import PromptType
+from autospec.cli.daemon import status_lines
 from autospec.daemon.staleness import GAP, Gap, gap_of, samples_of
-from autospec.daemon.status import status_lines
 from autospec.daemon.work import Tunable
 from autospec.daemon.work_finder import _mark_stale
 from autospec.drafting import OFF

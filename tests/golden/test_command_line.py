@@ -44,7 +44,7 @@ ELSEWHERE = {
     "config show": "test_settings.py",
     "studies export": "test_exports.py",
     "proxy": "test_proxy.py, program.json",
-    "studies dashboard": "tests/report/test_studies_dashboard.py: it serves until Ctrl-C",
+    "studies dashboard": "tests/cli/test_studies_dashboard.py: it serves until Ctrl-C",
     "completion": "tests/cli/test_completion.py: the script is click's",
 }
 STUDY = """

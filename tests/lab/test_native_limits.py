@@ -33,14 +33,13 @@ TOKENS = 8
 def test_two_slots_and_a_cached_prefix(lab_models, llama_server_binary: Path, tmp_path: Path, monkeypatch):
     """Every check is measured: both slots draft, and behind the text only the prompt is computed."""
     halves: list[Measurement] = []
-    for name in ("measure", "measure_at_once"):
-        real = getattr(limit_checks, name)
+    real = limit_checks.measure
 
-        def kept(*args, real=real, **options):
-            halves.append(real(*args, **options))
-            return halves[-1]
+    def kept(*args, **options):
+        halves.append(real(*args, **options))
+        return halves[-1]
 
-        monkeypatch.setattr(limit_checks, name, kept)
+    monkeypatch.setattr(limit_checks, "measure", kept)
     model = replace(read_gguf(lab_models.tiny), context_length=8192)
     drafting = Drafting(Mode.DRAFT_MODEL, draft=str(lab_models.tiny), n_max=4, n_min=0, p_min=0.0)
     prompts = load_suite().of(PromptType.QA, Half.PROVE)

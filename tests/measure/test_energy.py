@@ -11,8 +11,8 @@ import pytest
 from autospec.drafting import OFF
 from autospec.hardware.state import MachineState
 from autospec.measure.energy import compare_energy, energy_ratios
+from autospec.measure.log_ratios import Estimate
 from autospec.measure.measurements import Pair
-from autospec.measure.statistics import Estimate
 from tests.store.test_database import MEASUREMENT
 
 STATE = MachineState(window_s=4.0, cores=4)

@@ -13,7 +13,7 @@ from autospec.errors import ModelFileError
 from autospec.hardware.bandwidth import Speeds
 from autospec.hardware.gpu import Device
 from autospec.hardware.identity import describe
-from autospec.predict.estimate_here import estimate_here, least_acceptance, speeds_for
+from autospec.predict.estimate import estimate_here, least_acceptance, speeds_for
 from tests.catalog.making import make_model, write_gguf
 
 SPEEDS = Speeds(10e9, 1e11, 1e-5, 2e-5, overlaps=False, source="measured", words="For a test.")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autospec.cells import PromptType
-from autospec.prompts import features
+from autospec.prompts import classifier
 from autospec.prompts.classifier import classify
 from autospec.prompts.request_text import HEAD_CHARS, TAIL_CHARS, fold, keywords, read_request
 
@@ -194,10 +194,10 @@ PIECES = ["3", " ", "+", "(", "x", "^", "=", "f(x)", "of(x)", "% of ", "%", "\\f
 
 def same_features(text: str) -> None:
     """The quick searches find what the plain ones find."""
-    assert features._has_formula(text, frozenset(text)) is (FORMULA.search(text) is not None)
-    assert features._words(text) == tuple(features.WORD.findall(text))
+    assert classifier._has_formula(text, frozenset(text)) is (FORMULA.search(text) is not None)
+    assert classifier._words(text) == tuple(classifier.WORD.findall(text))
     for marks in (keywords().code_marks, keywords().source_marks):
-        assert features._found(marks, text, frozenset(text)) == sum(mark in text for mark in marks)
+        assert classifier._found(marks, text, frozenset(text)) == sum(mark in text for mark in marks)
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
@@ -212,5 +212,5 @@ def test_quick_searches_find_the_same_in_the_labelled_set():
     formulas = 0
     for ask in asks:
         same_features(fold(ask.head))
-        formulas += features._has_formula(fold(ask.head), frozenset(fold(ask.head)))
+        formulas += classifier._has_formula(fold(ask.head), frozenset(fold(ask.head)))
     assert 10 < formulas < len(asks) / 2

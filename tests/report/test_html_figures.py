@@ -11,16 +11,17 @@ import pytest
 
 from autospec.recommendations import Verdict
 from autospec.report.html.figures import (
+    INK,
     CostPoint,
     Forecast,
     Gain,
     cost_figure,
     forecast_figure,
     gain_figure,
+    inline_svg,
     launch_names,
     proof_figure,
 )
-from autospec.report.html.svg import INK, inline_svg
 from tests.report.html_samples import looks, pairs
 
 NAMES = ("plain", "$\\frac{1$", "<b>&\"'", "\x00\x1b[31m", "日本語 😀", "\ud800", "x" * 300)

@@ -14,8 +14,7 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.predict.profile import AnswerProfile, Recording
 from autospec.recommendations import Verdict
 from autospec.report.explanation import explain
-from autospec.report.html.acceptance import of_replay, of_trials
-from autospec.report.html.findings import gather, looks_of, threshold_of
+from autospec.report.html.findings import gather, looks_of, of_replay, of_trials, threshold_of
 from autospec.report.selection import Question, select
 from autospec.report.studies import TrialSummary
 from autospec.settings import load_settings

@@ -13,8 +13,14 @@ from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.recommendations import LIKELY, LIMITS, LimitCheck, Limits, LimitVerdict, Status, Verdict
 from autospec.report.explanation import explain
-from autospec.report.html.acceptance import AcceptanceCell, AcceptanceMap
-from autospec.report.html.findings import Findings, ModelFindings, TypeFindings, record_findings
+from autospec.report.html.findings import (
+    AcceptanceCell,
+    AcceptanceMap,
+    Findings,
+    ModelFindings,
+    TypeFindings,
+    record_findings,
+)
 from autospec.report.html.page import MOST_BYTES, page
 from autospec.report.records import find_record, read_record
 from tests.report.html_samples import PREDICTION, Seen, findings, pairs, twelve, type_findings, undrawn

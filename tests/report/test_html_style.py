@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autospec.report import html
-from autospec.report.html.svg import INK
+from autospec.report.html.figures import INK
 
 CSS = (Path(html.__file__).parent / "page.css").read_text("utf-8")
 THEMES = ("light", "dark", "print")

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from autospec.daemon.listening import Listening, Peer
 from autospec.errors import BusyError, NothingKnownError
-from autospec.service.control import ask_status, control_path, decode, encode
+from autospec.service.control import Listening, Peer, ask_status, control_path, decode, encode
 from autospec.service.proxy_link import ProxyLink
 
 

@@ -10,8 +10,13 @@ import pytest
 from autospec.drafting import OFF
 from autospec.errors import SettingsError
 from autospec.recommendations import Status
-from autospec.serving.backoff import Backoff
-from autospec.serving.launch_options import LaunchOptions, footprint, launch_seconds, memory_limit_bytes
+from autospec.serving.launch_options import (
+    Backoff,
+    LaunchOptions,
+    footprint,
+    launch_seconds,
+    memory_limit_bytes,
+)
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.server_pool import ServerPool
 from autospec.serving.supervisor import Supervisor

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autospec.drafting import OFF
-from autospec.serving.backoff import Backoff
-from autospec.serving.launch_options import LaunchOptions, footprint, maps_files
+from autospec.serving.launch_options import Backoff, LaunchOptions, footprint, maps_files
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.server_pool import ServerPool
 from autospec.settings import load_settings

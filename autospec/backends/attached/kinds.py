@@ -119,10 +119,6 @@ def find_out(get: Callable[[str], Any]) -> FoundServer | None:
 def behind_router(get: Callable[[str], Any], name: str) -> FoundServer | None:
     """What the server is that a router runs for a model; the router loads the model first, if need be.
 
-    Args:
-        get: As for `find_out`.
-        name: The router's name for the model.
-
     Returns:
         ``None`` if the router does not answer for that model.
     """

@@ -43,11 +43,6 @@ class LlamaCppScorer(ChildServer):
     def launch(cls, model_path: str, *, n_ctx: int, state_dir: Path) -> LlamaCppScorer:
         """Load a GGUF and evaluate a few tokens: some builds load and then die at their first matrix multiplication.
 
-        Args:
-            model_path: The GGUF file.
-            n_ctx: Most tokens of a prompt with its answer.
-            state_dir: Where the launch's record and log go.
-
         Raises:
             BackendMissingError: llama-cpp-python is not installed.
             LaunchError: It cannot load the model, or does not run here.

@@ -47,12 +47,7 @@ _VERBOSITY = frozenset({"-v", "--verbose", "-lv", "--verbosity", "--log-verbosit
 
 
 class LlamaServer:
-    """The backend `llama-server`.
-
-    Args:
-        binary: The program; ``None`` takes the one on PATH.
-        state_dir: Takes records, logs and hashes.
-    """
+    """The backend `llama-server`."""
 
     name = "llama-server"
 

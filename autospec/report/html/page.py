@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
 import autospec
 from autospec.cells import Aim
@@ -34,7 +35,6 @@ from autospec.measure.measurements import Pair
 from autospec.recommendations import LimitVerdict, Recommendation, Status, Verdict
 from autospec.report.explanation import Explanation
 from autospec.report.html import GENERATOR
-from autospec.report.html.acceptance import AcceptanceMap
 from autospec.report.html.figures import (
     CostPoint,
     Forecast,
@@ -42,11 +42,19 @@ from autospec.report.html.figures import (
     cost_figure,
     forecast_figure,
     gain_figure,
+    inline_svg,
     launch_names,
+    plain_text,
     proof_figure,
 )
-from autospec.report.html.findings import Findings, ModelFindings, RecordFindings, TypeFindings, threshold_of
-from autospec.report.html.svg import inline_svg, plain_text
+from autospec.report.html.findings import (
+    AcceptanceMap,
+    Findings,
+    ModelFindings,
+    RecordFindings,
+    TypeFindings,
+    threshold_of,
+)
 from autospec.report.server_config import drafting_args, to_run
 
 __all__ = ["MOST_BYTES", "page"]
@@ -67,14 +75,15 @@ class _Figure:
     caption: str
     note: str
 
+    @classmethod
+    def of(cls, figure: Figure, name: str, title: str, *, description: str, note: str) -> _Figure:
+        """Place a figure of `autospec.report.html.figures`."""
+        svg = inline_svg(figure, name=name, title=title, description=description)
+        return cls(Markup(svg), title, note)  # noqa: S704 - Matplotlib escapes its texts
+
 
 def page(findings: Findings, now: dt.datetime | None = None) -> str:
-    """The whole page.
-
-    Args:
-        findings: What it shows.
-        now: For ages and the date; by default the present.
-    """
+    """The whole page."""
     moment = now or dt.datetime.now(dt.UTC)
     models = [_model(m, f"m{place}", moment) for place, m in enumerate(findings.models, start=1)]
     record = None if findings.record is None else _record(findings.record)
@@ -199,7 +208,6 @@ def _kind(r: Recommendation) -> str:
 
 def _row(r: Recommendation, now: dt.datetime) -> dict[str, Any]:
     """A row of the table of verdicts."""
-    ends = bounded(r.speedup_ci)
     unpaired = r.evidence.get("unpaired")
     pairs = str(r.pairs)
     if not r.pairs and isinstance(unpaired, Mapping):
@@ -213,7 +221,7 @@ def _row(r: Recommendation, now: dt.datetime) -> dict[str, Any]:
         "off_tps": plain_speed(r.baseline_tps),
         "drafting_tps": plain_speed(r.drafting_tps),
         "gain": _gain(r.speedup),
-        "interval": "–" if ends is None else f"{_gain(ends[0])} to {_gain(ends[1])}",
+        "interval": _interval(r.speedup_ci),
         "pairs": pairs,
         "acceptance": _share(r.acceptance),
         "status": str(r.status),
@@ -252,12 +260,13 @@ def _gain_plot(gains: Sequence[Gain], name: str, title: str) -> _Figure:
         f"{g.label}: {_gain(g.ratio)}, {g.verdict}" if g.ratio is not None else f"{g.label}: not measured"
         for g in gains
     ]
-    svg = inline_svg(gain_figure(gains), name=f"{name}-gains", title=title, description="; ".join(told) + ".")
     note = (
         f"Full line: off. Dashed line: the {_least(g.threshold for g in gains)} that an enable must exceed with its whole interval."
         " ▲ enable, ▼ disable, ◆ undecided; hollow: not proven on this machine as it is today."
     )
-    return _Figure(Markup(svg), title, note)  # noqa: S704 - Matplotlib escapes its texts
+    return _Figure.of(
+        gain_figure(gains), f"{name}-gains", title, description=f"{'; '.join(told)}.", note=note
+    )
 
 
 def _forecasts(m: ModelFindings, name: str) -> dict[str, Any] | None:
@@ -269,7 +278,6 @@ def _forecasts(m: ModelFindings, name: str) -> dict[str, Any] | None:
     told = "; ".join(
         f"{f.label}: predicted {_gain(f.predicted)}, measured {_gain(f.measured)}" for f in found
     )
-    svg = inline_svg(forecast_figure(found), name=f"{name}-forecasts", title=title, description=f"{told}.")
     note = "Bars: the interval of each side. A prediction chooses what is launched; it never enables."
     rows = [
         {
@@ -281,7 +289,8 @@ def _forecasts(m: ModelFindings, name: str) -> dict[str, Any] | None:
         }
         for f in found
     ]
-    return {"figure": _Figure(Markup(svg), title, note), "rows": rows}  # noqa: S704 - as above
+    drawn = _Figure.of(forecast_figure(found), f"{name}-forecasts", title, description=f"{told}.", note=note)
+    return {"figure": drawn, "rows": rows}
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
@@ -322,18 +331,18 @@ def _costs(m: ModelFindings, name: str) -> Iterator[dict[str, Any]]:
             f"; {p.label}: {p.proposals:.1f} proposals, {p.tokens:.2f} tokens for the time of {p.cost:.2f}"
             for p in points
         )
-        svg = inline_svg(
-            cost_figure(curve, points),
-            name=f"{name}-cost{place}",
-            title=title,
-            description=f"Time of a cycle in tokens without drafting, {told}{paid}.",
-        )
         note = (
             "Drafting pays where a cycle yields more tokens than it takes the time of: where a marker lies above the bar of its colour."
             " Above the dashed line drafting could not pay even if every proposal were accepted."
         )
         yield {
-            "figure": _Figure(Markup(svg), title, note),  # noqa: S704 - as above
+            "figure": _Figure.of(
+                cost_figure(curve, points),
+                f"{name}-cost{place}",
+                title,
+                description=f"Time of a cycle in tokens without drafting, {told}{paid}.",
+                note=note,
+            ),
             "curve": [f"{cost:.2f}" for cost in curve],
             "points": points,
         }
@@ -435,14 +444,9 @@ def _proof(t: TypeFindings, name: str, threshold: float) -> _Figure:
         for look in t.looks
     )
     title = f"Every pair{', and how the verdict grew' if t.looks else ''}: {kind}"
-    svg = inline_svg(
-        proof_figure(t.pairs, t.looks, threshold),
-        name=f"{name}-proof",
-        title=title,
-        description=f"{told}{looks}.",
-    )
     note = "Each dot is one prompt, asked with and without drafting. Dots of one launch share a shape and a colour."
-    return _Figure(Markup(svg), title, note)  # noqa: S704 - as above
+    drawn = proof_figure(t.pairs, t.looks, threshold)
+    return _Figure.of(drawn, f"{name}-proof", title, description=f"{told}{looks}.", note=note)
 
 
 def _pair_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:

@@ -1,0 +1,79 @@
+"""The proxy as a child process: restarted when it crashes, left running when the daemon crashes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from autospec.daemon.children import ProxyChild
+from tests.daemon.test_work import SetClock
+
+LIVES = (sys.executable, "-c", "import time; time.sleep(60)")
+CRASHES = (sys.executable, "-c", "raise SystemExit(1)")
+
+
+def ended(proxy: ProxyChild) -> None:
+    """Poll until it has ended."""
+    deadline = time.monotonic() + 20
+    while proxy.pid is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_crashed_proxy_is_started_again_after_longer_and_longer_pauses(tmp_path: Path):
+    """One second, two, four; by an injected clock."""
+    clock = SetClock()
+    proxy = ProxyChild(CRASHES, tmp_path, tmp_path / "log", clock)
+    pauses = []
+    for _ in range(3):
+        assert proxy.keep() is None
+        ended(proxy)
+        pauses.append(proxy.keep())
+        clock.now_s += pauses[-1] or 0.0
+    assert pauses == [1.0, 2.0, 4.0]
+    assert proxy.last_end == "it ended with exit code 1"
+    proxy.stop()
+
+
+def test_what_happens_to_it_is_told_once(tmp_path: Path):
+    """Issue 17, item 9: the daemon said nothing of a proxy that was killed. A row of crashes hides no other event."""
+    clock = SetClock()
+    proxy = ProxyChild(LIVES, tmp_path, tmp_path / "log", clock)
+    told = []
+    for _ in range(5):
+        proxy.keep()
+        assert not proxy.news()
+        assert proxy.pid is not None
+        psutil.Process(proxy.pid).kill()
+        ended(proxy)
+        clock.now_s += 5.0
+        clock.now_s += proxy.keep() or 0.0
+        told.append(proxy.news())
+    assert told == ["The proxy was ended by SIGKILL after 5 s; it will be started again."] * 3 + [""] * 2
+    proxy.stop()
+
+
+def test_wrong_usage_is_not_tried_every_second(tmp_path: Path):
+    """Exit code 2: its configuration has to change first."""
+    proxy = ProxyChild((sys.executable, "-c", "raise SystemExit(2)"), tmp_path, tmp_path / "log", SetClock())
+    proxy.keep()
+    ended(proxy)
+    assert proxy.keep() == 60.0
+
+
+def test_the_next_daemon_adopts_the_proxy_of_one_that_crashed(tmp_path: Path):
+    """The proxy keeps serving after a crash of the daemon; a daemon that stops on purpose stops it."""
+    first = ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock())
+    first.keep()
+    second = ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock())
+    assert second.keep() is None
+    assert f"goes on (process {first.pid})" in second.news()
+    assert not second.news()
+    assert second.pid == first.pid is not None
+    child = psutil.Process(second.pid)
+    second.stop()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    first.stop()
