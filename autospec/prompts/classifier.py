@@ -1,9 +1,9 @@
 """Classify a request by prompt type, first by its structure and then by its words, in less than a millisecond.
 
-Offered tools or tool results are `agentic`, fill-in-the-middle is `coding`, a required answer format is `extraction`. Otherwise
-the *ask*, which is the first and last paragraph of the user's last message, is scored by the cues in `keywords.toml`, by the
-material between (code, sources, length), and with less weight by the system prompt and earlier turns. Without any evidence a
-question is `qa`, anything else `chat`.
+Offered tools or tool results are `agentic` (but not the tools that a chat page offers with every message), fill-in-the-middle is
+`coding`, a required answer format is `extraction`. Otherwise the *ask*, which is the first and last paragraph of the user's last
+message, is scored by the cues in `keywords.toml`, by the material between (code, sources, length), and with less weight by the
+system prompt and earlier turns. Without any evidence a question is `qa`, anything else `chat`.
 
 `studies/bench/classifier.py` prints the accuracy on a labelled set and microseconds per request.
 """

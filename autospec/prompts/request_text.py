@@ -42,6 +42,7 @@ class Keywords:
     code_marks: tuple[str, ...]
     fim_marks: tuple[str, ...]
     tool_phrases: tuple[str, ...]
+    chat_tools: frozenset[str]
 
 
 @cache
@@ -60,6 +61,7 @@ def keywords() -> Keywords:
         code_marks=tuple(data["code_marks"]),
         fim_marks=tuple(data["fim_marks"]),
         tool_phrases=tuple(data["tool_phrases"]),
+        chat_tools=frozenset(data["chat_tools"]),
     )
 
 
@@ -159,7 +161,17 @@ def read_request(body: Mapping[str, Any]) -> RequestText:
 
 def _tools(body: Mapping[str, Any]) -> str:
     offered = body.get("tools") or body.get("functions")
-    return "tools" if isinstance(offered, list) and offered and body.get("tool_choice") != "none" else ""
+    if not isinstance(offered, list) or not offered or body.get("tool_choice") == "none":
+        return ""
+    # A page that offers its own tools with every message says nothing about the message.
+    return "" if all(_tool_name(tool) in keywords().chat_tools for tool in offered) else "tools"
+
+
+def _tool_name(tool: Any) -> str:
+    """The name of a tool in OpenAI's or Anthropic's form; empty if it has none."""
+    described = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = described.get("name") if isinstance(described, Mapping) else None
+    return name if isinstance(name, str) else ""
 
 
 def _schema(body: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from autospec.proxy.request import (
     DRAFTING,
     LIMIT,
     PROMPT_TYPE,
+    WHY,
     Refused,
     RequestBody,
     for_backend,
@@ -422,7 +423,9 @@ class _Passage:
         headers[DRAFTING] = f"{label_of(self._lease.drafting)}{likely}".encode("ascii", "replace").decode()
         if self._lease.limit is not None:
             headers[LIMIT] = str(self._lease.limit)
-        allow_page(self._request.headers, headers, exposed=(DRAFTING, LIMIT, PROMPT_TYPE))
+        if (why := self._lease.why_off.get(prompt_type, self._lease.why_else)) is not None:
+            headers[WHY] = str(why)
+        allow_page(self._request.headers, headers, exposed=(DRAFTING, LIMIT, PROMPT_TYPE, WHY))
         ends_by_closing = answer.by_closing and not self._has_events
         kind = _EndsByClosing if ends_by_closing else _Passed
         response = kind(status=answer.status, reason=answer.reason, headers=headers)

@@ -23,6 +23,7 @@ __all__ = [
     "DRAFTING",
     "LIMIT",
     "PROMPT_TYPE",
+    "WHY",
     "BodiesInFlight",
     "Classify",
     "ProxyRequest",
@@ -44,6 +45,7 @@ __all__ = [
 PROMPT_TYPE = "x-autospec-prompt-type"
 DRAFTING = "x-autospec-drafting"
 LIMIT = "x-autospec-limit"  # of answers only
+WHY = "x-autospec-why"  # likewise: why there is no drafting
 
 _HOP_BY_HOP = frozenset(
     {

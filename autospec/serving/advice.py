@@ -28,7 +28,7 @@ from autospec.recommendations import (
     Verdict,
 )
 from autospec.report.selection import same_machine
-from autospec.serving.dispatch import Limit
+from autospec.serving.dispatch import OFF_BECAUSE, Limit, WhyOff
 
 __all__ = [
     "FAILED_LAUNCH",
@@ -67,6 +67,8 @@ class ModelAdvice:
     notes: tuple[str, ...] = ()  # a sentence for each drafting that is not used, or used with a reservation
     # Of the applied recommendations, by prompt type; of off there are none.
     limits: Mapping[PromptType | None, Limits] = field(default_factory=lambda: MappingProxyType({}))
+    # Why requests of a prompt type get no drafting; of types with one there is none.
+    why_off: Mapping[PromptType | None, WhyOff] = field(default_factory=lambda: OFF_BECAUSE[WhyOff.NOT_TUNED])
     switched_off: str = ""  # since when a person has switched drafting off for the model; empty if nobody has
 
     @property
@@ -139,14 +141,24 @@ def known_of(
         if rival is None or rank >= rival[0]:
             best[found.prompt_type] = (rank, entry)
     applied, notes = [], []
+    why: dict[PromptType | None, WhyOff | None] = {}
     for (exact, *_), entry in best.values():
         if likely and exact and (drafted := _with_likely(entry.recommendation)) is not None:
             entry = replace(entry, recommendation=drafted)  # noqa: PLW2901 - `best` keeps the stored one
-        recommendation, note = _applied(entry, place, trust, exact=exact, exists=exists)
+        recommendation, off, note = _applied(entry, place, trust, exact=exact, exists=exists)
         applied.append(recommendation)
+        why[recommendation.prompt_type] = off
         notes += [note] if note else []
     limits = MappingProxyType(limits_by_type(applied))
-    return ModelAdvice(tuple(applied), tuple(entry for _, entry in best.values()), tuple(notes), limits)
+    stored_here = tuple(entry for _, entry in best.values())
+    return ModelAdvice(tuple(applied), stored_here, tuple(notes), limits, _by_type(why))
+
+
+def _by_type(why: Mapping[PromptType | None, WhyOff | None]) -> Mapping[PromptType | None, WhyOff]:
+    """Why each prompt type gets no drafting; `why` is that of each recommendation, ``None`` for one that is served."""
+    other = why.get(None, WhyOff.TYPE_NOT_MEASURED if why else WhyOff.NOT_TUNED)
+    found = {kind: why.get(kind, other) for kind in (*PromptType, None)}
+    return MappingProxyType({kind: off for kind, off in found.items() if off is not None})
 
 
 def without_drafting(advice: ModelAdvice, since: str) -> ModelAdvice:
@@ -155,7 +167,8 @@ def without_drafting(advice: ModelAdvice, since: str) -> ModelAdvice:
     note = (
         f"Drafting is switched off for this model since {since}, by hand. What was measured has not changed."
     )
-    return ModelAdvice(applied, advice.stored, (note,), switched_off=since)
+    why = OFF_BECAUSE[WhyOff.BY_HAND]
+    return ModelAdvice(applied, advice.stored, (note,), why_off=why, switched_off=since)
 
 
 def beyond(limits: Limits, *, at_once: int, prompt_tokens: float, temperature: float | None) -> Limit | None:
@@ -254,31 +267,35 @@ def _applied(
     *,
     exact: bool,
     exists: Callable[[str], bool],
-) -> tuple[Recommendation, str]:
-    """The recommendation as it applies here, and a sentence if that changes what it says."""
+) -> tuple[Recommendation, WhyOff | None, str]:
+    """The recommendation as it applies here, why it is off if it is, and a sentence if that changes what it says."""
     found = entry.recommendation
     if not exact and found.status in (Status.PROVEN, Status.PROVISIONAL):
         # The figures are from another file, build or arguments.
         found = replace(found, status=Status.STALE)
     if found.drafting.is_off:
-        return found, ""
+        return found, WhyOff.DISABLE if found.verdict is Verdict.DISABLE else WhyOff.UNDECIDED, ""
     off = replace(found, drafting=OFF)
     what = f"{found.drafting.label} for {found.prompt_type or 'any'} prompts"
     mark = found.evidence.get(FAILED_LAUNCH)
     if isinstance(mark, dict) and _same_build(mark, place.build):
-        return off, f"{what} is off: the server did not start with it ({mark.get('error')})."
+        sentence = f"{what} is off: the server did not start with it ({mark.get('error')})."
+        return off, WhyOff.FAILED_LAUNCH, sentence
     if found.drafting.draft is not None and not exists(found.drafting.draft):
-        return off, f"{what} is off: the draft model {found.drafting.draft} does not exist."
+        sentence = f"{what} is off: the draft model {found.drafting.draft} does not exist."
+        return off, WhyOff.DRAFT_MISSING, sentence
     if is_likely(found):
-        return found, f"{what} is likely but not proven; it is used because the setting `trust` is `likely`."
+        sentence = f"{what} is likely but not proven; it is used because the setting `trust` is `likely`."
+        return found, None, sentence
     if found.status not in trust:
-        return (
-            off,
-            f"{what} is off: its status is {found.status}, which the setting serve_statuses does not allow.",
+        sentence = (
+            f"{what} is off: its status is {found.status}, which the setting serve_statuses does not allow."
         )
+        return off, WhyOff.STATUS, sentence
     if found.status is Status.STALE:
-        return found, f"{what} is used although it is stale: {_why_stale(entry, place, exact=exact)}."
-    return found, ""
+        sentence = f"{what} is used although it is stale: {_why_stale(entry, place, exact=exact)}."
+        return found, None, sentence
+    return found, None, ""
 
 
 def _why_stale(entry: StoredRecommendation, place: AdviceKey, *, exact: bool) -> str:

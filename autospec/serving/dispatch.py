@@ -6,12 +6,23 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from types import MappingProxyType
+from typing import Any, Final, Protocol, Self
 
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
 
-__all__ = ["Dispatch", "Lease", "Limit", "Offered", "Prompt", "PromptFacts", "RouteRequest"]
+__all__ = [
+    "OFF_BECAUSE",
+    "Dispatch",
+    "Lease",
+    "Limit",
+    "Offered",
+    "Prompt",
+    "PromptFacts",
+    "RouteRequest",
+    "WhyOff",
+]
 
 
 class Limit(StrEnum):
@@ -20,6 +31,33 @@ class Limit(StrEnum):
     CONCURRENT = "concurrent"
     CONTEXT = "context"
     TEMPERATURE = "temperature"
+
+
+class WhyOff(StrEnum):
+    """Why a request is answered without drafting: the values of ``x-autospec-why``."""
+
+    # Of the model's recommendations.
+    NOT_TUNED = "not-tuned"  # there are none
+    TYPE_NOT_MEASURED = "type-not-measured"  # there are others, for other prompt types
+    DISABLE = "disable"  # their verdict
+    UNDECIDED = "undecided"  # likewise
+    STATUS = "status"  # which `serve_statuses` does not allow
+    DRAFT_MISSING = "draft-missing"  # its file does not exist
+    BY_HAND = "by-hand"  # a person has switched drafting off
+    # Of the plan, where drafting is recommended.
+    FAILED_LAUNCH = "failed-launch"  # its server does not start, or keeps dying
+    PLAN = "plan"  # the plan keeps another server: see its reason
+    # Of the request.
+    ASKED = "asked"  # by the client
+    LIMIT = "limit"  # it is beyond the one that ``x-autospec-limit`` names
+    IMAGE = "image"  # only the server without drafting can see
+    NOT_READY = "not-ready"  # the server with drafting still starts
+
+
+# Each reason for every prompt type.
+OFF_BECAUSE: Final[Mapping[WhyOff, Mapping[PromptType | None, WhyOff]]] = MappingProxyType(
+    {why: MappingProxyType(dict.fromkeys((*PromptType, None), why)) for why in WhyOff}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +171,8 @@ class Lease(Protocol):
         fields: Fields to set in the request's JSON, for backends that choose the drafting per request; usually empty.
         headers: Headers to set in the request, e.g. the key of an attached server; usually empty.
         limit: The limit of the recommended drafting that the request is beyond; ``None`` if it is within all of them.
+        why_off: Why there is no drafting, by prompt type, because a prompt may be read later; empty with a drafting.
+        why_else: The same for other prompt types: the request's own reason; ``None`` with a drafting.
         concurrent: Most requests that the model answered at once during the lease, this one included.
         temperature: Of this request, the server's default included; ``None`` if it generates nothing.
     """
@@ -146,6 +186,8 @@ class Lease(Protocol):
     fields: Mapping[str, Any]
     headers: Mapping[str, str]
     limit: Limit | None
+    why_off: Mapping[PromptType | None, WhyOff]
+    why_else: WhyOff | None
     concurrent: int
     temperature: float | None
 

@@ -30,6 +30,7 @@ from autospec.cells import PromptType
 from autospec.drafting import Drafting
 from autospec.formats import duration, gigabytes, listed
 from autospec.recommendations import SCHEMA_VERSION
+from autospec.serving.dispatch import WhyOff
 from autospec.serving.plan_inputs import (
     Capacity,
     LaunchEstimate,
@@ -69,6 +70,7 @@ class ModelPlan:
     stops: tuple[Drafting, ...]
     routes: Mapping[PromptType, Route]
     only_route: Route | None  # of every prompt type; ``None`` if the type matters, or no server is kept
+    why_off: Mapping[PromptType | None, WhyOff]  # of prompt types that go to no drafting
     shares: Mapping[PromptType, float]  # of the busy time
     beyond_share: float  # of the busy time: requests beyond a limit of their drafting
     busy_s: float  # generation time without drafting, within the horizon
@@ -91,6 +93,7 @@ class ModelPlan:
             "starts": [drafting.to_json() for drafting in self.starts],
             "stops": [drafting.to_json() for drafting in self.stops],
             "routes": {str(kind): route.to_json() for kind, route in self.routes.items()},
+            "why_off": {str(kind): str(why) for kind, why in self.why_off.items() if kind is not None},
             "shares": {str(kind): round(share, 4) for kind, share in self.shares.items()},
             "beyond_limits": round(self.beyond_share, 4),
             "busy_s": round(self.busy_s, 1),
@@ -250,6 +253,7 @@ def _part(forecast: TrafficForecast, capacity: Capacity, chosen: tuple[LaunchEst
         stops=tuple(drafting for drafting in demand.running if drafting not in launches),
         routes=routes,
         only_route=next(iter(ways.values())) if len(ways) == 1 else None,
+        why_off=_why_off(demand, routes, launches),
         shares=forecast.shares,
         beyond_share=forecast.beyond_share,
         busy_s=forecast.busy_s,
@@ -257,6 +261,22 @@ def _part(forecast: TrafficForecast, capacity: Capacity, chosen: tuple[LaunchEst
         memory_bytes=_bytes(chosen),
         reason=reason,
     )
+
+
+def _why_off(
+    demand: ModelDemand, routes: Mapping[PromptType, Route], launches: Sequence[Drafting]
+) -> dict[PromptType | None, WhyOff]:
+    """Why prompt types go to no drafting; ``None`` stands for a prompt whose type is not known, as in `ModelPlan.route`."""
+    possible = {entry.drafting for entry in demand.possible}
+    off: list[PromptType | None] = [kind for kind, route in routes.items() if route.drafting.is_off]
+    if launches and launches[0].is_off:
+        off.append(None)
+    found = {}
+    for kind in off:
+        recommended = demand.advice.get(kind) if kind else None
+        refused = recommended is not None and not demand.per_request and recommended.drafting not in possible
+        found[kind] = demand.why_off.get(kind, WhyOff.FAILED_LAUNCH if refused else WhyOff.PLAN)
+    return found
 
 
 def _wanted(demand: ModelDemand) -> bool:

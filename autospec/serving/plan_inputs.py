@@ -20,7 +20,7 @@ from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.recommendations import LIKELY, LimitCheck, Limits, LimitVerdict, Recommendation
 from autospec.serving.advice import limits_by_type
-from autospec.serving.dispatch import Limit
+from autospec.serving.dispatch import OFF_BECAUSE, Limit, WhyOff
 
 __all__ = [
     "UNMEASURED_RATIO",
@@ -125,6 +125,8 @@ class ModelDemand:
     beyond_per_s: Mapping[tuple[PromptType, Limit], float] = field(
         default_factory=lambda: MappingProxyType({})
     )
+    # Why the recommendations draft nothing for a prompt type.
+    why_off: Mapping[PromptType | None, WhyOff] = field(default_factory=lambda: OFF_BECAUSE[WhyOff.NOT_TUNED])
     running: tuple[Drafting, ...] = ()  # of servers that are ready or starting
     in_use: bool = False  # requests are being answered or wait
     waiting_s: float = 0.0  # of the oldest waiting request

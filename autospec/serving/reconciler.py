@@ -13,16 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from autospec.catalog.model import Format
-from autospec.cells import Hardware
+from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError, OverloadedError, SettingsError
 from autospec.formats import counted
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.serving.advice import ModelAdvice, beyond
-from autospec.serving.dispatch import Limit, RouteRequest
+from autospec.serving.dispatch import Limit, RouteRequest, WhyOff
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.launch_options import Backoff, LaunchOptions
 from autospec.serving.model_registry import ModelRegistry
@@ -57,6 +58,7 @@ _REPLAN_S: Final = 30.0
 MISSED_S: Final = 60.0
 # A model that does not start at all refuses requests this long before the next attempt.
 _BROKEN_S: Final = 1.0
+_NOTHING: Final[Mapping[PromptType | None, WhyOff]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +272,7 @@ class Reconciler:
                     advice=advice_from(self.options.of(name).recommendations),
                     tokens_per_s=self.demand.traffic.tokens_per_s(name, now_s),
                     beyond_per_s=self.demand.beyond_per_s(name, now_s),
+                    why_off=self.options.of(name).why_off,
                     running=self.pool.live(name),
                     in_use=bool(waiting) or leases > 0 or name in self._restarting,
                     waiting_s=max((now_s - w.since_s for w in waiting), default=0.0),
@@ -353,6 +356,7 @@ class Reconciler:
                 model, request.facts.prompt_type, lease.tokens, now - begun, now, limit=limit
             )
 
+        why_off, why_else = self._why_off(request, drafting, limit)
         lease = ServerLease(
             launch,
             # What was measured on the server belongs to the build that it was started from.
@@ -360,6 +364,8 @@ class Reconciler:
             drafting,
             likely=self.options.of(model).likely(drafting),
             limit=limit,
+            why_off=why_off,
+            why_else=why_else,
             temperature=self._temperature(request),
             number=request.number,
             returned=returned,
@@ -386,6 +392,19 @@ class Reconciler:
             prompt_tokens=self.prompt_lengths.estimate(request.model, request),
             temperature=self._temperature(request),
         )
+
+    def _why_off(
+        self, request: RouteRequest, drafting: Drafting, limit: Limit | None
+    ) -> tuple[Mapping[PromptType | None, WhyOff], WhyOff | None]:
+        """Why a request gets no drafting: by prompt type, which this does not read, and for types that have one otherwise."""
+        if not drafting.is_off:
+            return _NOTHING, None
+        if request.drafting_off:
+            return _NOTHING, WhyOff.ASKED
+        part = self.plan.of(request.model)
+        known = self.options.of(request.model).why_off if part is None else part.why_off
+        sees = request.images and self.options.takes_images(request.model)
+        return known, WhyOff.LIMIT if limit else WhyOff.IMAGE if sees else WhyOff.NOT_READY
 
     def _temperature(self, request: RouteRequest) -> float | None:
         """The temperature of a request; ``None`` if it generates nothing."""

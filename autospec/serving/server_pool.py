@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Protocol, Self
 
 from autospec.backends.protocol import LaunchSettings, Server
@@ -16,7 +17,7 @@ from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError, UnsupportedError, UsageError
-from autospec.serving.dispatch import Limit
+from autospec.serving.dispatch import Limit, WhyOff
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
@@ -309,6 +310,8 @@ class ServerLease:
         *,
         likely: frozenset[PromptType | None] = frozenset(),
         limit: Limit | None = None,
+        why_off: Mapping[PromptType | None, WhyOff] = MappingProxyType({}),
+        why_else: WhyOff | None = None,
         temperature: float | None = None,
         number: int = 0,
         returned: Callable[[ServerLease], None] = lambda _: None,
@@ -325,6 +328,8 @@ class ServerLease:
         self.fields: Mapping[str, Any] = {**launch.request_fields, **engine.request_fields(drafting)}
         self.headers = launch.request_headers
         self.limit = limit
+        self.why_off = why_off
+        self.why_else = why_else
         self.temperature = temperature
         self.concurrent = 1
         self.tokens: float | None = None

@@ -87,6 +87,16 @@ def test_it_shows_a_switch_while_it_happens(stage, page):
     assert "the server has ended" in page.script("return document.getElementById('announcement').textContent")
 
 
+def test_it_says_why_there_is_no_drafting(stage, page):
+    """Nothing was measured for one model; the other one is switched off by hand."""
+    stage.use("beta")
+    stage.use()
+    page.open(stage.url)
+    page.wait_for("off, because: nothing was measured for this model", "#requests")
+    stage.loop.run(stage.supervisor.switch_drafting("alpha", off=True))
+    page.wait_for("off, because: switched off by hand", "#requests")
+
+
 def test_it_shows_a_tune_and_its_result(stage, page):
     """Asked for by keyboard; the step's progress; the new recommendation as soon as it is stored."""
     stage.use()

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from autospec.errors import LaunchError, OverloadedError
-from autospec.serving.dispatch import Limit
+from autospec.serving.dispatch import Limit, WhyOff
 from tests.golden.conftest import Place, environment, make_known
 from tests.golden.golden import check_json, normalized
 from tests.proxy.harness import LentServer, Loop, OneModel, proxy_over
@@ -212,7 +212,8 @@ def test_what_goes_wrong_behind_the_proxy(loop, tmp_path, path):
         await asked.chunk(b"data: {}\n\n")
 
     backend = loop.run(StandIn(breaks).start())
-    dispatch = OneModel([LentServer(backend.base_url, likely=frozenset({None}), limit=Limit.CONTEXT)])
+    facts: dict[str, Any] = {"limit": Limit.CONTEXT, "why_else": WhyOff.LIMIT}
+    dispatch = OneModel([LentServer(backend.base_url, likely=frozenset({None}), **facts)])
     with proxy_over(loop, dispatch, tmp_path / "autospec.db") as proxy:
         for name, refusal in {
             "overloaded": OverloadedError("Full."),

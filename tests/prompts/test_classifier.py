@@ -27,6 +27,24 @@ def chat(text: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **more}
 
 
+def page_tools(*more: str) -> list[dict[str, Any]]:
+    """Some of what Open WebUI 0.12 offers with every message, and more."""
+    names = ("get_current_timestamp", "ask_user", "query_knowledge_files", "create_calendar_event", *more)
+    return [{"type": "function", "function": {"name": name, "parameters": {}}} for name in names]
+
+
+def test_the_tools_of_a_chat_page_do_not_make_its_chats_agentic():
+    """Every chat of Open WebUI 0.12 was `agentic`, so that no verdict for another type was ever used for it."""
+    asked = "Translate into French: the moon is bright tonight."
+    assert classify(chat(asked, tools=page_tools())) == classify(chat(asked))
+    assert classify(chat(asked, tools=page_tools())).prompt_type == "translation"
+    used = chat(asked, tools=page_tools())
+    used["messages"] = [*used["messages"], {"role": "tool", "content": "98 %"}]
+    assert classify(used).reason == "tool-results"
+    for offered in (page_tools("search_web"), page_tools("my_tool"), [*page_tools(), {"function": 1}, 5]):
+        assert classify(chat(asked, tools=offered)).reason == "tools"
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "reason"),
     [

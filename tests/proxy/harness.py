@@ -18,7 +18,7 @@ from autospec.errors import AutospecError, UnknownModelError
 from autospec.proxy.app import Rules
 from autospec.proxy.request import Classify
 from autospec.proxy.serve import ListeningProxy, listen
-from autospec.serving.dispatch import Limit, Offered, RouteRequest
+from autospec.serving.dispatch import Limit, Offered, RouteRequest, WhyOff
 
 START_TIMEOUT_S = 30.0
 
@@ -39,6 +39,8 @@ class LentServer:
     fields: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     limit: Limit | None = None
+    why_off: Mapping[PromptType | None, WhyOff] = field(default_factory=dict)
+    why_else: WhyOff | None = None
     concurrent: int = 1
     temperature: float | None = None
     deaths: int = 0

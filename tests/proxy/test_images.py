@@ -15,9 +15,11 @@ import pytest
 
 from autospec.backends.protocol import LaunchSettings
 from autospec.catalog.resolve import OwnSettings
+from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import LaunchError, UnsupportedError
 from autospec.proxy.request import has_images
+from autospec.serving.dispatch import WhyOff
 from autospec.serving.model_registry import Engine, ModelRegistry
 from autospec.settings import Adapter, ModelSettings
 from tests.serving.scene import (
@@ -141,6 +143,7 @@ async def test_an_image_goes_to_the_server_without_drafting_where_the_build_does
             assert text.drafting == DRAFTED
             async with await supervisor.lease(IMAGES) as seen:
                 assert seen.drafting == OFF
+                assert (seen.why_off.get(PromptType.CODING), seen.why_else) == (None, WhyOff.IMAGE)
             async with await supervisor.lease(wanted()) as again:
                 assert again.drafting == DRAFTED
         assert len(scene.backend.servers) == 2

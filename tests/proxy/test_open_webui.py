@@ -1,8 +1,7 @@
 """What Open WebUI sends, replayed: its server asks for models and chats, its page asks from its own address.
 
-Its package is some gigabytes, so it is not run here. Written from its source: backend/open_webui/routers/openai.py
-(`send_get_request`, `get_headers_and_cookies`, `generate_chat_completion`; as of commit 004a45f) and
-src/lib/apis/openai/index.ts (as of commit 0334ab7).
+Its package is some gigabytes, so it is not run here. Recorded from 0.12.4; the headers with the person's name are from its source,
+backend/open_webui/routers/openai.py (`get_headers_and_cookies`; as of commit 004a45f).
 """
 
 from __future__ import annotations
@@ -27,15 +26,12 @@ SERVER = {
     "X-OpenWebUI-User-Email": "a@b.example",
     "X-OpenWebUI-User-Role": "admin",
     "X-OpenWebUI-Chat-Id": "c1",
-    "User-Agent": "Python/3.11 aiohttp/3.13.0",
+    "User-Agent": "Python/3.11 aiohttp/3.14.5",
 }
-CHAT = {
-    "stream": True,
-    "model": "main",
-    "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
-    "stream_options": {"include_usage": True},
-}
-TITLE = {"model": "main", "messages": [{"role": "user", "content": "### Task:\nGenerate a title"}], "stream": False, "max_tokens": 50}  # fmt: skip
+# It offers some 36 tools of its own with every message; the first one of them.
+TOOL = {"type": "function", "function": {"name": "get_current_timestamp", "description": "Get the current Unix timestamp in seconds.", "parameters": {"properties": {}, "type": "object"}}}  # fmt: skip
+CHAT = {"stream": True, "model": "main", "messages": [{"role": "user", "content": "Hi"}], "tools": [TOOL]}
+TITLE = {"model": "main", "messages": [{"role": "user", "content": "### Task:\nGenerate a concise title"}], "stream": False, "max_tokens": 1000}  # fmt: skip
 STREAM = b'data: {"choices": [{"delta": {"content": "Hello"}}]}\n\ndata: {"choices": [], "usage": {"completion_tokens": 1}}\n\ndata: [DONE]\n\n'
 
 

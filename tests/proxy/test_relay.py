@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.proxy.relay import WholeEvents
+from autospec.serving.dispatch import WhyOff
 from tests.backends.waiting import wait_until
 from tests.proxy.harness import LentServer, OneModel, on_both_loops, proxy_over
 from tests.proxy.raw import connected, everything, exchange, post
@@ -231,6 +232,25 @@ def test_the_header_tells_what_is_only_likely(loop, storage, backend, kind, told
     with proxy_over(loop, OneModel([lent]), storage) as proxy:
         answer = ask(proxy, headers={"x-autospec-prompt-type": kind})
         assert answer.headers["x-autospec-drafting"] == f"draft-model d n_max=8{told}"
+
+
+def test_an_answer_without_drafting_says_why(loop, storage, backend):
+    """By the prompt's type; an answer that was drafted has no such header, and a page may read it."""
+    lent = LentServer(backend.base_url, why_off={PromptType.CODING: WhyOff.UNDECIDED})
+    with proxy_over(loop, OneModel([lent]), storage) as proxy:
+        origin = {"Origin": "http://localhost:3000"}
+        answer = ask(proxy, headers={"x-autospec-prompt-type": "coding", **origin})
+        assert (answer.headers["x-autospec-drafting"], answer.headers["x-autospec-why"]) == (
+            "off",
+            "undecided",
+        )
+        assert "x-autospec-why" in answer.headers["access-control-expose-headers"]
+        assert "x-autospec-why" not in ask(proxy, headers={"x-autospec-prompt-type": "math"}).headers
+        lent.why_else = WhyOff.LIMIT
+        assert ask(proxy, headers={"x-autospec-prompt-type": "math"}).headers["x-autospec-why"] == "limit"
+        assert (
+            ask(proxy, headers={"x-autospec-prompt-type": "coding"}).headers["x-autospec-why"] == "undecided"
+        )
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,14 @@ function against(value, proof, words) {
   return {text: `${words(value)}, ${words(proof)} in the proof${short ? ": lower" : ""}`, kind: short ? "wait" : ""};
 }
 
+// The reasons that a plan gives for no drafting (`WhyOff` in autospec/serving/dispatch.py).
+const WHY_OFF = {
+  "not-tuned": "nothing was measured for this model", "type-not-measured": "this prompt type was not measured",
+  "disable": "it is slower", "undecided": "no gain is proven", "status": "serve_statuses does not allow its recommendation",
+  "draft-missing": "the draft model's file is missing", "by-hand": "switched off by hand",
+  "failed-launch": "its server does not start or keeps dying", "plan": "the plan keeps another server",
+};
+
 function requestRow(model, kind, count, total) {
   const part = state.plan.models.find((m) => m.model === model);
   const route = part && part.routes[kind];
@@ -290,7 +298,7 @@ function requestRow(model, kind, count, total) {
   return {key: `${model}|${kind}`, cells: [
     {text: `${model}, ${kind}`},
     {text: `${count.requests.toFixed(1)} (${percent(total ? count.tokens / total : 0)} of the tokens)`},
-    {text: route ? label(route.drafting) : "not loaded"},
+    {text: route ? `${label(route.drafting)}${part.why_off[kind] ? `, because: ${WHY_OFF[part.why_off[kind]] || part.why_off[kind]}` : ""}` : "not loaded"},
     {text: advice ? `${advice.verdict}${advice.likely ? ", likely" : ""}, ${advice.status}${advice.speedup ? `, ${times(advice.speedup)}` : ""}` : "not measured"},
     speeds,
     served && isOff(served) ? {text: "–"} : against(live && live.acceptance, advice && proof.acceptance, percent),
