@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from autospec.service.definition import STOP_WITHIN_S
 from autospec.settings import KEYS
 from tests.golden.conftest import SYSTEM_PATH
 
@@ -112,9 +113,29 @@ def test_the_image_sets_settings_that_there_are():
 
 def test_the_image_takes_an_extra_that_there_is():
     """Of an unknown one, pip only warns."""
-    extras = re.findall(r"'\.\[(\w+)\]'", DOCKERFILE.read_text("utf-8"))
-    assert extras
-    assert set(extras) <= PROJECT["optional-dependencies"].keys()
+    text = DOCKERFILE.read_text("utf-8")
+    assert '".[${EXTRAS}]"' in text
+    extras = re.findall(r"\bEXTRAS=([\w,-]+)", text)
+    # The example in the comment, and what it is without --build-arg.
+    assert len(extras) == 2
+    assert {name for names in extras for name in names.split(",")} <= PROJECT["optional-dependencies"].keys()
+
+
+def test_the_image_is_given_time_to_stop():
+    """After ten seconds `docker stop` killed a proxy that waits fifteen for an answer in progress."""
+    for file in (DOCKERFILE, ROOT / "docs/platforms.md"):
+        examples = re.findall(r"docker run (.*AUTOSPEC_PROXY_API_KEY.*)", file.read_text("utf-8"))
+        assert examples
+        for options in examples:
+            given = re.search(r"--stop-timeout (\d+)", options)
+            assert given
+            assert int(given[1]) >= STOP_WITHIN_S
+
+
+def test_podman_builds_the_health_check():
+    """Of an OCI image, which Podman and Buildah make unless told otherwise, it is no part: Buildah 1.28 ignored it."""
+    for file in (DOCKERFILE, ROOT / "docs/platforms.md"):
+        assert "--format docker" in file.read_text("utf-8")
 
 
 @pytest.mark.process
