@@ -6,7 +6,7 @@ class Autospec < Formula
 
   desc "Finds out on this machine whether speculative decoding pays"
   homepage "https://pypi.org/project/autospec-llm/"
-  url "https://files.pythonhosted.org/packages/source/a/autospec-llm/autospec_llm-0.1.0.tar.gz"
+  url "https://files.pythonhosted.org/packages/00/00/000000000000000000000000000000000000000000000000000000000000/autospec_llm-0.1.0.tar.gz"
   sha256 "0000000000000000000000000000000000000000000000000000000000000000"
   license "MIT"
 

@@ -202,6 +202,15 @@ def test_the_formula_has_every_dependency(script):
     assert needs >= {"certifi", "llama.cpp", "numpy", "scipy"}
 
 
+def test_the_formulas_address_has_the_form_that_homebrew_wants():
+    """`brew style` (FormulaAudit/PyPiUrls) refused the short form, packages/source/a/…, which the formula had."""
+    [url] = re.findall(r'^  url "(.+)"$', FORMULA.read_text("utf-8"), re.MULTILINE)
+    assert re.fullmatch(
+        r"https://files\.pythonhosted\.org/packages/[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{60}/autospec_llm-[\d.]+\.tar\.gz",
+        url,
+    )
+
+
 def test_the_formula_is_whole():
     """Every block that begins ends; Ruby itself is not here to say so."""
     code = re.sub(r"<<~EOS.*?^\s*EOS$", "", FORMULA.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
