@@ -229,6 +229,7 @@ class Autospec < Formula
   test do
     ENV["AUTOSPEC_HOME"] = testpath/"home"
     assert_match version.to_s, shell_output("#{bin}/autospec --version")
-    assert_match "llama-server", shell_output("#{bin}/autospec doctor --json")
+    doctor = JSON.parse(shell_output("#{bin}/autospec doctor --json"))
+    assert doctor["backends"].find { |backend| backend["name"] == "llama-server" }["ok"]
   end
 end

@@ -211,6 +211,11 @@ def test_the_formulas_address_has_the_form_that_homebrew_wants():
     )
 
 
+def test_the_formulas_test_can_fail():
+    """It looked for the word llama-server, which the doctor also writes where there is none."""
+    assert '"llama-server" }["ok"]' in FORMULA.read_text("utf-8")
+
+
 def test_the_formula_is_whole():
     """Every block that begins ends; Ruby itself is not here to say so."""
     code = re.sub(r"<<~EOS.*?^\s*EOS$", "", FORMULA.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
