@@ -58,4 +58,9 @@ def _origin() -> dict[str, Any]:
         found = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
     except (metadata.PackageNotFoundError, OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and _is_there(str(found.get("url", ""))) else {}
+
+
+def _is_there(url: str) -> bool:
+    """False for a folder or file that is gone, as the clone of a Docker image's build stage."""
+    return not url.startswith("file:") or Path(unquote(urlsplit(url).path)).exists()

@@ -19,6 +19,7 @@ __all__ = [
     "replace_file",
     "studies_dir",
     "user_temp_dir",
+    "write_hint",
 ]
 
 # For what macOS keeps from a program until the user allows it. A background service has no window to ask in.
@@ -38,6 +39,16 @@ def privacy_hint(text: str, platform: str = sys.platform) -> str:
     if "Operation not permitted" in text:
         return PRIVACY_HINT
     return _NETWORK_HINT if "No route to host" in text else ""
+
+
+def write_hint(text: str) -> str:
+    """Whom to allow to write, after an error with this text; empty if a missing permission is not the cause.
+
+    In a container the user is a number that the owner of a mounted folder does not know.
+    """
+    if "Permission denied" not in text and "readonly database" not in text:
+        return ""
+    return f"Allow user {os.geteuid()}, as whom autospec runs, to write there, or choose another folder with AUTOSPEC_HOME."
 
 
 def user_temp_dir(platform: str = sys.platform) -> Path:

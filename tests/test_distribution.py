@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -56,6 +57,21 @@ def test_homebrew_has_no_extras():
     """Its environment has no pip."""
     prefix = Path("/opt/homebrew/Cellar/autospec/0.1.0/libexec")
     assert install_line_for("mlx", prefix, {}) == f"pipx install '{DISTRIBUTION}[mlx]'"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_clone_that_is_gone_is_not_named(tmp_path: Path, monkeypatch, there):
+    """In a Docker image, `pip install '/src[mlx]'` named the folder of the build stage."""
+    clone = tmp_path / "my src"
+    if there:
+        clone.mkdir()
+
+    class Installed:
+        def read_text(self, _name: str) -> str:
+            return json.dumps({"url": clone.as_uri(), "dir_info": {}})
+
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _name: Installed())
+    assert install_line("mlx").endswith(f"'{clone if there else DISTRIBUTION}[mlx]'")
 
 
 def test_of_this_installation():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -190,6 +191,8 @@ def _examine_models(findings: Findings, settings: Settings) -> None:
 
 
 def _try_storage(url: str) -> None:
+    from autospec.files import write_hint
+
     file = _database_file(url)
     if file is not None and not file.exists():
         # The doctor must not create the file: the first tune does.
@@ -197,7 +200,7 @@ def _try_storage(url: str) -> None:
         if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
             raise AutospecError(
                 f"The database folder {folder} is not writable.",
-                "Check who owns it, or choose another with AUTOSPEC_HOME.",
+                write_hint(os.strerror(errno.EACCES)),
             )
         return
     from autospec.store.database import open_store

@@ -18,6 +18,7 @@ from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.distribution import install_line
 from autospec.drafting import Drafting
 from autospec.errors import StoreError
+from autospec.files import write_hint
 from autospec.measure.launch_scatter import LaunchComparison
 from autospec.measure.measurements import Measurement, Phase, Sample
 from autospec.recommendations import Recommendation, StoredRecommendation
@@ -292,7 +293,7 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
         except OSError as error:
             raise StoreError(
                 f"The folder of the database {sqlite_file} cannot be created: {error.strerror}.",
-                "Set another `storage` in the config, or allow autospec to write there.",
+                write_hint(str(error)) or "Set another `storage` in the config.",
             ) from error
         arguments["connect_args"] = {"timeout": _SQLITE_BUSY_TIMEOUT_S}
     try:

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from autospec.errors import StoreError
+from autospec.files import write_hint
 
 __all__ = ["CellLocks", "first_use", "plain_errors"]
 
@@ -32,7 +33,8 @@ def plain_errors(engine: sa.Engine) -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         raise StoreError(
             f"The database {where} cannot be used: {error.orig}.",
-            "Check that the disk has space and the file is not damaged; `autospec config show` prints its path.",
+            write_hint(str(error.orig))
+            or "Check that the disk has space and the file is not damaged; `autospec config show` prints its path.",
         ) from error
     except sa.exc.SQLAlchemyError as error:
         raise StoreError(f"The database {where} cannot be used: {error}.", "Check `storage`.") from error

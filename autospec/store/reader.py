@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from autospec.cells import Hardware
 from autospec.errors import StoreError
+from autospec.files import write_hint
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.store.compatibility import (
     NEWEST_OVERALL,
@@ -115,8 +116,10 @@ def _read(url: str, query: str) -> list[tuple[Any, ...]]:
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
             return []
+        # SQLite reads a database in WAL mode only where it may write beside it.
         raise StoreError(
-            f"The database {path} cannot be read: {error}.", "Check `autospec config show`."
+            f"The database {path} cannot be read: {error}.",
+            write_hint(str(error)) or "Check `autospec config show`.",
         ) from error
     except sqlite3.DatabaseError as error:
         raise StoreError(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from autospec.service.definition import STOP_WITHIN_S
 from autospec.settings import KEYS
 from tests.golden.conftest import SYSTEM_PATH
 
@@ -112,9 +113,29 @@ def test_the_image_sets_settings_that_there_are():
 
 def test_the_image_takes_an_extra_that_there_is():
     """Of an unknown one, pip only warns."""
-    extras = re.findall(r"'\.\[(\w+)\]'", DOCKERFILE.read_text("utf-8"))
-    assert extras
-    assert set(extras) <= PROJECT["optional-dependencies"].keys()
+    text = DOCKERFILE.read_text("utf-8")
+    assert '".[${EXTRAS}]"' in text
+    extras = re.findall(r"\bEXTRAS=([\w,-]+)", text)
+    # The example in the comment, and what it is without --build-arg.
+    assert len(extras) == 2
+    assert {name for names in extras for name in names.split(",")} <= PROJECT["optional-dependencies"].keys()
+
+
+def test_the_image_is_given_time_to_stop():
+    """After ten seconds `docker stop` killed a proxy that waits fifteen for an answer in progress."""
+    for file in (DOCKERFILE, ROOT / "docs/platforms.md"):
+        examples = re.findall(r"docker run (.*AUTOSPEC_PROXY_API_KEY.*)", file.read_text("utf-8"))
+        assert examples
+        for options in examples:
+            given = re.search(r"--stop-timeout (\d+)", options)
+            assert given
+            assert int(given[1]) >= STOP_WITHIN_S
+
+
+def test_podman_builds_the_health_check():
+    """Of an OCI image, which Podman and Buildah make unless told otherwise, it is no part: Buildah 1.28 ignored it."""
+    for file in (DOCKERFILE, ROOT / "docs/platforms.md"):
+        assert "--format docker" in file.read_text("utf-8")
 
 
 @pytest.mark.process
@@ -179,6 +200,20 @@ def test_the_formula_has_every_dependency(script):
     assert all(url.startswith("https://files.pythonhosted.org/packages/") for url, _ in found.values())
     needs = set(re.findall(r'depends_on "([^"]+)"', FORMULA.read_text("utf-8")))
     assert needs >= {"certifi", "llama.cpp", "numpy", "scipy"}
+
+
+def test_the_formulas_address_has_the_form_that_homebrew_wants():
+    """`brew style` (FormulaAudit/PyPiUrls) refused the short form, packages/source/a/…, which the formula had."""
+    [url] = re.findall(r'^  url "(.+)"$', FORMULA.read_text("utf-8"), re.MULTILINE)
+    assert re.fullmatch(
+        r"https://files\.pythonhosted\.org/packages/[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{60}/autospec_llm-[\d.]+\.tar\.gz",
+        url,
+    )
+
+
+def test_the_formulas_test_can_fail():
+    """It looked for the word llama-server, which the doctor also writes where there is none."""
+    assert '"llama-server" }["ok"]' in FORMULA.read_text("utf-8")
 
 
 def test_the_formula_is_whole():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +113,43 @@ def test_damaged_file_is_a_sentence(tmp_path):
         open_store(f"sqlite:///{path}")
     with pytest.raises(StoreError, match="damaged"):
         read_recommendations(f"sqlite:///{path}")
+
+
+@contextmanager
+def somebody_else() -> Iterator[str]:
+    """A user who may write no file of another one; root could. Gives the number that a message must name."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield str(os.geteuid())
+    finally:
+        os.seteuid(was)
+
+
+def test_another_users_database_is_named_as_such():
+    """A volume of user 2000 in the image, which runs as 1000: both hints spoke of a full disk and of a damaged file."""
+    with tempfile.TemporaryDirectory() as folder:  # not `tmp_path`, which another user cannot enter
+        url = f"sqlite:///{folder}/autospec.db"
+        open_store(url).close()
+        Path(folder, "autospec.db").chmod(0o444)
+        Path(folder).chmod(0o555)
+        for ask in (open_store, read_recommendations):
+            with somebody_else() as user, pytest.raises(StoreError) as raised:
+                ask(url)
+            assert "readonly database" in str(raised.value)
+            assert f"Allow user {user}" in raised.value.hint
+        Path(folder).chmod(0o755)
+
+
+def test_a_folder_of_another_user_is_named_as_such():
+    """A folder that Docker made for a volume belongs to root."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        with somebody_else() as user, pytest.raises(StoreError, match="cannot be created") as raised:
+            open_store(f"sqlite:///{folder}/state/autospec.db")
+        assert f"Allow user {user}" in raised.value.hint
+        Path(folder).chmod(0o755)
 
 
 def test_the_newest_number_grows_with_every_recommendation(url, tmp_path):
