@@ -211,8 +211,12 @@ def _linux(root: Path) -> Hardware:
 def _linux_memory(root: Path) -> int:
     found = re.search(r"^MemTotal:\s*(\d+) kB", text_of(root / "proc/meminfo"), re.MULTILINE)
     total = int(found[1]) * 1024 if found else 0
-    limit = text_of(root / "sys/fs/cgroup/memory.max").strip()
-    return min(total, int(limit)) if limit.isdigit() else total
+    # A container's limit; version 1 of the control groups writes "none" as a number above any memory.
+    named = (
+        text_of(root / "sys/fs/cgroup" / file).strip()
+        for file in ("memory.max", "memory/memory.limit_in_bytes")
+    )
+    return min([total, *(int(limit) for limit in named if limit.isdigit())])
 
 
 def _linux_cores(root: Path) -> int:

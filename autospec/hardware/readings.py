@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import cast
 
 import psutil
@@ -21,6 +21,7 @@ __all__ = [
     "Power",
     "ProcessTime",
     "Reading",
+    "available_memory_bytes",
     "descendants",
     "parse_hid_idle",
     "parse_low_power",
@@ -103,11 +104,51 @@ def read(pids: Iterable[int], power: Power) -> Reading:
         self_s=own.user + own.system,
         reaped_s=own.children_user + own.children_system,
         processes=processes,
-        memory_available_bytes=psutil.virtual_memory().available,
+        memory_available_bytes=available_memory_bytes(),
         swap_in_bytes=_linux_swap_ins(),
         throttles=_linux_throttles(),
         power=power,
     )
+
+
+def available_memory_bytes(root: Path = Path("/")) -> int:
+    """Memory that a program may take without swapping: the system's, or what the limit of a container or service leaves."""
+    return min([psutil.virtual_memory().available, *_left_in_cgroups(root)])
+
+
+# Limit, use, and the part of the use that is given back first: cached files. Version 2 of the control groups, and 1.
+_CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
+_CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _left_in_cgroups(root: Path) -> list[int]:
+    """Bytes that each limited control group of this process has left."""
+    left = []
+    for folder, limit_bytes, use_file, cached in _limited_cgroups(root):
+        if (use := text_of(folder / use_file).strip()).isdigit():
+            found = re.search(rf"^{cached} (\d+)$", text_of(folder / "memory.stat"), re.MULTILINE)
+            left.append(max(0, limit_bytes - int(use) + (int(found[1]) if found else 0)))
+    return left
+
+
+@functools.cache  # `read` has no time to look for them each time
+def _limited_cgroups(root: Path) -> tuple[tuple[Path, int, str, str], ...]:
+    """Folder, limit in bytes, and the names behind it, of each control group that limits this process; none outside Linux."""
+    limited = {}
+    total = psutil.virtual_memory().total
+    for line in text_of(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        limit_file, use_file, cached = _CGROUP_V1 if controllers else _CGROUP_V2
+        base = root / "sys/fs/cgroup" / controllers
+        own = PurePosixPath(path.lstrip("/"))
+        # The limits of all groups above hold, too. In a container the path may be the host's: then only `base` is there.
+        for folder in (base / group for group in (own, *own.parents)):
+            limit = text_of(folder / limit_file).strip()
+            if limit.isdigit() and int(limit) < total:  # version 1 writes "none" as a number above any memory
+                limited[folder] = (folder, int(limit), use_file, cached)
+    return tuple(limited.values())
 
 
 def read_power() -> Power:

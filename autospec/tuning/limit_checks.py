@@ -262,6 +262,8 @@ class _DraftingChecks:
         self._notes: dict[tuple[Condition, str], str] = {}
         self._broken: set[tuple[Condition, str]] = set()  # requests fail with drafting alone
         self._out_of_time: set[tuple[Condition, str]] = set()
+        # Seconds of the first launch's pairs. The proof's pace does not tell it: a drafting may be far slower under a condition.
+        self._took_s: dict[tuple[Condition, str], float] = {}
         self._done: dict[str, dict[Condition, LimitCheck]] = {}
         self._in_cache: dict[str, float] = {}  # launch → tokens of the long text in its cache
         self._tokens_per_character = 0.0
@@ -351,14 +353,15 @@ class _DraftingChecks:
 
     def _measure(self, condition: Condition, subject: Subject, turn: int, number: int) -> None:
         """Measure one condition's pairs on the present launches."""
-        budget, tools = self._tools.budget, self._tools
-        if turn and not budget.allows(tools.expected_s(condition, subject) / _LAUNCHES, to_finish=True):
+        budget = self._tools.budget
+        if turn and not budget.allows(self._took_s[condition, subject.key], to_finish=True):
             self._out_of_time.add((condition, subject.key))
             self._notes[condition, subject.key] = "The budget ended before the second launch."
             return
         if self._launches.resident == 2:
             self._launches.off()
             self._launches.drafted(self._drafting)  # now it is known whether two fit
+        begun_s = budget.spent_s
         pairs: dict[int, Pair] = {}
         items = _items(condition, subject.prompts, turn)
         for again in range(_REPEATS + 1):
@@ -374,6 +377,7 @@ class _DraftingChecks:
             if not items or self._remembers or self._per_request or self._launches.resident == 1:
                 break
         self._pairs.setdefault((condition, subject.key), []).extend(pairs.values())
+        self._took_s[condition, subject.key] = budget.spent_s - begun_s
 
     def _pairs_of(
         self, condition: Condition, subject: Subject, items: Sequence[_Item], turn: int

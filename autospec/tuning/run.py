@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import psutil
-
 from autospec.backends.placement import Weights, Where, room_bytes, weights_of
 from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.backends.registry import OnDevices
@@ -23,6 +21,7 @@ from autospec.hardware.energy import energy_refusal
 from autospec.hardware.gpu import Device, devices_here
 from autospec.hardware.identity import ROSETTA, ROSETTA_HINT, is_translated
 from autospec.hardware.processes import machine_lock
+from autospec.hardware.readings import available_memory_bytes
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
@@ -540,7 +539,7 @@ class Tuning:
 
     def _memory(self) -> Memory:
         """What launches may use now."""
-        available = psutil.virtual_memory().available
+        available = available_memory_bytes()
         backend, hardware = self.backend, self.hardware
         devices = backend.devices() if isinstance(backend, OnDevices) else None
         if devices is None:

@@ -7,11 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from autospec.hardware import readings
-from autospec.hardware.readings import parse_hid_idle, parse_mutter_idle, terminal_idle_s
+from autospec.hardware.readings import (
+    available_memory_bytes,
+    parse_hid_idle,
+    parse_mutter_idle,
+    terminal_idle_s,
+)
 
 PMSET = """\
 System-wide power settings:
@@ -237,3 +243,71 @@ def test_a_terminal_is_as_idle_as_its_last_reading(tmp_path: Path):
 def test_memory_pressure_is_the_systems_own_word(text, short):
     """1 normal, 2 warning, 4 critical: free and inactive pages say nothing, for inactive ones belong to other programs."""
     assert readings.parse_memory_pressure(text) is short
+
+
+V2 = "sys/fs/cgroup/"
+V1 = "sys/fs/cgroup/memory/"
+
+
+@pytest.mark.parametrize(
+    ("files", "left_gib"),
+    [
+        ({}, 16),  # no control groups
+        ({"proc/self/cgroup": "0::/\n", f"{V2}memory.max": "max\n", f"{V2}memory.current": "1\n"}, 16),
+        (  # docker run --memory 8g
+            {
+                "proc/self/cgroup": "0::/\n",
+                f"{V2}memory.max": f"{8 << 30}\n",
+                f"{V2}memory.current": f"{5 << 30}\n",
+                f"{V2}memory.stat": f"anon 7\ninactive_file {2 << 30}\nactive_file 9\n",
+            },
+            5,
+        ),
+        (  # MemoryMax= of a slice above the service
+            {
+                "proc/self/cgroup": "0::/user.slice/app.slice/autospec.service\n",
+                f"{V2}user.slice/memory.max": f"{6 << 30}\n",
+                f"{V2}user.slice/memory.current": f"{2 << 30}\n",
+                f"{V2}user.slice/app.slice/autospec.service/memory.max": "max\n",
+                f"{V2}user.slice/app.slice/autospec.service/memory.current": f"{1 << 30}\n",
+            },
+            4,
+        ),
+        (  # version 1 in a container, with the host's path
+            {
+                "proc/self/cgroup": "4:memory:/docker/0123abcd\n1:cpu:/docker/0123abcd\n0::/\n",
+                f"{V1}memory.limit_in_bytes": f"{4 << 30}\n",
+                f"{V1}memory.usage_in_bytes": f"{3 << 30}\n",
+                f"{V1}memory.stat": f"inactive_file 5\ntotal_inactive_file {1 << 30}\n",
+            },
+            2,
+        ),
+        (  # version 1 writes "none" as a number; the use may be above a limit that was lowered
+            {
+                "proc/self/cgroup": "4:memory:/\n",
+                f"{V1}memory.limit_in_bytes": "9223372036854771712\n",
+                f"{V1}memory.usage_in_bytes": f"{3 << 30}\n",
+            },
+            16,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/\n",
+                f"{V2}memory.max": f"{1 << 30}\n",
+                f"{V2}memory.current": f"{2 << 30}\n",
+            },
+            0,
+        ),
+    ],
+)
+def test_a_limit_of_a_container_or_service_bounds_the_available_memory(
+    monkeypatch, tmp_path, files, left_gib
+):
+    """A tune in a container planned with the host's free memory."""
+    memory = SimpleNamespace(total=64 << 30, available=16 << 30)
+    monkeypatch.setattr(readings.psutil, "virtual_memory", lambda: memory)
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    assert available_memory_bytes(tmp_path) == left_gib << 30

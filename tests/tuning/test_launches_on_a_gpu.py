@@ -243,9 +243,7 @@ def test_a_tune_asks_the_backend_for_its_devices(tmp_path, monkeypatch, case):
     """And says why launches take turns; two models of 1.2 GiB, much system memory."""
     devices, gpu, args, count, words = case
     monkeypatch.setattr("autospec.hardware.gpu.driver_devices", lambda: ())
-    monkeypatch.setattr(
-        "autospec.tuning.run.psutil.virtual_memory", lambda: SimpleNamespace(available=64 * GIB)
-    )
+    monkeypatch.setattr("autospec.tuning.run.available_memory_bytes", lambda: 64 * GIB)
     backend = SimulatedBackend(lambda _d, _t: 1.0)
     backend.devices = lambda: devices  # type: ignore[attr-defined]
     model = make_model(name="main", path=tmp_path / "main.gguf", size_bytes=int(1.2 * GIB))

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from autospec.errors import LaunchError, RequestError
 from autospec.measure.measurements import Sample
 from autospec.recommendations import CONDITIONS, LIMITS, Limits, LimitVerdict, Verdict
 from autospec.store.database import open_store
+from autospec.tuning.budget import Budget
 from autospec.tuning.definition import LimitsDefinition, load_definition
 from autospec.tuning.request import TuneRequest
-from tests.tuning.simulated import SHORT_TOKENS, SimulatedBackend, SimulatedServer
+from tests.tuning.simulated import OFF_TPS, SHORT_TOKENS, SimulatedBackend, SimulatedServer
 from tests.tuning.test_run import Silent, nobody_else_is_at_work, request_with, tune  # noqa: F401 - a fixture
 
 CHECKED = LimitsDefinition(check=True, depth=8192)
@@ -272,6 +274,32 @@ def test_what_the_budget_cut_short_is_checked_by_the_next_tune(tmp_path):
     whole = found(request_for(tmp_path), backend)
     checks = (*whole.concurrent, *whole.context, *whole.temperature, *whole.second_turn)
     assert [(c.pairs, c.out_of_time) for c in checks] == [(8, False)] * 5
+
+
+@pytest.mark.process
+def test_the_second_launch_is_expected_to_take_what_the_first_took(tmp_path):
+    """A real tune exceeded its budget of 10 minutes by 1:45: sampled, drafting took 2.5 times as long as off, not half."""
+    backend, expected_s = SimulatedBackend(wins), []
+    complete = SimulatedServer.complete
+
+    def sampled(server: SimulatedServer, request: Any) -> Completion:
+        server.backend.speedup = (lambda d, _t: 1.0 if d.is_off else 0.1) if request.temperature else wins
+        return complete(server, request)
+
+    def allows(budget: Budget, seconds: float, *, to_finish: bool = False) -> bool:
+        if to_finish:
+            expected_s.append(seconds)
+        return True
+
+    quick = replace(LimitsDefinition(check=True), only_temperature=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autospec.tuning.run.Budget", partial(Budget, clock=backend.clock))
+        patch.setattr(SimulatedServer, "complete", sampled)
+        patch.setattr(Budget, "allows", allows)
+        found(request_for(tmp_path, quick), backend)
+    off_s = 64 / OFF_TPS
+    # Four pairs; by the pace of the proof it would be 4 × (1 + 1 ÷ 1.5).
+    assert expected_s[-1] == pytest.approx(4 * (1 + 1 / 0.1) * off_s, rel=0.1)
 
 
 @pytest.mark.process
