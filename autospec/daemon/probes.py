@@ -71,7 +71,7 @@ class Probes:
             gpu_other_load=self._gpu_load,
             on_metal=on_metal(),
             cores=now.cores,
-            memory_available_bytes=_usable_bytes(now.memory_available_bytes) or None,
+            memory_available_bytes=_usable_bytes(now.memory_available_bytes),
         )
 
     def forget_load(self) -> None:

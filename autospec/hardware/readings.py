@@ -116,9 +116,10 @@ def available_memory_bytes(root: Path = Path("/")) -> int:
     return min([psutil.virtual_memory().available, *_left_in_cgroups(root)])
 
 
-# Limit, use, and the part of the use that is given back first: cached files. Version 2 of the control groups, and 1.
-_CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
-_CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+# Limit, use, and the part of the use that is given back: cached files, as in the system's MemAvailable. Active ones too, because
+# mapped weights are among them, also those of a server that has ended. Version 2 of the control groups, and 1.
+_CGROUP_V2 = ("memory.max", "memory.current", "(?:in)?active_file")
+_CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_(?:in)?active_file")
 
 
 def _left_in_cgroups(root: Path) -> list[int]:
@@ -126,8 +127,8 @@ def _left_in_cgroups(root: Path) -> list[int]:
     left = []
     for folder, limit_bytes, use_file, cached in _limited_cgroups(root):
         if (use := text_of(folder / use_file).strip()).isdigit():
-            found = re.search(rf"^{cached} (\d+)$", text_of(folder / "memory.stat"), re.MULTILINE)
-            left.append(max(0, limit_bytes - int(use) + (int(found[1]) if found else 0)))
+            found = re.findall(rf"^{cached} (\d+)$", text_of(folder / "memory.stat"), re.MULTILINE)
+            left.append(max(0, limit_bytes - int(use) + sum(map(int, found))))
     return left
 
 

@@ -403,8 +403,24 @@ class Reconciler:
             return _NOTHING, WhyOff.ASKED
         part = self.plan.of(request.model)
         known = self.options.of(request.model).why_off if part is None else part.why_off
-        sees = request.images and self.options.takes_images(request.model)
-        return known, WhyOff.LIMIT if limit else WhyOff.IMAGE if sees else WhyOff.NOT_READY
+        return known, WhyOff.LIMIT if limit else self._why_elsewhere(request)
+
+    def _why_elsewhere(self, request: RouteRequest) -> WhyOff:
+        """Why a request is not on the server with drafting to which the plan sends it."""
+        model, route, now = request.model, self._route(request), self._clock()
+        if route is None:
+            return WhyOff.NOT_READY
+        sees = request.images and self.options.takes_images(model)
+        planned = (launch for launch in self.pool.of(model) if launch.drafting == route.launch)
+        if sees and any(la.state is InstanceState.READY and not la.takes_images for la in planned):
+            return WhyOff.IMAGE
+        # For minutes after a request that needs off, only that server may have room.
+        gave_way = self.demand.wants_off(model, now) and all(
+            entry.drafting != route.launch for entry in self._kept(now).get(model, ())
+        )
+        if not gave_way:
+            return WhyOff.NOT_READY
+        return WhyOff.IMAGE if sees else WhyOff.PLAN
 
     def _temperature(self, request: RouteRequest) -> float | None:
         """The temperature of a request; ``None`` if it generates nothing."""

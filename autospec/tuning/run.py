@@ -463,8 +463,10 @@ class Tuning:
                 figures = (forecast.figures(cell, winner), forecast.figures(cell, runner_up))
                 more = ruled_out | {"candidates": forecast.expectations(cell, candidates)}
                 predictions = (figures[0] | more, figures[1] | more)
+            # An arm that this tune lacks (its draft is on a disk that is not there, or was not named) stays untried.
+            elsewhere = cell.history.untried - {a.label for a in context.space.arms}
             cell.history = note_choice(
-                cell.study, cell.history, winner, runner_up, predictions, untried=cell.untried
+                cell.study, cell.history, winner, runner_up, predictions, untried=cell.untried | elsewhere
             )
 
     def _conclusion(self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings) -> Recommendation:

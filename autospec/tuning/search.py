@@ -80,9 +80,15 @@ class Search:
     def run(self) -> None:
         """Search until done. Every trial is in the studies when this returns or raises."""
         done = self._recall()
+        untried = {a for a in self._space.arms if any(a.label in cell.untried for cell in self._cells)}
         for cell in self._cells:
             cell.untried = frozenset()
         leaders = [d for d in self._space.leaders() if d not in self._known]
+        if untried:
+            # Each gets its trial, also where a tune without it has used them up since.
+            done = min(done, max(0, self._definition.trials - len(untried)))
+            self._idle = min(self._idle, self._definition.patience - len(untried))
+            leaders.sort(key=lambda d: self._space.arm_of(d) not in untried)
         if news := {draft for cell in self._cells for draft in cell.news}:
             # Trials from before these drafts use up neither their trials nor their patience.
             done, self._idle = sum(d.draft in news for d in self._known), 0

@@ -69,6 +69,13 @@ def test_free_memory_counts_up_to_the_limit_of_a_macs_gpu(monkeypatch: pytest.Mo
     assert Probes(Clock(), idle=lambda: None).read(ClientActivity(), 0.0).memory_available_bytes == 10 << 30
 
 
+def test_a_control_group_without_memory_left_is_not_an_unknown_amount(monkeypatch: pytest.MonkeyPatch):
+    """A limit that was lowered leaves 0 bytes: the daemon said that the free memory is unknown."""
+    full = replace(reading(0.0, 100.0), memory_available_bytes=0)
+    monkeypatch.setattr(module, "read", lambda *_: full)
+    assert Probes(Clock(), idle=lambda: None).read(ClientActivity(), 0.0).memory_available_bytes == 0
+
+
 class Gpu:
     """A GPU of which others use half; notes whether ours were at rest."""
 

@@ -259,7 +259,7 @@ V1 = "sys/fs/cgroup/memory/"
                 "proc/self/cgroup": "0::/\n",
                 f"{V2}memory.max": f"{8 << 30}\n",
                 f"{V2}memory.current": f"{5 << 30}\n",
-                f"{V2}memory.stat": f"anon 7\ninactive_file {2 << 30}\nactive_file 9\n",
+                f"{V2}memory.stat": f"anon 7\ninactive_file {1 << 30}\nactive_file {1 << 30}\nworkingset_x 9\n",
             },
             5,
         ),
@@ -278,9 +278,9 @@ V1 = "sys/fs/cgroup/memory/"
                 "proc/self/cgroup": "4:memory:/docker/0123abcd\n1:cpu:/docker/0123abcd\n0::/\n",
                 f"{V1}memory.limit_in_bytes": f"{4 << 30}\n",
                 f"{V1}memory.usage_in_bytes": f"{3 << 30}\n",
-                f"{V1}memory.stat": f"inactive_file 5\ntotal_inactive_file {1 << 30}\n",
+                f"{V1}memory.stat": f"inactive_file 5\ntotal_inactive_file {1 << 30}\ntotal_active_file {1 << 30}\n",
             },
-            2,
+            3,
         ),
         (  # version 1 writes "none" as a number; the use may be above a limit that was lowered
             {
@@ -303,7 +303,7 @@ V1 = "sys/fs/cgroup/memory/"
 def test_a_limit_of_a_container_or_service_bounds_the_available_memory(
     monkeypatch, tmp_path, files, left_gib
 ):
-    """A tune in a container planned with the host's free memory."""
+    """A tune in a container planned with the host's free memory. Mapped weights, which are active files, took none of it there."""
     memory = SimpleNamespace(total=64 << 30, available=16 << 30)
     monkeypatch.setattr(readings.psutil, "virtual_memory", lambda: memory)
     for name, text in files.items():

@@ -31,6 +31,8 @@ from tests.serving.scene import (
     FakeServer,
     Scene,
     recommend,
+    states,
+    until,
     wanted,
 )
 
@@ -148,6 +150,24 @@ async def test_an_image_goes_to_the_server_without_drafting_where_the_build_does
                 assert again.drafting == DRAFTED
         assert len(scene.backend.servers) == 2
         assert "--mmproj" in scene.backend.of(OFF)[0].command
+
+
+@played
+async def test_an_image_does_not_blame_the_projector_of_a_server_that_still_starts():
+    """The server with drafting will see it, too: it was said to lack the projector."""
+    scene = SceneWithEyes(stored=[recommend(DRAFTED)])
+    async with scene.opened() as supervisor:
+        async with await supervisor.lease(IMAGES) as lease:
+            lease.answered(10_000)
+        await supervisor.switch_drafting("alpha", off=True)
+        await until(lambda: states(supervisor) == {"alpha-1b off": "ready"})
+        scene.backend.hold.clear()
+        await supervisor.switch_drafting("alpha", off=False)
+        await until(lambda: "starting" in states(supervisor).values())
+        async with await supervisor.lease(IMAGES) as seen:
+            assert seen.drafting == OFF
+            assert (seen.why_off.get(PromptType.CODING), seen.why_else) == (None, WhyOff.NOT_READY)
+        scene.backend.hold.set()
 
 
 @played

@@ -134,6 +134,26 @@ def test_a_lease_tells_the_request_s_own_reason():
     asyncio.run(scenario())
 
 
+def test_a_server_that_gave_way_to_off_is_not_said_to_start():
+    """For ten minutes after another client asked for off, where two servers do not fit; then the plan's server starts."""
+
+    async def scenario():
+        scene = Scene(stored=[recommend(LOOKUP)])
+        scene.limit(400)
+        async with scene.opened() as supervisor:
+
+            async def why():
+                async with await supervisor.lease(CODING) as lease:
+                    return lease.drafting, lease.why_off.get(PromptType.CODING, lease.why_else)
+
+            assert await why() == (LOOKUP, None)
+            (await supervisor.lease(wanted(off=True))).give_back()
+            assert states(supervisor) == {"alpha-1b off": "ready"}
+            assert await why() == (OFF, WhyOff.PLAN)
+
+    asyncio.run(scenario())
+
+
 def test_a_drafting_whose_server_does_not_start_says_so():
     """At once, before its recommendation is marked, and for a reason that passes."""
 

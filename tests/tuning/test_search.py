@@ -79,6 +79,20 @@ def test_what_the_search_has_no_time_for_is_told(two_drafts, trials, untried):
     assert not backend.launched
 
 
+def test_an_untried_draft_is_tried_after_a_tune_without_it(two_drafts, tmp_path):
+    """A tune while its disk was not there forgot that nothing had tried it, and no later tune did."""
+    times = itertools.chain([True], itertools.repeat(False))
+    with mock.patch.object(Search, "_time_for_another", side_effect=times):
+        tune(two_drafts, SimulatedBackend(one_is_hopeless))
+    tune(request_with(tmp_path, "draft"), SimulatedBackend(one_is_hopeless))
+    backend = SimulatedBackend(one_is_hopeless)
+    tune(two_drafts, backend)
+    assert [d for d in backend.launched if (d.draft or "").endswith("hopeless.gguf")]
+    backend = SimulatedBackend(one_is_hopeless)
+    tune(two_drafts, backend)
+    assert not backend.launched
+
+
 def test_the_best_setting_of_a_draft_is_found_without_prediction(two_drafts):
     """Sixteen tokens are the second leader of a draft: within the trials of `quick` in every cell."""
     backend = SimulatedBackend(one_is_hopeless)
