@@ -37,12 +37,7 @@ from autospec.serving.plan_inputs import (
     advice_from,
 )
 from autospec.serving.request_queue import RequestQueue, WaitingRequest
-from autospec.serving.server_pool import (
-    MeasuringDaemon,
-    ServerLease,
-    ServerPool,
-    next_actions,
-)
+from autospec.serving.server_pool import MeasuringDaemon, ServerLease, ServerPool, next_actions
 from autospec.serving.traffic import Demand, PromptLengths
 from autospec.settings import Settings, parse_duration
 
