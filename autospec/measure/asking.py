@@ -13,10 +13,10 @@ from autospec.errors import RequestError
 from autospec.hardware.metal import on_metal
 from autospec.hardware.state import MachineState, StateWatch
 from autospec.measure.disturbances import LIMITS, Cause, cause_of, load_limit
-from autospec.measure.measurements import Measurement, Pair, Phase
+from autospec.measure.measurements import Measurement, Pair, Phase, enough_tokens, token_ms_of
 from autospec.prompts.suite import Prompt
 
-__all__ = ["Asking", "busy", "disturbance", "measure"]
+__all__ = ["Asking", "OffLength", "busy", "disturbance", "measure"]
 
 
 # About a second after its last work, macOS takes a model's memory from the GPU's reach, unless the build holds it there (residency sets).
@@ -55,8 +55,8 @@ class Asking:
         self.temperature = temperature
         self.watch = watch
         self.cached = cached
-        # Prompt id → text of the newest answer without drafting.
-        self.answers: dict[str, str] = {}
+        # Prompt id, and whether drafting was off → the newest answer.
+        self._answers: dict[tuple[str, bool], Completion] = {}
         self._rested_s = (_RESTED_S if on_metal() else math.inf) if rested_s is None else rested_s
         self._clock = clock
         self._worked_s: dict[str, float] = {}
@@ -77,15 +77,67 @@ class Asking:
         """Note that a server has just answered."""
         self._worked_s[launch_id] = self._clock()
 
-    def request(self, prompt: Prompt) -> Request:
-        """Build the request for one prompt of the suite."""
+    def note(self, prompt_id: str, answer: Completion, *, off: bool) -> None:
+        """Keep the newest answer of one side."""
+        self._answers[prompt_id, off] = answer
+
+    def answer(self, prompt_id: str, *, off: bool) -> Completion | None:
+        """The newest answer of one side."""
+        return self._answers.get((prompt_id, off))
+
+    def longest_answer(self, prompt_id: str) -> str | None:
+        """The newest text without drafting; that with drafting where the former was cut shorter."""
+        off, drafted = (self._answers.get((prompt_id, side)) for side in (True, False))
+        if off is None:
+            return None
+        return drafted.text if drafted is not None and _is_cut(off, drafted) else off.text
+
+    def request(self, prompt: Prompt, most_tokens: int | None = None) -> Request:
+        """Build the request for one prompt of the suite, with an answer of at most `most_tokens`."""
+        longest = min(prompt.max_tokens, self.max_tokens)
         return Request(
             messages=prompt.messages,
-            max_tokens=min(prompt.max_tokens, self.max_tokens),
+            max_tokens=longest if most_tokens is None else min(longest, most_tokens),
             temperature=self.temperature,
             tools=prompt.tools,
             cached=self.cached,
         )
+
+
+class OffLength:
+    """How long the answers without drafting are that `asking` asks for: a slow model's are cut, see `enough_tokens`.
+
+    They are whole where a part of the machine tells its energy, which cannot be continued; and for prompts with tools, as a cut call of
+    a tool has another text.
+    """
+
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+        self._fastest_ms = math.nan
+        self._tells_energy = False
+
+    def note(self, off: Measurement) -> None:
+        """Learn the time of a token from a half without drafting."""
+        token_ms = token_ms_of(off)
+        self._fastest_ms = token_ms if math.isnan(self._fastest_ms) else min(self._fastest_ms, token_ms)
+        state = MachineState.from_json(off.machine)
+        self._tells_energy = self._tells_energy or bool(state.cpu_energy_j or state.gpu_energy_j)
+
+    def of(self, prompt: Prompt, *, paired: bool) -> int | None:
+        """Most tokens of the next answer; ``None`` for a whole one.
+
+        `paired` says that the half with drafting was measured before. If its text is not known, whole texts are compared.
+        """
+        compares = not paired or self._asking.answer(prompt.id, off=False) is not None
+        if math.isnan(self._fastest_ms) or self._tells_energy or prompt.tools or not compares:
+            return None
+        return enough_tokens(self._fastest_ms)
+
+    def is_lost(self, prompt: Prompt, half: Measurement) -> bool:
+        """Whether a stored half was cut, and its text is not known: that of the other half cannot be compared with it."""
+        whole = self._asking.request(prompt).max_tokens
+        cut = half.drafting.is_off and half.finish_reason == "length" and half.predicted_tokens < whole
+        return cut and self._asking.answer(prompt.id, off=True) is None
 
 
 def measure(
@@ -99,10 +151,12 @@ def measure(
     round_: int,
     compared: Drafting,
     position: int,
+    most_tokens: int | None = None,
 ) -> Measurement:
     """Send one prompt and time the answer; with `more` prompts, send all at once to a `Slotted` server.
 
-    All answers are timed together then: their tokens, and the time until the last one is complete.
+    All answers are timed together then: their tokens, and the time until the last one is complete. `most_tokens` cuts the
+    answer shorter than the study does.
 
     Raises:
         RequestError: A request failed, or an answer has no tokens.
@@ -118,11 +172,9 @@ def measure(
     asking.wake(server.launch_id, lambda request: ask([request]))
     started_at = time.time()
     asking.watch.start()
-    answers = ask([asking.request(each) for each in prompts])
+    answers = ask([asking.request(each, most_tokens) for each in prompts])
     asking.worked(server.launch_id)
     state = asking.watch.finish()
-    if server.drafting.is_off and not more:
-        asking.answers[prompt.id] = answers[0].text
     if any(answer.predicted_tokens < 1 or answer.wall_ms <= 0 for answer in answers):
         if more:
             raise RequestError(f"One of {len(prompts)} answers that were asked for at once has no tokens.")
@@ -130,6 +182,13 @@ def measure(
             f"The answer to the prompt {prompt.id} has no tokens.",
             "Send the prompt by hand. The server may need --jinja for its chat template.",
         )
+    texts = [answer.text for answer in answers]
+    if not more:
+        off = server.drafting.is_off
+        asking.note(prompt.id, answers[0], off=off)
+        first = asking.answer(prompt.id, off=not off) if position else None
+        if first is not None and _agree(first, answers[0]):
+            texts = [first.text]
     return Measurement(
         cell_key=cell_key,
         protocol=asking.protocol,
@@ -148,10 +207,22 @@ def measure(
         wall_ms=max(a.wall_ms for a in answers),
         drafted=_sum([a.drafted for a in answers]),
         accepted=_sum([a.accepted for a in answers]),
-        text_digest=hashlib.sha256("\n".join(a.text for a in answers).encode()).hexdigest(),
+        text_digest=hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         finish_reason="" if more else answers[0].finish_reason,
         machine=state.to_json(),
     )
+
+
+def _is_cut(shorter: Completion, longer: Completion) -> bool:
+    return shorter.finish_reason in {"", "length"} and shorter.predicted_tokens < longer.predicted_tokens
+
+
+def _agree(first: Completion, second: Completion) -> bool:
+    """Whether one answer was cut shorter, and is the beginning of the other."""
+    shorter, longer = sorted((first, second), key=lambda answer: answer.predicted_tokens)
+    # A cut within a character leaves a replacement character.
+    begins = longer.text.startswith(shorter.text.rstrip("\ufffd"))
+    return _is_cut(shorter, longer) and begins
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:

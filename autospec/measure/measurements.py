@@ -29,8 +29,10 @@ __all__ = [
     "RequestShape",
     "Sample",
     "Shapes",
+    "enough_tokens",
     "of_traffic",
     "pair_up",
+    "paired",
     "token_ms_of",
 ]
 
@@ -84,6 +86,8 @@ CACHED_SHARE: Mapping[PromptType, float] = MappingProxyType(
 )
 """Cached part of a prompt, assumed until live traffic shows it."""
 
+# Finish reasons of an answer that did not end by itself; servers that tell none count as such.
+_CUT = frozenset({"", "length"})
 # Live requests of one type that are needed to know their length.
 _LEAST_SAMPLES = 30
 
@@ -189,6 +193,17 @@ def token_ms_of(half: Measurement) -> float:
     return half.predicted_ms / (half.predicted_tokens - 1)
 
 
+# Without drafting every token takes the same time, but for what context adds. So a slow model need not generate a whole answer
+# without drafting: this time tells it, and this number of tokens at least. `studies/bench/short_answers.py` compares lengths.
+_ENOUGH_S = 2.5
+_ENOUGH_TOKENS = 16
+
+
+def enough_tokens(token_ms: float) -> int:
+    """Return the length of an answer that tells the time per token without drafting, which is about `token_ms`."""
+    return max(_ENOUGH_TOKENS, math.ceil(1000.0 * _ENOUGH_S / token_ms) + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Shapes:
     """The requests that one cell's verdict is for.
@@ -226,7 +241,7 @@ class Shapes:
             off.prompt_id,
             prompt_tokens=off.prompt_tokens,
             answer_tokens=off.predicted_tokens,
-            ended=off.finish_reason not in {"", "length"},
+            ended=off.finish_reason not in _CUT,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -303,7 +318,8 @@ class Measurement:
         started_at: Seconds since the epoch.
         prompt_ms: By the server's clock, like `predicted_ms`; `wall_ms` is the whole request by ours.
         drafted: Proposed tokens, and `accepted` among them; ``None`` if the backend does not report them.
-        text_digest: SHA-256 of the text.
+        text_digest: SHA-256 of the text. If one half of a pair was cut shorter and agrees as far as it goes, both have the digest of
+            the half that was measured first.
         machine: The machine's state during the request (`hardware.state.MachineState` as JSON).
     """
 
@@ -341,7 +357,10 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Off and drafting on the same prompt, close in time; `shape` is the request that the pair stands for, or ``None``."""
+    """Off and drafting on the same prompt, close in time; `shape` is the request that the pair stands for, or ``None``.
+
+    Made by `paired`, which brings both halves to one length.
+    """
 
     off: Measurement
     drafted: Measurement
@@ -380,6 +399,42 @@ class Pair:
         return self.off.text_digest == self.drafted.text_digest
 
 
+def paired(off: Measurement, drafted: Measurement, shapes: Shapes | None = None) -> Pair:
+    """Return the pair of two halves, at one length.
+
+    The half without drafting may have been cut shorter, see `enough_tokens`. It is continued to the other's length, at its own
+    speed and with what context adds; its energy is then unknown.
+
+    Args:
+        off: The half without drafting.
+        drafted: The other one.
+        shapes: The requests that the cell's pairs stand for; ``None`` if they count as measured.
+    """
+    off = _continued(off, drafted, None if shapes is None else shapes.depth)
+    return Pair(off, drafted, None if shapes is None else shapes.of_half(off))
+
+
+def _continued(off: Measurement, drafted: Measurement, depth: DepthCosts | None) -> Measurement:
+    token_ms = token_ms_of(off)
+    longer = drafted.predicted_tokens - off.predicted_tokens
+    if off.finish_reason not in _CUT or longer <= 0 or math.isnan(token_ms):
+        return off
+    if depth is not None:
+        # The middle of the answer moves by half of what is added to it.
+        middle = off.prompt_tokens + off.predicted_tokens / 2.0
+        rise = depth.moved(None, from_tokens=middle, to_tokens=middle + longer / 2.0, plain_ms=token_ms)
+        token_ms += rise.pass_ms
+    predicted_ms = token_ms * (drafted.predicted_tokens - 1)
+    return replace(
+        off,
+        predicted_tokens=drafted.predicted_tokens,
+        predicted_ms=predicted_ms,
+        wall_ms=off.wall_ms + predicted_ms - off.predicted_ms,
+        finish_reason=drafted.finish_reason,
+        machine={**off.machine, "cpu_energy_j": None, "gpu_energy_j": None},
+    )
+
+
 def pair_up(measurements: Iterable[Measurement], shapes: Mapping[str, Shapes] | None = None) -> list[Pair]:
     """Return the complete pairs among measurements of any cells, in the order of their second halves.
 
@@ -393,11 +448,7 @@ def pair_up(measurements: Iterable[Measurement], shapes: Mapping[str, Shapes] | 
         key = (m.cell_key, m.phase, str(m.round), m.prompt_id, m.compared.key)
         halves.setdefault(key, {})[m.drafting.is_off] = m
     pairs = [
-        Pair(
-            off=sides[True],
-            drafted=sides[False],
-            shape=shapes[cell].of_half(sides[True]) if (cell := sides[True].cell_key) in shapes else None,
-        )
+        paired(sides[True], sides[False], shapes.get(sides[True].cell_key))
         for sides in halves.values()
         if len(sides) == 2 and abs(sides[True].started_at - sides[False].started_at) <= MAX_PAIR_GAP_S
     ]

@@ -27,8 +27,11 @@ __all__ = [
 _BATCHES = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
 # Sizes that are timed behind a longer context too: what it adds is a line over them.
 _DEEP_BATCHES = (1, 2, 5, 9, 17)
-# The median of this many times counts: some requests may be disturbed.
+# The median of so many times counts: some requests may be disturbed. Fewer are enough where they agree.
 _REPEATS = 5
+_LEAST_REPEATS = 3
+# Times of one batch agree if the longest exceeds the shortest by no more than this.
+_ALIKE = 0.05
 # Answer tokens before a timed batch, so that batches follow a text and not only a prompt.
 _LEAD = 4
 # Misses of an answer whose whole continuation is kept.
@@ -159,7 +162,9 @@ def _timed(
     before = -1
     taken: dict[int, list[float]] = {size: [] for size in sizes}
     # All sizes once, then again: a machine that becomes slower meanwhile does not bend the curve.
-    for _ in range(_REPEATS):
+    for done in range(_REPEATS):
+        if done >= _LEAST_REPEATS and all(max(own) <= (1.0 + _ALIKE) * min(own) for own in taken.values()):
+            break
         for size in sizes:
             k = next(starts)
             if text[k] == before:  # the cycle of places wrapped around

@@ -20,10 +20,10 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, RequestError, ServerDiedError
 from autospec.formats import checked_words, counted
 from autospec.hardware.state import MachineState, StateWatch
-from autospec.measure.asking import Asking, disturbance, measure
+from autospec.measure.asking import Asking, OffLength, disturbance, measure
 from autospec.measure.energy import energy_ratios
 from autospec.measure.launch_scatter import LaunchScatter
-from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes
+from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes, paired
 from autospec.measure.verdict import Rule
 from autospec.prompts.suite import Half, Prompt, after_text, heading, long_text
 from autospec.recommendations import NO_LIMITS, LimitCheck, Limits, LimitVerdict
@@ -257,6 +257,7 @@ class _DraftingChecks:
         self._asking = Asking(asking.protocol, asking.max_tokens, asking.temperature, watch)
         self._cached = Asking(asking.protocol, asking.max_tokens, asking.temperature, watch, cached=True)
         self._hot = Asking(asking.protocol, asking.max_tokens, tools.served, watch)
+        self._off_length = OffLength(self._asking)
         self._calm = LoadGuard(watch, tools.progress.tell, limit_s=patience_s(tools.budget.total_s))
         self._pairs: dict[tuple[Condition, str], list[Pair]] = {}
         self._notes: dict[tuple[Condition, str], str] = {}
@@ -404,6 +405,7 @@ class _DraftingChecks:
         if condition.kind is not Kind.CONTEXT:
             self._in_cache.pop(server.launch_id, None)
         position = int((item.number, not side.is_off) in halves)
+        cut = side.is_off and condition.kind is not Kind.CONCURRENT and not self._per_request
         try:
             asking, prompt = self._prepared(condition, first, server)
             measured = measure(
@@ -416,6 +418,7 @@ class _DraftingChecks:
                 round_=0,
                 compared=self._drafting,
                 position=position,
+                most_tokens=self._off_length.of(prompt, paired=False) if cut else None,
             )
         except RequestError as error:
             if isinstance(error, ServerDiedError):
@@ -426,6 +429,8 @@ class _DraftingChecks:
                 self._broken.add((condition, subject.key))
             raise
         halves[item.number, side.is_off] = measured
+        if cut:
+            self._off_length.note(measured)
         self._calm.after(MachineState.from_json(measured.machine))
 
     def _prepared(self, condition: Condition, prompt: Prompt, server: Server) -> tuple[Asking, Prompt]:
@@ -466,7 +471,7 @@ class _DraftingChecks:
         computed_again = deep and max(off.prompt_tokens, drafted.prompt_tokens) > condition.at / 2
         # Both halves count for the proof's request. What is computed again is a cost, and stays in.
         as_measured = condition.kind is Kind.CONCURRENT or computed_again or self._per_request
-        return Pair(off, drafted, None if as_measured else subject.shapes.of_half(off))
+        return paired(off, drafted, None if as_measured else subject.shapes)
 
     def _conclude(self, condition: Condition, subject: Subject) -> None:
         tools = self._tools

@@ -12,9 +12,9 @@ from autospec.backends.protocol import Server
 from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, BackendError, LaunchError, RequestError, ServerDiedError
 from autospec.hardware.state import MachineState
-from autospec.measure.asking import Asking, disturbance, measure
+from autospec.measure.asking import Asking, OffLength, disturbance, measure
 from autospec.measure.disturbances import lasting, swaps
-from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase, Shapes
+from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase, Shapes, paired
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.launches import Launches
@@ -96,6 +96,7 @@ class PairedRunner:
         # Cell and drafting → round that the proof has measured on the current launches; ``None`` before the proof.
         self._rounds: dict[tuple[str, Drafting], int] | None = None
         self._renewal_s = 0.0
+        self._off_length = OffLength(asking)
 
     def stand_for(self, cell_key: str, shapes: Shapes) -> None:
         """Let the pairs of a cell stand for these requests from now on, those in the store too."""
@@ -177,7 +178,12 @@ class PairedRunner:
     def _with_repeats(self, tasks: Sequence[Task], block: _Block, repeats: int) -> Iterator[Measured]:
         """Measure the tasks, and measure disturbed pairs again, each time on a new launch."""
         oldest = self._clock() - MAX_PAIR_GAP_S
-        halves = self._stored.halves(tasks, block.drafting, block.phase, block.round, oldest)
+        stored = self._stored.halves(tasks, block.drafting, block.phase, block.round, oldest)
+        halves = {
+            (task, off): half
+            for (task, off), half in stored.items()
+            if not self._off_length.is_lost(task.prompt, half)
+        }
         open_tasks = list(tasks)
         too_far = 0
         for again in range(repeats, -1, -1):
@@ -327,9 +333,7 @@ class PairedRunner:
             halves[task, side.is_off] = self._half(task, side, block, position)
 
     def _measured(self, task: Task, halves: _Halves) -> Measured:
-        off = halves[task, True]
-        shapes = self._shapes.get(task.cell_key)
-        pair = Pair(off, halves[task, False], None if shapes is None else shapes.of_half(off))
+        pair = paired(halves[task, True], halves[task, False], self._shapes.get(task.cell_key))
         far = abs(pair.off.started_at - pair.drafted.started_at) > MAX_PAIR_GAP_S
         reason = _TOO_FAR_APART if far else disturbance(pair)
         if reason and not far:
@@ -340,6 +344,7 @@ class PairedRunner:
 
     def _half(self, task: Task, side: Drafting, block: _Block, position: int) -> Measurement:
         deaths = 0
+        most_tokens = self._off_length.of(task.prompt, paired=position > 0) if side.is_off else None
         while True:
             server = self._server(side)
             begun = self._clock()
@@ -353,6 +358,7 @@ class PairedRunner:
                     round_=block.round,
                     compared=block.drafting,
                     position=position,
+                    most_tokens=most_tokens,
                 )
             except RequestError as error:
                 if isinstance(error, ServerDiedError):
@@ -363,6 +369,8 @@ class PairedRunner:
                 if side.is_off:
                     raise _off_failed(task, error) from error
                 raise
+            if side.is_off:
+                self._off_length.note(measurement)
             self._store.add_measurement(measurement)
             self.pace.note(task.cell_key, side, self._clock() - begun, task.prompt.size_bytes)
             self.calm.after(MachineState.from_json(measurement.machine))

@@ -74,7 +74,7 @@ class ProofPredictions:
         return self._recorded[key]
 
     def _has_text(self, half: Measurement) -> bool:
-        return half.prompt_id in self._asking.answers
+        return self._asking.longest_answer(half.prompt_id) is not None
 
     def keep_answers(self, cell: CellRun, pairs: Sequence[Pair]) -> None:
         """Keep measured answers as recordings, if their text can be turned into their tokens."""
@@ -85,11 +85,12 @@ class ProofPredictions:
         recorded = self._recorded_of(cell)
         for prompt in cell.prove_prompts:
             half = newest.get(prompt.id)
-            if half is None or prompt.id in recorded:
+            text = self._asking.longest_answer(prompt.id)
+            if half is None or text is None or prompt.id in recorded:
                 continue
             request = self._asking.request(prompt)
             try:
-                ids = tokens.encode_text(self._asking.answers[prompt.id])
+                ids = tokens.encode_text(text)
                 prompt_ids = tokens.encode(request)
             except BackendError:
                 continue  # a request of its own records it later

@@ -73,6 +73,30 @@ def test_a_batch_is_timed_behind_a_cached_prompt():
     assert all(body["cache_prompt"] for body in client.asked)
 
 
+def test_the_next_batches_behind_the_same_prompt_take_one_request_each():
+    """The prompt is in the cache; another one, or another request meanwhile, brings it there again."""
+    client = Timed(3)
+    tokens = HttpTokens(client)
+    for _ in range(3):
+        tokens.batch_ms([1, 2], [7, 8, 9])
+    assert [body["prompt"] for body in client.asked] == [[1, 2], *[[1, 2, 7, 8, 9]] * 3]
+    tokens.batch_ms([1, 2, 3], [7, 8, 9])
+    assert [body["prompt"] for body in client.asked[4:]] == [[1, 2, 3], [1, 2, 3, 7, 8, 9]]
+
+
+def test_a_prompt_that_is_no_longer_in_the_cache_is_brought_back():
+    """Somebody else asked the same slot: the whole prompt was computed, and its time is not the batch's."""
+    client = Timed(3)
+    tokens = HttpTokens(client)
+    tokens.batch_ms([1, 2], [7, 8, 9])
+    told = iter([5, 2, 3])
+    client.post = lambda _path, _body, _timeout_s: (
+        {"timings": {"prompt_n": (n := next(told)), "prompt_ms": 10.0 * n}},
+        1.0,
+    )
+    assert tokens.batch_ms([1, 2], [7, 8, 9]) == 30.0
+
+
 def test_a_batch_behind_nothing_takes_nothing_from_the_cache():
     """One request, of the batch alone: an old answer may begin with the same tokens."""
     client = Timed(3)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from autospec.backends.protocol import Completion, Request
-from autospec.drafting import OFF
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import RequestError
 from autospec.hardware.state import MachineState
 from autospec.measure import asking as module
-from autospec.measure.asking import Asking, busy, measure
-from autospec.measure.measurements import Measurement, Phase
+from autospec.measure.asking import Asking, OffLength, busy, measure
+from autospec.measure.measurements import Measurement, Pair, Phase
+from autospec.prompts.suite import Half, Prompt
 
 LONG = "Tell me a story."
 
@@ -111,3 +114,106 @@ def test_a_gpu_that_others_use_is_busy():
     assert not busy(calm)
     assert not busy(MachineState(window_s=1.0, cores=4, gpu_other_load=0.05))
     assert busy(MachineState(window_s=1.0, cores=4, gpu_other_load=0.3))
+
+
+NGRAM = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)
+PROMPT = Prompt("p", PromptType.QA, ({"role": "user", "content": LONG},), 64, Half.PROVE)
+
+
+class Slow(Server):
+    """A server that takes 125 ms for a token, and tells this text word by word."""
+
+    def __init__(self, words: list[str], drafting: Drafting = OFF) -> None:
+        super().__init__("slow")
+        self.drafting = drafting
+        self._words = words
+
+    def complete(self, request: Request) -> Completion:
+        """As many words as allowed."""
+        self.asked.append(request.max_tokens)
+        told = self._words[: request.max_tokens]
+        generation_ms = 125.0 * (len(told) - 1)
+        ended = len(self._words) <= request.max_tokens
+        return Completion("".join(told), 4, len(told), 500.0, generation_ms, 505.0 + generation_ms, 0, 0,
+                          "stop" if ended else "length")  # fmt: skip
+
+
+def half(asking: Asking, server: Slow, *, second: bool = False, most: int | None = None) -> Measurement:
+    """One half of the prompt's pair."""
+    return measure(
+        asking, server, PROMPT, cell_key="c", phase=Phase.PROVE, round_=1, compared=NGRAM,  # type: ignore[arg-type]
+        position=int(second), most_tokens=most,
+    )  # fmt: skip
+
+
+def words(*changed: int) -> list[str]:
+    """A hundred words; those at the changed places are others."""
+    return [f"w{n} " if n not in changed else "x " for n in range(100)]
+
+
+def test_a_slow_model_is_asked_for_fewer_tokens_without_drafting():
+    """The first answer is whole and tells the time of a token: 2.5 s of it are enough for the next ones."""
+    asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]
+    length, server = OffLength(asking), Slow(words())
+    assert length.of(PROMPT, paired=False) is None
+    length.note(half(asking, server))
+    assert length.of(PROMPT, paired=False) == 21
+    assert half(asking, server, most=21).predicted_tokens == 21
+    assert server.asked == [64, 21]
+
+
+def test_what_cannot_be_continued_is_asked_whole():
+    """Energy, calls of tools, and an answer whose partner's text is not known."""
+    asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]
+    length = OffLength(asking)
+    length.note(half(asking, Slow(words())))
+    assert length.of(replace(PROMPT, tools=({"type": "function"},)), paired=False) is None
+    assert length.of(PROMPT, paired=True) is None  # measured by an earlier tune
+    half(asking, Slow(words(), NGRAM))
+    assert length.of(PROMPT, paired=True) == 21
+    off = half(asking, Slow(words()))
+    length.note(replace(off, machine={**off.machine, "gpu_energy_j": 12.0}))
+    assert length.of(PROMPT, paired=False) is None
+
+
+@pytest.mark.parametrize("off_first", [True, False])
+@pytest.mark.parametrize(("changed", "same"), [((), True), ((5,), False), ((40,), True)])
+def test_texts_are_compared_as_far_as_the_shorter_goes(off_first, changed, same):
+    """A cut answer agrees with the beginning of the other one; what follows is not known."""
+    asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]
+    off, drafted = Slow(words()), Slow(words(*changed), NGRAM)
+    sides = [(off, 21), (drafted, None)]
+    first, second = sides if off_first else sides[::-1]
+    halves = [half(asking, first[0], most=first[1]), half(asking, second[0], second=True, most=second[1])]
+    pair = Pair(*(halves if off_first else halves[::-1]))
+    assert pair.same_text is same
+
+
+def test_whole_texts_of_which_one_begins_as_the_other_differ():
+    """With drafting the text ends earlier, by itself: nothing was cut."""
+    asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]
+    off = half(asking, Slow(words()))
+    drafted = half(asking, Slow(words()[:30], NGRAM), second=True)
+    assert not Pair(off, drafted).same_text
+
+
+def test_the_longest_answer_stands_for_a_cut_one():
+    """Predictions replay a whole answer."""
+    asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]
+    assert asking.longest_answer("p") is None
+    half(asking, Slow(words()), most=21)
+    half(asking, Slow(words(50), NGRAM))
+    assert asking.longest_answer("p") == "".join(words(50)[:64])
+    half(asking, Slow(words()))
+    assert asking.longest_answer("p") == "".join(words()[:64])
+
+
+def test_a_stored_cut_half_is_lost_with_its_text():
+    """It is measured again: its text could not be compared."""
+    asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]
+    cut = half(asking, Slow(words()), most=21)
+    assert not OffLength(asking).is_lost(PROMPT, cut)
+    later = OffLength(Asking("p", 64, 0.0, Watch()))  # type: ignore[arg-type]
+    assert later.is_lost(PROMPT, cut)
+    assert not later.is_lost(PROMPT, half(asking, Slow(words())))
+    assert not later.is_lost(PROMPT, half(asking, Slow(words()[:20])))

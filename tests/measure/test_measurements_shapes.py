@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from autospec.cells import PromptType
+from autospec.measure.depth_costs import DepthCosts, DepthRise
 from autospec.measure.measurements import (
     AS_MEASURED,
     CACHED_SHARE,
@@ -16,8 +17,10 @@ from autospec.measure.measurements import (
     RequestShape,
     Sample,
     Shapes,
+    enough_tokens,
     of_traffic,
     pair_up,
+    paired,
 )
 from tests.report.samples import measurement
 
@@ -155,3 +158,53 @@ def test_every_prompt_type_has_a_stated_share():
     """None is forgotten, none is all of the prompt."""
     assert set(CACHED_SHARE) == set(PromptType)
     assert all(0.0 <= share < 1.0 for share in CACHED_SHARE.values())
+
+
+def test_a_half_that_was_cut_shorter_is_continued_at_its_own_speed():
+    """22 tokens without drafting stand for 64: the pair is the same as with a whole answer."""
+    whole, drafted = prompt_heavy()
+    cut = half(drafted=False, prompt_ms=1000.0, token_ms=50.5, tokens=22)
+    shapes = Shapes(cached_share=0.5, max_tokens={"p": 384})
+    for own in (None, shapes):
+        pair, expected = paired(cut, drafted, own), paired(whole, drafted, own)
+        assert pair.off.predicted_tokens == 64
+        assert pair.log_ratio == pytest.approx(expected.log_ratio)
+        assert pair.measured_log_ratio == pytest.approx(expected.measured_log_ratio)
+        assert pair.decode_log_ratio == pytest.approx(expected.decode_log_ratio)
+        assert pair.shape == expected.shape
+    assert pair_up([cut, drafted], {cut.cell_key: shapes}) == [paired(cut, drafted, shapes)]
+
+
+def test_a_continued_half_ends_as_the_other_one_and_tells_no_energy():
+    """The drafted answer ended by itself after 40 tokens: so does the request that the pair stands for."""
+    cut = half(drafted=False, prompt_ms=1000.0, token_ms=50.5, tokens=22)
+    cut = replace(cut, machine={**cut.machine, "cpu_energy_j": 3.0})
+    drafted = half(drafted=True, prompt_ms=1000.0, token_ms=20.0, tokens=40)
+    pair = paired(cut, replace(drafted, finish_reason="stop"), Shapes(max_tokens={"p": 384}))
+    assert pair.shape is not None
+    assert pair.shape.answer_tokens == 40
+    assert pair.off.machine["cpu_energy_j"] is None
+
+
+def test_what_context_adds_is_added_to_the_tokens_that_were_not_generated():
+    """Each token behind 100 more tokens of context takes 10 ms longer: the middle of the answer moves by 21 tokens."""
+    cut = half(drafted=False, prompt_ms=1000.0, token_ms=50.0, tokens=22)
+    drafted = half(drafted=True, prompt_ms=1000.0, token_ms=20.0, tokens=64)
+    depth = DepthCosts(plain_ms=50.0, reach_tokens=4000, rises={"": DepthRise(0.1, 0.0)})
+    off = paired(cut, drafted, Shapes(depth=depth)).off
+    assert off.predicted_ms == pytest.approx(63 * (50.0 + 0.1 * 21))
+
+
+@pytest.mark.parametrize(("reason", "tokens"), [("stop", 22), ("length", 64), ("length", 1)])
+def test_a_half_that_ended_by_itself_or_tells_no_speed_stays(reason, tokens):
+    """Only a cut answer is continued."""
+    off = replace(half(drafted=False, prompt_ms=1000.0, token_ms=50.0, tokens=tokens), finish_reason=reason)
+    drafted = half(drafted=True, prompt_ms=1000.0, token_ms=20.0, tokens=64)
+    assert paired(off, drafted).off == off
+
+
+def test_a_slow_model_needs_fewer_tokens():
+    """2.5 seconds tell the time of a token; at least 16 tokens."""
+    assert enough_tokens(115.0) == 23
+    assert enough_tokens(20.0) == 126
+    assert enough_tokens(2000.0) == 16

@@ -90,6 +90,8 @@ def lab(
     backend = SimulatedBackend(speedup, noise=noise, launch_s=launch_s)
     clock = backend.clock
     monkeypatch.setattr(asking_module, "time", clock)
+    # Minutes shall pass: the answers of these tests are long, and none is cut.
+    monkeypatch.setattr(asking_module, "enough_tokens", lambda _token_ms: 10_000_000)
     definition = load_definition("quick")
     watcher = Silent()
     budget = Budget(budget_s, clock)

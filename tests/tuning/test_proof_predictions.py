@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
-from autospec.backends.protocol import Request
+from autospec.backends.protocol import Completion, Request
 from autospec.measure.log_ratios import of_pairs
 from autospec.measure.measurements import Phase
 from autospec.recommendations import Verdict
@@ -123,8 +123,9 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
     asking = made.context.asking
     tokens = pairs[0].off.predicted_tokens
     asked = sorted({p.off.prompt_id for p in pairs})
-    asking.answers = dict.fromkeys(asked, "word " * tokens)
-    asking.answers[asked[0]] = "not so many words"
+    for prompt in asked:
+        text = "not so many words" if prompt == asked[0] else "word " * tokens
+        asking.note(prompt, Completion(text, 4, tokens, 1.0, 1.0, 2.0, 0, 0, "length"), off=True)
     seen = {}
 
     class Gathered:

@@ -1,0 +1,38 @@
+"""How often each batch is timed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from autospec.predict.profile import Recording
+from autospec.predict.recording import time_batches
+
+RECORDING = Recording("p", tuple(range(1, 30)), tuple(range(30, 60)), 30, False, 10.0, 290.0, 300.0)
+
+
+class Batches:
+    """A model whose batches take 10 ms and 1 ms for each token, and some more at some calls."""
+
+    def __init__(self, more_ms: Sequence[float] = ()) -> None:
+        self.asked: Counter[int] = Counter()
+        self._more_ms = iter(more_ms)
+
+    def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
+        """The time of one batch."""
+        del ids
+        self.asked[len(extra)] += 1
+        return 10.0 + len(extra) + next(self._more_ms, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("more_ms", "repeats"), [((), 3), ((0.3, -0.2), 3), ((5.0,), 5), ((0.0, 0.0, 0.0, 5.0), 5)]
+)
+def test_times_that_agree_are_not_taken_again(more_ms, repeats):
+    """Three times where they agree to within 5 %; after a disturbance five, whose median it does not move."""
+    server = Batches(more_ms)
+    times = time_batches(server, RECORDING, 5)  # type: ignore[arg-type]
+    assert server.asked == dict.fromkeys((1, 2, 3, 4, 5), repeats)
+    assert times == pytest.approx({size: 10.0 + size for size in (1, 2, 3, 4, 5)})
