@@ -265,6 +265,7 @@ class _DraftingChecks:
         self._out_of_time: set[tuple[Condition, str]] = set()
         # Seconds of the first launch's pairs. The proof's pace does not tell it: a drafting may be far slower under a condition.
         self._took_s: dict[tuple[Condition, str], float] = {}
+        self._waited_s = 0.0  # for other programs, which the second launch need not expect
         self._done: dict[str, dict[Condition, LimitCheck]] = {}
         self._in_cache: dict[str, float] = {}  # launch → tokens of the long text in its cache
         self._tokens_per_character = 0.0
@@ -362,7 +363,7 @@ class _DraftingChecks:
         if self._launches.resident == 2:
             self._launches.off()
             self._launches.drafted(self._drafting)  # now it is known whether two fit
-        begun_s = budget.spent_s
+        begun_s, waited_s = budget.spent_s, self._waited_s
         pairs: dict[int, Pair] = {}
         items = _items(condition, subject.prompts, turn)
         for again in range(_REPEATS + 1):
@@ -378,7 +379,8 @@ class _DraftingChecks:
             if not items or self._remembers or self._per_request or self._launches.resident == 1:
                 break
         self._pairs.setdefault((condition, subject.key), []).extend(pairs.values())
-        self._took_s[condition, subject.key] = budget.spent_s - begun_s
+        waited_s = self._waited_s - waited_s
+        self._took_s[condition, subject.key] = budget.spent_s - begun_s - waited_s
 
     def _pairs_of(
         self, condition: Condition, subject: Subject, items: Sequence[_Item], turn: int
@@ -431,7 +433,9 @@ class _DraftingChecks:
         halves[item.number, side.is_off] = measured
         if cut:
             self._off_length.note(measured)
+        begun_s = self._tools.budget.spent_s
         self._calm.after(MachineState.from_json(measured.machine))
+        self._waited_s += self._tools.budget.spent_s - begun_s
 
     def _prepared(self, condition: Condition, prompt: Prompt, server: Server) -> tuple[Asking, Prompt]:
         """Bring the server's prompt cache into the state of the condition; returns what is to be timed then."""
