@@ -36,8 +36,14 @@ from autospec.serving.plan_inputs import (
     Route,
     advice_from,
 )
-from autospec.serving.request_queue import RequestQueue, WaitingRequest
-from autospec.serving.server_pool import MeasuringDaemon, ServerLease, ServerPool, next_actions
+from autospec.serving.server_pool import (
+    MeasuringDaemon,
+    RequestQueue,
+    ServerLease,
+    ServerPool,
+    WaitingRequest,
+    next_actions,
+)
 from autospec.serving.traffic import Demand, PromptLengths
 from autospec.settings import Settings, parse_duration
 
