@@ -79,10 +79,8 @@ class Probes:
         self._gpu = self._gpu_load = None
 
     def _load_of_gpu(self, own: frozenset[int], on_battery: bool, *, at_rest: bool) -> float | None:
-        """The share that others used since the last look; nothing computes for us if `at_rest`: requests are a signal of their own.
-
-        On battery nothing is measured anyway, and each look keeps a laptop's second GPU awake.
-        """
+        """The share that others used since the last look; nothing computes for us if `at_rest`: requests are a signal of their own."""
+        # On battery nothing is measured anyway, and each look keeps a laptop's second GPU awake.
         watch, self._gpu = self._gpu, None
         if on_battery:
             return None

@@ -69,11 +69,10 @@ def recommendation_table(recommendations: Iterable[Recommendation], now: dt.date
 
 
 class _Recommended:
-    """The rows of one main model and backend.
+    """The rows of one main model and backend."""
 
-    On a narrow terminal two pairs of columns share one each, and on a very narrow one each row is a few lines. A gain has a bar,
-    but not on a terminal that can only write lines (``TERM=dumb``): a screen reader would spell it out.
-    """
+    # On a narrow terminal two pairs of columns share one each, and on a very narrow one each row is a few lines. A gain has a bar,
+    # but not on a terminal that can only write lines (``TERM=dumb``): a screen reader would spell it out.
 
     def __init__(self, shown: Sequence[Recommendation], now: dt.datetime) -> None:
         self._shown = shown

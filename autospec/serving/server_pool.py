@@ -129,10 +129,8 @@ _MOST_TIMEOUT_S: Final = 600.0
 def _serve(
     engine: Engine, model: Model, entry: LaunchEstimate, args: tuple[str, ...], projector: Path | None
 ) -> Server:
-    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`.
-
-    A projector that nobody named must not keep a model from answering: if the server does not start with it, it starts without.
-    """
+    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`."""
+    # A projector that nobody named must not keep a model from answering: if the server does not start with it, it starts without.
     if projector is not None:
         try:
             return _serve(engine, model, entry, (*args, "--mmproj", str(projector)), None)
@@ -163,10 +161,8 @@ def _serve(
 
 
 def _text_is_right(engine: Engine, server: Server) -> bool:
-    """True if the cache is off, or if no request can draft, whatever draft model the client names.
-
-    What a client makes an attached server draft is between the two: autospec did not start it and asks for nothing.
-    """
+    """True if the cache is off, or if no request can draft, whatever draft model the client names."""
+    # What a client makes an attached server draft is between the two: autospec did not start it and asks for nothing.
     if not engine.capabilities.drafting_per_request or _NO_CACHE in pairwise(server.command):
         return True
     return server.drafting.is_off and (not engine.per_request or "draft_model" in engine.request_fields(OFF))

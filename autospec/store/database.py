@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import sqlalchemy as sa
@@ -158,25 +157,11 @@ class Store:
     def recommendations(
         self,
         *,
-        hardware_id: str | None = None,
-        model: str | None = None,
-        prompt_type: PromptType | None = None,
         cell_keys: Sequence[str] | None = None,
     ) -> list[StoredRecommendation]:
-        """Return the newest recommendation of every cell, in the order they were made; each filter is optional.
-
-        `model` must be the exact name. Records for any prompt type pass the filter `prompt_type`.
-        """
+        """Return the newest recommendation of every cell, or of these, in the order they were made."""
         table = RECOMMENDATIONS
         query = sa.select(table).where(table.c.id.in_(sa.text(NEWEST_RECOMMENDATIONS)))
-        if hardware_id is not None:
-            query = query.where(table.c.hardware_id == hardware_id)
-        if model is not None:
-            query = query.where(table.c.model == model)
-        if prompt_type is not None:
-            query = query.where(
-                sa.or_(table.c.prompt_type == str(prompt_type), table.c.prompt_type.is_(None))
-            )
         if cell_keys is not None:
             query = query.where(table.c.cell_key.in_(list(cell_keys)))
         return self._stored(query.order_by(table.c.id), "recommendation")
@@ -188,7 +173,7 @@ class Store:
         with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query).mappings().all()[:-1]
         found = understood(
-            ((row["id"], row) for row in rows), _recommendation, self._unread, "recommendation"
+            ((row["id"], row) for row in rows), StoredRecommendation.from_json, self._unread, "recommendation"
         )
         return [stored.recommendation for stored in found]
 
@@ -215,7 +200,9 @@ class Store:
     def _stored(self, query: sa.Select[Any], kind: str) -> list[StoredRecommendation]:
         with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
-        return understood(((row["id"], row) for row in rows), _recommendation, self._unread, kind)
+        return understood(
+            ((row["id"], row) for row in rows), StoredRecommendation.from_json, self._unread, kind
+        )
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Store samples of live traffic, in one transaction."""
@@ -335,14 +322,6 @@ def _measurement(row: dict[str, Any]) -> tuple[Measurement, str]:
     return Measurement(**known), row["draft_id"] or ""
 
 
-def _recommendation(row: sa.RowMapping) -> StoredRecommendation:
-    return StoredRecommendation(
-        cell_key=row["cell_key"],
-        hardware=Hardware.from_json(row["hardware"]),
-        recommendation=Recommendation.from_json(row["recommendation"]),
-    )
-
-
 @contextmanager
 def plain_errors(engine: sa.Engine) -> Iterator[None]:
     """Turn SQLAlchemy's errors into `StoreError`."""
@@ -402,9 +381,7 @@ class CellLocks:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._connection is not None:
             # Closing frees them too, but a moment later.
             with suppress(sa.exc.SQLAlchemyError):
