@@ -357,6 +357,23 @@ class StoredRecommendation:
     hardware: Hardware
     recommendation: Recommendation
 
+    def to_json(self) -> dict[str, Any]:
+        """The form in exports, and in the file of what the hook was told."""
+        return {
+            "cell_key": self.cell_key,
+            "hardware": self.hardware.to_json(),
+            "recommendation": self.recommendation.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[Any, Any]) -> Self:
+        """Read what `to_json` wrote, or a row of the database."""
+        return cls(
+            data["cell_key"],
+            Hardware.from_json(data["hardware"]),
+            Recommendation.from_json(data["recommendation"]),
+        )
+
 
 def document(
     hardware: Hardware,

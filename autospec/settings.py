@@ -354,11 +354,7 @@ def _from_file(file: Path, *, must_exist: bool) -> tuple[dict[str, object], tupl
 
 
 def _model_sections(sections: object, file: Path) -> tuple[ModelSettings, ...]:
-    """The sections ``[models."NAME"]`` of the file.
-
-    Raises:
-        SettingsError: A key is unknown, a value has the wrong type, or two sections have the same alias.
-    """
+    """The sections ``[models."NAME"]`` of the file."""
     if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
         raise SettingsError(
             f"{_MODELS} in {file} must hold a section for each model.",

@@ -157,10 +157,8 @@ def _key(files: tuple[Path, ...]) -> str:
 
 
 def _files(binary: Path) -> tuple[Path, ...]:
-    """The program, and llama.cpp's shared libraries where package managers and release archives put them.
-
-    Homebrew has the kernels in a formula of their own, ``ggml``: its backends are loaded from ``libexec``.
-    """
+    """The program, and llama.cpp's shared libraries where package managers and release archives put them."""
+    # Homebrew has the kernels in a formula of their own, ``ggml``: its backends are loaded from ``libexec``.
     real = binary.resolve()
     folders = {real.parent, real.parent.parent / "lib"}
     cellar = next((folder for folder in real.parents if folder.name == "Cellar"), None)
@@ -200,11 +198,7 @@ def _output(binary: Path, flag: str) -> str:
 
 
 def _check_output(binary: Path, flag: str, code: int, output: str, platform: str = sys.platform) -> None:
-    """Refuse what a program printed that ended with an error.
-
-    Raises:
-        BackendMissingError: It printed nothing, or only why it could not start.
-    """
+    """Refuse what a program printed that ended with an error."""
     if (missing := MISSING_LIBRARY.search(output)) is not None:
         raise BackendMissingError(
             f"{binary} cannot find {missing['what']}: its installation is incomplete.", REINSTALL_HINT

@@ -311,11 +311,9 @@ def _praise(main: Model, draft: Model, context_tokens: int) -> str:
 
 
 def _context_note(main: Model, draft: Model, context_tokens: int) -> str:
-    """Say if the draft was trained for less context than the launch has.
-
-    llama.cpp b11434 gives the draft as many tokens as the main model, caps them by the main model's training alone, and only logs
-    "possible training context overflow"; mlx_lm does not look either.
-    """
+    """Say if the draft was trained for less context than the launch has."""
+    # llama.cpp b11434 gives the draft as many tokens as the main model, caps them by the main model's training alone, and only logs
+    # "possible training context overflow"; mlx_lm does not look either.
     used = min(context_tokens, main.context_length or context_tokens)
     if not 0 < draft.context_length < used:
         return ""

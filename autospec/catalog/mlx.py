@@ -55,11 +55,9 @@ def read_tokens(folder: Path) -> list[bytes]:
 
 
 def _tokenizer(folder: Path) -> tuple[str, list[bytes]]:
-    """The type of tokenizer and its tokens, from the first of the files that say them; nothing without one.
-
-    ``tokenizer.json`` has everything. Tokenizers in Python have ``vocab.json`` with ``merges.txt``, or a file of tiktoken; their
-    other tokens stand in ``added_tokens.json`` or ``tokenizer_config.json``. SentencePiece's ``tokenizer.model`` is not read.
-    """
+    """The type of tokenizer and its tokens, from the first of the files that say them; nothing without one."""
+    # ``tokenizer.json`` has everything. Tokenizers in Python have ``vocab.json`` with ``merges.txt``, or a file of tiktoken; their
+    # other tokens stand in ``added_tokens.json`` or ``tokenizer_config.json``. SentencePiece's ``tokenizer.model`` is not read.
     path = folder / "tokenizer.json"
     if path.exists():
         document = read_json(path)

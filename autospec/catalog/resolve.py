@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from autospec.catalog.model import Model, names_context, names_projector, without_context
+from autospec.catalog.model import Model, context_of, names_context, names_projector, without_context
 from autospec.errors import ModelChoiceError, ModelFileError, SettingsError, UnknownModelError
 from autospec.settings import Adapter, ModelSettings, Settings
 
@@ -157,6 +157,12 @@ class OwnSettings:
         """The context of a model's measured launches if its arguments set none."""
         section = self.of(model)
         return (section.context_tokens if section else 0) or settings.context_tokens
+
+    def launch_context(self, model: Model, settings: Settings) -> int:
+        """The context of a model's measured launches, with their arguments."""
+        return context_of(
+            self.args(model, settings), model.context_length, self.context_tokens(model, settings)
+        )
 
     def projector(self, model: Model, settings: Settings) -> Path | None:
         """The projector that a server for users loads although the section does not name it: the only one beside the model.

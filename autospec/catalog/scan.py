@@ -341,11 +341,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def _with_plain_path(model: Model, links: Path | None) -> Model:
-    """The model under a path that JSON, SQLite and every terminal can hold: its own, or a link to it.
-
-    Raises:
-        ModelFileError: Its path is not UTF-8, and there can be no link.
-    """
+    """The model under a path that JSON, SQLite and every terminal can hold: its own, or a link to it."""
     paths = (model.path, *model.files)
     if all(str(path) == printable(str(path)) for path in paths):
         return model
@@ -427,10 +423,8 @@ def _real(path: Path) -> Path:
 
 
 def _first_spelling(path: Path, spellings: dict[tuple[int, int], Path]) -> Path:
-    """The path under which this file or folder was found first.
-
-    macOS and its like ignore case: ``~/models`` and ``~/Models`` are one folder, which `os.path.realpath` does not know.
-    """
+    """The path under which this file or folder was found first."""
+    # macOS and its like ignore case: ``~/models`` and ``~/Models`` are one folder, which `os.path.realpath` does not know.
     try:
         status = path.stat()
     except OSError:

@@ -137,18 +137,17 @@ def _row(entry: dict[str, Any]) -> Row:
     )
 
 
-def suggest(main: Model, found: Sequence[Candidate], rows: Iterable[Row] | None = None) -> list[Suggestion]:
+def suggest(main: Model, found: Sequence[Candidate]) -> list[Suggestion]:
     """The public drafts for a main model: those that are not here first, heads before draft models.
 
     Args:
         main: The main model.
         found: The models on this disk, judged as its drafts.
-        rows: The table; the shipped one if left out.
     """
     by_file = {_key(c.model): c for c in found if not c.own_layers}
     fitting = [
         Suggestion(row, by_file.get(_file_key(row)))
-        for row in (table() if rows is None else rows)
+        for row in table()
         if row.format == main.format and main.architecture in row.architectures and _named(main, row)
         # A file that is as large as the main model is no draft for it.
         if row.size_bytes <= main.bytes_per_token * MAX_RELATIVE_COST or not row.size_bytes

@@ -96,11 +96,7 @@ def check(shell: Shell) -> None:
 
 
 def _warn_of_sections(shell: Shell) -> None:
-    """Warn of sections that apply to no model; the disk is searched only if there are sections.
-
-    Raises:
-        SettingsError: Sections contradict each other.
-    """
+    """Warn of sections that apply to no model; the disk is searched only if there are sections."""
     if not shell.settings.models:
         return
     from autospec.catalog.scan import scan

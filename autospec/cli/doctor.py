@@ -91,8 +91,7 @@ def command(shell: Shell) -> None:
     from autospec.backends.binaries import first_look
     from autospec.cli.daemon import glance
     from autospec.hardware import identify
-    from autospec.hardware.gpu import shared_limit_bytes
-    from autospec.hardware.gpu_watch import read_gpus
+    from autospec.hardware.gpu import read_gpus, shared_limit_bytes
     from autospec.hardware.state import StateWatch
 
     settings = shell.settings

@@ -48,7 +48,6 @@ def command(shell: Shell, model_name: str, *, suggests: bool, context: int | Non
       autospec drafts --model qwen3-32b --suggest
     """  # noqa: D301 - click needs the backspace itself
     from autospec.catalog.candidates import candidates
-    from autospec.catalog.model import context_of
     from autospec.catalog.scan import scan
     from autospec.cli.models import nothing_found
     from autospec.errors import ModelChoiceError
@@ -62,11 +61,7 @@ def command(shell: Shell, model_name: str, *, suggests: bool, context: int | Non
             f"{main.name} is a draft head ({main.draft_kind}), not a main model.",
             "Name the model that it drafts for.",
         )
-    context = context or context_of(
-        catalog.own.args(main, shell.settings),
-        main.context_length,
-        catalog.own.context_tokens(main, shell.settings),
-    )
+    context = context or catalog.own.launch_context(main, shell.settings)
     found = candidates(
         main,
         catalog.models,

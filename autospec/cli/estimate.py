@@ -133,7 +133,6 @@ def _one(
 ) -> tuple[Speeds | None, Estimated | str]:
     """The figures and the estimate of one model, or why there is none."""
     from autospec.catalog.candidates import candidates
-    from autospec.catalog.model import context_of
     from autospec.errors import ModelFileError
     from autospec.hardware import identify
     from autospec.hardware.gpu import shared_limit_bytes
@@ -142,15 +141,12 @@ def _one(
     figures = speeds.of(main)
     if isinstance(figures, str):
         return None, figures
-    own = catalog.own
     found = candidates(
         main,
         catalog.models,
         memory_bytes=identify().memory_bytes,
         gpu_limit_bytes=shared_limit_bytes(identify()),
-        context_tokens=context_of(
-            own.args(main, shell.settings), main.context_length, own.context_tokens(main, shell.settings)
-        ),
+        context_tokens=catalog.own.launch_context(main, shell.settings),
     )
     try:
         fitting = [c for c in found if c.fits]

@@ -18,16 +18,6 @@ from autospec.recommendations import Status, StoredRecommendation, Verdict
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from autospec.catalog.model import Model
-    from autospec.catalog.scan import Catalog
-    from autospec.cli.shell import Shell
-if TYPE_CHECKING:
-    from autospec.cli.shell import Shell
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from rich.table import Table
 
     from autospec.catalog.model import Model
@@ -78,22 +68,18 @@ def command(shell: Shell) -> None:
 def count_drafts(catalog: Catalog, settings: Settings) -> dict[Path, int]:
     """How many drafts fit each main model of a catalogue, by its path."""
     from autospec.catalog.candidates import count_fits
-    from autospec.catalog.model import context_of
     from autospec.hardware import identify
     from autospec.hardware.gpu import shared_limit_bytes
 
     hardware = identify()
     gpu_limit_bytes = shared_limit_bytes(hardware)
-    own = catalog.own
     return {
         model.path: count_fits(
             model,
             catalog.models,
             memory_bytes=hardware.memory_bytes,
             gpu_limit_bytes=gpu_limit_bytes,
-            context_tokens=context_of(
-                own.args(model, settings), model.context_length, own.context_tokens(model, settings)
-            ),
+            context_tokens=catalog.own.launch_context(model, settings),
         )
         for model in catalog.models
         if model.head is None

@@ -12,7 +12,6 @@ from autospec.cli.shell import Shell, command_options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from autospec.service.definition import ServiceStatus
     from autospec.service.lifecycle import Service
 
 __all__ = ["command"]
@@ -132,7 +131,7 @@ def status(shell: Shell) -> None:
     )
     if installed:
         _show_differences(shell, service)
-    if _has_given_up(service, now):
+    if service.has_ended(now):
         shell.out("The last lines of its log:")
         for line in service.tail(_LAST_LINES):
             shell.out(f"  {line}")
@@ -180,12 +179,6 @@ def _show_differences(shell: Shell, service: Service) -> None:
         )
     elif not service.current():
         shell.out("Another version of autospec installed it; `autospec service install` upgrades it.")
-
-
-def _has_given_up(service: Service, now: ServiceStatus) -> bool:
-    """True if the daemon ended by itself; launchd keeps a job loaded that ended with a wrong setting."""
-    ended = now.loaded and now.state == "stopped" and bool(now.last_exit)
-    return now.state == "failed" or (service.supervisor.name == "launchd" and ended)
 
 
 def _service(shell: Shell) -> Service:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from autospec.daemon.policy import Signals
 from autospec.daemon.work import Clock
 from autospec.hardware import identify
-from autospec.hardware.gpu import shared_limit_bytes
-from autospec.hardware.gpu_watch import GpuWatch
+from autospec.hardware.gpu import GpuWatch, shared_limit_bytes
 from autospec.hardware.metal import on_metal
 from autospec.hardware.processes import holder
 from autospec.hardware.readings import Reading, descendants, read, read_power, user_idle_s
@@ -80,10 +79,8 @@ class Probes:
         self._gpu = self._gpu_load = None
 
     def _load_of_gpu(self, own: frozenset[int], on_battery: bool, *, at_rest: bool) -> float | None:
-        """The share that others used since the last look; nothing computes for us if `at_rest`: requests are a signal of their own.
-
-        On battery nothing is measured anyway, and each look keeps a laptop's second GPU awake.
-        """
+        """The share that others used since the last look; nothing computes for us if `at_rest`: requests are a signal of their own."""
+        # On battery nothing is measured anyway, and each look keeps a laptop's second GPU awake.
         watch, self._gpu = self._gpu, None
         if on_battery:
             return None

@@ -328,11 +328,9 @@ def _overall_item(
     uses_of: Mapping[PromptType, tuple[float, str]],
     step_s: float,
 ) -> WorkItem | None:
-    """The step that asks what only the overall answer lacks; ``None`` if a tune of the types of its mix would ask nothing.
-
-    Each of them must be proven here. One that is not is measured by itself first: a tune of it would spend its time on the
-    type's own proof.
-    """
+    """The step that asks what only the overall answer lacks; ``None`` if a tune of the types of its mix would ask nothing."""
+    # Each of them must be proven here. One that is not is measured by itself first: a tune of it would spend its time on the
+    # type's own proof.
     if answer is None or (wanted := wanted_pairs(answer)) is None:
         return None
     drafting, faster = wanted

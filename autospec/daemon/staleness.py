@@ -506,10 +506,8 @@ def _named(samples: Sequence[Sample], recommendation: Recommendation, what: str)
 
 
 def _is_known(gap: Gap, recommendation: Recommendation, earlier: Iterable[Recommendation]) -> bool:
-    """True if the same drafting was measured again because of a gap as large as this one.
-
-    The suite is not the traffic: another proof with it would be the same, and so would the gap.
-    """
+    """True if the same drafting was measured again because of a gap as large as this one."""
+    # The suite is not the traffic: another proof with it would be the same, and so would the gap.
     for former in earlier:
         then = former.evidence.get(GAP)
         if (

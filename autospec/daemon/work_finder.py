@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from autospec.catalog.model import Model
 from autospec.catalog.scan import Catalog, scan
 from autospec.cells import Aim, Cell, Hardware, PromptType
 from autospec.daemon.queue import KnownCell, order, uses
-from autospec.daemon.staleness import GAP, Gap, Stale, drift_of, gap_of, mark, samples_of, why_stale
+from autospec.daemon.staleness import GAP, Stale, drift_of, gap_of, mark, samples_of, why_stale
 from autospec.daemon.work import Effort, Tunable, effort_key
 from autospec.errors import AutospecError
 from autospec.files import replace_file
@@ -70,7 +71,7 @@ def announce(
     if told is not None and not found:
         return ""
     try:
-        replace_file(path, json.dumps([_to_json(s) for s in stored]))
+        replace_file(path, json.dumps([s.to_json() for s in stored]))
     except OSError as error:
         return f"{path} cannot be written, so on_change was not run: {error.strerror}."
     if not found:
@@ -78,25 +79,10 @@ def announce(
     return run(command, changes_document(found, datetime.now(UTC).isoformat(timespec="seconds"))).sentence
 
 
-def _to_json(stored: StoredRecommendation) -> dict[str, Any]:
-    return {
-        "cell_key": stored.cell_key,
-        "hardware": stored.hardware.to_json(),
-        "recommendation": stored.recommendation.to_json(),
-    }
-
-
 def _read(path: Path) -> list[StoredRecommendation] | None:
     """What the hook was last told; ``None`` if nothing was, or the file is damaged."""
     try:
-        return [
-            StoredRecommendation(
-                entry["cell_key"],
-                Hardware.from_json(entry["hardware"]),
-                Recommendation.from_json(entry["recommendation"]),
-            )
-            for entry in json.loads(path.read_text(encoding="utf-8"))
-        ]
+        return [StoredRecommendation.from_json(s) for s in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -173,15 +159,12 @@ def survey(
 
     whole = [request_for(model) for model in catalog.models if model.head is None]
     models = _tunables(whole, settings, hardware, found=found, notes=notes, now=now)
-    store = open_store(settings.storage, notes.append)
-    try:
+    with closing(open_store(settings.storage, notes.append)) as store:
         samples = store.samples(since=now - _USES_S)
         ours = [s for s in store.recommendations() if s.recommendation.aim is aim]
         stored, marked, gaps = _mark_stale(store, ours, models, samples, hardware)
         # An overall answer is about speed alone.
         answers = _answers(models, store.overall_answers(), hardware) if aim is Aim.SPEED else {}
-    finally:
-        store.close()
     if said := announce(stored, settings.state_dir, settings.on_change):
         notes.append(said)
     queue = order(
@@ -292,10 +275,8 @@ def _mark_stale(
     samples: Sequence[Sample],
     hardware: Hardware,
 ) -> tuple[list[StoredRecommendation], list[str], list[str]]:
-    """Mark served recommendations that no longer hold.
-
-    Returns the new list, a sentence for each marked one, and one for each other whose live traffic falls short.
-    """
+    """Mark served recommendations that no longer hold."""
+    # Returns the new list, a sentence for each marked one, and one for each other whose live traffic falls short.
     here = {(m.name, m.backend): m for m in models}
     result, told, gaps = list(stored), [], []
     served = {s.cell_key for s in _newest_here(stored, hardware)}
@@ -314,7 +295,7 @@ def _mark_stale(
             if gap.conditions or gap.known:
                 gaps.append(f"{recommendation.model}, {recommendation.prompt_type}: {gap.sentence}")
             else:
-                stale = _falls_short(gap)
+                stale = Stale("traffic", gap.reason, {GAP: gap.to_json()})
         if stale is not None:
             marked = mark(recommendation, stale)
             store.save_recommendation(marked, entry.hardware, entry.cell_key)
@@ -352,10 +333,6 @@ def _basis_changed(entry: StoredRecommendation, model: Tunable) -> Stale | None:
 def _drifted(samples: Sequence[Sample]) -> Stale | None:
     drift = drift_of(samples)
     return None if drift is None else Stale("drift", drift.reason)
-
-
-def _falls_short(gap: Gap) -> Stale:
-    return Stale("traffic", gap.reason, {GAP: gap.to_json()})
 
 
 def _known(

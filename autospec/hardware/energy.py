@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autospec.cells import Aim, Hardware
-from autospec.hardware.gpu import in_package
-from autospec.hardware.gpu_watch import GpuWatch
+from autospec.hardware.gpu import GpuWatch, in_package
 from autospec.hardware.identity import text_of
 
 __all__ = ["Energy", "EnergyMeter", "RaplZone", "aim_in_force", "energy_refusal", "rapl_zones"]

@@ -1,26 +1,27 @@
-"""The machine's accelerators as places for models: how much memory they have.
-
-What a backend lists goes first; this is for those that list nothing, and for Macs.
-"""
+"""The GPUs of this machine, of all makers: as places for models, a reading of each, and their use by other processes."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autospec.cells import Hardware
 from autospec.hardware import amd, nvidia
-from autospec.hardware.gpu_reading import GpuReading
+from autospec.hardware.gpu_reading import GpuReading, GpuSource, GpuUse
 from autospec.hardware.identity import output_of
+from autospec.hardware.metal import Metal, on_metal
 
 __all__ = [
     "Device",
+    "GpuWatch",
     "devices_here",
     "driver_devices",
     "in_package",
     "is_integrated",
     "metal_limit_bytes",
+    "read_gpus",
     "shared_limit_bytes",
     "usable",
 ]
@@ -82,7 +83,7 @@ def usable(devices: Sequence[Device]) -> tuple[Device, ...]:
 
 
 def devices_here(hardware: Hardware) -> tuple[Device, ...] | None:
-    """Return this machine's accelerators, for a backend that does not list them.
+    """Return this machine's accelerators, for a backend that does not list them: what a backend lists goes first.
 
     The result is empty on a machine with only a processor, and ``None`` if there is a GPU with unknown memory.
     """
@@ -144,3 +145,67 @@ def _devices(library: str, readings: Sequence[GpuReading]) -> tuple[Device, ...]
 
 def _library(device: Device) -> str:
     return device.name.rstrip("0123456789")
+
+
+def _sources() -> tuple[GpuSource, ...]:
+    """What can be asked here; empty without a driver, or without its library."""
+    if sys.platform == "darwin":
+        return (Metal(),) if on_metal() else ()
+    found: list[GpuSource] = []
+    if (nvml := nvidia.library()) is not None:
+        found.append(nvidia.Nvidia(nvml))
+    if (smi := amd.library()) is not None:
+        found.append(amd.Amd(smi))
+    return tuple(found)
+
+
+def read_gpus(sources: Sequence[GpuSource] | None = None) -> tuple[GpuReading, ...]:
+    """Every GPU now; empty if nothing can be asked."""
+    return tuple(
+        reading for source in (_sources() if sources is None else sources) for reading in source.readings()
+    )
+
+
+class GpuWatch:
+    """Measures the use by other processes over a window, outside the timed part. Args: `sources` are this machine's by default."""
+
+    def __init__(self, sources: Sequence[GpuSource] | None = None) -> None:
+        self._sources = _sources() if sources is None else tuple(sources)
+
+    def start(self) -> None:
+        """Start a window."""
+        for source in self._sources:
+            source.start()
+
+    def finish(self, own_pids: frozenset[int], *, at_rest: bool = False) -> GpuUse | None:
+        """End the window; see `GpuSource.finish`."""
+        found = [
+            use for source in self._sources if (use := source.finish(own_pids, at_rest=at_rest)) is not None
+        ]
+        if len(found) < 2:
+            return found[0] if found else None
+        memory_bytes = _sum([use.other_memory_bytes for use in found])
+        return GpuUse(
+            max((use.other_load for use in found if use.other_load is not None), default=None),
+            None if memory_bytes is None else int(memory_bytes),
+            heat=None if all(use.heat is None for use in found) else any(use.heat for use in found),
+            power_limit_w=_sum([use.power_limit_w for use in found]),
+            energy_j=None
+            if any(use.energy_j is None for use in found)
+            else _sum([use.energy_j for use in found]),
+        )
+
+    def energy_j(self) -> float | None:
+        """The energy counters of all GPUs together, in joules from an arbitrary zero.
+
+        ``None`` without a GPU, or if one of them has no counter: it may be the one that computes. Where it is known which GPUs compute,
+        `GpuUse.energy_j` is of those alone.
+        """
+        counters = [counter for source in self._sources for counter in source.energies_j()]
+        known = [counter for counter in counters if counter is not None]
+        return sum(known) if counters and len(known) == len(counters) else None
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

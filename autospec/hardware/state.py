@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from autospec.hardware.energy import Energy, EnergyMeter
+from autospec.hardware.gpu import GpuWatch
 from autospec.hardware.gpu_reading import GpuUse
-from autospec.hardware.gpu_watch import GpuWatch
 from autospec.hardware.metal import on_metal
 from autospec.hardware.readings import Power, Reading, descendants, read, read_power
 
@@ -268,10 +268,8 @@ def _change(before: Power | MachineState, after: MachineState) -> str:
 
 
 def _slept(first: Reading, last: Reading) -> str:
-    """What happened if the time of day advanced further than the monotonic clock, which stands still while the system sleeps.
-
-    A server's own times contain the sleep on macOS, and those of Python do not.
-    """
+    """What happened if the time of day advanced further than the monotonic clock, which stands still while the system sleeps."""
+    # A server's own times contain the sleep on macOS, and those of Python do not.
     jump_s = (last.wall_s - first.wall_s) - (last.at_s - first.at_s)
     return "the machine slept, or its clock was set" if jump_s > _JUMP_S else ""
 

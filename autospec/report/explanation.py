@@ -509,10 +509,8 @@ _OTHER_DRAFTS = ((0.0, "an n-gram mode"), (1 / 12, "a draft model of a twelfth o
 
 
 def _another_draft(token_ms: float, verify: Sequence[float], step_ms: float | None) -> str:
-    """What acceptance another draft would need, by the measured times of the main model's batches.
-
-    With a draft model, verifying includes its own pass over the same tokens, which takes at least as long as a step.
-    """
+    """What acceptance another draft would need, by the measured times of the main model's batches."""
+    # With a draft model, verifying includes its own pass over the same tokens, which takes at least as long as a step.
     n = len(verify) - 1
     main = max(verify[n] - (step_ms or 0.0), token_ms) / token_ms
     needs = [(what, break_even_of(main + (n + 1) * share, n)) for share, what in _OTHER_DRAFTS]

@@ -64,21 +64,13 @@ def export_document(
         "kind": _KIND,
         "autospec": autospec.__version__,
         "exported_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "recommendations": [_stored_json(s) for s in recommendations],
-        "overall": [_stored_json(s) for s in overall],
+        "recommendations": [s.to_json() for s in recommendations],
+        "overall": [s.to_json() for s in overall],
         "measurements": [_measurement_json(m) for m in measurements],
         "studies": [{**s.to_json(), "trials": [t.to_json() for t in s.trials]} for s in studies],
     }
     shown: dict[str, Any] = _without_home(document, str(Path.home()))
     return shown
-
-
-def _stored_json(s: StoredRecommendation) -> dict[str, Any]:
-    return {
-        "cell_key": s.cell_key,
-        "hardware": s.hardware.to_json(),
-        "recommendation": s.recommendation.to_json(),
-    }
 
 
 def read_export(path: Path) -> Export:

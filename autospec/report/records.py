@@ -23,7 +23,7 @@ from autospec.errors import StudyFileError
 from autospec.files import studies_dir
 from autospec.formats import log_percent
 from autospec.measure.bench import Comparison, Noise, RunGroup, compare_runs, pooled_noise
-from autospec.measure.verdict import DEFAULT_RULE, Rule
+from autospec.measure.verdict import DEFAULT_RULE
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
 
 __all__ = ["Record", "find_record", "read_record", "recommendations_of", "shipped_records"]
@@ -134,29 +134,27 @@ def read_record(path: Path) -> Record:
     )
 
 
-def recommendations_of(record: Record, rule: Rule = DEFAULT_RULE) -> list[StoredRecommendation]:
+def recommendations_of(record: Record) -> list[StoredRecommendation]:
     """One recommendation for each model and backend of the record, about the best drafting tried.
 
-    The statistics are those of `autospec.measure.bench`, at the error rate and threshold of `rule`.
+    The statistics are those of `autospec.measure.bench`, at the error rate and threshold of `DEFAULT_RULE`.
     """
     noise = pooled_noise(g.runs_tps for g in record.groups)
     by_subject: dict[tuple[str, str, str], list[RunGroup]] = {}
     for group in record.groups:
         by_subject.setdefault((group.model, group.backend, group.build), []).append(group)
-    return [_recommendation(record, groups, noise, rule) for groups in by_subject.values()]
+    return [_recommendation(record, groups, noise) for groups in by_subject.values()]
 
 
-def _recommendation(
-    record: Record, groups: Sequence[RunGroup], noise: Noise | None, rule: Rule
-) -> StoredRecommendation:
+def _recommendation(record: Record, groups: Sequence[RunGroup], noise: Noise | None) -> StoredRecommendation:
     off = next(g for g in groups if g.drafting.is_off)
     compared = {
-        g: compare_runs(off.runs_tps, g.runs_tps, pooled=noise, level=rule.error_rate)
+        g: compare_runs(off.runs_tps, g.runs_tps, pooled=noise, level=DEFAULT_RULE.error_rate)
         for g in groups
         if g is not off
     }
     best = max(compared, key=lambda g: compared[g].center)
-    verdict, reason = _judge(compared[best], best, off, noise, rule)
+    verdict, reason = _judge(compared[best], best, off, noise)
     others = [f"{_short(g.drafting)} {log_percent(c.center)}" for g, c in compared.items() if g is not best]
     if others:
         reason = f"{_short(best.drafting)} {reason}; {', '.join(others)}"
@@ -175,7 +173,7 @@ def _recommendation(
             for g in groups
         ],
         "noise": None if noise is None else {"sd": round(noise.sd, 5), "df": noise.df},
-        "error_rate": rule.error_rate,
+        "error_rate": DEFAULT_RULE.error_rate,
         "about": off.about,
         "model_file": off.model_file,
         "notes": list(record.notes),
@@ -205,11 +203,9 @@ def _recommendation(
     return StoredRecommendation(key, record.hardware, recommendation)
 
 
-def _judge(
-    c: Comparison, best: RunGroup, off: RunGroup, noise: Noise | None, rule: Rule
-) -> tuple[Verdict, str]:
+def _judge(c: Comparison, best: RunGroup, off: RunGroup, noise: Noise | None) -> tuple[Verdict, str]:
     figures = f"{best.mean_tps:.1f} tok/s, {off.mean_tps:.1f} without drafting: {log_percent(c.center)}"
-    needed = f"+{100 * rule.threshold:g} %"
+    needed = f"+{100 * DEFAULT_RULE.threshold:g} %"
     if c.interval is None:
         return (
             Verdict.UNDECIDED,
@@ -227,7 +223,7 @@ def _judge(
     else:
         runs = f"{c.off_runs} and {c.drafted_runs}" if c.off_runs != c.drafted_runs else f"{c.off_runs}"
         basis = f"from {runs} runs each of one prompt"
-    threshold = math.log1p(rule.threshold)
+    threshold = math.log1p(DEFAULT_RULE.threshold)
     if c.high < threshold:
         ending = (
             "a loss larger than that noise"

@@ -159,10 +159,8 @@ def _nothing_tried(r: Recommendation) -> bool:
 def _seconds(
     unfinished: Sequence[Recommendation], recommendations: Sequence[Recommendation], rest: StudyRest
 ) -> float | None:
-    """Time until the proofs are over: until the expected end where something is likely, else until the last round.
-
-    ``None`` if no pair was measured from which a time could follow.
-    """
+    """Time until the proofs are over: until the expected end where something is likely, else until the last round."""
+    # ``None`` if no pair was measured from which a time could follow.
     pairs_s = {id(r): s for r in recommendations if (s := _pair_s(r)) is not None}
     usual_s = max(pairs_s.values(), default=None)
     total_s = 0.0

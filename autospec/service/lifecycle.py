@@ -230,14 +230,14 @@ class Service:
                     return
             else:
                 up_since = None
-            failures = failures + 1 if self._has_ended(status) else 0
+            failures = failures + 1 if self.has_ended(status) else 0
             if failures >= _FAILED_POLLS or self._now() > deadline:
                 raise self._not_up(status)
             self._sleep(_POLL_S)
 
-    def _has_ended(self, status: ServiceStatus) -> bool:
-        """With launchd, a daemon with a wrong setting ends with 0 and stays stopped."""
-        ended_well = status.state is ServiceState.STOPPED and bool(status.last_exit)
+    def has_ended(self, status: ServiceStatus) -> bool:
+        """True if the daemon ended by itself; launchd keeps a job loaded that ended with a wrong setting."""
+        ended_well = status.loaded and status.state is ServiceState.STOPPED and bool(status.last_exit)
         return status.state is ServiceState.FAILED or (self.supervisor.name == "launchd" and ended_well)
 
     def _not_up(self, status: ServiceStatus) -> ServiceError:

@@ -311,10 +311,8 @@ def _why_stale(entry: StoredRecommendation, place: AdviceKey, *, exact: bool) ->
 
 
 def _is_cell(entry: StoredRecommendation, model: Model, place: AdviceKey) -> bool:
-    """True if the recommendation is for this file, build, machine and arguments, apart from the context length.
-
-    A measurement sets its own context length (`TuneRequest.settings`).
-    """
+    """True if the recommendation is for this file, build, machine and arguments, apart from the context length."""
+    # A measurement sets its own context length (`TuneRequest.settings`).
     found = entry.recommendation
     settings: Any = found.evidence.get("settings")
     if found.prompt_type is None or not isinstance(settings, list):

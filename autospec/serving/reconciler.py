@@ -36,8 +36,14 @@ from autospec.serving.plan_inputs import (
     Route,
     advice_from,
 )
-from autospec.serving.request_queue import RequestQueue, WaitingRequest
-from autospec.serving.server_pool import MeasuringDaemon, ServerLease, ServerPool, next_actions
+from autospec.serving.server_pool import (
+    MeasuringDaemon,
+    RequestQueue,
+    ServerLease,
+    ServerPool,
+    WaitingRequest,
+    next_actions,
+)
 from autospec.serving.traffic import Demand, PromptLengths
 from autospec.settings import Settings, parse_duration
 
@@ -374,10 +380,8 @@ class Reconciler:
         return lease
 
     def _beyond(self, request: RouteRequest) -> Limit | None:
-        """The limit that a request is beyond: of the drafting recommended for it, whatever servers run.
-
-        All requests of the model count, also those on a server without drafting: they take the same machine.
-        """
+        """The limit that a request is beyond: of the drafting recommended for it, whatever servers run."""
+        # All requests of the model count, also those on a server without drafting: they take the same machine.
         advice = self.options.of(request.model)
         if request.prompt is None or request.drafting_off or not advice.has_limits:
             return None

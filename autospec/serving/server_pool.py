@@ -1,12 +1,14 @@
-"""The servers of all models: what to start and drain next, starting them safely, and lending them to requests."""
+"""The servers of all models: what to start and drain next, starting them safely, lending them to requests, and the queue."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -16,13 +18,21 @@ from autospec.backends.protocol import LaunchSettings, Server
 from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError, UnsupportedError, UsageError
-from autospec.serving.dispatch import Limit, WhyOff
+from autospec.errors import AutospecError, LaunchError, OverloadedError, UnsupportedError, UsageError
+from autospec.serving.dispatch import Limit, RouteRequest, WhyOff
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 
-__all__ = ["MeasuringDaemon", "PoolActions", "ServerLease", "ServerPool", "next_actions"]
+__all__ = [
+    "MeasuringDaemon",
+    "PoolActions",
+    "RequestQueue",
+    "ServerLease",
+    "ServerPool",
+    "WaitingRequest",
+    "next_actions",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -119,10 +129,8 @@ _MOST_TIMEOUT_S: Final = 600.0
 def _serve(
     engine: Engine, model: Model, entry: LaunchEstimate, args: tuple[str, ...], projector: Path | None
 ) -> Server:
-    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`.
-
-    A projector that nobody named must not keep a model from answering: if the server does not start with it, it starts without.
-    """
+    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`."""
+    # A projector that nobody named must not keep a model from answering: if the server does not start with it, it starts without.
     if projector is not None:
         try:
             return _serve(engine, model, entry, (*args, "--mmproj", str(projector)), None)
@@ -153,10 +161,8 @@ def _serve(
 
 
 def _text_is_right(engine: Engine, server: Server) -> bool:
-    """True if the cache is off, or if no request can draft, whatever draft model the client names.
-
-    What a client makes an attached server draft is between the two: autospec did not start it and asks for nothing.
-    """
+    """True if the cache is off, or if no request can draft, whatever draft model the client names."""
+    # What a client makes an attached server draft is between the two: autospec did not start it and asks for nothing.
     if not engine.capabilities.drafting_per_request or _NO_CACHE in pairwise(server.command):
         return True
     return server.drafting.is_off and (not engine.per_request or "draft_model" in engine.request_fields(OFF))
@@ -372,3 +378,85 @@ class ServerLease:
 
     async def __aexit__(self, *_error: object) -> None:
         self.give_back()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WaitingRequest:
+    """A request in the queue; `lease` gets a server, or the error that ends the wait."""
+
+    request: RouteRequest
+    since_s: float
+    lease: asyncio.Future[ServerLease] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class RequestQueue:
+    """Requests that wait for a server, in order of arrival: at most `limit`, each for at most `deadline_s`."""
+
+    def __init__(self, limit: int, deadline_s: float) -> None:
+        self.limit = limit
+        self.deadline_s = deadline_s
+        self._waiting: list[WaitingRequest] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[WaitingRequest]:
+        return iter(tuple(self._waiting))
+
+    def add(self, waiting: WaitingRequest) -> None:
+        """Append a request; raises `OverloadedError` if the queue is full."""
+        if len(self._waiting) >= self.limit:
+            raise OverloadedError(
+                f"{self.limit} requests are already waiting for a server.",
+                "Try again in a moment, or raise the setting queue_limit.",
+            )
+        self._waiting.append(waiting)
+
+    def of(self, model: str) -> list[WaitingRequest]:
+        """Requests for one model, the oldest first."""
+        return [waiting for waiting in self._waiting if waiting.request.model == model]
+
+    def discard(self, waiting: WaitingRequest) -> None:
+        """Remove a request that no longer waits."""
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+
+    def serve(self, lend: Callable[[RouteRequest], ServerLease | None]) -> None:
+        """Lend a server to every request that can have one now, in order."""
+        for waiting in self:
+            if waiting.lease.done():  # its client disconnected
+                self.discard(waiting)
+            elif (lease := lend(waiting.request)) is not None:
+                self.discard(waiting)
+                waiting.lease.set_result(lease)
+
+    def expire(self, now_s: float) -> None:
+        """Refuse the requests that have waited too long."""
+        for waiting in self:
+            if now_s - waiting.since_s >= self.deadline_s:
+                self._refuse(
+                    waiting,
+                    OverloadedError(
+                        f"No server for {waiting.request.model} was free within {self.deadline_s:g} s.",
+                        "Try again, or raise the setting queue_deadline.",
+                    ),
+                )
+
+    def refuse(
+        self,
+        error: AutospecError,
+        model: str | None = None,
+        *,
+        only: Callable[[RouteRequest], bool] = lambda _: True,
+    ) -> None:
+        """Refuse all requests, or those for one model, or some of them."""
+        for waiting in self:
+            if model in (None, waiting.request.model) and only(waiting.request):
+                self._refuse(waiting, error)
+
+    def _refuse(self, waiting: WaitingRequest, error: AutospecError) -> None:
+        self.discard(waiting)
+        if not waiting.lease.done():
+            waiting.lease.set_exception(copy(error))  # each raise would add its frames to a shared one

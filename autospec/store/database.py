@@ -1,4 +1,4 @@
-"""Open the database; write and read measurements and recommendations.
+"""Open the database; write and read measurements and recommendations; lock cells among machines.
 
 Every call is one transaction that is durable when it returns. A kill or a power failure loses at most the current measurement.
 """
@@ -6,10 +6,11 @@ Every call is one transaction that is durable when it returns. A kill or a power
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -29,7 +30,6 @@ from autospec.store.compatibility import (
     Unread,
     understood,
 )
-from autospec.store.locks import first_use, plain_errors
 from autospec.store.queries import (
     ANY_DRAFTS,
     KEPT_SAMPLES,
@@ -42,7 +42,7 @@ from autospec.store.queries import (
 )
 from autospec.store.schema import MEASUREMENTS, OVERALL, RECOMMENDATIONS, SURVEYS, bring_up_to_date
 
-__all__ = ["Store", "durable", "open_store"]
+__all__ = ["CellLocks", "Store", "durable", "first_use", "open_store", "plain_errors"]
 
 # Several processes share the file. A writer may wait for another's short transaction, never for a measurement.
 _SQLITE_BUSY_TIMEOUT_S = 30.0
@@ -157,25 +157,11 @@ class Store:
     def recommendations(
         self,
         *,
-        hardware_id: str | None = None,
-        model: str | None = None,
-        prompt_type: PromptType | None = None,
         cell_keys: Sequence[str] | None = None,
     ) -> list[StoredRecommendation]:
-        """Return the newest recommendation of every cell, in the order they were made; each filter is optional.
-
-        `model` must be the exact name. Records for any prompt type pass the filter `prompt_type`.
-        """
+        """Return the newest recommendation of every cell, or of these, in the order they were made."""
         table = RECOMMENDATIONS
         query = sa.select(table).where(table.c.id.in_(sa.text(NEWEST_RECOMMENDATIONS)))
-        if hardware_id is not None:
-            query = query.where(table.c.hardware_id == hardware_id)
-        if model is not None:
-            query = query.where(table.c.model == model)
-        if prompt_type is not None:
-            query = query.where(
-                sa.or_(table.c.prompt_type == str(prompt_type), table.c.prompt_type.is_(None))
-            )
         if cell_keys is not None:
             query = query.where(table.c.cell_key.in_(list(cell_keys)))
         return self._stored(query.order_by(table.c.id), "recommendation")
@@ -187,7 +173,7 @@ class Store:
         with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query).mappings().all()[:-1]
         found = understood(
-            ((row["id"], row) for row in rows), _recommendation, self._unread, "recommendation"
+            ((row["id"], row) for row in rows), StoredRecommendation.from_json, self._unread, "recommendation"
         )
         return [stored.recommendation for stored in found]
 
@@ -214,7 +200,9 @@ class Store:
     def _stored(self, query: sa.Select[Any], kind: str) -> list[StoredRecommendation]:
         with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
-        return understood(((row["id"], row) for row in rows), _recommendation, self._unread, kind)
+        return understood(
+            ((row["id"], row) for row in rows), StoredRecommendation.from_json, self._unread, kind
+        )
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Store samples of live traffic, in one transaction."""
@@ -334,9 +322,85 @@ def _measurement(row: dict[str, Any]) -> tuple[Measurement, str]:
     return Measurement(**known), row["draft_id"] or ""
 
 
-def _recommendation(row: sa.RowMapping) -> StoredRecommendation:
-    return StoredRecommendation(
-        cell_key=row["cell_key"],
-        hardware=Hardware.from_json(row["hardware"]),
-        recommendation=Recommendation.from_json(row["recommendation"]),
-    )
+@contextmanager
+def plain_errors(engine: sa.Engine) -> Iterator[None]:
+    """Turn SQLAlchemy's errors into `StoreError`."""
+    where = engine.url.render_as_string(hide_password=True)
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        raise StoreError(
+            f"The database {where} cannot be used: {error.orig}.",
+            write_hint(str(error.orig))
+            or "Check that the disk has space and the file is not damaged; `autospec config show` prints its path.",
+        ) from error
+    except sa.exc.SQLAlchemyError as error:
+        raise StoreError(f"The database {where} cannot be used: {error}.", "Check `storage`.") from error
+
+
+# Advisory locks are numbers that all users of the database share: ours start with these 15 bits.
+_OURS = 0x6175 << 48
+_TABLES = _OURS | 0xFFFF_FFFF_FFFF
+# After 60 s of silence, three probes 20 s apart; libpq's names (documentation, 34.1.2).
+_KEEPALIVES = {"keepalives": 1, "keepalives_idle": 60, "keepalives_interval": 20, "keepalives_count": 3}
+
+
+class CellLocks:
+    """The cells that this process tunes, locked on a PostgreSQL that several machines share.
+
+    PostgreSQL's advisory locks (documentation, 13.3.5) also protect the creation of tables. A session holds a cell's lock during
+    a tune, and the server frees it however the session ends: no clock, no heartbeat, no lease that a long measurement could
+    outlive. TCP keepalives detect a machine without power after about two minutes. Optuna's own heartbeat covers only single
+    trials and trusts every machine's clock. A SQLite file belongs to one machine, where `autospec.hardware.processes` allows one
+    tune at a time.
+
+    A context manager; leaving it frees them all.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine: sa.Engine | None = None
+        self._connection: sa.Connection | None = None
+        if make_url(url).get_backend_name() == "postgresql":
+            self._engine = sa.create_engine(url, connect_args=_KEEPALIVES, poolclass=sa.NullPool)
+
+    def take(self, cell_key: str) -> bool:
+        """Lock a cell; False if another process, here or on another machine, has it.
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        if self._engine is None:
+            return True
+        with plain_errors(self._engine):
+            if self._connection is None:
+                # No transaction: it would stay open for the whole tune.
+                self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            query = sa.text("SELECT pg_try_advisory_lock(:key)")
+            return bool(self._connection.execute(query, {"key": _OURS | int(cell_key, 16)}).scalar())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connection is not None:
+            # Closing frees them too, but a moment later.
+            with suppress(sa.exc.SQLAlchemyError):
+                self._connection.execute(sa.text("SELECT pg_advisory_unlock_all()"))
+            self._connection.close()
+        if self._engine is not None:
+            self._engine.dispose()
+
+
+@contextmanager
+def first_use(url: str) -> Iterator[None]:
+    """Hold a lock while tables are created: several machines that start together would otherwise conflict."""
+    if make_url(url).get_backend_name() != "postgresql":
+        yield
+        return
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    try:
+        with plain_errors(engine), engine.connect() as connection:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _TABLES})
+            yield
+    finally:
+        engine.dispose()

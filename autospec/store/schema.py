@@ -200,7 +200,7 @@ _NEEDS = 0
 
 
 def bring_up_to_date(engine: sa.Engine, migrations: tuple[Migration, ...] = MIGRATIONS) -> None:
-    """Create missing tables and migrate existing ones to this version, under `autospec.store.locks.first_use`.
+    """Create missing tables and migrate existing ones to this version, under `autospec.store.database.first_use`.
 
     Databases from before versioning have no `autospec_meta` and count as version 0.
 

@@ -18,8 +18,7 @@ from autospec.measure.measurements import AS_MEASURED, CACHED_SHARE, Pair, Shape
 from autospec.measure.verdict import Decision
 from autospec.prompts.suite import Half, Prompt
 from autospec.recommendations import Limits, Recommendation, Verdict
-from autospec.store.database import Store
-from autospec.store.locks import CellLocks
+from autospec.store.database import CellLocks, Store
 from autospec.tuning.budget import Budget
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.launches import Launches

@@ -35,8 +35,7 @@ from autospec.recommendations import (
     Status,
     Verdict,
 )
-from autospec.store.database import Store, open_store
-from autospec.store.locks import CellLocks
+from autospec.store.database import CellLocks, Store, open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.build_recommendation import Cost, conclude, conditions_of, likely_of, nothing_to_try
 from autospec.tuning.cell import CellRun, Progress, TuneContext, TuneSession, TuneStep

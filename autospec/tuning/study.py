@@ -25,7 +25,7 @@ from autospec.cells import Cell
 from autospec.distribution import install_line
 from autospec.drafting import OFF, Drafting
 from autospec.errors import StoreError
-from autospec.store.locks import first_use
+from autospec.store.database import first_use
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space
 

@@ -336,14 +336,14 @@ def test_a_gpu_that_nobody_can_ask_is_said_to_be_unknown(name: str, said: bool):
 def test_the_gpus_are_in_the_report(monkeypatch: pytest.MonkeyPatch):
     """In words and as JSON; a library that breaks hides nothing else."""
     stand_in(monkeypatch, {"embedded": GOOD})
-    monkeypatch.setattr("autospec.hardware.gpu_watch.read_gpus", lambda: (CARD,))
+    monkeypatch.setattr("autospec.hardware.gpu.read_gpus", lambda: (CARD,))
     assert [gpu["temperature_c"] for gpu in examined()["gpus"]] == [45.0]
     assert "NVIDIA GeForce RTX 4090: 23.0 of 24.0 GiB free" in " ".join(doctor().stdout.split())
 
     def broken():
         raise RuntimeError("the driver was updated")
 
-    monkeypatch.setattr("autospec.hardware.gpu_watch.read_gpus", broken)
+    monkeypatch.setattr("autospec.hardware.gpu.read_gpus", broken)
     document = examined()
     assert document["gpus"] == []
     assert any("The GPUs cannot be read" in entry["problem"] for entry in document["problems"])

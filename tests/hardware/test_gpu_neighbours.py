@@ -8,9 +8,8 @@ from autospec.cells import Aim, Hardware
 from autospec.hardware import gpu
 from autospec.hardware.amd import Amd
 from autospec.hardware.energy import EnergyMeter, aim_in_force
-from autospec.hardware.gpu import Device, devices_here, driver_devices, is_integrated
+from autospec.hardware.gpu import Device, GpuWatch, devices_here, driver_devices, is_integrated, read_gpus
 from autospec.hardware.gpu_reading import GpuUse
-from autospec.hardware.gpu_watch import GpuWatch, read_gpus
 from autospec.hardware.nvidia import Nvidia
 from autospec.hardware.state import StateWatch
 from tests.hardware.fake_gpus import (

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from autospec.hardware import amd, gpu_watch, nvidia
+from autospec.hardware import amd, gpu, nvidia
 from autospec.hardware.amd import Amd
+from autospec.hardware.gpu import GpuWatch, read_gpus
 from autospec.hardware.gpu_reading import GpuReading, GpuUse
-from autospec.hardware.gpu_watch import GpuWatch, read_gpus
 from autospec.hardware.nvidia import Nvidia
 from tests.hardware.fake_gpus import (
     GIB,
@@ -217,7 +217,7 @@ def test_two_makers_in_one_machine_are_told_together():
 @pytest.fixture
 def importing(monkeypatch):
     """Set what importing a library does; libraries are looked for once in a process otherwise."""
-    monkeypatch.setattr(gpu_watch.sys, "platform", "linux")
+    monkeypatch.setattr(gpu.sys, "platform", "linux")
 
     def forget():
         for module in (nvidia, amd):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from autospec.hardware.gpu_watch import GpuWatch
+from autospec.hardware.gpu import GpuWatch
 from autospec.hardware.nvidia import Nvidia
 from autospec.hardware.readings import Power, ProcessTime, Reading
 from autospec.hardware.state import (

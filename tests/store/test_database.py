@@ -71,7 +71,7 @@ def test_newest_recommendation_of_a_cell_counts(url):
     store.save_recommendation(replace(RECOMMENDATION, model="other"), MACHINE, "cell-2")
     newer = replace(RECOMMENDATION, verdict=Verdict.DISABLE, drafting=OFF)
     store.save_recommendation(newer, MACHINE, "cell-1")
-    found = store.recommendations(model="main")
+    found = store.recommendations(cell_keys=["cell-1"])
     assert [s.recommendation for s in found] == [newer]
     assert {s.cell_key for s in read_recommendations(url)} == {"cell-1", "cell-2"}
     assert read_recommendations(url) == sorted(

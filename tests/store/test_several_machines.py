@@ -16,8 +16,7 @@ from autospec.cells import Hardware
 from autospec.errors import StoreError
 from autospec.recommendations import Status
 from autospec.store.compatibility import SCHEMA
-from autospec.store.database import open_store
-from autospec.store.locks import CellLocks
+from autospec.store.database import CellLocks, open_store
 from autospec.store.queries import DraftFile, DraftFiles
 from autospec.store.reader import read_recommendations
 from autospec.tuning.study import open_storage
@@ -94,7 +93,7 @@ def test_a_cell_is_held_by_one_session_until_it_ends(database: str):
 def test_a_killed_holder_holds_nothing(database: str):
     """A kill -9 ends the session, and with it the lock: nobody waits for a lease to run out."""
     program = (
-        "import sys, time; from autospec.store.locks import CellLocks\n"
+        "import sys, time; from autospec.store.database import CellLocks\n"
         f"locks = CellLocks({database!r}); print(locks.take({KEY!r}), flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT)

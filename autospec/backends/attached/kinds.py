@@ -116,22 +116,18 @@ def find_out(get: Callable[[str], Any]) -> FoundServer | None:
     return FoundServer(ServerKind.OTHER, models=names, notes=(note,))
 
 
-def behind_router(get: Callable[[str], Any], name: str) -> FoundServer | None:
-    """What the server is that a router runs for a model; the router loads the model first, if need be.
+def behind_router(get: Callable[[str], Any], name: str, **options: str) -> FoundServer | None:
+    """What the server is that a router runs for a model; the router loads the model first, unless `options` say otherwise.
 
     Returns:
         ``None`` if the router does not answer for that model.
     """
-    return _behind_router(get, {"model": name})
-
-
-def _behind_router(get: Callable[[str], Any], query: Mapping[str, str]) -> FoundServer | None:
-    props = _mapping(get(f"/props?{urlencode(query)}"))
+    query = urlencode({"model": name, **options})
+    props = _mapping(get(f"/props?{query}"))
     if "default_generation_settings" not in props:
         return None
-    found = _llama_server(props, get(f"/slots?{urlencode(query)}"))
     # The router finds the server by this name, whatever that calls itself.
-    return replace(found, models=(query["model"],))
+    return replace(_llama_server(props, get(f"/slots?{query}")), models=(name,))
 
 
 def model_name(path: str, found: FoundServer) -> str:
@@ -198,7 +194,7 @@ def _router(
     commands = {name: _command(status) for name, status in by_name.items()}
     loaded = [name for name, status in by_name.items() if status.get("value") == "loaded"]
     # All its servers are of one build; the first that has its limits in its requests tells for all. Nothing is loaded for that.
-    known = [_behind_router(get, {"model": name, "autoload": "false"}) for name in loaded]
+    known = [behind_router(get, name, autoload="false") for name in loaded]
     limits = any(found is not None and found.sets is Sets.LIMITS for found in known)
     return FoundServer(
         ServerKind.LLAMA_ROUTER,
@@ -229,11 +225,8 @@ def _names_drafting(args: list[str]) -> bool:
 
 
 def _llama_server(props: Mapping[str, Any], slots: Any) -> FoundServer:
-    told = (
-        [s["speculative"] for s in slots if _mapping(s).get("speculative") is not None]
-        if _is_list(slots)
-        else []
-    )
+    listed = slots if isinstance(slots, list) else []
+    told = [s["speculative"] for s in listed if _mapping(s).get("speculative") is not None]
     speculates = any(told) if told else None
     parameters = _mapping(_mapping(props["default_generation_settings"]).get("params"))
     # The servers of 2025 name the limits among a request's parameters; later ones compiled them out (2026).
@@ -320,10 +313,6 @@ def _letters(text: str) -> str:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
 
 
 def _entries(answer: Any, name: str = "data") -> list[Mapping[str, Any]]:

@@ -51,10 +51,9 @@ TYPES: dict[Mode, str] = {
 
 @dataclass(frozen=True, slots=True)
 class _Argument:
-    """An argument: its spellings, the fields that it sets, how its value is read (``None`` for a switch).
+    """An argument: its spellings, the fields that it sets, how its value is read (``None`` for a switch)."""
 
-    One that `adds` is read as a list, and may be repeated.
-    """
+    # One that `adds` is read as a list, and may be repeated.
 
     names: tuple[str, ...]
     fields: tuple[str, ...]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from autospec.backends.json_http import JsonClient
@@ -61,9 +60,7 @@ class LlamaCppScorer(ChildServer):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _try(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autospec.backends.json_child import reading_routes, serve
+from autospec.backends.token_http import reading_routes, serve
 
 __all__ = ["main", "most_likely"]
 

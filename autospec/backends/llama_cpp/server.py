@@ -136,14 +136,8 @@ class LlamaServer:
         slots = _SlotFolder() if erases_slot and "--slot-save-path" not in command else None
 
         def make(process: ServerProcess, port: int) -> LlamaHttpServer:
-            server = _Launched(
-                process,
-                drafting,
-                port,
-                self.name,
-                slots=slots,
-                erases_slot=erases_slot,
-            )
+            server = _Launched(process, drafting, port, self.name, erases_slot=erases_slot)
+            server.slot_folder = slots
             if text.of_ik:
                 server.tokens = None  # its /completion gives no token ids
             return server
@@ -199,11 +193,10 @@ class LlamaServer:
 
 
 class _SlotFolder:
-    """An empty folder of a launch's own, removed with it.
+    """An empty folder of a launch's own, removed with it."""
 
-    Builds of 2025 refuse to empty a slot without a folder for slots. Nothing is ever saved to it, but every client of the server
-    can ask it to write a file there, so it holds nothing of autospec's.
-    """
+    # Builds of 2025 refuse to empty a slot without a folder for slots. Nothing is ever saved to it, but every client of the server
+    # can ask it to write a file there, so it holds nothing of autospec's.
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.gettempdir()) / f"autospec-slots-{secrets.token_hex(8)}"
@@ -221,24 +214,13 @@ class _SlotFolder:
 class _Launched(LlamaHttpServer):
     """A launch, with its folder for slots if it has one."""
 
-    def __init__(
-        self,
-        process: ServerProcess,
-        drafting: Drafting,
-        port: int,
-        name: str,
-        *,
-        slots: _SlotFolder | None,
-        erases_slot: bool,
-    ) -> None:
-        super().__init__(process, drafting, port, name, erases_slot=erases_slot)
-        self._slots = slots
+    slot_folder: _SlotFolder | None = None
 
     def stop(self) -> None:
         """See `ChildServer.stop`."""
         super().stop()
-        if self._slots is not None:
-            self._slots.remove()
+        if self.slot_folder is not None:
+            self.slot_folder.remove()
 
 
 def _slots_of(args: Sequence[str]) -> str:
@@ -248,11 +230,9 @@ def _slots_of(args: Sequence[str]) -> str:
 
 
 def _drafts_only_with_cache(text: HelpText) -> bool:
-    """True for the builds of 2025, which silently do not draft for a request with ``cache_prompt: false``.
-
-    Tried: b4372 and May 2025 do this; b9093, the first here with ``--spec-draft-n-max``, does not. Builds in between
-    were not tried; emptying the slot does no harm there. ik_llama.cpp drafts without the cache (`server_slot::can_speculate`).
-    """
+    """True for the builds of 2025, which silently do not draft for a request with ``cache_prompt: false``."""
+    # Tried: b4372 and May 2025 do this; b9093, the first here with ``--spec-draft-n-max``, does not. Builds in between
+    # were not tried; emptying the slot does no harm there. ik_llama.cpp drafts without the cache (`server_slot::can_speculate`).
     return text.has("--slot-save-path") and not text.has("--spec-draft-n-max") and not text.of_ik
 
 

@@ -76,12 +76,10 @@ def _probe() -> dict[str, Any]:
 
 
 def _cache_matches_key() -> bool:
-    """True if the cache after a drafted answer holds as many tokens as the server stores it under.
-
-    `_serve_single` of mlx_lm/server.py stores the cache under prompt and answer, the answer's last token included, and a
-    later request trims it by the difference of *lengths*. In 0.32.2 the last token is not in the cache if it came from
-    the main model, so the next request with this beginning misses a token. Tried with a random model of one layer.
-    """
+    """True if the cache after a drafted answer holds as many tokens as the server stores it under."""
+    # `_serve_single` of mlx_lm/server.py stores the cache under prompt and answer, the answer's last token included, and a
+    # later request trims it by the difference of *lengths*. In 0.32.2 the last token is not in the cache if it came from
+    # the main model, so the next request with this beginning misses a token. Tried with a random model of one layer.
     model = llama.Model(
         llama.ModelArgs(
             model_type="llama",
@@ -137,11 +135,9 @@ def _can_count() -> bool:
 
 
 def _count() -> None:
-    """Make every answer's ``usage`` report its drafted and accepted tokens.
-
-    The thread that generates makes a request's context just before it calls `stream_generate`, and hands it to the
-    thread that answers. The counts travel with the context, so requests at the same time do not mix.
-    """
+    """Make every answer's ``usage`` report its drafted and accepted tokens."""
+    # The thread that generates makes a request's context just before it calls `stream_generate`, and hands it to the
+    # thread that answers. The counts travel with the context, so requests at the same time do not mix.
     generating, answering = threading.local(), threading.local()
     generate, respond = server.stream_generate, server.ResponseGenerator.generate
     usage = server.APIHandler.completion_usage_response

@@ -36,8 +36,8 @@ from mlx_lm.models.cache import (
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.server import process_message_content
 
-from autospec.backends.json_child import Route, reading_routes, serve
 from autospec.backends.mlx.child import tally
+from autospec.backends.token_http import Route, reading_routes, serve
 
 __all__ = ["MlxReader", "main"]
 

@@ -473,10 +473,8 @@ def _pair_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 
 
 def _heat(found: AcceptanceMap, *, alone: bool) -> dict[str, Any]:
-    """The table of accepted tokens; a cell's level is its colour, its number says the same.
-
-    `alone` is False if n-gram modes draft beside the draft model: the table is of the draft model without them.
-    """
+    """The table of accepted tokens; a cell's level is its colour, its number says the same."""
+    # `alone` is False if n-gram modes draft beside the draft model: the table is of the draft model without them.
     largest = found.largest or 1.0
     replayed = found.answers > 0
     rows = []

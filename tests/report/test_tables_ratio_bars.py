@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autospec.recommendations import Verdict
-from autospec.report.ratio_bar import RatioBars
+from autospec.report.tables import RatioBars
 from tests.report.samples import recommendation
 
 
