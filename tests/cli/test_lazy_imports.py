@@ -61,3 +61,22 @@ def test_other_commands_are_not_imported():
     ours = {name for name in done.stderr.split() if name.startswith("autospec.")}
     values = {f"autospec.{name}" for name in ("cells", "drafting", "errors", "recommendations")}
     assert ours == {"autospec.cli", "autospec.cli.shell"} | values
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        # `recommend` prints a stored table: 20 MB of memory and not 55.
+        ("autospec.report.tables", {"sqlalchemy", "numpy", "scipy", "optuna"}),
+        ("autospec.store.reader", {"sqlalchemy", "numpy", "scipy", "optuna"}),
+        # The daemon rests for most of its life.
+        ("autospec.daemon.loop", {"sqlalchemy", "numpy", "scipy", "optuna", "asyncio", "ssl", "aiohttp"}),
+    ],
+)
+def test_what_is_light_stays_light(module: str, heavy: set[str]):
+    """A module that these import may bring half of the installed libraries with it."""
+    script = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert not heavy & set(done.stdout.split())
