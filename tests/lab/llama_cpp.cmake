@@ -17,11 +17,9 @@ endfunction()
 
 function(autospec_many_files_as_one)
   # llama.cpp does so itself with its models. The server's files are large: one batch of them would be waited for at the end.
-  set_target_properties(llama llama-common mtmd PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)
+  set_target_properties(llama-common mtmd PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)
   set_target_properties(server-context llama-server-impl PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 3)
-  file(GLOB sources ${llama.cpp_SOURCE_DIR}/src/*.cpp)
-  set_source_files_properties(${sources} TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION OFF)
-  # These two do not compile together with others.
+  # These do not compile together with others.
   set_source_files_properties(${llama.cpp_SOURCE_DIR}/common/json.cpp
     TARGET_DIRECTORY llama-common PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   file(GLOB helpers ${llama.cpp_SOURCE_DIR}/tools/mtmd/mtmd-helper*.cpp)
