@@ -300,8 +300,8 @@ class Search:
             self._pairs[cell.cell.key][drafting] = pairs
             cell.trial_values.update(trial_values(self._pairs[cell.cell.key]))
             if more:
-                ask = cell.study.start(drafting, self._predicted(cell, drafting))
-                ask.complete(math.exp(mean_log_ratio(pairs)), trial_attributes(pairs))
+                ratio, attributes = math.exp(mean_log_ratio(pairs)), trial_attributes(pairs)
+                cell.study.record(drafting, ratio, attributes, self._predicted(cell, drafting))
             words.append(f"{cell.prompt_type} {cell.trial_values[drafting]:.2f}×")
         self._progress.tell(f"{drafting.label}, on more prompts: {', '.join(words)}")
         self._progress.standing(tuple(c.standing() for c in self._cells))
@@ -433,7 +433,7 @@ class Search:
         # Off is a trial, too: its ratio to itself is 1, its speed is that of the first pairs.
         if not cell.off_recorded and pairs:
             tps = round(geometric_mean([p.off.request_tps for p in pairs]), 3)
-            cell.study.start(OFF).complete(1.0, {"pairs": len(pairs), "baseline_tps": tps})
+            cell.study.record(OFF, 1.0, {"pairs": len(pairs), "baseline_tps": tps})
             cell.off_recorded = True
 
     def _repeat_disturbed(

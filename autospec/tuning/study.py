@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from autospec.cells import Cell
 from autospec.distribution import install_line
@@ -170,8 +170,10 @@ class CellStudy:
         self._space = space
         self._definition = definition
         self._protocol = protocol
+        # With the cache that Optuna itself would put before a database, so that both write through one.
+        self._storage = optuna.storages.get_storage(storage)
         self._study = optuna.create_study(
-            study_name=cell.study_name, storage=storage, direction="maximize", load_if_exists=True
+            study_name=cell.study_name, storage=self._storage, direction="maximize", load_if_exists=True
         )
         self._close_interrupted()
         if "cell" not in self._study.user_attrs:
@@ -269,18 +271,47 @@ class CellStudy:
         return None
 
     def start(self, drafting: Drafting, predicted: Mapping[str, float] | None = None) -> Ask:
-        """Ask the study for a trial with this drafting; `predicted` is kept as an attribute of the trial."""
-        if parameters := self._space.parameters(drafting):
-            self._study.enqueue_trial(parameters, skip_if_exists=False)
-        trial = self._study.ask()
+        """Begin a trial with this drafting; `predicted` is kept as an attribute of the trial."""
+        return Ask(self._storage, self._add(TrialState.RUNNING, drafting, predicted))
+
+    def record(
+        self,
+        drafting: Drafting,
+        value: float,
+        attributes: Mapping[str, Any],
+        predicted: Mapping[str, float] | None = None,
+    ) -> None:
+        """Keep a trial that is done already, in one transaction."""
+        self._add(TrialState.COMPLETE, drafting, predicted, value, attributes)
+
+    def _add(
+        self,
+        state: TrialState,
+        drafting: Drafting,
+        predicted: Mapping[str, float] | None,
+        value: float | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> int:
+        """A new trial's id in the storage; enqueuing, asking and suggesting would take a dozen transactions instead of one."""
+        parameters = self._space.parameters(drafting)
+        chosen = FixedTrial(parameters)  # tells the parameters' ranges, too
         if parameters:
-            self._space.suggest(trial)  # Optuna stores an enqueued parameter only once it is suggested
-        trial.set_user_attr("drafting", drafting.to_json())
-        trial.set_user_attr("protocol", self._protocol)
-        trial.set_user_attr("draft_id", self.draft_id(drafting))
+            self._space.suggest(chosen)
+        kept = {
+            "drafting": drafting.to_json(),
+            "protocol": self._protocol,
+            "draft_id": self.draft_id(drafting),
+        }
         if predicted is not None:
-            trial.set_user_attr("predicted", dict(predicted))
-        return Ask(self._study, trial)
+            kept["predicted"] = dict(predicted)
+        trial = create_trial(
+            state=state,
+            value=value,
+            params=chosen.params,
+            distributions=chosen.distributions,
+            user_attrs={**kept, **(attributes or {})},
+        )
+        return self._storage.create_new_trial(self._storage.get_study_id_from_name(self.name), trial)
 
     @property
     def _first(self) -> int:
@@ -327,31 +358,31 @@ class CellStudy:
 class Ask:
     """One running trial of one cell."""
 
-    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
-        self._study = study
-        self._trial = trial
+    def __init__(self, storage: BaseStorage, trial_id: int) -> None:
+        self._storage = storage
+        self._trial_id = trial_id
 
     def report(self, value: float, step: int) -> None:
         """The speed ratio after `step` prompts."""
-        self._trial.report(value, step)
+        self._storage.set_trial_intermediate_value(self._trial_id, step, value)
 
     def complete(self, value: float, attributes: dict[str, Any]) -> None:
         """The trial is done: `value` is the speed ratio to off."""
-        self._tell(TrialState.COMPLETE, value, attributes)
+        self._tell(TrialState.COMPLETE, [value], attributes)
 
     def give_up(self, value: float, reason: str, attributes: dict[str, Any]) -> None:
         """The trial is not worth finishing; `value` is the ratio so far."""
         # Complete for the sampler, with the value so far: a poor value teaches more than none.
-        self._tell(TrialState.COMPLETE, value, {**attributes, "gave_up": reason})
+        self._tell(TrialState.COMPLETE, [value], {**attributes, "gave_up": reason})
 
     def fail(self, reason: str, *, permanent: bool) -> None:
         """The drafting could not be measured."""
         self._tell(TrialState.FAIL, None, {"reason": reason, "permanent": permanent})
 
-    def _tell(self, state: TrialState, value: float | None, attributes: dict[str, Any]) -> None:
+    def _tell(self, state: TrialState, values: list[float] | None, attributes: dict[str, Any]) -> None:
         for key, item in attributes.items():
-            self._trial.set_user_attr(key, item)
-        self._study.tell(self._trial, value, state=state)
+            self._storage.set_trial_user_attr(self._trial_id, key, item)
+        self._storage.set_trial_state_values(self._trial_id, state, values)
 
 
 def _tried(trial: FrozenTrial) -> Tried | None:

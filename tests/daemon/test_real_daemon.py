@@ -22,7 +22,7 @@ from autospec.errors import NothingKnownError
 from autospec.service.control import ask_status, control_path
 from autospec.service.proxy_link import ProxyLink
 from tests.small_suite import questions, write_suite
-from tests.tuning.test_real_tune import STUDY, rows, servers
+from tests.tuning.test_real_tune import ONE_THREAD, STUDY, rows, servers
 
 DEADLINE_S = 120.0
 # What the daemon promises, and what a machine busy with other tests may add.
@@ -38,7 +38,7 @@ def home(autospec_home: Path) -> Path:
     write_suite(autospec_home / "suite.jsonl", questions(texts), max_tokens=64)
     (autospec_home / "config.toml").write_text(
         'model_dirs = ["models"]\nbackend = "embedded"\nstudy = "study.toml"\nsuite = "suite.jsonl"\n'
-        'daemon_idle = "1s"\ndaemon_step = "60s"\n',
+        'daemon_idle = "1s"\ndaemon_step = "60s"\n' + ONE_THREAD,
         encoding="utf-8",
     )
     return autospec_home

@@ -22,7 +22,7 @@ from tests.daemon.hooked import ROOT, calm
 from tests.daemon.test_real_daemon import status, until
 from tests.small_suite import write_suite
 from tests.store.postgres import cluster
-from tests.tuning.test_real_tune import STUDY
+from tests.tuning.test_real_tune import ONE_THREAD, STUDY
 
 TYPES = ("coding", "qa", "writing")
 # Two machines of one kind, which share their cells, and one of another.
@@ -79,7 +79,7 @@ def _machine(home: Path, name: str, chip: str, database: str, model: Path) -> Ma
     write_suite(home / "suite.jsonl", prompts, max_tokens=16)
     (home / "config.toml").write_text(
         f'model_dirs = ["models"]\nbackend = "embedded"\nstudy = "study.toml"\nsuite = "suite.jsonl"\n'
-        f'daemon_idle = "1s"\ndaemon_step = "60s"\nstorage = "{database}"\n',
+        f'daemon_idle = "1s"\ndaemon_step = "60s"\nstorage = "{database}"\n' + ONE_THREAD,
         encoding="utf-8",
     )
     env = calm(os.environ, chip=chip, host=name)

@@ -1,4 +1,4 @@
-"""``python -m tests.lab.llama_cpp``: install llama-cpp-python as it runs on this machine, and try it.
+"""``python -m tests.lab.llama_cpp [--compile-only]``: install llama-cpp-python as it runs on this machine, and try it.
 
 It is compiled from PyPI's sources. Tuned to the processor it would die on another one, or by the compiler's mistake (see
 `native`), and pip keeps what it has compiled: so it is built for any processor with AVX2, and built again where what pip
@@ -8,6 +8,7 @@ had kept does not run.
 # ruff: noqa: T201 - a command: it prints
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -18,14 +19,16 @@ from pathlib import Path
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.errors import BackendError
 from tests.lab.cache import Lab, lab_folder
+from tests.lab.native import QUICK_BUILD
 from tests.lab.recipes import RECIPES
 
-__all__ = ["main", "what_fails"]
+__all__ = ["compile_wheel", "main", "what_fails"]
 
 _PACKAGE = "llama-cpp-python"
 # Images are none of autospec's business, and half of what would be compiled.
-_OPTIONS = "-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF"
-_ANEW = ("--no-cache-dir", "--force-reinstall", "--no-deps", f"{_PACKAGE}>=0.3.16")
+_OPTIONS = f"-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF {QUICK_BUILD}"
+_VERSIONS = f"{_PACKAGE}>=0.3.16"
+_ANEW = ("--no-cache-dir", "--force-reinstall", "--no-deps", _VERSIONS)
 
 
 def what_fails(model: Path) -> str:
@@ -52,6 +55,12 @@ def _pip(*arguments: str) -> bool:
     return subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL).returncode == 0
 
 
+def compile_wheel() -> int:
+    """Have pip compile and keep the wheel, and change nothing in the environment, in which other steps may be at work."""
+    with tempfile.TemporaryDirectory(prefix="autospec-wheel-") as folder:
+        return 0 if _pip("wheel", "--no-deps", "--wheel-dir", folder, _VERSIONS) else 1
+
+
 def main(install: Sequence[Sequence[str]] = (("-e", ".[llama-cpp]"), _ANEW)) -> int:
     """Install, try, and once more from the sources; what still does not run is taken away, so that its tests skip."""
     model = Lab(lab_folder()).path(RECIPES["tiny"])
@@ -70,4 +79,6 @@ def main(install: Sequence[Sequence[str]] = (("-e", ".[llama-cpp]"), _ANEW)) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = argparse.ArgumentParser(prog="python -m tests.lab.llama_cpp", description=__doc__)
+    parser.add_argument("--compile-only", action="store_true", help="compile what pip keeps; install nothing")
+    sys.exit(compile_wheel() if parser.parse_args().compile_only else main())

@@ -40,6 +40,13 @@ def test_what_never_runs_is_taken_away(monkeypatch, lab_models):
     assert asked[-1][0] == "uninstall"
 
 
+def test_compiling_installs_nothing(monkeypatch):
+    """Other steps are at work in the environment."""
+    asked = commands(monkeypatch, [])
+    assert llama_cpp.compile_wheel() == 0
+    assert [arguments[:2] for arguments in asked] == [("wheel", "--no-deps")]
+
+
 def test_why_it_fails(monkeypatch, tmp_path):
     """The launch's own sentence."""
 

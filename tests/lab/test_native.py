@@ -17,6 +17,12 @@ def test_amx_is_left_out_where_the_processor_has_it(tmp_path: Path, flags: str, 
     assert any("-mno-amx-tile" in option for option in cmake_options(cpu_info)) is without
 
 
+def test_the_file_that_makes_the_build_quick_is_there(tmp_path: Path):
+    """CMake only warns of one that is not, and takes twice as long."""
+    (option,) = (o for o in cmake_options(tmp_path / "none") if o.startswith("-DCMAKE_PROJECT_INCLUDE="))
+    assert Path(option.partition("=")[2]).is_file()
+
+
 def test_a_machine_without_cpuinfo_gets_the_plain_options(tmp_path: Path):
     """Macs have none."""
     assert not any("amx" in option for option in cmake_options(tmp_path / "none"))

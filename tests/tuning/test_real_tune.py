@@ -83,11 +83,15 @@ time = "3m"
 search_share = 0.5
 """
 DEADLINE_S = 400.0
+# llama.cpp's threads wait for the slowest at every layer, and the test, autospec and the guard use the processors, too.
+ONE_THREAD = 'server_args = ["-t", "1"]\n'
 
 
 @pytest.fixture
-def command(tmp_path: Path, lab_models) -> list[str]:
+def command(tmp_path: Path, autospec_home: Path, lab_models) -> list[str]:
     """A tune of the tiny model on the embedded backend, with a suite of four short prompts."""
+    autospec_home.mkdir()
+    (autospec_home / "config.toml").write_text(ONE_THREAD, encoding="utf-8")
     (tmp_path / "test.toml").write_text(STUDY, encoding="utf-8")
     write_suite(tmp_path / "suite.jsonl", questions(), max_tokens=16)
     return [
