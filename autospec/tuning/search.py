@@ -25,6 +25,7 @@ from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
 from autospec.tuning.study import Ask
 from autospec.tuning.tasks import Task
+from autospec.tuning.told_forecast import ToldForecast
 from autospec.tuning.winners import trial_attributes, trial_values
 
 __all__ = ["Search"]
@@ -71,6 +72,7 @@ class Search:
         self._dead_arms: set[str] = set()
         self._reach = Reach(context.definition.rule.threshold)
         self._pairs: dict[str, dict[Drafting, list[Pair]]] = {}  # by cell key
+        self._told = ToldForecast(context.space, self._pairs)
         self._idle = 0
         self.out_of_time = False
         self._trial_s: list[float] = []
@@ -135,14 +137,22 @@ class Search:
             if promising is not None:
                 return promising
         open_arms = {a for a in self._space.arms if self._is_open(a, active)}
-        while leaders and open_arms:
-            drafting = leaders.pop(0)
-            if drafting not in self._known and self._space.arm_of(drafting) in open_arms:
-                return drafting
+        launched = {self._space.arm_of(d) for d in self._known}
+        # Each arm once; then what the launches so far promise.
+        for only_new in (True, False):
+            for drafting in [d for d in leaders if d not in self._known]:
+                arm = self._space.arm_of(drafting)
+                if arm in open_arms and not (only_new and arm in launched) and not self._told.too_slow(drafting, active):
+                    return drafting
+            if only_new and (promising := self._told.next(active, self._known, open_arms.__contains__)):
+                return promising
         together = self._together(active)
         if together is not None or not open_arms:
             return together
-        return leader.study.propose(self._known, lambda d: self._space.arm_of(d) in open_arms)
+        return leader.study.propose(
+            self._known,
+            lambda d: self._space.arm_of(d) in open_arms and not self._told.too_slow(d, active),
+        )
 
     def _try_together(self, done: int) -> None:
         """Once the trials or the patience are spent: several modes together, as long as time allows."""
