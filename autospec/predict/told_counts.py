@@ -5,11 +5,12 @@ model of few numbers explains them:
 
 * the draft is right with the chance a, the same at every token of a prompt type;
 * its confidence p is calibrated: among tokens with confidence p, the part p is right. So p has the distribution
-  Beta(a·c, (1-a)·c), and c says how well the draft knows its misses (small c: it is nearly sure of all);
+  Beta(a·c, (1-a)·c), and c says how well the draft knows its misses (small c: nearly always). A draft may be bolder or more timid
+  than that: what it tells is off by a constant in log-odds;
 * after a miss its confidence is as often that of a hit as that of a miss;
 * a pass costs what `autospec.predict.costs` says, with costs that no batch has timed.
 
-Then a cycle with n_max and p_min has closed forms (see `Cycles`). a, c and the costs are fitted to all launches of the draft.
+Then a cycle with n_max and p_min has closed forms (see `Cycles`). a, c, that constant and the costs are fitted to all launches of the draft.
 What the model leaves unexplained at one setting is expected near it too (a Gaussian process: Rasmussen and Williams, *Gaussian
 Processes for Machine Learning*, ch. 2).
 """
@@ -29,15 +30,16 @@ from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import Measurement, Pair, token_ms_of
 from autospec.predict.costs import CostCurve, Observation, first_guess, refit
 
-__all__ = ["Cycles", "Foreseen", "Launch", "cycles", "foresee", "foresee_copies"]
+__all__ = ["Cycles", "DraftNumbers", "Foreseen", "Launch", "cycles", "foresee", "foresee_copies"]
 
 Floats = npt.NDArray[np.float64]
 
 # The values of a and c that are considered.
 _CHANCES = np.concatenate([np.linspace(0.02, 0.9, 45), np.linspace(0.91, 0.99, 9)])
-_SURENESS = np.geomspace(0.4, 8.0, 11)
+_SURENESS = np.geomspace(0.5, 8.0, 9)
+_TIMIDITY = np.linspace(-1.0, 2.0, 7)
 # The draft's confidence differs between a hit and a miss by 1/(c + 1): typically a third. The prior's spread is that of ln c.
-_USUAL_C, _C_SPREAD = 1.8, 0.5
+_USUAL_C, _C_SPREAD, _TIMIDITY_SPREAD = 1.8, 0.5, 0.8
 # Texts are not alike at all tokens: relative error of a cycle's mean counts beside that of few cycles.
 _UNEVEN = 0.07
 # Of the residuals: how far the model may be off, and over what distances of ln n_max and of p-min that changes.
@@ -68,6 +70,21 @@ class Foreseen:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftNumbers:
+    """The numbers of D drafts; all have the shape (D,).
+
+    Attributes:
+        chance: a, the chance that a token is right.
+        sureness: c.
+        timidity: What p-min seems higher to the draft, in log-odds.
+    """
+
+    chance: Floats
+    sureness: Floats
+    timidity: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class Cycles:
     """Expected cycles with D settings.
 
@@ -87,15 +104,17 @@ class Cycles:
         return np.asarray(self.lengths @ np.arange(self.lengths.shape[1]))
 
 
-def cycles(chance: Floats, sureness: Floats, n_max: Floats, p_min: Floats, longest: int) -> Cycles:
-    """The cycles of D settings; all arguments have the shape (D,).
+def cycles(draft: DraftNumbers, n_max: Floats, p_min: Floats, longest: int) -> Cycles:
+    """The cycles of D settings; all arrays have the shape (D,).
 
     With h and m the chances that the next token is confident enough and right, or wrong, and g the chance that one after a miss is
     confident enough, a cycle proposes at least k tokens with the chance h^k + m·(h^k - g^k)/(h - g).
     """
-    right, wrong = chance * sureness, (1.0 - chance) * sureness
-    h = chance * special.betaincc(right + 1.0, wrong, p_min)
-    m = (1.0 - chance) * special.betaincc(right, wrong + 1.0, p_min)
+    chance = draft.chance
+    right, wrong = chance * draft.sureness, (1.0 - chance) * draft.sureness
+    least = special.expit(special.logit(p_min) + draft.timidity)
+    h = chance * special.betaincc(right + 1.0, wrong, least)
+    m = (1.0 - chance) * special.betaincc(right, wrong + 1.0, least)
     g = (h / chance + m / (1.0 - chance)) / 2.0
     g = np.where(np.abs(h - g) < 1e-6, g + 1e-5, g)
     k = np.arange(longest + 2)
@@ -135,7 +154,9 @@ def foresee_copies(
         _SIZES_ERROR,
         _sizes,
     )
-    return {key: field.around(np.full(len(draftings), level), draftings, key) for key, level in levels.items()}
+    return {
+        key: field.around(np.full(len(draftings), level), draftings, key) for key, level in levels.items()
+    }
 
 
 def foresee(
@@ -172,7 +193,7 @@ class _Fit:
         self._longest = max(32, *(d.n_max or 1 for d, _ in known))
         self._off = _usual_off(known)
         self._keys = sorted({key for _, by_cell in known for key in by_cell})
-        self._sureness, self._chances = self._fit_counts()
+        self._draft, self._chances = self._fit_counts()
         self._costs = self._fit_costs(step_share)
 
     def foresee(self, draftings: Sequence[Drafting]) -> dict[str, dict[Drafting, Foreseen]]:
@@ -186,14 +207,18 @@ class _Fit:
         field = _Field(points, left, pairs, _MODEL_ERROR, _settings)
         return {key: field.around(self._modelled(draftings, key), draftings, key) for key in self._keys}
 
-    def _fit_counts(self) -> tuple[float, dict[str, float]]:
-        """c, and a for each cell: the most likely values."""
-        chance, sureness = (x.ravel() for x in np.meshgrid(_CHANCES, _SURENESS, indexing="ij"))
-        shape = (_CHANCES.size, _SURENESS.size)
+    def _fit_counts(self) -> tuple[tuple[float, float], dict[str, float]]:
+        """Sureness c and the constant of the draft, and a for each cell: the most likely values."""
+        values = np.meshgrid(_CHANCES, _SURENESS, _TIMIDITY, indexing="ij")
+        draft = DraftNumbers(*(x.ravel() for x in values))
+        shape = (_CHANCES.size, _SURENESS.size * _TIMIDITY.size)
         penalties = {key: np.zeros(shape) for key in self._keys}
         for drafting, by_cell in self._known:
-            n_max, p_min = np.full(chance.size, drafting.n_max or 1.0), np.full(chance.size, drafting.p_min or 0.0)
-            model = cycles(chance, sureness, n_max, p_min, self._longest)
+            n_max, p_min = (
+                np.full(draft.chance.size, drafting.n_max or 1.0),
+                np.full(draft.chance.size, drafting.p_min or 0.0),
+            )
+            model = cycles(draft, n_max, p_min, self._longest)
             drafted = model.drafted
             for key, pairs in by_cell.items():
                 number = sum(map(_cycles_of, pairs))
@@ -204,11 +229,11 @@ class _Fit:
                     # A cycle's count is about as scattered as it is large.
                     error = (expected + 0.3) * math.sqrt(1.0 / number + _UNEVEN**2)
                     penalties[key] += (((told / number - expected) / error) ** 2).reshape(shape)
-        prior = (np.log(_SURENESS / _USUAL_C) / _C_SPREAD) ** 2
+        of_draft = draft.sureness.reshape(shape)[0], draft.timidity.reshape(shape)[0]
+        prior = (np.log(of_draft[0] / _USUAL_C) / _C_SPREAD) ** 2 + (of_draft[1] / _TIMIDITY_SPREAD) ** 2
         best = int(np.argmin(sum(p.min(axis=0) for p in penalties.values()) + prior))
-        return float(_SURENESS[best]), {
-            key: float(_CHANCES[np.argmin(p[:, best])]) for key, p in penalties.items()
-        }
+        chances = {key: float(_CHANCES[np.argmin(p[:, best])]) for key, p in penalties.items()}
+        return (float(of_draft[0][best]), float(of_draft[1][best])), chances
 
     def _fit_costs(self, step_share: float) -> CostCurve:
         plain_ms = statistics.median(token_ms_of(off) for off in self._off.values())
@@ -233,8 +258,7 @@ class _Fit:
     def _cycles(self, draftings: Sequence[Drafting], key: str) -> Cycles:
         size = len(draftings)
         return cycles(
-            np.full(size, self._chances[key]),
-            np.full(size, self._sureness),
+            DraftNumbers(*(np.full(size, value) for value in (self._chances[key], *self._draft))),
             np.array([d.n_max or 1 for d in draftings], dtype=np.float64),
             np.array([d.p_min or 0.0 for d in draftings]),
             self._longest,
@@ -252,7 +276,7 @@ class _Fit:
         by_plain = cycle_ms / (1.0 + model.accepted) / self._costs.plain_ms  # time of a token ÷ that of off
         pairs = {p.off.prompt_id: p for _, by_cell in self._known for p in by_cell.get(key, ())}
         found = [[self._with(p, key, float(x)) for x in by_plain] for p in pairs.values()]
-        return np.mean(np.array(found), axis=0)
+        return np.asarray(np.mean(np.array(found), axis=0))
 
     def _with(self, pair: Pair, key: str, by_plain: float) -> float:
         """ln(speed ÷ off) of a pair's request, if drafted tokens took so many times as long as those of off."""
@@ -290,9 +314,7 @@ class _Field:
         corrected = means + near @ precision @ np.clip(self.residuals, -_MOST_RESIDUAL, _MOST_RESIDUAL)
         left = self.error**2 - np.einsum("ij,jk,ik->i", near, precision, near)
         errors = np.sqrt(np.maximum(0.0, left))
-        return {
-            d: Foreseen(float(m), float(e)) for d, m, e in zip(draftings, corrected, errors, strict=True)
-        }
+        return {d: Foreseen(float(m), float(e)) for d, m, e in zip(draftings, corrected, errors, strict=True)}
 
     def _alike(self, these: Sequence[tuple[Drafting, str]]) -> Floats:
         """Covariance of what is unexplained here and at the known points."""

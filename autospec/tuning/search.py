@@ -39,6 +39,8 @@ _HOPELESS = 0.80
 _NEAR = 0.97
 # Below this number of trials, more trials are worth more than more prompts in each.
 _ENOUGH_TRIALS = 8
+# Launches of an arm that is not predicted, before what they told chooses the next one.
+_TO_JUDGE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +139,17 @@ class Search:
             if promising is not None:
                 return promising
         open_arms = {a for a in self._space.arms if self._is_open(a, active)}
-        launched = {self._space.arm_of(d) for d in self._known}
-        # Each arm once; then what the launches so far promise.
-        for only_new in (True, False):
+        # Two launches of each arm show what it costs; then follows what they promise.
+        launched = [self._space.arm_of(d) for d in self._known]
+        for most in (1, _TO_JUDGE, self._definition.trials):
             for drafting in [d for d in leaders if d not in self._known]:
                 arm = self._space.arm_of(drafting)
-                if arm in open_arms and not (only_new and arm in launched) and not self._told.too_slow(drafting, active):
+                few = arm in open_arms and launched.count(arm) < most
+                if few and not self._told.too_slow(drafting, active):
                     return drafting
-            if only_new and (promising := self._told.next(active, self._known, open_arms.__contains__)):
+            if most == _TO_JUDGE and (
+                promising := self._told.next(active, self._known, open_arms.__contains__)
+            ):
                 return promising
         together = self._together(active)
         if together is not None or not open_arms:
