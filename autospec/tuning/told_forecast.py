@@ -17,8 +17,9 @@ __all__ = ["ToldForecast"]
 
 # A launch is worth it if the gains that are expected of it, summed over the prompt types, are larger.
 _WORTH = 0.01
-# A drafting that is expected to be this many standard errors behind in every cell is not launched.
-_FAR = 2.0
+# A drafting that is expected to be this many standard errors behind in every cell is not launched. With a draft the model of its
+# cycles may be wrong, not only inexact.
+_FAR, _FAR_WITH_DRAFT = 2.0, 4.0
 # First guess of the time of a draft's token ÷ one of the main model.
 _STEP_SHARE = 0.12
 
@@ -67,7 +68,8 @@ class ToldForecast:
         foreseen = by_arm.get("" if arm is None else arm.label, {})
         bars = self._bars(cells, by_arm)
         own = [(bars[c.cell.key], foreseen.get(c.cell.key, {}).get(drafting)) for c in cells]
-        return all(f is not None and f.mean + _FAR * f.error < bar for bar, f in own)
+        far = _FAR if drafting.mode.draft_free else _FAR_WITH_DRAFT
+        return all(f is not None and f.mean + far * f.error < bar for bar, f in own)
 
     def _all(self) -> dict[str, _Foreseen]:
         """Label of an arm → expectations."""
