@@ -39,7 +39,7 @@ _HOPELESS = 0.80
 _NEAR = 0.97
 # Below this number of trials, more trials are worth more than more prompts in each.
 _ENOUGH_TRIALS = 8
-# Launches of an arm that is not predicted, before what they told chooses the next one.
+# Launches of a leading arm that is not predicted, before what they told chooses the next one.
 _TO_JUDGE = 2
 
 
@@ -139,18 +139,23 @@ class Search:
             if promising is not None:
                 return promising
         open_arms = {a for a in self._space.arms if self._is_open(a, active)}
-        # Two launches of each arm show what it costs; then follows what they promise.
+        # Each arm once, and those that lead once more, which shows what they cost; then what the launches promise.
         launched = [self._space.arm_of(d) for d in self._known]
-        for most in (1, _TO_JUDGE, self._definition.trials):
-            for drafting in [d for d in leaders if d not in self._known]:
-                arm = self._space.arm_of(drafting)
-                few = arm in open_arms and launched.count(arm) < most
-                if few and not self._told.too_slow(drafting, active):
-                    return drafting
-            if most == _TO_JUDGE and (
+        leading = {self._space.arm_of(cell.best[0]) for cell in active if cell.best}
+        for wanted, most in (
+            (open_arms, 1),
+            (open_arms & leading, _TO_JUDGE),
+            (open_arms, self._definition.trials),
+        ):
+            if most > _TO_JUDGE and (
                 promising := self._told.next(active, self._known, open_arms.__contains__)
             ):
                 return promising
+            for drafting in [d for d in leaders if d not in self._known]:
+                arm = self._space.arm_of(drafting)
+                few = arm in wanted and launched.count(arm) < most
+                if few and not self._told.too_slow(drafting, active):
+                    return drafting
         together = self._together(active)
         if together is not None or not open_arms:
             return together
