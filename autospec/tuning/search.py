@@ -25,6 +25,7 @@ from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
 from autospec.tuning.study import Ask
 from autospec.tuning.tasks import Task
+from autospec.tuning.told_forecast import ToldForecast
 from autospec.tuning.winners import trial_attributes, trial_values
 
 __all__ = ["Search"]
@@ -38,6 +39,8 @@ _HOPELESS = 0.80
 _NEAR = 0.97
 # Below this number of trials, more trials are worth more than more prompts in each.
 _ENOUGH_TRIALS = 8
+# Launches of a leading arm that is not predicted, before what they told chooses the next one.
+_TO_JUDGE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Search:
         self._dead_arms: set[str] = set()
         self._reach = Reach(context.definition.rule.threshold)
         self._pairs: dict[str, dict[Drafting, list[Pair]]] = {}  # by cell key
+        self._told = ToldForecast(context.space, self._pairs)
         self._idle = 0
         self.out_of_time = False
         self._trial_s: list[float] = []
@@ -135,14 +139,30 @@ class Search:
             if promising is not None:
                 return promising
         open_arms = {a for a in self._space.arms if self._is_open(a, active)}
-        while leaders and open_arms:
-            drafting = leaders.pop(0)
-            if drafting not in self._known and self._space.arm_of(drafting) in open_arms:
-                return drafting
+        # Each arm once, and those that lead once more, which shows what they cost; then what the launches promise.
+        launched = [self._space.arm_of(d) for d in self._known]
+        leading = {self._space.arm_of(cell.best[0]) for cell in active if cell.best}
+        for wanted, most in (
+            (open_arms, 1),
+            (open_arms & leading, _TO_JUDGE),
+            (open_arms, self._definition.trials),
+        ):
+            if most > _TO_JUDGE and (
+                promising := self._told.next(active, self._known, open_arms.__contains__)
+            ):
+                return promising
+            for drafting in [d for d in leaders if d not in self._known]:
+                arm = self._space.arm_of(drafting)
+                few = arm in wanted and launched.count(arm) < most
+                if few and not self._told.too_slow(drafting, active):
+                    return drafting
         together = self._together(active)
         if together is not None or not open_arms:
             return together
-        return leader.study.propose(self._known, lambda d: self._space.arm_of(d) in open_arms)
+        return leader.study.propose(
+            self._known,
+            lambda d: self._space.arm_of(d) in open_arms and not self._told.too_slow(d, active),
+        )
 
     def _try_together(self, done: int) -> None:
         """Once the trials or the patience are spent: several modes together, as long as time allows."""

@@ -37,7 +37,7 @@ _MOD_SHARES = (0.5, 0.75)
 _MOD_N_MIN_N_MAX = (16, 32)
 # Leaders of each kind of arm, in the order in which they are tried. They include llama.cpp's own defaults (b11434):
 # n_max 3; n 12 and m 48; match 24, n_max 64 and n_min 48.
-_MODEL_LEADERS = ((4, 0.0), (16, 0.15), (8, 0.4), (2, 0.0), (16, 0.6), (3, 0.0))
+_MODEL_LEADERS = ((8, 0.5), (16, 0.3), (4, 0.0), (2, 0.0), (16, 0.6), (3, 0.0))
 # n_max and n_min of drafts whose depth the server adapts between them. 12 and 3 are recommended in llama.cpp #27210.
 _ADAPTED_LEADERS = ((12, 3), (8, 1))
 _ADAPTED_FLOORS = (1, 4)

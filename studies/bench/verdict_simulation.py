@@ -1,6 +1,6 @@
 """False enables, power and cost of the verdict, by simulation with realistic noise.
 
-Run: ``python -m studies.bench.verdict_simulation [--repeats 1000] [--table errors|power|hard|kinds|two|energy]``
+Run: ``python -m studies.bench.verdict_simulation [--repeats 1000] [--table errors|power|hard|turns|kinds|two|energy]``
 
 Every repeat is one proof: 16 prompts, of which each round asks eight in turn, one pair each, on two new launches; `decide` (the
 code of ``autospec tune``) looks after rounds 1, 2, 4, 8, 16, 24. The noise of `Machine`:
@@ -13,7 +13,7 @@ code of ``autospec tune``) looks after rounds 1, 2, 4, 8, 16, 24. The noise of `
 * by turns, if the row says so: all requests of one side, then all of the other, the order alternating by round.
 
 Prompts differ: the gain of a prompt is normal around the true gain, shifted so that these prompts' mean is the stated gain
-(tables `errors`, `power`, `hard`), or drawn from a kind of prompts with the stated mean (`kinds`). Predictions, if a row has
+(tables `errors`, `power`, `hard`, `turns`), or drawn from a kind of prompts with the stated mean (`kinds`). Predictions, if a row has
 them, cover all 16 prompts: the truth times 1.2 with 5 % of noise, or unrelated to it.
 
 With the aim energy (table `energy`) a pair's ratio is `autospec.measure.energy.energy_ratios` of what a GPU's counter shows: it is
@@ -339,6 +339,17 @@ def hard(rng: np.random.Generator, repeats: int) -> None:
             print(f"| until it says enable | {gain:+.0%} | 3 | {launch_sd:.0%} {row(played)}", flush=True)
 
 
+def turns(rng: np.random.Generator, repeats: int) -> None:
+    """By turns, on a machine whose speed jumps: false enables and power, for launches that scatter more or less."""
+    print(f"\n| true gain | launch scatter | request | {_HEAD.replace('|---', '', 1)}")
+    for gain in (0.0, 0.02, 0.05, 0.10):
+        for launch_sd in (0.0, 0.01, 0.02):
+            for request_s in (5.0, 20.0):
+                machine = Machine(0.03, launch_sd, by_turns=True, regimes=True, request_s=request_s)
+                played = [one_proof(rng, centred(rng, gain, 0.05), machine) for _ in range(repeats)]
+                print(f"| {gain:+.0%} | {launch_sd:.0%} | {request_s:g} s {row(played)}", flush=True)
+
+
 def _again(rng: np.random.Generator, gain: float, machine: Machine) -> Played:
     """Up to three proofs of the same prompts, as with `--again`, until one enables."""
     truth = centred(rng, gain, 0.05)
@@ -398,7 +409,15 @@ def energy(rng: np.random.Generator, repeats: int) -> None:
                 print(f"| {gain:+.0%} | {faster:g} | {request_s:g} s | 2% {row(played)}", flush=True)
 
 
-TABLES = {"errors": errors, "power": power, "hard": hard, "kinds": kinds, "two": two, "energy": energy}
+TABLES = {
+    "errors": errors,
+    "power": power,
+    "hard": hard,
+    "turns": turns,
+    "kinds": kinds,
+    "two": two,
+    "energy": energy,
+}
 
 
 def main() -> None:
