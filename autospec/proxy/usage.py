@@ -35,8 +35,9 @@ _KEPT_BYTES = 16 * 1024
 _SMALL_BYTES = 4096
 _MOST_PARTS = 256
 
-_TIMINGS = re.compile(rb'"timings":\s*(?=\{)')
-_USAGE = re.compile(rb'"usage":\s*(?=\{)')
+_TIMINGS = b'"timings":'
+_USAGE = b'"usage":'
+_OBJECT = re.compile(rb"\s*(?=\{)")
 _DECODER = json.JSONDecoder()
 # The ends of streams: OpenAI, Anthropic, Responses API, llama.cpp, an error.
 _ENDS = re.compile(
@@ -91,10 +92,13 @@ def saw_the_end(tail: bytes) -> bool:
     return _ENDS.search(tail) is not None
 
 
-def _last_objects(before: re.Pattern[bytes], tail: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects behind a name, the last one first."""
-    for match in reversed(list(before.finditer(tail))):
-        text = tail[match.end() :].decode(errors="replace")
+def _last_objects(name: bytes, tail: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects behind a name, the last one first: searched for from the end, near which they are."""
+    end = len(tail)
+    while (end := tail.rfind(name, 0, end)) >= 0:
+        if (before := _OBJECT.match(tail, end + len(name))) is None:
+            continue
+        text = tail[before.end() :].decode(errors="replace")
         try:
             value, _ = _DECODER.raw_decode(text)
         except (ValueError, RecursionError):  # cut off, or nested thousands deep
