@@ -232,7 +232,6 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _cues(text: str) -> Iterator[tuple[PromptType, float, str]]:
-    index = _index()
     words = _words(text)
     spoken = f" {' '.join(words)} "
     opening = spoken[:_OPENING_CHARS]
@@ -295,6 +294,7 @@ class _Index:
     stems: _Phrases = field(default_factory=dict)
     phrases: _Phrases = field(default_factory=dict)
     marks: _Phrases = field(default_factory=dict)
+
 
 @cache
 def _index() -> _Index:
