@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
+
+import orjson
 
 from autospec.backends.openai_http import TokenCounts, counts_in_timings, counts_in_usage
 from autospec.cells import PromptType
@@ -38,6 +41,7 @@ _MOST_PARTS = 256
 _TIMINGS = b'"timings":'
 _USAGE = b'"usage":'
 _OBJECT = re.compile(rb"\s*(?=\{)")
+_FLAT = re.compile(rb"\{[^{}]*\}")
 _DECODER = json.JSONDecoder()
 # The ends of streams: OpenAI, Anthropic, Responses API, llama.cpp, an error.
 _ENDS = re.compile(
@@ -98,12 +102,21 @@ def _last_objects(name: bytes, tail: bytes) -> Iterator[dict[str, Any]]:
     while (end := tail.rfind(name, 0, end)) >= 0:
         if (before := _OBJECT.match(tail, end + len(name))) is None:
             continue
-        text = tail[before.end() :].decode(errors="replace")
-        try:
-            value, _ = _DECODER.raw_decode(text)
-        except (ValueError, RecursionError):  # cut off, or nested thousands deep
-            continue
-        yield value
+        if (value := _decoded(tail, before.end())) is not None:
+            yield value
+
+
+def _decoded(tail: bytes, start: int) -> dict[str, Any] | None:
+    """The JSON object that begins there; ``None`` if it is cut off, or nested thousands deep."""
+    with suppress(orjson.JSONDecodeError):
+        # Usually it holds no other. A brace in a string ends the match too soon, inside of the string, so nothing wrong is read.
+        if (flat := _FLAT.match(tail, start)) is not None:
+            return cast("dict[str, Any]", orjson.loads(flat[0]))
+    try:
+        value, _ = _DECODER.raw_decode(tail[start:].decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", value)
 
 
 @lru_cache(256)
