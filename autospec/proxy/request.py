@@ -97,8 +97,8 @@ def _without(headers: Iterable[tuple[str, str]], dropped: frozenset[istr]) -> CI
     named = [word.strip() for line in passed.getall("Connection", ()) for word in line.split(",")]
     for name in dropped:
         passed.popall(name, None)
-    for name in named:
-        passed.popall(name, None)
+    for word in named:
+        passed.popall(word, None)
     return passed
 
 
